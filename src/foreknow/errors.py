@@ -1,0 +1,60 @@
+"""Every error foreknow raises on purpose.
+
+    ForeknowError                exit 1   the run failed
+    ├── UsageError               exit 2   wrong use or bad input; nothing was computed
+    │   ├── InputError                    a data file or one of its rows
+    │   ├── ConfigError                   a setting, a flag or a YAML key
+    │   ├── ModelError                    a model that cannot be had or does not match its checksum
+    │   └── RunFolderError                a run folder held by another run, or made with other settings
+    ├── GateCrossed              exit 3   a gate such as --max-unknown; all outputs are written
+    ├── ResourceError            exit 1   disk full, out of memory
+    └── MissingExtra             exit 2   an optional dependency; says what to install
+
+A message says what, where (file, row, key), found against expected, and what to do, in one or two lines.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ForeknowError(Exception):
+    """The run failed. `exit_code` is what the command line returns."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(ForeknowError):
+    """Wrong use or bad input; nothing was computed."""
+
+    exit_code = 2
+
+
+class InputError(UsageError):
+    """A data file, or a row of it, that cannot be used."""
+
+
+class ConfigError(UsageError):
+    """A setting that does not exist or has a value outside its range."""
+
+
+class ModelError(UsageError):
+    """A model that is unknown, incomplete, or does not match its checksum."""
+
+
+class RunFolderError(UsageError):
+    """A run folder held by another run, or made from other inputs or settings."""
+
+
+class MissingExtra(UsageError):
+    """An optional dependency is not installed."""
+
+
+class GateCrossed(ForeknowError):
+    """A gate the user set was crossed; every output is written all the same."""
+
+    exit_code = 3
+
+
+class ResourceError(ForeknowError):
+    """The machine ran out of disk or memory; what was finished is kept."""

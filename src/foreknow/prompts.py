@@ -1,0 +1,162 @@
+"""Prompt texts and their token ids (paper, section 2: `Q: ...` newline `A: ...`, no instruction line).
+
+Ids are what the tokenizer gives for the whole prompt (design, section 8): a prompt is never glued together
+from pieces. That prompts share a beginning is found out afterwards, by comparing ids.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+from foreknow.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from foreknow.exemplars import Exemplar
+
+Bos = Literal["auto", "yes", "no"]
+
+_SLOT = re.compile(r"\{question\}|\{answer\}")
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a prompt is written: `instruction`, then `shot` for each exemplar, then `target`.
+
+    `{question}` and `{answer}` stand for the texts. The answer follows `target` after one blank, unless
+    `target` ends in white space.
+    """
+
+    instruction: str = ""
+    shot: str = "Q: {question}\nA: {answer}\n"
+    target: str = "Q: {question}\nA:"
+
+    def render(self, shots: Sequence[Exemplar], question: str) -> str:
+        """The whole prompt."""
+        parts = [self.instruction]
+        for s in shots:
+            parts.append(_fill(self.shot, s.question, s.answer))
+        parts.append(_fill(self.target, question, ""))
+        return "".join(parts)
+
+    @property
+    def gap(self) -> str:
+        """What stands between the prompt and the answer."""
+        return "" if not self.target or self.target[-1].isspace() else " "
+
+
+PAPER = Template()
+
+
+def _fill(text: str, question: str, answer: str) -> str:
+    # one pass, so that braces inside a question are left alone
+    texts = {"{question}": question, "{answer}": answer}
+    return _SLOT.sub(lambda slot: texts[slot.group()], text)
+
+
+def read_template(path: Path) -> Template:
+    """Read a YAML file with the keys `instruction`, `shot` and `target` (all optional). Raises ConfigError."""
+    try:
+        found: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--prompt-template {path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--prompt-template {path}: not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+        raise ConfigError(f"--prompt-template {path}: expected the keys instruction, shot, target with texts")
+    unknown = sorted(set(found) - {"instruction", "shot", "target"})
+    if unknown:
+        raise ConfigError(
+            f"--prompt-template {path}: unknown key {unknown[0]!r}; known are instruction, shot, target"
+        )
+    template = Template(**found)
+    if "{question}" not in template.target or "{answer}" in template.target:
+        raise ConfigError(f"--prompt-template {path}: target must hold {{question}} and must not hold {{answer}}")
+    if "{question}" not in template.shot or "{answer}" not in template.shot:
+        raise ConfigError(f"--prompt-template {path}: shot must hold {{question}} and {{answer}}")
+    return template
+
+
+@dataclass(frozen=True)
+class Prompter:
+    """Turns exemplars and a question into token ids for one tokenizer.
+
+    `chat`: write the prompt through the tokenizer's chat template, exemplars as turns.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    template: Template = PAPER
+    chat: bool = False
+    bos: Bos = "auto"
+
+    def __post_init__(self) -> None:
+        if self.chat and not self.tokenizer.chat_template:
+            raise ConfigError("--chat-template: this model's tokenizer has no chat template; leave the flag out")
+        if self.bos == "yes" and self.tokenizer.bos_token_id is None:
+            raise ConfigError("--bos yes: this model's tokenizer has no beginning-of-sequence token")
+
+    def text(self, shots: Sequence[Exemplar], question: str) -> str:
+        """The whole prompt as text."""
+        if not self.chat:
+            return self.template.render(shots, question)
+        turns = [{"role": "system", "content": self.template.instruction}] if self.template.instruction else []
+        for s in shots:
+            turns.append({"role": "user", "content": s.question})
+            turns.append({"role": "assistant", "content": s.answer})
+        turns.append({"role": "user", "content": question})
+        rendered = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return str(rendered)
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of whole prompts, with or without a beginning-of-sequence token as `bos` says."""
+        if not texts:
+            return []
+        encoded = self.tokenizer(list(texts), add_special_tokens=not self.chat)["input_ids"]
+        bos = self.tokenizer.bos_token_id
+        found: list[list[int]] = []
+        for ids in encoded:
+            starts = bool(ids) and ids[0] == bos
+            if self.bos == "yes" and not starts:
+                found.append([bos, *ids])
+            elif self.bos == "no" and starts:
+                found.append(list(ids[1:]))
+            else:
+                found.append(list(ids))
+        return found
+
+    def answer_ids(self, prompt_text: str, prompt_ids: Sequence[int], answer: str) -> tuple[int, ...]:
+        """One way to spell `answer` behind a prompt: a place for the search to begin, not the only one."""
+        gap = "" if self.chat else self.template.gap
+        whole = self.ids([prompt_text + gap + answer])[0]
+        if whole[: len(prompt_ids)] == list(prompt_ids) and len(whole) > len(prompt_ids):
+            return tuple(whole[len(prompt_ids) :])
+        return tuple(self.tokenizer(gap + answer, add_special_tokens=False)["input_ids"])
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What was chosen and what it comes to, for `summary.protocol`."""
+        first = self.ids(["x"])[0]
+        return {
+            "prompt": "the tokenizer's chat template" if self.chat else self.template.shot + self.template.target,
+            "instruction": self.template.instruction,
+            "chat_template": self.chat,
+            "bos": self.bos,
+            "bos_in_prompt": bool(first) and first[0] == self.tokenizer.bos_token_id,
+        }
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many leading ids two prompts share."""
+    n = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        n += 1
+    return n

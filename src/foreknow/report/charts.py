@@ -1,0 +1,128 @@
+"""Lines of the report -> SVG, drawn offline by vl-convert from Altair specs.
+
+A spec is drawn in sentinel colours; in the SVG they become CSS variables, so that one drawing serves the
+light and the dark theme. Each chart is drawn for a desktop and for a phone; the style sheet shows one of
+them. No text of the user's data enters a chart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import altair as alt
+import polars as pl
+import vl_convert
+
+from foreknow.report.tables import CATEGORIES, BinLine, PopularityLine
+
+WIDE, NARROW = 720, 330
+INK, SOFT, GRID = "#010001", "#010002", "#010003"
+FILLS = ("#010004", "#010005", "#010006", "#010007")
+UNKNOWN_FILL = "url(#unknown)"
+"""The hatching that the page defines, so that Unknown differs by more than its colour."""
+VARIABLES = dict(
+    zip(
+        (INK, SOFT, GRID, *FILLS),
+        (*(f"var(--{name})" for name in ("ink", "soft", "line", "hk", "mk", "wk")), UNKNOWN_FILL),
+        strict=True,
+    )
+)
+
+
+def probability_chart(lines: Sequence[BinLine], width: int) -> str:
+    """Rows by bin of P_Correct, stacked by category."""
+    values = [{"place": b.place, "bin": b.bin, "category": b.category, "rows": b.rows} for b in lines]
+    order = list(dict.fromkeys(b.bin for b in lines))
+    sums = [{"bin": name, "rows": sum(b.rows for b in lines if b.bin == name)} for name in order]
+    y = alt.Y("bin:N", sort=order, title=None)
+    bars = (
+        alt.Chart(pl.DataFrame(values))
+        .transform_calculate(rank=f"indexof({list(CATEGORIES)}, datum.category)")
+        .mark_bar(stroke=GRID, strokeWidth=0.5)
+        .encode(
+            y=y,
+            x=alt.X("rows:Q", title="labelled rows", stack="zero", axis=alt.Axis(tickCount=5, tickMinStep=1)),
+            color=alt.Color(
+                "category:N", scale=alt.Scale(domain=list(CATEGORIES), range=list(FILLS)), legend=None
+            ),
+            order=alt.Order("rank:Q"),
+        )
+    )
+    totals = (
+        alt.Chart(pl.DataFrame(sums))
+        .mark_text(align="left", dx=5, color=INK, fontSize=12)
+        .encode(y=y, x="rows:Q", text=alt.Text("rows:Q", format=","))
+    )
+    return _svg(bars + totals, width, 280)
+
+
+def popularity_chart(lines: Sequence[PopularityLine], width: int) -> str:
+    """Known share by fifth of popularity, with intervals."""
+    short = width < WIDE
+    names = {
+        p.fifth: p.fifth.removesuffix(" fifth") if not short else str(k + 1) for k, p in enumerate(lines)
+    }
+    values = [
+        {
+            "fifth": names[p.fifth],
+            "known": p.known.value,
+            "low": p.known.low,
+            "high": p.known.high,
+            "label": f"{100 * p.known.value:.0f} %",
+        }
+        for p in lines
+    ]
+    title = "fifth by popularity: 1 least, 5 most" if short else "fifth by popularity, within each relation"
+    base = alt.Chart(pl.DataFrame(values)).encode(
+        x=alt.X("fifth:N", sort=None, title=title, axis=alt.Axis(labelAngle=0, grid=False))
+    )
+    scale = alt.Scale(domain=[0, 1])
+    axis = alt.Axis(labelExpr="format(100 * datum.value, 'd') + ' %'", tickCount=5)
+    bars = base.mark_bar(color=FILLS[1], size=36).encode(
+        y=alt.Y("known:Q", scale=scale, axis=axis, title="rows that are Known")
+    )
+    whiskers = base.mark_rule(color=INK, strokeWidth=1.5).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q")
+    labels = base.mark_text(dy=-10, color=INK, fontSize=12).encode(
+        y=alt.Y("high:Q", scale=scale), text="label:N"
+    )
+    return _svg(bars + whiskers + labels, width, 260)
+
+
+def _svg(chart: alt.LayerChart, width: int, height: int) -> str:
+    """Draw a chart at a fixed size and hand the colours over to the style sheet."""
+    themed = (
+        chart.properties(
+            width=width,
+            height=height,
+            background="transparent",
+            padding={"left": 12, "right": 12, "top": 8, "bottom": 4},
+            autosize=alt.AutoSizeParams(type="fit", contains="padding"),
+        )
+        .configure(aria=False, font="Arial, Helvetica, sans-serif")
+        .configure_view(stroke=None)
+        .configure_axis(
+            labelColor=SOFT,
+            titleColor=SOFT,
+            gridColor=GRID,
+            domainColor=GRID,
+            tickColor=GRID,
+            labelFontSize=12,
+            titleFontSize=12,
+            titleFontWeight="normal",
+            titlePadding=8,
+            labelLimit=200,
+        )
+    )
+    return theme_svg(vl_convert.vegalite_to_svg(themed.to_dict(validate=False)))
+
+
+def theme_svg(svg: str) -> str:
+    """Sentinel colours become CSS variables; namespaces, which HTML does not need, go."""
+    svg = re.sub(r'\s(?:xmlns(?::xlink)?|version)="[^"]*"', "", svg, count=3)
+    svg = re.sub(
+        r'(fill|stroke)="(#0100\d\d)"',
+        lambda m: f'{m[1]}="{VARIABLES[m[2]]}"' if m[2] in VARIABLES else m[0],
+        svg,
+    )
+    return svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)

@@ -1,0 +1,126 @@
+"""SliCK: from probabilities to a knowledge category (paper, section 2; design, sections 2 and 8). Pure.
+
+For one row, with exemplar sets j = 1..J and N samples a set:
+
+    HighlyKnown   every greedy answer right             P(T=0) = 1
+    MaybeKnown    some greedy answers right             0 < P(T=0) < 1
+    WeaklyKnown   none, but a sample is right           P(T=0) = 0, P(T>0) > 0
+    Unknown       no answer right                       P(T>=0) = 0
+
+The last line is drawn by chance when samples are drawn. `p_hit` = 1 - prod_j (1 - p_j)^N is the probability
+that the J x N samples hold a right one; the label is the likelier of the two.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import polars as pl
+
+HIGHLY_KNOWN: Final = "HighlyKnown"
+MAYBE_KNOWN: Final = "MaybeKnown"
+WEAKLY_KNOWN: Final = "WeaklyKnown"
+UNKNOWN: Final = "Unknown"
+CATEGORIES: Final = (HIGHLY_KNOWN, MAYBE_KNOWN, WEAKLY_KNOWN, UNKNOWN)
+KNOWN: Final = CATEGORIES[:3]
+
+PROBES: Final[dict[str, pl.DataType]] = {
+    "row": pl.Int64(),
+    "exemplar_set": pl.Int64(),
+    "greedy_correct": pl.Boolean(),
+    "greedy_lenient": pl.Boolean(),
+    "p_correct": pl.Float64(),
+    "p_correct_high": pl.Float64(),
+    "p_lenient": pl.Float64(),
+    "p_lenient_high": pl.Float64(),
+    "expansions": pl.Int64(),
+    "substituted": pl.List(pl.Struct({"slot": pl.Int64(), "question": pl.String(), "answer": pl.String()})),
+}
+"""One line per row and exemplar set. `greedy_*`: is the T = 0 answer right. `p_*`: the probability that one
+sample is right, a lower and an upper end; `expansions`: token paths searched beyond the accepted answers'
+own; `substituted`: exemplars that stand in for the row's own fact."""
+
+
+def p_hit(p: pl.Expr, samples: int) -> pl.Expr:
+    """Aggregation: the probability that `samples` draws from each set hold at least one right answer."""
+    return 1.0 - ((-p.clip(0.0, 1.0)).log1p() * samples).sum().exp()
+
+
+def category(p_greedy: pl.Expr, hit: pl.Expr) -> pl.Expr:
+    """The category from the share of greedy answers right and `p_hit`; null where nothing was probed."""
+    return (
+        pl.when(p_greedy.is_null())
+        .then(None)
+        .when(p_greedy >= 1.0)
+        .then(pl.lit(HIGHLY_KNOWN))
+        .when(p_greedy > 0.0)
+        .then(pl.lit(MAYBE_KNOWN))
+        .when(hit >= 0.5)
+        .then(pl.lit(WEAKLY_KNOWN))
+        .otherwise(pl.lit(UNKNOWN))
+    )
+
+
+def label(
+    probes: pl.DataFrame, *, samples: int, sampled: bool = False, lenient: bool = False
+) -> pl.DataFrame:
+    """Roll `probes` up to one line per row.
+
+    `sampled`: the probabilities are shares of samples really drawn, so a row was hit or it was not.
+    `lenient`: `p_sampled`, `p_hit` and `category` follow lenient matching. The lenient columns are always
+    given too. Returns `row, p_greedy, p_greedy_lenient, p_sampled, p_sampled_error, p_hit, p_hit_high,
+    p_hit_lenient, category, category_lenient, undecided`.
+    """
+
+    def hit(column: str) -> pl.Expr:
+        p = pl.col(column)
+        return (p > 0).any().cast(pl.Float64) if sampled else p_hit(p, samples)
+
+    greedy, low, high = (
+        ("greedy_lenient", "p_lenient", "p_lenient_high")
+        if lenient
+        else ("greedy_correct", "p_correct", "p_correct_high")
+    )
+    rolled = probes.group_by("row").agg(
+        p_greedy=pl.col(greedy).mean(),
+        p_greedy_lenient=pl.col("greedy_lenient").mean(),
+        p_sampled=pl.col(low).mean(),
+        p_sampled_error=(pl.col(high) - pl.col(low)).mean(),
+        p_hit=hit(low),
+        p_hit_high=hit(high),
+        p_hit_lenient=hit("p_lenient"),
+    )
+    return rolled.with_columns(
+        category=category(pl.col("p_greedy"), pl.col("p_hit")),
+        category_lenient=category(pl.col("p_greedy_lenient"), pl.col("p_hit_lenient")),
+        undecided=(pl.col("p_greedy") == 0) & (pl.col("p_hit") < 0.5) & (pl.col("p_hit_high") >= 0.5),
+    ).sort("row")
+
+
+def shares(categories: pl.Series) -> dict[str, float]:
+    """Share of each category among the labelled rows, all four always named; zeros if none is labelled."""
+    labelled = categories.drop_nulls()
+    total = max(len(labelled), 1)
+    return {name: float((labelled == name).sum()) / total for name in CATEGORIES}
+
+
+def expected_shares(rows: pl.DataFrame) -> dict[str, float]:
+    """Category shares expected of a sampling run: rows no greedy answer gets right count `p_hit` as
+    WeaklyKnown and the rest as Unknown."""
+    known = rows.filter(pl.col("category").is_not_null())
+    if known.is_empty():
+        return dict.fromkeys(CATEGORIES, 0.0)
+    silent = known.filter(pl.col("p_greedy") == 0)
+    weakly = float(silent["p_hit"].sum()) / known.height
+    of = shares(known["category"])
+    return {
+        HIGHLY_KNOWN: of[HIGHLY_KNOWN],
+        MAYBE_KNOWN: of[MAYBE_KNOWN],
+        WEAKLY_KNOWN: weakly,
+        UNKNOWN: silent.height / known.height - weakly,
+    }
+
+
+def relabel(probes: pl.DataFrame, *, sets: int, samples: int) -> pl.DataFrame:
+    """Labels under a smaller budget (the first `sets` exemplar sets, `samples` draws each): no model needed."""
+    return label(probes.filter(pl.col("exemplar_set") < sets), samples=samples)

@@ -1,0 +1,104 @@
+"""Intervals and spreads for shares of rows. Pure; the same seed gives the same numbers.
+
+Two kinds of doubt are kept apart. The *bootstrap* says how much a share could move had other rows of the same
+groups been drawn. The *spread* says how much it moves with the exemplars in the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+DRAWS = 2000
+LEVEL = 0.95
+SMALL_STRATUM = 5
+"""Groups with fewer rows are resampled together: a group of one row would never vary."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A share and the ends of its interval, all between 0 and 1."""
+
+    value: float
+    low: float
+    high: float
+
+    def crosses(self, threshold: float) -> bool:
+        """Whether the threshold lies strictly inside the interval."""
+        return self.low < threshold < self.high
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How one figure differs between repetitions, such as the exemplar sets of an audit."""
+
+    values: tuple[float, ...]
+    low: float
+    high: float
+    mean: float
+    sd: float
+
+
+def wilson(hits: int, total: int, *, level: float = LEVEL) -> Interval:
+    """Wilson's interval of a share; unlike the bootstrap it is not empty at 0 % and 100 %."""
+    if total <= 0:
+        return Interval(0.0, 0.0, 1.0)
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    share = hits / total
+    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * (share * (1 - share) / total + z * z / (4 * total * total)) ** 0.5
+    low = 0.0 if hits == 0 else max(0.0, centre - half)
+    high = 1.0 if hits == total else min(1.0, centre + half)
+    return Interval(share, low, high)
+
+
+def share_intervals(
+    counts: ArrayLike, *, draws: int = DRAWS, level: float = LEVEL, seed: int = 0
+) -> tuple[Interval, ...]:
+    """Bootstrap interval of each column's share, with rows resampled within each group.
+
+    `counts` is groups x categories, the number of rows of each kind. Drawing a group's rows with
+    replacement is a multinomial draw, so no row is touched. Where the bootstrap cannot vary (a share of 0
+    or 1, or fewer than five rows in all) Wilson's interval stands in.
+    """
+    table: NDArray[np.int64] = np.asarray(counts, dtype=np.int64)
+    if table.ndim != 2:
+        raise ValueError(f"counts must be groups x categories; found {table.ndim} dimensions")
+    hits = table.sum(axis=0)
+    total = int(hits.sum())
+    exact = tuple(wilson(int(h), total, level=level) for h in hits)
+    if total < SMALL_STRATUM:
+        return exact
+    strata = _pool_small(table)
+    sizes = strata.sum(axis=1)
+    generator = np.random.default_rng(seed)
+    drawn = generator.multinomial(sizes, strata / sizes[:, None], size=(draws, len(strata)))
+    tail = (1 - level) / 2
+    low, high = np.quantile(drawn.sum(axis=1) / total, [tail, 1 - tail], axis=0)
+    return tuple(
+        e if h in (0, total) else Interval(e.value, float(a), float(b))
+        for e, h, a, b in zip(exact, hits, low, high, strict=True)
+    )
+
+
+def _pool_small(table: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The groups that hold rows, the small ones added up into one."""
+    sizes = table.sum(axis=1)
+    small = table[(sizes > 0) & (sizes < SMALL_STRATUM)]
+    large = table[sizes >= SMALL_STRATUM]
+    return np.vstack([large, small.sum(axis=0, keepdims=True)]) if len(small) else large
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Lowest, highest, mean and sample standard deviation (0 for a single value)."""
+    if not values:
+        raise ValueError("spread needs at least one value")
+    array = np.asarray(values, dtype=np.float64)
+    deviation = float(array.std(ddof=1)) if len(array) > 1 else 0.0
+    return Spread(
+        tuple(map(float, array)), float(array.min()), float(array.max()), float(array.mean()), deviation
+    )

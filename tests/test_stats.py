@@ -1,0 +1,83 @@
+"""Intervals and spreads: they agree with theory, depend on nothing but their inputs, and are never empty."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foreknow.stats import Interval, share_intervals, spread, wilson
+
+tables = st.lists(
+    st.lists(st.integers(0, 40), min_size=4, max_size=4), min_size=1, max_size=12
+).filter(lambda t: sum(map(sum, t)) > 0)  # fmt: skip
+
+
+def test_wilson_has_the_published_values() -> None:
+    found = wilson(81, 263)
+    assert (round(found.low, 4), round(found.high, 4)) == (0.2553, 0.3662)
+    assert wilson(0, 20) == Interval(0, 0, pytest.approx(0.1611, abs=1e-4))
+    assert wilson(20, 20).high == 1
+    assert wilson(0, 0) == Interval(0, 0, 1)
+
+
+@given(tables)
+def test_intervals_hold_their_shares_and_stay_within_bounds(table: list[list[int]]) -> None:
+    found = share_intervals(table, draws=200)
+    total = sum(map(sum, table))
+    for column, interval in enumerate(found):
+        assert interval.value == pytest.approx(sum(line[column] for line in table) / total)
+        assert 0 <= interval.low <= interval.high <= 1
+        assert interval.low < interval.high or interval.value not in (0, 1)
+    assert sum(i.value for i in found) == pytest.approx(1)
+
+
+def test_one_group_agrees_with_the_normal_approximation() -> None:
+    found = share_intervals([[400, 600]], draws=20_000)[0]
+    half = 1.96 * (0.4 * 0.6 / 1000) ** 0.5
+    assert found.low == pytest.approx(0.4 - half, abs=0.003)
+    assert found.high == pytest.approx(0.4 + half, abs=0.003)
+
+
+def test_rows_are_resampled_within_their_group() -> None:
+    apart = share_intervals([[100, 0], [0, 100]])[0]
+    mixed = share_intervals([[50, 50], [50, 50]])[0]
+    assert apart.high - apart.low == 0
+    assert mixed.high - mixed.low > 0.1
+
+
+def test_groups_of_one_row_still_vary() -> None:
+    rows = np.eye(2, dtype=int)[[0, 1] * 50]
+    found = share_intervals(rows)[0]
+    assert found.high - found.low == pytest.approx(2 * 1.96 * 0.05, abs=0.03)
+
+
+def test_the_seed_decides() -> None:
+    table = [[30, 20, 10, 40]]
+    assert share_intervals(table, seed=3) == share_intervals(table, seed=3)
+    assert share_intervals(table, seed=3) != share_intervals(table, seed=4)
+
+
+def test_empty_groups_change_nothing() -> None:
+    assert share_intervals([[30, 70], [0, 0]]) == share_intervals([[30, 70]])
+
+
+def test_a_flat_list_is_refused() -> None:
+    with pytest.raises(ValueError, match="groups x categories; found 1"):
+        share_intervals([1, 2, 3])
+
+
+def test_spread() -> None:
+    found = spread([0.2, 0.4, 0.6])
+    assert (found.low, found.high) == (0.2, 0.6)
+    assert found.mean == pytest.approx(0.4)
+    assert found.sd == pytest.approx(0.2)
+    assert spread([0.5]).sd == 0
+    with pytest.raises(ValueError, match="at least one"):
+        spread([])
+
+
+def test_crosses() -> None:
+    assert Interval(0.3, 0.2, 0.4).crosses(0.25)
+    assert not Interval(0.3, 0.25, 0.4).crosses(0.25)
