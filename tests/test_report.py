@@ -267,8 +267,9 @@ def test_a_file_of_one_category_and_one_group(category: str) -> None:
 def test_nothing_labelled() -> None:
     rows, _, _ = synthetic(20)
     rows = rows.with_columns(
-        category=None, category_lenient=None, p_sampled=None, p_greedy=None, flags=pl.concat_list(pl.lit("long_answer"))
-    )  # fmt: skip
+        flags=pl.concat_list(pl.lit("long_answer")),
+        **{name: pl.lit(None) for name in ("category", "category_lenient", "p_sampled", "p_greedy")},
+    )
     probes = pl.DataFrame(
         schema={
             "row": pl.Int64,

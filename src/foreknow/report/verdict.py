@@ -163,13 +163,14 @@ def _cautions(mix: Mix) -> tuple[str, ...]:
         notes.append(
             f"{len(mix.alarmed)} of {mix.groups} relations {'is' if len(mix.alarmed) == 1 else 'are'} "
             f"Unknown almost throughout ({_some(mix.alarmed)}). A relation without Known rows hurt more "
-            "than its share of the file suggests (arXiv 2511.02626); adding 5 to 20 % Known rows of it "
+            "than its share of the file suggests (arXiv 2511.02626); adding 5 to 20 % Known rows "
             "late in training repaired most of that."
         )
     if mix.highly_known >= MASTERED:
         notes.append(
-            f"{percent(mix.highly_known)} of the rows are HighlyKnown, and they teach least: in the study, "
-            "training on HighlyKnown rows alone gave 40.5 % test accuracy, on MaybeKnown rows alone 43.6 %."
+            f"{percent(mix.highly_known)} of the rows are HighlyKnown, and alone they are not enough: in "
+            "the study, training on HighlyKnown rows alone gave 40.5 % test accuracy, on MaybeKnown rows "
+            "alone 43.6 %."
         )
     return tuple(notes)
 
@@ -220,10 +221,11 @@ def options(mix: Mix) -> tuple[Option, ...]:
         Option(
             "retrieve",
             TITLES["retrieve"],
-            "Look these facts up when they are asked for; train on Known rows, from elsewhere if too few are here.",
-            f"At the best epoch the model had taken in {_fitted(share)}; facts it had not expressed before "
-            "training stayed wrong in the test, at most 3.2 % right. Retrieval itself was not part of the "
-            "study.",
+            "Look these facts up when they are asked for; train on Known rows, from elsewhere if too few "
+            "are here.",
+            f"At the best epoch the model had taken in {_fitted(share)}; test facts it had not expressed "
+            "before training stayed wrong in the test, at most 3.2 % right. Retrieval itself was not part "
+            "of the study.",
             "Choose it when the facts themselves must be right in the answers.",
             "foreknow mix AUDIT --drop unknown --out FILE",
         ),
@@ -274,7 +276,10 @@ def _dropping(share: float) -> str:
         for i in bracket(share)
         if i != 0 and (v := DROPPED_LONG[i]) is not None
     ]
-    return "; ".join(found) or f"{LONG[-1]} % on Unknown rows alone, and dropping them leaves nothing to train on"
+    return (
+        "; ".join(found)
+        or f"{LONG[-1]} % on Unknown rows alone, and dropping them leaves nothing to train on"
+    )
 
 
 def _fitted(share: float) -> str:
