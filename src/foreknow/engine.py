@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from foreknow.packed import Branch, Kept, PackedModel, Prefix, Segment
+from foreknow.packed import Branch, Kept, PackedModel, Prefix, Segment, gather_kept
 from foreknow.search import Node, Path
 
 Family = tuple[tuple[int, ...], ...]
@@ -84,7 +84,7 @@ def nodes_of(ids: Tensor, logits: Tensor, sampling: Sampling, log_total: Tensor 
 
 @dataclass(frozen=True)
 class _Opened:
-    """Where a prompt's question tokens are kept."""
+    """Where a prompt's question tokens are kept: `length` of them in `row`, behind `prefix`."""
 
     kept: Kept
     prefix: Prefix | None
@@ -104,26 +104,26 @@ class PackedEngine:
     def open(self, prompts: Sequence[Prompt], trees: Sequence[Sequence[Path]]) -> tuple[Session, list[list[Node]]]:
         """See `Engine.open`. Prompts behind one prefix should stand together."""
         branches = [_tree_branch(p.own, tree) for p, tree in zip(prompts, trees, strict=True)]
-        opened: list[_Opened] = []
-        nodes: list[list[Node]] = []
+        opened: dict[int, _Opened] = {}
+        nodes: dict[int, list[Node]] = {}
         for batch in _batches(branches, self.batch_tokens):
             segments, parts = [], []
             for (family, member, shared), part in groupby(
                 batch, key=lambda i: (prompts[i].family, prompts[i].member, prompts[i].shared)
             ):
-                rows = list(part)
                 prefix = self._prefix(family, member, shared) if shared else None
-                segments.append(Segment(prefix, [branches[i] for i in rows]))
-                parts.append(rows)
+                for rows in _alike(list(part), branches):
+                    segments.append(Segment(prefix, [branches[i] for i in rows]))
+                    parts.append(rows)
             states, kept = self.packed.forward(segments, keep=True)
             flat = iter(self._nodes(states))
             for segment, keep, rows in zip(segments, kept, parts, strict=True):
                 lengths = [len(prompts[i].own) for i in rows]
-                questions = keep.select(range(len(rows)), lengths)
                 for at, i in enumerate(rows):
-                    opened.append(_Opened(questions, segment.prefix, at, lengths[at]))
-                    nodes.append([next(flat) for _ in branches[i].wanted])
-        return _PackedSession(self, opened), nodes
+                    opened[i] = _Opened(keep, segment.prefix, at, lengths[at])
+                    nodes[i] = [next(flat) for _ in branches[i].wanted]
+        every = range(len(prompts))
+        return _PackedSession(self, [opened[i] for i in every]), [nodes[i] for i in every]
 
     def _prefix(self, family: Family, member: int, shared: int) -> Prefix:
         found = self._families.get(family)
@@ -156,21 +156,23 @@ class _PackedSession:
 
     def extend(self, requests: Sequence[tuple[int, Path]]) -> list[Node]:
         """See `Session.extend`: only the path is computed; the question is kept from `open`."""
-        order = sorted(range(len(requests)), key=lambda i: requests[i])
-        branches = [Branch.chain(path, [len(path) - 1]) for _, path in requests]
-        found: dict[int, Node] = {}
-        for batch in _batches([branches[i] for i in order], self.engine.batch_tokens):
-            segments, parts = [], []
-            chosen = [order[i] for i in batch]
-            for _, part in groupby(chosen, key=lambda i: id(self.opened[requests[i][0]].kept)):
+        asked: dict[int, list[Path]] = {}
+        for i, path in requests:
+            asked.setdefault(i, []).append(path)
+        prompts = sorted(asked)
+        branches = [_paths_branch(asked[i]) for i in prompts]
+        found: dict[tuple[int, Path], Node] = {}
+        for batch in _batches(branches, self.engine.batch_tokens):
+            segments, order = [], []
+            for _, part in groupby(batch, key=lambda b: id(self.opened[prompts[b]].prefix)):
                 rows = list(part)
-                at = [self.opened[requests[i][0]] for i in rows]
-                past = at[0].kept.select([o.row for o in at], [o.length for o in at])
-                segments.append(Segment(at[0].prefix, [branches[i] for i in rows], past))
-                parts.extend(rows)
+                at = [self.opened[prompts[b]] for b in rows]
+                past = gather_kept([(o.kept, o.row) for o in at], [o.length for o in at])
+                segments.append(Segment(at[0].prefix, [branches[b] for b in rows], past))
+                order += [(prompts[b], path) for b in rows for path in sorted(set(asked[prompts[b]]))]
             states, _ = self.engine.packed.forward(segments)
-            found.update(zip(parts, self.engine._nodes(states), strict=True))
-        return [found[i] for i in range(len(requests))]
+            found.update(zip(order, self.engine._nodes(states), strict=True))
+        return [found[request] for request in requests]
 
 
 class PlainEngine:
@@ -239,6 +241,34 @@ def _tree_branch(own: Sequence[int], tree: Sequence[Path]) -> Branch:
         ids.append(path[-1])
         parents.append(spots[path[:-1]])
     return Branch(ids, parents, list(spots.values()))
+
+
+def _paths_branch(paths: Sequence[Path]) -> Branch:
+    """Paths behind a question already kept, as one branch; wanted: the end of each, in sorted order."""
+    spots: dict[Path, int] = {(): -1}
+    ids: list[int] = []
+    parents: list[int] = []
+    for path in sorted(set(paths)):
+        for n in range(1, len(path) + 1):
+            if path[:n] not in spots:
+                spots[path[:n]] = len(ids)
+                ids.append(path[n - 1])
+                parents.append(spots[path[: n - 1]])
+    return Branch(ids, parents, [spots[path] for path in sorted(set(paths))])
+
+
+def _alike(rows: list[int], branches: Sequence[Branch]) -> list[list[int]]:
+    """Cut rows into runs of like length: attention pads each run to its longest row."""
+    ordered = sorted(rows, key=lambda i: (len(branches[i].ids), i))
+    found: list[list[int]] = []
+    shortest = 0
+    for i in ordered:
+        length = len(branches[i].ids)
+        if not found or length > max(1.4 * shortest, shortest + 3):
+            found.append([])
+            shortest = length
+        found[-1].append(i)
+    return found
 
 
 def _batches(branches: Iterable[Branch], tokens: int) -> list[list[int]]:
