@@ -110,9 +110,7 @@ def test_the_same_rows_under_another_hash_seed(facts: Facts) -> None:
     )
     paths = os.pathsep.join(path for path in sys.path if path)
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": paths}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, check=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True, text=True)
     assert done.stdout.strip() == digest(facts)
 
 
@@ -188,9 +186,7 @@ def test_headquarters_are_taken_only_where_they_are_sure(text: str, listed: str,
         "london": [place("London", 9, "GB", "ENG")],
         "berlin": [place("Berlin", 4, "DE", "16")],
     }
-    countries = {
-        code: {"name": name} for code, name in (("DE", "Germany"), ("JP", "Japan"), ("GB", ""), ("US", ""))
-    }
+    countries = {code: {"name": name} for code, name in (("DE", "Germany"), ("JP", "Japan"), ("GB", ""), ("US", ""))}
     states = {"IL": "Illinois", "MD": "Maryland", "GA": "Georgia"}
     assert fact_tables._headquarters(text, listed, places, countries, states) == city
 

@@ -122,9 +122,7 @@ def test_triples_with_questions_need_no_template(tmp_path: Path) -> None:
 
 
 def test_a_template_gives_back_the_subject_of_a_question(tmp_path: Path) -> None:
-    path = jsonl(
-        tmp_path / "a.jsonl", [{"question": "Is Lyon in France?", "answer": "yes", "relation": "in"}]
-    )
+    path = jsonl(tmp_path / "a.jsonl", [{"question": "Is Lyon in France?", "answer": "yes", "relation": "in"}])
     assert read_facts(path, templates={"in": "Is [X] in France?"}).rows["subject"].to_list() == ["Lyon"]
 
 
@@ -152,9 +150,7 @@ def test_every_format_reads_to_the_same_rows(tmp_path: Path) -> None:
 
 
 def test_cells_with_lists_line_breaks_and_quotes(tmp_path: Path) -> None:
-    path = put(
-        tmp_path / "a.csv", 'question,answers\r\n"Two\nlines, ""quoted""","[""a"", ""b""]"\r\nq,plain\r\n'
-    )
+    path = put(tmp_path / "a.csv", 'question,answers\r\n"Two\nlines, ""quoted""","[""a"", ""b""]"\r\nq,plain\r\n')
     rows = read_facts(path).rows
     assert rows["question"].to_list() == ['Two\nlines, "quoted"', "q"]
     assert rows["answers"].to_list() == [["a", "b"], ["plain"]]
@@ -244,9 +240,7 @@ def test_columns_that_are_not_there_are_answered_with_those_that_are(tmp_path: P
 
 def test_a_relation_without_template_names_the_line_and_those_given(tmp_path: Path) -> None:
     records = [{"subject": "s", "relation": relation, "object": "o"} for relation in ("P17", "P18")]
-    with pytest.raises(
-        InputError, match=r"a\.jsonl:2: relation 'P18' has no template \(templates given for P17\)"
-    ):
+    with pytest.raises(InputError, match=r"a\.jsonl:2: relation 'P18' has no template \(templates given for P17\)"):
         read_facts(jsonl(tmp_path / "a.jsonl", records), templates={"P17": "Is [X]?"})
 
 
@@ -342,9 +336,7 @@ def test_take_is_exact_proportional_and_blind_to_order(
     assert taken["row"].is_unique().all()
     assert taken.filter(pl.col("split").eq_missing(pl.lit("dev"))).height == max(0, taken.height - len(free))
     if limit <= len(free):
-        assert Counter(taken["group"]) == +Counter(
-            largest_remainder(Counter(row["group"] for row in free), limit)
-        )
+        assert Counter(taken["group"]) == +Counter(largest_remainder(Counter(row["group"] for row in free), limit))
     shuffled = list(range(len(made)))
     random.shuffle(shuffled)
     moved = take(rows[shuffled].with_columns(pl.Series("row", range(len(made)), dtype=pl.Int64)), limit, seed)
@@ -384,9 +376,7 @@ def readers(path: Path) -> list[dict[str, Any]]:
         return list(json.loads(text))
     if path.suffix == ".parquet":
         return pl.read_parquet(path).to_dicts()
-    return list(
-        csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
-    )
+    return list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ","))
 
 
 def test_json_lines_keep_their_very_text(tmp_path: Path) -> None:
@@ -429,9 +419,7 @@ def test_a_label_never_replaces_a_column_of_the_file(tmp_path: Path) -> None:
 
 
 def test_parquet_keeps_its_types(tmp_path: Path) -> None:
-    table = pl.DataFrame(
-        {"q": ["a", "b"], "answers": [["x"], ["y", "z"]], "n": pl.Series([1, 2], dtype=pl.UInt8)}
-    )
+    table = pl.DataFrame({"q": ["a", "b"], "answers": [["x"], ["y", "z"]], "n": pl.Series([1, 2], dtype=pl.UInt8)})
     table.write_parquet(tmp_path / "a.parquet")
     facts = read_facts(tmp_path / "a.parquet")
     facts.annotate(LABELS, tmp_path / "b.parquet")
@@ -442,18 +430,9 @@ def test_parquet_keeps_its_types(tmp_path: Path) -> None:
     assert not (tmp_path / "b.parquet.part").exists()
 
 
-names = st.text(
-    st.characters(exclude_categories=["Cs"], exclude_characters="\x00\ufeff"), min_size=1, max_size=5
-)
+names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00\ufeff"), min_size=1, max_size=5)
 cells = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=8)
-values = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False)
-    | cells
-    | st.lists(cells, max_size=2)
-)
+values = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | cells | st.lists(cells, max_size=2)
 others = st.dictionaries(names, values, max_size=3)
 others_text = st.lists(names, max_size=3, unique=True).flatmap(
     lambda keys: st.lists(st.tuples(*[cells for _ in keys]), min_size=1, max_size=4).map(
@@ -462,9 +441,7 @@ others_text = st.lists(names, max_size=3, unique=True).flatmap(
 )
 
 
-def check_round_trip(
-    records: list[dict[str, Any]], write: Callable[[Path, Any], object], suffix: str
-) -> None:
+def check_round_trip(records: list[dict[str, Any]], write: Callable[[Path, Any], object], suffix: str) -> None:
     for number, record in enumerate(records):
         record |= {"question": f"q{number}", "answer": "a"}
     with tempfile.TemporaryDirectory() as folder:
@@ -480,12 +457,8 @@ def check_round_trip(
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    st.lists(others, min_size=1, max_size=4), st.sampled_from([".jsonl", ".json"]), st.sampled_from([None, 1])
-)
-def test_json_round_trip_keeps_every_field(
-    records: list[dict[str, Any]], suffix: str, indent: int | None
-) -> None:
+@given(st.lists(others, min_size=1, max_size=4), st.sampled_from([".jsonl", ".json"]), st.sampled_from([None, 1]))
+def test_json_round_trip_keeps_every_field(records: list[dict[str, Any]], suffix: str, indent: int | None) -> None:
     def write(path: Path, made: Any) -> None:
         if suffix == ".jsonl":
             jsonl(path, made)

@@ -372,9 +372,7 @@ def mix_of(unknown: float, highly: float, rows: int = 1000, **more: Any) -> Mix:
     half = 1.96 * (unknown * (1 - unknown) / rows) ** 0.5
     share = Interval(unknown, unknown - half, unknown + half)
     known = Interval(1 - unknown, 1 - share.high, 1 - share.low)
-    return Mix(
-        rows=rows, labelled=rows, known=known, unknown=share, highly_known=highly, model="Model-X", **more
-    )
+    return Mix(rows=rows, labelled=rows, known=known, unknown=share, highly_known=highly, model="Model-X", **more)
 
 
 MIXES = {
@@ -450,9 +448,7 @@ class TestInABrowser:
 
     def test_hostile_text_stays_text_and_fits_a_phone(self, tmp_path: Path) -> None:
         rows, probes, _ = synthetic(120, (HOSTILE, "x" * 300, 'a "quoted" name', ""))
-        rows = rows.with_columns(
-            question=pl.lit(HOSTILE), answer=pl.lit("w" * 250), model_answer=pl.lit(HOSTILE)
-        )
+        rows = rows.with_columns(question=pl.lit(HOSTILE), answer=pl.lit("w" * 250), model_answer=pl.lit(HOSTILE))
         hostile = render_audit(rows, probes, summary_of(rows))
         frame = f"""<body><iframe id="f" width="390" height="900" srcdoc="{html.escape(hostile)}"></iframe>
             <p id="seen"></p><script>document.getElementById("f").onload = (event) => {{

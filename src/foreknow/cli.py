@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -19,7 +19,6 @@ from foreknow.errors import ForeknowError
 
 if TYPE_CHECKING:
     import polars as pl
-    from cyclopts import Token
 
 app = App(
     name="foreknow",
@@ -27,10 +26,6 @@ app = App(
     help="Know what your language model knows before you fine-tune it.",
     help_format="plaintext",
 )
-
-
-def _texts(_type: Any, tokens: Sequence[Token]) -> list[str]:
-    return [token.value for token in tokens]
 
 
 def _flags_of(model: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -45,12 +40,9 @@ def _flags_of(model: type[Settings]) -> Callable[[Callable[..., None]], Callable
                 continue
             default = "" if field.default in (None, False) or field.default == {} else f" [default: {field.default}]"
             about = Parameter(help=f"{field.description}{default}", show_default=False, negative="")
-            kind: Any = Optional[field.annotation]  # noqa: UP007, UP045: the annotation is a value here
+            kind: Any = Optional[field.annotation]  # noqa: UP045
             if name == "map":
-                kind = Optional[dict[str, str]]  # noqa: UP045
-                about = Parameter(
-                    help=str(field.description), converter=_texts, n_tokens=1, accepts_keys=False, negative=""
-                )
+                kind = Optional[list[str]]  # noqa: UP045
             flags.append(
                 inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, about])
             )
@@ -81,7 +73,7 @@ def audit(
         from foreknow.auditing import estimate
 
         for key, value in estimate(settings).items():
-            print(f"{key.replace('_', ' ') + ':':<18}{value:,}" if isinstance(value, int) else f"{key.replace('_', ' ') + ':':<18}{value}")
+            print(f"{key.replace('_', ' ') + ':':<18}{f'{value:,}' if isinstance(value, int) else value}")
         return
     from foreknow.auditing import Audit, run
     from foreknow.errors import GateCrossed
@@ -142,7 +134,7 @@ def report(folder: Path, /, *, rows: bool = True) -> None:
 @app.command
 def models() -> None:
     """List the packaged models: size, licence, checksum, where they are kept."""
-    from foreknow.models import table
+    from foreknow.packaged import table
 
     for line in table():
         print(f"{line['name']}{'  (default)' if line['default'] else ''}")
@@ -158,7 +150,10 @@ def _print_audit(summary: dict[str, Any]) -> None:
     by_group = summary["categories"]["by_relation"]
     floors = summary["majority_floor"]
     shown = sorted(by_group, key=lambda g: -by_group[g]["Unknown"])[:24]
-    lines = [("all", summary["categories"]["overall"], None), *((g, by_group[g], floors.get(g)) for g in shown)]
+    lines = [
+        ("all", summary["categories"]["overall"], None),
+        *((g, by_group[g], floors.get(g)) for g in shown),
+    ]
     table = pl.DataFrame(
         [
             {

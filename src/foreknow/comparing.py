@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,9 +80,7 @@ def compare_audits(first: Audit, second: Audit) -> Comparison:
         .rename({"category": "from", "category_now": "to"})
         .with_columns(p_sampled_change=pl.col("p_sampled_now") - pl.col("p_sampled"))
     )
-    counts = dict(
-        ((a, b), n) for a, b, n in rows.drop_nulls(["from", "to"]).group_by("from", "to").len().iter_rows()
-    )
+    counts = {(a, b): n for a, b, n in rows.drop_nulls(["from", "to"]).group_by("from", "to").len().iter_rows()}
     moves = pl.DataFrame(
         {
             "from": slick.CATEGORIES,
@@ -93,7 +92,7 @@ def compare_audits(first: Audit, second: Audit) -> Comparison:
 
 def write_rows(comparison: Comparison, path: Path) -> None:
     """Write every row with both categories; the suffix says how (.parquet, .csv, .jsonl)."""
-    writers = {
+    writers: dict[str, Callable[[Path], object]] = {
         ".parquet": comparison.rows.write_parquet,
         ".csv": comparison.rows.write_csv,
         ".jsonl": comparison.rows.write_ndjson,

@@ -47,7 +47,8 @@ class AuditConfig(Settings):
     data: str = Field(description="A data file (JSONL, JSON, CSV, TSV, Parquet), or 'facts': the packaged fact set.")
     out: Path | None = Field(None, description="The run folder to write.")
     model: str = Field(
-        "smollm2-135m", description="A packaged model, a folder, a .gguf file or a hub id; see 'foreknow models'."
+        "smollm2-135m",
+        description="A packaged model, a folder, a .gguf file or a hub id; see 'foreknow models'.",
     )
     exemplars: Path | None = Field(None, description="A data file whose rows serve as exemplars.")
     templates: Path | None = Field(
@@ -57,7 +58,8 @@ class AuditConfig(Settings):
     map: ColumnMap = Field({}, description="Columns of the file by our names: question=q,answer=a.")
     limit: int | None = Field(None, ge=1, description="Audit so many rows, spread over the groups.")
     protocol: Literal["exact", "sampled"] = Field(
-        "exact", description="exact: probabilities computed; sampled: the paper's answers really generated (slow)."
+        "exact",
+        description="exact: probabilities computed; sampled: the paper's answers really generated (slow).",
     )
     shots: int = Field(4, ge=0, description="Exemplars in a prompt.")
     exemplar_sets: int = Field(10, ge=1, description="Prompts for each row.")
@@ -72,7 +74,8 @@ class AuditConfig(Settings):
     )
     chat_template: bool = Field(False, description="Ask through the tokenizer's chat template.")
     prompt_template: Path | None = Field(
-        None, description="YAML file with the keys instruction, shot and target, in place of the paper's Q:/A: prompt."
+        None,
+        description="YAML file with the keys instruction, shot and target, in place of the paper's Q:/A: prompt.",
     )
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
     strict_rows: bool = Field(False, description="Refuse a file in which a row has no question or answer.")
@@ -81,7 +84,9 @@ class AuditConfig(Settings):
     )
     max_answer_tokens: int = Field(32, ge=1, description="Longer answers are flagged and get no category.")
     tolerance: float = Field(
-        0.01, gt=0, description="Search a row's spellings until samples x unsearched probability is at most this."
+        0.01,
+        gt=0,
+        description="Search a row's spellings until samples x unsearched probability is at most this.",
     )
     max_expansions: int = Field(64, ge=1, description="Token paths searched for one prompt, at most.")
     dtype: str = Field("auto", description="auto, bfloat16, float16 or float32.")

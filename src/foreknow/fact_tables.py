@@ -131,11 +131,7 @@ def _cities(
             yield Fact("city_country", first.name, answers, float(first.people), first.name)
         american = [place for place in namesakes if place.country == "US"]
         elsewhere = [place.people for place in american if place.region != american[0].region]
-        if (
-            first.country == "US"
-            and max(elsewhere, default=0) * 10 <= first.people
-            and first.region in states
-        ):
+        if first.country == "US" and max(elsewhere, default=0) * 10 <= first.people and first.region in states:
             yield Fact("us_city_state", first.name, (states[first.region],), float(first.people), first.name)
 
 
@@ -188,9 +184,7 @@ def _companies(
     for stock in by_page.values():
         name, data = stock["name"].strip(), stock["metadata"]
         staff = _employees(str(data.get("employees") or ""))
-        city = _headquarters(
-            str(data.get("headquarters") or ""), stock.get("country") or "", places, countries, states
-        )
+        city = _headquarters(str(data.get("headquarters") or ""), stock.get("country") or "", places, countries, states)
         if city is not None:
             cities = {"New York City": (city, "New York"), "New York": ("New York City", city)}
             yield Fact("company_headquarters", name, cities.get(city, (city,)), staff, name)
@@ -226,9 +220,7 @@ def _headquarters(
         return None
     if code == "JP" and "Tokyo" in parts:
         return "Tokyo"
-    known_parts = {
-        part for part in parts[:-1] if any(p.country == code for p in places.get(fold(part), []))
-    } - BRITISH
+    known_parts = {part for part in parts[:-1] if any(p.country == code for p in places.get(fold(part), []))} - BRITISH
     return known_parts.pop() if len(known_parts) == 1 else None
 
 

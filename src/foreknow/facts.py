@@ -114,6 +114,12 @@ def flag_rows(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns(flags.alias("flags"))
 
 
+def add_flag(rows: pl.DataFrame, flag: str, where: pl.Series | pl.Expr) -> pl.DataFrame:
+    """The rows with `flag` on those where `where` holds; flags stay sorted, each once."""
+    more = pl.when(where).then(pl.col("flags").list.concat(pl.lit([flag]))).otherwise(pl.col("flags"))
+    return rows.with_columns(flags=more.list.unique().list.sort())
+
+
 def majority_floor(rows: pl.DataFrame) -> pl.DataFrame:
     """Per group, the EM (0 to 1) of always answering its most frequent gold: a floor to print.
 
@@ -227,9 +233,7 @@ def _frame(extracted: Sequence[Extracted], groups: Sequence[str]) -> pl.DataFram
     return pl.DataFrame({name: pl.Series(name, data[name], dtype=dtype) for name, dtype in ROWS.items()})
 
 
-def _check_usable(
-    rows: pl.DataFrame, layout: Layout, records: Sequence[Record], source: Source, strict: bool
-) -> None:
+def _check_usable(rows: pl.DataFrame, layout: Layout, records: Sequence[Record], source: Source, strict: bool) -> None:
     bad = rows.filter(~USABLE)
     if bad.is_empty() or (bad.height < rows.height and not strict):
         return
@@ -248,9 +252,7 @@ def _check_usable(
 def _fault(layout: Layout, record: Record, no_question: bool) -> str:
     """What a row that cannot be used lacks, and what was found in its place."""
     wanted = ("question", "subject", "relation") if no_question else ("answer", "answers", "object")
-    pairs = [
-        (layout.columns[ours], record.get(layout.columns[ours])) for ours in wanted if ours in layout.columns
-    ]
+    pairs = [(layout.columns[ours], record.get(layout.columns[ours])) for ours in wanted if ours in layout.columns]
     found = ", ".join(f"{column} is {_shown(value)}" for column, value in pairs)
     return f"no {'question' if no_question else 'answer'}: {found}, expected a text"
 

@@ -72,9 +72,7 @@ def write_source(source: Source, added: pl.DataFrame, path: Path) -> None:
     elif source.frame is not None:
         content = _table_bytes(source, source.frame, added)
     else:
-        texts = [
-            _splice(text, row) for text, row in zip(source.texts, added.iter_rows(named=True), strict=True)
-        ]
+        texts = [_splice(text, row) for text, row in zip(source.texts, added.iter_rows(named=True), strict=True)]
         body = "[\n" + ",\n".join(texts) + "\n]" if source.suffix == ".json" else "\n".join(texts)
         content = f"{body}\n".encode()
     part = path.with_name(f"{path.name}.part")

@@ -144,18 +144,14 @@ def _number(value: object) -> float | None:
 
 def _first(columns: Sequence[str], names: Sequence[str]) -> str | None:
     """The first of `names` among the columns, capitals aside; a column spelled alike wins."""
-    lowered = {column.lower(): column for column in reversed(columns)} | {
-        column: column for column in columns
-    }
+    lowered = {column.lower(): column for column in reversed(columns)} | {column: column for column in columns}
     return next((lowered[name] for name in names if name in lowered), None)
 
 
 def _check_map(columns: Sequence[str], mapped: Mapping[str, str], where: str) -> None:
     for ours, theirs in mapped.items():
         if ours not in USUAL:
-            raise ConfigError(
-                f"--map {ours}={theirs}: {ours!r} is not one of our names: {_list(list(USUAL))}."
-            )
+            raise ConfigError(f"--map {ours}={theirs}: {ours!r} is not one of our names: {_list(list(USUAL))}.")
         check_column(columns, theirs, f"--map {ours}={theirs}", where)
 
 

@@ -14,7 +14,6 @@ refused there, and `probe.py` falls back to plain forward passes.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -22,6 +21,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
+
+from foreknow.head import OutputHead
+from foreknow.ordered import keep_memory, order_weights
 
 ATTENTION = "foreknow_packed"
 
@@ -221,90 +223,6 @@ class UnsupportedModel(Exception):
     """This architecture does not compute its attention through the interface, or adds to it."""
 
 
-class _OrderedLinear(nn.Module):
-    """A bf16 linear layer whose weight lies in the CPU library's own tiled order, and what follows it.
-
-    torch re-orders a plain weight at every call; ordering it once makes the products of small models 1.5 to
-    2 times faster on CPUs with bf16 instructions. `after` is an activation ("swish", "gelu") computed while
-    the product is still in the cache.
-    """
-
-    def __init__(self, linear: nn.Linear, after: str = "none", algorithm: str = ""):
-        super().__init__()
-        self.bias = linear.bias
-        self.after, self.algorithm = after, algorithm
-        self.ordered = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), 1024)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, self.ordered, self.bias, self.after, [], self.algorithm
-        )
-        return out
-
-    def times(self, x: Tensor, other: Tensor) -> Tensor:
-        """The product, times `other` element by element."""
-        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.ordered, self.bias, "mul")
-        return out
-
-
-class _OrderedGate(nn.Module):
-    """down(act(gate(x)) * up(x)), the feed-forward layer of most decoders, in three calls."""
-
-    def __init__(self, mlp: nn.Module, after: str, algorithm: str):
-        super().__init__()
-        self.gate = _OrderedLinear(cast(nn.Linear, mlp.gate_proj), after, algorithm)
-        self.up = _OrderedLinear(cast(nn.Linear, mlp.up_proj))
-        self.down = _OrderedLinear(cast(nn.Linear, mlp.down_proj))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down(self.up.times(x, self.gate(x)))
-        return out
-
-
-_ACTIVATIONS = {"silu": ("swish", ""), "gelu_pytorch_tanh": ("gelu", "tanh"), "gelu": ("gelu", "none")}
-
-
-def _order_weights(body: nn.Module, config: Any) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Swap the body's bf16 linear layers for ordered ones; returns what to put back.
-
-    Ordered weights stand beside the plain ones, so bodies over 4 GiB are left as they are.
-    """
-    linears = [m for m in body.modules() if type(m) is nn.Linear and m.weight.dtype == torch.bfloat16]
-    if sum(m.weight.nbytes for m in linears) > 4 << 30:
-        return []
-    name_of = getattr(config, "hidden_act", None) or getattr(config, "hidden_activation", None)
-    after = _ACTIVATIONS.get(str(name_of))
-    swapped: list[tuple[nn.Module, str, nn.Module]] = []
-
-    def visit(parent: nn.Module) -> None:
-        for name, child in list(parent.named_children()):
-            parts = dict(child.named_children())
-            plain = all(type(parts.get(k)) is nn.Linear for k in ("gate_proj", "up_proj", "down_proj"))
-            if after and plain and type(child).__name__.endswith("MLP") and set(parts) <= _GATED:
-                swapped.append((parent, name, child))
-                setattr(parent, name, _OrderedGate(child, *after))
-            elif type(child) is nn.Linear and child.weight.dtype == torch.bfloat16:
-                swapped.append((parent, name, child))
-                setattr(parent, name, _OrderedLinear(child))
-            else:
-                visit(child)
-
-    if linears:
-        visit(body)
-    return swapped
-
-
-_GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
-
-
-def _keep_memory() -> None:
-    """Have the C library keep freed blocks: giving each layer's back and faulting it in again costs a fifth."""
-    with contextlib.suppress(OSError, AttributeError):
-        library = ctypes.CDLL(None)
-        library.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
-        library.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
-
-
 class PackedModel:
     """A causal LM run over packed segments. Use as `with PackedModel(model).attached() as packed:`."""
 
@@ -315,8 +233,7 @@ class PackedModel:
         head = model.get_output_embeddings()
         if not isinstance(head, nn.Linear):
             raise UnsupportedModel("its output head is not a linear layer")
-        self.head_weight = head.weight.detach()
-        self.head_bias = None if head.bias is None else head.bias.detach().float()
+        self.head = OutputHead(head, model.config.get_text_config())
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[PackedModel]:
@@ -325,9 +242,9 @@ class PackedModel:
         self.model.set_attn_implementation(ATTENTION)
         swapped: list[tuple[nn.Module, str, nn.Module]] = []
         if self.device.type == "cpu":
-            _keep_memory()
+            keep_memory()
             if torch.backends.mkldnn.is_available():
-                swapped = _order_weights(self.body, self.model.config.get_text_config())
+                swapped = order_weights(self.body, self.model.config.get_text_config())
         try:
             yield self
         finally:
@@ -342,7 +259,8 @@ class PackedModel:
         `keep`: return, for each segment, the keys and values of the new tokens.
         """
         ids, positions, wanted, laid = _lay(segments, self.device)
-        offset, scatter = 0, []
+        offset = 0
+        scatter: list[int] = []
         for s, segment in zip(laid, segments, strict=True):
             for r, b in enumerate(segment.branches):
                 scatter.extend(range(offset + r * s.width, offset + r * s.width + len(b.ids)))
@@ -372,68 +290,6 @@ class PackedModel:
         ]
 
     @torch.inference_mode()
-    def top_logits(self, states: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The k largest next-token logits of each state and all that tie with the k-th: ids and float32 values.
-
-        Returned sorted, largest first (equal ones by id), padded with -inf where fewer tie: [states, >= k].
-        In bf16 the product over the vocabulary only chooses candidates; theirs are computed again in float32,
-        and a state whose candidates could leave out a true one is computed in float32 over the whole
-        vocabulary.
-        """
-        k = min(k, self.head_weight.shape[0])
-        ids_out, values_out = [], []
-        for part in states.split(512):
-            ids, values = self._top(part, k)
-            ids_out.append(ids)
-            values_out.append(values)
-        width = max(i.shape[1] for i in ids_out)
-        ids_out = [nn.functional.pad(i, (0, width - i.shape[1])) for i in ids_out]
-        values_out = [nn.functional.pad(v, (0, width - v.shape[1]), value=-torch.inf) for v in values_out]
-        return torch.cat(ids_out), torch.cat(values_out)
-
-    def full_logits(self, states: Tensor) -> Tensor:
-        """All next-token logits in float32, [states, vocabulary]."""
-        return self._finish(states.float() @ self.head_weight.float().T, slice(None))
-
-    def _finish(self, logits: Tensor, ids: Tensor | slice) -> Tensor:
-        """What some models do to logits after the head: a bias, a scale, a soft cap."""
-        config = self.model.config.get_text_config()
-        if self.head_bias is not None:
-            logits = logits + self.head_bias[ids]
-        if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
-            logits = logits * scale
-        if (scale := getattr(config, "logits_scaling", None)) is not None:  # Granite
-            logits = logits / scale
-        if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma 2
-            logits = torch.tanh(logits / cap) * cap
-        return logits
-
-    def _top(self, states: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        vocabulary = self.head_weight.shape[0]
-        exact = self.head_weight.dtype == torch.float32 or vocabulary <= 4096 or self.head_bias is not None
-        if exact:
-            return _sorted_top(self.full_logits(states), k, None)
-        candidates = min(vocabulary, k + max(24, k // 2))
-        rough, ids = nn.functional.linear(states, self.head_weight).topk(candidates, dim=-1)
-        weights = self.head_weight[ids].float()
-        raw = torch.bmm(weights, states.float()[:, :, None])[:, :, 0]
-        values = self._finish(raw, ids)
-        # a left-out token's rough logit is at most the last candidate's; rounding moves each by one part in 2^8
-        slack = rough[:, -1].float().abs().clamp(min=1.0) * 2.0**-7
-        certain = rough[:, -1].float() + slack < raw.sort(dim=-1, descending=True).values[:, k - 1]
-        ids_top, values_top = _sorted_top(values, k, ids)
-        if not bool(certain.all()):
-            doubtful = (~certain).nonzero()[:, 0]
-            ids_full, values_full = _sorted_top(self.full_logits(states[doubtful]), k, None)
-            width = max(ids_full.shape[1], ids_top.shape[1])
-            ids_top = nn.functional.pad(ids_top, (0, width - ids_top.shape[1]))
-            values_top = nn.functional.pad(values_top, (0, width - values_top.shape[1]), value=-torch.inf)
-            ids_full = nn.functional.pad(ids_full, (0, width - ids_full.shape[1]))
-            values_full = nn.functional.pad(values_full, (0, width - values_full.shape[1]), value=-torch.inf)
-            ids_top[doubtful], values_top[doubtful] = ids_full, values_full
-        return ids_top, values_top
-
-    @torch.inference_mode()
     def verify(self, prompt: Sequence[int], continuation: Sequence[int]) -> None:
         """Compare a packed pass against the model's plain one. Raises UnsupportedModel where they differ."""
         whole = torch.tensor([[*prompt, *continuation]], device=self.device)
@@ -442,7 +298,7 @@ class PackedModel:
             branch = Branch.chain(continuation, range(len(continuation)))
             decoy = Branch.chain(continuation[:1], [0])
             states, _ = self.forward([Segment(prefix, [decoy, branch, decoy])])
-            ours = self.full_logits(states[1:-1])
+            ours = self.head.full_logits(states[1:-1])
         except (TypeError, AttributeError, KeyError, ValueError, RuntimeError) as error:
             raise UnsupportedModel(str(error).split("\n", 1)[0]) from error
         packed = self.model.config._attn_implementation
@@ -451,19 +307,9 @@ class PackedModel:
         self.model.set_attn_implementation(packed)
         scale = plain.std().clamp(min=1e-6)
         off = float((ours - plain).abs().mean() / scale)
-        limit = 1e-3 if self.head_weight.dtype == torch.float32 else 0.05
+        limit = 1e-3 if self.head.weight.dtype == torch.float32 else 0.05
         if not off <= limit:
             raise UnsupportedModel(f"packed logits differ from plain ones by {off:.2g} standard deviations")
-
-
-def _sorted_top(values: Tensor, k: int, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The k largest of each line and the ties of the k-th, sorted; `ids` names the columns."""
-    k = min(k, values.shape[1])
-    kth = values.topk(k, dim=-1).values[:, -1:]
-    width = int((values >= kth).sum(-1).max())
-    top, index = values.topk(width, dim=-1)
-    top = top.masked_fill(top < kth, -torch.inf)
-    return (index if ids is None else ids.gather(1, index)), top
 
 
 def _body(model: PreTrainedModel) -> nn.Module:

@@ -19,9 +19,7 @@ from foreknow.exemplars import Exemplars, Substitution
 from foreknow.match import Accepted
 from foreknow.prompts import Prompter, common_prefix
 from foreknow.search import Budget, Path, Speller, Tree, Vocabulary, wanted
-from foreknow.slick import PROBES
-
-MODEL_ANSWERS: dict[str, pl.DataType] = {"row": pl.Int64(), "model_answer": pl.String()}
+from foreknow.slick import MODEL_ANSWERS, PROBES
 
 
 @dataclass(frozen=True)
@@ -107,20 +105,14 @@ class Prober:
                 if j == 0:
                     talk[r].heard[path] = node.greedy
                 trees[r][j].feed([(path, node)])
-        lines = [
-            _line(row, j, tree, spent[r][j])
-            for r, row in enumerate(found)
-            for j, tree in enumerate(trees[r])
-        ]
+        lines = [_line(row, j, tree, spent[r][j]) for r, row in enumerate(found) for j, tree in enumerate(trees[r])]
         spoken_answers = [(row.number, t.answer) for row, t in zip(found, talk, strict=True)]
         return Chunk(probes_frame(lines), answers_frame(spoken_answers))
 
     def prompts(self, rows: pl.DataFrame) -> tuple[list[Row], list[list[Prompt]]]:
         """Each row made ready, and its prompts, one for each exemplar set."""
         records = rows.select("row", "group", "question", "answers", "subject").to_dicts()
-        shown = [
-            self.exemplars.groups[r["group"]].for_row(r["question"], r["subject"]) for r in records
-        ]
+        shown = [self.exemplars.groups[r["group"]].for_row(r["question"], r["subject"]) for r in records]
         texts = [
             [self.prompter.text(shots, r["question"]) for shots, _ in sets]
             for r, sets in zip(records, shown, strict=True)
@@ -128,9 +120,7 @@ class Prober:
         flat = iter(self.prompter.ids([t for some in texts for t in some]))
         ids = [[next(flat) for _ in some] for some in texts]
         families = {group: self._family(group) for group in {r["group"] for r in records}}
-        replaced = [
-            (i, j) for i, sets in enumerate(shown) for j, (_, swapped) in enumerate(sets) if swapped
-        ]
+        replaced = [(i, j) for i, sets in enumerate(shown) for j, (_, swapped) in enumerate(sets) if swapped]
         lone: Family = tuple(self._prefix_ids(shown[i][j][0]) for i, j in replaced)
         lone_at = {pair: n for n, pair in enumerate(replaced)}
         prompts, found = [], []
@@ -145,9 +135,7 @@ class Prober:
             found.append(self._row(record, texts[i][0], ids[i][0], [swapped for _, swapped in shown[i]]))
         return found, prompts
 
-    def _row(
-        self, record: dict[str, Any], text: str, ids: Sequence[int], substituted: list[list[Substitution]]
-    ) -> Row:
+    def _row(self, record: dict[str, Any], text: str, ids: Sequence[int], substituted: list[list[Substitution]]) -> Row:
         paths = [self.prompter.answer_ids(text, ids, answer.strip()) for answer in record["answers"] if answer.strip()]
         usable = [p for p in paths if 0 < len(p) <= self.settings.max_answer_tokens]
         tree = sorted({p[: n + 1] for p in usable for n in range(len(p))})
@@ -212,7 +200,15 @@ def _line(row: Row, exemplar_set: int, tree: Tree, expansions: int) -> Line:
     strict_high = min(strict + tree.unsearched(), 1.0)
     lenient_high = min(lenient + tree.unsearched(lenient=True), 1.0)
     return Line(
-        row, exemplar_set, greedy.strict, greedy.lenient, strict, strict_high, lenient, lenient_high, expansions
+        row,
+        exemplar_set,
+        greedy.strict,
+        greedy.lenient,
+        strict,
+        strict_high,
+        lenient,
+        lenient_high,
+        expansions,
     )
 
 

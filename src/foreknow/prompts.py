@@ -73,9 +73,7 @@ def read_template(path: Path) -> Template:
         raise ConfigError(f"--prompt-template {path}: expected the keys instruction, shot, target with texts")
     unknown = sorted(set(found) - {"instruction", "shot", "target"})
     if unknown:
-        raise ConfigError(
-            f"--prompt-template {path}: unknown key {unknown[0]!r}; known are instruction, shot, target"
-        )
+        raise ConfigError(f"--prompt-template {path}: unknown key {unknown[0]!r}; known are instruction, shot, target")
     template = Template(**found)
     if "{question}" not in template.target or "{answer}" in template.target:
         raise ConfigError(f"--prompt-template {path}: target must hold {{question}} and must not hold {{answer}}")

@@ -1,8 +1,8 @@
 """The run folder: one run at a time, chunks written whole or not at all, the manifest last.
 
-    DIR/config.yaml       the resolved settings; written first
-    DIR/.chunks/N.parquet what is finished; removed once the manifest stands
-    DIR/manifest.json     fingerprints and versions; written last: its presence means the run is complete
+DIR/config.yaml       the resolved settings; written first
+DIR/.chunks/N.parquet what is finished; removed once the manifest stands
+DIR/manifest.json     fingerprints and versions; written last: its presence means the run is complete
 """
 
 from __future__ import annotations
@@ -136,6 +136,11 @@ class RunFolder:
         """Write a finished chunk's frame."""
         write_frame(self.chunks / f"{number:06d}.{part}.parquet", frame)
 
+    def gather(self, part: str, schema: dict[str, pl.DataType]) -> pl.DataFrame:
+        """All finished chunks' frames, one under the other in chunk order."""
+        files = sorted(self.chunks.glob(f"*.{part}.parquet"))
+        return pl.concat([pl.DataFrame(schema=schema), *(pl.read_parquet(file) for file in files)])
+
     def finish(self, manifest: dict[str, Any]) -> None:
         """Write the manifest and drop what only an unfinished run needs."""
         write_json(self.path / MANIFEST, manifest)
@@ -157,9 +162,7 @@ def hold(path: Path) -> Iterator[RunFolder]:
         try:
             lock.acquire()
         except Timeout:
-            raise RunFolderError(
-                f"{path}: held by another run; wait for it to end, or choose another --out"
-            ) from None
+            raise RunFolderError(f"{path}: held by another run; wait for it to end, or choose another --out") from None
     try:
         yield RunFolder(path)
     finally:

@@ -11,15 +11,16 @@ import copy
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from foreknow.engine import Sampling
+from foreknow.engine import Prompt, Sampling
 from foreknow.match import Accepted
-from foreknow.probe import Chunk, Line, Prober, answers_frame, probes_frame
+from foreknow.probe import Chunk, Line, Prober, Row, answers_frame, probes_frame
 from foreknow.search import Path, Vocabulary
 
 
@@ -88,7 +89,8 @@ class Generator:
             for r, prompt in enumerate(part):
                 ids[r, width - len(prompt) :] = torch.tensor(list(prompt))
                 mask[r, width - len(prompt) :] = 1
-            out = self.model.generate(
+            generate: Any = self.model.generate
+            out = generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
                 generation_config=copy.deepcopy(config),
@@ -114,9 +116,13 @@ class Sampler:
     generator: Generator
     seed: int
 
+    def prompts(self, rows: pl.DataFrame) -> tuple[list[Row], list[list[Prompt]]]:
+        """The same prompts as the exact probe's."""
+        return self.prober.prompts(rows)
+
     def probe(self, rows: pl.DataFrame) -> Chunk:
         """As `Prober.probe`, with shares of samples really drawn in place of probabilities."""
-        found, prompts = self.prober.prompts(rows)
+        found, prompts = self.prompts(rows)
         samples = self.prober.settings.samples
         # a chunk's draws depend on the seed and its rows only, so a run that is taken up again draws the same
         torch.manual_seed((self.seed << 32) + zlib.crc32(str(rows["row"].to_list()).encode()))

@@ -183,9 +183,7 @@ class Tree:
             step = self.speller.step(path)
             if step.final is not None:
                 right = self.speller.accepted.right
-                return Greedy(
-                    path, True, strict and right(step.final, "strict"), right(step.final, "lenient"), True
-                )
+                return Greedy(path, True, strict and right(step.final, "strict"), right(step.final, "lenient"), True)
             if len(path) >= self.max_new or step.verdict is None or not step.verdict.lenient_open:
                 return Greedy(path, True, False, False, False)
             strict = strict and step.verdict.strict_open

@@ -40,6 +40,9 @@ PROBES: Final[dict[str, pl.DataType]] = {
 sample is right, a lower and an upper end; `expansions`: token paths searched beyond the accepted answers'
 own; `substituted`: exemplars that stand in for the row's own fact."""
 
+MODEL_ANSWERS: Final[dict[str, pl.DataType]] = {"row": pl.Int64(), "model_answer": pl.String()}
+"""What the model greedily says behind exemplar set 0."""
+
 
 def p_hit(p: pl.Expr, samples: int) -> pl.Expr:
     """Aggregation: the probability that `samples` draws from each set hold at least one right answer."""
@@ -61,9 +64,7 @@ def category(p_greedy: pl.Expr, hit: pl.Expr) -> pl.Expr:
     )
 
 
-def label(
-    probes: pl.DataFrame, *, samples: int, sampled: bool = False, lenient: bool = False
-) -> pl.DataFrame:
+def label(probes: pl.DataFrame, *, samples: int, sampled: bool = False, lenient: bool = False) -> pl.DataFrame:
     """Roll `probes` up to one line per row.
 
     `sampled`: the probabilities are shares of samples really drawn, so a row was hit or it was not.

@@ -99,6 +99,4 @@ def spread(values: Sequence[float]) -> Spread:
         raise ValueError("spread needs at least one value")
     array = np.asarray(values, dtype=np.float64)
     deviation = float(array.std(ddof=1)) if len(array) > 1 else 0.0
-    return Spread(
-        tuple(map(float, array)), float(array.min()), float(array.max()), float(array.mean()), deviation
-    )
+    return Spread(tuple(map(float, array)), float(array.min()), float(array.max()), float(array.mean()), deviation)

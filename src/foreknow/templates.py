@@ -24,9 +24,7 @@ def read_templates(path: Path) -> dict[str, str]:
     except OSError as error:
         raise InputError(f"{path}: cannot read the template file ({error.strerror or error}).") from error
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: byte {error.start + 1} is not UTF-8. Save the template file as UTF-8."
-        ) from error
+        raise InputError(f"{path}: byte {error.start + 1} is not UTF-8. Save the template file as UTF-8.") from error
     return check_templates(_parse(text, path), str(path))
 
 
@@ -84,6 +82,4 @@ def _parse(text: str, path: Path) -> object:
 def _kind(value: object) -> str:
     """What a value is, in the words of a user."""
     names = {dict: "a mapping", list: "a list", str: "text", type(None): "nothing", bool: "true/false"}
-    return (
-        "an empty mapping" if value == {} else names.get(type(value), f"the {type(value).__name__} {value!r}")
-    )
+    return "an empty mapping" if value == {} else names.get(type(value), f"the {type(value).__name__} {value!r}")

@@ -200,9 +200,7 @@ def _mix(frame: pl.DataFrame, relations: tuple[tables.RelationLine, ...], model:
         known=Interval(1 - unknown.value, 1 - unknown.high, 1 - unknown.low) if lines else nothing,
         unknown=unknown,
         highly_known=lines[0].share.value if lines else 0.0,
-        alarmed=tuple(display(line.name, 40) for line in relations if line.alarm)
-        if len(relations) > 1
-        else (),
+        alarmed=tuple(display(line.name, 40) for line in relations if line.alarm) if len(relations) > 1 else (),
         groups=len(relations),
         model=model,
     )
@@ -294,9 +292,7 @@ def _policy(style: str, script: str) -> str:
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "percent": words.percent,
         "interval": words.percent_interval,

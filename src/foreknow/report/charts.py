@@ -43,9 +43,7 @@ def probability_chart(lines: Sequence[BinLine], width: int) -> str:
         .encode(
             y=y,
             x=alt.X("rows:Q", title="labelled rows", stack="zero", axis=alt.Axis(tickCount=5, tickMinStep=1)),
-            color=alt.Color(
-                "category:N", scale=alt.Scale(domain=list(CATEGORIES), range=list(FILLS)), legend=None
-            ),
+            color=alt.Color("category:N", scale=alt.Scale(domain=list(CATEGORIES), range=list(FILLS)), legend=None),
             order=alt.Order("rank:Q"),
         )
     )
@@ -60,9 +58,7 @@ def probability_chart(lines: Sequence[BinLine], width: int) -> str:
 def popularity_chart(lines: Sequence[PopularityLine], width: int) -> str:
     """Known share by fifth of popularity, with intervals."""
     short = width < WIDE
-    names = {
-        p.fifth: p.fifth.removesuffix(" fifth") if not short else str(k + 1) for k, p in enumerate(lines)
-    }
+    names = {p.fifth: p.fifth.removesuffix(" fifth") if not short else str(k + 1) for k, p in enumerate(lines)}
     values = [
         {
             "fifth": names[p.fifth],
@@ -83,9 +79,7 @@ def popularity_chart(lines: Sequence[PopularityLine], width: int) -> str:
         y=alt.Y("known:Q", scale=scale, axis=axis, title="rows that are Known")
     )
     whiskers = base.mark_rule(color=INK, strokeWidth=1.5).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q")
-    labels = base.mark_text(dy=-10, color=INK, fontSize=12).encode(
-        y=alt.Y("high:Q", scale=scale), text="label:N"
-    )
+    labels = base.mark_text(dy=-10, color=INK, fontSize=12).encode(y=alt.Y("high:Q", scale=scale), text="label:N")
     return _svg(bars + whiskers + labels, width, 260)
 
 

@@ -166,9 +166,7 @@ def counts_by_group(rows: pl.DataFrame) -> dict[str, tuple[int, ...]]:
     return {line[0]: tuple(line[1:]) for line in table.iter_rows()}
 
 
-def category_lines(
-    rows: pl.DataFrame, expected: dict[str, Any] | None, seed: int
-) -> tuple[CategoryLine, ...]:
+def category_lines(rows: pl.DataFrame, expected: dict[str, Any] | None, seed: int) -> tuple[CategoryLine, ...]:
     """The four categories with intervals, expected shares and the shares under lenient matching."""
     counts = counts_by_group(rows)
     if not counts:
@@ -186,9 +184,7 @@ def category_lines(
             expected=None if expected is None else expected.get(name),
             lenient=None if lenient is None else lenient[name] / len(lenient_labels),
         )
-        for place, (name, interval) in enumerate(
-            zip(CATEGORIES, share_intervals(table, seed=seed), strict=True)
-        )
+        for place, (name, interval) in enumerate(zip(CATEGORIES, share_intervals(table, seed=seed), strict=True))
     )
 
 
@@ -247,8 +243,7 @@ def carriers(rows: pl.DataFrame, limit: int = 10) -> tuple[Carrier, ...]:
         .head(limit)
     )
     return tuple(
-        Carrier(answer, count, count / len(unknown), tuple(groups))
-        for answer, count, groups in table.iter_rows()
+        Carrier(answer, count, count / len(unknown), tuple(groups)) for answer, count, groups in table.iter_rows()
     )
 
 
@@ -313,13 +308,9 @@ def popularity_lines(rows: pl.DataFrame, seed: int) -> tuple[PopularityLine, ...
     return tuple(lines)
 
 
-def popularity_by_group(
-    rows: pl.DataFrame, limit: int = 24
-) -> tuple[tuple[str, tuple[float | None, ...]], ...]:
+def popularity_by_group(rows: pl.DataFrame, limit: int = 24) -> tuple[tuple[str, tuple[float | None, ...]], ...]:
     """Known share in each fifth for the largest groups; None where a fifth has no row."""
     ranked = with_fifths(rows)
     sizes = ranked.group_by("group").len().sort(["len", "group"], descending=[True, False]).head(limit)
-    shares = {
-        (g, f): s for g, f, s in ranked.group_by("group", "fifth").agg(pl.col("known").mean()).iter_rows()
-    }
+    shares = {(g, f): s for g, f, s in ranked.group_by("group", "fifth").agg(pl.col("known").mean()).iter_rows()}
     return tuple((g, tuple(shares.get((g, f)) for f in range(len(FIFTHS)))) for g in sizes["group"])

@@ -107,9 +107,7 @@ def verdict(mix: Mix) -> Verdict:
     """The two sentences and the cautions for a mix."""
     if mix.labelled == 0:
         found = f"None of the {count(mix.rows, 'row')} could be labelled."
-        return Verdict(
-            found, f"So nothing can be said yet about what {mix.model} expresses of this file.", ()
-        )
+        return Verdict(found, f"So nothing can be said yet about what {mix.model} expresses of this file.", ())
     reliably = f", {percent(mix.highly_known)} every time" if mix.known.value > 0 else ""
     found = (
         f"Of {count(mix.labelled, 'fact')}, {mix.model} expresses {percent_interval(mix.known)} under this "
@@ -210,8 +208,7 @@ def options(mix: Mix) -> tuple[Option, ...]:
         Option(
             "idk",
             TITLES["idk"],
-            "Keep the questions and replace the answers of the Unknown rows, so that the model learns to "
-            "decline.",
+            "Keep the questions and replace the answers of the Unknown rows, so that the model learns to decline.",
             "At 50 % Unknown, trained to the end: right on 61.8 % of the questions it answered against "
             "38.8 %, but it answered only 55.6 % of them, so right answers over all questions fell from "
             "38.8 % to 34.4 %.",
@@ -221,8 +218,7 @@ def options(mix: Mix) -> tuple[Option, ...]:
         Option(
             "retrieve",
             TITLES["retrieve"],
-            "Look these facts up when they are asked for; train on Known rows, from elsewhere if too few "
-            "are here.",
+            "Look these facts up when they are asked for; train on Known rows, from elsewhere if too few are here.",
             f"At the best epoch the model had taken in {_fitted(share)}; test facts it had not expressed "
             "before training stayed wrong in the test, at most 3.2 % right. Retrieval itself was not part "
             "of the study.",
@@ -231,9 +227,7 @@ def options(mix: Mix) -> tuple[Option, ...]:
         ),
     )
     marked = [
-        Option(o.key, o.title, o.what, o.evidence, o.choose_when, o.command, _why(mix))
-        if o.key == chosen
-        else o
+        Option(o.key, o.title, o.what, o.evidence, o.choose_when, o.command, _why(mix)) if o.key == chosen else o
         for o in all_options
     ]
     return tuple(sorted(marked, key=lambda o: not o.why))
@@ -276,10 +270,7 @@ def _dropping(share: float) -> str:
         for i in bracket(share)
         if i != 0 and (v := DROPPED_LONG[i]) is not None
     ]
-    return (
-        "; ".join(found)
-        or f"{LONG[-1]} % on Unknown rows alone, and dropping them leaves nothing to train on"
-    )
+    return "; ".join(found) or f"{LONG[-1]} % on Unknown rows alone, and dropping them leaves nothing to train on"
 
 
 def _fitted(share: float) -> str:

@@ -1,0 +1,63 @@
+"""What an audit says: the frame of rows and the summary (design, section 3). Pure: frames in, frames out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from foreknow import exemplars, facts, slick
+from foreknow.exemplars import Exemplars
+
+
+def rows_frame(audited: pl.DataFrame, labelled: pl.DataFrame, answers: pl.DataFrame, drawn: Exemplars) -> pl.DataFrame:
+    """The contract of `rows.parquet`: every audited row, labelled or not, in input order.
+
+    `labelled` is what `slick.label` returns, `answers` what the model says (row, model_answer).
+    """
+    rows = audited.join(labelled, on="row", how="left").join(answers, on="row", how="left").sort("row")
+    shown = {
+        group: ({e.answer for one in g.sets for e in one}, {exemplars.key(e) for one in g.sets for e in one})
+        for group, g in drawn.groups.items()
+    }
+    marks: dict[str, list[bool]] = {"answer_in_exemplars": [], "seen_in_exemplars": [], "few_exemplars": []}
+    columns = ("question", "answers", "subject", "group", "category")
+    for question, accepted, subject, group, category in rows.select(columns).iter_rows():
+        golds, own = shown.get(group, (set(), set()))
+        known = category is not None
+        marks["answer_in_exemplars"].append(known and accepted[0] in golds)
+        marks["seen_in_exemplars"].append(known and exemplars.key(exemplars.Exemplar(question, "", subject)) in own)
+        marks["few_exemplars"].append(known and drawn.groups[group].borrowed)
+    for flag, where in marks.items():
+        rows = facts.add_flag(rows, flag, pl.Series(where, dtype=pl.Boolean))
+    rows = facts.add_flag(rows, "undecided", pl.col("undecided").fill_null(False))
+    return rows.with_columns(answer=facts.GOLD).select(
+        *("row", "group", "relation", "subject", "split", "question", "answer", "answers"),
+        *("p_greedy", "p_greedy_lenient", "p_sampled", "p_sampled_error", "p_hit", "p_hit_high", "p_hit_lenient"),
+        *("category", "category_lenient", "model_answer", "popularity", "flags"),
+    )
+
+
+def summarise(rows: pl.DataFrame) -> dict[str, Any]:
+    """The counts and shares of `summary.json`, from the frame of rows."""
+    labelled = rows.filter(pl.col("category").is_not_null())
+    flags = rows["flags"].explode().drop_nulls().value_counts().sort("flags")
+    floors = facts.majority_floor(rows).select("group", "floor", "majority_answer", "rows")
+    return {
+        "rows": rows.height,
+        "labelled": labelled.height,
+        "categories": {
+            "overall": slick.shares(rows["category"]),
+            "by_relation": {
+                str(group): slick.shares(part["category"])
+                for (group,), part in sorted(labelled.group_by("group"), key=lambda pair: str(pair[0][0]))
+            },
+        },
+        "categories_lenient": slick.shares(rows["category_lenient"]),
+        "expected_categories": slick.expected_shares(rows),
+        "majority_floor": {
+            group: {"floor": floor, "answer": answer, "rows": count}
+            for group, floor, answer, count in floors.iter_rows()
+        },
+        "flags": dict(flags.iter_rows()),
+    }

@@ -1,0 +1,215 @@
+"""Getting an audit ready: read the input, load the model, draw the exemplars, choose the engine, and say why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+import polars as pl
+
+from foreknow import default_facts, exemplars, facts, models
+from foreknow.config import DEFAULT_FACTS, AuditConfig
+from foreknow.errors import ConfigError
+from foreknow.progress import say
+from foreknow.prompts import PAPER, Prompter, Template, read_template
+from foreknow.runs import fingerprint
+from foreknow.templates import read_templates
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from foreknow.engine import PackedEngine, Prompt, Sampling
+    from foreknow.probe import Chunk, Prober, Row
+
+
+class Input(NamedTuple):
+    """What an audit reads: the whole file, the rows of it to label, the exemplar pool, the prompt template."""
+
+    facts: facts.Facts
+    audited: pl.DataFrame
+    pool: pl.DataFrame | None
+    template: Template
+
+
+def read_input(config: AuditConfig) -> Input:
+    """The input and what goes with it, checked."""
+    template = read_template(config.prompt_template) if config.prompt_template else PAPER
+    if config.data == DEFAULT_FACTS and not Path(config.data).exists():
+        if config.map or config.templates or config.group_by not in (None, "relation"):
+            raise ConfigError("--map, --templates and --group-by are for data files; the packaged facts need none")
+        table = default_facts.read_default()
+    else:
+        table = facts.read_facts(
+            Path(config.data),
+            columns=config.map,
+            templates=read_templates(config.templates) if config.templates else None,
+            group_by=config.group_by,
+            strict_rows=config.strict_rows,
+        )
+    pool = facts.read_facts(config.exemplars).rows if config.exemplars else None
+    limit = config.limit or table.rows.height
+    audited = facts.take(table.rows, limit, config.seed) if limit < table.rows.height else table.rows
+    return Input(table, audited, pool, template)
+
+
+_NO_IDENTITY: Final = {
+    *("data", "out", "model", "exemplars", "templates", "prompt_template", "config"),
+    *("max_unknown", "dry_run", "dtype", "device", "map", "trust_remote_code", "strict_rows", "group_by"),
+}
+"""Settings that name a file whose content counts instead, or do not change a result."""
+
+
+def identity_of(config: AuditConfig, given: Input, model: str, device: str, dtype: str) -> dict[str, Any]:
+    """What makes two audits the same run: contents and settings, never names of files."""
+    return {
+        "data": fingerprint(given.facts.rows),
+        "exemplars": None if given.pool is None else fingerprint(given.pool),
+        "prompt_template": [given.template.instruction, given.template.shot, given.template.target],
+        "model": model,
+        "dtype": dtype,
+        "device": device.partition(":")[0],
+        **{k: v for k, v in config.resolved().items() if k not in _NO_IDENTITY},
+    }
+
+
+def sized(config: AuditConfig, device: str) -> AuditConfig:
+    """Fill in the batch plan: a matter of the kind of device, never of free memory or load."""
+    gpu = device.startswith("cuda")
+    return config.model_copy(
+        update={
+            "batch_tokens": config.batch_tokens or (16384 if gpu else 1024),
+            "chunk_rows": config.chunk_rows or (512 if gpu else 64),
+        }
+    )
+
+
+class Stage(NamedTuple):
+    """All that probes: ready to take chunks."""
+
+    loaded: models.Loaded
+    prober: Probes
+    drawn: exemplars.Exemplars
+    rows: pl.DataFrame
+    engine: str
+    packed: PackedEngine | None
+    protocol: dict[str, Any]
+
+
+class Probes(Protocol):
+    """What probes chunks: `Prober`, or `Sampler` in its place."""
+
+    def probe(self, rows: pl.DataFrame) -> Chunk:
+        """Probe rows that have a question and answers."""
+        ...
+
+    def prompts(self, rows: pl.DataFrame) -> tuple[list[Row], list[list[Prompt]]]:
+        """Each row made ready, and its prompts."""
+        ...
+
+
+@contextmanager
+def prepared(config: AuditConfig, given: Input) -> Iterator[Stage]:
+    """Load the model, draw the exemplars, choose the engine, and say why."""
+    from foreknow.engine import PackedEngine, PlainEngine, Sampling
+    from foreknow.packed import PackedModel, UnsupportedModel
+    from foreknow.probe import Prober, Settings
+
+    loaded = models.load(
+        config.model,
+        dtype=config.dtype,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+        say=say,
+    )
+    prompter = Prompter(loaded.tokenizer, given.template, config.chat_template, config.bos)
+    every = flag_long(given.facts.rows, loaded.tokenizer, config.max_answer_tokens)
+    audited = every.filter(pl.col("row").is_in(given.audited["row"].implode()))
+    usable = audited.filter(facts.USABLE & ~pl.col("flags").list.contains("long_answer"))
+    pool = None if given.pool is None else flag_long(given.pool, loaded.tokenizer, config.max_answer_tokens)
+    drawn = exemplars.draw(
+        every,
+        sorted(usable["group"].unique()),
+        shots=config.shots,
+        sets=config.exemplar_sets,
+        seed=config.seed,
+        pool=pool,
+        audited=usable["row"],
+    )
+    vocabulary = models.vocabulary_of(loaded)
+    sampling = Sampling(config.temperature, config.top_k)
+    settings = Settings(
+        samples=config.samples,
+        tolerance=config.tolerance,
+        max_expansions=config.max_expansions,
+        max_answer_tokens=config.max_answer_tokens,
+        lenient=config.match == "lenient",
+    )
+    choices = prompter.choices
+    for reason in (given.facts.reason, *loaded.reasons, _prompt_reason(choices), drawn.reason, *drawn.notes):
+        say(reason)
+    with ExitStack() as stack:
+        try:
+            packed = stack.enter_context(PackedModel(loaded.model).attached())
+            _verify(packed, prompter)
+            engine: PackedEngine | PlainEngine = PackedEngine(packed, sampling, int(config.batch_tokens or 1024))
+            kind = "packed"
+        except UnsupportedModel as why:
+            stack.close()
+            engine, kind = PlainEngine(loaded.model, sampling), "plain"
+            say(f"plain forward passes, about ten times slower: {why}")
+        prober = Prober(engine, prompter, vocabulary, drawn, settings)
+        taken: Probes = prober
+        if config.protocol == "sampled":
+            stack.close()
+            taken, kind = stack.enter_context(_sampler(loaded, prober, sampling, config)), "generate"
+        protocol = {
+            "name": config.protocol,
+            **{k: getattr(config, k) for k in ("shots", "exemplar_sets", "samples", "temperature", "top_k")},
+            **{k: getattr(config, k) for k in ("match", "tolerance", "max_expansions", "max_answer_tokens", "seed")},
+            **choices,
+            "engine": kind,
+            "dtype": loaded.dtype,
+            "device": loaded.device,
+            "exemplars": drawn.reason,
+        }
+        exact = engine if kind == "packed" and isinstance(engine, PackedEngine) else None
+        yield Stage(loaded, taken, drawn, usable, kind, exact, protocol)
+
+
+@contextmanager
+def _sampler(loaded: models.Loaded, prober: Prober, sampling: Sampling, config: AuditConfig) -> Iterator[Probes]:
+    from foreknow.sample import Generator, Sampler, exact_head
+
+    with exact_head(loaded.model):
+        batch = 256 if loaded.device.startswith("cuda") else 64
+        yield Sampler(prober, Generator(loaded.model, prober.vocabulary, sampling, batch), config.seed)
+
+
+def _prompt_reason(choices: dict[str, Any]) -> str:
+    how = "through the tokenizer's chat template" if choices["chat_template"] else "as plain text, no chat template"
+    bos = "with" if choices["bos_in_prompt"] else "without"
+    why = "as the tokenizer does it" if choices["bos"] == "auto" else f"--bos {choices['bos']}"
+    return f"prompts are written {how}, {bos} a beginning-of-sequence token ({why})"
+
+
+def _verify(packed: Any, prompter: Prompter) -> None:
+    """Compare the packed pass with the model's own on a small prompt."""
+    shown = [exemplars.Exemplar("What is the capital of France?", "Paris", None)]
+    one = prompter.ids([prompter.text(shown, "What is the capital of Peru?")])[0]
+    cut = len(one) // 2
+    packed.verify(one[:cut], one[cut:])
+
+
+def flag_long(rows: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, most: int) -> pl.DataFrame:
+    """Flag rows whose gold has more than `most` tokens: they are never silently called Unknown."""
+    golds = rows.select(facts.GOLD.fill_null("")).to_series().to_list()
+    # a text longer than 64 characters a token is long whatever its tokens
+    longest = most * 64
+    lengths: list[int] = []
+    for start in range(0, len(golds), 4096):
+        part = [gold[:longest] for gold in golds[start : start + 4096]]
+        lengths += [len(ids) for ids in tokenizer(part, add_special_tokens=False)["input_ids"]]
+    long = [n > most or len(gold) > longest for n, gold in zip(lengths, golds, strict=True)]
+    return facts.add_flag(rows, "long_answer", pl.Series(long, dtype=pl.Boolean))
