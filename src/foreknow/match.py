@@ -46,6 +46,15 @@ def _decomposed(text: str) -> str:
     return unicodedata.normalize("NFKD", text)
 
 
+def _settled(text: str) -> str:
+    """`text` without accents and punctuation at its end: accents still to come may go before or between them."""
+    text = _decomposed(text)
+    end = len(text)
+    while end and (unicodedata.combining(text[end - 1]) or unicodedata.category(text[end - 1])[0] in "PS"):
+        end -= 1
+    return text[:end]
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What a (partial) answer text is worth under both modes.
@@ -94,13 +103,13 @@ class Accepted:
         cut = len(whole) < len(text)
         head = whole.lstrip()
         strict_match = not cut and head.rstrip() in self.strict
-        strict_open = strict_match or any(a.startswith(head) for a in self.strict)
+        strict_open = head.rstrip() in self.strict or any(a.startswith(head) for a in self.strict)
         lenient_match = not cut and normalise(whole) in self.lenient
         lenient_open = lenient_match or strict_open or self._lenient_open(whole)
         return Verdict(strict_match, lenient_match, strict_open, lenient_open)
 
     def _lenient_open(self, text: str) -> bool:
-        words = _decomposed(_bare(text)).split()
+        words = _decomposed(_bare(_settled(text))).split()
         if not words:
             return True
         # the last word may still grow: into an article, which vanishes, or into the answer
@@ -115,7 +124,7 @@ class Accepted:
 
 
 _REFUSALS = re.compile(
-    r"^(i (do not|don'?t|cannot|can'?t|am not|'?m not) |i'?m (sorry|not sure|unable)|sorry\b|unknown\b"
+    r"^(i (do not|don'?t|cannot|can'?t|am not|'?m not) |i'?m (sorry|not|unable)\b|sorry\b|unknown\b"
     r"|no (idea|answer|information)|not (known|sure|available|specified)|it is (not known|unknown|unclear)"
     r"|as an ai|n/?a$|none$)",
     re.IGNORECASE,

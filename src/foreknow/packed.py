@@ -172,7 +172,7 @@ def _attend(
             k, v = torch.cat([past_k, k], 2), torch.cat([past_v, v], 2)
         k = k.reshape(kv_heads * n, -1, size)
         v = v.reshape(kv_heads * n, -1, size)
-        own = torch.bmm(q.view(kv_heads * n, group * width, size), k.transpose(1, 2))
+        own = torch.bmm(q.reshape(kv_heads * n, group * width, size), k.transpose(1, 2))
         if softcap is not None:
             own = torch.tanh(own / softcap) * softcap
         own = own.view(kv_heads, n, group, width, -1)

@@ -235,7 +235,10 @@ def _ask(trees: Sequence[Tree], spent: Sequence[int], budget: Budget, lenient: b
     for negative, at, path in open_paths:
         if left <= budget.allowance:
             break
-        asked[at].add(path)
+        if path not in asked[at]:
+            if spent[at] + len(asked[at]) >= budget.cap:
+                continue
+            asked[at].add(path)
         left += negative
 
 

@@ -1,0 +1,361 @@
+"""The search against an oracle: every token path of a toy language model, added up one by one."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from foreknow.match import Accepted
+from foreknow.search import Budget, Node, Path, Speller, Tree, Vocabulary, wanted
+
+TOKENS = (
+    b"</s>", b"\n", b"\n\n", b".\n", b"a", b"b", b"ab", b" ", b"A", b"the ", b" a", b".", b"\xc3", b"\xa9", b"B\nb",
+)  # fmt: skip
+ENDS, BREAKS = frozenset({0, 1, 2}), frozenset({3, 14})
+ANSWERS = ("ab", "a", "b", "aab", "A b", "the a", "a.", "\u00e9", "a\u00e9b", "abab", "The", "B")
+EPS = 1e-9
+
+
+def decode(path: Path) -> str:
+    return b"".join(TOKENS[t] for t in path).decode("utf-8", errors="replace")
+
+
+VOCABULARY = Vocabulary(decode, ENDS, BREAKS)
+
+
+@dataclass
+class Toy:
+    """A language model: a seeded distribution after each path. `shown`: how many tokens a node lists."""
+
+    seed: int
+    tokens: tuple[int, ...]
+    shown: int
+    flat: bool
+    full: dict[Path, list[tuple[int, float]]] = field(default_factory=dict)
+
+    def distribution(self, path: Path) -> list[tuple[int, float]]:
+        if path not in self.full:
+            rng = random.Random(f"{self.seed} {path}")
+            # whole numbers, so that ties are common
+            weights = [rng.choice((0, 1, 1, 2, 3) if self.flat else (0, 1, 4, 64, 1024)) for _ in self.tokens]
+            total = sum(weights) or 1
+            some = [(t, w / total) for t, w in zip(self.tokens, weights, strict=True) if w]
+            self.full[path] = sorted(some or [(self.tokens[0], 1.0)], key=lambda pair: (-pair[1], -pair[0]))
+        return self.full[path]
+
+    def greedy(self, path: Path) -> int:
+        best = self.distribution(path)
+        return min(token for token, p in best if p == best[0][1])
+
+    def node(self, path: Path) -> Node:
+        best = self.distribution(path)
+        tail = sum(p for _, p in best[self.shown :])
+        listed = best[: self.shown]
+        return Node(self.greedy(path), [t for t, _ in listed], [p for _, p in listed], tail)
+
+
+def answer(path: Path) -> str | None:
+    """The answer a path spells; None if it has not ended. Written apart from `Vocabulary`."""
+    text = b""
+    for token in path:
+        text += b"" if token == 0 else TOKENS[token]
+        if token == 0 or b"\n" in TOKENS[token]:
+            return text.split(b"\n")[0].decode("utf-8", errors="replace").strip()
+    return None
+
+
+@dataclass
+class Truth:
+    strict: float
+    lenient: float
+    greedy_strict: bool
+    greedy_lenient: bool
+
+
+def oracle(toy: Toy, accepted: Accepted, max_new: int) -> Truth:
+    """Walk every path; decode greedily."""
+    found = Truth(0.0, 0.0, False, False)
+
+    def walk(path: Path, mass: float) -> None:
+        said = answer(path)
+        if said is not None:
+            found.strict += mass * accepted.right(said, "strict")
+            found.lenient += mass * accepted.right(said, "lenient")
+        elif len(path) < max_new:
+            for token, p in toy.distribution(path):
+                walk((*path, token), mass * p)
+
+    walk((), 1.0)
+    path: Path = ()
+    while len(path) < max_new and answer(path) is None:
+        path = (*path, toy.greedy(path))
+    said = answer(path)
+    if said is not None:
+        found.greedy_strict = accepted.right(said, "strict")
+        found.greedy_lenient = accepted.right(said, "lenient")
+    return found
+
+
+def spellings(toy: Toy, accepted: Accepted, max_new: int) -> list[Path]:
+    """A token path for each accepted answer, as a probe begins with, and all its beginnings."""
+    found: set[Path] = set()
+    for text in accepted.strict:
+        left, path = text.encode(), ()
+        while left:
+            fits = [t for t in toy.tokens if t > 3 and left.startswith(TOKENS[t])]
+            if not fits:
+                break
+            longest = max(fits, key=lambda t: len(TOKENS[t]))
+            path, left = (*path, longest), left[len(TOKENS[longest]) :]
+        else:
+            found |= {path[: n + 1] for n in range(len(path))}
+    return sorted(p for p in found if len(p) < max_new)
+
+
+@dataclass
+class Search:
+    trees: list[Tree]
+    spent: list[int]
+    greedy_asked: list[int]
+
+
+def search(toys: list[Toy], accepted: Accepted, max_new: int, budget: Budget, negligible: float = 0.0) -> Search:
+    """The probe's loop, with toys in the place of a model."""
+    speller = Speller(VOCABULARY, accepted)
+    trees = [Tree(speller, max_new, negligible) for _ in toys]
+    for tree, toy in zip(trees, toys, strict=True):
+        tree.feed([(path, toy.node(path)) for path in ((), *spellings(toy, accepted, max_new))])
+    spent, followed = [0] * len(toys), [0] * len(toys)
+    while any(asked := wanted(trees, spent, budget)):
+        for at, paths in enumerate(asked):
+            greedy = trees[at].greedy()
+            assert len(set(paths)) == len(paths)
+            assert not any(path in trees[at].nodes for path in paths), "asked twice"
+            assert all(len(path) < max_new for path in paths)
+            followed[at] += not greedy.done
+            spent[at] += len(paths)
+        for at, paths in enumerate(asked):
+            for path in paths:
+                trees[at].feed([(path, toys[at].node(path))])
+    return Search(trees, spent, followed)
+
+
+toys = st.lists(
+    st.builds(
+        Toy,
+        st.integers(0, 10**6),
+        st.lists(st.integers(1, len(TOKENS) - 1), min_size=2, max_size=6, unique=True).map(lambda t: (0, *t)),
+        st.sampled_from([99, 99, 2, 3]),
+        st.booleans(),
+    ),
+    min_size=1,
+    max_size=3,
+)
+accepteds = st.lists(st.sampled_from(ANSWERS), min_size=1, max_size=3).map(Accepted.of)
+
+
+@settings(deadline=None, max_examples=250)
+@given(
+    toys,
+    accepteds,
+    st.integers(1, 4),
+    st.sampled_from([0.0, 0.01, 0.1, 0.5]),
+    st.sampled_from([1, 3, 10**9]),
+    st.booleans(),
+    st.sampled_from([0.0, 1e-3, 0.05]),
+    st.sampled_from([1, 16]),
+)
+def test_the_interval_holds_the_truth(
+    toys: list[Toy],
+    accepted: Accepted,
+    max_new: int,
+    allowance: float,
+    cap: int,
+    lenient: bool,
+    negligible: float,
+    samples: int,
+) -> None:
+    budget = Budget(allowance, cap, samples, lenient)
+    done = search(toys, accepted, max_new, budget, negligible)
+    truths = [oracle(toy, accepted, max_new) for toy in toys]
+    for tree, truth in zip(done.trees, truths, strict=True):
+        assert tree.strict - EPS <= truth.strict <= tree.strict + tree.unsearched() + EPS
+        assert tree.lenient - EPS <= truth.lenient <= tree.lenient + tree.unsearched(True) + EPS
+        greedy = tree.greedy()
+        assert greedy.done
+        assert (greedy.strict, greedy.lenient) == (truth.greedy_strict, truth.greedy_lenient)
+        assert tree.strict <= tree.lenient + EPS
+        assert tree.unsearched() <= tree.unsearched(True) + EPS
+        assert tree.lenient + tree.unsearched(True) <= 1 + EPS
+    for at, tree in enumerate(done.trees):
+        assert done.spent[at] <= cap + done.greedy_asked[at], "the cap is for all that is not greedy"
+        assert done.greedy_asked[at] <= max_new
+        assert all(len(path) < max_new for path in tree.nodes)
+
+    def searched(lenient: bool) -> bool:
+        """Within the allowance, or nothing left that could be asked."""
+        waiting = any(
+            (lenient or strict) and done.spent[at] < cap
+            for at, tree in enumerate(done.trees)
+            for _, strict in tree.frontier.values()
+        )
+        return sum(t.unsearched(lenient) for t in done.trees) <= allowance + EPS or not waiting
+
+    assert searched(lenient)
+    exhaustive = cap == 10**9 and negligible == 0.0 and all(toy.shown == 99 for toy in toys)
+    if exhaustive:
+        assert sum(t.unsearched(lenient) for t in done.trees) <= allowance + EPS
+    if not lenient and not any(truth.greedy_lenient for truth in truths):
+        low = 1 - math.prod((1 - min(t.lenient, 1)) ** samples for t in done.trees)
+        high = 1 - math.prod((1 - min(t.lenient + t.unsearched(True), 1)) ** samples for t in done.trees)
+        true = 1 - math.prod((1 - min(t.lenient, 1)) ** samples for t in truths)
+        assert low - 1e-6 <= true <= high + 1e-6
+        assert low >= 0.5 or high < 0.5 or searched(True)
+
+
+@settings(deadline=None, max_examples=60)
+@given(toys, accepteds, st.integers(1, 4), st.randoms(use_true_random=False))
+def test_the_order_of_feeding_does_not_matter(
+    toys: list[Toy], accepted: Accepted, max_new: int, order: random.Random
+) -> None:
+    toy = toys[0]
+    done = search([toy], accepted, max_new, Budget(0.0, 10**9, 16, True)).trees[0]
+    others = [path for path in done.nodes if path]
+    order.shuffle(others)
+    again = Tree(done.speller, max_new, 0.0)
+    now = order.randint(0, len(others))
+    again.feed([(path, toy.node(path)) for path in (*others[:now], ())])
+    for path in others[now:]:
+        again.feed([(path, toy.node(path))])
+    assert again.strict == pytest.approx(done.strict, abs=1e-12)
+    assert again.lenient == pytest.approx(done.lenient, abs=1e-12)
+    assert again.unsearched() == pytest.approx(done.unsearched(), abs=1e-12)
+    assert again.unsearched(True) == pytest.approx(done.unsearched(True), abs=1e-12)
+    assert again.greedy() == done.greedy()
+    assert again.frontier.keys() == done.frontier.keys()
+
+
+@settings(deadline=None, max_examples=60)
+@given(toys, st.lists(st.sampled_from(ANSWERS), min_size=2, max_size=5, unique=True), st.integers(1, 4))
+def test_masses_of_different_answers_add_up(toys: list[Toy], answers: list[str], max_new: int) -> None:
+    every = Budget(0.0, 10**9, 16, True)
+
+    def masses(answers: list[str]) -> tuple[float, float]:
+        tree = search(toys[:1], Accepted.of(answers), max_new, every).trees[0]
+        return tree.strict, tree.lenient
+
+    alone = [masses([one]) for one in answers]
+    assert masses(answers)[0] == pytest.approx(sum(strict for strict, _ in alone), abs=1e-9)
+    one_each = list({one.lenient: one for one in map(lambda a: Accepted.of([a]), answers)}.values())
+    lenient = sum(masses(sorted(one.strict))[1] for one in one_each)
+    if all(toy.shown == 99 for toy in toys[:1]):
+        assert masses(answers)[1] == pytest.approx(lenient, abs=1e-9)
+    assert max(sum(strict for strict, _ in alone), lenient) <= 1 + EPS
+
+
+# by hand
+
+
+def chain(*steps: int) -> Toy:
+    """A model that always says these tokens."""
+    toy = Toy(0, tuple(range(len(TOKENS))), 99, False)
+    toy.full = {steps[:n]: [(token, 1.0)] for n, token in enumerate(steps)}
+    return toy
+
+
+def one(toy: Toy, accepted: str, max_new: int, budget: Budget | None = None) -> Tree:
+    return search([toy], Accepted.of([accepted]), max_new, budget or Budget(0.0, 64, 16)).trees[0]
+
+
+@pytest.mark.parametrize(("max_new", "right"), [(1, False), (2, False), (3, True), (9, True)])
+def test_an_answer_and_its_ending_token_must_fit(max_new: int, right: bool) -> None:
+    tree = one(chain(4, 5, 1), "ab", max_new)
+    assert tree.strict == tree.lenient == float(right)
+    assert tree.greedy().strict is right
+    assert tree.greedy().finished is right
+    assert tree.unsearched(True) == 0
+
+
+@pytest.mark.parametrize(
+    ("steps", "strict", "lenient"),
+    [
+        ((4, 5, 0), True, True),
+        ((4, 5, 2), True, True),
+        ((7, 6, 7, 1), True, True),
+        ((6, 3), False, True),
+        ((8, 5, 1), False, True),
+        ((9, 6, 1), False, True),
+        ((4, 14), False, True),
+        ((6, 4, 1), False, False),
+        ((1,), False, False),
+    ],
+)
+def test_every_spelling_and_every_ending(steps: Path, strict: bool, lenient: bool) -> None:
+    tree = one(chain(*steps), "ab", 6)
+    assert (tree.strict, tree.lenient) == (strict, lenient)
+    assert (tree.greedy().strict, tree.greedy().lenient) == (strict, lenient)
+
+
+def test_a_character_in_two_tokens_is_followed() -> None:
+    tree = one(chain(12, 13, 1), "\u00e9", 3)
+    assert tree.strict == 1
+
+
+def test_a_greedy_path_that_is_surely_wrong_is_not_followed() -> None:
+    done = search([chain(5, 5, 5, 5, 1)], Accepted.of(["ab"]), 9, Budget(0.0, 64, 16))
+    assert done.spent == [0]
+    assert done.trees[0].greedy() == ((5,), True, False, False, False)
+
+
+def test_what_is_negligible_or_not_listed_counts_as_unsearched() -> None:
+    toy = chain(6, 1)
+    toy.full[()] = [(6, 0.7), (4, 0.2), (8, 0.1)]
+    toy.full |= {(4,): [(5, 1.0)], (4, 5): [(1, 1.0)], (8,): [(5, 1.0)], (8, 5): [(1, 1.0)]}
+    tree = Tree(Speller(VOCABULARY, Accepted.of(["ab"])), 6, negligible=0.15)
+    tree.feed([((), toy.node(())), ((6,), toy.node((6,)))])
+    assert tree.strict == pytest.approx(0.7)
+    assert tree.unsearched() == pytest.approx(0.3)
+    assert set(tree.frontier) == {(4,)}
+    toy.shown = 1
+    short = one(toy, "ab", 6)
+    assert (short.strict, short.unsearched(), short.unsearched(True)) == pytest.approx((0.7, 0.3, 0.3))
+
+
+def test_the_likeliest_paths_of_all_prompts_are_asked_first_and_no_more_than_needed() -> None:
+    first, second = chain(5), chain(5)
+    first.full[()] = [(5, 0.5), (4, 0.3), (7, 0.2)]
+    second.full[()] = [(5, 0.6), (4, 0.4)]
+    speller = Speller(VOCABULARY, Accepted.of(["ab"]))
+    trees = [Tree(speller, 5, 0.0), Tree(speller, 5, 0.0)]
+    for tree, toy in zip(trees, (first, second), strict=True):
+        tree.feed([((), toy.node(()))])
+    assert wanted(trees, [0, 0], Budget(0.5, 64, 1)) == [[], [(4,)]]
+    assert wanted(trees, [0, 0], Budget(0.2, 64, 1)) == [[(4,)], [(4,)]]
+    assert wanted(trees, [0, 0], Budget(0.0, 64, 1)) == [[(4,), (7,)], [(4,)]]
+    assert wanted(trees, [0, 64], Budget(0.0, 64, 1)) == [[(4,), (7,)], []]
+    assert wanted(trees, [63, 64], Budget(0.0, 64, 1)) == [[(4,)], []], "a round does not pass the cap"
+    assert wanted(trees, [64, 64], Budget(0.0, 64, 1)) == [[], []]
+
+
+def test_lenient_spellings_are_asked_only_while_the_category_hangs_on_them() -> None:
+    toy = chain(5)
+    toy.full[()] = [(5, 0.9), (8, 0.1)]
+    tree = Tree(Speller(VOCABULARY, Accepted.of(["ab"])), 5, 0.0)
+    tree.feed([((), toy.node(()))])
+    assert (tree.unsearched(), tree.unsearched(True)) == (0, pytest.approx(0.1))
+    assert wanted([tree], [0], Budget(0.01, 64, 1)) == [[]], "one draw: p_hit is at most 0.1"
+    assert wanted([tree], [0], Budget(0.01, 64, 16)) == [[(8,)]], "16 draws: it could be 0.81"
+    assert wanted([tree], [0], Budget(0.01, 64, 1, lenient=True)) == [[(8,)]]
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [((), "\u2026"), ((4, 5), "ab\u2026"), ((7, 4, 1), "a"), ((4, 3), "a."), ((1,), ""), ((4, 0), "a"), ((4, 14), "aB")],
+)
+def test_what_a_path_says(path: Path, said: str) -> None:
+    assert VOCABULARY.said(path) == said
