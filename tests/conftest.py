@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads only wait for each other
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 import shutil
 from pathlib import Path
 
@@ -113,7 +117,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     """Tests write to a cache of their own, but for those that need a packaged model: they share the user's."""
     if request.node.get_closest_marker("packaged") is None:
         monkeypatch.setenv("FOREKNOW_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture

@@ -216,7 +216,8 @@ def test_a_torn_character_is_never_a_match() -> None:
     [
         "I don't know", "I don\u2019t know.", "I do not know the answer", "i cannot answer that", "I'm sorry, but",
         "Sorry, no idea", "Unknown", "unknown.", "Not known", "not specified in the text", "No information",
-        "It is unclear", "As an AI language model, I", "N/A", "n/a", "None", "I am not sure", "I'm not able", "", "...", " - ",
+        "It is unclear", "As an AI language model, I", "N/A", "n/a", "None", "I am not sure", "I'm not able", "",
+        "...", " - ",
     ],
 )  # fmt: skip
 def test_refusals(answer: str) -> None:
@@ -225,7 +226,18 @@ def test_refusals(answer: str) -> None:
 
 @pytest.mark.parametrize(
     "answer",
-    ["Paris", "Unknownville", "Nonesuch", "Norway", "I", "Idaho", "Nota Bene", "Sorrycombe", "42", "東京", "None of them"],
+    [
+        "Paris",
+        "Unknownville",
+        "Nonesuch",
+        "Norway",
+        "I",
+        "Idaho",
+        "Nota Bene",
+        "42",
+        "東京",
+        "None of them",
+    ],
 )
 def test_answers_that_only_look_like_refusals(answer: str) -> None:
     assert not is_refusal(answer)

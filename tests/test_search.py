@@ -251,7 +251,7 @@ def test_masses_of_different_answers_add_up(toys: list[Toy], answers: list[str],
 
     alone = [masses([one]) for one in answers]
     assert masses(answers)[0] == pytest.approx(sum(strict for strict, _ in alone), abs=1e-9)
-    one_each = list({one.lenient: one for one in map(lambda a: Accepted.of([a]), answers)}.values())
+    one_each = list({one.lenient: one for one in (Accepted.of([a]) for a in answers)}.values())
     lenient = sum(masses(sorted(one.strict))[1] for one in one_each)
     if all(toy.shown == 99 for toy in toys[:1]):
         assert masses(answers)[1] == pytest.approx(lenient, abs=1e-9)
@@ -355,7 +355,15 @@ def test_lenient_spellings_are_asked_only_while_the_category_hangs_on_them() -> 
 
 @pytest.mark.parametrize(
     ("path", "said"),
-    [((), "\u2026"), ((4, 5), "ab\u2026"), ((7, 4, 1), "a"), ((4, 3), "a."), ((1,), ""), ((4, 0), "a"), ((4, 14), "aB")],
+    [
+        ((), "\u2026"),
+        ((4, 5), "ab\u2026"),
+        ((7, 4, 1), "a"),
+        ((4, 3), "a."),
+        ((1,), ""),
+        ((4, 0), "a"),
+        ((4, 14), "aB"),
+    ],
 )
 def test_what_a_path_says(path: Path, said: str) -> None:
     assert VOCABULARY.said(path) == said

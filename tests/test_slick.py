@@ -72,9 +72,7 @@ def only(frame: pl.DataFrame) -> dict[str, Any]:
 
 @settings(deadline=None, max_examples=150)
 @given(tables, st.integers(1, 32), st.booleans(), st.booleans())
-def test_labels_agree_with_the_definition(
-    rows: list[list[Set]], samples: int, lenient: bool, sampled: bool
-) -> None:
+def test_labels_agree_with_the_definition(rows: list[list[Set]], samples: int, lenient: bool, sampled: bool) -> None:
     frame = probes(rows)
     found = label(frame, samples=samples, lenient=lenient, sampled=sampled)
     assert found["row"].to_list() == list(range(len(rows)))
@@ -160,9 +158,10 @@ def test_relabelling_is_labelling_the_first_sets(rows: list[list[Set]], samples:
     frame = probes(rows)
     fewer = label(probes([row[:sets] for row in rows]), samples=samples)
     assert relabel(frame, sets=sets, samples=samples).equals(fewer)
-    assert label(frame.sample(fraction=1, shuffle=True, seed=1).sort("row"), samples=samples)[
-        "category"
-    ].to_list() == label(frame, samples=samples)["category"].to_list()
+    assert (
+        label(frame.sample(fraction=1, shuffle=True, seed=1).sort("row"), samples=samples)["category"].to_list()
+        == label(frame, samples=samples)["category"].to_list()
+    )
 
 
 @settings(deadline=None, max_examples=100)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -25,6 +25,7 @@ app = App(
     version=__version__,
     help="Know what your language model knows before you fine-tune it.",
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,
 )
 
 
@@ -199,10 +200,10 @@ def _plain(value: Any) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in str(value))
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """The command line. Exit codes: 0 done, 1 failed, 2 wrong use, 3 a gate was crossed, 130 interrupted."""
     try:
-        app(exit_on_error=False, print_error=False)
+        app(sys.argv[1:] if words is None else words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         print(f"foreknow: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -7,10 +7,10 @@ there is one list of settings with one meaning.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from foreknow.errors import ConfigError
 
@@ -96,11 +96,18 @@ class AuditConfig(Settings):
     seed: int = Field(0, ge=0, description="Seed of every draw.")
     dry_run: bool = Field(False, description="Say what a run would cost, from a short measured burst; write nothing.")
 
-    @model_validator(mode="after")
-    def _known_dtype(self) -> Self:
-        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
-            raise ValueError(f"dtype: found {self.dtype!r}, expected auto, float32, bfloat16 or float16")
-        return self
+    @field_validator("bos", mode="before")
+    @classmethod
+    def _yaml_says_no(cls, value: Any) -> Any:
+        """YAML reads a bare `no` as False and a bare `yes` as True."""
+        return ("no", "yes")[value] if isinstance(value, bool) else value
+
+    @field_validator("dtype")
+    @classmethod
+    def _known_dtype(cls, value: str) -> str:
+        if value not in ("auto", "float32", "bfloat16", "float16"):
+            raise ValueError(f"found {value!r}, expected auto, float32, bfloat16 or float16")
+        return value
 
     def resolved(self) -> dict[str, Any]:
         """All settings as plain values, for `config.yaml`."""

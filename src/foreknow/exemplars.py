@@ -52,7 +52,9 @@ class GroupExemplars:
                 if not same_fact(exemplar, question, subject):
                     continue
                 taken = {key(e) for e in filled}
-                spare = [e for e in self.reserve if not same_fact(e, question, subject) and key(e) not in taken]
+                others = [e for e in self.reserve if not same_fact(e, question, subject)]
+                # in the smallest pools none may be left: showing one twice is better than showing the answer
+                spare = [e for e in others if key(e) not in taken] or others
                 if spare:
                     filled[slot] = spare[(number * len(exemplars) + slot) % len(spare)]
                     swapped.append(Substitution(slot, filled[slot]))

@@ -80,7 +80,9 @@ def _hub_folder(hub_id: str, trust_remote_code: bool) -> Path:
     """A hub model's files in the hub's own cache: safetensors, or where there are none the older weights."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # its retries would be told one by one
     wanted = ["*.json", "*.safetensors", "*.model", "*.jinja", "tokenizer*", "*.txt"]
     wanted += ["*.py"] if trust_remote_code else []
     try:

@@ -71,7 +71,7 @@ def read_template(path: Path) -> Template:
         raise ConfigError(f"--prompt-template {path}: not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
         raise ConfigError(f"--prompt-template {path}: expected the keys instruction, shot, target with texts")
-    unknown = sorted(set(found) - {"instruction", "shot", "target"})
+    unknown = sorted(set(found) - {"instruction", "shot", "target"}, key=str)
     if unknown:
         raise ConfigError(f"--prompt-template {path}: unknown key {unknown[0]!r}; known are instruction, shot, target")
     template = Template(**found)

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -40,14 +41,23 @@ def fingerprint(value: Any) -> str:
 def _disk(path: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, pl.exceptions.PolarsError) as error:
+        number = _errno(error)
+        if number in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceError(
                 f"{path}: the disk is full; finished chunks are kept, free some space and run the same command again"
             ) from None
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
-            raise RunFolderError(f"{path}: cannot be written: {error.strerror}") from None
+        if number in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+            raise RunFolderError(f"{path}: cannot be written: {os.strerror(number)}") from None
         raise
+
+
+def _errno(error: Exception) -> int | None:
+    """The operating system's number for a failed write; Polars gives it in its text only."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    return int(told.group(1)) if told else None
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -113,11 +123,12 @@ class RunFolder:
                 )
             if self.manifest is not None:
                 return True
-        elif any(p for p in self.path.iterdir() if p.name != ".lock"):
+        elif any(p for p in self.path.iterdir() if p.name != ".lock" and not p.name.startswith("..run.json.")):
             raise RunFolderError(f"{self.path}: not empty and not a run of foreknow; choose another --out")
+        # whose folder it is comes first: a run stopped right here can be taken up again
+        write_json(self.path / ".run.json", {"identity": identity})
         with _disk(self.path):
             self.chunks.mkdir(exist_ok=True)
-        write_json(self.path / ".run.json", {"identity": identity})
         write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         return False
 
