@@ -113,7 +113,9 @@ def facts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+def own_cache(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     """Tests write to a cache of their own, but for those that need a packaged model: they share the user's."""
     if request.node.get_closest_marker("packaged") is None:
         monkeypatch.setenv("FOREKNOW_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

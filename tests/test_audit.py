@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import re
 import signal
 import subprocess
@@ -15,10 +14,10 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from conftest import fact_rows
 
 import foreknow
-from foreknow import auditing, cli, prepare, runs, slick
+from conftest import fact_rows
+from foreknow import cli, prepare, runs, slick
 from foreknow.engine import PackedEngine
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -165,10 +164,9 @@ def test_dry_run_writes_nothing(run: Cli, facts_file: Path, tiny_folder: Path, t
 START = [sys.executable, "-c", "from foreknow.cli import main; main()"]
 
 
-def _started(words: list[object], **more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*START, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **more}
-    )
+def _started(words: list[object]) -> subprocess.Popen[str]:
+    command = [*START, *map(str, words)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def _wait_for_chunks(out: Path, count: int, process: subprocess.Popen[str]) -> None:
@@ -353,7 +351,10 @@ def test_odd_rows_are_kept_flagged_and_counted(run: Cli, tiny_folder: Path, tmp_
 
 
 def test_a_relation_with_too_few_exemplars_borrows(run: Cli, tiny_folder: Path, tmp_path: Path) -> None:
-    rows = [*fact_rows()[:12], {"question": "Who wrote Odd?", "answer": "Avens", "relation": "author", "subject": "Odd"}]
+    rows = [
+        *fact_rows()[:12],
+        {"question": "Who wrote Odd?", "answer": "Avens", "relation": "author", "subject": "Odd"},
+    ]
     out = tmp_path / "a"
     code, _, err = run(
         "audit", write(tmp_path / "f.jsonl", rows), "--out", out, "--model", tiny_folder, "--dtype", "float32"
@@ -409,7 +410,9 @@ def test_an_unknown_model(run: Cli, facts_file: Path, tmp_path: Path) -> None:
     assert "not a GGUF file transformers can read" in err
 
 
-def test_a_folder_that_is_not_a_run_is_left_alone(run: Cli, facts_file: Path, tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_left_alone(
+    run: Cli, facts_file: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("x")
     code, _, err = run("audit", facts_file, "--out", tmp_path / "precious", *settings(tiny_folder))
@@ -439,10 +442,3 @@ def test_an_architecture_the_packed_pass_does_not_fit_is_audited_all_the_same(
     both = foreknow.open_audit(finished).rows.join(foreknow.open_audit(out).rows, on="row", suffix="_plain")
     assert both.height == 12
     assert both["category"].equals(both["category_plain"].alias("category"))
-
-
-def test_the_memory_of_a_run_does_not_grow_with_its_rows(finished: Path) -> None:
-    """What a chunk leaves behind is on disk: `_run_chunks` keeps nothing (the benchmark measures the rest)."""
-    source = Path(auditing.__file__).read_text()
-    body = source[source.index("def _run_chunks") : source.index("def _with_less_memory")]
-    assert "append" not in body

@@ -326,6 +326,16 @@ def test_what_is_negligible_or_not_listed_counts_as_unsearched() -> None:
     assert (short.strict, short.unsearched(), short.unsearched(True)) == pytest.approx((0.7, 0.3, 0.3))
 
 
+def test_what_is_lost_on_a_path_that_cannot_be_strictly_right_counts_leniently_only() -> None:
+    toy = chain(5)
+    toy.full |= {(): [(8, 0.5), (5, 0.5)], (8,): [(5, 0.6), (4, 0.4)], (8, 5): [(1, 1.0)]}
+    toy.shown = 1
+    tree = Tree(Speller(VOCABULARY, Accepted.of(["ab"])), 5, 0.0)
+    tree.feed([((), Node(8, [8, 5], [0.5, 0.5])), ((8,), toy.node((8,))), ((8, 5), toy.node((8, 5)))])
+    assert (tree.strict, tree.unsearched()) == (0, 0)
+    assert (tree.lenient, tree.unsearched(True)) == pytest.approx((0.3, 0.2))
+
+
 def test_the_likeliest_paths_of_all_prompts_are_asked_first_and_no_more_than_needed() -> None:
     first, second = chain(5), chain(5)
     first.full[()] = [(5, 0.5), (4, 0.3), (7, 0.2)]

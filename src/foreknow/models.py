@@ -82,7 +82,7 @@ def _hub_folder(hub_id: str, trust_remote_code: bool) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import logging
 
-    logging.set_verbosity_error()  # its retries would be told one by one
+    logging.set_verbosity(40)  # errors only: its retries would be told one by one
     wanted = ["*.json", "*.safetensors", "*.model", "*.jinja", "tokenizer*", "*.txt"]
     wanted += ["*.py"] if trust_remote_code else []
     try:

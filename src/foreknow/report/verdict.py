@@ -66,7 +66,7 @@ class Option:
     what: str
     evidence: str
     choose_when: str
-    command: str
+    how: str
     why: str = ""
 
 
@@ -194,7 +194,7 @@ def options(mix: Mix) -> tuple[Option, ...]:
             "Keep every row and keep the checkpoint with the best score on a dev set, not the last one.",
             f"Best epoch: {_series(EARLY, share)}. Trained to the end: {_series(LONG, share)}.",
             "Choose it when there is a dev set to stop on, and the Unknown rows need not be learnt.",
-            "foreknow tune DATA --dev DEV --model MODEL --out RUN",
+            "Train on your file, score a dev set after every epoch, and keep the best checkpoint.",
         ),
         Option(
             "drop",
@@ -203,7 +203,7 @@ def options(mix: Mix) -> tuple[Option, ...]:
             f"Trained to the end: {_dropping(share)}. At the best epoch dropping them cost at most 0.8 "
             "points, up to 90 % Unknown.",
             "Choose it when training may run long, or when form matters more than these facts.",
-            "foreknow mix AUDIT --drop unknown --out FILE",
+            "In the annotated file, keep the rows whose category is not Unknown.",
         ),
         Option(
             "idk",
@@ -213,7 +213,7 @@ def options(mix: Mix) -> tuple[Option, ...]:
             "38.8 %, but it answered only 55.6 % of them, so right answers over all questions fell from "
             "38.8 % to 34.4 %.",
             "Choose it when a wrong answer costs more than none.",
-            "foreknow mix AUDIT --idk --out FILE",
+            "In the annotated file, replace the answer of the rows whose category is Unknown.",
         ),
         Option(
             "retrieve",
@@ -223,11 +223,11 @@ def options(mix: Mix) -> tuple[Option, ...]:
             "before training stayed wrong in the test, at most 3.2 % right. Retrieval itself was not part "
             "of the study.",
             "Choose it when the facts themselves must be right in the answers.",
-            "foreknow mix AUDIT --drop unknown --out FILE",
+            "In the annotated file, put the rows whose category is Unknown into the index, and train on the rest.",
         ),
     )
     marked = [
-        Option(o.key, o.title, o.what, o.evidence, o.choose_when, o.command, _why(mix)) if o.key == chosen else o
+        Option(o.key, o.title, o.what, o.evidence, o.choose_when, o.how, _why(mix)) if o.key == chosen else o
         for o in all_options
     ]
     return tuple(sorted(marked, key=lambda o: not o.why))

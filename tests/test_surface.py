@@ -1,0 +1,71 @@
+"""What a user meets first: import, --help, the README's commands, the façade."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import foreknow
+from foreknow.config import AuditConfig
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "transformers", "polars", "altair", "scipy", "numpy")
+
+
+def _modules(code: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}\nprint('\\n'.join(sys.modules))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(done.stdout.splitlines())
+
+
+def test_import_is_light() -> None:
+    assert not _modules("import foreknow").intersection(HEAVY)
+
+
+def test_help_is_light() -> None:
+    loaded = _modules(
+        "from foreknow import cli\ntry:\n    cli.main(['--help'])\nexcept SystemExit: pass\n"
+        "try:\n    cli.main(['audit', '--help'])\nexcept SystemExit: pass"
+    )
+    assert not loaded.intersection(HEAVY)
+
+
+def test_every_setting_is_a_flag() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from foreknow.cli import main; main(['audit', '--help'])"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    flags = set(re.findall(r"--[a-z][a-z-]+", done.stdout))
+    wanted = {f"--{name.replace('_', '-')}" for name in AuditConfig.model_fields if name != "data"}
+    assert wanted <= flags
+    assert "--config" in flags
+
+
+def test_the_facade_exports_what_it_says() -> None:
+    for name in foreknow.__all__:
+        assert getattr(foreknow, name) is not None
+    assert set(foreknow._HOME) <= set(foreknow.__all__)
+
+
+def test_the_readme_has_exactly_two_commands_for_set_up() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[0].split())
+    commands = re.findall(r"^make (\S+)", readme, re.M)
+    assert commands[:2] == ["demo", "test"]
+    assert set(commands) <= targets
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_readme_names_only_settings_that_exist() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = "\n".join(re.findall(r"```.*?```", readme, re.S))
+    known = {f"--{name.replace('_', '-')}" for name in AuditConfig.model_fields} | {"--config", "--no-rows", "--help"}
+    assert set(re.findall(r"(?<!\w)--[a-z][a-z-]+", blocks)) <= known
