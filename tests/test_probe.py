@@ -13,7 +13,7 @@ from scipy import stats
 from foreknow import exemplars, models, slick
 from foreknow.engine import Engine, PackedEngine, PlainEngine, Sampling
 from foreknow.packed import PackedModel
-from foreknow.probe import Prober, Settings, chunks
+from foreknow.probe import Prober, Settings, chunks, common_heads
 from foreknow.prompts import Prompter
 from foreknow.sample import Generator, Sampler, exact_head
 
@@ -37,7 +37,8 @@ def rows(frame: pl.DataFrame) -> pl.DataFrame:
 
 def prober(loaded: models.Loaded, rows: pl.DataFrame, engine: Engine, **settings: object) -> Prober:
     drawn = exemplars.draw(rows, sorted(rows["group"].unique()), shots=2, sets=4, seed=0)
-    return Prober(engine, Prompter(loaded.tokenizer), models.vocabulary_of(loaded), drawn, Settings(**settings))  # type: ignore[arg-type]
+    chosen = Settings(**settings)  # type: ignore[arg-type]
+    return Prober(engine, Prompter(loaded.tokenizer), models.vocabulary_of(loaded), drawn, chosen, common_heads(rows))
 
 
 @pytest.fixture

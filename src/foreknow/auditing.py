@@ -180,6 +180,7 @@ def _write(config: AuditConfig, given: Input, stage: Stage, folder: RunFolder, i
             "reason": given.facts.reason,
             "fingerprint": identity["data"],
             "rows_in_file": given.facts.rows.height,
+            **({"licences": given.licences} if given.licences else {}),
         },
         "seconds": seconds,
         "rows_per_second": int(cost["rows"].sum()) / seconds if seconds else 0.0,

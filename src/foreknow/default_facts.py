@@ -211,3 +211,11 @@ def _splits(facts: Iterable[Fact]) -> dict[str, str]:
             if splits[key] in wanted:
                 wanted[splits[key]][name] -= 1
     return splits
+
+
+def licences() -> str:
+    """The licences of the packages and their data, each with its packages."""
+    packages: dict[str, set[str]] = defaultdict(set)
+    for relation in RELATIONS:
+        packages[relation.licence].update(relation.package.split(", "))
+    return "; ".join(f"{', '.join(sorted(names))}: {licence}" for licence, names in packages.items())

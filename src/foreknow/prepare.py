@@ -31,15 +31,17 @@ class Input(NamedTuple):
     audited: pl.DataFrame
     pool: pl.DataFrame | None
     template: Template
+    licences: str | None = None
 
 
 def read_input(config: AuditConfig) -> Input:
     """The input and what goes with it, checked."""
     template = read_template(config.prompt_template) if config.prompt_template else PAPER
+    licences = None
     if config.data == DEFAULT_FACTS and not Path(config.data).exists():
         if config.map or config.templates or config.group_by not in (None, "relation"):
             raise ConfigError("--map, --templates and --group-by are for data files; the packaged facts need none")
-        table = default_facts.read_default()
+        table, licences = default_facts.read_default(), default_facts.licences()
     else:
         table = facts.read_facts(
             Path(config.data),
@@ -51,7 +53,7 @@ def read_input(config: AuditConfig) -> Input:
     pool = facts.read_facts(config.exemplars).rows if config.exemplars else None
     limit = config.limit or table.rows.height
     audited = facts.take(table.rows, limit, config.seed) if limit < table.rows.height else table.rows
-    return Input(table, audited, pool, template)
+    return Input(table, audited, pool, template, licences)
 
 
 _NO_IDENTITY: Final = {
@@ -114,7 +116,7 @@ def prepared(config: AuditConfig, given: Input) -> Iterator[Stage]:
     """Load the model, draw the exemplars, choose the engine, and say why."""
     from foreknow.engine import PackedEngine, PlainEngine, Sampling
     from foreknow.packed import PackedModel, UnsupportedModel
-    from foreknow.probe import Prober, Settings
+    from foreknow.probe import Prober, Settings, common_heads
 
     loaded = models.load(
         config.model,
@@ -159,7 +161,7 @@ def prepared(config: AuditConfig, given: Input) -> Iterator[Stage]:
             stack.close()
             engine, kind = PlainEngine(loaded.model, sampling), "plain"
             say(f"plain forward passes, about ten times slower: {why}")
-        prober = Prober(engine, prompter, vocabulary, drawn, settings)
+        prober = Prober(engine, prompter, vocabulary, drawn, settings, common_heads(usable))
         taken: Probes = prober
         if config.protocol == "sampled":
             stack.close()

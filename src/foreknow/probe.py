@@ -8,14 +8,15 @@ its rows and the settings only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from os.path import commonprefix
 from typing import Any, NamedTuple
 
 import polars as pl
 
 from foreknow.engine import Engine, Family, Prompt
-from foreknow.exemplars import Exemplars, Substitution
+from foreknow.exemplars import Exemplar, Exemplars, Substitution
 from foreknow.match import Accepted
 from foreknow.prompts import Prompter, common_prefix
 from foreknow.search import Budget, Path, Speller, Tree, Vocabulary, wanted
@@ -64,13 +65,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Prober:
-    """Probes chunks of rows with one model, prompt and set of exemplars."""
+    """Probes chunks of rows with one model, prompt and set of exemplars.
+
+    `heads`: how all of a group's questions begin (`common_heads`); computed once with the exemplars.
+    """
 
     engine: Engine
     prompter: Prompter
     vocabulary: Vocabulary
     exemplars: Exemplars
     settings: Settings
+    heads: Mapping[str, str] = field(default_factory=dict)
 
     def probe(self, rows: pl.DataFrame) -> Chunk:
         """Probe rows that have a question and answers (columns as in `facts.ROWS`)."""
@@ -121,7 +126,7 @@ class Prober:
         ids = [[next(flat) for _ in some] for some in texts]
         families = {group: self._family(group) for group in {r["group"] for r in records}}
         replaced = [(i, j) for i, sets in enumerate(shown) for j, (_, swapped) in enumerate(sets) if swapped]
-        lone: Family = tuple(self._prefix_ids(shown[i][j][0]) for i, j in replaced)
+        lone: Family = tuple(self._prefix_ids(shown[i][j][0], records[i]["group"]) for i, j in replaced)
         lone_at = {pair: n for n, pair in enumerate(replaced)}
         prompts, found = [], []
         for i, record in enumerate(records):
@@ -144,11 +149,12 @@ class Prober:
         return Row(record["row"], speller, tree, longest + self.settings.extra_tokens, substituted)
 
     def _family(self, group: str) -> Family:
-        return tuple(self._prefix_ids(exemplars) for exemplars in self.exemplars.groups[group].sets)
+        return tuple(self._prefix_ids(exemplars, group) for exemplars in self.exemplars.groups[group].sets)
 
-    def _prefix_ids(self, shots: Any) -> tuple[int, ...]:
-        """The ids that prompts with these exemplars begin with, whatever is asked."""
-        one, other = self.prompter.ids([self.prompter.text(shots, q) for q in ("\u00a7", "0")])
+    def _prefix_ids(self, shots: Sequence[Exemplar], group: str) -> tuple[int, ...]:
+        """The ids that prompts with these exemplars begin with, whatever is asked of the group."""
+        head = self.heads.get(group, "")
+        one, other = self.prompter.ids([self.prompter.text(shots, head + q) for q in ("\u00a7", "0")])
         return tuple(one[: common_prefix(one, other)])
 
 
@@ -231,6 +237,12 @@ def probes_frame(lines: Iterable[Line]) -> pl.DataFrame:
 def answers_frame(spoken: Iterable[tuple[int, str]]) -> pl.DataFrame:
     """(row number, what the model says) as a frame."""
     return pl.DataFrame(list(spoken), schema=MODEL_ANSWERS, orient="row").sort("row")
+
+
+def common_heads(rows: pl.DataFrame) -> dict[str, str]:
+    """For each group the text all its questions begin with: `Which country is `, say."""
+    ends = rows.group_by("group").agg(first=pl.col("question").min(), last=pl.col("question").max())
+    return {group: commonprefix([first, last]) for group, first, last in ends.iter_rows()}  # noqa: RUF071
 
 
 def chunks(rows: pl.DataFrame, size: int) -> list[pl.DataFrame]:
