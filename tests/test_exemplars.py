@@ -159,6 +159,10 @@ def test_rows_that_are_not_audited_serve_if_they_are_enough() -> None:
     assert drawn.reason.endswith("rows that are not audited")
     drawn = draw(rows, ["all"], shots=4, sets=5, seed=0, audited=audited)
     assert "a row's own fact is replaced in its prompts" in drawn.reason
+    twice = rows.with_columns(subject=pl.lit("the same"))
+    twice = pl.concat([rows.head(20), twice.tail(20)])
+    drawn = draw(twice, ["all"], shots=4, sets=4, seed=0, audited=audited)
+    assert "a row's own fact is replaced" in drawn.reason, "many rows, but one fact only"
     everything = draw(rows, ["all"], shots=4, sets=4, seed=0, audited=rows["row"])
     assert "a row's own fact is replaced in its prompts" in everything.reason
 

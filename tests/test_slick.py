@@ -109,6 +109,7 @@ def test_labels_agree_with_the_definition(rows: list[list[Set]], samples: int, l
         ([(True, 0.0, 0.0)] * 10, HIGHLY_KNOWN),
         ([(True, 1.0, 0.0)] * 3, HIGHLY_KNOWN),
         ([(True, 1.0, 0.0)] * 9 + [(False, 1.0, 0.0)], MAYBE_KNOWN),
+        ([(True, 1.0, 0.0)] * 99 + [(False, 1.0, 0.0)], MAYBE_KNOWN),
         ([(False, 0.0, 0.0)] * 9 + [(True, 0.0, 0.0)], MAYBE_KNOWN),
         ([(False, 1.0, 0.0)] + [(False, 0.0, 0.0)] * 9, WEAKLY_KNOWN),
         ([(False, 0.0044, 0.0)] * 10, WEAKLY_KNOWN),

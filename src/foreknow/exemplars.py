@@ -148,8 +148,9 @@ def _pool(
         return pl.concat([dev, rest]), reason
     if audited is not None and audited.len() < rows.height:
         rest = rows.filter(~pl.col("row").is_in(audited.implode()))
-        smallest = rest.group_by("group").len()["len"].min()
-        if rest["group"].n_unique() == rows["group"].n_unique() and isinstance(smallest, int) and smallest > plenty:
+        # facts that could serve, not rows: duplicates and long answers are none
+        smallest = min((len(_candidates(frame)) for _, frame in rest.group_by("group")), default=0)
+        if rest["group"].n_unique() == rows["group"].n_unique() and smallest > plenty:
             return (
                 rest,
                 "no row is marked dev: exemplars are drawn from each group's rows that are not audited",
