@@ -76,7 +76,7 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
     with prepared(config, given._replace(audited=rows)) as stage:
         if stage.packed is None:
             raise SystemExit("the packed engine does not take this model")
-        plan = chunks(stage.rows, int(config.chunk_rows or 64))
+        plan = chunks(stage.rows, int(config.chunk_rows or 128))
         stage.prober.probe(plan[0].head(8))  # first touch of the weights
         stage.packed._families.clear()
         counted = count_tokens(stage.packed.packed)

@@ -113,7 +113,7 @@ def _compute(config: AuditConfig, given: Input, folder: RunFolder, identity: dic
 
     with prepared(config, given) as stage:
         write_json(folder.path / "exemplars.json", stage.drawn.as_json())
-        plan = chunks(stage.rows, int(config.chunk_rows or 64))
+        plan = chunks(stage.rows, int(config.chunk_rows or 128))
         _run_chunks(plan, stage, folder)
         _write(config, given, stage, folder, identity)
 
@@ -220,7 +220,7 @@ def estimate(config: AuditConfig) -> dict[str, Any]:
     with prepared(config, given) as stage:
         if stage.rows.is_empty():
             return {"rows": 0, "not_probed": given.audited.height, "prompts": 0, "tokens": 0, "seconds": 0.0}
-        plan = chunks(stage.rows, int(config.chunk_rows or 64))
+        plan = chunks(stage.rows, int(config.chunk_rows or 128))
         burst = plan[len(plan) // 2]
         if config.protocol == "sampled":
             burst = burst.head(2)

@@ -91,8 +91,8 @@ class AuditConfig(Settings):
     max_expansions: int = Field(64, ge=1, description="Token paths searched for one prompt, at most.")
     dtype: str = Field("auto", description="auto, bfloat16, float16 or float32.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
-    batch_tokens: int | None = Field(None, ge=1, description="Tokens computed at once (default: 1024; GPU 16384).")
-    chunk_rows: int | None = Field(None, ge=1, description="Rows saved at once (default: 64; GPU 512).")
+    batch_tokens: int | None = Field(None, ge=1, description="Tokens computed at once (default: 2048; GPU 16384).")
+    chunk_rows: int | None = Field(None, ge=1, description="Rows saved at once (default: 128; GPU 512).")
     seed: int = Field(0, ge=0, description="Seed of every draw.")
     dry_run: bool = Field(False, description="Say what a run would cost, from a short measured burst; write nothing.")
 

@@ -264,7 +264,7 @@ def _alike(rows: list[int], branches: Sequence[Branch]) -> list[list[int]]:
     shortest = 0
     for i in ordered:
         length = len(branches[i].ids)
-        if not found or length > max(3 * shortest, shortest + 12):
+        if not found or length > max(2 * shortest, shortest + 12):
             found.append([])
             shortest = length
         found[-1].append(i)

@@ -81,8 +81,8 @@ def sized(config: AuditConfig, device: str) -> AuditConfig:
     gpu = device.startswith("cuda")
     return config.model_copy(
         update={
-            "batch_tokens": config.batch_tokens or (16384 if gpu else 1024),
-            "chunk_rows": config.chunk_rows or (512 if gpu else 64),
+            "batch_tokens": config.batch_tokens or (16384 if gpu else 2048),
+            "chunk_rows": config.chunk_rows or (512 if gpu else 128),
         }
     )
 
@@ -155,7 +155,7 @@ def prepared(config: AuditConfig, given: Input) -> Iterator[Stage]:
         try:
             packed = stack.enter_context(PackedModel(loaded.model).attached())
             _verify(packed, prompter)
-            engine: PackedEngine | PlainEngine = PackedEngine(packed, sampling, int(config.batch_tokens or 1024))
+            engine: PackedEngine | PlainEngine = PackedEngine(packed, sampling, int(config.batch_tokens or 2048))
             kind = "packed"
         except UnsupportedModel as why:
             stack.close()
