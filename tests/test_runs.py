@@ -316,3 +316,18 @@ def test_fingerprints_are_of_content() -> None:
     assert fingerprint(FRAME) != fingerprint(FRAME.reverse())
     assert fingerprint("\ud800").startswith("sha256:")
     assert len(fingerprint(json.loads("null"))) == len("sha256:") + 64
+
+
+def test_what_a_killed_write_left_behind_is_cleared(tmp_path: Path) -> None:
+    with hold(tmp_path / "a") as folder:
+        folder.begin({"x": 1}, {})
+        torn = [
+            folder.path / ".rows.parquet.ab12cd_z.parquet",
+            folder.chunks / ".000001.probes.parquet.abcdefgh.parquet",
+        ]
+        for path in torn:
+            path.write_bytes(b"half")
+        (folder.path / ".gitignore").write_text("*")
+        folder.begin({"x": 1}, {})
+        assert not any(path.exists() for path in torn)
+        assert (folder.path / ".gitignore").exists()

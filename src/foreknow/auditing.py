@@ -120,7 +120,7 @@ def _compute(config: AuditConfig, given: Input, folder: RunFolder, identity: dic
 
 def _run_chunks(plan: list[pl.DataFrame], stage: Stage, folder: RunFolder) -> None:
     """Probe the chunks that are not finished."""
-    left = [n for n in range(len(plan)) if folder.chunk(n, "cost") is None]
+    left = [n for n in range(len(plan)) if any(folder.chunk(n, part) is None for part in ("probes", "answers", "cost"))]
     if len(left) < len(plan):
         say(f"{len(plan) - len(left)} of {len(plan)} chunks are finished; going on")
     with meter("probing", sum(plan[n].height for n in left)) as done:

@@ -167,7 +167,7 @@ def _print_audit(summary: dict[str, Any]) -> None:
     )
     print(
         f"{summary['labelled']:,} of {summary['rows']:,} rows labelled with {summary['model']['name']}, "
-        f"{summary['rows_per_second']:.1f} rows/s"
+        f"{summary['rows_per_second']:.2g} rows/s"
     )
     _print_table(table, "share of rows by category")
     if len(by_group) > len(shown):

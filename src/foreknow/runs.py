@@ -27,6 +27,8 @@ from filelock import FileLock, Timeout
 from foreknow.errors import ResourceError, RunFolderError
 
 MANIFEST = "manifest.json"
+_TORN = re.compile(r"\.[\w.]+\.[a-z0-9_]{8}\.\w+")
+"""What `write_whole` leaves behind if it is killed."""
 
 
 def fingerprint(value: Any) -> str:
@@ -129,6 +131,9 @@ class RunFolder:
         write_json(self.path / ".run.json", {"identity": identity})
         with _disk(self.path):
             self.chunks.mkdir(exist_ok=True)
+            for torn in (*self.path.iterdir(), *self.chunks.iterdir()):
+                if _TORN.fullmatch(torn.name):
+                    torn.unlink(missing_ok=True)
         write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         return False
 

@@ -122,6 +122,6 @@ def expected_shares(rows: pl.DataFrame) -> dict[str, float]:
     }
 
 
-def relabel(probes: pl.DataFrame, *, sets: int, samples: int) -> pl.DataFrame:
+def relabel(probes: pl.DataFrame, *, sets: int, samples: int, lenient: bool = False) -> pl.DataFrame:
     """Labels under a smaller budget (the first `sets` exemplar sets, `samples` draws each): no model needed."""
-    return label(probes.filter(pl.col("exemplar_set") < sets), samples=samples)
+    return label(probes.filter(pl.col("exemplar_set") < sets), samples=samples, lenient=lenient)
