@@ -120,6 +120,8 @@ def _compute(config: AuditConfig, given: Input, folder: RunFolder, identity: dic
 
 def _run_chunks(plan: list[pl.DataFrame], stage: Stage, folder: RunFolder) -> None:
     """Probe the chunks that are not finished."""
+    from foreknow.ordered import release_memory
+
     left = [n for n in range(len(plan)) if any(folder.chunk(n, part) is None for part in ("probes", "answers", "cost"))]
     if len(left) < len(plan):
         say(f"{len(plan) - len(left)} of {len(plan)} chunks are finished; going on")
@@ -132,6 +134,8 @@ def _run_chunks(plan: list[pl.DataFrame], stage: Stage, folder: RunFolder) -> No
             cost = [{"seconds": time.monotonic() - began, "rows": plan[n].height, "halved": times}]
             folder.keep(n, "cost", pl.DataFrame(cost, schema=COST))
             done.advance(plan[n].height)
+            del chunk
+            release_memory()
 
 
 def _with_less_memory(stage: Stage, rows: pl.DataFrame) -> tuple[Chunk, int]:

@@ -192,7 +192,10 @@ def _print_table(frame: pl.DataFrame, title: str) -> None:
         table.add_column(name, justify="left" if at == 0 else "right", no_wrap=at > 0)
     for line in frame.iter_rows():
         table.add_row(*(_plain(value) for value in line))
-    Console(highlight=False, markup=False, emoji=False).print(table)
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 120
+    console.print(table)
 
 
 def _plain(value: Any) -> str:

@@ -7,7 +7,6 @@ architectures the packed pass does not fit. Both give the same distributions.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -99,11 +98,14 @@ class PackedEngine:
         self.packed = packed
         self.sampling = sampling
         self.batch_tokens = batch_tokens
-        self._families: OrderedDict[Family, list[Prefix]] = OrderedDict()
+        self._families: dict[Family, list[Prefix]] = {}
 
     def open(self, prompts: Sequence[Prompt], trees: Sequence[Sequence[Path]]) -> tuple[Session, list[list[Node]]]:
         """See `Engine.open`. Prompts behind one prefix should stand together."""
         branches = [_tree_branch(p.own, tree) for p, tree in zip(prompts, trees, strict=True)]
+        # prefixes of groups that are done go; the memory of a run does not grow with its rows
+        needed = {p.family for p in prompts}
+        self._families = {family: found for family, found in self._families.items() if family in needed}
         opened: dict[int, _Opened] = {}
         nodes: dict[int, list[Node]] = {}
         for batch in _batches(branches, self.batch_tokens):
@@ -132,9 +134,6 @@ class PackedEngine:
             for part in _batches([Branch.chain(ids, []) for ids in family], self.batch_tokens):
                 found.extend(self.packed.prefixes([family[i] for i in part]))
             self._families[family] = found
-            while len(self._families) > 32:
-                self._families.popitem(last=False)
-        self._families.move_to_end(family)
         return found[member].cut(shared)
 
     def _nodes(self, states: Tensor) -> list[Node]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -116,6 +117,8 @@ def load(
     say: Callable[[str], None] = lambda _: None,
 ) -> Loaded:
     """Load a model for inference. Raises ModelError where it cannot be had."""
+    # kernels the CPU library keeps, one for each shape it has seen: 1,024 of them are half a gigabyte
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

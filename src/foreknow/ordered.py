@@ -90,3 +90,9 @@ def keep_memory() -> None:
         library = ctypes.CDLL(None)
         library.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
         library.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+
+
+def release_memory() -> None:
+    """Give freed blocks back after a chunk, so that the memory of a run does not grow with its rows."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -16,7 +16,7 @@
     { title: "Category", label: "Category", key: (r) => place(r[KIND]), cell: category, kind: "kind" },
     { title: "Right", label: "Right", key: (r) => r[GREEDY], cell: greedy, kind: "num" },
     { title: "P", label: "P", key: (r) => r[SAMPLED], cell: sampled, kind: "num" },
-    { title: "Relation", label: "Relation", key: (r) => data.groups[r[GROUP]], cell: (r) => data.groups[r[GROUP]], kind: "" },
+    { title: "Relation", label: "Relation", key: (r) => data.groups[r[GROUP]], cell: (r) => data.groups[r[GROUP]].replaceAll("_", "_\u200b"), kind: "" },
     { title: "Flags", label: "Flags", key: (r) => r[FLAGS].length, cell: (r) => r[FLAGS].map((f) => data.flags[f].replaceAll("_", " ")).join(", "), kind: "" },
   ].filter((c) => (c.title !== "Relation" || data.groups.length > 1) && (c.title !== "Flags" || data.flags.length));
   const state = { find: "", kind: "", group: "", flag: "", sort: 0, down: false, page: 0 };
