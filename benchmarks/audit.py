@@ -32,10 +32,11 @@ from torch import nn
 from foreknow import facts
 from foreknow.config import AuditConfig
 from foreknow.ordered import _OrderedLinear
-from foreknow.packed import PackedModel, Segment
+from foreknow.packed import PackedModel
 from foreknow.prepare import Stage, prepared, read_input, sized
 from foreknow.probe import Prober, chunks
 from foreknow.sample import Generator, exact_head
+from foreknow.segments import Segment
 
 RELATIONS = ["city_country", "company_headquarters", "us_city_state", "airport_city"]
 

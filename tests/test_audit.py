@@ -429,7 +429,7 @@ def test_chat_template_needs_one(run: Cli, facts_file: Path, tiny_folder: Path, 
 def test_an_architecture_the_packed_pass_does_not_fit_is_audited_all_the_same(
     run: Cli, finished: Path, facts_file: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from foreknow.packed import UnsupportedModel
+    from foreknow.segments import UnsupportedModel
 
     def refuse(*_: object) -> None:
         raise UnsupportedModel("made up")

@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from foreknow.head import OutputHead
-from foreknow.packed import Branch, PackedModel, Segment, UnsupportedModel, gather_kept
+from foreknow.packed import PackedModel
+from foreknow.segments import Branch, Segment, UnsupportedModel, gather_kept
 
 SMALL = {"vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 GATED = {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2, "pad_token_id": 0}

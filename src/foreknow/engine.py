@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from foreknow.packed import Branch, Kept, PackedModel, Prefix, Segment, gather_kept
+from foreknow.packed import PackedModel
 from foreknow.search import Node, Path
+from foreknow.segments import Branch, Kept, Prefix, Segment, gather_kept
 
 Family = tuple[tuple[int, ...], ...]
 

@@ -115,8 +115,9 @@ class Probes(Protocol):
 def prepared(config: AuditConfig, given: Input) -> Iterator[Stage]:
     """Load the model, draw the exemplars, choose the engine, and say why."""
     from foreknow.engine import PackedEngine, PlainEngine, Sampling
-    from foreknow.packed import PackedModel, UnsupportedModel
+    from foreknow.packed import PackedModel
     from foreknow.probe import Prober, Settings, common_heads
+    from foreknow.segments import UnsupportedModel
 
     loaded = models.load(
         config.model,
