@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from foreknow.config import AuditConfig, audit_config
+from foreknow.config import AuditConfig, settings_of
 from foreknow.errors import ConfigError
 
 
@@ -24,13 +24,13 @@ def written(folder: Path, text: str | bytes) -> Path:
 
 def fault(given: dict[str, Any], file: Path | None = None) -> str:
     with pytest.raises(ConfigError) as caught:
-        audit_config(given, file)
+        settings_of(AuditConfig, given, file)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_defaults_are_the_papers() -> None:
-    found = audit_config({"data": "facts"})
+    found = settings_of(AuditConfig, {"data": "facts"})
     assert (found.shots, found.exemplar_sets, found.samples) == (4, 10, 16)
     assert (found.temperature, found.top_k, found.match, found.protocol) == (0.5, 40, "strict", "exact")
     with pytest.raises(ValidationError):
@@ -39,11 +39,11 @@ def test_defaults_are_the_papers() -> None:
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
     file = written(tmp_path, "data: a.jsonl\nshots: 2\nexemplar-sets: 3\ntop_k: 5\nout: somewhere\n")
-    found = audit_config({"shots": 1, "top_k": 6}, file)
+    found = settings_of(AuditConfig, {"shots": 1, "top_k": 6}, file)
     assert (found.data, found.shots, found.exemplar_sets, found.top_k) == ("a.jsonl", 1, 3, 6)
     assert found.out == Path("somewhere")
-    assert audit_config({"data": "b.jsonl"}, file).data == "b.jsonl"
-    assert audit_config({"data": "x"}, written(tmp_path, "")) == AuditConfig(data="x")
+    assert settings_of(AuditConfig, {"data": "b.jsonl"}, file).data == "b.jsonl"
+    assert settings_of(AuditConfig, {"data": "x"}, written(tmp_path, "")) == AuditConfig(data="x")
 
 
 def test_an_unknown_key_is_refused_by_name(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_the_file_is_named_for_its_keys_and_the_flag_for_its_own(tmp_path: Path)
     file = written(tmp_path, "data: a\nexemplar-sets: 0\n")
     assert fault({}, file) == f"{file}: exemplar_sets: found 0: input should be greater than or equal to 1"
     assert fault({"exemplar_sets": -1}, file).startswith("--exemplar-sets: found -1: ")
-    assert audit_config({"exemplar_sets": 2}, file).exemplar_sets == 2
+    assert settings_of(AuditConfig, {"exemplar_sets": 2}, file).exemplar_sets == 2
 
 
 def test_data_must_be_given(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_wrong_types_and_ranges(key: str, value: Any, told: str) -> None:
     ("word", "means"), [("no", "no"), ("yes", "yes"), ("off", "no"), ("'no'", "no"), ("auto", "auto")]
 )
 def test_yaml_may_say_bos_without_quotes(tmp_path: Path, word: str, means: str) -> None:
-    assert audit_config({"data": "a"}, written(tmp_path, f"bos: {word}\n")).bos == means
+    assert settings_of(AuditConfig, {"data": "a"}, written(tmp_path, f"bos: {word}\n")).bos == means
 
 
 @pytest.mark.parametrize(
@@ -136,12 +136,12 @@ def test_yaml_may_say_bos_without_quotes(tmp_path: Path, word: str, means: str) 
     ],
 )
 def test_forms_of_map(value: Any) -> None:
-    assert audit_config({"data": "x", "map": value}).map == {"question": "q", "answer": "a"}
+    assert settings_of(AuditConfig, {"data": "x", "map": value}).map == {"question": "q", "answer": "a"}
 
 
 def test_map_keeps_what_follows_the_first_equals_sign() -> None:
-    assert audit_config({"data": "x", "map": "question=a=b"}).map == {"question": "a=b"}
-    assert audit_config({"data": "x", "map": ""}).map == {}
+    assert settings_of(AuditConfig, {"data": "x", "map": "question=a=b"}).map == {"question": "a=b"}
+    assert settings_of(AuditConfig, {"data": "x", "map": ""}).map == {}
 
 
 @pytest.mark.parametrize(
@@ -174,9 +174,9 @@ def test_a_map_that_is_none(value: Any, told: str) -> None:
     )
 )
 def test_the_settings_written_to_a_run_folder_read_back(given: dict[str, Any]) -> None:
-    config = audit_config(given)
+    config = settings_of(AuditConfig, given)
     again = yaml.safe_load(yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True))
-    assert audit_config(again) == config
+    assert settings_of(AuditConfig, again) == config
     assert set(again) == set(AuditConfig.model_fields)
 
 

@@ -49,9 +49,9 @@ def audit(data: str, *, out: str, **settings: Any) -> Audit:
     the errors of `foreknow.errors`.
     """
     from foreknow.auditing import run
-    from foreknow.config import audit_config
+    from foreknow.config import AuditConfig, settings_of
 
-    return run(audit_config({"data": str(data), "out": out, **settings}))
+    return run(settings_of(AuditConfig, {"data": str(data), "out": out, **settings}))
 
 
 def compare(first: str, second: str) -> Comparison:

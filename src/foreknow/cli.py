@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 from cyclopts import App, CycloptsError, Parameter
 
 from foreknow import __version__
-from foreknow.config import AuditConfig, Settings, audit_config
+from foreknow.config import AuditConfig, Settings, settings_of
 from foreknow.errors import ForeknowError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def audit(
     **given: Any,
 ) -> None:
     """Label each row of DATA by what the model knows, before any training."""
-    settings = audit_config({**({} if data is None else {"data": data}), **given}, config)
+    settings = settings_of(AuditConfig, {**({} if data is None else {"data": data}), **given}, config)
     if settings.dry_run:
         from foreknow.auditing import estimate
 

@@ -7,7 +7,7 @@ there is one list of settings with one meaning.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
@@ -39,6 +39,10 @@ class Settings(BaseModel):
     """What all stages' settings have in common: frozen, and strict about their names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    def resolved(self) -> dict[str, Any]:
+        """All settings as plain values, for `config.yaml`."""
+        return self.model_dump(mode="json")
 
 
 class AuditConfig(Settings):
@@ -109,18 +113,17 @@ class AuditConfig(Settings):
             raise ValueError(f"found {value!r}, expected auto, float32, bfloat16 or float16")
         return value
 
-    def resolved(self) -> dict[str, Any]:
-        """All settings as plain values, for `config.yaml`."""
-        return self.model_dump(mode="json")
+
+S = TypeVar("S", bound=Settings)
 
 
-def audit_config(given: dict[str, Any], file: Path | None = None) -> AuditConfig:
-    """Settings from a YAML file, if any, and those given on top. Raises ConfigError naming the key."""
+def settings_of(model: type[S], given: dict[str, Any], file: Path | None = None) -> S:
+    """A stage's settings from a YAML file, if any, and those given on top. Raises ConfigError naming the key."""
     found = {**_read_yaml(file), **given} if file else given
     try:
-        return AuditConfig(**found)
+        return model(**found)
     except ValidationError as error:
-        raise ConfigError(_first_fault(error, file, set(given))) from None
+        raise ConfigError(_first_fault(error, model, file, set(given))) from None
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -137,12 +140,12 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in found.items()}
 
 
-def _first_fault(error: ValidationError, file: Path | None, given: set[str]) -> str:
+def _first_fault(error: ValidationError, model: type[Settings], file: Path | None, given: set[str]) -> str:
     fault = error.errors()[0]
     key = ".".join(str(part) for part in fault["loc"][:1]) or "settings"
     where = f"--{key.replace('_', '-')}" if key in given or file is None else f"{file}: {key}"
     if fault["type"] == "extra_forbidden":
-        known = ", ".join(sorted(AuditConfig.model_fields))
+        known = ", ".join(sorted(model.model_fields))
         return f"{where}: no such setting; known are {known}"
     if fault["type"] == "missing":
         return f"{key}: missing; give it as an argument or in --config"
