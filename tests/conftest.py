@@ -124,13 +124,13 @@ def own_cache(
 @pytest.fixture
 def frame() -> pl.DataFrame:
     """The facts in the frame every stage works on."""
-    from foreknow.facts import ROWS, flag_rows
+    from foreknow.rows import ROWS, flag_rows
 
     rows = [
         {**r, "row": i, "answers": [r["answer"]], "group": r["relation"], "flags": []}
         for i, r in enumerate(fact_rows())
     ]
-    return flag_rows(pl.DataFrame([{k: r[k] for k in ROWS} for r in rows], schema=ROWS))
+    return flag_rows(pl.DataFrame([{k: r.get(k) for k in ROWS} for r in rows], schema=ROWS))
 
 
 def chromium() -> str | None:

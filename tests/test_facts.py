@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foreknow.errors import ConfigError, InputError
-from foreknow.facts import ROWS, flag_rows, has_word, largest_remainder, majority_floor, read_facts, take
+from foreknow.facts import read_facts
+from foreknow.rows import ROWS, flag_rows, has_word, largest_remainder, majority_floor, take
 
 QA = [
     {"question": "Capital of France?", "answer": "Paris"},
@@ -56,7 +57,7 @@ def test_question_and_answer_under_their_usual_names(tmp_path: Path) -> None:
     assert facts.rows["answers"].to_list() == [["Paris"], ["Lima"]]
     assert facts.rows["group"].to_list() == ["all", "all"]
     assert (facts.layout, facts.name, facts.suffix) == ("question", "a.jsonl", ".jsonl")
-    assert facts.reason == "question and answer, from the columns question, answer"
+    assert facts.reason == "layout question: question and answer, from the columns question, answer"
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,6 @@ def test_question_and_answer_under_their_usual_names(tmp_path: Path) -> None:
     [
         ("q", "gold"),
         ("query", "target"),
-        ("prompt", "completion"),
         ("input", "output"),
         ("Question", "Answers"),
     ],
@@ -205,7 +205,7 @@ BAD: list[tuple[str, str | bytes, str]] = [
     ("a.csv", "q,q,answer\na,b,c\n", r"a\.csv:1: the column 'q' stands in the header twice"),
     ("a.txt", "hello", r"a\.txt: unknown suffix '\.txt', expected one of \.jsonl"),
     ("a.csv", "foo,bar baz\n1,2\n", r"(?s)layout in the columns foo, 'bar baz'\..*--map question=COLUMN"),
-    ("a.jsonl", '{"instruction": "a", "input": "", "output": "b"}', r"no known layout in .* instruction"),
+    ("a.jsonl", '{"instruction": "a", "input": "", "outcome": "b"}', r"no known layout in .* instruction"),
     ("a.jsonl", '{"subject": "s", "relation": "P9", "object": "o"}', r":1: relation 'P9' has no template"),
     ("a.jsonl", '{"question": "", "answer": "b"}\n', r"(?s)none of .*:1: no question: question is ''"),
     ("a.jsonl", '{"question": "a", "answer": {"x": 1}}\n', r"(?s)none of .* no answer: answer is {'x': 1}"),
@@ -222,7 +222,7 @@ def test_bad_input_says_where_and_what(tmp_path: Path, name: str, content: str |
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone\.jsonl: no such file"):
         read_facts(tmp_path / "gone.jsonl")
-    with pytest.raises(InputError, match="is a folder, expected a file"):
+    with pytest.raises(InputError, match="no data file in this folder"):
         read_facts(tmp_path)
 
 

@@ -23,17 +23,21 @@ import foreknow
 from foreknow import models, slick
 from foreknow.config import AuditConfig
 from foreknow.errors import ConfigError, GateCrossed, InputError, ResourceError
-from foreknow.outcome import rows_frame, summarise
+from foreknow.outcome import parted, rows_frame, summarise
 from foreknow.prepare import Input, Probes, Stage, flag_long, identity_of, prepared, read_input, sized
 from foreknow.progress import duration, meter, say
-from foreknow.runs import RunFolder, fingerprint, hold, write_frame, write_json, write_text, write_whole
+from foreknow.runs import RunFolder, fingerprint, hold, write_folder, write_frame, write_json, write_text, write_whole
+from foreknow.spans import LONG
 
 if TYPE_CHECKING:
     from foreknow.probe import Chunk
 
 LABELS = ("category", "p_greedy", "p_sampled", "p_hit", "model_answer", "flags")
 """What the annotated file gets beside its own columns."""
-
+LONG_LABELS = ("answer_tokens", "logprob", "logprob_alone", "n_facts", "unknown_facts", "facts_category")
+"""What it gets besides where rows have long answers or short facts of their own."""
+LONG_ROWS = 32
+"""Rows with long answers that are scored and saved at once."""
 
 COST: dict[str, pl.DataType] = {"seconds": pl.Float64(), "rows": pl.Int64(), "halved": pl.Int64()}
 """A finished chunk's cost; `halved`: how often its batches were halved for want of memory."""
@@ -49,6 +53,12 @@ class Audit:
     def rows(self) -> pl.DataFrame:
         """One line per input row: category, probabilities, flags (design, section 3)."""
         return pl.read_parquet(self.folder / "rows.parquet")
+
+    @cached_property
+    def facts(self) -> pl.DataFrame | None:
+        """One line per short fact that rows brought along, if any did: as `rows`, with `parent` and `fact`."""
+        path = self.folder / "facts.parquet"
+        return pl.read_parquet(path) if path.is_file() else None
 
     @cached_property
     def probes(self) -> pl.DataFrame:
@@ -115,6 +125,7 @@ def _compute(config: AuditConfig, given: Input, folder: RunFolder, identity: dic
         write_json(folder.path / "exemplars.json", stage.drawn.as_json())
         plan = chunks(stage.rows, int(config.chunk_rows or 128))
         _run_chunks(plan, stage, folder)
+        _score_long(stage, config, folder)
         _write(config, given, stage, folder, identity)
 
 
@@ -160,6 +171,21 @@ def _with_less_memory(stage: Stage, rows: pl.DataFrame) -> tuple[Chunk, int]:
             times += 1
 
 
+def _score_long(stage: Stage, config: AuditConfig, folder: RunFolder) -> None:
+    """Score the long answers that are not scored yet."""
+    from foreknow.longform import LongScorer
+
+    parts = [stage.long.slice(start, LONG_ROWS) for start in range(0, stage.long.height, LONG_ROWS)]
+    left = [n for n in range(len(parts)) if folder.chunk(n, "long") is None]
+    if not left:
+        return
+    scorer = LongScorer(stage.loaded.model, stage.prompter, batch_tokens=int(config.batch_tokens or 2048))
+    with meter("scoring long answers", sum(parts[n].height for n in left)) as done:
+        for n in left:
+            folder.keep(n, "long", scorer.score(parts[n]))
+            done.advance(parts[n].height)
+
+
 def _write(config: AuditConfig, given: Input, stage: Stage, folder: RunFolder, identity: dict[str, Any]) -> None:
     """Assemble the outputs from the finished chunks; the manifest comes last."""
     out = folder.path
@@ -168,12 +194,14 @@ def _write(config: AuditConfig, given: Input, stage: Stage, folder: RunFolder, i
     labelled = slick.label(
         probes, samples=config.samples, sampled=config.protocol == "sampled", lenient=config.match == "lenient"
     )
-    every = flag_long(given.facts.rows, stage.loaded.tokenizer, config.max_answer_tokens)
-    audited = every.filter(pl.col("row").is_in(given.audited["row"].implode()))
-    rows = rows_frame(audited, labelled, folder.gather("answers", slick.MODEL_ANSWERS), stage.drawn)
+    every = flag_long(given.every, stage.loaded.tokenizer, config.max_answer_tokens)
+    chosen = pl.concat([given.audited["row"], given.shorts["row"]])
+    audited = every.filter(pl.col("row").is_in(chosen.implode()))
+    probed = rows_frame(audited, labelled, folder.gather("answers", slick.MODEL_ANSWERS), stage.drawn)
+    rows, shorts = parted(probed, given.shorts, folder.gather("long", LONG))
     seconds = float(cost["seconds"].sum())
     summary = {
-        **summarise(rows),
+        **summarise(rows, shorts),
         "protocol": stage.protocol,
         "model": {
             **{key: getattr(stage.loaded, key) for key in ("name", "fingerprint", "folder", "note")},
@@ -183,7 +211,7 @@ def _write(config: AuditConfig, given: Input, stage: Stage, folder: RunFolder, i
             "layout": given.facts.layout,
             "reason": given.facts.reason,
             "fingerprint": identity["data"],
-            "rows_in_file": given.facts.rows.height,
+            "rows_in_file": given.facts.total,
             **({"licences": given.licences} if given.licences else {}),
         },
         "seconds": seconds,
@@ -192,8 +220,12 @@ def _write(config: AuditConfig, given: Input, stage: Stage, folder: RunFolder, i
     }
     write_frame(out / "probes.parquet", probes)
     write_frame(out / "rows.parquet", rows)
-    labels = rows.select("row", *LABELS)
-    write_whole(out / f"annotated{given.facts.suffix}", lambda part: given.facts.annotate(labels, part))
+    if not shorts.is_empty():
+        write_frame(out / "facts.parquet", shorts)
+    more = LONG_LABELS if stage.long.height or not shorts.is_empty() else ()
+    labels = rows.select("row", *LABELS, *more)
+    write = write_whole if given.facts.suffix else write_folder
+    write(out / f"annotated{given.facts.suffix}", lambda part: given.facts.annotate(labels, part))
     write_json(out / "summary.json", summary)
     Audit(out).report()
     folder.finish(
@@ -223,7 +255,13 @@ def estimate(config: AuditConfig) -> dict[str, Any]:
     config = sized(config, models.computing_on(config.device, config.dtype)[0])
     with prepared(config, given) as stage:
         if stage.rows.is_empty():
-            return {"rows": 0, "not_probed": given.audited.height, "prompts": 0, "tokens": 0, "seconds": 0.0}
+            return {
+                "rows": 0,
+                "not_probed": given.audited.height + given.shorts.height,
+                "prompts": 0,
+                "tokens": 0,
+                "seconds": 0.0,
+            }
         plan = chunks(stage.rows, int(config.chunk_rows or 128))
         burst = plan[len(plan) // 2]
         if config.protocol == "sampled":
@@ -240,7 +278,8 @@ def estimate(config: AuditConfig) -> dict[str, Any]:
         memory = psutil.Process().memory_info().rss / 2**30
     return {
         "rows": stage.rows.height,
-        "not_probed": given.audited.height - stage.rows.height,
+        "not_probed": given.audited.height + given.shorts.height - stage.rows.height,
+        "long_answers": stage.long.height,
         "prompts": stage.rows.height * config.exemplar_sets,
         "tokens": round(own / burst.height * stage.rows.height + shared),
         "memory_gib": round(memory, 2),

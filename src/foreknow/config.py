@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from foreknow.errors import ConfigError
 
@@ -35,6 +35,13 @@ def _pairs(value: Any) -> Any:
 ColumnMap = Annotated[dict[str, str], BeforeValidator(_pairs)]
 
 
+DATA = (
+    "A data file (JSONL, JSON, CSV, TSV, Parquet; also .gz, .zst), a folder or .zip of them, - for standard input, "
+    "hub:owner/name, or 'facts': the packaged fact set."
+)
+LAYOUT = "How rows are written: auto, messages, sharegpt, alpaca, prompt-completion, popqa, question or triples."
+
+
 class Settings(BaseModel):
     """What all stages' settings have in common: frozen, and strict about their names."""
 
@@ -45,21 +52,29 @@ class Settings(BaseModel):
         return self.model_dump(mode="json")
 
 
-class AuditConfig(Settings):
+class DataSettings(Settings):
+    """What every stage that reads rows has in common."""
+
+    data: str = Field(description=DATA)
+    layout: str = Field("auto", description=LAYOUT)
+    map: ColumnMap = Field({}, description="Columns of the file by our names: question=q,answer=a.")
+    templates: Path | None = Field(
+        None, description="Question templates by relation (JSON or YAML), for subject/relation/object rows."
+    )
+    group_by: str | None = Field(None, description="Column within which exemplars are drawn (default: the relation).")
+    strict_rows: bool = Field(False, description="Refuse a file in which a row has no question or answer.")
+    seed: int = Field(0, ge=0, description="Seed of every draw.")
+
+
+class AuditConfig(DataSettings):
     """Settings of `foreknow audit`. The protocol's numbers default to the paper's (section 2)."""
 
-    data: str = Field(description="A data file (JSONL, JSON, CSV, TSV, Parquet), or 'facts': the packaged fact set.")
     out: Path | None = Field(None, description="The run folder to write.")
     model: str = Field(
         "smollm2-135m",
         description="A packaged model, a folder, a .gguf file or a hub id; see 'foreknow models'.",
     )
     exemplars: Path | None = Field(None, description="A data file whose rows serve as exemplars.")
-    templates: Path | None = Field(
-        None, description="Question templates by relation (JSON or YAML), for subject/relation/object rows."
-    )
-    group_by: str | None = Field(None, description="Column within which exemplars are drawn (default: the relation).")
-    map: ColumnMap = Field({}, description="Columns of the file by our names: question=q,answer=a.")
     limit: int | None = Field(None, ge=1, description="Audit so many rows, spread over the groups.")
     protocol: Literal["exact", "sampled"] = Field(
         "exact",
@@ -82,7 +97,6 @@ class AuditConfig(Settings):
         description="YAML file with the keys instruction, shot and target, in place of the paper's Q:/A: prompt.",
     )
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
-    strict_rows: bool = Field(False, description="Refuse a file in which a row has no question or answer.")
     max_unknown: float | None = Field(
         None, ge=0, le=1, description="Exit 3, after all is written, if a larger share of rows is Unknown."
     )
@@ -97,7 +111,6 @@ class AuditConfig(Settings):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
     batch_tokens: int | None = Field(None, ge=1, description="Tokens computed at once (default: 2048; GPU 16384).")
     chunk_rows: int | None = Field(None, ge=1, description="Rows saved at once (default: 128; GPU 512).")
-    seed: int = Field(0, ge=0, description="Seed of every draw.")
     dry_run: bool = Field(False, description="Say what a run would cost, from a short measured burst; write nothing.")
 
     @field_validator("bos", mode="before")
@@ -112,6 +125,112 @@ class AuditConfig(Settings):
         if value not in ("auto", "float32", "bfloat16", "float16"):
             raise ValueError(f"found {value!r}, expected auto, float32, bfloat16 or float16")
         return value
+
+
+def _files(value: Any) -> Any:
+    """`ood=ood.jsonl`, or a list of such texts, as a mapping; a file's name may hold commas."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)):
+        return value
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, file = str(text).partition("=")
+        if not equals or not name.strip() or not file.strip():
+            raise ValueError(f"found {text!r}, expected NAME=FILE, such as ood=ood.jsonl")
+        if name.strip() in found:
+            raise ValueError(f"found the name {name.strip()!r} twice")
+        found[name.strip()] = file.strip()
+    return found
+
+
+FileMap = Annotated[dict[str, str], BeforeValidator(_files)]
+
+
+class TuneConfig(Settings):
+    """Settings of `foreknow tune`. Epochs, learning rate, batch and dropout default to the paper's (section 3)."""
+
+    train: str = Field(description="The rows to train on: a data file, such as one that 'foreknow mix' wrote.")
+    dev: str = Field(description="The rows that choose the best epoch.")
+    test: FileMap = Field({}, description="More rows to watch, as NAME=FILE; may be given more than once.")
+    out: Path | None = Field(None, description="The run folder to write.")
+    model: str = Field(
+        "smollm2-135m",
+        description="A packaged model, a folder, a .gguf file or a hub id; see 'foreknow models'.",
+    )
+    audit: Path | None = Field(None, description="A finished audit that knows the rows' categories.")
+    force: bool = Field(False, description="Go on though the audit, or the mix, was made with another model.")
+    allow_overlap: bool = Field(False, description="Go on though rows to train on stand in dev or a test set.")
+    method: Literal["full", "lora"] = Field("full", description="Train every weight, or low-rank adapters (PEFT).")
+    epochs: int = Field(50, ge=1, description="Passes over the rows.")
+    learning_rate: float = Field(1e-5, gt=0, description="Constant after the warmup.")
+    batch_size: int = Field(128, ge=1, description="Rows of one optimizer step.")
+    dropout: float = Field(0.05, ge=0, lt=1, description="Dropout while training, wherever the model has any.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
+    warmup: float = Field(0.0, ge=0, description="Warmup: so many steps, or below 1 this share of all steps.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Gradients are cut to this norm (0: never).")
+    lora_rank: int = Field(16, ge=1, description="Rank of the adapters.")
+    lora_alpha: float = Field(32.0, gt=0, description="Scale of the adapters: alpha / rank.")
+    lora_targets: tuple[str, ...] = Field(("all-linear",), description="Layers that get an adapter, by name.")
+    patience: int | None = Field(None, ge=1, description="Stop after so many epochs without a better metric.")
+    metric: str = Field("dev_em", description="Chooses the best epoch; a name that does not exist is an error.")
+    eval_steps: tuple[int, ...] = Field((), description="Measure after these steps of the first epoch too (0: before).")
+    match: Literal["strict", "lenient"] = Field(
+        "strict", description="Exact match letter by letter, or without case, punctuation and articles."
+    )
+    prompt_template: Path | None = Field(
+        None,
+        description="YAML file with the keys instruction and target: what stands before the answer. "
+        "Default: 'Answer the following question. {question}' and a newline.",
+    )
+    chat_template: bool = Field(False, description="Ask through the tokenizer's chat template.")
+    bos: Literal["auto", "yes", "no"] = Field(
+        "auto", description="Beginning-of-sequence token: as the tokenizer does it, always, or never."
+    )
+    map: ColumnMap = Field({}, description="Columns of the files by our names: question=q,answer=a.")
+    templates: Path | None = Field(
+        None, description="Question templates by relation (JSON or YAML), for subject/relation/object rows."
+    )
+    group_by: str | None = Field(None, description="Column to report by (default: the relation).")
+    strict_rows: bool = Field(False, description="Refuse a file in which a row has no question or answer.")
+    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
+    dtype: str = Field("auto", description="What is computed in: auto, bfloat16 or float32. Weights stay float32.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
+    micro_batch_tokens: int | None = Field(
+        None, ge=1, description="Tokens trained on at once (default: 2048; GPU 16384); changes memory, not the method."
+    )
+    batch_tokens: int | None = Field(None, ge=1, description="Tokens measured at once (default: 2048; GPU 16384).")
+    save_every: int | None = Field(None, ge=1, description="Checkpoint after so many steps too, not only each epoch.")
+    report_to: tuple[str, ...] = Field((), description="Trackers that transformers knows: tensorboard, wandb, ...")
+    seed: int = Field(0, ge=0, description="Seed of the order of rows, dropout and new weights.")
+    dry_run: bool = Field(False, description="Say what a run would cost, from a short measured burst; write nothing.")
+
+    @field_validator("bos", mode="before")
+    @classmethod
+    def _yaml_says_no(cls, value: Any) -> Any:
+        """YAML reads a bare `no` as False and a bare `yes` as True."""
+        return ("no", "yes")[value] if isinstance(value, bool) else value
+
+    @field_validator("dtype")
+    @classmethod
+    def _trainable_dtype(cls, value: str) -> str:
+        if value not in ("auto", "float32", "bfloat16"):
+            raise ValueError(f"found {value!r}, expected auto, float32 or bfloat16")
+        return value
+
+    @field_validator("test")
+    @classmethod
+    def _names_of_sets(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if name in ("train", "dev") or not name.replace("_", "").replace("-", "").isalnum():
+                raise ValueError(f"found the name {name!r}, expected letters, digits, '-' and '_', not train or dev")
+        return value
+
+    @field_validator("eval_steps")
+    @classmethod
+    def _steps(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(step < 0 for step in value):
+            raise ValueError(f"found {min(value)}, expected steps from 0 on")
+        return tuple(sorted(set(value)))
 
 
 S = TypeVar("S", bound=Settings)
@@ -153,3 +272,147 @@ def _first_fault(error: ValidationError, model: type[Settings], file: Path | Non
     found = fault.get("input")
     shown = "" if isinstance(found, (dict, list)) or "found" in message else f"found {found!r}: "
     return f"{where}: {shown}{message[0].lower()}{message[1:]}"
+
+
+CATEGORIES = ("HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown")
+"""The names of `slick.CATEGORIES`, spelled here so that settings stay light."""
+WEIGHTS = {
+    "half-unknown": {"Unknown": 0.5},
+    "fading": {"WeaklyKnown": 0.5, "Unknown": 0.25},
+}
+"""Named weights: ours, for a start; a category that is not named weighs 1."""
+
+
+def _category(text: str) -> str:
+    """A category by its name in any case, `Known` left off or not: `weakly`, `WEAKLYKNOWN`, `WeaklyKnown`."""
+    names = {name.removesuffix("Known").casefold(): name for name in CATEGORIES}
+    names |= {name.casefold(): name for name in CATEGORIES}
+    if (bare := text.strip().casefold()) in names:
+        return names[bare]
+    raise ValueError(f"found {text!r}, expected {', '.join(CATEGORIES[:3])} or {CATEGORIES[3]}")
+
+
+class MixConfig(Settings):
+    """Settings of `foreknow mix`. One of unknown, only, natural, known_of and drop says which rows are drawn.
+
+    With `idk` or `weight` and none of the five, the audit's rows are taken as they are (natural).
+    """
+
+    audit: Path = Field(description="A finished audit's folder.")
+    out: Path = Field(description="The file to write, in the audited file's layout; FILE.manifest.json beside it.")
+    unknown: float | None = Field(None, ge=0, le=1, description="Share of Unknown rows (0 to 1) in every relation.")
+    only: str | None = Field(None, description="Rows of one category: HighlyKnown, MaybeKnown, WeaklyKnown or Unknown.")
+    natural: bool = Field(False, description="Every relation's categories in the audit's own shares.")
+    known_of: Path | None = Field(None, description="A file made by mix: the same rows without its Unknown ones.")
+    drop: tuple[str, ...] = Field((), description="All rows but those of these categories: unknown,weakly.")
+    idk: bool = Field(False, description="Unknown rows keep their question; the answer becomes a refusal.")
+    idk_answer: str = Field("I don't know.", description="The refusal.")
+    weight: dict[str, float] = Field(
+        {}, description="A weight column by category: HighlyKnown=0.5,Unknown=2 (others 1), or half-unknown, or fading."
+    )
+    size: int | None = Field(None, ge=1, description="Rows of the set (default: the largest size possible).")
+    family: Literal["own", "shares", "categories"] | None = Field(
+        None,
+        description="Whose largest size and relation mix hold: this set's own, those of sets that differ in the "
+        "Unknown share, or of sets of one category (default: shares with --unknown, else own).",
+    )
+    seed: int = Field(0, ge=0, description="Seed of every draw.")
+    force: bool = Field(False, description="Write over a file that was made with other settings.")
+
+    @property
+    def kind(self) -> str:
+        """Which rows are drawn: unknown, only, natural, known_of or drop."""
+        return next(iter(self._kinds()), "natural")
+
+    @property
+    def limited_by(self) -> Literal["own", "shares", "categories"]:
+        """The family whose limit holds."""
+        return self.family or ("shares" if self.kind == "unknown" else "own")
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The categories that rows are drawn from."""
+        if self.only is not None:
+            return (self.only,)
+        left_out = ("Unknown",) if self.kind == "known_of" else self.drop
+        return tuple(name for name in CATEGORIES if name not in left_out)
+
+    def _kinds(self) -> list[str]:
+        given = {
+            "unknown": self.unknown is not None,
+            "only": self.only is not None,
+            "natural": self.natural,
+            "known_of": self.known_of is not None,
+            "drop": bool(self.drop),
+        }
+        return [kind for kind, is_given in given.items() if is_given]
+
+    @field_validator("only")
+    @classmethod
+    def _known_category(cls, value: str | None) -> str | None:
+        return None if value is None else _category(value)
+
+    @field_validator("drop", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, (list, tuple)):
+            return value
+        names = {_category(name) for text in texts for name in str(text).split(",") if name.strip()}
+        return tuple(name for name in CATEGORIES if name in names)
+
+    @field_validator("weight", mode="before")
+    @classmethod
+    def _weights(cls, value: Any) -> Any:
+        texts = [value] if isinstance(value, str) else value
+        if isinstance(texts, (list, tuple)) and len(texts) == 1 and "=" not in str(texts[0]):
+            if texts[0] not in WEIGHTS:
+                raise ValueError(f"found {texts[0]!r}, expected CATEGORY=WEIGHT,... or one of {', '.join(WEIGHTS)}")
+            return WEIGHTS[texts[0]]
+        found = _pairs(value)
+        return {_category(str(name)): weight for name, weight in found.items()} if isinstance(found, dict) else found
+
+    @field_validator("weight")
+    @classmethod
+    def _usable_weights(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, weight in value.items():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"found {name}={weight}, expected a number that is not negative")
+        if len(value) == len(CATEGORIES) and not any(value.values()):
+            raise ValueError("found 0 for every category, expected at least one weight above 0")
+        return value
+
+    @field_validator("idk_answer")
+    @classmethod
+    def _one_line(cls, value: str) -> str:
+        if not value.strip() or "\n" in value or "\r" in value:
+            raise ValueError(f"found {value!r}, expected one line of text: an answer ends at a line break")
+        return value.strip()
+
+    @model_validator(mode="after")
+    def _agree(self) -> MixConfig:
+        """Settings that exclude each other. Raises ConfigError, which names both."""
+        kinds = [f"--{kind.replace('_', '-')}" for kind in self._kinds()]
+        if len(kinds) > 1:
+            raise ConfigError(f"{kinds[0]} and {kinds[1]}: found both, expected one of them")
+        if not kinds and not self.idk and not self.weight:
+            raise ConfigError(
+                "which rows: found nothing, expected one of --unknown SHARE, --only CATEGORY, --natural, "
+                "--known-of FILE, --drop CATEGORY"
+            )
+        if not self.categories:
+            raise ConfigError("--drop: found all four categories, expected at least one to be left")
+        if self.kind == "known_of" and (self.size is not None or self.family is not None):
+            raise ConfigError(
+                "--known-of: found --size or --family too; the set is as large as its file has Known rows"
+            )
+        if (self.kind, self.family) in (("only", "shares"), ("drop", "shares"), ("drop", "categories")):
+            raise ConfigError(
+                f"--{self.kind} with --family {self.family}: such a set cannot always be filled to that size; "
+                f"expected --family own{' or categories' if self.kind == 'only' else ''}"
+            )
+        if self.idk and "Unknown" not in self.categories:
+            raise ConfigError(f"--idk with {kinds[0]}: the set has no Unknown rows whose answer could become a refusal")
+        if not self.idk and self.idk_answer != "I don't know.":
+            raise ConfigError("--idk-answer: found without --idk, which it belongs to")
+        return self

@@ -19,14 +19,15 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import polars as pl
 
 from foreknow.fact_tables import Fact, every_fact, fold, plain
-from foreknow.facts import ROWS, Facts, flag_rows, has_word
-from foreknow.formats import Source, object_texts
+from foreknow.facts import Facts, read_facts
+from foreknow.formats import object_text
+from foreknow.rows import ROWS, has_word
+from foreknow.sources import source_of_bytes
 from foreknow.templates import question
 
 GEONAMES = "MIT (package); data of GeoNames, CC BY 4.0"
@@ -133,16 +134,14 @@ def compile_facts() -> pl.DataFrame:
     return pl.DataFrame(rows, schema={**{name: ROWS[name] for name in names}, "source": pl.String()})
 
 
-def read_default() -> Facts:
-    """The default facts as if read from a file; `annotate` writes JSONL."""
+def read_default(limit: int | None = None, seed: int = 0) -> Facts:
+    """The default facts as if read from a JSONL file; `limit` and `seed` as in `read_facts`."""
     facts = compile_facts()
-    extra = {"group": pl.col("relation"), "flags": pl.lit([], dtype=ROWS["flags"])}
-    rows = facts.with_row_index("row").with_columns(**extra).select(pl.col(n).cast(t) for n, t in ROWS.items())
-    texts = object_texts(facts.to_dicts())
+    content = "".join(object_text(fact) + "\n" for fact in facts.iter_rows(named=True))
+    source = replace(source_of_bytes("default-facts.jsonl", content.encode()), name="default facts")
     packages = ", ".join(dict.fromkeys(", ".join(r.package for r in RELATIONS).split(", ")))
     reason = f"{facts.height:,} facts of {len(RELATIONS)} relations, compiled from {packages}"
-    source = Source(Path("default-facts.jsonl"), ".jsonl", tuple(facts.columns), texts=texts)
-    return Facts(flag_rows(rows), "default facts", reason, source, "default facts")
+    return replace(read_facts(source, limit=limit, seed=seed), reason=reason)
 
 
 def _clean(facts: Iterable[Fact], relation: str) -> list[Fact]:

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from foreknow.errors import MissingExtra
-from foreknow.facts import has_word
+from foreknow.rows import has_word
 
 # the English names to expect where GeoNames has another, or where several are common; the first is the gold
 NAMES: Mapping[str, tuple[str, ...]] = {

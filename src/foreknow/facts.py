@@ -1,257 +1,322 @@
-"""Facts: the rows of a file in one frame, whatever layout they came in, and back to that file.
+"""Facts: the rows of an input in one frame, whatever layout they came in, and back to that input.
 
-`read_facts` finds the layout, `Facts.rows` is the frame every later stage works on (`ROWS`), and
-`Facts.annotate` writes the input back with labels beside its own columns.
+`read_facts` opens the source (`sources.py`), finds the layout (`layouts.py`) and streams the records
+(`formats.py`) into the frame that every later stage works on (`rows.ROWS`). `Facts.annotate` streams the input
+again and writes it back with labels beside its own columns.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
 
-from foreknow.errors import ConfigError, InputError
-from foreknow.formats import Record, Source, read_source, write_source
-from foreknow.layouts import Extracted, Layout, check_column, detect, extract
-from foreknow.templates import check_templates
+from foreknow.entityquestions import derive_template
+from foreknow.errors import InputError
+from foreknow.formats import Batch, Change, Record, read_part, where, write_joined, write_parts
+from foreknow.layouts import Extracted, Layout, check_column, detect, extract, with_answer
+from foreknow.rows import ROWS, USABLE, digests, drawn, flags_of, pool
+from foreknow.sources import Part, Source, source_of
+from foreknow.templates import check_templates, subject_of
 
-ROWS: dict[str, pl.DataType] = {
-    "row": pl.Int64(),  # 0-based position in the input
-    "question": pl.String(),  # null where the row has none; such a row is never labelled
-    "answers": pl.List(pl.String()),  # the first is the gold; every one is accepted
-    "subject": pl.String(),
-    "relation": pl.String(),
-    "split": pl.String(),
-    "group": pl.String(),  # exemplars are drawn within it
-    "popularity": pl.Float64(),
-    "flags": pl.List(pl.String()),  # sorted, each once
-}
-OUR_FLAGS = ("answer_in_subject", "conflicting", "duplicate", "no_answer", "no_question")
-USABLE = pl.col("question").is_not_null() & pl.col("answers").is_not_null()
-GOLD = pl.col("answers").list.first()
+CANDIDATES = 1024
+"""Of each group so many rows are kept as possible exemplars where not all rows are."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """The rows of a file, and all that is needed to write the file back."""
+    """The rows of an input, and all that is needed to write it back.
+
+    `rows` is the whole input, or with a limit the rows `audited` (by number) and possible exemplars.
+    `total` counts all rows of the input, `digest` is a hash of what they say, in whatever layout.
+    """
 
     rows: pl.DataFrame
-    layout: str
+    audited: pl.Series
+    total: int
+    digest: str
+    layouts: Mapping[str, Layout]
     reason: str
     source: Source
-    name: str
+    columns: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """How reports call the input."""
+        return self.source.name
+
+    @property
+    def layout(self) -> str:
+        """The name of the layout."""
+        return ", ".join(dict.fromkeys(layout.name for layout in self.layouts.values()))
 
     @property
     def suffix(self) -> str:
-        """The suffix of the annotated file, such as ".jsonl"."""
+        """The suffix of the annotated output, such as ".jsonl.gz"; nothing for a folder."""
         return self.source.suffix
 
     def annotate(self, labels: pl.DataFrame, path: Path) -> None:
-        """Write the input to `path` in its own format, with the columns of `labels` beside its own.
+        """Write the input to `path` in its own form (file, folder, zip), with `labels` beside its columns.
 
         `labels` has `row` (each at most once) and the new columns; a row without a label gets nulls. Every
         original row is kept, in order, its fields untouched; JSON objects keep their very text. A label
-        whose name the file already has is written as `foreknow_<name>`, so nothing of the user's is lost.
+        whose name the input already has is written as `foreknow_<name>`, so nothing of the user's is lost.
         """
-        names = {name: _free_name(name, self.source.columns) for name in labels.columns if name != "row"}
-        every = pl.DataFrame({"row": pl.Series(range(self.rows.height), dtype=pl.Int64)})
+        write_parts(self.source, Change(self._beside(labels)), path)
+
+    def write(self, labels: pl.DataFrame, path: Path, answers: Mapping[int, str] | None = None) -> None:
+        """Write only the rows of `labels` into one file, in input order; otherwise as `annotate`.
+
+        `answers`: by row number, an answer that takes the place of the row's own.
+        """
+        kept = pl.Series(range(self.total), dtype=pl.Int64).is_in(labels["row"].implode())
+        firsts = dict(_firsts(self.source.parts, self._counts()))
+
+        def edited(record: Record, row: int) -> Record | None:
+            if not answers or row not in answers:
+                return None
+            name = max((n for n, first in firsts.items() if first <= row), key=lambda n: firsts[n])
+            return with_answer(self.layouts[name], record, answers[row])
+
+        write_joined(self.source.parts, Change(self._beside(labels), kept, edited), path)
+
+    def extra(self, names: Sequence[str]) -> pl.DataFrame:
+        """Columns of the input that are not ours, as texts or numbers as they stand: row, then `names`.
+
+        A column that a record lacks is null. The input is read again.
+        """
+        rows: list[dict[str, object]] = []
+        for _, batch, first in _stream(self.source):
+            rows += [{"row": first + n, **{k: r.get(k) for k in names}} for n, r in enumerate(batch.records)]
+        return pl.DataFrame(rows, schema_overrides={"row": pl.Int64()}, infer_schema_length=None)
+
+    def _beside(self, labels: pl.DataFrame) -> pl.DataFrame:
+        names = {name: _free_name(name, self.columns) for name in labels.columns if name != "row"}
+        every = pl.DataFrame({"row": pl.Series(range(self.total), dtype=pl.Int64)})
         added = every.join(labels, on="row", how="left", validate="1:1", maintain_order="left")
         floats = pl.selectors.float().fill_nan(None)  # NaN is not JSON
-        write_source(self.source, added.drop("row").with_columns(floats).rename(names), path)
+        return added.drop("row").with_columns(floats).rename(names)
+
+    def _counts(self) -> dict[str, int]:
+        counts = dict.fromkeys((part.name for part in self.source.parts), 0)
+        if len(counts) > 1:
+            for part, batch, _ in _stream(self.source):
+                counts[part.name] += len(batch.records)
+        return counts
 
 
 def read_facts(
-    path: Path,
+    data: str | Path | Source,
     *,
     columns: Mapping[str, str] | None = None,
+    layout: str = "auto",
     templates: Mapping[str, str] | None = None,
     group_by: str | None = None,
     strict_rows: bool = False,
+    limit: int | None = None,
+    seed: int = 0,
 ) -> Facts:
-    """Read a data file (JSONL, JSON, CSV, TSV, Parquet) into one frame.
+    """Read an input (`sources.py` lists what it may be) into one frame.
 
-    `columns` maps our names to the file's (`{"question": "q"}`), `templates` relations to question texts,
-    `group_by` names the column that exemplars are drawn within. A readable row without question or answer
-    is kept and flagged; with `strict_rows`, or where no row is usable, it is an InputError.
+    `columns` maps our names to the file's (`{"question": "q"}`), `layout` names one of `layouts.LAYOUTS`,
+    `templates` gives relations their question texts, `group_by` names the column that exemplars are drawn
+    within. With `limit` only the rows drawn (`rows.drawn`, by `seed`) and possible exemplars are held in
+    memory, and a few numbers for each of the others; the input is read twice. A readable row without question
+    or answer is kept and flagged; with `strict_rows`, or where no row is usable, it is an InputError.
     """
-    source, records = read_source(path)
+    source = data if isinstance(data, Source) else source_of(str(data))
     if templates is not None:
         check_templates(templates, "templates")
-    layout = detect(source.columns, columns or {}, str(path))
-    if group_by is not None:
-        check_column(source.columns, group_by, f"--group-by {group_by}", str(path))
-    extracted = _extract_all(layout, records, templates or {}, source)
-    rows = flag_rows(_frame(extracted, _groups(extracted, records, group_by)))
-    _check_usable(rows, layout, records, source, strict_rows)
-    return Facts(rows, layout.name, layout.reason, source, path.name)
-
-
-def flag_rows(rows: pl.DataFrame) -> pl.DataFrame:
-    """The rows with our own flags computed anew; flags that others set are kept.
-
-    `duplicate`: question and gold of an earlier row. `conflicting`: question and group of another row with
-    a different gold. `answer_in_subject`: the gold, capitals aside, is a whole word of the subject, or of
-    the question where there is no subject. `no_question`, `no_answer`: the row has none.
-    """
-    within = pl.when(USABLE)
-    twin = pl.int_range(pl.len()).over("question", GOLD.alias("gold"), order_by="row") > 0
-    golds = GOLD.n_unique().over("question", "group", USABLE.alias("usable"))
-    gold_and_text = rows.select(GOLD.alias("gold"), pl.coalesce("subject", "question").alias("text"))
-    inside = [has_word(text, gold) for gold, text in gold_and_text.iter_rows()]
-    marks = {
-        "answer_in_subject": within.then(pl.Series(inside, dtype=pl.Boolean)),
-        "conflicting": within.then(golds > 1),
-        "duplicate": within.then(twin),
-        "no_answer": pl.col("answers").is_null(),
-        "no_question": pl.col("question").is_null(),
-    }
-    ours = [pl.when(mark).then(pl.lit(flag)) for flag, mark in marks.items()]
-    kept = pl.col("flags").fill_null([]).list.set_difference(pl.lit(list(OUR_FLAGS)))
-    flags = pl.concat_list(kept, *ours).list.drop_nulls().list.unique().list.sort()
-    return rows.with_columns(flags.alias("flags"))
-
-
-def add_flag(rows: pl.DataFrame, flag: str, where: pl.Series | pl.Expr) -> pl.DataFrame:
-    """The rows with `flag` on those where `where` holds; flags stay sorted, each once."""
-    more = pl.when(where).then(pl.col("flags").list.concat(pl.lit([flag]))).otherwise(pl.col("flags"))
-    return rows.with_columns(flags=more.list.unique().list.sort())
-
-
-def majority_floor(rows: pl.DataFrame) -> pl.DataFrame:
-    """Per group, the EM (0 to 1) of always answering its most frequent gold: a floor to print.
-
-    Returns group, floor, majority_answer, rows (the usable ones). A row counts as hit where any of its
-    accepted answers is the majority answer; ties are broken by the order of the texts. (Paper, section 2:
-    11.2 % on the ENTITYQUESTIONS test set.)
-    """
-    usable = rows.filter(USABLE)
-    majority = (
-        usable.group_by("group", GOLD.alias("majority_answer"))
-        .len("count")
-        .sort(["group", "count", "majority_answer"], descending=[False, True, False])
-        .group_by("group", maintain_order=True)
-        .first()
-    )
-    hit = pl.col("answers").list.contains(pl.col("majority_answer"))
-    return (
-        usable.join(majority, on="group")
-        .group_by("group", "majority_answer")
-        .agg(hit.mean().alias("floor"), pl.len().cast(pl.Int64).alias("rows"))
-        .select("group", "floor", "majority_answer", "rows")
-        .sort("group")
+    reader = _Reader(source, dict(columns or {}), layout, dict(templates or {}), group_by)
+    frames, light, faults = [], [], _Faults(strict_rows)
+    for rows, batch, part, first in reader.frames():
+        faults.note(rows, batch, part, first, reader.layouts[part.name])
+        light.append(digests(rows, seed))
+        if limit is None:
+            frames.append(rows)
+    every = pl.concat(light) if light else digests(pl.DataFrame(schema=ROWS), seed)
+    faults.check(source, every.height)
+    every = every.with_columns(flags=flags_of(every))
+    audited = every["row"] if limit is None or limit >= every.height else drawn(every, limit)
+    if limit is not None:
+        kept = pl.concat([audited, pool(every, audited, CANDIDATES)]).unique()
+        whole = limit >= every.height
+        for rows, _, _, _ in reader.frames():
+            frames.append(rows if whole else rows.filter(pl.col("row").is_in(kept.implode())))
+    flags = every.select("row", "flags")
+    found = pl.concat(frames).drop("flags").join(flags, on="row", how="left", maintain_order="left").select(*ROWS)
+    return Facts(
+        reader.with_subjects(found),
+        audited,
+        every.height,
+        reader.digest,
+        reader.layouts,
+        reader.reason,
+        source,
+        tuple(reader.columns),
     )
 
 
-def take(rows: pl.DataFrame, limit: int, seed: int, pool_split: str = "dev") -> pl.DataFrame:
-    """At most `limit` usable rows, spread over the groups by their size, in row order.
+@dataclass
+class _Reader:
+    """One pass, or several, over a source: its records as frames. Layouts are found in the first."""
 
-    Totals are exact (largest remainder). Within a group the rows with the smallest hash of the seed and
-    the row's own text are drawn, so the draw depends neither on positions nor on the machine. Rows of
-    `pool_split`, which exemplars come from, are drawn only where the others do not suffice.
-    """
-    if limit < 1:
-        raise ConfigError(f"--limit {limit}: found {limit}, expected at least 1.")
-    usable = rows.filter(USABLE)
-    pool = pl.col("split").eq_missing(pl.lit(pool_split))
-    drawn = _draw(usable.filter(~pool), limit, seed)
-    more = limit - drawn.height
-    return pl.concat([drawn, _draw(usable.filter(pool), more, seed)]).sort("row")
+    source: Source
+    mapped: Mapping[str, str]
+    named: str
+    templates: Mapping[str, str]
+    group_by: str | None
+    layouts: dict[str, Layout] = field(default_factory=dict)
+    columns: dict[str, None] = field(default_factory=dict)
+    digest: str = ""
+
+    def frames(self) -> Iterator[tuple[pl.DataFrame, Batch, Part, int]]:
+        """(rows, batch, part, number of the batch's first row). Sets `digest` at the end of each pass.
+
+        InputError where a later pass finds other rows than the first.
+        """
+        content = hashlib.sha256()
+        encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+        for part, batch, first in _stream(self.source):
+            self.columns.update(dict.fromkeys(key for record in batch.records for key in record))
+            known = self.layouts.get(part.name) or self._layout(part, batch)
+            found = self._extracted(known, batch, part)
+            rows = _frame(found, self._groups(found, batch.records), first)
+            for item, group in zip(found, rows["group"], strict=True):
+                content.update(encode([*item, group]).encode())
+            yield rows, batch, part, first
+        digest = "sha256:" + content.hexdigest()
+        if self.digest and digest != self.digest:
+            raise InputError(f"{self.source.name}: the file changed while it was read. Run the same command again.")
+        self.digest = digest
+
+    @property
+    def reason(self) -> str:
+        """The layout's reason, for the user to read."""
+        reasons = list(dict.fromkeys(layout.reason for layout in self.layouts.values()))
+        files = f" ({len(self.source.parts)} files" if len(self.source.parts) > 1 else ""
+        left = f", {self.source.left_out} left out that hold no data" if self.source.left_out else ""
+        said = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
+        if self._tree:
+            said += "; relation and split from the files' names"
+        elif any(layout.split for layout in self.layouts.values()):
+            said += "; split from the files' names"
+        return said + (f"{files}{left})" if files else "")
+
+    def with_subjects(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """In the ENTITYQUESTIONS tree every relation has one template: its subjects are read off the questions."""
+        if not self._tree:
+            return rows
+        parts = []
+        for (relation,), part in rows.group_by("relation", maintain_order=True):
+            questions = part["question"].drop_nulls()
+            template = self.templates.get(str(relation)) or derive_template(questions)
+            subjects = [template and q and subject_of(template, q) for q in part["question"]]
+            parts.append(part.with_columns(subject=pl.Series(subjects, dtype=pl.String)))
+        return pl.concat(parts).sort("row")
+
+    @property
+    def _tree(self) -> bool:
+        return bool(self.layouts) and all(layout.relation for layout in self.layouts.values())
+
+    def _layout(self, part: Part, batch: Batch) -> Layout:
+        columns = list(dict.fromkeys(key for record in batch.records for key in record))
+        found = detect(columns, self.mapped, part.where, batch.records[:200], self.named)
+        if self.group_by is not None:
+            check_column(columns, self.group_by, f"--group-by {self.group_by}", part.where)
+        if len(self.source.parts) > 1:
+            found = Layout(found.name, found.columns, found.reason, part.split, part.relation)
+        self.layouts[part.name] = found
+        return found
+
+    def _extracted(self, layout: Layout, batch: Batch, part: Part) -> list[Extracted]:
+        found = []
+        for at, record in enumerate(batch.records):
+            try:
+                found.append(extract(layout, record, self.templates))
+            except InputError as error:
+                raise InputError(f"{where(part, batch, at)}: {error}") from error
+        return found
+
+    def _groups(self, found: Sequence[Extracted], records: Sequence[Record]) -> list[str]:
+        """The group of every row: the named column, else the relation, else "all"."""
+        if self.group_by is None:
+            return [item.relation or "all" for item in found]
+        values = (record.get(self.group_by) for record in records)
+        return ["all" if value is None else str(value).strip() or "all" for value in values]
 
 
-def largest_remainder(sizes: Mapping[str, int], total: int) -> dict[str, int]:
-    """`total` split in proportion to `sizes`, exact; ties in the remainders go to the earlier key by text.
+@dataclass
+class _Faults:
+    """The rows that cannot be used, and the first of them in words."""
 
-    Where `total` is at most the sum of the sizes, no share exceeds its size.
-    """
-    whole = sum(sizes.values())
-    if whole == 0:
-        return dict.fromkeys(sizes, 0)
-    shares = {key: size * total // whole for key, size in sizes.items()}
-    by_remainder = sorted(sizes, key=lambda key: (-(sizes[key] * total % whole), key))
-    for key in by_remainder[: total - sum(shares.values())]:
-        shares[key] += 1
-    return shares
+    strict: bool
+    count: int = 0
+    first: str | None = None
 
+    def note(self, rows: pl.DataFrame, batch: Batch, part: Part, before: int, layout: Layout) -> None:
+        bad = rows.filter(~USABLE)
+        if bad.is_empty():
+            return
+        self.count += bad.height
+        if self.first is None:
+            row, no_question = bad.select("row", pl.col("question").is_null()).row(0)
+            at = row - before
+            self.first = f"{where(part, batch, at)}: {_fault(layout, batch.records[at], no_question)}"
 
-def has_word(text: str | None, word: str | None) -> bool:
-    """Whether `word` stands in `text` as whole words, capitals aside."""
-    if not text or not word:
-        return False
-    text, word = text.casefold(), word.casefold()
-    at = text.find(word)
-    while at >= 0:
-        before, after = text[at - 1 : at], text[at + len(word) : at + len(word) + 1]
-        starts = not (before.isalnum() and word[0].isalnum())
-        if starts and not (after.isalnum() and word[-1].isalnum()):
-            return True
-        at = text.find(word, at + 1)
-    return False
-
-
-def _draw(rows: pl.DataFrame, limit: int, seed: int) -> pl.DataFrame:
-    if limit >= rows.height:
-        return rows
-    sizes = dict(rows.group_by("group").len().iter_rows())
-    shares = largest_remainder(sizes, limit)
-    keys = [_key(seed, *texts) for texts in rows.select("group", "question", GOLD).iter_rows()]
-    ordered = rows.with_columns(pl.Series("key", keys, dtype=pl.String)).sort("key", "row")
-    place = pl.int_range(pl.len()).over("group")
-    share = pl.col("group").replace_strict(shares, return_dtype=pl.Int64)
-    return ordered.filter(place < share).drop("key")
-
-
-def _key(seed: int, *texts: str) -> str:
-    return hashlib.blake2b("\x1f".join([str(seed), *texts]).encode(), digest_size=8).hexdigest()
-
-
-def _extract_all(
-    layout: Layout, records: Sequence[Record], templates: Mapping[str, str], source: Source
-) -> list[Extracted]:
-    extracted = []
-    for row, record in enumerate(records):
-        try:
-            extracted.append(extract(layout, record, templates))
-        except InputError as error:
-            raise InputError(f"{source.where(row)}: {error}") from error
-    return extracted
-
-
-def _groups(extracted: Sequence[Extracted], records: Sequence[Record], group_by: str | None) -> list[str]:
-    """The group of every row: the named column, else the relation, else "all"."""
-    if group_by is None:
-        return [item.relation or "all" for item in extracted]
-    values = (record.get(group_by) for record in records)
-    return ["all" if value is None else str(value).strip() or "all" for value in values]
-
-
-def _frame(extracted: Sequence[Extracted], groups: Sequence[str]) -> pl.DataFrame:
-    columns = {name: [getattr(item, name) for item in extracted] for name in Extracted._fields}
-    data = {**columns, "row": range(len(extracted)), "group": groups, "flags": [[] for _ in extracted]}
-    return pl.DataFrame({name: pl.Series(name, data[name], dtype=dtype) for name, dtype in ROWS.items()})
-
-
-def _check_usable(rows: pl.DataFrame, layout: Layout, records: Sequence[Record], source: Source, strict: bool) -> None:
-    bad = rows.filter(~USABLE)
-    if bad.is_empty() or (bad.height < rows.height and not strict):
-        return
-    row, no_question = bad.select("row", pl.col("question").is_null()).row(0)
-    first = f"{source.where(row)}: {_fault(layout, records[row], no_question)}"
-    if bad.height < rows.height:
+    def check(self, source: Source, total: int) -> None:
+        if total == 0:
+            raise InputError(f"{_path(source)} is empty: found no rows, expected at least one.")
+        if self.first is None or (self.count < total and not self.strict):
+            return
+        if self.count < total:
+            raise InputError(
+                f"{self.first}. {self.count} of {total} rows cannot be used; drop --strict-rows to keep them."
+            )
         raise InputError(
-            f"{first}. {bad.height} of {rows.height} rows cannot be used; drop --strict-rows to keep them."
+            f"{_path(source)}: none of the {total} rows has both a question and an answer.\n"
+            f"The first, {self.first}. Name the columns with --map question=COLUMN --map answer=COLUMN."
         )
-    raise InputError(
-        f"{source.path}: none of the {rows.height} rows has both a question and an answer.\n"
-        f"The first, {first}. Name the columns with --map question=COLUMN --map answer=COLUMN."
-    )
+
+
+def _path(source: Source) -> str:
+    return source.parts[0].where if source.kind == "file" else source.name
+
+
+def _stream(source: Source) -> Iterator[tuple[Part, Batch, int]]:
+    """(part, batch, number of the batch's first row), in order."""
+    first = 0
+    for part in source.parts:
+        for batch in read_part(part):
+            if batch.records:
+                yield part, batch, first
+            first += len(batch.records)
+
+
+def _firsts(parts: Sequence[Part], counts: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """(part, number of its first row) for parts that have rows."""
+    first = 0
+    for part in parts:
+        if counts[part.name] or len(parts) == 1:
+            yield part.name, first
+        first += counts[part.name]
+
+
+def _frame(found: Sequence[Extracted], groups: Sequence[str], first: int) -> pl.DataFrame:
+    columns = {name: [getattr(item, name) for item in found] for name in Extracted._fields}
+    data = {**columns, "row": range(first, first + len(found)), "group": groups, "flags": [[] for _ in found]}
+    return pl.DataFrame({name: pl.Series(name, data[name], dtype=dtype) for name, dtype in ROWS.items()})
 
 
 def _fault(layout: Layout, record: Record, no_question: bool) -> str:
     """What a row that cannot be used lacks, and what was found in its place."""
-    wanted = ("question", "subject", "relation") if no_question else ("answer", "answers", "object")
+    asks = ("question", "prompt", "messages", "conversations", "instruction", "subject", "relation")
+    golds = ("answer", "answers", "object", "completion", "messages", "conversations")
+    wanted = asks if no_question else golds
     pairs = [(layout.columns[ours], record.get(layout.columns[ours])) for ours in wanted if ours in layout.columns]
     found = ", ".join(f"{column} is {_shown(value)}" for column, value in pairs)
     return f"no {'question' if no_question else 'answer'}: {found}, expected a text"

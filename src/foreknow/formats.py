@@ -1,146 +1,210 @@
-"""File formats: a data file -> records, and the same file written back with columns added.
+"""Formats: a data file -> batches of records, and the same file written back with columns added.
 
-What was read is kept as it stands (JSON objects as their text, tables as frames), so that the annotated
-file holds every original row in order with its fields untouched.
+Files are streamed, `BATCH` records at a time; only a JSON array is held as a whole, for as long as it is read.
+Written back, JSON objects keep their very text, and tables their cells.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, NamedTuple
 
 import polars as pl
 
 from foreknow.errors import InputError
+from foreknow.sources import Part, Source, on_disk, packed_for_writing
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 Record = Mapping[str, object]
+BATCH = 8192
+LONGEST_LINE = 2**28
+"""A line (CSV: a cell too) of more characters is an error: it would have to be held as a whole."""
+
+
+class Batch(NamedTuple):
+    """Records of a part, with what writing them back needs.
+
+    `first`: the first one's place in the part. `lines`: the 1-based line each begins at (empty for Parquet).
+    `texts`: JSON objects as they stand. `frame`: Parquet rows as they are.
+    """
+
+    records: list[Record]
+    first: int = 0
+    lines: Sequence[int] = ()
+    texts: Sequence[str] = ()
+    frame: pl.DataFrame | None = None
 
 
 @dataclass(frozen=True)
-class Source:
-    """A file as it was read: JSON objects as `texts`, a table as `frame`; `lines` are 1-based."""
+class Change:
+    """What an output changes: `added` columns (a line for each row of the input, by number), `kept` rows
+    (by number; None: all), `edited`: record and row number -> the record to write, or None to leave it."""
 
-    path: Path
-    suffix: str
-    columns: tuple[str, ...]
-    texts: tuple[str, ...] = ()
-    frame: pl.DataFrame | None = None
-    lines: tuple[int, ...] = ()
-    newline: str = "\n"
+    added: pl.DataFrame
+    kept: pl.Series | None = None
+    edited: Callable[[Record, int], Record | None] | None = None
 
-    def where(self, row: int) -> str:
-        """`file:line` of a row where the format has lines, else `file: row N`, counted from 0."""
-        return f"{self.path}:{self.lines[row]}" if self.lines else f"{self.path}: row {row}"
+    def of(self, first: int, count: int) -> tuple[pl.DataFrame, list[bool]]:
+        """The added columns of `count` rows from `first`, and which of these rows are kept."""
+        kept = [True] * count if self.kept is None else self.kept.slice(first, count).to_list()
+        return self.added.slice(first, count), kept
+
+    def edit(self, record: Record, row: int) -> Record | None:
+        """The record to write in its place, if any."""
+        return None if self.edited is None else self.edited(record, row)
 
 
-def read_source(path: Path) -> tuple[Source, list[Record]]:
-    """Read a data file by its suffix; everything that cannot be read is an InputError."""
-    suffix = path.suffix.lower()
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, expected a file ({' '.join(SUFFIXES)}).")
-    if not path.exists():
-        raise InputError(f"{path}: no such file. Check the path, or quote it if it has spaces.")
-    if suffix not in SUFFIXES:
-        raise InputError(f"{path}: unknown suffix {suffix!r}, expected one of {' '.join(SUFFIXES)}.")
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    if suffix == ".parquet":
-        source, records = _read_parquet(path, raw)
-    elif suffix in (".csv", ".tsv"):
-        source, records = _read_table(path, suffix, _decode(path, raw))
+def read_part(part: Part) -> Iterator[Batch]:
+    """A part's records in order; everything that cannot be read is an InputError naming the part and line."""
+    if part.suffix == ".parquet":
+        yield from _read_parquet(part)
+    elif part.suffix in (".csv", ".tsv"):
+        yield from _read_table(part)
     else:
-        source, records = _read_json(path, suffix, _decode(path, raw))
-    if not records:
-        raise InputError(f"{path} is empty: found no rows, expected at least one.")
-    return source, records
+        yield from _read_json(part)
 
 
-def write_source(source: Source, added: pl.DataFrame, path: Path) -> None:
-    """Write the file back with the columns of `added` (one row per original row) at the end of every row."""
-    if source.suffix == ".parquet" and source.frame is not None:
-        out = io.BytesIO()
-        source.frame.hstack(added).write_parquet(out)
-        content = out.getvalue()
-    elif source.frame is not None:
-        content = _table_bytes(source, source.frame, added)
-    else:
-        texts = [_splice(text, row) for text, row in zip(source.texts, added.iter_rows(named=True), strict=True)]
-        body = "[\n" + ",\n".join(texts) + "\n]" if source.suffix == ".json" else "\n".join(texts)
-        content = f"{body}\n".encode()
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(content)
-    part.replace(path)
+def where(part: Part, batch: Batch, at: int) -> str:
+    """`file:line` of a record where the format has lines, else `file: row N`, counted from 0 in the part."""
+    return f"{part.where}:{batch.lines[at]}" if batch.lines else f"{part.where}: row {batch.first + at}"
 
 
-def object_texts(records: Sequence[Record]) -> tuple[str, ...]:
-    """Records as JSON texts, for a source that was never a file."""
-    return tuple(json.dumps(record, ensure_ascii=False) for record in records)
+def write_parts(source: Source, change: Change, path: Path) -> None:
+    """Write every row of every part under `path`: one file, a folder of files, or a zip of them, as it was."""
+    if source.kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            first = 0
+            for part in source.parts:
+                # a fixed date: the same content gives the same bytes
+                info = zipfile.ZipInfo(part.name, (1980, 1, 1, 0, 0, 0))
+                info.compress_type = zipfile.ZIP_DEFLATED
+                with archive.open(info, "w", force_zip64=True) as out:
+                    first = _write_part(part, out, change, first)
+        return
+    first = 0
+    for part in source.parts:
+        target = path / part.name if source.kind == "folder" else path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as out:
+            first = _write_part(part, out, change, first)
 
 
-def _decode(path: Path, raw: bytes) -> str:
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        bom = len(raw) - len(raw.removeprefix(b"\xef\xbb\xbf"))
-        at = error.start + bom
-        line = raw.count(b"\n", 0, at) + 1
-        column = at - raw.rfind(b"\n", 0, at)
-        raise InputError(
-            f"{path}:{line}: not UTF-8: found byte 0x{raw[at]:02x} at byte {column} of the line. "
-            "Save the file as UTF-8."
-        ) from error
+def write_joined(parts: Sequence[Part], change: Change, path: Path) -> None:
+    """Write the kept rows of all parts into one file in the format of the parts, which must be one."""
+    formats = {part.suffix for part in parts}
+    if len(formats) > 1:
+        raise InputError(f"{path}: the input holds files of several formats ({' '.join(sorted(formats))}).")
+    first = 0
+    frames = []
+    with path.open("wb") as out, packed_for_writing(out, parts[0].packing) as stream:
+        writer = _Writer(stream, parts[0].suffix, _newline(parts[0]))
+        for part in parts:
+            for batch in read_part(part):
+                frames.append(writer.write(batch, change, first))
+                first += len(batch.records)
+        writer.close()
+        if writer.suffix == ".parquet":
+            pl.concat([frame for frame in frames if frame is not None], how="diagonal_relaxed").write_parquet(stream)
 
 
-def _read_json(path: Path, suffix: str, text: str) -> tuple[Source, list[Record]]:
-    pieces = _array_pieces(path, text) if suffix == ".json" else _line_pieces(path, text)
-    for line, _, value in pieces:
+def object_text(record: Record) -> str:
+    """A record as JSON text."""
+    return json.dumps(record, ensure_ascii=False, default=str)
+
+
+def json_kind(value: object) -> str:
+    """What a JSON value is, in the words of a user."""
+    names = {dict: "an object", list: "an array", str: "a string", bool: "true/false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _batched(part: Part, pieces: Iterable[tuple[int, str, object]]) -> Iterator[Batch]:
+    """(line, text, value) triples as batches; every value must be an object."""
+    records: list[Record] = []
+    lines: list[int] = []
+    texts: list[str] = []
+    for line, text, value in pieces:
         if not isinstance(value, dict):
             raise InputError(
-                f"{path}:{line}: found {json_kind(value)}, expected an object such as "
+                f"{part.where}:{line}: found {json_kind(value)}, expected an object such as "
                 '{"question": "...", "answer": "..."}.'
             )
-    records: list[Record] = [value for _, _, value in pieces if isinstance(value, dict)]
-    columns = tuple(dict.fromkeys(key for record in records for key in record))
-    source = Source(
-        path,
-        suffix,
-        columns,
-        texts=tuple(piece[1] for piece in pieces),
-        lines=tuple(piece[0] for piece in pieces),
-    )
-    return source, records
+        records.append(value)
+        lines.append(line)
+        texts.append(text)
+        if len(records) == BATCH:
+            yield Batch(records, lines=lines, texts=texts)
+            records, lines, texts = [], [], []
+    if records:
+        yield Batch(records, lines=lines, texts=texts)
 
 
-def _line_pieces(path: Path, text: str) -> list[tuple[int, str, object]]:
+def _read_json(part: Part) -> Iterator[Batch]:
+    with part.open() as stream:
+        if part.suffix != ".json":
+            yield from _batched(part, _line_pieces(part, stream))
+            return
+        raw = stream.read()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise _not_utf8(part) from None
+    del raw
+    yield from _batched(part, _array_pieces(part.where, text))
+
+
+def _line_pieces(part: Part, stream: IO[bytes]) -> Iterator[tuple[int, str, object]]:
     """(line, text, value) of every line that is not blank. Only "\\n" ends a line: JSON may hold U+2028."""
-    pieces = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        piece = line.strip(" \t\r")
+    for number, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE), b""), start=1):
+        if len(line) == LONGEST_LINE:
+            raise _too_long(part, number)
+        try:
+            piece = line.decode("utf-8-sig" if number == 1 else "utf-8").strip(" \t\r\n")
+        except UnicodeDecodeError:
+            raise _not_utf8(part) from None
         if piece:
-            pieces.append((number, piece, _loads(path, piece, number)))
-    return pieces
+            yield number, piece, _loads(part.where, piece, number)
 
 
-def _loads(path: Path, piece: str, line: int) -> object:
+def _too_long(part: Part, line: int) -> InputError:
+    return InputError(f"{part.where}:{line}: longer than {LONGEST_LINE >> 20} MiB, expected one row a line.")
+
+
+def _not_utf8(part: Part) -> InputError:
+    """Where the first byte stands that is not UTF-8: the part is read again for it."""
+    with part.open() as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                return InputError(
+                    f"{part.where}:{number}: not UTF-8: found byte 0x{line[error.start]:02x} at byte "
+                    f"{error.start + 1} of the line. Save the file as UTF-8."
+                )
+    return InputError(f"{part.where}: not UTF-8. Save the file as UTF-8.")
+
+
+def _loads(name: str, piece: str, line: int) -> object:
     try:
         return json.loads(piece)
     except json.JSONDecodeError as error:
-        raise _broken(path, line, error, piece) from error
+        raise _broken(name, line, error, piece) from error
     except RecursionError as error:
-        raise InputError(f"{path}:{line}: nested too deeply to be read as JSON.") from error
+        raise InputError(f"{name}:{line}: nested too deeply to be read as JSON.") from error
     except ValueError as error:
-        raise InputError(f"{path}:{line}: not readable as JSON ({error}).") from error
+        raise InputError(f"{name}:{line}: not readable as JSON ({error}).") from error
 
 
-def _array_pieces(path: Path, text: str) -> list[tuple[int, str, object]]:
+def _array_pieces(name: str, text: str) -> Iterator[tuple[int, str, object]]:
     """(line, text, value) of every element of a JSON array, the text exactly as it stands in the file."""
     decoder, space = json.JSONDecoder(), re.compile(r"[ \t\r\n]*")
 
@@ -149,13 +213,12 @@ def _array_pieces(path: Path, text: str) -> list[tuple[int, str, object]]:
         return match.end() if match else at
 
     at, line, counted = skip(0), 1, 0
-    pieces: list[tuple[int, str, object]] = []
     if at == len(text):
-        return pieces
+        return
     if text[at] != "[":
-        value = _loads(path, text.strip(" \t\r\n"), 1)
+        value = _loads(name, text.strip(" \t\r\n"), 1)
         raise InputError(
-            f"{path}: found {json_kind(value)}, expected an array of objects: [{{...}}, {{...}}]. "
+            f"{name}: found {json_kind(value)}, expected an array of objects: [{{...}}, {{...}}]. "
             "One object a line goes into a .jsonl file."
         )
     at = skip(at + 1)
@@ -164,34 +227,200 @@ def _array_pieces(path: Path, text: str) -> list[tuple[int, str, object]]:
         try:
             value, end = decoder.raw_decode(text, at)
         except json.JSONDecodeError as error:
-            raise _broken(path, error.lineno, error, text) from error
+            raise _broken(name, error.lineno, error, text) from error
         except RecursionError as error:
-            raise InputError(f"{path}:{line}: nested too deeply to be read as JSON.") from error
+            raise InputError(f"{name}:{line}: nested too deeply to be read as JSON.") from error
         except ValueError as error:
-            raise InputError(f"{path}:{line}: not readable as JSON ({error}).") from error
-        pieces.append((line, text[at:end], value))
+            raise InputError(f"{name}:{line}: not readable as JSON ({error}).") from error
+        yield line, text[at:end], value
         at = skip(end)
         if text[at : at + 1] == ",":
             at = skip(at + 1)
         elif text[at : at + 1] != "]":
             fault = json.JSONDecodeError("Expecting ',' or ']' after an element", text, at)
-            raise _broken(path, fault.lineno, fault, text)
+            raise _broken(name, fault.lineno, fault, text)
     if skip(at + 1) != len(text):
         fault = json.JSONDecodeError("Extra data after the array", text, skip(at + 1))
-        raise _broken(path, fault.lineno, fault, text)
-    return pieces
+        raise _broken(name, fault.lineno, fault, text)
 
 
-def _broken(path: Path, line: int, error: json.JSONDecodeError, text: str) -> InputError:
+def _broken(name: str, line: int, error: json.JSONDecodeError, text: str) -> InputError:
     near = text[error.pos : error.pos + 30].split("\n", maxsplit=1)[0]
     found = f"found {near!r}" if near else "the text ends"
-    return InputError(f"{path}:{line}: broken JSON at column {error.colno}: {error.msg}; {found}.")
+    return InputError(f"{name}:{line}: broken JSON at column {error.colno}: {error.msg}; {found}.")
 
 
-def json_kind(value: object) -> str:
-    """What a JSON value is, in the words of a user."""
-    names = {dict: "an object", list: "an array", str: "a string", bool: "true/false", type(None): "null"}
-    return names.get(type(value), "a number")
+def _read_table(part: Part) -> Iterator[Batch]:
+    """CSV or TSV with every cell as text, exactly as it stands."""
+    kind = part.suffix[1:].upper()
+    with part.open() as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+        reader = csv.reader(_table_lines(part, text), delimiter=_delimiter(part.suffix), strict=True)
+        header: list[str] | None = None
+        while True:
+            records: list[Record] = []
+            lines: list[int] = []
+            begins = reader.line_num + 1
+            limit = csv.field_size_limit(LONGEST_LINE)  # the module's own limit is 128 KiB a cell
+            try:
+                for cells in reader:
+                    line, begins = begins, reader.line_num + 1
+                    if not cells:
+                        continue
+                    if header is None:
+                        header = cells
+                        _check_header(part, header)
+                        continue
+                    if len(cells) != len(header):
+                        raise InputError(
+                            f"{part.where}:{line}: found {len(cells)} cells, expected {len(header)} as in the "
+                            "header. Quote cells that hold the separator."
+                        )
+                    records.append(dict(zip(header, cells, strict=True)))
+                    lines.append(line)
+                    if len(records) == BATCH:
+                        break
+            except csv.Error as error:
+                raise InputError(f"{part.where}:{begins}: broken {kind} row: {error}.") from error
+            except UnicodeDecodeError:
+                raise _not_utf8(part) from None
+            finally:
+                csv.field_size_limit(limit)
+            if not records:
+                break
+            yield Batch(records, lines=lines)
+        text.detach()
+
+
+def _table_lines(part: Part, text: io.TextIOWrapper) -> Iterator[str]:
+    for number, line in enumerate(iter(lambda: text.readline(LONGEST_LINE), ""), start=1):
+        if len(line) == LONGEST_LINE:
+            raise _too_long(part, number)
+        yield line
+
+
+def _check_header(part: Part, header: list[str]) -> None:
+    if twice := next((name for name in header if header.count(name) > 1), None):
+        raise InputError(f"{part.where}:1: the column {twice!r} stands in the header twice. Rename one of them.")
+
+
+def _delimiter(suffix: str) -> str:
+    return "\t" if suffix == ".tsv" else ","
+
+
+def _newline(part: Part) -> str:
+    """How the part's first line ends."""
+    if part.suffix not in (".csv", ".tsv"):
+        return "\n"
+    with part.open() as stream:
+        return "\r\n" if stream.readline(LONGEST_LINE).endswith(b"\r\n") else "\n"
+
+
+_PARQUET_FAULTS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
+
+
+@contextlib.contextmanager
+def _reading_parquet(part: Part) -> Iterator[None]:
+    try:
+        yield
+    except _PARQUET_FAULTS as error:
+        first = str(error).split("\n", maxsplit=1)[0]
+        raise InputError(f"{part.where}: not a readable Parquet file ({first}).") from error
+
+
+def _read_parquet(part: Part) -> Iterator[Batch]:
+    with on_disk(part) as path:
+        if path.stat().st_size == 0:
+            return
+        with _reading_parquet(part):
+            scan = pl.scan_parquet(path, glob=False)
+            count = int(scan.select(pl.len()).collect().item())
+        for start in range(0, max(count, 1), BATCH * 8):
+            with _reading_parquet(part):
+                frame = scan.slice(start, BATCH * 8).collect()
+                records: list[Record] = list(frame.iter_rows(named=True))
+            yield Batch(records, start, frame=frame)
+
+
+def _write_part(part: Part, out: IO[bytes], change: Change, first: int) -> int:
+    """Write one part; returns the number of the row after its last."""
+    with packed_for_writing(out, part.packing) as stream:
+        if part.suffix == ".parquet":
+            return _write_parquet(part, stream, change, first)
+        writer = _Writer(stream, part.suffix, _newline(part))
+        for batch in read_part(part):
+            writer.write(batch, change, first)
+            first += len(batch.records)
+        writer.close()
+    return first
+
+
+def _write_parquet(part: Part, stream: IO[bytes], change: Change, first: int) -> int:
+    """All rows, the added columns beside their own, without holding the file in memory."""
+    with on_disk(part) as path, tempfile.NamedTemporaryFile(prefix="foreknow-", suffix=".parquet") as out:
+        if path.stat().st_size == 0:
+            return first
+        scan = pl.scan_parquet(path, glob=False)
+        count = int(scan.select(pl.len()).collect().item())
+        beside = change.added.slice(first, count).lazy()
+        pl.concat([scan, beside], how="horizontal").sink_parquet(out.name)
+        shutil.copyfileobj(out, stream)
+    return first + count
+
+
+class _Writer:
+    """Writes batches as one format; Parquet rows are handed back, for its writer wants them all."""
+
+    def __init__(self, out: IO[bytes], suffix: str, newline: str):
+        self.out, self.suffix, self.newline = out, suffix, newline
+        self.begun = False
+
+    def write(self, batch: Batch, change: Change, first: int) -> pl.DataFrame | None:
+        """Write a batch whose first row has the number `first`."""
+        added, kept = change.of(first, len(batch.records))
+        edits = [change.edit(record, first + n) if kept[n] else None for n, record in enumerate(batch.records)]
+        if batch.frame is not None:
+            return _edited(batch.frame, edits).hstack(added).filter(pl.Series(kept, dtype=pl.Boolean))
+        if batch.texts:
+            texts = [text if new is None else object_text(new) for text, new in zip(batch.texts, edits, strict=True)]
+            lines = zip(texts, added.iter_rows(named=True), kept, strict=True)
+            self._objects([_splice(text, row) for text, row, keep in lines if keep])
+        else:
+            records = [record if new is None else new for record, new in zip(batch.records, edits, strict=True)]
+            rows = zip(records, added.iter_rows(), kept, strict=True)
+            header = [*batch.records[0], *added.columns]
+            self._cells(header, [[*record.values(), *labels] for record, labels, keep in rows if keep])
+        return None
+
+    def close(self) -> None:
+        """End the file."""
+        if self.suffix == ".json":
+            self.out.write(b"\n]\n" if self.begun else b"[]\n")
+
+    def _objects(self, texts: list[str]) -> None:
+        if not texts:
+            return
+        array = self.suffix == ".json"
+        body = (",\n" if array else "\n").join(texts)
+        head = "" if not array else ",\n" if self.begun else "[\n"
+        self.out.write(f"{head}{body}{'' if array else chr(10)}".encode())
+        self.begun = True
+
+    def _cells(self, header: list[str], rows: list[list[object]]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, delimiter=_delimiter(self.suffix), lineterminator=self.newline)
+        if not self.begun:
+            writer.writerow(header)
+        writer.writerows([_cell(value) for value in cells] for cells in rows)
+        self.out.write(text.getvalue().encode())
+        self.begun = True
+
+
+def _edited(frame: pl.DataFrame, edits: list[Record | None]) -> pl.DataFrame:
+    if not any(edits):
+        return frame
+    records = [old if new is None else new for old, new in zip(frame.iter_rows(named=True), edits, strict=True)]
+    return pl.DataFrame(records, schema=frame.schema)
 
 
 def _splice(text: str, added: Record) -> str:
@@ -202,63 +431,8 @@ def _splice(text: str, added: Record) -> str:
     return f"{body}{comma}{extra}}}"
 
 
-def _read_table(path: Path, suffix: str, text: str) -> tuple[Source, list[Record]]:
-    """CSV or TSV with every cell as text, exactly as it stands."""
-    limit = csv.field_size_limit(max(len(text), 131_072) + 1)  # the module's own limit is 128 KiB a cell
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(suffix), strict=True)
-    rows, lines, begins = [], [], 1
-    try:
-        for cells in reader:
-            if cells:
-                rows.append(cells)
-                lines.append(begins)
-            begins = reader.line_num + 1
-    except csv.Error as error:
-        raise InputError(f"{path}:{begins}: broken {suffix[1:].upper()} row: {error}.") from error
-    finally:
-        csv.field_size_limit(limit)
-    header = rows[0] if rows else []
-    if twice := next((name for name in header if header.count(name) > 1), None):
-        raise InputError(f"{path}:1: the column {twice!r} stands in the header twice. Rename one of them.")
-    for cells, line in zip(rows, lines, strict=True):
-        if len(cells) != len(header):
-            raise InputError(
-                f"{path}:{line}: found {len(cells)} cells, expected {len(header)} as in the header. "
-                "Quote cells that hold the separator."
-            )
-    frame = pl.DataFrame(rows[1:], schema=dict.fromkeys(header, pl.String), orient="row")
-    newline = "\r\n" if "\r\n" in text[: text.find("\n") + 1] else "\n"
-    source = Source(path, suffix, tuple(header), frame=frame, lines=tuple(lines[1:]), newline=newline)
-    return source, [dict(zip(header, cells, strict=True)) for cells in rows[1:]]
-
-
-def _delimiter(suffix: str) -> str:
-    return "\t" if suffix == ".tsv" else ","
-
-
-def _table_bytes(source: Source, frame: pl.DataFrame, added: pl.DataFrame) -> bytes:
-    out = io.StringIO(newline="")
-    writer = csv.writer(out, delimiter=_delimiter(source.suffix), lineterminator=source.newline)
-    writer.writerow([*frame.columns, *added.columns])
-    for cells, labels in zip(frame.iter_rows(), added.iter_rows(), strict=True):
-        writer.writerow([*cells, *map(_cell, labels)])
-    return out.getvalue().encode()
-
-
 def _cell(value: object) -> object:
     """A value as a CSV cell: a list as JSON, null as an empty cell."""
     if isinstance(value, list | dict):
         return json.dumps(value, ensure_ascii=False)
     return str(value).lower() if isinstance(value, bool) else value
-
-
-def _read_parquet(path: Path, raw: bytes) -> tuple[Source, list[Record]]:
-    if not raw:
-        raise InputError(f"{path} is empty: found no rows, expected at least one.")
-    try:
-        frame = pl.read_parquet(io.BytesIO(raw))
-    except pl.exceptions.PolarsError as error:
-        first = str(error).split("\n", maxsplit=1)[0]
-        raise InputError(f"{path}: not a readable Parquet file ({first}).") from error
-    records: list[Record] = list(frame.iter_rows(named=True))
-    return Source(path, ".parquet", tuple(frame.columns), frame=frame), records

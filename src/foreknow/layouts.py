@@ -1,23 +1,31 @@
 """Layouts: which columns of a file hold the question, the answers and the rest; pure.
 
-A layout is found from the column names (`detect`) and then read record by record (`extract`):
+A layout is found from the columns and the first records (`detect`), or named, and then read record by record
+(`extract`):
 
-    question    a question and its answer(s) under their usual names, or under `--map` names
-    triples     subject, relation and object; the question is the row's own, or the relation's template
+    messages            a chat under `messages`: the last turn of the assistant is the answer
+    sharegpt            the same under `conversations`, turns as {from, value}
+    alpaca              instruction, input and output (history and system where they stand)
+    prompt-completion   prompt and completion, as text or as turns
+    popqa               PopQA's table
+    question            a question and its answer(s) under their usual names, or under `--map` names
+    triples             subject, relation and object; the question is the row's own, or the relation's template
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from foreknow.chats import Exchange, Turn, answered, exchange, looks_like_turns, turns_of
 from foreknow.errors import ConfigError, InputError
 from foreknow.templates import question as fill
 from foreknow.templates import subject_of
 
+Record = Mapping[str, object]
 # our name -> the names it goes by, the first one that the file has is taken
 USUAL: Mapping[str, tuple[str, ...]] = {
     "question": ("question", "query", "q", "prompt", "input"),
@@ -28,17 +36,40 @@ USUAL: Mapping[str, tuple[str, ...]] = {
     "object": ("object", "obj"),
     "split": ("split",),
     "popularity": ("popularity", "s_pop", "pop"),
+    "facts": ("facts",),
+    "messages": ("messages", "conversation", "dialog", "dialogue"),
+    "conversations": ("conversations",),
+    "instruction": ("instruction",),
+    "context": ("input", "context"),
+    "system": ("system",),
+    "history": ("history",),
+    "prompt": ("prompt",),
+    "completion": ("completion",),
 }
-NUMBERS = (int, float)
+BESIDE = ("subject", "relation", "split", "popularity", "facts")
+"""What any layout may have beside its question and answer."""
+SPLITS: Mapping[str, str] = {"validation": "dev", "valid": "dev", "val": "dev"}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A layout's name, the columns taken (our name -> theirs), and the reason, for the user to read."""
+    """A layout's name, the columns taken (our name -> theirs), and the reason, for the user to read.
+
+    `split` and `relation` are what the file's name tells, for rows that do not say it themselves.
+    """
 
     name: str
     columns: Mapping[str, str]
     reason: str
+    split: str | None = None
+    relation: str | None = None
+
+
+class Fact(NamedTuple):
+    """A short fact that belongs to a row with a long answer."""
+
+    question: str
+    answer: str
 
 
 class Extracted(NamedTuple):
@@ -46,44 +77,92 @@ class Extracted(NamedTuple):
 
     question: str | None
     answers: list[str] | None
-    subject: str | None
-    relation: str | None
-    split: str | None
-    popularity: float | None
+    subject: str | None = None
+    relation: str | None = None
+    split: str | None = None
+    popularity: float | None = None
+    context: list[dict[str, str]] | None = None
+    facts: list[dict[str, str]] | None = None
 
 
-def detect(columns: Sequence[str], mapped: Mapping[str, str], where: str) -> Layout:
-    """The layout of a file with these columns; InputError if none fits. `where` opens the messages."""
+class _Kind(NamedTuple):
+    """How a layout is known and read. `needs`: columns by our names; `fits`: what their values must be."""
+
+    needs: tuple[str, ...]
+    also: tuple[str, ...]
+    fits: Callable[[Mapping[str, str], Sequence[Record]], bool]
+    what: str
+
+
+def _always(_taken: Mapping[str, str], _sample: Sequence[Record]) -> bool:
+    return True
+
+
+def _turns_in(name: str) -> Callable[[Mapping[str, str], Sequence[Record]], bool]:
+    def fits(taken: Mapping[str, str], sample: Sequence[Record]) -> bool:
+        values = [record.get(taken[name]) for record in sample]
+        # a file whose every chat is broken is still a file of chats
+        return any(looks_like_turns(v) for v in values) or not any(isinstance(v, str) and v for v in values)
+
+    return fits
+
+
+_KINDS: Mapping[str, _Kind] = {
+    "messages": _Kind(("messages",), (), _turns_in("messages"), "chats; the last assistant turn is the answer"),
+    "sharegpt": _Kind(
+        ("conversations",), ("system",), _turns_in("conversations"), "chats; the last assistant turn is the answer"
+    ),
+    "alpaca": _Kind(("instruction", "answer"), ("context", "system", "history"), _always, "instruction and output"),
+    "popqa": _Kind(("question", "answers", "subject", "object"), (), _always, "PopQA's columns"),
+    "prompt-completion": _Kind(("prompt", "completion"), ("system",), _always, "prompt and completion"),
+    "question": _Kind(("question",), ("answer", "answers"), _always, "question and answer"),
+    "triples": _Kind(("object",), ("subject", "relation", "question"), _always, "subject, relation, object"),
+}
+LAYOUTS = tuple(_KINDS)
+
+
+def detect(
+    columns: Sequence[str], mapped: Mapping[str, str], where: str, sample: Sequence[Record] = (), named: str = "auto"
+) -> Layout:
+    """The layout of a file with these columns and first records; InputError if none fits.
+
+    `mapped` (`--map`) and `named` (`--layout`) win over what the file looks like. `where` opens the messages.
+    """
     _check_map(columns, mapped, where)
+    if named != "auto" and named not in _KINDS:
+        raise ConfigError(f"--layout {named}: no such layout; known are {', '.join(_KINDS)}.")
     found = {ours: _first(columns, names) for ours, names in USUAL.items()} | dict(mapped)
-    if "instruction" in columns and found["question"] == "input" and "question" not in mapped:
-        found["question"] = None  # alpaca: `input` is the context of the instruction, not the question
     taken = {ours: theirs for ours, theirs in found.items() if theirs is not None}
-    triple = {"subject", "relation", "object"} <= set(taken)
-    if "question" in taken and ("answer" in taken or "answers" in taken):
-        taken.pop("object", None)
-        return Layout("question", taken, _reason("question and answer", taken))
-    if triple or {"question", "object"} <= set(taken):
-        taken.pop("answer", None)
-        return Layout("triples", taken, _reason("subject, relation, object", taken))
+    tried = [named] if named != "auto" else _order(columns, mapped)
+    for name in tried:
+        kind = _KINDS[name]
+        if _complete(name, taken) and kind.fits(taken, sample):
+            mine = {ours: taken[ours] for ours in (*kind.needs, *kind.also, *BESIDE) if ours in taken}
+            mine = _without_repeats(name, mine, mapped)
+            return Layout(name, mine, _reason(name, kind.what, mine))
+    if named != "auto":
+        raise InputError(
+            f"{where}: --layout {named}: expected the columns {', '.join(_KINDS[named].needs)}; found {_list(columns)}."
+        )
     raise InputError(
-        f"{where}: no known layout in the columns {_list(columns)}. Expected a question and an answer, or "
-        "subject, relation and object.\nName yours: --map question=COLUMN --map answer=COLUMN."
+        f"{where}: no known layout in the columns {_list(columns)}. Expected a question and an answer, "
+        "messages, conversations, instruction and output, or subject, relation and object.\n"
+        "Name yours: --map question=COLUMN --map answer=COLUMN."
     )
 
 
-def extract(layout: Layout, record: Mapping[str, object], templates: Mapping[str, str]) -> Extracted:
+def extract(layout: Layout, record: Record, templates: Mapping[str, str]) -> Extracted:
     """One record read by its layout. A subject's `aliases` are never taken for answers."""
 
     def value(ours: str) -> object:
-        return record.get(layout.columns[ours]) if ours in layout.columns else None
+        theirs = layout.columns.get(ours)
+        return None if theirs is None else record.get(theirs)
 
-    question, subject, relation = (
-        text_of(value("question")),
-        text_of(value("subject")),
-        text_of(value("relation")),
-    )
+    relation = text_of(value("relation")) or layout.relation
+    subject = text_of(value("subject"))
     template = templates.get(relation) if relation is not None else None
+    said, golds = _said(layout.name, value)
+    question = said.question
     if layout.name == "triples" and question is None and subject is not None and relation is not None:
         if template is None:
             raise InputError(
@@ -94,11 +173,51 @@ def extract(layout: Layout, record: Mapping[str, object], templates: Mapping[str
         question = fill(template, subject)
     if subject is None and template is not None and question is not None:
         subject = subject_of(template, question)
-    golds = [value("answer"), value("object") if layout.name == "triples" else None]
-    listed = _decoded(value("answers"))
-    answers = _texts([*golds, listed])
-    popularity = _number(value("popularity"))
-    return Extracted(question, answers or None, subject, relation, text_of(value("split")), popularity)
+    split = text_of(value("split")) or layout.split
+    return Extracted(
+        question,
+        _texts(golds) or None,
+        subject,
+        relation,
+        None if split is None else SPLITS.get(split.lower(), split),
+        _number(value("popularity")),
+        [turn._asdict() for turn in said.context if _encodes(turn.content)] or None,
+        facts_of(value("facts")),
+    )
+
+
+def with_answer(layout: Layout, record: Record, answer: str) -> Record:
+    """The record with its answer replaced, under the layout's own columns; other accepted answers go."""
+    changed = dict(record)
+    name = layout.name
+    if name in ("messages", "sharegpt"):
+        column = layout.columns["messages" if name == "messages" else "conversations"]
+        changed[column] = answered(record[column], answer)
+    elif name == "prompt-completion":
+        column = layout.columns["completion"]
+        chat = looks_like_turns(record[column])
+        changed[column] = answered(record[column], answer) if chat else answer
+    else:
+        for ours in ("answer", "answers", "object"):
+            if (theirs := layout.columns.get(ours)) is None or theirs not in record:
+                continue
+            old = record[theirs]
+            changed[theirs] = [answer] if isinstance(old, list) else _listed(old, answer)
+    return changed
+
+
+def facts_of(value: object) -> list[dict[str, str]] | None:
+    """The short facts in a row's `facts` column (or its JSON text): those with a question and an answer."""
+    listed = _decoded(value)
+    if not isinstance(listed, list | tuple):
+        return None
+    return [
+        {"question": question, "answer": answer}
+        for item in listed
+        if isinstance(item, Mapping)
+        and (question := text_of(item.get("question"))) is not None
+        and (answer := text_of(item.get("answer"))) is not None
+    ]
 
 
 def text_of(value: object) -> str | None:
@@ -108,11 +227,102 @@ def text_of(value: object) -> str | None:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     text = str(value).strip()
+    return text if text and _encodes(text) else None
+
+
+def check_column(columns: Sequence[str], column: str, flag: str, where: str) -> None:
+    """InputError unless the file has this column."""
+    if column not in columns:
+        raise InputError(f"{where}: {flag}: there is no column {column!r}. Columns found: {_list(columns)}.")
+
+
+def _order(columns: Sequence[str], mapped: Mapping[str, str]) -> list[str]:
+    """Which layouts to try, the first first."""
+    if mapped:
+        for ours, name in (("messages", "messages"), ("conversations", "sharegpt"), ("instruction", "alpaca")):
+            if ours in mapped:
+                return [name]
+        return ["question", "triples", *_KINDS]
+    lowered = {column.lower() for column in columns}
+    plain = "question" in lowered and lowered & {"answer", "answers", "possible_answers"}
+    popqa = {"subj", "prop", "obj", "possible_answers"} <= lowered
+    first = ["popqa"] if popqa else ["question"] if plain else []
+    return [*first, *(name for name in _KINDS if name not in (*first, "popqa"))]
+
+
+def _complete(name: str, taken: Mapping[str, str]) -> bool:
+    """Whether the columns are enough for a layout."""
+    if name == "question":
+        return "question" in taken and ("answer" in taken or "answers" in taken)
+    if name == "triples":
+        return {"subject", "relation", "object"} <= set(taken) or {"question", "object"} <= set(taken)
+    return all(ours in taken for ours in _KINDS[name].needs)
+
+
+def _without_repeats(name: str, taken: dict[str, str], mapped: Mapping[str, str]) -> dict[str, str]:
+    """One column is taken once: alpaca's `input` is its context, not a question."""
+    mine = dict(taken)
+    if name == "alpaca" and mine.get("context") == mine.get("answer"):
+        mine.pop("context", None)
+    if name == "question" and mine.get("answer") == mine["question"] and "answer" not in mapped:
+        mine.pop("answer")
+    return mine
+
+
+def _said(name: str, value: Callable[[str], object]) -> tuple[Exchange, list[object]]:
+    """What a record asks, and its golds, not yet cleaned."""
+    if name in ("messages", "sharegpt"):
+        turns = turns_of(value("messages" if name == "messages" else "conversations")) or []
+        said = exchange([*_system(value), *turns])
+        return _clean(said), [said.answer]
+    if name == "alpaca":
+        context = text_of(value("context"))
+        instruction = text_of(value("instruction"))
+        question = "\n".join(text for text in (instruction, context) if text) if instruction else context
+        return Exchange(question, None, [*_system(value), *_history(value("history"))]), [value("answer")]
+    if name == "prompt-completion":
+        before, after = turns_of(value("prompt")), turns_of(value("completion"))
+        if before is None:
+            return Exchange(text_of(value("prompt")), None, _system(value)), [
+                value("completion") if after is None else exchange(after).answer
+            ]
+        answer = after if after is not None else [Turn("assistant", str(value("completion") or ""))]
+        said = exchange([*_system(value), *before, *answer])
+        return _clean(said), [said.answer]
+    question = text_of(value("question"))
+    listed = _decoded(value("answers"))
+    golds = [value("answer"), value("object") if name in ("triples", "popqa") else None, listed]
+    return Exchange(question, None, []), golds
+
+
+def _clean(said: Exchange) -> Exchange:
+    return said._replace(question=text_of(said.question))
+
+
+def _system(value: Callable[[str], object]) -> list[Turn]:
+    system = text_of(value("system"))
+    return [Turn("system", system)] if system else []
+
+
+def _history(value: object) -> list[Turn]:
+    """LLaMA-Factory's `history`: pairs of a question and its answer."""
+    pairs = _decoded(value)
+    if not isinstance(pairs, list | tuple):
+        return []
+    turns = []
+    for pair in pairs:
+        if isinstance(pair, list | tuple) and len(pair) == 2:
+            turns += [Turn("user", str(pair[0])), Turn("assistant", str(pair[1]))]
+    return turns
+
+
+def _encodes(text: str) -> bool:
+    """False for half a surrogate pair, which JSON can spell and UTF-8 cannot."""
     try:
         text.encode()
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell and UTF-8 cannot
-        return None
-    return text or None
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _texts(values: Sequence[object]) -> list[str]:
@@ -130,6 +340,11 @@ def _decoded(value: object) -> object:
     except (ValueError, RecursionError):
         return value
     return decoded if isinstance(decoded, list) else value
+
+
+def _listed(old: object, answer: str) -> str:
+    """The answer in place of a cell: as JSON text where the cell held a list so."""
+    return json.dumps([answer], ensure_ascii=False) if isinstance(_decoded(old), list) else answer
 
 
 def _number(value: object) -> float | None:
@@ -155,15 +370,9 @@ def _check_map(columns: Sequence[str], mapped: Mapping[str, str], where: str) ->
         check_column(columns, theirs, f"--map {ours}={theirs}", where)
 
 
-def check_column(columns: Sequence[str], column: str, flag: str, where: str) -> None:
-    """InputError unless the file has this column."""
-    if column not in columns:
-        raise InputError(f"{where}: {flag}: there is no column {column!r}. Columns found: {_list(columns)}.")
-
-
-def _reason(what: str, taken: Mapping[str, str]) -> str:
+def _reason(name: str, what: str, taken: Mapping[str, str]) -> str:
     pairs = ", ".join(ours if ours == theirs else f"{ours}={theirs}" for ours, theirs in taken.items())
-    return f"{what}, from the columns {pairs}"
+    return f"layout {name}: {what}, from the columns {pairs}"
 
 
 def _list(names: Sequence[str], most: int = 20) -> str:

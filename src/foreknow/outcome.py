@@ -6,8 +6,10 @@ from typing import Any
 
 import polars as pl
 
-from foreknow import exemplars, facts, slick
+from foreknow import exemplars, slick
 from foreknow.exemplars import Exemplars
+from foreknow.rows import GOLD, add_flag, majority_floor
+from foreknow.short_facts import rolled_up, summary
 
 
 def rows_frame(audited: pl.DataFrame, labelled: pl.DataFrame, answers: pl.DataFrame, drawn: Exemplars) -> pl.DataFrame:
@@ -29,20 +31,42 @@ def rows_frame(audited: pl.DataFrame, labelled: pl.DataFrame, answers: pl.DataFr
         marks["seen_in_exemplars"].append(known and exemplars.key(exemplars.Exemplar(question, "", subject)) in own)
         marks["few_exemplars"].append(known and drawn.groups[group].borrowed)
     for flag, where in marks.items():
-        rows = facts.add_flag(rows, flag, pl.Series(where, dtype=pl.Boolean))
-    rows = facts.add_flag(rows, "undecided", pl.col("undecided").fill_null(False))
-    return rows.with_columns(answer=facts.GOLD).select(
+        rows = add_flag(rows, flag, pl.Series(where, dtype=pl.Boolean))
+    rows = add_flag(rows, "undecided", pl.col("undecided").fill_null(False))
+    return rows.with_columns(answer=GOLD).select(
         *("row", "group", "relation", "subject", "split", "question", "answer", "answers"),
         *("p_greedy", "p_greedy_lenient", "p_sampled", "p_sampled_error", "p_hit", "p_hit_high", "p_hit_lenient"),
         *("category", "category_lenient", "model_answer", "popularity", "flags"),
     )
 
 
-def summarise(rows: pl.DataFrame) -> dict[str, Any]:
-    """The counts and shares of `summary.json`, from the frame of rows."""
+def parted(probed: pl.DataFrame, shorts: pl.DataFrame, long: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """What was probed, parted: the input's rows with what their long answers and short facts come to; the facts.
+
+    `shorts`: `short_facts.short_rows`. `long`: `spans.LONG`. A fact's line has `parent` and `fact` beside it.
+    """
+    facts = probed.join(shorts.select("row", "parent", "fact"), on="row").sort("parent", "fact")
+    own = probed.join(shorts.select("row"), on="row", how="anti")
+    rolled = rolled_up(own["row"], facts)
+    return own.join(long, on="row", how="left").join(rolled, on="row", how="left").sort("row"), facts
+
+
+def summarise(rows: pl.DataFrame, shorts: pl.DataFrame | None = None) -> dict[str, Any]:
+    """The counts and shares of `summary.json`, from the frame of rows and that of their short facts."""
+    long = rows.filter(pl.col("scored_tokens") > 0) if "scored_tokens" in rows.columns else rows.clear()
+    extra: dict[str, Any] = {}
+    if not long.is_empty():
+        extra["long_answers"] = {
+            "rows": long.height,
+            "tokens": long["answer_tokens"].median(),
+            "logprob": long["logprob"].mean(),
+            "logprob_alone": long["logprob_alone"].mean(),
+        }
+    if shorts is not None and not shorts.is_empty():
+        extra["facts"] = summary(rows, shorts)
     labelled = rows.filter(pl.col("category").is_not_null())
     flags = rows["flags"].explode().drop_nulls().value_counts().sort("flags")
-    floors = facts.majority_floor(rows).select("group", "floor", "majority_answer", "rows")
+    floors = majority_floor(rows).select("group", "floor", "majority_answer", "rows")
     return {
         "rows": rows.height,
         "labelled": labelled.height,
@@ -60,4 +84,5 @@ def summarise(rows: pl.DataFrame) -> dict[str, Any]:
             for group, floor, answer, count in floors.iter_rows()
         },
         "flags": dict(flags.iter_rows()),
+        **extra,
     }

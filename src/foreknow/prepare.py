@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 import polars as pl
 
 from foreknow import default_facts, exemplars, facts, models
-from foreknow.config import DEFAULT_FACTS, AuditConfig
+from foreknow.config import DEFAULT_FACTS, AuditConfig, DataSettings
 from foreknow.errors import ConfigError
 from foreknow.progress import say
 from foreknow.prompts import PAPER, Prompter, Template, read_template
-from foreknow.runs import fingerprint
+from foreknow.rows import GOLD, ROWS, USABLE, add_flag
+from foreknow.short_facts import short_rows
 from foreknow.templates import read_templates
 
 if TYPE_CHECKING:
@@ -25,40 +26,60 @@ if TYPE_CHECKING:
 
 
 class Input(NamedTuple):
-    """What an audit reads: the whole file, the rows of it to label, the exemplar pool, the prompt template."""
+    """What an audit reads: the rows to label and those beside them, the exemplar pool, the prompt template.
+
+    `audited`: rows as they came. `shorts`: the short facts that audited rows bring (`short_facts.py`).
+    """
 
     facts: facts.Facts
     audited: pl.DataFrame
-    pool: pl.DataFrame | None
+    shorts: pl.DataFrame
+    pool: facts.Facts | None
     template: Template
     licences: str | None = None
+
+    @property
+    def every(self) -> pl.DataFrame:
+        """All rows at hand: those of the input, then the short facts."""
+        return pl.concat([self.facts.rows, self.shorts.select(*ROWS)])
 
 
 def read_input(config: AuditConfig) -> Input:
     """The input and what goes with it, checked."""
     template = read_template(config.prompt_template) if config.prompt_template else PAPER
-    licences = None
-    if config.data == DEFAULT_FACTS and not Path(config.data).exists():
-        if config.map or config.templates or config.group_by not in (None, "relation"):
-            raise ConfigError("--map, --templates and --group-by are for data files; the packaged facts need none")
-        table, licences = default_facts.read_default(), default_facts.licences()
-    else:
-        table = facts.read_facts(
-            Path(config.data),
-            columns=config.map,
-            templates=read_templates(config.templates) if config.templates else None,
-            group_by=config.group_by,
-            strict_rows=config.strict_rows,
-        )
-    pool = facts.read_facts(config.exemplars).rows if config.exemplars else None
-    limit = config.limit or table.rows.height
-    audited = facts.take(table.rows, limit, config.seed) if limit < table.rows.height else table.rows
-    return Input(table, audited, pool, template, licences)
+    found = read_data(config, config.limit)
+    pool = facts.read_facts(config.exemplars) if config.exemplars else None
+    audited = found.rows.filter(pl.col("row").is_in(found.audited.implode()))
+    licences = default_facts.licences() if is_packaged(config.data) else None
+    return Input(found, audited, short_rows(audited, found.total), pool, template, licences)
+
+
+def read_data(config: DataSettings, limit: int | None = None) -> facts.Facts:
+    """The rows that a stage's DATA names: the packaged facts, or any input."""
+    if is_packaged(config.data):
+        if config.map or config.templates or config.group_by not in (None, "relation") or config.layout != "auto":
+            raise ConfigError("--map, --layout, --templates and --group-by: the packaged facts need none")
+        return default_facts.read_default(limit, config.seed)
+    return facts.read_facts(
+        config.data,
+        columns=config.map,
+        layout=config.layout,
+        templates=read_templates(config.templates) if config.templates else None,
+        group_by=config.group_by,
+        strict_rows=config.strict_rows,
+        limit=limit,
+        seed=config.seed,
+    )
+
+
+def is_packaged(data: str) -> bool:
+    """Whether DATA is the packaged fact set."""
+    return data == DEFAULT_FACTS and not Path(data).exists()
 
 
 _NO_IDENTITY: Final = {
     *("data", "out", "model", "exemplars", "templates", "prompt_template", "config"),
-    *("max_unknown", "dry_run", "dtype", "device", "map", "trust_remote_code", "strict_rows", "group_by"),
+    *("max_unknown", "dry_run", "dtype", "device", "map", "layout", "trust_remote_code", "strict_rows", "group_by"),
 }
 """Settings that name a file whose content counts instead, or do not change a result."""
 
@@ -66,8 +87,8 @@ _NO_IDENTITY: Final = {
 def identity_of(config: AuditConfig, given: Input, model: str, device: str, dtype: str) -> dict[str, Any]:
     """What makes two audits the same run: contents and settings, never names of files."""
     return {
-        "data": fingerprint(given.facts.rows),
-        "exemplars": None if given.pool is None else fingerprint(given.pool),
+        "data": given.facts.digest,
+        "exemplars": None if given.pool is None else given.pool.digest,
         "prompt_template": [given.template.instruction, given.template.shot, given.template.target],
         "model": model,
         "dtype": dtype,
@@ -94,6 +115,8 @@ class Stage(NamedTuple):
     prober: Probes
     drawn: exemplars.Exemplars
     rows: pl.DataFrame
+    long: pl.DataFrame
+    prompter: Prompter
     engine: str
     packed: PackedEngine | None
     protocol: dict[str, Any]
@@ -127,10 +150,12 @@ def prepared(config: AuditConfig, given: Input) -> Iterator[Stage]:
         say=say,
     )
     prompter = Prompter(loaded.tokenizer, given.template, config.chat_template, config.bos)
-    every = flag_long(given.facts.rows, loaded.tokenizer, config.max_answer_tokens)
-    audited = every.filter(pl.col("row").is_in(given.audited["row"].implode()))
-    usable = audited.filter(facts.USABLE & ~pl.col("flags").list.contains("long_answer"))
-    pool = None if given.pool is None else flag_long(given.pool, loaded.tokenizer, config.max_answer_tokens)
+    every = flag_long(given.every, loaded.tokenizer, config.max_answer_tokens)
+    chosen = pl.concat([given.audited["row"], given.shorts["row"]])
+    audited = every.filter(pl.col("row").is_in(chosen.implode()))
+    long = pl.col("flags").list.contains("long_answer")
+    usable = audited.filter(USABLE & ~long)
+    pool = None if given.pool is None else flag_long(given.pool.rows, loaded.tokenizer, config.max_answer_tokens)
     drawn = exemplars.draw(
         every,
         sorted(usable["group"].unique()),
@@ -178,7 +203,7 @@ def prepared(config: AuditConfig, given: Input) -> Iterator[Stage]:
             "exemplars": drawn.reason,
         }
         exact = engine if kind == "packed" and isinstance(engine, PackedEngine) else None
-        yield Stage(loaded, taken, drawn, usable, kind, exact, protocol)
+        yield Stage(loaded, taken, drawn, usable, audited.filter(USABLE & long), prompter, kind, exact, protocol)
 
 
 @contextmanager
@@ -207,7 +232,7 @@ def _verify(packed: Any, prompter: Prompter) -> None:
 
 def flag_long(rows: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, most: int) -> pl.DataFrame:
     """Flag rows whose gold has more than `most` tokens: they are never silently called Unknown."""
-    golds = rows.select(facts.GOLD.fill_null("")).to_series().to_list()
+    golds = rows.select(GOLD.fill_null("")).to_series().to_list()
     # a text longer than 64 characters a token is long whatever its tokens
     longest = most * 64
     lengths: list[int] = []
@@ -215,4 +240,4 @@ def flag_long(rows: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, most: int)
         part = [gold[:longest] for gold in golds[start : start + 4096]]
         lengths += [len(ids) for ids in tokenizer(part, add_special_tokens=False)["input_ids"]]
     long = [n > most or len(gold) > longest for n, gold in zip(lengths, golds, strict=True)]
-    return facts.add_flag(rows, "long_answer", pl.Series(long, dtype=pl.Boolean))
+    return add_flag(rows, "long_answer", pl.Series(long, dtype=pl.Boolean))

@@ -116,10 +116,10 @@ class Prober:
 
     def prompts(self, rows: pl.DataFrame) -> tuple[list[Row], list[list[Prompt]]]:
         """Each row made ready, and its prompts, one for each exemplar set."""
-        records = rows.select("row", "group", "question", "answers", "subject").to_dicts()
+        records = rows.select("row", "group", "question", "answers", "subject", "context").to_dicts()
         shown = [self.exemplars.groups[r["group"]].for_row(r["question"], r["subject"]) for r in records]
         texts = [
-            [self.prompter.text(shots, r["question"]) for shots, _ in sets]
+            [self.prompter.text(shots, r["question"], r["context"]) for shots, _ in sets]
             for r, sets in zip(records, shown, strict=True)
         ]
         flat = iter(self.prompter.ids([t for some in texts for t in some]))

@@ -7,7 +7,7 @@ from pieces. That prompts share a beginning is found out afterwards, by comparin
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from foreknow.exemplars import Exemplar
 
 Bos = Literal["auto", "yes", "no"]
+Context = Sequence[Mapping[str, str]]
+"""Turns of a chat before its question: role and content, in order (`rows.ROWS`)."""
 
 _SLOT = re.compile(r"\{question\}|\{answer\}")
 
@@ -38,11 +40,19 @@ class Template:
     shot: str = "Q: {question}\nA: {answer}\n"
     target: str = "Q: {question}\nA:"
 
-    def render(self, shots: Sequence[Exemplar], question: str) -> str:
-        """The whole prompt."""
-        parts = [self.instruction]
-        for s in shots:
-            parts.append(_fill(self.shot, s.question, s.answer))
+    def render(self, shots: Sequence[Exemplar], question: str, context: Context = ()) -> str:
+        """The whole prompt. Earlier turns of the row's own chat stand before its question, written as shots."""
+        parts = [self.instruction, *(_fill(self.shot, s.question, s.answer) for s in shots)]
+        asked: str | None = None
+        for turn in context:
+            if turn["role"] == "assistant" and asked is not None:
+                parts.append(_fill(self.shot, asked, turn["content"]))
+                asked = None
+                continue
+            parts += [] if asked is None else [f"{asked}\n"]
+            asked = turn["content"] if turn["role"] == "user" else None
+            parts += [] if turn["role"] == "user" else [f"{turn['content']}\n"]
+        parts += [] if asked is None else [f"{asked}\n"]
         parts.append(_fill(self.target, question, ""))
         return "".join(parts)
 
@@ -100,14 +110,19 @@ class Prompter:
         if self.bos == "yes" and self.tokenizer.bos_token_id is None:
             raise ConfigError("--bos yes: this model's tokenizer has no beginning-of-sequence token")
 
-    def text(self, shots: Sequence[Exemplar], question: str) -> str:
-        """The whole prompt as text."""
+    def text(self, shots: Sequence[Exemplar], question: str, context: Context | None = None) -> str:
+        """The whole prompt as text, with the turns that come before the question in its own chat, if any."""
+        context = context or ()
         if not self.chat:
-            return self.template.render(shots, question)
-        turns = [{"role": "system", "content": self.template.instruction}] if self.template.instruction else []
+            return self.template.render(shots, question, context)
+        system = [t["content"] for t in context if t["role"] == "system"]
+        if self.template.instruction:
+            system.insert(0, self.template.instruction)
+        turns = [{"role": "system", "content": "\n".join(system)}] if system else []
         for s in shots:
             turns.append({"role": "user", "content": s.question})
             turns.append({"role": "assistant", "content": s.answer})
+        turns += [{"role": t["role"], "content": t["content"]} for t in context if t["role"] != "system"]
         turns.append({"role": "user", "content": question})
         rendered = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         return str(rendered)

@@ -78,6 +78,20 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             part.unlink(missing_ok=True)
 
 
+def write_folder(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary neighbour folder of `path`, then put it in the place of what stood there."""
+    with _disk(path):
+        part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        try:
+            part.chmod(0o755)
+            write(part)
+            if path.exists():
+                shutil.rmtree(path)
+            part.replace(path)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
@@ -133,7 +147,7 @@ class RunFolder:
             self.chunks.mkdir(exist_ok=True)
             for torn in (*self.path.iterdir(), *self.chunks.iterdir()):
                 if _TORN.fullmatch(torn.name):
-                    torn.unlink(missing_ok=True)
+                    shutil.rmtree(torn) if torn.is_dir() else torn.unlink(missing_ok=True)
         write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         return False
 

@@ -1,0 +1,192 @@
+"""The frame of rows that every stage works on, its flags, and draws from it. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import polars as pl
+
+from foreknow.errors import ConfigError
+
+TURN = pl.Struct({"role": pl.String(), "content": pl.String()})
+FACT = pl.Struct({"question": pl.String(), "answer": pl.String()})
+ROWS: dict[str, pl.DataType] = {
+    "row": pl.Int64(),  # 0-based position in the input
+    "question": pl.String(),  # null where the row has none; such a row is never labelled
+    "answers": pl.List(pl.String()),  # the first is the gold; every one is accepted
+    "subject": pl.String(),
+    "relation": pl.String(),
+    "split": pl.String(),
+    "group": pl.String(),  # exemplars are drawn within it
+    "popularity": pl.Float64(),
+    "flags": pl.List(pl.String()),  # sorted, each once
+    "context": pl.List(TURN),  # the system's text and earlier turns of a chat, in order
+    "facts": pl.List(FACT),  # the row's own short facts, where it brings some
+}
+OUR_FLAGS = ("answer_in_subject", "conflicting", "context", "duplicate", "no_answer", "no_question")
+USABLE = pl.col("question").is_not_null() & pl.col("answers").is_not_null()
+GOLD = pl.col("answers").list.first()
+DIGESTS: dict[str, pl.DataType] = {
+    "row": pl.Int64(),
+    "group": pl.String(),
+    "usable": pl.Boolean(),
+    "dev": pl.Boolean(),  # of the split that exemplars come from
+    "asks": pl.UInt64(),  # hash of the question
+    "gold": pl.UInt64(),  # hash of the gold
+    "key": pl.UInt64(),  # the row's place in every draw: a hash of the seed and its texts
+    "flags": pl.List(pl.String()),  # those that the row alone tells
+}
+"""What is kept of a row that is not kept itself: enough to draw rows, and to find repeated ones."""
+
+
+def digests(rows: pl.DataFrame, seed: int) -> pl.DataFrame:
+    """A line of `DIGESTS` for each row."""
+    gold_and_text = rows.select(USABLE.alias("usable"), GOLD.alias("gold"), text=pl.coalesce("subject", "question"))
+    inside = [usable and has_word(text, gold) for usable, gold, text in gold_and_text.iter_rows()]
+    marks: dict[str, pl.Series | pl.Expr] = {
+        "answer_in_subject": pl.Series(inside, dtype=pl.Boolean),
+        "context": pl.col("context").list.len() > 0,
+        "no_answer": pl.col("answers").is_null(),
+        "no_question": pl.col("question").is_null(),
+    }
+    ours = [pl.when(mark).then(pl.lit(flag)) for flag, mark in marks.items()]
+    kept = pl.col("flags").fill_null([]).list.set_difference(pl.lit(list(OUR_FLAGS)))
+    keys = [draw_key(seed, *texts) for texts in rows.select("question", GOLD).iter_rows()]
+    return rows.select(
+        "row",
+        "group",
+        usable=USABLE,
+        dev=pl.col("split").eq_missing(pl.lit("dev")),
+        asks=pl.struct("question", "context").hash(),
+        gold=GOLD.hash(),
+        key=pl.Series(keys, dtype=pl.UInt64),
+        flags=pl.concat_list(kept, *ours).list.drop_nulls(),
+    )
+
+
+def flags_of(digests: pl.DataFrame) -> pl.Series:
+    """Each row's flags, from the digests of all rows: sorted, each once.
+
+    `duplicate`: question and gold of an earlier row. `conflicting`: question and group of another row with
+    a different gold. `answer_in_subject`: the gold, capitals aside, is a whole word of the subject, or of
+    the question where there is no subject. `no_question`, `no_answer`: the row has none. `context`: it is
+    asked behind a system's text or earlier turns.
+    """
+    twin = pl.int_range(pl.len()).over("asks", "gold", order_by="row") > 0
+    golds = pl.col("gold").n_unique().over("asks", "group", "usable")
+    repeated = [pl.when("usable").then(pl.when(twin).then(pl.lit("duplicate")))]
+    repeated += [pl.when("usable").then(pl.when(golds > 1).then(pl.lit("conflicting")))]
+    flags = pl.concat_list("flags", *repeated).list.drop_nulls().list.unique().list.sort()
+    return digests.select(flags=flags).to_series()
+
+
+def flag_rows(rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows with our own flags computed anew (`flags_of`); flags that others set are kept."""
+    return rows.with_columns(flags=flags_of(digests(rows, 0)))
+
+
+def add_flag(rows: pl.DataFrame, flag: str, where: pl.Series | pl.Expr) -> pl.DataFrame:
+    """The rows with `flag` on those where `where` holds; flags stay sorted, each once."""
+    more = pl.when(where).then(pl.col("flags").list.concat(pl.lit([flag]))).otherwise(pl.col("flags"))
+    return rows.with_columns(flags=more.list.unique().list.sort())
+
+
+def majority_floor(rows: pl.DataFrame) -> pl.DataFrame:
+    """Per group, the EM (0 to 1) of always answering its most frequent gold: a floor to print.
+
+    Returns group, floor, majority_answer, rows (the usable ones). A row counts as hit where any of its
+    accepted answers is the majority answer; ties are broken by the order of the texts. (Paper, section 2:
+    11.2 % on the ENTITYQUESTIONS test set.)
+    """
+    usable = rows.filter(USABLE)
+    majority = (
+        usable.group_by("group", GOLD.alias("majority_answer"))
+        .len("count")
+        .sort(["group", "count", "majority_answer"], descending=[False, True, False])
+        .group_by("group", maintain_order=True)
+        .first()
+    )
+    hit = pl.col("answers").list.contains(pl.col("majority_answer"))
+    return (
+        usable.join(majority, on="group")
+        .group_by("group", "majority_answer")
+        .agg(hit.mean().alias("floor"), pl.len().cast(pl.Int64).alias("rows"))
+        .select("group", "floor", "majority_answer", "rows")
+        .sort("group")
+    )
+
+
+def take(rows: pl.DataFrame, limit: int, seed: int) -> pl.DataFrame:
+    """At most `limit` usable rows, spread over the groups by their size, in row order (`drawn`)."""
+    return rows.filter(pl.col("row").is_in(drawn(digests(rows, seed), limit).implode()))
+
+
+def drawn(digests: pl.DataFrame, limit: int) -> pl.Series:
+    """The numbers of at most `limit` usable rows, spread over the groups by their size; sorted.
+
+    Totals are exact (largest remainder). Within a group the rows with the smallest keys are drawn, so the
+    draw depends neither on positions nor on the machine. Dev rows, which exemplars come from, are drawn only
+    where the others do not suffice.
+    """
+    if limit < 1:
+        raise ConfigError(f"--limit {limit}: found {limit}, expected at least 1.")
+    usable = digests.filter("usable")
+    first = _drawn(usable.filter(~pl.col("dev")), limit)
+    more = _drawn(usable.filter("dev"), limit - first.len())
+    return pl.concat([first, more]).sort()
+
+
+def pool(digests: pl.DataFrame, audited: pl.Series, most: int) -> pl.Series:
+    """The numbers of at most `most` rows of each group that may serve as exemplars; sorted.
+
+    Dev rows where a group has some, else rows that are not `audited`: those with the smallest keys.
+    """
+    candidates = digests.filter(pl.col("usable") & (pl.col("dev") | ~pl.col("row").is_in(audited.implode())))
+    has_dev = pl.col("dev").any().over("group")
+    own = candidates.filter(pl.col("dev") | ~has_dev).sort("key", "row")
+    return own.filter(pl.int_range(pl.len()).over("group") < most)["row"].sort()
+
+
+def largest_remainder(sizes: Mapping[str, int], total: int) -> dict[str, int]:
+    """`total` split in proportion to `sizes`, exact; ties in the remainders go to the earlier key by text.
+
+    Where `total` is at most the sum of the sizes, no share exceeds its size.
+    """
+    whole = sum(sizes.values())
+    if whole == 0:
+        return dict.fromkeys(sizes, 0)
+    shares = {key: size * total // whole for key, size in sizes.items()}
+    by_remainder = sorted(sizes, key=lambda key: (-(sizes[key] * total % whole), key))
+    for key in by_remainder[: total - sum(shares.values())]:
+        shares[key] += 1
+    return shares
+
+
+def has_word(text: str | None, word: str | None) -> bool:
+    """Whether `word` stands in `text` as whole words, capitals aside."""
+    if not text or not word:
+        return False
+    text, word = text.casefold(), word.casefold()
+    at = text.find(word)
+    while at >= 0:
+        before, after = text[at - 1 : at], text[at + len(word) : at + len(word) + 1]
+        starts = not (before.isalnum() and word[0].isalnum())
+        if starts and not (after.isalnum() and word[-1].isalnum()):
+            return True
+        at = text.find(word, at + 1)
+    return False
+
+
+def draw_key(seed: int, *texts: str | None) -> int:
+    """A row's place in every draw: a hash of the seed and its own texts, the same on every machine."""
+    text = "\x1f".join([str(seed), *(text or "" for text in texts)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+
+
+def _drawn(usable: pl.DataFrame, limit: int) -> pl.Series:
+    if limit >= usable.height:
+        return usable["row"]
+    shares = largest_remainder(dict(usable.group_by("group").len().iter_rows()), limit)
+    share = pl.col("group").replace_strict(shares, return_dtype=pl.Int64)
+    return usable.sort("key", "row").filter(pl.int_range(pl.len()).over("group") < share)["row"]
