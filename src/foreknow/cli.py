@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 from cyclopts import App, CycloptsError, Parameter
 
 from foreknow import __version__
-from foreknow.config import AuditConfig, Settings, settings_of
+from foreknow.config import AuditConfig, CheckConfig, Settings, settings_of
 from foreknow.errors import ForeknowError
+from foreknow.printing import print_audit, print_table
 
 if TYPE_CHECKING:
-    import polars as pl
+    from foreknow.datasets import Written
 
 app = App(
     name="foreknow",
@@ -84,10 +85,96 @@ def audit(
         done = run(settings)
     except GateCrossed as gate:
         done, crossed = Audit(Path(str(settings.out))), gate
-    _print_audit(done.summary)
+    print_audit(done.summary)
     print(f"report: {done.folder / 'report.html'}")
     if crossed is not None:
         raise crossed
+
+
+@app.command
+@_flags_of(CheckConfig)
+def check(
+    *data: Annotated[str, Parameter(help="One data file or more; several are taken for splits named as the files.")],
+    strict: Annotated[bool, Parameter(help="Exit 3 if there is an error or a warning.", negative="")] = False,
+    json: Annotated[Optional[Path], Parameter(help="Write all that was found to this file.")] = None,  # noqa: UP045
+    config: Annotated[Optional[Path], Parameter(help="A YAML file with the same settings; flags win.")] = None,  # noqa: UP045
+    **given: Any,
+) -> None:
+    """Tell what is wrong with DATA before any model runs: duplicates, contradictions, overlaps, floors."""
+    from foreknow.checking import check_files
+    from foreknow.errors import GateCrossed
+    from foreknow.findings import lines, table
+    from foreknow.runs import write_json
+
+    found = check_files([settings_of(CheckConfig, {"data": one, **given}, config) for one in data])
+    print_table(table(found), "rows by group")
+    for line in lines(found):
+        print(line)
+    if json is not None:
+        write_json(json, found.summary)
+        print(f"json: {json}")
+    if strict and found.fails:
+        raise GateCrossed("--strict: errors or warnings were found")
+
+
+data = App(name="data", help="Write data sets: the paper's, PopQA, the packaged facts.", help_format="plaintext")
+app.command(data)
+
+
+@data.command
+def entityquestions(
+    *,
+    source: Annotated[str, Parameter(name="--from")] = "hub",
+    out: Path,
+    templates: Path | None = None,
+    allow_different: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Write ENTITYQUESTIONS as the paper split it: train, dev, test, test_ood.
+
+    Parameters
+    ----------
+    source
+        The published folder or zip, or 'hub' to fetch it.
+    out
+        The folder to write.
+    templates
+        Question templates by relation, in place of those read off the questions.
+    allow_different
+        Go on where counts differ from the paper's; the differences stand in the manifest.
+    """
+    from foreknow.datasets import write_entityquestions
+
+    _print_written(write_entityquestions(source, out, templates=templates, check=not allow_different))
+
+
+@data.command
+def popqa(*, source: Annotated[str, Parameter(name="--from")] = "hub", out: Path) -> None:
+    """Write PopQA as one file with subjects, relations and popularity.
+
+    Parameters
+    ----------
+    source
+        The published test.tsv, or 'hub' to fetch it.
+    out
+        The folder to write.
+    """
+    from foreknow.datasets import write_popqa
+
+    _print_written(write_popqa(source, out))
+
+
+@data.command
+def facts(*, out: Path) -> None:
+    """Write the packaged facts: train, dev, test.
+
+    Parameters
+    ----------
+    out
+        The folder to write.
+    """
+    from foreknow.datasets import write_facts
+
+    _print_written(write_facts(out))
 
 
 @app.command
@@ -110,7 +197,7 @@ def compare(first: Path, second: Path, /, *, out: Path | None = None) -> None:
     of = found.summary
     print(f"{found.first} -> {found.second}: {of['compared']:,} rows labelled in both")
     print(f"better known {of['better_known']:,}   same {of['same']:,}   less known {of['less_known']:,}\n")
-    _print_table(found.moves, "rows by category: first (down) to second (across)")
+    print_table(found.moves, "rows by category: first (down) to second (across)")
     if out is not None:
         write_rows(found, out)
         print(f"rows: {out}")
@@ -144,63 +231,11 @@ def models() -> None:
     print("Any folder saved by save_pretrained, .gguf file or hub id can stand in their place.")
 
 
-def _print_audit(summary: dict[str, Any]) -> None:
-    """The result in a dozen lines: category shares overall and by group."""
-    import polars as pl
-
-    by_group = summary["categories"]["by_relation"]
-    floors = summary["majority_floor"]
-    shown = sorted(by_group, key=lambda g: -by_group[g]["Unknown"])[:24]
-    lines = [
-        ("all", summary["categories"]["overall"], None),
-        *((g, by_group[g], floors.get(g)) for g in shown),
-    ]
-    table = pl.DataFrame(
-        [
-            {
-                "group": name,
-                **{category: f"{share:.1%}" for category, share in shares.items()},
-                "majority floor": "" if floor is None else f"{floor['floor']:.1%}",
-            }
-            for name, shares, floor in lines
-        ]
-    )
-    print(
-        f"{summary['labelled']:,} of {summary['rows']:,} rows labelled with {summary['model']['name']}, "
-        f"{summary['rows_per_second']:.2g} rows/s"
-    )
-    _print_table(table, "share of rows by category")
-    if len(by_group) > len(shown):
-        print(f"and {len(by_group) - len(shown)} more groups: see the report")
-    flags = ", ".join(f"{name} {count:,}" for name, count in summary["flags"].items())
-    if flags:
-        print(f"flags: {flags}")
-    long = summary["flags"].get("long_answer", 0)
-    if long:
-        print(
-            f"{long:,} rows have answers longer than {summary['protocol']['max_answer_tokens']} tokens and get no "
-            "category: split them into short facts, or raise --max-answer-tokens"
-        )
-
-
-def _print_table(frame: pl.DataFrame, title: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for at, name in enumerate(frame.columns):
-        table.add_column(name, justify="left" if at == 0 else "right", no_wrap=at > 0)
-    for line in frame.iter_rows():
-        table.add_row(*(_plain(value) for value in line))
-    console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console.width = 120
-    console.print(table)
-
-
-def _plain(value: Any) -> str:
-    """A cell without control characters: data must not steer a terminal."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in str(value))
+def _print_written(written: Written) -> None:
+    print_table(written.counts, "rows by relation and split")
+    for note in written.notes:
+        print(note)
+    print(f"{'already complete' if written.was_complete else 'written'}: {written.folder}")
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -146,6 +146,10 @@ def _files(value: Any) -> Any:
 FileMap = Annotated[dict[str, str], BeforeValidator(_files)]
 
 
+class CheckConfig(DataSettings):
+    """Settings of `foreknow check`."""
+
+
 class TuneConfig(Settings):
     """Settings of `foreknow tune`. Epochs, learning rate, batch and dropout default to the paper's (section 3)."""
 
@@ -169,7 +173,7 @@ class TuneConfig(Settings):
     warmup: float = Field(0.0, ge=0, description="Warmup: so many steps, or below 1 this share of all steps.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are cut to this norm (0: never).")
     lora_rank: int = Field(16, ge=1, description="Rank of the adapters.")
-    lora_alpha: float = Field(32.0, gt=0, description="Scale of the adapters: alpha / rank.")
+    lora_alpha: int = Field(32, ge=1, description="Scale of the adapters: alpha / rank.")
     lora_targets: tuple[str, ...] = Field(("all-linear",), description="Layers that get an adapter, by name.")
     patience: int | None = Field(None, ge=1, description="Stop after so many epochs without a better metric.")
     metric: str = Field("dev_em", description="Chooses the best epoch; a name that does not exist is an error.")

@@ -7,13 +7,10 @@ minus their relation's template, and the template is derived from the questions 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import lzma
 import re
-import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -21,7 +18,7 @@ import polars as pl
 
 from foreknow.errors import InputError
 from foreknow.sources import Part, source_of
-from foreknow.templates import SLOT, subject_of
+from foreknow.templates import SLOT, derive_template, subject_of
 
 IN_DISTRIBUTION: Final = ("P17", "P19", "P26", "P36", "P40", "P69", "P131", "P136", "P264", "P495", "P740", "P800")
 OUT_OF_DISTRIBUTION: Final = ("P50", "P112", "P127", "P170", "P175", "P176", "P407")
@@ -69,8 +66,6 @@ ROWS: Final[dict[str, pl.DataType]] = {
 }
 SETS: Final = ("train", "dev", "test", "test_ood")
 
-FEWEST: Final = 20
-"""Distinct questions a template is derived from: with fewer, what they share may be part of the subjects."""
 MEMBER_BYTES: Final = 64 << 20
 _MEMBER = re.compile(r"(?:^|/)(?P<split>train|dev|test)/(?P<relation>P\d{1,9})\.(?P=split)\.json$")
 
@@ -106,7 +101,7 @@ def read_tree(name: str, *, complete: bool = True) -> Tree:
     columns: dict[str, list[Any]] = {column: [] for column in TREE}
     content = hashlib.sha256()
     for (relation, split), part in _members(name, complete):
-        with _undamaged(part.where), part.open() as stream:
+        with part.open() as stream:
             raw = stream.read(MEMBER_BYTES + 1)
         if len(raw) > MEMBER_BYTES:
             raise InputError(f"{part.where}: over {MEMBER_BYTES >> 20} MiB, expected about 1 MiB.")
@@ -117,28 +112,6 @@ def read_tree(name: str, *, complete: bool = True) -> Tree:
         columns["question"] += questions
         columns["answers"] += answers
     return Tree(pl.DataFrame(columns, schema=TREE), f"sha256:{content.hexdigest()}")
-
-
-def derive_template(questions: Iterable[str]) -> str | None:
-    """The text that all questions share before and after their subject, with `[X]` for the subject.
-
-    The shared text is cut back so that the subject begins after a blank and ends before a character that is
-    neither letter nor digit: subjects that happen to begin or end alike lose nothing but whole words they
-    all share. None with fewer than `FEWEST` distinct questions, where they share no word, or where one of
-    them would be left without a subject.
-    """
-    distinct = set(questions)
-    if len(distinct) < FEWEST:
-        return None
-    before = _common_start(distinct)
-    before = before[: before.rfind(" ") + 1]
-    after = _common_start({question[::-1] for question in distinct})[::-1]
-    after = after[next((at for at, c in enumerate(after) if not c.isalnum()), len(after)) :]
-    template = f"{before}{SLOT}{after}"
-    shares_a_word = any(c.isalnum() for c in before + after)
-    if not shares_a_word or template.partition(SLOT) != (before, SLOT, after) or SLOT in after:
-        return None
-    return template if all(subject_of(template, question) for question in distinct) else None
 
 
 def paper_splits(rows: pl.DataFrame, templates: Mapping[str, str] | None = None, *, check: bool = True) -> Splits:
@@ -206,11 +179,6 @@ def majority_floor(train: pl.DataFrame, test: pl.DataFrame) -> pl.DataFrame:
         .group_by("relation", "majority_answer", maintain_order=True)
         .agg(pl.col("answer").count().cast(pl.Int64).alias("rows"), hit.sum().cast(pl.Int64).alias("hits"))
     )
-
-
-def _common_start(texts: set[str]) -> str:
-    first, last = min(texts), max(texts)
-    return first[: next((at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
 
 
 def floors(train: pl.DataFrame, test: pl.DataFrame) -> dict[str, Any]:
@@ -301,21 +269,10 @@ def _subjects(rows: pl.DataFrame, templates: Mapping[str, str]) -> list[str | No
     return subjects
 
 
-@contextlib.contextmanager
-def _undamaged(where: str) -> Iterator[None]:
-    """What a damaged archive can raise besides what `sources` tells of."""
-    try:
-        yield
-    except (lzma.LZMAError, struct.error, NotImplementedError, ValueError, OverflowError) as error:
-        raise InputError(f"{where}: cannot be read ({' '.join(str(error).split())}). Fetch it again.") from error
-
-
 def _members(name: str, complete: bool) -> list[tuple[tuple[str, str], Part]]:
     """((relation, split), part) of the tree's files, relations by number, splits in order."""
     found: dict[tuple[str, str], Part] = {}
-    with _undamaged(name):
-        parts = source_of(name).parts
-    for part in parts:
+    for part in source_of(name).parts:
         if match := _MEMBER.search(part.name):
             key = (match["relation"], match["split"])
             if key in found:

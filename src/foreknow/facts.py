@@ -15,13 +15,12 @@ from pathlib import Path
 
 import polars as pl
 
-from foreknow.entityquestions import derive_template
 from foreknow.errors import InputError
 from foreknow.formats import Batch, Change, Record, read_part, where, write_joined, write_parts
 from foreknow.layouts import Extracted, Layout, check_column, detect, extract, with_answer
 from foreknow.rows import ROWS, USABLE, digests, drawn, flags_of, pool
 from foreknow.sources import Part, Source, source_of
-from foreknow.templates import check_templates, subject_of
+from foreknow.templates import check_templates, derive_template, subject_of
 
 CANDIDATES = 1024
 """Of each group so many rows are kept as possible exemplars where not all rows are."""

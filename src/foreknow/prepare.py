@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import polars as pl
 
 from foreknow import default_facts, exemplars, facts, models
-from foreknow.config import DEFAULT_FACTS, AuditConfig, DataSettings
-from foreknow.errors import ConfigError
+from foreknow.checking import check
+from foreknow.config import AuditConfig
+from foreknow.inputs import is_packaged, read_data
 from foreknow.progress import say
 from foreknow.prompts import PAPER, Prompter, Template, read_template
-from foreknow.rows import GOLD, ROWS, USABLE, add_flag
+from foreknow.rows import GOLD, ROWS, USABLE, add_flag, with_flags
 from foreknow.short_facts import short_rows
-from foreknow.templates import read_templates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,33 +48,11 @@ def read_input(config: AuditConfig) -> Input:
     """The input and what goes with it, checked."""
     template = read_template(config.prompt_template) if config.prompt_template else PAPER
     found = read_data(config, config.limit)
+    found = replace(found, rows=with_flags(found.rows, check(found.rows).flags))
     pool = facts.read_facts(config.exemplars) if config.exemplars else None
     audited = found.rows.filter(pl.col("row").is_in(found.audited.implode()))
     licences = default_facts.licences() if is_packaged(config.data) else None
     return Input(found, audited, short_rows(audited, found.total), pool, template, licences)
-
-
-def read_data(config: DataSettings, limit: int | None = None) -> facts.Facts:
-    """The rows that a stage's DATA names: the packaged facts, or any input."""
-    if is_packaged(config.data):
-        if config.map or config.templates or config.group_by not in (None, "relation") or config.layout != "auto":
-            raise ConfigError("--map, --layout, --templates and --group-by: the packaged facts need none")
-        return default_facts.read_default(limit, config.seed)
-    return facts.read_facts(
-        config.data,
-        columns=config.map,
-        layout=config.layout,
-        templates=read_templates(config.templates) if config.templates else None,
-        group_by=config.group_by,
-        strict_rows=config.strict_rows,
-        limit=limit,
-        seed=config.seed,
-    )
-
-
-def is_packaged(data: str) -> bool:
-    """Whether DATA is the packaged fact set."""
-    return data == DEFAULT_FACTS and not Path(data).exists()
 
 
 _NO_IDENTITY: Final = {

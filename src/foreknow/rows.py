@@ -92,6 +92,13 @@ def add_flag(rows: pl.DataFrame, flag: str, where: pl.Series | pl.Expr) -> pl.Da
     return rows.with_columns(flags=more.list.unique().list.sort())
 
 
+def with_flags(rows: pl.DataFrame, more: pl.DataFrame) -> pl.DataFrame:
+    """The rows with the flags that `more` (row, flags) adds to some of them."""
+    added = rows.select("row").join(more, on="row", how="left", maintain_order="left")["flags"]
+    flags = pl.col("flags").list.concat(added.fill_null([])).list.unique().list.sort()
+    return rows.with_columns(flags=flags)
+
+
 def majority_floor(rows: pl.DataFrame) -> pl.DataFrame:
     """Per group, the EM (0 to 1) of always answering its most frequent gold: a floor to print.
 

@@ -14,8 +14,10 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import lzma
 import re
 import shutil
+import struct
 import sys
 import tempfile
 import zipfile
@@ -31,7 +33,9 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 PACKINGS = (".gz", ".zst")
 HUB = "hub:"
 _SPLITS = {"train": "train", "dev": "dev", "validation": "dev", "valid": "dev", "val": "dev", "test": "test"}
-_NOT_DATA = re.compile(r"(^|/)\.|(^|/)__MACOSX/|(^|\.)manifest\.json$|^(dataset_infos?|dataset_dict|state)\.json$")
+_NOT_DATA = re.compile(
+    r"(^|/)\.(?!\.?/)|(^|/)__MACOSX/|(^|\.)manifest\.json$|^(dataset_infos?|dataset_dict|state)\.json$"
+)
 """Files beside data: hidden ones, manifests (ours too), and what `datasets` writes about its own folders."""
 
 
@@ -149,13 +153,14 @@ def on_disk(part: Part) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _reading(where: str) -> Iterator[None]:
-    faults = (OSError, EOFError, zlib.error, zipfile.BadZipFile, _zstd().ZstdError, RuntimeError, NotImplementedError)
+    damaged = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, _zstd().ZstdError, struct.error)
+    odd = (NotImplementedError, ValueError, OverflowError)  # what a damaged zip says it holds
     try:
         yield
     except InputError:
         raise
-    except faults as error:
-        if isinstance(error, RuntimeError) and not re.search("password|encrypted|compression", str(error)):
+    except (OSError, *damaged, *odd, RuntimeError) as error:
+        if type(error) is RuntimeError and not re.search("password|encrypted", str(error)):
             raise
         why = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
         raise InputError(f"{where}: cannot be read ({why or type(error).__name__}).") from error

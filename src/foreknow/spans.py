@@ -50,6 +50,9 @@ LONG: Final[dict[str, pl.DataType]] = {
 them, from its beginning, the figures speak of. `logprob`: their mean log-probability behind the question, in
 nats a token; `logprob_alone`: the same behind the prompt with an empty question. `spans`: see `surprising`."""
 
+_ABSURD: Final = 1e6
+"""No log-probability is so far from 0; neither are those that are not finite."""
+
 Offsets = tuple[int, int]
 """The characters a token stands for: start, and end (exclusive)."""
 
@@ -82,9 +85,10 @@ def surprising(answer: str, offsets: Sequence[Offsets], logprobs: Sequence[float
     """The spans of `answer` that surprise most: at most MOST, disjoint, the most surprising first.
 
     `offsets` and `logprobs` (nats) go by token, from the answer's first. Words that no token stands for (an
-    answer scored in part) are in no span. Nothing sticks out, or a log-probability is not finite: no span.
+    answer scored in part) are in no span. Where nothing sticks out, or a log-probability is not finite, there
+    is none.
     """
-    if not all(math.isfinite(p) for p in logprobs):
+    if not all(abs(p) < _ABSURD for p in logprobs):
         return []
     words = _words(answer, offsets, len(logprobs))
     scores = _scores(words, logprobs)

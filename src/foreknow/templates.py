@@ -7,7 +7,7 @@ ENTITYQUESTIONS publishes it (paper, section 2).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import yaml
@@ -15,6 +15,8 @@ import yaml
 from foreknow.errors import InputError
 
 SLOT = "[X]"
+FEWEST = 20
+"""Distinct questions a template is derived from: with fewer, what they share may be part of the subjects."""
 
 
 def read_templates(path: Path) -> dict[str, str]:
@@ -63,6 +65,28 @@ def subject_of(template: str, question: str) -> str | None:
     return subject if fits and subject else None
 
 
+def derive_template(questions: Iterable[str]) -> str | None:
+    """The text that all questions share before and after their subject, with `[X]` for the subject.
+
+    The shared text is cut back so that the subject begins after a blank and ends before a character that is
+    neither letter nor digit: subjects that happen to begin or end alike lose nothing but whole words they
+    all share. None with fewer than `FEWEST` distinct questions, where they share no word, or where one of
+    them would be left without a subject.
+    """
+    distinct = set(questions)
+    if len(distinct) < FEWEST:
+        return None
+    before = _common_start(distinct)
+    before = before[: before.rfind(" ") + 1]
+    after = _common_start({question[::-1] for question in distinct})[::-1]
+    after = after[next((at for at, c in enumerate(after) if not c.isalnum()), len(after)) :]
+    template = f"{before}{SLOT}{after}"
+    shares_a_word = any(c.isalnum() for c in before + after)
+    if not shares_a_word or template.partition(SLOT) != (before, SLOT, after) or SLOT in after:
+        return None
+    return template if all(subject_of(template, question) for question in distinct) else None
+
+
 def _parse(text: str, path: Path) -> object:
     try:
         return json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
@@ -83,3 +107,8 @@ def _kind(value: object) -> str:
     """What a value is, in the words of a user."""
     names = {dict: "a mapping", list: "a list", str: "text", type(None): "nothing", bool: "true/false"}
     return "an empty mapping" if value == {} else names.get(type(value), f"the {type(value).__name__} {value!r}")
+
+
+def _common_start(texts: set[str]) -> str:
+    first, last = min(texts), max(texts)
+    return first[: next((at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]

@@ -1,0 +1,33 @@
+"""The rows that a stage's settings name: the packaged facts, or any input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from foreknow import default_facts, facts
+from foreknow.config import DEFAULT_FACTS, DataSettings
+from foreknow.errors import ConfigError
+from foreknow.templates import read_templates
+
+
+def read_data(config: DataSettings, limit: int | None = None) -> facts.Facts:
+    """The rows that a stage's DATA names: the packaged facts, or any input."""
+    if is_packaged(config.data):
+        if config.map or config.templates or config.group_by not in (None, "relation") or config.layout != "auto":
+            raise ConfigError("--map, --layout, --templates and --group-by: the packaged facts need none")
+        return default_facts.read_default(limit, config.seed)
+    return facts.read_facts(
+        config.data,
+        columns=config.map,
+        layout=config.layout,
+        templates=read_templates(config.templates) if config.templates else None,
+        group_by=config.group_by,
+        strict_rows=config.strict_rows,
+        limit=limit,
+        seed=config.seed,
+    )
+
+
+def is_packaged(data: str) -> bool:
+    """Whether DATA is the packaged fact set."""
+    return data == DEFAULT_FACTS and not Path(data).exists()

@@ -1,0 +1,68 @@
+"""What a verb prints when it is done: tables and lines for a terminal, without control characters of the data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+def print_audit(summary: dict[str, Any]) -> None:
+    """The result in a dozen lines: category shares overall and by group."""
+    import polars as pl
+
+    by_group = summary["categories"]["by_relation"]
+    floors = summary["majority_floor"]
+    shown = sorted(by_group, key=lambda g: -by_group[g]["Unknown"])[:24]
+    lines = [
+        ("all", summary["categories"]["overall"], None),
+        *((g, by_group[g], floors.get(g)) for g in shown),
+    ]
+    table = pl.DataFrame(
+        [
+            {
+                "group": name,
+                **{category: f"{share:.1%}" for category, share in shares.items()},
+                "majority floor": "" if floor is None else f"{floor['floor']:.1%}",
+            }
+            for name, shares, floor in lines
+        ]
+    )
+    print(
+        f"{summary['labelled']:,} of {summary['rows']:,} rows labelled with {summary['model']['name']}, "
+        f"{summary['rows_per_second']:.2g} rows/s"
+    )
+    print_table(table, "share of rows by category")
+    if len(by_group) > len(shown):
+        print(f"and {len(by_group) - len(shown)} more groups: see the report")
+    flags = ", ".join(f"{name} {count:,}" for name, count in summary["flags"].items())
+    if flags:
+        print(f"flags: {flags}")
+    long = summary["flags"].get("long_answer", 0)
+    if long:
+        print(
+            f"{long:,} rows have answers longer than {summary['protocol']['max_answer_tokens']} tokens and get no "
+            "category: split them into short facts, or raise --max-answer-tokens"
+        )
+
+
+def print_table(frame: pl.DataFrame, title: str) -> None:
+    """A frame as a table: its first column to the left, the others to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for at, name in enumerate(frame.columns):
+        table.add_column(name, justify="left" if at == 0 else "right", no_wrap=at > 0)
+    for line in frame.iter_rows():
+        table.add_row(*(_plain(value) for value in line))
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 120
+    console.print(table)
+
+
+def _plain(value: Any) -> str:
+    """A cell without control characters: data must not steer a terminal."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in str(value))
