@@ -28,6 +28,7 @@ from foreknow.head import OutputHead
 from foreknow.longform import LongScorer, Text, batches, log_probs, pieces
 from foreknow.packed import PackedModel
 from foreknow.prompts import Prompter, Template
+from foreknow.rows import ROWS as SCHEMA
 from foreknow.sample import exact_head
 from foreknow.segments import Branch, Segment
 from foreknow.spans import LONG
@@ -272,7 +273,7 @@ def tokenizer_cases(tiny_folder: Path) -> list[Prompter]:
 def prompter_texts(prompter: Prompter, pairs: list[tuple[str, str]]) -> list[Text]:
     scorer = object.__new__(LongScorer)
     scorer.prompter = prompter
-    return scorer.texts(pairs)
+    return scorer.texts([(scorer._asked(question, None), answer) for question, answer in pairs])
 
 
 @given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=40), st.text(st.characters(codec="utf-8")))
@@ -323,3 +324,12 @@ def test_a_chat_template_is_asked_as_a_chat(model: PreTrainedModel, tiny_folder:
     found = LongScorer(model, prompter).score(ROWS)
     assert found["scored_tokens"].to_list() == found["answer_tokens"].to_list()
     assert found["logprob"].max() < 0
+
+
+def test_earlier_turns_stand_before_the_question(model: PreTrainedModel, tiny_folder: Path) -> None:
+    scorer = LongScorer(model, Prompter(AutoTokenizer.from_pretrained(tiny_folder)))
+    turns = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]
+    told = ROWS.with_columns(context=pl.Series([turns] * ROWS.height, dtype=SCHEMA["context"]))
+    plain, behind = scorer.score(ROWS), scorer.score(told)
+    assert plain["logprob_alone"].equals(behind["logprob_alone"])
+    assert not plain["logprob"].equals(behind["logprob"])

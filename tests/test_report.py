@@ -17,7 +17,7 @@ import pytest
 from syrupy.assertion import SnapshotAssertion
 
 from foreknow.report import render_audit
-from foreknow.report.audit import display, script_json
+from foreknow.report.text import display, script_json
 from foreknow.report.charts import theme_svg
 from foreknow.report.tables import CATEGORIES, carriers, complete, relation_lines, with_fifths
 from foreknow.report.verdict import Mix, bracket, options, percent, verdict

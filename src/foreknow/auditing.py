@@ -76,7 +76,7 @@ class Audit:
         from foreknow.report import render_audit
 
         path = self.folder / "report.html"
-        write_text(path, render_audit(self.rows, self.probes, self.summary, show_rows=show_rows))
+        write_text(path, render_audit(self.rows, self.probes, self.summary, self.facts, show_rows=show_rows))
         return path
 
     def gate(self, max_unknown: float | None) -> None:

@@ -73,7 +73,8 @@ def exchange(turns: Sequence[Turn]) -> Exchange:
 def answered(turns: object, answer: str) -> object:
     """The chat with its last answer replaced; all else, keys and order, stays."""
     if isinstance(turns, str):
-        return json.dumps(answered(json.loads(turns), answer), ensure_ascii=False)
+        text = json.dumps(answered(json.loads(turns), answer), ensure_ascii=False)
+        return text.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair stays spelled out
     changed = [dict(turn) for turn in turns]  # type: ignore[attr-defined]
     for turn in reversed(changed):
         role = turn.get("role", turn.get("from"))

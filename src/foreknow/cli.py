@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 from cyclopts import App, CycloptsError, Parameter
 
 from foreknow import __version__
-from foreknow.config import AuditConfig, CheckConfig, Settings, settings_of
+from foreknow.config import AuditConfig, CheckConfig, ExtractConfig, MixConfig, Settings, settings_of
 from foreknow.errors import ForeknowError
 from foreknow.printing import print_audit, print_table
 
@@ -43,7 +43,7 @@ def _flags_of(model: type[Settings]) -> Callable[[Callable[..., None]], Callable
             default = "" if field.default in (None, False) or field.default == {} else f" [default: {field.default}]"
             about = Parameter(help=f"{field.description}{default}", show_default=False, negative="")
             kind: Any = Optional[field.annotation]  # noqa: UP045
-            if name == "map":
+            if name in ("map", "weight", "test"):
                 kind = Optional[list[str]]  # noqa: UP045
             flags.append(
                 inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, about])
@@ -175,6 +175,47 @@ def facts(*, out: Path) -> None:
     from foreknow.datasets import write_facts
 
     _print_written(write_facts(out))
+
+
+@app.command
+@_flags_of(ExtractConfig)
+def extract(
+    data: Annotated[str, Parameter(help=str(ExtractConfig.model_fields["data"].description))],
+    /,
+    *,
+    config: Annotated[Optional[Path], Parameter(help="A YAML file with the same settings; flags win.")] = None,  # noqa: UP045
+    **given: Any,
+) -> None:
+    """Ask a server for the short facts in the long answers of DATA, and write them beside each row."""
+    from foreknow.extracting import write_facts
+    from foreknow.printing import plain
+
+    settings = settings_of(ExtractConfig, {"data": data, **given}, config)
+    found = write_facts(settings)
+    for key, value in found.items():
+        print(f"{key.replace('_', ' ') + ':':<18}{plain(str(value))[:300]}")
+    print(f"written: {settings.out}")
+
+
+@app.command
+@_flags_of(MixConfig)
+def mix(
+    audit: Annotated[Path, Parameter(help="A finished audit's folder.")],
+    /,
+    *,
+    config: Annotated[Optional[Path], Parameter(help="A YAML file with the same settings; flags win.")] = None,  # noqa: UP045
+    **given: Any,
+) -> None:
+    """Write a training set from an AUDIT: a share of Unknown rows, one category, Known only, relabelled, weighted."""
+    from foreknow.mixed import write_mix
+    from foreknow.mixing import size_table, table
+
+    written = write_mix(settings_of(MixConfig, {"audit": audit, **given}, config))
+    print_table(size_table(written.audited), "largest sets of each family")
+    print_table(table(written.mix), "rows drawn")
+    for note in written.mix.notes:
+        print(note)
+    print(f"written: {written.path}")
 
 
 @app.command

@@ -150,6 +150,27 @@ class CheckConfig(DataSettings):
     """Settings of `foreknow check`."""
 
 
+class ExtractConfig(DataSettings):
+    """Settings of `foreknow extract`."""
+
+    out: Path | None = Field(None, description="The file to write: the input with a column of facts.")
+    endpoint: str = Field(
+        description="Address of an OpenAI-compatible server, such as http://localhost:8000/v1. "
+        "A key is read from OPENAI_API_KEY."
+    )
+    model: str = Field(description="The model's name on that server.")
+    max_facts: int = Field(8, ge=1, description="Facts of one row, at most.")
+    max_answer_words: int = Field(8, ge=1, description="Words of one fact's answer, at most.")
+    temperature: float = Field(0.0, ge=0, le=2, description="Sampling temperature.")
+    max_tokens: int = Field(1024, ge=1, description="Tokens of one reply, at most.")
+    attempts: int = Field(3, ge=1, description="How often a row is asked while its reply cannot be read.")
+    timeout: float = Field(120.0, gt=0, description="Seconds to wait for a reply.")
+    retries: int = Field(5, ge=0, description="Tries after the first where the server fails or is busy.")
+    backoff: float = Field(1.0, ge=0, description="Seconds before the second try; doubled for each one more.")
+    concurrency: int = Field(4, ge=1, le=256, description="Requests under way at once.")
+    limit: int | None = Field(None, ge=1, description="Ask for so many rows, spread over the groups.")
+
+
 class TuneConfig(Settings):
     """Settings of `foreknow tune`. Epochs, learning rate, batch and dropout default to the paper's (section 3)."""
 
@@ -242,14 +263,15 @@ S = TypeVar("S", bound=Settings)
 
 def settings_of(model: type[S], given: dict[str, Any], file: Path | None = None) -> S:
     """A stage's settings from a YAML file, if any, and those given on top. Raises ConfigError naming the key."""
-    found = {**_read_yaml(file), **given} if file else given
+    found = {**read_yaml(file), **given} if file else given
     try:
         return model(**found)
     except ValidationError as error:
         raise ConfigError(_first_fault(error, model, file, set(given))) from None
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path) -> dict[str, Any]:
+    """A settings file as keys and values. Raises ConfigError."""
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -16,8 +16,8 @@ from pathlib import Path
 import polars as pl
 
 from foreknow.errors import InputError
-from foreknow.formats import Batch, Change, Record, read_part, where, write_joined, write_parts
-from foreknow.layouts import Extracted, Layout, check_column, detect, extract, with_answer
+from foreknow.formats import Batch, Change, Record, cell_text, read_part, where, write_joined, write_parts
+from foreknow.layouts import Extracted, Layout, check_column, detect, extract, number_of, with_answer
 from foreknow.rows import ROWS, USABLE, digests, drawn, flags_of, pool
 from foreknow.sources import Part, Source, source_of
 from foreknow.templates import check_templates, derive_template, subject_of
@@ -67,10 +67,14 @@ class Facts:
         """
         write_parts(self.source, Change(self._beside(labels)), path)
 
-    def write(self, labels: pl.DataFrame, path: Path, answers: Mapping[int, str] | None = None) -> None:
+    def write(
+        self, labels: pl.DataFrame, path: Path, answers: Mapping[int, str] | None = None, name: str | None = None
+    ) -> None:
         """Write only the rows of `labels` into one file, in input order; otherwise as `annotate`.
 
-        `answers`: by row number, an answer that takes the place of the row's own.
+        `answers`: by row number, an answer that takes the place of the row's own. `name`: what the file will be
+        called, if not as `path`; its suffix must be of the input's format. What only the names of several files
+        tell (relation, split) becomes columns.
         """
         kept = pl.Series(range(self.total), dtype=pl.Int64).is_in(labels["row"].implode())
         firsts = dict(_firsts(self.source.parts, self._counts()))
@@ -81,17 +85,25 @@ class Facts:
             name = max((n for n, first in firsts.items() if first <= row), key=lambda n: firsts[n])
             return with_answer(self.layouts[name], record, answers[row])
 
-        write_joined(self.source.parts, Change(self._beside(labels), kept, edited), path)
+        told = [n for n in ("relation", "split") if any(getattr(layout, n) for layout in self.layouts.values())]
+        told += ["subject"] if "relation" in told else []
+        beside = self._beside(labels.join(self.rows.select("row", *told), on="row", how="left"))
+        write_joined(self.source.parts, Change(beside, kept, edited), path, name or path.name)
 
     def extra(self, names: Sequence[str]) -> pl.DataFrame:
-        """Columns of the input that are not ours, as texts or numbers as they stand: row, then `names`.
+        """Columns of the input that are not ours: row, then `names`. The input is read again.
 
-        A column that a record lacks is null. The input is read again.
+        A column whose every value is a number is Float64, any other is of texts, with what is no text as JSON.
+        A value that a record lacks is null.
         """
-        rows: list[dict[str, object]] = []
-        for _, batch, first in _stream(self.source):
-            rows += [{"row": first + n, **{k: r.get(k) for k in names}} for n, r in enumerate(batch.records)]
-        return pl.DataFrame(rows, schema_overrides={"row": pl.Int64()}, infer_schema_length=None)
+        values: dict[str, list[object]] = {name: [] for name in names}
+        total = 0
+        for _, batch, _ in _stream(self.source):
+            total += len(batch.records)
+            for name, found in values.items():
+                found += [record.get(name) for record in batch.records]
+        rows = pl.Series(range(total), dtype=pl.Int64)
+        return pl.DataFrame({"row": rows, **{name: _column(found) for name, found in values.items()}})
 
     def _beside(self, labels: pl.DataFrame) -> pl.DataFrame:
         names = {name: _free_name(name, self.columns) for name in labels.columns if name != "row"}
@@ -246,7 +258,7 @@ class _Reader:
         if self.group_by is None:
             return [item.relation or "all" for item in found]
         values = (record.get(self.group_by) for record in records)
-        return ["all" if value is None else str(value).strip() or "all" for value in values]
+        return ["all" if value is None else cell_text(value).strip() or "all" for value in values]
 
 
 @dataclass
@@ -280,6 +292,13 @@ class _Faults:
             f"{_path(source)}: none of the {total} rows has both a question and an answer.\n"
             f"The first, {self.first}. Name the columns with --map question=COLUMN --map answer=COLUMN."
         )
+
+
+def _column(values: Sequence[object]) -> pl.Series:
+    """Values of any kind as a column: of numbers where all are numbers, else of texts."""
+    if all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values):
+        return pl.Series([None if value is None else number_of(value) for value in values], dtype=pl.Float64)
+    return pl.Series([None if value is None else cell_text(value) for value in values], dtype=pl.String)
 
 
 def _path(source: Source) -> str:

@@ -22,7 +22,7 @@ from typing import IO, NamedTuple
 import polars as pl
 
 from foreknow.errors import InputError
-from foreknow.sources import Part, Source, on_disk, packed_for_writing
+from foreknow.sources import Part, Source, on_disk, packed_for_writing, suffixes
 
 Record = Mapping[str, object]
 BATCH = 8192
@@ -98,27 +98,42 @@ def write_parts(source: Source, change: Change, path: Path) -> None:
             first = _write_part(part, out, change, first)
 
 
-def write_joined(parts: Sequence[Part], change: Change, path: Path) -> None:
-    """Write the kept rows of all parts into one file in the format of the parts, which must be one."""
-    formats = {part.suffix for part in parts}
-    if len(formats) > 1:
-        raise InputError(f"{path}: the input holds files of several formats ({' '.join(sorted(formats))}).")
+def write_joined(parts: Sequence[Part], change: Change, path: Path, name: str) -> None:
+    """Write the kept rows of all parts into one file, `path`, which is to be called `name`.
+
+    Its suffix says the format, which must be that of the parts: JSON and JSONL are one format, as are CSV and
+    TSV. Raises InputError where they differ.
+    """
+    suffix, packing = suffixes(name)
+    for part in parts:
+        if _family(part.suffix) != _family(suffix):
+            raise InputError(f"{name}: expected a name that ends in {part.suffix}, the format of {part.name}.")
     first = 0
     frames = []
-    with path.open("wb") as out, packed_for_writing(out, parts[0].packing) as stream:
-        writer = _Writer(stream, parts[0].suffix, _newline(parts[0]))
+    with path.open("wb") as out, packed_for_writing(out, packing) as stream:
+        writer = _Writer(stream, suffix, _newline(parts[0]))
         for part in parts:
             for batch in read_part(part):
                 frames.append(writer.write(batch, change, first))
                 first += len(batch.records)
         writer.close()
-        if writer.suffix == ".parquet":
+        if suffix == ".parquet":
             pl.concat([frame for frame in frames if frame is not None], how="diagonal_relaxed").write_parquet(stream)
+
+
+def _family(suffix: str) -> str:
+    return {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "table", ".tsv": "table"}.get(suffix, suffix)
 
 
 def object_text(record: Record) -> str:
     """A record as JSON text."""
     return json.dumps(record, ensure_ascii=False, default=str)
+
+
+def cell_text(value: object) -> str:
+    """A value as text that UTF-8 can hold: a text as it is, any other as JSON."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def json_kind(value: object) -> str:
@@ -324,7 +339,7 @@ def _reading_parquet(part: Part) -> Iterator[None]:
     try:
         yield
     except _PARQUET_FAULTS as error:
-        first = str(error).split("\n", maxsplit=1)[0]
+        first = str(error).split("\n", maxsplit=1)[0][:200]
         raise InputError(f"{part.where}: not a readable Parquet file ({first}).") from error
 
 
@@ -368,6 +383,12 @@ def _write_parquet(part: Part, stream: IO[bytes], change: Change, first: int) ->
     return first + count
 
 
+class _Lines(NamedTuple):
+    """What a csv.writer writes to: it hands over a line at a time."""
+
+    write: Callable[[str], None]
+
+
 class _Writer:
     """Writes batches as one format; Parquet rows are handed back, for its writer wants them all."""
 
@@ -380,7 +401,7 @@ class _Writer:
         added, kept = change.of(first, len(batch.records))
         edits = [change.edit(record, first + n) if kept[n] else None for n, record in enumerate(batch.records)]
         if batch.frame is not None:
-            return _edited(batch.frame, edits).hstack(added).filter(pl.Series(kept, dtype=pl.Boolean))
+            return _edited(batch.frame, batch.records, edits).hstack(added).filter(pl.Series(kept, dtype=pl.Boolean))
         if batch.texts:
             texts = [text if new is None else object_text(new) for text, new in zip(batch.texts, edits, strict=True)]
             lines = zip(texts, added.iter_rows(named=True), kept, strict=True)
@@ -403,24 +424,44 @@ class _Writer:
         array = self.suffix == ".json"
         body = (",\n" if array else "\n").join(texts)
         head = "" if not array else ",\n" if self.begun else "[\n"
-        self.out.write(f"{head}{body}{'' if array else chr(10)}".encode())
+        # half a surrogate pair, which JSON can spell and UTF-8 cannot, is written as JSON spells it
+        self.out.write(f"{head}{body}{'' if array else chr(10)}".encode("utf-8", "backslashreplace"))
         self.begun = True
 
     def _cells(self, header: list[str], rows: list[list[object]]) -> None:
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, delimiter=_delimiter(self.suffix), lineterminator=self.newline)
+        lines: list[str] = []
+        # this writer quotes no line break that its own line end does not hold
+        writer = csv.writer(_Lines(lines.append), delimiter=_delimiter(self.suffix), lineterminator="\r\n")
         if not self.begun:
             writer.writerow(header)
         writer.writerows([_cell(value) for value in cells] for cells in rows)
-        self.out.write(text.getvalue().encode())
+        self.out.write("".join(line[:-2] + self.newline for line in lines).encode())
         self.begun = True
 
 
-def _edited(frame: pl.DataFrame, edits: list[Record | None]) -> pl.DataFrame:
-    if not any(edits):
-        return frame
-    records = [old if new is None else new for old, new in zip(frame.iter_rows(named=True), edits, strict=True)]
-    return pl.DataFrame(records, schema=frame.schema)
+def _edited(frame: pl.DataFrame, records: Sequence[Record], edits: Sequence[Record | None]) -> pl.DataFrame:
+    """The frame with the edited records in it; columns that no edit changes stay as they are."""
+    pairs = [(old, old if new is None else new) for old, new in zip(records, edits, strict=True)]
+    for name, dtype in frame.schema.items():
+        if any(old[name] is not new[name] for old, new in pairs):
+            frame = frame.with_columns(_typed(name, [new[name] for _, new in pairs], dtype))
+    return frame
+
+
+def _typed(name: str, values: list[object], dtype: pl.DataType) -> pl.Series:
+    """Values as a column of this type, or of texts where it cannot hold them: a refusal among numbers."""
+    try:
+        return pl.Series(name, values, dtype=dtype)
+    except (TypeError, pl.exceptions.PolarsError):
+        pass
+    if isinstance(dtype, pl.List | pl.Array):
+        lists = [list(map(_text_or_null, value)) if isinstance(value, list) else None for value in values]
+        return pl.Series(name, lists, dtype=pl.List(pl.String))
+    return pl.Series(name, list(map(_text_or_null, values)), dtype=pl.String)
+
+
+def _text_or_null(value: object) -> str | None:
+    return None if value is None else cell_text(value)
 
 
 def _splice(text: str, added: Record) -> str:

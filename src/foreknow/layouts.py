@@ -180,8 +180,8 @@ def extract(layout: Layout, record: Record, templates: Mapping[str, str]) -> Ext
         subject,
         relation,
         None if split is None else SPLITS.get(split.lower(), split),
-        _number(value("popularity")),
-        [turn._asdict() for turn in said.context if _encodes(turn.content)] or None,
+        number_of(value("popularity")),
+        [turn._asdict() for turn in said.context if _encodes(turn.role + turn.content)] or None,
         facts_of(value("facts")),
     )
 
@@ -202,7 +202,10 @@ def with_answer(layout: Layout, record: Record, answer: str) -> Record:
             if (theirs := layout.columns.get(ours)) is None or theirs not in record:
                 continue
             old = record[theirs]
-            changed[theirs] = [answer] if isinstance(old, list) else _listed(old, answer)
+            # only `answers` is read as a list where a cell spells one
+            spelled = ours == "answers" and isinstance(old, str) and isinstance(_decoded(old), list)
+            listed = json.dumps([answer], ensure_ascii=False) if spelled else [answer]
+            changed[theirs] = listed if spelled or isinstance(old, list) else answer
     return changed
 
 
@@ -286,9 +289,10 @@ def _said(name: str, value: Callable[[str], object]) -> tuple[Exchange, list[obj
             return Exchange(text_of(value("prompt")), None, _system(value)), [
                 value("completion") if after is None else exchange(after).answer
             ]
-        answer = after if after is not None else [Turn("assistant", str(value("completion") or ""))]
+        answer = after if after is not None else [Turn("assistant", text_of(value("completion")) or "")]
         said = exchange([*_system(value), *before, *answer])
-        return _clean(said), [said.answer]
+        # an assistant's turn in the prompt is no answer
+        return _clean(said), [said.answer if any(turn.role == "assistant" for turn in answer) else None]
     question = text_of(value("question"))
     listed = _decoded(value("answers"))
     golds = [value("answer"), value("object") if name in ("triples", "popqa") else None, listed]
@@ -342,12 +346,8 @@ def _decoded(value: object) -> object:
     return decoded if isinstance(decoded, list) else value
 
 
-def _listed(old: object, answer: str) -> str:
-    """The answer in place of a cell: as JSON text where the cell held a list so."""
-    return json.dumps([answer], ensure_ascii=False) if isinstance(_decoded(old), list) else answer
-
-
-def _number(value: object) -> float | None:
+def number_of(value: object) -> float | None:
+    """A number, or a text that spells one, as a float; None where it is neither, or not finite."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     try:

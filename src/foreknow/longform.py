@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 
 from foreknow.head import OutputHead
 from foreknow.packaged import quiet
-from foreknow.prompts import Prompter, common_prefix
+from foreknow.prompts import Context, Prompter, common_prefix
+from foreknow.rows import GOLD
 from foreknow.segments import ATTENTION, round_up
 from foreknow.spans import LONG, Offsets, offsets_of, surprising
 
@@ -60,19 +61,20 @@ class LongScorer:
             self.split = _split(model, prompter.ids(["What is the capital of Peru?"])[0])
 
     def score(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """Score rows that have a question and answers (columns `row`, `question`, `answers` of `facts.ROWS`).
+        """Score rows that have a question and answers (columns of `rows.ROWS`).
 
         Returns the columns of `spans.LONG`, sorted by row; the first answer is the one scored. With the
-        question: behind the zero-shot prompt of the run's template. Without: behind the same prompt with an
-        empty text in the question's place, so many tokens as with it. The end of the answer is not scored. A
-        row whose prompt leaves no position for its answer has 0 scored tokens, null figures and no spans.
+        question: behind the zero-shot prompt of the run's template, earlier turns of its chat included.
+        Without: behind the same prompt with an empty text in the question's place and no turns, so many tokens
+        as with it. The end of the answer is not scored. A row whose prompt leaves no position for its answer has
+        0 scored tokens, null figures and no spans.
         """
-        records = rows.select("row", "question", gold=pl.col("answers").list.first()).sort("row").rows()
+        records = rows.select("row", "question", GOLD.alias("gold"), "context").sort("row").rows()
         if not records:
             return pl.DataFrame(schema=LONG)
         with quiet():  # an answer beyond the model's positions is cut here, so there is nothing to warn of
-            asked = self.texts([(question, gold) for _, question, gold in records])
-            alone = self.texts([("", gold) for _, _, gold in records])
+            asked = self.texts([(self._asked(question, context), gold) for _, question, gold, context in records])
+            alone = self.texts([(self._asked("", None), gold) for _, _, gold, _ in records])
         extents = [self._extent(a, b) for a, b in zip(asked, alone, strict=True)]
         sequences = [
             (text.ids[: min(text.first + end, text.last)], text.first + begin)
@@ -81,7 +83,7 @@ class LongScorer:
         ]
         found = self.logprobs(sequences)
         lines = []
-        for i, ((row, _, gold), text, (begin, end)) in enumerate(zip(records, asked, extents, strict=True)):
+        for i, ((row, _, gold, _), text, (begin, end)) in enumerate(zip(records, asked, extents, strict=True)):
             own, bare = found[2 * i], found[2 * i + 1]
             lines.append(
                 {
@@ -95,14 +97,17 @@ class LongScorer:
             )
         return pl.DataFrame(lines, schema=LONG)
 
+    def _asked(self, question: str, context: Context | None) -> str:
+        gap = "" if self.prompter.chat else self.prompter.template.gap
+        return self.prompter.text([], question, context) + gap
+
     def texts(self, pairs: Sequence[tuple[str, str]]) -> list[Text]:
-        """Questions and answers as token ids: what the tokenizer gives for prompt and answer together.
+        """Prompts and answers as token ids: what the tokenizer gives for prompt and answer together.
 
         A token that spans the end of the prompt is the answer's. A tokenizer that tells no offsets has the
         answer begin where the ids leave those of the prompt alone.
         """
-        gap = "" if self.prompter.chat else self.prompter.template.gap
-        prompts = [self.prompter.text([], question) + gap for question, _ in pairs]
+        prompts = [prompt for prompt, _ in pairs]
         wholes = [prompt + answer for prompt, (_, answer) in zip(prompts, pairs, strict=True)]
         ids = self.prompter.ids(wholes)
         if not self.prompter.tokenizer.is_fast:

@@ -19,7 +19,6 @@ from typing import Any, Final, NamedTuple
 
 import polars as pl
 
-import foreknow
 from foreknow import match
 from foreknow.config import MixConfig
 from foreknow.errors import InputError
@@ -98,7 +97,6 @@ def draw(
     )
     told = _told(mixed, drawn, pool, sizes, config)
     manifest = {
-        "foreknow": foreknow.__version__,
         "stage": "mix",
         "audit": {
             "fingerprint": audit_fingerprint(audit),

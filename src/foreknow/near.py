@@ -10,8 +10,8 @@ where they are not equal but
     a word short  one lacks a word that its group's questions share; golds equal
 
 A slip is one letter left out, added or replaced, or two neighbours swapped, but never the first letter: Uganda is not
-Buganda. It is looked for in words of five or six letters and more of an alphabet with vowels: a digit or a Chinese
-character replaced is another fact, and so is a Roman numeral. Golds are compared without capitals, accents,
+Buganda. It is looked for in words of five letters or more, one of the two of six, of an alphabet with vowels: a digit
+or a Chinese character replaced is another fact, as is a Roman numeral. Golds are compared without capitals, accents,
 punctuation and articles, by their first 300 characters; that two are equal says little where many rows of the group
 have that gold, so there only the first rule holds. Questions of more than 32 words are compared as texts only.
 """

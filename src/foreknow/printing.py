@@ -56,13 +56,13 @@ def print_table(frame: pl.DataFrame, title: str) -> None:
     for at, name in enumerate(frame.columns):
         table.add_column(name, justify="left" if at == 0 else "right", no_wrap=at > 0)
     for line in frame.iter_rows():
-        table.add_row(*(_plain(value) for value in line))
+        table.add_row(*(plain(value) for value in line))
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = 120
     console.print(table)
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
     """A cell without control characters: data must not steer a terminal."""
     return "".join(c if c.isprintable() else "\ufffd" for c in str(value))

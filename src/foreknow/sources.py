@@ -110,7 +110,7 @@ def source_of(name: str) -> Source:
         raise InputError(f"{path}: no such file. Check the path, or quote it if it has spaces.{hint}")
     if path.suffix.lower() == ".zip":
         return _zip(path)
-    suffix, packing = _suffixes(path.name)
+    suffix, packing = suffixes(path.name)
     if suffix not in SUFFIXES:
         raise InputError(
             f"{path}: unknown suffix {suffix or path.suffix!r}, expected one of {' '.join(SUFFIXES)} "
@@ -121,7 +121,7 @@ def source_of(name: str) -> Source:
 
 def source_of_bytes(name: str, content: bytes) -> Source:
     """A source that was never a file; its suffix is that of `name`."""
-    suffix, packing = _suffixes(name)
+    suffix, packing = suffixes(name)
     return Source(name, "file", (Part(name, name, suffix, packing, lambda: io.BytesIO(content)),))
 
 
@@ -174,7 +174,7 @@ def _zstd() -> Any:
     return zstd
 
 
-def _suffixes(name: str) -> tuple[str, str]:
+def suffixes(name: str) -> tuple[str, str]:
     """("train.jsonl.gz") -> (".jsonl", ".gz")."""
     path = PurePosixPath(name.lower())
     packing = path.suffix if path.suffix in PACKINGS else ""
@@ -187,7 +187,7 @@ def _several(
     """The data files among `names`, as parts in the order of their names."""
     parts, left_out = [], 0
     for each in sorted(names):
-        suffix, packing = _suffixes(each)
+        suffix, packing = suffixes(each)
         if suffix not in SUFFIXES or _NOT_DATA.search(each):
             left_out += 1
             continue

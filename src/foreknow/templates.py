@@ -43,6 +43,11 @@ def check_templates(templates: object, where: str) -> dict[str, str]:
                 f"{where}: relation {relation!r}: found {_kind(relation)} -> {_kind(template)}, "
                 "expected text -> text. Put both in quotes."
             )
+        if any("\ud800" <= c <= "\udfff" for c in relation + template):
+            raise InputError(
+                f"{where}: relation {relation!r}: the template {template!r} holds half a surrogate pair, which no "
+                "file can. Write the character itself."
+            )
         if template.count(SLOT) != 1:
             raise InputError(
                 f"{where}: relation {relation!r}: the template {template!r} has {template.count(SLOT)} "

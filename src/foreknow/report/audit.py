@@ -1,4 +1,4 @@
-"""An audit -> its page: one HTML file without a request to anywhere.
+"""An audit -> its page: one HTML file without a request to anywhere (row_data.py: the rows inside it).
 
 All text goes through Jinja's autoescape; the rows travel as JSON in a data block and reach the page through
 `textContent` only. The content security policy allows exactly our own style sheet and script, by hash.
@@ -9,23 +9,25 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
 import polars as pl
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup, escape
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
 
-from foreknow.report import charts, tables
+from foreknow.report import charts, flags, tables
 from foreknow.report import verdict as words
+from foreknow.report.long_answers import LongAnswers, factor, long_answers, one_in
+from foreknow.report.row_data import row_json
+from foreknow.report.short_facts import ShortFacts, short_facts
+from foreknow.report.text import display, duration, inline, number, suffix_of, tight
+from foreknow.report.verdict_long import FEW_SHORT, LongMix, long_verdict, steps
 from foreknow.stats import Interval
 
 SAMPLE_ROWS = 20_000
 """More rows than this are not all embedded: a seeded sample of this size is."""
-LONGEST_TEXT = 400
-"""Longer questions and answers are cut in the table; rows.parquet has them whole."""
 RELATIONS_SHOWN = 24
 CARRIERS_SHOWN = 10
 
@@ -46,33 +48,44 @@ LABELS = {
     "dtype": "number format",
     "device": "device",
 }
-UNSAFE_IN_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]+")
-"""Control characters, and marks that turn the direction of the text around them."""
 PRIVATE_KEYS = frozenset({"folder", "path", "file", "cache"})
 """Keys that hold paths of the machine: never shown."""
 
 
 def render_audit(
-    rows: pl.DataFrame, probes: pl.DataFrame, summary: Mapping[str, Any], *, show_rows: bool = True
+    rows: pl.DataFrame,
+    probes: pl.DataFrame,
+    summary: Mapping[str, Any],
+    facts: pl.DataFrame | None = None,
+    *,
+    show_rows: bool = True,
 ) -> str:
-    """The whole page. With `show_rows=False` no question, answer or subject of the data is in it."""
+    """The whole page. With `show_rows=False` no question, answer or subject of the data is in it.
+
+    `facts`: the short facts that rows bring along (`Audit.facts`).
+    """
     frame = tables.complete(rows)
+    own = probes.filter(pl.col("row").is_in(frame["row"].implode()))  # not those of short facts
     seed = int(summary.get("seed") or 0)
     model = dict(summary.get("model") or {})
     data = dict(summary.get("data") or {})
     protocol = dict(summary.get("protocol") or {})
     groups = frame["group"].unique().sort().to_list()
-    floors = dict(summary.get("majority_floor") or {})
-    relations = tables.relation_lines(frame, floors, groups, seed)
-    mix = _mix(frame, relations, display(model.get("name") or "the model"), seed)
-    bins = tables.probability_bins(frame)
-    popular = tables.popularity_lines(frame, seed)
+    relations = tables.relation_lines(frame, dict(summary.get("majority_floor") or {}), groups, seed)
+    long, brought, flagged = long_answers(frame), short_facts(frame, facts), flags.flag_lines(frame)
+    mix = _mix(frame, relations, display(model.get("name") or "the model"), suffix_of(data.get("name")), seed)
+    mostly_long = long is not None and long.rows > mix.labelled
+    long_mix = _long_mix(mix, long, brought, int(protocol.get("max_answer_tokens") or 32), flagged)
+    # a handful of short answers in a file of long ones is counted, not analysed
+    analysed = mix.labelled >= FEW_SHORT or (mix.labelled > 0 and not mostly_long)
+    bins = tables.probability_bins(frame) if analysed else ()
+    popular = tables.popularity_lines(frame, seed) if analysed else ()
     sets = int(protocol.get("exemplar_sets") or probes["exemplar_set"].n_unique() or 0)
     largest = sorted(relations, key=lambda line: (-line.rows, line.name))[:RELATIONS_SHOWN]
     style, script = _asset("style.css"), _asset("table.js")
     return (
         _environment()
-        .from_string(_asset("audit.html.j2"))
+        .get_template("audit.html.j2")
         .render(
             csp=_policy(style, script),
             style=Markup(style),
@@ -81,115 +94,50 @@ def render_audit(
             data=data,
             protocol=protocol,
             facts={"model": _facts(model), "data": _facts(data), "protocol": _facts(protocol)},
-            cost=_cost(frame, summary, protocol, sets),
+            cost=_cost(probes["row"].n_unique(), summary, protocol, sets),
             version=summary.get("version"),
             mix=mix,
-            verdict=words.verdict(mix),
-            options=words.options(mix),
+            mostly_long=mostly_long,
+            analysed=analysed,
+            verdict=long_verdict(long_mix) if mostly_long else words.verdict(mix),
+            options=steps(long_mix) if mostly_long else words.options(mix),
             paper=words.PAPER,
             categories=tables.category_lines(frame, _expected(summary), seed),
             meanings=_meanings(protocol, sets),
             relations=[line for line in relations if line in largest],
             folded=[line for line in relations if line not in largest],
             several=len(groups) > 1,
-            spread=tables.exemplar_spread(probes),
+            spread=tables.exemplar_spread(own),
             charts={
                 "probability": _pair(charts.probability_chart, bins),
                 "popularity": _pair(charts.popularity_chart, popular),
+                "expectation": _pair(charts.expectation_chart, long.bins if long else ()),
             },
             bins=_bin_table(bins),
             popular=popular,
             popular_groups=tables.popularity_by_group(frame) if popular else (),
             fifths=tables.FIFTHS,
             carriers=tables.carriers(frame, CARRIERS_SHOWN) if show_rows else (),
-            flags=tables.flag_lines(frame),
+            long=long,
+            limit=long_mix.limit,
+            brought=brought,
+            findings=flags.findings(flagged),
+            flags=[line for line in flagged if not line.is_finding],
             undecided=frame["flags"].list.contains("undecided").sum(),
             unlabelled=len(frame) - mix.labelled,
             moved=_moved(frame),
             show_rows=show_rows,
             embedded=min(len(frame), SAMPLE_ROWS),
-            row_data=Markup(row_json(frame, probes, groups, sets, seed)) if show_rows else "",
+            row_data=Markup(row_json(_sample(frame, long, brought, seed), probes, facts, groups, sets))
+            if show_rows
+            else "",
         )
     )
 
 
-def row_json(frame: pl.DataFrame, probes: pl.DataFrame, groups: list[str], sets: int, seed: int) -> str:
-    """The rows of the table as JSON that can stand inside a script element."""
-    shown = frame.sample(SAMPLE_ROWS, seed=seed).sort("row") if len(frame) > SAMPLE_ROWS else frame
-    flags = [line.name for line in tables.flag_lines(shown)]
-    place = {name: index for index, name in enumerate(groups)}
-    flag_place = {name: index for index, name in enumerate(flags)}
-    first = dict(probes.filter(pl.col("exemplar_set") == 0).select("row", "greedy_correct").iter_rows())
-    lines = [
-        [
-            r["row"],
-            clip(r["question"]),
-            clip(r["answer"]),
-            [clip(a) for a in r["answers"] or [] if a != r["answer"]],
-            clip(r["model_answer"]),
-            first.get(r["row"]),
-            tables.CATEGORIES.index(r["category"]) if r["category"] else -1,
-            _short(r["p_greedy"]),
-            _short(r["p_sampled"]),
-            _short(r["p_sampled_error"]),
-            place[r["group"]],
-            sorted(flag_place[f] for f in set(r["flags"])),
-        ]
-        for r in shown.iter_rows(named=True)
-    ]
-    document = {
-        "categories": tables.CATEGORIES,
-        "groups": [display(g) for g in groups],
-        "flags": flags,
-        "sets": sets,
-        "rows": lines,
-    }
-    return script_json(document)
-
-
-def script_json(document: object) -> str:
-    """JSON with every character escaped that could end a script element or a JavaScript line."""
-    text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return re.sub("[<>&\u2028\u2029]", lambda m: f"\\u{ord(m[0]):04x}", text)
-
-
-def clip(text: str | None, longest: int = LONGEST_TEXT) -> str | None:
-    """The text, cut where it is too long for a table cell."""
-    return text if text is None or len(text) <= longest else text[: longest - 1] + "…"
-
-
-def display(text: str | None, longest: int = 90) -> str:
-    """A name fit to stand in a line: never empty, no control characters, long ones cut in the middle."""
-    clean = UNSAFE_IN_LINE.sub(" ", text or "").strip()
-    if not clean:
-        return "(no name)"
-    return clean if len(clean) <= longest else f"{clean[: longest - 21]}…{clean[-20:]}"
-
-
-def tight(text: str) -> Markup:
-    """Escaped text in which "61 %" and "(57–65)" are not broken over two lines."""
-    safe = str(escape(text)).replace(" %", "\u00a0%")
-    return Markup(re.sub(r"\(\d+–\d+\)", lambda m: f'<span class="nb">{m[0]}</span>', safe))
-
-
-def number(value: float | None) -> str:
-    """A probability or rate in as many digits as it deserves."""
-    if value is None:
-        return "–"
-    if value == 0:
-        return "0"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _mix(frame: pl.DataFrame, relations: tuple[tables.RelationLine, ...], model: str, seed: int) -> words.Mix:
+def _mix(
+    frame: pl.DataFrame, relations: tuple[tables.RelationLine, ...], model: str, suffix: str, seed: int
+) -> words.Mix:
     """What the verdict needs to know."""
     lines = tables.category_lines(frame, None, seed)
     nothing = Interval(0.0, 0.0, 1.0)
@@ -203,7 +151,45 @@ def _mix(frame: pl.DataFrame, relations: tuple[tables.RelationLine, ...], model:
         alarmed=tuple(display(line.name, 40) for line in relations if line.alarm) if len(relations) > 1 else (),
         groups=len(relations),
         model=model,
+        suffix=suffix,
     )
+
+
+def _long_mix(
+    mix: words.Mix,
+    long: LongAnswers | None,
+    brought: ShortFacts | None,
+    limit: int,
+    flagged: tuple[flags.FlagLine, ...],
+) -> LongMix:
+    """What the verdict of a file of mostly long answers needs to know."""
+    return LongMix(
+        rows=mix.rows,
+        long=long.rows if long else 0,
+        limit=limit,
+        labelled=mix.labelled,
+        unknown=round(mix.unknown.value * mix.labelled),
+        logprob=long.logprob if long else None,
+        alone=long.alone if long else None,
+        facts=brought.labelled if brought else 0,
+        bringers=brought.bringers if brought else 0,
+        unknown_facts=brought.unknown if brought else 0,
+        rolled=brought.rows if brought else {},
+        flagged=any(line.is_finding for line in flagged),
+        model=mix.model,
+        suffix=mix.suffix,
+    )
+
+
+def _sample(frame: pl.DataFrame, long: LongAnswers | None, brought: ShortFacts | None, seed: int) -> pl.DataFrame:
+    """The rows to embed: all, or a sample that has the rows which tables of the page name."""
+    if len(frame) <= SAMPLE_ROWS:
+        return frame
+    named = [*(h.row for h in (*long.least, *long.most)), *(w.row for w in long.words)] if long else []
+    named += [line.row for line in brought.worst] if brought else []
+    is_named = pl.col("row").is_in(named)
+    kept = frame.filter(is_named)
+    return pl.concat([kept, frame.filter(~is_named).sample(SAMPLE_ROWS - len(kept), seed=seed)]).sort("row")
 
 
 def _meanings(protocol: Mapping[str, Any], sets: int) -> dict[str, str]:
@@ -236,9 +222,7 @@ def _bin_table(bins: tuple[tables.BinLine, ...]) -> list[tuple[str, list[int]]]:
     return [(name, [b.rows for b in bins if b.bin == name]) for name in names]
 
 
-def _cost(
-    frame: pl.DataFrame, summary: Mapping[str, Any], protocol: Mapping[str, Any], sets: int
-) -> list[tuple[str, str]]:
+def _cost(probed: int, summary: Mapping[str, Any], protocol: Mapping[str, Any], sets: int) -> list[tuple[str, str]]:
     """What the audit took, and what sampling would have taken."""
     lines = []
     if (seconds := summary.get("seconds")) is not None:
@@ -246,10 +230,10 @@ def _cost(
     if (rate := summary.get("rows_per_second")) is not None:
         lines.append(("rows per second", number(float(rate))))
     samples = int(protocol.get("samples") or 0)
-    if sets and samples:
+    if sets and samples and probed:
         each = sets * (1 + samples)
         what = "generations" if protocol.get("name") == "sampled" else "generations that sampling would take"
-        lines.append((what, f"{each * len(frame):,} ({each} a row)"))
+        lines.append((what, f"{each * probed:,} ({each} a row)"))
     return lines
 
 
@@ -271,10 +255,6 @@ def _pair(draw: Any, lines: tuple[Any, ...]) -> tuple[Markup, Markup] | None:
     return (Markup(draw(lines, charts.WIDE)), Markup(draw(lines, charts.NARROW))) if lines else None
 
 
-def _short(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.3g}")
-
-
 def _asset(name: str) -> str:
     return files("foreknow.report").joinpath(name).read_text(encoding="utf-8")
 
@@ -292,12 +272,17 @@ def _policy(style: str, script: str) -> str:
 
 
 def _environment() -> Environment:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters |= {
         "percent": words.percent,
         "interval": words.percent_interval,
         "display": display,
         "number": number,
         "tight": tight,
+        "inline": inline,
+        "one_in": one_in,
+        "factor": factor,
     }
     return environment

@@ -7,6 +7,7 @@ them. No text of the user's data enters a chart.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ import altair as alt
 import polars as pl
 import vl_convert
 
+from foreknow.report.long_answers import ExpectationBin
 from foreknow.report.tables import CATEGORIES, BinLine, PopularityLine
 
 WIDE, NARROW = 720, 330
@@ -81,6 +83,23 @@ def popularity_chart(lines: Sequence[PopularityLine], width: int) -> str:
     whiskers = base.mark_rule(color=INK, strokeWidth=1.5).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q")
     labels = base.mark_text(dy=-10, color=INK, fontSize=12).encode(y=alt.Y("high:Q", scale=scale), text="label:N")
     return _svg(bars + whiskers + labels, width, 260)
+
+
+def expectation_chart(bins: Sequence[ExpectationBin], width: int) -> str:
+    """Rows by how expected their long answers are: filled with the question, outlined without it."""
+    values = [{"low": b.low, "high": b.high, "asked": b.asked, "alone": b.alone, "none": 0} for b in bins]
+    low, high = bins[0].low, bins[-1].high
+    step = max(1, round((high - low) / (8 if width == WIDE else 4)))
+    ticks = [k for k in range(math.ceil(low), math.floor(high) + 1) if k % step == 0]
+    axis = alt.Axis(values=ticks, labelExpr="'1 in ' + format(pow(2, datum.value), ',')", grid=False)
+    title = "chance of the next token" + (", mean of the answer" if width == WIDE else "")
+    base = alt.Chart(pl.DataFrame(values)).encode(
+        x=alt.X("low:Q", scale=alt.Scale(domain=[low, high], nice=False), axis=axis, title=title), x2="high:Q"
+    )
+    rows = alt.Axis(tickCount=4, tickMinStep=1)
+    asked = base.mark_bar(color=FILLS[1]).encode(y=alt.Y("asked:Q", axis=rows, title="rows"), y2="none:Q")
+    alone = base.mark_bar(fillOpacity=0, stroke=INK, strokeWidth=1.5).encode(y="alone:Q", y2="none:Q")
+    return _svg(asked + alone, width, 220)
 
 
 def _svg(chart: alt.LayerChart, width: int, height: int) -> str:

@@ -5,21 +5,27 @@
   const data = JSON.parse(source.textContent);
   const byId = (id) => document.getElementById(id);
   const PAGE = 50;
-  const [ROW, QUESTION, ANSWER, ALSO, SAYS, FIRST, KIND, GREEDY, SAMPLED, ERROR, GROUP, FLAGS] = Array(12).keys();
+  const [ROW, QUESTION, ANSWER, ALSO, SAYS, FIRST, KIND, GREEDY, SAMPLED, ERROR, GROUP, FLAGS, LONG, ROLLED, UNKNOWN, FACTS] = Array(16).keys();
   const shapes = ["hk", "mk", "wk", "un"];
   const place = (value) => (value === null || value < 0 ? null : value);
+  const labelled = data.rows.some((r) => r[KIND] >= 0);
+  const long = data.rows.some((r) => r[LONG]);
+  const plain = (answer) => (Array.isArray(answer) ? answer.join("") : answer);
   const columns = [
     { title: "#", label: "Row", key: (r) => r[ROW], cell: (r) => String(r[ROW]), kind: "num" },
     { title: "Question", label: "", key: (r) => r[QUESTION], cell: (r) => r[QUESTION] ?? "(no question)", kind: "question" },
-    { title: "Gold answer", label: "Gold", key: (r) => r[ANSWER], cell: gold, kind: "text" },
-    { title: "Model says", label: "Model says", key: (r) => r[SAYS], cell: says, kind: "text" },
-    { title: "Category", label: "Category", key: (r) => place(r[KIND]), cell: category, kind: "kind" },
-    { title: "Right", label: "Right", key: (r) => r[GREEDY], cell: greedy, kind: "num" },
-    { title: "P", label: "P", key: (r) => r[SAMPLED], cell: sampled, kind: "num" },
-    { title: "Relation", label: "Relation", key: (r) => data.groups[r[GROUP]], cell: (r) => data.groups[r[GROUP]].replaceAll("_", "_\u200b"), kind: "" },
-    { title: "Flags", label: "Flags", key: (r) => r[FLAGS].length, cell: (r) => r[FLAGS].map((f) => data.flags[f].replaceAll("_", " ")).join(", "), kind: "" },
-  ].filter((c) => (c.title !== "Relation" || data.groups.length > 1) && (c.title !== "Flags" || data.flags.length));
-  const state = { find: "", kind: "", group: "", flag: "", sort: 0, down: false, page: 0 };
+    { title: "Gold answer", label: "Gold", key: (r) => plain(r[ANSWER]), cell: gold, kind: "text" },
+    { title: "Model says", label: "Model says", key: (r) => r[SAYS], cell: says, kind: "text", shown: labelled || !long },
+    { title: "Category", label: "Category", key: (r) => place(r[KIND]), cell: category, kind: "kind", shown: labelled || !long },
+    { title: "Right", label: "Right", key: (r) => r[GREEDY], cell: greedy, kind: "num", shown: labelled || !long },
+    { title: "P", label: "P", key: (r) => r[SAMPLED], cell: sampled, kind: "num", shown: labelled || !long },
+    { title: "Next token", label: "Next token", key: (r) => r[LONG]?.[0], cell: (r) => r[LONG]?.[1] ?? "", kind: "num", shown: long },
+    { title: "Question helps", label: "Question helps", key: (r) => r[LONG]?.[2], cell: (r) => (r[LONG] ? "×\u00a0" + r[LONG][3] : ""), kind: "num", shown: long },
+    { title: "Facts", label: "Facts", key: (r) => r[UNKNOWN], cell: rolled, kind: "kind", shown: data.rollUp.length > 0 },
+    { title: "Relation", label: "Relation", key: (r) => data.groups[r[GROUP]], cell: (r) => data.groups[r[GROUP]].replaceAll("_", "_\u200b"), kind: "", shown: data.groups.length > 1 },
+    { title: "Flags", label: "Flags", key: (r) => r[FLAGS].length, cell: (r) => r[FLAGS].map((f) => data.flags[f].replaceAll("_", " ")).join(", "), kind: "", shown: data.flags.length > 0 },
+  ].filter((c) => c.shown ?? true);
+  const state = { find: "", kind: "", group: "", facts: "", flag: "", row: "", sort: 0, down: false, page: 0 };
   let shown = data.rows;
   let haystack = null;
 
@@ -35,8 +41,31 @@
     return fragment;
   }
   function gold(r) {
-    const text = r[ANSWER] ?? "(no answer)";
-    return r[ALSO].length ? pieces(text, element("span", "also: " + r[ALSO].join(" · "), "also")) : text;
+    const answer = r[ANSWER] ?? "(no answer)";
+    const parts = Array.isArray(answer) ? answer.map((text, at) => (at % 2 ? element("mark", text) : text)) : [answer];
+    if (r[ALSO].length) parts.push(element("span", "also: " + r[ALSO].join(" · "), "also"));
+    if (r[FACTS]?.length) parts.push(brought(r[FACTS]));
+    return pieces(...parts);
+  }
+  function brought(facts) {
+    const more = element("details");
+    more.append(element("summary", facts.length === 1 ? "1 fact" : `${facts.length} facts`));
+    for (const [question, answer, kind, said] of facts) {
+      const line = element("div", undefined, "fact");
+      line.append(element("bdi", question), " ", element("strong", answer), " ");
+      if (kind < 0) line.append("not labelled");
+      else line.append(element("i", "", shapes[kind]), " " + data.categories[kind]);
+      if (said !== null) line.append(element("span", ` (model says: ${said || "nothing"})`, "soft"));
+      more.append(line);
+    }
+    return more;
+  }
+  function rolled(r) {
+    if (!r[ROLLED]) return "";
+    const counted = r[FACTS].filter((f) => f[2] >= 0);
+    const unknown = counted.filter((f) => f[2] === 3).length;
+    const cell = element("span", `${unknown} of ${counted.length} Unknown`);
+    return pieces(element("i", "", ["no", "hk", "wk", "un"][r[ROLLED]]), " ", cell);
   }
   function says(r) {
     if (r[SAYS] === null) return "–";
@@ -48,7 +77,7 @@
     return pieces(mark, text);
   }
   function category(r) {
-    if (r[KIND] < 0) return "not labelled";
+    if (r[KIND] < 0) return r[LONG] ? "long answer" : "not labelled";
     return pieces(element("i", "", shapes[r[KIND]]), " " + data.categories[r[KIND]]);
   }
   function greedy(r) {
@@ -70,12 +99,15 @@
   function matching() {
     const words = state.find.toLowerCase().split(/\s+/).filter(Boolean);
     if (words.length && !haystack) {
-      haystack = data.rows.map((r) => [r[ROW], r[QUESTION], r[ANSWER], ...r[ALSO], r[SAYS]].join("\n").toLowerCase());
+      haystack = data.rows.map((r) => [r[ROW], r[QUESTION], plain(r[ANSWER]), ...r[ALSO], r[SAYS], ...(r[FACTS] ?? []).flatMap((f) => [f[0], f[1], f[3]])].join("\n").toLowerCase());
     }
     const kind = state.kind === "" ? null : Number(state.kind);
     const group = state.group === "" ? null : Number(state.group);
     const flag = state.flag === "" ? null : Number(state.flag);
+    const facts = state.facts === "" ? null : Number(state.facts);
+    const row = state.row === "" ? null : Number(state.row);
     return data.rows.filter((r, at) =>
+      (row === null || r[ROW] === row) && (facts === null || r[ROLLED] === facts) &&
       (kind === null || r[KIND] === kind) && (group === null || r[GROUP] === group) &&
       (flag === null || r[FLAGS].includes(flag)) && words.every((w) => haystack[at].includes(w)));
   }
@@ -143,10 +175,11 @@
     update();
   }
   function show(chosen) {
-    Object.assign(state, { find: "", kind: "", group: "", flag: "" }, chosen);
+    Object.assign(state, { find: "", kind: "", group: "", facts: "", flag: "", row: "" }, chosen);
     byId("find").value = state.find;
     byId("by-category").value = state.kind;
     byId("by-group").value = state.group;
+    byId("by-facts").value = state.facts;
     byId("by-flag").value = state.flag;
     update();
   }
@@ -159,8 +192,11 @@
   data.categories.forEach((name, at) => option(byId("by-category"), String(at), name));
   if (data.rows.some((r) => r[KIND] < 0)) option(byId("by-category"), "-1", "not labelled");
   data.groups.forEach((name, at) => option(byId("by-group"), String(at), name));
+  data.rollUp.forEach((name, at) => option(byId("by-facts"), String(at), name));
   data.flags.forEach((name, at) => option(byId("by-flag"), String(at), name.replaceAll("_", " ")));
   byId("by-group").parentElement.hidden = data.groups.length < 2;
+  byId("by-category").parentElement.hidden = !labelled && long;
+  byId("by-facts").parentElement.hidden = data.rollUp.length === 0;
   byId("by-flag").parentElement.hidden = data.flags.length === 0;
   columns.forEach((column, at) => {
     const head = element("th", undefined, column.kind === "num" ? "num" : "");
@@ -179,10 +215,10 @@
   let waiting = 0;
   byId("find").addEventListener("input", (event) => {
     clearTimeout(waiting);
-    waiting = setTimeout(() => { state.find = event.target.value; update(); }, 120);
+    waiting = setTimeout(() => { state.find = event.target.value; state.row = ""; update(); }, 120);
   });
-  for (const [id, field] of [["by-category", "kind"], ["by-group", "group"], ["by-flag", "flag"]]) {
-    byId(id).addEventListener("change", (event) => { state[field] = event.target.value; update(); });
+  for (const [id, field] of [["by-category", "kind"], ["by-group", "group"], ["by-facts", "facts"], ["by-flag", "flag"]]) {
+    byId(id).addEventListener("change", (event) => { state[field] = event.target.value; state.row = ""; update(); });
   }
   byId("sort").addEventListener("change", (event) => {
     const [at, down] = event.target.value.split(" ").map(Number);
@@ -192,10 +228,11 @@
   byId("reset").addEventListener("click", () => { choose(0, false); show({}); });
   byId("previous").addEventListener("click", () => turn(-1));
   byId("next").addEventListener("click", () => turn(1));
-  for (const link of document.querySelectorAll("[data-group],[data-category],[data-flag]")) {
+  for (const link of document.querySelectorAll("[data-group],[data-category],[data-flag],[data-facts],[data-row],[data-find]")) {
     link.addEventListener("click", () => {
-      const { group, category, flag } = link.dataset;
-      show({ group: group ?? "", kind: category ?? "", flag: flag === undefined ? "" : String(data.flags.indexOf(flag)) });
+      const { group, category, flag, facts, row, find } = link.dataset;
+      const flagged = flag === undefined ? "" : String(data.flags.indexOf(flag));
+      show({ group: group ?? "", kind: category ?? "", flag: flagged, facts: facts ?? "", row: row ?? "", find: find ?? "" });
     });
   }
   byId("controls").hidden = false;

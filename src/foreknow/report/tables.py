@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from foreknow.short_facts import ROLLED
+from foreknow.spans import LONG
 from foreknow.stats import Interval, Spread, share_intervals, spread
 
 CATEGORIES = ("HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown")
@@ -33,19 +35,8 @@ ROW_SCHEMA: dict[str, pl.DataType] = {
     "model_answer": pl.String(),
     "popularity": pl.Float64(),
     "flags": pl.List(pl.String()),
-}
-
-FLAG_MEANINGS = {
-    "duplicate": "the same question and answer stand in another row",
-    "conflicting": "the same question stands elsewhere with another answer; no training can fit both",
-    "answer_in_subject": "the answer can be read off the question, so being right says little",
-    "answer_in_exemplars": "another row's exemplar has the same answer, which makes a lucky hit likelier",
-    "seen_in_exemplars": "this row is itself an exemplar; its own slot was filled from the reserve",
-    "few_exemplars": "its group is too small; the exemplars come from all groups",
-    "long_answer": "the answer is longer than the protocol is made for; not labelled",
-    "no_question": "no question was found; not labelled",
-    "no_answer": "no answer was found; not labelled",
-    "undecided": "WeaklyKnown or Unknown is too close to call; the likelier one is given",
+    **LONG,
+    **ROLLED,
 }
 
 BINS = (0.0001, 0.001, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9)
@@ -116,15 +107,6 @@ class Carrier:
     rows: int
     share: float
     groups: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class FlagLine:
-    """A flag, the rows that have it, and what it means."""
-
-    name: str
-    rows: int
-    meaning: str
 
 
 @dataclass(frozen=True)
@@ -245,19 +227,6 @@ def carriers(rows: pl.DataFrame, limit: int = 10) -> tuple[Carrier, ...]:
     return tuple(
         Carrier(answer, count, count / len(unknown), tuple(groups)) for answer, count, groups in table.iter_rows()
     )
-
-
-def flag_lines(rows: pl.DataFrame) -> tuple[FlagLine, ...]:
-    """Every flag that occurs, most frequent first."""
-    table = (
-        rows.select(pl.col("flags").list.unique())
-        .explode("flags", empty_as_null=True)
-        .drop_nulls()
-        .group_by("flags")
-        .len("rows")
-        .sort(["rows", "flags"], descending=[True, False])
-    )
-    return tuple(FlagLine(name, count, FLAG_MEANINGS.get(name, "")) for name, count in table.iter_rows())
 
 
 def probability_bins(rows: pl.DataFrame) -> tuple[BinLine, ...]:

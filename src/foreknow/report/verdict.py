@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from foreknow.stats import Interval
 
@@ -46,6 +46,7 @@ class Mix:
     alarmed: tuple[str, ...] = ()
     groups: int = 1
     model: str = "the model"
+    suffix: str = ".jsonl"
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Option:
-    """One thing to do with the rows; `why` is filled where it is the recommended one."""
+    """One thing to do with the rows; `why` is filled where it is the recommended one.
+
+    `command`: what to type, one command a line, with the placeholders AUDIT, DATA, TRAIN, DEV, MODEL, DIR.
+    """
 
     key: str
     title: str
@@ -67,6 +71,7 @@ class Option:
     evidence: str
     choose_when: str
     how: str
+    command: str = ""
     why: str = ""
 
 
@@ -187,6 +192,9 @@ def options(mix: Mix) -> tuple[Option, ...]:
         return ()
     share = mix.unknown.value
     chosen = recommended(share)
+    # mix refuses to write an empty file
+    known = f"foreknow mix AUDIT --drop unknown --out known{mix.suffix}" if share < 1 else ""
+    unknown = f"foreknow mix AUDIT --only Unknown --out unknown{mix.suffix}" if share else ""
     all_options = (
         Option(
             "keep",
@@ -194,7 +202,8 @@ def options(mix: Mix) -> tuple[Option, ...]:
             "Keep every row and keep the checkpoint with the best score on a dev set, not the last one.",
             f"Best epoch: {_series(EARLY, share)}. Trained to the end: {_series(LONG, share)}.",
             "Choose it when there is a dev set to stop on, and the Unknown rows need not be learnt.",
-            "Train on your file, score a dev set after every epoch, and keep the best checkpoint.",
+            "DIR/early_stop is then the checkpoint to keep.",
+            "foreknow tune TRAIN --dev DEV --model MODEL --audit AUDIT --out DIR",
         ),
         Option(
             "drop",
@@ -203,7 +212,8 @@ def options(mix: Mix) -> tuple[Option, ...]:
             f"Trained to the end: {_dropping(share)}. At the best epoch dropping them cost at most 0.8 "
             "points, up to 90 % Unknown.",
             "Choose it when training may run long, or when form matters more than these facts.",
-            "In the annotated file, keep the rows whose category is not Unknown.",
+            "",
+            known,
         ),
         Option(
             "idk",
@@ -213,7 +223,8 @@ def options(mix: Mix) -> tuple[Option, ...]:
             "38.8 %, but it answered only 55.6 % of them, so right answers over all questions fell from "
             "38.8 % to 34.4 %.",
             "Choose it when a wrong answer costs more than none.",
-            "In the annotated file, replace the answer of the rows whose category is Unknown.",
+            "",
+            f"foreknow mix AUDIT --idk --out idk{mix.suffix}" if share else "",
         ),
         Option(
             "retrieve",
@@ -223,13 +234,11 @@ def options(mix: Mix) -> tuple[Option, ...]:
             "before training stayed wrong in the test, at most 3.2 % right. Retrieval itself was not part "
             "of the study.",
             "Choose it when the facts themselves must be right in the answers.",
-            "In the annotated file, put the rows whose category is Unknown into the index, and train on the rest.",
+            "The first file is for the index, the second to train on." if unknown and known else "",
+            "\n".join(filter(None, (unknown, known))),
         ),
     )
-    marked = [
-        Option(o.key, o.title, o.what, o.evidence, o.choose_when, o.how, _why(mix)) if o.key == chosen else o
-        for o in all_options
-    ]
+    marked = [replace(o, why=_why(mix)) if o.key == chosen else o for o in all_options]
     return tuple(sorted(marked, key=lambda o: not o.why))
 
 

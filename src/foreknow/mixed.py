@@ -1,0 +1,74 @@
+"""`foreknow mix` on disk: an audit's folder -> a training set in the layout the rows came in, and its manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+
+import foreknow
+from foreknow.auditing import Audit, open_audit
+from foreknow.config import AuditConfig, DataSettings, MixConfig, read_yaml
+from foreknow.errors import InputError, RunFolderError
+from foreknow.facts import Facts
+from foreknow.inputs import read_data
+from foreknow.mixing import Mix, draw, manifest_path, read_manifest
+from foreknow.runs import write_json, write_whole
+
+
+class Written(NamedTuple):
+    """A training set that was written, what it is made of, and the audit's rows it was drawn from."""
+
+    path: Path
+    mix: Mix
+    audited: pl.DataFrame
+
+
+def write_mix(config: MixConfig) -> Written:
+    """Draw the set that `config` asks for and write it, its manifest last.
+
+    A file made with the same settings is written again with the same bytes; another is only written over with
+    `force`. Raises InputError for an audit that is not finished, or a set that cannot be filled, with the
+    numbers.
+    """
+    audit = open_audit(config.audit)
+    manifest = json.loads((audit.folder / "manifest.json").read_text(encoding="utf-8"))
+    variant = read_manifest(config.known_of) if config.known_of else None
+    mix = draw(audit.rows, config, manifest, variant)
+    _check_target(config, mix)
+    annotated = _annotated(audit)
+    labels = mix.labels.select("row", *(n for n in mix.labels.columns if n not in ("row", *annotated.columns)))
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    manifest_path(config.out).unlink(missing_ok=True)  # a file without a manifest is not finished
+    write_whole(config.out, lambda part: annotated.write(labels, part, mix.answers, config.out.name))
+    mix.manifest["foreknow"] = foreknow.__version__
+    mix.manifest["sha256"] = hashlib.sha256(config.out.read_bytes()).hexdigest()
+    write_json(manifest_path(config.out), mix.manifest)
+    return Written(config.out, mix, audit.rows)
+
+
+def _annotated(audit: Audit) -> Facts:
+    """The audited input with its labels, read as the audit read it."""
+    found = sorted(audit.folder.glob("annotated*"))
+    if len(found) != 1:
+        raise InputError(f"{audit.folder}: found {len(found)} annotated files, expected one; run the audit again")
+    settings = read_yaml(audit.folder / "config.yaml")
+    same = {name: settings[name] for name in DataSettings.model_fields if name in settings and name != "data"}
+    if AuditConfig(**settings).data == "facts":
+        same = {"group_by": "relation"}
+    return read_data(DataSettings(**{**same, "data": str(found[0])}))
+
+
+def _check_target(config: MixConfig, mix: Mix) -> None:
+    """Refuse to write over a file that is not this one."""
+    if config.force or not config.out.exists():
+        return
+    if not manifest_path(config.out).is_file():
+        raise RunFolderError(f"{config.out}: exists and was not made by foreknow mix; choose another --out, or --force")
+    before = {k: v for k, v in read_manifest(config.out).items() if k not in ("foreknow", "sha256")}
+    asked = {k: v for k, v in mix.manifest.items() if k not in ("foreknow", "sha256")}
+    if before != json.loads(json.dumps(asked)):
+        raise RunFolderError(f"{config.out}: made with other settings; choose another --out, or --force")

@@ -1,0 +1,70 @@
+"""Flags of rows -> what they mean and what to do. Pure.
+
+What is wrong with the data is said in the words of `foreknow.findings`; here stands only what the audit adds.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+import polars as pl
+
+from foreknow.findings import RULES, SEVERITIES, Rule
+
+MEANINGS: Final = {
+    "answer_in_exemplars": "another row's exemplar has the same answer, which makes a lucky hit likelier",
+    "seen_in_exemplars": "this row is itself an exemplar; its own slot was filled from the reserve",
+    "few_exemplars": "its group is too small; the exemplars come from all groups",
+    "context": "asked behind the system's text or earlier turns of its own chat, which may give the answer away",
+    "long_answer": "the answer is longer than the protocol is made for; no category",
+    "undecided": "WeaklyKnown or Unknown is too close to call; the likelier one is given",
+}
+"""Flags that say how a row was asked and read."""
+_RULES: Final = {rule.name: rule for rule in RULES}
+
+
+@dataclass(frozen=True)
+class FlagLine:
+    """A flag, the rows that have it, what it means, and what to do about it where the data is at fault."""
+
+    name: str
+    rows: int
+    meaning: str
+    advice: str = ""
+
+    @property
+    def is_finding(self) -> bool:
+        """Whether it says that something is wrong with the data."""
+        return self.name in _RULES
+
+
+def flag_lines(rows: pl.DataFrame) -> tuple[FlagLine, ...]:
+    """Every flag that occurs, most frequent first."""
+    table = (
+        rows.select(pl.col("flags").list.unique())
+        .explode("flags", empty_as_null=True)
+        .drop_nulls()
+        .group_by("flags")
+        .len("rows")
+        .sort(["rows", "flags"], descending=[True, False])
+    )
+    return tuple(FlagLine(name, count, *_said(name)) for name, count in table.iter_rows())
+
+
+def findings(lines: tuple[FlagLine, ...]) -> tuple[FlagLine, ...]:
+    """The lines about the data, the gravest first."""
+    grave = {name: SEVERITIES.index(rule.severity) for name, rule in _RULES.items()}
+    return tuple(sorted((line for line in lines if line.is_finding), key=lambda line: grave[line.name]))
+
+
+def spoken(rule: Rule) -> tuple[str, str]:
+    """A rule's message without the figures, which speak of a whole file: what it means, and what to do."""
+    message = re.sub(r" \(\{\w+\}\)", "", rule.message)
+    meaning, _, advice = re.sub(r"\{\w+\}", "some", message).partition(": ")
+    return meaning, advice
+
+
+def _said(name: str) -> tuple[str, str]:
+    return spoken(_RULES[name]) if name in _RULES else (MEANINGS.get(name, ""), "")

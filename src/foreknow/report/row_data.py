@@ -1,0 +1,80 @@
+"""Rows -> the JSON that the page's table shows. It stands in a data block, and reaches the page as text only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from foreknow.report import tables
+from foreknow.report.excerpts import marked
+from foreknow.report.flags import flag_lines
+from foreknow.report.long_answers import factor, one_in, times
+from foreknow.report.short_facts import Fact, by_parent
+from foreknow.report.text import clip, display, script_json
+from foreknow.short_facts import ROLL_UP
+
+
+def row_json(
+    shown: pl.DataFrame, probes: pl.DataFrame, facts: pl.DataFrame | None, groups: list[str], sets: int
+) -> str:
+    """The rows (`tables.complete`) as JSON that can stand inside a script element."""
+    flags = [line.name for line in flag_lines(shown)]
+    place = {name: index for index, name in enumerate(groups)}
+    flag_place = {name: index for index, name in enumerate(flags)}
+    first = dict(probes.filter(pl.col("exemplar_set") == 0).select("row", "greedy_correct").iter_rows())
+    own = by_parent(facts)
+    lines = [
+        [
+            r["row"],
+            clip(r["question"]),
+            _answer(r),
+            [clip(a) for a in r["answers"] or [] if a != r["answer"]],
+            clip(r["model_answer"]),
+            first.get(r["row"]),
+            tables.CATEGORIES.index(r["category"]) if r["category"] else -1,
+            _short(r["p_greedy"]),
+            _short(r["p_sampled"]),
+            _short(r["p_sampled_error"]),
+            place[r["group"]],
+            sorted(flag_place[f] for f in set(r["flags"])),
+            *_more(r, own),
+        ]
+        for r in shown.iter_rows(named=True)
+    ]
+    document = {
+        "categories": tables.CATEGORIES,
+        "groups": [display(g) for g in groups],
+        "flags": flags,
+        "sets": sets,
+        "rollUp": ROLL_UP if own else [],
+        "rows": lines,
+    }
+    return script_json(document)
+
+
+def _answer(r: dict[str, Any]) -> str | list[str] | None:
+    """The answer; one with least expected words in pieces, of which every second one is such words."""
+    if not r["spans"]:
+        return clip(r["answer"])
+    return marked(r["answer"], [(span["start"], span["end"]) for span in r["spans"]])
+
+
+def _more(r: dict[str, Any], own: dict[int, list[Fact]]) -> list[Any]:
+    """What rows with long answers or short facts have besides: how expected the answer is; the facts."""
+    scored = r["logprob"] is not None and r["logprob_alone"] is not None
+    helps = times(r["logprob"], r["logprob_alone"]) if scored else 0.0
+    long = [_short(-r["logprob"]), one_in(r["logprob"]), _short(helps), factor(helps)] if scored else None
+    if not own:
+        return [] if long is None else [long]
+    category = {name: index for index, name in enumerate(tables.CATEGORIES)}
+    facts = [
+        [clip(f.question), clip(f.answer), category.get(f.category or "", -1), clip(f.model_answer)]
+        for f in own.get(r["row"], ())
+    ]
+    rolled = ROLL_UP.index(r["facts_category"] or ROLL_UP[0])
+    return [long, rolled, _short(r["unknown_facts"]), facts]
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.3g}")

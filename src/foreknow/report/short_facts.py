@@ -1,0 +1,97 @@
+"""Short facts that rows bring along -> the lines that sum them up (`foreknow.short_facts`). Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import polars as pl
+
+from foreknow.report.tables import CATEGORIES
+from foreknow.short_facts import ROLL_UP
+
+WORST_SHOWN: Final = 10
+FACTS_SHOWN: Final = 3
+UNKNOWN: Final = CATEGORIES[-1]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One short fact and what became of it."""
+
+    question: str
+    answer: str
+    category: str | None
+    model_answer: str | None
+
+
+@dataclass(frozen=True)
+class Bringer:
+    """A row, how many of its facts have a category, and those of them that are Unknown."""
+
+    row: int
+    question: str
+    facts: int
+    unknown: tuple[Fact, ...]
+
+
+@dataclass(frozen=True)
+class ShortFacts:
+    """`facts` are brought by `bringers` rows; `counts`: those with each category; `rows`: rows by `ROLL_UP`."""
+
+    facts: int
+    bringers: int
+    counts: tuple[int, ...]
+    rows: Mapping[str, int]
+    worst: tuple[Bringer, ...]
+
+    @property
+    def labelled(self) -> int:
+        """Facts that have a category."""
+        return sum(self.counts)
+
+    @property
+    def unknown(self) -> int:
+        """Facts that are Unknown."""
+        return self.counts[-1]
+
+    @property
+    def shares(self) -> list[float]:
+        """The four categories' shares of the labelled facts; zeros without any."""
+        return [count / max(self.labelled, 1) for count in self.counts]
+
+
+def short_facts(rows: pl.DataFrame, facts: pl.DataFrame | None) -> ShortFacts | None:
+    """The sums, from the frame of rows (`tables.complete`) and that of facts (`Audit.facts`); None without facts."""
+    if facts is None or facts.is_empty():
+        return None
+    rolled = dict(rows["facts_category"].fill_null(ROLL_UP[0]).value_counts().iter_rows())
+    return ShortFacts(
+        facts=facts.height,
+        bringers=facts["parent"].n_unique(),
+        counts=tuple(int((facts["category"] == name).sum()) for name in CATEGORIES),
+        rows={word: int(rolled.get(word, 0)) for word in ROLL_UP},
+        worst=_worst(rows, facts),
+    )
+
+
+def by_parent(facts: pl.DataFrame | None) -> dict[int, list[Fact]]:
+    """Each row's facts in their order."""
+    found: dict[int, list[Fact]] = {}
+    if facts is not None:
+        columns = ("parent", "question", "answer", "category", "model_answer")
+        for parent, *rest in facts.sort("parent", "fact").select(columns).iter_rows():
+            found.setdefault(parent, []).append(Fact(*rest))
+    return found
+
+
+def _worst(rows: pl.DataFrame, facts: pl.DataFrame) -> tuple[Bringer, ...]:
+    """The rows with the highest share of Unknown facts; of equals those with more facts."""
+    order = pl.struct(-pl.col("unknown_facts"), -pl.col("n_facts"), "row")
+    found = rows.filter(pl.col("unknown_facts") > 0).sort(order).head(WORST_SHOWN)
+    own = by_parent(facts.filter(pl.col("parent").is_in(found["row"].implode())))
+    return tuple(
+        Bringer(row, question, n, tuple(fact for fact in own.get(row, ()) if fact.category == UNKNOWN))
+        for row, question, n in found.select("row", "question", "n_facts").iter_rows()
+    )

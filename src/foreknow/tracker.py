@@ -1,0 +1,190 @@
+"""The tracker: which rows a model answers right, without generating (design, section 2), while it is trained.
+
+Each question is asked as it is trained on, no exemplars before it. One packed pass over question and accepted
+answers gives the largest logit at every position; a row whose greedy path leaves the accepted answers towards
+another way to spell one is decoded for real. The result is that of greedy generation.
+
+    measure = Tracker(prompter, vocabulary, {"train": rows, "dev": rows})
+    outcomes = measure(model)                  a frame: set, row, right, lenient
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple, Protocol
+
+import polars as pl
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from foreknow import models
+from foreknow.engine import Engine, PackedEngine, PlainEngine, Prompt, Sampling
+from foreknow.exemplars import Exemplars, GroupExemplars
+from foreknow.ordered import release_memory
+from foreknow.packed import PackedModel
+from foreknow.probe import Prober, Row, Settings, chunks, common_heads
+from foreknow.prompts import Prompter
+from foreknow.rows import GOLD
+from foreknow.search import Tree, Vocabulary
+from foreknow.segments import UnsupportedModel
+from foreknow.training_pass import base_of
+
+OUTCOMES: Final[dict[str, pl.DataType]] = {
+    "set": pl.String(),
+    "row": pl.Int64(),
+    "right": pl.Boolean(),
+    "lenient": pl.Boolean(),
+}
+"""One line per measured row: is its greedy answer right, letter by letter (`right`), or leniently."""
+
+_GREEDY: Final = Sampling(temperature=1.0, top_k=1)
+_LONGEST: Final = 1 << 20
+
+
+class Measures(Protocol):
+    """What `tune` and the callback need: a model's answers to every watched row, as `OUTCOMES`."""
+
+    def __call__(self, model: PreTrainedModel) -> pl.DataFrame:
+        """Measure the model as it is now; its mode, its weights and all random states stay as they are."""
+        ...
+
+
+class _Asked(NamedTuple):
+    """A chunk of rows, ready to be asked of any weights."""
+
+    name: str
+    rows: list[Row]
+    prompts: list[Prompt]
+
+
+class Tracker:
+    """Measures sets of rows (`rows.ROWS`); of the set `train` the gold alone is right, that is, *fitted*.
+
+    The prompts are made once. `batch_tokens`: tokens computed at once.
+    """
+
+    def __init__(
+        self,
+        prompter: Prompter,
+        vocabulary: Vocabulary,
+        sets: Mapping[str, pl.DataFrame],
+        *,
+        batch_tokens: int = 2048,
+        chunk_rows: int = 256,
+    ):
+        self.batch_tokens = batch_tokens
+        self.note: str | None = None
+        self._check = prompter.ids([prompter.text((), "What is the capital of Peru?")])[0]
+        self._asked: list[_Asked] = []
+        for name, rows in sets.items():
+            asked = rows.with_columns(answers=pl.concat_list(GOLD)) if name == "train" else rows
+            prober = _zero_shot(prompter, vocabulary, asked)
+            for part in chunks(asked, chunk_rows):
+                found, prompts = prober.prompts(part)
+                self._asked.append(_Asked(name, found, [line[0] for line in prompts]))
+
+    @property
+    def count(self) -> int:
+        """Rows measured each time."""
+        return sum(len(asked.rows) for asked in self._asked)
+
+    def __call__(self, model: PreTrainedModel, done: Callable[[int], None] = lambda _: None) -> pl.DataFrame:
+        """See `Measures`. `done` is told of rows that are finished."""
+        model = base_of(model)
+        modes = [(module, module.training) for module in model.modules()]
+        found: list[tuple[str, int, bool, bool]] = []
+        try:
+            with self._engine(model) as engine:
+                for asked in self._asked:
+                    right = _ask(engine, asked)
+                    found += [(asked.name, row.number, *both) for row, both in zip(asked.rows, right, strict=True)]
+                    done(len(asked.rows))
+        finally:
+            for module, training in modes:
+                module.training = training
+        release_memory()
+        return pl.DataFrame(found, schema=OUTCOMES, orient="row").sort("set", "row")
+
+    @contextmanager
+    def _engine(self, model: PreTrainedModel) -> Iterator[Engine]:
+        if self.note is None:
+            try:
+                with PackedModel(model).attached() as packed:
+                    cut = len(self._check) // 2
+                    packed.verify(self._check[:cut], self._check[cut:])
+            except UnsupportedModel as why:
+                self.note = f"measuring by plain forward passes, about ten times slower: {why}"
+        if self.note is not None:
+            yield PlainEngine(model, _GREEDY)
+            return
+        with PackedModel(model).attached() as packed:
+            yield PackedEngine(packed, _GREEDY, self.batch_tokens)
+
+
+def _ask(engine: Engine, asked: _Asked) -> list[tuple[bool, bool]]:
+    """Strict and lenient outcome of each row of a chunk."""
+    session, nodes = engine.open(asked.prompts, [row.tree for row in asked.rows])
+    trees = [Tree(row.speller, row.max_new, 0.0) for row in asked.rows]
+    for tree, row, opened in zip(trees, asked.rows, nodes, strict=True):
+        tree.feed(zip([(), *row.tree], opened, strict=True))
+    while True:
+        greedy = [tree.greedy() for tree in trees]
+        open_paths = [(n, g.path) for n, g in enumerate(greedy) if not g.done]
+        if not open_paths:
+            return [(g.strict, g.lenient) for g in greedy]
+        for (n, path), node in zip(open_paths, session.extend(open_paths), strict=True):
+            trees[n].feed([(path, node)])
+
+
+def _zero_shot(prompter: Prompter, vocabulary: Vocabulary, rows: pl.DataFrame) -> Prober:
+    """The probe's own preparation of prompts and answers, with no exemplars."""
+    alone = GroupExemplars(sets=((),), reserve=())
+    exemplars = Exemplars(dict.fromkeys(rows["group"].unique(), alone), "none")
+    settings = Settings(max_answer_tokens=_LONGEST)
+    return Prober(_Nobody(), prompter, vocabulary, exemplars, settings, common_heads(rows))
+
+
+class _Nobody:
+    """Stands where a prober wants an engine: only its prompts are asked for."""
+
+    def open(self, *_: Any) -> Any:
+        raise NotImplementedError
+
+
+def vocabulary_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
+    """What the tracker must know of a model's tokens; see `models.vocabulary_of`."""
+    loaded = models.Loaded("", model, tokenizer, "", "", None, "", "", ())
+    return models.vocabulary_of(loaded)
+
+
+class Mirror:
+    """A copy of a model in another dtype, refreshed before every use: measuring a bf16 copy of float32 weights
+    is several times faster than measuring them under autocast, and is what the saved model gives in bf16."""
+
+    def __init__(self, dtype: torch.dtype):
+        self.dtype = dtype
+        self._copy: PreTrainedModel | None = None
+
+    @torch.no_grad()
+    def of(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The copy with the model's weights as they are now; the model itself if it has the dtype already."""
+        if next(model.parameters()).dtype == self.dtype:
+            return model
+        if self._copy is None:
+            with torch.random.fork_rng():  # new weights are drawn, and thrown away
+                made: Any = type(model)._from_config(_plain_config(model), dtype=self.dtype)
+            made.generation_config = model.generation_config
+            self._copy = made.to(next(model.parameters()).device).eval()
+        copies: dict[str, nn.Parameter | torch.Tensor] = dict(self._copy.named_parameters())
+        copies.update(self._copy.named_buffers())
+        for name, value in [*model.named_parameters(), *model.named_buffers()]:
+            copies[name].copy_(value)
+        return self._copy
+
+
+def _plain_config(model: PreTrainedModel) -> Any:
+    config = type(model.config).from_dict(model.config.to_dict())
+    config._attn_implementation = "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
+    return config

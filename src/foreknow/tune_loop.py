@@ -1,0 +1,387 @@
+"""The run itself: model, trainer and tracker put together, taken up again where a kill left them."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, set_seed
+
+from foreknow import curves, models
+from foreknow.checkpoints import Checkpoint, about, latest, save_model, saving
+from foreknow.config import TuneConfig
+from foreknow.curves import Line
+from foreknow.errors import MissingExtra, ModelError, ResourceError
+from foreknow.packaged import quiet
+from foreknow.progress import duration, meter, say
+from foreknow.prompts import Prompter
+from foreknow.runs import RunFolder, write_frame, write_text
+from foreknow.tracker import Mirror, Tracker, vocabulary_for
+from foreknow.trainer import CHECKPOINTS, FactTrainer, NotFinite, arguments, set_dropout
+from foreknow.training_pass import base_of, learning
+from foreknow.training_rows import Example, check_lengths, examples, micro_batches
+from foreknow.tuning import OUTCOMES, Given, check_models, computing_on, read_given, read_lines, sized
+
+BEST = ".best"
+
+
+class Tokenised(NamedTuple):
+    """The rows to train on as token ids, and what made them."""
+
+    tokenizer: PreTrainedTokenizerBase
+    prompter: Prompter
+    examples: list[Example]
+
+
+def tokenised(config: TuneConfig, given: Given, folder: str) -> Tokenised:
+    """Token ids of the rows to train on, checked. Raises InputError, ModelError."""
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+        model = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code).get_text_config()
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"--model {config.model}: its tokenizer has no end-of-sequence token; answers could not end")
+    prompter = Prompter(tokenizer, given.template, config.chat_template, config.bos)
+    found = examples(given.train, prompter, int(tokenizer.eos_token_id))
+    check_lengths(given.train.file, found, getattr(model, "max_position_embeddings", None))
+    return Tokenised(tokenizer, prompter, found)
+
+
+class _Model(NamedTuple):
+    """The model to train, how it is measured, and a line for each choice."""
+
+    loaded: models.Loaded
+    model: Any
+    mirror: Mirror | None
+    autocast: bool
+    reasons: tuple[str, ...]
+
+
+def _load(config: TuneConfig, device: str, dtype: str) -> _Model:
+    full = config.method == "full"
+    loaded = models.load(
+        config.model,
+        dtype="float32" if full else dtype,
+        device=device,
+        trust_remote_code=config.trust_remote_code,
+        say=say,
+    )
+    bf16 = dtype == "bfloat16"
+    if full:
+        dropout = set_dropout(loaded.model, config.dropout)
+        computing = "float32 weights" + (", computed in bfloat16, measured as a bfloat16 copy" if bf16 else "")
+        mirror = Mirror(torch.bfloat16) if bf16 else None
+        return _Model(loaded, loaded.model, mirror, bf16, (loaded.reasons[0], computing, dropout))
+    model = _adapted(config, loaded)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    told = f"LoRA: {trained:,} weights of rank {config.lora_rank} in float32 on a model in {dtype}"
+    return _Model(loaded, model, None, False, (loaded.reasons[0], told, f"dropout {config.dropout:g} before adapters"))
+
+
+def _adapted(config: TuneConfig, loaded: models.Loaded) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise MissingExtra("--method lora needs PEFT: pip install 'foreknow[train]'") from None
+    targets: str | list[str] = list(config.lora_targets)
+    set_seed(config.seed)
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.dropout,
+        target_modules=targets[0] if targets == ["all-linear"] else targets,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # names that PEFT still reads by their old form
+            return get_peft_model(loaded.model, lora)
+    except ValueError as error:
+        raise ModelError(f"--lora-targets {','.join(targets)}: {str(error).splitlines()[0]}") from None
+
+
+class _Watch:
+    """Measures, writes and shows every evaluation; keeps the best weights."""
+
+    def __init__(self, config: TuneConfig, given: Given, folder: RunFolder, made: _Model, ready: Tokenised):
+        self.config, self.given, self.folder, self.made, self.ready = config, given, folder, made, ready
+        base = base_of(made.model)
+        vocabulary = vocabulary_for(base, ready.tokenizer)
+        self.measure = Tracker(ready.prompter, vocabulary, given.rows, batch_tokens=int(config.batch_tokens or 2048))
+        self.lines: list[Line] = []
+        self.since = time.monotonic()
+        self.measuring = False
+        self.warned = False
+
+    def __call__(self, trainer: FactTrainer) -> tuple[Mapping[str, float], bool]:
+        """See `trainer.Watch`."""
+        config, step, epoch = self.config, trainer.state.global_step, trainer.epoch
+        began, self.measuring = time.monotonic(), True
+        base = base_of(self.made.model)
+        outcomes = self.measure(self.made.mirror.of(base) if self.made.mirror else base)
+        self.measuring = False
+        lenient = config.match == "lenient"
+        line: Line = {"epoch": epoch, "step": step, "train_loss": trainer.tally.mean}
+        line |= curves.measures(outcomes, self.given.rows, lenient=lenient)
+        line["seconds"] = round(time.monotonic() - self.since, 3)
+        line["measuring_seconds"] = round(time.monotonic() - began, 3)
+        self._keep(outcomes, line, lenient)
+        self.since = time.monotonic()
+        if self.measure.note and len(self.lines) == 1:
+            say(self.measure.note)
+        self._show(line)
+        stop = not trainer.within_epoch and curves.out_of_patience(self.lines, config.metric, config.patience)
+        return curves.flat(line), stop and step > 0
+
+    def _keep(self, outcomes: pl.DataFrame, line: Line, lenient: bool) -> None:
+        right = pl.col("lenient" if lenient else "right").alias("right")
+        place = {"epoch": pl.lit(float(line["epoch"])), "step": pl.lit(line["step"], pl.Int64)}
+        frame = outcomes.select("set", "row", right, "lenient").with_columns(**place).select(*OUTCOMES)
+        self.folder.keep(line["step"], "outcomes", frame)
+        # weights of an epoch that is no longer the best go once a checkpoint after them stands
+        self.prune(curves.best(self.lines, self.config.metric))
+        self.lines.append(line)
+        write_lines(self.folder.path, self.lines)
+        if line is curves.best(self.lines, self.config.metric):
+            self.save(self.folder.path / BEST / f"step-{line['step']}", line)
+
+    def prune(self, leader: Line | None) -> None:
+        """Remove kept weights but those of `leader`."""
+        for path in (self.folder.path / BEST).glob("*"):
+            if leader is None or path.name != f"step-{leader['step']}":
+                shutil.rmtree(path, ignore_errors=True)
+
+    def save(self, path: Path, line: Line) -> None:
+        """Save the model as it is now, loadable by transformers (LoRA: by PEFT)."""
+        loaded = self.made.loaded
+        beside = {
+            "stage": "tune",
+            "method": self.config.method,
+            "epoch": line["epoch"],
+            "step": line["step"],
+            "metric": self.config.metric,
+            "value": curves.flat(line)[self.config.metric],
+            "base": {"name": loaded.name, "fingerprint": loaded.fingerprint, "folder": loaded.folder},
+        }
+
+        def write(part: Path) -> None:
+            with quiet():
+                self.made.model.save_pretrained(part)
+                self.ready.tokenizer.save_pretrained(part)
+
+        with saving(str(path), "the last checkpoint and the best weights before it are kept"):
+            save_model(path, write, beside)
+
+    def _show(self, line: Line) -> None:
+        leader = curves.best(self.lines, self.config.metric)
+        text = curves.shown(line, leader)
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.text import Text
+
+            Console(stderr=True).print(Text(text, style="bold" if leader is line else ""), soft_wrap=True)
+        else:
+            say(f"{text}  ({duration(line['seconds'])})")
+        began = curves.overfitting_epoch(self.lines)
+        if began is not None and not self.warned:
+            say(f"warning: overfitting to new facts began at epoch {began}: more of Unknown is fitted, dev EM falls")
+        elif began is None and self.warned:
+            say("dev EM is at a new best: not overfitting after all")
+        self.warned = began is not None
+
+
+def write_lines(folder: Path, lines: list[Line]) -> None:
+    """Write `metrics.jsonl`, whole."""
+    write_text(folder / "metrics.jsonl", "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+
+
+def _take_up(folder: RunFolder, watch: _Watch) -> Checkpoint | None:
+    """The last checkpoint, if any; what was written after it is forgotten, so that it is written once."""
+    found = latest(folder.path / CHECKPOINTS)
+    watch.lines = [line for line in read_lines(folder.path) if found and line["step"] <= found.step]
+    write_lines(folder.path, watch.lines)
+    steps = {line["step"] for line in watch.lines}
+    for path in folder.chunks.glob("*.outcomes.parquet"):
+        if int(path.name.split(".", 1)[0]) not in steps:
+            path.unlink()
+    best = folder.path / BEST
+    best.mkdir(exist_ok=True)
+    kept = folder.path / "early_stop"
+    if kept.exists():  # a run that stopped, or was killed at its end, has moved it there
+        path = best / f"step-{about(kept).get('step')}"
+        shutil.rmtree(path, ignore_errors=True)
+        kept.rename(path)
+    watch.prune(curves.best(watch.lines, watch.config.metric))
+    if found is not None:
+        say(f"going on from the checkpoint after step {found.step:,}")
+    return found
+
+
+def train(config: TuneConfig, given: Given, folder: RunFolder, device: str, dtype: str) -> dict[str, Any]:
+    """Train to the end and leave `early_stop`, `convergence` and the outcomes; what `results.json` says of it."""
+    ready = tokenised(config, given, str(models.resolve(config.model).folder))
+    made = _load(config, device, dtype)
+    for reason in made.reasons:
+        say(reason)
+    steps = math.ceil(len(ready.examples) / config.batch_size)
+    watch = _Watch(config, given, folder, made, ready)
+    found = _take_up(folder, watch)
+    rows = config.epochs * len(ready.examples)
+    done = _rows_done(found.step if found else 0, steps, len(ready.examples), config.batch_size)
+    some = sorted(ready.examples, key=lambda e: (e.length, e.row))[: 3 * 8 : 8]
+    with learning(made.model, some) as (losses, reason), meter("training", rows - done) as progress:
+        say(reason)
+        trainer = _trainer(config, folder, made, ready.examples, losses, watch, progress, steps * config.epochs)
+        with _stopping(folder, watch):
+            _to_the_end(trainer, found, steps * config.epochs)
+        last = curves.epochs(watch.lines)[-1]
+        watch.save(folder.path / "convergence", last)
+        _promote(folder, watch.lines, config.metric)
+    write_frame(folder.path / "outcomes.parquet", folder.gather("outcomes", OUTCOMES))
+    loaded = made.loaded
+    return {
+        "model": {key: getattr(loaded, key) for key in ("name", "fingerprint", "folder", "note")},
+        "method": {
+            "name": config.method,
+            "dtype": dtype,
+            "device": device,
+            "reasons": [*made.reasons, reason],
+            "training_text": {**ready.prompter.choices, "prompt": given.template.target},
+        },
+    }
+
+
+def _trainer(
+    config: TuneConfig,
+    folder: RunFolder,
+    made: _Model,
+    rows: list[Example],
+    losses: Any,
+    watch: _Watch,
+    progress: Any,
+    steps: int,
+) -> FactTrainer:
+    base = base_of(made.model)
+    cached = base.config.use_cache
+    device = made.loaded.device
+    made_arguments = arguments(config, folder.path, steps, device)
+    trainer = FactTrainer(made.model, made_arguments, rows, config, losses, watch, progress, autocast=made.autocast)
+    base.config.use_cache = cached  # the trainer turns it off, and a saved model would generate without its cache
+    return trainer
+
+
+def _to_the_end(trainer: FactTrainer, found: Checkpoint | None, steps: int) -> None:
+    watch: Any = trainer.watch
+    config = trainer.config
+    over = curves.epochs(watch.lines) and curves.out_of_patience(watch.lines, config.metric, config.patience)
+    if found is not None and (found.step >= steps or over):
+        trainer._load_from_checkpoint(str(found.path))
+        return
+    if found is not None:
+        trainer.tally.loss, trainer.tally.tokens = found.note["loss"], found.note["tokens"]
+    elif 0 in config.eval_steps:
+        watch(trainer)
+    watch.since = time.monotonic()
+    trainer.train(resume_from_checkpoint=str(found.path) if found else None)
+
+
+@contextmanager
+def _stopping(folder: RunFolder, watch: _Watch) -> Iterator[None]:
+    """What stops training says what is kept, and which setting to change."""
+    try:
+        yield
+    except NotFinite as stop:
+        leader = _promote(folder, watch.lines, watch.config.metric)
+        kept = f"kept: the best epoch so far, {leader['epoch']}, in {folder.path / 'early_stop'}" if leader else ""
+        raise NotFinite(f"{stop}{'; ' if kept else ''}{kept}") from None
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "memory" not in str(error).lower():
+            raise
+        setting = (
+            ("--batch-tokens", watch.config.batch_tokens)
+            if watch.measuring
+            else (
+                "--micro-batch-tokens",
+                watch.config.micro_batch_tokens,
+            )
+        )
+        raise ResourceError(
+            f"out of memory; the last checkpoint is kept. Lower {setting[0]} (now {setting[1]}), or train with "
+            "--method lora, or use a smaller model"
+        ) from None
+
+
+def _promote(folder: RunFolder, lines: list[Line], metric: str) -> Line | None:
+    """Give the best weights their lasting name."""
+    leader = curves.best(lines, metric)
+    path = folder.path / BEST / f"step-{leader['step']}" if leader else None
+    if path is not None and path.exists():
+        shutil.rmtree(folder.path / "early_stop", ignore_errors=True)
+        path.rename(folder.path / "early_stop")
+    return leader
+
+
+def _rows_done(step: int, steps: int, rows: int, batch: int) -> int:
+    epochs, within = divmod(step, steps)
+    return epochs * rows + min(within * batch, rows)
+
+
+def estimate(config: TuneConfig) -> dict[str, Any]:
+    """What a run would cost, from a short burst of training and measuring. Writes nothing."""
+    import psutil
+
+    given = read_given(config)
+    device, dtype = computing_on(config)
+    config = sized(config, device)
+    found = models.resolve(config.model, say=say, trust_remote_code=config.trust_remote_code)
+    check_models(config, given, models.fingerprint(found.folder))
+    ready = tokenised(config, given, str(found.folder))
+    made = _load(config, device, dtype)
+    burst = micro_batches(ready.examples[: config.batch_size], int(config.micro_batch_tokens or 2048))[:2]
+    with learning(made.model, [min(ready.examples, key=lambda e: e.length)]) as (losses, _):
+        made.model.train()
+        for _ in range(2):  # the first pass builds kernels
+            began = time.monotonic()
+            with torch.autocast(device, torch.bfloat16, enabled=made.autocast):
+                for part in burst:
+                    losses.losses(part)[1].mean().backward()
+            passed = time.monotonic() - began
+    tokens = sum(example.length for example in ready.examples)
+    training = passed / sum(e.length for part in burst for e in part) * tokens
+    watched = {name: rows.sample(min(rows.height, 64), seed=0) for name, rows in given.rows.items()}
+    base = base_of(made.model)
+    measure = Tracker(
+        ready.prompter, vocabulary_for(base, ready.tokenizer), watched, batch_tokens=int(config.batch_tokens or 2048)
+    )
+    model = made.mirror.of(base) if made.mirror else base
+    for _ in range(2):
+        began = time.monotonic()
+        measure(model)
+        measured = time.monotonic() - began
+    rows = sum(frame.height for frame in given.rows.values())
+    measuring = measured / measure.count * rows
+    trained = sum(p.numel() for p in made.model.parameters() if p.requires_grad)
+    steps = math.ceil(len(ready.examples) / config.batch_size)
+    return {
+        "rows": len(ready.examples),
+        "epochs": config.epochs,
+        "steps": steps * config.epochs,
+        "tokens_per_epoch": tokens,
+        "measured_rows_per_epoch": rows,
+        "trained_weights": trained,
+        "disk_gib": round(6 * 4 * trained / 2**30, 2),
+        "memory_gib": round(psutil.Process().memory_info().rss / 2**30, 2),
+        "seconds_training_an_epoch": round(training, 1),
+        "seconds_measuring_an_epoch": round(measuring, 1),
+        "seconds": round((training + measuring) * config.epochs, 1),
+        "time": duration((training + measuring) * config.epochs),
+    }

@@ -1,0 +1,313 @@
+"""Tune: fine-tune a model on rows of known category, watched category by category (paper, section 3).
+
+    training_rows.py   files -> rows with categories -> token ids; what is refused
+    training_pass.py   the loss, at the answers' tokens only
+    trainer.py         transformers.Trainer with our batches and checkpoints
+    tracker.py         which rows are answered right, after every epoch
+    curves.py          metrics.jsonl, the best epoch, where overfitting began
+
+DIR/config.yaml metrics.jsonl outcomes.parquet early_stop/ convergence/ results.json manifest.json (last)
+
+`early_stop` holds the epoch with the best metric, `convergence` the last one: float32 safetensors and the tokenizer,
+as any transformers folder, or the adapter for LoRA. On one CPU a run that was killed and taken up again ends in the
+same weights bit for bit; on a GPU some kernels add in an order of their own, and no such promise is made.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+
+import foreknow
+from foreknow import curves, models
+from foreknow.auditing import open_audit
+from foreknow.checkpoints import about
+from foreknow.config import TuneConfig
+from foreknow.curves import TRAIN
+from foreknow.errors import ConfigError, InputError
+from foreknow.progress import say
+from foreknow.prompts import read_template
+from foreknow.runs import RunFolder, fingerprint, hold, write_json
+from foreknow.slick import CATEGORIES, UNKNOWN
+from foreknow.templates import read_templates
+from foreknow.training_rows import (
+    TRAINING,
+    Named,
+    ceiling,
+    check_overlap,
+    check_same_model,
+    mixed_with,
+    read_set,
+)
+
+OUTCOMES: Final[dict[str, pl.DataType]] = {
+    "epoch": pl.Float64(),
+    "step": pl.Int64(),
+    "set": pl.String(),
+    "row": pl.Int64(),
+    "right": pl.Boolean(),
+    "lenient": pl.Boolean(),
+}
+"""The contract of `outcomes.parquet`: one line per evaluation and watched row; of the set `train`, the row is
+right when it is fitted. `right` follows `--match`."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A finished run: a view of its folder."""
+
+    folder: Path
+
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        """Best and last epoch with their metrics, model, data, settings."""
+        found: dict[str, Any] = json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
+        return found
+
+    @cached_property
+    def metrics(self) -> list[curves.Line]:
+        """One line per evaluation (`curves.py`)."""
+        return read_lines(self.folder)
+
+    @cached_property
+    def outcomes(self) -> pl.DataFrame:
+        """Every watched row at every evaluation (`OUTCOMES`)."""
+        return pl.read_parquet(self.folder / "outcomes.parquet")
+
+
+def open_tuned(folder: Path) -> Tuned:
+    """A finished run's folder. Raises InputError where there is none."""
+    if not (folder / "manifest.json").is_file() or not (folder / "results.json").is_file():
+        raise InputError(f"{folder}: not a finished run of foreknow tune (no manifest.json)")
+    return Tuned(folder)
+
+
+def read_lines(folder: Path) -> list[curves.Line]:
+    """The evaluations of a run so far."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a run reads: train, dev and the test sets, and what was said about them."""
+
+    sets: dict[str, Named]
+    template: Any
+    notes: tuple[str, ...]
+
+    @property
+    def train(self) -> Named:
+        """The rows to train on."""
+        return self.sets[TRAIN]
+
+    @property
+    def rows(self) -> dict[str, pl.DataFrame]:
+        """Every set's rows by name."""
+        return {name: found.rows for name, found in self.sets.items()}
+
+
+def read_given(config: TuneConfig) -> Given:
+    """Read and check all files. Everything that can be refused without the model is refused here."""
+    template = read_template(config.prompt_template) if config.prompt_template else TRAINING
+    audit = open_audit(config.audit) if config.audit else None
+    reading: dict[str, Any] = {
+        "columns": config.map,
+        "templates": read_templates(config.templates) if config.templates else None,
+        "group_by": config.group_by,
+        "strict_rows": config.strict_rows,
+    }
+    files = {TRAIN: config.train, "dev": config.dev, **config.test}
+    sets = {
+        name: read_set(name, file, audit.rows if audit else None, f"the audit {config.audit}", **reading)
+        for name, file in files.items()
+    }
+    overlap = check_overlap(sets[TRAIN], [found for name, found in sets.items() if name != TRAIN], config.allow_overlap)
+    curves.check_metric(config.metric, {name: found.rows for name, found in sets.items()})
+    return Given(sets, template, (*_notes(sets), *([overlap] if overlap else [])))
+
+
+def _notes(sets: Mapping[str, Named]) -> list[str]:
+    notes = []
+    for name, found in sets.items():
+        counts = dict(found.rows["category"].drop_nulls().value_counts().iter_rows())
+        split = ", ".join(f"{category} {counts[category]:,}" for category in CATEGORIES if category in counts)
+        whence = f" (from {found.categories}: {split})" if split else ""
+        left = f", {found.skipped:,} without question or answer left out" if found.skipped else ""
+        notes.append(f"{name}: {found.rows.height:,} rows of {found.file}{left}{whence}")
+    if not sets[TRAIN].rows["category"].drop_nulls().len():
+        notes.append("no categories: no column 'category' in the rows, no --audit that knows them; shares are overall")
+    share, questions = ceiling(sets[TRAIN].rows)
+    if questions:
+        notes.append(
+            f"{questions:,} questions of train have more than one gold: at most {share:.1%} of its rows can be fitted"
+        )
+    if (sets[TRAIN].rows["weight"] != 1.0).any():
+        notes.append("rows are weighted by the column 'weight'")
+    return notes
+
+
+_NO_IDENTITY: Final = {
+    *("train", "dev", "test", "out", "model", "audit", "force", "allow_overlap", "prompt_template", "map", "templates"),
+    *("group_by", "strict_rows", "trust_remote_code", "dtype", "device", "report_to", "save_every", "dry_run"),
+}
+"""Settings that name a file whose content counts instead, or do not change a result."""
+
+
+def identity_of(config: TuneConfig, given: Given, model: str, device: str, dtype: str) -> dict[str, Any]:
+    """What makes two runs the same: contents and settings, never names of files."""
+    return {
+        "data": {name: fingerprint(found.rows) for name, found in given.sets.items()},
+        "prompt_template": [given.template.instruction, given.template.target],
+        "model": model,
+        "dtype": dtype,
+        "device": device.partition(":")[0],
+        **{k: v for k, v in config.resolved().items() if k not in _NO_IDENTITY},
+    }
+
+
+def sized(config: TuneConfig, device: str) -> TuneConfig:
+    """Fill in the batch plan: a matter of the kind of device, never of free memory or load."""
+    tokens = 16384 if device.startswith("cuda") else 2048
+    return config.model_copy(
+        update={
+            "micro_batch_tokens": config.micro_batch_tokens or tokens,
+            "batch_tokens": config.batch_tokens or tokens,
+        }
+    )
+
+
+def computing_on(config: TuneConfig) -> tuple[str, str]:
+    """The device, and the dtype to compute in: bfloat16 where the machine has instructions for it."""
+    device, dtype = models.computing_on(config.device, config.dtype)
+    if device.startswith("cuda:") and device != "cuda:0":
+        raise ConfigError(f"--device {config.device}: the trainer takes the first GPU; set CUDA_VISIBLE_DEVICES")
+    return ("cuda" if device.startswith("cuda") else device), ("float32" if dtype == "float16" else dtype)
+
+
+def run(config: TuneConfig) -> Tuned:
+    """Tune as `config` says and return the finished run; an interrupted one goes on from its last checkpoint.
+
+    Raises the errors of `foreknow.errors`.
+    """
+    if config.out is None:
+        raise ConfigError("--out: missing; name the folder to write")
+    given = read_given(config)
+    with hold(config.out) as folder:
+        device, dtype = computing_on(config)
+        config = sized(config, device)
+        found = models.resolve(config.model, say=say, trust_remote_code=config.trust_remote_code)
+        model = models.fingerprint(found.folder)
+        check_models(config, given, model)
+        identity = identity_of(config, given, model, device, dtype)
+        if folder.manifest is None:
+            from foreknow.tune_loop import tokenised
+
+            tokenised(config, given, str(found.folder))  # refused before the folder is claimed
+        if folder.begin(identity, config.resolved()):
+            say(f"{config.out}: this run is complete; nothing to do")
+        else:
+            _tune(config, given, folder, identity, device, dtype)
+        for left in (".checkpoints", ".best"):
+            shutil.rmtree(folder.path / left, ignore_errors=True)
+    return Tuned(folder.path)
+
+
+def check_models(config: TuneConfig, given: Given, model: str) -> None:
+    """Raise ModelError where categories are another model's, unless forced."""
+    if config.audit:
+        check_same_model(config.audit, open_audit(config.audit).summary["model"], model, config.force)
+    check_same_model(config.train, mixed_with(given.train.file), model, config.force)
+
+
+def _tune(
+    config: TuneConfig, given: Given, folder: RunFolder, identity: dict[str, Any], device: str, dtype: str
+) -> None:
+    from foreknow.tune_loop import train
+
+    for note in given.notes:
+        say(note)
+    made = train(config, given, folder, device, dtype)
+    lines = read_lines(folder.path)
+    write_json(folder.path / "results.json", results(config, given, lines, made))
+    for note in _endings(lines, config.metric):
+        say(note)
+    folder.finish(
+        {
+            "foreknow": foreknow.__version__,
+            "stage": "tune",
+            "identity": identity,
+            "model": made["model"],
+            "metrics": fingerprint([{k: v for k, v in line.items() if k != "seconds"} for line in lines]),
+            "versions": models.library_versions(),
+            "early_stop": about(folder.path / "early_stop"),
+            "convergence": about(folder.path / "convergence"),
+        }
+    )
+
+
+def results(config: TuneConfig, given: Given, lines: list[curves.Line], made: Mapping[str, Any]) -> dict[str, Any]:
+    """The contract of `results.json`."""
+    early, last = curves.best(lines, config.metric), curves.epochs(lines)[-1]
+    assert early is not None
+    measuring = sum(line["measuring_seconds"] for line in lines)
+    training = sum(line["seconds"] for line in lines) - measuring
+    return {
+        "metric": config.metric,
+        "epochs": last["epoch"],
+        "steps": last["step"],
+        "stopped_by_patience": last["epoch"] < config.epochs,
+        "early_stop": {**_point(early), "folder": "early_stop"},
+        "convergence": {**_point(last), "folder": "convergence"},
+        "overfitting_epoch": curves.overfitting_epoch(lines),
+        "ceiling": ceiling(given.train.rows)[0],
+        "model": made["model"],
+        "method": made["method"],
+        "data": {
+            name: {
+                "file": found.file,
+                "rows": found.rows.height,
+                "skipped": found.skipped,
+                "fingerprint": fingerprint(found.rows),
+                "digest": found.digest,
+                "categories": found.categories or None,
+            }
+            for name, found in given.sets.items()
+        },
+        "config": config.resolved(),
+        "seconds": {"training": training, "measuring": measuring},
+        "rows_per_second": given.train.rows.height * last["epoch"] / training if training else 0.0,
+        "version": foreknow.__version__,
+    }
+
+
+def _point(line: curves.Line) -> dict[str, Any]:
+    known = curves.known_fitted(line)
+    unknown = line["counts"][TRAIN]["by_category"].get(UNKNOWN)
+    return {
+        "epoch": line["epoch"],
+        "step": line["step"],
+        "known_fitted": known and known[0],
+        "known_rows": known and known[1],
+        "unknown_fitted": unknown and unknown[0],
+        "unknown_rows": unknown and unknown[1],
+        "metrics": line,
+    }
+
+
+def _endings(lines: list[curves.Line], metric: str) -> list[str]:
+    early, last = curves.best(lines, metric), curves.epochs(lines)[-1]
+    assert early is not None
+    value = curves.flat(early)[metric]
+    told = [f"EARLY_STOP: epoch {early['epoch']} ({metric} {value:.1%}); CONVERGENCE: epoch {last['epoch']}"]
+    began = curves.overfitting_epoch(lines)
+    return [*told, f"overfitting to new facts began at epoch {began}"] if began else told
