@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import foreknow
+from foreknow.cli import main
 from foreknow.config import AuditConfig
 
 ROOT = Path(__file__).parents[1]
@@ -69,3 +73,34 @@ def test_the_readme_names_only_settings_that_exist() -> None:
     blocks = "\n".join(re.findall(r"```.*?```", readme, re.S))
     known = {f"--{name.replace('_', '-')}" for name in AuditConfig.model_fields} | {"--config", "--no-rows", "--help"}
     assert set(re.findall(r"(?<!\w)--[a-z][a-z-]+", blocks)) <= known
+
+
+def run_main(words: list[str]) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    return int(caught.value.code or 0)
+
+
+def test_check_prints_and_gates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    rows = [{"question": f"Who wrote book {n}?", "answer": f"Author {n}"} for n in range(8)]
+    train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    test.write_text(json.dumps(rows[0]) + "\n")
+    told = tmp_path / "found.json"
+    assert run_main(["check", str(train), str(test), "--json", str(told), "--strict"]) == 3
+    shown = capsys.readouterr()
+    assert "question_in_other_split: 1 row" in shown.out
+    assert "--strict" in shown.err
+    assert json.loads(told.read_text())["rows"] == 9
+    assert run_main(["check", str(train)]) == 0
+    assert run_main(["check", str(tmp_path / "gone.jsonl")]) == 2
+    assert run_main(["check"]) == 2
+
+
+def test_the_packaged_facts_as_a_data_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "facts"
+    assert run_main(["data", "facts", "--out", str(out)]) == 0
+    assert "written: " in capsys.readouterr().out
+    assert run_main(["data", "facts", "--out", str(out)]) == 0
+    assert "already complete: " in capsys.readouterr().out
+    assert run_main(["check", str(out)]) == 0
