@@ -12,7 +12,7 @@ import pytest
 
 import foreknow
 from foreknow.cli import main
-from foreknow.config import AuditConfig
+from foreknow.config import AuditConfig, CheckConfig, ExtractConfig, MixConfig, TuneConfig
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "polars", "altair", "scipy", "numpy")
@@ -68,11 +68,16 @@ def test_the_readme_has_exactly_two_commands_for_set_up() -> None:
     assert "make test" in (ROOT / ".ci" / "run").read_text()
 
 
+SETTINGS = {"audit": AuditConfig, "check": CheckConfig, "mix": MixConfig, "tune": TuneConfig, "extract": ExtractConfig}
+
+
 def test_the_readme_names_only_settings_that_exist() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = "\n".join(re.findall(r"```.*?```", readme, re.S))
-    known = {f"--{name.replace('_', '-')}" for name in AuditConfig.model_fields} | {"--config", "--no-rows", "--help"}
-    assert set(re.findall(r"(?<!\w)--[a-z][a-z-]+", blocks)) <= known
+    lines = re.findall(r"\.venv/bin/foreknow (\w+)([^\n]*)", readme)
+    assert {verb for verb, _ in lines} >= {"audit", "check", "mix", "tune"}
+    for verb, rest in lines:
+        known = {f"--{name.replace('_', '-')}" for name in SETTINGS[verb].model_fields} | {"--config", "--strict"}
+        assert set(re.findall(r"(?<!\w)--[a-z][a-z-]+", rest)) <= known, verb
 
 
 def run_main(words: list[str]) -> int:

@@ -19,24 +19,42 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from foreknow.auditing import Audit, open_audit
+    from foreknow.checking import Checked
     from foreknow.comparing import Comparison
-    from foreknow.config import AuditConfig
+    from foreknow.config import AuditConfig, MixConfig, TuneConfig
     from foreknow.errors import ForeknowError
+    from foreknow.mixing import Mix
+    from foreknow.tuning import Tuned, open_tuned
 
 __all__ = [
     "Audit",
     "AuditConfig",
+    "Checked",
     "Comparison",
     "ForeknowError",
+    "Mix",
+    "MixConfig",
+    "TuneConfig",
+    "Tuned",
     "audit",
+    "check",
     "compare",
+    "mix",
     "open_audit",
+    "open_tuned",
+    "tune",
 ]
 
 _HOME = {
     "Audit": "foreknow.auditing",
     "open_audit": "foreknow.auditing",
     "AuditConfig": "foreknow.config",
+    "Checked": "foreknow.checking",
+    "Mix": "foreknow.mixing",
+    "MixConfig": "foreknow.config",
+    "TuneConfig": "foreknow.config",
+    "Tuned": "foreknow.tuning",
+    "open_tuned": "foreknow.tuning",
     "Comparison": "foreknow.comparing",
     "ForeknowError": "foreknow.errors",
 }
@@ -52,6 +70,30 @@ def audit(data: str, *, out: str, **settings: Any) -> Audit:
     from foreknow.config import AuditConfig, settings_of
 
     return run(settings_of(AuditConfig, {"data": str(data), "out": out, **settings}))
+
+
+def check(*data: str, **settings: Any) -> Checked:
+    """Tell what is wrong with `data`, without a model; several files are splits. Fields of `CheckConfig`."""
+    from foreknow.checking import check_files
+    from foreknow.config import CheckConfig, settings_of
+
+    return check_files([settings_of(CheckConfig, {"data": str(one), **settings}) for one in data])
+
+
+def mix(audit: str, *, out: str, **settings: Any) -> Mix:
+    """Write a training set from a finished audit's folder to the file `out`. Fields of `MixConfig`."""
+    from foreknow.config import MixConfig, settings_of
+    from foreknow.mixed import write_mix
+
+    return write_mix(settings_of(MixConfig, {"audit": audit, "out": out, **settings})).mix
+
+
+def tune(train: str, *, dev: str, out: str, **settings: Any) -> Tuned:
+    """Fine-tune a model while watching each category; writes the run folder `out`. Fields of `TuneConfig`."""
+    from foreknow.config import TuneConfig, settings_of
+    from foreknow.tuning import run
+
+    return run(settings_of(TuneConfig, {"train": train, "dev": dev, "out": out, **settings}))
 
 
 def compare(first: str, second: str) -> Comparison:

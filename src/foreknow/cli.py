@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 from cyclopts import App, CycloptsError, Parameter
 
 from foreknow import __version__
-from foreknow.config import AuditConfig, CheckConfig, ExtractConfig, MixConfig, Settings, settings_of
+from foreknow.config import AuditConfig, CheckConfig, ExtractConfig, MixConfig, Settings, TuneConfig, settings_of
 from foreknow.errors import ForeknowError
 from foreknow.printing import print_audit, print_table
 
@@ -40,7 +40,7 @@ def _flags_of(model: type[Settings]) -> Callable[[Callable[..., None]], Callable
         for name, field in model.model_fields.items():
             if name in named:
                 continue
-            default = "" if field.default in (None, False) or field.default == {} else f" [default: {field.default}]"
+            default = "" if field.is_required() or not field.default else f" [default: {field.default}]"
             about = Parameter(help=f"{field.description}{default}", show_default=False, negative="")
             kind: Any = Optional[field.annotation]  # noqa: UP045
             if name in ("map", "weight", "test"):
@@ -74,8 +74,7 @@ def audit(
     if settings.dry_run:
         from foreknow.auditing import estimate
 
-        for key, value in estimate(settings).items():
-            print(f"{key.replace('_', ' ') + ':':<18}{f'{value:,}' if isinstance(value, int) else value}")
+        _print_estimate(estimate(settings))
         return
     from foreknow.auditing import Audit, run
     from foreknow.errors import GateCrossed
@@ -219,6 +218,32 @@ def mix(
 
 
 @app.command
+@_flags_of(TuneConfig)
+def tune(
+    train: Annotated[Optional[str], Parameter(help=str(TuneConfig.model_fields["train"].description))] = None,  # noqa: UP045
+    /,
+    *,
+    config: Annotated[Optional[Path], Parameter(help="A YAML file with the same settings; flags win.")] = None,  # noqa: UP045
+    **given: Any,
+) -> None:
+    """Fine-tune a model on TRAIN, watching what it fits and forgets in each category."""
+    settings = settings_of(TuneConfig, {**({} if train is None else {"train": train}), **given}, config)
+    if settings.dry_run:
+        from foreknow.tune_loop import estimate
+
+        _print_estimate(estimate(settings))
+        return
+    from foreknow.curves import shown
+    from foreknow.tuning import run
+
+    done = run(settings)
+    early = done.results["early_stop"]["metrics"]
+    for name, line in (("EARLY_STOP", early), ("CONVERGENCE", done.results["convergence"]["metrics"])):
+        print(f"{name:<12} {shown(line, early)}")
+    print(f"written: {done.folder}")
+
+
+@app.command
 def compare(first: Path, second: Path, /, *, out: Path | None = None) -> None:
     """Show how categories move, row by row, from audit FIRST to audit SECOND.
 
@@ -270,6 +295,11 @@ def models() -> None:
         for key in ("note", "download", "licence", "kept", "sha256"):
             print(f"  {key:<9} {line[key]}")
     print("Any folder saved by save_pretrained, .gguf file or hub id can stand in their place.")
+
+
+def _print_estimate(found: dict[str, Any]) -> None:
+    for key, value in found.items():
+        print(f"{key.replace('_', ' ') + ':':<18}{f'{value:,}' if isinstance(value, int) else value}")
 
 
 def _print_written(written: Written) -> None:
