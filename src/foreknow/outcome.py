@@ -51,6 +51,30 @@ def parted(probed: pl.DataFrame, shorts: pl.DataFrame, long: pl.DataFrame) -> tu
     return own.join(long, on="row", how="left").join(rolled, on="row", how="left").sort("row"), facts
 
 
+def greedy_by_group(rows: pl.DataFrame) -> dict[str, dict[str, Any]]:
+    """By group: `em`, the share of greedy answers that are right (0 to 1); `answer`, what the model says most
+    often behind exemplar set 0; `share` of the rows it is said to; `guessing`: whether `em` is no better than the
+    group's majority floor, so that its Known rows may be guesses.
+    """
+    labelled = rows.filter(pl.col("category").is_not_null())
+    floors = {group: floor for group, floor, _, _ in majority_floor(labelled).iter_rows()}
+    said = (
+        labelled.group_by("group", "model_answer").len("count").sort("count", "model_answer", descending=[True, False])
+    )
+    top = {
+        group: (answer, count) for group, answer, count in said.group_by("group", maintain_order=True).first().rows()
+    }
+    return {
+        str(group): {
+            "em": em,
+            "answer": top[group][0],
+            "share": top[group][1] / count,
+            "guessing": em > 0 and em <= floors[group],
+        }
+        for group, em, count in labelled.group_by("group").agg(pl.col("p_greedy").mean(), pl.len()).sort("group").rows()
+    }
+
+
 def summarise(rows: pl.DataFrame, shorts: pl.DataFrame | None = None) -> dict[str, Any]:
     """The counts and shares of `summary.json`, from the frame of rows and that of their short facts."""
     long = rows.filter(pl.col("scored_tokens") > 0) if "scored_tokens" in rows.columns else rows.clear()
@@ -83,6 +107,7 @@ def summarise(rows: pl.DataFrame, shorts: pl.DataFrame | None = None) -> dict[st
             group: {"floor": floor, "answer": answer, "rows": count}
             for group, floor, answer, count in floors.iter_rows()
         },
+        "greedy": greedy_by_group(rows),
         "flags": dict(flags.iter_rows()),
         **extra,
     }

@@ -36,6 +36,12 @@ def print_audit(summary: dict[str, Any]) -> None:
     print_table(table, "share of rows by category")
     if len(by_group) > len(shown):
         print(f"and {len(by_group) - len(shown)} more groups: see the report")
+    for group, found in summary["greedy"].items():
+        if found["guessing"] and floors[group]["rows"] >= 20 and by_group[group]["Unknown"] < 0.8:
+            print(
+                f"{plain(group)}: greedy answers are right on {found['em']:.1%} of the rows, always saying "
+                f"{plain(floors[group]['answer'])!r} on {floors[group]['floor']:.1%}: its Known rows may be guesses"
+            )
     flags = ", ".join(f"{name} {count:,}" for name, count in summary["flags"].items())
     if flags:
         print(f"flags: {flags}")
