@@ -17,9 +17,9 @@ import pytest
 from syrupy.assertion import SnapshotAssertion
 
 from foreknow.report import render_audit
-from foreknow.report.text import display, script_json
 from foreknow.report.charts import theme_svg
 from foreknow.report.tables import CATEGORIES, carriers, complete, relation_lines, with_fifths
+from foreknow.report.text import display, script_json
 from foreknow.report.verdict import Mix, bracket, options, percent, verdict
 from foreknow.stats import Interval
 
@@ -131,7 +131,7 @@ def embedded(page: str) -> Any:
 def text_of(page: str) -> str:
     """What a reader sees: no scripts, styles or tags."""
     bare = re.sub(r"<(script|style)\b.*?</\1>", " ", page, flags=re.DOTALL)
-    joined = re.sub(r"</?(bdi|span|a|strong)\b[^>]*>", "", bare)
+    joined = re.sub(r"</?(bdi|span|a|strong|mark)\b[^>]*>", "", bare)
     return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", joined))).replace("\u00a0", " ")
 
 
@@ -391,6 +391,7 @@ def test_verdict_and_advice(name: str, snapshot: SnapshotAssertion) -> None:
     lines = [said.found, said.meaning, *(f"! {c}" for c in said.cautions)]
     for o in options(MIXES[name]):
         lines += ["", f"{'->' if o.why else '  '} {o.title}. {o.why}", f"   {o.what}", f"   {o.evidence}"]
+        lines += [f"   {line}" for line in (*o.command.splitlines(), o.how) if line]
     text = "\n".join(lines)
     assert "does not know" not in text
     assert text == snapshot
@@ -404,6 +405,9 @@ def test_advice_turns_at_its_thresholds() -> None:
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
 
 def browse(page: str, folder: Path) -> tuple[str, str]:
@@ -422,7 +426,7 @@ def browse(page: str, folder: Path) -> tuple[str, str]:
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@needs_chromium
 class TestInABrowser:
     def test_the_table_is_filled_and_nothing_is_logged(self, page: str, tmp_path: Path) -> None:
         dom, log = browse(page, tmp_path)

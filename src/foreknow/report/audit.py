@@ -22,7 +22,7 @@ from foreknow.report import verdict as words
 from foreknow.report.long_answers import LongAnswers, factor, long_answers, one_in
 from foreknow.report.row_data import row_json
 from foreknow.report.short_facts import ShortFacts, short_facts
-from foreknow.report.text import display, duration, inline, number, suffix_of, tight
+from foreknow.report.text import command, display, duration, inline, number, suffix_of, tight
 from foreknow.report.verdict_long import FEW_SHORT, LongMix, long_verdict, steps
 from foreknow.stats import Interval
 
@@ -281,6 +281,7 @@ def _environment() -> Environment:
         "display": display,
         "number": number,
         "tight": tight,
+        "command": command,
         "inline": inline,
         "one_in": one_in,
         "factor": factor,

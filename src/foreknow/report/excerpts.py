@@ -21,7 +21,7 @@ GAP: Final = " … "
 Place = tuple[int, int]
 
 _END: Final = re.compile("[.!?…]+[\"'”’)\\]]*\\s+|[。！？]|\n+")
-_EDGE: Final = 12
+_EDGE: Final = 20
 """So far a cut moves to fall between words."""
 
 

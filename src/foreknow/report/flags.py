@@ -17,7 +17,7 @@ MEANINGS: Final = {
     "answer_in_exemplars": "another row's exemplar has the same answer, which makes a lucky hit likelier",
     "seen_in_exemplars": "this row is itself an exemplar; its own slot was filled from the reserve",
     "few_exemplars": "its group is too small; the exemplars come from all groups",
-    "context": "asked behind the system's text or earlier turns of its own chat, which may give the answer away",
+    "context": "asked after the system's text or earlier turns of its own chat, which may give the answer away",
     "long_answer": "the answer is longer than the protocol is made for; no category",
     "undecided": "WeaklyKnown or Unknown is too close to call; the likelier one is given",
 }

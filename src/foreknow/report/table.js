@@ -10,6 +10,7 @@
   const place = (value) => (value === null || value < 0 ? null : value);
   const labelled = data.rows.some((r) => r[KIND] >= 0);
   const long = data.rows.some((r) => r[LONG]);
+  const mostlyLong = data.rows.filter((r) => r[LONG]).length > data.rows.filter((r) => r[KIND] >= 0).length;
   const plain = (answer) => (Array.isArray(answer) ? answer.join("") : answer);
   const columns = [
     { title: "#", label: "Row", key: (r) => r[ROW], cell: (r) => String(r[ROW]), kind: "num" },
@@ -19,11 +20,11 @@
     { title: "Category", label: "Category", key: (r) => place(r[KIND]), cell: category, kind: "kind", shown: labelled || !long },
     { title: "Right", label: "Right", key: (r) => r[GREEDY], cell: greedy, kind: "num", shown: labelled || !long },
     { title: "P", label: "P", key: (r) => r[SAMPLED], cell: sampled, kind: "num", shown: labelled || !long },
-    { title: "Next token", label: "Next token", key: (r) => r[LONG]?.[0], cell: (r) => r[LONG]?.[1] ?? "", kind: "num", shown: long },
-    { title: "Question helps", label: "Question helps", key: (r) => r[LONG]?.[2], cell: (r) => (r[LONG] ? "×\u00a0" + r[LONG][3] : ""), kind: "num", shown: long },
+    { title: "Next token", label: "Next token", key: (r) => r[LONG]?.[0], cell: (r) => r[LONG]?.[1] ?? "", kind: "num", shown: mostlyLong },
+    { title: "Helps", label: "Question helps", key: (r) => r[LONG]?.[2], cell: helps, kind: "num", shown: mostlyLong },
     { title: "Facts", label: "Facts", key: (r) => r[UNKNOWN], cell: rolled, kind: "kind", shown: data.rollUp.length > 0 },
     { title: "Relation", label: "Relation", key: (r) => data.groups[r[GROUP]], cell: (r) => data.groups[r[GROUP]].replaceAll("_", "_\u200b"), kind: "", shown: data.groups.length > 1 },
-    { title: "Flags", label: "Flags", key: (r) => r[FLAGS].length, cell: (r) => r[FLAGS].map((f) => data.flags[f].replaceAll("_", " ")).join(", "), kind: "", shown: data.flags.length > 0 },
+    { title: "Flags", label: "Flags", key: (r) => r[FLAGS].length, cell: (r) => r[FLAGS].map((f) => data.flags[f].replaceAll("_", " ")).join(", "), kind: "flags", shown: data.flags.length > 0 },
   ].filter((c) => c.shown ?? true);
   const state = { find: "", kind: "", group: "", facts: "", flag: "", row: "", sort: 0, down: false, page: 0 };
   let shown = data.rows;
@@ -47,6 +48,9 @@
     if (r[FACTS]?.length) parts.push(brought(r[FACTS]));
     return pieces(...parts);
   }
+  function helps(r) {
+    return r[LONG] ? "×\u00a0" + r[LONG][3] : "";
+  }
   function brought(facts) {
     const more = element("details");
     more.append(element("summary", facts.length === 1 ? "1 fact" : `${facts.length} facts`));
@@ -68,7 +72,7 @@
     return pieces(element("i", "", ["no", "hk", "wk", "un"][r[ROLLED]]), " ", cell);
   }
   function says(r) {
-    if (r[SAYS] === null) return "–";
+    if (r[SAYS] === null) return r[LONG] ? "" : "–";
     const text = element("bdi", r[SAYS] === "" ? "(nothing)" : r[SAYS]);
     if (r[FIRST] === null || r[FIRST] === undefined) return text;
     const mark = element("span", r[FIRST] ? "✓ " : "✗ ", r[FIRST] ? "right" : "wrong");
@@ -77,15 +81,19 @@
     return pieces(mark, text);
   }
   function category(r) {
-    if (r[KIND] < 0) return r[LONG] ? "long answer" : "not labelled";
+    if (r[KIND] < 0 && r[LONG]) {
+      const more = mostlyLong ? [] : [element("span", `next token ${r[LONG][1]}`, "also"), element("span", `helps ${helps(r)}`, "also")];
+      return pieces("long answer", ...more);
+    }
+    if (r[KIND] < 0) return "not labelled";
     return pieces(element("i", "", shapes[r[KIND]]), " " + data.categories[r[KIND]]);
   }
   function greedy(r) {
-    if (r[GREEDY] === null) return "–";
+    if (r[GREEDY] === null) return r[LONG] ? "" : "–";
     return data.sets ? `${Math.round(r[GREEDY] * data.sets)}/${data.sets}` : r[GREEDY].toFixed(2);
   }
   function sampled(r) {
-    if (r[SAMPLED] === null) return "–";
+    if (r[SAMPLED] === null) return r[LONG] ? "" : "–";
     const cell = element("span", probability(r[SAMPLED]));
     if (r[ERROR]) cell.title = `between ${r[SAMPLED]} and ${Math.min(1, r[SAMPLED] + r[ERROR]).toPrecision(3)}`;
     return cell;

@@ -34,9 +34,14 @@ def display(text: str | None, longest: int = 90) -> str:
 
 
 def tight(text: str) -> Markup:
-    """Escaped text in which "61 %" and "(57–65)" are not broken over two lines."""
-    safe = str(escape(text)).replace(" %", "\u00a0%")
+    """Escaped text in which "61 %", "1 in 16" and "(57–65)" are not broken over two lines."""
+    safe = re.sub(r"\b1 in (?=[\da])", "1\u00a0in\u00a0", str(escape(text)).replace(" %", "\u00a0%"))
     return Markup(re.sub(r"\(\d+–\d+\)", lambda m: f'<span class="nb">{m[0]}</span>', safe))
+
+
+def command(text: str) -> Markup:
+    """Escaped commands whose flags are not broken over two lines."""
+    return Markup(re.sub(r"--[\w-]+", lambda m: f'<span class="nb">{m[0]}</span>', str(escape(text))))
 
 
 def inline(text: str | None) -> str:

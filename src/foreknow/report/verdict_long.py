@@ -48,18 +48,22 @@ def long_verdict(mix: LongMix) -> Verdict:
 
 
 def _by_wording(mix: LongMix) -> Verdict:
-    answers = "its answer has" if mix.rows == 1 else "all answers have" if mix.long == mix.rows else ""
-    if not mix.labelled:
-        why = answers or f"{count(mix.long, 'answer')} {'has' if mix.long == 1 else 'have'}"
-        found = f"None of the {count(mix.rows, 'row')} could be labelled: {why} more than {mix.limit} tokens"
+    if mix.rows == 1:
+        found = f"The one row could not be labelled: its answer has more than {mix.limit} tokens, and the"
+    elif not mix.labelled:
+        answers = "all" if mix.long == mix.rows else f"{mix.long:,}"
+        found = (
+            f"None of the {mix.rows:,} rows could be labelled: {answers} answers have more than {mix.limit} tokens, "
+        )
+        found += "and the"
     else:
-        found = f"{mix.long:,} of the {mix.rows:,} answers have more than {mix.limit} tokens and get no category"
-    found += ", and the categories are made for short answers, which can be matched."
+        found = f"{mix.long:,} of the {mix.rows:,} answers have more than {mix.limit} tokens and get no category: the"
+    found += " categories are made for short answers, which can be matched."
     if mix.logprob is None or mix.alone is None:
         meaning = "So nothing can be said yet about what these answers hold."
     else:
         meaning = (
-            f"What can be said is how expected their wording is: behind the question, the next token of such an answer "
+            f"What can be said is how expected their wording is: after the question, the next token of such an answer "
             f"gets a chance of {one_in(mix.logprob)}; without the question, {one_in(mix.alone)}. Whether {mix.model} "
             "would state their facts cannot be told from that."
         )
@@ -115,8 +119,7 @@ def _without_facts(mix: LongMix) -> tuple[Option, ...]:
         "Split the answers into short facts",
         "A server of your choice, a local one if need be, writes each answer's facts as questions with short answers. "
         "Audited again, every fact gets a category, and every row what its facts come to.",
-        command=f"foreknow extract DATA --endpoint URL --model NAME --out facts{mix.suffix}\n"
-        f"foreknow audit facts{mix.suffix} --model MODEL --out DIR",
+        command=_extract(mix),
         why="Only short facts can be matched, and so only they can tell what is Known and what is Unknown.",
     )
     read = _step(
@@ -164,10 +167,17 @@ def _with_facts(mix: LongMix) -> tuple[Option, ...]:
         "split",
         "Bring facts for the other rows",
         f"{count(none, 'row')} {_has(none)} none, and only the wording can be judged there.",
-        command=f"foreknow extract DATA --endpoint URL --model NAME --out facts{mix.suffix}",
+        command=_extract(mix),
     )
     found = [keep, *([drop] if unknown else []), *([retrieve] if mix.unknown_facts else []), *([more] if none else [])]
     return (*sorted(found, key=lambda step: not step.why), *_check(mix))
+
+
+def _extract(mix: LongMix) -> str:
+    return (
+        f"foreknow extract DATA --endpoint URL --model NAME --out facts{mix.suffix}\n"
+        f"foreknow audit facts{mix.suffix} --model MODEL --out DIR"
+    )
 
 
 def _check(mix: LongMix) -> tuple[Option, ...]:
