@@ -6,9 +6,10 @@ and earlier turns are its context. Contents may be text or a list of parts, of w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+from foreknow.jsontext import dumps, loads
 
 ROLES: Mapping[str, str] = {
     "system": "system", "developer": "system",
@@ -73,8 +74,7 @@ def exchange(turns: Sequence[Turn]) -> Exchange:
 def answered(turns: object, answer: str) -> object:
     """The chat with its last answer replaced; all else, keys and order, stays."""
     if isinstance(turns, str):
-        text = json.dumps(answered(json.loads(turns), answer), ensure_ascii=False)
-        return text.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair stays spelled out
+        return dumps(answered(loads(turns), answer))
     changed = [dict(turn) for turn in turns]  # type: ignore[attr-defined]
     for turn in reversed(changed):
         role = turn.get("role", turn.get("from"))
@@ -99,7 +99,7 @@ def text_in(content: object) -> str | None:
 def _list_of(value: object) -> list[object] | None:
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
+            value = loads(value)
+        except ValueError:
             return None
     return list(value) if isinstance(value, list | tuple) else None

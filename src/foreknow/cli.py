@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 from cyclopts import App, CycloptsError, Parameter
 
 from foreknow import __version__
-from foreknow.config import AuditConfig, CheckConfig, ExtractConfig, MixConfig, Settings, TuneConfig, settings_of
+from foreknow.config import (
+    AuditConfig,
+    CheckConfig,
+    EvaluateConfig,
+    ExtractConfig,
+    MixConfig,
+    Settings,
+    TuneConfig,
+    settings_of,
+)
 from foreknow.errors import ForeknowError
 from foreknow.printing import print_audit, print_table
 
@@ -240,6 +249,35 @@ def tune(
     early = done.results["early_stop"]["metrics"]
     for name, line in (("EARLY_STOP", early), ("CONVERGENCE", done.results["convergence"]["metrics"])):
         print(f"{name:<12} {shown(line, early)}")
+    print(f"written: {done.folder}")
+
+
+@app.command
+@_flags_of(EvaluateConfig)
+def evaluate(
+    model: Annotated[str, Parameter(help=str(EvaluateConfig.model_fields["model"].description))],
+    data: Annotated[str, Parameter(help=str(EvaluateConfig.model_fields["data"].description))],
+    /,
+    *,
+    config: Annotated[Optional[Path], Parameter(help="A YAML file with the same settings; flags win.")] = None,  # noqa: UP045
+    **given: Any,
+) -> None:
+    """Ask a tuned MODEL every question of DATA and count what it gets right, wrong, and newly wrong."""
+    from foreknow.answer_tables import collapse_table, lines, moves_table, table, wrong_table
+    from foreknow.evaluating import run
+
+    done = run(settings_of(EvaluateConfig, {"model": model, "data": data, **given}, config))
+    found = done.summary
+    print_table(table(found), "exact match")
+    for frame, title in (
+        (moves_table(found), "against the base model's probe"),
+        (wrong_table(found), "most frequent wrong answers"),
+        (collapse_table(found), "how often one answer is given"),
+    ):
+        if frame is not None and not frame.is_empty():
+            print_table(frame, title)
+    for line in lines(found):
+        print(line)
     print(f"written: {done.folder}")
 
 

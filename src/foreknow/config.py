@@ -258,6 +258,69 @@ class TuneConfig(Settings):
         return tuple(sorted(set(value)))
 
 
+class EvaluateConfig(DataSettings):
+    """Settings of `foreknow evaluate`. Prompt, BOS and matching default to those of `tune`."""
+
+    model: str = Field(
+        description="The tuned model: a folder such as RUN/early_stop, an adapter's folder, a packaged model or a "
+        "hub id."
+    )
+    out: Path | None = Field(None, description="The run folder to write.")
+    audit: Path | None = Field(None, description="A finished audit of these rows: their categories before training.")
+    base: str | None = Field(None, description="The model that an adapter belongs to, where it is not found by itself.")
+    force: bool = Field(False, description="Go on though the audit, or --base, is of another model than the base.")
+    limit: int | None = Field(None, ge=1, description="Ask so many rows, spread over the groups.")
+    match: Literal["strict", "lenient"] = Field(
+        "strict", description="Exact match letter by letter, or without case, punctuation and articles."
+    )
+    max_new_tokens: int | Literal["auto"] = Field(
+        "auto",
+        description="Tokens in which a right answer must end. auto: a row's longest accepted answer and 4 more.",
+    )
+    idk_answer: str | None = Field(None, description="The refusal the model was taught, where it was taught one.")
+    prompt_template: Path | None = Field(
+        None,
+        description="YAML file with the keys instruction and target, as in tune. "
+        "Default: 'Answer the following question. {question}' and a newline.",
+    )
+    chat_template: bool = Field(False, description="Ask through the tokenizer's chat template.")
+    bos: Literal["auto", "yes", "no"] = Field(
+        "auto", description="Beginning-of-sequence token: as the tokenizer does it, always, or never."
+    )
+    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
+    dtype: str = Field("auto", description="auto, bfloat16, float16 or float32.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
+    batch_rows: int | None = Field(None, ge=1, description="Rows answered at once (default: 32; GPU 256).")
+    chunk_rows: int | None = Field(None, ge=1, description="Rows saved at once (default: 256; GPU 2048).")
+
+    @field_validator("bos", mode="before")
+    @classmethod
+    def _yaml_says_no(cls, value: Any) -> Any:
+        """YAML reads a bare `no` as False and a bare `yes` as True."""
+        return ("no", "yes")[value] if isinstance(value, bool) else value
+
+    @field_validator("dtype")
+    @classmethod
+    def _known_dtype(cls, value: str) -> str:
+        if value not in ("auto", "float32", "bfloat16", "float16"):
+            raise ValueError(f"found {value!r}, expected auto, float32, bfloat16 or float16")
+        return value
+
+    @field_validator("max_new_tokens", mode="before")
+    @classmethod
+    def _tokens(cls, value: Any) -> Any:
+        if value == "auto" or (str(value).isdecimal() and int(value) > 0):
+            return value
+        raise ValueError(f"found {value!r}, expected auto or a number from 1 on")
+
+    @field_validator("idk_answer")
+    @classmethod
+    def _some_text(cls, value: str | None) -> str | None:
+        if value is not None and (not value.strip() or "\n" in value or "\r" in value):
+            raise ValueError(f"found {value!r}, expected one line of text: an answer ends at a line break")
+        return value and value.strip()
+
+
 S = TypeVar("S", bound=Settings)
 
 

@@ -7,7 +7,8 @@ One evaluation is a line of `metrics.jsonl` (design, section 3):
     em               {set: share of rows answered right}; em_lenient: without case, punctuation, articles
     em_by_category   {set: {category: share}};  em_by_relation: {set: {group: share}}
     counts           {set: {"rows": n, "right": n, "by_category": {category: [right, rows]}}}
-    seconds          since the line before; measuring_seconds: this evaluation's part of them
+    seconds          since the line before; of them measuring_seconds for this evaluation, saving_seconds for
+                     checkpoints
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 import polars as pl
 
 from foreknow.errors import InputError
+from foreknow.jsontext import loads
 from foreknow.sources import Part, source_of
 from foreknow.templates import SLOT, derive_template, subject_of
 
@@ -300,12 +301,12 @@ def _members(name: str, complete: bool) -> list[tuple[tuple[str, str], Part]]:
 def _parse(raw: bytes, where: str) -> tuple[list[str], list[list[str]]]:
     """Questions and answers of one file; `where` opens the messages."""
     try:
-        rows = json.loads(raw.decode("utf-8-sig"))
+        rows = loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InputError(f"{where}: byte {error.start + 1} is not UTF-8.") from error
     except json.JSONDecodeError as error:
         raise InputError(f"{where}:{error.lineno}: broken JSON at column {error.colno}: {error.msg}.") from error
-    except (RecursionError, ValueError) as error:
+    except ValueError as error:
         raise InputError(f"{where}: nested too deeply, or not readable as JSON ({type(error).__name__}).") from error
     if not isinstance(rows, list):
         raise InputError(f"{where}: found {type(rows).__name__}, expected an array of rows.")

@@ -22,12 +22,15 @@ from typing import IO, NamedTuple
 import polars as pl
 
 from foreknow.errors import InputError
+from foreknow.jsontext import TooDeep, check_depth, dumps, encodable, loads
 from foreknow.sources import Part, Source, on_disk, packed_for_writing, suffixes
 
 Record = Mapping[str, object]
 BATCH = 8192
-LONGEST_LINE = 2**28
-"""A line (CSV: a cell too) of more characters is an error: it would have to be held as a whole."""
+LARGEST_BATCH = 2**25
+"""A batch of fewer records ends where their texts have so many characters."""
+LONGEST_LINE = 2**25
+"""A line (CSV: a cell too) of more characters is an error: as values it can take thirty times its size in memory."""
 
 
 class Batch(NamedTuple):
@@ -127,13 +130,12 @@ def _family(suffix: str) -> str:
 
 def object_text(record: Record) -> str:
     """A record as JSON text."""
-    return json.dumps(record, ensure_ascii=False, default=str)
+    return dumps(record)
 
 
 def cell_text(value: object) -> str:
     """A value as text that UTF-8 can hold: a text as it is, any other as JSON."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return text.encode("utf-8", "backslashreplace").decode()
+    return encodable(value) if isinstance(value, str) else dumps(value)
 
 
 def json_kind(value: object) -> str:
@@ -147,6 +149,7 @@ def _batched(part: Part, pieces: Iterable[tuple[int, str, object]]) -> Iterator[
     records: list[Record] = []
     lines: list[int] = []
     texts: list[str] = []
+    size = 0
     for line, text, value in pieces:
         if not isinstance(value, dict):
             raise InputError(
@@ -156,9 +159,10 @@ def _batched(part: Part, pieces: Iterable[tuple[int, str, object]]) -> Iterator[
         records.append(value)
         lines.append(line)
         texts.append(text)
-        if len(records) == BATCH:
+        size += len(text)
+        if len(records) == BATCH or size >= LARGEST_BATCH:
             yield Batch(records, lines=lines, texts=texts)
-            records, lines, texts = [], [], []
+            records, lines, texts, size = [], [], [], 0
     if records:
         yield Batch(records, lines=lines, texts=texts)
 
@@ -197,7 +201,7 @@ def _too_long(part: Part, line: int) -> InputError:
 def _not_utf8(part: Part) -> InputError:
     """Where the first byte stands that is not UTF-8: the part is read again for it."""
     with part.open() as stream:
-        for number, line in enumerate(stream, start=1):
+        for number, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE), b""), start=1):
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError as error:
@@ -210,10 +214,10 @@ def _not_utf8(part: Part) -> InputError:
 
 def _loads(name: str, piece: str, line: int) -> object:
     try:
-        return json.loads(piece)
+        return loads(piece)
     except json.JSONDecodeError as error:
         raise _broken(name, line, error, piece) from error
-    except RecursionError as error:
+    except TooDeep as error:
         raise InputError(f"{name}:{line}: nested too deeply to be read as JSON.") from error
     except ValueError as error:
         raise InputError(f"{name}:{line}: not readable as JSON ({error}).") from error
@@ -241,9 +245,10 @@ def _array_pieces(name: str, text: str) -> Iterator[tuple[int, str, object]]:
         line, counted = line + text.count("\n", counted, at), at
         try:
             value, end = decoder.raw_decode(text, at)
+            check_depth(text[at:end], value)
         except json.JSONDecodeError as error:
             raise _broken(name, error.lineno, error, text) from error
-        except RecursionError as error:
+        except (RecursionError, TooDeep) as error:
             raise InputError(f"{name}:{line}: nested too deeply to be read as JSON.") from error
         except ValueError as error:
             raise InputError(f"{name}:{line}: not readable as JSON ({error}).") from error
@@ -275,7 +280,7 @@ def _read_table(part: Part) -> Iterator[Batch]:
         while True:
             records: list[Record] = []
             lines: list[int] = []
-            begins = reader.line_num + 1
+            begins, size = reader.line_num + 1, 0
             limit = csv.field_size_limit(LONGEST_LINE)  # the module's own limit is 128 KiB a cell
             try:
                 for cells in reader:
@@ -293,7 +298,8 @@ def _read_table(part: Part) -> Iterator[Batch]:
                         )
                     records.append(dict(zip(header, cells, strict=True)))
                     lines.append(line)
-                    if len(records) == BATCH:
+                    size += sum(map(len, cells))
+                    if len(records) == BATCH or size >= LARGEST_BATCH:
                         break
             except csv.Error as error:
                 raise InputError(f"{part.where}:{begins}: broken {kind} row: {error}.") from error
@@ -424,8 +430,7 @@ class _Writer:
         array = self.suffix == ".json"
         body = (",\n" if array else "\n").join(texts)
         head = "" if not array else ",\n" if self.begun else "[\n"
-        # half a surrogate pair, which JSON can spell and UTF-8 cannot, is written as JSON spells it
-        self.out.write(f"{head}{body}{'' if array else chr(10)}".encode("utf-8", "backslashreplace"))
+        self.out.write(f"{head}{body}{'' if array else chr(10)}".encode())
         self.begun = True
 
     def _cells(self, header: list[str], rows: list[list[object]]) -> None:
@@ -466,7 +471,7 @@ def _text_or_null(value: object) -> str | None:
 
 def _splice(text: str, added: Record) -> str:
     """A JSON object's text with fields added before its closing brace; all that stood there stays."""
-    extra = json.dumps(added, ensure_ascii=False)[1:-1]
+    extra = dumps(added)[1:-1]
     body = text[:-1].rstrip()
     comma = "" if body == "{" or not extra else ", "
     return f"{body}{comma}{extra}}}"
@@ -475,5 +480,5 @@ def _splice(text: str, added: Record) -> str:
 def _cell(value: object) -> object:
     """A value as a CSV cell: a list as JSON, null as an empty cell."""
     if isinstance(value, list | dict):
-        return json.dumps(value, ensure_ascii=False)
+        return dumps(value)
     return str(value).lower() if isinstance(value, bool) else value

@@ -14,7 +14,6 @@ A layout is found from the columns and the first records (`detect`), or named, a
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import NamedTuple
 
 from foreknow.chats import Exchange, Turn, answered, exchange, looks_like_turns, turns_of
 from foreknow.errors import ConfigError, InputError
+from foreknow.jsontext import dumps, loads
 from foreknow.templates import question as fill
 from foreknow.templates import subject_of
 
@@ -195,8 +195,8 @@ def with_answer(layout: Layout, record: Record, answer: str) -> Record:
         changed[column] = answered(record[column], answer)
     elif name == "prompt-completion":
         column = layout.columns["completion"]
-        chat = looks_like_turns(record[column])
-        changed[column] = answered(record[column], answer) if chat else answer
+        old = record[column]
+        changed[column] = answered(old, answer) if looks_like_turns(old) else _in_place(str(old), answer)
     else:
         for ours in ("answer", "answers", "object"):
             if (theirs := layout.columns.get(ours)) is None or theirs not in record:
@@ -204,9 +204,16 @@ def with_answer(layout: Layout, record: Record, answer: str) -> Record:
             old = record[theirs]
             # only `answers` is read as a list where a cell spells one
             spelled = ours == "answers" and isinstance(old, str) and isinstance(_decoded(old), list)
-            listed = json.dumps([answer], ensure_ascii=False) if spelled else [answer]
+            listed = dumps([answer]) if spelled else [answer]
             changed[theirs] = listed if spelled or isinstance(old, list) else answer
     return changed
+
+
+def _in_place(old: str, answer: str) -> str:
+    """The answer with the blanks around the old text: a completion is joined to its prompt as it stands."""
+    text = old.strip()
+    before, _, after = old.partition(text) if text else ("", "", "")
+    return f"{before}{answer}{after}"
 
 
 def facts_of(value: object) -> list[dict[str, str]] | None:
@@ -340,8 +347,8 @@ def _decoded(value: object) -> object:
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return value
     try:
-        decoded = json.loads(value)
-    except (ValueError, RecursionError):
+        decoded = loads(value)
+    except ValueError:
         return value
     return decoded if isinstance(decoded, list) else value
 

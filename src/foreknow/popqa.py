@@ -12,6 +12,7 @@ import polars as pl
 
 from foreknow.errors import InputError
 from foreknow.formats import read_part, where
+from foreknow.jsontext import loads
 from foreknow.sources import source_of
 
 ROWS: Final[dict[str, pl.DataType]] = {
@@ -65,8 +66,8 @@ def _row(record: Mapping[str, object]) -> dict[str, Any]:
         raise ValueError(f"there is no column {', '.join(missing)}; expected PopQA's {', '.join(_COLUMNS)}.")
     texts = {name: _text(record[name], name) for name in ("question", "obj", "subj", "prop")}
     listed = record["possible_answers"]
-    with contextlib.suppress(ValueError, RecursionError):
-        listed = json.loads(listed) if isinstance(listed, str) else listed
+    with contextlib.suppress(ValueError):
+        listed = loads(listed) if isinstance(listed, str) else listed
     if not isinstance(listed, list) or not all(isinstance(answer, str) for answer in listed):
         raise ValueError(f"possible_answers: found {str(listed)[:60]!r}, expected a JSON list of texts.")
     accepted = [texts["obj"], *(_text(answer, "possible_answers") for answer in listed if answer.strip())]

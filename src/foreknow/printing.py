@@ -29,11 +29,10 @@ def print_audit(summary: dict[str, Any]) -> None:
             for name, shares, floor in lines
         ]
     )
-    print(
-        f"{summary['labelled']:,} of {summary['rows']:,} rows labelled with {summary['model']['name']}, "
-        f"{summary['rows_per_second']:.2g} rows/s"
-    )
-    print_table(table, "share of rows by category")
+    speed = f", {summary['rows_per_second']:.2g} rows/s" if summary["labelled"] else ""
+    print(f"{summary['labelled']:,} of {summary['rows']:,} rows labelled with {summary['model']['name']}{speed}")
+    if summary["labelled"]:
+        print_table(table, "share of rows by category")
     if len(by_group) > len(shown):
         print(f"and {len(by_group) - len(shown)} more groups: see the report")
     for group, found in summary["greedy"].items():
@@ -49,7 +48,18 @@ def print_audit(summary: dict[str, Any]) -> None:
     if long:
         print(
             f"{long:,} rows have answers longer than {summary['protocol']['max_answer_tokens']} tokens and get no "
-            "category: split them into short facts, or raise --max-answer-tokens"
+            "category: get their short facts with foreknow extract, or raise --max-answer-tokens"
+        )
+    if scored := summary.get("long_answers"):
+        print(
+            f"long answers: median {scored['tokens']:,.0f} tokens; mean log-probability of a token "
+            f"{scored['logprob']:.2f} with the question, {scored['logprob_alone']:.2f} without"
+        )
+    if facts := summary.get("facts"):
+        rows = ", ".join(f"{name} {count:,}" for name, count in facts["rows"].items())
+        print(
+            f"short facts: {facts['labelled']:,} of {facts['facts']:,} labelled, "
+            f"{facts['categories']['Unknown']:.1%} Unknown; rows by their facts: {rows}"
         )
 
 

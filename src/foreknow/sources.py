@@ -210,7 +210,8 @@ def _folder(path: Path, name: str) -> Source:
 
 def _zip(path: Path) -> Source:
     with _reading(str(path)), zipfile.ZipFile(path) as archive:
-        names = [info.filename for info in archive.infolist() if not info.is_dir()]
+        # not by is_dir, which fails on an empty name
+        names = [info.filename for info in archive.infolist() if not info.filename.endswith("/")]
     if twice := next((name for name in names if names.count(name) > 1), None) if len(names) < 10_000 else None:
         raise InputError(f"{path}: the member {twice!r} stands in the archive twice.")
 

@@ -92,9 +92,16 @@ def derive_template(questions: Iterable[str]) -> str | None:
     return template if all(subject_of(template, question) for question in distinct) else None
 
 
+class _Plain(yaml.SafeLoader):
+    """Safe YAML without merge keys (`<<`): a few lines of them can grow beyond all memory."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Leave the keys as they stand: a merge key is then an unknown one."""
+
+
 def _parse(text: str, path: Path) -> object:
     try:
-        return json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+        return json.loads(text) if path.suffix.lower() == ".json" else yaml.load(text, Loader=_Plain)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg}).") from error
     except yaml.YAMLError as error:
@@ -104,7 +111,8 @@ def _parse(text: str, path: Path) -> object:
         raise InputError(
             f'{path}{line}: not valid YAML ({problem}). Put the template in quotes: P17: "...".'
         ) from error
-    except (RecursionError, ValueError) as error:
+    except (RecursionError, ValueError, LookupError, AttributeError, TypeError) as error:
+        # the last three are how PyYAML fails on a value that its explicit tag does not fit (`!!int ''`)
         raise InputError(f"{path}: nested too deeply, or not readable ({type(error).__name__}).") from error
 
 

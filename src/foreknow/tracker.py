@@ -10,7 +10,7 @@ another way to spell one is decoded for real. The result is that of greedy gener
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -24,7 +24,7 @@ from foreknow.engine import Engine, PackedEngine, PlainEngine, Prompt, Sampling
 from foreknow.exemplars import Exemplars, GroupExemplars
 from foreknow.ordered import release_memory
 from foreknow.packed import PackedModel
-from foreknow.probe import Prober, Row, Settings, chunks, common_heads
+from foreknow.probe import Prober, Row, Settings, common_heads
 from foreknow.prompts import Prompter
 from foreknow.rows import GOLD
 from foreknow.search import Tree, Vocabulary
@@ -41,6 +41,7 @@ OUTCOMES: Final[dict[str, pl.DataType]] = {
 
 _GREEDY: Final = Sampling(temperature=1.0, top_k=1)
 _LONGEST: Final = 1 << 20
+_MANY: Final = 16
 
 
 class Measures(Protocol):
@@ -52,17 +53,18 @@ class Measures(Protocol):
 
 
 class _Asked(NamedTuple):
-    """A chunk of rows, ready to be asked of any weights."""
+    """A row, ready to be asked of any weights."""
 
     name: str
-    rows: list[Row]
-    prompts: list[Prompt]
+    row: Row
+    prompt: Prompt
 
 
 class Tracker:
     """Measures sets of rows (`rows.ROWS`); of the set `train` the gold alone is right, that is, *fitted*.
 
-    The prompts are made once. `batch_tokens`: tokens computed at once.
+    The prompts are made once. What many of them begin with is computed once each time, for all sets together.
+    `batch_tokens`: tokens computed at once; `chunk_rows`: rows whose keys and values are held at once.
     """
 
     def __init__(
@@ -72,23 +74,24 @@ class Tracker:
         sets: Mapping[str, pl.DataFrame],
         *,
         batch_tokens: int = 2048,
-        chunk_rows: int = 256,
+        chunk_rows: int = 512,
     ):
         self.batch_tokens = batch_tokens
+        self.chunk_rows = chunk_rows
         self.note: str | None = None
+        self._verified = False
         self._check = prompter.ids([prompter.text((), "What is the capital of Peru?")])[0]
-        self._asked: list[_Asked] = []
+        asked: list[_Asked] = []
         for name, rows in sets.items():
-            asked = rows.with_columns(answers=pl.concat_list(GOLD)) if name == "train" else rows
-            prober = _zero_shot(prompter, vocabulary, asked)
-            for part in chunks(asked, chunk_rows):
-                found, prompts = prober.prompts(part)
-                self._asked.append(_Asked(name, found, [line[0] for line in prompts]))
+            own = rows.with_columns(answers=pl.concat_list(GOLD)) if name == "train" else rows
+            found, prompts = _zero_shot(prompter, vocabulary, own).prompts(own)
+            asked += [_Asked(name, row, line[0]) for row, line in zip(found, prompts, strict=True)]
+        self._asked = _together(asked)
 
     @property
     def count(self) -> int:
         """Rows measured each time."""
-        return sum(len(asked.rows) for asked in self._asked)
+        return len(self._asked)
 
     def __call__(self, model: PreTrainedModel, done: Callable[[int], None] = lambda _: None) -> pl.DataFrame:
         """See `Measures`. `done` is told of rows that are finished."""
@@ -97,10 +100,11 @@ class Tracker:
         found: list[tuple[str, int, bool, bool]] = []
         try:
             with self._engine(model) as engine:
-                for asked in self._asked:
-                    right = _ask(engine, asked)
-                    found += [(asked.name, row.number, *both) for row, both in zip(asked.rows, right, strict=True)]
-                    done(len(asked.rows))
+                for start in range(0, self.count, self.chunk_rows):
+                    part = self._asked[start : start + self.chunk_rows]
+                    right = _ask(engine, part)
+                    found += [(asked.name, asked.row.number, *both) for asked, both in zip(part, right, strict=True)]
+                    done(len(part))
         finally:
             for module, training in modes:
                 module.training = training
@@ -109,7 +113,8 @@ class Tracker:
 
     @contextmanager
     def _engine(self, model: PreTrainedModel) -> Iterator[Engine]:
-        if self.note is None:
+        if not self._verified:
+            self._verified = True
             try:
                 with PackedModel(model).attached() as packed:
                     cut = len(self._check) // 2
@@ -123,12 +128,12 @@ class Tracker:
             yield PackedEngine(packed, _GREEDY, self.batch_tokens)
 
 
-def _ask(engine: Engine, asked: _Asked) -> list[tuple[bool, bool]]:
-    """Strict and lenient outcome of each row of a chunk."""
-    session, nodes = engine.open(asked.prompts, [row.tree for row in asked.rows])
-    trees = [Tree(row.speller, row.max_new, 0.0) for row in asked.rows]
-    for tree, row, opened in zip(trees, asked.rows, nodes, strict=True):
-        tree.feed(zip([(), *row.tree], opened, strict=True))
+def _ask(engine: Engine, part: Sequence[_Asked]) -> list[tuple[bool, bool]]:
+    """Strict and lenient outcome of each row."""
+    session, nodes = engine.open([asked.prompt for asked in part], [asked.row.tree for asked in part])
+    trees = [Tree(asked.row.speller, asked.row.max_new, 0.0) for asked in part]
+    for tree, asked, opened in zip(trees, part, nodes, strict=True):
+        tree.feed(zip([(), *asked.row.tree], opened, strict=True))
     while True:
         greedy = [tree.greedy() for tree in trees]
         open_paths = [(n, g.path) for n, g in enumerate(greedy) if not g.done]
@@ -139,11 +144,27 @@ def _ask(engine: Engine, asked: _Asked) -> list[tuple[bool, bool]]:
 
 
 def _zero_shot(prompter: Prompter, vocabulary: Vocabulary, rows: pl.DataFrame) -> Prober:
-    """The probe's own preparation of prompts and answers, with no exemplars."""
+    """The probe's own preparation of prompts and answers, with no exemplars.
+
+    Groups of many rows share what their questions begin with; the others only what all prompts begin with.
+    """
     alone = GroupExemplars(sets=((),), reserve=())
     exemplars = Exemplars(dict.fromkeys(rows["group"].unique(), alone), "none")
     settings = Settings(max_answer_tokens=_LONGEST)
-    return Prober(_Nobody(), prompter, vocabulary, exemplars, settings, common_heads(rows))
+    heads = common_heads(rows.filter(pl.len().over("group") >= _MANY))
+    return Prober(_Nobody(), prompter, vocabulary, exemplars, settings, heads)
+
+
+def _together(asked: Sequence[_Asked]) -> list[_Asked]:
+    """The rows of all sets by what they begin with and by length; all beginnings are one family, computed at once."""
+    begins = [a.prompt.family[a.prompt.member][: a.prompt.shared] for a in asked]
+    family = tuple(sorted(set(begins) - {()}))
+    member = {ids: n for n, ids in enumerate(family)}
+    found = [
+        a._replace(prompt=Prompt(family, member.get(ids, 0), len(ids), a.prompt.own))
+        for a, ids in zip(asked, begins, strict=True)
+    ]
+    return sorted(found, key=lambda a: (a.prompt.member, len(a.prompt.own) + len(a.row.tree), a.name, a.row.number))
 
 
 class _Nobody:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,7 @@ class FactTrainer(Trainer):
         self.autocast = autocast
         self.steps_per_epoch = math.ceil(len(examples) / config.batch_size)
         self.tally = Tally()
+        self.saving = 0.0
         self.rows: list[int] = []
         super().__init__(model, arguments, train_dataset=range(self.steps_per_epoch), callbacks=[_Flow(self)])
         self.remove_callback(PrinterCallback)
@@ -165,12 +167,14 @@ class FactTrainer(Trainer):
             model.save_pretrained(output_dir or self.args.output_dir)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        began = time.monotonic()
         path = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         with saving(str(path), "the checkpoint before it and the best weights so far are kept"):
             super()._save_checkpoint(model, trial)
             note = {"loss": self.tally.loss, "tokens": self.tally.tokens}
             complete(path, self.state.global_step, note)
         prune(path.parent, path)
+        self.saving += time.monotonic() - began
 
 
 class _Flow(TrainerCallback):

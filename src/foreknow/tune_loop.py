@@ -134,8 +134,10 @@ class _Watch:
         line |= curves.measures(outcomes, self.given.rows, lenient=lenient)
         line["seconds"] = round(time.monotonic() - self.since, 3)
         line["measuring_seconds"] = round(time.monotonic() - began, 3)
-        self._keep(outcomes, line, lenient)
+        line["saving_seconds"] = round(trainer.saving, 3)
         self.since = time.monotonic()
+        self._keep(outcomes, line, lenient)
+        trainer.saving = time.monotonic() - self.since
         if self.measure.note and len(self.lines) == 1:
             say(self.measure.note)
         self._show(line)

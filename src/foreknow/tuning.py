@@ -260,7 +260,8 @@ def results(config: TuneConfig, given: Given, lines: list[curves.Line], made: Ma
     early, last = curves.best(lines, config.metric), curves.epochs(lines)[-1]
     assert early is not None
     measuring = sum(line["measuring_seconds"] for line in lines)
-    training = sum(line["seconds"] for line in lines) - measuring
+    saving = sum(line["saving_seconds"] for line in lines)
+    training = sum(line["seconds"] for line in lines) - measuring - saving
     return {
         "metric": config.metric,
         "epochs": last["epoch"],
@@ -284,7 +285,7 @@ def results(config: TuneConfig, given: Given, lines: list[curves.Line], made: Ma
             for name, found in given.sets.items()
         },
         "config": config.resolved(),
-        "seconds": {"training": training, "measuring": measuring},
+        "seconds": {"training": training, "measuring": measuring, "saving": saving},
         "rows_per_second": given.train.rows.height * last["epoch"] / training if training else 0.0,
         "version": foreknow.__version__,
     }

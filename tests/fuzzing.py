@@ -1,0 +1,262 @@
+"""What must hold of every reader, whatever the bytes: rows that are all accounted for, or an error that names the file.
+
+`readers()` are all of them, with the inputs to try. Used by `test_fuzz.py` and, for a long run, `benchmarks/fuzz.py`.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from foreknow import entityquestions, popqa, templates
+from foreknow.errors import ForeknowError, InputError
+from foreknow.facts import Facts, read_facts
+from foreknow.formats import read_part
+from foreknow.layouts import LAYOUTS
+from foreknow.rows import ROWS, USABLE
+from foreknow.sources import _zstd
+from odd_files import (
+    LARGEST,
+    POPQA,
+    SEEDS,
+    TEMPLATES,
+    Random,
+    as_json,
+    as_jsonl,
+    as_parquet,
+    as_table,
+    mutated,
+    odd_templates,
+    odd_tree,
+    odd_zip,
+    seeds_of,
+)
+
+SLOW = 5.0
+"""Seconds of computing within which an input must be read."""
+
+
+class Reader(NamedTuple):
+    """What reads `file`. `seeds`: valid contents. `made`: contents of odd values.
+
+    `unpack` takes a packing off, so that what is inside can be changed, and `pack` puts it on again.
+    """
+
+    file: str
+    read: Callable[[Path], None]
+    seeds: Callable[[], Sequence[bytes]]
+    made: Callable[[Random], bytes]
+    unpack: Callable[[bytes], bytes] | None = None
+    pack: Callable[[bytes], bytes] | None = None
+    called: str = ""
+    """How messages call the file, if not by its name."""
+
+
+class Unlike(AssertionError):
+    """A reader kept to no rule of ours."""
+
+
+def outcome(reader: Reader, path: Path) -> str:
+    """Whether the file is read ("clean") or "refused"; whatever else happens is raised."""
+    began = time.process_time()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            reader.read(path)
+        said = None
+    except ForeknowError as error:
+        said = str(error)
+    seconds = time.process_time() - began
+    if seconds > SLOW:
+        raise Unlike(f"took {seconds:.1f} s")
+    if said is None:
+        return "clean"
+    said.encode()
+    if (reader.called or path.name) not in said:
+        raise Unlike(f"does not name the file: {said}")
+    if len(said) > LARGEST or said.count("\n") > 1:
+        raise Unlike(f"says too much: {said[:80]}")
+    return "refused"
+
+
+def read_rows(path: Path, **how: Any) -> None:
+    """Every record becomes a row, is written back beside labels, and is the same row when it is read again."""
+    read = partial(read_facts, templates=TEMPLATES, **how)
+    facts = read(path)
+    rows, count = facts.rows, records(path)
+    _hold(count is None or facts.total == count, f"{facts.total} rows of {count} records")
+    _hold(rows["row"].to_list() == list(range(facts.total)) == facts.audited.to_list(), "rows are lost")
+    _hold(rows.schema == pl.Schema(ROWS), "another schema")
+    facts.extra([name for name in facts.columns if "\ud800" not in name])
+    labels = pl.DataFrame({"row": [0], "category": ["Unknown"], "p_hit": [0.5], "flags": [["a", "b"]]})
+    annotated = path.with_name(f"annotated{facts.suffix}")
+    facts.annotate(labels, annotated)
+    _hold(read(annotated).rows.equals(rows), "annotated, it reads as other rows")
+    if facts.source.kind == "file":
+        _rewrite(facts, path.with_name(f"written{facts.suffix}"), read)
+
+
+def _rewrite(facts: Facts, path: Path, read: Callable[..., Facts]) -> None:
+    """One row is written with another answer; all else of it stays."""
+    part = facts.source.parts[0]
+    columns = set(facts.layouts[part.name].columns.values())
+    every = [record for batch in read_part(part) for record in batch.records]
+    # a row without some of its layout's columns would be of another layout, were it alone
+    row = next((row for row in facts.rows.filter(USABLE)["row"] if columns <= set(every[row])), None)
+    if row is None:
+        return
+    facts.write(pl.DataFrame({"row": [row], "category": ["Unknown"]}), path, {row: "I don't know."})
+    back, was = read(path, layout=facts.layout).rows, facts.rows.filter(pl.col("row") == row)
+    same = ["question", "subject", "relation", "split", "context", "facts"]
+    _hold(back.height == 1 and back.select(same).equals(was.select(same)), "written, it reads as another row")
+    _hold(back["answers"].to_list() == [["I don't know."]], "the answer was not replaced")
+
+
+def read_drawn(path: Path) -> None:
+    """With a limit, and with the layout named: the rows drawn are those of the whole, and all are counted."""
+    content = path.read_bytes()
+    how = {"layout": LAYOUTS[len(content) % len(LAYOUTS)]} if sum(content) % 2 else {"strict_rows": True}
+    part = read_facts(path, templates=TEMPLATES, limit=2, **how)
+    whole = read_facts(path, templates=TEMPLATES, **how)
+    _hold(part.total == whole.total == records(path), "rows are lost")
+    _hold(part.rows.equals(whole.rows.filter(pl.col("row").is_in(part.rows["row"].implode()))), "other rows are drawn")
+    _hold(part.audited.len() == min(2, whole.rows.filter(USABLE).height) or part.total <= 2, "too few are drawn")
+
+
+def read_standard_input(path: Path) -> None:
+    """The format is told by the first bytes."""
+    kept = sys.stdin
+    with path.open("rb") as stream:
+        sys.stdin = SimpleNamespace(buffer=stream)
+        try:
+            facts = read_facts("-", templates=TEMPLATES)
+        finally:
+            sys.stdin = kept
+    _hold(facts.rows.height == facts.total, "rows are lost")
+    facts.annotate(pl.DataFrame({"row": [0], "category": ["Unknown"]}), path.with_name(f"annotated{facts.suffix}"))
+
+
+def read_popqa(path: Path) -> None:
+    """Every record becomes a row."""
+    rows = popqa.read_popqa(str(path)).rows
+    _hold(rows.height == records(path), "rows are lost")
+
+
+def read_templates(path: Path) -> None:
+    """Every template gives its subject back."""
+    for template in templates.read_templates(path).values():
+        question = templates.question(template, "Ann")
+        _hold(templates.subject_of(template, question) == "Ann", "the subject is lost")
+        question.encode()
+
+
+def read_tree(path: Path) -> None:
+    """Every row is written or accounted for."""
+    rows = entityquestions.read_tree(str(path), complete=False).rows
+    try:
+        splits = entityquestions.paper_splits(rows, TEMPLATES, check=False)
+    except InputError:  # of the rows, not of a file: names relation and question
+        return
+    _hold(splits.account["rows"].sum() == rows.height, "rows are lost")
+
+
+def records(path: Path) -> int | None:
+    """How many records a file holds, counted without foreknow; None for a zip."""
+    if path.suffix == ".zip":
+        return None
+    content = path.read_bytes()
+    if path.suffix in (".gz", ".zst"):
+        content = _unpackers()[path.suffix](content)
+    kind = Path(path.name.removesuffix(".gz").removesuffix(".zst")).suffix
+    if kind == ".parquet":
+        return pl.read_parquet(io.BytesIO(content)).height
+    text = content.decode("utf-8-sig")
+    if kind == ".jsonl":
+        return sum(bool(line.strip(" \t\r")) for line in text.split("\n"))
+    if kind == ".json":
+        return len(json.loads(text))
+    cells = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if kind == ".tsv" else ",", strict=True)
+    return sum(map(bool, cells)) - 1
+
+
+def _hold(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise Unlike(otherwise)
+
+
+def random_input(rng: Random, reader: Reader, seeds: Sequence[bytes]) -> bytes:
+    """Odd values, or a valid file, or either with its bytes changed: outside, or inside of its packing."""
+    made = reader.made(rng) if rng.random() < 0.7 else rng.choice(seeds)
+    if rng.random() < 0.4:
+        return made
+    return inside(reader, made, lambda content: mutated(rng, content, seeds), rng.random() < 0.5)
+
+
+def inside(reader: Reader, content: bytes, change: Callable[[bytes], bytes], inner: bool) -> bytes:
+    """The content changed; with `inner`, what is packed in it, where it is packed and can be unpacked."""
+    if inner and reader.pack is not None and reader.unpack is not None:
+        try:
+            return reader.pack(change(reader.unpack(content)))
+        except Exception:
+            pass
+    return change(content)
+
+
+@cache
+def _unpackers() -> dict[str, Callable[[bytes], bytes]]:
+    return {".gz": gzip.decompress, ".zst": _zstd().decompress}
+
+
+def _packed(file: str, kind: str, made: Callable[[Random], bytes]) -> Reader:
+    pack = {".gz": partial(gzip.compress, compresslevel=1), ".zst": _zstd().compress}[Path(file).suffix]
+    unpack = _unpackers()[Path(file).suffix]
+    return Reader(file, read_rows, lambda: [pack(s) for s in seeds_of(kind)], lambda r: pack(made(r)), unpack, pack)
+
+
+@cache
+def readers() -> dict[str, Reader]:
+    """Every reader by name."""
+    csv_, tsv = partial(as_table, delimiter=","), partial(as_table, delimiter="\t")
+    chats = [seed for seed in SEEDS if any(isinstance(value, list) for value in seed.values())]
+    grouped = [{**seed, "relation": "capital"} for seed in SEEDS]
+    lines, table, tree = partial(seeds_of, "jsonl"), partial(seeds_of, "tsv", [POPQA]), partial(_some, odd_tree)
+    made = [as_jsonl, as_json, csv_, tsv, as_parquet, lambda rng: gzip.compress(as_jsonl(rng))]
+    every = lambda: [content for kind in ("jsonl", "json", "csv", "tsv", "parquet") for content in seeds_of(kind)]  # noqa: E731
+    by_relation = partial(read_rows, group_by="relation")
+    return {
+        "jsonl": Reader("a.jsonl", read_rows, lines, as_jsonl),
+        "json": Reader("a.json", read_rows, partial(seeds_of, "json"), as_json),
+        "csv": Reader("a.csv", read_rows, partial(seeds_of, "csv"), csv_),
+        "tsv": Reader("a.tsv", read_rows, partial(seeds_of, "tsv"), tsv),
+        "parquet": Reader("a.parquet", read_rows, partial(seeds_of, "parquet"), as_parquet),
+        "gzip": _packed("a.jsonl.gz", "jsonl", as_jsonl),
+        "zstd": _packed("a.csv.zst", "csv", csv_),
+        "zip": Reader("a.zip", read_rows, partial(_some, odd_zip), odd_zip),
+        "chats": Reader("c.jsonl", read_rows, lines, partial(as_jsonl, seeds=chats)),
+        "groups": Reader("g.jsonl", by_relation, partial(seeds_of, "jsonl", grouped), partial(as_jsonl, seeds=grouped)),
+        "drawn": Reader("d.json", read_drawn, partial(seeds_of, "json"), as_json),
+        "stdin": Reader(
+            "stdin", read_standard_input, every, lambda rng: rng.choice(made)(rng), called="standard input"
+        ),
+        "templates": Reader("t.yaml", read_templates, partial(_some, odd_templates), odd_templates),
+        "templates-json": Reader("t.json", read_templates, lambda: [json.dumps(TEMPLATES).encode()], odd_templates),
+        "popqa": Reader("p.tsv", read_popqa, table, partial(tsv, seeds=[POPQA])),
+        "tree": Reader("e.zip", read_tree, tree, odd_tree),
+        "tree-rows": Reader("f.zip", read_rows, tree, odd_tree),
+    }
+
+
+def _some(made: Callable[[Random], bytes]) -> list[bytes]:
+    return [made(Random(number)) for number in range(9)]

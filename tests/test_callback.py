@@ -1,0 +1,252 @@
+"""The callback in other people's trainers: transformers' own and TRL's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    EarlyStoppingCallback,
+    Trainer,
+    TrainingArguments,
+    default_data_collator,
+)
+
+from conftest import fact_rows
+from foreknow.callback import KnowledgeCallback
+from foreknow.errors import ConfigError, ModelError
+from foreknow.prompts import Template
+from foreknow.slick import CATEGORIES
+
+KNOWN = Template(target="Q: {question}\nA:")
+OLD_NAMES = "ignore:.*is deprecated and will be removed:FutureWarning"  # TRL and PEFT use old names of transformers
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("sets")
+    rows = [{**r, "category": CATEGORIES[n % 4]} for n, r in enumerate(fact_rows())]
+    found = {}
+    for name, part in {"train": rows[8:24], "dev": rows[:8]}.items():
+        path = folder / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
+        found[name] = str(path)
+    return found
+
+
+@pytest.fixture
+def parts(tiny_folder: Path, files: dict[str, str]) -> tuple[Any, Any, list[dict[str, Any]]]:
+    """Model, tokenizer and what a plain Trainer is given."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_folder)
+    data = []
+    for line in Path(files["train"]).read_text().splitlines():
+        row = json.loads(line)
+        prompt = tokenizer(f"Q: {row['question']}\nA:")["input_ids"]
+        ids = [*tokenizer(f"Q: {row['question']}\nA: {row['answer']}")["input_ids"], tokenizer.eos_token_id]
+        spare = 24 - len(ids)
+        data.append({
+            "input_ids": ids + [0] * spare, "attention_mask": [1] * len(ids) + [0] * spare,
+            "labels": [-100] * len(prompt) + ids[len(prompt) :] + [-100] * spare,
+        })  # fmt: skip
+    return AutoModelForCausalLM.from_pretrained(tiny_folder), tokenizer, data
+
+
+def arguments(folder: Path, **given: Any) -> dict[str, Any]:
+    base = {
+        "output_dir": str(folder), "num_train_epochs": 3, "per_device_train_batch_size": 8, "learning_rate": 3e-4,
+        "use_cpu": True, "report_to": [], "disable_tqdm": True, "eval_strategy": "epoch", "save_strategy": "epoch",
+        "logging_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "dev_em",
+        "greater_is_better": True, "lr_scheduler_type": "constant", "dataloader_pin_memory": False,
+    }  # fmt: skip
+    return {**base, **given}
+
+
+def test_its_metrics_choose_the_best_checkpoint_of_transformers_trainer(
+    parts: tuple[Any, Any, list[dict[str, Any]]], files: dict[str, str], tmp_path: Path
+) -> None:
+    model, tokenizer, data = parts
+    callback = KnowledgeCallback(files["train"], sets={"dev": files["dev"]}, template=KNOWN, dtype="float32")
+    trainer = Trainer(
+        model,
+        TrainingArguments(**arguments(tmp_path)),
+        train_dataset=data,  # type: ignore[arg-type]
+        eval_dataset={"a": data[:4], "b": data[4:8]},  # type: ignore[dict-item]
+        data_collator=default_data_collator,
+        processing_class=tokenizer,
+        callbacks=[callback, EarlyStoppingCallback(early_stopping_patience=2)],
+    )
+    callback.attach(trainer)
+    trainer.train()
+    assert [line["epoch"] for line in callback.lines] == list(range(1, len(callback.lines) + 1))
+    ems = [line["em"]["dev"] for line in callback.lines]
+    assert len(set(ems)) > 1
+    assert trainer.state.best_metric == max(ems)
+    assert trainer.state.best_global_step == callback.lines[ems.index(max(ems))]["step"]
+    logged = [entry for entry in trainer.state.log_history if "eval_dev_em" in entry]
+    assert [entry["eval_dev_em"] for entry in logged] == ems
+    assert set(logged[0]) >= {"eval_dev_Unknown_em", "eval_train_HighlyKnown_fitted", "eval_train_fitted", "epoch"}
+    assert trainer.evaluate()["eval_a_loss"] > 0
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("kind", ["bf16", "none evaluated"])
+def test_it_works_in_mixed_precision_and_without_evaluation(
+    parts: tuple[Any, Any, list[dict[str, Any]]], files: dict[str, str], tmp_path: Path, kind: str
+) -> None:
+    model, tokenizer, data = parts
+    seen: list[tuple[bool, bool, str]] = []
+
+    class Looks(KnowledgeCallback):
+        def _metrics(self, state: Any, given: Any) -> dict[str, float]:
+            model = given["model"]
+            before = model.training
+            found = super()._metrics(state, given)
+            seen.append((before, model.training, str(next(model.parameters()).dtype)))
+            return found
+
+    callback = Looks(files["train"], sets={"dev": files["dev"]}, template=KNOWN, dtype="bfloat16")
+    quiet: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    mixed = {"bf16": True} if kind == "bf16" else quiet
+    given = arguments(tmp_path, num_train_epochs=2, **mixed)
+    trainer = Trainer(
+        model,
+        TrainingArguments(**given),
+        train_dataset=data,  # type: ignore[arg-type]
+        eval_dataset=data[:4],  # type: ignore[arg-type]
+        data_collator=default_data_collator,
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+    trainer.train()
+    assert [line["epoch"] for line in callback.lines] == [1, 2]
+    assert sum("eval_dev_em" in entry for entry in trainer.state.log_history) >= 2
+    training = kind != "bf16"  # the trainer's own evaluation comes first, and leaves it
+    assert set(seen) == {(training, training, "torch.float32")}
+
+
+@pytest.mark.filterwarnings(OLD_NAMES)
+@pytest.mark.parametrize("adapters", [False, True], ids=["full", "lora"])
+def test_it_works_in_sfttrainer(tiny_folder: Path, files: dict[str, str], tmp_path: Path, adapters: bool) -> None:
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    peft = pytest.importorskip("peft")
+    rows = [json.loads(line) for line in Path(files["train"]).read_text().splitlines()]
+    data = datasets.Dataset.from_list(
+        [{"prompt": f"Q: {row['question']}\nA:", "completion": f" {row['answer']}"} for row in rows]
+    )
+    callback = KnowledgeCallback(files["train"], sets={"dev": files["dev"]}, template=KNOWN, dtype="float32")
+    given = arguments(tmp_path, num_train_epochs=2, bf16=False, metric_for_best_model="train_Unknown_fitted")
+    trainer = trl.SFTTrainer(
+        AutoModelForCausalLM.from_pretrained(tiny_folder),
+        trl.SFTConfig(**given),
+        train_dataset=data,
+        eval_dataset=data.select(range(4)),
+        processing_class=AutoTokenizer.from_pretrained(tiny_folder),
+        peft_config=peft.LoraConfig(r=4, target_modules="all-linear") if adapters else None,
+        callbacks=[callback],
+    )
+    callback.attach(trainer)
+    trainer.train()
+    fitted = [line["fitted"]["Unknown"] for line in callback.lines]
+    assert len(fitted) == 2
+    assert trainer.state.best_metric == max(fitted)
+    assert sum("eval_dev_MaybeKnown_em" in entry for entry in trainer.state.log_history) == 2
+
+
+def test_a_metric_that_does_not_exist_is_an_error_at_the_start(
+    parts: tuple[Any, Any, list[dict[str, Any]]], files: dict[str, str], tmp_path: Path
+) -> None:
+    model, tokenizer, data = parts
+    for given, message in (
+        ({"metric_for_best_model": "eval_test_em"}, r"test_em: no such metric; this run has .*dev_em"),
+        ({"greater_is_better": False}, r"'dev_em' is better when greater: greater_is_better=True"),
+    ):
+        callback = KnowledgeCallback(sets={"dev": files["dev"]}, template=KNOWN)
+        trainer = Trainer(
+            model,
+            TrainingArguments(**arguments(tmp_path, **given)),
+            train_dataset=data,  # type: ignore[arg-type]
+            eval_dataset=data[:4],  # type: ignore[arg-type]
+            data_collator=default_data_collator,
+            processing_class=tokenizer,
+            callbacks=[callback],
+        )
+        with pytest.raises(ConfigError, match=message):
+            trainer.train()
+        assert callback.lines == []
+
+
+def test_frames_and_audits_are_taken(files: dict[str, str], tmp_path: Path) -> None:
+    frame = pl.DataFrame({"question": ["What?", None], "answers": [["this"], ["that"]], "relation": ["r", "r"]})
+    rows = KnowledgeCallback(sets={"dev": frame}).sets["dev"]
+    assert rows.select("row", "group", "category").rows() == [(0, "r", None)]
+    folder = tmp_path / "audit"
+    folder.mkdir()
+    labels = [{"question": r["question"], "answers": [r["answer"]], "category": "MaybeKnown"} for r in fact_rows()]
+    pl.DataFrame(labels).write_parquet(folder / "rows.parquet")
+    (folder / "manifest.json").write_text("{}")
+    (folder / "summary.json").write_text(json.dumps({"model": {"name": "m", "fingerprint": "sha256:1"}}))
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text("".join(json.dumps({k: r[k] for k in ("question", "answer")}) + "\n" for r in fact_rows()))
+    found = KnowledgeCallback(bare, audit=folder, model="sha256:1").sets["train"]
+    assert set(found["category"]) == {"MaybeKnown"}
+    with pytest.raises(ModelError, match="made with m"):
+        KnowledgeCallback(bare, audit=folder, model="sha256:2")
+    with pytest.raises(ConfigError, match="no rows to watch"):
+        KnowledgeCallback()
+    with pytest.raises(ConfigError, match="expected question and answers"):
+        KnowledgeCallback(sets={"dev": frame.drop("answers")})
+
+
+@pytest.mark.packaged
+@pytest.mark.slow
+@pytest.mark.filterwarnings(OLD_NAMES)
+@pytest.mark.parametrize("kind", ["transformers", "trl"])
+def test_both_trainers_on_the_packaged_model(kind: str, tmp_path: Path) -> None:
+    """Three epochs over 16 facts: they are learnt, and the callback sees it."""
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    from foreknow import models
+
+    torch.manual_seed(0)
+    loaded = models.load("smollm2-135m", dtype="float32", device="cpu")
+    facts = [
+        {"question": r["question"], "answers": [str(r["answer"])], "category": "Unknown"} for r in fact_rows()[:16]
+    ]
+    callback = KnowledgeCallback(pl.DataFrame(facts), sets={"dev": pl.DataFrame(facts[:4])})
+    text = [(f"Answer the following question. {f['question']}\n", f["answers"][0]) for f in facts]
+    given = arguments(
+        tmp_path, num_train_epochs=6, per_device_train_batch_size=8, learning_rate=2e-4, bf16=True, save_strategy="no",
+        load_best_model_at_end=False,
+    )  # fmt: skip
+    if kind == "trl":
+        data = datasets.Dataset.from_list([{"prompt": prompt, "completion": answer} for prompt, answer in text])
+        trainer = trl.SFTTrainer(
+            loaded.model, trl.SFTConfig(**given), train_dataset=data, eval_dataset=data.select(range(4)),
+            processing_class=loaded.tokenizer, callbacks=[callback],
+        )  # fmt: skip
+    else:
+        rows = []
+        for prompt, answer in text:
+            ids = [*loaded.tokenizer(prompt + answer)["input_ids"], loaded.tokenizer.eos_token_id]
+            start = len(loaded.tokenizer(prompt)["input_ids"])
+            spare = 40 - len(ids)
+            rows.append({
+                "input_ids": ids + [0] * spare, "attention_mask": [1] * len(ids) + [0] * spare,
+                "labels": [-100] * start + ids[start:] + [-100] * spare,
+            })  # fmt: skip
+        trainer = Trainer(
+            loaded.model, TrainingArguments(**given), train_dataset=rows, eval_dataset=rows[:4],  # type: ignore[arg-type]
+            data_collator=default_data_collator,
+            processing_class=loaded.tokenizer, callbacks=[callback],
+        )  # fmt: skip
+    trainer.train()
+    fitted = [line["fitted"]["Unknown"] for line in callback.lines]
+    assert len(fitted) == 6
+    assert fitted[-1] > fitted[0]
