@@ -1,5 +1,6 @@
-"""What is wrong with a file of facts, told before any model runs. Pure: a frame in, counts and findings out.
+"""What is wrong with a file of facts, told before any model runs.
 
+check_files  the inputs of a command -> Checked
 together   several files (train, dev, test) -> one frame, so that their overlap can be counted
 check      rows -> Checked: summary, counts by group, flags to add, findings (findings.py)
 """
@@ -19,6 +20,7 @@ from foreknow.findings import MOST_SPLITS, RULES, Finding, findings_of, stage
 from foreknow.inputs import read_data
 from foreknow.near import near_duplicates
 from foreknow.rows import GOLD, ROWS, USABLE, flag_rows, majority_floor
+from foreknow.sources import suffixes
 
 _INVISIBLE = (
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x{9f}\x{ad}\x{200b}\x{200e}\x{200f}\x{2028}-\x{202e}\x{2060}-\x{206f}\x{feff}]"
@@ -62,7 +64,7 @@ def check_files(inputs: Sequence[DataSettings]) -> Checked:
         raise ConfigError("data: missing; give a file to check")
     if len(read) == 1:
         return check(read[0])
-    names = [Path(one.data).name.partition(".")[0] for one in inputs]
+    names = [Path(one.data).name.removesuffix("".join(suffixes(one.data))) for one in inputs]
     if len(set(names)) < len(names):
         names = [one.data for one in inputs]
     return check(together(dict(zip(names, read, strict=True))))

@@ -175,7 +175,7 @@ def _zstd() -> Any:
 
 
 def suffixes(name: str) -> tuple[str, str]:
-    """("train.jsonl.gz") -> (".jsonl", ".gz")."""
+    """The format and the packing that a name ends in: `train.jsonl.gz` -> `.jsonl`, `.gz`."""
     path = PurePosixPath(name.lower())
     packing = path.suffix if path.suffix in PACKINGS else ""
     return PurePosixPath(path.stem).suffix if packing else path.suffix, packing

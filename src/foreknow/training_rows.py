@@ -124,7 +124,7 @@ def examples(given: Named, prompter: Prompter, end: int) -> list[Example]:
     """
     rows = given.rows
     questions, golds = rows["question"].to_list(), [gold.strip() for gold in rows.select(GOLD).to_series()]
-    texts = [prompter.text((), question) for question in questions]
+    texts = [prompter.text((), *asked) for asked in rows.select("question", "context").iter_rows()]
     prompts = prompter.ids(texts)
     gap = "" if prompter.chat else prompter.template.gap
     whole = prompter.ids([text + gap + gold for text, gold in zip(texts, golds, strict=True)])
