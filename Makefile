@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-slow lint bench-audit agreement clean
+.PHONY: demo test test-slow lint fuzz bench-audit bench-tune agreement clean
 
 demo: $(VENV)/.installed
 	$(BIN)/foreknow audit facts --limit 520 --out runs/demo
@@ -23,6 +23,13 @@ lint: $(VENV)/.installed-dev
 
 bench-audit: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/audit.py
+
+bench-tune: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/tune.py
+
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet atheris
+	$(BIN)/python benchmarks/fuzz.py --inputs 100000
 
 agreement: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/agreement.py --model smollm2-135m --dtype float32 --out runs/agreement.json

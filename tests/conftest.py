@@ -14,8 +14,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+# a loaded machine is no fault of the code
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 CAPITALS = {
     "Arland": "Avens", "Borvia": "Brigston", "Cendor": "Callow", "Delmar": "Dunwick", "Estoria": "Elmfort",

@@ -46,7 +46,7 @@ COUNTRIES = ("Arland", "Borvia", "Cendor", "Delmar", "Estoria")
 def table(answers: Sequence[str], questions: Sequence[str]) -> pl.DataFrame:
     lines = enumerate(zip(answers, questions, strict=True))
     records = [{"row": i, "question": q, "answers": [a, "another"]} for i, (a, q) in lines]
-    return pl.DataFrame(records, schema={"row": pl.Int64(), "question": pl.String(), "answers": pl.List(pl.String())})
+    return pl.DataFrame(records, schema=SCHEMA)
 
 
 ROWS = table(ANSWERS, [f"What is the capital of {name}?" for name in COUNTRIES])

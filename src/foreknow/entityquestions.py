@@ -18,6 +18,7 @@ import polars as pl
 
 from foreknow.errors import InputError
 from foreknow.jsontext import loads
+from foreknow.quoting import quoted
 from foreknow.sources import Part, source_of
 from foreknow.templates import SLOT, derive_template, subject_of
 
@@ -263,7 +264,8 @@ def _subjects(rows: pl.DataFrame, templates: Mapping[str, str]) -> list[str | No
         subject = None if template is None else subject_of(template, question)
         if subject is None and template is not None:
             raise InputError(
-                f"{relation}, {rows['split'][row]}: the question {question!r} does not fit the template {template!r}. "
+                f"{relation}, {rows['split'][row]}: the question {quoted(question)} does not fit the template "
+                f"{quoted(template)}. "
                 "Give the template that fits all of the relation's questions."
             )
         subjects.append(subject)

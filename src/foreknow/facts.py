@@ -18,6 +18,7 @@ import polars as pl
 from foreknow.errors import InputError
 from foreknow.formats import Batch, Change, Record, cell_text, read_part, where, write_joined, write_parts
 from foreknow.layouts import Extracted, Layout, check_column, detect, extract, number_of, with_answer
+from foreknow.quoting import quoted
 from foreknow.rows import ROWS, USABLE, digests, drawn, flags_of, pool
 from foreknow.sources import Part, Source, source_of
 from foreknow.templates import check_templates, derive_template, subject_of
@@ -154,10 +155,12 @@ def read_facts(
     every = every.with_columns(flags=flags_of(every))
     audited = every["row"] if limit is None or limit >= every.height else drawn(every, limit)
     if limit is not None:
-        kept = pl.concat([audited, pool(every, audited, CANDIDATES)]).unique()
         whole = limit >= every.height
-        for rows, _, _, _ in reader.frames():
-            frames.append(rows if whole else rows.filter(pl.col("row").is_in(kept.implode())))
+        kept = every["row"] if whole else pl.concat([audited, pool(every, audited, CANDIDATES)]).unique().sort()
+        frames = [reader.picked(set(kept))]
+        keys = digests(frames[0], seed).select("row", "key")
+        if not keys.equals(every.filter(pl.col("row").is_in(kept.implode())).select("row", "key")):
+            raise InputError(f"{source.name}: the file changed while it was read. Run the same command again.")
     flags = every.select("row", "flags")
     found = pl.concat(frames).drop("flags").join(flags, on="row", how="left", maintain_order="left").select(*ROWS)
     return Facts(
@@ -186,24 +189,29 @@ class _Reader:
     digest: str = ""
 
     def frames(self) -> Iterator[tuple[pl.DataFrame, Batch, Part, int]]:
-        """(rows, batch, part, number of the batch's first row). Sets `digest` at the end of each pass.
-
-        InputError where a later pass finds other rows than the first.
-        """
+        """(rows, batch, part, number of the batch's first row). Sets `layouts`, `columns` and `digest`."""
         content = hashlib.sha256()
         encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
         for part, batch, first in _stream(self.source):
             self.columns.update(dict.fromkeys(key for record in batch.records for key in record))
             known = self.layouts.get(part.name) or self._layout(part, batch)
-            found = self._extracted(known, batch, part)
-            rows = _frame(found, self._groups(found, batch.records), first)
+            found = self._extracted(known, batch, part, range(len(batch.records)))
+            rows = _frame(found, self._groups(found, batch.records), range(first, first + len(found)))
             for item, group in zip(found, rows["group"], strict=True):
                 content.update(encode([*item, group]).encode())
             yield rows, batch, part, first
-        digest = "sha256:" + content.hexdigest()
-        if self.digest and digest != self.digest:
-            raise InputError(f"{self.source.name}: the file changed while it was read. Run the same command again.")
-        self.digest = digest
+        self.digest = "sha256:" + content.hexdigest()
+
+    def picked(self, numbers: set[int]) -> pl.DataFrame:
+        """Only the rows of these numbers, once `frames` has found the layouts."""
+        frames = [pl.DataFrame(schema=ROWS)]
+        for part, batch, first in _stream(self.source):
+            at = [n for n in range(len(batch.records)) if first + n in numbers]
+            if at and part.name in self.layouts:
+                found = self._extracted(self.layouts[part.name], batch, part, at)
+                groups = self._groups(found, [batch.records[n] for n in at])
+                frames.append(_frame(found, groups, [first + n for n in at]))
+        return pl.concat(frames)
 
     @property
     def reason(self) -> str:
@@ -244,11 +252,11 @@ class _Reader:
         self.layouts[part.name] = found
         return found
 
-    def _extracted(self, layout: Layout, batch: Batch, part: Part) -> list[Extracted]:
+    def _extracted(self, layout: Layout, batch: Batch, part: Part, places: Sequence[int]) -> list[Extracted]:
         found = []
-        for at, record in enumerate(batch.records):
+        for at in places:
             try:
-                found.append(extract(layout, record, self.templates))
+                found.append(extract(layout, batch.records[at], self.templates))
             except InputError as error:
                 raise InputError(f"{where(part, batch, at)}: {error}") from error
         return found
@@ -324,9 +332,9 @@ def _firsts(parts: Sequence[Part], counts: Mapping[str, int]) -> Iterator[tuple[
         first += counts[part.name]
 
 
-def _frame(found: Sequence[Extracted], groups: Sequence[str], first: int) -> pl.DataFrame:
+def _frame(found: Sequence[Extracted], groups: Sequence[str], numbers: Sequence[int]) -> pl.DataFrame:
     columns = {name: [getattr(item, name) for item in found] for name in Extracted._fields}
-    data = {**columns, "row": range(first, first + len(found)), "group": groups, "flags": [[] for _ in found]}
+    data = {**columns, "row": numbers, "group": groups, "flags": [[] for _ in found]}
     return pl.DataFrame({name: pl.Series(name, data[name], dtype=dtype) for name, dtype in ROWS.items()})
 
 
@@ -336,13 +344,10 @@ def _fault(layout: Layout, record: Record, no_question: bool) -> str:
     golds = ("answer", "answers", "object", "completion", "messages", "conversations")
     wanted = asks if no_question else golds
     pairs = [(layout.columns[ours], record.get(layout.columns[ours])) for ours in wanted if ours in layout.columns]
-    found = ", ".join(f"{column} is {_shown(value)}" for column, value in pairs)
+    found = ", ".join(
+        f"{column} is {'null or missing' if value is None else quoted(value, 60)}" for column, value in pairs
+    )
     return f"no {'question' if no_question else 'answer'}: {found}, expected a text"
-
-
-def _shown(value: object) -> str:
-    text = "null or missing" if value is None else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _free_name(name: str, taken: Sequence[str]) -> str:

@@ -23,6 +23,7 @@ import polars as pl
 
 from foreknow.errors import InputError
 from foreknow.jsontext import TooDeep, check_depth, dumps, encodable, loads
+from foreknow.quoting import quoted
 from foreknow.sources import Part, Source, on_disk, packed_for_writing, suffixes
 
 Record = Mapping[str, object]
@@ -322,7 +323,7 @@ def _table_lines(part: Part, text: io.TextIOWrapper) -> Iterator[str]:
 
 def _check_header(part: Part, header: list[str]) -> None:
     if twice := next((name for name in header if header.count(name) > 1), None):
-        raise InputError(f"{part.where}:1: the column {twice!r} stands in the header twice. Rename one of them.")
+        raise InputError(f"{part.where}:1: the column {quoted(twice)} stands in the header twice. Rename one of them.")
 
 
 def _delimiter(suffix: str) -> str:

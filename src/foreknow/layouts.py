@@ -22,6 +22,7 @@ from typing import NamedTuple
 from foreknow.chats import Exchange, Turn, answered, exchange, looks_like_turns, turns_of
 from foreknow.errors import ConfigError, InputError
 from foreknow.jsontext import dumps, loads
+from foreknow.quoting import quoted
 from foreknow.templates import question as fill
 from foreknow.templates import subject_of
 
@@ -166,9 +167,9 @@ def extract(layout: Layout, record: Record, templates: Mapping[str, str]) -> Ext
     if layout.name == "triples" and question is None and subject is not None and relation is not None:
         if template is None:
             raise InputError(
-                f"relation {relation!r} has no template (templates given for {_list(sorted(templates))}).\n"
+                f"relation {quoted(relation)} has no template (templates given for {_list(sorted(templates))}).\n"
                 "Give --templates FILE with a line such as "
-                f'"{relation}": "Which country is [X] in?".'
+                f'"{relation if len(relation) <= 80 else "RELATION"}": "Which country is [X] in?".'
             )
         question = fill(template, subject)
     if subject is None and template is not None and question is not None:
@@ -243,7 +244,7 @@ def text_of(value: object) -> str | None:
 def check_column(columns: Sequence[str], column: str, flag: str, where: str) -> None:
     """InputError unless the file has this column."""
     if column not in columns:
-        raise InputError(f"{where}: {flag}: there is no column {column!r}. Columns found: {_list(columns)}.")
+        raise InputError(f"{where}: {flag}: there is no column {quoted(column)}. Columns found: {_list(columns)}.")
 
 
 def _order(columns: Sequence[str], mapped: Mapping[str, str]) -> list[str]:
@@ -384,6 +385,6 @@ def _reason(name: str, what: str, taken: Mapping[str, str]) -> str:
 
 def _list(names: Sequence[str], most: int = 20) -> str:
     """Names for a message: quoted only where needed, cut after `most`."""
-    shown = ", ".join(name if name.isidentifier() else repr(name) for name in names[:most])
+    shown = ", ".join(name if name.isidentifier() and len(name) <= 40 else quoted(name, 40) for name in names[:most])
     rest = f", ... ({len(names) - most} more)" if len(names) > most else ""
     return shown + rest if names else "none"

@@ -28,6 +28,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal
 
 from foreknow.errors import InputError
+from foreknow.quoting import quoted
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 PACKINGS = (".gz", ".zst")
@@ -163,7 +164,7 @@ def _reading(where: str) -> Iterator[None]:
         if type(error) is RuntimeError and not re.search("password|encrypted", str(error)):
             raise
         why = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
-        raise InputError(f"{where}: cannot be read ({why or type(error).__name__}).") from error
+        raise InputError(f"{where}: cannot be read ({why[:200] or type(error).__name__}).") from error
 
 
 def _zstd() -> Any:
@@ -213,7 +214,7 @@ def _zip(path: Path) -> Source:
         # not by is_dir, which fails on an empty name
         names = [info.filename for info in archive.infolist() if not info.filename.endswith("/")]
     if twice := next((name for name in names if names.count(name) > 1), None) if len(names) < 10_000 else None:
-        raise InputError(f"{path}: the member {twice!r} stands in the archive twice.")
+        raise InputError(f"{path}: the member {quoted(twice)} stands in the archive twice.")
 
     def opener(each: str) -> tuple[str, Any]:
         return f"{path}!{each}", lambda: _Member(path, each)

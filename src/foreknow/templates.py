@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 from foreknow.errors import InputError
+from foreknow.quoting import quoted
 
 SLOT = "[X]"
 FEWEST = 20
@@ -40,17 +41,17 @@ def check_templates(templates: object, where: str) -> dict[str, str]:
     for relation, template in templates.items():
         if not isinstance(relation, str) or not isinstance(template, str):
             raise InputError(
-                f"{where}: relation {relation!r}: found {_kind(relation)} -> {_kind(template)}, "
+                f"{where}: relation {quoted(relation)}: found {_kind(relation)} -> {_kind(template)}, "
                 "expected text -> text. Put both in quotes."
             )
         if any("\ud800" <= c <= "\udfff" for c in relation + template):
             raise InputError(
-                f"{where}: relation {relation!r}: the template {template!r} holds half a surrogate pair, which no "
-                "file can. Write the character itself."
+                f"{where}: relation {quoted(relation)}: the template {quoted(template)} holds half a surrogate pair, "
+                "which no file can. Write the character itself."
             )
         if template.count(SLOT) != 1:
             raise InputError(
-                f"{where}: relation {relation!r}: the template {template!r} has {template.count(SLOT)} "
+                f"{where}: relation {quoted(relation)}: the template {quoted(template)} has {template.count(SLOT)} "
                 f"times {SLOT}, expected exactly once. Put {SLOT} where the subject goes."
             )
     return dict(templates)
@@ -107,7 +108,7 @@ def _parse(text: str, path: Path) -> object:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or str(error).split("\n", maxsplit=1)[0]
+        problem = (getattr(error, "problem", None) or str(error).split("\n", maxsplit=1)[0])[:200]
         raise InputError(
             f'{path}{line}: not valid YAML ({problem}). Put the template in quotes: P17: "...".'
         ) from error
@@ -119,7 +120,7 @@ def _parse(text: str, path: Path) -> object:
 def _kind(value: object) -> str:
     """What a value is, in the words of a user."""
     names = {dict: "a mapping", list: "a list", str: "text", type(None): "nothing", bool: "true/false"}
-    return "an empty mapping" if value == {} else names.get(type(value), f"the {type(value).__name__} {value!r}")
+    return "an empty mapping" if value == {} else names.get(type(value), f"the {type(value).__name__} {quoted(value)}")
 
 
 def _common_start(texts: set[str]) -> str:
