@@ -150,7 +150,8 @@ def _keep(folder: Path, path: Path, error: BaseException, kept: dict[str, int]) 
     failures = folder / "failures"
     failures.mkdir(exist_ok=True)
     number = len(list(failures.glob("*.txt")))
-    shutil.copy(path, failures / f"{number}-{path.name}")
+    if path.exists():  # a process may die before its first input
+        shutil.copy(path, failures / f"{number}-{path.name}")
     (failures / f"{number}.txt").write_text("".join(traceback.format_exception(error)), "utf-8", "backslashreplace")
 
 
@@ -181,6 +182,7 @@ def fuzz(name: str, engine: str, inputs: int, seed: int, out: Path) -> dict[str,
         tally = Tally(folder)
         if process.returncode:
             deaths.append(f"ended with {process.returncode}" if process.returncode != -signal.SIGKILL else "hung")
+            print(f"{name}, {engine}: {deaths[-1]}; see {folder}", file=sys.stderr)
             tally.add("failed")
             _keep(folder, folder / readers()[name].file, Unlike(deaths[-1]), {})
         elif tally.inputs < inputs:  # libFuzzer counts a few inputs of its own

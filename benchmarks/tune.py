@@ -10,8 +10,8 @@ trl-plain  the same with that turned off
 
 A round trains one epoch with each, from the same weights, on the same batches in the same order; rounds repeat, so
 that what else the machine does strikes all alike. The first step of every training builds kernels and is left out
-of the rates. Then every row is asked for its answer: by `generate` in batches as people write it (greedy, padded,
-sorted by length), and by the tracker.
+of the rates. Then the rows are asked for their answers: by the tracker; by `generate` as a trainer calls it (greedy,
+the model as it is trained, under autocast, 32 new tokens at most); and by `generate` as well as it can be done.
 """
 
 from __future__ import annotations
@@ -252,27 +252,31 @@ def answering(args: Any, loaded: models.Loaded, rows: pl.DataFrame, prompter: Pr
     outcomes = track(mirror.of(loaded.model))
     tracked = rows.height / (time.perf_counter() - began)
     some = rows.head(args.measured)
-    with quiet():
-        began = time.perf_counter()
-        right = generated(mirror.of(loaded.model), loaded.tokenizer, prompter, some)
-        by_generate = some.height / (time.perf_counter() - began)
     ours_right = dict(outcomes.select("row", "right").iter_rows())
-    differ = sum(ours_right[row] != one for row, one in zip(some["row"], right, strict=True))
-    return {
-        "tracker, rows/s (copy of the weights included)": tracked,
-        "generate, rows/s": by_generate,
-        "tracker / generate": tracked / by_generate,
-        "rows right, rows judged differently": f"{sum(right)} of {some.height}, {differ}",
-    }
+    found: dict[str, Any] = {"tracker, rows/s (copy of the weights included)": tracked}
+    for name, by_hand in (("generate as it comes", False), ("generate, bf16 copy, sorted, short", True)):
+        model = mirror.of(loaded.model) if by_hand else loaded.model
+        with quiet(), torch.autocast("cpu", torch.bfloat16, enabled=not by_hand and args.dtype == "bfloat16"):
+            began = time.perf_counter()
+            right = generated(model, loaded.tokenizer, prompter, some, args.batch, by_hand)
+            found[f"{name}, rows/s"] = some.height / (time.perf_counter() - began)
+        found[f"tracker / {name}"] = tracked / found[f"{name}, rows/s"]
+        differ = sum(ours_right[row] != one for row, one in zip(some["row"], right, strict=True))
+        found[f"{name}: right, judged differently"] = f"{sum(right)} of {some.height}, {differ}"
+    return found
 
 
 @torch.inference_mode()
-def generated(model: Any, tokenizer: Any, prompter: Prompter, rows: pl.DataFrame, batch: int = 32) -> list[bool]:
+def generated(
+    model: Any, tokenizer: Any, prompter: Prompter, rows: pl.DataFrame, batch: int, by_hand: bool
+) -> list[bool]:
+    """Which rows `generate` answers right. `by_hand`: like lengths together, and no more tokens than needed."""
+    model.eval()
     prompts = prompter.ids([prompter.text((), question) for question in rows["question"]])
     answers = rows["answers"].to_list()
-    longest = max(len(tokenizer(a)["input_ids"]) for some in answers for a in some) + 4
+    longest = max(len(tokenizer(a)["input_ids"]) for some in answers for a in some) + 4 if by_hand else 32
     found: dict[int, bool] = {}
-    order = sorted(range(rows.height), key=lambda n: len(prompts[n]))
+    order = sorted(range(rows.height), key=lambda n: len(prompts[n])) if by_hand else list(range(rows.height))
     for start in range(0, len(order), batch):
         part = order[start : start + batch]
         width = max(len(prompts[n]) for n in part)

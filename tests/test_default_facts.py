@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -105,9 +104,7 @@ def test_answers_cannot_be_had_by_always_saying_the_same(facts: Facts) -> None:
 
 
 def test_the_same_rows_under_another_hash_seed(facts: Facts) -> None:
-    code = (
-        "from foreknow.default_facts import read_default; print(read_default().digest)"
-    )
+    code = "from foreknow.default_facts import read_default; print(read_default().digest)"
     paths = os.pathsep.join(path for path in sys.path if path)
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": paths}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True, text=True)

@@ -31,7 +31,7 @@ from foreknow.entityquestions import (
     read_tree,
 )
 from foreknow.errors import InputError
-from foreknow.templates import FEWEST, derive_template, SLOT, question, read_templates, subject_of
+from foreknow.templates import FEWEST, SLOT, derive_template, question, read_templates, subject_of
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(

@@ -166,6 +166,23 @@ def test_a_line_too_long_to_hold_is_refused(
         read_facts(path)
 
 
+def test_long_names_do_not_fill_the_message(tmp_path: Path) -> None:
+    long = "x y" * 5_000
+    path = jsonl(tmp_path / "a.jsonl", [{"subject": "s", "relation": long, "object": "o"}])
+    (tmp_path / "t.json").write_text(json.dumps({long: long}))
+    (tmp_path / "b.csv").write_text(f"{long},{long}\n")
+    (tmp_path / "c.jsonl").write_text(json.dumps({long: 1}))
+    for read in (
+        lambda: read_facts(path, templates={long[:-1]: "Is [X]?"}),
+        lambda: read_templates(tmp_path / "t.json"),
+        lambda: read_facts(tmp_path / "b.csv"),
+        lambda: read_facts(tmp_path / "c.jsonl"),
+    ):
+        with pytest.raises(InputError, match=r"\.(jsonl|json|csv)") as caught:
+            read()
+        assert len(str(caught.value)) < 1_000
+
+
 def test_a_zip_member_without_a_name_is_left_out(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("x", "")

@@ -69,7 +69,10 @@ def test_outcomes_are_those_of_generate_before_during_and_after_training(
     # every third row accepts another case only: what is learnt there is right leniently
     shouted = pl.when(pl.col("row") % 3 == 0).then(pl.col("answers").list.eval(pl.element().str.to_uppercase()))
     asked = rows.with_columns(answers=shouted.otherwise("answers"))
-    measure = Tracker(prompter, vocabulary_for(model, tokenizer), {"dev": asked}, batch_tokens=300, chunk_rows=16)
+    measure = Tracker(
+        prompter, vocabulary_for(model, tokenizer), {"dev": asked}, lenient=True, batch_tokens=300, chunk_rows=16
+    )
+    strict = Tracker(prompter, vocabulary_for(model, tokenizer), {"dev": asked})
     lessons = examples(Named("train", "x", rows, 0, "", ""), prompter, tokenizer.eos_token_id)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
     right = []
@@ -82,6 +85,7 @@ def test_outcomes_are_those_of_generate_before_during_and_after_training(
                 optimizer.step()
                 optimizer.zero_grad()
             ours = measure(model).select("right", "lenient").rows()
+            assert strict(model).select("right", "lenient").rows() == [(right, None) for right, _ in ours]
             assert model.training
             model.set_attn_implementation("sdpa")
             theirs = generated(model, tokenizer, prompter, asked)
@@ -241,6 +245,7 @@ def test_a_metric_that_does_not_exist_is_an_error(
     measured: tuple[pl.DataFrame, dict[str, pl.DataFrame]],
 ) -> None:
     curves.check_metric("dev_Unknown_em", measured[1])
+    curves.check_metric("dev_em_lenient", measured[1], lenient=True)
     with pytest.raises(ConfigError, match=r"--metric eval_loss: no such metric; this run has .*dev_em, .*train_fitted"):
         curves.check_metric("eval_loss", measured[1])
 

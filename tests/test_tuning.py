@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from conftest import fact_rows
-from foreknow import tune_loop, tuning
+from foreknow import checkpoints, tune_loop, tuning
 from foreknow.config import TuneConfig, settings_of
 from foreknow.errors import ConfigError, ForeknowError, InputError, ModelError, ResourceError, RunFolderError
 from foreknow.slick import CATEGORIES
@@ -149,7 +149,7 @@ def test_the_same_run_again_does_nothing_and_another_is_refused(
 KILLS = '''
 import os, random, signal, sys
 from pathlib import Path
-from foreknow import checkpoints, trainer, tune_loop, tuning
+from foreknow import trainer, tune_loop, tuning, watching
 from foreknow.config import TuneConfig, settings_of
 import json, torch, peft
 import transformers.models.llama.modeling_llama
@@ -172,7 +172,7 @@ def dying(holder, name, countdown):
 
 training = [
     (trainer.FactTrainer, "training_step", 4), (trainer, "complete", 2), (trainer, "prune", 2), (torch, "save", 4),
-    (tune_loop, "write_lines", 2), (tune_loop, "save_model", 1), (tune_loop.FactTrainer, "_save", 2),
+    (watching, "write_lines", 2), (watching, "save_model", 1), (tune_loop.FactTrainer, "_save", 2),
 ]
 ending = [(tune_loop, "_promote", 1), (tune_loop, "write_frame", 1), (tuning, "write_json", 1)]
 places = wishes.sample(training, 3) + [wishes.choice(ending)]
@@ -188,11 +188,29 @@ tuning.run(settings_of(TuneConfig, given))
 '''
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+LORA = {"method": "lora", "lora_rank": 4, "lora_alpha": 8, "learning_rate": 1e-3}
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT reads an old name
+@pytest.mark.parametrize(
+    ("seed", "changed"),
+    [
+        (1, {}),
+        pytest.param(2, {"dtype": "bfloat16"}, marks=pytest.mark.slow),
+        pytest.param(3, LORA, marks=pytest.mark.slow),
+        pytest.param(4, {"warmup": 0.5, "weight_decay": 0.1}, marks=pytest.mark.slow),
+    ],
+    ids=["float32", "bfloat16", "lora", "warmup"],
+)
 def test_killed_at_any_moment_it_ends_in_the_same_weights(
-    finished: tuning.Tuned, settings: Callable[..., TuneConfig], tmp_path: Path, seed: int
+    finished: tuning.Tuned,
+    settings: Callable[..., TuneConfig],
+    tmp_path: Path,
+    seed: int,
+    changed: dict[str, Any],
 ) -> None:
-    config = {**settings(tmp_path / "a").resolved(), "save_every": 3, "test": settings(tmp_path).test}
+    whole = tuning.run(settings(tmp_path / "whole", **changed)) if changed else finished
+    config = settings(tmp_path / "a", **changed, save_every=3).resolved()
     command = [sys.executable, "-c", KILLS, json.dumps(config), str(seed)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -200,11 +218,28 @@ def test_killed_at_any_moment_it_ends_in_the_same_weights(
     assert "going on from the checkpoint" in done.stderr
     again = tuning.open_tuned(tmp_path / "a")
     for name in ("early_stop", "convergence"):
-        ours, theirs = (load_file(run.folder / name / "model.safetensors") for run in (again, finished))
-        assert all(torch.equal(value, theirs[key]) for key, value in ours.items()), name
-    assert without_seconds(again.metrics) == without_seconds(finished.metrics)
-    assert again.outcomes.equals(finished.outcomes)
-    assert {p.name for p in again.folder.iterdir()} == {p.name for p in finished.folder.iterdir()}
+        weights = {file.name for file in (again.folder / name).glob("*.safetensors")}
+        assert weights == ({"adapter_model.safetensors"} if changed is LORA else {"model.safetensors"})
+        for file in weights:
+            ours, theirs = (load_file(run.folder / name / file) for run in (again, whole))
+            assert all(torch.equal(value, theirs[key]) for key, value in ours.items()), name
+    assert without_seconds(again.metrics) == without_seconds(whole.metrics)
+    assert again.outcomes.equals(whole.outcomes)
+    assert {p.name for p in again.folder.iterdir()} == {p.name for p in whole.folder.iterdir()}
+
+
+def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    for step in (4, 8, 12):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(bytes(100))
+        if step < 12:
+            checkpoints.complete(folder, step, {"loss": 1.5})
+    (tmp_path / "checkpoint-8" / "model.safetensors").write_bytes(bytes(99))
+    found = checkpoints.latest(tmp_path)
+    assert found is not None
+    assert (found.step, found.note) == (4, {"loss": 1.5})
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
 
 
 def trained_once(model: Any, rows: list[Example], tokens: int, losses: Any, tmp_path: Path) -> float:
@@ -329,16 +364,23 @@ def test_micro_batches_hold_every_row_within_the_budget(lengths: list[int], toke
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT reads an old name
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_lora_saves_an_adapter_that_answers_as_measured(
-    settings: Callable[..., TuneConfig], files: Files, tmp_path: Path
+    settings: Callable[..., TuneConfig],
+    files: Files,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    dtype: str,
 ) -> None:
     from peft import AutoPeftModelForCausalLM
 
-    given_settings = {"method": "lora", "lora_rank": 4, "lora_alpha": 8, "learning_rate": 1e-3, "epochs": 2}
-    done = tuning.run(settings(tmp_path / "a", **given_settings, eval_steps=()))
+    done = tuning.run(settings(tmp_path / "a", **LORA, dtype=dtype, epochs=2, eval_steps=()))
+    err = capsys.readouterr().err
+    assert "training on packed rows" in err
+    assert "measuring by plain" not in err
     folder = done.folder / "convergence"
     assert not (folder / "model.safetensors").exists()
-    model: Any = AutoPeftModelForCausalLM.from_pretrained(folder)
+    model: Any = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     right = 0
     for line in files["train"].read_text().splitlines():
@@ -347,7 +389,10 @@ def test_lora_saves_an_adapter_that_answers_as_measured(
         made = model.generate(**ids, max_new_tokens=16, do_sample=False, pad_token_id=0)
         said = tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
         right += said.split("\n")[0].strip() == row["answer"]
-    assert right == done.metrics[-1]["counts"]["train"]["right"] > 0
+    # in bfloat16 two logits may be all but equal, and adding in another order turns the choice
+    measured = done.metrics[-1]["counts"]["train"]["right"]
+    assert measured > 5
+    assert abs(right - measured) <= (dtype == "bfloat16")
     assert done.metrics[-1]["train_loss"] < done.metrics[0]["train_loss"]
     told = json.loads((folder / "foreknow.json").read_text())
     assert (told["method"], told["base"]["fingerprint"]) == ("lora", done.results["model"]["fingerprint"])
@@ -414,7 +459,11 @@ def test_categories_come_from_the_audit_by_question_and_gold(
     other = audit_of(tmp_path / "other", known, "sha256:another")
     with pytest.raises(ModelError, match=r"(?s)made with some model .* not with the model to be tuned .* --force"):
         tuning.run(settings(tmp_path / "b", audit=other))
-    tuning.check_models(settings(tmp_path / "b", audit=other, force=True), tuning.read_given(settings(tmp_path)), "x")
+    forced = tuning.check_models(
+        settings(tmp_path, audit=other, force=True), tuning.read_given(settings(tmp_path)), "x"
+    )
+    assert len(forced) == 1
+    assert "another model's" in forced[0]
 
 
 def test_bad_input_is_refused_before_anything_is_written(

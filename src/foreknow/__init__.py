@@ -19,10 +19,12 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from foreknow.auditing import Audit, open_audit
+    from foreknow.callback import KnowledgeCallback
     from foreknow.checking import Checked
     from foreknow.comparing import Comparison
-    from foreknow.config import AuditConfig, MixConfig, TuneConfig
+    from foreknow.config import AuditConfig, EvaluateConfig, MixConfig, TuneConfig
     from foreknow.errors import ForeknowError
+    from foreknow.evaluating import Evaluation, open_evaluation
     from foreknow.mixing import Mix
     from foreknow.tuning import Tuned, open_tuned
 
@@ -31,7 +33,10 @@ __all__ = [
     "AuditConfig",
     "Checked",
     "Comparison",
+    "EvaluateConfig",
+    "Evaluation",
     "ForeknowError",
+    "KnowledgeCallback",
     "Mix",
     "MixConfig",
     "TuneConfig",
@@ -39,8 +44,10 @@ __all__ = [
     "audit",
     "check",
     "compare",
+    "evaluate",
     "mix",
     "open_audit",
+    "open_evaluation",
     "open_tuned",
     "tune",
 ]
@@ -57,6 +64,10 @@ _HOME = {
     "open_tuned": "foreknow.tuning",
     "Comparison": "foreknow.comparing",
     "ForeknowError": "foreknow.errors",
+    "KnowledgeCallback": "foreknow.callback",
+    "Evaluation": "foreknow.evaluating",
+    "EvaluateConfig": "foreknow.config",
+    "open_evaluation": "foreknow.evaluating",
 }
 
 
@@ -94,6 +105,14 @@ def tune(train: str, *, dev: str, out: str, **settings: Any) -> Tuned:
     from foreknow.tuning import run
 
     return run(settings_of(TuneConfig, {"train": train, "dev": dev, "out": out, **settings}))
+
+
+def evaluate(model: str, data: str, *, out: str, **settings: Any) -> Evaluation:
+    """Ask a tuned `model` every question of `data`; writes the run folder `out`. Fields of `EvaluateConfig`."""
+    from foreknow.config import EvaluateConfig, settings_of
+    from foreknow.evaluating import run
+
+    return run(settings_of(EvaluateConfig, {"model": model, "data": data, "out": out, **settings}))
 
 
 def compare(first: str, second: str) -> Comparison:

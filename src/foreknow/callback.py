@@ -96,7 +96,7 @@ class KnowledgeCallback(TrainerCallback):
         wanted = (args.metric_for_best_model or "").removeprefix("eval_")
         ours = wanted.endswith(("_em", "_em_lenient", "_fitted")) and args.eval_strategy != "no"
         if ours:
-            curves.check_metric(wanted, self.sets)
+            curves.check_metric(wanted, self.sets, lenient=self.lenient)
             if args.greater_is_better is False:
                 raise ConfigError(f"metric_for_best_model {wanted!r} is better when greater: greater_is_better=True")
 
@@ -122,7 +122,9 @@ class KnowledgeCallback(TrainerCallback):
                 self._log(dict(found))
             else:
                 state.log_history.append({**found, "epoch": state.epoch, "step": state.global_step})
-            say(curves.shown(self.lines[-1], curves.best(self.lines, "dev_em") if "dev" in self.sets else None))
+            if state.is_world_process_zero:
+                leader = curves.best(self.lines, "dev_em") if "dev" in self.sets else None
+                say(curves.shown(self.lines[-1], leader))
         return {f"eval_{name}": value for name, value in curves.flat(self.lines[-1]).items()}
 
     def _line(self, state: Any, given: Mapping[str, Any]) -> curves.Line:
@@ -150,7 +152,8 @@ class KnowledgeCallback(TrainerCallback):
         prompter = Prompter(tokenizer, self.template, self.chat, self.bos)  # type: ignore[arg-type]
         device, dtype = models.computing_on(str(next(model.parameters()).device), self.dtype)
         tokens = self.batch_tokens or (16384 if device.startswith("cuda") else 2048)
-        self._measure = Tracker(prompter, vocabulary_for(model, tokenizer), self.sets, batch_tokens=tokens)
+        vocabulary = vocabulary_for(model, tokenizer)
+        self._measure = Tracker(prompter, vocabulary, self.sets, lenient=self.lenient, batch_tokens=tokens)
         # adapters are measured where they are; only whole float32 models have a copy
         whole = base_of(given["model"]) is getattr(given["model"], "module", given["model"])
         if whole and dtype == "bfloat16" and next(model.parameters()).dtype == torch.float32:

@@ -4,7 +4,7 @@ One evaluation is a line of `metrics.jsonl` (design, section 3):
 
     epoch, step, train_loss
     fitted           {category: share of train rows whose own gold is answered}; fitted_overall: of all of them
-    em               {set: share of rows answered right}; em_lenient: without case, punctuation, articles
+    em               {set: share of rows answered right}; em_lenient: without case, punctuation, articles, if asked
     em_by_category   {set: {category: share}};  em_by_relation: {set: {group: share}}
     counts           {set: {"rows": n, "right": n, "by_category": {category: [right, rows]}}}
     seconds          since the line before; of them measuring_seconds for this evaluation, saving_seconds for
@@ -49,7 +49,8 @@ def measures(outcomes: pl.DataFrame, sets: Mapping[str, pl.DataFrame], *, lenien
             line["fitted_overall"] = _mean(of[column])
             continue
         line["em"][name] = _mean(of[column])
-        line["em_lenient"][name] = _mean(of["lenient"])
+        if of["lenient"].null_count() < of.height:
+            line["em_lenient"][name] = _mean(of["lenient"])
         if shares:
             line["em_by_category"][name] = shares
         groups = of.group_by("group").agg(share=pl.col(column).cast(pl.Float64).mean()).sort("group")
@@ -73,14 +74,12 @@ def flat(line: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def check_metric(metric: str, sets: Mapping[str, pl.DataFrame]) -> None:
+def check_metric(metric: str, sets: Mapping[str, pl.DataFrame], *, lenient: bool = False) -> None:
     """Raise ConfigError for a metric that no evaluation would have, naming those there are."""
+    no = pl.lit(False if lenient else None, pl.Boolean)
     schema = {"set": pl.String(), "row": pl.Int64(), "right": pl.Boolean(), "lenient": pl.Boolean()}
-    nothing = [
-        rows.select(set=pl.lit(name), row="row", right=pl.lit(False), lenient=pl.lit(False))
-        for name, rows in sets.items()
-    ]
-    names = flat(measures(pl.concat([pl.DataFrame(schema=schema), *nothing]), sets))
+    nothing = [rows.select(set=pl.lit(name), row="row", right=pl.lit(False), lenient=no) for name, rows in sets.items()]
+    names = flat(measures(pl.concat([pl.DataFrame(schema=schema), *nothing]), sets, lenient=lenient))
     if metric not in names:
         raise ConfigError(f"--metric {metric}: no such metric; this run has {', '.join(sorted(names))}")
 

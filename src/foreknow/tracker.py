@@ -27,7 +27,7 @@ from foreknow.packed import PackedModel
 from foreknow.probe import Prober, Row, Settings, common_heads
 from foreknow.prompts import Prompter
 from foreknow.rows import GOLD
-from foreknow.search import Tree, Vocabulary
+from foreknow.search import Path, Tree, Vocabulary
 from foreknow.segments import UnsupportedModel
 from foreknow.training_pass import base_of
 
@@ -37,7 +37,7 @@ OUTCOMES: Final[dict[str, pl.DataType]] = {
     "right": pl.Boolean(),
     "lenient": pl.Boolean(),
 }
-"""One line per measured row: is its greedy answer right, letter by letter (`right`), or leniently."""
+"""One line per measured row: is its greedy answer right letter by letter; is it leniently (null if not asked)."""
 
 _GREEDY: Final = Sampling(temperature=1.0, top_k=1)
 _LONGEST: Final = 1 << 20
@@ -64,7 +64,8 @@ class Tracker:
     """Measures sets of rows (`rows.ROWS`); of the set `train` the gold alone is right, that is, *fitted*.
 
     The prompts are made once. What many of them begin with is computed once each time, for all sets together.
-    `batch_tokens`: tokens computed at once; `chunk_rows`: rows whose keys and values are held at once.
+    `lenient`: follow answers that can only be right leniently too, which takes longer. `batch_tokens`: tokens
+    computed at once; `chunk_rows`: rows whose keys and values are held at once.
     """
 
     def __init__(
@@ -73,9 +74,11 @@ class Tracker:
         vocabulary: Vocabulary,
         sets: Mapping[str, pl.DataFrame],
         *,
+        lenient: bool = False,
         batch_tokens: int = 2048,
         chunk_rows: int = 512,
     ):
+        self.lenient = lenient
         self.batch_tokens = batch_tokens
         self.chunk_rows = chunk_rows
         self.note: str | None = None
@@ -97,12 +100,12 @@ class Tracker:
         """See `Measures`. `done` is told of rows that are finished."""
         model = base_of(model)
         modes = [(module, module.training) for module in model.modules()]
-        found: list[tuple[str, int, bool, bool]] = []
+        found: list[tuple[str, int, bool, bool | None]] = []
         try:
             with self._engine(model) as engine:
                 for start in range(0, self.count, self.chunk_rows):
                     part = self._asked[start : start + self.chunk_rows]
-                    right = _ask(engine, part)
+                    right = _ask(engine, part, self.lenient)
                     found += [(asked.name, asked.row.number, *both) for asked, both in zip(part, right, strict=True)]
                     done(len(part))
         finally:
@@ -128,7 +131,7 @@ class Tracker:
             yield PackedEngine(packed, _GREEDY, self.batch_tokens)
 
 
-def _ask(engine: Engine, part: Sequence[_Asked]) -> list[tuple[bool, bool]]:
+def _ask(engine: Engine, part: Sequence[_Asked], lenient: bool) -> list[tuple[bool, bool | None]]:
     """Strict and lenient outcome of each row."""
     session, nodes = engine.open([asked.prompt for asked in part], [asked.row.tree for asked in part])
     trees = [Tree(asked.row.speller, asked.row.max_new, 0.0) for asked in part]
@@ -136,11 +139,17 @@ def _ask(engine: Engine, part: Sequence[_Asked]) -> list[tuple[bool, bool]]:
         tree.feed(zip([(), *asked.row.tree], opened, strict=True))
     while True:
         greedy = [tree.greedy() for tree in trees]
-        open_paths = [(n, g.path) for n, g in enumerate(greedy) if not g.done]
-        if not open_paths:
-            return [(g.strict, g.lenient) for g in greedy]
-        for (n, path), node in zip(open_paths, session.extend(open_paths), strict=True):
+        left = [(n, g.path) for n, g in enumerate(greedy) if not g.done and (lenient or _may_match(trees[n], g.path))]
+        if not left:
+            return [(g.strict, g.lenient if lenient else None) for g in greedy]
+        for (n, path), node in zip(left, session.extend(left), strict=True):
             trees[n].feed([(path, node)])
+
+
+def _may_match(tree: Tree, path: Path) -> bool:
+    """Whether an unfinished answer can still be right letter by letter."""
+    verdict = tree.speller.step(path).verdict
+    return verdict is not None and verdict.strict_open
 
 
 def _zero_shot(prompter: Prompter, vocabulary: Vocabulary, rows: pl.DataFrame) -> Prober:

@@ -186,15 +186,18 @@ def ceiling(rows: pl.DataFrame) -> tuple[float, int]:
     return float(best["most"].sum()) / max(rows.height, 1), int((best["golds"] > 1).sum())
 
 
-def check_same_model(file: Path | str, made_with: Mapping[str, Any] | None, fingerprint: str, forced: bool) -> None:
-    """Raise ModelError if an audit, or a mix, was made with another model, unless `forced`."""
+def check_same_model(
+    file: Path | str, made_with: Mapping[str, Any] | None, fingerprint: str, forced: bool
+) -> str | None:
+    """Raise ModelError if an audit, or a mix, was made with another model; if `forced`, a line that says so."""
     known = made_with or {}
-    if forced or known.get("fingerprint") in (None, fingerprint):
-        return
-    raise ModelError(
-        f"{file}: made with {known.get('name')} ({known['fingerprint'][:19]}...), not with the model to be tuned "
-        f"({fingerprint[:19]}...): its categories are another model's. Audit this model, or go on with --force."
-    )
+    if known.get("fingerprint") in (None, fingerprint):
+        return None
+    text = f"{file}: made with {known.get('name')} ({known['fingerprint'][:19]}...), not with the model to be tuned "
+    text += f"({fingerprint[:19]}...): its categories are another model's"
+    if forced:
+        return text
+    raise ModelError(f"{text}. Audit this model, or go on with --force.")
 
 
 def mixed_with(file: str) -> dict[str, Any] | None:

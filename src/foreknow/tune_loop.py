@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
-import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import polars as pl
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
 from foreknow import curves, models
-from foreknow.checkpoints import Checkpoint, about, latest, save_model, saving
+from foreknow.checkpoints import Checkpoint, about, latest
 from foreknow.config import TuneConfig
 from foreknow.curves import Line
 from foreknow.errors import MissingExtra, ModelError, ResourceError
 from foreknow.packaged import quiet
 from foreknow.progress import duration, meter, say
 from foreknow.prompts import Prompter
-from foreknow.runs import RunFolder, write_frame, write_text
+from foreknow.runs import RunFolder, write_frame
 from foreknow.tracker import Mirror, Tracker, vocabulary_for
 from foreknow.trainer import CHECKPOINTS, FactTrainer, NotFinite, arguments, set_dropout
 from foreknow.training_pass import base_of, learning
 from foreknow.training_rows import Example, check_lengths, examples, micro_batches
-from foreknow.tuning import OUTCOMES, Given, check_models, computing_on, read_given, read_lines, sized
-
-BEST = ".best"
+from foreknow.tune_inputs import Given, check_models, read_given
+from foreknow.tuning import OUTCOMES, computing_on, read_lines, sized
+from foreknow.watching import BEST, Made, Watcher, write_lines
 
 
 class Tokenised(NamedTuple):
@@ -56,22 +52,12 @@ def tokenised(config: TuneConfig, given: Given, folder: str) -> Tokenised:
     return Tokenised(tokenizer, prompter, found)
 
 
-class _Model(NamedTuple):
-    """The model to train, how it is measured, and a line for each choice."""
-
-    loaded: models.Loaded
-    model: Any
-    mirror: Mirror | None
-    autocast: bool
-    reasons: tuple[str, ...]
-
-
-def _load(config: TuneConfig, device: str, dtype: str) -> _Model:
+def _load(config: TuneConfig, dtype: str) -> Made:
     full = config.method == "full"
     loaded = models.load(
         config.model,
         dtype="float32" if full else dtype,
-        device=device,
+        device=config.device,
         trust_remote_code=config.trust_remote_code,
         say=say,
     )
@@ -80,11 +66,11 @@ def _load(config: TuneConfig, device: str, dtype: str) -> _Model:
         dropout = set_dropout(loaded.model, config.dropout)
         computing = "float32 weights" + (", computed in bfloat16, measured as a bfloat16 copy" if bf16 else "")
         mirror = Mirror(torch.bfloat16) if bf16 else None
-        return _Model(loaded, loaded.model, mirror, bf16, (loaded.reasons[0], computing, dropout))
+        return Made(loaded, loaded.model, mirror, bf16, (loaded.reasons[0], computing, dropout))
     model = _adapted(config, loaded)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     told = f"LoRA: {trained:,} weights of rank {config.lora_rank} in float32 on a model in {dtype}"
-    return _Model(loaded, model, None, False, (loaded.reasons[0], told, f"dropout {config.dropout:g} before adapters"))
+    return Made(loaded, model, None, False, (loaded.reasons[0], told, f"dropout {config.dropout:g} before adapters"))
 
 
 def _adapted(config: TuneConfig, loaded: models.Loaded) -> Any:
@@ -109,104 +95,7 @@ def _adapted(config: TuneConfig, loaded: models.Loaded) -> Any:
         raise ModelError(f"--lora-targets {','.join(targets)}: {str(error).splitlines()[0]}") from None
 
 
-class _Watch:
-    """Measures, writes and shows every evaluation; keeps the best weights."""
-
-    def __init__(self, config: TuneConfig, given: Given, folder: RunFolder, made: _Model, ready: Tokenised):
-        self.config, self.given, self.folder, self.made, self.ready = config, given, folder, made, ready
-        base = base_of(made.model)
-        vocabulary = vocabulary_for(base, ready.tokenizer)
-        self.measure = Tracker(ready.prompter, vocabulary, given.rows, batch_tokens=int(config.batch_tokens or 2048))
-        self.lines: list[Line] = []
-        self.since = time.monotonic()
-        self.measuring = False
-        self.warned = False
-
-    def __call__(self, trainer: FactTrainer) -> tuple[Mapping[str, float], bool]:
-        """See `trainer.Watch`."""
-        config, step, epoch = self.config, trainer.state.global_step, trainer.epoch
-        began, self.measuring = time.monotonic(), True
-        base = base_of(self.made.model)
-        outcomes = self.measure(self.made.mirror.of(base) if self.made.mirror else base)
-        self.measuring = False
-        lenient = config.match == "lenient"
-        line: Line = {"epoch": epoch, "step": step, "train_loss": trainer.tally.mean}
-        line |= curves.measures(outcomes, self.given.rows, lenient=lenient)
-        line["seconds"] = round(time.monotonic() - self.since, 3)
-        line["measuring_seconds"] = round(time.monotonic() - began, 3)
-        line["saving_seconds"] = round(trainer.saving, 3)
-        self.since = time.monotonic()
-        self._keep(outcomes, line, lenient)
-        trainer.saving = time.monotonic() - self.since
-        if self.measure.note and len(self.lines) == 1:
-            say(self.measure.note)
-        self._show(line)
-        stop = not trainer.within_epoch and curves.out_of_patience(self.lines, config.metric, config.patience)
-        return curves.flat(line), stop and step > 0
-
-    def _keep(self, outcomes: pl.DataFrame, line: Line, lenient: bool) -> None:
-        right = pl.col("lenient" if lenient else "right").alias("right")
-        place = {"epoch": pl.lit(float(line["epoch"])), "step": pl.lit(line["step"], pl.Int64)}
-        frame = outcomes.select("set", "row", right, "lenient").with_columns(**place).select(*OUTCOMES)
-        self.folder.keep(line["step"], "outcomes", frame)
-        # weights of an epoch that is no longer the best go once a checkpoint after them stands
-        self.prune(curves.best(self.lines, self.config.metric))
-        self.lines.append(line)
-        write_lines(self.folder.path, self.lines)
-        if line is curves.best(self.lines, self.config.metric):
-            self.save(self.folder.path / BEST / f"step-{line['step']}", line)
-
-    def prune(self, leader: Line | None) -> None:
-        """Remove kept weights but those of `leader`."""
-        for path in (self.folder.path / BEST).glob("*"):
-            if leader is None or path.name != f"step-{leader['step']}":
-                shutil.rmtree(path, ignore_errors=True)
-
-    def save(self, path: Path, line: Line) -> None:
-        """Save the model as it is now, loadable by transformers (LoRA: by PEFT)."""
-        loaded = self.made.loaded
-        beside = {
-            "stage": "tune",
-            "method": self.config.method,
-            "epoch": line["epoch"],
-            "step": line["step"],
-            "metric": self.config.metric,
-            "value": curves.flat(line)[self.config.metric],
-            "base": {"name": loaded.name, "fingerprint": loaded.fingerprint, "folder": loaded.folder},
-        }
-
-        def write(part: Path) -> None:
-            with quiet():
-                self.made.model.save_pretrained(part)
-                self.ready.tokenizer.save_pretrained(part)
-
-        with saving(str(path), "the last checkpoint and the best weights before it are kept"):
-            save_model(path, write, beside)
-
-    def _show(self, line: Line) -> None:
-        leader = curves.best(self.lines, self.config.metric)
-        text = curves.shown(line, leader)
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.text import Text
-
-            Console(stderr=True).print(Text(text, style="bold" if leader is line else ""), soft_wrap=True)
-        else:
-            say(f"{text}  ({duration(line['seconds'])})")
-        began = curves.overfitting_epoch(self.lines)
-        if began is not None and not self.warned:
-            say(f"warning: overfitting to new facts began at epoch {began}: more of Unknown is fitted, dev EM falls")
-        elif began is None and self.warned:
-            say("dev EM is at a new best: not overfitting after all")
-        self.warned = began is not None
-
-
-def write_lines(folder: Path, lines: list[Line]) -> None:
-    """Write `metrics.jsonl`, whole."""
-    write_text(folder / "metrics.jsonl", "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
-
-
-def _take_up(folder: RunFolder, watch: _Watch) -> Checkpoint | None:
+def _take_up(folder: RunFolder, watch: Watcher) -> Checkpoint | None:
     """The last checkpoint, if any; what was written after it is forgotten, so that it is written once."""
     found = latest(folder.path / CHECKPOINTS)
     watch.lines = [line for line in read_lines(folder.path) if found and line["step"] <= found.step]
@@ -228,14 +117,15 @@ def _take_up(folder: RunFolder, watch: _Watch) -> Checkpoint | None:
     return found
 
 
-def train(config: TuneConfig, given: Given, folder: RunFolder, device: str, dtype: str) -> dict[str, Any]:
+def train(
+    config: TuneConfig, given: Given, ready: Tokenised, folder: RunFolder, device: str, dtype: str
+) -> dict[str, Any]:
     """Train to the end and leave `early_stop`, `convergence` and the outcomes; what `results.json` says of it."""
-    ready = tokenised(config, given, str(models.resolve(config.model).folder))
-    made = _load(config, device, dtype)
+    made = _load(config, dtype)
     for reason in made.reasons:
         say(reason)
     steps = math.ceil(len(ready.examples) / config.batch_size)
-    watch = _Watch(config, given, folder, made, ready)
+    watch = Watcher(config, given, folder, made, ready.tokenizer, ready.prompter)
     found = _take_up(folder, watch)
     rows = config.epochs * len(ready.examples)
     done = _rows_done(found.step if found else 0, steps, len(ready.examples), config.batch_size)
@@ -265,10 +155,10 @@ def train(config: TuneConfig, given: Given, folder: RunFolder, device: str, dtyp
 def _trainer(
     config: TuneConfig,
     folder: RunFolder,
-    made: _Model,
+    made: Made,
     rows: list[Example],
     losses: Any,
-    watch: _Watch,
+    watch: Watcher,
     progress: Any,
     steps: int,
 ) -> FactTrainer:
@@ -297,7 +187,7 @@ def _to_the_end(trainer: FactTrainer, found: Checkpoint | None, steps: int) -> N
 
 
 @contextmanager
-def _stopping(folder: RunFolder, watch: _Watch) -> Iterator[None]:
+def _stopping(folder: RunFolder, watch: Watcher) -> Iterator[None]:
     """What stops training says what is kept, and which setting to change."""
     try:
         yield
@@ -347,7 +237,7 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
     found = models.resolve(config.model, say=say, trust_remote_code=config.trust_remote_code)
     check_models(config, given, models.fingerprint(found.folder))
     ready = tokenised(config, given, str(found.folder))
-    made = _load(config, device, dtype)
+    made = _load(config, dtype)
     burst = micro_batches(ready.examples[: config.batch_size], int(config.micro_batch_tokens or 2048))[:2]
     with learning(made.model, [min(ready.examples, key=lambda e: e.length)]) as (losses, _):
         made.model.train()
@@ -361,9 +251,9 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
     training = passed / sum(e.length for part in burst for e in part) * tokens
     watched = {name: rows.sample(min(rows.height, 64), seed=0) for name, rows in given.rows.items()}
     base = base_of(made.model)
-    measure = Tracker(
-        ready.prompter, vocabulary_for(base, ready.tokenizer), watched, batch_tokens=int(config.batch_tokens or 2048)
-    )
+    vocabulary, lenient = vocabulary_for(base, ready.tokenizer), config.match == "lenient"
+    batch = int(config.batch_tokens or 2048)
+    measure = Tracker(ready.prompter, vocabulary, watched, lenient=lenient, batch_tokens=batch)
     model = made.mirror.of(base) if made.mirror else base
     for _ in range(2):
         began = time.monotonic()
@@ -380,7 +270,7 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
         "tokens_per_epoch": tokens,
         "measured_rows_per_epoch": rows,
         "trained_weights": trained,
-        "disk_gib": round(6 * 4 * trained / 2**30, 2),
+        "disk_gib": round(8 * 4 * trained / 2**30, 2),
         "memory_gib": round(psutil.Process().memory_info().rss / 2**30, 2),
         "seconds_training_an_epoch": round(training, 1),
         "seconds_measuring_an_epoch": round(measuring, 1),

@@ -1,10 +1,13 @@
 """Tune: fine-tune a model on rows of known category, watched category by category (paper, section 3).
 
-    training_rows.py   files -> rows with categories -> token ids; what is refused
+    tune_inputs.py     the sets, checked
+    training_rows.py   rows with categories -> token ids; what is refused
     training_pass.py   the loss, at the answers' tokens only
     trainer.py         transformers.Trainer with our batches and checkpoints
     tracker.py         which rows are answered right, after every epoch
+    watching.py        what is written and said of it; the best weights kept
     curves.py          metrics.jsonl, the best epoch, where overfitting began
+    tune_loop.py       all of them together
 
 DIR/config.yaml metrics.jsonl outcomes.parquet early_stop/ convergence/ results.json manifest.json (last)
 
@@ -21,31 +24,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
 import foreknow
 from foreknow import curves, models
-from foreknow.auditing import open_audit
 from foreknow.checkpoints import about
 from foreknow.config import TuneConfig
 from foreknow.curves import TRAIN
 from foreknow.errors import ConfigError, InputError
 from foreknow.progress import say
-from foreknow.prompts import read_template
 from foreknow.runs import RunFolder, fingerprint, hold, write_json
-from foreknow.slick import CATEGORIES, UNKNOWN
-from foreknow.templates import read_templates
-from foreknow.training_rows import (
-    TRAINING,
-    Named,
-    ceiling,
-    check_overlap,
-    check_same_model,
-    mixed_with,
-    read_set,
-)
+from foreknow.slick import UNKNOWN
+from foreknow.training_rows import ceiling
+from foreknow.tune_inputs import Given, check_models, read_given
+
+if TYPE_CHECKING:
+    from foreknow.tune_loop import Tokenised
 
 OUTCOMES: Final[dict[str, pl.DataType]] = {
     "epoch": pl.Float64(),
@@ -56,7 +52,7 @@ OUTCOMES: Final[dict[str, pl.DataType]] = {
     "lenient": pl.Boolean(),
 }
 """The contract of `outcomes.parquet`: one line per evaluation and watched row; of the set `train`, the row is
-right when it is fitted. `right` follows `--match`."""
+right when it is fitted. `right` follows `--match`; `lenient` is null where that is strict."""
 
 
 @dataclass(frozen=True)
@@ -95,65 +91,6 @@ def read_lines(folder: Path) -> list[curves.Line]:
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-@dataclass(frozen=True)
-class Given:
-    """What a run reads: train, dev and the test sets, and what was said about them."""
-
-    sets: dict[str, Named]
-    template: Any
-    notes: tuple[str, ...]
-
-    @property
-    def train(self) -> Named:
-        """The rows to train on."""
-        return self.sets[TRAIN]
-
-    @property
-    def rows(self) -> dict[str, pl.DataFrame]:
-        """Every set's rows by name."""
-        return {name: found.rows for name, found in self.sets.items()}
-
-
-def read_given(config: TuneConfig) -> Given:
-    """Read and check all files. Everything that can be refused without the model is refused here."""
-    template = read_template(config.prompt_template) if config.prompt_template else TRAINING
-    audit = open_audit(config.audit) if config.audit else None
-    reading: dict[str, Any] = {
-        "columns": config.map,
-        "templates": read_templates(config.templates) if config.templates else None,
-        "group_by": config.group_by,
-        "strict_rows": config.strict_rows,
-    }
-    files = {TRAIN: config.train, "dev": config.dev, **config.test}
-    sets = {
-        name: read_set(name, file, audit.rows if audit else None, f"the audit {config.audit}", **reading)
-        for name, file in files.items()
-    }
-    overlap = check_overlap(sets[TRAIN], [found for name, found in sets.items() if name != TRAIN], config.allow_overlap)
-    curves.check_metric(config.metric, {name: found.rows for name, found in sets.items()})
-    return Given(sets, template, (*_notes(sets), *([overlap] if overlap else [])))
-
-
-def _notes(sets: Mapping[str, Named]) -> list[str]:
-    notes = []
-    for name, found in sets.items():
-        counts = dict(found.rows["category"].drop_nulls().value_counts().iter_rows())
-        split = ", ".join(f"{category} {counts[category]:,}" for category in CATEGORIES if category in counts)
-        whence = f" (from {found.categories}: {split})" if split else ""
-        left = f", {found.skipped:,} without question or answer left out" if found.skipped else ""
-        notes.append(f"{name}: {found.rows.height:,} rows of {found.file}{left}{whence}")
-    if not sets[TRAIN].rows["category"].drop_nulls().len():
-        notes.append("no categories: no column 'category' in the rows, no --audit that knows them; shares are overall")
-    share, questions = ceiling(sets[TRAIN].rows)
-    if questions:
-        notes.append(
-            f"{questions:,} questions of train have more than one gold: at most {share:.1%} of its rows can be fitted"
-        )
-    if (sets[TRAIN].rows["weight"] != 1.0).any():
-        notes.append("rows are weighted by the column 'weight'")
-    return notes
 
 
 _NO_IDENTITY: Final = {
@@ -207,36 +144,36 @@ def run(config: TuneConfig) -> Tuned:
         config = sized(config, device)
         found = models.resolve(config.model, say=say, trust_remote_code=config.trust_remote_code)
         model = models.fingerprint(found.folder)
-        check_models(config, given, model)
+        notes = [*given.notes, *check_models(config, given, model)]
         identity = identity_of(config, given, model, device, dtype)
-        if folder.manifest is None:
-            from foreknow.tune_loop import tokenised
-
-            tokenised(config, given, str(found.folder))  # refused before the folder is claimed
-        if folder.begin(identity, config.resolved()):
+        if folder.manifest is not None:
+            folder.begin(identity, config.resolved())
             say(f"{config.out}: this run is complete; nothing to do")
         else:
-            _tune(config, given, folder, identity, device, dtype)
+            from foreknow.tune_loop import tokenised
+
+            ready = tokenised(config, given, str(found.folder))  # what it refuses is refused before anything is written
+            folder.begin(identity, config.resolved())
+            for note in notes:
+                say(note)
+            _tune(config, given, ready, folder, identity, device, dtype)
         for left in (".checkpoints", ".best"):
             shutil.rmtree(folder.path / left, ignore_errors=True)
     return Tuned(folder.path)
 
 
-def check_models(config: TuneConfig, given: Given, model: str) -> None:
-    """Raise ModelError where categories are another model's, unless forced."""
-    if config.audit:
-        check_same_model(config.audit, open_audit(config.audit).summary["model"], model, config.force)
-    check_same_model(config.train, mixed_with(given.train.file), model, config.force)
-
-
 def _tune(
-    config: TuneConfig, given: Given, folder: RunFolder, identity: dict[str, Any], device: str, dtype: str
+    config: TuneConfig,
+    given: Given,
+    ready: Tokenised,
+    folder: RunFolder,
+    identity: dict[str, Any],
+    device: str,
+    dtype: str,
 ) -> None:
     from foreknow.tune_loop import train
 
-    for note in given.notes:
-        say(note)
-    made = train(config, given, folder, device, dtype)
+    made = train(config, given, ready, folder, device, dtype)
     lines = read_lines(folder.path)
     write_json(folder.path / "results.json", results(config, given, lines, made))
     for note in _endings(lines, config.metric):
