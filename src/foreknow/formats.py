@@ -338,7 +338,7 @@ def _newline(part: Part) -> str:
         return "\r\n" if stream.readline(LONGEST_LINE).endswith(b"\r\n") else "\n"
 
 
-_PARQUET_FAULTS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
+_PARQUET_FAULTS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, ValueError, OverflowError)
 
 
 @contextlib.contextmanager
