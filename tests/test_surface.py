@@ -109,3 +109,9 @@ def test_the_packaged_facts_as_a_data_folder(tmp_path: Path, capsys: pytest.Capt
     assert run_main(["data", "facts", "--out", str(out)]) == 0
     assert "already complete: " in capsys.readouterr().out
     assert run_main(["check", str(out)]) == 0
+
+
+def test_a_dash_is_standard_input() -> None:
+    words = [sys.executable, "-c", "from foreknow.cli import main; main()", "check", "-"]
+    done = subprocess.run(words, input=b'{"question": "a?", "answer": "b"}\n', capture_output=True, check=False)
+    assert (done.returncode, b"1 rows, 1 usable" in done.stdout) == (0, True), done.stderr

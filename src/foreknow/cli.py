@@ -349,8 +349,10 @@ def _print_written(written: Written) -> None:
 
 def main(words: Sequence[str] | None = None) -> None:
     """The command line. Exit codes: 0 done, 1 failed, 2 wrong use, 3 a gate was crossed, 130 interrupted."""
+    given = sys.argv[1:] if words is None else words
     try:
-        app(sys.argv[1:] if words is None else words, exit_on_error=False, print_error=False)
+        # the parser takes a lone "-" for an option without a name
+        app(["stdin:" if word == "-" else word for word in given], exit_on_error=False, print_error=False)
     except CycloptsError as error:
         print(f"foreknow: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None

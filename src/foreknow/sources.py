@@ -99,7 +99,7 @@ class Source:
 
 def source_of(name: str) -> Source:
     """The source that a DATA argument names; InputError where there is none, or nothing to read in it."""
-    if name == "-":
+    if name in ("-", "stdin:"):
         return _standard_input()
     if name.startswith(HUB):
         return _hub(name)
