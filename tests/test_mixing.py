@@ -603,7 +603,7 @@ def test_the_names_of_the_categories_are_one_list() -> None:
         ({"natural": True, "weight": "maybe=-1"}, "--weight: found MaybeKnown=-1.0, expected a number that is not neg"),
         ({"natural": True, "weight": {"maybe": float("inf")}}, "--weight: found MaybeKnown=inf, expected a number"),
         ({"natural": True, "weight": dict.fromkeys(CATEGORIES, 0)}, "--weight: found 0 for every category"),
-        ({"known_of": "d.jsonl", "size": 5}, "--known-of: found --size or --family too"),
+        ({"known_of": "d.jsonl", "size": 5}, "--known-of: found --size, --family or --relations too"),
         ({"known_of": "d.jsonl", "idk": True}, "--idk with --known-of: the set has no Unknown rows"),
         ({"only": "maybe", "idk": True}, "--idk with --only: the set has no Unknown rows"),
         ({"drop": "unknown", "idk": True}, "--idk with --drop: the set has no Unknown rows"),

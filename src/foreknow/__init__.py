@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from foreknow.errors import ForeknowError
     from foreknow.evaluating import Evaluation, open_evaluation
     from foreknow.mixing import Mix
+    from foreknow.study_config import StudyConfig
+    from foreknow.studying import Study, open_study
     from foreknow.tuning import Tuned, open_tuned
 
 __all__ = [
@@ -39,6 +41,8 @@ __all__ = [
     "KnowledgeCallback",
     "Mix",
     "MixConfig",
+    "Study",
+    "StudyConfig",
     "TuneConfig",
     "Tuned",
     "audit",
@@ -48,7 +52,9 @@ __all__ = [
     "mix",
     "open_audit",
     "open_evaluation",
+    "open_study",
     "open_tuned",
+    "study",
     "tune",
 ]
 
@@ -68,6 +74,9 @@ _HOME = {
     "Evaluation": "foreknow.evaluating",
     "EvaluateConfig": "foreknow.config",
     "open_evaluation": "foreknow.evaluating",
+    "Study": "foreknow.studying",
+    "StudyConfig": "foreknow.study_config",
+    "open_study": "foreknow.studying",
 }
 
 
@@ -113,6 +122,15 @@ def evaluate(model: str, data: str, *, out: str, **settings: Any) -> Evaluation:
     from foreknow.evaluating import run
 
     return run(settings_of(EvaluateConfig, {"model": model, "data": data, "out": out, **settings}))
+
+
+def study(which: str, *, out: str, **settings: Any) -> Study:
+    """The paper's whole experiment: `which` is a preset or a YAML file; `settings` are fields of `StudyConfig`."""
+    from foreknow.config import settings_of
+    from foreknow.study_config import StudyConfig, settings_file
+    from foreknow.studying import run
+
+    return run(settings_of(StudyConfig, {"out": out, **settings}, settings_file(which)))
 
 
 def compare(first: str, second: str) -> Comparison:

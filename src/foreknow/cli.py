@@ -26,6 +26,7 @@ from foreknow.config import (
 )
 from foreknow.errors import ForeknowError
 from foreknow.printing import print_audit, print_table
+from foreknow.study_config import StudyConfig, settings_file
 
 if TYPE_CHECKING:
     from foreknow.datasets import Written
@@ -50,7 +51,10 @@ def _flags_of(model: type[Settings]) -> Callable[[Callable[..., None]], Callable
             if name in named:
                 continue
             default = "" if field.is_required() or not field.default else f" [default: {field.default}]"
-            about = Parameter(help=f"{field.description}{default}", show_default=False, negative="")
+            negative = None if field.default is True else ""
+            about = Parameter(help=f"{field.description}{default}", show_default=False, negative=negative)
+            if field.annotation == dict[str, Any] or name == "rows":
+                continue  # settings of other stages: in the file only
             kind: Any = Optional[field.annotation]  # noqa: UP045
             if name in ("map", "weight", "test"):
                 kind = Optional[list[str]]  # noqa: UP045
@@ -282,6 +286,29 @@ def evaluate(
 
 
 @app.command
+@_flags_of(StudyConfig)
+def study(
+    which: Annotated[str, Parameter(name="study", help="A preset (quick, lab, paper), or a YAML file.")],
+    /,
+    **given: Any,
+) -> None:
+    """Do the paper's whole experiment on a model: audit, mix, tune every variant and seed, test every claim."""
+    settings = settings_of(StudyConfig, given, settings_file(which))
+    if settings.dry_run:
+        from foreknow.study_estimate import estimate as estimate_study
+
+        _print_estimate(estimate_study(settings))
+        return
+    from foreknow.studying import run
+
+    done = run(settings)
+    print_table(done.table, "exact match on test rows by Unknown share")
+    if done.scorecard is not None:
+        print_table(done.scorecard, "what the paper claims, on this model")
+    print(f"written: {done.folder}")
+
+
+@app.command
 def compare(first: Path, second: Path, /, *, out: Path | None = None) -> None:
     """Show how categories move, row by row, from audit FIRST to audit SECOND.
 
@@ -308,19 +335,21 @@ def compare(first: Path, second: Path, /, *, out: Path | None = None) -> None:
 
 
 @app.command
-def report(folder: Path, /, *, rows: bool = True) -> None:
-    """Write the report of a finished audit again.
+def report(folder: Path, /, *, rows: bool = True, control: Path | None = None) -> None:
+    """Write the report of a finished run again: an audit's, a tune run's, an evaluation's, a study's.
 
     Parameters
     ----------
     folder
-        The audit's folder.
+        The run's folder.
     rows
         With --no-rows no text of any row is in the page.
+    control
+        For a tune run: another one to hold it against, such as D_Known's.
     """
-    from foreknow.auditing import open_audit
+    from foreknow.reporting import write_report
 
-    print(f"report: {open_audit(folder).report(show_rows=rows)}")
+    print(f"report: {write_report(folder, show_rows=rows, control=control)}")
 
 
 @app.command

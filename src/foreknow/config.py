@@ -399,6 +399,7 @@ class MixConfig(Settings):
     weight: dict[str, float] = Field(
         {}, description="A weight column by category: HighlyKnown=0.5,Unknown=2 (others 1), or half-unknown, or fading."
     )
+    relations: tuple[str, ...] = Field((), description="Only rows of these relations.")
     size: int | None = Field(None, ge=1, description="Rows of the set (default: the largest size possible).")
     family: Literal["own", "shares", "categories"] | None = Field(
         None,
@@ -491,9 +492,9 @@ class MixConfig(Settings):
             )
         if not self.categories:
             raise ConfigError("--drop: found all four categories, expected at least one to be left")
-        if self.kind == "known_of" and (self.size is not None or self.family is not None):
+        if self.kind == "known_of" and (self.size is not None or self.family is not None or self.relations):
             raise ConfigError(
-                "--known-of: found --size or --family too; the set is as large as its file has Known rows"
+                "--known-of: found --size, --family or --relations too; the set has all Known rows of its file"
             )
         if (self.kind, self.family) in (("only", "shares"), ("drop", "shares"), ("drop", "categories")):
             raise ConfigError(

@@ -81,7 +81,7 @@ def draw(
     `known_of` names (`read_manifest`). Raises InputError, with the numbers, for a set that cannot be filled.
     The caller writes the rows in the layout they came in, and sets the manifest's `sha256` to the file's.
     """
-    pool, source = drawable(rows)
+    pool, source = drawable(_of_relations(rows, config.relations))
     if config.kind == "known_of":
         drawn, sizes = _without_unknown(rows, config, audit, variant or {}), None
     else:
@@ -110,6 +110,15 @@ def draw(
         "sha256": None,
     }
     return Mix(mixed, manifest, _notes(source, manifest, config, sizes))
+
+
+def _of_relations(rows: pl.DataFrame, relations: tuple[str, ...]) -> pl.DataFrame:
+    """The rows of the relations asked for; of all where none is named."""
+    missing = [name for name in relations if rows.filter(pl.col("group") == name).is_empty()]
+    if missing:
+        known = _some(rows["group"].unique().drop_nulls().sort())
+        raise InputError(f"--relations: found no row of {missing[0]!r}; relations are {known}")
+    return rows.filter(pl.col("group").is_in(relations)) if relations else rows
 
 
 def _needs(sizes: Sizes, alone: int, config: MixConfig) -> dict[tuple[str, str], int]:
@@ -259,6 +268,7 @@ def _told(
     flags = drawn["flags"].explode().drop_nulls().value_counts().sort("flags")
     return {
         "kind": config.kind,
+        "relations": list(config.relations) or None,
         "categories": list(config.categories),
         "share": {"asked": config.unknown, "achieved": unknown / mixed.height},
         "size": mixed.height,

@@ -151,6 +151,13 @@ class RunFolder:
         write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         return False
 
+    def reopen(self, config: dict[str, Any]) -> None:
+        """Make a complete run unfinished again, to do more of the same; its outputs stay until they are replaced."""
+        identity = (self.manifest or {}).get("identity", {})
+        write_json(self.path / ".run.json", {"identity": identity})
+        (self.path / MANIFEST).unlink(missing_ok=True)
+        write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
     def chunk(self, number: int, part: str) -> pl.DataFrame | None:
         """A finished chunk's frame, or None. A file that cannot be read counts as not finished."""
         path = self.chunks / f"{number:06d}.{part}.parquet"

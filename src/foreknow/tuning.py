@@ -9,7 +9,7 @@
     curves.py          metrics.jsonl, the best epoch, where overfitting began
     tune_loop.py       all of them together
 
-DIR/config.yaml metrics.jsonl outcomes.parquet early_stop/ convergence/ results.json manifest.json (last)
+DIR/config.yaml metrics.jsonl outcomes.parquet rows.parquet early_stop/ convergence/ results.json manifest.json (last)
 
 `early_stop` holds the epoch with the best metric, `convergence` the last one: float32 safetensors and the tokenizer,
 as any transformers folder, or the adapter for LoRA. On one CPU a run that was killed and taken up again ends in the
@@ -34,8 +34,10 @@ from foreknow.checkpoints import about
 from foreknow.config import TuneConfig
 from foreknow.curves import TRAIN
 from foreknow.errors import ConfigError, InputError
+from foreknow.mixing import manifest_path, read_manifest
 from foreknow.progress import say
-from foreknow.runs import RunFolder, fingerprint, hold, write_json
+from foreknow.rows import GOLD
+from foreknow.runs import RunFolder, fingerprint, hold, write_frame, write_json
 from foreknow.slick import UNKNOWN
 from foreknow.training_rows import ceiling
 from foreknow.tune_inputs import Given, check_models, read_given
@@ -53,6 +55,15 @@ OUTCOMES: Final[dict[str, pl.DataType]] = {
 }
 """The contract of `outcomes.parquet`: one line per evaluation and watched row; of the set `train`, the row is
 right when it is fitted. `right` follows `--match`; `lenient` is null where that is strict."""
+WATCHED: Final[dict[str, pl.DataType]] = {
+    "set": pl.String(),
+    "row": pl.Int64(),
+    "group": pl.String(),
+    "category": pl.String(),
+    "question": pl.String(),
+    "answer": pl.String(),
+}
+"""The contract of `rows.parquet`: the rows that `outcomes.parquet` speaks of; `answer` is the gold."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,11 @@ class Tuned:
     def outcomes(self) -> pl.DataFrame:
         """Every watched row at every evaluation (`OUTCOMES`)."""
         return pl.read_parquet(self.folder / "outcomes.parquet")
+
+    @cached_property
+    def rows(self) -> pl.DataFrame:
+        """The watched rows themselves (`WATCHED`)."""
+        return pl.read_parquet(self.folder / "rows.parquet")
 
 
 def open_tuned(folder: Path) -> Tuned:
@@ -175,6 +191,7 @@ def _tune(
 
     made = train(config, given, ready, folder, device, dtype)
     lines = read_lines(folder.path)
+    write_frame(folder.path / "rows.parquet", watched(given))
     write_json(folder.path / "results.json", results(config, given, lines, made))
     for note in _endings(lines, config.metric):
         say(note)
@@ -190,6 +207,13 @@ def _tune(
             "convergence": about(folder.path / "convergence"),
         }
     )
+
+
+def watched(given: Given) -> pl.DataFrame:
+    """Every set's rows, one under the other (`WATCHED`)."""
+    own = ("row", "group", "category", "question")
+    parts = [rows.select(*own, set=pl.lit(name), answer=GOLD) for name, rows in given.rows.items()]
+    return pl.concat(parts).select(*WATCHED)
 
 
 def results(config: TuneConfig, given: Given, lines: list[curves.Line], made: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,6 +234,7 @@ def results(config: TuneConfig, given: Given, lines: list[curves.Line], made: Ma
         "ceiling": ceiling(given.train.rows)[0],
         "model": made["model"],
         "method": made["method"],
+        "mix": mix_told(given.train.file),
         "data": {
             name: {
                 "file": found.file,
@@ -226,6 +251,15 @@ def results(config: TuneConfig, given: Given, lines: list[curves.Line], made: Ma
         "rows_per_second": given.train.rows.height * last["epoch"] / training if training else 0.0,
         "version": foreknow.__version__,
     }
+
+
+def mix_told(file: str) -> dict[str, Any] | None:
+    """Of a training set that `foreknow mix` wrote: what it is a mix of, so that runs can be told apart and paired."""
+    if not manifest_path(Path(file)).is_file():
+        return None
+    told = read_manifest(Path(file))
+    audit = (told.get("audit") or {}).get("fingerprint")
+    return {"audit": audit, **{key: told.get(key) for key in ("sha256", "kind", "share", "size", "seed", "known_of")}}
 
 
 def _point(line: curves.Line) -> dict[str, Any]:

@@ -1,0 +1,130 @@
+"""Settings of `foreknow study`, and its presets: a preset is a settings file that comes along.
+
+The paper's numbers are the defaults (section 3): seven shares of Unknown rows, D_Known of each, one set a category,
+the natural mix, Unknown rows relabelled, an evaluation after 20 epochs besides the best and the last one.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from foreknow.config import DATA, AuditConfig, Settings, TuneConfig, settings_of
+from foreknow.errors import ConfigError
+
+SETS: Final = ("train", "dev", "test", "ood")
+"""What a study reads rows for: `ood` are relations that no training set has (paper, section 2)."""
+_OWN_AUDIT: Final = frozenset({"data", "out", "model", "limit", "max_unknown", "dry_run", "seed"})
+_OWN_TUNE: Final = frozenset({"train", "dev", "test", "out", "model", "audit", "seed", "dry_run", "force", "patience"})
+"""Settings of the stages that the study itself gives."""
+
+
+def _none_is_empty(value: Any) -> Any:
+    return {} if value is None else value
+
+
+Nested = Annotated[dict[str, Any], BeforeValidator(_none_is_empty)]
+
+
+class StudyConfig(Settings):
+    """Settings of `foreknow study`."""
+
+    data: str = Field(description=DATA + " With splits train, dev and test, or none: then rows are split by a hash.")
+    out: Path | None = Field(None, description="The run folder to write.")
+    model: str = Field(
+        "smollm2-135m",
+        description="A packaged model, a folder, a .gguf file or a hub id; see 'foreknow models'.",
+    )
+    audit: Nested = Field({}, description="In the file only: settings of foreknow audit.")
+    tune: Nested = Field({}, description="In the file only: settings of foreknow tune.")
+    ood: tuple[str, ...] = Field(
+        (), description="Relations held out of training; rows of a split ood or test_ood are, too."
+    )
+    rows: dict[str, int] = Field({}, description="In the file only: at most so many rows of train, dev, test, ood.")
+    above_floor: float | None = Field(
+        None,
+        ge=-1,
+        le=1,
+        description="Leave out relations whose share of rows known by greedy answers is less than this above always "
+        "giving the most frequent answer.",
+    )
+    unknown: tuple[float, ...] = Field(
+        (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0), description="Shares of Unknown rows, 0 to 1."
+    )
+    known: bool = Field(True, description="Train D_Known of each share too: the set without its Unknown rows.")
+    only: bool = Field(True, description="Train a set of each single category.")
+    natural: bool = Field(True, description="Train a set with the audit's own shares.")
+    idk: tuple[float, ...] = Field((0.5,), description="Shares at which Unknown rows are relabelled as a refusal.")
+    idk_answer: str = Field("I don't know.", description="The refusal.")
+    size: int | None = Field(None, ge=1, description="Rows of each set (default: the largest that all can have).")
+    seeds: int = Field(1, ge=1, description="Seeds: each draws other rows and trains in another order.")
+    fixed_epochs: tuple[int, ...] = Field((20,), description="Epochs to report besides the best and the last.")
+    margin: float = Field(0.02, gt=0, lt=1, description="What counts as no harm in the claims: so much exact match.")
+    p_true: bool = Field(True, description="Score test rows by P(True) too.")
+    workers: int = Field(1, ge=1, description="Runs at once; the cores are shared among them.")
+    keep_weights: bool = Field(False, description="Keep every run's weights; they are deleted once measured.")
+    dry_run: bool = Field(False, description="Say what a study would cost, from a short measured burst; write nothing.")
+
+    @field_validator("unknown", "idk", mode="after")
+    @classmethod
+    def _shares(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        for share in value:
+            if not 0 <= share <= 1:
+                raise ValueError(f"found {share}, expected shares from 0 to 1")
+        return tuple(sorted(set(value)))
+
+    @field_validator("rows")
+    @classmethod
+    def _known_sets(cls, value: dict[str, int]) -> dict[str, int]:
+        for name, count in value.items():
+            if name not in SETS or count < 1:
+                raise ValueError(f"found {name}: {count}, expected a number from 1 on for {', '.join(SETS)}")
+        return value
+
+    @field_validator("audit")
+    @classmethod
+    def _audit_settings(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return _checked(AuditConfig, value, _OWN_AUDIT, {"data": "data"})
+
+    @field_validator("tune")
+    @classmethod
+    def _tune_settings(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return _checked(TuneConfig, value, _OWN_TUNE, {"train": "train", "dev": "dev"})
+
+    @property
+    def by_category(self) -> bool:
+        """Whether every set must be small enough to be filled from the rarest category (paper, section 3)."""
+        return self.only
+
+
+def _checked(
+    model: type[Settings], value: dict[str, Any], own: frozenset[str], needed: dict[str, Any]
+) -> dict[str, Any]:
+    """A stage's settings as given, if the stage would take them."""
+    named = {str(key).replace("-", "_"): setting for key, setting in value.items()}
+    for key in named:
+        if key in own:
+            raise ValueError(f"found {key}, which the study sets itself")
+    try:
+        settings_of(model, {**needed, **named})
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return named
+
+
+def preset_names() -> list[str]:
+    """The presets that come along."""
+    return sorted(p.name.removesuffix(".yaml") for p in files("foreknow.presets").iterdir() if p.name.endswith(".yaml"))
+
+
+def settings_file(name: str) -> Path:
+    """The settings file that a preset, or a path, names. Raises ConfigError where there is none."""
+    path = Path(name)
+    if name in preset_names():
+        return Path(str(files("foreknow.presets").joinpath(f"{name}.yaml")))
+    if not path.is_file():
+        raise ConfigError(f"{name}: found no such file, expected one of {', '.join(preset_names())} or a YAML file")
+    return path

@@ -1,0 +1,257 @@
+"""Study: the paper's whole experiment on one model: audit, mix, tune every variant with every seed, compare.
+
+    study_config.py    settings, presets
+    study_rows.py      which rows, in which set; relations to learn from
+    study_plan.py      the grid of variants and seeds
+    study_runs.py      the runs, resumable, several at once
+    study_results.py   what they measured, in two frames
+    study_tables.py    the paper's tables and figures from these frames
+    linear.py paired.py claims.py sweep.py   its statistics
+
+DIR/config.yaml data.jsonl audit/ variants/ runs/ results.parquet outcomes.parquet tables/*.csv scorecard.json
+linear_model.json report.html manifest.json (last)
+
+Everything that was measured is kept under `runs/`; weights are not, unless asked for. The same command goes on
+where it stopped. More seeds, shares or workers may be asked for later: only what is missing is done.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import polars as pl
+
+import foreknow
+from foreknow import auditing, models
+from foreknow.auditing import Audit
+from foreknow.config import AuditConfig, DataSettings, TuneConfig, settings_of
+from foreknow.errors import ConfigError, InputError
+from foreknow.inputs import read_data
+from foreknow.mixed import write_mix
+from foreknow.mixing import read_manifest
+from foreknow.progress import say
+from foreknow.runs import RunFolder, fingerprint, hold, write_frame, write_text, write_whole
+from foreknow.sizes import largest
+from foreknow.study_config import StudyConfig
+from foreknow.study_plan import Run, mix_of, runs, variants
+from foreknow.study_results import OUTCOMES, RESULTS, outcomes_of, results_of
+from foreknow.study_rows import SPLITS, learnable, study_rows
+from foreknow.study_runs import drop_weights, run_all
+from foreknow.tuning import Tuned
+
+REFUSED: Final = "test_refused"
+"""The test rows with the refusal as their gold: right where the model refuses."""
+_GRID: Final = frozenset({"unknown", "known", "only", "natural", "idk", "seeds"})
+_NO_IDENTITY: Final = frozenset({"data", "out", "workers", "keep_weights", "dry_run", "fixed_epochs", "p_true", *_GRID})
+
+
+@dataclass(frozen=True)
+class Study:
+    """A finished study: a view of its folder."""
+
+    folder: Path
+
+    @cached_property
+    def results(self) -> pl.DataFrame:
+        """Every run, epoch, set and category (`study_results.RESULTS`)."""
+        return pl.read_parquet(self.folder / "results.parquet")
+
+    @cached_property
+    def outcomes(self) -> pl.DataFrame:
+        """Every watched row at the two points (`study_results.OUTCOMES`)."""
+        return pl.read_parquet(self.folder / "outcomes.parquet")
+
+    @cached_property
+    def audit(self) -> Audit:
+        """The audit of the study's rows."""
+        return auditing.open_audit(self.folder / "audit")
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """Model, data, grid, cost."""
+        found: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
+        return found
+
+
+def open_study(folder: Path) -> Study:
+    """A finished study's folder. Raises InputError where there is none."""
+    manifest = folder / "manifest.json"
+    if not manifest.is_file() or not (folder / "results.parquet").is_file():
+        raise InputError(f"{folder}: not a finished study (no manifest.json); run foreknow study --out {folder}")
+    return Study(folder)
+
+
+def run(config: StudyConfig) -> Study:
+    """Do the study that `config` asks for and return it; an interrupted one goes on where it stopped.
+
+    Raises the errors of `foreknow.errors`.
+    """
+    if config.out is None:
+        raise ConfigError("--out: missing; name the folder to write")
+    began = time.monotonic()
+    rows = read_rows(config)
+    with hold(config.out) as folder:
+        found = models.resolve(config.model, say=say, trust_remote_code=bool(config.audit.get("trust_remote_code")))
+        identity = {
+            "data": fingerprint(rows),
+            "model": models.fingerprint(found.folder),
+            **{key: value for key, value in config.resolved().items() if key not in _NO_IDENTITY | {"model"}},
+        }
+        grid = [one.name for one in runs(config)]
+        if folder.begin(identity, config.resolved()):
+            if (folder.manifest or {}).get("grid") == grid:
+                say(f"{config.out}: this study is complete; nothing to do")
+                return Study(folder.path)
+            folder.reopen(config.resolved())
+        write_whole(folder.path / "data.jsonl", rows.write_ndjson)
+        audit = _audited(config, folder.path)
+        plan = _planned(config, audit, folder.path)
+        for line in plan.told:
+            say(line)
+        run_all(plan.tunes, config.workers, config.keep_weights, {name: plan.rows[name] for name in plan.tunes})
+        _write(config, plan, folder, identity, grid, time.monotonic() - began)
+    return Study(folder.path)
+
+
+def read_rows(config: StudyConfig) -> pl.DataFrame:
+    """The rows that the study works on (`study_rows.DATA`)."""
+    reading = {key: value for key, value in config.audit.items() if key in DataSettings.model_fields}
+    facts = read_data(settings_of(DataSettings, {"data": config.data, **reading}))
+    return study_rows(facts.rows, config.ood, config.rows, seed=0)
+
+
+def audit_settings(config: StudyConfig, folder: Path) -> dict[str, Any]:
+    """Settings of the audit of `folder`'s data.jsonl, which is in our own layout whatever the input's was."""
+    own = {"data": str(folder / "data.jsonl"), "out": folder / "audit", "model": config.model}
+    kept = {key: value for key, value in config.audit.items() if key not in ("layout", "map", "templates", "group_by")}
+    return {**kept, **own}
+
+
+def _audited(config: StudyConfig, folder: Path) -> Audit:
+    """The audit of the study's rows, done unless it is."""
+    return auditing.run(settings_of(AuditConfig, audit_settings(config, folder)))
+
+
+class Plan(NamedTuple):
+    """The runs to do: settings and rows to train on by name; |D| by name; what relations are used; what to say."""
+
+    runs: tuple[Run, ...]
+    tunes: dict[str, TuneConfig]
+    rows: dict[str, int]
+    sizes: dict[str, int]
+    relations: pl.DataFrame
+    told: tuple[str, ...]
+
+
+def _planned(config: StudyConfig, audit: Audit, folder: Path) -> Plan:
+    """Draw and write every set. Raises InputError where one cannot be filled."""
+    relations, used = learnable(audit.rows, config.above_floor)
+    audited = audit.rows.filter(pl.col("group").is_in(used))
+    trainable = tuple(sorted(audited.filter(pl.col("split") == "train")["group"].unique()))
+    if not trainable:
+        raise InputError(f"above_floor {config.above_floor}: no relation with train rows is that far above its floor")
+    sets = folder / "variants"
+    sets.mkdir(exist_ok=True)
+    watched = _write_sets(audited, config, sets)
+    size = _size(config, audited)
+    grid, tunes, rows, sizes = runs(config), {}, {}, {}
+    for one in grid:
+        home = sets / f"seed-{one.seed}"
+        mix = mix_of(one, config, audit.folder, home, trainable, size)
+        write_mix(mix)
+        count = int(read_manifest(mix.out)["size"])
+        rows[one.name] = count * int(config.tune.get("epochs", TuneConfig.model_fields["epochs"].default))
+        sizes[one.name] = size if one.variant.kind == "known" else count
+        tests = {name: str(file) for name, file in watched.items() if name not in ("dev", REFUSED)}
+        tests |= {REFUSED: str(watched[REFUSED])} if one.variant.kind == "idk" else {}
+        given = {"train": str(mix.out), "dev": str(watched["dev"]), "test": tests, "seed": one.seed}
+        given |= {"model": config.model, "out": folder / "runs" / one.name}
+        tunes[one.name] = settings_of(TuneConfig, {**config.tune, **given})
+    told = _told(config, relations, audited, size)
+    return Plan(tuple(grid), tunes, rows, sizes, relations, told)
+
+
+def _write_sets(audited: pl.DataFrame, config: StudyConfig, folder: Path) -> dict[str, Path]:
+    """The rows to watch, with their categories: dev, test, ood, and test with the refusal as gold."""
+    columns = ("question", "answers", "subject", "relation", "category")
+    found = {}
+    for name in ("dev", "test", "ood"):
+        part = audited.filter((pl.col("split") == SPLITS[name]) & pl.col("category").is_not_null()).select(*columns)
+        if part.height:
+            found[name] = folder / f"{name}.jsonl"
+            write_whole(found[name], part.write_ndjson)
+        elif name != "ood":
+            raise InputError(f"no labelled {name} row is left in the relations of this study")
+    refused = pl.read_ndjson(found["test"]).with_columns(answers=pl.concat_list(pl.lit(config.idk_answer)))
+    found[REFUSED] = folder / f"{REFUSED}.jsonl"
+    write_whole(found[REFUSED], refused.write_ndjson)
+    return found
+
+
+def _size(config: StudyConfig, audited: pl.DataFrame) -> int:
+    """|D|, the same for every variant. Raises InputError where the rows do not suffice."""
+    train = audited.filter(pl.col("split") == "train")
+    sizes = largest(train, "categories" if config.by_category else "shares")
+    if not sizes.total or (config.size or 0) > sizes.total:
+        rarest = "; without sets of one category (--no-only) it can be larger" if config.by_category else ""
+        raise InputError(f"--size {config.size}: the largest size is {sizes.total:,}: {sizes.rule}{rarest}")
+    return config.size or sizes.total
+
+
+def _told(config: StudyConfig, relations: pl.DataFrame, audited: pl.DataFrame, size: int) -> tuple[str, ...]:
+    left_out = relations.filter(~pl.col("used"))["relation"].to_list()
+    counts = {name: audited.filter(pl.col("split") == SPLITS[name]) for name in ("test", "ood")}
+    told = [
+        f"{len(variants(config))} training sets of |D| = {size:,} rows, {config.seeds} "
+        f"seed{'s' if config.seeds > 1 else ''}: {len(runs(config))} runs",
+        *(
+            f"{name}: {part.height:,} rows of {part['group'].n_unique()} relations, "
+            f"{part.filter(pl.col('category') != 'Unknown').height:,} of them Known"
+            for name, part in counts.items()
+            if part.height
+        ),
+    ]
+    if left_out:
+        told.append(f"left out, not {config.above_floor:.0%} above the most frequent answer: {', '.join(left_out)}")
+    return tuple(told)
+
+
+def _write(
+    config: StudyConfig, plan: Plan, folder: RunFolder, identity: dict[str, Any], grid: list[str], seconds: float
+) -> None:
+    """Gather what the runs measured, make the tables; the manifest comes last."""
+    results, outcomes = [pl.DataFrame(schema=RESULTS)], [pl.DataFrame(schema=OUTCOMES)]
+    for one in plan.runs:
+        tuned = Tuned(folder.path / "runs" / one.name)
+        results.append(results_of(one, plan.sizes[one.name], tuned.metrics, tuned.results["metric"]))
+        outcomes.append(outcomes_of(one, tuned))
+        if not config.keep_weights:
+            drop_weights(tuned.folder)
+    write_frame(folder.path / "results.parquet", pl.concat(results))
+    write_frame(folder.path / "outcomes.parquet", pl.concat(outcomes))
+    write_text(folder.path / "relations.csv", plan.relations.write_csv())
+    spent = [tuned_seconds(folder.path / "runs" / one.name) for one in plan.runs]
+    folder.finish(
+        {
+            "foreknow": foreknow.__version__,
+            "stage": "study",
+            "identity": identity,
+            "grid": grid,
+            "model": Audit(folder.path / "audit").summary["model"],
+            "results": fingerprint(pl.concat(results)),
+            "versions": models.library_versions(),
+            "seconds": {"this_call": seconds, "runs": sum(spent)},
+        }
+    )
+
+
+def tuned_seconds(folder: Path) -> float:
+    """What a run took, by its own account."""
+    found: Mapping[str, float] = Tuned(folder).results["seconds"]
+    return sum(found.values())

@@ -1,0 +1,255 @@
+"""A whole study on the tiny model: every stage, stopped and taken up again, grown, and every message."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import CAPITALS, RIVERS
+from foreknow import studying
+from foreknow.config import settings_of
+from foreknow.errors import ConfigError, ForeknowError, InputError, RunFolderError
+from foreknow.rows import ROWS, flag_rows
+from foreknow.slick import CATEGORIES
+from foreknow.study_config import SETS, StudyConfig, preset_names, settings_file
+from foreknow.study_plan import runs, variants
+from foreknow.study_results import OUTCOMES, RESULTS
+from foreknow.study_rows import DATA, study_rows
+
+Make = Callable[..., StudyConfig]
+
+
+def rows_of(count: int = 24) -> list[dict[str, Any]]:
+    """Facts of two relations in splits, and rivers' lengths as a third, held out of training."""
+    found = []
+    for relation, question, table in (
+        ("capital", "What is the capital of {}?", CAPITALS),
+        ("river", "Which river crosses {}?", RIVERS),
+    ):
+        for n, (subject, answer) in enumerate(list(table.items())[:count]):
+            split = ("train", "train", "train", "dev", "test", "train", "test", "train")[n % 8]
+            found.append({
+                "question": question.format(subject), "answer": answer, "subject": subject, "relation": relation,
+                "split": split,
+            })  # fmt: skip
+    return found
+
+
+@pytest.fixture(scope="session")
+def make(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Make:
+    folder = tmp_path_factory.mktemp("study")
+    data = folder / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows_of()), encoding="utf-8")
+    template = folder / "template.yaml"
+    template.write_text(yaml.safe_dump({"target": "Q: {question}\nA:"}))
+    tune = {
+        "epochs": 2, "learning_rate": 3e-4, "batch_size": 4, "prompt_template": str(template), "dtype": "float32",
+        "device": "cpu",
+    }  # fmt: skip
+
+    def made(out: Path, **more: Any) -> StudyConfig:
+        base = {
+            "data": str(data), "model": str(tiny_folder), "out": out, "unknown": [0, 0.5, 1], "only": False,
+            "natural": False, "idk": [0.5], "fixed_epochs": [1], "size": 4, "p_true": False,
+            "audit": {"exemplar_sets": 2, "shots": 2, "dtype": "float32", "device": "cpu"}, "tune": tune,
+        }  # fmt: skip
+        return settings_of(StudyConfig, {**base, **more})
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def finished(make: Make, tmp_path_factory: pytest.TempPathFactory) -> studying.Study:
+    return studying.run(make(tmp_path_factory.mktemp("studies") / "first"))
+
+
+def test_a_study_measures_every_run_at_every_epoch(finished: studying.Study) -> None:
+    results, outcomes = finished.results, finished.outcomes
+    assert results.schema == RESULTS
+    assert outcomes.schema == OUTCOMES
+    assert set(results["variant"]) == {"unknown-0", "unknown-50", "unknown-100", "known-of-50", "idk-50"}
+    assert set(results["epoch"]) == {1, 2}
+    assert set(results.filter(pl.col("kind") != "idk")["set"]) == {"train", "dev", "test"}
+    assert "test_refused" in set(results.filter(pl.col("kind") == "idk")["set"])
+    assert set(results["category"]) <= {"all", *CATEGORIES}
+    assert (results["right"] <= results["rows"]).all()
+    train = results.filter((pl.col("set") == "train") & (pl.col("category") == "all") & pl.col("convergence"))
+    sizes = dict(train.select("variant", "rows").iter_rows())
+    assert sizes == {"unknown-0": 4, "unknown-50": 4, "unknown-100": 4, "known-of-50": 2, "idk-50": 4}
+    assert set(results["size"]) == {4}
+    best = results.filter(pl.col("early_stop")).select("variant", "epoch").unique()
+    assert best["variant"].n_unique() == best.height
+
+
+def test_what_a_row_did_adds_up_to_the_shares(finished: studying.Study) -> None:
+    counted = (
+        finished.outcomes.filter(pl.col("point") == "convergence")
+        .group_by("variant", "set")
+        .agg(n=pl.len().cast(pl.Int64), hits=pl.col("right").sum().cast(pl.Int64))
+    )
+    told = finished.results.filter(
+        pl.col("convergence") & (pl.col("category") == "all") & (pl.col("set") != "train")
+    ).select("variant", "set", "rows", "right")
+    both = told.join(counted, on=["variant", "set"])
+    assert both.height == told.height
+    assert (both["rows"] == both["n"]).all()
+    assert (both["right"] == both["hits"]).all()
+
+
+def test_weights_are_deleted_unless_kept(finished: studying.Study) -> None:
+    for folder in (finished.folder / "runs").iterdir():
+        if folder.is_dir():
+            assert {"metrics.jsonl", "outcomes.parquet", "results.json", "manifest.json"} <= set(os.listdir(folder))
+            assert not (folder / "early_stop").exists()
+            assert not (folder / "convergence").exists()
+
+
+def test_a_finished_study_is_not_done_again(
+    finished: studying.Study, make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (finished.folder / "results.parquet").stat().st_mtime_ns
+    studying.run(make(finished.folder))
+    assert "this study is complete; nothing to do" in capsys.readouterr().err
+    assert (finished.folder / "results.parquet").stat().st_mtime_ns == before
+
+
+def test_another_seed_does_only_what_is_missing(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = {"unknown": [0.5], "known": False, "idk": []}
+    first = studying.run(make(tmp_path / "s", **small)).results
+    capsys.readouterr()
+    grown = studying.run(make(tmp_path / "s", **small, seeds=2)).results
+    told = capsys.readouterr().err
+    assert "1 of 2 runs are done; going on" in told
+    assert "run 2 of 2: unknown-50-seed1" in told
+    assert grown.filter(pl.col("seed") == 0).equals(first)
+    assert set(grown["seed"]) == {0, 1}
+
+
+def test_other_settings_need_another_folder(finished: studying.Study, make: Make) -> None:
+    with pytest.raises(RunFolderError, match=r"made by another run: size: 4 -> 2"):
+        studying.run(make(finished.folder, size=2))
+
+
+def test_several_at_once_measure_the_same(finished: studying.Study, make: Make, tmp_path: Path) -> None:
+    together = studying.run(make(tmp_path / "s", workers=2))
+    assert together.results.equals(finished.results)
+    assert together.outcomes.equals(finished.outcomes)
+
+
+def _start(config: StudyConfig, folder: Path) -> subprocess.Popen[bytes]:
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump({k: v for k, v in config.resolved().items() if k not in ("out", "dry_run")}))
+    command = [sys.executable, "-m", "foreknow", "study", str(file), "--out", str(config.out)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_at_random_moments_it_ends_in_the_same_results(
+    finished: studying.Study, make: Make, tmp_path: Path, workers: int
+) -> None:
+    rng, config = random.Random(workers), make(tmp_path / "s", workers=workers)
+    for _ in range(5):
+        process = _start(config, tmp_path)
+        time.sleep(rng.uniform(4, 14))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        time.sleep(0.5)  # workers end with their parent
+    again = studying.run(config)
+    assert again.results.equals(finished.results)
+    assert again.outcomes.equals(finished.outcomes)
+
+
+def test_relations_held_out_of_training_are_only_asked(make: Make, tmp_path: Path) -> None:
+    study = studying.run(make(tmp_path / "s", ood=["river"], unknown=[0.5], known=False, idk=[], size=2))
+    assert set(study.outcomes.filter(pl.col("set") == "ood")["group"]) == {"river"}
+    assert set(study.outcomes.filter(pl.col("set") == "test")["group"]) == {"capital"}
+    for file in (study.folder / "variants" / "seed-0").glob("*.jsonl"):
+        assert set(pl.read_ndjson(file)["relation"]) == {"capital"}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"ood": ["moons"]}, "ood: found no rows of relation 'moons'; relations are capital, river"),
+        ({"size": 5000}, "--size 5000: the largest size is "),
+        ({"above_floor": 1.0}, "above_floor 1.0: no relation with train rows is that far above its floor"),
+    ],
+)
+def test_what_cannot_be_studied_is_refused(make: Make, tmp_path: Path, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        studying.run(make(tmp_path / "s", **more))
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"tune": {"epoch": 3}}, "--epoch: no such setting; known are"),
+        ({"tune": {"seed": 3}}, "found seed, which the study sets itself"),
+        ({"audit": {"shots": -1}}, "--shots: found -1"),
+        ({"unknown": [50]}, "found 50.0, expected shares from 0 to 1"),
+        ({"rows": {"valid": 3}}, "found valid: 3, expected a number from 1 on for train, dev, test, ood"),
+        ({"seeds": 0}, "found 0"),
+    ],
+)
+def test_settings_are_checked_before_anything_runs(
+    make: Make, tmp_path: Path, more: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make(tmp_path / "s", **more)
+    assert message in str(caught.value)
+
+
+def test_every_preset_is_a_study() -> None:
+    assert {"quick", "paper"} <= set(preset_names())
+    for name in preset_names():
+        config = settings_of(StudyConfig, {}, settings_file(name))
+        assert runs(config)
+    with pytest.raises(ConfigError, match=r"^nope: found no such file, expected one of .*quick"):
+        settings_file("nope")
+
+
+def test_the_papers_grid() -> None:
+    config = settings_of(StudyConfig, {}, settings_file("paper"))
+    names = [v.name for v in variants(config)]
+    assert len(names) == len(set(names)) == 7 + 5 + 4 + 1 + 1
+    assert names[:2] == ["unknown-50", "known-of-50"]
+
+
+texts = st.sampled_from([f"q{n}" for n in range(12)])
+
+
+@given(
+    st.lists(st.tuples(texts, st.sampled_from(["train", "dev", "test", "test_ood", None])), min_size=1, max_size=40),
+    st.integers(0, 5),
+)
+def test_no_question_stands_in_two_sets(pairs: list[tuple[str, str | None]], seed: int) -> None:
+    rows = [
+        {"row": n, "question": q, "answers": [f"a{n}"], "group": "g", "relation": "g", "split": s, "flags": []}
+        for n, (q, s) in enumerate(pairs)
+    ]
+    frame = flag_rows(pl.DataFrame([{k: r.get(k) for k in ROWS} for r in rows], schema=ROWS))
+    try:
+        found = study_rows(frame, (), {}, seed)
+    except ForeknowError:
+        return
+    assert found.schema == DATA
+    assert found["question"].is_unique().all()
+    assert set(found["question"]) == {q for q, _ in pairs}
+    assert {"train", "dev", "test"} <= set(found["split"])
+    assert set(SETS) >= {"ood"}
