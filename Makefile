@@ -1,4 +1,4 @@
-# `make demo` audits the packaged facts with the packaged model; `make test` runs every check.
+# `make demo` takes the packaged facts and the packaged model from audit to report; `make test` runs every check.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,8 +6,28 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: demo test test-slow lint fuzz bench-audit bench-tune agreement clean
 
+DEMO := runs/demo
+FOREKNOW := $(BIN)/foreknow
+TUNE := --epochs 6 --learning-rate 5e-5 --batch-size 16 --dev $(DEMO)/facts/dev.jsonl --test test=$(DEMO)/test/annotated.jsonl
+
 demo: $(VENV)/.installed
-	$(BIN)/foreknow audit facts --limit 520 --out runs/demo
+	@echo "== facts: what a team's files would be =="
+	$(FOREKNOW) data facts --out $(DEMO)/facts
+	@echo "== audit: what does the model know of them? =="
+	$(FOREKNOW) audit $(DEMO)/facts/train.jsonl --exemplars $(DEMO)/facts/dev.jsonl --limit 520 --out $(DEMO)/train
+	$(FOREKNOW) audit $(DEMO)/facts/test.jsonl --exemplars $(DEMO)/facts/dev.jsonl --limit 260 --out $(DEMO)/test
+	@echo "== mix: 160 rows, half of them Unknown, and the same without that half =="
+	$(FOREKNOW) mix $(DEMO)/train --unknown 0.5 --size 160 --out $(DEMO)/mixed.jsonl
+	$(FOREKNOW) mix $(DEMO)/train --known-of $(DEMO)/mixed.jsonl --out $(DEMO)/known.jsonl
+	@echo "== tune: on both, briefly =="
+	$(FOREKNOW) tune $(DEMO)/known.jsonl $(TUNE) --out $(DEMO)/tuned-known
+	$(FOREKNOW) tune $(DEMO)/mixed.jsonl $(TUNE) --out $(DEMO)/tuned-mixed
+	@echo "== evaluate: what does the tuned model really say? =="
+	$(FOREKNOW) evaluate $(DEMO)/tuned-mixed/convergence $(DEMO)/test/annotated.jsonl --limit 260 --out $(DEMO)/evaluation
+	@echo "== report: three pages to decide from =="
+	$(FOREKNOW) report $(DEMO)/tuned-mixed --control $(DEMO)/tuned-known
+	$(FOREKNOW) report $(DEMO)/evaluation
+	@echo "the audit's page: $(DEMO)/train/report.html"
 
 test: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest -q -m "not slow"
