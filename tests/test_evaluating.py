@@ -134,7 +134,7 @@ def outputs(folder: Path) -> dict[str, bytes]:
 
 def test_every_output_is_there(finished: Evaluation, audited: Path, tiny_folder: Path) -> None:
     names = {p.name for p in finished.folder.iterdir() if p.name != ".lock"}
-    assert names == {"config.yaml", "rows.parquet", "summary.json", "manifest.json"}
+    assert names == {"config.yaml", "rows.parquet", "summary.json", "manifest.json", "report.html"}
     rows, summary = finished.rows, finished.summary
     assert dict(rows.schema) == ANSWERED
     assert rows["row"].to_list() == list(range(48))

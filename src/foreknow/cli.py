@@ -253,7 +253,7 @@ def tune(
     early = done.results["early_stop"]["metrics"]
     for name, line in (("EARLY_STOP", early), ("CONVERGENCE", done.results["convergence"]["metrics"])):
         print(f"{name:<12} {shown(line, early)}")
-    print(f"written: {done.folder}")
+    print(f"report: {done.folder / 'report.html'}")
 
 
 @app.command
@@ -282,7 +282,7 @@ def evaluate(
             print_table(frame, title)
     for line in lines(found):
         print(line)
-    print(f"written: {done.folder}")
+    print(f"report: {done.folder / 'report.html'}")
 
 
 @app.command
@@ -299,13 +299,52 @@ def study(
 
         _print_estimate(estimate_study(settings))
         return
+    from foreknow.claims import table as scorecard
+    from foreknow.study_tables import table
     from foreknow.studying import run
 
     done = run(settings)
-    print_table(done.table, "exact match on test rows by Unknown share")
-    if done.scorecard is not None:
-        print_table(done.scorecard, "what the paper claims, on this model")
-    print(f"written: {done.folder}")
+    print_table(table(done.results), "exact match on test rows by Unknown share, mean over seeds")
+    print_table(scorecard(done.tables["claims"]), "what the paper claims, on this model")
+    print(f"report: {done.folder / 'report.html'}")
+
+
+@app.command
+def forecast(
+    audit: Path,
+    /,
+    *,
+    study: Path,
+    unknown: float | None = None,
+    fitted: Annotated[Optional[tuple[float, float]], Parameter(negative="")] = None,  # noqa: UP045
+    force: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Tell what a mix of an AUDIT's rows would do to exact match, from a study of the same model.
+
+    Parameters
+    ----------
+    audit
+        A finished audit's folder.
+    study
+        A finished study's folder.
+    unknown
+        Share of Unknown rows in the mix (default: the audit's own).
+    fitted
+        Shares of the Known and of the Unknown rows that will be fitted (default: as was usual in the study).
+    force
+        Go on though the study is of another model.
+    """
+    from foreknow.forecast import forecast_audit, table
+    from foreknow.runs import write_json
+
+    found = forecast_audit(audit, study, unknown=unknown, fitted=fitted or (), force=force)
+    print_table(table(found), f"forecast for {found['unknown']:.1%} Unknown rows")
+    for name, of in found["left_out"].items():
+        if of["rmse"] is not None:
+            within = "" if of["coverage"] is None else f", {of['coverage']:.0%} of them inside their 95 % interval"
+            print(f"{name}: variants left out of the study were told to {100 * of['rmse']:.1f} points{within}")
+    write_json(audit / "forecast.json", found)
+    print(f"written: {audit / 'forecast.json'}; 'foreknow report {audit}' shows it on the page")
 
 
 @app.command

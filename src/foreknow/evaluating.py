@@ -6,7 +6,7 @@
     answers.py         EM, wrong answers, refusals, moves against the base model's probe
     answer_tables.py   the same for the terminal
 
-DIR/config.yaml rows.parquet summary.json manifest.json (last)
+DIR/config.yaml rows.parquet summary.json manifest.json (last) report.html
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from foreknow.facts import Facts
 from foreknow.inputs import read_data
 from foreknow.progress import meter, say
 from foreknow.prompts import Prompter, Template, read_template
+from foreknow.reporting import write_report
 from foreknow.rows import USABLE
 from foreknow.runs import RunFolder, differences, fingerprint, hold, write_frame, write_json
 from foreknow.training_rows import TRAINING, Example, check_lengths
@@ -150,6 +151,8 @@ def run(config: EvaluateConfig) -> Evaluation:
             for note in (given.facts.reason, *notes, *_another_prompt(ready.prompter, given.template, found)):
                 say(note)
             _compute(config, given, found, ready, folder, identity)
+        if not (folder.path / "report.html").is_file():
+            write_report(folder.path)
     return Evaluation(folder.path)
 
 

@@ -29,7 +29,7 @@ def write_report(folder: Path, *, show_rows: bool = True, control: Path | None =
         from foreknow.tuning import open_tuned
 
         beside = control if control is not None else control_of(folder)
-        write_text(path, render_tune(open_tuned(folder), beside and open_tuned(beside), show_rows=show_rows))
+        write_text(path, render_tune(open_tuned(folder), open_tuned(beside) if beside else None, show_rows=show_rows))
         return path
     if stage == "evaluate":
         from foreknow.evaluating import open_evaluation
@@ -38,11 +38,9 @@ def write_report(folder: Path, *, show_rows: bool = True, control: Path | None =
         write_text(path, render_evaluation(open_evaluation(folder), show_rows=show_rows))
         return path
     if stage == "study":
-        from foreknow.report import render_study
-        from foreknow.studying import open_study
+        from foreknow.studying import open_study, write_tables
 
-        write_text(path, render_study(open_study(folder)))
-        return path
+        return write_tables(open_study(folder))
     raise InputError(f"{folder}: not a finished run of audit, tune, evaluate or study (no such manifest.json)")
 
 

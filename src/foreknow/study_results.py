@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,7 +45,7 @@ OUTCOMES: Final[dict[str, pl.DataType]] = {
 """Row by row at the two points (`early_stop`, `convergence`); `row`: its number within the set's file."""
 
 
-def results_of(run: Run, size: int, lines: Iterable[Mapping[str, Any]], metric: str) -> pl.DataFrame:
+def results_of(run: Run, size: int, lines: Iterable[dict[str, Any]], metric: str) -> pl.DataFrame:
     """A run's lines of `metrics.jsonl` as `RESULTS`."""
     ends = curves.epochs(list(lines))
     best, last = curves.best(ends, metric), ends[-1]

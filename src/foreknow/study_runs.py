@@ -127,7 +127,7 @@ def _one(config: TuneConfig, keep_weights: bool) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f"{folder.name}.log").open("a", encoding="utf-8") as log, contextlib.redirect_stderr(log):
         try:
-            tune(config)
+            tune(config, page=False)
         except ForeknowError as error:
             error.args = (f"run {folder.name}: {error}",)
             raise

@@ -9,7 +9,8 @@
     curves.py          metrics.jsonl, the best epoch, where overfitting began
     tune_loop.py       all of them together
 
-DIR/config.yaml metrics.jsonl outcomes.parquet rows.parquet early_stop/ convergence/ results.json manifest.json (last)
+DIR/config.yaml metrics.jsonl outcomes.parquet rows.parquet early_stop/ convergence/ results.json manifest.json
+(last) report.html
 
 `early_stop` holds the epoch with the best metric, `convergence` the last one: float32 safetensors and the tokenizer,
 as any transformers folder, or the adapter for LoRA. On one CPU a run that was killed and taken up again ends in the
@@ -36,6 +37,7 @@ from foreknow.curves import TRAIN
 from foreknow.errors import ConfigError, InputError
 from foreknow.mixing import manifest_path, read_manifest
 from foreknow.progress import say
+from foreknow.reporting import write_report
 from foreknow.rows import GOLD
 from foreknow.runs import RunFolder, fingerprint, hold, write_frame, write_json
 from foreknow.slick import UNKNOWN
@@ -147,10 +149,10 @@ def computing_on(config: TuneConfig) -> tuple[str, str]:
     return ("cuda" if device.startswith("cuda") else device), ("float32" if dtype == "float16" else dtype)
 
 
-def run(config: TuneConfig) -> Tuned:
+def run(config: TuneConfig, *, page: bool = True) -> Tuned:
     """Tune as `config` says and return the finished run; an interrupted one goes on from its last checkpoint.
 
-    Raises the errors of `foreknow.errors`.
+    `page`: write `report.html` too. Raises the errors of `foreknow.errors`.
     """
     if config.out is None:
         raise ConfigError("--out: missing; name the folder to write")
@@ -175,6 +177,8 @@ def run(config: TuneConfig) -> Tuned:
             _tune(config, given, ready, folder, identity, device, dtype)
         for left in (".checkpoints", ".best"):
             shutil.rmtree(folder.path / left, ignore_errors=True)
+        if page and not (folder.path / "report.html").is_file():
+            write_report(folder.path)
     return Tuned(folder.path)
 
 

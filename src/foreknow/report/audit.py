@@ -1,28 +1,22 @@
 """An audit -> its page: one HTML file without a request to anywhere (row_data.py: the rows inside it).
 
-All text goes through Jinja's autoescape; the rows travel as JSON in a data block and reach the page through
-`textContent` only. The content security policy allows exactly our own style sheet and script, by hash.
+The rows travel as JSON in a data block and reach the page through `textContent` only.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
 import polars as pl
-from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from foreknow.report import charts, flags, tables
+from foreknow.report import charts, flags, page, tables
 from foreknow.report import verdict as words
-from foreknow.report.long_answers import LongAnswers, factor, long_answers, one_in
+from foreknow.report.long_answers import LongAnswers, long_answers
 from foreknow.report.row_data import row_json
 from foreknow.report.short_facts import ShortFacts, short_facts
-from foreknow.report.text import command, display, duration, inline, number, suffix_of, tight
+from foreknow.report.text import display, duration, number, suffix_of
 from foreknow.report.verdict_long import FEW_SHORT, LongMix, long_verdict, steps
 from foreknow.stats import Interval
 
@@ -30,26 +24,6 @@ SAMPLE_ROWS = 20_000
 """More rows than this are not all embedded: a seeded sample of this size is."""
 RELATIONS_SHOWN = 24
 CARRIERS_SHOWN = 10
-
-LABELS = {
-    "name": "name",
-    "note": "note",
-    "fingerprint": "fingerprint",
-    "layout": "layout read",
-    "shots": "exemplars per prompt",
-    "exemplar_sets": "exemplar sets",
-    "samples": "samples per exemplar set",
-    "temperature": "sampling temperature",
-    "top_k": "sampling top-k",
-    "match": "answer matching",
-    "bos": "BOS token",
-    "chat_template": "chat template",
-    "prompt": "prompt",
-    "dtype": "number format",
-    "device": "device",
-}
-PRIVATE_KEYS = frozenset({"folder", "path", "file", "cache"})
-"""Keys that hold paths of the machine: never shown."""
 
 
 def render_audit(
@@ -82,56 +56,50 @@ def render_audit(
     popular = tables.popularity_lines(frame, seed) if analysed else ()
     sets = int(protocol.get("exemplar_sets") or probes["exemplar_set"].n_unique() or 0)
     largest = sorted(relations, key=lambda line: (-line.rows, line.name))[:RELATIONS_SHOWN]
-    style, script = _asset("style.css"), _asset("table.js")
-    return (
-        _environment()
-        .get_template("audit.html.j2")
-        .render(
-            csp=_policy(style, script),
-            style=Markup(style),
-            script=Markup(script),
-            model=model,
-            data=data,
-            protocol=protocol,
-            facts={"model": _facts(model), "data": _facts(data), "protocol": _facts(protocol)},
-            cost=_cost(probes["row"].n_unique(), summary, protocol, sets),
-            version=summary.get("version"),
-            mix=mix,
-            mostly_long=mostly_long,
-            analysed=analysed,
-            verdict=long_verdict(long_mix) if mostly_long else words.verdict(mix),
-            options=steps(long_mix) if mostly_long else words.options(mix),
-            paper=words.PAPER,
-            categories=tables.category_lines(frame, _expected(summary), seed),
-            meanings=_meanings(protocol, sets),
-            relations=[line for line in relations if line in largest],
-            folded=[line for line in relations if line not in largest],
-            several=len(groups) > 1,
-            spread=tables.exemplar_spread(own),
-            charts={
-                "probability": _pair(charts.probability_chart, bins),
-                "popularity": _pair(charts.popularity_chart, popular),
-                "expectation": _pair(charts.expectation_chart, long.bins if long else ()),
-            },
-            bins=_bin_table(bins),
-            popular=popular,
-            popular_groups=tables.popularity_by_group(frame) if popular else (),
-            fifths=tables.FIFTHS,
-            carriers=tables.carriers(frame, CARRIERS_SHOWN) if show_rows else (),
-            long=long,
-            limit=long_mix.limit,
-            brought=brought,
-            findings=flags.findings(flagged),
-            flags=[line for line in flagged if not line.is_finding],
-            undecided=frame["flags"].list.contains("undecided").sum(),
-            unlabelled=len(frame) - mix.labelled,
-            moved=_moved(frame),
-            show_rows=show_rows,
-            embedded=min(len(frame), SAMPLE_ROWS),
-            row_data=Markup(row_json(_sample(frame, long, brought, seed), probes, facts, groups, sets))
-            if show_rows
-            else "",
-        )
+    return page.render(
+        "audit.html.j2",
+        "table.js",
+        model=model,
+        data=data,
+        protocol=protocol,
+        facts={"model": page.facts(model), "data": page.facts(data), "protocol": page.facts(protocol)},
+        cost=_cost(probes["row"].n_unique(), summary, protocol, sets),
+        version=summary.get("version"),
+        mix=mix,
+        mostly_long=mostly_long,
+        analysed=analysed,
+        verdict=long_verdict(long_mix) if mostly_long else words.verdict(mix),
+        options=steps(long_mix) if mostly_long else words.options(mix),
+        paper=words.PAPER,
+        categories=tables.category_lines(frame, _expected(summary), seed),
+        meanings=_meanings(protocol, sets),
+        relations=[line for line in relations if line in largest],
+        folded=[line for line in relations if line not in largest],
+        several=len(groups) > 1,
+        spread=tables.exemplar_spread(own),
+        charts={
+            "probability": page.both(charts.probability_chart, bins) if bins else None,
+            "popularity": page.both(charts.popularity_chart, popular) if popular else None,
+            "expectation": page.both(charts.expectation_chart, long.bins) if long and long.bins else None,
+        },
+        bins=_bin_table(bins),
+        popular=popular,
+        popular_groups=tables.popularity_by_group(frame) if popular else (),
+        fifths=tables.FIFTHS,
+        carriers=tables.carriers(frame, CARRIERS_SHOWN) if show_rows else (),
+        long=long,
+        limit=long_mix.limit,
+        brought=brought,
+        findings=flags.findings(flagged),
+        flags=[line for line in flagged if not line.is_finding],
+        undecided=frame["flags"].list.contains("undecided").sum(),
+        unlabelled=len(frame) - mix.labelled,
+        moved=_moved(frame),
+        show_rows=show_rows,
+        embedded=min(len(frame), SAMPLE_ROWS),
+        row_data=Markup(row_json(_sample(frame, long, brought, seed), probes, facts, groups, sets))
+        if show_rows
+        else "",
     )
 
 
@@ -235,55 +203,3 @@ def _cost(probed: int, summary: Mapping[str, Any], protocol: Mapping[str, Any], 
         what = "generations" if protocol.get("name") == "sampled" else "generations that sampling would take"
         lines.append((what, f"{each * probed:,} ({each} a row)"))
     return lines
-
-
-def _facts(mapping: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
-    """Label, value and whether it spans lines, for whatever a section of the summary holds."""
-    keys = [k for k in LABELS if k in mapping] + [k for k in mapping if k not in LABELS]
-    shown = [(k, mapping[k]) for k in keys if k not in PRIVATE_KEYS and mapping[k] is not None]
-    return [(LABELS.get(k, k.replace("_", " ")), (t := _plain(v)), "\n" in t) for k, v in shown]
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
-
-
-def _pair(draw: Any, lines: tuple[Any, ...]) -> tuple[Markup, Markup] | None:
-    """A chart for wide and for narrow screens; None where there is nothing to draw."""
-    return (Markup(draw(lines, charts.WIDE)), Markup(draw(lines, charts.NARROW))) if lines else None
-
-
-def _asset(name: str) -> str:
-    return files("foreknow.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _policy(style: str, script: str) -> str:
-    """A content security policy under which only these two texts take effect."""
-
-    def sha(text: str) -> str:
-        return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-    return (
-        f"default-src 'none'; style-src 'sha256-{sha(style)}'; script-src 'sha256-{sha(script)}'; "
-        "img-src data:; base-uri 'none'; form-action 'none'"
-    )
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "percent": words.percent,
-        "interval": words.percent_interval,
-        "display": display,
-        "number": number,
-        "tight": tight,
-        "command": command,
-        "inline": inline,
-        "one_in": one_in,
-        "factor": factor,
-    }
-    return environment

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from typing import Final
 
 import altair as alt
 import polars as pl
@@ -17,19 +18,26 @@ import vl_convert
 
 from foreknow.report.long_answers import ExpectationBin
 from foreknow.report.tables import CATEGORIES, BinLine, PopularityLine
+from foreknow.report.tune_tables import Count
 
 WIDE, NARROW = 720, 330
 INK, SOFT, GRID = "#010001", "#010002", "#010003"
 FILLS = ("#010004", "#010005", "#010006", "#010007")
+UNKNOWN_INK = "#010008"
+"""Unknown as a line, which cannot be hatched."""
+PAGE = "#010009"
+"""What is behind a chart: the rim of texts that stand on grid lines."""
 UNKNOWN_FILL = "url(#unknown)"
 """The hatching that the page defines, so that Unknown differs by more than its colour."""
 VARIABLES = dict(
     zip(
-        (INK, SOFT, GRID, *FILLS),
-        (*(f"var(--{name})" for name in ("ink", "soft", "line", "hk", "mk", "wk")), UNKNOWN_FILL),
+        (INK, SOFT, GRID, *FILLS, UNKNOWN_INK, PAGE),
+        (*(f"var(--{n})" for n in ("ink", "soft", "line", "hk", "mk", "wk")), UNKNOWN_FILL, "var(--un)", "var(--page)"),
         strict=True,
     )
 )
+
+RIMMED: Final = ({"fill": PAGE, "stroke": PAGE, "strokeWidth": 4}, {"fill": INK})
 
 
 def probability_chart(lines: Sequence[BinLine], width: int) -> str:
@@ -54,7 +62,7 @@ def probability_chart(lines: Sequence[BinLine], width: int) -> str:
         .mark_text(align="left", dx=5, color=INK, fontSize=12)
         .encode(y=y, x="rows:Q", text=alt.Text("rows:Q", format=","))
     )
-    return _svg(bars + totals, width, 280)
+    return drawn(bars + totals, width, 280)
 
 
 def popularity_chart(lines: Sequence[PopularityLine], width: int) -> str:
@@ -82,7 +90,7 @@ def popularity_chart(lines: Sequence[PopularityLine], width: int) -> str:
     )
     whiskers = base.mark_rule(color=INK, strokeWidth=1.5).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q")
     labels = base.mark_text(dy=-10, color=INK, fontSize=12).encode(y=alt.Y("high:Q", scale=scale), text="label:N")
-    return _svg(bars + whiskers + labels, width, 260)
+    return drawn(bars + whiskers + labels, width, 260)
 
 
 def expectation_chart(bins: Sequence[ExpectationBin], width: int) -> str:
@@ -99,10 +107,47 @@ def expectation_chart(bins: Sequence[ExpectationBin], width: int) -> str:
     rows = alt.Axis(tickCount=4, tickMinStep=1)
     asked = base.mark_bar(color=FILLS[1]).encode(y=alt.Y("asked:Q", axis=rows, title="rows"), y2="none:Q")
     alone = base.mark_bar(fillOpacity=0, stroke=INK, strokeWidth=1.5).encode(y="alone:Q", y2="none:Q")
-    return _svg(asked + alone, width, 220)
+    return drawn(asked + alone, width, 220)
 
 
-def _svg(chart: alt.LayerChart, width: int, height: int) -> str:
+def em_chart(lines: Sequence[tuple[str, Count, Count | None]], width: int) -> str:
+    """EM by category with intervals, and, as rings, the share that the base model had right."""
+    short = width < WIDE
+    values = [
+        {
+            "category": name.removesuffix("Known") if short and name != "Unknown" else name,
+            "name": name,
+            "em": of.share,
+            "low": of.interval.low,
+            "high": of.interval.high,
+            "base": base.share if base and base.rows else None,
+            "label": f"{100 * of.share:.0f} %" if short else f"{100 * of.share:.1f} %",
+            "was": f"base {100 * base.share:.0f} %" if base and base.rows else "",
+        }
+        for name, of, base in lines
+    ]
+    schema = {name: pl.Float64() if name in ("em", "low", "high", "base") else pl.String() for name in values[0]}
+    frame = pl.DataFrame(values, schema=schema)
+    base = alt.Chart(frame).encode(
+        x=alt.X("category:N", sort=None, title=None, axis=alt.Axis(labelAngle=0, grid=False))
+    )
+    axis = alt.Axis(labelExpr="format(100 * datum.value, 'd') + ' %'", tickCount=5)
+    scale = alt.Scale(domain=[0, 1.08], nice=False)
+    fills = alt.Scale(domain=list(CATEGORIES), range=list(FILLS))
+    bars = base.mark_bar(size=26 if short else 48, stroke=GRID, strokeWidth=0.5).encode(
+        y=alt.Y("em:Q", scale=scale, axis=axis, title=None), color=alt.Color("name:N", scale=fills, legend=None)
+    )
+    whiskers = base.mark_rule(color=INK, strokeWidth=1.5).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q")
+    texts = base.encode(y=alt.Y("high:Q", scale=scale), text="label:N")
+    labels = [texts.mark_text(dy=-10, fontSize=12, **paint) for paint in RIMMED]
+    beside = 23 if short else 36  # of the bar, where no label stands
+    was = alt.Chart(frame.drop_nulls("base")).encode(x=alt.X("category:N", sort=None), y=alt.Y("base:Q", scale=scale))
+    rings = was.mark_point(shape="circle", size=90, stroke=INK, strokeWidth=2, filled=False, xOffset=beside)
+    names = [was.mark_text(align="left", dx=beside + 9, fontSize=12, **p).encode(text="was:N") for p in RIMMED]
+    return drawn(alt.layer(bars, whiskers, *labels, rings, *([] if short else names)), width, 280)
+
+
+def drawn(chart: alt.LayerChart | alt.FacetChart, width: int, height: int) -> str:
     """Draw a chart at a fixed size and hand the colours over to the style sheet."""
     themed = (
         chart.properties(

@@ -8,6 +8,8 @@ from pathlib import PurePath
 
 from markupsafe import Markup, escape
 
+from foreknow.stats import Interval
+
 LONGEST_TEXT = 400
 """Longer questions and answers are cut in the table; rows.parquet has them whole."""
 UNSAFE_IN_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]+")
@@ -49,6 +51,11 @@ def inline(text: str | None) -> str:
     return UNSAFE_IN_LINE.sub(" ", text or "")
 
 
+def without_folders(text: str) -> str:
+    """A text in which paths are cut down to their last part: folders of the machine are nobody's business."""
+    return re.sub(r"(?:[^\s/\\]*[/\\])+([^\s/\\]+)", r"\1", text)
+
+
 def suffix_of(name: object) -> str:
     """The suffix of a data file's name that tells its format; .jsonl where none does."""
     known = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
@@ -63,6 +70,20 @@ def number(value: float | None) -> str:
     if value == 0:
         return "0"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def exact(share: float) -> str:
+    """A share in per cent with one decimal: 36.7 %; what is less than all or more than none is not rounded to it."""
+    if 0 < share < 0.0005:
+        return "<0.1 %"
+    if 0.9995 <= share < 1:
+        return ">99.9 %"
+    return f"{100 * share:.1f} %"
+
+
+def exact_interval(interval: Interval) -> str:
+    """A share with the ends of its interval: 36.7 % (33–40)."""
+    return f"{exact(interval.value)} ({100 * interval.low:.0f}–{100 * interval.high:.0f})"
 
 
 def duration(seconds: float) -> str:

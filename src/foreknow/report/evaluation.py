@@ -1,0 +1,264 @@
+"""An evaluation -> its page (`evaluation.html.j2`): EM by category, wrong answers, refusals, moves against the base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import polars as pl
+
+from foreknow.report import page
+from foreknow.report.charts import em_chart
+from foreknow.report.text import display, duration, exact, exact_interval, number, without_folders
+from foreknow.report.tune_tables import FEW, Count, mcnemar
+from foreknow.report.tune_words import Verdict, p_value
+from foreknow.report.verdict import count
+from foreknow.slick import HIGHLY_KNOWN, UNKNOWN
+
+if TYPE_CHECKING:
+    from foreknow.evaluating import Evaluation
+
+GROUPS_SHOWN = 24
+WRONG_SHOWN = 12
+EXAMPLES = 8
+OFTEN, TAKES_OVER = 5, 0.15
+"""A wrong guess takes a relation over where it is given at least so often, to at least this share of the rows, and
+at least twice as often as it is right."""
+LATE = 0.02
+"""From this share of answers on that have not ended in time, it is said at the top."""
+
+
+class Line(NamedTuple):
+    """EM of some rows, both ways of matching, and what was refused of them; `base`: rows the base was right on."""
+
+    name: str
+    em: Count
+    lenient: Count
+    refused: Count
+    base: Count | None
+
+    @property
+    def few(self) -> bool:
+        """Whether so few rows can tell little."""
+        return self.em.rows < FEW
+
+
+class Guess(NamedTuple):
+    """An answer given in a relation far more often than it is right there."""
+
+    group: str
+    said: str
+    given: Count
+    golds: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row: what is right, what the base model says behind examples, and what is said now."""
+
+    question: str
+    answer: str
+    base: str | None
+    said: str
+    group: str
+
+
+def render_evaluation(evaluation: Evaluation, *, show_rows: bool = True) -> str:
+    """The whole page. With `show_rows=False` no question and no answer, of the data or the model, is in it."""
+    summary, rows = evaluation.summary, evaluation.rows
+    model, protocol, data = (dict(summary.get(key) or {}) for key in ("model", "protocol", "data"))
+    lenient = protocol.get("match") == "lenient"
+    rows = rows.with_columns(counts=pl.col("right_lenient" if lenient else "right"))
+    categories = by(summary, "by_category", lenient)
+    relations = sorted(by(summary, "by_relation", lenient), key=lambda line: (-line.em.rows, line.name))
+    guesses = taken_over(rows)
+    return page.render(
+        "evaluation.html.j2",
+        version=summary.get("version"),
+        model=model,
+        data=data,
+        verdict=verdict(summary, categories, guesses, lenient=lenient),
+        summary=summary,
+        lenient=lenient,
+        overall=_line("all rows", summary["em"]["overall"], summary["refusals"]["overall"], None, lenient),
+        categories=categories,
+        splits=by(summary, "by_split", lenient),
+        relations=relations if len(relations) > 1 else [],
+        groups_shown=GROUPS_SHOWN,
+        chart=page.both(em_chart, [(c.name, c.em, c.base) for c in categories]) if categories else None,
+        moves=summary.get("moves"),
+        wrong=summary["wrong_answers"]["overall"][:WRONG_SHOWN] if show_rows else [],
+        collapse=summary["collapse"]["overall"],
+        guesses=guesses,
+        examples=examples(rows) if show_rows else {},
+        answering=_answering(summary),
+        over_refusal=_count(summary["refusals"]["over_refusal"]),
+        show_rows=show_rows,
+        p=p_value,
+        of=_count,
+        facts=_facts(summary, model, protocol, data),
+    )
+
+
+def by(summary: Mapping[str, Any], key: str, lenient: bool) -> list[Line]:
+    """EM and refusals of each category, split or relation; the base model's where its probe is known."""
+    moved = (summary.get("moves") or {}).get(key, {}) if key == "by_category" else {}
+    found = []
+    for name, em in summary["em"][key].items():
+        base = moved.get(name, {})
+        was = _count(base["base_right"]) if base.get("compared") else None
+        found.append(_line(name, em, summary["refusals"][key][name], was, lenient))
+    return found
+
+
+def _line(name: str, em: Mapping[str, Any], refused: Mapping[str, Any], base: Count | None, lenient: bool) -> Line:
+    first = em["lenient" if lenient else "strict"]
+    return Line(name, _count(first), _count(em["lenient"]), _count(refused), base)
+
+
+def _count(of: Mapping[str, Any]) -> Count:
+    return Count(of["count"], of["rows"])
+
+
+def _answering(summary: Mapping[str, Any]) -> list[tuple[str, Count, Count, Count]]:
+    """Coverage, accuracy and yield of all rows and of each category."""
+    found = summary["answering"]
+    parts = {"all rows": found["overall"], **found["by_category"]}
+    return [(n, _count(of["coverage"]), _count(of["accuracy"]), _count(of["yield"])) for n, of in parts.items()]
+
+
+def taken_over(rows: pl.DataFrame) -> list[Guess]:
+    """Relations in which one answer stands for many, those with the largest share first.
+
+    `rows`: `answers.ANSWERED` with `counts`, whether the row is right.
+    """
+    sizes = rows.group_by("group").agg(size=pl.len())
+    said = (
+        rows.filter(~pl.col("refused"))
+        .group_by("group", "said")
+        .agg(given=pl.len(), right=pl.col("counts").sum())
+        .join(sizes, on="group")
+        .filter(
+            pl.col("given") >= OFTEN,
+            pl.col("given") >= TAKES_OVER * pl.col("size"),
+            pl.col("given") >= 2 * pl.col("right"),
+        )
+        .sort([pl.col("given") / pl.col("size"), "group", "said"], descending=[True, False, False])
+    )
+    columns = ("group", "said", "given", "size", "right")
+    return [Guess(g, s, Count(n, size), right) for g, s, n, size, right in said.select(columns).iter_rows()]
+
+
+def examples(rows: pl.DataFrame) -> dict[str, list[Example]]:
+    """Rows that show what happened: HighlyKnown ones lost, others lost against the base, Unknown ones gained."""
+    highly, unknown = pl.col("category") == HIGHLY_KNOWN, pl.col("category") == UNKNOWN
+    kinds = {
+        "lost": highly & ~pl.col("counts"),
+        "turned": ~highly.fill_null(False) & pl.col("base_right") & ~pl.col("counts"),
+        "gained": unknown & pl.col("counts"),
+        "refused": pl.col("refused") & ~pl.col("counts") & (highly | pl.col("base_right").fill_null(False)),
+    }
+    columns = ("question", "answer", "base_answer", "said", "group")
+    found = {}
+    for kind, which in kinds.items():
+        # one of each relation first, so that the largest does not fill the table
+        picked = rows.filter(which).with_columns(turn=pl.int_range(pl.len()).over("group")).sort("turn", "row")
+        found[kind] = [Example(*values) for values in picked.head(EXAMPLES).select(columns).iter_rows()]
+    return {kind: lines for kind, lines in found.items() if lines}
+
+
+def verdict(summary: Mapping[str, Any], categories: list[Line], guesses: list[Guess], *, lenient: bool) -> Verdict:
+    """What was found, what it rests on, and what to keep in mind."""
+    answers, rows = summary["answers"], summary["rows"]
+    em = _count(summary["em"]["overall"]["lenient" if lenient else "strict"])
+    model = display((summary.get("model") or {}).get("name") or "the model")
+    found = (
+        f"{model} answers {exact_interval(em.interval)} of {count(rows, 'question')} right; "
+        f"{answers['wrong']:,} are wrong, {answers['refused']:,} refused."
+    )
+    points = {"Known before": _by_category(categories), "Against the base": _against(summary)}
+    over = _count(summary["refusals"]["over_refusal"])
+    if answers["refused"]:
+        given = _count(summary["answering"]["overall"]["accuracy"])
+        points["Refusals"] = (
+            f"It answers {exact(given.rows / rows)} of the questions, and {exact(given.share)} of those right"
+            + (f"; of {count(over.rows, 'HighlyKnown row')} it refuses {over.hits:,}." if over.rows else ".")
+        )
+    if guesses:
+        names = [display(g.group, 30) for g in guesses]
+        shown = ", ".join(dict.fromkeys(names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        points["Guessing"] = (
+            f"In {'a relation' if len(guesses) == 1 else 'some relations'} one answer is given far more often than it "
+            f"is right: {shown}. See below."
+        )
+    return Verdict(found, tuple((k, v) for k, v in points.items() if v), _cautions(summary, em))
+
+
+def _by_category(categories: list[Line]) -> str:
+    of = {line.name: line.em for line in categories}
+    told = []
+    if highly := of.get(HIGHLY_KNOWN):
+        told.append(f"{highly.rows - highly.hits:,} of {count(highly.rows, 'HighlyKnown row')} are lost")
+    if unknown := of.get(UNKNOWN):
+        told.append(f"{unknown.hits:,} of {count(unknown.rows, 'Unknown row')} are gained")
+    shares = ", ".join(f"{name} {exact(em.share)}" for name, em in of.items())
+    return f"{'; '.join(told)}. EM: {shares}." if told else f"EM: {shares}." if shares else ""
+
+
+def _against(summary: Mapping[str, Any]) -> str:
+    moved = (summary.get("moves") or {}).get("overall")
+    if not moved or not moved["compared"]:
+        return ""
+    lost, won = _count(moved["right_to_wrong"]), _count(moved["wrong_to_right"])
+    return (
+        f"Of {count(lost.rows, 'row')} that the base model had right behind examples, {lost.hits:,} "
+        f"({exact(lost.share)}) are not right now; of the {won.rows:,} others, {won.hits:,} ({exact(won.share)}) are "
+        f"({p_value(mcnemar(lost.hits, won.hits))})."
+    )
+
+
+def _cautions(summary: Mapping[str, Any], em: Count) -> tuple[str, ...]:
+    answers, rows, found = summary["answers"], summary["rows"], []
+    if em.rows < 100:
+        found.append(f"Only {count(em.rows, 'row')}: the interval is wide, a first look.")
+    if rows and answers["not_ended"] / rows >= LATE:
+        found.append(
+            f"{count(answers['not_ended'], 'answer')} had not ended in time and count as wrong: the model may not have "
+            "learnt to stop, or was asked in another form than it was tuned in."
+        )
+    if answers["empty"]:
+        found.append(
+            f"{count(answers['empty'], 'answer')} of the refused {'is' if answers['empty'] == 1 else 'are'} empty."
+        )
+    if summary.get("moves") is None:
+        found.append("No categories are known for these rows, so what was kept, lost and gained cannot be said.")
+    elif not summary["moves"]["overall"]["compared"]:
+        found.append("The base model's own answers are not known: name its audit with --audit to compare row by row.")
+    return tuple(found)
+
+
+def _facts(
+    summary: Mapping[str, Any], model: dict[str, Any], protocol: dict[str, Any], data: dict[str, Any]
+) -> dict[str, list[page.Fact]]:
+    base, audit = model.pop("base", None), summary.get("audit")
+    kept = [("rows asked", f"{summary['rows']:,}", False)]
+    kept += [("rows left out", f"{summary['skipped']:,}", False)] if summary.get("skipped") else []
+    kept += (
+        [("categories from", display(without_folders(str(whence)), 200), False)]
+        if (whence := summary.get("categories_from"))
+        else []
+    )
+    more = [("tuned from", str(base.get("name")), False)] if base else []
+    more += [("audit made with", str((audit.get("model") or {}).get("name")), False)] if audit else []
+    cost = []
+    if (seconds := summary.get("seconds")) is not None:
+        cost.append(("answering", duration(float(seconds)), False))
+    if (rate := summary.get("rows_per_second")) is not None:
+        cost.append(("rows a second", number(float(rate)), False))
+    return {
+        "protocol": page.facts(protocol, {**page.LABELS, "max_new_tokens": "tokens of an answer, at most"}),
+        "model": [*page.facts(model), *more],
+        "data": [*kept, *page.facts(data)],
+        "cost": cost,
+    }

@@ -1,0 +1,110 @@
+"""What all pages share: their templates, style sheet and content security policy, and a run's facts as labels.
+
+All text goes through Jinja's autoescape. The policy allows exactly our own style sheet and script, by hash, and no
+request to anywhere. `shell.html.j2` is the frame around every page, `macros.html.j2` what sections share.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from foreknow.report import charts
+from foreknow.report.long_answers import factor, one_in
+from foreknow.report.text import command, display, exact, exact_interval, inline, number, tight
+from foreknow.report.verdict import percent, percent_interval
+
+LABELS = {
+    "name": "name",
+    "note": "note",
+    "fingerprint": "fingerprint",
+    "layout": "layout read",
+    "shots": "exemplars per prompt",
+    "exemplar_sets": "exemplar sets",
+    "samples": "samples per exemplar set",
+    "temperature": "sampling temperature",
+    "top_k": "sampling top-k",
+    "match": "answer matching",
+    "bos": "BOS token",
+    "chat_template": "chat template",
+    "prompt": "prompt",
+    "dtype": "number format",
+    "device": "device",
+}
+PRIVATE_KEYS = frozenset({"folder", "path", "file", "cache"})
+"""Keys that hold paths of the machine: never shown."""
+
+Fact = tuple[str, str, bool]
+"""Label, value, and whether the value spans lines."""
+
+
+def render(template: str, script: str = "", **given: Any) -> str:
+    """A page from its template, which extends the shell. `script`: an asset that may run in it."""
+    style, code = asset("style.css"), asset(script) if script else ""
+    found = _environment().get_template(template)
+    return found.render(csp=_policy(style, code), style=Markup(style), script=Markup(code), **given)
+
+
+def facts(mapping: Mapping[str, Any], labels: Mapping[str, str] = LABELS) -> list[Fact]:
+    """Whatever a section of a summary holds, but for nulls and paths of the machine; the labelled keys first."""
+    keys = [k for k in labels if k in mapping] + [k for k in mapping if k not in labels]
+    shown = [(k, mapping[k]) for k in keys if k not in PRIVATE_KEYS and mapping[k] is not None]
+    return [(labels.get(k, k.replace("_", " ")), (t := plain(v)), "\n" in t) for k, v in shown]
+
+
+def plain(value: object) -> str:
+    """A setting as text."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
+
+
+def both(draw: Callable[..., str], *given: Any) -> tuple[Markup, Markup]:
+    """A chart for wide and for narrow screens."""
+    return Markup(draw(*given, charts.WIDE)), Markup(draw(*given, charts.NARROW))
+
+
+def asset(name: str) -> str:
+    """A file that lies beside this one."""
+    return files("foreknow.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    """A content security policy under which only these two texts take effect."""
+
+    def sha(text: str) -> str:
+        return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+    return (
+        f"default-src 'none'; style-src 'sha256-{sha(style)}'; script-src 'sha256-{sha(script)}'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FunctionLoader(asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "percent": percent,
+        "interval": percent_interval,
+        "exact": exact,
+        "exact_interval": exact_interval,
+        "display": display,
+        "long": partial(display, longest=400),
+        "number": number,
+        "tight": tight,
+        "command": command,
+        "inline": inline,
+        "one_in": one_in,
+        "factor": factor,
+    }
+    return environment

@@ -1,0 +1,350 @@
+"""A run of tune -> its page (`tune.html.j2`): verdict, curves, facts kept, lost and gained, examples, the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import polars as pl
+import yaml
+from markupsafe import Markup
+
+from foreknow import curves
+from foreknow.curves import TRAIN, Line
+from foreknow.report import page
+from foreknow.report.charts import INK, SOFT
+from foreknow.report.text import display, duration, exact, number, suffix_of, without_folders
+from foreknow.report.tune_charts import COLOURS, DASHES, Curve, Mark, epochs_chart
+from foreknow.report.tune_examples import examples
+from foreknow.report.tune_tables import (
+    Course,
+    Fate,
+    Group,
+    Paired,
+    Run,
+    Turned,
+    against,
+    as_good,
+    count,
+    courses,
+    fates,
+    groups,
+    known,
+    same_known,
+    turned,
+)
+from foreknow.report.tune_words import Control, Story, options, p_value, verdict
+from foreknow.runs import differences
+from foreknow.slick import CATEGORIES, UNKNOWN
+
+if TYPE_CHECKING:
+    from foreknow.tuning import Tuned
+
+_OUTCOMES = {"epoch": pl.Float64(), "step": pl.Int64(), "set": pl.String(), "row": pl.Int64(), "right": pl.Boolean()}
+_ROWS = {name: pl.Int64() if name == "row" else pl.String() for name in ("set", "row", "group", "category")} | {
+    name: pl.String() for name in ("question", "answer")
+}
+_SETTINGS = {
+    "method": "method",
+    "epochs": "epochs, at most",
+    "learning_rate": "learning rate",
+    "batch_size": "rows of a step",
+    "dropout": "dropout",
+    "weight_decay": "weight decay",
+    "warmup": "warmup",
+    "max_grad_norm": "gradients cut to norm",
+    "lora_rank": "LoRA rank",
+    "lora_alpha": "LoRA alpha",
+    "lora_targets": "LoRA targets",
+    "patience": "patience (epochs)",
+    "metric": "metric that chose the epoch",
+    "eval_steps": "measured after steps too",
+    "match": "answer matching",
+    "seed": "seed",
+}
+_COMPARED = ("method", "learning_rate", "batch_size", "dropout", "weight_decay", "warmup", "metric", "match", "seed")
+"""Settings in which a control must agree; with LoRA its own too."""
+_LORA = ("lora_rank", "lora_alpha", "lora_targets")
+SETS_CHARTED = 4
+GROUPS_SHOWN = 24
+
+
+class Watched(NamedTuple):
+    """Everything the page says of one set."""
+
+    name: str
+    course: Course | None
+    control: Course | None
+    against: tuple[Paired, Paired] | None
+    chart: tuple[Markup, Markup] | None
+    fates: tuple[Fate, ...]
+    turned: tuple[Turned, ...]
+    groups: tuple[Group, ...]
+
+
+def render_tune(tuned: Tuned, control: Tuned | None = None, *, show_rows: bool = True) -> str:
+    """The whole page. With `show_rows=False` no question and no answer of the data is in it.
+
+    `control`: a run on rows without Unknown ones. A run that has not ended is shown as far as it is.
+    """
+    run = read(tuned)
+    other = read(control) if control is not None else None
+    story = _story(run, other) if run.early is not None else None
+    suffix = suffix_of(run.config.get("train"))
+    sets = [_watched(run, other, name, chart=place < SETS_CHARTED) for place, name in enumerate(run.sets)]
+    return page.render(
+        "tune.html.j2",
+        version=run.results.get("version"),
+        run=run,
+        other=other,
+        story=story,
+        verdict=verdict(story) if story else None,
+        options=options(story, suffix) if story else (),
+        model=dict(run.results.get("model") or {"name": run.config.get("model")}),
+        train=_file(run, TRAIN),
+        points=_points(run, other),
+        fit=page.both(epochs_chart, *_fit(run, other)) if run.ends else None,
+        sets=sets,
+        compared=[watched for watched in sets if watched.against],
+        lines=_every(run),
+        names=list(run.sets),
+        fitted=[c for c in CATEGORIES if run.lines and c in run.lines[-1]["fitted"]],
+        examples=examples(run, other) if show_rows else {},
+        has_rows=not run.rows.is_empty(),
+        show_rows=show_rows,
+        lenient=run.config.get("match") == "lenient",
+        p=p_value,
+        groups_shown=GROUPS_SHOWN,
+        facts=_facts(run),
+    )
+
+
+def read(tuned: Tuned) -> Run:
+    """The run's folder, finished or not."""
+    folder = tuned.folder
+    results = _results(folder)
+    config = results.get("config") or _config(folder)
+    return Run(
+        tuned.metrics,
+        _frame(folder / "outcomes.parquet", _OUTCOMES),
+        _frame(folder / "rows.parquet", _ROWS),
+        results,
+        config,
+    )
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    path = folder / "results.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.yaml"
+    return dict(yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+
+
+def _frame(path: Path, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
+    return pl.read_parquet(path, columns=list(schema)) if path.is_file() else pl.DataFrame(schema=dict(schema))
+
+
+def _story(run: Run, other: Run | None) -> Story:
+    early, last = run.chosen
+    of = courses(run)
+    fitted = [found for line in (early, last) if (found := count(line, TRAIN, UNKNOWN))]
+    return Story(
+        steps=last["step"],
+        best=int(early["epoch"]),
+        last=int(last["epoch"]),
+        planned=int(run.config.get("epochs") or last["epoch"]),
+        metric=run.metric,
+        chosen=curves.flat(early)[run.metric],
+        courses=of,
+        unknown=(fitted[0], fitted[1]) if len(fitted) == 2 else None,
+        labelled=run.unknown_rows is not None,
+        began=curves.overfitting_epoch(run.lines),
+        as_good=as_good(run),
+        gained=count(early, of[0].name, UNKNOWN) if of else None,
+        control=_control(run, other) if other is not None and other.early is not None else None,
+        ceiling=float(run.results.get("ceiling") or 1.0),
+        finished=run.finished,
+    )
+
+
+def _control(run: Run, other: Run) -> Control:
+    early, last = other.chosen
+    keys = [*_COMPARED, *(_LORA if run.config.get("method") == "lora" else ())]
+    differ = differences({k: run.config.get(k) for k in keys}, {k: other.config.get(k) for k in keys})
+    models = [(r.results.get("model") or {}).get("fingerprint") for r in (run, other)]
+    if models[0] != models[1]:
+        differ.insert(0, "it starts from another model")
+    if not other.finished:
+        differ.append("it has not ended")
+    elif (ended := run.chosen[1]["epoch"]) != last["epoch"]:
+        differ.append(f"it ended after {last['epoch']:g} epochs, this run after {ended:g}")
+    of = {course.name: course for course in courses(other) if run.same_rows(other, course.name)}
+    found = {name: pair for name in of if (pair := against(run, other, name))}
+    return Control(
+        rows=other.train_rows,
+        unknown=other.unknown_rows,
+        same_known=same_known(run, other),
+        early=int(early["epoch"]),
+        last=int(last["epoch"]),
+        courses=of,
+        against=found,
+        steps=last["step"],
+        differ=tuple(differ),
+    )
+
+
+def _watched(run: Run, other: Run | None, name: str, *, chart: bool) -> Watched:
+    of = {course.name: course for course in courses(run)}
+    same = other is not None and run.same_rows(other, name)
+    theirs = {course.name: course for course in courses(other)} if other is not None and same else {}
+    return Watched(
+        name,
+        of.get(name),
+        theirs.get(name),
+        against(run, other, name) if other is not None else None,
+        page.both(epochs_chart, _by_category(run, name), _marks(run)) if chart and run.ends else None,
+        fates(run, other, name),
+        turned(run, other, name),
+        groups(run, other, name),
+    )
+
+
+def _fit(run: Run, other: Run | None) -> tuple[list[Curve], list[Mark]]:
+    """The paper's Figure 1: train rows fitted, Known and Unknown, and dev EM."""
+    found = []
+    first = run.lines[-1]
+    if known(first):
+        points = _points_of(run.lines, known)
+        found.append(Curve("Known rows, fitted", "Known", points, COLOURS["MaybeKnown"]))
+    if count(first, TRAIN, UNKNOWN):
+        points = _points_of(run.lines, lambda line: count(line, TRAIN, UNKNOWN))
+        found.append(Curve("Unknown rows, fitted", "Unknown", points, COLOURS[UNKNOWN]))
+    if not found:
+        found.append(Curve("train rows, fitted", "fitted", _points_of(run.lines, lambda x: count(x, TRAIN)), SOFT))
+    if "dev" in run.sets:
+        found.append(Curve("dev EM", "dev EM", _points_of(run.lines, lambda x: count(x, "dev")), INK, width=3))
+    if other is not None and "dev" in other.sets and run.same_rows(other, "dev"):
+        ends = [line for line in other.lines if line["epoch"] <= run.lines[-1]["epoch"]]
+        points = _points_of(ends, lambda x: count(x, "dev"))
+        if points and points[-1][0] == run.lines[-1]["epoch"]:  # else its label would stand at another epoch
+            found.append(Curve("dev EM, control", "control", points, INK, (2, 3), 1.8))
+    marks = _marks(run)
+    began = curves.overfitting_epoch(run.lines)
+    return found, [
+        *marks,
+        Mark(began, f"overfitting began, epoch {began}", f"overfitting, epoch {began}"),
+    ] if began else marks
+
+
+def _by_category(run: Run, name: str) -> list[Curve]:
+    """EM of a set by category, or over all its rows where they have none."""
+    found = []
+    for category in CATEGORIES:
+        if of := count(run.lines[-1], name, category):
+            points = _points_of(run.lines, lambda line, c=category: count(line, name, c))
+            label = f"{category}, {of.rows:,} rows:"
+            found.append(Curve(label, category, points, COLOURS[category], tuple(DASHES[category])))
+    return found or [Curve("all rows", "all rows", _points_of(run.lines, lambda line: count(line, name)), INK)]
+
+
+def _points_of(lines: Iterable[Line], what: Any) -> tuple[tuple[float, float], ...]:
+    return tuple((float(line["epoch"]), of.share) for line in lines if (of := what(line)) is not None)
+
+
+def _marks(run: Run) -> list[Mark]:
+    if run.early is None or run.last is None:
+        return []
+    early, last = run.early["epoch"], run.last["epoch"]
+    end = "CONVERGENCE" if run.finished else "last so far"
+    if early == last:
+        return [Mark(last, f"EARLY_STOP and {end}, epoch {last}" if run.finished else f"best and {end}, epoch {last}")]
+    start = "EARLY_STOP" if run.finished else "best so far"
+    return [Mark(last, f"{end}, epoch {last}"), Mark(early, f"{start}, epoch {early}")]
+
+
+def _points(run: Run, other: Run | None) -> list[dict[str, Any]]:
+    """The two chosen epochs of this run and of the control, as lines of a table."""
+    found = []
+    for whose, of in (("this run", run), ("control", other)):
+        names = ("EARLY_STOP", "CONVERGENCE") if of is None or of.finished else ("best so far", "last so far")
+        for name, line in zip(names, (of.early, of.last) if of else (None, None), strict=True):
+            if of is None or line is None:
+                continue
+            same = of is run
+            em = {k: count(line, k) for k in run.sets if same or run.same_rows(of, k)}
+            fitted = {"known": known(line), "unknown": count(line, TRAIN, UNKNOWN), "all": count(line, TRAIN)}
+            found.append({"whose": whose, "name": name, "epoch": int(line["epoch"]), "em": em, **fitted})
+    return found
+
+
+def _every(run: Run) -> list[dict[str, Any]]:
+    """Every evaluation, as a line of a table."""
+    early, last = run.early, run.last
+    marks = {line["step"]: name for line, name in ((last, "CONVERGENCE"), (early, "EARLY_STOP")) if line}
+    if early and last and early["step"] == last["step"]:
+        marks[last["step"]] = "EARLY_STOP, CONVERGENCE"
+    return [
+        {
+            "epoch": f"{line['epoch']:g}",
+            "step": line["step"],
+            "loss": line["train_loss"],
+            "mark": marks.get(line["step"], ""),
+            "fitted": line["fitted"],
+            "fitted_overall": line["counts"][TRAIN]["right"] / max(line["counts"][TRAIN]["rows"], 1),
+            "em": line["em"],
+            "seconds": duration(line["seconds"]) if "seconds" in line else "–",
+        }
+        for line in run.lines
+    ]
+
+
+def _file(run: Run, name: str) -> str:
+    """The name of a set's file, without the folders it lies in."""
+    given = (run.results.get("data") or {}).get(name, {}).get("file") or run.config.get(name) or ""
+    return str(given).replace("\\", "/").rsplit("/", 1)[-1]
+
+
+def _facts(run: Run) -> dict[str, list[page.Fact]]:
+    """Settings, model, data and cost, as labels and values."""
+    results, config = run.results, run.config
+    method = dict(results.get("method") or {})
+    kept = {k: v for k, v in config.items() if k in _SETTINGS and (not k.startswith("lora") or _is_lora(config))}
+    reasons, text = method.pop("reasons", []), dict(method.pop("training_text", {}))
+    how = {**{k: v for k, v in method.items() if k != "name"}, **text, "instruction": text.get("instruction") or None}
+    data = []
+    for name, of in dict(results.get("data") or {}).items():
+        left = f", {of['skipped']:,} left out" if of.get("skipped") else ""
+        data.append((name, f"{_file(run, name)}: {of['rows']:,} rows{left}", False))
+        whence = of.get("categories")
+        data.append(
+            (f"{name}: categories from", display(without_folders(str(whence)), 200) if whence else "none", False)
+        )
+        data.append((f"{name}: fingerprint", str(of.get("fingerprint")), False))
+    seconds = dict(results.get("seconds") or {})
+    cost = [(k, duration(float(seconds[k])), False) for k in ("training", "measuring", "saving") if k in seconds]
+    if seconds:
+        cost.insert(0, ("in all", duration(sum(map(float, seconds.values()))), False))
+    if (rate := results.get("rows_per_second")) is not None:
+        cost.append(("rows trained a second", number(float(rate)), False))
+    if results.get("stopped_by_patience"):
+        cost.append(("ended by", "patience", False))
+    cost += [("steps", f"{results['steps']:,}", False)] if "steps" in results else []
+    ceiling = float(results.get("ceiling", 1.0))
+    if results:
+        data.append(("rows that can be fitted", exact(ceiling) if ceiling < 1 else "all", False))
+    return {
+        "settings": page.facts(kept, _SETTINGS),
+        "method": [*page.facts(how), *(("chosen", str(reason), False) for reason in reasons)],
+        "model": page.facts(results.get("model") or {}),
+        "data": data,
+        "cost": cost,
+    }
+
+
+def _is_lora(config: Mapping[str, Any]) -> bool:
+    return config.get("method") == "lora"

@@ -1,0 +1,71 @@
+"""A training run -> rows that show what happened, the clearest first. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from foreknow.curves import TRAIN
+from foreknow.report.tune_tables import Run
+from foreknow.slick import HIGHLY_KNOWN, UNKNOWN
+
+
+@dataclass(frozen=True)
+class Example:
+    """One watched row. `history`: right or not at each evaluation; `control`: whether the control ends right."""
+
+    set: str
+    question: str
+    answer: str
+    category: str | None
+    group: str
+    history: tuple[bool, ...]
+    control: bool | None
+
+
+def examples(run: Run, control: Run | None, limit: int = 8) -> dict[str, tuple[Example, ...]]:
+    """Rows that show what happened, the clearest first. Empty kinds are left out.
+
+    `lost`: HighlyKnown, wrong at CONVERGENCE. `gained`: Unknown, right there. `turned`: other rows right at
+    EARLY_STOP and wrong at CONVERGENCE; `won`: the reverse. `taken`: Unknown train rows fitted at EARLY_STOP.
+    """
+    if run.early is None or run.last is None or run.rows.is_empty() or run.outcomes.is_empty():
+        return {}
+    steps = [line["step"] for line in run.lines]
+    wide = (
+        run.outcomes.filter(pl.col("step").is_in(steps))
+        .sort("step")
+        .group_by("set", "row")
+        .agg(history="right")
+        .filter(pl.col("history").list.len() == len(steps))
+    )
+    early, last = steps.index(run.early["step"]), steps.index(run.last["step"])
+    until, after = pl.col("history").list.head(early + 1), pl.col("history").list.slice(early + 1)
+    mean = [part.list.eval(pl.element().cast(pl.Float64)).list.mean().fill_null(0.0) for part in (until, after)]
+    frame = run.rows.join(wide, on=["set", "row"]).with_columns(
+        then=pl.col("history").list.get(early), now=pl.col("history").list.get(last), fall=mean[0] - mean[1]
+    )
+    if control and control.last is not None and not control.outcomes.is_empty():
+        same = [name for name in run.sets if run.same_rows(control, name)]
+        ended = control.outcomes.filter(pl.col("step") == control.last["step"], pl.col("set").is_in(same))
+        frame = frame.join(ended.select("set", "row", control="right"), on=["set", "row"], how="left")
+    else:
+        frame = frame.with_columns(control=pl.lit(None, pl.Boolean))
+    held, is_train = pl.col("set") != "dev", pl.col("set") == TRAIN
+    highly, unknown = pl.col("category") == HIGHLY_KNOWN, pl.col("category") == UNKNOWN
+    then, now, other = pl.col("then"), pl.col("now"), pl.col("category").is_null()
+    kinds = {
+        "lost": (~is_train & highly & ~now, True),
+        "gained": (~is_train & unknown & now, False),
+        "turned": (~is_train & (other | ~highly) & then & ~now, True),
+        "won": (~is_train & (other | ~unknown) & ~then & now, False),
+        "taken": (is_train & unknown & then, False),
+    }
+    found = {}
+    for kind, (which, falling) in kinds.items():
+        order = [held.cast(pl.Int8), pl.col("fall")]
+        picked = frame.filter(which).sort([*order, "set", "row"], descending=[True, falling, False, False]).head(limit)
+        lines = picked.select("set", "question", "answer", "category", "group", "history", "control").iter_rows()
+        found[kind] = tuple(Example(s, q, a, c, g, tuple(h), o) for s, q, a, c, g, h, o in lines)
+    return {kind: lines for kind, lines in found.items() if lines}
