@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -25,7 +24,7 @@ from foreknow.config import settings_of
 from foreknow.errors import ConfigError, ForeknowError, InputError, RunFolderError
 from foreknow.rows import ROWS, flag_rows
 from foreknow.slick import CATEGORIES
-from foreknow.study_config import SETS, StudyConfig, preset_names, settings_file
+from foreknow.study_config import SETS, StudyConfig, preset_names, settings_file, study_settings
 from foreknow.study_plan import runs, variants
 from foreknow.study_results import OUTCOMES, RESULTS
 from foreknow.study_rows import DATA, study_rows
@@ -113,7 +112,9 @@ def test_what_a_row_did_adds_up_to_the_shares(finished: studying.Study) -> None:
 def test_weights_are_deleted_unless_kept(finished: studying.Study) -> None:
     for folder in (finished.folder / "runs").iterdir():
         if folder.is_dir():
-            assert {"metrics.jsonl", "outcomes.parquet", "results.json", "manifest.json"} <= set(os.listdir(folder))
+            assert {"metrics.jsonl", "outcomes.parquet", "results.json", "manifest.json"} <= {
+                path.name for path in folder.iterdir()
+            }
             assert not (folder / "early_stop").exists()
             assert not (folder / "convergence").exists()
 
@@ -218,14 +219,14 @@ def test_settings_are_checked_before_anything_runs(
 def test_every_preset_is_a_study() -> None:
     assert {"quick", "paper"} <= set(preset_names())
     for name in preset_names():
-        config = settings_of(StudyConfig, {}, settings_file(name))
+        config = study_settings(name, {})
         assert runs(config)
     with pytest.raises(ConfigError, match=r"^nope: found no such file, expected one of .*quick"):
         settings_file("nope")
 
 
 def test_the_papers_grid() -> None:
-    config = settings_of(StudyConfig, {}, settings_file("paper"))
+    config = study_settings("paper", {})
     names = [v.name for v in variants(config)]
     assert len(names) == len(set(names)) == 7 + 5 + 4 + 1 + 1
     assert names[:2] == ["unknown-50", "known-of-50"]

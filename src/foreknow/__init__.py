@@ -126,11 +126,10 @@ def evaluate(model: str, data: str, *, out: str, **settings: Any) -> Evaluation:
 
 def study(which: str, *, out: str, **settings: Any) -> Study:
     """The paper's whole experiment: `which` is a preset or a YAML file; `settings` are fields of `StudyConfig`."""
-    from foreknow.config import settings_of
-    from foreknow.study_config import StudyConfig, settings_file
+    from foreknow.study_config import study_settings
     from foreknow.studying import run
 
-    return run(settings_of(StudyConfig, {"out": out, **settings}, settings_file(which)))
+    return run(study_settings(which, {"out": out, **settings}))
 
 
 def compare(first: str, second: str) -> Comparison:

@@ -26,7 +26,7 @@ from foreknow.config import (
 )
 from foreknow.errors import ForeknowError
 from foreknow.printing import print_audit, print_table
-from foreknow.study_config import StudyConfig, settings_file
+from foreknow.study_config import StudyConfig, study_settings
 
 if TYPE_CHECKING:
     from foreknow.datasets import Written
@@ -293,7 +293,7 @@ def study(
     **given: Any,
 ) -> None:
     """Do the paper's whole experiment on a model: audit, mix, tune every variant and seed, test every claim."""
-    settings = settings_of(StudyConfig, given, settings_file(which))
+    settings = study_settings(which, given)
     if settings.dry_run:
         from foreknow.study_estimate import estimate as estimate_study
 
@@ -389,6 +389,24 @@ def report(folder: Path, /, *, rows: bool = True, control: Path | None = None) -
     from foreknow.reporting import write_report
 
     print(f"report: {write_report(folder, show_rows=rows, control=control)}")
+
+
+lab = App(name="lab", help="A small model trained here, every exposure of every fact counted.", help_format="plaintext")
+app.command(lab)
+
+
+@lab.command
+def build(*, out: Path | None = None) -> None:
+    """Train the lab's model and write it with its facts; minutes on two cores.
+
+    Parameters
+    ----------
+    out
+        The folder to write (default: the user's cache, where the model 'lab' is looked for).
+    """
+    from foreknow.lab import build as build_lab
+
+    print(f"built: {build_lab(out)}")
 
 
 @app.command

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from foreknow.config import DATA, AuditConfig, Settings, TuneConfig, settings_of
+from foreknow.config import DATA, AuditConfig, Settings, TuneConfig, read_yaml, settings_of
 from foreknow.errors import ConfigError
 
 SETS: Final = ("train", "dev", "test", "ood")
@@ -118,6 +118,20 @@ def _checked(
 def preset_names() -> list[str]:
     """The presets that come along."""
     return sorted(p.name.removesuffix(".yaml") for p in files("foreknow.presets").iterdir() if p.name.endswith(".yaml"))
+
+
+def study_settings(which: str, given: dict[str, Any]) -> StudyConfig:
+    """A preset's, or a file's, settings with those given on top. Raises ConfigError.
+
+    A prompt template is looked for beside the settings file.
+    """
+    file = settings_file(which)
+    found = {**read_yaml(file), **given}
+    tune = found.get("tune")
+    if isinstance(tune, dict) and isinstance(template := tune.get("prompt_template"), str):
+        beside = file.parent / template
+        found["tune"] = {**tune, "prompt_template": str(beside if beside.is_file() else template)}
+    return settings_of(StudyConfig, found)
 
 
 def settings_file(name: str) -> Path:

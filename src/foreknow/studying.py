@@ -6,10 +6,10 @@
     study_runs.py      the runs, resumable, several at once
     study_results.py   what they measured, in two frames
     study_tables.py    the paper's tables and figures from these frames
-    linear.py paired.py claims.py sweep.py   its statistics
+    linear.py clustered.py paired.py contrasts.py claims.py sweep.py   its statistics
 
-DIR/config.yaml data.jsonl audit/ variants/ runs/ results.parquet outcomes.parquet tables/*.csv scorecard.json
-linear_model.json report.html manifest.json (last)
+DIR/config.yaml claims.json data.jsonl audit/ variants/ runs/ results.parquet outcomes.parquet relations.csv
+ptrue.parquet manifest.json (last); from these tables/*.csv scorecard.json linear_model.json report.html
 
 Everything that was measured is kept under `runs/`; weights are not, unless asked for. The same command goes on
 where it stopped. More seeds, shares or workers may be asked for later: only what is missing is done.
@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -28,21 +28,24 @@ from typing import Any, Final, NamedTuple
 import polars as pl
 
 import foreknow
-from foreknow import auditing, models
+from foreknow import auditing, linear, models
 from foreknow.auditing import Audit
+from foreknow.claims import CLAIMS
 from foreknow.config import AuditConfig, DataSettings, TuneConfig, settings_of
 from foreknow.errors import ConfigError, InputError
 from foreknow.inputs import read_data
 from foreknow.mixed import write_mix
 from foreknow.mixing import read_manifest
 from foreknow.progress import say
-from foreknow.runs import RunFolder, fingerprint, hold, write_frame, write_text, write_whole
+from foreknow.prompts import read_template
+from foreknow.runs import RunFolder, fingerprint, hold, write_frame, write_json, write_text, write_whole
 from foreknow.sizes import largest
 from foreknow.study_config import StudyConfig
 from foreknow.study_plan import Run, mix_of, runs, variants
 from foreknow.study_results import OUTCOMES, RESULTS, outcomes_of, results_of
 from foreknow.study_rows import SPLITS, learnable, study_rows
 from foreknow.study_runs import drop_weights, run_all
+from foreknow.study_tables import all_tables
 from foreknow.tuning import Tuned
 
 REFUSED: Final = "test_refused"
@@ -66,6 +69,11 @@ class Study:
     def outcomes(self) -> pl.DataFrame:
         """Every watched row at the two points (`study_results.OUTCOMES`)."""
         return pl.read_parquet(self.folder / "outcomes.parquet")
+
+    @cached_property
+    def tables(self) -> dict[str, pl.DataFrame]:
+        """The paper's tables (`study_tables.py`), as written to `tables/`."""
+        return {path.stem: pl.read_csv(path) for path in sorted((self.folder / "tables").glob("*.csv"))}
 
     @cached_property
     def audit(self) -> Audit:
@@ -102,21 +110,33 @@ def run(config: StudyConfig) -> Study:
             "data": fingerprint(rows),
             "model": models.fingerprint(found.folder),
             **{key: value for key, value in config.resolved().items() if key not in _NO_IDENTITY | {"model"}},
+            "tune": {**config.tune, "prompt_template": _prompt(config)},
         }
         grid = [one.name for one in runs(config)]
         if folder.begin(identity, config.resolved()):
             if (folder.manifest or {}).get("grid") == grid:
                 say(f"{config.out}: this study is complete; nothing to do")
+                if not (folder.path / "report.html").is_file():
+                    write_tables(Study(folder.path))
                 return Study(folder.path)
             folder.reopen(config.resolved())
         write_whole(folder.path / "data.jsonl", rows.write_ndjson)
+        _write_claims(config, folder.path)
         audit = _audited(config, folder.path)
         plan = _planned(config, audit, folder.path)
         for line in plan.told:
             say(line)
         run_all(plan.tunes, config.workers, config.keep_weights, {name: plan.rows[name] for name in plan.tunes})
         _write(config, plan, folder, identity, grid, time.monotonic() - began)
+        write_tables(Study(folder.path))
     return Study(folder.path)
+
+
+def _prompt(config: StudyConfig) -> list[str] | None:
+    """What the training prompt says, wherever its file lies."""
+    file = config.tune.get("prompt_template")
+    found = read_template(Path(file)) if file else None
+    return [found.instruction, found.target] if found else None
 
 
 def read_rows(config: StudyConfig) -> pl.DataFrame:
@@ -236,6 +256,10 @@ def _write(
     write_frame(folder.path / "results.parquet", pl.concat(results))
     write_frame(folder.path / "outcomes.parquet", pl.concat(outcomes))
     write_text(folder.path / "relations.csv", plan.relations.write_csv())
+    if config.p_true and not (folder.path / "ptrue.parquet").is_file():
+        from foreknow.ptrue import p_true_of
+
+        p_true_of(Audit(folder.path / "audit"), folder.path / "ptrue.parquet")
     spent = [tuned_seconds(folder.path / "runs" / one.name) for one in plan.runs]
     folder.finish(
         {
@@ -249,6 +273,38 @@ def _write(
             "seconds": {"this_call": seconds, "runs": sum(spent)},
         }
     )
+
+
+def write_tables(study: Study) -> Path:
+    """Make the paper's tables, the scorecard and the page of a finished study again; returns the page's path.
+
+    No model is asked: all of it comes from `results.parquet`, `outcomes.parquet` and the audit.
+    """
+    from foreknow.report import render_study
+
+    tables = all_tables(study)
+    (study.folder / "tables").mkdir(exist_ok=True)
+    for name, table in tables.items():
+        write_text(study.folder / "tables" / f"{name}.csv", table.write_csv())
+    write_json(study.folder / "scorecard.json", tables["claims"].to_dicts())
+    models_of = {
+        name: linear.as_json(
+            linear.fit(linear.points(study.results, name)),
+            [("from epoch 2", linear.fit(linear.points(study.results, name, 2)))],
+        )
+        for name in ("test", "ood")
+        if study.results.filter(pl.col("set") == name).height
+    }
+    write_json(study.folder / "linear_model.json", models_of)
+    path = study.folder / "report.html"
+    write_text(path, render_study(study, tables))
+    return path
+
+
+def _write_claims(config: StudyConfig, folder: Path) -> None:
+    """What will be asked of the runs stands before the first of them."""
+    asked = [{**asdict(claim), "margin": config.margin} for claim in CLAIMS]
+    write_json(folder / "claims.json", asked)
 
 
 def tuned_seconds(folder: Path) -> float:
