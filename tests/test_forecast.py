@@ -9,10 +9,12 @@ import numpy as np
 import polars as pl
 import pytest
 
+from foreknow.auditing import open_audit
 from foreknow.errors import ConfigError, InputError, ModelError
 from foreknow.forecast import FORECAST, check, forecast, forecast_audit, table, usual_fits
 from foreknow.runs import write_json
 from foreknow.study_results import RESULTS
+from foreknow.studying import open_study
 
 B0, B_KNOWN, B_UNKNOWN = 0.40, 0.08, -0.10
 
@@ -112,7 +114,7 @@ def folders(tmp_path: Path, other: bool = False) -> tuple[Path, Path]:
 
 def test_an_audits_own_share_is_told_of(tmp_path: Path) -> None:
     audit, done = folders(tmp_path)
-    found = forecast_audit(audit, done, unknown=None)
+    found = forecast_audit(open_audit(audit), open_study(done), unknown=None)
     assert found["unknown"] == 0.4
     json.dumps(found, allow_nan=False)
     assert table(found).height == 2
@@ -121,11 +123,11 @@ def test_an_audits_own_share_is_told_of(tmp_path: Path) -> None:
 def test_what_cannot_be_told_is_refused(tmp_path: Path) -> None:
     audit, done = folders(tmp_path, other=True)
     with pytest.raises(ModelError, match=r"^--study .*: of n .* but .* asked m"):
-        forecast_audit(audit, done, unknown=None)
-    assert forecast_audit(audit, done, unknown=0.5, force=True)["unknown"] == 0.5
+        forecast_audit(open_audit(audit), open_study(done), unknown=None)
+    assert forecast_audit(open_audit(audit), open_study(done), unknown=0.5, force=True)["unknown"] == 0.5
     with pytest.raises(ConfigError, match=r"^--unknown 50"):
-        forecast_audit(audit, done, unknown=50, force=True)
+        forecast_audit(open_audit(audit), open_study(done), unknown=50, force=True)
     with pytest.raises(ConfigError, match=r"^--fitted: found \[2, 0.5\], expected two shares"):
-        forecast_audit(audit, done, unknown=0.5, fitted=(2, 0.5), force=True)
+        forecast_audit(open_audit(audit), open_study(done), unknown=0.5, fitted=(2, 0.5), force=True)
     with pytest.raises(InputError, match="not a finished study"):
-        forecast_audit(audit, audit, unknown=None)
+        forecast_audit(open_audit(audit), open_study(audit), unknown=None)

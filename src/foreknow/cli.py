@@ -334,10 +334,12 @@ def forecast(
     force
         Go on though the study is of another model.
     """
+    from foreknow.auditing import open_audit
     from foreknow.forecast import forecast_audit, table
     from foreknow.runs import write_json
+    from foreknow.studying import open_study
 
-    found = forecast_audit(audit, study, unknown=unknown, fitted=fitted or (), force=force)
+    found = forecast_audit(open_audit(audit), open_study(study), unknown=unknown, fitted=fitted or (), force=force)
     print_table(table(found), f"forecast for {found['unknown']:.1%} Unknown rows")
     for name, of in found["left_out"].items():
         if of["rmse"] is not None:

@@ -8,14 +8,17 @@ of fits that the study saw; outside it extrapolates, and says so.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
 from foreknow import linear
 from foreknow.errors import ConfigError, ModelError
 from foreknow.slick import KNOWN, UNKNOWN
+
+if TYPE_CHECKING:
+    from foreknow.auditing import Audit
+    from foreknow.studying import Study
 
 FORECAST: Final[dict[str, pl.DataType]] = {
     "set": pl.String(),
@@ -96,36 +99,33 @@ def check(results: pl.DataFrame) -> dict[str, Any]:
 
 
 def forecast_audit(
-    audit: Path, study: Path, *, unknown: float | None, fitted: Sequence[float] = (), force: bool = False
+    audit: Audit, study: Study, *, unknown: float | None, fitted: Sequence[float] = (), force: bool = False
 ) -> dict[str, Any]:
-    """The forecast for a finished audit's rows, from a finished study's folder.
+    """The forecast for a finished audit's rows, from a finished study.
 
     `unknown`: the share of Unknown rows of the mix; None: the audit's own. `fitted`: shares of Known and of Unknown
-    rows that will be fitted; none: those usual in the study. Raises InputError, ConfigError, and ModelError where the
-    study is of another model, unless `force`.
+    rows that will be fitted; none: those usual in the study. Raises ConfigError, and ModelError where the study is of
+    another model, unless `force`.
     """
-    from foreknow.auditing import open_audit
-    from foreknow.studying import open_study
-
-    asked, done = open_audit(audit), open_study(study)
-    ours, theirs = asked.summary["model"], done.manifest["model"]
+    ours, theirs = audit.summary["model"], study.manifest["model"]
     if ours["fingerprint"] != theirs["fingerprint"] and not force:
         raise ModelError(
-            f"--study {study}: of {theirs['name']} ({theirs['fingerprint'][:19]}...), but {audit} asked {ours['name']} "
+            f"--study {study.folder}: of {theirs['name']} ({theirs['fingerprint'][:19]}...), but {audit.folder} asked "
+            f"{ours['name']} "
             f"({ours['fingerprint'][:19]}...); a forecast holds for one model. Name a study of it, or --force"
         )
     if len(fitted) not in (0, 2) or any(not 0 <= share <= 1 for share in fitted):
         raise ConfigError(f"--fitted: found {list(fitted)}, expected two shares from 0 to 1: of Known, of Unknown rows")
-    share = float(asked.summary["categories"]["overall"][UNKNOWN]) if unknown is None else unknown
+    share = float(audit.summary["categories"]["overall"][UNKNOWN]) if unknown is None else unknown
     if not 0 <= share <= 1:
         raise ConfigError(f"--unknown {share}: expected a share from 0 to 1")
-    fits = {"asked": (fitted[0], fitted[1])} if fitted else usual_fits(done.results, share)
-    table = forecast(done.results, share, fits)
+    fits = {"asked": (fitted[0], fitted[1])} if fitted else usual_fits(study.results, share)
+    table = forecast(study.results, share, fits)
     return {
-        "study": {"folder": str(study), "model": theirs["name"], "results": done.manifest["results"]},
+        "study": {"folder": str(study.folder), "model": theirs["name"], "results": study.manifest["results"]},
         "unknown": share,
         "forecast": table.to_dicts(),
-        "left_out": check(done.results),
+        "left_out": check(study.results),
     }
 
 
