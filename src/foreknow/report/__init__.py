@@ -19,6 +19,12 @@ tune_charts.py   curves over epochs with chosen epochs marked
 tune.py          all of it -> the page (tune.html.j2)
 evaluation.py    an evaluation -> its page (evaluation.html.j2)
 
+study_words.py   the study's tables -> one sentence for each finding; pure
+study_sheets.py  the study's tables as the page shows them; pure
+study_charts.py  curves, shares and intervals
+study_sections.py   a section for each figure or table of the paper
+study.py         all of it -> the page (study.html.j2)
+
 page.py          what all pages share (shell.html.j2, macros.html.j2, style.css)
 """
 
@@ -26,6 +32,7 @@ from __future__ import annotations
 
 from foreknow.report.audit import render_audit
 from foreknow.report.evaluation import render_evaluation
+from foreknow.report.study import render_study
 from foreknow.report.tune import render_tune
 
-__all__ = ["render_audit", "render_evaluation", "render_tune"]
+__all__ = ["render_audit", "render_evaluation", "render_study", "render_tune"]

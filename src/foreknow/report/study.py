@@ -1,0 +1,188 @@
+"""A study -> its page (`study.html.j2`): the scorecard of the nine claims, then every table of the paper as a chart."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import polars as pl
+import yaml
+
+from foreknow import paper_figures
+from foreknow.config import TuneConfig
+from foreknow.report import page, study_sheets, study_words
+from foreknow.report.study_sections import sections
+from foreknow.report.study_sheets import p_text
+from foreknow.report.study_words import points
+from foreknow.report.text import display, duration, exact
+from foreknow.slick import UNKNOWN
+from foreknow.study_points import ALL, LATE
+from foreknow.study_tables import all_tables
+
+if TYPE_CHECKING:
+    from foreknow.studying import Study
+
+SETTINGS = {
+    "epochs": "epochs",
+    "learning_rate": "learning rate",
+    "batch_size": "rows of a step",
+    "dropout": "dropout",
+    "method": "method",
+    "metric": "metric that chose the epoch",
+}
+
+
+def render_study(study: Study, tables: Mapping[str, pl.DataFrame] | None = None) -> str:
+    """The whole page. `tables`: those of `study_tables.all_tables`, where they are at hand."""
+    of = dict(tables or all_tables(study))
+    config = yaml.safe_load((study.folder / "config.yaml").read_text(encoding="utf-8")) or {}
+    model = dict(study.manifest.get("model") or {"name": config.get("model")})
+    name = display(model.get("name") or "this model")
+    made, missing = sections(of, study.results)
+    return page.render(
+        "study.html.j2",
+        version=study.manifest.get("foreknow"),
+        model=model,
+        lead=study_words.lead(of["claims"], name),
+        second=" ".join(study_words.shares(of["differences"], "test")[:2]),
+        claims=[_claim(line) for line in of["claims"].iter_rows(named=True)],
+        margin=float(config.get("margin") or 0.02),
+        cautions=_cautions(study.results, of),
+        sections=made,
+        missing=missing,
+        relations=study_sheets.relations(pl.read_csv(study.folder / "relations.csv")),
+        runs=study_sheets.runs(study.results),
+        facts=_facts(study, config, model),
+        limits=_limits(study.results, config),
+        paper=paper_figures.NAME,
+        paper_model=paper_figures.MODEL,
+    )
+
+
+class Claim(NamedTuple):
+    """A line of the scorecard, in words. `shown`: which of several parts the estimate is of."""
+
+    number: int
+    text: str
+    contrast: str
+    verdict: str
+    estimate: str
+    shown: str
+    paper: str
+    p: str
+    detectable: str
+    notes: tuple[str, ...]
+
+
+def _claim(line: Mapping[str, Any]) -> Claim:
+    value, number = line["estimate"], int(line["claim"])
+    if value is None:
+        estimate = "–"
+    elif number == 7:  # a level, not a difference
+        estimate = f"{exact(value)} ({100 * line['low']:.1f} to {100 * line['high']:.1f})"
+    else:
+        estimate = points(value, line["low"], line["high"])
+    note = _typeset(line["note"] or "")
+    notes = [note] if line["verdict"] == "not tested" else [part for part in note.split("; ") if part]
+    shown = next((part.removeprefix("shown: ") for part in notes if part.startswith("shown: ")), "")
+    return Claim(
+        number=number,
+        text=_typeset(line["text"]),
+        contrast=_typeset(line["contrast"]),
+        verdict=line["verdict"],
+        estimate=estimate,
+        shown=shown,
+        paper=study_words.papers(number),
+        p=p_text(line["p_holm"]),
+        detectable="–" if line["mde"] is None else f"{100 * line['mde']:.1f} points",
+        notes=tuple(part for part in notes if not part.startswith("shown: ")),
+    )
+
+
+def _typeset(text: str) -> str:
+    """Hyphens that mean minus become one, and so on."""
+    text = re.sub(r"(?<![\w.])-(?=\d)", "−", text.replace(" - ", " − ").replace(" -> ", " → "))
+    return re.sub(r"(?<=\d)%", " %", text)
+
+
+def _facts(study: Study, config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, list[page.Fact]]:
+    results = study.results
+    grid = study.manifest.get("grid") or []
+    counts = results.filter((pl.col("category") == ALL) & pl.col("set").is_in(["dev", "test", "ood"]))
+    sets = counts.group_by("set", maintain_order=True).agg(pl.col("rows").max())
+    shape = [
+        ("runs", f"{len(grid):,}", False),
+        ("training sets", f"{results['variant'].n_unique():,}", False),
+        ("seeds", str(results["seed"].n_unique()), False),
+        ("|D|", f"{_most(results, 'size'):,}", False),
+        *((f"{name} rows", f"{rows:,}", False) for name, rows in sets.iter_rows()),
+        ("data", _file(config.get("data")), False),
+        ("relations held out", ", ".join(map(str, config.get("ood") or ())) or "none", False),
+    ]
+    audit = _read(study, "audit/summary.json")
+    seconds = dict(study.manifest.get("seconds") or {})
+    cost = [("audit", audit.get("seconds")), ("all runs, one after the other", seconds.get("runs"))]
+    return {
+        "model": page.facts(model),
+        "grid": [(label, display(value, 200), long) for label, value, long in shape],
+        "settings": page.facts({name: _tune(config, name) for name in SETTINGS}, SETTINGS),
+        "protocol": page.facts(audit.get("protocol") or {}),
+        "cost": [(label, duration(float(value)), False) for label, value in cost if value is not None],
+    }
+
+
+def _most(results: pl.DataFrame, column: str) -> int:
+    return int(results[column].to_numpy().max()) if results.height else 0
+
+
+def _tune(config: Mapping[str, Any], name: str) -> Any:
+    """A setting of the runs: the study's own, else what `foreknow tune` takes."""
+    return (config.get("tune") or {}).get(name, TuneConfig.model_fields[name].default)
+
+
+def _file(data: object) -> str:
+    """The name of the data, without the folders it lies in."""
+    return str(data or "").replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] or "–"
+
+
+def _read(study: Study, name: str) -> dict[str, Any]:
+    path = study.folder / name
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _cautions(results: pl.DataFrame, of: Mapping[str, pl.DataFrame]) -> list[str]:
+    found = []
+    per = results.group_by("variant").agg(pl.col("seed").n_unique())["seed"]
+    if len(per) and max(per) == 1:
+        found.append("One seed: no interval here says what another seed would give. Ask for more with --seeds.")
+    elif len(per) and min(per) < max(per):
+        found.append(f"Some training sets have {min(per)} seeds, others {max(per)}: contrasts use those in common.")
+    test = results.filter((pl.col("set") == "test") & (pl.col("category") == ALL))["rows"]
+    if len(test) and (most := int(max(test))) < 1000:
+        found.append(f"{most:,} test rows: differences of a few points cannot be told from chance.")
+    ends = results.filter((pl.col("kind") == "shares") & pl.col("early_stop") & pl.col("convergence"))
+    if ends.height:
+        names = ", ".join(sorted(ends["variant"].unique()))
+        found.append(f"The best epoch is the last one for {names}: longer training could still change the picture.")
+    of_d = of["fitted"].filter(pl.col("trained_on") == "D")
+    late = of_d.filter((pl.col("point") == LATE) & (pl.col("part") == UNKNOWN))
+    if late.height and min(late["em"]) < 0.9:
+        found.append(
+            f"At CONVERGENCE only {exact(min(late['em']))} of the Unknown rows are fitted in some set: the paper "
+            "trains until all are."
+        )
+    return found
+
+
+def _limits(results: pl.DataFrame, config: Mapping[str, Any]) -> list[str]:
+    match = "letter by letter" if _tune(config, "match") == "strict" else "but for case, punctuation and articles"
+    return [
+        f"|D| is {_most(results, 'size'):,} and training lasts {_most(results, 'epoch')} epochs; the paper has "
+        f"{paper_figures.SIZE:,} and {paper_figures.EPOCHS}. Levels of EM depend on "
+        "model and data: compare signs and differences, not levels.",
+        f"Short closed-book answers only, matched {match}; a right answer in other words counts as wrong.",
+        "Unknown means not expressed under the protocol of the audit, not absent from the model.",
+        "EARLY_STOP is chosen by dev EM, a set of other rows of the same relations.",
+    ]

@@ -1,0 +1,323 @@
+"""The parts of a study's page, one a figure or table of the paper: charts, what they show, tables in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import polars as pl
+from markupsafe import Markup
+
+from foreknow import paper_figures
+from foreknow.report import page, study_charts, study_sheets, study_words
+from foreknow.report.charts import FILLS, NARROW, SOFT, UNKNOWN_INK
+from foreknow.report.study_charts import DASHED, DOTTED, HALF, SOLID, Axes, Bar, Line, Place
+from foreknow.report.study_sheets import SETS, TERMS, Sheet, at, whole
+from foreknow.slick import HIGHLY_KNOWN, UNKNOWN
+from foreknow.study_points import ALL, ALL_KNOWN, EARLY, LATE, POINTS
+
+Tables = Mapping[str, pl.DataFrame]
+Chart = tuple[Markup, Markup]
+WITH_UNKNOWN, WITHOUT = UNKNOWN_INK, FILLS[1]
+"""The colours of D, which has Unknown rows, and of D_Known, which has not; of Unknown and of Known rows."""
+STYLES = {
+    ("D", EARLY): ("D, EARLY_STOP", "D, early", WITH_UNKNOWN, DASHED),
+    ("D", LATE): ("D, CONVERGENCE", "D, conv.", WITH_UNKNOWN, SOLID),
+    ("D_Known", EARLY): ("D_Known, EARLY_STOP", "D_Known, early", WITHOUT, DASHED),
+    ("D_Known", LATE): ("D_Known, CONVERGENCE", "D_Known, conv.", WITHOUT, SOLID),
+}
+SHARES = tuple(share / 100 for share in paper_figures.SHARES)
+THEIRS = f"The paper, {paper_figures.MODEL}"
+X = "Unknown share of D"
+TESTS = (
+    " In the table of contrasts “rows and seeds” draws both anew; the paper's test cuts the shuffled rows into 100 "
+    "parts (median p of 200 shuffles); McNemar's is exact, of one seed. The last two say nothing of other seeds."
+)
+
+
+class Section(NamedTuple):
+    """A part of the page. `charts`: title (empty: none), chart; `bars`: label and shares right, wrong, refused."""
+
+    id: str
+    title: str
+    about: str
+    sentences: tuple[str, ...]
+    charts: tuple[tuple[str, Chart], ...]
+    sheets: tuple[tuple[str, Sheet], ...]
+    files: tuple[str, ...]
+    note: str = ""
+    bars: tuple[tuple[str, tuple[float, float, float]], ...] = ()
+
+
+def sections(of: Tables, results: pl.DataFrame) -> tuple[list[Section], list[str]]:
+    """Every part that the study has runs for, and for the others a line that says what it would take."""
+    parts: tuple[tuple[str, str, Callable[[], Section]], ...] = (
+        ("curves", "Train and dev curves (Figure 1) take a share between 0 and 1 in unknown.", partial(_curves, of)),
+        ("shares", "EM by Unknown share (Figure 3) takes shares in unknown.", partial(_shares, of, "test")),
+        ("fitted", "Rows fitted at EARLY_STOP (Figure 4) take shares in unknown.", partial(_fitted, of)),
+        (
+            "linear",
+            "The linear model (Table 1) takes several shares in unknown, better with known.",
+            partial(_linear, of),
+        ),
+        ("single", "Sets of one category (Table 2) take only, and natural for the natural mix.", partial(_single, of)),
+        ("ood", "Unseen relations take some held out of training, named in ood.", partial(_shares, of, "ood")),
+        (
+            "sweep",
+            "SliCK against P(True) takes natural, or shares in unknown, and p_true.",
+            partial(_sweep, of, results),
+        ),
+        ("refusals", "Refusing takes a share in idk.", partial(_refusals, of)),
+    )
+    made = [make() for name, _, make in parts if not of[name].is_empty()]
+    return made, [wanted for name, wanted, _ in parts if of[name].is_empty()]
+
+
+def half(lines: Sequence[Line], axes: Axes) -> Chart:
+    """A chart for half of a wide screen, and for a narrow one."""
+    wide, narrow = (study_charts.lines_chart(lines, axes, width) for width in (HALF, NARROW))
+    return Markup(wide), Markup(narrow)
+
+
+def _curves(of: Tables) -> Section:
+    table = of["curves"]
+    last = max(table["epoch"])
+    axes = Axes("epoch", tuple(float(tick) for tick in epochs(last)), is_share=False)
+    train = [
+        Line(f"{part} rows", part, places, colour, band=True)
+        for part, colour in ((ALL_KNOWN, WITHOUT), (UNKNOWN, WITH_UNKNOWN))
+        if (places := _over_epochs(table, "D", part.lower()))
+    ]
+    dev = [
+        Line(label, short, places, colour, dash, band=True)
+        for on, label, short, colour, dash in (
+            ("D", "D", "D", WITH_UNKNOWN, SOLID),
+            ("D_Known", "its Known rows alone", "D_Known", WITHOUT, DASHED),
+        )
+        if (places := _over_epochs(table, on, "dev"))
+    ]
+    charts = [("Train rows of D fitted", half(train, axes._replace(y=(0.0, 1.0))))] if train else []
+    charts += [("Dev EM", half(dev, axes))] if dev else []
+    share = "half" if table["share"][0] == 0.5 else whole(table["share"][0])
+    return Section(
+        "curves",
+        "Known rows first, Unknown rows late",
+        f"The paper's Figure 1: {share} of D is Unknown. A row is fitted when the model gives its own answer. Shaded: "
+        "smallest to largest over seeds.",
+        tuple(study_words.curves(table, of["shares"])),
+        tuple(charts),
+        (("Epoch by epoch", study_sheets.curves(table)),),
+        ("curves",),
+        "The paper trains 50 epochs at a learning rate of 1e-5: beside ours for the shape, not epoch by epoch.",
+    )
+
+
+def epochs(last: int) -> list[int]:
+    """Ticks of an axis of epochs, at most about ten."""
+    step = next(s for s in (1, 2, 5, 10, 20, 50, 100, last) if last / s <= 10)
+    return [1, *range(max(step, 2), last + 1, step)] if last > 1 else [1, 2]
+
+
+def _over_epochs(table: pl.DataFrame, on: str, measure: str) -> tuple[Place, ...]:
+    of = table.filter((pl.col("trained_on") == on) & (pl.col("measure") == measure)).sort("epoch")
+    return _places(of.select("epoch", "value", "seed_low", "seed_high"))
+
+
+def _places(frame: pl.DataFrame) -> tuple[Place, ...]:
+    return tuple(Place(*line) for line in frame.iter_rows())
+
+
+def _share_axes(shares: Sequence[float], y: tuple[float, float] | None = None) -> Axes:
+    ticks = tuple(sorted(set(shares)))
+    return Axes(X, ticks if len(ticks) > 1 else (0.0, 1.0), y=y)
+
+
+def _shares(of: Tables, name: str) -> Section:
+    file = "shares" if name == "test" else "ood"
+    every = of[file].filter(pl.col("category") == ALL)
+    ours, axes = _by_share(every), _share_axes(every["share"].to_list())
+    charts = [("Here", half(ours, axes))] if name == "test" else [("", page.both(study_charts.lines_chart, ours, axes))]
+    if name == "test":
+        title = "More Unknown rows, lower EM?"
+        about = (
+            "The paper's Figure 3: test EM by the share of Unknown rows in D. D_Known is the same D without them, so "
+            "it has fewer rows. Whiskers: 95 % intervals, rows and seeds drawn anew; all lines are of the same rows, "
+            "so their differences are surer than the whiskers look."
+        )
+        charts.append((THEIRS, half(_theirs(), _share_axes(SHARES))))
+        note = study_words.figure_note([paper_figures.exact_match("D", 0.25, EARLY)]) + TESTS
+    else:
+        title = "Relations that no training set has"
+        about = "As above, on relations held out of training. The paper draws this and prints no figures of it."
+        note = ""
+    tables = [
+        ("By Unknown share", study_sheets.by_share(every, paper=name == "test")),
+        ("By category of the rows asked", study_sheets.by_category(of[file])),
+    ]
+    tested = study_sheets.contrasts(of["differences"], name)
+    tables += [("Every contrast, tested three ways", tested)] if tested.lines else []
+    sentences = tuple(study_words.shares(of["differences"], name))
+    return Section(file, title, about, sentences, tuple(charts), tuple(tables), (file, "differences"), note)
+
+
+def _by_share(every: pl.DataFrame) -> list[Line]:
+    """A line for D and D_Known at each point; fixed epochs of D dotted. D_Known of 0 % is D itself."""
+    found = []
+    for (on, point), (label, short, colour, dash) in STYLES.items():
+        here = every.filter(pl.col("point") == point)
+        of = here.filter(pl.col("trained_on") == on)
+        if on == "D_Known" and of.height:
+            of = pl.concat([here.filter((pl.col("trained_on") == "D") & (pl.col("share") == 0)), of])
+        if of.height:
+            found.append(
+                Line(label, short, _places(of.sort("share").select("share", "em", "low", "high")), colour, dash)
+            )
+    for point in every["point"].unique(maintain_order=True):
+        of = every.filter((pl.col("trained_on") == "D") & (pl.col("point") == point)).sort("share")
+        if point not in POINTS and of.height:
+            found.append(Line(f"D, {point}", point, _places(of.select("share", "em")), SOFT, DOTTED))
+    return found
+
+
+def _theirs() -> list[Line]:
+    found = []
+    for (on, point), series in paper_figures.TEST_EM.items():
+        label, short, colour, dash = STYLES.get((on, point), (f"{on}, {point}", point, SOFT, DOTTED))
+        found.append(Line(label, short, _read_off(series), colour, dash))
+    return found
+
+
+def _read_off(series: Sequence[float | None]) -> tuple[Place, ...]:
+    """A series of the paper (%), by its shares."""
+    pairs = zip(SHARES, series, strict=True)
+    return tuple(Place(share, value / 100) for share, value in pairs if value is not None)
+
+
+def _fitted(of: Tables) -> Section:
+    table = of["fitted"].filter(pl.col("trained_on") == "D")
+    early = table.filter(pl.col("point") == EARLY).sort("share")
+    ours, theirs = [], []
+    for part, colour in ((ALL_KNOWN, WITHOUT), (UNKNOWN, WITH_UNKNOWN)):
+        found = early.filter(pl.col("part") == part).select("share", "em", "low", "high")
+        if found.height:
+            ours.append(Line(f"{part} rows", part, _places(found), colour))
+        theirs.append(Line(f"{part} rows", part, _read_off(paper_figures.FITTED[part]), colour))
+    whole = (0.0, 1.0)
+    charts = [("Here", half(ours, _share_axes(early["share"].to_list(), whole)))] if ours else []
+    return Section(
+        "fitted",
+        "What EARLY_STOP has taken in",
+        "The paper's Figure 4: of each part of D, the rows fitted at EARLY_STOP. Whiskers: 95 % intervals (Wilson) of "
+        "the rows of all seeds.",
+        tuple(study_words.fitted(of["fitted"])),
+        (*charts, (THEIRS, half(theirs, _share_axes(SHARES, whole)))),
+        (("Rows fitted at the two points", study_sheets.fitted(table)),),
+        ("fitted",),
+        study_words.figure_note([paper_figures.fitted(ALL_KNOWN, 0.5)]),
+    )
+
+
+def _linear(of: Tables) -> Section:
+    table = of["linear"]
+    own = table.filter(
+        (pl.col("fit") == "from epoch 1") & (pl.col("coefficient") != "b0") & pl.col("value").is_not_null()
+    )
+    bars = [
+        Bar(
+            f"{TERMS[line['coefficient']]}, {SETS[line['set']]}",
+            *(line["value"], line["low"], line["high"], line["paper"]),
+            short=f"{line['coefficient']}, {'test' if line['set'] == 'test' else 'unseen'}",
+        )
+        for line in own.iter_rows(named=True)
+    ]
+    title = "points of EM"
+    draw = partial(study_charts.intervals_chart, bars, title, zero=True)
+    return Section(
+        "linear",
+        "EM from the rows fitted",
+        "The paper's Table 1: EM = b0 + b_kn · (Known rows fitted / |D|) + b_unk · (Unknown rows fitted / |D|), one "
+        "point an epoch of every D and D_Known; a coefficient is what all of D fitted would move. Errors are clustered "
+        "by run, as a run's epochs are alike. Hollow: the paper.",
+        (*study_words.linear(table, "test"), *study_words.linear(table, "ood")),
+        (("", page.both(draw)),) if bars else (),
+        (("All coefficients", study_sheets.linear(table)),),
+        ("linear",),
+        "Intervals: CR2 with Satterthwaite degrees of freedom; beside it the wild cluster bootstrap. “The paper's 14 "
+        "points” is our refit of those that can be read off its figures; its Table 1 has every epoch.",
+    )
+
+
+def _single(of: Tables) -> Section:
+    table = of["single"].filter(pl.col("point").is_in(POINTS))
+    bars = [
+        Bar(line["trained"], line["em"], line["low"], line["high"], line["paper"], line["point"] == LATE)
+        for line in table.filter(pl.col("category") == ALL).iter_rows(named=True)
+    ]
+    tables = [("By category of the rows asked, the paper below", study_sheets.single(table))]
+    tested = study_sheets.contrasts(of["differences"], "test", ("single category",))
+    tables += [("MaybeKnown rows against the others, tested three ways", tested)] if tested.lines else []
+    return Section(
+        "single",
+        "Which rows are worth training on",
+        "The paper's Table 2: sets of one category alone, and the natural mix, judged on all test rows. Circles: "
+        "EARLY_STOP; squares: CONVERGENCE; hollow: the paper; whiskers: 95 % intervals, rows and seeds drawn anew.",
+        tuple(study_words.single(table, of["differences"])),
+        (("", page.both(study_charts.intervals_chart, bars, "test EM")),),
+        tuple(tables),
+        ("single", "differences"),
+        study_words.figure_note([paper_figures.single(HIGHLY_KNOWN, EARLY)]),
+    )
+
+
+def _sweep(of: Tables, results: pl.DataFrame) -> Section:
+    table = of["sweep"]
+    own = table.filter(pl.col("score") == "SliCK")
+    lines = []
+    for score, setting, label, colour in (
+        ("P(True)", "", "P(True)", WITH_UNKNOWN),
+        ("p_hit", own["setting"][0] if own.height else "", "p_hit", WITHOUT),
+    ):
+        # the first few rows alone say nothing
+        seen = (pl.col("score") == score) & (pl.col("setting") == setting) & (pl.col("share") >= 0.02)
+        places = _places(table.filter(seen).drop_nulls("em").sort("share").select("share", "em"))
+        if places:
+            lines.append(Line(label, label, places, colour, dots=False))
+    crosses = _places(own.drop_nulls("em").select("share", "em"))
+    variant = str(table["variant"][0])
+    trained = "the natural mix" if variant == "natural" else f"{variant}, for want of the natural mix"
+    return Section(
+        "sweep",
+        "Which score finds the rows that stay wrong",
+        f"What a score calls Unknown should be wrong after training ({trained}, at CONVERGENCE). To the right more "
+        "rows are called so; the lower the line, the better. Cross: SliCK's own label; circles: its label with fewer "
+        "exemplar sets or samples; p_hit: the same as a score.",
+        tuple(study_words.sweep(table, results.filter(pl.col("variant") == variant)["seed"].n_unique())),
+        (("", page.both(study_charts.sweep_chart, lines, crosses)),) if lines else (),
+        (("SliCK's label by budget", study_sheets.sweep(own)),),
+        ("sweep",),
+        "A row counts once a seed.",
+    )
+
+
+def _refusals(of: Tables) -> Section:
+    table = of["refusals"]
+    bars = [
+        (
+            f"{line['trained_on']}, {whole(line['share'])} Unknown, {at(line['point'])}",
+            (line["yield"], max(0.0, line["coverage"] - line["yield"]), 1 - line["coverage"]),
+        )
+        for line in table.filter(pl.col("point").is_in(POINTS)).iter_rows(named=True)
+    ]
+    return Section(
+        "refusals",
+        "Saying “I don't know”",
+        "The Unknown rows of D keep their questions and get a refusal as their answer (D_IDK). Accuracy on the answers "
+        "given may stay flat while fewer are given, so all three stand together. Bars: all test rows.",
+        tuple(study_words.refusals(table)),
+        (),
+        (("In numbers, the paper below", study_sheets.refusals(table)),),
+        ("refusals",),
+        "Where refusals were not counted (D), none is assumed." if not table["measured"].all() else "",
+        tuple(bars),
+    )
