@@ -61,6 +61,12 @@ class Audit:
         return pl.read_parquet(path) if path.is_file() else None
 
     @cached_property
+    def chance(self) -> dict[str, Any] | None:
+        """What guessing would score (`nulls.summarise`), where `--chance` was asked for."""
+        path = self.folder / "chance.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    @cached_property
     def probes(self) -> pl.DataFrame:
         """One line per row and exemplar set (`slick.PROBES`)."""
         return pl.read_parquet(self.folder / "probes.parquet")
@@ -114,6 +120,10 @@ def run(config: AuditConfig) -> Audit:
         else:
             _compute(config, given, folder, identity)
         audit = Audit(folder.path)
+    if config.chance:  # takes the folder itself
+        from foreknow.nulls import chance_of
+
+        chance_of(audit)
     audit.gate(config.max_unknown)
     return audit
 

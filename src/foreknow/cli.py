@@ -98,6 +98,10 @@ def audit(
     except GateCrossed as gate:
         done, crossed = Audit(Path(str(settings.out))), gate
     print_audit(done.summary)
+    if settings.chance and done.chance is not None:
+        from foreknow.chance import table
+
+        print_table(table(done.chance), "Known rows, and what guessing would score, in %")
     print(f"report: {done.folder / 'report.html'}")
     if crossed is not None:
         raise crossed

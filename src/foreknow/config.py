@@ -101,6 +101,10 @@ class AuditConfig(DataSettings):
         None, ge=0, le=1, description="Exit 3, after all is written, if a larger share of rows is Unknown."
     )
     max_answer_tokens: int = Field(32, ge=1, description="Longer answers are flagged and get no category.")
+    chance: bool = Field(
+        False,
+        description="Tell what guessing would score too: each row's answer given to other subjects' questions.",
+    )
     tolerance: float = Field(
         0.01,
         gt=0,

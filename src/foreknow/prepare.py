@@ -57,7 +57,18 @@ def read_input(config: AuditConfig) -> Input:
 
 _NO_IDENTITY: Final = {
     *("data", "out", "model", "exemplars", "templates", "prompt_template", "config"),
-    *("max_unknown", "dry_run", "dtype", "device", "map", "layout", "trust_remote_code", "strict_rows", "group_by"),
+    *(
+        "max_unknown",
+        "chance",
+        "dry_run",
+        "dtype",
+        "device",
+        "map",
+        "layout",
+        "trust_remote_code",
+        "strict_rows",
+        "group_by",
+    ),
 }
 """Settings that name a file whose content counts instead, or do not change a result."""
 
