@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,6 +139,31 @@ def test_another_seed_does_only_what_is_missing(make: Make, tmp_path: Path, caps
     assert "run 2 of 2: unknown-50-seed1" in told
     assert grown.filter(pl.col("seed") == 0).equals(first)
     assert set(grown["seed"]) == {0, 1}
+
+
+def test_a_study_goes_on_from_its_results_alone(
+    finished: studying.Study, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "s"
+    folder.mkdir()
+    for name in ("results.parquet", "outcomes.parquet", "manifest.json"):
+        shutil.copy(finished.folder / name, folder / name)
+    grown = studying.run(make(folder, natural=True))
+    told = capsys.readouterr().err
+    assert "run 1 of 1: natural-seed0" in told
+    assert grown.results.filter(pl.col("variant") != "natural").equals(finished.results)
+    assert grown.outcomes.filter(pl.col("variant") != "natural").equals(finished.outcomes)
+    assert set(grown.results.filter(pl.col("variant") == "natural")["epoch"]) == {1, 2}
+
+
+def test_damaged_results_are_named(finished: studying.Study, make: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    folder.mkdir()
+    for name in ("results.parquet", "outcomes.parquet", "manifest.json"):
+        shutil.copy(finished.folder / name, folder / name)
+    (folder / "outcomes.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(InputError, match=r"outcomes.parquet is damaged .*; delete both"):
+        studying.run(make(folder, natural=True))
 
 
 def test_other_settings_need_another_folder(finished: studying.Study, make: Make) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from foreknow import default_facts, facts
+from foreknow import default_facts, facts, lab_world
 from foreknow.config import DEFAULT_FACTS, DataSettings
 from foreknow.errors import ConfigError
 from foreknow.templates import read_templates
@@ -16,6 +16,10 @@ def read_data(config: DataSettings, limit: int | None = None) -> facts.Facts:
         if config.map or config.templates or config.group_by not in (None, "relation") or config.layout != "auto":
             raise ConfigError("--map, --layout, --templates and --group-by: the packaged facts need none")
         return default_facts.read_default(limit, config.seed)
+    if config.data == lab_world.NAME and not Path(config.data).exists():
+        if config.map or config.templates or config.group_by not in (None, "relation") or config.layout != "auto":
+            raise ConfigError("--map, --layout, --templates and --group-by: the lab's facts need none")
+        return lab_world.read_lab(limit, config.seed)
     return facts.read_facts(
         config.data,
         columns=config.map,

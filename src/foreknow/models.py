@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foreknow.errors import ModelError
+from foreknow.lab_world import NAME as LAB
 from foreknow.packaged import PACKAGED, cached_sha256, check, convert, packaged_folder, quiet, sha256_of
 
 if TYPE_CHECKING:
@@ -57,6 +58,10 @@ def resolve(name: str, say: Callable[[str], None] = lambda _: None, trust_remote
         if packaged.terms:
             print(packaged.terms, file=sys.stderr)
         return Resolved(name, packaged_folder(packaged, say), packaged.note)
+    if name == LAB and not Path(name).exists():
+        from foreknow import lab
+
+        return Resolved(name, lab.build(say=say), lab.NOTE)
     path = Path(name).expanduser()
     if name.endswith(".gguf"):
         if not path.is_file():
@@ -191,7 +196,7 @@ def fingerprint(folder: Path) -> str:
     Kept beside large weight files by size and time of change, so that a folder is read once.
     """
     kinds = (".safetensors", ".json", ".model", ".bin", ".jinja", ".txt")
-    ignored = {"foreknow.json", "trainer_state.json", "README.md"}
+    ignored = {"foreknow.json", "lab.json", "trainer_state.json", "README.md"}
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.suffix in kinds and path.name not in ignored:

@@ -44,7 +44,7 @@ from foreknow.study_config import StudyConfig
 from foreknow.study_plan import Run, mix_of, runs, variants
 from foreknow.study_results import OUTCOMES, RESULTS, outcomes_of, results_of
 from foreknow.study_rows import SPLITS, learnable, study_rows
-from foreknow.study_runs import drop_weights, run_all
+from foreknow.study_runs import drop_weights, is_done, run_all
 from foreknow.study_tables import all_tables
 from foreknow.tuning import Tuned
 
@@ -126,7 +126,9 @@ def run(config: StudyConfig) -> Study:
         plan = _planned(config, audit, folder.path)
         for line in plan.told:
             say(line)
-        run_all(plan.tunes, config.workers, config.keep_weights, {name: plan.rows[name] for name in plan.tunes})
+        kept = kept_runs(folder.path)
+        left = {name: tune for name, tune in plan.tunes.items() if name not in kept}
+        run_all(left, config.workers, config.keep_weights, {name: plan.rows[name] for name in left})
         _write(config, plan, folder, identity, grid, time.monotonic() - began)
         write_tables(Study(folder.path))
     return Study(folder.path)
@@ -247,7 +249,12 @@ def _write(
 ) -> None:
     """Gather what the runs measured, make the tables; the manifest comes last."""
     results, outcomes = [pl.DataFrame(schema=RESULTS)], [pl.DataFrame(schema=OUTCOMES)]
+    kept = kept_runs(folder.path)
     for one in plan.runs:
+        if one.name in kept:
+            results.append(kept[one.name].results)
+            outcomes.append(kept[one.name].outcomes)
+            continue
         tuned = Tuned(folder.path / "runs" / one.name)
         results.append(results_of(one, plan.sizes[one.name], tuned.metrics, tuned.results["metric"]))
         outcomes.append(outcomes_of(one, tuned))
@@ -260,7 +267,7 @@ def _write(
         from foreknow.ptrue import p_true_of
 
         p_true_of(Audit(folder.path / "audit"), folder.path / "ptrue.parquet")
-    spent = [tuned_seconds(folder.path / "runs" / one.name) for one in plan.runs]
+    spent = [tuned_seconds(folder.path / "runs" / one.name) for one in plan.runs if one.name not in kept]
     folder.finish(
         {
             "foreknow": foreknow.__version__,
@@ -305,6 +312,35 @@ def _write_claims(config: StudyConfig, folder: Path) -> None:
     """What will be asked of the runs stands before the first of them."""
     asked = [{**asdict(claim), "margin": config.margin} for claim in CLAIMS]
     write_json(folder / "claims.json", asked)
+
+
+class Kept(NamedTuple):
+    """What was measured of a run whose own folder is no longer there."""
+
+    results: pl.DataFrame
+    outcomes: pl.DataFrame
+
+
+def kept_runs(folder: Path) -> dict[str, Kept]:
+    """Runs by name that stand in the study's `results.parquet` and `outcomes.parquet` but have no folder.
+
+    So a study goes on from these two files and its manifest alone. Raises InputError where they do not fit together.
+    """
+    files = [folder / "results.parquet", folder / "outcomes.parquet"]
+    if not all(file.is_file() for file in files):
+        return {}
+    try:
+        results, outcomes = (pl.read_parquet(file) for file in files)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise InputError(f"{folder}: results.parquet or outcomes.parquet is damaged ({error}); delete both") from None
+    if results.schema != RESULTS or outcomes.schema != OUTCOMES:
+        raise InputError(f"{folder}: results.parquet or outcomes.parquet is not a study's; delete both")
+    found = {}
+    for variant, seed in results.select("variant", "seed").unique(maintain_order=True).iter_rows():
+        name, mine = f"{variant}-seed{seed}", (pl.col("variant") == variant) & (pl.col("seed") == seed)
+        if not is_done(folder / "runs" / name):
+            found[name] = Kept(results.filter(mine), outcomes.filter(mine))
+    return found
 
 
 def tuned_seconds(folder: Path) -> float:
