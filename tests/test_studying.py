@@ -63,7 +63,7 @@ def make(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Make:
 
     def made(out: Path, **more: Any) -> StudyConfig:
         base = {
-            "data": str(data), "model": str(tiny_folder), "out": out, "unknown": [0, 0.5, 1], "only": False,
+            "data": str(data), "model": str(tiny_folder), "out": out, "unknown": [0, 0.5, 1], "only": [],
             "natural": False, "idk": [0.5], "fixed_epochs": [1], "size": 4, "p_true": False,
             "audit": {"exemplar_sets": 2, "shots": 2, "dtype": "float32", "device": "cpu"}, "tune": tune,
         }  # fmt: skip

@@ -410,6 +410,9 @@ class MixConfig(Settings):
         description="Whose largest size and relation mix hold: this set's own, those of sets that differ in the "
         "Unknown share, or of sets of one category (default: shares with --unknown, else own).",
     )
+    family_of: tuple[str, ...] = Field(
+        CATEGORIES, description="With --family categories: the categories that such sets are made of."
+    )
     seed: int = Field(0, ge=0, description="Seed of every draw.")
     force: bool = Field(False, description="Write over a file that was made with other settings.")
 
@@ -446,7 +449,7 @@ class MixConfig(Settings):
     def _known_category(cls, value: str | None) -> str | None:
         return None if value is None else _category(value)
 
-    @field_validator("drop", mode="before")
+    @field_validator("drop", "family_of", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
         texts = [value] if isinstance(value, str) else value

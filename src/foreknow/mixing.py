@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -85,7 +86,8 @@ def draw(
     if config.kind == "known_of":
         drawn, sizes = _without_unknown(rows, config, audit, variant or {}), None
     else:
-        sizes = largest(pool, config.limited_by, share=config.unknown, categories=config.categories)
+        limited = partial(largest, pool, config.limited_by, among=config.family_of)
+        sizes = limited(share=config.unknown, categories=config.categories)
         alone = largest(pool, "own", share=config.unknown, categories=config.categories).total
         drawn = _first(pool, _needs(sizes, alone, config), config.seed, together=config.kind == "unknown")
     weight = {name: config.weight.get(name, 1.0) for name in CATEGORIES}

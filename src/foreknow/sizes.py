@@ -73,24 +73,31 @@ def drawable(rows: pl.DataFrame) -> tuple[pl.DataFrame, str]:
 
 
 def largest(
-    rows: pl.DataFrame, family: Family, *, share: float | None = None, categories: Sequence[str] = CATEGORIES
+    rows: pl.DataFrame,
+    family: Family,
+    *,
+    share: float | None = None,
+    categories: Sequence[str] = CATEGORIES,
+    among: Sequence[str] = CATEGORIES,
 ) -> Sizes:
     """The largest size of a family of sets, by relation and in all, from an audit's rows (`rows.parquet`).
 
-    For `own` the set itself counts: its Unknown `share`, or else the `categories` it draws from.
+    For `own` the set itself counts: its Unknown `share`, or else the `categories` it draws from. `among`: the
+    categories that a family of sets of one category is made of.
     """
     counts = count_categories(drawable(rows)[0])
     if family == "shares":
         limit = pl.min_horizontal("Known", UNKNOWN)
     elif family == "categories":
-        limit = pl.min_horizontal(CATEGORIES)
+        limit = pl.min_horizontal(among)
     elif share is None:
         limit = pl.sum_horizontal(categories)
     else:
         own = [_room(known, unknown, exact(share)) for known, unknown in counts.select("Known", UNKNOWN).iter_rows()]
         limit = pl.lit(pl.Series(own, dtype=pl.Int64))
     by_relation = counts.with_columns(limit.alias("limit")).select(pl.col(n).cast(t) for n, t in COUNTS.items())
-    return Sizes(by_relation, int(by_relation["limit"].sum()), family, _RULES[family])
+    named = f" of {', '.join(among)}" if family == "categories" and set(among) != set(CATEGORIES) else ""
+    return Sizes(by_relation, int(by_relation["limit"].sum()), family, _RULES[family] + named)
 
 
 def count_categories(rows: pl.DataFrame) -> pl.DataFrame:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from foreknow.config import DATA, AuditConfig, Settings, TuneConfig, read_yaml, settings_of
+from foreknow.config import CATEGORIES, DATA, AuditConfig, Settings, TuneConfig, read_yaml, settings_of
 from foreknow.errors import ConfigError
 
 SETS: Final = ("train", "dev", "test", "ood")
@@ -27,6 +27,15 @@ def _none_is_empty(value: Any) -> Any:
 
 
 Nested = Annotated[dict[str, Any], BeforeValidator(_none_is_empty)]
+
+
+def _some_categories(value: Any) -> Any:
+    if isinstance(value, bool):
+        return CATEGORIES if value else ()
+    return () if value in ("none", ["none"], ("none",)) else value
+
+
+Categories = Annotated[tuple[str, ...], BeforeValidator(_some_categories)]
 
 
 class StudyConfig(Settings):
@@ -55,7 +64,7 @@ class StudyConfig(Settings):
         (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0), description="Shares of Unknown rows, 0 to 1."
     )
     known: bool = Field(True, description="Train D_Known of each share too: the set without its Unknown rows.")
-    only: bool = Field(True, description="Train a set of each single category.")
+    only: Categories = Field(CATEGORIES, description="Train a set of each of these categories alone ([]: none).")
     natural: bool = Field(True, description="Train a set with the audit's own shares.")
     idk: tuple[float, ...] = Field((0.5,), description="Shares at which Unknown rows are relabelled as a refusal.")
     idk_answer: str = Field("I don't know.", description="The refusal.")
@@ -76,6 +85,14 @@ class StudyConfig(Settings):
                 raise ValueError(f"found {share}, expected shares from 0 to 1")
         return tuple(sorted(set(value)))
 
+    @field_validator("only")
+    @classmethod
+    def _known_categories(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in CATEGORIES:
+                raise ValueError(f"found {name!r}, expected {', '.join(CATEGORIES)}, or none")
+        return tuple(name for name in CATEGORIES if name in value)
+
     @field_validator("rows")
     @classmethod
     def _known_sets(cls, value: dict[str, int]) -> dict[str, int]:
@@ -95,9 +112,11 @@ class StudyConfig(Settings):
         return _checked(TuneConfig, value, _OWN_TUNE, {"train": "train", "dev": "dev"})
 
     @property
-    def by_category(self) -> bool:
-        """Whether every set must be small enough to be filled from the rarest category (paper, section 3)."""
-        return self.only
+    def family(self) -> tuple[Literal["shares", "categories"], tuple[str, ...]]:
+        """What limits |D| (paper, section 3): with sets of one category the rarest of these, and of Unknown."""
+        if not self.only:
+            return "shares", CATEGORIES
+        return "categories", tuple(name for name in CATEGORIES if name in (*self.only, CATEGORIES[-1]))
 
 
 def _checked(

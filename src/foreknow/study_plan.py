@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from foreknow.config import MixConfig, settings_of
-from foreknow.slick import CATEGORIES
 from foreknow.study_config import StudyConfig
 
 Kind = Literal["shares", "known", "single", "natural", "idk"]
@@ -43,8 +42,7 @@ def variants(config: StudyConfig) -> list[Variant]:
     if config.known:
         between = [share for share in config.unknown if 0 < share < 1]
         found += [Variant(f"known-of-{_percent(s)}", "known", s, known_of=f"unknown-{_percent(s)}") for s in between]
-    if config.only:
-        found += [Variant(f"only-{name}", "single", trained=name) for name in CATEGORIES]
+    found += [Variant(f"only-{name}", "single", trained=name) for name in config.only]
     if config.natural:
         found.append(Variant("natural", "natural"))
     found += [Variant(f"idk-{_percent(share)}", "idk", share) for share in config.idk]
@@ -68,17 +66,17 @@ def mix_of(
     run: Run, config: StudyConfig, audit: Path, folder: Path, relations: tuple[str, ...], size: int
 ) -> MixConfig:
     """How the run's training set is drawn (paper, section 3); `folder`: where the seed's sets are."""
-    variant, own = run.variant, "categories" if config.by_category else "shares"
+    variant, (family, among) = run.variant, config.family
     given: dict[str, Any] = {"audit": audit, "out": folder / f"{variant.name}.jsonl", "seed": run.seed, "force": True}
     if variant.kind == "known":
         return settings_of(MixConfig, {**given, "known_of": folder / f"{variant.known_of}.jsonl"})
-    given |= {"relations": relations, "size": size}
+    given |= {"relations": relations, "size": size, "family": family, "family_of": among}
     if variant.kind == "single":
-        return settings_of(MixConfig, {**given, "only": variant.trained, "family": own})
+        return settings_of(MixConfig, {**given, "only": variant.trained})
     if variant.kind == "natural":
-        return settings_of(MixConfig, {**given, "natural": True, "family": own})
+        return settings_of(MixConfig, {**given, "natural": True})
     relabelled = {"idk": True, "idk_answer": config.idk_answer} if variant.kind == "idk" else {}
-    return settings_of(MixConfig, {**given, "unknown": variant.share, "family": own, **relabelled})
+    return settings_of(MixConfig, {**given, "unknown": variant.share, **relabelled})
 
 
 def _percent(share: float) -> str:

@@ -219,9 +219,10 @@ def _write_sets(audited: pl.DataFrame, config: StudyConfig, folder: Path) -> dic
 def _size(config: StudyConfig, audited: pl.DataFrame) -> int:
     """|D|, the same for every variant. Raises InputError where the rows do not suffice."""
     train = audited.filter(pl.col("split") == "train")
-    sizes = largest(train, "categories" if config.by_category else "shares")
+    family, among = config.family
+    sizes = largest(train, family, among=among)
     if not sizes.total or (config.size or 0) > sizes.total:
-        rarest = "; without sets of one category (--no-only) it can be larger" if config.by_category else ""
+        rarest = "; without sets of one category (only: []) it can be larger" if config.only else ""
         raise InputError(f"--size {config.size}: the largest size is {sizes.total:,}: {sizes.rule}{rarest}")
     return config.size or sizes.total
 
