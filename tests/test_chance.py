@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +20,7 @@ from conftest import fact_rows
 from foreknow import chance, hunting, nulls, reopening, slick
 from foreknow.auditing import Audit
 from foreknow.chance import Asked, Row, Rules, choose, corrected, line_of, made_up
+from foreknow.cli import main
 from foreknow.config import AuditConfig, settings_of
 from foreknow.engine import PackedEngine
 from foreknow.errors import ConfigError, ModelError
@@ -132,6 +134,25 @@ def test_the_summary_is_that_of_the_frame(copy: Callable[[str], Audit]) -> None:
     assert told["cost"]["seconds"] > 0
     assert told["cost"]["prompts"] % 3 == 0
     assert not (out.folder / ".chance").exists()
+
+
+def test_the_command_writes_and_prints_it(
+    copy: Callable[[str], Audit], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = copy("audit")
+    assert out.chance is None
+    given = yaml.safe_load((out.folder / "config.yaml").read_text(encoding="utf-8"))
+    again = {**{k: v for k, v in given.items() if v is not None}, "out": str(out.folder), "chance": True}
+    file = out.folder.parent / "audit.yaml"
+    file.write_text(yaml.safe_dump(again), encoding="utf-8")
+    with pytest.raises(SystemExit) as ended:
+        main(["audit", "--config", str(file)])
+    assert ended.value.code in (0, None)
+    told = capsys.readouterr()
+    assert "this audit is complete; nothing to do" in told.err
+    assert "by chance" in told.out
+    assert Audit(out.folder).chance is not None
+    assert (out.folder / "chance.parquet").is_file()
 
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(

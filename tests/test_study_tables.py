@@ -227,11 +227,11 @@ def test_the_terminal_gets_a_line_a_share(measured: Any, tables: dict[str, pl.Da
     small = study_tables.table(measured[0])
     names = ["D EARLY_STOP", "D CONVERGENCE", "D_Known EARLY_STOP", "D_Known CONVERGENCE"]
     assert small.columns == ["share", *names]
-    assert small["share"].to_list() == [0.0, 0.25, 0.5, 0.75, 1.0]
-    half = one(small, share=0.5)
+    assert small["share"].to_list() == [f"{share}% Unknown" for share in (0, 25, 50, 75, 100)]
+    half = one(small, share="50% Unknown")
     wanted = one(tables["shares"], variant="known-of-50", point=LATE, category=ALL)["em"]
-    assert half["D_Known CONVERGENCE"] == wanted
-    assert one(small, share=1.0)["D_Known EARLY_STOP"] is None
+    assert half["D_Known CONVERGENCE"] == f"{100 * wanted:.1f}"
+    assert one(small, share="100% Unknown")["D_Known EARLY_STOP"] == ""
 
 
 def test_early_stop_is_the_runs_own_epoch(tables: dict[str, pl.DataFrame]) -> None:

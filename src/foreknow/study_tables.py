@@ -157,7 +157,7 @@ def tables(
 
 
 def table(results: pl.DataFrame) -> pl.DataFrame:
-    """Test EM, mean over seeds, for the terminal: share, then D and D_Known at the two points."""
+    """Test EM in %, mean over seeds, for the terminal: share, then D and D_Known at the two points."""
     found = over_seeds(at_points(results), "test").filter(pl.col("category") == ALL)
     columns = []
     for kind in ("shares", "known"):
@@ -167,7 +167,10 @@ def table(results: pl.DataFrame) -> pl.DataFrame:
     lines = found.filter(pl.col("kind").is_in(["shares", "known"])).select("share").unique().sort("share")
     for column in columns:
         lines = lines.join(column, on="share", how="left")
-    return lines
+    return lines.select(
+        pl.col("share").map_elements(lambda share: f"{share:.0%} Unknown", pl.String),
+        pl.exclude("share").map_elements(lambda em: f"{100 * em:.1f}", pl.String).fill_null(""),
+    )
 
 
 def _held_against(
