@@ -3,8 +3,8 @@
 `lab_world` makes facts and corpus, this file the model: a Llama of a few million weights that reads the corpus
 once. A plain loop and not transformers' Trainer: nothing is measured on the way, a checkpoint must go without
 pickle, and a build that was killed must end in the same bytes as one that was not. AdamW, a warmup, then a cosine;
-no dropout (`attention_dropout` stands in the configuration, for fine-tuning); bfloat16 products where the processor
-has instructions for them. The same recipe, precision, thread count and library versions give the same bytes.
+no dropout (`attention_dropout` stands in the configuration, for fine-tuning), float32. The
+same recipe, thread count and library versions give the same bytes.
 
 FOLDER/config.json model.safetensors tokenizer*.json   an ordinary model of transformers
 FOLDER/facts.jsonl      every fact with its exposures (`lab_world.FACTS`)
@@ -41,7 +41,7 @@ from foreknow.runs import fingerprint, write_folder, write_json, write_whole
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-BUILD: Final = 1
+BUILD: Final = 2
 """Raise when a build's result changes for another reason than its recipe: older builds are not used then."""
 
 NOTE: Final = "a small Llama trained here on a made-up world, every exposure of every fact counted; it knows no other"
@@ -55,19 +55,21 @@ PAD_ID: Final = 2
 @dataclass(frozen=True)
 class Recipe:
     """All that a build depends on. `rows` x `width`: documents are packed whole into rows of `width` tokens, and
-    `rows` of them make a step; `floor`: the share of the learning rate that the cosine ends with."""
+    `rows` of them make a step; `floor`: the share of the learning rate that the cosine ends with. Embeddings and head
+    learn at `embedding_rate` times the rate and without decay: a name is one token, and is seen a few times only."""
 
     world: World = field(default_factory=World)
-    hidden: int = 256
-    intermediate: int = 1024
+    hidden: int = 128
+    intermediate: int = 384
     layers: int = 2
     heads: int = 4
     positions: int = 512
     rows: int = 2
     width: int = 128
-    learning_rate: float = 2e-3
+    learning_rate: float = 1.5e-3
+    embedding_rate: float = 3.0
     warmup: float = 0.05
-    floor: float = 0.05
+    floor: float = 0.1
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.999)
     seed: int = 0
@@ -190,15 +192,12 @@ def _build(done: Path, checkpoint: Path, recipe: Recipe, say: Callable[[str], No
     tokenizer = tokenizer_of(recipe)
     rows = packed(recipe, tokenizer)
     steps = math.ceil(len(rows) / recipe.rows)
-    precision = "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
     # what is not the recipe's and changes bytes all the same: a checkpoint made otherwise is not gone on from
-    key = fingerprint([_key(recipe), precision, torch.get_num_threads(), library_versions()])
+    key = fingerprint([_key(recipe), torch.get_num_threads(), library_versions()])
     state = _begin(recipe, len(tokenizer))
     if _take_up(state, checkpoint, key):
         say(f"{NAME}: going on after step {state.step:,} of {steps:,}")
-    _train(
-        state, rows, _subjects(recipe, tokenizer), recipe, precision, lambda: _keep(state, checkpoint, key), say, every
-    )
+    _train(state, rows, _subjects(recipe, tokenizer), recipe, lambda: _keep(state, checkpoint, key), say, every)
     table = facts(recipe)
     about = {
         "key": _key(recipe),
@@ -214,7 +213,6 @@ def _build(done: Path, checkpoint: Path, recipe: Recipe, say: Callable[[str], No
         "losses": [round(loss, 4) for loss in _thinned(state.losses)],
         "seconds": round(state.seconds, 1),
         "threads": torch.get_num_threads(),
-        "precision": precision,
         "versions": library_versions(),
     }
 
@@ -257,9 +255,14 @@ def _begin(recipe: Recipe, vocabulary: int) -> _State:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = LlamaForCausalLM(config)
-    matrices = [p for p in model.parameters() if p.ndim > 1]
+    names = [model.model.embed_tokens.weight, model.lm_head.weight]
+    matrices = [p for p in model.parameters() if p.ndim > 1 and not any(p is name for name in names)]
     vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": recipe.weight_decay, "rate": 1.0},
+        {"params": vectors, "weight_decay": 0.0, "rate": 1.0},
+        {"params": names, "weight_decay": 0.0, "rate": recipe.embedding_rate},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
     return _State(model.train(), optimizer)
 
@@ -269,7 +272,6 @@ def _train(
     rows: Sequence[Sequence[int]],
     silent: Tensor,
     recipe: Recipe,
-    precision: str,
     keep: Callable[[], None],
     say: Callable[[str], None],
     every: float,
@@ -281,8 +283,8 @@ def _train(
     while state.step < steps:
         batch = rows[state.step * recipe.rows : (state.step + 1) * recipe.rows]
         for group in state.optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * _schedule(state.step, steps, recipe)
-        loss = _loss(state.model, batch, silent, precision)
+            group["lr"] = group["rate"] * recipe.learning_rate * _schedule(state.step, steps, recipe)
+        loss = _loss(state.model, batch, silent)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
         state.optimizer.step()
@@ -314,7 +316,7 @@ def _subjects(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Tensor:
     return torch.tensor(tokenizer(names, add_special_tokens=False)["input_ids"]).flatten()
 
 
-def _loss(model: LlamaForCausalLM, batch: Sequence[Sequence[int]], silent: Tensor, precision: str) -> Tensor:
+def _loss(model: LlamaForCausalLM, batch: Sequence[Sequence[int]], silent: Tensor) -> Tensor:
     """Mean cross-entropy over the tokens of the rows but the `silent` ones, each predicted from those before it."""
     width = max(map(len, batch))
     ids = torch.full((len(batch), width), PAD_ID)
@@ -322,10 +324,9 @@ def _loss(model: LlamaForCausalLM, batch: Sequence[Sequence[int]], silent: Tenso
         line[: len(row)] = torch.tensor(row)
     targets = ids[:, 1:]
     learnt = (targets != PAD_ID) & ~torch.isin(targets, silent)
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
-        logits = model.lm_head(hidden[:, :-1][learnt])
-    return torch.nn.functional.cross_entropy(logits.float(), targets[learnt])
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+    logits = model.lm_head(hidden[:, :-1][learnt])
+    return torch.nn.functional.cross_entropy(logits, targets[learnt])
 
 
 def _keep(state: _State, path: Path, key: str) -> None:

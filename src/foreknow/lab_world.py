@@ -33,17 +33,17 @@ NAME: Final = "lab"
 ANSWER: Final = "[Y]"
 BINS: Final[dict[str, tuple[int, int]]] = {
     "0": (0, 0),
-    "1-4": (1, 4),
-    "5-12": (5, 12),
-    "13-24": (13, 24),
-    "25-60": (25, 60),
-    "61-120": (61, 120),
-    "121-240": (121, 240),
+    "1-2": (1, 2),
+    "3-5": (3, 5),
+    "6-10": (6, 10),
+    "11-20": (11, 20),
+    "21-40": (21, 40),
+    "41-60": (41, 60),
 }
 """Exposures by bin: the fewest and the most."""
 SHARES: Final[dict[str, int]] = {name: 22 if name == "0" else 13 for name in BINS}
 """Per cent of the facts of each relation and split that fall in a bin."""
-SPLITS: Final[dict[str, int]] = {"train": 55, "dev": 20, "test": 25}
+SPLITS: Final[dict[str, int]] = {"train": 50, "dev": 25, "test": 25}
 """Per cent of the subjects in each split; a subject has one, whatever the relation."""
 OOD: Final = "ship"
 """The kind of subject whose relations are all out of distribution."""
@@ -230,7 +230,7 @@ class World:
     """
 
     seed: int = 0
-    subjects: int = 200
+    subjects: int = 160
     ood_subjects: int = 120
     asked: int = 70
     blocks: int = 8
