@@ -22,7 +22,7 @@ from foreknow.rows import GOLD
 from foreknow.slick import CATEGORIES, UNKNOWN
 from foreknow.stats import Interval, wilson
 
-OFTEN: Final = 60
+OFTEN: Final = 20
 """Facts told more often than this should be known."""
 
 CONFUSION: Final[dict[str, pl.DataType]] = {
