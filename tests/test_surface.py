@@ -13,6 +13,7 @@ import pytest
 import foreknow
 from foreknow.cli import main
 from foreknow.config import AuditConfig, CheckConfig, ExtractConfig, MixConfig, TuneConfig
+from foreknow.study_config import StudyConfig
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "polars", "altair", "scipy", "numpy")
@@ -68,7 +69,12 @@ def test_the_readme_has_exactly_two_commands_for_set_up() -> None:
     assert "make test" in (ROOT / ".ci" / "run").read_text()
 
 
-SETTINGS = {"audit": AuditConfig, "check": CheckConfig, "mix": MixConfig, "tune": TuneConfig, "extract": ExtractConfig}
+SETTINGS = {
+    **{"audit": AuditConfig, "check": CheckConfig, "mix": MixConfig, "tune": TuneConfig, "extract": ExtractConfig},
+    "study": StudyConfig,
+}
+OTHERS = {"forecast": {"--study", "--unknown", "--fitted", "--force"}}
+"""Verbs that have no settings of their own."""
 
 
 def test_the_readme_names_only_settings_that_exist() -> None:
@@ -76,7 +82,8 @@ def test_the_readme_names_only_settings_that_exist() -> None:
     lines = re.findall(r"\.venv/bin/foreknow (\w+)([^\n]*)", readme)
     assert {verb for verb, _ in lines} >= {"audit", "check", "mix", "tune"}
     for verb, rest in lines:
-        known = {f"--{name.replace('_', '-')}" for name in SETTINGS[verb].model_fields} | {"--config", "--strict"}
+        fields = SETTINGS[verb].model_fields if verb in SETTINGS else ()
+        known = {f"--{name.replace('_', '-')}" for name in fields} | {"--config", "--strict"} | OTHERS.get(verb, set())
         assert set(re.findall(r"(?<!\w)--[a-z][a-z-]+", rest)) <= known, verb
 
 
