@@ -67,6 +67,12 @@ class Audit:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     @cached_property
+    def forecast(self) -> dict[str, Any] | None:
+        """What training on a mix of these rows would do, where `foreknow forecast` was asked."""
+        path = self.folder / "forecast.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    @cached_property
     def probes(self) -> pl.DataFrame:
         """One line per row and exemplar set (`slick.PROBES`)."""
         return pl.read_parquet(self.folder / "probes.parquet")
@@ -82,7 +88,9 @@ class Audit:
         from foreknow.report import render_audit
 
         path = self.folder / "report.html"
-        write_text(path, render_audit(self.rows, self.probes, self.summary, self.facts, show_rows=show_rows))
+        beside = {"chance": self.chance, "forecast": self.forecast}
+        page = render_audit(self.rows, self.probes, self.summary, self.facts, **beside, show_rows=show_rows)
+        write_text(path, page)
         return path
 
     def gate(self, max_unknown: float | None) -> None:
@@ -124,6 +132,7 @@ def run(config: AuditConfig) -> Audit:
         from foreknow.nulls import chance_of
 
         chance_of(audit)
+        audit.report()
     audit.gate(config.max_unknown)
     return audit
 

@@ -350,7 +350,7 @@ def forecast(
             within = "" if of["coverage"] is None else f", {of['coverage']:.0%} of them inside their 95 % interval"
             print(f"{name}: variants left out of the study were told to {100 * of['rmse']:.1f} points{within}")
     write_json(audit / "forecast.json", found)
-    print(f"written: {audit / 'forecast.json'}; 'foreknow report {audit}' shows it on the page")
+    print(f"report: {open_audit(audit).report()}")
 
 
 @app.command

@@ -32,11 +32,14 @@ def render_audit(
     summary: Mapping[str, Any],
     facts: pl.DataFrame | None = None,
     *,
+    chance: Mapping[str, Any] | None = None,
+    forecast: Mapping[str, Any] | None = None,
     show_rows: bool = True,
 ) -> str:
     """The whole page. With `show_rows=False` no question, answer or subject of the data is in it.
 
-    `facts`: the short facts that rows bring along (`Audit.facts`).
+    `facts`: the short facts that rows bring along (`Audit.facts`). `chance`: what guessing would score
+    (`chance.json`). `forecast`: what training on a mix would do (`forecast.json`).
     """
     frame = tables.complete(rows)
     own = probes.filter(pl.col("row").is_in(frame["row"].implode()))  # not those of short facts
@@ -92,6 +95,8 @@ def render_audit(
         brought=brought,
         findings=flags.findings(flagged),
         flags=[line for line in flagged if not line.is_finding],
+        chance=_chance(chance, sets * int(protocol.get("samples") or 0)) if chance else None,
+        forecast=_forecast(forecast) if forecast else None,
         undecided=frame["flags"].list.contains("undecided").sum(),
         unlabelled=len(frame) - mix.labelled,
         moved=_moved(frame),
@@ -101,6 +106,21 @@ def render_audit(
         if show_rows
         else "",
     )
+
+
+def _chance(told: Mapping[str, Any], tries: int) -> dict[str, Any]:
+    """Corrected shares, the largest relations first."""
+    hit = told["corrected"]["hit"]
+    lines = [{"name": name, **of} for name, of in hit["by_relation"].items()]
+    lines.sort(key=lambda line: (-line["rows"], line["name"]))
+    shown = {"lines": lines[:RELATIONS_SHOWN], "note": told["note"].capitalize()}
+    return {"all": hit["overall"], "tries": tries, **shown}
+
+
+def _forecast(told: Mapping[str, Any]) -> dict[str, Any]:
+    left = told["left_out"].get("test", {})
+    found = {"model": told["study"]["model"], "unknown": told["unknown"], "rmse": left.get("rmse")}
+    return {**found, "lines": told["forecast"]}
 
 
 def _mix(
