@@ -145,12 +145,12 @@ def study_settings(which: str, given: dict[str, Any]) -> StudyConfig:
     A prompt template is looked for beside the settings file.
     """
     file = settings_file(which)
-    found = {**read_yaml(file), **given}
-    tune = found.get("tune")
+    tune = {**read_yaml(file), **given}.get("tune")
     if isinstance(tune, dict) and isinstance(template := tune.get("prompt_template"), str):
         beside = file.parent / template
-        found["tune"] = {**tune, "prompt_template": str(beside if beside.is_file() else template)}
-    return settings_of(StudyConfig, found)
+        if beside.is_file():
+            given = {**given, "tune": {**tune, "prompt_template": str(beside)}}
+    return settings_of(StudyConfig, given, file)
 
 
 def settings_file(name: str) -> Path:
