@@ -26,6 +26,7 @@ from foreknow.errors import ConfigError, ForeknowError, InputError, RunFolderErr
 from foreknow.rows import ROWS, flag_rows
 from foreknow.slick import CATEGORIES
 from foreknow.study_config import SETS, StudyConfig, preset_names, settings_file, study_settings
+from foreknow.study_estimate import estimate
 from foreknow.study_plan import runs, variants
 from foreknow.study_results import OUTCOMES, RESULTS
 from foreknow.study_rows import DATA, study_rows
@@ -199,6 +200,13 @@ def test_killed_at_random_moments_it_ends_in_the_same_results(
     again = studying.run(config)
     assert again.results.equals(finished.results)
     assert again.outcomes.equals(finished.outcomes)
+
+
+def test_the_cost_is_told_before_anything_is_written(make: Make, tmp_path: Path) -> None:
+    found = estimate(make(tmp_path / "s", seeds=2))
+    assert (found["runs"], found["epochs"], found["rows_of_a_set"]) == (10, 2, 4)
+    assert found["seconds"] > 0
+    assert not (tmp_path / "s").exists()
 
 
 def test_relations_held_out_of_training_are_only_asked(make: Make, tmp_path: Path) -> None:
