@@ -275,7 +275,7 @@ def _write(
             "stage": "study",
             "identity": identity,
             "grid": grid,
-            "model": Audit(folder.path / "audit").summary["model"],
+            "model": {k: v for k, v in Audit(folder.path / "audit").summary["model"].items() if k != "folder"},
             "results": fingerprint(pl.concat(results)),
             "versions": models.library_versions(),
             "seconds": {"this_call": seconds, "runs": sum(spent)},
