@@ -16,8 +16,8 @@ demo: $(VENV)/.installed
 	@echo "== audit: what does the model know of them? =="
 	$(FOREKNOW) audit $(DEMO)/facts/train.jsonl --exemplars $(DEMO)/facts/dev.jsonl --limit 520 --out $(DEMO)/train
 	$(FOREKNOW) audit $(DEMO)/facts/test.jsonl --exemplars $(DEMO)/facts/dev.jsonl --limit 260 --out $(DEMO)/test
-	@echo "== mix: 160 rows, half of them Unknown, and the same without that half =="
-	$(FOREKNOW) mix $(DEMO)/train --unknown 0.5 --size 160 --out $(DEMO)/mixed.jsonl
+	@echo "== mix: 120 rows, half of them Unknown, and the same without that half =="
+	$(FOREKNOW) mix $(DEMO)/train --unknown 0.5 --size 120 --out $(DEMO)/mixed.jsonl
 	$(FOREKNOW) mix $(DEMO)/train --known-of $(DEMO)/mixed.jsonl --out $(DEMO)/known.jsonl
 	@echo "== tune: on both, briefly =="
 	$(FOREKNOW) tune $(DEMO)/known.jsonl $(TUNE) --out $(DEMO)/tuned-known
