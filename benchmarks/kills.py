@@ -1,6 +1,6 @@
 """Kill a real tuning run with SIGKILL at random moments until it is done: does it end as if undisturbed?
 
-    python benchmarks/kills.py TRAIN DEV [--model smollm2-135m] [--kills 10] [--seed 0] [-- FLAGS OF TUNE]
+    python benchmarks/kills.py TRAIN DEV [--model smollm2-135m] [--kills 10] [--seed 0] [FLAGS OF TUNE]
 
 Prints when each kill struck, and whether metrics, outcomes and both checkpoints are the same bytes as those of a run
 that nobody killed.
@@ -29,13 +29,12 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("flags", nargs="*", help="more flags of tune, after --")
-    args = parser.parse_args()
+    args, flags = parser.parse_known_args()
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as name:
         calm, struck = Path(name) / "calm", Path(name) / "struck"
         command = [sys.executable, "-m", "foreknow", "tune", args.train, "--dev", args.dev, "--model", args.model]
-        command += [*args.flags, "--out"]
+        command += [*flags, "--out"]
         began = time.monotonic()
         subprocess.run([*command, str(calm)], check=True, capture_output=True)
         whole = time.monotonic() - began
