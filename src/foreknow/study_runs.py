@@ -91,7 +91,7 @@ def _in_processes(
                 say(f"a process was killed; {len(waiting):,} runs are taken up again")
             except BaseException:
                 for child in multiprocessing.active_children():
-                    child.terminate()  # what they have finished is kept in their runs' folders
+                    child.kill()  # what they have finished is kept in their runs' folders
                 raise
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
