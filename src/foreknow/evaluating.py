@@ -35,7 +35,7 @@ from foreknow.progress import meter, say
 from foreknow.prompts import Prompter, Template, read_template
 from foreknow.reporting import write_report
 from foreknow.rows import USABLE
-from foreknow.runs import RunFolder, differences, fingerprint, hold, write_frame, write_json
+from foreknow.runs import RunFolder, differences, fingerprint, hold, read_json, write_frame, write_json
 from foreknow.training_rows import TRAINING, Example, check_lengths
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Evaluation:
 
 def open_evaluation(folder: Path) -> Evaluation:
     """A finished evaluation's folder. Raises InputError where there is none."""
-    manifest = _read(folder / "manifest.json")
+    manifest = read_json(folder / "manifest.json") or {}
     if manifest.get("stage") != "evaluate" or not (folder / "rows.parquet").is_file():
         raise InputError(f"{folder}: not a finished run of foreknow evaluate (no such manifest.json)")
     return Evaluation(folder)
@@ -194,21 +194,14 @@ def _ready(config: EvaluateConfig, given: Given, found: Found) -> _Ready:
 
 def _another_prompt(prompter: Prompter, template: Template, found: Found) -> list[str]:
     """A warning where the tune run beside the model tells of another prompt: EM would be near 0 for that alone."""
-    told = _read((found.adapter or found.folder).parent / "results.json").get("method", {}).get("training_text")
+    beside = (found.adapter or found.folder).parent / "results.json"
+    told = (read_json(beside) or {}).get("method", {}).get("training_text")
     if not isinstance(told, dict):
         return []
     differ = differences(told, {**prompter.choices, "prompt": template.target})
     if not differ:
         return []
     return [f"warning: the model was tuned with another prompt: {'; '.join(differ)}. Ask as it was tuned"]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _compute(

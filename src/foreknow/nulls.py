@@ -43,7 +43,7 @@ from foreknow.ordered import release_memory
 from foreknow.probe import Prober, Settings, common_heads
 from foreknow.progress import meter, say
 from foreknow.rows import ROWS
-from foreknow.runs import RunFolder, fingerprint, write_frame, write_json
+from foreknow.runs import RunFolder, fingerprint, read_json, write_frame, write_json
 from foreknow.search import Path as Tokens
 
 COST: Final[dict[str, pl.DataType]] = {"seconds": pl.Float64(), "prompts": pl.Int64(), "paths": pl.Int64()}
@@ -273,7 +273,7 @@ def chance_of(audit: Audit, search: Search | None = None) -> Path:
         "settings": search.identity(),
         "version": foreknow.__version__,
     }
-    if out.is_file() and _read(told).get("identity") == identity:
+    if out.is_file() and (read_json(told) or {}).get("identity") == identity:
         say(f"{out}: complete; nothing to do")
         return out
     with reopening.work_folder(audit, "chance", identity) as folder, reopening.reopened(audit) as again:
@@ -318,11 +318,3 @@ def summarise(rows: pl.DataFrame, probes: pl.DataFrame, found: pl.DataFrame, sam
         "made_up": found.filter(pl.col("flag") == MADE_UP).height,
         "note": "clues in a subject's own name are not seen by the null: they count as knowledge",
     }
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -21,6 +21,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from foreknow import stats
 from foreknow.errors import InputError
 from foreknow.stats import SMALL_STRATUM, wilson
 
@@ -128,15 +129,12 @@ def parts(
 
 def mcnemar(first: pl.DataFrame, second: pl.DataFrame) -> McNemar:
     """Exact McNemar test of one seed. Raises InputError for several: their rows are not independent."""
-    from scipy.stats import binomtest
-
     both = stack([first, second])
     if len(both.seeds) > 1:
         raise InputError(f"outcomes: {len(both.seeds)} seeds, McNemar's test is for one; use `difference`")
     a, b = both.values[:, 0] > 0.5
     only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
-    differ = only_first + only_second
-    return McNemar(only_first, only_second, float(binomtest(only_first, differ).pvalue) if differ else 1.0)
+    return McNemar(only_first, only_second, stats.mcnemar(only_first, only_second))
 
 
 def difference(first: pl.DataFrame, second: pl.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> Estimate:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from foreknow.errors import ConfigError, InputError
-from foreknow.runs import write_text
+from foreknow.runs import read_json, write_text
 
 
 def write_report(folder: Path, *, show_rows: bool = True, control: Path | None = None) -> Path:
@@ -16,7 +14,7 @@ def write_report(folder: Path, *, show_rows: bool = True, control: Path | None =
     `control`: for a tune run, another one to hold it against; without it, one beside it that belongs to it is
     taken (`control_of`). Raises InputError for a folder that no finished run wrote.
     """
-    stage = _read(folder / "manifest.json").get("stage")
+    stage = (read_json(folder / "manifest.json") or {}).get("stage")
     if control is not None and stage != "tune":
         raise ConfigError(f"--control: {folder} is not a tune run, which alone has one")
     path = folder / "report.html"
@@ -49,12 +47,12 @@ def control_of(folder: Path) -> Path | None:
 
     First D_Known of this run's very file, then a set of the same size, audit and seed with a share of 0.
     """
-    ours = _read(folder / "results.json").get("mix")
+    ours = (read_json(folder / "results.json") or {}).get("mix")
     if not isinstance(ours, dict) or ours.get("kind") == "known_of":
         return None
     found: dict[str, Path] = {}
     for path in sorted(folder.parent.glob("*/results.json")):
-        theirs = _read(path).get("mix")
+        theirs = (read_json(path) or {}).get("mix")
         if not isinstance(theirs, dict) or path.parent == folder or not (path.parent / "manifest.json").is_file():
             continue
         if (theirs.get("known_of") or {}).get("sha256") == ours.get("sha256"):
@@ -63,11 +61,3 @@ def control_of(folder: Path) -> Path | None:
         if same and theirs.get("kind") == "unknown" and theirs["share"]["asked"] == 0:
             found.setdefault("none", path.parent)
     return found.get("known_of") or found.get("none")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

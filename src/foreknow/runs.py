@@ -121,7 +121,7 @@ class RunFolder:
     @property
     def manifest(self) -> dict[str, Any] | None:
         """The manifest of a complete run, else None."""
-        return _read_json(self.path / MANIFEST)
+        return read_json(self.path / MANIFEST)
 
     def begin(self, identity: dict[str, Any], config: dict[str, Any]) -> bool:
         """Check that the folder is new or belongs to the same run; True if that run is complete.
@@ -129,7 +129,7 @@ class RunFolder:
         `identity`: what makes two runs the same (input, model, settings), by key. Raises RunFolderError
         naming the keys that differ.
         """
-        known = self.manifest or _read_json(self.path / ".run.json")
+        known = self.manifest or read_json(self.path / ".run.json")
         if known is not None:
             differ = differences(known.get("identity", {}), identity)
             if differ:
@@ -221,9 +221,10 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A file's JSON object; None where there is no file, or nothing of the kind in it."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

@@ -6,6 +6,7 @@ groups been drawn. The *spread* says how much it moves with the exemplars in the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -100,3 +101,12 @@ def spread(values: Sequence[float]) -> Spread:
     array = np.asarray(values, dtype=np.float64)
     deviation = float(array.std(ddof=1)) if len(array) > 1 else 0.0
     return Spread(tuple(map(float, array)), float(array.min()), float(array.max()), float(array.mean()), deviation)
+
+
+def mcnemar(lost: int, won: int) -> float:
+    """Exact two-sided p of so uneven a split, were a changed row as likely to turn one way as the other."""
+    n, few = lost + won, min(lost, won)
+    if n == 0:
+        return 1.0
+    logs = (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2) for k in range(few + 1))
+    return min(1.0, 2 * math.fsum(map(math.exp, logs)))

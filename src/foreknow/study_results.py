@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Final
 
 import polars as pl
@@ -78,8 +77,3 @@ def outcomes_of(run: Run, tuned: Tuned) -> pl.DataFrame:
         told = {"variant": pl.lit(run.variant.name), "seed": pl.lit(run.seed, pl.Int64), "point": pl.lit(point)}
         parts.append(named.with_columns(**told).select(*OUTCOMES))
     return pl.concat(parts)
-
-
-def read_folder(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """A study's `results.parquet` and `outcomes.parquet`."""
-    return pl.read_parquet(folder / "results.parquet"), pl.read_parquet(folder / "outcomes.parquet")

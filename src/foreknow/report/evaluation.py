@@ -11,10 +11,11 @@ import polars as pl
 from foreknow.report import page
 from foreknow.report.charts import em_chart
 from foreknow.report.text import display, duration, exact, exact_interval, number, without_folders
-from foreknow.report.tune_tables import FEW, Count, mcnemar
+from foreknow.report.tune_tables import FEW, Count
 from foreknow.report.tune_words import Verdict, p_value
 from foreknow.report.verdict import count
 from foreknow.slick import HIGHLY_KNOWN, UNKNOWN
+from foreknow.stats import mcnemar
 
 if TYPE_CHECKING:
     from foreknow.evaluating import Evaluation

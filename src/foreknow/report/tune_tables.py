@@ -7,7 +7,6 @@ compared row by row where it watched the same rows.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ import polars as pl
 from foreknow import curves
 from foreknow.curves import TRAIN, Line
 from foreknow.slick import CATEGORIES, HIGHLY_KNOWN, KNOWN, MAYBE_KNOWN, UNKNOWN
-from foreknow.stats import Interval, wilson
+from foreknow.stats import Interval, mcnemar, wilson
 
 CHANCE = 0.05
 """A difference with a smaller p is called one."""
@@ -176,15 +175,6 @@ class Group(NamedTuple):
     early: Count
     last: Count
     control: Count | None
-
-
-def mcnemar(lost: int, won: int) -> float:
-    """Exact two-sided p of so uneven a split, were a changed row as likely to turn one way as the other."""
-    n, few = lost + won, min(lost, won)
-    if n == 0:
-        return 1.0
-    logs = (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2) for k in range(few + 1))
-    return min(1.0, 2 * math.fsum(map(math.exp, logs)))
 
 
 def count(line: Line, name: str, category: str | None = None) -> Count | None:
