@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-slow lint fuzz bench-audit bench-tune agreement clean
+.PHONY: demo test test-slow explore lint fuzz bench-audit bench-tune agreement clean
 
 DEMO := runs/demo
 FOREKNOW := $(BIN)/foreknow
@@ -34,6 +34,9 @@ test: $(VENV)/.installed-dev lint
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -m slow
+
+explore: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q -m "not slow" --hypothesis-profile explore
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -18,9 +18,11 @@ from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-# a loaded machine is no fault of the code
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("any machine")
+# A loaded machine is no fault of the code. The suite draws the same examples every time, so that it says the same of
+# the same code; `make explore` draws new ones.
+settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.register_profile("explore", settings.get_profile("steady"), derandomize=False, print_blob=True)
+settings.load_profile("steady")
 
 CAPITALS = {
     "Arland": "Avens", "Borvia": "Brigston", "Cendor": "Callow", "Delmar": "Dunwick", "Estoria": "Elmfort",

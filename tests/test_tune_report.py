@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
@@ -428,6 +428,8 @@ def test_dropping_the_unknown_rows_is_advised_where_the_control_is_better_at_its
     assert options(worse)[0].key == "keep"
     none = story(control=control(Paired(500, 10, 40), Paired(500, 5, 90), unknown=30))
     assert "drop" not in [o.key for o in options(none)]
+    unfinished = story(best=9, control=control(Paired(500, 10, 40), Paired(500, 5, 90)))
+    assert [o.key for o in options(unfinished) if o.why] == ["longer"]
 
 
 @given(
@@ -440,6 +442,9 @@ def test_dropping_the_unknown_rows_is_advised_where_the_control_is_better_at_its
     tested=st.booleans(),
     has_control=st.booleans(),
     finished=st.booleans(),
+)
+@example(
+    best=1, more=0, planned=0, hits=(0, 0), turned=(0, 6), unknown=True, tested=True, has_control=True, finished=True
 )
 def test_there_is_always_one_thing_to_do_first(
     best: int, more: int, planned: int, hits: tuple[int, int], turned: tuple[int, int], unknown: bool, tested: bool,

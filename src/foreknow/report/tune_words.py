@@ -279,7 +279,8 @@ def _drop(story: Story, suffix: str) -> Option | None:
         return None
     early, last = control.against[of.name]
     theirs = control.courses[of.name]
-    better = early.clear and early.won > early.lost
+    # A run whose best epoch is its last may not have peaked: best against best is not yet a fair comparison.
+    better = story.best < story.last and early.clear and early.won > early.lost
     evidence = (
         f"{of.name} EM at the best epochs {exact(of.early.share)} here, {exact(theirs.early.share)} in the control "
         f"({p_value(early.p)}); at the end {exact(of.last.share)} and {exact(theirs.last.share)} ({p_value(last.p)})."
