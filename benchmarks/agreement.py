@@ -24,8 +24,8 @@ from scipy import stats
 from foreknow import facts, slick
 from foreknow.config import AuditConfig
 from foreknow.prepare import Stage, prepared, read_input, sized
-from foreknow.probe import chunks
 from foreknow.progress import meter
+from foreknow.rows import chunks
 from foreknow.sample import Generator, Sampler, exact_head
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     config = sized(AuditConfig(data="facts", model=args.model, dtype=args.dtype, limit=args.greedy), "cpu")
     with prepared(config, read_input(config)) as stage:
         began = time.monotonic()
-        probed = [stage.prober.probe(c) for c in chunks(stage.rows, 64)]
+        probed = [stage.probing.prober.probe(c) for c in chunks(stage.draw.rows, 64)]
         seconds = time.monotonic() - began
     probes = pl.concat([c.probes for c in probed])
     answers = pl.concat([c.answers for c in probed])
@@ -57,7 +57,7 @@ def main() -> None:
 
 def greedy(stage: Stage, probes: pl.DataFrame, answers: pl.DataFrame, batch: int) -> dict[str, Any]:
     """Every row and set: the probe's greedy decision against the generated answer's."""
-    prober: Any = stage.prober
+    prober: Any = stage.probing.prober
     generator = Generator(stage.loaded.model, prober.vocabulary, prober.engine.sampling, batch)
     stated = {
         (r, j): (a, b)
@@ -67,8 +67,8 @@ def greedy(stage: Stage, probes: pl.DataFrame, answers: pl.DataFrame, batch: int
     compared = right = 0
     differences, answers_apart = [], []
     began = time.monotonic()
-    with meter("generating greedily", stage.rows.height) as done:
-        for part in chunks(stage.rows, 16):
+    with meter("generating greedily", stage.draw.rows.height) as done:
+        for part in chunks(stage.draw.rows, 16):
             rows, prompts = prober.prompts(part)
             pairs = [(r, j) for r in range(len(rows)) for j in range(len(prompts[r]))]
             longest = max(row.max_new for row in rows)
@@ -97,7 +97,7 @@ def greedy(stage: Stage, probes: pl.DataFrame, answers: pl.DataFrame, batch: int
                     })  # fmt: skip
             done.advance(part.height)
     return {
-        "rows": stage.rows.height, "relations": stage.rows["group"].n_unique(), "compared": compared,
+        "rows": stage.draw.rows.height, "relations": stage.draw.rows["group"].n_unique(), "compared": compared,
         "right": right, "different": len(differences), "differences": differences,
         "model_answers_compared": len(said), "model_answers_different": answers_apart,
         "seconds": time.monotonic() - began,
@@ -114,8 +114,8 @@ def gap(stage: Stage, prompt: tuple[int, ...], path: tuple[int, ...]) -> float:
 
 def sampled(stage: Stage, probes: pl.DataFrame, count: int, batch: int) -> dict[str, Any]:
     """Draw for `count` rows and hold the hits against the stated probabilities."""
-    prober: Any = stage.prober
-    rows = facts.take(stage.rows, count, 1)
+    prober: Any = stage.probing.prober
+    rows = facts.take(stage.draw.rows, count, 1)
     sampler = Sampler(prober, Generator(stage.loaded.model, prober.vocabulary, prober.engine.sampling, batch * 4), 0)
     began = time.monotonic()
     parts = []

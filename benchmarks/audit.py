@@ -34,7 +34,8 @@ from foreknow.config import AuditConfig
 from foreknow.ordered import _OrderedLinear
 from foreknow.packed import PackedModel
 from foreknow.prepare import Stage, prepared, read_input, sized
-from foreknow.probe import Prober, chunks
+from foreknow.probe import Prober
+from foreknow.rows import chunks
 from foreknow.sample import Generator, exact_head
 from foreknow.segments import Segment
 
@@ -75,18 +76,18 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
     wanted = given.facts.rows.filter(pl.col("group").is_in(RELATIONS) & pl.col("split").is_in(["train", "test"]))
     rows = facts.take(wanted, args.rows, 0)
     with prepared(config, given._replace(audited=rows)) as stage:
-        if stage.packed is None:
+        if stage.probing.packed is None:
             raise SystemExit("the packed engine does not take this model")
-        plan = chunks(stage.rows, int(config.chunk_rows or 128))
-        stage.prober.probe(plan[0].head(8))  # first touch of the weights
-        stage.packed._families.clear()
-        counted = count_tokens(stage.packed.packed)
+        plan = chunks(stage.draw.rows, int(config.chunk_rows or 128))
+        stage.probing.prober.probe(plan[0].head(8))  # first touch of the weights
+        stage.probing.packed._families.clear()
+        counted = count_tokens(stage.probing.packed.packed)
         began = time.perf_counter()
         for part in plan:
-            stage.prober.probe(part)
+            stage.probing.prober.probe(part)
         ours = time.perf_counter() - began
     plain, ordered = limits(stage, counted)
-    prober: Any = stage.prober
+    prober: Any = stage.probing.prober
     first = pl.concat([part.head(-(-args.batched // len(RELATIONS))) for part in rows.partition_by("group")])
     single = pl.concat([part.head(-(-args.one_by_one // len(RELATIONS))) for part in rows.partition_by("group")])
     with exact_head(stage.loaded.model):
@@ -133,8 +134,8 @@ def limits(stage: Stage, counted: dict[str, int], at_once: int = 1024) -> tuple[
 
     Called after the probe is done: while it runs, the plain layers are swapped for laid-out ones.
     """
-    assert stage.packed is not None
-    packed = stage.packed.packed
+    assert stage.probing.packed is not None
+    packed = stage.probing.packed.packed
     weights = [p for n, p in packed.body.named_parameters() if p.dim() == 2 and "embed" not in n]
     head = packed.head.weight
     inputs = {n: torch.randn(at_once, n, dtype=head.dtype) for n in {w.shape[1] for w in [*weights, head]}}

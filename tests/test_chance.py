@@ -87,8 +87,10 @@ def test_every_null_is_that_of_the_reference_questions_probed_one_by_one(audit: 
                 }
                 for n, (i, r) in enumerate(pairs)
             ]  # fmt: skip
-            asked = pl.DataFrame(lines, schema={name: stage.rows.schema[name] for name in lines[0]})
-            probes = pl.concat([stage.prober.probe(asked[at : at + 128]).probes for at in range(0, len(pairs), 128)])
+            asked = pl.DataFrame(lines, schema={name: stage.draw.rows.schema[name] for name in lines[0]})
+            probes = pl.concat(
+                [stage.probing.prober.probe(asked[at : at + 128]).probes for at in range(0, len(pairs), 128)]
+            )
             told = {
                 (n, j): (p, g)
                 for n, j, p, g in probes.select("row", "exemplar_set", "p_correct", "greedy_correct").rows()

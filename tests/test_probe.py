@@ -13,8 +13,9 @@ from scipy import stats
 from foreknow import exemplars, models, slick
 from foreknow.engine import Engine, PackedEngine, PlainEngine, Sampling
 from foreknow.packed import PackedModel
-from foreknow.probe import Prober, Settings, chunks, common_heads
+from foreknow.probe import Prober, Settings
 from foreknow.prompts import Prompter
+from foreknow.rows import chunks, common_heads
 from foreknow.sample import Generator, Sampler, exact_head
 
 SAMPLING = Sampling(temperature=0.9, top_k=40)

@@ -11,10 +11,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
@@ -443,7 +444,7 @@ def test_dropping_the_unknown_rows_is_advised_where_the_control_is_better_at_its
     has_control=st.booleans(),
     finished=st.booleans(),
 )
-@example(
+@hypothesis.example(
     best=1, more=0, planned=0, hits=(0, 0), turned=(0, 6), unknown=True, tested=True, has_control=True, finished=True
 )
 def test_there_is_always_one_thing_to_do_first(

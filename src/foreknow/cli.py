@@ -85,7 +85,7 @@ def audit(
     """Label each row of DATA by what the model knows, before any training."""
     settings = settings_of(AuditConfig, {**({} if data is None else {"data": data}), **given}, config)
     if settings.dry_run:
-        from foreknow.auditing import estimate
+        from foreknow.audit_estimate import estimate
 
         _print_estimate(estimate(settings))
         return

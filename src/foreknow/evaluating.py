@@ -34,7 +34,7 @@ from foreknow.inputs import read_data
 from foreknow.progress import meter, say
 from foreknow.prompts import Prompter, Template, read_template
 from foreknow.reporting import write_report
-from foreknow.rows import USABLE
+from foreknow.rows import USABLE, chunks
 from foreknow.runs import RunFolder, differences, fingerprint, hold, read_json, write_frame, write_json
 from foreknow.training_rows import TRAINING, Example, check_lengths
 
@@ -207,7 +207,6 @@ def _another_prompt(prompter: Prompter, template: Template, found: Found) -> lis
 def _compute(
     config: EvaluateConfig, given: Given, found: Found, ready: _Ready, folder: RunFolder, identity: dict[str, Any]
 ) -> None:
-    from foreknow.probe import chunks
 
     plan = chunks(given.rows, int(config.chunk_rows or 256))
     left = [n for n in range(len(plan)) if any(folder.chunk(n, part) is None for part in ("said", "cost"))]

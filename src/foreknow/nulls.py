@@ -40,9 +40,9 @@ from foreknow.errors import ConfigError, ResourceError
 from foreknow.exemplars import Exemplars
 from foreknow.hunting import Hunt, Spellings
 from foreknow.ordered import release_memory
-from foreknow.probe import Prober, Settings, common_heads
+from foreknow.probe import Prober, Settings
 from foreknow.progress import meter, say
-from foreknow.rows import ROWS
+from foreknow.rows import ROWS, common_heads
 from foreknow.runs import RunFolder, fingerprint, read_json, write_frame, write_json
 from foreknow.search import Path as Tokens
 

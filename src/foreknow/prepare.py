@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
@@ -15,12 +15,13 @@ from foreknow.config import AuditConfig
 from foreknow.inputs import is_packaged, read_data
 from foreknow.progress import say
 from foreknow.prompts import PAPER, Prompter, Template, read_template
-from foreknow.rows import GOLD, ROWS, USABLE, add_flag, with_flags
+from foreknow.rows import GOLD, ROWS, USABLE, add_flag, common_heads, with_flags
 from foreknow.short_facts import short_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from foreknow.chunking import Done
     from foreknow.engine import PackedEngine, Prompt, Sampling
     from foreknow.probe import Chunk, Prober, Row
 
@@ -97,20 +98,6 @@ def sized(config: AuditConfig, device: str) -> AuditConfig:
     )
 
 
-class Stage(NamedTuple):
-    """All that probes: ready to take chunks."""
-
-    loaded: models.Loaded
-    prober: Probes
-    drawn: exemplars.Exemplars
-    rows: pl.DataFrame
-    long: pl.DataFrame
-    prompter: Prompter
-    engine: str
-    packed: PackedEngine | None
-    protocol: dict[str, Any]
-
-
 class Probes(Protocol):
     """What probes chunks: `Prober`, or `Sampler` in its place."""
 
@@ -123,13 +110,42 @@ class Probes(Protocol):
         ...
 
 
+class Draw(NamedTuple):
+    """What is asked and how, whatever answers: usable rows and long ones, exemplars, how a group's questions begin.
+
+    All of it is plain values, so that a process elsewhere can be given it.
+    """
+
+    template: Template
+    exemplars: exemplars.Exemplars
+    rows: pl.DataFrame
+    long: pl.DataFrame
+    heads: dict[str, str]
+
+
+class Probing(NamedTuple):
+    """What probes chunks, which engine does it, and the packed engine itself where that is it."""
+
+    prober: Probes
+    prompter: Prompter
+    engine: str
+    packed: PackedEngine | None
+
+
+class Stage(NamedTuple):
+    """All that an audit computes with. `results`: probes numbered chunks and gives each as it is done."""
+
+    loaded: models.Loaded
+    probing: Probing
+    draw: Draw
+    protocol: dict[str, Any]
+    results: Callable[[Sequence[tuple[int, pl.DataFrame]]], Iterable[Done]]
+
+
 @contextmanager
 def prepared(config: AuditConfig, given: Input) -> Iterator[Stage]:
     """Load the model, draw the exemplars, choose the engine, and say why."""
-    from foreknow.engine import PackedEngine, PlainEngine, Sampling
-    from foreknow.packed import PackedModel
-    from foreknow.probe import Prober, Settings, common_heads
-    from foreknow.segments import UnsupportedModel
+    from foreknow.chunking import one_by_one
 
     loaded = models.load(
         config.model,
@@ -138,14 +154,34 @@ def prepared(config: AuditConfig, given: Input) -> Iterator[Stage]:
         trust_remote_code=config.trust_remote_code,
         say=say,
     )
-    prompter = Prompter(loaded.tokenizer, given.template, config.chat_template, config.bos)
-    every = flag_long(given.every, loaded.tokenizer, config.max_answer_tokens)
+    draw = drawn(config, given, loaded.tokenizer)
+    with probing(config, loaded, draw) as found:
+        choices = found.prompter.choices
+        reasons = (_prompt_reason(choices), draw.exemplars.reason, *draw.exemplars.notes)
+        for reason in (given.facts.reason, *loaded.reasons, *reasons):
+            say(reason)
+        protocol = {
+            "name": config.protocol,
+            **{k: getattr(config, k) for k in ("shots", "exemplar_sets", "samples", "temperature", "top_k")},
+            **{k: getattr(config, k) for k in ("match", "tolerance", "max_expansions", "max_answer_tokens", "seed")},
+            **choices,
+            "engine": found.engine,
+            "dtype": loaded.dtype,
+            "device": loaded.device,
+            "exemplars": draw.exemplars.reason,
+        }
+        yield Stage(loaded, found, draw, protocol, lambda left: one_by_one(found, left))
+
+
+def drawn(config: AuditConfig, given: Input, tokenizer: PreTrainedTokenizerBase) -> Draw:
+    """Which rows are probed, behind which exemplars. Needs no weights."""
+    every = flag_long(given.every, tokenizer, config.max_answer_tokens)
     chosen = pl.concat([given.audited["row"], given.shorts["row"]])
     audited = every.filter(pl.col("row").is_in(chosen.implode()))
     long = pl.col("flags").list.contains("long_answer")
     usable = audited.filter(USABLE & ~long)
-    pool = None if given.pool is None else flag_long(given.pool.rows, loaded.tokenizer, config.max_answer_tokens)
-    drawn = exemplars.draw(
+    pool = None if given.pool is None else flag_long(given.pool.rows, tokenizer, config.max_answer_tokens)
+    found = exemplars.draw(
         every,
         sorted(usable["group"].unique()),
         shots=config.shots,
@@ -154,7 +190,18 @@ def prepared(config: AuditConfig, given: Input) -> Iterator[Stage]:
         pool=pool,
         audited=usable["row"],
     )
-    vocabulary = models.vocabulary_of(loaded)
+    return Draw(given.template, found, usable, audited.filter(USABLE & long), common_heads(usable))
+
+
+@contextmanager
+def probing(config: AuditConfig, loaded: models.Loaded, draw: Draw) -> Iterator[Probing]:
+    """The prober of a loaded model; it says what it falls back to, and why."""
+    from foreknow.engine import PackedEngine, PlainEngine, Sampling
+    from foreknow.packed import PackedModel
+    from foreknow.probe import Prober, Settings
+    from foreknow.segments import UnsupportedModel
+
+    prompter = Prompter(loaded.tokenizer, draw.template, config.chat_template, config.bos)
     sampling = Sampling(config.temperature, config.top_k)
     settings = Settings(
         samples=config.samples,
@@ -163,9 +210,6 @@ def prepared(config: AuditConfig, given: Input) -> Iterator[Stage]:
         max_answer_tokens=config.max_answer_tokens,
         lenient=config.match == "lenient",
     )
-    choices = prompter.choices
-    for reason in (given.facts.reason, *loaded.reasons, _prompt_reason(choices), drawn.reason, *drawn.notes):
-        say(reason)
     with ExitStack() as stack:
         try:
             packed = stack.enter_context(PackedModel(loaded.model).attached())
@@ -176,23 +220,13 @@ def prepared(config: AuditConfig, given: Input) -> Iterator[Stage]:
             stack.close()
             engine, kind = PlainEngine(loaded.model, sampling), "plain"
             say(f"plain forward passes, about ten times slower: {why}")
-        prober = Prober(engine, prompter, vocabulary, drawn, settings, common_heads(usable))
+        prober = Prober(engine, prompter, models.vocabulary_of(loaded), draw.exemplars, settings, draw.heads)
         taken: Probes = prober
         if config.protocol == "sampled":
             stack.close()
             taken, kind = stack.enter_context(_sampler(loaded, prober, sampling, config)), "generate"
-        protocol = {
-            "name": config.protocol,
-            **{k: getattr(config, k) for k in ("shots", "exemplar_sets", "samples", "temperature", "top_k")},
-            **{k: getattr(config, k) for k in ("match", "tolerance", "max_expansions", "max_answer_tokens", "seed")},
-            **choices,
-            "engine": kind,
-            "dtype": loaded.dtype,
-            "device": loaded.device,
-            "exemplars": drawn.reason,
-        }
         exact = engine if kind == "packed" and isinstance(engine, PackedEngine) else None
-        yield Stage(loaded, taken, drawn, usable, audited.filter(USABLE & long), prompter, kind, exact, protocol)
+        yield Probing(taken, prompter, kind, exact)
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from os.path import commonprefix
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -237,15 +236,3 @@ def probes_frame(lines: Iterable[Line]) -> pl.DataFrame:
 def answers_frame(spoken: Iterable[tuple[int, str]]) -> pl.DataFrame:
     """(row number, what the model says) as a frame."""
     return pl.DataFrame(list(spoken), schema=MODEL_ANSWERS, orient="row").sort("row")
-
-
-def common_heads(rows: pl.DataFrame) -> dict[str, str]:
-    """For each group the text all its questions begin with: `Which country is `, say."""
-    ends = rows.group_by("group").agg(first=pl.col("question").min(), last=pl.col("question").max())
-    return {group: commonprefix([first, last]) for group, first, last in ends.iter_rows()}  # noqa: RUF071
-
-
-def chunks(rows: pl.DataFrame, size: int) -> list[pl.DataFrame]:
-    """Cut rows into chunks of `size`: groups together, questions of like length together, then input order."""
-    ordered = rows.sort("group", pl.col("question").str.len_chars(), "row")
-    return [ordered.slice(start, size) for start in range(0, ordered.height, size)]

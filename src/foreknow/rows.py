@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from os.path import commonprefix
 
 import polars as pl
 
@@ -197,3 +198,15 @@ def _drawn(usable: pl.DataFrame, limit: int) -> pl.Series:
     shares = largest_remainder(dict(usable.group_by("group").len().iter_rows()), limit)
     share = pl.col("group").replace_strict(shares, return_dtype=pl.Int64)
     return usable.sort("key", "row").filter(pl.int_range(pl.len()).over("group") < share)["row"]
+
+
+def common_heads(rows: pl.DataFrame) -> dict[str, str]:
+    """For each group the text all its questions begin with: `Which country is `, say."""
+    ends = rows.group_by("group").agg(first=pl.col("question").min(), last=pl.col("question").max())
+    return {group: commonprefix([first, last]) for group, first, last in ends.iter_rows()}  # noqa: RUF071
+
+
+def chunks(rows: pl.DataFrame, size: int) -> list[pl.DataFrame]:
+    """Cut rows into chunks of `size`: groups together, questions of like length together, then input order."""
+    ordered = rows.sort("group", pl.col("question").str.len_chars(), "row")
+    return [ordered.slice(start, size) for start in range(0, ordered.height, size)]

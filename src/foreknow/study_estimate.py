@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from foreknow import auditing, tune_loop
+from foreknow import audit_estimate, tune_loop
 from foreknow.config import AuditConfig, TuneConfig, settings_of
 from foreknow.progress import duration
 from foreknow.study_config import StudyConfig
@@ -26,7 +26,7 @@ def estimate(config: StudyConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rows.write_ndjson(folder / "data.jsonl")
-        probing = auditing.estimate(settings_of(AuditConfig, audit_settings(config, folder)))
+        probing = audit_estimate.estimate(settings_of(AuditConfig, audit_settings(config, folder)))
         parts = {"train": train.sample(size, seed=0), "dev": rows.filter(pl.col("split") == "dev")}
         parts |= {n: rows.filter(pl.col("split") == s) for n, s in (("test", "test"), ("ood", "test_ood"))}
         files = {n: folder / f"{n}.jsonl" for n, part in parts.items() if part.height}

@@ -24,9 +24,9 @@ from foreknow.engine import Engine, PackedEngine, PlainEngine, Prompt, Sampling
 from foreknow.exemplars import Exemplars, GroupExemplars
 from foreknow.ordered import release_memory
 from foreknow.packed import PackedModel
-from foreknow.probe import Prober, Row, Settings, common_heads
+from foreknow.probe import Prober, Row, Settings
 from foreknow.prompts import Prompter
-from foreknow.rows import GOLD
+from foreknow.rows import GOLD, common_heads
 from foreknow.search import Path, Tree, Vocabulary
 from foreknow.segments import UnsupportedModel
 from foreknow.training_pass import base_of

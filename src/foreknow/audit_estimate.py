@@ -1,0 +1,66 @@
+"""What an audit would cost, from a short measured burst."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import polars as pl
+
+from foreknow import models
+from foreknow.config import AuditConfig
+from foreknow.prepare import Probes, prepared, read_input, sized
+from foreknow.progress import duration
+from foreknow.rows import chunks
+
+
+def estimate(config: AuditConfig) -> dict[str, Any]:
+    """What an audit would cost, from one chunk probed twice: with its exemplar prefixes, and without.
+
+    Writes nothing. Returns rows, prompts, tokens computed, memory, seconds.
+    """
+    import psutil
+
+    given = read_input(config)
+    config = sized(config, models.computing_on(config.device, config.dtype)[0])
+    with prepared(config, given) as stage:
+        if stage.draw.rows.is_empty():
+            return {
+                "rows": 0,
+                "not_probed": given.audited.height + given.shorts.height,
+                "prompts": 0,
+                "tokens": 0,
+                "seconds": 0.0,
+            }
+        plan = chunks(stage.draw.rows, int(config.chunk_rows or 128))
+        burst = plan[len(plan) // 2]
+        if config.protocol == "sampled":
+            burst = burst.head(2)
+        first, again = _timed(stage.probing.prober, burst), _timed(stage.probing.prober, burst)
+        groups = burst["group"].n_unique()
+        prefixes = max(first - again, 0.0) / groups * stage.draw.rows["group"].n_unique()
+        seconds = prefixes + again / burst.height * stage.draw.rows.height
+        found, prompts = stage.probing.prober.prompts(burst)
+        own = sum(len(p.own) for some in prompts for p in some)
+        own += sum(len(row.tree) for row in found) * config.exemplar_sets
+        families = {p.family for some in prompts for p in some}
+        shared = sum(len(ids) for family in families for ids in family) / groups * stage.draw.rows["group"].n_unique()
+        memory = psutil.Process().memory_info().rss / 2**30
+    return {
+        "rows": stage.draw.rows.height,
+        "not_probed": given.audited.height + given.shorts.height - stage.draw.rows.height,
+        "long_answers": stage.draw.long.height,
+        "prompts": stage.draw.rows.height * config.exemplar_sets,
+        "tokens": round(own / burst.height * stage.draw.rows.height + shared),
+        "memory_gib": round(memory, 2),
+        "seconds": round(seconds, 1),
+        "time": duration(seconds),
+        "measured_rows": burst.height,
+        "rows_per_second": round(stage.draw.rows.height / seconds, 2),
+    }
+
+
+def _timed(prober: Probes, rows: pl.DataFrame) -> float:
+    began = time.monotonic()
+    prober.probe(rows)
+    return time.monotonic() - began

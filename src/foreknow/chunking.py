@@ -1,0 +1,65 @@
+"""Probing chunks one after the other, with less memory where there is not enough.
+
+A chunk's result depends on its rows and the settings only, never on who computes it or when.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import polars as pl
+
+from foreknow.errors import ResourceError
+from foreknow.progress import say
+
+if TYPE_CHECKING:
+    from foreknow.prepare import Probing
+    from foreknow.probe import Chunk
+
+COST: dict[str, pl.DataType] = {"seconds": pl.Float64(), "rows": pl.Int64(), "halved": pl.Int64()}
+"""A finished chunk's cost; `halved`: how often its batches were halved for want of memory."""
+
+
+class Done(NamedTuple):
+    """A finished chunk: its number in the plan, its frames, and a line of `COST`."""
+
+    number: int
+    chunk: Chunk
+    cost: pl.DataFrame
+
+
+def one_by_one(probing: Probing, left: Sequence[tuple[int, pl.DataFrame]]) -> Iterator[Done]:
+    """Probe (number, rows) in order. Raises ResourceError where even small batches are too large for the memory."""
+    from foreknow.ordered import release_memory
+
+    for number, rows in left:
+        began = time.monotonic()
+        chunk, halved = _with_less_memory(probing, rows)
+        cost = [{"seconds": time.monotonic() - began, "rows": rows.height, "halved": halved}]
+        yield Done(number, chunk, pl.DataFrame(cost, schema=COST))
+        del chunk
+        release_memory()
+
+
+def _with_less_memory(probing: Probing, rows: pl.DataFrame) -> tuple[Chunk, int]:
+    """Probe a chunk; out of memory, with batches half as large, down to 64 tokens."""
+    import torch
+
+    engine = probing.packed
+    times = 0
+    while True:
+        try:
+            return probing.prober.probe(rows), times
+        except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+            text = str(error).lower()
+            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "memory" not in text:
+                raise
+            if engine is None or engine.batch_tokens < 128:
+                raise ResourceError(
+                    "out of memory; finished chunks are kept. Lower --chunk-rows, or use a smaller model"
+                ) from None
+            engine.batch_tokens //= 2
+            say(f"out of memory: going on with {engine.batch_tokens} tokens at once; bytes may differ from now on")
+            times += 1
