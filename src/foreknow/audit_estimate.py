@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import polars as pl
 
 from foreknow import models
+from foreknow.cluster import Crew, joined
 from foreknow.config import AuditConfig
 from foreknow.prepare import Probes, prepared, read_input, sized
 from foreknow.progress import duration
 from foreknow.rows import chunks
+from foreknow.server_model import address_of
 
 
 def estimate(config: AuditConfig) -> dict[str, Any]:
     """What an audit would cost, from one chunk probed twice: with its exemplar prefixes, and without.
 
-    Writes nothing. Returns rows, prompts, tokens computed, memory, seconds.
+    Writes nothing. Returns rows, prompts, tokens computed, memory, seconds. With Ray the burst is computed here, with
+    as many threads as a worker has, and its time is divided by the workers.
     """
     import psutil
 
+    if (address := address_of(config.model)) is not None:
+        from foreknow.server_audit import estimate_at_server, server_of
+
+        given = read_input(config)
+        with server_of(config, given, address) as server:
+            return estimate_at_server(config, given, server)
     given = read_input(config)
-    config = sized(config, models.computing_on(config.device, config.dtype)[0])
-    with prepared(config, given) as stage:
+    device = models.computing_on(config.device, config.dtype)[0]
+    config = sized(config, device)
+    with joined(config) as cluster:
+        crew = None if cluster is None else cluster.crew(device)
+    with _threads(crew), prepared(config, given) as stage:
         if stage.draw.rows.is_empty():
             return {
                 "rows": 0,
@@ -46,6 +60,8 @@ def estimate(config: AuditConfig) -> dict[str, Any]:
         families = {p.family for some in prompts for p in some}
         shared = sum(len(ids) for family in families for ids in family) / groups * stage.draw.rows["group"].n_unique()
         memory = psutil.Process().memory_info().rss / 2**30
+    workers = 1 if crew is None else min(crew.workers, len(plan))
+    seconds /= workers
     return {
         "rows": stage.draw.rows.height,
         "not_probed": given.audited.height + given.shorts.height - stage.draw.rows.height,
@@ -54,7 +70,7 @@ def estimate(config: AuditConfig) -> dict[str, Any]:
         "tokens": round(own / burst.height * stage.draw.rows.height + shared),
         "memory_gib": round(memory, 2),
         "seconds": round(seconds, 1),
-        "time": duration(seconds),
+        "time": duration(seconds) + ("" if crew is None else f", measured on one and divided by {workers}: {crew}"),
         "measured_rows": burst.height,
         "rows_per_second": round(stage.draw.rows.height / seconds, 2),
     }
@@ -64,3 +80,16 @@ def _timed(prober: Probes, rows: pl.DataFrame) -> float:
     began = time.monotonic()
     prober.probe(rows)
     return time.monotonic() - began
+
+
+@contextmanager
+def _threads(crew: Crew | None) -> Iterator[None]:
+    """Compute with a worker's threads for a while."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if crew is None else crew.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

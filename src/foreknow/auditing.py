@@ -11,6 +11,7 @@ Everything that can be refused is refused before a weight is read.
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,13 +22,25 @@ import polars as pl
 import foreknow
 from foreknow import models, slick
 from foreknow.chunking import COST
+from foreknow.cluster import Cluster, joined
 from foreknow.config import AuditConfig
 from foreknow.errors import ConfigError, GateCrossed, InputError
 from foreknow.outcome import parted, rows_frame, summarise
-from foreknow.prepare import Input, Stage, flag_long, identity_of, prepared, read_input, sized
+from foreknow.prepare import Input, Job, flag_long, identity_of, job_here, read_input, sized
 from foreknow.progress import meter, say
 from foreknow.rows import chunks
-from foreknow.runs import RunFolder, fingerprint, hold, write_folder, write_frame, write_json, write_text, write_whole
+from foreknow.runs import (
+    RunFolder,
+    fingerprint,
+    hold,
+    read_json,
+    write_folder,
+    write_frame,
+    write_json,
+    write_text,
+    write_whole,
+)
+from foreknow.server_model import PREFIX, Address, address_of
 from foreknow.spans import LONG
 
 LABELS = ("category", "p_greedy", "p_sampled", "p_hit", "model_answer", "flags")
@@ -112,16 +125,22 @@ def run(config: AuditConfig) -> Audit:
     """
     if config.out is None:
         raise ConfigError("--out: missing; name the folder to write")
+    if (address := address_of(config.model)) is not None:
+        audit = _run_at_server(config, config.out, address)
+        audit.gate(config.max_unknown)
+        return audit
     given = read_input(config)
-    with hold(config.out) as folder:
-        device, dtype = models.computing_on(config.device, config.dtype)
+    with hold(config.out) as folder, joined(config) as cluster:
+        computing_on = cluster.computing_on if cluster else models.computing_on
+        device, dtype = computing_on(config.device, config.dtype)
         model_folder = models.resolve(config.model, say=say, trust_remote_code=config.trust_remote_code)
         config = sized(config, device)
         identity = identity_of(config, given, models.fingerprint(model_folder.folder), device, dtype)
         if folder.begin(identity, config.resolved()):
             say(f"{config.out}: this audit is complete; nothing to do")
         else:
-            _compute(config, given, folder, identity)
+            with _job(config, given, identity, cluster) as job:
+                _compute(config, given, folder, identity, job)
         audit = Audit(folder.path)
     if config.chance:  # takes the folder itself
         from foreknow.nulls import chance_of
@@ -132,44 +151,69 @@ def run(config: AuditConfig) -> Audit:
     return audit
 
 
-def _compute(config: AuditConfig, given: Input, folder: RunFolder, identity: dict[str, Any]) -> None:
-    with prepared(config, given) as stage:
-        write_json(folder.path / "exemplars.json", stage.draw.exemplars.as_json())
-        plan = chunks(stage.draw.rows, int(config.chunk_rows or 128))
-        _run_chunks(plan, stage, folder)
-        _score_long(stage, config, folder)
-        _write(config, given, stage, folder, identity)
+def _run_at_server(config: AuditConfig, out: Path, address: Address) -> Audit:
+    """The audit of a model that only a server has."""
+    from foreknow.server_audit import job_at_server, server_of
+
+    if config.ray or config.ray_address or config.chance:
+        flag = "--chance" if config.chance else "--ray"
+        raise ConfigError(f"{flag}: needs a model's weights; --model {PREFIX}... names a server's")
+    given = read_input(config)
+    with hold(out) as folder:
+        known = (folder.manifest or read_json(folder.path / ".run.json") or {}).get("identity", {}).get("model")
+        with server_of(config, given, address, known) as server:
+            identity = identity_of(config, given, server.identity, "server", "unknown")
+            if folder.begin(identity, config.resolved()):
+                say(f"{out}: this audit is complete; nothing to do")
+            else:
+                _compute(config, given, folder, identity, job_at_server(config, given, server))
+    return Audit(folder.path)
 
 
-def _run_chunks(plan: list[pl.DataFrame], stage: Stage, folder: RunFolder) -> None:
+def _job(
+    config: AuditConfig, given: Input, identity: dict[str, Any], cluster: Cluster | None
+) -> AbstractContextManager[Job]:
+    """Who does the work: this process, or a cluster's."""
+    if cluster is None:
+        return job_here(config, given)
+    from foreknow.ray_audit import job_on_ray
+
+    return job_on_ray(config, given, identity, cluster)
+
+
+def _compute(config: AuditConfig, given: Input, folder: RunFolder, identity: dict[str, Any], job: Job) -> None:
+    write_json(folder.path / "exemplars.json", job.draw.exemplars.as_json())
+    _run_chunks(chunks(job.draw.rows, int(config.chunk_rows or 128)), job, folder)
+    _score_long(job, folder)
+    _write(config, given, job, folder, identity)
+
+
+def _run_chunks(plan: list[pl.DataFrame], job: Job, folder: RunFolder) -> None:
     """Probe the chunks that are not finished."""
     left = [n for n in range(len(plan)) if any(folder.chunk(n, part) is None for part in ("probes", "answers", "cost"))]
     if len(left) < len(plan):
         say(f"{len(plan) - len(left)} of {len(plan)} chunks are finished; going on")
     with meter("probing", sum(plan[n].height for n in left)) as done:
-        for number, chunk, cost in stage.results([(n, plan[n]) for n in left]):
+        for number, chunk, cost in job.results([(n, plan[n]) for n in left]):
             folder.keep(number, "probes", chunk.probes)
             folder.keep(number, "answers", chunk.answers)
             folder.keep(number, "cost", cost)
             done.advance(plan[number].height)
 
 
-def _score_long(stage: Stage, config: AuditConfig, folder: RunFolder) -> None:
+def _score_long(job: Job, folder: RunFolder) -> None:
     """Score the long answers that are not scored yet."""
-    from foreknow.longform import LongScorer
-
-    parts = [stage.draw.long.slice(start, LONG_ROWS) for start in range(0, stage.draw.long.height, LONG_ROWS)]
+    parts = [job.draw.long.slice(start, LONG_ROWS) for start in range(0, job.draw.long.height, LONG_ROWS)]
     left = [n for n in range(len(parts)) if folder.chunk(n, "long") is None]
     if not left:
         return
-    scorer = LongScorer(stage.loaded.model, stage.probing.prompter, batch_tokens=int(config.batch_tokens or 2048))
     with meter("scoring long answers", sum(parts[n].height for n in left)) as done:
-        for n in left:
-            folder.keep(n, "long", scorer.score(parts[n]))
-            done.advance(parts[n].height)
+        for number, frame in job.scores([(n, parts[n]) for n in left]):
+            folder.keep(number, "long", frame)
+            done.advance(frame.height)
 
 
-def _write(config: AuditConfig, given: Input, stage: Stage, folder: RunFolder, identity: dict[str, Any]) -> None:
+def _write(config: AuditConfig, given: Input, job: Job, folder: RunFolder, identity: dict[str, Any]) -> None:
     """Assemble the outputs from the finished chunks; the manifest comes last."""
     out = folder.path
     probes = folder.gather("probes", slick.PROBES).sort("row", "exemplar_set")
@@ -177,18 +221,17 @@ def _write(config: AuditConfig, given: Input, stage: Stage, folder: RunFolder, i
     labelled = slick.label(
         probes, samples=config.samples, sampled=config.protocol == "sampled", lenient=config.match == "lenient"
     )
-    every = flag_long(given.every, stage.loaded.tokenizer, config.max_answer_tokens)
+    every = flag_long(given.every, job.tokenizer, config.max_answer_tokens)
     chosen = pl.concat([given.audited["row"], given.shorts["row"]])
     audited = every.filter(pl.col("row").is_in(chosen.implode()))
-    probed = rows_frame(audited, labelled, folder.gather("answers", slick.MODEL_ANSWERS), stage.draw.exemplars)
+    probed = rows_frame(audited, labelled, folder.gather("answers", slick.MODEL_ANSWERS), job.draw.exemplars)
     rows, shorts = parted(probed, given.shorts, folder.gather("long", LONG))
-    seconds = float(cost["seconds"].sum())
+    seconds = float((cost["seconds"] / cost["workers"]).sum())
+    engine = ", ".join(cost["engine"].unique().sort()) or "none"
     summary = {
         **summarise(rows, shorts),
-        "protocol": stage.protocol,
-        "model": {
-            **{key: getattr(stage.loaded, key) for key in ("name", "fingerprint", "folder", "note")},
-        },
+        "protocol": {**job.protocol, "engine": engine},
+        "model": job.model,
         "data": {
             "name": given.facts.name,
             "layout": given.facts.layout,
@@ -205,7 +248,7 @@ def _write(config: AuditConfig, given: Input, stage: Stage, folder: RunFolder, i
     write_frame(out / "rows.parquet", rows)
     if not shorts.is_empty():
         write_frame(out / "facts.parquet", shorts)
-    more = LONG_LABELS if stage.draw.long.height or not shorts.is_empty() else ()
+    more = LONG_LABELS if job.draw.long.height or not shorts.is_empty() else ()
     labels = rows.select("row", *LABELS, *more)
     write = write_whole if given.facts.suffix else write_folder
     write(out / f"annotated{given.facts.suffix}", lambda part: given.facts.annotate(labels, part))
@@ -216,10 +259,17 @@ def _write(config: AuditConfig, given: Input, stage: Stage, folder: RunFolder, i
             "foreknow": foreknow.__version__,
             "stage": "audit",
             "identity": identity,
-            "model": {"name": stage.loaded.name, "fingerprint": stage.loaded.fingerprint},
+            "model": {key: job.model[key] for key in ("name", "fingerprint")},
             "rows": fingerprint(rows.select("row", "category", "p_greedy", "p_sampled", "p_hit")),
             "versions": models.library_versions(),
-            "engine": stage.probing.engine,
+            "engine": engine,
+            "computed": _computed(cost),
             "chunks_with_halved_batches": cost.filter(pl.col("halved") > 0).height,
         }
     )
+
+
+def _computed(cost: pl.DataFrame) -> list[dict[str, Any]]:
+    """Each way chunks were computed in, and how many: the same bytes are promised for the same threads."""
+    ways = ("ray", "workers", "threads")
+    return cost.group_by(ways).agg(chunks=pl.len().cast(pl.Int64)).sort(ways, nulls_last=False).to_dicts()

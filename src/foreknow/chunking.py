@@ -6,7 +6,7 @@ A chunk's result depends on its rows and the settings only, never on who compute
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import polars as pl
@@ -15,11 +15,21 @@ from foreknow.errors import ResourceError
 from foreknow.progress import say
 
 if TYPE_CHECKING:
-    from foreknow.prepare import Probing
+    from foreknow.models import Loaded
+    from foreknow.prepare import Numbered, Probing
     from foreknow.probe import Chunk
+    from foreknow.prompts import Prompter
 
-COST: dict[str, pl.DataType] = {"seconds": pl.Float64(), "rows": pl.Int64(), "halved": pl.Int64()}
-"""A finished chunk's cost; `halved`: how often its batches were halved for want of memory."""
+COST: dict[str, pl.DataType] = {
+    "seconds": pl.Float64(),
+    "rows": pl.Int64(),
+    "halved": pl.Int64(),  # how often its batches were halved for want of memory
+    "engine": pl.String(),  # packed, plain or generate
+    "threads": pl.Int64(),  # that computed it
+    "workers": pl.Int64(),  # processes at once; 1: this one
+    "ray": pl.String(),  # Ray's version, where its processes computed it
+}
+"""What a finished chunk took, and how it was computed."""
 
 
 class Done(NamedTuple):
@@ -30,17 +40,36 @@ class Done(NamedTuple):
     cost: pl.DataFrame
 
 
-def one_by_one(probing: Probing, left: Sequence[tuple[int, pl.DataFrame]]) -> Iterator[Done]:
+def one_by_one(probing: Probing, left: Numbered) -> Iterator[Done]:
     """Probe (number, rows) in order. Raises ResourceError where even small batches are too large for the memory."""
+    import torch
+
     from foreknow.ordered import release_memory
 
     for number, rows in left:
         began = time.monotonic()
         chunk, halved = _with_less_memory(probing, rows)
-        cost = [{"seconds": time.monotonic() - began, "rows": rows.height, "halved": halved}]
-        yield Done(number, chunk, pl.DataFrame(cost, schema=COST))
+        cost = {
+            "seconds": time.monotonic() - began,
+            "rows": rows.height,
+            "halved": halved,
+            "engine": probing.engine,
+            "threads": torch.get_num_threads(),
+            "workers": 1,
+            "ray": None,
+        }
+        yield Done(number, chunk, pl.DataFrame([cost], schema=COST))
         del chunk
         release_memory()
+
+
+def scored(loaded: Loaded, prompter: Prompter, left: Numbered, batch_tokens: int) -> Iterator[tuple[int, pl.DataFrame]]:
+    """Score (number, rows) with long answers in order: lines of `spans.LONG`."""
+    from foreknow.longform import LongScorer
+
+    scorer = LongScorer(loaded.model, prompter, batch_tokens=batch_tokens)
+    for number, rows in left:
+        yield number, scorer.score(rows)
 
 
 def _with_less_memory(probing: Probing, rows: pl.DataFrame) -> tuple[Chunk, int]:

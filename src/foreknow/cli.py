@@ -25,6 +25,7 @@ from foreknow.config import (
     settings_of,
 )
 from foreknow.errors import ForeknowError
+from foreknow.places import place
 from foreknow.printing import print_audit, print_table
 from foreknow.study_config import StudyConfig, study_settings
 
@@ -96,7 +97,8 @@ def audit(
     try:
         done = run(settings)
     except GateCrossed as gate:
-        done, crossed = Audit(Path(str(settings.out))), gate
+        assert settings.out is not None
+        done, crossed = Audit(settings.out), gate
     print_audit(done.summary)
     if settings.chance and done.chance is not None:
         from foreknow.chance import table
@@ -127,8 +129,8 @@ def check(
     for line in lines(found):
         print(line)
     if json is not None:
-        write_json(json, found.summary)
-        print(f"json: {json}")
+        write_json(place(json), found.summary)
+        print(f"json: {place(json)}")
     if strict and found.fails:
         raise GateCrossed("--strict: errors or warnings were found")
 
@@ -160,7 +162,7 @@ def entityquestions(
     """
     from foreknow.datasets import write_entityquestions
 
-    _print_written(write_entityquestions(source, out, templates=templates, check=not allow_different))
+    _print_written(write_entityquestions(source, place(out), templates=templates, check=not allow_different))
 
 
 @data.command
@@ -176,7 +178,7 @@ def popqa(*, source: Annotated[str, Parameter(name="--from")] = "hub", out: Path
     """
     from foreknow.datasets import write_popqa
 
-    _print_written(write_popqa(source, out))
+    _print_written(write_popqa(source, place(out)))
 
 
 @data.command
@@ -190,7 +192,7 @@ def facts(*, out: Path) -> None:
     """
     from foreknow.datasets import write_facts
 
-    _print_written(write_facts(out))
+    _print_written(write_facts(place(out)))
 
 
 @app.command
@@ -340,9 +342,11 @@ def forecast(
     """
     from foreknow.auditing import open_audit
     from foreknow.forecast import forecast_audit, table
+    from foreknow.remote import fetched
     from foreknow.runs import write_json
     from foreknow.studying import open_study
 
+    audit, study = fetched(audit), fetched(study)
     found = forecast_audit(open_audit(audit), open_study(study), unknown=unknown, fitted=fitted or (), force=force)
     print_table(table(found), f"forecast for {found['unknown']:.1%} Unknown rows")
     for name, of in found["left_out"].items():
@@ -368,15 +372,16 @@ def compare(first: Path, second: Path, /, *, out: Path | None = None) -> None:
     """
     from foreknow.auditing import open_audit
     from foreknow.comparing import compare_audits, write_rows
+    from foreknow.remote import fetched
 
-    found = compare_audits(open_audit(first), open_audit(second))
+    found = compare_audits(open_audit(fetched(first)), open_audit(fetched(second)))
     of = found.summary
     print(f"{found.first} -> {found.second}: {of['compared']:,} rows labelled in both")
     print(f"better known {of['better_known']:,}   same {of['same']:,}   less known {of['less_known']:,}\n")
     print_table(found.moves, "rows by category: first (down) to second (across)")
     if out is not None:
-        write_rows(found, out)
-        print(f"rows: {out}")
+        write_rows(found, place(out))
+        print(f"rows: {place(out)}")
 
 
 @app.command
@@ -392,9 +397,11 @@ def report(folder: Path, /, *, rows: bool = True, control: Path | None = None) -
     control
         For a tune run: another one to hold it against, such as D_Known's.
     """
+    from foreknow.remote import fetched
     from foreknow.reporting import write_report
 
-    print(f"report: {write_report(folder, show_rows=rows, control=control)}")
+    control = None if control is None else fetched(control)
+    print(f"report: {write_report(fetched(folder), show_rows=rows, control=control)}")
 
 
 lab = App(name="lab", help="A small model trained here, every exposure of every fact counted.", help_format="plaintext")
@@ -412,7 +419,7 @@ def build(*, out: Path | None = None) -> None:
     """
     from foreknow.lab import build as build_lab
 
-    print(f"built: {build_lab(out)}")
+    print(f"built: {build_lab(None if out is None else place(out))}")
 
 
 @app.command

@@ -9,10 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from foreknow.errors import ConfigError
+from foreknow.places import Mirrored, place
+from foreknow.yamltext import loads
 
 DEFAULT_FACTS = "facts"
 """The name of the packaged fact set, where a data file could stand."""
@@ -37,9 +38,12 @@ ColumnMap = Annotated[dict[str, str], BeforeValidator(_pairs)]
 
 DATA = (
     "A data file (JSONL, JSON, CSV, TSV, Parquet; also .gz, .zst), a folder or .zip of them, - for standard input, "
-    "hub:owner/name, or 'facts': the packaged fact set."
+    "hub:owner/name, s3:// or gs://, or 'facts': the packaged fact set."
 )
 LAYOUT = "How rows are written: auto, messages, sharegpt, alpaca, prompt-completion, popqa, question or triples."
+RAY = "Compute in processes of a Ray cluster: one started on this machine, or that at --ray-address."
+RAY_ADDRESS = "A running Ray cluster, as HOST:PORT or auto (default: RAY_ADDRESS, else a cluster of this machine)."
+RAY_WORKERS = "Ray processes at once (default: one a GPU; without GPUs one for every 4 cores)."
 
 
 class Settings(BaseModel):
@@ -47,9 +51,15 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
+    @field_validator("*")
+    @classmethod
+    def _placed(cls, value: Any) -> Any:
+        """A path given as a URL becomes that of its mirror (`places.py`)."""
+        return place(value) if isinstance(value, Path) else value
+
     def resolved(self) -> dict[str, Any]:
-        """All settings as plain values, for `config.yaml`."""
-        return self.model_dump(mode="json")
+        """All settings as plain values, for `config.yaml`; what lies in a store by its URL."""
+        return self.model_dump(mode="json") | {name: f"{v}" for name, v in self if isinstance(v, Mirrored)}
 
 
 class DataSettings(Settings):
@@ -66,13 +76,34 @@ class DataSettings(Settings):
     seed: int = Field(0, ge=0, description="Seed of every draw.")
 
 
-class AuditConfig(DataSettings):
+class ServerSettings(Settings):
+    """How patiently an OpenAI-compatible server is asked."""
+
+    timeout: float = Field(120.0, gt=0, description="Servers: seconds to wait for a reply.")
+    retries: int = Field(5, ge=0, description="Servers: tries after the first where one fails or is busy.")
+    backoff: float = Field(1.0, ge=0, description="Servers: seconds before the second try; doubled for each one more.")
+    concurrency: int = Field(4, ge=1, le=256, description="Servers: requests under way at once.")
+
+
+class AuditConfig(DataSettings, ServerSettings):
     """Settings of `foreknow audit`. The protocol's numbers default to the paper's (section 2)."""
 
     out: Path | None = Field(None, description="The run folder to write.")
     model: str = Field(
         "smollm2-135m",
-        description="A packaged model, a folder, a .gguf file or a hub id; see 'foreknow models'.",
+        description="A packaged model, a folder, a .gguf file or a hub id; see 'foreknow models'. Or a server's: "
+        "openai:URL#NAME, such as openai:http://localhost:8000/v1#llama; a key is read from OPENAI_API_KEY.",
+    )
+    tokenizer: str | None = Field(
+        None, description="Servers: whose tokenizer makes the prompts, as for --model (default: the model's NAME)."
+    )
+    per_minute: float | None = Field(None, gt=0, description="Servers: requests a minute, at most.")
+    batch_prompts: int = Field(16, ge=1, description="Servers: prompts in a request, where several are taken.")
+    prices: tuple[float, float] | None = Field(
+        None, description="Servers: the price of a million prompt tokens and of a million answer tokens, for --dry-run."
+    )
+    generator: Literal["transformers", "vllm"] = Field(
+        "transformers", description="What generates the answers of --protocol sampled."
     )
     exemplars: Path | None = Field(None, description="A data file whose rows serve as exemplars.")
     limit: int | None = Field(None, ge=1, description="Audit so many rows, spread over the groups.")
@@ -115,6 +146,9 @@ class AuditConfig(DataSettings):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
     batch_tokens: int | None = Field(None, ge=1, description="Tokens computed at once (default: 2048; GPU 16384).")
     chunk_rows: int | None = Field(None, ge=1, description="Rows saved at once (default: 128; GPU 512).")
+    ray: bool = Field(False, description=RAY)
+    ray_address: str | None = Field(None, description=RAY_ADDRESS)
+    ray_workers: int | None = Field(None, ge=1, description=RAY_WORKERS)
     dry_run: bool = Field(False, description="Say what a run would cost, from a short measured burst; write nothing.")
 
     @field_validator("bos", mode="before")
@@ -154,7 +188,7 @@ class CheckConfig(DataSettings):
     """Settings of `foreknow check`."""
 
 
-class ExtractConfig(DataSettings):
+class ExtractConfig(DataSettings, ServerSettings):
     """Settings of `foreknow extract`."""
 
     out: Path | None = Field(None, description="The file to write: the input with a column of facts.")
@@ -168,10 +202,6 @@ class ExtractConfig(DataSettings):
     temperature: float = Field(0.0, ge=0, le=2, description="Sampling temperature.")
     max_tokens: int = Field(1024, ge=1, description="Tokens of one reply, at most.")
     attempts: int = Field(3, ge=1, description="How often a row is asked while its reply cannot be read.")
-    timeout: float = Field(120.0, gt=0, description="Seconds to wait for a reply.")
-    retries: int = Field(5, ge=0, description="Tries after the first where the server fails or is busy.")
-    backoff: float = Field(1.0, ge=0, description="Seconds before the second try; doubled for each one more.")
-    concurrency: int = Field(4, ge=1, le=256, description="Requests under way at once.")
     limit: int | None = Field(None, ge=1, description="Ask for so many rows, spread over the groups.")
 
 
@@ -329,22 +359,32 @@ S = TypeVar("S", bound=Settings)
 
 
 def settings_of(model: type[S], given: dict[str, Any], file: Path | None = None) -> S:
-    """A stage's settings from a YAML file, if any, and those given on top. Raises ConfigError naming the key."""
-    found = {**read_yaml(file), **given} if file else given
+    """A stage's settings from a YAML file, if any, and those given on top. Raises ConfigError naming the key.
+
+    Files and folders in a store that the settings name are fetched; a run folder to write is when it is held. Raises
+    the errors of `remote.fetched` too.
+    """
+    from foreknow.remote import fetched
+
+    found = {**read_yaml(fetched(file)), **given} if file else given
     try:
-        return model(**found)
+        settings = model(**found)
     except ValidationError as error:
         raise ConfigError(_first_fault(error, model, file, set(given))) from None
+    for name, value in settings:
+        if isinstance(value, Mirrored) and (name != "out" or model in (ExtractConfig, MixConfig)):
+            fetched(value, needed=name != "out")
+    return settings
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
     """A settings file as keys and values. Raises ConfigError."""
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        found = loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--config {file}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {file}: not YAML: {' '.join(str(error).split())[:200]}") from None
+    except ValueError as error:  # what is no UTF-8 too
+        raise ConfigError(f"--config {file}: not YAML: {error}") from None
     if found is None:
         return {}
     if not isinstance(found, dict):

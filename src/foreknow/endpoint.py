@@ -6,6 +6,7 @@
 
     429, 408, 409, 425, 5xx, a timeout, a lost      asked again after a pause that doubles, or as long as Retry-After
     connection, a reply that is not what was asked  says; after `retries` of them the job's result is a Fault
+    more requests than `per_minute`                 wait for their turn
     another 4xx                                     the job's result is a Fault: this one cannot be answered
     401, 403, 404, 405, no server, no such name     InputError at once
     402, used-up quota, a wait of over 5 minutes,   ResourceError at once
@@ -55,7 +56,8 @@ class Endpoint:
     """Where to ask and how patiently. Raises ConfigError for a URL that cannot be one, or that holds a secret.
 
     `timeout`: seconds without a byte from the server; `retries`: tries after the first; `backoff`: seconds
-    before the second try, doubled for each one more; `concurrency`: requests under way at once.
+    before the second try, doubled for each one more; `concurrency`: requests under way at once; `per_minute`:
+    requests begun in a minute at most, evenly spaced (None: as fast as the server answers).
     """
 
     url: str
@@ -64,6 +66,7 @@ class Endpoint:
     retries: int = 5
     concurrency: int = 4
     backoff: float = 1.0
+    per_minute: float | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -114,6 +117,7 @@ class Session:
         self._ended = False
         self._heard = False
         self._not_before = 0.0
+        self._turn = 0.0
         self.client = self._connect()
 
     def __enter__(self) -> Self:
@@ -220,6 +224,8 @@ class Session:
         """One job until it is answered, its retries are used up, or the caller stops."""
         tried = 0
         while not stop.wait(max(self._not_before - time.monotonic(), 0.0)):
+            if stop.wait(self._until_turn()):
+                break
             try:
                 answer = ask(job)
             except Exception as error:
@@ -237,6 +243,16 @@ class Session:
                 self._heard = True
                 return answer
         return Fault("stopped", passing=True)
+
+    def _until_turn(self) -> float:
+        """Seconds until this request may begin; takes its place in the row."""
+        if self.endpoint.per_minute is None:
+            return 0.0
+        with self._lock:
+            now = time.monotonic()
+            turn = max(self._turn, now)
+            self._turn = turn + 60.0 / self.endpoint.per_minute
+        return turn - now
 
     def _judge(self, error: Exception) -> _Again | Fault:
         """What an error means for its job. Raises where it means the end of the run."""

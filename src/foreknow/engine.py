@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from foreknow.models import input_device
 from foreknow.packed import PackedModel
 from foreknow.search import Node, Path
 from foreknow.segments import Branch, Kept, Prefix, Segment, gather_kept
@@ -68,8 +69,10 @@ class Engine(Protocol):
 
 def nodes_of(ids: Tensor, logits: Tensor, sampling: Sampling, log_total: Tensor | None = None) -> list[Node]:
     """Nodes from sorted top logits [n, width] (float32); `log_total`: log of the whole vocabulary's sum."""
+    # a few dozen numbers a node: one copy from the device, and the rest in the host's float64
+    ids, logits = ids.cpu(), logits.cpu()
     scaled = logits.double() / sampling.temperature
-    total = scaled.logsumexp(-1) if log_total is None else log_total.double()
+    total = scaled.logsumexp(-1) if log_total is None else log_total.cpu().double()
     p = (scaled - total[:, None]).exp()
     # the arg max of equal logits is the lowest id, as torch.argmax over the vocabulary has it
     top = logits == logits[:, :1]
@@ -182,7 +185,7 @@ class PlainEngine:
         self.model = model.eval()
         self.sampling = sampling
         self.rows = rows
-        self.device = next(model.parameters()).device
+        self.device = input_device(model)
 
     def open(self, prompts: Sequence[Prompt], trees: Sequence[Sequence[Path]]) -> tuple[Session, list[list[Node]]]:
         """See `Engine.open`: every path is a sequence of its own."""

@@ -23,6 +23,7 @@ import polars as pl
 
 from foreknow.errors import InputError
 from foreknow.jsontext import TooDeep, check_depth, dumps, encodable, loads
+from foreknow.layouts import number_of
 from foreknow.quoting import quoted
 from foreknow.sources import Part, Source, on_disk, packed_for_writing, suffixes
 
@@ -32,6 +33,8 @@ LARGEST_BATCH = 2**25
 """A batch of fewer records ends where their texts have so many characters."""
 LONGEST_LINE = 2**25
 """A line (CSV: a cell too) of more characters is an error: as values it can take thirty times its size in memory."""
+LONGEST_ARRAY = 2**30
+"""A JSON array, which is read as a whole, of more bytes is an error: a few packed KiB can unpack to it."""
 
 
 class Batch(NamedTuple):
@@ -87,9 +90,9 @@ def write_parts(source: Source, change: Change, path: Path) -> None:
     if source.kind == "zip":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             first = 0
-            for part in source.parts:
+            for part, name in zip(source.parts, _inside(source.parts), strict=True):
                 # a fixed date: the same content gives the same bytes
-                info = zipfile.ZipInfo(part.name, (1980, 1, 1, 0, 0, 0))
+                info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
                 info.compress_type = zipfile.ZIP_DEFLATED
                 with archive.open(info, "w", force_zip64=True) as out:
                     first = _write_part(part, out, change, first)
@@ -100,6 +103,18 @@ def write_parts(source: Source, change: Change, path: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("wb") as out:
             first = _write_part(part, out, change, first)
+
+
+def _inside(parts: Sequence[Part]) -> list[str]:
+    """The parts' names, none of which leads out of the folder that an archive of them is unpacked into."""
+    found: list[str] = []
+    for part in parts:
+        pieces = [piece.replace(":", "_") for piece in re.split(r"[/\\]", part.name) if piece not in ("", ".")]
+        name = "/".join("__" if piece == ".." else piece for piece in pieces)
+        while name in found:
+            name = f"_/{name}"
+        found.append(name)
+    return found
 
 
 def write_joined(parts: Sequence[Part], change: Change, path: Path, name: str) -> None:
@@ -173,7 +188,12 @@ def _read_json(part: Part) -> Iterator[Batch]:
         if part.suffix != ".json":
             yield from _batched(part, _line_pieces(part, stream))
             return
-        raw = stream.read()
+        raw = stream.read(LONGEST_ARRAY + 1)
+    if len(raw) > LONGEST_ARRAY:
+        raise InputError(
+            f"{part.where}: longer than {LONGEST_ARRAY >> 20} MiB unpacked, which is too much for one JSON array. "
+            "Write one object a line, as .jsonl."
+        )
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -390,6 +410,12 @@ def _write_parquet(part: Part, stream: IO[bytes], change: Change, first: int) ->
     return first + count
 
 
+SAID = "model_answer"
+"""The label that holds what a model said, which can be anything."""
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""How a cell begins that spreadsheets may compute."""
+
+
 class _Lines(NamedTuple):
     """What a csv.writer writes to: it hands over a line at a time."""
 
@@ -417,7 +443,8 @@ class _Writer:
             records = [record if new is None else new for record, new in zip(batch.records, edits, strict=True)]
             rows = zip(records, added.iter_rows(), kept, strict=True)
             header = [*batch.records[0], *added.columns]
-            self._cells(header, [[*record.values(), *labels] for record, labels, keep in rows if keep])
+            said = [name.endswith(SAID) for name in added.columns]
+            self._cells(header, [[*record.values(), *_inert(labels, said)] for record, labels, keep in rows if keep])
         return None
 
     def close(self) -> None:
@@ -476,6 +503,19 @@ def _splice(text: str, added: Record) -> str:
     body = text[:-1].rstrip()
     comma = "" if body == "{" or not extra else ", "
     return f"{body}{comma}{extra}}}"
+
+
+def _inert(labels: Sequence[object], said: Sequence[bool]) -> list[object]:
+    """Labels in which no spreadsheet takes what a model said for a formula: an apostrophe stands before it.
+
+    Numbers are left as they are, and so are the user's own cells.
+    """
+
+    def shown(value: object) -> object:
+        risky = isinstance(value, str) and value[:1] in _FORMULA and number_of(value) is None
+        return f"'{value}" if risky else value
+
+    return [shown(value) if words else value for value, words in zip(labels, said, strict=True)]
 
 
 def _cell(value: object) -> object:

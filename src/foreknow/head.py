@@ -6,19 +6,42 @@ bf16 logits tie at the top-k boundary at every other position, so they cannot sa
 
 from __future__ import annotations
 
+import contextlib
+import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 class OutputHead:
-    """A causal LM's output head: `weight` [vocabulary, hidden], and what its config does to logits."""
+    """A causal LM's output head: `weight` [vocabulary, hidden], and what its config does to logits.
+
+    States go to the weight's device, and what is returned lies there. A weight that accelerate keeps in main memory
+    or on disk is fetched for each call; one that tensor parallelism shards is gathered once.
+    """
 
     def __init__(self, head: nn.Linear, config: Any):
-        self.weight = head.weight.detach()
-        self.bias = None if head.bias is None else head.bias.detach().float()
+        self.layer = head
         self.config = config
+        self._take()
+
+    def _take(self) -> None:
+        self.weight = _whole(self.layer.weight.detach())
+        self.bias = None if self.layer.bias is None else _whole(self.layer.bias.detach()).float()
+
+    @contextlib.contextmanager
+    def _at_hand(self) -> Iterator[OutputHead]:
+        if self.weight.device.type != "meta":
+            yield self
+            return
+        with align_module_device(self.layer):
+            here = copy.copy(self)
+            here._take()
+            yield here
 
     @torch.inference_mode()
     def top(self, states: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -32,13 +55,18 @@ class OutputHead:
         k = min(k, self.weight.shape[0])
         # gathered candidate weights and float32 logits stay near 256 MB
         at_once = max(1, 2**26 // max(2 * k * self.weight.shape[1], self.weight.shape[0]))
-        parts = [self._top(part, k) for part in states.split(at_once)]
+        with self._at_hand() as head:
+            parts = [head._top(part, k) for part in states.to(head.weight.device).split(at_once)]
         width = max(ids.shape[1] for ids, _ in parts)
         parts = [_widen(ids, values, width) for ids, values in parts]
         return torch.cat([ids for ids, _ in parts]), torch.cat([values for _, values in parts])
 
     def full_logits(self, states: Tensor) -> Tensor:
         """All next-token logits in float32, [states, vocabulary]."""
+        with self._at_hand() as head:
+            return head._full(states.to(head.weight.device))
+
+    def _full(self, states: Tensor) -> Tensor:
         return self._finish(states.float() @ self.weight.float().T, slice(None))
 
     def _finish(self, logits: Tensor, ids: Tensor | slice) -> Tensor:
@@ -58,7 +86,8 @@ class OutputHead:
         vocabulary = self.weight.shape[0]
         exact = self.weight.dtype == torch.float32 or vocabulary <= 4096 or self.bias is not None
         if exact:
-            return _sorted_top(self.full_logits(states), k, None)
+            logits = self._full(states)
+            return _sorted_top(logits, k, None, int(_ties(logits, k).max()))
         candidates = min(vocabulary, k + max(24, k // 2))
         rough, ids = nn.functional.linear(states, self.weight).topk(candidates, dim=-1)
         weights = self.weight[ids].float()
@@ -67,14 +96,21 @@ class OutputHead:
         # a left-out token's rough logit is at most the last candidate's; rounding moves each by one part in 2^8
         slack = rough[:, -1].float().abs().clamp(min=1.0) * 2.0**-7
         certain = rough[:, -1].float() + slack < raw.sort(dim=-1, descending=True).values[:, k - 1]
-        ids_top, values_top = _sorted_top(values, k, ids)
-        if not bool(certain.all()):
+        # what the host must know, in one copy
+        width, sure = torch.stack([_ties(values, k).max(), certain.all()]).tolist()
+        ids_top, values_top = _sorted_top(values, k, ids, width)
+        if not sure:
             doubtful = (~certain).nonzero()[:, 0]
-            ids_full, values_full = _sorted_top(self.full_logits(states[doubtful]), k, None)
+            logits = self._full(states[doubtful])
+            ids_full, values_full = _sorted_top(logits, k, None, int(_ties(logits, k).max()))
             width = max(ids_full.shape[1], ids_top.shape[1])
             ids_top, values_top = _widen(ids_top, values_top, width)
             ids_top[doubtful], values_top[doubtful] = _widen(ids_full, values_full, width)
         return ids_top, values_top
+
+
+def _whole(x: Tensor) -> Tensor:
+    return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def _widen(ids: Tensor, values: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -83,11 +119,13 @@ def _widen(ids: Tensor, values: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return nn.functional.pad(ids, (0, spare)), nn.functional.pad(values, (0, spare), value=-torch.inf)
 
 
-def _sorted_top(values: Tensor, k: int, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The k largest of each line and the ties of the k-th, sorted; `ids` names the columns."""
-    k = min(k, values.shape[1])
-    kth = values.topk(k, dim=-1).values[:, -1:]
-    width = int((values >= kth).sum(-1).max())
+def _ties(values: Tensor, k: int) -> Tensor:
+    """How many of each line reach its k-th largest value."""
+    return (values >= values.topk(k, dim=-1).values[:, -1:]).sum(-1)
+
+
+def _sorted_top(values: Tensor, k: int, ids: Tensor | None, width: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each line and the ties of the k-th, `width` at most, sorted; `ids` names the columns."""
     top, index = values.topk(width, dim=-1)
-    top = top.masked_fill(top < kth, -torch.inf)
+    top = top.masked_fill(top < top[:, k - 1 : k], -torch.inf)
     return (index if ids is None else ids.gather(1, index)), top

@@ -6,19 +6,24 @@ import hashlib
 import importlib.metadata
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from foreknow.errors import ModelError
 from foreknow.lab_world import NAME as LAB
 from foreknow.packaged import PACKAGED, cached_sha256, check, convert, packaged_folder, quiet, sha256_of
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from foreknow.search import Vocabulary
+
+
+MAP: Final = "map"
+"""The device setting that spreads a model over all devices."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,10 @@ class Resolved:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to compute: weights in `dtype` on `device`, its tokenizer, a hash of both."""
+    """A model ready to compute: weights in `dtype` on `device`, its tokenizer, a hash of both.
+
+    `device`: where it computes; for a model spread over several, their kind.
+    """
 
     name: str
     model: PreTrainedModel
@@ -121,7 +129,11 @@ def load(
     trust_remote_code: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Loaded:
-    """Load a model for inference. Raises ModelError where it cannot be had."""
+    """Load a model for inference. Raises ModelError where it cannot be had.
+
+    `device`: auto, a device's name, or map: the layers spread over all GPUs and, where those are full, main memory,
+    as accelerate's `device_map="auto"` lays them out.
+    """
     # kernels the CPU library keeps, one for each shape it has seen: 1,024 of them are half a gigabyte
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
     import torch
@@ -135,12 +147,18 @@ def load(
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(str(found.folder), trust_remote_code=trust_remote_code)
             model: Any = AutoModelForCausalLM.from_pretrained(
-                str(found.folder), dtype=getattr(torch, kind), trust_remote_code=trust_remote_code
+                str(found.folder),
+                dtype=getattr(torch, kind),
+                trust_remote_code=trust_remote_code,
+                device_map="auto" if device == MAP else None,
             )
-            model.to(on)
+            if device != MAP:
+                model.to(on)
     except Exception as error:
         # whatever a model's files may raise, the user is told in one line
         raise ModelError(f"--model {name}: cannot be loaded: {_first_line(error)}") from None
+    if device == MAP:
+        device_reason = spread_reason(getattr(model, "hf_device_map", {"": on}))
     return Loaded(
         name=found.name,
         model=model.eval(),
@@ -154,6 +172,15 @@ def load(
     )
 
 
+def spread_reason(parts: Mapping[str, str | int | torch.device]) -> str:
+    """Where accelerate put a model's parts (`hf_device_map`: part -> GPU number, cpu or disk), and how many."""
+    places = [f"cuda:{place}" if isinstance(place, int) else str(place) for place in parts.values()]
+    told = ", ".join(f"{places.count(place)} on {place}" for place in dict.fromkeys(places))
+    slow = "; a part in main memory or on disk goes to the GPU and back at every pass"
+    off = any(place.startswith("cuda") for place in places) and {"cpu", "disk"} & set(places)
+    return f"device map: of the model's {len(places)} parts {told}{slow if off else ''}"
+
+
 def computing_on(device: str, dtype: str) -> tuple[str, str]:
     """The device and dtype that `load` would choose."""
     on, _ = _device(device)
@@ -163,7 +190,7 @@ def computing_on(device: str, dtype: str) -> tuple[str, str]:
 def _device(asked: str) -> tuple[str, str]:
     import torch
 
-    if asked != "auto":
+    if asked not in ("auto", MAP):
         try:
             torch.empty(1, device=asked)
         except (RuntimeError, AssertionError) as error:
@@ -188,6 +215,16 @@ def _dtype(asked: str, device: str) -> tuple[str, str]:
     if torch.cpu._is_avx512_bf16_supported():
         return "bfloat16", "dtype bfloat16: the processor has instructions for it"
     return "float32", "dtype float32: the processor has no instructions for bfloat16"
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where token ids go in. The first weight of a spread model may lie elsewhere, or nowhere until it is used."""
+    import torch
+
+    embeddings = model.get_input_embeddings()
+    hook = getattr(embeddings, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    return torch.device(device) if device is not None else next(embeddings.parameters()).device
 
 
 def fingerprint(folder: Path) -> str:

@@ -32,8 +32,10 @@ def rows_frame(audited: pl.DataFrame, labelled: pl.DataFrame, answers: pl.DataFr
         marks["few_exemplars"].append(known and drawn.groups[group].borrowed)
     for flag, where in marks.items():
         rows = add_flag(rows, flag, pl.Series(where, dtype=pl.Boolean))
-    rows = add_flag(rows, "undecided", pl.col("undecided").fill_null(False))
-    return rows.with_columns(answer=GOLD).select(
+    for flag in ("undecided", "not_finite"):
+        rows = add_flag(rows, flag, pl.col(flag).fill_null(False))
+    said = pl.when(~pl.col("not_finite").fill_null(False)).then("model_answer")
+    return rows.with_columns(answer=GOLD, model_answer=said).select(
         *("row", "group", "relation", "subject", "split", "question", "answer", "answers"),
         *("p_greedy", "p_greedy_lenient", "p_sampled", "p_sampled_error", "p_hit", "p_hit_high", "p_hit_lenient"),
         *("category", "category_lenient", "model_answer", "popularity", "flags"),

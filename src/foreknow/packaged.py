@@ -273,7 +273,12 @@ def check(folder: Path) -> None:
     about = folder / "foreknow.json"
     if not about.is_file():
         return
-    for name, expected in json.loads(about.read_text(encoding="utf-8"))["files"].items():
+    try:
+        files = json.loads(about.read_text(encoding="utf-8")).get("files", {})
+        checksums = {str(name): str(expected) for name, expected in files.items()}
+    except (ValueError, AttributeError):
+        raise ModelError(f"{about}: not what foreknow wrote beside a model; delete {folder} to make it anew") from None
+    for name, expected in checksums.items():
         path = folder / name
         found = cached_sha256(path) if path.is_file() else "missing"
         if found != expected:

@@ -18,19 +18,25 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from foreknow.head import OutputHead
+from foreknow.models import input_device
 from foreknow.ordered import keep_memory, order_weights
-from foreknow.segments import ATTENTION, Branch, Kept, Plan, Prefix, Segment, UnsupportedModel, lay, round_up, slots_of
+from foreknow.segments import ATTENTION, Branch, Kept, Prefix, Segment, UnsupportedModel, lay_out, round_up, slots_of
 
 
 class PackedModel:
-    """A causal LM run over packed segments. Use as `with PackedModel(model).attached() as packed:`."""
+    """A causal LM run over packed segments. Use as `with PackedModel(model).attached() as packed:`.
+
+    The model may be spread over devices by accelerate (`device_map`): each layer's attention then asks for the
+    batch on its own device, and keeps its keys and values there. `device`: where token ids go in.
+    """
 
     def __init__(self, model: PreTrainedModel):
         self.model = model.eval()
-        self.device = next(model.parameters()).device
+        self.device = input_device(model)
         self.body = _body(model)
         head = model.get_output_embeddings()
         if not isinstance(head, nn.Linear):
@@ -45,7 +51,7 @@ class PackedModel:
         swapped: list[tuple[nn.Module, str, nn.Module]] = []
         if self.device.type == "cpu":
             keep_memory()
-            if torch.backends.mkldnn.is_available():
+            if torch.backends.mkldnn.is_available() and not _spread(self.body):
                 swapped = order_weights(self.body, self.model.config.get_text_config())
         try:
             yield self
@@ -60,26 +66,16 @@ class PackedModel:
 
         `keep`: return, for each segment, the keys and values of the new tokens.
         """
-        ids, positions, wanted, laid = lay(segments, self.device)
-        offset = 0
-        scatter: list[int] = []
-        for s, segment in zip(laid, segments, strict=True):
-            for r, b in enumerate(segment.branches):
-                scatter.extend(range(offset + r * s.width, offset + r * s.width + len(b.ids)))
-            offset += s.rows * s.width
-        spare = round_up(len(ids), 64) - len(ids)
-        ids, positions, scatter = ids + [0] * spare, positions + [0] * spare, scatter + [0] * spare
-        plan = Plan(laid, torch.tensor(scatter, device=self.device), keep)
+        batch = lay_out(segments, keep)
+        here = batch.on(self.device)
         states = self.body(
-            input_ids=torch.tensor([ids], device=self.device),
-            position_ids=torch.tensor([positions], device=self.device),
-            use_cache=False,
-            packing=plan,
+            input_ids=here.ids, position_ids=here.positions, use_cache=False, packing=batch
         ).last_hidden_state
-        if keep and any(len(s.kept) != len(laid[0].kept) or not s.kept for s in laid):
+        parts = batch.segments
+        if keep and any(len(s.kept) != len(parts[0].kept) or not s.kept for s in parts):
             raise UnsupportedModel("its layers do not use the attention interface")
-        kept = [Kept(s.kept, [len(b.ids) for b in g.branches]) for s, g in zip(laid, segments, strict=True)]
-        return states[0].index_select(0, torch.tensor(wanted, device=self.device, dtype=torch.long)), kept
+        kept = [Kept(s.kept, [len(b.ids) for b in g.branches]) for s, g in zip(parts, segments, strict=True)]
+        return states[0].index_select(0, batch.on(states.device).wanted), kept
 
     def prefixes(self, prompts: Sequence[Sequence[int]]) -> list[Prefix]:
         """Compute prompts once, all in one pass."""
@@ -107,11 +103,17 @@ class PackedModel:
         self.model.set_attn_implementation("eager")
         plain = self.model(whole).logits[0, len(prompt) :].float()
         self.model.set_attn_implementation(packed)
+        ours = ours.to(plain.device)
         scale = plain.std().clamp(min=1e-6)
         off = float((ours - plain).abs().mean() / scale)
         limit = 1e-3 if self.head.weight.dtype == torch.float32 else 0.05
         if not off <= limit:
             raise UnsupportedModel(f"packed logits differ from plain ones by {off:.2g} standard deviations")
+
+
+def _spread(body: nn.Module) -> bool:
+    """Whether accelerate's hooks or tensor parallelism spread the body over devices: its layers stay as they are."""
+    return any(hasattr(m, "_hf_hook") for m in body.modules()) or any(isinstance(p, DTensor) for p in body.parameters())
 
 
 def _body(model: PreTrainedModel) -> nn.Module:

@@ -70,6 +70,8 @@ _NO_IDENTITY: Final = {
         "strict_rows",
         "group_by",
     ),
+    *("ray", "ray_address", "ray_workers"),
+    *("timeout", "retries", "backoff", "concurrency", "per_minute", "batch_prompts", "prices"),
 }
 """Settings that name a file whose content counts instead, or do not change a result."""
 
@@ -133,20 +135,52 @@ class Probing(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """All that an audit computes with. `results`: probes numbered chunks and gives each as it is done."""
+    """All that an audit computes with in this process."""
 
     loaded: models.Loaded
     probing: Probing
     draw: Draw
     protocol: dict[str, Any]
-    results: Callable[[Sequence[tuple[int, pl.DataFrame]]], Iterable[Done]]
+
+
+Numbered = Sequence[tuple[int, pl.DataFrame]]
+"""Parts of a plan with their numbers in it."""
+
+
+class Job(NamedTuple):
+    """An audit's work, whoever does it: what is asked of which model, how it comes back.
+
+    `model`: name, fingerprint, folder, note. `results` probes numbered chunks, `scores` numbered rows with long
+    answers (`spans.LONG`); both give each part as it is done, in any order.
+    """
+
+    model: dict[str, Any]
+    tokenizer: PreTrainedTokenizerBase
+    draw: Draw
+    protocol: dict[str, Any]
+    results: Callable[[Numbered], Iterable[Done]]
+    scores: Callable[[Numbered], Iterable[tuple[int, pl.DataFrame]]]
+
+
+@contextmanager
+def job_here(config: AuditConfig, given: Input) -> Iterator[Job]:
+    """The work done by this process, part by part."""
+    from foreknow.chunking import one_by_one, scored
+
+    with prepared(config, given) as stage:
+        yield Job(
+            {key: getattr(stage.loaded, key) for key in ("name", "fingerprint", "folder", "note")},
+            stage.loaded.tokenizer,
+            stage.draw,
+            stage.protocol,
+            lambda left: one_by_one(stage.probing, left),
+            lambda left: scored(stage.loaded, stage.probing.prompter, left, int(config.batch_tokens or 2048)),
+        )
 
 
 @contextmanager
 def prepared(config: AuditConfig, given: Input) -> Iterator[Stage]:
     """Load the model, draw the exemplars, choose the engine, and say why."""
-    from foreknow.chunking import one_by_one
-
     loaded = models.load(
         config.model,
         dtype=config.dtype,
@@ -156,21 +190,30 @@ def prepared(config: AuditConfig, given: Input) -> Iterator[Stage]:
     )
     draw = drawn(config, given, loaded.tokenizer)
     with probing(config, loaded, draw) as found:
-        choices = found.prompter.choices
-        reasons = (_prompt_reason(choices), draw.exemplars.reason, *draw.exemplars.notes)
-        for reason in (given.facts.reason, *loaded.reasons, *reasons):
-            say(reason)
-        protocol = {
-            "name": config.protocol,
-            **{k: getattr(config, k) for k in ("shots", "exemplar_sets", "samples", "temperature", "top_k")},
-            **{k: getattr(config, k) for k in ("match", "tolerance", "max_expansions", "max_answer_tokens", "seed")},
-            **choices,
-            "engine": found.engine,
-            "dtype": loaded.dtype,
-            "device": loaded.device,
-            "exemplars": draw.exemplars.reason,
-        }
-        yield Stage(loaded, found, draw, protocol, lambda left: one_by_one(found, left))
+        tell(given, draw, found.prompter, loaded.reasons)
+        yield Stage(loaded, found, draw, protocol_of(config, draw, found.prompter, loaded.device, loaded.dtype))
+
+
+def tell(given: Input, draw: Draw, prompter: Prompter, reasons: Sequence[str] = ()) -> None:
+    """Say what was chosen without being asked for, and why."""
+    for reason in (given.facts.reason, *reasons, _prompt_reason(prompter.choices)):
+        say(reason)
+    for reason in (draw.exemplars.reason, *draw.exemplars.notes):
+        say(reason)
+
+
+def protocol_of(config: AuditConfig, draw: Draw, prompter: Prompter, device: str, dtype: str) -> dict[str, Any]:
+    """How rows are asked, for the summary; the engine is filled in from what probed them."""
+    return {
+        "name": config.protocol,
+        **{k: getattr(config, k) for k in ("shots", "exemplar_sets", "samples", "temperature", "top_k")},
+        **{k: getattr(config, k) for k in ("match", "tolerance", "max_expansions", "max_answer_tokens", "seed")},
+        **prompter.choices,
+        "engine": None,
+        "dtype": dtype,
+        "device": device,
+        "exemplars": draw.exemplars.reason,
+    }
 
 
 def drawn(config: AuditConfig, given: Input, tokenizer: PreTrainedTokenizerBase) -> Draw:
@@ -224,18 +267,27 @@ def probing(config: AuditConfig, loaded: models.Loaded, draw: Draw) -> Iterator[
         taken: Probes = prober
         if config.protocol == "sampled":
             stack.close()
-            taken, kind = stack.enter_context(_sampler(loaded, prober, sampling, config)), "generate"
+            taken, kind = stack.enter_context(_sampler(loaded, prober, sampling, config))
         exact = engine if kind == "packed" and isinstance(engine, PackedEngine) else None
         yield Probing(taken, prompter, kind, exact)
 
 
 @contextmanager
-def _sampler(loaded: models.Loaded, prober: Prober, sampling: Sampling, config: AuditConfig) -> Iterator[Probes]:
+def _sampler(
+    loaded: models.Loaded, prober: Prober, sampling: Sampling, config: AuditConfig
+) -> Iterator[tuple[Probes, str]]:
+    """What generates answers, and its name."""
     from foreknow.sample import Generator, Sampler, exact_head
 
+    if config.generator == "vllm":
+        from foreknow.vllm_engine import vllm_answers
+
+        with vllm_answers(loaded.folder, prober.vocabulary, sampling, dtype=loaded.dtype, seed=config.seed) as answers:
+            yield Sampler(prober, answers, config.seed), "vllm"
+        return
     with exact_head(loaded.model):
         batch = 256 if loaded.device.startswith("cuda") else 64
-        yield Sampler(prober, Generator(loaded.model, prober.vocabulary, sampling, batch), config.seed)
+        yield Sampler(prober, Generator(loaded.model, prober.vocabulary, sampling, batch), config.seed), "generate"
 
 
 def _prompt_reason(choices: dict[str, Any]) -> str:

@@ -30,7 +30,7 @@ def print_audit(summary: dict[str, Any]) -> None:
         ]
     )
     speed = f", {summary['rows_per_second']:.2g} rows/s" if summary["labelled"] else ""
-    print(f"{summary['labelled']:,} of {summary['rows']:,} rows labelled with {summary['model']['name']}{speed}")
+    print(f"{summary['labelled']:,} of {summary['rows']:,} rows labelled with {plain(summary['model']['name'])}{speed}")
     if summary["labelled"]:
         print_table(table, "share of rows by category")
     if len(by_group) > len(shown):
@@ -50,6 +50,15 @@ def print_audit(summary: dict[str, Any]) -> None:
             f"{long:,} rows have answers longer than {summary['protocol']['max_answer_tokens']} tokens and get no "
             "category: get their short facts with foreknow extract, or raise --max-answer-tokens"
         )
+    if broken := summary["flags"].get("not_finite", 0):
+        print(
+            f"{broken:,} rows get no category: the model's logits were not finite (NaN or infinity) for one of their "
+            "prompts; use --dtype float32, or look for broken weights"
+        )
+    if precision := summary.get("precision"):
+        from foreknow.precision import told
+
+        print(told(precision))
     if scored := summary.get("long_answers"):
         print(
             f"long answers: median {scored['tokens']:,.0f} tokens; mean log-probability of a token "

@@ -7,14 +7,15 @@ from pieces. That prompts share a beginning is found out afterwards, by comparin
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
-
 from foreknow.errors import ConfigError
+from foreknow.special_tokens import Encoded, PromptText, SpecialTokens
+from foreknow.yamltext import loads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -74,11 +75,11 @@ def _fill(text: str, question: str, answer: str) -> str:
 def read_template(path: Path) -> Template:
     """Read a YAML file with the keys `instruction`, `shot` and `target` (all optional). Raises ConfigError."""
     try:
-        found: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found: Any = loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--prompt-template {path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--prompt-template {path}: not YAML: {str(error).splitlines()[0]}") from None
+    except ValueError as error:  # what is no UTF-8 too
+        raise ConfigError(f"--prompt-template {path}: not YAML: {error}") from None
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
         raise ConfigError(f"--prompt-template {path}: expected the keys instruction, shot, target with texts")
     unknown = sorted(set(found) - {"instruction", "shot", "target"}, key=str)
@@ -110,11 +111,29 @@ class Prompter:
         if self.bos == "yes" and self.tokenizer.bos_token_id is None:
             raise ConfigError("--bos yes: this model's tokenizer has no beginning-of-sequence token")
 
-    def text(self, shots: Sequence[Exemplar], question: str, context: Context | None = None) -> str:
-        """The whole prompt as text, with the turns that come before the question in its own chat, if any."""
-        context = context or ()
-        if not self.chat:
-            return self.template.render(shots, question, context)
+    @cached_property
+    def special(self) -> SpecialTokens:
+        """The tokenizer's special tokens."""
+        also = self.tokenizer.chat_template if self.chat else ""
+        return SpecialTokens(self.tokenizer, also if isinstance(also, str) else "")
+
+    def text(self, shots: Sequence[Exemplar], question: str, context: Context | None = None) -> PromptText:
+        """The whole prompt as text, with the turns that come before the question in its own chat, if any.
+
+        Special tokens that the template writes act; those that question, exemplars or turns spell do not.
+        """
+        turns = context or ()
+
+        def render(said: Callable[[str], str]) -> str:
+            shown = [shot._replace(question=said(shot.question), answer=said(shot.answer)) for shot in shots]
+            before = [{"role": turn["role"], "content": said(turn["content"])} for turn in turns]
+            if self.chat:
+                return self._chat(shown, said(question), before)
+            return self.template.render(shown, said(question), before)
+
+        return self.special.rendered(render)
+
+    def _chat(self, shots: Sequence[Exemplar], question: str, context: Context) -> str:
         system = [t["content"] for t in context if t["role"] == "system"]
         if self.template.instruction:
             system.insert(0, self.template.instruction)
@@ -124,24 +143,39 @@ class Prompter:
             turns.append({"role": "assistant", "content": s.answer})
         turns += [{"role": t["role"], "content": t["content"]} for t in context if t["role"] != "system"]
         turns.append({"role": "user", "content": question})
-        rendered = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        from jinja2 import TemplateError
+
+        try:
+            rendered = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+            # a template is a program of the model's: it may refuse a system turn, or be broken
+            roles = ", ".join(dict.fromkeys(turn["role"] for turn in turns))
+            why = " ".join(str(error).split())[:160]
+            raise ConfigError(
+                f"--chat-template: the model's chat template refuses a chat of the roles {roles}: {why}"
+            ) from None
         return str(rendered)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of whole prompts, with or without a beginning-of-sequence token as `bos` says."""
-        if not texts:
-            return []
-        encoded = self.tokenizer(list(texts), add_special_tokens=not self.chat)["input_ids"]
+        """Token ids of whole prompts, with or without a beginning-of-sequence token as `bos` says.
+
+        What the tokenizer puts behind every text (an end-of-sequence token) is left off: the answer comes there.
+        """
+        return [encoded.ids for encoded in self.encoded(texts, offsets=False)]
+
+    def encoded(self, texts: Sequence[str], *, offsets: bool = True) -> list[Encoded]:
+        """As `ids`, with the characters each id stands for (none where the tokenizer cannot tell)."""
         bos = self.tokenizer.bos_token_id
-        found: list[list[int]] = []
-        for ids in encoded:
-            starts = bool(ids) and ids[0] == bos
+        behind = () if self.chat else self.special.around[1]
+        found: list[Encoded] = []
+        for ids, places in self.special.encode(texts, around=not self.chat, offsets=offsets):
+            end = len(ids) - len(behind) if behind and tuple(ids[-len(behind) :]) == behind else len(ids)
+            starts = bool(end) and ids[0] == bos
             if self.bos == "yes" and not starts:
-                found.append([bos, *ids])
-            elif self.bos == "no" and starts:
-                found.append(list(ids[1:]))
+                found.append(Encoded([bos, *ids[:end]], [(0, 0), *places[:end]] if places else []))
             else:
-                found.append(list(ids))
+                begin = int(self.bos == "no" and starts)
+                found.append(Encoded(ids[begin:end], places[begin:end]))
         return found
 
     def answer_ids(self, prompt_text: str, prompt_ids: Sequence[int], answer: str) -> tuple[int, ...]:
@@ -150,7 +184,7 @@ class Prompter:
         whole = self.ids([prompt_text + gap + answer])[0]
         if whole[: len(prompt_ids)] == list(prompt_ids) and len(whole) > len(prompt_ids):
             return tuple(whole[len(prompt_ids) :])
-        return tuple(self.tokenizer(gap + answer, add_special_tokens=False)["input_ids"])
+        return tuple(self.special.encode([gap + answer], around=False)[0].ids)
 
     @property
     def choices(self) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 DIR/config.yaml       the resolved settings; written first
 DIR/.chunks/N.parquet what is finished; removed once the manifest stands
 DIR/manifest.json     fingerprints and versions; written last: its presence means the run is complete
+
+A folder in an object store (`remote.py`) is written here, in its mirror, and put there file by file.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ import polars as pl
 import yaml
 from filelock import FileLock, Timeout
 
+from foreknow import remote
 from foreknow.errors import ResourceError, RunFolderError
+from foreknow.places import place
 
 MANIFEST = "manifest.json"
 _TORN = re.compile(r"\.[\w.]+\.[a-z0-9_]{8}\.\w+")
@@ -65,6 +69,7 @@ def _errno(error: Exception) -> int | None:
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary neighbour of `path`, then rename it: readers see all of it or nothing."""
     with _disk(path):
+        remote.make_room(path)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
         os.close(handle)
         part = Path(name)
@@ -76,11 +81,13 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+    remote.written(path)
 
 
 def write_folder(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary neighbour folder of `path`, then put it in the place of what stood there."""
     with _disk(path):
+        remote.make_room(path)
         part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
         try:
             part.chmod(0o755)
@@ -90,6 +97,7 @@ def write_folder(path: Path, write: Callable[[Path], object]) -> None:
             part.replace(path)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+    remote.written(path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -183,14 +191,17 @@ class RunFolder:
         write_json(self.path / MANIFEST, manifest)
         shutil.rmtree(self.chunks, ignore_errors=True)
         (self.path / ".run.json").unlink(missing_ok=True)
+        remote.written(self.path)
 
 
 @contextlib.contextmanager
 def hold(path: Path) -> Iterator[RunFolder]:
     """Make the folder if need be and hold it until the end. Raises RunFolderError if another process does.
 
-    The lock is the operating system's: a process that is killed lets go of it.
+    The lock is the operating system's: a process that is killed lets go of it. A folder in an object store is locked
+    there too (`leases.py`), and fetched. Raises the errors of `remote.held`.
     """
+    path = place(path)
     if path.exists() and not path.is_dir():
         raise RunFolderError(f"{path}: is a file, expected a folder (--out)")
     with _disk(path):
@@ -201,7 +212,8 @@ def hold(path: Path) -> Iterator[RunFolder]:
         except Timeout:
             raise RunFolderError(f"{path}: held by another run; wait for it to end, or choose another --out") from None
     try:
-        yield RunFolder(path)
+        with remote.held(path):
+            yield RunFolder(path)
     finally:
         lock.release()
 

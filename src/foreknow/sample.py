@@ -11,7 +11,7 @@ import copy
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import polars as pl
 import torch
@@ -22,6 +22,27 @@ from foreknow.engine import Prompt, Sampling
 from foreknow.match import Accepted
 from foreknow.probe import Chunk, Line, Prober, Row, answers_frame, probes_frame
 from foreknow.search import Path, Vocabulary
+
+
+class Answer(NamedTuple):
+    """What was generated: the answer's text, with an ellipsis if it had not ended when its tokens were used up."""
+
+    said: str
+    ended: bool
+
+
+class Speaks(Protocol):
+    """Generates answers: a model here (`Generator`), or one elsewhere (`server_answers.py`, `vllm_engine.py`)."""
+
+    def say(
+        self, prompts: Sequence[Sequence[int]], limits: Sequence[int], draws: int | None, seed: int
+    ) -> list[list[Answer]]:
+        """For each prompt its greedy answer (`draws` None), or so many drawn ones, of at most so many tokens.
+
+        `limits`: tokens of an answer with its end, for each prompt. The same `seed` draws the same answers,
+        where the generator can.
+        """
+        ...
 
 
 class _ExactHead(nn.Module):
@@ -58,6 +79,17 @@ class Generator:
     vocabulary: Vocabulary
     sampling: Sampling
     batch: int
+
+    def say(
+        self, prompts: Sequence[Sequence[int]], limits: Sequence[int], draws: int | None, seed: int
+    ) -> list[list[Answer]]:
+        """See `Speaks.say`."""
+        torch.manual_seed(seed)
+        found = self.answers(prompts, max(limits, default=1), draws)
+        return [
+            [answer_within(self.vocabulary, path, limit) for path in paths]
+            for paths, limit in zip(found, limits, strict=True)
+        ]
 
     @torch.inference_mode()
     def answers(self, prompts: Sequence[Sequence[int]], max_new: int, draws: int | None) -> list[list[Path]]:
@@ -108,12 +140,17 @@ class Generator:
         return tuple(tokens)
 
 
+def answer_within(vocabulary: Vocabulary, path: Path, limit: int) -> Answer:
+    """A token path as an answer of at most `limit` tokens, its end with them."""
+    return Answer(vocabulary.said(path[:limit]), len(path) <= limit and vocabulary.ended(path))
+
+
 @dataclass(frozen=True)
 class Sampler:
     """Probes chunks of rows by generation; takes the place of `Prober` and uses its prompts."""
 
     prober: Prober
-    generator: Generator
+    generator: Speaks
     seed: int
 
     def prompts(self, rows: pl.DataFrame) -> tuple[list[Row], list[list[Prompt]]]:
@@ -125,27 +162,26 @@ class Sampler:
         found, prompts = self.prompts(rows)
         samples = self.prober.settings.samples
         # a chunk's draws depend on the seed and its rows only, so a run that is taken up again draws the same
-        torch.manual_seed((self.seed << 32) + zlib.crc32(str(rows["row"].to_list()).encode()))
+        seed = (self.seed << 32) + zlib.crc32(str(rows["row"].to_list()).encode())
         pairs = [(r, j) for r in range(len(found)) for j in range(len(prompts[r]))]
         ids = [prompts[r][j].ids for r, j in pairs]
-        longest = max(row.max_new for row in found)
-        greedy = self.generator.answers(ids, longest, None)
-        drawn = self.generator.answers(ids, longest, samples)
+        limits = [found[r].max_new for r, _ in pairs]
+        greedy = self.generator.say(ids, limits, None, seed)
+        drawn = self.generator.say(ids, limits, samples, seed)
         lines, spoken = [], []
         for (r, j), (best,), tries in zip(pairs, greedy, drawn, strict=True):
             row = found[r]
-            strict, lenient = self._right(best, row.max_new, row.speller.accepted)
-            hits = [self._right(path, row.max_new, row.speller.accepted) for path in tries]
+            strict, lenient = _right(best, row.speller.accepted)
+            hits = [_right(answer, row.speller.accepted) for answer in tries]
             share = sum(s for s, _ in hits) / samples
             share_lenient = sum(s for _, s in hits) / samples
             lines.append(Line(row, j, strict, lenient, share, share, share_lenient, share_lenient, 0))
             if j == 0:
-                spoken.append((row.number, self.generator.vocabulary.said(best[: row.max_new])))
+                spoken.append((row.number, best.said))
         return Chunk(probes_frame(lines), answers_frame(spoken))
 
-    def _right(self, path: Path, max_new: int, accepted: Accepted) -> tuple[bool, bool]:
-        vocabulary = self.generator.vocabulary
-        if len(path) > max_new or not vocabulary.ended(path):
-            return False, False
-        answer = vocabulary.said(path)
-        return accepted.right(answer, "strict"), accepted.right(answer, "lenient")
+
+def _right(answer: Answer, accepted: Accepted) -> tuple[bool, bool]:
+    if not answer.ended:
+        return False, False
+    return accepted.right(answer.said, "strict"), accepted.right(answer.said, "lenient")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from foreknow.errors import ModelError
 from foreknow.match import Accepted, Verdict, answer_of
 
 Path = tuple[int, ...]
@@ -21,13 +22,19 @@ Path = tuple[int, ...]
 class Node(NamedTuple):
     """The next-token distribution after a path: tokens by falling probability, and the greedy choice.
 
-    `tokens` and `p` are what sampling can draw (after temperature and top-k), so p sums to 1 less `tail`.
+    `tokens` and `p` are what sampling can draw (after temperature and top-k), so p sums to 1 less `tail`. Logits
+    that are not finite (NaN, infinity) leave nothing to draw: `is_sound` is False, and `greedy` says nothing.
     """
 
     greedy: int
     tokens: Sequence[int]
     p: Sequence[float]
     tail: float = 0.0
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether it is a distribution at all."""
+        return len(self.tokens) > 0 or self.tail > 0
 
 
 @dataclass(frozen=True)
@@ -36,12 +43,19 @@ class Vocabulary:
 
     `decode`: token path -> text. `ends`: ids that end the answer and add nothing to it (end-of-sequence
     ids, and blanks that hold a newline). `breaks`: other ids whose text holds a newline; what stands before
-    it still belongs to the answer.
+    it still belongs to the answer. Raises ModelError where nothing ends an answer.
     """
 
     decode: Callable[[Path], str]
     ends: frozenset[int]
     breaks: frozenset[int]
+
+    def __post_init__(self) -> None:
+        if not self.ends and not self.breaks:
+            raise ModelError(
+                "this model's tokenizer has neither an end-of-sequence token nor a line break: no answer could end, "
+                "and every row would be called Unknown; choose another model, or set eos_token in its tokenizer"
+            )
 
     def is_end(self, token: int) -> bool:
         """Whether the answer is over with this token."""
@@ -112,7 +126,8 @@ class Tree:
     """One prompt's search.
 
     `max_new`: an answer and its ending token must fit in so many tokens. `negligible`: paths below this
-    probability are not followed but counted as unsearched.
+    probability are not followed but counted as unsearched. `is_sound`: False once the model gave no distribution;
+    what the prompt is worth is then NaN, and nothing more of it is wanted.
     """
 
     speller: Speller
@@ -123,11 +138,15 @@ class Tree:
     lenient: float = 0.0
     lost: float = 0.0
     lost_lenient: float = 0.0
+    is_sound: bool = True
     frontier: dict[Path, tuple[float, bool]] = field(default_factory=dict)
 
     def feed(self, nodes: Iterable[tuple[Path, Node]]) -> None:
         """Take distributions in: the first call must hold the root `()`."""
         new = dict(nodes)
+        if not (self.is_sound and all(node.is_sound for node in new.values())):
+            self._give_up(new)
+            return
         at_root = not self.nodes
         self.nodes.update(new)
         if at_root:
@@ -137,6 +156,15 @@ class Tree:
             waiting = self.frontier.pop(path, None)
             if waiting is not None:
                 self._visit(path, *waiting)
+
+    def _give_up(self, new: dict[Path, Node]) -> None:
+        """Keep nothing of the prompt; the answer of a path without a distribution ends there."""
+        self.is_sound = False
+        self.strict = self.lenient = math.nan
+        self.lost = self.lost_lenient = 0.0
+        self.frontier.clear()
+        end = min(self.speller.vocabulary.ends | self.speller.vocabulary.breaks)
+        self.nodes.update({path: node if node.is_sound else Node(end, (), ()) for path, node in new.items()})
 
     def _visit(self, path: Path, mass: float, strict_open: bool) -> None:
         """Spread the probability of reaching `path` over what can follow."""
@@ -175,6 +203,8 @@ class Tree:
         """Follow the largest logits as far as they are known, or until the answer is surely wrong."""
         path: Path = ()
         strict = True
+        if not self.is_sound:
+            return Greedy(path, True, False, False, False)
         while True:
             node = self.nodes.get(path)
             if node is None:
@@ -208,9 +238,12 @@ def wanted(trees: Sequence[Tree], spent: Sequence[int], budget: Budget) -> list[
 
     Greedy paths that may still be right come first. Then, in the mode that labels the row, open paths,
     likeliest first over all prompts, until what is left unsearched sums to at most `budget.allowance`. In the
-    other mode (lenient, where labels are strict) only as far as the row's category hangs on it.
+    other mode (lenient, where labels are strict) only as far as the row's category hangs on it. Nothing is wanted
+    where one of the prompts is not sound.
     """
     asked: list[set[Path]] = [set() for _ in trees]
+    if not all(tree.is_sound for tree in trees):
+        return [[] for _ in trees]  # the row gets no category, whatever its other prompts say
     for tree, ask in zip(trees, asked, strict=True):
         greedy = tree.greedy()
         if not greedy.done:

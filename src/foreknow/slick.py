@@ -37,8 +37,8 @@ PROBES: Final[dict[str, pl.DataType]] = {
     "substituted": pl.List(pl.Struct({"slot": pl.Int64(), "question": pl.String(), "answer": pl.String()})),
 }
 """One line per row and exemplar set. `greedy_*`: is the T = 0 answer right. `p_*`: the probability that one
-sample is right, a lower and an upper end; `expansions`: token paths searched beyond the accepted answers'
-own; `substituted`: exemplars that stand in for the row's own fact."""
+sample is right, a lower and an upper end, NaN where the model's logits were not finite; `expansions`: token paths
+searched beyond the accepted answers' own; `substituted`: exemplars that stand in for the row's own fact."""
 
 MODEL_ANSWERS: Final[dict[str, pl.DataType]] = {"row": pl.Int64(), "model_answer": pl.String()}
 """What the model greedily says behind exemplar set 0."""
@@ -50,9 +50,9 @@ def p_hit(p: pl.Expr, samples: int) -> pl.Expr:
 
 
 def category(p_greedy: pl.Expr, hit: pl.Expr) -> pl.Expr:
-    """The category from the share of greedy answers right and `p_hit`; null where nothing was probed."""
+    """The category from the share of greedy answers right and `p_hit`; null where either is null or not a number."""
     return (
-        pl.when(p_greedy.is_null())
+        pl.when(~(p_greedy.is_finite() & hit.is_finite()).fill_null(False))
         .then(None)
         .when(p_greedy >= 1.0)
         .then(pl.lit(HIGHLY_KNOWN))
@@ -70,7 +70,8 @@ def label(probes: pl.DataFrame, *, samples: int, sampled: bool = False, lenient:
     `sampled`: the probabilities are shares of samples really drawn, so a row was hit or it was not.
     `lenient`: `p_sampled`, `p_hit` and `category` follow lenient matching. The lenient columns are always
     given too. Returns `row, p_greedy, p_greedy_lenient, p_sampled, p_sampled_error, p_hit, p_hit_high,
-    p_hit_lenient, category, category_lenient, undecided`.
+    p_hit_lenient, not_finite, category, category_lenient, undecided`. A row with a probe that is not a number is
+    `not_finite`: it gets no category and no figure, whatever its other probes say.
     """
 
     def hit(column: str) -> pl.Expr:
@@ -82,6 +83,7 @@ def label(probes: pl.DataFrame, *, samples: int, sampled: bool = False, lenient:
         if lenient
         else ("greedy_correct", "p_correct", "p_correct_high")
     )
+    p = pl.col("p_correct", "p_correct_high", "p_lenient", "p_lenient_high")
     rolled = probes.group_by("row").agg(
         p_greedy=pl.col(greedy).mean(),
         p_greedy_lenient=pl.col("greedy_lenient").mean(),
@@ -90,12 +92,18 @@ def label(probes: pl.DataFrame, *, samples: int, sampled: bool = False, lenient:
         p_hit=hit(low),
         p_hit_high=hit(high),
         p_hit_lenient=hit("p_lenient"),
+        not_finite=~pl.all_horizontal(p.is_finite().fill_null(False).all()),
     )
-    return rolled.with_columns(
-        category=category(pl.col("p_greedy"), pl.col("p_hit")),
-        category_lenient=category(pl.col("p_greedy_lenient"), pl.col("p_hit_lenient")),
-        undecided=(pl.col("p_greedy") == 0) & (pl.col("p_hit") < 0.5) & (pl.col("p_hit_high") >= 0.5),
-    ).sort("row")
+    figures = pl.selectors.float()
+    return (
+        rolled.with_columns(pl.when(~pl.col("not_finite")).then(figures))
+        .with_columns(
+            category=category(pl.col("p_greedy"), pl.col("p_hit")),
+            category_lenient=category(pl.col("p_greedy_lenient"), pl.col("p_hit_lenient")),
+            undecided=(pl.col("p_greedy") == 0) & (pl.col("p_hit") < 0.5) & (pl.col("p_hit_high") >= 0.5),
+        )
+        .sort("row")
+    )
 
 
 def shares(categories: pl.Series) -> dict[str, float]:

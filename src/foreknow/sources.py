@@ -5,6 +5,7 @@
     data.zip               the same, packed; read member by member, never unpacked
     -                      standard input, kept in a temporary file
     hub:owner/name         a data set of the Hugging Face hub (hub:owner/name/folder: a part of it)
+    s3://bucket/train.jsonl  any of these in an object store (gs:// too), fetched once into the user's cache
 
 Nothing is held in memory here: a part is opened as a stream of bytes.
 """
@@ -28,6 +29,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal
 
 from foreknow.errors import InputError
+from foreknow.places import is_url
 from foreknow.quoting import quoted
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
@@ -103,7 +105,7 @@ def source_of(name: str) -> Source:
         return _standard_input()
     if name.startswith(HUB):
         return _hub(name)
-    path = Path(name)
+    path = _fetched(name) if is_url(name) else Path(name)
     if path.is_dir():
         return _folder(path, name)
     if not path.exists():
@@ -117,7 +119,14 @@ def source_of(name: str) -> Source:
             f"{path}: unknown suffix {suffix or path.suffix!r}, expected one of {' '.join(SUFFIXES)} "
             "(also as .gz or .zst), a .zip or a folder."
         )
-    return Source(path.name, "file", (Part(path.name, str(path), suffix, packing, lambda: path.open("rb")),))
+    return Source(path.name, "file", (Part(path.name, f"{path}", suffix, packing, lambda: path.open("rb")),))
+
+
+def _fetched(url: str) -> Path:
+    """What a URL names, here; of a folder the data files only."""
+    from foreknow.remote import fetched
+
+    return fetched(url, lambda name: suffixes(name)[0] in SUFFIXES)
 
 
 def source_of_bytes(name: str, content: bytes) -> Source:
@@ -204,13 +213,13 @@ def _folder(path: Path, name: str) -> Source:
 
     def opener(each: str) -> tuple[str, Any]:
         file = path / each
-        return str(file), lambda: file.open("rb")
+        return f"{file}", lambda: file.open("rb")
 
     return _several(name, "folder", names, opener)
 
 
 def _zip(path: Path) -> Source:
-    with _reading(str(path)), zipfile.ZipFile(path) as archive:
+    with _reading(f"{path}"), zipfile.ZipFile(path) as archive:
         # not by is_dir, which fails on an empty name
         names = [info.filename for info in archive.infolist() if not info.filename.endswith("/")]
     if twice := next((name for name in names if names.count(name) > 1), None) if len(names) < 10_000 else None:
@@ -219,7 +228,7 @@ def _zip(path: Path) -> Source:
     def opener(each: str) -> tuple[str, Any]:
         return f"{path}!{each}", lambda: _Member(path, each)
 
-    return _several(str(path), "zip", names, opener)
+    return _several(f"{path}", "zip", names, opener)
 
 
 class _Member(io.BufferedReader):

@@ -10,14 +10,27 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from foreknow.config import CATEGORIES, DATA, AuditConfig, Settings, TuneConfig, read_yaml, settings_of
+from foreknow.config import (
+    CATEGORIES,
+    DATA,
+    RAY,
+    RAY_ADDRESS,
+    RAY_WORKERS,
+    AuditConfig,
+    Settings,
+    TuneConfig,
+    read_yaml,
+    settings_of,
+)
 from foreknow.errors import ConfigError
+from foreknow.remote import fetched
 
 SETS: Final = ("train", "dev", "test", "ood")
 """What a study reads rows for: `ood` are relations that no training set has (paper, section 2)."""
-_OWN_AUDIT: Final = frozenset({"data", "out", "model", "limit", "max_unknown", "dry_run", "seed"})
+_RAY: Final = frozenset({"ray", "ray_address", "ray_workers"})
+_OWN_AUDIT: Final = frozenset({"data", "out", "model", "limit", "max_unknown", "dry_run", "seed"}) | _RAY
 _OWN_TUNE: Final = frozenset({"train", "dev", "test", "out", "model", "audit", "seed", "dry_run", "force", "patience"})
 """Settings of the stages that the study itself gives."""
 
@@ -74,6 +87,9 @@ class StudyConfig(Settings):
     margin: float = Field(0.02, gt=0, lt=1, description="What counts as no harm in the claims: so much exact match.")
     p_true: bool = Field(True, description="Score test rows by P(True) too.")
     workers: int = Field(1, ge=1, description="Runs at once; the cores are shared among them.")
+    ray: bool = Field(False, description=RAY)
+    ray_address: str | None = Field(None, description=RAY_ADDRESS)
+    ray_workers: int | None = Field(None, ge=1, description=RAY_WORKERS)
     keep_weights: bool = Field(False, description="Keep every run's weights; they are deleted once measured.")
     dry_run: bool = Field(False, description="Say what a study would cost, from a short measured burst; write nothing.")
 
@@ -110,6 +126,12 @@ class StudyConfig(Settings):
     @classmethod
     def _tune_settings(cls, value: dict[str, Any]) -> dict[str, Any]:
         return _checked(TuneConfig, value, _OWN_TUNE, {"train": "train", "dev": "dev"})
+
+    @model_validator(mode="after")
+    def _one_kind_of_workers(self) -> StudyConfig:
+        if self.workers > 1 and (self.ray or self.ray_address is not None):
+            raise ConfigError("--workers: found with --ray, where --ray-workers says how many runs are done at once")
+        return self
 
     @property
     def family(self) -> tuple[Literal["shares", "categories"], tuple[str, ...]]:
@@ -155,9 +177,9 @@ def study_settings(which: str, given: dict[str, Any]) -> StudyConfig:
 
 def settings_file(name: str) -> Path:
     """The settings file that a preset, or a path, names. Raises ConfigError where there is none."""
-    path = Path(name)
     if name in preset_names():
         return Path(str(files("foreknow.presets").joinpath(f"{name}.yaml")))
+    path = fetched(name)
     if not path.is_file():
         raise ConfigError(f"{name}: found no such file, expected one of {', '.join(preset_names())} or a YAML file")
     return path

@@ -1,4 +1,4 @@
-"""The runs of a study, one after the other or several at once in processes of their own.
+"""The runs of a study, one after the other or several at once: in processes of this machine, or on Ray.
 
 A run is `foreknow tune` on its own folder, so an interrupted study goes on inside the run where it stopped, and a
 run that is done is never done again. What a run says goes to `log.txt` in its folder.
@@ -19,6 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Final
 
+from foreknow.cluster import Cluster
 from foreknow.config import TuneConfig
 from foreknow.errors import ForeknowError, ResourceError
 from foreknow.progress import duration, say
@@ -33,18 +34,31 @@ def is_done(folder: Path) -> bool:
     return (folder / "manifest.json").is_file() and (folder / "results.json").is_file()
 
 
-def run_all(configs: Mapping[str, TuneConfig], workers: int, keep_weights: bool, rows: Mapping[str, int]) -> None:
-    """Do the runs that are not done. `rows`: rows to train on in each, for the time that is left.
+def run_all(
+    configs: Mapping[str, TuneConfig],
+    workers: int,
+    keep_weights: bool,
+    rows: Mapping[str, int],
+    cluster: Cluster | None = None,
+) -> None:
+    """Do the runs that are not done. `rows`: rows to train on in each, for the time that is left; `cluster`: whose
+    processes do them, in place of `workers` of this machine.
 
-    Raises the error of a run that failed, after the runs beside it have ended; those not begun are left.
+    Raises the error of a run that failed; those beside it are ended, and go on with the next call.
     """
     left = {name: config for name, config in configs.items() if not is_done(_folder(config))}
     if len(left) < len(configs):
         say(f"{len(configs) - len(left):,} of {len(configs):,} runs are done; going on")
     progress = _Progress(len(configs), len(configs) - len(left), sum(rows[name] for name in left))
+    if cluster is not None and left:
+        from foreknow.ray_study import runs_on_ray
+
+        home = _folder(next(iter(left.values()))).parent
+        runs_on_ray(left, home.parent, cluster, keep_weights, lambda name: progress.done(name, rows[name]))
+        return
     if workers == 1 or len(left) <= 1:
         for name, config in left.items():
-            _one(config, keep_weights)
+            one(config, keep_weights)
             progress.done(name, rows[name])
         return
     _in_processes(left, workers, keep_weights, lambda name: progress.done(name, rows[name]))
@@ -76,7 +90,7 @@ def _in_processes(
                 workers, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
             )
             under_way: dict[Future[None], str] = {
-                pool.submit(_one, config, keep_weights): name for name, config in waiting.items()
+                pool.submit(one, config, keep_weights): name for name, config in waiting.items()
             }
             try:
                 _collect(under_way, waiting, done)
@@ -121,7 +135,7 @@ def _collect(
             done(under_way[future])
 
 
-def _one(config: TuneConfig, keep_weights: bool) -> None:
+def one(config: TuneConfig, keep_weights: bool) -> None:
     """One run; what it says goes to its log."""
     folder = _folder(config)
     folder.parent.mkdir(parents=True, exist_ok=True)

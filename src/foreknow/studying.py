@@ -31,6 +31,7 @@ import foreknow
 from foreknow import auditing, linear, models
 from foreknow.auditing import Audit
 from foreknow.claims import CLAIMS
+from foreknow.cluster import joined
 from foreknow.config import AuditConfig, DataSettings, TuneConfig, settings_of
 from foreknow.errors import ConfigError, InputError
 from foreknow.inputs import read_data
@@ -51,7 +52,10 @@ from foreknow.tuning import Tuned
 REFUSED: Final = "test_refused"
 """The test rows with the refusal as their gold: right where the model refuses."""
 _GRID: Final = frozenset({"unknown", "known", "only", "natural", "idk", "seeds"})
-_NO_IDENTITY: Final = frozenset({"data", "out", "workers", "keep_weights", "dry_run", "fixed_epochs", "p_true", *_GRID})
+_RAY: Final = ("ray", "ray_address", "ray_workers")
+_NO_IDENTITY: Final = frozenset(
+    {"data", "out", "workers", "keep_weights", "dry_run", "fixed_epochs", "p_true", *_RAY, *_GRID}
+)
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def run(config: StudyConfig) -> Study:
         raise ConfigError("--out: missing; name the folder to write")
     began = time.monotonic()
     rows = read_rows(config)
-    with hold(config.out) as folder:
+    with hold(config.out) as folder, joined(config) as cluster:
         found = models.resolve(config.model, say=say, trust_remote_code=bool(config.audit.get("trust_remote_code")))
         identity = {
             "data": fingerprint(rows),
@@ -122,13 +126,15 @@ def run(config: StudyConfig) -> Study:
             folder.reopen(config.resolved())
         write_whole(folder.path / "data.jsonl", rows.write_ndjson)
         _write_claims(config, folder.path)
+        if cluster is not None:
+            cluster.start()  # one for the audit and the runs
         audit = _audited(config, folder.path)
         plan = _planned(config, audit, folder.path)
         for line in plan.told:
             say(line)
         kept = kept_runs(folder.path)
         left = {name: tune for name, tune in plan.tunes.items() if name not in kept}
-        run_all(left, config.workers, config.keep_weights, {name: plan.rows[name] for name in left})
+        run_all(left, config.workers, config.keep_weights, {name: plan.rows[name] for name in left}, cluster)
         _write(config, plan, folder, identity, grid, time.monotonic() - began)
         write_tables(Study(folder.path))
     return Study(folder.path)
@@ -151,6 +157,7 @@ def read_rows(config: StudyConfig) -> pl.DataFrame:
 def audit_settings(config: StudyConfig, folder: Path) -> dict[str, Any]:
     """Settings of the audit of `folder`'s data.jsonl, which is in our own layout whatever the input's was."""
     own = {"data": str(folder / "data.jsonl"), "out": folder / "audit", "model": config.model}
+    own |= {name: getattr(config, name) for name in _RAY}
     kept = {key: value for key, value in config.audit.items() if key not in ("layout", "map", "templates", "group_by")}
     return {**kept, **own}
 

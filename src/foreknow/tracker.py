@@ -203,15 +203,37 @@ class Mirror:
         if next(model.parameters()).dtype == self.dtype:
             return model
         if self._copy is None:
-            with torch.random.fork_rng():  # new weights are drawn, and thrown away
-                made: Any = type(model)._from_config(_plain_config(model), dtype=self.dtype)
-            made.generation_config = model.generation_config
-            self._copy = made.to(next(model.parameters()).device).eval()
-        copies: dict[str, nn.Parameter | torch.Tensor] = dict(self._copy.named_parameters())
-        copies.update(self._copy.named_buffers())
-        for name, value in [*model.named_parameters(), *model.named_buffers()]:
-            copies[name].copy_(value)
+            self._copy = self._made(model, next(model.parameters()).device)
+        _copy_weights(dict([*model.named_parameters(), *model.named_buffers()]), self._copy)
         return self._copy
+
+    def prepare(self, model: PreTrainedModel, device: str) -> None:
+        """Make the copy while the model is whole; `holding` fills it."""
+        self._copy = self._made(model, torch.device(device))
+        _copy_weights(dict(model.named_buffers()), self._copy)
+
+    @torch.no_grad()
+    def holding(self, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+        """The prepared copy with these weights."""
+        assert self._copy is not None
+        known = dict([*self._copy.named_parameters(), *self._copy.named_buffers()])
+        _copy_weights({name: value for name, value in weights.items() if name in known}, self._copy)
+        return self._copy
+
+    def _made(self, model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+        with torch.random.fork_rng():  # new weights are drawn, and thrown away
+            made: Any = type(model)._from_config(_plain_config(model), dtype=self.dtype)
+        made.generation_config = model.generation_config
+        copy: PreTrainedModel = made.to(device).eval()
+        return copy
+
+
+@torch.no_grad()
+def _copy_weights(values: Mapping[str, torch.Tensor], copy: PreTrainedModel) -> None:
+    copies: dict[str, nn.Parameter | torch.Tensor] = dict(copy.named_parameters())
+    copies.update(copy.named_buffers())
+    for name, value in values.items():
+        copies[name].copy_(value)
 
 
 def _plain_config(model: PreTrainedModel) -> Any:

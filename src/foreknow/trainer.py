@@ -3,6 +3,7 @@
 A step's rows depend on the seed and the step alone. They are cut into micro-batches under a token budget whose
 gradients add up to that of the whole batch: the mean loss over the batch's target tokens, as transformers.Trainer
 has it (a row's weight counts its tokens so many times). Learning rate constant after the warmup (the paper's).
+Several processes share the rows of each step, and the same mean is over all of theirs.
 """
 
 from __future__ import annotations
@@ -17,17 +18,19 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import torch
+from accelerate.utils.constants import FSDP_MODEL_NAME  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from foreknow import ranks
 from foreknow.checkpoints import complete, prune, saving
 from foreknow.config import TuneConfig
 from foreknow.errors import ConfigError, ForeknowError
 from foreknow.packaged import quiet
 from foreknow.progress import Meter
-from foreknow.training_pass import Pass, base_of
-from foreknow.training_rows import Example, micro_batches, step_rows
+from foreknow.training_pass import Pass, base_of, through
+from foreknow.training_rows import Example, shares, step_rows
 
 CHECKPOINTS: Final = ".checkpoints"
 
@@ -113,21 +116,53 @@ class FactTrainer(Trainer):
         self.rows = [example.row for example in batch]
         whole = sum(example.weight * len(example.answer) for example in batch)
         total = torch.zeros((), device=self.args.device)
-        device = self.args.device.type
-        # one context for all micro-batches: weights are cast once a step
-        with torch.autocast(device, torch.bfloat16, enabled=self.autocast):
-            for part in micro_batches(batch, int(self.config.micro_batch_tokens or 2048)):
-                ordered, losses = self.losses.losses(part)
-                weights = torch.tensor([e.weight for e in ordered for _ in e.answer], device=losses.device)
-                loss = (losses * weights).sum() / max(whole, 1e-12)
-                if not bool(loss.isfinite()):
-                    self._stop(f"the loss is {float(loss.detach())}", _not_finite(ordered, losses))
-                with torch.autocast(device, enabled=False):
-                    self.accelerator.backward(loss)
+        device, several = self.args.device.type, ranks.several()
+        parts = shares(batch, int(self.config.micro_batch_tokens or 2048), ranks.count())[ranks.rank()]
+        bad: list[int] = []
+        # one context for all micro-batches: weights are cast once a step, but for FSDP, which lets go of them
+        with torch.autocast(device, torch.bfloat16, enabled=self.autocast, cache_enabled=not self.is_fsdp_enabled):
+            for n, part in enumerate(parts):
+                with self._meeting(model, n == len(parts) - 1):
+                    ordered, losses = self._losses(model, part)
+                    weights = torch.tensor([e.weight for e in ordered for _ in e.answer], device=losses.device)
+                    loss = (losses * weights).sum() / max(whole, 1e-12)
+                    if not bool(loss.isfinite()):
+                        bad += _not_finite(ordered, losses)
+                        if not several:
+                            self._stop(f"the loss is {float(loss.detach())}", bad)
+                    with torch.autocast(device, enabled=False):
+                        # wrappers take the mean over processes
+                        self.accelerator.backward(loss * ranks.count() if several else loss)
                 total += loss.detach()
+        if several:
+            total.fill_(ranks.totals([float(total)])[0])
+            if not bool(total.isfinite()):  # in one process or another: all of them stop here
+                found = ranks.totals([row in bad for row in self.rows])
+                rows = [row for row, times in zip(self.rows, found, strict=True) if times]
+                self._stop(f"the loss is {float(total)}", rows or self.rows)
         self.tally = Tally(self.tally.loss + float(total) * whole, self.tally.tokens + whole)
         self.meter.advance(len(batch))
         return total
+
+    def _losses(self, model: nn.Module, part: Sequence[Example]) -> tuple[list[Example], Tensor]:
+        """The losses of a micro-batch; of several processes, where their wrapper sees it."""
+        if not ranks.several():
+            return self.losses.losses(part)
+        ordered: list[Example] = []
+
+        def work() -> Tensor:
+            found, losses = self.losses.losses(part)
+            ordered.extend(found)
+            return losses
+
+        return ordered, through(model, work)
+
+    def _meeting(self, model: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Gradients meet once a step; under FSDP with every micro-batch, since none is held whole."""
+        if last or self.is_fsdp_enabled or not ranks.several():
+            return contextlib.nullcontext()
+        apart: contextlib.AbstractContextManager[Any] = self.accelerator.no_sync(model)
+        return apart
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm: Any = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
@@ -159,6 +194,27 @@ class FactTrainer(Trainer):
         del inputs
         return 0
 
+    def whole_weights(self) -> dict[str, Tensor] | None:
+        """FSDP: all weights, in the first process; every one must ask. None where each process has them anyway."""
+        if not self.is_fsdp_enabled:
+            return None
+        found: dict[str, Tensor] = self.accelerator.get_state_dict(self.model)
+        tied = base_of(self.model).all_tied_weights_keys  # gathered apart, they are no longer seen to be one
+        return {name: value for name, value in found.items() if name not in tied}
+
+    def load_again(self, path: Path) -> None:
+        """The weights of a checkpoint, where training is over."""
+        if not self.is_fsdp_enabled:
+            self._load_from_checkpoint(str(path))
+        elif ranks.first():  # the model is whole, since nothing has sharded it, and the first process saves it
+            weights = torch.load(path / f"{FSDP_MODEL_NAME}.bin", map_location="cpu", weights_only=True)
+            base_of(self.model).load_state_dict(weights)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As transformers has it; under FSDP weights are saved with the optimizer's state."""
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Weights and configuration only: the tokenizer and settings are in the run folder."""
         del state_dict
@@ -171,9 +227,12 @@ class FactTrainer(Trainer):
         path = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         with saving(str(path), "the checkpoint before it and the best weights so far are kept"):
             super()._save_checkpoint(model, trial)
-            note = {"loss": self.tally.loss, "tokens": self.tally.tokens}
-            complete(path, self.state.global_step, note)
-        prune(path.parent, path)
+            ranks.barrier()  # each process has written its random states
+            if ranks.first():
+                note = {"loss": self.tally.loss, "tokens": self.tally.tokens}
+                complete(path, self.state.global_step, note)
+        if ranks.first():
+            prune(path.parent, path)
         self.saving += time.monotonic() - began
 
 
@@ -219,8 +278,8 @@ def arguments(config: TuneConfig, folder: Path, steps: int, device: str) -> Trai
         use_cpu=device == "cpu",
         remove_unused_columns=False,
     )
-    if made.world_size > 1:
-        raise ConfigError(f"tune runs in one process; found {made.world_size}: start it without torchrun or accelerate")
+    if ranks.several():
+        made.mixed_precision = "no"  # --dtype says what is computed in, not the launcher
     made._n_gpu = min(made.n_gpu, 1)  # else the model would be copied to every GPU in sight
     return made
 

@@ -7,7 +7,7 @@ pass over padded rows, for architectures the packed pass does not fit. Both give
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from foreknow import ranks
 from foreknow.packed import PackedModel
 from foreknow.segments import Branch, Laid, Plan, Segment, UnsupportedModel, lay, round_up
 from foreknow.training_rows import Example, alike
@@ -101,17 +102,46 @@ class PlainPass:
 
 @contextmanager
 def learning(model: PreTrainedModel, some: Sequence[Example]) -> Iterator[tuple[Pass, str]]:
-    """The pass that fits the model, and a line that says which; `some` rows are computed both ways first."""
+    """The pass that fits the model, and a line that says which; `some` rows are computed both ways first.
+
+    Of several processes the first chooses: it has the weights, whichever way they are loaded.
+    """
     plain = PlainPass(model)
+    fault: UnsupportedModel | None = None
     try:
         packed = PackedPass(model)
-        with packed.attached():
-            _compare(packed, plain, some)
+        if ranks.first():
+            with packed.attached():
+                _compare(packed, plain, some)
     except UnsupportedModel as why:
-        yield plain, f"training on padded rows, the head on every position: {why}"
+        fault = why
+    if ranks.first_says(fault is not None):
+        yield plain, f"training on padded rows, the head on every position: {fault}"
         return
     with packed.attached():
         yield packed, "training on packed rows, the head on the answers' positions only"
+
+
+def through(wrapper: Any, work: Callable[[], Tensor]) -> Tensor:
+    """Do `work` as the forward pass of a wrapper that shares gradients or weights between processes (DDP, FSDP)."""
+    inner = getattr(wrapper, "module", wrapper)
+    before = vars(inner).get("forward")
+
+    def back() -> None:
+        vars(inner).pop("forward", None)
+        if before is not None:
+            inner.forward = before
+
+    def forward(_: int) -> Tensor:
+        back()  # `work` may call the model itself
+        return work()
+
+    inner.forward = forward
+    try:
+        found: Tensor = wrapper(0)  # with one argument: on a GPU the wrapper counts on having some
+        return found
+    finally:
+        back()
 
 
 def base_of(model: Any) -> PreTrainedModel:

@@ -233,6 +233,20 @@ def micro_batches(rows: Sequence[Example], tokens: int) -> list[list[Example]]:
     return parts
 
 
+def shares(rows: Sequence[Example], tokens: int, count: int) -> list[list[list[Example]]]:
+    """A step's rows as micro-batches for each of `count` processes: every row in one of them, as many for each.
+
+    Processes meet after every micro-batch. One that has fewer is given a row of weight 0, which teaches nothing.
+    """
+    if count == 1:
+        return [micro_batches(rows, tokens)]
+    ordered = sorted(rows, key=lambda e: (e.length, e.row))
+    parts = [micro_batches(ordered[k::count], tokens) for k in range(count)]
+    most = max(len(own) for own in parts)
+    idle = [ordered[0]._replace(weight=0.0)]
+    return [own + [idle] * (most - len(own)) for own in parts]
+
+
 def alike(rows: Sequence[Example]) -> list[list[Example]]:
     """Rows by length cut into runs of like length: attention pads each run to its longest row."""
     found: list[list[Example]] = []

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
-from foreknow import curves, models
+from foreknow import curves, models, ranks
 from foreknow.checkpoints import Checkpoint, about, latest
 from foreknow.config import TuneConfig
 from foreknow.curves import Line
-from foreknow.errors import MissingExtra, ModelError, ResourceError
+from foreknow.errors import ConfigError, MissingExtra, ModelError, ResourceError, RunFolderError
 from foreknow.packaged import quiet
 from foreknow.progress import duration, meter, say
 from foreknow.prompts import Prompter
@@ -52,12 +52,12 @@ def tokenised(config: TuneConfig, given: Given, folder: str) -> Tokenised:
     return Tokenised(tokenizer, prompter, found)
 
 
-def _load(config: TuneConfig, dtype: str) -> Made:
-    full = config.method == "full"
+def _load(config: TuneConfig, device: str, dtype: str) -> Made:
+    full, sharded = config.method == "full", ranks.sharded()
     loaded = models.load(
         config.model,
         dtype="float32" if full else dtype,
-        device=config.device,
+        device="cpu" if sharded else config.device,  # a part of it goes to each device
         trust_remote_code=config.trust_remote_code,
         say=say,
     )
@@ -65,8 +65,12 @@ def _load(config: TuneConfig, dtype: str) -> Made:
     if full:
         dropout = set_dropout(loaded.model, config.dropout)
         computing = "float32 weights" + (", computed in bfloat16, measured as a bfloat16 copy" if bf16 else "")
-        mirror = Mirror(torch.bfloat16) if bf16 else None
-        return Made(loaded, loaded.model, mirror, bf16, (loaded.reasons[0], computing, dropout))
+        mirror = Mirror(torch.bfloat16 if bf16 else torch.float32) if bf16 or sharded else None
+        if sharded:
+            computing += f", sharded over {ranks.count()} processes"
+            if mirror is not None and ranks.first():
+                mirror.prepare(loaded.model, device)
+        return Made(loaded, loaded.model, mirror, bf16, (loaded.reasons[0], computing, dropout), sharded)
     model = _adapted(config, loaded)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     told = f"LoRA: {trained:,} weights of rank {config.lora_rank} in float32 on a model in {dtype}"
@@ -97,7 +101,13 @@ def _adapted(config: TuneConfig, loaded: models.Loaded) -> Any:
 
 def _take_up(folder: RunFolder, watch: Watcher) -> Checkpoint | None:
     """The last checkpoint, if any; what was written after it is forgotten, so that it is written once."""
+    if not ranks.first():
+        ranks.barrier()  # the first process clears up what a kill has left
     found = latest(folder.path / CHECKPOINTS)
+    if not ranks.first():
+        watch.lines = read_lines(folder.path)
+        _check_seen(folder, found)
+        return found
     watch.lines = [line for line in read_lines(folder.path) if found and line["step"] <= found.step]
     write_lines(folder.path, watch.lines)
     steps = {line["step"] for line in watch.lines}
@@ -112,16 +122,28 @@ def _take_up(folder: RunFolder, watch: Watcher) -> Checkpoint | None:
         shutil.rmtree(path, ignore_errors=True)
         kept.rename(path)
     watch.prune(curves.best(watch.lines, watch.config.metric))
+    ranks.barrier()
+    _check_seen(folder, found)
     if found is not None:
         say(f"going on from the checkpoint after step {found.step:,}")
     return found
+
+
+def _check_seen(folder: RunFolder, found: Checkpoint | None) -> None:
+    """Raise RunFolderError where processes do not see the same checkpoint."""
+    step = found.step if found else 0
+    if (theirs := ranks.first_says(step)) != step:
+        raise RunFolderError(
+            f"{folder.path}: found the checkpoint after step {step}, the first process that after step {theirs}: "
+            "--out must lie on a disk that all processes see"
+        )
 
 
 def train(
     config: TuneConfig, given: Given, ready: Tokenised, folder: RunFolder, device: str, dtype: str
 ) -> dict[str, Any]:
     """Train to the end and leave `early_stop`, `convergence` and the outcomes; what `results.json` says of it."""
-    made = _load(config, dtype)
+    made = _load(config, device, dtype)
     for reason in made.reasons:
         say(reason)
     steps = math.ceil(len(ready.examples) / config.batch_size)
@@ -132,13 +154,14 @@ def train(
     some = sorted(ready.examples, key=lambda e: (e.length, e.row))[: 3 * 8 : 8]
     with learning(made.model, some) as (losses, reason), meter("training", rows - done) as progress:
         say(reason)
-        trainer = _trainer(config, folder, made, ready.examples, losses, watch, progress, steps * config.epochs)
+        trainer = _trainer(config, folder, made, ready.examples, losses, watch, progress, steps * config.epochs, device)
         with _stopping(folder, watch):
             _to_the_end(trainer, found, steps * config.epochs)
-        last = curves.epochs(watch.lines)[-1]
-        watch.save(folder.path / "convergence", last)
-        _promote(folder, watch.lines, config.metric)
-    write_frame(folder.path / "outcomes.parquet", folder.gather("outcomes", OUTCOMES))
+        weights = trainer.whole_weights()
+        if ranks.first():
+            watch.save(folder.path / "convergence", curves.epochs(watch.lines)[-1], weights)
+            _promote(folder, watch.lines, config.metric)
+            write_frame(folder.path / "outcomes.parquet", folder.gather("outcomes", OUTCOMES))
     loaded = made.loaded
     return {
         "model": {key: getattr(loaded, key) for key in ("name", "fingerprint", "folder", "note")},
@@ -161,13 +184,15 @@ def _trainer(
     watch: Watcher,
     progress: Any,
     steps: int,
+    device: str,
 ) -> FactTrainer:
     base = base_of(made.model)
     cached = base.config.use_cache
-    device = made.loaded.device
     made_arguments = arguments(config, folder.path, steps, device)
     trainer = FactTrainer(made.model, made_arguments, rows, config, losses, watch, progress, autocast=made.autocast)
     base.config.use_cache = cached  # the trainer turns it off, and a saved model would generate without its cache
+    if not ranks.first():
+        torch.manual_seed(config.seed + (ranks.rank() << 32))  # dropout of its own for each share of the rows
     return trainer
 
 
@@ -176,7 +201,7 @@ def _to_the_end(trainer: FactTrainer, found: Checkpoint | None, steps: int) -> N
     config = trainer.config
     over = curves.epochs(watch.lines) and curves.out_of_patience(watch.lines, config.metric, config.patience)
     if found is not None and (found.step >= steps or over):
-        trainer._load_from_checkpoint(str(found.path))
+        trainer.load_again(found.path)
         return
     if found is not None:
         trainer.tally.loss, trainer.tally.tokens = found.note["loss"], found.note["tokens"]
@@ -192,7 +217,7 @@ def _stopping(folder: RunFolder, watch: Watcher) -> Iterator[None]:
     try:
         yield
     except NotFinite as stop:
-        leader = _promote(folder, watch.lines, watch.config.metric)
+        leader = _promote(folder, watch.lines, watch.config.metric) if ranks.first() else None
         kept = f"kept: the best epoch so far, {leader['epoch']}, in {folder.path / 'early_stop'}" if leader else ""
         raise NotFinite(f"{stop}{'; ' if kept else ''}{kept}") from None
     except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
@@ -231,13 +256,16 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
     """What a run would cost, from a short burst of training and measuring. Writes nothing."""
     import psutil
 
+    with ranks.together(config.device):
+        if ranks.several():
+            raise ConfigError("--dry-run measures one process; start it without the launcher")
     given = read_given(config)
     device, dtype = computing_on(config)
     config = sized(config, device)
     found = models.resolve(config.model, say=say, trust_remote_code=config.trust_remote_code)
     check_models(config, given, models.fingerprint(found.folder))
     ready = tokenised(config, given, str(found.folder))
-    made = _load(config, dtype)
+    made = _load(config, device, dtype)
     burst = micro_batches(ready.examples[: config.batch_size], int(config.micro_batch_tokens or 2048))[:2]
     with learning(made.model, [min(ready.examples, key=lambda e: e.length)]) as (losses, _):
         made.model.train()

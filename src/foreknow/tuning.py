@@ -15,13 +15,18 @@ DIR/config.yaml metrics.jsonl outcomes.parquet rows.parquet early_stop/ converge
 `early_stop` holds the epoch with the best metric, `convergence` the last one: float32 safetensors and the tokenizer,
 as any transformers folder, or the adapter for LoRA. On one CPU a run that was killed and taken up again ends in the
 same weights bit for bit; on a GPU some kernels add in an order of their own, and no such promise is made.
+
+Started by `accelerate launch` or `torchrun`, several processes (`ranks.py`) share the rows of each step and of each
+measurement; the first holds the folder, writes and speaks.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,16 +35,16 @@ from typing import TYPE_CHECKING, Any, Final
 import polars as pl
 
 import foreknow
-from foreknow import curves, models
+from foreknow import curves, models, ranks
 from foreknow.checkpoints import about
 from foreknow.config import TuneConfig
 from foreknow.curves import TRAIN
-from foreknow.errors import ConfigError, InputError
+from foreknow.errors import ConfigError, InputError, RunFolderError
 from foreknow.mixing import manifest_path, read_manifest
 from foreknow.progress import say
 from foreknow.reporting import write_report
 from foreknow.rows import GOLD
-from foreknow.runs import RunFolder, fingerprint, hold, write_frame, write_json
+from foreknow.runs import RunFolder, fingerprint, hold, read_json, write_frame, write_json
 from foreknow.slick import UNKNOWN
 from foreknow.training_rows import ceiling
 from foreknow.tune_inputs import Given, check_models, read_given
@@ -126,6 +131,7 @@ def identity_of(config: TuneConfig, given: Given, model: str, device: str, dtype
         "model": model,
         "dtype": dtype,
         "device": device.partition(":")[0],
+        **({"processes": ranks.count(), "sharded": ranks.sharded()} if ranks.several() else {}),
         **{k: v for k, v in config.resolved().items() if k not in _NO_IDENTITY},
     }
 
@@ -149,37 +155,80 @@ def computing_on(config: TuneConfig) -> tuple[str, str]:
     return ("cuda" if device.startswith("cuda") else device), ("float32" if dtype == "float16" else dtype)
 
 
+def launched(config: TuneConfig) -> TuneConfig:
+    """The settings as they hold in one of several processes. Raises ConfigError for what does not work there."""
+    if ranks.started_alone():
+        say(
+            "one process: accelerate launch --cpu starts more with MPI only; launch with --multi_gpu, --device cpu here"
+        )
+    if not ranks.several():
+        return config
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        raise ConfigError("DeepSpeed: tune trains with plain data parallelism or FSDP; launch it with one of them")
+    if ranks.sharded() and config.method == "lora":
+        raise ConfigError("--method lora: adapters are not sharded; launch it without FSDP")
+    if ranks.sharded() and os.environ.get("FSDP_VERSION") != "2":
+        raise ConfigError("FSDP: found version 1, expected 2; launch with --fsdp_version 2")
+    if ranks.sharded() and not ranks.can_shard():
+        raise ConfigError("FSDP: accelerate shards on accelerators only; launch without it on CPUs")
+    if config.device.startswith("cuda:"):
+        raise ConfigError(f"--device {config.device}: each process takes a GPU of its own; use --device cuda")
+    return config.model_copy(update={"device": "cpu"}) if ranks.on_cpus() else config
+
+
 def run(config: TuneConfig, *, page: bool = True) -> Tuned:
     """Tune as `config` says and return the finished run; an interrupted one goes on from its last checkpoint.
 
-    `page`: write `report.html` too. Raises the errors of `foreknow.errors`.
+    `page`: write `report.html` too. Raises the errors of `foreknow.errors`; in processes that a launcher started
+    one of them raises, and the others exit.
     """
+    with ranks.together(config.device):
+        return _run(launched(config), page)
+
+
+def _run(config: TuneConfig, page: bool) -> Tuned:
     if config.out is None:
         raise ConfigError("--out: missing; name the folder to write")
     given = read_given(config)
-    with hold(config.out) as folder:
+    with hold(config.out) if ranks.first() else nullcontext(RunFolder(config.out)) as folder:
         device, dtype = computing_on(config)
         config = sized(config, device)
         found = models.resolve(config.model, say=say, trust_remote_code=config.trust_remote_code)
         model = models.fingerprint(found.folder)
         notes = [*given.notes, *check_models(config, given, model)]
         identity = identity_of(config, given, model, device, dtype)
-        if folder.manifest is not None:
-            folder.begin(identity, config.resolved())
+        if ranks.first():
+            check_processes(folder)
+        if ranks.first_says(folder.manifest is not None):
+            if ranks.first():
+                folder.begin(identity, config.resolved())
             say(f"{config.out}: this run is complete; nothing to do")
         else:
             from foreknow.tune_loop import tokenised
 
             ready = tokenised(config, given, str(found.folder))  # what it refuses is refused before anything is written
-            folder.begin(identity, config.resolved())
+            if ranks.first():
+                folder.begin(identity, config.resolved())
             for note in notes:
                 say(note)
             _tune(config, given, ready, folder, identity, device, dtype)
-        for left in (".checkpoints", ".best"):
-            shutil.rmtree(folder.path / left, ignore_errors=True)
-        if page and not (folder.path / "report.html").is_file():
-            write_report(folder.path)
+        if ranks.first():
+            for left in (".checkpoints", ".best"):
+                shutil.rmtree(folder.path / left, ignore_errors=True)
+            if page and not (folder.path / "report.html").is_file():
+                write_report(folder.path)
     return Tuned(folder.path)
+
+
+def check_processes(folder: RunFolder) -> None:
+    """Raise RunFolderError for a run begun with another number of processes: each has random states of its own."""
+    known = folder.manifest or read_json(folder.path / ".run.json")
+    begun = (known or {}).get("identity", {}).get("processes", 1)
+    if known is not None and begun != ranks.count():
+        raise RunFolderError(
+            f"{folder.path}: processes: begun with {begun}, started now with {ranks.count()}; start it with {begun}, "
+            "choose another --out, or delete the folder"
+        )
 
 
 def _tune(
@@ -194,6 +243,8 @@ def _tune(
     from foreknow.tune_loop import train
 
     made = train(config, given, ready, folder, device, dtype)
+    if not ranks.first():
+        return
     lines = read_lines(folder.path)
     write_frame(folder.path / "rows.parquet", watched(given))
     write_json(folder.path / "results.json", results(config, given, lines, made))

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from foreknow import curves, models
+from foreknow import curves, models, ranks
 from foreknow.checkpoints import save_model, saving
 from foreknow.config import TuneConfig
 from foreknow.curves import Line
@@ -21,6 +22,7 @@ from foreknow.packaged import quiet
 from foreknow.progress import duration, say
 from foreknow.prompts import Prompter
 from foreknow.runs import RunFolder, write_text
+from foreknow.tracker import OUTCOMES as MEASURED
 from foreknow.tracker import Mirror, Tracker, vocabulary_for
 from foreknow.trainer import FactTrainer
 from foreknow.training_pass import base_of
@@ -31,17 +33,24 @@ BEST = ".best"
 
 
 class Made(NamedTuple):
-    """The model to train, how it is measured, and a line for each choice."""
+    """The model to train, how it is measured, and a line for each choice.
+
+    `sharded`: the weights lie in parts in several processes, and are measured as a copy in the first.
+    """
 
     loaded: models.Loaded
     model: Any
     mirror: Mirror | None
     autocast: bool
     reasons: tuple[str, ...]
+    sharded: bool = False
 
 
 class Watcher:
-    """Measures, writes and shows every evaluation; keeps the best weights."""
+    """Measures, writes and shows every evaluation; keeps the best weights.
+
+    Of several processes each measures a share of the rows, the first writes, and all know the outcome.
+    """
 
     def __init__(
         self,
@@ -57,7 +66,8 @@ class Watcher:
         vocabulary = vocabulary_for(base, tokenizer)
         self.lenient = config.match == "lenient"
         tokens = int(config.batch_tokens or 2048)
-        self.measure = Tracker(prompter, vocabulary, given.rows, lenient=self.lenient, batch_tokens=tokens)
+        sets = given.rows if made.sharded else {name: own_rows(rows) for name, rows in given.rows.items()}
+        self.measure = Tracker(prompter, vocabulary, sets, lenient=self.lenient, batch_tokens=tokens)
         self.lines: list[Line] = []
         self.since = time.monotonic()
         self.measuring = False
@@ -67,8 +77,8 @@ class Watcher:
         """See `trainer.Watch`."""
         config, step, epoch = self.config, trainer.state.global_step, trainer.epoch
         began, self.measuring = time.monotonic(), True
-        base = base_of(self.made.model)
-        outcomes = self.measure(self.made.mirror.of(base) if self.made.mirror else base)
+        weights = trainer.whole_weights()
+        outcomes = all_outcomes(self._measured(weights), self.given.rows)
         self.measuring = False
         line: Line = {"epoch": epoch, "step": step, "train_loss": trainer.tally.mean}
         line |= curves.measures(outcomes, self.given.rows, lenient=self.lenient)
@@ -76,7 +86,7 @@ class Watcher:
         line["measuring_seconds"] = round(time.monotonic() - began, 3)
         line["saving_seconds"] = round(trainer.saving, 3)
         self.since = time.monotonic()
-        self._keep(outcomes, line)
+        self._keep(outcomes, line, weights)
         trainer.saving = time.monotonic() - self.since
         if self.measure.note and len(self.lines) == 1:
             say(self.measure.note)
@@ -84,17 +94,28 @@ class Watcher:
         stop = not trainer.within_epoch and curves.out_of_patience(self.lines, config.metric, config.patience)
         return curves.flat(line), stop and step > 0
 
-    def _keep(self, outcomes: pl.DataFrame, line: Line) -> None:
+    def _measured(self, weights: Mapping[str, Tensor] | None) -> pl.DataFrame:
+        base, mirror = base_of(self.made.model), self.made.mirror
+        if not self.made.sharded:
+            return self.measure(mirror.of(base) if mirror else base)
+        if mirror is None or weights is None or not ranks.first():
+            return pl.DataFrame(schema=MEASURED)
+        return self.measure(mirror.holding(weights))
+
+    def _keep(self, outcomes: pl.DataFrame, line: Line, weights: Mapping[str, Tensor] | None) -> None:
         right = pl.col("lenient" if self.lenient else "right").alias("right")
         place = {"epoch": pl.lit(float(line["epoch"])), "step": pl.lit(line["step"], pl.Int64)}
         frame = outcomes.select("set", "row", right, "lenient").with_columns(**place).select(*OUTCOMES)
+        leader = curves.best(self.lines, self.config.metric)
+        self.lines.append(line)
+        if not ranks.first():
+            return
         self.folder.keep(line["step"], "outcomes", frame)
         # weights of an epoch that is no longer the best go once a checkpoint after them stands
-        self.prune(curves.best(self.lines, self.config.metric))
-        self.lines.append(line)
+        self.prune(leader)
         write_lines(self.folder.path, self.lines)
         if line is curves.best(self.lines, self.config.metric):
-            self.save(self.folder.path / BEST / f"step-{line['step']}", line)
+            self.save(self.folder.path / BEST / f"step-{line['step']}", line, weights)
 
     def prune(self, leader: Line | None) -> None:
         """Remove kept weights but those of `leader`."""
@@ -102,8 +123,8 @@ class Watcher:
             if leader is None or path.name != f"step-{leader['step']}":
                 shutil.rmtree(path, ignore_errors=True)
 
-    def save(self, path: Path, line: Line) -> None:
-        """Save the model as it is now, loadable by transformers (LoRA: by PEFT)."""
+    def save(self, path: Path, line: Line, weights: Mapping[str, Tensor] | None) -> None:
+        """Save the model as it is now, loadable by transformers (LoRA: by PEFT). `weights`: where it is sharded."""
         loaded = self.made.loaded
         beside = {
             "stage": "tune",
@@ -117,7 +138,7 @@ class Watcher:
 
         def write(part: Path) -> None:
             with quiet():
-                self.made.model.save_pretrained(part)
+                self.made.model.save_pretrained(part, **({} if weights is None else {"state_dict": dict(weights)}))
                 self.tokenizer.save_pretrained(part)
 
         with saving(str(path), "the last checkpoint and the best weights before it are kept"):
@@ -142,6 +163,25 @@ class Watcher:
         elif began is None and self.warned:
             say("dev EM is at a new best: not overfitting after all")
         self.warned = began is not None
+
+
+def own_rows(rows: pl.DataFrame) -> pl.DataFrame:
+    """This process's share of the rows: every one in one process."""
+    return rows.gather_every(ranks.count(), ranks.rank())
+
+
+def all_outcomes(own: pl.DataFrame, sets: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    """The outcomes of all rows in every process (`tracker.OUTCOMES`), each row's from the one that measured it."""
+    if not ranks.several():
+        return own
+    places = pl.concat([rows.select("row", set=pl.lit(name)) for name, rows in sets.items()]).sort("set", "row")
+    code = [pl.col(name).cast(pl.Int64) + 1 for name in ("right", "lenient")]  # 0: nothing said
+    coded = places.join(own.with_columns(code), on=["set", "row"], how="left", maintain_order="left").fill_null(0)
+    found = ranks.totals([*coded["right"], *coded["lenient"]])
+    names = ("right", "lenient")
+    said = {name: pl.Series(name, found[n * coded.height :][: coded.height]) for n, name in enumerate(names)}
+    decoded = [pl.when(pl.col(name) > 0).then(pl.col(name) > 1).alias(name) for name in names]
+    return coded.with_columns(**said).with_columns(decoded).select(*MEASURED)
 
 
 def write_lines(folder: Path, lines: list[Line]) -> None:

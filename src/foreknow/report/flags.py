@@ -19,6 +19,9 @@ MEANINGS: Final = {
     "few_exemplars": "its group is too small; the exemplars come from all groups",
     "context": "asked after the system's text or earlier turns of its own chat, which may give the answer away",
     "long_answer": "the answer is longer than the protocol is made for; no category",
+    "long_prompt": "question and exemplars do not fit in the model's positions; no category",
+    "unspellable": "the tokenizer cannot spell the answer as it is written (it lower-cases, say); no category",
+    "not_finite": "the model's logits were not finite (NaN or infinity) for one of its prompts; no category",
     "undecided": "WeaklyKnown or Unknown is too close to call; the likelier one is given",
 }
 """Flags that say how a row was asked and read."""

@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from foreknow.report import charts
 from foreknow.report.long_answers import factor, one_in
-from foreknow.report.text import command, display, exact, exact_interval, inline, number, tight
+from foreknow.report.text import UNSAFE_IN_LINE, command, display, exact, exact_interval, inline, number, tight
 from foreknow.report.verdict import percent, percent_interval
 
 LABELS = {
@@ -61,10 +61,11 @@ def facts(mapping: Mapping[str, Any], labels: Mapping[str, str] = LABELS) -> lis
 
 
 def plain(value: object) -> str:
-    """A setting as text."""
+    """A setting as text, without control characters but for its line breaks."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
+    return "\n".join(UNSAFE_IN_LINE.sub(" ", line) for line in text.split("\n"))
 
 
 def both(draw: Callable[..., str], *given: Any) -> tuple[Markup, Markup]:

@@ -1,0 +1,196 @@
+"""Special tokens: those the prompt's own template writes act, those that a row's texts spell are plain text.
+
+A tokenizer takes `</s>` for its ending token wherever it stands. In data it is five letters: a question that holds
+it must neither end the prompt nor open a turn of a chat. `PromptText` remembers where the template's own special
+tokens stand; everything else in it, and all that is added to it, is data. Texts without any go through the tokenizer
+as they are; the others through a copy of it in which the special tokens have names that the text does not hold, so
+that the rest of it (normaliser, merges, what is put around a text) works as ever.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from foreknow.errors import InputError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+_NAMES: Final = range(0xF0000, 0x10FFFE)
+"""Private-use characters, of which the copies' special tokens are named."""
+
+
+class PromptText(str):
+    """A prompt, and where in it special tokens of its template stand: (begin, end) by characters, in order."""
+
+    __slots__ = ("acting",)
+    acting: tuple[tuple[int, int], ...]
+
+    def __new__(cls, text: str, acting: Sequence[tuple[int, int]] = ()) -> PromptText:
+        """The text with the places of its acting special tokens."""
+        made = super().__new__(cls, text)
+        made.acting = tuple(acting)
+        return made
+
+    def __add__(self, more: str) -> PromptText:
+        """What follows a prompt is data: none of its special tokens act."""
+        return PromptText(str.__add__(self, more), self.acting)
+
+
+class Encoded(NamedTuple):
+    """Token ids of a text, and the characters (begin, end) each of them stands for."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+class SpecialTokens:
+    """The special tokens of one tokenizer, `also` those added tokens that its chat template writes."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, also: str = ""):
+        self.tokenizer = tokenizer
+        named = set(tokenizer.all_special_tokens)
+        added = [(str(token.content), token.special, n) for n, token in tokenizer.added_tokens_decoder.items()]
+        self.ids: dict[str, int] = {
+            text: number
+            for text, special, number in added
+            if (special or text in named or text in also) and not text.isspace()
+        }
+        longest_first = sorted(filter(None, self.ids), key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        self._copies: dict[int, Tokenizer] = {}
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Where special tokens are spelled in a text."""
+        return [found.span() for found in self._pattern.finditer(text)] if self._pattern else []
+
+    def rendered(self, render: Callable[[Callable[[str], str]], str]) -> PromptText:
+        """The text that `render` writes: it must pass each text of the data through the function it is given."""
+        hidden: list[str] = []
+
+        def seen(text: str) -> str:
+            if self.spans(text):
+                hidden.append(text)
+            return text
+
+        plain = render(seen)
+        if not hidden:
+            return PromptText(plain, self.spans(plain))
+        nonce = "\ue000"
+        while nonce in plain:
+            nonce = chr(ord(nonce) + 1)
+
+        def hide(text: str) -> str:
+            return f"{nonce}{hidden.index(text)}{nonce}" if self.spans(text) else text
+
+        marked = render(hide)
+        pieces = re.split(f"{nonce}(\\d+){nonce}", marked)
+        text, acting = "", []
+        for at, piece in enumerate(pieces):
+            data = hidden[int(piece)] if at % 2 else None
+            if data is None:
+                acting += [(begin + len(text), end + len(text)) for begin, end in self.spans(piece)]
+            text += piece if data is None else data
+        return PromptText(text, acting)
+
+    def encode(self, texts: Sequence[str], around: bool, offsets: bool = False) -> list[Encoded]:
+        """Each text's ids; `around`: with what the tokenizer puts around a text; `offsets`: where it can tell them."""
+        found: list[Encoded | None] = [None] * len(texts)
+        usual: list[int] = []
+        for at, text in enumerate(texts):
+            acting = text.acting if isinstance(text, PromptText) else ()
+            if tuple(self.spans(text)) == acting:
+                usual.append(at)
+            else:
+                found[at] = self._guarded(str(text), acting, around)
+        if usual:
+            located = offsets and bool(self.tokenizer.is_fast)
+            plain = [str(texts[at]) for at in usual]
+            told = self.tokenizer(plain, add_special_tokens=around, return_offsets_mapping=located)
+            places = told["offset_mapping"] if located else [[] for _ in usual]
+            for at, ids, spots in zip(usual, told["input_ids"], places, strict=True):
+                found[at] = Encoded(list(ids), [(begin, end) for begin, end in spots])
+        return [each for each in found if each is not None]
+
+    @cached_property
+    def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids that the tokenizer puts before and behind every text."""
+        bare = self.tokenizer("x", add_special_tokens=False)["input_ids"]
+        whole = self.tokenizer("x")["input_ids"]
+        begin = next((at for at in range(len(whole) - len(bare) + 1) if whole[at : at + len(bare)] == bare), len(whole))
+        return tuple(whole[:begin]), tuple(whole[begin + len(bare) :])
+
+    def _guarded(self, text: str, acting: Sequence[tuple[int, int]], around: bool) -> Encoded:
+        """The ids of a text in which special tokens are spelled that must not act."""
+        if not self.tokenizer.is_fast:
+            return self._pieced(text, acting, around)
+        first = self._free(text)
+        names = self._names(first)
+        for begin, end in acting:  # a name is as long as what it stands for: the offsets are those of the text
+            text = text[:begin] + names[text[begin:end]] + text[end:]
+        done = self._copy(first).encode(text, add_special_tokens=around)
+        return Encoded(list(done.ids), list(done.offsets))
+
+    def _pieced(self, text: str, acting: Sequence[tuple[int, int]], around: bool) -> Encoded:
+        """As `_guarded`, piece by piece, for tokenizers written in Python."""
+        before, behind = self.around if around else ((), ())
+        ids, at = list(before), 0
+        for begin, end in [*acting, (len(text), len(text))]:
+            if text[at:begin]:
+                part = self.tokenizer(text[at:begin], add_special_tokens=False, split_special_tokens=True)
+                ids += part["input_ids"]
+            if text[begin:end]:
+                ids.append(self.ids[text[begin:end]])
+            at = end
+        return Encoded([*ids, *behind], [])
+
+    def _names(self, first: int) -> dict[str, str]:
+        return {text: chr(first + at) * len(text) for at, text in enumerate(self.ids)}
+
+    def _free(self, text: str) -> int:
+        """The first of as many characters as there are special tokens, none of which the text holds."""
+        used = {ord(c) for c in text if ord(c) >= _NAMES.start}
+        size = len(self.ids)
+        for first in range(_NAMES.start, _NAMES.stop - size, size):
+            if used.isdisjoint(range(first, first + size)):
+                return first
+        raise InputError(f"a text of {len(text):,} characters holds private-use characters of every kind; leave it out")
+
+    def _copy(self, first: int) -> Tokenizer:
+        """The tokenizer with other names for its special tokens, under their own ids."""
+        if first not in self._copies:
+            from tokenizers import Tokenizer
+
+            names = self._names(first)
+            made = Tokenizer.from_str(
+                json.dumps(_renamed(json.loads(self.tokenizer.backend_tokenizer.to_str()), names))
+            )
+            made.no_truncation()
+            made.no_padding()
+            if any(made.token_to_id(names[text]) != number for text, number in self.ids.items()):
+                raise InputError("a row spells a special token of this model, which its tokenizer cannot be kept from")
+            self._copies[first] = made
+        return self._copies[first]
+
+
+def _renamed(spec: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """A tokenizer's description with tokens renamed, and without merges that would spell one of them."""
+    for token in spec["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    model = spec["model"]
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {names.get(text, text): number for text, number in vocabulary.items()}
+    else:
+        model["vocab"] = [[names.get(text, text), score] for text, score in vocabulary]
+    if isinstance(model.get("unk_token"), str):
+        model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+    if "merges" in model:
+        pairs = [merge if isinstance(merge, list) else merge.split(" ") for merge in model["merges"]]
+        model["merges"] = [pair for pair in pairs if not {*pair, "".join(pair)} & names.keys()]
+    return spec
