@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SUPPLY := .venv-supply
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-slow explore lint fuzz bench-audit bench-tune agreement clean
+.PHONY: demo test test-slow explore lint fuzz bench-audit bench-tune agreement lock check-lock sbom licences advisories clean
 
 DEMO := runs/demo
 FOREKNOW := $(BIN)/foreknow
@@ -51,21 +52,53 @@ bench-tune: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/tune.py
 
 fuzz: $(VENV)/.installed-dev
-	$(BIN)/python -m pip install --quiet atheris
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt atheris
 	$(BIN)/python benchmarks/fuzz.py --inputs 100000
 
 agreement: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/agreement.py --model smollm2-135m --dtype float32 --out runs/agreement.json
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+lock: $(VENV)/.installed-dev $(SUPPLY)/.installed
+	$(SUPPLY)/bin/python tools/lock.py make
+
+check-lock: $(VENV)/.installed-dev
+	$(BIN)/python tools/lock.py check
+
+sbom: $(VENV)/.installed $(SUPPLY)/.installed
+	$(SUPPLY)/bin/python tools/sbom.py --venv $(VENV) --out runs/sbom.cdx.json
+
+licences: $(VENV)/.installed-dev
+	$(PROJECT) '.[$(EXTRAS)]'
+	$(BIN)/python tools/licences.py
+
+advisories: $(SUPPLY)/.installed
+	for lock in demo test torch supply; do \
+		$(SUPPLY)/bin/pip-audit --strict --disable-pip --requirement requirements/$$lock.lock || exit 1; \
+	done
+
+# Everything but torch by its hash, then torch, then the project; the last finds all it needs (docs/supply-chain.md).
+PIP := $(BIN)/python -m pip install --quiet
+PROJECT := $(PIP) --constraint constraints.txt --no-build-isolation --editable
+EXTRAS := facts,gcs,openai,ray,s3,train,trl
+
+$(VENV)/.installed: pyproject.toml constraints.txt requirements/demo.lock requirements/torch.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[facts]'
+	$(PIP) --require-hashes --no-deps --requirement requirements/demo.lock
+	$(BIN)/python tools/lock.py torch
+	$(PROJECT) '.[facts]'
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt
+$(VENV)/.installed-dev: pyproject.toml constraints.txt requirements/test.lock requirements/torch.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[facts,dev]'
+	$(PIP) --require-hashes --no-deps --requirement requirements/test.lock
+	$(BIN)/python tools/lock.py torch
+	$(PROJECT) '.[facts,dev]'
 	touch $(VENV)/.installed $@
 
+$(SUPPLY)/.installed: requirements/supply.lock
+	test -x $(SUPPLY)/bin/python || $(PYTHON) -m venv $(SUPPLY)
+	$(SUPPLY)/bin/python -m pip install --quiet --require-hashes --no-deps --requirement requirements/supply.lock
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(SUPPLY) runs .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
