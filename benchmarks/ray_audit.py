@@ -5,7 +5,8 @@
     python benchmarks/ray_audit.py memory [--rows 200000] [--every 10] [--out FILE.json]
 
 pair: the packaged facts audited by one process with both threads, by one with one thread, and by two Ray workers with
-one thread each. Labels and probabilities row by row; rows/s of probing, and seconds of the whole command.
+one thread each. Labels and probabilities row by row; rows/s of probing; seconds and processor seconds of the whole
+command.
 kills: the same on Ray; one worker is killed after a third of the chunks, the driver after two thirds, and the command
 is given again. Every row once, and the same bytes as a run that nobody disturbs.
 memory: synthetic rows and a model of two small layers with random weights, the whole pipeline; memory that belongs to
@@ -15,6 +16,7 @@ each process alone (USS), sampled while it runs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -66,10 +68,15 @@ def pair(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
     for n, (name, (threads, flags)) in enumerate(ways.items()):
         found["load_average"].append(os.getloadavg()[0])
         began = time.monotonic()
-        finish(start(folder / str(n), given, threads, *flags))
+        process = start(folder / str(n), given, threads, *flags)
+        spent = processor_seconds(process)
+        finish(process)
         summary = json.loads((folder / str(n) / "summary.json").read_text())
-        rate = round(summary["rows_per_second"], 2)
-        found["ways"][name] = {"rows_per_second": rate, "seconds": round(time.monotonic() - began, 1)}
+        found["ways"][name] = {
+            "rows_per_second": round(summary["rows_per_second"], 2),
+            "seconds": round(time.monotonic() - began, 1),
+            "processor_seconds": round(spent, 1),
+        }
     ray = folder / "2"
     found["against 1 thread"] = compared(folder / "1", ray)
     found["against 2 threads"] = compared(folder / "0", ray)
@@ -243,6 +250,20 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 def kept(out: Path) -> int:
     return len(list((out / ".chunks").glob("*.cost.parquet")))
+
+
+def processor_seconds(process: subprocess.Popen[str]) -> float:
+    """What a command and all processes under it have computed until it ends: the same on a busy machine."""
+    spent: dict[psutil.Process, float] = {}
+    while process.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            driver = psutil.Process(process.pid)
+            for one in (driver, *driver.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    times = one.cpu_times()
+                    spent[one] = times.user + times.system
+        time.sleep(0.5)
+    return sum(spent.values())
 
 
 def wait_for(out: Path, count: int, process: subprocess.Popen[str]) -> None:

@@ -89,6 +89,7 @@ side must be allowed, of an `AND` both.
 APART: Final = ("dev", "vllm")
 """Extras not looked at: tools, and vLLM, whose CUDA libraries install on machines with a GPU only."""
 
+
 class Rules(NamedTuple):
     """What `licences.toml` says: allowed ids, decided packages, reasons."""
 
@@ -174,7 +175,7 @@ def permitted(expression: str, allowed: Iterable[str]) -> bool:
 
 
 def runtime(have: Mapping[str, Distribution]) -> tuple[dict[str, Need], dict[str, set[str]]]:
-    """What foreknow needs, alone or with any extra but those set `APART`; and which extras ask for each direct dependency."""
+    """What foreknow needs, with any extra but those set `APART`; which extras ask for each direct dependency."""
     declared = {extra: wanted for extra, wanted in extras().items() if extra not in APART}
     needs = needed([r for wanted in declared.values() for r in wanted], "foreknow", have)
     asking: dict[str, set[str]] = {name: set() for name in needs}

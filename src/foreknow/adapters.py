@@ -18,7 +18,9 @@ from foreknow import models
 from foreknow.checkpoints import about
 from foreknow.errors import ConfigError, MissingExtra, ModelError
 from foreknow.packaged import PACKAGED, quiet
+from foreknow.places import is_url
 from foreknow.progress import say
+from foreknow.remote import fetched
 from foreknow.runs import fingerprint
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ def find(name: str, base: str | None = None, *, force: bool = False, trust_remot
 
     `base` names the adapter's base where it is not found by itself. Raises ModelError, ConfigError, MissingExtra.
     """
+    name = str(fetched(name)) if is_url(name) else name
+    base = str(fetched(base)) if base and is_url(base) else base
     path = Path(name).expanduser()
     if _is_adapter(path):
         return _adapter(name, path.resolve(), base, force, trust_remote_code)

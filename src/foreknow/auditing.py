@@ -28,6 +28,7 @@ from foreknow.errors import ConfigError, GateCrossed, InputError
 from foreknow.outcome import parted, rows_frame, summarise
 from foreknow.prepare import Input, Job, flag_long, identity_of, job_here, read_input, sized
 from foreknow.progress import meter, say
+from foreknow.remote import fetched
 from foreknow.rows import chunks
 from foreknow.runs import (
     RunFolder,
@@ -111,8 +112,9 @@ class Audit:
             )
 
 
-def open_audit(folder: Path) -> Audit:
+def open_audit(folder: str | Path) -> Audit:
     """A finished audit's folder. Raises InputError where there is none."""
+    folder = fetched(folder)
     if not (folder / "manifest.json").is_file() or not (folder / "rows.parquet").is_file():
         raise InputError(f"{folder}: not a finished audit (no manifest.json); run foreknow audit --out {folder}")
     return Audit(folder)

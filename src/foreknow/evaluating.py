@@ -33,6 +33,7 @@ from foreknow.facts import Facts
 from foreknow.inputs import read_data
 from foreknow.progress import meter, say
 from foreknow.prompts import Prompter, Template, read_template
+from foreknow.remote import fetched
 from foreknow.reporting import write_report
 from foreknow.rows import USABLE, chunks
 from foreknow.runs import RunFolder, differences, fingerprint, hold, read_json, write_frame, write_json
@@ -63,8 +64,9 @@ class Evaluation:
         return found
 
 
-def open_evaluation(folder: Path) -> Evaluation:
+def open_evaluation(folder: str | Path) -> Evaluation:
     """A finished evaluation's folder. Raises InputError where there is none."""
+    folder = fetched(folder)
     manifest = read_json(folder / "manifest.json") or {}
     if manifest.get("stage") != "evaluate" or not (folder / "rows.parquet").is_file():
         raise InputError(f"{folder}: not a finished run of foreknow evaluate (no such manifest.json)")

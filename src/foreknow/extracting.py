@@ -30,9 +30,12 @@ from foreknow.errors import ConfigError, InputError, ResourceError
 from foreknow.grounding import Grounded, grounded, parse
 from foreknow.inputs import read_data
 from foreknow.progress import meter, say
+from foreknow.remote import written
 from foreknow.rows import FACT, GOLD, USABLE
 from foreknow.runs import fingerprint, hold, write_folder, write_whole
 
+TO_STORE: Final = 64
+"""Replies that a run folder in a store may lag behind."""
 FACTS: Final[dict[str, pl.DataType]] = {"row": pl.Int64(), "facts": pl.List(FACT)}
 """Null where a row was not asked or failed, [] where the text bears out none."""
 
@@ -196,6 +199,8 @@ def _gather(asked: Sequence[_Row], config: ExtractConfig, endpoint: Endpoint, pa
                         else:
                             _append(path, json.dumps({"key": ask.key, **found._asdict()}) + "\n")
                             known[ask.key] = found
+                            if len(known) % TO_STORE == 0:
+                                written(path)
             answered = {prompt: known[ask.key] for prompt, ask in wanted.items() if ask.key in known}
             wanted = {}
             for prompt, reply in answered.items():

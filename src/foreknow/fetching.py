@@ -27,7 +27,7 @@ def fetch(address: str, most: int = MOST_BYTES) -> Path:
     Raises InputError where the address is neither https nor this machine's own, or does not give the file,
     ResourceError where it cannot be kept.
     """
-    from foreknow.packaged import cache_folder
+    from foreknow.places import cache_folder
 
     _check_address(address)
     name = hashlib.sha256(address.encode()).hexdigest()[:16] + Path(urlsplit(address).path).suffix

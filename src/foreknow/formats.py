@@ -106,14 +106,17 @@ def write_parts(source: Source, change: Change, path: Path) -> None:
 
 
 def _inside(parts: Sequence[Part]) -> list[str]:
-    """The parts' names, none of which leads out of the folder that an archive of them is unpacked into."""
+    """The parts' names, none of which leads out of the folder that an archive of them is unpacked into.
+
+    They sort as the parts do: where they would not, each stands in a numbered folder.
+    """
     found: list[str] = []
     for part in parts:
-        pieces = [piece.replace(":", "_") for piece in re.split(r"[/\\]", part.name) if piece not in ("", ".")]
-        name = "/".join("__" if piece == ".." else piece for piece in pieces)
-        while name in found:
-            name = f"_/{name}"
-        found.append(name)
+        pieces = [re.sub(r"[:\\]", "_", piece) for piece in part.name.split("/") if piece not in ("", ".")]
+        found.append("/".join("__" if piece == ".." else piece for piece in pieces))
+    if found != sorted(set(found)):
+        width = len(str(len(found)))
+        return [f"{number:0{width}}/{name}" for number, name in enumerate(found)]
     return found
 
 

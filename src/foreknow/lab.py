@@ -35,7 +35,8 @@ from foreknow.errors import ResourceError, RunFolderError
 from foreknow.lab_world import NAME, World
 from foreknow.models import fingerprint as fingerprint_of
 from foreknow.models import library_versions
-from foreknow.packaged import cache_folder, quiet, sha256_of
+from foreknow.packaged import quiet, sha256_of
+from foreknow.places import cache_folder
 from foreknow.runs import fingerprint, write_folder, write_json, write_whole
 
 if TYPE_CHECKING:

@@ -29,8 +29,8 @@ SLOTS_A_PROMPT: Final = 24
 """Padded tokens of a question behind its prefix and of its answers' tree; 11 tokens in the packaged facts."""
 GROUPS: Final = 4
 """Groups whose prefixes are held at once: those of a chunk."""
-CANDIDATES: Final = 2**26
-"""Numbers the output head computes with at once (`head.OutputHead.top`)."""
+TOP_K: Final = 40
+"""The paper's; what a pass holds hardly depends on it."""
 
 
 class Shape(NamedTuple):
@@ -110,9 +110,7 @@ def parameters_of(folder: Path) -> int:
     return total
 
 
-def needs(
-    shape: Shape, parameters: int, itemsize: int, sizes: Sizes, *, sets: int, shots: int, gpus: int = 1
-) -> Needs:
+def needs(shape: Shape, parameters: int, itemsize: int, sizes: Sizes, *, sets: int, shots: int, gpus: int = 1) -> Needs:
     """What an audit needs on each of `gpus` that share the layers; `itemsize`: bytes of a number."""
     prefix = shots * TOKENS_A_SHOT
     a_token = 2 * shape.layers * shape.kv_heads * shape.size * itemsize
@@ -122,29 +120,32 @@ def needs(
         weights=parameters * itemsize // gpus,
         kept=(prompts + gathered) * SLOTS_A_PROMPT * a_token // gpus,
         prefixes=min(GROUPS, sizes.chunk_rows) * sets * prefix * a_token // gpus,
-        a_pass=pass_bytes(shape, itemsize, sizes.batch_tokens, prefix, SLOTS_A_PROMPT),
-        head=head_bytes(shape, itemsize),
+        a_pass=pass_bytes(shape, itemsize, min(sizes.batch_tokens, prompts * SLOTS_A_PROMPT), prefix, SLOTS_A_PROMPT),
+        head=head_bytes(shape, itemsize, sizes.batch_tokens),
     )
 
 
 def pass_bytes(shape: Shape, itemsize: int, tokens: int, prefix: int, width: int) -> int:
     """The worst moment of a layer for `tokens` padded tokens, all behind one prefix of so many tokens.
 
-    Attention: the layer's input, residual and norm; queries (as they are, scaled, cut, and the result: cut, put
-    together, unpadded and before), keys and values (as they are and cut); scores against the prefix, those and the
-    row's own in one, and their softmax. Feed-forward: the four states, and three of the inner size.
+    Attention: three states (embeddings, residual, norm); queries as they are, scaled and cut, and the result four
+    times on its way back; keys and values as they are and cut; scores against the prefix, those and the row's own
+    in one, and their softmax. Feed-forward: four states, and three of the inner size.
     """
     queries, keys = shape.heads * shape.size, shape.kv_heads * shape.size
     scores = shape.heads * (3 * prefix + 2 * width)
-    attention = 3 * shape.hidden + 8 * queries + 6 * keys + scores
+    attention = 3 * shape.hidden + 7 * queries + 4 * keys + scores
     inner = 4 * shape.hidden + 3 * shape.inner
     return tokens * itemsize * max(attention, inner)
 
 
-def head_bytes(shape: Shape, itemsize: int) -> int:
-    """The output head: its weight in float32 where it is not, and four arrays of `CANDIDATES` float32 numbers."""
+def head_bytes(shape: Shape, itemsize: int, tokens: int) -> int:
+    """The output head for at most so many answer positions: float32 logits and what picks from them, candidates'
+    weights, and its own weight in float32 where it is not (`head.OutputHead`)."""
     whole = 0 if itemsize == 4 else shape.vocabulary * shape.hidden * 4
-    return whole + 4 * 4 * CANDIDATES
+    at_once = max(1, 2**26 // max(2 * TOP_K * shape.hidden, shape.vocabulary))
+    candidates = 3 * TOP_K // 2 * shape.hidden * (itemsize + 4)
+    return whole + min(tokens, at_once) * (shape.vocabulary * (itemsize + 9) + candidates)
 
 
 def budget(memory: int) -> int:

@@ -23,6 +23,7 @@ import polars as pl
 from foreknow import match
 from foreknow.config import MixConfig
 from foreknow.errors import InputError
+from foreknow.places import place
 from foreknow.rows import draw_key
 from foreknow.runs import fingerprint
 from foreknow.sizes import (
@@ -188,6 +189,7 @@ def audit_fingerprint(manifest: Mapping[str, Any]) -> str:
 
 def manifest_path(file: Path) -> Path:
     """Where the manifest of a mixed file is; a manifest's own path stays as it is."""
+    file = place(file)
     return file if file.name.endswith(".manifest.json") else file.with_name(f"{file.name}.manifest.json")
 
 

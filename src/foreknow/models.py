@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 from foreknow.errors import ModelError
 from foreknow.lab_world import NAME as LAB
 from foreknow.packaged import PACKAGED, cached_sha256, check, convert, packaged_folder, quiet, sha256_of
+from foreknow.places import is_url
+from foreknow.remote import fetched
 
 if TYPE_CHECKING:
     import torch
@@ -59,8 +61,10 @@ class Loaded:
 def resolve(name: str, say: Callable[[str], None] = lambda _: None, trust_remote_code: bool = False) -> Resolved:
     """Find a model by packaged name, folder, `.gguf` file or hub id; fetch and convert where needed.
 
-    Raises ModelError for a model that is unknown, incomplete or altered.
+    A store's folder or file is fetched. Raises ModelError for a model that is unknown, incomplete or altered.
     """
+    if is_url(name):
+        name = str(fetched(name))
     if name in PACKAGED:
         packaged = PACKAGED[name]
         if packaged.terms:

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from typing import Any, Final
 from filelock import FileLock
 
 from foreknow.errors import ModelError, ResourceError
+from foreknow.places import cache_folder
 
 CONVERSION: Final = 1
 """Raise when the conversion below changes what it writes: cached conversions of another number are not used."""
@@ -105,14 +105,6 @@ PACKAGED: Final[dict[str, Packaged]] = {
 }
 
 DEFAULT: Final = "smollm2-135m"
-
-
-def cache_folder() -> Path:
-    """FOREKNOW_CACHE, else `foreknow` in XDG_CACHE_HOME, else in `~/.cache`."""
-    if chosen := os.environ.get("FOREKNOW_CACHE"):
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "foreknow"
 
 
 def converted_folder(gguf_sha256: str) -> Path:

@@ -76,7 +76,9 @@ _NO_IDENTITY: Final = {
 """Settings that name a file whose content counts instead, or do not change a result."""
 
 
-def identity_of(config: AuditConfig, given: Input, model: str, device: str, dtype: str) -> dict[str, Any]:
+def identity_of(
+    config: AuditConfig, given: Input, model: str | dict[str, Any], device: str, dtype: str
+) -> dict[str, Any]:
     """What makes two audits the same run: contents and settings, never names of files."""
     return {
         "data": given.facts.digest,

@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from foreknow.errors import ConfigError, InputError
+from foreknow.remote import fetched
 from foreknow.runs import read_json, write_text
 
 
-def write_report(folder: Path, *, show_rows: bool = True, control: Path | None = None) -> Path:
+def write_report(folder: str | Path, *, show_rows: bool = True, control: Path | None = None) -> Path:
     """Write `report.html` of a finished run again and return its path.
 
     `control`: for a tune run, another one to hold it against; without it, one beside it that belongs to it is
     taken (`control_of`). Raises InputError for a folder that no finished run wrote.
     """
+    folder = fetched(folder)
     stage = (read_json(folder / "manifest.json") or {}).get("stage")
     if control is not None and stage != "tune":
         raise ConfigError(f"--control: {folder} is not a tune run, which alone has one")

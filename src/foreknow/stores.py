@@ -70,7 +70,7 @@ def talking(url: str, kept: str = "", refused: type[UsageError] = InputError) ->
 
 def filesystem(url: str) -> Any:
     """The fsspec file system of a URL; credentials and endpoint are the library's own affair."""
-    import fsspec  # type: ignore[import-untyped]
+    import fsspec
 
     found = fsspec.filesystem(url.partition(":")[0], use_listings_cache=False)
     if (loop := getattr(found, "loop", None)) is not None:

@@ -23,6 +23,7 @@ from foreknow.cluster import Cluster
 from foreknow.config import TuneConfig
 from foreknow.errors import ForeknowError, ResourceError
 from foreknow.progress import duration, say
+from foreknow.remote import written
 from foreknow.tuning import run as tune
 
 WEIGHTS: Final = ("early_stop", "convergence")
@@ -131,7 +132,8 @@ def _collect(
         finished, pending = wait(pending, return_when=FIRST_COMPLETED)
         for future in finished:
             future.result()
-            del waiting[under_way[future]]
+            run = waiting.pop(under_way[future])
+            written(_folder(run).parent)
             done(under_way[future])
 
 

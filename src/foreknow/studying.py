@@ -39,6 +39,7 @@ from foreknow.mixed import write_mix
 from foreknow.mixing import read_manifest
 from foreknow.progress import say
 from foreknow.prompts import read_template
+from foreknow.remote import fetched
 from foreknow.runs import RunFolder, fingerprint, hold, write_frame, write_json, write_text, write_whole
 from foreknow.sizes import largest
 from foreknow.study_config import StudyConfig
@@ -91,8 +92,9 @@ class Study:
         return found
 
 
-def open_study(folder: Path) -> Study:
+def open_study(folder: str | Path) -> Study:
     """A finished study's folder. Raises InputError where there is none."""
+    folder = fetched(folder)
     manifest = folder / "manifest.json"
     if not manifest.is_file() or not (folder / "results.parquet").is_file():
         raise InputError(f"{folder}: not a finished study (no manifest.json); run foreknow study --out {folder}")

@@ -30,7 +30,7 @@ from foreknow.errors import ConfigError, ForeknowError
 from foreknow.packaged import quiet
 from foreknow.progress import Meter
 from foreknow.training_pass import Pass, base_of, through
-from foreknow.training_rows import Example, shares, step_rows
+from foreknow.training_rows import Example, micro_batches, shares, step_rows
 
 CHECKPOINTS: Final = ".checkpoints"
 
@@ -117,7 +117,8 @@ class FactTrainer(Trainer):
         whole = sum(example.weight * len(example.answer) for example in batch)
         total = torch.zeros((), device=self.args.device)
         device, several = self.args.device.type, ranks.several()
-        parts = shares(batch, int(self.config.micro_batch_tokens or 2048), ranks.count())[ranks.rank()]
+        tokens = int(self.config.micro_batch_tokens or 2048)
+        parts = shares(batch, tokens, ranks.count())[ranks.rank()] if several else micro_batches(batch, tokens)
         bad: list[int] = []
         # one context for all micro-batches: weights are cast once a step, but for FSDP, which lets go of them
         with torch.autocast(device, torch.bfloat16, enabled=self.autocast, cache_enabled=not self.is_fsdp_enabled):

@@ -238,8 +238,6 @@ def shares(rows: Sequence[Example], tokens: int, count: int) -> list[list[list[E
 
     Processes meet after every micro-batch. One that has fewer is given a row of weight 0, which teaches nothing.
     """
-    if count == 1:
-        return [micro_batches(rows, tokens)]
     ordered = sorted(rows, key=lambda e: (e.length, e.row))
     parts = [micro_batches(ordered[k::count], tokens) for k in range(count)]
     most = max(len(own) for own in parts)

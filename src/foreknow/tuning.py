@@ -42,6 +42,7 @@ from foreknow.curves import TRAIN
 from foreknow.errors import ConfigError, InputError, RunFolderError
 from foreknow.mixing import manifest_path, read_manifest
 from foreknow.progress import say
+from foreknow.remote import fetched
 from foreknow.reporting import write_report
 from foreknow.rows import GOLD
 from foreknow.runs import RunFolder, fingerprint, hold, read_json, write_frame, write_json
@@ -101,8 +102,9 @@ class Tuned:
         return pl.read_parquet(self.folder / "rows.parquet")
 
 
-def open_tuned(folder: Path) -> Tuned:
+def open_tuned(folder: str | Path) -> Tuned:
     """A finished run's folder. Raises InputError where there is none."""
+    folder = fetched(folder)
     if not (folder / "manifest.json").is_file() or not (folder / "results.json").is_file():
         raise InputError(f"{folder}: not a finished run of foreknow tune (no manifest.json)")
     return Tuned(folder)

@@ -14,7 +14,7 @@ class _Plain(yaml.SafeLoader):
     """Safe YAML without merge keys (`<<`): a few lines of them can grow beyond all memory."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Leave the keys as they stand: a merge key is then an unknown one."""
+        """Leave the keys as they stand: a merge key is then one that cannot be read."""
 
 
 def loads(text: str) -> Any:
