@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 from cyclopts import App, CycloptsError, Parameter
 
-from foreknow import __version__
+from foreknow import __version__, ranks
 from foreknow.config import (
     AuditConfig,
     CheckConfig,
@@ -448,6 +448,7 @@ def _print_written(written: Written) -> None:
 
 def main(words: Sequence[str] | None = None) -> None:
     """The command line. Exit codes: 0 done, 1 failed, 2 wrong use, 3 a gate was crossed, 130 interrupted."""
+    ranks.hush()
     given = sys.argv[1:] if words is None else words
     try:
         # the parser takes a lone "-" for an option without a name

@@ -57,7 +57,7 @@ def sharded() -> bool:
 
 def can_shard() -> bool:
     """Whether accelerate shards between these processes, once they have met: it does so on accelerators only."""
-    from accelerate import PartialState  # type: ignore[import-untyped]
+    from accelerate import PartialState
 
     return str(PartialState().distributed_type.value) != "MULTI_CPU"
 

@@ -28,7 +28,7 @@ from typing import Any, Final, NamedTuple
 import polars as pl
 
 import foreknow
-from foreknow import auditing, linear, models
+from foreknow import auditing, linear, models, ranks
 from foreknow.auditing import Audit
 from foreknow.claims import CLAIMS
 from foreknow.cluster import joined
@@ -108,6 +108,10 @@ def run(config: StudyConfig) -> Study:
     """
     if config.out is None:
         raise ConfigError("--out: missing; name the folder to write")
+    if ranks.several():
+        raise ConfigError(
+            "a study trains each of its models apart: start it without a launcher, with --workers or --ray"
+        )
     began = time.monotonic()
     rows = read_rows(config)
     with hold(config.out) as folder, joined(config) as cluster:
