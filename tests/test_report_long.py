@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from syrupy.assertion import SnapshotAssertion
 
+from foreknow.askable import UNASKABLE
 from foreknow.config import AuditConfig, CheckConfig, ExtractConfig, MixConfig, TuneConfig
 from foreknow.findings import RULES
 from foreknow.outcome import summarise
@@ -350,6 +351,7 @@ def test_findings_stand_apart_from_how_rows_were_asked() -> None:
 
 def test_every_flag_of_an_audit_is_explained() -> None:
     ours = {"answer_in_exemplars", "seen_in_exemplars", "few_exemplars", "undecided", "long_answer", "context"}
+    ours |= {"not_finite", *UNASKABLE}
     assert set(MEANINGS) == ours
     assert not ours & {rule.name for rule in RULES}
 

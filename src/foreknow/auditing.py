@@ -26,7 +26,7 @@ from foreknow.cluster import Cluster, joined
 from foreknow.config import AuditConfig
 from foreknow.errors import ConfigError, GateCrossed, InputError
 from foreknow.outcome import parted, rows_frame, summarise
-from foreknow.prepare import Input, Job, flag_long, identity_of, job_here, read_input, sized
+from foreknow.prepare import Input, Job, identity_of, job_here, read_input, sized
 from foreknow.progress import meter, say
 from foreknow.remote import fetched
 from foreknow.rows import chunks
@@ -223,15 +223,16 @@ def _write(config: AuditConfig, given: Input, job: Job, folder: RunFolder, ident
     labelled = slick.label(
         probes, samples=config.samples, sampled=config.protocol == "sampled", lenient=config.match == "lenient"
     )
-    every = flag_long(given.every, job.tokenizer, config.max_answer_tokens)
     chosen = pl.concat([given.audited["row"], given.shorts["row"]])
-    audited = every.filter(pl.col("row").is_in(chosen.implode()))
+    audited = job.draw.every.filter(pl.col("row").is_in(chosen.implode()))
     probed = rows_frame(audited, labelled, folder.gather("answers", slick.MODEL_ANSWERS), job.draw.exemplars)
     rows, shorts = parted(probed, given.shorts, folder.gather("long", LONG))
     seconds = float((cost["seconds"] / cost["workers"]).sum())
     engine = ", ".join(cost["engine"].unique().sort()) or "none"
+    precision = job.compare(probes)
     summary = {
         **summarise(rows, shorts),
+        **({"precision": precision} if precision else {}),
         "protocol": {**job.protocol, "engine": engine},
         "model": job.model,
         "data": {

@@ -212,7 +212,7 @@ class PlainEngine:
             k = min(self.sampling.top_k or 512, logits.shape[1])
             values, index = logits.topk(k, dim=-1)
             if self.sampling.top_k:
-                width = int((logits >= values[:, -1:]).sum(-1).max())
+                width = max(k, int((logits >= values[:, -1:]).sum(-1).max()))  # nothing reaches NaN
                 values, index = logits.topk(width, dim=-1)
                 values = values.masked_fill(values < values[:, k - 1 : k], -torch.inf)
             else:

@@ -167,6 +167,7 @@ def _candidates(rows: pl.DataFrame) -> list[Exemplar]:
         pl.col("question").is_not_null()
         & (pl.col("answers").list.len() > 0)
         & ~pl.col("flags").list.contains("long_answer")
+        & ~pl.col("flags").list.contains("long_prompt")
     )
     seen: set[str] = set()
     found = []

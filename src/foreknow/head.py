@@ -120,8 +120,8 @@ def _widen(ids: Tensor, values: Tensor, width: int) -> tuple[Tensor, Tensor]:
 
 
 def _ties(values: Tensor, k: int) -> Tensor:
-    """How many of each line reach its k-th largest value."""
-    return (values >= values.topk(k, dim=-1).values[:, -1:]).sum(-1)
+    """How many of each line reach its k-th largest value; k where that is NaN, which nothing reaches."""
+    return (values >= values.topk(k, dim=-1).values[:, -1:]).sum(-1).clamp(min=k)
 
 
 def _sorted_top(values: Tensor, k: int, ids: Tensor | None, width: int) -> tuple[Tensor, Tensor]:

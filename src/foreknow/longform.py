@@ -109,14 +109,12 @@ class LongScorer:
         """
         prompts = [prompt for prompt, _ in pairs]
         wholes = [prompt + answer for prompt, (_, answer) in zip(prompts, pairs, strict=True)]
-        ids = self.prompter.ids(wholes)
+        found = self.prompter.encoded(wholes)
         if not self.prompter.tokenizer.is_fast:
             bare = self.prompter.ids(prompts)
-            return [self._aligned(*line) for line in zip(ids, bare, (a for _, a in pairs), strict=True)]
-        return [
-            _located(line, offsets, len(prompt))
-            for line, offsets, prompt in zip(ids, self._offsets(wholes, ids), prompts, strict=True)
-        ]
+            answers = (answer for _, answer in pairs)
+            return [self._aligned(each.ids, *line) for each, *line in zip(found, bare, answers, strict=True)]
+        return [_located(each.ids, each.offsets, len(prompt)) for each, prompt in zip(found, prompts, strict=True)]
 
     @torch.inference_mode()
     def logprobs(self, sequences: Sequence[tuple[Sequence[int], int]]) -> list[list[float]]:
@@ -167,15 +165,6 @@ class LongScorer:
         begin = int(min(asked.first, alone.first) == 0)
         room = self.positions - max(asked.first, alone.first)
         return begin, max(begin, min(asked.last - asked.first, room, begin + self.max_tokens))
-
-    def _offsets(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> list[list[Offsets]]:
-        """The characters of each text that each id stands for; `ids` may have one more at the start, or one less."""
-        tokenizer = self.prompter.tokenizer
-        told = tokenizer(list(texts), add_special_tokens=not self.prompter.chat, return_offsets_mapping=True)
-        return [
-            [(0, 0)] * (len(line) - len(offsets)) + offsets[max(0, len(offsets) - len(line)) :]
-            for line, offsets in zip(ids, told["offset_mapping"], strict=True)
-        ]
 
     def _aligned(self, ids: list[int], prompt: Sequence[int], answer: str) -> Text:
         """The answer's tokens by the ids alone: those that are not the prompt's, without special ones at the end."""

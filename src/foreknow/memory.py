@@ -1,4 +1,4 @@
-"""How many tokens and rows a GPU takes at once, from the model's shape and the GPU's total memory. Pure.
+"""How many tokens and rows a GPU takes at once, from the model's shape and the GPU's total memory.
 
     weights      the model's, in the dtype it computes in
     kept         keys and values of every question and answer of a chunk: the search goes on from them
@@ -172,6 +172,34 @@ def largest(
             sizes = sizes._replace(chunk_rows=sizes.chunk_rows // 2)
         else:
             sizes = sizes._replace(batch_tokens=sizes.batch_tokens // 2)
+
+
+class Planned(NamedTuple):
+    """A batch plan, what it needs (None: the model's shape is not known), and the line that says so."""
+
+    sizes: Sizes
+    needs: Needs | None
+    line: str
+
+
+def planned(folder: Path, dtype: str, memory: int, *, sets: int, shots: int, gpus: int = 1) -> Planned:
+    """The batch plan for a model's folder on GPUs of `memory` bytes; `dtype`: float32, bfloat16 or float16."""
+    itemsize = 4 if dtype == "float32" else 2
+    shape = shape_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    if shape is None:
+        least = f"batches of {MOST.batch_tokens} tokens, chunks of {MOST.chunk_rows} rows"
+        return Planned(MOST, None, f"{least}: the model's config.json does not tell its shape in a way we know")
+    parameters = parameters_of(folder)
+    sizes = largest(shape, parameters, itemsize, memory, sets=sets, shots=shots, gpus=gpus)
+    found = needs(shape, parameters, itemsize, sizes or LEAST, sets=sets, shots=shots, gpus=gpus)
+    if sizes is None:
+        return Planned(
+            LEAST,
+            found,
+            f"the model may not fit: {found.total / GIB:.1f} GiB at the least, of the GPU's {memory / GIB:.0f} GiB "
+            f"{budget(memory) / GIB:.1f} count; --device map spreads it over all GPUs",
+        )
+    return Planned(sizes, found, told(sizes, found, memory))
 
 
 def told(sizes: Sizes, found: Needs, memory: int) -> str:

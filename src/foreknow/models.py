@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from foreknow.errors import ModelError
 from foreknow.lab_world import NAME as LAB
@@ -189,6 +189,27 @@ def computing_on(device: str, dtype: str) -> tuple[str, str]:
     """The device and dtype that `load` would choose."""
     on, _ = _device(device)
     return on, _dtype(dtype, on)[0]
+
+
+class GpuMemory(NamedTuple):
+    """Bytes of the smallest GPU in use: all of it in whole GiB, as no driver's share shows in it, and what is free
+    now. `gpus`: so many share the layers."""
+
+    total: int
+    free: int
+    gpus: int
+
+
+def gpu_memory(device: str) -> GpuMemory:
+    """Memory of the GPU that a device setting (auto, cuda, cuda:1, map) means, or of all of them."""
+    import torch
+
+    every = list(range(torch.cuda.device_count()))
+    one = torch.device("cuda" if device == "auto" else device).index if device != MAP else None
+    used = every if device == MAP else [torch.cuda.current_device() if one is None else one]
+    found = [torch.cuda.mem_get_info(n) for n in used]
+    total = min(total for _, total in found)
+    return GpuMemory(total // 2**30 * 2**30, min(free for free, _ in found), len(used))
 
 
 def _device(asked: str) -> tuple[str, str]:

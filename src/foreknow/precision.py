@@ -28,10 +28,10 @@ def compare(config: AuditConfig, draw: Draw, probes: pl.DataFrame, dtype: str) -
     """Probe a sample of `draw.rows` again in float32 and count what differs from `probes` (`slick.PROBES`).
 
     Returns `rows, greedy_compared, greedy_differ, categories_differ` and `dtype`, that of the audit. None where
-    there is nothing to compare: the audit is in float32, was sampled, has no rows, or the memory is too small for
-    a float32 copy of the model (which is said).
+    there is nothing to compare: the audit is in float32 or a server's, was sampled or has no rows; or the memory is
+    too small for a float32 copy of the model (which is said).
     """
-    if dtype == "float32" or config.protocol != "exact" or draw.rows.is_empty():
+    if dtype not in ("bfloat16", "float16") or config.protocol != "exact" or draw.rows.is_empty():
         return None
     import torch
 

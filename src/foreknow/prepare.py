@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 import polars as pl
 
 from foreknow import default_facts, exemplars, facts, models
+from foreknow.askable import UNASKABLE, exemplar_tokens, flag_long_prompts, flag_unspellable
 from foreknow.checking import check
 from foreknow.config import AuditConfig
 from foreknow.inputs import is_packaged, read_data
@@ -102,6 +103,10 @@ def sized(config: AuditConfig, device: str) -> AuditConfig:
     )
 
 
+LARGEST_PROMPT: Final = 2**17
+"""Tokens of a prompt at most, where the model's config does not say."""
+
+
 class Probes(Protocol):
     """What probes chunks: `Prober`, or `Sampler` in its place."""
 
@@ -117,6 +122,8 @@ class Probes(Protocol):
 class Draw(NamedTuple):
     """What is asked and how, whatever answers: usable rows and long ones, exemplars, how a group's questions begin.
 
+    `every`: all rows at hand, with the flags of those that cannot be asked.
+
     All of it is plain values, so that a process elsewhere can be given it.
     """
 
@@ -125,6 +132,7 @@ class Draw(NamedTuple):
     rows: pl.DataFrame
     long: pl.DataFrame
     heads: dict[str, str]
+    every: pl.DataFrame
 
 
 class Probing(NamedTuple):
@@ -153,7 +161,8 @@ class Job(NamedTuple):
     """An audit's work, whoever does it: what is asked of which model, how it comes back.
 
     `model`: name, fingerprint, folder, note. `results` probes numbered chunks, `scores` numbered rows with long
-    answers (`spans.LONG`); both give each part as it is done, in any order.
+    answers (`spans.LONG`); both give each part as it is done, in any order. `compare`: probes -> what the dtype changes
+    in them (`precision.compare`).
     """
 
     model: dict[str, Any]
@@ -162,12 +171,14 @@ class Job(NamedTuple):
     protocol: dict[str, Any]
     results: Callable[[Numbered], Iterable[Done]]
     scores: Callable[[Numbered], Iterable[tuple[int, pl.DataFrame]]]
+    compare: Callable[[pl.DataFrame], dict[str, Any] | None] = lambda _: None
 
 
 @contextmanager
 def job_here(config: AuditConfig, given: Input) -> Iterator[Job]:
     """The work done by this process, part by part."""
     from foreknow.chunking import one_by_one, scored
+    from foreknow.precision import compare
 
     with prepared(config, given) as stage:
         yield Job(
@@ -177,6 +188,7 @@ def job_here(config: AuditConfig, given: Input) -> Iterator[Job]:
             stage.protocol,
             lambda left: one_by_one(stage.probing, left),
             lambda left: scored(stage.loaded, stage.probing.prompter, left, int(config.batch_tokens or 2048)),
+            lambda probes: compare(config, stage.draw, probes, stage.loaded.dtype),
         )
 
 
@@ -190,7 +202,8 @@ def prepared(config: AuditConfig, given: Input) -> Iterator[Stage]:
         trust_remote_code=config.trust_remote_code,
         say=say,
     )
-    draw = drawn(config, given, loaded.tokenizer)
+    positions = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    draw = drawn(config, given, loaded.tokenizer, positions)
     with probing(config, loaded, draw) as found:
         tell(given, draw, found.prompter, loaded.reasons)
         yield Stage(loaded, found, draw, protocol_of(config, draw, found.prompter, loaded.device, loaded.dtype))
@@ -218,14 +231,23 @@ def protocol_of(config: AuditConfig, draw: Draw, prompter: Prompter, device: str
     }
 
 
-def drawn(config: AuditConfig, given: Input, tokenizer: PreTrainedTokenizerBase) -> Draw:
-    """Which rows are probed, behind which exemplars. Needs no weights."""
-    every = flag_long(given.every, tokenizer, config.max_answer_tokens)
+def drawn(config: AuditConfig, given: Input, tokenizer: PreTrainedTokenizerBase, positions: int | None = None) -> Draw:
+    """Which rows are probed, behind which exemplars. Needs no weights. `positions`: tokens the model can take in."""
+    prompter = Prompter(tokenizer, given.template, config.chat_template, config.bos)
+    most = (positions or LARGEST_PROMPT) - config.max_answer_tokens
+
+    def flagged(rows: pl.DataFrame) -> pl.DataFrame:
+        rows = flag_long(rows, tokenizer, config.max_answer_tokens)
+        rows = flag_unspellable(rows, prompter, lenient=config.match == "lenient")
+        return flag_long_prompts(rows, prompter, most)
+
+    every = flagged(given.every)
     chosen = pl.concat([given.audited["row"], given.shorts["row"]])
     audited = every.filter(pl.col("row").is_in(chosen.implode()))
     long = pl.col("flags").list.contains("long_answer")
-    usable = audited.filter(USABLE & ~long)
-    pool = None if given.pool is None else flag_long(given.pool.rows, tokenizer, config.max_answer_tokens)
+    unaskable = pl.any_horizontal(pl.col("flags").list.contains(flag) for flag in UNASKABLE)
+    usable = audited.filter(USABLE & ~long & ~unaskable)
+    pool = None if given.pool is None else flagged(given.pool.rows)
     found = exemplars.draw(
         every,
         sorted(usable["group"].unique()),
@@ -235,7 +257,11 @@ def drawn(config: AuditConfig, given: Input, tokenizer: PreTrainedTokenizerBase)
         pool=pool,
         audited=usable["row"],
     )
-    return Draw(given.template, found, usable, audited.filter(USABLE & long), common_heads(usable))
+    every = flag_long_prompts(every, prompter, most, exemplar_tokens(prompter, found))
+    fits = every.filter(~pl.col("flags").list.contains("long_prompt"))["row"].implode()
+    usable = usable.filter(pl.col("row").is_in(fits))
+    scored = audited.filter(USABLE & long & ~unaskable)
+    return Draw(given.template, found, usable, scored, common_heads(usable), every)
 
 
 @contextmanager

@@ -13,11 +13,11 @@ import contextlib
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, Literal, NamedTuple, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
 
 import polars as pl
 
-from foreknow import models
+from foreknow import models, precision
 from foreknow.chunking import COST, Done, one_by_one, scored
 from foreknow.cluster import (
     TRIES,
@@ -36,6 +36,7 @@ from foreknow.cluster import (
 from foreknow.config import AuditConfig, settings_of
 from foreknow.errors import ModelError, ResourceError
 from foreknow.packaged import quiet
+from foreknow.precision import sample
 from foreknow.prepare import Draw, Input, Job, Numbered, drawn, probing, protocol_of, tell
 from foreknow.probe import Chunk
 from foreknow.progress import say
@@ -65,15 +66,15 @@ def job_on_ray(config: AuditConfig, given: Input, identity: dict[str, Any], clus
 
     device, dtype, fingerprint = identity["device"], identity["dtype"], identity["model"]
     found = models.resolve(config.model, trust_remote_code=config.trust_remote_code)
-    tokenizer = _tokenizer(str(found.folder), config)
-    draw = drawn(config, given, tokenizer)
+    tokenizer, positions = _without_weights(str(found.folder), config)
+    draw = drawn(config, given, tokenizer, positions)
     prompter = Prompter(tokenizer, draw.template, config.chat_template, config.bos)
     tell(given, draw, prompter)
     cluster.start()
     crew = cluster.crew(device)
     say(f"Ray {cluster.version}: {crew}, on {'this machine' if not cluster.address else cluster.address}")
     settings = {**config.resolved(), "device": device, "dtype": dtype, "model": absolute(config.model)}
-    bare = draw._replace(rows=draw.rows.clear(), long=draw.long.clear())
+    bare = draw._replace(every=draw.every.clear(), rows=draw.rows.clear(), long=draw.long.clear())
 
     def parts(kind: Kind, left: Numbered) -> Iterator[tuple[int, list[pl.DataFrame]]]:
         task = Task(kind, settings, bare, fingerprint, crew.threads, foreknow.__version__)
@@ -89,17 +90,46 @@ def job_on_ray(config: AuditConfig, given: Input, identity: dict[str, Any], clus
         for number, (lines,) in parts("long", left):
             yield number, lines
 
+    def compare(probes: pl.DataFrame) -> dict[str, Any] | None:
+        if dtype == "float32" or draw.rows.is_empty():
+            return None
+        few = bare._replace(rows=sample(draw.rows))
+        ours = probes.join(few.rows.select("row"), on="row", how="semi")
+        task = cluster.ray.remote(_compare).options(num_cpus=crew.threads, num_gpus=int(crew.gpu))
+        try:
+            said, told_of = cluster.ray.get(task.remote(settings, few, ours, dtype, crew.threads))
+        except cluster.ray.exceptions.RayError as error:
+            raise of_ours(error) from None
+        for line in said:
+            say(line)
+        return cast("dict[str, Any] | None", told_of)
+
     about = {"name": found.name, "fingerprint": fingerprint, "folder": str(found.folder), "note": found.note}
-    yield Job(about, tokenizer, draw, protocol_of(config, draw, prompter, device, dtype), results, scores)
+    yield Job(about, tokenizer, draw, protocol_of(config, draw, prompter, device, dtype), results, scores, compare)
 
 
-def _tokenizer(folder: str, config: AuditConfig) -> Any:
-    """The tokenizer alone. Raises ModelError where the folder has none that can be read."""
-    from transformers import AutoTokenizer
+def _compare(
+    settings: dict[str, Any], draw: Draw, probes: pl.DataFrame, dtype: str, threads: int
+) -> tuple[list[str], dict[str, Any] | None]:
+    """`precision.compare` in a process of the cluster; what it says, and what it finds."""
+    import torch
 
+    torch.set_num_threads(threads)
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        found = precision.compare(settings_of(AuditConfig, settings), draw, probes, dtype)
+    return said.getvalue().splitlines(), found
+
+
+def _without_weights(folder: str, config: AuditConfig) -> tuple[Any, int | None]:
+    """The tokenizer, and how many tokens the model can take in. Raises ModelError where they cannot be read."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    trusted = {"trust_remote_code": config.trust_remote_code}
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+            about = AutoConfig.from_pretrained(folder, **trusted).get_text_config()
+            return AutoTokenizer.from_pretrained(folder, **trusted), getattr(about, "max_position_embeddings", None)
     except Exception as error:
         # whatever a model's files may raise, the user is told in one line
         raise ModelError(f"--model {config.model}: cannot be loaded: {first_line(error)}") from None
@@ -132,7 +162,9 @@ def _parts(
         if idle == TRIES or not isinstance(why, ResourceError):
             raise why
         crew = smaller(crew, cluster.nodes())
-        say(f"going on with {crew}: {len(left):,} chunks are left")
+        say(
+            f"{first_line(why).partition('; what is finished')[0]}: going on with {crew}, {len(left):,} chunks are left"
+        )
 
 
 def _round(cluster: Cluster, crew: Crew, task: Task, left: dict[int, pl.DataFrame]) -> Iterator[dict[str, Any]]:

@@ -109,9 +109,7 @@ def run(config: StudyConfig) -> Study:
     if config.out is None:
         raise ConfigError("--out: missing; name the folder to write")
     if ranks.several():
-        raise ConfigError(
-            "a study trains each of its models apart: start it without a launcher, with --workers or --ray"
-        )
+        raise ConfigError("a study trains its models apart: start it without a launcher; see --workers and --ray")
     began = time.monotonic()
     rows = read_rows(config)
     with hold(config.out) as folder, joined(config) as cluster:

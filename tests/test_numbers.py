@@ -1,0 +1,380 @@
+"""Numbers that cannot lie: what is not finite gets no label, ties and roundings are decided or counted."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import shutil
+import sys
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from foreknow import auditing, exemplars, models, precision, slick
+from foreknow.config import AuditConfig
+from foreknow.engine import PackedEngine, PlainEngine, Sampling, nodes_of
+from foreknow.errors import ModelError
+from foreknow.match import Accepted, normalise
+from foreknow.packed import PackedModel
+from foreknow.prepare import Draw
+from foreknow.probe import Prober, Settings
+from foreknow.prompts import PAPER, Prompter
+from foreknow.report.flags import MEANINGS
+from foreknow.rows import common_heads
+from foreknow.sample import Generator, Sampler, exact_head
+from foreknow.search import Budget, Node, Speller, Tree, Vocabulary, wanted
+
+SAMPLING = Sampling(temperature=0.9, top_k=20)
+ODD = "~"
+"""A character no fact holds: its embedding can be broken alone."""
+
+
+def broken(folder: Path, source: Path, value: float, where: str = "embedding") -> Path:
+    """A copy of the tiny model with `value` in the embedding of `ODD`, or in the output head."""
+    shutil.copytree(source, folder)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    (odd,) = tokenizer(ODD, add_special_tokens=False)["input_ids"]
+    table = model.get_input_embeddings().weight
+    model.config.tie_word_embeddings = False
+    model.set_output_embeddings(torch.nn.Linear(table.shape[1], table.shape[0], bias=False))
+    with torch.no_grad():
+        model.get_output_embeddings().weight.copy_(table)
+        (table if where == "embedding" else model.get_output_embeddings().weight)[odd] = value
+    model.save_pretrained(folder)
+    return folder
+
+
+def asked(folder: Path, facts: Path, odd: tuple[int, ...]) -> Path:
+    """The facts with the odd character in some questions."""
+    records = [json.loads(line) for line in facts.read_text().splitlines()]
+    for row in odd:
+        records[row]["question"] = f"{ODD} {records[row]['question']}"
+    path = folder / "facts.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    return path
+
+
+# logits that are not finite
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_row_whose_logits_are_not_finite_gets_no_category_and_says_so(
+    tmp_path: Path, tiny_folder: Path, facts_file: Path, value: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = (17, 20, 40)
+    model = broken(tmp_path / "model", tiny_folder, value)
+    config = AuditConfig(
+        data=str(asked(tmp_path, facts_file, odd)), model=str(model), out=tmp_path / "audit", exemplars=facts_file,
+        dtype="float32", device="cpu", shots=2, exemplar_sets=2, seed=0,
+    )  # fmt: skip
+    audit = auditing.run(config)
+    flagged = audit.rows.filter(pl.col("flags").list.contains("not_finite"))
+    assert tuple(flagged["row"]) == odd
+    for column in ("category", "category_lenient", "p_greedy", "p_sampled", "p_hit", "p_hit_high", "model_answer"):
+        assert flagged[column].is_null().all(), column
+    others = audit.rows.filter(~pl.col("row").is_in(odd))
+    assert others["category"].is_not_null().all()
+    assert audit.summary["labelled"] == 48 - len(odd)
+    assert audit.summary["flags"]["not_finite"] == len(odd)
+    labels = [json.loads(line) for line in (tmp_path / "audit/annotated.jsonl").read_text().splitlines()]
+    assert [n for n, line in enumerate(labels) if line["category"] is None] == list(odd)
+    assert "NaN" not in (tmp_path / "audit/annotated.jsonl").read_text()
+    assert MEANINGS["not_finite"] in html.unescape((tmp_path / "audit/report.html").read_text())
+    from foreknow.printing import print_audit
+
+    capsys.readouterr()
+    print_audit(audit.summary)
+    assert "3 rows get no category: the model's logits were not finite" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("engine", ["packed", "plain"])
+def test_broken_logits_of_one_row_do_not_touch_its_neighbours(
+    tmp_path: Path, tiny_folder: Path, frame: pl.DataFrame, engine: str
+) -> None:
+    """They are computed side by side: all others' probabilities stay as they are, to the last bit or nearly."""
+    questions = frame["question"].to_list()
+    for row in (18, 44):
+        questions[row] = f"Is {ODD} {questions[row]}"
+    rows = frame.with_columns(question=pl.Series(questions))
+    found = {}
+    for name, folder in (("sound", tiny_folder), ("broken", broken(tmp_path / "m", tiny_folder, math.nan))):
+        loaded = models.load(str(folder), dtype="float32", device="cpu")
+        with PackedModel(loaded.model).attached() as packed:
+            taken: Any = PackedEngine(packed, SAMPLING, 300)
+            if engine == "plain":
+                loaded.model.set_attn_implementation("sdpa")
+                taken = PlainEngine(loaded.model, SAMPLING)
+            drawn = exemplars.draw(frame, ["capital", "river"], shots=1, sets=2, seed=0)
+            prober = Prober(taken, Prompter(loaded.tokenizer), models.vocabulary_of(loaded), drawn, Settings())
+            found[name] = prober.probe(rows).probes
+    other = ~pl.col("row").is_in([18, 44])
+    assert found["broken"].filter(~other)["p_correct"].is_nan().all()
+    assert not found["broken"].filter(~other)["greedy_correct"].any()
+    a, b = found["sound"].filter(other), found["broken"].filter(other)
+    assert a["greedy_correct"].equals(b["greedy_correct"])
+    np.testing.assert_allclose(a["p_correct"], b["p_correct"], atol=1e-6)
+
+
+probability = st.floats(0, 1) | st.sampled_from([math.nan, math.inf, -math.inf, None])
+
+
+@given(
+    st.lists(st.tuples(probability, probability, probability, probability, st.booleans()), min_size=1, max_size=5),
+    st.booleans(),
+    st.booleans(),
+)
+def test_no_label_is_made_of_what_is_no_number(probes: list[Any], lenient: bool, sampled: bool) -> None:
+    lines = [
+        {"row": 0, "exemplar_set": j, "greedy_correct": g, "greedy_lenient": g, "p_correct": a, "p_correct_high": b,
+         "p_lenient": c, "p_lenient_high": d, "expansions": 0, "substituted": []}
+        for j, (a, b, c, d, g) in enumerate(probes)
+    ]  # fmt: skip
+    (row,) = slick.label(
+        pl.DataFrame(lines, schema=slick.PROBES), samples=16, sampled=sampled, lenient=lenient
+    ).to_dicts()
+    finite = all(p is not None and math.isfinite(p) for probe in probes for p in probe[:4])
+    assert row["not_finite"] is not finite
+    assert (row["category"] is None) is not finite
+    assert (row["category_lenient"] is None) is not finite
+    assert all(value is None or math.isfinite(value) for value in row.values() if isinstance(value, float))
+    if not finite:
+        assert not row["undecided"]
+
+
+@pytest.mark.parametrize(
+    ("p_greedy", "hit"), [(math.nan, 0.5), (0.0, math.nan), (math.inf, 0.1), (None, 0.2), (1.0, None)]
+)
+def test_the_category_of_what_is_no_number_is_null(p_greedy: float | None, hit: float | None) -> None:
+    frame = pl.DataFrame({"g": [p_greedy], "h": [hit]}, schema={"g": pl.Float64, "h": pl.Float64})
+    assert frame.select(slick.category(pl.col("g"), pl.col("h"))).item() is None
+
+
+WORDS = ("\n", "Par", "is", "x")
+VOCABULARY = Vocabulary(lambda path: "".join(WORDS[t] for t in path), frozenset({0}), frozenset())
+
+
+@pytest.mark.parametrize("unsound", [Node(2**63 - 1, [], [], 0.0), Node(3, [], [], math.nan)])
+def test_a_search_that_meets_no_distribution_ends_and_is_worth_no_number(unsound: Node) -> None:
+    tree = Tree(Speller(VOCABULARY, Accepted.of(["Paris"])), 4, 1e-9)
+    tree.feed([((), Node(1, [1, 3], [0.9, 0.1]))])
+    assert wanted([tree], [0], Budget(0.01, 10, 16)) == [[(1,)]]
+    tree.feed([((1,), unsound)])
+    assert math.isnan(tree.strict)
+    assert math.isnan(tree.lenient)
+    assert tree.unsearched() == tree.unsearched(True) == 0
+    assert tree.greedy() == ((), True, False, False, False)
+    assert wanted([tree, tree], [0, 0], Budget(0.01, 10, 16)) == [[], []]
+    assert VOCABULARY.is_end(tree.nodes[1,].greedy), "what the model says ends where it has no distribution"
+    tree.feed([((1, 2), Node(0, [0], [1.0]))])
+    assert math.isnan(tree.strict)
+
+
+# minus infinity among the logits
+
+
+def test_a_token_of_minus_infinity_cannot_be_drawn_and_the_others_keep_their_shares() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0, -math.inf], [1.0, -math.inf, -math.inf, -math.inf]])
+    ids = torch.tensor([[7, 3, 9, 0], [4, 0, 0, 0]])
+    one, other = nodes_of(ids, logits, Sampling(0.5, 3))
+    assert one.is_sound
+    assert list(one.tokens) == [7, 3, 9]
+    assert one.greedy == 7
+    np.testing.assert_allclose(one.p, np.exp([4, 2, 0]) / np.exp([4, 2, 0]).sum())
+    assert (list(other.tokens), list(other.p), other.greedy, other.is_sound) == ([4], [1.0], 4, True)
+
+
+@pytest.mark.parametrize("line", [[math.nan, 1.0, 0.0], [math.inf, 1.0, 0.0], [-math.inf] * 3, [math.nan] * 3])
+@pytest.mark.parametrize("total", [None, math.nan])
+def test_a_line_of_logits_that_is_not_finite_is_no_distribution(line: list[float], total: float | None) -> None:
+    whole = None if total is None else torch.tensor([total, math.log(3.0)])
+    unsound, sound = nodes_of(torch.tensor([[0, 1, 2]] * 2), torch.tensor([line, [0.0] * 3]), Sampling(1.0, 3), whole)
+    assert not unsound.is_sound
+    assert sound.is_sound
+    np.testing.assert_allclose(sound.p, [1 / 3] * 3)
+
+
+# ties
+
+
+def test_the_greedy_choice_among_equals_is_the_one_generation_makes(tiny_folder: Path, frame: pl.DataFrame) -> None:
+    """Every token's output row stands twice: each arg max is a tie, and the lowest id wins in every engine."""
+    loaded = models.load(str(tiny_folder), dtype="float32", device="cpu")
+    model = loaded.model
+    head = torch.nn.Linear(64, 420, bias=False)
+    table = model.get_input_embeddings().weight.detach().clone()
+    order = torch.arange(420)
+    order[0::2] = order[1::2] = torch.arange(0, 420, 2)  # ids 2k and 2k + 1 score the same
+    with torch.no_grad():
+        head.weight.copy_(table[order])
+    model.config.tie_word_embeddings = False
+    model.set_output_embeddings(head)
+    drawn = exemplars.draw(frame, ["capital", "river"], shots=1, sets=1, seed=0)
+    vocabulary = models.vocabulary_of(loaded)
+    some = frame.head(12)
+    with PackedModel(model).attached() as packed:
+        prober = Prober(PackedEngine(packed, SAMPLING, 300), Prompter(loaded.tokenizer), vocabulary, drawn, Settings())
+        ours = prober.probe(some)
+        _, prompts = prober.prompts(some)
+        _, nodes = prober.engine.open([line[0] for line in prompts], [[] for _ in prompts])
+    assert all(node.greedy % 2 == 0 for (node,) in nodes)
+    assert all(node.p[0] == node.p[1] for (node,) in nodes)
+    model.set_attn_implementation("sdpa")
+    plain = PlainEngine(model, SAMPLING)
+    _, again = plain.open([line[0] for line in prompts], [[] for _ in prompts])
+    assert [node.greedy for (node,) in again] == [node.greedy for (node,) in nodes]
+    with exact_head(model):
+        real = Sampler(prober, Generator(model, vocabulary, SAMPLING, 32), 0).probe(some)
+    assert real.answers.equals(ours.answers)
+    assert real.probes["greedy_correct"].equals(ours.probes["greedy_correct"])
+
+
+# answers that normalising leaves nothing of
+
+
+def test_no_text_is_normalised_away() -> None:
+    """Every character that is no letter, alone: or two answers of which nothing is left would be one."""
+    every = (c for c in map(chr, range(sys.maxunicode + 1)) if c.strip() and not c.isalnum())
+    assert [c for c in every if unicodedata.category(c) not in ("Cn", "Co") and not normalise(c)] == []
+
+
+def test_an_empty_answer_is_never_accepted() -> None:
+    for golds in (["..."], ["the"], ["The", "a"], ["\u200b"], ["\u00a8"], ["''"], ["?!", "the the"], ["\u3000x"]):
+        accepted = Accepted.of(golds)
+        for said in ("", " ", "\u3000", "\ufeff ", "\n"):
+            assert not accepted.right(said, "strict")
+            assert not accepted.right(said, "lenient")
+        assert all(accepted.right(gold, mode) for gold in golds for mode in ("strict", "lenient"))
+    assert not Accepted.of(["...", "  ", ""]).right("!!!", "lenient")
+
+
+# nothing ends an answer
+
+
+def test_a_model_whose_answers_cannot_end_is_refused() -> None:
+    with pytest.raises(ModelError, match="neither an end-of-sequence token nor a line break"):
+        Vocabulary(str, frozenset(), frozenset())
+
+
+# bfloat16 against float32
+
+
+def drawn_of(frame: pl.DataFrame) -> Draw:
+    found = exemplars.draw(frame, ["capital", "river"], shots=2, sets=2, seed=0)
+    return Draw(PAPER, found, frame, frame.clear(), common_heads(frame), frame)
+
+
+def test_the_same_rows_in_float32_differ_where_bfloat16_rounds(tiny_folder: Path, frame: pl.DataFrame) -> None:
+    config = AuditConfig(data="x", model=str(tiny_folder), dtype="bfloat16", device="cpu", exemplar_sets=2, shots=2)
+    draw = drawn_of(frame)
+    loaded = {kind: models.load(str(tiny_folder), dtype=kind, device="cpu") for kind in ("bfloat16", "float32")}
+    probes = {}
+    for kind, one in loaded.items():
+        with PackedModel(one.model).attached() as packed:
+            engine = PackedEngine(packed, Sampling(config.temperature, config.top_k), 2048)
+            prober = Prober(
+                engine, Prompter(one.tokenizer), models.vocabulary_of(one), draw.exemplars, Settings(), draw.heads
+            )
+            probes[kind] = prober.probe(frame).probes
+    found = precision.compare(config, draw, probes["bfloat16"], "bfloat16")
+    assert found is not None
+    rows = precision.sample(frame)["row"]
+    ours, exact = (probes[kind].filter(pl.col("row").is_in(rows.implode())) for kind in ("bfloat16", "float32"))
+    labels = [slick.label(some, samples=16)["category"] for some in (ours, exact)]
+    assert found == {
+        "dtype": "bfloat16",
+        "rows": 16,
+        "greedy_compared": 32,
+        "greedy_differ": (ours["greedy_correct"] != exact["greedy_correct"]).sum(),
+        "categories_differ": (labels[0] != labels[1]).sum(),
+    }
+    assert not np.allclose(ours["p_correct"], exact["p_correct"], atol=1e-6), "bfloat16 rounds"
+    turned = probes["bfloat16"].with_columns(~pl.col("greedy_correct"))
+    other = precision.compare(config, draw, turned, "bfloat16")
+    assert other is not None
+    assert other["greedy_differ"] == 32 - found["greedy_differ"]
+    assert "of 32 greedy decisions on 16 rows" in precision.told(found)
+
+
+def test_what_needs_no_comparison_gets_none(frame: pl.DataFrame) -> None:
+    config = AuditConfig(data="x", model="nowhere", device="cpu")
+    none = pl.DataFrame(schema=slick.PROBES)
+    assert precision.compare(config, drawn_of(frame), none, "float32") is None
+    assert precision.compare(config, drawn_of(frame)._replace(rows=frame.clear()), none, "bfloat16") is None
+    sampled = config.model_copy(update={"protocol": "sampled"})
+    assert precision.compare(sampled, drawn_of(frame), none, "bfloat16") is None
+
+
+def test_too_little_memory_for_a_float32_copy_is_said(
+    frame: pl.DataFrame, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(precision.models, "load", full)
+    config = AuditConfig(data="x", model="m", device="cpu")
+    assert precision.compare(config, drawn_of(frame), pl.DataFrame(schema=slick.PROBES), "bfloat16") is None
+    assert "bfloat16 is not compared with float32: there is too little memory" in capsys.readouterr().err
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=80), st.integers(1, 20), st.integers(1, 6))
+def test_the_sample_is_spread_over_groups_and_depends_on_the_rows_alone(of: list[int], most: int, groups: int) -> None:
+    rows = pl.DataFrame({"row": range(len(of)), "group": [f"g{n}" for n in of]})
+    found = precision.sample(rows, most, groups)
+    assert found["row"].n_unique() == found.height <= most
+    assert found["group"].n_unique() <= groups
+    assert precision.sample(rows.sample(fraction=1.0, shuffle=True, seed=1), most, groups).equals(found)
+    if most >= groups:
+        assert found["group"].n_unique() == min(groups, len(set(of)))
+
+
+def test_what_differs_is_counted_row_by_row() -> None:
+    def probes(greedy: list[bool], p: list[float]) -> pl.DataFrame:
+        lines = [
+            {"row": n // 2, "exemplar_set": n % 2, "greedy_correct": g, "greedy_lenient": not g, "p_correct": q,
+             "p_correct_high": q, "p_lenient": q, "p_lenient_high": q, "expansions": 0, "substituted": []}
+            for n, (g, q) in enumerate(zip(greedy, p, strict=True))
+        ]  # fmt: skip
+        return pl.DataFrame(lines, schema=slick.PROBES)
+
+    ours = probes([True, True, False, False, True, True], [0.9] * 6)
+    exact = probes([True, False, False, False], [0.9, 0.9, 0.0, math.nan])
+    counts = precision.differences(ours, exact, samples=16)
+    assert counts == {"rows": 2, "greedy_compared": 4, "greedy_differ": 1, "categories_differ": 2}
+    assert precision.differences(ours, exact, samples=16, lenient=True)["greedy_differ"] == 1
+    assert precision.differences(exact, exact, samples=16)["categories_differ"] == 0
+
+
+@pytest.mark.parametrize("top_k", [0, 20])
+@pytest.mark.parametrize("engine", ["packed", "plain"])
+@pytest.mark.parametrize("where", ["one token", "every token"])
+def test_a_model_that_never_gives_a_distribution_labels_nothing(
+    tiny_folder: Path, frame: pl.DataFrame, engine: str, where: str, top_k: int
+) -> None:
+    loaded = models.load(str(tiny_folder), dtype="float32", device="cpu")
+    head = torch.nn.Linear(64, 420, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(loaded.model.get_input_embeddings().weight)
+        head.weight[slice(5, 6) if where == "one token" else slice(None)] = math.nan
+    loaded.model.config.tie_word_embeddings = False
+    loaded.model.set_output_embeddings(head)
+    sampling = Sampling(0.9, top_k)
+    with PackedModel(loaded.model).attached() as packed:
+        taken: Any = PackedEngine(packed, sampling, 300)
+        if engine == "plain":
+            loaded.model.set_attn_implementation("sdpa")
+            taken = PlainEngine(loaded.model, sampling)
+        drawn = exemplars.draw(frame, ["capital", "river"], shots=1, sets=2, seed=0)
+        prober = Prober(taken, Prompter(loaded.tokenizer), models.vocabulary_of(loaded), drawn, Settings())
+        labels = slick.label(prober.probe(frame.head(9)).probes, samples=16)
+    assert labels["not_finite"].all()
+    assert labels["category"].is_null().all()
