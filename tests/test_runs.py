@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -18,12 +19,13 @@ import polars as pl
 import pytest
 import yaml
 
-from foreknow.errors import ResourceError, RunFolderError
+from foreknow.errors import InputError, ResourceError, RunFolderError
 from foreknow.runs import (
     RunFolder,
     differences,
     fingerprint,
     hold,
+    verify,
     write_frame,
     write_json,
     write_text,
@@ -205,7 +207,8 @@ def test_a_new_run_then_the_same_again(tmp_path: Path) -> None:
         folder.finish({"identity": IDENTITY, "version": "1"})
     with hold(tmp_path / "run") as folder:
         assert folder.begin(IDENTITY, CONFIG) is True
-        assert folder.manifest == {"identity": IDENTITY, "version": "1"}
+        assert folder.manifest is not None
+        assert folder.manifest.items() >= {"identity": IDENTITY, "version": "1", "files": {}}.items()
 
 
 @pytest.mark.parametrize("finished", [False, True])
@@ -262,9 +265,10 @@ def test_chunks_that_are_missing_or_broken_are_not_finished(tmp_path: Path) -> N
         assert folder.chunk(3, "probes") is None
         folder.keep(3, "probes", FRAME)
         folder.keep(3, "answers", FRAME.head(1))
-        file = folder.chunks / "000003.probes.parquet"
+        (file,) = folder.chunks.glob("000003.*.probes.parquet")
         whole = file.read_bytes()
-        for broken in (whole[: len(whole) // 2], b"", b"not parquet"):
+        flipped = bytes([*whole[:20], whole[20] ^ 1, *whole[21:]])
+        for broken in (whole[: len(whole) // 2], b"", b"not parquet", flipped):
             file.write_bytes(broken)
             assert folder.chunk(3, "probes") is None
             assert not file.exists()
@@ -282,6 +286,72 @@ def test_chunks_are_gathered_in_their_order(tmp_path: Path) -> None:
         folder.keep(2, "probes", FRAME.head(1))
         folder.keep(2, "answers", FRAME)
         assert folder.gather("probes", schema).equals(FRAME)
+
+
+def test_a_chunk_that_was_kept_twice_counts_once(tmp_path: Path) -> None:
+    with hold(tmp_path) as folder:
+        folder.begin(IDENTITY, CONFIG)
+        for frame in (FRAME.head(1), FRAME):
+            folder.keep(0, "cost", frame)
+        assert folder.gather("cost", dict(FRAME.schema)).equals(FRAME)
+        assert len(list(folder.chunks.iterdir())) == 1
+
+
+def test_a_chunk_damaged_after_it_was_found_whole_is_named_and_removed(tmp_path: Path) -> None:
+    with hold(tmp_path) as folder:
+        folder.begin(IDENTITY, CONFIG)
+        folder.keep(7, "probes", FRAME)
+        (file,) = folder.chunks.iterdir()
+        file.write_bytes(file.read_bytes()[:-1])
+        with pytest.raises(RunFolderError, match=r"chunk 7 \(probes\) was damaged, and is removed; run the same"):
+            folder.gather("probes", dict(FRAME.schema))
+        assert not file.exists()
+
+
+# outputs held to their checksums
+
+
+@pytest.fixture
+def complete(tmp_path: Path) -> Path:
+    """A finished run with two outputs and a folder of them."""
+    with hold(tmp_path / "run") as folder:
+        folder.begin(IDENTITY, CONFIG)
+        write_frame(folder.path / "rows.parquet", FRAME)
+        (folder.path / "annotated").mkdir()
+        write_text(folder.path / "annotated" / "a.jsonl", "{}\n")
+        write_text(folder.path / "report.html", "<p>")
+        folder.finish({"identity": IDENTITY}, ("rows.parquet", "annotated*", "never.parquet"))
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "annotated/a.jsonl"])
+def test_a_changed_output_is_named(complete: Path, name: str) -> None:
+    assert set(verify(complete)["files"]) == {"rows.parquet", "annotated/a.jsonl"}
+    write_text(complete / "report.html", "<p>again")
+    verify(complete)
+    raw = (complete / name).read_bytes()
+    (complete / name).write_bytes(bytes([*raw[:-1], raw[-1] ^ 1]))
+    with pytest.raises(InputError, match=f"{name}: damaged or edited: sha256 .*delete {complete} and run the same"):
+        verify(complete)
+    with hold(complete) as folder, pytest.raises(InputError, match=f"{name}: damaged"):
+        folder.begin(IDENTITY, CONFIG)
+    (complete / name).unlink()
+    with pytest.raises(InputError, match=f"{name}: missing, though the run was finished"):
+        verify(complete)
+
+
+def test_every_bit_of_a_manifest_counts(complete: Path) -> None:
+    file = complete / "manifest.json"
+    whole = file.read_bytes()
+    told = json.loads(whole)
+    for place in range(len(whole)):
+        for bit in (0, 5):
+            file.write_bytes(bytes([*whole[:place], whole[place] ^ 1 << bit, *whole[place + 1 :]]))
+            with contextlib.suppress(InputError, RunFolderError):  # but not where a space is another space
+                assert verify(complete) == {k: v for k, v in told.items() if k != "seal"}
+    file.write_bytes(whole[:-3])
+    with hold(complete) as folder, pytest.raises(RunFolderError, match=r"manifest.json: damaged, not a JSON object"):
+        folder.begin(IDENTITY, CONFIG)
 
 
 def test_a_finished_run_keeps_no_chunks(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from foreknow import models
 from foreknow.checkpoints import about
 from foreknow.errors import ConfigError, MissingExtra, ModelError
-from foreknow.packaged import PACKAGED, quiet
+from foreknow.packaged import PACKAGED, check, quiet
 from foreknow.places import is_url
 from foreknow.progress import say
 from foreknow.remote import fetched
@@ -51,6 +51,8 @@ def find(name: str, base: str | None = None, *, force: bool = False, trust_remot
     name = str(fetched(name)) if is_url(name) else name
     base = str(fetched(base)) if base and is_url(base) else base
     path = Path(name).expanduser()
+    if path.is_dir():
+        check(path)
     if _is_adapter(path):
         return _adapter(name, path.resolve(), base, force, trust_remote_code)
     if path.is_dir() and not (path / "config.json").is_file() and (path / "early_stop").is_dir():

@@ -24,7 +24,7 @@ from foreknow import models, slick
 from foreknow.chunking import COST
 from foreknow.cluster import Cluster, joined
 from foreknow.config import AuditConfig
-from foreknow.errors import ConfigError, GateCrossed, InputError
+from foreknow.errors import ConfigError, GateCrossed, InputError, RunFolderError
 from foreknow.outcome import parted, rows_frame, summarise
 from foreknow.prepare import Input, Job, identity_of, job_here, read_input, sized
 from foreknow.progress import meter, say
@@ -35,6 +35,8 @@ from foreknow.runs import (
     fingerprint,
     hold,
     read_json,
+    read_sealed,
+    verify,
     write_folder,
     write_frame,
     write_json,
@@ -48,6 +50,11 @@ LABELS = ("category", "p_greedy", "p_sampled", "p_hit", "model_answer", "flags")
 """What the annotated file gets beside its own columns."""
 LONG_LABELS = ("answer_tokens", "logprob", "logprob_alone", "n_facts", "unknown_facts", "facts_category")
 """What it gets besides where rows have long answers or short facts of their own."""
+OUTPUTS = (
+    *("config.yaml", "exemplars.json", "probes.parquet", "rows.parquet", "facts.parquet", "summary.json"),
+    "annotated*",
+)
+"""What the manifest holds to a checksum."""
 LONG_ROWS = 32
 """Rows with long answers that are scored and saved at once."""
 
@@ -72,14 +79,12 @@ class Audit:
     @cached_property
     def chance(self) -> dict[str, Any] | None:
         """What guessing would score (`nulls.summarise`), where `--chance` was asked for."""
-        path = self.folder / "chance.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return _added(self.folder / "chance.json", "foreknow audit --chance")
 
     @cached_property
     def forecast(self) -> dict[str, Any] | None:
         """What training on a mix of these rows would do, where `foreknow forecast` was asked."""
-        path = self.folder / "forecast.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return _added(self.folder / "forecast.json", "foreknow forecast")
 
     @cached_property
     def probes(self) -> pl.DataFrame:
@@ -112,11 +117,22 @@ class Audit:
             )
 
 
+def _added(path: Path, command: str) -> dict[str, Any] | None:
+    """What `command` added to a finished audit, None where it was not asked to. Raises InputError where it changed."""
+    try:
+        return read_sealed(path)
+    except RunFolderError:
+        raise InputError(f"{path}: damaged or edited; delete it and run {command} again") from None
+
+
 def open_audit(folder: str | Path) -> Audit:
-    """A finished audit's folder. Raises InputError where there is none."""
+    """A finished audit's folder. Raises InputError where there is none, or a file of it was changed since."""
     folder = fetched(folder)
-    if not (folder / "manifest.json").is_file() or not (folder / "rows.parquet").is_file():
+    if not (folder / "manifest.json").is_file():
         raise InputError(f"{folder}: not a finished audit (no manifest.json); run foreknow audit --out {folder}")
+    verify(folder)
+    if not (folder / "rows.parquet").is_file():
+        raise InputError(f"{folder}: not a finished audit (no rows.parquet); run foreknow audit --out {folder}")
     return Audit(folder)
 
 
@@ -268,7 +284,8 @@ def _write(config: AuditConfig, given: Input, job: Job, folder: RunFolder, ident
             "engine": engine,
             "computed": _computed(cost),
             "chunks_with_halved_batches": cost.filter(pl.col("halved") > 0).height,
-        }
+        },
+        OUTPUTS,
     )
 
 

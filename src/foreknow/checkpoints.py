@@ -1,8 +1,8 @@
 """Checkpoints that a kill cannot spoil: one counts once its mark stands, and its mark is written last.
 
 DIR/.checkpoints/checkpoint-N/   weights, optimizer, random states after step N, as transformers.Trainer has them
-    complete.json                the mark: step, what goes on from there, the size of every file
-DIR/.best/step-N/                the weights of the best epoch so far
+    complete.json                the mark: step, what goes on from there, the sha256 of every file, its own seal
+DIR/.best/step-N/                the weights of the best epoch so far; their sha256 in its foreknow.json
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foreknow.errors import ResourceError
-from foreknow.runs import write_json
+from foreknow.errors import ResourceError, RunFolderError
+from foreknow.packaged import sha256_of
+from foreknow.runs import read_sealed, sealed, write_json
 
 MARK = "complete.json"
 ABOUT = "foreknow.json"
@@ -58,12 +59,12 @@ class Checkpoint:
 
 def complete(path: Path, step: int, note: dict[str, Any]) -> None:
     """Put the mark on a checkpoint whose files are all written."""
-    sizes = {file.name: file.stat().st_size for file in _synced(path)}
-    write_json(path / MARK, {"step": step, "note": note, "sizes": sizes})
+    sums = {file.name: sha256_of(file) for file in _synced(path)}
+    write_json(path / MARK, sealed({"step": step, "note": note, "files": sums}))
 
 
 def latest(root: Path) -> Checkpoint | None:
-    """The last complete checkpoint; torn ones are removed."""
+    """The last complete checkpoint; torn and damaged ones are removed."""
     found: list[Checkpoint] = []
     for path in root.glob("checkpoint-*"):
         taken = _read(path)
@@ -83,11 +84,17 @@ def prune(root: Path, keep: Path) -> None:
 
 def _read(path: Path) -> Checkpoint | None:
     try:
-        mark = json.loads((path / MARK).read_text(encoding="utf-8"))
-        whole = all((path / name).stat().st_size == size for name, size in mark["sizes"].items())
+        mark = read_sealed(path / MARK) or {}
+        whole = all(sha256_of(path / name) == expected for name, expected in mark["files"].items())
         return Checkpoint(path, int(mark["step"]), mark["note"]) if whole else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, RunFolderError, KeyError):
         return None
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a saved model's weights are as they were saved."""
+    sums = about(path).get("files", {})
+    return bool(sums) and all((path / n).is_file() and sha256_of(path / n) == s for n, s in sums.items())
 
 
 def save_model(path: Path, save: Callable[[Path], object], about: dict[str, Any]) -> None:
@@ -97,8 +104,9 @@ def save_model(path: Path, save: Callable[[Path], object], about: dict[str, Any]
     part.mkdir(parents=True)
     try:
         save(part)
-        # `files`: the checksums a loader would hold the folder to; none, so that it may be edited
-        told = json.dumps({**about, "files": {}}, indent=1, ensure_ascii=False)
+        # `files`: the checksums a loader holds the folder to; who edits a file takes its line out
+        sums = {file.name: sha256_of(file) for file in sorted(part.iterdir()) if file.is_file()}
+        told = json.dumps({**about, "files": sums}, indent=1, ensure_ascii=False)
         (part / ABOUT).write_text(f"{told}\n", encoding="utf-8")
         for file in _synced(part):
             file.chmod(0o644)

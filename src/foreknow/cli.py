@@ -343,7 +343,7 @@ def forecast(
     from foreknow.auditing import open_audit
     from foreknow.forecast import forecast_audit, table
     from foreknow.remote import fetched
-    from foreknow.runs import write_json
+    from foreknow.runs import sealed, write_json
     from foreknow.studying import open_study
 
     audit, study = fetched(audit), fetched(study)
@@ -353,7 +353,7 @@ def forecast(
         if of["rmse"] is not None:
             within = "" if of["coverage"] is None else f", {of['coverage']:.0%} of them inside their 95 % interval"
             print(f"{name}: variants left out of the study were told to {100 * of['rmse']:.1f} points{within}")
-    write_json(audit / "forecast.json", found)
+    write_json(audit / "forecast.json", sealed(found))
     print(f"report: {open_audit(audit).report()}")
 
 

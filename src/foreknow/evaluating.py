@@ -36,7 +36,7 @@ from foreknow.prompts import Prompter, Template, read_template
 from foreknow.remote import fetched
 from foreknow.reporting import write_report
 from foreknow.rows import USABLE, chunks
-from foreknow.runs import RunFolder, differences, fingerprint, hold, read_json, write_frame, write_json
+from foreknow.runs import RunFolder, differences, fingerprint, hold, read_json, verify, write_frame, write_json
 from foreknow.training_rows import TRAINING, Example, check_lengths
 
 if TYPE_CHECKING:
@@ -65,11 +65,13 @@ class Evaluation:
 
 
 def open_evaluation(folder: str | Path) -> Evaluation:
-    """A finished evaluation's folder. Raises InputError where there is none."""
+    """A finished evaluation's folder. Raises InputError where there is none, or a file of it was changed since."""
     folder = fetched(folder)
     manifest = read_json(folder / "manifest.json") or {}
+    if (folder / "manifest.json").is_file():
+        verify(folder)
     if manifest.get("stage") != "evaluate" or not (folder / "rows.parquet").is_file():
-        raise InputError(f"{folder}: not a finished run of foreknow evaluate (no such manifest.json)")
+        raise InputError(f"{folder}: not a finished run of foreknow evaluate (no such manifest.json); run it again")
     return Evaluation(folder)
 
 
@@ -286,5 +288,6 @@ def _write(
             "rows": fingerprint(rows.select("row", "said", "right", "right_lenient")),
             "versions": models.library_versions(),
             "chunks_with_halved_batches": cost.filter(pl.col("batch_rows") < int(config.batch_rows or 32)).height,
-        }
+        },
+        ("config.yaml", "rows.parquet", "summary.json"),
     )

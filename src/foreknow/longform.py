@@ -113,7 +113,7 @@ class LongScorer:
         if not self.prompter.tokenizer.is_fast:
             bare = self.prompter.ids(prompts)
             answers = (answer for _, answer in pairs)
-            return [self._aligned(each.ids, *line) for each, *line in zip(found, bare, answers, strict=True)]
+            return [self._aligned(w.ids, ids, said) for w, ids, said in zip(found, bare, answers, strict=True)]
         return [_located(each.ids, each.offsets, len(prompt)) for each, prompt in zip(found, prompts, strict=True)]
 
     @torch.inference_mode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +14,8 @@ from foreknow.config import AuditConfig, DataSettings, MixConfig, read_yaml
 from foreknow.errors import InputError, RunFolderError
 from foreknow.facts import Facts
 from foreknow.inputs import read_data
-from foreknow.mixing import Mix, draw, manifest_path, read_manifest
-from foreknow.runs import write_json, write_whole
+from foreknow.mixing import Mix, draw, manifest_path, read_manifest, sha256_of
+from foreknow.runs import sealed, write_json, write_whole
 
 
 class Written(NamedTuple):
@@ -38,15 +37,19 @@ def write_mix(config: MixConfig) -> Written:
     manifest = json.loads((audit.folder / "manifest.json").read_text(encoding="utf-8"))
     variant = read_manifest(config.known_of) if config.known_of else None
     mix = draw(audit.rows, config, manifest, variant)
-    _check_target(config, mix)
     annotated = _annotated(audit)
     labels = mix.labels.select("row", *(n for n in mix.labels.columns if n not in ("row", *annotated.columns)))
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    manifest_path(config.out).unlink(missing_ok=True)  # a file without a manifest is not finished
-    write_whole(config.out, lambda part: annotated.write(labels, part, mix.answers, config.out.name))
     mix.manifest["foreknow"] = foreknow.__version__
-    mix.manifest["sha256"] = hashlib.sha256(config.out.read_bytes()).hexdigest()
-    write_json(manifest_path(config.out), mix.manifest)
+
+    def write(part: Path) -> None:
+        annotated.write(labels, part, mix.answers, config.out.name)
+        mix.manifest["sha256"] = sha256_of(part)  # of what this run wrote, whatever stands there a moment later
+        _check_target(config, mix)
+        manifest_path(config.out).unlink(missing_ok=True)  # a file without a manifest is not finished
+
+    write_whole(config.out, write)
+    write_json(manifest_path(config.out), sealed(mix.manifest))
     return Written(config.out, mix, audit.rows)
 
 
@@ -63,12 +66,14 @@ def _annotated(audit: Audit) -> Facts:
 
 
 def _check_target(config: MixConfig, mix: Mix) -> None:
-    """Refuse to write over a file that is not this one."""
+    """Refuse to write over a file that is not this one; one of the very same bytes is, if a kill left it so."""
     if config.force or not config.out.exists():
         return
     if not manifest_path(config.out).is_file():
+        if config.out.is_file() and sha256_of(config.out) == mix.manifest["sha256"]:
+            return
         raise RunFolderError(f"{config.out}: exists and was not made by foreknow mix; choose another --out, or --force")
-    before = {k: v for k, v in read_manifest(config.out).items() if k not in ("foreknow", "sha256")}
+    before = {k: v for k, v in read_manifest(config.out, check=False).items() if k not in ("foreknow", "sha256")}
     asked = {k: v for k, v in mix.manifest.items() if k not in ("foreknow", "sha256")}
     if before != json.loads(json.dumps(asked)):
         raise RunFolderError(f"{config.out}: made with other settings; choose another --out, or --force")

@@ -12,6 +12,7 @@ Duplicate and conflicting rows are kept as the audit has them, and counted.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -25,7 +26,7 @@ from foreknow.config import MixConfig
 from foreknow.errors import InputError
 from foreknow.places import place
 from foreknow.rows import draw_key
-from foreknow.runs import fingerprint
+from foreknow.runs import SEAL, fingerprint
 from foreknow.sizes import (
     Sizes,
     count_categories,
@@ -193,18 +194,38 @@ def manifest_path(file: Path) -> Path:
     return file if file.name.endswith(".manifest.json") else file.with_name(f"{file.name}.manifest.json")
 
 
-def read_manifest(file: Path) -> dict[str, Any]:
-    """The manifest of a file that `foreknow mix` wrote. Raises InputError where it has none."""
+def read_manifest(file: Path, *, check: bool = True) -> dict[str, Any]:
+    """The manifest of a file that `foreknow mix` wrote.
+
+    `check`: hold the file, where it is there, to the manifest's checksum. Raises InputError where there is no
+    manifest, or one of them was changed.
+    """
     path = manifest_path(file)
+    mixed = path.with_name(path.name.removesuffix(".manifest.json"))
+    again = f"delete it and {mixed.name}, and run foreknow mix again"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); it is written beside a mixed file") from None
     except ValueError:
-        raise InputError(f"{path}: broken JSON, expected the manifest of a mixed file; make it again") from None
+        raise InputError(f"{path}: broken JSON, expected the manifest of a mixed file; {again}") from None
     if not isinstance(found, dict) or found.get("stage") != "mix":
-        raise InputError(f"{path}: not the manifest of a mixed file; expected one that foreknow mix wrote")
+        raise InputError(f"{path}: not the manifest of a mixed file, expected one that foreknow mix wrote; {again}")
+    seal = found.pop(SEAL, None)
+    if seal is not None and seal != fingerprint(found):
+        raise InputError(f"{path}: damaged or edited: not as foreknow mix wrote it; {again}")
+    if check and mixed.is_file() and found.get("sha256") not in (None, sha256 := sha256_of(mixed)):
+        raise InputError(
+            f"{mixed}: damaged or edited: sha256 {sha256[:12]}..., but its manifest says {found['sha256'][:12]}...; "
+            f"run foreknow mix again, or delete {path.name} to use the file as it is"
+        )
     return found
+
+
+def sha256_of(file: Path) -> str:
+    """The sha256 of a file, in hex."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def rows_of(manifest: Mapping[str, Any]) -> list[int]:

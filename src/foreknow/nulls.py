@@ -43,7 +43,7 @@ from foreknow.ordered import release_memory
 from foreknow.probe import Prober, Settings
 from foreknow.progress import meter, say
 from foreknow.rows import ROWS, common_heads
-from foreknow.runs import RunFolder, fingerprint, read_json, write_frame, write_json
+from foreknow.runs import RunFolder, fingerprint, read_json, sealed, write_frame, write_json
 from foreknow.search import Path as Tokens
 
 COST: Final[dict[str, pl.DataType]] = {"seconds": pl.Float64(), "prompts": pl.Int64(), "paths": pl.Int64()}
@@ -287,7 +287,8 @@ def chance_of(audit: Audit, search: Search | None = None) -> Path:
         cost = folder.gather("cost", COST).sum().row(0, named=True)
         spent = {**cost, "audit_seconds": audit.summary["seconds"]}
         write_frame(out, found)
-        write_json(told, {**summary, "cost": spent, "settings": identity["settings"], "identity": identity})
+        more = {"cost": spent, "settings": identity["settings"], "identity": identity}
+        write_json(told, sealed({**summary, **more}))
         reopening.drop(folder)
     return out
 

@@ -266,16 +266,18 @@ def check(folder: Path) -> None:
     if not about.is_file():
         return
     try:
-        files = json.loads(about.read_text(encoding="utf-8")).get("files", {})
-        checksums = {str(name): str(expected) for name, expected in files.items()}
+        told = json.loads(about.read_text(encoding="utf-8"))
+        checksums = {str(name): str(expected) for name, expected in told.get("files", {}).items()}
     except (ValueError, AttributeError):
         raise ModelError(f"{about}: not what foreknow wrote beside a model; delete {folder} to make it anew") from None
+    anew = folder.parent if told.get("stage") == "tune" else folder
     for name, expected in checksums.items():
         path = folder / name
         found = cached_sha256(path) if path.is_file() else "missing"
         if found != expected:
             raise ModelError(
-                f"{path}: sha256 {found}, expected {expected}; the file was altered, delete {folder} to make it anew"
+                f"{path}: sha256 {found}, expected {expected}; the file was altered, delete {anew} to make it anew, "
+                f"or take its line out of {about.name} if you altered it yourself"
             )
 
 

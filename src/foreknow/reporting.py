@@ -6,7 +6,7 @@ from pathlib import Path
 
 from foreknow.errors import ConfigError, InputError
 from foreknow.remote import fetched
-from foreknow.runs import read_json, write_text
+from foreknow.runs import read_json, read_sealed, write_text
 
 
 def write_report(folder: str | Path, *, show_rows: bool = True, control: Path | None = None) -> Path:
@@ -16,7 +16,7 @@ def write_report(folder: str | Path, *, show_rows: bool = True, control: Path | 
     taken (`control_of`). Raises InputError for a folder that no finished run wrote.
     """
     folder = fetched(folder)
-    stage = (read_json(folder / "manifest.json") or {}).get("stage")
+    stage = (read_sealed(folder / "manifest.json") or {}).get("stage")
     if control is not None and stage != "tune":
         raise ConfigError(f"--control: {folder} is not a tune run, which alone has one")
     path = folder / "report.html"
@@ -41,7 +41,9 @@ def write_report(folder: str | Path, *, show_rows: bool = True, control: Path | 
         from foreknow.studying import open_study, write_tables
 
         return write_tables(open_study(folder))
-    raise InputError(f"{folder}: not a finished run of audit, tune, evaluate or study (no such manifest.json)")
+    raise InputError(
+        f"{folder}: not a finished run of audit, tune, evaluate or study (no such manifest.json); run it again"
+    )
 
 
 def control_of(folder: Path) -> Path | None:

@@ -1,10 +1,15 @@
 """The run folder: one run at a time, chunks written whole or not at all, the manifest last.
 
 DIR/config.yaml       the resolved settings; written first
-DIR/.chunks/N.parquet what is finished; removed once the manifest stands
+DIR/.chunks/N.SHA256.PART.parquet   what is finished, under a name that tells its content; removed once the manifest
+                      stands
 DIR/manifest.json     fingerprints and versions; written last: its presence means the run is complete
 
 A folder in an object store (`remote.py`) is written here, in its mirror, and put there file by file.
+
+What is read again is held to a checksum first, so that a file that was cut or has a bit flipped is named, or its
+chunk is done again: `manifest.json` and `.run.json` carry a seal of their own content, `manifest.json` the sha256 of
+every output (`files`), a chunk its own.
 """
 
 from __future__ import annotations
@@ -12,12 +17,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +33,12 @@ import yaml
 from filelock import FileLock, Timeout
 
 from foreknow import remote
-from foreknow.errors import ResourceError, RunFolderError
+from foreknow.errors import InputError, ResourceError, RunFolderError
 from foreknow.places import place
 
 MANIFEST = "manifest.json"
+SEAL = "seal"
+"""The key under which a sealed JSON file holds the fingerprint of the rest of it."""
 _TORN = re.compile(r"\.[\w.]+\.[a-z0-9_]{8}\.\w+")
 """What `write_whole` leaves behind if it is killed."""
 
@@ -137,7 +145,7 @@ class RunFolder:
         `identity`: what makes two runs the same (input, model, settings), by key. Raises RunFolderError
         naming the keys that differ.
         """
-        known = self.manifest or read_json(self.path / ".run.json")
+        known = read_sealed(self.path / MANIFEST) or read_sealed(self.path / ".run.json")
         if known is not None:
             differ = differences(known.get("identity", {}), identity)
             if differ:
@@ -146,11 +154,15 @@ class RunFolder:
                     f"{self.path}: made by another run: {shown}. Choose another --out, or delete the folder"
                 )
             if self.manifest is not None:
+                verify(self.path)
                 return True
         elif any(p for p in self.path.iterdir() if p.name != ".lock" and not p.name.startswith("..run.json.")):
-            raise RunFolderError(f"{self.path}: not empty and not a run of foreknow; choose another --out")
+            raise RunFolderError(
+                f"{self.path}: not empty and not a run of foreknow (no {MANIFEST}, no .run.json); choose another "
+                "--out, or delete the folder if it was one"
+            )
         # whose folder it is comes first: a run stopped right here can be taken up again
-        write_json(self.path / ".run.json", {"identity": identity})
+        write_json(self.path / ".run.json", sealed({"identity": identity}))
         with _disk(self.path):
             self.chunks.mkdir(exist_ok=True)
             for torn in (*self.path.iterdir(), *self.chunks.iterdir()):
@@ -162,33 +174,53 @@ class RunFolder:
     def reopen(self, config: dict[str, Any]) -> None:
         """Make a complete run unfinished again, to do more of the same; its outputs stay until they are replaced."""
         identity = (self.manifest or {}).get("identity", {})
-        write_json(self.path / ".run.json", {"identity": identity})
+        write_json(self.path / ".run.json", sealed({"identity": identity}))
         (self.path / MANIFEST).unlink(missing_ok=True)
         write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
     def chunk(self, number: int, part: str) -> pl.DataFrame | None:
-        """A finished chunk's frame, or None. A file that cannot be read counts as not finished."""
-        path = self.chunks / f"{number:06d}.{part}.parquet"
-        if not path.is_file():
-            return None
-        try:
-            return pl.read_parquet(path)
-        except (pl.exceptions.PolarsError, OSError):
+        """A finished chunk's frame, or None. A file that is not as it was written counts as not finished."""
+        for path in self.chunks.glob(f"{number:06d}.*.{part}.parquet"):
+            whole = path.read_bytes()
+            if hashlib.sha256(whole).hexdigest() == path.name.split(".")[1]:
+                return pl.read_parquet(io.BytesIO(whole))
             path.unlink(missing_ok=True)
-            return None
+        return None
 
     def keep(self, number: int, part: str, frame: pl.DataFrame) -> None:
         """Write a finished chunk's frame."""
-        write_frame(self.chunks / f"{number:06d}.{part}.parquet", frame)
+        body = io.BytesIO()
+        frame.write_parquet(body, compression="zstd", statistics=True)
+        whole = body.getvalue()
+        path = self.chunks / f"{number:06d}.{hashlib.sha256(whole).hexdigest()}.{part}.parquet"
+        write_whole(path, lambda part: part.write_bytes(whole))
+        for older in self.chunks.glob(f"{number:06d}.*.{part}.parquet"):
+            if older != path:
+                older.unlink()
 
     def gather(self, part: str, schema: dict[str, pl.DataType]) -> pl.DataFrame:
-        """All finished chunks' frames, one under the other in chunk order."""
-        files = sorted(self.chunks.glob(f"*.{part}.parquet"))
-        return pl.concat([pl.DataFrame(schema=schema), *(pl.read_parquet(file) for file in files)])
+        """All finished chunks' frames, one under the other in chunk order.
 
-    def finish(self, manifest: dict[str, Any]) -> None:
-        """Write the manifest and drop what only an unfinished run needs."""
-        write_json(self.path / MANIFEST, manifest)
+        Raises RunFolderError for one that was damaged after it was found whole; it is removed, to be done again.
+        """
+        frames = [pl.DataFrame(schema=schema)]
+        for number in sorted({int(path.name.split(".")[0]) for path in self.chunks.glob(f"*.*.{part}.parquet")}):
+            found = self.chunk(number, part)
+            if found is None:
+                raise RunFolderError(
+                    f"{self.chunks}: chunk {number} ({part}) was damaged, and is removed; run the same command again"
+                )
+            frames.append(found)
+        return pl.concat(frames)
+
+    def finish(self, manifest: dict[str, Any], outputs: Iterable[str] = ()) -> None:
+        """Write the manifest, with the sha256 of the `outputs`, and drop what only an unfinished run needs.
+
+        `outputs`: names or patterns; those that are not there are passed over, folders count with all in them.
+        """
+        with _disk(self.path):
+            files = _checksums(self.path, outputs)
+        write_json(self.path / MANIFEST, sealed({**manifest, "files": files}))
         shutil.rmtree(self.chunks, ignore_errors=True)
         (self.path / ".run.json").unlink(missing_ok=True)
         remote.written(self.path)
@@ -216,6 +248,64 @@ def hold(path: Path) -> Iterator[RunFolder]:
             yield RunFolder(path)
     finally:
         lock.release()
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object with a fingerprint of its own content, so that `read_sealed` can tell if it was changed."""
+    return {**value, SEAL: fingerprint(json.loads(json.dumps(value)))}
+
+
+def read_sealed(path: Path) -> dict[str, Any] | None:
+    """A JSON file that was written `sealed`; None where there is none. Raises RunFolderError where it was changed.
+
+    A file without a seal, which says nothing of files either, is taken as it is.
+    """
+    if not path.exists():
+        return None
+    found = read_json(path)
+    if found is None:
+        raise RunFolderError(f"{path}: damaged, not a JSON object; {_remedy(path.parent)}")
+    seal = found.pop(SEAL, None)
+    if (seal is not None or "files" in found) and seal != fingerprint(found):
+        raise RunFolderError(f"{path}: damaged or edited: not as it was written; {_remedy(path.parent)}")
+    return found
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The manifest of a complete run whose outputs are as the run left them, byte for byte.
+
+    Checked before anything reads them: a flipped bit in Parquet can end the process, or change rows without a word.
+    Raises InputError where there is no manifest, or an output is missing or was changed, with its name.
+    """
+    found = read_sealed(folder / MANIFEST)
+    if found is None:
+        raise InputError(f"{folder}: not a finished run (no {MANIFEST})")
+    for name, expected in found.get("files", {}).items():
+        path = folder / name
+        if not path.is_file():
+            raise InputError(f"{path}: missing, though the run was finished; put it back, or {_remedy(folder)}")
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if sha256 != expected:
+            raise InputError(
+                f"{path}: damaged or edited: sha256 {sha256[:12]}..., expected {expected[:12]}...; put the file back, "
+                f"or {_remedy(folder)}"
+            )
+    return found
+
+
+def _remedy(folder: Path) -> str:
+    return f"delete {folder} and run the same command again"
+
+
+def _checksums(folder: Path, outputs: Iterable[str]) -> dict[str, str]:
+    found = {path for pattern in outputs for path in folder.glob(pattern)}
+    files = {f for path in found for f in ([path] if path.is_file() else path.rglob("*")) if f.is_file()}
+    sums = {}
+    for path in sorted(files):
+        with path.open("rb") as file:
+            sums[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:

@@ -40,7 +40,7 @@ from foreknow.mixing import read_manifest
 from foreknow.progress import say
 from foreknow.prompts import read_template
 from foreknow.remote import fetched
-from foreknow.runs import RunFolder, fingerprint, hold, write_frame, write_json, write_text, write_whole
+from foreknow.runs import RunFolder, fingerprint, hold, verify, write_frame, write_json, write_text, write_whole
 from foreknow.sizes import largest
 from foreknow.study_config import StudyConfig
 from foreknow.study_plan import Run, mix_of, runs, variants
@@ -48,10 +48,11 @@ from foreknow.study_results import OUTCOMES, RESULTS, outcomes_of, results_of
 from foreknow.study_rows import SPLITS, learnable, study_rows
 from foreknow.study_runs import drop_weights, is_done, run_all
 from foreknow.study_tables import all_tables
-from foreknow.tuning import Tuned
+from foreknow.tuning import Tuned, open_tuned
 
 REFUSED: Final = "test_refused"
 """The test rows with the refusal as their gold: right where the model refuses."""
+MEASURED: Final = ("results", "outcomes", "ptrue")
 _GRID: Final = frozenset({"unknown", "known", "only", "natural", "idk", "seeds"})
 _RAY: Final = ("ray", "ray_address", "ray_workers")
 _NO_IDENTITY: Final = frozenset(
@@ -93,9 +94,11 @@ class Study:
 
 
 def open_study(folder: str | Path) -> Study:
-    """A finished study's folder. Raises InputError where there is none."""
+    """A finished study's folder. Raises InputError where there is none, or a file of it was changed since."""
     folder = fetched(folder)
     manifest = folder / "manifest.json"
+    if manifest.is_file():
+        verify(folder)
     if not manifest.is_file() or not (folder / "results.parquet").is_file():
         raise InputError(f"{folder}: not a finished study (no manifest.json); run foreknow study --out {folder}")
     return Study(folder)
@@ -267,7 +270,7 @@ def _write(
             results.append(kept[one.name].results)
             outcomes.append(kept[one.name].outcomes)
             continue
-        tuned = Tuned(folder.path / "runs" / one.name)
+        tuned = open_tuned(folder.path / "runs" / one.name)
         results.append(results_of(one, plan.sizes[one.name], tuned.metrics, tuned.results["metric"]))
         outcomes.append(outcomes_of(one, tuned))
         if not config.keep_weights:
@@ -290,7 +293,8 @@ def _write(
             "results": fingerprint(pl.concat(results)),
             "versions": models.library_versions(),
             "seconds": {"this_call": seconds, "runs": sum(spent)},
-        }
+        },
+        ("config.yaml", "claims.json", "data.jsonl", *(f"{name}.parquet" for name in MEASURED), "relations.csv"),
     )
 
 

@@ -40,7 +40,9 @@ class NotFinite(ForeknowError):
 
 
 class Watch(Protocol):
-    """Measures the model at an evaluation; see `tuning.py`."""
+    """Measures the model at an evaluation; see `tuning.py`. `lines`: what it has measured so far."""
+
+    lines: list[dict[str, Any]]
 
     def __call__(self, trainer: FactTrainer) -> tuple[Mapping[str, float], bool]:
         """Metrics by name, and whether training should stop here."""
@@ -230,7 +232,7 @@ class FactTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             ranks.barrier()  # each process has written its random states
             if ranks.first():
-                note = {"loss": self.tally.loss, "tokens": self.tally.tokens}
+                note = {"loss": self.tally.loss, "tokens": self.tally.tokens, "lines": self.watch.lines}
                 complete(path, self.state.global_step, note)
         if ranks.first():
             prune(path.parent, path)

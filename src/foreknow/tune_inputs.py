@@ -40,6 +40,7 @@ class Given:
 def read_given(config: TuneConfig) -> Given:
     """Read and check all files. Everything that can be refused without the model is refused here."""
     template = read_template(config.prompt_template) if config.prompt_template else TRAINING
+    mixed_with(config.train)  # a mix that was damaged is named before it is read
     audit = open_audit(config.audit) if config.audit else None
     reading: dict[str, Any] = {
         "columns": config.map,

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
 from foreknow import curves, models, ranks
-from foreknow.checkpoints import Checkpoint, about, latest
+from foreknow.checkpoints import Checkpoint, about, is_whole, latest
 from foreknow.config import TuneConfig
 from foreknow.curves import Line
 from foreknow.errors import ConfigError, MissingExtra, ModelError, ResourceError, RunFolderError
@@ -27,7 +27,7 @@ from foreknow.trainer import CHECKPOINTS, FactTrainer, NotFinite, arguments, set
 from foreknow.training_pass import base_of, learning
 from foreknow.training_rows import Example, check_lengths, examples, micro_batches
 from foreknow.tune_inputs import Given, check_models, read_given
-from foreknow.tuning import OUTCOMES, computing_on, read_lines, sized
+from foreknow.tuning import OUTCOMES, computing_on, sized
 from foreknow.watching import BEST, Made, Watcher, write_lines
 
 
@@ -100,20 +100,17 @@ def _adapted(config: TuneConfig, loaded: models.Loaded) -> Any:
 
 
 def _take_up(folder: RunFolder, watch: Watcher) -> Checkpoint | None:
-    """The last checkpoint, if any; what was written after it is forgotten, so that it is written once."""
+    """The last checkpoint, if any; what was written after it is forgotten, so that it is written once.
+
+    A checkpoint counts only with all that belongs to it: the outcomes of every evaluation before it, and the best
+    epoch's weights. Where one is missing or damaged, training begins again.
+    """
     if not ranks.first():
         ranks.barrier()  # the first process clears up what a kill has left
-    found = latest(folder.path / CHECKPOINTS)
-    if not ranks.first():
-        watch.lines = read_lines(folder.path)
+        found = latest(folder.path / CHECKPOINTS)
+        watch.lines = found.note["lines"] if found else []
         _check_seen(folder, found)
         return found
-    watch.lines = [line for line in read_lines(folder.path) if found and line["step"] <= found.step]
-    write_lines(folder.path, watch.lines)
-    steps = {line["step"] for line in watch.lines}
-    for path in folder.chunks.glob("*.outcomes.parquet"):
-        if int(path.name.split(".", 1)[0]) not in steps:
-            path.unlink()
     best = folder.path / BEST
     best.mkdir(exist_ok=True)
     kept = folder.path / "early_stop"
@@ -121,6 +118,17 @@ def _take_up(folder: RunFolder, watch: Watcher) -> Checkpoint | None:
         path = best / f"step-{about(kept).get('step')}"
         shutil.rmtree(path, ignore_errors=True)
         kept.rename(path)
+    found = latest(folder.path / CHECKPOINTS)
+    if found is not None and (lacks := _lacks(folder, watch, found)):
+        say(f"{lacks}: missing or damaged; training begins again")
+        shutil.rmtree(folder.path / CHECKPOINTS)
+        found = None
+    watch.lines = found.note["lines"] if found else []
+    write_lines(folder.path, watch.lines)
+    steps = {line["step"] for line in watch.lines}
+    for path in folder.chunks.glob("*.outcomes.parquet"):
+        if int(path.name.split(".", 1)[0]) not in steps:
+            path.unlink()
     watch.prune(curves.best(watch.lines, watch.config.metric))
     ranks.barrier()
     _check_seen(folder, found)
@@ -137,6 +145,17 @@ def _check_seen(folder: RunFolder, found: Checkpoint | None) -> None:
             f"{folder.path}: found the checkpoint after step {step}, the first process that after step {theirs}: "
             "--out must lie on a disk that all processes see"
         )
+
+
+def _lacks(folder: RunFolder, watch: Watcher, found: Checkpoint) -> str | None:
+    """What a checkpoint cannot be gone on from without, if it is not there as it was written."""
+    lines: list[Line] = found.note["lines"]
+    for line in lines:
+        if folder.chunk(line["step"], "outcomes") is None:
+            return f"{folder.chunks}: outcomes of step {line['step']}"
+    leader = curves.best(lines, watch.config.metric)
+    path = folder.path / BEST / f"step-{leader['step']}" if leader else None
+    return str(path) if path and not is_whole(path) else None
 
 
 def train(

@@ -41,11 +41,12 @@ from foreknow.config import TuneConfig
 from foreknow.curves import TRAIN
 from foreknow.errors import ConfigError, InputError, RunFolderError
 from foreknow.mixing import manifest_path, read_manifest
+from foreknow.packaged import check
 from foreknow.progress import say
 from foreknow.remote import fetched
 from foreknow.reporting import write_report
 from foreknow.rows import GOLD
-from foreknow.runs import RunFolder, fingerprint, hold, read_json, write_frame, write_json
+from foreknow.runs import RunFolder, fingerprint, hold, read_json, verify, write_frame, write_json
 from foreknow.slick import UNKNOWN
 from foreknow.training_rows import ceiling
 from foreknow.tune_inputs import Given, check_models, read_given
@@ -103,10 +104,12 @@ class Tuned:
 
 
 def open_tuned(folder: str | Path) -> Tuned:
-    """A finished run's folder. Raises InputError where there is none."""
+    """A finished run's folder. Raises InputError where there is none, or a file of it was changed since."""
     folder = fetched(folder)
+    if (folder / "manifest.json").is_file():
+        verify(folder)
     if not (folder / "manifest.json").is_file() or not (folder / "results.json").is_file():
-        raise InputError(f"{folder}: not a finished run of foreknow tune (no manifest.json)")
+        raise InputError(f"{folder}: not a finished run of foreknow tune (no manifest.json); run it again")
     return Tuned(folder)
 
 
@@ -204,6 +207,8 @@ def _run(config: TuneConfig, page: bool) -> Tuned:
         if ranks.first_says(folder.manifest is not None):
             if ranks.first():
                 folder.begin(identity, config.resolved())
+                for weights in ("early_stop", "convergence"):
+                    check(folder.path / weights)
             say(f"{config.out}: this run is complete; nothing to do")
         else:
             from foreknow.tune_loop import tokenised
@@ -262,7 +267,8 @@ def _tune(
             "versions": models.library_versions(),
             "early_stop": about(folder.path / "early_stop"),
             "convergence": about(folder.path / "convergence"),
-        }
+        },
+        ("config.yaml", "metrics.jsonl", "outcomes.parquet", "rows.parquet", "results.json"),
     )
 
 
