@@ -21,11 +21,11 @@ import polars as pl
 import torch
 from scipy import stats
 
-from foreknow import facts, slick
+from foreknow import slick
 from foreknow.config import AuditConfig
 from foreknow.prepare import Stage, prepared, read_input, sized
 from foreknow.progress import meter
-from foreknow.rows import chunks
+from foreknow.rows import chunks, take
 from foreknow.sample import Generator, Sampler, exact_head
 
 
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=40)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    config = sized(AuditConfig(data="facts", model=args.model, dtype=args.dtype, limit=args.greedy), "cpu")
+    config = sized(AuditConfig(data="facts", model=args.model, dtype=args.dtype, limit=args.greedy), "cpu", "", Path())
     with prepared(config, read_input(config)) as stage:
         began = time.monotonic()
         probed = [stage.probing.prober.probe(c) for c in chunks(stage.draw.rows, 64)]
@@ -115,7 +115,7 @@ def gap(stage: Stage, prompt: tuple[int, ...], path: tuple[int, ...]) -> float:
 def sampled(stage: Stage, probes: pl.DataFrame, count: int, batch: int) -> dict[str, Any]:
     """Draw for `count` rows and hold the hits against the stated probabilities."""
     prober: Any = stage.probing.prober
-    rows = facts.take(stage.draw.rows, count, 1)
+    rows = take(stage.draw.rows, count, 1)
     sampler = Sampler(prober, Generator(stage.loaded.model, prober.vocabulary, prober.engine.sampling, batch * 4), 0)
     began = time.monotonic()
     parts = []

@@ -29,13 +29,12 @@ import polars as pl
 import torch
 from torch import nn
 
-from foreknow import facts
 from foreknow.config import AuditConfig
 from foreknow.ordered import _OrderedLinear
 from foreknow.packed import PackedModel
 from foreknow.prepare import Stage, prepared, read_input, sized
 from foreknow.probe import Prober
-from foreknow.rows import chunks
+from foreknow.rows import chunks, take
 from foreknow.sample import Generator, exact_head
 from foreknow.segments import Segment
 
@@ -71,10 +70,10 @@ def main() -> None:
 
 
 def speed(args: argparse.Namespace) -> dict[str, Any]:
-    config = sized(AuditConfig(data="facts", model=args.model, dtype=args.dtype), "cpu")
+    config = sized(AuditConfig(data="facts", model=args.model, dtype=args.dtype), "cpu", "", Path())
     given = read_input(config)
     wanted = given.facts.rows.filter(pl.col("group").is_in(RELATIONS) & pl.col("split").is_in(["train", "test"]))
-    rows = facts.take(wanted, args.rows, 0)
+    rows = take(wanted, args.rows, 0)
     with prepared(config, given._replace(audited=rows)) as stage:
         if stage.probing.packed is None:
             raise SystemExit("the packed engine does not take this model")

@@ -4,9 +4,9 @@
     python benchmarks/ray_audit.py kills [--model smollm2-135m] [--dtype float32] [--rows 300] [--out FILE.json]
     python benchmarks/ray_audit.py memory [--rows 200000] [--every 10] [--out FILE.json]
 
-pair: the packaged facts audited by one process with both threads, by one with one thread, and by two Ray workers with
-one thread each. Labels and probabilities row by row; rows/s of probing; seconds and processor seconds of the whole
-command.
+pair: the packaged facts audited by one process with one thread, by two Ray workers with one thread each and, with
+--both, by one process with two threads. Labels and probabilities row by row; rows/s of probing; seconds and
+processor seconds of the whole command.
 kills: the same on Ray; one worker is killed after a third of the chunks, the driver after two thirds, and the command
 is given again. Every row once, and the same bytes as a run that nobody disturbs.
 memory: synthetic rows and a model of two small layers with random weights, the whole pipeline; memory that belongs to
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rows", type=int)
     parser.add_argument("--chunk-rows", type=int)
+    parser.add_argument("--both", action="store_true", help="pair: audit by one process with two threads too")
     parser.add_argument("--every", type=float, default=10.0, help="seconds between samples of memory")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -51,22 +52,20 @@ def main() -> None:
         else:
             given = {"data": "facts", "limit": args.rows or 300, "model": args.model, "dtype": args.dtype}
             given |= {"device": "cpu", "chunk_rows": args.chunk_rows or 24}
-            found = pair(folder, given) if args.what == "pair" else kills(folder, given)
+            found = pair(folder, given, args.both) if args.what == "pair" else kills(folder, given)
     print(json.dumps({k: v for k, v in found.items() if k != "samples"}, indent=1))
     if args.out:
         args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def pair(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """Three ways to audit the same rows."""
-    ways = {
-        "one process, 2 threads": (2, ()),
-        "one process, 1 thread": (1, ()),
-        "two Ray workers, 1 thread each": (1, RAY),
-    }
+def pair(folder: Path, given: dict[str, Any], both: bool) -> dict[str, Any]:
+    """The same rows audited in two ways, or three."""
+    ways = {"one process, 1 thread": (1, ()), "two Ray workers, 1 thread each": (1, RAY)}
+    if both:
+        ways["one process, 2 threads"] = (2, ())
     found: dict[str, Any] = {"settings": given, "load_average": [], "ways": {}}
     for n, (name, (threads, flags)) in enumerate(ways.items()):
-        found["load_average"].append(os.getloadavg()[0])
+        found["load_average"].append(round(os.getloadavg()[0], 1))
         began = time.monotonic()
         process = start(folder / str(n), given, threads, *flags)
         spent = processor_seconds(process)
@@ -77,9 +76,10 @@ def pair(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
             "seconds": round(time.monotonic() - began, 1),
             "processor_seconds": round(spent, 1),
         }
-    ray = folder / "2"
-    found["against 1 thread"] = compared(folder / "1", ray)
-    found["against 2 threads"] = compared(folder / "0", ray)
+        print(name, found["ways"][name], file=sys.stderr, flush=True)
+    for n, name in ((0, "1 thread"), (2, "2 threads")):
+        if (folder / str(n)).is_dir():
+            found[f"Ray against {name}"] = compared(folder / str(n), folder / "1")
     return found
 
 

@@ -47,7 +47,7 @@ def main() -> None:
         "data": args.data, "model": args.local, "dtype": args.dtype, "limit": args.rows, "top_k": args.top_k,
         "exemplar_sets": args.sets, "exemplars": args.exemplars,
     }  # fmt: skip
-    config = sized(AuditConfig(**given), "cpu")
+    config = sized(AuditConfig(**given), "cpu", "", Path())
     data = read_input(config)
     with prepared(config, data) as stage:
         began = time.monotonic()

@@ -13,7 +13,7 @@ from foreknow import models
 from foreknow.cluster import Crew, joined
 from foreknow.config import AuditConfig
 from foreknow.prepare import Probes, prepared, read_input, sized
-from foreknow.progress import duration
+from foreknow.progress import duration, say
 from foreknow.rows import chunks
 from foreknow.server_model import address_of
 
@@ -33,8 +33,9 @@ def estimate(config: AuditConfig) -> dict[str, Any]:
         with server_of(config, given, address) as server:
             return estimate_at_server(config, given, server)
     given = read_input(config)
-    device = models.computing_on(config.device, config.dtype)[0]
-    config = sized(config, device)
+    device, dtype = models.computing_on(config.device, config.dtype)
+    found_model = models.resolve(config.model, say=say, trust_remote_code=config.trust_remote_code)
+    config = sized(config, device, dtype, found_model.folder)
     with joined(config) as cluster:
         crew = None if cluster is None else cluster.crew(device)
     with _threads(crew), prepared(config, given) as stage:
@@ -72,6 +73,11 @@ def estimate(config: AuditConfig) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "time": duration(seconds) + ("" if crew is None else f", measured on one and divided by {workers}: {crew}"),
         "measured_rows": burst.height,
+        "exemplar_sets": config.exemplar_sets,
+        "tokens_a_row": round(own / burst.height, 1),
+        "positions_a_row": round(config.exemplar_sets * (1 + sum(len(row.tree) for row in found) / burst.height), 1),
+        "prefix_tokens": round(shared),
+        "folder": str(found_model.folder),
         "rows_per_second": round(stage.draw.rows.height / seconds, 2),
     }
 

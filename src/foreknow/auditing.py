@@ -152,7 +152,7 @@ def run(config: AuditConfig) -> Audit:
         computing_on = cluster.computing_on if cluster else models.computing_on
         device, dtype = computing_on(config.device, config.dtype)
         model_folder = models.resolve(config.model, say=say, trust_remote_code=config.trust_remote_code)
-        config = sized(config, device)
+        config = sized(config, device, dtype, model_folder.folder)
         identity = identity_of(config, given, models.fingerprint(model_folder.folder), device, dtype)
         if folder.begin(identity, config.resolved()):
             say(f"{config.out}: this audit is complete; nothing to do")

@@ -83,7 +83,9 @@ def _with_less_memory(probing: Probing, rows: pl.DataFrame) -> tuple[Chunk, int]
             return probing.prober.probe(rows), times
         except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
             text = str(error).lower()
-            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "memory" not in text:
+            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not any(
+                told in text for told in ("memory", "alloc_failed")
+            ):
                 raise
             if engine is None or engine.batch_tokens < 128:
                 raise ResourceError(

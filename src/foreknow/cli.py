@@ -54,9 +54,10 @@ def _flags_of(model: type[Settings]) -> Callable[[Callable[..., None]], Callable
             default = "" if field.is_required() or not field.default else f" [default: {field.default}]"
             negative = None if field.default is True else ""
             about = Parameter(help=f"{field.description}{default}", show_default=False, negative=negative)
-            if field.annotation == dict[str, Any] or name == "rows":
+            if field.annotation == dict[str, Any] or (name == "rows" and model is StudyConfig):
                 continue  # settings of other stages: in the file only
-            kind: Any = Optional[field.annotation]  # noqa: UP045
+            # 1e9 is a number of rows: the settings read it
+            kind: Any = Optional[str] if name == "rows" else Optional[field.annotation]  # noqa: UP045
             if name in ("map", "weight", "test"):
                 kind = Optional[list[str]]  # noqa: UP045
             flags.append(
@@ -88,7 +89,10 @@ def audit(
     if settings.dry_run:
         from foreknow.audit_estimate import estimate
 
-        _print_estimate(estimate(settings))
+        found = estimate(settings)
+        _print_estimate(found)
+        if settings.rows is not None and "tokens_a_row" in found:
+            _print_scaled(found, settings.rows)
         return
     from foreknow.auditing import Audit, run
     from foreknow.errors import GateCrossed
@@ -437,6 +441,17 @@ def models() -> None:
 def _print_estimate(found: dict[str, Any]) -> None:
     for key, value in found.items():
         print(f"{key.replace('_', ' ') + ':':<18}{f'{value:,}' if isinstance(value, int) else value}")
+
+
+def _print_scaled(found: dict[str, Any], rows: int) -> None:
+    from foreknow.cost import model_of, scaled
+
+    told = scaled(found, rows, model_of(Path(found["folder"])))
+    print_table(told.table, f"{rows:,} rows")
+    for name, value, source in told.inputs.iter_rows():
+        print(f"{name}: {value} ({source})")
+    for note in told.notes:
+        print(note)
 
 
 def _print_written(written: Written) -> None:

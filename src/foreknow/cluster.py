@@ -134,7 +134,9 @@ class Cluster:
         self.address, self.workers = address, workers
         threads = os.environ.get("OMP_NUM_THREADS", "")
         self.threads = int(threads) if threads.isdigit() and int(threads) else None
-        self.ray = package() if address else _package_here()
+        self._alone = {} if address else _for_this_machine()
+        os.environ.update(self._alone)
+        self.ray = package()
         self.running = self.ray.is_initialized()
         self.ours = not self.running
         self._undo: Callable[[], None] = lambda: None
@@ -168,6 +170,8 @@ class Cluster:
             self._undo()
             self.ray.shutdown()
             self.running = False
+        for name in self._alone:
+            os.environ.pop(name, None)
 
     def nodes(self) -> list[Node]:
         """The machines that are alive; this one's, before a cluster of its own is started."""
@@ -363,13 +367,13 @@ def _gpus_here() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def _package_here() -> Any:
-    """Ray, told before it is imported to listen on this machine only, behind a token of this process."""
+def _for_this_machine() -> dict[str, str]:
+    """What Ray must know before it is imported: to listen on this machine only, behind a token of this process."""
+    # what Ray calls clusters that are for more than one machine
+    alone = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     if "RAY_AUTH_MODE" not in os.environ and "RAY_AUTH_TOKEN" not in os.environ:
-        os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
-    # what Ray calls the clusters that are not for one machine only
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    return package()
+        alone |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    return {name: value for name, value in alone.items() if name not in os.environ}
 
 
 @contextlib.contextmanager

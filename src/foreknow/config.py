@@ -143,13 +143,25 @@ class AuditConfig(DataSettings, ServerSettings):
     )
     max_expansions: int = Field(64, ge=1, description="Token paths searched for one prompt, at most.")
     dtype: str = Field("auto", description="auto, bfloat16, float16 or float32.")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...; map: the layers spread over all GPUs.")
     batch_tokens: int | None = Field(None, ge=1, description="Tokens computed at once (default: 2048; GPU 16384).")
     chunk_rows: int | None = Field(None, ge=1, description="Rows saved at once (default: 128; GPU 512).")
     ray: bool = Field(False, description=RAY)
     ray_address: str | None = Field(None, description=RAY_ADDRESS)
     ray_workers: int | None = Field(None, ge=1, description=RAY_WORKERS)
     dry_run: bool = Field(False, description="Say what a run would cost, from a short measured burst; write nothing.")
+    rows: int | None = Field(
+        None, ge=1, description="With --dry-run: what so many rows would cost, here and on other machines (1e9)."
+    )
+
+    @field_validator("rows", mode="before")
+    @classmethod
+    def _whole(cls, value: Any) -> Any:
+        """`1e9` is a whole number too."""
+        try:
+            return int(float(value)) if isinstance(value, str) and float(value).is_integer() else value
+        except (ValueError, OverflowError):
+            return value
 
     @field_validator("bos", mode="before")
     @classmethod

@@ -62,9 +62,9 @@ LAPTOP: Final = Machine(
     Range(0.70, 0.40),
     False,
     Range(0.01, 0.02),
-    "peak: 8 cores at 3.3 GHz (AMD Ryzen 7 7840U's published base clock), two 8-wide float32 FMAs a cycle; share 70 %: "
-    "measured on another processor without matrix tiles (docs/speed.md), 40 % assumed; price: 28 W published, 56 W "
-    "with the rest assumed, at 0.30 $/kWh assumed",
+    "peak: 8 cores at 3.3 GHz (an AMD Ryzen 7 7840U, from general knowledge), two 8-wide float32 FMAs a cycle; "
+    "share 70 %: measured on another processor without matrix tiles (docs/speed.md), 40 % assumed; price: 28 W from "
+    "general knowledge, 56 W with the rest assumed, at 0.30 $/kWh assumed",
 )
 CLUSTER: Final = H100._replace(
     name="64 H100",

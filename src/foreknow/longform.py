@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from foreknow.head import OutputHead
+from foreknow.models import input_device
 from foreknow.packaged import quiet
 from foreknow.prompts import Context, Prompter, common_prefix
 from foreknow.rows import GOLD
@@ -54,7 +55,7 @@ class LongScorer:
         self.prompter = prompter
         self.max_tokens = max_tokens
         self.batch_tokens = batch_tokens
-        self.device = next(model.parameters()).device
+        self.device = input_device(model)
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.positions = positions if isinstance(positions, int) and positions > 0 else 2**31
         with own_attention(model):
@@ -147,11 +148,12 @@ class LongScorer:
             table[r, : len(ids)] = torch.tensor(ids)
             spots += range(r * width + first - 1, r * width + len(ids) - 1)
             targets += ids[first:]
-        spot, target = torch.tensor(spots, device=self.device), torch.tensor(targets, device=self.device)
         table = table.to(self.device)
         if self.split is not None:
-            states = self.split.body(input_ids=table, use_cache=False).last_hidden_state
-            return log_probs(self.split.pieces, states.flatten(0, 1).index_select(0, spot), target)
+            states = self.split.body(input_ids=table, use_cache=False).last_hidden_state.flatten(0, 1)
+            states = states.index_select(0, torch.tensor(spots, device=states.device))
+            return log_probs(self.split.pieces, states, torch.tensor(targets, device=self.split.device))
+        spot, target = torch.tensor(spots, device=self.device), torch.tensor(targets, device=self.device)
         logits = self.model(input_ids=table, use_cache=False).logits.flatten(0, 1)
         parts = [
             logits[s].float().log_softmax(-1).gather(1, t[:, None])[:, 0]
@@ -237,6 +239,11 @@ class _Split(NamedTuple):
     body: nn.Module
     pieces: list[OutputHead]
 
+    @property
+    def device(self) -> torch.device:
+        """The head's."""
+        return self.pieces[0].weight.device
+
 
 @torch.inference_mode()
 def _split(model: PreTrainedModel, ids: Sequence[int]) -> _Split | None:
@@ -244,11 +251,13 @@ def _split(model: PreTrainedModel, ids: Sequence[int]) -> _Split | None:
     body, head = getattr(model, model.base_model_prefix, None), model.get_output_embeddings()
     if not isinstance(body, nn.Module) or body is model or getattr(head, "weight", None) is None:
         return None
+    if head.weight.device.type == "meta":  # fetched at each pass (`device_map`)
+        return None
     split = _Split(body, pieces(OutputHead(cast(nn.Linear, head), model.config.get_text_config())))
-    text = torch.tensor([list(ids)], device=next(model.parameters()).device)
+    text = torch.tensor([list(ids)], device=input_device(model))
     plain = model(input_ids=text, use_cache=False).logits[0].float()
     states = body(input_ids=text, use_cache=False).last_hidden_state[0]
-    ours = torch.cat([piece.full_logits(states) for piece in split.pieces], dim=-1)
+    ours = torch.cat([piece.full_logits(states) for piece in split.pieces], dim=-1).to(plain.device)
     limit = 1e-3 if head.weight.dtype == torch.float32 else 0.05
     same = ours.shape == plain.shape and float((ours - plain).abs().mean() / plain.std().clamp(min=1e-6)) <= limit
     return split if same else None

@@ -200,10 +200,12 @@ class GpuMemory(NamedTuple):
     gpus: int
 
 
-def gpu_memory(device: str) -> GpuMemory:
-    """Memory of the GPU that a device setting (auto, cuda, cuda:1, map) means, or of all of them."""
+def gpu_memory(device: str) -> GpuMemory | None:
+    """Memory of the GPU that a device setting (auto, cuda, cuda:1, map) means, or of all of them; None without one."""
     import torch
 
+    if not torch.cuda.device_count():
+        return None
     every = list(range(torch.cuda.device_count()))
     one = torch.device("cuda" if device == "auto" else device).index if device != MAP else None
     used = every if device == MAP else [torch.cuda.current_device() if one is None else one]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import polars as pl
 
-from foreknow import default_facts, exemplars, facts, models
+from foreknow import default_facts, exemplars, facts, memory, models
 from foreknow.askable import UNASKABLE, exemplar_tokens, flag_long_prompts, flag_unspellable
 from foreknow.checking import check
 from foreknow.config import AuditConfig
@@ -72,7 +73,7 @@ _NO_IDENTITY: Final = {
         "group_by",
     ),
     *("ray", "ray_address", "ray_workers"),
-    *("timeout", "retries", "backoff", "concurrency", "per_minute", "batch_prompts", "prices"),
+    *("timeout", "retries", "backoff", "concurrency", "per_minute", "batch_prompts", "prices", "rows"),
 }
 """Settings that name a file whose content counts instead, or do not change a result."""
 
@@ -92,13 +93,26 @@ def identity_of(
     }
 
 
-def sized(config: AuditConfig, device: str) -> AuditConfig:
-    """Fill in the batch plan: a matter of the kind of device, never of free memory or load."""
-    gpu = device.startswith("cuda")
+def sized(config: AuditConfig, device: str, dtype: str, folder: Path) -> AuditConfig:
+    """Fill in the batch plan: a matter of the model and the kind of device, never of free memory or load.
+
+    `folder`: the model's. Where workers elsewhere have the GPUs, the plan is that of a large one.
+    """
+    sizes = memory.Sizes(2048, 128)
+    if device.startswith("cuda"):
+        sizes = memory.MOST
+        if gpu := models.gpu_memory(config.device):
+            plan = memory.planned(
+                folder, dtype, gpu.total, sets=config.exemplar_sets, shots=config.shots, gpus=gpu.gpus
+            )
+            sizes = plan.sizes
+            say(plan.line)
+            if plan.needs and (line := memory.tight(plan.needs, gpu.free)):
+                say(line)
     return config.model_copy(
         update={
-            "batch_tokens": config.batch_tokens or (16384 if gpu else 2048),
-            "chunk_rows": config.chunk_rows or (512 if gpu else 128),
+            "batch_tokens": config.batch_tokens or sizes.batch_tokens,
+            "chunk_rows": config.chunk_rows or sizes.chunk_rows,
         }
     )
 

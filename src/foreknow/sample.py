@@ -20,6 +20,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from foreknow.engine import Prompt, Sampling
 from foreknow.match import Accepted
+from foreknow.models import input_device
 from foreknow.probe import Chunk, Line, Prober, Row, answers_frame, probes_frame
 from foreknow.search import Path, Vocabulary
 
@@ -110,7 +111,7 @@ class Generator:
             eos_token_id=stops,
             pad_token_id=stops[0],
         )
-        device = next(self.model.parameters()).device
+        device = input_device(self.model)
         found: list[list[Path]] = []
         many = max(1, self.batch // (draws or 1))
         for start in range(0, len(prompts), many):

@@ -17,7 +17,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from foreknow import ranks
 from foreknow.packed import PackedModel
-from foreknow.segments import Branch, Laid, Plan, Segment, UnsupportedModel, lay, round_up
+from foreknow.segments import Batch, Branch, Segment, UnsupportedModel, lay_out
 from foreknow.training_rows import Example, alike
 
 ATTENTION = "foreknow_training"
@@ -59,22 +59,12 @@ class PackedPass:
         ordered = [example for run in runs for example in run]
         device = self.head.weight.device
         segments = [Segment(None, [_branch(example) for example in run]) for run in runs]
-        ids, positions, wanted, laid = lay(segments, device)
-        scatter: list[int] = []
-        offset = 0
-        for s, run in zip(laid, runs, strict=True):
-            for r, example in enumerate(run):
-                scatter.extend(range(offset + r * s.width, offset + r * s.width + example.length))
-            offset += s.rows * s.width
-        # few shapes, since the CPU library builds a kernel for each; what is added is seen by nobody
-        spare = [0] * (round_up(len(ids), 64) - len(ids))
+        batch = lay_out(segments, keep=False)
+        here = batch.on(device)
         states = self.body(
-            input_ids=torch.tensor([ids + spare], device=device),
-            position_ids=torch.tensor([positions + spare], device=device),
-            use_cache=False,
-            packing=Plan(laid, torch.tensor(scatter + spare, device=device), False),
+            input_ids=here.ids, position_ids=here.positions, use_cache=False, packing=batch
         ).last_hidden_state[0]
-        logits = self.head(states.index_select(0, torch.tensor(wanted, device=device)))
+        logits = self.head(states.index_select(0, here.wanted))
         return ordered, _cross_entropy(_finished(logits.float(), self.config), ordered)
 
 
@@ -207,7 +197,7 @@ def _attend(
     del attention_mask
     if kwargs.get("s_aux") is not None:
         raise UnsupportedModel("attention sinks")
-    plan: Plan = kwargs["packing"]
+    batch: Batch = kwargs["packing"]
     window, softcap = kwargs.get("sliding_window"), kwargs.get("softcap")
     heads, tokens, size = query.shape[1:]
     kv_heads = key.shape[1]
@@ -215,32 +205,25 @@ def _attend(
     q_all = (query[0] * (size**-0.5 if scaling is None else scaling)).transpose(0, 1)
     q_all = q_all.reshape(tokens, kv_heads, group, size)
     k_all, v_all = key[0].transpose(0, 1), value[0].transpose(0, 1)
+    here = batch.on(query.device)
     outputs = []
-    for s in plan.segments:
+    for s, seat in zip(batch.segments, here.seats, strict=True):
         n, width = s.rows, s.width
-        q = q_all.index_select(0, s.gather).view(n, width, kv_heads, group, size)
+        far_back = window if window is not None and s.last >= window else None
+        q = q_all.index_select(0, seat.gather).view(n, width, kv_heads, group, size)
         q = q.permute(0, 2, 3, 1, 4).reshape(n * kv_heads, group * width, size)
-        k = k_all.index_select(0, s.gather).view(n, width, kv_heads, size).transpose(1, 2)
-        v = v_all.index_select(0, s.gather).view(n, width, kv_heads, size).transpose(1, 2)
+        k = k_all.index_select(0, seat.gather).view(n, width, kv_heads, size).transpose(1, 2)
+        v = v_all.index_select(0, seat.gather).view(n, width, kv_heads, size).transpose(1, 2)
         scores = torch.bmm(q, k.reshape(n * kv_heads, width, size).transpose(1, 2))
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
-        scores = scores.view(n, kv_heads * group, width, width) + _closed(s, window, scores.dtype)
+        scores = scores.view(n, kv_heads * group, width, width) + seat.bias(far_back, scores.dtype)[:, None]
         weights = nn.functional.dropout(scores.softmax(-1), dropout, training=module.training)
         weights = weights.view(n * kv_heads, group * width, width).to(v.dtype)
         out = torch.bmm(weights, v.reshape(n * kv_heads, width, size)).view(n, heads, width, size)
         outputs.append(out.transpose(1, 2).reshape(n * width, heads, size))
     merged = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return merged.index_select(0, plan.scatter)[None], None
-
-
-def _closed(s: Laid, window: int | None, dtype: torch.dtype) -> Tensor:
-    """0 where a token may look, else -inf: [rows, 1, width, width]."""
-    s.bias = s.bias.to(dtype)  # once for all layers
-    if window is None or s.width <= window:
-        return s.bias[:, None]
-    far = s.query_positions[:, :, None] - s.key_positions[:, None, :] >= window
-    return s.bias.masked_fill(far, float("-inf"))[:, None]
+    return merged.index_select(0, here.scatter)[None], None
 
 
 AttentionInterface.register(ATTENTION, _attend)
