@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SUPPLY := .venv-supply
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-slow explore lint fuzz bench-audit bench-tune agreement lock check-lock sbom licences advisories clean
+.PHONY: demo test test-slow test-faults soak explore lint fuzz bench-audit bench-tune agreement lock check-lock sbom licences advisories clean
 
 DEMO := runs/demo
 FOREKNOW := $(BIN)/foreknow
@@ -31,13 +31,19 @@ demo: $(VENV)/.installed
 	@echo "the audit's page: $(DEMO)/train/report.html"
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow and not faults"
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -m slow
 
+test-faults: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q -m faults tests/faults
+
+soak: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/soak.py --minutes 60
+
 explore: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q -m "not slow" --hypothesis-profile explore
+	$(BIN)/python -m pytest -q -m "not slow and not faults" --hypothesis-profile explore
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

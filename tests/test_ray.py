@@ -1,0 +1,391 @@
+"""Audits and studies on Ray: the same bytes as one process, whatever is killed; errors as they are without Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import fact_rows
+from foreknow import auditing, models, studying
+from foreknow.audit_estimate import estimate
+from foreknow.cluster import Crew, Node, crew_of, raised, room, smaller, told
+from foreknow.config import AuditConfig, settings_of
+from foreknow.errors import ConfigError, ForeknowError, MissingExtra, ModelError, ResourceError
+from foreknow.ray_study import _sees
+from foreknow.study_config import StudyConfig
+
+Start = Callable[..., subprocess.Popen[str]]
+SAME = ("rows.parquet", "probes.parquet", "exemplars.json")
+NAMES = ("ray::MapWorker", "raylet", "gcs_server")
+
+
+@pytest.fixture(scope="module")
+def settings(facts_file: Path, tiny_folder: Path) -> dict[str, Any]:
+    """48 rows in 48 chunks: time enough to kill something."""
+    return {
+        "data": str(facts_file), "model": str(tiny_folder), "dtype": "float32", "device": "cpu", "exemplar_sets": 6,
+        "chunk_rows": 1,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def calm(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same audit by one process that nobody disturbs."""
+    torch.set_num_threads(1)
+    return auditing.run(settings_of(AuditConfig, {**settings, "out": tmp_path_factory.mktemp("ray") / "calm"})).folder
+
+
+@pytest.fixture
+def start(settings: dict[str, Any]) -> Any:
+    """Begin an audit in a process of its own; none outlives the test."""
+    begun = []
+
+    def begin(out: Path, *flags: str, **more: Any) -> subprocess.Popen[str]:
+        file = written({**settings, **more}, out)
+        command = [sys.executable, "-m", "foreknow", "audit", "--config", str(file), "--out", str(out), *flags]
+        process = subprocess.Popen(
+            command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        begun.append(process)
+        return process
+
+    yield begin
+    for process in begun:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def written(settings: dict[str, Any], out: Path) -> Path:
+    file = out.parent / f"{out.name}.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    return file
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def until_kept(out: Path, count: int, process: subprocess.Popen[str]) -> None:
+    """Wait for so many finished chunks of a run that goes on."""
+    while len(list((out / ".chunks").glob("*.cost.parquet"))) < count:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+
+
+def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Ray's processes that compute or rule, under a run."""
+    found = psutil.Process(process.pid).children(recursive=True)
+    return [one for one in found if one.name().startswith(NAMES)]
+
+
+def all_ended(processes: list[psutil.Process], seconds: float = 30) -> bool:
+    return not psutil.wait_procs(processes, timeout=seconds)[1]
+
+
+def told_by(process: subprocess.Popen[str], code: int = 0) -> str:
+    said = process.communicate(timeout=240)[1]
+    assert process.returncode == code, said
+    return said
+
+
+def assert_same(found: Path, calm: Path) -> None:
+    for name in SAME:
+        assert (found / name).read_bytes() == (calm / name).read_bytes(), name
+    lines = [json.loads((folder / "manifest.json").read_text())["rows"] for folder in (found, calm)]
+    assert lines[0] == lines[1]
+
+
+def test_two_workers_one_of_them_killed_give_the_bytes_of_one_process(start: Start, calm: Path, tmp_path: Path) -> None:
+    out = tmp_path / "two"
+    process = start(out, "--ray", "--ray-workers", "2")
+    until_kept(out, 3, process)
+    workers = [one for one in family(process) if one.name().startswith("ray::MapWorker")]
+    assert len(workers) == 2
+    workers[0].kill()
+    said = told_by(process)
+    assert "2 workers with 1 thread each, on this machine" in said
+    assert "a Ray worker was lost (killed, or out of memory): started again, with its chunk" in said
+    assert "Traceback" not in said
+    assert_same(out, calm)
+    (way,) = json.loads((out / "manifest.json").read_text())["computed"]
+    assert (way["workers"], way["threads"], way["chunks"]) == (2, 1, 48)
+
+
+def test_killed_on_ray_it_is_ended_by_one_process(
+    start: Start, settings: dict[str, Any], calm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "ended"
+    process = start(out, "--ray", "--ray-workers", "1")
+    until_kept(out, 3, process)
+    ray = family(process)
+    assert {one.name() for one in ray} >= {"raylet", "gcs_server"}
+    assert loopback_only(ray)
+    process.kill()
+    process.wait()
+    assert all_ended(ray)
+
+    auditing.run(settings_of(AuditConfig, {**settings, "out": out}))
+    assert "of 48 chunks are finished; going on" in capsys.readouterr().err
+    assert_same(out, calm)
+    here, there = json.loads((out / "manifest.json").read_text())["computed"]
+    assert (here["ray"], here["workers"], there["workers"]) == (None, 1, 1)
+    assert here["chunks"] + there["chunks"] == 48
+    assert there["chunks"] >= 3
+
+
+@pytest.mark.slow
+def test_begun_by_one_process_and_interrupted_on_ray_it_ends_in_the_same_bytes(
+    start: Start, calm: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "begun"
+    first = start(out)
+    until_kept(out, 3, first)
+    first.kill()
+    first.wait()
+
+    second = start(out, "--ray", "--ray-workers", "2")
+    until_kept(out, 8, second)
+    ray = family(second)
+    os.killpg(second.pid, signal.SIGINT)
+    assert told_by(second, 130).endswith("foreknow: interrupted; the same command goes on from here\n")
+    assert all_ended(ray)
+
+    told_by(start(out, "--ray", "--ray-workers", "2"))
+    assert_same(out, calm)
+
+
+def loopback_only(processes: list[psutil.Process]) -> bool:
+    heard = [c.laddr.ip for one in processes for c in one.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    return bool(heard) and all(ip.removeprefix("::ffff:").startswith("127.") for ip in heard)
+
+
+def test_a_workers_error_is_told_as_it_is_without_ray(
+    start: Start, settings: dict[str, Any], tiny_folder: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_folder, broken)
+    (broken / "model.safetensors").write_bytes(b"\x10" * 64)
+    with pytest.raises(ModelError, match="cannot be loaded") as expected:
+        models.load(str(broken), dtype="float32")
+    said = told_by(start(tmp_path / "out", "--ray", "--ray-workers", "1", model=str(broken)), 2)
+    assert said.splitlines()[-1] == f"foreknow: {expected.value}"
+    assert "Traceback" not in said
+
+
+DEADLY = """
+import os, signal, sys
+from foreknow import cli, ray_audit
+
+class Deadly(ray_audit.Worker):
+    def _done(self, number, rows):
+        if number == 5:
+            self.work = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        return super()._done(number, rows)
+
+ray_audit.Worker = Deadly
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_chunk_that_always_ends_its_worker_is_given_up_and_the_others_are_kept(
+    settings: dict[str, Any], calm: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "deadly.py").write_text(DEADLY)
+    out = tmp_path / "out"
+    flags = ["audit", "--config", str(written(settings, out)), "--out", str(out), "--ray", "--ray-workers", "2"]
+    ended = subprocess.run(
+        [sys.executable, str(tmp_path / "deadly.py"), *flags],
+        env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith("foreknow: chunk 5 ended its Ray worker 3 times: out of memory?")
+    assert len(list((out / ".chunks").glob("*.cost.parquet"))) > 5
+    assert not (out / ".chunks/000005.cost.parquet").exists()
+    auditing.run(settings_of(AuditConfig, {**settings, "out": out}))
+    assert_same(out, calm)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Three nodes of a core each, simulated on this machine by Ray's own test cluster."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    quick = {"health_check_period_ms": 500, "health_check_failure_threshold": 2}
+    small = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+    head = {**small, "include_dashboard": False, "_system_config": quick}
+    made = Cluster(initialize_head=True, head_node_args=head)
+    made.nodes = [made.add_node(**small), made.add_node(**small)]
+    yield made
+    made.shutdown()
+
+
+@pytest.mark.slow
+def test_a_cluster_that_loses_a_node_ends_in_the_same_bytes(
+    cluster: Any, start: Start, calm: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "three"
+    process = start(out, "--ray-address", cluster.address, "--ray-workers", "3")
+    until_kept(out, 4, process)
+    cluster.remove_node(cluster.nodes[0], allow_graceful=False)
+    said = told_by(process)
+    assert f"3 workers with 1 thread each, on {cluster.address}" in said
+    assert "a node of the Ray cluster was lost: 2 of 3 are left" in said
+    assert "going on with 2 workers with 1 thread each" in said
+    assert_same(out, calm)
+
+
+@pytest.mark.slow
+def test_a_study_on_a_cluster_measures_what_one_process_does(
+    cluster: Any, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    splits = ("train", "train", "train", "dev", "test", "train", "test", "train")
+    rows = [{**row, "split": splits[n % 8]} for n, row in enumerate(fact_rows())]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    template = tmp_path / "template.yaml"
+    template.write_text(yaml.safe_dump({"target": "Q: {question}\nA:"}))
+    study = {
+        "data": "rows.jsonl", "model": settings["model"], "unknown": [0.5], "known": False, "only": [],
+        "natural": False, "idk": [], "fixed_epochs": [1], "size": 4, "p_true": False, "seeds": 3,
+        "audit": {"exemplar_sets": 2, "shots": 2, "dtype": "float32", "device": "cpu"},
+        "tune": {
+            "epochs": 6, "learning_rate": 3e-4, "batch_size": 4, "prompt_template": str(template), "dtype": "float32",
+            "device": "cpu",
+        },
+    }  # fmt: skip
+    file = written(study, tmp_path / "study")
+    command = [sys.executable, "-m", "foreknow", "study", str(file), "--out"]
+    subprocess.run([*command, "one"], env=environment(), check=True, capture_output=True, cwd=tmp_path)
+    process = subprocess.Popen(
+        [*command, "many", "--ray-address", cluster.address, "--ray-workers", "2"],
+        env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    while not (tmp_path / "many/runs/unknown-50-seed0/metrics.jsonl").is_file():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    runs = [one for one in psutil.process_iter() if one.name().startswith("ray::_run")]
+    runs[0].kill()
+    said = told_by(process)
+    assert "a Ray worker was lost (killed, or out of memory): started again, with its run" in said
+    assert "run 3 of 3: " in said
+    one, many = (studying.open_study(tmp_path / name) for name in ("one", "many"))
+    assert many.results.equals(one.results)
+    assert many.outcomes.equals(one.outcomes)
+    assert not list((tmp_path / "many").glob(".shared*"))
+
+
+def test_a_node_that_cannot_see_the_studys_folder_says_so(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    mark.write_text("word")
+    seen = _sees(str(mark), "word")
+    assert (tmp_path / f"mark.{seen}").read_text() == "word"
+    assert _sees(str(mark), "another") == ""
+    assert _sees(str(tmp_path / "absent"), "word") == ""
+
+
+@pytest.mark.parametrize("name", ["ray", "ray.data"])
+def test_without_ray_it_says_what_to_install(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with pytest.raises(MissingExtra, match=r"^--ray: Ray is not installed: pip install 'foreknow\[ray\]'$"):
+        auditing.run(settings_of(AuditConfig, {**settings, "out": tmp_path / "out", "ray": True}))
+
+
+@pytest.mark.parametrize("name", ["ray", "ray_address", "ray_workers"])
+def test_a_study_gives_its_audit_rays_settings_itself(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"found {name}, which the study sets itself"):
+        settings_of(StudyConfig, {"data": "facts", "audit": {name: 1}})
+
+
+def test_workers_of_this_machine_and_of_ray_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match=r"^--workers: found with --ray, where --ray-workers says how many"):
+        settings_of(StudyConfig, {"data": "facts", "ray": True, "workers": 2})
+
+
+nodes = st.lists(st.builds(Node, st.integers(0, 64), st.integers(0, 8)), max_size=5)
+
+
+@given(nodes, st.integers(1, 40), st.none() | st.integers(1, 16), st.booleans())
+def test_workers_have_room_and_as_many_threads_as_fit(
+    machines: list[Node], workers: int, threads: int | None, gpu: bool
+) -> None:
+    if room(machines, threads or 1, gpu) < workers:
+        with pytest.raises(ConfigError, match="of the Ray cluster, expected room for"):
+            crew_of(machines, workers, threads, gpu)
+        return
+    crew = crew_of(machines, workers, threads, gpu)
+    assert (crew.workers, crew.gpu) == (workers, gpu)
+    assert room(machines, crew.threads, gpu) >= workers
+    if threads is None:
+        assert room(machines, crew.threads + 1, gpu) < workers
+    else:
+        assert crew.threads == threads
+
+
+@given(nodes.filter(lambda some: any(n.cpus and n.gpus for n in some)))
+def test_without_a_number_every_gpu_gets_a_worker_where_cores_allow(machines: list[Node]) -> None:
+    gpus = sum(node.gpus for node in machines if node.cpus)
+    if room(machines, 1, True) == gpus:
+        assert crew_of(machines, None, None, True).workers == gpus
+
+
+def test_a_laptops_cores_are_shared_out() -> None:
+    assert crew_of([Node(8, 0)], None, None, False) == Crew(2, 4, False)
+    assert crew_of([Node(8, 0)], 3, None, False) == Crew(3, 2, False)
+    assert crew_of([Node(16, 2)], None, None, True) == Crew(2, 8, True)
+    assert str(Crew(2, 8, True)) == "2 workers with 8 threads and a GPU each"
+    with pytest.raises(ConfigError, match=r"^--ray-workers 9: found 8 cores on 1 node .*expected room for 9 workers$"):
+        crew_of([Node(8, 0)], 9, None, False)
+
+
+def test_what_is_left_of_a_cluster_takes_over_with_the_same_threads() -> None:
+    crew = Crew(3, 2, False)
+    assert smaller(crew, [Node(2, 0), Node(3, 0)]) == Crew(2, 2, False)
+    with pytest.raises(ResourceError, match="no node of the Ray cluster that has room for a worker is left"):
+        smaller(crew, [Node(1, 0)])
+
+
+@pytest.mark.parametrize("error", [ModelError("--model x: no"), ResourceError("full"), ForeknowError("failed")])
+def test_an_error_of_ours_comes_back_as_itself(error: ForeknowError) -> None:
+    again = raised(json.loads(json.dumps(told(error))))
+    assert (type(again), str(again)) == (type(error), str(error))
+
+
+def test_any_other_error_comes_back_with_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError) as caught:
+        divmod(1, 0)
+    again = raised(told(caught.value))
+    assert isinstance(again, RuntimeError)
+    assert "Traceback" in str(again)
+    assert "ZeroDivisionError" in str(again)
+
+
+def test_the_cost_is_divided_by_the_workers(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    found = estimate(settings_of(AuditConfig, {**settings, "ray": True, "ray_workers": 2, "dry_run": True}))
+    assert found["time"].endswith(", measured on one and divided by 2: 2 workers with 1 thread each")
+    assert found["seconds"] >= 0
