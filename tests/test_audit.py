@@ -213,21 +213,21 @@ def test_a_folder_held_by_another_run_is_refused(run: Cli, facts_file: Path, tin
 def test_a_full_disk_is_one_line_and_loses_nothing(
     run: Cli, finished: Path, facts_file: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, kept = tmp_path / "a", runs.write_frame
+    out, kept = tmp_path / "a", runs.write_whole
     words = ["audit", facts_file, "--out", out, *settings(tiny_folder)]
 
-    def full(path: Path, frame: pl.DataFrame) -> None:
+    def full(path: Path, write: Callable[[Path], object]) -> None:
         if path.name.startswith("000003"):
             with runs._disk(path):
                 raise OSError(errno.ENOSPC, "No space left on device")
-        kept(path, frame)
+        kept(path, write)
 
-    monkeypatch.setattr(runs, "write_frame", full)
+    monkeypatch.setattr(runs, "write_whole", full)
     code, _, err = run(*words)
     assert code == 1
     assert "the disk is full; finished chunks are kept" in err
     assert "Traceback" not in err
-    monkeypatch.setattr(runs, "write_frame", kept)
+    monkeypatch.setattr(runs, "write_whole", kept)
     code, _, err = run(*words)
     assert code == 0
     assert "3 of 6 chunks are finished" in err

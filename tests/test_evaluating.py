@@ -222,6 +222,11 @@ def test_without_its_base_an_adapter_is_refused_and_base_names_it(
         told = json.loads((folder / name).read_text())
         change(told)
         (folder / name).write_text(json.dumps(told))
+    with pytest.raises(ModelError, match=r"adapter_config.json: sha256 .* take its line out of foreknow.json"):
+        evaluating.run(make(tmp_path / "a", model=str(folder)))
+    about = json.loads((folder / "foreknow.json").read_text())
+    del about["files"]["adapter_config.json"]
+    (folder / "foreknow.json").write_text(json.dumps(about))
     with pytest.raises(ModelError, match=r"an adapter of gone, which is not here; name its base with --base MODEL$"):
         evaluating.run(make(tmp_path / "a", model=str(folder)))
     found = adapters.find(str(folder), str(tiny_folder))

@@ -13,7 +13,7 @@ import yaml
 from conftest import fact_rows
 from foreknow import auditing, evaluating, tuning
 from foreknow.config import AuditConfig, EvaluateConfig, MixConfig, TuneConfig, settings_of
-from foreknow.errors import ConfigError, InputError
+from foreknow.errors import ConfigError, InputError, RunFolderError
 from foreknow.mixed import write_mix
 from foreknow.reporting import control_of, write_report
 
@@ -82,7 +82,7 @@ def test_a_run_of_the_same_size_with_no_unknown_rows_will_do(tmp_path: Path) -> 
 @pytest.fixture
 def refused(tmp_path: Path) -> Callable[..., str]:
     def asked(folder: Path, **given: Any) -> str:
-        with pytest.raises((InputError, ConfigError)) as caught:
+        with pytest.raises((InputError, ConfigError, RunFolderError)) as caught:
             write_report(folder, **given)
         return str(caught.value)
 
@@ -92,6 +92,7 @@ def refused(tmp_path: Path) -> Callable[..., str]:
 def test_folders_that_are_no_runs_are_refused(road: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     assert "not a finished run of audit, tune, evaluate or study" in refused(tmp_path / "gone")
     (tmp_path / "manifest.json").write_text("[")
-    assert "not a finished run" in refused(tmp_path)
+    assert "manifest.json: damaged, not a JSON object; delete" in refused(tmp_path)
+    (tmp_path / "manifest.json").unlink()
     assert "is not a tune run" in refused(road / "audit", control=road / "known")
     assert "not a finished run of foreknow tune" in refused(road / "mixed", control=tmp_path)

@@ -163,7 +163,7 @@ def test_damaged_results_are_named(finished: studying.Study, make: Make, tmp_pat
     for name in ("results.parquet", "outcomes.parquet", "manifest.json"):
         shutil.copy(finished.folder / name, folder / name)
     (folder / "outcomes.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(InputError, match=r"outcomes.parquet is damaged .*; delete both"):
+    with pytest.raises(InputError, match=r"outcomes.parquet: damaged or edited.*or delete \S*outcomes.parquet and run"):
         studying.run(make(folder, natural=True))
 
 

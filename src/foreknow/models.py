@@ -63,6 +63,12 @@ def resolve(name: str, say: Callable[[str], None] = lambda _: None, trust_remote
 
     A store's folder or file is fetched. Raises ModelError for a model that is unknown, incomplete or altered.
     """
+    found = _located(name, say, trust_remote_code)
+    check(found.folder)  # before a run folder is claimed for what an altered model would be
+    return found
+
+
+def _located(name: str, say: Callable[[str], None], trust_remote_code: bool) -> Resolved:
     if is_url(name):
         name = str(fetched(name))
     if name in PACKAGED:
@@ -144,7 +150,6 @@ def load(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     found = resolve(name, say, trust_remote_code)
-    check(found.folder)
     on, device_reason = _device(device)
     kind, dtype_reason = _dtype(dtype, on)
     try:

@@ -139,8 +139,8 @@ class RunFolder:
         """The manifest of a complete run, else None."""
         return read_json(self.path / MANIFEST)
 
-    def begin(self, identity: dict[str, Any], config: dict[str, Any]) -> bool:
-        """Check that the folder is new or belongs to the same run; True if that run is complete.
+    def begin(self, identity: dict[str, Any], config: dict[str, Any], *, partial: bool = False) -> bool:
+        """Check that the folder is new or belongs to the same run; True if that run is complete (see `verify`).
 
         `identity`: what makes two runs the same (input, model, settings), by key. Raises RunFolderError
         naming the keys that differ.
@@ -154,7 +154,7 @@ class RunFolder:
                     f"{self.path}: made by another run: {shown}. Choose another --out, or delete the folder"
                 )
             if self.manifest is not None:
-                verify(self.path)
+                verify(self.path, partial=partial)
                 return True
         elif any(p for p in self.path.iterdir() if p.name != ".lock" and not p.name.startswith("..run.json.")):
             raise RunFolderError(
@@ -271,11 +271,12 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def verify(folder: Path) -> dict[str, Any]:
+def verify(folder: Path, *, partial: bool = False) -> dict[str, Any]:
     """The manifest of a complete run whose outputs are as the run left them, byte for byte.
 
     Checked before anything reads them: a flipped bit in Parquet can end the process, or change rows without a word.
-    Raises InputError where there is no manifest, or an output is missing or was changed, with its name.
+    `partial`: a file that is missing is no fault, as it can be made again from the others. Raises InputError where
+    there is no manifest, or an output is missing or was changed, with its name.
     """
     found = read_sealed(folder / MANIFEST)
     if found is None:
@@ -283,13 +284,15 @@ def verify(folder: Path) -> dict[str, Any]:
     for name, expected in found.get("files", {}).items():
         path = folder / name
         if not path.is_file():
+            if partial:
+                continue
             raise InputError(f"{path}: missing, though the run was finished; put it back, or {_remedy(folder)}")
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         if sha256 != expected:
             raise InputError(
                 f"{path}: damaged or edited: sha256 {sha256[:12]}..., expected {expected[:12]}...; put the file back, "
-                f"or {_remedy(folder)}"
+                f"or {_remedy(path if partial else folder)}"
             )
     return found
 

@@ -96,11 +96,10 @@ class Study:
 def open_study(folder: str | Path) -> Study:
     """A finished study's folder. Raises InputError where there is none, or a file of it was changed since."""
     folder = fetched(folder)
-    manifest = folder / "manifest.json"
-    if manifest.is_file():
-        verify(folder)
-    if not manifest.is_file() or not (folder / "results.parquet").is_file():
-        raise InputError(f"{folder}: not a finished study (no manifest.json); run foreknow study --out {folder}")
+    files = verify(folder, partial=True).get("files", {}) if (folder / "manifest.json").is_file() else {}
+    for name in ("manifest.json", "results.parquet", *(name for name in files if name == "outcomes.parquet")):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder}: not a finished study (no {name}); run foreknow study --out {folder}")
     return Study(folder)
 
 
@@ -124,8 +123,9 @@ def run(config: StudyConfig) -> Study:
             "tune": {**config.tune, "prompt_template": _prompt(config)},
         }
         grid = [one.name for one in runs(config)]
-        if folder.begin(identity, config.resolved()):
-            if (folder.manifest or {}).get("grid") == grid:
+        if folder.begin(identity, config.resolved(), partial=True):
+            measured = all((folder.path / f"{name}.parquet").is_file() for name in MEASURED[:2])
+            if measured and (folder.manifest or {}).get("grid") == grid:
                 say(f"{config.out}: this study is complete; nothing to do")
                 if not (folder.path / "report.html").is_file():
                     write_tables(Study(folder.path))
