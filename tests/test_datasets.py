@@ -104,9 +104,10 @@ def test_the_real_release_is_written_with_the_papers_counts(tmp_path: Path) -> N
 def test_the_manifest_says_what_lies_in_the_folder(small: Path, tmp_path: Path) -> None:
     done = write_small(small, tmp_path / "out")
     said = manifest(done.folder)
-    for name, about in said["files"].items():
+    assert set(said["files"]) == set(said["rows"])
+    for name, digest in said["files"].items():
         raw = (done.folder / name).read_bytes()
-        assert (raw.count(b"\n"), hashlib.sha256(raw).hexdigest()) == (about["rows"], about["sha256"])
+        assert (raw.count(b"\n"), hashlib.sha256(raw).hexdigest()) == (said["rows"][name], digest)
     assert set(content(done.folder)) == {*said["files"], "manifest.json", "config.yaml"}
     # of 30 train rows 6 have two answers; of 6 dev rows 1 has two answers and 1 stands in train
     assert done.counts.rows() == [
@@ -157,13 +158,15 @@ def test_a_folder_of_something_else_is_refused(small: Path, tmp_path: Path) -> N
     assert content(tmp_path / "out") == before
 
 
-@pytest.mark.parametrize(("change", "found"), [(Path.unlink, "missing"), (lambda p: p.write_text("{}"), "sha256 4413")])
+@pytest.mark.parametrize(
+    ("change", "found"), [(Path.unlink, "missing"), (lambda p: p.write_text("{}"), "damaged or edited: sha256 4413")]
+)
 def test_a_finished_folder_that_was_altered_is_told(
     small: Path, tmp_path: Path, change: Callable[[Path], object], found: str
 ) -> None:
     out = write_small(small, tmp_path / "out").folder
     change(out / "dev.jsonl")
-    with pytest.raises(RunFolderError, match=rf"dev\.jsonl: {found}.*it was altered since"):
+    with pytest.raises(InputError, match=rf"dev\.jsonl: {found}.*put (it|the file) back, or delete"):
         write_small(small, tmp_path / "out")
 
 

@@ -21,10 +21,10 @@ import polars as pl
 import foreknow
 from foreknow import entityquestions, popqa
 from foreknow.entityquestions import REASONS, SETS, Splits
-from foreknow.errors import InputError, RunFolderError
+from foreknow.errors import InputError
 from foreknow.fetching import fetch
 from foreknow.progress import say
-from foreknow.runs import MANIFEST, RunFolder, fingerprint, hold, write_whole
+from foreknow.runs import fingerprint, hold, write_whole
 from foreknow.templates import read_templates
 
 ENTITYQUESTIONS_URL: Final = "https://nlp.cs.princeton.edu/projects/entity-questions/dataset.zip"
@@ -163,17 +163,15 @@ def _write(
     identity = {"data": name, "rules": RULES, **identity}
     with hold(out) as folder:
         if folder.begin(identity, {"data": name, **config}):
-            _check_unaltered(folder)
             say(f"{out}: complete already, from the same source; nothing to do")
             return True
-        files = {}
+        rows = {}
         for split, frame in sets.items():
             content = "".join(_line(row) for row in frame.iter_rows(named=True)).encode()
             write_whole(out / f"{split}.jsonl", partial(_put, content))
-            files[f"{split}.jsonl"] = {"rows": frame.height, "sha256": hashlib.sha256(content).hexdigest()}
-        folder.finish(
-            {"foreknow": foreknow.__version__, "stage": "data", "identity": identity, "files": files, **manifest}
-        )
+            rows[f"{split}.jsonl"] = frame.height
+        about = {"foreknow": foreknow.__version__, "stage": "data", "identity": identity, "rows": rows}
+        folder.finish({**about, **manifest}, outputs=rows)
     return False
 
 
@@ -183,18 +181,6 @@ def _put(content: bytes, part: Path) -> None:
 
 def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
-
-
-def _check_unaltered(folder: RunFolder) -> None:
-    """A folder that calls itself complete must hold what its manifest says."""
-    for name, about in (folder.manifest or {}).get("files", {}).items():
-        path = folder.path / name
-        found = "missing" if not path.is_file() else f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}"
-        if found != f"sha256 {about['sha256']}":
-            raise RunFolderError(
-                f"{path}: {found}, expected sha256 {about['sha256']} as in {MANIFEST}; it was altered since. "
-                f"Delete {folder.path} to write it anew, or choose another --out"
-            )
 
 
 def _located(source: str, published: str) -> tuple[str, dict[str, Any]]:
