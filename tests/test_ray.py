@@ -219,7 +219,7 @@ def test_a_chunk_that_always_ends_its_worker_is_given_up_and_the_others_are_kept
     last = ended.stderr.splitlines()[-1]
     assert last.startswith("foreknow: chunk 5 ended its Ray worker 3 times: out of memory?")
     assert len(list((out / ".chunks").glob("*.cost.parquet"))) > 5
-    assert not (out / ".chunks/000005.cost.parquet").exists()
+    assert not list((out / ".chunks").glob("000005.*.cost.parquet"))
     auditing.run(settings_of(AuditConfig, {**settings, "out": out}))
     assert_same(out, calm)
 
