@@ -73,7 +73,7 @@ def greedy(stage: Stage, probes: pl.DataFrame, answers: pl.DataFrame, batch: int
             pairs = [(r, j) for r in range(len(rows)) for j in range(len(prompts[r]))]
             longest = max(row.max_new for row in rows)
             made = generator.answers([prompts[r][j].ids for r, j in pairs], longest, None)
-            for (r, j), (path,) in zip(pairs, made, strict=True):
+            for (r, j), ((path, _),) in zip(pairs, made, strict=True):
                 row = rows[r]
                 ended = len(path) <= row.max_new and generator.vocabulary.ended(path)
                 answer = generator.vocabulary.said(path[: row.max_new])

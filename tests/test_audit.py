@@ -17,8 +17,9 @@ import pytest
 
 import foreknow
 from conftest import fact_rows
-from foreknow import cli, prepare, runs, slick
+from foreknow import auditing, cli, prepare, runs, slick
 from foreknow.engine import PackedEngine
+from foreknow.longform import LongScorer
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -177,7 +178,7 @@ def _wait_for_chunks(out: Path, count: int, process: subprocess.Popen[str]) -> N
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_killed_or_interrupted_it_goes_on_to_the_same_bytes(
     run: Cli, finished: Path, facts_file: Path, tiny_folder: Path, tmp_path: Path, how: signal.Signals, code: int
 ) -> None:
@@ -189,7 +190,7 @@ def test_killed_or_interrupted_it_goes_on_to_the_same_bytes(
     process.send_signal(how)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code
-    if how is signal.SIGINT:
+    if how is not signal.SIGKILL:
         assert "interrupted; the same command goes on" in err
         assert "Traceback" not in err
     done = len(list((out / ".chunks").glob("*.cost.parquet")))
@@ -442,3 +443,32 @@ def test_an_architecture_the_packed_pass_does_not_fit_is_audited_all_the_same(
     both = foreknow.open_audit(finished).rows.join(foreknow.open_audit(out).rows, on="row", suffix="_plain")
     assert both.height == 12
     assert both["category"].equals(both["category_plain"].alias("category"))
+
+
+def test_scoring_long_answers_counts_in_the_time_an_audit_took(
+    run: Cli, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = fact_rows()[:20]
+    for row in rows[:3]:
+        row["answer"] = " and ".join([str(row["answer"])] * 30)
+    data = write(tmp_path / "rows.jsonl", rows)
+    score, scored = LongScorer.score, []
+
+    def slow(self: LongScorer, rows: pl.DataFrame) -> pl.DataFrame:
+        if len(scored) == 2:
+            scored.append(0)
+            raise KeyboardInterrupt
+        scored.append(rows.height)
+        time.sleep(0.2)
+        return score(self, rows)
+
+    monkeypatch.setattr(LongScorer, "score", slow)
+    monkeypatch.setattr(auditing, "LONG_ROWS", 1)
+    words = ("audit", data, "--out", tmp_path / "a", *settings(tiny_folder), "--samples", 4)
+    assert run(*words)[0] == 130
+    assert run(*words)[0] == 0
+    assert scored == [1, 1, 0, 1]
+    summary = foreknow.open_audit(tmp_path / "a").summary
+    probing = summary["labelled"] / summary["rows_per_second"]
+    assert summary["labelled"] == 17
+    assert summary["seconds"] >= probing + 0.6

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +24,7 @@ from foreknow.chance import Asked, Row, Rules, choose, corrected, line_of, made_
 from foreknow.cli import main
 from foreknow.config import AuditConfig, settings_of
 from foreknow.engine import PackedEngine
-from foreknow.errors import ConfigError, ModelError
+from foreknow.errors import ConfigError, ModelError, ResourceError
 from foreknow.match import normalise
 from foreknow.nulls import Search
 from foreknow.prepare import prepared, read_input
@@ -184,6 +185,49 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
     assert "complete; nothing to do" in capsys.readouterr().err
     again = nulls.chance_of(cut, Search(Rules(references=8, least=3), negligible=1e-7))
     assert again.read_bytes() != first.read_bytes()
+
+
+def test_out_of_memory_once_it_goes_on_with_smaller_batches(
+    copy: Callable[[str], Audit], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = pl.read_parquet(nulls.chance_of(copy("whole"), SEARCH))
+    real, failures = PackedEngine.open, [torch.OutOfMemoryError("CUDA out of memory")]
+
+    def tight(self: PackedEngine, *given: object) -> object:
+        if failures:
+            raise failures.pop()
+        return real(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PackedEngine, "open", tight)
+    out = copy("tight")
+    found = pl.read_parquet(nulls.chance_of(out, SEARCH))
+    assert "out of memory: going on with 1024 tokens" in capsys.readouterr().err
+    assert json.loads((out.folder / "chance.json").read_text())["cost"]["halved"] == 1
+    exact = pl.col(pl.Int64, pl.Boolean, pl.String)
+    assert found.select(exact).equals(whole.select(exact))
+    np.testing.assert_allclose(found["p_chance"], whole["p_chance"], atol=1e-5)
+
+
+def test_too_little_memory_for_any_batch_is_a_line_and_keeps_what_is_finished(
+    copy: Callable[[str], Audit], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = copy("one")
+    real, calls = PackedEngine.open, []
+
+    def full(self: PackedEngine, *given: object) -> object:
+        calls.append(self.batch_tokens)
+        if len(calls) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PackedEngine, "open", full)
+    with pytest.raises(ResourceError, match=r"^chance: out of memory; finished groups are kept\. Free some memory"):
+        nulls.chance_of(out, SEARCH)
+    assert calls[1:] == [2048, 1024, 512, 256, 128, 64]
+    monkeypatch.setattr(PackedEngine, "open", real)
+    capsys.readouterr()
+    nulls.chance_of(out, SEARCH)
+    assert "1 of 2 parts are finished" in capsys.readouterr().err
 
 
 def test_an_unfinished_run_with_other_settings_is_not_mixed_in(

@@ -19,8 +19,10 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import foreknow
-from foreknow import exemplars, models
+from foreknow import evaluating, exemplars, models
+from foreknow.config import EvaluateConfig, settings_of
 from foreknow.engine import Engine, PackedEngine, PlainEngine, Sampling
+from foreknow.errors import ModelError
 from foreknow.packed import PackedModel
 from foreknow.probe import Chunk, Prober, Settings
 from foreknow.prompts import Prompter
@@ -89,6 +91,63 @@ def test_an_audit_with_a_device_map_writes_the_same_bytes(tiny_folder: Path, fac
         foreknow.audit(str(facts_file), out=str(out), device=device, **common)
         written.append([(out / name).read_bytes() for name in ("rows.parquet", "probes.parquet")])
     assert written[0] == written[1]
+
+
+@pytest.fixture(params=["as accelerate has it", *MAPS])
+def mapped(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """`--device map` as it is here, where all is on the processor, or with parts of the model on disk."""
+    load = AutoModelForCausalLM.from_pretrained
+
+    def laid_out(folder: str, **given: Any) -> PreTrainedModel:
+        if given["device_map"] == "auto" and request.param in MAPS:
+            places = {**dict.fromkeys(ALL_PARTS, "cpu"), **MAPS[request.param]}
+            given |= {"device_map": places, "offload_folder": str(tmp_path / "offloaded")}
+        found: PreTrainedModel = load(folder, **given)
+        return found
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", laid_out)
+    return str(request.param)
+
+
+def evaluated(model: Path, facts_file: Path, out: Path, device: str) -> pl.DataFrame:
+    given = {"model": str(model), "data": str(facts_file), "out": out / device, "dtype": "float32", "device": device}
+    return evaluating.run(settings_of(EvaluateConfig, given)).rows
+
+
+@pytest.mark.usefixtures("mapped")
+def test_an_evaluation_with_a_device_map_says_the_same(tiny_folder: Path, facts_file: Path, tmp_path: Path) -> None:
+    on_one, spread_out = (evaluated(tiny_folder, facts_file, tmp_path, device) for device in ("cpu", "map"))
+    assert spread_out.equals(on_one)
+    assert on_one["said"].n_unique() > 20
+
+
+@pytest.mark.usefixtures("mapped")
+def test_answers_drawn_with_a_device_map_are_the_same(tiny_folder: Path, facts_file: Path, tmp_path: Path) -> None:
+    common = {"model": str(tiny_folder), "dtype": "float32", "exemplar_sets": 2, "limit": 8, "samples": 4}
+    found = [
+        foreknow.audit(str(facts_file), out=str(tmp_path / device), device=device, protocol="sampled", **common)
+        for device in ("cpu", "map")
+    ]
+    assert found[1].probes.equals(found[0].probes)
+    assert found[1].rows["model_answer"].equals(found[0].rows["model_answer"])
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_an_adapter_is_evaluated_on_a_spread_base_that_is_whole_and_refused_on_another(
+    tiny_folder: Path, facts_file: Path, tmp_path: Path, mapped: str
+) -> None:
+    peft = pytest.importorskip("peft")
+    base = AutoModelForCausalLM.from_pretrained(str(tiny_folder), dtype=torch.float32, device_map=None)
+    torch.manual_seed(0)
+    lora = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    peft.get_peft_model(base, lora).save_pretrained(tmp_path / "adapter")
+    on_one = evaluated(tmp_path / "adapter", facts_file, tmp_path, "cpu")
+    assert not on_one["said"].equals(evaluated(tiny_folder, facts_file, tmp_path / "base", "cpu")["said"])
+    if mapped in MAPS:
+        with pytest.raises(ModelError, match=r"does not lie on the GPUs as a whole \(device map: .*or --device cpu"):
+            evaluated(tmp_path / "adapter", facts_file, tmp_path, "map")
+    else:
+        assert evaluated(tmp_path / "adapter", facts_file, tmp_path, "map").equals(on_one)
 
 
 def test_the_reason_names_every_place_and_warns_of_slow_ones() -> None:
@@ -186,6 +245,7 @@ import sys, torch, torch.distributed as dist
 from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 from foreknow.engine import PackedEngine, Prompt, Sampling
+from foreknow.errors import ModelError
 from foreknow.packed import PackedModel
 
 torch.set_num_threads(1)

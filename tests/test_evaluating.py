@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import foreknow
 from conftest import fact_rows
 from foreknow import adapters, evaluating, generating, tuning
+from foreknow.answer_tables import lines, table
 from foreknow.answers import ANSWERED, BASE_RIGHT
 from foreknow.config import EvaluateConfig, TuneConfig, settings_of
 from foreknow.errors import ConfigError, ForeknowError, InputError, ModelError, ResourceError, RunFolderError
@@ -27,6 +30,8 @@ from foreknow.sample import Generator
 from foreknow.slick import CATEGORIES
 from foreknow.tracker import Tracker, vocabulary_for
 from foreknow.training_rows import TRAINING
+from test_numbers import ODD
+from test_numbers import broken as broken_model
 
 Make = Callable[..., EvaluateConfig]
 
@@ -373,6 +378,40 @@ def test_out_of_memory_halves_the_batch(
     most[0] = 0
     with pytest.raises(ResourceError, match="out of memory with one row at a time; finished chunks are kept"):
         evaluating.run(make(tmp_path / "b", audit=audited))
+
+
+def test_rows_whose_logits_are_not_finite_are_in_no_figure_and_it_says_so(
+    finished: Evaluation, make: Make, tiny_folder: Path, spelled: Path, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in spelled.read_text().splitlines()]
+    for n in (4, 20):
+        rows[n]["question"] = f"{ODD} {rows[n]['question']}"
+    data, folder = write(tmp_path / "odd.jsonl", rows), broken_model(tmp_path / "m", tiny_folder, math.nan)
+    found = evaluating.run(make(tmp_path / "a", model=str(folder), data=str(data)))
+    odd = found.rows.filter(pl.col("row").is_in([4, 20]))
+    for column in ("said", "ended", "right", "right_lenient", "refused"):
+        assert odd[column].is_null().all(), column
+    other = pl.col("row").is_in([4, 20]).not_()
+    same = ["row", "said", "ended", "right", "right_lenient", "refused"]
+    assert found.rows.filter(other).select(same).equals(finished.rows.filter(other).select(same))
+    assert (found.summary["rows"], found.summary["not_finite"]) == (46, 2)
+    assert found.summary["em"]["overall"]["strict"]["rows"] == 46
+    answers = found.summary["answers"]
+    assert answers["right"] + answers["wrong"] + answers["refused"] == 46
+    assert finished.summary["not_finite"] == 0
+    assert any("2 rows are in no figure: the model's logits were not finite" in s for s in lines(found.summary))
+    page = html.unescape((found.folder / "report.html").read_text())
+    assert "2 rows in no figure here: the model's logits were not finite" in page
+
+
+def test_a_model_that_never_gives_a_distribution_has_no_figures(make: Make, tiny_folder: Path, tmp_path: Path) -> None:
+    folder = broken_model(tmp_path / "m", tiny_folder, math.nan, "head")
+    found = evaluating.run(make(tmp_path / "a", model=str(folder)))
+    assert (found.summary["rows"], found.summary["not_finite"]) == (0, 48)
+    assert found.summary["em"]["overall"]["strict"]["share"] is None
+    assert (found.folder / "report.html").is_file()
+    assert table(found.summary)["EM"].to_list()[0] == "-"
+    assert any("48 rows are in no figure" in line for line in lines(found.summary))
 
 
 def test_an_answer_that_has_not_ended_is_wrong(finished: Evaluation, make: Make, tmp_path: Path) -> None:

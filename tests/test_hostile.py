@@ -26,9 +26,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from conftest import chromium, fact_rows
-from foreknow import cli, formats, models, packaged, printing
+from foreknow import cli, evaluating, formats, models, packaged, printing, server_model, sources, tuning
 from foreknow.auditing import open_audit
-from foreknow.config import AuditConfig, settings_of
+from foreknow.config import AuditConfig, EvaluateConfig, TuneConfig, settings_of
 from foreknow.errors import ConfigError, InputError, ModelError, UsageError
 from foreknow.facts import read_facts
 from foreknow.prompts import Prompter, read_template
@@ -341,11 +341,27 @@ def test_a_models_own_code_runs_only_where_it_is_trusted(tmp_path: Path, tiny_fo
     if what == "weights":  # transformers has a class of its own for them
         models.load(str(folder), dtype="float32", device="cpu")
     else:
-        with pytest.raises(ModelError, match=r"cannot be loaded: .* contains custom code"):
+        with pytest.raises(ModelError, match=r"cannot be loaded: .* contains custom code.* give --trust-remote-code"):
             models.load(str(folder), dtype="float32", device="cpu")
     assert not marker.exists()
     models.load(str(folder), dtype="float32", device="cpu", trust_remote_code=True)
     assert marker.exists(), "with --trust-remote-code it does run"
+
+
+@pytest.mark.parametrize("verb", ["tune", "evaluate", "tokenizer"])
+def test_every_way_to_a_models_own_code_says_how_to_trust_it(tmp_path: Path, tiny_folder: Path, verb: str) -> None:
+    folder = str(with_code(tmp_path / f"model_of_{verb}", tiny_folder, tmp_path / "ran", "tokenizer"))
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "Which river crosses Arland?", "answer": "River Aven"}\n')
+    common: dict[str, Any] = {"model": folder, "out": tmp_path / "out", "device": "cpu"}
+    ways: dict[str, Callable[[], object]] = {
+        "tune": lambda: tuning.run(TuneConfig(train=str(rows), dev=str(rows), allow_overlap=True, **common)),
+        "evaluate": lambda: evaluating.run(EvaluateConfig(data=str(rows), **common)),
+        "tokenizer": lambda: server_model.load_tokenizer(folder),
+    }
+    with pytest.raises(ModelError, match=r"it contains custom code.*--trust-remote-code if you trust it"):
+        ways[verb]()
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(
@@ -445,6 +461,19 @@ def test_a_link_in_an_archive_is_no_link(tmp_path: Path) -> None:
         archive.writestr(link, "/etc/passwd")
     with pytest.raises(InputError, match=r"in\.zip!rows\.jsonl:1: broken JSON"):
         read_facts(tmp_path / "in.zip")
+
+
+def test_packed_parquet_is_not_unpacked_until_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = pl.DataFrame({"question": ["q?"], "answer": ["a"]})
+    plain = io.BytesIO()
+    frame.write_parquet(plain)
+    path = tmp_path / "a.parquet.gz"
+    path.write_bytes(gzip.compress(plain.getvalue()))
+    assert read_facts(path).rows["question"].to_list() == ["q?"]
+    left = shutil._ntuple_diskusage(1 << 40, (1 << 40) - (1 << 20), 1 << 20)
+    monkeypatch.setattr(sources.shutil, "disk_usage", lambda _: left)
+    with pytest.raises(InputError, match=r"a\.parquet\.gz: unpacks to more than 0 MiB, .* has 1 MiB left"):
+        read_facts(path)
 
 
 @pytest.mark.parametrize("packing", ["zip", "gz"])

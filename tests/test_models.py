@@ -8,6 +8,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from foreknow import models, packaged
@@ -98,6 +99,32 @@ def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
         models.resolve(str(tmp_path / "m"))
     with pytest.raises(ModelError, match="no such file"):
         models.resolve(str(tmp_path / "m.gguf"))
+
+
+@pytest.mark.parametrize(("code", "asked"), [("theirs.C", 2), ("owner/other--theirs.C", 1), (None, 1)])
+def test_a_models_own_code_is_fetched_once_it_is_trusted(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str | None, asked: int
+) -> None:
+    folder, calls = tmp_path / "snapshot", []
+    shutil.copytree(tiny_folder, folder)  # as it was fetched without trust: no *.py
+    about = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(about | ({"auto_map": {"AutoConfig": code}} if code else {})))
+
+    def download(name: str, allow_patterns: list[str], local_files_only: bool = False) -> str:
+        assert name == "owner/theirs"
+        calls.append(local_files_only)
+        if not local_files_only and "*.py" in allow_patterns:
+            (folder / "theirs.py").write_text("")
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_: ["model.safetensors"])
+    models.resolve("owner/theirs")
+    assert calls == [True]
+    models.resolve("owner/theirs", trust_remote_code=True)
+    assert calls[1:] == [True, False][:asked]
+    models.resolve("owner/theirs", trust_remote_code=True)
+    assert calls[1 + asked :] == [True]
 
 
 def test_the_table_names_licence_and_checksum() -> None:

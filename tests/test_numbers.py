@@ -8,6 +8,7 @@ import math
 import shutil
 import sys
 import unicodedata
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from foreknow.probe import Prober, Settings
 from foreknow.prompts import PAPER, Prompter
 from foreknow.report.flags import MEANINGS
 from foreknow.rows import common_heads
-from foreknow.sample import Generator, Sampler, exact_head
+from foreknow.sample import Answer, Generator, Sampler, _Guard, answer_within, exact_head
 from foreknow.search import Budget, Node, Speller, Tree, Vocabulary, wanted
 
 SAMPLING = Sampling(temperature=0.9, top_k=20)
@@ -67,15 +68,16 @@ def asked(folder: Path, facts: Path, odd: tuple[int, ...]) -> Path:
 # logits that are not finite
 
 
+@pytest.mark.parametrize("protocol", ["exact", "sampled"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_row_whose_logits_are_not_finite_gets_no_category_and_says_so(
-    tmp_path: Path, tiny_folder: Path, facts_file: Path, value: float, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny_folder: Path, facts_file: Path, value: float, protocol: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     odd = (17, 20, 40)
     model = broken(tmp_path / "model", tiny_folder, value)
     config = AuditConfig(
         data=str(asked(tmp_path, facts_file, odd)), model=str(model), out=tmp_path / "audit", exemplars=facts_file,
-        dtype="float32", device="cpu", shots=2, exemplar_sets=2, seed=0,
+        dtype="float32", device="cpu", shots=2, exemplar_sets=2, seed=0, protocol=protocol, samples=4,
     )  # fmt: skip
     audit = auditing.run(config)
     flagged = audit.rows.filter(pl.col("flags").list.contains("not_finite"))
@@ -85,6 +87,7 @@ def test_a_row_whose_logits_are_not_finite_gets_no_category_and_says_so(
     others = audit.rows.filter(~pl.col("row").is_in(odd))
     assert others["category"].is_not_null().all()
     assert audit.summary["labelled"] == 48 - len(odd)
+    assert audit.summary["protocol"]["engine"] == ("packed" if protocol == "exact" else "generate")
     assert audit.summary["flags"]["not_finite"] == len(odd)
     labels = [json.loads(line) for line in (tmp_path / "audit/annotated.jsonl").read_text().splitlines()]
     assert [n for n, line in enumerate(labels) if line["category"] is None] == list(odd)
@@ -123,6 +126,102 @@ def test_broken_logits_of_one_row_do_not_touch_its_neighbours(
     a, b = found["sound"].filter(other), found["broken"].filter(other)
     assert a["greedy_correct"].equals(b["greedy_correct"])
     np.testing.assert_allclose(a["p_correct"], b["p_correct"], atol=1e-6)
+
+
+def sampled(folder: Path, rows: pl.DataFrame, drawn_from: pl.DataFrame, values: torch.Tensor | None = None) -> Any:
+    """The rows' probes by generation; `values`: what is added to the head's logits."""
+    loaded = models.load(str(folder), dtype="float32", device="cpu")
+    if values is not None:
+        head = torch.nn.Linear(64, 420)
+        with torch.no_grad():
+            head.weight.copy_(loaded.model.get_input_embeddings().weight)
+            head.bias.copy_(values)
+        loaded.model.config.tie_word_embeddings = False
+        loaded.model.set_output_embeddings(head)
+    drawn = exemplars.draw(drawn_from, ["capital", "river"], shots=1, sets=2, seed=0)
+    vocabulary = models.vocabulary_of(loaded)
+    with exact_head(loaded.model):
+        plain = PlainEngine(loaded.model, SAMPLING)
+        prober = Prober(plain, Prompter(loaded.tokenizer), vocabulary, drawn, Settings(samples=4))
+        return Sampler(prober, Generator(loaded.model, vocabulary, SAMPLING, 24), 0).probe(rows)
+
+
+def test_broken_logits_of_one_row_do_not_touch_answers_generated_beside_it(
+    tmp_path: Path, tiny_folder: Path, frame: pl.DataFrame
+) -> None:
+    questions = frame["question"].to_list()
+    for row in (3, 5):
+        questions[row] = f"Is {ODD} {questions[row]}"
+    rows = frame.with_columns(question=pl.Series(questions)).head(9)
+    sound = sampled(tiny_folder, rows, frame)
+    unsound = sampled(broken(tmp_path / "m", tiny_folder, math.nan), rows, frame)
+    other = ~pl.col("row").is_in([3, 5])
+    figures = ["p_correct", "p_correct_high", "p_lenient", "p_lenient_high"]
+    for figure in figures:
+        assert unsound.probes.filter(~other)[figure].is_nan().all()
+        assert unsound.probes.filter(other)[figure].is_finite().all()
+    assert not unsound.probes.filter(~other)["greedy_correct"].any()
+    same = ["row", "exemplar_set", "greedy_correct", "greedy_lenient"]
+    assert unsound.probes.filter(other).select(same).equals(sound.probes.filter(other).select(same))
+    assert unsound.answers.filter(other).equals(sound.answers.filter(other))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["one token", "every token"])
+def test_answers_of_a_model_that_never_gives_a_distribution_are_worth_no_number(
+    tiny_folder: Path, frame: pl.DataFrame, where: str, value: float
+) -> None:
+    values = torch.zeros(420)
+    values[slice(5, 6) if where == "one token" else slice(None)] = value
+    labels = slick.label(sampled(tiny_folder, frame.head(5), frame, values).probes, samples=4, sampled=True)
+    whole = where == "one token" and value == -math.inf  # it cannot be drawn, and the others can
+    assert labels["not_finite"].to_list() == [not whole] * 5
+    assert labels["category"].is_null().to_list() == [not whole] * 5
+
+
+@dataclass(frozen=True)
+class Tells:
+    """Says "x" to everything; the greedy answer to the prompt `greedy`, and one drawn for `drawn`, is not sound."""
+
+    greedy: int
+    drawn: int
+
+    def say(self, prompts: Any, limits: Any, draws: int | None, seed: int) -> list[list[Answer]]:
+        del limits, seed
+        odd = self.greedy if draws is None else self.drawn
+        return [[Answer("x", True, sound=(i, k) != (odd, 0)) for k in range(draws or 1)] for i in range(len(prompts))]
+
+
+def test_one_answer_that_is_not_sound_makes_its_prompt_worth_no_number(tiny_folder: Path, frame: pl.DataFrame) -> None:
+    loaded = models.load(str(tiny_folder), dtype="float32", device="cpu")
+    drawn = exemplars.draw(frame, ["capital", "river"], shots=1, sets=2, seed=0)
+    plain, vocabulary = PlainEngine(loaded.model, SAMPLING), models.vocabulary_of(loaded)
+    prober = Prober(plain, Prompter(loaded.tokenizer), vocabulary, drawn, Settings(samples=4))
+    found = Sampler(prober, Tells(greedy=1, drawn=4), 0).probe(frame.head(3)).probes
+    assert found["p_correct"].is_nan().to_list() == [False, True, False, False, True, False]
+    assert slick.label(found, samples=4, sampled=True)["not_finite"].to_list() == [True, False, True]
+
+
+def test_logits_that_are_not_finite_end_an_answer_and_none_that_has_ended_is_marked() -> None:
+    guard = _Guard(2, [4, 1])
+    plain = torch.tensor([2.0, -math.inf, 0.5, 1.0, 0.0])
+    rows = [plain, plain.clone(), plain.clone(), torch.full((5,), -math.inf), plain.clone()]
+    rows[1][3], rows[2][3], rows[4][0] = math.nan, math.inf, math.nan
+    before = torch.stack(rows)
+    ids = torch.tensor([[4, 4, 3], [4, 4, 3], [4, 4, 2], [4, 4, 0], [3, 3, 1]])  # only the last has ended
+    found = guard(ids, before.clone())
+    assert guard.unsound is not None
+    assert guard.unsound.tolist() == [False, True, True, True, False]
+    assert torch.equal(found[0], plain)
+    assert torch.multinomial(found[1:].softmax(-1), 1).flatten().tolist() == [4] * 4
+    guard(torch.cat([ids, torch.full((5, 1), 4)], dim=1), torch.full((5, 5), math.nan))
+    assert guard.unsound.tolist() == [False, True, True, True, False]
+
+
+@pytest.mark.parametrize(("limit", "sound"), [(1, True), (2, True), (3, False)])
+def test_what_stands_beyond_an_answers_tokens_is_not_unsound(limit: int, sound: bool) -> None:
+    found = answer_within(VOCABULARY, (1, 2), limit, sound=False)
+    assert (found.ended, found.sound) == (False, sound)
 
 
 probability = st.floats(0, 1) | st.sampled_from([math.nan, math.inf, -math.inf, None])

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 from conftest import fact_rows
 from foreknow import auditing, models, studying
 from foreknow.audit_estimate import estimate
-from foreknow.cluster import Crew, Node, crew_of, raised, room, smaller, told
+from foreknow.cluster import Cluster, Crew, Node, _sigterm_kept, crew_of, needed, raised, room, smaller, told
 from foreknow.config import AuditConfig, settings_of
 from foreknow.errors import ConfigError, ForeknowError, MissingExtra, ModelError, ResourceError
 from foreknow.ray_study import _sees
@@ -151,8 +152,9 @@ def test_killed_on_ray_it_is_ended_by_one_process(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_begun_by_one_process_and_interrupted_on_ray_it_ends_in_the_same_bytes(
-    start: Start, calm: Path, tmp_path: Path
+    start: Start, calm: Path, tmp_path: Path, number: int, code: int
 ) -> None:
     out = tmp_path / "begun"
     first = start(out)
@@ -163,8 +165,10 @@ def test_begun_by_one_process_and_interrupted_on_ray_it_ends_in_the_same_bytes(
     second = start(out, "--ray", "--ray-workers", "2")
     until_kept(out, 8, second)
     ray = family(second)
-    os.killpg(second.pid, signal.SIGINT)
-    assert told_by(second, 130).endswith("foreknow: interrupted; the same command goes on from here\n")
+    os.killpg(second.pid, number)
+    said = told_by(second, code)
+    assert said.endswith("foreknow: interrupted; the same command goes on from here\n")
+    assert "***" not in said
     assert all_ended(ray)
 
     told_by(start(out, "--ray", "--ray-workers", "2"))
@@ -356,8 +360,91 @@ def test_a_laptops_cores_are_shared_out() -> None:
     assert crew_of([Node(8, 0)], 3, None, False) == Crew(3, 2, False)
     assert crew_of([Node(16, 2)], None, None, True) == Crew(2, 8, True)
     assert str(Crew(2, 8, True)) == "2 workers with 8 threads and a GPU each"
-    with pytest.raises(ConfigError, match=r"^--ray-workers 9: found 8 cores on 1 node .*expected room for 9 workers$"):
-        crew_of([Node(8, 0)], 9, None, False)
+
+
+NODE = "on 1 node of the Ray cluster"
+
+
+@pytest.mark.parametrize(
+    ("node", "workers", "threads", "gpu", "told"),
+    [
+        (Node(8, 0), 9, None, False, f"--ray-workers 9: found 8 cores {NODE}, expected room for 9 workers; "
+         "give --ray-workers 8 or fewer or add nodes to the cluster"),
+        (Node(8, 0), 3, 4, False, f"--ray-workers 3: found 8 cores {NODE}, expected room for 3 workers of 4 threads "
+         "each (OMP_NUM_THREADS); give --ray-workers 2 or fewer or lower OMP_NUM_THREADS or add nodes to the cluster"),
+        (Node(8, 1), 2, None, True, f"--ray-workers 2: found 8 cores and 1 GPU {NODE}, expected room for 2 workers; "
+         "give --ray-workers 1 or add nodes to the cluster"),
+        (Node(0, 0), None, None, False, f"--ray: found 0 cores {NODE}, expected room for 1 worker; "
+         "add nodes to the cluster"),
+    ],
+)  # fmt: skip
+def test_where_there_is_no_room_it_says_what_would_fit(
+    node: Node, workers: int | None, threads: int | None, gpu: bool, told: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        crew_of([node], workers, threads, gpu)
+    assert str(refused.value) == told
+
+
+def test_more_workers_than_this_machine_has_cores_are_refused_before_ray_starts(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    asked = {**settings, "out": tmp_path / "out", "ray": True, "ray_workers": 9}
+    with pytest.raises(ConfigError, match=r"^--ray-workers 9: found 2 cores on this machine, .*-workers 2 or fewer$"):
+        auditing.run(settings_of(AuditConfig, asked))
+    assert not ray.is_initialized()
+
+
+def test_an_address_where_nothing_answers_is_told_at_once() -> None:
+    with socket.create_server(("127.0.0.2", 0)) as free:
+        address = f"127.0.0.2:{free.getsockname()[1]}"
+    said = {
+        address: f"--ray-address {address}: nothing answers there (Connection refused); give the address that "
+        "'ray start --head' printed",
+        "nonsense": "--ray-address: found nonsense, expected host:port, 'auto' or 'local'",
+    }
+    for asked, expected in said.items():
+        cluster = Cluster(asked, None)
+        began = time.monotonic()
+        with pytest.raises(ConfigError) as refused:
+            cluster.start()
+        cluster.leave()
+        assert str(refused.value) == expected
+        assert time.monotonic() - began < 20
+
+
+def test_workers_that_would_have_nothing_to_do_are_not_started(capsys: pytest.CaptureFixture[str]) -> None:
+    crew = Crew(9, 2, False)
+    assert needed(crew, 9, "chunk") == needed(crew, 0, "chunk") == crew
+    assert capsys.readouterr().err == ""
+    assert needed(crew, 3, "chunk") == Crew(3, 2, False)
+    assert needed(crew, 1, "run") == Crew(1, 2, False)
+    assert capsys.readouterr().err == (
+        "3 chunks are left, so 3 of the 9 workers start\n1 run is left, so 1 of the 9 workers starts\n"
+    )
+
+
+def test_sigterm_goes_to_whom_it_went_before_ray_took_it() -> None:
+    came: list[int] = []
+
+    def rays(number: int, frame: object) -> None:
+        raise SystemExit(number)
+
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        with _sigterm_kept():
+            signal.signal(signal.SIGTERM, rays)
+        signal.raise_signal(signal.SIGTERM)
+        assert came == [signal.SIGTERM]
+        with pytest.raises(SystemExit), _sigterm_kept():
+            rays(signal.SIGTERM, None)
+        assert came == [signal.SIGTERM] * 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_what_is_left_of_a_cluster_takes_over_with_the_same_threads() -> None:

@@ -164,7 +164,7 @@ def test_accuracy_when_answering_is_right_over_answered(measured: Any, tables: d
 
 
 def test_test_rows_are_found_again_in_the_audit_by_their_order(study: Study) -> None:
-    rows = study_sweep.tested_rows(study.audit.rows, pl.read_csv(study.folder / "relations.csv"))
+    rows = study_sweep.tested_rows(study.audit.rows, study.relations)
     audited = study.audit.rows.join(rows.select(row="audited"), on="row", how="semi")
     assert audited["group"].unique().sort().to_list() == ["capital", "founder", "river"]  # spouse was left out
     assert audited["category"].to_list() == rows["category"].to_list()

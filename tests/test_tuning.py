@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from conftest import fact_rows
-from foreknow import checkpoints, tune_loop, tuning
+from foreknow import checkpoints, models, tune_loop, tuning
 from foreknow.config import TuneConfig, settings_of
 from foreknow.errors import ConfigError, ForeknowError, InputError, ModelError, ResourceError, RunFolderError
 from foreknow.slick import CATEGORIES
@@ -465,6 +465,21 @@ def test_categories_come_from_the_audit_by_question_and_gold(
     )
     assert len(forced) == 1
     assert "another model's" in forced[0]
+
+
+def test_a_model_spread_over_devices_is_refused_before_it_is_loaded(
+    settings: Callable[..., TuneConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loads(*_: Any, **__: Any) -> None:
+        raise AssertionError("a model was looked for")
+
+    monkeypatch.setattr(models, "resolve", loads)
+    monkeypatch.setattr(models, "load", loads)
+    config = settings(out=tmp_path / "run", device="map")
+    for run in (tuning.run, tune_loop.estimate):
+        with pytest.raises(ConfigError, match=r"^--device map: found layers spread.*expected one device.*use --device"):
+            run(config)
+    assert not (tmp_path / "run" / ".run.json").exists()
 
 
 def test_bad_input_is_refused_before_anything_is_written(

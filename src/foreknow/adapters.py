@@ -143,7 +143,7 @@ def _checked(name: str, folder: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     except Exception as error:
         # whatever its file may raise, the user is told in one line
-        raise ModelError(f"--model {name}: adapter_config.json cannot be read: {_first_line(error)}") from None
+        raise ModelError(f"--model {name}: adapter_config.json cannot be read: {models.in_a_line(error)}") from None
     if read.is_prompt_learning:
         raise ModelError(f"--model {name}: a {config.get('peft_type')} adapter; expected one of layers, such as LORA")
     return config
@@ -157,11 +157,6 @@ def _hushed() -> Iterator[list[warnings.WarningMessage]]:
         yield heard
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:160] if text else type(error).__name__
-
-
 def tokenizer_of(found: Found, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tuned model's tokenizer: an adapter's own where it has one. Raises ModelError."""
     from transformers import AutoTokenizer
@@ -171,7 +166,7 @@ def tokenizer_of(found: Found, trust_remote_code: bool = False) -> PreTrainedTok
         with quiet():
             made: Any = AutoTokenizer.from_pretrained(str(own), trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise ModelError(f"--model {found.name}: its tokenizer cannot be loaded: {_first_line(error)}") from None
+        raise ModelError(f"--model {found.name}: its tokenizer cannot be loaded: {models.in_a_line(error)}") from None
     tokenizer: PreTrainedTokenizerBase = made
     return tokenizer
 
@@ -184,7 +179,7 @@ def positions_of(found: Found, trust_remote_code: bool = False) -> int | None:
         with quiet():
             config: Any = AutoConfig.from_pretrained(str(found.folder), trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise ModelError(f"--model {found.name}: its config.json cannot be read: {_first_line(error)}") from None
+        raise ModelError(f"--model {found.name}: its config.json cannot be read: {models.in_a_line(error)}") from None
     positions: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
     return positions
 
@@ -197,13 +192,19 @@ def load(found: Found, *, dtype: str = "auto", device: str = "auto", trust_remot
     loaded = models.load(found.whole, dtype=dtype, device=device, trust_remote_code=trust_remote_code, say=say)
     model: Any = loaded.model
     if found.adapter is not None:
+        if any(weights.device.type == "meta" for weights in model.parameters()):
+            raise ModelError(
+                f"--model {found.name}: an adapter cannot be put on a base that does not lie on the GPUs as a whole "
+                f"({loaded.reasons[0]}); use GPUs with more memory, or --device cpu"
+            )
         from peft import PeftModel
 
         try:
             with _hushed() as heard:
                 model = PeftModel.from_pretrained(model, str(found.adapter)).get_base_model().eval()
         except Exception as error:
-            raise ModelError(f"--model {found.name}: cannot be put on {found.whole}: {_first_line(error)}") from None
+            told = models.in_a_line(error)
+            raise ModelError(f"--model {found.name}: cannot be put on {found.whole}: {told}") from None
         missing = [text for one in heard if "missing adapter keys" in (text := str(one.message))]
         if missing:
             raise ModelError(f"--model {found.name}: does not fit {found.whole}: {missing[0].splitlines()[0][:160]}")

@@ -99,6 +99,11 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         f"coverage {percent(of['coverage'])}, accuracy when answering {percent(of['accuracy'])}, "
         f"yield {percent(of['yield'])}",
     ]
+    if broken := summary.get("not_finite"):
+        told.append(
+            f"{broken:,} rows are in no figure: the model's logits were not finite (NaN or infinity); use --dtype "
+            "float32, or look for broken weights"
+        )
     over = summary["refusals"]["over_refusal"]
     told += [f"over-refusal: {_count(over)} HighlyKnown rows refused"] if over["rows"] else []
     moved = summary["moves"]

@@ -33,7 +33,8 @@ SAID: Final[dict[str, pl.DataType]] = {
     "right_lenient": pl.Boolean(),
 }
 """One line per answered row. `said`: up to the first newline or end, with an ellipsis where neither came. `ended`:
-one came within the tokens a right answer may have; a row that has not ended is not right."""
+one came within the tokens a right answer may have; a row that has not ended is not right. All are null where the
+model's logits were not finite before that: what it would say is not known."""
 
 ANSWERED: Final[dict[str, pl.DataType]] = {
     **{name: pl.Int64() if name == "row" else pl.String() for name in ("row", "group", "relation", "split")},
@@ -45,7 +46,7 @@ ANSWERED: Final[dict[str, pl.DataType]] = {
     "answers": pl.List(pl.String()),
 }
 """The contract of `rows.parquet`: one line per row, in input order. `right` is strict; `base_right` is null where
-the base model's probe is not known."""
+the base model's probe is not known. `said` to `refused` are null where the model's logits were not finite."""
 
 Share = dict[str, Any]
 """share, low, high (Wilson's 95 % interval; all null where there are no rows), count, rows."""
@@ -59,7 +60,9 @@ def answered(
     `idk_answer`: a refusal the model was taught, counted as one beside those that read as such.
     """
     taught = match.normalise(idk_answer) if idk_answer else None
-    refused = [match.is_refusal(text) or match.normalise(text) == taught for text in said["said"]]
+    refused = [
+        None if text is None else match.is_refusal(text) or match.normalise(text) == taught for text in said["said"]
+    ]
     return (
         rows.join(said.with_columns(refused=pl.Series(refused, dtype=pl.Boolean)), on="row")
         .join(labels, on="row", how="left")
@@ -72,14 +75,17 @@ def answered(
 def summarise(rows: pl.DataFrame, *, lenient: bool = False) -> dict[str, Any]:
     """The counts and shares of `summary.json` from `ANSWERED`.
 
-    EM is given under both matchings; all else follows one of them (`lenient`).
+    EM is given under both matchings; all else follows one of them (`lenient`). Rows for which the model's logits
+    were not finite are counted (`not_finite`) and in nothing else.
     """
-    rows = counted(rows, lenient=lenient)
+    every = rows.height
+    rows = counted(rows.filter(pl.col("said").is_not_null()), lenient=lenient)
     by = {"by_category": "category", "by_relation": "group", "by_split": "split"}
     parts = {name: parted(rows, column) for name, column in by.items()}
     known = rows.filter(pl.col("base_right").is_not_null())
     return {
         "rows": rows.height,
+        "not_finite": every - rows.height,
         "labelled": rows["category"].drop_nulls().len(),
         "em": {
             "overall": _em(rows),

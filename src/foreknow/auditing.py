@@ -11,11 +11,12 @@ Everything that can be refused is refused before a weight is read.
 from __future__ import annotations
 
 import json
+import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import polars as pl
 
@@ -57,6 +58,8 @@ OUTPUTS = (
 """What the manifest holds to a checksum."""
 LONG_ROWS = 32
 """Rows with long answers that are scored and saved at once."""
+SCORING: Final[dict[str, pl.DataType]] = {"seconds": pl.Float64()}
+"""What scoring such a part took, by the clock."""
 
 
 @dataclass(frozen=True)
@@ -226,8 +229,12 @@ def _score_long(job: Job, folder: RunFolder) -> None:
     if not left:
         return
     with meter("scoring long answers", sum(parts[n].height for n in left)) as done:
+        began = time.monotonic()
         for number, frame in job.scores([(n, parts[n]) for n in left]):
+            ended = time.monotonic()
+            folder.keep(number, "scoring", pl.DataFrame({"seconds": [ended - began]}, schema=SCORING))
             folder.keep(number, "long", frame)
+            began = ended
             done.advance(frame.height)
 
 
@@ -243,7 +250,8 @@ def _write(config: AuditConfig, given: Input, job: Job, folder: RunFolder, ident
     audited = job.draw.every.filter(pl.col("row").is_in(chosen.implode()))
     probed = rows_frame(audited, labelled, folder.gather("answers", slick.MODEL_ANSWERS), job.draw.exemplars)
     rows, shorts = parted(probed, given.shorts, folder.gather("long", LONG))
-    seconds = float((cost["seconds"] / cost["workers"]).sum())
+    probing = float((cost["seconds"] / cost["workers"]).sum())
+    scoring = float(folder.gather("scoring", SCORING)["seconds"].sum())
     engine = ", ".join(cost["engine"].unique().sort()) or "none"
     precision = job.compare(probes)
     summary = {
@@ -259,8 +267,8 @@ def _write(config: AuditConfig, given: Input, job: Job, folder: RunFolder, ident
             "rows_in_file": given.facts.total,
             **({"licences": given.licences} if given.licences else {}),
         },
-        "seconds": seconds,
-        "rows_per_second": int(cost["rows"].sum()) / seconds if seconds else 0.0,
+        "seconds": probing + scoring,
+        "rows_per_second": int(cost["rows"].sum()) / probing if probing else 0.0,
         "version": foreknow.__version__,
     }
     write_frame(out / "probes.parquet", probes)

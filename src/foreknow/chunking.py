@@ -6,8 +6,9 @@ A chunk's result depends on its rows and the settings only, never on who compute
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import polars as pl
 
@@ -15,10 +16,13 @@ from foreknow.errors import ResourceError
 from foreknow.progress import say
 
 if TYPE_CHECKING:
+    from foreknow.engine import PackedEngine
     from foreknow.models import Loaded
     from foreknow.prepare import Numbered, Probing
     from foreknow.probe import Chunk
     from foreknow.prompts import Prompter
+
+T = TypeVar("T")
 
 COST: dict[str, pl.DataType] = {
     "seconds": pl.Float64(),
@@ -48,7 +52,11 @@ def one_by_one(probing: Probing, left: Numbered) -> Iterator[Done]:
 
     for number, rows in left:
         began = time.monotonic()
-        chunk, halved = _with_less_memory(probing, rows)
+        chunk, halved = with_less_memory(
+            partial(probing.prober.probe, rows),
+            probing.packed,
+            "out of memory; finished chunks are kept. Lower --chunk-rows, or use a smaller model",
+        )
         cost = {
             "seconds": time.monotonic() - began,
             "rows": rows.height,
@@ -72,15 +80,17 @@ def scored(loaded: Loaded, prompter: Prompter, left: Numbered, batch_tokens: int
         yield number, scorer.score(rows)
 
 
-def _with_less_memory(probing: Probing, rows: pl.DataFrame) -> tuple[Chunk, int]:
-    """Probe a chunk; out of memory, with batches half as large, down to 64 tokens."""
+def with_less_memory(work: Callable[[], T], engine: PackedEngine | None, too_large: str) -> tuple[T, int]:
+    """What `work` comes to, and how often its engine's batches were halved for it: out of memory, down to 64 tokens.
+
+    They stay halved. Raises ResourceError, saying `too_large`, where there is no such engine or that is too many.
+    """
     import torch
 
-    engine = probing.packed
     times = 0
     while True:
         try:
-            return probing.prober.probe(rows), times
+            return work(), times
         except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
             text = str(error).lower()
             if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not any(
@@ -88,9 +98,7 @@ def _with_less_memory(probing: Probing, rows: pl.DataFrame) -> tuple[Chunk, int]
             ):
                 raise
             if engine is None or engine.batch_tokens < 128:
-                raise ResourceError(
-                    "out of memory; finished chunks are kept. Lower --chunk-rows, or use a smaller model"
-                ) from None
+                raise ResourceError(too_large) from None
             engine.batch_tokens //= 2
             say(f"out of memory: going on with {engine.batch_tokens} tokens at once; bytes may differ from now on")
             times += 1

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 from cyclopts import App, CycloptsError, Parameter
 
-from foreknow import __version__, ranks
+from foreknow import __version__, ranks, stopping
 from foreknow.config import (
     AuditConfig,
     CheckConfig,
@@ -462,8 +462,10 @@ def _print_written(written: Written) -> None:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """The command line. Exit codes: 0 done, 1 failed, 2 wrong use, 3 a gate was crossed, 130 interrupted."""
+    """The command line. Exit codes: 0 done, 1 failed, 2 wrong use, 3 a gate was crossed, 130 interrupted, 143 ended."""
     ranks.hush()
+    if words is None and not ranks.several():  # several processes that train together are ended by their launcher
+        stopping.heed()
     given = sys.argv[1:] if words is None else words
     try:
         # the parser takes a lone "-" for an option without a name
@@ -474,8 +476,9 @@ def main(words: Sequence[str] | None = None) -> None:
     except ForeknowError as error:
         print(f"foreknow: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        stopping.heeded()
         print("\nforeknow: interrupted; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(143 if isinstance(stop, stopping.Terminated) else 130) from None
     except BrokenPipeError:
         raise SystemExit(1) from None

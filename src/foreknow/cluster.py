@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import signal
+import socket
 import sys
 import threading
 from collections import Counter
@@ -29,6 +31,8 @@ EVERY: Final = 2.0
 """Seconds between looks at the cluster."""
 OBJECTS: Final = 512 * 2**20
 """Bytes of shared memory for what is under way, of a cluster started here."""
+ANSWER: Final = 10.0
+"""Seconds in which something must answer at a cluster's address."""
 _OURS: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -36,6 +40,8 @@ _OURS: Final = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 """Nothing is reported to anyone; no call starts a cluster by itself; Ray's own log lines stay in its log files."""
+_FEW: Final = {"RAY_NUM_REDIS_GET_RETRIES": "2"}
+"""What is at an address is asked twice whether it is Ray, 40 seconds each, not twenty times."""
 
 
 class Asked(Protocol):
@@ -74,11 +80,11 @@ def room(nodes: Sequence[Node], threads: int, gpu: bool) -> int:
     return sum(min(n.cpus // threads, n.gpus) if gpu else n.cpus // threads for n in nodes)
 
 
-def crew_of(nodes: Sequence[Node], workers: int | None, threads: int | None, gpu: bool) -> Crew:
+def crew_of(nodes: Sequence[Node], workers: int | None, threads: int | None, gpu: bool, *, here: bool = False) -> Crew:
     """How the cores are shared out: as many threads each as leave room for all workers, unless `threads` is given.
 
-    Without `workers`: one a GPU, else one for every 4 cores of a machine and at least one. Raises ConfigError where
-    there is no room for so many.
+    Without `workers`: one a GPU, else one for every 4 cores of a machine and at least one. `here`: the nodes are this
+    machine. Raises ConfigError where there is no room for so many.
     """
     some = [node for node in nodes if node.cpus and (node.gpus or not gpu)]
     wanted = workers or sum(node.gpus if gpu else max(1, node.cpus // 4) for node in some)
@@ -88,12 +94,32 @@ def crew_of(nodes: Sequence[Node], workers: int | None, threads: int | None, gpu
         return Crew(wanted, fitting[0], gpu)
     if threads is not None and 0 < wanted <= room(some, threads, gpu):
         return Crew(wanted, threads, gpu)
-    have = f"{sum(n.cpus for n in nodes)} cores" + (f" and {sum(n.gpus for n in nodes)} GPUs" if gpu else "")
-    each = f" of {threads} threads each (OMP_NUM_THREADS)" if threads else ""
+    cores, gpus, wanted = sum(n.cpus for n in nodes), sum(n.gpus for n in nodes), max(wanted, 1)
+    have = f"{cores} core{'s' * (cores != 1)}" + (f" and {gpus} GPU{'s' * (gpus != 1)}" if gpu else "")
+    where = "this machine" if here else f"{len(nodes)} node{'s' * (len(nodes) != 1)} of the Ray cluster"
+    each = f" of {threads} thread{'s' * (threads > 1)} each (OMP_NUM_THREADS)" if threads else ""
     raise ConfigError(
-        f"--ray-workers {wanted}: found {have} on {len(nodes)} node{'s' * (len(nodes) != 1)} of the Ray cluster, "
-        f"expected room for {wanted} worker{'s' * (wanted != 1)}{each}"
+        f"--ray{f'-workers {workers}' if workers else ''}: found {have} on {where}, expected room for {wanted} "
+        f"worker{'s' * (wanted != 1)}{each}; {_remedy(some, threads, gpu, here)}"
     )
+
+
+def _remedy(nodes: Sequence[Node], threads: int | None, gpu: bool, here: bool) -> str:
+    """What to do where there is no room for so many workers."""
+    most = room(nodes, threads or 1, gpu)
+    fewer = f"give --ray-workers {most}{' or fewer' * (most > 1)}" if most else ""
+    smaller = "lower OMP_NUM_THREADS" if threads and threads > 1 and room(nodes, 1, gpu) > most else ""
+    added = "" if here else "add nodes to the cluster"
+    return " or ".join(filter(None, (fewer, smaller, added))) or "leave --ray out"
+
+
+def needed(crew: Crew, parts: int, what: str) -> Crew:
+    """The crew without the workers that would have nothing to do; `parts`: how many pieces of work, each a `what`."""
+    if not 0 < parts < crew.workers:
+        return crew
+    some = f"{parts:,} {what}s are" if parts > 1 else f"1 {what} is"
+    say(f"{some} left, so {parts:,} of the {crew.workers:,} workers start{'s' * (parts == 1)}")
+    return crew._replace(workers=parts)
 
 
 def package() -> Any:
@@ -134,7 +160,8 @@ class Cluster:
         self.address, self.workers = address, workers
         threads = os.environ.get("OMP_NUM_THREADS", "")
         self.threads = int(threads) if threads.isdigit() and int(threads) else None
-        self._alone = {} if address else _for_this_machine()
+        ahead = _FEW if address else _for_this_machine()
+        self._alone = {name: value for name, value in ahead.items() if name not in os.environ}
         os.environ.update(self._alone)
         self.ray = package()
         self.running = self.ray.is_initialized()
@@ -150,11 +177,15 @@ class Cluster:
         """Start or join the cluster, if that is not done."""
         if self.running:
             return
-        started = {"include_dashboard": False, "object_store_memory": OBJECTS, "num_cpus": self._cores()}
+        started = {"include_dashboard": False, "object_store_memory": OBJECTS, "num_cpus": os.cpu_count() or 1}
         where = {"address": self.address} if self.address else {"address": "local", **started}
         try:
-            with _mute_start():
+            with _sigterm_kept(), _mute_start():
+                if self.address:
+                    _check_answers(self.address)
                 self.ray.init(**where, log_to_driver=False, logging_level="CRITICAL")
+        except ForeknowError:
+            raise
         except (Exception, SystemExit) as error:
             what = f"--ray-address {self.address}: cannot be joined" if self.address else "Ray could not be started"
             raise ConfigError(f"{what}: {first_line(error)}") from None
@@ -176,14 +207,15 @@ class Cluster:
     def nodes(self) -> list[Node]:
         """The machines that are alive; this one's, before a cluster of its own is started."""
         if not self.running and not self.address:
-            return [Node(self._cores(), _gpus_here())]
+            return [Node(os.cpu_count() or 1, _gpus_here())]
         self.start()
         alive = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         return [Node(int(found.get("CPU", 0)), int(found.get("GPU", 0))) for found in alive]
 
     def crew(self, device: str) -> Crew:
         """How the cluster's cores are shared out for computing on `device`. Raises ConfigError for too few."""
-        return crew_of(self.nodes(), self.workers, self.threads, device.startswith("cuda"))
+        gpu = device.startswith("cuda")
+        return crew_of(self.nodes(), self.workers, self.threads, gpu, here=not self.address)
 
     def computing_on(self, device: str, dtype: str) -> tuple[str, str]:
         """The device and dtype that workers compute in, as `models.computing_on` chooses there."""
@@ -198,10 +230,6 @@ class Cluster:
         except self.ray.exceptions.RayError as error:
             raise of_ours(error) from None
         return found
-
-    def _cores(self) -> int:
-        """Cores that a cluster of this machine is told of: never fewer than its workers ask for."""
-        return max(os.cpu_count() or 1, (self.workers or 1) * (self.threads or 1))
 
 
 class Desk:
@@ -373,7 +401,53 @@ def _for_this_machine() -> dict[str, str]:
     alone = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     if "RAY_AUTH_MODE" not in os.environ and "RAY_AUTH_TOKEN" not in os.environ:
         alone |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    return {name: value for name, value in alone.items() if name not in os.environ}
+    return alone
+
+
+def _check_answers(address: str) -> None:
+    """Raises ConfigError where nothing answers at `address`: Ray would ask for a quarter of an hour."""
+    from ray._private import services
+
+    if "://" in address:
+        return
+    try:  # Ray takes this machine's address for localhost, and looks up 'auto'
+        found = services.canonicalize_bootstrap_address(address)
+        host, _, port = (found or "").rpartition(":")
+        at = host.strip("[]"), int(port or 0)
+    except ValueError:
+        raise ConfigError(f"--ray-address: found {address}, expected host:port, 'auto' or 'local'") from None
+    if found is None:
+        return
+    try:
+        socket.create_connection(at, ANSWER).close()
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"--ray-address {address}: nothing answers there ({why}); give the address that 'ray start --head' printed"
+        ) from None
+
+
+@contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Give SIGTERM back to whom Ray takes it from: Ray would print a stack trace of C++ at one and exit with 15.
+
+    One that comes meanwhile is sent again. Ray's reports of real faults (SIGSEGV, SIGABRT) stay.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, came = signal.getsignal(signal.SIGTERM), None
+    try:
+        yield
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:
+            raise
+        came = error
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+    if came:
+        signal.raise_signal(signal.SIGTERM)
+        raise came
 
 
 @contextlib.contextmanager

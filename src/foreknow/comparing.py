@@ -11,6 +11,7 @@ import polars as pl
 
 from foreknow import slick
 from foreknow.auditing import Audit
+from foreknow.cells import csv_of
 from foreknow.errors import UsageError
 from foreknow.runs import differences, write_whole
 
@@ -94,7 +95,7 @@ def write_rows(comparison: Comparison, path: Path) -> None:
     """Write every row with both categories; the suffix says how (.parquet, .csv, .jsonl)."""
     writers: dict[str, Callable[[Path], object]] = {
         ".parquet": comparison.rows.write_parquet,
-        ".csv": comparison.rows.write_csv,
+        ".csv": lambda target: target.write_text(csv_of(comparison.rows), encoding="utf-8"),
         ".jsonl": comparison.rows.write_ndjson,
     }
     if path.suffix not in writers:

@@ -335,7 +335,7 @@ class EvaluateConfig(DataSettings):
     )
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
     dtype: str = Field("auto", description="auto, bfloat16, float16 or float32.")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...; map: the layers spread over all GPUs.")
     batch_rows: int | None = Field(None, ge=1, description="Rows answered at once (default: 32; GPU 256).")
     chunk_rows: int | None = Field(None, ge=1, description="Rows saved at once (default: 256; GPU 2048).")
 

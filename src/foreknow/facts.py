@@ -15,9 +15,10 @@ from pathlib import Path
 
 import polars as pl
 
+from foreknow.cells import number_of
 from foreknow.errors import InputError
 from foreknow.formats import Batch, Change, Record, cell_text, read_part, where, write_joined, write_parts
-from foreknow.layouts import Extracted, Layout, check_column, detect, extract, number_of, with_answer
+from foreknow.layouts import Extracted, Layout, check_column, detect, extract, with_answer
 from foreknow.quoting import quoted
 from foreknow.rows import ROWS, USABLE, digests, drawn, flags_of, pool
 from foreknow.sources import Part, Source, source_of

@@ -21,9 +21,9 @@ from typing import IO, NamedTuple
 
 import polars as pl
 
+from foreknow.cells import inert
 from foreknow.errors import InputError
 from foreknow.jsontext import TooDeep, check_depth, dumps, encodable, loads
-from foreknow.layouts import number_of
 from foreknow.quoting import quoted
 from foreknow.sources import Part, Source, on_disk, packed_for_writing, suffixes
 
@@ -415,8 +415,6 @@ def _write_parquet(part: Part, stream: IO[bytes], change: Change, first: int) ->
 
 SAID = "model_answer"
 """The label that holds what a model said, which can be anything."""
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""How a cell begins that spreadsheets may compute."""
 
 
 class _Lines(NamedTuple):
@@ -513,12 +511,7 @@ def _inert(labels: Sequence[object], said: Sequence[bool]) -> list[object]:
 
     Numbers are left as they are, and so are the user's own cells.
     """
-
-    def shown(value: object) -> object:
-        risky = isinstance(value, str) and value[:1] in _FORMULA and number_of(value) is None
-        return f"'{value}" if risky else value
-
-    return [shown(value) if words else value for value, words in zip(labels, said, strict=True)]
+    return [inert(value) if words else value for value, words in zip(labels, said, strict=True)]
 
 
 def _cell(value: object) -> object:

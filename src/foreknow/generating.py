@@ -20,8 +20,8 @@ from foreknow.match import Accepted
 from foreknow.probe import Settings
 from foreknow.progress import say
 from foreknow.prompts import Prompter
-from foreknow.sample import Generator
-from foreknow.search import Path, Vocabulary
+from foreknow.sample import Generated, Generator
+from foreknow.search import Vocabulary
 
 READ: Final = 16
 """So many tokens of an answer are read at least, whether it can still be right or not."""
@@ -66,11 +66,14 @@ def said(generator: Generator, rows: Sequence[Asked]) -> pl.DataFrame:
         part = ordered[start : start + generator.batch]
         longest = max(READ, *(one.allowed for one in part))
         answers = generator.answers([one.prompt for one in part], longest, None)
-        found += [_judged(one, path, generator.vocabulary) for one, (path,) in zip(part, answers, strict=True)]
+        found += [_judged(one, made, generator.vocabulary) for one, (made,) in zip(part, answers, strict=True)]
     return pl.DataFrame(found, schema=SAID, orient="row").sort("row")
 
 
-def _judged(one: Asked, path: Path, vocabulary: Vocabulary) -> tuple[int, str, bool, bool, bool]:
+def _judged(one: Asked, made: Generated, vocabulary: Vocabulary) -> tuple[int, str | None, *tuple[bool | None, ...]]:
+    path, sound = made
+    if not sound and len(path) < one.allowed:
+        return (one.row, None, None, None, None)
     text = vocabulary.said(path)
     ended = vocabulary.ended(path) and len(path) <= one.allowed
     return (

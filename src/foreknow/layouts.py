@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from foreknow.cells import number_of
 from foreknow.chats import Exchange, Turn, answered, exchange, looks_like_turns, turns_of
 from foreknow.errors import ConfigError, InputError
 from foreknow.jsontext import dumps, loads
@@ -352,17 +353,6 @@ def _decoded(value: object) -> object:
     except ValueError:
         return value
     return decoded if isinstance(decoded, list) else value
-
-
-def number_of(value: object) -> float | None:
-    """A number, or a text that spells one, as a float; None where it is neither, or not finite."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
 
 
 def _first(columns: Sequence[str], names: Sequence[str]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from foreknow.lab_world import NAME as LAB
 from foreknow.packaged import PACKAGED, cached_sha256, check, convert, packaged_folder, quiet, sha256_of
 from foreknow.places import is_url
 from foreknow.remote import fetched
+from foreknow.runs import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -111,7 +113,10 @@ def _hub_folder(hub_id: str, trust_remote_code: bool) -> Path:
     wanted += ["*.py"] if trust_remote_code else []
     try:
         try:
-            return Path(snapshot_download(hub_id, allow_patterns=wanted, local_files_only=True))
+            found = Path(snapshot_download(hub_id, allow_patterns=wanted, local_files_only=True))
+            if trust_remote_code and _lacks_code(found):
+                raise FileNotFoundError(found)
+            return found
         except (FileNotFoundError, HfHubHTTPError):
             names = HfApi().list_repo_files(hub_id)
             if not any(n.endswith(".safetensors") for n in names):
@@ -121,13 +126,28 @@ def _hub_folder(hub_id: str, trust_remote_code: bool) -> Path:
         # the hub's client raises many kinds of error for "no such model", "no access" and "no network"
         known = ", ".join(PACKAGED)
         raise ModelError(
-            f"--model {hub_id}: not a folder here, and the hub did not give it: {_first_line(error)}\n"
+            f"--model {hub_id}: not a folder here, and the hub did not give it: {in_a_line(error)}\n"
             f"Packaged models, which need no hub: {known}"
         ) from None
 
 
-def _first_line(error: Exception) -> str:
+def _lacks_code(folder: Path) -> bool:
+    """Whether a model's own code is not there, as it was fetched before it was trusted."""
+    for name in ("config.json", "tokenizer_config.json"):
+        told = (read_json(folder / name) or {}).get("auto_map")
+        if told and "--" not in json.dumps(told):  # else it lies in another repository
+            return not any(folder.glob("*.py"))
+    return False
+
+
+def in_a_line(error: Exception) -> str:
+    """What a loader's error says, in a line; of a model that brings code of its own, what to do."""
     text = str(error).strip()
+    if "`trust_remote_code=True`" in text:
+        return (
+            "it contains custom code, which does not run unasked; read that code, and give --trust-remote-code if you "
+            "trust it"
+        )
     return text.splitlines()[0][:160] if text else type(error).__name__
 
 
@@ -165,7 +185,7 @@ def load(
                 model.to(on)
     except Exception as error:
         # whatever a model's files may raise, the user is told in one line
-        raise ModelError(f"--model {name}: cannot be loaded: {_first_line(error)}") from None
+        raise ModelError(f"--model {name}: cannot be loaded: {in_a_line(error)}") from None
     if device == MAP:
         device_reason = spread_reason(getattr(model, "hf_device_map", {"": on}))
     return Loaded(

@@ -11,12 +11,12 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import polars as pl
-import torch
 
 import foreknow
 from foreknow import models, reopening, slick
@@ -35,8 +35,9 @@ from foreknow.chance import (
     corrected,
     line_of,
 )
-from foreknow.engine import Prompt, Sampling
-from foreknow.errors import ConfigError, ResourceError
+from foreknow.chunking import with_less_memory
+from foreknow.engine import PackedEngine, Prompt, Sampling
+from foreknow.errors import ConfigError
 from foreknow.exemplars import Exemplars
 from foreknow.hunting import Hunt, Spellings
 from foreknow.ordered import release_memory
@@ -46,8 +47,14 @@ from foreknow.rows import ROWS, common_heads
 from foreknow.runs import RunFolder, fingerprint, read_json, sealed, write_frame, write_json
 from foreknow.search import Path as Tokens
 
-COST: Final[dict[str, pl.DataType]] = {"seconds": pl.Float64(), "prompts": pl.Int64(), "paths": pl.Int64()}
-"""A finished part's cost: time, reference prompts opened, token paths followed behind them."""
+COST: Final[dict[str, pl.DataType]] = {
+    "seconds": pl.Float64(),
+    "prompts": pl.Int64(),
+    "paths": pl.Int64(),
+    "halved": pl.Int64(),
+}
+"""A finished part's cost: time, reference prompts opened, token paths followed behind them, and how often batches were
+halved for want of memory."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,8 @@ def compute(
 
     `rows`: row, group, question, answers, subject, flags; those that `probes` (`slick.PROBES`) speak of are
     taken. Both must be of the prober's exemplars. All figures are letter by letter, whatever labels the rows.
-    With a `folder`, finished parts are kept there and not computed again. Raises ResourceError for want of memory.
+    With a `folder`, finished parts are kept there and not computed again. Out of memory, batches are halved as in the
+    audit; raises ResourceError where small ones are too large as well.
     """
     search = search or Search()
     labels = slick.label(probes, samples=prober.settings.samples)
@@ -112,15 +120,14 @@ def compute(
     with meter("chance", sum(part.rows.height for _, part in left)) as done:
         for n, part in left:
             began = time.monotonic()
-            try:
-                lines, prompts, paths = _work(prober, part, heads[part.group], swapped, search)
-            except (MemoryError, torch.OutOfMemoryError):
-                raise ResourceError(
-                    "chance: out of memory; finished groups are kept. Run it again with a smaller --batch-tokens"
-                ) from None
+            (lines, prompts, paths), halved = with_less_memory(
+                partial(_work, prober, part, heads[part.group], swapped, search),
+                prober.engine if isinstance(prober.engine, PackedEngine) else None,
+                "chance: out of memory; finished groups are kept. Free some memory and run the same command again",
+            )
             found.append(lines)
             if folder:
-                cost = [{"seconds": time.monotonic() - began, "prompts": prompts, "paths": paths}]
+                cost = [{"seconds": time.monotonic() - began, "prompts": prompts, "paths": paths, "halved": halved}]
                 folder.keep(n, "chance", lines)
                 folder.keep(n, "cost", pl.DataFrame(cost, schema=COST))
             done.advance(part.rows.height)

@@ -28,6 +28,7 @@ from foreknow.cluster import (
     check_version,
     desk_of,
     first_line,
+    needed,
     of_ours,
     raised,
     smaller,
@@ -65,29 +66,30 @@ def job_on_ray(config: AuditConfig, given: Input, identity: dict[str, Any], clus
     import foreknow
 
     device, dtype, fingerprint = identity["device"], identity["dtype"], identity["model"]
+    crew = cluster.crew(device)
     found = models.resolve(config.model, trust_remote_code=config.trust_remote_code)
     tokenizer, positions = _without_weights(str(found.folder), config)
     draw = drawn(config, given, tokenizer, positions)
     prompter = Prompter(tokenizer, draw.template, config.chat_template, config.bos)
     tell(given, draw, prompter)
     cluster.start()
-    crew = cluster.crew(device)
     say(f"Ray {cluster.version}: {crew}, on {'this machine' if not cluster.address else cluster.address}")
     settings = {**config.resolved(), "device": device, "dtype": dtype, "model": absolute(config.model)}
     bare = draw._replace(every=draw.every.clear(), rows=draw.rows.clear(), long=draw.long.clear())
 
-    def parts(kind: Kind, left: Numbered) -> Iterator[tuple[int, list[pl.DataFrame]]]:
-        task = Task(kind, settings, bare, fingerprint, crew.threads, foreknow.__version__)
-        return _parts(cluster, crew, task, dict(left))
+    def parts(kind: Kind, some: Crew, left: Numbered) -> Iterator[tuple[int, list[pl.DataFrame]]]:
+        task = Task(kind, settings, bare, fingerprint, some.threads, foreknow.__version__)
+        return _parts(cluster, some, task, dict(left))
 
     def results(left: Numbered) -> Iterator[Done]:
-        by = {"workers": crew.workers, "ray": cluster.version}
-        for number, (probes, answers, cost) in parts("probes", left):
+        some = needed(crew, len(left), "chunk")
+        by = {"workers": some.workers, "ray": cluster.version}
+        for number, (probes, answers, cost) in parts("probes", some, left):
             whose = [pl.lit(value, COST[name]).alias(name) for name, value in by.items()]
             yield Done(number, Chunk(probes, answers), cost.with_columns(whose))
 
     def scores(left: Numbered) -> Iterator[tuple[int, pl.DataFrame]]:
-        for number, (lines,) in parts("long", left):
+        for number, (lines,) in parts("long", needed(crew, len(left), "long-answer chunk"), left):
             yield number, lines
 
     def compare(probes: pl.DataFrame) -> dict[str, Any] | None:
@@ -132,7 +134,7 @@ def _without_weights(folder: str, config: AuditConfig) -> tuple[Any, int | None]
             return AutoTokenizer.from_pretrained(folder, **trusted), getattr(about, "max_position_embeddings", None)
     except Exception as error:
         # whatever a model's files may raise, the user is told in one line
-        raise ModelError(f"--model {config.model}: cannot be loaded: {first_line(error)}") from None
+        raise ModelError(f"--model {config.model}: cannot be loaded: {models.in_a_line(error)}") from None
 
 
 def _parts(

@@ -13,7 +13,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from foreknow.cluster import EVERY, TRIES, Cluster, Watch, absolute, check_version, desk_of, of_ours, raised, room, told
+from foreknow.cluster import (
+    EVERY,
+    TRIES,
+    Cluster,
+    Watch,
+    absolute,
+    check_version,
+    desk_of,
+    needed,
+    of_ours,
+    raised,
+    room,
+    told,
+)
 from foreknow.config import TuneConfig, settings_of
 from foreknow.errors import ResourceError, RunFolderError
 from foreknow.progress import say
@@ -30,11 +43,12 @@ def runs_on_ray(
     """
     import foreknow
 
+    crew = cluster.crew("cuda" if _on_gpu(cluster, left) else "cpu")
     cluster.start()
     ray = cluster.ray
     _check_shared(cluster, folder)
-    crew = cluster.crew("cuda" if _on_gpu(cluster, left) else "cpu")
     say(f"Ray {cluster.version}: {crew}, one a run, on {'this machine' if not cluster.address else cluster.address}")
+    crew = needed(crew, len(left), "run")
     desk = desk_of(cluster)
     task = ray.remote(_run).options(
         num_cpus=crew.threads, num_gpus=int(crew.gpu), max_retries=TRIES, scheduling_strategy="SPREAD"

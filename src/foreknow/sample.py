@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from typing import Any, NamedTuple, Protocol
 
 import polars as pl
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from foreknow.engine import Prompt, Sampling
 from foreknow.match import Accepted
@@ -26,10 +28,21 @@ from foreknow.search import Path, Vocabulary
 
 
 class Answer(NamedTuple):
-    """What was generated: the answer's text, with an ellipsis if it had not ended when its tokens were used up."""
+    """What was generated: the answer's text, with an ellipsis if it had not ended when its tokens were used up.
+
+    `sound`: whether all logits it was drawn from were finite; one that is not sound says nothing.
+    """
 
     said: str
     ended: bool
+    sound: bool = True
+
+
+class Generated(NamedTuple):
+    """A token path with its end, if it came; not `sound` where the logits after it were not finite (`search.Node`)."""
+
+    path: Path
+    sound: bool
 
 
 class Speaks(Protocol):
@@ -47,15 +60,47 @@ class Speaks(Protocol):
 
 
 class _ExactHead(nn.Module):
-    """The output head in float32, as the exact probe has it: bf16 logits tie too often to be compared."""
+    """The output head in float32, as the exact probe has it: bf16 logits tie too often to be compared.
+
+    It computes where its weight is; one that accelerate keeps in main memory or on disk is fetched for each call.
+    """
 
     def __init__(self, head: nn.Linear):
         super().__init__()
-        self.weight = head.weight.detach().float()
-        self.bias = None if head.bias is None else head.bias.detach().float()
+        self.layer = head
+        self._take()
+
+    def _take(self) -> None:
+        self.weight = self.layer.weight.detach().float()
+        self.bias = None if self.layer.bias is None else self.layer.bias.detach().float()
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x.float(), self.weight, self.bias)
+        if self.weight.device.type != "meta":
+            return nn.functional.linear(x.to(self.weight.device).float(), self.weight, self.bias)
+        with align_module_device(self.layer):
+            here = _ExactHead(self.layer)
+            return nn.functional.linear(x.to(here.weight.device).float(), here.weight, here.bias)
+
+
+class _Guard(LogitsProcessor):
+    """Ends an answer where the logits leave nothing to draw (NaN, infinity, all -infinity), and marks it.
+
+    `unsound` [sequences]: which answers those are. What stands after an answer's end does not count.
+    """
+
+    def __init__(self, width: int, stops: Sequence[int]):
+        self.width = width
+        self.stops = list(stops)
+        self.unsound: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        odd = ~scores.amax(-1).isfinite()
+        stops = torch.tensor(self.stops, device=input_ids.device)
+        going = ~torch.isin(input_ids[:, self.width :], stops).any(-1)
+        self.unsound = odd & going if self.unsound is None else self.unsound | (odd & going)
+        scores = scores.masked_fill(odd[:, None], -math.inf)
+        scores[:, self.stops[0]] = scores[:, self.stops[0]].masked_fill(odd, 0.0)
+        return scores
 
 
 @contextlib.contextmanager
@@ -88,15 +133,15 @@ class Generator:
         torch.manual_seed(seed)
         found = self.answers(prompts, max(limits, default=1), draws)
         return [
-            [answer_within(self.vocabulary, path, limit) for path in paths]
-            for paths, limit in zip(found, limits, strict=True)
+            [answer_within(self.vocabulary, path, limit, sound) for path, sound in some]
+            for some, limit in zip(found, limits, strict=True)
         ]
 
     @torch.inference_mode()
-    def answers(self, prompts: Sequence[Sequence[int]], max_new: int, draws: int | None) -> list[list[Path]]:
+    def answers(self, prompts: Sequence[Sequence[int]], max_new: int, draws: int | None) -> list[list[Generated]]:
         """For each prompt its greedy answer (`draws` None), or so many drawn ones, as token paths.
 
-        A path keeps its ending token; one without has not ended in `max_new` tokens.
+        A path keeps its ending token; one without has not ended in `max_new` tokens, or is not sound.
         """
         stops = sorted(self.vocabulary.ends | self.vocabulary.breaks)
         config = GenerationConfig(
@@ -112,7 +157,7 @@ class Generator:
             pad_token_id=stops[0],
         )
         device = input_device(self.model)
-        found: list[list[Path]] = []
+        found: list[list[Generated]] = []
         many = max(1, self.batch // (draws or 1))
         for start in range(0, len(prompts), many):
             part = prompts[start : start + many]
@@ -122,28 +167,33 @@ class Generator:
             for r, prompt in enumerate(part):
                 ids[r, width - len(prompt) :] = torch.tensor(list(prompt))
                 mask[r, width - len(prompt) :] = 1
+            guard = _Guard(width, stops)
             generate: Any = self.model.generate
             out = generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
                 generation_config=copy.deepcopy(config),
+                logits_processor=LogitsProcessorList([guard]),
             )
-            paths = [self._ended(line) for line in out[:, width:].tolist()]
+            assert guard.unsound is not None
+            lines = zip(out[:, width:].tolist(), guard.unsound.tolist(), strict=True)
+            paths = [self._generated(line, unsound) for line, unsound in lines]
             each = draws or 1
             found.extend(paths[i * each : (i + 1) * each] for i in range(len(part)))
         return found
 
-    def _ended(self, tokens: list[int]) -> Path:
-        """Tokens up to and with the first one that ends the answer."""
+    def _generated(self, tokens: list[int], unsound: bool) -> Generated:
+        """Tokens up to and with the first one that ends the answer; without it where it only stopped the sequence."""
         for at, token in enumerate(tokens):
             if self.vocabulary.is_end(token):
-                return tuple(tokens[: at + 1])
-        return tuple(tokens)
+                return Generated(tuple(tokens[: at + (not unsound)]), not unsound)
+        return Generated(tuple(tokens), not unsound)
 
 
-def answer_within(vocabulary: Vocabulary, path: Path, limit: int) -> Answer:
-    """A token path as an answer of at most `limit` tokens, its end with them."""
-    return Answer(vocabulary.said(path[:limit]), len(path) <= limit and vocabulary.ended(path))
+def answer_within(vocabulary: Vocabulary, path: Path, limit: int, sound: bool = True) -> Answer:
+    """A token path as an answer of at most `limit` tokens, its end with them; beyond them nothing is unsound."""
+    ended = sound and len(path) <= limit and vocabulary.ended(path)
+    return Answer(vocabulary.said(path[:limit]), ended, sound or len(path) >= limit)
 
 
 @dataclass(frozen=True)
@@ -159,7 +209,10 @@ class Sampler:
         return self.prober.prompts(rows)
 
     def probe(self, rows: pl.DataFrame) -> Chunk:
-        """As `Prober.probe`, with shares of samples really drawn in place of probabilities."""
+        """As `Prober.probe`, with shares of samples really drawn in place of probabilities.
+
+        A prompt behind which any answer is not sound is worth no number, as in the exact probe.
+        """
         found, prompts = self.prompts(rows)
         samples = self.prober.settings.samples
         # a chunk's draws depend on the seed and its rows only, so a run that is taken up again draws the same
@@ -174,8 +227,9 @@ class Sampler:
             row = found[r]
             strict, lenient = _right(best, row.speller.accepted)
             hits = [_right(answer, row.speller.accepted) for answer in tries]
-            share = sum(s for s, _ in hits) / samples
-            share_lenient = sum(s for _, s in hits) / samples
+            sound = best.sound and all(answer.sound for answer in tries)
+            share = sum(s for s, _ in hits) / samples if sound else math.nan
+            share_lenient = sum(s for _, s in hits) / samples if sound else math.nan
             lines.append(Line(row, j, strict, lenient, share, share, share_lenient, share_lenient, 0))
             if j == 0:
                 spoken.append((row.number, best.said))

@@ -88,10 +88,9 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
             )
     except Exception as error:
         # whatever a tokenizer's files or the hub's client may raise, the user is told in two lines
-        told = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise ModelError(
-            f"--tokenizer {name}: cannot be loaded: {told}\nPrompts are made here: name the folder or hub id "
-            "of the model's tokenizer"
+            f"--tokenizer {name}: cannot be loaded: {models.in_a_line(error)}\nPrompts are made here: name the "
+            "folder or hub id of the model's tokenizer"
         ) from None
     return found
 

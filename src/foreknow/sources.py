@@ -156,9 +156,20 @@ def on_disk(part: Part) -> Iterator[Path]:
         if isinstance(own, str) and not part.packing and Path(own).is_file():
             yield Path(own)
             return
-        shutil.copyfileobj(stream, copy)
+        while block := stream.read(_BLOCK):
+            if (free := shutil.disk_usage(copy.name).free) < _SPARE:
+                raise InputError(
+                    f"{part.where}: unpacks to more than {copy.tell() >> 20:,} MiB, and {Path(copy.name).parent} "
+                    f"has {free >> 20:,} MiB left. Unpack it yourself where there is room, or set TMPDIR."
+                )
+            copy.write(block)
         copy.flush()
         yield Path(copy.name)
+
+
+_BLOCK = 16 << 20
+_SPARE = 1 << 30
+"""Bytes left free on the disk for temporary files: what is unpacked may be of any size."""
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ def swept(study: Study) -> pl.DataFrame:
     The audit's own budget comes first. Empty where the audit's rows and the outcomes cannot be told to be the same.
     """
     outcomes = study.outcomes.filter((pl.col("set") == "test") & (pl.col("point") == LATE))
-    rows = tested_rows(study.audit.rows, pl.read_csv(study.folder / "relations.csv"))
+    rows = tested_rows(study.audit.rows, study.relations)
     seen = outcomes.select("row", "category").unique().sort("row")
     variant = _natural(study.results, rows["category"])
     if variant is None or not seen.equals(rows.select("row", "category")):
@@ -49,7 +49,7 @@ def swept(study: Study) -> pl.DataFrame:
 
 def tested_rows(audited: pl.DataFrame, relations: pl.DataFrame) -> pl.DataFrame:
     """row (number within the set test), audited (row of the audit), category: as a study writes its test rows."""
-    used = relations.filter(pl.col("used"))["relation"].cast(pl.String)
+    used = relations.filter(pl.col("used"))["relation"]
     of = audited.filter(
         pl.col("group").is_in(used.implode()) & (pl.col("split") == "test") & pl.col("category").is_not_null()
     )

@@ -30,6 +30,7 @@ import polars as pl
 import foreknow
 from foreknow import auditing, linear, models, ranks
 from foreknow.auditing import Audit
+from foreknow.cells import csv_of, table_of
 from foreknow.claims import CLAIMS
 from foreknow.cluster import joined
 from foreknow.config import AuditConfig, DataSettings, TuneConfig, settings_of
@@ -79,7 +80,13 @@ class Study:
     @cached_property
     def tables(self) -> dict[str, pl.DataFrame]:
         """The paper's tables (`study_tables.py`), as written to `tables/`."""
-        return {path.stem: pl.read_csv(path) for path in sorted((self.folder / "tables").glob("*.csv"))}
+        files = sorted((self.folder / "tables").glob("*.csv"))
+        return {path.stem: table_of(path.read_text(encoding="utf-8")) for path in files}
+
+    @cached_property
+    def relations(self) -> pl.DataFrame:
+        """The relations by what a model that only guesses would score, and whether they are used (`study_rows.py`)."""
+        return table_of((self.folder / "relations.csv").read_text(encoding="utf-8"), "relation")
 
     @cached_property
     def audit(self) -> Audit:
@@ -277,7 +284,7 @@ def _write(
             drop_weights(tuned.folder)
     write_frame(folder.path / "results.parquet", pl.concat(results))
     write_frame(folder.path / "outcomes.parquet", pl.concat(outcomes))
-    write_text(folder.path / "relations.csv", plan.relations.write_csv())
+    write_text(folder.path / "relations.csv", csv_of(plan.relations))
     if config.p_true and not (folder.path / "ptrue.parquet").is_file():
         from foreknow.ptrue import p_true_of
 
@@ -308,7 +315,7 @@ def write_tables(study: Study) -> Path:
     tables = all_tables(study)
     (study.folder / "tables").mkdir(exist_ok=True)
     for name, table in tables.items():
-        write_text(study.folder / "tables" / f"{name}.csv", table.write_csv())
+        write_text(study.folder / "tables" / f"{name}.csv", csv_of(table))
     write_json(study.folder / "scorecard.json", tables["claims"].to_dicts())
     models_of = {
         name: linear.as_json(

@@ -41,9 +41,13 @@ class Tokenised(NamedTuple):
 
 def tokenised(config: TuneConfig, given: Given, folder: str) -> Tokenised:
     """Token ids of the rows to train on, checked. Raises InputError, ModelError."""
-    with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
-        model = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code).get_text_config()
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+            model = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code).get_text_config()
+    except Exception as error:
+        # whatever a model's files may raise, the user is told in one line
+        raise ModelError(f"--model {config.model}: cannot be loaded: {models.in_a_line(error)}") from None
     if tokenizer.eos_token_id is None:
         raise ModelError(f"--model {config.model}: its tokenizer has no end-of-sequence token; answers could not end")
     prompter = Prompter(tokenizer, given.template, config.chat_template, config.bos)

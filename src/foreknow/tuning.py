@@ -153,7 +153,15 @@ def sized(config: TuneConfig, device: str) -> TuneConfig:
 
 
 def computing_on(config: TuneConfig) -> tuple[str, str]:
-    """The device, and the dtype to compute in: bfloat16 where the machine has instructions for it."""
+    """The device, and the dtype to compute in: bfloat16 where the machine has instructions for it.
+
+    Raises ConfigError for a device that tune does not train on.
+    """
+    if config.device == models.MAP:
+        raise ConfigError(
+            "--device map: found layers spread over devices, expected one device with the whole model; use --device "
+            "auto with --method lora, or several processes with FSDP (docs/scale-training.md)"
+        )
     device, dtype = models.computing_on(config.device, config.dtype)
     if device.startswith("cuda:") and device != "cuda:0":
         raise ConfigError(f"--device {config.device}: the trainer takes the first GPU; set CUDA_VISIBLE_DEVICES")

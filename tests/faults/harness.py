@@ -45,7 +45,8 @@ def child(order):
     try:
         exec(order["before"], {})
         from foreknow.cli import main
-        main(order["words"])
+        sys.argv[1:] = order["words"]
+        main()
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
@@ -310,7 +311,7 @@ class Bench:
 
 STAGES: Final = ("audit", "mix", "tune", "evaluate", "study")
 STRUCK: Final = {signal.SIGKILL: (-9,), signal.SIGINT: (130,), signal.SIGTERM: (-15, 143)}
-"""Exit codes of a command that was struck."""
+"""Exit codes of a command that was struck; by SIGTERM also before it could take it."""
 
 
 def out_name(stage: str) -> str:

@@ -70,7 +70,7 @@ def render_evaluation(evaluation: Evaluation, *, show_rows: bool = True) -> str:
     summary, rows = evaluation.summary, evaluation.rows
     model, protocol, data = (dict(summary.get(key) or {}) for key in ("model", "protocol", "data"))
     lenient = protocol.get("match") == "lenient"
-    rows = rows.with_columns(counts=pl.col("right_lenient" if lenient else "right"))
+    rows = rows.drop_nulls("said").with_columns(counts=pl.col("right_lenient" if lenient else "right"))
     categories = by(summary, "by_category", lenient)
     relations = sorted(by(summary, "by_relation", lenient), key=lambda line: (-line.em.rows, line.name))
     guesses = taken_over(rows)
@@ -223,6 +223,8 @@ def _cautions(summary: Mapping[str, Any], em: Count) -> tuple[str, ...]:
     answers, rows, found = summary["answers"], summary["rows"], []
     if em.rows < 100:
         found.append(f"Only {count(em.rows, 'row')}: the interval is wide, a first look.")
+    if broken := summary.get("not_finite"):
+        found.append(f"{count(broken, 'row')} in no figure here: the model's logits were not finite (NaN or infinity).")
     if rows and answers["not_ended"] / rows >= LATE:
         found.append(
             f"{count(answers['not_ended'], 'answer')} had not ended in time and count as wrong: the model may not have "
