@@ -21,12 +21,12 @@ import polars as pl
 import torch
 from scipy import stats
 
-from foreknow import slick
+from foreknow.audits.prepare import Stage, prepared, read_input, sized
 from foreknow.config import AuditConfig
-from foreknow.prepare import Stage, prepared, read_input, sized
+from foreknow.data.rows import chunks, take
+from foreknow.probing.sample import Generator, Sampler, exact_head
 from foreknow.progress import meter
-from foreknow.rows import chunks, take
-from foreknow.sample import Generator, Sampler, exact_head
+from foreknow.protocol import slick
 
 
 def main() -> None:

@@ -29,14 +29,14 @@ import polars as pl
 import torch
 from torch import nn
 
+from foreknow.audits.prepare import Stage, prepared, read_input, sized
 from foreknow.config import AuditConfig
-from foreknow.ordered import _OrderedLinear
-from foreknow.packed import PackedModel
-from foreknow.prepare import Stage, prepared, read_input, sized
-from foreknow.probe import Prober
-from foreknow.rows import chunks, take
-from foreknow.sample import Generator, exact_head
-from foreknow.segments import Segment
+from foreknow.data.rows import chunks, take
+from foreknow.probing.ordered import _OrderedLinear
+from foreknow.probing.packed import PackedModel
+from foreknow.probing.probe import Prober
+from foreknow.probing.sample import Generator, exact_head
+from foreknow.probing.segments import Segment
 
 RELATIONS = ["city_country", "company_headquarters", "us_city_state", "airport_city"]
 

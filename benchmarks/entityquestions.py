@@ -15,8 +15,8 @@ from pathlib import Path
 import polars as pl
 
 import foreknow
-from foreknow.facts import read_facts
-from foreknow.rows import GOLD, draw_key, majority_floor
+from foreknow.data.facts import read_facts
+from foreknow.data.rows import GOLD, draw_key, majority_floor
 
 # HighlyKnown, MaybeKnown, WeaklyKnown, Unknown of PaLM 2-M in the train set (arXiv 2405.05904, Table 3)
 PALM = {

@@ -16,8 +16,9 @@ from pathlib import Path
 import polars as pl
 
 import foreknow
-from foreknow import lab, lab_truth
-from foreknow.slick import CATEGORIES, UNKNOWN
+from foreknow.lab import building as lab
+from foreknow.lab import truth as lab_truth
+from foreknow.protocol.slick import CATEGORIES, UNKNOWN
 
 FEW = 40
 """Relations with at most so many answers are where guessing pays."""

@@ -22,12 +22,13 @@ from typing import Any
 
 import polars as pl
 
-from foreknow import models, slick
+from foreknow.audits.on_server import job_at_server, server_of
+from foreknow.audits.prepare import prepared, read_input, sized
 from foreknow.config import AuditConfig
-from foreknow.prepare import prepared, read_input, sized
-from foreknow.rows import chunks
-from foreknow.server_audit import job_at_server, server_of
-from foreknow.server_model import Address, address_of
+from foreknow.data.rows import chunks
+from foreknow.lm import models
+from foreknow.protocol import slick
+from foreknow.servers.model import Address, address_of
 
 
 def main() -> None:

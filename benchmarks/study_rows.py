@@ -15,8 +15,8 @@ from pathlib import Path
 
 import polars as pl
 
-from foreknow import default_facts
-from foreknow.rows import GOLD, draw_key
+from foreknow.data import default_facts
+from foreknow.data.rows import GOLD, draw_key
 
 WANTED = {
     "train": {"P17": 1200, "P36": 800, "city_country": 420, "us_city_state": 313, "airport_country": 312},

@@ -37,17 +37,18 @@ from transformers import (
     TrainingArguments,
 )
 
-from foreknow import default_facts, models
-from foreknow import rows as facts
 from foreknow.config import TuneConfig
-from foreknow.match import Accepted, answer_of
-from foreknow.ordered import keep_memory
-from foreknow.packaged import quiet
-from foreknow.prompts import Prompter
-from foreknow.tracker import Mirror, Tracker, vocabulary_for
-from foreknow.trainer import FactTrainer, arguments, set_dropout
-from foreknow.training_pass import learning
-from foreknow.training_rows import SET, TRAINING, Example, Named, examples, step_rows
+from foreknow.data import default_facts
+from foreknow.data import rows as facts
+from foreknow.lm import models
+from foreknow.lm.packaged import quiet
+from foreknow.probing.ordered import keep_memory
+from foreknow.protocol.match import Accepted, answer_of
+from foreknow.protocol.prompts import Prompter
+from foreknow.training.tracker import Mirror, Tracker, vocabulary_for
+from foreknow.training.trainer import FactTrainer, arguments, set_dropout
+from foreknow.training.training_pass import learning
+from foreknow.training.training_rows import SET, TRAINING, Example, Named, examples, step_rows
 
 Run = tuple[list[float], list[float]]
 """A training's seconds and losses, step by step."""

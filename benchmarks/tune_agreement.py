@@ -19,12 +19,13 @@ from typing import Any
 import polars as pl
 import torch
 
-from foreknow import adapters, models
 from foreknow.config import EvaluateConfig
-from foreknow.evaluating import read_given, run
-from foreknow.prompts import Prompter
-from foreknow.tracker import Tracker, vocabulary_for
-from foreknow.training_rows import TRAINING
+from foreknow.evaluation import adapters
+from foreknow.evaluation.evaluating import read_given, run
+from foreknow.lm import models
+from foreknow.protocol.prompts import Prompter
+from foreknow.training.tracker import Tracker, vocabulary_for
+from foreknow.training.training_rows import TRAINING
 
 
 def main() -> None:

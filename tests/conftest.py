@@ -131,7 +131,7 @@ def own_cache(
 @pytest.fixture
 def frame() -> pl.DataFrame:
     """The facts in the frame every stage works on."""
-    from foreknow.rows import ROWS, flag_rows
+    from foreknow.data.rows import ROWS, flag_rows
 
     rows = [
         {**r, "row": i, "answers": [r["answer"]], "group": r["relation"], "flags": []}

@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from foreknow import entityquestions, popqa, templates
+from foreknow.data import entityquestions, popqa, templates
+from foreknow.data.facts import Facts, read_facts
+from foreknow.data.layouts import LAYOUTS
+from foreknow.data.rows import ROWS, USABLE
 from foreknow.errors import ForeknowError, InputError
-from foreknow.facts import Facts, read_facts
-from foreknow.formats import read_part
-from foreknow.layouts import LAYOUTS
-from foreknow.rows import ROWS, USABLE
-from foreknow.sources import _zstd
+from foreknow.files.formats import read_part
+from foreknow.files.sources import _zstd
 from odd_files import (
     LARGEST,
     POPQA,

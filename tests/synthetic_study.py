@@ -12,9 +12,9 @@ import numpy as np
 import polars as pl
 import yaml
 
-from foreknow.slick import CATEGORIES, UNKNOWN
-from foreknow.study_plan import Run, Variant
-from foreknow.study_results import OUTCOMES, RESULTS
+from foreknow.protocol.slick import CATEGORIES, UNKNOWN
+from foreknow.studies.plan import Run, Variant
+from foreknow.studies.results import OUTCOMES, RESULTS
 
 BASE = dict(zip(CATEGORIES, (0.94, 0.6, 0.11, 0.012), strict=True))
 """How often a row of a category is right after training that does no harm."""

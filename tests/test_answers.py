@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foreknow import answer_tables
-from foreknow.answers import ANSWERED, SAID, answered, summarise
-from foreknow.before import LABELS, labels_of
-from foreknow.match import Accepted
-from foreknow.rows import ROWS
-from foreknow.slick import CATEGORIES
+from foreknow.data.rows import ROWS
+from foreknow.evaluation import answer_tables
+from foreknow.evaluation.answers import ANSWERED, SAID, answered, summarise
+from foreknow.protocol.match import Accepted
+from foreknow.protocol.slick import CATEGORIES
 from foreknow.stats import wilson
+from foreknow.training.before import LABELS, labels_of
 
 ONE = st.fixed_dictionaries(
     {

@@ -17,9 +17,12 @@ import pytest
 
 import foreknow
 from conftest import fact_rows
-from foreknow import auditing, cli, prepare, runs, slick
-from foreknow.engine import PackedEngine
-from foreknow.longform import LongScorer
+from foreknow import cli
+from foreknow.audits import auditing, prepare
+from foreknow.files import runs
+from foreknow.probing.engine import PackedEngine
+from foreknow.probing.longform import LongScorer
+from foreknow.protocol import slick
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -430,7 +433,7 @@ def test_chat_template_needs_one(run: Cli, facts_file: Path, tiny_folder: Path, 
 def test_an_architecture_the_packed_pass_does_not_fit_is_audited_all_the_same(
     run: Cli, finished: Path, facts_file: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from foreknow.segments import UnsupportedModel
+    from foreknow.probing.segments import UnsupportedModel
 
     def refuse(*_: object) -> None:
         raise UnsupportedModel("made up")

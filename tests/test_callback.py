@@ -19,10 +19,10 @@ from transformers import (
 )
 
 from conftest import fact_rows
-from foreknow.callback import KnowledgeCallback
 from foreknow.errors import ConfigError, ModelError
-from foreknow.prompts import Template
-from foreknow.slick import CATEGORIES
+from foreknow.protocol.prompts import Template
+from foreknow.protocol.slick import CATEGORIES
+from foreknow.training.callback import KnowledgeCallback
 
 KNOWN = Template(target="Q: {question}\nA:")
 OLD_NAMES = "ignore:.*is deprecated and will be removed:FutureWarning"  # TRL and PEFT use old names of transformers
@@ -212,7 +212,7 @@ def test_both_trainers_on_the_packaged_model(kind: str, tmp_path: Path) -> None:
     """Three epochs over 16 facts: they are learnt, and the callback sees it."""
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
-    from foreknow import models
+    from foreknow.lm import models
 
     torch.manual_seed(0)
     loaded = models.load("smollm2-135m", dtype="float32", device="cpu")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreknow.cells import FORMULA, csv_of, inert, number_of, table_of
+from foreknow.files.cells import FORMULA, csv_of, inert, number_of, table_of
 
 texts = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1) | st.builds(
     lambda head, rest: head + rest,

@@ -18,17 +18,18 @@ from hypothesis import strategies as st
 
 import foreknow
 from conftest import fact_rows
-from foreknow import chance, hunting, nulls, reopening, slick
-from foreknow.auditing import Audit
-from foreknow.chance import Asked, Row, Rules, choose, corrected, line_of, made_up
+from foreknow.audits import nulls, reopening
+from foreknow.audits.auditing import Audit
+from foreknow.audits.nulls import Search
+from foreknow.audits.prepare import prepared, read_input
 from foreknow.cli import main
 from foreknow.config import AuditConfig, settings_of
-from foreknow.engine import PackedEngine
 from foreknow.errors import ConfigError, ModelError, ResourceError
-from foreknow.match import normalise
-from foreknow.nulls import Search
-from foreknow.prepare import prepared, read_input
-from foreknow.search import Node, Vocabulary
+from foreknow.probing.engine import PackedEngine
+from foreknow.protocol import chance, hunting, slick
+from foreknow.protocol.chance import Asked, Row, Rules, choose, corrected, line_of, made_up
+from foreknow.protocol.match import normalise
+from foreknow.protocol.search import Node, Vocabulary
 
 RULES = Rules(references=6, least=3)
 SEARCH = Search(RULES, negligible=1e-7)

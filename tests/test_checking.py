@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foreknow.checking import Checked, check, together
-from foreknow.findings import MOST_SPLITS, Finding, lines, table
-from foreknow.rows import ROWS, flag_rows
+from foreknow.checks.checking import Checked, check, together
+from foreknow.checks.findings import MOST_SPLITS, Finding, lines, table
+from foreknow.data.rows import ROWS, flag_rows
 
 BLANK: dict[str, Any] = {**dict.fromkeys(ROWS), "group": "all", "flags": []}
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreknow.claims import CLAIMS, CONTRASTS, REFUSALS, SCORECARD, holm, refusals, scorecard, verdict
-from foreknow.contrasts import Part
-from foreknow.linear import fit, points
-from foreknow.slick import CATEGORIES, KNOWN, UNKNOWN
+from foreknow.protocol.slick import CATEGORIES, KNOWN, UNKNOWN
+from foreknow.studies.claims import CLAIMS, CONTRASTS, REFUSALS, SCORECARD, holm, refusals, scorecard, verdict
+from foreknow.studies.contrasts import Part
+from foreknow.studies.linear import fit, points
 
 SHARES = (0, 10, 25, 50, 75, 90, 100)
 SIZE, EPOCHS, ROWS, BEST = 1000, 10, 800, 3

@@ -31,24 +31,26 @@ from completions_server import (
     completes,
     troubled,
 )
-from foreknow import exemplars, models
-from foreknow.auditing import open_audit
+from foreknow.audits.auditing import open_audit
+from foreknow.audits.on_server import estimate_at_server, job_at_server, server_of
+from foreknow.audits.prepare import read_input
 from foreknow.cli import main
-from foreknow.completions import Used, completion_of
 from foreknow.config import AuditConfig
-from foreknow.endpoint import Endpoint, Fault, OddReply, Session
-from foreknow.engine import PlainEngine, Sampling, nodes_of
+from foreknow.data.rows import chunks, common_heads
 from foreknow.errors import ConfigError, InputError, MissingExtra, ModelError, ResourceError
-from foreknow.prepare import read_input
-from foreknow.probe import Chunk, Prober, Settings
-from foreknow.prompts import Prompter
-from foreknow.rows import chunks, common_heads
-from foreknow.runs import hold
-from foreknow.sample import Generator, Sampler, exact_head
-from foreknow.server_answers import ServerAnswers, discover_drawing
-from foreknow.server_audit import estimate_at_server, job_at_server, server_of
-from foreknow.server_engine import UNKNOWN, node_of, requests_to_open
-from foreknow.server_model import (
+from foreknow.files.runs import hold
+from foreknow.lm import models
+from foreknow.probing.engine import PlainEngine, Sampling, nodes_of
+from foreknow.probing.probe import Chunk, Prober, Settings
+from foreknow.probing.sample import Generator, Sampler, exact_head
+from foreknow.probing.vllm_engine import vllm_answers
+from foreknow.protocol import exemplars
+from foreknow.protocol.prompts import Prompter
+from foreknow.servers.answers import ServerAnswers, discover_drawing
+from foreknow.servers.completions import Used, completion_of
+from foreknow.servers.endpoint import Endpoint, Fault, OddReply, Session
+from foreknow.servers.engine import UNKNOWN, node_of, requests_to_open
+from foreknow.servers.model import (
     Address,
     ServerModel,
     Spelling,
@@ -58,7 +60,6 @@ from foreknow.server_model import (
     load_tokenizer,
     open_server,
 )
-from foreknow.vllm_engine import vllm_answers
 from serving import RESET, Asked, Reply, Script, Server, refuses, serving
 
 SECRET = "sk-77aa-not-to-be-seen-anywhere"
@@ -842,8 +843,7 @@ class TestVllm:
 
 
 def test_the_server_files_do_not_import_torch() -> None:
-    code = (
-        "import foreknow.server_engine, foreknow.server_model, foreknow.completions, sys; print('torch' in sys.modules)"
-    )
+    code = "import sys, foreknow.servers.completions, foreknow.servers.engine, foreknow.servers.model"
+    code += "; print('torch' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "False"

@@ -16,7 +16,7 @@ import polars as pl
 import pytest
 
 from conftest import CAPITALS, tiny_model, tiny_tokenizer
-from foreknow.facts import Facts, read_facts
+from foreknow.data.facts import Facts, read_facts
 
 if sys.version_info >= (3, 14):
     from compression import zstd

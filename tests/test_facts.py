@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from foreknow.data.facts import read_facts
+from foreknow.data.rows import ROWS, flag_rows, has_word, largest_remainder, majority_floor, take
 from foreknow.errors import ConfigError, InputError
-from foreknow.facts import read_facts
-from foreknow.rows import ROWS, flag_rows, has_word, largest_remainder, majority_floor, take
 
 QA = [
     {"question": "Capital of France?", "answer": "Paris"},

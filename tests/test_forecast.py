@@ -9,12 +9,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from foreknow.auditing import open_audit
+from foreknow.audits.auditing import open_audit
 from foreknow.errors import ConfigError, InputError, ModelError
-from foreknow.forecast import FORECAST, check, forecast, forecast_audit, table, usual_fits
-from foreknow.runs import write_json
-from foreknow.study_results import RESULTS
-from foreknow.studying import open_study
+from foreknow.files.runs import write_json
+from foreknow.studies.forecast import FORECAST, check, forecast, forecast_audit, table, usual_fits
+from foreknow.studies.results import RESULTS
+from foreknow.studies.studying import open_study
 
 B0, B_KNOWN, B_UNKNOWN = 0.40, 0.08, -0.10
 

@@ -26,16 +26,21 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from conftest import chromium, fact_rows
-from foreknow import cli, evaluating, formats, models, packaged, printing, server_model, sources, tuning
-from foreknow.auditing import open_audit
+from foreknow import cli, printing
+from foreknow.audits.auditing import open_audit
 from foreknow.config import AuditConfig, EvaluateConfig, TuneConfig, settings_of
+from foreknow.data.facts import read_facts
 from foreknow.errors import ConfigError, InputError, ModelError, UsageError
-from foreknow.facts import read_facts
-from foreknow.prompts import Prompter, read_template
+from foreknow.evaluation import evaluating
+from foreknow.files import formats, sources
+from foreknow.files.yamltext import loads
+from foreknow.lm import models, packaged
+from foreknow.protocol.prompts import Prompter, read_template
 from foreknow.report import render_audit, render_evaluation, render_tune
 from foreknow.report.study import render_study
-from foreknow.studying import Study
-from foreknow.yamltext import loads
+from foreknow.servers import model as server_model
+from foreknow.studies.studying import Study
+from foreknow.training import tuning
 from synthetic_study import grid, simulated, write_study
 from test_report import summary_of, synthetic
 from test_tune_report import evaluated, made

@@ -18,15 +18,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from foreknow import lab, lab_truth, lab_world, models
 from foreknow.config import AuditConfig
+from foreknow.data.rows import has_word, majority_floor
 from foreknow.errors import ConfigError, InputError, ModelError, RunFolderError
 from foreknow.inputs import read_data
-from foreknow.lab import Recipe, build, tokenizer_of
-from foreknow.lab_world import BINS, FACTS, RELATIONS, World
-from foreknow.prompts import PAPER, Prompter
-from foreknow.rows import has_word, majority_floor
-from foreknow.slick import CATEGORIES
+from foreknow.lab import building as lab
+from foreknow.lab import truth as lab_truth
+from foreknow.lab import world as lab_world
+from foreknow.lab.building import Recipe, build, tokenizer_of
+from foreknow.lab.world import BINS, FACTS, RELATIONS, World
+from foreknow.lm import models
+from foreknow.protocol.prompts import PAPER, Prompter
+from foreknow.protocol.slick import CATEGORIES
 
 SMALL = World(seed=5, subjects=9, ood_subjects=7)
 TINY = Recipe(world=SMALL, hidden=32, intermediate=48, layers=1, heads=2, positions=256, rows=12, width=192)

@@ -21,11 +21,11 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-from foreknow.chats import Turn, exchange, turns_of
+from foreknow.data.chats import Turn, exchange, turns_of
+from foreknow.data.facts import read_facts
+from foreknow.data.layouts import LAYOUTS
 from foreknow.errors import ConfigError, InputError
-from foreknow.facts import read_facts
-from foreknow.layouts import LAYOUTS
-from foreknow.prompts import Template
+from foreknow.protocol.prompts import Template
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 CHAT = [
@@ -238,7 +238,7 @@ def test_the_tree_of_entityquestions_tells_relation_split_and_subject(tmp_path: 
 @pytest.mark.parametrize("content", [as_bytes(RECORDS), json.dumps(RECORDS).encode(), b"question,answer\nq0?,a0\n"])
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 def test_standard_input_is_told_by_its_beginning(content: bytes, pack: Any) -> None:
-    code = "from foreknow.facts import read_facts; f = read_facts('-'); print(f.rows['question'][0], f.suffix)"
+    code = "from foreknow.data.facts import read_facts; f = read_facts('-'); print(f.rows['question'][0], f.suffix)"
     done = subprocess.run([sys.executable, "-c", code], input=pack(content), capture_output=True, check=True)
     assert done.stdout.decode().startswith("q0? .")
 
@@ -259,7 +259,7 @@ def test_names_that_are_nothing(tmp_path: Path) -> None:
 
 
 def test_a_limit_keeps_the_drawn_rows_and_candidates_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("foreknow.facts.CANDIDATES", 3)
+    monkeypatch.setattr("foreknow.data.facts.CANDIDATES", 3)
     records = [
         {"question": f"q{n}?", "answer": "a", "relation": f"r{n % 2}", "split": "dev" if n % 10 == 0 else "train"}
         for n in range(200)
@@ -281,14 +281,14 @@ def test_a_limit_above_the_rows_is_no_limit(tmp_path: Path) -> None:
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = jsonl(tmp_path / "a.jsonl", RECORDS)
-    import foreknow.facts
+    import foreknow.data.facts
 
     def meddle(*given: Any) -> pl.Series:
         jsonl(path, RECORDS[:4])
         return original(*given)
 
-    original = foreknow.facts.drawn
-    monkeypatch.setattr(foreknow.facts, "drawn", meddle)
+    original = foreknow.data.facts.drawn
+    monkeypatch.setattr(foreknow.data.facts, "drawn", meddle)
     with pytest.raises(InputError, match="changed while it was read"):
         read_facts(path, limit=2)
 

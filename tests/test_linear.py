@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t
 
-from foreknow import clustered, linear
-from foreknow.linear import POINTS, as_json, fit, leave_out, paper_points, points, predict, within
+from foreknow.studies import clustered, linear
+from foreknow.studies.linear import POINTS, as_json, fit, leave_out, paper_points, points, predict, within
 
 TRUTH = np.array([0.36, 0.08, -0.09])
 

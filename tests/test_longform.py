@@ -24,14 +24,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from foreknow.head import OutputHead
-from foreknow.longform import LongScorer, Text, batches, log_probs, pieces
-from foreknow.packed import PackedModel
-from foreknow.prompts import Prompter, Template
-from foreknow.rows import ROWS as SCHEMA
-from foreknow.sample import exact_head
-from foreknow.segments import Branch, Segment
-from foreknow.spans import LONG
+from foreknow.data.rows import ROWS as SCHEMA
+from foreknow.probing.head import OutputHead
+from foreknow.probing.longform import LongScorer, Text, batches, log_probs, pieces
+from foreknow.probing.packed import PackedModel
+from foreknow.probing.sample import exact_head
+from foreknow.probing.segments import Branch, Segment
+from foreknow.protocol.prompts import Prompter, Template
+from foreknow.protocol.spans import LONG
 
 ANSWERS = (
     "Avens, and River Aven crosses it; what is said of Borvia is said of Arland.",

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from foreknow.match import Accepted, Mode, answer_of, is_refusal, normalise
+from foreknow.protocol.match import Accepted, Mode, answer_of, is_refusal, normalise
 
 COMBINED, APART = "Zürich", "Zu\u0308rich"
 

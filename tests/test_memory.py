@@ -15,14 +15,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from foreknow import exemplars, memory, models
-from foreknow.engine import PackedEngine, Sampling
-from foreknow.memory import GIB, LEAST, MOST, Shape, Sizes
-from foreknow.packed import PackedModel
-from foreknow.probe import Prober, Settings
-from foreknow.prompts import Prompter
-from foreknow.rows import common_heads
-from foreknow.segments import Branch, Segment
+from foreknow.data.rows import common_heads
+from foreknow.lm import memory, models
+from foreknow.lm.memory import GIB, LEAST, MOST, Shape, Sizes
+from foreknow.probing.engine import PackedEngine, Sampling
+from foreknow.probing.packed import PackedModel
+from foreknow.probing.probe import Prober, Settings
+from foreknow.probing.segments import Branch, Segment
+from foreknow.protocol import exemplars
+from foreknow.protocol.prompts import Prompter
 
 LLAMAS = {
     "SmolLM2-135M": (

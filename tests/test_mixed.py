@@ -11,12 +11,12 @@ import pytest
 
 from foreknow.cli import main
 from foreknow.config import AuditConfig, MixConfig
+from foreknow.data.facts import read_facts
 from foreknow.errors import ConfigError, InputError, RunFolderError
-from foreknow.facts import read_facts
+from foreknow.files.runs import write_frame, write_json
 from foreknow.inputs import read_data
-from foreknow.mixed import write_mix
-from foreknow.mixing import rows_of
-from foreknow.runs import write_frame, write_json
+from foreknow.mixes.mixed import write_mix
+from foreknow.mixes.mixing import rows_of
 
 KINDS = ("HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown")
 

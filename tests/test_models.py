@@ -11,8 +11,8 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from foreknow import models, packaged
 from foreknow.errors import ModelError
+from foreknow.lm import models, packaged
 
 SMOLLM = packaged.converted_folder(packaged.PACKAGED["smollm2-135m"].gguf_sha256)
 

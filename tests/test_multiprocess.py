@@ -25,11 +25,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from conftest import fact_rows
-from foreknow import ranks, tuning
 from foreknow.config import TuneConfig, settings_of
 from foreknow.errors import RunFolderError
-from foreknow.slick import CATEGORIES
-from foreknow.training_rows import Example, shares
+from foreknow.lm import ranks
+from foreknow.protocol.slick import CATEGORIES
+from foreknow.training import tuning
+from foreknow.training.training_rows import Example, shares
 
 DRIVER = """
 import json, os, signal, sys
@@ -45,13 +46,14 @@ if given["sharded"]:
     state.PartialState._prepare_backend = lambda *_, **__: ("gloo", state.DistributedType.MULTI_GPU)
     torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=120))
 
-from foreknow import ranks, tuning
+from foreknow.lm import ranks
+from foreknow.training import tuning
 from foreknow.config import TuneConfig, settings_of
 from foreknow.errors import ForeknowError
 
 ranks.hush()
 if number == given["who"]:
-    from foreknow.trainer import FactTrainer
+    from foreknow.training.trainer import FactTrainer
     step, count = FactTrainer.training_step, [0]
 
     def failing(self, *rest):

@@ -20,19 +20,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from foreknow import auditing, exemplars, models, precision, slick
+from foreknow.audits import auditing, precision
+from foreknow.audits.prepare import Draw
 from foreknow.config import AuditConfig
-from foreknow.engine import PackedEngine, PlainEngine, Sampling, nodes_of
+from foreknow.data.rows import common_heads
 from foreknow.errors import ModelError
-from foreknow.match import Accepted, normalise
-from foreknow.packed import PackedModel
-from foreknow.prepare import Draw
-from foreknow.probe import Prober, Settings
-from foreknow.prompts import PAPER, Prompter
+from foreknow.lm import models
+from foreknow.probing.engine import PackedEngine, PlainEngine, Sampling, nodes_of
+from foreknow.probing.packed import PackedModel
+from foreknow.probing.probe import Prober, Settings
+from foreknow.probing.sample import Answer, Generator, Sampler, _Guard, answer_within, exact_head
+from foreknow.protocol import exemplars, slick
+from foreknow.protocol.match import Accepted, normalise
+from foreknow.protocol.prompts import PAPER, Prompter
+from foreknow.protocol.search import Budget, Node, Speller, Tree, Vocabulary, wanted
 from foreknow.report.flags import MEANINGS
-from foreknow.rows import common_heads
-from foreknow.sample import Answer, Generator, Sampler, _Guard, answer_within, exact_head
-from foreknow.search import Budget, Node, Speller, Tree, Vocabulary, wanted
 
 SAMPLING = Sampling(temperature=0.9, top_k=20)
 ODD = "~"

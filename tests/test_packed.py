@@ -20,9 +20,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from foreknow.head import OutputHead
-from foreknow.packed import PackedModel
-from foreknow.segments import Branch, Segment, UnsupportedModel, gather_kept
+from foreknow.probing.head import OutputHead
+from foreknow.probing.packed import PackedModel
+from foreknow.probing.segments import Branch, Segment, UnsupportedModel, gather_kept
 
 SMALL = {"vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 GATED = {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2, "pad_token_id": 0}

@@ -10,13 +10,14 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from foreknow import exemplars, models, slick
-from foreknow.engine import Engine, PackedEngine, PlainEngine, Sampling
-from foreknow.packed import PackedModel
-from foreknow.probe import Prober, Settings
-from foreknow.prompts import Prompter
-from foreknow.rows import chunks, common_heads
-from foreknow.sample import Generator, Sampler, exact_head
+from foreknow.data.rows import chunks, common_heads
+from foreknow.lm import models
+from foreknow.probing.engine import Engine, PackedEngine, PlainEngine, Sampling
+from foreknow.probing.packed import PackedModel
+from foreknow.probing.probe import Prober, Settings
+from foreknow.probing.sample import Generator, Sampler, exact_head
+from foreknow.protocol import exemplars, slick
+from foreknow.protocol.prompts import Prompter
 
 SAMPLING = Sampling(temperature=0.9, top_k=40)
 

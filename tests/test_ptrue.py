@@ -17,13 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import foreknow
 from conftest import fact_rows, tiny_model
-from foreknow import ptrue
-from foreknow.auditing import Audit
-from foreknow.engine import PackedEngine, PlainEngine, Prompt
-from foreknow.exemplars import Exemplar, GroupExemplars
-from foreknow.longform import LongScorer
-from foreknow.prompts import Prompter
-from foreknow.ptrue import Asking, Question, Scorer, p_true_of, pool_of, question_of, solved
+from foreknow.audits import ptrue
+from foreknow.audits.auditing import Audit
+from foreknow.audits.ptrue import Asking, Question, Scorer, p_true_of, pool_of, question_of, solved
+from foreknow.probing.engine import PackedEngine, PlainEngine, Prompt
+from foreknow.probing.longform import LongScorer
+from foreknow.protocol.exemplars import Exemplar, GroupExemplars
+from foreknow.protocol.prompts import Prompter
 
 
 @pytest.fixture(scope="module")

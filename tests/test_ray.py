@@ -22,13 +22,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import fact_rows
-from foreknow import auditing, models, studying
-from foreknow.audit_estimate import estimate
-from foreknow.cluster import Cluster, Crew, Node, _sigterm_kept, crew_of, needed, raised, room, smaller, told
+from foreknow.audits import auditing
+from foreknow.audits.estimate import estimate
 from foreknow.config import AuditConfig, settings_of
 from foreknow.errors import ConfigError, ForeknowError, MissingExtra, ModelError, ResourceError
-from foreknow.ray_study import _sees
-from foreknow.study_config import StudyConfig
+from foreknow.lm import models
+from foreknow.lm.cluster import Cluster, Crew, Node, _sigterm_kept, crew_of, needed, raised, room, smaller, told
+from foreknow.studies import studying
+from foreknow.studies.on_ray import _sees
+from foreknow.studies.settings import StudyConfig
 
 Start = Callable[..., subprocess.Popen[str]]
 SAME = ("rows.parquet", "probes.parquet", "exemplars.json")

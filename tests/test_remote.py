@@ -25,14 +25,15 @@ from hypothesis import strategies as st
 
 import foreknow
 from conftest import fact_rows
-from foreknow import cli, leases, remote, stores
-from foreknow.checkpoints import complete
+from foreknow import cli
 from foreknow.config import AuditConfig, MixConfig, settings_of
 from foreknow.errors import ConfigError, ForeknowError, InputError, MissingExtra, ResourceError, RunFolderError
-from foreknow.places import Mirrored, mirrors, place, url_of
-from foreknow.remote import fetched, fetched_folder
-from foreknow.runs import RunFolder, hold, write_folder, write_text
-from foreknow.sources import source_of
+from foreknow.files import leases, remote, stores
+from foreknow.files.places import Mirrored, mirrors, place, url_of
+from foreknow.files.remote import fetched, fetched_folder
+from foreknow.files.runs import RunFolder, hold, write_folder, write_text
+from foreknow.files.sources import source_of
+from foreknow.training.checkpoints import complete
 
 Machine = Callable[[str], Path]
 RUN = Path("memory://store/run")
@@ -618,7 +619,7 @@ def test_tuning_on_s3(s3: Any, tiny_folder: Path, capsys: pytest.CaptureFixture[
     assert {"manifest.json", "metrics.jsonl", "early_stop/model.safetensors", "convergence/foreknow.json"} <= found
     assert not any(name.startswith((".checkpoints", ".best", ".chunks")) for name in found)
     shutil.rmtree(mirrors())
-    from foreknow import models
+    from foreknow.lm import models
 
     assert models.load(str(fetched_folder("s3://bucket/tuned/early_stop")), dtype="float32").fingerprint
 

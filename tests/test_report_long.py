@@ -16,10 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from syrupy.assertion import SnapshotAssertion
 
-from foreknow.askable import UNASKABLE
+from foreknow.audits.askable import UNASKABLE
+from foreknow.audits.outcome import summarise
+from foreknow.audits.short_facts import rolled_up
+from foreknow.checks.findings import RULES
 from foreknow.config import AuditConfig, CheckConfig, ExtractConfig, MixConfig, TuneConfig
-from foreknow.findings import RULES
-from foreknow.outcome import summarise
+from foreknow.protocol.slick import PROBES
+from foreknow.protocol.spans import LONG
 from foreknow.report import render_audit
 from foreknow.report.excerpts import GAP, in_sentence, marked
 from foreknow.report.flags import MEANINGS, findings, flag_lines, spoken
@@ -28,9 +31,6 @@ from foreknow.report.tables import CATEGORIES, complete
 from foreknow.report.text import suffix_of
 from foreknow.report.verdict import Option, options
 from foreknow.report.verdict_long import LongMix, long_verdict, steps
-from foreknow.short_facts import rolled_up
-from foreknow.slick import PROBES
-from foreknow.spans import LONG
 from test_report import HOSTILE, MIXES, browse, embedded, needs_chromium, section, summary_of, synthetic, text_of
 
 SENTENCES = (

@@ -11,11 +11,13 @@ import pytest
 import yaml
 
 from conftest import fact_rows
-from foreknow import auditing, evaluating, tuning
+from foreknow.audits import auditing
 from foreknow.config import AuditConfig, EvaluateConfig, MixConfig, TuneConfig, settings_of
 from foreknow.errors import ConfigError, InputError, RunFolderError
-from foreknow.mixed import write_mix
+from foreknow.evaluation import evaluating
+from foreknow.mixes.mixed import write_mix
 from foreknow.reporting import control_of, write_report
+from foreknow.training import tuning
 
 
 @pytest.fixture(scope="module")

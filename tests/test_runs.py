@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from foreknow.errors import InputError, ResourceError, RunFolderError
-from foreknow.runs import (
+from foreknow.files.runs import (
     RunFolder,
     differences,
     fingerprint,
@@ -141,7 +141,7 @@ def test_the_same_frame_gives_the_same_bytes(tmp_path: Path) -> None:
 def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the folder until it is told to stop."""
     code = (
-        "import sys; from pathlib import Path; from foreknow.runs import hold\n"
+        "import sys; from pathlib import Path; from foreknow.files.runs import hold\n"
         "with hold(Path(sys.argv[1])): print('held', flush=True); sys.stdin.readline()\n"
     )
     process = subprocess.Popen(
@@ -246,7 +246,7 @@ def test_a_run_whose_disk_was_full_at_the_start_can_begin_again(
         raise ResourceError("the disk is full")
 
     with monkeypatch.context() as patch, hold(tmp_path) as folder:
-        patch.setattr("foreknow.runs.write_json", full)
+        patch.setattr("foreknow.files.runs.write_json", full)
         with pytest.raises(ResourceError):
             folder.begin(IDENTITY, CONFIG)
     with hold(tmp_path) as folder:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foreknow.match import Accepted
-from foreknow.search import Budget, Node, Path, Speller, Tree, Vocabulary, wanted
+from foreknow.protocol.match import Accepted
+from foreknow.protocol.search import Budget, Node, Path, Speller, Tree, Vocabulary, wanted
 
 TOKENS = (
     b"</s>", b"\n", b"\n\n", b".\n", b"a", b"b", b"ab", b" ", b"A", b"the ", b" a", b".", b"\xc3", b"\xa9", b"B\nb",

@@ -17,14 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import chromium
-from foreknow import study_tables
-from foreknow.claims import SCORECARD
 from foreknow.report import study_charts, study_words
 from foreknow.report.study import render_study
 from foreknow.report.study_charts import Axes, Bar, Line, Place
 from foreknow.report.study_sections import epochs
 from foreknow.report.study_words import moved, papers, signed
-from foreknow.studying import Study
+from foreknow.studies import tables as study_tables
+from foreknow.studies.claims import SCORECARD
+from foreknow.studies.studying import Study
 from synthetic_study import grid, simulated, write_study
 
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\">&'"

@@ -10,12 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreknow import paper_figures, study_differences, study_sweep, study_tables
-from foreknow.claims import SCORECARD
-from foreknow.slick import CATEGORIES, HIGHLY_KNOWN, UNKNOWN
-from foreknow.study_points import ALL, EARLY, LATE, intervals_of, with_known
-from foreknow.study_results import RESULTS
-from foreknow.studying import Study
+from foreknow.protocol.slick import CATEGORIES, HIGHLY_KNOWN, UNKNOWN
+from foreknow.studies import differences as study_differences
+from foreknow.studies import paper_figures
+from foreknow.studies import swept as study_sweep
+from foreknow.studies import tables as study_tables
+from foreknow.studies.claims import SCORECARD
+from foreknow.studies.points import ALL, EARLY, LATE, intervals_of, with_known
+from foreknow.studies.results import RESULTS
+from foreknow.studies.studying import Study
 from synthetic_study import BASE, EARLY_EPOCH, grid, simulated, write_study
 
 SCHEMAS = {

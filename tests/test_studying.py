@@ -20,16 +20,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import CAPITALS, RIVERS
-from foreknow import studying
 from foreknow.config import settings_of
+from foreknow.data.rows import ROWS, flag_rows
 from foreknow.errors import ConfigError, ForeknowError, InputError, RunFolderError
-from foreknow.rows import ROWS, flag_rows
-from foreknow.slick import CATEGORIES
-from foreknow.study_config import SETS, StudyConfig, preset_names, settings_file, study_settings
-from foreknow.study_estimate import estimate
-from foreknow.study_plan import runs, variants
-from foreknow.study_results import OUTCOMES, RESULTS
-from foreknow.study_rows import DATA, study_rows
+from foreknow.protocol.slick import CATEGORIES
+from foreknow.studies import studying
+from foreknow.studies.estimate import estimate
+from foreknow.studies.plan import runs, variants
+from foreknow.studies.results import OUTCOMES, RESULTS
+from foreknow.studies.rows import DATA, study_rows
+from foreknow.studies.settings import SETS, StudyConfig, preset_names, settings_file, study_settings
 
 Make = Callable[..., StudyConfig]
 

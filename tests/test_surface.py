@@ -13,7 +13,7 @@ import pytest
 import foreknow
 from foreknow.cli import main
 from foreknow.config import AuditConfig, CheckConfig, ExtractConfig, MixConfig, TuneConfig
-from foreknow.study_config import StudyConfig
+from foreknow.studies.settings import StudyConfig
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "polars", "altair", "scipy", "numpy")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from foreknow.data.templates import SLOT, check_templates, question, read_templates, subject_of
 from foreknow.errors import InputError
-from foreknow.templates import SLOT, check_templates, question, read_templates, subject_of
 
 parts = st.text(max_size=12).filter(lambda text: SLOT not in text)
 

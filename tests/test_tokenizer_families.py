@@ -35,17 +35,18 @@ from transformers import (
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from conftest import CAPITALS
-from foreknow import exemplars, models
-from foreknow.askable import exemplar_tokens, flag_long_prompts, flag_unspellable
-from foreknow.engine import PackedEngine, Sampling
-from foreknow.exemplars import Exemplar
-from foreknow.packed import PackedModel
-from foreknow.probe import Chunk, Prober, Settings
-from foreknow.prompts import Prompter, Template
-from foreknow.rows import ROWS
-from foreknow.sample import Generator, Sampler, exact_head
-from foreknow.special_tokens import PromptText
-from foreknow.training_rows import TRAINING, Named, examples
+from foreknow.audits.askable import exemplar_tokens, flag_long_prompts, flag_unspellable
+from foreknow.data.rows import ROWS
+from foreknow.lm import models
+from foreknow.probing.engine import PackedEngine, Sampling
+from foreknow.probing.packed import PackedModel
+from foreknow.probing.probe import Chunk, Prober, Settings
+from foreknow.probing.sample import Generator, Sampler, exact_head
+from foreknow.protocol import exemplars
+from foreknow.protocol.exemplars import Exemplar
+from foreknow.protocol.prompts import Prompter, Template
+from foreknow.protocol.special_tokens import PromptText
+from foreknow.training.training_rows import TRAINING, Named, examples
 
 FACTS = list(CAPITALS.items())[:12]
 TEXTS = [f"Q: What is the capital of {a}?\nA: {b}\n" for a, b in FACTS] * 3

@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from foreknow import curves, tracker, training_pass
 from foreknow.errors import ConfigError
-from foreknow.match import Accepted, answer_of
-from foreknow.prompts import Prompter, Template
-from foreknow.slick import CATEGORIES, UNKNOWN
-from foreknow.tracker import Mirror, Tracker, vocabulary_for
-from foreknow.training_pass import learning
-from foreknow.training_rows import SET, TRAINING, Named, examples
+from foreknow.protocol.match import Accepted, answer_of
+from foreknow.protocol.prompts import Prompter, Template
+from foreknow.protocol.slick import CATEGORIES, UNKNOWN
+from foreknow.training import curves, tracker, training_pass
+from foreknow.training.tracker import Mirror, Tracker, vocabulary_for
+from foreknow.training.training_pass import learning
+from foreknow.training.training_rows import SET, TRAINING, Named, examples
 
 
 @pytest.fixture

@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from conftest import chromium, fact_rows
-from foreknow import curves, tuning
-from foreknow.answers import answered, summarise
 from foreknow.config import TuneConfig, settings_of
-from foreknow.curves import TRAIN, measures
-from foreknow.evaluating import Evaluation
+from foreknow.data.rows import ROWS
+from foreknow.evaluation.answers import answered, summarise
+from foreknow.evaluation.evaluating import Evaluation
+from foreknow.protocol.slick import CATEGORIES, HIGHLY_KNOWN, MAYBE_KNOWN, UNKNOWN
 from foreknow.report import render_evaluation, render_tune
 from foreknow.report.evaluation import taken_over
 from foreknow.report.text import exact, without_folders
@@ -33,9 +33,9 @@ from foreknow.report.tune_charts import LABEL, Curve, Mark, apart, epochs_chart
 from foreknow.report.tune_examples import examples
 from foreknow.report.tune_tables import Count, Course, Paired, against, as_good, between, fates, mcnemar
 from foreknow.report.tune_words import Control, Story, options, p_value, verdict
-from foreknow.rows import ROWS
-from foreknow.slick import CATEGORIES, HIGHLY_KNOWN, MAYBE_KNOWN, UNKNOWN
-from foreknow.tuning import OUTCOMES, WATCHED, Tuned
+from foreknow.training import curves, tuning
+from foreknow.training.curves import TRAIN, measures
+from foreknow.training.tuning import OUTCOMES, WATCHED, Tuned
 from test_report import section, text_of
 
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\">&'\u202e\u2028😀"

@@ -31,13 +31,15 @@ from transformers import (
 )
 
 from conftest import fact_rows
-from foreknow import checkpoints, models, tune_loop, tuning
 from foreknow.config import TuneConfig, settings_of
 from foreknow.errors import ConfigError, ForeknowError, InputError, ModelError, ResourceError, RunFolderError
-from foreknow.slick import CATEGORIES
-from foreknow.trainer import FactTrainer, NotFinite, arguments, set_dropout
-from foreknow.training_pass import PlainPass, learning
-from foreknow.training_rows import Example, micro_batches, step_rows
+from foreknow.lm import models
+from foreknow.protocol.slick import CATEGORIES
+from foreknow.training import checkpoints, tuning
+from foreknow.training import loop as tune_loop
+from foreknow.training.trainer import FactTrainer, NotFinite, arguments, set_dropout
+from foreknow.training.training_pass import PlainPass, learning
+from foreknow.training.training_rows import Example, micro_batches, step_rows
 
 Files = dict[str, Path]
 
@@ -150,7 +152,7 @@ def test_the_same_run_again_does_nothing_and_another_is_refused(
 KILLS = '''
 import os, random, signal, sys
 from pathlib import Path
-from foreknow import trainer, tune_loop, tuning, watching
+from foreknow.training import loop as tune_loop, trainer, tuning, watching
 from foreknow.config import TuneConfig, settings_of
 import json, torch, peft
 import transformers.models.llama.modeling_llama
@@ -594,7 +596,7 @@ def test_out_of_memory_names_the_setting(
     def none_left(*_: object, **__: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
 
-    target = "foreknow.trainer.micro_batches" if where == "learn" else "foreknow.tracker._ask"
+    target = "foreknow.training.trainer.micro_batches" if where == "learn" else "foreknow.training.tracker._ask"
     monkeypatch.setattr(target, none_left)
     with pytest.raises(ResourceError, match=rf"out of memory; .*Lower {setting} \(now \d+\)"):
         tuning.run(settings(tmp_path / "a", eval_steps=()))

@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from foreknow.auditing import Audit, open_audit
-    from foreknow.callback import KnowledgeCallback
-    from foreknow.checking import Checked
-    from foreknow.comparing import Comparison
+    from foreknow.audits.auditing import Audit, open_audit
+    from foreknow.audits.comparing import Comparison
+    from foreknow.checks.checking import Checked
     from foreknow.config import AuditConfig, EvaluateConfig, MixConfig, TuneConfig
     from foreknow.errors import ForeknowError
-    from foreknow.evaluating import Evaluation, open_evaluation
-    from foreknow.mixing import Mix
-    from foreknow.study_config import StudyConfig
-    from foreknow.studying import Study, open_study
-    from foreknow.tuning import Tuned, open_tuned
+    from foreknow.evaluation.evaluating import Evaluation, open_evaluation
+    from foreknow.mixes.mixing import Mix
+    from foreknow.studies.settings import StudyConfig
+    from foreknow.studies.studying import Study, open_study
+    from foreknow.training.callback import KnowledgeCallback
+    from foreknow.training.tuning import Tuned, open_tuned
 
 __all__ = [
     "Audit",
@@ -59,24 +59,24 @@ __all__ = [
 ]
 
 _HOME = {
-    "Audit": "foreknow.auditing",
-    "open_audit": "foreknow.auditing",
+    "Audit": "foreknow.audits.auditing",
+    "open_audit": "foreknow.audits.auditing",
     "AuditConfig": "foreknow.config",
-    "Checked": "foreknow.checking",
-    "Mix": "foreknow.mixing",
+    "Checked": "foreknow.checks.checking",
+    "Mix": "foreknow.mixes.mixing",
     "MixConfig": "foreknow.config",
     "TuneConfig": "foreknow.config",
-    "Tuned": "foreknow.tuning",
-    "open_tuned": "foreknow.tuning",
-    "Comparison": "foreknow.comparing",
+    "Tuned": "foreknow.training.tuning",
+    "open_tuned": "foreknow.training.tuning",
+    "Comparison": "foreknow.audits.comparing",
     "ForeknowError": "foreknow.errors",
-    "KnowledgeCallback": "foreknow.callback",
-    "Evaluation": "foreknow.evaluating",
+    "KnowledgeCallback": "foreknow.training.callback",
+    "Evaluation": "foreknow.evaluation.evaluating",
     "EvaluateConfig": "foreknow.config",
-    "open_evaluation": "foreknow.evaluating",
-    "Study": "foreknow.studying",
-    "StudyConfig": "foreknow.study_config",
-    "open_study": "foreknow.studying",
+    "open_evaluation": "foreknow.evaluation.evaluating",
+    "Study": "foreknow.studies.studying",
+    "StudyConfig": "foreknow.studies.settings",
+    "open_study": "foreknow.studies.studying",
 }
 
 
@@ -86,7 +86,7 @@ def audit(data: str, *, out: str, **settings: Any) -> Audit:
     `settings` are the fields of `AuditConfig`. The same call on a finished folder computes nothing. Raises
     the errors of `foreknow.errors`.
     """
-    from foreknow.auditing import run
+    from foreknow.audits.auditing import run
     from foreknow.config import AuditConfig, settings_of
 
     return run(settings_of(AuditConfig, {"data": str(data), "out": out, **settings}))
@@ -94,7 +94,7 @@ def audit(data: str, *, out: str, **settings: Any) -> Audit:
 
 def check(*data: str, **settings: Any) -> Checked:
     """Tell what is wrong with `data`, without a model; several files are splits. Fields of `CheckConfig`."""
-    from foreknow.checking import check_files
+    from foreknow.checks.checking import check_files
     from foreknow.config import CheckConfig, settings_of
 
     return check_files([settings_of(CheckConfig, {"data": str(one), **settings}) for one in data])
@@ -103,7 +103,7 @@ def check(*data: str, **settings: Any) -> Checked:
 def mix(audit: str, *, out: str, **settings: Any) -> Mix:
     """Write a training set from a finished audit's folder to the file `out`. Fields of `MixConfig`."""
     from foreknow.config import MixConfig, settings_of
-    from foreknow.mixed import write_mix
+    from foreknow.mixes.mixed import write_mix
 
     return write_mix(settings_of(MixConfig, {"audit": audit, "out": out, **settings})).mix
 
@@ -111,7 +111,7 @@ def mix(audit: str, *, out: str, **settings: Any) -> Mix:
 def tune(train: str, *, dev: str, out: str, **settings: Any) -> Tuned:
     """Fine-tune a model while watching each category; writes the run folder `out`. Fields of `TuneConfig`."""
     from foreknow.config import TuneConfig, settings_of
-    from foreknow.tuning import run
+    from foreknow.training.tuning import run
 
     return run(settings_of(TuneConfig, {"train": train, "dev": dev, "out": out, **settings}))
 
@@ -119,15 +119,15 @@ def tune(train: str, *, dev: str, out: str, **settings: Any) -> Tuned:
 def evaluate(model: str, data: str, *, out: str, **settings: Any) -> Evaluation:
     """Ask a tuned `model` every question of `data`; writes the run folder `out`. Fields of `EvaluateConfig`."""
     from foreknow.config import EvaluateConfig, settings_of
-    from foreknow.evaluating import run
+    from foreknow.evaluation.evaluating import run
 
     return run(settings_of(EvaluateConfig, {"model": model, "data": data, "out": out, **settings}))
 
 
 def study(which: str, *, out: str, **settings: Any) -> Study:
     """The paper's whole experiment: `which` is a preset or a YAML file; `settings` are fields of `StudyConfig`."""
-    from foreknow.study_config import study_settings
-    from foreknow.studying import run
+    from foreknow.studies.settings import study_settings
+    from foreknow.studies.studying import run
 
     return run(study_settings(which, {"out": out, **settings}))
 
@@ -136,8 +136,8 @@ def compare(first: str, second: str) -> Comparison:
     """How categories move, row by row, from one finished audit to another (two models, before and after)."""
     from pathlib import Path
 
-    from foreknow.auditing import open_audit
-    from foreknow.comparing import compare_audits
+    from foreknow.audits.auditing import open_audit
+    from foreknow.audits.comparing import compare_audits
 
     return compare_audits(open_audit(Path(first)), open_audit(Path(second)))
 

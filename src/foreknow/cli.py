@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 from cyclopts import App, CycloptsError, Parameter
 
-from foreknow import __version__, ranks, stopping
+from foreknow import __version__, stopping
 from foreknow.config import (
     AuditConfig,
     CheckConfig,
@@ -25,12 +25,13 @@ from foreknow.config import (
     settings_of,
 )
 from foreknow.errors import ForeknowError
-from foreknow.places import place
+from foreknow.files.places import place
+from foreknow.lm import ranks
 from foreknow.printing import print_audit, print_table
-from foreknow.study_config import StudyConfig, study_settings
+from foreknow.studies.settings import StudyConfig, study_settings
 
 if TYPE_CHECKING:
-    from foreknow.datasets import Written
+    from foreknow.data.datasets import Written
 
 app = App(
     name="foreknow",
@@ -87,14 +88,14 @@ def audit(
     """Label each row of DATA by what the model knows, before any training."""
     settings = settings_of(AuditConfig, {**({} if data is None else {"data": data}), **given}, config)
     if settings.dry_run:
-        from foreknow.audit_estimate import estimate
+        from foreknow.audits.estimate import estimate
 
         found = estimate(settings)
         _print_estimate(found)
         if settings.rows is not None and "tokens_a_row" in found:
             _print_scaled(found, settings.rows)
         return
-    from foreknow.auditing import Audit, run
+    from foreknow.audits.auditing import Audit, run
     from foreknow.errors import GateCrossed
 
     crossed = None
@@ -105,7 +106,7 @@ def audit(
         done, crossed = Audit(settings.out), gate
     print_audit(done.summary)
     if settings.chance and done.chance is not None:
-        from foreknow.chance import table
+        from foreknow.protocol.chance import table
 
         print_table(table(done.chance), "Known rows, and what guessing would score, in %")
     print(f"report: {done.folder / 'report.html'}")
@@ -123,10 +124,10 @@ def check(
     **given: Any,
 ) -> None:
     """Tell what is wrong with DATA before any model runs: duplicates, contradictions, overlaps, floors."""
-    from foreknow.checking import check_files
+    from foreknow.checks.checking import check_files
+    from foreknow.checks.findings import lines, table
     from foreknow.errors import GateCrossed
-    from foreknow.findings import lines, table
-    from foreknow.runs import write_json
+    from foreknow.files.runs import write_json
 
     found = check_files([settings_of(CheckConfig, {"data": one, **given}, config) for one in data])
     print_table(table(found), "rows by group")
@@ -164,7 +165,7 @@ def entityquestions(
     allow_different
         Go on where counts differ from the paper's; the differences stand in the manifest.
     """
-    from foreknow.datasets import write_entityquestions
+    from foreknow.data.datasets import write_entityquestions
 
     _print_written(write_entityquestions(source, place(out), templates=templates, check=not allow_different))
 
@@ -180,7 +181,7 @@ def popqa(*, source: Annotated[str, Parameter(name="--from")] = "hub", out: Path
     out
         The folder to write.
     """
-    from foreknow.datasets import write_popqa
+    from foreknow.data.datasets import write_popqa
 
     _print_written(write_popqa(source, place(out)))
 
@@ -194,7 +195,7 @@ def facts(*, out: Path) -> None:
     out
         The folder to write.
     """
-    from foreknow.datasets import write_facts
+    from foreknow.data.datasets import write_facts
 
     _print_written(write_facts(place(out)))
 
@@ -209,7 +210,7 @@ def extract(
     **given: Any,
 ) -> None:
     """Ask a server for the short facts in the long answers of DATA, and write them beside each row."""
-    from foreknow.extracting import write_facts
+    from foreknow.extraction.extracting import write_facts
     from foreknow.printing import plain
 
     settings = settings_of(ExtractConfig, {"data": data, **given}, config)
@@ -229,8 +230,8 @@ def mix(
     **given: Any,
 ) -> None:
     """Write a training set from an AUDIT: a share of Unknown rows, one category, Known only, relabelled, weighted."""
-    from foreknow.mixed import write_mix
-    from foreknow.mixing import size_table, table
+    from foreknow.mixes.mixed import write_mix
+    from foreknow.mixes.mixing import size_table, table
 
     written = write_mix(settings_of(MixConfig, {"audit": audit, **given}, config))
     print_table(size_table(written.audited), "largest sets of each family")
@@ -252,12 +253,12 @@ def tune(
     """Fine-tune a model on TRAIN, watching what it fits and forgets in each category."""
     settings = settings_of(TuneConfig, {**({} if train is None else {"train": train}), **given}, config)
     if settings.dry_run:
-        from foreknow.tune_loop import estimate
+        from foreknow.training.loop import estimate
 
         _print_estimate(estimate(settings))
         return
-    from foreknow.curves import shown
-    from foreknow.tuning import run
+    from foreknow.training.curves import shown
+    from foreknow.training.tuning import run
 
     done = run(settings)
     early = done.results["early_stop"]["metrics"]
@@ -277,8 +278,8 @@ def evaluate(
     **given: Any,
 ) -> None:
     """Ask a tuned MODEL every question of DATA and count what it gets right, wrong, and newly wrong."""
-    from foreknow.answer_tables import collapse_table, lines, moves_table, table, wrong_table
-    from foreknow.evaluating import run
+    from foreknow.evaluation.answer_tables import collapse_table, lines, moves_table, table, wrong_table
+    from foreknow.evaluation.evaluating import run
 
     done = run(settings_of(EvaluateConfig, {"model": model, "data": data, **given}, config))
     found = done.summary
@@ -305,13 +306,13 @@ def study(
     """Do the paper's whole experiment on a model: audit, mix, tune every variant and seed, test every claim."""
     settings = study_settings(which, given)
     if settings.dry_run:
-        from foreknow.study_estimate import estimate as estimate_study
+        from foreknow.studies.estimate import estimate as estimate_study
 
         _print_estimate(estimate_study(settings))
         return
-    from foreknow.claims import table as scorecard
-    from foreknow.study_tables import table
-    from foreknow.studying import run
+    from foreknow.studies.claims import table as scorecard
+    from foreknow.studies.studying import run
+    from foreknow.studies.tables import table
 
     done = run(settings)
     print_table(table(done.results), "exact match on test rows by Unknown share, mean over seeds")
@@ -344,11 +345,11 @@ def forecast(
     force
         Go on though the study is of another model.
     """
-    from foreknow.auditing import open_audit
-    from foreknow.forecast import forecast_audit, table
-    from foreknow.remote import fetched
-    from foreknow.runs import sealed, write_json
-    from foreknow.studying import open_study
+    from foreknow.audits.auditing import open_audit
+    from foreknow.files.remote import fetched
+    from foreknow.files.runs import sealed, write_json
+    from foreknow.studies.forecast import forecast_audit, table
+    from foreknow.studies.studying import open_study
 
     audit, study = fetched(audit), fetched(study)
     found = forecast_audit(open_audit(audit), open_study(study), unknown=unknown, fitted=fitted or (), force=force)
@@ -374,9 +375,9 @@ def compare(first: Path, second: Path, /, *, out: Path | None = None) -> None:
     out
         Write every row with both categories to this file (.parquet, .csv or .jsonl).
     """
-    from foreknow.auditing import open_audit
-    from foreknow.comparing import compare_audits, write_rows
-    from foreknow.remote import fetched
+    from foreknow.audits.auditing import open_audit
+    from foreknow.audits.comparing import compare_audits, write_rows
+    from foreknow.files.remote import fetched
 
     found = compare_audits(open_audit(fetched(first)), open_audit(fetched(second)))
     of = found.summary
@@ -401,7 +402,7 @@ def report(folder: Path, /, *, rows: bool = True, control: Path | None = None) -
     control
         For a tune run: another one to hold it against, such as D_Known's.
     """
-    from foreknow.remote import fetched
+    from foreknow.files.remote import fetched
     from foreknow.reporting import write_report
 
     control = None if control is None else fetched(control)
@@ -421,7 +422,7 @@ def build(*, out: Path | None = None) -> None:
     out
         The folder to write (default: the user's cache, where the model 'lab' is looked for).
     """
-    from foreknow.lab import build as build_lab
+    from foreknow.lab.building import build as build_lab
 
     print(f"built: {build_lab(None if out is None else place(out))}")
 
@@ -429,7 +430,7 @@ def build(*, out: Path | None = None) -> None:
 @app.command
 def models() -> None:
     """List the packaged models: size, licence, checksum, where they are kept."""
-    from foreknow.packaged import table
+    from foreknow.lm.packaged import table
 
     for line in table():
         print(f"{line['name']}{'  (default)' if line['default'] else ''}")
@@ -444,7 +445,7 @@ def _print_estimate(found: dict[str, Any]) -> None:
 
 
 def _print_scaled(found: dict[str, Any], rows: int) -> None:
-    from foreknow.cost import model_of, scaled
+    from foreknow.audits.cost import model_of, scaled
 
     told = scaled(found, rows, model_of(Path(found["folder"])))
     print_table(told.table, f"{rows:,} rows")

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from foreknow.errors import ConfigError
-from foreknow.places import Mirrored, place
-from foreknow.yamltext import loads
+from foreknow.files.places import Mirrored, place
+from foreknow.files.yamltext import loads
 
 DEFAULT_FACTS = "facts"
 """The name of the packaged fact set, where a data file could stand."""
@@ -376,7 +376,7 @@ def settings_of(model: type[S], given: dict[str, Any], file: Path | None = None)
     Files and folders in a store that the settings name are fetched; a run folder to write is when it is held. Raises
     the errors of `remote.fetched` too.
     """
-    from foreknow.remote import fetched
+    from foreknow.files.remote import fetched
 
     found = {**read_yaml(fetched(file)), **given} if file else given
     try:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from foreknow import default_facts, facts, lab_world
 from foreknow.config import DEFAULT_FACTS, DataSettings
+from foreknow.data import default_facts, facts
+from foreknow.data.templates import read_templates
 from foreknow.errors import ConfigError
-from foreknow.templates import read_templates
+from foreknow.lab import world as lab_world
 
 
 def read_data(config: DataSettings, limit: int | None = None) -> facts.Facts:

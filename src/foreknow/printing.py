@@ -56,7 +56,7 @@ def print_audit(summary: dict[str, Any]) -> None:
             "prompts; use --dtype float32, or look for broken weights"
         )
     if precision := summary.get("precision"):
-        from foreknow.precision import told
+        from foreknow.audits.precision import told
 
         print(told(precision))
     if scored := summary.get("long_answers"):

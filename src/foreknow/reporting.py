@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from foreknow.errors import ConfigError, InputError
-from foreknow.remote import fetched
-from foreknow.runs import read_json, read_sealed, write_text
+from foreknow.files.remote import fetched
+from foreknow.files.runs import read_json, read_sealed, write_text
 
 
 def write_report(folder: str | Path, *, show_rows: bool = True, control: Path | None = None) -> Path:
@@ -21,24 +21,24 @@ def write_report(folder: str | Path, *, show_rows: bool = True, control: Path | 
         raise ConfigError(f"--control: {folder} is not a tune run, which alone has one")
     path = folder / "report.html"
     if stage == "audit":
-        from foreknow.auditing import open_audit
+        from foreknow.audits.auditing import open_audit
 
         return open_audit(folder).report(show_rows=show_rows)
     if stage == "tune":
         from foreknow.report import render_tune
-        from foreknow.tuning import open_tuned
+        from foreknow.training.tuning import open_tuned
 
         beside = control if control is not None else control_of(folder)
         write_text(path, render_tune(open_tuned(folder), open_tuned(beside) if beside else None, show_rows=show_rows))
         return path
     if stage == "evaluate":
-        from foreknow.evaluating import open_evaluation
+        from foreknow.evaluation.evaluating import open_evaluation
         from foreknow.report import render_evaluation
 
         write_text(path, render_evaluation(open_evaluation(folder), show_rows=show_rows))
         return path
     if stage == "study":
-        from foreknow.studying import open_study, write_tables
+        from foreknow.studies.studying import open_study, write_tables
 
         return write_tables(open_study(folder))
     raise InputError(

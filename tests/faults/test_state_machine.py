@@ -24,11 +24,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from conftest import fact_rows
 from faults.harness import DAMAGES, count, files_of
-from foreknow import auditing
-from foreknow.auditing import Audit, open_audit
+from foreknow.audits import auditing
+from foreknow.audits.auditing import Audit, open_audit
 from foreknow.config import AuditConfig, settings_of
 from foreknow.errors import UsageError
-from foreknow.runs import RunFolder
+from foreknow.files.runs import RunFolder
 
 Asked = tuple[str, float]
 """Which input, and at which temperature: what makes two runs different."""

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
+from foreknow.protocol.slick import HIGHLY_KNOWN, UNKNOWN
 from foreknow.report import page
 from foreknow.report.charts import em_chart
 from foreknow.report.text import display, duration, exact, exact_interval, number, without_folders
 from foreknow.report.tune_tables import FEW, Count
 from foreknow.report.tune_words import Verdict, p_value
 from foreknow.report.verdict import count
-from foreknow.slick import HIGHLY_KNOWN, UNKNOWN
 from foreknow.stats import mcnemar
 
 if TYPE_CHECKING:
-    from foreknow.evaluating import Evaluation
+    from foreknow.evaluation.evaluating import Evaluation
 
 GROUPS_SHOWN = 24
 WRONG_SHOWN = 12

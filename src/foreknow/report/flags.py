@@ -1,6 +1,6 @@
 """Flags of rows -> what they mean and what to do. Pure.
 
-What is wrong with the data is said in the words of `foreknow.findings`; here stands only what the audit adds.
+What is wrong with the data is said in the words of `foreknow.checks.findings`; here stands only what the audit adds.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final
 
 import polars as pl
 
-from foreknow.findings import RULES, SEVERITIES, Rule
+from foreknow.checks.findings import RULES, SEVERITIES, Rule
 
 MEANINGS: Final = {
     "answer_in_exemplars": "another row's exemplar has the same answer, which makes a lucky hit likelier",

@@ -6,13 +6,13 @@ from typing import Any
 
 import polars as pl
 
+from foreknow.audits.short_facts import ROLL_UP
 from foreknow.report import tables
 from foreknow.report.excerpts import marked
 from foreknow.report.flags import flag_lines
 from foreknow.report.long_answers import factor, one_in, times
 from foreknow.report.short_facts import Fact, by_parent
 from foreknow.report.text import clip, display, script_json
-from foreknow.short_facts import ROLL_UP
 
 
 def row_json(

@@ -1,4 +1,4 @@
-"""Short facts that rows bring along -> the lines that sum them up (`foreknow.short_facts`). Pure."""
+"""Short facts that rows bring along -> the lines that sum them up (`foreknow.audits.short_facts`). Pure."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Final
 
 import polars as pl
 
+from foreknow.audits.short_facts import ROLL_UP
 from foreknow.report.tables import CATEGORIES
-from foreknow.short_facts import ROLL_UP
 
 WORST_SHOWN: Final = 10
 FACTS_SHOWN: Final = 3

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import polars as pl
 import yaml
 
-from foreknow import paper_figures
 from foreknow.config import TuneConfig
+from foreknow.protocol.slick import UNKNOWN
 from foreknow.report import page, study_sheets, study_words
 from foreknow.report.study_sections import sections
 from foreknow.report.study_sheets import p_text
 from foreknow.report.study_words import points
 from foreknow.report.text import display, duration, exact
-from foreknow.slick import UNKNOWN
-from foreknow.study_points import ALL, LATE
-from foreknow.study_tables import all_tables
+from foreknow.studies import paper_figures
+from foreknow.studies.points import ALL, LATE
+from foreknow.studies.tables import all_tables
 
 if TYPE_CHECKING:
-    from foreknow.studying import Study
+    from foreknow.studies.studying import Study
 
 SETTINGS = {
     "epochs": "epochs",

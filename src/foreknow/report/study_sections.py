@@ -9,13 +9,13 @@ from typing import NamedTuple
 import polars as pl
 from markupsafe import Markup
 
-from foreknow import paper_figures
+from foreknow.protocol.slick import HIGHLY_KNOWN, UNKNOWN
 from foreknow.report import page, study_charts, study_sheets, study_words
 from foreknow.report.charts import FILLS, NARROW, SOFT, UNKNOWN_INK
 from foreknow.report.study_charts import DASHED, DOTTED, HALF, SOLID, Axes, Bar, Line, Place
 from foreknow.report.study_sheets import SETS, TERMS, Sheet, at, whole
-from foreknow.slick import HIGHLY_KNOWN, UNKNOWN
-from foreknow.study_points import ALL, ALL_KNOWN, EARLY, LATE, POINTS
+from foreknow.studies import paper_figures
+from foreknow.studies.points import ALL, ALL_KNOWN, EARLY, LATE, POINTS
 
 Tables = Mapping[str, pl.DataFrame]
 Chart = tuple[Markup, Markup]

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from foreknow.protocol.slick import CATEGORIES
 from foreknow.report.study_words import NAMES, find, signed
 from foreknow.report.text import display, exact
-from foreknow.slick import CATEGORIES
-from foreknow.study_points import ALL, ALL_KNOWN, POINTS
+from foreknow.studies.points import ALL, ALL_KNOWN, POINTS
 
 Row = Mapping[str, Any]
 SETS = {"test": "test", "ood": "unseen relations"}

@@ -12,12 +12,12 @@ from typing import Any
 
 import polars as pl
 
-from foreknow import paper_figures
-from foreknow.paper_figures import Figure
+from foreknow.protocol.slick import CATEGORIES, HIGHLY_KNOWN, MAYBE_KNOWN, UNKNOWN
 from foreknow.report.text import exact
-from foreknow.slick import CATEGORIES, HIGHLY_KNOWN, MAYBE_KNOWN, UNKNOWN
 from foreknow.stats import wilson
-from foreknow.study_points import ALL, EARLY, LATE, POINTS
+from foreknow.studies import paper_figures
+from foreknow.studies.paper_figures import Figure
+from foreknow.studies.points import ALL, EARLY, LATE, POINTS
 
 NAMES = {EARLY: "EARLY_STOP", LATE: "CONVERGENCE"}
 Row = Mapping[str, Any]
@@ -319,7 +319,7 @@ def refusals(table: pl.DataFrame) -> list[str]:
 
 def sweep(table: pl.DataFrame, seeds: int) -> list[str]:
     """SliCK's label against P(True) at the same share, and against a smaller budget. `seeds`: of the variant."""
-    from foreknow.sweep import em_at
+    from foreknow.studies.sweep import em_at
 
     labels = table.filter(pl.col("score") == "SliCK")
     if labels.is_empty():

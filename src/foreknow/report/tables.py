@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from foreknow.short_facts import ROLLED
-from foreknow.spans import LONG
+from foreknow.audits.short_facts import ROLLED
+from foreknow.protocol.spans import LONG
 from foreknow.stats import Interval, Spread, share_intervals, spread
 
 CATEGORIES = ("HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown")

@@ -11,8 +11,8 @@ import polars as pl
 import yaml
 from markupsafe import Markup
 
-from foreknow import curves
-from foreknow.curves import TRAIN, Line
+from foreknow.files.runs import differences
+from foreknow.protocol.slick import CATEGORIES, UNKNOWN
 from foreknow.report import page
 from foreknow.report.charts import INK, SOFT
 from foreknow.report.text import display, duration, exact, number, suffix_of, without_folders
@@ -36,11 +36,11 @@ from foreknow.report.tune_tables import (
     turned,
 )
 from foreknow.report.tune_words import Control, Story, options, p_value, verdict
-from foreknow.runs import differences
-from foreknow.slick import CATEGORIES, UNKNOWN
+from foreknow.training import curves
+from foreknow.training.curves import TRAIN, Line
 
 if TYPE_CHECKING:
-    from foreknow.tuning import Tuned
+    from foreknow.training.tuning import Tuned
 
 _OUTCOMES = {"epoch": pl.Float64(), "step": pl.Int64(), "set": pl.String(), "row": pl.Int64(), "right": pl.Boolean()}
 _ROWS = {name: pl.Int64() if name == "row" else pl.String() for name in ("set", "row", "group", "category")} | {

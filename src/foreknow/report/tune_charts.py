@@ -12,8 +12,8 @@ from typing import NamedTuple
 import altair as alt
 import polars as pl
 
+from foreknow.protocol.slick import CATEGORIES
 from foreknow.report.charts import FILLS, GRID, INK, SOFT, UNKNOWN_INK, WIDE, drawn
-from foreknow.slick import CATEGORIES
 
 COLOURS = dict(zip(CATEGORIES, (*FILLS[:3], UNKNOWN_INK), strict=True))
 DASHES = dict(zip(CATEGORIES, ([1, 0], [1, 0], [6, 3], [1, 0]), strict=True))

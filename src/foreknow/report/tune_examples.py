@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from foreknow.curves import TRAIN
+from foreknow.protocol.slick import HIGHLY_KNOWN, UNKNOWN
 from foreknow.report.tune_tables import Run
-from foreknow.slick import HIGHLY_KNOWN, UNKNOWN
+from foreknow.training.curves import TRAIN
 
 
 @dataclass(frozen=True)

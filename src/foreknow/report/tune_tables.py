@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from foreknow import curves
-from foreknow.curves import TRAIN, Line
-from foreknow.slick import CATEGORIES, HIGHLY_KNOWN, KNOWN, MAYBE_KNOWN, UNKNOWN
+from foreknow.protocol.slick import CATEGORIES, HIGHLY_KNOWN, KNOWN, MAYBE_KNOWN, UNKNOWN
 from foreknow.stats import Interval, mcnemar, wilson
+from foreknow.training import curves
+from foreknow.training.curves import TRAIN, Line
 
 CHANCE = 0.05
 """A difference with a smaller p is called one."""

@@ -1,0 +1,1 @@
+"""The audit, here, on Ray or at a server."""

@@ -1,0 +1,144 @@
+"""A finished audit taken up again: the same model, prompts and exemplars, from its folder alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from foreknow.audits.auditing import Audit
+from foreknow.config import AuditConfig, settings_of
+from foreknow.errors import InputError, ModelError, RunFolderError
+from foreknow.files.runs import RunFolder, hold
+from foreknow.lm import models
+from foreknow.probing.engine import Engine, PackedEngine, PlainEngine, Sampling
+from foreknow.probing.packed import PackedModel
+from foreknow.probing.segments import UnsupportedModel
+from foreknow.progress import say
+from foreknow.protocol.exemplars import Exemplar, Exemplars, GroupExemplars
+from foreknow.protocol.prompts import Prompter, Template
+
+COLUMNS = ("row", "group", "question", "answers", "subject", "category", "flags")
+
+
+@dataclass(frozen=True)
+class Reopened:
+    """An audit ready to be asked more. `engine` makes one for any sampling; the model is attached until the end.
+
+    `exemplars` have no subjects and no reserve: what stood in for a row's own fact is told by `probes`.
+    """
+
+    config: AuditConfig
+    loaded: models.Loaded
+    prompter: Prompter
+    exemplars: Exemplars
+    engine: Callable[[Sampling], Engine]
+
+
+def audit_config(audit: Audit) -> AuditConfig:
+    """The settings an audit was made with."""
+    return settings_of(AuditConfig, {}, audit.folder / "config.yaml")
+
+
+def probed_rows(audit: Audit) -> pl.DataFrame:
+    """Every labelled row of an audit and every short fact its rows brought, by row number (`COLUMNS`)."""
+    parts = [audit.rows.select(COLUMNS), *([] if audit.facts is None else [audit.facts.select(COLUMNS)])]
+    return pl.concat(parts).filter(pl.col("category").is_not_null()).sort("row")
+
+
+@contextmanager
+def reopened(audit: Audit) -> Iterator[Reopened]:
+    """Load the audit's model in its dtype. Raises ModelError where it is not the one audited."""
+    config = audit_config(audit)
+    identity = json.loads((audit.folder / "manifest.json").read_text(encoding="utf-8"))["identity"]
+    loaded = models.load(
+        config.model,
+        dtype=identity["dtype"],
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+        say=say,
+    )
+    if loaded.fingerprint != identity["model"]:
+        raise ModelError(
+            f"--model {config.model}: is not the model that {audit.folder} audited (found {loaded.fingerprint[:19]}, "
+            f"expected {identity['model'][:19]}); audit again with --out another folder"
+        )
+    if loaded.device.partition(":")[0] != identity["device"]:
+        say(f"audited on {identity['device']}, now computing on {loaded.device}: the last digits may differ")
+    prompter = Prompter(loaded.tokenizer, Template(*identity["prompt_template"]), config.chat_template, config.bos)
+    tokens = int(config.batch_tokens or 2048)
+    with ExitStack() as stack:
+        try:
+            packed = stack.enter_context(PackedModel(loaded.model).attached())
+            one = prompter.ids([prompter.text([Exemplar("What is the capital of France?", "Paris", None)], "Of Peru?")])
+            packed.verify(one[0][: len(one[0]) // 2], one[0][len(one[0]) // 2 :])
+        except UnsupportedModel as why:
+            stack.close()
+            say(f"plain forward passes, about ten times slower: {why}")
+            yield Reopened(config, loaded, prompter, shown(audit), lambda s: PlainEngine(loaded.model, s))
+        else:
+            yield Reopened(config, loaded, prompter, shown(audit), lambda s: PackedEngine(packed, s, tokens))
+
+
+def shown(audit: Audit) -> Exemplars:
+    """The exemplar sets of `exemplars.json`. Raises InputError where the file is missing or not whole."""
+    path = audit.folder / "exemplars.json"
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        groups = {
+            group: GroupExemplars(tuple(tuple(Exemplar(e["question"], e["answer"], None) for e in s) for s in sets), ())
+            for group, sets in found.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{path}: cannot be read as exemplar sets; run the audit again in another folder") from None
+    return Exemplars(groups, "those of the audit")
+
+
+def swapped_sets(probes: pl.DataFrame) -> dict[int, list[list[dict[str, Any]]]]:
+    """Rows whose own fact stands among the exemplars: what was shown in its place, set by set."""
+    some = probes.filter((pl.col("substituted").list.len() > 0).any().over("row")).sort("row", "exemplar_set")
+    found: dict[int, list[list[dict[str, Any]]]] = {}
+    for row, shown in some.select("row", "substituted").iter_rows():
+        found.setdefault(row, []).append(shown)
+    return found
+
+
+def own_sets(group: GroupExemplars, substituted: list[list[dict[str, Any]]]) -> GroupExemplars:
+    """The sets as a row saw them, from what `probes.parquet` says was put in place of its own fact, set by set."""
+    sets = []
+    for exemplars, swapped in zip(group.sets, substituted, strict=True):
+        filled = list(exemplars)
+        for s in swapped:
+            filled[s["slot"]] = Exemplar(s["question"], s["answer"], None)
+        sets.append(tuple(filled))
+    return GroupExemplars(tuple(sets), (), group.borrowed)
+
+
+@contextmanager
+def work_folder(audit: Audit, name: str, identity: dict[str, Any]) -> Iterator[RunFolder]:
+    """DIR/.NAME, where finished parts wait while the audit's folder is held; `done` drops it.
+
+    Parts of a run with other settings are thrown away: nobody was shown them.
+    """
+    with hold(audit.folder), hold(audit.folder / f".{name}") as folder:
+        try:
+            folder.begin(identity, identity)
+        except RunFolderError:
+            say(f"{name}: an unfinished run had other settings; starting again")
+            for path in folder.path.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != ".lock":
+                    path.unlink()
+            folder.begin(identity, identity)
+        yield folder
+
+
+def drop(folder: RunFolder) -> None:
+    """Remove a work folder whose results are written."""
+    shutil.rmtree(folder.path, ignore_errors=True)

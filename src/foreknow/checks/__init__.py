@@ -1,0 +1,1 @@
+"""What is wrong with a file, told before any model runs."""

@@ -1,0 +1,1 @@
+"""Rows: facts in any layout, and the known data sets."""

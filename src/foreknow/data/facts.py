@@ -1,0 +1,357 @@
+"""Facts: the rows of an input in one frame, whatever layout they came in, and back to that input.
+
+`read_facts` opens the source (`sources.py`), finds the layout (`layouts.py`) and streams the records
+(`formats.py`) into the frame that every later stage works on (`rows.ROWS`). `Facts.annotate` streams the input
+again and writes it back with labels beside its own columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+
+from foreknow.data.layouts import Extracted, Layout, check_column, detect, extract, with_answer
+from foreknow.data.rows import ROWS, USABLE, digests, drawn, flags_of, pool
+from foreknow.data.templates import check_templates, derive_template, subject_of
+from foreknow.errors import InputError
+from foreknow.files.cells import number_of
+from foreknow.files.formats import Batch, Change, Record, cell_text, read_part, where, write_joined, write_parts
+from foreknow.files.quoting import quoted
+from foreknow.files.sources import Part, Source, source_of
+
+CANDIDATES = 1024
+"""Of each group so many rows are kept as possible exemplars where not all rows are."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The rows of an input, and all that is needed to write it back.
+
+    `rows` is the whole input, or with a limit the rows `audited` (by number) and possible exemplars.
+    `total` counts all rows of the input, `digest` is a hash of what they say, in whatever layout.
+    """
+
+    rows: pl.DataFrame
+    audited: pl.Series
+    total: int
+    digest: str
+    layouts: Mapping[str, Layout]
+    reason: str
+    source: Source
+    columns: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """How reports call the input."""
+        return self.source.name
+
+    @property
+    def layout(self) -> str:
+        """The name of the layout."""
+        return ", ".join(dict.fromkeys(layout.name for layout in self.layouts.values()))
+
+    @property
+    def suffix(self) -> str:
+        """The suffix of the annotated output, such as ".jsonl.gz"; nothing for a folder."""
+        return self.source.suffix
+
+    def annotate(self, labels: pl.DataFrame, path: Path) -> None:
+        """Write the input to `path` in its own form (file, folder, zip), with `labels` beside its columns.
+
+        `labels` has `row` (each at most once) and the new columns; a row without a label gets nulls. Every
+        original row is kept, in order, its fields untouched; JSON objects keep their very text. A label
+        whose name the input already has is written as `foreknow_<name>`, so nothing of the user's is lost.
+        """
+        write_parts(self.source, Change(self._beside(labels)), path)
+
+    def write(
+        self, labels: pl.DataFrame, path: Path, answers: Mapping[int, str] | None = None, name: str | None = None
+    ) -> None:
+        """Write only the rows of `labels` into one file, in input order; otherwise as `annotate`.
+
+        `answers`: by row number, an answer that takes the place of the row's own. `name`: what the file will be
+        called, if not as `path`; its suffix must be of the input's format. What only the names of several files
+        tell (relation, split) becomes columns.
+        """
+        kept = pl.Series(range(self.total), dtype=pl.Int64).is_in(labels["row"].implode())
+        firsts = dict(_firsts(self.source.parts, self._counts()))
+
+        def edited(record: Record, row: int) -> Record | None:
+            if not answers or row not in answers:
+                return None
+            name = max((n for n, first in firsts.items() if first <= row), key=lambda n: firsts[n])
+            return with_answer(self.layouts[name], record, answers[row])
+
+        told = [n for n in ("relation", "split") if any(getattr(layout, n) for layout in self.layouts.values())]
+        told += ["subject"] if "relation" in told else []
+        beside = self._beside(labels.join(self.rows.select("row", *told), on="row", how="left"))
+        write_joined(self.source.parts, Change(beside, kept, edited), path, name or path.name)
+
+    def extra(self, names: Sequence[str]) -> pl.DataFrame:
+        """Columns of the input that are not ours: row, then `names`. The input is read again.
+
+        A column whose every value is a number is Float64, any other is of texts, with what is no text as JSON.
+        A value that a record lacks is null.
+        """
+        values: dict[str, list[object]] = {name: [] for name in names}
+        total = 0
+        for _, batch, _ in _stream(self.source):
+            total += len(batch.records)
+            for name, found in values.items():
+                found += [record.get(name) for record in batch.records]
+        rows = pl.Series(range(total), dtype=pl.Int64)
+        return pl.DataFrame({"row": rows, **{name: _column(found) for name, found in values.items()}})
+
+    def _beside(self, labels: pl.DataFrame) -> pl.DataFrame:
+        names = {name: _free_name(name, self.columns) for name in labels.columns if name != "row"}
+        every = pl.DataFrame({"row": pl.Series(range(self.total), dtype=pl.Int64)})
+        added = every.join(labels, on="row", how="left", validate="1:1", maintain_order="left")
+        floats = pl.selectors.float().fill_nan(None)  # NaN is not JSON
+        return added.drop("row").with_columns(floats).rename(names)
+
+    def _counts(self) -> dict[str, int]:
+        counts = dict.fromkeys((part.name for part in self.source.parts), 0)
+        if len(counts) > 1:
+            for part, batch, _ in _stream(self.source):
+                counts[part.name] += len(batch.records)
+        return counts
+
+
+def read_facts(
+    data: str | Path | Source,
+    *,
+    columns: Mapping[str, str] | None = None,
+    layout: str = "auto",
+    templates: Mapping[str, str] | None = None,
+    group_by: str | None = None,
+    strict_rows: bool = False,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Facts:
+    """Read an input (`sources.py` lists what it may be) into one frame.
+
+    `columns` maps our names to the file's (`{"question": "q"}`), `layout` names one of `layouts.LAYOUTS`,
+    `templates` gives relations their question texts, `group_by` names the column that exemplars are drawn
+    within. With `limit` only the rows drawn (`rows.drawn`, by `seed`) and possible exemplars are held in
+    memory, and a few numbers for each of the others; the input is read twice. A readable row without question
+    or answer is kept and flagged; with `strict_rows`, or where no row is usable, it is an InputError.
+    """
+    source = data if isinstance(data, Source) else source_of(str(data))
+    if templates is not None:
+        check_templates(templates, "templates")
+    reader = _Reader(source, dict(columns or {}), layout, dict(templates or {}), group_by)
+    frames, light, faults = [], [], _Faults(strict_rows)
+    for rows, batch, part, first in reader.frames():
+        faults.note(rows, batch, part, first, reader.layouts[part.name])
+        light.append(digests(rows, seed))
+        if limit is None:
+            frames.append(rows)
+    every = pl.concat(light) if light else digests(pl.DataFrame(schema=ROWS), seed)
+    faults.check(source, every.height)
+    every = every.with_columns(flags=flags_of(every))
+    audited = every["row"] if limit is None or limit >= every.height else drawn(every, limit)
+    if limit is not None:
+        whole = limit >= every.height
+        kept = every["row"] if whole else pl.concat([audited, pool(every, audited, CANDIDATES)]).unique().sort()
+        frames = [reader.picked(set(kept))]
+        keys = digests(frames[0], seed).select("row", "key")
+        if not keys.equals(every.filter(pl.col("row").is_in(kept.implode())).select("row", "key")):
+            raise InputError(f"{source.name}: the file changed while it was read. Run the same command again.")
+    flags = every.select("row", "flags")
+    found = pl.concat(frames).drop("flags").join(flags, on="row", how="left", maintain_order="left").select(*ROWS)
+    return Facts(
+        reader.with_subjects(found),
+        audited,
+        every.height,
+        reader.digest,
+        reader.layouts,
+        reader.reason,
+        source,
+        tuple(reader.columns),
+    )
+
+
+@dataclass
+class _Reader:
+    """One pass, or several, over a source: its records as frames. Layouts are found in the first."""
+
+    source: Source
+    mapped: Mapping[str, str]
+    named: str
+    templates: Mapping[str, str]
+    group_by: str | None
+    layouts: dict[str, Layout] = field(default_factory=dict)
+    columns: dict[str, None] = field(default_factory=dict)
+    digest: str = ""
+
+    def frames(self) -> Iterator[tuple[pl.DataFrame, Batch, Part, int]]:
+        """(rows, batch, part, number of the batch's first row). Sets `layouts`, `columns` and `digest`."""
+        content = hashlib.sha256()
+        encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+        for part, batch, first in _stream(self.source):
+            self.columns.update(dict.fromkeys(key for record in batch.records for key in record))
+            known = self.layouts.get(part.name) or self._layout(part, batch)
+            found = self._extracted(known, batch, part, range(len(batch.records)))
+            rows = _frame(found, self._groups(found, batch.records), range(first, first + len(found)))
+            for item, group in zip(found, rows["group"], strict=True):
+                content.update(encode([*item, group]).encode())
+            yield rows, batch, part, first
+        self.digest = "sha256:" + content.hexdigest()
+
+    def picked(self, numbers: set[int]) -> pl.DataFrame:
+        """Only the rows of these numbers, once `frames` has found the layouts."""
+        frames = [pl.DataFrame(schema=ROWS)]
+        for part, batch, first in _stream(self.source):
+            at = [n for n in range(len(batch.records)) if first + n in numbers]
+            if at and part.name in self.layouts:
+                found = self._extracted(self.layouts[part.name], batch, part, at)
+                groups = self._groups(found, [batch.records[n] for n in at])
+                frames.append(_frame(found, groups, [first + n for n in at]))
+        return pl.concat(frames)
+
+    @property
+    def reason(self) -> str:
+        """The layout's reason, for the user to read."""
+        reasons = list(dict.fromkeys(layout.reason for layout in self.layouts.values()))
+        files = f" ({len(self.source.parts)} files" if len(self.source.parts) > 1 else ""
+        left = f", {self.source.left_out} left out that hold no data" if self.source.left_out else ""
+        said = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
+        if self._tree:
+            said += "; relation and split from the files' names"
+        elif any(layout.split for layout in self.layouts.values()):
+            said += "; split from the files' names"
+        return said + (f"{files}{left})" if files else "")
+
+    def with_subjects(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """In the ENTITYQUESTIONS tree every relation has one template: its subjects are read off the questions."""
+        if not self._tree:
+            return rows
+        parts = []
+        for (relation,), part in rows.group_by("relation", maintain_order=True):
+            questions = part["question"].drop_nulls()
+            template = self.templates.get(str(relation)) or derive_template(questions)
+            subjects = [template and q and subject_of(template, q) for q in part["question"]]
+            parts.append(part.with_columns(subject=pl.Series(subjects, dtype=pl.String)))
+        return pl.concat(parts).sort("row")
+
+    @property
+    def _tree(self) -> bool:
+        return bool(self.layouts) and all(layout.relation for layout in self.layouts.values())
+
+    def _layout(self, part: Part, batch: Batch) -> Layout:
+        columns = list(dict.fromkeys(key for record in batch.records for key in record))
+        found = detect(columns, self.mapped, part.where, batch.records[:200], self.named)
+        if self.group_by is not None:
+            check_column(columns, self.group_by, f"--group-by {self.group_by}", part.where)
+        if len(self.source.parts) > 1:
+            found = Layout(found.name, found.columns, found.reason, part.split, part.relation)
+        self.layouts[part.name] = found
+        return found
+
+    def _extracted(self, layout: Layout, batch: Batch, part: Part, places: Sequence[int]) -> list[Extracted]:
+        found = []
+        for at in places:
+            try:
+                found.append(extract(layout, batch.records[at], self.templates))
+            except InputError as error:
+                raise InputError(f"{where(part, batch, at)}: {error}") from error
+        return found
+
+    def _groups(self, found: Sequence[Extracted], records: Sequence[Record]) -> list[str]:
+        """The group of every row: the named column, else the relation, else "all"."""
+        if self.group_by is None:
+            return [item.relation or "all" for item in found]
+        values = (record.get(self.group_by) for record in records)
+        return ["all" if value is None else cell_text(value).strip() or "all" for value in values]
+
+
+@dataclass
+class _Faults:
+    """The rows that cannot be used, and the first of them in words."""
+
+    strict: bool
+    count: int = 0
+    first: str | None = None
+
+    def note(self, rows: pl.DataFrame, batch: Batch, part: Part, before: int, layout: Layout) -> None:
+        bad = rows.filter(~USABLE)
+        if bad.is_empty():
+            return
+        self.count += bad.height
+        if self.first is None:
+            row, no_question = bad.select("row", pl.col("question").is_null()).row(0)
+            at = row - before
+            self.first = f"{where(part, batch, at)}: {_fault(layout, batch.records[at], no_question)}"
+
+    def check(self, source: Source, total: int) -> None:
+        if total == 0:
+            raise InputError(f"{_path(source)} is empty: found no rows, expected at least one.")
+        if self.first is None or (self.count < total and not self.strict):
+            return
+        if self.count < total:
+            raise InputError(
+                f"{self.first}. {self.count} of {total} rows cannot be used; drop --strict-rows to keep them."
+            )
+        raise InputError(
+            f"{_path(source)}: none of the {total} rows has both a question and an answer.\n"
+            f"The first, {self.first}. Name the columns with --map question=COLUMN --map answer=COLUMN."
+        )
+
+
+def _column(values: Sequence[object]) -> pl.Series:
+    """Values of any kind as a column: of numbers where all are numbers, else of texts."""
+    if all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values):
+        return pl.Series([None if value is None else number_of(value) for value in values], dtype=pl.Float64)
+    return pl.Series([None if value is None else cell_text(value) for value in values], dtype=pl.String)
+
+
+def _path(source: Source) -> str:
+    return source.parts[0].where if source.kind == "file" else source.name
+
+
+def _stream(source: Source) -> Iterator[tuple[Part, Batch, int]]:
+    """(part, batch, number of the batch's first row), in order."""
+    first = 0
+    for part in source.parts:
+        for batch in read_part(part):
+            if batch.records:
+                yield part, batch, first
+            first += len(batch.records)
+
+
+def _firsts(parts: Sequence[Part], counts: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """(part, number of its first row) for parts that have rows."""
+    first = 0
+    for part in parts:
+        if counts[part.name] or len(parts) == 1:
+            yield part.name, first
+        first += counts[part.name]
+
+
+def _frame(found: Sequence[Extracted], groups: Sequence[str], numbers: Sequence[int]) -> pl.DataFrame:
+    columns = {name: [getattr(item, name) for item in found] for name in Extracted._fields}
+    data = {**columns, "row": numbers, "group": groups, "flags": [[] for _ in found]}
+    return pl.DataFrame({name: pl.Series(name, data[name], dtype=dtype) for name, dtype in ROWS.items()})
+
+
+def _fault(layout: Layout, record: Record, no_question: bool) -> str:
+    """What a row that cannot be used lacks, and what was found in its place."""
+    asks = ("question", "prompt", "messages", "conversations", "instruction", "subject", "relation")
+    golds = ("answer", "answers", "object", "completion", "messages", "conversations")
+    wanted = asks if no_question else golds
+    pairs = [(layout.columns[ours], record.get(layout.columns[ours])) for ours in wanted if ours in layout.columns]
+    found = ", ".join(
+        f"{column} is {'null or missing' if value is None else quoted(value, 60)}" for column, value in pairs
+    )
+    return f"no {'question' if no_question else 'answer'}: {found}, expected a text"
+
+
+def _free_name(name: str, taken: Sequence[str]) -> str:
+    while name in taken:
+        name = f"foreknow_{name}"
+    return name

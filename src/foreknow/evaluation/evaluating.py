@@ -1,0 +1,294 @@
+"""Evaluate: what a tuned model answers to any rows, read off real greedy generations (paper, section 3).
+
+    adapters.py        the tuned model, whole or as an adapter
+    before.py          categories, and the base model's probe, row by row
+    generating.py      every row asked in the training format
+    answers.py         EM, wrong answers, refusals, moves against the base model's probe
+    answer_tables.py   the same for the terminal
+
+DIR/config.yaml rows.parquet summary.json manifest.json (last) report.html
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import polars as pl
+
+import foreknow
+from foreknow.audits.auditing import Audit, open_audit
+from foreknow.config import EvaluateConfig
+from foreknow.data.facts import Facts
+from foreknow.data.rows import USABLE, chunks
+from foreknow.errors import ConfigError, InputError, ModelError
+from foreknow.evaluation import adapters
+from foreknow.evaluation.adapters import Found
+from foreknow.evaluation.answers import SAID, answered, summarise
+from foreknow.files.remote import fetched
+from foreknow.files.runs import RunFolder, differences, fingerprint, hold, read_json, verify, write_frame, write_json
+from foreknow.inputs import read_data
+from foreknow.lm import models
+from foreknow.progress import meter, say
+from foreknow.protocol.prompts import Prompter, Template, read_template
+from foreknow.reporting import write_report
+from foreknow.training.before import audited_labels, own_labels
+from foreknow.training.training_rows import TRAINING, Example, check_lengths
+
+if TYPE_CHECKING:
+    from foreknow.evaluation.generating import Asked
+
+COST: Final[dict[str, pl.DataType]] = {"seconds": pl.Float64(), "rows": pl.Int64(), "batch_rows": pl.Int64()}
+"""A finished chunk's cost; `batch_rows`: rows answered at once, halved for want of memory."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation: a view of its run folder."""
+
+    folder: Path
+
+    @cached_property
+    def rows(self) -> pl.DataFrame:
+        """One line per row (`answers.ANSWERED`)."""
+        return pl.read_parquet(self.folder / "rows.parquet")
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """EM, wrong answers, refusals, moves (`answers.summarise`), and what was asked of which model."""
+        found: dict[str, Any] = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
+        return found
+
+
+def open_evaluation(folder: str | Path) -> Evaluation:
+    """A finished evaluation's folder. Raises InputError where there is none, or a file of it was changed since."""
+    folder = fetched(folder)
+    manifest = read_json(folder / "manifest.json") or {}
+    if (folder / "manifest.json").is_file():
+        verify(folder)
+    if manifest.get("stage") != "evaluate" or not (folder / "rows.parquet").is_file():
+        raise InputError(f"{folder}: not a finished run of foreknow evaluate (no such manifest.json); run it again")
+    return Evaluation(folder)
+
+
+class Given(NamedTuple):
+    """What an evaluation reads: usable rows (`rows.ROWS`), what was known of them before (`before.LABELS`),
+    the prompt.
+
+    `whence`: where the labels are from, in words; empty where there are none.
+    """
+
+    facts: Facts
+    rows: pl.DataFrame
+    skipped: int
+    labels: pl.DataFrame
+    whence: str
+    audit: Audit | None
+    template: Template
+
+
+def read_given(config: EvaluateConfig) -> Given:
+    """Read and check all files. Everything that can be refused without the model is refused here."""
+    template = read_template(config.prompt_template) if config.prompt_template else TRAINING
+    audit = open_audit(config.audit) if config.audit else None
+    facts = read_data(config, config.limit)
+    every = facts.rows.filter(pl.col("row").is_in(facts.audited.implode()))
+    rows = every.filter(USABLE)
+    labels, whence = audited_labels(audit, facts, rows, config.match) if audit else own_labels(facts, rows)
+    return Given(facts, rows, every.height - rows.height, labels, whence, audit, template)
+
+
+_NO_IDENTITY: Final = {
+    *("data", "model", "out", "audit", "base", "force", "prompt_template", "templates", "map", "layout"),
+    *("strict_rows", "group_by", "trust_remote_code", "dtype", "device"),
+}
+"""Settings that name a file whose content counts instead, or do not change a result."""
+
+
+def identity_of(config: EvaluateConfig, given: Given, model: str, device: str, dtype: str) -> dict[str, Any]:
+    """What makes two evaluations the same run: contents and settings, never names of files."""
+    return {
+        "data": given.facts.digest,
+        "categories": fingerprint(given.labels),
+        "prompt_template": [given.template.instruction, given.template.target],
+        "model": model,
+        "dtype": dtype,
+        "device": device.partition(":")[0],
+        **{k: v for k, v in config.resolved().items() if k not in _NO_IDENTITY},
+    }
+
+
+def sized(config: EvaluateConfig, device: str) -> EvaluateConfig:
+    """Fill in the batch plan: a matter of the kind of device, never of free memory or load."""
+    gpu = device.startswith("cuda")
+    return config.model_copy(
+        update={
+            "batch_rows": config.batch_rows or (256 if gpu else 32),
+            "chunk_rows": config.chunk_rows or (2048 if gpu else 256),
+        }
+    )
+
+
+def run(config: EvaluateConfig) -> Evaluation:
+    """Evaluate as `config` says and return the finished evaluation; an interrupted one goes on where it stopped.
+
+    Raises the errors of `foreknow.errors`.
+    """
+    if config.out is None:
+        raise ConfigError("--out: missing; name the folder to write")
+    given = read_given(config)
+    found = adapters.find(config.model, config.base, force=config.force, trust_remote_code=config.trust_remote_code)
+    notes = [f"categories: {given.whence or 'none'}", *_compared(config, given.audit, found)]
+    with hold(config.out) as folder:
+        device, dtype = models.computing_on(config.device, config.dtype)
+        config = sized(config, device)
+        identity = identity_of(config, given, found.fingerprint, device, dtype)
+        if folder.manifest is None:
+            ready = _ready(config, given, found)  # refused before the folder is claimed
+        if folder.begin(identity, config.resolved()):
+            say(f"{config.out}: this evaluation is complete; nothing to do")
+        else:
+            for note in (given.facts.reason, *notes, *_another_prompt(ready.prompter, given.template, found)):
+                say(note)
+            _compute(config, given, found, ready, folder, identity)
+        if not (folder.path / "report.html").is_file():
+            write_report(folder.path)
+    return Evaluation(folder.path)
+
+
+def _compared(config: EvaluateConfig, audit: Audit | None, found: Found) -> list[str]:
+    """A line where it is not known whether the audit is the base model's. Raises ModelError where it is not."""
+    if audit is None:
+        return []
+    made_with = audit.summary["model"]
+    base = (found.base or {}).get("fingerprint")
+    if base is None and made_with["fingerprint"] != found.fingerprint:
+        return [f"which model {found.name} was tuned from is not known; rows are compared with {made_with['name']}'s"]
+    if base is not None and base != made_with["fingerprint"] and not config.force:
+        raise ModelError(
+            f"--audit {config.audit}: made with {made_with['name']} ({made_with['fingerprint'][:19]}...), but "
+            f"{found.name} was tuned from {(found.base or {}).get('name')} ({base[:19]}...): its categories are "
+            "another model's. Name an audit of that model, or go on with --force"
+        )
+    return []
+
+
+class _Ready(NamedTuple):
+    """The rows as token ids, by number, and what made them."""
+
+    prompter: Prompter
+    rows: dict[int, Asked]
+
+
+def _ready(config: EvaluateConfig, given: Given, found: Found) -> _Ready:
+    """Raises InputError for rows that are longer than the model's positions."""
+    from foreknow.evaluation.generating import asked
+
+    tokenizer = adapters.tokenizer_of(found, config.trust_remote_code)
+    prompter = Prompter(tokenizer, given.template, config.chat_template, config.bos)
+    rows = asked(given.rows, prompter, config.max_new_tokens if isinstance(config.max_new_tokens, int) else None)
+    lengths = [Example(one.row, one.prompt, (0,) * one.allowed) for one in rows]
+    check_lengths(given.facts.name, lengths, adapters.positions_of(found, config.trust_remote_code))
+    return _Ready(prompter, {one.row: one for one in rows})
+
+
+def _another_prompt(prompter: Prompter, template: Template, found: Found) -> list[str]:
+    """A warning where the tune run beside the model tells of another prompt: EM would be near 0 for that alone."""
+    beside = (found.adapter or found.folder).parent / "results.json"
+    told = (read_json(beside) or {}).get("method", {}).get("training_text")
+    if not isinstance(told, dict):
+        return []
+    differ = differences(told, {**prompter.choices, "prompt": template.target})
+    if not differ:
+        return []
+    return [f"warning: the model was tuned with another prompt: {'; '.join(differ)}. Ask as it was tuned"]
+
+
+def _compute(
+    config: EvaluateConfig, given: Given, found: Found, ready: _Ready, folder: RunFolder, identity: dict[str, Any]
+) -> None:
+
+    plan = chunks(given.rows, int(config.chunk_rows or 256))
+    left = [n for n in range(len(plan)) if any(folder.chunk(n, part) is None for part in ("said", "cost"))]
+    if len(left) < len(plan):
+        say(f"{len(plan) - len(left)} of {len(plan)} chunks are finished; going on")
+    if left:
+        _answer(config, found, ready, folder, {n: plan[n] for n in left})
+    _write(config, given, found, ready, folder, identity)
+
+
+def _answer(
+    config: EvaluateConfig, found: Found, ready: _Ready, folder: RunFolder, plan: Mapping[int, pl.DataFrame]
+) -> None:
+    """Ask the rows of the chunks that are not finished."""
+    from foreknow.evaluation.generating import said_with_less_memory
+    from foreknow.probing.engine import Sampling
+    from foreknow.probing.ordered import release_memory
+    from foreknow.probing.sample import Generator, exact_head
+
+    loaded = adapters.load(found, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code)
+    for reason in loaded.reasons:
+        say(reason)
+    generator = Generator(loaded.model, models.vocabulary_of(loaded), Sampling(), int(config.batch_rows or 32))
+    with exact_head(loaded.model), meter("answering", sum(part.height for part in plan.values())) as done:
+        for n, part in plan.items():
+            began = time.monotonic()
+            frame, generator = said_with_less_memory(generator, [ready.rows[row] for row in part["row"]])
+            folder.keep(n, "said", frame)
+            cost = {"seconds": time.monotonic() - began, "rows": part.height, "batch_rows": generator.batch}
+            folder.keep(n, "cost", pl.DataFrame([cost], schema=COST))
+            done.advance(part.height)
+            release_memory()
+
+
+def _write(
+    config: EvaluateConfig, given: Given, found: Found, ready: _Ready, folder: RunFolder, identity: dict[str, Any]
+) -> None:
+    """Assemble the outputs from the finished chunks; the manifest comes last."""
+    cost = folder.gather("cost", COST)
+    rows = answered(given.rows, folder.gather("said", SAID), given.labels, config.idk_answer)
+    seconds = float(cost["seconds"].sum())
+    audit = given.audit
+    summary = {
+        **summarise(rows, lenient=config.match == "lenient"),
+        "skipped": given.skipped,
+        "categories_from": given.whence or None,
+        "protocol": {
+            **{key: getattr(config, key) for key in ("match", "max_new_tokens", "idk_answer")},
+            **ready.prompter.choices,
+            "prompt": given.template.target,
+            "dtype": identity["dtype"],
+            "device": identity["device"],
+        },
+        "model": {
+            **{"name": found.name, "fingerprint": found.fingerprint, "folder": str(found.adapter or found.folder)},
+            **{"note": found.note, "method": "adapter" if found.adapter else "whole", "base": found.base},
+        },
+        "audit": audit and {"folder": str(audit.folder), "model": audit.summary["model"]},
+        "data": {
+            **{"name": given.facts.name, "layout": given.facts.layout, "reason": given.facts.reason},
+            **{"fingerprint": given.facts.digest, "rows_in_file": given.facts.total},
+        },
+        "seconds": seconds,
+        "rows_per_second": int(cost["rows"].sum()) / seconds if seconds else 0.0,
+        "version": foreknow.__version__,
+    }
+    write_frame(folder.path / "rows.parquet", rows)
+    write_json(folder.path / "summary.json", summary)
+    folder.finish(
+        {
+            "foreknow": foreknow.__version__,
+            "stage": "evaluate",
+            "identity": identity,
+            "model": {"name": found.name, "fingerprint": found.fingerprint, "base": found.base},
+            "rows": fingerprint(rows.select("row", "said", "right", "right_lenient")),
+            "versions": models.library_versions(),
+            "chunks_with_halved_batches": cost.filter(pl.col("batch_rows") < int(config.batch_rows or 32)).height,
+        },
+        ("config.yaml", "rows.parquet", "summary.json"),
+    )

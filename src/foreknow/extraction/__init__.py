@@ -1,0 +1,1 @@
+"""Short facts out of long answers."""

@@ -1,0 +1,1 @@
+"""A small model whose every exposure to every fact is known."""

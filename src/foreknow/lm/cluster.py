@@ -1,0 +1,482 @@
+"""Ray, as audits and studies use it: a cluster started or joined, its cores shared out, what is lost told.
+
+    audits/on_ray.py   Ray Data: actors that hold the model, chunks of rows
+    studies/on_ray.py   one Ray task a run
+
+A cluster started here listens on this machine only and ends with this process, however that ends. One that was
+joined is left as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol
+
+from foreknow import errors
+from foreknow.errors import ConfigError, ForeknowError, MissingExtra, ResourceError
+from foreknow.lm import models
+from foreknow.progress import say
+
+TRIES: Final = 3
+"""How often the same chunk or run may end its process before it is given up."""
+EVERY: Final = 2.0
+"""Seconds between looks at the cluster."""
+OBJECTS: Final = 512 * 2**20
+"""Bytes of shared memory for what is under way, of a cluster started here."""
+ANSWER: Final = 10.0
+"""Seconds in which something must answer at a cluster's address."""
+_OURS: Final = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
+"""Nothing is reported to anyone; no call starts a cluster by itself; Ray's own log lines stay in its log files."""
+_FEW: Final = {"RAY_NUM_REDIS_GET_RETRIES": "2"}
+"""What is at an address is asked twice whether it is Ray, 40 seconds each, not twenty times."""
+
+
+class Asked(Protocol):
+    """Settings that say where to compute."""
+
+    @property
+    def ray(self) -> bool: ...  # noqa: D102
+    @property
+    def ray_address(self) -> str | None: ...  # noqa: D102
+    @property
+    def ray_workers(self) -> int | None: ...  # noqa: D102
+
+
+class Node(NamedTuple):
+    """A machine of the cluster: cores and GPUs that Ray may give away."""
+
+    cpus: int
+    gpus: int
+
+
+class Crew(NamedTuple):
+    """So many worker processes, the threads each computes with, and whether each has a GPU of its own."""
+
+    workers: int
+    threads: int
+    gpu: bool
+
+    def __str__(self) -> str:
+        """As it is told."""
+        processes = f"{self.workers} worker{'s' if self.workers > 1 else ''}"
+        return f"{processes} with {self.threads} thread{'s' if self.threads > 1 else ''}{' and a GPU' * self.gpu} each"
+
+
+def room(nodes: Sequence[Node], threads: int, gpu: bool) -> int:
+    """How many workers fit on these machines."""
+    return sum(min(n.cpus // threads, n.gpus) if gpu else n.cpus // threads for n in nodes)
+
+
+def crew_of(nodes: Sequence[Node], workers: int | None, threads: int | None, gpu: bool, *, here: bool = False) -> Crew:
+    """How the cores are shared out: as many threads each as leave room for all workers, unless `threads` is given.
+
+    Without `workers`: one a GPU, else one for every 4 cores of a machine and at least one. `here`: the nodes are this
+    machine. Raises ConfigError where there is no room for so many.
+    """
+    some = [node for node in nodes if node.cpus and (node.gpus or not gpu)]
+    wanted = workers or sum(node.gpus if gpu else max(1, node.cpus // 4) for node in some)
+    most = max((node.cpus for node in some), default=0)
+    fitting = [n for n in range(most, 0, -1) if room(some, n, gpu) >= max(wanted, 1)]
+    if threads is None and fitting:
+        return Crew(wanted, fitting[0], gpu)
+    if threads is not None and 0 < wanted <= room(some, threads, gpu):
+        return Crew(wanted, threads, gpu)
+    cores, gpus, wanted = sum(n.cpus for n in nodes), sum(n.gpus for n in nodes), max(wanted, 1)
+    have = f"{cores} core{'s' * (cores != 1)}" + (f" and {gpus} GPU{'s' * (gpus != 1)}" if gpu else "")
+    where = "this machine" if here else f"{len(nodes)} node{'s' * (len(nodes) != 1)} of the Ray cluster"
+    each = f" of {threads} thread{'s' * (threads > 1)} each (OMP_NUM_THREADS)" if threads else ""
+    raise ConfigError(
+        f"--ray{f'-workers {workers}' if workers else ''}: found {have} on {where}, expected room for {wanted} "
+        f"worker{'s' * (wanted != 1)}{each}; {_remedy(some, threads, gpu, here)}"
+    )
+
+
+def _remedy(nodes: Sequence[Node], threads: int | None, gpu: bool, here: bool) -> str:
+    """What to do where there is no room for so many workers."""
+    most = room(nodes, threads or 1, gpu)
+    fewer = f"give --ray-workers {most}{' or fewer' * (most > 1)}" if most else ""
+    smaller = "lower OMP_NUM_THREADS" if threads and threads > 1 and room(nodes, 1, gpu) > most else ""
+    added = "" if here else "add nodes to the cluster"
+    return " or ".join(filter(None, (fewer, smaller, added))) or "leave --ray out"
+
+
+def needed(crew: Crew, parts: int, what: str) -> Crew:
+    """The crew without the workers that would have nothing to do; `parts`: how many pieces of work, each a `what`."""
+    if not 0 < parts < crew.workers:
+        return crew
+    some = f"{parts:,} {what}s are" if parts > 1 else f"1 {what} is"
+    say(f"{some} left, so {parts:,} of the {crew.workers:,} workers start{'s' * (parts == 1)}")
+    return crew._replace(workers=parts)
+
+
+def package() -> Any:
+    """Ray. Raises MissingExtra where it is not installed."""
+    for name, value in _OURS.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise MissingExtra("--ray: Ray is not installed: pip install 'foreknow[ray]'") from None
+    return ray
+
+
+@contextlib.contextmanager
+def joined(config: Asked) -> Iterator[Cluster | None]:
+    """The cluster that the settings ask for, started when it is first needed; None where they ask for none."""
+    if not config.ray and config.ray_address is None:
+        yield None
+        return
+    address = config.ray_address or os.environ.get("RAY_ADDRESS")
+    cluster = Cluster(None if address == "local" else address, config.ray_workers)
+    try:
+        yield cluster
+    finally:
+        cluster.leave()
+
+
+class Cluster:
+    """A Ray cluster. `address`: where it runs; None: on this machine, for this process."""
+
+    def __init__(self, address: str | None, workers: int | None):
+        if address is not None and address.startswith("ray:"):
+            raise ConfigError(
+                f"--ray-address {address}: Ray's client addresses cannot be used; run the same command on a machine "
+                "of the cluster, or through 'ray job submit'"
+            )
+        self.address, self.workers = address, workers
+        threads = os.environ.get("OMP_NUM_THREADS", "")
+        self.threads = int(threads) if threads.isdigit() and int(threads) else None
+        ahead = _FEW if address else _for_this_machine()
+        self._alone = {name: value for name, value in ahead.items() if name not in os.environ}
+        os.environ.update(self._alone)
+        self.ray = package()
+        self.running = self.ray.is_initialized()
+        self.ours = not self.running
+        self._undo: Callable[[], None] = lambda: None
+
+    @property
+    def version(self) -> str:
+        """Ray's version."""
+        return str(self.ray.__version__)
+
+    def start(self) -> None:
+        """Start or join the cluster, if that is not done."""
+        if self.running:
+            return
+        started = {"include_dashboard": False, "object_store_memory": OBJECTS, "num_cpus": os.cpu_count() or 1}
+        where = {"address": self.address} if self.address else {"address": "local", **started}
+        try:
+            with _sigterm_kept(), _mute_start():
+                if self.address:
+                    _check_answers(self.address)
+                self.ray.init(**where, log_to_driver=False, logging_level="CRITICAL")
+        except ForeknowError:
+            raise
+        except (Exception, SystemExit) as error:
+            what = f"--ray-address {self.address}: cannot be joined" if self.address else "Ray could not be started"
+            raise ConfigError(f"{what}: {first_line(error)}") from None
+        self.running = True
+        self._undo = _mute()
+        at = self.ray.util.get_node_ip_address()
+        if not self.address and not at.startswith("127."):
+            say(f"Ray was in use before: its cluster listens on {at}, not on this machine only")
+
+    def leave(self) -> None:
+        """End the cluster that was started here, or part from the one that was joined."""
+        if self.running and self.ours:
+            self._undo()
+            self.ray.shutdown()
+            self.running = False
+        for name in self._alone:
+            os.environ.pop(name, None)
+
+    def nodes(self) -> list[Node]:
+        """The machines that are alive; this one's, before a cluster of its own is started."""
+        if not self.running and not self.address:
+            return [Node(os.cpu_count() or 1, _gpus_here())]
+        self.start()
+        alive = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        return [Node(int(found.get("CPU", 0)), int(found.get("GPU", 0))) for found in alive]
+
+    def crew(self, device: str) -> Crew:
+        """How the cluster's cores are shared out for computing on `device`. Raises ConfigError for too few."""
+        gpu = device.startswith("cuda")
+        return crew_of(self.nodes(), self.workers, self.threads, gpu, here=not self.address)
+
+    def computing_on(self, device: str, dtype: str) -> tuple[str, str]:
+        """The device and dtype that workers compute in, as `models.computing_on` chooses there."""
+        device = device.partition(":")[0]  # Ray chooses which GPU a worker sees
+        if not self.address:
+            return models.computing_on(device, dtype)
+        self.start()
+        gpu = device != "cpu" and any(node.gpus for node in self.nodes())
+        ask = self.ray.remote(models.computing_on).options(num_cpus=0, num_gpus=0.01 if gpu else 0)
+        try:
+            found: tuple[str, str] = self.ray.get(ask.remote(device, dtype))
+        except self.ray.exceptions.RayError as error:
+            raise of_ours(error) from None
+        return found
+
+
+class Desk:
+    """An actor beside the driver that workers report to: who is at work, and what was begun how often."""
+
+    def __init__(self) -> None:
+        self.handles: dict[str, Any] = {}
+        self.arrivals: Counter[str] = Counter()
+        self.begun: Counter[str] = Counter()
+        self.restarts = 0
+
+    def arrive(self, worker: str, handle: Sequence[Any]) -> int:
+        """A worker is here; how often it has been since it last began something."""
+        self.restarts += worker in self.handles
+        self.handles[worker] = handle[0]
+        self.arrivals[worker] += 1
+        return self.arrivals[worker]
+
+    def begin(self, worker: str, what: str) -> int:
+        """A worker begins something; how often that was begun."""
+        self.arrivals[worker] = 0
+        self.begun[what] += 1
+        return self.begun[what]
+
+    def again(self, what: str) -> int:
+        """A task begins something that has no worker; how often it was begun."""
+        self.begun[what] += 1
+        self.restarts += self.begun[what] > 1
+        return self.begun[what]
+
+    def found(self) -> tuple[int, list[Any]]:
+        """Restarts so far, and the workers."""
+        return self.restarts, list(self.handles.values())
+
+
+def desk_of(cluster: Cluster) -> Any:
+    """A desk on the driver's own machine, which is not lost while the driver is there."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(cluster.ray.get_runtime_context().get_node_id(), soft=False)
+    return cluster.ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote()
+
+
+class Watch:
+    """Looks at the cluster now and then: tells what was lost, and ends what can no longer be done.
+
+    `what`: what a lost process was doing. Workers that would wait for ever for a machine that is gone are ended, so
+    that whoever waits for them is told; `lost` says so.
+    """
+
+    def __init__(self, cluster: Cluster, desk: Any, crew: Crew, what: str):
+        self.cluster, self.desk, self.crew, self.what = cluster, desk, crew, what
+        self.lost = False
+        self.restarts, self.size = 0, len(cluster.nodes())
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self._over.set()
+        self._thread.join(10)
+        if error is None:
+            self._try()
+
+    def _run(self) -> None:
+        while not self._over.wait(EVERY):
+            self._try()
+
+    def _try(self) -> None:
+        with contextlib.suppress(Exception):  # a look that fails is followed by another
+            self.look()
+
+    def look(self) -> None:
+        """One look."""
+        nodes = self.cluster.nodes()
+        restarts, workers = self.cluster.ray.get(self.desk.found.remote(), timeout=10)
+        if restarts > self.restarts:
+            say(f"a Ray worker was lost (killed, or out of memory): started again, with its {self.what}")
+        self.restarts = restarts
+        if len(nodes) < self.size:
+            say(f"a node of the Ray cluster was lost: {len(nodes)} of {self.size} are left")
+            if workers and room(nodes, self.crew.threads, self.crew.gpu) < self.crew.workers:
+                self.lost = True
+                for worker in workers:
+                    self.cluster.ray.kill(worker)
+        self.size = len(nodes)
+
+
+def smaller(crew: Crew, nodes: Sequence[Node]) -> Crew:
+    """The crew that still fits, with the same threads each. Raises ResourceError where not one worker does."""
+    left = min(crew.workers, room(nodes, crew.threads, crew.gpu))
+    if not left:
+        raise ResourceError(
+            "no node of the Ray cluster that has room for a worker is left; what is finished is kept, and the same "
+            "command goes on"
+        )
+    return crew._replace(workers=left)
+
+
+def told(error: Exception) -> dict[str, str]:
+    """An error of a worker as plain values: an error of ours by its name, any other by its traceback."""
+    import traceback
+
+    if isinstance(error, ForeknowError):
+        return {"name": type(error).__name__, "text": str(error)}
+    return {"name": "", "text": "".join(traceback.format_exception(error))}
+
+
+def raised(failed: dict[str, str]) -> Exception:
+    """The error that `told` told of."""
+    if failed["name"]:
+        found: Exception = getattr(errors, failed["name"])(failed["text"])
+        return found
+    return RuntimeError(f"in a Ray worker:\n{failed['text']}")
+
+
+def of_ours(error: Exception) -> Exception:
+    """What Ray raised, as an error of ours where it is one or can be told in a line."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, ForeknowError):
+        return cause
+    text = str(error)
+    if "No module named 'foreknow'" in text:
+        return ConfigError(
+            f"--ray: foreknow is not installed on a node of the cluster; install foreknow {_version()} there"
+        )
+    return ResourceError(f"Ray gave up: {first_line(error)}; what is finished is kept, and the same command goes on")
+
+
+def check_version(theirs: str) -> None:
+    """Raises ConfigError in a worker whose foreknow is another than the driver's."""
+    if theirs != _version():
+        raise ConfigError(f"--ray: found foreknow {_version()} on a node of the cluster, expected {theirs}, as here")
+
+
+def absolute(value: Any) -> Any:
+    """The name of a file that exists here, or a mapping to such names, so that it is found from any folder; any other
+    value as it is."""
+    if isinstance(value, dict):
+        return {key: absolute(one) for key, one in value.items()}
+    path = Path(value).expanduser() if isinstance(value, str) and value else None
+    return str(path.resolve()) if path is not None and path.exists() else value
+
+
+def first_line(error: BaseException) -> str:
+    """An error in a line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def _version() -> str:
+    from foreknow import __version__
+
+    return __version__
+
+
+def _gpus_here() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _for_this_machine() -> dict[str, str]:
+    """What Ray must know before it is imported: to listen on this machine only, behind a token of this process."""
+    # what Ray calls clusters that are for more than one machine
+    alone = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    if "RAY_AUTH_MODE" not in os.environ and "RAY_AUTH_TOKEN" not in os.environ:
+        alone |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    return alone
+
+
+def _check_answers(address: str) -> None:
+    """Raises ConfigError where nothing answers at `address`: Ray would ask for a quarter of an hour."""
+    from ray._private import services
+
+    if "://" in address:
+        return
+    try:  # Ray takes this machine's address for localhost, and looks up 'auto'
+        found = services.canonicalize_bootstrap_address(address)
+        host, _, port = (found or "").rpartition(":")
+        at = host.strip("[]"), int(port or 0)
+    except ValueError:
+        raise ConfigError(f"--ray-address: found {address}, expected host:port, 'auto' or 'local'") from None
+    if found is None:
+        return
+    try:
+        socket.create_connection(at, ANSWER).close()
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"--ray-address {address}: nothing answers there ({why}); give the address that 'ray start --head' printed"
+        ) from None
+
+
+@contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Give SIGTERM back to whom Ray takes it from: Ray would print a stack trace of C++ at one and exit with 15.
+
+    One that comes meanwhile is sent again. Ray's reports of real faults (SIGSEGV, SIGABRT) stay.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, came = signal.getsignal(signal.SIGTERM), None
+    try:
+        yield
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:
+            raise
+        came = error
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+    if came:
+        signal.raise_signal(signal.SIGTERM)
+        raise came
+
+
+@contextlib.contextmanager
+def _mute_start() -> Iterator[None]:
+    """Keep what Ray's processes print while they start off the terminal; an error comes as an exception."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _mute() -> Callable[[], None]:
+    """Keep Ray's own reports off the terminal: they go to standard output, which is for results. Returns the undo."""
+    import logging
+
+    import ray._private.worker as driver
+
+    logger = logging.getLogger("ray.data")
+    before, logger.handlers = logger.handlers, [h for h in logger.handlers if type(h).__name__ == "SessionFileHandler"]
+    printed = driver.print_to_stdstream
+    driver.print_to_stdstream = lambda *_, **__: None
+
+    def undo() -> None:
+        logger.handlers, driver.print_to_stdstream = before, printed
+
+    return undo

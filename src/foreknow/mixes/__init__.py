@@ -1,0 +1,1 @@
+"""Training sets made from an audit."""

@@ -1,0 +1,1 @@
+"""Asking a model on this machine: the exact probe, sampling, long answers."""

@@ -1,0 +1,136 @@
+"""Looking for many texts at once behind one prompt: how likely is each of them the answer? Pure: no model, no torch.
+
+`search.py` asks how likely *some* accepted answer is, and stops when a row's label is settled. Here each text gets
+a probability of its own, letter by letter, and the search stops at paths of tokens too unlikely to matter.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foreknow.protocol.match import answer_of
+from foreknow.protocol.search import Node, Path, Vocabulary
+
+
+class Step(NamedTuple):
+    """What a path of tokens is worth. `over`: the answer ends with it, and is `text` (-1: none of them).
+
+    Not over: texts `low` to `high` (exclusive) begin with it, and `text` is spelled but for blanks at its end.
+    """
+
+    over: bool
+    text: int
+    low: int
+    high: int
+
+    @property
+    def open(self) -> bool:
+        """Whether an accepted answer can still come of it."""
+        return not self.over and (self.text >= 0 or self.low < self.high)
+
+
+@dataclass
+class Spellings:
+    """Judges token paths against sorted texts, letter by letter, as `match.Accepted` does in strict mode.
+
+    `limits`: tokens an answer and its end may take, for each text.
+    """
+
+    vocabulary: Vocabulary
+    texts: Sequence[str]
+    limits: Sequence[int]
+    _steps: dict[Path, Step] = field(default_factory=dict)
+
+    def step(self, path: Path) -> Step:
+        """What the last token of `path` makes of it."""
+        found = self._steps.get(path)
+        if found is None:
+            found = self._steps[path] = self._work_out(path)
+        return found
+
+    def _work_out(self, path: Path) -> Step:
+        if path[-1] in self.vocabulary.ends:
+            return self._ended(self.vocabulary.decode(path[:-1]).strip() if len(path) > 1 else "", len(path))
+        text = self.vocabulary.decode(path)
+        if path[-1] in self.vocabulary.breaks:
+            return self._ended(answer_of(text), len(path))
+        head = text.rstrip("\ufffd").lstrip()  # a character cut in two stays open
+        low, high = bisect_left(self.texts, head), bisect_left(self.texts, head + "\U0010ffff")
+        whole = self._place(head.rstrip()) if head != head.rstrip() else -1
+        if len(path) + 1 > max([*self.limits[low:high], *([self.limits[whole]] if whole >= 0 else [])], default=0):
+            return Step(False, -1, 0, 0)
+        return Step(False, whole, low, high)
+
+    def _ended(self, answer: str, length: int) -> Step:
+        place = self._place(answer)
+        return Step(True, place if place >= 0 and length <= self.limits[place] else -1, 0, 0)
+
+    def _place(self, text: str) -> int:
+        at = bisect_left(self.texts, text)
+        return at if at < len(self.texts) and self.texts[at] == text else -1
+
+
+@dataclass
+class Hunt:
+    """One prompt's search for all texts at once. `p`, `lost`: by text, what was found and what was not followed."""
+
+    spellings: Spellings
+    negligible: float
+    max_paths: int
+    p: NDArray[np.float64]
+    lost: NDArray[np.float64]
+    frontier: dict[Path, float] = field(default_factory=dict)
+    trail: Path | None = ()
+    said: int = -1
+    paths: int = 0
+
+    def feed(self, path: Path, node: Node) -> None:
+        """Take in the distribution after a path: the root first, then those that `wanted` named."""
+        if path == self.trail:
+            self._follow(node)
+        if path and path not in self.frontier:
+            return  # asked for the greedy answer alone
+        mass = self.frontier.pop(path) if path else 1.0
+        if node.tail:
+            self._lose(self.spellings.step(path) if path else Step(False, -1, 0, len(self.p)), mass * node.tail)
+        for token, p in zip(node.tokens, node.p, strict=True):
+            child = (*path, token)
+            step = self.spellings.step(child)
+            if step.over:
+                if step.text >= 0:
+                    self.p[step.text] += mass * p
+            elif step.open:
+                if mass * p >= self.negligible:
+                    self.frontier[child] = mass * p
+                else:
+                    self._lose(step, mass * p)
+
+    def wanted(self) -> list[Path]:
+        """The paths whose distributions are needed next; none when the search is over."""
+        room = max(0, self.max_paths - self.paths)
+        if len(self.frontier) > room:
+            ordered = sorted(self.frontier, key=lambda path: (-self.frontier[path], path))
+            for path in ordered[room:]:
+                self._lose(self.spellings.step(path), self.frontier.pop(path))
+        asked = set(self.frontier)
+        if self.trail:
+            asked.add(self.trail)
+        self.paths += len(asked)
+        return sorted(asked)
+
+    def _follow(self, node: Node) -> None:
+        path = (*(self.trail or ()), node.greedy)
+        step = self.spellings.step(path)
+        self.said = step.text if step.over else -1
+        self.trail = path if step.open else None
+
+    def _lose(self, step: Step, mass: float) -> None:
+        self.lost[step.low : step.high] += mass
+        if step.text >= 0 and not step.low <= step.text < step.high:
+            self.lost[step.text] += mass

@@ -1,0 +1,1 @@
+"""The paper's whole experiment, its statistics and its claims."""

@@ -1,0 +1,374 @@
+"""Study: the paper's whole experiment on one model: audit, mix, tune every variant with every seed, compare.
+
+    studies/settings.py    settings, presets
+    studies/rows.py      which rows, in which set; relations to learn from
+    studies/plan.py      the grid of variants and seeds
+    studies/runs.py      the runs, resumable, several at once
+    studies/results.py   what they measured, in two frames
+    studies/tables.py    the paper's tables and figures from these frames
+    linear.py clustered.py paired.py contrasts.py claims.py sweep.py   its statistics
+
+DIR/config.yaml claims.json data.jsonl audit/ variants/ runs/ results.parquet outcomes.parquet relations.csv
+ptrue.parquet manifest.json (last); from these tables/*.csv scorecard.json linear_model.json report.html
+
+Everything that was measured is kept under `runs/`; weights are not, unless asked for. The same command goes on
+where it stopped. More seeds, shares or workers may be asked for later: only what is missing is done.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import polars as pl
+
+import foreknow
+from foreknow.audits import auditing
+from foreknow.audits.auditing import Audit
+from foreknow.config import AuditConfig, DataSettings, TuneConfig, settings_of
+from foreknow.errors import ConfigError, InputError
+from foreknow.files.cells import csv_of, table_of
+from foreknow.files.remote import fetched
+from foreknow.files.runs import RunFolder, fingerprint, hold, verify, write_frame, write_json, write_text, write_whole
+from foreknow.inputs import read_data
+from foreknow.lm import models, ranks
+from foreknow.lm.cluster import joined
+from foreknow.mixes.mixed import write_mix
+from foreknow.mixes.mixing import read_manifest
+from foreknow.mixes.sizes import largest
+from foreknow.progress import say
+from foreknow.protocol.prompts import read_template
+from foreknow.studies import linear
+from foreknow.studies.claims import CLAIMS
+from foreknow.studies.plan import Run, mix_of, runs, variants
+from foreknow.studies.results import OUTCOMES, RESULTS, outcomes_of, results_of
+from foreknow.studies.rows import SPLITS, learnable, study_rows
+from foreknow.studies.runs import drop_weights, is_done, run_all
+from foreknow.studies.settings import StudyConfig
+from foreknow.studies.tables import all_tables
+from foreknow.training.tuning import Tuned, open_tuned
+
+REFUSED: Final = "test_refused"
+"""The test rows with the refusal as their gold: right where the model refuses."""
+MEASURED: Final = ("results", "outcomes", "ptrue")
+_GRID: Final = frozenset({"unknown", "known", "only", "natural", "idk", "seeds"})
+_RAY: Final = ("ray", "ray_address", "ray_workers")
+_NO_IDENTITY: Final = frozenset(
+    {"data", "out", "workers", "keep_weights", "dry_run", "fixed_epochs", "p_true", *_RAY, *_GRID}
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A finished study: a view of its folder."""
+
+    folder: Path
+
+    @cached_property
+    def results(self) -> pl.DataFrame:
+        """Every run, epoch, set and category (`study_results.RESULTS`)."""
+        return pl.read_parquet(self.folder / "results.parquet")
+
+    @cached_property
+    def outcomes(self) -> pl.DataFrame:
+        """Every watched row at the two points (`study_results.OUTCOMES`)."""
+        return pl.read_parquet(self.folder / "outcomes.parquet")
+
+    @cached_property
+    def tables(self) -> dict[str, pl.DataFrame]:
+        """The paper's tables (`studies/tables.py`), as written to `tables/`."""
+        files = sorted((self.folder / "tables").glob("*.csv"))
+        return {path.stem: table_of(path.read_text(encoding="utf-8")) for path in files}
+
+    @cached_property
+    def relations(self) -> pl.DataFrame:
+        """The relations by what a model that only guesses would score, and whether they are used (`rows.py`)."""
+        return table_of((self.folder / "relations.csv").read_text(encoding="utf-8"), "relation")
+
+    @cached_property
+    def audit(self) -> Audit:
+        """The audit of the study's rows."""
+        return auditing.open_audit(self.folder / "audit")
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """Model, data, grid, cost."""
+        found: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
+        return found
+
+
+def open_study(folder: str | Path) -> Study:
+    """A finished study's folder. Raises InputError where there is none, or a file of it was changed since."""
+    folder = fetched(folder)
+    files = verify(folder, partial=True).get("files", {}) if (folder / "manifest.json").is_file() else {}
+    for name in ("manifest.json", "results.parquet", *(name for name in files if name == "outcomes.parquet")):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder}: not a finished study (no {name}); run foreknow study --out {folder}")
+    return Study(folder)
+
+
+def run(config: StudyConfig) -> Study:
+    """Do the study that `config` asks for and return it; an interrupted one goes on where it stopped.
+
+    Raises the errors of `foreknow.errors`.
+    """
+    if config.out is None:
+        raise ConfigError("--out: missing; name the folder to write")
+    if ranks.several():
+        raise ConfigError("a study trains its models apart: start it without a launcher; see --workers and --ray")
+    began = time.monotonic()
+    rows = read_rows(config)
+    with hold(config.out) as folder, joined(config) as cluster:
+        found = models.resolve(config.model, say=say, trust_remote_code=bool(config.audit.get("trust_remote_code")))
+        identity = {
+            "data": fingerprint(rows),
+            "model": models.fingerprint(found.folder),
+            **{key: value for key, value in config.resolved().items() if key not in _NO_IDENTITY | {"model"}},
+            "tune": {**config.tune, "prompt_template": _prompt(config)},
+        }
+        grid = [one.name for one in runs(config)]
+        if folder.begin(identity, config.resolved(), partial=True):
+            measured = all((folder.path / f"{name}.parquet").is_file() for name in MEASURED[:2])
+            if measured and (folder.manifest or {}).get("grid") == grid:
+                say(f"{config.out}: this study is complete; nothing to do")
+                if not (folder.path / "report.html").is_file():
+                    write_tables(Study(folder.path))
+                return Study(folder.path)
+            folder.reopen(config.resolved())
+        write_whole(folder.path / "data.jsonl", rows.write_ndjson)
+        _write_claims(config, folder.path)
+        if cluster is not None:
+            cluster.start()  # one for the audit and the runs
+        audit = _audited(config, folder.path)
+        plan = _planned(config, audit, folder.path)
+        for line in plan.told:
+            say(line)
+        kept = kept_runs(folder.path)
+        left = {name: tune for name, tune in plan.tunes.items() if name not in kept}
+        run_all(left, config.workers, config.keep_weights, {name: plan.rows[name] for name in left}, cluster)
+        _write(config, plan, folder, identity, grid, time.monotonic() - began)
+        write_tables(Study(folder.path))
+    return Study(folder.path)
+
+
+def _prompt(config: StudyConfig) -> list[str] | None:
+    """What the training prompt says, wherever its file lies."""
+    file = config.tune.get("prompt_template")
+    found = read_template(Path(file)) if file else None
+    return [found.instruction, found.target] if found else None
+
+
+def read_rows(config: StudyConfig) -> pl.DataFrame:
+    """The rows that the study works on (`study_rows.DATA`)."""
+    reading = {key: value for key, value in config.audit.items() if key in DataSettings.model_fields}
+    facts = read_data(settings_of(DataSettings, {"data": config.data, **reading}))
+    return study_rows(facts.rows, config.ood, config.rows, seed=0)
+
+
+def audit_settings(config: StudyConfig, folder: Path) -> dict[str, Any]:
+    """Settings of the audit of `folder`'s data.jsonl, which is in our own layout whatever the input's was."""
+    own = {"data": str(folder / "data.jsonl"), "out": folder / "audit", "model": config.model}
+    own |= {name: getattr(config, name) for name in _RAY}
+    kept = {key: value for key, value in config.audit.items() if key not in ("layout", "map", "templates", "group_by")}
+    return {**kept, **own}
+
+
+def _audited(config: StudyConfig, folder: Path) -> Audit:
+    """The audit of the study's rows, done unless it is."""
+    return auditing.run(settings_of(AuditConfig, audit_settings(config, folder)))
+
+
+class Plan(NamedTuple):
+    """The runs to do: settings and rows to train on by name; |D| by name; what relations are used; what to say."""
+
+    runs: tuple[Run, ...]
+    tunes: dict[str, TuneConfig]
+    rows: dict[str, int]
+    sizes: dict[str, int]
+    relations: pl.DataFrame
+    told: tuple[str, ...]
+
+
+def _planned(config: StudyConfig, audit: Audit, folder: Path) -> Plan:
+    """Draw and write every set. Raises InputError where one cannot be filled."""
+    relations, used = learnable(audit.rows, config.above_floor)
+    audited = audit.rows.filter(pl.col("group").is_in(used))
+    trainable = tuple(sorted(audited.filter(pl.col("split") == "train")["group"].unique()))
+    if not trainable:
+        raise InputError(f"above_floor {config.above_floor}: no relation with train rows is that far above its floor")
+    sets = folder / "variants"
+    sets.mkdir(exist_ok=True)
+    watched = _write_sets(audited, config, sets)
+    size = _size(config, audited)
+    grid, tunes, rows, sizes = runs(config), {}, {}, {}
+    for one in grid:
+        home = sets / f"seed-{one.seed}"
+        mix = mix_of(one, config, audit.folder, home, trainable, size)
+        write_mix(mix)
+        count = int(read_manifest(mix.out)["size"])
+        rows[one.name] = count * int(config.tune.get("epochs", TuneConfig.model_fields["epochs"].default))
+        sizes[one.name] = size if one.variant.kind == "known" else count
+        tests = {name: str(file) for name, file in watched.items() if name not in ("dev", REFUSED)}
+        tests |= {REFUSED: str(watched[REFUSED])} if one.variant.kind == "idk" else {}
+        given = {"train": str(mix.out), "dev": str(watched["dev"]), "test": tests, "seed": one.seed}
+        given |= {"model": config.model, "out": folder / "runs" / one.name}
+        tunes[one.name] = settings_of(TuneConfig, {**config.tune, **given})
+    told = _told(config, relations, audited, size)
+    return Plan(tuple(grid), tunes, rows, sizes, relations, told)
+
+
+def _write_sets(audited: pl.DataFrame, config: StudyConfig, folder: Path) -> dict[str, Path]:
+    """The rows to watch, with their categories: dev, test, ood, and test with the refusal as gold."""
+    columns = ("question", "answers", "subject", "relation", "category")
+    found = {}
+    for name in ("dev", "test", "ood"):
+        part = audited.filter((pl.col("split") == SPLITS[name]) & pl.col("category").is_not_null()).select(*columns)
+        if part.height:
+            found[name] = folder / f"{name}.jsonl"
+            write_whole(found[name], part.write_ndjson)
+        elif name != "ood":
+            raise InputError(f"no labelled {name} row is left in the relations of this study")
+    refused = pl.read_ndjson(found["test"]).with_columns(answers=pl.concat_list(pl.lit(config.idk_answer)))
+    found[REFUSED] = folder / f"{REFUSED}.jsonl"
+    write_whole(found[REFUSED], refused.write_ndjson)
+    return found
+
+
+def _size(config: StudyConfig, audited: pl.DataFrame) -> int:
+    """|D|, the same for every variant. Raises InputError where the rows do not suffice."""
+    train = audited.filter(pl.col("split") == "train")
+    family, among = config.family
+    sizes = largest(train, family, among=among)
+    if not sizes.total or (config.size or 0) > sizes.total:
+        rarest = "; without sets of one category (only: []) it can be larger" if config.only else ""
+        raise InputError(f"--size {config.size}: the largest size is {sizes.total:,}: {sizes.rule}{rarest}")
+    return config.size or sizes.total
+
+
+def _told(config: StudyConfig, relations: pl.DataFrame, audited: pl.DataFrame, size: int) -> tuple[str, ...]:
+    left_out = relations.filter(~pl.col("used"))["relation"].to_list()
+    counts = {name: audited.filter(pl.col("split") == SPLITS[name]) for name in ("test", "ood")}
+    told = [
+        f"{len(variants(config))} training sets of |D| = {size:,} rows, {config.seeds} "
+        f"seed{'s' if config.seeds > 1 else ''}: {len(runs(config))} runs",
+        *(
+            f"{name}: {part.height:,} rows of {part['group'].n_unique()} relations, "
+            f"{part.filter(pl.col('category') != 'Unknown').height:,} of them Known"
+            for name, part in counts.items()
+            if part.height
+        ),
+    ]
+    if left_out:
+        told.append(f"left out, not {config.above_floor:.0%} above the most frequent answer: {', '.join(left_out)}")
+    return tuple(told)
+
+
+def _write(
+    config: StudyConfig, plan: Plan, folder: RunFolder, identity: dict[str, Any], grid: list[str], seconds: float
+) -> None:
+    """Gather what the runs measured, make the tables; the manifest comes last."""
+    results, outcomes = [pl.DataFrame(schema=RESULTS)], [pl.DataFrame(schema=OUTCOMES)]
+    kept = kept_runs(folder.path)
+    for one in plan.runs:
+        if one.name in kept:
+            results.append(kept[one.name].results)
+            outcomes.append(kept[one.name].outcomes)
+            continue
+        tuned = open_tuned(folder.path / "runs" / one.name)
+        results.append(results_of(one, plan.sizes[one.name], tuned.metrics, tuned.results["metric"]))
+        outcomes.append(outcomes_of(one, tuned))
+        if not config.keep_weights:
+            drop_weights(tuned.folder)
+    write_frame(folder.path / "results.parquet", pl.concat(results))
+    write_frame(folder.path / "outcomes.parquet", pl.concat(outcomes))
+    write_text(folder.path / "relations.csv", csv_of(plan.relations))
+    if config.p_true and not (folder.path / "ptrue.parquet").is_file():
+        from foreknow.audits.ptrue import p_true_of
+
+        p_true_of(Audit(folder.path / "audit"), folder.path / "ptrue.parquet")
+    spent = [tuned_seconds(folder.path / "runs" / one.name) for one in plan.runs if one.name not in kept]
+    folder.finish(
+        {
+            "foreknow": foreknow.__version__,
+            "stage": "study",
+            "identity": identity,
+            "grid": grid,
+            "model": {k: v for k, v in Audit(folder.path / "audit").summary["model"].items() if k != "folder"},
+            "results": fingerprint(pl.concat(results)),
+            "versions": models.library_versions(),
+            "seconds": {"this_call": seconds, "runs": sum(spent)},
+        },
+        ("config.yaml", "claims.json", "data.jsonl", *(f"{name}.parquet" for name in MEASURED), "relations.csv"),
+    )
+
+
+def write_tables(study: Study) -> Path:
+    """Make the paper's tables, the scorecard and the page of a finished study again; returns the page's path.
+
+    No model is asked: all of it comes from `results.parquet`, `outcomes.parquet` and the audit.
+    """
+    from foreknow.report import render_study
+
+    tables = all_tables(study)
+    (study.folder / "tables").mkdir(exist_ok=True)
+    for name, table in tables.items():
+        write_text(study.folder / "tables" / f"{name}.csv", csv_of(table))
+    write_json(study.folder / "scorecard.json", tables["claims"].to_dicts())
+    models_of = {
+        name: linear.as_json(
+            linear.fit(linear.points(study.results, name)),
+            [("from epoch 2", linear.fit(linear.points(study.results, name, 2)))],
+        )
+        for name in ("test", "ood")
+        if study.results.filter(pl.col("set") == name).height
+    }
+    write_json(study.folder / "linear_model.json", models_of)
+    path = study.folder / "report.html"
+    write_text(path, render_study(study, tables))
+    return path
+
+
+def _write_claims(config: StudyConfig, folder: Path) -> None:
+    """What will be asked of the runs stands before the first of them."""
+    asked = [{**asdict(claim), "margin": config.margin} for claim in CLAIMS]
+    write_json(folder / "claims.json", asked)
+
+
+class Kept(NamedTuple):
+    """What was measured of a run whose own folder is no longer there."""
+
+    results: pl.DataFrame
+    outcomes: pl.DataFrame
+
+
+def kept_runs(folder: Path) -> dict[str, Kept]:
+    """Runs by name that stand in the study's `results.parquet` and `outcomes.parquet` but have no folder.
+
+    So a study goes on from these two files and its manifest alone. Raises InputError where they do not fit together.
+    """
+    files = [folder / "results.parquet", folder / "outcomes.parquet"]
+    if not all(file.is_file() for file in files):
+        return {}
+    try:
+        results, outcomes = (pl.read_parquet(file) for file in files)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise InputError(f"{folder}: results.parquet or outcomes.parquet is damaged ({error}); delete both") from None
+    if results.schema != RESULTS or outcomes.schema != OUTCOMES:
+        raise InputError(f"{folder}: results.parquet or outcomes.parquet is not a study's; delete both")
+    found = {}
+    for variant, seed in results.select("variant", "seed").unique(maintain_order=True).iter_rows():
+        name, mine = f"{variant}-seed{seed}", (pl.col("variant") == variant) & (pl.col("seed") == seed)
+        if not is_done(folder / "runs" / name):
+            found[name] = Kept(results.filter(mine), outcomes.filter(mine))
+    return found
+
+
+def tuned_seconds(folder: Path) -> float:
+    """What a run took, by its own account."""
+    found: Mapping[str, float] = Tuned(folder).results["seconds"]
+    return sum(found.values())

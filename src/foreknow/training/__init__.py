@@ -1,0 +1,1 @@
+"""Fine-tuning, watched category by category."""

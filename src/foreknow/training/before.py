@@ -1,0 +1,82 @@
+"""What was known of rows before training: categories, and the base model's probe."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import polars as pl
+
+from foreknow.audits.auditing import Audit
+from foreknow.data.facts import Facts
+from foreknow.data.rows import GOLD
+from foreknow.errors import ConfigError, InputError
+from foreknow.protocol.slick import CATEGORIES
+from foreknow.training.training_rows import extra_columns
+
+LABELS: Final[dict[str, pl.DataType]] = {
+    "row": pl.Int64(),
+    "category": pl.String(),
+    "base_p_greedy": pl.Float64(),
+    "base_answer": pl.String(),
+}
+"""What is known of a row before training; null where nothing is."""
+
+
+def audited_labels(audit: Audit, facts: Facts, rows: pl.DataFrame, match: str) -> tuple[pl.DataFrame, str]:
+    """What an audit knows of `rows` (the usable ones of `facts`), and that in words.
+
+    Where the audit read the same rows, their numbers tell which is which, else question and gold do. Raises
+    InputError where it knows none, ConfigError where it was made under another matching than `match`.
+    """
+    theirs = audit.summary["protocol"]["match"]
+    if theirs != match:
+        raise ConfigError(
+            f"--audit {audit.folder}: made with --match {theirs}, found --match {match}; the base model's answers can "
+            f"only be compared under their own. Evaluate with --match {theirs}: EM of both kinds is given"
+        )
+    same = audit.summary["data"]["fingerprint"] == facts.digest
+    labels = labels_of(rows, audit.rows, same_file=same)
+    how = "by row number" if same else "by question and gold"
+    if labels.is_empty():
+        raise InputError(
+            f"--audit {audit.folder}: knows none of the {rows.height:,} rows of {facts.name} ({how}); name the audit "
+            "of these rows"
+        )
+    return labels, f"the audit {audit.folder}, which knows {labels.height:,} of {rows.height:,} rows ({how})"
+
+
+def labels_of(rows: pl.DataFrame, audited: pl.DataFrame, *, same_file: bool) -> pl.DataFrame:
+    """A line of `LABELS` for each row that an audit (its `rows.parquet`) has labelled."""
+    known = audited.filter(pl.col("category").is_not_null()).select(
+        *("row", "question", "category"), gold="answer", base_p_greedy="p_greedy", base_answer="model_answer"
+    )
+    if same_file:
+        return rows.select("row").join(known, on="row").select(*LABELS).sort("row")
+    first = known.drop("row").unique(["question", "gold"], keep="first", maintain_order=True)
+    found = rows.select("row", "question", gold=GOLD).join(first, on=["question", "gold"])
+    return found.select(*LABELS).sort("row")
+
+
+def own_labels(facts: Facts, rows: pl.DataFrame) -> tuple[pl.DataFrame, str]:
+    """What the file itself tells, where an audit or a mix wrote it; nothing, and no words, where it tells nothing.
+
+    A label written beside a column of its name is called `foreknow_<name>`, and goes first.
+    """
+    names = {"category": "category", "base_p_greedy": "p_greedy", "base_answer": "model_answer"}
+    extra = extra_columns(facts, [f"{prefix}{name}" for name in names.values() for prefix in ("foreknow_", "")])
+    prefix = next((p for p in ("foreknow_", "") if _labelled(extra, f"{p}category")), None)
+    if prefix is None:
+        return pl.DataFrame(schema=LABELS), ""
+    columns = {ours: f"{prefix}{name}" for ours, name in names.items()}
+    told = [
+        (pl.col(columns[name]) if extra.schema.get(columns[name]) == kind else pl.lit(None, kind)).alias(name)
+        for name, kind in LABELS.items()
+        if name != "row"
+    ]
+    known = extra.select("row", *told).filter(pl.col("category").is_in(CATEGORIES))
+    labels = known.join(rows.select("row"), on="row").select(*LABELS).sort("row")
+    return labels, f"the column {columns['category']!r}, which knows {labels.height:,} of {rows.height:,} rows"
+
+
+def _labelled(extra: pl.DataFrame, column: str) -> bool:
+    return column in extra.columns and bool(extra[column].cast(pl.String).is_in(CATEGORIES).any())

@@ -1,0 +1,182 @@
+"""KnowledgeCallback: the tracker for people who keep their own trainer.
+
+    callback = KnowledgeCallback("train.jsonl", audit="runs/train", sets={"dev": "dev.jsonl"})
+    trainer = Trainer(model, arguments, ..., callbacks=[callback])          # or TRL's SFTTrainer
+    callback.attach(trainer)                                                # its metrics go to the trackers too
+
+At every evaluation of the trainer, or at the end of every epoch if it has none, the watched rows are asked as they
+are trained on and these metrics stand beside the trainer's own:
+
+    eval_<set>_em   eval_<set>_<category>_em   eval_train_fitted   eval_train_<category>_fitted
+
+so that `metric_for_best_model="dev_em"` (with `greater_is_better=True`) chooses checkpoints by them. A callback that
+reads them, such as EarlyStoppingCallback, must stand behind this one. A metric's name that does not exist is an
+error at the start of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+from foreknow.audits.auditing import open_audit
+from foreknow.data.rows import ROWS, USABLE
+from foreknow.errors import ConfigError
+from foreknow.lm import models
+from foreknow.progress import say
+from foreknow.protocol.prompts import Prompter, Template
+from foreknow.training import curves
+from foreknow.training.curves import TRAIN
+from foreknow.training.tracker import Measures, Mirror, Tracker, vocabulary_for
+from foreknow.training.training_pass import base_of
+from foreknow.training.training_rows import SET, TRAINING, check_same_model, read_set
+
+Rows = str | Path | pl.DataFrame
+"""A data file, or a frame with `question` and `answers`, and `category`, `relation`, `group` where known."""
+
+
+class KnowledgeCallback(TrainerCallback):
+    """Reports share fitted and exact match by knowledge category to any `transformers.Trainer`.
+
+    `train`: the rows trained on, whose own gold is looked for; None to leave them out. `sets`: rows to watch, by
+    name. `audit`: a finished audit that knows the rows' categories; without it, their column `category` counts.
+    `template`, `chat`: how a question is put to the model, as it is in training; the paper's format by default,
+    `chat=True` for the tokenizer's chat template. `model`: the fingerprint of the model to be trained, to check that
+    the audit is of the same. `dtype`: what float32 weights are measured in; "auto" takes bfloat16 where the machine
+    has instructions for it. `tokenizer`: if the trainer has none.
+    """
+
+    def __init__(
+        self,
+        train: Rows | None = None,
+        *,
+        sets: Mapping[str, Rows] | None = None,
+        audit: str | Path | None = None,
+        template: Template = TRAINING,
+        chat: bool = False,
+        bos: str = "auto",
+        match: str = "strict",
+        model: str | None = None,
+        dtype: str = "auto",
+        batch_tokens: int | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        force: bool = False,
+        **reading: Any,
+    ):
+        if match not in ("strict", "lenient") or bos not in ("auto", "yes", "no"):
+            raise ConfigError(f"match={match!r}, bos={bos!r}: expected strict or lenient; auto, yes or no")
+        known = open_audit(Path(audit)) if audit else None
+        if known is not None and model is not None:
+            check_same_model(str(audit), known.summary["model"], model, force)
+        given = {**({} if train is None else {TRAIN: train}), **(sets or {})}
+        if not given:
+            raise ConfigError("KnowledgeCallback: no rows to watch; give train or sets={'dev': 'dev.jsonl'}")
+        audited = known.rows if known else None
+        self.sets = {name: _rows(name, rows, audited, str(audit), reading) for name, rows in given.items()}
+        self.template, self.chat, self.bos, self.lenient = template, chat, bos, match == "lenient"
+        self.dtype, self.batch_tokens, self.tokenizer = dtype, batch_tokens, tokenizer
+        self.lines: list[curves.Line] = []
+        self._log: Callable[[dict[str, float]], Any] | None = None
+        self._measure: Measures | None = None
+        self._mirror: Mirror | None = None
+
+    def attach(self, trainer: Any) -> KnowledgeCallback:
+        """Log through this trainer, so that its trackers (`report_to`) get the metrics; returns the callback."""
+        self._log = trainer.log
+        return self
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Check the metric that chooses checkpoints: a wrong name is an error, never silence."""
+        del state, control
+        self._ready(given)
+        wanted = (args.metric_for_best_model or "").removeprefix("eval_")
+        ours = wanted.endswith(("_em", "_em_lenient", "_fitted")) and args.eval_strategy != "no"
+        if ours:
+            curves.check_metric(wanted, self.sets, lenient=self.lenient)
+            if args.greater_is_better is False:
+                raise ConfigError(f"metric_for_best_model {wanted!r} is better when greater: greater_is_better=True")
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **given: Any) -> None:
+        """Add the metrics to those of the trainer's own evaluation, which choose the best checkpoint afterwards."""
+        del args, control
+        found = self._metrics(state, given)
+        if metrics is not None:
+            metrics.update(found)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Measure at the end of an epoch where the trainer evaluates nothing."""
+        del control
+        if str(getattr(args.eval_strategy, "value", args.eval_strategy)) == "no":
+            self._metrics(state, given)
+
+    def _metrics(self, state: Any, given: Mapping[str, Any]) -> dict[str, float]:
+        """The metrics at this step; several data sets to evaluate at one step are one measurement."""
+        if not self.lines or self.lines[-1]["step"] != state.global_step:
+            self.lines.append(self._line(state, given))
+            found = {f"eval_{name}": value for name, value in curves.flat(self.lines[-1]).items()}
+            if self._log is not None:
+                self._log(dict(found))
+            else:
+                state.log_history.append({**found, "epoch": state.epoch, "step": state.global_step})
+            if state.is_world_process_zero:
+                leader = curves.best(self.lines, "dev_em") if "dev" in self.sets else None
+                say(curves.shown(self.lines[-1], leader))
+        return {f"eval_{name}": value for name, value in curves.flat(self.lines[-1]).items()}
+
+    def _line(self, state: Any, given: Mapping[str, Any]) -> curves.Line:
+        self._ready(given)
+        model = base_of(given["model"])
+        assert self._measure is not None
+        with torch.no_grad():
+            outcomes = self._measure(self._mirror.of(model) if self._mirror else model)
+        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        line: curves.Line = {
+            "epoch": _epoch(state.epoch),
+            "step": state.global_step,
+            "train_loss": losses[-1] if losses else None,
+        }
+        return line | curves.measures(outcomes, self.sets, lenient=self.lenient)
+
+    def _ready(self, given: Mapping[str, Any]) -> None:
+        if self._measure is not None:
+            return
+        model = base_of(given["model"])
+        tokenizer = self.tokenizer or given.get("processing_class")
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        if tokenizer is None:
+            raise ConfigError("KnowledgeCallback: the trainer has no tokenizer; give tokenizer=... to the callback")
+        prompter = Prompter(tokenizer, self.template, self.chat, self.bos)  # type: ignore[arg-type]
+        device, dtype = models.computing_on(str(next(model.parameters()).device), self.dtype)
+        tokens = self.batch_tokens or (16384 if device.startswith("cuda") else 2048)
+        vocabulary = vocabulary_for(model, tokenizer)
+        self._measure = Tracker(prompter, vocabulary, self.sets, lenient=self.lenient, batch_tokens=tokens)
+        # adapters are measured where they are; only whole float32 models have a copy
+        whole = base_of(given["model"]) is getattr(given["model"], "module", given["model"])
+        if whole and dtype == "bfloat16" and next(model.parameters()).dtype == torch.float32:
+            self._mirror = Mirror(torch.bfloat16)
+
+
+def _rows(name: str, rows: Rows, audited: pl.DataFrame | None, audit: str, reading: Mapping[str, Any]) -> pl.DataFrame:
+    if name != TRAIN and not name.replace("_", "").replace("-", "").isalnum():
+        raise ConfigError(f"KnowledgeCallback: set {name!r}: expected a name of letters, digits, '-' and '_'")
+    if not isinstance(rows, pl.DataFrame):
+        return read_set(name, str(rows), audited, f"the audit {audit}", **reading).rows
+    if not {"question", "answers"} <= set(rows.columns):
+        raise ConfigError(f"KnowledgeCallback: {name}: found the columns {rows.columns}, expected question and answers")
+    missing = {column: pl.lit(None, dtype) for column, dtype in SET.items() if column not in rows.columns}
+    if "row" in missing:
+        missing["row"] = pl.int_range(pl.len(), dtype=pl.Int64)
+    whole = rows.with_columns(**missing)
+    grouped = whole.with_columns(group=pl.coalesce("group", "relation", pl.lit("all")))
+    return grouped.select(*ROWS, "category", "weight").filter(USABLE)
+
+
+def _epoch(epoch: float | None) -> float | int:
+    """The trainer's epoch; a whole number where it is one but for rounding."""
+    value = epoch or 0.0
+    return round(value) if abs(value - round(value)) < 1e-6 else value

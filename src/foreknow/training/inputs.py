@@ -1,0 +1,95 @@
+"""What a run of tune reads: the sets, checked, and what is said about them before a weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from foreknow.audits.auditing import open_audit
+from foreknow.config import TuneConfig
+from foreknow.data.templates import read_templates
+from foreknow.protocol.prompts import Template, read_template
+from foreknow.protocol.slick import CATEGORIES
+from foreknow.training import curves
+from foreknow.training.curves import TRAIN
+from foreknow.training.training_rows import (
+    TRAINING,
+    Named,
+    ceiling,
+    check_overlap,
+    check_same_model,
+    mixed_with,
+    read_set,
+)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a run reads: train, dev and the test sets, and what was said about them."""
+
+    sets: dict[str, Named]
+    template: Template
+    notes: tuple[str, ...]
+
+    @property
+    def train(self) -> Named:
+        """The rows to train on."""
+        return self.sets[TRAIN]
+
+    @property
+    def rows(self) -> dict[str, pl.DataFrame]:
+        """Every set's rows by name."""
+        return {name: found.rows for name, found in self.sets.items()}
+
+
+def read_given(config: TuneConfig) -> Given:
+    """Read and check all files. Everything that can be refused without the model is refused here."""
+    template = read_template(config.prompt_template) if config.prompt_template else TRAINING
+    mixed_with(config.train)  # a mix that was damaged is named before it is read
+    audit = open_audit(config.audit) if config.audit else None
+    reading: dict[str, Any] = {
+        "columns": config.map,
+        "templates": read_templates(config.templates) if config.templates else None,
+        "group_by": config.group_by,
+        "strict_rows": config.strict_rows,
+    }
+    files = {TRAIN: config.train, "dev": config.dev, **config.test}
+    sets = {
+        name: read_set(name, file, audit.rows if audit else None, f"the audit {config.audit}", **reading)
+        for name, file in files.items()
+    }
+    overlap = check_overlap(sets[TRAIN], [found for name, found in sets.items() if name != TRAIN], config.allow_overlap)
+    rows = {name: found.rows for name, found in sets.items()}
+    curves.check_metric(config.metric, rows, lenient=config.match == "lenient")
+    return Given(sets, template, (*_notes(sets), *([overlap] if overlap else [])))
+
+
+def _notes(sets: Mapping[str, Named]) -> list[str]:
+    notes = []
+    for name, found in sets.items():
+        counts = dict(found.rows["category"].drop_nulls().value_counts().iter_rows())
+        split = ", ".join(f"{category} {counts[category]:,}" for category in CATEGORIES if category in counts)
+        whence = f" (from {found.categories}: {split})" if split else ""
+        left = f", {found.skipped:,} without question or answer left out" if found.skipped else ""
+        notes.append(f"{name}: {found.rows.height:,} rows of {found.file}{left}{whence}")
+    if not sets[TRAIN].rows["category"].drop_nulls().len():
+        notes.append("no categories: no column 'category' in the rows, no --audit that knows them; shares are overall")
+    share, questions = ceiling(sets[TRAIN].rows)
+    if questions:
+        notes.append(
+            f"{questions:,} questions of train have more than one gold: at most {share:.1%} of its rows can be fitted"
+        )
+    if (sets[TRAIN].rows["weight"] != 1.0).any():
+        notes.append("rows are weighted by the column 'weight'")
+    return notes
+
+
+def check_models(config: TuneConfig, given: Given, model: str) -> list[str]:
+    """Raise ModelError where categories are another model's (`model`: a fingerprint), unless forced; then say so."""
+    made_with = {str(config.audit): open_audit(config.audit).summary["model"]} if config.audit else {}
+    mixed = mixed_with(given.train.file)
+    made_with |= {given.train.file: mixed} if mixed else {}
+    return [note for file, of in made_with.items() if (note := check_same_model(file, of, model, config.force))]
