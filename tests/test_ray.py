@@ -27,7 +27,8 @@ from foreknow.audits.estimate import estimate
 from foreknow.config import AuditConfig, settings_of
 from foreknow.errors import ConfigError, ForeknowError, MissingExtra, ModelError, ResourceError
 from foreknow.lm import models
-from foreknow.lm.cluster import Cluster, Crew, Node, _sigterm_kept, crew_of, needed, raised, room, smaller, told
+from foreknow.lm.cluster import Cluster, _sigterm_kept, raised, told
+from foreknow.lm.crew import Crew, Node, crew_of, needed, room, smaller
 from foreknow.studies import studying
 from foreknow.studies.on_ray import _sees
 from foreknow.studies.settings import StudyConfig

@@ -13,7 +13,8 @@ from foreknow.audits.prepare import Probes, prepared, read_input, sized
 from foreknow.config import AuditConfig
 from foreknow.data.rows import chunks
 from foreknow.lm import models
-from foreknow.lm.cluster import Crew, joined
+from foreknow.lm.cluster import joined
+from foreknow.lm.crew import Crew
 from foreknow.progress import duration, say
 from foreknow.servers.model import address_of
 

@@ -27,18 +27,16 @@ from foreknow.lm import models
 from foreknow.lm.cluster import (
     TRIES,
     Cluster,
-    Crew,
     Watch,
     absolute,
     check_version,
     desk_of,
     first_line,
-    needed,
     of_ours,
     raised,
-    smaller,
     told,
 )
+from foreknow.lm.crew import Crew, needed, smaller
 from foreknow.lm.packaged import quiet
 from foreknow.probing.probe import Chunk
 from foreknow.progress import say

@@ -15,20 +15,8 @@ from typing import Any
 
 from foreknow.config import TuneConfig, settings_of
 from foreknow.errors import ResourceError, RunFolderError
-from foreknow.lm.cluster import (
-    EVERY,
-    TRIES,
-    Cluster,
-    Watch,
-    absolute,
-    check_version,
-    desk_of,
-    needed,
-    of_ours,
-    raised,
-    room,
-    told,
-)
+from foreknow.lm.cluster import EVERY, TRIES, Cluster, Watch, absolute, check_version, desk_of, of_ours, raised, told
+from foreknow.lm.crew import needed, room
 from foreknow.progress import say
 from foreknow.studies.runs import one
 
