@@ -157,7 +157,7 @@ def test_what_a_study_lacks_is_left_out_with_one_line_on_what_it_would_take(smal
     ]  # fmt: skip
     told = text_of(small)
     assert "takes only" in told or "take only" in told
-    assert "named in ood" in told
+    assert "EM on unseen relations takes" in told
     assert "in idk" in told
     assert "One seed: no interval here says" in told
     assert "60 test rows" in told

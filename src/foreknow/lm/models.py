@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -70,13 +71,18 @@ def resolve(name: str, say: Callable[[str], None] = lambda _: None, trust_remote
     return found
 
 
+@cache
+def _tell_once(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
 def _located(name: str, say: Callable[[str], None], trust_remote_code: bool) -> Resolved:
     if is_url(name):
         name = str(fetched(name))
     if name in PACKAGED:
         packaged = PACKAGED[name]
         if packaged.terms:
-            print(packaged.terms, file=sys.stderr)
+            _tell_once(packaged.terms)
         return Resolved(name, packaged_folder(packaged, say), packaged.note)
     if name == LAB and not Path(name).exists():
         from foreknow.lab import building as lab

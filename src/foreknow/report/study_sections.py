@@ -62,7 +62,11 @@ def sections(of: Tables, results: pl.DataFrame) -> tuple[list[Section], list[str
             partial(_linear, of),
         ),
         ("single", "Sets of one category (Table 2) take only, and natural for the natural mix.", partial(_single, of)),
-        ("ood", "Unseen relations take some held out of training, named in ood.", partial(_shares, of, "ood")),
+        (
+            "ood",
+            "EM on unseen relations takes shares in unknown, and relations held out.",
+            partial(_shares, of, "ood"),
+        ),
         (
             "sweep",
             "SliCK against P(True) takes natural, or shares in unknown, and p_true.",

@@ -264,12 +264,12 @@ def coefficients_have_their_signs(study: Study, _margin: float) -> Evidence | st
 
 def same_on_unseen_relations(study: Study, _margin: float) -> Evidence | str:
     """Claim 5."""
-    ood = linear.points(study.results, "ood")
-    if ood.is_empty():
+    if "ood" not in study.results["set"]:
         return "needs an OOD set; the study has none"
     signs = _signs(study.linear_ood, "OOD")
     if isinstance(signs, str):
         return signs
+    ood = linear.points(study.results, "ood")
     test = linear.points(study.results, "test").select("run", "epoch", inside="accuracy")
     smaller = linear.fit(
         ood.join(test, on=["run", "epoch"]).with_columns(pl.col("accuracy") - pl.col("inside")), wild=False
