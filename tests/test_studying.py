@@ -130,6 +130,21 @@ def test_a_finished_study_is_not_done_again(
     assert (finished.folder / "results.parquet").stat().st_mtime_ns == before
 
 
+def test_what_else_is_asked_of_a_finished_study_is_added(
+    finished: studying.Study, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "s"
+    shutil.copytree(finished.folder, folder)
+    capsys.readouterr()
+    more = studying.run(make(folder, p_true=True, fixed_epochs=[2]))
+    assert "nothing to do" not in capsys.readouterr().err.replace("audit: this audit is complete; nothing to do", "")
+    assert more.results.equals(finished.results)
+    assert pl.read_parquet(folder / "ptrue.parquet").height
+    assert "epoch 2" in set(more.tables["shares"]["point"])
+    studying.run(make(folder, p_true=True, fixed_epochs=[2]))
+    assert "this study is complete; nothing to do" in capsys.readouterr().err
+
+
 def test_another_seed_does_only_what_is_missing(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = {"unknown": [0.5], "known": False, "idk": []}
     first = studying.run(make(tmp_path / "s", **small)).results

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import polars as pl
+import yaml
 
 import foreknow
 from foreknow.audits import auditing
@@ -96,6 +97,13 @@ class Study:
         return auditing.open_audit(self.folder / "audit")
 
     @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What it was asked for, as `config.yaml` has it; empty where only its results are left."""
+        file = self.folder / "config.yaml"
+        found: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return found
+
+    @cached_property
     def manifest(self) -> dict[str, Any]:
         """Model, data, grid, cost."""
         found: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
@@ -133,8 +141,7 @@ def run(config: StudyConfig) -> Study:
         }
         grid = [one.name for one in runs(config)]
         if folder.begin(identity, config.resolved(), partial=True):
-            measured = all((folder.path / f"{name}.parquet").is_file() for name in MEASURED[:2])
-            if measured and (folder.manifest or {}).get("grid") == grid:
+            if (folder.manifest or {}).get("grid") == grid and _tells(Study(folder.path), config):
                 say(f"{config.out}: this study is complete; nothing to do")
                 if not (folder.path / "report.html").is_file():
                     write_tables(Study(folder.path))
@@ -154,6 +161,12 @@ def run(config: StudyConfig) -> Study:
         _write(config, plan, folder, identity, grid, time.monotonic() - began)
         write_tables(Study(folder.path))
     return Study(folder.path)
+
+
+def _tells(study: Study, config: StudyConfig) -> bool:
+    """Whether a finished study has all that is asked of it: its measurements, P(True), tables at these epochs."""
+    measured = all((study.folder / f"{name}.parquet").is_file() for name in MEASURED[: 3 if config.p_true else 2])
+    return measured and study.settings.get("fixed_epochs", []) == list(config.fixed_epochs)
 
 
 def _prompt(config: StudyConfig) -> list[str] | None:

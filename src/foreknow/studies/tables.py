@@ -24,7 +24,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
-import yaml
 
 from foreknow.protocol.slick import CATEGORIES, UNKNOWN
 from foreknow.stats import wilson
@@ -119,8 +118,7 @@ def all_tables(study: Study, *, seed: int = 0) -> dict[str, pl.DataFrame]:
 
     Fixed epochs and the margin of the claims are those of the study's own `config.yaml`.
     """
-    settings = yaml.safe_load((study.folder / "config.yaml").read_text(encoding="utf-8")) or {}
-    results, outcomes = study.results, study.outcomes
+    settings, results, outcomes = study.settings, study.results, study.outcomes
     return {
         **tables(results, outcomes, settings.get("fixed_epochs") or (), seed=seed),
         "sweep": swept(study),
