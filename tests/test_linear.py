@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t
 
-from foreknow.studies import clustered, linear
+from foreknow.studies import clustered, paper_figures
 from foreknow.studies.linear import POINTS, as_json, fit, leave_out, paper_points, points, predict, within
 
 TRUTH = np.array([0.36, 0.08, -0.09])
@@ -319,5 +319,5 @@ def test_the_json_is_plain_and_holds_the_checks() -> None:
 
 
 def test_the_papers_own_figures_stand_beside_it() -> None:
-    for _, known, unknown, _ in linear.PAPER.values():
+    for known, unknown in ((of["b_kn"], of["b_unk"]) for of in paper_figures.LINEAR.values()):
         assert known > 0 > unknown

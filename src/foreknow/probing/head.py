@@ -71,16 +71,7 @@ class OutputHead:
 
     def _finish(self, logits: Tensor, ids: Tensor | slice) -> Tensor:
         """What some models do to logits after the head: a bias, a scale, a soft cap."""
-        config = self.config
-        if self.bias is not None:
-            logits = logits + self.bias[ids]
-        if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
-            logits = logits * scale
-        if (scale := getattr(config, "logits_scaling", None)) is not None:  # Granite
-            logits = logits / scale
-        if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma 2
-            logits = torch.tanh(logits / cap) * cap
-        return logits
+        return scaled(logits if self.bias is None else logits + self.bias[ids], self.config)
 
     def _top(self, states: Tensor, k: int) -> tuple[Tensor, Tensor]:
         vocabulary = self.weight.shape[0]
@@ -129,3 +120,14 @@ def _sorted_top(values: Tensor, k: int, ids: Tensor | None, width: int) -> tuple
     top, index = values.topk(width, dim=-1)
     top = top.masked_fill(top < top[:, k - 1 : k], -torch.inf)
     return (index if ids is None else ids.gather(1, index)), top
+
+
+def scaled(logits: Tensor, config: Any) -> Tensor:
+    """Logits as the model gives them: some scale or cap them after the head."""
+    if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
+        logits = logits * scale
+    if (scale := getattr(config, "logits_scaling", None)) is not None:  # Granite
+        logits = logits / scale
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma 2
+        logits = torch.tanh(logits / cap) * cap
+    return logits

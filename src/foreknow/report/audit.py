@@ -19,6 +19,7 @@ from foreknow.report.short_facts import ShortFacts, short_facts
 from foreknow.report.text import display, duration, number, suffix_of
 from foreknow.report.verdict_long import FEW_SHORT, LongMix, long_verdict, steps
 from foreknow.stats import Interval
+from foreknow.studies import paper_figures
 
 SAMPLE_ROWS = 20_000
 """More rows than this are not all embedded: a seeded sample of this size is."""
@@ -73,7 +74,7 @@ def render_audit(
         analysed=analysed,
         verdict=long_verdict(long_mix) if mostly_long else words.verdict(mix),
         options=steps(long_mix) if mostly_long else words.options(mix),
-        paper=words.PAPER,
+        paper=paper_figures.NAME,
         categories=tables.category_lines(frame, _expected(summary), seed),
         meanings=_meanings(protocol, sets),
         relations=[line for line in relations if line in largest],

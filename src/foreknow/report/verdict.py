@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from foreknow.stats import Interval
+from foreknow.studies import paper_figures
 
 LITTLE_UNKNOWN = 0.05
 """Below this Unknown share a file holds next to nothing new."""
@@ -23,15 +24,9 @@ MIN_LABELLED = 100
 MASTERED = 0.8
 """HighlyKnown share from which most rows only repeat what the model always says."""
 
-PAPER = "Gekhman et al. 2024, arXiv 2405.05904"
-UNKNOWN_SHARES = (0, 10, 25, 50, 75, 90, 100)
-"""Unknown share (%) of the study's training sets; the series below follow it. Test accuracy in %."""
-EARLY = (43.9, 43.7, 43.9, 43.0, 42.0, 39.6, 37.5)
-LONG = (42.6, 42.2, 41.1, 38.8, 36.4, 31.6, 25.8)
-DROPPED_EARLY = (43.9, 43.7, 43.1, 43.0, 41.9, 40.5, None)
-DROPPED_LONG = (42.6, 42.3, 42.3, 41.5, 40.7, 39.5, None)
-UNKNOWN_FITTED_EARLY = (None, 22, 16, 17, 10, 3, 1)
-"""Share (%) of the Unknown training rows that the model had taken in at its best epoch."""
+EARLY, LONG = paper_figures.whole("D", "early_stop"), paper_figures.whole("D", "convergence")
+DROPPED_LONG = paper_figures.TEST_EM["D_Known", "convergence"]
+"""The paper's test EM (%) by Unknown share (`SHARES`): at the best epoch, trained long, without the Unknown rows."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +91,8 @@ def count(number: int, noun: str) -> str:
 
 def bracket(share: float) -> tuple[int, ...]:
     """Positions of the study's training sets nearest below and above an Unknown share; one if it hits it."""
-    at = bisect_left(UNKNOWN_SHARES, 100 * share)
-    exact = UNKNOWN_SHARES[at] == round(100 * share, 6)
+    at = bisect_left(paper_figures.SHARES, 100 * share)
+    exact = paper_figures.SHARES[at] == round(100 * share, 6)
     return (at,) if exact else (at - 1, at)
 
 
@@ -268,14 +263,14 @@ def _why(mix: Mix) -> str:
 def _series(values: Sequence[float], share: float) -> str:
     """The study's accuracy without Unknown rows and at the shares around this one."""
     places = [i for i in bracket(share) if i != 0]
-    rest = [f"{values[i]} % at {UNKNOWN_SHARES[i]} % Unknown" for i in places]
+    rest = [f"{values[i]} % at {paper_figures.SHARES[i]} % Unknown" for i in places]
     return _listed([f"{values[0]} % without Unknown rows", *rest])
 
 
 def _dropping(share: float) -> str:
     """The study's accuracy with and without the Unknown rows, at the shares around this one."""
     found = [
-        f"{LONG[i]} % with the Unknown rows and {v} % without them at {UNKNOWN_SHARES[i]} % Unknown"
+        f"{LONG[i]} % with the Unknown rows and {v} % without them at {paper_figures.SHARES[i]} % Unknown"
         for i in bracket(share)
         if i != 0 and (v := DROPPED_LONG[i]) is not None
     ]
@@ -284,9 +279,9 @@ def _dropping(share: float) -> str:
 
 def _fitted(share: float) -> str:
     found = [
-        f"{v} % of the Unknown rows of a file with {UNKNOWN_SHARES[i]} % Unknown"
+        f"{v} % of the Unknown rows of a file with {paper_figures.SHARES[i]} % Unknown"
         for i in bracket(share)
-        if (v := UNKNOWN_FITTED_EARLY[i]) is not None
+        if (v := paper_figures.FITTED["Unknown"][i]) is not None
     ]
     return _listed(found) or "at most 22 % of the Unknown rows"
 

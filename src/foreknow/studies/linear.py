@@ -19,6 +19,7 @@ import polars as pl
 from foreknow.protocol.slick import KNOWN, UNKNOWN
 from foreknow.studies import clustered
 from foreknow.studies.clustered import Array, Clustered
+from foreknow.studies.paper_figures import FITTED, SHARES, whole
 
 POINTS: Final[dict[str, pl.DataType]] = {
     "run": pl.String(),
@@ -30,21 +31,6 @@ POINTS: Final[dict[str, pl.DataType]] = {
     "accuracy": pl.Float64(),
 }
 """One line a run and epoch: fitted Known and Unknown rows over |D|, and the share of the set answered right."""
-
-PAPER: Final = {"test": (0.369, 0.073, -0.083, 0.86), "ood": (0.362, 0.032, -0.030, 0.95)}
-"""The paper's b0, b_kn, b_unk and R2 (section 4), on all its points."""
-
-PAPER_POINTS: Final = (
-    (0, 91.0, None, 43.9, 42.6),
-    (10, 86.0, 22.0, 43.7, 42.2),
-    (25, 81.0, 16.0, 43.9, 41.1),
-    (50, 78.0, 17.0, 43.0, 38.8),
-    (75, 72.0, 10.0, 42.0, 36.4),
-    (90, 60.0, 3.0, 39.6, 31.6),
-    (100, None, 1.0, 37.5, 25.8),
-)
-"""The paper's D variants (section 4), in %: Unknown share; Known and Unknown part fitted at EARLY_STOP; test EM at
-EARLY_STOP and at CONVERGENCE, where all is fitted. 14 points. The D_Known runs give no fitted share at EARLY_STOP."""
 
 FEWEST_RUNS: Final = 5
 LEVEL: Final = 0.95
@@ -127,9 +113,13 @@ def points(results: pl.DataFrame, name: str, first_epoch: int = 1) -> pl.DataFra
 
 
 def paper_points() -> pl.DataFrame:
-    """`PAPER_POINTS` as points: epoch 1 stands for EARLY_STOP, 2 for CONVERGENCE."""
+    """The paper's D variants (Figures 3 and 4) as 14 points: epoch 1 stands for EARLY_STOP, 2 for CONVERGENCE.
+
+    There all is fitted. The D_Known runs give no fitted share at EARLY_STOP.
+    """
     lines = []
-    for share, known, unknown, early, late in PAPER_POINTS:
+    ends = (whole("D", "early_stop"), whole("D", "convergence"))
+    for share, known, unknown, early, late in zip(SHARES, FITTED["Known"], FITTED["Unknown"], *ends, strict=True):
         name, s = f"unknown-{share}", share / 100
         lines.append((name, name, 0, 1, (1 - s) * (known or 0) / 100, s * (unknown or 0) / 100, early / 100))
         lines.append((name, name, 0, 2, 1 - s, s, late / 100))

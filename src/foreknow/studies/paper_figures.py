@@ -90,6 +90,11 @@ SWEEP: Final = {"unknown": 0.33, "early_stop": 0.018, "convergence": 0.025}
 At the same share P(True) calls rows Unknown that are answered right more often."""
 
 
+def whole(trained_on: str, point: str) -> tuple[float, ...]:
+    """A line of Figure 3 (%) that has a figure at every one of `SHARES`."""
+    return tuple(value for value in TEST_EM[trained_on, point] if value is not None)
+
+
 def curve(part: str, epoch: int) -> Figure | None:
     """Figure 1 at an epoch; `part`: known, unknown or dev."""
     if epoch not in CURVE_EPOCHS:

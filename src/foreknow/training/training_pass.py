@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from foreknow.lm import ranks
+from foreknow.probing.head import scaled
 from foreknow.probing.packed import PackedModel
 from foreknow.probing.segments import Batch, Branch, Segment, UnsupportedModel, lay_out
 from foreknow.training.training_rows import Example, alike
@@ -65,7 +66,7 @@ class PackedPass:
             input_ids=here.ids, position_ids=here.positions, use_cache=False, packing=batch
         ).last_hidden_state[0]
         logits = self.head(states.index_select(0, here.wanted))
-        return ordered, _cross_entropy(_finished(logits.float(), self.config), ordered)
+        return ordered, _cross_entropy(scaled(logits.float(), self.config), ordered)
 
 
 class PlainPass:
@@ -167,17 +168,6 @@ def _branch(example: Example) -> Branch:
 def _cross_entropy(logits: Tensor, rows: Sequence[Example]) -> Tensor:
     targets = torch.tensor([token for example in rows for token in example.answer], device=logits.device)
     return nn.functional.cross_entropy(logits, targets, reduction="none")
-
-
-def _finished(logits: Tensor, config: Any) -> Tensor:
-    """What some models do to logits after the head; see `head.py`."""
-    if (scale := getattr(config, "logit_scale", None)) is not None:
-        logits = logits * scale
-    if (scale := getattr(config, "logits_scaling", None)) is not None:
-        logits = logits / scale
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-        logits = torch.tanh(logits / cap) * cap
-    return logits
 
 
 def _attend(
