@@ -228,7 +228,7 @@ class TuneConfig(Settings):
         "smollm2-135m",
         description="A packaged model, a folder, a .gguf file or a hub id; see 'foreknow models'.",
     )
-    audit: Path | None = Field(None, description="A finished audit that knows the rows' categories.")
+    audit: Path | None = Field(None, description="A finished audit: the categories of files that have no such column.")
     force: bool = Field(False, description="Go on though the audit, or the mix, was made with another model.")
     allow_overlap: bool = Field(False, description="Go on though rows to train on stand in dev or a test set.")
     method: Literal["full", "lora"] = Field("full", description="Train every weight, or low-rank adapters (PEFT).")
