@@ -264,3 +264,15 @@ def test_cells_with_a_carriage_return_alone_are_quoted(tmp_path: Path, suffix: s
     assert (tmp_path / f"b{suffix}").read_bytes() == (
         f'question{tab}answer{tab}note{tab}category\nq?{tab}a{tab}"x\ry"{tab}Unknown\n'.encode()
     )
+
+
+def test_parquet_whose_footer_counts_fewer_rows_than_it_holds_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pl.DataFrame({"question": [f"q{i}?" for i in range(33)], "answer": ["a"] * 33}).write_parquet(path)
+    whole = path.read_bytes()
+    counted, one = b"\x16\x42\x19", b"\x16\x02\x19"  # thrift: field 3 of the footer, 33 rows, then the row groups
+    assert whole.count(counted) == 1
+    path.write_bytes(whole.replace(counted, one))
+    assert pl.scan_parquet(path).select(pl.len()).collect().item() == 1
+    with pytest.raises(InputError, match=r"a\.parquet: .*footer counts 1 rows, its row groups hold 33"):
+        read_facts(path)

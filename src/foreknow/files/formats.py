@@ -373,13 +373,25 @@ def _reading_parquet(part: Part) -> Iterator[None]:
         raise InputError(f"{part.where}: not a readable Parquet file ({first}).") from error
 
 
+def _rows_of(scan: pl.LazyFrame) -> int:
+    """The rows of a Parquet file. Raises ValueError where its footer counts others than its row groups hold.
+
+    Polars takes the footer's word where it counts rows or takes a part of them, not where it reads a whole column.
+    """
+    count = int(scan.select(pl.len()).collect().item())
+    held = int(scan.select(pl.nth(0).is_null().count()).collect().item()) if count else 0
+    if held != count:
+        raise ValueError(f"its footer counts {count:,} rows, its row groups hold {held:,}")
+    return count
+
+
 def _read_parquet(part: Part) -> Iterator[Batch]:
     with on_disk(part) as path:
         if path.stat().st_size == 0:
             return
         with _reading_parquet(part):
             scan = pl.scan_parquet(path, glob=False)
-            count = int(scan.select(pl.len()).collect().item())
+            count = _rows_of(scan)
         for start in range(0, max(count, 1), BATCH * 8):
             with _reading_parquet(part):
                 frame = scan.slice(start, BATCH * 8).collect()
