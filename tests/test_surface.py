@@ -122,3 +122,9 @@ def test_a_dash_is_standard_input() -> None:
     words = [sys.executable, "-c", "from foreknow.cli import main; main()", "check", "-"]
     done = subprocess.run(words, input=b'{"question": "a?", "answer": "b"}\n', capture_output=True, check=False)
     assert (done.returncode, b"1 rows, 1 usable" in done.stdout) == (0, True), done.stderr
+
+
+@pytest.mark.parametrize("wrong", ["2.5", "abc", "1e3"])
+def test_a_whole_number_is_not_rounded(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main(["audit", "facts", "--limit", wrong]) == 2
+    assert capsys.readouterr().err == f"foreknow: Invalid value for --limit: found '{wrong}', expected a whole number\n"

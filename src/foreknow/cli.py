@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, Token
 
 from foreknow import __version__, stopping
 from foreknow.config import (
@@ -42,6 +42,14 @@ app = App(
 )
 
 
+def _whole(_: type, tokens: Sequence[Token]) -> int:
+    """A whole number: the parser's own reading rounds 2.5."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"found {tokens[0].value!r}, expected a whole number") from None
+
+
 def _flags_of(model: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a function that takes `**given` the fields of `model` as flags; only those given are passed on."""
 
@@ -54,7 +62,10 @@ def _flags_of(model: type[Settings]) -> Callable[[Callable[..., None]], Callable
                 continue
             default = "" if field.is_required() or not field.default else f" [default: {field.default}]"
             negative = None if field.default is True else ""
-            about = Parameter(help=f"{field.description}{default}", show_default=False, negative=negative)
+            read = _whole if field.annotation in (int, int | None) else None
+            about = Parameter(
+                help=f"{field.description}{default}", show_default=False, negative=negative, converter=read
+            )
             if field.annotation == dict[str, Any] or (name == "rows" and model is StudyConfig):
                 continue  # settings of other stages: in the file only
             # 1e9 is a number of rows: the settings read it
