@@ -101,18 +101,12 @@ def _probing(
 ) -> tuple[prepare.Probing, list[str]]:
     """What probes, and what was found out and chosen for it."""
     from foreknow.probing.engine import Sampling
-    from foreknow.probing.probe import Prober, Settings
+    from foreknow.probing.probe import Prober
     from foreknow.probing.sample import Sampler
     from foreknow.servers.answers import ServerAnswers, discover_drawing
 
     sampling = Sampling(config.temperature, config.top_k)
-    settings = Settings(
-        samples=config.samples,
-        tolerance=config.tolerance,
-        max_expansions=config.max_expansions,
-        max_answer_tokens=config.max_answer_tokens,
-        lenient=config.match == "lenient",
-    )
+    settings = prepare.search_settings(config)
     sampled, batch = config.protocol == "sampled", config.batch_prompts
     engine: Any = None if sampled else server.engine(sampling, batch)
     prober = Prober(engine, prompter, server.vocabulary, draw.exemplars, settings, draw.heads)

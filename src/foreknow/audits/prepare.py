@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from foreknow.audits.chunking import Done
     from foreknow.probing.engine import PackedEngine, Prompt, Sampling
-    from foreknow.probing.probe import Chunk, Prober, Row
+    from foreknow.probing.probe import Chunk, Prober, Row, Settings
 
 
 class Input(NamedTuple):
@@ -280,23 +280,29 @@ def drawn(config: AuditConfig, given: Input, tokenizer: PreTrainedTokenizerBase,
     return Draw(given.template, found, usable, scored, common_heads(usable), every)
 
 
-@contextmanager
-def probing(config: AuditConfig, loaded: models.Loaded, draw: Draw) -> Iterator[Probing]:
-    """The prober of a loaded model; it says what it falls back to, and why."""
-    from foreknow.probing.engine import PackedEngine, PlainEngine, Sampling
-    from foreknow.probing.packed import PackedModel
-    from foreknow.probing.probe import Prober, Settings
-    from foreknow.probing.segments import UnsupportedModel
+def search_settings(config: AuditConfig) -> Settings:
+    """What the prober is told of an audit's settings, wherever the model is."""
+    from foreknow.probing.probe import Settings
 
-    prompter = Prompter(loaded.tokenizer, draw.template, config.chat_template, config.bos)
-    sampling = Sampling(config.temperature, config.top_k)
-    settings = Settings(
+    return Settings(
         samples=config.samples,
         tolerance=config.tolerance,
         max_expansions=config.max_expansions,
         max_answer_tokens=config.max_answer_tokens,
         lenient=config.match == "lenient",
     )
+
+
+@contextmanager
+def probing(config: AuditConfig, loaded: models.Loaded, draw: Draw) -> Iterator[Probing]:
+    """The prober of a loaded model; it says what it falls back to, and why."""
+    from foreknow.probing.engine import PackedEngine, PlainEngine, Sampling
+    from foreknow.probing.packed import PackedModel
+    from foreknow.probing.probe import Prober
+    from foreknow.probing.segments import UnsupportedModel
+
+    prompter = Prompter(loaded.tokenizer, draw.template, config.chat_template, config.bos)
+    sampling, settings = Sampling(config.temperature, config.top_k), search_settings(config)
     with ExitStack() as stack:
         try:
             packed = stack.enter_context(PackedModel(loaded.model).attached())

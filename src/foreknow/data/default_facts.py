@@ -27,8 +27,8 @@ from foreknow.data.fact_tables import Fact, every_fact, fold, plain
 from foreknow.data.facts import Facts, read_facts
 from foreknow.data.rows import ROWS, has_word
 from foreknow.data.templates import question
-from foreknow.files.formats import object_text
 from foreknow.files.sources import source_of_bytes
+from foreknow.files.writing import object_text
 
 GEONAMES = "MIT (package); data of GeoNames, CC BY 4.0"
 WIKIPEDIA = "MIT (package); data of Wikipedia, CC BY-SA 4.0"

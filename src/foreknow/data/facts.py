@@ -20,9 +20,10 @@ from foreknow.data.rows import ROWS, USABLE, digests, drawn, flags_of, pool
 from foreknow.data.templates import check_templates, derive_template, subject_of
 from foreknow.errors import InputError
 from foreknow.files.cells import number_of
-from foreknow.files.formats import Batch, Change, Record, cell_text, read_part, where, write_joined, write_parts
+from foreknow.files.formats import Batch, Record, read_part, where
 from foreknow.files.quoting import quoted
 from foreknow.files.sources import Part, Source, source_of
+from foreknow.files.writing import Change, cell_text, write_joined, write_parts
 
 CANDIDATES = 1024
 """Of each group so many rows are kept as possible exemplars where not all rows are."""

@@ -25,8 +25,8 @@ import polars as pl
 from foreknow.data.facts import Facts, read_facts
 from foreknow.data.rows import largest_remainder
 from foreknow.data.templates import SLOT, question
-from foreknow.files.formats import object_text
 from foreknow.files.sources import source_of_bytes
+from foreknow.files.writing import object_text
 
 NAME: Final = "lab"
 """The name of its facts where a data file could stand, and of its model."""
