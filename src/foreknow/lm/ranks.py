@@ -8,6 +8,7 @@ alone in that, and ends them all: no process waits for one that is gone. In one 
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import re
 import sys
@@ -27,6 +28,7 @@ WAIT: Final = timedelta(hours=1)
 _LOST: Final = re.compile(r"gloo|NCCL|Connection (closed|reset)|Broken pipe", re.IGNORECASE)
 _POLL: Final = 0.5
 _GRACE: Final = 2.0
+_LAST: Final = 0.1
 _SPEAKS, _ENDED = "foreknow_speaks", "foreknow_ended"
 
 
@@ -139,6 +141,7 @@ def together(device: str) -> Iterator[None]:
 def _meet(device: str) -> Any:
     """Join the process group and return its store, which holds what processes tell each other outside of it."""
     import torch
+    import torch.distributed.nn  # if first imported later, by DDP, its functions' defaults hold the group for ever
     from accelerate import PartialState
 
     if sharded():  # a checkpoint is one file of the first process; accelerate reads this when processes meet
@@ -208,10 +211,18 @@ def _tell(store: Any, code: int) -> None:
 
 
 def _part() -> None:
+    """Leave the group, and end gloo's threads while Python still runs.
+
+    A thread that lets go of a tensor takes Python's lock; where Python is ending it cannot, and aborts the process.
+    A model wrapped for training holds the group, and is itself held by a cycle of references. DTensor's caches hold
+    it to the end: there the threads get the lock, and time to use it.
+    """
     import torch
 
     if torch.distributed.is_initialized():
+        gc.collect()
         torch.distributed.destroy_process_group()
+        time.sleep(_LAST)
 
 
 def _let_the_first_speak() -> None:
