@@ -1,9 +1,9 @@
 """Category shares of 100 ENTITYQUESTIONS rows a relation, beside PaLM 2's in the paper's Table 3.
 
-    python benchmarks/entityquestions.py ../shared/data/entityquestions.zip --model smollm2-135m --out runs/eq
+    python benchmarks/entityquestions.py entityquestions.zip --model smollm2-135m --out runs/eq [--chance]
 
 Rows are drawn from the published train files (one answer each) by a hash of their text, exemplars from the dev
-files, as in the paper (section 2). Prints a table as Markdown.
+files, as in the paper (section 2). Prints a table as Markdown; with `--chance` a second one, of what guessing scores.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("data", help="the published folder or zip")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--rows", type=int, default=100, help="rows of each relation")
+    parser.add_argument("--chance", action="store_true", help="compare each row with a null")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -45,7 +47,11 @@ def main() -> None:
         columns = frame.select("question", "subject", "relation", answer=GOLD)
         columns.write_ndjson(args.out / f"{name}.jsonl")
     audit = foreknow.audit(
-        str(args.out / "sample.jsonl"), model=args.model, out=args.out / args.model, exemplars=args.out / "dev.jsonl"
+        str(args.out / "sample.jsonl"),
+        model=args.model,
+        out=args.out / args.model,
+        exemplars=args.out / "dev.jsonl",
+        chance=args.chance,
     )
     found = audit.rows
     floors = dict(majority_floor(train.with_columns(group="relation")).select("group", "floor").iter_rows())
@@ -71,6 +77,24 @@ def main() -> None:
         f"{known / unchanged.height:.1%} Known"
     )
     print(json.dumps({"flags": audit.summary["flags"], "rows_per_second": audit.summary["rows_per_second"]}))
+    if audit.chance is not None:
+        print("\n".join(chance_lines(audit.chance["corrected"])))
+
+
+def chance_lines(corrected: dict[str, Any]) -> list[str]:
+    """A table of Markdown: shares of each relation as found, by chance, and without it with its interval."""
+
+    def cells(share: dict[str, Any]) -> str:
+        if share["corrected"] is None:
+            return f"{share['observed']:.2f} | - | -"
+        low, high = share["interval"]["low"], share["interval"]["high"]
+        return f"{share['observed']:.2f} | {share['chance']:.2f} | {share['corrected']:.2f} ({low:.2f}-{high:.2f})"
+
+    hit, greedy = corrected["hit"], corrected["greedy"]
+    head = "| relation | hit | by chance | without chance | greedy | by chance | without chance |"
+    named = [("all", hit["overall"], greedy["overall"])]
+    named += [(name, hit["by_relation"][name], greedy["by_relation"][name]) for name in hit["by_relation"]]
+    return ["", head, "|---" * 7 + "|", *(f"| {name} | {cells(one)} | {cells(two)} |" for name, one, two in named)]
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ flags.py         flags -> what they mean and what to do; pure
 long_answers.py  log-probabilities -> how expected an answer's wording is, and where least so; pure
 short_facts.py   the facts that rows bring -> what rows come to; pure
 excerpts.py      long texts -> the parts that are shown; pure
-charts.py        lines -> SVG in theme colours (Altair, vl-convert)
+charts.py        lines -> SVG in theme colours (Altair)
+drawing.py       specs -> SVG in a process of its own (vl-convert)
 text.py          texts and numbers as the page shows them
 row_data.py      rows -> the JSON behind the table of rows (table.js)
 audit.py         all of it -> the page (audit.html.j2 and its parts, table.js)

@@ -1,4 +1,4 @@
-"""Lines of the report -> SVG, drawn offline by vl-convert from Altair specs.
+"""Lines of the report -> SVG, drawn offline from Altair specs.
 
 A spec is drawn in sentinel colours; in the SVG they become CSS variables, so that one drawing serves the
 light and the dark theme. Each chart is drawn for a desktop and for a phone; the style sheet shows one of
@@ -14,8 +14,8 @@ from typing import Final
 
 import altair as alt
 import polars as pl
-import vl_convert
 
+from foreknow.report import drawing
 from foreknow.report.long_answers import ExpectationBin
 from foreknow.report.tables import CATEGORIES, BinLine, PopularityLine
 from foreknow.report.tune_tables import Count
@@ -172,7 +172,7 @@ def drawn(chart: alt.LayerChart | alt.FacetChart, width: int, height: int) -> st
             labelLimit=200,
         )
     )
-    return theme_svg(vl_convert.vegalite_to_svg(themed.to_dict(validate=False)))
+    return theme_svg(drawing.svg(themed.to_dict(validate=False)))
 
 
 def theme_svg(svg: str) -> str:
