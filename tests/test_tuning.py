@@ -459,6 +459,11 @@ def test_categories_come_from_the_audit_by_question_and_gold(
     found = tuning.read_given(settings(tmp_path / "a", train=str(train), audit=audit)).train.rows
     expected = [r["category"] if n < 20 else None for n, r in enumerate(bare)]
     assert found["category"].to_list() == expected[::-1]
+    named = [{**json.loads(x), "category": "WeaklyKnown"} for x in train.read_text().split("\n") if x]
+    both = write(tmp_path / "both.jsonl", named)
+    read = tuning.read_given(settings(tmp_path / "a", train=str(both), audit=audit)).train
+    assert read.rows["category"].to_list() == [category or "WeaklyKnown" for category in expected[::-1]]
+    assert read.categories.endswith(f"knows 20 of its {len(bare)} rows, the column 'category' for {len(bare) - 20}")
     other = audit_of(tmp_path / "other", known, "sha256:another")
     with pytest.raises(ModelError, match=r"(?s)made with some model .* not with the model to be tuned .* --force"):
         tuning.run(settings(tmp_path / "b", audit=other))

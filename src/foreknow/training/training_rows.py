@@ -61,8 +61,8 @@ class Named(NamedTuple):
 def read_set(name: str, file: str, audited: pl.DataFrame | None, audit_name: str = "", **reading: Any) -> Named:
     """Read a file's usable rows with their categories and weights. Raises InputError.
 
-    A row's category is the file's own, else that of the audited row (`rows.parquet`) with the same question
-    and gold. `reading`: passed on to `read_facts`.
+    A row's category is that of the audited row (`rows.parquet`) with the same question and gold, else the file's
+    own. `reading`: passed on to `read_facts`.
     """
     facts = read_facts(file, **reading)
     extra = extra_columns(facts, [*_category_columns(facts), "weight"])
@@ -87,21 +87,30 @@ def _category_columns(facts: Facts) -> list[str]:
 def _categories(
     rows: pl.DataFrame, columns: Sequence[str], audited: pl.DataFrame | None, audit_name: str
 ) -> tuple[pl.Series, str]:
-    for column in columns:
-        own = rows[column].cast(pl.String)
-        known = own.is_in(CATEGORIES)
-        if known.any():
-            return pl.select(pl.when(known).then(own).alias("category")).to_series(), f"the column {column!r}"
+    own, column = _own_categories(rows, columns)
     if audited is None:
-        return pl.Series("category", [None] * rows.height, dtype=pl.String), ""
+        return own, column
     labels = (
         audited.filter(pl.col("category").is_not_null())
         .select("question", gold=GOLD, category="category")
         .unique(["question", "gold"], keep="first", maintain_order=True)
     )
-    found = rows.select("question", gold=GOLD).join(labels, on=["question", "gold"], how="left", maintain_order="left")
-    count = found["category"].drop_nulls().len()
-    return found["category"], f"{audit_name}, which knows {count:,} of its {rows.height:,} rows" if count else ""
+    asked = rows.select("question", gold=GOLD)
+    found = asked.join(labels, on=["question", "gold"], how="left", maintain_order="left")["category"]
+    count, more = found.count(), (own.is_not_null() & found.is_null()).sum()
+    told = [f"{audit_name}, which knows {count:,} of its {rows.height:,} rows"] if count else []
+    told += [f"{column} for {more:,}" if count else column] if more else []
+    return found.fill_null(own), ", ".join(told)
+
+
+def _own_categories(rows: pl.DataFrame, columns: Sequence[str]) -> tuple[pl.Series, str]:
+    """The labels of the first column that holds any, and its name in words; nulls and "" where none does."""
+    for column in columns:
+        text = rows[column].cast(pl.String)
+        known = text.is_in(CATEGORIES)
+        if known.any():
+            return pl.select(pl.when(known).then(text).alias("category")).to_series(), f"the column {column!r}"
+    return pl.Series("category", [None] * rows.height, dtype=pl.String), ""
 
 
 def _weights(rows: pl.DataFrame, file: str) -> pl.Series:
