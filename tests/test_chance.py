@@ -23,13 +23,14 @@ from foreknow.audits.auditing import Audit
 from foreknow.audits.nulls import Search
 from foreknow.audits.prepare import prepared, read_input
 from foreknow.cli import main
-from foreknow.config import AuditConfig, settings_of
+from foreknow.config import AuditConfig
 from foreknow.errors import ConfigError, ModelError, ResourceError
 from foreknow.probing.engine import PackedEngine
 from foreknow.protocol import chance, hunting, slick
 from foreknow.protocol.chance import Asked, Row, Rules, choose, corrected, line_of, made_up
 from foreknow.protocol.match import normalise
 from foreknow.protocol.search import Node, Vocabulary
+from foreknow.settings import settings_of
 
 RULES = Rules(references=6, least=3)
 SEARCH = Search(RULES, negligible=1e-7)

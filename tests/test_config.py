@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from foreknow.config import AuditConfig, settings_of
+from foreknow.config import AuditConfig
 from foreknow.errors import ConfigError
+from foreknow.settings import settings_of
 
 
 def written(folder: Path, text: str | bytes) -> Path:

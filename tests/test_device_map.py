@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import foreknow
-from foreknow.config import EvaluateConfig, settings_of
+from foreknow.config import EvaluateConfig
 from foreknow.data.rows import common_heads
 from foreknow.errors import ModelError
 from foreknow.evaluation import evaluating
@@ -30,6 +30,7 @@ from foreknow.probing.probe import Chunk, Prober, Settings
 from foreknow.probing.segments import Branch, Segment, gather_kept
 from foreknow.protocol import exemplars
 from foreknow.protocol.prompts import Prompter
+from foreknow.settings import settings_of
 
 SAMPLING = Sampling(temperature=0.9, top_k=40)
 MAPS = {

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import foreknow
 from conftest import fact_rows
-from foreknow.config import EvaluateConfig, TuneConfig, settings_of
+from foreknow.config import EvaluateConfig, TuneConfig
 from foreknow.errors import ConfigError, ForeknowError, InputError, ModelError, ResourceError, RunFolderError
 from foreknow.evaluation import adapters, evaluating, generating
 from foreknow.evaluation.answer_tables import lines, table
@@ -28,6 +28,7 @@ from foreknow.probing.sample import Generator
 from foreknow.protocol.match import Accepted, answer_of
 from foreknow.protocol.prompts import Prompter, Template, read_template
 from foreknow.protocol.slick import CATEGORIES
+from foreknow.settings import settings_of
 from foreknow.training import tuning
 from foreknow.training.tracker import Tracker, vocabulary_for
 from foreknow.training.training_rows import TRAINING

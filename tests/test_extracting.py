@@ -22,12 +22,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreknow.config import settings_of
 from foreknow.data.facts import read_facts
 from foreknow.errors import ConfigError, ForeknowError, InputError, MissingExtra, ResourceError, RunFolderError
 from foreknow.extraction.extracting import FACTS, ExtractConfig, Extraction, extract
 from foreknow.extraction.grounding import REASONS, Pair, grounded, parse, span
 from foreknow.servers.endpoint import Endpoint, Fault, Session
+from foreknow.settings import settings_of
 from serving import RESET, Asked, Reply, Script, Server, always, completion, refuses, says, serving, speaks
 
 SECRET = "sk-4b1d-not-to-be-seen-anywhere"

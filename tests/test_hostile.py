@@ -28,7 +28,7 @@ from transformers import AutoTokenizer
 from conftest import chromium, fact_rows
 from foreknow import cli, printing
 from foreknow.audits.auditing import open_audit
-from foreknow.config import AuditConfig, EvaluateConfig, TuneConfig, settings_of
+from foreknow.config import AuditConfig, EvaluateConfig, TuneConfig
 from foreknow.data.facts import read_facts
 from foreknow.errors import ConfigError, InputError, ModelError, UsageError
 from foreknow.evaluation import evaluating
@@ -39,6 +39,7 @@ from foreknow.protocol.prompts import Prompter, read_template
 from foreknow.report import render_audit, render_evaluation, render_tune
 from foreknow.report.study import render_study
 from foreknow.servers import model as server_model
+from foreknow.settings import settings_of
 from foreknow.studies.studying import Study
 from foreknow.training import tuning
 from synthetic_study import grid, simulated, write_study

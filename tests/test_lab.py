@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from foreknow import cli
 from foreknow.config import AuditConfig
 from foreknow.data.rows import has_word, majority_floor
 from foreknow.errors import ConfigError, InputError, ModelError, RunFolderError
@@ -401,3 +402,23 @@ def test_exposures_are_joined_by_question_and_gold() -> None:
     assert joined["question"].to_list() == rows["question"].to_list()
     with pytest.raises(InputError, match="lab"):
         lab_truth.with_exposures(rows.with_columns(answer=pl.lit("?")), facts)
+
+
+def test_the_command_builds_a_world_of_any_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Recipe] = []
+
+    def built(folder: Path, recipe: Recipe) -> Path:
+        asked.append(recipe)
+        return folder
+
+    monkeypatch.setattr(lab, "build", built)
+    for words in ([], ["--subjects", "400"]):
+        with pytest.raises(SystemExit, match="0"):
+            cli.main(["lab", "build", "--out", str(tmp_path / "a"), *words])
+    assert asked[0] == lab.LAB
+    assert len(lab.facts(asked[1])) == 9 * 400 + 3 * 120
+    with pytest.raises(SystemExit):
+        cli.main(["lab", "build", "--subjects", "2.5"])
+    assert "found '2.5', expected a whole number" in capsys.readouterr().err

@@ -15,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foreknow import config as config_file
-from foreknow.config import MixConfig, settings_of
+from foreknow.config import MixConfig
 from foreknow.errors import ConfigError, InputError
 from foreknow.files.runs import fingerprint, write_json
 from foreknow.mixes.mixing import MIX, Mix, draw, manifest_path, read_manifest, rows_of, size_table, spans, table
 from foreknow.mixes.sizes import COUNTS, Family, drawable, largest, natural_counts, unknown_counts
 from foreknow.protocol import slick
 from foreknow.protocol.slick import CATEGORIES, KNOWN, UNKNOWN
+from foreknow.settings import settings_of
 
 PAPER = {  # Table 3: train rows by category; sum and Unknown share are printed there too
     "P131": (553, 2529, 1493, 3071), "P136": (236, 3410, 1892, 1978), "P17": (4387, 2628, 511, 364),

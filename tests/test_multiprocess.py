@@ -25,10 +25,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from conftest import fact_rows
-from foreknow.config import TuneConfig, settings_of
+from foreknow.config import TuneConfig
 from foreknow.errors import RunFolderError
 from foreknow.lm import ranks
 from foreknow.protocol.slick import CATEGORIES
+from foreknow.settings import settings_of
 from foreknow.training import tuning
 from foreknow.training.training_rows import Example, shares
 
@@ -57,7 +58,8 @@ if given["sharded"]:
 
 from foreknow.lm import ranks
 from foreknow.training import tuning
-from foreknow.config import TuneConfig, settings_of
+from foreknow.config import TuneConfig
+from foreknow.settings import settings_of
 from foreknow.errors import ForeknowError
 
 ranks.hush()

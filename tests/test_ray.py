@@ -24,11 +24,12 @@ from hypothesis import strategies as st
 from conftest import fact_rows
 from foreknow.audits import auditing
 from foreknow.audits.estimate import estimate
-from foreknow.config import AuditConfig, settings_of
+from foreknow.config import AuditConfig
 from foreknow.errors import ConfigError, ForeknowError, MissingExtra, ModelError, ResourceError
 from foreknow.lm import models
 from foreknow.lm.cluster import Cluster, _sigterm_kept, raised, told
 from foreknow.lm.crew import Crew, Node, crew_of, needed, room, smaller
+from foreknow.settings import settings_of
 from foreknow.studies import studying
 from foreknow.studies.on_ray import _sees
 from foreknow.studies.settings import StudyConfig

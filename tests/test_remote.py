@@ -26,13 +26,14 @@ from hypothesis import strategies as st
 import foreknow
 from conftest import fact_rows
 from foreknow import cli
-from foreknow.config import AuditConfig, MixConfig, settings_of
+from foreknow.config import AuditConfig, MixConfig
 from foreknow.errors import ConfigError, ForeknowError, InputError, MissingExtra, ResourceError, RunFolderError
 from foreknow.files import leases, remote, stores
 from foreknow.files.places import Mirrored, mirrors, place, url_of
 from foreknow.files.remote import fetched, fetched_folder
 from foreknow.files.runs import RunFolder, hold, write_folder, write_text
 from foreknow.files.sources import source_of
+from foreknow.settings import settings_of
 from foreknow.training.checkpoints import complete
 
 Machine = Callable[[str], Path]

@@ -12,11 +12,12 @@ import yaml
 
 from conftest import fact_rows
 from foreknow.audits import auditing
-from foreknow.config import AuditConfig, EvaluateConfig, MixConfig, TuneConfig, settings_of
+from foreknow.config import AuditConfig, EvaluateConfig, MixConfig, TuneConfig
 from foreknow.errors import ConfigError, InputError, RunFolderError
 from foreknow.evaluation import evaluating
 from foreknow.mixes.mixed import write_mix
 from foreknow.reporting import control_of, write_report
+from foreknow.settings import settings_of
 from foreknow.training import tuning
 
 

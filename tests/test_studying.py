@@ -20,10 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import CAPITALS, RIVERS
-from foreknow.config import settings_of
 from foreknow.data.rows import ROWS, flag_rows
 from foreknow.errors import ConfigError, ForeknowError, InputError, RunFolderError
 from foreknow.protocol.slick import CATEGORIES
+from foreknow.settings import settings_of
 from foreknow.studies import studying
 from foreknow.studies.estimate import estimate
 from foreknow.studies.plan import runs, variants

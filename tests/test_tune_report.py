@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from conftest import chromium, fact_rows
-from foreknow.config import TuneConfig, settings_of
+from foreknow.config import TuneConfig
 from foreknow.data.rows import ROWS
 from foreknow.evaluation.answers import answered, summarise
 from foreknow.evaluation.evaluating import Evaluation
@@ -33,6 +33,7 @@ from foreknow.report.tune_charts import LABEL, Curve, Mark, apart, epochs_chart
 from foreknow.report.tune_examples import examples
 from foreknow.report.tune_tables import Count, Course, Paired, against, as_good, between, fates, mcnemar
 from foreknow.report.tune_words import Control, Story, options, p_value, verdict
+from foreknow.settings import settings_of
 from foreknow.training import curves, tuning
 from foreknow.training.curves import TRAIN, measures
 from foreknow.training.tuning import OUTCOMES, WATCHED, Tuned

@@ -31,10 +31,11 @@ from transformers import (
 )
 
 from conftest import fact_rows
-from foreknow.config import TuneConfig, settings_of
+from foreknow.config import TuneConfig
 from foreknow.errors import ConfigError, ForeknowError, InputError, ModelError, ResourceError, RunFolderError
 from foreknow.lm import models
 from foreknow.protocol.slick import CATEGORIES
+from foreknow.settings import settings_of
 from foreknow.training import checkpoints, tuning
 from foreknow.training import loop as tune_loop
 from foreknow.training.trainer import FactTrainer, NotFinite, arguments, set_dropout
@@ -153,7 +154,8 @@ KILLS = '''
 import os, random, signal, sys
 from pathlib import Path
 from foreknow.training import loop as tune_loop, trainer, tuning, watching
-from foreknow.config import TuneConfig, settings_of
+from foreknow.config import TuneConfig
+from foreknow.settings import settings_of
 import json, torch, peft
 import transformers.models.llama.modeling_llama
 

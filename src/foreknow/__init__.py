@@ -87,7 +87,8 @@ def audit(data: str, *, out: str, **settings: Any) -> Audit:
     the errors of `foreknow.errors`.
     """
     from foreknow.audits.auditing import run
-    from foreknow.config import AuditConfig, settings_of
+    from foreknow.config import AuditConfig
+    from foreknow.settings import settings_of
 
     return run(settings_of(AuditConfig, {"data": str(data), "out": out, **settings}))
 
@@ -95,22 +96,25 @@ def audit(data: str, *, out: str, **settings: Any) -> Audit:
 def check(*data: str, **settings: Any) -> Checked:
     """Tell what is wrong with `data`, without a model; several files are splits. Fields of `CheckConfig`."""
     from foreknow.checks.checking import check_files
-    from foreknow.config import CheckConfig, settings_of
+    from foreknow.config import CheckConfig
+    from foreknow.settings import settings_of
 
     return check_files([settings_of(CheckConfig, {"data": str(one), **settings}) for one in data])
 
 
 def mix(audit: str, *, out: str, **settings: Any) -> Mix:
     """Write a training set from a finished audit's folder to the file `out`. Fields of `MixConfig`."""
-    from foreknow.config import MixConfig, settings_of
+    from foreknow.config import MixConfig
     from foreknow.mixes.mixed import write_mix
+    from foreknow.settings import settings_of
 
     return write_mix(settings_of(MixConfig, {"audit": audit, "out": out, **settings})).mix
 
 
 def tune(train: str, *, dev: str, out: str, **settings: Any) -> Tuned:
     """Fine-tune a model while watching each category; writes the run folder `out`. Fields of `TuneConfig`."""
-    from foreknow.config import TuneConfig, settings_of
+    from foreknow.config import TuneConfig
+    from foreknow.settings import settings_of
     from foreknow.training.tuning import run
 
     return run(settings_of(TuneConfig, {"train": train, "dev": dev, "out": out, **settings}))
@@ -118,8 +122,9 @@ def tune(train: str, *, dev: str, out: str, **settings: Any) -> Tuned:
 
 def evaluate(model: str, data: str, *, out: str, **settings: Any) -> Evaluation:
     """Ask a tuned `model` every question of `data`; writes the run folder `out`. Fields of `EvaluateConfig`."""
-    from foreknow.config import EvaluateConfig, settings_of
+    from foreknow.config import EvaluateConfig
     from foreknow.evaluation.evaluating import run
+    from foreknow.settings import settings_of
 
     return run(settings_of(EvaluateConfig, {"model": model, "data": data, "out": out, **settings}))
 

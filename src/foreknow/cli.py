@@ -8,26 +8,19 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
-from cyclopts import App, CycloptsError, Parameter, Token
+from cyclopts import App, CycloptsError, Parameter, Token, validators
 
 from foreknow import __version__, stopping
-from foreknow.config import (
-    AuditConfig,
-    CheckConfig,
-    EvaluateConfig,
-    ExtractConfig,
-    MixConfig,
-    Settings,
-    TuneConfig,
-    settings_of,
-)
+from foreknow.config import AuditConfig, CheckConfig, EvaluateConfig, ExtractConfig, MixConfig, TuneConfig
 from foreknow.errors import ForeknowError
 from foreknow.files.places import place
 from foreknow.lm import ranks
 from foreknow.printing import print_audit, print_table
+from foreknow.settings import Settings, settings_of
 from foreknow.studies.settings import StudyConfig, study_settings
 
 if TYPE_CHECKING:
@@ -425,17 +418,26 @@ app.command(lab)
 
 
 @lab.command
-def build(*, out: Path | None = None) -> None:
+def build(
+    *,
+    out: Path | None = None,
+    subjects: Annotated[int, Parameter(converter=_whole, validator=validators.Number(gte=1))] = 160,
+) -> None:
     """Train the lab's model and write it with its facts; minutes on two cores.
 
     Parameters
     ----------
     out
         The folder to write (default: the user's cache, where the model 'lab' is looked for).
+    subjects
+        Subjects of each kind, of which each has a fact in three relations. The model 'lab' has 160; another world is
+        named by its folder, its facts by facts.jsonl in there.
     """
+    from foreknow.lab.building import LAB
     from foreknow.lab.building import build as build_lab
 
-    print(f"built: {build_lab(None if out is None else place(out))}")
+    recipe = replace(LAB, world=replace(LAB.world, subjects=subjects))
+    print(f"built: {build_lab(None if out is None else place(out), recipe=recipe)}")
 
 
 @app.command
@@ -447,6 +449,7 @@ def models() -> None:
         print(f"{line['name']}{'  (default)' if line['default'] else ''}")
         for key in ("note", "download", "licence", "kept", "sha256"):
             print(f"  {key:<9} {line[key]}")
+    print("lab: a small model that is trained here; see `foreknow lab build --help`.")
     print("Any folder saved by save_pretrained, .gguf file or hub id can stand in their place.")
 
 

@@ -1,4 +1,4 @@
-"""One frozen model per stage. YAML < flags; a key that does not exist is an error.
+"""One frozen model per stage (`settings.py`: how they are read).
 
 The same fields are the command's flags, the keys of its YAML file and the arguments of the Python call, so
 there is one list of settings with one meaning.
@@ -7,13 +7,12 @@ there is one list of settings with one meaning.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from foreknow.errors import ConfigError
-from foreknow.files.places import Mirrored, place
-from foreknow.files.yamltext import loads
+from foreknow.settings import Settings
 
 DEFAULT_FACTS = "facts"
 """The name of the packaged fact set, where a data file could stand."""
@@ -44,22 +43,6 @@ LAYOUT = "How rows are written: auto, messages, sharegpt, alpaca, prompt-complet
 RAY = "Compute in processes of a Ray cluster: one started on this machine, or that at --ray-address."
 RAY_ADDRESS = "A running Ray cluster, as HOST:PORT or auto (default: RAY_ADDRESS, else a cluster of this machine)."
 RAY_WORKERS = "Ray processes at once (default: one a GPU; without GPUs one for every 4 cores)."
-
-
-class Settings(BaseModel):
-    """What all stages' settings have in common: frozen, and strict about their names."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-    @field_validator("*")
-    @classmethod
-    def _placed(cls, value: Any) -> Any:
-        """A path given as a URL becomes that of its mirror (`places.py`)."""
-        return place(value) if isinstance(value, Path) else value
-
-    def resolved(self) -> dict[str, Any]:
-        """All settings as plain values, for `config.yaml`; what lies in a store by its URL."""
-        return self.model_dump(mode="json") | {name: f"{v}" for name, v in self if isinstance(v, Mirrored)}
 
 
 class DataSettings(Settings):
@@ -202,6 +185,8 @@ class CheckConfig(DataSettings):
 
 class ExtractConfig(DataSettings, ServerSettings):
     """Settings of `foreknow extract`."""
+
+    writes_a_file: ClassVar[bool] = True
 
     out: Path | None = Field(None, description="The file to write: the input with a column of facts.")
     endpoint: str = Field(
@@ -367,58 +352,6 @@ class EvaluateConfig(DataSettings):
         return value and value.strip()
 
 
-S = TypeVar("S", bound=Settings)
-
-
-def settings_of(model: type[S], given: dict[str, Any], file: Path | None = None) -> S:
-    """A stage's settings from a YAML file, if any, and those given on top. Raises ConfigError naming the key.
-
-    Files and folders in a store that the settings name are fetched; a run folder to write is when it is held. Raises
-    the errors of `remote.fetched` too.
-    """
-    from foreknow.files.remote import fetched
-
-    found = {**read_yaml(fetched(file)), **given} if file else given
-    try:
-        settings = model(**found)
-    except ValidationError as error:
-        raise ConfigError(_first_fault(error, model, file, set(given))) from None
-    for name, value in settings:
-        if isinstance(value, Mirrored) and (name != "out" or model in (ExtractConfig, MixConfig)):
-            fetched(value, needed=name != "out")
-    return settings
-
-
-def read_yaml(file: Path) -> dict[str, Any]:
-    """A settings file as keys and values. Raises ConfigError."""
-    try:
-        found = loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--config {file}: cannot be read: {error.strerror}") from None
-    except ValueError as error:  # what is no UTF-8 too
-        raise ConfigError(f"--config {file}: not YAML: {error}") from None
-    if found is None:
-        return {}
-    if not isinstance(found, dict):
-        raise ConfigError(f"--config {file}: found a {type(found).__name__}, expected keys with values")
-    return {str(key).replace("-", "_"): value for key, value in found.items()}
-
-
-def _first_fault(error: ValidationError, model: type[Settings], file: Path | None, given: set[str]) -> str:
-    fault = error.errors()[0]
-    key = ".".join(str(part) for part in fault["loc"][:1]) or "settings"
-    where = f"--{key.replace('_', '-')}" if key in given or file is None else f"{file}: {key}"
-    if fault["type"] == "extra_forbidden":
-        known = ", ".join(sorted(model.model_fields))
-        return f"{where}: no such setting; known are {known}"
-    if fault["type"] == "missing":
-        return f"{key}: missing; give it as an argument or in --config"
-    message = fault["msg"].removeprefix("Value error, ")
-    found = fault.get("input")
-    shown = "" if isinstance(found, (dict, list)) or "found" in message else f"found {found!r}: "
-    return f"{where}: {shown}{message[0].lower()}{message[1:]}"
-
-
 CATEGORIES = ("HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown")
 """The names of `slick.CATEGORIES`, spelled here so that settings stay light."""
 WEIGHTS = {
@@ -442,6 +375,8 @@ class MixConfig(Settings):
 
     With `idk` or `weight` and none of the five, the audit's rows are taken as they are (natural).
     """
+
+    writes_a_file: ClassVar[bool] = True
 
     audit: Path = Field(description="A finished audit's folder.")
     out: Path = Field(description="The file to write, in the audited file's layout; FILE.manifest.json beside it.")

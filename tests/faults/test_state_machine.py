@@ -26,9 +26,10 @@ from conftest import fact_rows
 from faults.harness import DAMAGES, count, files_of
 from foreknow.audits import auditing
 from foreknow.audits.auditing import Audit, open_audit
-from foreknow.config import AuditConfig, settings_of
+from foreknow.config import AuditConfig
 from foreknow.errors import UsageError
 from foreknow.files.runs import RunFolder
+from foreknow.settings import settings_of
 
 Asked = tuple[str, float]
 """Which input, and at which temperature: what makes two runs different."""

@@ -21,7 +21,7 @@ from foreknow.audits import precision
 from foreknow.audits.chunking import COST, Done, one_by_one, scored
 from foreknow.audits.precision import sample
 from foreknow.audits.prepare import Draw, Input, Job, Numbered, drawn, probing, protocol_of, tell
-from foreknow.config import AuditConfig, settings_of
+from foreknow.config import AuditConfig
 from foreknow.errors import ModelError, ResourceError
 from foreknow.lm import models
 from foreknow.lm.cluster import (
@@ -41,6 +41,7 @@ from foreknow.lm.packaged import quiet
 from foreknow.probing.probe import Chunk
 from foreknow.progress import say
 from foreknow.protocol.prompts import Prompter
+from foreknow.settings import settings_of
 
 T = TypeVar("T")
 Kind = Literal["probes", "long"]

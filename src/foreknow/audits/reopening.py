@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from foreknow.audits.auditing import Audit
-from foreknow.config import AuditConfig, settings_of
+from foreknow.config import AuditConfig
 from foreknow.errors import InputError, ModelError, RunFolderError
 from foreknow.files.runs import RunFolder, hold
 from foreknow.lm import models
@@ -22,6 +22,7 @@ from foreknow.probing.segments import UnsupportedModel
 from foreknow.progress import say
 from foreknow.protocol.exemplars import Exemplar, Exemplars, GroupExemplars
 from foreknow.protocol.prompts import Prompter, Template
+from foreknow.settings import settings_of
 
 COLUMNS = ("row", "group", "question", "answers", "subject", "category", "flags")
 

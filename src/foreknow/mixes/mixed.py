@@ -10,12 +10,13 @@ import polars as pl
 
 import foreknow
 from foreknow.audits.auditing import Audit, open_audit
-from foreknow.config import AuditConfig, DataSettings, MixConfig, read_yaml
+from foreknow.config import AuditConfig, DataSettings, MixConfig
 from foreknow.data.facts import Facts
 from foreknow.errors import InputError, RunFolderError
 from foreknow.files.runs import sealed, write_json, write_whole
 from foreknow.inputs import read_data
 from foreknow.mixes.mixing import Mix, draw, manifest_path, read_manifest, sha256_of
+from foreknow.settings import read_yaml
 
 
 class Written(NamedTuple):

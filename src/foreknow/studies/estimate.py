@@ -9,8 +9,9 @@ from typing import Any
 import polars as pl
 
 from foreknow.audits import estimate as audit_estimate
-from foreknow.config import AuditConfig, TuneConfig, settings_of
+from foreknow.config import AuditConfig, TuneConfig
 from foreknow.progress import duration
+from foreknow.settings import settings_of
 from foreknow.studies.plan import runs
 from foreknow.studies.settings import StudyConfig
 from foreknow.studies.studying import audit_settings, read_rows

@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from foreknow.config import TuneConfig, settings_of
+from foreknow.config import TuneConfig
 from foreknow.errors import ResourceError, RunFolderError
 from foreknow.lm.cluster import EVERY, TRIES, Cluster, Watch, absolute, check_version, desk_of, of_ours, raised, told
 from foreknow.lm.crew import needed, room
 from foreknow.progress import say
+from foreknow.settings import settings_of
 from foreknow.studies.runs import one
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from foreknow.config import MixConfig, settings_of
+from foreknow.config import MixConfig
+from foreknow.settings import settings_of
 from foreknow.studies.settings import StudyConfig
 
 Kind = Literal["shares", "known", "single", "natural", "idk"]

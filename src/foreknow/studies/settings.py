@@ -12,20 +12,10 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from foreknow.config import (
-    CATEGORIES,
-    DATA,
-    RAY,
-    RAY_ADDRESS,
-    RAY_WORKERS,
-    AuditConfig,
-    Settings,
-    TuneConfig,
-    read_yaml,
-    settings_of,
-)
+from foreknow.config import CATEGORIES, DATA, RAY, RAY_ADDRESS, RAY_WORKERS, AuditConfig, TuneConfig
 from foreknow.errors import ConfigError
 from foreknow.files.remote import fetched
+from foreknow.settings import Settings, read_yaml, settings_of
 
 SETS: Final = ("train", "dev", "test", "ood")
 """What a study reads rows for: `ood` are relations that no training set has (paper, section 2)."""

@@ -31,7 +31,7 @@ import yaml
 import foreknow
 from foreknow.audits import auditing
 from foreknow.audits.auditing import Audit
-from foreknow.config import AuditConfig, DataSettings, TuneConfig, settings_of
+from foreknow.config import AuditConfig, DataSettings, TuneConfig
 from foreknow.errors import ConfigError, InputError
 from foreknow.files.cells import csv_of, table_of
 from foreknow.files.remote import fetched
@@ -44,6 +44,7 @@ from foreknow.mixes.mixing import read_manifest
 from foreknow.mixes.sizes import largest
 from foreknow.progress import say
 from foreknow.protocol.prompts import read_template
+from foreknow.settings import settings_of
 from foreknow.studies import linear
 from foreknow.studies.claims import CLAIMS
 from foreknow.studies.plan import Run, mix_of, runs, variants
