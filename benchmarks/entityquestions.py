@@ -87,8 +87,8 @@ def chance_lines(corrected: dict[str, Any]) -> list[str]:
     def cells(share: dict[str, Any]) -> str:
         if share["corrected"] is None:
             return f"{share['observed']:.2f} | - | -"
-        low, high = share["interval"]["low"], share["interval"]["high"]
-        return f"{share['observed']:.2f} | {share['chance']:.2f} | {share['corrected']:.2f} ({low:.2f}-{high:.2f})"
+        bounds = f" ({share['low']:.2f}-{share['high']:.2f})" if share["low"] is not None else ""
+        return f"{share['observed']:.2f} | {share['chance']:.2f} | {share['corrected']:.2f}{bounds}"
 
     hit, greedy = corrected["hit"], corrected["greedy"]
     head = "| relation | hit | by chance | without chance | greedy | by chance | without chance |"
