@@ -145,6 +145,21 @@ def test_what_else_is_asked_of_a_finished_study_is_added(
     assert "this study is complete; nothing to do" in capsys.readouterr().err
 
 
+def test_what_cannot_be_added_leaves_a_finished_study_finished(
+    finished: studying.Study, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "s"
+    shutil.copytree(finished.folder, folder)
+
+    def refused(*_: object) -> studying.Audit:
+        raise RunFolderError("made by another run")
+
+    monkeypatch.setattr(studying, "_audited", refused)
+    with pytest.raises(RunFolderError):
+        studying.run(make(folder, natural=True))
+    assert studying.open_study(folder).results.equals(finished.results)
+
+
 def test_another_seed_does_only_what_is_missing(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = {"unknown": [0.5], "known": False, "idk": []}
     first = studying.run(make(tmp_path / "s", **small)).results

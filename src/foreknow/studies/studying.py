@@ -141,19 +141,20 @@ def run(config: StudyConfig) -> Study:
             "tune": {**config.tune, "prompt_template": _prompt(config)},
         }
         grid = [one.name for one in runs(config)]
-        if folder.begin(identity, config.resolved(), partial=True):
-            if (folder.manifest or {}).get("grid") == grid and _tells(Study(folder.path), config):
-                say(f"{config.out}: this study is complete; nothing to do")
-                if not (folder.path / "report.html").is_file():
-                    write_tables(Study(folder.path))
-                return Study(folder.path)
-            folder.reopen(config.resolved())
+        complete = folder.begin(identity, config.resolved(), partial=True)
+        if complete and (folder.manifest or {}).get("grid") == grid and _tells(Study(folder.path), config):
+            say(f"{config.out}: this study is complete; nothing to do")
+            if not (folder.path / "report.html").is_file():
+                write_tables(Study(folder.path))
+            return Study(folder.path)
         write_whole(folder.path / "data.jsonl", rows.write_ndjson)
-        _write_claims(config, folder.path)
         if cluster is not None:
             cluster.start()  # one for the audit and the runs
         audit = _audited(config, folder.path)
         plan = _planned(config, audit, folder.path)
+        if complete:  # what cannot be added to it has been refused by now
+            folder.reopen(config.resolved())
+        _write_claims(config, folder.path)
         for line in plan.told:
             say(line)
         kept = kept_runs(folder.path)
