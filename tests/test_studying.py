@@ -160,6 +160,14 @@ def test_what_cannot_be_added_leaves_a_finished_study_finished(
     assert studying.open_study(folder).results.equals(finished.results)
 
 
+def test_sets_that_make_all_others_smaller_are_refused(make: Make, tmp_path: Path) -> None:
+    first = {"unknown": [0.5], "known": False, "idk": [], "size": None}
+    done = studying.run(make(tmp_path / "s", **first))
+    with pytest.raises(InputError, match=r"unknown-50 was trained with \|D\| = \d+; .* it is \d+\. Choose"):
+        studying.run(make(tmp_path / "s", **first, only=["WeaklyKnown"]))
+    assert studying.open_study(tmp_path / "s").results.equals(done.results)
+
+
 def test_another_seed_does_only_what_is_missing(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = {"unknown": [0.5], "known": False, "idk": []}
     first = studying.run(make(tmp_path / "s", **small)).results

@@ -152,12 +152,13 @@ def run(config: StudyConfig) -> Study:
             cluster.start()  # one for the audit and the runs
         audit = _audited(config, folder.path)
         plan = _planned(config, audit, folder.path)
+        kept = kept_runs(folder.path)
+        _check_sizes(folder.path, plan)
         if complete:  # what cannot be added to it has been refused by now
             folder.reopen(config.resolved())
         _write_claims(config, folder.path)
         for line in plan.told:
             say(line)
-        kept = kept_runs(folder.path)
         left = {name: tune for name, tune in plan.tunes.items() if name not in kept}
         run_all(left, config.workers, config.keep_weights, {name: plan.rows[name] for name in left}, cluster)
         _write(config, plan, folder, identity, grid, time.monotonic() - began)
@@ -261,7 +262,8 @@ def _size(config: StudyConfig, audited: pl.DataFrame) -> int:
     sizes = largest(train, family, among=among)
     if not sizes.total or (config.size or 0) > sizes.total:
         rarest = "; without sets of one category (only: []) it can be larger" if config.only else ""
-        raise InputError(f"--size {config.size}: the largest size is {sizes.total:,}: {sizes.rule}{rarest}")
+        asked = f"--size {config.size}" if config.size else "no set has a row"
+        raise InputError(f"{asked}: the largest size is {sizes.total:,}: {sizes.rule}{rarest}")
     return config.size or sizes.total
 
 
@@ -381,6 +383,23 @@ def kept_runs(folder: Path) -> dict[str, Kept]:
         if not is_done(folder / "runs" / name):
             found[name] = Kept(results.filter(mine), outcomes.filter(mine))
     return found
+
+
+def _check_sizes(folder: Path, plan: Plan) -> None:
+    """Raise InputError where a run that is done was trained on a set of another size than is planned for it now.
+
+    With no size given, |D| is what all sets can have: other sets asked for can make it smaller.
+    """
+    if not all((folder / f"{name}.parquet").is_file() for name in MEASURED[:2]):
+        return
+    done = pl.read_parquet(folder / "results.parquet").select("variant", "seed", "size").unique(maintain_order=True)
+    for variant, seed, size in done.iter_rows():
+        planned = plan.sizes.get(f"{variant}-seed{seed}", size)
+        if planned != size:
+            raise InputError(
+                f"{folder}: {variant} was trained with |D| = {size:,}; with the sets asked for now it is {planned:,}. "
+                "Choose another --out"
+            )
 
 
 def tuned_seconds(folder: Path) -> float:
