@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import Annotated, Any, Optional
 
 from cyclopts import App, CycloptsError, Parameter, Token, validators
 
@@ -19,12 +19,9 @@ from foreknow.config import AuditConfig, CheckConfig, EvaluateConfig, ExtractCon
 from foreknow.errors import ForeknowError
 from foreknow.files.places import place
 from foreknow.lm import ranks
-from foreknow.printing import print_audit, print_table
+from foreknow.printing import print_audit, print_estimate, print_scaled, print_table, print_written
 from foreknow.settings import Settings, settings_of
 from foreknow.studies.settings import StudyConfig, study_settings
-
-if TYPE_CHECKING:
-    from foreknow.data.datasets import Written
 
 app = App(
     name="foreknow",
@@ -95,9 +92,9 @@ def audit(
         from foreknow.audits.estimate import estimate
 
         found = estimate(settings)
-        _print_estimate(found)
+        print_estimate(found)
         if settings.rows is not None and "tokens_a_row" in found:
-            _print_scaled(found, settings.rows)
+            print_scaled(found, settings.rows)
         return
     from foreknow.audits.auditing import Audit, run
     from foreknow.errors import GateCrossed
@@ -171,7 +168,7 @@ def entityquestions(
     """
     from foreknow.data.datasets import write_entityquestions
 
-    _print_written(write_entityquestions(source, place(out), templates=templates, check=not allow_different))
+    print_written(write_entityquestions(source, place(out), templates=templates, check=not allow_different))
 
 
 @data.command
@@ -187,7 +184,7 @@ def popqa(*, source: Annotated[str, Parameter(name="--from")] = "hub", out: Path
     """
     from foreknow.data.datasets import write_popqa
 
-    _print_written(write_popqa(source, place(out)))
+    print_written(write_popqa(source, place(out)))
 
 
 @data.command
@@ -201,7 +198,7 @@ def facts(*, out: Path) -> None:
     """
     from foreknow.data.datasets import write_facts
 
-    _print_written(write_facts(place(out)))
+    print_written(write_facts(place(out)))
 
 
 @app.command
@@ -259,7 +256,7 @@ def tune(
     if settings.dry_run:
         from foreknow.training.loop import estimate
 
-        _print_estimate(estimate(settings))
+        print_estimate(estimate(settings))
         return
     from foreknow.training.curves import shown
     from foreknow.training.tuning import run
@@ -312,7 +309,7 @@ def study(
     if settings.dry_run:
         from foreknow.studies.estimate import estimate as estimate_study
 
-        _print_estimate(estimate_study(settings))
+        print_estimate(estimate_study(settings))
         return
     from foreknow.studies.claims import table as scorecard
     from foreknow.studies.studying import run
@@ -451,29 +448,6 @@ def models() -> None:
             print(f"  {key:<9} {line[key]}")
     print("lab: a small model that is trained here; see `foreknow lab build --help`.")
     print("Any folder saved by save_pretrained, .gguf file or hub id can stand in their place.")
-
-
-def _print_estimate(found: dict[str, Any]) -> None:
-    for key, value in found.items():
-        print(f"{key.replace('_', ' ') + ':':<18}{f'{value:,}' if isinstance(value, int) else value}")
-
-
-def _print_scaled(found: dict[str, Any], rows: int) -> None:
-    from foreknow.audits.cost import model_of, scaled
-
-    told = scaled(found, rows, model_of(Path(found["folder"])))
-    print_table(told.table, f"{rows:,} rows")
-    for name, value, source in told.inputs.iter_rows():
-        print(f"{name}: {value} ({source})")
-    for note in told.notes:
-        print(note)
-
-
-def _print_written(written: Written) -> None:
-    print_table(written.counts, "rows by relation and split")
-    for note in written.notes:
-        print(note)
-    print(f"{'already complete' if written.was_complete else 'written'}: {written.folder}")
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from foreknow.data.datasets import Written
 
 
 def print_audit(summary: dict[str, Any]) -> None:
@@ -91,3 +94,29 @@ def print_table(frame: pl.DataFrame, title: str) -> None:
 def plain(value: Any) -> str:
     """A cell without control characters: data must not steer a terminal."""
     return "".join(c if c.isprintable() else "\ufffd" for c in str(value))
+
+
+def print_estimate(found: dict[str, Any]) -> None:
+    """What a run would cost, a line for each figure."""
+    for key, value in found.items():
+        print(f"{key.replace('_', ' ') + ':':<18}{f'{value:,}' if isinstance(value, int) else value}")
+
+
+def print_scaled(found: dict[str, Any], rows: int) -> None:
+    """What an audit of so many rows would cost on other machines, with every input and its source."""
+    from foreknow.audits.cost import model_of, scaled
+
+    told = scaled(found, rows, model_of(Path(found["folder"])))
+    print_table(told.table, f"{rows:,} rows")
+    for name, value, source in told.inputs.iter_rows():
+        print(f"{name}: {value} ({source})")
+    for note in told.notes:
+        print(note)
+
+
+def print_written(written: Written) -> None:
+    """What a prepared data set holds, and where it lies."""
+    print_table(written.counts, "rows by relation and split")
+    for note in written.notes:
+        print(note)
+    print(f"{'already complete' if written.was_complete else 'written'}: {written.folder}")
