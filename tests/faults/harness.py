@@ -28,7 +28,7 @@ from typing import Any, Final, NamedTuple
 
 FORGE: Final = r"""
 import importlib, io, json, os, signal, sys, time, traceback
-for name in ("torch", "transformers", "polars", "scipy.stats", "altair", "vl_convert", "jinja2", "accelerate",
+for name in ("torch", "transformers", "polars", "scipy.stats", "altair", "jinja2", "accelerate",
              "transformers.models.llama.modeling_llama", "transformers.trainer", "foreknow.training.loop",
              "foreknow.studies.studying", "foreknow.evaluation.evaluating", "foreknow.report", "foreknow.cli"):
     importlib.import_module(name)
