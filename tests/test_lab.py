@@ -320,6 +320,17 @@ def test_the_labs_facts_are_read_by_name(tmp_path: Path, monkeypatch: pytest.Mon
 # ---- the truth
 
 
+@pytest.mark.parametrize("name", ["lab", "facts"])
+def test_a_file_of_that_name_goes_first_and_that_is_said(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).mkdir()
+    (Path(name) / "a.jsonl").write_text('{"question": "Who?", "answer": "Ann"}\n')
+    assert read_data(AuditConfig(data=name)).rows["question"].to_list() == ["Who?"]
+    assert f"{name}: the file or folder of that name in this folder is read" in capsys.readouterr().err
+
+
 def judged(rows: list[tuple[int | None, str | None, float, float]], pool: int = 12) -> pl.DataFrame:
     return pl.DataFrame(
         [

@@ -9,6 +9,7 @@ from foreknow.data import default_facts, facts
 from foreknow.data.templates import read_templates
 from foreknow.errors import ConfigError
 from foreknow.lab import world as lab_world
+from foreknow.progress import say
 
 
 def read_data(config: DataSettings, limit: int | None = None) -> facts.Facts:
@@ -21,6 +22,8 @@ def read_data(config: DataSettings, limit: int | None = None) -> facts.Facts:
         if config.map or config.templates or config.group_by not in (None, "relation") or config.layout != "auto":
             raise ConfigError("--map, --layout, --templates and --group-by: the lab's facts need none")
         return lab_world.read_lab(limit, config.seed)
+    if config.data in (DEFAULT_FACTS, lab_world.NAME):
+        say(f"{config.data}: the file or folder of that name in this folder is read, not the facts that come along")
     return facts.read_facts(
         config.data,
         columns=config.map,
