@@ -254,7 +254,7 @@ def table(mix: Mix, most: int = 24) -> pl.DataFrame:
         "relation",
         *(pl.col(name) for name in CATEGORIES),
         size.alias("rows"),
-        (pl.col(UNKNOWN) / size).map_elements(lambda share: f"{share:.1%}", pl.String).alias("Unknown share"),
+        pl.format("{}%", (100 * pl.col(UNKNOWN) / size).round(1)).alias("Unknown share"),
     )
 
 

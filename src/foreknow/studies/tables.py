@@ -166,8 +166,8 @@ def table(results: pl.DataFrame) -> pl.DataFrame:
     for column in columns:
         lines = lines.join(column, on="share", how="left")
     return lines.select(
-        pl.col("share").map_elements(lambda share: f"{share:.0%} Unknown", pl.String),
-        pl.exclude("share").map_elements(lambda em: f"{100 * em:.1f}", pl.String).fill_null(""),
+        pl.format("{}% Unknown", (100 * pl.col("share")).round().cast(pl.Int64)).alias("share"),
+        (100 * pl.exclude("share")).round(1).cast(pl.String).fill_null(""),
     )
 
 
