@@ -125,13 +125,13 @@ def _compare(
 
 def _without_weights(folder: str, config: AuditConfig) -> tuple[Any, int | None]:
     """The tokenizer, and how many tokens the model can take in. Raises ModelError where they cannot be read."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     trusted = {"trust_remote_code": config.trust_remote_code}
     try:
         with quiet():
             about = AutoConfig.from_pretrained(folder, **trusted).get_text_config()
-            return AutoTokenizer.from_pretrained(folder, **trusted), getattr(about, "max_position_embeddings", None)
+            return models.read_tokenizer(folder, **trusted), getattr(about, "max_position_embeddings", None)
     except Exception as error:
         # whatever a model's files may raise, the user is told in one line
         raise ModelError(f"--model {config.model}: cannot be loaded: {models.in_a_line(error)}") from None

@@ -159,16 +159,12 @@ def _hushed() -> Iterator[list[warnings.WarningMessage]]:
 
 def tokenizer_of(found: Found, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tuned model's tokenizer: an adapter's own where it has one. Raises ModelError."""
-    from transformers import AutoTokenizer
-
     own = found.adapter if found.adapter and (found.adapter / "tokenizer_config.json").is_file() else found.folder
     try:
         with quiet():
-            made: Any = AutoTokenizer.from_pretrained(str(own), trust_remote_code=trust_remote_code)
+            return models.read_tokenizer(own, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise ModelError(f"--model {found.name}: its tokenizer cannot be loaded: {models.in_a_line(error)}") from None
-    tokenizer: PreTrainedTokenizerBase = made
-    return tokenizer
 
 
 def positions_of(found: Found, trust_remote_code: bool = False) -> int | None:

@@ -173,14 +173,14 @@ def load(
     # kernels the CPU library keeps, one for each shape it has seen: 1,024 of them are half a gigabyte
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     found = resolve(name, say, trust_remote_code)
     on, device_reason = _device(device)
     kind, dtype_reason = _dtype(dtype, on)
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(str(found.folder), trust_remote_code=trust_remote_code)
+            tokenizer = read_tokenizer(found.folder, trust_remote_code=trust_remote_code)
             model: Any = AutoModelForCausalLM.from_pretrained(
                 str(found.folder),
                 dtype=getattr(torch, kind),
@@ -205,6 +205,21 @@ def load(
         device=on,
         reasons=(device_reason, dtype_reason),
     )
+
+
+def read_tokenizer(folder: str | Path, **reading: Any) -> PreTrainedTokenizerBase:
+    """A folder's tokenizer. `reading`: passed on to `from_pretrained`, whose errors come through.
+
+    It remembers no words: tokenizers keeps what one has seen, up to 10,000 words a thread, when the tokenizer itself is
+    gone, so that every model loaded would cost a process more memory. Without, tokenizing takes half as long again.
+    """
+    from transformers import AutoTokenizer
+
+    made: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder), **reading)
+    backend: Any = getattr(getattr(made, "backend_tokenizer", None), "model", None)
+    if hasattr(backend, "_resize_cache"):  # those that remember: BPE and Unigram
+        backend._resize_cache(0)
+    return made
 
 
 def spread_reason(parts: Mapping[str, str | int | torch.device]) -> str:

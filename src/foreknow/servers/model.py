@@ -73,8 +73,6 @@ def address_of(model: str) -> Address | None:
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """A tokenizer alone, by packaged name, folder, .gguf file or hub id. Raises ModelError where there is none."""
-    from transformers import AutoTokenizer
-
     from foreknow.lm import models
 
     folder = name
@@ -82,17 +80,14 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
         folder = str(models.resolve(name).folder)
     try:
         with quiet():
-            found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                str(Path(folder).expanduser()) if Path(folder).expanduser().is_dir() else folder,
-                trust_remote_code=trust_remote_code,
-            )
+            local = Path(folder).expanduser()
+            return models.read_tokenizer(local if local.is_dir() else folder, trust_remote_code=trust_remote_code)
     except Exception as error:
         # whatever a tokenizer's files or the hub's client may raise, the user is told in two lines
         raise ModelError(
             f"--tokenizer {name}: cannot be loaded: {models.in_a_line(error)}\nPrompts are made here: name the "
             "folder or hub id of the model's tokenizer"
         ) from None
-    return found
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, set_seed
+from transformers import AutoConfig, PreTrainedTokenizerBase, set_seed
 
 from foreknow.config import TuneConfig
 from foreknow.errors import ConfigError, MissingExtra, ModelError, ResourceError, RunFolderError
@@ -44,7 +44,7 @@ def tokenised(config: TuneConfig, given: Given, folder: str) -> Tokenised:
     """Token ids of the rows to train on, checked. Raises InputError, ModelError."""
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+            tokenizer = models.read_tokenizer(folder, trust_remote_code=config.trust_remote_code)
             model = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code).get_text_config()
     except Exception as error:
         # whatever a model's files may raise, the user is told in one line
