@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
+import random
 import shutil
 import zipfile
 from pathlib import Path
 
 import huggingface_hub
+import psutil
 import pytest
 
 from foreknow.errors import ModelError
@@ -159,3 +162,18 @@ def test_the_default_model_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     generate: object = loaded.model.generate
     made = generate(**ids, max_new_tokens=3, do_sample=False)  # type: ignore[operator]
     assert loaded.tokenizer.decode(made[0, ids["input_ids"].shape[1] :]).split("\n")[0].strip() == "Tokyo"
+
+
+def test_a_tokenizer_that_is_gone_leaves_nothing_behind(tiny_folder: Path) -> None:
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghij", k=8)) for _ in range(4000)]
+    texts = [" ".join(words[k : k + 10]) for k in range(0, len(words), 10)]
+
+    def held(count: int) -> int:
+        for _ in range(count):
+            models.read_tokenizer(tiny_folder)(texts)
+        gc.collect()
+        return psutil.Process().memory_info().rss
+
+    before = held(5)
+    assert held(15) - before < 12 * 2**20  # 15 times these words, kept, are over 30 MiB
