@@ -167,7 +167,7 @@ def table(results: pl.DataFrame) -> pl.DataFrame:
         lines = lines.join(column, on="share", how="left")
     return lines.select(
         pl.format("{}% Unknown", (100 * pl.col("share")).round().cast(pl.Int64)).alias("share"),
-        (100 * pl.exclude("share")).round(1).cast(pl.String).fill_null(""),
+        (pl.exclude("share") * 100).round(1).cast(pl.String).fill_null(""),
     )
 
 
