@@ -94,7 +94,9 @@ def audit(
         found = estimate(settings)
         print_estimate(found)
         if settings.rows is not None and "tokens_a_row" in found:
-            print_scaled(found, settings.rows)
+            from foreknow.audits.cost import model_of, scaled
+
+            print_scaled(scaled(found, settings.rows, model_of(Path(found["folder"]))), settings.rows)
         return
     from foreknow.audits.auditing import Audit, run
     from foreknow.errors import GateCrossed
@@ -418,7 +420,7 @@ app.command(lab)
 def build(
     *,
     out: Path | None = None,
-    subjects: Annotated[int, Parameter(converter=_whole, validator=validators.Number(gte=1))] = 160,
+    subjects: Annotated[int, Parameter(converter=_whole, validator=validators.Number(gte=1, lte=20_000))] = 160,
 ) -> None:
     """Train the lab's model and write it with its facts; minutes on two cores.
 

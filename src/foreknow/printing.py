@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from foreknow.audits.cost import Scaled
     from foreknow.data.datasets import Written
 
 
@@ -102,11 +102,8 @@ def print_estimate(found: dict[str, Any]) -> None:
         print(f"{key.replace('_', ' ') + ':':<18}{f'{value:,}' if isinstance(value, int) else value}")
 
 
-def print_scaled(found: dict[str, Any], rows: int) -> None:
+def print_scaled(told: Scaled, rows: int) -> None:
     """What an audit of so many rows would cost on other machines, with every input and its source."""
-    from foreknow.audits.cost import model_of, scaled
-
-    told = scaled(found, rows, model_of(Path(found["folder"])))
     print_table(told.table, f"{rows:,} rows")
     for name, value, source in told.inputs.iter_rows():
         print(f"{name}: {value} ({source})")

@@ -28,7 +28,8 @@ WAIT: Final = timedelta(hours=1)
 _LOST: Final = re.compile(r"gloo|NCCL|Connection (closed|reset)|Broken pipe", re.IGNORECASE)
 _POLL: Final = 0.5
 _GRACE: Final = 2.0
-_LAST: Final = 0.1
+_LET_GO: Final = 0.1
+"""Seconds for gloo's threads to let go of the last tensors."""
 _SPEAKS, _ENDED = "foreknow_speaks", "foreknow_ended"
 
 
@@ -222,7 +223,7 @@ def _part() -> None:
     if torch.distributed.is_initialized():
         gc.collect()
         torch.distributed.destroy_process_group()
-        time.sleep(_LAST)
+        time.sleep(_LET_GO)
 
 
 def _let_the_first_speak() -> None:

@@ -168,8 +168,9 @@ def run(config: StudyConfig) -> Study:
 
 def _tells(study: Study, config: StudyConfig) -> bool:
     """Whether a finished study has all that is asked of it: its measurements, P(True), tables at these epochs."""
-    measured = all((study.folder / f"{name}.parquet").is_file() for name in MEASURED[: 3 if config.p_true else 2])
-    return measured and study.settings.get("fixed_epochs", []) == list(config.fixed_epochs)
+    wanted = MEASURED[: 3 if config.p_true else 2]
+    there = all((study.folder / f"{name}.parquet").is_file() for name in wanted)
+    return there and study.settings.get("fixed_epochs", []) == list(config.fixed_epochs)
 
 
 def _prompt(config: StudyConfig) -> list[str] | None:
@@ -363,20 +364,26 @@ class Kept(NamedTuple):
     outcomes: pl.DataFrame
 
 
-def kept_runs(folder: Path) -> dict[str, Kept]:
-    """Runs by name that stand in the study's `results.parquet` and `outcomes.parquet` but have no folder.
-
-    So a study goes on from these two files and its manifest alone. Raises InputError where they do not fit together.
-    """
+def measured(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The results and outcomes so far, empty where there are none. Raises InputError where a file is not a study's."""
     files = [folder / "results.parquet", folder / "outcomes.parquet"]
     if not all(file.is_file() for file in files):
-        return {}
+        return pl.DataFrame(schema=RESULTS), pl.DataFrame(schema=OUTCOMES)
     try:
         results, outcomes = (pl.read_parquet(file) for file in files)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise InputError(f"{folder}: results.parquet or outcomes.parquet is damaged ({error}); delete both") from None
     if results.schema != RESULTS or outcomes.schema != OUTCOMES:
         raise InputError(f"{folder}: results.parquet or outcomes.parquet is not a study's; delete both")
+    return results, outcomes
+
+
+def kept_runs(folder: Path) -> dict[str, Kept]:
+    """Runs by name that stand in the study's `results.parquet` and `outcomes.parquet` but have no folder.
+
+    So a study goes on from these two files and its manifest alone.
+    """
+    results, outcomes = measured(folder)
     found = {}
     for variant, seed in results.select("variant", "seed").unique(maintain_order=True).iter_rows():
         name, mine = f"{variant}-seed{seed}", (pl.col("variant") == variant) & (pl.col("seed") == seed)
@@ -390,10 +397,8 @@ def _check_sizes(folder: Path, plan: Plan) -> None:
 
     With no size given, |D| is what all sets can have: other sets asked for can make it smaller.
     """
-    if not all((folder / f"{name}.parquet").is_file() for name in MEASURED[:2]):
-        return
-    done = pl.read_parquet(folder / "results.parquet").select("variant", "seed", "size").unique(maintain_order=True)
-    for variant, seed, size in done.iter_rows():
+    results, _ = measured(folder)
+    for variant, seed, size in results.select("variant", "seed", "size").unique(maintain_order=True).iter_rows():
         planned = plan.sizes.get(f"{variant}-seed{seed}", size)
         if planned != size:
             raise InputError(
