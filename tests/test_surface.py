@@ -124,6 +124,17 @@ def test_a_dash_is_standard_input() -> None:
     assert (done.returncode, b"1 rows, 1 usable" in done.stdout) == (0, True), done.stderr
 
 
+def test_a_billion_rows_may_be_written_1e9(
+    tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(f'{{"question": "Capital {n}?", "answer": "A{n}"}}\n' for n in range(12)))
+    words = ["audit", str(data), "--model", str(tiny_folder), "--dry-run"]
+    assert run_main([*words, "--rows", "1e9"]) == 0
+    assert "1,000,000,000 rows" in capsys.readouterr().out
+    assert run_main([*words, "--rows", "2.5"]) == 2
+
+
 @pytest.mark.parametrize("wrong", ["2.5", "abc", "1e3"])
 def test_a_whole_number_is_not_rounded(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main(["audit", "facts", "--limit", wrong]) == 2

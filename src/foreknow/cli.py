@@ -52,7 +52,7 @@ def _flags_of(model: type[Settings]) -> Callable[[Callable[..., None]], Callable
                 continue
             default = "" if field.is_required() or not field.default else f" [default: {field.default}]"
             negative = None if field.default is True else ""
-            read = _whole if field.annotation in (int, int | None) else None
+            read = _whole if field.annotation in (int, int | None) and name != "rows" else None
             about = Parameter(
                 help=f"{field.description}{default}", show_default=False, negative=negative, converter=read
             )
