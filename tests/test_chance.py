@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -567,3 +568,46 @@ def test_a_search_that_stops_early_knows_how_much_it_left_out(
     assert (hunt.p <= np.array(exact) + 1e-12).all()
     assert (hunt.p + hunt.lost >= np.array(exact) - 1e-12).all()
     assert hunt.said == said  # the greedy answer is followed to its end, however unlikely
+
+
+ACCENT_WORDS = ["e", "\u0301", "\u0323", "\u00e9", "b", "</s>", "\n"]
+ACCENT_TEXTS = hunting.ordered(["e\u0301", "\u00e9", " \u1eb9\u0301", "eb", "e", "\u1eb9b"])
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 0.01, 0.1]))
+def test_an_accent_counts_in_either_spelling(seed: int, negligible: float) -> None:
+    assert ACCENT_TEXTS == ["e", "eb", "\u00e9", "\u1eb9b", "\u1eb9\u0301"], "by their parts, each once"
+    vocabulary = Vocabulary(lambda path: "".join(ACCENT_WORDS[t] for t in path), frozenset({5, 6}), frozenset())
+    count, longest = len(ACCENT_TEXTS), 5
+    rng_of = lambda path: np.random.default_rng([seed, *path, 7])  # noqa: E731
+
+    def at(path: tuple[int, ...]) -> Node:
+        p = rng_of(path).dirichlet(np.full(len(ACCENT_WORDS), 0.6))
+        order = sorted(range(len(p)), key=lambda t: (-p[t], t))
+        return Node(order[0], order, [float(p[t]) for t in order])
+
+    exact, waiting = np.zeros(count), [((), 1.0)]
+    while waiting:
+        path, mass = waiting.pop()
+        for token, p in zip(at(path).tokens, at(path).p, strict=True):
+            said = unicodedata.normalize("NFC", vocabulary.decode(path).strip())
+            if token in vocabulary.ends:
+                exact[[n for n, text in enumerate(ACCENT_TEXTS) if text == said]] += mass * p
+            elif len(path) + 2 <= longest:
+                waiting.append(((*path, token), mass * p))
+    hunt = hunting.Hunt(
+        hunting.Spellings(vocabulary, ACCENT_TEXTS, [longest] * count),
+        negligible,
+        10**6,
+        np.zeros(count),
+        np.zeros(count),
+    )
+    hunt.feed((), at(()))
+    while paths := hunt.wanted():
+        for path in paths:
+            hunt.feed(path, at(path))
+    assert (hunt.p <= exact + 1e-12).all()
+    assert (hunt.p + hunt.lost >= exact - 1e-12).all()
+    if not negligible:
+        np.testing.assert_allclose(hunt.p, exact, atol=1e-12)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from foreknow.protocol.match import Accepted, Mode, answer_of, is_refusal, normalise
+from foreknow.protocol.match import Accepted, Mode, answer_of, is_refusal, may_become, normalise, spellings_of
 
 COMBINED, APART = "Zürich", "Zu\u0308rich"
 
@@ -40,10 +40,22 @@ def right(accepted: list[str], answer: str, mode: Mode) -> bool:
         ("Guinea-Bissau", "guineabissau", False, True),
         ("Guinea-Bissau", "Guinea Bissau", False, False),
         ("rock 'n' roll", "Rock n Roll", False, True),
-        (COMBINED, APART, False, True),
-        (APART, COMBINED, False, True),
+        (COMBINED, APART, True, True),
+        (APART, COMBINED, True, True),
         ("Zürich", "Zurich", False, False),
-        ("Việt Nam", "Viê\u0323t Nam", False, True),
+        ("Việt Nam", "Viê\u0323t Nam", True, True),
+        ("Việt Nam", "Vie\u0323\u0302t Nam", True, True),
+        ("Å", "\u212b", True, True),
+        ("한국", unicodedata.normalize("NFD", "한국"), True, True),
+        ("하", "한", False, False),
+        ("ﬁn", "fin", False, True),
+        ("کتاب\u200cخانه", "کتابخانه", False, True),
+        ("Par\u00adis", "Paris", False, True),
+        ("كـتاب", "كتاب", False, True),
+        ("كِتاب", "كتاب", False, False),
+        ("น้ำ", "นำ", False, False),
+        ("न\u093cई", "नई", False, False),
+        ("❤\ufe0f", "❤", False, True),
         ("straße", "STRASSE", False, True),
         ("ΟΔΟΣ", "οδος", False, True),
         ("東京", "東京", True, True),
@@ -73,6 +85,13 @@ def test_answers_that_are_one_answer_count_once() -> None:
     assert accepted.strict == {"Paris", "paris."}
     assert accepted.lenient == {"paris"}
     assert Accepted.of([]).judge("x").lenient_open is False
+
+
+def test_spellings_that_unicode_calls_equal_are_one_answer() -> None:
+    accepted = Accepted.of([COMBINED, APART])
+    assert accepted.strict == {COMBINED}
+    assert spellings_of(f" {APART}") == (APART, COMBINED)
+    assert spellings_of(COMBINED) == (COMBINED,)
 
 
 def test_the_answer_ends_at_the_first_newline() -> None:
@@ -151,7 +170,9 @@ def writings(draw: st.DrawFn) -> tuple[str, str]:
     for at, word in enumerate(words):
         spelled += (draw(blanks) if at else "") + draw(extra)
         cut = draw(st.integers(0, len(word)))
-        spelled += word[:cut] + draw(st.sampled_from(["", "", "-", "\u2019", "$."])) + word[cut:]
+        spelled += (
+            word[:cut] + draw(st.sampled_from(["", "", "-", "\u2019", "$.", "\u200d", "\u0640\u00ad"])) + word[cut:]
+        )
     return answer, draw(st.sampled_from(["", " ", "\u201c"])) + spelled + draw(st.sampled_from(["", ".", " the", " !"]))
 
 
@@ -170,10 +191,22 @@ def test_every_beginning_of_a_lenient_match_is_open(pair: tuple[str, str], other
 
 
 @settings(deadline=None, max_examples=200)
-@given(answers, st.lists(answers, max_size=2), st.text(" \t\u00a0", max_size=2), st.text(" \t", max_size=2))
-def test_every_beginning_of_a_strict_match_is_open(answer: str, others: list[str], before: str, after: str) -> None:
+@given(answers, st.lists(answers, max_size=2), st.text(" \t\u00a0", max_size=2), st.text(" \t", max_size=2), st.data())
+def test_every_beginning_of_a_strict_match_is_open(
+    answer: str, others: list[str], before: str, after: str, spelling: st.DataObject
+) -> None:
     accepted = Accepted.of([*others, answer])
-    spelled = before + answer.strip() + after
+    form = spelling.draw(st.sampled_from(["NFC", "NFD", "as it is", "mixed", "marks"]))
+    stripped = answer.strip()
+    if form == "mixed":
+        cut = spelling.draw(st.integers(0, len(stripped)))
+        stripped = unicodedata.normalize("NFD", stripped[:cut]) + stripped[cut:]
+    elif form == "marks":
+        stripped = shuffled_marks(stripped, spelling.draw)
+    elif form != "as it is":
+        stripped = unicodedata.normalize(form, stripped)
+    assume(unicodedata.normalize("NFC", stripped) == unicodedata.normalize("NFC", answer.strip()))
+    spelled = before + stripped + after
     assert accepted.right(spelled, "strict")
     assert accepted.right(spelled, "lenient")
     verdict = accepted.judge(spelled)
@@ -193,7 +226,47 @@ def test_judging_agrees_with_right_and_strict_is_within_lenient(text: str, given
     assert verdict.lenient_match == accepted.right(text, "lenient")
     assert verdict.strict_match <= verdict.strict_open <= verdict.lenient_open
     assert verdict.strict_match <= verdict.lenient_match <= verdict.lenient_open
-    assert verdict.strict_match <= (text.strip() in {a.strip() for a in given_answers})
+    composed = {unicodedata.normalize("NFC", a.strip()) for a in given_answers}
+    assert verdict.strict_match == (unicodedata.normalize("NFC", text.strip()) in composed)
+
+
+PIECES = (
+    "a",
+    "e",
+    "\u00e9",
+    "\u00ea",
+    "\u0301",
+    "\u0302",
+    "\u0323",
+    "\u1ec7",
+    "\u1eb9",
+    "\u1112",
+    "\u1161",
+    "\u11ab",
+    "\ud558",
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.sampled_from(PIECES), max_size=4).map("".join), st.lists(st.sampled_from(PIECES), max_size=4))
+def test_a_beginning_is_strictly_open_if_and_only_if_something_can_follow(head: str, whole: list[str]) -> None:
+    parts = unicodedata.normalize("NFD", "".join(whole))
+    # an oracle: all ways to go on with characters of the answer, no longer than the answer
+    letters, waiting, reached = sorted(set(parts)), [head], False
+    while waiting and not reached:
+        text = waiting.pop()
+        reached = unicodedata.normalize("NFD", text) == parts
+        if len(unicodedata.normalize("NFD", text)) < len(parts):
+            waiting += [text + letter for letter in letters]
+    assert may_become(unicodedata.normalize("NFD", head), parts) is reached
+
+
+def test_an_accent_that_the_answer_lacks_closes_it() -> None:
+    verdict = Accepted.of(["Zurich"]).judge("Zu\u0308")
+    assert not verdict.strict_open
+    assert Accepted.of([COMBINED]).judge("Zu").strict_open
+    assert Accepted.of([APART]).judge("Zü").strict_open
+    assert Accepted.of(["ệ"]).judge("ê").strict_open, "the dot below still to come sorts before the hat"
 
 
 def test_accents_that_come_late_and_out_of_order_keep_an_answer_open() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import unicodedata
 from dataclasses import dataclass, field
 
 import pytest
@@ -15,9 +16,13 @@ from foreknow.protocol.search import Budget, Node, Path, Speller, Tree, Vocabula
 
 TOKENS = (
     b"</s>", b"\n", b"\n\n", b".\n", b"a", b"b", b"ab", b" ", b"A", b"the ", b" a", b".", b"\xc3", b"\xa9", b"B\nb",
+    b"e", b"\xcc\x81", b"\xcc\xa3", b"\xcc",
 )  # fmt: skip
 ENDS, BREAKS = frozenset({0, 1, 2}), frozenset({3, 14})
-ANSWERS = ("ab", "a", "b", "aab", "A b", "the a", "a.", "\u00e9", "a\u00e9b", "abab", "The", "B")
+ANSWERS = (
+    "ab", "a", "b", "aab", "A b", "the a", "a.", "\u00e9", "a\u00e9b", "abab", "The", "B", "e", "e\u0301",
+    "\u1eb9\u0301", "e\u0301\u0323b",
+)  # fmt: skip
 EPS = 1e-9
 
 
@@ -241,7 +246,11 @@ def test_the_order_of_feeding_does_not_matter(
 
 
 @settings(deadline=None, max_examples=60)
-@given(toys, st.lists(st.sampled_from(ANSWERS), min_size=2, max_size=5, unique=True), st.integers(1, 4))
+@given(
+    toys,
+    st.lists(st.sampled_from(ANSWERS), min_size=2, max_size=5, unique_by=lambda a: unicodedata.normalize("NFC", a)),
+    st.integers(1, 4),
+)
 def test_masses_of_different_answers_add_up(toys: list[Toy], answers: list[str], max_new: int) -> None:
     every = Budget(0.0, 10**9, 16, True)
 
@@ -256,6 +265,47 @@ def test_masses_of_different_answers_add_up(toys: list[Toy], answers: list[str],
     if all(toy.shown == 99 for toy in toys[:1]):
         assert masses(answers)[1] == pytest.approx(lenient, abs=1e-9)
     assert max(sum(strict for strict, _ in alone), lenient) <= 1 + EPS
+
+
+ACCENTS = st.builds(
+    Toy,
+    st.integers(0, 10**6),
+    st.lists(st.sampled_from([4, 7, 15, 16, 17, 18]), min_size=3, max_size=5, unique=True).map(
+        lambda t: (0, 12, 13, *t)
+    ),
+    st.just(99),
+    st.booleans(),
+)
+
+
+@settings(deadline=None, max_examples=120)
+@given(ACCENTS, st.sampled_from(["\u00e9", "e\u0301", "\u1eb9\u0301", "a\u00e9", "e\u0301\u0323"]), st.integers(3, 5))
+def test_both_ways_to_spell_an_accent_count(toy: Toy, gold: str, max_new: int) -> None:
+    every = Budget(0.0, 10**9, 16, True)
+    composed, apart = (unicodedata.normalize(form, gold) for form in ("NFC", "NFD"))
+    found = [
+        search([toy], Accepted.of(golds), max_new, every).trees[0] for golds in ([composed], [apart], [apart, gold])
+    ]
+    truth = oracle(toy, Accepted.of([composed]), max_new)
+    by_text = sum(mass for said, mass in finished(toy, max_new) if unicodedata.normalize("NFC", said) == composed)
+    assert truth.strict == pytest.approx(by_text, abs=1e-9), "the oracle itself, against texts"
+    for tree in found:
+        assert tree.strict == pytest.approx(truth.strict, abs=1e-9)
+        assert tree.unsearched() == pytest.approx(0.0, abs=1e-9)
+        assert tree.greedy().strict is truth.greedy_strict
+
+
+def finished(toy: Toy, max_new: int) -> list[tuple[str, float]]:
+    """Every answer the toy can give, with its probability; an answer may come more than once."""
+    found, waiting = [], [((), 1.0)]
+    while waiting:
+        path, mass = waiting.pop()
+        said = answer(path)
+        if said is not None:
+            found.append((said, mass))
+        elif len(path) < max_new:
+            waiting += [((*path, token), mass * p) for token, p in toy.distribution(path)]
+    return found
 
 
 # by hand

@@ -46,7 +46,8 @@ from foreknow.protocol.chance import (
     line_of,
 )
 from foreknow.protocol.exemplars import Exemplars
-from foreknow.protocol.hunting import Hunt, Spellings
+from foreknow.protocol.hunting import Hunt, Spellings, ordered
+from foreknow.protocol.match import canonical, spellings_of
 from foreknow.protocol.search import Path as Tokens
 
 COST: Final[dict[str, pl.DataType]] = {
@@ -165,7 +166,7 @@ def _work(
     enough = chosen.serves.sum(axis=1) >= search.rules.least
     references = chosen.references if enough.any() else []
     sets = len(prober.exemplars.groups[part.group].sets)
-    texts = sorted({a.strip() for answers in part.rows["answers"].to_list() for a in answers if a.strip()})
+    texts = ordered(a for answers in part.rows["answers"].to_list() for a in answers)
     place = {text: i for i, text in enumerate(texts)}
     p, high = (np.zeros((len(references), sets, len(texts))) for _ in range(2))
     greedy = np.full((len(references), sets), -1, dtype=np.int64)
@@ -187,7 +188,7 @@ def _work(
     for (number, p_sampled, answers), serving in zip(columns, chosen.serves, strict=True):
         own = swapped.get(number)
         counts = np.array([not shown for shown in own]) if own else np.ones(sets, dtype=np.bool_)
-        of = sorted({place[a.strip()] for a in answers if a.strip()})
+        of = sorted({place[canonical(a)] for a in answers if a.strip()})
         row = Row(number, p_sampled, of, serving, counts, bool((serving & invented).any()))
         lines.append(line_of(row, asked, prober.settings.samples, search.rules))
     return pl.DataFrame(lines, schema=CHANCE), len(references) * sets, paths
@@ -225,13 +226,14 @@ def _limits(asking: Prober, asked_of: pl.DataFrame, rows: pl.DataFrame, texts: S
     prompter, settings = asking.prompter, asking.settings
     text = prompter.text(asking.exemplars.groups[first["group"]].sets[0], first["question"])
     ids = prompter.ids([text])[0]
-    length = {t: len(prompter.answer_ids(text, ids, t)) for t in texts}
+    written = {a.strip() for answers in rows["answers"].to_list() for a in answers if a.strip()}
+    length = {t: len(prompter.answer_ids(text, ids, t)) for t in {*texts, *written}}
     longest = dict.fromkeys(texts, 0)
     for answers in rows["answers"].to_list():
-        own = [a.strip() for a in answers if a.strip()]
+        own = [spelled for a in answers if a.strip() for spelled in spellings_of(a)]
         most = max((length[a] for a in own if length[a] <= settings.max_answer_tokens), default=1)
         for a in own:
-            longest[a] = max(longest[a], most)
+            longest[canonical(a)] = max(longest[canonical(a)], most)
     return [longest[t] + settings.extra_tokens for t in texts]
 
 

@@ -29,7 +29,7 @@ from foreknow.probing.engine import Engine, Prompt, Sampling
 from foreknow.probing.longform import LongScorer
 from foreknow.probing.ordered import release_memory
 from foreknow.progress import meter, say
-from foreknow.protocol.exemplars import Exemplar, GroupExemplars
+from foreknow.protocol.exemplars import Exemplar, GroupExemplars, same_fact
 from foreknow.protocol.match import normalise
 from foreknow.protocol.prompts import Prompter, Template, common_prefix
 
@@ -159,7 +159,7 @@ def pool_of(
     found: dict[str, Exemplar] = {}
     for j, exemplars in enumerate(group.sets):
         for slot, exemplar in enumerate(exemplars):
-            if (j, slot) not in own and exemplar.question.strip().casefold() != question.strip().casefold():
+            if (j, slot) not in own and not same_fact(exemplar, question, None):
                 found.setdefault(exemplar.question, exemplar)
     return list(found.values())
 

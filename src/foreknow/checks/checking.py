@@ -17,7 +17,7 @@ import polars as pl
 from foreknow.checks.findings import MOST_SPLITS, RULES, Finding, findings_of, stage
 from foreknow.checks.near import near_duplicates
 from foreknow.config import DataSettings
-from foreknow.data.rows import GOLD, ROWS, USABLE, flag_rows, majority_floor
+from foreknow.data.rows import GOLD, ROWS, SAME_QUESTION, USABLE, flag_rows, majority_floor
 from foreknow.errors import ConfigError
 from foreknow.files.sources import suffixes
 from foreknow.inputs import read_data
@@ -89,12 +89,14 @@ def check(rows: pl.DataFrame) -> Checked:
 
 
 def _sound(rows: pl.DataFrame) -> pl.DataFrame:
-    """No answer is blank, no list of answers empty: null where nothing is left. `had`: the flags as they came."""
-    answers = pl.col("answers").list.eval(pl.element().filter(pl.element().str.strip_chars() != ""))
+    """No answer is blank, no list of answers empty: null where nothing is left. Texts are composed (NFC), so that
+    equal ones are equal letter by letter. `had`: the flags as they came."""
+    composed = pl.element().str.normalize("NFC")
+    answers = pl.col("answers").list.eval(composed.filter(pl.element().str.strip_chars() != ""))
     flags = pl.col("flags").list.drop_nulls().fill_null([])
     context = pl.when(pl.col("context").list.len() > 0).then("context")
     return rows.with_columns(
-        question=pl.when(pl.col("question").str.strip_chars() != "").then("question"),
+        question=pl.when(pl.col("question").str.strip_chars() != "").then(SAME_QUESTION),
         answers=pl.when(answers.list.len() > 0).then(answers),
         group=pl.col("group").fill_null("all"),
         flags=flags,

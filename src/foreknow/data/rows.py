@@ -28,6 +28,9 @@ ROWS: dict[str, pl.DataType] = {
 OUR_FLAGS = ("answer_in_subject", "conflicting", "context", "duplicate", "no_answer", "no_question")
 USABLE = pl.col("question").is_not_null() & pl.col("answers").is_not_null()
 GOLD = pl.col("answers").list.first()
+SAME_GOLD = GOLD.str.normalize("NFC")
+SAME_QUESTION = pl.col("question").str.normalize("NFC")
+"""Texts as they are compared with one another: two that differ only in how Unicode spells an accent are one."""
 DIGESTS: dict[str, pl.DataType] = {
     "row": pl.Int64(),
     "group": pl.String(),
@@ -59,8 +62,8 @@ def digests(rows: pl.DataFrame, seed: int) -> pl.DataFrame:
         "group",
         usable=USABLE,
         dev=pl.col("split").eq_missing(pl.lit("dev")),
-        asks=pl.struct("question", "context").hash(),
-        gold=GOLD.hash(),
+        asks=pl.struct(SAME_QUESTION, "context").hash(),
+        gold=SAME_GOLD.hash(),
         key=pl.Series(keys, dtype=pl.UInt64),
         flags=pl.concat_list(kept, *ours).list.drop_nulls(),
     )
@@ -69,8 +72,8 @@ def digests(rows: pl.DataFrame, seed: int) -> pl.DataFrame:
 def flags_of(digests: pl.DataFrame) -> pl.Series:
     """Each row's flags, from the digests of all rows: sorted, each once.
 
-    `duplicate`: question and gold of an earlier row. `conflicting`: question and group of another row with
-    a different gold. `answer_in_subject`: the gold, capitals aside, is a whole word of the subject, or of
+    `duplicate`: question and gold of an earlier row, compared after NFC. `conflicting`: question and group of another
+    row with a different gold. `answer_in_subject`: the gold, capitals aside, is a whole word of the subject, or of
     the question where there is no subject. `no_question`, `no_answer`: the row has none. `context`: it is
     asked behind a system's text or earlier turns.
     """
@@ -109,13 +112,14 @@ def majority_floor(rows: pl.DataFrame) -> pl.DataFrame:
     """
     usable = rows.filter(USABLE)
     majority = (
-        usable.group_by("group", GOLD.alias("majority_answer"))
+        usable.group_by("group", SAME_GOLD.alias("majority_answer"))
         .len("count")
         .sort(["group", "count", "majority_answer"], descending=[False, True, False])
         .group_by("group", maintain_order=True)
         .first()
     )
-    hit = pl.col("answers").list.contains(pl.col("majority_answer"))
+    same = pl.col("answers").list.eval(pl.element().str.normalize("NFC"))
+    hit = same.list.contains(pl.col("majority_answer"))
     return (
         usable.join(majority, on="group")
         .group_by("group", "majority_answer")

@@ -161,7 +161,12 @@ def answering(rows: pl.DataFrame) -> dict[str, Share]:
 def frequent(rows: pl.DataFrame, most: int) -> list[dict[str, Any]]:
     """The most frequent wrong answers: text, count, share of the wrong answers. Ties in the order of the texts."""
     wrong = rows.filter("wrong")
-    found = wrong.group_by("said").agg(count=pl.len()).sort("count", "said", descending=[True, False]).head(most)
+    found = (
+        wrong.group_by(pl.col("said").str.normalize("NFC"))
+        .agg(count=pl.len())
+        .sort("count", "said", descending=[True, False])
+        .head(most)
+    )
     return [{"said": text, "count": count, "share": count / wrong.height} for text, count in found.iter_rows()]
 
 
@@ -173,7 +178,12 @@ def collapse(rows: pl.DataFrame) -> dict[str, Any]:
 
 
 def _variety(texts: pl.Series) -> dict[str, Any]:
-    counts = texts.alias("text").value_counts(name="count").sort("count", "text", descending=[True, False])
+    counts = (
+        texts.alias("text")
+        .str.normalize("NFC")
+        .value_counts(name="count")
+        .sort("count", "text", descending=[True, False])
+    )
     if counts.is_empty():
         return {"top": None, "count": 0, "share": None, "distinct": 0}
     top, count = counts.row(0)

@@ -16,7 +16,7 @@ import polars as pl
 
 from foreknow.probing.engine import Engine, Family, Prompt
 from foreknow.protocol.exemplars import Exemplar, Exemplars, Substitution
-from foreknow.protocol.match import Accepted
+from foreknow.protocol.match import Accepted, spellings_of
 from foreknow.protocol.prompts import Prompter, common_prefix
 from foreknow.protocol.search import Budget, Path, Speller, Tree, Vocabulary, wanted
 from foreknow.protocol.slick import MODEL_ANSWERS, PROBES
@@ -140,7 +140,8 @@ class Prober:
         return found, prompts
 
     def _row(self, record: dict[str, Any], text: str, ids: Sequence[int], substituted: list[list[Substitution]]) -> Row:
-        paths = [self.prompter.answer_ids(text, ids, answer.strip()) for answer in record["answers"] if answer.strip()]
+        spelled = [each for answer in record["answers"] if answer.strip() for each in spellings_of(answer)]
+        paths = [self.prompter.answer_ids(text, ids, each) for each in spelled]
         usable = [p for p in paths if 0 < len(p) <= self.settings.max_answer_tokens]
         tree = sorted({p[: n + 1] for p in usable for n in range(len(p))})
         longest = max((len(p) for p in usable), default=1)

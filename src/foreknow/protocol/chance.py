@@ -19,7 +19,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from foreknow.data.rows import draw_key
-from foreknow.protocol.match import normalise
+from foreknow.protocol.match import canonical, normalise
 from foreknow.stats import DRAWS, LEVEL, SMALL_STRATUM, wilson
 
 CHANCE: Final[dict[str, pl.DataType]] = {
@@ -167,7 +167,7 @@ def _said(answers: Iterable[str]) -> frozenset[str]:
 
 
 def _fact(question: str, subject: str | None) -> str:
-    return (subject or question).strip().casefold()
+    return canonical((subject or question).casefold())
 
 
 class Asked(NamedTuple):

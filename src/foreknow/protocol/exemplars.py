@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from foreknow.errors import InputError
+from foreknow.protocol.match import canonical
 
 
 class Exemplar(NamedTuple):
@@ -80,14 +81,19 @@ class Exemplars:
 
 def key(exemplar: Exemplar) -> str:
     """What makes two exemplars the same fact: the subject if there is one, else the question."""
-    return (exemplar.subject or exemplar.question).strip().casefold()
+    return _folded(exemplar.subject or exemplar.question)
 
 
 def same_fact(exemplar: Exemplar, question: str, subject: str | None) -> bool:
     """Whether an exemplar is about the row's subject, or asks its question."""
-    if exemplar.question.strip().casefold() == question.strip().casefold():
+    if _folded(exemplar.question) == _folded(question):
         return True
-    return bool(subject and exemplar.subject and subject.strip().casefold() == exemplar.subject.strip().casefold())
+    return bool(subject and exemplar.subject and _folded(subject) == _folded(exemplar.subject))
+
+
+def _folded(text: str) -> str:
+    """Texts that differ only in case, or in how Unicode spells their accents, are one."""
+    return canonical(canonical(text).casefold())
 
 
 def draw(

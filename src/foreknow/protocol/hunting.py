@@ -7,14 +7,14 @@ a probability of its own, letter by letter, and the search stops at paths of tok
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foreknow.protocol.match import answer_of
+from foreknow.protocol.match import answer_of, canonical, canonical_parts, without_marks_at_end
 from foreknow.protocol.search import Node, Path, Vocabulary
 
 
@@ -37,15 +37,20 @@ class Step(NamedTuple):
 
 @dataclass
 class Spellings:
-    """Judges token paths against sorted texts, letter by letter, as `match.Accepted` does in strict mode.
+    """Judges token paths against texts, letter by letter, as `match.Accepted` does in strict mode.
 
-    `limits`: tokens an answer and its end may take, for each text.
+    `texts`: different ones in their canonical form, in the order that `ordered` gives. `limits`: tokens an answer
+    and its end may take, for each text.
     """
 
     vocabulary: Vocabulary
     texts: Sequence[str]
     limits: Sequence[int]
     _steps: dict[Path, Step] = field(default_factory=dict)
+    _parts: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._parts = [canonical_parts(text) for text in self.texts]
 
     def step(self, path: Path) -> Step:
         """What the last token of `path` makes of it."""
@@ -60,9 +65,10 @@ class Spellings:
         text = self.vocabulary.decode(path)
         if path[-1] in self.vocabulary.breaks:
             return self._ended(answer_of(text), len(path))
-        head = text.rstrip("\ufffd").lstrip()  # a character cut in two stays open
-        low, high = bisect_left(self.texts, head), bisect_left(self.texts, head + "\U0010ffff")
-        whole = self._place(head.rstrip()) if head != head.rstrip() else -1
+        whole_text = text.rstrip("\ufffd").lstrip()  # a character cut in two stays open
+        head = without_marks_at_end(canonical_parts(whole_text))  # accents still to come may sort before its last ones
+        low, high = bisect_left(self._parts, head), bisect_left(self._parts, head + "\U0010ffff")
+        whole = self._place(whole_text) if whole_text != whole_text.rstrip() else -1
         if len(path) + 1 > max([*self.limits[low:high], *([self.limits[whole]] if whole >= 0 else [])], default=0):
             return Step(False, -1, 0, 0)
         return Step(False, whole, low, high)
@@ -72,8 +78,14 @@ class Spellings:
         return Step(True, place if place >= 0 and length <= self.limits[place] else -1, 0, 0)
 
     def _place(self, text: str) -> int:
-        at = bisect_left(self.texts, text)
-        return at if at < len(self.texts) and self.texts[at] == text else -1
+        parts = canonical_parts(canonical(text))
+        at = bisect_left(self._parts, parts)
+        return at if at < len(self._parts) and self._parts[at] == parts else -1
+
+
+def ordered(texts: Iterable[str]) -> list[str]:
+    """Texts in their canonical form, each once, none blank, as `Spellings` wants them."""
+    return sorted({canonical(text) for text in texts if text.strip()}, key=canonical_parts)
 
 
 @dataclass

@@ -1,8 +1,9 @@
 """Exact match: which generated answers count as right, and which beginnings still can.
 
 Two modes. *strict* is the paper's: the answer, stripped at both ends, equals an accepted one letter by
-letter. *lenient* is the usual normalisation of question-answering benchmarks: case, punctuation, articles
-and runs of blanks do not count. Pure text; no tokens, no model.
+letter, whichever way Unicode spells the letters (e with an accent as one character or as two: NFC decides).
+*lenient* is the usual normalisation of question-answering benchmarks: case, punctuation, articles, runs of
+blanks and characters that nobody sees do not count. Pure text; no tokens, no model.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ Mode = Literal["strict", "lenient"]
 
 _ARTICLES = ("a", "an", "the")
 _WORD = re.compile(r"\w+", re.UNICODE)
+_TATWEEL = "\u0640"  # stretches an Arabic word in print
+_SELECTORS = re.compile("[\u180b-\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # the form of the character before
 
 
 def answer_of(generated: str) -> str:
@@ -25,20 +28,76 @@ def answer_of(generated: str) -> str:
     return generated.split("\n", 1)[0].strip()
 
 
+def canonical(text: str) -> str:
+    """The strict form of `text`: stripped at both ends, composed (NFC). Equal texts are the same to a reader."""
+    return unicodedata.normalize("NFC", text.strip())
+
+
+def canonical_parts(text: str) -> str:
+    """`text` with every accent as a character of its own, in Unicode's order (NFD)."""
+    return unicodedata.normalize("NFD", text)
+
+
+def spellings_of(answer: str) -> tuple[str, ...]:
+    """An answer as it is written, and in its canonical form where that is another."""
+    return tuple(dict.fromkeys((answer.strip(), canonical(answer))))
+
+
+def may_become(head: str, whole: str) -> bool:
+    """Whether some text that begins with `head` is canonically `whole`; both as `canonical_parts` gives them.
+
+    Accents still to come may sort before those at the end of `head`, but only accents of another class do.
+    """
+    if whole.startswith(head):
+        return True
+    base = without_marks_at_end(head)
+    if len(base) == len(head) or not whole.startswith(base):
+        return False
+    rest = whole[len(base) :]
+    run = rest[: next((n for n, c in enumerate(rest) if not unicodedata.combining(c)), len(rest))]
+    return all(
+        _of_class(run, place).startswith(_of_class(head[len(base) :], place))
+        for place in {unicodedata.combining(c) for c in head[len(base) :]}
+    )
+
+
+def without_marks_at_end(text: str) -> str:
+    """`text` (as `canonical_parts` gives it) up to its last character that no later accent can move."""
+    end = len(text)
+    while end and unicodedata.combining(text[end - 1]):
+        end -= 1
+    return text[:end]
+
+
+def _of_class(marks: str, place: int) -> str:
+    return "".join(c for c in marks if unicodedata.combining(c) == place)
+
+
 @lru_cache(maxsize=65536)
 def normalise(text: str) -> str:
     """The lenient form of `text`; where nothing but articles and punctuation is left, its folded self.
 
-    Compatibility-composed, case-folded, punctuation and symbols removed (so `U.S.` is `us`), articles
-    dropped, one blank between words.
+    Compatibility-composed, case-folded, punctuation, symbols and invisible characters removed (so `U.S.` is `us`),
+    articles dropped, one blank between words.
     """
     words = [w for w in _bare(text).split() if w not in _ARTICLES]
-    return " ".join(words) or " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(words) or " ".join("".join(c for c in folded if not _unseen(c)).split())
 
 
 def _bare(text: str) -> str:
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(c for c in folded if c.isspace() or unicodedata.category(c)[0] not in "PS")
+    return "".join(c for c in folded if c.isspace() or not _dropped(c))
+
+
+def _dropped(character: str) -> bool:
+    """Whether lenient matching passes over a character: punctuation, a symbol, or one that nobody sees."""
+    return unicodedata.category(character)[0] in "PS" or _unseen(character)
+
+
+def _unseen(character: str) -> bool:
+    category = unicodedata.category(character)
+    return category == "Cf" or character == _TATWEEL or bool(_SELECTORS.match(character))
 
 
 def _decomposed(text: str) -> str:
@@ -47,10 +106,10 @@ def _decomposed(text: str) -> str:
 
 
 def _settled(text: str) -> str:
-    """`text` without accents and punctuation at its end: accents still to come may go before or between them."""
+    """`text` without accents and dropped characters at its end: accents still to come may go before or between."""
     text = _decomposed(text)
     end = len(text)
-    while end and (unicodedata.combining(text[end - 1]) or unicodedata.category(text[end - 1])[0] in "PS"):
+    while end and (unicodedata.combining(text[end - 1]) or _dropped(text[end - 1])):
         end -= 1
     return text[:end]
 
@@ -74,24 +133,26 @@ class Verdict:
 class Accepted:
     """The accepted answers of one row, ready to be matched.
 
-    Texts equal after stripping (strict) or normalising (lenient) are one answer, so the masses of
+    Texts equal in their canonical (strict) or normalised (lenient) form are one answer, so the masses of
     different answers never count twice.
     """
 
     strict: frozenset[str]
     lenient: frozenset[str]
+    parts: frozenset[str]
     skeletons: frozenset[str]
 
     @classmethod
     def of(cls, answers: Iterable[str]) -> Accepted:
         """Accepted texts from a row's `answers`; blank ones are left out."""
-        texts = [a.strip() for a in answers if a.strip()]
-        lenient = frozenset(normalise(t) for t in texts)
-        return cls(frozenset(texts), lenient, frozenset(_decomposed(n).replace(" ", "") for n in lenient))
+        strict = frozenset(canonical(a) for a in answers if a.strip())
+        lenient = frozenset(normalise(t) for t in strict)
+        skeletons = frozenset(_decomposed(n).replace(" ", "") for n in lenient)
+        return cls(strict, lenient, frozenset(map(canonical_parts, strict)), skeletons)
 
     def right(self, answer: str, mode: Mode) -> bool:
         """Whether a finished `answer` is accepted."""
-        return answer.strip() in self.strict if mode == "strict" else normalise(answer) in self.lenient
+        return canonical(answer) in self.strict if mode == "strict" else normalise(answer) in self.lenient
 
     def judge(self, text: str) -> Verdict:
         """What an unfinished answer `text` (no newline in it) is worth.
@@ -101,9 +162,10 @@ class Accepted:
         """
         whole = text.rstrip("\ufffd")
         cut = len(whole) < len(text)
-        head = whole.lstrip()
-        strict_match = not cut and head.rstrip() in self.strict
-        strict_open = head.rstrip() in self.strict or any(a.startswith(head) for a in self.strict)
+        finished = canonical(whole) in self.strict
+        strict_match = not cut and finished
+        head = canonical_parts(whole.lstrip())
+        strict_open = finished or any(may_become(head, a) for a in self.parts)
         lenient_match = not cut and normalise(whole) in self.lenient
         lenient_open = lenient_match or strict_open or self._lenient_open(whole)
         return Verdict(strict_match, lenient_match, strict_open, lenient_open)

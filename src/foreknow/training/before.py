@@ -8,7 +8,7 @@ import polars as pl
 
 from foreknow.audits.auditing import Audit
 from foreknow.data.facts import Facts
-from foreknow.data.rows import GOLD
+from foreknow.data.rows import SAME_GOLD, SAME_QUESTION
 from foreknow.errors import ConfigError, InputError
 from foreknow.protocol.slick import CATEGORIES
 from foreknow.training.training_rows import extra_columns
@@ -48,12 +48,15 @@ def audited_labels(audit: Audit, facts: Facts, rows: pl.DataFrame, match: str) -
 def labels_of(rows: pl.DataFrame, audited: pl.DataFrame, *, same_file: bool) -> pl.DataFrame:
     """A line of `LABELS` for each row that an audit (its `rows.parquet`) has labelled."""
     known = audited.filter(pl.col("category").is_not_null()).select(
-        *("row", "question", "category"), gold="answer", base_p_greedy="p_greedy", base_answer="model_answer"
+        *("row", SAME_QUESTION, "category"),
+        gold=pl.col("answer").str.normalize("NFC"),
+        base_p_greedy="p_greedy",
+        base_answer="model_answer",
     )
     if same_file:
         return rows.select("row").join(known, on="row").select(*LABELS).sort("row")
     first = known.drop("row").unique(["question", "gold"], keep="first", maintain_order=True)
-    found = rows.select("row", "question", gold=GOLD).join(first, on=["question", "gold"])
+    found = rows.select("row", SAME_QUESTION, gold=SAME_GOLD).join(first, on=["question", "gold"])
     return found.select(*LABELS).sort("row")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from foreknow.data.facts import Facts, read_facts
-from foreknow.data.rows import GOLD, ROWS, USABLE
+from foreknow.data.rows import GOLD, ROWS, SAME_GOLD, SAME_QUESTION, USABLE
 from foreknow.errors import InputError, ModelError
 from foreknow.mixes.mixing import manifest_path, read_manifest
 from foreknow.protocol.prompts import Prompter, Template
@@ -92,10 +92,10 @@ def _categories(
         return own, column
     labels = (
         audited.filter(pl.col("category").is_not_null())
-        .select("question", gold=GOLD, category="category")
+        .select(SAME_QUESTION, gold=SAME_GOLD, category="category")
         .unique(["question", "gold"], keep="first", maintain_order=True)
     )
-    asked = rows.select("question", gold=GOLD)
+    asked = rows.select(SAME_QUESTION, gold=SAME_GOLD)
     found = asked.join(labels, on=["question", "gold"], how="left", maintain_order="left")["category"]
     count, more = found.count(), (own.is_not_null() & found.is_null()).sum()
     told = [f"{audit_name}, which knows {count:,} of its {rows.height:,} rows"] if count else []
@@ -190,7 +190,7 @@ def ceiling(rows: pl.DataFrame) -> tuple[float, int]:
 
     The same question with different golds can be answered with one of them only (design, section 8).
     """
-    counts = rows.group_by("question", gold=GOLD.str.strip_chars()).len()
+    counts = rows.group_by(SAME_QUESTION, gold=SAME_GOLD.str.strip_chars()).len()
     best = counts.group_by("question").agg(most=pl.col("len").max(), golds=pl.len())
     return float(best["most"].sum()) / max(rows.height, 1), int((best["golds"] > 1).sum())
 
