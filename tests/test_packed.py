@@ -140,6 +140,15 @@ def test_the_model_is_left_as_it_was(model: PreTrainedModel) -> None:
     torch.testing.assert_close(plain(model, ids), before)
 
 
+def can_order() -> bool:
+    """Whether this processor can do what ordered layers need, asked of torch itself."""
+    try:
+        torch.ops.mkldnn._reorder_linear_weight(torch.ones(16, 16, dtype=torch.bfloat16), 1024)
+    except RuntimeError:
+        return False
+    return True
+
+
 def test_ordered_bf16_layers_give_the_plain_layers_results() -> None:
     model = build(CONFIGS["llama"], torch.bfloat16)
     ids = draw(1, 30)
@@ -147,7 +156,7 @@ def test_ordered_bf16_layers_give_the_plain_layers_results() -> None:
     packed = PackedModel(model)
     with packed.attached():
         kinds = {type(m).__name__ for m in model.modules()}
-        assert "_OrderedGate" in kinds
+        assert ("_OrderedGate" in kinds) == can_order()
         states, _ = packed.forward([Segment(None, [Branch.chain(ids, range(len(ids)))])])
         ours = packed.head.full_logits(states)
     assert type(model.model.layers[0].self_attn.q_proj) is nn.Linear

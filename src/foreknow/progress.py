@@ -6,7 +6,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Final, Protocol
+
+_ONCE: Final[set[str]] = set()
+"""What `say_once` has said in this process."""
 
 
 class Meter(Protocol):
@@ -20,6 +23,13 @@ class Meter(Protocol):
 def say(text: str) -> None:
     """One line to standard error, which is where all progress goes: standard output is for results."""
     print(text, file=sys.stderr, flush=True)
+
+
+def say_once(about: str, text: str) -> None:
+    """Say a line the first time that this process has something to say `about` its subject."""
+    if about not in _ONCE:
+        _ONCE.add(about)
+        say(text)
 
 
 def duration(seconds: float) -> str:

@@ -330,14 +330,18 @@ def _for_this_machine() -> dict[str, str]:
 
 def _check_answers(address: str) -> None:
     """Raises ConfigError where nothing answers at `address`: Ray would ask for a quarter of an hour."""
-    from ray._private import services
-
     if "://" in address:
         return
+    try:
+        from ray._private.services import canonicalize_bootstrap_address
+    except ImportError:  # a private name: without it, Ray itself asks, and takes its time
+        return
     try:  # Ray takes this machine's address for localhost, and looks up 'auto'
-        found = services.canonicalize_bootstrap_address(address)
+        found = canonicalize_bootstrap_address(address)
         host, _, port = (found or "").rpartition(":")
         at = host.strip("[]"), int(port or 0)
+    except TypeError:  # another version's takes other arguments
+        return
     except ValueError:
         raise ConfigError(f"--ray-address: found {address}, expected host:port, 'auto' or 'local'") from None
     if found is None:
@@ -390,16 +394,22 @@ def _mute_start() -> Iterator[None]:
 
 def _mute() -> Callable[[], None]:
     """Keep Ray's own reports off the terminal: they go to standard output, which is for results. Returns the undo."""
+    import importlib
     import logging
-
-    import ray._private.worker as driver
 
     logger = logging.getLogger("ray.data")
     before, logger.handlers = logger.handlers, [h for h in logger.handlers if type(h).__name__ == "SessionFileHandler"]
-    printed = driver.print_to_stdstream
-    driver.print_to_stdstream = lambda *_, **__: None
+    driver: Any = None
+    with contextlib.suppress(ImportError):
+        driver = importlib.import_module("ray._private.worker")
+    # a private name: where it is another, Ray's reports are seen
+    printed = getattr(driver, "print_to_stdstream", None)
+    if printed is not None:
+        driver.print_to_stdstream = lambda *_, **__: None
 
     def undo() -> None:
-        logger.handlers, driver.print_to_stdstream = before, printed
+        logger.handlers = before
+        if printed is not None:
+            driver.print_to_stdstream = printed
 
     return undo

@@ -19,6 +19,7 @@ from foreknow.files.remote import fetched
 from foreknow.files.runs import read_json
 from foreknow.lab.world import NAME as LAB
 from foreknow.lm.packaged import PACKAGED, cached_sha256, check, convert, packaged_folder, quiet, sha256_of
+from foreknow.lm.private_api import forget_words, has_bfloat16_instructions
 
 if TYPE_CHECKING:
     import torch
@@ -216,9 +217,7 @@ def read_tokenizer(folder: str | Path, **reading: Any) -> PreTrainedTokenizerBas
     from transformers import AutoTokenizer
 
     made: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder), **reading)
-    backend: Any = getattr(getattr(made, "backend_tokenizer", None), "model", None)
-    if hasattr(backend, "_resize_cache"):  # those that remember: BPE and Unigram
-        backend._resize_cache(0)
+    forget_words(made)
     return made
 
 
@@ -285,7 +284,7 @@ def _dtype(asked: str, device: str) -> tuple[str, str]:
         if torch.cuda.is_bf16_supported():
             return "bfloat16", "dtype bfloat16: the GPU computes in it"
         return "float16", "dtype float16: the GPU has no bfloat16"
-    if torch.cpu._is_avx512_bf16_supported():
+    if has_bfloat16_instructions():
         return "bfloat16", "dtype bfloat16: the processor has instructions for it"
     return "float32", "dtype float32: the processor has no instructions for bfloat16"
 

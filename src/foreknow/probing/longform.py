@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from foreknow.data.rows import GOLD
 from foreknow.lm.models import input_device
 from foreknow.lm.packaged import quiet
+from foreknow.lm.private_api import attention_of, plain_attention, set_attention
 from foreknow.probing.head import OutputHead
 from foreknow.probing.segments import ATTENTION, round_up
 from foreknow.protocol.prompts import Context, Prompter, common_prefix
@@ -183,14 +184,14 @@ class LongScorer:
 @contextmanager
 def own_attention(model: PreTrainedModel) -> Iterator[None]:
     """Within `PackedModel.attached()`: the attention the model itself would choose, until the end."""
-    before = model.config._attn_implementation
+    before = attention_of(model)
     if before == ATTENTION:
-        model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+        set_attention(model, plain_attention(model))
     try:
         yield
     finally:
         if before == ATTENTION:
-            model.set_attn_implementation(before)
+            set_attention(model, before)
 
 
 def batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:

@@ -22,8 +22,9 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from foreknow.lm.models import input_device
+from foreknow.lm.private_api import attention_of, set_attention
 from foreknow.probing.head import OutputHead
-from foreknow.probing.ordered import keep_memory, order_weights
+from foreknow.probing.ordered import keep_memory, order_weights, put_back
 from foreknow.probing.segments import (
     ATTENTION,
     Branch,
@@ -56,8 +57,8 @@ class PackedModel:
     @contextlib.contextmanager
     def attached(self) -> Iterator[PackedModel]:
         """Route attention through the packed function, and put the model back as it was at the end."""
-        before = self.model.config._attn_implementation
-        self.model.set_attn_implementation(ATTENTION)
+        before = attention_of(self.model)
+        set_attention(self.model, ATTENTION)
         swapped: list[tuple[nn.Module, str, nn.Module]] = []
         if self.device.type == "cpu":
             keep_memory()
@@ -66,9 +67,8 @@ class PackedModel:
         try:
             yield self
         finally:
-            for parent, name, child in swapped:
-                setattr(parent, name, child)
-            self.model.set_attn_implementation(before)
+            put_back(swapped)
+            set_attention(self.model, before)
 
     @torch.inference_mode()
     def forward(self, segments: Sequence[Segment], *, keep: bool = False) -> tuple[Tensor, list[Kept]]:
@@ -109,10 +109,10 @@ class PackedModel:
             ours = self.head.full_logits(states[1:-1])
         except (TypeError, AttributeError, KeyError, ValueError, RuntimeError) as error:
             raise UnsupportedModel(str(error).split("\n", 1)[0]) from error
-        packed = self.model.config._attn_implementation
-        self.model.set_attn_implementation("eager")
+        packed = attention_of(self.model)
+        set_attention(self.model, "eager")
         plain = self.model(whole).logits[0, len(prompt) :].float()
-        self.model.set_attn_implementation(packed)
+        set_attention(self.model, packed)
         ours = ours.to(plain.device)
         scale = plain.std().clamp(min=1e-6)
         off = float((ours - plain).abs().mean() / scale)

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foreknow.data.rows import GOLD, common_heads
 from foreknow.lm import models
+from foreknow.lm.private_api import model_of_config
 from foreknow.probing.engine import Engine, PackedEngine, PlainEngine, Prompt, Sampling
 from foreknow.probing.ordered import release_memory
 from foreknow.probing.packed import PackedModel
@@ -222,7 +223,7 @@ class Mirror:
 
     def _made(self, model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
         with torch.random.fork_rng():  # new weights are drawn, and thrown away
-            made: Any = type(model)._from_config(_plain_config(model), dtype=self.dtype)
+            made = model_of_config(model, self.dtype)
         made.generation_config = model.generation_config
         copy: PreTrainedModel = made.to(device).eval()
         return copy
@@ -234,9 +235,3 @@ def _copy_weights(values: Mapping[str, torch.Tensor], copy: PreTrainedModel) -> 
     copies.update(copy.named_buffers())
     for name, value in values.items():
         copies[name].copy_(value)
-
-
-def _plain_config(model: PreTrainedModel) -> Any:
-    config = type(model.config).from_dict(model.config.to_dict())
-    config._attn_implementation = "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
-    return config

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from foreknow.lm import ranks
+from foreknow.lm.private_api import attention_of, set_attention
 from foreknow.probing.head import scaled
 from foreknow.probing.packed import PackedModel
 from foreknow.probing.segments import Batch, Branch, Segment, UnsupportedModel, lay_out
@@ -47,12 +48,12 @@ class PackedPass:
     @contextmanager
     def attached(self) -> Iterator[PackedPass]:
         """The model with its attention packed; its own comes back at the end."""
-        before = self.model.config._attn_implementation
-        self.model.set_attn_implementation(ATTENTION)
+        before = attention_of(self.model)
+        set_attention(self.model, ATTENTION)
         try:
             yield self
         finally:
-            self.model.set_attn_implementation(before)
+            set_attention(self.model, before)
 
     def losses(self, rows: Sequence[Example]) -> tuple[list[Example], Tensor]:
         """See `Pass.losses`."""
@@ -148,12 +149,12 @@ def _compare(packed: PackedPass, plain: PlainPass, some: Sequence[Example]) -> N
     plain.model.eval()
     try:
         rows, ours = packed.losses(some)
-        packed.model.set_attn_implementation("eager")
+        set_attention(packed.model, "eager")
         _, theirs = plain.losses(rows)
     except (TypeError, AttributeError, KeyError, ValueError, RuntimeError) as error:
         raise UnsupportedModel(str(error).split("\n", 1)[0]) from error
     finally:
-        packed.model.set_attn_implementation(ATTENTION)
+        set_attention(packed.model, ATTENTION)
         plain.model.train(training)
     off = float((ours - theirs).abs().mean())
     limit = 1e-3 if packed.head.weight.dtype == torch.float32 else 0.1
