@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SUPPLY := .venv-supply
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-slow test-faults soak explore lint fuzz bench-audit bench-tune agreement lock check-lock sbom licences advisories clean
+.PHONY: demo test test-avx2 test-slow test-faults soak explore lint fuzz bench-audit bench-tune agreement lock check-lock sbom licences advisories clean
 
 DEMO := runs/demo
 FOREKNOW := $(BIN)/foreknow
@@ -32,6 +32,12 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest -q -m "not slow and not faults"
+
+# The tests as on a processor that has AVX2 and no more: what torch multiplies matrices with is kept from the rest.
+AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
+
+test-avx2: $(VENV)/.installed-dev
+	$(AVX2) $(BIN)/python -m pytest -q -m "not slow and not faults"
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -m slow

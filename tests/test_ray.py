@@ -27,7 +27,7 @@ from foreknow.audits.estimate import estimate
 from foreknow.config import AuditConfig
 from foreknow.errors import ConfigError, ForeknowError, MissingExtra, ModelError, ResourceError
 from foreknow.lm import models
-from foreknow.lm.cluster import Cluster, _sigterm_kept, raised, told
+from foreknow.lm.cluster import Cluster, _check_answers, _mute, _sigterm_kept, raised, told
 from foreknow.lm.crew import Crew, Node, crew_of, needed, room, smaller
 from foreknow.settings import settings_of
 from foreknow.studies import studying
@@ -423,6 +423,25 @@ def test_an_address_where_nothing_answers_is_told_at_once() -> None:
         cluster.leave()
         assert str(refused.value) == expected
         assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("name", ["canonicalize_bootstrap_address", "print_to_stdstream"])
+def test_rays_private_names_may_be_missing_or_others(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    services, worker = pytest.importorskip("ray._private.services"), pytest.importorskip("ray._private.worker")
+    module = services if hasattr(services, name) else worker
+    for missing in (False, True):
+        if missing:
+            monkeypatch.delattr(module, name)
+        else:
+            monkeypatch.setattr(module, name, lambda: None)
+        if module is services:
+            _check_answers("127.0.0.2:1")  # Ray itself will ask, and say so
+        else:
+            _mute()()
+    for gone in (services, worker):
+        monkeypatch.setitem(sys.modules, gone.__name__, None)
+    _check_answers("127.0.0.2:1")
+    _mute()()
 
 
 def test_workers_that_would_have_nothing_to_do_are_not_started(capsys: pytest.CaptureFixture[str]) -> None:

@@ -223,7 +223,7 @@ class Mirror:
 
     def _made(self, model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
         with torch.random.fork_rng():  # new weights are drawn, and thrown away
-            made = model_of_config(model, self.dtype)
+            made: Any = model_of_config(model, self.dtype)
         made.generation_config = model.generation_config
         copy: PreTrainedModel = made.to(device).eval()
         return copy
