@@ -92,11 +92,12 @@ def outcome(reader: Reader, path: Path) -> str:
 
 
 def read_rows(path: Path, **how: Any) -> None:
-    """Every record becomes a row, is written back beside labels, and is the same row when it is read again."""
+    """Every record becomes rows, is written back beside labels, and is the same rows when it is read again."""
     read = partial(read_facts, templates=TEMPLATES, **how)
     facts = read(path)
     rows, count = facts.rows, records(path)
-    _hold(count is None or facts.total == count, f"{facts.total} rows of {count} records")
+    _hold(count is None or facts.records == count, f"rows of {facts.records} records, found {count}")
+    _hold(facts.total == rows.filter(USABLE).height + sum(facts.left_out.values()), "rows are not accounted for")
     _hold(rows["row"].to_list() == list(range(facts.total)) == facts.audited.to_list(), "rows are lost")
     _hold(rows.schema == pl.Schema(ROWS), "another schema")
     facts.extra([name for name in facts.columns if "\ud800" not in name])
@@ -109,17 +110,19 @@ def read_rows(path: Path, **how: Any) -> None:
 
 
 def _rewrite(facts: Facts, path: Path, read: Callable[..., Facts]) -> None:
-    """One row is written with another answer; all else of it stays."""
+    """One row is written with another answer; all else of it stays, and no other is one to learn."""
     part = facts.source.parts[0]
     columns = set(facts.layouts[part.name].columns.values())
     every = [record for batch in read_part(part) for record in batch.records]
     # a row without some of its layout's columns would be of another layout, were it alone
-    row = next((row for row in facts.rows.filter(USABLE)["row"] if columns <= set(every[row])), None)
+    places = facts.rows.filter(USABLE).select("row", "record").iter_rows()
+    row = next((row for row, record in places if columns <= set(every[record])), None)
     if row is None:
         return
     facts.write(pl.DataFrame({"row": [row], "category": ["Unknown"]}), path, {row: "I don't know."})
     back, was = read(path, layout=facts.layout).rows, facts.rows.filter(pl.col("row") == row)
-    same = ["question", "subject", "relation", "split", "context", "facts"]
+    back = back.filter(USABLE)
+    same = ["question", "subject", "relation", "split", "turn", "context", "facts"]
     _hold(back.height == 1 and back.select(same).equals(was.select(same)), "written, it reads as another row")
     _hold(back["answers"].to_list() == [["I don't know."]], "the answer was not replaced")
 
@@ -130,7 +133,7 @@ def read_drawn(path: Path) -> None:
     how = {"layout": LAYOUTS[len(content) % len(LAYOUTS)]} if sum(content) % 2 else {"strict_rows": True}
     part = read_facts(path, templates=TEMPLATES, limit=2, **how)
     whole = read_facts(path, templates=TEMPLATES, **how)
-    _hold(part.total == whole.total == records(path), "rows are lost")
+    _hold(part.records == whole.records == records(path) and part.total == whole.total, "rows are lost")
     _hold(part.rows.equals(whole.rows.filter(pl.col("row").is_in(part.rows["row"].implode()))), "other rows are drawn")
     _hold(part.audited.len() == min(2, whole.rows.filter(USABLE).height) or part.total <= 2, "too few are drawn")
 

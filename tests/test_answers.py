@@ -163,11 +163,13 @@ def test_labels_are_found_by_number_in_the_same_file_else_by_question_and_gold()
         {
             "row": [0, 1, 2, 3],
             "question": ["q", "q", "q", "p"],
+            "earlier_turns": [None, None, None, None],
             "answer": ["2", "2", "3", "1"],
             "category": ["Unknown", "HighlyKnown", "MaybeKnown", None],
             "p_greedy": [0.0, 1.0, 0.5, None],
             "model_answer": ["x", "2", "3", None],
-        }
+        },
+        schema_overrides={"earlier_turns": pl.String},
     )
     by_text = labels_of(rows, audited, same_file=False)
     assert by_text.rows() == [(1, "Unknown", 0.0, "x"), (2, "MaybeKnown", 0.5, "3")]

@@ -189,7 +189,7 @@ def test_frames_and_audits_are_taken(files: dict[str, str], tmp_path: Path) -> N
     folder = tmp_path / "audit"
     folder.mkdir()
     labels = [{"question": r["question"], "answers": [r["answer"]], "category": "MaybeKnown"} for r in fact_rows()]
-    pl.DataFrame(labels).write_parquet(folder / "rows.parquet")
+    pl.DataFrame(labels).with_columns(earlier_turns=pl.lit(None, pl.String)).write_parquet(folder / "rows.parquet")
     (folder / "manifest.json").write_text("{}")
     (folder / "summary.json").write_text(json.dumps({"model": {"name": "m", "fingerprint": "sha256:1"}}))
     bare = tmp_path / "bare.jsonl"

@@ -19,7 +19,7 @@ BLANK: dict[str, Any] = {**dict.fromkeys(ROWS), "group": "all", "flags": []}
 
 
 def frame(rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
-    return pl.DataFrame([{**BLANK, "row": n, **row} for n, row in enumerate(rows)], schema=ROWS)
+    return pl.DataFrame([{**BLANK, "row": n, "record": n, **row} for n, row in enumerate(rows)], schema=ROWS)
 
 
 def fact(question: str, *answers: str, **more: Any) -> dict[str, Any]:

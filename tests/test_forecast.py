@@ -105,7 +105,7 @@ def folders(tmp_path: Path, other: bool = False) -> tuple[Path, Path]:
     overall = {"HighlyKnown": 0.2, "MaybeKnown": 0.3, "WeaklyKnown": 0.1, "Unknown": 0.4}
     write_json(audit / "manifest.json", {"stage": "audit"})
     write_json(audit / "summary.json", {"model": model, "categories": {"overall": overall}})
-    pl.DataFrame({"row": [0]}).write_parquet(audit / "rows.parquet")
+    pl.DataFrame({"row": [0], "earlier_turns": [None]}).write_parquet(audit / "rows.parquet")
     theirs = {"name": "n", "fingerprint": "sha256:" + "b" * 64} if other else model
     write_json(done / "manifest.json", {"stage": "study", "model": theirs, "results": "sha256:c"})
     study().write_parquet(done / "results.parquet")

@@ -21,9 +21,10 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-from foreknow.data.chats import Turn, exchange, turns_of
+from foreknow.data.chats import Turn, exchanges, turns_of
 from foreknow.data.facts import read_facts
 from foreknow.data.layouts import LAYOUTS
+from foreknow.data.rows import USABLE
 from foreknow.errors import ConfigError, InputError
 from foreknow.protocol.prompts import Template
 
@@ -61,7 +62,8 @@ def jsonl(path: Path, records: list[Any]) -> Path:
 
 
 def one(tmp_path: Path, record: Mapping[str, Any], **how: Any) -> dict[str, Any]:
-    return read_facts(jsonl(tmp_path / "a.jsonl", [record]), **how).rows.row(0, named=True)
+    """The row of a record; of a chat with several answers the last."""
+    return read_facts(jsonl(tmp_path / "a.jsonl", [record]), **how).rows.row(-1, named=True)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -69,7 +71,7 @@ def test_each_layout_is_found_with_its_reason(tmp_path: Path, layout: str) -> No
     facts = read_facts(jsonl(tmp_path / "a.jsonl", [ROWS_OF[layout]]))
     assert facts.layout == layout
     assert facts.reason.startswith(f"layout {layout}: ")
-    row = facts.rows.row(0, named=True)
+    row = facts.rows.row(-1, named=True)
     assert row["answers"][0] == "Paris"
     assert row["question"] == ("Name the capital.\nFrance" if layout == "alpaca" else "Capital of France?")
 
@@ -102,15 +104,17 @@ def test_context_stands_in_the_prompt_before_the_question() -> None:
     )
 
 
-def test_the_last_assistant_turn_is_the_answer_whatever_follows() -> None:
-    said = exchange([Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c")])
+def test_the_last_assistant_turn_is_an_answer_whatever_follows() -> None:
+    (said,) = exchanges([Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c")])
     assert (said.question, said.answer, said.context) == ("a", "b", [])
-    assert exchange([Turn("assistant", "b")]).question is None
-    assert exchange([Turn("user", "a")]).answer is None
+    (said,) = exchanges([Turn("assistant", "b")])
+    assert (said.question, said.answer, said.left_out) == (None, None, "no_user_turn")
+    (said,) = exchanges([Turn("user", "a")])
+    assert (said.question, said.answer) == ("a", None)
 
 
 def test_contents_may_be_lists_of_parts(tmp_path: Path) -> None:
-    parts = [{"type": "text", "text": "Capital"}, {"type": "image"}, {"type": "text", "text": "of France?"}]
+    parts = [{"type": "text", "text": "Capital"}, {"type": "input_text", "text": "of France?"}]
     chat = [{"role": "user", "content": parts}, {"role": "assistant", "content": [{"type": "text", "text": "Paris"}]}]
     row = one(tmp_path, {"messages": chat})
     assert (row["question"], row["answers"]) == ("Capital\nof France?", ["Paris"])
@@ -124,8 +128,9 @@ def test_prompt_and_completion_may_be_turns(tmp_path: Path) -> None:
 
 def test_a_chat_without_an_answer_is_flagged_and_kept(tmp_path: Path) -> None:
     facts = read_facts(jsonl(tmp_path / "a.jsonl", [{"messages": CHAT[:2]}, ROWS_OF["messages"], {"messages": 7}]))
-    assert facts.rows["flags"].to_list() == [["context", "no_answer"], ["context"], ["no_answer", "no_question"]]
-    with pytest.raises(InputError, match=r"a\.jsonl:1: no answer: messages is .*1 of|2 of 3 rows cannot be used"):
+    flags = [["context", "no_answer"], ["context"], ["context"], ["no_answer", "no_question"]]
+    assert facts.rows["flags"].to_list() == flags
+    with pytest.raises(InputError, match=r"a\.jsonl:1: no answer: messages is .*\. 2 of 4 rows cannot be used"):
         read_facts(tmp_path / "a.jsonl", strict_rows=True)
 
 
@@ -336,21 +341,23 @@ def test_read_write_read_is_the_identity(layout: str, rows: list[Any], suffix: s
                 gzip.compress(body) if suffix.endswith("gz") else zstd.compress(body) if "zst" in suffix else body
             )
         facts = read_facts(path, layout=layout)
-        assert facts.rows["question"].to_list() == [q.strip() for q, _, _ in rows]
+        last = facts.rows.group_by("record", maintain_order=True).last()
+        assert last["question"].to_list() == [q.strip() for q, _, _ in rows]
         facts.annotate(pl.DataFrame({"row": [0], "label": ["x"]}), out)
         assert read_facts(out, layout=layout).rows.equals(facts.rows)
         untouched = read_facts(out, layout=layout).extra(["n", "x"])
         assert untouched.equals(facts.extra(["n", "x"]))
-        # a subset with one answer replaced: all else as it was
-        kept = sorted(data.draw(st.sets(st.integers(0, len(rows) - 1), min_size=1)))
-        facts.write(pl.DataFrame({"row": kept, "label": ["x"] * len(kept)}), some, {kept[0]: "I don't know."})
+        # a subset with one answer replaced: all else as it was, and no other answer is one to learn
+        usable = facts.rows.filter(USABLE)
+        kept = sorted(data.draw(st.sets(st.sampled_from(usable["row"].to_list()), min_size=1)))
+        facts.write(pl.DataFrame({"row": kept, "label": ["x"] * len(kept)}), some, {kept[-1]: "I don't know."})
         back = read_facts(some, layout=layout)
-        assert back.rows["question"].to_list() == [rows[n][0].strip() for n in kept]
-        golds = [facts.rows["answers"][n].to_list() for n in kept]
-        assert back.rows["answers"].to_list() == [["I don't know."], *golds[1:]]
-        assert back.extra(["n"])["n"].to_list() == kept
-        contexts = facts.rows["context"].to_list()
-        assert back.rows["context"].to_list() == [contexts[n] for n in kept]
+        again = back.rows.filter(USABLE)
+        same = ["question", "context", "turn", "subject", "relation"]
+        chosen = facts.rows[kept]
+        assert again.select(same).equals(chosen.select(same))
+        assert again["answers"].to_list() == [*chosen["answers"].to_list()[:-1], ["I don't know."]]
+        assert back.extra(["n"])["n"][again["row"].to_list()].to_list() == facts.extra(["n"])["n"][kept].to_list()
 
 
 @settings(max_examples=200, deadline=None)
@@ -365,5 +372,5 @@ def test_read_write_read_is_the_identity(layout: str, rows: list[Any], suffix: s
     )
 )
 def test_any_value_is_a_chat_or_none(value: Any) -> None:
-    turns = turns_of(value)
-    assert turns is None or exchange(turns).question is None or isinstance(exchange(turns).question, str)
+    for said in exchanges(turns_of(value) or []):
+        assert said.question is None or isinstance(said.question, str)

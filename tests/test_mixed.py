@@ -12,6 +12,7 @@ import pytest
 from foreknow.cli import main
 from foreknow.config import AuditConfig, MixConfig
 from foreknow.data.facts import read_facts
+from foreknow.data.rows import earlier_turns
 from foreknow.errors import ConfigError, InputError, RunFolderError
 from foreknow.files.runs import write_frame, write_json
 from foreknow.inputs import read_data
@@ -29,6 +30,7 @@ def audited(folder: Path, records: list[dict[str, Any]], suffix: str = ".jsonl",
     config = AuditConfig(data=str(data), out=folder / "audit", **how)
     facts = read_data(config)
     rows = facts.rows.with_columns(
+        earlier_turns(facts.rows),
         answer=pl.col("answers").list.first(),
         category=pl.Series([KINDS[n % 4] for n in range(facts.rows.height)]),
     )

@@ -434,7 +434,7 @@ def test_without_categories_shares_are_overall(
     err = capsys.readouterr().err
     assert "no categories: no column 'category' in the rows" in err
     assert "33 rows" in err
-    assert "1 without question or answer left out" in err
+    assert "1 left out (no_answer 1)" in err
     assert "1 questions of train have more than one gold: at most 97.0% of its rows can be fitted" in err
     assert line["fitted"] == {}
     assert line["fitted_overall"] >= 0
@@ -443,7 +443,7 @@ def test_without_categories_shares_are_overall(
 def audit_of(folder: Path, rows: list[dict[str, Any]], fingerprint: str) -> Path:
     """What of a finished audit is read here."""
     folder.mkdir()
-    pl.DataFrame(rows).write_parquet(folder / "rows.parquet")
+    pl.DataFrame(rows).with_columns(earlier_turns=pl.lit(None, pl.String)).write_parquet(folder / "rows.parquet")
     model = {"name": "some model", "fingerprint": fingerprint}
     (folder / "summary.json").write_text(json.dumps({"model": model}))
     (folder / "manifest.json").write_text("{}")

@@ -40,6 +40,8 @@ DATA = (
     "hub:owner/name, s3:// or gs://, or 'facts': the packaged fact set."
 )
 LAYOUT = "How rows are written: auto, messages, sharegpt, alpaca, prompt-completion, popqa, question or triples."
+TURNS = "Of a chat: every answer of the assistant is a row (all), or only the last one (last)."
+Turns = Literal["all", "last"]
 RAY = "Compute in processes of a Ray cluster: one started on this machine, or that at --ray-address."
 RAY_ADDRESS = "A running Ray cluster, as HOST:PORT or auto (default: RAY_ADDRESS, else a cluster of this machine)."
 RAY_WORKERS = "Ray processes at once (default: one a GPU; without GPUs one for every 4 cores)."
@@ -55,6 +57,7 @@ class DataSettings(Settings):
         None, description="Question templates by relation (JSON or YAML), for subject/relation/object rows."
     )
     group_by: str | None = Field(None, description="Column within which exemplars are drawn (default: the relation).")
+    turns: Turns = Field("all", description=TURNS)
     strict_rows: bool = Field(False, description="Refuse a file in which a row has no question or answer.")
     seed: int = Field(0, ge=0, description="Seed of every draw.")
 
@@ -247,6 +250,7 @@ class TuneConfig(Settings):
         None, description="Question templates by relation (JSON or YAML), for subject/relation/object rows."
     )
     group_by: str | None = Field(None, description="Column to report by (default: the relation).")
+    turns: Turns = Field("all", description=TURNS)
     strict_rows: bool = Field(False, description="Refuse a file in which a row has no question or answer.")
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
     dtype: str = Field("auto", description="What is computed in: auto, bfloat16 or float32. Weights stay float32.")

@@ -31,6 +31,7 @@ def read_data(config: DataSettings, limit: int | None = None) -> facts.Facts:
         templates=read_templates(config.templates) if config.templates else None,
         group_by=config.group_by,
         strict_rows=config.strict_rows,
+        turns=config.turns,
         limit=limit,
         seed=config.seed,
     )

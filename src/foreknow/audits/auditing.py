@@ -137,6 +137,11 @@ def open_audit(folder: str | Path) -> Audit:
     verify(folder)
     if not (folder / "rows.parquet").is_file():
         raise InputError(f"{folder}: not a finished audit (no rows.parquet); run foreknow audit --out {folder}")
+    if "earlier_turns" not in pl.read_parquet_schema(folder / "rows.parquet"):
+        raise InputError(
+            f"{folder}: made by an older foreknow (rows.parquet has no column earlier_turns); delete it and run "
+            f"foreknow audit --out {folder} again"
+        )
     return Audit(folder)
 
 
@@ -265,7 +270,10 @@ def _write(config: AuditConfig, given: Input, job: Job, folder: RunFolder, ident
             "layout": given.facts.layout,
             "reason": given.facts.reason,
             "fingerprint": identity["data"],
+            "records": given.facts.records,
             "rows_in_file": given.facts.total,
+            "left_out": dict(given.facts.left_out),
+            "thoughts": given.facts.thoughts,
             **({"licences": given.licences} if given.licences else {}),
         },
         "seconds": probing + scoring,

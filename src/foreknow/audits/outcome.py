@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from foreknow.audits.short_facts import rolled_up, summary
-from foreknow.data.rows import GOLD, add_flag, majority_floor
+from foreknow.data.rows import GOLD, add_flag, earlier_turns, majority_floor
 from foreknow.protocol import exemplars, slick
 from foreknow.protocol.exemplars import Exemplars
 
@@ -35,8 +35,9 @@ def rows_frame(audited: pl.DataFrame, labelled: pl.DataFrame, answers: pl.DataFr
     for flag in ("undecided", "not_finite"):
         rows = add_flag(rows, flag, pl.col(flag).fill_null(False))
     said = pl.when(~pl.col("not_finite").fill_null(False)).then("model_answer")
-    return rows.with_columns(answer=GOLD, model_answer=said).select(
-        *("row", "group", "relation", "subject", "split", "question", "answer", "answers"),
+    return rows.with_columns(earlier_turns(rows), answer=GOLD, model_answer=said).select(
+        *("row", "record", "turn", "group", "relation", "subject", "split"),
+        *("question", "earlier_turns", "answer", "answers"),
         *("p_greedy", "p_greedy_lenient", "p_sampled", "p_sampled_error", "p_hit", "p_hit_high", "p_hit_lenient"),
         *("category", "category_lenient", "model_answer", "popularity", "flags"),
     )

@@ -54,7 +54,7 @@ def read_input(config: AuditConfig) -> Input:
     template = read_template(config.prompt_template) if config.prompt_template else PAPER
     found = read_data(config, config.limit)
     found = replace(found, rows=with_flags(found.rows, check(found.rows).flags))
-    pool = facts.read_facts(config.exemplars) if config.exemplars else None
+    pool = facts.read_facts(config.exemplars, turns=config.turns) if config.exemplars else None
     audited = found.rows.filter(pl.col("row").is_in(found.audited.implode()))
     licences = default_facts.licences() if is_packaged(config.data) else None
     return Input(found, audited, short_rows(audited, found.total), pool, template, licences)
@@ -70,6 +70,7 @@ _NO_IDENTITY: Final = {
         "device",
         "map",
         "layout",
+        "turns",
         "trust_remote_code",
         "strict_rows",
         "group_by",
@@ -227,7 +228,7 @@ def prepared(config: AuditConfig, given: Input) -> Iterator[Stage]:
 
 def tell(given: Input, draw: Draw, prompter: Prompter, reasons: Sequence[str] = ()) -> None:
     """Say what was chosen without being asked for, and why."""
-    for reason in (given.facts.reason, *reasons, _prompt_reason(prompter.choices)):
+    for reason in (given.facts.reason, given.facts.accounted, *reasons, _prompt_reason(prompter.choices)):
         say(reason)
     for reason in (draw.exemplars.reason, *draw.exemplars.notes):
         say(reason)

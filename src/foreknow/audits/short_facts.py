@@ -30,7 +30,7 @@ def short_rows(rows: pl.DataFrame, first: int) -> pl.DataFrame:
     """
     own = rows.filter(pl.col("facts").list.len() > 0)
     facts = (
-        own.select(parent="row", group="group", relation="relation", split="split", facts="facts")
+        own.select(parent="row", record="record", group="group", relation="relation", split="split", facts="facts")
         .with_columns(fact=pl.int_ranges(0, pl.col("facts").list.len()))
         .explode("facts", "fact")
         .unnest("facts")
@@ -40,6 +40,7 @@ def short_rows(rows: pl.DataFrame, first: int) -> pl.DataFrame:
         row=pl.int_range(pl.len(), dtype=pl.Int64) + first,
         answers=pl.concat_list("answer"),
         subject=pl.format("row {}", "parent"),
+        turn=pl.lit(None, dtype=ROWS["turn"]),
         popularity=pl.lit(None, dtype=pl.Float64),
         flags=pl.lit([], dtype=ROWS["flags"]),
         context=pl.lit(None, dtype=ROWS["context"]),

@@ -17,6 +17,7 @@ import polars as pl
 from foreknow.checks.findings import MOST_SPLITS, RULES, Finding, findings_of, stage
 from foreknow.checks.near import near_duplicates
 from foreknow.config import DataSettings
+from foreknow.data.accounting import REASONS, THOUGHT, left_out
 from foreknow.data.rows import GOLD, ROWS, SAME_QUESTION, USABLE, flag_rows, majority_floor
 from foreknow.errors import ConfigError
 from foreknow.files.sources import suffixes
@@ -51,9 +52,12 @@ class Checked:
 
 
 def together(files: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
-    """The rows of several files in one frame `rows.ROWS`, each file a split by its name, rows numbered anew."""
-    parts = [rows.select(*ROWS).with_columns(split=pl.lit(name)) for name, rows in files.items()]
-    whole = pl.concat([pl.DataFrame(schema=ROWS), *parts])
+    """The rows of several files in one frame `rows.ROWS`, each file a split by its name, all numbered anew."""
+    parts, first = [pl.DataFrame(schema=ROWS)], 0
+    for name, rows in files.items():
+        parts.append(rows.select(*ROWS).with_columns(pl.col("record") + first, split=pl.lit(name)))
+        first += int(str(rows["record"].max() or 0)) + 1
+    whole = pl.concat(parts)
     return whole.with_columns(row=pl.int_range(pl.len(), dtype=pl.Int64))
 
 
@@ -116,7 +120,7 @@ def _marked(rows: pl.DataFrame, near: pl.DataFrame, splits: Mapping[str, int]) -
     """The rows with one Boolean column for each rule; `at`: the split's place, null where it is not compared;
     `input`: a hash of the question and the turns before it."""
     question, gold, subject = pl.col("question"), pl.col("gold"), pl.col("subject")
-    flags = ("no_question", "no_answer", "conflicting", "duplicate", "answer_in_subject")
+    flags = (*REASONS, THOUGHT, "conflicting", "duplicate", "answer_in_subject")
     places = pl.DataFrame(
         {"split": list(splits), "at": list(splits.values())}, schema={"split": pl.String, "at": pl.Int64}
     )
@@ -174,8 +178,11 @@ def _summary(marked: pl.DataFrame, groups: pl.DataFrame, splits: Mapping[str, in
     by_split = sorted(sizes.iter_rows(), key=lambda pair: (stage(pair[0]), pair[0]))
     floor = (groups["floor"] * groups["usable"]).sum() / max(usable.height, 1)
     return {
+        "records": marked["record"].n_unique(),
         "rows": marked.height,
         "usable": usable.height,
+        "left_out": left_out(marked),
+        "thoughts": int(marked[THOUGHT].sum()),
         "several_answers": usable.filter(pl.col("answers").list.n_unique() > 1).height,
         "answer_words": _spread(usable["words"]),
         "answer_characters": _spread(usable["gold"].str.len_chars()),

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import polars as pl
 
+from foreknow.data.accounting import REASONS, account
+
 if TYPE_CHECKING:
     from foreknow.checks.checking import Checked
 
@@ -36,6 +38,47 @@ class Rule(NamedTuple):
 RULES: Final = (
     Rule("no_question", "warning", "no question, so the row cannot be used: fill it in, or name its column with --map"),
     Rule("no_answer", "warning", "no answer, so the row cannot be used: fill it in, or name its column with --map"),
+    Rule(
+        "masked",
+        "note",
+        "the turn is marked not to be trained on (weight: 0, train: false and the like), so it is context: "
+        "take the mark away where the turn is to be learnt",
+    ),
+    Rule(
+        "tool_call",
+        "note",
+        "the turn calls a tool, which is no answer in words: nothing, unless the calls were to be left out of the file",
+    ),
+    Rule(
+        "only_thought",
+        "warning",
+        "the answer is a thought that no answer follows, so the row cannot be used: close the thought's mark, and "
+        "write the answer behind it",
+    ),
+    Rule("refusal", "note", "the turn is marked as a refusal, which says nothing about knowledge: leave it as it is"),
+    Rule(
+        "not_text",
+        "note",
+        "pictures, sounds or files belong to the question or the answer, and a model is asked in text here: label such "
+        "rows with another tool",
+    ),
+    Rule(
+        "no_user_turn",
+        "note",
+        "the turn answers no turn of the user (a greeting, or a second answer in a row), so it is context: "
+        "join it to the answer it belongs to, or leave it",
+    ),
+    Rule(
+        "long_chat",
+        "note",
+        "too much of the chat stands before the answer for it to be asked: cut the chat, or use --turns last",
+    ),
+    Rule(
+        "thought",
+        "note",
+        "a thought stands before the answer (<think> and the like, or a key of its own), and is not part of the gold: "
+        "nothing; it is kept in the files that are written",
+    ),
     Rule(
         "conflicting",
         "error",
@@ -128,7 +171,7 @@ def findings_of(marked: pl.DataFrame, groups: pl.DataFrame, summary: Mapping[str
     for name, severity, message in RULES:
         rows = marked.filter(name)
         worst: Severity = "error" if name == "question_in_other_split" and from_train else severity
-        among = marked.height if name in ("no_question", "no_answer") else usable
+        among = marked.height if name in REASONS else usable
         examples = _examples(rows.head(3), marked, name)
         found.append(
             Finding(name, worst, rows.height, rows.height / max(among, 1), "rows", message.format(**facts), examples)
@@ -189,8 +232,8 @@ def _examples(rows: pl.DataFrame, marked: pl.DataFrame, name: str) -> tuple[Exam
 def _other_row(line: Mapping[str, Any], marked: pl.DataFrame, name: str) -> int | None:
     """The first row that `line` repeats, contradicts or overlaps with; null for what a row has by itself."""
     same = {
-        "duplicate": ("question", "gold"),
-        "conflicting": ("question", "group"),
+        "duplicate": ("input", "gold"),
+        "conflicting": ("input", "group"),
         "near_duplicate": ("near_row",),
         "question_in_other_split": ("input",),
         "subject_in_other_split": ("folded_subject",),
@@ -240,9 +283,12 @@ def lines(checked: Checked) -> list[str]:
     of = checked.summary
     sizes, words = of["group_sizes"], of["answer_words"]
     splits = ", ".join(f"{_plain(name, 40)} {rows:,}" for name, rows in list(of["splits"].items())[:MOST_SPLITS])
-    told = [f"{of['rows']:,} rows, {of['usable']:,} usable, {of['groups']:,} {_plural(of['groups'], 'group')}"]
+    told = [
+        account(of["records"], of["rows"], of["left_out"], of["thoughts"]),
+        f"{of['usable']:,} rows in {of['groups']:,} {_plural(of['groups'], 'group')}",
+    ]
     if sizes:
-        told[0] += f" of {sizes['min']:,} to {sizes['max']:,} usable rows (median {sizes['median']:,g})"
+        told[1] += f" of {sizes['min']:,} to {sizes['max']:,} usable rows (median {sizes['median']:,g})"
     if splits:
         told.append(f"splits: {splits}" + (f", none {of['no_split']:,}" if of["no_split"] else ""))
     if words:

@@ -1,55 +1,127 @@
-"""Chats: rows written as turns -> a question, its answer, and the turns before it. Pure.
+"""Chats: rows written as turns -> every answer in them, with its question and the turns before it. Pure.
 
-The answer is the last turn of the assistant, the question the turn of the user before it; the system's text
-and earlier turns are its context. Contents may be text or a list of parts, of which the texts are taken.
+Every turn of the assistant that answers a turn of the user is an answer. Its question is the user's last turn before
+it; the system's text and all other turns before it are its context, earlier answers without their thoughts. A turn of
+the assistant that cannot serve as an answer has the reason why (`LEFT_OUT`), and may be context of a later one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
 
+from foreknow.data.loss_marks import is_masked, listed_marks, mark_of
+from foreknow.data.thinking import answer_parts
+from foreknow.data.turn_content import of_turn, with_text
 from foreknow.files.jsontext import dumps, loads
 
 ROLES: Mapping[str, str] = {
     "system": "system", "developer": "system",
-    "user": "user", "human": "user", "prompter": "user",
+    "user": "user", "human": "user", "prompter": "user", "person": "user", "customer": "user",
     "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bard": "assistant", "bing": "assistant",
-    "model": "assistant", "bot": "assistant",
+    "model": "assistant", "bot": "assistant", "chatbot": "assistant", "ai": "assistant", "llm": "assistant",
+    "gpt4": "assistant", "gpt-4": "assistant", "claude": "assistant", "gemini": "assistant",
+    "function_call": "call", "tool_call": "call", "tool_calls": "call",
+    "thought": "thought", "thinking": "thought", "reasoning": "thought",
 }  # fmt: skip
-"""Roles by the names that data sets use. Others (tool, function_call, observation) are kept under their own."""
+"""Roles by the names that data sets use. Others (tool, ipython, observation) are kept under their own."""
+LEFT_OUT: Final = (
+    "masked", "tool_call", "only_thought", "refusal", "not_text", "no_user_turn", "long_chat",
+)  # fmt: skip
+"""Why a turn of the assistant is no answer; the first that holds counts.
+
+masked        it is marked not to be trained on (`loss_marks`)
+tool_call     it calls a tool
+only_thought  it is a thought without an answer
+refusal       it is a refusal, by its own word (OpenAI's `refusal`)
+not_text      it, or a turn before it, holds pictures, sounds or files
+no_user_turn  no turn of the user stands between it and the last answer, or the beginning
+long_chat     too much stands before it (`MOST_TURNS`, `MOST_CHARACTERS`)
+"""
+MOST_TURNS: Final = 256
+"""An answer behind more turns is left out: contexts would take the square of a chat's size in memory."""
+MOST_CHARACTERS: Final = 2**17
+"""As is one behind more characters."""
+_ROLE_KEYS: Final = ("role", "from")
+_CONTENT_KEYS: Final = ("content", "value")
 
 
 class Turn(NamedTuple):
-    """One turn of a chat."""
+    """One turn of a chat, its thought taken off.
+
+    `fault`: why a turn of the assistant is no answer, as far as the turn alone tells. `answers`: whether it says
+    something to the user. `others`: whether it holds pictures and the like. `place`: its index in the record's list.
+    """
 
     role: str
     content: str
+    place: int | None = None
+    fault: str | None = None
+    answers: bool = False
+    others: bool = False
+    thought: bool = False
 
 
 class Exchange(NamedTuple):
-    """What a chat asks and answers; None where it does neither."""
+    """What a chat asks and answers; None where it does neither.
+
+    `turn`: the answer's index in the record's list. `left_out`: why it cannot serve; its answer is None then.
+    """
 
     question: str | None
     answer: str | None
     context: list[Turn]
+    turn: int | None = None
+    left_out: str | None = None
+    thought: bool = False
 
 
-def turns_of(value: object) -> list[Turn] | None:
-    """The turns in a list of `{role, content}` or `{from, value}` (or its JSON text); None if it is none."""
+def turns_of(value: object, record: Mapping[str, object] | None = None) -> list[Turn] | None:
+    """The turns in a list of `{role, content}` or `{from, value}` (or its JSON text); None if it is none.
+
+    `record`: what holds the chat, where a list beside it may mask turns.
+    """
     listed = _list_of(value)
     if listed is None:
         return None
     turns = []
-    for item in listed:
+    for place, item in enumerate(listed):
         if not isinstance(item, Mapping):
             return None
-        role = item.get("role", item.get("from"))
-        content = text_in(item.get("content", item.get("value")))
+        role = _first(item, _ROLE_KEYS)
         if not isinstance(role, str):
             return None
-        turns.append(Turn(ROLES.get(role.strip().lower(), role), content or ""))
+        turns.append(_turn(item, ROLES.get(role.strip().lower(), role), place))
+    marks = listed_marks(record, [turn.role for turn in turns]) if record else None
+    if marks is not None:
+        turns = [turn._replace(fault="masked") if mark else turn for turn, mark in zip(turns, marks, strict=True)]
     return turns
+
+
+def _turn(item: Mapping[str, object], role: str, place: int) -> Turn:
+    found = of_turn(item, _first(item, _CONTENT_KEYS))
+    if role == "user" and found.result:
+        role = "tool"  # Anthropic's and Qwen's way to hand over a tool's result
+    if role not in ("assistant", "call"):
+        return Turn(role, found.text, place, others=found.others)
+    parts = answer_parts(found.text)
+    text = parts.answer.strip()
+    thought = parts.thought or found.thought
+    channel = str(item.get("channel") or "").strip().lower()
+    calls = found.calls or role == "call" or (channel == "commentary" and bool(item.get("recipient")))
+    thinks = channel in ("analysis", "commentary") and not calls
+    answers = not calls and not thinks and (bool(text) or found.refusal or found.others)
+    if is_masked(item):
+        fault: str | None = "masked"
+    elif calls:
+        fault = "tool_call"
+    elif thinks or (not text and thought):
+        fault = "only_thought"
+    elif not text and found.refusal:
+        fault = "refusal"
+    else:
+        fault = "not_text" if found.others else None
+    return Turn("assistant", "" if thinks or role == "call" else text, place, fault, answers, found.others, thought)
 
 
 def looks_like_turns(value: object) -> bool:
@@ -57,43 +129,101 @@ def looks_like_turns(value: object) -> bool:
     return bool(turns_of(value))
 
 
-def exchange(turns: Sequence[Turn]) -> Exchange:
-    """The last answer of the assistant, the question it answers, and all that was said before that.
+def exchanges(turns: Sequence[Turn], *, first: int = 0, last: bool = False) -> list[Exchange]:
+    """Every turn of the assistant from the turn `first` on, as an answer or with the reason why it is none.
 
-    Turns after the last answer are not asked about. A tool's turns between question and answer are context.
+    `last`: only the last of them. A chat without any is one exchange without an answer. Turns after the last answer
+    are not asked about.
     """
-    last = max((i for i, turn in enumerate(turns) if turn.role == "assistant"), default=None)
-    before = turns if last is None else turns[:last]
-    asked = max((i for i, turn in enumerate(before) if turn.role == "user"), default=None)
+    own = [at for at, turn in enumerate(turns) if at >= first and turn.role == "assistant"]
+    if not own:
+        asked = max((at for at, turn in enumerate(turns) if turn.role == "user"), default=None)
+        question = None if asked is None else turns[asked].content.strip() or None
+        left_out = "not_text" if any(turn.others for turn in turns) else None
+        context = [turn for at, turn in enumerate(turns) if at != asked and _says(turn)]
+        return [Exchange(question, None, context, left_out=left_out)]
+    return list(_exchanges(turns, own[-1:] if last else own))
+
+
+def _exchanges(turns: Sequence[Turn], wanted: Sequence[int]) -> Iterator[Exchange]:
+    before: list[Turn] = []
+    asked: int | None = None  # the question's place in `before`
+    characters, blind, thought = 0, False, False
+    chosen, end = set(wanted), wanted[-1]
+    for at, turn in enumerate(turns[: end + 1]):
+        if at in chosen:
+            long = len(chosen) > 1 and (len(before) > MOST_TURNS or characters > MOST_CHARACTERS)
+            turn_thought = turn._replace(thought=turn.thought or thought)
+            yield _exchange(turn_thought, before, asked, blind=blind, long=long)
+        if turn.role == "assistant" and turn.answers:
+            asked = None
+        if turn.role == "user":
+            asked = len(before)
+        blind |= turn.others
+        thought = turn.role == "thought" or (thought and turn.role != "assistant")
+        if _says(turn) or turn.role == "user":
+            before.append(turn)
+            characters += len(turn.content)
+
+
+def _exchange(turn: Turn, before: Sequence[Turn], asked: int | None, *, blind: bool, long: bool) -> Exchange:
     question = None if asked is None else before[asked].content.strip() or None
-    answer = None if last is None else turns[last].content.strip() or None
-    context = [turn for i, turn in enumerate(before) if i != asked and turn.content.strip()]
-    return Exchange(question, answer, context)
+    left_out = turn.fault
+    if left_out is None and turn.content.strip():
+        if blind:
+            left_out = "not_text"
+        elif asked is None:
+            left_out = "no_user_turn"
+        elif long:
+            left_out = "long_chat"
+    context = [] if long else [other for at, other in enumerate(before) if at != asked and _says(other)]
+    answer = turn.content.strip() or None if left_out is None else None
+    return Exchange(question, answer, context, turn.place, left_out, turn.thought)
 
 
-def answered(turns: object, answer: str) -> object:
-    """The chat with its last answer replaced; all else, keys and order, stays."""
-    if isinstance(turns, str):
-        return dumps(answered(loads(turns), answer))
-    changed = [dict(turn) for turn in turns]  # type: ignore[attr-defined]
-    for turn in reversed(changed):
-        role = turn.get("role", turn.get("from"))
-        if ROLES.get(str(role).strip().lower()) == "assistant":
-            key = "content" if "content" in turn else "value"
-            turn[key] = answer if isinstance(turn[key], str) else [{"type": "text", "text": answer}]
-            break
-    return changed
+def _says(turn: Turn) -> bool:
+    """Whether a turn is context for what comes after it: a thought is not, nor is an empty turn."""
+    return turn.role != "thought" and bool(turn.content.strip())
+
+
+def edited(value: object, answers: Mapping[int, str], kept: Collection[int] | None = None) -> object:
+    """The chat with the answers of these turns replaced; all else, keys and order, stays.
+
+    `kept`: the turns of the assistant that may be learnt from. The chat ends with the last of them, and the others
+    are marked (`loss_marks.mark_of`). None: the chat is whole, and no mark is added.
+    """
+    if isinstance(value, str):
+        return dumps(edited(loads(value), answers, kept))
+    turns = [dict(turn) for turn in value]  # type: ignore[attr-defined]
+    for place, answer in answers.items():
+        present = [key for key in _CONTENT_KEYS if key in turns[place]] or [*_CONTENT_KEYS[:1]]
+        key = next((key for key in present if turns[place].get(key) is not None), present[0])
+        turns[place][key] = with_text(turns[place].get(key), answer)
+    if kept is None:
+        return turns
+    turns = turns[: max(kept) + 1]
+    name, mark = mark_of(turns)
+    for place, turn in enumerate(turns):
+        role = _first(turn, _ROLE_KEYS)
+        ours = ROLES.get(role.strip().lower(), role) if isinstance(role, str) else ""
+        if ours in ("assistant", "call") and place not in kept and not is_masked(turn):
+            turn[name] = mark
+    return turns
+
+
+def last_answer(value: object) -> int:
+    """The index of the assistant's last turn in a chat, or its JSON text."""
+    turns = turns_of(value) or []
+    return max((at for at, turn in enumerate(turns) if turn.role == "assistant"), default=len(turns) - 1)
 
 
 def text_in(content: object) -> str | None:
-    """The text of a turn: itself, or the text parts of a list such as `[{"type": "text", "text": ...}]`."""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, Sequence):
-        found = [part.get("text") if isinstance(part, Mapping) else part for part in content]
-        texts = [text for text in found if isinstance(text, str)]
-        return "\n".join(texts) or None
-    return None
+    """The text of a turn's content: itself, or the text parts of a list such as `[{"type": "text", "text": ...}]`."""
+    return of_turn({}, content).text or None
+
+
+def _first(item: Mapping[str, object], keys: Sequence[str]) -> object:
+    return next((item[key] for key in keys if item.get(key) is not None), None)
 
 
 def _list_of(value: object) -> list[object] | None:

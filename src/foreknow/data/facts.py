@@ -15,9 +15,14 @@ from pathlib import Path
 
 import polars as pl
 
-from foreknow.data.layouts import Extracted, Layout, check_column, detect, extract, with_answer
+from foreknow.data.accounting import THOUGHT, account, left_out
+from foreknow.data.chats import LEFT_OUT
+from foreknow.data.layout_edits import with_answers
+from foreknow.data.layout_rows import TURNS, Extracted, extract
+from foreknow.data.layouts import Layout, check_column, detect
 from foreknow.data.rows import ROWS, USABLE, digests, drawn, flags_of, pool
 from foreknow.data.templates import check_templates, derive_template, subject_of
+from foreknow.data.turn_labels import by_record, free_names, values_of
 from foreknow.errors import InputError
 from foreknow.files.cells import number_of
 from foreknow.files.formats import Batch, Record, read_part, where
@@ -34,7 +39,9 @@ class Facts:
     """The rows of an input, and all that is needed to write it back.
 
     `rows` is the whole input, or with a limit the rows `audited` (by number) and possible exemplars.
-    `total` counts all rows of the input, `digest` is a hash of what they say, in whatever layout.
+    `total` counts all rows of the input, `digest` is a hash of what they say, in whatever layout. `places` has the
+    record and the turn of every row of the input. `left_out`: of `total`, the rows that cannot be used, by reason.
+    `thoughts`: the rows whose answers had thoughts before them.
     """
 
     rows: pl.DataFrame
@@ -45,6 +52,19 @@ class Facts:
     reason: str
     source: Source
     columns: tuple[str, ...]
+    places: pl.DataFrame
+    left_out: Mapping[str, int]
+    thoughts: int
+
+    @property
+    def records(self) -> int:
+        """How many records the input has; each has at least one row."""
+        return int(self.places["record"].item(-1)) + 1 if self.places.height else 0
+
+    @property
+    def accounted(self) -> str:
+        """What became of the input, in a line: rows in = rows read + rows left out by reason."""
+        return account(self.records, self.total, self.left_out, self.thoughts)
 
     @property
     def name(self) -> str:
@@ -75,45 +95,74 @@ class Facts:
     ) -> None:
         """Write only the rows of `labels` into one file, in input order; otherwise as `annotate`.
 
-        `answers`: by row number, an answer that takes the place of the row's own. `name`: what the file will be
-        called, if not as `path`; its suffix must be of the input's format. What only the names of several files
-        tell (relation, split) becomes columns.
+        A record is written once. Where some of its usable rows are not among `labels`, it ends with the last that
+        is, and the answers that are not are marked so that trainers pass them over (`loss_marks`). `answers`: by row
+        number, an answer that takes the place of the row's own. `name`: what the file will be called, if not as
+        `path`; its suffix must be of the input's format. What only the names of several files tell (relation, split)
+        becomes columns.
         """
-        kept = pl.Series(range(self.total), dtype=pl.Int64).is_in(labels["row"].implode())
+        kept = labels["row"]
+        chosen = self.places[kept.to_list()].with_columns(row=kept)
+        records = pl.Series(range(self.records), dtype=pl.Int64).is_in(chosen["record"].implode())
+        turns = dict(chosen.group_by("record").agg("turn").iter_rows())
+        replaced: dict[int, dict[int | None, str]] = {}
+        for row, record, turn in chosen.select("row", "record", "turn").iter_rows():
+            if answers and row in answers:
+                replaced.setdefault(record, {})[turn] = answers[row]
+        in_part = set(self.in_part(kept))
         firsts = dict(_firsts(self.source.parts, self._counts()))
 
-        def edited(record: Record, row: int) -> Record | None:
-            if not answers or row not in answers:
+        def edited(record: Record, number: int) -> Record | None:
+            if number not in replaced and number not in in_part:
                 return None
-            name = max((n for n, first in firsts.items() if first <= row), key=lambda n: firsts[n])
-            return with_answer(self.layouts[name], record, answers[row])
+            name = max((n for n, first in firsts.items() if first <= number), key=lambda n: firsts[n])
+            own = turns[number] if number in in_part else None
+            return with_answers(self.layouts[name], record, replaced.get(number, {}), own)
 
         told = [n for n in ("relation", "split") if any(getattr(layout, n) for layout in self.layouts.values())]
         told += ["subject"] if "relation" in told else []
-        beside = self._beside(labels.join(self.rows.select("row", *told), on="row", how="left"))
-        write_joined(self.source.parts, Change(beside, kept, edited), path, name or path.name)
+        named = self.rows.select("record", *told).unique("record", keep="first", maintain_order=True)
+        write_joined(
+            self.source.parts,
+            Change(self._beside(labels, named if told else None), records, edited),
+            path,
+            name or path.name,
+        )
 
-    def extra(self, names: Sequence[str]) -> pl.DataFrame:
+    def in_part(self, kept: pl.Series) -> list[int]:
+        """The records some of whose usable rows are among `kept` (row numbers), and some are not."""
+        usable = self.rows.filter(USABLE).select("record", kept=pl.col("row").is_in(kept.implode()))
+        some = usable.group_by("record").agg(any=pl.col("kept").any(), all=pl.col("kept").all())
+        return some.filter(pl.col("any") & ~pl.col("all"))["record"].sort().to_list()
+
+    def extra(self, names: Sequence[str], *, last: Sequence[str] = ()) -> pl.DataFrame:
         """Columns of the input that are not ours: row, then `names`. The input is read again.
 
         A column whose every value is a number is Float64, any other is of texts, with what is no text as JSON.
-        A value that a record lacks is null.
+        A value that a record lacks is null. In lists beside `labelled_turns`, each row has its own value; any other
+        value holds for every row of its record, or for its last one in the columns `last`.
         """
         values: dict[str, list[object]] = {name: [] for name in names}
-        total = 0
-        for _, batch, _ in _stream(self.source):
-            total += len(batch.records)
-            for name, found in values.items():
-                found += [record.get(name) for record in batch.records]
-        rows = pl.Series(range(total), dtype=pl.Int64)
+        turns = self.places.group_by("record", maintain_order=True).agg("turn")["turn"].to_list()
+        for _, batch, first in _stream(self.source):
+            for number, record in enumerate(batch.records, first):
+                for name in names:
+                    values[name] += values_of(record, name, turns[number], name in last)
+        rows = pl.Series(range(self.total), dtype=pl.Int64)
         return pl.DataFrame({"row": rows, **{name: _column(found) for name, found in values.items()}})
 
-    def _beside(self, labels: pl.DataFrame) -> pl.DataFrame:
-        names = {name: _free_name(name, self.columns) for name in labels.columns if name != "row"}
-        every = pl.DataFrame({"row": pl.Series(range(self.total), dtype=pl.Int64)})
-        added = every.join(labels, on="row", how="left", validate="1:1", maintain_order="left")
-        floats = pl.selectors.float().fill_nan(None)  # NaN is not JSON
-        return added.drop("row").with_columns(floats).rename(names)
+    def _beside(self, labels: pl.DataFrame, named: pl.DataFrame | None = None) -> pl.DataFrame:
+        """The columns to write beside the input's: a line for every record. `named`: more of them, by record."""
+        added = by_record(labels, self.places)
+        names = free_names(added.columns, self.columns)
+        if TURNS in self.columns and all(name == new for name, new in names.items() if name != TURNS):
+            added = added.drop(TURNS, strict=False)  # the lists that are there speak of the same turns
+        if named is not None:
+            records = pl.DataFrame({"record": pl.Series(range(self.records), dtype=pl.Int64)})
+            more = records.join(named, on="record", how="left", maintain_order="left").drop("record")
+            names |= free_names(more.columns, self.columns)
+            added = added.hstack(more)
+        return added.rename({name: new for name, new in names.items() if name in added.columns})
 
     def _counts(self) -> dict[str, int]:
         counts = dict.fromkeys((part.name for part in self.source.parts), 0)
@@ -131,6 +180,7 @@ def read_facts(
     templates: Mapping[str, str] | None = None,
     group_by: str | None = None,
     strict_rows: bool = False,
+    turns: str = "all",
     limit: int | None = None,
     seed: int = 0,
 ) -> Facts:
@@ -138,28 +188,31 @@ def read_facts(
 
     `columns` maps our names to the file's (`{"question": "q"}`), `layout` names one of `layouts.LAYOUTS`,
     `templates` gives relations their question texts, `group_by` names the column that exemplars are drawn
-    within. With `limit` only the rows drawn (`rows.drawn`, by `seed`) and possible exemplars are held in
-    memory, and a few numbers for each of the others; the input is read twice. A readable row without question
-    or answer is kept and flagged; with `strict_rows`, or where no row is usable, it is an InputError.
+    within, `turns` says whether `all` answers of a chat are rows or only its `last`. With `limit` only the rows
+    drawn (`rows.drawn`, by `seed`) and possible exemplars are held in memory, and a few numbers for each of the
+    others; the input is read twice. A readable row that cannot be used is kept and flagged with the reason; one that
+    lacks a question or an answer is an InputError with `strict_rows`, as is an input in which no row is usable.
     """
     source = data if isinstance(data, Source) else source_of(str(data))
     if templates is not None:
         check_templates(templates, "templates")
-    reader = _Reader(source, dict(columns or {}), layout, dict(templates or {}), group_by)
-    frames, light, faults = [], [], _Faults(strict_rows)
+    reader = _Reader(source, dict(columns or {}), layout, dict(templates or {}), group_by, turns)
+    frames, light, places, faults = [], [], [pl.DataFrame(schema=_PLACES)], _Faults(strict_rows)
     for rows, batch, part, first in reader.frames():
         faults.note(rows, batch, part, first, reader.layouts[part.name])
         light.append(digests(rows, seed))
+        places.append(rows.select(*_PLACES))
         if limit is None:
             frames.append(rows)
     every = pl.concat(light) if light else digests(pl.DataFrame(schema=ROWS), seed)
-    faults.check(source, every.height)
     every = every.with_columns(flags=flags_of(every))
+    lost = left_out(every)
+    faults.check(source, every.height, lost)
     audited = every["row"] if limit is None or limit >= every.height else drawn(every, limit)
     if limit is not None:
         whole = limit >= every.height
         kept = every["row"] if whole else pl.concat([audited, pool(every, audited, CANDIDATES)]).unique().sort()
-        frames = [reader.picked(set(kept))]
+        frames = [reader.picked(pl.concat(places), set(kept))]
         keys = digests(frames[0], seed).select("row", "key")
         if not keys.equals(every.filter(pl.col("row").is_in(kept.implode())).select("row", "key")):
             raise InputError(f"{source.name}: the file changed while it was read. Run the same command again.")
@@ -174,7 +227,13 @@ def read_facts(
         reader.reason,
         source,
         tuple(reader.columns),
+        pl.concat(places),
+        lost,
+        int(every["flags"].list.contains(THOUGHT).sum()),
     )
+
+
+_PLACES = {name: ROWS[name] for name in ("record", "turn")}
 
 
 @dataclass
@@ -186,33 +245,47 @@ class _Reader:
     named: str
     templates: Mapping[str, str]
     group_by: str | None
+    turns: str = "all"
     layouts: dict[str, Layout] = field(default_factory=dict)
     columns: dict[str, None] = field(default_factory=dict)
     digest: str = ""
 
     def frames(self) -> Iterator[tuple[pl.DataFrame, Batch, Part, int]]:
-        """(rows, batch, part, number of the batch's first row). Sets `layouts`, `columns` and `digest`."""
+        """(rows, batch, part, number of the batch's first record). Sets `layouts`, `columns` and `digest`."""
+        total = 0
         content = hashlib.sha256()
         encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
         for part, batch, first in _stream(self.source):
             self.columns.update(dict.fromkeys(key for record in batch.records for key in record))
             known = self.layouts.get(part.name) or self._layout(part, batch)
             found = self._extracted(known, batch, part, range(len(batch.records)))
-            rows = _frame(found, self._groups(found, batch.records), range(first, first + len(found)))
-            for item, group in zip(found, rows["group"], strict=True):
+            rows = _frame(found, self._groups(found, batch.records), range(total, total + len(found)), first)
+            total += len(found)
+            for (_, item), group in zip(found, rows["group"], strict=True):
                 content.update(encode([*item, group]).encode())
             yield rows, batch, part, first
         self.digest = "sha256:" + content.hexdigest()
 
-    def picked(self, numbers: set[int]) -> pl.DataFrame:
-        """Only the rows of these numbers, once `frames` has found the layouts."""
+    def picked(self, places: pl.DataFrame, numbers: set[int]) -> pl.DataFrame:
+        """Only the rows of these numbers, once `frames` has found the layouts. `places`: every row's record."""
         frames = [pl.DataFrame(schema=ROWS)]
+        rows = places.with_row_index("row").group_by("record", maintain_order=True).agg(pl.col("row").first(), pl.len())
+        firsts, counts = rows["row"].to_list(), rows["len"].to_list()
         for part, batch, first in _stream(self.source):
-            at = [n for n in range(len(batch.records)) if first + n in numbers]
+            if first + len(batch.records) > len(firsts):
+                break  # the file has grown since
+            at = [
+                n
+                for n in range(len(batch.records))
+                if not numbers.isdisjoint(range(firsts[first + n], firsts[first + n] + counts[first + n]))
+            ]
             if at and part.name in self.layouts:
                 found = self._extracted(self.layouts[part.name], batch, part, at)
-                groups = self._groups(found, [batch.records[n] for n in at])
-                frames.append(_frame(found, groups, [first + n for n in at]))
+                whole = [first + n for n in dict.fromkeys(n for n, _ in found)]
+                own = [firsts[n] + k for n in whole for k in range(counts[n])]
+                if len(own) == len(found):
+                    frame = _frame(found, self._groups(found, batch.records), own, first)
+                    frames.append(frame.filter(pl.col("row").is_in(list(numbers))))
         return pl.concat(frames)
 
     @property
@@ -254,52 +327,61 @@ class _Reader:
         self.layouts[part.name] = found
         return found
 
-    def _extracted(self, layout: Layout, batch: Batch, part: Part, places: Sequence[int]) -> list[Extracted]:
+    def _extracted(
+        self, layout: Layout, batch: Batch, part: Part, places: Sequence[int]
+    ) -> list[tuple[int, Extracted]]:
+        """The rows of these records of a batch, each with its record's place in the batch."""
         found = []
         for at in places:
             try:
-                found.append(extract(layout, batch.records[at], self.templates))
+                found += [(at, row) for row in extract(layout, batch.records[at], self.templates, self.turns)]
             except InputError as error:
                 raise InputError(f"{where(part, batch, at)}: {error}") from error
         return found
 
-    def _groups(self, found: Sequence[Extracted], records: Sequence[Record]) -> list[str]:
+    def _groups(self, found: Sequence[tuple[int, Extracted]], records: Sequence[Record]) -> list[str]:
         """The group of every row: the named column, else the relation, else "all"."""
         if self.group_by is None:
-            return [item.relation or "all" for item in found]
-        values = (record.get(self.group_by) for record in records)
+            return [item.relation or "all" for _, item in found]
+        values = (records[at].get(self.group_by) for at, _ in found)
         return ["all" if value is None else cell_text(value).strip() or "all" for value in values]
 
 
 @dataclass
 class _Faults:
-    """The rows that cannot be used, and the first of them in words."""
+    """The rows that lack a question or an answer, and the first of them in words."""
 
     strict: bool
     count: int = 0
     first: str | None = None
 
     def note(self, rows: pl.DataFrame, batch: Batch, part: Part, before: int, layout: Layout) -> None:
-        bad = rows.filter(~USABLE)
+        told = pl.col("flags").list.set_intersection(pl.lit(list(LEFT_OUT))).list.len() > 0
+        bad = rows.filter(~USABLE & ~told)
         if bad.is_empty():
             return
         self.count += bad.height
         if self.first is None:
-            row, no_question = bad.select("row", pl.col("question").is_null()).row(0)
-            at = row - before
+            record, no_question = bad.select("record", pl.col("question").is_null()).row(0)
+            at = record - before
             self.first = f"{where(part, batch, at)}: {_fault(layout, batch.records[at], no_question)}"
 
-    def check(self, source: Source, total: int) -> None:
+    def check(self, source: Source, total: int, lost: Mapping[str, int]) -> None:
         if total == 0:
             raise InputError(f"{_path(source)} is empty: found no rows, expected at least one.")
-        if self.first is None or (self.count < total and not self.strict):
+        if sum(lost.values()) == total and self.first is None:
+            why = ", ".join(f"{name} {count:,}" for name, count in lost.items())
+            raise InputError(f"{_path(source)}: none of the {total} rows can be used: found {why}.")
+        if self.first is None or (sum(lost.values()) < total and not self.strict):
             return
-        if self.count < total:
+        if sum(lost.values()) < total:
             raise InputError(
                 f"{self.first}. {self.count} of {total} rows cannot be used; drop --strict-rows to keep them."
             )
+        others = {name: count for name, count in lost.items() if name in LEFT_OUT}
+        more = "".join(f", {name} {count:,}" for name, count in others.items())
         raise InputError(
-            f"{_path(source)}: none of the {total} rows has both a question and an answer.\n"
+            f"{_path(source)}: none of the {total} rows has both a question and an answer{more}.\n"
             f"The first, {self.first}. Name the columns with --map question=COLUMN --map answer=COLUMN."
         )
 
@@ -334,9 +416,18 @@ def _firsts(parts: Sequence[Part], counts: Mapping[str, int]) -> Iterator[tuple[
         first += counts[part.name]
 
 
-def _frame(found: Sequence[Extracted], groups: Sequence[str], numbers: Sequence[int]) -> pl.DataFrame:
-    columns = {name: [getattr(item, name) for item in found] for name in Extracted._fields}
-    data = {**columns, "row": numbers, "group": groups, "flags": [[] for _ in found]}
+def _frame(
+    found: Sequence[tuple[int, Extracted]], groups: Sequence[str], numbers: Sequence[int], first: int
+) -> pl.DataFrame:
+    """Rows as a frame. `numbers`: theirs; `first`: the number of the first record of their batch."""
+    items = [item for _, item in found]
+    data: dict[str, Sequence[object]] = {
+        **{name: [getattr(item, name) for item in items] for name in Extracted._fields},
+        "row": numbers,
+        "record": [first + at for at, _ in found],
+        "group": groups,
+        "flags": [[flag for flag in (item.left_out, THOUGHT if item.thought else None) if flag] for item in items],
+    }
     return pl.DataFrame({name: pl.Series(name, data[name], dtype=dtype) for name, dtype in ROWS.items()})
 
 
@@ -350,9 +441,3 @@ def _fault(layout: Layout, record: Record, no_question: bool) -> str:
         f"{column} is {'null or missing' if value is None else quoted(value, 60)}" for column, value in pairs
     )
     return f"no {'question' if no_question else 'answer'}: {found}, expected a text"
-
-
-def _free_name(name: str, taken: Sequence[str]) -> str:
-    while name in taken:
-        name = f"foreknow_{name}"
-    return name

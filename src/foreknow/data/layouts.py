@@ -1,11 +1,11 @@
 """Layouts: which columns of a file hold the question, the answers and the rest; pure.
 
-A layout is found from the columns and the first records (`detect`), or named, and then read record by record
-(`extract`):
+A layout is found from the columns and the first records (`detect`), or named. `layout_rows.py` reads records by it,
+`layout_edits.py` writes other answers into them:
 
-    messages            a chat under `messages`: the last turn of the assistant is the answer
+    messages            a chat under `messages`: every turn of the assistant that answers a user's is a row
     sharegpt            the same under `conversations`, turns as {from, value}
-    alpaca              instruction, input and output (history and system where they stand)
+    alpaca              instruction, input and output (system where it stands; the answers in `history` are rows too)
     prompt-completion   prompt and completion, as text or as turns
     popqa               PopQA's table
     question            a question and its answer(s) under their usual names, or under `--map` names
@@ -19,12 +19,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from foreknow.data.chats import Exchange, Turn, answered, exchange, looks_like_turns, turns_of
-from foreknow.data.templates import question as fill
-from foreknow.data.templates import subject_of
+from foreknow.data.chats import looks_like_turns
 from foreknow.errors import ConfigError, InputError
-from foreknow.files.cells import number_of
-from foreknow.files.jsontext import dumps, loads
+from foreknow.files.jsontext import loads
 from foreknow.files.quoting import quoted
 
 Record = Mapping[str, object]
@@ -67,26 +64,6 @@ class Layout:
     relation: str | None = None
 
 
-class Fact(NamedTuple):
-    """A short fact that belongs to a row with a long answer."""
-
-    question: str
-    answer: str
-
-
-class Extracted(NamedTuple):
-    """One record as a row of the frame; question and answers are None where the record has none."""
-
-    question: str | None
-    answers: list[str] | None
-    subject: str | None = None
-    relation: str | None = None
-    split: str | None = None
-    popularity: float | None = None
-    context: list[dict[str, str]] | None = None
-    facts: list[dict[str, str]] | None = None
-
-
 class _Kind(NamedTuple):
     """How a layout is known and read. `needs`: columns by our names; `fits`: what their values must be."""
 
@@ -110,9 +87,9 @@ def _turns_in(name: str) -> Callable[[Mapping[str, str], Sequence[Record]], bool
 
 
 _KINDS: Mapping[str, _Kind] = {
-    "messages": _Kind(("messages",), (), _turns_in("messages"), "chats; the last assistant turn is the answer"),
+    "messages": _Kind(("messages",), (), _turns_in("messages"), "chats; each answer of the assistant is a row"),
     "sharegpt": _Kind(
-        ("conversations",), ("system",), _turns_in("conversations"), "chats; the last assistant turn is the answer"
+        ("conversations",), ("system",), _turns_in("conversations"), "chats; each answer of the assistant is a row"
     ),
     "alpaca": _Kind(("instruction", "answer"), ("context", "system", "history"), _always, "instruction and output"),
     "popqa": _Kind(("question", "answers", "subject", "object"), (), _always, "PopQA's columns"),
@@ -144,92 +121,14 @@ def detect(
             return Layout(name, mine, _reason(name, kind.what, mine))
     if named != "auto":
         raise InputError(
-            f"{where}: --layout {named}: expected the columns {', '.join(_KINDS[named].needs)}; found {_list(columns)}."
+            f"{where}: --layout {named}: expected the columns {', '.join(_KINDS[named].needs)}; "
+            f"found {name_list(columns)}."
         )
     raise InputError(
-        f"{where}: no known layout in the columns {_list(columns)}. Expected a question and an answer, "
+        f"{where}: no known layout in the columns {name_list(columns)}. Expected a question and an answer, "
         "messages, conversations, instruction and output, or subject, relation and object.\n"
         "Name yours: --map question=COLUMN --map answer=COLUMN."
     )
-
-
-def extract(layout: Layout, record: Record, templates: Mapping[str, str]) -> Extracted:
-    """One record read by its layout. A subject's `aliases` are never taken for answers."""
-
-    def value(ours: str) -> object:
-        theirs = layout.columns.get(ours)
-        return None if theirs is None else record.get(theirs)
-
-    relation = text_of(value("relation")) or layout.relation
-    subject = text_of(value("subject"))
-    template = templates.get(relation) if relation is not None else None
-    said, golds = _said(layout.name, value)
-    question = said.question
-    if layout.name == "triples" and question is None and subject is not None and relation is not None:
-        if template is None:
-            raise InputError(
-                f"relation {quoted(relation)} has no template (templates given for {_list(sorted(templates))}).\n"
-                "Give --templates FILE with a line such as "
-                f'"{relation if len(relation) <= 80 else "RELATION"}": "Which country is [X] in?".'
-            )
-        question = fill(template, subject)
-    if subject is None and template is not None and question is not None:
-        subject = subject_of(template, question)
-    split = text_of(value("split")) or layout.split
-    return Extracted(
-        question,
-        _texts(golds) or None,
-        subject,
-        relation,
-        None if split is None else SPLITS.get(split.lower(), split),
-        number_of(value("popularity")),
-        [turn._asdict() for turn in said.context if _encodes(turn.role + turn.content)] or None,
-        facts_of(value("facts")),
-    )
-
-
-def with_answer(layout: Layout, record: Record, answer: str) -> Record:
-    """The record with its answer replaced, under the layout's own columns; other accepted answers go."""
-    changed = dict(record)
-    name = layout.name
-    if name in ("messages", "sharegpt"):
-        column = layout.columns["messages" if name == "messages" else "conversations"]
-        changed[column] = answered(record[column], answer)
-    elif name == "prompt-completion":
-        column = layout.columns["completion"]
-        old = record[column]
-        changed[column] = answered(old, answer) if looks_like_turns(old) else _in_place(str(old), answer)
-    else:
-        for ours in ("answer", "answers", "object"):
-            if (theirs := layout.columns.get(ours)) is None or theirs not in record:
-                continue
-            old = record[theirs]
-            # only `answers` is read as a list where a cell spells one
-            spelled = ours == "answers" and isinstance(old, str) and isinstance(_decoded(old), list)
-            listed = dumps([answer]) if spelled else [answer]
-            changed[theirs] = listed if spelled or isinstance(old, list) else answer
-    return changed
-
-
-def _in_place(old: str, answer: str) -> str:
-    """The answer with the blanks around the old text: a completion is joined to its prompt as it stands."""
-    text = old.strip()
-    before, _, after = old.partition(text) if text else ("", "", "")
-    return f"{before}{answer}{after}"
-
-
-def facts_of(value: object) -> list[dict[str, str]] | None:
-    """The short facts in a row's `facts` column (or its JSON text): those with a question and an answer."""
-    listed = _decoded(value)
-    if not isinstance(listed, list | tuple):
-        return None
-    return [
-        {"question": question, "answer": answer}
-        for item in listed
-        if isinstance(item, Mapping)
-        and (question := text_of(item.get("question"))) is not None
-        and (answer := text_of(item.get("answer"))) is not None
-    ]
 
 
 def text_of(value: object) -> str | None:
@@ -239,13 +138,13 @@ def text_of(value: object) -> str | None:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     text = str(value).strip()
-    return text if text and _encodes(text) else None
+    return text if text and encodes(text) else None
 
 
 def check_column(columns: Sequence[str], column: str, flag: str, where: str) -> None:
     """InputError unless the file has this column."""
     if column not in columns:
-        raise InputError(f"{where}: {flag}: there is no column {quoted(column)}. Columns found: {_list(columns)}.")
+        raise InputError(f"{where}: {flag}: there is no column {quoted(column)}. Columns found: {name_list(columns)}.")
 
 
 def _order(columns: Sequence[str], mapped: Mapping[str, str]) -> list[str]:
@@ -281,55 +180,7 @@ def _without_repeats(name: str, taken: dict[str, str], mapped: Mapping[str, str]
     return mine
 
 
-def _said(name: str, value: Callable[[str], object]) -> tuple[Exchange, list[object]]:
-    """What a record asks, and its golds, not yet cleaned."""
-    if name in ("messages", "sharegpt"):
-        turns = turns_of(value("messages" if name == "messages" else "conversations")) or []
-        said = exchange([*_system(value), *turns])
-        return _clean(said), [said.answer]
-    if name == "alpaca":
-        context = text_of(value("context"))
-        instruction = text_of(value("instruction"))
-        question = "\n".join(text for text in (instruction, context) if text) if instruction else context
-        return Exchange(question, None, [*_system(value), *_history(value("history"))]), [value("answer")]
-    if name == "prompt-completion":
-        before, after = turns_of(value("prompt")), turns_of(value("completion"))
-        if before is None:
-            return Exchange(text_of(value("prompt")), None, _system(value)), [
-                value("completion") if after is None else exchange(after).answer
-            ]
-        answer = after if after is not None else [Turn("assistant", text_of(value("completion")) or "")]
-        said = exchange([*_system(value), *before, *answer])
-        # an assistant's turn in the prompt is no answer
-        return _clean(said), [said.answer if any(turn.role == "assistant" for turn in answer) else None]
-    question = text_of(value("question"))
-    listed = _decoded(value("answers"))
-    golds = [value("answer"), value("object") if name in ("triples", "popqa") else None, listed]
-    return Exchange(question, None, []), golds
-
-
-def _clean(said: Exchange) -> Exchange:
-    return said._replace(question=text_of(said.question))
-
-
-def _system(value: Callable[[str], object]) -> list[Turn]:
-    system = text_of(value("system"))
-    return [Turn("system", system)] if system else []
-
-
-def _history(value: object) -> list[Turn]:
-    """LLaMA-Factory's `history`: pairs of a question and its answer."""
-    pairs = _decoded(value)
-    if not isinstance(pairs, list | tuple):
-        return []
-    turns = []
-    for pair in pairs:
-        if isinstance(pair, list | tuple) and len(pair) == 2:
-            turns += [Turn("user", str(pair[0])), Turn("assistant", str(pair[1]))]
-    return turns
-
-
-def _encodes(text: str) -> bool:
+def encodes(text: str) -> bool:
     """False for half a surrogate pair, which JSON can spell and UTF-8 cannot."""
     try:
         text.encode()
@@ -338,13 +189,7 @@ def _encodes(text: str) -> bool:
     return True
 
 
-def _texts(values: Sequence[object]) -> list[str]:
-    """The texts among values and lists of values: stripped, the empty ones dropped, each once, in order."""
-    flat = [item for value in values for item in (value if isinstance(value, list | tuple) else [value])]
-    return list(dict.fromkeys(text for text in map(text_of, flat) if text is not None))
-
-
-def _decoded(value: object) -> object:
+def decoded_list(value: object) -> object:
     """A list that a cell holds as JSON text (`["Paris", "paris"]`), decoded; any other value as it is."""
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return value
@@ -364,7 +209,7 @@ def _first(columns: Sequence[str], names: Sequence[str]) -> str | None:
 def _check_map(columns: Sequence[str], mapped: Mapping[str, str], where: str) -> None:
     for ours, theirs in mapped.items():
         if ours not in USUAL:
-            raise ConfigError(f"--map {ours}={theirs}: {ours!r} is not one of our names: {_list(list(USUAL))}.")
+            raise ConfigError(f"--map {ours}={theirs}: {ours!r} is not one of our names: {name_list(list(USUAL))}.")
         check_column(columns, theirs, f"--map {ours}={theirs}", where)
 
 
@@ -373,7 +218,7 @@ def _reason(name: str, what: str, taken: Mapping[str, str]) -> str:
     return f"layout {name}: {what}, from the columns {pairs}"
 
 
-def _list(names: Sequence[str], most: int = 20) -> str:
+def name_list(names: Sequence[str], most: int = 20) -> str:
     """Names for a message: quoted only where needed, cut after `most`."""
     shown = ", ".join(name if name.isidentifier() and len(name) <= 40 else quoted(name, 40) for name in names[:most])
     rest = f", ... ({len(names) - most} more)" if len(names) > most else ""

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import unicodedata
 from collections.abc import Mapping
 from os.path import commonprefix
 
 import polars as pl
 
+from foreknow.data.chats import LEFT_OUT
 from foreknow.errors import ConfigError
 
 TURN = pl.Struct({"role": pl.String(), "content": pl.String()})
 FACT = pl.Struct({"question": pl.String(), "answer": pl.String()})
 ROWS: dict[str, pl.DataType] = {
-    "row": pl.Int64(),  # 0-based position in the input
+    "row": pl.Int64(),  # 0-based number of the row in the input
+    "record": pl.Int64(),  # 0-based number of the record it is of: a chat gives a row for each answer
+    "turn": pl.Int64(),  # index of the answer among the record's turns; null where the record is no chat
     "question": pl.String(),  # null where the row has none; such a row is never labelled
     "answers": pl.List(pl.String()),  # the first is the gold; every one is accepted
     "subject": pl.String(),
@@ -48,11 +53,12 @@ def digests(rows: pl.DataFrame, seed: int) -> pl.DataFrame:
     """A line of `DIGESTS` for each row."""
     gold_and_text = rows.select(USABLE.alias("usable"), GOLD.alias("gold"), text=pl.coalesce("subject", "question"))
     inside = [usable and has_word(text, gold) for usable, gold, text in gold_and_text.iter_rows()]
+    told = pl.col("flags").fill_null([]).list.set_intersection(pl.lit(list(LEFT_OUT))).list.len() > 0
     marks: dict[str, pl.Series | pl.Expr] = {
         "answer_in_subject": pl.Series(inside, dtype=pl.Boolean),
         "context": pl.col("context").list.len() > 0,
-        "no_answer": pl.col("answers").is_null(),
-        "no_question": pl.col("question").is_null(),
+        "no_answer": pl.col("answers").is_null() & ~told,
+        "no_question": pl.col("question").is_null() & ~told,
     }
     ours = [pl.when(mark).then(pl.lit(flag)) for flag, mark in marks.items()]
     kept = pl.col("flags").fill_null([]).list.set_difference(pl.lit(list(OUR_FLAGS)))
@@ -74,8 +80,8 @@ def flags_of(digests: pl.DataFrame) -> pl.Series:
 
     `duplicate`: question and gold of an earlier row, compared after NFC. `conflicting`: question and group of another
     row with a different gold. `answer_in_subject`: the gold, capitals aside, is a whole word of the subject, or of
-    the question where there is no subject. `no_question`, `no_answer`: the row has none. `context`: it is
-    asked behind a system's text or earlier turns.
+    the question where there is no subject. `no_question`, `no_answer`: the row has none, and no other reason why it
+    cannot be used. `context`: it is asked behind a system's text or earlier turns.
     """
     twin = pl.int_range(pl.len()).over("asks", "gold", order_by="row") > 0
     golds = pl.col("gold").n_unique().over("asks", "group", "usable")
@@ -88,6 +94,19 @@ def flags_of(digests: pl.DataFrame) -> pl.Series:
 def flag_rows(rows: pl.DataFrame) -> pl.DataFrame:
     """The rows with our own flags computed anew (`flags_of`); flags that others set are kept."""
     return rows.with_columns(flags=flags_of(digests(rows, 0)))
+
+
+def earlier_turns(rows: pl.DataFrame) -> pl.Series:
+    """What each row is asked behind, a system's text aside, as a hash in hex; null where nothing is.
+
+    The same on every machine: with question and gold it tells which rows of two files are the same.
+    """
+    found = []
+    for context in rows["context"]:
+        turns = [(turn["role"], turn["content"]) for turn in context or () if turn["role"] != "system"]
+        text = unicodedata.normalize("NFC", json.dumps(turns, ensure_ascii=False))
+        found.append(hashlib.blake2b(text.encode(), digest_size=8).hexdigest() if turns else None)
+    return pl.Series("earlier_turns", found, dtype=pl.String)
 
 
 def add_flag(rows: pl.DataFrame, flag: str, where: pl.Series | pl.Expr) -> pl.DataFrame:

@@ -105,7 +105,7 @@ def read_given(config: EvaluateConfig) -> Given:
 
 _NO_IDENTITY: Final = {
     *("data", "model", "out", "audit", "base", "force", "prompt_template", "templates", "map", "layout"),
-    *("strict_rows", "group_by", "trust_remote_code", "dtype", "device"),
+    *("turns", "strict_rows", "group_by", "trust_remote_code", "dtype", "device"),
 }
 """Settings that name a file whose content counts instead, or do not change a result."""
 
@@ -153,7 +153,12 @@ def run(config: EvaluateConfig) -> Evaluation:
         if folder.begin(identity, config.resolved()):
             say(f"{config.out}: this evaluation is complete; nothing to do")
         else:
-            for note in (given.facts.reason, *notes, *_another_prompt(ready.prompter, given.template, found)):
+            for note in (
+                given.facts.reason,
+                given.facts.accounted,
+                *notes,
+                *_another_prompt(ready.prompter, given.template, found),
+            ):
                 say(note)
             _compute(config, given, found, ready, folder, identity)
         if not (folder.path / "report.html").is_file():
@@ -272,7 +277,8 @@ def _write(
         "audit": audit and {"folder": str(audit.folder), "model": audit.summary["model"]},
         "data": {
             **{"name": given.facts.name, "layout": given.facts.layout, "reason": given.facts.reason},
-            **{"fingerprint": given.facts.digest, "rows_in_file": given.facts.total},
+            **{"fingerprint": given.facts.digest, "records": given.facts.records},
+            **{"rows_in_file": given.facts.total, "left_out": dict(given.facts.left_out)},
         },
         "seconds": seconds,
         "rows_per_second": int(cost["rows"].sum()) / seconds if seconds else 0.0,

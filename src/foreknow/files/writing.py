@@ -23,8 +23,8 @@ from foreknow.files.sources import Part, Source, on_disk, packed_for_writing, su
 
 @dataclass(frozen=True)
 class Change:
-    """What an output changes: `added` columns (a line for each row of the input, by number), `kept` rows
-    (by number; None: all), `edited`: record and row number -> the record to write, or None to leave it."""
+    """What an output changes: `added` columns (a line for each record of the input, by number), `kept` records
+    (by number; None: all), `edited`: a record and its number -> the record to write, or None to leave it."""
 
     added: pl.DataFrame
     kept: pl.Series | None = None

@@ -115,8 +115,10 @@ class Prober:
 
     def prompts(self, rows: pl.DataFrame) -> tuple[list[Row], list[list[Prompt]]]:
         """Each row made ready, and its prompts, one for each exemplar set."""
-        records = rows.select("row", "group", "question", "answers", "subject", "context").to_dicts()
-        shown = [self.exemplars.groups[r["group"]].for_row(r["question"], r["subject"]) for r in records]
+        columns = ("row", "record", "group", "question", "answers", "subject", "context")
+        records = rows.select(name for name in columns if name in rows.columns).to_dicts()
+        groups = self.exemplars.groups
+        shown = [groups[r["group"]].for_row(r["question"], r["subject"], r.get("record")) for r in records]
         texts = [
             [self.prompter.text(shots, r["question"], r["context"]) for shots, _ in sets]
             for r, sets in zip(records, shown, strict=True)

@@ -1,7 +1,8 @@
 """Exemplar sets: the few-shot prompts a group's questions are asked behind (paper, section 2). Pure.
 
 Drawn once per group from its dev rows and used for all its questions. A row's own fact never stands in its
-prompt: a slot that would hold the row's subject is filled from the group's reserve instead.
+prompt: a slot that would hold the row's subject is filled from the group's reserve instead. Nor does another answer of
+its own chat: a record gives one exemplar at most, and a row never sees that of its record.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from foreknow.protocol.match import canonical
 
 
 class Exemplar(NamedTuple):
-    """A question with its answer, as shown in a prompt; `subject` tells whose fact it is."""
+    """A question with its answer, as shown in a prompt; `subject` tells whose fact it is, `record` of which record."""
 
     question: str
     answer: str
     subject: str | None
+    record: int | None = None
 
 
 class Substitution(NamedTuple):
@@ -41,8 +43,10 @@ class GroupExemplars:
     reserve: tuple[Exemplar, ...]
     borrowed: bool = False
 
-    def for_row(self, question: str, subject: str | None) -> list[tuple[tuple[Exemplar, ...], list[Substitution]]]:
-        """The sets as shown for one row: its own fact replaced, slot by slot, from the reserve.
+    def for_row(
+        self, question: str, subject: str | None, record: int | None = None
+    ) -> list[tuple[tuple[Exemplar, ...], list[Substitution]]]:
+        """The sets as shown for one row: its own fact, and its own record's, replaced slot by slot from the reserve.
 
         A reserve exemplar that is the row's own fact, or already in the set, is passed over.
         """
@@ -50,10 +54,10 @@ class GroupExemplars:
         for number, exemplars in enumerate(self.sets):
             filled, swapped = list(exemplars), []
             for slot, exemplar in enumerate(exemplars):
-                if not same_fact(exemplar, question, subject):
+                if not same_fact(exemplar, question, subject, record):
                     continue
                 taken = {key(e) for e in filled}
-                others = [e for e in self.reserve if not same_fact(e, question, subject)]
+                others = [e for e in self.reserve if not same_fact(e, question, subject, record)]
                 # in the smallest pools none may be left: showing one twice is better than showing the answer
                 spare = [e for e in others if key(e) not in taken] or others
                 if spare:
@@ -84,8 +88,10 @@ def key(exemplar: Exemplar) -> str:
     return _folded(exemplar.subject or exemplar.question)
 
 
-def same_fact(exemplar: Exemplar, question: str, subject: str | None) -> bool:
-    """Whether an exemplar is about the row's subject, or asks its question."""
+def same_fact(exemplar: Exemplar, question: str, subject: str | None, record: int | None = None) -> bool:
+    """Whether an exemplar is about the row's subject, asks its question, or is of its record."""
+    if record is not None and exemplar.record == record:
+        return True
     if _folded(exemplar.question) == _folded(question):
         return True
     return bool(subject and exemplar.subject and _folded(subject) == _folded(exemplar.subject))
@@ -117,14 +123,14 @@ def draw(
         empty = GroupExemplars(tuple(() for _ in range(sets)), ())
         return Exemplars(dict.fromkeys(groups, empty), "no exemplars: zero shots")
     source, reason = _pool(rows, pool, audited, shots * sets)
-    everything = _candidates(source)
     need = shots + 1
+    everything = _candidates(source, need)
     if len(everything) < need:
         raise InputError(
             f"exemplars: found {len(everything)} rows that could serve, a prompt of {shots} shots needs {need}; "
             "add rows with question and answer, give --exemplars FILE, or lower --shots"
         )
-    by_group = {str(name): _candidates(frame) for (name,), frame in source.group_by("group", maintain_order=True)}
+    by_group = {str(name): _candidates(frame, need) for (name,), frame in source.group_by("group", maintain_order=True)}
     drawn, notes = {}, []
     for group in groups:
         own = by_group.get(group, [])
@@ -142,7 +148,8 @@ def _pool(
     rows: pl.DataFrame, pool: pl.DataFrame | None, audited: pl.Series | None, plenty: int
 ) -> tuple[pl.DataFrame, str]:
     if pool is not None:
-        return pool, f"exemplars are drawn from the {pool.height:,} rows given with --exemplars"
+        apart = pool.with_columns(record=pl.lit(None, pl.Int64))  # numbers of another file's records
+        return apart, f"exemplars are drawn from the {pool.height:,} rows given with --exemplars"
     dev = rows.filter(pl.col("split") == "dev")
     if dev.height > 0:
         # a group without dev rows falls back to its own rows, not to another group's
@@ -167,20 +174,31 @@ def _pool(
     )
 
 
-def _candidates(rows: pl.DataFrame) -> list[Exemplar]:
-    """Usable exemplars, one for each fact, in row order."""
+def _candidates(rows: pl.DataFrame, need: int = 0) -> list[Exemplar]:
+    """Usable exemplars in row order: one for each fact, and one for each record.
+
+    Those asked behind earlier turns of a chat, which an exemplar does not show, only where the others are too few.
+    """
     usable = rows.filter(
         pl.col("question").is_not_null()
         & (pl.col("answers").list.len() > 0)
         & ~pl.col("flags").list.contains("long_answer")
         & ~pl.col("flags").list.contains("long_prompt")
     )
-    seen: set[str] = set()
+    earlier = pl.col("context").list.eval(pl.element().struct.field("role") != "system").list.any().fill_null(False)
+    found = _one_each(usable.filter(~earlier)) if "context" in usable.columns else _one_each(usable)
+    return found if len(found) >= need else _one_each(usable)
+
+
+def _one_each(usable: pl.DataFrame) -> list[Exemplar]:
+    seen: set[str | int] = set()
     found = []
-    for question, answers, subject in usable.select("question", "answers", "subject").iter_rows():
-        exemplar = Exemplar(question, answers[0], subject)
-        if key(exemplar) not in seen and "\n" not in answers[0]:
-            seen.add(key(exemplar))
+    columns = ("question", "answers", "subject", *(["record"] if "record" in usable.columns else []))
+    for question, answers, subject, *record in usable.select(columns).iter_rows():
+        exemplar = Exemplar(question, answers[0], subject, *record)
+        names = {key(exemplar), *(n for n in record if n is not None)}
+        if seen.isdisjoint(names) and "\n" not in answers[0]:
+            seen |= names
             found.append(exemplar)
     return found
 

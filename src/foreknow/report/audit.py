@@ -94,6 +94,7 @@ def render_audit(
         long=long,
         limit=long_mix.limit,
         brought=brought,
+        accounted=flags.accounted(data),
         findings=flags.findings(flagged),
         flags=[line for line in flagged if not line.is_finding],
         chance=_chance(chance, sets * int(protocol.get("samples") or 0)) if chance else None,

@@ -6,12 +6,14 @@ What is wrong with the data is said in the words of `foreknow.checks.findings`; 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import polars as pl
 
 from foreknow.checks.findings import RULES, SEVERITIES, Rule
+from foreknow.data.accounting import THOUGHT, account
 
 MEANINGS: Final = {
     "answer_in_exemplars": "another row's exemplar has the same answer, which makes a lucky hit likelier",
@@ -26,6 +28,8 @@ MEANINGS: Final = {
 }
 """Flags that say how a row was asked and read."""
 _RULES: Final = {rule.name: rule for rule in RULES}
+_AS_WRITTEN: Final = ("masked", "tool_call", "refusal", "not_text", "no_user_turn", "long_chat", THOUGHT)
+"""Rules that tell how a chat was written, not that something is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class FlagLine:
     @property
     def is_finding(self) -> bool:
         """Whether it says that something is wrong with the data."""
-        return self.name in _RULES
+        return self.name in _RULES and self.name not in _AS_WRITTEN
 
 
 def flag_lines(rows: pl.DataFrame) -> tuple[FlagLine, ...]:
@@ -54,6 +58,13 @@ def flag_lines(rows: pl.DataFrame) -> tuple[FlagLine, ...]:
         .sort(["rows", "flags"], descending=[True, False])
     )
     return tuple(FlagLine(name, count, *_said(name)) for name, count in table.iter_rows())
+
+
+def accounted(data: Mapping[str, Any]) -> str:
+    """What became of the input, from a summary's `data`: rows in = rows read + rows left out by reason."""
+    if "left_out" not in data:
+        return ""
+    return account(data["records"], data["rows_in_file"], data["left_out"], data.get("thoughts", 0))
 
 
 def findings(lines: tuple[FlagLine, ...]) -> tuple[FlagLine, ...]:

@@ -8,7 +8,7 @@ import polars as pl
 
 from foreknow.audits.auditing import Audit
 from foreknow.data.facts import Facts
-from foreknow.data.rows import SAME_GOLD, SAME_QUESTION
+from foreknow.data.rows import SAME_GOLD, SAME_QUESTION, earlier_turns
 from foreknow.errors import ConfigError, InputError
 from foreknow.protocol.slick import CATEGORIES
 from foreknow.training.training_rows import extra_columns
@@ -25,7 +25,8 @@ LABELS: Final[dict[str, pl.DataType]] = {
 def audited_labels(audit: Audit, facts: Facts, rows: pl.DataFrame, match: str) -> tuple[pl.DataFrame, str]:
     """What an audit knows of `rows` (the usable ones of `facts`), and that in words.
 
-    Where the audit read the same rows, their numbers tell which is which, else question and gold do. Raises
+    Where the audit read the same rows, their numbers tell which is which, else question, earlier turns and gold do.
+    Raises
     InputError where it knows none, ConfigError where it was made under another matching than `match`.
     """
     theirs = audit.summary["protocol"]["match"]
@@ -48,15 +49,17 @@ def audited_labels(audit: Audit, facts: Facts, rows: pl.DataFrame, match: str) -
 def labels_of(rows: pl.DataFrame, audited: pl.DataFrame, *, same_file: bool) -> pl.DataFrame:
     """A line of `LABELS` for each row that an audit (its `rows.parquet`) has labelled."""
     known = audited.filter(pl.col("category").is_not_null()).select(
-        *("row", SAME_QUESTION, "category"),
+        *("row", SAME_QUESTION, "earlier_turns", "category"),
         gold=pl.col("answer").str.normalize("NFC"),
         base_p_greedy="p_greedy",
         base_answer="model_answer",
     )
     if same_file:
         return rows.select("row").join(known, on="row").select(*LABELS).sort("row")
-    first = known.drop("row").unique(["question", "gold"], keep="first", maintain_order=True)
-    found = rows.select("row", SAME_QUESTION, gold=SAME_GOLD).join(first, on=["question", "gold"])
+    keys = ["question", "earlier_turns", "gold"]
+    first = known.drop("row").unique(keys, keep="first", maintain_order=True)
+    asked = rows.select("row", SAME_QUESTION, earlier_turns(rows), gold=SAME_GOLD)
+    found = asked.join(first, on=keys, nulls_equal=True)
     return found.select(*LABELS).sort("row")
 
 
@@ -66,19 +69,20 @@ def own_labels(facts: Facts, rows: pl.DataFrame) -> tuple[pl.DataFrame, str]:
     A label written beside a column of its name is called `foreknow_<name>`, and goes first.
     """
     names = {"category": "category", "base_p_greedy": "p_greedy", "base_answer": "model_answer"}
-    extra = extra_columns(facts, [f"{prefix}{name}" for name in names.values() for prefix in ("foreknow_", "")])
+    columns = [f"{prefix}{name}" for name in names.values() for prefix in ("foreknow_", "")]
+    extra = extra_columns(facts, columns, last=columns)
     prefix = next((p for p in ("foreknow_", "") if _labelled(extra, f"{p}category")), None)
     if prefix is None:
         return pl.DataFrame(schema=LABELS), ""
-    columns = {ours: f"{prefix}{name}" for ours, name in names.items()}
+    labelled = {ours: f"{prefix}{name}" for ours, name in names.items()}
     told = [
-        (pl.col(columns[name]) if extra.schema.get(columns[name]) == kind else pl.lit(None, kind)).alias(name)
+        (pl.col(labelled[name]) if extra.schema.get(labelled[name]) == kind else pl.lit(None, kind)).alias(name)
         for name, kind in LABELS.items()
         if name != "row"
     ]
     known = extra.select("row", *told).filter(pl.col("category").is_in(CATEGORIES))
     labels = known.join(rows.select("row"), on="row").select(*LABELS).sort("row")
-    return labels, f"the column {columns['category']!r}, which knows {labels.height:,} of {rows.height:,} rows"
+    return labels, f"the column {labelled['category']!r}, which knows {labels.height:,} of {rows.height:,} rows"
 
 
 def _labelled(extra: pl.DataFrame, column: str) -> bool:

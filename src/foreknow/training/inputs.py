@@ -55,6 +55,7 @@ def read_given(config: TuneConfig) -> Given:
         "templates": read_templates(config.templates) if config.templates else None,
         "group_by": config.group_by,
         "strict_rows": config.strict_rows,
+        "turns": config.turns,
     }
     files = {TRAIN: config.train, "dev": config.dev, **config.test}
     sets = {
@@ -73,7 +74,8 @@ def _notes(sets: Mapping[str, Named]) -> list[str]:
         counts = dict(found.rows["category"].drop_nulls().value_counts().iter_rows())
         split = ", ".join(f"{category} {counts[category]:,}" for category in CATEGORIES if category in counts)
         whence = f" (from {found.categories}: {split})" if split else ""
-        left = f", {found.skipped:,} without question or answer left out" if found.skipped else ""
+        why = ", ".join(f"{reason} {count:,}" for reason, count in found.left_out.items())
+        left = f", {sum(found.left_out.values()):,} left out ({why})" if why else ""
         notes.append(f"{name}: {found.rows.height:,} rows of {found.file}{left}{whence}")
     if not sets[TRAIN].rows["category"].drop_nulls().len():
         notes.append("no categories: no column 'category' in the rows, no --audit that knows them; shares are overall")

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from foreknow.data.facts import Facts, read_facts
-from foreknow.data.rows import GOLD, ROWS, SAME_GOLD, SAME_QUESTION, USABLE
+from foreknow.data.rows import GOLD, ROWS, SAME_GOLD, SAME_QUESTION, USABLE, earlier_turns
 from foreknow.errors import InputError, ModelError
 from foreknow.mixes.mixing import manifest_path, read_manifest
 from foreknow.protocol.prompts import Prompter, Template
@@ -48,12 +48,12 @@ class Example(NamedTuple):
 
 
 class Named(NamedTuple):
-    """A set of rows (`SET`) under its name: train, dev, or that of a test set."""
+    """A set of rows (`SET`) under its name: train, dev, or that of a test set. `left_out`: other rows, by reason."""
 
     name: str
     file: str
     rows: pl.DataFrame
-    skipped: int
+    left_out: Mapping[str, int]
     digest: str
     categories: str
 
@@ -61,22 +61,28 @@ class Named(NamedTuple):
 def read_set(name: str, file: str, audited: pl.DataFrame | None, audit_name: str = "", **reading: Any) -> Named:
     """Read a file's usable rows with their categories and weights. Raises InputError.
 
-    A row's category is that of the audited row (`rows.parquet`) with the same question and gold, else the file's
-    own. `reading`: passed on to `read_facts`.
+    A row's category is that of the audited row (`rows.parquet`) with the same question and gold behind the same
+    earlier turns, else the file's own. `reading`: passed on to `read_facts`.
     """
     facts = read_facts(file, **reading)
-    extra = extra_columns(facts, [*_category_columns(facts), "weight"])
+    labels = _category_columns(facts)
+    extra = extra_columns(facts, [*labels, "weight"], last=labels)
     rows = facts.rows.join(extra, on="row", how="left", maintain_order="left")
     found, reason = _categories(rows, _category_columns(facts), audited, audit_name)
     weight = _weights(rows, file)
     usable = rows.with_columns(found, weight).filter(USABLE).select(*SET)
-    return Named(name, file, usable, rows.height - usable.height, facts.digest, reason)
+    return Named(name, file, usable, facts.left_out, facts.digest, reason)
 
 
-def extra_columns(facts: Facts, names: Sequence[str]) -> pl.DataFrame:
-    """Columns of the input beside ours: row, and those of `names` that it has."""
+def extra_columns(facts: Facts, names: Sequence[str], *, last: Sequence[str] = ()) -> pl.DataFrame:
+    """Columns of the input beside ours: row, and those of `names` that it has (`last`: see `Facts.extra`)."""
     present = [name for name in dict.fromkeys(names) if name in facts.columns]
-    return facts.extra(present) if present else facts.rows.select("row")
+    return facts.extra(present, last=last) if present else facts.rows.select("row")
+
+
+def asked_key(rows: pl.DataFrame) -> pl.DataFrame:
+    """What is asked of each row, to find the same row elsewhere: question, earlier_turns."""
+    return rows.select(SAME_QUESTION, earlier_turns(rows))
 
 
 def _category_columns(facts: Facts) -> list[str]:
@@ -90,13 +96,14 @@ def _categories(
     own, column = _own_categories(rows, columns)
     if audited is None:
         return own, column
+    keys = ["question", "earlier_turns", "gold"]
     labels = (
         audited.filter(pl.col("category").is_not_null())
-        .select(SAME_QUESTION, gold=SAME_GOLD, category="category")
-        .unique(["question", "gold"], keep="first", maintain_order=True)
+        .select(SAME_QUESTION, "earlier_turns", gold=SAME_GOLD, category="category")
+        .unique(keys, keep="first", maintain_order=True)
     )
-    asked = rows.select(SAME_QUESTION, gold=SAME_GOLD)
-    found = asked.join(labels, on=["question", "gold"], how="left", maintain_order="left")["category"]
+    asked = rows.select(SAME_QUESTION, earlier_turns(rows), gold=SAME_GOLD)
+    found = asked.join(labels, on=keys, how="left", maintain_order="left", nulls_equal=True)["category"]
     count, more = found.count(), (own.is_not_null() & found.is_null()).sum()
     told = [f"{audit_name}, which knows {count:,} of its {rows.height:,} rows"] if count else []
     told += [f"{column} for {more:,}" if count else column] if more else []
@@ -170,12 +177,13 @@ def check_lengths(file: str, found: Sequence[Example], positions: int | None) ->
 
 def check_overlap(train: Named, others: Sequence[Named], allowed: bool) -> str | None:
     """A line about questions to train on that stand in another set too; InputError unless `allowed`."""
-    told = []
+    told, key = [], ["question", "earlier_turns"]
+    mine = train.rows.with_columns(asked_key(train.rows))
     for other in others:
-        asked = train.rows.filter(pl.col("question").is_in(other.rows["question"].implode()))
+        asked = mine.join(asked_key(other.rows), on=key, how="semi", nulls_equal=True)
         if not asked.is_empty():
             row, question = asked.select("row", "question").row(0)
-            count = asked["question"].n_unique()
+            count = asked.select(key).n_unique()
             told.append(f"{asked.height:,} ({count:,} questions) in {other.name}, first row {row}: {question!r}")
     if not told:
         return None
@@ -188,10 +196,11 @@ def check_overlap(train: Named, others: Sequence[Named], allowed: bool) -> str |
 def ceiling(rows: pl.DataFrame) -> tuple[float, int]:
     """The largest share of rows that can be fitted, and how many questions have more than one gold.
 
-    The same question with different golds can be answered with one of them only (design, section 8).
+    The same question behind the same turns with different golds can be answered with one of them only (design,
+    section 8).
     """
-    counts = rows.group_by(SAME_QUESTION, gold=SAME_GOLD.str.strip_chars()).len()
-    best = counts.group_by("question").agg(most=pl.col("len").max(), golds=pl.len())
+    counts = rows.group_by(asked=pl.struct(SAME_QUESTION, "context").hash(), gold=SAME_GOLD.str.strip_chars()).len()
+    best = counts.group_by("asked").agg(most=pl.col("len").max(), golds=pl.len())
     return float(best["most"].sum()) / max(rows.height, 1), int((best["golds"] > 1).sum())
 
 

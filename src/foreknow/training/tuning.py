@@ -124,7 +124,7 @@ def read_lines(folder: Path) -> list[curves.Line]:
 
 _NO_IDENTITY: Final = {
     *("train", "dev", "test", "out", "model", "audit", "force", "allow_overlap", "prompt_template", "map", "templates"),
-    *("group_by", "strict_rows", "trust_remote_code", "dtype", "device", "report_to", "save_every", "dry_run"),
+    *("group_by", "turns", "strict_rows", "trust_remote_code", "dtype", "device", "report_to", "save_every", "dry_run"),
 }
 """Settings that name a file whose content counts instead, or do not change a result."""
 
@@ -311,7 +311,8 @@ def results(config: TuneConfig, given: Given, lines: list[curves.Line], made: Ma
             name: {
                 "file": found.file,
                 "rows": found.rows.height,
-                "skipped": found.skipped,
+                "skipped": sum(found.left_out.values()),
+                "left_out": dict(found.left_out),
                 "fingerprint": fingerprint(found.rows),
                 "digest": found.digest,
                 "categories": found.categories or None,

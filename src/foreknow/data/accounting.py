@@ -1,0 +1,37 @@
+"""What became of an input: rows in = rows read + rows left out, by reason. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import polars as pl
+
+from foreknow.data.chats import LEFT_OUT
+
+REASONS: Final = (*LEFT_OUT, "no_question", "no_answer")
+"""Why a row cannot be used: one of its flags. The first that holds counts."""
+THOUGHT: Final = "thought"
+"""The flag of a row whose answer had a thought before it, which is no part of the gold."""
+
+
+def reasons(flags: pl.Expr) -> pl.Expr:
+    """Of rows that cannot be used, the reason that counts, from their flags."""
+    found = pl.coalesce(pl.when(flags.list.contains(name)).then(pl.lit(name)) for name in REASONS)
+    return found.fill_null("no_answer")
+
+
+def left_out(rows: pl.DataFrame) -> dict[str, int]:
+    """How many rows cannot be used, by reason, in the order of `REASONS`. `rows`: flags, usable."""
+    lost = rows.filter(~pl.col("usable")).select(reason=reasons(pl.col("flags")))
+    counts = dict(lost["reason"].value_counts().iter_rows())
+    return {name: counts[name] for name in REASONS if name in counts}
+
+
+def account(records: int, rows: int, lost: Mapping[str, int], thoughts: int = 0) -> str:
+    """Records and rows in a line: "12 records: 30 rows read, 6 left out (masked 4, tool_call 2)"."""
+    count = sum(lost.values())
+    why = f" ({', '.join(f'{name} {number:,}' for name, number in lost.items())})" if count else ""
+    noun = "record" if records == 1 else "records"
+    more = f"; {thoughts:,} answers had a thought before them, which is not part of the gold" if thoughts else ""
+    return f"{records:,} {noun}: {rows - count:,} rows read, {count:,} left out{why}{more}"

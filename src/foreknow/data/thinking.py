@@ -1,0 +1,239 @@
+"""Thoughts: what a model writes before its answer (`<think>...</think>` and its kin), told apart from the answer. Pure.
+
+A thought is one only where the text begins with its mark, blanks aside: a text that mentions `<think>` later, or in
+code, has none. Also read: a closing mark whose opening one the chat template wrote (R1), a thought that never closes
+(there is no answer then), several thoughts in a row, and an element around the answer (`<answer>`) behind a thought.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from itertools import islice
+from typing import NamedTuple
+
+_WORDS = (
+    "think|thinking|thoughts?|reasoning|reasoning_content|reflection|scratchpad|analysis|rationale|cot|"
+    "chain[-_ ]of[-_ ]thought|(?:inner|internal)[-_ ]monologue|(?:thought|thinking|reasoning)[-_ ]process|"
+    "seed:think|ant[-_:]?thinking"
+)
+_PIPED = "think|thinking|thought|reasoning"
+
+
+class _Mark(NamedTuple):
+    """How a thought opens (group `name`), and what opens another one in it and closes it, by that name."""
+
+    opening: re.Pattern[str]
+    again: Callable[[str], str]
+    closing: Callable[[str], str]
+
+
+_MARKS = (
+    _Mark(
+        re.compile(rf"<(?P<name>{_WORDS})(?:\s[^<>]*)?>", re.IGNORECASE),
+        lambda name: rf"<{name}(?:\s[^<>]*)?>",
+        lambda name: rf"</{name}\s*>",
+    ),
+    _Mark(
+        re.compile(r"\[(?P<name>think|thinking|thoughts?|reasoning)\]", re.IGNORECASE),
+        lambda name: rf"\[{name}\]",
+        lambda name: rf"\[/{name}\]",
+    ),
+    _Mark(re.compile(rf"◁(?P<name>{_WORDS})▷", re.IGNORECASE), lambda name: f"◁{name}▷", lambda name: f"◁/{name}▷"),
+    _Mark(
+        re.compile(rf"<\|(?:(?:begin|start)[_ ](?:of[_ ])?)?(?P<name>{_PIPED})(?:_start|_begin)?\|>", re.IGNORECASE),
+        lambda _: r"(?!)",
+        lambda name: rf"<\|(?:/{name}|end[_ ](?:of[_ ])?{name}|{name}_end)\|>",
+    ),
+    _Mark(
+        re.compile(r"<(?P<name>details)\s[^<>]*type=[\"']?reasoning[^<>]*>", re.IGNORECASE),
+        lambda _: r"<details[\s>]",
+        lambda _: r"</details>",
+    ),
+    _Mark(re.compile(r"<\|(?P<name>inner_prefix)\|>"), lambda _: r"(?!)", lambda _: r"<\|inner_suffix\|>"),
+    _Mark(re.compile(r"<\|channel>(?P<name>thought)"), lambda _: r"(?!)", lambda _: r"<channel\|>"),
+    _Mark(re.compile(r"<unused94>(?P<name>thought)"), lambda _: r"(?!)", lambda _: "<unused95>"),
+)
+_EMPTY = re.compile(rf"<(?:{_WORDS})\s*/>", re.IGNORECASE)
+_HEADED = (
+    (re.compile(r"here is my thought process:?", re.IGNORECASE), re.compile(r"here is my response:?", re.IGNORECASE)),
+    (
+        re.compile(r"#{1,4} *thinking\b[^\n]*\n", re.IGNORECASE),
+        re.compile(r"^#{1,4} *final (?:response|answer)\b[^\n]*$", re.IGNORECASE | re.MULTILINE),
+    ),
+    (re.compile(r"thinking\.\.\.\s*\n", re.IGNORECASE), re.compile(r"^\.\.\.done thinking\.?[ \t]*$", re.MULTILINE)),
+    (re.compile(r"analysis(?=[A-Z\s])"), re.compile(r"assistantfinal")),
+)
+"""Headings in plain words: a thought only where the second one follows."""
+_CHANNEL = re.compile(r"(?:<\|start\|>assistant)?<\|channel\|>(?P<channel>\w+)[^<\n]*<\|message\|>")
+_CHANNEL_END = re.compile(r"<\|(?:end|return|call)\|>")
+_CLOSING = re.compile(
+    rf"</(?P<tag>{_WORDS})\s*>|\[/(?P<bracket>THINK)\]|◁/(?P<triangle>think)▷|"
+    r"<\|end[_ ](?:of[_ ])?(?P<pipe>think|thinking|thought)\|>",
+    re.IGNORECASE,
+)
+_ELEMENTS: tuple[tuple[re.Pattern[str], Callable[[str], str]], ...] = (
+    (
+        re.compile(r"<(?P<name>answer|final_answer|final_response|final|response|output|solution)>", re.IGNORECASE),
+        lambda name: rf"</{name}\s*>",
+    ),
+    (re.compile(r"\[(?P<name>answer|response)\]", re.IGNORECASE), lambda name: rf"\[/{name}\]"),
+    (re.compile(r"◁(?P<name>answer|response)▷", re.IGNORECASE), lambda name: f"◁/{name}▷"),
+    (
+        re.compile(r"<\|(?:begin|start)[_ ](?:of[_ ])?(?P<name>solution|response|answer)\|>", re.IGNORECASE),
+        lambda name: rf"<\|end[_ ](?:of[_ ])?{name}\|>",
+    ),
+)
+_ANSWER = re.compile(r"<(?P<name>answer|final_answer)>", re.IGNORECASE)
+"""The element that is the answer wherever it stands behind a thought, and alone where it is all of a text."""
+_OPENERS = "<[◁"
+_MOST_MENTIONS = 64
+_SPACE = re.compile(r"\s*")
+
+
+class AnswerParts(NamedTuple):
+    """A text in three parts that make it up again: `answer`, and what stands before and after it.
+
+    `thought`: whether a thought stands before the answer. `answer` is empty where there is only a thought.
+    """
+
+    before: str
+    answer: str
+    after: str
+    thought: bool
+
+    def replaced(self, answer: str) -> str:
+        """The text with another answer in the place of its own."""
+        return f"{self.before}{answer}{self.after}"
+
+
+def answer_parts(text: str) -> AnswerParts:
+    """The answer of a text, and the thought and elements around it. A text without marks is its own answer."""
+    at = _thoughts_end(text)
+    start, end = _element(text, at)
+    if (start, end) == (0, len(text)):
+        return AnswerParts("", text, "", False)
+    answer = text[start:end].strip()
+    start = text.index(answer, start) if answer else end
+    return AnswerParts(text[:start], answer, text[start + len(answer) :], at > 0)
+
+
+def _thoughts_end(text: str) -> int:
+    """Where the thoughts that the text begins with end; 0 where it begins with none."""
+    at = 0
+    while True:
+        start = _skip(text, at)
+        end = _thought_end(text, start)
+        if end is None and at == 0:
+            end = _end_without_opening(text)
+        if end is None:
+            return at
+        at = end
+
+
+def _thought_end(text: str, start: int) -> int | None:
+    """Where the thought that begins at `start` ends, the text's end where it never closes; None where none begins."""
+    if text[start : start + 1] not in _OPENERS:
+        headed = ((opening.match(text, start), closing) for opening, closing in _HEADED)
+        found = next((closing.search(text, head.end()) for head, closing in headed if head), None)
+        return found.end() if found else None
+    if start == len(text):
+        return None
+    if channel := _CHANNEL.match(text, start):
+        return _final_channel(text, channel)
+    if empty := _EMPTY.match(text, start):
+        return empty.end()
+    for mark in _MARKS:
+        if head := mark.opening.match(text, start):
+            name = head["name"]
+            body = text[head.end() :]
+            # [Thinking] opens many a stage direction: unless it is the mark's own spelling, it must close
+            if text[start] == "[" and name != "THINK" and not re.search(mark.closing(name), body, re.IGNORECASE):
+                return None
+            return head.end() + _length(body, mark.again(re.escape(name)), mark.closing(re.escape(name)))
+    return None
+
+
+def _final_channel(text: str, channel: re.Match[str]) -> int:
+    """Where the message of the final channel begins (gpt-oss); the text's end where there is none."""
+    while channel["channel"].lower() != "final":
+        following = _CHANNEL.search(text, channel.end())
+        if following is None:
+            return len(text)
+        channel = following
+    return channel.end()
+
+
+def _length(body: str, opening: str, closing: str) -> int:
+    """How much of a text belongs to the thought that was opened before it, its closing mark included.
+
+    Where more are opened than closed (a thought that mentions its own mark), the last closing mark is the thought's.
+    Where none is closed, an `<answer>` ends it, or else the text does.
+    """
+    depth, last = 1, None
+    for mark in re.finditer(f"(?P<again>{opening})|{closing}", body, re.IGNORECASE):
+        if mark["again"] is not None:
+            depth += 1
+            continue
+        depth, last = depth - 1, mark.end()
+        if depth == 0:
+            return last
+    if last is None and (answer := _ANSWER.search(body)):
+        return answer.start()
+    return len(body) if last is None else last
+
+
+def _end_without_opening(text: str) -> int | None:
+    """Behind a closing mark that nothing opened, as R1 writes it: its template has opened the thought.
+
+    A mention is no mark: in code or quotes, or in a line that goes on with blanks around it.
+    """
+    for mark in islice(_CLOSING.finditer(text), _MOST_MENTIONS):
+        name = next(name for name in mark.groups() if name)
+        before, after = text[: mark.start()], text[mark.end() :]
+        if re.search(rf"(?:[<\[◁]|<\|(?:begin|start)_(?:of_)?){re.escape(name)}\b", before, re.IGNORECASE):
+            return None  # it is opened within the text, which does not begin with it
+        line = before.rsplit("\n", 1)[-1]
+        if _in_code(before) or line[-1:] in ('"', "'", "“", "‘", "«", "("):
+            continue
+        alone = not line.strip() or not after.split("\n", 1)[0].strip()
+        if alone or not line[-1].isspace():
+            return mark.end()
+    return None
+
+
+def _element(text: str, at: int) -> tuple[int, int]:
+    """Where the answer in `text[at:]` begins and ends: inside of its element, where one stands around it."""
+    if text[:at].endswith("<|message|>"):
+        end = _CHANNEL_END.search(text, at)
+        return at, end.start() if end else len(text)
+    start = _skip(text, at)
+    if text[start : start + 1] in _OPENERS:
+        for opening, closing in _ELEMENTS:
+            if head := opening.match(text, start):
+                return _inside(text, at, head, closing(head["name"]))
+    inner = list(_ANSWER.finditer(text, at)) if at else []
+    if len(inner) == 1 and not _in_code(text[at : inner[0].start()]):
+        return _inside(text, at, inner[0], rf"</{inner[0]['name']}\s*>")
+    return at, len(text)
+
+
+def _inside(text: str, at: int, head: re.Match[str], closing: str) -> tuple[int, int]:
+    """What an element holds. Without a thought before it, only what says that it is the answer, around all of it."""
+    found = re.compile(closing, re.IGNORECASE).search(text, head.end())
+    if at:
+        return head.end(), found.start() if found else len(text)
+    says_so = head["name"].lower() in ("answer", "final_answer") or head[0].startswith("<|")
+    if says_so and found and not text[found.end() :].strip():
+        return head.end(), found.start()
+    return at, len(text)
+
+
+def _in_code(before: str) -> bool:
+    """Whether what follows `before` stands in a block of code, or between backticks in its line."""
+    return before.count("```") % 2 == 1 or before.rsplit("\n", 1)[-1].count("`") % 2 == 1
+
+
+def _skip(text: str, at: int) -> int:
+    space = _SPACE.match(text, at)
+    return space.end() if space else at
