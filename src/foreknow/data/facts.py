@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import polars as pl
@@ -322,6 +322,8 @@ class _Reader:
         found = detect(columns, self.mapped, part.where, batch.records[:200], self.named)
         if self.group_by is not None:
             check_column(columns, self.group_by, f"--group-by {self.group_by}", part.where)
+        if batch.table is not None and batch.table.dialect.reason:
+            found = replace(found, reason=f"{found.reason}; {batch.table.dialect.reason}")
         if len(self.source.parts) > 1:
             found = Layout(found.name, found.columns, found.reason, part.split, part.relation)
         self.layouts[part.name] = found

@@ -6,8 +6,6 @@ Files are streamed, `BATCH` records at a time; only a JSON array is held as a wh
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,9 +14,10 @@ from typing import IO, NamedTuple
 import polars as pl
 
 from foreknow.errors import InputError
+from foreknow.files.encodings import not_utf8
 from foreknow.files.jsontext import TooDeep, check_depth, loads
-from foreknow.files.quoting import quoted
 from foreknow.files.sources import Part, on_disk
+from foreknow.files.tables import Row, Table, read_table
 
 Record = Mapping[str, object]
 BATCH = 8192
@@ -34,7 +33,7 @@ class Batch(NamedTuple):
     """Records of a part, with what writing them back needs.
 
     `first`: the first one's place in the part. `lines`: the 1-based line each begins at (empty for Parquet).
-    `texts`: JSON objects as they stand. `frame`: Parquet rows as they are.
+    `texts`: JSON objects, or rows of the `table`, as they stand. `frame`: Parquet rows as they are.
     """
 
     records: list[Record]
@@ -42,6 +41,7 @@ class Batch(NamedTuple):
     lines: Sequence[int] = ()
     texts: Sequence[str] = ()
     frame: pl.DataFrame | None = None
+    table: Table | None = None
 
 
 def read_part(part: Part) -> Iterator[Batch]:
@@ -102,7 +102,7 @@ def _read_json(part: Part) -> Iterator[Batch]:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise _not_utf8(part) from None
+        raise not_utf8(part, LONGEST_LINE) from None
     del raw
     yield from _batched(part, _array_pieces(part.where, text))
 
@@ -115,27 +115,13 @@ def _line_pieces(part: Part, stream: IO[bytes]) -> Iterator[tuple[int, str, obje
         try:
             piece = line.decode("utf-8-sig" if number == 1 else "utf-8").strip(" \t\r\n")
         except UnicodeDecodeError:
-            raise _not_utf8(part) from None
+            raise not_utf8(part, LONGEST_LINE) from None
         if piece:
             yield number, piece, _loads(part.where, piece, number)
 
 
 def _too_long(part: Part, line: int) -> InputError:
     return InputError(f"{part.where}:{line}: longer than {LONGEST_LINE >> 20} MiB, expected one row a line.")
-
-
-def _not_utf8(part: Part) -> InputError:
-    """Where the first byte stands that is not UTF-8: the part is read again for it."""
-    with part.open() as stream:
-        for number, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE), b""), start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                return InputError(
-                    f"{part.where}:{number}: not UTF-8: found byte 0x{line[error.start]:02x} at byte "
-                    f"{error.start + 1} of the line. Save the file as UTF-8."
-                )
-    return InputError(f"{part.where}: not UTF-8. Save the file as UTF-8.")
 
 
 def _loads(name: str, piece: str, line: int) -> object:
@@ -198,62 +184,24 @@ def _broken(name: str, line: int, error: json.JSONDecodeError, text: str) -> Inp
 
 def _read_table(part: Part) -> Iterator[Batch]:
     """CSV or TSV with every cell as text, exactly as it stands."""
-    kind = part.suffix[1:].upper()
-    with part.open() as stream:
-        text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-        reader = csv.reader(_table_lines(part, text), delimiter=delimiter(part.suffix), strict=True)
-        header: list[str] | None = None
-        while True:
-            records: list[Record] = []
-            lines: list[int] = []
-            begins, size = reader.line_num + 1, 0
-            limit = csv.field_size_limit(LONGEST_LINE)  # the module's own limit is 128 KiB a cell
-            try:
-                for cells in reader:
-                    line, begins = begins, reader.line_num + 1
-                    if not cells:
-                        continue
-                    if header is None:
-                        header = cells
-                        _check_header(part, header)
-                        continue
-                    if len(cells) != len(header):
-                        raise InputError(
-                            f"{part.where}:{line}: found {len(cells)} cells, expected {len(header)} as in the "
-                            "header. Quote cells that hold the separator."
-                        )
-                    records.append(dict(zip(header, cells, strict=True)))
-                    lines.append(line)
-                    size += sum(map(len, cells))
-                    if len(records) == BATCH or size >= LARGEST_BATCH:
-                        break
-            except csv.Error as error:
-                raise InputError(f"{part.where}:{begins}: broken {kind} row: {error}.") from error
-            except UnicodeDecodeError:
-                raise _not_utf8(part) from None
-            finally:
-                csv.field_size_limit(limit)
-            if not records:
-                break
-            yield Batch(records, lines=lines)
-        text.detach()
+    table: Table | None = None
+    rows: list[Row] = []
+    size, given = 0, False
+    for item in read_table(part, LONGEST_LINE):
+        if isinstance(item, Table):
+            table = item
+            continue
+        rows.append(item)
+        size += len(item.text)
+        if len(rows) == BATCH or size >= LARGEST_BATCH:
+            yield _table_batch(rows, table)
+            rows, size, given = [], 0, True
+    if rows or not given:
+        yield _table_batch(rows, table)
 
 
-def _table_lines(part: Part, text: io.TextIOWrapper) -> Iterator[str]:
-    for number, line in enumerate(iter(lambda: text.readline(LONGEST_LINE), ""), start=1):
-        if len(line) == LONGEST_LINE:
-            raise _too_long(part, number)
-        yield line
-
-
-def _check_header(part: Part, header: list[str]) -> None:
-    if twice := next((name for name in header if header.count(name) > 1), None):
-        raise InputError(f"{part.where}:1: the column {quoted(twice)} stands in the header twice. Rename one of them.")
-
-
-def delimiter(suffix: str) -> str:
-    """What stands between the cells of a table with this suffix."""
-    return "\t" if suffix == ".tsv" else ","
+def _table_batch(rows: Sequence[Row], table: Table | None) -> Batch:
+    return Batch([row.record for row in rows], lines=[r.line for r in rows], texts=[r.text for r in rows], table=table)
 
 
 _PARQUET_FAULTS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, ValueError, OverflowError)

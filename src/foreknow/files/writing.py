@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 import polars as pl
 
 from foreknow.errors import InputError
 from foreknow.files.cells import inert
-from foreknow.files.formats import LONGEST_LINE, Batch, Record, delimiter, read_part
+from foreknow.files.dialects import usual
+from foreknow.files.formats import Batch, Record, read_part
 from foreknow.files.jsontext import dumps, encodable
 from foreknow.files.sources import Part, Source, on_disk, packed_for_writing, suffixes
+from foreknow.files.tables import TableWriter
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def write_joined(parts: Sequence[Part], change: Change, path: Path, name: str) -
     first = 0
     frames = []
     with path.open("wb") as out, packed_for_writing(out, packing) as stream:
-        writer = _Writer(stream, suffix, _newline(parts[0]))
+        same = parts[0].suffix == suffix
+        writer = _Writer(stream, suffix, TableWriter(stream, part_of=True, dialect=None if same else usual(suffix)))
         for part in parts:
             for batch in read_part(part):
                 frames.append(writer.write(batch, change, first))
@@ -112,20 +115,12 @@ def cell_text(value: object) -> str:
     return encodable(value) if isinstance(value, str) else dumps(value)
 
 
-def _newline(part: Part) -> str:
-    """How the part's first line ends."""
-    if part.suffix not in (".csv", ".tsv"):
-        return "\n"
-    with part.open() as stream:
-        return "\r\n" if stream.readline(LONGEST_LINE).endswith(b"\r\n") else "\n"
-
-
 def _write_part(part: Part, out: IO[bytes], change: Change, first: int) -> int:
     """Write one part; returns the number of the row after its last."""
     with packed_for_writing(out, part.packing) as stream:
         if part.suffix == ".parquet":
             return _write_parquet(part, stream, change, first)
-        writer = _Writer(stream, part.suffix, _newline(part))
+        writer = _Writer(stream, part.suffix, TableWriter(stream))
         for batch in read_part(part):
             writer.write(batch, change, first)
             first += len(batch.records)
@@ -150,17 +145,11 @@ SAID = "model_answer"
 """The label that holds what a model said, which can be anything."""
 
 
-class _Lines(NamedTuple):
-    """What a csv.writer writes to: it hands over a line at a time."""
-
-    write: Callable[[str], None]
-
-
 class _Writer:
     """Writes batches as one format; Parquet rows are handed back, for its writer wants them all."""
 
-    def __init__(self, out: IO[bytes], suffix: str, newline: str):
-        self.out, self.suffix, self.newline = out, suffix, newline
+    def __init__(self, out: IO[bytes], suffix: str, tables: TableWriter):
+        self.out, self.suffix, self.tables = out, suffix, tables
         self.begun = False
 
     def write(self, batch: Batch, change: Change, first: int) -> pl.DataFrame | None:
@@ -169,16 +158,18 @@ class _Writer:
         edits = [change.edit(record, first + n) if kept[n] else None for n, record in enumerate(batch.records)]
         if batch.frame is not None:
             return _edited(batch.frame, batch.records, edits).hstack(added).filter(pl.Series(kept, dtype=pl.Boolean))
-        if batch.texts:
+        if batch.table is not None:
+            rows = [
+                (text, record) if new is None else ("", new)
+                for text, record, new in zip(batch.texts, batch.records, edits, strict=True)
+            ]
+            said = {name: [inert(value) for value in added[name]] for name in added.columns if name.endswith(SAID)}
+            columns = {name: list(compress(said.get(name, added[name].to_list()), kept)) for name in added.columns}
+            self.tables.write(batch.table, list(compress(rows, kept)), columns)
+        else:
             texts = [text if new is None else object_text(new) for text, new in zip(batch.texts, edits, strict=True)]
             lines = zip(texts, added.iter_rows(named=True), kept, strict=True)
             self._objects([_splice(text, row) for text, row, keep in lines if keep])
-        else:
-            records = [record if new is None else new for record, new in zip(batch.records, edits, strict=True)]
-            rows = zip(records, added.iter_rows(), kept, strict=True)
-            header = [*batch.records[0], *added.columns]
-            said = [name.endswith(SAID) for name in added.columns]
-            self._cells(header, [[*record.values(), *_inert(labels, said)] for record, labels, keep in rows if keep])
         return None
 
     def close(self) -> None:
@@ -193,16 +184,6 @@ class _Writer:
         body = (",\n" if array else "\n").join(texts)
         head = "" if not array else ",\n" if self.begun else "[\n"
         self.out.write(f"{head}{body}{'' if array else chr(10)}".encode())
-        self.begun = True
-
-    def _cells(self, header: list[str], rows: list[list[object]]) -> None:
-        lines: list[str] = []
-        # this writer quotes no line break that its own line end does not hold
-        writer = csv.writer(_Lines(lines.append), delimiter=delimiter(self.suffix), lineterminator="\r\n")
-        if not self.begun:
-            writer.writerow(header)
-        writer.writerows([_cell(value) for value in cells] for cells in rows)
-        self.out.write("".join(line[:-2] + self.newline for line in lines).encode())
         self.begun = True
 
 
@@ -237,18 +218,3 @@ def _splice(text: str, added: Record) -> str:
     body = text[:-1].rstrip()
     comma = "" if body == "{" or not extra else ", "
     return f"{body}{comma}{extra}}}"
-
-
-def _inert(labels: Sequence[object], said: Sequence[bool]) -> list[object]:
-    """Labels in which no spreadsheet takes what a model said for a formula: an apostrophe stands before it.
-
-    Numbers are left as they are, and so are the user's own cells.
-    """
-    return [inert(value) if words else value for value, words in zip(labels, said, strict=True)]
-
-
-def _cell(value: object) -> object:
-    """A value as a CSV cell: a list as JSON, null as an empty cell."""
-    if isinstance(value, list | dict):
-        return dumps(value)
-    return str(value).lower() if isinstance(value, bool) else value
