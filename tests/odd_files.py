@@ -44,7 +44,8 @@ SEEDS: list[dict[str, Json]] = [
 ]
 KEYS = sorted({key for record in SEEDS for key in record} | {"gold", "label", "q", "role", "x", "", "\ufeff", "\ud800"})
 ODD: list[Json] = [
-    "", " ", "Paris", "é", "e\u0301", "\x00", "\ud800", "\udc00\ud83d", "\u2028", "\x85", "\ufeffq", "[", "[]", '["a"]',
+    "", " ", "Paris", "None", "nan", "1912.0", "東京", "القاهرة", "a\u200bb", "'a'", "it''s", "a;b", "a|b",
+    "é", "e\u0301", "\x00", "\ud800", "\udc00\ud83d", "\u2028", "\x85", "\ufeffq", "[", "[]", '["a"]',
     '[["a"]]', '[{"role": "user", "content": "q"}]', "[X]", "null", "nan", "1e999", "9" * 30, '"', "a,b", "\r", "\r\n",
     "\n", "\t", "'", "\\", "{}", "true", "validation", "P17", "capital", 0, -1, 7, 10**30, 1.5, 1e308, float("nan"),
     float("inf"), True, False, None, [], {}, [None], [[]], [{}], ["a", 1], {"question": "q", "answer": "a"},
@@ -119,6 +120,28 @@ def as_table(rng: Random, delimiter: str, seeds: Sequence[dict[str, Json]] = ())
     writer = csv.writer(out, delimiter=delimiter, quoting=quoting, lineterminator=rng.choice(["\n", "\r\n", "\r"]))
     writer.writerows([header, *([_cell(row.get(key)) for key in header] for row in rows)])
     return (rng.choice(["", "", "\ufeff"]) + out.getvalue()).encode("utf-8", "replace")
+
+
+def odd_dialect(rng: Random, record: dict[str, Json] | None = None) -> bytes:
+    """A table with any delimiter, quotes, line ends, encoding and lines before its header; of a record or odd ones."""
+    seeds = [seed for seed in SEEDS if "history" not in seed]
+    odd = odd_records(rng, seeds) if record is None else [record] * 3
+    rows = [record for record in odd if isinstance(record, dict)]
+    header = list(dict.fromkeys(key for row in rows for key in row))
+    delimiter, out = rng.choice(",;\t|\x1f~"), io.StringIO(newline="")
+    quoting = rng.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, *([csv.QUOTE_NONE] if len(header) > 1 else [])])
+    escape = rng.choice([None, "\\"]) if quoting != csv.QUOTE_NONE else "\\"
+    writer = csv.writer(
+        out, delimiter=delimiter, quoting=quoting, quotechar=rng.choice("\"'"), escapechar=escape,
+        doublequote=escape is None, lineterminator=rng.choice(["\n", "\r\n", "\r"]),
+    )  # fmt: skip
+    cells = [[_cell(row.get(key)) for key in header] for row in rows]
+    writer.writerows([header, *cells])
+    if quoting == csv.QUOTE_NONE and rng.random() < 0.5:
+        out = io.StringIO("\n".join(delimiter.join(map(str, row)) for row in [header, *cells]))
+    before = rng.choice(["", "", "", f"sep={delimiter}\n", "# by hand\n# today\n", "\n"])
+    encoding = rng.choice(["utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252"])
+    return (before + out.getvalue()).encode(encoding, "replace")
 
 
 def as_parquet(rng: Random, frame: Any = None) -> bytes:
@@ -206,6 +229,8 @@ def seeds_of(kind: str, records: Sequence[dict[str, Json]] = SEEDS) -> list[byte
         rng = Random(0)
         return [as_parquet(rng, pl.DataFrame([record] * 2)) for record in _uniform()]
     files = []
+    if kind == "dialects":
+        return [odd_dialect(Random(n), record) for n, record in enumerate([*records] * 3)]
     for record in records:
         header, cells = list(record), [_cell(value) for value in record.values()]
         out = io.StringIO(newline="")
