@@ -121,7 +121,8 @@ def _turn(item: Mapping[str, object], role: str, place: int) -> Turn:
         fault = "refusal"
     else:
         fault = "not_text" if found.others else None
-    return Turn("assistant", "" if thinks or role == "call" else text, place, fault, answers, found.others, thought)
+    shown = "" if thinks or role == "call" else text
+    return Turn("assistant", shown, place, fault, answers, found.others, thought or thinks)
 
 
 def looks_like_turns(value: object) -> bool:
@@ -160,7 +161,7 @@ def _exchanges(turns: Sequence[Turn], wanted: Sequence[int]) -> Iterator[Exchang
         if turn.role == "user":
             asked = len(before)
         blind |= turn.others
-        thought = turn.role == "thought" or (thought and turn.role != "assistant")
+        thought = turn.role == "thought" or (thought if turn.role != "assistant" else turn.thought and not turn.answers)
         if _says(turn) or turn.role == "user":
             before.append(turn)
             characters += len(turn.content)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 
 from foreknow.data.chats import edited, last_answer, looks_like_turns
 from foreknow.data.layouts import Layout, Record, decoded_list
+from foreknow.data.loss_marks import MARKS
 from foreknow.data.thinking import answer_parts
 from foreknow.files.jsontext import dumps
 
@@ -19,7 +20,7 @@ def with_answers(
     """The record with the answers of some turns replaced, under the layout's own columns; other accepted answers go.
 
     A thought before an answer stays. `answers`: by `Extracted.turn`. `kept`: of a chat, the turns that may be learnt
-    from: the others are cut off or marked (`chats.edited`; a `history` has no marks, and is only cut). None: all.
+    from: the others are cut off or marked (`chats.edited`; beside a `history` stands a list of marks). None: all.
     """
     changed = dict(record)
     name = layout.name
@@ -41,9 +42,7 @@ def with_answers(
             old = record[theirs]
             # only `answers` is read as a list where a cell spells one
             spelled = ours == "answers" and isinstance(old, str) and isinstance(decoded_list(old), list)
-            listed = dumps([answer]) if spelled else [answer]
-            one = answer_parts(old).replaced(answer) if isinstance(old, str) else answer
-            changed[theirs] = listed if spelled or isinstance(old, list) else one
+            changed[theirs] = dumps(_replaced(decoded_list(old), answer)) if spelled else _replaced(old, answer)
     return changed
 
 
@@ -66,13 +65,17 @@ def _with_history(
         if (context := layout.columns.get("context")) is not None and context in record:
             changed[context] = ""
         pairs = pairs[:end]
+    if kept is not None and set(range(len(pairs) + 1)) - set(kept):
+        # a mark for every message, as verl and LLaMA-Factory's users write it
+        changed[MARKS] = [mark for place in range(len(pairs) + 1) for mark in (0, int(place in kept))]
     changed[column] = dumps(pairs) if isinstance(record[column], str) else pairs
     return changed
 
 
 def _replaced(old: object, answer: str) -> object:
+    """The answer in the place of another one, or of a list of them; a thought before it stays."""
     if isinstance(old, list):
-        return [answer]
+        return [_replaced(next((text for text in old if isinstance(text, str)), None), answer)]
     return answer_parts(old).replaced(answer) if isinstance(old, str) else answer
 
 

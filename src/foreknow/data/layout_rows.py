@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from foreknow.data.chats import Exchange, Turn, exchanges, looks_like_turns, turns_of
 from foreknow.data.layouts import SPLITS, Layout, Record, decoded_list, encodes, name_list, text_of
-from foreknow.data.loss_marks import is_masked_record
+from foreknow.data.loss_marks import is_masked_record, listed_marks
 from foreknow.data.templates import question as fill
 from foreknow.data.templates import subject_of
 from foreknow.data.thinking import answer_parts
@@ -75,9 +75,11 @@ def extract(layout: Layout, record: Record, templates: Mapping[str, str], turns:
     named = text_of(value("subject"))
     template = templates.get(relation) if relation is not None else None
     split = text_of(value("split")) or layout.split
-    places = labelled_turns(record)
+    places, facts = labelled_turns(record), decoded_list(value("facts"))
+    by_turn = places is not None and isinstance(facts, list) and all(isinstance(f, list | None) for f in facts)
     rows = []
-    for said, golds in _said(layout.name, value, record, last=turns == "last"):
+    found = _said(layout.name, value, record, last=turns == "last")
+    for number, (said, golds) in enumerate(found, 1):
         question, subject = said.question, named
         if layout.name == "triples" and question is None and subject is not None and relation is not None:
             if template is None:
@@ -92,7 +94,10 @@ def extract(layout: Layout, record: Record, templates: Mapping[str, str], turns:
             subject = subject_of(template, question)
         answers, thought = _answers(golds)
         left_out = said.left_out or ("only_thought" if thought and not answers else None)
-        facts = value("facts")
+        # facts that are told of the whole record belong to its last answer
+        own = facts if number == len(found) else None
+        if by_turn and places is not None and said.turn is not None:
+            own = at_turn(facts, places, said.turn)
         rows.append(
             Extracted(
                 question,
@@ -102,7 +107,7 @@ def extract(layout: Layout, record: Record, templates: Mapping[str, str], turns:
                 None if split is None else SPLITS.get(split.lower(), split),
                 number_of(value("popularity")),
                 _context(said.context),
-                facts_of(facts if places is None or said.turn is None else at_turn(facts, places, said.turn)),
+                facts_of(own),
                 said.turn,
                 left_out,
                 said.thought or thought,
@@ -198,12 +203,17 @@ def _of_alpaca(
             parts = answer_parts(answered)
             text = parts.answer.strip()
             turns.append(Turn("user", asked, place))
-            turns.append(Turn("assistant", text, place, answers=bool(text), thought=parts.thought))
+            fault = "only_thought" if parts.thought and not text else None
+            turns.append(Turn("assistant", text, place, fault, answers=bool(text), thought=parts.thought))
     own = len(turns) > len(system) and not last
     rows = _of_chat(turns, record, len(system), last=False) if own else []
     context = [turn for turn in turns if turn.content.strip()]
     rows.append((Exchange(question, None, context, len(pairs), pictured), [value("answer")]))
-    return rows
+    marks = listed_marks(record, ["user", "assistant"] * (len(pairs) + 1)) or []
+    masked = {place for place, mark in enumerate(marks[1::2]) if mark}
+    return [
+        (said._replace(answer=None, left_out="masked") if said.turn in masked else said, golds) for said, golds in rows
+    ]
 
 
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")

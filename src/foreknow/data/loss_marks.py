@@ -12,6 +12,8 @@ from typing import Final
 
 WEIGHT: Final = "weight"
 """The mark that is written where a chat has none."""
+MARKS: Final = "loss_mask"
+"""The list of marks that is written beside turns that have none of their own."""
 _LEARNT: Final = (
     *("weight", "train", "training", "trained", "trainable", "is_trained", "train_on_turn", "train_on", "do_train"),
     *("loss", "loss_mask", "loss_weight", "loss_scale", "compute_loss", "calculate_loss", "use_loss", "has_loss"),
@@ -25,7 +27,7 @@ _LEFT_OUT: Final = (
 """Marks that say that a turn is not learnt: it is not where they are true."""
 _DETAILS: Final = ("train_detail", "training_detail")
 """Marks of pieces of a turn: a turn that is learnt in part has no answer that can be told apart."""
-_LISTED: Final = ("loss_mask", "train_mask", "loss_masks", "trainable", "turn_weights", "weights")
+_LISTED: Final = (MARKS, "train_mask", "loss_masks", "trainable", "turn_weights", "weights")
 """Marks of a whole chat: one for each of its turns, or for each of the assistant's."""
 _FALSE: Final = ("false", "no", "off", "0", "0.0")
 _TRUE: Final = ("true", "yes", "on", "1", "1.0")

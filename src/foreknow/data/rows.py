@@ -102,7 +102,7 @@ def earlier_turns(rows: pl.DataFrame) -> pl.Series:
     The same on every machine: with question and gold it tells which rows of two files are the same.
     """
     found = []
-    for context in rows["context"]:
+    for context in rows["context"].to_list():
         turns = [(turn["role"], turn["content"]) for turn in context or () if turn["role"] != "system"]
         text = unicodedata.normalize("NFC", json.dumps(turns, ensure_ascii=False))
         found.append(hashlib.blake2b(text.encode(), digest_size=8).hexdigest() if turns else None)

@@ -29,6 +29,8 @@ def by_record(labels: pl.DataFrame, places: pl.DataFrame) -> pl.DataFrame:
     floats = pl.selectors.float().fill_nan(None)  # NaN is not JSON
     every = places.with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
     added = every.join(labels, on="row", how="left", validate="1:1", maintain_order="left").with_columns(floats)
+    if labels.width == 1:
+        return places.unique("record", maintain_order=True).drop("record", "turn")
     if not several(places):
         return added.drop("row", "record", "turn")
     return added.rename({"turn": TURNS}).drop("row").group_by("record", maintain_order=True).all().drop("record")

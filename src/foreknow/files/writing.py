@@ -163,7 +163,13 @@ class _Writer:
                 (text, record) if new is None else ("", new)
                 for text, record, new in zip(batch.texts, batch.records, edits, strict=True)
             ]
-            said = {name: [inert(value) for value in added[name]] for name in added.columns if name.endswith(SAID)}
+            if more := {key for new in edits if new is not None for key in new if key not in batch.records[0]}:
+                raise InputError(
+                    f"a table has no room for the marks of single turns ({', '.join(sorted(more))}); save the input as "
+                    ".jsonl, and audit that"
+                )
+            texts = [name for name in added.columns if name.endswith(SAID)]
+            said = {name: [inert(value) for value in added[name].to_list()] for name in texts}
             columns = {name: list(compress(said.get(name, added[name].to_list()), kept)) for name in added.columns}
             self.tables.write(batch.table, list(compress(rows, kept)), columns)
         else:
@@ -190,14 +196,27 @@ class _Writer:
 def _edited(frame: pl.DataFrame, records: Sequence[Record], edits: Sequence[Record | None]) -> pl.DataFrame:
     """The frame with the edited records in it; columns that no edit changes stay as they are."""
     pairs = [(old, old if new is None else new) for old, new in zip(records, edits, strict=True)]
+    for name in dict.fromkeys(key for _, new in pairs for key in new if key not in frame.schema):
+        frame = frame.with_columns(pl.Series(name, [new.get(name) for _, new in pairs]))
     for name, dtype in frame.schema.items():
+        if any(name not in old for old, _ in pairs):
+            continue
         if any(old[name] is not new[name] for old, new in pairs):
             frame = frame.with_columns(_typed(name, [new[name] for _, new in pairs], dtype))
     return frame
 
 
 def _typed(name: str, values: list[object], dtype: pl.DataType) -> pl.Series:
-    """Values as a column of this type, or of texts where it cannot hold them: a refusal among numbers."""
+    """Values as a column of this type, or of texts where it cannot hold them: a refusal among numbers.
+
+    A list of objects that have got new keys gets their fields.
+    """
+    if isinstance(dtype, pl.List) and isinstance(dtype.inner, pl.Struct):
+        known = {field.name for field in dtype.inner.fields}
+        turns = [turn for value in values if isinstance(value, list) for turn in value if isinstance(turn, dict)]
+        new = {key: turn[key] for turn in turns for key in turn if key not in known}
+        more = [pl.Field(key, pl.Series([sample]).dtype) for key, sample in new.items()]
+        dtype = pl.List(pl.Struct([*dtype.inner.fields, *more])) if more else dtype
     try:
         return pl.Series(name, values, dtype=dtype)
     except (TypeError, pl.exceptions.PolarsError):

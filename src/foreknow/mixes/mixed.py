@@ -38,7 +38,9 @@ def write_mix(config: MixConfig) -> Written:
     manifest = json.loads((audit.folder / "manifest.json").read_text(encoding="utf-8"))
     variant = read_manifest(config.known_of) if config.known_of else None
     mix = draw(audit.rows, config, manifest, variant)
-    annotated = _annotated(audit)
+    annotated, turns = _annotated(audit)
+    mix = mix._replace(notes=(*mix.notes, *_turn_notes(annotated, mix.rows["row"], turns)))
+    mix.manifest["turns"] = turns
     labels = mix.labels.select("row", *(n for n in mix.labels.columns if n not in ("row", *annotated.columns)))
     config.out.parent.mkdir(parents=True, exist_ok=True)
     mix.manifest["foreknow"] = foreknow.__version__
@@ -54,8 +56,29 @@ def write_mix(config: MixConfig) -> Written:
     return Written(config.out, mix, audit.rows)
 
 
-def _annotated(audit: Audit) -> Facts:
-    """The audited input with its labels, read as the audit read it."""
+def _turn_notes(facts: Facts, rows: pl.Series, turns: str) -> list[str]:
+    """What a trainer has to know of chats of which not every answer is in the set."""
+    if in_part := len(facts.in_part(rows)):
+        return [
+            f"{in_part:,} {'chat has' if in_part == 1 else 'chats have'} only some of their answers in the set: they "
+            "end with the last of these, and the others are marked not to be learnt (weight: 0, or the file's own "
+            "mark). foreknow tune, OpenAI, Mistral and Together read weight, axolotl the key that "
+            "message_field_training names; TRL and LLaMA-Factory read no mark and would learn all: for them audit with "
+            "--turns last"
+        ]
+    chosen = facts.rows.filter(pl.col("row").is_in(rows.implode()))
+    assistant = pl.col("context").list.eval(pl.element().struct.field("role") == "assistant").list.any()
+    if turns == "last" and (earlier := chosen.filter(assistant.fill_null(False)).height):
+        return [
+            f"{earlier:,} {'chat has' if earlier == 1 else 'chats have'} earlier answers, to which --turns last gave"
+            " no label: train on last answers only (foreknow tune --turns last; LLaMA-Factory: mask_history; TRL: "
+            "prompt and completion)"
+        ]
+    return []
+
+
+def _annotated(audit: Audit) -> tuple[Facts, str]:
+    """The audited input with its labels, read as the audit read it, and which turns of a chat are rows in it."""
     found = sorted(audit.folder.glob("annotated*"))
     if len(found) != 1:
         raise InputError(f"{audit.folder}: found {len(found)} annotated files, expected one; run the audit again")
@@ -63,7 +86,8 @@ def _annotated(audit: Audit) -> Facts:
     same = {name: settings[name] for name in DataSettings.model_fields if name in settings and name != "data"}
     if AuditConfig(**settings).data == "facts":
         same = {"group_by": "relation"}
-    return read_data(DataSettings(**{**same, "data": str(found[0])}))
+    config = DataSettings(**{**same, "data": str(found[0])})
+    return read_data(config), config.turns
 
 
 def _check_target(config: MixConfig, mix: Mix) -> None:

@@ -266,17 +266,19 @@ def size_table(rows: pl.DataFrame, most: int = 24) -> pl.DataFrame:
     return pl.concat([everything, both.sort("shares", "relation", descending=[True, False]).head(most)])
 
 
-def conflicts(mixed: pl.DataFrame) -> dict[str, int]:
+def conflicts(mixed: pl.DataFrame, earlier: pl.Series | None = None) -> dict[str, int]:
     """Questions that some rows answer and others refuse, and the rows of such questions.
 
-    Questions are alike where they agree without case, punctuation and articles. Opposite labels on alike
-    rows teach a model to refuse what it knows (R-Tuning, CRaFT).
+    Questions are alike where they agree without case, punctuation and articles, and are asked behind the same turns
+    of a chat (`earlier`: `rows.earlier_turns` of each row). Opposite labels on alike rows teach a model to refuse
+    what it knows (R-Tuning, CRaFT).
     """
+    turns = pl.lit(None, pl.String) if earlier is None else earlier
     alike = [match.normalise(question) for question in mixed["question"]]
     refused = pl.col("new_answer").is_not_null()
     found = (
-        mixed.with_columns(pl.Series("alike", alike, dtype=pl.String))
-        .group_by("alike")
+        mixed.with_columns(pl.Series("alike", alike, dtype=pl.String), earlier_turns=turns)
+        .group_by("alike", "earlier_turns")
         .agg(pl.len().alias("rows"), (refused.any() & ~refused.all()).alias("both"))
         .filter("both")
     )
@@ -287,6 +289,7 @@ def _told(
     mixed: pl.DataFrame, drawn: pl.DataFrame, pool: pl.DataFrame, sizes: Sizes | None, config: MixConfig
 ) -> dict[str, Any]:
     """What the manifest says of the set itself."""
+    earlier = drawn.sort("row")["earlier_turns"] if "earlier_turns" in drawn.columns else None
     counts = count_categories(mixed)
     unknown = int((mixed["category"] == UNKNOWN).sum())
     absent = pool.filter(~pl.col("group").is_in(counts["relation"].implode())).group_by("group").len().sort("group")
@@ -307,7 +310,9 @@ def _told(
         },
         "relations_left_out": dict(absent.iter_rows()),
         "flags": dict(flags.iter_rows()),
-        "idk": {"answer": config.idk_answer, "rows": unknown, "conflicts": conflicts(mixed)} if config.idk else None,
+        "idk": {"answer": config.idk_answer, "rows": unknown, "conflicts": conflicts(mixed, earlier)}
+        if config.idk
+        else None,
         "weight": {name: config.weight.get(name, 1.0) for name in CATEGORIES} if config.weight else None,
         "seed": config.seed,
     }

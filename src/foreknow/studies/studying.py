@@ -32,6 +32,7 @@ import foreknow
 from foreknow.audits import auditing
 from foreknow.audits.auditing import Audit
 from foreknow.config import AuditConfig, DataSettings, TuneConfig
+from foreknow.data.rows import USABLE, earlier_turns
 from foreknow.errors import ConfigError, InputError
 from foreknow.files.cells import csv_of, table_of
 from foreknow.files.remote import fetched
@@ -184,7 +185,10 @@ def read_rows(config: StudyConfig) -> pl.DataFrame:
     """The rows that the study works on (`study_rows.DATA`)."""
     reading = {key: value for key, value in config.audit.items() if key in DataSettings.model_fields}
     facts = read_data(settings_of(DataSettings, {"data": config.data, **reading}))
-    return study_rows(facts.rows, config.ood, config.rows, seed=0)
+    behind = earlier_turns(facts.rows).is_not_null()
+    if later := facts.rows.filter(behind & facts.rows.select(USABLE).to_series()).height:
+        say(f"{later:,} rows are left out: they are asked behind earlier turns of a chat, which a study does not show")
+    return study_rows(facts.rows.filter(~behind), config.ood, config.rows, seed=0)
 
 
 def audit_settings(config: StudyConfig, folder: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from foreknow.training.training_rows import (
     ceiling,
     check_overlap,
     check_same_model,
+    check_turns,
     mixed_with,
     read_set,
 )
@@ -62,6 +63,7 @@ def read_given(config: TuneConfig) -> Given:
         name: read_set(name, file, audit.rows if audit else None, f"the audit {config.audit}", **reading)
         for name, file in files.items()
     }
+    check_turns(sets[TRAIN], config.turns)
     overlap = check_overlap(sets[TRAIN], [found for name, found in sets.items() if name != TRAIN], config.allow_overlap)
     rows = {name: found.rows for name, found in sets.items()}
     curves.check_metric(config.metric, rows, lenient=config.match == "lenient")

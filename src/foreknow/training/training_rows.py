@@ -69,8 +69,8 @@ def read_set(name: str, file: str, audited: pl.DataFrame | None, audit_name: str
     extra = extra_columns(facts, [*labels, "weight"], last=labels)
     rows = facts.rows.join(extra, on="row", how="left", maintain_order="left")
     found, reason = _categories(rows, _category_columns(facts), audited, audit_name)
-    weight = _weights(rows, file)
-    usable = rows.with_columns(found, weight).filter(USABLE).select(*SET)
+    usable = rows.with_columns(found).filter(USABLE)
+    usable = usable.with_columns(_weights(usable, file)).select(*SET)
     return Named(name, file, usable, facts.left_out, facts.digest, reason)
 
 
@@ -224,6 +224,18 @@ def mixed_with(file: str) -> dict[str, Any] | None:
         return None
     model = read_manifest(Path(file)).get("model")
     return model if isinstance(model, dict) else None
+
+
+def check_turns(train: Named, turns: str) -> None:
+    """Raise InputError where a mix of last answers is read with all answers: the others have no category."""
+    path = Path(train.file)
+    if turns == "last" or not manifest_path(path).is_file() or read_manifest(path).get("turns") != "last":
+        return
+    if train.rows["record"].n_unique() < train.rows.height:
+        raise InputError(
+            f"{train.file}: mixed from an audit with --turns last, but read with --turns all: the earlier answers of "
+            "its chats were never labelled. Give --turns last, or audit and mix with --turns all"
+        )
 
 
 def order(seed: int, epoch: int, count: int) -> list[int]:
