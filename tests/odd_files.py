@@ -28,6 +28,13 @@ CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": 
         {"role": "assistant", "content": "Paris"}]  # fmt: skip
 PARTS = [CHAT[3], {"role": "assistant", "content": [{"type": "text", "text": "Paris"}]}]
 SHAREGPT = [{"from": "human", "value": "Capital of France?"}, {"from": "gpt", "value": "Paris"}]
+CALL = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+AGENT = [CHAT[3], {"role": "assistant", "content": None, "tool_calls": CALL}, {"role": "tool", "content": "Paris"},
+         CHAT[4], {"role": "user", "content": "Sure?"},
+         {"role": "assistant", "content": "Yes", "weight": 0}]  # fmt: skip
+THOUGHTS = [CHAT[3], {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nParis", "reasoning_content": "Hm."},
+            {"role": "user", "content": [{"type": "text", "text": "And of Peru?"}]},
+            {"role": "assistant", "content": "Lima", "train": True}]  # fmt: skip
 POPQA = {"id": "1", "subj": "France", "prop": "capital", "obj": "Paris", "s_pop": "12",
          "question": "Capital of France?", "possible_answers": '["Paris", "Paname"]'}  # fmt: skip
 SEEDS: list[dict[str, Json]] = [
@@ -37,6 +44,17 @@ SEEDS: list[dict[str, Json]] = [
     {"prompt": CHAT[:4], "completion": CHAT[4:]},
     {"messages": CHAT},
     {"messages": PARTS},
+    {"messages": AGENT, "loss_mask": [1, 1, 1]},
+    {"messages": THOUGHTS, "labelled_turns": [1, 3], "category": ["Unknown", None], "images": []},
+    {
+        "conversations": [
+            *SHAREGPT,
+            {"from": "human", "value": "And of Peru?"},
+            {"from": "gpt", "value": "Lima", "loss": True},
+        ]
+    },
+    {"prompt": CHAT[:2], "completion": [*CHAT[2:], {"role": "function_call", "content": "{}"}]},
+    {"question": "Capital of France?", "answer": "<think>Hm.</think><answer>Paris</answer>"},
     {"conversations": SHAREGPT, "system": "Be brief."},
     {"instruction": "Name the capital.", "input": "France", "output": "Paris", "history": [["a", "b"]]},
     POPQA,
@@ -47,9 +65,22 @@ ODD: list[Json] = [
     "", " ", "Paris", "None", "nan", "1912.0", "東京", "القاهرة", "a\u200bb", "'a'", "it''s", "a;b", "a|b",
     "é", "e\u0301", "\x00", "\ud800", "\udc00\ud83d", "\u2028", "\x85", "\ufeffq", "[", "[]", '["a"]',
     '[["a"]]', '[{"role": "user", "content": "q"}]', "[X]", "null", "nan", "1e999", "9" * 30, '"', "a,b", "\r", "\r\n",
-    "\n", "\t", "'", "\\", "{}", "true", "validation", "P17", "capital", 0, -1, 7, 10**30, 1.5, 1e308, float("nan"),
+    "\n", "\t", "'", "\\", "{}", "true", "<think>", "</think>", "<think>x</think>a",
+    "<answer>a</answer>", "validation", "P17", "capital", 0, -1, 7, 10**30, 1.5, 1e308, float("nan"),
     float("inf"), True, False, None, [], {}, [None], [[]], [{}], ["a", 1], {"question": "q", "answer": "a"},
 ]  # fmt: skip
+MARKS = [
+    "weight",
+    "train",
+    "loss_mask",
+    "masked",
+    "tool_calls",
+    "reasoning_content",
+    "labelled_turns",
+    "channel",
+    "type",
+]
+"""Keys that say what a turn is."""
 TOKENS = [json.dumps(value).encode() for value in ODD] + [
     b"{", b"}", b"]", b",", b":", b'"', b"\\u", b"\\ud800", b"\n", b"\r", b"\r\n", b"\t", b"\x00", b"\xff", b"\xc3",
     b"\xef\xbb\xbf", b"\xed\xa0\x80", b"[" * 2000, b'{"a":' * 500, b"9" * 1000, b"PAR1", b"PK\x03\x04", b"\x1f\x8b\x08",
@@ -66,8 +97,10 @@ def odd_value(rng: Random, depth: int = 3) -> Json:
         return {rng.choice(KEYS): odd_value(rng, depth - 1) for _ in range(rng.randrange(4))}
     if depth and kind < 0.4:
         role, content = rng.choice([("role", "content"), ("from", "value")])
-        roles = ["user", "assistant", "gpt", "human", "system", "tool", "\ud800", "", None, 7, "USER "]
-        return [{role: rng.choice(roles), content: odd_value(rng, depth - 2)} for _ in range(rng.randrange(5))]
+        roles = ["user", "assistant", "gpt", "human", "system", "tool", "\ud800", "", None, 7, "USER ", "thought"]
+        mark = {rng.choice(MARKS): odd_value(rng, 0)} if rng.random() < 0.3 else {}
+        turns = range(rng.randrange(5))
+        return [{role: rng.choice(roles), content: odd_value(rng, depth - 2), **mark} for _ in turns]
     return copy.deepcopy(rng.choice(ODD))
 
 
@@ -170,7 +203,7 @@ def _odd_frame(rng: Random) -> Any:
 
 def _uniform() -> list[dict[str, Json]]:
     """The seeds whose lists hold values of one type."""
-    return [seed for seed in SEEDS if seed.get("messages") is not PARTS]
+    return [seed for seed in SEEDS if not any(seed.get("messages") is mixed for mixed in (PARTS, AGENT, THOUGHTS))]
 
 
 @cache

@@ -215,7 +215,7 @@ def write_study(
     outcomes.write_parquet(folder / "outcomes.parquet")
     rows, probes, p_true = audited(outcomes)
     p_true.write_parquet(folder / "ptrue.parquet")
-    rows.write_parquet(folder / "audit" / "rows.parquet")
+    rows.with_columns(earlier_turns=pl.lit(None, pl.String)).write_parquet(folder / "audit" / "rows.parquet")
     probes.write_parquet(folder / "audit" / "probes.parquet")
     protocol = {"name": "exact", "shots": 4, "exemplar_sets": 5, "samples": 16, "temperature": 0.5, "top_k": 40}
     summary = {

@@ -137,8 +137,7 @@ def test_in_every_layout_the_thought_is_no_part_of_the_gold_and_comes_back(tmp_p
     assert ["thought" in flags for flags in facts.rows["flags"]] == [True, False, True]
     assert (facts.left_out, facts.thoughts) == ({"only_thought": 1}, 2)
     assert facts.accounted == (
-        "3 records: 2 rows read, 1 left out (only_thought 1); 2 answers had a thought before them, which is not part "
-        "of the gold"
+        "3 records: 2 rows read, 1 left out (only_thought 1); 2 answers hold a thought, which is not part of the gold"
     )
     out = tmp_path / "b.jsonl"
     facts.write(facts.rows.head(2).select("row"), out, {0: "I don't know."})

@@ -685,7 +685,7 @@ def test_an_audit_of_chats_ends_to_end(tmp_path: Path, tiny_folder: Path) -> Non
     data = done.summary["data"]
     assert (data["records"], data["rows_in_file"], data["left_out"], data["thoughts"]) == (8, 16, {"masked": 1}, 8)
     page = (out / "report.html").read_text()
-    assert "8 records: 15 rows read, 1 left out (masked 1); 8 answers had a thought before them" in page
+    assert "8 records: 15 rows read, 1 left out (masked 1); 8 answers hold a thought" in page
     for line, before in zip((out / "annotated.jsonl").read_text().splitlines(), records, strict=True):
         record = json.loads(line)
         assert record["messages"] == before["messages"]

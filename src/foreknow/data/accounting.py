@@ -32,6 +32,7 @@ def account(records: int, rows: int, lost: Mapping[str, int], thoughts: int = 0)
     """Records and rows in a line: "12 records: 30 rows read, 6 left out (masked 4, tool_call 2)"."""
     count = sum(lost.values())
     why = f" ({', '.join(f'{name} {number:,}' for name, number in lost.items())})" if count else ""
-    noun = "record" if records == 1 else "records"
-    more = f"; {thoughts:,} answers had a thought before them, which is not part of the gold" if thoughts else ""
-    return f"{records:,} {noun}: {rows - count:,} rows read, {count:,} left out{why}{more}"
+    noun, read = ("record" if records == 1 else "records"), ("row" if rows - count == 1 else "rows")
+    held = "answer holds" if thoughts == 1 else "answers hold"
+    more = f"; {thoughts:,} {held} a thought, which is not part of the gold" if thoughts else ""
+    return f"{records:,} {noun}: {rows - count:,} {read} read, {count:,} left out{why}{more}"

@@ -199,10 +199,10 @@ def _of_alpaca(
     turns = list(system)
     for place, pair in enumerate(pairs):
         if isinstance(pair, list | tuple) and len(pair) == 2:
-            asked, answered = ("" if text is None else str(text) for text in pair)
-            parts = answer_parts(answered)
+            asked, answered = map(text_of, pair)
+            parts = answer_parts(answered or "")
             text = parts.answer.strip()
-            turns.append(Turn("user", asked, place))
+            turns.append(Turn("user", asked or "", place))
             fault = "only_thought" if parts.thought and not text else None
             turns.append(Turn("assistant", text, place, fault, answers=bool(text), thought=parts.thought))
     own = len(turns) > len(system) and not last

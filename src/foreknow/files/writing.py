@@ -94,7 +94,7 @@ def write_joined(parts: Sequence[Part], change: Change, path: Path, name: str) -
         writer = _Writer(stream, suffix, TableWriter(stream, part_of=True, dialect=None if same else usual(suffix)))
         for part in parts:
             for batch in read_part(part):
-                frames.append(writer.write(batch, change, first))
+                frames.append(writer.write(part, batch, change, first))
                 first += len(batch.records)
         writer.close()
         if suffix == ".parquet":
@@ -122,7 +122,7 @@ def _write_part(part: Part, out: IO[bytes], change: Change, first: int) -> int:
             return _write_parquet(part, stream, change, first)
         writer = _Writer(stream, part.suffix, TableWriter(stream))
         for batch in read_part(part):
-            writer.write(batch, change, first)
+            writer.write(part, batch, change, first)
             first += len(batch.records)
         writer.close()
     return first
@@ -152,8 +152,8 @@ class _Writer:
         self.out, self.suffix, self.tables = out, suffix, tables
         self.begun = False
 
-    def write(self, batch: Batch, change: Change, first: int) -> pl.DataFrame | None:
-        """Write a batch whose first row has the number `first`."""
+    def write(self, part: Part, batch: Batch, change: Change, first: int) -> pl.DataFrame | None:
+        """Write a batch of a part, whose first record has the number `first`."""
         added, kept = change.of(first, len(batch.records))
         edits = [change.edit(record, first + n) if kept[n] else None for n, record in enumerate(batch.records)]
         if batch.frame is not None:
@@ -165,8 +165,8 @@ class _Writer:
             ]
             if more := {key for new in edits if new is not None for key in new if key not in batch.records[0]}:
                 raise InputError(
-                    f"a table has no room for the marks of single turns ({', '.join(sorted(more))}); save the input as "
-                    ".jsonl, and audit that"
+                    f"{part.where}: a table has no room for the marks of single turns ({', '.join(sorted(more))}); "
+                    "save the input as .jsonl, and audit that"
                 )
             texts = [name for name in added.columns if name.endswith(SAID)]
             said = {name: [inert(value) for value in added[name].to_list()] for name in texts}
