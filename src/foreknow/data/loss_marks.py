@@ -1,8 +1,8 @@
 """Marks that say whether a trainer learns from a turn (`weight: 0`, `train: false`, `masked: true`), by any name. Pure.
 
 Who reads which: `weight` OpenAI, Mistral and Together; `train`, `training` or any other name that
-`message_field_training` gives, and `train_detail`, axolotl; `loss` ms-swift, xtuner and ChatGLM; `loss_mask` and
-`trainable` verl; `masked` torchtune. TRL and LLaMA-Factory read none of them.
+`message_field_training` gives, and `train_detail`, axolotl; `loss` ms-swift and ChatGLM; `loss_mask` and `trainable`
+verl; `masked` torchtune. TRL and LLaMA-Factory read none of them. (docs/chats.md)
 """
 
 from __future__ import annotations

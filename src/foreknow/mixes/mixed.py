@@ -62,7 +62,7 @@ def _turn_notes(facts: Facts, rows: pl.Series, turns: str) -> list[str]:
         return [
             f"{in_part:,} {'chat has' if in_part == 1 else 'chats have'} only some of their answers in the set: they "
             "end with the last of these, and the others are marked not to be learnt (weight: 0, or the file's own "
-            "mark). foreknow tune, OpenAI, Mistral and Together read weight, axolotl the key that "
+            "mark). foreknow tune, OpenAI and Mistral read weight, axolotl the key that "
             "message_field_training names; TRL and LLaMA-Factory read no mark and would learn all: for them audit with "
             "--turns last"
         ]
