@@ -188,6 +188,16 @@ def test_a_mark_that_does_not_say_so_masks_nothing(tmp_path: Path, mark: dict[st
     assert read(tmp_path, [user("Of France?"), says("Paris", **mark)]).rows["answers"].to_list() == [["Paris"]]
 
 
+@pytest.mark.parametrize(
+    ("user_mask", "answers"), [(0, [["Paris"], None]), (1, [None, ["Lima"]]), (None, [None, ["Lima"]])]
+)
+def test_what_a_mask_of_1_means_is_told_by_the_users_turns(
+    tmp_path: Path, user_mask: int | None, answers: list[Any]
+) -> None:
+    chat = [user("Of France?", mask=user_mask), says("Paris", mask=1), user("Of Peru?", mask=user_mask)]
+    assert read(tmp_path, [*chat, says("Lima", mask=0)]).rows["answers"].to_list() == answers
+
+
 @pytest.mark.parametrize("marks", [[1, 0], [0, 0, 0, 1, 0, 0, 0][:4]])
 def test_marks_in_a_list_beside_the_chat(tmp_path: Path, marks: list[int]) -> None:
     chat = [user("Of France?"), says("Paris"), user("Of Peru?"), says("Lima")]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from foreknow.data.loss_marks import is_masked, listed_marks, mark_of
+from foreknow.data.loss_marks import is_masked, listed_marks, mark_of, mask_means_learnt
 from foreknow.data.thinking import answer_parts
 from foreknow.data.turn_content import of_turn, with_text
 from foreknow.files.jsontext import dumps, loads
@@ -84,21 +84,23 @@ def turns_of(value: object, record: Mapping[str, object] | None = None) -> list[
     listed = _list_of(value)
     if listed is None:
         return None
-    turns = []
-    for place, item in enumerate(listed):
+    items: list[tuple[str, Mapping[str, object]]] = []
+    for item in listed:
         if not isinstance(item, Mapping):
             return None
         role = _first(item, _ROLE_KEYS)
         if not isinstance(role, str):
             return None
-        turns.append(_turn(item, ROLES.get(role.strip().lower(), role), place))
+        items.append((ROLES.get(role.strip().lower(), role), item))
+    learnt = mask_means_learnt(items)
+    turns = [_turn(item, role, place, learnt) for place, (role, item) in enumerate(items)]
     marks = listed_marks(record, [turn.role for turn in turns]) if record else None
     if marks is not None:
         turns = [turn._replace(fault="masked") if mark else turn for turn, mark in zip(turns, marks, strict=True)]
     return turns
 
 
-def _turn(item: Mapping[str, object], role: str, place: int) -> Turn:
+def _turn(item: Mapping[str, object], role: str, place: int, learnt: Collection[str]) -> Turn:
     found = of_turn(item, _first(item, _CONTENT_KEYS))
     if role == "user" and found.result:
         role = "tool"  # Anthropic's and Qwen's way to hand over a tool's result
@@ -111,7 +113,7 @@ def _turn(item: Mapping[str, object], role: str, place: int) -> Turn:
     calls = found.calls or role == "call" or (channel == "commentary" and bool(item.get("recipient")))
     thinks = channel in ("analysis", "commentary") and not calls
     answers = not calls and not thinks and (bool(text) or found.refusal or found.others)
-    if is_masked(item):
+    if is_masked(item, learnt):
         fault: str | None = "masked"
     elif calls:
         fault = "tool_call"
@@ -202,12 +204,12 @@ def edited(value: object, answers: Mapping[int, str], kept: Collection[int] | No
         turns[place][key] = with_text(turns[place].get(key), answer)
     if kept is None:
         return turns
+    roles = [str(_first(turn, _ROLE_KEYS)).strip().lower() for turn in turns]
+    learnt = mask_means_learnt([(ROLES.get(role, role), turn) for role, turn in zip(roles, turns, strict=True)])
     turns = turns[: max(kept) + 1]
-    name, mark = mark_of(turns)
-    for place, turn in enumerate(turns):
-        role = _first(turn, _ROLE_KEYS)
-        ours = ROLES.get(role.strip().lower(), role) if isinstance(role, str) else ""
-        if ours in ("assistant", "call") and place not in kept and not is_masked(turn):
+    name, mark = mark_of(turns, learnt)
+    for place, (role, turn) in enumerate(zip(roles, turns, strict=False)):
+        if ROLES.get(role) in ("assistant", "call") and place not in kept and not is_masked(turn, learnt):
             turn[name] = mark
     return turns
 

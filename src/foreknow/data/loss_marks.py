@@ -7,7 +7,7 @@ verl; `masked` torchtune. TRL and LLaMA-Factory read none of them. (docs/chats.m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 WEIGHT: Final = "weight"
@@ -33,17 +33,31 @@ _FALSE: Final = ("false", "no", "off", "0", "0.0")
 _TRUE: Final = ("true", "yes", "on", "1", "1.0")
 
 
-def is_masked(turn: Mapping[str, object]) -> bool:
-    """Whether a turn is marked not to be learnt from. A mark that is null, or no truth value, says nothing."""
+def is_masked(turn: Mapping[str, object], learnt: Collection[str] = ()) -> bool:
+    """Whether a turn is marked not to be learnt from. A mark that is null, or no truth value, says nothing.
+
+    `learnt`: keys that say the opposite in this chat (`mask_means_learnt`).
+    """
     for key, value in turn.items():
         name = key.lower() if isinstance(key, str) else ""
-        if (name in _LEARNT and _truth(value) is False) or (name in _LEFT_OUT and _truth(value) is True):
+        says_learnt = name in _LEARNT or name in learnt
+        if (says_learnt or name in _LEFT_OUT) and _truth(value) is not says_learnt and _truth(value) is not None:
             return True
         if name in _DETAILS and isinstance(value, Sequence) and not isinstance(value, str):
             pieces = [piece for piece in value if isinstance(piece, Mapping)]
             if any(_truth(piece.get("train")) is False for piece in pieces):
                 return True
     return False
+
+
+def mask_means_learnt(turns: Sequence[tuple[str, Mapping[str, object]]]) -> tuple[str, ...]:
+    """`mask` where a chat's own turns tell that 1 means "learnt": the user's turns have 0, an assistant's has 1.
+
+    `turns`: role and turn. Elsewhere `mask` means "not learnt", as `masked` does.
+    """
+    said = [(role, _truth(turn.get("mask"))) for role, turn in turns]
+    users = [truth for role, truth in said if role == "user" and truth is not None]
+    return ("mask",) if users and not any(users) and ("assistant", True) in said else ()
 
 
 def is_masked_record(record: Mapping[str, object]) -> bool:
@@ -70,7 +84,7 @@ def listed_marks(record: Mapping[str, object], roles: Sequence[str]) -> list[boo
     return None
 
 
-def mark_of(turns: Sequence[Mapping[str, object]]) -> tuple[str, object]:
+def mark_of(turns: Sequence[Mapping[str, object]], learnt: Collection[str] = ()) -> tuple[str, object]:
     """The mark to write on a turn that is not to be learnt: the one that the chat uses, with its kind of value."""
     for turn in turns:
         for key, value in turn.items():
@@ -80,7 +94,9 @@ def mark_of(turns: Sequence[Mapping[str, object]]) -> tuple[str, object]:
             if value is not None and _truth(value) is None and not isinstance(value, int | float):
                 continue
             samples = (other.get(key) for other in turns)
-            return key, _like(next((sample for sample in samples if sample is not None), 0), name in _LEFT_OUT)
+            return key, _like(
+                next((sample for sample in samples if sample is not None), 0), name in _LEFT_OUT and name not in learnt
+            )
     return WEIGHT, 0
 
 
