@@ -250,7 +250,7 @@ def test_rows_that_cannot_be_used_are_kept_and_flagged(tmp_path: Path) -> None:
         {"question": "No answer?"},
         {"question": None, "answer": "x"},
         {"question": "  ", "answer": ["", None]},
-        {"question": ["wrong"], "answer": True},
+        {"question": ["wrong"], "answer": {"x": True}},
         {"question": "\ud800", "answer": float("nan")},
     ]
     path = put(tmp_path / "a.jsonl", "\n".join(map(json.dumps, records)))
@@ -402,7 +402,7 @@ def test_json_lines_keep_their_very_text(tmp_path: Path) -> None:
 def test_tables_keep_their_cells_and_line_ends(tmp_path: Path, suffix: str) -> None:
     tab = "\t" if suffix == ".tsv" else ","
     text = f'id{tab}q{tab}answer\r\n007{tab}"a{tab}b"{tab}\r\n1.50{tab} c {tab}NA\r\n'
-    read_facts(put(tmp_path / f"a{suffix}", text)).annotate(LABELS, tmp_path / f"b{suffix}")
+    read_facts(put(tmp_path / f"a{suffix}", text), null_words="keep").annotate(LABELS, tmp_path / f"b{suffix}")
     assert (tmp_path / f"b{suffix}").read_bytes().decode() == (
         f'id{tab}q{tab}answer{tab}category{tab}p_hit{tab}flags\r\n007{tab}"a{tab}b"{tab}{tab}{tab}{tab}\r\n'
         + (f'1.50{tab} c {tab}NA{tab}Unknown{tab}0.5{tab}"[""a"", ""b""]"\r\n')

@@ -42,6 +42,11 @@ DATA = (
 LAYOUT = "How rows are written: auto, messages, sharegpt, alpaca, prompt-completion, popqa, question or triples."
 TURNS = "Of a chat: every answer of the assistant is a row (all), or only the last one (last)."
 Turns = Literal["all", "last"]
+NULL_WORDS = (
+    "Rows whose answer is a word for a missing value (nan, null, None, N/A, -): leave-out counts them, keep takes the "
+    "word as the answer."
+)
+NullWords = Literal["leave-out", "keep"]
 RAY = "Compute in processes of a Ray cluster: one started on this machine, or that at --ray-address."
 RAY_ADDRESS = "A running Ray cluster, as HOST:PORT or auto (default: RAY_ADDRESS, else a cluster of this machine)."
 RAY_WORKERS = "Ray processes at once (default: one a GPU; without GPUs one for every 4 cores)."
@@ -58,6 +63,7 @@ class DataSettings(Settings):
     )
     group_by: str | None = Field(None, description="Column within which exemplars are drawn (default: the relation).")
     turns: Turns = Field("all", description=TURNS)
+    null_words: NullWords = Field("leave-out", description=NULL_WORDS)
     strict_rows: bool = Field(False, description="Refuse a file in which a row has no question or answer.")
     seed: int = Field(0, ge=0, description="Seed of every draw.")
 
@@ -251,6 +257,7 @@ class TuneConfig(Settings):
     )
     group_by: str | None = Field(None, description="Column to report by (default: the relation).")
     turns: Turns = Field("all", description=TURNS)
+    null_words: NullWords = Field("leave-out", description=NULL_WORDS)
     strict_rows: bool = Field(False, description="Refuse a file in which a row has no question or answer.")
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
     dtype: str = Field("auto", description="What is computed in: auto, bfloat16 or float32. Weights stay float32.")

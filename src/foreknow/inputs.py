@@ -32,6 +32,7 @@ def read_data(config: DataSettings, limit: int | None = None) -> facts.Facts:
         group_by=config.group_by,
         strict_rows=config.strict_rows,
         turns=config.turns,
+        null_words=config.null_words,
         limit=limit,
         seed=config.seed,
     )

@@ -54,7 +54,11 @@ def read_input(config: AuditConfig) -> Input:
     template = read_template(config.prompt_template) if config.prompt_template else PAPER
     found = read_data(config, config.limit)
     found = replace(found, rows=with_flags(found.rows, check(found.rows).flags))
-    pool = facts.read_facts(config.exemplars, turns=config.turns) if config.exemplars else None
+    pool = (
+        facts.read_facts(config.exemplars, turns=config.turns, null_words=config.null_words)
+        if config.exemplars
+        else None
+    )
     audited = found.rows.filter(pl.col("row").is_in(found.audited.implode()))
     licences = default_facts.licences() if is_packaged(config.data) else None
     return Input(found, audited, short_rows(audited, found.total), pool, template, licences)
@@ -71,6 +75,7 @@ _NO_IDENTITY: Final = {
         "map",
         "layout",
         "turns",
+        "null_words",
         "trust_remote_code",
         "strict_rows",
         "group_by",

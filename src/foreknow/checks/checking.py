@@ -120,7 +120,7 @@ def _marked(rows: pl.DataFrame, near: pl.DataFrame, splits: Mapping[str, int]) -
     """The rows with one Boolean column for each rule; `at`: the split's place, null where it is not compared;
     `input`: a hash of the question and the turns before it."""
     question, gold, subject = pl.col("question"), pl.col("gold"), pl.col("subject")
-    flags = (*REASONS, THOUGHT, "conflicting", "duplicate", "answer_in_subject")
+    flags = (*REASONS, THOUGHT, "conflicting", "duplicate", "answer_in_subject", "null_word")
     places = pl.DataFrame(
         {"split": list(splits), "at": list(splits.values())}, schema={"split": pl.String, "at": pl.Int64}
     )

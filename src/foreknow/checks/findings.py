@@ -80,6 +80,18 @@ RULES: Final = (
         "nothing; it is kept in the files that are written",
     ),
     Rule(
+        "missing_value",
+        "warning",
+        "question or answer is a word that files write where a value is missing (nan, null, None, N/A, -), so the row "
+        "is left out: fill it in, or take such answers as they stand with --null-words keep",
+    ),
+    Rule(
+        "null_word",
+        "warning",
+        "the answer is a word that files write where a value is missing too (nan, null, None, N/A, -): see that it is "
+        "meant as an answer",
+    ),
+    Rule(
         "conflicting",
         "error",
         "the same question has different answers, so at least {unfit} rows can never be fitted: keep one of "

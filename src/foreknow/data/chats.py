@@ -26,9 +26,9 @@ ROLES: Mapping[str, str] = {
 }  # fmt: skip
 """Roles by the names that data sets use. Others (tool, ipython, observation) are kept under their own."""
 LEFT_OUT: Final = (
-    "masked", "tool_call", "only_thought", "refusal", "not_text", "no_user_turn", "long_chat",
+    "masked", "tool_call", "only_thought", "refusal", "not_text", "no_user_turn", "long_chat", "missing_value",
 )  # fmt: skip
-"""Why a turn of the assistant is no answer; the first that holds counts.
+"""Why a turn of the assistant, or any answer, cannot serve; the first that holds counts.
 
 masked        it is marked not to be trained on (`loss_marks`)
 tool_call     it calls a tool
@@ -37,6 +37,7 @@ refusal       it is a refusal, by its own word (OpenAI's `refusal`)
 not_text      it, or a turn before it, holds pictures, sounds or files
 no_user_turn  no turn of the user stands between it and the last answer, or the beginning
 long_chat     too much stands before it (`MOST_TURNS`, `MOST_CHARACTERS`)
+missing_value  it, or the question, is a word that files write for a missing value (`values.NULL_WORDS`)
 """
 MOST_TURNS: Final = 256
 """An answer behind more turns is left out: contexts would take the square of a chat's size in memory."""

@@ -19,10 +19,11 @@ from foreknow.data.accounting import THOUGHT, account, left_out
 from foreknow.data.chats import LEFT_OUT
 from foreknow.data.layout_edits import with_answers
 from foreknow.data.layout_rows import TURNS, Extracted, extract
-from foreknow.data.layouts import Layout, check_column, detect
+from foreknow.data.layouts import GOLDS, Layout, check_column, detect
 from foreknow.data.rows import ROWS, USABLE, digests, drawn, flags_of, pool
 from foreknow.data.templates import check_templates, derive_template, subject_of
 from foreknow.data.turn_labels import by_record, free_names, values_of
+from foreknow.data.values import holds_floats
 from foreknow.errors import InputError
 from foreknow.files.cells import number_of
 from foreknow.files.formats import Batch, Record, read_part, where
@@ -181,6 +182,7 @@ def read_facts(
     group_by: str | None = None,
     strict_rows: bool = False,
     turns: str = "all",
+    null_words: str = "leave-out",
     limit: int | None = None,
     seed: int = 0,
 ) -> Facts:
@@ -196,7 +198,7 @@ def read_facts(
     source = data if isinstance(data, Source) else source_of(str(data))
     if templates is not None:
         check_templates(templates, "templates")
-    reader = _Reader(source, dict(columns or {}), layout, dict(templates or {}), group_by, turns)
+    reader = _Reader(source, dict(columns or {}), layout, dict(templates or {}), group_by, turns, null_words)
     frames, light, places, faults = [], [], [pl.DataFrame(schema=_PLACES)], _Faults(strict_rows)
     for rows, batch, part, first in reader.frames():
         faults.note(rows, batch, part, first, reader.layouts[part.name])
@@ -246,6 +248,7 @@ class _Reader:
     templates: Mapping[str, str]
     group_by: str | None
     turns: str = "all"
+    null_words: str = "leave-out"
     layouts: dict[str, Layout] = field(default_factory=dict)
     columns: dict[str, None] = field(default_factory=dict)
     digest: str = ""
@@ -322,10 +325,14 @@ class _Reader:
         found = detect(columns, self.mapped, part.where, batch.records[:200], self.named)
         if self.group_by is not None:
             check_column(columns, self.group_by, f"--group-by {self.group_by}", part.where)
+        columns_of_golds = {found.columns[name] for name in GOLDS if name in found.columns}
+        if any(holds_floats(record.get(name) for record in batch.records) for name in columns_of_golds):
+            said = f"{found.reason}; answers are numbers such as 1912.0, read as 1912"
+            found = replace(found, of_floats=True, reason=said)
         if batch.table is not None and batch.table.dialect.reason:
             found = replace(found, reason=f"{found.reason}; {batch.table.dialect.reason}")
         if len(self.source.parts) > 1:
-            found = Layout(found.name, found.columns, found.reason, part.split, part.relation)
+            found = replace(found, split=part.split, relation=part.relation)
         self.layouts[part.name] = found
         return found
 
@@ -336,7 +343,9 @@ class _Reader:
         found = []
         for at in places:
             try:
-                found += [(at, row) for row in extract(layout, batch.records[at], self.templates, self.turns)]
+                found += [
+                    (at, row) for row in extract(layout, batch.records[at], self.templates, self.turns, self.null_words)
+                ]
             except InputError as error:
                 raise InputError(f"{where(part, batch, at)}: {error}") from error
         return found

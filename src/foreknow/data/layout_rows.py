@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from foreknow.data.chats import Exchange, Turn, exchanges, looks_like_turns, turns_of
-from foreknow.data.layouts import SPLITS, Layout, Record, decoded_list, encodes, name_list, text_of
+from foreknow.data.layouts import SPLITS, Layout, Record, decoded_list, name_list
 from foreknow.data.loss_marks import is_masked_record, listed_marks
 from foreknow.data.templates import question as fill
 from foreknow.data.templates import subject_of
 from foreknow.data.thinking import answer_parts
+from foreknow.data.values import encodes, in_order, is_null_word, quantity_of, spellings, text_of
 from foreknow.errors import InputError
-from foreknow.files.cells import number_of
 from foreknow.files.quoting import quoted
 
 
@@ -61,18 +61,25 @@ def at_turn(value: object, places: Sequence[int], turn: int) -> object:
     return listed[places.index(turn)]
 
 
-def extract(layout: Layout, record: Record, templates: Mapping[str, str], turns: str = "all") -> list[Extracted]:
+def extract(
+    layout: Layout,
+    record: Record,
+    templates: Mapping[str, str],
+    turns: str = "all",
+    null_words: str = "leave-out",
+) -> list[Extracted]:
     """The rows of one record, read by its layout: at least one. A subject's `aliases` are never taken for answers.
 
-    `turns`: whether `all` answers of a chat are rows, or only its `last`.
+    `turns`: whether `all` answers of a chat are rows, or only its `last`. `null_words`: whether to `keep` an answer
+    that may stand for a missing value (None, N/A), or `leave-out` its row.
     """
 
     def value(ours: str) -> object:
         theirs = layout.columns.get(ours)
         return None if theirs is None else record.get(theirs)
 
-    relation = text_of(value("relation")) or layout.relation
-    named = text_of(value("subject"))
+    relation = _present(value("relation")) or layout.relation
+    named = _present(value("subject"))
     template = templates.get(relation) if relation is not None else None
     split = text_of(value("split")) or layout.split
     places, facts = labelled_turns(record), decoded_list(value("facts"))
@@ -92,8 +99,11 @@ def extract(layout: Layout, record: Record, templates: Mapping[str, str], turns:
             question = fill(template, subject)
         if subject is None and template is not None and question is not None:
             subject = subject_of(template, question)
-        answers, thought = _answers(golds)
+        answers, thought = _answers(golds, layout.of_floats)
         left_out = said.left_out or ("only_thought" if thought and not answers else None)
+        unknown = bool(answers) and is_null_word(answers[0]) and null_words != "keep"
+        if left_out is None and (unknown or (question is not None and is_null_word(question))):
+            left_out = "missing_value"
         # facts that are told of the whole record belong to its last answer
         own = facts if number == len(found) else None
         if by_turn and places is not None and said.turn is not None:
@@ -105,7 +115,7 @@ def extract(layout: Layout, record: Record, templates: Mapping[str, str], turns:
                 subject,
                 relation,
                 None if split is None else SPLITS.get(split.lower(), split),
-                number_of(value("popularity")),
+                quantity_of(value("popularity")),
                 _context(said.context),
                 facts_of(own),
                 said.turn,
@@ -225,11 +235,17 @@ def _pictured(record: Record) -> str | None:
     return "not_text" if any(record.get(key) not in (None, "", [], {}, "[]") for key in _MEDIA) else None
 
 
-def _answers(golds: Sequence[object]) -> tuple[list[str], bool]:
+def _answers(golds: Sequence[object], of_floats: bool) -> tuple[list[str], bool]:
     """The answers among golds, their thoughts taken off, each once; whether there were thoughts."""
-    found = [answer_parts(text) for text in _texts(golds)]
+    found = [answer_parts(text) for text in _texts(golds, of_floats)]
     answers = (text_of(parts.answer) for parts in found)
-    return list(dict.fromkeys(text for text in answers if text is not None)), any(parts.thought for parts in found)
+    return in_order([text for text in answers if text is not None]), any(parts.thought for parts in found)
+
+
+def _present(value: object) -> str | None:
+    """A text that names something; None for a word that stands for a missing value, but for those that are names."""
+    text = text_of(value)
+    return None if text in ("nan", "NaN", "null", "NULL", "None", "<NA>", "NaT", "#N/A") else text
 
 
 def _system(value: Callable[[str], object]) -> list[Turn]:
@@ -237,7 +253,7 @@ def _system(value: Callable[[str], object]) -> list[Turn]:
     return [Turn("system", system)] if system else []
 
 
-def _texts(values: Sequence[object]) -> list[str]:
+def _texts(values: Sequence[object], of_floats: bool) -> list[str]:
     """The texts among values and lists of values: stripped, the empty ones dropped, each once, in order."""
     flat = [item for value in values for item in (value if isinstance(value, list | tuple) else [value])]
-    return list(dict.fromkeys(text for text in map(text_of, flat) if text is not None))
+    return list(dict.fromkeys(text for item in flat for text in spellings(item, of_floats=of_floats)))

@@ -14,7 +14,6 @@ A layout is found from the columns and the first records (`detect`), or named. `
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -47,6 +46,8 @@ USUAL: Mapping[str, tuple[str, ...]] = {
 }
 BESIDE = ("subject", "relation", "split", "popularity", "facts")
 """What any layout may have beside its question and answer."""
+GOLDS = ("answer", "answers", "object", "completion")
+"""Where answers stand that may be numbers."""
 SPLITS: Mapping[str, str] = {"validation": "dev", "valid": "dev", "val": "dev"}
 
 
@@ -54,7 +55,8 @@ SPLITS: Mapping[str, str] = {"validation": "dev", "valid": "dev", "val": "dev"}
 class Layout:
     """A layout's name, the columns taken (our name -> theirs), and the reason, for the user to read.
 
-    `split` and `relation` are what the file's name tells, for rows that do not say it themselves.
+    `split` and `relation` are what the file's name tells, for rows that do not say it themselves. `of_floats`: whether
+    the answers are texts of floats, so that 1912.0 says 1912.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Layout:
     reason: str
     split: str | None = None
     relation: str | None = None
+    of_floats: bool = False
 
 
 class _Kind(NamedTuple):
@@ -131,16 +134,6 @@ def detect(
     )
 
 
-def text_of(value: object) -> str | None:
-    """A value as text stripped at its ends; None where it is empty, a truth value or no text at all."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return None
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    text = str(value).strip()
-    return text if text and encodes(text) else None
-
-
 def check_column(columns: Sequence[str], column: str, flag: str, where: str) -> None:
     """InputError unless the file has this column."""
     if column not in columns:
@@ -178,15 +171,6 @@ def _without_repeats(name: str, taken: dict[str, str], mapped: Mapping[str, str]
     if name == "question" and mine.get("answer") == mine["question"] and "answer" not in mapped:
         mine.pop("answer")
     return mine
-
-
-def encodes(text: str) -> bool:
-    """False for half a surrogate pair, which JSON can spell and UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def decoded_list(value: object) -> object:

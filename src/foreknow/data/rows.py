@@ -11,6 +11,7 @@ from os.path import commonprefix
 import polars as pl
 
 from foreknow.data.chats import LEFT_OUT
+from foreknow.data.values import NULL_WORDS
 from foreknow.errors import ConfigError
 
 TURN = pl.Struct({"role": pl.String(), "content": pl.String()})
@@ -30,7 +31,7 @@ ROWS: dict[str, pl.DataType] = {
     "context": pl.List(TURN),  # the system's text and earlier turns of a chat, in order
     "facts": pl.List(FACT),  # the row's own short facts, where it brings some
 }
-OUR_FLAGS = ("answer_in_subject", "conflicting", "context", "duplicate", "no_answer", "no_question")
+OUR_FLAGS = ("answer_in_subject", "conflicting", "context", "duplicate", "no_answer", "no_question", "null_word")
 USABLE = pl.col("question").is_not_null() & pl.col("answers").is_not_null()
 GOLD = pl.col("answers").list.first()
 SAME_GOLD = GOLD.str.normalize("NFC")
@@ -59,6 +60,7 @@ def digests(rows: pl.DataFrame, seed: int) -> pl.DataFrame:
         "context": pl.col("context").list.len() > 0,
         "no_answer": pl.col("answers").is_null() & ~told,
         "no_question": pl.col("question").is_null() & ~told,
+        "null_word": USABLE & GOLD.str.strip_chars().is_in(sorted(NULL_WORDS)),
     }
     ours = [pl.when(mark).then(pl.lit(flag)) for flag, mark in marks.items()]
     kept = pl.col("flags").fill_null([]).list.set_difference(pl.lit(list(OUR_FLAGS)))
@@ -81,7 +83,8 @@ def flags_of(digests: pl.DataFrame) -> pl.Series:
     `duplicate`: question and gold of an earlier row, compared after NFC. `conflicting`: question and group of another
     row with a different gold. `answer_in_subject`: the gold, capitals aside, is a whole word of the subject, or of
     the question where there is no subject. `no_question`, `no_answer`: the row has none, and no other reason why it
-    cannot be used. `context`: it is asked behind a system's text or earlier turns.
+    cannot be used. `context`: it is asked behind a system's text or earlier turns. `null_word`: the gold is
+    a word that files also write for a missing value.
     """
     twin = pl.int_range(pl.len()).over("asks", "gold", order_by="row") > 0
     golds = pl.col("gold").n_unique().over("asks", "group", "usable")

@@ -105,7 +105,7 @@ def read_given(config: EvaluateConfig) -> Given:
 
 _NO_IDENTITY: Final = {
     *("data", "model", "out", "audit", "base", "force", "prompt_template", "templates", "map", "layout"),
-    *("turns", "strict_rows", "group_by", "trust_remote_code", "dtype", "device"),
+    *("turns", "null_words", "strict_rows", "group_by", "trust_remote_code", "dtype", "device"),
 }
 """Settings that name a file whose content counts instead, or do not change a result."""
 

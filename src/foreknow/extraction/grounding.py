@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Final, NamedTuple
 
-from foreknow.data.layouts import text_of
+from foreknow.data.values import text_of
 from foreknow.protocol.match import normalise
 
 REASONS: Final = {

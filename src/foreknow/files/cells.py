@@ -26,6 +26,16 @@ def number_of(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def shortest_floats(frame: pl.DataFrame) -> pl.DataFrame:
+    """The frame with short floats, alone or in lists, as the doubles that spell them: 0.1, not 0.10000000149011612."""
+    for name, dtype in frame.schema.items():
+        inner = dtype.inner if isinstance(dtype, pl.List) else dtype
+        if inner == pl.Float32:
+            listed = (pl.List(pl.String), pl.List(pl.Float64)) if inner is not dtype else (pl.String, pl.Float64)
+            frame = frame.with_columns(pl.col(name).cast(listed[0]).cast(listed[1]))
+    return frame
+
+
 def inert(value: object) -> object:
     """The value as spreadsheets only show it; numbers, also those written as text, stay as they are."""
     risky = isinstance(value, str) and value.lstrip("'")[:1] in FORMULA and number_of(value) is None

@@ -14,6 +14,7 @@ from typing import IO, NamedTuple
 import polars as pl
 
 from foreknow.errors import InputError
+from foreknow.files.cells import shortest_floats
 from foreknow.files.encodings import not_utf8
 from foreknow.files.jsontext import TooDeep, check_depth, loads
 from foreknow.files.sources import Part, on_disk
@@ -238,5 +239,5 @@ def _read_parquet(part: Part) -> Iterator[Batch]:
         for start in range(0, max(count, 1), BATCH * 8):
             with _reading_parquet(part):
                 frame = scan.slice(start, BATCH * 8).collect()
-                records: list[Record] = list(frame.iter_rows(named=True))
+                records: list[Record] = list(shortest_floats(frame).iter_rows(named=True))
             yield Batch(records, start, frame=frame)

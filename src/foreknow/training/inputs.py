@@ -57,6 +57,7 @@ def read_given(config: TuneConfig) -> Given:
         "group_by": config.group_by,
         "strict_rows": config.strict_rows,
         "turns": config.turns,
+        "null_words": config.null_words,
     }
     files = {TRAIN: config.train, "dev": config.dev, **config.test}
     sets = {

@@ -124,7 +124,18 @@ def read_lines(folder: Path) -> list[curves.Line]:
 
 _NO_IDENTITY: Final = {
     *("train", "dev", "test", "out", "model", "audit", "force", "allow_overlap", "prompt_template", "map", "templates"),
-    *("group_by", "turns", "strict_rows", "trust_remote_code", "dtype", "device", "report_to", "save_every", "dry_run"),
+    *(
+        "group_by",
+        "turns",
+        "null_words",
+        "strict_rows",
+        "trust_remote_code",
+        "dtype",
+        "device",
+        "report_to",
+        "save_every",
+        "dry_run",
+    ),
 }
 """Settings that name a file whose content counts instead, or do not change a result."""
 

@@ -1,0 +1,143 @@
+"""Values: what a cell holds, as the text a person would write; and words that files write where a value is missing.
+
+    1912.0, Decimal("1912.00")        1912                          a column with gaps is one of floats in pandas
+    1e21, 0.5, 1e-05                  1e21, 0.5, 0.00001
+    date and time at midnight         1912-04-15                    a text that spells one too, as pandas writes it
+    true, false (of an answer)        yes, no                       also accepted: Yes, true, True
+    nan, null, None, N/A, #N/A, -     missing (`is_null_word`)      or a true answer: nobody can tell
+
+The file itself is never changed: what it held is written back as it was.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, datetime, time
+from decimal import Decimal
+from typing import Final
+
+from foreknow.files.cells import number_of
+
+NULL_WORDS: Final = frozenset({
+    "nan", "NaN", "NAN", "-nan", "-NaN", "null", "Null", "NULL", "None", "none", "NONE", "nil", "Nil", "NIL",
+    "N/A", "n/a", "N/a", "NA", "#N/A", "#N/A N/A", "#NA", "<NA>", "<na>", "NaT", "undefined", "\\N", "(null)", "[null]",
+    "<null>", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN", "#NULL!", "#REF!", "#VALUE!", "#DIV/0!", "#NAME?", "#NUM!",
+    "-", "--", "---", "\u2013", "\u2014",
+})  # fmt: skip
+"""What pandas, R, Excel, SQL and JavaScript write for no value, and people too."""
+_WHOLE = re.compile(r"-?\d+\.0+")
+_FLOAT = re.compile(r"-?\d+\.\d+(?:[eE][+-]?\d+)?")
+_MIDNIGHT = re.compile(r"(\d{4}-\d{2}-\d{2})[ T]00:00(?::00(?:\.0+)?)?(?:Z|[+-]00:?00)?")
+_DECIMAL_COMMA = re.compile(r"-?\d+,(?:\d{1,2}|\d{4,})")
+_SPELLINGS: Mapping[bool, list[str]] = {True: ["yes", "Yes", "true", "True"], False: ["no", "No", "false", "False"]}
+
+
+def is_null_word(text: str) -> bool:
+    """Whether a text is, letter by letter, what files write where a value is missing."""
+    return text.strip() in NULL_WORDS
+
+
+def text_of(value: object) -> str | None:
+    """A value as the text a person would write; None where it is empty, a truth value or no text at all."""
+    text = value.strip() if isinstance(value, str) else _written(value)
+    return text if text and encodes(text) else None
+
+
+def _written(value: object) -> str | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        return _number(value) if math.isfinite(value) else None
+    if isinstance(value, Decimal):
+        return _plain(value) if value.is_finite() else None
+    if isinstance(value, datetime):
+        at = value.time().replace(tzinfo=None)
+        return value.date().isoformat() if at == time() else f"{value.date().isoformat()} {_clock(at)}"
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, time):
+        return _clock(value)
+    if isinstance(value, bytes):
+        try:
+            return value.decode().strip()
+        except UnicodeDecodeError:
+            return None
+    return None
+
+
+def _number(value: float) -> str:
+    if value == int(value) and abs(value) < 1e16:
+        return str(int(value))
+    digits, _, power = repr(value).partition("e")
+    if not power:
+        return digits
+    return _plain(Decimal(repr(value))) if -7 <= int(power) < 0 else f"{digits}e{int(power)}"
+
+
+def _plain(value: Decimal) -> str:
+    """All digits, no zeros at the end of a fraction."""
+    text = format(value, "f")
+    return (text.rstrip("0").rstrip(".") if "." in text else text).replace("-0", "0", int(value == 0))
+
+
+def _clock(value: time) -> str:
+    """Hours and minutes; seconds and their fractions where there are some."""
+    if value.microsecond:
+        return value.replace(tzinfo=None).isoformat().rstrip("0")
+    return value.strftime("%H:%M:%S" if value.second else "%H:%M")
+
+
+def spellings(value: object, *, of_floats: bool = False) -> list[str]:
+    """The texts that a value of an answer stands for: what a person would write, then other spellings of it.
+
+    `of_floats`: whether the value's column holds nothing but numbers with a point, so that 1912.0 says 1912.
+    """
+    if isinstance(value, bool):
+        return _SPELLINGS[value]
+    text = text_of(value)
+    if text is None:
+        return []
+    if isinstance(value, str):
+        if at_midnight := _MIDNIGHT.fullmatch(text):
+            return [at_midnight[1], text]
+        if _WHOLE.fullmatch(text):
+            whole = text.partition(".")[0]
+            return [whole, text] if of_floats else [text, whole]
+    return [text]
+
+
+def holds_floats(values: Iterable[object]) -> bool:
+    """Whether all texts among a column's values are numbers with a point and some say a whole one (1912.0)."""
+    texts: list[str] = []
+    for value in values:
+        if isinstance(value, str):
+            texts.append(value.strip())
+        elif value is not None:
+            return False
+    written = [text for text in texts if text and not is_null_word(text)]
+    return any(map(_WHOLE.fullmatch, written)) and all(map(_FLOAT.fullmatch, written))
+
+
+def in_order(answers: Sequence[str]) -> list[str]:
+    """Answers, each once; words that may stand for a missing value behind the others."""
+    return sorted(dict.fromkeys(answers), key=is_null_word)
+
+
+def quantity_of(value: object) -> float | None:
+    """A number, also one written with a decimal comma where it cannot be a thousands separator (12,5; not 1,912)."""
+    if isinstance(value, str) and _DECIMAL_COMMA.fullmatch(value.strip()):
+        return number_of(value.replace(",", "."))
+    return number_of(value)
+
+
+def encodes(text: str) -> bool:
+    """False for half a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
