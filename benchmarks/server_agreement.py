@@ -26,7 +26,7 @@ from foreknow.audits.on_server import job_at_server, server_of
 from foreknow.audits.prepare import prepared, read_input, sized
 from foreknow.config import AuditConfig
 from foreknow.data.rows import chunks
-from foreknow.lm import models
+from foreknow.lm.model_names import resolve
 from foreknow.protocol import slick
 from foreknow.servers.model import Address, address_of
 
@@ -55,7 +55,7 @@ def main() -> None:
         local = [stage.probing.prober.probe(c) for c in chunks(stage.draw.rows, 32)]
         local_seconds = time.monotonic() - began
     with _server(args.server, args.local) as address:
-        patient = {"tokenizer": str(models.resolve(args.local).folder), "concurrency": args.concurrency}
+        patient = {"tokenizer": str(resolve(args.local).folder), "concurrency": args.concurrency}
         config = config.model_copy(update=patient)
         with server_of(config, data, address) as server:
             job = job_at_server(config, data, server)
@@ -84,7 +84,7 @@ def _server(given: str | None, model: str) -> Iterator[Address]:
         yield address
         return
     script = Path(__file__).parents[1] / "tests" / "completions_server.py"
-    command = [sys.executable, str(script), str(models.resolve(model).folder)]
+    command = [sys.executable, str(script), str(resolve(model).folder)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert child.stdout is not None

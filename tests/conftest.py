@@ -129,6 +129,14 @@ def own_cache(
 
 
 @pytest.fixture
+def unchecked_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load models whose weights are not finite, to see what the stages behind the loader make of them."""
+    from foreknow.lm import models
+
+    monkeypatch.setattr(models, "check_finite", lambda *_: None)
+
+
+@pytest.fixture
 def frame() -> pl.DataFrame:
     """The facts in the frame every stage works on."""
     from foreknow.data.rows import ROWS, flag_rows

@@ -35,6 +35,7 @@ from foreknow.evaluation import evaluating
 from foreknow.files import formats, sources
 from foreknow.files.yamltext import loads
 from foreknow.lm import models, packaged
+from foreknow.lm.model_names import resolve
 from foreknow.protocol.prompts import Prompter, read_template
 from foreknow.report import render_audit, render_evaluation, render_tune
 from foreknow.report.study import render_study
@@ -405,7 +406,7 @@ def test_a_model_name_that_looks_like_a_path_is_one_or_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError) as caught:
-        models.resolve(name)
+        resolve(name)
     assert len(str(caught.value)) < 400
 
 

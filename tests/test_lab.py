@@ -29,6 +29,7 @@ from foreknow.lab import world as lab_world
 from foreknow.lab.building import Recipe, build, tokenizer_of
 from foreknow.lab.world import BINS, FACTS, RELATIONS, World
 from foreknow.lm import models
+from foreknow.lm.model_names import fingerprint
 from foreknow.protocol.prompts import PAPER, Prompter
 from foreknow.protocol.slick import CATEGORIES
 
@@ -225,7 +226,7 @@ def test_a_build_is_an_ordinary_model_with_its_facts(built: Path) -> None:
     lines = [json.loads(line) for line in (built / "facts.jsonl").read_text().splitlines()]
     assert told["exposures"] == sum(line["exposures"] for line in lines)
     assert told["facts"] == len(lines) == lab.facts(TINY).height
-    assert told["fingerprint"] == models.fingerprint(built)
+    assert told["fingerprint"] == fingerprint(built)
     assert told["losses"][-1] < told["losses"][0]
     assert not list(built.parent.glob("*.safetensors"))
 

@@ -15,20 +15,21 @@ import pytest
 
 from foreknow.errors import ModelError
 from foreknow.lm import models, packaged
+from foreknow.lm.model_names import fingerprint, resolve
 
 SMOLLM = packaged.converted_folder(packaged.PACKAGED["smollm2-135m"].gguf_sha256)
 
 
 def test_a_fingerprint_is_of_content(tiny_folder: Path, tmp_path: Path) -> None:
-    here = models.fingerprint(tiny_folder)
+    here = fingerprint(tiny_folder)
     moved = tmp_path / "another-name"
     shutil.copytree(tiny_folder, moved)
-    assert models.fingerprint(moved) == here
+    assert fingerprint(moved) == here
     weights = moved / "model.safetensors"
     raw = bytearray(weights.read_bytes())
     raw[-1] ^= 1
     weights.write_bytes(raw)
-    assert models.fingerprint(moved) != here
+    assert fingerprint(moved) != here
 
 
 def test_an_altered_conversion_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
@@ -95,12 +96,12 @@ def test_a_wheel_that_cannot_be_had(from_folder: Path) -> None:
 def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     with pytest.raises(ModelError, match=r"no config\.json"):
-        models.resolve(str(tmp_path / "m"))
+        resolve(str(tmp_path / "m"))
     (tmp_path / "m" / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="no weights"):
-        models.resolve(str(tmp_path / "m"))
+        resolve(str(tmp_path / "m"))
     with pytest.raises(ModelError, match="no such file"):
-        models.resolve(str(tmp_path / "m.gguf"))
+        resolve(str(tmp_path / "m.gguf"))
 
 
 @pytest.mark.parametrize(("code", "asked"), [("theirs.C", 2), ("owner/other--theirs.C", 1), (None, 1)])
@@ -112,7 +113,7 @@ def test_a_models_own_code_is_fetched_once_it_is_trusted(
     about = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(about | ({"auto_map": {"AutoConfig": code}} if code else {})))
 
-    def download(name: str, allow_patterns: list[str], local_files_only: bool = False) -> str:
+    def download(name: str, allow_patterns: list[str], local_files_only: bool = False, revision: None = None) -> str:
         assert name == "owner/theirs"
         calls.append(local_files_only)
         if not local_files_only and "*.py" in allow_patterns:
@@ -120,12 +121,12 @@ def test_a_models_own_code_is_fetched_once_it_is_trusted(
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_: ["model.safetensors"])
-    models.resolve("owner/theirs")
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: ["model.safetensors"])
+    resolve("owner/theirs")
     assert calls == [True]
-    models.resolve("owner/theirs", trust_remote_code=True)
+    resolve("owner/theirs", trust_remote_code=True)
     assert calls[1:] == [True, False][:asked]
-    models.resolve("owner/theirs", trust_remote_code=True)
+    resolve("owner/theirs", trust_remote_code=True)
     assert calls[1 + asked :] == [True]
 
 
@@ -153,7 +154,7 @@ def test_ending_tokens(tiny_folder: Path) -> None:
 def test_the_default_model_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The packaged model, fetched and converted once: it must be a real language model, not noise."""
     loaded = models.load("smollm2-135m", dtype="float32", device="cpu")
-    assert loaded.fingerprint == models.fingerprint(Path(loaded.folder))
+    assert loaded.fingerprint == fingerprint(Path(loaded.folder))
     assert sorted(p.name for p in Path(loaded.folder).glob("*.safetensors")) == ["model.safetensors"]
     shots = "".join(f"Q: What is the capital of {a}?\nA: {b}\n" for a, b in (("France", "Paris"), ("Italy", "Rome")))
     prompt = f"{shots}Q: What is the capital of Japan?\nA:"

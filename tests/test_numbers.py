@@ -70,6 +70,7 @@ def asked(folder: Path, facts: Path, odd: tuple[int, ...]) -> Path:
 # logits that are not finite
 
 
+@pytest.mark.usefixtures("unchecked_weights")
 @pytest.mark.parametrize("protocol", ["exact", "sampled"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_row_whose_logits_are_not_finite_gets_no_category_and_says_so(
@@ -102,6 +103,7 @@ def test_a_row_whose_logits_are_not_finite_gets_no_category_and_says_so(
     assert "3 rows get no category: the model's logits were not finite" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("unchecked_weights")
 @pytest.mark.parametrize("engine", ["packed", "plain"])
 def test_broken_logits_of_one_row_do_not_touch_its_neighbours(
     tmp_path: Path, tiny_folder: Path, frame: pl.DataFrame, engine: str
@@ -148,6 +150,7 @@ def sampled(folder: Path, rows: pl.DataFrame, drawn_from: pl.DataFrame, values: 
         return Sampler(prober, Generator(loaded.model, vocabulary, SAMPLING, 24), 0).probe(rows)
 
 
+@pytest.mark.usefixtures("unchecked_weights")
 def test_broken_logits_of_one_row_do_not_touch_answers_generated_beside_it(
     tmp_path: Path, tiny_folder: Path, frame: pl.DataFrame
 ) -> None:

@@ -47,6 +47,7 @@ NULL_WORDS = (
     "word as the answer."
 )
 NullWords = Literal["leave-out", "keep"]
+BASE = "The model that an adapter belongs to, where it is not found by itself."
 RAY = "Compute in processes of a Ray cluster: one started on this machine, or that at --ray-address."
 RAY_ADDRESS = "A running Ray cluster, as HOST:PORT or auto (default: RAY_ADDRESS, else a cluster of this machine)."
 RAY_WORKERS = "Ray processes at once (default: one a GPU; without GPUs one for every 4 cores)."
@@ -83,9 +84,11 @@ class AuditConfig(DataSettings, ServerSettings):
     out: Path | None = Field(None, description="The run folder to write.")
     model: str = Field(
         "smollm2-135m",
-        description="A packaged model, a folder, a .gguf file or a hub id; see 'foreknow models'. Or a server's: "
+        description="A packaged model, a folder (a model's or an adapter's), a .gguf file or a hub id; see 'foreknow "
+        "models'. Or a server's: "
         "openai:URL#NAME, such as openai:http://localhost:8000/v1#llama; a key is read from OPENAI_API_KEY.",
     )
+    base: str | None = Field(None, description=BASE)
     tokenizer: str | None = Field(
         None, description="Servers: whose tokenizer makes the prompts, as for --model (default: the model's NAME)."
     )
@@ -220,10 +223,14 @@ class TuneConfig(Settings):
     out: Path | None = Field(None, description="The run folder to write.")
     model: str = Field(
         "smollm2-135m",
-        description="A packaged model, a folder, a .gguf file or a hub id; see 'foreknow models'.",
+        description="A packaged model, a folder (a model's or an adapter's), a .gguf file or a hub id; see 'foreknow "
+        "models'.",
     )
+    base: str | None = Field(None, description=BASE)
     audit: Path | None = Field(None, description="A finished audit: the categories of files that have no such column.")
-    force: bool = Field(False, description="Go on though the audit, or the mix, was made with another model.")
+    force: bool = Field(
+        False, description="Go on though the audit, the mix, or --base, is of another model than this one."
+    )
     allow_overlap: bool = Field(False, description="Go on though rows to train on stand in dev or a test set.")
     method: Literal["full", "lora"] = Field("full", description="Train every weight, or low-rank adapters (PEFT).")
     epochs: int = Field(50, ge=1, description="Passes over the rows.")
@@ -309,7 +316,7 @@ class EvaluateConfig(DataSettings):
     )
     out: Path | None = Field(None, description="The run folder to write.")
     audit: Path | None = Field(None, description="A finished audit of these rows: their categories before training.")
-    base: str | None = Field(None, description="The model that an adapter belongs to, where it is not found by itself.")
+    base: str | None = Field(None, description=BASE)
     force: bool = Field(False, description="Go on though the audit, or --base, is of another model than the base.")
     limit: int | None = Field(None, ge=1, description="Ask so many rows, spread over the groups.")
     match: Literal["strict", "lenient"] = Field(

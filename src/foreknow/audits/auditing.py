@@ -43,6 +43,7 @@ from foreknow.files.runs import (
 )
 from foreknow.lm import models
 from foreknow.lm.cluster import Cluster, joined
+from foreknow.lm.model_names import resolve
 from foreknow.progress import meter, say
 from foreknow.protocol import slick
 from foreknow.protocol.spans import LONG
@@ -160,9 +161,9 @@ def run(config: AuditConfig) -> Audit:
     with hold(config.out) as folder, joined(config) as cluster:
         computing_on = cluster.computing_on if cluster else models.computing_on
         device, dtype = computing_on(config.device, config.dtype)
-        model_folder = models.resolve(config.model, say=say, trust_remote_code=config.trust_remote_code)
+        model_folder = resolve(config.model, say, config.trust_remote_code, base=config.base)
         config = sized(config, device, dtype, model_folder.folder)
-        identity = identity_of(config, given, models.fingerprint(model_folder.folder), device, dtype)
+        identity = identity_of(config, given, model_folder.fingerprint, device, dtype)
         if folder.begin(identity, config.resolved()):
             say(f"{config.out}: this audit is complete; nothing to do")
         else:
@@ -182,6 +183,8 @@ def _run_at_server(config: AuditConfig, out: Path, address: Address) -> Audit:
     """The audit of a model that only a server has."""
     from foreknow.audits.on_server import job_at_server, server_of
 
+    if config.base:
+        raise ConfigError(f"--base {config.base}: names an adapter's base; --model {PREFIX}... names a server's")
     if config.ray or config.ray_address or config.chance:
         flag = "--chance" if config.chance else "--ray"
         raise ConfigError(f"{flag}: needs a model's weights; --model {PREFIX}... names a server's")
@@ -295,7 +298,7 @@ def _write(config: AuditConfig, given: Input, job: Job, folder: RunFolder, ident
             "foreknow": foreknow.__version__,
             "stage": "audit",
             "identity": identity,
-            "model": {key: job.model[key] for key in ("name", "fingerprint")},
+            "model": {key: job.model[key] for key in ("name", "fingerprint", "base") if key in job.model},
             "rows": fingerprint(rows.select("row", "category", "p_greedy", "p_sampled", "p_hit")),
             "versions": models.library_versions(),
             "engine": engine,

@@ -15,6 +15,7 @@ from foreknow.data.rows import chunks
 from foreknow.lm import models
 from foreknow.lm.cluster import joined
 from foreknow.lm.crew import Crew
+from foreknow.lm.model_names import resolve
 from foreknow.progress import duration, say
 from foreknow.servers.model import address_of
 
@@ -35,7 +36,7 @@ def estimate(config: AuditConfig) -> dict[str, Any]:
             return estimate_at_server(config, given, server)
     given = read_input(config)
     device, dtype = models.computing_on(config.device, config.dtype)
-    found_model = models.resolve(config.model, say=say, trust_remote_code=config.trust_remote_code)
+    found_model = resolve(config.model, say, config.trust_remote_code, base=config.base)
     config = sized(config, device, dtype, found_model.folder)
     with joined(config) as cluster:
         crew = None if cluster is None else cluster.crew(device)

@@ -37,7 +37,7 @@ from foreknow.lm.cluster import (
     told,
 )
 from foreknow.lm.crew import Crew, needed, smaller
-from foreknow.lm.packaged import quiet
+from foreknow.lm.model_names import resolve
 from foreknow.probing.probe import Chunk
 from foreknow.progress import say
 from foreknow.protocol.prompts import Prompter
@@ -67,14 +67,16 @@ def job_on_ray(config: AuditConfig, given: Input, identity: dict[str, Any], clus
 
     device, dtype, fingerprint = identity["device"], identity["dtype"], identity["model"]
     crew = cluster.crew(device)
-    found = models.resolve(config.model, trust_remote_code=config.trust_remote_code)
-    tokenizer, positions = _without_weights(str(found.folder), config)
+    found = resolve(config.model, trust_remote_code=config.trust_remote_code, base=config.base)
+    tokenizer = models.tokenizer_of(found, config.trust_remote_code)
+    positions = models.positions_of(found, config.trust_remote_code)
     draw = drawn(config, given, tokenizer, positions)
     prompter = Prompter(tokenizer, draw.template, config.chat_template, config.bos)
     tell(given, draw, prompter)
     cluster.start()
     say(f"Ray {cluster.version}: {crew}, on {'this machine' if not cluster.address else cluster.address}")
     settings = {**config.resolved(), "device": device, "dtype": dtype, "model": absolute(config.model)}
+    settings["base"] = absolute(config.base) if config.base else None
     bare = draw._replace(every=draw.every.clear(), rows=draw.rows.clear(), long=draw.long.clear())
 
     def parts(kind: Kind, some: Crew, left: Numbered) -> Iterator[tuple[int, list[pl.DataFrame]]]:
@@ -106,8 +108,7 @@ def job_on_ray(config: AuditConfig, given: Input, identity: dict[str, Any], clus
             say(line)
         return cast("dict[str, Any] | None", told_of)
 
-    about = {"name": found.name, "fingerprint": fingerprint, "folder": str(found.folder), "note": found.note}
-    yield Job(about, tokenizer, draw, protocol_of(config, draw, prompter, device, dtype), results, scores, compare)
+    yield Job(found.told, tokenizer, draw, protocol_of(config, draw, prompter, device, dtype), results, scores, compare)
 
 
 def _compare(
@@ -121,20 +122,6 @@ def _compare(
     with contextlib.redirect_stderr(said):
         found = precision.compare(settings_of(AuditConfig, settings), draw, probes, dtype)
     return said.getvalue().splitlines(), found
-
-
-def _without_weights(folder: str, config: AuditConfig) -> tuple[Any, int | None]:
-    """The tokenizer, and how many tokens the model can take in. Raises ModelError where they cannot be read."""
-    from transformers import AutoConfig
-
-    trusted = {"trust_remote_code": config.trust_remote_code}
-    try:
-        with quiet():
-            about = AutoConfig.from_pretrained(folder, **trusted).get_text_config()
-            return models.read_tokenizer(folder, **trusted), getattr(about, "max_position_embeddings", None)
-    except Exception as error:
-        # whatever a model's files may raise, the user is told in one line
-        raise ModelError(f"--model {config.model}: cannot be loaded: {models.in_a_line(error)}") from None
 
 
 def _parts(
@@ -235,7 +222,12 @@ class Worker:
         torch.set_num_threads(task.threads)
         config = settings_of(AuditConfig, task.settings)
         loaded = models.load(
-            config.model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code, say=say
+            config.model,
+            dtype=config.dtype,
+            device=config.device,
+            trust_remote_code=config.trust_remote_code,
+            say=say,
+            base=config.base,
         )
         if loaded.fingerprint != task.fingerprint:
             raise ModelError(

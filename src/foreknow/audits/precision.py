@@ -41,7 +41,11 @@ def compare(config: AuditConfig, draw: Draw, probes: pl.DataFrame, dtype: str) -
     rows = sample(draw.rows)
     try:
         loaded = models.load(
-            config.model, dtype="float32", device=config.device, trust_remote_code=config.trust_remote_code
+            config.model,
+            dtype="float32",
+            device=config.device,
+            trust_remote_code=config.trust_remote_code,
+            base=config.base,
         )
         with probing(config, loaded, draw) as again:
             exact = again.prober.probe(rows).probes

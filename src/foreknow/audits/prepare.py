@@ -16,6 +16,7 @@ from foreknow.checks.checking import check
 from foreknow.config import AuditConfig
 from foreknow.data import default_facts, facts
 from foreknow.data.rows import GOLD, ROWS, USABLE, add_flag, common_heads, with_flags
+from foreknow.errors import ConfigError
 from foreknow.inputs import is_packaged, read_data
 from foreknow.lm import memory, models
 from foreknow.progress import say
@@ -65,7 +66,7 @@ def read_input(config: AuditConfig) -> Input:
 
 
 _NO_IDENTITY: Final = {
-    *("data", "out", "model", "exemplars", "templates", "prompt_template", "config"),
+    *("data", "out", "model", "base", "exemplars", "templates", "prompt_template", "config"),
     *(
         "max_unknown",
         "chance",
@@ -204,7 +205,7 @@ def job_here(config: AuditConfig, given: Input) -> Iterator[Job]:
 
     with prepared(config, given) as stage:
         yield Job(
-            {key: getattr(stage.loaded, key) for key in ("name", "fingerprint", "folder", "note")},
+            stage.loaded.told,
             stage.loaded.tokenizer,
             stage.draw,
             stage.protocol,
@@ -223,6 +224,7 @@ def prepared(config: AuditConfig, given: Input) -> Iterator[Stage]:
         device=config.device,
         trust_remote_code=config.trust_remote_code,
         say=say,
+        base=config.base,
     )
     positions = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     draw = drawn(config, given, loaded.tokenizer, positions)
@@ -336,6 +338,10 @@ def _sampler(
     from foreknow.probing.sample import Generator, Sampler, exact_head
 
     if config.generator == "vllm":
+        if loaded.trained is not None:
+            raise ConfigError(
+                "--generator vllm: found an adapter, expected a whole model; merge it first, or leave it out"
+            )
         from foreknow.probing.vllm_engine import vllm_answers
 
         with vllm_answers(loaded.folder, prober.vocabulary, sampling, dtype=loaded.dtype, seed=config.seed) as answers:

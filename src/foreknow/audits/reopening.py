@@ -63,6 +63,7 @@ def reopened(audit: Audit) -> Iterator[Reopened]:
         device=config.device,
         trust_remote_code=config.trust_remote_code,
         say=say,
+        base=config.base,
     )
     if loaded.fingerprint != identity["model"]:
         raise ModelError(

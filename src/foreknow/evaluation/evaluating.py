@@ -1,6 +1,5 @@
 """Evaluate: what a tuned model answers to any rows, read off real greedy generations (paper, section 3).
 
-    adapters.py        the tuned model, whole or as an adapter
     before.py          categories, and the base model's probe, row by row
     generating.py      every row asked in the training format
     answers.py         EM, wrong answers, refusals, moves against the base model's probe
@@ -27,13 +26,12 @@ from foreknow.config import EvaluateConfig
 from foreknow.data.facts import Facts
 from foreknow.data.rows import USABLE, chunks
 from foreknow.errors import ConfigError, InputError, ModelError
-from foreknow.evaluation import adapters
-from foreknow.evaluation.adapters import Found
 from foreknow.evaluation.answers import SAID, answered, summarise
 from foreknow.files.remote import fetched
 from foreknow.files.runs import RunFolder, differences, fingerprint, hold, read_json, verify, write_frame, write_json
 from foreknow.inputs import read_data
 from foreknow.lm import models
+from foreknow.lm.model_names import Resolved, resolve
 from foreknow.progress import meter, say
 from foreknow.protocol.prompts import Prompter, Template, read_template
 from foreknow.reporting import write_report
@@ -142,7 +140,7 @@ def run(config: EvaluateConfig) -> Evaluation:
     if config.out is None:
         raise ConfigError("--out: missing; name the folder to write")
     given = read_given(config)
-    found = adapters.find(config.model, config.base, force=config.force, trust_remote_code=config.trust_remote_code)
+    found = resolve(config.model, say, config.trust_remote_code, base=config.base, force=config.force)
     notes = [f"categories: {given.whence or 'none'}", *_compared(config, given.audit, found)]
     with hold(config.out) as folder:
         device, dtype = models.computing_on(config.device, config.dtype)
@@ -166,7 +164,7 @@ def run(config: EvaluateConfig) -> Evaluation:
     return Evaluation(folder.path)
 
 
-def _compared(config: EvaluateConfig, audit: Audit | None, found: Found) -> list[str]:
+def _compared(config: EvaluateConfig, audit: Audit | None, found: Resolved) -> list[str]:
     """A line where it is not known whether the audit is the base model's. Raises ModelError where it is not."""
     if audit is None:
         return []
@@ -190,21 +188,21 @@ class _Ready(NamedTuple):
     rows: dict[int, Asked]
 
 
-def _ready(config: EvaluateConfig, given: Given, found: Found) -> _Ready:
+def _ready(config: EvaluateConfig, given: Given, found: Resolved) -> _Ready:
     """Raises InputError for rows that are longer than the model's positions."""
     from foreknow.evaluation.generating import asked
 
-    tokenizer = adapters.tokenizer_of(found, config.trust_remote_code)
+    tokenizer = models.tokenizer_of(found, config.trust_remote_code)
     prompter = Prompter(tokenizer, given.template, config.chat_template, config.bos)
     rows = asked(given.rows, prompter, config.max_new_tokens if isinstance(config.max_new_tokens, int) else None)
     lengths = [Example(one.row, one.prompt, (0,) * one.allowed) for one in rows]
-    check_lengths(given.facts.name, lengths, adapters.positions_of(found, config.trust_remote_code))
+    check_lengths(given.facts.name, lengths, models.positions_of(found, config.trust_remote_code))
     return _Ready(prompter, {one.row: one for one in rows})
 
 
-def _another_prompt(prompter: Prompter, template: Template, found: Found) -> list[str]:
+def _another_prompt(prompter: Prompter, template: Template, found: Resolved) -> list[str]:
     """A warning where the tune run beside the model tells of another prompt: EM would be near 0 for that alone."""
-    beside = (found.adapter or found.folder).parent / "results.json"
+    beside = found.path.parent / "results.json"
     told = (read_json(beside) or {}).get("method", {}).get("training_text")
     if not isinstance(told, dict):
         return []
@@ -215,7 +213,7 @@ def _another_prompt(prompter: Prompter, template: Template, found: Found) -> lis
 
 
 def _compute(
-    config: EvaluateConfig, given: Given, found: Found, ready: _Ready, folder: RunFolder, identity: dict[str, Any]
+    config: EvaluateConfig, given: Given, found: Resolved, ready: _Ready, folder: RunFolder, identity: dict[str, Any]
 ) -> None:
 
     plan = chunks(given.rows, int(config.chunk_rows or 256))
@@ -228,7 +226,7 @@ def _compute(
 
 
 def _answer(
-    config: EvaluateConfig, found: Found, ready: _Ready, folder: RunFolder, plan: Mapping[int, pl.DataFrame]
+    config: EvaluateConfig, found: Resolved, ready: _Ready, folder: RunFolder, plan: Mapping[int, pl.DataFrame]
 ) -> None:
     """Ask the rows of the chunks that are not finished."""
     from foreknow.evaluation.generating import said_with_less_memory
@@ -236,7 +234,9 @@ def _answer(
     from foreknow.probing.ordered import release_memory
     from foreknow.probing.sample import Generator, exact_head
 
-    loaded = adapters.load(found, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code)
+    loaded = models.load_resolved(
+        found, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
+    )
     for reason in loaded.reasons:
         say(reason)
     generator = Generator(loaded.model, models.vocabulary_of(loaded), Sampling(), int(config.batch_rows or 32))
@@ -252,7 +252,7 @@ def _answer(
 
 
 def _write(
-    config: EvaluateConfig, given: Given, found: Found, ready: _Ready, folder: RunFolder, identity: dict[str, Any]
+    config: EvaluateConfig, given: Given, found: Resolved, ready: _Ready, folder: RunFolder, identity: dict[str, Any]
 ) -> None:
     """Assemble the outputs from the finished chunks; the manifest comes last."""
     cost = folder.gather("cost", COST)
@@ -271,7 +271,7 @@ def _write(
             "device": identity["device"],
         },
         "model": {
-            **{"name": found.name, "fingerprint": found.fingerprint, "folder": str(found.adapter or found.folder)},
+            **{"name": found.name, "fingerprint": found.fingerprint, "folder": str(found.path)},
             **{"note": found.note, "method": "adapter" if found.adapter else "whole", "base": found.base},
         },
         "audit": audit and {"folder": str(audit.folder), "model": audit.summary["model"]},

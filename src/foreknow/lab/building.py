@@ -35,7 +35,7 @@ from foreknow.files.places import cache_folder
 from foreknow.files.runs import fingerprint, write_folder, write_json, write_whole
 from foreknow.lab import world as lab_world
 from foreknow.lab.world import NAME, World
-from foreknow.lm.models import fingerprint as fingerprint_of
+from foreknow.lm.model_names import fingerprint as fingerprint_of
 from foreknow.lm.models import library_versions
 from foreknow.lm.packaged import quiet, sha256_of
 from foreknow.training.checkpoints import saving

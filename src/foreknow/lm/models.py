@@ -1,24 +1,27 @@
-"""A model name, folder, .gguf or hub id -> weights, tokenizer, fingerprint, and which tokens end an answer."""
+"""A model's weights and tokenizer in memory, held against their files; which tokens end an answer.
+
+model_names.py     a name -> a folder, an adapter's base
+tensors.py         what the weight files list
+checkpoint.py      what was loaded, held against them
+adapters.py        an adapter on its base
+"""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import json
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from foreknow.errors import ModelError
-from foreknow.files.places import is_url
-from foreknow.files.remote import fetched
-from foreknow.files.runs import read_json
-from foreknow.lab.world import NAME as LAB
-from foreknow.lm.packaged import PACKAGED, cached_sha256, check, convert, packaged_folder, quiet, sha256_of
+from foreknow.errors import ForeknowError, ModelError
+from foreknow.lm.adapters import attach
+from foreknow.lm.architectures import text_part
+from foreknow.lm.checkpoint import LoadedTensors, check_finite, check_loaded, check_vocabulary, untie
+from foreknow.lm.model_folders import read_config
+from foreknow.lm.model_names import Resolved, resolve
+from foreknow.lm.packaged import quiet
 from foreknow.lm.private_api import forget_words, has_bfloat16_instructions
 
 if TYPE_CHECKING:
@@ -30,25 +33,16 @@ if TYPE_CHECKING:
 
 MAP: Final = "map"
 """The device setting that spreads a model over all devices."""
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """Where a model lies, before any weight is read.
-
-    `folder`: a local transformers folder. `note`: what a reader of a report must know.
-    """
-
-    name: str
-    folder: Path
-    note: str | None
+TOKENIZERS: Final = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+"""Files of which a folder with a tokenizer holds one."""
 
 
 @dataclass(frozen=True)
 class Loaded:
     """A model ready to compute: weights in `dtype` on `device`, its tokenizer, a hash of both.
 
-    `device`: where it computes; for a model spread over several, their kind.
+    `device`: where it computes; for a model spread over several, their kind. `folder`: the one that was named.
+    `trained`: PEFT's model around `model`, where an adapter is on it.
     """
 
     name: str
@@ -60,91 +54,19 @@ class Loaded:
     dtype: str
     device: str
     reasons: tuple[str, ...]
+    resolved: Resolved | None = None
+    trained: Any = None
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is said of the weights and the tokenizer, behind device and dtype."""
+        return self.reasons[2:]
 
-def resolve(name: str, say: Callable[[str], None] = lambda _: None, trust_remote_code: bool = False) -> Resolved:
-    """Find a model by packaged name, folder, `.gguf` file or hub id; fetch and convert where needed.
-
-    A store's folder or file is fetched. Raises ModelError for a model that is unknown, incomplete or altered.
-    """
-    found = _located(name, say, trust_remote_code)
-    check(found.folder)  # before a run folder is claimed for what an altered model would be
-    return found
-
-
-@cache
-def _tell_once(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
-def _located(name: str, say: Callable[[str], None], trust_remote_code: bool) -> Resolved:
-    if is_url(name):
-        name = str(fetched(name))
-    if name in PACKAGED:
-        packaged = PACKAGED[name]
-        if packaged.terms:
-            _tell_once(packaged.terms)
-        return Resolved(name, packaged_folder(packaged, say), packaged.note)
-    if name == LAB and not Path(name).exists():
-        from foreknow.lab import building as lab
-
-        return Resolved(name, lab.build(say=say), lab.NOTE)
-    path = Path(name).expanduser()
-    if name.endswith(".gguf"):
-        if not path.is_file():
-            raise ModelError(f"--model {name}: no such file")
-        note = "dequantised from a GGUF file"
-        return Resolved(path.name, convert(path, sha256_of(path), path.name, say), note)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(
-                f"--model {name}: the folder has no config.json; expected a model saved by save_pretrained"
-            )
-        if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
-            raise ModelError(f"--model {name}: the folder has no weights (*.safetensors)")
-        return Resolved(path.name, path.resolve(), None)
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_local or not name or any(c.isspace() for c in name):
-        raise ModelError(f"--model {name}: no such folder or file")
-    return Resolved(name, _hub_folder(name, trust_remote_code), None)
-
-
-def _hub_folder(hub_id: str, trust_remote_code: bool) -> Path:
-    """A hub model's files in the hub's own cache: safetensors, or where there are none the older weights."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils import logging
-
-    logging.set_verbosity(40)  # errors only: its retries would be told one by one
-    wanted = ["*.json", "*.safetensors", "*.model", "*.jinja", "tokenizer*", "*.txt"]
-    wanted += ["*.py"] if trust_remote_code else []
-    try:
-        try:
-            found = Path(snapshot_download(hub_id, allow_patterns=wanted, local_files_only=True))
-            if trust_remote_code and _lacks_code(found):
-                raise FileNotFoundError(found)
-            return found
-        except (FileNotFoundError, HfHubHTTPError):
-            names = HfApi().list_repo_files(hub_id)
-            if not any(n.endswith(".safetensors") for n in names):
-                wanted.append("*.bin")
-            return Path(snapshot_download(hub_id, allow_patterns=wanted))
-    except Exception as error:
-        # the hub's client raises many kinds of error for "no such model", "no access" and "no network"
-        known = ", ".join(PACKAGED)
-        raise ModelError(
-            f"--model {hub_id}: not a folder here, and the hub did not give it: {in_a_line(error)}\n"
-            f"Packaged models, which need no hub: {known}"
-        ) from None
-
-
-def _lacks_code(folder: Path) -> bool:
-    """Whether a model's own code is not there, as it was fetched before it was trusted."""
-    for name in ("config.json", "tokenizer_config.json"):
-        told = (read_json(folder / name) or {}).get("auto_map")
-        if told and "--" not in json.dumps(told):  # else it lies in another repository
-            return not any(folder.glob("*.py"))
-    return False
+    @property
+    def told(self) -> dict[str, Any]:
+        """Name, fingerprint, folder and note, for a summary; of an adapter its base too."""
+        own = {key: getattr(self, key) for key in ("name", "fingerprint", "folder", "note")}
+        return own if self.resolved is None else {**self.resolved.told, "note": self.note}
 
 
 def in_a_line(error: Exception) -> str:
@@ -165,47 +87,139 @@ def load(
     device: str = "auto",
     trust_remote_code: bool = False,
     say: Callable[[str], None] = lambda _: None,
+    base: str | None = None,
+    force: bool | None = None,
+    trainable: bool = False,
 ) -> Loaded:
-    """Load a model for inference. Raises ModelError where it cannot be had.
+    """Load a model for inference. Raises ModelError where it cannot be had, or is not wholly what its files hold.
 
     `device`: auto, a device's name, or map: the layers spread over all GPUs and, where those are full, main memory,
-    as accelerate's `device_map="auto"` lays them out.
+    as accelerate's `device_map="auto"` lays them out. `base`, `force`: see `resolve`. `trainable`: an adapter's
+    weights can be trained.
     """
+    found = resolve(name, say, trust_remote_code, base=base, force=force)
+    return load_resolved(found, dtype=dtype, device=device, trust_remote_code=trust_remote_code, trainable=trainable)
+
+
+def load_resolved(
+    found: Resolved,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    trainable: bool = False,
+) -> Loaded:
+    """Load a model that was found; see `load`. Adapters stay beside the base's weights, as they were trained."""
     # kernels the CPU library keeps, one for each shape it has seen: 1,024 of them are half a gigabyte
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    found = resolve(name, say, trust_remote_code)
+    called = f"--model {found.name}"
     on, device_reason = _device(device)
     kind, dtype_reason = _dtype(dtype, on)
-    try:
-        with quiet():
-            tokenizer = read_tokenizer(found.folder, trust_remote_code=trust_remote_code)
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                str(found.folder),
-                dtype=getattr(torch, kind),
-                trust_remote_code=trust_remote_code,
-                device_map="auto" if device == MAP else None,
-            )
-            if device != MAP:
-                model.to(on)
-    except Exception as error:
-        # whatever a model's files may raise, the user is told in one line
-        raise ModelError(f"--model {name}: cannot be loaded: {in_a_line(error)}") from None
+    tokenizer = tokenizer_of(found, trust_remote_code)
+    model, notes = _whole_model(called, found, kind, on, spread=device == MAP, trust_remote_code=trust_remote_code)
     if device == MAP:
         device_reason = spread_reason(getattr(model, "hf_device_map", {"": on}))
+    trained: Any = None
+    if found.adapter is not None:
+        if any(weights.device.type == "meta" for weights in model.parameters()):
+            raise ModelError(
+                f"{called}: an adapter cannot be put on a base that does not lie on the GPUs as a whole "
+                f"({device_reason}); use GPUs with more memory, or --device cpu"
+            )
+        base = str((found.base or {}).get("name", found.folder))
+        trained, more = attach(called, base, model, found.adapter, trainable=trainable)
+        notes += more
+        model = trained.get_base_model()
+    table = model.get_input_embeddings()
+    if (odd := check_vocabulary(called, tokenizer, int(table.weight.shape[0]))) is not None:
+        notes.append(odd)
     return Loaded(
         name=found.name,
         model=model.eval(),
         tokenizer=tokenizer,
-        fingerprint=fingerprint(found.folder),
-        folder=str(found.folder),
-        note=found.note,
+        fingerprint=found.fingerprint,
+        folder=str(found.path),
+        note="; ".join([*([found.note] if found.note else []), *(n for n in notes if n.startswith("warning"))]) or None,
         dtype=kind,
         device=on,
-        reasons=(device_reason, dtype_reason),
+        reasons=(device_reason, dtype_reason, *notes),
+        resolved=found,
+        trained=trained,
     )
+
+
+def _whole_model(
+    called: str, found: Resolved, dtype: str, on: str, *, spread: bool, trust_remote_code: bool
+) -> tuple[Any, list[str]]:
+    """The model of a folder, held against its files, and what is said of it."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    quantised = found.quantization is not None
+    try:
+        with quiet():
+            config: Any = AutoConfig.from_pretrained(str(found.folder), trust_remote_code=trust_remote_code)
+            part = text_part(called, config, read_config(found.folder))
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(found.folder),
+                dtype=getattr(torch, dtype),
+                trust_remote_code=trust_remote_code,
+                device_map="auto" if spread else {"": on} if quantised else None,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # to tell of them by name, below
+                **({} if part is None else {"config": part.config, "key_mapping": part.renames}),
+            )
+            model, info = loaded
+            checked = check_loaded(called, model, LoadedTensors.of(info), found.weights, text_only=part is not None)
+            if not spread and not quantised:
+                model.to(on)
+    except ForeknowError:
+        raise
+    except Exception as error:
+        # whatever a model's files may raise, the user is told in one line
+        raise ModelError(f"{called}: cannot be loaded: {in_a_line(error)}") from None
+    check_finite(called, model, dtype, found.weights)
+    notes = [*([found.weights.note] if found.weights.note else []), *checked]
+    if part is not None:
+        model._weight_conversions = None  # saved again, it is a text model under its own names
+        notes.append(part.note)
+    if (odd := untie(model)) is not None:
+        notes.append(odd)
+    if found.quantization is not None:
+        notes.append(f"quantised weights: {found.quantization.words}")
+    return model, notes
+
+
+def tokenizer_of(found: Resolved, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """A model's tokenizer: an adapter's own where it has one. Raises ModelError."""
+    own = found.adapter if found.adapter and (found.adapter / "tokenizer_config.json").is_file() else found.folder
+    if not any((own / name).is_file() for name in TOKENIZERS):
+        there = (
+            any(own.glob("*.model")) or any(own.glob("vocab*")) or any(own.glob("*.tiktoken")) or any(own.glob("*.py"))
+        )
+        if not there:
+            raise ModelError(
+                f"--model {found.name}: the folder has no tokenizer ({TOKENIZERS[0]}); copy the tokenizer's files of "
+                "the model it was made from into it"
+            )
+    try:
+        with quiet():
+            return read_tokenizer(own, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise ModelError(f"--model {found.name}: its tokenizer cannot be loaded: {in_a_line(error)}") from None
+
+
+def positions_of(found: Resolved, trust_remote_code: bool = False) -> int | None:
+    """How many tokens the model can take in, None where its config does not say. Raises ModelError."""
+    from transformers import AutoConfig
+
+    try:
+        with quiet():
+            config: Any = AutoConfig.from_pretrained(str(found.folder), trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise ModelError(f"--model {found.name}: its config.json cannot be read: {in_a_line(error)}") from None
+    positions: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return positions
 
 
 def read_tokenizer(folder: str | Path, **reading: Any) -> PreTrainedTokenizerBase:
@@ -297,20 +311,6 @@ def input_device(model: PreTrainedModel) -> torch.device:
     hook = getattr(embeddings, "_hf_hook", None)
     device = getattr(hook, "execution_device", None)
     return torch.device(device) if device is not None else next(embeddings.parameters()).device
-
-
-def fingerprint(folder: Path) -> str:
-    """A hash of a model folder's weights, configuration and tokenizer: of content, never of a name.
-
-    Kept beside large weight files by size and time of change, so that a folder is read once.
-    """
-    kinds = (".safetensors", ".json", ".model", ".bin", ".jinja", ".txt")
-    ignored = {"foreknow.json", "lab.json", "trainer_state.json", "README.md"}
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.suffix in kinds and path.name not in ignored:
-            digest.update(f"{path.name}\0{cached_sha256(path)}\0".encode())
-    return f"sha256:{digest.hexdigest()}"
 
 
 def vocabulary_of(loaded: Loaded) -> Vocabulary:

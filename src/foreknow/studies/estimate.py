@@ -35,7 +35,13 @@ def estimate(config: StudyConfig) -> dict[str, Any]:
         for n, file in files.items():
             parts[n].write_ndjson(file)
         tests = {n: str(file) for n, file in files.items() if n in ("test", "ood")}
-        given = {"train": str(files["train"]), "dev": str(files["dev"]), "test": tests, "model": config.model}
+        given = {
+            "train": str(files["train"]),
+            "dev": str(files["dev"]),
+            "test": tests,
+            "model": config.model,
+            "base": config.base,
+        }
         tuning = tune_loop.estimate(settings_of(TuneConfig, {**config.tune, **given, "allow_overlap": True}))
     shares = [one.variant.share or 0.0 for one in grid]
     # D_Known has the Known part only

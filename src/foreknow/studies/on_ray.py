@@ -72,7 +72,8 @@ def _placed(config: TuneConfig) -> dict[str, Any]:
     """A run's settings, with files named so that they are found whatever folder a process runs in."""
     found = config.resolved()
     files = ("train", "dev", "test", "model", "audit", "prompt_template", "templates")
-    return {**found, **{name: absolute(found[name]) for name in files}, "out": str(Path(str(config.out)).resolve())}
+    return {**found, **{name: absolute(found[name]) for name in files}, "out": str(Path(str(config.out)).resolve()),
+            "base": absolute(found["base"]) if found["base"] else None}  # fmt: skip
 
 
 def _run(

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from foreknow.config import CATEGORIES, DATA, RAY, RAY_ADDRESS, RAY_WORKERS, AuditConfig, TuneConfig
+from foreknow.config import BASE, CATEGORIES, DATA, RAY, RAY_ADDRESS, RAY_WORKERS, AuditConfig, TuneConfig
 from foreknow.errors import ConfigError
 from foreknow.files.remote import fetched
 from foreknow.settings import Settings, read_yaml, settings_of
@@ -20,8 +20,10 @@ from foreknow.settings import Settings, read_yaml, settings_of
 SETS: Final = ("train", "dev", "test", "ood")
 """What a study reads rows for: `ood` are relations that no training set has (paper, section 2)."""
 _RAY: Final = frozenset({"ray", "ray_address", "ray_workers"})
-_OWN_AUDIT: Final = frozenset({"data", "out", "model", "limit", "max_unknown", "dry_run", "seed"}) | _RAY
-_OWN_TUNE: Final = frozenset({"train", "dev", "test", "out", "model", "audit", "seed", "dry_run", "force", "patience"})
+_OWN_AUDIT: Final = frozenset({"data", "out", "model", "base", "limit", "max_unknown", "dry_run", "seed"}) | _RAY
+_OWN_TUNE: Final = frozenset(
+    {"train", "dev", "test", "out", "model", "base", "audit", "seed", "dry_run", "force", "patience"}
+)
 """Settings of the stages that the study itself gives."""
 
 
@@ -48,8 +50,10 @@ class StudyConfig(Settings):
     out: Path | None = Field(None, description="The run folder to write.")
     model: str = Field(
         "smollm2-135m",
-        description="A packaged model, a folder, a .gguf file or a hub id; see 'foreknow models'.",
+        description="A packaged model, a folder (a model's or an adapter's), a .gguf file or a hub id; see 'foreknow "
+        "models'.",
     )
+    base: str | None = Field(None, description=BASE)
     audit: Nested = Field({}, description="In the file only: settings of foreknow audit.")
     tune: Nested = Field({}, description="In the file only: settings of foreknow tune.")
     ood: tuple[str, ...] = Field(

@@ -40,6 +40,7 @@ from foreknow.files.runs import RunFolder, fingerprint, hold, verify, write_fram
 from foreknow.inputs import read_data
 from foreknow.lm import models, ranks
 from foreknow.lm.cluster import joined
+from foreknow.lm.model_names import resolve
 from foreknow.mixes.mixed import write_mix
 from foreknow.mixes.mixing import read_manifest
 from foreknow.mixes.sizes import largest
@@ -54,6 +55,7 @@ from foreknow.studies.rows import SPLITS, learnable, study_rows
 from foreknow.studies.runs import drop_weights, is_done, run_all
 from foreknow.studies.settings import StudyConfig
 from foreknow.studies.tables import all_tables
+from foreknow.training.inputs import check_method
 from foreknow.training.tuning import Tuned, open_tuned
 
 REFUSED: Final = "test_refused"
@@ -134,11 +136,12 @@ def run(config: StudyConfig) -> Study:
     began = time.monotonic()
     rows = read_rows(config)
     with hold(config.out) as folder, joined(config) as cluster:
-        found = models.resolve(config.model, say=say, trust_remote_code=bool(config.audit.get("trust_remote_code")))
+        found = resolve(config.model, say, bool(config.audit.get("trust_remote_code")), base=config.base)
+        check_method(config.model, config.tune.get("method", "full"), found)
         identity = {
             "data": fingerprint(rows),
-            "model": models.fingerprint(found.folder),
-            **{key: value for key, value in config.resolved().items() if key not in _NO_IDENTITY | {"model"}},
+            "model": found.fingerprint,
+            **{key: value for key, value in config.resolved().items() if key not in _NO_IDENTITY | {"model", "base"}},
             "tune": {**config.tune, "prompt_template": _prompt(config)},
         }
         grid = [one.name for one in runs(config)]
@@ -193,7 +196,7 @@ def read_rows(config: StudyConfig) -> pl.DataFrame:
 
 def audit_settings(config: StudyConfig, folder: Path) -> dict[str, Any]:
     """Settings of the audit of `folder`'s data.jsonl, which is in our own layout whatever the input's was."""
-    own = {"data": str(folder / "data.jsonl"), "out": folder / "audit", "model": config.model}
+    own = {"data": str(folder / "data.jsonl"), "out": folder / "audit", "model": config.model, "base": config.base}
     own |= {name: getattr(config, name) for name in _RAY}
     kept = {key: value for key, value in config.audit.items() if key not in ("layout", "map", "templates", "group_by")}
     return {**kept, **own}
@@ -237,7 +240,7 @@ def _planned(config: StudyConfig, audit: Audit, folder: Path) -> Plan:
         tests = {name: str(file) for name, file in watched.items() if name not in ("dev", REFUSED)}
         tests |= {REFUSED: str(watched[REFUSED])} if one.variant.kind == "idk" else {}
         given = {"train": str(mix.out), "dev": str(watched["dev"]), "test": tests, "seed": one.seed}
-        given |= {"model": config.model, "out": folder / "runs" / one.name}
+        given |= {"model": config.model, "base": config.base, "out": folder / "runs" / one.name}
         tunes[one.name] = settings_of(TuneConfig, {**config.tune, **given})
     told = _told(config, relations, audited, size)
     return Plan(tuple(grid), tunes, rows, sizes, relations, told)

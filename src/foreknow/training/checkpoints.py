@@ -20,10 +20,10 @@ from typing import Any
 
 from foreknow.errors import ResourceError, RunFolderError
 from foreknow.files.runs import read_sealed, sealed, write_json
+from foreknow.lm.adapters import ABOUT, about
 from foreknow.lm.packaged import sha256_of
 
 MARK = "complete.json"
-ABOUT = "foreknow.json"
 
 
 @contextlib.contextmanager
@@ -97,8 +97,9 @@ def is_whole(path: Path) -> bool:
     return bool(sums) and all((path / n).is_file() and sha256_of(path / n) == s for n, s in sums.items())
 
 
-def save_model(path: Path, save: Callable[[Path], object], about: dict[str, Any]) -> None:
-    """Let `save` fill a folder with a model and put it at `path`, whole or not at all; `about` goes beside it."""
+def save_model(path: Path, save: Callable[[Path], object], beside: dict[str, Any]) -> None:
+    """Let `save` fill a folder with a model and put it at `path`, whole or not at all; `beside` goes into its
+    foreknow.json."""
     part = path.with_name(f".{path.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -106,7 +107,7 @@ def save_model(path: Path, save: Callable[[Path], object], about: dict[str, Any]
         save(part)
         # `files`: the checksums a loader holds the folder to; who edits a file takes its line out
         sums = {file.name: sha256_of(file) for file in sorted(part.iterdir()) if file.is_file()}
-        told = json.dumps({**about, "files": sums}, indent=1, ensure_ascii=False)
+        told = json.dumps({**beside, "files": sums}, indent=1, ensure_ascii=False)
         (part / ABOUT).write_text(f"{told}\n", encoding="utf-8")
         for file in _synced(part):
             file.chmod(0o644)
@@ -114,15 +115,6 @@ def save_model(path: Path, save: Callable[[Path], object], about: dict[str, Any]
         part.rename(path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def about(path: Path) -> dict[str, Any]:
-    """What was written beside a saved model; nothing where there is none."""
-    try:
-        found = json.loads((path / ABOUT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _synced(path: Path) -> list[Path]:

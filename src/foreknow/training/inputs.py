@@ -11,6 +11,9 @@ import polars as pl
 from foreknow.audits.auditing import open_audit
 from foreknow.config import TuneConfig
 from foreknow.data.templates import read_templates
+from foreknow.errors import ConfigError
+from foreknow.lm.model_names import Resolved
+from foreknow.lm.quantization import check_trainable
 from foreknow.protocol.prompts import Template, read_template
 from foreknow.protocol.slick import CATEGORIES
 from foreknow.training import curves
@@ -90,6 +93,17 @@ def _notes(sets: Mapping[str, Named]) -> list[str]:
     if (sets[TRAIN].rows["weight"] != 1.0).any():
         notes.append("rows are weighted by the column 'weight'")
     return notes
+
+
+def check_method(model: str, method: str, found: Resolved) -> None:
+    """Raise ConfigError where `--method full` is asked of a model that cannot be trained as a whole."""
+    check_trainable(f"--model {model}", found.quantization, method)
+    if found.adapter is not None and method == "full":
+        raise ConfigError(
+            f"--model {model}: an adapter of {(found.base or {}).get('name')}, found with --method full. Use --method "
+            "lora, which goes on training the adapter, or merge it into its base first (PEFT's merge_and_unload, then "
+            "save_pretrained)"
+        )
 
 
 def check_models(config: TuneConfig, given: Given, model: str) -> list[str]:

@@ -11,19 +11,20 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoConfig, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from foreknow.config import TuneConfig
 from foreknow.errors import ConfigError, MissingExtra, ModelError, ResourceError, RunFolderError
 from foreknow.files.runs import RunFolder, write_frame
 from foreknow.lm import models, ranks
-from foreknow.lm.packaged import quiet
+from foreknow.lm.adapters import about
+from foreknow.lm.model_names import Resolved, resolve
 from foreknow.progress import duration, meter, say
 from foreknow.protocol.prompts import Prompter
 from foreknow.training import curves
-from foreknow.training.checkpoints import Checkpoint, about, is_whole, latest
+from foreknow.training.checkpoints import Checkpoint, is_whole, latest
 from foreknow.training.curves import Line
-from foreknow.training.inputs import Given, check_models, read_given
+from foreknow.training.inputs import Given, check_method, check_models, read_given
 from foreknow.training.tracker import Mirror, Tracker, vocabulary_for
 from foreknow.training.trainer import CHECKPOINTS, FactTrainer, NotFinite, arguments, set_dropout
 from foreknow.training.training_pass import base_of, learning
@@ -40,21 +41,15 @@ class Tokenised(NamedTuple):
     examples: list[Example]
 
 
-def tokenised(config: TuneConfig, given: Given, folder: str) -> Tokenised:
+def tokenised(config: TuneConfig, given: Given, found: Resolved) -> Tokenised:
     """Token ids of the rows to train on, checked. Raises InputError, ModelError."""
-    try:
-        with quiet():
-            tokenizer = models.read_tokenizer(folder, trust_remote_code=config.trust_remote_code)
-            model = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code).get_text_config()
-    except Exception as error:
-        # whatever a model's files may raise, the user is told in one line
-        raise ModelError(f"--model {config.model}: cannot be loaded: {models.in_a_line(error)}") from None
+    tokenizer = models.tokenizer_of(found, config.trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise ModelError(f"--model {config.model}: its tokenizer has no end-of-sequence token; answers could not end")
     prompter = Prompter(tokenizer, given.template, config.chat_template, config.bos)
-    found = examples(given.train, prompter, int(tokenizer.eos_token_id))
-    check_lengths(given.train.file, found, getattr(model, "max_position_embeddings", None))
-    return Tokenised(tokenizer, prompter, found)
+    made = examples(given.train, prompter, int(tokenizer.eos_token_id))
+    check_lengths(given.train.file, made, models.positions_of(found, config.trust_remote_code))
+    return Tokenised(tokenizer, prompter, made)
 
 
 def _load(config: TuneConfig, device: str, dtype: str) -> Made:
@@ -65,6 +60,9 @@ def _load(config: TuneConfig, device: str, dtype: str) -> Made:
         device="cpu" if sharded else config.device,  # a part of it goes to each device
         trust_remote_code=config.trust_remote_code,
         say=say,
+        base=config.base,
+        force=config.force,
+        trainable=not full,
     )
     bf16 = dtype == "bfloat16"
     if full:
@@ -75,11 +73,31 @@ def _load(config: TuneConfig, device: str, dtype: str) -> Made:
             computing += f", sharded over {ranks.count()} processes"
             if mirror is not None and ranks.first():
                 mirror.prepare(loaded.model, device)
-        return Made(loaded, loaded.model, mirror, bf16, (loaded.reasons[0], computing, dropout), sharded)
-    model = _adapted(config, loaded)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    told = f"LoRA: {trained:,} weights of rank {config.lora_rank} in float32 on a model in {dtype}"
-    return Made(loaded, model, None, False, (loaded.reasons[0], told, f"dropout {config.dropout:g} before adapters"))
+        return Made(loaded, loaded.model, mirror, bf16, (loaded.reasons[0], computing, dropout, *loaded.notes), sharded)
+    if loaded.trained is not None:
+        model, told = loaded.trained, _continued(loaded)
+    else:
+        model = _adapted(config, loaded)
+        told = (f"LoRA: {_trainable(model):,} weights of rank {config.lora_rank} in float32 on a model in {dtype}",
+                f"dropout {config.dropout:g} before adapters")  # fmt: skip
+    return Made(loaded, model, None, False, (loaded.reasons[0], *told, *loaded.notes))
+
+
+def _trainable(model: Any) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _continued(loaded: models.Loaded) -> tuple[str, ...]:
+    """What is said where training goes on from an adapter as it is."""
+    config = loaded.trained.peft_config["default"]
+    named = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+    own = ", ".join(f"{word} {getattr(config, name):g}" for word, name in named.items() if hasattr(config, name))
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    return (
+        f"training goes on from the adapter {loaded.name} ({kind}{f', {own}' if own else ''}, "
+        f"{_trainable(loaded.trained):,} weights); --lora-rank, --lora-alpha, --lora-targets and --dropout do not "
+        "apply",
+    )
 
 
 def _adapted(config: TuneConfig, loaded: models.Loaded) -> Any:
@@ -188,7 +206,7 @@ def train(
             write_frame(folder.path / "outcomes.parquet", folder.gather("outcomes", OUTCOMES))
     loaded = made.loaded
     return {
-        "model": {key: getattr(loaded, key) for key in ("name", "fingerprint", "folder", "note")},
+        "model": loaded.told,
         "method": {
             "name": config.method,
             "dtype": dtype,
@@ -286,9 +304,10 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
     given = read_given(config)
     device, dtype = computing_on(config)
     config = sized(config, device)
-    found = models.resolve(config.model, say=say, trust_remote_code=config.trust_remote_code)
-    check_models(config, given, models.fingerprint(found.folder))
-    ready = tokenised(config, given, str(found.folder))
+    found = resolve(config.model, say, config.trust_remote_code, base=config.base, force=config.force)
+    check_method(config.model, config.method, found)
+    check_models(config, given, found.fingerprint)
+    ready = tokenised(config, given, found)
     made = _load(config, device, dtype)
     burst = micro_batches(ready.examples[: config.batch_size], int(config.micro_batch_tokens or 2048))[:2]
     with learning(made.model, [min(ready.examples, key=lambda e: e.length)]) as (losses, _):

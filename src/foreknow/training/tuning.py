@@ -41,15 +41,16 @@ from foreknow.errors import ConfigError, InputError, RunFolderError
 from foreknow.files.remote import fetched
 from foreknow.files.runs import RunFolder, fingerprint, hold, read_json, verify, write_frame, write_json
 from foreknow.lm import models, ranks
+from foreknow.lm.adapters import about
+from foreknow.lm.model_names import resolve
 from foreknow.lm.packaged import check
 from foreknow.mixes.mixing import manifest_path, read_manifest
 from foreknow.progress import say
 from foreknow.protocol.slick import UNKNOWN
 from foreknow.reporting import write_report
 from foreknow.training import curves
-from foreknow.training.checkpoints import about
 from foreknow.training.curves import TRAIN
-from foreknow.training.inputs import Given, check_models, read_given
+from foreknow.training.inputs import Given, check_method, check_models, read_given
 from foreknow.training.training_rows import ceiling
 
 if TYPE_CHECKING:
@@ -123,19 +124,9 @@ def read_lines(folder: Path) -> list[curves.Line]:
 
 
 _NO_IDENTITY: Final = {
-    *("train", "dev", "test", "out", "model", "audit", "force", "allow_overlap", "prompt_template", "map", "templates"),
-    *(
-        "group_by",
-        "turns",
-        "null_words",
-        "strict_rows",
-        "trust_remote_code",
-        "dtype",
-        "device",
-        "report_to",
-        "save_every",
-        "dry_run",
-    ),
+    *("train", "dev", "test", "out", "model", "base", "audit", "force", "allow_overlap", "prompt_template"),
+    *("map", "templates", "group_by", "turns", "null_words", "strict_rows", "trust_remote_code"),
+    *("dtype", "device", "report_to", "save_every", "dry_run"),
 }
 """Settings that name a file whose content counts instead, or do not change a result."""
 
@@ -218,8 +209,9 @@ def _run(config: TuneConfig, page: bool) -> Tuned:
     with hold(config.out) if ranks.first() else nullcontext(RunFolder(config.out)) as folder:
         device, dtype = computing_on(config)
         config = sized(config, device)
-        found = models.resolve(config.model, say=say, trust_remote_code=config.trust_remote_code)
-        model = models.fingerprint(found.folder)
+        found = resolve(config.model, say, config.trust_remote_code, base=config.base, force=config.force)
+        check_method(config.model, config.method, found)
+        model = found.fingerprint
         notes = [*given.notes, *check_models(config, given, model)]
         identity = identity_of(config, given, model, device, dtype)
         if ranks.first():
@@ -233,7 +225,7 @@ def _run(config: TuneConfig, page: bool) -> Tuned:
         else:
             from foreknow.training.loop import tokenised
 
-            ready = tokenised(config, given, str(found.folder))  # what it refuses is refused before anything is written
+            ready = tokenised(config, given, found)  # what it refuses is refused before anything is written
             if ranks.first():
                 folder.begin(identity, config.resolved())
             for note in notes:

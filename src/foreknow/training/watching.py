@@ -134,7 +134,7 @@ class Watcher:
             "step": line["step"],
             "metric": self.config.metric,
             "value": curves.flat(line)[self.config.metric],
-            "base": {"name": loaded.name, "fingerprint": loaded.fingerprint, "folder": loaded.folder},
+            "base": _base_of(loaded),
         }
 
         def write(part: Path) -> None:
@@ -164,6 +164,14 @@ class Watcher:
         elif began is None and self.warned:
             say("dev EM is at a new best: not overfitting after all")
         self.warned = began is not None
+
+
+def _base_of(loaded: models.Loaded) -> dict[str, Any]:
+    """Name, fingerprint and folder of the whole model that training began from: below an adapter its base."""
+    found = loaded.resolved
+    if found is not None and found.adapter is not None:
+        return dict(found.base or {})
+    return {key: getattr(loaded, key) for key in ("name", "fingerprint", "folder")}
 
 
 def own_rows(rows: pl.DataFrame) -> pl.DataFrame:
