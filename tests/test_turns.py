@@ -284,6 +284,15 @@ def test_an_answer_after_a_tool_has_the_tools_text_before_it(tmp_path: Path, rol
     assert facts.left_out == {"tool_call": 1}
 
 
+def test_a_tools_result_is_answered_to_the_user_who_asked_before_it(tmp_path: Path) -> None:
+    chat = [ASKED, says("I look it up."), {"role": "ipython", "content": "Lima"}, says("It is Lima"), says("Bye")]
+    facts = read(tmp_path, chat)
+    assert facts.rows["answers"].to_list() == [["I look it up."], ["It is Lima"], None]
+    assert facts.rows["question"].to_list()[:2] == ["Capital of Peru?"] * 2
+    assert texts(facts.rows["context"][1]) == ["I look it up.", "Lima"]
+    assert facts.left_out == {"no_user_turn": 1}
+
+
 def test_a_tools_result_in_the_users_name_is_no_question(tmp_path: Path) -> None:
     for result in (
         [{"type": "tool_result", "tool_use_id": "1", "content": "Lima"}],

@@ -35,7 +35,7 @@ tool_call     it calls a tool
 only_thought  it is a thought without an answer
 refusal       it is a refusal, by its own word (OpenAI's `refusal`)
 not_text      it, or a turn before it, holds pictures, sounds or files
-no_user_turn  no turn of the user stands between it and the last answer, or the beginning
+no_user_turn  no turn of the user, and no tool's result, stands between it and the last answer, or the beginning
 long_chat     too much stands before it (`MOST_TURNS`, `MOST_CHARACTERS`)
 missing_value  it, or the question, is a word that files write for a missing value (`values.NULL_WORDS`)
 """
@@ -43,6 +43,8 @@ MOST_TURNS: Final = 256
 """An answer behind more turns is left out: contexts would take the square of a chat's size in memory."""
 MOST_CHARACTERS: Final = 2**17
 """As is one behind more characters."""
+_SPEAKERS: Final = frozenset({*ROLES.values()})
+"""Roles that are no tool's: all others hand over what a tool, an interpreter or a search returned."""
 _ROLE_KEYS: Final = ("role", "from")
 _CONTENT_KEYS: Final = ("content", "value")
 
@@ -152,6 +154,7 @@ def exchanges(turns: Sequence[Turn], *, first: int = 0, last: bool = False) -> l
 def _exchanges(turns: Sequence[Turn], wanted: Sequence[int]) -> Iterator[Exchange]:
     before: list[Turn] = []
     asked: int | None = None  # the question's place in `before`
+    latest: int | None = None  # that of the last question, answered or not
     characters, blind, thought = 0, False, False
     chosen, end = set(wanted), wanted[-1]
     for at, turn in enumerate(turns[: end + 1]):
@@ -162,7 +165,9 @@ def _exchanges(turns: Sequence[Turn], wanted: Sequence[int]) -> Iterator[Exchang
         if turn.role == "assistant" and turn.answers:
             asked = None
         if turn.role == "user":
-            asked = len(before)
+            asked = latest = len(before)
+        elif turn.role not in _SPEAKERS:
+            asked = latest  # what a tool returned is answered to the user who asked before it
         blind |= turn.others
         thought = turn.role == "thought" or (thought if turn.role != "assistant" else turn.thought and not turn.answers)
         if _says(turn) or turn.role == "user":
