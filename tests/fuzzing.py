@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from foreknow.data import entityquestions, popqa, templates
+from foreknow.data.detection import LAYOUTS
 from foreknow.data.facts import Facts, read_facts
-from foreknow.data.layouts import LAYOUTS
 from foreknow.data.rows import ROWS, USABLE
 from foreknow.errors import ForeknowError, InputError
 from foreknow.files.formats import read_part

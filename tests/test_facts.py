@@ -204,7 +204,7 @@ BAD: list[tuple[str, str | bytes, str]] = [
     ("a.csv", 'question,answer\na,"b\n', r"a\.csv:2: broken CSV row: unexpected end of data"),
     ("a.csv", "q,q,answer\na,b,c\n", r"a\.csv:1: the column 'q' stands in the header twice"),
     ("a.txt", "hello", r"a\.txt: unknown suffix '\.txt', expected one of \.jsonl"),
-    ("a.csv", "foo,bar baz\n1,2\n", r"(?s)layout in the columns foo, 'bar baz'\..*--map question=COLUMN"),
+    ("a.csv", "foo,bar baz\n1,2\n", r"(?s)in the columns foo, 'bar baz'\..*--map question=foo --map 'answer=bar baz'"),
     ("a.jsonl", '{"instruction": "a", "input": "", "outcome": "b"}', r"no known layout in .* instruction"),
     ("a.jsonl", '{"subject": "s", "relation": "P9", "object": "o"}', r":1: relation 'P9' has no template"),
     ("a.jsonl", '{"question": "", "answer": "b"}\n', r"(?s)none of .*:1: no question: question is ''"),

@@ -22,8 +22,8 @@ else:
     from backports import zstd
 
 from foreknow.data.chats import Turn, exchanges, turns_of
+from foreknow.data.detection import LAYOUTS
 from foreknow.data.facts import read_facts
-from foreknow.data.layouts import LAYOUTS
 from foreknow.data.rows import USABLE
 from foreknow.errors import ConfigError, InputError
 from foreknow.protocol.prompts import Template
@@ -53,6 +53,21 @@ ROWS_OF: dict[str, dict[str, Any]] = {
         "question": "Capital of France?", "possible_answers": '["Paris", "City of Paris"]',
     },
     "triples": {"subject": "France", "relation": "capital", "object": "Paris", "question": "Capital of France?"},
+    "preference": {"prompt": "Capital of France?", "chosen": "Paris", "rejected": "Rome", "score_chosen": 9},
+    "choices": {"question": "Capital of France?", "choices": ["Rome", "Paris"], "answer": 1, "subject": "geography"},
+    "reading": {
+        "question": "Capital of France?", "context": "Paris is the capital.", "id": "7",
+        "answers": {"text": ["Paris"], "answer_start": [0]},
+    },
+    "trees": {
+        "message_tree_id": "t",
+        "prompt": {
+            "text": "Capital of France?", "role": "prompter",
+            "replies": [{"text": "Paris", "role": "assistant", "replies": []}],
+        },
+    },
+    "instances": {"instruction": "Capital of France?", "instances": [{"input": "", "output": "Paris"}]},
+    "text": {"text": "<|im_start|>user\nCapital of France?<|im_end|>\n<|im_start|>assistant\nParis<|im_end|>\n"},
 }  # fmt: skip
 
 
@@ -73,7 +88,8 @@ def test_each_layout_is_found_with_its_reason(tmp_path: Path, layout: str) -> No
     assert facts.reason.startswith(f"layout {layout}: ")
     row = facts.rows.row(-1, named=True)
     assert row["answers"][0] == "Paris"
-    assert row["question"] == ("Name the capital.\nFrance" if layout == "alpaca" else "Capital of France?")
+    asked = {"alpaca": "Name the capital.\nFrance", "reading": "Capital of France?\nParis is the capital."}
+    assert row["question"] == asked.get(layout, "Capital of France?")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -256,8 +272,9 @@ def test_names_that_are_nothing(tmp_path: Path) -> None:
             read_facts(name)
     with pytest.raises(InputError, match=r"hub:owner/name: cannot be fetched from the hub"):
         read_facts("hub:owner/name")
+    (tmp_path / "a.txt").write_text("Paris is the capital of France.\n")
     with pytest.raises(InputError, match=r"unknown suffix '\.txt'"):
-        read_facts(jsonl(tmp_path / "a.txt", RECORDS))
+        read_facts(tmp_path / "a.txt")
 
 
 # a limit
@@ -319,6 +336,20 @@ def made(layout: str, question: str, answer: str, turns: list[dict[str, str]]) -
         "alpaca": {"instruction": question, "input": "", "output": answer},
         "popqa": {"subj": "s", "prop": "p", "obj": answer, "question": question, "possible_answers": [answer]},
         "triples": {"subject": "s", "relation": "r", "object": answer, "question": question},
+        "preference": {"prompt": [*turns, ends[0]], "chosen": ends[1:], "rejected": [{**ends[1], "content": "no"}]},
+        "choices": {
+            "question": question,
+            "choices": {"text": [answer, f"{answer}!"], "label": ["1", "2"]},
+            "answerKey": "1",
+        },
+        "reading": {
+            "question": question,
+            "context": f"It is {answer}.",
+            "answers": {"text": [answer], "answer_start": [6]},
+        },
+        "trees": {"prompt": {"text": question, "role": "prompter", "replies": [{"text": answer, "role": "assistant"}]}},
+        "instances": {"instruction": question, "instances": [{"input": "", "output": answer}]},
+        "text": {"text": "".join(f"<|im_start|>{t['role']}\n{t['content']}<|im_end|>\n" for t in [*turns, *ends])},
     }[layout]
 
 
@@ -330,6 +361,8 @@ def made(layout: str, question: str, answer: str, turns: list[dict[str, str]]) -
     st.data(),
 )
 def test_read_write_read_is_the_identity(layout: str, rows: list[Any], suffix: str, data: st.DataObject) -> None:
+    if layout == "text":  # which has no way to mark an earlier answer
+        rows = [(q, a, [turn for turn in turns if turn["role"] != "assistant"]) for q, a, turns in rows]
     records = [{"n": n, **made(layout, *row), "x": {"y": n}} for n, row in enumerate(rows)]
     with tempfile.TemporaryDirectory() as folder:
         path, out, some = (Path(folder, f"{name}{suffix}") for name in "abc")
@@ -342,7 +375,9 @@ def test_read_write_read_is_the_identity(layout: str, rows: list[Any], suffix: s
             )
         facts = read_facts(path, layout=layout)
         last = facts.rows.group_by("record", maintain_order=True).last()
-        assert last["question"].to_list() == [q.strip() for q, _, _ in rows]
+        passage = {"reading": "\nIt is {}."}.get(layout, "")
+        asked = [f"{q.strip()}{passage.format(a)}" for q, a, _ in rows]
+        assert last["question"].to_list() == asked
         facts.annotate(pl.DataFrame({"row": [0], "label": ["x"]}), out)
         assert read_facts(out, layout=layout).rows.equals(facts.rows)
         untouched = read_facts(out, layout=layout).extra(["n", "x"])

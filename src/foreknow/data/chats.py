@@ -26,7 +26,8 @@ ROLES: Mapping[str, str] = {
 }  # fmt: skip
 """Roles by the names that data sets use. Others (tool, ipython, observation) are kept under their own."""
 LEFT_OUT: Final = (
-    "masked", "tool_call", "only_thought", "refusal", "not_text", "no_user_turn", "long_chat", "missing_value",
+    "masked", "tool_call", "only_thought", "refusal", "not_text", "no_user_turn", "long_chat", "rejected",
+    "unanswerable", "no_such_choice", "no_marks", "missing_value",
 )  # fmt: skip
 """Why a turn of the assistant, or any answer, cannot serve; the first that holds counts.
 
@@ -37,6 +38,10 @@ refusal       it is a refusal, by its own word (OpenAI's `refusal`)
 not_text      it, or a turn before it, holds pictures, sounds or files
 no_user_turn  no turn of the user, and no tool's result, stands between it and the last answer, or the beginning
 long_chat     too much stands before it (`MOST_TURNS`, `MOST_CHARACTERS`)
+rejected      it is marked as a bad answer (KTO's `label: false`), or another reply to the same message is ranked better
+unanswerable  the row says that its question has no answer (SQuAD 2)
+no_such_choice  the answer of a multiple choice names none of its choices
+no_marks      the text has no known marks of a chat (`text_marks.py`)
 missing_value  it, or the question, is a word that files write for a missing value (`values.NULL_WORDS`)
 """
 MOST_TURNS: Final = 256

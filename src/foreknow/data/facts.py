@@ -17,9 +17,10 @@ import polars as pl
 
 from foreknow.data.accounting import THOUGHT, account, left_out
 from foreknow.data.chats import LEFT_OUT
+from foreknow.data.detection import detect
 from foreknow.data.layout_edits import with_answers
 from foreknow.data.layout_rows import TURNS, Extracted, extract
-from foreknow.data.layouts import GOLDS, Layout, check_column, detect
+from foreknow.data.layouts import GOLDS, Layout, check_column
 from foreknow.data.rows import ROWS, USABLE, digests, drawn, flags_of, pool
 from foreknow.data.templates import check_templates, derive_template, subject_of
 from foreknow.data.turn_labels import by_record, free_names, values_of
@@ -295,14 +296,16 @@ class _Reader:
     def reason(self) -> str:
         """The layout's reason, for the user to read."""
         reasons = list(dict.fromkeys(layout.reason for layout in self.layouts.values()))
-        files = f" ({len(self.source.parts)} files" if len(self.source.parts) > 1 else ""
+        count = len(self.source.parts)
+        files = f" ({count} file{'s' if count > 1 else ''}" if count > 1 or self.source.left_out else ""
         left = f", {self.source.left_out} left out that hold no data" if self.source.left_out else ""
         said = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
         if self._tree:
             said += "; relation and split from the files' names"
         elif any(layout.split for layout in self.layouts.values()):
             said += "; split from the files' names"
-        return said + (f"{files}{left})" if files else "")
+        notes = "".join(f"; {note}" for note in self.source.notes)
+        return said + notes + (f"{files}{left})" if files else "")
 
     def with_subjects(self, rows: pl.DataFrame) -> pl.DataFrame:
         """In the ENTITYQUESTIONS tree every relation has one template: its subjects are read off the questions."""
@@ -322,7 +325,9 @@ class _Reader:
 
     def _layout(self, part: Part, batch: Batch) -> Layout:
         columns = list(dict.fromkeys(key for record in batch.records for key in record))
-        found = detect(columns, self.mapped, part.where, batch.records[:200], self.named)
+        found = detect(columns, self.mapped, part.where, batch.records, self.named)
+        if batch.note:
+            found = replace(found, reason=f"{found.reason}; {batch.note}")
         if self.group_by is not None:
             check_column(columns, self.group_by, f"--group-by {self.group_by}", part.where)
         columns_of_golds = {found.columns[name] for name in GOLDS if name in found.columns}

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from foreknow.data.chats import edited, last_answer, looks_like_turns
+from foreknow.data.answer_structs import is_struct, with_text
+from foreknow.data.chat_forms import view_of
+from foreknow.data.chats import edited, last_answer, looks_like_turns, turns_of
 from foreknow.data.layouts import Layout, Record, decoded_list
 from foreknow.data.loss_marks import MARKS
+from foreknow.data.multiple_choice import with_gold
+from foreknow.data.paths import field_of, has_field, with_field
+from foreknow.data.reply_trees import with_answer_at
 from foreknow.data.thinking import answer_parts
 from foreknow.files.jsontext import dumps
 
@@ -22,8 +27,27 @@ def with_answers(
     A thought before an answer stays. `answers`: by `Extracted.turn`. `kept`: of a chat, the turns that may be learnt
     from: the others are cut off or marked (`chats.edited`; beside a `history` stands a list of marks). None: all.
     """
+    paths = [name for name in layout.columns.values() if name not in record and has_field(record, name)]
+    if paths:
+        flat = {**record, **{path: field_of(record, path) for path in paths}}
+        edited_flat = with_answers(layout, flat, answers, kept)
+        changed = {key: value for key, value in edited_flat.items() if key not in paths}
+        for path in paths:
+            changed = with_field(changed, path, edited_flat[path])
+        return changed
     changed = dict(record)
     name = layout.name
+    if layout.choices is not None:
+        for answer in answers.values():
+            changed = dict(with_gold(changed, layout.choices, answer))
+        return changed
+    if name in ("trees", "instances"):
+        held = layout.columns["tree" if name == "trees" else "instances"]
+        return {**changed, held: with_answer_at(name, record.get(held), answers, kept)}
+    if (view := view_of(name, layout.columns, record)) is not None:
+        final = last_answer(view.turns)
+        by_place = {final if turn is None else turn: text for turn, text in answers.items()}
+        return _marked(layout, view.put(edited(view.turns, by_place, kept)), kept)  # type: ignore[arg-type]
     if name == "alpaca" and (kept is not None or any(turn is not None for turn in answers)):
         return _with_history(layout, record, answers, kept)
     column = layout.columns.get({"messages": "messages", "sharegpt": "conversations"}.get(name, "completion"))
@@ -40,10 +64,24 @@ def with_answers(
             if (theirs := layout.columns.get(ours)) is None or theirs not in record:
                 continue
             old = record[theirs]
+            if is_struct(old):
+                changed[theirs] = with_text(old, answer)
+                continue
             # only `answers` is read as a list where a cell spells one
             spelled = ours == "answers" and isinstance(old, str) and isinstance(decoded_list(old), list)
             changed[theirs] = dumps(_replaced(decoded_list(old), answer)) if spelled else _replaced(old, answer)
     return changed
+
+
+def _marked(layout: Layout, record: Record, kept: Collection[int] | None) -> Record:
+    """The record with a list of marks beside its chat, where answers that are not kept could not be marked in it."""
+    view = None if kept is None else view_of(layout.name, layout.columns, record)
+    if view is None or kept is None:
+        return record
+    turns = turns_of(view.turns, record) or []
+    if all(turn.fault is not None or place in kept for place, turn in enumerate(turns) if turn.role == "assistant"):
+        return record
+    return {**record, MARKS: [int(place in kept) for place in range(len(turns))]}
 
 
 def _with_history(

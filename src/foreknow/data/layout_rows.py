@@ -9,9 +9,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from foreknow.data.answer_structs import says_none, texts_of
+from foreknow.data.chat_forms import verdict, view_of
 from foreknow.data.chats import Exchange, Turn, exchanges, looks_like_turns, turns_of
 from foreknow.data.layouts import SPLITS, Layout, Record, decoded_list, name_list
 from foreknow.data.loss_marks import is_masked_record, listed_marks
+from foreknow.data.multiple_choice import gold_of
+from foreknow.data.paths import field_of
+from foreknow.data.reply_trees import questions_in
 from foreknow.data.templates import question as fill
 from foreknow.data.templates import subject_of
 from foreknow.data.thinking import answer_parts
@@ -76,8 +81,9 @@ def extract(
 
     def value(ours: str) -> object:
         theirs = layout.columns.get(ours)
-        return None if theirs is None else record.get(theirs)
+        return None if theirs is None else field_of(record, theirs)
 
+    rejected = "rejected" if "accepted" in layout.columns and verdict(value("accepted")) is False else None
     relation = _present(value("relation")) or layout.relation
     named = _present(value("subject"))
     template = templates.get(relation) if relation is not None else None
@@ -85,7 +91,7 @@ def extract(
     places, facts = labelled_turns(record), decoded_list(value("facts"))
     by_turn = places is not None and isinstance(facts, list) and all(isinstance(f, list | None) for f in facts)
     rows = []
-    found = _said(layout.name, value, record, last=turns == "last")
+    found = _said(layout, value, record, last=turns == "last")
     for number, (said, golds) in enumerate(found, 1):
         question, subject = said.question, named
         if layout.name == "triples" and question is None and subject is not None and relation is not None:
@@ -100,7 +106,7 @@ def extract(
         if subject is None and template is not None and question is not None:
             subject = subject_of(template, question)
         answers, thought = _answers(golds, layout.of_floats)
-        left_out = said.left_out or ("only_thought" if thought and not answers else None)
+        left_out = said.left_out or rejected or ("only_thought" if thought and not answers else None)
         unknown = bool(answers) and is_null_word(answers[0]) and null_words != "keep"
         if left_out is None and (unknown or (question is not None and is_null_word(question))):
             left_out = "missing_value"
@@ -146,10 +152,18 @@ def facts_of(value: object) -> list[dict[str, str]] | None:
 
 
 def _said(
-    name: str, value: Callable[[str], object], record: Record, *, last: bool
+    layout: Layout, value: Callable[[str], object], record: Record, *, last: bool
 ) -> list[tuple[Exchange, list[object]]]:
     """What a record asks, and its golds, not yet cleaned: one pair a row."""
-    system = _system(value)
+    system, name = _system(value), layout.name
+    if (view := view_of(name, layout.columns, record)) is not None:
+        turns = turns_of(view.turns, record) or []
+        return _of_chat([*system, *turns], record, len(system) + view.first, last=last)
+    if name in ("text", "preference"):
+        shown = value("text" if name == "text" else "chosen")
+        return [(Exchange(None, None, [], left_out="no_marks" if isinstance(shown, str) and shown else None), [])]
+    if name in ("trees", "instances"):
+        return _of_several(name, value, last=last)
     if name in ("messages", "sharegpt"):
         turns = turns_of(value("messages" if name == "messages" else "conversations"), record) or []
         return _of_chat([*system, *turns], record, len(system), last=last)
@@ -170,11 +184,42 @@ def _said(
         said = _of_chat([*system, *asked], record, len(system) + len(asked), last=last)[0][0]
         return [(said, [value("completion")])]
     question = text_of(value("question"))
+    if layout.choices is not None:
+        gold, amiss = gold_of(record, layout.choices)
+        passage = text_of(field_of(record, layout.choices.passage)) if layout.choices.passage else None
+        question = "\n".join(text for text in (question, passage) if text) or None
+        said = Exchange(question, None, [], left_out=_pictured(record) or ("no_such_choice" if amiss else None))
+        return [(said, [gold])]
+    if name == "reading" and question is not None:
+        question = "\n".join(text for text in (question, text_of(value("passage"))) if text)
     listed = decoded_list(value("answers"))
-    golds = [value("answer"), value("object") if name in ("triples", "popqa") else None, listed]
+    given = [value("answer"), value("object") if name in ("triples", "popqa") else None, listed]
+    golds = [text for item in given for text in texts_of(item)]
     # a text under such a name may be no more than an address
     seen = any(isinstance(value, Mapping | bytes | list) and value for value in map(record.get, _MEDIA))
-    return [(Exchange(question, None, [], left_out="not_text" if seen else None), golds)]
+    left_out = "not_text" if seen else "unanswerable" if _says_none(record, given) else None
+    if question is None and looks_like_turns(value("question")):
+        turns = [*system, *(turns_of(value("question")) or [])]
+        said = _of_chat(turns, record, len(turns), last=last)[0][0]
+        return [(said._replace(left_out=said.left_out or left_out), golds)]
+    return [(Exchange(question, None, [], left_out=left_out), golds)]
+
+
+def _says_none(record: Record, answers: Sequence[object]) -> bool:
+    """Whether a row says that its question has no answer: SQuAD 2."""
+    return record.get("is_impossible") is True or any(map(says_none, answers))
+
+
+def _of_several(name: str, value: Callable[[str], object], *, last: bool) -> list[tuple[Exchange, list[object]]]:
+    """The rows of a tree of messages, or of an instruction with instances: at least one."""
+    column = decoded_list(value("tree" if name == "trees" else "instances"))
+    found = questions_in(name, column, value("instruction"))
+    rows: list[tuple[Exchange, list[object]]] = []
+    for one in found[-1:] if last else found:
+        context = [Turn(role, text) for role, text in one.context if text.strip()]
+        said = Exchange(text_of(one.question), None, context, one.number, one.left_out)
+        rows.append((said, [one.answer]))
+    return rows or [(Exchange(None, None, []), [])]
 
 
 def _of_chat(turns: Sequence[Turn], record: Record, first: int, *, last: bool) -> list[tuple[Exchange, list[object]]]:

@@ -15,11 +15,13 @@ from typing import IO
 import polars as pl
 
 from foreknow.errors import InputError
+from foreknow.files.arrow import ArrowKind, arrow_kind, write_arrow
 from foreknow.files.cells import inert
 from foreknow.files.dialects import usual
 from foreknow.files.formats import Batch, Record, read_part
+from foreknow.files.hf_folders import sidecar
 from foreknow.files.jsontext import dumps, encodable
-from foreknow.files.sources import Part, Source, on_disk, packed_for_writing, suffixes
+from foreknow.files.sources import ARROW, Part, Source, on_disk, packed_for_writing, suffixes
 from foreknow.files.tables import TableWriter
 
 
@@ -44,22 +46,34 @@ class Change:
 
 def write_parts(source: Source, change: Change, path: Path) -> None:
     """Write every row of every part under `path`: one file, a folder of files, or a zip of them, as it was."""
+    first = 0
+    schemas: dict[str, pl.Schema | None] = {}
     if source.kind == "zip":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            first = 0
             for part, name in zip(source.parts, _inside(source.parts), strict=True):
-                # a fixed date: the same content gives the same bytes
-                info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
-                info.compress_type = zipfile.ZIP_DEFLATED
-                with archive.open(info, "w", force_zip64=True) as out:
-                    first = _write_part(part, out, change, first)
+                with archive.open(_member(name), "w", force_zip64=True) as out:
+                    first, schemas[_folder_of(part.name)] = _write_part(part, out, change, first)
+            for name, content in source.sidecars:
+                archive.writestr(_member(name), sidecar(name, content(), schemas.get(_folder_of(name))))
         return
-    first = 0
     for part in source.parts:
         target = path / part.name if source.kind == "folder" else path
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("wb") as out:
-            first = _write_part(part, out, change, first)
+            first, schemas[_folder_of(part.name)] = _write_part(part, out, change, first)
+    for name, content in source.sidecars:
+        (path / name).write_bytes(sidecar(name, content(), schemas.get(_folder_of(name))))
+
+
+def _folder_of(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    """A member of an archive with a fixed date: the same content gives the same bytes."""
+    info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+    info.compress_type = zipfile.ZIP_DEFLATED
+    return info
 
 
 def _inside(parts: Sequence[Part]) -> list[str]:
@@ -81,7 +95,8 @@ def write_joined(parts: Sequence[Part], change: Change, path: Path, name: str) -
     """Write the kept rows of all parts into one file, `path`, which is to be called `name`.
 
     Its suffix says the format, which must be that of the parts: JSON and JSONL are one format, as are CSV and
-    TSV. Raises InputError where they differ.
+    TSV, Parquet and Arrow. JSON that wraps its rows is written as an array of them, or a row a line. Raises
+    InputError where formats differ.
     """
     suffix, packing = suffixes(name)
     for part in parts:
@@ -91,18 +106,32 @@ def write_joined(parts: Sequence[Part], change: Change, path: Path, name: str) -
     frames = []
     with path.open("wb") as out, packed_for_writing(out, packing) as stream:
         same = parts[0].suffix == suffix
-        writer = _Writer(stream, suffix, TableWriter(stream, part_of=True, dialect=None if same else usual(suffix)))
+        tables = TableWriter(stream, part_of=True, dialect=None if same else usual(suffix))
+        writer = _Writer(stream, suffix, tables, whole=False)
         for part in parts:
             for batch in read_part(part):
                 frames.append(writer.write(part, batch, change, first))
                 first += len(batch.records)
         writer.close()
-        if suffix == ".parquet":
-            pl.concat([frame for frame in frames if frame is not None], how="diagonal_relaxed").write_parquet(stream)
+        if suffix == ".parquet" or suffix in ARROW:
+            frame = pl.concat([frame for frame in frames if frame is not None], how="diagonal_relaxed")
+            if suffix == ".parquet":
+                frame.write_parquet(stream)
+            else:
+                write_arrow(frame, stream, _arrow_kind(parts[0]))
 
 
 def _family(suffix: str) -> str:
-    return {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "table", ".tsv": "table"}.get(suffix, suffix)
+    known = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "table", ".tsv": "table"}
+    return "frame" if suffix == ".parquet" or suffix in ARROW else known.get(suffix, suffix)
+
+
+def _arrow_kind(part: Part) -> ArrowKind:
+    """The kind of Arrow file that a part is; a stream, which `datasets` keeps, where it is none."""
+    if part.suffix not in ARROW:
+        return "stream"
+    with part.open() as stream:
+        return arrow_kind(stream.read(8))
 
 
 def object_text(record: Record) -> str:
@@ -115,17 +144,23 @@ def cell_text(value: object) -> str:
     return encodable(value) if isinstance(value, str) else dumps(value)
 
 
-def _write_part(part: Part, out: IO[bytes], change: Change, first: int) -> int:
-    """Write one part; returns the number of the row after its last."""
+def _write_part(part: Part, out: IO[bytes], change: Change, first: int) -> tuple[int, pl.Schema | None]:
+    """Write one part; returns the number of the row after its last, and of an Arrow file its schema."""
     with packed_for_writing(out, part.packing) as stream:
         if part.suffix == ".parquet":
-            return _write_parquet(part, stream, change, first)
-        writer = _Writer(stream, part.suffix, TableWriter(stream))
+            return _write_parquet(part, stream, change, first), None
+        writer = _Writer(stream, part.suffix, TableWriter(stream), whole=True)
+        frames = []
         for batch in read_part(part):
-            writer.write(part, batch, change, first)
+            frames.append(writer.write(part, batch, change, first))
             first += len(batch.records)
         writer.close()
-    return first
+        if part.suffix not in ARROW:
+            return first, None
+        frame = pl.concat([frame for frame in frames if frame is not None]) if frames else pl.DataFrame()
+        if frames:
+            write_arrow(frame, stream, _arrow_kind(part))
+    return first, frame.schema
 
 
 def _write_parquet(part: Part, stream: IO[bytes], change: Change, first: int) -> int:
@@ -146,11 +181,15 @@ SAID = "model_answer"
 
 
 class _Writer:
-    """Writes batches as one format; Parquet rows are handed back, for its writer wants them all."""
+    """Writes batches as one format; rows of Parquet and Arrow are handed back, for their writers want them all.
 
-    def __init__(self, out: IO[bytes], suffix: str, tables: TableWriter):
-        self.out, self.suffix, self.tables = out, suffix, tables
-        self.begun = False
+    `whole`: every row is written, and what stands around the rows of a JSON text is written too.
+    """
+
+    def __init__(self, out: IO[bytes], suffix: str, tables: TableWriter, *, whole: bool):
+        self.out, self.suffix, self.tables, self.whole = out, suffix, tables, whole
+        self.begun = self.wrapped = False
+        self.json_table: tuple[Callable[[Sequence[Record]], str], list[Record]] | None = None
 
     def write(self, part: Part, batch: Batch, change: Change, first: int) -> pl.DataFrame | None:
         """Write a batch of a part, whose first record has the number `first`."""
@@ -172,15 +211,26 @@ class _Writer:
             said = {name: [inert(value) for value in added[name].to_list()] for name in texts}
             columns = {name: list(compress(said.get(name, added[name].to_list()), kept)) for name in added.columns}
             self.tables.write(batch.table, list(compress(rows, kept)), columns)
+        elif self.whole and batch.json_table is not None:
+            self.json_table = self.json_table or (batch.json_table, [])
+            self.json_table[1].extend(added.iter_rows(named=True))
+        elif self.whole and (batch.gaps or batch.tail):
+            self.wrapped = True
+            labels = added.iter_rows(named=True)
+            pieces = [gap + _splice(text, row) for gap, text, row in zip(batch.gaps, batch.texts, labels, strict=True)]
+            self.out.write(("".join(pieces) + batch.tail).encode("utf-8", "backslashreplace"))
         else:
-            texts = [text if new is None else object_text(new) for text, new in zip(batch.texts, edits, strict=True)]
+            own = batch.texts if batch.texts and not batch.around else [object_text(record) for record in batch.records]
+            texts = [text if new is None else object_text(new) for text, new in zip(own, edits, strict=True)]
             lines = zip(texts, added.iter_rows(named=True), kept, strict=True)
             self._objects([_splice(text, row) for text, row, keep in lines if keep])
         return None
 
     def close(self) -> None:
         """End the file."""
-        if self.suffix == ".json":
+        if self.json_table is not None:
+            self.out.write(self.json_table[0](self.json_table[1]).encode("utf-8", "backslashreplace"))
+        elif self.suffix == ".json" and not self.wrapped:
             self.out.write(b"\n]\n" if self.begun else b"[]\n")
 
     def _objects(self, texts: list[str]) -> None:

@@ -1,0 +1,94 @@
+"""Answers kept as objects: SQuAD's spans, TriviaQA's aliases, and the like -> their texts, and back. Pure.
+
+{"text": ["Paris"], "answer_start": [3]}, [{"text": "Paris", "answer_start": 3}]   SQuAD
+{"value": "Paris", "aliases": [...], "normalized_aliases": [...]}                   TriviaQA
+{"spans": ["Paris"]}, {"answer": "Paris"}, [{"answer": ["Paris"]}]                    others
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from foreknow.files.jsontext import dumps, loads
+
+_KEYS: Final = ("value", "text", "texts", "spans", "span", "answer", "answers", "ground_truth", "content")
+_ACCEPTED: Final = ("aliases", "Aliases", "alias")
+_PLACES: Final = ("answer_start", "answer_end", "start", "end", "start_char", "end_char")
+
+
+def is_struct(value: object) -> bool:
+    """Whether a value is an object of answers, a list of such objects, or the JSON text of either."""
+    value = _decoded(value)
+    if isinstance(value, Mapping):
+        return any(key in value for key in _KEYS)
+    return (
+        isinstance(value, list | tuple) and bool(value) and all(isinstance(v, Mapping) and is_struct(v) for v in value)
+    )
+
+
+def texts_of(value: object) -> list[object]:
+    """The answers in such a value, the gold first; a value of any other kind by itself."""
+    value = _decoded(value)
+    if isinstance(value, Mapping):
+        own = next((value[key] for key in _KEYS if value.get(key) not in (None, "")), None)
+        more = next((value[key] for key in _ACCEPTED if value.get(key)), None)
+        return [*_flat(own), *_flat(more)]
+    if isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+        return [text for item in value for text in texts_of(item)]
+    return [value]
+
+
+def is_extractive(value: object) -> bool:
+    """Whether a value says where its answers stand in a passage."""
+    value = _decoded(value)
+    if isinstance(value, list | tuple):
+        return any(map(is_extractive, value))
+    return isinstance(value, Mapping) and "answer_start" in value
+
+
+def says_none(value: object) -> bool:
+    """Whether a value says that there is no answer: SQuAD 2's empty lists."""
+    value = _decoded(value)
+    if isinstance(value, Mapping) and any(key in value for key in _KEYS):
+        return not any(text not in (None, "") for text in texts_of(value))
+    return False
+
+
+def with_text(value: object, answer: str) -> object:
+    """The value with one other answer in place of all; it stands nowhere in a passage (-1)."""
+    if isinstance(value, str):
+        return dumps(with_text(_decoded(value), answer))
+    if isinstance(value, list | tuple):
+        return [with_text(value[0], answer)]
+    if not isinstance(value, Mapping):
+        return answer
+    made: dict[str, object] = {}
+    filled = (key for key in _KEYS if value.get(key) not in (None, "", []))
+    own = next(filled, None) or next((key for key in _KEYS if key in value), None)
+    for key, old in value.items():
+        listed = isinstance(old, list | tuple)
+        if key == own or key in _ACCEPTED or key in ("normalized_value", "normalized_aliases"):
+            text = answer.lower() if key.startswith("normalized") else answer
+            made[key] = [text] if listed else text
+        elif key in _PLACES:
+            made[key] = [-1] if listed else -1
+        else:
+            made[key] = old
+    return made
+
+
+def _flat(value: object) -> Sequence[object]:
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+
+
+def _decoded(value: object) -> object:
+    """What a cell spells as a JSON object, or an array of them; any other value as it is."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("{", "["):
+        return value
+    try:
+        found = loads(value)
+    except ValueError:
+        return value
+    objects = isinstance(found, list) and bool(found) and all(isinstance(item, Mapping) for item in found)
+    return found if isinstance(found, Mapping) or objects else value

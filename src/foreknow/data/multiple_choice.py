@@ -1,0 +1,365 @@
+"""Multiple choice: a question, its choices, and which of them is right -> the right choice's text is the gold. Pure.
+
+Choices stand in one column (a list, `{"text": [...], "label": [...]}`, an object by letter, a list of such objects) or
+each in its own (`A B C D`, `option_a`, `choice1`, `ending0`, `sol1`). The answer is a letter, a label, a number from 0
+or from 1, the text itself, or a list with a single 1. The choices are not shown to the model: it is asked as any other
+question is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from foreknow.data.paths import field_of, with_field
+from foreknow.data.values import text_of
+from foreknow.errors import InputError
+from foreknow.files.jsontext import dumps, loads
+
+Record = Mapping[str, object]
+_LISTS: Final = [
+    "choices",
+    "options",
+    "endings",
+    "candidates",
+    "answer_choices",
+    "alternatives",
+    "mc1_targets",
+    "multiple_choice_targets",
+    "question.choices",
+]
+_ANSWERS: Final = [
+    "answerKey",
+    "answer_key",
+    "answer_idx",
+    "answer_index",
+    "correct_option",
+    "correct_idx",
+    "correct_index",
+    "correct_choice",
+    "cop",
+    "label",
+    "answer",
+    "correct_answer",
+    "correct",
+    "gold",
+    "gold_index",
+    "target",
+    "answer_id",
+    "answer_label",
+    "ans",
+    "gt",
+    "multiple_choice_scores",
+    "mc1_targets.labels",
+]
+_QUESTIONS: Final = [
+    "question.stem",
+    "question",
+    "question_stem",
+    "stem",
+    "query",
+    "goal",
+    "ctx",
+    "sentence",
+    "premise",
+    "prompt",
+    "input",
+    "startphrase",
+    "problem",
+    "context",
+]
+_PASSAGES: Final = ("passage", "article", "context", "story", "paragraph", "premise")
+_FAMILY = re.compile(
+    r"(option|opt|op|choice|ending|answer|sol|solution|alternative|candidate)[ _-]?([a-j]|\d)", re.IGNORECASE
+)
+_LETTER = re.compile(r"(?:option|choice|answer)?\s*[(\[]?([A-Za-z])[)\].:]?", re.IGNORECASE)
+_OWN_MARK = re.compile(r"\s*[(\[]?([A-Ja-j])\s*[)\].:]\s*(.+)", re.DOTALL)
+_SPELLED = re.compile(r"\(?\b([A-Ja-j])\s*[).:]\s*(.*?)(?=\s*[,;\n]?\s*\(?\b[A-Ja-j]\s*[).:]\s|\s*$)", re.DOTALL)
+_KINDS: Final = ("one-hot", "label", "letter", "text", "index0", "index1")
+_WORDS: Final = {
+    "one-hot": "the choice marked 1", "label": "the choice's label", "letter": "the choice's letter",
+    "text": "the choice's own text", "index0": "the choice's number, from 0", "index1": "the choice's number, from 1",
+}  # fmt: skip
+
+
+class ChoiceScheme(NamedTuple):
+    """Where a file keeps questions, choices and answers, and what its answers are.
+
+    `columns`: of the choices, where each has its own; else the one that holds them all. `kind`: one of `_KINDS`.
+    """
+
+    question: str
+    passage: str | None
+    columns: tuple[str, ...]
+    answer: str
+    kind: str
+
+    @property
+    def reason(self) -> str:
+        """What was decided, for the user to read."""
+        behind = f", behind the text in {self.passage}" if self.passage else ""
+        return (
+            f"multiple choice: the text of the right choice ({', '.join(self.columns)[:80]}) is the answer, the "
+            f"choices are not shown to the model{behind}; {self.answer} is {_WORDS[self.kind]}"
+        )
+
+
+class _Choice(NamedTuple):
+    label: str | None
+    text: str
+
+
+def find_scheme(columns: Sequence[str], sample: Sequence[Record], where: str) -> ChoiceScheme | None:
+    """The scheme of a file of multiple choice; None where it is none. Raises InputError where it could be two."""
+    places = _Names(columns, sample)
+    question = places.first(_QUESTIONS, str)
+    if question is None:
+        return None
+    for own in _choice_columns(columns, places):
+        rows = [(record, _choices(record, own)) for record in sample]
+        if sum(len(choices) > 1 for _, choices in rows) * 2 < len(rows):
+            continue
+        found = _best_answer(rows, own, places, where)
+        if found is not None:
+            answer, kind = found
+            passage = places.first([name for name in _PASSAGES if name != question], str)
+            own_names = {each.lower() for each in own}
+            return ChoiceScheme(question, passage if passage not in own_names else None, own, answer, kind)
+        if len(own) == 1 and own[0] in ("choices", "options") and _only_marks(sample):
+            raise InputError(
+                f"{where}: the column {own[0]} holds choices, and which one is right cannot be told from the other "
+                "columns.\nWrite the right choice's text into a column `answer`, and name --layout question."
+            )
+    return None
+
+
+def _only_marks(sample: Sequence[Record]) -> bool:
+    """Whether the answers are but letters or numbers, which say nothing without their choices."""
+    values = [record.get("answer") for record in sample if record.get("answer") not in (None, "")]
+    return bool(values) and all(
+        isinstance(v, int) or (isinstance(v, str) and _LETTER.fullmatch(v.strip())) for v in values
+    )
+
+
+class _Names:
+    """The columns of a file by their names, capitals aside, and paths into its objects."""
+
+    def __init__(self, columns: Sequence[str], sample: Sequence[Record]):
+        self.columns = {column.lower(): column for column in reversed(columns)} | {column: column for column in columns}
+        self.sample = sample
+
+    def own(self, name: str) -> str | None:
+        """The file's spelling of a name, if it has the column, or the path in some record."""
+        if "." in name:
+            return name if any(field_of(record, name) is not None for record in self.sample) else None
+        return self.columns.get(name, self.columns.get(name.lower()))
+
+    def first(self, names: Sequence[str], kind: type) -> str | None:
+        """The first of these that holds values of a kind."""
+        for name in names:
+            own = self.own(name)
+            values = [field_of(record, own) for record in self.sample] if own else []
+            known = [value for value in values if value not in (None, "")]
+            if own and known and sum(isinstance(value, kind) for value in known) * 2 > len(known):
+                return own
+        return None
+
+
+def _choice_columns(columns: Sequence[str], names: _Names) -> Iterator[tuple[str, ...]]:
+    """The columns that may hold choices, the likeliest first."""
+    for name in _LISTS:
+        if (own := names.own(name)) is not None:
+            yield (own,)
+    letters = [column for column in "ABCDEFGHIJ" if column in columns]
+    if len(letters) > 1 and letters == list("ABCDEFGHIJ"[: len(letters)]):
+        yield tuple(letters)
+    families: dict[str, dict[str, str]] = {}
+    for column in columns:
+        if match := _FAMILY.fullmatch(column):
+            families.setdefault(match[1].lower(), {})[match[2].lower()] = column
+    for family in families.values():
+        labels = sorted(family)
+        if len(labels) > 1 and "".join(labels) in (
+            "abcdefghij"[: len(labels)],
+            "0123456789"[: len(labels)],
+            "123456789"[: len(labels)],
+        ):
+            yield tuple(family[label] for label in labels)
+
+
+def _choices(record: Record, columns: Sequence[str]) -> list[_Choice]:
+    """The choices of a row, empty ones at the end left out; none where they cannot be read."""
+    if len(columns) > 1:
+        texts = [text_of(record.get(column)) for column in columns]
+        while texts and texts[-1] is None:
+            texts.pop()
+        return [_Choice(None, text) for text in texts if text is not None] if None not in texts else []
+    return _unmarked(_listed(field_of(record, columns[0])))
+
+
+def _listed(value: object) -> list[_Choice]:
+    if isinstance(value, str):
+        if value.lstrip()[:1] in ("[", "{"):
+            try:
+                return _listed(loads(value))
+            except ValueError:
+                return []
+        found = [(letter.upper(), text.strip(" ,;")) for letter, text in _SPELLED.findall(value)]
+        in_order = [letter for letter, _ in found] == list("ABCDEFGHIJ"[: len(found)])
+        return [_Choice(letter, text) for letter, text in found] if in_order and len(found) > 1 else []
+    if isinstance(value, Mapping):
+        texts, labels = value.get("text", value.get("choices")), value.get("label")
+        if isinstance(texts, list | tuple):
+            plain = [text_of(text) for text in texts]
+            named = (
+                list(labels) if isinstance(labels, list | tuple) and len(labels) == len(plain) else [None] * len(plain)
+            )
+            pairs = [(label if label is None else str(label), text) for label, text in zip(named, plain, strict=True)]
+        else:
+            pairs = [(str(label), text_of(text)) for label, text in value.items()]
+        return [_Choice(label, text) for label, text in pairs if text is not None] if all(t for _, t in pairs) else []
+    if not isinstance(value, list | tuple):
+        return []
+    made = []
+    for item in value:
+        text = (
+            text_of(next((item[k] for k in ("text", "option", "choice", "value", "content") if k in item), None))
+            if (isinstance(item, Mapping))
+            else text_of(item)
+        )
+        label = (
+            next((item[k] for k in ("label", "key", "letter", "id") if k in item), None)
+            if isinstance(item, Mapping)
+            else None
+        )
+        if text is None:
+            return []
+        made.append(_Choice(None if label is None else str(label), text))
+    return made
+
+
+def _unmarked(choices: list[_Choice]) -> list[_Choice]:
+    """The choices without the letters they begin with, where each begins with its own: "A) 21", "(B) 22"."""
+    found = [_OWN_MARK.fullmatch(choice.text) for choice in choices]
+    marks = [match[1].upper() for match in found if match]
+    if len(choices) > 1 and marks == list("ABCDEFGHIJ"[: len(choices)]):
+        return [_Choice(choice.label, match[2].strip()) for choice, match in zip(choices, found, strict=True) if match]
+    return choices
+
+
+def _place(kind: str, answer: object, choices: Sequence[_Choice]) -> int | None:
+    """Which of the choices an answer names, if answers are of this kind."""
+    count = len(choices)
+    if kind == "one-hot":
+        if not isinstance(answer, list | tuple) or len(answer) != count:
+            return None
+        ones = [at for at, mark in enumerate(answer) if mark in (1, True)]
+        return ones[0] if len(ones) == 1 else None
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        return None
+    said = str(answer).strip()
+    if kind == "label":
+        labels = [(choice.label or "").strip().lower() for choice in choices]
+        return labels.index(said.lower()) if said and said.lower() in labels else None
+    if kind == "letter":
+        match = _LETTER.fullmatch(said) if isinstance(answer, str) else None
+        at = ord(match[1].upper()) - ord("A") if match else count
+        return at if at < count else None
+    if kind == "text":
+        texts = [choice.text for choice in choices]
+        return texts.index(said) if isinstance(answer, str) and texts.count(said) == 1 else None
+    if not re.fullmatch(r"\d{1,2}(\.0)?", said):
+        return None
+    at = int(float(said)) - (kind == "index1")
+    return at if 0 <= at < count else None
+
+
+def _best_answer(
+    rows: Sequence[tuple[Record, list[_Choice]]], own: tuple[str, ...], names: _Names, where: str
+) -> tuple[str, str] | None:
+    """The column that says which choice is right, and how; None where none says it for most rows."""
+    best: tuple[int, str, str] | None = None
+    for name in _ANSWERS:
+        column = names.own(name)
+        if column is None or column in own:
+            continue
+        known = [(field_of(record, column), choices) for record, choices in rows if choices]
+        known = [(value, choices) for value, choices in known if value not in (None, "", -1, "-1")]
+        places = {kind: [_place(kind, value, choices) for value, choices in known] for kind in _KINDS}
+        fits = {kind: sum(place is not None for place in found) for kind, found in places.items()}
+        kind = max(_KINDS, key=lambda each: (fits[each], -_KINDS.index(each)))
+        if fits[kind] * 2 < len(known) or not fits[kind]:
+            continue
+        # a number from 0 and one from 1 both fit where neither end is seen: from 0 is the custom
+        if fits["index0"] == fits["index1"] == fits[kind]:
+            kind = kind if kind not in ("index0", "index1") else "index0"
+        _check_one_meaning(kind, places, [value for value, _ in known], column, where)
+        if best is None or fits[kind] > best[0]:
+            best = (fits[kind], column, kind)
+    return best and (best[1], best[2])
+
+
+def _check_one_meaning(
+    kind: str, places: Mapping[str, list[int | None]], values: Sequence[object], column: str, where: str
+) -> None:
+    """Raise InputError where answers are texts of choices, and as letters or numbers would name other ones."""
+    if kind not in ("text", "letter"):
+        return
+    others = ("index0", "index1") if kind == "text" else ("text",)
+    for other in others:
+        if all(place is not None for place in places[other]) and places[other] != places[kind]:
+            raise InputError(
+                f"{where}: the answers in {column} ({str(values[0])[:20]!r}) are texts of choices, and letters or "
+                "numbers of other choices as well.\nWrite the right choice's text into a column `answer`, and name "
+                "--layout question."
+            )
+
+
+def gold_of(record: Record, scheme: ChoiceScheme) -> tuple[str | None, bool]:
+    """The text of a row's right choice, None where it has none; and whether its answer names no choice."""
+    answer = field_of(record, scheme.answer)
+    if answer in (None, "", -1, "-1"):
+        return None, False
+    choices = _choices(record, scheme.columns)
+    at = _place(scheme.kind, answer, choices)
+    return (None, True) if at is None else (choices[at].text, False)
+
+
+def with_gold(record: Record, scheme: ChoiceScheme, answer: str) -> Record:
+    """The record with another text in the place of its right choice."""
+    at = _place(scheme.kind, field_of(record, scheme.answer), _choices(record, scheme.columns))
+    if at is None:
+        return record
+    changed = dict(record)
+    if len(scheme.columns) > 1:
+        changed[scheme.columns[at]] = answer
+    else:
+        changed = with_field(record, scheme.columns[0], _with_choice(field_of(record, scheme.columns[0]), at, answer))
+    return with_field(changed, scheme.answer, answer) if scheme.kind == "text" else changed
+
+
+def _with_choice(value: object, at: int, answer: str) -> object:
+    if isinstance(value, str):
+        if value.lstrip()[:1] in ("[", "{"):
+            return dumps(_with_choice(loads(value), at, answer))
+        return dumps([answer if place == at else choice.text for place, choice in enumerate(_listed(value))])
+    if isinstance(value, Mapping):
+        key = next((key for key in ("text", "choices") if isinstance(value.get(key), list | tuple)), None)
+        if key is not None:
+            return {**value, key: _with_choice(value[key], at, answer)}
+        return {label: answer if place == at else text for place, (label, text) in enumerate(value.items())}
+    items = list(value)  # type: ignore[call-overload]
+    old = items[at]
+    if isinstance(old, Mapping):
+        key = next(key for key in ("text", "option", "choice", "value", "content") if key in old)
+        items[at] = {**old, key: answer}
+    else:
+        items[at] = f"{_mark_of(old)}{answer}"
+    return items
+
+
+def _mark_of(text: object) -> str:
+    """The letter that a choice begins with, as it is written: "A) "."""
+    match = re.match(r"\s*[(\[]?[A-Ja-j]\s*[)\].:]\s*", str(text))
+    return match.group() if match else ""

@@ -1,0 +1,133 @@
+"""Records that hold several questions and answers and are no chat. Pure.
+
+    trees      OpenAssistant's message trees: {"prompt": {"text": ..., "replies": [{"text": ..., "replies": [...]}]}}
+    instances  Self-Instruct's: {"instruction": ..., "instances": [{"input": ..., "output": ...}]}
+
+Of several replies to one message only the best ranked is an answer; the others are left out as `rejected`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from foreknow.data.chats import ROLES
+from foreknow.data.loss_marks import WEIGHT, is_masked
+from foreknow.files.jsontext import dumps, loads
+
+Record = Mapping[str, object]
+
+
+class Asked(NamedTuple):
+    """One question of a record and its answer. `number`: its place among the record's, the same after an edit."""
+
+    question: str | None
+    answer: str | None
+    context: tuple[tuple[str, str], ...]
+    number: int
+    left_out: str | None = None
+    """Why it cannot serve: `rejected` or `masked`."""
+
+
+def questions_in(name: str, column: object, instruction: object) -> list[Asked]:
+    """The questions of a record of the layout `trees` or `instances`, in order; `column`: its tree or its instances."""
+    if name == "instances":
+        listed = column if isinstance(column, list | tuple) else []
+        return [_of_instance(item, instruction, at) for at, item in enumerate(listed)]
+    return list(_of_tree(column)) if isinstance(column, Mapping) else []
+
+
+def _of_instance(item: object, instruction: object, number: int) -> Asked:
+    one = item if isinstance(item, Mapping) else {}
+    texts = [text.strip() for text in (instruction, one.get("input")) if isinstance(text, str) and text.strip()]
+    output = one.get("output")
+    return Asked("\n".join(texts) or None, output if isinstance(output, str) else None, (), number)
+
+
+def _of_tree(root: Mapping[str, object]) -> Iterator[Asked]:
+    numbers = {id(node): number for number, node in enumerate(_nodes(root))}
+
+    def walk(node: Mapping[str, object], before: tuple[tuple[str, str], ...], asked: str | None) -> Iterator[Asked]:
+        text = node.get("text")
+        said = text if isinstance(text, str) else ""
+        role = _role(node)
+        replies = [each for each in _replies(node) if each.get("deleted") is not True]
+        if role == "assistant":
+            yield Asked(asked, said or None, before, numbers[id(node)], "masked" if is_masked(node) else None)
+            before = (*before, *((("user", asked),) if asked else ()), ("assistant", said))
+            asked = None
+        else:
+            before = (*before, ("user", asked)) if asked else before
+            asked = said
+        best = min(replies, key=_rank, default=None) if role != "assistant" else None
+        for each in replies:
+            if best is not None and each is not best and _role(each) == "assistant":
+                yield Asked(asked, None, before, numbers[id(each)], "rejected")
+            else:
+                yield from walk(each, before, asked)
+
+    yield from walk(root, (), None)
+
+
+def _role(node: Mapping[str, object]) -> str:
+    return ROLES.get(str(node.get("role") or "").strip().lower(), "user")
+
+
+def _replies(node: Mapping[str, object]) -> list[Mapping[str, object]]:
+    found = node.get("replies")
+    return [each for each in found if isinstance(each, Mapping)] if isinstance(found, list | tuple) else []
+
+
+def _rank(node: Mapping[str, object]) -> float:
+    rank = node.get("rank")
+    return float(rank) if isinstance(rank, int | float) and not isinstance(rank, bool) else float("inf")
+
+
+def _nodes(node: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
+    """All messages of a tree, each before its replies."""
+    yield node
+    for each in _replies(node):
+        yield from _nodes(each)
+
+
+def with_answer_at(
+    name: str, column: object, answers: Mapping[int | None, str], kept: Collection[int] | None = None
+) -> object:
+    """The tree, or the instances, with the answers of these numbers replaced.
+
+    `kept`: the answers that may be learnt from. Other instances are left away; in a tree other answers are marked, and
+    what no kept answer follows is left away. None: all.
+    """
+    value: Any = loads(column) if isinstance(column, str) else column
+    made: object
+    if name == "instances":
+        listed = [dict(item) if isinstance(item, Mapping) else item for item in value]
+        for number, answer in answers.items():
+            listed[number or 0]["output"] = answer
+        made = [item for number, item in enumerate(listed) if kept is None or number in kept]
+    else:
+        numbers = iter(range(1 << 60))
+        made = _copied(value, lambda: next(numbers), answers, kept)
+    return dumps(made) if isinstance(column, str) else made
+
+
+def _copied(
+    node: Mapping[str, object],
+    number: Callable[[], int],
+    answers: Mapping[int | None, str],
+    kept: Collection[int] | None,
+) -> dict[str, object] | None:
+    """A node with other answers in it and below; None where `kept` is neither the node nor below it."""
+    own = number()
+    made = dict(node)
+    if own in answers:
+        made["text"] = answers[own]
+    replies = [_copied(each, number, answers, kept) for each in _replies(node)]
+    if "replies" in node:
+        made["replies"] = [each for each in replies if each is not None]
+    if kept is not None and own not in kept:
+        if not any(each is not None for each in replies):
+            return None
+        if _role(node) == "assistant":
+            made[WEIGHT] = 0
+    return made
