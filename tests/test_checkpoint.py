@@ -75,6 +75,7 @@ def rename(weights: Weights, change: Callable[[str], str]) -> None:
 def test_missing_tensors_are_named_and_counted(tiny_folder: Path, tmp_path: Path) -> None:
     told = refusal(edited(tiny_folder, tmp_path / "one", lambda w: w.pop(LAST)))
     assert f"the checkpoint lacks 1 tensors of the model: {LAST}." in told
+    assert "Layers of which other tensors are there lack these: they were not saved whole" in told
 
     def half(weights: Weights) -> None:
         for name in [name for name in weights if name.startswith("model.layers.1.")]:

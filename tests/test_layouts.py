@@ -409,3 +409,11 @@ def test_read_write_read_is_the_identity(layout: str, rows: list[Any], suffix: s
 def test_any_value_is_a_chat_or_none(value: Any) -> None:
     for said in exchanges(turns_of(value) or []):
         assert said.question is None or isinstance(said.question, str)
+
+
+def test_a_first_line_that_is_a_row_is_not_offered_as_names(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("Capital of Peru?,Lima\nCapital of Chad?,N'Djamena\n", encoding="utf-8")
+    with pytest.raises(InputError, match="look like a row and not like names") as caught:
+        read_facts(path)
+    assert "--map" not in str(caught.value)

@@ -11,6 +11,7 @@ from foreknow.data.layouts import USUAL, Record, name_list
 from foreknow.data.paths import field_of
 from foreknow.data.text_marks import MARKS
 from foreknow.data.values import text_of
+from foreknow.files.cells import number_of
 
 _KNOWN: tuple[tuple[frozenset[str], str], ...] = (
     (
@@ -76,6 +77,11 @@ def refusal(columns: Sequence[str], taken: Mapping[str, str], where: str, sample
         return (
             f"{opening}\nIts texts in {taken['text']} have none of the known marks of a chat ({', '.join(MARKS)}): "
             "give rows of question and answer."
+        )
+    if any(column.rstrip().endswith("?") or number_of(column) is not None for column in columns):
+        return (
+            f"{opening}\nThese look like a row and not like names: put a line of names (question,answer) first, or "
+            "write rows of question and answer."
         )
     name, lacks = _closest(taken)
     has = ", ".join(f"{ours}={taken[ours]}" for ours in _LAYOUTS[name] if ours in taken)

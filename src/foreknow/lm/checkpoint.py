@@ -334,6 +334,8 @@ def _advice(missing: Sequence[str], unexpected: Sequence[str], mismatched: Seque
         return f"{heads[0]} is a head for classification or reward: not a model that answers"
     config: Any = model.config.get_text_config()
     layers = getattr(config, "num_hidden_layers", "?")
+    if missing and not unexpected and not mismatched and _layers(missing) & _layers(_names(model) - set(missing)):
+        return "Layers of which other tensors are there lack these: they were not saved whole; copy the weights again"
     if any(re.search(r"\.\d+\.", name) for name in (*missing, *unexpected)) and not mismatched:
         only = "more" if unexpected and not missing else "fewer" if missing and not unexpected else "other"
         return (
@@ -349,6 +351,15 @@ def _advice(missing: Sequence[str], unexpected: Sequence[str], mismatched: Seque
     if head is not None and all(name.startswith(("lm_head", "output")) for name in missing) and missing:
         return "Without its output head it is no language model: a base or embedding model, or a classifier, was saved"
     return "The weights are those of another config.json, or were not saved whole; take both from the same save"
+
+
+def _layers(names: Iterable[str]) -> set[str]:
+    """The layers that tensors belong to: `model.layers.3`."""
+    return {layer.group() for name in names if (layer := re.match(r".*?\.\d+(?=\.)", name))}
+
+
+def _names(model: Any) -> set[str]:
+    return set(model.state_dict())
 
 
 def _shape(sizes: Iterable[int]) -> str:
