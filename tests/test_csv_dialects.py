@@ -135,9 +135,6 @@ REFUSED = {
         r"a\.csv:2: not UTF-8: found byte 0xe9 .*'Orléans' if it is Windows-1252: iconv -f WINDOWS-1252 -t UTF-8"),
     "UTF-16 without a mark": ("question,answer\na,b\n".encode("utf-16-le"), r"UTF-16 without .* iconv -f UTF-16LE"),
 
-    "workbook": (b"PK\x03\x04abc", r"this is a zip archive, such as an Excel workbook"),
-    "page": (b"<!DOCTYPE html><table>", r"this is a page of HTML"),
-    "gzip": (b"\x1f\x8babc", r"packed by gzip"),
     "Markdown": (b"question | answer\n--- | ---\na | b\n", r"a\.csv:2: a rule stands below the header"),
     "no header": (b"Capital of France?,Paris\nCapital of Peru?,Lima\n", r"no known layout"),
 }  # fmt: skip

@@ -121,7 +121,7 @@ def test_the_packaged_facts_as_a_data_folder(tmp_path: Path, capsys: pytest.Capt
 def test_a_dash_is_standard_input() -> None:
     words = [sys.executable, "-c", "from foreknow.cli import main; main()", "check", "-"]
     done = subprocess.run(words, input=b'{"question": "a?", "answer": "b"}\n', capture_output=True, check=False)
-    assert (done.returncode, b"1 rows, 1 usable" in done.stdout) == (0, True), done.stderr
+    assert (done.returncode, b"1 record: 1 row read" in done.stdout) == (0, True), done.stderr
 
 
 def test_a_billion_rows_may_be_written_1e9(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from foreknow.files.quoting import isolated, printable
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -93,7 +95,7 @@ def print_table(frame: pl.DataFrame, title: str) -> None:
 
 def plain(value: Any) -> str:
     """A cell without control characters: data must not steer a terminal."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in str(value))
+    return isolated(printable(str(value)))
 
 
 def print_estimate(found: dict[str, Any]) -> None:

@@ -18,17 +18,14 @@ from foreknow.checks.findings import MOST_SPLITS, RULES, Finding, findings_of, s
 from foreknow.checks.near import near_duplicates
 from foreknow.config import DataSettings
 from foreknow.data.accounting import REASONS, THOUGHT, left_out
+from foreknow.data.characters import garbled, invisible, invisible_characters, mixed_scripts
 from foreknow.data.rows import GOLD, ROWS, SAME_QUESTION, USABLE, flag_rows, majority_floor
 from foreknow.errors import ConfigError
 from foreknow.files.sources import suffixes
 from foreknow.inputs import read_data
+from foreknow.progress import say
 
-_INVISIBLE = (
-    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x{9f}\x{ad}\x{200b}\x{200e}\x{200f}\x{2028}-\x{202e}\x{2060}-\x{206f}\x{feff}]"
-)
-_GARBLED = r"\x{fffd}|Ã[\x{80}-\x{bf}]|â€"  # no character at all; UTF-8 once read as Latin-1
-_EDGE = r"^[\s\p{Z}\p{Cf}]|[\s\p{Z}\p{Cf}]$"
-_ODD = f"{_INVISIBLE}|{_GARBLED}|{_EDGE}|\r|\t"
+_EDGE = r"^[\s\p{Z}]|[\s\p{Z}]$|\r|\t"
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,10 @@ def together(files: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
 
 def check_files(inputs: Sequence[DataSettings]) -> Checked:
     """Check one input, or several as the splits their names tell. Raises the errors of `facts.read_facts`."""
-    read = [read_data(one).rows for one in inputs]
+    found = [read_data(one) for one in inputs]
+    for reason in dict.fromkeys(facts.reason for facts in found):
+        say(reason)
+    read = [facts.rows for facts in found]
     if not read:
         raise ConfigError("data: missing; give a file to check")
     if len(read) == 1:
@@ -120,6 +120,7 @@ def _marked(rows: pl.DataFrame, near: pl.DataFrame, splits: Mapping[str, int]) -
     """The rows with one Boolean column for each rule; `at`: the split's place, null where it is not compared;
     `input`: a hash of the question and the turns before it."""
     question, gold, subject = pl.col("question"), pl.col("gold"), pl.col("subject")
+    answers = pl.col("answers").list.join(" ")
     flags = (*REASONS, THOUGHT, "conflicting", "duplicate", "answer_in_subject", "null_word")
     places = pl.DataFrame(
         {"split": list(splits), "at": list(splits.values())}, schema={"split": pl.String, "at": pl.Int64}
@@ -131,8 +132,10 @@ def _marked(rows: pl.DataFrame, near: pl.DataFrame, splits: Mapping[str, int]) -
         "subject_in_other_split": _stands_earlier("folded_subject"),
         "near_duplicate_in_other_split": _stands_earlier("near_row") & ~_stands_earlier("input"),
         "answer_newline": gold.str.contains("\n", literal=True),
-        "odd_answer": gold.str.contains(_ODD),
-        "odd_question": question.str.contains(f"{_INVISIBLE}|{_GARBLED}"),
+        "invisible_characters": invisible(question) | invisible(answers, answer=True),
+        "odd_answer": garbled(gold) | gold.str.contains(_EDGE),
+        "odd_question": garbled(question),
+        "mixed_scripts": mixed_scripts(question) | mixed_scripts(gold),
         "unfilled_template": question.str.contains_any(["[X]", "{subject}", "{X}"]),
         "bare_question": question.str.strip_chars(" ?.!") == subject.str.strip_chars(" ?.!"),
     }
@@ -192,6 +195,10 @@ def _summary(marked: pl.DataFrame, groups: pl.DataFrame, splits: Mapping[str, in
         "no_split": marked["split"].null_count() if by_split else 0,
         "overlap": _overlaps(usable, splits),
         "near_with_other_answers": marked.filter(pl.col("near_duplicate"), pl.col("golds") > 1).height,
+        "invisible_characters": invisible_characters(
+            marked.filter("invisible_characters").select(text)[text.meta.output_name()]
+            for text in (pl.col("question"), pl.col("answers").list.join(" "))
+        ),
         "fit_ceiling": _ceiling(usable),
         "fit_ceiling_by_split": {name: _ceiling(usable.filter(pl.col("at") == at)) for name, at in splits.items()},
         "majority_floor": float(floor),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 import polars as pl
 
 from foreknow.data.accounting import REASONS, account
+from foreknow.files.quoting import isolated, printable
 
 if TYPE_CHECKING:
     from foreknow.checks.checking import Checked
@@ -134,12 +135,23 @@ RULES: Final = (
         "the answer has a line break, at which a generated answer is cut, so none can match: put it on one line",
     ),
     Rule(
+        "invisible_characters",
+        "warning",
+        "question or answer has characters that nobody sees ({characters}), and no model spells an answer with them: "
+        "take them out",
+    ),
+    Rule(
         "odd_answer",
         "warning",
-        "the answer has invisible or garbled characters, or blanks at its ends, which no model will spell: clean it",
+        "the answer has garbled characters, or blanks at its ends, which no model will spell: clean it",
     ),
     Rule("unfilled_template", "warning", "the question holds a slot that was never filled: put the subject in"),
-    Rule("odd_question", "note", "the question has invisible or garbled characters: clean it"),
+    Rule("odd_question", "note", "the question has garbled characters: clean it"),
+    Rule(
+        "mixed_scripts",
+        "note",
+        "Latin and Cyrillic letters that look alike stand in one word: write it in one script",
+    ),
     Rule("bare_question", "note", "the question is only its subject and asks nothing: write what is asked"),
 )
 
@@ -176,6 +188,7 @@ def findings_of(marked: pl.DataFrame, groups: pl.DataFrame, summary: Mapping[str
     facts = {
         "unfit": f"{round(usable * (1 - (summary['fit_ceiling'] or 0))):,}",
         "ambiguous": f"{summary['near_with_other_answers']:,}",
+        "characters": _characters(summary["invisible_characters"]),
         "questions": _pairs(overlaps, "questions"),
         "subjects": _pairs(overlaps, "subjects"),
     }
@@ -219,6 +232,11 @@ def findings_of(marked: pl.DataFrame, groups: pl.DataFrame, summary: Mapping[str
 def _pairs(overlaps: list[dict[str, Any]], what: str) -> str:
     met = [f"{pair['earlier']}/{pair['later']} {pair[what]:,}" for pair in overlaps if pair[what]]
     return ", ".join(met[:6]) + (f", and {len(met) - 6} more pairs" if len(met) > 6 else "")
+
+
+def _characters(counts: Mapping[str, int], most: int = 4) -> str:
+    told = [f"{name} in {count:,}" for name, count in sorted(counts.items(), key=lambda pair: -pair[1])]
+    return ", ".join(told[:most]) + (f", and {len(told) - most} others" if len(told) > most else "")
 
 
 def _of_rows(name: str, rows: pl.DataFrame, marked: pl.DataFrame, message: str) -> Finding:
@@ -316,7 +334,9 @@ def lines(checked: Checked) -> list[str]:
         )
         for one in found.examples:
             other = "" if one.other_row is None else f"  (see row {one.other_row})"
-            told.append(f"    row {one.row}: {_plain(one.question, 80)} -> {_plain(one.answer, 40)}{other}")
+            told.append(
+                f"    row {one.row}: {isolated(_plain(one.question, 80))} -> {isolated(_plain(one.answer, 40))}{other}"
+            )
     return told if checked.findings else [*told, "nothing found"]
 
 
@@ -332,5 +352,5 @@ def _plain(text: str | None, most: int) -> str:
     """A text in one short line that cannot steer a terminal."""
     if text is None:
         return "(none)"
-    shown = "".join(c if c.isprintable() else "\ufffd" for c in text[: most + 1])
+    shown = printable(text[: most + 1])
     return shown if len(shown) <= most else f"{shown[: most - 3]}..."

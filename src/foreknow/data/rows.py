@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import unicodedata
 from collections.abc import Mapping
 from os.path import commonprefix
@@ -198,18 +199,41 @@ def largest_remainder(sizes: Mapping[str, int], total: int) -> dict[str, int]:
 
 
 def has_word(text: str | None, word: str | None) -> bool:
-    """Whether `word` stands in `text` as whole words, capitals aside."""
+    """Whether `word` stands in `text` as whole words, capitals aside.
+
+    Scripts without blanks between words have no whole words: there it stands anywhere. In Korean, where endings are
+    joined to a word, only its beginning counts.
+    """
     if not text or not word:
         return False
-    text, word = text.casefold(), word.casefold()
+    text, word = (unicodedata.normalize("NFC", each.casefold()) for each in (text, word))
     at = text.find(word)
     while at >= 0:
         before, after = text[at - 1 : at], text[at + len(word) : at + len(word) + 1]
-        starts = not (before.isalnum() and word[0].isalnum())
-        if starts and not (after.isalnum() and word[-1].isalnum()):
+        if not _joined(before, word[0]) and (
+            (_is_hangul(after) and _is_hangul(word[-1])) or not _joined(word[-1], after)
+        ):
             return True
         at = text.find(word, at + 1)
     return False
+
+
+def _joined(one: str, other: str) -> bool:
+    """Whether two neighbours are of one word: letters, digits and marks are, but for scripts without blanks."""
+    return all(each and (each.isalnum() or unicodedata.category(each)[0] == "M") for each in (one, other)) and not (
+        _UNSPACED.match(one) or _UNSPACED.match(other)
+    )
+
+
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u1980-\u19ff\u1a20-\u1aaf\u3040-\u30ff\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff\u3005-\u3007]"
+)
+"""Thai, Lao, Tibetan, Burmese, Khmer, Tai scripts, Japanese, Chinese."""
+
+
+def _is_hangul(character: str) -> bool:
+    return "\uac00" <= character <= "\ud7a3"
 
 
 def draw_key(seed: int, *texts: str | None) -> int:

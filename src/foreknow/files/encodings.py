@@ -23,16 +23,6 @@ def encoding_of(part: Part) -> tuple[bytes, str, str]:
     """(byte-order mark, encoding, its name where the mark tells it). Raises InputError for what is no text at all."""
     with part.open() as stream:
         head = stream.read(4096)
-    other = {
-        b"PK\x03\x04": "a zip archive, such as an Excel workbook",
-        b"\x1f\x8b": "packed by gzip",
-        b"PAR1": "Parquet",
-    }
-    for magic, what in other.items():
-        if head.startswith(magic):
-            raise InputError(f"{part.where}: this is {what}, not a table of text. Save it as CSV (UTF-8).")
-    if re.match(rb"\s*<(!doctype|html|table|\?xml)", head, re.IGNORECASE):
-        raise InputError(f"{part.where}: this is a page of HTML or XML, not a table. Save its rows as CSV.")
     for bom, encoding, name in _BOMS:
         if head.startswith(bom) and not (bom == codecs.BOM_UTF16_LE and head.startswith(codecs.BOM_UTF32_LE)):
             return bom, encoding, name

@@ -1,9 +1,24 @@
-"""What a user wrote, quoted in a message. Pure."""
+"""What a user wrote, shown in a message or in a terminal. Pure."""
 
 from __future__ import annotations
+
+import re
+
+_RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff]")
+_JOINERS = "\u200c\u200d"
 
 
 def quoted(value: object, most: int = 80) -> str:
     """A value as Python writes it, control characters spelled out, cut after `most` characters."""
     text = repr(value)
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def printable(text: str) -> str:
+    """A text that cannot steer a terminal; joiners, which Persian, Hindi and emoji need, stay."""
+    return "".join(c if c.isprintable() or c in _JOINERS else "\ufffd" for c in text)
+
+
+def isolated(text: str) -> str:
+    """A text for a line of other texts: where it runs from right to left, it does not turn round what is beside it."""
+    return f"\u2068{text}\u2069" if _RIGHT_TO_LEFT.search(text) else text

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit
 
 from foreknow.errors import ConfigError, ForeknowError, InputError, MissingExtra, ResourceError
+from foreknow.files.quoting import printable
 from foreknow.progress import duration
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ class Session:
     def shown(self, text: object, most: int = 200) -> str:
         """A server's words fit for a message: one line, printable, without the key."""
         line = " ".join(self.without_key(str(text)).split())
-        line = "".join(c if c.isprintable() else "\ufffd" for c in line)
+        line = printable(line)
         return line if len(line) <= most else f"{line[: most - 3]}..."
 
     def without_key(self, text: str) -> str:
