@@ -266,6 +266,11 @@ class TuneConfig(Settings):
     turns: Turns = Field("all", description=TURNS)
     null_words: NullWords = Field("leave-out", description=NULL_WORDS)
     strict_rows: bool = Field(False, description="Refuse a file in which a row has no question or answer.")
+    bad_rows: Literal["refuse", "skip"] = Field(
+        "refuse",
+        description="Rows that nothing can be learnt from (the answer is cut away or gives no token, the chat template "
+        "refuses the row): refuse the file, or skip them. They are counted and listed either way.",
+    )
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
     dtype: str = Field("auto", description="What is computed in: auto, bfloat16 or float32. Weights stay float32.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import polars as pl
 
-from foreknow.audits.askable import UNASKABLE, exemplar_tokens, flag_long_prompts, flag_unspellable
+from foreknow.audits.askable import (
+    UNASKABLE,
+    check_any_askable,
+    exemplar_tokens,
+    flag_long_prompts,
+    flag_template_faults,
+    flag_unspellable,
+)
 from foreknow.audits.short_facts import short_rows
 from foreknow.checks.checking import check
 from foreknow.config import AuditConfig
@@ -147,7 +154,8 @@ class Draw(NamedTuple):
 
     `every`: all rows at hand, with the flags of those that cannot be asked.
 
-    All of it is plain values, so that a process elsewhere can be given it.
+    `notes`: lines about rows that the chat template refuses. All of it is plain values, so that a process elsewhere can
+    be given it.
     """
 
     template: Template
@@ -156,6 +164,7 @@ class Draw(NamedTuple):
     long: pl.DataFrame
     heads: dict[str, str]
     every: pl.DataFrame
+    notes: tuple[str, ...] = ()
 
 
 class Probing(NamedTuple):
@@ -237,7 +246,7 @@ def tell(given: Input, draw: Draw, prompter: Prompter, reasons: Sequence[str] = 
     """Say what was chosen without being asked for, and why."""
     for reason in (given.facts.reason, given.facts.accounted, *reasons, _prompt_reason(prompter.choices)):
         say(reason)
-    for reason in (draw.exemplars.reason, *draw.exemplars.notes):
+    for reason in (draw.exemplars.reason, *draw.exemplars.notes, *prompter.notes, *draw.notes):
         say(reason)
 
 
@@ -248,6 +257,7 @@ def protocol_of(config: AuditConfig, draw: Draw, prompter: Prompter, device: str
         **{k: getattr(config, k) for k in ("shots", "exemplar_sets", "samples", "temperature", "top_k")},
         **{k: getattr(config, k) for k in ("match", "tolerance", "max_expansions", "max_answer_tokens", "seed")},
         **prompter.choices,
+        **({"notes": list(prompter.notes)} if prompter.notes else {}),
         "engine": None,
         "dtype": dtype,
         "device": device,
@@ -265,8 +275,10 @@ def drawn(config: AuditConfig, given: Input, tokenizer: PreTrainedTokenizerBase,
         rows = flag_unspellable(rows, prompter, lenient=config.match == "lenient")
         return flag_long_prompts(rows, prompter, most)
 
-    every = flagged(given.every)
+    alone = flag_template_faults(given.every, prompter)
     chosen = pl.concat([given.audited["row"], given.shorts["row"]])
+    check_any_askable(alone.rows.filter(pl.col("row").is_in(chosen.implode())), alone.first)
+    every = flagged(alone.rows)
     audited = every.filter(pl.col("row").is_in(chosen.implode()))
     long = pl.col("flags").list.contains("long_answer")
     unaskable = pl.any_horizontal(pl.col("flags").list.contains(flag) for flag in UNASKABLE)
@@ -281,11 +293,15 @@ def drawn(config: AuditConfig, given: Input, tokenizer: PreTrainedTokenizerBase,
         pool=pool,
         audited=usable["row"],
     )
-    every = flag_long_prompts(every, prompter, most, exemplar_tokens(prompter, found))
-    fits = every.filter(~pl.col("flags").list.contains("long_prompt"))["row"].implode()
+    shown = flag_template_faults(every, prompter, found)
+    check_any_askable(shown.rows.filter(pl.col("row").is_in(chosen.implode())), shown.first)
+    every = flag_long_prompts(shown.rows, prompter, most, exemplar_tokens(prompter, found))
+    unasked = pl.any_horizontal(pl.col("flags").list.contains(flag) for flag in UNASKABLE)
+    fits = every.filter(~unasked)["row"].implode()
     usable = usable.filter(pl.col("row").is_in(fits))
     scored = audited.filter(USABLE & long & ~unaskable)
-    return Draw(given.template, found, usable, scored, common_heads(usable), every)
+    notes = (*alone.notes, *shown.notes)
+    return Draw(given.template, found, usable, scored, common_heads(usable), every, notes)
 
 
 def search_settings(config: AuditConfig) -> Settings:
@@ -355,7 +371,8 @@ def _sampler(
 def _prompt_reason(choices: dict[str, Any]) -> str:
     how = "through the tokenizer's chat template" if choices["chat_template"] else "as plain text, no chat template"
     bos = "with" if choices["bos_in_prompt"] else "without"
-    why = "as the tokenizer does it" if choices["bos"] == "auto" else f"--bos {choices['bos']}"
+    whose = "as the chat template writes it" if choices["chat_template"] else "as the tokenizer does it"
+    why = whose if choices["bos"] == "auto" else f"--bos {choices['bos']}"
     return f"prompts are written {how}, {bos} a beginning-of-sequence token ({why})"
 
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import polars as pl
@@ -35,8 +36,9 @@ from foreknow.lm.model_names import Resolved, resolve
 from foreknow.progress import meter, say
 from foreknow.protocol.prompts import Prompter, Template, read_template
 from foreknow.reporting import write_report
+from foreknow.training import row_faults
 from foreknow.training.before import audited_labels, own_labels
-from foreknow.training.training_rows import TRAINING, Example, check_lengths
+from foreknow.training.training_rows import TRAINING, Example, Named, check_lengths, template_faults, without
 
 if TYPE_CHECKING:
     from foreknow.evaluation.generating import Asked
@@ -78,7 +80,8 @@ class Given(NamedTuple):
     """What an evaluation reads: usable rows (`rows.ROWS`), what was known of them before (`before.LABELS`),
     the prompt.
 
-    `whence`: where the labels are from, in words; empty where there are none.
+    `whence`: where the labels are from, in words; empty where there are none. `row_faults`: by reason, rows that the
+    chat template refuses (`row_faults.counts`).
     """
 
     facts: Facts
@@ -88,6 +91,7 @@ class Given(NamedTuple):
     whence: str
     audit: Audit | None
     template: Template
+    row_faults: Mapping[str, Any] = MappingProxyType({})
 
 
 def read_given(config: EvaluateConfig) -> Given:
@@ -148,15 +152,12 @@ def run(config: EvaluateConfig) -> Evaluation:
         identity = identity_of(config, given, found.fingerprint, device, dtype)
         if folder.manifest is None:
             ready = _ready(config, given, found)  # refused before the folder is claimed
+            given = ready.given
         if folder.begin(identity, config.resolved()):
             say(f"{config.out}: this evaluation is complete; nothing to do")
         else:
-            for note in (
-                given.facts.reason,
-                given.facts.accounted,
-                *notes,
-                *_another_prompt(ready.prompter, given.template, found),
-            ):
+            another = _another_prompt(ready.prompter, given.template, found)
+            for note in (given.facts.reason, given.facts.accounted, *notes, *ready.notes, *another):
                 say(note)
             _compute(config, given, found, ready, folder, identity)
         if not (folder.path / "report.html").is_file():
@@ -182,22 +183,35 @@ def _compared(config: EvaluateConfig, audit: Audit | None, found: Resolved) -> l
 
 
 class _Ready(NamedTuple):
-    """The rows as token ids, by number, and what made them."""
+    """The rows as token ids, by number, and what made them. `given`: without the rows that cannot be asked."""
 
     prompter: Prompter
     rows: dict[int, Asked]
+    given: Given
+    notes: tuple[str, ...]
 
 
 def _ready(config: EvaluateConfig, given: Given, found: Resolved) -> _Ready:
-    """Raises InputError for rows that are longer than the model's positions."""
+    """Raises InputError for rows that are longer than the model's positions, or where no row can be asked."""
     from foreknow.evaluation.generating import asked
 
     tokenizer = models.tokenizer_of(found, config.trust_remote_code)
     prompter = Prompter(tokenizer, given.template, config.chat_template, config.bos)
+    given, notes = _askable(given, prompter)
     rows = asked(given.rows, prompter, config.max_new_tokens if isinstance(config.max_new_tokens, int) else None)
     lengths = [Example(one.row, one.prompt, (0,) * one.allowed) for one in rows]
     check_lengths(given.facts.name, lengths, models.positions_of(found, config.trust_remote_code))
-    return _Ready(prompter, {one.row: one for one in rows})
+    return _Ready(prompter, {one.row: one for one in rows}, given, (*prompter.notes, *notes))
+
+
+def _askable(given: Given, prompter: Prompter) -> tuple[Given, list[str]]:
+    """The rows without those that the chat template refuses, and lines about these."""
+    faults = template_faults(given.rows, prompter)
+    left = without(Named("rows", given.facts.name, given.rows, {}, "", ""), faults).rows
+    labels = given.labels.filter(pl.col("row").is_in(left["row"].implode()))
+    skipped = given.skipped + given.rows.height - left.height
+    found = given._replace(rows=left, labels=labels, skipped=skipped, row_faults=row_faults.counts(faults))
+    return found, row_faults.notes("rows", faults)
 
 
 def _another_prompt(prompter: Prompter, template: Template, found: Resolved) -> list[str]:
@@ -262,11 +276,13 @@ def _write(
     summary = {
         **summarise(rows, lenient=config.match == "lenient"),
         "skipped": given.skipped,
+        "row_faults": dict(given.row_faults),
         "categories_from": given.whence or None,
         "protocol": {
             **{key: getattr(config, key) for key in ("match", "max_new_tokens", "idk_answer")},
             **ready.prompter.choices,
             "prompt": given.template.target,
+            **({"notes": list(ready.prompter.notes)} if ready.prompter.notes else {}),
             "dtype": identity["dtype"],
             "device": identity["device"],
         },

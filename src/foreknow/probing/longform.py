@@ -24,6 +24,7 @@ from foreknow.lm.packaged import quiet
 from foreknow.lm.private_api import attention_of, plain_attention, set_attention
 from foreknow.probing.head import OutputHead
 from foreknow.probing.segments import ATTENTION, round_up
+from foreknow.protocol.chat_templates import TemplateRefusal
 from foreknow.protocol.prompts import Context, Prompter, common_prefix
 from foreknow.protocol.spans import LONG, Offsets, offsets_of, surprising
 
@@ -100,8 +101,12 @@ class LongScorer:
         return pl.DataFrame(lines, schema=LONG)
 
     def _asked(self, question: str, context: Context | None) -> str:
-        gap = "" if self.prompter.chat else self.prompter.template.gap
-        return self.prompter.text([], question, context) + gap
+        try:
+            return self.prompter.text([], question, context) + self.prompter.gap
+        except TemplateRefusal:
+            if question:
+                raise
+            return self._asked("...", context)  # a chat template may refuse an empty turn
 
     def texts(self, pairs: Sequence[tuple[str, str]]) -> list[Text]:
         """Prompts and answers as token ids: what the tokenizer gives for prompt and answer together.

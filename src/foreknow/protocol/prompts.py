@@ -7,7 +7,7 @@ from pieces. That prompts share a beginning is found out afterwards, by comparin
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from foreknow.errors import ConfigError
 from foreknow.files.yamltext import loads
+from foreknow.protocol.chat_templates import ChatTemplate, TemplateRefusal
 from foreknow.protocol.special_tokens import Encoded, PromptText, SpecialTokens
 
 if TYPE_CHECKING:
@@ -106,34 +107,59 @@ class Prompter:
     bos: Bos = "auto"
 
     def __post_init__(self) -> None:
-        if self.chat and not self.tokenizer.chat_template:
-            raise ConfigError("--chat-template: this model's tokenizer has no chat template; leave the flag out")
+        if self.chat:
+            self.chat_template  # noqa: B018  what no row could be asked through is refused here
         if self.bos == "yes" and self.tokenizer.bos_token_id is None:
             raise ConfigError("--bos yes: this model's tokenizer has no beginning-of-sequence token")
 
     @cached_property
+    def chat_template(self) -> ChatTemplate | None:
+        """The tokenizer's chat template, where prompts are written through it."""
+        return ChatTemplate(self.tokenizer) if self.chat else None
+
+    @cached_property
     def special(self) -> SpecialTokens:
         """The tokenizer's special tokens."""
-        also = self.tokenizer.chat_template if self.chat else ""
-        return SpecialTokens(self.tokenizer, also if isinstance(also, str) else "")
+        return SpecialTokens(self.tokenizer, self.chat_template.source.text if self.chat_template else "")
+
+    @property
+    def gap(self) -> str:
+        """What stands between a prompt and its answer."""
+        return self.chat_template.gap if self.chat_template else self.template.gap
 
     def text(self, shots: Sequence[Exemplar], question: str, context: Context | None = None) -> PromptText:
         """The whole prompt as text, with the turns that come before the question in its own chat, if any.
 
-        Special tokens that the template writes act; those that question, exemplars or turns spell do not.
+        Special tokens that the template writes act; those that question, exemplars or turns spell do not. Raises
+        TemplateRefusal (a ConfigError) for a chat that the chat template refuses, or of which it drops a turn.
         """
         turns = context or ()
 
         def render(said: Callable[[str], str]) -> str:
             shown = [shot._replace(question=said(shot.question), answer=said(shot.answer)) for shot in shots]
             before = [{"role": turn["role"], "content": said(turn["content"])} for turn in turns]
-            if self.chat:
-                return self._chat(shown, said(question), before)
+            if self.chat_template:
+                return self.chat_template.render(self._chat(shown, said(question), before))
             return self.template.render(shown, said(question), before)
 
         return self.special.rendered(render)
 
-    def _chat(self, shots: Sequence[Exemplar], question: str, context: Context) -> str:
+    def fault(self, shots: Sequence[Exemplar], question: str, context: Context | None = None) -> TemplateRefusal | None:
+        """What the chat template does to this prompt that it should not; None for a plain prompt."""
+        return self.chat_template.fault(self._chat(shots, question, context or ())) if self.chat_template else None
+
+    def unmarked(self, question: str, context: Context | None, answer: str) -> bool:
+        """Whether the chat template has `{% generation %}` blocks, and none of them marks anything of this answer."""
+        chat = self.chat_template
+        return chat is not None and chat.marked_answer(self._chat((), question, context or ()), answer) is False
+
+    def keeps_answer(self, question: str, context: Context | None, answer: str) -> bool:
+        """Whether the chat template, if prompts are written through it, would write this answer as it is."""
+        chat = self.chat_template
+        return chat is None or chat.keeps_answer(self._chat((), question, context or ()), answer)
+
+    def _chat(self, shots: Sequence[Exemplar], question: str, context: Context) -> list[dict[str, str]]:
+        """The prompt as the turns of a chat, the question last."""
         system = [t["content"] for t in context if t["role"] == "system"]
         if self.template.instruction:
             system.insert(0, self.template.instruction)
@@ -143,60 +169,93 @@ class Prompter:
             turns.append({"role": "assistant", "content": s.answer})
         turns += [{"role": t["role"], "content": t["content"]} for t in context if t["role"] != "system"]
         turns.append({"role": "user", "content": question})
-        from jinja2 import TemplateError
-
-        try:
-            rendered = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-            # a template is a program of the model's: it may refuse a system turn, or be broken
-            roles = ", ".join(dict.fromkeys(turn["role"] for turn in turns))
-            why = " ".join(str(error).split())[:160]
-            raise ConfigError(
-                f"--chat-template: the model's chat template refuses a chat of the roles {roles}: {why}"
-            ) from None
-        return str(rendered)
+        return turns
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of whole prompts, with or without a beginning-of-sequence token as `bos` says.
 
-        What the tokenizer puts behind every text (an end-of-sequence token) is left off: the answer comes there.
+        What the tokenizer puts behind every text (an end-of-sequence token) is left off: the answer comes there. What
+        it puts before every text stands once, though the template writes it too.
         """
         return [encoded.ids for encoded in self.encoded(texts, offsets=False)]
 
     def encoded(self, texts: Sequence[str], *, offsets: bool = True) -> list[Encoded]:
         """As `ids`, with the characters each id stands for (none where the tokenizer cannot tell)."""
         bos = self.tokenizer.bos_token_id
-        behind = () if self.chat else self.special.around[1]
+        before, behind = ((), ()) if self.chat else self.special.around
         found: list[Encoded] = []
         for ids, places in self.special.encode(texts, around=not self.chat, offsets=offsets):
             end = len(ids) - len(behind) if behind and tuple(ids[-len(behind) :]) == behind else len(ids)
-            starts = bool(end) and ids[0] == bos
+            begin = len(before) if before and tuple(ids[: 2 * len(before)]) == before * 2 else 0
+            while end - begin > 1 and bos is not None and ids[begin] == ids[begin + 1] == bos:
+                begin += 1
+            starts = end > begin and ids[begin] == bos
             if self.bos == "yes" and not starts:
-                found.append(Encoded([bos, *ids[:end]], [(0, 0), *places[:end]] if places else []))
+                assert isinstance(bos, int)
+                found.append(Encoded([bos, *ids[begin:end]], [(0, 0), *places[begin:end]] if places else []))
             else:
-                begin = int(self.bos == "no" and starts)
+                begin += int(self.bos == "no" and starts)
                 found.append(Encoded(ids[begin:end], places[begin:end]))
         return found
 
     def answer_ids(self, prompt_text: str, prompt_ids: Sequence[int], answer: str) -> tuple[int, ...]:
         """One way to spell `answer` behind a prompt: a place for the search to begin, not the only one."""
-        gap = "" if self.chat else self.template.gap
-        whole = self.ids([prompt_text + gap + answer])[0]
+        whole = self.ids([prompt_text + self.gap + answer])[0]
         if whole[: len(prompt_ids)] == list(prompt_ids) and len(whole) > len(prompt_ids):
             return tuple(whole[len(prompt_ids) :])
-        return tuple(self.special.encode([gap + answer], around=False)[0].ids)
+        return tuple(self.special.encode([self.gap + answer], around=False)[0].ids)
+
+    @cached_property
+    def _sample(self) -> list[int]:
+        return self.ids([self.text((), "x")])[0]
 
     @property
     def choices(self) -> dict[str, Any]:
         """What was chosen and what it comes to, for `summary.protocol`."""
-        first = self.ids(["x"])[0]
+        chat = self.chat_template
+        bos = self.tokenizer.bos_token_id
         return {
-            "prompt": "the tokenizer's chat template" if self.chat else self.template.shot + self.template.target,
+            "prompt": "the tokenizer's chat template" if chat else self.template.shot + self.template.target,
             "instruction": self.template.instruction,
             "chat_template": self.chat,
             "bos": self.bos,
-            "bos_in_prompt": bool(first) and first[0] == self.tokenizer.bos_token_id,
+            "bos_in_prompt": bos is not None and self._sample[:1] == [bos],
+            **(chat.choices if chat else {}),
         }
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines that a reader of the prompts must know: thinking, special tokens at their beginning and end."""
+        return (*(self.chat_template.notes if self.chat_template else ()), *self._special_notes())
+
+    def _special_notes(self) -> Iterator[str]:
+        tokenizer, bos = self.tokenizer, self.tokenizer.bos_token_id
+        before, starts = self.special.around[0], self._sample[:1] == [bos]
+        text = self.text((), "x")
+        own = self.special.encode([text], around=False)[0].ids
+        if before and not self.chat and tuple(own[: len(before)]) == before:
+            yield (
+                f"the prompt's text begins with {tokenizer.decode(list(before))!r}, which the tokenizer writes there "
+                "too: it is sent once"
+            )
+        if bos is not None and not starts and self.bos == "auto":
+            if self.chat and bos in before:
+                yield (
+                    f"the tokenizer puts {tokenizer.bos_token!r} before plain text, the chat template writes none: "
+                    "prompts are sent without it, as transformers does it; --bos yes puts it there"
+                )
+            elif not self.chat and getattr(tokenizer, "init_kwargs", {}).get("add_bos_token"):
+                yield (
+                    "warning: tokenizer_config.json says add_bos_token: true, but the tokenizer puts no "
+                    f"{tokenizer.bos_token!r} before a text: prompts are sent without it; --bos yes puts it there"
+                )
+        if before and bos not in before and not self.chat:
+            yield f"the tokenizer puts {tokenizer.decode(list(before))!r} before every prompt"
+        if self._sample and self._sample[-1] == tokenizer.eos_token_id:
+            yield (
+                f"warning: prompts end with {tokenizer.eos_token!r}, which ends a text: the model is asked for what "
+                "comes after it; take it out of the template"
+            )
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -48,6 +48,7 @@ def render_audit(
     model = dict(summary.get("model") or {})
     data = dict(summary.get("data") or {})
     protocol = dict(summary.get("protocol") or {})
+    notes = protocol.pop("notes", [])
     groups = frame["group"].unique().sort().to_list()
     relations = tables.relation_lines(frame, dict(summary.get("majority_floor") or {}), groups, seed)
     long, brought, flagged = long_answers(frame), short_facts(frame, facts), flags.flag_lines(frame)
@@ -69,6 +70,7 @@ def render_audit(
         facts={"model": page.facts(model), "data": page.facts(data), "protocol": page.facts(protocol)},
         cost=_cost(probes["row"].n_unique(), summary, protocol, sets),
         version=summary.get("version"),
+        notes=notes,
         mix=mix,
         mostly_long=mostly_long,
         analysed=analysed,

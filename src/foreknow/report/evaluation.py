@@ -11,6 +11,7 @@ import polars as pl
 from foreknow.protocol.slick import HIGHLY_KNOWN, UNKNOWN
 from foreknow.report import page
 from foreknow.report.charts import em_chart
+from foreknow.report.flags import fault_lines
 from foreknow.report.text import display, duration, exact, exact_interval, number, without_folders
 from foreknow.report.tune_tables import FEW, Count
 from foreknow.report.tune_words import Verdict, p_value
@@ -69,7 +70,7 @@ def render_evaluation(evaluation: Evaluation, *, show_rows: bool = True) -> str:
     """The whole page. With `show_rows=False` no question and no answer, of the data or the model, is in it."""
     summary, rows = evaluation.summary, evaluation.rows
     model, protocol, data = (dict(summary.get(key) or {}) for key in ("model", "protocol", "data"))
-    lenient = protocol.get("match") == "lenient"
+    lenient, notes = protocol.get("match") == "lenient", protocol.pop("notes", [])
     rows = rows.drop_nulls("said").with_columns(counts=pl.col("right_lenient" if lenient else "right"))
     categories = by(summary, "by_category", lenient)
     relations = sorted(by(summary, "by_relation", lenient), key=lambda line: (-line.em.rows, line.name))
@@ -77,6 +78,7 @@ def render_evaluation(evaluation: Evaluation, *, show_rows: bool = True) -> str:
     return page.render(
         "evaluation.html.j2",
         version=summary.get("version"),
+        notes=[*notes, *fault_lines("rows", summary.get("row_faults") or {})],
         model=model,
         data=data,
         verdict=verdict(summary, categories, guesses, lenient=lenient),

@@ -23,10 +23,24 @@ MEANINGS: Final = {
     "long_answer": "the answer is longer than the protocol is made for; no category",
     "long_prompt": "question and exemplars do not fit in the model's positions; no category",
     "unspellable": "the tokenizer cannot spell the answer as it is written (it lower-cases, say); no category",
+    "template_refuses": "the chat template raises an error for the row's chat (roles out of order, say); no category",
+    "template_drops": "the chat template leaves out a part of the row's chat without an error; no category",
+    "template_changes": "the chat template writes the question otherwise than the row has it",
     "not_finite": "the model's logits were not finite (NaN or infinity) for one of its prompts; no category",
     "undecided": "WeaklyKnown or Unknown is too close to call; the likelier one is given",
 }
 """Flags that say how a row was asked and read."""
+FAULTS: Final = {
+    "template_refuses": "left out: the chat template refuses them",
+    "template_drops": "left out: the chat template leaves out one of their texts",
+    "no_question_tokens": "left out: the question gives no token",
+    "no_answer_tokens": "left out: the answer gives no token",
+    "answer_cut": "left out: longer than the model's positions, so that the answer would be cut away",
+    "no_label": "left out: the chat template marks no token of the answer as learnt",
+    "weight_zero": "with weight 0, which teach nothing",
+    "answer_changed": "whose answer the chat template would write otherwise, taught as they are",
+}
+"""Why rows are left out of training or of questions, or teach nothing (`training/row_faults.py`)."""
 _RULES: Final = {rule.name: rule for rule in RULES}
 _AS_WRITTEN: Final = ("masked", "tool_call", "refusal", "not_text", "no_user_turn", "long_chat", THOUGHT)
 """Rules that tell how a chat was written, not that something is wrong with it."""
@@ -82,3 +96,16 @@ def spoken(rule: Rule) -> tuple[str, str]:
 
 def _said(name: str) -> tuple[str, str]:
     return spoken(_RULES[name]) if name in _RULES else (MEANINGS.get(name, ""), "")
+
+
+def fault_lines(name: str, counts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for each reason for which a set's rows are left out or teach nothing.
+
+    `counts`: by reason, how many `rows`, and the numbers of the `first` of them.
+    """
+    found = []
+    for reason, of in counts.items():
+        numbers = ", ".join(str(row) for row in of["first"]) + (", ..." if of["rows"] > len(of["first"]) else "")
+        rows = f"{of['rows']:,} {'row' if of['rows'] == 1 else 'rows'}"
+        found.append(f"{name}: {rows} {FAULTS.get(reason, reason)} (row {numbers})")
+    return found

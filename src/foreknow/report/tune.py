@@ -15,6 +15,7 @@ from foreknow.files.runs import differences
 from foreknow.protocol.slick import CATEGORIES, UNKNOWN
 from foreknow.report import page
 from foreknow.report.charts import INK, SOFT
+from foreknow.report.flags import fault_lines
 from foreknow.report.text import display, duration, exact, number, suffix_of, without_folders
 from foreknow.report.tune_charts import COLOURS, DASHES, Curve, Mark, epochs_chart
 from foreknow.report.tune_examples import examples
@@ -102,6 +103,7 @@ def render_tune(tuned: Tuned, control: Tuned | None = None, *, show_rows: bool =
         story=story,
         verdict=verdict(story) if story else None,
         options=options(story, suffix) if story else (),
+        notes=_notes(run),
         model=dict(run.results.get("model") or {"name": run.config.get("model")}),
         train=_file(run, TRAIN),
         points=_points(run, other),
@@ -315,6 +317,7 @@ def _facts(run: Run) -> dict[str, list[page.Fact]]:
     method = dict(results.get("method") or {})
     kept = {k: v for k, v in config.items() if k in _SETTINGS and (not k.startswith("lora") or _is_lora(config))}
     reasons, text = method.pop("reasons", []), dict(method.pop("training_text", {}))
+    method.pop("notes", None)
     how = {**{k: v for k, v in method.items() if k != "name"}, **text, "instruction": text.get("instruction") or None}
     data = []
     for name, of in dict(results.get("data") or {}).items():
@@ -344,6 +347,13 @@ def _facts(run: Run) -> dict[str, list[page.Fact]]:
         "data": data,
         "cost": cost,
     }
+
+
+def _notes(run: Run) -> list[str]:
+    """What must be known of the prompts, and of rows that are left out or teach nothing."""
+    data = dict(run.results.get("data") or {}).items()
+    left = [line for name, of in data for line in fault_lines(name, of.get("row_faults") or {})]
+    return [*(run.results.get("method") or {}).get("notes", []), *left]
 
 
 def _is_lora(config: Mapping[str, Any]) -> bool:

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -21,24 +22,36 @@ from foreknow.lm.adapters import about
 from foreknow.lm.model_names import Resolved, resolve
 from foreknow.progress import duration, meter, say
 from foreknow.protocol.prompts import Prompter
-from foreknow.training import curves
+from foreknow.training import curves, row_faults
 from foreknow.training.checkpoints import Checkpoint, is_whole, latest
-from foreknow.training.curves import Line
+from foreknow.training.curves import TRAIN, Line
 from foreknow.training.inputs import Given, check_method, check_models, read_given
+from foreknow.training.row_faults import RowFault
 from foreknow.training.tracker import Mirror, Tracker, vocabulary_for
 from foreknow.training.trainer import CHECKPOINTS, FactTrainer, NotFinite, arguments, set_dropout
 from foreknow.training.training_pass import base_of, learning
-from foreknow.training.training_rows import Example, check_lengths, examples, micro_batches
+from foreknow.training.training_rows import Example, micro_batches, tokenise, without
 from foreknow.training.tuning import OUTCOMES, computing_on, sized
 from foreknow.training.watching import BEST, Made, Watcher, write_lines
 
 
 class Tokenised(NamedTuple):
-    """The rows to train on as token ids, and what made them."""
+    """The rows to train on as token ids, and what made them.
+
+    `given`: the sets without the rows that cannot be used. `faults`: those, by set, with their reasons.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     prompter: Prompter
     examples: list[Example]
+    given: Given
+    faults: dict[str, list[RowFault]]
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines about the prompts, and about rows that are left out or teach nothing."""
+        rows = [line for name, faults in self.faults.items() for line in row_faults.notes(name, faults)]
+        return [*self.prompter.notes, *rows]
 
 
 def tokenised(config: TuneConfig, given: Given, found: Resolved) -> Tokenised:
@@ -47,9 +60,18 @@ def tokenised(config: TuneConfig, given: Given, found: Resolved) -> Tokenised:
     if tokenizer.eos_token_id is None:
         raise ModelError(f"--model {config.model}: its tokenizer has no end-of-sequence token; answers could not end")
     prompter = Prompter(tokenizer, given.template, config.chat_template, config.bos)
-    made = examples(given.train, prompter, int(tokenizer.eos_token_id))
-    check_lengths(given.train.file, made, models.positions_of(found, config.trust_remote_code))
-    return Tokenised(tokenizer, prompter, made)
+    positions, end = models.positions_of(found, config.trust_remote_code), int(tokenizer.eos_token_id)
+    faults: dict[str, list[RowFault]] = {}
+    lessons: list[Example] = []
+    for name, named in given.sets.items():
+        made, faults[name] = tokenise(named, prompter, end, positions)
+        if name == TRAIN:
+            lessons = made
+        else:
+            faults[name] = [fault for fault in faults[name] if fault.reason not in row_faults.OF_TRAINING]
+    row_faults.check({given.sets[name].file: some for name, some in faults.items()}, config.bad_rows)
+    sets = {name: without(named, faults[name]) for name, named in given.sets.items()}
+    return Tokenised(tokenizer, prompter, lessons, replace(given, sets=sets), faults)
 
 
 def _load(config: TuneConfig, device: str, dtype: str) -> Made:
@@ -181,11 +203,9 @@ def _lacks(folder: RunFolder, watch: Watcher, found: Checkpoint) -> str | None:
     return str(path) if path and not is_whole(path) else None
 
 
-def train(
-    config: TuneConfig, given: Given, ready: Tokenised, folder: RunFolder, device: str, dtype: str
-) -> dict[str, Any]:
+def train(config: TuneConfig, ready: Tokenised, folder: RunFolder, device: str, dtype: str) -> dict[str, Any]:
     """Train to the end and leave `early_stop`, `convergence` and the outcomes; what `results.json` says of it."""
-    made = _load(config, device, dtype)
+    made, given = _load(config, device, dtype), ready.given
     for reason in made.reasons:
         say(reason)
     steps = math.ceil(len(ready.examples) / config.batch_size)
@@ -212,6 +232,7 @@ def train(
             "dtype": dtype,
             "device": device,
             "reasons": [*made.reasons, reason],
+            **({"notes": list(ready.prompter.notes)} if ready.prompter.notes else {}),
             "training_text": {**ready.prompter.choices, "prompt": given.template.target},
         },
     }
@@ -308,6 +329,9 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
     check_method(config.model, config.method, found)
     check_models(config, given, found.fingerprint)
     ready = tokenised(config, given, found)
+    given = ready.given
+    for note in ready.notes:
+        say(note)
     made = _load(config, device, dtype)
     burst = micro_batches(ready.examples[: config.batch_size], int(config.micro_batch_tokens or 2048))[:2]
     with learning(made.model, [min(ready.examples, key=lambda e: e.length)]) as (losses, _):

@@ -143,6 +143,8 @@ class FactTrainer(Trainer):
                 found = ranks.totals([row in bad for row in self.rows])
                 rows = [row for row, times in zip(self.rows, found, strict=True) if times]
                 self._stop(f"the loss is {float(total)}", rows or self.rows)
+        if float(total) == 0 and whole > 0 and not self.tally.tokens and self.state.global_step == 0:
+            self._stop("the loss of the first step is exactly 0, so that nothing is learnt", self.rows)
         self.tally = Tally(self.tally.loss + float(total) * whole, self.tally.tokens + whole)
         self.meter.advance(len(batch))
         return total

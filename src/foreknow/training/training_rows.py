@@ -18,8 +18,12 @@ from foreknow.data.facts import Facts, read_facts
 from foreknow.data.rows import GOLD, ROWS, SAME_GOLD, SAME_QUESTION, USABLE, earlier_turns
 from foreknow.errors import InputError, ModelError
 from foreknow.mixes.mixing import manifest_path, read_manifest
+from foreknow.protocol.chat_templates import CHANGES
 from foreknow.protocol.prompts import Prompter, Template
 from foreknow.protocol.slick import CATEGORIES
+from foreknow.protocol.special_tokens import PromptText
+from foreknow.training import row_faults
+from foreknow.training.row_faults import RowFault
 
 TRAINING: Final = Template(target="Answer the following question. {question}\n")
 """The paper's training format (section 3), zero-shot."""
@@ -136,43 +140,82 @@ def _weights(rows: pl.DataFrame, file: str) -> pl.Series:
 def examples(given: Named, prompter: Prompter, end: int) -> list[Example]:
     """The rows of a set as token ids, in their order; `end` is the token that ends every answer.
 
-    Raises InputError for a gold that the tokenizer makes nothing of.
+    Raises InputError for rows that cannot be trained on (`row_faults.py`).
     """
-    rows = given.rows
-    questions, golds = rows["question"].to_list(), [gold.strip() for gold in rows.select(GOLD).to_series()]
-    texts = [prompter.text((), *asked) for asked in rows.select("question", "context").iter_rows()]
-    prompts = prompter.ids(texts)
-    gap = "" if prompter.chat else prompter.template.gap
-    whole = prompter.ids([text + gap + gold for text, gold in zip(texts, golds, strict=True)])
+    found, faults = tokenise(given, prompter, end)
+    row_faults.check({given.file: faults}, "refuse")
+    return found
+
+
+def tokenise(
+    given: Named, prompter: Prompter, end: int, positions: int | None = None
+) -> tuple[list[Example], list[RowFault]]:
+    """The rows of a set as token ids, in their order, and those that cannot be trained on.
+
+    `end`: the token that ends every answer. `positions`: tokens that the model takes in.
+    """
+    faults = {fault.row: fault for fault in template_faults(given.rows, prompter)}
+    asked: list[tuple[int, PromptText, str, float]] = []
+    taken = given.rows.filter(~pl.col("row").is_in(list(faults)))
+    for row, question, context, weight, gold in taken.select("row", "question", "context", "weight", GOLD).iter_rows():
+        if weight == 0:
+            faults[row] = RowFault(row, row_faults.WEIGHT_ZERO)
+        elif not prompter.keeps_answer(question, context, gold.strip()):
+            faults[row] = RowFault(row, row_faults.ANSWER_CHANGED)
+        asked.append((row, prompter.text((), question, context), gold.strip(), weight))
+        if prompter.unmarked(question, context, gold.strip()):
+            faults[row] = RowFault(row, "no_label")
+    prompts = prompter.ids([text for _, text, _, _ in asked])
+    whole = prompter.ids([text + prompter.gap + gold for _, text, gold, _ in asked])
     found = []
-    numbers, weights = rows["row"].to_list(), rows["weight"].to_list()
-    for n, row in enumerate(numbers):
-        prompt, ids = prompts[n], whole[n]
+    for (row, text, gold, weight), prompt, ids in zip(asked, prompts, whole, strict=True):
         if ids[: len(prompt)] == prompt and len(ids) > len(prompt):
             answer = tuple(ids[len(prompt) :])
         else:
-            answer = prompter.answer_ids(texts[n], prompt, golds[n])
+            answer = prompter.answer_ids(text, prompt, gold)
         if not answer:
-            raise InputError(
-                f"{given.file}: row {row}: the answer {golds[n]!r} is no token at all to this model's tokenizer; "
-                "leave the row out, or choose another model"
-            )
-        if not prompt:
-            raise InputError(f"{given.file}: row {row}: the question {questions[n]!r} gives no token to begin with")
-        found.append(Example(row, tuple(prompt), (*answer, end), weights[n]))
+            faults[row] = RowFault(row, "no_answer_tokens", f"the answer {gold!r}")
+        elif not prompt:
+            faults[row] = RowFault(row, "no_question_tokens", f"the prompt {str(text)!r}")
+        elif positions is not None and len(prompt) + len(answer) + 1 > positions:
+            faults[row] = _too_long(row, len(prompt) + len(answer) + 1, positions)
+        if row not in faults or faults[row].reason in row_faults.KEPT:
+            found.append(Example(row, tuple(prompt), (*answer, end), weight))
+    return found, [faults[row] for row in sorted(faults)]
+
+
+def template_faults(rows: pl.DataFrame, prompter: Prompter) -> list[RowFault]:
+    """The rows (`rows.ROWS`, usable ones) that the chat template refuses, or of which it drops a text."""
+    if prompter.chat_template is None:
+        return []
+    found = []
+    for row, question, context in rows.select("row", "question", "context").iter_rows():
+        fault = prompter.fault((), question, context)
+        if fault is not None and fault.flag != CHANGES:
+            found.append(RowFault(row, fault.flag, str(fault).removeprefix("--chat-template: ")))
     return found
+
+
+def _too_long(row: int, tokens: int, positions: int) -> RowFault:
+    return RowFault(row, "answer_cut", f"the model's {positions:,} positions, {{first}} with {tokens:,} tokens")
+
+
+def without(given: Named, faults: Sequence[RowFault]) -> Named:
+    """A set without its rows that cannot be used. Raises InputError where none is left."""
+    gone = [fault.row for fault in faults if fault.reason not in row_faults.KEPT]
+    left = given.rows.filter(~pl.col("row").is_in(gone)) if gone else given.rows
+    if left.is_empty() and gone:
+        told = "; ".join(row_faults.lines(faults))
+        raise InputError(f"{given.file}: none of its {given.rows.height:,} rows can be used: {told}")
+    return given._replace(rows=left)
 
 
 def check_lengths(file: str, found: Sequence[Example], positions: int | None) -> None:
     """Raise InputError for a row that is longer than the model's positions."""
-    if positions is None:
-        return
-    long = [e for e in found if len(e.prompt) + len(e.answer) > positions]
+    tokens = {e.row: len(e.prompt) + len(e.answer) for e in found}
+    long = [_too_long(row, n, positions) for row, n in tokens.items() if positions is not None and n > positions]
     if long:
-        raise InputError(
-            f"{file}: {len(long):,} rows are longer than the model's {positions:,} positions, first row {long[0].row} "
-            f"with {len(long[0].prompt) + len(long[0].answer):,} tokens; leave them out, or shorten them"
-        )
+        raise InputError(f"{file}: {'; '.join(row_faults.lines(long))}; leave them out, or shorten them")
 
 
 def check_overlap(train: Named, others: Sequence[Named], allowed: bool) -> str | None:

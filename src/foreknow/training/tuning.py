@@ -25,7 +25,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -51,6 +51,7 @@ from foreknow.reporting import write_report
 from foreknow.training import curves
 from foreknow.training.curves import TRAIN
 from foreknow.training.inputs import Given, check_method, check_models, read_given
+from foreknow.training.row_faults import RowFault, counts
 from foreknow.training.training_rows import ceiling
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def read_lines(folder: Path) -> list[curves.Line]:
 
 _NO_IDENTITY: Final = {
     *("train", "dev", "test", "out", "model", "base", "audit", "force", "allow_overlap", "prompt_template"),
-    *("map", "templates", "group_by", "turns", "null_words", "strict_rows", "trust_remote_code"),
+    *("map", "templates", "group_by", "turns", "null_words", "strict_rows", "bad_rows", "trust_remote_code"),
     *("dtype", "device", "report_to", "save_every", "dry_run"),
 }
 """Settings that name a file whose content counts instead, or do not change a result."""
@@ -228,9 +229,9 @@ def _run(config: TuneConfig, page: bool) -> Tuned:
             ready = tokenised(config, given, found)  # what it refuses is refused before anything is written
             if ranks.first():
                 folder.begin(identity, config.resolved())
-            for note in notes:
+            for note in (*notes, *ready.notes):
                 say(note)
-            _tune(config, given, ready, folder, identity, device, dtype)
+            _tune(config, ready, folder, identity, device, dtype)
         if ranks.first():
             for left in (".checkpoints", ".best"):
                 shutil.rmtree(folder.path / left, ignore_errors=True)
@@ -252,7 +253,6 @@ def check_processes(folder: RunFolder) -> None:
 
 def _tune(
     config: TuneConfig,
-    given: Given,
     ready: Tokenised,
     folder: RunFolder,
     identity: dict[str, Any],
@@ -261,12 +261,12 @@ def _tune(
 ) -> None:
     from foreknow.training.loop import train
 
-    made = train(config, given, ready, folder, device, dtype)
+    made, given = train(config, ready, folder, device, dtype), ready.given
     if not ranks.first():
         return
     lines = read_lines(folder.path)
     write_frame(folder.path / "rows.parquet", watched(given))
-    write_json(folder.path / "results.json", results(config, given, lines, made))
+    write_json(folder.path / "results.json", results(config, given, lines, made, ready.faults))
     for note in _endings(lines, config.metric):
         say(note)
     folder.finish(
@@ -291,8 +291,14 @@ def watched(given: Given) -> pl.DataFrame:
     return pl.concat(parts).select(*WATCHED)
 
 
-def results(config: TuneConfig, given: Given, lines: list[curves.Line], made: Mapping[str, Any]) -> dict[str, Any]:
-    """The contract of `results.json`."""
+def results(
+    config: TuneConfig,
+    given: Given,
+    lines: list[curves.Line],
+    made: Mapping[str, Any],
+    faults: Mapping[str, Sequence[RowFault]],
+) -> dict[str, Any]:
+    """The contract of `results.json`. `faults`: by set, the rows that are left out or teach nothing."""
     early, last = curves.best(lines, config.metric), curves.epochs(lines)[-1]
     assert early is not None
     measuring = sum(line["measuring_seconds"] for line in lines)
@@ -319,6 +325,7 @@ def results(config: TuneConfig, given: Given, lines: list[curves.Line], made: Ma
                 "fingerprint": fingerprint(found.rows),
                 "digest": found.digest,
                 "categories": found.categories or None,
+                "row_faults": counts(faults.get(name, ())),
             }
             for name, found in given.sets.items()
         },

@@ -1,0 +1,160 @@
+"""The source of a chat template: the variables that it reads, the constants that it compares them with, its dates.
+
+A chat template is a Jinja program that comes with a tokenizer. What can be read off it without running it is read
+here; what it does with a chat is found out by rendering one (`chat_templates.py`).
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from foreknow.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jinja2 import nodes
+    from transformers import PreTrainedTokenizerBase
+
+PROVIDED: Final = frozenset(
+    {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "raise_exception"}
+    | {"strftime_now", "namespace", "range", "dict", "lipsum", "cycler", "joiner"}
+)
+"""What transformers passes to every template, or Jinja knows by itself: no setting of the template's own."""
+DAY: Final = datetime.datetime(2024, 7, 26, tzinfo=datetime.UTC)
+"""The day that templates are told it is, so that a prompt is the same on every day: Llama 3's own, if told none."""
+_DAY_NAMES: Final = {"date_string": "%d %b %Y", "current_date": "%Y-%m-%d", "today": "%d %B %Y"}
+"""Variables by which templates are told the day, and how they write it."""
+
+
+class TemplateSource(NamedTuple):
+    """What is read off a template.
+
+    `text`: the program, with the days that it would ask the clock for written into it. `variables`: what it reads and
+    does not set itself, but for `PROVIDED`. `constants`: by variable, the constants that it is compared with.
+    `literals`: all texts that the program holds. `day`: whether prompts would tell the day.
+    """
+
+    text: str
+    variables: tuple[str, ...]
+    constants: dict[str, tuple[Any, ...]]
+    literals: tuple[str, ...]
+    day: bool
+    generation: bool
+
+    @property
+    def dates(self) -> dict[str, str]:
+        """The variables by which it is told the day, with the day that it is told."""
+        return {name: DAY.strftime(_DAY_NAMES[name]) for name in self.variables if name in _DAY_NAMES}
+
+
+def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of a tokenizer's chat template. Raises ConfigError where it has none, or several and no default."""
+    found = tokenizer.chat_template
+    if isinstance(found, dict):
+        named = {str(name): text for name, text in found.items() if text}
+        if "default" in named or len(named) == 1:
+            return str(named.get("default") or next(iter(named.values())))
+        if named:
+            raise ConfigError(
+                f"--chat-template: this model's tokenizer has the chat templates {', '.join(sorted(named))} and none "
+                "named 'default'; save the one to use as chat_template.jinja in the model's folder"
+            )
+        found = None
+    if not found:
+        raise ConfigError("--chat-template: this model's tokenizer has no chat template; leave the flag out")
+    return str(found)
+
+
+def read_source(text: str) -> TemplateSource:
+    """Read a template. Raises ConfigError where it is no Jinja."""
+    from jinja2 import TemplateError, meta, nodes
+
+    try:
+        tree = _environment().parse(text)
+        read = meta.find_undeclared_variables(tree)
+    except (TemplateError, RecursionError) as error:
+        why = " ".join(str(error).split())[:160]
+        line = getattr(error, "lineno", None)
+        at = f", line {line}" if line else ""
+        raise ConfigError(
+            f"--chat-template: the model's chat template is not valid Jinja{at}: {why}; repair it in the model's "
+            "folder, or leave the flag out"
+        ) from None
+    formats = set(_day_formats(tree))
+    return TemplateSource(
+        text=_with_days(text, formats) if formats and None not in formats else text,
+        variables=tuple(sorted(read - PROVIDED)),
+        constants=_constants(tree),
+        literals=tuple(
+            [str(node.data) for node in tree.find_all(nodes.TemplateData)]
+            + [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
+        ),
+        day=bool(formats) or bool(read & _DAY_NAMES.keys()),
+        generation=re.search(r"\{%-?\s*generation\s*-?%\}", text) is not None,
+    )
+
+
+def _environment() -> Any:
+    from jinja2 import Environment
+    from jinja2.ext import Extension
+
+    class Generation(Extension):
+        """`{% generation %}`, which transformers adds to Jinja: what it holds stands where it is."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    return Environment(extensions=["jinja2.ext.loopcontrols", Generation])  # only parsed, never rendered
+
+
+def _constants(tree: nodes.Template) -> dict[str, tuple[Any, ...]]:
+    """By variable, the constants it is compared with or looked up in, by whatever names it goes on under."""
+    from jinja2 import nodes
+
+    aliases: dict[str, set[str]] = {}
+    for made in tree.find_all(nodes.Assign):
+        if isinstance(made.target, nodes.Name):
+            aliases.setdefault(made.target.name, set()).update(name.name for name in made.node.find_all(nodes.Name))
+            if isinstance(made.node, nodes.Name):
+                aliases[made.target.name].add(made.node.name)
+    found: dict[str, list[Any]] = {}
+    for node in tree.find_all((nodes.Compare, nodes.Getitem)):
+        values = [const.value for const in node.find_all(nodes.Const)]
+        for name in _origins({name.name for name in node.find_all(nodes.Name)}, aliases):
+            found.setdefault(name, []).extend(value for value in values if value not in found[name])
+    return {name: tuple(values) for name, values in found.items()}
+
+
+def _origins(names: set[str], aliases: dict[str, set[str]]) -> set[str]:
+    """The names, and all that they were set from."""
+    seen: set[str] = set()
+    left = list(names)
+    while left:
+        name = left.pop()
+        if name not in seen:
+            seen.add(name)
+            left += aliases.get(name, ())
+    return seen
+
+
+def _day_formats(tree: nodes.Template) -> Iterator[str | None]:
+    """How the template asks the clock for the day; None where the format is computed."""
+    from jinja2 import nodes
+
+    for call in tree.find_all(nodes.Call):
+        if isinstance(call.node, nodes.Name) and call.node.name == "strftime_now":
+            given = call.args[0] if call.args else None
+            yield given.value if isinstance(given, nodes.Const) and isinstance(given.value, str) else None
+
+
+def _with_days(text: str, formats: set[str | None]) -> str:
+    """The template behind a macro that answers in the clock's place: values passed to a template cannot be called."""
+    days = {form: DAY.strftime(form) for form in formats if form is not None}
+    table = "{" + ", ".join(f"{form!r}: {day!r}" for form, day in sorted(days.items())) + "}"
+    # the print statement at the end keeps the line break that a block statement would swallow
+    return f"{{%- macro strftime_now(form) -%}}{{{{ {table}[form] }}}}{{%- endmacro %}}{{{{ '' }}}}{text}"

@@ -1,0 +1,102 @@
+"""Rows that a model cannot be trained on or asked, each with its reason: counted, listed, refused or left out. Pure.
+
+    template_refuses    the chat template raises an error for the row's chat
+    template_drops      the chat template leaves out the question, or a turn, without an error
+    no_question_tokens  the question gives the tokenizer no token to begin with
+    no_answer_tokens    the answer is no token at all to the tokenizer
+    answer_cut          prompt and answer are longer than the model's positions: the answer would be cut away
+    no_label            the chat template's {% generation %} block marks no token of the answer
+    weight_zero         the row's weight is 0: it is read, and teaches nothing
+    answer_changed      the chat template would write the answer otherwise; it is taught as the row has it
+
+Rows of the last two kinds are kept and counted. All others are refused, or left out by choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple
+
+from foreknow.errors import InputError
+
+BadRows = Literal["refuse", "skip"]
+WEIGHT_ZERO: Final = "weight_zero"
+ANSWER_CHANGED: Final = "answer_changed"
+KEPT: Final = frozenset({WEIGHT_ZERO, ANSWER_CHANGED})
+"""Reasons that leave a row in its set."""
+OF_TRAINING: Final = KEPT | {"no_label"}
+"""Reasons that matter to rows that are trained on, not to those that are only asked."""
+LISTED: Final = 8
+"""Rows of each reason that are named; the others are counted."""
+_SAID: Final = {
+    "template_refuses": "{rows} refused by the chat template, {first}",
+    "template_drops": "{rows} of which the chat template leaves out a text, {first}",
+    "no_question_tokens": "{rows} whose question gives no token to begin with, {first}",
+    "no_answer_tokens": "{rows} whose answer is no token at all to this model's tokenizer, {first}",
+    "answer_cut": "{rows} {are} longer than {first}",
+    "no_label": "{rows} of whose answer {{% generation %}} in the chat template marks no token, {first}",
+    WEIGHT_ZERO: "{rows} with weight 0, which teach nothing, {first}",
+    ANSWER_CHANGED: "{rows} whose answer the chat template would write otherwise, {first}; taught as they are",
+}
+
+
+class RowFault(NamedTuple):
+    """A row (its number in the file), a reason, and what was found in words."""
+
+    row: int
+    reason: str
+    detail: str = ""
+
+
+def by_reason(faults: Iterable[RowFault]) -> dict[str, list[RowFault]]:
+    """The faults of each reason, in the order of the reasons above."""
+    found: dict[str, list[RowFault]] = {}
+    for fault in faults:
+        found.setdefault(fault.reason, []).append(fault)
+    return {reason: found[reason] for reason in (*_SAID, *found) if reason in found}
+
+
+def counts(faults: Iterable[RowFault]) -> dict[str, dict[str, Any]]:
+    """By reason: `rows`, how many, and `first`, the numbers of the first of them. For `results.json`."""
+    return {
+        reason: {"rows": len(some), "first": [fault.row for fault in some[:LISTED]]}
+        for reason, some in by_reason(faults).items()
+    }
+
+
+def lines(faults: Iterable[RowFault]) -> list[str]:
+    """A line for each reason: how many rows, which ones, and what was found in the first."""
+    return [_line(reason, some) for reason, some in by_reason(faults).items()]
+
+
+def _line(reason: str, some: Sequence[RowFault]) -> str:
+    rows = f"{len(some):,} rows"
+    numbers = ", ".join(str(fault.row) for fault in some[1:LISTED])
+    more = f"; then {numbers}{' ...' if len(some) > LISTED else ''}" if numbers else ""
+    first = f"first row {some[0].row}"
+    detail = some[0].detail
+    if reason == "answer_cut":
+        return _SAID[reason].format(rows=rows, are="are", first=f"{detail.format(first=first)}{more}")
+    told = f"{first}{': ' if detail else ''}{detail}{more}"
+    return _SAID.get(reason, "{rows}: " + reason + ", {first}").format(rows=rows, first=told)
+
+
+def check(faults: Mapping[str, Sequence[RowFault]], choice: BadRows, option: str = "--bad-rows skip") -> None:
+    """Raise InputError for rows that cannot be used, unless they are to be left out. `faults`: by file."""
+    if choice == "skip":
+        return
+    told = [
+        f"{file}: {'; '.join(lines(bad))}"
+        for file, some in faults.items()
+        if (bad := [fault for fault in some if fault.reason not in KEPT])
+    ]
+    if told:
+        raise InputError(f"{'; '.join(told)}.\nLeave them out or shorten them, or go on without them: {option}")
+
+
+def notes(name: str, faults: Sequence[RowFault]) -> list[str]:
+    """What the terminal and the page say of a set's rows that are left out, or teach nothing."""
+    return [
+        f"{'' if reason in KEPT else 'warning: '}{name}: {_line(reason, some)}{'' if reason in KEPT else ': left out'}"
+        for reason, some in by_reason(faults).items()
+    ]
