@@ -423,6 +423,11 @@ class MixConfig(Settings):
     family_of: tuple[str, ...] = Field(
         CATEGORIES, description="With --family categories: the categories that such sets are made of."
     )
+    bad_rows: Literal["refuse", "skip"] = Field(
+        "skip",
+        description="Rows of the audit that nothing can be learnt from (no answer, refused by the chat template): they "
+        "are never drawn, but counted; refuse makes them an error.",
+    )
     seed: int = Field(0, ge=0, description="Seed of every draw.")
     force: bool = Field(False, description="Write over a file that was made with other settings.")
 

@@ -26,6 +26,8 @@ from foreknow.data.rows import draw_key
 from foreknow.errors import InputError
 from foreknow.files.places import place
 from foreknow.files.runs import SEAL, fingerprint
+from foreknow.mixes.left_out import check_left_out, left_out
+from foreknow.mixes.left_out import lines as left_out_lines
 from foreknow.mixes.sizes import (
     Sizes,
     count_categories,
@@ -84,6 +86,8 @@ def draw(
     `known_of` names (`read_manifest`). Raises InputError, with the numbers, for a set that cannot be filled.
     The caller writes the rows in the layout they came in, and sets the manifest's `sha256` to the file's.
     """
+    gone = left_out(_of_relations(rows, config.relations))
+    check_left_out(gone, config.bad_rows)
     pool, source = drawable(_of_relations(rows, config.relations))
     if config.kind == "known_of":
         drawn, sizes = _without_unknown(rows, config, audit, variant or {}), None
@@ -109,6 +113,7 @@ def draw(
         },
         "model": audit.get("model"),
         **told,
+        "left_out": gone,
         "known_of": _summary_of(variant) if config.kind == "known_of" and variant else None,
         "rows": spans(mixed["row"]),
         "sha256": None,
@@ -321,6 +326,12 @@ def _told(
 def _notes(source: str, manifest: Mapping[str, Any], config: MixConfig, sizes: Sizes | None) -> tuple[str, ...]:
     size, overall = manifest["size"], manifest["counts"]["overall"]
     notes = [source]
+    if gone := manifest["left_out"]:
+        notes.append(f"never drawn: {'; '.join(left_out_lines(gone))}")
+    idle = {name: overall[name] for name, weight in (manifest["weight"] or {}).items() if weight == 0 and overall[name]}
+    if idle:
+        told = ", ".join(f"{name} {count:,}" for name, count in idle.items())
+        notes.append(f"{sum(idle.values()):,} rows have weight 0 and teach nothing ({told})")
     if sizes is not None:
         notes.append(f"the largest size is {sizes.total:,}: {sizes.rule} (--family {sizes.family})")
     asked = "" if config.unknown is None else f", asked for {config.unknown:.2%}"

@@ -187,16 +187,25 @@ class Prompter:
         for ids, places in self.special.encode(texts, around=not self.chat, offsets=offsets):
             end = len(ids) - len(behind) if behind and tuple(ids[-len(behind) :]) == behind else len(ids)
             begin = len(before) if before and tuple(ids[: 2 * len(before)]) == before * 2 else 0
-            while end - begin > 1 and bos is not None and ids[begin] == ids[begin + 1] == bos:
-                begin += 1
-            starts = end > begin and ids[begin] == bos
-            if self.bos == "yes" and not starts:
+            kept, at = list(range(begin, end)), self._starts(ids[begin:end])
+            if self.bos == "yes" and not at:
                 assert isinstance(bos, int)
                 found.append(Encoded([bos, *ids[begin:end]], [(0, 0), *places[begin:end]] if places else []))
-            else:
-                begin += int(self.bos == "no" and starts)
-                found.append(Encoded(ids[begin:end], places[begin:end]))
+                continue
+            for again in reversed(at if self.bos == "no" else at[1:]):
+                del kept[again]
+            found.append(Encoded([ids[n] for n in kept], [places[n] for n in kept] if places else []))
         return found
+
+    def _starts(self, ids: Sequence[int]) -> list[int]:
+        """Where beginning-of-sequence tokens stand among the special tokens that a text begins with."""
+        bos, special = self.tokenizer.bos_token_id, self._special_ids
+        length = next((n for n, one in enumerate(ids) if one not in special), len(ids))
+        return [n for n in range(length) if ids[n] == bos] if bos is not None else []
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset([*self.special.ids.values(), *self.special.around[0]])
 
     def answer_ids(self, prompt_text: str, prompt_ids: Sequence[int], answer: str) -> tuple[int, ...]:
         """One way to spell `answer` behind a prompt: a place for the search to begin, not the only one."""
@@ -213,13 +222,12 @@ class Prompter:
     def choices(self) -> dict[str, Any]:
         """What was chosen and what it comes to, for `summary.protocol`."""
         chat = self.chat_template
-        bos = self.tokenizer.bos_token_id
         return {
             "prompt": "the tokenizer's chat template" if chat else self.template.shot + self.template.target,
             "instruction": self.template.instruction,
             "chat_template": self.chat,
             "bos": self.bos,
-            "bos_in_prompt": bos is not None and self._sample[:1] == [bos],
+            "bos_in_prompt": bool(self._starts(self._sample)),
             **(chat.choices if chat else {}),
         }
 
@@ -230,7 +238,7 @@ class Prompter:
 
     def _special_notes(self) -> Iterator[str]:
         tokenizer, bos = self.tokenizer, self.tokenizer.bos_token_id
-        before, starts = self.special.around[0], self._sample[:1] == [bos]
+        before, starts = self.special.around[0], bool(self._starts(self._sample))
         text = self.text((), "x")
         own = self.special.encode([text], around=False)[0].ids
         if before and not self.chat and tuple(own[: len(before)]) == before:

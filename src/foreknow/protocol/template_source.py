@@ -75,7 +75,7 @@ def read_source(text: str) -> TemplateSource:
         tree = _environment().parse(text)
         read = meta.find_undeclared_variables(tree)
     except (TemplateError, RecursionError) as error:
-        why = " ".join(str(error).split())[:160]
+        why = " ".join(str(getattr(error, "message", None) or error).split())[:160]
         line = getattr(error, "lineno", None)
         at = f", line {line}" if line else ""
         raise ConfigError(
@@ -124,10 +124,16 @@ def _constants(tree: nodes.Template) -> dict[str, tuple[Any, ...]]:
                 aliases[made.target.name].add(made.node.name)
     found: dict[str, list[Any]] = {}
     for node in tree.find_all((nodes.Compare, nodes.Getitem)):
-        values = [const.value for const in node.find_all(nodes.Const)]
+        values = [value for const in node.find_all(nodes.Const) for value in _flat(const.value)]
         for name in _origins({name.name for name in node.find_all(nodes.Name)}, aliases):
-            found.setdefault(name, []).extend(value for value in values if value not in found[name])
+            known = found.setdefault(name, [])
+            known.extend(value for value in dict.fromkeys(values) if value not in known)
     return {name: tuple(values) for name, values in found.items()}
+
+
+def _flat(value: Any) -> list[Any]:
+    """A constant, or those in a list, or the keys of a table: Jinja makes constants of all of them."""
+    return list(value) if isinstance(value, list | tuple | dict | set) else [value]
 
 
 def _origins(names: set[str], aliases: dict[str, set[str]]) -> set[str]:

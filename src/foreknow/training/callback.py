@@ -12,10 +12,14 @@ are trained on and these metrics stand beside the trainer's own:
 so that `metric_for_best_model="dev_em"` (with `greater_is_better=True`) chooses checkpoints by them. A callback that
 reads them, such as EarlyStoppingCallback, must stand behind this one. A metric's name that does not exist is an
 error at the start of training.
+
+At the start of training the trainer's own labels are looked at too (`label_check.py`): rows that nothing can be learnt
+from, since all their labels are -100, are an error with their numbers, or with `bad_rows="skip"` a warning.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,15 +30,25 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from foreknow.audits.auditing import open_audit
 from foreknow.data.rows import ROWS, USABLE
-from foreknow.errors import ConfigError
+from foreknow.errors import ConfigError, InputError
 from foreknow.lm import models
 from foreknow.progress import say
 from foreknow.protocol.prompts import Prompter, Template
-from foreknow.training import curves
+from foreknow.training import curves, row_faults
 from foreknow.training.curves import TRAIN
+from foreknow.training.label_check import LabelReport, look_at_labels
+from foreknow.training.row_faults import BadRows, RowFault
 from foreknow.training.tracker import Measures, Mirror, Tracker, vocabulary_for
 from foreknow.training.training_pass import base_of
-from foreknow.training.training_rows import SET, TRAINING, check_same_model, read_set
+from foreknow.training.training_rows import (
+    SET,
+    TRAINING,
+    Named,
+    check_same_model,
+    read_set,
+    template_faults,
+    without,
+)
 
 Rows = str | Path | pl.DataFrame
 """A data file, or a frame with `question` and `answers`, and `category`, `relation`, `group` where known."""
@@ -48,7 +62,8 @@ class KnowledgeCallback(TrainerCallback):
     `template`, `chat`: how a question is put to the model, as it is in training; the paper's format by default,
     `chat=True` for the tokenizer's chat template. `model`: the fingerprint of the model to be trained, to check that
     the audit is of the same. `dtype`: what float32 weights are measured in; "auto" takes bfloat16 where the machine
-    has instructions for it. `tokenizer`: if the trainer has none.
+    has instructions for it. `tokenizer`: if the trainer has none. `bad_rows`: `refuse` raises InputError for rows that
+    nothing can be learnt from, and for watched rows that the chat template refuses; `skip` says so and goes on.
     """
 
     def __init__(
@@ -66,10 +81,13 @@ class KnowledgeCallback(TrainerCallback):
         batch_tokens: int | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         force: bool = False,
+        bad_rows: BadRows = "refuse",
         **reading: Any,
     ):
         if match not in ("strict", "lenient") or bos not in ("auto", "yes", "no"):
             raise ConfigError(f"match={match!r}, bos={bos!r}: expected strict or lenient; auto, yes or no")
+        if bad_rows not in ("refuse", "skip"):
+            raise ConfigError(f"bad_rows={bad_rows!r}: expected refuse or skip")
         known = open_audit(Path(audit)) if audit else None
         if known is not None and model is not None:
             check_same_model(str(audit), known.summary["model"], model, force)
@@ -80,9 +98,13 @@ class KnowledgeCallback(TrainerCallback):
         self.sets = {name: _rows(name, rows, audited, str(audit), reading) for name, rows in given.items()}
         self.template, self.chat, self.bos, self.lenient = template, chat, bos, match == "lenient"
         self.dtype, self.batch_tokens, self.tokenizer = dtype, batch_tokens, tokenizer
+        self.bad_rows = bad_rows
+        self.labels: LabelReport | None = None
         self.lines: list[curves.Line] = []
         self._log: Callable[[dict[str, float]], Any] | None = None
         self._measure: Measures | None = None
+        self._prompter: Prompter | None = None
+        self._loss_seen = False
         self._mirror: Mirror | None = None
 
     def attach(self, trainer: Any) -> KnowledgeCallback:
@@ -91,15 +113,68 @@ class KnowledgeCallback(TrainerCallback):
         return self
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Check the metric that chooses checkpoints: a wrong name is an error, never silence."""
-        del state, control
+        """Check the labels of the trainer's rows, and the metric that chooses checkpoints.
+
+        Raises InputError for rows that nothing can be learnt from, ConfigError for a metric that does not exist.
+        """
+        del control
         self._ready(given)
+        self._check_labels(args, state, given)
         wanted = (args.metric_for_best_model or "").removeprefix("eval_")
         ours = wanted.endswith(("_em", "_em_lenient", "_fitted")) and args.eval_strategy != "no"
         if ours:
             curves.check_metric(wanted, self.sets, lenient=self.lenient)
             if args.greater_is_better is False:
                 raise ConfigError(f"metric_for_best_model {wanted!r} is better when greater: greater_is_better=True")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
+        """Look at the first loss: exactly 0, or no number, where nothing is learnt."""
+        del args, control, given
+        loss = (logs or {}).get("loss")
+        if self._loss_seen or not isinstance(loss, int | float):
+            return
+        self._loss_seen = True
+        if loss and math.isfinite(loss):
+            return
+        told = f"KnowledgeCallback: the trainer's first loss is {loss:g} at step {state.global_step}: nothing is learnt"
+        if self.bad_rows == "refuse" and (self.labels is None or self.labels.why_not):
+            raise InputError(f"{told}.\nLook at the labels of its batches, or go on with bad_rows='skip'")
+        say(f"warning: {told}")
+
+    def _check_labels(self, args: Any, state: Any, given: Mapping[str, Any]) -> None:
+        """Raise InputError for rows of the trainer that keep no label; `bad_rows="skip"`: say so."""
+        tokenizer = self._tokenizer(given)
+        ends = [n for n in (tokenizer.eos_token_id,) if n is not None]
+        self.labels = found = look_at_labels(given.get("train_dataloader"), args, ends)
+        if state.is_world_process_zero:
+            for note in found.notes:
+                say(note)
+        faults = {f"the trainer's data set ({found.looked:,} rows looked at)": found.faults} if found.faults else {}
+        if TRAIN in self.sets and (cut := self._cut_away(args, given.get("train_dataloader"))):
+            faults["the rows watched as train"] = cut
+        row_faults.check(faults, self.bad_rows, "bad_rows='skip'")
+        if state.is_world_process_zero:
+            for where, some in faults.items():
+                for line in row_faults.lines(some):
+                    say(f"warning: {where}: {line}")
+
+    def _cut_away(self, args: Any, loader: Any) -> list[RowFault]:
+        """Watched train rows whose prompt alone fills the trainer's `max_length`: TRL drops them, saying nothing."""
+        length, data = getattr(args, "max_length", None), getattr(loader, "dataset", None)
+        rows = self.sets[TRAIN]
+        packed = bool(getattr(args, "packing", False))
+        if not isinstance(length, int) or self._prompter is None or getattr(args, "truncation_mode", "") == "keep_end":
+            return []
+        if not packed and hasattr(data, "__len__") and len(data) >= rows.height:
+            return []
+        texts = [self._prompter.text((), *asked) for asked in rows.select("question", "context").iter_rows()]
+        tokens = [len(ids) for ids in self._prompter.ids(texts)]
+        told = f"the trainer's max_length of {length:,}, {{first}} with {{n:,}} tokens before its answer"
+        return [
+            RowFault(row, "answer_cut", told.replace("{n:,}", f"{n:,}"))
+            for row, n in zip(rows["row"], tokens, strict=True)
+            if n >= length
+        ]
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **given: Any) -> None:
         """Add the metrics to those of the trainer's own evaluation, which choose the best checkpoint afterwards."""
@@ -146,11 +221,10 @@ class KnowledgeCallback(TrainerCallback):
         if self._measure is not None:
             return
         model = base_of(given["model"])
-        tokenizer = self.tokenizer or given.get("processing_class")
-        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-        if tokenizer is None:
-            raise ConfigError("KnowledgeCallback: the trainer has no tokenizer; give tokenizer=... to the callback")
+        tokenizer = self._tokenizer(given)
         prompter = Prompter(tokenizer, self.template, self.chat, self.bos)  # type: ignore[arg-type]
+        self._prompter = prompter
+        self._leave_out(prompter)
         device, dtype = models.computing_on(str(next(model.parameters()).device), self.dtype)
         tokens = self.batch_tokens or (16384 if device.startswith("cuda") else 2048)
         vocabulary = vocabulary_for(model, tokenizer)
@@ -159,6 +233,25 @@ class KnowledgeCallback(TrainerCallback):
         whole = base_of(given["model"]) is getattr(given["model"], "module", given["model"])
         if whole and dtype == "bfloat16" and next(model.parameters()).dtype == torch.float32:
             self._mirror = Mirror(torch.bfloat16)
+
+    def _tokenizer(self, given: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+        tokenizer = self.tokenizer or given.get("processing_class")
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        if tokenizer is None:
+            raise ConfigError("KnowledgeCallback: the trainer has no tokenizer; give tokenizer=... to the callback")
+        return tokenizer
+
+    def _leave_out(self, prompter: Prompter) -> None:
+        """Refuse watched rows that the chat template refuses, or leave them out."""
+        faults = {name: template_faults(rows, prompter) for name, rows in self.sets.items()}
+        row_faults.check(faults, self.bad_rows, "bad_rows='skip'")
+        for note in prompter.notes:
+            say(note)
+        for name, some in faults.items():
+            for note in row_faults.notes(name, some):
+                say(note)
+        named = {name: Named(name, name, rows, 0, "", "") for name, rows in self.sets.items()}
+        self.sets = {name: without(of, faults[name]).rows for name, of in named.items()}
 
 
 def _rows(name: str, rows: Rows, audited: pl.DataFrame | None, audit: str, reading: Mapping[str, Any]) -> pl.DataFrame:

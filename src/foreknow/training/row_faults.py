@@ -35,6 +35,7 @@ _SAID: Final = {
     "no_answer_tokens": "{rows} whose answer is no token at all to this model's tokenizer, {first}",
     "answer_cut": "{rows} {are} longer than {first}",
     "no_label": "{rows} of whose answer {{% generation %}} in the chat template marks no token, {first}",
+    "no_label_left": "{rows} that keep no label, {first}",
     WEIGHT_ZERO: "{rows} with weight 0, which teach nothing, {first}",
     ANSWER_CHANGED: "{rows} whose answer the chat template would write otherwise, {first}; taught as they are",
 }

@@ -33,6 +33,7 @@ from foreknow.training.training_pass import Pass, base_of, through
 from foreknow.training.training_rows import Example, micro_batches, shares, step_rows
 
 CHECKPOINTS: Final = ".checkpoints"
+_ADVICE: Final = "Lower --learning-rate, try --dtype float32, or look at these rows"
 
 
 class NotFinite(ForeknowError):
@@ -144,7 +145,11 @@ class FactTrainer(Trainer):
                 rows = [row for row, times in zip(self.rows, found, strict=True) if times]
                 self._stop(f"the loss is {float(total)}", rows or self.rows)
         if float(total) == 0 and whole > 0 and not self.tally.tokens and self.state.global_step == 0:
-            self._stop("the loss of the first step is exactly 0, so that nothing is learnt", self.rows)
+            self._stop(
+                "the loss of the first step is exactly 0: nothing would be learnt",
+                self.rows,
+                "Look at these rows: nothing of their answers may reach the loss",
+            )
         self.tally = Tally(self.tally.loss + float(total) * whole, self.tally.tokens + whole)
         self.meter.advance(len(batch))
         return total
@@ -175,12 +180,12 @@ class FactTrainer(Trainer):
             self._stop(f"the gradient is {float(norm)}", self.rows)
         return norm
 
-    def _stop(self, what: str, rows: Sequence[int]) -> None:
+    def _stop(self, what: str, rows: Sequence[int], advice: str = _ADVICE) -> None:
         shown = ", ".join(map(str, sorted(rows)[:8])) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
         step, of = self.state.global_step + 1, int(self.state.global_step / self.steps_per_epoch) + 1
         raise NotFinite(
             f"{what} at step {step} (epoch {of}), rows {shown} of {self.config.train}: stopped before the weights "
-            "took it in.\nLower --learning-rate, try --dtype float32, or look at these rows, and choose another --out"
+            f"took it in.\n{advice}, and choose another --out"
         )
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
