@@ -250,7 +250,7 @@ class KnowledgeCallback(TrainerCallback):
         for name, some in faults.items():
             for note in row_faults.notes(name, some):
                 say(note)
-        named = {name: Named(name, name, rows, 0, "", "") for name, rows in self.sets.items()}
+        named = {name: Named(name, name, rows, {}, "", "") for name, rows in self.sets.items()}
         self.sets = {name: without(of, faults[name]).rows for name, of in named.items()}
 
 
