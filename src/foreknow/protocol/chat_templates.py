@@ -51,6 +51,8 @@ _SAID_OFF: Final = re.compile(r"/?no[_\- ]?think(?:ing)?|(?:detailed )?thinking 
 _FAULTS: Final = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 
 State = Literal["none", "open", "closed"]
+_BETTER: Final[dict[State, tuple[State, ...]]] = {"open": ("closed", "none"), "none": ("closed",), "closed": ()}
+"""What a variable must do to the prompt's end to be a switch, the best first."""
 
 
 class TemplateRefusal(ConfigError):
@@ -249,8 +251,7 @@ class ChatTemplate:
         off = [value for value in consts if str(value).strip().casefold() in _OFF]
         texts = [value for value in consts if isinstance(value, str) and value not in off][:8]
         state, values = self._state(), [False, *off, True, *texts]
-        better: tuple[State, ...] = {"open": ("closed", "none"), "none": ("closed",), "closed": ()}[state]
-        for wanted in better:
+        for wanted in _BETTER[state]:
             for value in values:
                 end = self._end(**{name: value})
                 if end is not None and _state(end) == wanted:

@@ -165,7 +165,7 @@ class KnowledgeCallback(TrainerCallback):
         packed = bool(getattr(args, "packing", False))
         if not isinstance(length, int) or self._prompter is None or getattr(args, "truncation_mode", "") == "keep_end":
             return []
-        if not packed and hasattr(data, "__len__") and len(data) >= rows.height:
+        if not packed and data is not None and hasattr(data, "__len__") and len(data) >= rows.height:
             return []
         texts = [self._prompter.text((), *asked) for asked in rows.select("question", "context").iter_rows()]
         tokens = [len(ids) for ids in self._prompter.ids(texts)]
