@@ -534,7 +534,10 @@ def test_an_answer_without_tokens_is_named(
     template = tmp_path / "t.yaml"
     template.write_text(yaml.safe_dump({"target": "{question}\n"}))
     given_settings = {"train": str(train), "model": str(model), "prompt_template": template}
-    with pytest.raises(InputError, match=r"train.jsonl: row 3: the answer '東京' is no token at all"):
+    with pytest.raises(
+        InputError,
+        match=r"train.jsonl: 1 rows whose answer is no token at all .*, first row 3: the answer '東京'",
+    ):
         tuning.run(settings(tmp_path / "a", **given_settings))
 
 
