@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from foreknow.audits import prepare
 from foreknow.config import AuditConfig
+from foreknow.lm.fluency import Fluency
 from foreknow.progress import say
 from foreknow.protocol.prompts import Prompter
 from foreknow.servers.completions import Used
@@ -63,6 +64,8 @@ def job_at_server(config: AuditConfig, given: prepare.Input, server: ServerModel
         {**prepare.protocol_of(config, draw, prompter, "server", "unknown"), "server": reasons},
         results,
         _nothing,
+        lambda _: None,
+        lambda: Fluency({}, not_checked="the model is behind a server").summary,
     )
 
 

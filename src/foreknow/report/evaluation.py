@@ -78,6 +78,7 @@ def render_evaluation(evaluation: Evaluation, *, show_rows: bool = True) -> str:
         "evaluation.html.j2",
         version=summary.get("version"),
         model=model,
+        warning=page.warning_of(model),
         data=data,
         verdict=verdict(summary, categories, guesses, lenient=lenient),
         summary=summary,
@@ -261,7 +262,7 @@ def _facts(
         cost.append(("rows a second", number(float(rate)), False))
     return {
         "protocol": page.facts(protocol, {**page.LABELS, "max_new_tokens": "tokens of an answer, at most"}),
-        "model": [*page.facts(model), *more],
+        "model": [*page.model_facts(model), *more],
         "data": [*kept, *page.facts(data)],
         "cost": cost,
     }
