@@ -122,7 +122,7 @@ class Fluency:
         }
 
 
-class _Sequence(NamedTuple):
+class Sentence(NamedTuple):
     """A sentence as token ids, or one with its tokens shuffled: `ids` from `first` on are the sentence's."""
 
     ids: tuple[int, ...]
@@ -135,11 +135,16 @@ def check_fluency(loaded: Loaded, say: Callable[[str], None]) -> Fluency:
     Raises ModelError where in every language the tokenizer gives ids that the model has no embedding of.
     """
     found = fluency_of(loaded.model, loaded.tokenizer, loaded.name)
+    say_fluency(found, say)
+    return found
+
+
+def say_fluency(found: Fluency, say: Callable[[str], None]) -> None:
+    """Say what there is to warn of, or why nothing was measured."""
     if found.warning:
         say(f"warning: {found.warning}")
     if found.not_checked:
         say(f"whether the model speaks is not checked: {found.not_checked}")
-    return found
 
 
 def fluency_of(
@@ -151,36 +156,59 @@ def fluency_of(
 
     Raises ModelError where in every language the tokenizer gives ids that the model has no embedding of.
     """
-    with quiet():
-        covered = {language: ids for language, texts in SENTENCES.items() if (ids := _covered(tokenizer, texts))}
-        before, _ = SpecialTokens(tokenizer).around
     embeddings: Any = model.get_input_embeddings()
     size = int(getattr(embeddings, "num_embeddings", 0) or embeddings.weight.shape[0])
-    inside = {language: texts for language, texts in covered.items() if max(map(max, texts), default=0) < size}
-    if covered and not inside:
-        worst = max(i for texts in covered.values() for ids in texts for i in ids)
-        raise ModelError(
-            f"--model {name}: its tokenizer gives token ids up to {worst:,}, but it has embeddings of {size:,} tokens "
-            "only: the tokenizer is another model's; put the model's own tokenizer files into its folder"
-        )
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     room = positions if isinstance(positions, int) and positions > 0 else 2**31
-    pairs = {
-        language: [_pair(before, ids, f"{seed} {language} {n}", room) for n, ids in enumerate(texts)]
-        for language, texts in inside.items()
-    }
+    covered = covered_languages(tokenizer)
+    if covered and all(_highest(texts) >= size for texts in covered.values()):
+        raise ModelError(
+            f"--model {name}: its tokenizer gives token ids up to {max(map(_highest, covered.values())):,}, but it has "
+            f"embeddings of {size:,} tokens only: the tokenizer is another model's; put the model's own tokenizer "
+            "files into its folder"
+        )
+    inside = {language: texts for language, texts in covered.items() if _highest(texts) < size}
     try:
-        means = iter(mean_logprobs(model, [one for texts in pairs.values() for pair in texts for one in pair]))
-    except ModelError:
-        raise
+        return measured(tokenizer, inside, lambda sequences: mean_logprobs(model, sequences), room, seed)
     except Exception as error:
         # whatever a model's code may raise: an audit goes on, and says itself what it cannot do
         return Fluency({}, not_checked=in_a_line(error))
+
+
+def measured(
+    tokenizer: PreTrainedTokenizerBase,
+    covered: Mapping[str, Sequence[Sequence[int]]],
+    means: Callable[[Sequence[Sentence]], Sequence[float]],
+    room: int = 2**31,
+    seed: int = 0,
+) -> Fluency:
+    """The gains in the `covered` languages (token ids by language, `covered_languages`), whatever scores them.
+
+    `means`: the mean log-probability of each sentence's own tokens, in nats; it is asked once. `room`: tokens of a
+    sequence, at most.
+    """
+    with quiet():
+        before, _ = SpecialTokens(tokenizer).around
+    pairs = {
+        language: [_pair(before, ids, f"{seed} {language} {n}", room) for n, ids in enumerate(texts)]
+        for language, texts in covered.items()
+    }
+    found = iter(means([one for texts in pairs.values() for pair in texts for one in pair]))
     gains = {
-        language: min((_gain(next(means), next(means)) for _ in texts), key=lambda gain: gain.share)
+        language: min((_gain(next(found), next(found)) for _ in texts), key=lambda gain: gain.share)
         for language, texts in pairs.items()
     }
     return Fluency(gains, tuple(language for language in SENTENCES if language not in gains))
+
+
+def covered_languages(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[list[int]]]:
+    """The token ids of `SENTENCES`, in the languages that the tokenizer covers."""
+    with quiet():
+        return {language: ids for language, texts in SENTENCES.items() if (ids := _covered(tokenizer, texts))}
+
+
+def _highest(texts: Sequence[Sequence[int]]) -> int:
+    return max(map(max, texts))
 
 
 def _gain(plain: float, shuffled: float) -> Gain:
@@ -199,16 +227,16 @@ def _covered(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[l
     return found
 
 
-def _pair(before: Sequence[int], ids: Sequence[int], seed: str, room: int) -> tuple[_Sequence, _Sequence]:
+def _pair(before: Sequence[int], ids: Sequence[int], seed: str, room: int) -> tuple[Sentence, Sentence]:
     """A sentence and its tokens shuffled, behind what the tokenizer puts before a text; cut to `room` tokens."""
     ids = list(ids)[: max(room - len(before), 0)]
     shuffled = list(ids)
     random.Random(seed).shuffle(shuffled)
-    plain, other = (_Sequence((*before, *some), len(before)) for some in (ids, shuffled))
+    plain, other = (Sentence((*before, *some), len(before)) for some in (ids, shuffled))
     return plain, other
 
 
-def mean_logprobs(model: PreTrainedModel, sequences: Sequence[_Sequence]) -> list[float]:
+def mean_logprobs(model: PreTrainedModel, sequences: Sequence[Sentence]) -> list[float]:
     """The mean log-probability, in nats, of each sequence's own tokens; a text's very first token is not scored."""
     import torch
 
