@@ -11,6 +11,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from foreknow.data.rows import chunks, common_heads
 from foreknow.errors import ConfigError, InputError, MissingExtra, ModelError, ResourceError
 from foreknow.files.runs import hold
 from foreknow.lm import models
+from foreknow.lm.fluency import fluency_of
 from foreknow.probing.engine import PlainEngine, Sampling, nodes_of
 from foreknow.probing.probe import Chunk, Prober, Settings
 from foreknow.probing.sample import Generator, Sampler, exact_head
@@ -50,6 +52,7 @@ from foreknow.servers.answers import ServerAnswers, discover_drawing
 from foreknow.servers.completions import Used, completion_of
 from foreknow.servers.endpoint import Endpoint, Fault, OddReply, Session
 from foreknow.servers.engine import UNKNOWN, node_of, requests_to_open
+from foreknow.servers.fluency import fluency_at
 from foreknow.servers.model import (
     Address,
     ServerModel,
@@ -847,3 +850,35 @@ def test_the_server_files_do_not_import_torch() -> None:
     code += "; print('torch' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("manners", [VLLM, replace(VLLM, prompt_logprobs=False), replace(VLLM, many=False)])
+def test_whether_a_model_speaks_is_read_off_the_server(
+    scripts: Callable[[Manners], Script], tiny_folder: Path, loaded: models.Loaded, manners: Manners
+) -> None:
+    ours = fluency_of(loaded.model, loaded.tokenizer)
+    with connected(scripts(manners), tiny_folder) as (model, server):
+        before = len(server.seen)
+        found = fluency_at(model, 16)
+        asked = len(server.seen) - before
+    assert found.languages.keys() == ours.languages.keys()
+    for name, gain in found.languages.items():
+        assert gain == pytest.approx(ours.languages[name], abs=1e-3)
+    sentences = 4 * len(ours.languages)
+    assert asked == (-(-sentences // 16) if manners.many else sentences)
+
+
+@pytest.mark.parametrize(
+    ("manners", "why"),
+    [
+        (OPENAI, "the server tells no log-probabilities of a prompt"),
+        (replace(VLLM, ids=False, bos=False), "the server takes no token ids, so that no tokens can be shuffled"),
+    ],
+)
+def test_where_a_server_tells_too_little_that_is_said(
+    scripts: Callable[[Manners], Script], tiny_folder: Path, manners: Manners, why: str
+) -> None:
+    with connected(scripts(manners), tiny_folder) as (model, _):
+        found = fluency_at(model, 16)
+    assert found.not_checked == why
+    assert found.summary == {"not_checked": why, "warning": None}

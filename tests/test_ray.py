@@ -22,13 +22,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import fact_rows
-from foreknow.audits import auditing
+from foreknow.audits import auditing, on_ray
 from foreknow.audits.estimate import estimate
 from foreknow.config import AuditConfig
 from foreknow.errors import ConfigError, ForeknowError, MissingExtra, ModelError, ResourceError
 from foreknow.lm import models
 from foreknow.lm.cluster import Cluster, _check_answers, _mute, _sigterm_kept, raised, told
 from foreknow.lm.crew import Crew, Node, crew_of, needed, room, smaller
+from foreknow.lm.fluency import fluency_of
 from foreknow.settings import settings_of
 from foreknow.studies import studying
 from foreknow.studies.on_ray import _sees
@@ -131,6 +132,19 @@ def test_two_workers_one_of_them_killed_give_the_bytes_of_one_process(start: Sta
     assert_same(out, calm)
     (way,) = json.loads((out / "manifest.json").read_text())["computed"]
     assert (way["workers"], way["threads"], way["chunks"]) == (2, 1, 48)
+    speaks, alone = (json.loads((at / "summary.json").read_text())["model"]["fluency"] for at in (out, calm))
+    assert speaks == alone
+    assert said.count(f"warning: {alone['warning']}") == 1, "said once, whatever number of workers"
+
+
+def test_whether_a_model_speaks_is_asked_of_a_worker_where_every_chunk_is_finished(
+    settings: dict[str, Any], tiny_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = on_ray._fluency({**settings, "base": None, "exemplar_sets": 2}, 1)
+    loaded = models.load(str(tiny_folder), dtype="float32", device="cpu")
+    expected = fluency_of(loaded.model, loaded.tokenizer)
+    assert found == ([f"warning: {expected.warning}"], expected.summary)
+    assert "warning" not in capfd.readouterr().err, "it is for the driver to say"
 
 
 def test_killed_on_ray_it_is_ended_by_one_process(

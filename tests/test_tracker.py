@@ -77,7 +77,7 @@ def test_outcomes_are_those_of_generate_before_during_and_after_training(
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
     right = []
     with learning(model, lessons[:2]) as (losses, _):
-        for steps in (0, 8, 40):
+        for steps in (0, 8, 60):
             model.train()
             for _ in range(steps):
                 _, loss = losses.losses(lessons)

@@ -166,6 +166,8 @@ def run(config: AuditConfig) -> Audit:
         identity = identity_of(config, given, model_folder.fingerprint, device, dtype)
         if folder.begin(identity, config.resolved()):
             say(f"{config.out}: this audit is complete; nothing to do")
+            if warning := (Audit(folder.path).summary["model"].get("fluency") or {}).get("warning"):
+                say(f"warning: {warning}")
         else:
             with _job(config, given, identity, cluster) as job:
                 _compute(config, given, folder, identity, job)
@@ -267,7 +269,7 @@ def _write(config: AuditConfig, given: Input, job: Job, folder: RunFolder, ident
         **summarise(rows, shorts),
         **({"precision": precision} if precision else {}),
         "protocol": {**job.protocol, "engine": engine},
-        "model": job.model,
+        "model": {**job.model, "fluency": job.fluency()},
         "data": {
             "name": given.facts.name,
             "layout": given.facts.layout,

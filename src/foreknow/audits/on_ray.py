@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
@@ -37,6 +38,7 @@ from foreknow.lm.cluster import (
     told,
 )
 from foreknow.lm.crew import Crew, needed, smaller
+from foreknow.lm.fluency import check_fluency
 from foreknow.lm.model_names import resolve
 from foreknow.probing.probe import Chunk
 from foreknow.progress import say
@@ -79,9 +81,11 @@ def job_on_ray(config: AuditConfig, given: Input, identity: dict[str, Any], clus
     settings["base"] = absolute(config.base) if config.base else None
     bare = draw._replace(every=draw.every.clear(), rows=draw.rows.clear(), long=draw.long.clear())
 
+    checked: dict[str, Any] = {}
+
     def parts(kind: Kind, some: Crew, left: Numbered) -> Iterator[tuple[int, list[pl.DataFrame]]]:
         task = Task(kind, settings, bare, fingerprint, some.threads, foreknow.__version__)
-        return _parts(cluster, some, task, dict(left))
+        return _parts(cluster, some, task, dict(left), checked)
 
     def results(left: Numbered) -> Iterator[Done]:
         some = needed(crew, len(left), "chunk")
@@ -108,7 +112,19 @@ def job_on_ray(config: AuditConfig, given: Input, identity: dict[str, Any], clus
             say(line)
         return cast("dict[str, Any] | None", told_of)
 
-    yield Job(found.told, tokenizer, draw, protocol_of(config, draw, prompter, device, dtype), results, scores, compare)
+    def fluency() -> dict[str, Any]:
+        if not checked:  # every chunk was finished before, so no worker has loaded the model
+            task = cluster.ray.remote(_fluency).options(num_cpus=crew.threads, num_gpus=int(crew.gpu))
+            try:
+                said, checked["fluency"] = cluster.ray.get(task.remote(settings, crew.threads))
+            except cluster.ray.exceptions.RayError as error:
+                raise of_ours(error) from None
+            for line in said:
+                say(line)
+        return cast("dict[str, Any]", checked["fluency"])
+
+    protocol = protocol_of(config, draw, prompter, device, dtype)
+    yield Job(found.told, tokenizer, draw, protocol, results, scores, compare, fluency)
 
 
 def _compare(
@@ -124,10 +140,32 @@ def _compare(
     return said.getvalue().splitlines(), found
 
 
+def _fluency(settings: dict[str, Any], threads: int) -> tuple[list[str], dict[str, Any]]:
+    """Whether the model speaks, measured in a process of the cluster; what it says, and the summary."""
+    import torch
+
+    torch.set_num_threads(threads)
+    config = settings_of(AuditConfig, settings)
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        loaded = models.load(
+            config.model,
+            dtype=config.dtype,
+            device=config.device,
+            trust_remote_code=config.trust_remote_code,
+            base=config.base,
+        )
+        found = check_fluency(loaded, say).summary
+    return said.getvalue().splitlines(), found
+
+
 def _parts(
-    cluster: Cluster, crew: Crew, task: Task, left: dict[int, pl.DataFrame]
+    cluster: Cluster, crew: Crew, task: Task, left: dict[int, pl.DataFrame], checked: dict[str, Any]
 ) -> Iterator[tuple[int, list[pl.DataFrame]]]:
-    """Each part's number and frames, once, in any order. Raises a worker's error, and ResourceError where none stay."""
+    """Each part's number and frames, once, in any order. Raises a worker's error, and ResourceError where none stay.
+
+    `checked` takes the first worker's `fluency` of the model.
+    """
     heard: set[str] = set()
     idle = 0
     while left:
@@ -141,6 +179,7 @@ def _parts(
                     heard.add(line)
                 if found["failed"]:
                     raise raised(found["failed"])
+                checked.setdefault("fluency", json.loads(found["fluency"]))
                 if left.pop(found["number"], None) is not None:
                     yield found["number"], [pl.read_ipc(frame) for frame in found["frames"]]
         except cluster.ray.exceptions.RayError as error:
@@ -197,6 +236,7 @@ class Worker:
 
         self.desk, self.name = desk, ray.get_runtime_context().get_actor_id()
         self.failed: dict[str, str] | None = None
+        self.fluency: dict[str, Any] = {}
         self.said = io.StringIO()
         arrived = ray.get(desk.arrive.remote(self.name, [ray.get_runtime_context().current_actor]))
         self.work = self._kept(lambda: self._ready(task, arrived))
@@ -208,7 +248,14 @@ class Worker:
         if self.work is not None:
             frames = self._kept(lambda: self._done(number, part["rows"]))
         said, self.said = self.said.getvalue(), io.StringIO()
-        return {"number": [number], "frames": [frames], "said": [said], "failed": [self.failed]}
+        fluency = json.dumps(self.fluency)
+        return {
+            "number": [number],
+            "frames": [frames],
+            "said": [said],
+            "failed": [self.failed],
+            "fluency": [fluency],
+        }
 
     def _ready(self, task: Task, arrived: int) -> Callable[[int, pl.DataFrame], Sequence[pl.DataFrame]]:
         """Load the model. Returns what does a part."""
@@ -234,6 +281,7 @@ class Worker:
                 f"--model {config.model}: found other files on a node of the Ray cluster ({loaded.fingerprint[:19]}, "
                 f"expected {task.fingerprint[:19]})"
             )
+        self.fluency = check_fluency(loaded, say).summary
         if task.kind == "long":
             prompter = Prompter(loaded.tokenizer, task.draw.template, config.chat_template, config.bos)
             tokens = int(config.batch_tokens or 2048)

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from foreknow.audits import prepare
 from foreknow.config import AuditConfig
+from foreknow.lm.fluency import say_fluency
 from foreknow.progress import say
 from foreknow.protocol.prompts import Prompter
 from foreknow.servers.completions import Used
 from foreknow.servers.endpoint import Endpoint
+from foreknow.servers.fluency import fluency_at
 from foreknow.servers.model import NOTE, Address, ServerModel, estimate, load_tokenizer, open_server
 
 if TYPE_CHECKING:
@@ -46,6 +48,9 @@ def job_at_server(config: AuditConfig, given: prepare.Input, server: ServerModel
     prompter = Prompter(server.tokenizer, draw.template, config.chat_template, config.bos)
     probing, reasons = _probing(config, server, prompter, draw)
     prepare.tell(given, draw, prompter, reasons)
+    found = fluency_at(server, config.batch_prompts)
+    say_fluency(found, say)
+    fluency = found.summary
     if draw.long.height:
         say(f"{draw.long.height:,} rows have long answers; a server cannot score them, they are left without a score")
 
@@ -63,6 +68,8 @@ def job_at_server(config: AuditConfig, given: prepare.Input, server: ServerModel
         {**prepare.protocol_of(config, draw, prompter, "server", "unknown"), "server": reasons},
         results,
         _nothing,
+        lambda _: None,
+        lambda: fluency,
     )
 
 

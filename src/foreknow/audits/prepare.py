@@ -26,6 +26,7 @@ from foreknow.data.rows import GOLD, ROWS, USABLE, add_flag, common_heads, with_
 from foreknow.errors import ConfigError
 from foreknow.inputs import is_packaged, read_data
 from foreknow.lm import memory, models
+from foreknow.lm.fluency import Fluency, check_fluency
 from foreknow.progress import say
 from foreknow.protocol import exemplars
 from foreknow.protocol.prompts import PAPER, Prompter, Template, read_template
@@ -183,6 +184,7 @@ class Stage(NamedTuple):
     probing: Probing
     draw: Draw
     protocol: dict[str, Any]
+    fluency: Fluency
 
 
 Numbered = Sequence[tuple[int, pl.DataFrame]]
@@ -194,7 +196,7 @@ class Job(NamedTuple):
 
     `model`: name, fingerprint, folder, note. `results` probes numbered chunks, `scores` numbered rows with long
     answers (`spans.LONG`); both give each part as it is done, in any order. `compare`: probes -> what the dtype changes
-    in them (`precision.compare`).
+    in them (`precision.compare`). `fluency`: whether the model speaks at all (`Fluency.summary`).
     """
 
     model: dict[str, Any]
@@ -203,7 +205,8 @@ class Job(NamedTuple):
     protocol: dict[str, Any]
     results: Callable[[Numbered], Iterable[Done]]
     scores: Callable[[Numbered], Iterable[tuple[int, pl.DataFrame]]]
-    compare: Callable[[pl.DataFrame], dict[str, Any] | None] = lambda _: None
+    compare: Callable[[pl.DataFrame], dict[str, Any] | None]
+    fluency: Callable[[], dict[str, Any]]
 
 
 @contextmanager
@@ -221,6 +224,7 @@ def job_here(config: AuditConfig, given: Input) -> Iterator[Job]:
             lambda left: one_by_one(stage.probing, left),
             lambda left: scored(stage.loaded, stage.probing.prompter, left, int(config.batch_tokens or 2048)),
             lambda probes: compare(config, stage.draw, probes, stage.loaded.dtype),
+            lambda: stage.fluency.summary,
         )
 
 
@@ -235,11 +239,13 @@ def prepared(config: AuditConfig, given: Input) -> Iterator[Stage]:
         say=say,
         base=config.base,
     )
+    fluency = check_fluency(loaded, say)
     positions = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     draw = drawn(config, given, loaded.tokenizer, positions)
     with probing(config, loaded, draw) as found:
         tell(given, draw, found.prompter, loaded.reasons)
-        yield Stage(loaded, found, draw, protocol_of(config, draw, found.prompter, loaded.device, loaded.dtype))
+        protocol = protocol_of(config, draw, found.prompter, loaded.device, loaded.dtype)
+        yield Stage(loaded, found, draw, protocol, fluency)
 
 
 def tell(given: Input, draw: Draw, prompter: Prompter, reasons: Sequence[str] = ()) -> None:

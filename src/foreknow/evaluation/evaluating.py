@@ -32,6 +32,7 @@ from foreknow.files.remote import fetched
 from foreknow.files.runs import RunFolder, differences, fingerprint, hold, read_json, verify, write_frame, write_json
 from foreknow.inputs import read_data
 from foreknow.lm import models
+from foreknow.lm.fluency import check_fluency
 from foreknow.lm.model_names import Resolved, resolve
 from foreknow.progress import meter, say
 from foreknow.protocol.prompts import Prompter, Template, read_template
@@ -45,6 +46,10 @@ if TYPE_CHECKING:
 
 COST: Final[dict[str, pl.DataType]] = {"seconds": pl.Float64(), "rows": pl.Int64(), "batch_rows": pl.Int64()}
 """A finished chunk's cost; `batch_rows`: rows answered at once, halved for want of memory."""
+
+
+FLUENCY: Final[dict[str, pl.DataType]] = {"summary": pl.String()}
+"""Whether the model speaks (`Fluency.summary`, as JSON), kept with the first chunk that it answers."""
 
 
 @dataclass(frozen=True)
@@ -253,6 +258,8 @@ def _answer(
     )
     for reason in loaded.reasons:
         say(reason)
+    checked = json.dumps(check_fluency(loaded, say).summary)
+    folder.keep(min(plan), "fluency", pl.DataFrame([{"summary": checked}], schema=FLUENCY))
     generator = Generator(loaded.model, models.vocabulary_of(loaded), Sampling(), int(config.batch_rows or 32))
     with exact_head(loaded.model), meter("answering", sum(part.height for part in plan.values())) as done:
         for n, part in plan.items():
@@ -273,6 +280,7 @@ def _write(
     rows = answered(given.rows, folder.gather("said", SAID), given.labels, config.idk_answer)
     seconds = float(cost["seconds"].sum())
     audit = given.audit
+    checked = folder.gather("fluency", FLUENCY)["summary"]
     summary = {
         **summarise(rows, lenient=config.match == "lenient"),
         "skipped": given.skipped,
@@ -289,6 +297,7 @@ def _write(
         "model": {
             **{"name": found.name, "fingerprint": found.fingerprint, "folder": str(found.path)},
             **{"note": found.note, "method": "adapter" if found.adapter else "whole", "base": found.base},
+            "fluency": json.loads(checked[0]) if len(checked) else None,
         },
         "audit": audit and {"folder": str(audit.folder), "model": audit.summary["model"]},
         "data": {

@@ -80,6 +80,7 @@ def render_evaluation(evaluation: Evaluation, *, show_rows: bool = True) -> str:
         version=summary.get("version"),
         notes=[*notes, *fault_lines("rows", summary.get("row_faults") or {})],
         model=model,
+        warning=page.warning_of(model),
         data=data,
         verdict=verdict(summary, categories, guesses, lenient=lenient),
         summary=summary,
@@ -263,7 +264,7 @@ def _facts(
         cost.append(("rows a second", number(float(rate)), False))
     return {
         "protocol": page.facts(protocol, {**page.LABELS, "max_new_tokens": "tokens of an answer, at most"}),
-        "model": [*page.facts(model), *more],
+        "model": [*page.model_facts(model), *more],
         "data": [*kept, *page.facts(data)],
         "cost": cost,
     }

@@ -46,11 +46,13 @@ Fact = tuple[str, str, bool]
 """Label, value, and whether the value spans lines."""
 
 
-def render(template: str, script: str = "", **given: Any) -> str:
-    """A page from its template, which extends the shell. `script`: an asset that may run in it."""
+def render(template: str, script: str = "", *, warning: str | None, **given: Any) -> str:
+    """A page from its template, which extends the shell. `script`: an asset that may run in it; `warning`: what stands
+    before all else."""
     style, code = asset("style.css"), asset(script) if script else ""
     found = _environment().get_template(template)
-    return found.render(csp=_policy(style, code), style=Markup(style), script=Markup(code), **given)
+    shell = {"csp": _policy(style, code), "style": Markup(style), "script": Markup(code), "warning": warning}
+    return found.render(**shell, **given)
 
 
 def facts(mapping: Mapping[str, Any], labels: Mapping[str, str] = LABELS) -> list[Fact]:
@@ -58,6 +60,23 @@ def facts(mapping: Mapping[str, Any], labels: Mapping[str, str] = LABELS) -> lis
     keys = [k for k in labels if k in mapping] + [k for k in mapping if k not in labels]
     shown = [(k, mapping[k]) for k in keys if k not in PRIVATE_KEYS and mapping[k] is not None]
     return [(labels.get(k, k.replace("_", " ")), (t := plain(v)), "\n" in t) for k, v in shown]
+
+
+def model_facts(model: Mapping[str, Any]) -> list[Fact]:
+    """The `model` part of a summary, with a line on whether the model speaks (`Fluency.summary`)."""
+    fluency = model.get("fluency") or {}
+    line = None
+    if (gain := fluency.get("nats_per_token_gained")) is not None:
+        line = f"{gain:.2f} nats a token likelier than the same tokens shuffled (in {fluency.get('language')})"
+    elif fluency.get("not_checked"):
+        line = f"not checked: {fluency['not_checked']}"
+    return facts({**{k: v for k, v in model.items() if k != "fluency"}, "plain sentences": line})
+
+
+def warning_of(model: Mapping[str, Any]) -> str | None:
+    """What stands at the top of a page of a model that does not speak."""
+    warning: str | None = (model.get("fluency") or {}).get("warning")
+    return warning
 
 
 def plain(value: object) -> str:

@@ -45,6 +45,7 @@ def render_study(study: Study, tables: Mapping[str, pl.DataFrame] | None = None)
         "study.html.j2",
         version=study.manifest.get("foreknow"),
         model=model,
+        warning=page.warning_of(model),
         lead=study_words.lead(of["claims"], name),
         second=" ".join(study_words.shares(of["differences"], "test")[:2]),
         claims=[_claim(line) for line in of["claims"].iter_rows(named=True)],
@@ -125,7 +126,7 @@ def _facts(study: Study, config: Mapping[str, Any], model: Mapping[str, Any]) ->
     seconds = dict(study.manifest.get("seconds") or {})
     cost = [("audit", audit.get("seconds")), ("all runs, one after the other", seconds.get("runs"))]
     return {
-        "model": page.facts(model),
+        "model": page.model_facts(model),
         "grid": [(label, display(value, 200), long) for label, value, long in shape],
         "settings": page.facts({name: _tune(config, name) for name in SETTINGS}, SETTINGS),
         "protocol": page.facts(audit.get("protocol") or {}),

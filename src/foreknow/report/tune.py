@@ -105,6 +105,7 @@ def render_tune(tuned: Tuned, control: Tuned | None = None, *, show_rows: bool =
         options=options(story, suffix) if story else (),
         notes=_notes(run),
         model=dict(run.results.get("model") or {"name": run.config.get("model")}),
+        warning=page.warning_of(run.results.get("model") or {}),
         train=_file(run, TRAIN),
         points=_points(run, other),
         fit=page.both(epochs_chart, *_fit(run, other)) if run.ends else None,
@@ -343,7 +344,7 @@ def _facts(run: Run) -> dict[str, list[page.Fact]]:
     return {
         "settings": page.facts(kept, _SETTINGS),
         "method": [*page.facts(how), *(("chosen", str(reason), False) for reason in reasons)],
-        "model": page.facts(results.get("model") or {}),
+        "model": page.model_facts(results.get("model") or {}),
         "data": data,
         "cost": cost,
     }

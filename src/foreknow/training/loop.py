@@ -19,6 +19,7 @@ from foreknow.errors import ConfigError, MissingExtra, ModelError, ResourceError
 from foreknow.files.runs import RunFolder, write_frame
 from foreknow.lm import models, ranks
 from foreknow.lm.adapters import about
+from foreknow.lm.fluency import check_fluency
 from foreknow.lm.model_names import Resolved, resolve
 from foreknow.progress import duration, meter, say
 from foreknow.protocol.prompts import Prompter
@@ -86,6 +87,7 @@ def _load(config: TuneConfig, device: str, dtype: str) -> Made:
         force=config.force,
         trainable=not full,
     )
+    fluency = check_fluency(loaded, say).summary if ranks.first() else None
     bf16 = dtype == "bfloat16"
     if full:
         dropout = set_dropout(loaded.model, config.dropout)
@@ -95,14 +97,15 @@ def _load(config: TuneConfig, device: str, dtype: str) -> Made:
             computing += f", sharded over {ranks.count()} processes"
             if mirror is not None and ranks.first():
                 mirror.prepare(loaded.model, device)
-        return Made(loaded, loaded.model, mirror, bf16, (loaded.reasons[0], computing, dropout, *loaded.notes), sharded)
+        reasons = (loaded.reasons[0], computing, dropout, *loaded.notes)
+        return Made(loaded, loaded.model, mirror, bf16, reasons, sharded, fluency)
     if loaded.trained is not None:
         model, told = loaded.trained, _continued(loaded)
     else:
         model = _adapted(config, loaded)
         told = (f"LoRA: {_trainable(model):,} weights of rank {config.lora_rank} in float32 on a model in {dtype}",
                 f"dropout {config.dropout:g} before adapters")  # fmt: skip
-    return Made(loaded, model, None, False, (loaded.reasons[0], *told, *loaded.notes))
+    return Made(loaded, model, None, False, (loaded.reasons[0], *told, *loaded.notes), fluency=fluency)
 
 
 def _trainable(model: Any) -> int:
@@ -226,7 +229,7 @@ def train(config: TuneConfig, ready: Tokenised, folder: RunFolder, device: str, 
             write_frame(folder.path / "outcomes.parquet", folder.gather("outcomes", OUTCOMES))
     loaded = made.loaded
     return {
-        "model": loaded.told,
+        "model": {**loaded.told, "fluency": made.fluency},
         "method": {
             "name": config.method,
             "dtype": dtype,

@@ -36,7 +36,8 @@ BEST = ".best"
 class Made(NamedTuple):
     """The model to train, how it is measured, and a line for each choice.
 
-    `sharded`: the weights lie in parts in several processes, and are measured as a copy in the first.
+    `sharded`: the weights lie in parts in several processes, and are measured as a copy in the first. `fluency`:
+    whether the model spoke before it was trained (`Fluency.summary`), in the first process.
     """
 
     loaded: models.Loaded
@@ -45,6 +46,7 @@ class Made(NamedTuple):
     autocast: bool
     reasons: tuple[str, ...]
     sharded: bool = False
+    fluency: dict[str, Any] | None = None
 
 
 class Watcher:
