@@ -124,7 +124,8 @@ def overfitting_epoch(lines: Sequence[Line]) -> int | None:
 
 def known_fitted(line: Mapping[str, Any]) -> tuple[int, int] | None:
     """Fitted and all train rows of the three Known categories together."""
-    counted = [line["counts"][TRAIN]["by_category"].get(category) for category in KNOWN]
+    of_train = line["counts"].get(TRAIN, {"by_category": {}})  # a callback may watch other sets alone
+    counted = [of_train["by_category"].get(category) for category in KNOWN]
     found = [pair for pair in counted if pair]
     return (sum(right for right, _ in found), sum(count for _, count in found)) if found else None
 
