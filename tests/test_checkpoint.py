@@ -444,6 +444,80 @@ def test_a_tokenizer_of_far_fewer_tokens_is_noted(tmp_path: Path, tiny_folder: P
     assert any("the tokenizer has 420 tokens, the model 1,000 embeddings" in n for n in load(tmp_path / "m").notes)
 
 
+# what it computes
+
+
+def test_weights_stored_as_whole_numbers_are_not_cast(tiny_folder: Path, tmp_path: Path) -> None:
+    def packed(weights: Weights) -> None:
+        weights[LAST] = (weights[LAST] * 100).to(torch.int8)
+
+    told = refusal(edited(tiny_folder, tmp_path / "m", packed))
+    assert f"1 are stored as whole numbers, by a way it does not name: {LAST}" in told
+
+
+def test_a_model_that_sees_what_it_foretells_is_refused(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it is called: attention that is not causal is told by what it computes."""
+    load(tiny_folder)
+    original = LlamaForCausalLM.forward
+
+    def seeing(self: Any, input_ids: torch.Tensor, **given: Any) -> Any:
+        found = original(self, input_ids=input_ids, **given)
+        found.logits = found.logits + found.logits.flip(1)
+        return found
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", seeing)
+    assert "LlamaForCausalLM sees the tokens behind the one it foretells" in refusal(tiny_folder)
+
+
+def test_a_copy_to_measure_has_every_weight(tiny_folder: Path) -> None:
+    from foreknow.training.tracker import Mirror
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    mirror = Mirror(torch.bfloat16)
+    copy = mirror.of(model)
+    assert copy is not model
+    assert all(
+        torch.equal(values.bfloat16(), dict(copy.named_parameters())[name]) for name, values in model.named_parameters()
+    )
+    assert mirror.note is None
+    model.lm_head = torch.nn.Linear(64, 420)  # a head of its own, with a bias that the config does not make
+    mirror = Mirror(torch.bfloat16)
+    assert mirror.of(model) is model
+    assert mirror.of(model) is model
+    assert mirror.note == "measured in torch.float32: a copy would not have lm_head.bias, lm_head.weight"
+
+
+def test_a_copy_that_is_filled_later_is_filled_whole(tiny_folder: Path) -> None:
+    from foreknow.training.tracker import Mirror
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    mirror = Mirror(torch.float32)
+    mirror.prepare(model, "cpu")
+    weights = dict(model.named_parameters())
+    assert torch.equal(mirror.holding(weights).model.norm.weight, weights["model.norm.weight"])
+    del weights[LAST]
+    with pytest.raises(ModelError, match=rf"the gathered weights lack 1 tensors of the model: {LAST}"):
+        mirror.holding(weights)
+
+
+def test_the_callback_does_not_measure_a_model_that_is_no_numbers(tiny_folder: Path, facts_file: Path) -> None:
+    from transformers import TrainerState, TrainingArguments
+
+    callback = foreknow.KnowledgeCallback(sets={"dev": str(facts_file)}, dtype="float32")
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    given = {"model": model, "processing_class": AutoTokenizer.from_pretrained(tiny_folder)}
+    arguments = TrainingArguments(use_cpu=True, report_to=[])
+    callback.on_epoch_end(arguments, TrainerState(epoch=1.0, global_step=1), None, **given)
+    assert len(callback.lines) == 1
+    with torch.no_grad():
+        model.get_parameter(LAST)[0, 0] = math.nan
+    with pytest.raises(ModelError, match=rf"the trainer's model: 1 of 20 tensors hold NaN .*{LAST}"):
+        callback.on_epoch_end(arguments, TrainerState(epoch=2.0, global_step=2), None, **given)
+    assert len(callback.lines) == 1
+
+
 # every place that loads a model
 
 

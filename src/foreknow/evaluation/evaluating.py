@@ -175,13 +175,14 @@ def _compared(config: EvaluateConfig, audit: Audit | None, found: Resolved) -> l
     if audit is None:
         return []
     made_with = audit.summary["model"]
-    base = (found.base or {}).get("fingerprint")
+    origin = found.origin or found.base or {}
+    base = origin.get("fingerprint")
     if base is None and made_with["fingerprint"] != found.fingerprint:
         return [f"which model {found.name} was tuned from is not known; rows are compared with {made_with['name']}'s"]
     if base is not None and base != made_with["fingerprint"] and not config.force:
         raise ModelError(
             f"--audit {config.audit}: made with {made_with['name']} ({made_with['fingerprint'][:19]}...), but "
-            f"{found.name} was tuned from {(found.base or {}).get('name')} ({base[:19]}...): its categories are "
+            f"{found.name} was tuned from {origin.get('name')} ({base[:19]}...): its categories are "
             "another model's. Name an audit of that model, or go on with --force"
         )
     return []

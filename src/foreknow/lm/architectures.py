@@ -114,7 +114,8 @@ def text_part(called: str, config: Any, told: Mapping[str, Any]) -> TextPart | N
 
     outer = getattr(config, "thinker_config", None) or config
     inner = getattr(outer, "text_config", None)
-    if inner is None or inner is config:
+    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if inner is None or inner is config or own_code:
         return None
     own = str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, ""))
     known = type(inner) in MODEL_FOR_CAUSAL_LM_MAPPING
@@ -125,6 +126,8 @@ def text_part(called: str, config: Any, told: Mapping[str, Any]) -> TextPart | N
             f"{called}: {config.model_type} takes images or sound too, and transformers {version()} has no class for "
             f"its text model ({inner.model_type}) alone; name a text-only checkpoint of the family"
         )
+    if getattr(config, "quantization_config", None) is not None:
+        inner.quantization_config = config.quantization_config
     if isinstance(told.get("tie_word_embeddings"), bool):  # said outside, and meant of the text model
         inner.tie_word_embeddings = told["tie_word_embeddings"]
     inner.architectures = None

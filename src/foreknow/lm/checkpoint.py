@@ -40,6 +40,7 @@ _TOWERS: Final = re.compile(
 _PREDICTION: Final = re.compile(r"(^|\.)(mtp|nextn|eagle|medusa)\w*[.\d]")
 _VALUE_HEAD: Final = re.compile(r"^v_head\.|(^|\.)value_head\.")
 _KV_SCALE: Final = re.compile(r"(self_attn|attention)\.((k|v)_scale|(k|v)_proj\.output_scale|kv_scale)$")
+_INTEGERS: Final = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL")
 _EXPERT: Final = re.compile(r"^(.*\bexperts)\.(\d+)\.(.+)$")
 
 
@@ -87,6 +88,8 @@ def check_loaded(
         else:
             notes.setdefault(why, []).append(name)
     faults = []
+    if whole := _whole_numbers(model, files):
+        faults.append(f"{len(whole):,} are stored as whole numbers, by a way it does not name: {names_of(whole)}")
     if missing:
         faults.append(f"the checkpoint lacks {len(missing):,} tensors of the model: {names_of(missing)}")
     if unexpected:
@@ -144,10 +147,38 @@ def check_finite(called: str, model: nn.Module, dtype: str, files: WeightFiles) 
             f"{called}: {len(bad):,} of {total:,} tensors do not fit into {dtype}: {names_of(bad)} (they are "
             f"{wide} in the checkpoint); use --dtype {'bfloat16 or float32' if dtype == 'float16' else 'float32'}"
         )
+    or_cast = ", or it needs --dtype bfloat16 or float32" if dtype == "float16" else ""
     raise ModelError(
         f"{called}: {len(bad):,} of {total:,} tensors hold NaN or infinite numbers: {names_of(bad)}; the checkpoint "
-        "is damaged, or its training diverged"
+        f"is damaged, or its training diverged{or_cast}"
     )
+
+
+def check_causal(called: str, model: PreTrainedModel) -> None:
+    """Raise ModelError where a token changes what the model says before it: an encoder, whatever it is loaded as, would
+    be shown the answers it is asked for. One pass over a few short rows that begin alike."""
+    import torch
+
+    embeddings: Any = model.get_input_embeddings()
+    size = int(embeddings.weight.shape[0])
+    hook = getattr(embeddings, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None) or embeddings.weight.device
+    begins = [size // 7, size // 5, size // 3]
+    ids = torch.tensor([[*begins, *(size * (2 * row + n) // 11 for n in range(4))] for row in range(4)], device=device)
+    asked: Any = model.eval()
+    try:
+        with torch.no_grad():
+            logits = asked(input_ids=ids).logits[:, : len(begins)].float()
+    except Exception as error:
+        # a model's own code, or an operator that is not there, can raise anything
+        told = str(error).strip().splitlines()
+        raise ModelError(f"{called}: cannot compute: {told[0][:160] if told else type(error).__name__}") from None
+    off = (logits - logits[:1]).abs().mean(-1).max() / logits.std().clamp(min=1e-6)
+    if bool(off > (1e-3 if embeddings.weight.dtype == torch.float32 else 0.05)):
+        raise ModelError(
+            f"{called}: {type(model).__name__} sees the tokens behind the one it foretells (an encoder, or a prefix "
+            "model): it would be shown the answers; name a causal LM"
+        )
 
 
 def is_finite(values: torch.Tensor) -> bool:
@@ -303,6 +334,18 @@ def _beyond_the_last_layer(name: str, config: Any) -> bool:
     if not isinstance(extra, int) or not isinstance(layers, int) or found is None:
         return False
     return layers <= int(found.group(2)) < layers + extra
+
+
+def _whole_numbers(model: PreTrainedModel, files: WeightFiles) -> list[str]:
+    """Weights stored as integers where the model has real numbers: cast as they are they mean nothing."""
+    if getattr(model, "hf_quantizer", None) is not None:
+        return []
+    own = dict(model.named_parameters())
+    return [
+        name
+        for name, held in files.tensors.items()
+        if held.dtype in _INTEGERS and (values := own.get(name)) is not None and values.is_floating_point()
+    ]
 
 
 def _expert_gaps(files: WeightFiles) -> list[str]:

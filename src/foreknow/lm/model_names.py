@@ -35,7 +35,8 @@ class Resolved:
     """Where a model lies.
 
     `folder`: a local transformers folder; an adapter's base where there is an `adapter`. `note`: what a reader of a
-    report must know. `base`: name, fingerprint and folder of the model it was tuned from, if that is known.
+    report must know. `base`: name, fingerprint and folder of the whole model that it was tuned from, if that is known;
+    `origin`: of what training began from, where that was an adapter of it.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Resolved:
     weights: WeightFiles
     adapter: Path | None = None
     base: Mapping[str, Any] | None = None
+    origin: Mapping[str, Any] | None = None
     quantization: Quantization | None = None
 
     @cached_property
@@ -102,6 +104,7 @@ def resolve(
         note=note or _note_of(origin),
         weights=weights,
         base=origin,
+        origin=told.get("from"),
         quantization=quantization,
     )
 
@@ -227,5 +230,6 @@ def _with_base(
         weights=weights,
         adapter=folder,
         base={"name": label, "fingerprint": of_base, "folder": str(path)},
+        origin=told.get("from"),
         quantization=quantization,
     )

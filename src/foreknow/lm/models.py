@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from foreknow.errors import ForeknowError, ModelError
 from foreknow.lm.adapters import attach
 from foreknow.lm.architectures import text_part
-from foreknow.lm.checkpoint import LoadedTensors, check_finite, check_loaded, check_vocabulary, untie
+from foreknow.lm.checkpoint import LoadedTensors, check_causal, check_finite, check_loaded, check_vocabulary, untie
 from foreknow.lm.model_folders import read_config
 from foreknow.lm.model_names import Resolved, resolve
 from foreknow.lm.packaged import quiet
@@ -139,7 +139,7 @@ def load_resolved(
         tokenizer=tokenizer,
         fingerprint=found.fingerprint,
         folder=str(found.path),
-        note="; ".join([*([found.note] if found.note else []), *(n for n in notes if n.startswith("warning"))]) or None,
+        note="; ".join([*([found.note] if found.note else []), *notes]) or None,
         dtype=kind,
         device=on,
         reasons=(device_reason, dtype_reason, *notes),
@@ -179,6 +179,7 @@ def _whole_model(
         # whatever a model's files may raise, the user is told in one line
         raise ModelError(f"{called}: cannot be loaded: {in_a_line(error)}") from None
     check_finite(called, model, dtype, found.weights)
+    check_causal(called, model)
     notes = [*([found.weights.note] if found.weights.note else []), *checked]
     if part is not None:
         model._weight_conversions = None  # saved again, it is a text model under its own names

@@ -32,6 +32,8 @@ from foreknow.audits.auditing import open_audit
 from foreknow.data.rows import ROWS, USABLE
 from foreknow.errors import ConfigError, InputError
 from foreknow.lm import models
+from foreknow.lm.checkpoint import check_finite
+from foreknow.lm.tensors import WeightFiles
 from foreknow.progress import say
 from foreknow.protocol.prompts import Prompter, Template
 from foreknow.training import curves, row_faults
@@ -207,8 +209,11 @@ class KnowledgeCallback(TrainerCallback):
         self._ready(given)
         model = base_of(given["model"])
         assert self._measure is not None
+        check_finite("KnowledgeCallback: the trainer's model", model, self.dtype, WeightFiles((), {}))
         with torch.no_grad():
             outcomes = self._measure(self._mirror.of(model) if self._mirror else model)
+        if self._mirror is not None and self._mirror.note is not None and not self.lines:
+            say(self._mirror.note)
         losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
         line: curves.Line = {
             "epoch": _epoch(state.epoch),

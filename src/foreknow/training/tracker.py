@@ -20,8 +20,10 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foreknow.data.rows import GOLD, common_heads
+from foreknow.errors import ModelError
 from foreknow.lm import models
 from foreknow.lm.private_api import model_of_config
+from foreknow.lm.tensors import names_of
 from foreknow.probing.engine import Engine, PackedEngine, PlainEngine, Prompt, Sampling
 from foreknow.probing.ordered import release_memory
 from foreknow.probing.packed import PackedModel
@@ -197,26 +199,39 @@ class Mirror:
     def __init__(self, dtype: torch.dtype):
         self.dtype = dtype
         self._copy: PreTrainedModel | None = None
+        self.note: str | None = None
+        """Why the model is measured as it is, where no copy of it can be made."""
 
     @torch.no_grad()
     def of(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The copy with the model's weights as they are now; the model itself if it has the dtype already."""
+        """The copy with the model's weights as they are now; the model itself if it has the dtype already, or other
+        tensors than its config makes."""
         if next(model.parameters()).dtype == self.dtype:
             return model
+        if self._copy is None and self.note is None:
+            made = self._made(model, next(model.parameters()).device)
+            odd = _unlike(model, made)
+            self._copy = None if odd else made
+            self.note = f"measured in {next(model.parameters()).dtype}: a copy would not have {odd}" if odd else None
         if self._copy is None:
-            self._copy = self._made(model, next(model.parameters()).device)
+            return model
         _copy_weights(dict([*model.named_parameters(), *model.named_buffers()]), self._copy)
         return self._copy
 
     def prepare(self, model: PreTrainedModel, device: str) -> None:
-        """Make the copy while the model is whole; `holding` fills it."""
+        """Make the copy while the model is whole; `holding` fills it. Raises ModelError where it would be another."""
         self._copy = self._made(model, torch.device(device))
+        if odd := _unlike(model, self._copy):
+            raise ModelError(f"a copy to measure would not have {odd}; train in one process, or without FSDP")
         _copy_weights(dict(model.named_buffers()), self._copy)
 
     @torch.no_grad()
     def holding(self, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel:
-        """The prepared copy with these weights."""
+        """The prepared copy with these weights. Raises ModelError, naming tensors, where some are not among them."""
         assert self._copy is not None
+        lost = [name for name, _ in self._copy.named_parameters() if name not in weights]
+        if lost:
+            raise ModelError(f"the gathered weights lack {len(lost):,} tensors of the model: {names_of(lost)}")
         known = dict([*self._copy.named_parameters(), *self._copy.named_buffers()])
         _copy_weights({name: value for name, value in weights.items() if name in known}, self._copy)
         return self._copy
@@ -227,6 +242,15 @@ class Mirror:
         made.generation_config = model.generation_config
         copy: PreTrainedModel = made.to(device).eval()
         return copy
+
+
+def _unlike(model: PreTrainedModel, copy: PreTrainedModel) -> str:
+    """The tensors that a model has otherwise than its copy, by name; empty where there are none."""
+    ours, theirs = (
+        {name: tuple(values.shape) for name, values in [*one.named_parameters(), *one.named_buffers()]}
+        for one in (model, copy)
+    )
+    return names_of(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
 
 
 @torch.no_grad()

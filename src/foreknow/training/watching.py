@@ -93,6 +93,8 @@ class Watcher:
         trainer.saving = time.monotonic() - self.since
         if self.measure.note and len(self.lines) == 1:
             say(self.measure.note)
+        if self.made.mirror is not None and self.made.mirror.note and len(self.lines) == 1:
+            say(self.made.mirror.note)
         self._show(line)
         stop = not trainer.within_epoch and curves.out_of_patience(self.lines, config.metric, config.patience)
         return curves.flat(line), stop and step > 0
@@ -136,7 +138,7 @@ class Watcher:
             "step": line["step"],
             "metric": self.config.metric,
             "value": curves.flat(line)[self.config.metric],
-            "base": _base_of(loaded),
+            **_origin_of(loaded),
         }
 
         def write(part: Path) -> None:
@@ -168,12 +170,13 @@ class Watcher:
         self.warned = began is not None
 
 
-def _base_of(loaded: models.Loaded) -> dict[str, Any]:
-    """Name, fingerprint and folder of the whole model that training began from: below an adapter its base."""
+def _origin_of(loaded: models.Loaded) -> dict[str, Any]:
+    """Name, fingerprint and folder of the model that training began from; of an adapter its base, and itself."""
+    own = {key: getattr(loaded, key) for key in ("name", "fingerprint", "folder")}
     found = loaded.resolved
     if found is not None and found.adapter is not None:
-        return dict(found.base or {})
-    return {key: getattr(loaded, key) for key in ("name", "fingerprint", "folder")}
+        return {"base": dict(found.base or {}), "from": own}
+    return {"base": own}
 
 
 def own_rows(rows: pl.DataFrame) -> pl.DataFrame:
