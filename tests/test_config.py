@@ -49,7 +49,7 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
 
 def test_an_unknown_key_is_refused_by_name(tmp_path: Path) -> None:
     file = written(tmp_path, "data: a\nshot: 2\n")
-    assert fault({}, file).startswith(f"{file}: shot: no such setting; known are backoff, batch_prompts, ")
+    assert fault({}, file).startswith(f"{file}: shot: no such setting; known are backoff, base, ")
     assert fault({"data": "a", "exemplar_setz": 2}).startswith("--exemplar-setz: no such setting; known are ")
     assert fault({"shot": 3}, file).startswith("--shot: no such setting"), "the flag is the one that counts"
 

@@ -375,6 +375,8 @@ def _advice(missing: Sequence[str], unexpected: Sequence[str], mismatched: Seque
     ]
     if heads:
         return f"{heads[0]} is a head for classification or reward: not a model that answers"
+    if getattr(model, "hf_quantizer", None) is not None:
+        return "Its quantised weights are laid out in another way than the installed package has it; update the package"
     config: Any = model.config.get_text_config()
     layers = getattr(config, "num_hidden_layers", "?")
     if missing and not unexpected and not mismatched and _layers(missing) & _layers(_names(model) - set(missing)):
