@@ -295,6 +295,7 @@ for dtype in ("bfloat16", "auto"):
     assert done.stdout.splitlines() == ["bfloat16 bfloat16 12", "auto float32 12"]
     assert done.stderr.count("are computed as torch has them") == 1
     assert "dtype float32: the processor has no instructions for bfloat16" in done.stderr
+    assert "dtype bfloat16: asked for, though the processor has no instructions for it; float32 is" in done.stderr
     exact, rough = (pl.read_parquet(tmp_path / dtype / "rows.parquet") for dtype in ("auto", "bfloat16"))
     assert (exact["category"] == rough["category"]).mean() > 0.8
 

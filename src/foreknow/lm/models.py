@@ -294,6 +294,11 @@ def _dtype(asked: str, device: str) -> tuple[str, str]:
     if asked != "auto":
         if asked not in ("float32", "bfloat16", "float16"):
             raise ModelError(f"--dtype {asked}: expected auto, float32, bfloat16 or float16")
+        if asked == "bfloat16" and device == "cpu" and not has_bfloat16_instructions():
+            return asked, (
+                "dtype bfloat16: asked for, though the processor has no instructions for it; float32 is about ten "
+                "times faster here"
+            )
         return asked, f"dtype {asked}: asked for"
     if device.startswith("cuda"):
         if torch.cuda.is_bf16_supported():
