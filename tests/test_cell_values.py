@@ -64,7 +64,9 @@ def test_a_number_written_for_a_person_is_the_same_number(value: float | Decimal
     ("value", "of_floats", "texts"),
     [
         (True, False, ["yes", "Yes", "true", "True"]), (False, False, ["no", "No", "false", "False"]),
-        ("True", False, ["True"]), ("1912.0", True, ["1912", "1912.0"]), ("1912.0", False, ["1912.0", "1912"]),
+        ("True", False, ["True", "yes", "Yes", "true"]), 
+        ("FALSE", False, ["FALSE", "no", "No", "false", "False"]), ("yes", False, ["yes"]),
+        ("1912.0", True, ["1912", "1912.0"]), ("1912.0", False, ["1912.0", "1912"]),
         ("0.5", True, ["0.5"]), ("1912-04-15 00:00:00", False, ["1912-04-15", "1912-04-15 00:00:00"]),
         ("1912-04-15T00:00:00.000Z", False, ["1912-04-15", "1912-04-15T00:00:00.000Z"]),
         ("1912-04-15 02:20:00", False, ["1912-04-15 02:20:00"]), ("v2.0", False, ["v2.0"]), (None, False, []),

@@ -47,9 +47,10 @@ UTF16 = "the text is UTF-16"
 READ = {
     "usual": ("a.csv", written(CAPITALS), ""),
     "all quoted": ("a.csv", written(CAPITALS, quoting=csv.QUOTE_ALL), ""),
-    "semicolon": ("a.csv", written(CAPITALS, delimiter=";"), "';' stands between the cells (all 4 rows"),
+    "semicolon": ("a.csv", written(CAPITALS, delimiter=";"), "(all 3 rows looked at have the header's 2)"),
     "tab in .csv": ("a.csv", written(CAPITALS, delimiter="\t"), "a tab stands between the cells"),
     "pipe": ("a.csv", written(CAPITALS, delimiter="|"), "'|' stands between the cells"),
+    "tilde": ("a.csv", written(CAPITALS, delimiter="~"), "'~' stands between the cells"),
     "unit separator": ("a.csv", written(CAPITALS, delimiter="\x1f"), r"'\x1f' stands between the cells"),
     "comma in .tsv": ("a.tsv", written(CAPITALS), "a comma stands between the cells"),
     "single quotes": ("a.csv", written(CAPITALS, quotechar="'"), "cells are quoted with '"),
@@ -136,7 +137,8 @@ REFUSED = {
     "UTF-16 without a mark": ("question,answer\na,b\n".encode("utf-16-le"), r"UTF-16 without .* iconv -f UTF-16LE"),
 
     "Markdown": (b"question | answer\n--- | ---\na | b\n", r"a\.csv:2: a rule stands below the header"),
-    "no header": (b"Capital of France?,Paris\nCapital of Peru?,Lima\n", r"no known layout"),
+    "psql": (b" question | answer \n----------+--------\n a? | b\n", r"a\.csv:2: a rule stands below the header"),
+    "no header": (b"Capital of France?,Paris\nCapital of Peru?,Lima\n", r"These look like a row and not like names"),
 }  # fmt: skip
 
 

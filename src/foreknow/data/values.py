@@ -3,7 +3,7 @@
     1912.0, Decimal("1912.00")        1912                          a column with gaps is one of floats in pandas
     1e21, 0.5, 1e-05                  1e21, 0.5, 0.00001
     date and time at midnight         1912-04-15                    a text that spells one too, as pandas writes it
-    true, false (of an answer)        yes, no                       also accepted: Yes, true, True
+    true, false (of an answer)        yes, no                       also accepted: Yes, true, True; a text stays first
     nan, null, None, N/A, #N/A, -     missing (`is_null_word`)      or a true answer: nobody can tell
 
 The file itself is never changed: what it held is written back as it was.
@@ -32,6 +32,8 @@ _FLOAT = re.compile(r"-?\d+\.\d+(?:[eE][+-]?\d+)?")
 _MIDNIGHT = re.compile(r"(\d{4}-\d{2}-\d{2})[ T]00:00(?::00(?:\.0+)?)?(?:Z|[+-]00:?00)?")
 _DECIMAL_COMMA = re.compile(r"-?\d+,(?:\d{1,2}|\d{4,})")
 _SPELLINGS: Mapping[bool, list[str]] = {True: ["yes", "Yes", "true", "True"], False: ["no", "No", "false", "False"]}
+
+_TRUTHS: Mapping[str, bool] = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 
 
 def is_null_word(text: str) -> bool:
@@ -104,6 +106,8 @@ def spellings(value: object, *, of_floats: bool = False) -> list[str]:
     if isinstance(value, str):
         if at_midnight := _MIDNIGHT.fullmatch(text):
             return [at_midnight[1], text]
+        if text in _TRUTHS:
+            return [text, *(other for other in _SPELLINGS[_TRUTHS[text]] if other != text)]
         if _WHOLE.fullmatch(text):
             whole = text.partition(".")[0]
             return [whole, text] if of_floats else [text, whole]

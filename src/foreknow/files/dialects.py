@@ -21,7 +21,7 @@ from foreknow.files.sources import Part
 
 SAMPLE: Final = 2**18
 """Characters at the beginning of a file that its dialect is found from."""
-DELIMITERS: Final = (",", ";", "\t", "|", "\x1f", "\x01")
+DELIMITERS: Final = (",", ";", "\t", "|", "~", "^", "\x1f", "\x01")
 KNOWN: Final = frozenset({
     "question", "query", "q", "prompt", "input", "answer", "gold", "gold_answer", "target", "completion", "output",
     "response", "label", "answers", "possible_answers", "accepted_answers", "gold_answers", "targets", "golds",
@@ -30,7 +30,7 @@ KNOWN: Final = frozenset({
 })  # fmt: skip
 """Names that columns of questions and answers go by. They decide only where two delimiters fit."""
 _SEP = re.compile(r'"?sep=(.)"?[ \t,;]*[\r\n]*', re.IGNORECASE)
-_RULE = re.compile(r"[\s|:+-]*-{2,}[\s|:+-]*")
+_RULE = re.compile(r"(?=[^|+]*[|+])[\s|:+-]*-{2,}[\s|:+-]*")
 
 
 class Dialect(NamedTuple):
@@ -157,13 +157,14 @@ def dialect_of(part: Part) -> Dialect:
             before += comments
             notes.append(f"{comments} comment lines stand before the header")
     chosen = found.dialect if found is not None else _nearest(base, lines[before:], delimiters)
-    if found is not None and len(found.rows) > 1 and _RULE.fullmatch(found.texts[1]):
+    below = [line for line in lines[before:] if line.strip()][1:2]
+    if below and _RULE.fullmatch(below[0]):
         raise InputError(
-            f"{part.where}:{before + 2}: a rule stands below the header, as in a table of Markdown or of a database's "
-            "terminal. Save the rows as CSV."
+            f"{part.where}:{lines.index(below[0]) + 1}: a rule stands below the header, as in a table of Markdown or "
+            "of a database's terminal. Save the rows as CSV."
         )
     if chosen.delimiter != usual(part.suffix).delimiter:
-        looked = f" (all {len(found.rows):,} rows looked at have {len(found.names)})" if found is not None else ""
+        looked = f" (all {len(found.rows) - 1:,} rows looked at have the header's {len(found.names)})" if found else ""
         stated_so = ", as the first line says" if before and len(delimiters) == 1 else ""
         notes.insert(0, f"{_called(chosen.delimiter)} stands between the cells{stated_so}{looked}")
     notes += _notes(chosen)
