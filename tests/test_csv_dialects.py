@@ -154,6 +154,7 @@ def test_what_cannot_be_read_for_certain_is_refused(tmp_path: Path, kind: str) -
     ("content", "rows"),
     [
         (b'question\tanswer\n"Hamlet" was by?\tShakespeare\nb\t"x" or y\n', ['"Hamlet" was by?', "b"]),
+        (b'question\tanswer\n"Second\tb\nThird "sentence"\tc\n', ['"Second', 'Third "sentence"']),
         (b'question,answer\n"say \\"hi\\", then",b\n"c",d\n', ['say "hi", then', "c"]),
         (b"question\tanswer\nWhere\\\tthen?\tb\nc\\\\d\te\n", ["Where\tthen?", "c\\d"]),
         (b'question,answer\n"one ""two"", three",b\n', ['one "two", three']),

@@ -255,8 +255,8 @@ def _fitting(part: Part, base: Dialect, lines: Sequence[str], whole: bool) -> _R
     if bare is None or bare.dialect.escape is not None:
         return bare
     # quotes around a whole cell are there to be taken off, and one that never closes breaks a file: neither is text
-    begins = [cell for row in bare.rows for cell in row if cell[:1] == '"']
-    if any(len(c) > 1 and c[-1] == '"' for c in begins) or not any('"' in c[1:] for c in begins):
+    marked = [cell for row in bare.rows for cell in row if '"' in cell]
+    if any(len(c) > 1 and c[0] == c[-1] == '"' for c in marked) or not any(c.count('"') > 1 for c in marked):
         return None
     return bare
 
