@@ -6,6 +6,7 @@ there is one list of settings with one meaning.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -24,7 +25,8 @@ def _pairs(value: Any) -> Any:
     if not isinstance(texts, (list, tuple)):
         return value
     found = {}
-    for pair in (p for text in texts for p in str(text).split(",") if p.strip()):
+    # a column's own name may hold a comma
+    for pair in (p for text in texts for p in re.split(r",(?=\s*\w+\s*=)|,\s*$", str(text)) if p.strip()):
         ours, equals, theirs = pair.partition("=")
         if not equals or not ours.strip() or not theirs.strip():
             raise ValueError(f"{pair.strip()!r}: expected NAME=COLUMN, such as question=q,answer=a")
@@ -36,10 +38,14 @@ ColumnMap = Annotated[dict[str, str], BeforeValidator(_pairs)]
 
 
 DATA = (
-    "A data file (JSONL, JSON, CSV, TSV, Parquet; also .gz, .zst), a folder or .zip of them, - for standard input, "
-    "hub:owner/name, s3:// or gs://, or 'facts': the packaged fact set."
+    "A data file (JSONL, JSON, CSV, TSV, Parquet, Arrow; also .gz, .zst, .bz2, .xz), a folder or .zip of them, also of "
+    "save_to_disk or the hub's cache, - for standard input, hub:owner/name, s3:// or gs://, or 'facts': the packaged "
+    "fact set."
 )
-LAYOUT = "How rows are written: auto, messages, sharegpt, alpaca, prompt-completion, popqa, question or triples."
+LAYOUT = (
+    "How rows are written: auto, messages, sharegpt, preference, alpaca, prompt-completion, popqa, choices, reading, "
+    "question, triples, trees, instances or text."
+)
 TURNS = "Of a chat: every answer of the assistant is a row (all), or only the last one (last)."
 Turns = Literal["all", "last"]
 NULL_WORDS = (
@@ -58,7 +64,9 @@ class DataSettings(Settings):
 
     data: str = Field(description=DATA)
     layout: str = Field("auto", description=LAYOUT)
-    map: ColumnMap = Field({}, description="Columns of the file by our names: question=q,answer=a.")
+    map: ColumnMap = Field(
+        {}, description="Columns of the file by our names: question=q,answer=a; data.a is a key of an object."
+    )
     templates: Path | None = Field(
         None, description="Question templates by relation (JSON or YAML), for subject/relation/object rows."
     )

@@ -250,7 +250,13 @@ def prepared(config: AuditConfig, given: Input) -> Iterator[Stage]:
 
 def tell(given: Input, draw: Draw, prompter: Prompter, reasons: Sequence[str] = ()) -> None:
     """Say what was chosen without being asked for, and why."""
-    for reason in (given.facts.reason, given.facts.accounted, *reasons, _prompt_reason(prompter.choices)):
+    for reason in (
+        given.facts.reason,
+        given.facts.first_row,
+        given.facts.accounted,
+        *reasons,
+        _prompt_reason(prompter.choices),
+    ):
         say(reason)
     for reason in (draw.exemplars.reason, *draw.exemplars.notes, *prompter.notes, *draw.notes):
         say(reason)

@@ -61,8 +61,8 @@ def together(files: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
 def check_files(inputs: Sequence[DataSettings]) -> Checked:
     """Check one input, or several as the splits their names tell. Raises the errors of `facts.read_facts`."""
     found = [read_data(one) for one in inputs]
-    for reason in dict.fromkeys(facts.reason for facts in found):
-        say(reason)
+    for line in dict.fromkeys(line for facts in found for line in (facts.reason, facts.first_row)):
+        say(line)
     read = [facts.rows for facts in found]
     if not read:
         raise ConfigError("data: missing; give a file to check")

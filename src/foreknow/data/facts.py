@@ -69,6 +69,14 @@ class Facts:
         return account(self.records, self.total, self.left_out, self.thoughts)
 
     @property
+    def first_row(self) -> str:
+        """The first usable row as it is read, cut, so that a wrong column is seen."""
+        first = self.rows.lazy().filter(USABLE).sort("row").select("question", "answers").first()
+        question, answers = first.collect().row(0)
+        more = f" (or {len(answers) - 1} more)" if len(answers) > 1 else ""
+        return f"first row: Q {quoted(question, 100)} -> A {quoted(answers[0], 60)}{more}"
+
+    @property
     def name(self) -> str:
         """How reports call the input."""
         return self.source.name
@@ -114,8 +122,10 @@ class Facts:
         in_part = set(self.in_part(kept))
         firsts = dict(_firsts(self.source.parts, self._counts()))
 
+        counted = any(layout.choices and layout.choices.kind == "index1" for layout in self.layouts.values())
+
         def edited(record: Record, number: int) -> Record | None:
-            if number not in replaced and number not in in_part:
+            if number not in replaced and number not in in_part and not counted:
                 return None
             name = max((n for n, first in firsts.items() if first <= number), key=lambda n: firsts[n])
             own = turns[number] if number in in_part else None

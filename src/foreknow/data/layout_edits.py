@@ -9,7 +9,7 @@ from foreknow.data.chat_forms import view_of
 from foreknow.data.chats import edited, last_answer, looks_like_turns, turns_of
 from foreknow.data.layouts import Layout, Record, decoded_list
 from foreknow.data.loss_marks import MARKS
-from foreknow.data.multiple_choice import with_gold
+from foreknow.data.multiple_choice import with_gold, with_text_answer
 from foreknow.data.paths import field_of, has_field, with_field
 from foreknow.data.reply_trees import with_answer_at
 from foreknow.data.thinking import answer_parts
@@ -40,7 +40,7 @@ def with_answers(
     if layout.choices is not None:
         for answer in answers.values():
             changed = dict(with_gold(changed, layout.choices, answer))
-        return changed
+        return changed if answers else with_text_answer(record, layout.choices)
     if name in ("trees", "instances"):
         held = layout.columns["tree" if name == "trees" else "instances"]
         return {**changed, held: with_answer_at(name, record.get(held), answers, kept)}

@@ -268,7 +268,7 @@ def _place(kind: str, answer: object, choices: Sequence[_Choice]) -> int | None:
         return at if at < count else None
     if kind == "text":
         texts = [choice.text for choice in choices]
-        return texts.index(said) if isinstance(answer, str) and texts.count(said) == 1 else None
+        return texts.index(said) if isinstance(answer, str) and said in texts else None
     if not re.fullmatch(r"\d{1,2}(\.0)?", said):
         return None
     at = int(float(said)) - (kind == "index1")
@@ -336,7 +336,13 @@ def with_gold(record: Record, scheme: ChoiceScheme, answer: str) -> Record:
         changed[scheme.columns[at]] = answer
     else:
         changed = with_field(record, scheme.columns[0], _with_choice(field_of(record, scheme.columns[0]), at, answer))
-    return with_field(changed, scheme.answer, answer) if scheme.kind == "text" else changed
+    return with_field(changed, scheme.answer, answer) if scheme.kind in ("text", "index1") else changed
+
+
+def with_text_answer(record: Record, scheme: ChoiceScheme) -> Record:
+    """The record with its right choice's text as its answer, where that is a number from 1: few rows do not tell it."""
+    gold, _ = gold_of(record, scheme)
+    return record if gold is None or scheme.kind != "index1" else with_field(record, scheme.answer, gold)
 
 
 def _with_choice(value: object, at: int, answer: str) -> object:

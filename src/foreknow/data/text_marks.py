@@ -136,7 +136,7 @@ _MARKS: Final = (
 _INST = re.compile(r"\[INST\](.*?)\[/INST\]", re.DOTALL)
 _INST_SYSTEM = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>", re.DOTALL)
 _OUTER_SYSTEM = re.compile(r"\[SYSTEM_PROMPT\](.*?)\[/SYSTEM_PROMPT\]", re.DOTALL)
-_OPENING = re.compile(r"\s*(?:<s>|<bos>|<\|begin_of_text\|>|<｜begin▁of▁sentence｜>|<\|startoftext\|>)?\s*")
+_OPENING = re.compile(r"\s*(?:<s>|<bos>|<\|begin_of_text\|>|<｜begin▁of▁sentence｜>|<\|startoftext\|>|<BOS_TOKEN>)?\s*")
 MARKS: Final = tuple(
     dict.fromkeys([*(marks.name for marks in _MARKS[:2]), "llama-2", *(marks.name for marks in _MARKS[2:])])
 )

@@ -162,7 +162,8 @@ def run(config: EvaluateConfig) -> Evaluation:
             say(f"{config.out}: this evaluation is complete; nothing to do")
         else:
             another = _another_prompt(ready.prompter, given.template, found)
-            for note in (given.facts.reason, given.facts.accounted, *notes, *ready.notes, *another):
+            told = (given.facts.reason, given.facts.first_row, given.facts.accounted)
+            for note in (*told, *notes, *ready.notes, *another):
                 say(note)
             _compute(config, given, found, ready, folder, identity)
         if not (folder.path / "report.html").is_file():

@@ -160,11 +160,11 @@ def _value(line: bytes) -> object:
 
 
 def _goes_on(line: bytes) -> bool:
-    """Whether a line is the beginning of a JSON value that ends on a later line."""
+    """Whether a line is the beginning of a JSON value that ends on a later line, or a value with another behind it."""
     try:
         json.loads(line.decode("utf-8", "replace"))
     except json.JSONDecodeError as error:
-        return error.pos >= len(error.doc.rstrip())
+        return error.pos >= len(error.doc.rstrip()) or error.doc[error.pos] in "{["
     except (ValueError, RecursionError):
         return False
     return False

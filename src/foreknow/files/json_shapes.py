@@ -46,6 +46,7 @@ _ROW_KEYS: Final = _ASK_KEYS - {"questions", "prompts"} | frozenset(
     }
 )
 """Keys that a row has itself: an object with one of them wraps no rows."""
+_CHAT_KEYS: Final = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat", "turns")
 _META: Final = frozenset(
     ["features", "columns", "index", "schema", "splits", "licenses", "license", "metadata", "info"]
 )
@@ -135,7 +136,9 @@ def _wraps_rows(key: str, listed: Sequence[Json]) -> bool:
     """Whether a list under this key may be a file's rows: objects under a name that no row has, or whole chats."""
     if key.lower() in _META:
         return False
-    return all(map(is_turns, listed)) or (key.lower() not in _ROW_KEYS and _holds_rows(listed))
+    if all(is_turns(row.get("messages") if isinstance(row, dict) else row) for row in listed):
+        return True
+    return key.lower() not in _ROW_KEYS and _holds_rows(listed)
 
 
 def _of_objects(value: Mapping[str, Json]) -> Shape:
@@ -171,7 +174,9 @@ def _is_table(value: Mapping[str, Json]) -> bool:
     lists = [inner for inner in value.values() if isinstance(inner, list)]
     if len(lists) < 2 or len(lists) != len(value) or len({len(inner) for inner in lists}) > 1 or not lists[0]:
         return False
-    return not any(map(is_turns, lists)) and not all(map(_holds_rows, lists))
+    chats = [inner for key, inner in value.items() if key.lower() in _CHAT_KEYS]
+    one_chat = any(not all(isinstance(each, list | str) for each in inner) for inner in chats)
+    return not one_chat and not any(map(is_turns, lists)) and not all(map(_holds_rows, lists))
 
 
 def _holds_rows(listed: Sequence[Json]) -> bool:
