@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
@@ -13,7 +14,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,12 +35,16 @@ from odd_files import (
     SEEDS,
     TEMPLATES,
     Random,
+    as_anything,
+    as_arrow,
     as_json,
     as_jsonl,
     as_parquet,
     as_table,
+    as_wrapped,
     mutated,
     odd_dialect,
+    odd_saved,
     odd_templates,
     odd_tree,
     odd_zip,
@@ -98,7 +103,7 @@ def read_rows(path: Path, **how: Any) -> None:
     read = partial(read_facts, templates=TEMPLATES, **how)
     facts = read(path)
     rows = facts.rows
-    if path.suffix != ".zip":
+    if not path.read_bytes().startswith(b"PK\x03\x04"):
         _hold(facts.records in (counts := records(path)), f"rows of {facts.records} records, found {counts}")
     _hold(facts.total == rows.filter(USABLE).height + sum(facts.left_out.values()), "rows are not accounted for")
     _hold(rows["row"].to_list() == list(range(facts.total)) == facts.audited.to_list(), "rows are lost")
@@ -182,17 +187,50 @@ def read_tree(path: Path) -> None:
 def records(path: Path) -> set[int]:
     """How many records a file holds, counted without foreknow: each number that a way to read it gives."""
     content = path.read_bytes()
-    if path.suffix in (".gz", ".zst"):
-        content = _unpackers()[path.suffix](content)
+    for magic, unpack in ((b"\x1f\x8b", ".gz"), (b"\x28\xb5\x2f\xfd", ".zst")):
+        if content.startswith(magic):
+            content = _unpackers()[unpack](content)
     kind = Path(path.name.removesuffix(".gz").removesuffix(".zst")).suffix
-    if kind == ".parquet":
+    if kind == ".parquet" or content.startswith(b"PAR1"):
         return {pl.read_parquet(io.BytesIO(content)).height}
+    if content.startswith(b"ARROW1"):
+        return {pl.read_ipc(io.BytesIO(content)).height}
+    if content.startswith(b"\xff\xff\xff\xff"):
+        return {pl.read_ipc_stream(io.BytesIO(content)).height}
     text = _decoded(content)
+    if text.lstrip()[:1] in ("{", "["):
+        return _json_rows(text)
     if kind == ".jsonl":
         return {sum(bool(line.strip(" \t\r")) for line in text.split("\n"))}
-    if kind == ".json":
-        return {len(json.loads(text))}
     return _table_rows(text, "\t" if kind == ".tsv" else ",")
+
+
+def _json_rows(text: str) -> set[int]:
+    """The rows of a JSON text: of its lines, or of the lists and objects in what it spells as a whole."""
+    found = {sum(bool(line.strip(" \t\r")) for line in text.split("\n"))}
+    values, at = [], 0
+    with contextlib.suppress(ValueError):
+        while at < len(text.rstrip()):
+            value, end = json.JSONDecoder().raw_decode(text, at + len(text[at:]) - len(text[at:].lstrip()))
+            values.append(value)
+            at = end
+        found |= {len(values)}
+    if len(values) == 1:
+        found |= set(_sizes(values[0]))
+    return found
+
+
+def _sizes(value: Any, depth: int = 4) -> Iterator[int]:
+    """The sizes of a value and of those in it; and of those that stand side by side, together."""
+    if isinstance(value, dict | list) and depth:
+        inner = list(value.values()) if isinstance(value, dict) else value
+        yield len(inner)
+        yield sum(len(each) for each in inner if isinstance(each, list))
+        paragraphs = [each.get("paragraphs") for each in inner if isinstance(each, dict)]
+        flat = [p for listed in paragraphs if isinstance(listed, list) for p in listed if isinstance(p, dict)]
+        yield sum(len(p["qas"]) for p in flat if isinstance(p.get("qas"), list))
+        for each in inner:
+            yield from _sizes(each, depth - 1)
 
 
 def _decoded(content: bytes) -> str:
@@ -295,6 +333,10 @@ def readers() -> dict[str, Reader]:
         "stdin": Reader(
             "stdin", read_standard_input, every, lambda rng: rng.choice(made)(rng), called="standard input"
         ),
+        "wrapped": Reader("w.json", read_rows, partial(seeds_of, "wrapped"), as_wrapped),
+        "arrow": Reader("a.arrow", read_rows, partial(seeds_of, "arrow"), as_arrow),
+        "saved": Reader("s.zip", read_rows, partial(_some, odd_saved), odd_saved),
+        "misnamed": Reader("m.txt", read_rows, every, as_anything),
         "templates": Reader("t.yaml", read_templates, partial(_some, odd_templates), odd_templates),
         "templates-json": Reader("t.json", read_templates, lambda: [json.dumps(TEMPLATES).encode()], odd_templates),
         "popqa": Reader("p.tsv", read_popqa, table, partial(tsv, seeds=[POPQA])),

@@ -37,6 +37,10 @@ THOUGHTS = [CHAT[3], {"role": "assistant", "content": "<think>\nHm.\n</think>\n\
             {"role": "assistant", "content": "Lima", "train": True}]  # fmt: skip
 POPQA = {"id": "1", "subj": "France", "prop": "capital", "obj": "Paris", "s_pop": "12",
          "question": "Capital of France?", "possible_answers": '["Paris", "Paname"]'}  # fmt: skip
+TREE = {"message_tree_id": "t", "prompt": {"text": "Capital?", "role": "prompter", "replies": [
+    {"text": "Paris", "role": "assistant", "rank": 0, "replies": [{"text": "And?", "role": "prompter", "replies": [
+        {"text": "Rome", "role": "assistant", "replies": []}]}]},
+    {"text": "Rome", "role": "assistant", "rank": 1, "replies": []}]}}  # fmt: skip
 SEEDS: list[dict[str, Json]] = [
     {"question": "Capital of France?", "answer": "Paris", "split": "train", "popularity": 7},
     {"question": "Capital of France?", "answers": ["Paris", "Paname"], "facts": [{"question": "q", "answer": "a"}]},
@@ -59,6 +63,26 @@ SEEDS: list[dict[str, Json]] = [
     {"instruction": "Name the capital.", "input": "France", "output": "Paris", "history": [["a", "b"]]},
     POPQA,
     {"subject": "France", "relation": "capital", "object": "Paris"},
+    {"prompt": "Capital of France?", "chosen": "Paris", "rejected": "Rome", "margin": 0.5},
+    {"chosen": CHAT, "rejected": [*CHAT[:4], {"role": "assistant", "content": "Rome"}]},
+    {"chosen": "\n\nHuman: Capital?\n\nAssistant: Paris", "rejected": "\n\nHuman: Capital?\n\nAssistant: Rome"},
+    {"prompt": "Capital of France?", "completion": "Paris", "label": True},
+    {"question": "Capital of France?", "choices": ["Rome", "Paris", "Bern", "Oslo"], "answer": 1, "subject": "x"},
+    {"question": "Capital of France?", "choices": {"text": ["Rome", "Paris"], "label": ["A", "B"]}, "answerKey": "B"},
+    {"question": "Capital of France?", "A": "Rome", "B": "Paris", "C": "Bern", "answer": "B"},
+    {"question": "Capital?", "context": "It is Paris.", "answers": {"text": ["Paris"], "answer_start": [6]}},
+    {"question": "Capital?", "answer": {"value": "Paris", "aliases": ["Paname"], "normalized_value": "paris"}},
+    {"question": "is it so", "passage": "It is.", "answer": True},
+    {"text": "<|im_start|>user\nCapital?<|im_end|>\n<|im_start|>assistant\nParis<|im_end|>\n"},
+    {"text": "### Human: Hello?### Assistant: Hi.### Human: Capital?### Assistant: Paris"},
+    {"text": "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nCapital? [/INST] Paris </s>"},
+    {"text": "Below is an instruction.\n\n### Instruction:\nName it.\n\n### Input:\nFrance\n\n### Response:\nParis"},
+    {"prompt": "<|user|>\nCapital?<|end|>\n<|assistant|>\n", "completion": "Paris<|end|>"},
+    {"conversation": [{"human": "Capital?", "assistant": "Paris"}, {"human": "Of Italy?", "assistant": "Rome"}]},
+    {"conversations": ["Capital?", "Paris", "Of Italy?", "Rome"]},
+    {"dialog": [{"speaker": "user", "text": "Capital?"}, {"speaker": "assistant", "text": "Paris"}]},
+    {"instruction": "Name it.", "instances": [{"input": "France", "output": "Paris"}, {"input": "", "output": "b"}]},
+    TREE,
 ]
 KEYS = sorted({key for record in SEEDS for key in record} | {"gold", "label", "q", "role", "x", "", "\ufeff", "\ud800"})
 ODD: list[Json] = [
@@ -143,6 +167,67 @@ def as_jsonl(rng: Random, seeds: Sequence[dict[str, Json]] = ()) -> bytes:
 def as_json(rng: Random, seeds: Sequence[dict[str, Json]] = ()) -> bytes:
     text = json.dumps(odd_records(rng, seeds), indent=rng.choice([None, 1]), ensure_ascii=rng.random() < 0.5)
     return text.encode("utf-8", "backslashreplace")
+
+
+def as_wrapped(rng: Random, seeds: Sequence[dict[str, Json]] = ()) -> bytes:
+    """JSON that is no array of rows: an object around them, a table, one row, rows one behind the other."""
+    rows = odd_records(rng, seeds)
+    columns = list(dict.fromkeys(key for row in rows if isinstance(row, dict) for key in row))
+    cells = [[row.get(key) if isinstance(row, dict) else row for key in columns] for row in rows]
+    qas = [
+        {"id": "1", "question": "q", "answers": [{"text": "a", "answer_start": 0}], "is_impossible": False},
+        *rows[1:],
+    ]
+    value = rng.choice([
+        {"version": 1, "data": rows}, {"n": {"rows": rows}}, {"train": rows, "test": rows[:1], "validation": rows},
+        {"rows": [{"row_idx": n, "row": row, "truncated_cells": []} for n, row in enumerate(rows)], "features": []},
+        {"data": [{"title": "t", "paragraphs": [{"context": "a b", "qas": qas}, {"context": "a", "qas": qas[:1]}]}]},
+        {f"id{n}": row for n, row in enumerate(rows)}, dict(zip(columns, zip(*cells, strict=True), strict=True)),
+        {key: {str(n): row[at] for n, row in enumerate(cells)} for at, key in enumerate(columns)},
+        {"columns": columns, "index": list(range(len(rows))), "data": cells}, rows[0], [CHAT, SHAREGPT, *rows],
+        {"data": [CHAT, CHAT]}, {"messages": CHAT},
+    ])  # fmt: skip
+    indent = rng.choice([None, None, 1])
+    texts = [json.dumps(each, indent=indent) for each in (rows if rng.random() < 0.2 else [value])]
+    return rng.choice(["", "\n", " \r\n"]).join(texts).encode("utf-8", "backslashreplace")
+
+
+def as_arrow(rng: Random, frame: Any = None) -> bytes:
+    """A table as an Arrow stream or file."""
+    frame = _odd_frame(rng) if frame is None else frame
+    out = io.BytesIO()
+    try:
+        if rng.random() < 0.5:
+            frame.write_ipc_stream(out, compression=rng.choice(["uncompressed", "lz4", "zstd"]))
+        else:
+            frame.write_ipc(out, compression=rng.choice(["uncompressed", "lz4", "zstd"]))
+    except pl.exceptions.PolarsError:  # a type that Arrow does not have
+        pl.DataFrame({"question": ["q"], "answer": ["a"]}).write_ipc_stream(out)
+    return out.getvalue()
+
+
+def odd_saved(rng: Random) -> bytes:
+    """A zip of what save_to_disk writes."""
+    members: dict[str, bytes] = {}
+    splits = rng.sample(["train", "validation", "test"], rng.randrange(1, 4))
+    for split in splits:
+        names = [f"data-{n:05}-of-00002.arrow" for n in range(2)]
+        frame = pl.DataFrame([{"question": "q?", "answer": "a", "n": 1}])
+        for name in names:
+            members[f"{split}/{name}"] = as_arrow(rng, frame if rng.random() < 0.8 else None)
+        state = {"_data_files": [{"filename": name} for name in names], "_fingerprint": "x", "_split": split}
+        info = {"features": {"question": {"dtype": "string", "_type": "Value"}}, "description": ""}
+        members[f"{split}/state.json"] = json.dumps(odd_record(rng, state) if rng.random() < 0.3 else state).encode()
+        members[f"{split}/dataset_info.json"] = json.dumps(odd_record(rng, info)).encode()
+    members["dataset_dict.json"] = json.dumps({"splits": splits}).encode()
+    return as_zip(members, zipfile.ZIP_STORED)
+
+
+def as_anything(rng: Random) -> bytes:
+    """A content of any kind, under whatever name."""
+    makers = [as_jsonl, as_json, as_wrapped, as_parquet, as_arrow, partial(as_table, delimiter=","), odd_zip]
+    made = rng.choice(makers)(rng)
+    return gzip.compress(made) if rng.random() < 0.2 else made
 
 
 def as_table(rng: Random, delimiter: str, seeds: Sequence[dict[str, Json]] = ()) -> bytes:
@@ -262,6 +347,11 @@ def seeds_of(kind: str, records: Sequence[dict[str, Json]] = SEEDS) -> list[byte
         rng = Random(0)
         return [as_parquet(rng, pl.DataFrame([record] * 2)) for record in _uniform()]
     files = []
+    if kind == "arrow":
+        rng = Random(0)
+        return [as_arrow(rng, pl.DataFrame([record] * 2)) for record in _uniform()]
+    if kind == "wrapped":
+        return [as_wrapped(Random(n), [record]) for n, record in enumerate([*records] * 2)]
     if kind == "dialects":
         return [odd_dialect(Random(n), record) for n, record in enumerate([*records] * 3)]
     for record in records:

@@ -83,7 +83,8 @@ CHOICES: dict[str, list[dict[str, Any]]] = {
     "mathqa": [{"Problem": q, "options": "a ) Rome , b ) Paris", "correct": key} for q, key in ((Q, "b"), (Q2, "a"))],
     "truthfulqa": [{"question": q, "mc1_targets": {"choices": ["Rome", "Paris"], "labels": key}}
                    for q, key in ((Q, [0, 1]), (Q2, [1, 0]))],
-    "objects": [{"question": q, "answer": key, "options": [{"key": "A", "value": "Rome"}, {"key": "B", "value": "Paris"}]}
+    "objects": [{"question": q, "answer": key,
+                 "options": [{"key": "A", "value": "Rome"}, {"key": "B", "value": "Paris"}]}
                 for q, key in ((Q, "B"), (Q2, "A"))],
 }  # fmt: skip
 

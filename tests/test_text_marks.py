@@ -151,11 +151,14 @@ def test_of_chats_in_part_the_other_answers_are_marked_beside_the_text(tmp_path:
     from foreknow.data.rows import USABLE
 
     text = f"### Human: {Q}### Assistant: {A}### Human: {Q2}### Assistant: {A2}"
-    facts = read_facts(write(tmp_path / "a.jsonl", [{"text": text}]))
-    facts.write(pl.DataFrame({"row": [1], "category": ["x"]}), tmp_path / "b.jsonl")
-    back = read_facts(tmp_path / "b.jsonl")
-    assert back.rows.filter(USABLE)["question"].to_list() == [Q2]
-    assert back.left_out == {"masked": 1}
+    write(tmp_path / "a.jsonl", [{"text": text}] * 2)
+    pl.DataFrame({"text": [text] * 2}).write_parquet(tmp_path / "a.parquet")
+    for suffix in (".jsonl", ".parquet"):
+        facts = read_facts(tmp_path / f"a{suffix}")
+        facts.write(pl.DataFrame({"row": [0, 1, 3], "category": ["x"] * 3}), tmp_path / f"b{suffix}")
+        back = read_facts(tmp_path / f"b{suffix}")
+        assert back.rows.filter(USABLE)["question"].to_list() == [Q, Q2, Q2]
+        assert back.left_out == {"masked": 1}
 
 
 words = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=8)

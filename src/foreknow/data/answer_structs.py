@@ -19,29 +19,32 @@ _PLACES: Final = ("answer_start", "answer_end", "start", "end", "start_char", "e
 
 def is_struct(value: object) -> bool:
     """Whether a value is an object of answers, a list of such objects, or the JSON text of either."""
-    value = _decoded(value)
+    value = decoded_struct(value)
     if isinstance(value, Mapping):
-        return any(key in value for key in _KEYS)
-    return (
-        isinstance(value, list | tuple) and bool(value) and all(isinstance(v, Mapping) and is_struct(v) for v in value)
-    )
+        return any(key in value for key in _KEYS) and not _is_turn(value)
+    return isinstance(value, list | tuple) and bool(value) and all(map(is_struct, value))
 
 
 def texts_of(value: object) -> list[object]:
     """The answers in such a value, the gold first; a value of any other kind by itself."""
-    value = _decoded(value)
-    if isinstance(value, Mapping):
+    value = decoded_struct(value)
+    if isinstance(value, Mapping) and not _is_turn(value):
         own = next((value[key] for key in _KEYS if value.get(key) not in (None, "")), None)
         more = next((value[key] for key in _ACCEPTED if value.get(key)), None)
         return [*_flat(own), *_flat(more)]
-    if isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+    if isinstance(value, list | tuple) and any(isinstance(decoded_struct(item), Mapping) for item in value):
         return [text for item in value for text in texts_of(item)]
     return [value]
 
 
+def _is_turn(value: Mapping[str, object]) -> bool:
+    """Whether an object is a turn of a chat, which is no answer by itself."""
+    return isinstance(value.get("role", value.get("from")), str)
+
+
 def is_extractive(value: object) -> bool:
     """Whether a value says where its answers stand in a passage."""
-    value = _decoded(value)
+    value = decoded_struct(value)
     if isinstance(value, list | tuple):
         return any(map(is_extractive, value))
     return isinstance(value, Mapping) and "answer_start" in value
@@ -49,7 +52,7 @@ def is_extractive(value: object) -> bool:
 
 def says_none(value: object) -> bool:
     """Whether a value says that there is no answer: SQuAD 2's empty lists."""
-    value = _decoded(value)
+    value = decoded_struct(value)
     if isinstance(value, Mapping) and any(key in value for key in _KEYS):
         return not any(text not in (None, "") for text in texts_of(value))
     return False
@@ -58,7 +61,7 @@ def says_none(value: object) -> bool:
 def with_text(value: object, answer: str) -> object:
     """The value with one other answer in place of all; it stands nowhere in a passage (-1)."""
     if isinstance(value, str):
-        return dumps(with_text(_decoded(value), answer))
+        return dumps(with_text(decoded_struct(value), answer))
     if isinstance(value, list | tuple):
         return [with_text(value[0], answer)]
     if not isinstance(value, Mapping):
@@ -82,7 +85,7 @@ def _flat(value: object) -> Sequence[object]:
     return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
 
 
-def _decoded(value: object) -> object:
+def decoded_struct(value: object) -> object:
     """What a cell spells as a JSON object, or an array of them; any other value as it is."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("{", "["):
         return value

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 from foreknow.data.chats import ROLES, looks_like_turns
 from foreknow.data.text_marks import turns_in, with_turns
+from foreknow.data.values import text_of
 from foreknow.files.jsontext import dumps, loads
 
 Record = Mapping[str, object]
@@ -204,9 +205,10 @@ def _into(record: Record, column: str, encode: Callable[[Turns], object]) -> Cal
 def _marked_completion(columns: Mapping[str, str], record: Record) -> ChatView | None:
     """A prompt with marks, and what the assistant says behind it."""
     prompt, completion = record.get(columns["prompt"]), record.get(columns["completion"])
-    if not isinstance(prompt, str) or not isinstance(completion, str):
+    said = completion if isinstance(completion, str) else text_of(completion)
+    if not isinstance(prompt, str) or said is None:
         return None
-    return _behind(prompt, completion, record, columns["completion"])
+    return _behind(prompt, said, record, columns["completion"])
 
 
 def _behind(prompt: str, answer: str, record: Record, column: str) -> ChatView | None:

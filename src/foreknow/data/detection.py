@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from foreknow.data.answer_structs import is_extractive, texts_of
+from foreknow.data.answer_structs import decoded_struct, is_extractive, texts_of
 from foreknow.data.chat_forms import codec_of, verdict, view_of
 from foreknow.data.chats import looks_like_turns
 from foreknow.data.layouts import BESIDE, USUAL, Layout, Record, check_column, name_list
@@ -53,7 +53,8 @@ def _always(_taken: Taken, _sample: Sample) -> bool:
 def _turns_in(name: str) -> Callable[[Taken, Sample], bool]:
     def fits(taken: Taken, sample: Sample) -> bool:
         values = [field_of(record, taken[name]) for record in sample]
-        if any(looks_like_turns(v) or (not isinstance(v, str) and codec_of(v) is not None) for v in values):
+        lists = [v for v in values if not isinstance(v, str) or v.lstrip().startswith("[")]
+        if any(looks_like_turns(v) or codec_of(v) is not None for v in lists):
             return True
         # a file whose every chat is broken is still a file of chats
         sure = taken[name].lower() in _CHAT_NAMES or not values
@@ -109,13 +110,14 @@ def _is_reading(taken: Taken, sample: Sample) -> bool:
 
 
 def _is_tree(taken: Taken, sample: Sample) -> bool:
-    values = [field_of(record, taken["tree"]) for record in sample]
-    return any(isinstance(value, Mapping) and "replies" in value and "text" in value for value in values)
+    values = [decoded_struct(field_of(record, taken["tree"])) for record in sample]
+    return any(isinstance(value, Mapping) and isinstance(value.get("replies"), list) for value in values)
 
 
 def _has_instances(taken: Taken, sample: Sample) -> bool:
-    values = [field_of(record, taken["instances"]) for record in sample]
-    return any(isinstance(v, list | tuple) and v and isinstance(v[0], Mapping) and "output" in v[0] for v in values)
+    values = [decoded_struct(field_of(record, taken["instances"])) for record in sample]
+    listed = [item for value in values if isinstance(value, list | tuple) for item in value]
+    return any(isinstance(item, Mapping) and "output" in item for item in listed)
 
 
 _CHATS = "chats; each answer of the assistant is a row"

@@ -57,7 +57,8 @@ def with_answers(
             own = {last_answer(old) if turn is None else turn: text for turn, text in answers.items()}
             changed[column] = edited(old, own, kept)
         elif answers:
-            changed[column] = _in_place(str(old), next(iter(answers.values())))
+            answer = next(iter(answers.values()))
+            changed[column] = _replaced(old, answer) if isinstance(old, list) else _in_place(str(old), answer)
         return changed
     for answer in answers.values():
         for ours in ("answer", "answers", "object"):

@@ -118,7 +118,7 @@ def find_scheme(columns: Sequence[str], sample: Sequence[Record], where: str) ->
         return None
     for own in _choice_columns(columns, places):
         rows = [(record, _choices(record, own)) for record in sample]
-        if sum(len(choices) > 1 for _, choices in rows) * 2 < len(rows):
+        if sum(bool(choices) for _, choices in rows) * 2 < len(rows):
             continue
         found = _best_answer(rows, own, places, where)
         if found is not None:
@@ -189,7 +189,12 @@ def _choice_columns(columns: Sequence[str], names: _Names) -> Iterator[tuple[str
 
 
 def _choices(record: Record, columns: Sequence[str]) -> list[_Choice]:
-    """The choices of a row, empty ones at the end left out; none where they cannot be read."""
+    """The choices of a row, two at least, empty ones at the end left out; none where they cannot be read."""
+    found = _all_choices(record, columns)
+    return found if len(found) > 1 else []
+
+
+def _all_choices(record: Record, columns: Sequence[str]) -> list[_Choice]:
     if len(columns) > 1:
         texts = [text_of(record.get(column)) for column in columns]
         while texts and texts[-1] is None:

@@ -41,7 +41,8 @@ def _of_instance(item: object, instruction: object, number: int) -> Asked:
     one = item if isinstance(item, Mapping) else {}
     texts = [text.strip() for text in (instruction, one.get("input")) if isinstance(text, str) and text.strip()]
     output = one.get("output")
-    return Asked("\n".join(texts) or None, output if isinstance(output, str) else None, (), number)
+    answer = output if isinstance(output, str) else None
+    return Asked("\n".join(texts) or None, answer, (), number, "masked" if is_masked(one) else None)
 
 
 def _of_tree(root: Mapping[str, object]) -> Iterator[Asked]:
@@ -95,8 +96,8 @@ def with_answer_at(
 ) -> object:
     """The tree, or the instances, with the answers of these numbers replaced.
 
-    `kept`: the answers that may be learnt from. Other instances are left away; in a tree other answers are marked, and
-    what no kept answer follows is left away. None: all.
+    `kept`: the answers that may be learnt from. Others are marked, and what no kept answer follows is left away.
+    None: all.
     """
     value: Any = loads(column) if isinstance(column, str) else column
     made: object
@@ -104,11 +105,17 @@ def with_answer_at(
         listed = [dict(item) if isinstance(item, Mapping) else item for item in value]
         for number, answer in answers.items():
             listed[number or 0]["output"] = answer
-        made = [item for number, item in enumerate(listed) if kept is None or number in kept]
+        made = (
+            listed if kept is None else [_marked(item, at in kept) for at, item in enumerate(listed[: max(kept) + 1])]
+        )
     else:
         numbers = iter(range(1 << 60))
         made = _copied(value, lambda: next(numbers), answers, kept)
     return dumps(made) if isinstance(column, str) else made
+
+
+def _marked(item: object, kept: bool) -> object:
+    return item if kept or not isinstance(item, dict) else {**item, WEIGHT: 0}
 
 
 def _copied(

@@ -126,7 +126,8 @@ def _guesses(sample: Sequence[Record], taken: Mapping[str, str]) -> list[str]:
         for name, value in _texts(record):
             counts[name] = counts.get(name, 0) + (text_of(value) is not None)
     own = {taken[name] for name in ("split", "relation", "subject", "system", "text") if name in taken}
-    return [name for name, count in counts.items() if count * 2 > len(sample) and name not in own]
+    plain = (name for name in counts if name.isprintable() and len(name) <= 80 and name not in own)
+    return [name for name in plain if counts[name] * 2 > len(sample)]
 
 
 def _texts(record: Record, above: str = "") -> Iterator[tuple[str, object]]:

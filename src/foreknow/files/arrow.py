@@ -1,7 +1,7 @@
 """Arrow files (IPC streams, and IPC files, which Feather 2 is) read in batches and written; by Polars.
 
-`datasets` keeps streams. A stream is cut into its messages here, so that only a few record batches are held at once
-and one that breaks off is seen: its end is marked.
+`datasets` keeps streams. A stream is cut into its messages here, so that few record batches are held at once and one
+that breaks off is seen: its end is marked. What a damaged record batch claims to unpack to is not believed, in either.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import io
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Final, Literal
+from typing import IO, Final, Literal, NamedTuple
 
 import polars as pl
 
@@ -20,17 +20,22 @@ _END: Final = _GOES_ON + bytes(4)
 _SCHEMA, _DICTIONARY, _RECORDS = 1, 2, 3
 _GROUP_BYTES: Final = 1 << 25
 _GROUP_BATCHES: Final = 64
+_LARGEST_BATCH: Final = 1 << 30
+"""Bytes that one record batch may unpack to."""
+_FILE: Final = b"ARROW1"
 
 
 def arrow_kind(head: bytes) -> ArrowKind:
     """Whether an Arrow content is a stream or a file, by its first bytes."""
-    return "file" if head.startswith(b"ARROW1") else "stream"
+    return "file" if head.startswith(_FILE) else "stream"
 
 
 def read_arrow(path: Path, rows: int) -> Iterator[pl.DataFrame]:
     """An Arrow file in frames of about `rows` rows, at least one. Raises ValueError, or an error of Polars'."""
     with path.open("rb") as stream:
         kind = arrow_kind(stream.read(8))
+        if kind == "file":
+            _check_file(stream, path.stat().st_size)
     if kind == "stream":
         yield from _read_stream(path)
         return
@@ -40,23 +45,13 @@ def read_arrow(path: Path, rows: int) -> Iterator[pl.DataFrame]:
         yield scan.slice(start, rows).collect()
 
 
-def write_arrow(frame: pl.DataFrame, stream: IO[bytes], kind: ArrowKind) -> None:
-    """Write one frame, in types that every reader of Arrow knows."""
-    oldest = pl.CompatLevel.oldest()
-    if kind == "file":
-        frame.write_ipc(stream, compat_level=oldest)
-    else:
-        frame.write_ipc_stream(stream, compat_level=oldest)
-
-
 def _read_stream(path: Path) -> Iterator[pl.DataFrame]:
     """The frames of a stream, a few record batches each."""
-    size = path.stat().st_size
     head: list[bytes] = []
     group: list[bytes] = []
     held, empty = 0, True
     with path.open("rb") as stream:
-        for kind, message in _messages(stream, size):
+        for kind, message in _messages(stream, path.stat().st_size):
             if kind != _RECORDS:
                 # a dictionary may replace an earlier one: what came before it is read first
                 if group:
@@ -73,12 +68,43 @@ def _read_stream(path: Path) -> Iterator[pl.DataFrame]:
         yield _frame(head, group)
 
 
+def _check_file(stream: IO[bytes], size: int) -> None:
+    """Raise ValueError unless every block that a file's footer names is whole and sound."""
+    stream.seek(max(size - 10, 0))
+    length, mark = int.from_bytes(stream.read(4), "little", signed=True), stream.read()
+    if mark != _FILE or not 0 < length <= size - 18:
+        raise ValueError("it breaks off: its end is not marked")
+    stream.seek(size - 10 - length)
+    about = stream.read(length)
+    try:
+        footer = _Table(about, struct.unpack_from("<I", about)[0])
+        blocks = [block for field in (2, 3) for block in footer.structs(field, "<qi4xq")]
+        for offset, head, body in blocks:
+            if offset < 8 or head < 8 or body < 0 or offset + head + body > size:
+                raise ValueError("a record batch stands outside of it")
+            stream.seek(offset)
+            prefix = stream.read(head)
+            # before version 0.15 of Arrow a message had no mark before its length
+            _check_message(prefix[8 if prefix.startswith(_GOES_ON) else 4 :], stream.read(body))
+    except struct.error as error:
+        raise ValueError("its footer cannot be read") from error
+
+
+def write_arrow(frame: pl.DataFrame, stream: IO[bytes], kind: ArrowKind) -> None:
+    """Write one frame, in types that every reader of Arrow knows."""
+    oldest = pl.CompatLevel.oldest()
+    if kind == "file":
+        frame.write_ipc(stream, compat_level=oldest)
+    else:
+        frame.write_ipc_stream(stream, compat_level=oldest)
+
+
 def _frame(head: list[bytes], group: list[bytes]) -> pl.DataFrame:
     return pl.read_ipc_stream(io.BytesIO(b"".join([*head, *group, _END])))
 
 
 def _messages(stream: IO[bytes], size: int) -> Iterator[tuple[int, bytes]]:
-    """(kind, bytes) of each message. Raises ValueError where one is not whole, or the end is not marked."""
+    """(kind, bytes) of each message before the place `size`. Raises ValueError where one is not whole or sound."""
     first = True
     while True:
         prefix = stream.read(8)
@@ -92,30 +118,86 @@ def _messages(stream: IO[bytes], size: int) -> Iterator[tuple[int, bytes]]:
         if not 0 < length <= size - stream.tell():
             raise ValueError("it breaks off inside a message")
         about = stream.read(length)
-        kind, body = _about(about)
-        if not 0 <= body <= size - stream.tell():
-            raise ValueError("it breaks off inside a message")
-        if first != (kind == _SCHEMA):
-            raise ValueError("its schema is not its first message")
+        try:
+            kind, length = _kind_of(about)
+            if not 0 <= length <= size - stream.tell():
+                raise ValueError("it breaks off inside a message")
+            body = stream.read(length)
+            if first != (kind == _SCHEMA):
+                raise ValueError("its schema is not its first message")
+            if kind != _SCHEMA:
+                _check_message(about, body)
+        except struct.error as error:
+            raise ValueError("a message cannot be read") from error
         first = False
-        yield kind, prefix + about + stream.read(body)
+        yield kind, prefix + about + body
 
 
-def _about(about: bytes) -> tuple[int, int]:
-    """A message's kind and the bytes of its body: two fields of the FlatBuffers table `Message`."""
-    try:
-        table = struct.unpack_from("<I", about)[0]
-        entries = table - struct.unpack_from("<i", about, table)[0]
-        width = struct.unpack_from("<H", about, entries)[0]
+class _Table(NamedTuple):
+    """A table of FlatBuffers: `data`, and where in it the table stands. Raises struct.error outside of the data."""
 
-        def place(field: int) -> int:
-            at = 4 + 2 * field
-            return int(struct.unpack_from("<H", about, entries + at)[0]) if at < width else 0
+    data: bytes
+    at: int
 
-        kind, body = place(1), place(3)
-        return (
-            struct.unpack_from("<B", about, table + kind)[0] if kind else 0,
-            struct.unpack_from("<q", about, table + body)[0] if body else 0,
-        )
-    except struct.error as error:
-        raise ValueError("a message cannot be read") from error
+    def place(self, field: int) -> int | None:
+        """Where a field stands; None where it is left out."""
+        entries = self.at - int(struct.unpack_from("<i", self.data, self.at)[0])
+        if entries < 0 or 4 + 2 * field >= struct.unpack_from("<H", self.data, entries)[0]:
+            return None
+        offset = int(struct.unpack_from("<H", self.data, entries + 4 + 2 * field)[0])
+        return self.at + offset if offset else None
+
+    def number(self, field: int, form: str) -> int:
+        """A number; 0 where it is left out."""
+        place = self.place(field)
+        return 0 if place is None else int(struct.unpack_from(form, self.data, place)[0])
+
+    def table(self, field: int) -> _Table:
+        """A table in a field."""
+        place = self.place(field)
+        if place is None:
+            raise struct.error("no such table")
+        return _Table(self.data, place + int(struct.unpack_from("<I", self.data, place)[0]))
+
+    def structs(self, field: int, form: str) -> list[tuple[int, ...]]:
+        """The structs in a field, as their numbers."""
+        place = self.place(field)
+        if place is None:
+            return []
+        start = place + int(struct.unpack_from("<I", self.data, place)[0])
+        count, width = int(struct.unpack_from("<I", self.data, start)[0]), struct.calcsize(form)
+        if count > len(self.data) // width:
+            raise struct.error("too many structs")
+        return [struct.unpack_from(form, self.data, start + 4 + width * n) for n in range(count)]
+
+
+def _kind_of(about: bytes) -> tuple[int, int]:
+    """A message's kind and the bytes of its body."""
+    message = _Table(about, struct.unpack_from("<I", about)[0])
+    return message.number(1, "<B"), message.number(3, "<q")
+
+
+def _check_message(about: bytes, body: bytes) -> None:
+    """Raise ValueError unless a message of records or of a dictionary fits its body."""
+    kind, _ = _kind_of(about)
+    header = _Table(about, struct.unpack_from("<I", about)[0]).table(2)
+    _check_batch(header.table(1) if kind == _DICTIONARY else header, body)
+
+
+def _check_batch(batch: _Table, body: bytes) -> None:
+    """Raise ValueError unless a record batch's buffers lie in its body, unpack to a bearable size and hold its rows."""
+    packed = batch.place(3) is not None
+    total = 0
+    for offset, length in batch.structs(2, "<qq"):
+        if offset < 0 or length < 0 or offset + length > len(body):
+            raise ValueError("a column reaches beyond its record batch")
+        size = length
+        if packed and length >= 8:
+            size = int(struct.unpack_from("<q", body, offset)[0])
+            size = length - 8 if size == -1 else size
+        total += size
+        if size < 0 or total > _LARGEST_BATCH:
+            raise ValueError(f"a record batch says that it unpacks to more than {_LARGEST_BATCH >> 20} MiB")
+    rows = batch.number(0, "<q")
+    if not 0 <= rows <= max(8 * total, 1 << 16):
+        raise ValueError(f"a record batch says that it holds {rows:,} rows in {total:,} bytes")

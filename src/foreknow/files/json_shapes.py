@@ -174,8 +174,10 @@ def _is_table(value: Mapping[str, Json]) -> bool:
     lists = [inner for inner in value.values() if isinstance(inner, list)]
     if len(lists) < 2 or len(lists) != len(value) or len({len(inner) for inner in lists}) > 1 or not lists[0]:
         return False
+    if "labelled_turns" in value:  # the lists beside it are labels of one row
+        return False
     chats = [inner for key, inner in value.items() if key.lower() in _CHAT_KEYS]
-    one_chat = any(not all(isinstance(each, list | str) for each in inner) for inner in chats)
+    one_chat = any(not all(isinstance(each, list) for each in inner) for inner in chats)
     return not one_chat and not any(map(is_turns, lists)) and not all(map(_holds_rows, lists))
 
 
