@@ -30,14 +30,17 @@ demo: $(VENV)/.installed
 	$(FOREKNOW) report $(DEMO)/evaluation
 	@echo "the audit's page: $(DEMO)/train/report.html"
 
+# A process a core, four at most; a file's tests stay together, as they share what is slow to make.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
+
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest -q -m "not slow and not faults"
+	$(BIN)/python -m pytest -q -m "not slow and not faults" $(PARALLEL)
 
 # The tests as on a processor that has AVX2 and no more: what torch multiplies matrices with is kept from the rest.
 AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 
 test-avx2: $(VENV)/.installed-dev
-	$(AVX2) $(BIN)/python -m pytest -q -m "not slow and not faults"
+	$(AVX2) $(BIN)/python -m pytest -q -m "not slow and not faults" $(PARALLEL)
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -m slow
