@@ -10,14 +10,16 @@ from typing import Any
 
 import polars as pl
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from conftest import fact_rows, tiny_tokenizer
+from conftest import fact_rows, tiny_model, tiny_tokenizer
 from foreknow.config import AuditConfig, EvaluateConfig, TuneConfig
 from foreknow.errors import ConfigError, InputError
+from foreknow.lm.models import Loaded, vocabulary_of
 from foreknow.protocol.chat_templates import CHANGES, DROPS, REFUSES, ChatTemplate, TemplateRefusal
 from foreknow.protocol.exemplars import Exemplar
 from foreknow.protocol.prompts import Prompter, Template
@@ -197,6 +199,23 @@ def test_the_blank_before_an_answer_is_the_templates_own(answer: str, gap: str) 
     ids = prompter.ids([text])[0]
     assert (text, prompter.gap) == ("[INST] Where? [/INST]", gap)
     assert prompter.tokenizer.decode(prompter.answer_ids(text, ids, "Avens")) == f"{gap}Avens"
+
+
+def test_an_answer_ends_as_the_template_ends_it(tiny_folder: Path) -> None:
+    made = tokenizer(TURNS.replace("<|end|>", "<g>") + HEAD)
+    prompter = Prompter(made, chat=True)
+    end = made.convert_tokens_to_ids("<g>")
+    assert (prompter.answer_end, made.eos_token) == (end, "<|end|>")
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    model.resize_token_embeddings(len(made))
+    loaded = Loaded("", model, made, "", "", None, "", "", ())
+    plain, chat = (one.ended(vocabulary_of(loaded)) for one in (Prompter(made), prompter))
+    assert chat.ends == plain.ends | {end, made.eos_token_id}
+    spelled = (*made("Avens", add_special_tokens=False)["input_ids"], end)
+    assert (chat.said(spelled), plain.said(spelled)) == ("Avens", "Avens<g>\u2026")
+    assert any("an answer ends with '<g>' too" in note for note in prompter.notes)
+    assert Prompter(tokenizer(TURNS + HEAD), chat=True).answer_end == made.eos_token_id
+    assert Prompter(tokenizer("<|user|>{{ messages[-1]['content'] }}"), chat=True).answer_end is None
 
 
 # the day
@@ -526,3 +545,56 @@ def test_the_page_says_that_prompts_end_in_a_thought(tiny_folder: Path, tmp_path
     )  # fmt: skip
     assert audit.summary["protocol"]["thinking"] == "open"
     assert "prompts end inside an open thought" in (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
+
+
+THINKS = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{% if m['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m['content'] }}<|stop|>{% endfor %}{% if add_generation_prompt %}<|assistant|>"
+    "{{ '<think>\n\n</think>\n\n' if enable_thinking is false else '<think>\n' }}{% endif %}"
+)
+STOPS = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|stop|>{% endfor %}" + HEAD
+
+
+@pytest.mark.parametrize(
+    ("template", "before"), [(THINKS, "<think>\n\n</think>\n\n"), (STOPS, "")], ids=["thinks", "stops"]
+)
+def test_a_chat_model_that_knows_its_facts_is_found_to_know_them(template: str, before: str, tmp_path: Path) -> None:
+    """Asked inside an open thought, or with its `<|stop|>` taken for a part of the answer, every row was Unknown."""
+    from foreknow.audits.auditing import run
+
+    rows = [r for r in fact_rows() if r["split"] == "train"][:16]
+    made = tiny_tokenizer([f"{r['question']} {r['answer']}\n" for r in rows] * 3)
+    marks = ["<|user|>", "<|assistant|>", "<|stop|>", "<think>", "</think>"]
+    made.add_special_tokens({"additional_special_tokens": marks})
+    made.chat_template = template
+    model = tiny_model(len(made), made.eos_token_id)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    generator = torch.Generator().manual_seed(0)
+    model.train()
+    for _ in range(160):
+        picks = torch.randint(len(rows), (12, 3), generator=generator).tolist()
+        texts = [
+            "".join(
+                f"<|user|>{rows[n]['question']}<|stop|><|assistant|>{before}{rows[n]['answer']}<|stop|>" for n in some
+            )
+            for some in picks
+        ]
+        ids = made(texts, padding=False)["input_ids"]
+        batch = torch.full((len(ids), max(map(len, ids))), -100)
+        for n, line in enumerate(ids):
+            batch[n, : len(line)] = torch.tensor(line)
+        model(input_ids=batch.clamp(min=0), labels=batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval().save_pretrained(tmp_path / "model")
+    made.save_pretrained(tmp_path / "model")
+    file = written(tmp_path / "f.jsonl", [{"question": r["question"], "answer": r["answer"]} for r in rows])
+    audit = run(
+        AuditConfig(
+            data=file, model=str(tmp_path / "model"), out=tmp_path / "run", chat_template=True, dtype="float32",
+            shots=2, exemplar_sets=2,
+        )
+    )  # fmt: skip
+    shares = audit.summary["categories"]["overall"]
+    assert shares["Unknown"] == 0
+    assert shares["HighlyKnown"] > 0.5

@@ -290,7 +290,7 @@ def chance_of(audit: Audit, search: Search | None = None) -> Path:
     with reopening.work_folder(audit, "chance", identity) as folder, reopening.reopened(audit) as again:
         settings = Settings(samples=config.samples, max_answer_tokens=config.max_answer_tokens)
         engine = again.engine(Sampling(config.temperature, config.top_k))
-        vocabulary = models.vocabulary_of(again.loaded)
+        vocabulary = again.prompter.ended(models.vocabulary_of(again.loaded))
         prober = Prober(engine, again.prompter, vocabulary, again.exemplars, settings)
         rows = reopening.probed_rows(audit)
         found = compute(prober, rows, audit.probes, search, folder)

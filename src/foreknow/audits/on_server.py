@@ -116,7 +116,7 @@ def _probing(
     settings = prepare.search_settings(config)
     sampled, batch = config.protocol == "sampled", config.batch_prompts
     engine: Any = None if sampled else server.engine(sampling, batch)
-    prober = Prober(engine, prompter, server.vocabulary, draw.exemplars, settings, draw.heads)
+    prober = Prober(engine, prompter, prompter.ended(server.vocabulary), draw.exemplars, settings, draw.heads)
     if not sampled:
         return prepare.Probing(prober, prompter, "server", None), list(server.reasons)
     drawing = discover_drawing(server.asking, sampling)

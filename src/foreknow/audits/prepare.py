@@ -349,7 +349,8 @@ def probing(config: AuditConfig, loaded: models.Loaded, draw: Draw) -> Iterator[
             stack.close()
             engine, kind = PlainEngine(loaded.model, sampling), "plain"
             say(f"plain forward passes, about ten times slower: {why}")
-        prober = Prober(engine, prompter, models.vocabulary_of(loaded), draw.exemplars, settings, draw.heads)
+        vocabulary = prompter.ended(models.vocabulary_of(loaded))
+        prober = Prober(engine, prompter, vocabulary, draw.exemplars, settings, draw.heads)
         taken: Probes = prober
         if config.protocol == "sampled":
             stack.close()

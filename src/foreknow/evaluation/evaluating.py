@@ -262,7 +262,9 @@ def _answer(
         say(reason)
     checked = json.dumps(check_fluency(loaded, say).summary)
     folder.keep(min(plan), "fluency", pl.DataFrame([{"summary": checked}], schema=FLUENCY))
-    generator = Generator(loaded.model, models.vocabulary_of(loaded), Sampling(), int(config.batch_rows or 32))
+    generator = Generator(
+        loaded.model, ready.prompter.ended(models.vocabulary_of(loaded)), Sampling(), int(config.batch_rows or 32)
+    )
     with exact_head(loaded.model), meter("answering", sum(part.height for part in plan.values())) as done:
         for n, part in plan.items():
             began = time.monotonic()

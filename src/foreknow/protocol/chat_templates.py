@@ -94,7 +94,7 @@ class ChatTemplate:
     `settings`: the variables that are set. `thinking`: what is known of thoughts at the prompt's end: `off`, `open`
     (the prompt ends inside a thought), `possible` (the model may begin one), or None where there are none.
     `before_answer`: what is put behind the generation prompt, since the template writes it before every answer.
-    `gap`: the blanks that the template writes between prompt and answer.
+    `gap`: the blanks that the template writes between prompt and answer. `after_answer`: what it writes behind one.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
@@ -104,6 +104,7 @@ class ChatTemplate:
         self.system = ""
         self.before_answer = ""
         self.gap = ""
+        self.after_answer = ""
         self._variants: dict[tuple[str, ...], Variant | TemplateRefusal] = {}
         self._question = (_sentinel(0),)
         self._asked = ("user",)
@@ -302,7 +303,7 @@ class ChatTemplate:
             whole = self._prompt(variant.turns(answered), asking=False)
         except TemplateRefusal:
             return
-        head, found, _ = whole.partition(_sentinel(1))
+        head, found, self.after_answer = whole.partition(_sentinel(1))
         if not found or not head.startswith(prompt):
             return
         more = head[len(prompt) :]

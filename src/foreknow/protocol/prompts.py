@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from foreknow.protocol.exemplars import Exemplar
+    from foreknow.protocol.search import Vocabulary
 
 Bos = Literal["auto", "yes", "no"]
 Context = Sequence[Mapping[str, str]]
@@ -126,6 +127,20 @@ class Prompter:
     def gap(self) -> str:
         """What stands between a prompt and its answer."""
         return self.chat_template.gap if self.chat_template else self.template.gap
+
+    @cached_property
+    def answer_end(self) -> int | None:
+        """The special token by which the chat template ends an answer, if prompts are written through one that does."""
+        after = self.chat_template.after_answer if self.chat_template else ""
+        begin, end = next(iter(self.special.spans(after)), (0, 0))
+        return self.special.ids[after[begin:end]] if end and not after[:begin].strip() else None
+
+    def ended(self, vocabulary: Vocabulary) -> Vocabulary:
+        """The vocabulary, with the token that ends an answer in the chat template among those that end one."""
+        if self.answer_end is None or self.answer_end in vocabulary.ends:
+            return vocabulary
+        ends, breaks = vocabulary.ends | {self.answer_end}, vocabulary.breaks - {self.answer_end}
+        return replace(vocabulary, ends=ends, breaks=breaks)
 
     def text(self, shots: Sequence[Exemplar], question: str, context: Context | None = None) -> PromptText:
         """The whole prompt as text, with the turns that come before the question in its own chat, if any.
@@ -257,6 +272,11 @@ class Prompter:
                     "warning: tokenizer_config.json says add_bos_token: true, but the tokenizer puts no "
                     f"{tokenizer.bos_token!r} before a text: prompts are sent without it; --bos yes puts it there"
                 )
+        if self.answer_end not in (None, tokenizer.eos_token_id):
+            yield (
+                f"an answer ends with {tokenizer.convert_ids_to_tokens(self.answer_end)!r} too, as the chat template "
+                f"writes it; the tokenizer's own end is {tokenizer.eos_token!r}"
+            )
         if before and bos not in before and not self.chat:
             yield f"the tokenizer puts {tokenizer.decode(list(before))!r} before every prompt"
         if self._sample and self._sample[-1] == tokenizer.eos_token_id:

@@ -31,7 +31,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from foreknow.audits.auditing import open_audit
 from foreknow.data.rows import ROWS, USABLE
 from foreknow.errors import ConfigError, InputError
-from foreknow.lm import models
+from foreknow.lm import models, ranks
 from foreknow.lm.checkpoint import check_finite
 from foreknow.lm.tensors import WeightFiles
 from foreknow.progress import say
@@ -232,7 +232,7 @@ class KnowledgeCallback(TrainerCallback):
         self._leave_out(prompter)
         device, dtype = models.computing_on(str(next(model.parameters()).device), self.dtype)
         tokens = self.batch_tokens or (16384 if device.startswith("cuda") else 2048)
-        vocabulary = vocabulary_for(model, tokenizer)
+        vocabulary = prompter.ended(vocabulary_for(model, tokenizer))
         self._measure = Tracker(prompter, vocabulary, self.sets, lenient=self.lenient, batch_tokens=tokens)
         # adapters are measured where they are; only whole float32 models have a copy
         whole = base_of(given["model"]) is getattr(given["model"], "module", given["model"])
@@ -250,11 +250,9 @@ class KnowledgeCallback(TrainerCallback):
         """Refuse watched rows that the chat template refuses, or leave them out."""
         faults = {name: template_faults(rows, prompter) for name, rows in self.sets.items()}
         row_faults.check(faults, self.bad_rows, "bad_rows='skip'")
-        for note in prompter.notes:
+        rows = [note for name, some in faults.items() for note in row_faults.notes(name, some)]
+        for note in (*prompter.notes, *rows) if ranks.first() else ():
             say(note)
-        for name, some in faults.items():
-            for note in row_faults.notes(name, some):
-                say(note)
         named = {name: Named(name, name, rows, {}, "", "") for name, rows in self.sets.items()}
         self.sets = {name: without(of, faults[name]).rows for name, of in named.items()}
 

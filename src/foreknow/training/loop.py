@@ -61,7 +61,8 @@ def tokenised(config: TuneConfig, given: Given, found: Resolved) -> Tokenised:
     if tokenizer.eos_token_id is None:
         raise ModelError(f"--model {config.model}: its tokenizer has no end-of-sequence token; answers could not end")
     prompter = Prompter(tokenizer, given.template, config.chat_template, config.bos)
-    positions, end = models.positions_of(found, config.trust_remote_code), int(tokenizer.eos_token_id)
+    positions, end = models.positions_of(found, config.trust_remote_code), prompter.answer_end
+    end = int(tokenizer.eos_token_id) if end is None else end
     faults: dict[str, list[RowFault]] = {}
     lessons: list[Example] = []
     for name, named in given.sets.items():
@@ -349,7 +350,7 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
     training = passed / sum(e.length for part in burst for e in part) * tokens
     watched = {name: rows.sample(min(rows.height, 64), seed=0) for name, rows in given.rows.items()}
     base = base_of(made.model)
-    vocabulary, lenient = vocabulary_for(base, ready.tokenizer), config.match == "lenient"
+    vocabulary, lenient = ready.prompter.ended(vocabulary_for(base, ready.tokenizer)), config.match == "lenient"
     batch = int(config.batch_tokens or 2048)
     measure = Tracker(ready.prompter, vocabulary, watched, lenient=lenient, batch_tokens=batch)
     model = made.mirror.of(base) if made.mirror else base

@@ -66,7 +66,7 @@ class Watcher:
     ):
         self.config, self.given, self.folder, self.made, self.tokenizer = config, given, folder, made, tokenizer
         base = base_of(made.model)
-        vocabulary = vocabulary_for(base, tokenizer)
+        vocabulary = prompter.ended(vocabulary_for(base, tokenizer))
         self.lenient = config.match == "lenient"
         tokens = int(config.batch_tokens or 2048)
         sets = given.rows if made.sharded else {name: own_rows(rows) for name, rows in given.rows.items()}
