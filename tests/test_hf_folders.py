@@ -15,8 +15,12 @@ import pyarrow.parquet
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, load_from_disk
 
+import foreknow
+from conftest import fact_rows
+from foreknow.config import MixConfig
 from foreknow.data.facts import read_facts
 from foreknow.errors import InputError
+from foreknow.mixes.mixed import write_mix
 
 LABELS = pl.DataFrame({"row": [0, 2], "category": ["Unknown", "HighlyKnown"], "flags": [["a"], ["b", "c"]]})
 
@@ -362,3 +366,30 @@ def test_shards_that_are_missing_are_said(tmp_path: Path) -> None:
     for number in (0, 2):
         pl.DataFrame([RECORD]).write_parquet(tmp_path / f"train-{number:05}-of-00003.parquet")
     assert "only 2 of the 3 shards of train" in read_facts(tmp_path).reason
+
+
+# the whole road
+
+
+def test_a_saved_data_set_is_audited_and_mixed_and_each_output_opens_as_datasets_opens_it(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
+    facts = fact_rows()
+    sides = {
+        "train": [row for row in facts if row["split"] == "train"],
+        "dev": [r for r in facts if r["split"] == "dev"],
+    }
+    both = DatasetDict({name: Dataset.from_list(rows).remove_columns("split") for name, rows in sides.items()})
+    both.save_to_disk(tmp_path / "in", num_shards={"train": 2, "dev": 1})
+    audit = foreknow.audit(str(tmp_path / "in"), model=str(tiny_folder), out=str(tmp_path / "run"), dtype="float32")
+    assert audit.rows.filter(pl.col("split") == "dev").height == len(sides["dev"])
+    back = load_from_disk(str(tmp_path / "run" / "annotated"))
+    assert {name: len(one) for name, one in back.items()} == {name: len(one) for name, one in both.items()}
+    labels = dict(zip(back["train"]["question"][:], back["train"]["category"][:], strict=True))
+    known = audit.rows.filter(pl.col("split") == "train")
+    assert labels == dict(known.select("question", "category").iter_rows())
+    mixed = write_mix(MixConfig(audit=tmp_path / "run", out=tmp_path / "mixed.arrow", drop=("unknown",)))
+    rows = Dataset.from_file(str(mixed.path))
+    assert "Unknown" not in rows["category"][:]
+    assert rows["question"][:] == mixed.mix.rows["question"].to_list()
+    assert set(rows["split"][:]) <= {"train", "dev"}

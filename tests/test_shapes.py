@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from foreknow.config import CheckConfig
 from foreknow.data.facts import read_facts
+from foreknow.data.python_reprs import python_value
 from foreknow.errors import ConfigError, InputError
 from foreknow.files.json_shapes import shape_of
 from foreknow.settings import settings_of
@@ -109,6 +110,43 @@ def test_choices_in_a_csv_are_read_from_its_cells(tmp_path: Path) -> None:
     table = f'question,choices,answer\n{Q},"[""Rome"", ""Paris""]",1\n{Q2},"[""Rome"", ""Paris""]",0\n'
     assert golds(read_and_back(write(tmp_path / "a.csv", table))) == BOTH
     assert golds(read_and_back(write(tmp_path / "b.csv", f"question,A,B,answer\n{Q},Rome,Paris,B\n"))) == BOTH[:1]
+
+
+def cell(names: str, text: str, *more: str) -> str:
+    """A table of one row: the question, a cell that holds this text, and others."""
+    return f'{names}\n{Q},"{text}"{"".join(f",{each}" for each in more)}\n'
+
+
+TURN = "{{'role': '{}', 'content': '{}'}}"
+PRINTED: dict[str, tuple[str, list[Any]]] = {
+    "a list": (cell("question,answers", "['Paris', 'Paname']"), [(Q, A)]),
+    "an array": (cell("question,answers", "['Paris' 'Paname']"), [(Q, A)]),
+    "an array of two lines": (cell("question,answers", "['Paris'\n 'Paname']"), [(Q, A)]),
+    "squad": (
+        cell("question,answers", "{'text': array(['Paris'], dtype=object), 'answer_start': array([3])}"), [(Q, A)]
+    ),
+    "triviaqa": (cell("question,answer", "{'value': 'Paris', 'aliases': ['Paname'], 'type': 'W'}"), [(Q, A)]),
+    "choices": (cell("question,choices,answer", "['Rome' 'Paris']", "1"), [(Q, A)]),
+    "a chat": (f'messages\n"[{TURN.format("user", Q)}, {TURN.format("assistant", A)}]"\n', [(Q, A)]),
+    "an array of turns": (f'messages\n"[{TURN.format("user", Q)}\n {TURN.format("assistant", A)}]"\n', [(Q, A)]),
+    "an answer that is a list of Python's": (cell("question,answer", "['Paris']"), [(Q, "['Paris']")]),
+    "an answer that is JSON": (cell("question,answer", '{""text"": ""Paris""}'), [(Q, '{"text": "Paris"}')]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_cells_in_which_pandas_printed_lists_and_objects_are_read_as_them(tmp_path: Path, name: str) -> None:
+    content, expected = PRINTED[name]
+    facts = read_and_back(write(tmp_path / "a.csv", content))
+    assert golds(facts) == expected
+    if "Paname" in content:
+        assert facts.rows["answers"].to_list() == [[A, "Paname"]]
+
+
+@given(st.lists(st.text(max_size=6) | st.integers(0, 9), max_size=4), st.booleans())
+def test_what_python_and_numpy_print_is_read_as_it_was(values: list[str | int], numpy: bool) -> None:
+    text = str(np.array(values, dtype=object)) if numpy else repr(values)
+    assert python_value(text) == (values if "'" in text else None)
 
 
 def test_an_answer_that_names_no_choice_is_counted(tmp_path: Path) -> None:
@@ -295,6 +333,8 @@ def test_every_instance_of_an_instruction_is_a_row(tmp_path: Path) -> None:
 WRAPPED: dict[str, tuple[str, str]] = {
     "data": (json.dumps({"version": "1", "data": [ROW, ROW2]}, indent=2), "the rows stand under 'data'"),
     "nested": (json.dumps({"result": {"n": 2, "rows": [ROW, ROW2]}}), "under 'result.rows'"),
+    "nested columns": (json.dumps({"n": 2, "table": {"question": [Q, Q2], "answer": [A, A2]}}), "a table by columns"),
+    "nested ids": (json.dumps({"n": 2, "all": {"x": ROW, "y": ROW2}}), "rows by their ids under 'all'"),
     "any one list": (json.dumps({"about": "x", "capitals": [ROW, ROW2]}), "under 'capitals'"),
     "server": (json.dumps({"features": [{"name": "question"}], "num_rows_total": 2, "rows": [
         {"row_idx": n, "row": row, "truncated_cells": []} for n, row in enumerate([ROW, ROW2])]}), "data sets server"),
@@ -317,7 +357,7 @@ WRAPPED: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize("file", ["a.json", "a.jsonl", "a.txt", "part-0", "a.json.gz"])
 def test_json_of_every_shape_is_read_and_comes_back_in_it(tmp_path: Path, name: str, file: str) -> None:
     content, reason = WRAPPED[name]
-    strict = ("nested", "any one list", "pandas", "pandas index", "by id")
+    strict = ("nested", "nested columns", "nested ids", "any one list", "pandas", "pandas index", "by id")
     if name in strict and file not in ("a.json", "a.json.gz"):
         pytest.skip("one line of such an object under another name is one row")
     path = write(tmp_path / file, gzip.compress(content.encode()) if file.endswith("gz") else content)

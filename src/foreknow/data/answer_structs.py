@@ -1,8 +1,10 @@
 """Answers kept as objects: SQuAD's spans, TriviaQA's aliases, and the like -> their texts, and back. Pure.
 
-{"text": ["Paris"], "answer_start": [3]}, [{"text": "Paris", "answer_start": 3}]   SQuAD
-{"value": "Paris", "aliases": [...], "normalized_aliases": [...]}                   TriviaQA
-{"spans": ["Paris"]}, {"answer": "Paris"}, [{"answer": ["Paris"]}]                    others
+    {"text": ["Paris"], "answer_start": [3]}, [{"text": "Paris", "answer_start": 3}]   SQuAD
+    {"value": "Paris", "aliases": [...], "normalized_aliases": [...]}                   TriviaQA
+    {"spans": ["Paris"]}, {"answer": "Paris"}, [{"answer": ["Paris"]}]                    others
+
+In a cell of a table they are spelled, as JSON or as Python prints them. A text that is an answer in JSON stays a text.
 """
 
 from __future__ import annotations
@@ -10,15 +12,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from foreknow.data.python_reprs import python_value
 from foreknow.files.jsontext import dumps, loads
 
 _KEYS: Final = ("value", "text", "texts", "spans", "span", "answer", "answers", "ground_truth", "content")
 _ACCEPTED: Final = ("aliases", "Aliases", "alias")
+_SIGNS: Final = ("answer_start", "aliases", "normalized_aliases", "normalized_value")
+"""Keys that no answer in the form of JSON has by chance."""
 _PLACES: Final = ("answer_start", "answer_end", "start", "end", "start_char", "end_char")
 
 
 def is_struct(value: object) -> bool:
-    """Whether a value is an object of answers, a list of such objects, or the JSON text of either."""
+    """Whether a value is an object of answers, a list of such objects, or a cell that spells either."""
     value = decoded_struct(value)
     if isinstance(value, Mapping):
         return any(key in value for key in _KEYS) and not _is_turn(value)
@@ -86,12 +91,18 @@ def _flat(value: object) -> Sequence[object]:
 
 
 def decoded_struct(value: object) -> object:
-    """What a cell spells as a JSON object, or an array of them; any other value as it is."""
+    """What a cell spells as an object of SQuAD's or TriviaQA's, or a list of them; any other value as it is."""
+    found = decoded_object(value) if isinstance(value, str) and any(key in value for key in _SIGNS) else value
+    objects = found if isinstance(found, list) else [found]
+    return found if all(isinstance(item, Mapping) and any(key in item for key in _SIGNS) for item in objects) else value
+
+
+def decoded_object(value: object) -> object:
+    """What a cell spells as an object or a list, as JSON or as Python prints it; any other value as it is."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("{", "["):
         return value
     try:
         found = loads(value)
     except ValueError:
-        return value
-    objects = isinstance(found, list) and bool(found) and all(isinstance(item, Mapping) for item in found)
-    return found if isinstance(found, Mapping) or objects else value
+        found = python_value(value)
+    return found if isinstance(found, dict | list) else value

@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
+from foreknow.data.answer_structs import decoded_object
 from foreknow.data.chats import ROLES, looks_like_turns
 from foreknow.data.text_marks import turns_in, with_turns
 from foreknow.data.values import text_of
-from foreknow.files.jsontext import dumps, loads
+from foreknow.files.jsontext import dumps
 
 Record = Mapping[str, object]
 Turns = list[dict[str, object]]
@@ -85,10 +86,8 @@ def _alternating(texts: Sequence[str]) -> Turns:
 
 def _of_text(value: str) -> Codec | None:
     if value.lstrip().startswith("["):
-        try:
-            inner = codec_of(loads(value))
-        except ValueError:
-            inner = None
+        spelled = decoded_object(value)
+        inner = None if isinstance(spelled, str) else codec_of(spelled)
         if inner is not None:
             encode = inner.encode
             return Codec(inner.turns, lambda turns: dumps(encode(turns)))

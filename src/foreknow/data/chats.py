@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from foreknow.data.loss_marks import is_masked, listed_marks, mark_of, mask_means_learnt
+from foreknow.data.python_reprs import python_value
 from foreknow.data.thinking import answer_parts
 from foreknow.data.turn_content import of_turn, with_text
 from foreknow.files.jsontext import dumps, loads
@@ -207,7 +208,7 @@ def edited(value: object, answers: Mapping[int, str], kept: Collection[int] | No
     are marked (`loss_marks.mark_of`). None: the chat is whole, and no mark is added.
     """
     if isinstance(value, str):
-        return dumps(edited(loads(value), answers, kept))
+        return dumps(edited(_list_of(value), answers, kept))
     turns = [dict(turn) for turn in value]  # type: ignore[attr-defined]
     for place, answer in answers.items():
         present = [key for key in _CONTENT_KEYS if key in turns[place]] or [*_CONTENT_KEYS[:1]]
@@ -245,5 +246,5 @@ def _list_of(value: object) -> list[object] | None:
         try:
             value = loads(value)
         except ValueError:
-            return None
+            value = python_value(str(value))
     return list(value) if isinstance(value, list | tuple) else None

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from foreknow.data.answer_structs import decoded_struct, is_extractive, texts_of
+from foreknow.data.answer_structs import decoded_object, is_extractive, texts_of
 from foreknow.data.chat_forms import codec_of, verdict, view_of
 from foreknow.data.chats import looks_like_turns
 from foreknow.data.layouts import BESIDE, USUAL, Layout, Record, check_column, name_list
@@ -110,12 +110,12 @@ def _is_reading(taken: Taken, sample: Sample) -> bool:
 
 
 def _is_tree(taken: Taken, sample: Sample) -> bool:
-    values = [decoded_struct(field_of(record, taken["tree"])) for record in sample]
+    values = [decoded_object(field_of(record, taken["tree"])) for record in sample]
     return any(isinstance(value, Mapping) and isinstance(value.get("replies"), list) for value in values)
 
 
 def _has_instances(taken: Taken, sample: Sample) -> bool:
-    values = [decoded_struct(field_of(record, taken["instances"])) for record in sample]
+    values = [decoded_object(field_of(record, taken["instances"])) for record in sample]
     listed = [item for value in values if isinstance(value, list | tuple) for item in value]
     return any(isinstance(item, Mapping) and "output" in item for item in listed)
 
@@ -205,14 +205,18 @@ def _as(
     mine = {ours: taken[ours] for ours in (*own, *kind.needs, *kind.also, *BESIDE) if ours in taken}
     mine = _without_repeats(name, mine, mapped)
     reason = _reason(name, kind.what, mine)
-    if name == "text":
-        reason += f" ({', '.join(_marks_in(mine, sample))})"
+    if name in _MARKED and (marks := _marks_in(mine[_MARKED[name]], sample)):
+        reason += f", with the marks of {', '.join(marks)}"
     layout = Layout(name, mine, reason)
     return _with_twins(_with_verdict(layout, columns, sample), columns, sample)
 
 
-def _marks_in(taken: Taken, sample: Sample) -> list[str]:
-    texts = [record.get(taken["text"]) for record in sample]
+_MARKED: Mapping[str, str] = {"text": "text", "prompt-completion": "prompt", "preference": "chosen"}
+"""Where marks of a chat stand in texts, by layout."""
+
+
+def _marks_in(column: str, sample: Sample) -> list[str]:
+    texts = [field_of(record, column) for record in sample]
     found = [marked(text) for text in texts if isinstance(text, str)]
     return list(dict.fromkeys(each.marks for each in found if each is not None))
 

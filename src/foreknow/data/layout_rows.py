@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from foreknow.data.answer_structs import decoded_struct, says_none, texts_of
+from foreknow.data.answer_structs import decoded_object, says_none, texts_of
 from foreknow.data.chat_forms import verdict, view_of
 from foreknow.data.chats import Exchange, Turn, exchanges, looks_like_turns, turns_of
 from foreknow.data.layouts import SPLITS, Layout, Record, decoded_list, name_list
@@ -212,7 +212,7 @@ def _says_none(record: Record, answers: Sequence[object]) -> bool:
 
 def _of_several(name: str, value: Callable[[str], object], *, last: bool) -> list[tuple[Exchange, list[object]]]:
     """The rows of a tree of messages, or of an instruction with instances: at least one."""
-    column = decoded_struct(value("tree" if name == "trees" else "instances"))
+    column = decoded_object(value("tree" if name == "trees" else "instances"))
     found = questions_in(name, column, value("instruction"))
     rows: list[tuple[Exchange, list[object]]] = []
     for one in found[-1:] if last else found:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from foreknow.data.multiple_choice import ChoiceScheme
+from foreknow.data.python_reprs import python_value
 from foreknow.errors import InputError
 from foreknow.files.jsontext import loads
 from foreknow.files.quoting import quoted
@@ -104,13 +105,13 @@ def check_column(columns: Sequence[str], column: str, flag: str, where: str) -> 
 
 
 def decoded_list(value: object) -> object:
-    """A list that a cell holds as JSON text (`["Paris", "paris"]`), decoded; any other value as it is."""
+    """A list that a cell spells as JSON (`["Paris", "paris"]`) or as Python prints it; any other value as it is."""
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return value
     try:
         decoded = loads(value)
     except ValueError:
-        return value
+        decoded = python_value(value)
     return decoded if isinstance(decoded, list) else value
 
 

@@ -12,10 +12,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
+from foreknow.data.answer_structs import decoded_object
 from foreknow.data.paths import field_of, with_field
 from foreknow.data.values import text_of
 from foreknow.errors import InputError
-from foreknow.files.jsontext import dumps, loads
+from foreknow.files.jsontext import dumps
 
 Record = Mapping[str, object]
 _LISTS: Final = [
@@ -206,10 +207,8 @@ def _all_choices(record: Record, columns: Sequence[str]) -> list[_Choice]:
 def _listed(value: object) -> list[_Choice]:
     if isinstance(value, str):
         if value.lstrip()[:1] in ("[", "{"):
-            try:
-                return _listed(loads(value))
-            except ValueError:
-                return []
+            spelled = decoded_object(value)
+            return [] if isinstance(spelled, str) else _listed(spelled)
         found = [(letter.upper(), text.strip(" ,;")) for letter, text in _SPELLED.findall(value)]
         in_order = [letter for letter, _ in found] == list("ABCDEFGHIJ"[: len(found)])
         return [_Choice(letter, text) for letter, text in found] if in_order and len(found) > 1 else []
@@ -353,7 +352,7 @@ def with_text_answer(record: Record, scheme: ChoiceScheme) -> Record:
 def _with_choice(value: object, at: int, answer: str) -> object:
     if isinstance(value, str):
         if value.lstrip()[:1] in ("[", "{"):
-            return dumps(_with_choice(loads(value), at, answer))
+            return dumps(_with_choice(decoded_object(value), at, answer))
         return dumps([answer if place == at else choice.text for place, choice in enumerate(_listed(value))])
     if isinstance(value, Mapping):
         key = next((key for key in ("text", "choices") if isinstance(value.get(key), list | tuple)), None)

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from foreknow.data.answer_structs import decoded_object
 from foreknow.data.chats import ROLES
 from foreknow.data.loss_marks import WEIGHT, is_masked
-from foreknow.files.jsontext import dumps, loads
+from foreknow.files.jsontext import dumps
 
 Record = Mapping[str, object]
 
@@ -99,7 +100,7 @@ def with_answer_at(
     `kept`: the answers that may be learnt from. Others are marked, and what no kept answer follows is left away.
     None: all.
     """
-    value: Any = loads(column) if isinstance(column, str) else column
+    value: Any = decoded_object(column)
     made: object
     if name == "instances":
         listed = [dict(item) if isinstance(item, Mapping) else item for item in value]

@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from foreknow.files.jsontext import check_depth, dumps
+from foreknow.files.jsontext import check_depth, dumps, loads
 
 Json = Any
 TABLES: Final = ("columns", "by-column", "split-table")
@@ -56,16 +56,20 @@ _DECODER = json.JSONDecoder()
 
 
 class Shape(NamedTuple):
-    """What an object is: its name, the keys that lead to its rows, and why it is not read where it is `unknown`."""
+    """What an object is: its name, the keys of its rows, and why it is not read where it is `unknown`.
+
+    `above`: the keys that lead to the object of that shape, where it stands in others.
+    """
 
     name: str
     keys: tuple[str, ...] = ()
     fault: str = ""
+    above: tuple[str, ...] = ()
 
     @property
     def reason(self) -> str:
         """What was found, for the user to read; nothing for a row."""
-        under = ".".join(self.keys)
+        under = ".".join((*self.above, *(self.keys if self.name == "wrapped" else ())))
         return {
             "wrapped": f"the rows stand under {under!r}",
             "splits": "a list of rows for each split",
@@ -160,8 +164,8 @@ def _of_objects(value: Mapping[str, Json]) -> Shape:
     if len(inner) == 1 and not any(key.lower() in _ROW_KEYS for key in inner):
         key, only = next(iter(inner.items()))
         found = shape_of(only)
-        if found.name not in ("row", "unknown", *TABLES, "squad", "server", "splits"):
-            return Shape(found.name, (key, *found.keys))
+        if found.name not in ("row", "unknown"):
+            return found._replace(above=(key, *found.above))
     return Shape("row")
 
 
@@ -192,12 +196,14 @@ def pieces(text: str, start: int, shape: Shape) -> Iterator[Piece]:
         value, end = decode(text, start)
         yield Piece(start, end, value)
         return
+    at = start
+    for key in shape.above:
+        at = members(text, at)[key][0]
     if shape.name == "splits":
-        found = members(text, start)
+        found = members(text, at)
         for key in shape.keys:
             yield from (Piece(a, b, value, {"split": key}) for a, b, value in elements(text, found[key][0]))
         return
-    at = start
     for key in shape.keys:
         at = members(text, at)[key][0]
     if shape.name == "by-id":
@@ -236,6 +242,7 @@ def _of_squad(text: str, at: int) -> Iterator[Piece]:
 
 def table_records(value: Mapping[str, Json], shape: Shape) -> list[dict[str, Json]]:
     """The rows of a table. Raises ValueError where a row is longer or shorter than the columns."""
+    value = _inner(value, shape.above)
     if shape.name == "columns":
         names = list(value)
         return [dict(zip(names, row, strict=True)) for row in zip(*value.values(), strict=True)]
@@ -251,8 +258,19 @@ def table_records(value: Mapping[str, Json], shape: Shape) -> list[dict[str, Jso
     return rows
 
 
+def _inner(value: Mapping[str, Json], keys: Sequence[str]) -> Mapping[str, Json]:
+    for key in keys:
+        value = value[key]
+    return value
+
+
 def table_text(value: Mapping[str, Json], shape: Shape, added: Sequence[Mapping[str, Json]]) -> str:
     """The table with columns added, as JSON; `added` has a line for each row."""
+    if shape.above:
+        inner = loads(table_text(_inner(value, shape.above), shape._replace(above=()), added))
+        for key, outer in reversed([(key, _inner(value, shape.above[:at])) for at, key in enumerate(shape.above)]):
+            inner = {**outer, key: inner}
+        return dumps(inner) + "\n"
     names = list(added[0]) if added else []
     columns = {name: [line[name] for line in added] for name in names}
     made: dict[str, Json]
