@@ -67,7 +67,8 @@ def test_a_block_type_is_read_as_gguf_has_it(block: Block, tokenizer: Any, tmp_p
     assert set(found) == set(held)
     for name, values in held.items():
         assert torch.equal(found[name], torch.tensor(np.ascontiguousarray(values, dtype=np.float32))), name
-    assert (loaded.name, loaded.note) == (path.name, "dequantised from a GGUF file")
+    assert loaded.name == path.name
+    assert str(loaded.note).startswith("dequantised from a GGUF file")
 
 
 @pytest.mark.parametrize("number", [9, 15, 24, 28, 41, 99])

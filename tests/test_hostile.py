@@ -379,7 +379,7 @@ def test_every_way_to_a_models_own_code_says_how_to_trust_it(tmp_path: Path, tin
         ("{{ raise_exception('System role not supported') }}", "System role not supported"),
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "refuses a chat"),
         ("{{ messages.append(1) }}", "refuses a chat"),
-        ("{% for m in messages %}{{ m.content", "refuses a chat"),
+        ("{% for m in messages %}{{ m.content", "is not valid Jinja, line 1"),
         ("{{ range(99999999999) | list }}", "refuses a chat"),
         ("{{ 1 / 0 }}", "refuses a chat"),
         ("{{ nothing.at.all }}", "refuses a chat"),

@@ -586,7 +586,8 @@ def test_an_audit_on_s3_and_all_that_reads_it(
     assert "AKIDFORTESTS" not in told
     assert str(mirrors()) not in s3.cat_file("bucket/runs/first/config.yaml").decode()
     code, _, err = foreknown(capsys, *words(tiny_folder, run))
-    assert (code, err) == (0, f"{run}: this audit is complete; nothing to do\n")
+    assert code == 0
+    assert err.startswith(f"{run}: this audit is complete; nothing to do\n")
 
     machine("second")
     s3.rm_file("bucket/runs/first/report.html")

@@ -75,14 +75,15 @@ def _of_class(marks: str, place: int) -> str:
 
 @lru_cache(maxsize=65536)
 def normalise(text: str) -> str:
-    """The lenient form of `text`; where nothing but articles and punctuation is left, its folded self.
+    """The lenient form of `text`; where nothing but articles, punctuation and unseen characters is left, its folded self.
 
     Compatibility-composed, case-folded, punctuation, symbols and invisible characters removed (so `U.S.` is `us`),
     articles dropped, one blank between words.
     """
     words = [w for w in _bare(text).split() if w not in _ARTICLES]
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(words) or " ".join("".join(c for c in folded if not _unseen(c)).split())
+    seen = "".join(c for c in folded if not _unseen(c))
+    return " ".join(words) or " ".join(seen.split()) or " ".join(folded.split())
 
 
 def _bare(text: str) -> str:
