@@ -75,7 +75,7 @@ def _of_class(marks: str, place: int) -> str:
 
 @lru_cache(maxsize=65536)
 def normalise(text: str) -> str:
-    """The lenient form of `text`; where nothing but articles, punctuation and unseen characters is left, its folded self.
+    """The lenient form of `text`; its folded self where nothing else is left of it.
 
     Compatibility-composed, case-folded, punctuation, symbols and invisible characters removed (so `U.S.` is `us`),
     articles dropped, one blank between words.
