@@ -25,6 +25,7 @@ from typing import NamedTuple
 from foreknow.data.answer_structs import decoded_object, is_extractive, texts_of
 from foreknow.data.chat_forms import codec_of, verdict, view_of
 from foreknow.data.chats import looks_like_turns
+from foreknow.data.layout_rows import extract
 from foreknow.data.layouts import BESIDE, USUAL, Layout, Record, check_column, name_list
 from foreknow.data.multiple_choice import find_scheme
 from foreknow.data.paths import field_of, has_field
@@ -168,16 +169,39 @@ def detect(
         asked = _first([column for column in columns if column != taken["chosen"]], _ASKED)
         taken = {**taken, "prompt": asked} if asked else taken
     tried = [named] if named != "auto" else _order(columns, mapped)
+    fitting: list[tuple[int, Layout]] = []
+    few = sample[:: max(len(sample) // 200, 1)]
     for name in tried:
         layout = _as(name, taken, columns, mapped, where, sample, forced=name == named)
-        if layout is not None:
+        if layout is None:
+            continue
+        count = len(few) if mapped or named != "auto" else _count_read(layout, few)
+        if count * 2 >= len(few):
             return layout
+        fitting.append((count, layout))
+    if fitting:
+        # rows of several layouts: the one that most of them are of
+        return max(fitting, key=lambda each: each[0])[1]
     if named != "auto":
         raise InputError(
             f"{where}: --layout {named}: expected the columns {', '.join(_KINDS[named].needs)}; "
             f"found {name_list(columns)}."
         )
     raise InputError(refusal(columns, taken, where, sample))
+
+
+def _count_read(layout: Layout, sample: Sample) -> int:
+    """How many records a layout reads: those that have a usable row, or one that tells why it cannot be used."""
+    count = 0
+    for record in sample:
+        try:
+            rows = extract(layout, record, {})
+        except InputError:  # a relation without a template
+            count += 1
+            continue
+        reasons = {row.left_out for row in rows if row.left_out}
+        count += any(row.question and row.answers for row in rows) or bool(reasons - {"no_marks"})
+    return count
 
 
 def _as(

@@ -193,6 +193,8 @@ def _said(
     if name == "reading" and question is not None:
         question = "\n".join(text for text in (question, text_of(value("passage"))) if text)
     listed = decoded_list(value("answers"))
+    if isinstance(listed, str) and _CUT_LIST.match(listed):
+        listed = None  # a list that was cut while it was printed: [1 2 ... 9]
     given = [value("answer"), value("object") if name in ("triples", "popqa") else None, listed]
     golds = [text for item in given for text in texts_of(item)]
     # a text under such a name may be no more than an address
@@ -203,6 +205,9 @@ def _said(
         said = _of_chat(turns, record, len(turns), last=last)[0][0]
         return [(said._replace(left_out=said.left_out or left_out), golds)]
     return [(Exchange(question, None, [], left_out=left_out), golds)]
+
+
+_CUT_LIST = re.compile(r"\s*(?:\[\s*['\"]|array\()")
 
 
 def _says_none(record: Record, answers: Sequence[object]) -> bool:

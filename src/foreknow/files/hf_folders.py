@@ -107,7 +107,8 @@ def _saved(names: Sequence[str], read: Callable[[str], bytes], where: str) -> Fo
         if not isinstance(state, dict) or not isinstance(state.get("_data_files"), list):
             continue
         folder = PurePosixPath(name).parent
-        if state.get("_indices_data_files") or state.get("_indices_files"):
+        skips = any(isinstance(file, dict) and file.get("skip") for file in state["_data_files"])
+        if state.get("_indices_data_files") or state.get("_indices_files") or skips:
             raise InputError(
                 f"{where}: {name} says that rows are chosen by a mapping of indices, which is not followed. Open it "
                 "with datasets.load_from_disk and save it again."
