@@ -242,7 +242,8 @@ def as_table(rng: Random, delimiter: str, seeds: Sequence[dict[str, Json]] = ())
 
 def odd_dialect(rng: Random, record: dict[str, Json] | None = None) -> bytes:
     """A table with any delimiter, quotes, line ends, encoding and lines before its header; of a record or odd ones."""
-    seeds = [seed for seed in SEEDS if "history" not in seed]
+    # the rows of cells with line breaks cannot be counted without knowing the dialect
+    seeds = [seed for seed in SEEDS if "history" not in seed and not any("\n" in str(v) for v in seed.values())]
     odd = odd_records(rng, seeds) if record is None else [record] * 3
     rows = [record for record in odd if isinstance(record, dict)]
     header = list(dict.fromkeys(key for row in rows for key in row))
@@ -353,7 +354,8 @@ def seeds_of(kind: str, records: Sequence[dict[str, Json]] = SEEDS) -> list[byte
     if kind == "wrapped":
         return [as_wrapped(Random(n), [record]) for n, record in enumerate([*records] * 2)]
     if kind == "dialects":
-        return [odd_dialect(Random(n), record) for n, record in enumerate([*records] * 3)]
+        plain = [record for record in records if not any("\n" in str(value) for value in record.values())]
+        return [odd_dialect(Random(n), record) for n, record in enumerate(plain * 3)]
     for record in records:
         header, cells = list(record), [_cell(value) for value in record.values()]
         out = io.StringIO(newline="")

@@ -321,7 +321,9 @@ def test_of_a_tree_the_best_reply_is_the_answer_and_what_follows_it_is_asked_beh
     assert facts.left_out == {"rejected": 1}
     assert [turn["content"] for turn in facts.rows["context"][2]] == [Q, A]
     facts.write(pl.DataFrame({"row": [2], "category": ["x"]}), tmp_path / "b.jsonl")
-    assert golds(read_facts(tmp_path / "b.jsonl")) == [(Q, None), (Q2, A2)]
+    back = read_facts(tmp_path / "b.jsonl")
+    assert golds(back) == [(Q, None), (Q, None), (Q2, A2)]
+    assert back.left_out == {"masked": 1, "rejected": 1}
 
 
 def test_every_instance_of_an_instruction_is_a_row(tmp_path: Path) -> None:

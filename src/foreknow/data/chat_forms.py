@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from foreknow.data.answer_structs import decoded_object
 from foreknow.data.chats import ROLES, looks_like_turns
 from foreknow.data.text_marks import turns_in, with_turns
-from foreknow.data.values import text_of
+from foreknow.data.values import spellings
 from foreknow.files.jsontext import dumps
 
 Record = Mapping[str, object]
@@ -204,7 +204,7 @@ def _into(record: Record, column: str, encode: Callable[[Turns], object]) -> Cal
 def _marked_completion(columns: Mapping[str, str], record: Record) -> ChatView | None:
     """A prompt with marks, and what the assistant says behind it."""
     prompt, completion = record.get(columns["prompt"]), record.get(columns["completion"])
-    said = completion if isinstance(completion, str) else text_of(completion)
+    said = completion if isinstance(completion, str) else next(iter(spellings(completion)), None)
     if not isinstance(prompt, str) or said is None:
         return None
     return _behind(prompt, said, record, columns["completion"])

@@ -173,7 +173,7 @@ def detect(
     few = sample[:: max(len(sample) // 200, 1)]
     for name in tried:
         layout = _as(name, taken, columns, mapped, where, sample, forced=name == named)
-        if layout is None:
+        if layout is None or (fitting and _shares_columns(layout, fitting[0][1])):
             continue
         count = len(few) if mapped or named != "auto" else _count_read(layout, few)
         if count * 2 >= len(few):
@@ -188,6 +188,12 @@ def detect(
             f"found {name_list(columns)}."
         )
     raise InputError(refusal(columns, taken, where, sample))
+
+
+def _shares_columns(one: Layout, other: Layout) -> bool:
+    """Whether two layouts read the same rows in two ways: they have a column in common that is not beside any row."""
+    main = [{theirs for ours, theirs in each.columns.items() if ours not in BESIDE} for each in (one, other)]
+    return not main[0].isdisjoint(main[1])
 
 
 def _count_read(layout: Layout, sample: Sample) -> int:

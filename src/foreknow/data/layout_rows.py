@@ -89,7 +89,8 @@ def extract(
     template = templates.get(relation) if relation is not None else None
     split = text_of(value("split")) or layout.split
     places, facts = labelled_turns(record), decoded_list(value("facts"))
-    by_turn = places is not None and isinstance(facts, list) and all(isinstance(f, list | None) for f in facts)
+    each = facts if isinstance(facts, list) else []
+    by_turn = places is not None and len(each) == len(places) and all(isinstance(own, list | None) for own in each)
     rows = []
     found = _said(layout, value, record, last=turns == "last")
     for number, (said, golds) in enumerate(found, 1):

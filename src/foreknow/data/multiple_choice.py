@@ -114,7 +114,7 @@ class _Choice(NamedTuple):
 def find_scheme(columns: Sequence[str], sample: Sequence[Record], where: str) -> ChoiceScheme | None:
     """The scheme of a file of multiple choice; None where it is none. Raises InputError where it could be two."""
     places = _Names(columns, sample)
-    question = places.first(_QUESTIONS, str)
+    question = places.first(_QUESTIONS, (str, int, float))
     if question is None:
         return None
     for own in _choice_columns(columns, places):
@@ -124,7 +124,7 @@ def find_scheme(columns: Sequence[str], sample: Sequence[Record], where: str) ->
         found = _best_answer(rows, own, places, where)
         if found is not None:
             answer, kind = found
-            passage = places.first([name for name in _PASSAGES if name != question], str)
+            passage = places.first([name for name in _PASSAGES if name != question], (str,))
             own_names = {each.lower() for each in own}
             return ChoiceScheme(question, passage if passage not in own_names else None, own, answer, kind)
         if len(own) == 1 and own[0] in ("choices", "options") and _only_marks(sample):
@@ -156,8 +156,8 @@ class _Names:
             return name if any(field_of(record, name) is not None for record in self.sample) else None
         return self.columns.get(name, self.columns.get(name.lower()))
 
-    def first(self, names: Sequence[str], kind: type) -> str | None:
-        """The first of these that holds values of a kind."""
+    def first(self, names: Sequence[str], kind: tuple[type, ...]) -> str | None:
+        """The first of these that holds values of these kinds."""
         for name in names:
             own = self.own(name)
             values = [field_of(record, own) for record in self.sample] if own else []

@@ -97,8 +97,8 @@ def with_answer_at(
 ) -> object:
     """The tree, or the instances, with the answers of these numbers replaced.
 
-    `kept`: the answers that may be learnt from. Others are marked, and what no kept answer follows is left away.
-    None: all.
+    `kept`: the answers that may be learnt from. Others are marked, and what stands behind the last of them is left
+    away. None: all.
     """
     value: Any = decoded_object(column)
     made: object
@@ -125,7 +125,7 @@ def _copied(
     answers: Mapping[int | None, str],
     kept: Collection[int] | None,
 ) -> dict[str, object] | None:
-    """A node with other answers in it and below; None where `kept` is neither the node nor below it."""
+    """A node with other answers in it and below; None where it stands behind the last of `kept`."""
     own = number()
     made = dict(node)
     if own in answers:
@@ -133,9 +133,8 @@ def _copied(
     replies = [_copied(each, number, answers, kept) for each in _replies(node)]
     if "replies" in node:
         made["replies"] = [each for each in replies if each is not None]
-    if kept is not None and own not in kept:
-        if not any(each is not None for each in replies):
-            return None
-        if _role(node) == "assistant":
-            made[WEIGHT] = 0
-    return made
+    if kept is None or own in kept:
+        return made
+    if own > max(kept):
+        return None
+    return {**made, WEIGHT: 0} if _role(node) == "assistant" else made

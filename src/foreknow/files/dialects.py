@@ -330,6 +330,11 @@ def _read(dialect: Dialect, lines: Sequence[str], whole: bool) -> _Reading | Non
     return None if any(misfits(row, columns) for row in rows[1:]) else _Reading(dialect, rows, texts, list(columns))
 
 
+def fits_lines(dialect: Dialect, lines: Sequence[str]) -> bool:
+    """Whether lines, without their ends, fit a dialect: a header, and rows of as many cells."""
+    return _read(dialect, [f"{line}\n" for line in lines], True) is not None
+
+
 def _nearest(base: Dialect, lines: Sequence[str], delimiters: Sequence[str]) -> Dialect:
     """Where nothing fits: the dialect whose faults are told, by the header."""
     head = next((line for line in lines if line.strip()), "")
@@ -351,6 +356,8 @@ def swallows(text: str, dialect: Dialect, columns: int) -> bool:
     lines = _lines(text.strip("\r\n"))
     if dialect.quote is None or columns < 2 or len(lines) < 3:
         return False
+    if lines[-1].startswith(dialect.quote):
+        return False  # the text of a cell ends with a line break: no letter closes at the beginning of a line
     spaced = 0 if not dialect.spaced else columns - 1
     return all(
         line.count(dialect.delimiter) == columns - 1 and line.count(dialect.delimiter + " ") == spaced for line in lines

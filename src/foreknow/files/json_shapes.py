@@ -122,7 +122,8 @@ def shape_of(value: Mapping[str, Json]) -> Shape:
         return Shape("squad", ("data",))
     if "rows" in rows and all(isinstance(row, dict) and isinstance(row.get("row"), dict) for row in rows["rows"]):
         return Shape("server", ("rows",))
-    if any(key.lower() in _ROW_KEYS for key, inner in value.items() if key not in rows and not isinstance(inner, dict)):
+    objects = all(isinstance(inner, dict) for inner in value.values())
+    if not objects and any(key.lower() in _ROW_KEYS for key in value if key not in rows):
         return Shape("row")
     if rows and all(map(_SPLIT.match, rows)):
         return Shape("splits", tuple(rows))
@@ -178,8 +179,8 @@ def _is_table(value: Mapping[str, Json]) -> bool:
     lists = [inner for inner in value.values() if isinstance(inner, list)]
     if len(lists) < 2 or len(lists) != len(value) or len({len(inner) for inner in lists}) > 1 or not lists[0]:
         return False
-    if "labelled_turns" in value:  # the lists beside it are labels of one row
-        return False
+    if any(isinstance(turn, int) for turn in value.get("labelled_turns") or ()):
+        return False  # the lists beside it are labels of one row
     chats = [inner for key, inner in value.items() if key.lower() in _CHAT_KEYS]
     one_chat = any(not all(isinstance(each, list) for each in inner) for inner in chats)
     return not one_chat and not any(map(is_turns, lists)) and not all(map(_holds_rows, lists))

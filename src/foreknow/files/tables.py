@@ -14,6 +14,7 @@ from foreknow.files.dialects import (
     columns_of,
     dialect_of,
     doubles_apostrophes,
+    fits_lines,
     is_blank,
     misfits,
     swallows,
@@ -159,7 +160,7 @@ class TableWriter:
 
         Raises InputError where the columns are not those of the tables before, or a value cannot be written.
         """
-        lines = []
+        lines, header = [], None
         if self.first is None:
             given = self.dialect
             self.dialect = table.dialect if given is None else given._replace(newline=table.dialect.newline)
@@ -173,7 +174,8 @@ class TableWriter:
                 self.first = table._replace(columns={name: n for n, name in enumerate(table.columns)})
                 self.first = self.first._replace(cells=len(table.columns), header=dialect.line([*table.columns]))
             self.out.write(dialect.bom)
-            lines.append(dialect.preamble + self._joined(self.first.header, list(added)))
+            header = self._joined(self.first.header, list(added))
+            lines.append(header)
         first = self.first
         if sorted(table.columns) != sorted(first.columns):
             raise InputError(
@@ -187,6 +189,12 @@ class TableWriter:
             cells = (_written(record.get(names[place])) if place in names else "" for place in range(first.cells))
             line = text if text and keeps else self._line(list(cells))
             lines.append(self._joined(line, [column[n] for column in values]))
+        if header is not None:
+            if dialect.quote == "'" and fits_lines(dialect._replace(quote='"', escape=None), lines):
+                # with columns more, usual quotes fit the rows too: names in these quotes settle it
+                every = [*(names.get(place, "") for place in range(first.cells)), *added]
+                lines[0] = dialect._replace(all_quoted=True).line(every)
+            lines[0] = dialect.preamble + lines[0]
         self.out.write("".join(line + dialect.newline for line in lines).encode(dialect.encoding))
 
     def _joined(self, line: str, cells: Sequence[object]) -> str:
