@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import ast
 import io
-import re
 import tokenize
+from collections.abc import Iterator
 from typing import Final
 
 LONGEST: Final = 1 << 18
 """Characters of a text that is looked at."""
-_ARRAY = re.compile(r"\barray\(|,\s*dtype=[\w.<>'|]+\s*(?=\))|\)")
 _VALUES: Final = (tokenize.STRING, tokenize.NUMBER)
 
 
@@ -25,12 +24,11 @@ def python_value(text: str) -> object:
     if len(text) > LONGEST or text.lstrip()[:1] not in ("[", "{") or "'" not in text:
         return None
     try:
-        tokens = list(tokenize.generate_tokens(io.StringIO(_without_arrays(text)).readline))
         parts: list[str] = []
         before: tokenize.TokenInfo | None = None
-        for token in tokens:
-            if token.type in (tokenize.NL, tokenize.NEWLINE, tokenize.ENDMARKER):
-                continue
+        for token in _without_arrays(tokenize.generate_tokens(io.StringIO(text).readline)):
+            if token.string == "...":
+                return None  # NumPy has cut the list while it printed it
             side_by_side = token.type in _VALUES or token.string in ("[", "{")
             if before is not None and side_by_side and (before.type in _VALUES or before.string in ("]", "}")):
                 parts.append(",")
@@ -42,6 +40,29 @@ def python_value(text: str) -> object:
     return value if isinstance(value, list | dict) else None
 
 
-def _without_arrays(text: str) -> str:
-    """The text without the words around NumPy's lists. Only where there are some: a text may hold any bracket."""
-    return _ARRAY.sub("", text) if "array([" in text else text
+def _without_arrays(tokens: Iterator[tokenize.TokenInfo]) -> Iterator[tokenize.TokenInfo]:
+    """The tokens without line ends, and without `array(`, `, dtype=...` and `)` around NumPy's lists.
+
+    A bracket inside a text is part of that text's token, so it stays.
+    """
+    kept = [t for t in tokens if t.type not in (tokenize.NL, tokenize.NEWLINE, tokenize.ENDMARKER)]
+    opened: list[bool] = []  # for each open bracket, whether `array` stands before it
+    in_dtype = False
+    for at, token in enumerate(kept):
+        after = kept[at + 1].string if at + 1 < len(kept) else ""
+        in_array = bool(opened) and opened[-1]
+        if token.string == "array" and after == "(":
+            continue
+        if token.string in ("(", "[", "{"):
+            opened.append(token.string == "(" and at > 0 and kept[at - 1].string == "array")
+            if opened[-1]:
+                continue
+        elif token.string in (")", "]", "}") and opened:
+            opened.pop()
+            if in_array:
+                in_dtype = False
+                continue
+        elif in_array and token.string == "," and after == "dtype":
+            in_dtype = True
+        if not in_dtype:
+            yield token
