@@ -142,6 +142,11 @@ REFUSED = {
 }  # fmt: skip
 
 
+def test_a_cell_of_many_dashes_is_no_rule(tmp_path: Path) -> None:
+    dashes = "-" * 20_000
+    assert facts_of(tmp_path, f"question|answer\n{dashes}?|b\n".encode()).rows["question"].to_list() == [f"{dashes}?"]
+
+
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_cannot_be_read_for_certain_is_refused(tmp_path: Path, kind: str) -> None:
     content, message = REFUSED[kind]

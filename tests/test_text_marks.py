@@ -192,3 +192,15 @@ def test_any_text_is_marked_or_not(noise: str, text: str) -> None:
             assert with_turns(one, turns) == one
             ends = [(span.start, span.end, span.stop) for span in found.spans]
             assert all(0 <= a <= b <= c <= len(one) for a, b, c in ends)
+
+
+def test_marks_that_never_close_take_no_longer_than_a_look_at_the_text() -> None:
+    assert turns_in("[INST]" * 100_000) is None
+    blanks = "\n" * 100_000
+    text = f"### Instruction:\na{blanks}b\n\n### Input:\nc\n\n### Response:\nd"
+    assert [turn["content"] for turn in turns_in(text) or []] == [f"a{blanks}b\nc", "d"]
+
+
+def test_the_mark_that_opens_the_next_instruction_is_no_part_of_the_answer_before_it() -> None:
+    text = f"<s>[INST] {Q} [/INST] {A} <s>\n<s> [INST] {Q2} [/INST] {A2}"
+    assert [turn["content"] for turn in turns_in(text) or []] == [Q, A, Q2, A2]

@@ -25,6 +25,7 @@ from foreknow.data.accounting import REASONS
 from foreknow.data.chats import LEFT_OUT, MOST_TURNS
 from foreknow.data.facts import Facts, read_facts
 from foreknow.data.rows import USABLE, earlier_turns
+from foreknow.data.turn_content import of_turn
 from foreknow.errors import InputError
 from foreknow.files.runs import write_frame, write_json
 from foreknow.inputs import read_data
@@ -214,6 +215,12 @@ def test_a_chat_that_is_masked_as_a_whole(tmp_path: Path) -> None:
     assert set(facts.rows.filter(USABLE)["record"]) == {1, 2}
     # of another layout, `train` may be no more than a split
     assert not read_facts(jsonl(tmp_path / "b.jsonl", [{"question": "q?", "answer": "a", "train": False}])).left_out
+
+
+def test_a_call_is_found_behind_blank_lines_however_many_they_are() -> None:
+    lines = "\n" * 200_000
+    assert of_turn({}, f"I look.{lines} <tool_call>{{}}</tool_call>").calls
+    assert not of_turn({}, f"Lima{lines}.").calls
 
 
 CALL = {"tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}

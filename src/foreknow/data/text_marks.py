@@ -20,7 +20,7 @@ A text without such marks is never guessed at.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 _S, _U, _A = "system", "user", "assistant"
@@ -133,9 +133,10 @@ _MARKS: Final = (
         for pair in ("Question|Answer", "Q|A", "Input|Output", "Instruction|Input|Response", "Prompt|Response")
     ),
 )
-_INST = re.compile(r"\[INST\](.*?)\[/INST\]", re.DOTALL)
 _INST_SYSTEM = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>", re.DOTALL)
 _OUTER_SYSTEM = re.compile(r"\[SYSTEM_PROMPT\](.*?)\[/SYSTEM_PROMPT\]", re.DOTALL)
+_OPENS_NEXT = re.compile(r"(?:\s*>s<)+")
+"""`<s>` before the next instruction, read backwards: it opens that one."""
 _OPENING = re.compile(r"\s*(?:<s>|<bos>|<\|begin_of_text\|>|<｜begin▁of▁sentence｜>|<\|startoftext\|>|<BOS_TOKEN>)?\s*")
 MARKS: Final = tuple(
     dict.fromkeys([*(marks.name for marks in _MARKS[:2]), "llama-2", *(marks.name for marks in _MARKS[2:])])
@@ -199,26 +200,37 @@ def _trimmed(role: str, text: str, start: int, end: int, stop: int) -> Span:
 def _instructed(text: str) -> Marked | None:
     """Llama 2's and Mistral's turns: an instruction in brackets, and the answer behind it."""
     found: list[Span] = []
-    heads = list(_INST.finditer(text))
-    for at, head in enumerate(heads):
-        start = head.start(1)
-        outer = _OUTER_SYSTEM.search(text, 0, head.start()) if at == 0 else None
+    heads = list(_instructions(text))
+    for at, (head, begin, end, behind) in enumerate(heads):
+        start = begin
+        outer = _OUTER_SYSTEM.search(text, 0, head) if at == 0 else None
         if outer is not None:
             found.append(_trimmed(_S, text, outer.start(1), outer.end(1), outer.end()))
-        if system := _INST_SYSTEM.match(text, start, head.end(1)):
+        if system := _INST_SYSTEM.match(text, begin, end):
             found.append(_trimmed(_S, text, system.start(1), system.end(1), system.end()))
             start = system.end()
-        found.append(_trimmed(_U, text, start, head.end(1), head.end()))
-        limit = heads[at + 1].start() if at + 1 < len(heads) else len(text)
-        closing = re.compile(r"</s>").search(text, head.end(), limit)
-        end, stop = (closing.start(), closing.end()) if closing else (limit, limit)
-        while end > head.end() and text[head.end() : end].rstrip().endswith("<s>"):
-            end = head.end() + len(text[head.end() : end].rstrip()) - len("<s>")
-        found.append(_trimmed(_A, text, head.end(), end, stop))
+        found.append(_trimmed(_U, text, start, end, behind))
+        limit = heads[at + 1][0] if at + 1 < len(heads) else len(text)
+        closing = text.find("</s>", behind, limit)
+        answer_end, stop = (closing, closing + len("</s>")) if closing >= 0 else (limit, limit)
+        if opening := _OPENS_NEXT.match(text[behind:answer_end][::-1]):
+            answer_end -= opening.end()
+        found.append(_trimmed(_A, text, behind, answer_end, stop))
     return Marked("llama-2", tuple(found)) if found else None
 
 
-_INPUT = re.compile(r"\n*###[ \t]*(?:Input|Context)[ \t]*:[ \t]*\n?|\n+Input:[ \t]*")
+def _instructions(text: str) -> Iterator[tuple[int, int, int, int]]:
+    """For each `[INST] ... [/INST]`: where it opens, where its content begins and ends, and where it has closed."""
+    opening, closing, behind = "[INST]", "[/INST]", 0
+    while (head := text.find(opening, behind)) >= 0:
+        end = text.find(closing, head)
+        if end < 0:
+            return
+        behind = end + len(closing)
+        yield head, head + len(opening), end, behind
+
+
+_INPUT = re.compile(r"(?<!\n)\n*(?:###[ \t]*(?:Input|Context)[ \t]*:[ \t]*\n?|(?<=\n)Input:[ \t]*)")
 
 
 def _content(text: str, found: Marked, span: Span) -> str:

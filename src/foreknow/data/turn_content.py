@@ -19,7 +19,7 @@ _RESULTS: Final = ("tool_result", "function_call_output", "tool_response", "mcp_
 _TEXTS: Final = ("text", "input_text", "output_text", "content", "value")
 _CALL_KEYS: Final = ("tool_calls", "function_call", "tool_call")
 _CALL_TEXT = re.compile(
-    r"^\s*(?:<tool_calls?>|<function_?calls?>|<function=\w|<invoke\s|\[TOOL_CALLS\]|<\|python_tag\|>|<\|tool_calls?\|>|"
+    r"^[^\S\n]*(?:<tool_calls?>|<function_?calls?>|<function=\w|<invoke\s|\[TOOL_CALLS\]|<\|python_tag\|>|<\|tool_calls?\|>|"
     r"<\|tool_calls_section_begin\|>|<｜tool▁calls▁begin｜>)",
     re.IGNORECASE | re.MULTILINE,
 )

@@ -30,7 +30,7 @@ KNOWN: Final = frozenset({
 })  # fmt: skip
 """Names that columns of questions and answers go by. They decide only where two delimiters fit."""
 _SEP = re.compile(r'"?sep=(.)"?[ \t,;]*[\r\n]*', re.IGNORECASE)
-_RULE = re.compile(r"(?=[^|+]*[|+])[\s|:+-]*-{2,}[\s|:+-]*")
+_RULE = re.compile(r"(?=[^|+]*[|+])(?=.*--)[\s|:+-]+")
 
 
 class Dialect(NamedTuple):
