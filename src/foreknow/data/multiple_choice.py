@@ -76,7 +76,11 @@ _FAMILY = re.compile(
 )
 _LETTER = re.compile(r"(?:option|choice|answer)?\s*[(\[]?([A-Za-z])[)\].:]?", re.IGNORECASE)
 _OWN_MARK = re.compile(r"\s*[(\[]?([A-Ja-j])\s*[)\].:]\s*(.+)", re.DOTALL)
-_SPELLED = re.compile(r"\(?\b([A-Ja-j])\s*[).:]\s*(.*?)(?=\s*[,;\n]?\s*\(?\b[A-Ja-j]\s*[).:]\s|\s*$)", re.DOTALL)
+_FIRST_LETTER = re.compile(r"\(?\b([A-Ja-j])\s?[).:]")
+_NEXT_LETTER = re.compile(rf"{_FIRST_LETTER.pattern}(?=\s)")
+"""What choices spelled in one text begin with: "a ) 38 , b ) 27", "(A) Paris (B) Rome"."""
+_TEXT_KEYS: Final = ("text", "option", "choice", "value", "content")
+_LABEL_KEYS: Final = ("label", "key", "letter", "id")
 _KINDS: Final = ("one-hot", "label", "letter", "text", "index0", "index1")
 _WORDS: Final = {
     "one-hot": "the choice marked 1", "label": "the choice's label", "letter": "the choice's letter",
@@ -95,14 +99,17 @@ class ChoiceScheme(NamedTuple):
     columns: tuple[str, ...]
     answer: str
     kind: str
+    unsure: bool = False
+    """Whether numbers from 1 would fit as well: no answer is 0, and none is the number of choices."""
 
     @property
     def reason(self) -> str:
         """What was decided, for the user to read."""
         behind = f", behind the text in {self.passage}" if self.passage else ""
+        if_wrong = " (no row tells it from a number from 1: look at the first row)" if self.unsure else ""
         return (
             f"multiple choice: the text of the right choice ({', '.join(self.columns)[:80]}) is the answer, the "
-            f"choices are not shown to the model{behind}; {self.answer} is {_WORDS[self.kind]}"
+            f"choices are not shown to the model{behind}; {self.answer} is {_WORDS[self.kind]}{if_wrong}"
         )
 
 
@@ -123,10 +130,10 @@ def find_scheme(columns: Sequence[str], sample: Sequence[Record], where: str) ->
             continue
         found = _best_answer(rows, own, places, where)
         if found is not None:
-            answer, kind = found
+            answer, kind, unsure = found
             passage = places.first([name for name in _PASSAGES if name != question], (str,))
             own_names = {each.lower() for each in own}
-            return ChoiceScheme(question, passage if passage not in own_names else None, own, answer, kind)
+            return ChoiceScheme(question, passage if passage not in own_names else None, own, answer, kind, unsure)
         if len(own) == 1 and own[0] in ("choices", "options") and _only_marks(sample):
             raise InputError(
                 f"{where}: the column {own[0]} holds choices, and which one is right cannot be told from the other "
@@ -209,9 +216,7 @@ def _listed(value: object) -> list[_Choice]:
         if value.lstrip()[:1] in ("[", "{"):
             spelled = decoded_object(value)
             return [] if isinstance(spelled, str) else _listed(spelled)
-        found = [(letter.upper(), text.strip(" ,;")) for letter, text in _SPELLED.findall(value)]
-        in_order = [letter for letter, _ in found] == list("ABCDEFGHIJ"[: len(found)])
-        return [_Choice(letter, text) for letter, text in found] if in_order and len(found) > 1 else []
+        return _spelled(value)
     if isinstance(value, Mapping):
         texts, labels = value.get("text", value.get("choices")), value.get("label")
         if isinstance(texts, list | tuple):
@@ -227,20 +232,30 @@ def _listed(value: object) -> list[_Choice]:
         return []
     made = []
     for item in value:
-        text = (
-            text_of(next((item[k] for k in ("text", "option", "choice", "value", "content") if k in item), None))
-            if (isinstance(item, Mapping))
-            else text_of(item)
-        )
-        label = (
-            next((item[k] for k in ("label", "key", "letter", "id") if k in item), None)
-            if isinstance(item, Mapping)
-            else None
-        )
+        if not isinstance(item, Mapping):
+            text, label = text_of(item), None
+        else:
+            text = text_of(next((item[key] for key in _TEXT_KEYS if key in item), None))
+            label = next((item[key] for key in _LABEL_KEYS if key in item), None)
         if text is None:
             return []
         made.append(_Choice(None if label is None else str(label), text))
     return made
+
+
+def _spelled(text: str) -> list[_Choice]:
+    """The choices that one text spells, each behind its letter; none where the letters are not A, B, C in order."""
+    first = _FIRST_LETTER.search(text)
+    if first is None:
+        return []
+    heads = [first, *_NEXT_LETTER.finditer(text, first.end())]
+    ends = [*(head.start() for head in heads[1:]), len(text)]
+    found = [
+        _Choice(head[1].upper(), text[head.end() : end].strip(" \t\r\n,;"))
+        for head, end in zip(heads, ends, strict=True)
+    ]
+    in_order = [choice.label for choice in found] == list("ABCDEFGHIJ"[: len(found)])
+    return found if in_order and len(found) > 1 else []
 
 
 def _unmarked(choices: list[_Choice]) -> list[_Choice]:
@@ -281,9 +296,12 @@ def _place(kind: str, answer: object, choices: Sequence[_Choice]) -> int | None:
 
 def _best_answer(
     rows: Sequence[tuple[Record, list[_Choice]]], own: tuple[str, ...], names: _Names, where: str
-) -> tuple[str, str] | None:
-    """The column that says which choice is right, and how; None where none says it for most rows."""
-    best: tuple[int, str, str] | None = None
+) -> tuple[str, str, bool] | None:
+    """The column that says which choice is right, how, and whether another number could be meant just as well.
+
+    None where no column says it for most rows.
+    """
+    best: tuple[int, str, str, bool] | None = None
     for name in _ANSWERS:
         column = names.own(name)
         if column is None or column in own:
@@ -295,13 +313,11 @@ def _best_answer(
         kind = max(_KINDS, key=lambda each: (fits[each], -_KINDS.index(each)))
         if fits[kind] * 2 < len(known) or not fits[kind]:
             continue
-        # a number from 0 and one from 1 both fit where neither end is seen: from 0 is the custom
-        if fits["index0"] == fits["index1"] == fits[kind]:
-            kind = kind if kind not in ("index0", "index1") else "index0"
+        unsure = kind == "index0" and fits["index1"] == fits[kind]
         _check_one_meaning(kind, places, [value for value, _ in known], column, where)
         if best is None or fits[kind] > best[0]:
-            best = (fits[kind], column, kind)
-    return best and (best[1], best[2])
+            best = (fits[kind], column, kind, unsure)
+    return best and best[1:]
 
 
 def _check_one_meaning(
@@ -362,7 +378,7 @@ def _with_choice(value: object, at: int, answer: str) -> object:
     items = list(value)  # type: ignore[call-overload]
     old = items[at]
     if isinstance(old, Mapping):
-        key = next(key for key in ("text", "option", "choice", "value", "content") if key in old)
+        key = next(key for key in _TEXT_KEYS if key in old)
         items[at] = {**old, key: answer}
     else:
         items[at] = f"{_mark_of(old)}{answer}"
