@@ -29,7 +29,7 @@ from foreknow.data.layout_rows import extract
 from foreknow.data.layouts import BESIDE, USUAL, Layout, Record, check_column, name_list
 from foreknow.data.multiple_choice import find_scheme
 from foreknow.data.paths import field_of, has_field
-from foreknow.data.resemblance import refusal
+from foreknow.data.resemblance import is_rated, refusal
 from foreknow.data.text_marks import marked
 from foreknow.data.values import text_of
 from foreknow.errors import ConfigError, InputError
@@ -54,6 +54,8 @@ def _always(_taken: Taken, _sample: Sample) -> bool:
 def _turns_in(name: str) -> Callable[[Taken, Sample], bool]:
     def fits(taken: Taken, sample: Sample) -> bool:
         values = [field_of(record, taken[name]) for record in sample]
+        if taken[name].lower() == "turns" and any(values) and all(_is_texts(value) for value in values if value):
+            return False  # MT-Bench keeps what the user says there, and no answers
         lists = [v for v in values if not isinstance(v, str) or v.lstrip().startswith("[")]
         if any(looks_like_turns(v) or codec_of(v) is not None for v in lists):
             return True
@@ -62,6 +64,12 @@ def _turns_in(name: str) -> Callable[[Taken, Sample], bool]:
         return sure and not any(isinstance(v, str | Mapping) and v for v in values)
 
     return fits
+
+
+def _is_texts(value: object) -> bool:
+    """Whether a value is a list of texts, or a cell that spells one: it does not say who speaks."""
+    listed = decoded_object(value)
+    return isinstance(listed, list | tuple) and all(isinstance(item, str) for item in listed)
 
 
 _CHAT_NAMES = ("messages", "conversations", "conversation", "dialog", "dialogue")
@@ -78,17 +86,11 @@ def _says_answers(taken: Taken, sample: Sample) -> bool:
     """Whether the columns of question and answer hold what may be some: no classes under `label`, no rated answers."""
     columns = [taken[ours] for ours in ("answer", "answers") if ours in taken]
     values = [value for record in sample for column in columns if (value := field_of(record, column)) is not None]
-    if any(_is_rated(value) for value in values):
+    if any(is_rated(value) for value in values):
         return False
     if columns == [taken.get("answer")] and columns[0].lower() == "label":
         return any(isinstance(value, str) and not value.strip().lstrip("-").isdecimal() for value in values)
     return True
-
-
-def _is_rated(value: object) -> bool:
-    """Whether a value is a list of answers with ratings or ranks: some of them are bad ones."""
-    rated = {"rank", "score", "rating", "ratings", "annotations", "overall_score"}
-    return isinstance(value, list | tuple) and any(isinstance(item, Mapping) and rated & set(item) for item in value)
 
 
 def _is_reading(taken: Taken, sample: Sample) -> bool:

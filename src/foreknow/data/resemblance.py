@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from rapidfuzz import fuzz
 
 from foreknow.data.layouts import USUAL, Record, name_list
-from foreknow.data.paths import field_of
 from foreknow.data.text_marks import MARKS
 from foreknow.data.values import text_of
 from foreknow.files.cells import number_of
@@ -45,6 +44,11 @@ _KNOWN: tuple[tuple[frozenset[str], str], ...] = (
         'Each row is one turn: write each chat as one row, {"conversations": [{"from": ..., "value": ...}, ...]}.',
     ),
     (
+        frozenset({"turns", "category"}),
+        "These are MT-Bench's questions, which hold no answers: write chats of questions and answers, "
+        '{"messages": [{"role": ..., "content": ...}, ...]}.',
+    ),
+    (
         frozenset({"indices"}),
         "This is a mapping of indices that datasets keeps beside data: give the folder of the data set.",
     ),
@@ -67,13 +71,13 @@ def refusal(columns: Sequence[str], taken: Mapping[str, str], where: str, sample
     for names, advice in _KNOWN:
         if names <= lowered:
             return f"{opening}\n{advice}"
-    rated = next((c for c in columns if any(_is_rated(record.get(c)) for record in sample)), None)
+    rated = next((c for c in columns if any(is_rated(record.get(c)) for record in sample)), None)
     if rated is not None:
         return (
             f"{opening}\n{rated} holds several answers with ratings: choose one, and write rows of prompt, chosen and "
             "rejected."
         )
-    if "text" in taken and not any(field_of(record, name) for record in sample for name in _guesses(sample, taken)):
+    if "text" in taken and not _guesses(sample, taken):
         return (
             f"{opening}\nIts texts in {taken['text']} have none of the known marks of a chat ({', '.join(MARKS)}): "
             "give rows of question and answer."
@@ -89,8 +93,9 @@ def refusal(columns: Sequence[str], taken: Mapping[str, str], where: str, sample
     return f"{opening} {resembles}\n{_advice(taken, sample, name)}"
 
 
-def _is_rated(value: object) -> bool:
-    rated = {"rank", "score", "rating", "ratings", "overall_score"}
+def is_rated(value: object) -> bool:
+    """Whether a value is a list of answers with ratings or ranks: some of them are bad ones."""
+    rated = {"rank", "score", "rating", "ratings", "annotations", "overall_score"}
     return isinstance(value, list | tuple) and any(isinstance(item, Mapping) and rated & set(item) for item in value)
 
 
