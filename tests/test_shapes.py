@@ -125,6 +125,14 @@ PRINTED: dict[str, tuple[str, list[Any]]] = {
     "squad": (
         cell("question,answers", "{'text': array(['Paris'], dtype=object), 'answer_start': array([3])}"), [(Q, A)]
     ),
+ "squad, with brackets in the text": (
+        cell("question,answers", "{'text': array(['Paris (array([x]))'], dtype=object), 'answer_start': array([3])}"),
+        [(Q, "Paris (array([x]))")],
+    ),
+    "squad, an array that was cut": (
+        cell("question,answers", "{'text': array(['Paris', ..., 'x'], dtype=object)}") + f"{Q2},Rome\n",
+        [(Q, "{'text': array(['Paris', ..., 'x'], dtype=object)}"), (Q2, A2)],
+    ),
     "triviaqa": (cell("question,answer", "{'value': 'Paris', 'aliases': ['Paname'], 'type': 'W'}"), [(Q, A)]),
     "choices": (cell("question,choices,answer", "['Rome' 'Paris']", "1"), [(Q, A)]),
     "a chat": (f'messages\n"[{TURN.format("user", Q)}, {TURN.format("assistant", A)}]"\n', [(Q, A)]),
@@ -157,6 +165,38 @@ def test_an_answer_that_names_no_choice_is_counted(tmp_path: Path) -> None:
     facts = read_and_back(write(tmp_path / "a.jsonl", [*CHOICES["mmlu"], *CHOICES["mmlu"], *odd]))
     assert golds(facts)[:4] == [*BOTH, *BOTH]
     assert facts.left_out == {"no_such_choice": 2, "no_answer": 2}
+
+
+def test_a_number_that_could_count_from_0_or_from_1_is_said_to_be_unsure(tmp_path: Path) -> None:
+    unsure = [{"question": q, "choices": ["Oslo", "Paris", "Rome", "Bern"], "answer": n} for q, n in ((Q, 1), (Q2, 2))]
+    facts = read_facts(write(tmp_path / "a.jsonl", unsure))
+    assert golds(facts) == BOTH
+    assert "from 0 (no row tells it from a number from 1: look at the first row)" in facts.reason
+    sure = read_facts(write(tmp_path / "a.jsonl", [*unsure, {**unsure[0], "question": "x?", "answer": 0}]))
+    assert "no row tells" not in sure.reason
+
+
+def test_choices_in_one_text_are_read_however_many_blanks_are_in_it(tmp_path: Path) -> None:
+    spelled = f"(A) Rome{' ' * 20_000}x (B) Paris"
+    records = [{"question": q, "options": spelled, "answer": letter} for q, letter in ((Q, "B"), (Q2, "A"))]
+    facts = read_facts(write(tmp_path / "a.jsonl", records))
+    assert golds(facts) == [(Q, A), (Q2, f"Rome{' ' * 20_000}x")]
+
+
+def test_texts_without_marks_are_refused_however_many_rows_they_are(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="none of the known marks"):
+        read_facts(write(tmp_path / "a.jsonl", [{"text": f"text {n}"} for n in range(8192)]))
+
+
+def test_an_archive_that_has_a_member_twice_is_refused_however_many_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name in (*(f"{n}.txt" for n in range(10_000)), "a.jsonl"):
+            archive.writestr(name, LINE)
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("a.jsonl", LINE)
+    with pytest.raises(InputError, match=r"the member 'a.jsonl' stands in the archive twice\. Pack the files anew"):
+        read_facts(path)
 
 
 def test_a_number_that_is_a_text_of_another_choice_is_refused(tmp_path: Path) -> None:
@@ -430,6 +470,10 @@ BROKEN: dict[str, tuple[str, str]] = {
         json.dumps({"columns": ["question", "answer"], "data": [[Q, A, 1]]}),
         r"row 0 has 3 cells, expected 2",
     ),
+    "a column that stands twice": (
+        json.dumps({"columns": ["question", "answer", "answer"], "data": [[Q, A, A2]]}),
+        r"the column 'answer' stands in `columns` twice; rename one of them",
+    ),
     "numbers": ("[1, 2]", r"found a number, expected an object"),
 }
 
@@ -622,6 +666,7 @@ REFUSED: dict[str, tuple[list[dict[str, Any]], str]] = {
     "batch requests": ([{"custom_id": "1", "method": "POST", "url": "/v1", "body": {"messages": CHAT[:1]}}],
                        "requests to OpenAI"),
     "batch replies": ([{"custom_id": "1", "response": {"body": {}}, "error": None}], "replies of OpenAI"),
+    "mt-bench": ([{"question_id": 81, "category": "writing", "turns": [Q, Q2]}], "MT-Bench's questions"),
     "indices": ([{"indices": 4}], "mapping of indices"),
 }  # fmt: skip
 

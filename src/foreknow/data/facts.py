@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -120,14 +121,13 @@ class Facts:
             if answers and row in answers:
                 replaced.setdefault(record, {})[turn] = answers[row]
         in_part = set(self.in_part(kept))
-        firsts = dict(_firsts(self.source.parts, self._counts()))
-
+        firsts = list(_firsts(self.source.parts, self._counts()))
         counted = any(layout.choices and layout.choices.kind == "index1" for layout in self.layouts.values())
 
         def edited(record: Record, number: int) -> Record | None:
             if number not in replaced and number not in in_part and not counted:
                 return None
-            name = max((n for n, first in firsts.items() if first <= number), key=lambda n: firsts[n])
+            name, _ = firsts[bisect_right(firsts, number, key=lambda part: part[1]) - 1]
             own = turns[number] if number in in_part else None
             return with_answers(self.layouts[name], record, replaced.get(number, {}), own)
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -242,7 +243,7 @@ def _of_squad(text: str, at: int) -> Iterator[Piece]:
 
 
 def table_records(value: Mapping[str, Json], shape: Shape) -> list[dict[str, Json]]:
-    """The rows of a table. Raises ValueError where a row is longer or shorter than the columns."""
+    """The rows of a table. Raises ValueError for a row of other length than the columns, or a name that comes twice."""
     value = _inner(value, shape.above)
     if shape.name == "columns":
         names = list(value)
@@ -251,6 +252,8 @@ def table_records(value: Mapping[str, Json], shape: Shape) -> list[dict[str, Jso
         keys = list(next(iter(value.values())))
         return [{name: column[key] for name, column in value.items()} for key in keys]
     names = [str(name) for name in value["columns"]]
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+        raise ValueError(f"the column {twice!r} stands in `columns` twice; rename one of them")
     rows = []
     for number, row in enumerate(value["data"]):
         if len(row) != len(names):

@@ -25,6 +25,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -358,8 +359,10 @@ def _zip(path: Path) -> Source:
     with _reading(f"{path}"), zipfile.ZipFile(path) as archive:
         # not by is_dir, which fails on an empty name
         names = [info.filename for info in archive.infolist() if not info.filename.endswith("/")]
-    if twice := next((name for name in names if names.count(name) > 1), None) if len(names) < 10_000 else None:
-        raise InputError(f"{path}: the member {quoted(twice)} stands in the archive twice.")
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+        raise InputError(
+            f"{path}: the member {quoted(twice)} stands in the archive twice. Pack the files anew, each name once."
+        )
     if path.suffix.lower() != ".zip" and (refusal := refusal_of_zip(names)):
         raise InputError(f"{path}: {refusal}")
 
