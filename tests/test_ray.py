@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -98,8 +99,27 @@ def until_kept(out: Path, count: int, process: subprocess.Popen[str]) -> None:
 
 def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """Ray's processes that compute or rule, under a run."""
-    found = psutil.Process(process.pid).children(recursive=True)
-    return [one for one in found if one.name().startswith(NAMES)]
+    found = []
+    for one in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended since it was listed
+            if one.name().startswith(NAMES):
+                found.append(one)
+    return found
+
+
+def stopped_at_work(process: subprocess.Popen[str]) -> psutil.Process:
+    """A worker held still in the middle of a chunk: Ray names a worker's process after what it runs."""
+    while True:
+        for worker in family(process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if not worker.name().startswith("ray::MapWorker"):
+                    continue
+                worker.suspend()
+                if "submit" in " ".join(worker.cmdline()):
+                    return worker
+                worker.resume()
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
 
 
 def all_ended(processes: list[psutil.Process], seconds: float = 30) -> bool:
@@ -122,10 +142,7 @@ def assert_same(found: Path, calm: Path) -> None:
 def test_two_workers_one_of_them_killed_give_the_bytes_of_one_process(start: Start, calm: Path, tmp_path: Path) -> None:
     out = tmp_path / "two"
     process = start(out, "--ray", "--ray-workers", "2")
-    until_kept(out, 3, process)
-    workers = [one for one in family(process) if one.name().startswith("ray::MapWorker")]
-    assert len(workers) == 2
-    workers[0].kill()
+    stopped_at_work(process).kill()
     said = told_by(process)
     assert "2 workers with 1 thread each, on this machine" in said
     assert "a Ray worker was lost (killed, or out of memory): started again, with its chunk" in said
