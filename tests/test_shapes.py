@@ -84,6 +84,11 @@ CHOICES: dict[str, list[dict[str, Any]]] = {
     "mathqa": [{"Problem": q, "options": "a ) Rome , b ) Paris", "correct": key} for q, key in ((Q, "b"), (Q2, "a"))],
     "truthfulqa": [{"question": q, "mc1_targets": {"choices": ["Rome", "Paris"], "labels": key}}
                    for q, key in ((Q, [0, 1]), (Q2, [1, 0]))],
+    "quail": [{"question": q, "answers": ["Rome", "Paris", "x", "y"], "correct_answer_id": key}
+              for q, key in ((Q, 1), (Q2, 0))],
+    "a list under a name of one's own": [
+        {"question": q, "answer_options": {"A": "Rome", "B": "Paris"}, "correct_answer": key}
+        for q, key in ((Q, "B"), (Q2, "A"))],
     "objects": [{"question": q, "answer": key,
                  "options": [{"key": "A", "value": "Rome"}, {"key": "B", "value": "Paris"}]}
                 for q, key in ((Q, "B"), (Q2, "A"))],
@@ -165,6 +170,11 @@ def test_an_answer_that_names_no_choice_is_counted(tmp_path: Path) -> None:
     facts = read_and_back(write(tmp_path / "a.jsonl", [*CHOICES["mmlu"], *CHOICES["mmlu"], *odd]))
     assert golds(facts)[:4] == [*BOTH, *BOTH]
     assert facts.left_out == {"no_such_choice": 2, "no_answer": 2}
+
+
+def test_answers_that_are_all_right_are_no_choices(tmp_path: Path) -> None:
+    records = [{"question": Q, "answers": ["Paris", "Paname"], "label": 1, "correct_answer": "Paris"}]
+    assert read_facts(write(tmp_path / "a.jsonl", records)).rows["answers"].to_list() == [["Paris", "Paname"]]
 
 
 def test_a_number_that_could_count_from_0_or_from_1_is_said_to_be_unsure(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ _LISTS: Final = [
     "multiple_choice_targets",
     "question.choices",
 ]
+_LIST_NAME: Final = re.compile(r"choice|option|alternative|candidate", re.IGNORECASE)
+"""Other columns of lists or objects are tried where their name says that one may choose."""
 _ANSWERS: Final = [
     "answerKey",
     "answer_key",
@@ -38,6 +40,8 @@ _ANSWERS: Final = [
     "correct_option",
     "correct_idx",
     "correct_index",
+    "correct_answer_id",
+    "correct_answer_index",
     "correct_choice",
     "cop",
     "label",
@@ -54,6 +58,11 @@ _ANSWERS: Final = [
     "multiple_choice_scores",
     "mc1_targets.labels",
 ]
+_PLACES: Final = frozenset(
+    {"answer_idx", "answer_index", "answer_id", "answerKey", "answer_key", "correct_option", "correct_idx"}
+    | {"correct_index", "correct_answer_id", "correct_answer_index"}
+)
+"""Of these, columns that can only say which of several answers is right: beside one, `answers` are choices (QuAIL)."""
 _QUESTIONS: Final = [
     "question.stem",
     "question",
@@ -134,7 +143,7 @@ def find_scheme(columns: Sequence[str], sample: Sequence[Record], where: str) ->
             passage = places.first([name for name in _PASSAGES if name != question], (str,))
             own_names = {each.lower() for each in own}
             return ChoiceScheme(question, passage if passage not in own_names else None, own, answer, kind, unsure)
-        if len(own) == 1 and own[0] in ("choices", "options") and _only_marks(sample):
+        if len(own) == 1 and _LIST_NAME.search(own[0]) and _only_marks(sample, places):
             raise InputError(
                 f"{where}: the column {own[0]} holds choices, and which one is right cannot be told from the other "
                 "columns.\nWrite the right choice's text into a column `answer`, and name --layout question."
@@ -142,9 +151,10 @@ def find_scheme(columns: Sequence[str], sample: Sequence[Record], where: str) ->
     return None
 
 
-def _only_marks(sample: Sequence[Record]) -> bool:
+def _only_marks(sample: Sequence[Record], names: _Names) -> bool:
     """Whether the answers are but letters or numbers, which say nothing without their choices."""
-    values = [record.get("answer") for record in sample if record.get("answer") not in (None, "")]
+    own = names.first(["answer", "correct_answer"], (str, int, float))
+    values = [field_of(record, own) for record in sample if own and field_of(record, own) not in (None, "")]
     return bool(values) and all(
         isinstance(v, int) or (isinstance(v, str) and _LETTER.fullmatch(v.strip())) for v in values
     )
@@ -179,6 +189,9 @@ def _choice_columns(columns: Sequence[str], names: _Names) -> Iterator[tuple[str
     for name in _LISTS:
         if (own := names.own(name)) is not None:
             yield (own,)
+    yield from ((column,) for column in columns if column.lower() not in _LISTS and _LIST_NAME.search(column))
+    if (own := names.own("answers")) is not None:
+        yield (own,)
     letters = [column for column in "ABCDEFGHIJ" if column in columns]
     if len(letters) > 1 and letters == list("ABCDEFGHIJ"[: len(letters)]):
         yield tuple(letters)
@@ -302,7 +315,10 @@ def _best_answer(
     None where no column says it for most rows.
     """
     best: tuple[int, str, str, bool] | None = None
+    only_places = [column.lower() for column in own] == ["answers"]
     for name in _ANSWERS:
+        if only_places and name not in _PLACES:
+            continue
         column = names.own(name)
         if column is None or column in own:
             continue
