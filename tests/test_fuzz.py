@@ -150,7 +150,7 @@ def test_what_nests_deep_is_refused_before_python_fails_on_it(
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
 def test_long_rows_are_read_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
-    monkeypatch.setattr("foreknow.files.formats.LARGEST_BATCH", 250)
+    monkeypatch.setattr("foreknow.files.batches.LARGEST_BATCH", 250)
     records = [{"question": f"q{n}?", "answer": "a" * 100} for n in range(7)]
     path = tmp_path / f"a{suffix}"
     if suffix == ".csv":
@@ -169,7 +169,7 @@ def test_long_rows_are_read_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.
 def test_a_line_too_long_to_hold_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, head: str
 ) -> None:
-    monkeypatch.setattr("foreknow.files.formats.LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr("foreknow.files.batches.LONGEST_LINE", 1 << 20)
     path = tmp_path / f"a{suffix}.zst"
     path.write_bytes(zstd.compress(f"{head}{'x' * (1 << 20)}".encode()))
     assert path.stat().st_size < 200

@@ -32,7 +32,7 @@ from foreknow.config import AuditConfig, EvaluateConfig, TuneConfig
 from foreknow.data.facts import read_facts
 from foreknow.errors import ConfigError, InputError, ModelError, UsageError
 from foreknow.evaluation import evaluating
-from foreknow.files import formats, sources
+from foreknow.files import batches, sources
 from foreknow.files.yamltext import loads
 from foreknow.lm import models, packaged
 from foreknow.lm.model_names import resolve
@@ -256,7 +256,7 @@ def test_a_text_of_ten_megabytes_is_read_cut_and_never_shown_whole(tmp_path: Pat
     found, probes, _ = synthetic(20)
     found = found.with_columns(question=pl.lit("q" * size), answer=pl.lit("a" * 1000), model_answer=pl.lit("m" * size))
     assert len(render_audit(found, probes, summary_of(found))) < 1_000_000
-    path.write_bytes(b'{"question": "' + b"x" * (formats.LONGEST_LINE + 1) + b'", "answer": "y"}\n')
+    path.write_bytes(b'{"question": "' + b"x" * (batches.LONGEST_LINE + 1) + b'", "answer": "y"}\n')
     with pytest.raises(InputError, match=r"a\.jsonl:1: longer than 32 MiB"):
         read_facts(path)
 
@@ -489,7 +489,7 @@ def test_packed_parquet_is_not_unpacked_until_the_disk_is_full(tmp_path: Path, m
 def test_a_packed_array_that_unpacks_to_too_much_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: str
 ) -> None:
-    monkeypatch.setattr(formats, "LONGEST_ARRAY", 1 << 20)
+    monkeypatch.setattr(batches, "LONGEST_ARRAY", 1 << 20)
     bomb = b"[" + b" " * (1 << 22) + b"]"
     path = tmp_path / ("rows.zip" if packing == "zip" else "rows.json.gz")
     if packing == "zip":
@@ -503,7 +503,7 @@ def test_a_packed_array_that_unpacks_to_too_much_is_refused(
 
 
 def test_a_packed_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr(batches, "LONGEST_LINE", 1 << 20)
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"question": "' + b"x" * (1 << 23)))
     with pytest.raises(InputError, match=r"rows\.jsonl\.gz:1: longer than 1 MiB"):

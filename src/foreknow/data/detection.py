@@ -6,7 +6,7 @@
     alpaca              instruction, input and output (system where it stands; the answers in `history` are rows too)
     prompt-completion   prompt and completion, as text or as turns
     popqa               PopQA's table
-    choices             multiple choice: the right choice's text is the answer (`multiple_choice.py`)
+    choices             multiple choice: the right choice's text is the answer (`choice_columns.py`)
     reading             a question about a passage, which is asked with it, as alpaca's input is (SQuAD, BoolQ)
     question            a question and its answer(s) under their usual names, or under `--map` names
     triples             subject, relation and object; the question is the row's own, or the relation's template
@@ -25,9 +25,9 @@ from typing import NamedTuple
 from foreknow.data.answer_structs import decoded_object, is_extractive, texts_of
 from foreknow.data.chat_forms import codec_of, verdict, view_of
 from foreknow.data.chats import looks_like_turns
+from foreknow.data.choice_columns import find_scheme
 from foreknow.data.layout_rows import extract
 from foreknow.data.layouts import BESIDE, USUAL, Layout, Record, check_column, name_list
-from foreknow.data.multiple_choice import find_scheme
 from foreknow.data.paths import field_of, has_field
 from foreknow.data.resemblance import is_rated, refusal
 from foreknow.data.text_marks import marked

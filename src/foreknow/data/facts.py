@@ -1,34 +1,30 @@
 """Facts: the rows of an input in one frame, whatever layout they came in, and back to that input.
 
-`read_facts` opens the source (`sources.py`), finds the layout (`layouts.py`) and streams the records
-(`formats.py`) into the frame that every later stage works on (`rows.ROWS`). `Facts.annotate` streams the input
-again and writes it back with labels beside its own columns.
+`read_facts` opens the source (`sources.py`) and streams its records (`row_reader.py`) into the frame that every later
+stage works on (`rows.ROWS`). `Facts.annotate` streams the input again and writes it back with labels beside its own
+columns.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
 from foreknow.data.accounting import THOUGHT, account, left_out
-from foreknow.data.chats import LEFT_OUT
-from foreknow.data.detection import detect
 from foreknow.data.layout_edits import with_answers
-from foreknow.data.layout_rows import TURNS, Extracted, extract
-from foreknow.data.layouts import GOLDS, Layout, check_column
+from foreknow.data.layout_rows import TURNS
+from foreknow.data.layouts import Layout
+from foreknow.data.row_reader import RowReader, UnusableRows, batches_of
 from foreknow.data.rows import ROWS, USABLE, digests, drawn, flags_of, pool
-from foreknow.data.templates import check_templates, derive_template, subject_of
+from foreknow.data.templates import check_templates
 from foreknow.data.turn_labels import by_record, free_names, values_of
-from foreknow.data.values import holds_floats
 from foreknow.errors import InputError
+from foreknow.files.batches import Record
 from foreknow.files.cells import number_of
-from foreknow.files.formats import Batch, Record, read_part, where
 from foreknow.files.quoting import quoted
 from foreknow.files.sources import Part, Source, source_of
 from foreknow.files.writing import Change, cell_text, write_joined, write_parts
@@ -156,7 +152,7 @@ class Facts:
         """
         values: dict[str, list[object]] = {name: [] for name in names}
         turns = self.places.group_by("record", maintain_order=True).agg("turn")["turn"].to_list()
-        for _, batch, first in _stream(self.source):
+        for _, batch, first in batches_of(self.source):
             for number, record in enumerate(batch.records, first):
                 for name in names:
                     values[name] += values_of(record, name, turns[number], name in last)
@@ -179,7 +175,7 @@ class Facts:
     def _counts(self) -> dict[str, int]:
         counts = dict.fromkeys((part.name for part in self.source.parts), 0)
         if len(counts) > 1:
-            for part, batch, _ in _stream(self.source):
+            for part, batch, _ in batches_of(self.source):
                 counts[part.name] += len(batch.records)
         return counts
 
@@ -209,8 +205,8 @@ def read_facts(
     source = data if isinstance(data, Source) else source_of(str(data))
     if templates is not None:
         check_templates(templates, "templates")
-    reader = _Reader(source, dict(columns or {}), layout, dict(templates or {}), group_by, turns, null_words)
-    frames, light, places, faults = [], [], [pl.DataFrame(schema=_PLACES)], _Faults(strict_rows)
+    reader = RowReader(source, dict(columns or {}), layout, dict(templates or {}), group_by, turns, null_words)
+    frames, light, places, faults = [], [], [pl.DataFrame(schema=_PLACES)], UnusableRows(strict_rows)
     for rows, batch, part, first in reader.frames():
         faults.note(rows, batch, part, first, reader.layouts[part.name])
         light.append(digests(rows, seed))
@@ -249,188 +245,11 @@ def read_facts(
 _PLACES = {name: ROWS[name] for name in ("record", "turn")}
 
 
-@dataclass
-class _Reader:
-    """One pass, or several, over a source: its records as frames. Layouts are found in the first."""
-
-    source: Source
-    mapped: Mapping[str, str]
-    named: str
-    templates: Mapping[str, str]
-    group_by: str | None
-    turns: str = "all"
-    null_words: str = "leave-out"
-    layouts: dict[str, Layout] = field(default_factory=dict)
-    columns: dict[str, None] = field(default_factory=dict)
-    digest: str = ""
-
-    def frames(self) -> Iterator[tuple[pl.DataFrame, Batch, Part, int]]:
-        """(rows, batch, part, number of the batch's first record). Sets `layouts`, `columns` and `digest`."""
-        total = 0
-        content = hashlib.sha256()
-        encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-        for part, batch, first in _stream(self.source):
-            self.columns.update(dict.fromkeys(key for record in batch.records for key in record))
-            known = self.layouts.get(part.name) or self._layout(part, batch)
-            found = self._extracted(known, batch, part, range(len(batch.records)))
-            rows = _frame(found, self._groups(found, batch.records), range(total, total + len(found)), first)
-            total += len(found)
-            for (_, item), group in zip(found, rows["group"], strict=True):
-                content.update(encode([*item, group]).encode())
-            yield rows, batch, part, first
-        self.digest = "sha256:" + content.hexdigest()
-
-    def picked(self, places: pl.DataFrame, numbers: set[int]) -> pl.DataFrame:
-        """Only the rows of these numbers, once `frames` has found the layouts. `places`: every row's record."""
-        frames = [pl.DataFrame(schema=ROWS)]
-        rows = places.with_row_index("row").group_by("record", maintain_order=True).agg(pl.col("row").first(), pl.len())
-        firsts, counts = rows["row"].to_list(), rows["len"].to_list()
-        for part, batch, first in _stream(self.source):
-            if first + len(batch.records) > len(firsts):
-                break  # the file has grown since
-            at = [
-                n
-                for n in range(len(batch.records))
-                if not numbers.isdisjoint(range(firsts[first + n], firsts[first + n] + counts[first + n]))
-            ]
-            if at and part.name in self.layouts:
-                found = self._extracted(self.layouts[part.name], batch, part, at)
-                whole = [first + n for n in dict.fromkeys(n for n, _ in found)]
-                own = [firsts[n] + k for n in whole for k in range(counts[n])]
-                if len(own) == len(found):
-                    frame = _frame(found, self._groups(found, batch.records), own, first)
-                    frames.append(frame.filter(pl.col("row").is_in(list(numbers))))
-        return pl.concat(frames)
-
-    @property
-    def reason(self) -> str:
-        """The layout's reason, for the user to read."""
-        reasons = list(dict.fromkeys(layout.reason for layout in self.layouts.values()))
-        count = len(self.source.parts)
-        files = f" ({count} file{'s' if count > 1 else ''}" if count > 1 or self.source.left_out else ""
-        left = f", {self.source.left_out} left out that hold no data" if self.source.left_out else ""
-        said = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
-        if self._tree:
-            said += "; relation and split from the files' names"
-        elif any(layout.split for layout in self.layouts.values()):
-            said += "; split from the files' names"
-        notes = "".join(f"; {note}" for note in self.source.notes)
-        return said + notes + (f"{files}{left})" if files else "")
-
-    def with_subjects(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """In the ENTITYQUESTIONS tree every relation has one template: its subjects are read off the questions."""
-        if not self._tree:
-            return rows
-        parts = []
-        for (relation,), part in rows.group_by("relation", maintain_order=True):
-            questions = part["question"].drop_nulls()
-            template = self.templates.get(str(relation)) or derive_template(questions)
-            subjects = [template and q and subject_of(template, q) for q in part["question"]]
-            parts.append(part.with_columns(subject=pl.Series(subjects, dtype=pl.String)))
-        return pl.concat(parts).sort("row")
-
-    @property
-    def _tree(self) -> bool:
-        return bool(self.layouts) and all(layout.relation for layout in self.layouts.values())
-
-    def _layout(self, part: Part, batch: Batch) -> Layout:
-        columns = list(dict.fromkeys(key for record in batch.records for key in record))
-        found = detect(columns, self.mapped, part.where, batch.records, self.named)
-        if batch.note:
-            found = replace(found, reason=f"{found.reason}; {batch.note}")
-        if self.group_by is not None:
-            check_column(columns, self.group_by, f"--group-by {self.group_by}", part.where)
-        columns_of_golds = {found.columns[name] for name in GOLDS if name in found.columns}
-        if any(holds_floats(record.get(name) for record in batch.records) for name in columns_of_golds):
-            said = f"{found.reason}; answers are numbers such as 1912.0, read as 1912"
-            found = replace(found, of_floats=True, reason=said)
-        if batch.table is not None and batch.table.dialect.reason:
-            found = replace(found, reason=f"{found.reason}; {batch.table.dialect.reason}")
-        if len(self.source.parts) > 1:
-            found = replace(found, split=part.split, relation=part.relation)
-        self.layouts[part.name] = found
-        return found
-
-    def _extracted(
-        self, layout: Layout, batch: Batch, part: Part, places: Sequence[int]
-    ) -> list[tuple[int, Extracted]]:
-        """The rows of these records of a batch, each with its record's place in the batch."""
-        found = []
-        for at in places:
-            try:
-                found += [
-                    (at, row) for row in extract(layout, batch.records[at], self.templates, self.turns, self.null_words)
-                ]
-            except InputError as error:
-                raise InputError(f"{where(part, batch, at)}: {error}") from error
-        return found
-
-    def _groups(self, found: Sequence[tuple[int, Extracted]], records: Sequence[Record]) -> list[str]:
-        """The group of every row: the named column, else the relation, else "all"."""
-        if self.group_by is None:
-            return [item.relation or "all" for _, item in found]
-        values = (records[at].get(self.group_by) for at, _ in found)
-        return ["all" if value is None else cell_text(value).strip() or "all" for value in values]
-
-
-@dataclass
-class _Faults:
-    """The rows that lack a question or an answer, and the first of them in words."""
-
-    strict: bool
-    count: int = 0
-    first: str | None = None
-
-    def note(self, rows: pl.DataFrame, batch: Batch, part: Part, before: int, layout: Layout) -> None:
-        told = pl.col("flags").list.set_intersection(pl.lit(list(LEFT_OUT))).list.len() > 0
-        bad = rows.filter(~USABLE & ~told)
-        if bad.is_empty():
-            return
-        self.count += bad.height
-        if self.first is None:
-            record, no_question = bad.select("record", pl.col("question").is_null()).row(0)
-            at = record - before
-            self.first = f"{where(part, batch, at)}: {_fault(layout, batch.records[at], no_question)}"
-
-    def check(self, source: Source, total: int, lost: Mapping[str, int]) -> None:
-        if total == 0:
-            raise InputError(f"{_path(source)} is empty: found no rows, expected at least one.")
-        if sum(lost.values()) == total and self.first is None:
-            why = ", ".join(f"{name} {count:,}" for name, count in lost.items())
-            raise InputError(f"{_path(source)}: none of the {total} rows can be used: found {why}.")
-        if self.first is None or (sum(lost.values()) < total and not self.strict):
-            return
-        if sum(lost.values()) < total:
-            raise InputError(
-                f"{self.first}. {self.count} of {total} rows cannot be used; drop --strict-rows to keep them."
-            )
-        others = {name: count for name, count in lost.items() if name in LEFT_OUT}
-        more = "".join(f", {name} {count:,}" for name, count in others.items())
-        raise InputError(
-            f"{_path(source)}: none of the {total} rows has both a question and an answer{more}.\n"
-            f"The first, {self.first}. Name the columns with --map question=COLUMN --map answer=COLUMN."
-        )
-
-
 def _column(values: Sequence[object]) -> pl.Series:
     """Values of any kind as a column: of numbers where all are numbers, else of texts."""
     if all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values):
         return pl.Series([None if value is None else number_of(value) for value in values], dtype=pl.Float64)
     return pl.Series([None if value is None else cell_text(value) for value in values], dtype=pl.String)
-
-
-def _path(source: Source) -> str:
-    return source.parts[0].where if source.kind == "file" else source.name
-
-
-def _stream(source: Source) -> Iterator[tuple[Part, Batch, int]]:
-    """(part, batch, number of the batch's first row), in order."""
-    first = 0
-    for part in source.parts:
-        for batch in read_part(part):
-            if batch.records:
-                yield part, batch, first
-            first += len(batch.records)
 
 
 def _firsts(parts: Sequence[Part], counts: Mapping[str, int]) -> Iterator[tuple[str, int]]:
@@ -440,30 +259,3 @@ def _firsts(parts: Sequence[Part], counts: Mapping[str, int]) -> Iterator[tuple[
         if counts[part.name] or len(parts) == 1:
             yield part.name, first
         first += counts[part.name]
-
-
-def _frame(
-    found: Sequence[tuple[int, Extracted]], groups: Sequence[str], numbers: Sequence[int], first: int
-) -> pl.DataFrame:
-    """Rows as a frame. `numbers`: theirs; `first`: the number of the first record of their batch."""
-    items = [item for _, item in found]
-    data: dict[str, Sequence[object]] = {
-        **{name: [getattr(item, name) for item in items] for name in Extracted._fields},
-        "row": numbers,
-        "record": [first + at for at, _ in found],
-        "group": groups,
-        "flags": [[flag for flag in (item.left_out, THOUGHT if item.thought else None) if flag] for item in items],
-    }
-    return pl.DataFrame({name: pl.Series(name, data[name], dtype=dtype) for name, dtype in ROWS.items()})
-
-
-def _fault(layout: Layout, record: Record, no_question: bool) -> str:
-    """What a row that cannot be used lacks, and what was found in its place."""
-    asks = ("question", "prompt", "messages", "conversations", "instruction", "subject", "relation")
-    golds = ("answer", "answers", "object", "completion", "messages", "conversations")
-    wanted = asks if no_question else golds
-    pairs = [(layout.columns[ours], record.get(layout.columns[ours])) for ours in wanted if ours in layout.columns]
-    found = ", ".join(
-        f"{column} is {'null or missing' if value is None else quoted(value, 60)}" for column, value in pairs
-    )
-    return f"no {'question' if no_question else 'answer'}: {found}, expected a text"

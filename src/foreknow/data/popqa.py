@@ -11,7 +11,8 @@ from typing import Any, Final, NamedTuple
 import polars as pl
 
 from foreknow.errors import InputError
-from foreknow.files.formats import read_part, where
+from foreknow.files.batches import where
+from foreknow.files.formats import read_part
 from foreknow.files.jsontext import loads
 from foreknow.files.sources import source_of
 

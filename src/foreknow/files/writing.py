@@ -16,9 +16,10 @@ import polars as pl
 
 from foreknow.errors import InputError
 from foreknow.files.arrow import ArrowKind, arrow_kind, write_arrow
+from foreknow.files.batches import Batch, Record
 from foreknow.files.cells import inert
 from foreknow.files.dialects import usual
-from foreknow.files.formats import Batch, Record, read_part
+from foreknow.files.formats import read_part
 from foreknow.files.hf_folders import sidecar
 from foreknow.files.jsontext import dumps, encodable
 from foreknow.files.sources import ARROW, Part, Source, on_disk, packed_for_writing, suffixes
