@@ -21,7 +21,7 @@ from foreknow.checks.checking import check, check_files
 from foreknow.checks.findings import lines
 from foreknow.config import AuditConfig, DataSettings, MixConfig, TuneConfig
 from foreknow.data import chats
-from foreknow.data.accounting import REASONS
+from foreknow.data.accounting import REASONS, WHAT_TO_DO
 from foreknow.data.chats import LEFT_OUT, MOST_TURNS
 from foreknow.data.facts import Facts, read_facts
 from foreknow.data.rows import USABLE, earlier_turns
@@ -221,6 +221,12 @@ def test_a_call_is_found_behind_blank_lines_however_many_they_are() -> None:
     lines = "\n" * 200_000
     assert of_turn({}, f"I look.{lines} <tool_call>{{}}</tool_call>").calls
     assert not of_turn({}, f"Lima{lines}.").calls
+
+
+def test_a_file_whose_rows_are_all_left_out_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    assert set(WHAT_TO_DO) == set(LEFT_OUT)
+    with pytest.raises(InputError, match=r"none of the 3 rows can be used: found masked 3\.\nTake the marks"):
+        read_facts(jsonl(tmp_path / "a.jsonl", [{"messages": CHAT, "train": False}]))
 
 
 CALL = {"tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}

@@ -11,6 +11,21 @@ from foreknow.data.chats import LEFT_OUT
 
 REASONS: Final = (*LEFT_OUT, "no_question", "no_answer")
 """Why a row cannot be used: one of its flags. The first that holds counts."""
+WHAT_TO_DO: Final[Mapping[str, str]] = {
+    "masked": "Take the marks (weight: 0, train: false, loss: 0 and the like) from the turns that are to be learnt.",
+    "tool_call": "A model is asked in words: give a file with answers in words.",
+    "only_thought": "Close the mark of each thought, and write the answer behind it.",
+    "refusal": "A refusal says nothing about knowledge: give a file with answers.",
+    "not_text": "A model is asked in text: give rows without pictures, sounds or files.",
+    "no_user_turn": "Put a turn of the user before each answer.",
+    "long_chat": "Cut the chats, or ask for their last answers only: --turns last.",
+    "rejected": "Every answer is marked as a bad one: see whether the labels are the wrong way round.",
+    "unanswerable": "Give rows whose questions have an answer.",
+    "no_such_choice": "Write the right choice's text into a column `answer`, and name --layout question.",
+    "no_marks": "Give rows of question and answer.",
+    "missing_value": "Fill questions and answers in, or take such words as answers: --null-words keep.",
+}
+"""Where all rows of a file are left out: what to do about the most frequent reason."""
 THOUGHT: Final = "thought"
 """The flag of a row whose answer had a thought before it, which is no part of the gold."""
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from foreknow.data.python_reprs import python_value
-from foreknow.files.jsontext import dumps, loads
+from foreknow.data.python_reprs import decoded_object
+from foreknow.files.jsontext import dumps
 
 _KEYS: Final = ("value", "text", "texts", "spans", "span", "answer", "answers", "ground_truth", "content")
 _ACCEPTED: Final = ("aliases", "Aliases", "alias")
@@ -95,14 +95,3 @@ def decoded_struct(value: object) -> object:
     found = decoded_object(value) if isinstance(value, str) and any(key in value for key in _SIGNS) else value
     objects = found if isinstance(found, list) else [found]
     return found if all(isinstance(item, Mapping) and any(key in item for key in _SIGNS) for item in objects) else value
-
-
-def decoded_object(value: object) -> object:
-    """What a cell spells as an object or a list, as JSON or as Python prints it; any other value as it is."""
-    if not isinstance(value, str) or value.lstrip()[:1] not in ("{", "["):
-        return value
-    try:
-        found = loads(value)
-    except ValueError:
-        found = python_value(value)
-    return found if isinstance(found, dict | list) else value

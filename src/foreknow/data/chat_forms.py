@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from foreknow.data.answer_structs import decoded_object
 from foreknow.data.chats import ROLES, looks_like_turns
+from foreknow.data.python_reprs import decoded_object
 from foreknow.data.text_marks import turns_in, with_turns
 from foreknow.data.values import spellings
 from foreknow.files.jsontext import dumps

@@ -11,10 +11,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from foreknow.data.loss_marks import is_masked, listed_marks, mark_of, mask_means_learnt
-from foreknow.data.python_reprs import python_value
+from foreknow.data.python_reprs import decoded_list
 from foreknow.data.thinking import answer_parts
 from foreknow.data.turn_content import of_turn, with_text
-from foreknow.files.jsontext import dumps, loads
+from foreknow.files.jsontext import dumps
 
 ROLES: Mapping[str, str] = {
     "system": "system", "developer": "system",
@@ -242,9 +242,5 @@ def _first(item: Mapping[str, object], keys: Sequence[str]) -> object:
 
 
 def _list_of(value: object) -> list[object] | None:
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = loads(value)
-        except ValueError:
-            value = python_value(str(value))
-    return list(value) if isinstance(value, list | tuple) else None
+    listed = decoded_list(value)
+    return list(listed) if isinstance(listed, list | tuple) else None

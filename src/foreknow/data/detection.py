@@ -22,13 +22,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from foreknow.data.answer_structs import decoded_object, is_extractive, texts_of
+from foreknow.data.answer_structs import is_extractive, texts_of
 from foreknow.data.chat_forms import codec_of, verdict, view_of
 from foreknow.data.chats import looks_like_turns
 from foreknow.data.choice_columns import find_scheme
 from foreknow.data.layout_rows import extract
 from foreknow.data.layouts import BESIDE, USUAL, Layout, Record, check_column, name_list
 from foreknow.data.paths import field_of, has_field
+from foreknow.data.python_reprs import decoded_object
 from foreknow.data.resemblance import is_rated, refusal
 from foreknow.data.text_marks import marked
 from foreknow.data.values import text_of

@@ -7,10 +7,11 @@ from collections.abc import Collection, Mapping
 from foreknow.data.answer_structs import is_struct, with_text
 from foreknow.data.chat_forms import view_of
 from foreknow.data.chats import edited, last_answer, looks_like_turns, turns_of
-from foreknow.data.layouts import Layout, Record, decoded_list
+from foreknow.data.layouts import Layout, Record
 from foreknow.data.loss_marks import MARKS
 from foreknow.data.multiple_choice import with_gold, with_text_answer
 from foreknow.data.paths import field_of, has_field, with_field
+from foreknow.data.python_reprs import decoded_list
 from foreknow.data.reply_trees import with_answer_at
 from foreknow.data.thinking import answer_parts
 from foreknow.files.jsontext import dumps

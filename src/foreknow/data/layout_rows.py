@@ -9,13 +9,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from foreknow.data.answer_structs import decoded_object, says_none, texts_of
+from foreknow.data.answer_structs import says_none, texts_of
 from foreknow.data.chat_forms import verdict, view_of
 from foreknow.data.chats import Exchange, Turn, exchanges, looks_like_turns, turns_of
-from foreknow.data.layouts import SPLITS, Layout, Record, decoded_list, name_list
+from foreknow.data.layouts import SPLITS, Layout, Record, name_list
 from foreknow.data.loss_marks import is_masked_record, listed_marks
 from foreknow.data.multiple_choice import gold_of
 from foreknow.data.paths import field_of
+from foreknow.data.python_reprs import decoded_list, decoded_object
 from foreknow.data.reply_trees import questions_in
 from foreknow.data.templates import question as fill
 from foreknow.data.templates import subject_of

@@ -10,9 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from foreknow.data.multiple_choice import ChoiceScheme
-from foreknow.data.python_reprs import python_value
 from foreknow.errors import InputError
-from foreknow.files.jsontext import loads
 from foreknow.files.quoting import quoted
 
 Record = Mapping[str, object]
@@ -102,17 +100,6 @@ def check_column(columns: Sequence[str], column: str, flag: str, where: str) -> 
     """InputError unless the file has this column."""
     if column not in columns:
         raise InputError(f"{where}: {flag}: there is no column {quoted(column)}. Columns found: {name_list(columns)}.")
-
-
-def decoded_list(value: object) -> object:
-    """A list that a cell spells as JSON (`["Paris", "paris"]`) or as Python prints it; any other value as it is."""
-    if not isinstance(value, str) or not value.lstrip().startswith("["):
-        return value
-    try:
-        decoded = loads(value)
-    except ValueError:
-        decoded = python_value(value)
-    return decoded if isinstance(decoded, list) else value
 
 
 def name_list(names: Sequence[str], most: int = 20) -> str:

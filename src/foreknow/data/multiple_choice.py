@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from foreknow.data.answer_structs import decoded_object
 from foreknow.data.paths import field_of, with_field
+from foreknow.data.python_reprs import decoded_object
 from foreknow.data.values import text_of
 from foreknow.files.jsontext import dumps
 

@@ -1,4 +1,4 @@
-"""Lists and objects as Python and NumPy print them, which is how pandas writes them into a cell -> their values. Pure.
+"""Lists and objects that a cell spells, as JSON or as Python and NumPy print them (pandas writes them so). Pure.
 
     ['Paris', 'Paname']     {'text': ['Paris'], 'answer_start': [3]}
     ['Paris' 'Paname']      {'text': array(['Paris'], dtype=object), 'answer_start': array([3])}
@@ -14,9 +14,28 @@ import tokenize
 from collections.abc import Iterator
 from typing import Final
 
+from foreknow.files.jsontext import loads
+
 LONGEST: Final = 1 << 18
 """Characters of a text that is looked at."""
 _VALUES: Final = (tokenize.STRING, tokenize.NUMBER)
+
+
+def decoded_object(value: object) -> object:
+    """What a cell spells as an object or a list, as JSON or as Python prints it; any other value as it is."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("{", "["):
+        return value
+    try:
+        found = loads(value)
+    except ValueError:
+        found = python_value(value)
+    return found if isinstance(found, dict | list) else value
+
+
+def decoded_list(value: object) -> object:
+    """What a cell spells as a list, as JSON (`["Paris", "paris"]`) or as Python prints it; any other value as it is."""
+    decoded = decoded_object(value)
+    return decoded if isinstance(decoded, list) else value
 
 
 def python_value(text: str) -> object:

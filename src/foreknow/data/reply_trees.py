@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from foreknow.data.answer_structs import decoded_object
 from foreknow.data.chats import ROLES
 from foreknow.data.loss_marks import WEIGHT, is_masked
+from foreknow.data.python_reprs import decoded_object
 from foreknow.files.jsontext import dumps
 
 Record = Mapping[str, object]

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 
 import polars as pl
 
-from foreknow.data.accounting import THOUGHT
+from foreknow.data.accounting import THOUGHT, WHAT_TO_DO
 from foreknow.data.chats import LEFT_OUT
 from foreknow.data.detection import detect
 from foreknow.data.layout_rows import Extracted, extract
 from foreknow.data.layouts import GOLDS, Layout, check_column
-from foreknow.data.rows import ROWS, USABLE
+from foreknow.data.rows import HAS_REASON, ROWS, USABLE
 from foreknow.data.templates import derive_template, subject_of
 from foreknow.data.values import holds_floats
 from foreknow.errors import InputError
@@ -163,8 +163,7 @@ class UnusableRows:
 
     def note(self, rows: pl.DataFrame, batch: Batch, part: Part, before: int, layout: Layout) -> None:
         """Count such rows of a batch; `before`: the number of the batch's first record."""
-        told = pl.col("flags").list.set_intersection(pl.lit(list(LEFT_OUT))).list.len() > 0
-        bad = rows.filter(~USABLE & ~told)
+        bad = rows.filter(~USABLE & ~HAS_REASON)
         if bad.is_empty():
             return
         self.count += bad.height
@@ -179,7 +178,8 @@ class UnusableRows:
             raise InputError(f"{_path(source)} is empty: found no rows, expected at least one.")
         if sum(lost.values()) == total and self.first is None:
             why = ", ".join(f"{name} {count:,}" for name, count in lost.items())
-            raise InputError(f"{_path(source)}: none of the {total} rows can be used: found {why}.")
+            advice = WHAT_TO_DO[max(lost, key=lambda name: lost[name])]
+            raise InputError(f"{_path(source)}: none of the {total} rows can be used: found {why}.\n{advice}")
         if self.first is None or (sum(lost.values()) < total and not self.strict):
             return
         if sum(lost.values()) < total:

@@ -34,6 +34,8 @@ ROWS: dict[str, pl.DataType] = {
 }
 OUR_FLAGS = ("answer_in_subject", "conflicting", "context", "duplicate", "no_answer", "no_question", "null_word")
 USABLE = pl.col("question").is_not_null() & pl.col("answers").is_not_null()
+HAS_REASON = pl.col("flags").fill_null([]).list.set_intersection(pl.lit(list(LEFT_OUT))).list.len() > 0
+"""Whether a flag says why the row cannot be used, other than that it lacks a question or an answer."""
 GOLD = pl.col("answers").list.first()
 SAME_GOLD = GOLD.str.normalize("NFC")
 SAME_QUESTION = pl.col("question").str.normalize("NFC")
@@ -55,12 +57,11 @@ def digests(rows: pl.DataFrame, seed: int) -> pl.DataFrame:
     """A line of `DIGESTS` for each row."""
     gold_and_text = rows.select(USABLE.alias("usable"), GOLD.alias("gold"), text=pl.coalesce("subject", "question"))
     inside = [usable and has_word(text, gold) for usable, gold, text in gold_and_text.iter_rows()]
-    told = pl.col("flags").fill_null([]).list.set_intersection(pl.lit(list(LEFT_OUT))).list.len() > 0
     marks: dict[str, pl.Series | pl.Expr] = {
         "answer_in_subject": pl.Series(inside, dtype=pl.Boolean),
         "context": pl.col("context").list.len() > 0,
-        "no_answer": pl.col("answers").is_null() & ~told,
-        "no_question": pl.col("question").is_null() & ~told,
+        "no_answer": pl.col("answers").is_null() & ~HAS_REASON,
+        "no_question": pl.col("question").is_null() & ~HAS_REASON,
         "null_word": USABLE & GOLD.str.strip_chars().is_in(sorted(NULL_WORDS)),
     }
     ours = [pl.when(mark).then(pl.lit(flag)) for flag, mark in marks.items()]
