@@ -350,6 +350,21 @@ def test_a_card_without_configs_changes_nothing(tmp_path: Path, head: str) -> No
     assert read_facts(downloaded(tmp_path / "gsm", head)).total == 4
 
 
+@pytest.mark.parametrize(("path", "rows"), [("*.jsonl", 1), ("**/*.jsonl", 3), ("old/*", 1), ("old/**", 2)])
+def test_patterns_of_a_card_are_read_as_datasets_reads_them(tmp_path: Path, path: str, rows: int) -> None:
+    (tmp_path / "old" / "older").mkdir(parents=True)
+    for name in ("a.jsonl", "old/b.jsonl", "old/older/c.jsonl"):
+        (tmp_path / name).write_text(json.dumps(RECORD))
+    (tmp_path / "README.md").write_text(f'---\nconfigs:\n- config_name: x\n  data_files: "{path}"\n---\n')
+    assert read_facts(tmp_path).total == rows
+
+
+def test_a_card_whose_files_are_not_here_is_said(tmp_path: Path) -> None:
+    facts = read_facts(downloaded(tmp_path / "gsm", "configs:\n- config_name: x\n  data_files: nothing/*"))
+    assert "README.md names files for its configs, and none of them is here" in facts.reason
+    assert facts.total == 4
+
+
 def test_files_about_data_are_never_data(tmp_path: Path) -> None:
     names = ["dataset_info.json", "a/state.json", "a/dataset_dict.json", "tokenizer_config.json", "b/croissant.json",
              "x.manifest.json", "train.csv.crc", "train.jsonl.lock", "_common_metadata.parquet"]  # fmt: skip

@@ -14,7 +14,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
@@ -175,7 +174,8 @@ def _by_configs(
     files = {str(each.get("config_name", "default")): _files_of(each, data) for each in configs}
     files = {name: found for name, found in files.items() if found}
     if not files:
-        return None
+        note = "README.md names files for its configs, and none of them is here: every data file is read"
+        return FolderPlan(tuple(data), {}, (note,)) if configs and data else None
     if len(files) == 1:
         name = next(iter(files))
         note = f"the config {name!r} of README.md" if len(files[name]) < len(data) else ""
@@ -194,7 +194,12 @@ def _several_configs(configs: Sequence[str], where: str) -> InputError:
 
 
 def _files_of(config: Mapping[str, Json], data: Sequence[str]) -> dict[str, str]:
-    """The data files that a config of a README names, with the split of each (nothing where none is named)."""
+    """The data files that a config of a README names, with the split of each (nothing where none is named).
+
+    Patterns are read as `datasets` reads them: `*` stays in one folder, `**` does not.
+    """
+    from fsspec.utils import glob_translate
+
     entries = config.get("data_files")
     listed = entries if isinstance(entries, list) else [entries]
     folder = str(config.get("data_dir") or "").strip("./")
@@ -206,7 +211,8 @@ def _files_of(config: Mapping[str, Json], data: Sequence[str]) -> dict[str, str]
         split = str(entry.get("split") or "") if isinstance(entry, dict) else ""
         for pattern in paths if isinstance(paths, list) else [paths]:
             full = f"{folder}/{pattern}" if folder else str(pattern)
-            found |= {name: split for name in data if fnmatchcase(name, full.removeprefix("./"))}
+            named = re.compile(glob_translate(full.removeprefix("./")))
+            found |= {name: split for name in data if named.match(name)}
     return found
 
 
