@@ -724,6 +724,15 @@ def test_a_second_column_that_could_be_meant_is_named(tmp_path: Path) -> None:
     assert "not used: query, output" in read_and_back(write(tmp_path / "a.jsonl", records)).reason
 
 
+def test_what_stands_before_a_question_and_is_not_read_is_named(tmp_path: Path) -> None:
+    record = {"system": "Be brief.", "history": [["a?", "b"]], "query": Q, "response": A}
+    assert "not used: system, history" in read_facts(write(tmp_path / "a.jsonl", [record])).reason
+    empty = {"system": "", "history": [], "query": Q, "response": A}
+    assert "not used" not in read_facts(write(tmp_path / "a.jsonl", [empty])).reason
+    read = {"system": "Be brief.", "history": [["a?", "b"]], "instruction": Q, "output": A}
+    assert "not used" not in read_facts(write(tmp_path / "a.jsonl", [read])).reason
+
+
 def test_the_first_row_is_shown_as_it_is_read(tmp_path: Path) -> None:
     facts = read_facts(
         write(tmp_path / "a.jsonl", [{"question": None, "answer": A}, {"question": Q, "answers": [A, A2]}])

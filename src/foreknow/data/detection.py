@@ -155,6 +155,9 @@ _LABELS = ("kto_tag", "label", "desirable", "is_desirable", "is_chosen")
 _TWINS = ("question", "answer")
 """Of these, other columns that could have been taken are named."""
 
+_BEFORE = ("system", "system_prompt", "history")
+"""Columns of what is said before a question: some layouts read them."""
+
 
 def detect(
     columns: Sequence[str], mapped: Mapping[str, str], where: str, sample: Sequence[Record] = (), named: str = "auto"
@@ -274,17 +277,21 @@ def _with_verdict(layout: Layout, columns: Sequence[str], sample: Sample) -> Lay
 
 
 def _with_twins(layout: Layout, columns: Sequence[str], sample: Sample) -> Layout:
-    """The layout with a reason that names the columns which could have been taken just as well."""
+    """The layout with a reason that names the columns which could have been taken, or that stand before a question."""
     used = set(layout.columns.values())
     names = [name for ours in _TWINS if ours in layout.columns for name in USUAL[ours]]
     names += USUAL["passage"] if "question" in layout.columns else ()
-    lowered = set(names)
+    known = {*names, *_BEFORE}
     others = [
         column
         for column in columns
-        if column.lower() in lowered and column not in used and any(text_of(record.get(column)) for record in sample)
+        if column.lower() in known and column not in used and any(map(_says_something, (r.get(column) for r in sample)))
     ]
     return replace(layout, reason=f"{layout.reason}; not used: {name_list(others, 6)}") if others else layout
+
+
+def _says_something(value: object) -> bool:
+    return text_of(value) is not None or (isinstance(value, list | tuple) and bool(value))
 
 
 def _order(columns: Sequence[str], mapped: Mapping[str, str]) -> list[str]:
