@@ -29,9 +29,10 @@ from foreknow.audits.estimate import estimate
 from foreknow.config import AuditConfig
 from foreknow.errors import ConfigError, ForeknowError, MissingExtra, ModelError, ResourceError
 from foreknow.lm import models
-from foreknow.lm.cluster import Cluster, _check_answers, _mute, _sigterm_kept, raised, told
+from foreknow.lm.cluster import Cluster, _check_answers, _mute, _sigterm_kept
 from foreknow.lm.crew import Crew, Node, crew_of, needed, room, smaller
 from foreknow.lm.fluency import fluency_of
+from foreknow.lm.ray_errors import raised, told
 from foreknow.settings import settings_of
 from foreknow.studies import studying
 from foreknow.studies.on_ray import _sees

@@ -58,3 +58,9 @@ class GateCrossed(ForeknowError):
 
 class ResourceError(ForeknowError):
     """The machine ran out of disk or memory; what was finished is kept."""
+
+
+def first_line(error: object, most: int = 160) -> str:
+    """The first line of an error that has text, at most `most` characters of it; the error's type where it has none."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)[:most]

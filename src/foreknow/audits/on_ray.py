@@ -23,23 +23,14 @@ from foreknow.audits.chunking import COST, Done, one_by_one, scored
 from foreknow.audits.precision import sample
 from foreknow.audits.prepare import Draw, Input, Job, Numbered, drawn, probing, protocol_of, tell
 from foreknow.config import AuditConfig
-from foreknow.errors import ModelError, ResourceError
+from foreknow.errors import ModelError, ResourceError, first_line
 from foreknow.lm import models
-from foreknow.lm.cluster import (
-    TRIES,
-    Cluster,
-    Watch,
-    absolute,
-    check_version,
-    desk_of,
-    first_line,
-    of_ours,
-    raised,
-    told,
-)
+from foreknow.lm.cluster import Cluster, absolute
 from foreknow.lm.crew import Crew, needed, smaller
 from foreknow.lm.fluency import check_fluency
 from foreknow.lm.model_names import resolve
+from foreknow.lm.ray_errors import check_version, of_ours, raised, told
+from foreknow.lm.ray_monitor import TRIES, Watch, desk_of
 from foreknow.probing.probe import Chunk
 from foreknow.progress import say
 from foreknow.protocol.prompts import Prompter

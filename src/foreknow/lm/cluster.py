@@ -1,6 +1,9 @@
-"""Ray, as audits and studies use it: a cluster started or joined, its cores shared out, what is lost told.
+"""Ray, as audits and studies use it: a cluster started or joined, and its cores shared out.
 
-    audits/on_ray.py   Ray Data: actors that hold the model, chunks of rows
+    crew.py             how many workers, with how many cores each
+    ray_monitor.py      which workers are there, and what was lost
+    ray_errors.py       a worker's error, raised again by the driver
+    audits/on_ray.py    Ray Data: actors that hold the model, chunks of rows
     studies/on_ray.py   one Ray task a run
 
 A cluster started here listens on this machine only and ends with this process, however that ends. One that was
@@ -16,21 +19,16 @@ import signal
 import socket
 import sys
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from foreknow import errors
-from foreknow.errors import ConfigError, ForeknowError, MissingExtra, ResourceError
+from foreknow.errors import ConfigError, ForeknowError, MissingExtra, first_line
 from foreknow.lm import models
-from foreknow.lm.crew import Crew, Node, crew_of, room
+from foreknow.lm.crew import Crew, Node, crew_of
+from foreknow.lm.ray_errors import of_ours
 from foreknow.progress import say
 
-TRIES: Final = 3
-"""How often the same chunk or run may end its process before it is given up."""
-EVERY: Final = 2.0
-"""Seconds between looks at the cluster."""
 OBJECTS: Final = 512 * 2**20
 """Bytes of shared memory for what is under way, of a cluster started here."""
 ANSWER: Final = 10.0
@@ -167,131 +165,6 @@ class Cluster:
         return found
 
 
-class Desk:
-    """An actor beside the driver that workers report to: who is at work, and what was begun how often."""
-
-    def __init__(self) -> None:
-        self.handles: dict[str, Any] = {}
-        self.arrivals: Counter[str] = Counter()
-        self.begun: Counter[str] = Counter()
-        self.restarts = 0
-
-    def arrive(self, worker: str, handle: Sequence[Any]) -> int:
-        """A worker is here; how often it has been since it last began something."""
-        self.restarts += worker in self.handles
-        self.handles[worker] = handle[0]
-        self.arrivals[worker] += 1
-        return self.arrivals[worker]
-
-    def begin(self, worker: str, what: str) -> int:
-        """A worker begins something; how often that was begun."""
-        self.arrivals[worker] = 0
-        self.begun[what] += 1
-        return self.begun[what]
-
-    def again(self, what: str) -> int:
-        """A task begins something that has no worker; how often it was begun."""
-        self.begun[what] += 1
-        self.restarts += self.begun[what] > 1
-        return self.begun[what]
-
-    def found(self) -> tuple[int, list[Any]]:
-        """Restarts so far, and the workers."""
-        return self.restarts, list(self.handles.values())
-
-
-def desk_of(cluster: Cluster) -> Any:
-    """A desk on the driver's own machine, which is not lost while the driver is there."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(cluster.ray.get_runtime_context().get_node_id(), soft=False)
-    return cluster.ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote()
-
-
-class Watch:
-    """Looks at the cluster now and then: tells what was lost, and ends what can no longer be done.
-
-    `what`: what a lost process was doing. Workers that would wait for ever for a machine that is gone are ended, so
-    that whoever waits for them is told; `lost` says so.
-    """
-
-    def __init__(self, cluster: Cluster, desk: Any, crew: Crew, what: str):
-        self.cluster, self.desk, self.crew, self.what = cluster, desk, crew, what
-        self.lost = False
-        self.restarts, self.size = 0, len(cluster.nodes())
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        self._over.set()
-        self._thread.join(10)
-        if error is None:
-            self._try()
-
-    def _run(self) -> None:
-        while not self._over.wait(EVERY):
-            self._try()
-
-    def _try(self) -> None:
-        with contextlib.suppress(Exception):  # a look that fails is followed by another
-            self.look()
-
-    def look(self) -> None:
-        """One look."""
-        nodes = self.cluster.nodes()
-        restarts, workers = self.cluster.ray.get(self.desk.found.remote(), timeout=10)
-        if restarts > self.restarts:
-            say(f"a Ray worker was lost (killed, or out of memory): started again, with its {self.what}")
-        self.restarts = restarts
-        if len(nodes) < self.size:
-            say(f"a node of the Ray cluster was lost: {len(nodes)} of {self.size} are left")
-            if workers and room(nodes, self.crew.threads, self.crew.gpu) < self.crew.workers:
-                self.lost = True
-                for worker in workers:
-                    self.cluster.ray.kill(worker)
-        self.size = len(nodes)
-
-
-def told(error: Exception) -> dict[str, str]:
-    """An error of a worker as plain values: an error of ours by its name, any other by its traceback."""
-    import traceback
-
-    if isinstance(error, ForeknowError):
-        return {"name": type(error).__name__, "text": str(error)}
-    return {"name": "", "text": "".join(traceback.format_exception(error))}
-
-
-def raised(failed: dict[str, str]) -> Exception:
-    """The error that `told` told of."""
-    if failed["name"]:
-        found: Exception = getattr(errors, failed["name"])(failed["text"])
-        return found
-    return RuntimeError(f"in a Ray worker:\n{failed['text']}")
-
-
-def of_ours(error: Exception) -> Exception:
-    """What Ray raised, as an error of ours where it is one or can be told in a line."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, ForeknowError):
-        return cause
-    text = str(error)
-    if "No module named 'foreknow'" in text:
-        return ConfigError(
-            f"--ray: foreknow is not installed on a node of the cluster; install foreknow {_version()} there"
-        )
-    return ResourceError(f"Ray gave up: {first_line(error)}; what is finished is kept, and the same command goes on")
-
-
-def check_version(theirs: str) -> None:
-    """Raises ConfigError in a worker whose foreknow is another than the driver's."""
-    if theirs != _version():
-        raise ConfigError(f"--ray: found foreknow {_version()} on a node of the cluster, expected {theirs}, as here")
-
-
 def absolute(value: Any) -> Any:
     """The name of a file that exists here, or a mapping to such names, so that it is found from any folder; any other
     value as it is."""
@@ -299,18 +172,6 @@ def absolute(value: Any) -> Any:
         return {key: absolute(one) for key, one in value.items()}
     path = Path(value).expanduser() if isinstance(value, str) and value else None
     return str(path.resolve()) if path is not None and path.exists() else value
-
-
-def first_line(error: BaseException) -> str:
-    """An error in a line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
-
-
-def _version() -> str:
-    from foreknow import __version__
-
-    return __version__
 
 
 def _gpus_here() -> int:

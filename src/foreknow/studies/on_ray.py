@@ -15,8 +15,10 @@ from typing import Any
 
 from foreknow.config import TuneConfig
 from foreknow.errors import ResourceError, RunFolderError
-from foreknow.lm.cluster import EVERY, TRIES, Cluster, Watch, absolute, check_version, desk_of, of_ours, raised, told
+from foreknow.lm.cluster import Cluster, absolute
 from foreknow.lm.crew import needed, room
+from foreknow.lm.ray_errors import check_version, of_ours, raised, told
+from foreknow.lm.ray_monitor import EVERY, TRIES, Watch, desk_of
 from foreknow.progress import say
 from foreknow.settings import settings_of
 from foreknow.studies.runs import one
@@ -71,9 +73,8 @@ def runs_on_ray(
 def _placed(config: TuneConfig) -> dict[str, Any]:
     """A run's settings, with files named so that they are found whatever folder a process runs in."""
     found = config.resolved()
-    files = ("train", "dev", "test", "model", "audit", "prompt_template", "templates")
-    return {**found, **{name: absolute(found[name]) for name in files}, "out": str(Path(str(config.out)).resolve()),
-            "base": absolute(found["base"]) if found["base"] else None}  # fmt: skip
+    files = ("train", "dev", "test", "model", "base", "audit", "prompt_template", "templates")
+    return {**found, **{name: absolute(found[name]) for name in files}, "out": str(Path(str(config.out)).resolve())}
 
 
 def _run(
