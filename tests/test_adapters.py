@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import foreknow
+from builders import Weights, edited, load, refusal
 from conftest import fact_rows
 from foreknow import cli
 from foreknow.audits import reopening
 from foreknow.audits.comparing import compare_audits
 from foreknow.audits.estimate import estimate
 from foreknow.config import AuditConfig, EvaluateConfig, TuneConfig
-from foreknow.errors import ConfigError, ForeknowError, MissingExtra, ModelError, UsageError
+from foreknow.errors import ConfigError, MissingExtra, ModelError
 from foreknow.evaluation import evaluating
-from foreknow.lm import models
 from foreknow.lm.model_names import fingerprint, resolve
 from foreknow.settings import settings_of
 from foreknow.training import tuning
@@ -33,7 +32,6 @@ peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
 PROTOCOL: dict[str, Any] = {"shots": 2, "exemplar_sets": 2, "dtype": "float32", "device": "cpu"}
-Weights = dict[str, torch.Tensor]
 
 
 def adapter(base: Path, folder: Path, config: Any = None, *, train: bool = True) -> Path:
@@ -59,16 +57,6 @@ def merged(base: Path, of: Path, folder: Path) -> Path:
     return folder
 
 
-def edited(source: Path, folder: Path, edit: Callable[[Weights], object] = lambda _: None, **settings: Any) -> Path:
-    shutil.copytree(source, folder)
-    weights = load_file(folder / "adapter_model.safetensors")
-    edit(weights)
-    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    told = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(told | settings))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def lora(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return adapter(tiny_folder, tmp_path_factory.mktemp("adapters") / "lora")
@@ -83,18 +71,6 @@ def whole(tiny_folder: Path, lora: Path, tmp_path_factory: pytest.TempPathFactor
 def audited(lora: Path, facts_file: Path, tmp_path_factory: pytest.TempPathFactory) -> foreknow.Audit:
     out = tmp_path_factory.mktemp("audits") / "lora"
     return foreknow.audit(str(facts_file), model=str(lora), out=str(out), **PROTOCOL)
-
-
-def load(folder: Path, **given: Any) -> models.Loaded:
-    return models.load(str(folder), dtype="float32", device="cpu", **given)
-
-
-def refusal(folder: Path, **given: Any) -> str:
-    with pytest.raises(ForeknowError) as caught:
-        load(folder, **given)
-    assert isinstance(caught.value, UsageError)
-    assert len(str(caught.value).splitlines()) <= 2
-    return str(caught.value)
 
 
 # every verb
@@ -283,14 +259,14 @@ def test_the_commit_that_an_adapter_names_is_asked_of_the_hub(
 def test_adapters_whose_tensors_are_not_their_settings_are_refused(lora: Path, tmp_path: Path) -> None:
     first = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     told = refusal(edited(lora, tmp_path / "less", lambda w: w.pop(first)))
-    assert "does not fit tiny: missing adapter keys: " in told
+    assert "does not fit tiny: the adapter lacks 1 tensor that its settings ask for: " in told
     assert "layers.0.self_attn.q_proj.lora_A.weight" in told
     extra = {first.replace("layers.0", "layers.9"): torch.zeros(4, 64)}
     told = refusal(edited(lora, tmp_path / "more", lambda w: w.update(extra)))
-    assert "it holds 1 tensors of layers the base does not have: " in told
+    assert "the adapter holds 1 tensor that the base has no place for: " in told
     assert "layers.9.self_attn.q_proj.lora_A.weight" in told
     told = refusal(edited(lora, tmp_path / "other", r=8))
-    assert "tensors have another shape: " in told
+    assert "tensors of another shape: " in told
     assert "lora_A.weight [4, 64], expected [8, 64]" in told
     told = refusal(edited(lora, tmp_path / "module", target_modules=["nothing"]))
     assert "cannot be put on tiny: " in told
@@ -328,7 +304,7 @@ def kinds() -> dict[str, Any]:
     return {
         "dora": peft.LoraConfig(r=4, target_modules=["q_proj", "up_proj"], use_dora=True, **common),
         "rslora": peft.LoraConfig(r=4, target_modules=["q_proj"], use_rslora=True, **common),
-        "bias": peft.LoraConfig(r=4, target_modules=["q_proj"], rank_pattern={"q_proj": 2}, **common),
+        "rank_pattern": peft.LoraConfig(r=4, target_modules=["q_proj"], rank_pattern={"q_proj": 2}, **common),
         "embeddings": peft.LoraConfig(r=4, target_modules=["embed_tokens", "v_proj"], **common),
         "norms": peft.LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["norm"], **common),
         "tokens": peft.LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices=[3, 7], **common),

@@ -139,7 +139,7 @@ def test_one_part_of_several_is_named_with_the_command(tokenizer: Any, tmp_path:
 def test_missing_and_damaged_tensors_are_named(tokenizer: Any, tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     write_gguf(path, llama(), tokenizer, without=("blk.0.ffn_up.weight",))
-    assert "the checkpoint lacks 1 tensors of the model: model.layers.0.mlp.up_proj.weight" in refusal(path)
+    assert "the checkpoint lacks 1 tensor of the model: model.layers.0.mlp.up_proj.weight" in refusal(path)
     model = llama()
     with torch.no_grad():
         model.model.norm.weight[3] = math.nan

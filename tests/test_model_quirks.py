@@ -296,7 +296,7 @@ def test_a_text_model_inside_that_lacks_tensors_is_refused_too(tiny_folder: Path
     lost = next(name for name in weights if name.endswith("layers.1.mlp.down_proj.weight") and "vision" not in name)
     del weights[lost]
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"lacks 1 tensors of the model: model\.layers\.1\.mlp\.down_proj\.weight"):
+    with pytest.raises(ModelError, match=r"lacks 1 tensor of the model: model\.layers\.1\.mlp\.down_proj\.weight"):
         load(path)
 
 
@@ -598,5 +598,5 @@ def test_each_kind_of_decoder_is_loaded_whole_or_refused(tiny_folder: Path, tmp_
         lost = sorted(weights)[-1]
         del weights[lost]
         save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(ModelError, match=r"the checkpoint lacks|have another shape|not be loaded"):
+        with pytest.raises(ModelError, match=r"the checkpoint lacks|of another shape|not be loaded"):
             load(path)

@@ -228,7 +228,7 @@ def test_a_workers_error_is_told_as_it_is_without_ray(
     weights = load_file(broken / "model.safetensors")
     del weights["model.layers.1.mlp.down_proj.weight"]  # which the driver, who loads no weights, does not see
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match="the checkpoint lacks 1 tensors of the model") as expected:
+    with pytest.raises(ModelError, match="the checkpoint lacks 1 tensor of the model") as expected:
         models.load(str(broken), dtype="float32")
     said = told_by(start(tmp_path / "out", "--ray", "--ray-workers", "1", model=str(broken)), 2)
     assert said.strip().endswith(f"foreknow: {expected.value}")

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from foreknow.errors import MissingExtra, ModelError
+from foreknow.errors import MissingExtra, ModelError, first_line
 from foreknow.lm.checkpoint import is_finite
 from foreknow.lm.packaged import PACKAGED, quiet
-from foreknow.lm.tensors import SHOWN, names_of, read_header
+from foreknow.lm.tensors import SHOWN, count_of, names_of, read_header
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +78,7 @@ def read_adapter(called: str, folder: Path) -> AdapterConfig:
             read = PeftConfig.from_pretrained(str(folder))
     except Exception as error:
         # whatever its file may raise, the user is told in one line
-        raise ModelError(f"{called}: adapter_config.json cannot be read: {_line(error)}") from None
+        raise ModelError(f"{called}: adapter_config.json cannot be read: {first_line(error)}") from None
     kind = str(getattr(read.peft_type, "value", read.peft_type))
     if read.is_prompt_learning or kind in _UNFIT:
         why = _UNFIT.get(kind, "it adds a prompt")
@@ -127,7 +127,7 @@ def attach(
     try:
         weights: dict[str, torch.Tensor] = load_peft_weights(str(folder), device="cpu")
     except Exception as error:
-        raise ModelError(f"{called}: its weights cannot be read: {_line(error)}") from None
+        raise ModelError(f"{called}: its weights cannot be read: {first_line(error)}") from None
     _check_numbers(called, weights)
     notes = _resize(called, base, model, weights)
     try:
@@ -147,13 +147,14 @@ def attach(
     missing = [name.replace(".default", "") for name in result.missing_keys]
     unexpected = [name.replace(".default", "") for name in result.unexpected_keys]
     if missing or unexpected:
-        lacks = f"missing adapter keys: {names_of(missing)}" if missing else ""
-        holds = (
-            f"it holds {len(unexpected):,} tensors of layers the base does not have: {names_of(unexpected)}"
-            if unexpected
-            else ""
-        )
-        raise ModelError(f"{called}: does not fit {base}: {'; '.join(filter(None, (lacks, holds)))}")
+        faults = []
+        if missing:
+            faults.append(f"the adapter lacks {count_of(missing)} that its settings ask for: {names_of(missing)}")
+        if unexpected:
+            faults.append(
+                f"the adapter holds {count_of(unexpected)} that the base has no place for: {names_of(unexpected)}"
+            )
+        raise ModelError(f"{called}: does not fit {base}: {'; '.join(faults)}")
     if idle := _idle(weights):
         notes.append(idle)
     return made, notes
@@ -206,25 +207,19 @@ def _resize(called: str, base: str, model: PreTrainedModel, weights: Mapping[str
     if set(other.values()) != {size} or (not tied and kinds != {"head", "embeddings"}):
         raise ModelError(
             f"{called}: does not fit {base}: it was trained with {size:,} tokens, the base has "
-            f"{int(table.shape[0]):,}, and it holds {names_of(other)} only: save it with save_embedding_layers=True"
+            f"{before:,}, and it holds {names_of(other)} only: save it with save_embedding_layers=True"
         )
     model.resize_token_embeddings(size, mean_resizing=False)
     return [f"the adapter brings embeddings of {size:,} tokens; the base has {before:,}"]
 
 
 def _misfit(error: Exception) -> str:
-    """What PEFT says of an adapter that cannot be put on a base, with the names that torch puts on lines of their "
-    "own."""
+    """What PEFT says of an adapter that cannot be put on a base; torch's lines about shapes become one."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     sizes = [line for line in lines if line.startswith("size mismatch")]
     if not sizes:
-        return _line(error)
+        return first_line(error)
     shown = [_SIZES.sub(r"\1 [\2], expected [\3]", line) for line in sizes[:SHOWN]]
     rest = f" and {len(sizes) - SHOWN:,} more" if len(sizes) > SHOWN else ""
     names = "; ".join(shown).replace(".default", "").replace(_PREFIX, "")
-    return f"{len(sizes):,} tensors have another shape: {names}{rest}"
-
-
-def _line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:160] if text else type(error).__name__
+    return f"the adapter holds {count_of(sizes)} of another shape: {names}{rest}"

@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from foreknow.errors import ModelError
-from foreknow.lm.tensors import SHOWN, Tensor, WeightFiles, names_of
+from foreknow.errors import ModelError, first_line
+from foreknow.lm.tensors import SHOWN, Tensor, WeightFiles, count_of, names_of
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +76,7 @@ def check_loaded(
     """
     config: Any = model.config.get_text_config()
     if info.errors:
-        raise ModelError(f"{called}: its weights do not fit: {info.errors[0].splitlines()[0][:200]}")
+        raise ModelError(f"{called}: its weights do not fit: {first_line(info.errors[0])}")
     missing = sorted({*info.missing, *_never_loaded(model, files)})
     mismatched = [*info.mismatched, *_offloaded_shapes(model, files)]
     unexpected: list[str] = []
@@ -89,22 +89,24 @@ def check_loaded(
             notes.setdefault(why, []).append(name)
     faults = []
     if whole := _whole_numbers(model, files):
-        faults.append(f"{len(whole):,} are stored as whole numbers, by a way it does not name: {names_of(whole)}")
+        faults.append(
+            f"the checkpoint stores {count_of(whole)} as whole numbers and names no way to read them: {names_of(whole)}"
+        )
     if missing:
-        faults.append(f"the checkpoint lacks {len(missing):,} tensors of the model: {names_of(missing)}")
+        faults.append(f"the checkpoint lacks {count_of(missing)} of the model: {names_of(missing)}")
     if unexpected:
-        faults.append(f"it holds {len(unexpected):,} that the model does not have: {names_of(unexpected)}")
+        faults.append(f"the checkpoint holds {count_of(unexpected)} that the model lacks: {names_of(unexpected)}")
     if mismatched:
         shown = [f"{name} {_shape(was)}, expected {_shape(now)}" for name, was, now in mismatched[:SHOWN]]
         rest = f" and {len(mismatched) - SHOWN:,} more" if len(mismatched) > SHOWN else ""
-        faults.append(f"{len(mismatched):,} have another shape: {'; '.join(shown)}{rest}")
+        faults.append(f"the checkpoint holds {count_of(mismatched)} of another shape: {'; '.join(shown)}{rest}")
     if faults:
         if any(file.suffix == ".gguf" for file in files.files):
             raise ModelError(f"{called}: {'; '.join(faults)}; the file is not whole, or of a layout that is not read")
         raise ModelError(f"{called}: {'; '.join(faults)}.\n{_advice(missing, unexpected, mismatched, model)}")
     if gaps := _expert_gaps(files):
         raise ModelError(f"{called}: the checkpoint lacks experts of the model: {names_of(gaps)}")
-    return [f"{len(names):,} tensors are left out: {why} ({names_of(names, 1)})" for why, names in notes.items()]
+    return [f"left out {count_of(names)}: {why} ({names_of(names, 1)})" for why, names in notes.items()]
 
 
 def untie(model: PreTrainedModel) -> str | None:
@@ -171,8 +173,7 @@ def check_causal(called: str, model: PreTrainedModel) -> None:
             logits = asked(input_ids=ids).logits[:, : len(begins)].float()
     except Exception as error:
         # a model's own code, or an operator that is not there, can raise anything
-        told = str(error).strip().splitlines()
-        raise ModelError(f"{called}: cannot compute: {told[0][:160] if told else type(error).__name__}") from None
+        raise ModelError(f"{called}: cannot compute: {first_line(error)}") from None
     off = (logits - logits[:1]).abs().mean(-1).max() / logits.std().clamp(min=1e-6)
     if bool(off > (1e-3 if embeddings.weight.dtype == torch.float32 else 0.05)):
         raise ModelError(

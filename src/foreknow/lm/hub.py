@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from foreknow.errors import ModelError
+from foreknow.errors import ModelError, first_line
 from foreknow.files.runs import read_json
 
 _WANTED = ("*.json", "*.safetensors", "*.model", "*.jinja", "tokenizer*", "*.txt")
@@ -95,11 +95,11 @@ def refusal(hub_id: str, error: Exception) -> str:
         return f"not a folder here, and the hub did not give it (status {status}): try again later"
     if isinstance(error, (LocalEntryNotFoundError, OSError)) or "timed out" in str(error).lower():
         return (
-            f"not a folder here and not in the hub's cache, and the hub could not be reached ({_line(error)}): check "
-            f"the network or a proxy, or bring the files here (hf download {hub_id} --local-dir FOLDER) and name the "
-            "folder"
+            "not a folder here and not in the hub's cache, and the hub could not be reached "
+            f"({first_line(error)}): check the network or a proxy, or bring the files here (hf download {hub_id} "
+            "--local-dir FOLDER) and name the folder"
         )
-    return f"not a folder here, and the hub did not give it: {_line(error)}"
+    return f"not a folder here, and the hub did not give it: {first_line(error)}"
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
@@ -125,9 +125,3 @@ def _lacks_code(folder: Path) -> bool:
         if told and "--" not in json.dumps(told):  # else it lies in another repository
             return not any(folder.glob("*.py"))
     return False
-
-
-def _line(error: Exception) -> str:
-    text = str(error).strip()
-    line = text.splitlines()[0] if text else type(error).__name__
-    return line[:160]

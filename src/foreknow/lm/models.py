@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from foreknow.errors import ForeknowError, ModelError
+from foreknow.errors import ForeknowError, ModelError, first_line
 from foreknow.lm.adapters import attach
 from foreknow.lm.architectures import text_part
 from foreknow.lm.checkpoint import LoadedTensors, check_causal, check_finite, check_loaded, check_vocabulary, untie
@@ -71,13 +71,12 @@ class Loaded:
 
 def in_a_line(error: Exception) -> str:
     """What a loader's error says, in a line; of a model that brings code of its own, what to do."""
-    text = str(error).strip()
-    if "`trust_remote_code=True`" in text:
+    if "`trust_remote_code=True`" in str(error):
         return (
             "it contains custom code, which does not run unasked; read that code, and give --trust-remote-code if you "
             "trust it"
         )
-    return text.splitlines()[0][:160] if text else type(error).__name__
+    return first_line(error)
 
 
 def load(
@@ -281,7 +280,7 @@ def _device(asked: str) -> tuple[str, str]:
         try:
             torch.empty(1, device=asked)
         except (RuntimeError, AssertionError) as error:
-            raise ModelError(f"--device {asked}: not usable here: {str(error).splitlines()[0][:120]}") from None
+            raise ModelError(f"--device {asked}: not usable here: {first_line(error, 120)}") from None
         return asked, f"device {asked}: asked for"
     if torch.cuda.is_available():
         return "cuda", "device cuda: a GPU is there"

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from filelock import FileLock
 
-from foreknow.errors import ModelError, ResourceError
+from foreknow.errors import ModelError, ResourceError, first_line
 from foreknow.files.places import cache_folder
 from foreknow.lm.checkpoint import LoadedTensors, check_finite, check_loaded
 from foreknow.lm.gguf_files import check_places, read_gguf, scale_rope
@@ -199,7 +199,7 @@ def _write_converted(gguf: Path, checksum: str, name: str, done: Path, say: Call
         except Exception as error:
             # a file that is not what it says can raise anything in the readers
             raise ModelError(
-                f"--model {gguf.name}: not a GGUF file transformers can read: {str(error).splitlines()[0][:200]}"
+                f"--model {gguf.name}: not a GGUF file transformers can read: {first_line(error)}"
             ) from None
         quantised, info = loaded
         called = f"--model {gguf.name}"

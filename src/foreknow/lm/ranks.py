@@ -20,7 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from foreknow.errors import ConfigError, ForeknowError
+from foreknow.errors import ConfigError, ForeknowError, first_line
 
 WAIT: Final = timedelta(hours=1)
 """The longest that processes wait for each other: one may save, or fetch a model, while the others wait."""
@@ -150,8 +150,7 @@ def _meet(device: str) -> Any:
     try:
         state = PartialState(cpu=device == "cpu" or on_cpus() or not torch.cuda.is_available(), timeout=WAIT)
     except (RuntimeError, ValueError) as error:
-        line = str(error).strip().split("\n", 1)[0]
-        raise ForeknowError(f"process {rank()} of {count()} could not meet the others: {line}") from None
+        raise ForeknowError(f"process {rank()} of {count()} could not meet the others: {first_line(error)}") from None
     if state.num_processes != count():
         raise ConfigError(f"{count()} processes are announced, {state.num_processes} came: is LOCAL_RANK set?")
     return torch.distributed.distributed_c10d._get_default_store()

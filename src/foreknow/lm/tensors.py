@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -55,6 +55,11 @@ def names_of(names: Iterable[str], shown: int = SHOWN) -> str:
     ordered = sorted(names)
     rest = len(ordered) - shown
     return ", ".join(ordered[:shown]) + (f" and {rest:,} more" if rest > 0 else "")
+
+
+def count_of(tensors: Sequence[object]) -> str:
+    """How many tensors, in words: 1 tensor, 2 tensors."""
+    return f"{len(tensors):,} tensor{'s' * (len(tensors) != 1)}"
 
 
 def weight_files(folder: Path) -> tuple[tuple[Path, ...], str | None]:
@@ -191,7 +196,7 @@ def _check_index(folder: Path, files: tuple[Path, ...], tensors: Mapping[str, Te
     lost = [name for name in listed if name not in tensors]
     if lost:
         raise ModelError(
-            f"{index}: lists {len(lost):,} tensors that its shards do not hold: {names_of(lost)}; the shards are not "
+            f"{index}: lists {count_of(lost)} that its shards do not hold: {names_of(lost)}; the shards are not "
             "those of this index, copy or download them again"
         )
 

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from foreknow.errors import first_line
 from foreknow.lm.private_api import CHANGED
 from foreknow.progress import say_once
 
@@ -97,7 +98,7 @@ class _Trials:
             if _is_out_of_memory(error):
                 raise
             self._works[kind] = False
-            self.problem = self.problem or f"{type(error).__name__}: {str(error).strip().split(chr(10))[0][:120]}"
+            self.problem = self.problem or f"{type(error).__name__}: {first_line(error, 120)}"
             return None
         self._works[kind] = True
         return made

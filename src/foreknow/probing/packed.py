@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from foreknow.errors import first_line
 from foreknow.lm.models import input_device
 from foreknow.lm.private_api import attention_of, set_attention
 from foreknow.probing.head import OutputHead
@@ -108,7 +109,7 @@ class PackedModel:
             states, _ = self.forward([Segment(prefix, [decoy, branch, decoy])])
             ours = self.head.full_logits(states[1:-1])
         except (TypeError, AttributeError, KeyError, ValueError, RuntimeError) as error:
-            raise UnsupportedModel(str(error).split("\n", 1)[0]) from error
+            raise UnsupportedModel(first_line(error)) from error
         packed = attention_of(self.model)
         set_attention(self.model, "eager")
         plain = self.model(whole).logits[0, len(prompt) :].float()

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from foreknow.config import TuneConfig
-from foreknow.errors import ConfigError, MissingExtra, ModelError, ResourceError, RunFolderError
+from foreknow.errors import ConfigError, MissingExtra, ModelError, ResourceError, RunFolderError, first_line
 from foreknow.files.runs import RunFolder, write_frame
 from foreknow.lm import models, ranks
 from foreknow.lm.adapters import about
@@ -104,8 +104,8 @@ def _load(config: TuneConfig, device: str, dtype: str) -> Made:
         model, told = loaded.trained, _continued(loaded)
     else:
         model = _adapted(config, loaded)
-        told = (f"LoRA: {_trainable(model):,} weights of rank {config.lora_rank} in float32 on a model in {dtype}",
-                f"dropout {config.dropout:g} before adapters")  # fmt: skip
+        made = f"LoRA: {_trainable(model):,} weights of rank {config.lora_rank} in float32 on a model in {dtype}"
+        told = (made, f"dropout {config.dropout:g} before adapters")
     return Made(loaded, model, None, False, (loaded.reasons[0], *told, *loaded.notes), fluency=fluency)
 
 
@@ -145,7 +145,7 @@ def _adapted(config: TuneConfig, loaded: models.Loaded) -> Any:
             warnings.simplefilter("ignore", FutureWarning)  # names that PEFT still reads by their old form
             return get_peft_model(loaded.model, lora)
     except ValueError as error:
-        raise ModelError(f"--lora-targets {','.join(targets)}: {str(error).splitlines()[0]}") from None
+        raise ModelError(f"--lora-targets {','.join(targets)}: {first_line(error)}") from None
 
 
 def _take_up(folder: RunFolder, watch: Watcher) -> Checkpoint | None:

@@ -23,7 +23,7 @@ from foreknow.data.rows import GOLD, common_heads
 from foreknow.errors import ModelError
 from foreknow.lm import models
 from foreknow.lm.private_api import model_of_config
-from foreknow.lm.tensors import names_of
+from foreknow.lm.tensors import count_of, names_of
 from foreknow.probing.engine import Engine, PackedEngine, PlainEngine, Prompt, Sampling
 from foreknow.probing.ordered import release_memory
 from foreknow.probing.packed import PackedModel
@@ -231,7 +231,7 @@ class Mirror:
         assert self._copy is not None
         lost = [name for name, _ in self._copy.named_parameters() if name not in weights]
         if lost:
-            raise ModelError(f"the gathered weights lack {len(lost):,} tensors of the model: {names_of(lost)}")
+            raise ModelError(f"the gathered weights lack {count_of(lost)} of the model: {names_of(lost)}")
         known = dict([*self._copy.named_parameters(), *self._copy.named_buffers()])
         _copy_weights({name: value for name, value in weights.items() if name in known}, self._copy)
         return self._copy

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from foreknow.errors import first_line
 from foreknow.lm import ranks
 from foreknow.lm.private_api import attention_of, set_attention
 from foreknow.probing.head import scaled
@@ -152,7 +153,7 @@ def _compare(packed: PackedPass, plain: PlainPass, some: Sequence[Example]) -> N
         set_attention(packed.model, "eager")
         _, theirs = plain.losses(rows)
     except (TypeError, AttributeError, KeyError, ValueError, RuntimeError) as error:
-        raise UnsupportedModel(str(error).split("\n", 1)[0]) from error
+        raise UnsupportedModel(first_line(error)) from error
     finally:
         set_attention(packed.model, ATTENTION)
         plain.model.train(training)
