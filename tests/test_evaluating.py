@@ -505,7 +505,7 @@ def broken(
         "other rows": (
             {"data": str(others), "audit": audited}, InputError, r"knows none of the 1 rows of others\.jsonl",
         ),
-        "too long": ({"data": str(long)}, InputError, r"long\.jsonl: 1 rows are longer than the model's 512 positions"),
+        "too long": ({"data": str(long)}, InputError, r"long\.jsonl: 1 row with no room for the whole answer, "),
         "no audit": ({"audit": empty}, InputError, r"empty: not a finished audit"),
         "lenient audit": ({"audit": lenient}, ConfigError, r"made with --match lenient, found --match strict"),
         "another's audit": (

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -20,6 +21,7 @@ from transformers import (
     DataCollatorForLanguageModeling,
     DataCollatorForSeq2Seq,
     Trainer,
+    TrainerState,
     TrainingArguments,
     default_data_collator,
 )
@@ -33,7 +35,7 @@ from foreknow.mixes.mixing import draw
 from foreknow.protocol.prompts import Prompter, Template
 from foreknow.training import row_faults
 from foreknow.training.callback import KnowledgeCallback
-from foreknow.training.label_check import IGNORED, MOST, look_at_labels
+from foreknow.training.label_check import IGNORED, MOST, LabelReport, look_at_labels
 from foreknow.training.row_faults import RowFault
 from foreknow.training.training_rows import SET, TRAINING, Named, template_faults, tokenise, without
 from foreknow.training.tuning import run
@@ -89,22 +91,22 @@ def test_every_row_is_learnt_from_or_has_a_reason(tokenizer: Any) -> None:
         (1, "template_refuses"), (2, "answer_cut"), (3, "answer_cut"), (4, "weight_zero"),
     ]  # fmt: skip
     assert [lesson.row for lesson in lessons] == [0, 4]
-    assert without(rows, faults).rows["row"].to_list() == [0, 4]
+    assert without("f.jsonl", rows.rows, faults)["row"].to_list() == [0, 4]
     assert row_faults.counts(faults)["answer_cut"] == {"rows": 2, "first": [2, 3]}
     with pytest.raises(
-        InputError, match=r"f.jsonl: 1 rows refused by the chat template, first row 1: .*roles must"
+        InputError, match=r"f.jsonl: 1 row refused by the chat template, first row 1: .*roles must"
     ) as e:
-        row_faults.check({"f.jsonl": faults}, "refuse")
+        row_faults.check([("f.jsonl", faults)], "refuse")
     told = str(e.value)
-    assert "2 rows are longer than the model's 128 positions, first row 2 with" in told
+    assert "2 rows with no room for the whole answer, first row 2: " in told
     assert "; then 3" in told
     assert "weight 0" not in told, "such rows are no error"
     assert told.count("\n") == 1
-    row_faults.check({"f.jsonl": faults}, "skip")
+    row_faults.check([("f.jsonl", faults)], "skip")
     only = named([{"question": "Where?", "answers": ["Avens"], "context": twice}])
     gone = template_faults(only.rows, prompter)
-    with pytest.raises(InputError, match=r"none of its 1 rows can be used: 1 rows refused by the chat template"):
-        without(only, gone)
+    with pytest.raises(InputError, match=r"none of its 1 rows can be used: 1 row refused by the chat template"):
+        without("f.jsonl", only.rows, gone)
 
 
 @pytest.mark.parametrize(
@@ -143,6 +145,33 @@ def test_no_row_goes_uncounted(reasons: list[str]) -> None:
 # tune
 
 
+def test_a_file_that_is_trained_on_and_watched_is_refused_for_what_training_takes(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    """A watched row needs no label: that the file is watched too does not excuse the rows that are trained on."""
+    model = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    unmarked = "{% for m in messages %}{{ m['content'] }}{% generation %}{% endgeneration %}{% endfor %}"
+    (model / "chat_template.jinja").write_text(unmarked, encoding="utf-8")
+    file = written(tmp_path / "f.jsonl", [{"question": r["question"], "answer": r["answer"]} for r in fact_rows()[:4]])
+    config = TuneConfig(
+        train=file, dev=file, model=str(model), out=tmp_path / "run", chat_template=True, allow_overlap=True,
+        dtype="float32",
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r"f\.jsonl: 4 rows with no token of the answer marked by \{% generation %\}"):
+        run(config)
+
+
+def test_rows_of_weight_0_alone_are_not_trained_on(tiny_folder: Path, tmp_path: Path) -> None:
+    rows = [{"question": r["question"], "answer": r["answer"], "weight": 0} for r in fact_rows()[:6]]
+    long = {"question": "why " * 600, "answer": "so", "weight": 1}  # the only row with a weight is left out
+    config = TuneConfig(
+        train=written(tmp_path / "t.jsonl", [*rows, long]), dev=written(tmp_path / "d.jsonl", rows[:2]),
+        model=str(tiny_folder), out=tmp_path / "run", bad_rows="skip", allow_overlap=True, dtype="float32",
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r"t\.jsonl: no row is left whose weight is not 0; nothing would be learnt"):
+        run(config)
+
+
 def test_tune_refuses_such_rows_or_leaves_them_out_by_choice(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,7 +192,8 @@ def test_tune_refuses_such_rows_or_leaves_them_out_by_choice(
         "model": str(model), "chat_template": True, "epochs": 1, "dtype": "float32", "allow_overlap": True,
     }  # fmt: skip
     with pytest.raises(
-        InputError, match=r"2 rows refused by the chat template, first row 3: .*1 rows are longer than "
+        InputError,
+        match=r"2 rows refused by the chat template, first row 3: .*1 row with no room for the whole",
     ):
         run(TuneConfig(out=tmp_path / "refused", **given_))
     assert not (tmp_path / "refused" / "manifest.json").exists()
@@ -255,17 +285,34 @@ def test_rows_without_a_label_stop_a_foreign_trainer_before_it_trains(
     with pytest.raises(InputError) as caught:
         trained(tiny_folder, tmp_path, data, default_data_collator)
     assert str(caught.value) == (
-        "the trainer's data set (8 rows looked at): 2 rows that keep no label, first row 2: all its labels are -100; "
+        "the trainer's data set (8 rows looked at): 2 rows without any label, first row 2: all its labels are -100; "
         "then 5.\nLeave them out or shorten them, or go on without them: bad_rows='skip'"
     )
     callback = trained(tiny_folder, tmp_path, data, default_data_collator, "skip")
     assert callback.labels is not None
     assert (callback.labels.looked, len(callback.labels.faults)) == (8, 2)
-    assert "warning: the trainer's data set (8 rows looked at): 2 rows that keep no label" in capsys.readouterr().err
+    assert "warning: the trainer's data set (8 rows looked at): 2 rows without any label" in capsys.readouterr().err
     whole = [lesson(tokenizer, row) for row in fact_rows()[:8]]
     fine = trained(tiny_folder, tmp_path, whole, default_data_collator)
     assert fine.labels is not None
     assert (fine.labels.faults, fine.labels.notes) == ([], [])
+
+
+def test_an_answer_may_end_as_the_chat_template_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Any] = []
+
+    def look(_loader: Any, _arguments: Any, ends: Any) -> LabelReport:
+        found.extend(ends)
+        return LabelReport(0, None, [], [], [])
+
+    monkeypatch.setattr("foreknow.training.callback.look_at_labels", look)
+    dev = frame([{"question": "Where?", "answers": ["Avens"]}])
+    callback = KnowledgeCallback(
+        sets={"dev": dev.select("question", "answers")}, tokenizer=SimpleNamespace(eos_token_id=3)
+    )  # type: ignore[arg-type]
+    callback._prompter = SimpleNamespace(answer_end=7)  # type: ignore[assignment]
+    callback._check_labels(None, TrainerState(), {})
+    assert found == [3, 7]
 
 
 class Masked:
@@ -294,13 +341,13 @@ def test_masks_of_zeros_and_marks_that_are_not_found_are_named(
 ) -> None:
     ids = [lesson(tokenizer, row)["input_ids"] for row in fact_rows()[:6]]
     zeros = [{"input_ids": one, "assistant_masks": [0] * len(one)} for one in ids]
-    with pytest.raises(InputError, match=r"6 rows that keep no label, first row 0: its 'assistant_masks' is all zeros"):
+    with pytest.raises(InputError, match=r"6 rows without any label, first row 0: its 'assistant_masks' is all zeros"):
         trained(tiny_folder, tmp_path, zeros, Masked(), remove_unused_columns=False)
     some = [{"input_ids": one, "assistant_masks": [0] * 20 + [1] * (len(one) - 20)} for one in ids]
     assert trained(tiny_folder, tmp_path, some, Masked(), remove_unused_columns=False).labels is not None
     tokenizer.pad_token = tokenizer.eos_token
     plain = [{"input_ids": one[:12]} for one in ids]
-    with pytest.raises(InputError, match=r"6 rows that keep no label, first row 0: all its labels are -100"):
+    with pytest.raises(InputError, match=r"6 rows without any label, first row 0: all its labels are -100"):
         trained(tiny_folder, tmp_path, plain, ResponseOnly(tokenizer, mlm=False))
 
 
@@ -448,11 +495,11 @@ def test_rows_that_trl_drops_are_named(tiny_folder: Path, tmp_path: Path, capsys
     data = [{key: row[key] for key in ("prompt", "completion")} for row in rows]
     asked: dict[str, Any] = {"watched": watched.select("question", "answers"), "max_length": 48}
     with pytest.raises(
-        InputError, match=r"the rows watched as train: 2 rows are longer than the trainer's max_length of"
+        InputError, match=r"the rows watched as train: 2 rows with no room for the whole answer, first row 2: "
     ):
         sft(tiny_folder, tmp_path, data, **asked)
     sft(tiny_folder, tmp_path, data, bad="skip", **asked)
-    assert "max_length of 48, first row 2 with" in capsys.readouterr().err
+    assert "the trainer's max_length is 48; then 6" in capsys.readouterr().err
     callback = sft(tiny_folder, tmp_path, data, **{**asked, "max_length": 512})
     assert callback.labels is not None
     assert (callback.labels.looked, callback.labels.faults) == (8, [])
@@ -472,7 +519,7 @@ def test_labels_that_are_all_ignored_stop_trl(tiny_folder: Path, tmp_path: Path,
              "seq_lengths": [20, 20]}
             for a, b in zip(rows[::2], rows[1::2], strict=True)
         ]  # fmt: skip
-    with pytest.raises(InputError, match=r"2 rows that keep no label, first row [01]: all its labels are -100"):
+    with pytest.raises(InputError, match=r"2 rows without any label, first row [01]: all its labels are -100"):
         sft(tiny_folder, tmp_path, rows, None, dataset_kwargs={"skip_prepare_dataset": True})
 
 

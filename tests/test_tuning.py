@@ -503,7 +503,7 @@ def test_bad_input_is_refused_before_anything_is_written(
         (
             {"train": str(write(tmp_path / "long.jsonl", [*rows, {"question": "why " * 400, "answer": "so"}]))},
             InputError,
-            r"long.jsonl: 1 rows are longer than the model's 512 positions, first row 32 with 1,\d+ tokens",
+            r"long.jsonl: 1 row with no room for the whole answer, first row 32: 1,\d+ tokens, the model has 512 po",
         ),
         (
             {"train": str(write(tmp_path / "weight.jsonl", [{**rows[0], "weight": -1}, *rows[1:]]))},
@@ -536,7 +536,7 @@ def test_an_answer_without_tokens_is_named(
     given_settings = {"train": str(train), "model": str(model), "prompt_template": template}
     with pytest.raises(
         InputError,
-        match=r"train.jsonl: 1 rows whose answer is no token at all .*, first row 3: the answer '東京'",
+        match=r"train.jsonl: 1 row whose answer is no token at all .*, first row 3: the answer '東京'",
     ):
         tuning.run(settings(tmp_path / "a", **given_settings))
 

@@ -53,6 +53,8 @@ NULL_WORDS = (
     "word as the answer."
 )
 NullWords = Literal["leave-out", "keep"]
+BadRows = Literal["refuse", "skip"]
+MODEL = "A packaged model, a folder (a model's or an adapter's), a .gguf file or a hub id; see 'foreknow models'."
 BASE = "The model that an adapter belongs to, where it is not found by itself."
 RAY = "Compute in processes of a Ray cluster: one started on this machine, or that at --ray-address."
 RAY_ADDRESS = "A running Ray cluster, as HOST:PORT or auto (default: RAY_ADDRESS, else a cluster of this machine)."
@@ -92,8 +94,7 @@ class AuditConfig(DataSettings, ServerSettings):
     out: Path | None = Field(None, description="The run folder to write.")
     model: str = Field(
         "smollm2-135m",
-        description="A packaged model, a folder (a model's or an adapter's), a .gguf file or a hub id; see 'foreknow "
-        "models'. Or a server's: "
+        description=f"{MODEL} Or a server's: "
         "openai:URL#NAME, such as openai:http://localhost:8000/v1#llama; a key is read from OPENAI_API_KEY.",
     )
     base: str | None = Field(None, description=BASE)
@@ -229,11 +230,7 @@ class TuneConfig(Settings):
     dev: str = Field(description="The rows that choose the best epoch.")
     test: FileMap = Field({}, description="More rows to watch, as NAME=FILE; may be given more than once.")
     out: Path | None = Field(None, description="The run folder to write.")
-    model: str = Field(
-        "smollm2-135m",
-        description="A packaged model, a folder (a model's or an adapter's), a .gguf file or a hub id; see 'foreknow "
-        "models'.",
-    )
+    model: str = Field("smollm2-135m", description=MODEL)
     base: str | None = Field(None, description=BASE)
     audit: Path | None = Field(None, description="A finished audit: the categories of files that have no such column.")
     force: bool = Field(
@@ -274,7 +271,7 @@ class TuneConfig(Settings):
     turns: Turns = Field("all", description=TURNS)
     null_words: NullWords = Field("leave-out", description=NULL_WORDS)
     strict_rows: bool = Field(False, description="Refuse a file in which a row has no question or answer.")
-    bad_rows: Literal["refuse", "skip"] = Field(
+    bad_rows: BadRows = Field(
         "refuse",
         description="Rows that nothing can be learnt from (the answer is cut away or gives no token, the chat template "
         "refuses the row): refuse the file, or skip them. They are counted and listed either way.",
@@ -431,7 +428,7 @@ class MixConfig(Settings):
     family_of: tuple[str, ...] = Field(
         CATEGORIES, description="With --family categories: the categories that such sets are made of."
     )
-    bad_rows: Literal["refuse", "skip"] = Field(
+    bad_rows: BadRows = Field(
         "skip",
         description="Rows of the audit that nothing can be learnt from (no answer, refused by the chat template): they "
         "are never drawn, but counted; refuse makes them an error.",

@@ -39,7 +39,7 @@ from foreknow.protocol.prompts import Prompter, Template, read_template
 from foreknow.reporting import write_report
 from foreknow.training import row_faults
 from foreknow.training.before import audited_labels, own_labels
-from foreknow.training.training_rows import TRAINING, Example, Named, check_lengths, template_faults, without
+from foreknow.training.training_rows import TRAINING, Example, check_lengths, template_faults, without
 
 if TYPE_CHECKING:
     from foreknow.evaluation.generating import Asked
@@ -214,7 +214,7 @@ def _ready(config: EvaluateConfig, given: Given, found: Resolved) -> _Ready:
 def _askable(given: Given, prompter: Prompter) -> tuple[Given, list[str]]:
     """The rows without those that the chat template refuses, and lines about these."""
     faults = template_faults(given.rows, prompter)
-    left = without(Named("rows", given.facts.name, given.rows, {}, "", ""), faults).rows
+    left = without(given.facts.name, given.rows, faults)
     labels = given.labels.filter(pl.col("row").is_in(left["row"].implode()))
     skipped = given.skipped + given.rows.height - left.height
     found = given._replace(rows=left, labels=labels, skipped=skipped, row_faults=row_faults.counts(faults))

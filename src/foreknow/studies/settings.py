@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from foreknow.config import BASE, CATEGORIES, DATA, RAY, RAY_ADDRESS, RAY_WORKERS, AuditConfig, TuneConfig
+from foreknow.config import BASE, CATEGORIES, DATA, MODEL, RAY, RAY_ADDRESS, RAY_WORKERS, AuditConfig, TuneConfig
 from foreknow.errors import ConfigError
 from foreknow.files.remote import fetched
 from foreknow.settings import Settings, read_yaml, settings_of
@@ -48,11 +48,7 @@ class StudyConfig(Settings):
 
     data: str = Field(description=DATA + " With splits train, dev and test, or none: then rows are split by a hash.")
     out: Path | None = Field(None, description="The run folder to write.")
-    model: str = Field(
-        "smollm2-135m",
-        description="A packaged model, a folder (a model's or an adapter's), a .gguf file or a hub id; see 'foreknow "
-        "models'.",
-    )
+    model: str = Field("smollm2-135m", description=MODEL)
     base: str | None = Field(None, description=BASE)
     audit: Nested = Field({}, description="In the file only: settings of foreknow audit.")
     tune: Nested = Field({}, description="In the file only: settings of foreknow tune.")

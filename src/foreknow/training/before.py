@@ -26,8 +26,7 @@ def audited_labels(audit: Audit, facts: Facts, rows: pl.DataFrame, match: str) -
     """What an audit knows of `rows` (the usable ones of `facts`), and that in words.
 
     Where the audit read the same rows, their numbers tell which is which, else question, earlier turns and gold do.
-    Raises
-    InputError where it knows none, ConfigError where it was made under another matching than `match`.
+    Raises InputError where it knows none, ConfigError where it was made under another matching than `match`.
     """
     theirs = audit.summary["protocol"]["match"]
     if theirs != match:

@@ -29,6 +29,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from foreknow.audits.auditing import open_audit
+from foreknow.config import BadRows
 from foreknow.data.rows import ROWS, USABLE
 from foreknow.errors import ConfigError, InputError
 from foreknow.lm import models, ranks
@@ -39,18 +40,10 @@ from foreknow.protocol.prompts import Prompter, Template
 from foreknow.training import curves, row_faults
 from foreknow.training.curves import TRAIN
 from foreknow.training.label_check import LabelReport, look_at_labels
-from foreknow.training.row_faults import BadRows, RowFault
+from foreknow.training.row_faults import RowFault
 from foreknow.training.tracker import Measures, Mirror, Tracker, vocabulary_for
 from foreknow.training.training_pass import base_of
-from foreknow.training.training_rows import (
-    SET,
-    TRAINING,
-    Named,
-    check_same_model,
-    read_set,
-    template_faults,
-    without,
-)
+from foreknow.training.training_rows import SET, TRAINING, check_same_model, read_set, template_faults, without
 
 Rows = str | Path | pl.DataFrame
 """A data file, or a frame with `question` and `answers`, and `category`, `relation`, `group` where known."""
@@ -141,12 +134,13 @@ class KnowledgeCallback(TrainerCallback):
         told = f"KnowledgeCallback: the trainer's first loss is {loss:g} at step {state.global_step}: nothing is learnt"
         if self.bad_rows == "refuse" and (self.labels is None or self.labels.why_not):
             raise InputError(f"{told}.\nLook at the labels of its batches, or go on with bad_rows='skip'")
-        say(f"warning: {told}")
+        if state.is_world_process_zero:
+            say(f"warning: {told}")
 
     def _check_labels(self, args: Any, state: Any, given: Mapping[str, Any]) -> None:
         """Raise InputError for rows of the trainer that keep no label; `bad_rows="skip"`: say so."""
-        tokenizer = self._tokenizer(given)
-        ends = [n for n in (tokenizer.eos_token_id,) if n is not None]
+        assert self._prompter is not None
+        ends = [n for n in (self._tokenizer(given).eos_token_id, self._prompter.answer_end) if n is not None]
         self.labels = found = look_at_labels(given.get("train_dataloader"), args, ends)
         if state.is_world_process_zero:
             for note in found.notes:
@@ -154,7 +148,7 @@ class KnowledgeCallback(TrainerCallback):
         faults = {f"the trainer's data set ({found.looked:,} rows looked at)": found.faults} if found.faults else {}
         if TRAIN in self.sets and (cut := self._cut_away(args, given.get("train_dataloader"))):
             faults["the rows watched as train"] = cut
-        row_faults.check(faults, self.bad_rows, "bad_rows='skip'")
+        row_faults.check(faults.items(), self.bad_rows, "bad_rows='skip'")
         if state.is_world_process_zero:
             for where, some in faults.items():
                 for line in row_faults.lines(some):
@@ -171,9 +165,8 @@ class KnowledgeCallback(TrainerCallback):
             return []
         texts = [self._prompter.text((), *asked) for asked in rows.select("question", "context").iter_rows()]
         tokens = [len(ids) for ids in self._prompter.ids(texts)]
-        told = f"the trainer's max_length of {length:,}, {{first}} with {{n:,}} tokens before its answer"
         return [
-            RowFault(row, "answer_cut", told.replace("{n:,}", f"{n:,}"))
+            RowFault(row, "answer_cut", f"{n:,} tokens before its answer, the trainer's max_length is {length:,}")
             for row, n in zip(rows["row"], tokens, strict=True)
             if n >= length
         ]
@@ -249,12 +242,11 @@ class KnowledgeCallback(TrainerCallback):
     def _leave_out(self, prompter: Prompter) -> None:
         """Refuse watched rows that the chat template refuses, or leave them out."""
         faults = {name: template_faults(rows, prompter) for name, rows in self.sets.items()}
-        row_faults.check(faults, self.bad_rows, "bad_rows='skip'")
+        row_faults.check(faults.items(), self.bad_rows, "bad_rows='skip'")
         rows = [note for name, some in faults.items() for note in row_faults.notes(name, some)]
         for note in (*prompter.notes, *rows) if ranks.first() else ():
             say(note)
-        named = {name: Named(name, name, rows, {}, "", "") for name, rows in self.sets.items()}
-        self.sets = {name: without(of, faults[name]).rows for name, of in named.items()}
+        self.sets = {name: without(name, rows, faults[name]) for name, rows in self.sets.items()}
 
 
 def _rows(name: str, rows: Rows, audited: pl.DataFrame | None, audit: str, reading: Mapping[str, Any]) -> pl.DataFrame:

@@ -15,7 +15,15 @@ import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from foreknow.config import TuneConfig
-from foreknow.errors import ConfigError, MissingExtra, ModelError, ResourceError, RunFolderError, first_line
+from foreknow.errors import (
+    ConfigError,
+    InputError,
+    MissingExtra,
+    ModelError,
+    ResourceError,
+    RunFolderError,
+    first_line,
+)
 from foreknow.files.runs import RunFolder, write_frame
 from foreknow.lm import models, ranks
 from foreknow.lm.adapters import about
@@ -71,8 +79,12 @@ def tokenised(config: TuneConfig, given: Given, found: Resolved) -> Tokenised:
             lessons = made
         else:
             faults[name] = [fault for fault in faults[name] if fault.reason not in row_faults.OF_TRAINING]
-    row_faults.check({given.sets[name].file: some for name, some in faults.items()}, config.bad_rows)
-    sets = {name: without(named, faults[name]) for name, named in given.sets.items()}
+    row_faults.check([(given.sets[name].file, some) for name, some in faults.items()], config.bad_rows)
+    if not any(example.weight for example in lessons):
+        raise InputError(f"{given.train.file}: no row is left whose weight is not 0; nothing would be learnt")
+    sets = {
+        name: named._replace(rows=without(named.file, named.rows, faults[name])) for name, named in given.sets.items()
+    }
     return Tokenised(tokenizer, prompter, lessons, replace(given, sets=sets), faults)
 
 

@@ -14,12 +14,12 @@ Rows of the last two kinds are kept and counted. All others are refused, or left
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
 
+from foreknow.config import BadRows
 from foreknow.errors import InputError
 
-BadRows = Literal["refuse", "skip"]
 WEIGHT_ZERO: Final = "weight_zero"
 ANSWER_CHANGED: Final = "answer_changed"
 KEPT: Final = frozenset({WEIGHT_ZERO, ANSWER_CHANGED})
@@ -28,17 +28,18 @@ OF_TRAINING: Final = KEPT | {"no_label"}
 """Reasons that matter to rows that are trained on, not to those that are only asked."""
 LISTED: Final = 8
 """Rows of each reason that are named; the others are counted."""
-_SAID: Final = {
-    "template_refuses": "{rows} refused by the chat template, {first}",
-    "template_drops": "{rows} of which the chat template leaves out a text, {first}",
-    "no_question_tokens": "{rows} whose question gives no token to begin with, {first}",
-    "no_answer_tokens": "{rows} whose answer is no token at all to this model's tokenizer, {first}",
-    "answer_cut": "{rows} {are} longer than {first}",
-    "no_label": "{rows} of whose answer {{% generation %}} in the chat template marks no token, {first}",
-    "no_label_left": "{rows} that keep no label, {first}",
-    WEIGHT_ZERO: "{rows} with weight 0, which teach nothing, {first}",
-    ANSWER_CHANGED: "{rows} whose answer the chat template would write otherwise, {first}; taught as they are",
+_PHRASES: Final = {
+    "template_refuses": "refused by the chat template",
+    "template_drops": "with a text that the chat template leaves out",
+    "no_question_tokens": "whose question gives no token to begin with",
+    "no_answer_tokens": "whose answer is no token at all to this model's tokenizer",
+    "answer_cut": "with no room for the whole answer",
+    "no_label": "with no token of the answer marked by {% generation %} in the chat template",
+    "no_label_left": "without any label",
+    WEIGHT_ZERO: "with weight 0, from which nothing is learnt",
+    ANSWER_CHANGED: "taught as the file has the answer, which the chat template would write otherwise",
 }
+"""What is said behind "2 rows"."""
 
 
 class RowFault(NamedTuple):
@@ -54,7 +55,7 @@ def by_reason(faults: Iterable[RowFault]) -> dict[str, list[RowFault]]:
     found: dict[str, list[RowFault]] = {}
     for fault in faults:
         found.setdefault(fault.reason, []).append(fault)
-    return {reason: found[reason] for reason in (*_SAID, *found) if reason in found}
+    return {reason: found[reason] for reason in (*_PHRASES, *found) if reason in found}
 
 
 def counts(faults: Iterable[RowFault]) -> dict[str, dict[str, Any]]:
@@ -71,24 +72,24 @@ def lines(faults: Iterable[RowFault]) -> list[str]:
 
 
 def _line(reason: str, some: Sequence[RowFault]) -> str:
-    rows = f"{len(some):,} rows"
-    numbers = ", ".join(str(fault.row) for fault in some[1:LISTED])
+    first, *others = some
+    detail = f": {first.detail}" if first.detail else ""
+    numbers = ", ".join(str(fault.row) for fault in others[: LISTED - 1])
     more = f"; then {numbers}{' ...' if len(some) > LISTED else ''}" if numbers else ""
-    first = f"first row {some[0].row}"
-    detail = some[0].detail
-    if reason == "answer_cut":
-        return _SAID[reason].format(rows=rows, are="are", first=f"{detail.format(first=first)}{more}")
-    told = f"{first}{': ' if detail else ''}{detail}{more}"
-    return _SAID.get(reason, "{rows}: " + reason + ", {first}").format(rows=rows, first=told)
+    rows = f"{len(some):,} row{'s' * (len(some) != 1)}"
+    return f"{rows} {_PHRASES[reason]}, first row {first.row}{detail}{more}"
 
 
-def check(faults: Mapping[str, Sequence[RowFault]], choice: BadRows, option: str = "--bad-rows skip") -> None:
-    """Raise InputError for rows that cannot be used, unless they are to be left out. `faults`: by file."""
+def check(faults: Iterable[tuple[str, Sequence[RowFault]]], choice: BadRows, option: str = "--bad-rows skip") -> None:
+    """Raise InputError for rows that cannot be used, unless they are to be left out.
+
+    `faults`: a file or set, and what is wrong with its rows; a file may stand there twice.
+    """
     if choice == "skip":
         return
     told = [
-        f"{file}: {'; '.join(lines(bad))}"
-        for file, some in faults.items()
+        f"{where}: {'; '.join(lines(bad))}"
+        for where, some in faults
         if (bad := [fault for fault in some if fault.reason not in KEPT])
     ]
     if told:

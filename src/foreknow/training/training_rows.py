@@ -143,7 +143,7 @@ def examples(given: Named, prompter: Prompter, end: int) -> list[Example]:
     Raises InputError for rows that cannot be trained on (`row_faults.py`).
     """
     found, faults = tokenise(given, prompter, end)
-    row_faults.check({given.file: faults}, "refuse")
+    row_faults.check([(given.file, faults)], "refuse")
     return found
 
 
@@ -197,17 +197,17 @@ def template_faults(rows: pl.DataFrame, prompter: Prompter) -> list[RowFault]:
 
 
 def _too_long(row: int, tokens: int, positions: int) -> RowFault:
-    return RowFault(row, "answer_cut", f"the model's {positions:,} positions, {{first}} with {tokens:,} tokens")
+    return RowFault(row, "answer_cut", f"{tokens:,} tokens, the model has {positions:,} positions")
 
 
-def without(given: Named, faults: Sequence[RowFault]) -> Named:
-    """A set without its rows that cannot be used. Raises InputError where none is left."""
+def without(name: str, rows: pl.DataFrame, faults: Sequence[RowFault]) -> pl.DataFrame:
+    """The rows of a file or set (`name`) without those that cannot be used. Raises InputError where none is left."""
     gone = [fault.row for fault in faults if fault.reason not in row_faults.KEPT]
-    left = given.rows.filter(~pl.col("row").is_in(gone)) if gone else given.rows
+    left = rows.filter(~pl.col("row").is_in(gone))
     if left.is_empty() and gone:
         told = "; ".join(row_faults.lines(faults))
-        raise InputError(f"{given.file}: none of its {given.rows.height:,} rows can be used: {told}")
-    return given._replace(rows=left)
+        raise InputError(f"{name}: none of its {rows.height:,} rows can be used: {told}")
+    return left
 
 
 def check_lengths(file: str, found: Sequence[Example], positions: int | None) -> None:
