@@ -17,11 +17,13 @@ from tokenizers import AddedToken, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from conftest import fact_rows, tiny_model, tiny_tokenizer
+from foreknow.audits.askable import check_any_askable, flag_template_faults
 from foreknow.config import AuditConfig, EvaluateConfig, TuneConfig
+from foreknow.data.rows import add_flag, has_flag
 from foreknow.errors import ConfigError, InputError
 from foreknow.lm.models import Loaded, vocabulary_of
 from foreknow.protocol.chat_templates import CHANGES, DROPS, REFUSES, ChatTemplate, TemplateRefusal
-from foreknow.protocol.exemplars import Exemplar
+from foreknow.protocol.exemplars import Exemplar, Exemplars, GroupExemplars
 from foreknow.protocol.prompts import Prompter, Template
 from foreknow.protocol.template_source import DAY
 
@@ -474,6 +476,20 @@ def chats(count: int = 24) -> list[dict[str, Any]]:
             turns.insert(1, {"role": "weather", "content": "Sunny."})
         found.append({"messages": turns})
     return found
+
+
+def test_a_long_answer_is_not_refused_for_exemplars_that_it_is_asked_without(frame: pl.DataFrame) -> None:
+    once = "{% if messages|length > 1 %}{{ raise_exception('one turn only') }}{% endif %}{{ messages[0]['content'] }}"
+    prompter = Prompter(tokenizer(once), chat=True)
+    shots = (Exemplar("What is the capital of Arland?", "Avens", None),)
+    groups = {group: GroupExemplars((shots,), ()) for group in frame["group"].unique()}
+    rows = add_flag(frame, "long_answer", frame["row"] == 5)
+    found = flag_template_faults(rows, prompter, Exemplars(groups, ""))
+    refused = found.rows.filter(has_flag(REFUSES))["row"].to_list()
+    assert refused == [row for row in frame["row"] if row != 5]
+    check_any_askable(found.rows, found.first)
+    with pytest.raises(InputError, match="rows are refused by the chat template; row 0: "):
+        check_any_askable(found.rows.filter(pl.col("row") != 5), found.first)
 
 
 def test_rows_that_the_template_refuses_are_counted_and_the_others_labelled(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import polars as pl
 
-from foreknow.data.rows import USABLE, add_flag
+from foreknow.data.rows import USABLE, add_flag, has_flag
 from foreknow.errors import InputError
 from foreknow.protocol.chat_templates import CHANGES, DROPS, REFUSES
 from foreknow.protocol.exemplars import Exemplars
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 UNASKABLE: Final = ("long_prompt", "unspellable", REFUSES, DROPS)
 """The flags, and what rows with one of them lack: a category."""
+_REFUSED: Final = has_flag(REFUSES, DROPS)
 LONGEST_TOKEN: Final = 64
 """A text of more characters a token than this is too long whatever its tokens."""
 
@@ -48,10 +49,10 @@ def flag_template_faults(rows: pl.DataFrame, prompter: Prompter, drawn: Exemplar
     """
     if prompter.chat_template is None:
         return TemplateFaults(rows, (), None)
-    before = pl.any_horizontal(pl.col("flags").list.contains(flag) for flag in (REFUSES, DROPS))
-    asked = rows.filter(pl.col("question").is_not_null() & ~before)
+    asked = rows.filter(pl.col("question").is_not_null() & ~_REFUSED)
     if drawn is not None:
-        asked = asked.filter(USABLE & pl.col("group").is_in(list(drawn.groups)))
+        behind = ~has_flag("long_answer") & pl.col("group").is_in(list(drawn.groups))  # long answers stand alone
+        asked = asked.filter(USABLE & behind)
     found: dict[str, list[int]] = {}
     reasons: dict[str, str] = {}
     first: tuple[int, str] | None = None
@@ -83,8 +84,7 @@ def _fault_of_sets(prompter: Prompter, drawn: Exemplars, group: str) -> Template
 def check_any_askable(rows: pl.DataFrame, first: tuple[int, str] | None) -> None:
     """Raise InputError where the chat template lets none of the usable rows be asked. `first`: `TemplateFaults`'s."""
     usable = rows.filter(USABLE)
-    refused = pl.any_horizontal(pl.col("flags").list.contains(flag) for flag in (REFUSES, DROPS))
-    if first is not None and usable.filter(~refused).is_empty():
+    if first is not None and usable.filter(~_REFUSED).is_empty():
         raise InputError(
             f"all {usable.height:,} rows are refused by the chat template; row {first[0]}: "
             f"{first[1].removeprefix('--chat-template: ')}. Ask without --chat-template, or give the rows roles that "
@@ -99,8 +99,7 @@ def flag_long_prompts(
 
     `before`: by group, tokens that exemplars take of them (`exemplar_tokens`).
     """
-    refused = pl.any_horizontal(pl.col("flags").list.contains(flag) for flag in (REFUSES, DROPS))
-    asked = rows.filter(pl.col("question").is_not_null() & ~refused).select("row", "group", "question", "context")
+    asked = rows.filter(pl.col("question").is_not_null() & ~_REFUSED).select("row", "group", "question", "context")
     long: set[int] = set()
     for part in asked.iter_slices(1024):
         texts = {}

@@ -22,7 +22,7 @@ from foreknow.audits.short_facts import short_rows
 from foreknow.checks.checking import check
 from foreknow.config import AuditConfig
 from foreknow.data import default_facts, facts
-from foreknow.data.rows import GOLD, ROWS, USABLE, add_flag, common_heads, with_flags
+from foreknow.data.rows import GOLD, ROWS, USABLE, add_flag, common_heads, has_flag, with_flags
 from foreknow.errors import ConfigError
 from foreknow.inputs import is_packaged, read_data
 from foreknow.lm import memory, models
@@ -151,12 +151,10 @@ class Probes(Protocol):
 
 
 class Draw(NamedTuple):
-    """What is asked and how, whatever answers: usable rows and long ones, exemplars, how a group's questions begin.
+    """The prompts of an audit, before a model answers them: rows to probe, rows with long answers, exemplars.
 
-    `every`: all rows at hand, with the flags of those that cannot be asked.
-
-    `notes`: lines about rows that the chat template refuses. All of it is plain values, so that a process elsewhere can
-    be given it.
+    `heads`: how a group's questions begin. `every`: all rows, with the flags of those that cannot be asked. `notes`:
+    lines about rows that the chat template refuses. All values are plain, so that another process can be given them.
     """
 
     template: Template
@@ -231,14 +229,7 @@ def job_here(config: AuditConfig, given: Input) -> Iterator[Job]:
 @contextmanager
 def prepared(config: AuditConfig, given: Input) -> Iterator[Stage]:
     """Load the model, draw the exemplars, choose the engine, and say why."""
-    loaded = models.load(
-        config.model,
-        dtype=config.dtype,
-        device=config.device,
-        trust_remote_code=config.trust_remote_code,
-        say=say,
-        base=config.base,
-    )
+    loaded = models.load_as_set(config)
     fluency = check_fluency(loaded, say)
     positions = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     draw = drawn(config, given, loaded.tokenizer, positions)
@@ -292,8 +283,7 @@ def drawn(config: AuditConfig, given: Input, tokenizer: PreTrainedTokenizerBase,
     check_any_askable(alone.rows.filter(pl.col("row").is_in(chosen.implode())), alone.first)
     every = flagged(alone.rows)
     audited = every.filter(pl.col("row").is_in(chosen.implode()))
-    long = pl.col("flags").list.contains("long_answer")
-    unaskable = pl.any_horizontal(pl.col("flags").list.contains(flag) for flag in UNASKABLE)
+    long, unaskable = has_flag("long_answer"), has_flag(*UNASKABLE)
     usable = audited.filter(USABLE & ~long & ~unaskable)
     pool = None if given.pool is None else flagged(given.pool.rows)
     found = exemplars.draw(
@@ -308,8 +298,7 @@ def drawn(config: AuditConfig, given: Input, tokenizer: PreTrainedTokenizerBase,
     shown = flag_template_faults(every, prompter, found)
     check_any_askable(shown.rows.filter(pl.col("row").is_in(chosen.implode())), shown.first)
     every = flag_long_prompts(shown.rows, prompter, most, exemplar_tokens(prompter, found))
-    unasked = pl.any_horizontal(pl.col("flags").list.contains(flag) for flag in UNASKABLE)
-    fits = every.filter(~unasked)["row"].implode()
+    fits = every.filter(~unaskable)["row"].implode()
     usable = usable.filter(pl.col("row").is_in(fits))
     scored = audited.filter(USABLE & long & ~unaskable)
     notes = (*alone.notes, *shown.notes)

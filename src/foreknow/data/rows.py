@@ -114,6 +114,11 @@ def earlier_turns(rows: pl.DataFrame) -> pl.Series:
     return pl.Series("earlier_turns", found, dtype=pl.String)
 
 
+def has_flag(*flags: str) -> pl.Expr:
+    """Whether a row has one of these flags."""
+    return pl.any_horizontal(pl.col("flags").list.contains(flag) for flag in flags)
+
+
 def add_flag(rows: pl.DataFrame, flag: str, where: pl.Series | pl.Expr) -> pl.DataFrame:
     """The rows with `flag` on those where `where` holds; flags stay sorted, each once."""
     more = pl.when(where).then(pl.col("flags").list.concat(pl.lit([flag]))).otherwise(pl.col("flags"))
