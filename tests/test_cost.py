@@ -60,10 +60,10 @@ def test_sixty_four_gpus_share_rows_but_not_prefixes() -> None:
 def test_parameters_of_a_folder_are_split_into_layers_and_head(tmp_path: Path) -> None:
     config = {"num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 2, "vocab_size": 100}
     tables = {"embed": np.zeros((100, 8), "float32"), "layer": np.zeros((8, 8), "float16")}
-    save_file(tables, tmp_path / "a.safetensors")
+    save_file(tables, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     assert cost.model_of(tmp_path) == Model(64, 800)
-    save_file({"head": np.zeros((100, 8), "float32")}, tmp_path / "b.safetensors")
+    save_file({**tables, "head": np.zeros((100, 8), "float32")}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}), encoding="utf-8")
     assert cost.model_of(tmp_path) == Model(64, 800)
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")

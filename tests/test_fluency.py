@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -190,6 +191,18 @@ def test_what_a_tokenizer_puts_around_a_text_stays_in_its_place(
     fluency_of(tiny_model(len(with_bos), 0), with_bos)
     assert all(one.ids[0] == 0 and one.first == 1 for one in seen)
     assert all(1 not in one.ids for one in seen), "no end in the middle"
+
+
+@pytest.mark.parametrize("broken", [0, 2])
+def test_a_language_with_a_sentence_that_is_no_number_does_not_count(
+    tokenizer: PreTrainedTokenizerFast, broken: int
+) -> None:
+    means = [-1.0, -4.0, -1.0, -4.0]  # each sentence, then its shuffled tokens
+    means[broken] = math.nan
+    found = fluency.measured(tokenizer, {"English": [[5, 6, 7], [8, 9, 10]]}, lambda _: means)
+    assert found.best is None
+    assert found.warning is not None
+    assert "not finite" in found.warning
 
 
 @given(st.lists(st.integers(0, 50), min_size=2, max_size=40), st.text(max_size=8), st.integers(4, 60))

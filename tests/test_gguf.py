@@ -134,6 +134,8 @@ def test_one_part_of_several_is_named_with_the_command(tokenizer: Any, tmp_path:
     assert "one part of 3: join them first (llama-gguf-split --merge " in refusal(path)
     by_name = shutil.copy(path, tmp_path / "other-00002-of-00002.gguf")
     assert "one part of 3" in refusal(Path(by_name))
+    write_gguf(path, llama(), tokenizer)  # whole, whatever it is called
+    load(path.rename(tmp_path / "tiny-00001-of-00001.gguf"))
 
 
 def test_missing_and_damaged_tensors_are_named(tokenizer: Any, tmp_path: Path) -> None:

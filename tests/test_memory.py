@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import weakref
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,8 @@ def test_parameters_are_counted_from_headers(tiny_folder: Path, tmp_path: Path) 
     assert memory.parameters_of(tiny_folder) == sum(p.numel() for p in model.parameters())
     model.save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert memory.parameters_of(tmp_path) == memory.parameters_of(tiny_folder)
+    shutil.copy(tiny_folder / "model.safetensors", tmp_path / "consolidated.safetensors")  # which is not loaded
     assert memory.parameters_of(tmp_path) == memory.parameters_of(tiny_folder)
 
 

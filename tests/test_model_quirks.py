@@ -549,10 +549,17 @@ def test_a_misspelt_packaged_name_is_corrected_without_the_hub(
     assert hub.closest("gpt2", ["smollm2-135m", "gemma3-270m", "lab"]) is None
 
 
-def test_half_a_snapshot_is_fetched_again(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache that holds a model's config alone, as a look at its tokenizer leaves it."""
+@pytest.mark.parametrize("broken_off", [False, True])
+def test_half_a_snapshot_is_fetched_again(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken_off: bool
+) -> None:
+    """A cache that holds a model's config alone, as a look at its tokenizer leaves it, or some of its shards."""
     half = Path(shutil.copytree(tiny_folder, tmp_path / "half"))
-    (half / "model.safetensors").unlink()
+    weights = (half / "model.safetensors").rename(half / "model-00001-of-00002.safetensors")
+    index = {"weight_map": {"a": weights.name, "b": "model-00002-of-00002.safetensors"}}
+    (half / "model.safetensors.index.json").write_text(json.dumps(index))
+    if not broken_off:
+        weights.unlink()
     asked = []
 
     def download(_: str, local_files_only: bool = False, **__: Any) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from foreknow.errors import ModelError
+from foreknow.errors import ModelError, first_line
 from foreknow.lm import models, packaged
 from foreknow.lm.model_names import fingerprint, resolve
 
@@ -30,6 +30,35 @@ def test_a_fingerprint_is_of_content(tiny_folder: Path, tmp_path: Path) -> None:
     raw[-1] ^= 1
     weights.write_bytes(raw)
     assert fingerprint(moved) != here
+
+
+def test_a_models_own_code_is_content(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "m"))
+    (folder / "modeling.py").write_text("SCALE = 1")
+    before = fingerprint(folder)
+    assert before != fingerprint(tiny_folder)
+    (folder / "modeling.py").write_text("SCALE = 2")
+    assert fingerprint(folder) != before
+
+
+def test_a_folder_is_called_by_its_name_wherever_it_is_named_from(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_folder)
+    assert [resolve(name).name for name in (".", "./", f"../{tiny_folder.name}")] == [tiny_folder.name] * 3
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("\n  first \nsecond"), "first"),
+        (AssertionError(), "AssertionError"),
+        (RuntimeError(" \n "), "RuntimeError"),
+        (ValueError("x" * 999), "x" * 160),
+    ],
+)
+def test_an_error_has_a_first_line_whatever_it_says(error: Exception, line: str) -> None:
+    assert first_line(error) == line
 
 
 def test_an_altered_conversion_is_refused(tiny_folder: Path, tmp_path: Path) -> None:

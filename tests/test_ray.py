@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,11 +160,20 @@ def test_two_workers_one_of_them_killed_give_the_bytes_of_one_process(start: Sta
 def test_whether_a_model_speaks_is_asked_of_a_worker_where_every_chunk_is_finished(
     settings: dict[str, Any], tiny_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    found = on_ray._fluency({**settings, "base": None, "exemplar_sets": 2}, 1)
     loaded = models.load(str(tiny_folder), dtype="float32", device="cpu")
+    work = partial(on_ray._fluency, fingerprint=loaded.fingerprint)
+    found = on_ray._once(work, {**settings, "base": None, "exemplar_sets": 2}, 1)
     expected = fluency_of(loaded.model, loaded.tokenizer)
     assert found == ([f"warning: {expected.warning}"], expected.summary)
     assert "warning" not in capfd.readouterr().err, "it is for the driver to say"
+
+
+def test_nothing_is_measured_on_a_node_with_other_files(settings: dict[str, Any]) -> None:
+    nothing: Any = None
+    compare = partial(on_ray._compare, draw=nothing, probes=nothing, dtype="bfloat16")
+    for work in (on_ray._fluency, compare):
+        with pytest.raises(ModelError, match="found other files on a node of the Ray cluster"):
+            on_ray._once(partial(work, fingerprint="sha256:another"), settings, 1)
 
 
 def test_killed_on_ray_it_is_ended_by_one_process(

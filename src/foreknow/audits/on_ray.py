@@ -14,6 +14,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
 
 import polars as pl
@@ -68,11 +69,22 @@ def job_on_ray(config: AuditConfig, given: Input, identity: dict[str, Any], clus
     tell(given, draw, prompter)
     cluster.start()
     say(f"Ray {cluster.version}: {crew}, on {'this machine' if not cluster.address else cluster.address}")
-    settings = {**config.resolved(), "device": device, "dtype": dtype, "model": absolute(config.model)}
-    settings["base"] = absolute(config.base) if config.base else None
+    settings = {**config.resolved(), "device": device, "dtype": dtype}
+    settings |= {"model": absolute(config.model), "base": absolute(config.base)}
     bare = draw._replace(every=draw.every.clear(), rows=draw.rows.clear(), long=draw.long.clear())
 
     checked: dict[str, Any] = {}
+
+    def once(work: Callable[[AuditConfig], T]) -> T:
+        """What `work` returns in a process of the cluster; what it says there is said here."""
+        task = cluster.ray.remote(_once).options(num_cpus=crew.threads, num_gpus=int(crew.gpu))
+        try:
+            lines, found = cluster.ray.get(task.remote(work, settings, crew.threads))
+        except cluster.ray.exceptions.RayError as error:
+            raise of_ours(error) from None
+        for line in lines:
+            say(line)
+        return cast("T", found)
 
     def parts(kind: Kind, some: Crew, left: Numbered) -> Iterator[tuple[int, list[pl.DataFrame]]]:
         task = Task(kind, settings, bare, fingerprint, some.threads, foreknow.__version__)
@@ -94,60 +106,55 @@ def job_on_ray(config: AuditConfig, given: Input, identity: dict[str, Any], clus
             return None
         few = bare._replace(rows=sample(draw.rows))
         ours = probes.join(few.rows.select("row"), on="row", how="semi")
-        task = cluster.ray.remote(_compare).options(num_cpus=crew.threads, num_gpus=int(crew.gpu))
-        try:
-            said, told_of = cluster.ray.get(task.remote(settings, few, ours, dtype, crew.threads))
-        except cluster.ray.exceptions.RayError as error:
-            raise of_ours(error) from None
-        for line in said:
-            say(line)
-        return cast("dict[str, Any] | None", told_of)
+        return once(partial(_compare, fingerprint=fingerprint, draw=few, probes=ours, dtype=dtype))
 
     def fluency() -> dict[str, Any]:
         if not checked:  # every chunk was finished before, so no worker has loaded the model
-            task = cluster.ray.remote(_fluency).options(num_cpus=crew.threads, num_gpus=int(crew.gpu))
-            try:
-                said, checked["fluency"] = cluster.ray.get(task.remote(settings, crew.threads))
-            except cluster.ray.exceptions.RayError as error:
-                raise of_ours(error) from None
-            for line in said:
-                say(line)
+            checked["fluency"] = once(partial(_fluency, fingerprint=fingerprint))
         return cast("dict[str, Any]", checked["fluency"])
 
     protocol = protocol_of(config, draw, prompter, device, dtype)
     yield Job(found.told, tokenizer, draw, protocol, results, scores, compare, fluency)
 
 
+def _once(work: Callable[[AuditConfig], T], settings: dict[str, Any], threads: int) -> tuple[list[str], T]:
+    """`work` in a process of the cluster: what it says, and what it returns."""
+    import torch
+
+    torch.set_num_threads(threads)
+    lines = io.StringIO()
+    with contextlib.redirect_stderr(lines):
+        found = work(settings_of(AuditConfig, settings))
+    return lines.getvalue().splitlines(), found
+
+
 def _compare(
-    settings: dict[str, Any], draw: Draw, probes: pl.DataFrame, dtype: str, threads: int
-) -> tuple[list[str], dict[str, Any] | None]:
-    """`precision.compare` in a process of the cluster; what it says, and what it finds."""
-    import torch
-
-    torch.set_num_threads(threads)
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said):
-        found = precision.compare(settings_of(AuditConfig, settings), draw, probes, dtype)
-    return said.getvalue().splitlines(), found
+    config: AuditConfig, *, fingerprint: str, draw: Draw, probes: pl.DataFrame, dtype: str
+) -> dict[str, Any] | None:
+    """`precision.compare` of the model with this fingerprint."""
+    found = resolve(config.model, trust_remote_code=config.trust_remote_code, base=config.base)
+    _check_same(config, found.fingerprint, fingerprint)
+    return precision.compare(config, draw, probes, dtype)
 
 
-def _fluency(settings: dict[str, Any], threads: int) -> tuple[list[str], dict[str, Any]]:
-    """Whether the model speaks, measured in a process of the cluster; what it says, and the summary."""
-    import torch
+def _fluency(config: AuditConfig, *, fingerprint: str) -> dict[str, Any]:
+    """Whether the model with this fingerprint speaks (`Fluency.summary`)."""
+    return check_fluency(_loaded(config, fingerprint), say).summary
 
-    torch.set_num_threads(threads)
-    config = settings_of(AuditConfig, settings)
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said):
-        loaded = models.load(
-            config.model,
-            dtype=config.dtype,
-            device=config.device,
-            trust_remote_code=config.trust_remote_code,
-            base=config.base,
+
+def _loaded(config: AuditConfig, fingerprint: str) -> models.Loaded:
+    """The model, from the files of the node that this runs on. Raises ModelError where they are not the driver's."""
+    loaded = models.load_as_set(config)
+    _check_same(config, loaded.fingerprint, fingerprint)
+    return loaded
+
+
+def _check_same(config: AuditConfig, found: str, expected: str) -> None:
+    if found != expected:
+        raise ModelError(
+            f"--model {config.model}: found other files on a node of the Ray cluster ({found[:19]}, expected "
+            f"{expected[:19]}); copy the model's files to every node, or name a folder that all of them read"
         )
-        found = check_fluency(loaded, say).summary
-    return said.getvalue().splitlines(), found
 
 
 def _parts(
@@ -259,19 +266,7 @@ class Worker:
             )
         torch.set_num_threads(task.threads)
         config = settings_of(AuditConfig, task.settings)
-        loaded = models.load(
-            config.model,
-            dtype=config.dtype,
-            device=config.device,
-            trust_remote_code=config.trust_remote_code,
-            say=say,
-            base=config.base,
-        )
-        if loaded.fingerprint != task.fingerprint:
-            raise ModelError(
-                f"--model {config.model}: found other files on a node of the Ray cluster ({loaded.fingerprint[:19]}, "
-                f"expected {task.fingerprint[:19]})"
-            )
+        loaded = _loaded(config, task.fingerprint)
         self.fluency = check_fluency(loaded, say).summary
         if task.kind == "long":
             prompter = Prompter(loaded.tokenizer, task.draw.template, config.chat_template, config.bos)

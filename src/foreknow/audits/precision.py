@@ -40,13 +40,7 @@ def compare(config: AuditConfig, draw: Draw, probes: pl.DataFrame, dtype: str) -
 
     rows = sample(draw.rows)
     try:
-        loaded = models.load(
-            config.model,
-            dtype="float32",
-            device=config.device,
-            trust_remote_code=config.trust_remote_code,
-            base=config.base,
-        )
+        loaded = models.load_as_set(config, dtype="float32")
         with probing(config, loaded, draw) as again:
             exact = again.prober.probe(rows).probes
     except (MemoryError, torch.OutOfMemoryError):

@@ -57,14 +57,7 @@ def reopened(audit: Audit) -> Iterator[Reopened]:
     """Load the audit's model in its dtype. Raises ModelError where it is not the one audited."""
     config = audit_config(audit)
     identity = json.loads((audit.folder / "manifest.json").read_text(encoding="utf-8"))["identity"]
-    loaded = models.load(
-        config.model,
-        dtype=identity["dtype"],
-        device=config.device,
-        trust_remote_code=config.trust_remote_code,
-        say=say,
-        base=config.base,
-    )
+    loaded = models.load_as_set(config, dtype=identity["dtype"])
     if loaded.fingerprint != identity["model"]:
         raise ModelError(
             f"--model {config.model}: is not the model that {audit.folder} audited (found {loaded.fingerprint[:19]}, "

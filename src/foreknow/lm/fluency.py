@@ -195,8 +195,7 @@ def measured(
     }
     found = iter(means([one for texts in pairs.values() for pair in texts for one in pair]))
     gains = {
-        language: min((_gain(next(found), next(found)) for _ in texts), key=lambda gain: gain.share)
-        for language, texts in pairs.items()
+        language: min((_gain(next(found), next(found)) for _ in texts), key=_order) for language, texts in pairs.items()
     }
     return Fluency(gains, tuple(language for language in SENTENCES if language not in gains))
 
@@ -215,6 +214,11 @@ def _gain(plain: float, shuffled: float) -> Gain:
     """The gain of a sentence, from the mean log-probabilities of its tokens in their order and in another."""
     nats = plain - shuffled
     return Gain(nats, nats / -shuffled if shuffled else math.nan)
+
+
+def _order(gain: Gain) -> float:
+    """What gains are compared by: one that is no number is the smallest."""
+    return gain.share if gain.is_finite else -math.inf
 
 
 def _covered(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]] | None:

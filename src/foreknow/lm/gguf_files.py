@@ -87,13 +87,13 @@ def check_gguf(path: Path, gguf: GgufFile) -> None:
         raise ModelError(
             f"{called}: a LoRA adapter in GGUF, which is not read; name the adapter's folder as PEFT saved it"
         )
-    if kind not in ("model", "None"):
+    if kind != "model":
         raise ModelError(f"{called}: GGUF of type {kind!r}, not a model")
-    parts = int(gguf.metadata.get("split.count") or 0)
-    if parts > 1 or _PARTS.search(path.name):
-        of = parts or int(_PARTS.search(path.name).group(2))  # type: ignore[union-attr]
+    numbered = _PARTS.search(path.name)
+    parts = int(gguf.metadata.get("split.count") or (numbered.group(2) if numbered else 0))
+    if parts > 1:
         raise ModelError(
-            f"{called}: one part of {of}: join them first (llama-gguf-split --merge FIRST-PART OUT.gguf), and name "
+            f"{called}: one part of {parts}: join them first (llama-gguf-split --merge FIRST-PART OUT.gguf), and name "
             "OUT.gguf"
         )
     if not gguf.tensors:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from foreknow.errors import ModelError, first_line
 from foreknow.files.runs import read_json
+from foreknow.lm.tensors import weight_files
 
 _WANTED = ("*.json", "*.safetensors", "*.model", "*.jinja", "tokenizer*", "*.txt")
 
@@ -30,7 +31,7 @@ def hub_folder(
     try:
         try:
             found = Path(snapshot_download(hub_id, allow_patterns=wanted, local_files_only=True, revision=revision))
-            if (trust_remote_code and _lacks_code(found)) or not _has_weights(found):
+            if (trust_remote_code and _lacks_code(found)) or not _has_all_weights(found):
                 raise FileNotFoundError(found)
             return found
         except (FileNotFoundError, HfHubHTTPError):
@@ -114,8 +115,13 @@ def _check_spelling(hub_id: str, known: list[str]) -> None:
         raise ModelError(f"--model {hub_id}: no such folder or packaged model; did you mean {meant}?")
 
 
-def _has_weights(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+def _has_all_weights(folder: Path) -> bool:
+    """Whether weights are there, and no shard of them lacks, as where a download was broken off."""
+    try:
+        found, _ = weight_files(folder)
+    except ModelError:
+        return False
+    return bool(found) or any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
 
 
 def _lacks_code(folder: Path) -> bool:

@@ -15,11 +15,12 @@ that are really alive.
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+
+from foreknow.lm.tensors import read_weight_files
 
 GIB: Final = 2**30
 
@@ -94,20 +95,14 @@ def shape_of(config: Mapping[str, Any]) -> Shape | None:
 
 
 def parameters_of(folder: Path) -> int:
-    """Numbers in a model folder's weights, from the headers of its safetensors files.
+    """Numbers in a model folder's weights, from the headers of the files that are loaded.
 
-    Older weights (`pytorch_model*.bin`) are counted at two bytes each.
+    Older weights (`pytorch_model*.bin`), which have no header, are counted at two bytes each.
     """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        return sum(path.stat().st_size for path in folder.glob("pytorch_model*.bin")) // 2
-    total = 0
-    for path in files:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        total += sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    return total
+    found = read_weight_files(folder)
+    if not found.tensors:
+        return sum(file.stat().st_size for file in found.files) // 2
+    return sum(prod(tensor.shape) for tensor in found.tensors.values())
 
 
 def needs(shape: Shape, parameters: int, itemsize: int, sizes: Sizes, *, sets: int, shots: int, gpus: int = 1) -> Needs:

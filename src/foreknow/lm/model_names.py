@@ -110,12 +110,12 @@ def resolve(
 
 
 def fingerprint(folder: Path) -> str:
-    """A hash of a model folder's weights, configuration and tokenizer: of content, never of a name.
+    """A hash of a model folder's weights, configuration, tokenizer and code: of content, never of the folder's name.
 
     Kept beside large weight files by size and time of change, so that a folder is read once.
     """
-    kinds = (".safetensors", ".json", ".model", ".bin", ".jinja", ".txt")
-    ignored = {"foreknow.json", "lab.json", "trainer_state.json", "README.md"}
+    kinds = (".safetensors", ".json", ".model", ".bin", ".jinja", ".txt", ".tiktoken", ".py")
+    ignored = {"foreknow.json", "lab.json", "trainer_state.json"}
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.suffix in kinds and path.name not in ignored:
@@ -149,7 +149,9 @@ def _located(
             raise ModelError(f"--model {name}: no such file")
         return path.name, _converted(path, say), "dequantised from a GGUF file"
     if path.is_dir():
-        return path.name, path.resolve(), None
+        whole = path.resolve()
+        named = bool(path.name.strip("."))  # "." and ".." are no names
+        return path.name if named else whole.name, whole, None
     if path.is_file():
         beside = path.parent / ("adapter_config.json" if path.name.startswith("adapter") else "config.json")
         hint = f"; name the folder: {path.parent}" if beside.is_file() else ""

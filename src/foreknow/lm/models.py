@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from foreknow.errors import ForeknowError, ModelError, first_line
 from foreknow.lm.adapters import attach
@@ -23,6 +23,7 @@ from foreknow.lm.model_folders import read_config
 from foreknow.lm.model_names import Resolved, resolve
 from foreknow.lm.packaged import quiet
 from foreknow.lm.private_api import forget_words, has_bfloat16_instructions
+from foreknow.progress import say
 
 if TYPE_CHECKING:
     import torch
@@ -98,6 +99,33 @@ def load(
     """
     found = resolve(name, say, trust_remote_code, base=base, force=force)
     return load_resolved(found, dtype=dtype, device=device, trust_remote_code=trust_remote_code, trainable=trainable)
+
+
+class ModelSettings(Protocol):
+    """Settings that name a model and say what it is computed in."""
+
+    @property
+    def model(self) -> str: ...  # noqa: D102
+    @property
+    def base(self) -> str | None: ...  # noqa: D102
+    @property
+    def dtype(self) -> str: ...  # noqa: D102
+    @property
+    def device(self) -> str: ...  # noqa: D102
+    @property
+    def trust_remote_code(self) -> bool: ...  # noqa: D102
+
+
+def load_as_set(config: ModelSettings, *, dtype: str | None = None) -> Loaded:
+    """Load the model that settings name, for inference; see `load`. `dtype`: another than theirs."""
+    return load(
+        config.model,
+        dtype=dtype or config.dtype,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+        say=say,
+        base=config.base,
+    )
 
 
 def load_resolved(
