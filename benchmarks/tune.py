@@ -42,7 +42,7 @@ from foreknow.data import default_facts
 from foreknow.data import rows as facts
 from foreknow.lm import models
 from foreknow.lm.packaged import quiet
-from foreknow.probing.ordered import keep_memory
+from foreknow.probing.malloc import keep_memory
 from foreknow.protocol.match import Accepted, answer_of
 from foreknow.protocol.prompts import Prompter
 from foreknow.training.tracker import Mirror, Tracker, vocabulary_for

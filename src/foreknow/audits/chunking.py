@@ -48,7 +48,7 @@ def one_by_one(probing: Probing, left: Numbered) -> Iterator[Done]:
     """Probe (number, rows) in order. Raises ResourceError where even small batches are too large for the memory."""
     import torch
 
-    from foreknow.probing.ordered import release_memory
+    from foreknow.probing.malloc import release_memory
 
     for number, rows in left:
         began = time.monotonic()

@@ -27,7 +27,7 @@ from foreknow.errors import ConfigError
 from foreknow.files.runs import RunFolder, fingerprint, read_json, sealed, write_frame, write_json
 from foreknow.lm import models
 from foreknow.probing.engine import PackedEngine, Prompt, Sampling
-from foreknow.probing.ordered import release_memory
+from foreknow.probing.malloc import release_memory
 from foreknow.probing.probe import Prober, Settings
 from foreknow.progress import meter, say
 from foreknow.protocol import slick

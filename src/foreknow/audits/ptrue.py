@@ -27,7 +27,7 @@ from foreknow.data.rows import draw_key
 from foreknow.files.runs import fingerprint, write_frame
 from foreknow.probing.engine import Engine, Prompt, Sampling
 from foreknow.probing.longform import LongScorer
-from foreknow.probing.ordered import release_memory
+from foreknow.probing.malloc import release_memory
 from foreknow.progress import meter, say
 from foreknow.protocol.exemplars import Exemplar, GroupExemplars, same_fact
 from foreknow.protocol.match import normalise

@@ -252,7 +252,7 @@ def _answer(
     """Ask the rows of the chunks that are not finished."""
     from foreknow.evaluation.generating import said_with_less_memory
     from foreknow.probing.engine import Sampling
-    from foreknow.probing.ordered import release_memory
+    from foreknow.probing.malloc import release_memory
     from foreknow.probing.sample import Generator, exact_head
 
     loaded = models.load_resolved(

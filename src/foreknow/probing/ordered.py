@@ -7,8 +7,6 @@ against the plain layer. A kind that raises or gives other numbers stays as torc
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, cast
 
@@ -191,21 +189,3 @@ def _is_gated(layer: nn.Module) -> bool:
     gates = [parts.get(name) for name in ("gate_proj", "up_proj", "down_proj")]
     plain = all(type(part) is nn.Linear and part.weight.dtype == torch.bfloat16 for part in gates)
     return plain and type(layer).__name__.endswith("MLP") and set(parts) <= _GATED
-
-
-_MISSING: Final = (OSError, AttributeError, TypeError)
-"""What ctypes raises where the C library is another one, or cannot be had by no name."""
-
-
-def keep_memory() -> None:
-    """Have the C library keep freed blocks: giving each layer's back and faulting it in again costs a fifth."""
-    with contextlib.suppress(*_MISSING):
-        library = ctypes.CDLL(None)
-        library.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
-        library.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
-
-
-def release_memory() -> None:
-    """Give freed blocks back after a chunk, so that the memory of a run does not grow with its rows."""
-    with contextlib.suppress(*_MISSING):
-        ctypes.CDLL(None).malloc_trim(0)

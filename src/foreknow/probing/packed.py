@@ -25,7 +25,8 @@ from foreknow.errors import first_line
 from foreknow.lm.models import input_device
 from foreknow.lm.private_api import attention_of, set_attention
 from foreknow.probing.head import OutputHead
-from foreknow.probing.ordered import keep_memory, order_weights, put_back
+from foreknow.probing.malloc import keep_memory
+from foreknow.probing.ordered import order_weights, put_back
 from foreknow.probing.segments import (
     ATTENTION,
     Branch,

@@ -25,7 +25,7 @@ from foreknow.lm import models
 from foreknow.lm.private_api import model_of_config
 from foreknow.lm.tensors import count_of, names_of
 from foreknow.probing.engine import Engine, PackedEngine, PlainEngine, Prompt, Sampling
-from foreknow.probing.ordered import release_memory
+from foreknow.probing.malloc import release_memory
 from foreknow.probing.packed import PackedModel
 from foreknow.probing.probe import Prober, Row, Settings
 from foreknow.probing.segments import UnsupportedModel
