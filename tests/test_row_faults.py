@@ -165,7 +165,8 @@ def test_rows_of_weight_0_alone_are_not_trained_on(tiny_folder: Path, tmp_path: 
     rows = [{"question": r["question"], "answer": r["answer"], "weight": 0} for r in fact_rows()[:6]]
     long = {"question": "why " * 600, "answer": "so", "weight": 1}  # the only row with a weight is left out
     config = TuneConfig(
-        train=written(tmp_path / "t.jsonl", [*rows, long]), dev=written(tmp_path / "d.jsonl", rows[:2]),
+        train=written(tmp_path / "t.jsonl", [*rows, long]),
+        dev=written(tmp_path / "d.jsonl", [{**row, "weight": 1} for row in rows[:2]]),
         model=str(tiny_folder), out=tmp_path / "run", bad_rows="skip", allow_overlap=True, dtype="float32",
     )  # fmt: skip
     with pytest.raises(InputError, match=r"t\.jsonl: no row is left whose weight is not 0; nothing would be learnt"):
