@@ -185,3 +185,37 @@ def test_an_earlier_answer_is_context_without_its_thought(tmp_path: Path) -> Non
     rows = read_facts(jsonl(tmp_path / "a.jsonl", [{"messages": chat}])).rows
     assert [turn["content"] for turn in rows["context"][1]] == ["Capital of France?", "Paris"]
     assert [flags.to_list() for flags in rows["flags"]] == [["thought"], ["context", "thought"]]
+
+
+OPEN = "<think>\nIt is Paris."
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"answers": [OPEN, "Paris"]}, {"answers": ["No."]}),
+        ({"answers": [OPEN, f"{BEHIND}Paris", "Rome"]}, {"answers": [f"{BEHIND}No."]}),
+        ({"answers": json.dumps([OPEN, "Paris"])}, {"answers": json.dumps(["No."])}),
+        ({"answer": OPEN, "answers": ["Paris"]}, {"answer": "No.", "answers": ["No."]}),
+        ({"answer": "Paris", "answers": [OPEN]}, {"answer": "No.", "answers": ["No."]}),
+        (
+            {"answer": "<think>Hm.</think>", "answers": ["Paris"]},
+            {"answer": "<think>Hm.</think>No.", "answers": ["No."]},
+        ),
+    ],
+)
+def test_no_answer_is_put_behind_a_thought_that_never_closes(
+    tmp_path: Path, record: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    """A row has an answer as soon as one of its accepted answers is more than a thought."""
+    facts = read_facts(jsonl(tmp_path / "a.jsonl", [{"question": "q?", **record}]))
+    assert facts.rows["answers"][0][0] == "Paris"
+    facts.write(facts.rows.select("row"), tmp_path / "b.jsonl", {0: "No."})
+    assert json.loads((tmp_path / "b.jsonl").read_text()) == {"question": "q?", **expected}
+    assert read_facts(tmp_path / "b.jsonl").rows["answers"].to_list() == [["No."]]
+
+
+@given(st.lists(marks | st.text(max_size=3), max_size=8).map("".join))
+def test_an_answer_put_behind_a_thought_is_read_there(text: str) -> None:
+    if answer_parts(text).thought:
+        assert answer_parts(answer_parts(text).replaced("No.")).answer == "No."

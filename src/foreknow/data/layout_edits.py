@@ -14,6 +14,7 @@ from foreknow.data.paths import field_of, has_field, with_field
 from foreknow.data.python_reprs import decoded_list
 from foreknow.data.reply_trees import with_answer_at
 from foreknow.data.thinking import answer_parts
+from foreknow.data.values import text_of
 from foreknow.files.jsontext import dumps
 
 
@@ -113,9 +114,14 @@ def _with_history(
 
 
 def _replaced(old: object, answer: str) -> object:
-    """The answer in the place of another one, or of a list of them; a thought before it stays."""
+    """The answer in the place of another one, or of a list of them; a thought before it stays.
+
+    Of a list, in the place of the first text that has an answer: one that is only a thought has none.
+    """
     if isinstance(old, list):
-        return [_replaced(next((text for text in old if isinstance(text, str)), None), answer)]
+        texts = [text for text in old if isinstance(text, str)]
+        answered = (text for text in texts if text_of(answer_parts(text).answer) is not None)
+        return [_replaced(next(answered, None), answer)]
     return answer_parts(old).replaced(answer) if isinstance(old, str) else answer
 
 

@@ -103,8 +103,12 @@ class AnswerParts(NamedTuple):
     thought: bool
 
     def replaced(self, answer: str) -> str:
-        """The text with another answer in the place of its own."""
-        return f"{self.before}{answer}{self.after}"
+        """The text with another answer in the place of its own.
+
+        Behind a thought that never closes no answer would be read: there the answer takes the place of the thought too.
+        """
+        text = f"{self.before}{answer}{self.after}"
+        return text if not self.thought or answer_parts(text).answer == answer.strip() else answer
 
 
 def answer_parts(text: str) -> AnswerParts:
