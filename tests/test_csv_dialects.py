@@ -131,6 +131,7 @@ REFUSED = {
     "two delimiters": (b"a,b;c\n1,2;3\n4,5;6\n", r"a comma and ';' both part every row .* first line sep=, or sep=;"),
     "apostrophes both ways": (b"question,answer\n'It''s what?',That's it\n", r"row 1: an apostrophe stands alone"),
     "lone backslash": (b'question,answer\n"a \\"b\\", c",d\n"\\frac{\\"a\\"}{b}",x\n', r"csv:3: a backslash stands"),
+    "backslash and cells too many": (b"question,answer\nC:\\,b,,\nc,d,,\n", r"csv:2: a backslash .* ','.* 4 cells"),
     "MySQL's null": (b'question,answer\n"say \\"hi\\", then",b\nc,\\N\n', r"csv:3: a backslash stands before"),
     "Latin-1": ("question,answer\nWhere?,Orléans, là\n".encode("latin-1"),
         r"a\.csv:2: not UTF-8: found byte 0xe9 .*'Orléans' if it is Windows-1252: iconv -f WINDOWS-1252 -t UTF-8"),
@@ -162,6 +163,8 @@ def test_what_cannot_be_read_for_certain_is_refused(tmp_path: Path, kind: str) -
         (b'question\tanswer\n"Second\tb\nThird "sentence"\tc\n', ['"Second', 'Third "sentence"']),
         (b'question,answer\n"say \\"hi\\", then",b\n"c",d\n', ['say "hi", then', "c"]),
         (b"question\tanswer\nWhere\\\tthen?\tb\nc\\\\d\te\n", ["Where\tthen?", "c\\d"]),
+        (b"question,answer,note\nWhere\\, then?,b,\n", ["Where, then?"]),
+        (b"question,answer,note\nC:\\,b,\n", ["C:\\"]),
         (b'question,answer\n"one ""two"", three",b\n', ['one "two", three']),
         (b'question,answer\n"two\nlines",b\n', ["two\nlines"]),
         (b'question,answer\n"two, and\r\nlines",b\n', ["two, and\r\nlines"]),
@@ -311,3 +314,54 @@ def test_some_rows_of_a_table_with_unusual_quotes_are_quoted_as_usual(tmp_path: 
     assert asked(read_facts(tmp_path / "out.csv")) == [[asked(facts)[1][0], "a\tb, c"]]
     facts.write(pl.DataFrame({"row": [1]}), tmp_path / "out.csv")
     assert asked(read_facts(tmp_path / "out.csv")) == [asked(facts)[1]]
+
+
+UNQUOTED = st.text(alphabet=st.sampled_from(list("ab;,|\t\\ ")), max_size=6)
+
+
+@settings(max_examples=300)
+@given(
+    st.sampled_from([",", ";", "\t", "|"]),
+    st.lists(st.tuples(UNQUOTED, UNQUOTED, UNQUOTED), min_size=1, max_size=3),
+    st.lists(CELL | st.none(), min_size=4, max_size=4),
+)
+def test_an_unquoted_table_is_read_as_before_once_columns_are_added(
+    tmp_path_factory: pytest.TempPathFactory,
+    delimiter: str,
+    rows: list[tuple[str, str, str]],
+    labels: list[str | None],
+) -> None:
+    """Empty cells at the end of a row, such as those of a row without labels, do not hide how the table is written."""
+    rows = [*rows, (f"a{delimiter}b", "c", "")]
+    out = io.StringIO(newline="")
+    writer = csv.writer(
+        out, delimiter=delimiter, quoting=csv.QUOTE_NONE, quotechar=None, escapechar="\\", lineterminator="\n"
+    )
+    writer.writerows([("question", "answer", "note"), *rows])
+    content = out.getvalue().encode()
+    try:
+        read = [tuple(record.values()) for record in cells_of(content)]
+    except InputError:
+        assume(False)
+    assert read == rows
+    path = tmp_path_factory.getbasetemp() / "again.csv"
+    added = pl.DataFrame({"category": labels[: len(rows)], "p": [0.5] + [None] * (len(rows) - 1)}, strict=False)
+    write_parts(source_of_bytes("a.csv", content), Change(added.cast({"category": pl.String})), path)
+    again = [tuple(record.values()) for record in cells_of(path.read_bytes())]
+    expected = [(*row, labels[n] or "", "" if n else "0.5") for n, row in enumerate(rows)]
+    assert again == expected
+
+
+def annotated_as(content: bytes, tmp_path: Path, said: list[str | None]) -> bytes:
+    out = tmp_path / "out.csv"
+    write_parts(source_of_bytes("a.csv", content), Change(pl.DataFrame({"model_answer": said})), out)
+    return out.read_bytes()
+
+
+def test_a_table_that_would_be_read_otherwise_with_columns_added_is_written_plainly(tmp_path: Path) -> None:
+    """An answer in quotes would take the quotes of the cells before it for marks around cells."""
+    content = b'question\tanswer\n"Hamlet" was by?\tShakespeare\n"unclosed\tb\n'
+    assert annotated_as(content, tmp_path, ["a", None]).startswith(content.splitlines()[0])
+    assert annotated_as(content, tmp_path, ["a", '"b"']) == (
+        b'question\tanswer\tmodel_answer\n"""Hamlet"" was by?"\tShakespeare\ta\n"""unclosed"\tb\t"""b"""\n'
+    )

@@ -133,6 +133,19 @@ def misfits(cells: Sequence[str], columns: Mapping[str, int]) -> bool:
     return len(cells) <= max(places) or any(cell for place, cell in enumerate(cells) if cell and place not in places)
 
 
+def parts_doubtfully(cells: Sequence[str], text: str, dialect: Dialect, columns: int) -> bool:
+    """Whether a row has not the header's cells, and a backslash stands before a delimiter of it.
+
+    The row fits, for what it has too many is empty; but it would have other cells if the backslash did protect the
+    delimiter, or did not.
+    """
+    if len(cells) == columns:
+        return False
+    if dialect.escape is None:
+        return any(cell.endswith("\\") for cell in cells[:-1])
+    return f"{dialect.escape}{dialect.delimiter}" in text
+
+
 def dialect_of(part: Part) -> Dialect:
     """The dialect of a table. Raises InputError where the file is no table, or could be read in two ways."""
     bom, encoding, told = encoding_of(part)
@@ -327,12 +340,10 @@ def _read(dialect: Dialect, lines: Sequence[str], whole: bool) -> _Reading | Non
         columns = {name: place for place, name in enumerate(rows[0])}
     if len(columns) < 2 or any(swallows(text, dialect, len(rows[0])) for text in [*texts, "".join(pending)]):
         return None
-    return None if any(misfits(row, columns) for row in rows[1:]) else _Reading(dialect, rows, texts, list(columns))
-
-
-def fits_lines(dialect: Dialect, lines: Sequence[str]) -> bool:
-    """Whether lines, without their ends, fit a dialect: a header, and rows of as many cells."""
-    return _read(dialect, [f"{line}\n" for line in lines], True) is not None
+    for row, text in zip(rows[1:], texts[1:], strict=True):
+        if misfits(row, columns) or parts_doubtfully(row, text, dialect, len(rows[0])):
+            return None
+    return _Reading(dialect, rows, texts, list(columns))
 
 
 def _nearest(base: Dialect, lines: Sequence[str], delimiters: Sequence[str]) -> Dialect:

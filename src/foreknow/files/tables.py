@@ -5,24 +5,27 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import IO, NamedTuple
 
 from foreknow.errors import InputError
 from foreknow.files.dialects import (
+    SAMPLE,
     Dialect,
     cells_up_to,
     columns_of,
     dialect_of,
     doubles_apostrophes,
-    fits_lines,
     is_blank,
     misfits,
+    parts_doubtfully,
     swallows,
+    usual,
 )
 from foreknow.files.encodings import not_utf8
 from foreknow.files.jsontext import dumps
 from foreknow.files.quoting import quoted
-from foreknow.files.sources import Part
+from foreknow.files.sources import Part, source_of_bytes
 
 
 class Table(NamedTuple):
@@ -115,6 +118,12 @@ def _row(part: Part, table: Table, cells: list[str], text: str, line: int) -> Ro
             f"{where}: a backslash stands before a character that needs none, so it cannot be told whether it belongs "
             "to the text. Save the file with quotes doubled inside quoted cells."
         )
+    if parts_doubtfully(cells, text, table.dialect, table.cells):
+        raise InputError(
+            f"{where}: a backslash stands before {quoted(table.dialect.delimiter)}, so it cannot be told whether that "
+            f"separates cells: found {len(cells)} cells, expected {table.cells} as in the header. Quote cells that "
+            "hold the separator."
+        )
     if swallows(text, table.dialect, table.cells):
         raise InputError(
             f"{where}: a quote opens here and closes {len(text.splitlines()) - 1} lines further down, and the lines "
@@ -142,16 +151,92 @@ def _without_end(text: str) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
+class _Rows(NamedTuple):
+    """Rows to write: the table they are of, each one's text as it stands there ("" where it has none) and record, and
+    the values of the columns that are added."""
+
+    table: Table
+    rows: Sequence[tuple[str, Mapping[str, object]]]
+    added: Mapping[str, Sequence[object]]
+
+    def beside(self) -> list[list[object]]:
+        """The added values of each row."""
+        return [[values[n] for values in self.added.values()] for n in range(len(self.rows))]
+
+
+class _Form(NamedTuple):
+    """How tables are written into one file: the dialect, the header before the names `added`, the columns, and how many
+    cells stand in a row before those that are added."""
+
+    dialect: Dialect
+    header: str
+    columns: Mapping[str, int]
+    cells: int
+    added: tuple[str, ...]
+
+    @property
+    def head(self) -> str:
+        """What stands before the rows."""
+        return f"{self.dialect.preamble}{self._joined(self.header, self.added)}{self.dialect.newline}"
+
+    def lines(self, held: _Rows) -> list[str]:
+        """Rows with their ends. Raises ValueError for a cell that the dialect cannot hold."""
+        table = held.table
+        same = self.dialect.like(table.dialect) and (self.columns, self.cells) == (table.columns, table.cells)
+        lines = []
+        for (text, record), beside in zip(held.rows, held.beside(), strict=True):
+            own = (
+                text
+                if text and same
+                else self.dialect.line(self.placed({n: _written(record.get(n)) for n in self.columns}))
+            )
+            lines.append(f"{self._joined(own, beside)}{self.dialect.newline}")
+        return lines
+
+    def placed(self, values: Mapping[str, object]) -> list[object]:
+        """The cells of a row, empty below what has no name."""
+        names = {place: name for name, place in self.columns.items()}
+        return [values[names[place]] if place in names else "" for place in range(self.cells)]
+
+    def records(self, held: _Rows) -> list[dict[str, str]]:
+        """What a reader of the lines is to find."""
+        return [
+            {name: _as_text(record.get(name)) for name in self.columns}
+            | {name: self._held(value) for name, value in zip(self.added, beside, strict=True)}
+            for (_, record), beside in zip(held.rows, held.beside(), strict=True)
+        ]
+
+    def _joined(self, line: str, cells: Sequence[object]) -> str:
+        return self.dialect.separator.join([line, *(self.dialect.cell(self._held(cell)) for cell in cells)])
+
+    def _held(self, value: object) -> str:
+        """An added value as text. Where a cell cannot hold a character, a blank stands for it."""
+        text = _as_text(value)
+        if self.dialect.quote is None and self.dialect.escape is None:
+            return "".join(" " if c in (self.dialect.delimiter, "\r", "\n") else c for c in text)
+        return text
+
+
 class TableWriter:
     """Writes tables into one file, in the dialect of the first. Rows keep their text where it can stand there.
 
-    `part_of`: only some rows are written, and these may not show how a table with unusual quotes is quoted: then its
-    quotes are written as usual. `dialect`: one that goes before that of the first.
+    With other columns or fewer rows, a table can look as if it were of another dialect. So the first rows are held
+    back until there are as many as a dialect is found from, and read as they would be written. Where that gives other
+    cells, they are written in a plainer dialect.
+
+    `where`: how messages call the file; `suffix`: what its name ends in. `part_of`: only some rows are written, and
+    these may not show how a table with unusual quotes is quoted: then its quotes are written as usual. `dialect`: one
+    that goes before that of the first.
     """
 
-    def __init__(self, out: IO[bytes], *, part_of: bool = False, dialect: Dialect | None = None):
-        self.out, self.part_of, self.dialect = out, part_of, dialect
-        self.first: Table | None = None
+    def __init__(
+        self, out: IO[bytes], where: str, suffix: str, *, part_of: bool = False, dialect: Dialect | None = None
+    ):
+        self.out, self.where, self.suffix, self.part_of, self.dialect = out, where, suffix, part_of, dialect
+        self.forms: list[_Form] = []
+        self.held: list[_Rows] = []
+        self.size = 0
+        self.settled = False
 
     def write(
         self, table: Table, rows: Sequence[tuple[str, Mapping[str, object]]], added: Mapping[str, list[object]]
@@ -160,58 +245,92 @@ class TableWriter:
 
         Raises InputError where the columns are not those of the tables before, or a value cannot be written.
         """
-        lines, header = [], None
-        if self.first is None:
-            given = self.dialect
-            self.dialect = table.dialect if given is None else given._replace(newline=table.dialect.newline)
-            if self.part_of and (self.dialect.quote != '"' or self.dialect.escape is not None):
-                self.dialect = self.dialect._replace(quote='"', escape=None, all_quoted=False)
-        assert self.dialect is not None
-        dialect, same = self.dialect, self.dialect.like(table.dialect)
-        if self.first is None:
-            self.first = table
-            if not same:  # the header is written anew: only what has a name
-                self.first = table._replace(columns={name: n for n, name in enumerate(table.columns)})
-                self.first = self.first._replace(cells=len(table.columns), header=dialect.line([*table.columns]))
-            self.out.write(dialect.bom)
-            header = self._joined(self.first.header, list(added))
-            lines.append(header)
-        first = self.first
-        if sorted(table.columns) != sorted(first.columns):
+        if not self.forms:
+            self.forms = self._forms(table, tuple(added))
+        form, held = self.forms[0], _Rows(table, rows, added)
+        if sorted(table.columns) != sorted(form.columns):
             raise InputError(
-                f"the columns {', '.join(table.columns)} are not those of the files before: "
-                f"{', '.join(first.columns)}. Write them one by one."
+                f"{self.where}: the columns {', '.join(table.columns)} are not those of the files before: "
+                f"{', '.join(form.columns)}. Write them one by one."
             )
-        keeps = same and table.columns == first.columns and table.cells == first.cells
-        names = {place: name for name, place in first.columns.items()}
-        values = list(added.values())
-        for n, (text, record) in enumerate(rows):
-            cells = (_written(record.get(names[place])) if place in names else "" for place in range(first.cells))
-            line = text if text and keeps else self._line(list(cells))
-            lines.append(self._joined(line, [column[n] for column in values]))
-        if header is not None:
-            if dialect.quote == "'" and fits_lines(dialect._replace(quote='"', escape=None), lines):
-                # with columns more, usual quotes fit the rows too: names in these quotes settle it
-                every = [*(names.get(place, "") for place in range(first.cells)), *added]
-                lines[0] = dialect._replace(all_quoted=True).line(every)
-            lines[0] = dialect.preamble + lines[0]
-        self.out.write("".join(line + dialect.newline for line in lines).encode(dialect.encoding))
-
-    def _joined(self, line: str, cells: Sequence[object]) -> str:
-        """A line with cells added behind it. Where a cell cannot hold a character, a blank stands for it."""
-        assert self.dialect is not None
-        written = [_written(cell) for cell in cells]
-        if self.dialect.quote is None and self.dialect.escape is None:
-            odd = str.maketrans(dict.fromkeys([self.dialect.delimiter, "\r", "\n"], " "))
-            written = [cell.translate(odd) if isinstance(cell, str) else cell for cell in written]
-        return self.dialect.separator.join([line, *map(self.dialect.cell, written)])
-
-    def _line(self, cells: Sequence[object]) -> str:
-        assert self.dialect is not None
         try:
-            return self.dialect.line(cells)
+            lines = form.lines(held)
         except ValueError as error:
-            raise InputError(f"{error}: {quoted(self.dialect.delimiter)} stands between the cells.") from None
+            raise InputError(
+                f"{self.where}: {error}: {quoted(form.dialect.delimiter)} stands between the cells."
+            ) from None
+        if self.settled:
+            self.out.write("".join(lines).encode(form.dialect.encoding))
+            return
+        self.held.append(held)
+        self.size += sum(map(len, lines))
+        if self.size > SAMPLE:
+            self._settle(whole=False)
+
+    def close(self) -> None:
+        """Write what is held back."""
+        if self.forms and not self.settled:
+            self._settle(whole=True)
+
+    def _forms(self, table: Table, added: tuple[str, ...]) -> list[_Form]:
+        """The ways to write a file that begins with a table, the one most like it first."""
+        given = self.dialect
+        first = table.dialect if given is None else given._replace(newline=table.dialect.newline)
+        if self.part_of and (first.quote != '"' or first.escape is not None):
+            first = first._replace(quote='"', escape=None, all_quoted=False)
+        named = first._replace(all_quoted=first.quote is not None)  # names in quotes show what the quotes are
+        plain = first._replace(quote='"', escape=None, spaced=False, all_quoted=False)
+        plainest = usual(self.suffix)._replace(
+            all_quoted=True, newline=first.newline, encoding=first.encoding, bom=first.bom
+        )
+        return [_form(dialect, table, added) for dialect in dict.fromkeys([first, named, plain, plainest])]
+
+    def _settle(self, *, whole: bool) -> None:
+        """Write what is held back in the first form that is read as it is meant. `whole`: nothing follows."""
+        for form in self.forms:
+            lines = [line for held in self.held for line in form.lines(held)]
+            content = form.dialect.bom + "".join([form.head, *lines]).encode(form.dialect.encoding)
+            if self._reads_as(form, content, whole=whole):
+                self.out.write(content)
+                self.forms, self.held, self.settled = [form], [], True
+                return
+        names = ", ".join(map(quoted, self.forms[0].added))
+        raise InputError(
+            f"{self.where}: with the columns {names} added, the table would be read with other cells than it has. Save "
+            "the input as .jsonl, and give that."
+        )
+
+    def _reads_as(self, form: _Form, content: bytes, *, whole: bool) -> bool:
+        """Whether a reader of the content finds the cells that were written, and reads on in the same dialect."""
+        part = source_of_bytes(f"written{self.suffix}", content).parts[0]
+        try:
+            items = list(read_table(part, len(content) + 1))
+        except InputError:
+            return False
+        table = next((item for item in items if isinstance(item, Table)), None)
+        if table is None or list(table.columns) != [*form.columns, *form.added]:
+            return False
+        if not (whole or form.dialect.like(table.dialect)):
+            return False
+        found = (item.record for item in items if isinstance(item, Row))
+        meant = (record for held in self.held for record in form.records(held))
+        return all(record == other for record, other in zip_longest(found, meant))
+
+
+def _form(dialect: Dialect, table: Table, added: tuple[str, ...]) -> _Form:
+    """How tables like this one are written in a dialect: the header's text stays where it can."""
+    if not dialect.like(table.dialect):
+        columns = {name: place for place, name in enumerate(table.columns)}  # only what has a name is written
+        return _Form(dialect, dialect.line([*columns]), columns, len(columns), added)
+    form = _Form(dialect, table.header, table.columns, table.cells, added)
+    if dialect.all_quoted == table.dialect.all_quoted:
+        return form
+    return form._replace(header=dialect.line(form.placed({name: name for name in table.columns})))
+
+
+def _as_text(value: object) -> str:
+    """A value as the text of a cell."""
+    return "" if value is None else str(_written(value))
 
 
 def _written(value: object) -> object:

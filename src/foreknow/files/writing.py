@@ -107,7 +107,7 @@ def write_joined(parts: Sequence[Part], change: Change, path: Path, name: str) -
     frames = []
     with path.open("wb") as out, packed_for_writing(out, packing) as stream:
         same = parts[0].suffix == suffix
-        tables = TableWriter(stream, part_of=True, dialect=None if same else usual(suffix))
+        tables = TableWriter(stream, name, suffix, part_of=True, dialect=None if same else usual(suffix))
         writer = _Writer(stream, suffix, tables, whole=False)
         for part in parts:
             for batch in read_part(part):
@@ -150,7 +150,7 @@ def _write_part(part: Part, out: IO[bytes], change: Change, first: int) -> tuple
     with packed_for_writing(out, part.packing) as stream:
         if part.suffix == ".parquet":
             return _write_parquet(part, stream, change, first), None
-        writer = _Writer(stream, part.suffix, TableWriter(stream), whole=True)
+        writer = _Writer(stream, part.suffix, TableWriter(stream, part.where, part.suffix), whole=True)
         frames = []
         for batch in read_part(part):
             frames.append(writer.write(part, batch, change, first))
@@ -229,6 +229,7 @@ class _Writer:
 
     def close(self) -> None:
         """End the file."""
+        self.tables.close()
         if self.json_table is not None:
             self.out.write(self.json_table[0](self.json_table[1]).encode("utf-8", "backslashreplace"))
         elif self.suffix == ".json" and not self.wrapped:
