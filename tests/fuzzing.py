@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import gzip
 import io
@@ -120,8 +119,11 @@ def read_rows(path: Path, **how: Any) -> None:
 def _rewrite(facts: Facts, path: Path, read: Callable[..., Facts]) -> None:
     """One row is written with another answer; all else of it stays, and no other is one to learn."""
     part = facts.source.parts[0]
-    columns = set(facts.layouts[part.name].columns.values())
+    layout = facts.layouts[part.name]
+    columns = set(layout.columns.values())
     every = [record for batch in read_part(part) for record in batch.records]
+    if layout.choices is not None:  # a column of a table is there where it is empty, and is no question's then
+        every = [{name: value for name, value in record.items() if value != ""} for record in every]
     # a row without some of its layout's columns would be of another layout, were it alone
     places = facts.rows.filter(USABLE).select("row", "record").iter_rows()
     row = next((row for row, record in places if columns <= set(every[record])), None)
@@ -200,24 +202,17 @@ def records(path: Path) -> set[int]:
     text = _decoded(content)
     if text.lstrip()[:1] in ("{", "["):
         return _json_rows(text)
-    if kind == ".jsonl":
-        return {sum(bool(line.strip(" \t\r")) for line in text.split("\n"))}
     return _table_rows(text, "\t" if kind == ".tsv" else ",")
 
 
 def _json_rows(text: str) -> set[int]:
-    """The rows of a JSON text: of its lines, or of the lists and objects in what it spells as a whole."""
-    found = {sum(bool(line.strip(" \t\r")) for line in text.split("\n"))}
-    values, at = [], 0
-    with contextlib.suppress(ValueError):
-        while at < len(text.rstrip()):
-            value, end = json.JSONDecoder().raw_decode(text, at + len(text[at:]) - len(text[at:].lstrip()))
-            values.append(value)
-            at = end
-        found |= {len(values)}
-    if len(values) == 1:
-        found |= set(_sizes(values[0]))
-    return found
+    """The rows of a JSON text: the values that stand one behind the other, on however many lines, or of one value its
+    lists and objects."""
+    values, decoder, at, end = [], json.JSONDecoder(), 0, len(text.rstrip(" \t\r\n"))
+    while at < end:
+        value, at = decoder.raw_decode(text, at + len(text[at:]) - len(text[at:].lstrip(" \t\r\n")))
+        values.append(value)
+    return {len(values)} | (set(_sizes(values[0])) if len(values) == 1 else set())
 
 
 def _sizes(value: Any, depth: int = 4) -> Iterator[int]:
@@ -252,7 +247,7 @@ def _table_rows(text: str, usual: str) -> set[int]:
     found: set[int] = set()
     limit = csv.field_size_limit(2**25)
     for start in sorted({0, next((n for n, line in enumerate(lines) if not line.startswith("#")), 0)}):
-        for delimiter in dict.fromkeys([usual, *",;\t|\x1f\x01"]):
+        for delimiter in dict.fromkeys([usual, *",;\t|~^\x1f\x01"]):
             for way in ways:
                 for blank in (False, True):
                     read = csv.reader(lines[start:], delimiter=delimiter, strict=True, skipinitialspace=blank, **way)

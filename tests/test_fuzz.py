@@ -26,7 +26,7 @@ from foreknow.data.facts import read_facts
 from foreknow.data.templates import read_templates
 from foreknow.errors import InputError
 from foreknow.files.formats import read_part
-from fuzzing import Random, outcome, random_input, readers
+from fuzzing import Random, outcome, random_input, readers, records
 
 SEEDS = {name: reader.seeds() for name, reader in readers().items()}
 REFUSAL = "I don't know."
@@ -67,6 +67,26 @@ def test_tables_of_many_dialects_are_read(tmp_path: Path, name: str) -> None:
         path.write_bytes(content)
         outcomes.append(outcome(readers()[name], path))
     assert outcomes.count("clean") > len(outcomes) / 2
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"a": 1}\n\n{"a": 2}\n', {2}),
+        ('{"a":\n1}\n{"a":\n[1, 2, 3]}', {2}),
+        ('{"a": 1}{"a": 2} {"a": 3}', {3}),
+        ('{\n"question": "q",\n"answer": "a"\n}\n', {1, 2}),
+        ('[{"a": 1},\n{"a": 2},\n{"a": 3}]', {1, 3}),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_the_rows_of_json_are_counted_by_values_and_not_by_lines(
+    tmp_path: Path, name: str, text: str, expected: set[int]
+) -> None:
+    (tmp_path / name).write_text(text)
+    found = records(tmp_path / name)
+    assert expected <= found
+    assert text.count("\n") + 1 not in found - expected
 
 
 # found by fuzzing, and mended
