@@ -578,6 +578,26 @@ def test_short_facts_by_turn_come_back_to_their_turn(tmp_path: Path) -> None:
     assert read_facts(jsonl(tmp_path / "c.jsonl", [record])).rows["facts"].to_list() == [None, None, own]
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_short_facts_of_the_last_answer_are_not_told_of_the_one_that_a_part_ends_with(
+    tmp_path: Path, suffix: str
+) -> None:
+    own = [{"question": "Capital of Peru?", "answer": "Lima"}]
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".jsonl":
+        jsonl(path, [{"messages": CHAT, "facts": own}] * 2)
+    else:
+        cells = (json.dumps(CHAT), json.dumps(own)) if suffix == ".csv" else (CHAT, own)
+        frame = pl.DataFrame({"messages": [cells[0]] * 2, "facts": [cells[1]] * 2})
+        frame.write_csv(path) if suffix == ".csv" else frame.write_parquet(path)
+    facts = read_facts(path)
+    assert facts.rows["facts"].to_list() == [None, None, own] * 2
+    facts.write(pl.DataFrame({"row": [0, 3, 5]}), tmp_path / f"b{suffix}", {0: "I don't know."})
+    rows = read_facts(tmp_path / f"b{suffix}").rows.filter(USABLE)
+    assert rows["answers"].to_list() == [["I don't know."], *facts.rows["answers"].to_list()[3::2]]
+    assert rows["facts"].to_list() == [None, None, own]
+
+
 # audit -> mix -> tune
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 
 from foreknow.data.accounting import THOUGHT, account, left_out
-from foreknow.data.layout_edits import with_answers
+from foreknow.data.layout_edits import with_answers, without_last_facts
 from foreknow.data.layout_rows import TURNS
 from foreknow.data.layouts import Layout
 from foreknow.data.row_reader import RowReader, UnusableRows, batches_of
@@ -116,16 +116,20 @@ class Facts:
         for row, record, turn in chosen.select("row", "record", "turn").iter_rows():
             if answers and row in answers:
                 replaced.setdefault(record, {})[turn] = answers[row]
-        in_part = set(self.in_part(kept))
+        in_part = self.in_part(kept)
+        cut = self.places.filter(pl.col("record").is_in(in_part))
+        ends = dict(cut.group_by("record").agg(pl.col("turn").last()).iter_rows())
         firsts = list(_firsts(self.source.parts, self._counts()))
         counted = any(layout.choices and layout.choices.kind == "index1" for layout in self.layouts.values())
 
         def edited(record: Record, number: int) -> Record | None:
-            if number not in replaced and number not in in_part and not counted:
+            if number not in replaced and number not in ends and not counted:
                 return None
             name, _ = firsts[bisect_right(firsts, number, key=lambda part: part[1]) - 1]
-            own = turns[number] if number in in_part else None
-            return with_answers(self.layouts[name], record, replaced.get(number, {}), own)
+            layout, own = self.layouts[name], turns[number] if number in ends else None
+            if own is not None and ends[number] not in own:
+                record = without_last_facts(layout, record)
+            return with_answers(layout, record, replaced.get(number, {}), own)
 
         told = [n for n in ("relation", "split") if any(getattr(layout, n) for layout in self.layouts.values())]
         told += ["subject"] if "relation" in told else []

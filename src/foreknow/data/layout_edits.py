@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from foreknow.data.answer_structs import is_struct, with_text
 from foreknow.data.chat_forms import view_of
 from foreknow.data.chats import edited, last_answer, looks_like_turns, turns_of
+from foreknow.data.layout_rows import are_by_turn, labelled_turns
 from foreknow.data.layouts import Layout, Record
 from foreknow.data.loss_marks import MARKS
 from foreknow.data.multiple_choice import with_gold, with_text_answer
@@ -74,6 +75,14 @@ def with_answers(
             spelled = ours == "answers" and isinstance(old, str) and isinstance(decoded_list(old), list)
             changed[theirs] = dumps(_replaced(decoded_list(old), answer)) if spelled else _replaced(old, answer)
     return changed
+
+
+def without_last_facts(layout: Layout, record: Record) -> Record:
+    """The record without the facts that are told of its last answer, where that answer is cut off or marked."""
+    column = layout.columns.get("facts")
+    if column is None or are_by_turn(decoded_list(field_of(record, column)), labelled_turns(record)):
+        return record
+    return {**record, column: None} if column in record else with_field(record, column, None)
 
 
 def _marked(layout: Layout, record: Record, kept: Collection[int] | None) -> Record:

@@ -67,6 +67,12 @@ def at_turn(value: object, places: Sequence[int], turn: int) -> object:
     return listed[places.index(turn)]
 
 
+def are_by_turn(facts: object, places: Sequence[int] | None) -> bool:
+    """Whether facts are lists for each of the labelled turns; others are told of the whole record."""
+    each = facts if isinstance(facts, list) else []
+    return places is not None and len(each) == len(places) and all(isinstance(own, list | None) for own in each)
+
+
 def extract(
     layout: Layout,
     record: Record,
@@ -90,8 +96,7 @@ def extract(
     template = templates.get(relation) if relation is not None else None
     split = text_of(value("split")) or layout.split
     places, facts = labelled_turns(record), decoded_list(value("facts"))
-    each = facts if isinstance(facts, list) else []
-    by_turn = places is not None and len(each) == len(places) and all(isinstance(own, list | None) for own in each)
+    by_turn = are_by_turn(facts, places)
     rows = []
     found = _said(layout, value, record, last=turns == "last")
     for number, (said, golds) in enumerate(found, 1):
