@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +205,20 @@ def test_marks_that_never_close_take_no_longer_than_a_look_at_the_text() -> None
 def test_the_mark_that_opens_the_next_instruction_is_no_part_of_the_answer_before_it() -> None:
     text = f"<s>[INST] {Q} [/INST] {A} <s>\n<s> [INST] {Q2} [/INST] {A2}"
     assert [turn["content"] for turn in turns_in(text) or []] == [Q, A, Q2, A2]
+
+
+@pytest.mark.parametrize("name", ["completion", "chosen"])
+def test_a_new_answer_stands_behind_a_prompt_that_began_the_old_one(tmp_path: Path, name: str) -> None:
+    opening = f"<|user|>\n{Q}<|end|>\n<|assistant|>\n"
+    beside = {"rejected": " Rome<|end|>"} if name == "chosen" else {}
+    record = {"prompt": f"{opening}It is", name: " Paris<|end|>", **beside}
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(record) + "\n")
+    facts = read_facts(path)
+    assert facts.rows.select("question", "answers").row(0) == (Q, ["It is Paris"])
+    facts.write(facts.rows.select("row"), tmp_path / "b.jsonl")
+    assert json.loads((tmp_path / "b.jsonl").read_text()) == record
+    facts.write(facts.rows.select("row"), tmp_path / "c.jsonl", {0: "I don't know."})
+    moved = {"rejected": "It is Rome<|end|>"} if name == "chosen" else {}
+    assert json.loads((tmp_path / "c.jsonl").read_text()) == {"prompt": opening, name: "I don't know.<|end|>", **moved}
+    assert read_facts(tmp_path / "c.jsonl").rows.select("question", "answers").row(0) == (Q, ["I don't know."])

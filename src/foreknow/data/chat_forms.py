@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from foreknow.data.chats import ROLES, looks_like_turns
 from foreknow.data.python_reprs import decoded_object
-from foreknow.data.text_marks import turns_in, with_turns
+from foreknow.data.text_marks import marked, turns_in, with_turns
 from foreknow.data.values import spellings
 from foreknow.files.jsontext import dumps
 
@@ -207,19 +207,29 @@ def _marked_completion(columns: Mapping[str, str], record: Record) -> ChatView |
     said = completion if isinstance(completion, str) else next(iter(spellings(completion)), None)
     if not isinstance(prompt, str) or said is None:
         return None
-    return _behind(prompt, said, record, columns["completion"])
+    return _behind(prompt, said, record, columns, "completion")
 
 
-def _behind(prompt: str, answer: str, record: Record, column: str) -> ChatView | None:
+def _behind(prompt: str, answer: str, record: Record, columns: Mapping[str, str], name: str) -> ChatView | None:
+    """The chat of a prompt with marks and of the text behind it, which the column of this name of ours holds."""
     if not answer.strip() or turns_in(prompt) is None:
         return None
     text = prompt + answer
-    turns = turns_in(text)
-    if turns is None:
+    turns, found = turns_in(text), marked(text)
+    if turns is None or found is None:
         return None
+    begins = found.spans[-1].start
 
     def put(changed: Turns) -> Record:
-        return {**record, column: with_turns(text, changed)[len(prompt) :]}
+        made = with_turns(text, changed)
+        if begins >= len(prompt) or len(changed) < len(turns) or changed[-1]["content"] == turns[-1]["content"]:
+            return {**record, columns[name]: made[len(prompt) :]}
+        # the prompt begins the answer: another answer stands behind the prompt as a whole, and so do those beside it
+        moved = {columns["prompt"]: prompt[:begins], columns[name]: made[begins:]}
+        beside = columns.get("rejected")
+        if beside is not None and isinstance(other := record.get(beside), str):
+            moved[beside] = prompt[begins:] + other
+        return {**record, **moved}
 
     return ChatView([dict(turn) for turn in turns], len(turns) - 1, put)
 
@@ -229,7 +239,11 @@ def _preference(columns: Mapping[str, str], record: Record) -> ChatView | None:
     column = columns["chosen"]
     prompt = record.get(columns["prompt"]) if "prompt" in columns else None
     chosen = record.get(column)
-    if isinstance(prompt, str) and isinstance(chosen, str) and (view := _behind(prompt, chosen, record, column)):
+    if (
+        isinstance(prompt, str)
+        and isinstance(chosen, str)
+        and (view := _behind(prompt, chosen, record, columns, "chosen"))
+    ):
         return view
     before = codec_of(prompt)
     asked: Turns = before.turns if before else []
