@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 ADDRESS_SPACE = 4 << 30
 """Bytes that a reader's process may map."""
 HANGS = 60.0
-"""Seconds without progress after which a reader's process is ended."""
+"""Seconds of computing without progress after which a reader's process is ended."""
+STALLS = 900.0
+"""Seconds without progress, computing or not, after which it is ended: a busy machine may let it wait."""
 INSTRUMENTED = ("foreknow.files", "foreknow.data")
 
 
@@ -171,13 +173,13 @@ def fuzz(name: str, engine: str, inputs: int, seed: int, out: Path) -> dict[str,
         command = [sys.executable, __file__, "--child", name, engine, str(left), str(seed + len(deaths)), str(folder)]
         quiet = {**os.environ, "RUST_BACKTRACE": "0"}
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=quiet)
-        seen, moved = -1, time.monotonic()
+        seen, moved, computed = -1, time.monotonic(), 0.0
         while process.poll() is None:
             time.sleep(0.2)
             tally = Tally(folder)
             if tally.inputs != seen:
-                seen, moved = tally.inputs, time.monotonic()
-            elif time.monotonic() - moved > HANGS:
+                seen, moved, computed = tally.inputs, time.monotonic(), _computed(process.pid)
+            elif _computed(process.pid) - computed > HANGS or time.monotonic() - moved > STALLS:
                 process.kill()
         tally = Tally(folder)
         if process.returncode:
@@ -192,6 +194,15 @@ def fuzz(name: str, engine: str, inputs: int, seed: int, out: Path) -> dict[str,
         "reader": name, "engine": engine, "inputs": tally.inputs, **tally.found, "panics": panics,
         "deaths": deaths, "seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip
+
+
+def _computed(pid: int) -> float:
+    """Seconds that a process has computed; those of the clock where the system does not tell."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return time.monotonic()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
