@@ -21,12 +21,13 @@ import polars as pl
 import torch
 from scipy import stats
 
-from foreknow.audits.prepare import Stage, prepared, read_input, sized
 from foreknow.config import AuditConfig
-from foreknow.data.rows import chunks, take
-from foreknow.probing.sample import Generator, Sampler, exact_head
+from foreknow.data.schema import chunks, take
+from foreknow.inference import slick
+from foreknow.inference.generate import Generator, Sampler, exact_head
 from foreknow.progress import meter
-from foreknow.protocol import slick
+from foreknow.stages.audit.executor import AuditContext
+from foreknow.stages.audit.setup import open_context, read_input, with_batch_sizes
 
 
 def main() -> None:
@@ -38,27 +39,29 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=40)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    config = sized(AuditConfig(data="facts", model=args.model, dtype=args.dtype, limit=args.greedy), "cpu", "", Path())
-    with prepared(config, read_input(config)) as stage:
+    config = with_batch_sizes(
+        AuditConfig(data="facts", model=args.model, dtype=args.dtype, limit=args.greedy), "cpu", "", Path()
+    )
+    with open_context(config, read_input(config)) as context:
         began = time.monotonic()
-        probed = [stage.probing.prober.probe(c) for c in chunks(stage.draw.rows, 64)]
+        probed = [context.probing.prober.probe(c) for c in chunks(context.plan.rows, 64)]
         seconds = time.monotonic() - began
     probes = pl.concat([c.probes for c in probed])
     answers = pl.concat([c.answers for c in probed])
     result: dict[str, Any] = {"model": args.model, "dtype": args.dtype, "probe_seconds": seconds}
-    with exact_head(stage.loaded.model):
-        result["greedy"] = greedy(stage, probes, answers, args.batch)
+    with exact_head(context.loaded.model):
+        result["greedy"] = greedy(context, probes, answers, args.batch)
         args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False))
         if args.sampled:
-            result["sampled"] = sampled(stage, probes, args.sampled, args.batch)
+            result["sampled"] = sampled(context, probes, args.sampled, args.batch)
             args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False))
     print(json.dumps({k: v for k, v in result.items() if k != "differences"}, indent=1, ensure_ascii=False))
 
 
-def greedy(stage: Stage, probes: pl.DataFrame, answers: pl.DataFrame, batch: int) -> dict[str, Any]:
+def greedy(context: AuditContext, probes: pl.DataFrame, answers: pl.DataFrame, batch: int) -> dict[str, Any]:
     """Every row and set: the probe's greedy decision against the generated answer's."""
-    prober: Any = stage.probing.prober
-    generator = Generator(stage.loaded.model, prober.vocabulary, prober.engine.sampling, batch)
+    prober: Any = context.probing.prober
+    generator = Generator(context.loaded.model, prober.vocabulary, prober.engine.sampling, batch)
     stated = {
         (r, j): (a, b)
         for r, j, a, b in probes.select("row", "exemplar_set", "greedy_correct", "greedy_lenient").iter_rows()
@@ -67,8 +70,8 @@ def greedy(stage: Stage, probes: pl.DataFrame, answers: pl.DataFrame, batch: int
     compared = right = 0
     differences, answers_apart = [], []
     began = time.monotonic()
-    with meter("generating greedily", stage.draw.rows.height) as done:
-        for part in chunks(stage.draw.rows, 16):
+    with meter("generating greedily", context.plan.rows.height) as done:
+        for part in chunks(context.plan.rows, 16):
             rows, prompts = prober.prompts(part)
             pairs = [(r, j) for r in range(len(rows)) for j in range(len(prompts[r]))]
             longest = max(row.max_new for row in rows)
@@ -88,16 +91,16 @@ def greedy(stage: Stage, probes: pl.DataFrame, answers: pl.DataFrame, batch: int
                     differences.append({
                         "row": row.number, "set": j, "probe": stated[row.number, j], "generated": found,
                         "answer": answer, "accepted": sorted(accepted.strict),
-                        "smallest_gap": gap(stage, prompts[r][j].ids, path),
+                        "smallest_gap": gap(context, prompts[r][j].ids, path),
                     })  # fmt: skip
                 if j == 0 and answer != said[row.number]:
                     answers_apart.append({
                         "row": row.number, "probe": said[row.number], "generated": answer,
-                        "smallest_gap": gap(stage, prompts[r][j].ids, path),
+                        "smallest_gap": gap(context, prompts[r][j].ids, path),
                     })  # fmt: skip
             done.advance(part.height)
     return {
-        "rows": stage.draw.rows.height, "relations": stage.draw.rows["group"].n_unique(), "compared": compared,
+        "rows": context.plan.rows.height, "relations": context.plan.rows["group"].n_unique(), "compared": compared,
         "right": right, "different": len(differences), "differences": differences,
         "model_answers_compared": len(said), "model_answers_different": answers_apart,
         "seconds": time.monotonic() - began,
@@ -105,18 +108,18 @@ def greedy(stage: Stage, probes: pl.DataFrame, answers: pl.DataFrame, batch: int
 
 
 @torch.inference_mode()
-def gap(stage: Stage, prompt: tuple[int, ...], path: tuple[int, ...]) -> float:
+def gap(context: AuditContext, prompt: tuple[int, ...], path: tuple[int, ...]) -> float:
     """The smallest gap between the two largest logits along a generated path: a near tie explains a difference."""
-    logits = stage.loaded.model(torch.tensor([[*prompt, *path]])).logits[0, len(prompt) - 1 : -1].float()
+    logits = context.loaded.model(torch.tensor([[*prompt, *path]])).logits[0, len(prompt) - 1 : -1].float()
     top = logits.topk(2, dim=-1).values
     return float((top[:, 0] - top[:, 1]).min())
 
 
-def sampled(stage: Stage, probes: pl.DataFrame, count: int, batch: int) -> dict[str, Any]:
+def sampled(context: AuditContext, probes: pl.DataFrame, count: int, batch: int) -> dict[str, Any]:
     """Draw for `count` rows and hold the hits against the stated probabilities."""
-    prober: Any = stage.probing.prober
-    rows = take(stage.draw.rows, count, 1)
-    sampler = Sampler(prober, Generator(stage.loaded.model, prober.vocabulary, prober.engine.sampling, batch * 4), 0)
+    prober: Any = context.probing.prober
+    rows = take(context.plan.rows, count, 1)
+    sampler = Sampler(prober, Generator(context.loaded.model, prober.vocabulary, prober.engine.sampling, batch * 4), 0)
     began = time.monotonic()
     parts = []
     with meter("drawing samples", rows.height) as done:

@@ -29,14 +29,15 @@ import polars as pl
 import torch
 from torch import nn
 
-from foreknow.audits.prepare import Stage, prepared, read_input, sized
 from foreknow.config import AuditConfig
-from foreknow.data.rows import chunks, take
-from foreknow.probing.ordered import _OrderedLinear
-from foreknow.probing.packed import PackedModel
-from foreknow.probing.probe import Prober
-from foreknow.probing.sample import Generator, exact_head
-from foreknow.probing.segments import Segment
+from foreknow.data.schema import chunks, take
+from foreknow.inference.exact_probe import Prober
+from foreknow.inference.generate import Generator, exact_head
+from foreknow.inference.packed_attention import Segment
+from foreknow.inference.packed_model import PackedModel
+from foreknow.inference.prepacked_linear import _OrderedLinear
+from foreknow.stages.audit.executor import AuditContext
+from foreknow.stages.audit.setup import open_context, read_input, with_batch_sizes
 
 RELATIONS = ["city_country", "company_headquarters", "us_city_state", "airport_city"]
 
@@ -70,32 +71,32 @@ def main() -> None:
 
 
 def speed(args: argparse.Namespace) -> dict[str, Any]:
-    config = sized(AuditConfig(data="facts", model=args.model, dtype=args.dtype), "cpu", "", Path())
+    config = with_batch_sizes(AuditConfig(data="facts", model=args.model, dtype=args.dtype), "cpu", "", Path())
     given = read_input(config)
     wanted = given.facts.rows.filter(pl.col("group").is_in(RELATIONS) & pl.col("split").is_in(["train", "test"]))
     rows = take(wanted, args.rows, 0)
-    with prepared(config, given._replace(audited=rows)) as stage:
-        if stage.probing.packed is None:
+    with open_context(config, given._replace(audited=rows)) as context:
+        if context.probing.packed is None:
             raise SystemExit("the packed engine does not take this model")
-        plan = chunks(stage.draw.rows, int(config.chunk_rows or 128))
-        stage.probing.prober.probe(plan[0].head(8))  # first touch of the weights
-        stage.probing.packed._families.clear()
-        counted = count_tokens(stage.probing.packed.packed)
+        plan = chunks(context.plan.rows, int(config.chunk_rows or 128))
+        context.probing.prober.probe(plan[0].head(8))  # first touch of the weights
+        context.probing.packed._families.clear()
+        counted = count_tokens(context.probing.packed.packed)
         began = time.perf_counter()
         for part in plan:
-            stage.probing.prober.probe(part)
+            context.probing.prober.probe(part)
         ours = time.perf_counter() - began
-    plain, ordered = limits(stage, counted)
-    prober: Any = stage.probing.prober
+    plain, ordered = limits(context, counted)
+    prober: Any = context.probing.prober
     first = pl.concat([part.head(-(-args.batched // len(RELATIONS))) for part in rows.partition_by("group")])
     single = pl.concat([part.head(-(-args.one_by_one // len(RELATIONS))) for part in rows.partition_by("group")])
-    with exact_head(stage.loaded.model):
-        slow = generated(stage, prober, single, 1)
-        batched = generated(stage, prober, first, args.batch)
+    with exact_head(context.loaded.model):
+        slow = generated(context, prober, single, 1)
+        batched = generated(context, prober, first, args.batch)
     c = rows.height / ours
     return {
         "model": args.model,
-        "dtype": stage.loaded.dtype,
+        "dtype": context.loaded.dtype,
         "threads": torch.get_num_threads(),
         "(a) generate, one prompt at a time, rows/s": slow,
         "(b) generate, batched, rows/s": batched,
@@ -128,13 +129,13 @@ def count_tokens(packed: PackedModel) -> dict[str, int]:
 
 
 @torch.inference_mode()
-def limits(stage: Stage, counted: dict[str, int], at_once: int = 1024) -> tuple[float, float]:
+def limits(context: AuditContext, counted: dict[str, int], at_once: int = 1024) -> tuple[float, float]:
     """Seconds the model's own matrix products take for these tokens: plain weights, and laid out.
 
     Called after the probe is done: while it runs, the plain layers are swapped for laid-out ones.
     """
-    assert stage.probing.packed is not None
-    packed = stage.probing.packed.packed
+    assert context.probing.packed is not None
+    packed = context.probing.packed.packed
     weights = [p for n, p in packed.body.named_parameters() if p.dim() == 2 and "embed" not in n]
     head = packed.head.weight
     inputs = {n: torch.randn(at_once, n, dtype=head.dtype) for n in {w.shape[1] for w in [*weights, head]}}
@@ -172,9 +173,9 @@ def seconds(work: Callable[[], None], at_least: float = 3.0) -> float:
     return best
 
 
-def generated(stage: Stage, prober: Prober, rows: pl.DataFrame, batch: int) -> float:
+def generated(context: AuditContext, prober: Prober, rows: pl.DataFrame, batch: int) -> float:
     """Rows a second by `generate`: every prompt's greedy answer and 16 samples."""
-    generator = Generator(stage.loaded.model, prober.vocabulary, prober.engine.sampling, batch)  # type: ignore[attr-defined]
+    generator = Generator(context.loaded.model, prober.vocabulary, prober.engine.sampling, batch)  # type: ignore[attr-defined]
     found, prompts = prober.prompts(rows)
     flat = [(row, p.ids) for row, line in zip(found, prompts, strict=True) for p in line]
     began = time.perf_counter()

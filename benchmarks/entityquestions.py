@@ -16,8 +16,8 @@ from typing import Any
 import polars as pl
 
 import foreknow
-from foreknow.data.facts import read_facts
-from foreknow.data.rows import GOLD, draw_key, majority_floor
+from foreknow.data.dataset import read_dataset
+from foreknow.data.schema import GOLD, majority_floor, sampling_hash
 
 # HighlyKnown, MaybeKnown, WeaklyKnown, Unknown of PaLM 2-M in the train set (arXiv 2405.05904, Table 3)
 PALM = {
@@ -38,9 +38,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    rows = read_facts(args.data).rows.filter(pl.col("answers").list.len() == 1)
+    rows = read_dataset(args.data).rows.filter(pl.col("answers").list.len() == 1)
     train = rows.filter(pl.col("split") == "train")
-    keys = [draw_key(0, question, gold) for question, gold in train.select("question", GOLD).iter_rows()]
+    keys = [sampling_hash(0, question, gold) for question, gold in train.select("question", GOLD).iter_rows()]
     keyed = train.with_columns(key=pl.Series(keys, dtype=pl.UInt64)).sort("key", "row")
     drawn = keyed.filter(pl.int_range(pl.len()).over("relation") < args.rows).sort("relation", "row")
     for name, frame in (("sample", drawn), ("dev", rows.filter(pl.col("split") == "dev"))):

@@ -1,4 +1,4 @@
-"""How far apart are models that speak and those that do not? The figures behind `lm/fluency.py` (docs/model-checks.md).
+"""How far apart models that speak and those that do not are: the figures of `models/fluency.py` (docs/model-checks.md).
 
     python benchmarks/fluency.py --models smollm2-135m gemma3-270m lab --out FILE.json
 
@@ -22,9 +22,9 @@ import torch
 from torch import nn
 
 from foreknow.errors import ModelError
-from foreknow.lm import models
-from foreknow.lm.fluency import LEAST, NO_GAIN, fluency_of
-from foreknow.lm.private_api import model_of_config
+from foreknow.models import loading
+from foreknow.models.fluency import LEAST, NO_GAIN, fluency_of
+from foreknow.models.private_api import model_of_config
 
 SEEDS = 3
 
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     # the broken ones are computed in bfloat16, which moves a gain by 0.02 and is ten times faster here
-    loaded = [models.load(name, dtype="bfloat16", device="cpu") for name in args.models]
+    loaded = [loading.load_model(name, dtype="bfloat16", device="cpu") for name in args.models]
     lines: list[dict[str, Any]] = []
     print("| model | what was done to it | nats a token gained | share of surprise | best language | warning |")
     print("| --- | --- | --- | --- | --- | --- |")
@@ -77,10 +77,10 @@ def measured(model: Any, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def variants(one: models.Loaded, loaded: list[models.Loaded]) -> Iterator[tuple[str, Any, Any]]:
+def variants(one: loading.Loaded, loaded: list[loading.Loaded]) -> Iterator[tuple[str, Any, Any]]:
     """What is done to a model, the model then, its tokenizer."""
     model, tokenizer = one.model, one.tokenizer
-    yield "nothing, float32", models.load(one.folder, dtype="float32", device="cpu").model, tokenizer
+    yield "nothing, float32", loading.load_model(one.folder, dtype="float32", device="cpu").model, tokenizer
     yield "nothing, bfloat16", model, tokenizer
     for seed in range(3):
         yield f"random weights, seed {seed}", anew(model, seed), tokenizer
@@ -125,7 +125,7 @@ def permuted(model: Any, seed: int) -> Any:
 
 
 @torch.no_grad()
-def widened(model: Any, other: models.Loaded) -> Any:
+def widened(model: Any, other: loading.Loaded) -> Any:
     """The same model with its embeddings repeated, so that it runs with a larger tokenizer."""
     found = copy.deepcopy(model)
     size = max(len(other.tokenizer), other.model.get_input_embeddings().weight.shape[0])

@@ -40,7 +40,7 @@ HANGS = 60.0
 """Seconds of computing without progress after which a reader's process is ended."""
 STALLS = 900.0
 """Seconds without progress, computing or not, after which it is ended: a busy machine may let it wait."""
-INSTRUMENTED = ("foreknow.files", "foreknow.data")
+INSTRUMENTED = ("foreknow.io", "foreknow.data")
 
 
 # a process for one reader

@@ -16,9 +16,9 @@ from pathlib import Path
 import polars as pl
 
 import foreknow
-from foreknow.lab import building as lab
-from foreknow.lab import truth as lab_truth
-from foreknow.protocol.slick import CATEGORIES, UNKNOWN
+from foreknow.inference.slick import CATEGORIES, UNKNOWN
+from foreknow.models import lab_model as lab
+from foreknow.stages.study import lab_truth
 
 FEW = 40
 """Relations with at most so many answers are where guessing pays."""

@@ -22,13 +22,13 @@ from typing import Any
 
 import polars as pl
 
-from foreknow.audits.on_server import job_at_server, server_of
-from foreknow.audits.prepare import prepared, read_input, sized
 from foreknow.config import AuditConfig
-from foreknow.data.rows import chunks
-from foreknow.lm.model_names import resolve
-from foreknow.protocol import slick
-from foreknow.servers.model import Address, address_of
+from foreknow.data.schema import chunks
+from foreknow.inference import slick
+from foreknow.inference.server.model import Address, address_of
+from foreknow.models.resolve import resolve
+from foreknow.stages.audit.server_executor import open_server_executor, server_of
+from foreknow.stages.audit.setup import open_context, read_input, with_batch_sizes
 
 
 def main() -> None:
@@ -48,27 +48,27 @@ def main() -> None:
         "data": args.data, "model": args.local, "dtype": args.dtype, "limit": args.rows, "top_k": args.top_k,
         "exemplar_sets": args.sets, "exemplars": args.exemplars,
     }  # fmt: skip
-    config = sized(AuditConfig(**given), "cpu", "", Path())
+    config = with_batch_sizes(AuditConfig(**given), "cpu", "", Path())
     data = read_input(config)
-    with prepared(config, data) as stage:
+    with open_context(config, data) as context:
         began = time.monotonic()
-        local = [stage.probing.prober.probe(c) for c in chunks(stage.draw.rows, 32)]
+        local = [context.probing.prober.probe(c) for c in chunks(context.plan.rows, 32)]
         local_seconds = time.monotonic() - began
     with _server(args.server, args.local) as address:
         patient = {"tokenizer": str(resolve(args.local).folder), "concurrency": args.concurrency}
         config = config.model_copy(update=patient)
         with server_of(config, data, address) as server:
-            job = job_at_server(config, data, server)
+            executor = open_server_executor(config, data, server)
             before = server.used
             began = time.monotonic()
-            plan = list(enumerate(chunks(job.draw.rows, 32)))
-            served = [chunk for _, chunk, _ in job.results(plan)]
+            plan = list(enumerate(chunks(executor.plan.rows, 32)))
+            served = [chunk for _, chunk, _ in executor.probe(plan)]
             seconds = time.monotonic() - began
             used = {key: value - getattr(before, key) for key, value in server.used._asdict().items()}
             reasons = server.reasons
     result: dict[str, Any] = {
-        "server": reasons, "rows": job.draw.rows.height, **compared(local, served), **used,
-        "seconds": seconds, "rows_per_second": job.draw.rows.height / seconds, "local_seconds": local_seconds,
+        "server": reasons, "rows": executor.plan.rows.height, **compared(local, served), **used,
+        "seconds": seconds, "rows_per_second": executor.plan.rows.height / seconds, "local_seconds": local_seconds,
     }  # fmt: skip
     args.out.write_text(json.dumps(result, indent=1))
     print(json.dumps(result, indent=1))

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import polars as pl
 
-from foreknow.data import default_facts
-from foreknow.data.rows import GOLD, draw_key
+from foreknow.data.builtin import default_facts
+from foreknow.data.schema import GOLD, sampling_hash
 
 WANTED = {
     "train": {"P17": 1200, "P36": 800, "city_country": 420, "us_city_state": 313, "airport_country": 312},
@@ -41,7 +41,7 @@ def main() -> None:
         for relation, count in wanted.items():
             source = theirs if relation.startswith("P") else ours
             rows = source.filter(pl.col("relation") == relation).select(*columns)
-            keys = [draw_key(0, *texts) for texts in rows.select("question", "answer").iter_rows()]
+            keys = [sampling_hash(0, *texts) for texts in rows.select("question", "answer").iter_rows()]
             drawn = rows.with_columns(key=pl.Series(keys, dtype=pl.UInt64)).sort("key").head(count).drop("key")
             parts.append(drawn.with_columns(split=pl.lit(split)))
     order = {"test": 0, "test_ood": 1, "dev": 2, "train": 3}

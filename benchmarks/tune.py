@@ -38,17 +38,17 @@ from transformers import (
 )
 
 from foreknow.config import TuneConfig
-from foreknow.data import default_facts
-from foreknow.data import rows as facts
-from foreknow.lm import models
-from foreknow.lm.packaged import quiet
-from foreknow.probing.malloc import keep_memory
-from foreknow.protocol.match import Accepted, answer_of
-from foreknow.protocol.prompts import Prompter
-from foreknow.training.tracker import Mirror, Tracker, vocabulary_for
-from foreknow.training.trainer import FactTrainer, arguments, set_dropout
-from foreknow.training.training_pass import learning
-from foreknow.training.training_rows import SET, TRAINING, Example, Named, examples, step_rows
+from foreknow.data import schema as facts
+from foreknow.data.builtin import default_facts
+from foreknow.data.exact_match import Accepted, answer_of
+from foreknow.inference.malloc import keep_memory
+from foreknow.models import loading
+from foreknow.models.packaged import quiet
+from foreknow.prompts.prompt_template import Prompter
+from foreknow.stages.train.answer_loss import learning
+from foreknow.stages.train.dataset import SET, TRAINING, LabelledSplit, TrainingExample, examples, step_rows
+from foreknow.stages.train.tracker import EvalModelCopy, Tracker, vocabulary_for
+from foreknow.stages.train.trainer import FactTrainer, arguments, set_dropout
 
 Run = tuple[list[float], list[float]]
 """A training's seconds and losses, step by step."""
@@ -76,15 +76,15 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    loaded = models.load(args.model, dtype="float32", device="cpu")
+    loaded = loading.load_model(args.model, dtype="float32", device="cpu")
     rows = chosen_rows(args.rows)
     prompter = Prompter(loaded.tokenizer, TRAINING)
-    lessons = examples(Named("train", "facts", rows, 0, "", ""), prompter, int(loaded.tokenizer.eos_token_id))
+    lessons = examples(LabelledSplit("train", "facts", rows, 0, "", ""), prompter, int(loaded.tokenizer.eos_token_id))
     runs: dict[str, list[Run]] = {name: [] for name in args.only}
     for number in range(args.rounds):
         for name in args.only:
             # a fresh model: what accelerate has done to one it does not do again, mixed precision among it
-            loaded = models.load(args.model, dtype="float32", device="cpu")
+            loaded = loading.load_model(args.model, dtype="float32", device="cpu")
             set_dropout(loaded.model, args.dropout)
             with tempfile.TemporaryDirectory() as folder:
                 runs[name].append(CONTENDERS[name](args, loaded, lessons, Path(folder)))
@@ -167,7 +167,7 @@ class _Timed(FactTrainer):
     told: list[float]
 
 
-def ours(args: Any, loaded: models.Loaded, lessons: Sequence[Example], folder: Path) -> Run:
+def ours(args: Any, loaded: loading.Loaded, lessons: Sequence[TrainingExample], folder: Path) -> Run:
     config = TuneConfig(
         train="facts", dev="facts", epochs=1, batch_size=args.batch, learning_rate=5e-5, dropout=args.dropout,
         micro_batch_tokens=2048,
@@ -200,7 +200,7 @@ def in_order(args: Any, count: int) -> list[int]:
     return [place for step in range(-(-count // args.batch)) for place in step_rows(0, step, count, args.batch)]
 
 
-def trainer(args: Any, loaded: models.Loaded, lessons: Sequence[Example], folder: Path) -> Run:
+def trainer(args: Any, loaded: loading.Loaded, lessons: Sequence[TrainingExample], folder: Path) -> Run:
     data = [
         {"input_ids": [*e.prompt, *e.answer], "labels": [-100] * len(e.prompt) + list(e.answer)}
         for e in (lessons[place] for place in in_order(args, len(lessons)))
@@ -212,7 +212,9 @@ def trainer(args: Any, loaded: models.Loaded, lessons: Sequence[Example], folder
     return _run(rival)
 
 
-def trl(args: Any, loaded: models.Loaded, lessons: Sequence[Example], folder: Path, plain: bool = False) -> Run:
+def trl(
+    args: Any, loaded: loading.Loaded, lessons: Sequence[TrainingExample], folder: Path, plain: bool = False
+) -> Run:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -243,10 +245,10 @@ CONTENDERS: dict[str, Callable[..., Run]] = {
 }
 
 
-def answering(args: Any, loaded: models.Loaded, rows: pl.DataFrame, prompter: Prompter) -> dict[str, Any]:
+def answering(args: Any, loaded: loading.Loaded, rows: pl.DataFrame, prompter: Prompter) -> dict[str, Any]:
     """Rows a second by the tracker and by `generate`, on the model as the last training left it."""
     dtype = getattr(torch, args.dtype)
-    mirror = Mirror(dtype)
+    mirror = EvalModelCopy(dtype)
     track = Tracker(prompter, vocabulary_for(loaded.model, loaded.tokenizer), {"dev": rows})
     track(mirror.of(loaded.model))
     began = time.perf_counter()

@@ -20,12 +20,11 @@ import polars as pl
 import torch
 
 from foreknow.config import EvaluateConfig
-from foreknow.evaluation import adapters
-from foreknow.evaluation.evaluating import read_given, run
-from foreknow.lm import models
-from foreknow.protocol.prompts import Prompter
-from foreknow.training.tracker import Tracker, vocabulary_for
-from foreknow.training.training_rows import TRAINING
+from foreknow.models import loading
+from foreknow.prompts.prompt_template import Prompter
+from foreknow.stages.evaluate.run import read_inputs, run
+from foreknow.stages.train.dataset import TRAINING
+from foreknow.stages.train.tracker import Tracker, vocabulary_for
 
 
 def main() -> None:
@@ -56,10 +55,10 @@ def compared(name: str, file: Path, out: Path, dtype: str) -> dict[str, Any]:
     """Rows on which the two differ for one model."""
     config = EvaluateConfig(model=name, data=str(file), out=out, dtype=dtype)
     said = run(config).rows
-    loaded = adapters.load(adapters.find(name, None, force=False, trust_remote_code=False), dtype=dtype, device="auto")
+    loaded = loading.load_model(name, dtype=dtype, device="auto")
     prompter = Prompter(loaded.tokenizer, TRAINING)
     tracker = Tracker(
-        prompter, vocabulary_for(loaded.model, loaded.tokenizer), {"rows": read_given(config).rows}, lenient=True
+        prompter, vocabulary_for(loaded.model, loaded.tokenizer), {"rows": read_inputs(config).rows}, lenient=True
     )
     both = said.join(tracker(loaded.model).select("row", tracked="right", tracked_lenient="lenient"), on="row")
     apart = both.filter(pl.col("right") != pl.col("tracked"))
@@ -77,7 +76,7 @@ def compared(name: str, file: Path, out: Path, dtype: str) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def gap(loaded: models.Loaded, prompter: Prompter, question: str) -> float:
+def gap(loaded: loading.Loaded, prompter: Prompter, question: str) -> float:
     """The smallest gap between the two largest logits along the greedy answer."""
     ids = torch.tensor([prompter.ids([prompter.text((), question)])[0]]).to(loaded.model.device)
     made = loaded.model.generate(ids, do_sample=False, max_new_tokens=16, pad_token_id=0)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from foreknow.errors import ForeknowError, UsageError
-from foreknow.lm import models
+from foreknow.models import loading
 
 Weights = dict[str, torch.Tensor]
 
@@ -30,9 +30,9 @@ def edited(source: Path, folder: Path, edit: Callable[[Weights], object] = lambd
     return folder
 
 
-def load(folder: Path, **given: Any) -> models.Loaded:
+def load(folder: Path, **given: Any) -> loading.Loaded:
     """A folder's model, in float32 on the CPU unless told otherwise."""
-    return models.load(str(folder), **{"dtype": "float32", "device": "cpu", **given})
+    return loading.load_model(str(folder), **{"dtype": "float32", "device": "cpu", **given})
 
 
 def refusal(folder: Path, **given: Any) -> str:

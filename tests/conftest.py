@@ -131,15 +131,15 @@ def own_cache(
 @pytest.fixture
 def unchecked_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """Load models whose weights are not finite, to see what the stages behind the loader make of them."""
-    from foreknow.lm import models
+    from foreknow.models import loading
 
-    monkeypatch.setattr(models, "check_finite", lambda *_: None)
+    monkeypatch.setattr(loading, "check_finite", lambda *_: None)
 
 
 @pytest.fixture
 def frame() -> pl.DataFrame:
     """The facts in the frame every stage works on."""
-    from foreknow.data.rows import ROWS, flag_rows
+    from foreknow.data.schema import ROWS, flag_rows
 
     rows = [
         {**r, "row": i, "answers": [r["answer"]], "group": r["relation"], "flags": []}

@@ -21,13 +21,14 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from foreknow.data import entityquestions, popqa, templates
-from foreknow.data.detection import LAYOUTS
-from foreknow.data.facts import Facts, read_facts
-from foreknow.data.rows import ROWS, USABLE
+from foreknow.data.builtin import entityquestions, popqa
+from foreknow.data.dataset import Dataset, read_dataset
+from foreknow.data.layouts import relation_templates
+from foreknow.data.layouts.detection import LAYOUTS
+from foreknow.data.schema import ROWS, USABLE
 from foreknow.errors import ForeknowError, InputError
-from foreknow.files.formats import read_part
-from foreknow.files.sources import _zstd
+from foreknow.io.readers import read_part
+from foreknow.io.sources import _zstd
 from odd_files import (
     LARGEST,
     POPQA,
@@ -99,7 +100,7 @@ def outcome(reader: Reader, path: Path) -> str:
 
 def read_rows(path: Path, **how: Any) -> None:
     """Every record becomes rows, is written back beside labels, and is the same rows when it is read again."""
-    read = partial(read_facts, templates=TEMPLATES, **how)
+    read = partial(read_dataset, templates=TEMPLATES, **how)
     facts = read(path)
     rows = facts.rows
     if not path.read_bytes().startswith(b"PK\x03\x04"):
@@ -116,7 +117,7 @@ def read_rows(path: Path, **how: Any) -> None:
         _rewrite(facts, path.with_name(f"written{facts.suffix}"), read)
 
 
-def _rewrite(facts: Facts, path: Path, read: Callable[..., Facts]) -> None:
+def _rewrite(facts: Dataset, path: Path, read: Callable[..., Dataset]) -> None:
     """One row is written with another answer; all else of it stays, and no other is one to learn."""
     part = facts.source.parts[0]
     layout = facts.layouts[part.name]
@@ -141,8 +142,8 @@ def read_drawn(path: Path) -> None:
     """With a limit, and with the layout named: the rows drawn are those of the whole, and all are counted."""
     content = path.read_bytes()
     how = {"layout": LAYOUTS[len(content) % len(LAYOUTS)]} if sum(content) % 2 else {"strict_rows": True}
-    part = read_facts(path, templates=TEMPLATES, limit=2, **how)
-    whole = read_facts(path, templates=TEMPLATES, **how)
+    part = read_dataset(path, templates=TEMPLATES, limit=2, **how)
+    whole = read_dataset(path, templates=TEMPLATES, **how)
     _hold(part.records == whole.records and part.total == whole.total, "rows are lost")
     _hold(whole.records in records(path), "records are lost")
     _hold(part.rows.equals(whole.rows.filter(pl.col("row").is_in(part.rows["row"].implode()))), "other rows are drawn")
@@ -155,7 +156,7 @@ def read_standard_input(path: Path) -> None:
     with path.open("rb") as stream:
         sys.stdin = SimpleNamespace(buffer=stream)
         try:
-            facts = read_facts("-", templates=TEMPLATES)
+            facts = read_dataset("-", templates=TEMPLATES)
         finally:
             sys.stdin = kept
     _hold(facts.rows.height == facts.total, "rows are lost")
@@ -170,9 +171,9 @@ def read_popqa(path: Path) -> None:
 
 def read_templates(path: Path) -> None:
     """Every template gives its subject back."""
-    for template in templates.read_templates(path).values():
-        question = templates.question(template, "Ann")
-        _hold(templates.subject_of(template, question) == "Ann", "the subject is lost")
+    for template in relation_templates.read_templates(path).values():
+        question = relation_templates.question(template, "Ann")
+        _hold(relation_templates.subject_of(template, question) == "Ann", "the subject is lost")
         question.encode()
 
 

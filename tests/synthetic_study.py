@@ -12,9 +12,9 @@ import numpy as np
 import polars as pl
 import yaml
 
-from foreknow.protocol.slick import CATEGORIES, UNKNOWN
-from foreknow.studies.plan import Run, Variant
-from foreknow.studies.results import OUTCOMES, RESULTS
+from foreknow.inference.slick import CATEGORIES, UNKNOWN
+from foreknow.stages.study.grid import Run, Variant
+from foreknow.stages.study.measurements import OUTCOMES, RESULTS
 
 BASE = dict(zip(CATEGORIES, (0.94, 0.6, 0.11, 0.012), strict=True))
 """How often a row of a category is right after training that does no harm."""

@@ -18,15 +18,16 @@ import foreknow
 from builders import Weights, edited, load, refusal
 from conftest import fact_rows
 from foreknow import cli
-from foreknow.audits import reopening
-from foreknow.audits.comparing import compare_audits
-from foreknow.audits.estimate import estimate
 from foreknow.config import AuditConfig, EvaluateConfig, TuneConfig
 from foreknow.errors import ConfigError, MissingExtra, ModelError
-from foreknow.evaluation import evaluating
-from foreknow.lm.model_names import fingerprint, resolve
+from foreknow.models.fingerprints import fingerprint
+from foreknow.models.resolve import resolve
 from foreknow.settings import settings_of
-from foreknow.training import tuning
+from foreknow.stages.audit import reload
+from foreknow.stages.audit.compare import compare_audits
+from foreknow.stages.audit.estimate import estimate
+from foreknow.stages.evaluate import run as evaluate_run
+from foreknow.stages.train import run as train_run
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -68,7 +69,7 @@ def whole(tiny_folder: Path, lora: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def audited(lora: Path, facts_file: Path, tmp_path_factory: pytest.TempPathFactory) -> foreknow.Audit:
+def audited(lora: Path, facts_file: Path, tmp_path_factory: pytest.TempPathFactory) -> foreknow.AuditResult:
     out = tmp_path_factory.mktemp("audits") / "lora"
     return foreknow.audit(str(facts_file), model=str(lora), out=str(out), **PROTOCOL)
 
@@ -76,7 +77,9 @@ def audited(lora: Path, facts_file: Path, tmp_path_factory: pytest.TempPathFacto
 # every verb
 
 
-def test_an_audit_of_an_adapter_names_it_and_its_base(audited: foreknow.Audit, lora: Path, tiny_folder: Path) -> None:
+def test_an_audit_of_an_adapter_names_it_and_its_base(
+    audited: foreknow.AuditResult, lora: Path, tiny_folder: Path
+) -> None:
     told = audited.summary["model"]
     assert (told["name"], told["folder"]) == ("lora", str(lora))
     assert told["base"] == {"name": "tiny", "fingerprint": fingerprint(tiny_folder), "folder": str(tiny_folder)}
@@ -90,14 +93,14 @@ def test_an_audit_of_an_adapter_names_it_and_its_base(audited: foreknow.Audit, l
 
 
 def test_what_answers_is_the_adapter_and_not_its_base(
-    audited: foreknow.Audit, tiny_folder: Path, facts_file: Path, tmp_path: Path
+    audited: foreknow.AuditResult, tiny_folder: Path, facts_file: Path, tmp_path: Path
 ) -> None:
     base = foreknow.audit(str(facts_file), model=str(tiny_folder), out=str(tmp_path / "base"), **PROTOCOL)
     assert not base.probes["p_correct"].equals(audited.probes["p_correct"])
 
 
 def test_an_adapter_and_its_merged_model_say_the_same_of_every_row(
-    audited: foreknow.Audit, whole: Path, facts_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    audited: foreknow.AuditResult, whole: Path, facts_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = foreknow.audit(str(facts_file), model=str(whole), out=str(tmp_path / "merged"), **PROTOCOL)
     found = compare_audits(audited, other).summary
@@ -110,7 +113,7 @@ def test_an_adapter_and_its_merged_model_say_the_same_of_every_row(
 
 
 def test_a_badly_merged_model_is_told_from_its_adapter(
-    audited: foreknow.Audit, whole: Path, facts_file: Path, tmp_path: Path
+    audited: foreknow.AuditResult, whole: Path, facts_file: Path, tmp_path: Path
 ) -> None:
     """Merged with another scale, as reported of public tools: rows move, and `compare` counts them."""
     base = AutoModelForCausalLM.from_pretrained(resolve(str(whole)).folder, dtype=torch.float32)
@@ -125,9 +128,9 @@ def test_a_badly_merged_model_is_told_from_its_adapter(
 
 
 def test_an_audit_of_an_adapter_is_taken_up_again_with_it(
-    audited: foreknow.Audit, lora: Path, facts_file: Path, tmp_path: Path
+    audited: foreknow.AuditResult, lora: Path, facts_file: Path, tmp_path: Path
 ) -> None:
-    with reopening.reopened(audited) as again:
+    with reload.reload_audit(audited) as again:
         assert again.loaded.fingerprint == audited.summary["model"]["fingerprint"]
         held, expected = again.loaded.model.state_dict(), load(lora).model.state_dict()
         assert any("lora_B" in name for name in held)
@@ -136,7 +139,7 @@ def test_an_audit_of_an_adapter_is_taken_up_again_with_it(
     audit = foreknow.audit(str(facts_file), model=str(copied), out=str(tmp_path / "a"), **{**PROTOCOL, "limit": 4})
     changed = load_file(copied / "adapter_model.safetensors")
     save_file({name: values * 2 for name, values in changed.items()}, copied / "adapter_model.safetensors")
-    with pytest.raises(ModelError, match="is not the model that"), reopening.reopened(audit):
+    with pytest.raises(ModelError, match="is not the model that"), reload.reload_audit(audit):
         pass
 
 
@@ -150,7 +153,7 @@ def test_a_dry_run_and_generated_answers_take_an_adapter_too(lora: Path, facts_f
 
 def test_evaluate_names_both(lora: Path, facts_file: Path, tiny_folder: Path, tmp_path: Path) -> None:
     given = {"data": str(facts_file), "model": str(lora), "out": tmp_path / "e", "dtype": "float32", "device": "cpu"}
-    told = evaluating.run(settings_of(EvaluateConfig, given)).summary["model"]
+    told = evaluate_run.run(settings_of(EvaluateConfig, given)).summary["model"]
     assert (told["name"], told["method"], told["base"]["name"]) == ("lora", "adapter", "tiny")
     assert told["base"]["fingerprint"] == fingerprint(tiny_folder)
 
@@ -163,7 +166,7 @@ def tune_settings(model: Path, data: Path, out: Path, **given: Any) -> TuneConfi
 def test_training_goes_on_from_an_adapter(
     lora: Path, facts_file: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = tuning.run(tune_settings(lora, facts_file, tmp_path / "t", method="lora", learning_rate=1e-3))
+    done = train_run.run(tune_settings(lora, facts_file, tmp_path / "t", method="lora", learning_rate=1e-3))
     told = capsys.readouterr().err
     assert "training goes on from the adapter lora (LORA, rank 4, alpha 8, dropout 0, " in told
     assert "--lora-rank, --lora-alpha, --lora-targets and --dropout do not apply" in told
@@ -182,13 +185,13 @@ def test_training_goes_on_from_an_adapter(
 def test_every_weight_of_an_adapter_is_not_trained(lora: Path, facts_file: Path, tmp_path: Path) -> None:
     message = r"an adapter of tiny, found with --method full\. Use --method lora, which goes on .* or merge it"
     with pytest.raises(ConfigError, match=message):
-        tuning.run(tune_settings(lora, facts_file, tmp_path / "t"))
+        train_run.run(tune_settings(lora, facts_file, tmp_path / "t"))
     assert not (tmp_path / "t" / "config.yaml").exists()
 
 
 def test_a_study_of_an_adapter_audits_and_trains_it(lora: Path, facts_file: Path, tmp_path: Path) -> None:
-    from foreknow.studies import studying
-    from foreknow.studies.settings import StudyConfig
+    from foreknow.stages.study import run as study_run
+    from foreknow.stages.study.settings import StudyConfig
 
     rows = [{k: v for k, v in r.items() if k != "split"} for r in fact_rows()]
     data = tmp_path / "facts.jsonl"
@@ -201,10 +204,10 @@ def test_a_study_of_an_adapter_audits_and_trains_it(lora: Path, facts_file: Path
         "tune": {"epochs": 1, "dtype": "float32", "device": "cpu"},
     }  # fmt: skip
     with pytest.raises(ConfigError, match="found with --method full"):
-        studying.run(settings_of(StudyConfig, given))
+        study_run.run(settings_of(StudyConfig, given))
     assert not (tmp_path / "s" / "audit").exists()
     tune = {"tune": {**given["tune"], "method": "lora"}}
-    done = studying.run(settings_of(StudyConfig, {**given, **tune, "size": 4}))
+    done = study_run.run(settings_of(StudyConfig, {**given, **tune, "size": 4}))
     told = json.loads((done.folder / "audit/summary.json").read_text())["model"]
     assert told["base"]["name"] == "tiny"
     assert done.results.height
@@ -225,7 +228,7 @@ def test_base_is_named_where_it_is_not_found(lora: Path, tiny_folder: Path, fact
     with pytest.raises(SystemExit, match="0"):
         cli.main(command)
     assert foreknow.open_audit(out).summary["model"]["base"]["name"] == "tiny"
-    with reopening.reopened(foreknow.open_audit(out)):
+    with reload.reload_audit(foreknow.open_audit(out)):
         pass
 
 

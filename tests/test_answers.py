@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foreknow.data.rows import ROWS
-from foreknow.evaluation import answer_tables
-from foreknow.evaluation.answers import ANSWERED, SAID, answered, summarise
-from foreknow.protocol.match import Accepted
-from foreknow.protocol.slick import CATEGORIES
+from foreknow.data.exact_match import Accepted
+from foreknow.data.schema import ROWS
+from foreknow.inference.slick import CATEGORIES
+from foreknow.stages.evaluate import tables as evaluate_tables
+from foreknow.stages.evaluate.metrics import ANSWERED, SAID, answered, summarise_answers
+from foreknow.stages.train.base_labels import LABELS, labels_of
 from foreknow.stats import wilson
-from foreknow.training.before import LABELS, labels_of
 
 ONE = st.fixed_dictionaries(
     {
@@ -61,7 +61,7 @@ def line(said: str, answer: str, category: str | None = None, p: float | None = 
 def test_every_row_is_counted_once_and_parts_add_up(lines: list[dict[str, Any]], lenient: bool) -> None:
     rows = frame(lines)
     assert dict(rows.schema) == ANSWERED
-    found = summarise(rows, lenient=lenient)
+    found = summarise_answers(rows, lenient=lenient)
     json.dumps(found, allow_nan=False)
     counts = found["answers"]
     column = "right_lenient" if lenient else "right"
@@ -82,7 +82,7 @@ def test_every_row_is_counted_once_and_parts_add_up(lines: list[dict[str, Any]],
 @settings(max_examples=50)
 @given(st.lists(ONE, max_size=30))
 def test_moves_are_those_counted_one_by_one(lines: list[dict[str, Any]]) -> None:
-    found = summarise(frame(lines))["moves"]
+    found = summarise_answers(frame(lines))["moves"]
     compared = [x for x in lines if x["category"] and x["p"] is not None]
     labelled = [x for x in lines if x["category"]]
     if not labelled:
@@ -104,7 +104,7 @@ def test_moves_are_those_counted_one_by_one(lines: list[dict[str, Any]]) -> None
 
 
 def test_shares_carry_wilson_intervals_and_none_where_there_are_no_rows() -> None:
-    found = summarise(frame([line("Lima", "Lima"), line("x", "Lima"), line("x", "Lima")]))
+    found = summarise_answers(frame([line("Lima", "Lima"), line("x", "Lima"), line("x", "Lima")]))
     expected = wilson(1, 3)
     em = found["em"]["overall"]["strict"]
     assert (em["share"], em["low"], em["high"]) == (expected.value, expected.low, expected.high)
@@ -116,7 +116,7 @@ def test_shares_carry_wilson_intervals_and_none_where_there_are_no_rows() -> Non
 def test_collapse_is_told_against_the_golds() -> None:
     # always the same city, though every gold is another
     golds = ["Lima", "Paris", "Rome", "Lima", "Oslo"]
-    found = summarise(frame([line("Paris", gold) for gold in golds] + [line("I don't know.", "Bern")]))
+    found = summarise_answers(frame([line("Paris", gold) for gold in golds] + [line("I don't know.", "Bern")]))
     assert found["collapse"]["by_relation"]["a"] == {
         "rows": 5,
         "said": {"top": "Paris", "count": 5, "share": 1.0, "distinct": 1},
@@ -127,7 +127,7 @@ def test_collapse_is_told_against_the_golds() -> None:
 
 def test_frequent_wrong_answers_come_first_and_ties_by_text() -> None:
     said = ["b", "a", "c", "c", "Lima", "I don't know."]
-    found = summarise(frame([line(text, "Lima") for text in said]))["wrong_answers"]["overall"]
+    found = summarise_answers(frame([line(text, "Lima") for text in said]))["wrong_answers"]["overall"]
     assert [(one["said"], one["count"], one["share"]) for one in found] == [
         ("c", 2, 0.5),
         ("a", 1, 0.25),
@@ -141,8 +141,8 @@ def test_a_refusal_that_was_taught_counts_as_one() -> None:
         line("no clue", "No clue!"),
         line("Lima", "Lima", "Unknown", 0),
     ]
-    assert summarise(frame(lines))["answers"]["refused"] == 0
-    found = summarise(frame(lines, "No clue!"), lenient=True)
+    assert summarise_answers(frame(lines))["answers"]["refused"] == 0
+    found = summarise_answers(frame(lines, "No clue!"), lenient=True)
     assert found["answers"] == {"right": 2, "wrong": 0, "refused": 2, "empty": 0, "not_ended": 0}
     assert found["refusals"]["over_refusal"]["count"] == found["refusals"]["over_refusal"]["rows"] == 1
     # the gold of the second row is the refusal: right, but nothing was answered
@@ -185,28 +185,28 @@ def test_the_tables_say_what_the_summary_says() -> None:
         line("Oslo", "Oslo", "Unknown", 0.0, "b"),
         line("I don't know.", "Bern", "Unknown", 0.2, "b"),
     ]
-    found = summarise(frame(lines))
-    em = answer_tables.table(found)
+    found = summarise_answers(frame(lines))
+    em = evaluate_tables.em_table(found)
     assert em["rows of"].to_list() == ["all", "HighlyKnown", "Unknown", "a", "b"]
     assert em["EM"].to_list() == ["50.0%"] * 5
     assert em["refused"].to_list() == ["25.0%", "0.0%", "50.0%", "0.0%", "50.0%"]
-    moves = answer_tables.moves_table(found)
+    moves = evaluate_tables.moves_table(found)
     assert moves is not None
     columns = ["before", "rows", "now right", "now wrong", "base right", "right to wrong", "wrong to right"]
     assert moves.select(columns).rows() == [
         ("HighlyKnown", "2", "1", "1", "2 of 2", "1", "0"),
         ("Unknown", "2", "1", "1", "0 of 2", "0", "1"),
     ]
-    assert answer_tables.wrong_table(found).rows() == [("Paris", "1", "100.0%")]
-    assert answer_tables.collapse_table(found)["distinct"].to_list() == ["3", "2", "1"]
-    told = "\n".join(answer_tables.lines(found))
+    assert evaluate_tables.wrong_table(found).rows() == [("Paris", "1", "100.0%")]
+    assert evaluate_tables.collapse_table(found)["distinct"].to_list() == ["3", "2", "1"]
+    told = "\n".join(evaluate_tables.summary_lines(found))
     assert "2 right, 1 wrong, 1 refused (0 of them empty)" in told
     assert "coverage 75.0%, accuracy when answering 66.7%, yield 50.0%" in told
     assert "lost: 1 of 2 (50.0%, 9.5% to 90.5%) HighlyKnown rows; gained: 1 of 2" in told
-    parts = answer_tables.table(summarise(frame([{**one, "split": "ood"} for one in lines])))
+    parts = evaluate_tables.em_table(summarise_answers(frame([{**one, "split": "ood"} for one in lines])))
     assert parts["rows of"].to_list() == ["all", "HighlyKnown", "Unknown", "split ood", "a", "b"]
-    empty = summarise(frame([]))
-    assert answer_tables.table(empty)["EM"].to_list() == ["-"]
-    assert answer_tables.wrong_table(empty).is_empty()
-    assert answer_tables.moves_table(empty) is None
-    assert "no categories" in answer_tables.lines(empty)[-1]
+    empty = summarise_answers(frame([]))
+    assert evaluate_tables.em_table(empty)["EM"].to_list() == ["-"]
+    assert evaluate_tables.wrong_table(empty).is_empty()
+    assert evaluate_tables.moves_table(empty) is None
+    assert "no categories" in evaluate_tables.summary_lines(empty)[-1]

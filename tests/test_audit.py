@@ -18,11 +18,11 @@ import pytest
 import foreknow
 from conftest import fact_rows
 from foreknow import cli
-from foreknow.audits import auditing, prepare
-from foreknow.files import runs
-from foreknow.probing.engine import PackedEngine
-from foreknow.probing.longform import LongScorer
-from foreknow.protocol import slick
+from foreknow.inference import slick
+from foreknow.inference.engine import PackedEngine
+from foreknow.inference.loglikelihood import LongScorer
+from foreknow.io import run_dir
+from foreknow.stages.audit import run as audit_run
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -207,7 +207,7 @@ def test_killed_or_interrupted_it_goes_on_to_the_same_bytes(
 
 
 def test_a_folder_held_by_another_run_is_refused(run: Cli, facts_file: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    with runs.hold(tmp_path / "a"):
+    with run_dir.lock_run_dir(tmp_path / "a"):
         process = _started(["audit", facts_file, "--out", tmp_path / "a", *settings(tiny_folder)])
         _, err = process.communicate(timeout=60)
     assert process.returncode == 2
@@ -217,21 +217,21 @@ def test_a_folder_held_by_another_run_is_refused(run: Cli, facts_file: Path, tin
 def test_a_full_disk_is_one_line_and_loses_nothing(
     run: Cli, finished: Path, facts_file: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, kept = tmp_path / "a", runs.write_whole
+    out, kept = tmp_path / "a", run_dir.write_whole
     words = ["audit", facts_file, "--out", out, *settings(tiny_folder)]
 
     def full(path: Path, write: Callable[[Path], object]) -> None:
         if path.name.startswith("000003"):
-            with runs._disk(path):
+            with run_dir._disk(path):
                 raise OSError(errno.ENOSPC, "No space left on device")
         kept(path, write)
 
-    monkeypatch.setattr(runs, "write_whole", full)
+    monkeypatch.setattr(run_dir, "write_whole", full)
     code, _, err = run(*words)
     assert code == 1
     assert "the disk is full; finished chunks are kept" in err
     assert "Traceback" not in err
-    monkeypatch.setattr(runs, "write_whole", kept)
+    monkeypatch.setattr(run_dir, "write_whole", kept)
     code, _, err = run(*words)
     assert code == 0
     assert "3 of 6 chunks are finished" in err
@@ -433,12 +433,13 @@ def test_chat_template_needs_one(run: Cli, facts_file: Path, tiny_folder: Path, 
 def test_an_architecture_the_packed_pass_does_not_fit_is_audited_all_the_same(
     run: Cli, finished: Path, facts_file: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from foreknow.probing.segments import UnsupportedModel
+    from foreknow.inference.packed_attention import UnsupportedModel
+    from foreknow.inference.packed_model import PackedModel
 
     def refuse(*_: object) -> None:
         raise UnsupportedModel("made up")
 
-    monkeypatch.setattr(prepare, "_verify", refuse)
+    monkeypatch.setattr(PackedModel, "verify", refuse)
     out = tmp_path / "a"
     code, _, err = run("audit", facts_file, "--out", out, *settings(tiny_folder), "--limit", 12)
     assert code == 0
@@ -466,7 +467,7 @@ def test_scoring_long_answers_counts_in_the_time_an_audit_took(
         return score(self, rows)
 
     monkeypatch.setattr(LongScorer, "score", slow)
-    monkeypatch.setattr(auditing, "LONG_ROWS", 1)
+    monkeypatch.setattr(audit_run, "LONG_ROWS", 1)
     words = ("audit", data, "--out", tmp_path / "a", *settings(tiny_folder), "--samples", 4)
     assert run(*words)[0] == 130
     assert run(*words)[0] == 0

@@ -20,9 +20,9 @@ from transformers import (
 
 from conftest import fact_rows
 from foreknow.errors import ConfigError, ModelError
-from foreknow.protocol.prompts import Template
-from foreknow.protocol.slick import CATEGORIES
-from foreknow.training.callback import KnowledgeCallback
+from foreknow.inference.slick import CATEGORIES
+from foreknow.prompts.prompt_template import Template
+from foreknow.stages.train.callback import KnowledgeCallback
 
 KNOWN = Template(target="Q: {question}\nA:")
 OLD_NAMES = "ignore:.*is deprecated and will be removed:FutureWarning"  # TRL and PEFT use old names of transformers
@@ -212,10 +212,10 @@ def test_both_trainers_on_the_packaged_model(kind: str, tmp_path: Path) -> None:
     """Three epochs over 16 facts: they are learnt, and the callback sees it."""
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
-    from foreknow.lm import models
+    from foreknow.models import loading
 
     torch.manual_seed(0)
-    loaded = models.load("smollm2-135m", dtype="float32", device="cpu")
+    loaded = loading.load_model("smollm2-135m", dtype="float32", device="cpu")
     facts = [
         {"question": r["question"], "answers": [str(r["answer"])], "category": "Unknown"} for r in fact_rows()[:16]
     ]

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreknow.checks.checking import check
-from foreknow.data.facts import Facts, read_facts
+from foreknow.data.dataset import Dataset, read_dataset
+from foreknow.data.validation import check
 from foreknow.data.values import NULL_WORDS, holds_floats, in_order, is_null_word, quantity_of, spellings, text_of
 from foreknow.errors import InputError
 
 
-def facts_of(tmp_path: Path, answers: list[Any], name: str = "a.jsonl", **how: Any) -> Facts:
+def facts_of(tmp_path: Path, answers: list[Any], name: str = "a.jsonl", **how: Any) -> Dataset:
     path = tmp_path / name
     questions = [f"question {n}?" for n in range(len(answers))]
     if path.suffix == ".parquet":
@@ -30,7 +30,7 @@ def facts_of(tmp_path: Path, answers: list[Any], name: str = "a.jsonl", **how: A
     else:
         lines = [json.dumps({"question": q, "answer": a}) for q, a in zip(questions, answers, strict=True)]
         path.write_text("\n".join(lines) + "\n", "utf-8")
-    return read_facts(path, **how)
+    return read_dataset(path, **how)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_typed_answers_become_texts_and_come_back_as_they_were(tmp_path: Path, k
     values, answers = TYPED[kind]
     table = pl.DataFrame({"question": ["a?", "b?", "c?"], "answer": values})
     table.write_parquet(tmp_path / "a.parquet")
-    facts = read_facts(tmp_path / "a.parquet")
+    facts = read_dataset(tmp_path / "a.parquet")
     assert facts.rows["answers"].to_list()[: len(answers)] == answers
     facts.annotate(pl.DataFrame({"row": [0, 1, 2], "category": ["Unknown"] * 3}), tmp_path / "out.parquet")
     assert pl.read_parquet(tmp_path / "out.parquet").drop("category").equals(table)
@@ -127,13 +127,13 @@ def test_json_values_become_texts_and_their_text_stays(tmp_path: Path) -> None:
 def test_a_csv_of_floats_with_gaps_as_pandas_writes_it(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("question,answer\nWhen a?,1912.0\nWhen b?,\nWhen c?,1969.0\n")
-    facts = read_facts(path)
+    facts = read_dataset(path)
     assert facts.rows["answers"].to_list() == [["1912", "1912.0"], None, ["1969", "1969.0"]]
     assert "answers are numbers such as 1912.0, read as 1912" in facts.reason
     facts.annotate(pl.DataFrame({"row": [0], "category": ["Unknown"]}), tmp_path / "out.csv")
     assert (tmp_path / "out.csv").read_text().splitlines()[1] == "When a?,1912.0,Unknown"
     path.write_text("question,answer\nWhich version?,2.0\nWho?,Ann\n")
-    assert read_facts(path).rows["answers"].to_list() == [["2.0", "2"], ["Ann"]]
+    assert read_dataset(path).rows["answers"].to_list() == [["2.0", "2"], ["Ann"]]
 
 
 FORMATS: dict[str, Callable[[list[Any]], list[Any]]] = {"a.jsonl": list, "a.csv": list, "a.parquet": list}
@@ -178,7 +178,7 @@ def test_a_question_or_subject_that_is_missing(tmp_path: Path) -> None:
         {"question": "Of which country is the code NA?", "answer": "Namibia", "subject": "NA"},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = read_facts(path).rows
+    found = read_dataset(path).rows
     assert found["flags"].to_list() == [["missing_value"], [], []]
     assert found["subject"].to_list() == ["France", None, "NA"]
     assert found["group"].to_list() == ["capital", "all", "all"]
@@ -214,6 +214,6 @@ def test_popularity_with_a_decimal_comma(value: object, number: float | None) ->
 
 def test_popularity_in_a_european_table(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("question;answer;popularity\na?;3,14;12,5\nb?;1,912;1,912\n")
-    rows = read_facts(tmp_path / "a.csv").rows
+    rows = read_dataset(tmp_path / "a.csv").rows
     assert rows["popularity"].to_list() == [12.5, None]
     assert rows["answers"].to_list() == [["3,14"], ["1,912"]]

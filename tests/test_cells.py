@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreknow.files.cells import FORMULA, csv_of, inert, number_of, table_of
+from foreknow.io.csv_escape import FORMULA, csv_of, escape_formula, number_of, table_of
 
 texts = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1) | st.builds(
     lambda head, rest: head + rest,
@@ -24,14 +24,14 @@ def test_what_is_written_is_read_again_to_the_letter(cells: list[str]) -> None:
 
 @given(texts)
 def test_no_text_begins_as_a_formula_does(cell: str) -> None:
-    shown = inert(cell)
+    shown = escape_formula(cell)
     assert isinstance(shown, str)
     assert shown[:1] not in FORMULA or number_of(shown) is not None
 
 
 @pytest.mark.parametrize("cell", ["-5", "+3.5", "-1e9", "Paris", "", "a=b", "'quoted", None, 3, -1.5])
 def test_numbers_and_plain_text_are_left_alone(cell: object) -> None:
-    assert inert(cell) == cell
+    assert escape_formula(cell) == cell
 
 
 def test_names_of_digits_stay_text() -> None:

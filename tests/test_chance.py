@@ -19,25 +19,34 @@ from hypothesis import strategies as st
 
 import foreknow
 from conftest import fact_rows
-from foreknow.audits import nulls, reopening
-from foreknow.audits.auditing import Audit
-from foreknow.audits.nulls import Search
-from foreknow.audits.prepare import prepared, read_input
 from foreknow.cli import main
 from foreknow.config import AuditConfig
+from foreknow.data.exact_match import normalise
 from foreknow.errors import ConfigError, ModelError, ResourceError
-from foreknow.probing.engine import PackedEngine
-from foreknow.protocol import chance, hunting, slick
-from foreknow.protocol.chance import Asked, Row, Rules, choose, corrected, line_of, made_up
-from foreknow.protocol.match import normalise
-from foreknow.protocol.search import Node, Vocabulary
+from foreknow.inference import multi_target_search, slick
+from foreknow.inference.answer_search import Node
+from foreknow.inference.engine import PackedEngine
+from foreknow.prompts.vocabulary import Vocabulary
 from foreknow.settings import settings_of
+from foreknow.stages.audit import chance_baseline, chance_probe, reload
+from foreknow.stages.audit.chance_baseline import (
+    ChanceRow,
+    ReferenceQuestion,
+    Rules,
+    choose,
+    corrected,
+    line_of,
+    made_up,
+)
+from foreknow.stages.audit.chance_probe import Search
+from foreknow.stages.audit.result import AuditResult
+from foreknow.stages.audit.setup import open_context, read_input
 
 RULES = Rules(references=6, least=3)
 SEARCH = Search(RULES, negligible=1e-7)
 
 
-def made(folder: Path, tiny_folder: Path, rows: list[dict[str, object]], **more: object) -> Audit:
+def made(folder: Path, tiny_folder: Path, rows: list[dict[str, object]], **more: object) -> AuditResult:
     """A finished audit of the rows, searched almost to the end."""
     data = folder / "facts.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -47,7 +56,7 @@ def made(folder: Path, tiny_folder: Path, rows: list[dict[str, object]], **more:
 
 
 @pytest.fixture(scope="module")
-def audit(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Audit:
+def audit(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> AuditResult:
     """Facts with aliases and golds that repeat; no dev rows, so rows stand among each other's exemplars."""
     rows = [{k: v for k, v in row.items() if k != "split"} for row in fact_rows()]
     rows = [*rows[:12], *rows[24:34]]
@@ -59,18 +68,18 @@ def audit(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Audit:
 
 
 @pytest.fixture
-def copy(audit: Audit, tmp_path: Path) -> Callable[[str], Audit]:
-    def copied(name: str) -> Audit:
-        return Audit(Path(shutil.copytree(audit.folder, tmp_path / name)))
+def copy(audit: AuditResult, tmp_path: Path) -> Callable[[str], AuditResult]:
+    def copied(name: str) -> AuditResult:
+        return AuditResult(Path(shutil.copytree(audit.folder, tmp_path / name)))
 
     return copied
 
 
-def test_every_null_is_that_of_the_reference_questions_probed_one_by_one(audit: Audit, tmp_path: Path) -> None:
-    out = Audit(Path(shutil.copytree(audit.folder, tmp_path / "audit")))
-    found = pl.read_parquet(nulls.chance_of(out, SEARCH))
-    assert dict(found.schema) == chance.CHANCE
-    rows = reopening.probed_rows(audit)
+def test_every_null_is_that_of_the_reference_questions_probed_one_by_one(audit: AuditResult, tmp_path: Path) -> None:
+    out = AuditResult(Path(shutil.copytree(audit.folder, tmp_path / "audit")))
+    found = pl.read_parquet(chance_probe.chance_of(out, SEARCH))
+    assert dict(found.schema) == chance_baseline.CHANCE
+    rows = reload.probed_rows(audit)
     assert found["row"].to_list() == rows["row"].to_list()
     labels = slick.label(audit.probes, samples=16)
     swapped = {
@@ -79,7 +88,7 @@ def test_every_null_is_that_of_the_reference_questions_probed_one_by_one(audit: 
     assert swapped  # rows did stand among exemplars
     config = settings_of(AuditConfig, {}, audit.folder / "config.yaml").model_copy(update={"batch_tokens": 500})
     made_up = 0
-    with prepared(config, read_input(config)) as stage:
+    with open_context(config, read_input(config)) as context:
         for (group,), part in rows.join(labels.drop("category"), on="row").group_by("group"):
             own = part.sort(pl.col("answers").list.first(), "row")
             references, serves = choose(own, RULES)
@@ -91,9 +100,9 @@ def test_every_null_is_that_of_the_reference_questions_probed_one_by_one(audit: 
                 }
                 for n, (i, r) in enumerate(pairs)
             ]  # fmt: skip
-            asked = pl.DataFrame(lines, schema={name: stage.draw.rows.schema[name] for name in lines[0]})
+            asked = pl.DataFrame(lines, schema={name: context.plan.rows.schema[name] for name in lines[0]})
             probes = pl.concat(
-                [stage.probing.prober.probe(asked[at : at + 128]).probes for at in range(0, len(pairs), 128)]
+                [context.probing.prober.probe(asked[at : at + 128]).probes for at in range(0, len(pairs), 128)]
             )
             told = {
                 (n, j): (p, g)
@@ -118,7 +127,7 @@ def test_every_null_is_that_of_the_reference_questions_probed_one_by_one(audit: 
                 assert ours["lift_low"] == pytest.approx(ours["lift"], abs=0.1)
                 made_up += any(references[pairs[n][1]].row is None for n in of)
     assert 0 < found["p_chance"].mean() < 0.9
-    assert found.filter(pl.col("flag") == chance.MADE_UP).height == made_up
+    assert found.filter(pl.col("flag") == chance_baseline.MADE_UP).height == made_up
 
 
 def logit(p: float) -> float:
@@ -126,9 +135,9 @@ def logit(p: float) -> float:
     return math.log(p / (1 - p))
 
 
-def test_the_summary_is_that_of_the_frame(copy: Callable[[str], Audit]) -> None:
+def test_the_summary_is_that_of_the_frame(copy: Callable[[str], AuditResult]) -> None:
     out = copy("one")
-    found = pl.read_parquet(nulls.chance_of(out, SEARCH))
+    found = pl.read_parquet(chance_probe.chance_of(out, SEARCH))
     told = json.loads((out.folder / "chance.json").read_text())
     every = out.rows.join(found, on="row")
     for group, part in every.group_by("group"):
@@ -143,7 +152,7 @@ def test_the_summary_is_that_of_the_frame(copy: Callable[[str], Audit]) -> None:
 
 
 def test_the_command_writes_and_prints_it(
-    copy: Callable[[str], Audit], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copy: Callable[[str], AuditResult], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = copy("audit")
     assert out.chance is None
@@ -157,15 +166,15 @@ def test_the_command_writes_and_prints_it(
     told = capsys.readouterr()
     assert "this audit is complete; nothing to do" in told.err
     assert "by chance" in told.out
-    assert Audit(out.folder).chance is not None
+    assert AuditResult(out.folder).chance is not None
     assert (out.folder / "chance.parquet").is_file()
 
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(
-    copy: Callable[[str], Audit], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copy: Callable[[str], AuditResult], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, cut = copy("whole"), copy("cut")
-    first = nulls.chance_of(whole, SEARCH)
+    first = chance_probe.chance_of(whole, SEARCH)
     asked = PackedEngine.open
     calls = []
 
@@ -177,23 +186,23 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
 
     monkeypatch.setattr(PackedEngine, "open", stops)
     with pytest.raises(KeyboardInterrupt):
-        nulls.chance_of(cut, SEARCH)
+        chance_probe.chance_of(cut, SEARCH)
     assert not (cut.folder / "chance.json").exists()
     monkeypatch.setattr(PackedEngine, "open", asked)
     capsys.readouterr()
-    second = nulls.chance_of(cut, SEARCH)
+    second = chance_probe.chance_of(cut, SEARCH)
     assert "1 of 2 parts are finished" in capsys.readouterr().err
     assert first.read_bytes() == second.read_bytes()
-    nulls.chance_of(cut, SEARCH)
+    chance_probe.chance_of(cut, SEARCH)
     assert "complete; nothing to do" in capsys.readouterr().err
-    again = nulls.chance_of(cut, Search(Rules(references=8, least=3), negligible=1e-7))
+    again = chance_probe.chance_of(cut, Search(Rules(references=8, least=3), negligible=1e-7))
     assert again.read_bytes() != first.read_bytes()
 
 
 def test_out_of_memory_once_it_goes_on_with_smaller_batches(
-    copy: Callable[[str], Audit], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copy: Callable[[str], AuditResult], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = pl.read_parquet(nulls.chance_of(copy("whole"), SEARCH))
+    whole = pl.read_parquet(chance_probe.chance_of(copy("whole"), SEARCH))
     real, failures = PackedEngine.open, [torch.OutOfMemoryError("CUDA out of memory")]
 
     def tight(self: PackedEngine, *given: object) -> object:
@@ -203,7 +212,7 @@ def test_out_of_memory_once_it_goes_on_with_smaller_batches(
 
     monkeypatch.setattr(PackedEngine, "open", tight)
     out = copy("tight")
-    found = pl.read_parquet(nulls.chance_of(out, SEARCH))
+    found = pl.read_parquet(chance_probe.chance_of(out, SEARCH))
     assert "out of memory: going on with 1024 tokens" in capsys.readouterr().err
     assert json.loads((out.folder / "chance.json").read_text())["cost"]["halved"] == 1
     exact = pl.col(pl.Int64, pl.Boolean, pl.String)
@@ -212,7 +221,7 @@ def test_out_of_memory_once_it_goes_on_with_smaller_batches(
 
 
 def test_too_little_memory_for_any_batch_is_a_line_and_keeps_what_is_finished(
-    copy: Callable[[str], Audit], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copy: Callable[[str], AuditResult], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = copy("one")
     real, calls = PackedEngine.open, []
@@ -225,29 +234,31 @@ def test_too_little_memory_for_any_batch_is_a_line_and_keeps_what_is_finished(
 
     monkeypatch.setattr(PackedEngine, "open", full)
     with pytest.raises(ResourceError, match=r"^chance: out of memory; finished groups are kept\. Free some memory"):
-        nulls.chance_of(out, SEARCH)
+        chance_probe.chance_of(out, SEARCH)
     assert calls[1:] == [2048, 1024, 512, 256, 128, 64]
     monkeypatch.setattr(PackedEngine, "open", real)
     capsys.readouterr()
-    nulls.chance_of(out, SEARCH)
+    chance_probe.chance_of(out, SEARCH)
     assert "1 of 2 parts are finished" in capsys.readouterr().err
 
 
 def test_an_unfinished_run_with_other_settings_is_not_mixed_in(
-    copy: Callable[[str], Audit], monkeypatch: pytest.MonkeyPatch
+    copy: Callable[[str], AuditResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, other = copy("one"), copy("two")
-    monkeypatch.setattr(reopening, "drop", lambda _: None)  # its parts stay, as if killed at the very end
-    nulls.chance_of(out, Search(Rules(references=4, least=3), negligible=1e-7))
-    nulls.chance_of(out, SEARCH)
-    nulls.chance_of(other, SEARCH)
+    monkeypatch.setattr(reload, "drop", lambda _: None)  # its parts stay, as if killed at the very end
+    chance_probe.chance_of(out, Search(Rules(references=4, least=3), negligible=1e-7))
+    chance_probe.chance_of(out, SEARCH)
+    chance_probe.chance_of(other, SEARCH)
     assert (out.folder / "chance.parquet").read_bytes() == (other.folder / "chance.parquet").read_bytes()
 
 
-def test_rows_in_several_passes_and_references_in_several_slices_come_to_the_same(copy: Callable[[str], Audit]) -> None:
-    one = pl.read_parquet(nulls.chance_of(copy("one"), SEARCH))
+def test_rows_in_several_passes_and_references_in_several_slices_come_to_the_same(
+    copy: Callable[[str], AuditResult],
+) -> None:
+    one = pl.read_parquet(chance_probe.chance_of(copy("one"), SEARCH))
     few = Search(RULES, negligible=1e-7, texts=2, references=2)
-    two = pl.read_parquet(nulls.chance_of(copy("two"), few))
+    two = pl.read_parquet(chance_probe.chance_of(copy("two"), few))
     assert one.select("row", "references", "flag", "guessable").equals(
         two.select("row", "references", "flag", "guessable")
     )
@@ -255,9 +266,9 @@ def test_rows_in_several_passes_and_references_in_several_slices_come_to_the_sam
     np.testing.assert_allclose(one["lift"], two["lift"], atol=0.01)
 
 
-def test_what_is_not_searched_is_counted(copy: Callable[[str], Audit]) -> None:
-    exact = pl.read_parquet(nulls.chance_of(copy("one"), SEARCH))
-    rough = pl.read_parquet(nulls.chance_of(copy("two"), Search(RULES, negligible=1e-3, max_paths=6)))
+def test_what_is_not_searched_is_counted(copy: Callable[[str], AuditResult]) -> None:
+    exact = pl.read_parquet(chance_probe.chance_of(copy("one"), SEARCH))
+    rough = pl.read_parquet(chance_probe.chance_of(copy("two"), Search(RULES, negligible=1e-3, max_paths=6)))
     slack = 1e-4
     assert (rough["p_chance"] <= exact["p_chance"] + slack).all()
     assert (rough["p_chance_high"] >= exact["p_chance"] - slack).all()
@@ -265,34 +276,36 @@ def test_what_is_not_searched_is_counted(copy: Callable[[str], Audit]) -> None:
     assert (rough["p_chance_high"] - rough["p_chance"]).max() > slack  # it did search less
 
 
-def test_too_few_references_give_no_numbers_and_few_are_told(copy: Callable[[str], Audit]) -> None:
+def test_too_few_references_give_no_numbers_and_few_are_told(copy: Callable[[str], AuditResult]) -> None:
     none, few = copy("none"), copy("few")
     for out in (none, few):  # without subjects nobody can be made up
         out.rows.with_columns(subject=pl.lit(None, pl.String)).write_parquet(out.folder / "rows.parquet")
-    found = pl.read_parquet(nulls.chance_of(Audit(none.folder), Search(Rules(references=50, least=20))))
-    assert set(found["flag"]) == {chance.NONE}
+    found = pl.read_parquet(chance_probe.chance_of(AuditResult(none.folder), Search(Rules(references=50, least=20))))
+    assert set(found["flag"]) == {chance_baseline.NONE}
     assert found.select("p_chance", "p_chance_greedy", "lift", "rank", "guessable").null_count().row(0) == (22,) * 5
     told = json.loads((none.folder / "chance.json").read_text())
     assert (told["with_null"], told["corrected"]["hit"]["overall"]["corrected"]) == (0, None)
-    found = pl.read_parquet(nulls.chance_of(Audit(few.folder), Search(Rules(references=50, least=1), negligible=1e-3)))
-    assert set(found["flag"]) <= {chance.FEW, chance.NONE}
-    assert found.filter(pl.col("flag") == chance.FEW)["p_chance"].null_count() == 0
+    found = pl.read_parquet(
+        chance_probe.chance_of(AuditResult(few.folder), Search(Rules(references=50, least=1), negligible=1e-3))
+    )
+    assert set(found["flag"]) <= {chance_baseline.FEW, chance_baseline.NONE}
+    assert found.filter(pl.col("flag") == chance_baseline.FEW)["p_chance"].null_count() == 0
     assert 1 <= found["references"].max() < 12
 
 
-def test_another_model_and_an_audit_by_generation_are_refused(copy: Callable[[str], Audit]) -> None:
+def test_another_model_and_an_audit_by_generation_are_refused(copy: Callable[[str], AuditResult]) -> None:
     out = copy("one")
     manifest = json.loads((out.folder / "manifest.json").read_text())
     manifest["identity"]["model"] = "sha256:" + "0" * 64
     (out.folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ModelError, match="is not the model that"):
-        nulls.chance_of(out, SEARCH)
+        chance_probe.chance_of(out, SEARCH)
     assert not (out.folder / "chance.parquet").exists()
     out = copy("two")
     config = (out.folder / "config.yaml").read_text().replace("protocol: exact", "protocol: sampled")
     (out.folder / "config.yaml").write_text(config)
     with pytest.raises(ConfigError, match="--protocol sampled; chance needs --protocol exact"):
-        nulls.chance_of(out, SEARCH)
+        chance_probe.chance_of(out, SEARCH)
 
 
 # ---- references ------------------------------------------------------------------------------------------------
@@ -396,12 +409,17 @@ def test_a_line_against_plain_arithmetic(data: st.DataObject, references: int, s
     counts = np.array(data.draw(st.lists(st.booleans(), min_size=sets, max_size=sets)))
     p_sampled = data.draw(st.floats(0, 1))
     rules = Rules(references=2, least=1)
-    line = line_of(Row(7, p_sampled, own, serves, counts, False), Asked(p, np.minimum(p + 0.01, 1), greedy), 16, rules)
-    assert set(line) == set(chance.CHANCE)
+    line = line_of(
+        ChanceRow(7, p_sampled, own, serves, counts, False),
+        ReferenceQuestion(p, np.minimum(p + 0.01, 1), greedy),
+        16,
+        rules,
+    )
+    assert set(line) == set(chance_baseline.CHANCE)
     assert line["references"] == serves.sum()
     if not serves.any() or not counts.any():
         assert line["p_chance"] is None is line["lift"]
-        assert line["flag"] in (chance.NONE, chance.OWN_SETS)
+        assert line["flag"] in (chance_baseline.NONE, chance_baseline.OWN_SETS)
         return
     hits, talks, scores = [], [], []
     kept = [j for j in range(sets) if counts[j]]
@@ -419,16 +437,16 @@ def test_a_line_against_plain_arithmetic(data: st.DataObject, references: int, s
     if all(abs(score - logit(p_sampled)) > 1e-9 for score in scores):
         assert line["rank"] == pytest.approx((1 + beaten) / (len(scores) + 1))
     assert line["guessable"] == (line["rank"] > 0.1)
-    assert (line["flag"] == chance.FEW) == (serves.sum() < 2)
+    assert (line["flag"] == chance_baseline.FEW) == (serves.sum() < 2)
 
 
 def test_a_row_no_better_than_its_references_is_guessable() -> None:
     p = np.full((20, 1, 1), 0.01)
-    asked = Asked(p, p, np.full((20, 1), -1))
+    asked = ReferenceQuestion(p, p, np.full((20, 1), -1))
     every, one = np.ones(20, dtype=bool), np.ones(1, dtype=bool)
 
     def line(p_sampled: float) -> dict[str, object]:
-        return line_of(Row(0, p_sampled, [0], every, one, False), asked, 16, Rules())
+        return line_of(ChanceRow(0, p_sampled, [0], every, one, False), asked, 16, Rules())
 
     assert line(0.01)["rank"] == 1
     assert line(0.01)["guessable"] is True
@@ -508,9 +526,13 @@ def node(path: tuple[int, ...], seed: int) -> Node:
     return Node(kept[0], kept, [float(p[t]) for t in kept])
 
 
-def searched(seed: int, limits: list[int], negligible: float, max_paths: int = 10**6) -> hunting.Hunt:
-    spellings = hunting.Spellings(VOCABULARY, TEXTS, limits)
-    hunt = hunting.Hunt(spellings, negligible, max_paths, np.zeros(len(TEXTS)), np.zeros(len(TEXTS)))
+def searched(
+    seed: int, limits: list[int], negligible: float, max_paths: int = 10**6
+) -> multi_target_search.MultiTargetSearch:
+    spellings = multi_target_search.Spellings(VOCABULARY, TEXTS, limits)
+    hunt = multi_target_search.MultiTargetSearch(
+        spellings, negligible, max_paths, np.zeros(len(TEXTS)), np.zeros(len(TEXTS))
+    )
     hunt.feed((), node((), seed))
     while paths := hunt.wanted():
         for path in paths:
@@ -571,7 +593,7 @@ def test_a_search_that_stops_early_knows_how_much_it_left_out(
 
 
 ACCENT_WORDS = ["e", "\u0301", "\u0323", "\u00e9", "b", "</s>", "\n"]
-ACCENT_TEXTS = hunting.ordered(["e\u0301", "\u00e9", " \u1eb9\u0301", "eb", "e", "\u1eb9b"])
+ACCENT_TEXTS = multi_target_search.ordered(["e\u0301", "\u00e9", " \u1eb9\u0301", "eb", "e", "\u1eb9b"])
 
 
 @settings(max_examples=60)
@@ -596,8 +618,8 @@ def test_an_accent_counts_in_either_spelling(seed: int, negligible: float) -> No
                 exact[[n for n, text in enumerate(ACCENT_TEXTS) if text == said]] += mass * p
             elif len(path) + 2 <= longest:
                 waiting.append(((*path, token), mass * p))
-    hunt = hunting.Hunt(
-        hunting.Spellings(vocabulary, ACCENT_TEXTS, [longest] * count),
+    hunt = multi_target_search.MultiTargetSearch(
+        multi_target_search.Spellings(vocabulary, ACCENT_TEXTS, [longest] * count),
         negligible,
         10**6,
         np.zeros(count),

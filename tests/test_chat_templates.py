@@ -17,15 +17,15 @@ from tokenizers import AddedToken, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from conftest import fact_rows, tiny_model, tiny_tokenizer
-from foreknow.audits.askable import check_any_askable, flag_template_faults
 from foreknow.config import AuditConfig, EvaluateConfig, TuneConfig
-from foreknow.data.rows import add_flag, has_flag
+from foreknow.data.schema import add_flag, has_flag
 from foreknow.errors import ConfigError, InputError
-from foreknow.lm.models import Loaded, vocabulary_of
-from foreknow.protocol.chat_templates import CHANGES, DROPS, REFUSES, ChatTemplate, TemplateRefusal
-from foreknow.protocol.exemplars import Exemplar, Exemplars, GroupExemplars
-from foreknow.protocol.prompts import Prompter, Template
-from foreknow.protocol.template_source import DAY
+from foreknow.models.loading import Loaded, vocabulary_of
+from foreknow.prompts.chat_templates import CHANGES, DROPS, REFUSES, ChatTemplate, TemplateRefusal
+from foreknow.prompts.few_shot import Exemplar, Exemplars, GroupExemplars
+from foreknow.prompts.prompt_template import Prompter, Template
+from foreknow.prompts.template_source import DAY
+from foreknow.stages.audit.filters import check_any_askable, flag_template_faults
 
 SHOT = Exemplar("What is the capital of Arland?", "Avens", None)
 TURNS = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
@@ -495,7 +495,7 @@ def test_a_long_answer_is_not_refused_for_exemplars_that_it_is_asked_without(fra
 def test_rows_that_the_template_refuses_are_counted_and_the_others_labelled(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from foreknow.audits.auditing import run
+    from foreknow.stages.audit.run import run
 
     model = folder_with(tiny_folder, tmp_path / "model", STRICT)
     file = written(tmp_path / "chats.jsonl", chats())
@@ -521,9 +521,9 @@ SWITCHED = TURNS + head("enable_thinking is false")[len(TURNS) :]
 
 
 def test_audit_tune_evaluate_and_tracker_ask_the_same_prompt(tiny_folder: Path, tmp_path: Path) -> None:
-    from foreknow.audits.auditing import run as audited
-    from foreknow.evaluation.evaluating import run as evaluated
-    from foreknow.training.tuning import run as tuned
+    from foreknow.stages.audit.run import run as audited
+    from foreknow.stages.evaluate.run import run as evaluated
+    from foreknow.stages.train.run import run as tuned
 
     model = folder_with(tiny_folder, tmp_path / "model", SWITCHED)
     rows = [{"question": r["question"], "answer": r["answer"]} for r in fact_rows()]
@@ -549,7 +549,7 @@ def test_audit_tune_evaluate_and_tracker_ask_the_same_prompt(tiny_folder: Path, 
 
 
 def test_the_page_says_that_prompts_end_in_a_thought(tiny_folder: Path, tmp_path: Path) -> None:
-    from foreknow.audits.auditing import run
+    from foreknow.stages.audit.run import run
 
     model = folder_with(tiny_folder, tmp_path / "model", TURNS + "{% if add_generation_prompt %}<think>{% endif %}")
     rows = written(tmp_path / "f.jsonl", [{"question": r["question"], "answer": r["answer"]} for r in fact_rows()[:12]])
@@ -576,7 +576,7 @@ STOPS = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|stop|>{% 
 )
 def test_a_chat_model_that_knows_its_facts_is_found_to_know_them(template: str, before: str, tmp_path: Path) -> None:
     """Asked inside an open thought, or with its `<|stop|>` taken for a part of the answer, every row was Unknown."""
-    from foreknow.audits.auditing import run
+    from foreknow.stages.audit.run import run
 
     rows = [r for r in fact_rows() if r["split"] == "train"]
     made = tiny_tokenizer([f"{r['question']} {r['answer']}\n" for r in rows] * 3)

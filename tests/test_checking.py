@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foreknow.checks.checking import Checked, check, together
-from foreknow.checks.findings import MOST_SPLITS, Finding, lines, table
-from foreknow.data.rows import ROWS, flag_rows
+from foreknow.data.schema import ROWS, flag_rows
+from foreknow.data.validation import check, together
+from foreknow.data.validation_result import CheckResult, finding_lines, groups_table
+from foreknow.data.validation_rules import MOST_SPLITS, Finding
 
 BLANK: dict[str, Any] = {**dict.fromkeys(ROWS), "group": "all", "flags": []}
 
@@ -39,7 +40,7 @@ def test_sound_rows_have_no_findings() -> None:
     assert checked.findings == ()
     assert not checked.fails
     assert checked.flags.is_empty()
-    assert lines(checked)[-1] == "nothing found"
+    assert finding_lines(checked)[-1] == "nothing found"
     assert checked.summary["fit_ceiling"] == 1
     assert checked.summary["answer_characters"] == {"min": 4, "median": 5.5, "p95": 7, "max": 7}
 
@@ -173,17 +174,17 @@ def test_a_file_without_any_usable_row_fails() -> None:
         assert checked.findings[0].name == "nothing_usable"
         assert checked.fails
         assert checked.summary["fit_ceiling"] is None
-        assert lines(checked)
+        assert finding_lines(checked)
 
 
 def test_what_is_printed_is_short_and_cannot_steer_a_terminal() -> None:
     long = "\x1b[31mred " + "so " * 200
     rows = [fact(f"{long}{n}", "a\r\nb", "c", split="train", group="\x1b[2J") for n in range(9)]
     checked = check(frame([*rows, fact("\x1b]0;x\x07", "d", split="a\x1b[2J")]))
-    printed = lines(checked)
+    printed = finding_lines(checked)
     assert all(line.isprintable() and len(line) < 450 for line in printed)
     assert any(line.startswith("    row 0: ") for line in printed)
-    cells = table(checked, most=1)
+    cells = groups_table(checked, most=1)
     assert cells.height == 1
     assert cells["group"].to_list() == ["\ufffd[2J"]
 
@@ -205,7 +206,7 @@ made = st.lists(
 )  # fmt: skip
 
 
-def told(checked: Checked) -> tuple[Any, ...]:
+def told(checked: CheckResult) -> tuple[Any, ...]:
     """All that must not depend on the order of the rows. A copy counts in the group of the later row."""
     counts = {key: value for key, value in checked.summary.items() if key not in ("findings", "by_group")}
     kinds = [(f.name, f.severity, f.count, f.share, f.of, f.message) for f in checked.findings]
@@ -274,6 +275,6 @@ def test_any_frame_is_checked_without_an_error_and_told_in_json(rows: list[dict[
     assert again["rows"] == len(rows)
     assert again["flags"] == {f.name: f.count for f in checked.findings if f.name in again["flags"]}
     assert checked.flags["flags"].explode().null_count() == 0
-    assert all(line.isprintable() for line in lines(checked))
-    assert table(checked).height == min(len(again["by_group"]), 24)
+    assert all(line.isprintable() for line in finding_lines(checked))
+    assert groups_table(checked).height == min(len(again["by_group"]), 24)
     assert checked.fails == any(f.severity in ("error", "warning") for f in checked.findings)

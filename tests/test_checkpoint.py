@@ -19,8 +19,8 @@ from builders import Weights, edited, load, refusal
 from conftest import fact_rows
 from foreknow import cli
 from foreknow.errors import ModelError
-from foreknow.lm import checkpoint
-from foreknow.lm.model_names import resolve
+from foreknow.models import checkpoint_check
+from foreknow.models.resolve import resolve
 
 LAST = "model.layers.1.mlp.down_proj.weight"
 
@@ -82,7 +82,7 @@ def test_tensors_of_another_shape_are_named_with_both(tiny_folder: Path, tmp_pat
     assert "config.json says vocab_size 420" in told
 
 
-@pytest.mark.parametrize("prefix", sorted(checkpoint.WRAPPERS))
+@pytest.mark.parametrize("prefix", sorted(checkpoint_check.WRAPPERS))
 def test_a_wrappers_prefix_is_named_with_what_to_do(tiny_folder: Path, tmp_path: Path, prefix: str) -> None:
     told = refusal(edited(tiny_folder, tmp_path / "m", lambda w: rename(w, lambda name: f"{prefix}{name}")))
     assert f"The names begin with {prefix!r}: " in told
@@ -344,15 +344,15 @@ def test_weights_too_large_for_the_dtype_are_told_from_damaged_ones(tiny_folder:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
 def test_a_number_is_seen_in_every_dtype(dtype: torch.dtype) -> None:
     values = torch.ones(1000).to(dtype)
-    assert checkpoint.is_finite(values)
-    assert checkpoint.is_finite(values[::3])
+    assert checkpoint_check.is_finite(values)
+    assert checkpoint_check.is_finite(values[::3])
     if dtype != torch.float8_e4m3fn:  # which has no infinity
-        assert not checkpoint.is_finite(values.index_fill(0, torch.tensor([999]), math.inf))
+        assert not checkpoint_check.is_finite(values.index_fill(0, torch.tensor([999]), math.inf))
     with_nan = torch.ones(1000)
     with_nan[500] = math.nan
-    assert not checkpoint.is_finite(with_nan.to(dtype))
-    assert checkpoint.is_finite(torch.ones(3, dtype=torch.int8))
-    assert checkpoint.is_finite(torch.empty(0))
+    assert not checkpoint_check.is_finite(with_nan.to(dtype))
+    assert checkpoint_check.is_finite(torch.ones(3, dtype=torch.int8))
+    assert checkpoint_check.is_finite(torch.empty(0))
 
 
 def test_offloaded_weights_are_read_for_it(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -450,10 +450,10 @@ def test_a_model_that_sees_what_it_foretells_is_refused(
 
 
 def test_a_copy_to_measure_has_every_weight(tiny_folder: Path) -> None:
-    from foreknow.training.tracker import Mirror
+    from foreknow.stages.train.tracker import EvalModelCopy
 
     model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
-    mirror = Mirror(torch.bfloat16)
+    mirror = EvalModelCopy(torch.bfloat16)
     copy = mirror.of(model)
     assert copy is not model
     assert all(
@@ -461,17 +461,17 @@ def test_a_copy_to_measure_has_every_weight(tiny_folder: Path) -> None:
     )
     assert mirror.note is None
     model.lm_head = torch.nn.Linear(64, 420)  # a head of its own, with a bias that the config does not make
-    mirror = Mirror(torch.bfloat16)
+    mirror = EvalModelCopy(torch.bfloat16)
     assert mirror.of(model) is model
     assert mirror.of(model) is model
     assert mirror.note == "measured in torch.float32: a copy would not have lm_head.bias, lm_head.weight"
 
 
 def test_a_copy_that_is_filled_later_is_filled_whole(tiny_folder: Path) -> None:
-    from foreknow.training.tracker import Mirror
+    from foreknow.stages.train.tracker import EvalModelCopy
 
     model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
-    mirror = Mirror(torch.float32)
+    mirror = EvalModelCopy(torch.float32)
     mirror.prepare(model, "cpu")
     weights = dict(model.named_parameters())
     assert torch.equal(mirror.holding(weights).model.norm.weight, weights["model.norm.weight"])
@@ -535,7 +535,7 @@ def test_no_verb_answers_from_random_weights(
 
 
 def test_an_audit_taken_up_again_loads_as_strictly(tiny_folder: Path, facts_file: Path, tmp_path: Path) -> None:
-    from foreknow.audits import reopening
+    from foreknow.stages.audit import reload
 
     given: dict[str, Any] = {"shots": 1, "exemplar_sets": 1, "limit": 4, "dtype": "float32", "device": "cpu"}
     folder = shutil.copytree(tiny_folder, tmp_path / "m")
@@ -543,7 +543,7 @@ def test_an_audit_taken_up_again_loads_as_strictly(tiny_folder: Path, facts_file
     weights = load_file(folder / "model.safetensors")
     del weights[LAST]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match="the checkpoint lacks 1 tensor"), reopening.reopened(audit):
+    with pytest.raises(ModelError, match="the checkpoint lacks 1 tensor"), reload.reload_audit(audit):
         pass
 
 

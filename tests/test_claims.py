@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreknow.protocol.slick import CATEGORIES, KNOWN, UNKNOWN
-from foreknow.studies.claims import CLAIMS, CONTRASTS, REFUSALS, SCORECARD, holm, refusals, scorecard, verdict
-from foreknow.studies.contrasts import Part
-from foreknow.studies.linear import fit, points
+from foreknow.inference.slick import CATEGORIES, KNOWN, UNKNOWN
+from foreknow.stages.study.claims import CLAIMS, CONTRASTS, REFUSALS, SCORECARD, holm, refusals, scorecard, verdict
+from foreknow.stages.study.contrasts import ContrastPart
+from foreknow.stages.study.linear_model import fit, points
 
 SHARES = (0, 10, 25, 50, 75, 90, 100)
 SIZE, EPOCHS, ROWS, BEST = 1000, 10, 800, 3
@@ -288,8 +288,8 @@ def test_every_claim_has_its_contrast() -> None:
     assert [claim.number for claim in CLAIMS] == list(range(1, 10)) == sorted(CONTRASTS)
 
 
-def part(low: float, high: float, above: bool = True) -> Part:
-    return Part("", (low + high) / 2, low, high, (high - low) / 3.92, 0.5, 0.0, above)
+def part(low: float, high: float, above: bool = True) -> ContrastPart:
+    return ContrastPart("", (low + high) / 2, low, high, (high - low) / 3.92, 0.5, 0.0, above)
 
 
 def test_a_claim_of_several_parts_holds_when_all_do_and_fails_when_any_does() -> None:

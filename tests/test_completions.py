@@ -32,28 +32,18 @@ from completions_server import (
     completes,
     troubled,
 )
-from foreknow.audits.auditing import open_audit
-from foreknow.audits.on_server import estimate_at_server, job_at_server, server_of
-from foreknow.audits.prepare import read_input
 from foreknow.cli import main
 from foreknow.config import AuditConfig
-from foreknow.data.rows import chunks, common_heads
+from foreknow.data.schema import chunks, common_heads
 from foreknow.errors import ConfigError, InputError, MissingExtra, ModelError, ResourceError
-from foreknow.files.runs import hold
-from foreknow.lm import models
-from foreknow.lm.fluency import fluency_of
-from foreknow.probing.engine import PlainEngine, Sampling, nodes_of
-from foreknow.probing.probe import Chunk, Prober, Settings
-from foreknow.probing.sample import Generator, Sampler, exact_head
-from foreknow.probing.vllm_engine import vllm_answers
-from foreknow.protocol import exemplars
-from foreknow.protocol.prompts import Prompter
-from foreknow.servers.answers import ServerAnswers, discover_drawing
-from foreknow.servers.completions import Used, completion_of
-from foreknow.servers.endpoint import Endpoint, Fault, OddReply, Session
-from foreknow.servers.engine import UNKNOWN, node_of, requests_to_open
-from foreknow.servers.fluency import fluency_at
-from foreknow.servers.model import (
+from foreknow.inference.engine import PlainEngine, Sampling, nodes_of
+from foreknow.inference.exact_probe import Chunk, Prober, ProbeSettings
+from foreknow.inference.generate import Generator, Sampler, exact_head
+from foreknow.inference.server.client import Endpoint, InvalidResponse, RequestFailure, RequestSession
+from foreknow.inference.server.completions import Used, completion_of
+from foreknow.inference.server.engine import UNKNOWN, node_of, requests_to_open
+from foreknow.inference.server.fluency import fluency_at
+from foreknow.inference.server.model import (
     Address,
     ServerModel,
     Spelling,
@@ -63,6 +53,16 @@ from foreknow.servers.model import (
     load_tokenizer,
     open_server,
 )
+from foreknow.inference.server.sampling import ServerAnswers, discover_drawing
+from foreknow.inference.vllm_engine import vllm_answers
+from foreknow.io.run_dir import lock_run_dir
+from foreknow.models import loading
+from foreknow.models.fluency import fluency_of
+from foreknow.prompts import few_shot
+from foreknow.prompts.prompt_template import Prompter
+from foreknow.stages.audit.result import open_audit
+from foreknow.stages.audit.server_executor import estimate_at_server, open_server_executor, server_of
+from foreknow.stages.audit.setup import read_input
 from serving import RESET, Asked, Reply, Script, Server, refuses, serving
 
 SECRET = "sk-77aa-not-to-be-seen-anywhere"
@@ -77,8 +77,8 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def loaded(tiny_folder: Path) -> models.Loaded:
-    return models.load(str(tiny_folder), dtype="float32", device="cpu")
+def loaded(tiny_folder: Path) -> loading.Loaded:
+    return loading.load_model(str(tiny_folder), dtype="float32", device="cpu")
 
 
 @pytest.fixture
@@ -121,14 +121,14 @@ def connected(
 
 
 def prober(engine: Any, prompter: Prompter, vocabulary: Any, rows: pl.DataFrame, **settings: Any) -> Prober:
-    drawn = exemplars.draw(rows, sorted(rows["group"].unique()), shots=2, sets=2, seed=0)
-    return Prober(engine, prompter, vocabulary, drawn, Settings(**settings), common_heads(rows))
+    drawn = few_shot.draw_exemplars(rows, sorted(rows["group"].unique()), shots=2, sets=2, seed=0)
+    return Prober(engine, prompter, vocabulary, drawn, ProbeSettings(**settings), common_heads(rows))
 
 
-def here(loaded: models.Loaded, rows: pl.DataFrame, sampling: Sampling = SAMPLING) -> Prober:
+def here(loaded: loading.Loaded, rows: pl.DataFrame, sampling: Sampling = SAMPLING) -> Prober:
     """The exact probe of the same model, computed here."""
     loaded.model.set_attn_implementation("sdpa")
-    return prober(PlainEngine(loaded.model, sampling), Prompter(loaded.tokenizer), models.vocabulary_of(loaded), rows)
+    return prober(PlainEngine(loaded.model, sampling), Prompter(loaded.tokenizer), loading.vocabulary_of(loaded), rows)
 
 
 def there(model: ServerModel, rows: pl.DataFrame, **settings: Any) -> Prober:
@@ -200,7 +200,7 @@ class TestNodes:
         assert node.tail == pytest.approx(0.2, abs=1e-4)
 
     def test_more_than_one_in_all_is_no_distribution(self) -> None:
-        with pytest.raises(OddReply, match="add up"):
+        with pytest.raises(InvalidResponse, match="add up"):
             node_of([(1, -0.1), (2, -0.1)], SAMPLING, asked=2, vocabulary=100)
 
 
@@ -215,7 +215,7 @@ EVERYTHING = [
 class TestExact:
     @pytest.mark.parametrize("manners", EVERYTHING)
     def test_a_server_with_enough_log_probabilities_gives_the_local_probe(
-        self, manners: Manners, loaded: models.Loaded, rows: pl.DataFrame, few: pl.DataFrame, tiny_folder: Path,
+        self, manners: Manners, loaded: loading.Loaded, rows: pl.DataFrame, few: pl.DataFrame, tiny_folder: Path,
         scripts: Callable[[Manners], Script],
     ) -> None:  # fmt: skip
         local = probed(here(loaded, rows), few)
@@ -239,7 +239,7 @@ class TestExact:
         ],
     )
     def test_fewer_log_probabilities_give_intervals_that_hold_the_truth(
-        self, manners: Manners, loaded: models.Loaded, rows: pl.DataFrame, few: pl.DataFrame, tiny_folder: Path,
+        self, manners: Manners, loaded: loading.Loaded, rows: pl.DataFrame, few: pl.DataFrame, tiny_folder: Path,
         scripts: Callable[[Manners], Script],
     ) -> None:  # fmt: skip
         exact = here(loaded, rows)
@@ -408,7 +408,7 @@ class TestFaults:
         ],
     )
     def test_passing_faults_change_nothing(
-        self, fault: Callable[[Asked], Reply | None], loaded: models.Loaded, rows: pl.DataFrame, few: pl.DataFrame,
+        self, fault: Callable[[Asked], Reply | None], loaded: loading.Loaded, rows: pl.DataFrame, few: pl.DataFrame,
         tiny_folder: Path, scripts: Callable[[Manners], Script],
     ) -> None:  # fmt: skip
         some = few.head(3)
@@ -450,13 +450,13 @@ class TestFaults:
 
         def run(script: Script) -> Server:
             """As an audit does: each chunk is kept once it is finished, and finished ones are left alone."""
-            with hold(tmp_path / "out") as folder, connected(script, tiny_folder, retries=1) as (model, server):
+            with lock_run_dir(tmp_path / "out") as folder, connected(script, tiny_folder, retries=1) as (model, server):
                 folder.chunks.mkdir(exist_ok=True)
                 asking = there(model, rows)
                 del server.seen[:]
                 for n, part in enumerate(plan):
                     if folder.chunk(n, "probes") is None:
-                        folder.keep(n, "probes", asking.probe(part).probes)
+                        folder.save_chunk(n, "probes", asking.probe(part).probes)
                         gone.extend([1] * (n == 1))
             return server
 
@@ -497,10 +497,10 @@ class TestFaults:
     def test_requests_keep_to_their_rate(self) -> None:
         with serving(lambda _: RESET) as server:
             began = time.monotonic()
-            with Session(Endpoint(server.url, "m", per_minute=600.0, concurrency=4)) as session:
+            with RequestSession(Endpoint(server.url, "m", per_minute=600.0, concurrency=4)) as session:
                 found = [reply for _, reply in session.each(range(5), lambda _: session.client.models.list())]
         assert len(found) == 5
-        assert not any(isinstance(reply, Fault) for reply in found)
+        assert not any(isinstance(reply, RequestFailure) for reply in found)
         assert time.monotonic() - began >= 0.4
 
     @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=5) | st.integers(), lambda inner: (
@@ -511,7 +511,7 @@ class TestFaults:
     def test_whatever_comes_back_is_read_or_called_odd(self, body: Any) -> None:
         try:
             found = completion_of(json.dumps(body).encode(), 1)
-        except OddReply:
+        except InvalidResponse:
             return
         assert len(found.choices) == 1
 
@@ -541,7 +541,7 @@ class TestKey:
 
 class TestIdentity:
     def test_another_model_at_the_same_address_is_noticed_and_rounding_is_not(
-        self, tiny_folder: Path, tmp_path: Path, loaded: models.Loaded, scripts: Callable[[Manners], Script]
+        self, tiny_folder: Path, tmp_path: Path, loaded: loading.Loaded, scripts: Callable[[Manners], Script]
     ) -> None:
         with connected(scripts(VLLM), tiny_folder) as (model, _):
             first = model.identity
@@ -579,18 +579,18 @@ class TestAudit:
         read = read_input(config)
         with serving(scripts(VLLM)) as server, server_of(config, read, Address(server.url, "m")) as model:
             told = estimate_at_server(config, read, model)
-            job = job_at_server(config, read, model)
+            executor = open_server_executor(config, read, model)
             before = model.used
-            plan = list(enumerate(chunks(job.draw.rows, 3)))
-            done = list(job.results(plan))
+            plan = list(enumerate(chunks(executor.plan.rows, 3)))
+            done = list(executor.probe(plan))
             spent = model.used.requests - before.requests
         assert [n for n, _, _ in done] == [n for n, _ in plan]
-        assert sum(chunk.probes.height for _, chunk, _ in done) == job.draw.rows.height == told["rows"] == 8
+        assert sum(chunk.probes.height for _, chunk, _ in done) == executor.plan.rows.height == told["rows"] == 8
         assert told["measured_rows"] == 2
         assert told["cost"] > 0
         assert spent / 6 < told["requests"] < spent * 6
-        assert job.protocol["server"][0] == model.reasons[0]
-        assert job.model["fingerprint"].startswith("sha256:")
+        assert executor.protocol["server"][0] == model.reasons[0]
+        assert executor.model["fingerprint"].startswith("sha256:")
 
     def test_a_whole_audit_through_the_command_is_the_local_one(
         self, facts_file: Path, tiny_folder: Path, scripts: Callable[[Manners], Script], tmp_path: Path,
@@ -648,7 +648,7 @@ class TestSampled:
         [pytest.param(VLLM, id="all-in-one"), pytest.param(Manners(ids=False, many=False, n=False), id="each")],
     )
     def test_shares_are_drawn_from_the_exact_probabilities(
-        self, manners: Manners, loaded: models.Loaded, rows: pl.DataFrame, few: pl.DataFrame, tiny_folder: Path,
+        self, manners: Manners, loaded: loading.Loaded, rows: pl.DataFrame, few: pl.DataFrame, tiny_folder: Path,
         scripts: Callable[[Manners], Script],
     ) -> None:  # fmt: skip
         some = few.head(3)
@@ -715,7 +715,7 @@ def transformers_serve(folder: Path, log: Path) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_transformers_serve_draws_from_the_exact_probabilities(
-    loaded: models.Loaded, rows: pl.DataFrame, few: pl.DataFrame, tiny_folder: Path, tmp_path: Path
+    loaded: loading.Loaded, rows: pl.DataFrame, few: pl.DataFrame, tiny_folder: Path, tmp_path: Path
 ) -> None:
     for extra in ("fastapi", "uvicorn"):
         pytest.importorskip(extra)
@@ -806,7 +806,7 @@ class TestVllm:
 
     @pytest.mark.usefixtures("stand_in")
     def test_answers_come_from_a_process_of_its_own(
-        self, loaded: models.Loaded, rows: pl.DataFrame, few: pl.DataFrame, tiny_folder: Path
+        self, loaded: loading.Loaded, rows: pl.DataFrame, few: pl.DataFrame, tiny_folder: Path
     ) -> None:
         exact = here(loaded, rows.head(3))
         some = few.head(3)
@@ -831,13 +831,13 @@ class TestVllm:
         assert abs((hits - 16 * truth).sum() / np.sqrt((16 * truth * (1 - truth)).sum())) < 4
 
     @pytest.mark.usefixtures("stand_in")
-    def test_a_model_that_cannot_be_loaded_is_told_in_a_line(self, loaded: models.Loaded, tmp_path: Path) -> None:
-        vocabulary = models.vocabulary_of(loaded)
+    def test_a_model_that_cannot_be_loaded_is_told_in_a_line(self, loaded: loading.Loaded, tmp_path: Path) -> None:
+        vocabulary = loading.vocabulary_of(loaded)
         with pytest.raises(ResourceError, match="vLLM failed: "), vllm_answers(str(tmp_path), vocabulary, SAMPLING):
             pass
 
-    def test_without_vllm_the_extra_is_named(self, loaded: models.Loaded, tiny_folder: Path) -> None:
-        vocabulary = models.vocabulary_of(loaded)
+    def test_without_vllm_the_extra_is_named(self, loaded: loading.Loaded, tiny_folder: Path) -> None:
+        vocabulary = loading.vocabulary_of(loaded)
         with (
             pytest.raises(MissingExtra, match=r"pip install 'foreknow\[vllm\]'"),
             vllm_answers(str(tiny_folder), vocabulary, SAMPLING),
@@ -846,7 +846,7 @@ class TestVllm:
 
 
 def test_the_server_files_do_not_import_torch() -> None:
-    code = "import sys, foreknow.servers.completions, foreknow.servers.engine, foreknow.servers.model"
+    code = "import sys; from foreknow.inference.server import completions, engine, model"
     code += "; print('torch' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "False"
@@ -854,7 +854,7 @@ def test_the_server_files_do_not_import_torch() -> None:
 
 @pytest.mark.parametrize("manners", [VLLM, replace(VLLM, prompt_logprobs=False), replace(VLLM, many=False)])
 def test_whether_a_model_speaks_is_read_off_the_server(
-    scripts: Callable[[Manners], Script], tiny_folder: Path, loaded: models.Loaded, manners: Manners
+    scripts: Callable[[Manners], Script], tiny_folder: Path, loaded: loading.Loaded, manners: Manners
 ) -> None:
     ours = fluency_of(loaded.model, loaded.tokenizer)
     with connected(scripts(manners), tiny_folder) as (model, server):

@@ -16,7 +16,7 @@ import polars as pl
 import pytest
 
 from conftest import CAPITALS, tiny_model, tiny_tokenizer
-from foreknow.data.facts import Facts, read_facts
+from foreknow.data.dataset import Dataset, read_dataset
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -119,9 +119,9 @@ def written(path: Path, records: list[dict[str, Any]]) -> Path:
     return path
 
 
-def read(tmp_path: Path, kind: str, suffix: str) -> tuple[Path, Facts]:
+def read(tmp_path: Path, kind: str, suffix: str) -> tuple[Path, Dataset]:
     path = written(tmp_path / f"in.{suffix}", [KINDS[kind].record(*fact) for fact in FACTS])
-    facts = read_facts(path, templates={"capital": "What is the capital of [X]?"})
+    facts = read_dataset(path, templates={"capital": "What is the capital of [X]?"})
     assert facts.layout == kind.split(" ", maxsplit=1)[0]
     assert facts.rows["question"][0] == ("Name the capital.\nArland" if kind == "alpaca" else asked("Arland"))
     assert facts.rows["answers"].list.first().to_list() == [capital for _, capital in FACTS]
@@ -177,7 +177,7 @@ def test_datasets_loads_what_is_written_with_all_else_as_it_was(
     assert fewer.column_names == [*before.column_names, "category"]
     assert fewer.select_columns(kept).to_list() == before.select([1, 2, 5]).select_columns(kept).to_list()
     assert fewer.select([1, 2]).remove_columns("category").to_list() == before.select([2, 5]).to_list()
-    back = read_facts(some, templates={"capital": "What is the capital of [X]?"}).rows["answers"]
+    back = read_dataset(some, templates={"capital": "What is the capital of [X]?"}).rows["answers"]
     assert back.to_list() == [[REFUSAL], *[facts.rows["answers"][row].to_list() for row in (2, 5)]]
 
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from foreknow.audits import cost
-from foreknow.audits.cost import CLUSTER, H100, LAPTOP, MACHINES, PYTHON, Machine, Model, Range, Work
+from foreknow.stages.audit import cost
+from foreknow.stages.audit.cost import CLUSTER, H100, LAPTOP, MACHINES, PYTHON, Machine, Model, Range, Work
 
 SMOL = Model(106_204_032, 28_311_552)
 WORK = Work(SMOL, 126.0, 40.0, 10, 3300)

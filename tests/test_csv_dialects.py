@@ -13,12 +13,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from foreknow.data.facts import Facts, read_facts
+from foreknow.data.dataset import Dataset, read_dataset
 from foreknow.errors import InputError
-from foreknow.files.dialects import Dialect, dialect_of
-from foreknow.files.formats import read_part
-from foreknow.files.sources import source_of, source_of_bytes
-from foreknow.files.writing import Change, write_parts
+from foreknow.io.csv_dialect import Dialect, dialect_of
+from foreknow.io.readers import read_part
+from foreknow.io.sources import source_of, source_of_bytes
+from foreknow.io.writers import Change, write_parts
 
 CAPITALS = [["Capital of France?", "Paris"], ["Capital of Peru?", "Lima"], ["Capital of Italy, in short?", "Rome"]]
 
@@ -28,12 +28,12 @@ def cells_of(content: bytes, name: str = "a.csv") -> list[dict[str, str]]:
     return [dict(record) for batch in read_part(part) for record in batch.records]  # type: ignore[arg-type]
 
 
-def facts_of(tmp_path: Path, content: bytes, name: str = "a.csv", **how: Any) -> Facts:
+def facts_of(tmp_path: Path, content: bytes, name: str = "a.csv", **how: Any) -> Dataset:
     (tmp_path / name).write_bytes(content)
-    return read_facts(tmp_path / name, **how)
+    return read_dataset(tmp_path / name, **how)
 
 
-def asked(facts: Facts) -> list[list[str]]:
+def asked(facts: Dataset) -> list[list[str]]:
     return [[question, answers[0]] for question, answers in facts.rows.select("question", "answers").iter_rows()]
 
 
@@ -98,7 +98,7 @@ def test_an_annotated_table_keeps_its_bytes(tmp_path: Path, kind: str) -> None:
     )
     out = tmp_path / f"out{Path(name).suffix}"
     facts.annotate(labels, out)
-    again = read_facts(out)
+    again = read_dataset(out)
     assert asked(again) == asked(facts)
     more = again.extra(["category", "p", "model_answer", "flags"])
     assert more["category"].to_list() == ["Unknown"] * facts.total
@@ -275,7 +275,7 @@ def test_a_mix_of_tables_stands_in_the_first_ones_dialect(tmp_path: Path) -> Non
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.csv").write_bytes(written(CAPITALS, delimiter=";", lineterminator="\r\n"))
     (tmp_path / "in" / "b.tsv").write_bytes(b"answer\tquestion\nBern\tCapital of Switzerland; now?\n")
-    facts = read_facts(tmp_path / "in")
+    facts = read_dataset(tmp_path / "in")
     kept = pl.DataFrame({"row": [1, 3]})
     facts.write(kept, tmp_path / "out.csv", {1: "I don't know; sorry."})
     assert (tmp_path / "out.csv").read_bytes() == (
@@ -289,7 +289,7 @@ def test_a_mix_of_tables_stands_in_the_first_ones_dialect(tmp_path: Path) -> Non
     with pytest.raises(
         InputError, match="the columns answer, query are not those of the files before: question, answer"
     ):
-        read_facts(tmp_path / "in").write(kept, tmp_path / "out.csv")
+        read_dataset(tmp_path / "in").write(kept, tmp_path / "out.csv")
 
 
 def test_labels_beside_unquoted_cells_have_blanks_for_what_cannot_stand_there(tmp_path: Path) -> None:
@@ -311,9 +311,9 @@ def test_some_rows_of_a_table_with_unusual_quotes_are_quoted_as_usual(tmp_path: 
     """The rows alone would not show how they are quoted."""
     facts = facts_of(tmp_path, content)
     facts.write(pl.DataFrame({"row": [1]}), tmp_path / "out.csv", {1: "a\tb, c"})
-    assert asked(read_facts(tmp_path / "out.csv")) == [[asked(facts)[1][0], "a\tb, c"]]
+    assert asked(read_dataset(tmp_path / "out.csv")) == [[asked(facts)[1][0], "a\tb, c"]]
     facts.write(pl.DataFrame({"row": [1]}), tmp_path / "out.csv")
-    assert asked(read_facts(tmp_path / "out.csv")) == [asked(facts)[1]]
+    assert asked(read_dataset(tmp_path / "out.csv")) == [asked(facts)[1]]
 
 
 UNQUOTED = st.text(alphabet=st.sampled_from(list("ab;,|\t\\ ")), max_size=6)

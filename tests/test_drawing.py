@@ -14,7 +14,7 @@ import psutil
 import pytest
 import vl_convert
 
-from foreknow.report import drawing
+from foreknow.report import vega_process
 
 
 def spec(rows: int) -> dict[str, Any]:
@@ -27,75 +27,80 @@ def spec(rows: int) -> dict[str, Any]:
 
 
 @pytest.fixture
-def drawer(monkeypatch: pytest.MonkeyPatch) -> Iterator[drawing._Drawer]:
-    fresh = drawing._Drawer()
-    monkeypatch.setattr(drawing, "_DRAWER", fresh)
+def drawer(monkeypatch: pytest.MonkeyPatch) -> Iterator[vega_process._Drawer]:
+    fresh = vega_process._Drawer()
+    monkeypatch.setattr(vega_process, "_DRAWER", fresh)
     yield fresh
     fresh._end()
 
 
-def number(drawer: drawing._Drawer) -> int:
+def number(drawer: vega_process._Drawer) -> int:
     assert drawer.process is not None
     return drawer.process.pid
 
 
-def test_the_other_process_draws_what_this_one_would(drawer: drawing._Drawer) -> None:
-    assert [drawing.svg(spec(rows)) for rows in (2, 5)] == [vl_convert.vegalite_to_svg(spec(rows)) for rows in (2, 5)]
+def test_the_other_process_draws_what_this_one_would(drawer: vega_process._Drawer) -> None:
+    assert [vega_process.svg(spec(rows)) for rows in (2, 5)] == [
+        vl_convert.vegalite_to_svg(spec(rows)) for rows in (2, 5)
+    ]
     assert drawer.drawn == 2
 
 
-def test_a_process_gives_way_to_a_new_one(drawer: drawing._Drawer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing, "MOST", 2)
-    first = drawing.svg(spec(2))
+def test_a_process_gives_way_to_a_new_one(drawer: vega_process._Drawer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vega_process, "MOST", 2)
+    first = vega_process.svg(spec(2))
     old, before = number(drawer), psutil.Process().num_fds()
-    assert drawing.svg(spec(2)) == first
+    assert vega_process.svg(spec(2)) == first
     assert drawer.process is None
     assert not psutil.pid_exists(old)
-    assert drawing.svg(spec(2)) == first
+    assert vega_process.svg(spec(2)) == first
     assert psutil.Process().num_fds() == before
 
 
-def test_a_lost_process_costs_nothing(drawer: drawing._Drawer) -> None:
-    first = drawing.svg(spec(2))
+def test_a_lost_process_costs_nothing(drawer: vega_process._Drawer) -> None:
+    first = vega_process.svg(spec(2))
     lost = number(drawer)
     os.kill(lost, signal.SIGKILL)
-    assert [drawing.svg(spec(2)), drawing.svg(spec(2))] == [first, first]
+    assert [vega_process.svg(spec(2)), vega_process.svg(spec(2))] == [first, first]
     assert number(drawer) != lost
 
 
-def test_without_another_process_this_one_draws(monkeypatch: pytest.MonkeyPatch, drawer: drawing._Drawer) -> None:
+def test_without_another_process_this_one_draws(monkeypatch: pytest.MonkeyPatch, drawer: vega_process._Drawer) -> None:
     monkeypatch.setattr(sys, "executable", "/none/python")
-    assert drawing.svg(spec(2)) == vl_convert.vegalite_to_svg(spec(2))
+    assert vega_process.svg(spec(2)) == vl_convert.vegalite_to_svg(spec(2))
     assert drawer.process is None
 
 
 def test_a_spec_that_cannot_be_drawn_is_vl_converts_error() -> None:
     with pytest.raises(ValueError, match="Vega-Lite"):
-        drawing.svg({"mark": 7})
+        vega_process.svg({"mark": 7})
 
 
-def test_after_an_interrupt_the_next_chart_is_its_own(drawer: drawing._Drawer, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = drawing.svg(spec(2))
-    answer = drawing._Drawer._answer
+def test_after_an_interrupt_the_next_chart_is_its_own(
+    drawer: vega_process._Drawer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = vega_process.svg(spec(2))
+    answer = vega_process._Drawer._answer
 
-    def interrupted(self: drawing._Drawer, line: str) -> str:
+    def interrupted(self: vega_process._Drawer, line: str) -> str:
         assert self.process is not None
         assert self.process.stdin is not None
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(drawing._Drawer, "_answer", interrupted)
+    monkeypatch.setattr(vega_process._Drawer, "_answer", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        drawing.svg(spec(5))
-    monkeypatch.setattr(drawing._Drawer, "_answer", answer)
-    assert drawing.svg(spec(2)) == wanted
+        vega_process.svg(spec(5))
+    monkeypatch.setattr(vega_process._Drawer, "_answer", answer)
+    assert vega_process.svg(spec(2)) == wanted
 
 
 def test_it_ends_with_the_process_it_draws_for() -> None:
     program = (
-        "import time; from foreknow.report import drawing; drawing.svg({'mark': 'bar', 'data': {'values': []}});"
-        "print(drawing._DRAWER.process.pid, flush=True); time.sleep(60)"
+        "import time; from foreknow.report import vega_process;"
+        "vega_process.svg({'mark': 'bar', 'data': {'values': []}});"
+        "print(vega_process._DRAWER.process.pid, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as ours:
         assert ours.stdout is not None
@@ -109,16 +114,16 @@ def test_it_ends_with_the_process_it_draws_for() -> None:
 
 FORK = """
 import os, sys
-from foreknow.report import drawing
+from foreknow.report import vega_process
 
 spec = {"mark": "bar", "data": {"values": [{"a": 1}]}, "encoding": {"x": {"field": "a"}}}
-first = drawing.svg(spec)
+first = vega_process.svg(spec)
 child = os.fork()
 if not child:
-    os._exit(0 if drawing.svg(spec) == first else 1)
+    os._exit(0 if vega_process.svg(spec) == first else 1)
 assert os.waitpid(child, 0)[1] == 0
-assert drawing.svg(spec) == first
-assert drawing._DRAWER.drawn == 2
+assert vega_process.svg(spec) == first
+assert vega_process._DRAWER.drawn == 2
 """
 
 

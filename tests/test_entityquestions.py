@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foreknow.data.entityquestions import (
+from foreknow.data.builtin.entityquestions import (
     IN_DISTRIBUTION,
     NOT_USED,
     OUT_OF_DISTRIBUTION,
@@ -30,7 +30,7 @@ from foreknow.data.entityquestions import (
     paper_splits,
     read_tree,
 )
-from foreknow.data.templates import FEWEST, SLOT, derive_template, question, read_templates, subject_of
+from foreknow.data.layouts.relation_templates import FEWEST, SLOT, derive_template, question, read_templates, subject_of
 from foreknow.errors import InputError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -408,7 +408,7 @@ def test_what_is_no_tree_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_member_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("foreknow.data.entityquestions.MEMBER_BYTES", 1 << 20)
+    monkeypatch.setattr("foreknow.data.builtin.entityquestions.MEMBER_BYTES", 1 << 20)
     path = zipped(tmp_path / "bomb.zip", {"train/P17.train.json": b" " * (1 << 20) + b"[]"})
     assert Path(path).stat().st_size < 5_000
     with pytest.raises(InputError, match=r"P17\.train\.json: over 1 MiB"):

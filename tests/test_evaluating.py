@@ -17,23 +17,25 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import foreknow
 from conftest import fact_rows
 from foreknow.config import EvaluateConfig, TuneConfig
+from foreknow.data.exact_match import Accepted, answer_of
+from foreknow.data.load import read_data
 from foreknow.errors import ConfigError, ForeknowError, InputError, ModelError, ResourceError, RunFolderError
-from foreknow.evaluation import evaluating, generating
-from foreknow.evaluation.answer_tables import lines, table
-from foreknow.evaluation.answers import ANSWERED, BASE_RIGHT
-from foreknow.evaluation.evaluating import Evaluation, open_evaluation
-from foreknow.files.runs import RunFolder
-from foreknow.inputs import read_data
-from foreknow.lm import models
-from foreknow.lm.model_names import Resolved, resolve
-from foreknow.probing.sample import Generator
-from foreknow.protocol.match import Accepted, answer_of
-from foreknow.protocol.prompts import Prompter, Template, read_template
-from foreknow.protocol.slick import CATEGORIES
+from foreknow.inference.generate import Generator
+from foreknow.inference.slick import CATEGORIES
+from foreknow.io.run_dir import RunDir
+from foreknow.models import loading
+from foreknow.models.resolve import Resolved, resolve
+from foreknow.prompts.prompt_template import Prompter, Template, read_template
 from foreknow.settings import settings_of
-from foreknow.training import tuning
-from foreknow.training.tracker import Tracker, vocabulary_for
-from foreknow.training.training_rows import TRAINING
+from foreknow.stages.evaluate import generate
+from foreknow.stages.evaluate import run as evaluate_run
+from foreknow.stages.evaluate.metrics import ANSWERED, BASE_RIGHT
+from foreknow.stages.evaluate.result import EvaluateResult, open_evaluation
+from foreknow.stages.evaluate.tables import em_table, summary_lines
+from foreknow.stages.train import run as train_run
+from foreknow.stages.train.dataset import TRAINING
+from foreknow.stages.train.result import TrainResult
+from foreknow.stages.train.tracker import Tracker, vocabulary_for
 from test_numbers import ODD
 from test_numbers import broken as broken_model
 
@@ -84,38 +86,38 @@ def audited(tiny_folder: Path, spelled: Path, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="session")
-def finished(make: Make, audited: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
-    return evaluating.run(make(tmp_path_factory.mktemp("evaluations") / "first", audit=audited))
+def finished(make: Make, audited: Path, tmp_path_factory: pytest.TempPathFactory) -> EvaluateResult:
+    return evaluate_run.run(make(tmp_path_factory.mktemp("evaluations") / "first", audit=audited))
 
 
 @pytest.fixture(scope="session")
 def tuned(
     tiny_folder: Path, template: Path, facts_file: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., tuning.Tuned]:
+) -> Callable[..., TrainResult]:
     """A short run of `tune` in the tiny model's own prompt; it learns to end its answers."""
     folder = tmp_path_factory.mktemp("tuned")
     rows = [{k: r[k] for k in ("question", "answer", "relation")} for r in fact_rows()]
     train, dev = write(folder / "train.jsonl", rows[:40]), write(folder / "dev.jsonl", rows[:8])
 
-    def make(name: str, **given: Any) -> tuning.Tuned:
+    def make(name: str, **given: Any) -> TrainResult:
         base = {
             "train": str(train), "dev": str(dev), "test": [f"ood={write(folder / 'ood.jsonl', rows[40:])}"],
             "out": folder / name, "model": str(tiny_folder), "prompt_template": template, "dtype": "float32",
             "device": "cpu", "epochs": 8, "learning_rate": 4e-3, "batch_size": 10, "dropout": 0.0,
             "allow_overlap": True,
         }  # fmt: skip
-        return tuning.run(settings_of(TuneConfig, {**base, **given}))
+        return train_run.run(settings_of(TuneConfig, {**base, **given}))
 
     return make
 
 
 @pytest.fixture(scope="session")
-def whole(tuned: Callable[..., tuning.Tuned]) -> tuning.Tuned:
+def whole(tuned: Callable[..., TrainResult]) -> TrainResult:
     return tuned("whole")
 
 
 @pytest.fixture(scope="session")
-def adapted(tuned: Callable[..., tuning.Tuned]) -> tuning.Tuned:
+def adapted(tuned: Callable[..., TrainResult]) -> TrainResult:
     return tuned("lora", method="lora", lora_rank=4, lora_alpha=8, learning_rate=1e-3, epochs=2)
 
 
@@ -142,7 +144,7 @@ def outputs(folder: Path) -> dict[str, bytes]:
     return {"rows.parquet": rows, "manifest": json.dumps(told).encode(), "summary": json.dumps(kept).encode()}
 
 
-def test_every_output_is_there(finished: Evaluation, audited: Path, tiny_folder: Path) -> None:
+def test_every_output_is_there(finished: EvaluateResult, audited: Path, tiny_folder: Path) -> None:
     names = {p.name for p in finished.folder.iterdir() if p.name != ".lock"}
     assert names == {"config.yaml", "rows.parquet", "summary.json", "manifest.json", "report.html"}
     rows, summary = finished.rows, finished.summary
@@ -162,7 +164,7 @@ def test_every_output_is_there(finished: Evaluation, audited: Path, tiny_folder:
     assert open_evaluation(finished.folder).summary == summary
 
 
-def test_it_says_what_plain_generation_says(finished: Evaluation, tiny_folder: Path) -> None:
+def test_it_says_what_plain_generation_says(finished: EvaluateResult, tiny_folder: Path) -> None:
     rows = finished.rows
     expected = one_by_one(tiny_folder, rows, "Q: {question}\nA:")
     # batches of seven rows of unlike lengths, padded at their left
@@ -175,15 +177,15 @@ def test_it_says_what_plain_generation_says(finished: Evaluation, tiny_folder: P
 @pytest.mark.parametrize("text", [TRAINING, Template(target="Q: {question}\nA:")], ids=["paper", "known"])
 @pytest.mark.parametrize("point", ["base", "early_stop", "convergence"])
 def test_the_tracker_sees_what_generation_says(
-    point: str, text: Template, whole: tuning.Tuned, tiny_folder: Path, spelled: Path, make: Make, tmp_path: Path
+    point: str, text: Template, whole: TrainResult, tiny_folder: Path, spelled: Path, make: Make, tmp_path: Path
 ) -> None:
     folder = tiny_folder if point == "base" else whole.folder / point
     file = tmp_path / "template.yaml"
     file.write_text(yaml.safe_dump({"target": text.target}))
-    generated = evaluating.run(make(tmp_path / "a", model=str(folder), prompt_template=file)).rows
+    generated = evaluate_run.run(make(tmp_path / "a", model=str(folder), prompt_template=file)).rows
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    rows = evaluating.read_given(make(None)).rows
+    rows = evaluate_run.read_inputs(make(None)).rows
     tracked = Tracker(Prompter(tokenizer, text), vocabulary_for(model, tokenizer), {"rows": rows}, lenient=True)(model)
     assert tracked["row"].to_list() == generated["row"].to_list() == list(range(48))
     assert tracked["right"].to_list() == generated["right"].to_list()
@@ -193,10 +195,10 @@ def test_the_tracker_sees_what_generation_says(
 
 @pytest.mark.parametrize("name", ["early_stop", "convergence"])
 def test_a_tuned_model_scores_what_its_run_measured(
-    name: str, whole: tuning.Tuned, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, whole: TrainResult, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = make(tmp_path / "a", model=str(whole.folder / name), data=whole.results["data"]["train"]["file"])
-    found = evaluating.run(config).summary
+    found = evaluate_run.run(config).summary
     counts = whole.results[name]["metrics"]["counts"]["train"]
     assert found["em"]["overall"]["strict"]["count"] == counts["right"] > 5
     assert found["model"]["name"] == f"whole/{name}"
@@ -206,22 +208,22 @@ def test_a_tuned_model_scores_what_its_run_measured(
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT reads an old name
 def test_an_adapter_scores_what_its_run_measured(
-    adapted: tuning.Tuned, make: Make, audited: Path, tmp_path: Path
+    adapted: TrainResult, make: Make, audited: Path, tmp_path: Path
 ) -> None:
     folder = adapted.folder / "convergence"
-    found = evaluating.run(make(tmp_path / "a", model=str(folder), data=adapted.results["data"]["train"]["file"]))
+    found = evaluate_run.run(make(tmp_path / "a", model=str(folder), data=adapted.results["data"]["train"]["file"]))
     assert found.summary["em"]["overall"]["strict"]["count"] == adapted.metrics[-1]["counts"]["train"]["right"] > 5
     of = found.summary["model"]
     assert (of["method"], of["base"]["fingerprint"]) == ("adapter", adapted.results["model"]["fingerprint"])
     # not what its base says, and the base's audit is its own
-    every = evaluating.run(make(tmp_path / "b", model=str(folder), audit=audited)).rows
-    base = evaluating.run(make(tmp_path / "c")).rows
+    every = evaluate_run.run(make(tmp_path / "b", model=str(folder), audit=audited)).rows
+    base = evaluate_run.run(make(tmp_path / "c")).rows
     assert (every["said"] != base["said"]).any()
     assert every["category"].null_count() == 0
 
 
 def test_without_its_base_an_adapter_is_refused_and_base_names_it(
-    adapted: tuning.Tuned, tiny_folder: Path, make: Make, tmp_path: Path
+    adapted: TrainResult, tiny_folder: Path, make: Make, tmp_path: Path
 ) -> None:
     folder = copy(adapted.folder / "convergence", tmp_path / "moved")
     for name, change in (
@@ -232,12 +234,12 @@ def test_without_its_base_an_adapter_is_refused_and_base_names_it(
         change(told)
         (folder / name).write_text(json.dumps(told))
     with pytest.raises(ModelError, match=r"adapter_config.json: sha256 .* take its line out of foreknow.json"):
-        evaluating.run(make(tmp_path / "a", model=str(folder)))
+        evaluate_run.run(make(tmp_path / "a", model=str(folder)))
     about = json.loads((folder / "foreknow.json").read_text())
     del about["files"]["adapter_config.json"]
     (folder / "foreknow.json").write_text(json.dumps(about))
     with pytest.raises(ModelError, match=r"an adapter of gone, which is not here; name its base with --base MODEL$"):
-        evaluating.run(make(tmp_path / "a", model=str(folder)))
+        evaluate_run.run(make(tmp_path / "a", model=str(folder)))
     found = resolve(str(folder), base=str(tiny_folder))
     assert found.folder == tiny_folder
     other = copy(tiny_folder, tmp_path / "other")
@@ -272,11 +274,11 @@ def test_an_adapter_that_does_not_fit_its_base_is_refused(tiny_folder: Path, tmp
             else "cannot be put on .*wider: "
         )
         with pytest.raises(ModelError, match=expected) as error:
-            models.load_resolved(found, dtype="float32", device="cpu")
+            loading.load_resolved_model(found, dtype="float32", device="cpu")
         assert len(str(error.value).splitlines()) == 1
 
 
-def test_rows_are_compared_with_the_audits(finished: Evaluation, audited: Path) -> None:
+def test_rows_are_compared_with_the_audits(finished: EvaluateResult, audited: Path) -> None:
     before = foreknow.open_audit(audited).rows.filter(pl.col("category").is_not_null())
     rows = finished.rows.join(before.select("row", was="category", p="p_greedy", base="model_answer"), on="row")
     assert rows.filter(pl.col("category") != pl.col("was")).is_empty()
@@ -294,12 +296,17 @@ def test_rows_are_compared_with_the_audits(finished: Evaluation, audited: Path) 
 
 
 def test_rows_in_another_file_are_found_by_question_and_gold(
-    finished: Evaluation, audited: Path, spelled: Path, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: EvaluateResult,
+    audited: Path,
+    spelled: Path,
+    make: Make,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     rows = [json.loads(line) for line in spelled.read_text().splitlines()][:48]
     some = [{"question": r["question"], "answer": r["answers"], "relation": r["relation"]} for r in rows[::-3]]
     file = write(tmp_path / "some.jsonl", [*some, {"question": "Who is new?", "answer": ["Nobody"]}])
-    found = evaluating.run(make(tmp_path / "a", data=str(file), audit=audited))
+    found = evaluate_run.run(make(tmp_path / "a", data=str(file), audit=audited))
     assert "knows 16 of 17 rows (by question and gold)" in capsys.readouterr().err
     columns = ["question", "category", "base_p_greedy", "base_answer"]
     same = finished.rows.filter(pl.col("question").is_in(found.rows["question"].implode())).select(columns)
@@ -309,9 +316,9 @@ def test_rows_in_another_file_are_found_by_question_and_gold(
 
 
 def test_an_annotated_file_brings_its_own_categories(
-    finished: Evaluation, audited: Path, make: Make, tmp_path: Path
+    finished: EvaluateResult, audited: Path, make: Make, tmp_path: Path
 ) -> None:
-    found = evaluating.run(make(tmp_path / "a", data=str(audited / "annotated.jsonl")))
+    found = evaluate_run.run(make(tmp_path / "a", data=str(audited / "annotated.jsonl")))
     assert found.rows.equals(finished.rows)
     assert found.summary["categories_from"] == "the column 'category', which knows 48 of 48 rows"
     assert found.summary["moves"] == finished.summary["moves"]
@@ -319,58 +326,62 @@ def test_an_annotated_file_brings_its_own_categories(
 
 def test_a_mixed_file_has_categories_and_no_probe(make: Make, tmp_path: Path) -> None:
     rows = [{**r, "category": CATEGORIES[n % 4]} for n, r in enumerate(fact_rows())]
-    found = evaluating.run(make(tmp_path / "a", data=str(write(tmp_path / "mix.jsonl", rows)))).summary
+    found = evaluate_run.run(make(tmp_path / "a", data=str(write(tmp_path / "mix.jsonl", rows)))).summary
     assert found["moves"]["overall"]["compared"] == 0
     assert found["moves"]["lost"]["rows"] == found["moves"]["gained"]["rows"] == 12
     # a column of that name with other words in it is not ours
     rows = [{**r, "category": "geography"} for r in fact_rows()]
-    found = evaluating.run(make(tmp_path / "b", data=str(write(tmp_path / "other.jsonl", rows)))).summary
+    found = evaluate_run.run(make(tmp_path / "b", data=str(write(tmp_path / "other.jsonl", rows)))).summary
     assert found["moves"] is None
     assert found["em"]["by_category"] == {}
 
 
 def test_a_finished_run_is_not_run_again_and_another_is_refused(
-    finished: Evaluation, make: Make, audited: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    finished: EvaluateResult,
+    make: Make,
+    audited: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def never(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(models, "load_resolved", never)
+    monkeypatch.setattr(loading, "load_resolved_model", never)
     before = outputs(finished.folder)
-    again = evaluating.run(make(finished.folder, audit=audited))
+    again = evaluate_run.run(make(finished.folder, audit=audited))
     assert "this evaluation is complete; nothing to do" in capsys.readouterr().err
     assert outputs(again.folder) == before
     with pytest.raises(RunFolderError, match=r'match: "strict" -> "lenient"'):
-        evaluating.run(make(finished.folder, match="lenient"))
+        evaluate_run.run(make(finished.folder, match="lenient"))
     with pytest.raises(RunFolderError, match=r"categories: "):
-        evaluating.run(make(finished.folder))
+        evaluate_run.run(make(finished.folder))
 
 
 @pytest.mark.parametrize("part", ["said", "cost"])
 def test_killed_it_goes_on_and_ends_in_the_same_bytes(
-    part: str, finished: Evaluation, make: Make, audited: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    part: str, finished: EvaluateResult, make: Make, audited: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keep, asked = RunFolder.keep, []
+    keep, asked = RunDir.save_chunk, []
 
-    def killed(self: RunFolder, number: int, kind: str, frame: pl.DataFrame) -> None:
+    def killed(self: RunDir, number: int, kind: str, frame: pl.DataFrame) -> None:
         if (number, kind) == (1, part):
             raise KeyboardInterrupt
         keep(self, number, kind, frame)
 
-    monkeypatch.setattr(RunFolder, "keep", killed)
+    monkeypatch.setattr(RunDir, "save_chunk", killed)
     with pytest.raises(KeyboardInterrupt):
-        evaluating.run(make(tmp_path / "a", audit=audited))
+        evaluate_run.run(make(tmp_path / "a", audit=audited))
     assert not (tmp_path / "a" / "manifest.json").exists()
-    monkeypatch.setattr(RunFolder, "keep", keep)
-    whole = generating.said
-    monkeypatch.setattr(generating, "said", lambda g, rows: asked.append(len(rows)) or whole(g, rows))
-    done = evaluating.run(make(tmp_path / "a", audit=audited))
+    monkeypatch.setattr(RunDir, "save_chunk", keep)
+    whole = generate.generate_answers
+    monkeypatch.setattr(generate, "generate_answers", lambda g, rows: asked.append(len(rows)) or whole(g, rows))
+    done = evaluate_run.run(make(tmp_path / "a", audit=audited))
     assert asked == [16, 16]
     assert outputs(done.folder) == outputs(finished.folder)
 
 
 def test_out_of_memory_halves_the_batch(
-    finished: Evaluation, make: Make, audited: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: EvaluateResult, make: Make, audited: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, most = Generator.answers, [3]
 
@@ -380,23 +391,23 @@ def test_out_of_memory_halves_the_batch(
         return whole(self, prompts, max_new, draws)
 
     monkeypatch.setattr(Generator, "answers", small)
-    done = evaluating.run(make(tmp_path / "a", audit=audited))
+    done = evaluate_run.run(make(tmp_path / "a", audit=audited))
     assert done.rows.equals(finished.rows)
     assert json.loads((done.folder / "manifest.json").read_text())["chunks_with_halved_batches"] == 3
     most[0] = 0
     with pytest.raises(ResourceError, match="out of memory with one row at a time; finished chunks are kept"):
-        evaluating.run(make(tmp_path / "b", audit=audited))
+        evaluate_run.run(make(tmp_path / "b", audit=audited))
 
 
 @pytest.mark.usefixtures("unchecked_weights")
 def test_rows_whose_logits_are_not_finite_are_in_no_figure_and_it_says_so(
-    finished: Evaluation, make: Make, tiny_folder: Path, spelled: Path, tmp_path: Path
+    finished: EvaluateResult, make: Make, tiny_folder: Path, spelled: Path, tmp_path: Path
 ) -> None:
     rows = [json.loads(line) for line in spelled.read_text().splitlines()]
     for n in (4, 20):
         rows[n]["question"] = f"{ODD} {rows[n]['question']}"
     data, folder = write(tmp_path / "odd.jsonl", rows), broken_model(tmp_path / "m", tiny_folder, math.nan)
-    found = evaluating.run(make(tmp_path / "a", model=str(folder), data=str(data)))
+    found = evaluate_run.run(make(tmp_path / "a", model=str(folder), data=str(data)))
     odd = found.rows.filter(pl.col("row").is_in([4, 20]))
     for column in ("said", "ended", "right", "right_lenient", "refused"):
         assert odd[column].is_null().all(), column
@@ -408,7 +419,7 @@ def test_rows_whose_logits_are_not_finite_are_in_no_figure_and_it_says_so(
     answers = found.summary["answers"]
     assert answers["right"] + answers["wrong"] + answers["refused"] == 46
     assert finished.summary["not_finite"] == 0
-    assert any("2 rows are in no figure: the model's logits were not finite" in s for s in lines(found.summary))
+    assert any("2 rows are in no figure: the model's logits were not finite" in s for s in summary_lines(found.summary))
     page = html.unescape((found.folder / "report.html").read_text())
     assert "2 rows in no figure here: the model's logits were not finite" in page
 
@@ -416,33 +427,33 @@ def test_rows_whose_logits_are_not_finite_are_in_no_figure_and_it_says_so(
 @pytest.mark.usefixtures("unchecked_weights")
 def test_a_model_that_never_gives_a_distribution_has_no_figures(make: Make, tiny_folder: Path, tmp_path: Path) -> None:
     folder = broken_model(tmp_path / "m", tiny_folder, math.nan, "head")
-    found = evaluating.run(make(tmp_path / "a", model=str(folder)))
+    found = evaluate_run.run(make(tmp_path / "a", model=str(folder)))
     assert (found.summary["rows"], found.summary["not_finite"]) == (0, 48)
     assert found.summary["em"]["overall"]["strict"]["share"] is None
     assert (found.folder / "report.html").is_file()
-    assert table(found.summary)["EM"].to_list()[0] == "-"
-    assert any("48 rows are in no figure" in line for line in lines(found.summary))
+    assert em_table(found.summary)["EM"].to_list()[0] == "-"
+    assert any("48 rows are in no figure" in line for line in summary_lines(found.summary))
 
 
-def test_an_answer_that_has_not_ended_is_wrong(finished: Evaluation, make: Make, tmp_path: Path) -> None:
-    found = evaluating.run(make(tmp_path / "a", max_new_tokens=1))
+def test_an_answer_that_has_not_ended_is_wrong(finished: EvaluateResult, make: Make, tmp_path: Path) -> None:
+    found = evaluate_run.run(make(tmp_path / "a", max_new_tokens=1))
     assert found.summary["em"]["overall"]["lenient"]["count"] == 0
     assert found.summary["answers"]["not_ended"] == 48
     # what is said is read on all the same
     assert found.rows["said"].to_list() == finished.rows["said"].to_list()
 
 
-def test_a_refusal_taught_is_counted_as_one(finished: Evaluation, make: Make, tmp_path: Path) -> None:
+def test_a_refusal_taught_is_counted_as_one(finished: EvaluateResult, make: Make, tmp_path: Path) -> None:
     answer = finished.summary["wrong_answers"]["overall"][0]
-    found = evaluating.run(make(tmp_path / "a", idk_answer=f" {answer['said']}. ")).summary
+    found = evaluate_run.run(make(tmp_path / "a", idk_answer=f" {answer['said']}. ")).summary
     taught = Accepted.of([answer["said"]])
     extra = sum(taught.right(text, "lenient") for text in finished.rows["said"])
     assert found["answers"]["refused"] - finished.summary["answers"]["refused"] == extra >= answer["count"]
     assert found["answering"]["overall"]["coverage"]["count"] == 48 - found["answers"]["refused"]
 
 
-def test_a_limit_asks_the_rows_an_audit_would_take(finished: Evaluation, make: Make, tmp_path: Path) -> None:
-    found = evaluating.run(make(tmp_path / "a", limit=10, seed=3))
+def test_a_limit_asks_the_rows_an_audit_would_take(finished: EvaluateResult, make: Make, tmp_path: Path) -> None:
+    found = evaluate_run.run(make(tmp_path / "a", limit=10, seed=3))
     taken = read_data(make(None, seed=3), 10).audited.to_list()
     assert found.rows["row"].to_list() == taken
     both = finished.rows.filter(pl.col("row").is_in(taken))
@@ -450,20 +461,20 @@ def test_a_limit_asks_the_rows_an_audit_would_take(finished: Evaluation, make: M
 
 
 def test_a_prompt_it_was_not_tuned_with_is_warned_of(
-    whole: tuning.Tuned, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    whole: TrainResult, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evaluating.run(make(tmp_path / "a", model=str(whole.folder / "early_stop"), prompt_template=None, limit=2))
+    evaluate_run.run(make(tmp_path / "a", model=str(whole.folder / "early_stop"), prompt_template=None, limit=2))
     assert 'tuned with another prompt: prompt: "Q: {question}\\nA:" -> "Answer the following' in capsys.readouterr().err
 
 
 def test_the_default_prompt_is_that_of_tune(make: Make, tiny_folder: Path, template: Path) -> None:
-    assert evaluating.read_given(make(None, prompt_template=None)).template is TRAINING
+    assert evaluate_run.read_inputs(make(None, prompt_template=None)).template is TRAINING
     tokenizer: Any = AutoTokenizer.from_pretrained(tiny_folder)
     rows = pl.DataFrame({"row": [4], "question": ["Who?"], "answers": [["Ada", "Ada Lovelace"]], "context": [None]})
-    (one,) = generating.asked(rows, Prompter(tokenizer, TRAINING))
+    (one,) = generate.build_prompts(rows, Prompter(tokenizer, TRAINING))
     assert tokenizer.decode(one.prompt) == "Answer the following question. Who?\n"
     assert one.allowed == len(tokenizer("Ada Lovelace")["input_ids"]) + 4
-    assert generating.asked(rows, Prompter(tokenizer, TRAINING), 3)[0].allowed == 3
+    assert generate.build_prompts(rows, Prompter(tokenizer, TRAINING), 3)[0].allowed == 3
     assert read_template(template).target == "Q: {question}\nA:"
 
 
@@ -537,13 +548,13 @@ def test_wrong_use_is_told_in_a_line(make: Make, tiny_folder: Path, audited: Pat
     cases = broken(tmp_path, tiny_folder, audited)
     for name, (given, kind, message) in cases.items():
         with pytest.raises(kind, match=message) as error:
-            evaluating.run(make(**{"out": tmp_path / f"out {name}", **given}))
+            evaluate_run.run(make(**{"out": tmp_path / f"out {name}", **given}))
         assert len(str(error.value).splitlines()) <= 2, name
         assert error.value.exit_code == 2
         left = tmp_path / f"out {name}"
         assert not left.exists() or {p.name for p in left.iterdir()} <= {".lock"}, name
     forced = make(tmp_path / "forced", model=cases["another's audit"][0]["model"], limit=2, force=True)
-    assert evaluating._compared(forced, foreknow.open_audit(audited), resolve(forced.model)) == []
+    assert evaluate_run._compared(forced, foreknow.open_audit(audited), resolve(forced.model)) == []
 
 
 @pytest.mark.parametrize(
@@ -569,10 +580,11 @@ def test_an_open_folder_must_be_an_evaluation(audited: Path) -> None:
 def test_where_the_base_is_not_known_it_says_so(make: Make, audited: Path, tiny_folder: Path, tmp_path: Path) -> None:
     audit = foreknow.open_audit(audited)
     found = resolve(str(tiny_folder))
-    assert evaluating._compared(make(None, audit=audited), audit, found) == []
+    assert evaluate_run._compared(make(None, audit=audited), audit, found) == []
     hub = replace_fingerprint(found)
     assert (
-        "was tuned from is not known; rows are compared with tiny's" in evaluating._compared(make(None), audit, hub)[0]
+        "was tuned from is not known; rows are compared with tiny's"
+        in evaluate_run._compared(make(None), audit, hub)[0]
     )
 
 

@@ -22,12 +22,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreknow.data.facts import read_facts
+from foreknow.data.dataset import read_dataset
 from foreknow.errors import ConfigError, ForeknowError, InputError, MissingExtra, ResourceError, RunFolderError
-from foreknow.extraction.extracting import FACTS, ExtractConfig, Extraction, extract
-from foreknow.extraction.grounding import REASONS, Pair, grounded, parse, span
-from foreknow.servers.endpoint import Endpoint, Fault, Session
+from foreknow.inference.server.client import Endpoint, RequestFailure, RequestSession
 from foreknow.settings import settings_of
+from foreknow.stages.extract.grounding import REASONS, Pair, grounded, parse, span
+from foreknow.stages.extract.run import FACTS, ExtractConfig, Extraction, extract
 from serving import RESET, Asked, Reply, Script, Server, always, completion, refuses, says, serving, speaks
 
 SECRET = "sk-4b1d-not-to-be-seen-anywhere"
@@ -127,7 +127,7 @@ def test_the_file_comes_back_with_a_column_of_facts(tmp_path: Path) -> None:
     rows = [{"id": f"x{n}", "q": q, "a": a[0]} for n, q, a in towns(3).iter_rows()]
     path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    given = read_facts(path, columns={"question": "q", "answer": "a"})
+    given = read_dataset(path, columns={"question": "q", "answer": "a"})
     with serving(lambda asked: refuses(400) if town(asked) == 1 else right(asked)) as server:
         given.annotate(extract(given.rows, config(server, out)).frame, out)
     written = [json.loads(line) for line in out.read_text().splitlines()]
@@ -530,9 +530,9 @@ def test_replies_that_only_json_can_spell_are_kept(tmp_path: Path) -> None:
 
 
 def test_two_runs_do_not_write_one_cache(tmp_path: Path) -> None:
-    from foreknow.files.runs import hold
+    from foreknow.io.run_dir import lock_run_dir
 
-    with hold(tmp_path / "out.jsonl.cache"), pytest.raises(RunFolderError, match="held by another run"):
+    with lock_run_dir(tmp_path / "out.jsonl.cache"), pytest.raises(RunFolderError, match="held by another run"):
         extract(towns(1), config("http://localhost:1/v1", tmp_path / "out.jsonl"))
 
 
@@ -554,12 +554,12 @@ def test_a_full_disk_says_so_and_keeps_what_was_read(tmp_path: Path) -> None:
 RUN = """
 import sys
 from pathlib import Path
-from foreknow.extraction.extracting import ExtractConfig, extract
-from foreknow.data.facts import read_facts
+from foreknow.stages.extract.run import ExtractConfig, extract
+from foreknow.data.dataset import read_dataset
 
 data, url, out, concurrency = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
 try:
-    given = read_facts(data)
+    given = read_dataset(data)
     done = extract(
         given.rows,
         ExtractConfig(data=str(data), endpoint=url, model="m", out=out, concurrency=concurrency, backoff=0.01),
@@ -821,7 +821,7 @@ def test_jobs_are_drawn_only_as_they_are_needed() -> None:
             drawn.append(n)
             yield n
 
-    with serving(right) as server, Session(Endpoint(server.url, "m", concurrency=4)) as session:
+    with serving(right) as server, RequestSession(Endpoint(server.url, "m", concurrency=4)) as session:
         for count, (_, _) in enumerate(session.each(jobs(), lambda n: n), start=1):
             assert len(drawn) <= count + 4
             if count == 50:
@@ -834,7 +834,7 @@ def test_an_error_of_our_own_is_not_taken_for_the_servers() -> None:
     def ask(n: int) -> int:
         return 1 // n
 
-    with Session(Endpoint("http://localhost:1/v1", "m")) as session, pytest.raises(ZeroDivisionError):
+    with RequestSession(Endpoint("http://localhost:1/v1", "m")) as session, pytest.raises(ZeroDivisionError):
         list(session.each([1, 0], ask))
 
 
@@ -846,11 +846,11 @@ def test_other_requests_go_through_the_same_patience() -> None:
             return refuses(503)
         return refuses(400, "no") if asked.body["prompt"] == "2" else Reply(b'{"choices": [{"text": "x"}]}')
 
-    with serving(script) as server, Session(Endpoint(server.url, "m", backoff=0.01)) as session:
+    with serving(script) as server, RequestSession(Endpoint(server.url, "m", backoff=0.01)) as session:
         made = session.client.completions.create
         found = dict(session.each("123", lambda text: made(model="m", prompt=text).choices[0].text))
         assert session.requests == 6
-    assert found == {"1": "x", "2": Fault("400: no", passing=False), "3": "x"}
+    assert found == {"1": "x", "2": RequestFailure("400: no", passing=False), "3": "x"}
 
 
 def test_without_the_package_the_command_to_type_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -860,7 +860,7 @@ def test_without_the_package_the_command_to_type_is_shown(tmp_path: Path, monkey
 
 
 def test_the_files_import_nothing_heavy() -> None:
-    code = "import sys, foreknow.extraction.extracting as _"
+    code = "import sys, foreknow.stages.extract.run as _"
     code += "; print([m for m in ('openai', 'torch', 'transformers') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.strip() == b"[]"
 

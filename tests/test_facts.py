@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foreknow.data.facts import read_facts
-from foreknow.data.rows import ROWS, flag_rows, has_word, largest_remainder, majority_floor, take
+from foreknow.data.dataset import read_dataset
+from foreknow.data.schema import ROWS, flag_rows, has_word, largest_remainder, majority_floor, take
 from foreknow.errors import ConfigError, InputError
 
 QA = [
@@ -50,7 +50,7 @@ def frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
 
 
 def test_question_and_answer_under_their_usual_names(tmp_path: Path) -> None:
-    facts = read_facts(jsonl(tmp_path / "a.jsonl", QA))
+    facts = read_dataset(jsonl(tmp_path / "a.jsonl", QA))
     assert facts.rows.schema == pl.Schema(ROWS)
     assert facts.rows["row"].to_list() == [0, 1]
     assert facts.rows["question"].to_list() == ["Capital of France?", "Capital of Peru?"]
@@ -70,7 +70,7 @@ def test_question_and_answer_under_their_usual_names(tmp_path: Path) -> None:
     ],
 )
 def test_other_usual_names(tmp_path: Path, question: str, answer: str) -> None:
-    facts = read_facts(jsonl(tmp_path / "a.jsonl", [{question: " Who? ", answer: " Me "}]))
+    facts = read_dataset(jsonl(tmp_path / "a.jsonl", [{question: " Who? ", answer: " Me "}]))
     assert facts.rows.select("question", "answers").row(0) == ("Who?", ["Me"])
     assert f"question={question}" in facts.reason
 
@@ -80,7 +80,7 @@ def test_every_kind_of_answer_and_the_optional_columns(tmp_path: Path) -> None:
         "question": "When?", "answer": 1975, "possible_answers": '["1975", " in 1975 ", ""]',
         "aliases": ["never"], "subj": "Acme", "prop": "founded", "split": "dev", "s_pop": "12.5",
     }  # fmt: skip
-    row = read_facts(jsonl(tmp_path / "a.jsonl", [record])).rows.row(0, named=True)
+    row = read_dataset(jsonl(tmp_path / "a.jsonl", [record])).rows.row(0, named=True)
     assert row["answers"] == ["1975", "in 1975"]
     assert (row["subject"], row["relation"], row["split"], row["popularity"]) == (
         "Acme",
@@ -93,12 +93,12 @@ def test_every_kind_of_answer_and_the_optional_columns(tmp_path: Path) -> None:
 
 def test_an_answer_that_only_looks_like_a_list_stays_text(tmp_path: Path) -> None:
     records = [{"question": "Rows?", "answer": "[1, 2]"}, {"question": "Open?", "answer": "[a"}]
-    assert read_facts(jsonl(tmp_path / "a.jsonl", records)).rows["answers"].to_list() == [["[1, 2]"], ["[a"]]
+    assert read_dataset(jsonl(tmp_path / "a.jsonl", records)).rows["answers"].to_list() == [["[1, 2]"], ["[a"]]
 
 
 def test_a_map_beats_the_usual_names(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", [{"question": "no", "text": "yes?", "answer": "no", "label": "yes"}])
-    facts = read_facts(path, columns={"question": "text", "answer": "label"})
+    facts = read_dataset(path, columns={"question": "text", "answer": "label"})
     assert facts.rows.select("question", "answers").row(0) == ("yes?", ["yes"])
 
 
@@ -108,7 +108,7 @@ def test_triples_take_their_question_from_the_template(tmp_path: Path) -> None:
         {"subject": "Cusco", "relation": "P17", "object": ["Peru", "Republic of Peru"]},
         {"subject": "X", "relation": "P99", "object": "Y", "question": "Its own question?"},
     ]
-    facts = read_facts(jsonl(tmp_path / "a.jsonl", records), templates={"P17": "Which country is [X] in?"})
+    facts = read_dataset(jsonl(tmp_path / "a.jsonl", records), templates={"P17": "Which country is [X] in?"})
     assert facts.layout == "triples"
     assert facts.rows["question"].to_list() == [
         "Which country is Lyon in?", "Which country is Cusco in?", "Its own question?",
@@ -118,18 +118,18 @@ def test_triples_take_their_question_from_the_template(tmp_path: Path) -> None:
 
 def test_triples_with_questions_need_no_template(tmp_path: Path) -> None:
     record = {"subject": "s", "relation": "r", "question": "q?", "object": "o", "aliases": ["a"]}
-    assert read_facts(jsonl(tmp_path / "a.jsonl", [record])).rows["answers"].to_list() == [["o"]]
+    assert read_dataset(jsonl(tmp_path / "a.jsonl", [record])).rows["answers"].to_list() == [["o"]]
 
 
 def test_a_template_gives_back_the_subject_of_a_question(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", [{"question": "Is Lyon in France?", "answer": "yes", "relation": "in"}])
-    assert read_facts(path, templates={"in": "Is [X] in France?"}).rows["subject"].to_list() == ["Lyon"]
+    assert read_dataset(path, templates={"in": "Is [X] in France?"}).rows["subject"].to_list() == ["Lyon"]
 
 
 def test_group_by_a_column(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", [{**QA[0], "topic": 7, "relation": "r"}, {**QA[1], "topic": None}])
-    assert read_facts(path, group_by="topic").rows["group"].to_list() == ["7", "all"]
-    assert read_facts(path).rows["group"].to_list() == ["r", "all"]
+    assert read_dataset(path, group_by="topic").rows["group"].to_list() == ["7", "all"]
+    assert read_dataset(path).rows["group"].to_list() == ["r", "all"]
 
 
 # formats
@@ -144,22 +144,22 @@ def test_every_format_reads_to_the_same_rows(tmp_path: Path) -> None:
     table.write_csv(tmp_path / "a.csv")
     table.write_csv(tmp_path / "a.tsv", separator="\t")
     table.write_parquet(tmp_path / "a.parquet")
-    expected = read_facts(tmp_path / "a.jsonl").rows
+    expected = read_dataset(tmp_path / "a.jsonl").rows
     for suffix in ("ndjson", "json", "csv", "tsv", "parquet"):
-        assert read_facts(tmp_path / f"a.{suffix}").rows.equals(expected), suffix
+        assert read_dataset(tmp_path / f"a.{suffix}").rows.equals(expected), suffix
 
 
 def test_cells_with_lists_line_breaks_and_quotes(tmp_path: Path) -> None:
     path = put(tmp_path / "a.csv", 'question,answers\r\n"Two\nlines, ""quoted""","[""a"", ""b""]"\r\nq,plain\r\n')
-    rows = read_facts(path).rows
+    rows = read_dataset(path).rows
     assert rows["question"].to_list() == ['Two\nlines, "quoted"', "q"]
     assert rows["answers"].to_list() == [["a", "b"], ["plain"]]
 
 
 def test_a_byte_order_mark_a_blank_line_and_odd_separators_are_read(tmp_path: Path) -> None:
     text = '\ufeff{"q": "a\u2028b", "answer": "x", "score": NaN}\r\n\r\n{"q": "c", "answer": "y"}'
-    assert read_facts(put(tmp_path / "a.jsonl", text)).rows["question"].to_list() == ["a\u2028b", "c"]
-    assert read_facts(put(tmp_path / "a.csv", "\ufeffq,answer\n1,2\n")).rows["question"].to_list() == ["1"]
+    assert read_dataset(put(tmp_path / "a.jsonl", text)).rows["question"].to_list() == ["a\u2028b", "c"]
+    assert read_dataset(put(tmp_path / "a.csv", "\ufeffq,answer\n1,2\n")).rows["question"].to_list() == ["1"]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
@@ -167,7 +167,7 @@ def test_a_megabyte_in_one_line(tmp_path: Path, suffix: str) -> None:
     long = "x" * 1_000_000
     text = json.dumps({"q": long, "a": 1, "answer": "y"}) if suffix == ".jsonl" else f"q,answer\n{long},y"
     limit = csv.field_size_limit()
-    assert read_facts(put(tmp_path / f"a{suffix}", text)).rows["question"].to_list() == [long]
+    assert read_dataset(put(tmp_path / f"a{suffix}", text)).rows["question"].to_list() == [long]
     assert csv.field_size_limit() == limit
 
 
@@ -215,15 +215,15 @@ BAD: list[tuple[str, str | bytes, str]] = [
 @pytest.mark.parametrize(("name", "content", "message"), BAD)
 def test_bad_input_says_where_and_what(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        read_facts(put(tmp_path / name, content))
+        read_dataset(put(tmp_path / name, content))
     assert len(str(caught.value).splitlines()) <= 2
 
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone\.jsonl: no such file"):
-        read_facts(tmp_path / "gone.jsonl")
+        read_dataset(tmp_path / "gone.jsonl")
     with pytest.raises(InputError, match="no data file in this folder"):
-        read_facts(tmp_path)
+        read_dataset(tmp_path)
 
 
 def test_columns_that_are_not_there_are_answered_with_those_that_are(tmp_path: Path) -> None:
@@ -231,17 +231,17 @@ def test_columns_that_are_not_there_are_answered_with_those_that_are(tmp_path: P
     with pytest.raises(
         InputError, match=r"--map question=qq: there is no column 'qq'. Columns found: question, answer"
     ):
-        read_facts(path, columns={"question": "qq"})
+        read_dataset(path, columns={"question": "qq"})
     with pytest.raises(InputError, match=r"--group-by topic: there is no column 'topic'"):
-        read_facts(path, group_by="topic")
+        read_dataset(path, group_by="topic")
     with pytest.raises(ConfigError, match=r"'ask' is not one of our names: question, answer"):
-        read_facts(path, columns={"ask": "question"})
+        read_dataset(path, columns={"ask": "question"})
 
 
 def test_a_relation_without_template_names_the_line_and_those_given(tmp_path: Path) -> None:
     records = [{"subject": "s", "relation": relation, "object": "o"} for relation in ("P17", "P18")]
     with pytest.raises(InputError, match=r"a\.jsonl:2: relation 'P18' has no template \(templates given for P17\)"):
-        read_facts(jsonl(tmp_path / "a.jsonl", records), templates={"P17": "Is [X]?"})
+        read_dataset(jsonl(tmp_path / "a.jsonl", records), templates={"P17": "Is [X]?"})
 
 
 def test_rows_that_cannot_be_used_are_kept_and_flagged(tmp_path: Path) -> None:
@@ -254,12 +254,12 @@ def test_rows_that_cannot_be_used_are_kept_and_flagged(tmp_path: Path) -> None:
         {"question": "\ud800", "answer": float("nan")},
     ]
     path = put(tmp_path / "a.jsonl", "\n".join(map(json.dumps, records)))
-    rows = read_facts(path).rows
+    rows = read_dataset(path).rows
     both = ["no_answer", "no_question"]
     assert rows["flags"].to_list() == [[], ["no_answer"], ["no_question"], both, both, both]
     assert rows["answers"].to_list() == [["Paris"], None, ["x"], None, None, None]
     with pytest.raises(InputError, match=r"a\.jsonl:2: no answer: answer is null or missing.* 5 of 6 rows"):
-        read_facts(path, strict_rows=True)
+        read_dataset(path, strict_rows=True)
 
 
 # flags
@@ -385,7 +385,7 @@ def test_json_lines_keep_their_very_text(tmp_path: Path) -> None:
         "{}",
         '{"question": "\\u00e9", "answer": "c"}',
     ]
-    facts = read_facts(put(tmp_path / "a.jsonl", "\n".join(lines)))
+    facts = read_dataset(put(tmp_path / "a.jsonl", "\n".join(lines)))
     facts.annotate(
         pl.DataFrame({"row": [0, 2], "category": ["A", None], "p": [float("nan"), 0.25]}),
         tmp_path / "b.jsonl",
@@ -402,7 +402,7 @@ def test_json_lines_keep_their_very_text(tmp_path: Path) -> None:
 def test_tables_keep_their_cells_and_line_ends(tmp_path: Path, suffix: str) -> None:
     tab = "\t" if suffix == ".tsv" else ","
     text = f'id{tab}q{tab}answer\r\n007{tab}"a{tab}b"{tab}\r\n1.50{tab} c {tab}NA\r\n'
-    read_facts(put(tmp_path / f"a{suffix}", text), null_words="keep").annotate(LABELS, tmp_path / f"b{suffix}")
+    read_dataset(put(tmp_path / f"a{suffix}", text), null_words="keep").annotate(LABELS, tmp_path / f"b{suffix}")
     assert (tmp_path / f"b{suffix}").read_bytes().decode() == (
         f'id{tab}q{tab}answer{tab}category{tab}p_hit{tab}flags\r\n007{tab}"a{tab}b"{tab}{tab}{tab}{tab}\r\n'
         + (f'1.50{tab} c {tab}NA{tab}Unknown{tab}0.5{tab}"[""a"", ""b""]"\r\n')
@@ -411,7 +411,7 @@ def test_tables_keep_their_cells_and_line_ends(tmp_path: Path, suffix: str) -> N
 
 def test_a_label_never_replaces_a_column_of_the_file(tmp_path: Path) -> None:
     record = {**QA[0], "category": "theirs", "foreknow_category": "theirs too"}
-    facts = read_facts(jsonl(tmp_path / "a.jsonl", [record, record]))
+    facts = read_dataset(jsonl(tmp_path / "a.jsonl", [record, record]))
     facts.annotate(LABELS, tmp_path / "b.jsonl")
     assert readers(tmp_path / "b.jsonl")[1] == {
         **record, "foreknow_foreknow_category": "Unknown", "p_hit": 0.5, "flags": ["a", "b"],
@@ -421,7 +421,7 @@ def test_a_label_never_replaces_a_column_of_the_file(tmp_path: Path) -> None:
 def test_parquet_keeps_its_types(tmp_path: Path) -> None:
     table = pl.DataFrame({"q": ["a", "b"], "answers": [["x"], ["y", "z"]], "n": pl.Series([1, 2], dtype=pl.UInt8)})
     table.write_parquet(tmp_path / "a.parquet")
-    facts = read_facts(tmp_path / "a.parquet")
+    facts = read_dataset(tmp_path / "a.parquet")
     facts.annotate(LABELS, tmp_path / "b.parquet")
     back = pl.read_parquet(tmp_path / "b.parquet")
     assert back.select(table.columns).equals(table)
@@ -447,13 +447,13 @@ def check_round_trip(records: list[dict[str, Any]], write: Callable[[Path, Any],
     with tempfile.TemporaryDirectory() as folder:
         path, out = Path(folder, f"a{suffix}"), Path(folder, f"b{suffix}")
         write(path, records)
-        first = read_facts(path, columns={"question": "question", "answer": "answer"})
+        first = read_dataset(path, columns={"question": "question", "answer": "answer"})
         first.annotate(pl.DataFrame({"row": [0], "foreknow_label": ["x"]}), out)
         back = readers(out)
         assert [list(record) for record in back] == [[*record, "foreknow_label"] for record in records]
         assert [dict(list(record.items())[:-1]) for record in back] == records
         mapped: Mapping[str, str] = {"question": "question", "answer": "answer"}
-        assert read_facts(out, columns=mapped).rows.equals(first.rows)
+        assert read_dataset(out, columns=mapped).rows.equals(first.rows)
 
 
 @settings(max_examples=30, deadline=None)

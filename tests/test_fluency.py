@@ -23,13 +23,12 @@ import foreknow
 from conftest import fact_rows, tiny_model, tiny_tokenizer
 from foreknow.config import EvaluateConfig, TuneConfig
 from foreknow.errors import ForeknowError, ModelError
-from foreknow.evaluation import evaluating
-from foreknow.lab import building
-from foreknow.lm import fluency, models
-from foreknow.lm.fluency import LEAST, fluency_of
-from foreknow.protocol.plain_sentences import SENTENCES
-from foreknow.report.text import display
-from foreknow.training import tuning
+from foreknow.models import fluency, lab_model, loading
+from foreknow.models.fluency import LEAST, fluency_of
+from foreknow.models.plain_sentences import SENTENCES
+from foreknow.report.format import display
+from foreknow.stages.evaluate import run as evaluate_run
+from foreknow.stages.train import run as train_run
 
 TEXTS = [text for texts in SENTENCES.values() for text in texts]
 
@@ -187,7 +186,7 @@ def test_what_a_tokenizer_puts_around_a_text_stays_in_its_place(
 ) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(fluency, "mean_logprobs", lambda _, sequences: seen.extend(sequences) or [0.0] * len(sequences))
-    with_bos = building.tokenizer_of()
+    with_bos = lab_model.tokenizer_of()
     fluency_of(tiny_model(len(with_bos), 0), with_bos)
     assert all(one.ids[0] == 0 and one.first == 1 for one in seen)
     assert all(1 not in one.ids for one in seen), "no end in the middle"
@@ -260,7 +259,7 @@ def test_a_model_that_cannot_be_run_so_is_not_accused(
     odd: Any = SimpleNamespace(
         config=speaking.config, get_input_embeddings=speaking.get_input_embeddings, __call__=forward
     )
-    loaded = models.Loaded("odd", odd, tokenizer, "", "", None, "float32", "cpu", ())
+    loaded = loading.Loaded("odd", odd, tokenizer, "", "", None, "float32", "cpu", ())
     found = fluency.check_fluency(loaded, print)
     assert found.warning is None
     assert found.summary["warning"] is None
@@ -268,7 +267,7 @@ def test_a_model_that_cannot_be_run_so_is_not_accused(
 
 
 def test_the_lab_speaks_its_own_world_in_whole_words() -> None:
-    tokenizer = building.tokenizer_of()
+    tokenizer = lab_model.tokenizer_of()
     for text in SENTENCES["the lab's world"]:
         names = [word.strip(".") for word in text.split()[1:] if word[0].isupper() and len(word) > 4]
         assert len(names) >= 4
@@ -332,7 +331,7 @@ def rows_file(tmp_path: Path) -> Callable[[str, int, int], str]:
 def test_tune_and_evaluate_say_it_and_keep_it(
     silent_folder: Path, rows_file: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tuned = tuning.run(
+    tuned = train_run.run(
         TuneConfig(
             train=rows_file("train", 0, 8), dev=rows_file("dev", 8, 12), model=str(silent_folder), out=tmp_path / "t",
             epochs=1, dtype="float32", device="cpu",
@@ -341,7 +340,7 @@ def test_tune_and_evaluate_say_it_and_keep_it(
     warning = tuned.results["model"]["fluency"]["warning"]
     assert f"warning: {warning}" in capsys.readouterr().err
     assert "Warning:" in (tmp_path / "t" / "report.html").read_text(encoding="utf-8")
-    done = evaluating.run(
+    done = evaluate_run.run(
         EvaluateConfig(
             data=rows_file("test", 12, 16), model=str(tmp_path / "t" / "convergence"), out=tmp_path / "e",
             dtype="float32", device="cpu",
@@ -355,7 +354,7 @@ def test_tune_and_evaluate_say_it_and_keep_it(
 
 @pytest.mark.packaged
 def test_the_packaged_model_speaks_and_with_other_ids_it_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = models.load("smollm2-135m", dtype="auto", device="cpu")
+    loaded = loading.load_model("smollm2-135m", dtype="auto", device="cpu")
     few = {name: SENTENCES[name] for name in ("English", "Russian", "Korean")}
     monkeypatch.setattr(fluency, "SENTENCES", few)
     found = fluency_of(loaded.model, loaded.tokenizer)

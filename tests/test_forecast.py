@@ -9,12 +9,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from foreknow.audits.auditing import open_audit
 from foreknow.errors import ConfigError, InputError, ModelError
-from foreknow.files.runs import write_json
-from foreknow.studies.forecast import FORECAST, check, forecast, forecast_audit, table, usual_fits
-from foreknow.studies.results import RESULTS
-from foreknow.studies.studying import open_study
+from foreknow.io.run_dir import write_json
+from foreknow.stages.audit.result import open_audit
+from foreknow.stages.study.forecast import FORECAST, check, forecast, forecast_audit, forecast_table, usual_fits
+from foreknow.stages.study.measurements import RESULTS
+from foreknow.stages.study.result import open_study
 
 B0, B_KNOWN, B_UNKNOWN = 0.40, 0.08, -0.10
 
@@ -117,7 +117,7 @@ def test_an_audits_own_share_is_told_of(tmp_path: Path) -> None:
     found = forecast_audit(open_audit(audit), open_study(done), unknown=None)
     assert found["unknown"] == 0.4
     json.dumps(found, allow_nan=False)
-    assert table(found).height == 2
+    assert forecast_table(found).height == 2
 
 
 def test_what_cannot_be_told_is_refused(tmp_path: Path) -> None:

@@ -22,10 +22,10 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-from foreknow.data.facts import read_facts
-from foreknow.data.templates import read_templates
+from foreknow.data.dataset import read_dataset
+from foreknow.data.layouts.relation_templates import read_templates
 from foreknow.errors import InputError
-from foreknow.files.formats import read_part
+from foreknow.io.readers import read_part
 from fuzzing import Random, outcome, random_input, readers, records
 
 SEEDS = {name: reader.seeds() for name, reader in readers().items()}
@@ -99,7 +99,7 @@ def jsonl(path: Path, records: list[Any]) -> Path:
 
 def rewritten(path: Path, row: int = 0, **how: Any) -> Path:
     """The file with all its rows, one of them with another answer."""
-    facts = read_facts(path, **how)
+    facts = read_dataset(path, **how)
     labels = pl.DataFrame({"row": range(facts.total), "category": ["Unknown"] * facts.total})
     out = path.with_name(f"out{facts.suffix}")
     facts.write(labels, out, {row: REFUSAL})
@@ -112,9 +112,9 @@ HALF = "\ud800"
 
 def test_half_a_surrogate_pair_in_a_role_or_a_group_is_read(tmp_path: Path) -> None:
     chat = [{"role": HALF, "content": "x"}, {"role": "user", "content": "q?"}, {"role": "assistant", "content": "a"}]
-    assert read_facts(jsonl(tmp_path / "a.jsonl", [{"messages": chat}])).rows["context"].to_list() == [None]
+    assert read_dataset(jsonl(tmp_path / "a.jsonl", [{"messages": chat}])).rows["context"].to_list() == [None]
     path = jsonl(tmp_path / "b.jsonl", [{**QA, "topic": HALF}, {**QA, "topic": "x"}])
-    assert read_facts(path, group_by="topic").rows["group"].to_list() == ["\\ud800", "x"]
+    assert read_dataset(path, group_by="topic").rows["group"].to_list() == ["\\ud800", "x"]
 
 
 def test_half_a_surrogate_pair_in_a_field_that_stays_is_written_as_it_was(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_half_a_surrogate_pair_in_a_field_that_stays_is_written_as_it_was(tmp_pa
     chat = [{"role": "user", "content": "q?", "id": HALF}, {"role": "assistant", "content": "a"}]
     text = json.dumps(chat).replace('"', '""')
     (tmp_path / "b.csv").write_text(f'messages\n"{text}"\n')
-    back = read_facts(rewritten(tmp_path / "b.csv")).source.parts[0]
+    back = read_dataset(rewritten(tmp_path / "b.csv")).source.parts[0]
     with back.open() as stream:
         assert b"\\ud800" in stream.read()
 
@@ -170,33 +170,33 @@ def test_what_nests_deep_is_refused_before_python_fails_on_it(
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
 def test_long_rows_are_read_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
-    monkeypatch.setattr("foreknow.files.batches.LARGEST_BATCH", 250)
+    monkeypatch.setattr("foreknow.io.batches.LARGEST_BATCH", 250)
     records = [{"question": f"q{n}?", "answer": "a" * 100} for n in range(7)]
     path = tmp_path / f"a{suffix}"
     if suffix == ".csv":
         pl.DataFrame(records).write_csv(path)
     else:
         path.write_text(json.dumps(records)) if suffix == ".json" else jsonl(path, records)
-    facts = read_facts(path)
+    facts = read_dataset(path)
     sizes = [len(batch.records) for batch in read_part(facts.source.parts[0])]
     assert max(sizes) <= 3
     assert sum(sizes) == facts.total == 7
     facts.annotate(pl.DataFrame({"row": [6], "category": ["Known"]}), tmp_path / f"b{suffix}")
-    assert read_facts(tmp_path / f"b{suffix}").rows.equals(facts.rows)
+    assert read_dataset(tmp_path / f"b{suffix}").rows.equals(facts.rows)
 
 
 @pytest.mark.parametrize(("suffix", "head"), [(".jsonl", ""), (".csv", "question,answer\n")])
 def test_a_line_too_long_to_hold_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, head: str
 ) -> None:
-    monkeypatch.setattr("foreknow.files.batches.LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr("foreknow.io.batches.LONGEST_LINE", 1 << 20)
     path = tmp_path / f"a{suffix}.zst"
     path.write_bytes(zstd.compress(f"{head}{'x' * (1 << 20)}".encode()))
     assert path.stat().st_size < 200
     with pytest.raises(
         InputError, match=rf"a\{suffix}\.zst:{1 + bool(head)}: longer than 1 MiB, expected one row a line"
     ):
-        read_facts(path)
+        read_dataset(path)
 
 
 def test_long_names_do_not_fill_the_message(tmp_path: Path) -> None:
@@ -206,10 +206,10 @@ def test_long_names_do_not_fill_the_message(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text(f"{long},{long}\n")
     (tmp_path / "c.jsonl").write_text(json.dumps({long: 1}))
     for read in (
-        lambda: read_facts(path, templates={long[:-1]: "Is [X]?"}),
+        lambda: read_dataset(path, templates={long[:-1]: "Is [X]?"}),
         lambda: read_templates(tmp_path / "t.json"),
-        lambda: read_facts(tmp_path / "b.csv"),
-        lambda: read_facts(tmp_path / "c.jsonl"),
+        lambda: read_dataset(tmp_path / "b.csv"),
+        lambda: read_dataset(tmp_path / "c.jsonl"),
     ):
         with pytest.raises(InputError, match=r"\.(jsonl|json|csv)") as caught:
             read()
@@ -226,26 +226,26 @@ def test_a_zip_member_without_a_name_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "b.zip").write_bytes(nameless)
     with zipfile.ZipFile(tmp_path / "b.zip") as archive:
         assert archive.namelist() == ["", "a.jsonl"]
-    facts = read_facts(tmp_path / "b.zip")
+    facts = read_dataset(tmp_path / "b.zip")
     assert (facts.total, facts.source.left_out) == (1, 1)
 
 
 def test_columns_of_mixed_values_come_as_texts(tmp_path: Path) -> None:
     values: list[Any] = [[], {"b": [1]}, "text", None, 1.5, True, HALF]
     path = jsonl(tmp_path / "a.jsonl", [{**QA, "x": value, "n": 10**n} for n, value in enumerate(values)])
-    found = read_facts(path).extra(["x", "n", "none"])
+    found = read_dataset(path).extra(["x", "n", "none"])
     assert found["x"].to_list() == ["[]", '{"b": [1]}', "text", None, "1.5", "true", "\\ud800"]
     assert found["n"].to_list() == [10.0**n for n in range(7)]
     assert found["none"].to_list() == [None] * 7
     huge = jsonl(tmp_path / "b.jsonl", [{**QA, "n": 10**400}, {**QA, "n": 1}])
-    assert read_facts(huge).extra(["n"])["n"].to_list() == [None, 1.0]
+    assert read_dataset(huge).extra(["n"])["n"].to_list() == [None, 1.0]
 
 
 def test_an_answer_that_only_looks_like_a_list_is_replaced_by_text(tmp_path: Path) -> None:
     record = {"question": "q?", "answer": '["a"]', "answers": '["b", "c"]'}
     back = json.loads(rewritten(jsonl(tmp_path / "a.jsonl", [record])).read_text())
     assert (back["answer"], back["answers"]) == (REFUSAL, json.dumps([REFUSAL]))
-    assert read_facts(tmp_path / "out.jsonl").rows["answers"].to_list() == [[REFUSAL]]
+    assert read_dataset(tmp_path / "out.jsonl").rows["answers"].to_list() == [[REFUSAL]]
 
 
 def test_an_assistant_turn_of_the_prompt_is_no_answer(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_an_assistant_turn_of_the_prompt_is_no_answer(tmp_path: Path) -> None:
         {"prompt": [*prompt, {"role": "user", "content": "q?"}], "completion": {"text": "a"}},
         {"prompt": [*prompt, {"role": "user", "content": "q?"}], "completion": "a"},
     ]
-    assert read_facts(jsonl(tmp_path / "a.jsonl", records)).rows["answers"].to_list() == [None, None, ["a"]]
+    assert read_dataset(jsonl(tmp_path / "a.jsonl", records)).rows["answers"].to_list() == [None, None, ["a"]]
 
 
 def test_a_new_completion_keeps_the_blanks_around_the_old(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_cells_with_a_carriage_return_alone_are_quoted(tmp_path: Path, suffix: s
     tab = "\t" if suffix == ".tsv" else ","
     text = f'question{tab}answer{tab}note\nq?{tab}a{tab}"x\ry"\n'
     (tmp_path / f"a{suffix}").write_bytes(text.encode())
-    facts = read_facts(tmp_path / f"a{suffix}")
+    facts = read_dataset(tmp_path / f"a{suffix}")
     facts.annotate(pl.DataFrame({"row": [0], "category": ["Unknown"]}), tmp_path / f"b{suffix}")
     assert (tmp_path / f"b{suffix}").read_bytes() == (
         f'question{tab}answer{tab}note{tab}category\nq?{tab}a{tab}"x\ry"{tab}Unknown\n'.encode()
@@ -308,4 +308,4 @@ def test_parquet_whose_footer_counts_fewer_rows_than_it_holds_is_refused(tmp_pat
     path.write_bytes(whole.replace(counted, one))
     assert pl.scan_parquet(path).select(pl.len()).collect().item() == 1
     with pytest.raises(InputError, match=r"a\.parquet: .*footer counts 1 rows, its row groups hold 33"):
-        read_facts(path)
+        read_dataset(path)

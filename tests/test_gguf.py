@@ -17,8 +17,8 @@ from gguf import GGUFWriter
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from foreknow.errors import ModelError
-from foreknow.lm import gguf_files, models, packaged
-from foreknow.lm.model_names import resolve
+from foreknow.models import gguf_files, loading, packaged
+from foreknow.models.resolve import resolve
 from gguf_models import write_gguf
 
 
@@ -43,8 +43,8 @@ def converted_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOREKNOW_CACHE", str(tmp_path / "cache"))
 
 
-def load(path: Path) -> models.Loaded:
-    return models.load(str(path), dtype="float32", device="cpu")
+def load(path: Path) -> loading.Loaded:
+    return loading.load_model(str(path), dtype="float32", device="cpu")
 
 
 def refusal(path: Path) -> str:

@@ -18,9 +18,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, lo
 import foreknow
 from conftest import fact_rows
 from foreknow.config import MixConfig
-from foreknow.data.facts import read_facts
+from foreknow.data.dataset import read_dataset
 from foreknow.errors import InputError
-from foreknow.mixes.mixed import write_mix
+from foreknow.stages.mix.run import write_mix
 
 LABELS = pl.DataFrame({"row": [0, 2], "category": ["Unknown", "HighlyKnown"], "flags": [["a"], ["b", "c"]]})
 
@@ -48,7 +48,7 @@ def dataset(count: int = 5, start: int = 0) -> Dataset:
 
 def test_a_saved_data_set_of_several_shards_comes_back_as_one_that_datasets_opens(tmp_path: Path) -> None:
     dataset().save_to_disk(tmp_path / "in", num_shards=2)
-    facts = read_facts(tmp_path / "in")
+    facts = read_dataset(tmp_path / "in")
     assert facts.rows["question"].to_list() == [f"q{n}?" for n in range(5)]
     assert facts.rows["answers"].to_list() == [[f"a{n}"] for n in range(5)]
     assert "save_to_disk" in facts.reason
@@ -59,18 +59,18 @@ def test_a_saved_data_set_of_several_shards_comes_back_as_one_that_datasets_open
     assert back["flags"][:] == [["a"], None, ["b", "c"], None, None]
     assert back.features["kind"].names == ["odd", "even"]
     assert back._fingerprint != load_from_disk(str(tmp_path / "in"))._fingerprint
-    assert read_facts(tmp_path / "out").rows.equals(facts.rows)
+    assert read_dataset(tmp_path / "out").rows.equals(facts.rows)
 
 
 def test_the_splits_of_a_saved_dictionary_are_splits(tmp_path: Path) -> None:
     both = DatasetDict({"train": dataset(3), "validation": dataset(2, 3), "unsupervised": dataset(1, 5)})
     both.save_to_disk(tmp_path / "in", num_shards={"train": 2, "validation": 1, "unsupervised": 1})
-    facts = read_facts(tmp_path / "in")
+    facts = read_dataset(tmp_path / "in")
     assert dict(facts.rows.group_by("split").len().iter_rows()) == {"train": 3, "dev": 2, "unsupervised": 1}
     facts.annotate(LABELS, tmp_path / "out")
     back = load_from_disk(str(tmp_path / "out"))
     assert {name: len(one) for name, one in back.items()} == {"train": 3, "validation": 2, "unsupervised": 1}
-    assert read_facts(tmp_path / "out").rows.equals(facts.rows)
+    assert read_dataset(tmp_path / "out").rows.equals(facts.rows)
 
 
 def test_a_saved_data_set_may_be_packed_as_a_zip(tmp_path: Path) -> None:
@@ -78,18 +78,18 @@ def test_a_saved_data_set_may_be_packed_as_a_zip(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
         for file in sorted((tmp_path / "in").rglob("*.*")):
             archive.write(file, file.relative_to(tmp_path / "in"))
-    facts = read_facts(tmp_path / "in.zip")
+    facts = read_dataset(tmp_path / "in.zip")
     assert facts.rows["split"].to_list() == ["test", "test", "train", "train", "train"]
     facts.annotate(LABELS, tmp_path / "out.zip")
     with zipfile.ZipFile(tmp_path / "out.zip") as archive:
         archive.extractall(tmp_path / "out")
     assert load_from_disk(str(tmp_path / "out"))["train"].num_rows == 3
-    assert read_facts(tmp_path / "out.zip").rows.equals(facts.rows)
+    assert read_dataset(tmp_path / "out.zip").rows.equals(facts.rows)
 
 
 def test_rows_that_were_chosen_are_saved_as_they_were_chosen(tmp_path: Path) -> None:
     dataset().select([4, 1]).save_to_disk(tmp_path / "in")
-    assert read_facts(tmp_path / "in").rows["question"].to_list() == ["q4?", "q1?"]
+    assert read_dataset(tmp_path / "in").rows["question"].to_list() == ["q4?", "q1?"]
 
 
 def test_a_mapping_of_indices_is_never_passed_over(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_mapping_of_indices_is_never_passed_over(tmp_path: Path) -> None:
     state = json.loads((tmp_path / "in" / "state.json").read_text())
     (tmp_path / "in" / "state.json").write_text(json.dumps({**state, "_indices_data_files": [{"filename": "i.arrow"}]}))
     with pytest.raises(InputError, match=r"in: state\.json says that rows are chosen by a mapping of indices"):
-        read_facts(tmp_path / "in")
+        read_dataset(tmp_path / "in")
 
 
 def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
@@ -106,31 +106,31 @@ def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"state\.json names the file 'data-00001-of-00002\.arrow', which is not there"
     ):
-        read_facts(tmp_path / "in")
+        read_dataset(tmp_path / "in")
     DatasetDict({"train": dataset(3), "test": dataset(2)}).save_to_disk(tmp_path / "both")
     for file in (tmp_path / "both" / "test").iterdir():
         file.unlink()
     with pytest.raises(InputError, match=r"names the split 'test', whose folder is not there"):
-        read_facts(tmp_path / "both")
+        read_dataset(tmp_path / "both")
 
 
 def test_results_of_map_beside_a_saved_data_set_are_not_read(tmp_path: Path) -> None:
     dataset().save_to_disk(tmp_path / "in")
     load_from_disk(str(tmp_path / "in")).map(lambda row: {"more": row["id"]})
     assert list((tmp_path / "in").glob("cache-*.arrow"))
-    assert read_facts(tmp_path / "in").total == 5
+    assert read_dataset(tmp_path / "in").total == 5
 
 
 def test_a_subset_of_a_saved_data_set_is_written_as_arrow_and_as_parquet(tmp_path: Path) -> None:
     dataset().save_to_disk(tmp_path / "in", num_shards=2)
-    facts = read_facts(tmp_path / "in")
+    facts = read_dataset(tmp_path / "in")
     labels = pl.DataFrame({"row": [1, 4], "category": ["Unknown", "Unknown"]})
     facts.write(labels, tmp_path / "mixed.arrow", {1: "I don't know."})
     back = Dataset.from_file(str(tmp_path / "mixed.arrow"))
     assert back["question"][:] == ["q1?", "q4?"]
     assert back["answers"][0]["text"] == ["I don't know."]
     facts.write(labels, tmp_path / "mixed.parquet")
-    assert read_facts(tmp_path / "mixed.parquet").rows["answers"].to_list() == [["a1"], ["a4"]]
+    assert read_dataset(tmp_path / "mixed.parquet").rows["answers"].to_list() == [["a1"], ["a4"]]
     with pytest.raises(InputError, match=r"mixed\.jsonl: expected a name that ends in \.arrow"):
         facts.write(labels, tmp_path / "mixed.jsonl")
 
@@ -160,12 +160,12 @@ def test_arrow_is_read_as_stream_and_as_file_and_comes_back_as_it_was(tmp_path: 
     content = made(pa.Table.from_pylist(rows()))
     path = tmp_path / f"a{suffix}"
     path.write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
-    facts = read_facts(path)
+    facts = read_dataset(path)
     assert facts.rows["answers"].to_list() == [[f"a{n}"] for n in range(5)]
     out = tmp_path / f"b{facts.suffix}"
     assert out.name == f"b{suffix}"
     facts.annotate(LABELS, out)
-    assert read_facts(out).rows.equals(facts.rows)
+    assert read_dataset(out).rows.equals(facts.rows)
     bytes_out = gzip.decompress(out.read_bytes()) if suffix.endswith(".gz") else out.read_bytes()
     opener = pa.ipc.open_stream if made is stream else pa.ipc.open_file
     table = opener(bytes_out).read_all()
@@ -176,10 +176,10 @@ def test_arrow_is_read_as_stream_and_as_file_and_comes_back_as_it_was(tmp_path: 
 def test_feather_of_version_2_is_arrow_and_version_1_is_refused(tmp_path: Path) -> None:
     table = pa.table({"question": ["q0?"], "answer": ["a0"]})
     pyarrow.feather.write_feather(table, str(tmp_path / "a.feather"))
-    assert read_facts(tmp_path / "a.feather").rows["answers"].to_list() == [["a0"]]
+    assert read_dataset(tmp_path / "a.feather").rows["answers"].to_list() == [["a0"]]
     (tmp_path / "b.feather").write_bytes(b"FEA1" + bytes(60))
     with pytest.raises(InputError, match=r"b\.feather: is a Feather file of version 1\. Write it as version 2"):
-        read_facts(tmp_path / "b.feather")
+        read_dataset(tmp_path / "b.feather")
 
 
 def test_a_stream_that_breaks_off_is_refused_wherever_it_does(tmp_path: Path) -> None:
@@ -188,9 +188,9 @@ def test_a_stream_that_breaks_off_is_refused_wherever_it_does(tmp_path: Path) ->
     for cut in range(9, len(content), 8):
         path.write_bytes(content[:cut])
         with pytest.raises(InputError, match=r"a\.arrow: not a readable Arrow file"):
-            read_facts(path)
+            read_dataset(path)
     path.write_bytes(content)
-    assert read_facts(path).total == 5
+    assert read_dataset(path).total == 5
 
 
 TYPES = {
@@ -212,11 +212,11 @@ def test_answers_of_every_arrow_type_that_holds_texts(tmp_path: Path, kind: str,
         pyarrow.parquet.write_table(table, path)
     else:
         path.write_bytes(stream(table) if form == "stream" else ipc_file(table))
-    facts = read_facts(path)
+    facts = read_dataset(path)
     assert facts.rows["answers"].to_list() == [["Paris"], ["Rome"], None]
     out = tmp_path / f"b{facts.suffix}"
     facts.annotate(pl.DataFrame({"row": [0], "category": ["x"]}), out)
-    assert read_facts(out).rows.equals(facts.rows)
+    assert read_dataset(out).rows.equals(facts.rows)
 
 
 def test_chats_in_a_list_of_structs_and_odd_columns_beside(tmp_path: Path) -> None:
@@ -230,11 +230,11 @@ def test_chats_in_a_list_of_structs_and_odd_columns_beside(tmp_path: Path) -> No
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     (tmp_path / "a.arrow").write_bytes(stream(table))
     for name in ("a.parquet", "a.arrow"):
-        facts = read_facts(tmp_path / name)
+        facts = read_dataset(tmp_path / name)
         assert facts.rows["answers"].to_list() == [["Paris"], ["Paris"]]
         out = tmp_path / f"b{facts.suffix}"
         facts.annotate(pl.DataFrame({"row": [0], "category": ["x"]}), out)
-        assert read_facts(out).rows.equals(facts.rows)
+        assert read_dataset(out).rows.equals(facts.rows)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_chats_in_a_list_of_structs_and_odd_columns_beside(tmp_path: Path) -> No
 def test_a_type_that_cannot_be_read_is_refused_in_a_line(tmp_path: Path, column: Any) -> None:
     (tmp_path / "a.arrow").write_bytes(stream(pa.table({"question": ["a", "b"], "answer": ["c", "d"], "x": column})))
     with pytest.raises(InputError, match=r"a\.arrow: not a readable Arrow file"):
-        read_facts(tmp_path / "a.arrow")
+        read_dataset(tmp_path / "a.arrow")
 
 
 # caches and downloads
@@ -270,11 +270,11 @@ RECORD = {"question": "Capital of France?", "answer": "Paris"}
 
 def test_of_a_hub_cache_the_main_revision_is_read_and_said(tmp_path: Path) -> None:
     folder = hub_cache(tmp_path, {"aaa": [RECORD], "bbb": [RECORD, RECORD]}, "bbb\n")
-    facts = read_facts(folder)
+    facts = read_dataset(folder)
     assert facts.total == 2
     assert "the hub's cache at refs/main, bbb, of 2 revisions" in facts.reason
-    assert read_facts(folder / "snapshots" / "aaa").total == 1
-    assert read_facts(tmp_path).total == 2
+    assert read_dataset(folder / "snapshots" / "aaa").total == 1
+    assert read_dataset(tmp_path).total == 2
 
 
 def test_a_hub_cache_that_does_not_tell_its_revision_is_refused(tmp_path: Path) -> None:
@@ -282,10 +282,10 @@ def test_a_hub_cache_that_does_not_tell_its_revision_is_refused(tmp_path: Path) 
     with pytest.raises(
         InputError, match=r"revisions aaa, bbb, and refs/main names none of them\. Name one: .*/snapshots/aaa"
     ):
-        read_facts(folder)
+        read_dataset(folder)
     (tmp_path / "datasets--owner--other").mkdir()
     with pytest.raises(InputError, match=r"2 data sets: datasets--owner--name, datasets--owner--other\. Name one"):
-        read_facts(tmp_path)
+        read_dataset(tmp_path)
 
 
 def test_the_cache_of_datasets_is_read_by_its_own_info(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_the_cache_of_datasets_is_read_by_its_own_info(tmp_path: Path) -> None:
     ):
         (folder / name).write_bytes(stream(table))
     (folder / "dataset_info.json").write_text(json.dumps({"splits": {"train": {}, "test": {}}}))
-    facts = read_facts(tmp_path / "owner___name")
+    facts = read_dataset(tmp_path / "owner___name")
     assert facts.rows["split"].to_list() == ["test", "train"]
     assert "only 1 of the 2 shards" in facts.reason
     other = tmp_path / "owner___name" / "other" / "0.0.0" / "abc"
@@ -307,7 +307,7 @@ def test_the_cache_of_datasets_is_read_by_its_own_info(tmp_path: Path) -> None:
     (other / "name-train.arrow").write_bytes(stream(table))
     (other / "dataset_info.json").write_text("{}")
     with pytest.raises(InputError, match=r"found the configs default/0\.0\.0/abc, other/0\.0\.0/abc\. Name one"):
-        read_facts(tmp_path / "owner___name")
+        read_dataset(tmp_path / "owner___name")
 
 
 def downloaded(folder: Path, head: str) -> Path:
@@ -335,10 +335,10 @@ CONFIGS = """configs:
 def test_several_configs_are_never_mixed(tmp_path: Path) -> None:
     folder = downloaded(tmp_path / "gsm", CONFIGS)
     with pytest.raises(InputError, match=r"found the configs main, socratic\. Name one: .*gsm/main"):
-        read_facts(folder)
-    assert read_facts(folder / "main").rows["split"].to_list() == ["test", "train"]
+        read_dataset(folder)
+    assert read_dataset(folder / "main").rows["split"].to_list() == ["test", "train"]
     (folder / "README.md").write_text(f"---\n{CONFIGS}\n  default: true\n---\n")
-    facts = read_facts(folder)
+    facts = read_dataset(folder)
     assert facts.total == 2
     assert "the default config 'socratic' of README.md; not read: main" in facts.reason
 
@@ -347,7 +347,7 @@ def test_several_configs_are_never_mixed(tmp_path: Path) -> None:
     "head", ["", "configs: 7", "configs:\n- config_name: x\n  data_files: nothing/*", "a: [", "configs:\n- 7"]
 )
 def test_a_card_without_configs_changes_nothing(tmp_path: Path, head: str) -> None:
-    assert read_facts(downloaded(tmp_path / "gsm", head)).total == 4
+    assert read_dataset(downloaded(tmp_path / "gsm", head)).total == 4
 
 
 @pytest.mark.parametrize(("path", "rows"), [("*.jsonl", 1), ("**/*.jsonl", 3), ("old/*", 1), ("old/**", 2)])
@@ -356,11 +356,11 @@ def test_patterns_of_a_card_are_read_as_datasets_reads_them(tmp_path: Path, path
     for name in ("a.jsonl", "old/b.jsonl", "old/older/c.jsonl"):
         (tmp_path / name).write_text(json.dumps(RECORD))
     (tmp_path / "README.md").write_text(f'---\nconfigs:\n- config_name: x\n  data_files: "{path}"\n---\n')
-    assert read_facts(tmp_path).total == rows
+    assert read_dataset(tmp_path).total == rows
 
 
 def test_a_card_whose_files_are_not_here_is_said(tmp_path: Path) -> None:
-    facts = read_facts(downloaded(tmp_path / "gsm", "configs:\n- config_name: x\n  data_files: nothing/*"))
+    facts = read_dataset(downloaded(tmp_path / "gsm", "configs:\n- config_name: x\n  data_files: nothing/*"))
     assert "README.md names files for its configs, and none of them is here" in facts.reason
     assert facts.total == 4
 
@@ -372,7 +372,7 @@ def test_files_about_data_are_never_data(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps([RECORD]))
     (tmp_path / "train.jsonl").write_text(json.dumps(RECORD))
-    facts = read_facts(tmp_path)
+    facts = read_dataset(tmp_path)
     assert facts.total == 1
     assert f"{len(names)} left out" in facts.reason
 
@@ -380,7 +380,7 @@ def test_files_about_data_are_never_data(tmp_path: Path) -> None:
 def test_shards_that_are_missing_are_said(tmp_path: Path) -> None:
     for number in (0, 2):
         pl.DataFrame([RECORD]).write_parquet(tmp_path / f"train-{number:05}-of-00003.parquet")
-    assert "only 2 of the 3 shards of train" in read_facts(tmp_path).reason
+    assert "only 2 of the 3 shards of train" in read_dataset(tmp_path).reason
 
 
 # the whole road

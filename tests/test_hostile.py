@@ -26,23 +26,25 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from conftest import chromium, fact_rows
-from foreknow import cli, printing
-from foreknow.audits.auditing import open_audit
+from foreknow import cli, console
 from foreknow.config import AuditConfig, EvaluateConfig, TuneConfig
-from foreknow.data.facts import read_facts
+from foreknow.data.dataset import read_dataset
 from foreknow.errors import ConfigError, InputError, ModelError, UsageError
-from foreknow.evaluation import evaluating
-from foreknow.files import batches, sources
-from foreknow.files.yamltext import loads
-from foreknow.lm import models, packaged
-from foreknow.lm.model_names import resolve
-from foreknow.protocol.prompts import Prompter, read_template
-from foreknow.report import render_audit, render_evaluation, render_tune
+from foreknow.inference.server import model as server_model
+from foreknow.io import batches, sources
+from foreknow.io.yaml_text import loads
+from foreknow.models import loading, packaged
+from foreknow.models.resolve import resolve
+from foreknow.prompts.prompt_template import Prompter, read_template
+from foreknow.report.audit import render_audit
+from foreknow.report.evaluation import render_evaluation
 from foreknow.report.study import render_study
-from foreknow.servers import model as server_model
+from foreknow.report.tune import render_tune
 from foreknow.settings import settings_of
-from foreknow.studies.studying import Study
-from foreknow.training import tuning
+from foreknow.stages.audit.result import open_audit
+from foreknow.stages.evaluate import run as evaluate_run
+from foreknow.stages.study.result import StudyResult
+from foreknow.stages.train import run as train_run
 from synthetic_study import grid, simulated, write_study
 from test_report import summary_of, synthetic
 from test_tune_report import evaluated, made
@@ -158,7 +160,7 @@ def test_hostile_rows_are_read_as_they_are_and_written_back_so(tmp_path: Path, k
     path = tmp_path / f"rows.{kind}"
     rows = records()
     path.write_bytes(KINDS[kind](rows))
-    facts = read_facts(path)
+    facts = read_dataset(path)
     assert facts.total == len(rows)
     for row, record in zip(facts.rows.to_dicts(), rows, strict=True):
         if "\ud83d" in record["question"]:
@@ -170,7 +172,7 @@ def test_hostile_rows_are_read_as_they_are_and_written_back_so(tmp_path: Path, k
         {"row": range(facts.total), "model_answer": [r["answer"].replace("\ud83d", "") for r in rows]}
     )
     facts.annotate(labels, tmp_path / f"out.{kind}")
-    again = read_facts(tmp_path / f"out.{kind}")
+    again = read_dataset(tmp_path / f"out.{kind}")
     assert again.rows.equals(facts.rows)
 
 
@@ -210,7 +212,7 @@ def test_what_the_terminal_is_shown_holds_no_control_character(
     audited: Path, capsys: pytest.CaptureFixture[str], run: Callable[..., tuple[int, str]]
 ) -> None:
     capsys.readouterr()
-    printing.print_audit(open_audit(audited).summary)
+    console.print_audit(open_audit(audited).summary)
     said = capsys.readouterr().out
     assert "{{7*7}}" in said
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", said)
@@ -249,16 +251,16 @@ def test_a_text_of_ten_megabytes_is_read_cut_and_never_shown_whole(tmp_path: Pat
     rows = [{"question": "Who?", "answer": "x" * size}, {"question": "Where?", "answer": "Here"}]
     path = tmp_path / "a.jsonl"
     path.write_bytes(as_lines(rows))
-    facts = read_facts(path)
+    facts = read_dataset(path)
     assert len(facts.rows["answers"][0][0]) == size
     facts.annotate(pl.DataFrame({"row": [0, 1], "category": [None, "Unknown"]}), tmp_path / "b.jsonl")
-    assert read_facts(tmp_path / "b.jsonl").rows.equals(facts.rows)
+    assert read_dataset(tmp_path / "b.jsonl").rows.equals(facts.rows)
     found, probes, _ = synthetic(20)
     found = found.with_columns(question=pl.lit("q" * size), answer=pl.lit("a" * 1000), model_answer=pl.lit("m" * size))
     assert len(render_audit(found, probes, summary_of(found))) < 1_000_000
     path.write_bytes(b'{"question": "' + b"x" * (batches.LONGEST_LINE + 1) + b'", "answer": "y"}\n')
     with pytest.raises(InputError, match=r"a\.jsonl:1: longer than 32 MiB"):
-        read_facts(path)
+        read_dataset(path)
 
 
 # spreadsheets
@@ -269,7 +271,7 @@ def test_a_text_of_ten_megabytes_is_read_cut_and_never_shown_whole(tmp_path: Pat
 def test_what_a_model_says_is_no_formula_in_a_spreadsheet(tmp_path: Path, said: str, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     path.write_bytes(as_cells([{"question": "q?", "answer": "=theirs"}], "\t" if suffix == ".tsv" else ","))
-    facts = read_facts(path)
+    facts = read_dataset(path)
     facts.annotate(pl.DataFrame({"row": [0], "model_answer": [said]}), tmp_path / f"b{suffix}")
     with (tmp_path / f"b{suffix}").open(newline="") as stream:
         ((_, answer, shown),) = [*csv.reader(stream, delimiter="\t" if suffix == ".tsv" else ",")][1:]
@@ -281,7 +283,7 @@ def test_what_a_model_says_is_no_formula_in_a_spreadsheet(tmp_path: Path, said: 
 def test_numbers_and_plain_answers_are_left_alone(tmp_path: Path, said: str) -> None:
     path = tmp_path / "a.csv"
     path.write_text("question,answer\nq?,a\n")
-    read_facts(path).annotate(pl.DataFrame({"row": [0], "model_answer": [said]}), tmp_path / "b.csv")
+    read_dataset(path).annotate(pl.DataFrame({"row": [0], "model_answer": [said]}), tmp_path / "b.csv")
     with (tmp_path / "b.csv").open(newline="") as stream:
         assert [*csv.reader(stream)][1] == ["q?", "a", said]
 
@@ -303,7 +305,7 @@ def test_a_pickle_among_the_weights_is_not_run(tmp_path: Path, tiny_folder: Path
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(_Bomb(marker)))
     with pytest.raises(ModelError, match="cannot be loaded") as caught:
-        models.load(str(folder), dtype="float32", device="cpu")
+        loading.load_model(str(folder), dtype="float32", device="cpu")
     assert "\n" not in str(caught.value)
     assert not marker.exists()
     pickle.loads((folder / "pytorch_model.bin").read_bytes())
@@ -315,7 +317,7 @@ def test_a_pickle_beside_safe_weights_is_not_even_opened(tmp_path: Path, tiny_fo
     shutil.copytree(tiny_folder, folder)
     for name in ("pytorch_model.bin", "training_args.bin", "tokenizer.pkl", "optimizer.pt"):
         (folder / name).write_bytes(pickle.dumps(_Bomb(marker)))
-    assert models.load(str(folder), dtype="float32", device="cpu").model is not None
+    assert loading.load_model(str(folder), dtype="float32", device="cpu").model is not None
     assert not marker.exists()
 
 
@@ -348,12 +350,12 @@ def test_a_models_own_code_runs_only_where_it_is_trusted(tmp_path: Path, tiny_fo
     marker = tmp_path / "ran"
     folder = with_code(tmp_path / f"model_{what}", tiny_folder, marker, what)
     if what == "weights":  # transformers has a class of its own for them
-        models.load(str(folder), dtype="float32", device="cpu")
+        loading.load_model(str(folder), dtype="float32", device="cpu")
     else:
         with pytest.raises(ModelError, match=r"cannot be loaded: .* contains custom code.* give --trust-remote-code"):
-            models.load(str(folder), dtype="float32", device="cpu")
+            loading.load_model(str(folder), dtype="float32", device="cpu")
     assert not marker.exists()
-    models.load(str(folder), dtype="float32", device="cpu", trust_remote_code=True)
+    loading.load_model(str(folder), dtype="float32", device="cpu", trust_remote_code=True)
     assert marker.exists(), "with --trust-remote-code it does run"
 
 
@@ -364,8 +366,8 @@ def test_every_way_to_a_models_own_code_says_how_to_trust_it(tmp_path: Path, tin
     rows.write_text('{"question": "Which river crosses Arland?", "answer": "River Aven"}\n')
     common: dict[str, Any] = {"model": folder, "out": tmp_path / "out", "device": "cpu"}
     ways: dict[str, Callable[[], object]] = {
-        "tune": lambda: tuning.run(TuneConfig(train=str(rows), dev=str(rows), allow_overlap=True, **common)),
-        "evaluate": lambda: evaluating.run(EvaluateConfig(data=str(rows), **common)),
+        "tune": lambda: train_run.run(TuneConfig(train=str(rows), dev=str(rows), allow_overlap=True, **common)),
+        "evaluate": lambda: evaluate_run.run(EvaluateConfig(data=str(rows), **common)),
         "tokenizer": lambda: server_model.load_tokenizer(folder),
     }
     with pytest.raises(ModelError, match=r"it contains custom code.*--trust-remote-code if you trust it"):
@@ -413,7 +415,7 @@ def test_a_model_name_that_looks_like_a_path_is_one_or_nothing(
 @pytest.mark.parametrize("name", ["hub:../../etc", "hub:/etc/passwd", "hub:a/b/../..", "hub:a", "hub:", "hub:a/b@../x"])
 def test_a_data_sets_name_that_looks_like_a_path_is_refused(name: str) -> None:
     with pytest.raises(InputError):
-        read_facts(name)
+        read_dataset(name)
 
 
 @pytest.mark.parametrize(
@@ -445,7 +447,7 @@ def test_an_archives_names_lead_nowhere_when_it_is_written_back(tmp_path: Path) 
     with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
         for n, name in enumerate(names):
             archive.writestr(name, as_lines([{"question": f"q{n}?", "answer": "a"}]))
-    facts = read_facts(tmp_path / "in.zip")
+    facts = read_dataset(tmp_path / "in.zip")
     assert facts.total == len(names) - 1, "a name that begins with a dot is a hidden file's"
     facts.annotate(
         pl.DataFrame({"row": range(facts.total), "category": ["Unknown"] * facts.total}), tmp_path / "out.zip"
@@ -459,7 +461,7 @@ def test_an_archives_names_lead_nowhere_when_it_is_written_back(tmp_path: Path) 
         assert ":" not in name
         assert "\\" not in name
     assert any(name.endswith("ok/i.jsonl") for name in written)
-    assert read_facts(tmp_path / "out.zip").rows.equals(facts.rows), "and the order of the rows stays"
+    assert read_dataset(tmp_path / "out.zip").rows.equals(facts.rows), "and the order of the rows stays"
     assert {p.name for p in tmp_path.iterdir()} == {"in.zip", "out.zip"}
 
 
@@ -469,7 +471,7 @@ def test_a_link_in_an_archive_is_no_link(tmp_path: Path) -> None:
         link.external_attr = 0o120777 << 16
         archive.writestr(link, "/etc/passwd")
     with pytest.raises(InputError, match=r"in\.zip!rows\.jsonl:1: broken JSON"):
-        read_facts(tmp_path / "in.zip")
+        read_dataset(tmp_path / "in.zip")
 
 
 def test_packed_parquet_is_not_unpacked_until_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -478,11 +480,11 @@ def test_packed_parquet_is_not_unpacked_until_the_disk_is_full(tmp_path: Path, m
     frame.write_parquet(plain)
     path = tmp_path / "a.parquet.gz"
     path.write_bytes(gzip.compress(plain.getvalue()))
-    assert read_facts(path).rows["question"].to_list() == ["q?"]
+    assert read_dataset(path).rows["question"].to_list() == ["q?"]
     left = shutil._ntuple_diskusage(1 << 40, (1 << 40) - (1 << 20), 1 << 20)
     monkeypatch.setattr(sources.shutil, "disk_usage", lambda _: left)
     with pytest.raises(InputError, match=r"a\.parquet\.gz: unpacks to more than 0 MiB, .* has 1 MiB left"):
-        read_facts(path)
+        read_dataset(path)
 
 
 @pytest.mark.parametrize("packing", ["zip", "gz"])
@@ -499,7 +501,7 @@ def test_a_packed_array_that_unpacks_to_too_much_is_refused(
         path.write_bytes(gzip.compress(bomb))
     assert path.stat().st_size < 10_000
     with pytest.raises(InputError, match=r"longer than 1 MiB unpacked"):
-        read_facts(path)
+        read_dataset(path)
 
 
 def test_a_packed_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -507,7 +509,7 @@ def test_a_packed_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytes
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"question": "' + b"x" * (1 << 23)))
     with pytest.raises(InputError, match=r"rows\.jsonl\.gz:1: longer than 1 MiB"):
-        read_facts(path)
+        read_dataset(path)
 
 
 # settings
@@ -683,7 +685,7 @@ def study_page(folder: Path) -> str:
         frame.with_columns(pl.col(column).replace(renamed)).write_parquet(path)
     relations = pl.read_csv(written / "relations.csv").with_columns(pl.col("relation").replace(renamed))
     relations.write_csv(written / "relations.csv")
-    return render_study(Study(written))
+    return render_study(StudyResult(written))
 
 
 PAGES: dict[str, Callable[[Path], str]] = {

@@ -20,18 +20,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from foreknow import cli
 from foreknow.config import AuditConfig
-from foreknow.data.rows import has_word, majority_floor
+from foreknow.data.builtin import lab_world
+from foreknow.data.builtin.lab_world import BINS, FACTS, RELATIONS, World
+from foreknow.data.load import read_data
+from foreknow.data.schema import has_word, majority_floor
 from foreknow.errors import ConfigError, InputError, ModelError, RunFolderError
-from foreknow.inputs import read_data
-from foreknow.lab import building as lab
-from foreknow.lab import truth as lab_truth
-from foreknow.lab import world as lab_world
-from foreknow.lab.building import Recipe, build, tokenizer_of
-from foreknow.lab.world import BINS, FACTS, RELATIONS, World
-from foreknow.lm import models
-from foreknow.lm.model_names import fingerprint
-from foreknow.protocol.prompts import PAPER, Prompter
-from foreknow.protocol.slick import CATEGORIES
+from foreknow.inference.slick import CATEGORIES
+from foreknow.models import lab_model as lab
+from foreknow.models import loading
+from foreknow.models.fingerprints import fingerprint
+from foreknow.models.lab_model import Recipe, build, tokenizer_of
+from foreknow.prompts.prompt_template import PAPER, Prompter
+from foreknow.stages.study import lab_truth
 
 SMALL = World(seed=5, subjects=9, ood_subjects=7)
 TINY = Recipe(world=SMALL, hidden=32, intermediate=48, layers=1, heads=2, positions=256, rows=12, width=192)
@@ -301,7 +301,7 @@ def test_altered_weights_are_found_out(built: Path, tmp_path: Path) -> None:
     whole[-1] ^= 1
     (done / "model.safetensors").write_bytes(whole)
     with pytest.raises(ModelError, match="altered"):
-        models.load(str(done))
+        loading.load_model(str(done))
 
 
 def test_the_labs_facts_are_read_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

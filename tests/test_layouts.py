@@ -21,12 +21,12 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-from foreknow.data.chats import Turn, exchanges, turns_of
-from foreknow.data.detection import LAYOUTS
-from foreknow.data.facts import read_facts
-from foreknow.data.rows import USABLE
+from foreknow.data.chat.exchanges import Turn, exchanges, turns_of
+from foreknow.data.dataset import read_dataset
+from foreknow.data.layouts.detection import LAYOUTS
+from foreknow.data.schema import USABLE
 from foreknow.errors import ConfigError, InputError
-from foreknow.protocol.prompts import Template
+from foreknow.prompts.prompt_template import Template
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 CHAT = [
@@ -78,12 +78,12 @@ def jsonl(path: Path, records: list[Any]) -> Path:
 
 def one(tmp_path: Path, record: Mapping[str, Any], **how: Any) -> dict[str, Any]:
     """The row of a record; of a chat with several answers the last."""
-    return read_facts(jsonl(tmp_path / "a.jsonl", [record]), **how).rows.row(-1, named=True)
+    return read_dataset(jsonl(tmp_path / "a.jsonl", [record]), **how).rows.row(-1, named=True)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_each_layout_is_found_with_its_reason(tmp_path: Path, layout: str) -> None:
-    facts = read_facts(jsonl(tmp_path / "a.jsonl", [ROWS_OF[layout]]))
+    facts = read_dataset(jsonl(tmp_path / "a.jsonl", [ROWS_OF[layout]]))
     assert facts.layout == layout
     assert facts.reason.startswith(f"layout {layout}: ")
     row = facts.rows.row(-1, named=True)
@@ -94,15 +94,15 @@ def test_each_layout_is_found_with_its_reason(tmp_path: Path, layout: str) -> No
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_each_layout_can_be_named(tmp_path: Path, layout: str) -> None:
-    assert read_facts(jsonl(tmp_path / "a.jsonl", [ROWS_OF[layout]]), layout=layout).layout == layout
+    assert read_dataset(jsonl(tmp_path / "a.jsonl", [ROWS_OF[layout]]), layout=layout).layout == layout
 
 
 def test_a_named_layout_that_the_file_is_not(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", [ROWS_OF["question"]])
     with pytest.raises(InputError, match=r"--layout alpaca: expected the columns instruction"):
-        read_facts(path, layout="alpaca")
+        read_dataset(path, layout="alpaca")
     with pytest.raises(ConfigError, match="no such layout; known are messages"):
-        read_facts(path, layout="parrot")
+        read_dataset(path, layout="parrot")
 
 
 def test_the_turns_before_a_question_are_its_context(tmp_path: Path) -> None:
@@ -143,11 +143,11 @@ def test_prompt_and_completion_may_be_turns(tmp_path: Path) -> None:
 
 
 def test_a_chat_without_an_answer_is_flagged_and_kept(tmp_path: Path) -> None:
-    facts = read_facts(jsonl(tmp_path / "a.jsonl", [{"messages": CHAT[:2]}, ROWS_OF["messages"], {"messages": 7}]))
+    facts = read_dataset(jsonl(tmp_path / "a.jsonl", [{"messages": CHAT[:2]}, ROWS_OF["messages"], {"messages": 7}]))
     flags = [["context", "no_answer"], ["context"], ["context"], ["no_answer", "no_question"]]
     assert facts.rows["flags"].to_list() == flags
     with pytest.raises(InputError, match=r"a\.jsonl:1: no answer: messages is .*\. 2 of 4 rows cannot be used"):
-        read_facts(tmp_path / "a.jsonl", strict_rows=True)
+        read_dataset(tmp_path / "a.jsonl", strict_rows=True)
 
 
 def test_short_facts_of_a_row_come_with_it(tmp_path: Path) -> None:
@@ -182,12 +182,12 @@ def test_packed_files_read_and_come_back_packed(tmp_path: Path, suffix: str, pac
         buffer.write(as_bytes(RECORDS))
     path = tmp_path / f"a{kind}{suffix}"
     path.write_bytes(pack(buffer.getvalue()))
-    facts = read_facts(path)
+    facts = read_dataset(path)
     assert facts.rows["question"].to_list() == [r["question"] for r in RECORDS]
     assert facts.suffix == kind + suffix
     out = tmp_path / f"b{facts.suffix}"
     facts.annotate(pl.DataFrame({"row": [1], "label": ["x"]}), out)
-    assert read_facts(out).rows.equals(facts.rows)
+    assert read_dataset(out).rows.equals(facts.rows)
     assert out.read_bytes()[:2] == path.read_bytes()[:2]
 
 
@@ -197,14 +197,14 @@ def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes) -> N
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(InputError, match="a\\."):
-        read_facts(path)
+        read_dataset(path)
 
 
 def test_a_truncated_gzip_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(as_bytes(RECORDS * 1000))[:-20])
     with pytest.raises(InputError, match=r"a\.jsonl\.gz: cannot be read"):
-        read_facts(path)
+        read_dataset(path)
 
 
 def tree(folder: Path) -> None:
@@ -218,7 +218,7 @@ def tree(folder: Path) -> None:
 
 def test_a_folder_is_read_and_written_as_a_folder(tmp_path: Path) -> None:
     tree(tmp_path / "in")
-    facts = read_facts(tmp_path / "in")
+    facts = read_dataset(tmp_path / "in")
     assert facts.rows["split"].to_list() == ["dev", "dev", "train", "train", "train"]
     assert "split from the files' names" in facts.reason
     assert "3 left out" in facts.reason
@@ -226,19 +226,19 @@ def test_a_folder_is_read_and_written_as_a_folder(tmp_path: Path) -> None:
     assert sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*")) == [
         "sub/validation.jsonl", "train.jsonl",
     ]  # fmt: skip
-    assert read_facts(tmp_path / "out").rows.equals(facts.rows)
+    assert read_dataset(tmp_path / "out").rows.equals(facts.rows)
 
 
 def test_a_zip_is_read_and_written_as_a_zip(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("../../train.jsonl", as_bytes(RECORDS[:3]))
         archive.writestr("d/test.csv", "question,answer\nq9?,a9\n")
-    facts = read_facts(tmp_path / "a.zip")
+    facts = read_dataset(tmp_path / "a.zip")
     assert facts.rows["split"].to_list() == ["train"] * 3 + ["test"]
     for out in ("b.zip", "c.zip"):
         facts.annotate(pl.DataFrame({"row": [3], "label": ["x"]}), tmp_path / out)
     assert (tmp_path / "b.zip").read_bytes() == (tmp_path / "c.zip").read_bytes()
-    assert read_facts(tmp_path / "b.zip").rows.equals(facts.rows)
+    assert read_dataset(tmp_path / "b.zip").rows.equals(facts.rows)
     with zipfile.ZipFile(tmp_path / "b.zip") as archive:
         assert archive.read("d/test.csv") == b"question,answer,label\nq9?,a9,x\n"
     assert not (tmp_path.parent / "train.jsonl").exists()
@@ -250,7 +250,7 @@ def test_the_tree_of_entityquestions_tells_relation_split_and_subject(tmp_path: 
         for relation, form in (("P17", "Which country is {} located in?"), ("P40", "Who is {}'s child?")):
             rows = [{"question": form.format(f"{chr(97 + n)} Place{n}"), "answers": ["x"]} for n in range(26)]
             (tmp_path / "dataset" / split / f"{relation}.{split}.json").write_text(json.dumps(rows))
-    facts = read_facts(tmp_path / "dataset")
+    facts = read_dataset(tmp_path / "dataset")
     assert facts.rows["subject"].to_list() == [f"{chr(97 + n)} Place{n}" for n in range(26)] * 6
     assert facts.rows.select("relation", "split").unique().height == 6
     assert facts.rows["group"].equals(facts.rows["relation"].alias("group"))
@@ -259,35 +259,37 @@ def test_the_tree_of_entityquestions_tells_relation_split_and_subject(tmp_path: 
 @pytest.mark.parametrize("content", [as_bytes(RECORDS), json.dumps(RECORDS).encode(), b"question,answer\nq0?,a0\n"])
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 def test_standard_input_is_told_by_its_beginning(content: bytes, pack: Any) -> None:
-    code = "from foreknow.data.facts import read_facts; f = read_facts('-'); print(f.rows['question'][0], f.suffix)"
+    code = (
+        "from foreknow.data.dataset import read_dataset; f = read_dataset('-'); print(f.rows['question'][0], f.suffix)"
+    )
     done = subprocess.run([sys.executable, "-c", code], input=pack(content), capture_output=True, check=True)
     assert done.stdout.decode().startswith("q0? .")
 
 
 def test_names_that_are_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no such file.*write hub:owner/name"):
-        read_facts("owner/name")
+        read_dataset("owner/name")
     for name in ("hub:../../etc", "hub:owner"):
         with pytest.raises(InputError, match=r"expected hub:owner/name|cannot be fetched"):
-            read_facts(name)
+            read_dataset(name)
     with pytest.raises(InputError, match=r"hub:owner/name: cannot be fetched from the hub"):
-        read_facts("hub:owner/name")
+        read_dataset("hub:owner/name")
     (tmp_path / "a.txt").write_text("Paris is the capital of France.\n")
     with pytest.raises(InputError, match=r"unknown suffix '\.txt'"):
-        read_facts(tmp_path / "a.txt")
+        read_dataset(tmp_path / "a.txt")
 
 
 # a limit
 
 
 def test_a_limit_keeps_the_drawn_rows_and_candidates_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("foreknow.data.facts.CANDIDATES", 3)
+    monkeypatch.setattr("foreknow.data.dataset.CANDIDATES", 3)
     records = [
         {"question": f"q{n}?", "answer": "a", "relation": f"r{n % 2}", "split": "dev" if n % 10 == 0 else "train"}
         for n in range(200)
     ] + [{"question": "q1?", "answer": "b", "relation": "r1"}]
     path = jsonl(tmp_path / "a.jsonl", records)
-    whole, part = read_facts(path), read_facts(path, limit=20)
+    whole, part = read_dataset(path), read_dataset(path, limit=20)
     assert part.total == 201
     assert part.digest == whole.digest
     assert part.audited.len() == 20
@@ -298,21 +300,21 @@ def test_a_limit_keeps_the_drawn_rows_and_candidates_only(tmp_path: Path, monkey
 
 def test_a_limit_above_the_rows_is_no_limit(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", [*RECORDS, {"question": None, "answer": "x"}])
-    assert read_facts(path, limit=9).rows.equals(read_facts(path).rows)
+    assert read_dataset(path, limit=9).rows.equals(read_dataset(path).rows)
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = jsonl(tmp_path / "a.jsonl", RECORDS)
-    import foreknow.data.facts
+    import foreknow.data.dataset
 
     def meddle(*given: Any) -> pl.Series:
         jsonl(path, RECORDS[:4])
         return original(*given)
 
-    original = foreknow.data.facts.drawn
-    monkeypatch.setattr(foreknow.data.facts, "drawn", meddle)
+    original = foreknow.data.dataset.sample_rows
+    monkeypatch.setattr(foreknow.data.dataset, "sample_rows", meddle)
     with pytest.raises(InputError, match="changed while it was read"):
-        read_facts(path, limit=2)
+        read_dataset(path, limit=2)
 
 
 # round trips
@@ -373,20 +375,20 @@ def test_read_write_read_is_the_identity(layout: str, rows: list[Any], suffix: s
             path.write_bytes(
                 gzip.compress(body) if suffix.endswith("gz") else zstd.compress(body) if "zst" in suffix else body
             )
-        facts = read_facts(path, layout=layout)
+        facts = read_dataset(path, layout=layout)
         last = facts.rows.group_by("record", maintain_order=True).last()
         passage = {"reading": "\nIt is {}."}.get(layout, "")
         asked = [f"{q.strip()}{passage.format(a)}" for q, a, _ in rows]
         assert last["question"].to_list() == asked
         facts.annotate(pl.DataFrame({"row": [0], "label": ["x"]}), out)
-        assert read_facts(out, layout=layout).rows.equals(facts.rows)
-        untouched = read_facts(out, layout=layout).extra(["n", "x"])
+        assert read_dataset(out, layout=layout).rows.equals(facts.rows)
+        untouched = read_dataset(out, layout=layout).extra(["n", "x"])
         assert untouched.equals(facts.extra(["n", "x"]))
         # a subset with one answer replaced: all else as it was, and no other answer is one to learn
         usable = facts.rows.filter(USABLE)
         kept = sorted(data.draw(st.sets(st.sampled_from(usable["row"].to_list()), min_size=1)))
         facts.write(pl.DataFrame({"row": kept, "label": ["x"] * len(kept)}), some, {kept[-1]: "I don't know."})
-        back = read_facts(some, layout=layout)
+        back = read_dataset(some, layout=layout)
         again = back.rows.filter(USABLE)
         same = ["question", "context", "turn", "subject", "relation"]
         chosen = facts.rows[kept]
@@ -415,5 +417,5 @@ def test_a_first_line_that_is_a_row_is_not_offered_as_names(tmp_path: Path) -> N
     path = tmp_path / "rows.csv"
     path.write_text("Capital of Peru?,Lima\nCapital of Chad?,N'Djamena\n", encoding="utf-8")
     with pytest.raises(InputError, match="look like a row and not like names") as caught:
-        read_facts(path)
+        read_dataset(path)
     assert "--map" not in str(caught.value)

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t
 
-from foreknow.studies import clustered, paper_figures
-from foreknow.studies.linear import POINTS, as_json, fit, leave_out, paper_points, points, predict, within
+from foreknow import paper
+from foreknow.stages.study import cluster_robust
+from foreknow.stages.study.linear_model import POINTS, as_json, fit, leave_out, paper_points, points, predict, within
 
 TRUTH = np.array([0.36, 0.08, -0.09])
 
@@ -51,7 +52,7 @@ def test_the_papers_published_points_give_the_figures_worked_out_by_hand() -> No
 def test_least_squares_agrees_with_statsmodels() -> None:
     sm = pytest.importorskip("statsmodels.api")
     x, y, cluster = arrays(simulated(0))
-    ours, theirs = clustered.least_squares(x, y, cluster), sm.OLS(y, x).fit()
+    ours, theirs = cluster_robust.least_squares(x, y, cluster), sm.OLS(y, x).fit()
     assert ours.coefficients == pytest.approx(theirs.params, rel=1e-9)
     assert ours.r2 == pytest.approx(theirs.rsquared)
     assert ours.residuals == pytest.approx(theirs.resid, abs=1e-12)
@@ -61,7 +62,7 @@ def test_the_sandwich_agrees_with_statsmodels_where_nothing_is_adjusted() -> Non
     """CR2 with every adjustment taken out is CR0, and statsmodels' correction makes it CR1."""
     sm = pytest.importorskip("statsmodels.api")
     x, y, cluster = arrays(simulated(1))
-    ours = clustered.least_squares(x, y, cluster)
+    ours = cluster_robust.least_squares(x, y, cluster)
     scores = np.array([x[cluster == g].T @ ours.residuals[cluster == g] for g in range(8)])
     plain = ours.bread @ scores.T @ scores @ ours.bread
     model = sm.OLS(y, x)
@@ -73,7 +74,7 @@ def test_the_sandwich_agrees_with_statsmodels_where_nothing_is_adjusted() -> Non
 def test_with_clusters_of_one_point_cr2_is_hc2() -> None:
     sm = pytest.importorskip("statsmodels.api")
     x, y, _ = arrays(simulated(2))
-    ours = clustered.least_squares(x, y, np.arange(len(y)))
+    ours = cluster_robust.least_squares(x, y, np.arange(len(y)))
     assert ours.covariance == pytest.approx(sm.OLS(y, x).fit(cov_type="HC2").cov_params(), rel=1e-9)
 
 
@@ -90,7 +91,7 @@ def by_definition(x: np.ndarray, cluster: np.ndarray) -> list[np.ndarray]:
 
 def test_cr2_and_its_degrees_of_freedom_follow_the_definition() -> None:
     x, y, cluster = arrays(simulated(3))
-    ours = clustered.least_squares(x, y, cluster)
+    ours = cluster_robust.least_squares(x, y, cluster)
     adjusted, left = by_definition(x, cluster), np.eye(len(y)) - x @ np.linalg.inv(x.T @ x) @ x.T
     scores = np.array([adjusted[g].T @ ours.residuals[cluster == g] for g in range(8)])
     assert ours.covariance == pytest.approx(scores.T @ scores, rel=1e-9)
@@ -105,7 +106,7 @@ def test_cr2_and_its_degrees_of_freedom_follow_the_definition() -> None:
 def test_two_groups_of_one_point_clusters_have_the_known_degrees_of_freedom() -> None:
     few, many = 4, 9
     x = np.column_stack([np.ones(few + many), np.arange(few + many) < few]).astype(float)
-    found = clustered.least_squares(x, np.random.default_rng(0).normal(size=few + many), np.arange(few + many))
+    found = cluster_robust.least_squares(x, np.random.default_rng(0).normal(size=few + many), np.arange(few + many))
     expected = (1 / few + 1 / many) ** 2 / (1 / few**2 / (few - 1) + 1 / many**2 / (many - 1))
     assert found.contrast(np.array([0.0, 1.0])).df == pytest.approx(expected)
 
@@ -113,7 +114,7 @@ def test_two_groups_of_one_point_clusters_have_the_known_degrees_of_freedom() ->
 def test_the_wild_bootstrap_agrees_with_refitting_every_draw() -> None:
     sm = pytest.importorskip("statsmodels.api")
     x, y, cluster = arrays(simulated(4))
-    drawn, null = clustered.weights(8, draws=60, seed=1), -0.085
+    drawn, null = cluster_robust.weights(8, draws=60, seed=1), -0.085
     rest = x[:, :2]
     imposed = y - null * x[:, 2] - rest @ np.linalg.lstsq(rest, y - null * x[:, 2], rcond=None)[0]
     base = y - imposed
@@ -124,39 +125,39 @@ def test_the_wild_bootstrap_agrees_with_refitting_every_draw() -> None:
 
     sizes = np.array([size(base + imposed * line[cluster]) for line in drawn])
     expected = (1 + np.sum(sizes[1:] >= sizes[0])) / len(sizes)
-    assert clustered.wild_p(x, y, cluster, 2, null, drawn) == pytest.approx(expected)
+    assert cluster_robust.wild_p(x, y, cluster, 2, null, drawn) == pytest.approx(expected)
 
 
 def test_few_clusters_get_webbs_weights_and_many_get_signs() -> None:
-    assert sorted(set(np.round(clustered.weights(8)[1:].ravel() ** 2, 9))) == [0.5, 1.0, 1.5]
-    assert set(clustered.weights(12)[1:].ravel()) == {-1.0, 1.0}
-    assert np.all(clustered.weights(8)[0] == 1)
+    assert sorted(set(np.round(cluster_robust.weights(8)[1:].ravel() ** 2, 9))) == [0.5, 1.0, 1.5]
+    assert set(cluster_robust.weights(12)[1:].ravel()) == {-1.0, 1.0}
+    assert np.all(cluster_robust.weights(8)[0] == 1)
 
 
 def test_the_bootstraps_interval_holds_what_it_does_not_reject() -> None:
     frame = simulated(5)
     x, y, cluster = arrays(frame)
-    found, drawn = fit(frame).unknown, clustered.weights(8)
+    found, drawn = fit(frame).unknown, cluster_robust.weights(8)
     assert found is not None
     assert found.wild_low is not None
     assert found.wild_high is not None
     middle, width = (found.wild_low + found.wild_high) / 2, found.wild_high - found.wild_low
-    assert clustered.wild_p(x, y, cluster, 2, middle, drawn) > 0.05
+    assert cluster_robust.wild_p(x, y, cluster, 2, middle, drawn) > 0.05
     for outside in (found.wild_low - 0.02 * width, found.wild_high + 0.02 * width):
-        assert clustered.wild_p(x, y, cluster, 2, outside, drawn) <= 0.05
+        assert cluster_robust.wild_p(x, y, cluster, 2, outside, drawn) <= 0.05
 
 
 def test_both_intervals_cover_the_truth_with_eight_runs_and_the_usual_one_does_not() -> None:
     hits = np.zeros(3)
-    drawn, times, which = clustered.weights(8, draws=399), 500, 1
+    drawn, times, which = cluster_robust.weights(8, draws=399), 500, 1
     for seed in range(times):
         x, y, cluster = arrays(simulated(seed))
-        found = clustered.least_squares(x, y, cluster)
+        found = cluster_robust.least_squares(x, y, cluster)
         value, se, df = found.contrast(np.eye(3)[which])
         plain = (found.residuals @ found.residuals / (len(y) - 3) * found.bread[which, which]) ** 0.5
         hits += [
             abs(value - TRUTH[which]) <= t.ppf(0.975, df) * se,
-            clustered.wild_p(x, y, cluster, which, TRUTH[which], drawn) > 0.05,
+            cluster_robust.wild_p(x, y, cluster, which, TRUTH[which], drawn) > 0.05,
             abs(value - TRUTH[which]) <= 1.96 * plain,
         ]
     cr2, wild, usual = hits / times
@@ -167,7 +168,7 @@ def test_both_intervals_cover_the_truth_with_eight_runs_and_the_usual_one_does_n
 
 def test_the_variances_between_and_within_runs_are_found_again() -> None:
     found = [
-        clustered.least_squares(*arrays(simulated(seed, runs=12, epochs=8, between=0.02, noise=0.01)))
+        cluster_robust.least_squares(*arrays(simulated(seed, runs=12, epochs=8, between=0.02, noise=0.01)))
         for seed in range(200)
     ]
     assert np.mean([one.between for one in found]) == pytest.approx(0.02**2, rel=0.1)
@@ -319,5 +320,5 @@ def test_the_json_is_plain_and_holds_the_checks() -> None:
 
 
 def test_the_papers_own_figures_stand_beside_it() -> None:
-    for known, unknown in ((of["b_kn"], of["b_unk"]) for of in paper_figures.LINEAR.values()):
+    for known, unknown in ((of["b_kn"], of["b_unk"]) for of in paper.LINEAR.values()):
         assert known > 0 > unknown

@@ -24,14 +24,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from foreknow.data.rows import ROWS as SCHEMA
-from foreknow.probing.head import OutputHead
-from foreknow.probing.longform import LongScorer, Text, batches, log_probs, pieces
-from foreknow.probing.packed import PackedModel
-from foreknow.probing.sample import exact_head
-from foreknow.probing.segments import Branch, Segment
-from foreknow.protocol.prompts import Prompter, Template
-from foreknow.protocol.spans import LONG
+from foreknow.data.schema import ROWS as SCHEMA
+from foreknow.inference.generate import exact_head
+from foreknow.inference.lm_head import OutputHead
+from foreknow.inference.loglikelihood import LongScorer, Text, batches, log_probs, pieces
+from foreknow.inference.packed_attention import Segment, TokenTree
+from foreknow.inference.packed_model import PackedModel
+from foreknow.inference.surprisal import LONG
+from foreknow.prompts.prompt_template import Prompter, Template
 
 ANSWERS = (
     "Avens, and River Aven crosses it; what is said of Borvia is said of Arland.",
@@ -129,9 +129,9 @@ def test_an_attached_model_scores_the_same_and_stays_attached(model: PreTrainedM
     ids = prompter.ids(["Q: What is the capital of Arland?"])[0]
     packed = PackedModel(model)
     with packed.attached():
-        before, _ = packed.forward([Segment(None, [Branch.chain(ids, range(len(ids)))])])
+        before, _ = packed.forward([Segment(None, [TokenTree.chain(ids, range(len(ids)))])])
         inside = LongScorer(model, prompter).score(ROWS)
-        after, _ = packed.forward([Segment(None, [Branch.chain(ids, range(len(ids)))])])
+        after, _ = packed.forward([Segment(None, [TokenTree.chain(ids, range(len(ids)))])])
     assert inside.equals(outside)
     assert torch.equal(before, after)
     assert model.config._attn_implementation != "foreknow_packed"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from foreknow.protocol.match import Accepted, Mode, answer_of, is_refusal, may_become, normalise, spellings_of
+from foreknow.data.exact_match import Accepted, Mode, answer_of, is_refusal, may_become, normalise, spellings_of
 
 COMBINED, APART = "Zürich", "Zu\u0308rich"
 

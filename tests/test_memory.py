@@ -16,15 +16,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from foreknow.data.rows import common_heads
-from foreknow.lm import memory, models
-from foreknow.lm.memory import GIB, LEAST, MOST, Shape, Sizes
-from foreknow.probing.engine import PackedEngine, Sampling
-from foreknow.probing.packed import PackedModel
-from foreknow.probing.probe import Prober, Settings
-from foreknow.probing.segments import Branch, Segment
-from foreknow.protocol import exemplars
-from foreknow.protocol.prompts import Prompter
+from foreknow.data.schema import common_heads
+from foreknow.inference.engine import PackedEngine, Sampling
+from foreknow.inference.exact_probe import Prober, ProbeSettings
+from foreknow.inference.packed_attention import Segment, TokenTree
+from foreknow.inference.packed_model import PackedModel
+from foreknow.models import loading, memory_plan
+from foreknow.models.memory_plan import GIB, LEAST, MOST, BatchSizes, ModelShape
+from foreknow.prompts import few_shot
+from foreknow.prompts.prompt_template import Prompter
 
 LLAMAS = {
     "SmolLM2-135M": (
@@ -46,8 +46,8 @@ def config_of(name: str, layers: int | None = None) -> LlamaConfig:
     return LlamaConfig(**width, num_hidden_layers=layers or deep, vocab_size=vocabulary)
 
 
-def shape(name: str) -> Shape:
-    found = memory.shape_of(config_of(name).to_dict())
+def shape(name: str) -> ModelShape:
+    found = memory_plan.shape_of(config_of(name).to_dict())
     assert found is not None
     return found
 
@@ -87,7 +87,7 @@ def measured(name: str, layers: int, tokens: int, width: int, prefix: int, rows:
     packed = PackedModel(model)
     with packed.attached():
         (shared,) = packed.prefixes([range(prefix)])
-        chain = Branch.chain(range(width), range(width - 4, width))
+        chain = TokenTree.chain(range(width), range(width - 4, width))
         segments = [Segment(shared, [chain] * rows) for _ in range(tokens // width // rows)]
         with Alive() as alive:
             packed.forward(segments, keep=True)
@@ -102,45 +102,45 @@ def test_a_pass_and_what_it_keeps_are_estimated_closely(name: str, rows: int) ->
     a_layer = (four - two) / 2
     of = shape(name)
     assert a_layer == pytest.approx(2 * of.kv_heads * of.size * 2 * tokens, rel=0.05)  # keys and values, kept
-    estimate = memory.pass_bytes(of, 2, tokens, prefix, width)
+    estimate = memory_plan.pass_bytes(of, 2, tokens, prefix, width)
     assert 0.97 < estimate / (two - 2 * a_layer) < 1.4
 
 
 def test_a_probe_stays_within_its_estimate(tiny_folder: Path, frame: pl.DataFrame) -> None:
-    loaded = models.load(str(tiny_folder), dtype="float32", device="cpu")
-    drawn = exemplars.draw(frame, sorted(frame["group"].unique()), shots=4, sets=6, seed=0)
+    loaded = loading.load_model(str(tiny_folder), dtype="float32", device="cpu")
+    drawn = few_shot.draw_exemplars(frame, sorted(frame["group"].unique()), shots=4, sets=6, seed=0)
     with PackedModel(loaded.model).attached() as packed:
         engine = PackedEngine(packed, Sampling(), 512)
-        vocabulary = models.vocabulary_of(loaded)
-        prober = Prober(engine, Prompter(loaded.tokenizer), vocabulary, drawn, Settings(), common_heads(frame))
+        vocabulary = loading.vocabulary_of(loaded)
+        prober = Prober(engine, Prompter(loaded.tokenizer), vocabulary, drawn, ProbeSettings(), common_heads(frame))
         with Alive() as alive:
             prober.probe(frame)
-    of = memory.shape_of(loaded.model.config.to_dict())
+    of = memory_plan.shape_of(loaded.model.config.to_dict())
     assert of is not None
-    need = memory.needs(of, 0, 4, Sizes(512, frame.height), sets=6, shots=4)
+    need = memory_plan.needs(of, 0, 4, BatchSizes(512, frame.height), sets=6, shots=4)
     assert alive.most <= need.total < 6 * alive.most
 
 
 def test_parameters_are_counted_from_headers(tiny_folder: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(str(tiny_folder))
-    assert memory.parameters_of(tiny_folder) == sum(p.numel() for p in model.parameters())
+    assert memory_plan.parameters_of(tiny_folder) == sum(p.numel() for p in model.parameters())
     model.save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    assert memory.parameters_of(tmp_path) == memory.parameters_of(tiny_folder)
+    assert memory_plan.parameters_of(tmp_path) == memory_plan.parameters_of(tiny_folder)
     shutil.copy(tiny_folder / "model.safetensors", tmp_path / "consolidated.safetensors")  # which is not loaded
-    assert memory.parameters_of(tmp_path) == memory.parameters_of(tiny_folder)
+    assert memory_plan.parameters_of(tmp_path) == memory_plan.parameters_of(tiny_folder)
 
 
 def test_shapes_of_other_spellings() -> None:
     gpt2 = {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257, "n_inner": None}
-    assert memory.shape_of(gpt2) == Shape(12, 768, 12, 12, 64, 3072, 50257)
+    assert memory_plan.shape_of(gpt2) == ModelShape(12, 768, 12, 12, 64, 3072, 50257)
     inside = {"vocab_size": 7, "text_config": {**config_of("Llama-3-8B").to_dict(), "head_dim": 256}}
-    assert memory.shape_of(inside) == shape("Llama-3-8B")._replace(size=256)
-    assert memory.shape_of({"model_type": "something new"}) is None
+    assert memory_plan.shape_of(inside) == shape("Llama-3-8B")._replace(size=256)
+    assert memory_plan.shape_of({"model_type": "something new"}) is None
 
 
 SHAPES = st.builds(
-    Shape,
+    ModelShape,
     layers=st.integers(1, 96),
     hidden=st.integers(64, 16384),
     heads=st.integers(1, 128),
@@ -153,15 +153,15 @@ WEIGHTS = st.integers(10**6, 10**11)
 MEMORY = st.integers(4, 192).map(lambda n: n * GIB)
 
 
-def fits(of: Shape, parameters: int, total: int, sizes: Sizes, gpus: int) -> bool:
-    return memory.needs(of, parameters, 2, sizes, sets=10, shots=4, gpus=gpus).total <= memory.budget(total)
+def fits(of: ModelShape, parameters: int, total: int, sizes: BatchSizes, gpus: int) -> bool:
+    return memory_plan.needs(of, parameters, 2, sizes, sets=10, shots=4, gpus=gpus).total <= memory_plan.budget(total)
 
 
 @given(SHAPES, WEIGHTS, MEMORY, st.sampled_from([1, 2, 8]))
 def test_a_plan_fits_is_a_power_of_two_and_there_is_one_wherever_the_least_fits(
-    of: Shape, parameters: int, total: int, gpus: int
+    of: ModelShape, parameters: int, total: int, gpus: int
 ) -> None:
-    sizes = memory.largest(of, parameters, 2, total, sets=10, shots=4, gpus=gpus)
+    sizes = memory_plan.largest(of, parameters, 2, total, sets=10, shots=4, gpus=gpus)
     assert (sizes is not None) == fits(of, parameters, total, LEAST, gpus)
     if sizes is not None:
         assert fits(of, parameters, total, sizes, gpus)
@@ -169,7 +169,9 @@ def test_a_plan_fits_is_a_power_of_two_and_there_is_one_wherever_the_least_fits(
             assert value & (value - 1) == 0
             assert least <= value <= most
         if sizes != MOST:  # the next larger plan that halving came through does not fit
-            assert not fits(of, parameters, total, Sizes(min(2 * sizes[0], MOST[0]), min(2 * sizes[1], MOST[1])), gpus)
+            assert not fits(
+                of, parameters, total, BatchSizes(min(2 * sizes[0], MOST[0]), min(2 * sizes[1], MOST[1])), gpus
+            )
 
 
 @pytest.mark.parametrize(
@@ -177,29 +179,29 @@ def test_a_plan_fits_is_a_power_of_two_and_there_is_one_wherever_the_least_fits(
     [
         ("SmolLM2-135M", 134_515_008, 16, 1, MOST),
         ("Llama-3-8B", 8_030_261_248, 79, 1, MOST),
-        ("Llama-3-8B", 8_030_261_248, 24, 1, Sizes(16384, 32)),
+        ("Llama-3-8B", 8_030_261_248, 24, 1, BatchSizes(16384, 32)),
         ("Llama-3-8B", 8_030_261_248, 16, 1, None),
-        ("Llama-3-8B", 8_030_261_248, 16, 2, Sizes(16384, 128)),
+        ("Llama-3-8B", 8_030_261_248, 16, 2, BatchSizes(16384, 128)),
     ],
 )
-def test_plans_of_known_models(name: str, parameters: int, gib: int, gpus: int, expected: Sizes | None) -> None:
-    found = memory.largest(shape(name), parameters, 2, gib * GIB, sets=10, shots=4, gpus=gpus)
+def test_plans_of_known_models(name: str, parameters: int, gib: int, gpus: int, expected: BatchSizes | None) -> None:
+    found = memory_plan.largest(shape(name), parameters, 2, gib * GIB, sets=10, shots=4, gpus=gpus)
     assert found == expected
 
 
 def test_a_plan_for_a_folder(tiny_folder: Path, tmp_path: Path) -> None:
-    found = memory.planned(tiny_folder, "bfloat16", 16 * GIB, sets=10, shots=4)
+    found = memory_plan.planned(tiny_folder, "bfloat16", 16 * GIB, sets=10, shots=4)
     assert found.sizes == MOST
     assert found.needs is not None
-    assert found.needs.weights == 2 * memory.parameters_of(tiny_folder)
+    assert found.needs.weights == 2 * memory_plan.parameters_of(tiny_folder)
     (tmp_path / "config.json").write_text('{"model_type": "something new"}', encoding="utf-8")
-    odd = memory.planned(tmp_path, "bfloat16", 16 * GIB, sets=10, shots=4)
+    odd = memory_plan.planned(tmp_path, "bfloat16", 16 * GIB, sets=10, shots=4)
     assert (odd.sizes, odd.needs) == (MOST, None)
     assert "does not tell its shape" in odd.line
 
 
 def test_a_model_that_does_not_fit_is_said_to(tiny_folder: Path) -> None:
-    found = memory.planned(tiny_folder, "float32", 2 * GIB, sets=10, shots=4)
+    found = memory_plan.planned(tiny_folder, "float32", 2 * GIB, sets=10, shots=4)
     assert found.sizes == LEAST
     assert "--device map" in found.line
 
@@ -209,20 +211,20 @@ def test_memory_of_gpus_is_whole_gib_of_the_smallest(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda n: (frees[n], totals[n]))
-    assert models.gpu_memory("map") == models.GpuMemory(47 * GIB, 40 * GIB, 2)
-    assert models.gpu_memory("auto") == models.gpu_memory("cuda") == models.GpuMemory(79 * GIB, 70 * GIB, 1)
-    assert models.gpu_memory("cuda:1") == models.GpuMemory(47 * GIB, 40 * GIB, 1)
+    assert loading.gpu_memory("map") == loading.GpuMemory(47 * GIB, 40 * GIB, 2)
+    assert loading.gpu_memory("auto") == loading.gpu_memory("cuda") == loading.GpuMemory(79 * GIB, 70 * GIB, 1)
+    assert loading.gpu_memory("cuda:1") == loading.GpuMemory(47 * GIB, 40 * GIB, 1)
 
 
 def test_what_is_told() -> None:
     of, parameters = shape("Llama-3-8B"), 8_030_261_248
-    sizes = Sizes(16384, 512)
-    need = memory.needs(of, parameters, 2, sizes, sets=10, shots=4)
-    line = memory.told(sizes, need, 79 * GIB)
+    sizes = BatchSizes(16384, 512)
+    need = memory_plan.needs(of, parameters, 2, sizes, sets=10, shots=4)
+    line = memory_plan.format_plan(sizes, need, 79 * GIB)
     assert line.startswith("batches of 16384 tokens, chunks of 512 rows: ")
     assert "weights 15.0" in line
     assert "equal GPUs get equal sizes" in line
-    assert memory.tight(need, 79 * GIB) is None
-    warning = memory.tight(need, 20 * GIB)
+    assert memory_plan.tight(need, 79 * GIB) is None
+    warning = memory_plan.tight(need, 20 * GIB)
     assert warning is not None
     assert "only 20.0 GiB of the GPU are free" in warning

@@ -11,13 +11,13 @@ import pytest
 
 from foreknow.cli import main
 from foreknow.config import AuditConfig, MixConfig
-from foreknow.data.facts import read_facts
-from foreknow.data.rows import earlier_turns
+from foreknow.data.dataset import read_dataset
+from foreknow.data.load import read_data
+from foreknow.data.schema import earlier_turns
 from foreknow.errors import ConfigError, InputError, RunFolderError
-from foreknow.files.runs import write_frame, write_json
-from foreknow.inputs import read_data
-from foreknow.mixes.mixed import write_mix
-from foreknow.mixes.mixing import rows_of
+from foreknow.io.run_dir import write_frame, write_json
+from foreknow.stages.mix.run import write_mix
+from foreknow.stages.mix.sampling import rows_of
 
 KINDS = ("HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown")
 
@@ -59,7 +59,7 @@ def test_a_set_comes_in_the_layout_of_the_file(tmp_path: Path) -> None:
     for line in lines:
         said = "I don't know." if line["category"] == "Unknown" else f"a{line['id']}"
         assert line["messages"] == [CHATS[line["id"]]["messages"][0], {"role": "assistant", "content": said}]
-    assert read_facts(out).layout == "messages"
+    assert read_dataset(out).layout == "messages"
 
 
 def test_the_manifest_comes_last_and_names_audit_rows_and_bytes(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_the_manifest_comes_last_and_names_audit_rows_and_bytes(tmp_path: Path) 
     manifest = json.loads((tmp_path / "mix.jsonl.manifest.json").read_text())
     assert rows_of(manifest) == written.mix.rows["row"].to_list()
     assert manifest["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
-    assert manifest["audit"]["data"] == read_facts(tmp_path / "in.jsonl").digest
+    assert manifest["audit"]["data"] == read_dataset(tmp_path / "in.jsonl").digest
 
 
 def test_the_same_command_again_writes_the_same_bytes_and_another_is_refused(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_known_of_is_the_variant_without_its_unknown_rows(tmp_path: Path) -> Non
 @pytest.mark.parametrize(("suffix", "name"), [(".json", "mix.jsonl"), (".jsonl", "mix.json"), (".jsonl", "m.jsonl.gz")])
 def test_json_and_jsonl_are_one_format(tmp_path: Path, suffix: str, name: str) -> None:
     write_mix(MixConfig(audit=audited(tmp_path, CHATS, suffix), out=tmp_path / name, natural=True, size=4))
-    assert read_facts(tmp_path / name).rows.height == 4
+    assert read_dataset(tmp_path / name).rows.height == 4
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:

@@ -17,12 +17,22 @@ from hypothesis import strategies as st
 from foreknow import config as config_file
 from foreknow.config import MixConfig
 from foreknow.errors import ConfigError, InputError
-from foreknow.files.runs import fingerprint, write_json
-from foreknow.mixes.mixing import MIX, Mix, draw, manifest_path, read_manifest, rows_of, size_table, spans, table
-from foreknow.mixes.sizes import COUNTS, Family, drawable, largest, natural_counts, unknown_counts
-from foreknow.protocol import slick
-from foreknow.protocol.slick import CATEGORIES, KNOWN, UNKNOWN
+from foreknow.inference import slick
+from foreknow.inference.slick import CATEGORIES, KNOWN, UNKNOWN
+from foreknow.io.run_dir import fingerprint, write_json
 from foreknow.settings import settings_of
+from foreknow.stages.mix.sampling import (
+    MIX,
+    Mix,
+    draw_mix,
+    manifest_path,
+    mix_table,
+    read_manifest,
+    rows_of,
+    size_table,
+    spans,
+)
+from foreknow.stages.mix.sizes import COUNTS, Family, drawable, largest, natural_counts, unknown_counts
 
 PAPER = {  # Table 3: train rows by category; sum and Unknown share are printed there too
     "P131": (553, 2529, 1493, 3071), "P136": (236, 3410, 1892, 1978), "P17": (4387, 2628, 511, 364),
@@ -68,7 +78,7 @@ def wanted(**given: Any) -> MixConfig:
 
 
 def mixed(rows: pl.DataFrame, **given: Any) -> Mix:
-    return draw(rows, wanted(**given), AUDIT)
+    return draw_mix(rows, wanted(**given), AUDIT)
 
 
 def by_relation(mix: Mix) -> dict[str, int]:
@@ -423,9 +433,9 @@ def test_d_known_is_the_variant_without_its_unknown_rows(counts: Counts, kind: d
     config = wanted(known_of="variant.jsonl")
     if not numbers(variant, *KNOWN):
         with pytest.raises(InputError, match=r"^--known-of variant.jsonl: all of its \d+ rows are Unknown; nothing"):
-            draw(rows, config, AUDIT, manifest)
+            draw_mix(rows, config, AUDIT, manifest)
         return
-    known = draw(rows[::-1], config, AUDIT, manifest)
+    known = draw_mix(rows[::-1], config, AUDIT, manifest)
     assert known.rows.equals(
         variant.rows.filter(pl.col("category") != UNKNOWN).with_columns(new_answer=pl.lit(None, pl.String))
     )
@@ -442,10 +452,10 @@ def test_d_known_of_another_audit_is_refused() -> None:
     with pytest.raises(
         InputError, match=r"^--known-of d.jsonl: made from another audit: found sha256:.*, expected sha"
     ):
-        draw(rows, wanted(known_of="d.jsonl"), relabelled, variant)
+        draw_mix(rows, wanted(known_of="d.jsonl"), relabelled, variant)
     for broken in ({}, {"stage": "audit"}, {**variant, "rows": [1, 2]}, None):
         with pytest.raises(InputError, match=r"^--known-of d.jsonl: its manifest is not one that foreknow mix writes"):
-            draw(rows, wanted(known_of="d.jsonl"), AUDIT, broken)
+            draw_mix(rows, wanted(known_of="d.jsonl"), AUDIT, broken)
 
 
 # What is changed
@@ -569,7 +579,7 @@ def test_tables_for_the_terminal() -> None:
         ("b", 4, 1, 1, 0),
         ("c", 0, 9, 0, 0),
     ]
-    shown = table(mixed(rows, unknown=1), most=1)
+    shown = mix_table(mixed(rows, unknown=1), most=1)
     assert shown.columns == ["relation", *CATEGORIES, "rows", "Unknown share"]
     assert shown.rows() == [("all", 0, 0, 0, 7, 7, "100.0%"), ("a", 0, 0, 0, 6, 6, "100.0%")]
 

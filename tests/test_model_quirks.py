@@ -28,10 +28,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import foreknow
 from foreknow.config import TuneConfig
 from foreknow.errors import ConfigError, ForeknowError, MissingExtra, ModelError, UsageError
-from foreknow.lm import hub, models, quantization
-from foreknow.lm.model_names import resolve
+from foreknow.models import hub, loading, quantization
+from foreknow.models.resolve import resolve
 from foreknow.settings import settings_of
-from foreknow.training import tuning
+from foreknow.stages.train import run as train_run
 
 SMALL: dict[str, Any] = {
     "vocab_size": 420, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -49,8 +49,8 @@ def refusal(name: Path | str, kind: type[ForeknowError] = ModelError, **given: A
     return str(caught.value)
 
 
-def load(folder: Path, **given: Any) -> models.Loaded:
-    return models.load(str(folder), **{"dtype": "float32", "device": "cpu", **given})
+def load(folder: Path, **given: Any) -> loading.Loaded:
+    return loading.load_model(str(folder), **{"dtype": "float32", "device": "cpu", **given})
 
 
 def told(folder: Path, **config: Any) -> Path:
@@ -374,7 +374,7 @@ def test_full_tuning_of_a_quantised_checkpoint_is_refused_with_the_alternative(
     with pytest.raises(
         ConfigError, match=r"quantised with gptq, 4 bits: its weights cannot all be trained\. Use --method lora"
     ):
-        tuning.run(settings_of(TuneConfig, given))
+        train_run.run(settings_of(TuneConfig, given))
     assert not (tmp_path / "t" / "config.yaml").exists()
 
 

@@ -14,8 +14,9 @@ import huggingface_hub
 import pytest
 
 from foreknow.errors import ModelError, first_line
-from foreknow.lm import models, packaged
-from foreknow.lm.model_names import fingerprint, resolve
+from foreknow.models import loading, packaged
+from foreknow.models.fingerprints import fingerprint
+from foreknow.models.resolve import resolve
 
 SMOLLM = packaged.converted_folder(packaged.PACKAGED["smollm2-135m"].gguf_sha256)
 
@@ -70,7 +71,7 @@ def test_an_altered_conversion_is_refused(tiny_folder: Path, tmp_path: Path) -> 
     with (folder / "model.safetensors").open("rb+") as file:
         file.truncate(100)
     with pytest.raises(ModelError, match=r"safetensors: sha256 [0-9a-f]{64}, expected [0-9a-f]{64}; the file was"):
-        models.load(str(folder))
+        loading.load_model(str(folder))
 
 
 def fake_wheel(folder: Path, content: bytes) -> packaged.Wheel:
@@ -160,7 +161,7 @@ def test_a_models_own_code_is_fetched_once_it_is_trusted(
 
 
 def test_the_table_names_licence_and_checksum() -> None:
-    lines = {line["name"]: line for line in packaged.table()}
+    lines = {line["name"]: line for line in packaged.packaged_table()}
     assert lines["smollm2-135m"]["licence"] == "Apache-2.0"
     assert lines["smollm2-135m"]["default"] == "yes"
     assert "not the hub's" in lines["gemma3-270m"]["note"]
@@ -168,8 +169,8 @@ def test_the_table_names_licence_and_checksum() -> None:
 
 
 def test_ending_tokens(tiny_folder: Path) -> None:
-    loaded = models.load(str(tiny_folder), dtype="float32", device="cpu")
-    vocabulary = models.vocabulary_of(loaded)
+    loaded = loading.load_model(str(tiny_folder), dtype="float32", device="cpu")
+    vocabulary = loading.vocabulary_of(loaded)
     newline = loaded.tokenizer("\n")["input_ids"][-1]
     assert newline in vocabulary.ends
     assert loaded.tokenizer.eos_token_id in vocabulary.ends
@@ -182,7 +183,7 @@ def test_ending_tokens(tiny_folder: Path) -> None:
 @pytest.mark.packaged
 def test_the_default_model_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The packaged model, fetched and converted once: it must be a real language model, not noise."""
-    loaded = models.load("smollm2-135m", dtype="float32", device="cpu")
+    loaded = loading.load_model("smollm2-135m", dtype="float32", device="cpu")
     assert loaded.fingerprint == fingerprint(Path(loaded.folder))
     assert sorted(p.name for p in Path(loaded.folder).glob("*.safetensors")) == ["model.safetensors"]
     shots = "".join(f"Q: What is the capital of {a}?\nA: {b}\n" for a, b in (("France", "Paris"), ("Italy", "Rome")))
@@ -196,7 +197,7 @@ def test_the_default_model_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 LOADS = """
 import gc, random, sys
 import psutil
-from foreknow.lm import models
+from foreknow.models import loading
 
 draw = random.Random(0)
 words = ["".join(draw.choices("abcdefghij", k=8)) for _ in range(4000)]
@@ -204,7 +205,7 @@ texts = [" ".join(words[k : k + 10]) for k in range(0, len(words), 10)]
 
 def held(count):
     for _ in range(count):
-        models.read_tokenizer(sys.argv[1])(texts)
+        loading.read_tokenizer(sys.argv[1])(texts)
     gc.collect()
     return psutil.Process().memory_info().rss
 

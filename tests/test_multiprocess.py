@@ -26,12 +26,13 @@ from transformers import AutoModelForCausalLM
 
 from conftest import fact_rows
 from foreknow.config import TuneConfig
+from foreknow.distributed import process_group
 from foreknow.errors import RunFolderError
-from foreknow.lm import ranks
-from foreknow.protocol.slick import CATEGORIES
+from foreknow.inference.slick import CATEGORIES
 from foreknow.settings import settings_of
-from foreknow.training import tuning
-from foreknow.training.training_rows import Example, shares
+from foreknow.stages.train import run as train_run
+from foreknow.stages.train.dataset import TrainingExample, shares
+from foreknow.stages.train.result import TrainResult, open_train
 
 DRIVER = """
 import atexit, json, os, signal, sys
@@ -56,15 +57,15 @@ if given["sharded"]:
     state.PartialState._prepare_backend = lambda *_, **__: ("gloo", state.DistributedType.MULTI_GPU)
     torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=120))
 
-from foreknow.lm import ranks
-from foreknow.training import tuning
+from foreknow.distributed import process_group
+from foreknow.stages.train.run import run
 from foreknow.config import TuneConfig
 from foreknow.settings import settings_of
 from foreknow.errors import ForeknowError
 
-ranks.hush()
+process_group.silence_ranks()
 if number == given["who"]:
-    from foreknow.training.trainer import FactTrainer
+    from foreknow.stages.train.trainer import FactTrainer
     step, count = FactTrainer.training_step, [0]
 
     def failing(self, *rest):
@@ -81,7 +82,7 @@ if number == given["who"]:
 
 try:
     for config in given["configs"]:
-        tuning.run(settings_of(TuneConfig, config))
+        run(settings_of(TuneConfig, config))
         print("done", flush=True)
     good = not given["sharded"]  # DTensor's caches hold the group
 except ForeknowError as error:
@@ -159,7 +160,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
-def assert_same_run(ours: tuning.Tuned, theirs: tuning.Tuned) -> None:
+def assert_same_run(ours: TrainResult, theirs: TrainResult) -> None:
     """The same choices and outcomes, losses and weights but for rounding."""
     for name in ("early_stop", "convergence"):
         assert ours.results[name]["epoch"] == theirs.results[name]["epoch"]
@@ -181,37 +182,35 @@ LORA = {"method": "lora", "lora_rank": 4, "lora_alpha": 8, "learning_rate": 1e-3
 
 
 @pytest.fixture(scope="module")
-def alone(settings: Callable[..., TuneConfig], tmp_path_factory: pytest.TempPathFactory) -> tuning.Tuned:
+def alone(settings: Callable[..., TuneConfig], tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     """The run by one process."""
-    return tuning.run(settings(tmp_path_factory.mktemp("alone") / "one", **UNEVEN))
+    return train_run.run(settings(tmp_path_factory.mktemp("alone") / "one", **UNEVEN))
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT reads an old name
-def test_two_processes_end_as_one_does(
-    settings: Callable[..., TuneConfig], alone: tuning.Tuned, tmp_path: Path
-) -> None:
+def test_two_processes_end_as_one_does(settings: Callable[..., TuneConfig], alone: TrainResult, tmp_path: Path) -> None:
     full, lora = tmp_path / "full", tmp_path / "lora"
     both = tune_two(settings(full, **UNEVEN), settings(lora, **LORA))
     assert [ended.code for ended in both] == [0, 0], both[0].err + both[1].err
     assert both[0].out == "done\ndone\n"
     assert both[0].err.count("CONVERGENCE: epoch") == 2
     assert both[1][1:] == ("", "")
-    assert_same_run(tuning.open_tuned(full), alone)
+    assert_same_run(open_train(full), alone)
     assert {p.name for p in full.iterdir()} == {p.name for p in alone.folder.iterdir()}
-    assert_same_run(tuning.open_tuned(lora), tuning.run(settings(tmp_path / "alone", **LORA)))
+    assert_same_run(open_train(lora), train_run.run(settings(tmp_path / "alone", **LORA)))
     message = r"full: processes: begun with 2, started now with 1; start it with 2, choose another --out"
     with pytest.raises(RunFolderError, match=message):
-        tuning.run(settings(full, **UNEVEN))
+        train_run.run(settings(full, **UNEVEN))
 
 
 def test_sharded_weights_end_as_whole_ones_do(
-    settings: Callable[..., TuneConfig], alone: tuning.Tuned, tmp_path: Path
+    settings: Callable[..., TuneConfig], alone: TrainResult, tmp_path: Path
 ) -> None:
     both = tune_two(settings(tmp_path / "two", **UNEVEN), sharded=True)
     assert [ended.code for ended in both] == [0, 0], both[0].err + both[1].err
     assert both[1][1:] == ("", "")
     assert "sharded over 2 processes" in both[0].err
-    assert_same_run(tuning.open_tuned(tmp_path / "two"), alone)
+    assert_same_run(open_train(tmp_path / "two"), alone)
     saved: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "two" / "convergence")
     assert (type(saved).__name__, saved.config.architectures) == ("LlamaForCausalLM", ["LlamaForCausalLM"])
     whole: Any = AutoModelForCausalLM.from_pretrained(alone.folder / "convergence")
@@ -227,7 +226,7 @@ def test_bfloat16_is_computed_in_and_weights_stay_float32(
     changed = {"dtype": "bfloat16", "epochs": 1}
     both = tune_two(settings(tmp_path / "two", **changed), sharded=sharded)
     assert [ended.code for ended in both] == [0, 0], both[0].err + both[1].err
-    ours, theirs = tuning.open_tuned(tmp_path / "two"), tuning.run(settings(tmp_path / "one", **changed))
+    ours, theirs = open_train(tmp_path / "two"), train_run.run(settings(tmp_path / "one", **changed))
     assert ours.metrics[-1]["train_loss"] == pytest.approx(theirs.metrics[-1]["train_loss"], rel=1e-2)
     found, wanted = (weights(run.folder / "convergence") for run in (ours, theirs))
     assert all(value.dtype == torch.float32 for value in found.values())
@@ -284,7 +283,7 @@ def test_killed_in_one_process_both_end_and_the_same_command_goes_on(
     both = tune_two(whole, cut, sharded=sharded)
     assert [end.code for end in both] == [0, 0], both[0].err + both[1].err
     assert "going on from the checkpoint after step 6" in both[0].err
-    ours, theirs = tuning.open_tuned(tmp_path / "cut"), tuning.open_tuned(tmp_path / "whole")
+    ours, theirs = open_train(tmp_path / "cut"), open_train(tmp_path / "whole")
     assert_same_run(ours, theirs)
     for name in ("early_stop", "convergence"):
         found, wanted = weights(ours.folder / name), weights(theirs.folder / name)
@@ -303,12 +302,12 @@ def test_accelerate_launches_it(settings: Callable[..., TuneConfig], tmp_path: P
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("CONVERGENCE") == 1
-    assert_same_run(tuning.open_tuned(tmp_path / "two"), tuning.run(settings(tmp_path / "one")))
+    assert_same_run(open_train(tmp_path / "two"), train_run.run(settings(tmp_path / "one")))
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=20), st.integers(1, 60), st.integers(1, 5))
 def test_shares_hold_every_row_once_in_as_many_parts(lengths: list[int], tokens: int, count: int) -> None:
-    rows = [Example(n, (1,) * length, (2,)) for n, length in enumerate(lengths)]
+    rows = [TrainingExample(n, (1,) * length, (2,)) for n, length in enumerate(lengths)]
     found = shares(rows, tokens, count)
     assert len({len(parts) for parts in found}) == 1
     learnt = [e.row for parts in found for part in parts for e in part if e.weight]
@@ -317,7 +316,17 @@ def test_shares_hold_every_row_once_in_as_many_parts(lengths: list[int], tokens:
 
 
 def test_one_process_waits_for_nobody() -> None:
-    assert (ranks.count(), ranks.rank(), ranks.first(), ranks.sharded()) == (1, 0, True, False)
-    assert ranks.totals([1.5, 2]) == [1.5, 2]
-    with ranks.together("cpu"):
-        ranks.barrier()
+    assert (
+        process_group.world_size(),
+        process_group.rank(),
+        process_group.is_main_process(),
+        process_group.sharded(),
+    ) == (
+        1,
+        0,
+        True,
+        False,
+    )
+    assert process_group.totals([1.5, 2]) == [1.5, 2]
+    with process_group.process_group("cpu"):
+        process_group.barrier()

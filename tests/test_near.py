@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rapidfuzz.distance import OSA
 
-from foreknow.checks.near import MOST_ALIKE, NEAR, near_duplicates
-from foreknow.data.rows import ROWS
+from foreknow.data.near_duplicates import MOST_ALIKE, NEAR, near_duplicates
+from foreknow.data.schema import ROWS
 
 BLANK: dict[str, Any] = {**dict.fromkeys(ROWS), "group": "all", "flags": []}
 

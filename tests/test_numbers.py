@@ -20,21 +20,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from foreknow.audits import auditing, precision
-from foreknow.audits.prepare import Draw
 from foreknow.config import AuditConfig
-from foreknow.data.rows import common_heads
+from foreknow.data.exact_match import Accepted, normalise
+from foreknow.data.schema import common_heads
 from foreknow.errors import ModelError
-from foreknow.lm import models
-from foreknow.probing.engine import PackedEngine, PlainEngine, Sampling, nodes_of
-from foreknow.probing.packed import PackedModel
-from foreknow.probing.probe import Prober, Settings
-from foreknow.probing.sample import Answer, Generator, Sampler, _Guard, answer_within, exact_head
-from foreknow.protocol import exemplars, slick
-from foreknow.protocol.match import Accepted, normalise
-from foreknow.protocol.prompts import PAPER, Prompter
-from foreknow.protocol.search import Budget, Node, Speller, Tree, Vocabulary, wanted
-from foreknow.report.flags import MEANINGS
+from foreknow.inference import slick
+from foreknow.inference.answer_search import AnswerSearch, Budget, Node, PathMatcher, wanted
+from foreknow.inference.engine import PackedEngine, PlainEngine, Sampling, nodes_of
+from foreknow.inference.exact_probe import Prober, ProbeSettings
+from foreknow.inference.generate import Answer, Generator, Sampler, _Guard, answer_within, exact_head
+from foreknow.inference.packed_model import PackedModel
+from foreknow.models import loading
+from foreknow.prompts import few_shot
+from foreknow.prompts.prompt_template import PAPER, Prompter
+from foreknow.prompts.vocabulary import Vocabulary
+from foreknow.report.row_flags import MEANINGS
+from foreknow.stages.audit import precision_check
+from foreknow.stages.audit import run as audit_run
+from foreknow.stages.audit.executor import PromptPlan
 
 SAMPLING = Sampling(temperature=0.9, top_k=20)
 ODD = "~"
@@ -82,7 +85,7 @@ def test_a_row_whose_logits_are_not_finite_gets_no_category_and_says_so(
         data=str(asked(tmp_path, facts_file, odd)), model=str(model), out=tmp_path / "audit", exemplars=facts_file,
         dtype="float32", device="cpu", shots=2, exemplar_sets=2, seed=0, protocol=protocol, samples=4,
     )  # fmt: skip
-    audit = auditing.run(config)
+    audit = audit_run.run(config)
     flagged = audit.rows.filter(pl.col("flags").list.contains("not_finite"))
     assert tuple(flagged["row"]) == odd
     for column in ("category", "category_lenient", "p_greedy", "p_sampled", "p_hit", "p_hit_high", "model_answer"):
@@ -96,7 +99,7 @@ def test_a_row_whose_logits_are_not_finite_gets_no_category_and_says_so(
     assert [n for n, line in enumerate(labels) if line["category"] is None] == list(odd)
     assert "NaN" not in (tmp_path / "audit/annotated.jsonl").read_text()
     assert MEANINGS["not_finite"] in html.unescape((tmp_path / "audit/report.html").read_text())
-    from foreknow.printing import print_audit
+    from foreknow.console import print_audit
 
     capsys.readouterr()
     print_audit(audit.summary)
@@ -115,14 +118,14 @@ def test_broken_logits_of_one_row_do_not_touch_its_neighbours(
     rows = frame.with_columns(question=pl.Series(questions))
     found = {}
     for name, folder in (("sound", tiny_folder), ("broken", broken(tmp_path / "m", tiny_folder, math.nan))):
-        loaded = models.load(str(folder), dtype="float32", device="cpu")
+        loaded = loading.load_model(str(folder), dtype="float32", device="cpu")
         with PackedModel(loaded.model).attached() as packed:
             taken: Any = PackedEngine(packed, SAMPLING, 300)
             if engine == "plain":
                 loaded.model.set_attn_implementation("sdpa")
                 taken = PlainEngine(loaded.model, SAMPLING)
-            drawn = exemplars.draw(frame, ["capital", "river"], shots=1, sets=2, seed=0)
-            prober = Prober(taken, Prompter(loaded.tokenizer), models.vocabulary_of(loaded), drawn, Settings())
+            drawn = few_shot.draw_exemplars(frame, ["capital", "river"], shots=1, sets=2, seed=0)
+            prober = Prober(taken, Prompter(loaded.tokenizer), loading.vocabulary_of(loaded), drawn, ProbeSettings())
             found[name] = prober.probe(rows).probes
     other = ~pl.col("row").is_in([18, 44])
     assert found["broken"].filter(~other)["p_correct"].is_nan().all()
@@ -134,7 +137,7 @@ def test_broken_logits_of_one_row_do_not_touch_its_neighbours(
 
 def sampled(folder: Path, rows: pl.DataFrame, drawn_from: pl.DataFrame, values: torch.Tensor | None = None) -> Any:
     """The rows' probes by generation; `values`: what is added to the head's logits."""
-    loaded = models.load(str(folder), dtype="float32", device="cpu")
+    loaded = loading.load_model(str(folder), dtype="float32", device="cpu")
     if values is not None:
         head = torch.nn.Linear(64, 420)
         with torch.no_grad():
@@ -142,11 +145,11 @@ def sampled(folder: Path, rows: pl.DataFrame, drawn_from: pl.DataFrame, values: 
             head.bias.copy_(values)
         loaded.model.config.tie_word_embeddings = False
         loaded.model.set_output_embeddings(head)
-    drawn = exemplars.draw(drawn_from, ["capital", "river"], shots=1, sets=2, seed=0)
-    vocabulary = models.vocabulary_of(loaded)
+    drawn = few_shot.draw_exemplars(drawn_from, ["capital", "river"], shots=1, sets=2, seed=0)
+    vocabulary = loading.vocabulary_of(loaded)
     with exact_head(loaded.model):
         plain = PlainEngine(loaded.model, SAMPLING)
-        prober = Prober(plain, Prompter(loaded.tokenizer), vocabulary, drawn, Settings(samples=4))
+        prober = Prober(plain, Prompter(loaded.tokenizer), vocabulary, drawn, ProbeSettings(samples=4))
         return Sampler(prober, Generator(loaded.model, vocabulary, SAMPLING, 24), 0).probe(rows)
 
 
@@ -198,10 +201,10 @@ class Tells:
 
 
 def test_one_answer_that_is_not_sound_makes_its_prompt_worth_no_number(tiny_folder: Path, frame: pl.DataFrame) -> None:
-    loaded = models.load(str(tiny_folder), dtype="float32", device="cpu")
-    drawn = exemplars.draw(frame, ["capital", "river"], shots=1, sets=2, seed=0)
-    plain, vocabulary = PlainEngine(loaded.model, SAMPLING), models.vocabulary_of(loaded)
-    prober = Prober(plain, Prompter(loaded.tokenizer), vocabulary, drawn, Settings(samples=4))
+    loaded = loading.load_model(str(tiny_folder), dtype="float32", device="cpu")
+    drawn = few_shot.draw_exemplars(frame, ["capital", "river"], shots=1, sets=2, seed=0)
+    plain, vocabulary = PlainEngine(loaded.model, SAMPLING), loading.vocabulary_of(loaded)
+    prober = Prober(plain, Prompter(loaded.tokenizer), vocabulary, drawn, ProbeSettings(samples=4))
     found = Sampler(prober, Tells(greedy=1, drawn=4), 0).probe(frame.head(3)).probes
     assert found["p_correct"].is_nan().to_list() == [False, True, False, False, True, False]
     assert slick.label(found, samples=4, sampled=True)["not_finite"].to_list() == [True, False, True]
@@ -269,7 +272,7 @@ VOCABULARY = Vocabulary(lambda path: "".join(WORDS[t] for t in path), frozenset(
 
 @pytest.mark.parametrize("unsound", [Node(2**63 - 1, [], [], 0.0), Node(3, [], [], math.nan)])
 def test_a_search_that_meets_no_distribution_ends_and_is_worth_no_number(unsound: Node) -> None:
-    tree = Tree(Speller(VOCABULARY, Accepted.of(["Paris"])), 4, 1e-9)
+    tree = AnswerSearch(PathMatcher(VOCABULARY, Accepted.of(["Paris"])), 4, 1e-9)
     tree.feed([((), Node(1, [1, 3], [0.9, 0.1]))])
     assert wanted([tree], [0], Budget(0.01, 10, 16)) == [[(1,)]]
     tree.feed([((1,), unsound)])
@@ -312,7 +315,7 @@ def test_a_line_of_logits_that_is_not_finite_is_no_distribution(line: list[float
 
 def test_the_greedy_choice_among_equals_is_the_one_generation_makes(tiny_folder: Path, frame: pl.DataFrame) -> None:
     """Every token's output row stands twice: each arg max is a tie, and the lowest id wins in every engine."""
-    loaded = models.load(str(tiny_folder), dtype="float32", device="cpu")
+    loaded = loading.load_model(str(tiny_folder), dtype="float32", device="cpu")
     model = loaded.model
     head = torch.nn.Linear(64, 420, bias=False)
     table = model.get_input_embeddings().weight.detach().clone()
@@ -322,11 +325,13 @@ def test_the_greedy_choice_among_equals_is_the_one_generation_makes(tiny_folder:
         head.weight.copy_(table[order])
     model.config.tie_word_embeddings = False
     model.set_output_embeddings(head)
-    drawn = exemplars.draw(frame, ["capital", "river"], shots=1, sets=1, seed=0)
-    vocabulary = models.vocabulary_of(loaded)
+    drawn = few_shot.draw_exemplars(frame, ["capital", "river"], shots=1, sets=1, seed=0)
+    vocabulary = loading.vocabulary_of(loaded)
     some = frame.head(12)
     with PackedModel(model).attached() as packed:
-        prober = Prober(PackedEngine(packed, SAMPLING, 300), Prompter(loaded.tokenizer), vocabulary, drawn, Settings())
+        prober = Prober(
+            PackedEngine(packed, SAMPLING, 300), Prompter(loaded.tokenizer), vocabulary, drawn, ProbeSettings()
+        )
         ours = prober.probe(some)
         _, prompts = prober.prompts(some)
         _, nodes = prober.engine.open([line[0] for line in prompts], [[] for _ in prompts])
@@ -372,26 +377,26 @@ def test_a_model_whose_answers_cannot_end_is_refused() -> None:
 # bfloat16 against float32
 
 
-def drawn_of(frame: pl.DataFrame) -> Draw:
-    found = exemplars.draw(frame, ["capital", "river"], shots=2, sets=2, seed=0)
-    return Draw(PAPER, found, frame, frame.clear(), common_heads(frame), frame)
+def drawn_of(frame: pl.DataFrame) -> PromptPlan:
+    found = few_shot.draw_exemplars(frame, ["capital", "river"], shots=2, sets=2, seed=0)
+    return PromptPlan(PAPER, found, frame, frame.clear(), common_heads(frame), frame)
 
 
 def test_the_same_rows_in_float32_differ_where_bfloat16_rounds(tiny_folder: Path, frame: pl.DataFrame) -> None:
     config = AuditConfig(data="x", model=str(tiny_folder), dtype="bfloat16", device="cpu", exemplar_sets=2, shots=2)
     draw = drawn_of(frame)
-    loaded = {kind: models.load(str(tiny_folder), dtype=kind, device="cpu") for kind in ("bfloat16", "float32")}
+    loaded = {kind: loading.load_model(str(tiny_folder), dtype=kind, device="cpu") for kind in ("bfloat16", "float32")}
     probes = {}
     for kind, one in loaded.items():
         with PackedModel(one.model).attached() as packed:
             engine = PackedEngine(packed, Sampling(config.temperature, config.top_k), 2048)
             prober = Prober(
-                engine, Prompter(one.tokenizer), models.vocabulary_of(one), draw.exemplars, Settings(), draw.heads
+                engine, Prompter(one.tokenizer), loading.vocabulary_of(one), draw.exemplars, ProbeSettings(), draw.heads
             )
             probes[kind] = prober.probe(frame).probes
-    found = precision.compare(config, draw, probes["bfloat16"], "bfloat16")
+    found = precision_check.compare_precision(config, draw, probes["bfloat16"], "bfloat16")
     assert found is not None
-    rows = precision.sample(frame)["row"]
+    rows = precision_check.sample(frame)["row"]
     ours, exact = (probes[kind].filter(pl.col("row").is_in(rows.implode())) for kind in ("bfloat16", "float32"))
     labels = [slick.label(some, samples=16)["category"] for some in (ours, exact)]
     assert found == {
@@ -403,19 +408,22 @@ def test_the_same_rows_in_float32_differ_where_bfloat16_rounds(tiny_folder: Path
     }
     assert not np.allclose(ours["p_correct"], exact["p_correct"], atol=1e-6), "bfloat16 rounds"
     turned = probes["bfloat16"].with_columns(~pl.col("greedy_correct"))
-    other = precision.compare(config, draw, turned, "bfloat16")
+    other = precision_check.compare_precision(config, draw, turned, "bfloat16")
     assert other is not None
     assert other["greedy_differ"] == 32 - found["greedy_differ"]
-    assert "of 32 greedy decisions on 16 rows" in precision.told(found)
+    assert "of 32 greedy decisions on 16 rows" in precision_check.format_differences(found)
 
 
 def test_what_needs_no_comparison_gets_none(frame: pl.DataFrame) -> None:
     config = AuditConfig(data="x", model="nowhere", device="cpu")
     none = pl.DataFrame(schema=slick.PROBES)
-    assert precision.compare(config, drawn_of(frame), none, "float32") is None
-    assert precision.compare(config, drawn_of(frame)._replace(rows=frame.clear()), none, "bfloat16") is None
+    assert precision_check.compare_precision(config, drawn_of(frame), none, "float32") is None
+    assert (
+        precision_check.compare_precision(config, drawn_of(frame)._replace(rows=frame.clear()), none, "bfloat16")
+        is None
+    )
     sampled = config.model_copy(update={"protocol": "sampled"})
-    assert precision.compare(sampled, drawn_of(frame), none, "bfloat16") is None
+    assert precision_check.compare_precision(sampled, drawn_of(frame), none, "bfloat16") is None
 
 
 def test_too_little_memory_for_a_float32_copy_is_said(
@@ -424,19 +432,22 @@ def test_too_little_memory_for_a_float32_copy_is_said(
     def full(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(precision.models, "load", full)
+    monkeypatch.setattr(precision_check.loading, "load_from_settings", full)
     config = AuditConfig(data="x", model="m", device="cpu")
-    assert precision.compare(config, drawn_of(frame), pl.DataFrame(schema=slick.PROBES), "bfloat16") is None
+    assert (
+        precision_check.compare_precision(config, drawn_of(frame), pl.DataFrame(schema=slick.PROBES), "bfloat16")
+        is None
+    )
     assert "bfloat16 is not compared with float32: there is too little memory" in capsys.readouterr().err
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=80), st.integers(1, 20), st.integers(1, 6))
 def test_the_sample_is_spread_over_groups_and_depends_on_the_rows_alone(of: list[int], most: int, groups: int) -> None:
     rows = pl.DataFrame({"row": range(len(of)), "group": [f"g{n}" for n in of]})
-    found = precision.sample(rows, most, groups)
+    found = precision_check.sample(rows, most, groups)
     assert found["row"].n_unique() == found.height <= most
     assert found["group"].n_unique() <= groups
-    assert precision.sample(rows.sample(fraction=1.0, shuffle=True, seed=1), most, groups).equals(found)
+    assert precision_check.sample(rows.sample(fraction=1.0, shuffle=True, seed=1), most, groups).equals(found)
     if most >= groups:
         assert found["group"].n_unique() == min(groups, len(set(of)))
 
@@ -452,10 +463,10 @@ def test_what_differs_is_counted_row_by_row() -> None:
 
     ours = probes([True, True, False, False, True, True], [0.9] * 6)
     exact = probes([True, False, False, False], [0.9, 0.9, 0.0, math.nan])
-    counts = precision.differences(ours, exact, samples=16)
+    counts = precision_check.differences(ours, exact, samples=16)
     assert counts == {"rows": 2, "greedy_compared": 4, "greedy_differ": 1, "categories_differ": 2}
-    assert precision.differences(ours, exact, samples=16, lenient=True)["greedy_differ"] == 1
-    assert precision.differences(exact, exact, samples=16)["categories_differ"] == 0
+    assert precision_check.differences(ours, exact, samples=16, lenient=True)["greedy_differ"] == 1
+    assert precision_check.differences(exact, exact, samples=16)["categories_differ"] == 0
 
 
 @pytest.mark.parametrize("top_k", [0, 20])
@@ -464,7 +475,7 @@ def test_what_differs_is_counted_row_by_row() -> None:
 def test_a_model_that_never_gives_a_distribution_labels_nothing(
     tiny_folder: Path, frame: pl.DataFrame, engine: str, where: str, top_k: int
 ) -> None:
-    loaded = models.load(str(tiny_folder), dtype="float32", device="cpu")
+    loaded = loading.load_model(str(tiny_folder), dtype="float32", device="cpu")
     head = torch.nn.Linear(64, 420, bias=False)
     with torch.no_grad():
         head.weight.copy_(loaded.model.get_input_embeddings().weight)
@@ -477,8 +488,8 @@ def test_a_model_that_never_gives_a_distribution_labels_nothing(
         if engine == "plain":
             loaded.model.set_attn_implementation("sdpa")
             taken = PlainEngine(loaded.model, sampling)
-        drawn = exemplars.draw(frame, ["capital", "river"], shots=1, sets=2, seed=0)
-        prober = Prober(taken, Prompter(loaded.tokenizer), models.vocabulary_of(loaded), drawn, Settings())
+        drawn = few_shot.draw_exemplars(frame, ["capital", "river"], shots=1, sets=2, seed=0)
+        prober = Prober(taken, Prompter(loaded.tokenizer), loading.vocabulary_of(loaded), drawn, ProbeSettings())
         labels = slick.label(prober.probe(frame.head(9)).probes, samples=16)
     assert labels["not_finite"].all()
     assert labels["category"].is_null().all()

@@ -20,9 +20,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from foreknow.probing.head import OutputHead
-from foreknow.probing.packed import PackedModel
-from foreknow.probing.segments import Branch, Segment, UnsupportedModel, gather_kept
+from foreknow.inference.lm_head import OutputHead
+from foreknow.inference.packed_attention import Segment, TokenTree, UnsupportedModel, gather_kv
+from foreknow.inference.packed_model import PackedModel
 
 SMALL = {"vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 GATED = {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2, "pad_token_id": 0}
@@ -75,7 +75,10 @@ def test_rows_of_any_length_behind_two_prefixes(model: PreTrainedModel) -> None:
     with packed.attached():
         prefixes = packed.prefixes(prompts)
         states, _ = packed.forward(
-            [Segment(p, [Branch.chain(r, range(len(r))) for r in some]) for p, some in zip(prefixes, rows, strict=True)]
+            [
+                Segment(p, [TokenTree.chain(r, range(len(r))) for r in some])
+                for p, some in zip(prefixes, rows, strict=True)
+            ]
         )
         ours = packed.head.full_logits(states)
     at = 0
@@ -88,12 +91,12 @@ def test_rows_of_any_length_behind_two_prefixes(model: PreTrainedModel) -> None:
 
 def test_a_tree_is_its_paths(model: PreTrainedModel) -> None:
     prompt, question = draw(3, 9), draw(4, 5)
-    tree = Branch([*question, 7, 8, 9, 10], [-1, 0, 1, 2, 3, 4, 5, 4, 7], [4, 5, 6, 7, 8])
+    tree = TokenTree([*question, 7, 8, 9, 10], [-1, 0, 1, 2, 3, 4, 5, 4, 7], [4, 5, 6, 7, 8])
     paths = [[], [7], [7, 8], [9], [9, 10]]
     packed = PackedModel(model)
     with packed.attached():
         (prefix,) = packed.prefixes([prompt])
-        states, _ = packed.forward([Segment(prefix, [tree, Branch.chain(draw(5, 3), [])])])
+        states, _ = packed.forward([Segment(prefix, [tree, TokenTree.chain(draw(5, 3), [])])])
         ours = packed.head.full_logits(states)
     for line, path in zip(ours, paths, strict=True):
         close(line, plain(model, [*prompt, *question, *path])[-1])
@@ -106,13 +109,15 @@ def test_going_on_from_what_was_kept(model: PreTrainedModel) -> None:
         (prefix,) = packed.prefixes([prompt])
         _, (first, second) = packed.forward(
             [
-                Segment(prefix, [Branch.chain([*q, 5, 6], [0]) for q in questions[:2]]),
-                Segment(prefix, [Branch.chain(questions[2], [0])]),
+                Segment(prefix, [TokenTree.chain([*q, 5, 6], [0]) for q in questions[:2]]),
+                Segment(prefix, [TokenTree.chain(questions[2], [0])]),
             ],
             keep=True,
         )
-        past = gather_kept([(second, 0), (first, 1)], [9, 3])
-        states, _ = packed.forward([Segment(prefix, [Branch.chain([11, 12], [1]), Branch.chain([13], [0])], past)])
+        past = gather_kv([(second, 0), (first, 1)], [9, 3])
+        states, _ = packed.forward(
+            [Segment(prefix, [TokenTree.chain([11, 12], [1]), TokenTree.chain([13], [0])], past)]
+        )
         ours = packed.head.full_logits(states)
     close(ours[0], plain(model, [*prompt, *questions[2], 11, 12])[-1])
     close(ours[1], plain(model, [*prompt, *questions[1], 13])[-1])
@@ -123,8 +128,8 @@ def test_a_cut_prefix_and_none(model: PreTrainedModel) -> None:
     packed = PackedModel(model)
     with packed.attached():
         (prefix,) = packed.prefixes([prompt])
-        cut, _ = packed.forward([Segment(prefix.cut(13), [Branch.chain(row, range(4))])])
-        bare, _ = packed.forward([Segment(None, [Branch.chain(row, range(4))])])
+        cut, _ = packed.forward([Segment(prefix.cut(13), [TokenTree.chain(row, range(4))])])
+        bare, _ = packed.forward([Segment(None, [TokenTree.chain(row, range(4))])])
         ours = packed.head.full_logits(torch.cat([cut, bare]))
     close(ours[:4], plain(model, [*prompt[:13], *row])[13:])
     close(ours[4:], plain(model, row))
@@ -157,7 +162,7 @@ def test_ordered_bf16_layers_give_the_plain_layers_results() -> None:
     with packed.attached():
         kinds = {type(m).__name__ for m in model.modules()}
         assert ("_OrderedGate" in kinds) == can_order()
-        states, _ = packed.forward([Segment(None, [Branch.chain(ids, range(len(ids)))])])
+        states, _ = packed.forward([Segment(None, [TokenTree.chain(ids, range(len(ids)))])])
         ours = packed.head.full_logits(states)
     assert type(model.model.layers[0].self_attn.q_proj) is nn.Linear
     assert float((ours - reference).abs().mean() / reference.std()) < 0.05

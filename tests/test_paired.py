@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, ttest_1samp, ttest_rel
 
 from foreknow.errors import InputError
-from foreknow.studies.paired import Stack, difference, mcnemar, parts, resampled, stack
+from foreknow.stages.study.paired import Stack, difference, mcnemar, parts, resampled, stack
 
 
 def outcomes(values: np.ndarray, seeds: list[int] | None = None, groups: int = 4) -> pl.DataFrame:

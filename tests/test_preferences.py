@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from foreknow.data.facts import read_facts
+from foreknow.data.dataset import read_dataset
 from foreknow.errors import InputError
 from shape_files import golds, read_and_back, write
 
@@ -90,7 +90,7 @@ def test_labels_in_csv_are_read_as_they_are_written_there(tmp_path: Path) -> Non
 def test_a_file_of_bad_answers_alone_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [KTO["texts"][1]])
     with pytest.raises(InputError, match=r"none of the 1 rows? can be used: found rejected 1"):
-        read_facts(path)
+        read_dataset(path)
 
 
 def test_a_label_of_several_classes_is_no_verdict(tmp_path: Path) -> None:
@@ -114,10 +114,10 @@ RATED = {
 def test_rated_answers_are_refused_for_some_of_them_are_bad(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / "a.jsonl", [RATED[name]])
     with pytest.raises(InputError, match=r"(?s)no known layout.*write rows of prompt, chosen and rejected"):
-        read_facts(path)
+        read_dataset(path)
 
 
 def test_a_chosen_text_without_a_prompt_or_marks_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"chosen": A, "rejected": BAD}])
     with pytest.raises(InputError, match="no known layout"):
-        read_facts(path)
+        read_dataset(path)

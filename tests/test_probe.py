@@ -10,21 +10,22 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from foreknow.data.rows import chunks, common_heads
-from foreknow.lm import models
-from foreknow.probing.engine import Engine, PackedEngine, PlainEngine, Sampling
-from foreknow.probing.packed import PackedModel
-from foreknow.probing.probe import Prober, Settings
-from foreknow.probing.sample import Generator, Sampler, exact_head
-from foreknow.protocol import exemplars, slick
-from foreknow.protocol.prompts import Prompter
+from foreknow.data.schema import chunks, common_heads
+from foreknow.inference import slick
+from foreknow.inference.engine import Engine, PackedEngine, PlainEngine, Sampling
+from foreknow.inference.exact_probe import Prober, ProbeSettings
+from foreknow.inference.generate import Generator, Sampler, exact_head
+from foreknow.inference.packed_model import PackedModel
+from foreknow.models import loading
+from foreknow.prompts import few_shot
+from foreknow.prompts.prompt_template import Prompter
 
 SAMPLING = Sampling(temperature=0.9, top_k=40)
 
 
 @pytest.fixture(scope="module")
-def loaded(tiny_folder: Path) -> models.Loaded:
-    return models.load(str(tiny_folder), dtype="float32", device="cpu")
+def loaded(tiny_folder: Path) -> loading.Loaded:
+    return loading.load_model(str(tiny_folder), dtype="float32", device="cpu")
 
 
 @pytest.fixture
@@ -37,14 +38,14 @@ def rows(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(answers=pl.Series(answers))
 
 
-def prober(loaded: models.Loaded, rows: pl.DataFrame, engine: Engine, **settings: object) -> Prober:
-    drawn = exemplars.draw(rows, sorted(rows["group"].unique()), shots=2, sets=4, seed=0)
-    chosen = Settings(**settings)  # type: ignore[arg-type]
-    return Prober(engine, Prompter(loaded.tokenizer), models.vocabulary_of(loaded), drawn, chosen, common_heads(rows))
+def prober(loaded: loading.Loaded, rows: pl.DataFrame, engine: Engine, **settings: object) -> Prober:
+    drawn = few_shot.draw_exemplars(rows, sorted(rows["group"].unique()), shots=2, sets=4, seed=0)
+    chosen = ProbeSettings(**settings)  # type: ignore[arg-type]
+    return Prober(engine, Prompter(loaded.tokenizer), loading.vocabulary_of(loaded), drawn, chosen, common_heads(rows))
 
 
 @pytest.fixture
-def packed(loaded: models.Loaded) -> Iterator[PackedEngine]:
+def packed(loaded: loading.Loaded) -> Iterator[PackedEngine]:
     with PackedModel(loaded.model).attached() as attached:
         yield PackedEngine(attached, SAMPLING, 300)
 
@@ -58,7 +59,7 @@ def run(prober: Prober, rows: pl.DataFrame, size: int = 16) -> tuple[pl.DataFram
 
 
 def test_greedy_decisions_and_answers_are_those_of_generate(
-    loaded: models.Loaded, rows: pl.DataFrame, packed: PackedEngine
+    loaded: loading.Loaded, rows: pl.DataFrame, packed: PackedEngine
 ) -> None:
     exact = prober(loaded, rows, packed)
     probes, answers = run(exact, rows)
@@ -80,7 +81,7 @@ def test_greedy_decisions_and_answers_are_those_of_generate(
     assert tail.min() > 1e-6
 
 
-def test_the_plain_engine_gives_the_same(loaded: models.Loaded, rows: pl.DataFrame, packed: PackedEngine) -> None:
+def test_the_plain_engine_gives_the_same(loaded: loading.Loaded, rows: pl.DataFrame, packed: PackedEngine) -> None:
     some = rows.head(12)
     ours, said = run(prober(loaded, rows, packed), some)
     loaded.model.set_attn_implementation("sdpa")
@@ -93,7 +94,7 @@ def test_the_plain_engine_gives_the_same(loaded: models.Loaded, rows: pl.DataFra
 
 
 @pytest.mark.parametrize("top_k", [0, 1, 5])
-def test_other_top_k(loaded: models.Loaded, rows: pl.DataFrame, packed: PackedEngine, top_k: int) -> None:
+def test_other_top_k(loaded: loading.Loaded, rows: pl.DataFrame, packed: PackedEngine, top_k: int) -> None:
     some, sampling = rows.head(6), Sampling(0.7, top_k)
     ours, _ = run(prober(loaded, rows, PackedEngine(packed.packed, sampling, 300)), some)
     loaded.model.set_attn_implementation("sdpa")
@@ -103,7 +104,7 @@ def test_other_top_k(loaded: models.Loaded, rows: pl.DataFrame, packed: PackedEn
         np.testing.assert_allclose(ours["p_correct"], ours["greedy_correct"].cast(pl.Float64), atol=1e-6)
 
 
-def test_intervals_are_tight_and_nested(loaded: models.Loaded, rows: pl.DataFrame, packed: PackedEngine) -> None:
+def test_intervals_are_tight_and_nested(loaded: loading.Loaded, rows: pl.DataFrame, packed: PackedEngine) -> None:
     wide, _ = run(prober(loaded, rows, packed, tolerance=5.0), rows)
     narrow, _ = run(prober(loaded, rows, packed, tolerance=1e-4, max_expansions=2000), rows)
     slack = 1e-5
@@ -114,7 +115,7 @@ def test_intervals_are_tight_and_nested(loaded: models.Loaded, rows: pl.DataFram
     assert narrow["expansions"].sum() > wide["expansions"].sum()
 
 
-def test_aliases_add_up(loaded: models.Loaded, rows: pl.DataFrame, packed: PackedEngine) -> None:
+def test_aliases_add_up(loaded: loading.Loaded, rows: pl.DataFrame, packed: PackedEngine) -> None:
     """P(any of two answers) is the sum of each alone: their texts differ, so their masses are disjoint."""
 
     def p(answers: list[str]) -> float:
@@ -127,7 +128,7 @@ def test_aliases_add_up(loaded: models.Loaded, rows: pl.DataFrame, packed: Packe
     assert p(["Avens", "Avens ", " Avens"]) == pytest.approx(p(["Avens"]), abs=1e-5)
 
 
-def test_a_result_depends_on_the_chunk_only(loaded: models.Loaded, rows: pl.DataFrame, packed: PackedEngine) -> None:
+def test_a_result_depends_on_the_chunk_only(loaded: loading.Loaded, rows: pl.DataFrame, packed: PackedEngine) -> None:
     plan = chunks(rows, 16)
     straight = [prober(loaded, rows, packed).probe(c) for c in plan]
     again = PackedEngine(packed.packed, SAMPLING, 300)  # a new process: nothing cached, another chunk first
@@ -135,7 +136,7 @@ def test_a_result_depends_on_the_chunk_only(loaded: models.Loaded, rows: pl.Data
     assert resumed.probes.equals(straight[-1].probes)
 
 
-def test_a_row_never_sees_its_own_fact(loaded: models.Loaded, rows: pl.DataFrame, packed: PackedEngine) -> None:
+def test_a_row_never_sees_its_own_fact(loaded: loading.Loaded, rows: pl.DataFrame, packed: PackedEngine) -> None:
     exact = prober(loaded, rows, packed)
     probes, _ = run(exact, rows)
     replaced = probes.filter(pl.col("substituted").list.len() > 0)
@@ -150,14 +151,14 @@ def test_a_row_never_sees_its_own_fact(loaded: models.Loaded, rows: pl.DataFrame
                 assert loaded.tokenizer.decode(prompt.ids).count(question) == 1
 
 
-def test_shots_none(loaded: models.Loaded, rows: pl.DataFrame, packed: PackedEngine) -> None:
-    drawn = exemplars.draw(rows, ["capital", "river"], shots=0, sets=1, seed=0)
-    bare = Prober(packed, Prompter(loaded.tokenizer), models.vocabulary_of(loaded), drawn, Settings())
+def test_shots_none(loaded: loading.Loaded, rows: pl.DataFrame, packed: PackedEngine) -> None:
+    drawn = few_shot.draw_exemplars(rows, ["capital", "river"], shots=0, sets=1, seed=0)
+    bare = Prober(packed, Prompter(loaded.tokenizer), loading.vocabulary_of(loaded), drawn, ProbeSettings())
     probes, _ = run(bare, rows.head(3))
     assert probes.height == 3
 
 
-def test_labels_do_not_hang_on_the_chunk_size(loaded: models.Loaded, rows: pl.DataFrame, packed: PackedEngine) -> None:
+def test_labels_do_not_hang_on_the_chunk_size(loaded: loading.Loaded, rows: pl.DataFrame, packed: PackedEngine) -> None:
     small, _ = run(prober(loaded, rows, packed), rows, 5)
     large, _ = run(prober(loaded, rows, packed), rows, 48)
     a, b = slick.label(small, samples=16), slick.label(large, samples=16)

@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 import foreknow
 from foreknow import progress
-from foreknow.lm import models, private_api
-from foreknow.probing import ordered
-from foreknow.probing.segments import ATTENTION
-from foreknow.training.tracker import Mirror
+from foreknow.inference import prepacked_linear
+from foreknow.inference.packed_attention import ATTENTION
+from foreknow.models import loading, private_api
+from foreknow.stages.train.tracker import EvalModelCopy
 
 UNSUPPORTED = "mkldnn_reorder_linear_weight: bf16 path needs the cpu support avx_ne_convert or avx512bw"
 
@@ -142,10 +142,10 @@ def test_operators_that_work_are_used(
     model = build(activation, bias)
     before = model(IDS).logits
     monkeypatch.setattr(torch.ops, "mkldnn", operators())
-    swapped = ordered.order_weights(model.model, model.config)
+    swapped = prepacked_linear.order_weights(model.model, model.config)
     assert layers(model) == {"_OrderedGate", "_OrderedLinear"}
     torch.testing.assert_close(model(IDS).logits, before)
-    ordered.put_back(swapped)
+    prepacked_linear.put_back(swapped)
     assert layers(model) == {"LlamaMLP"}
     assert capsys.readouterr().err == ""
 
@@ -158,7 +158,7 @@ def test_without_the_operators_layers_stay_and_it_is_said_once(
     before = model(IDS).logits
     monkeypatch.setattr(torch.ops, "mkldnn", NOTHING_WORKS[name])
     for _ in range(3):
-        assert ordered.order_weights(model.model, model.config) == []
+        assert prepacked_linear.order_weights(model.model, model.config) == []
     assert layers(model) == {"LlamaMLP"}
     assert torch.equal(model(IDS).logits, before)
     (line,) = capsys.readouterr().err.splitlines()
@@ -173,10 +173,10 @@ def test_a_feed_forward_part_that_cannot_be_one_is_laid_out_layer_by_layer(
     model = build()
     before = model(IDS).logits
     monkeypatch.setattr(torch.ops, "mkldnn", ONLY_GATES_FAIL[name])
-    swapped = ordered.order_weights(model.model, model.config)
+    swapped = prepacked_linear.order_weights(model.model, model.config)
     assert layers(model) == {"LlamaMLP", "_OrderedLinear"}
     torch.testing.assert_close(model(IDS).logits, before)
-    ordered.put_back(swapped)
+    prepacked_linear.put_back(swapped)
     assert layers(model) == {"LlamaMLP"}
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("some bfloat16 layers are computed as torch has them, which is slower: ")
@@ -196,7 +196,7 @@ def test_a_feed_forward_part_of_another_formula_is_not_taken_for_a_gate(monkeypa
     x = torch.randn(2, 3, 16).bfloat16()
     before = body["mlp"](x)
     monkeypatch.setattr(torch.ops, "mkldnn", operators())
-    ordered.order_weights(body, SimpleNamespace(hidden_act="silu"))
+    prepacked_linear.order_weights(body, SimpleNamespace(hidden_act="silu"))
     assert type(body["mlp"]).__name__ == "OddMLP"
     torch.testing.assert_close(body["mlp"](x), before)
 
@@ -211,7 +211,7 @@ def test_an_operator_that_fails_for_one_shape_leaves_that_shape_alone(
 
     model = build()
     monkeypatch.setattr(torch.ops, "mkldnn", operators(_reorder_linear_weight=picky))
-    ordered.order_weights(model.model, model.config)
+    prepacked_linear.order_weights(model.model, model.config)
     attention = model.model.layers[0].self_attn
     assert type(attention.k_proj) is type(attention.v_proj) is nn.Linear
     assert type(attention.q_proj).__name__ == "_OrderedLinear"
@@ -223,7 +223,7 @@ def test_damaged_weights_are_no_fault_of_the_operator(monkeypatch: pytest.Monkey
     model.model.layers[0].mlp.up_proj.weight.data[3] = torch.nan
     model.model.layers[1].self_attn.q_proj.weight.data[:] = torch.inf
     monkeypatch.setattr(torch.ops, "mkldnn", operators())
-    ordered.order_weights(model.model, model.config)
+    prepacked_linear.order_weights(model.model, model.config)
     assert layers(model) == {"_OrderedGate", "_OrderedLinear"}
 
 
@@ -240,7 +240,7 @@ def test_want_of_memory_is_not_taken_for_a_missing_operator(monkeypatch: pytest.
 
     monkeypatch.setattr(torch.ops, "mkldnn", operators(_reorder_linear_weight=third))
     with pytest.raises(type(error)):
-        ordered.order_weights(model.model, model.config)
+        prepacked_linear.order_weights(model.model, model.config)
     assert layers(model) == {"LlamaMLP"}, "the model is as it was"
 
 
@@ -266,7 +266,7 @@ def test_labels_are_those_of_the_plain_path(
     settings: dict[str, Any] = {"model": str(tiny_folder), "dtype": "bfloat16", "device": "cpu"}
     settings |= {"shots": 2, "exemplar_sets": 3, "limit": 24}
     with monkeypatch.context() as plainly:
-        plainly.setattr("foreknow.probing.packed.order_weights", lambda *_: [])
+        plainly.setattr("foreknow.inference.packed_model.order_weights", lambda *_: [])
         plain = foreknow.audit(str(facts_file), out=str(tmp_path / "plain"), **settings)
     capsys.readouterr()
     monkeypatch.setattr(torch.ops, "mkldnn", fault)
@@ -336,13 +336,13 @@ def test_dtype_auto_asks_processor_and_library(
     if dtype != "capabilities":
         capabilities = {"avx512_bf16": True} if dtype == "bfloat16" or processor is None else {}
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-        assert models.computing_on("auto", "auto") == ("cpu", dtype)
+        assert loading.resolve_device_dtype("auto", "auto") == ("cpu", dtype)
         return
     for there, expected in ((True, "bfloat16"), (False, "float32")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda it=there: {"avx512_bf16": it}, raising=False)
-        assert models.computing_on("auto", "auto") == ("cpu", expected)
+        assert loading.resolve_device_dtype("auto", "auto") == ("cpu", expected)
     monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert models.computing_on("auto", "auto") == ("cpu", "float32")
+    assert loading.resolve_device_dtype("auto", "auto") == ("cpu", "float32")
 
 
 def test_the_attention_is_remembered_where_the_config_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,9 +374,9 @@ def folder_model(tiny_folder: Path) -> PreTrainedModel:
 def test_a_copy_is_made_without_the_private_constructor(
     folder_model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, private: Any
 ) -> None:
-    usual = Mirror(torch.bfloat16).of(folder_model)
+    usual = EvalModelCopy(torch.bfloat16).of(folder_model)
     monkeypatch.setattr(type(folder_model), "_from_config", private)
-    found = Mirror(torch.bfloat16).of(folder_model)
+    found = EvalModelCopy(torch.bfloat16).of(folder_model)
     assert found.dtype == torch.bfloat16
     assert torch.equal(found(IDS).logits, usual(IDS).logits)
 

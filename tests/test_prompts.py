@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from foreknow.errors import ConfigError
-from foreknow.protocol.exemplars import Exemplar
-from foreknow.protocol.prompts import PAPER, Prompter, Template, common_prefix, read_template
+from foreknow.prompts.few_shot import Exemplar
+from foreknow.prompts.prompt_template import PAPER, Prompter, Template, common_prefix, read_template
 
 SHOTS = (
     Exemplar("What is the capital of France?", "Paris", "France"),

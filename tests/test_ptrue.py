@@ -17,17 +17,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import foreknow
 from conftest import fact_rows, tiny_model
-from foreknow.audits import ptrue
-from foreknow.audits.auditing import Audit
-from foreknow.audits.ptrue import Asking, Question, Scorer, p_true_of, pool_of, question_of, solved
-from foreknow.probing.engine import PackedEngine, PlainEngine, Prompt
-from foreknow.probing.longform import LongScorer
-from foreknow.protocol.exemplars import Exemplar, GroupExemplars
-from foreknow.protocol.prompts import Prompter
+from foreknow.inference.engine import PackedEngine, PlainEngine, Prompt
+from foreknow.inference.loglikelihood import LongScorer
+from foreknow.prompts.few_shot import Exemplar, GroupExemplars
+from foreknow.prompts.prompt_template import Prompter
+from foreknow.stages.audit import p_true
+from foreknow.stages.audit.p_true import Asking, Question, Scorer, p_true_of, pool_of, question_of, solved
+from foreknow.stages.audit.result import AuditResult
 
 
 @pytest.fixture(scope="module")
-def audit(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Audit:
+def audit(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> AuditResult:
     """Rows that stand among each other's exemplars, and one without an answer."""
     folder = tmp_path_factory.mktemp("ptrue")
     rows = [{k: v for k, v in row.items() if k != "split"} for row in fact_rows()]
@@ -39,9 +39,9 @@ def audit(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Audit:
 
 
 @pytest.fixture
-def copy(audit: Audit, tmp_path: Path) -> Callable[[str], Audit]:
-    def copied(name: str) -> Audit:
-        return Audit(Path(shutil.copytree(audit.folder, tmp_path / name)))
+def copy(audit: AuditResult, tmp_path: Path) -> Callable[[str], AuditResult]:
+    def copied(name: str) -> AuditResult:
+        return AuditResult(Path(shutil.copytree(audit.folder, tmp_path / name)))
 
     return copied
 
@@ -52,12 +52,12 @@ def written(question: str, gold: str) -> str:
 
 @pytest.mark.parametrize("shots", [0, 4])
 def test_every_score_is_that_of_a_forward_pass_over_the_whole_prompt(
-    copy: Callable[[str], Audit], tiny_folder: Path, shots: int
+    copy: Callable[[str], AuditResult], tiny_folder: Path, shots: int
 ) -> None:
     out = copy("one")
     found = p_true_of(out, asking=Asking(shots=shots, chunk=7))
     assert found.equals(pl.read_parquet(out.folder / "ptrue.parquet"))
-    assert dict(found.schema) == ptrue.PTRUE
+    assert dict(found.schema) == p_true.PTRUE
     known = out.rows.filter(pl.col("category").is_not_null())
     assert found["row"].to_list() == known["row"].to_list() == list(range(20))
     assert found["p_true"].is_between(0, 1).all()
@@ -94,7 +94,10 @@ def test_every_score_is_that_of_a_forward_pass_over_the_whole_prompt(
 
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(
-    copy: Callable[[str], Audit], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    copy: Callable[[str], AuditResult],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     whole, cut = copy("whole"), copy("cut")
     asking = Asking(chunk=6)
@@ -124,8 +127,8 @@ def test_options_among_unlikely_tokens_are_scored_all_the_same(tiny_folder: Path
     """A vocabulary of 3,000 tokens: the engine lists 512 of them, and the options are seldom among those."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
     model = tiny_model(3000, tokenizer.eos_token_id).eval()
-    prompter = Prompter(tokenizer, ptrue.TEMPLATE)
-    engine = PlainEngine(model, ptrue.WHOLE)
+    prompter = Prompter(tokenizer, p_true.TEMPLATE)
+    engine = PlainEngine(model, p_true.WHOLE)
     scorer = Scorer(engine, prompter, LongScorer(model, prompter), Asking(shots=0))
     rows = frame.head(12)
     questions = scorer.questions(rows, [[]] * 12)

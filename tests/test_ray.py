@@ -25,19 +25,20 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from conftest import fact_rows
-from foreknow.audits import auditing, on_ray
-from foreknow.audits.estimate import estimate
 from foreknow.config import AuditConfig
+from foreknow.distributed.ray_cluster import Cluster, _check_answers, _mute, _sigterm_kept
+from foreknow.distributed.ray_errors import error_from_dict, error_to_dict
+from foreknow.distributed.ray_resources import RayNode, WorkerSpec, needed, room, smaller, worker_spec
 from foreknow.errors import ConfigError, ForeknowError, MissingExtra, ModelError, ResourceError
-from foreknow.lm import models
-from foreknow.lm.cluster import Cluster, _check_answers, _mute, _sigterm_kept
-from foreknow.lm.crew import Crew, Node, crew_of, needed, room, smaller
-from foreknow.lm.fluency import fluency_of
-from foreknow.lm.ray_errors import raised, told
+from foreknow.models import loading
+from foreknow.models.fluency import fluency_of
 from foreknow.settings import settings_of
-from foreknow.studies import studying
-from foreknow.studies.on_ray import _sees
-from foreknow.studies.settings import StudyConfig
+from foreknow.stages.audit import ray_executor
+from foreknow.stages.audit import run as audit_run
+from foreknow.stages.audit.estimate import estimate
+from foreknow.stages.study.ray_executor import _sees
+from foreknow.stages.study.result import open_study
+from foreknow.stages.study.settings import StudyConfig
 
 Start = Callable[..., subprocess.Popen[str]]
 SAME = ("rows.parquet", "probes.parquet", "exemplars.json")
@@ -57,7 +58,7 @@ def settings(facts_file: Path, tiny_folder: Path) -> dict[str, Any]:
 def calm(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same audit by one process that nobody disturbs."""
     torch.set_num_threads(1)
-    return auditing.run(settings_of(AuditConfig, {**settings, "out": tmp_path_factory.mktemp("ray") / "calm"})).folder
+    return audit_run.run(settings_of(AuditConfig, {**settings, "out": tmp_path_factory.mktemp("ray") / "calm"})).folder
 
 
 @pytest.fixture
@@ -160,9 +161,9 @@ def test_two_workers_one_of_them_killed_give_the_bytes_of_one_process(start: Sta
 def test_whether_a_model_speaks_is_asked_of_a_worker_where_every_chunk_is_finished(
     settings: dict[str, Any], tiny_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    loaded = models.load(str(tiny_folder), dtype="float32", device="cpu")
-    work = partial(on_ray._fluency, fingerprint=loaded.fingerprint)
-    found = on_ray._once(work, {**settings, "base": None, "exemplar_sets": 2}, 1)
+    loaded = loading.load_model(str(tiny_folder), dtype="float32", device="cpu")
+    work = partial(ray_executor._fluency, fingerprint=loaded.fingerprint)
+    found = ray_executor._once(work, {**settings, "base": None, "exemplar_sets": 2}, 1)
     expected = fluency_of(loaded.model, loaded.tokenizer)
     assert found == ([f"warning: {expected.warning}"], expected.summary)
     assert "warning" not in capfd.readouterr().err, "it is for the driver to say"
@@ -170,10 +171,10 @@ def test_whether_a_model_speaks_is_asked_of_a_worker_where_every_chunk_is_finish
 
 def test_nothing_is_measured_on_a_node_with_other_files(settings: dict[str, Any]) -> None:
     nothing: Any = None
-    compare = partial(on_ray._compare, draw=nothing, probes=nothing, dtype="bfloat16")
-    for work in (on_ray._fluency, compare):
+    compare = partial(ray_executor._compare, draw=nothing, probes=nothing, dtype="bfloat16")
+    for work in (ray_executor._fluency, compare):
         with pytest.raises(ModelError, match="found other files on a node of the Ray cluster"):
-            on_ray._once(partial(work, fingerprint="sha256:another"), settings, 1)
+            ray_executor._once(partial(work, fingerprint="sha256:another"), settings, 1)
 
 
 def test_killed_on_ray_it_is_ended_by_one_process(
@@ -189,7 +190,7 @@ def test_killed_on_ray_it_is_ended_by_one_process(
     process.wait()
     assert all_ended(ray)
 
-    auditing.run(settings_of(AuditConfig, {**settings, "out": out}))
+    audit_run.run(settings_of(AuditConfig, {**settings, "out": out}))
     assert "of 48 chunks are finished; going on" in capsys.readouterr().err
     assert_same(out, calm)
     here, there = json.loads((out / "manifest.json").read_text())["computed"]
@@ -239,7 +240,7 @@ def test_a_workers_error_is_told_as_it_is_without_ray(
     del weights["model.layers.1.mlp.down_proj.weight"]  # which the driver, who loads no weights, does not see
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="the checkpoint lacks 1 tensor of the model") as expected:
-        models.load(str(broken), dtype="float32")
+        loading.load_model(str(broken), dtype="float32")
     said = told_by(start(tmp_path / "out", "--ray", "--ray-workers", "1", model=str(broken)), 2)
     assert said.strip().endswith(f"foreknow: {expected.value}")
     assert "Traceback" not in said
@@ -248,15 +249,15 @@ def test_a_workers_error_is_told_as_it_is_without_ray(
 DEADLY = """
 import os, signal, sys
 from foreknow import cli
-from foreknow.audits import on_ray
+from foreknow.stages.audit import ray_executor
 
-class Deadly(on_ray.Worker):
+class Deadly(ray_executor.Worker):
     def _done(self, number, rows):
         if number == 5:
             self.work = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         return super()._done(number, rows)
 
-on_ray.Worker = Deadly
+ray_executor.Worker = Deadly
 cli.main(sys.argv[1:])
 """
 
@@ -277,7 +278,7 @@ def test_a_chunk_that_always_ends_its_worker_is_given_up_and_the_others_are_kept
     assert last.startswith("foreknow: chunk 5 ended its Ray worker 3 times: out of memory?")
     assert len(list((out / ".chunks").glob("*.cost.parquet"))) > 5
     assert not list((out / ".chunks").glob("000005.*.cost.parquet"))
-    auditing.run(settings_of(AuditConfig, {**settings, "out": out}))
+    audit_run.run(settings_of(AuditConfig, {**settings, "out": out}))
     assert_same(out, calm)
 
 
@@ -344,7 +345,7 @@ def test_a_study_on_a_cluster_measures_what_one_process_does(
     said = told_by(process)
     assert "a Ray worker was lost (killed, or out of memory): started again, with its run" in said
     assert "run 3 of 3: " in said
-    one, many = (studying.open_study(tmp_path / name) for name in ("one", "many"))
+    one, many = (open_study(tmp_path / name) for name in ("one", "many"))
     assert many.results.equals(one.results)
     assert many.outcomes.equals(one.outcomes)
     assert not list((tmp_path / "many").glob(".shared*"))
@@ -367,7 +368,7 @@ def test_without_ray_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr(os, "environ", dict(os.environ))
     with pytest.raises(MissingExtra, match=r"^--ray: Ray is not installed: pip install 'foreknow\[ray\]'$"):
-        auditing.run(settings_of(AuditConfig, {**settings, "out": tmp_path / "out", "ray": True}))
+        audit_run.run(settings_of(AuditConfig, {**settings, "out": tmp_path / "out", "ray": True}))
 
 
 @pytest.mark.parametrize("name", ["ray", "ray_address", "ray_workers"])
@@ -381,18 +382,18 @@ def test_workers_of_this_machine_and_of_ray_exclude_each_other() -> None:
         settings_of(StudyConfig, {"data": "facts", "ray": True, "workers": 2})
 
 
-nodes = st.lists(st.builds(Node, st.integers(0, 64), st.integers(0, 8)), max_size=5)
+nodes = st.lists(st.builds(RayNode, st.integers(0, 64), st.integers(0, 8)), max_size=5)
 
 
 @given(nodes, st.integers(1, 40), st.none() | st.integers(1, 16), st.booleans())
 def test_workers_have_room_and_as_many_threads_as_fit(
-    machines: list[Node], workers: int, threads: int | None, gpu: bool
+    machines: list[RayNode], workers: int, threads: int | None, gpu: bool
 ) -> None:
     if room(machines, threads or 1, gpu) < workers:
         with pytest.raises(ConfigError, match="of the Ray cluster, expected room for"):
-            crew_of(machines, workers, threads, gpu)
+            worker_spec(machines, workers, threads, gpu)
         return
-    crew = crew_of(machines, workers, threads, gpu)
+    crew = worker_spec(machines, workers, threads, gpu)
     assert (crew.workers, crew.gpu) == (workers, gpu)
     assert room(machines, crew.threads, gpu) >= workers
     if threads is None:
@@ -402,17 +403,17 @@ def test_workers_have_room_and_as_many_threads_as_fit(
 
 
 @given(nodes.filter(lambda some: any(n.cpus and n.gpus for n in some)))
-def test_without_a_number_every_gpu_gets_a_worker_where_cores_allow(machines: list[Node]) -> None:
+def test_without_a_number_every_gpu_gets_a_worker_where_cores_allow(machines: list[RayNode]) -> None:
     gpus = sum(node.gpus for node in machines if node.cpus)
     if room(machines, 1, True) == gpus:
-        assert crew_of(machines, None, None, True).workers == gpus
+        assert worker_spec(machines, None, None, True).workers == gpus
 
 
 def test_a_laptops_cores_are_shared_out() -> None:
-    assert crew_of([Node(8, 0)], None, None, False) == Crew(2, 4, False)
-    assert crew_of([Node(8, 0)], 3, None, False) == Crew(3, 2, False)
-    assert crew_of([Node(16, 2)], None, None, True) == Crew(2, 8, True)
-    assert str(Crew(2, 8, True)) == "2 workers with 8 threads and a GPU each"
+    assert worker_spec([RayNode(8, 0)], None, None, False) == WorkerSpec(2, 4, False)
+    assert worker_spec([RayNode(8, 0)], 3, None, False) == WorkerSpec(3, 2, False)
+    assert worker_spec([RayNode(16, 2)], None, None, True) == WorkerSpec(2, 8, True)
+    assert str(WorkerSpec(2, 8, True)) == "2 workers with 8 threads and a GPU each"
 
 
 NODE = "on 1 node of the Ray cluster"
@@ -421,21 +422,21 @@ NODE = "on 1 node of the Ray cluster"
 @pytest.mark.parametrize(
     ("node", "workers", "threads", "gpu", "told"),
     [
-        (Node(8, 0), 9, None, False, f"--ray-workers 9: found 8 cores {NODE}, expected room for 9 workers; "
+        (RayNode(8, 0), 9, None, False, f"--ray-workers 9: found 8 cores {NODE}, expected room for 9 workers; "
          "give --ray-workers 8 or fewer or add nodes to the cluster"),
-        (Node(8, 0), 3, 4, False, f"--ray-workers 3: found 8 cores {NODE}, expected room for 3 workers of 4 threads "
+        (RayNode(8, 0), 3, 4, False, f"--ray-workers 3: found 8 cores {NODE}, expected room for 3 workers of 4 threads "
          "each (OMP_NUM_THREADS); give --ray-workers 2 or fewer or lower OMP_NUM_THREADS or add nodes to the cluster"),
-        (Node(8, 1), 2, None, True, f"--ray-workers 2: found 8 cores and 1 GPU {NODE}, expected room for 2 workers; "
+        (RayNode(8, 1), 2, None, True, f"--ray-workers 2: found 8 cores and 1 GPU {NODE}, expected room for 2 workers; "
          "give --ray-workers 1 or add nodes to the cluster"),
-        (Node(0, 0), None, None, False, f"--ray: found 0 cores {NODE}, expected room for 1 worker; "
+        (RayNode(0, 0), None, None, False, f"--ray: found 0 cores {NODE}, expected room for 1 worker; "
          "add nodes to the cluster"),
     ],
 )  # fmt: skip
 def test_where_there_is_no_room_it_says_what_would_fit(
-    node: Node, workers: int | None, threads: int | None, gpu: bool, told: str
+    node: RayNode, workers: int | None, threads: int | None, gpu: bool, told: str
 ) -> None:
     with pytest.raises(ConfigError) as refused:
-        crew_of([node], workers, threads, gpu)
+        worker_spec([node], workers, threads, gpu)
     assert str(refused.value) == told
 
 
@@ -448,7 +449,7 @@ def test_more_workers_than_this_machine_has_cores_are_refused_before_ray_starts(
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     asked = {**settings, "out": tmp_path / "out", "ray": True, "ray_workers": 9}
     with pytest.raises(ConfigError, match=r"^--ray-workers 9: found 2 cores on this machine, .*-workers 2 or fewer$"):
-        auditing.run(settings_of(AuditConfig, asked))
+        audit_run.run(settings_of(AuditConfig, asked))
     assert not ray.is_initialized()
 
 
@@ -490,11 +491,11 @@ def test_rays_private_names_may_be_missing_or_others(monkeypatch: pytest.MonkeyP
 
 
 def test_workers_that_would_have_nothing_to_do_are_not_started(capsys: pytest.CaptureFixture[str]) -> None:
-    crew = Crew(9, 2, False)
+    crew = WorkerSpec(9, 2, False)
     assert needed(crew, 9, "chunk") == needed(crew, 0, "chunk") == crew
     assert capsys.readouterr().err == ""
-    assert needed(crew, 3, "chunk") == Crew(3, 2, False)
-    assert needed(crew, 1, "run") == Crew(1, 2, False)
+    assert needed(crew, 3, "chunk") == WorkerSpec(3, 2, False)
+    assert needed(crew, 1, "run") == WorkerSpec(1, 2, False)
     assert capsys.readouterr().err == (
         "3 chunks are left, so 3 of the 9 workers start\n1 run is left, so 1 of the 9 workers starts\n"
     )
@@ -520,22 +521,22 @@ def test_sigterm_goes_to_whom_it_went_before_ray_took_it() -> None:
 
 
 def test_what_is_left_of_a_cluster_takes_over_with_the_same_threads() -> None:
-    crew = Crew(3, 2, False)
-    assert smaller(crew, [Node(2, 0), Node(3, 0)]) == Crew(2, 2, False)
+    crew = WorkerSpec(3, 2, False)
+    assert smaller(crew, [RayNode(2, 0), RayNode(3, 0)]) == WorkerSpec(2, 2, False)
     with pytest.raises(ResourceError, match="no node of the Ray cluster that has room for a worker is left"):
-        smaller(crew, [Node(1, 0)])
+        smaller(crew, [RayNode(1, 0)])
 
 
 @pytest.mark.parametrize("error", [ModelError("--model x: no"), ResourceError("full"), ForeknowError("failed")])
 def test_an_error_of_ours_comes_back_as_itself(error: ForeknowError) -> None:
-    again = raised(json.loads(json.dumps(told(error))))
+    again = error_from_dict(json.loads(json.dumps(error_to_dict(error))))
     assert (type(again), str(again)) == (type(error), str(error))
 
 
 def test_any_other_error_comes_back_with_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         divmod(1, 0)
-    again = raised(told(caught.value))
+    again = error_from_dict(error_to_dict(caught.value))
     assert isinstance(again, RuntimeError)
     assert "Traceback" in str(again)
     assert "ZeroDivisionError" in str(again)

@@ -28,13 +28,13 @@ from conftest import fact_rows
 from foreknow import cli
 from foreknow.config import AuditConfig, MixConfig
 from foreknow.errors import ConfigError, ForeknowError, InputError, MissingExtra, ResourceError, RunFolderError
-from foreknow.files import leases, remote, stores
-from foreknow.files.places import Mirrored, mirrors, place, url_of
-from foreknow.files.remote import fetched, fetched_folder
-from foreknow.files.runs import RunFolder, hold, write_folder, write_text
-from foreknow.files.sources import source_of
+from foreknow.io import remote, remote_lock, remote_sync
+from foreknow.io.remote import download, download_folder
+from foreknow.io.remote_paths import MirrorPath, mirrors, place, url_of
+from foreknow.io.run_dir import RunDir, lock_run_dir, write_folder, write_text
+from foreknow.io.sources import source_of
 from foreknow.settings import settings_of
-from foreknow.training.checkpoints import complete
+from foreknow.stages.train.checkpoints import complete
 
 Machine = Callable[[str], Path]
 RUN = Path("memory://store/run")
@@ -81,8 +81,8 @@ def die(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def begun(path: Path = RUN) -> None:
-    with hold(path) as folder:
-        folder.begin(IDENTITY, {})
+    with lock_run_dir(path) as folder:
+        folder.open_run(IDENTITY, {})
 
 
 # names
@@ -113,7 +113,7 @@ def test_local_names_stay_as_they_are(name: str) -> None:
     assert place(name) == Path(name)
     assert type(place(Path(name))) is type(Path())
     assert url_of(Path(name)) is None
-    assert fetched(name) == Path(name)
+    assert download(name) == Path(name)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_urls_that_are_refused(url: str, told: str) -> None:
 
 def test_settings_keep_urls_and_name_no_folder_of_this_machine(memory: Any) -> None:
     config = settings_of(AuditConfig, {"data": "memory://store/a.jsonl", "out": "memory://store/run"})
-    assert isinstance(config.out, Mirrored)
+    assert isinstance(config.out, MirrorPath)
     assert config.resolved()["out"] == "memory://store/run"
     assert AuditConfig(**config.resolved()) == config
     with pytest.raises(InputError, match="memory://store/none: no such file or folder in the store"):
@@ -171,28 +171,28 @@ def test_data_is_read_from_a_store_in_every_form(memory: Any, tmp_path: Path) ->
 
 def test_what_was_fetched_is_fetched_again_only_when_it_has_changed(memory: Any) -> None:
     memory.pipe_file("/store/a.jsonl", b"old")
-    path = fetched("memory://store/a.jsonl")
+    path = download("memory://store/a.jsonl")
     first = path.stat().st_mtime_ns
-    assert fetched("memory://store/a.jsonl").stat().st_mtime_ns == first
+    assert download("memory://store/a.jsonl").stat().st_mtime_ns == first
     memory.pipe_file("/store/a.jsonl", b"new")
-    assert fetched("memory://store/a.jsonl").read_bytes() == b"new"
+    assert download("memory://store/a.jsonl").read_bytes() == b"new"
     path.write_bytes(b"mangled here")
-    assert fetched("memory://store/a.jsonl").read_bytes() == b"new"
+    assert download("memory://store/a.jsonl").read_bytes() == b"new"
     memory.rm_file("/store/a.jsonl")
     with pytest.raises(InputError, match="no such file"):
-        fetched("memory://store/a.jsonl")
+        download("memory://store/a.jsonl")
 
 
 def test_a_folder_follows_its_store_and_a_file_is_none(memory: Any) -> None:
     for name in ("config.json", "deep/weights.bin"):
         memory.pipe_file(f"/store/model/{name}", name.encode())
     memory.pipe_file("/store/models-of-others/x", b"a neighbour whose name begins alike")
-    folder = fetched_folder("memory://store/model")
+    folder = download_folder("memory://store/model")
     assert here(folder) == {"config.json": b"config.json", "deep/weights.bin": b"deep/weights.bin"}
     memory.rm_file("/store/model/deep/weights.bin")
-    assert here(fetched_folder("memory://store/model")) == {"config.json": b"config.json"}
+    assert here(download_folder("memory://store/model")) == {"config.json": b"config.json"}
     with pytest.raises(InputError, match=r"config\.json: is a file, expected a folder"):
-        fetched_folder("memory://store/model/config.json")
+        download_folder("memory://store/model/config.json")
 
 
 def test_a_file_brings_its_manifest_and_loses_it_with_it(memory: Any) -> None:
@@ -201,7 +201,7 @@ def test_a_file_brings_its_manifest_and_loses_it_with_it(memory: Any) -> None:
     write_text(file.with_name("mix.jsonl.manifest.json"), "{}")
     assert contents(memory, "/store") == {"deep/mix.jsonl": b"rows", "deep/mix.jsonl.manifest.json": b"{}"}
     shutil.rmtree(mirrors())
-    assert fetched("memory://store/deep/mix.jsonl").with_name("mix.jsonl.manifest.json").read_text() == "{}"
+    assert download("memory://store/deep/mix.jsonl").with_name("mix.jsonl.manifest.json").read_text() == "{}"
     file.with_name("mix.jsonl.manifest.json").unlink()
     write_text(file, "other rows")
     assert contents(memory, "/store") == {"deep/mix.jsonl": b"other rows"}
@@ -221,15 +221,15 @@ def test_a_store_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     fsspec.filesystem("memory")
     with pytest.raises(MissingExtra, match=r"gs:// needs gcsfs .*; pip install 'foreknow\[gcs\]'"):
-        fetched("gs://bucket/a.jsonl")
+        download("gs://bucket/a.jsonl")
 
 
 # run folders
 
 
 def test_a_run_is_in_the_store_as_it_is_written_and_at_its_end(memory: Any, machine: Machine) -> None:
-    with hold(RUN) as folder:
-        folder.begin(IDENTITY, {"a": 1})
+    with lock_run_dir(RUN) as folder:
+        folder.open_run(IDENTITY, {"a": 1})
         write_text(folder.path / "x.txt", "one")
         assert set(contents(memory, "/store/run")) == {".run.json", "config.yaml", "x.txt"}
         (folder.path / "log.txt").write_text("not written whole")
@@ -238,26 +238,26 @@ def test_a_run_is_in_the_store_as_it_is_written_and_at_its_end(memory: Any, mach
         folder.finish({"identity": IDENTITY})
     assert set(contents(memory, "/store/run")) == {"config.yaml", "manifest.json", "log.txt"}
     machine("second")
-    with hold(RUN) as folder:
-        assert folder.begin(IDENTITY, {"a": 1}) is True
+    with lock_run_dir(RUN) as folder:
+        assert folder.open_run(IDENTITY, {"a": 1}) is True
         with pytest.raises(RunFolderError, match=r"^memory://store/run: made by another run: data"):
-            folder.begin({"data": "other"}, {})
+            folder.open_run({"data": "other"}, {})
 
 
 def test_a_folder_deleted_in_the_store_is_new(memory: Any) -> None:
-    with hold(RUN) as folder:
-        folder.begin(IDENTITY, {})
+    with lock_run_dir(RUN) as folder:
+        folder.open_run(IDENTITY, {})
         folder.finish({"identity": IDENTITY})
     memory.rm("/store/run", recursive=True)
-    with hold(RUN) as folder:
-        assert folder.begin({"data": "other"}, {}) is False
+    with lock_run_dir(RUN) as folder:
+        assert folder.open_run({"data": "other"}, {}) is False
 
 
 def test_folders_held_inside_one_that_is_held_leave_the_store_to_it(memory: Any) -> None:
-    with hold(RUN) as folder:
-        folder.begin(IDENTITY, {})
-        with hold(folder.path / "inner") as inner:
-            inner.begin(IDENTITY, {})
+    with lock_run_dir(RUN) as folder:
+        folder.open_run(IDENTITY, {})
+        with lock_run_dir(folder.path / "inner") as inner:
+            inner.open_run(IDENTITY, {})
             write_text(inner.path / "x", "x")
             assert "inner/x" in contents(memory, "/store/run")
     assert [n for n in memory.find("/store/run") if ".lock" in n] == ["/store/run/.lock-1"]
@@ -266,14 +266,14 @@ def test_folders_held_inside_one_that_is_held_leave_the_store_to_it(memory: Any)
 def test_a_living_run_elsewhere_is_refused_and_a_dead_one_followed(
     memory: Any, machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with hold(RUN) as folder:
-        folder.begin(IDENTITY, {})
+    with lock_run_dir(RUN) as folder:
+        folder.open_run(IDENTITY, {})
         machine("second")
         with pytest.raises(RunFolderError, match=r"memory://store/run: held by another run \(process \d+ on .*, last"):
-            hold(RUN).__enter__()
-        monkeypatch.setattr(leases, "STALE", 0.0)
-        with hold(RUN) as other:
-            assert other.begin(IDENTITY, {}) is False
+            lock_run_dir(RUN).__enter__()
+        monkeypatch.setattr(remote_lock, "STALE", 0.0)
+        with lock_run_dir(RUN) as other:
+            assert other.open_run(IDENTITY, {}) is False
             assert "taking over from a run that gave no sign of life" in capsys.readouterr().err
             machine("first")
             with pytest.raises(RunFolderError, match="another run has taken the folder over"):
@@ -285,9 +285,9 @@ def test_a_living_run_elsewhere_is_refused_and_a_dead_one_followed(
 def test_a_run_that_gives_signs_of_life_is_not_taken_for_dead(
     memory: Any, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases, "BEAT", 0.02)
-    monkeypatch.setattr(leases, "STALE", 1.0)
-    with hold(RUN):
+    monkeypatch.setattr(remote_lock, "BEAT", 0.02)
+    monkeypatch.setattr(remote_lock, "STALE", 1.0)
+    with lock_run_dir(RUN):
         before = memory.modified("/store/run/.lock-1")
         for _ in range(200):
             time.sleep(0.02)
@@ -299,9 +299,9 @@ def test_a_run_that_gives_signs_of_life_is_not_taken_for_dead(
 
 def test_two_that_want_a_folder_at_once_are_one_too_many(memory: Any, machine: Machine) -> None:
     """Both have seen that nobody holds it; the store gives the next number to one."""
-    first = leases.Lease(stores.Mirror(place(RUN)))
+    first = remote_lock.Lease(remote_sync.RemoteFolder(place(RUN)))
     machine("second")
-    second = leases.Lease(stores.Mirror(place(RUN)))
+    second = remote_lock.Lease(remote_sync.RemoteFolder(place(RUN)))
     second._last = lambda: 0  # type: ignore[method-assign]
     first.take()
     with pytest.raises(RunFolderError, match="held by another run, which was a moment earlier"):
@@ -310,10 +310,10 @@ def test_two_that_want_a_folder_at_once_are_one_too_many(memory: Any, machine: M
 
 
 def test_where_the_store_lets_both_in_one_of_them_stops(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with hold(RUN) as folder:
-        folder.begin(IDENTITY, {})
+    with lock_run_dir(RUN) as folder:
+        folder.open_run(IDENTITY, {})
         memory.pipe_file("/store/run/.lock-1", b'{"held": true, "token": "of another"}')
-        monkeypatch.setattr(leases, "STALE", 0.0)
+        monkeypatch.setattr(remote_lock, "STALE", 0.0)
         with pytest.raises(RunFolderError, match="another run has taken the folder over"):
             write_text(folder.path / "x", "x")
     assert b"of another" in memory.cat_file("/store/run/.lock-1")
@@ -323,8 +323,8 @@ def test_the_same_machine_follows_its_own_dead_run_at_once(memory: Any, monkeypa
     with monkeypatch.context() as patch:
         die(patch)
         begun()
-    with hold(RUN) as folder:
-        assert folder.begin(IDENTITY, {}) is False
+    with lock_run_dir(RUN) as folder:
+        assert folder.open_run(IDENTITY, {}) is False
 
 
 def test_a_store_lost_in_the_middle(memory: Any, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,8 +334,8 @@ def test_a_store_lost_in_the_middle(memory: Any, machine: Machine, monkeypatch: 
         raise ConnectionError("no route to http://me:hunter2@host")
 
     def until_it_is_lost(patch: pytest.MonkeyPatch) -> None:
-        with hold(RUN) as folder:
-            folder.begin(IDENTITY, {})
+        with lock_run_dir(RUN) as folder:
+            folder.open_run(IDENTITY, {})
             patch.setattr(type(memory), "put_file", lost)
             write_text(folder.path / "x", "x")
 
@@ -346,7 +346,7 @@ def test_a_store_lost_in_the_middle(memory: Any, machine: Machine, monkeypatch: 
         f"{mirrors() / 'memory' / 'store' / 'run'}, the same command goes on from there"
     )
     assert "x" not in contents(memory, "/store/run")
-    with hold(RUN) as folder:
+    with lock_run_dir(RUN) as folder:
         assert (folder.path / "x").read_text() == "x"
         write_text(folder.path / "y", "y")
     assert {"x", "y"} <= set(contents(memory, "/store/run"))
@@ -359,7 +359,7 @@ def test_a_failure_of_the_run_is_told_before_one_of_the_store(
         raise ConnectionError("gone")
 
     def failing(patch: pytest.MonkeyPatch) -> None:
-        with hold(RUN) as folder:
+        with lock_run_dir(RUN) as folder:
             (folder.path / "x").write_text("x")
             patch.setattr(type(memory), "put_file", lost)
             raise ValueError("of the run")
@@ -389,15 +389,15 @@ def test_whatever_is_done_the_next_machine_finds_what_was_last_written(steps: li
     store.store.clear()
     shutil.rmtree(mirrors(), ignore_errors=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(leases, "STALE", 0.0)
-        patch.setattr(leases, "BEAT", 1e9)
+        patch.setattr(remote_lock, "STALE", 0.0)
+        patch.setattr(remote_lock, "BEAT", 1e9)
         home = os.environ["FOREKNOW_CACHE"]
         number = 0
         expected: dict[str, bytes] = {}
         left = list(steps)
         while True:
             killed = False
-            with patch.context() as life, hold(RUN) as folder:
+            with patch.context() as life, lock_run_dir(RUN) as folder:
                 assert here(folder.path) == expected, "what the last life left in the store"
                 while left:
                     what, name, value = left.pop(0)
@@ -425,7 +425,7 @@ def test_whatever_is_done_the_next_machine_finds_what_was_last_written(steps: li
             patch.setenv("FOREKNOW_CACHE", f"{home}/{number}")
             if not left:
                 break
-        with hold(RUN) as folder:
+        with lock_run_dir(RUN) as folder:
             assert here(folder.path) == expected
         shutil.rmtree(home, ignore_errors=True)
 
@@ -449,8 +449,8 @@ def test_a_mark_never_stands_in_the_store_before_what_it_marks(most: int) -> Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(store), "put_file", put)
         try:
-            with hold(RUN) as folder:
-                folder.begin(IDENTITY, {})
+            with lock_run_dir(RUN) as folder:
+                folder.open_run(IDENTITY, {})
                 checkpoint = folder.path / "checkpoint-1"
                 checkpoint.mkdir()
                 for name in ("z.bin", "a.bin", "optimizer.bin"):
@@ -621,9 +621,9 @@ def test_tuning_on_s3(s3: Any, tiny_folder: Path, capsys: pytest.CaptureFixture[
     assert {"manifest.json", "metrics.jsonl", "early_stop/model.safetensors", "convergence/foreknow.json"} <= found
     assert not any(name.startswith((".checkpoints", ".best", ".chunks")) for name in found)
     shutil.rmtree(mirrors())
-    from foreknow.lm import models
+    from foreknow.models import loading
 
-    assert models.load(str(fetched_folder("s3://bucket/tuned/early_stop")), dtype="float32").fingerprint
+    assert loading.load_model(str(download_folder("s3://bucket/tuned/early_stop")), dtype="float32").fingerprint
 
 
 @pytest.mark.parametrize(
@@ -650,7 +650,7 @@ def test_run_folders_that_cannot_be_are_told_in_one_line(s3: Any) -> None:
         ("s3://bucket/facts.jsonl", r"is a file, expected a folder (--out)"),
     ):
         with pytest.raises(RunFolderError) as caught:
-            hold(Path(url)).__enter__()
+            lock_run_dir(Path(url)).__enter__()
         assert str(caught.value) == f"{url}: {told}"
 
 
@@ -661,7 +661,7 @@ def test_without_credentials(s3: Any, monkeypatch: pytest.MonkeyPatch, tmp_path:
     with pytest.raises(
         InputError, match=r"s3://bucket/facts\.jsonl: no credentials \(Unable to locate credentials\); set"
     ):
-        fetched("s3://bucket/facts.jsonl")
+        download("s3://bucket/facts.jsonl")
 
 
 def child(given: list[str], cache: Path) -> subprocess.Popen[str]:
@@ -695,7 +695,7 @@ def test_killed_on_one_machine_and_finished_on_another(
     process.communicate()
     assert not s3.exists("bucket/run/manifest.json")
     machine("third")
-    monkeypatch.setattr(leases, "STALE", 0.0)
+    monkeypatch.setattr(remote_lock, "STALE", 0.0)
     code, _, err = foreknown(capsys, *given)
     assert code == 0, err
     assert "taking over from a run that gave no sign of life" in err
@@ -708,15 +708,15 @@ def test_the_server_goes_away_in_the_middle_and_comes_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     given = words(tiny_folder, "s3://bucket/run")
-    keep = RunFolder.keep
+    keep = RunDir.save_chunk
 
-    def keep_until_it_is_gone(folder: RunFolder, number: int, part: str, frame: pl.DataFrame) -> None:
+    def keep_until_it_is_gone(folder: RunDir, number: int, part: str, frame: pl.DataFrame) -> None:
         if (number, part) == (2, "answers"):
             server.stop()
         keep(folder, number, part, frame)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "keep", keep_until_it_is_gone)
+        patch.setattr(RunDir, "save_chunk", keep_until_it_is_gone)
         code, _, err = foreknown(capfd, *given)
     server.start()
     assert code == 1, err
@@ -747,20 +747,20 @@ def test_a_run_folder_and_data_on_google_storage(machine: Machine, monkeypatch: 
     served = emulator.create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
     served.start()
     try:
-        with hold(Path("gs://bucket/run")) as folder:
-            folder.begin(IDENTITY, {})
+        with lock_run_dir(Path("gs://bucket/run")) as folder:
+            folder.open_run(IDENTITY, {})
             write_text(folder.path / "deep.txt", "x")
             machine("second")
             with pytest.raises(RunFolderError, match="gs://bucket/run: held by another run"):
-                hold(Path("gs://bucket/run")).__enter__()
+                lock_run_dir(Path("gs://bucket/run")).__enter__()
             machine("first")
             (folder.path / "deep.txt").rename(folder.path / "moved.txt")
             folder.finish({"identity": IDENTITY})
         machine("second")
-        assert set(here(fetched_folder("gs://bucket/run"))) == {"config.yaml", "manifest.json", "moved.txt"}
+        assert set(here(download_folder("gs://bucket/run"))) == {"config.yaml", "manifest.json", "moved.txt"}
         with pytest.raises(InputError, match=r"gs://bucket/none\.jsonl: no such file or folder"):
-            fetched("gs://bucket/none.jsonl")
+            download("gs://bucket/none.jsonl")
         with pytest.raises(ForeknowError, match="gs://no-bucket/x: not found"):
-            fetched("gs://no-bucket/x")
+            download("gs://no-bucket/x")
     finally:
         served.stop()

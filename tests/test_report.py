@@ -16,11 +16,11 @@ import polars as pl
 import pytest
 from syrupy.assertion import SnapshotAssertion
 
-from foreknow.report import render_audit
+from foreknow.report.audit import render_audit
+from foreknow.report.audit_tables import CATEGORIES, carriers, complete, relation_lines, with_fifths
+from foreknow.report.audit_text import CategoryShares, bracket, options, percent, verdict
 from foreknow.report.charts import theme_svg
-from foreknow.report.tables import CATEGORIES, carriers, complete, relation_lines, with_fifths
-from foreknow.report.text import display, script_json
-from foreknow.report.verdict import Mix, bracket, options, percent, verdict
+from foreknow.report.format import display, script_json
 from foreknow.stats import Interval
 
 RELATIONS = (
@@ -368,11 +368,13 @@ def test_display_is_never_empty_and_never_long() -> None:
     assert display("a\x00b\u202ec") == "a b c"
 
 
-def mix_of(unknown: float, highly: float, rows: int = 1000, **more: Any) -> Mix:
+def mix_of(unknown: float, highly: float, rows: int = 1000, **more: Any) -> CategoryShares:
     half = 1.96 * (unknown * (1 - unknown) / rows) ** 0.5
     share = Interval(unknown, unknown - half, unknown + half)
     known = Interval(1 - unknown, 1 - share.high, 1 - share.low)
-    return Mix(rows=rows, labelled=rows, known=known, unknown=share, highly_known=highly, model="Model-X", **more)
+    return CategoryShares(
+        rows=rows, labelled=rows, known=known, unknown=share, highly_known=highly, model="Model-X", **more
+    )
 
 
 MIXES = {
@@ -381,7 +383,7 @@ MIXES = {
     "a large part new": mix_of(0.39, 0.24, alarmed=("spouse", "child"), groups=12),
     "mostly new": mix_of(0.93, 0.01),
     "all new, few rows": mix_of(1.0, 0.0, rows=30),
-    "nothing labelled": Mix(30, 0, Interval(0, 0, 1), Interval(0, 0, 1), 0.0),
+    "nothing labelled": CategoryShares(30, 0, Interval(0, 0, 1), Interval(0, 0, 1), 0.0),
 }
 
 

@@ -16,21 +16,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from syrupy.assertion import SnapshotAssertion
 
-from foreknow.audits.askable import UNASKABLE
-from foreknow.audits.outcome import summarise
-from foreknow.audits.short_facts import rolled_up
-from foreknow.checks.findings import RULES
 from foreknow.config import AuditConfig, CheckConfig, ExtractConfig, MixConfig, TuneConfig
-from foreknow.protocol.slick import PROBES
-from foreknow.protocol.spans import LONG
-from foreknow.report import render_audit
+from foreknow.data.validation_rules import RULES
+from foreknow.inference.slick import PROBES
+from foreknow.inference.surprisal import LONG
+from foreknow.report.audit import render_audit
+from foreknow.report.audit_tables import CATEGORIES, complete
+from foreknow.report.audit_text import Option, options
 from foreknow.report.excerpts import GAP, in_sentence, marked
-from foreknow.report.flags import MEANINGS, findings, flag_lines, spoken
+from foreknow.report.format import suffix_of
 from foreknow.report.long_answers import expectation_bins, least_expected, long_answers, one_in
-from foreknow.report.tables import CATEGORIES, complete
-from foreknow.report.text import suffix_of
-from foreknow.report.verdict import Option, options
-from foreknow.report.verdict_long import LongMix, long_verdict, steps
+from foreknow.report.long_answers_text import LongMix, long_verdict, steps
+from foreknow.report.row_flags import MEANINGS, findings, flag_lines, spoken
+from foreknow.stages.audit.aggregate import summarise_audit
+from foreknow.stages.audit.filters import UNASKABLE
+from foreknow.stages.audit.short_facts import rolled_up
 from test_report import HOSTILE, MIXES, browse, embedded, needs_chromium, section, summary_of, synthetic, text_of
 
 SENTENCES = (
@@ -82,7 +82,7 @@ def summary_for(rows: pl.DataFrame, facts: pl.DataFrame | None = None) -> dict[s
     probed = rows.with_columns(p_hit_lenient=None)
     summary = summary_of(rows)
     summary["protocol"]["max_answer_tokens"] = 32
-    return {**summary, **summarise(probed, facts)}
+    return {**summary, **summarise_audit(probed, facts)}
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,15 @@ import pytest
 import yaml
 
 from conftest import fact_rows
-from foreknow.audits import auditing
 from foreknow.config import AuditConfig, EvaluateConfig, MixConfig, TuneConfig
 from foreknow.errors import ConfigError, InputError, RunFolderError
-from foreknow.evaluation import evaluating
-from foreknow.mixes.mixed import write_mix
-from foreknow.reporting import control_of, write_report
+from foreknow.pages import write_report
 from foreknow.settings import settings_of
-from foreknow.training import tuning
+from foreknow.stages.audit import run as audit_run
+from foreknow.stages.evaluate import run as evaluate_run
+from foreknow.stages.mix.run import write_mix
+from foreknow.stages.train import run as train_run
+from foreknow.stages.train.page import control_of
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def road(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     template = folder / "template.yaml"
     template.write_text(yaml.safe_dump({"target": "Q: {question}\nA:"}))
     common = {"model": str(tiny_folder), "dtype": "float32", "device": "cpu"}
-    audit = auditing.run(settings_of(AuditConfig, {**common, "data": str(rows), "out": folder / "audit"}))
+    audit = audit_run.run(settings_of(AuditConfig, {**common, "data": str(rows), "out": folder / "audit"}))
     dev = folder / "dev.jsonl"
     dev.write_text("".join(json.dumps(row) + "\n" for row in fact_rows() if row["split"] == "dev"), encoding="utf-8")
     mixes: dict[str, dict[str, Any]] = {"mixed": {"unknown": 0.5}, "known": {"known_of": folder / "mixed.jsonl"}}
@@ -38,10 +39,10 @@ def road(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
         out = folder / f"{name}.jsonl"
         write_mix(settings_of(MixConfig, {"audit": audit.folder, "out": out, **how}))
         given = {"train": str(out), "dev": str(dev), "out": folder / name, "epochs": 1, "batch_size": 4}
-        tuning.run(settings_of(TuneConfig, {**common, **given, "prompt_template": template}))
+        train_run.run(settings_of(TuneConfig, {**common, **given, "prompt_template": template}))
     given = {"data": str(dev), "out": folder / "evaluation", "prompt_template": template}
     asked = {**common, **given, "model": str(folder / "mixed" / "convergence")}
-    evaluating.run(settings_of(EvaluateConfig, asked))
+    evaluate_run.run(settings_of(EvaluateConfig, asked))
     return folder
 
 

@@ -28,17 +28,17 @@ from transformers import (
 
 from conftest import fact_rows
 from foreknow.config import EvaluateConfig, MixConfig, TuneConfig
-from foreknow.data.rows import ROWS
+from foreknow.data.schema import ROWS
 from foreknow.errors import InputError
-from foreknow.mixes.left_out import check_left_out, left_out, lines
-from foreknow.mixes.mixing import draw
-from foreknow.protocol.prompts import Prompter, Template
-from foreknow.training import row_faults
-from foreknow.training.callback import KnowledgeCallback
-from foreknow.training.label_check import IGNORED, MOST, LabelReport, look_at_labels
-from foreknow.training.row_faults import RowFault
-from foreknow.training.training_rows import SET, TRAINING, Named, template_faults, tokenise, without
-from foreknow.training.tuning import run
+from foreknow.prompts.prompt_template import Prompter, Template
+from foreknow.stages.mix.sampling import draw_mix
+from foreknow.stages.mix.unusable_rows import check_left_out, left_out, unusable_lines
+from foreknow.stages.train import row_faults
+from foreknow.stages.train.callback import KnowledgeCallback
+from foreknow.stages.train.dataset import SET, TRAINING, LabelledSplit, template_faults, tokenise, without
+from foreknow.stages.train.label_check import IGNORED, MOST, LabelReport, look_at_labels
+from foreknow.stages.train.row_faults import RowFault
+from foreknow.stages.train.run import run
 
 OLD_NAMES = "ignore:.*is deprecated and will be removed:FutureWarning"  # TRL and PEFT use old names of transformers
 KNOWN = Template(target="Q: {question}\nA:")
@@ -58,8 +58,8 @@ def frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame(whole, schema=SET)
 
 
-def named(rows: list[dict[str, Any]]) -> Named:
-    return Named("train", "f.jsonl", frame(rows), {}, "", "")
+def named(rows: list[dict[str, Any]]) -> LabelledSplit:
+    return LabelledSplit("train", "f.jsonl", frame(rows), {}, "", "")
 
 
 def written(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -209,7 +209,7 @@ def test_tune_refuses_such_rows_or_leaves_them_out_by_choice(
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "train: 2 rows left out: the chat template refuses them (row 3, 5)" in page
     assert "train: 1 row left out: longer than the model&#39;s positions" in page
-    from foreknow.evaluation.evaluating import run as evaluate
+    from foreknow.stages.evaluate.run import run as evaluate
 
     some = written(tmp_path / "some.jsonl", rows[:7])
     asked = evaluate(
@@ -227,11 +227,11 @@ def test_tune_refuses_such_rows_or_leaves_them_out_by_choice(
 def test_a_first_loss_of_zero_stops_tune(
     tiny_folder: Path, facts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from foreknow.training import training_pass
-    from foreknow.training.trainer import NotFinite
+    from foreknow.stages.train import answer_loss
+    from foreknow.stages.train.trainer import NotFinite
 
-    real = training_pass._cross_entropy
-    monkeypatch.setattr(training_pass, "_cross_entropy", lambda *given: real(*given) * 0)
+    real = answer_loss._cross_entropy
+    monkeypatch.setattr(answer_loss, "_cross_entropy", lambda *given: real(*given) * 0)
     config = TuneConfig(
         train=str(facts_file), dev=str(facts_file), allow_overlap=True, model=str(tiny_folder), out=tmp_path / "run",
         epochs=1, dtype="float32",
@@ -306,7 +306,7 @@ def test_an_answer_may_end_as_the_chat_template_ends_it(monkeypatch: pytest.Monk
         found.extend(ends)
         return LabelReport(0, None, [], [], [])
 
-    monkeypatch.setattr("foreknow.training.callback.look_at_labels", look)
+    monkeypatch.setattr("foreknow.stages.train.callback.look_at_labels", look)
     dev = frame([{"question": "Where?", "answers": ["Avens"]}])
     callback = KnowledgeCallback(
         sets={"dev": dev.select("question", "answers")}, tokenizer=SimpleNamespace(eos_token_id=3)
@@ -546,12 +546,12 @@ def test_mix_counts_what_it_cannot_take(tmp_path: Path) -> None:
         "no_question": {"rows": 1, "first": [9]}, "no_answer": {"rows": 1, "first": [3]},
         "template_refuses": {"rows": 1, "first": [5]}, "long_answer": {"rows": 1, "first": [8]},
     }  # fmt: skip
-    assert lines(found)[2] == "1 row refused by the chat template (row 5)"
+    assert unusable_lines(found)[2] == "1 row refused by the chat template (row 5)"
     config: dict[str, Any] = {"audit": tmp_path, "out": tmp_path / "x.jsonl", "natural": True}
-    mix = draw(audit_rows(), MixConfig(**config, weight={"Unknown": 0}), {})
+    mix = draw_mix(audit_rows(), MixConfig(**config, weight={"Unknown": 0}), {})
     assert mix.manifest["left_out"] == found
     assert any(note.startswith("never drawn: 1 row without a question (row 9); 1 row without") for note in mix.notes)
     assert any("rows have weight 0 and teach nothing (Unknown 7)" in note for note in mix.notes)
     with pytest.raises(InputError, match=r"nothing can be learnt from: 1 row without a question \(row 9\)"):
-        draw(audit_rows(), MixConfig(**config, bad_rows="refuse"), {})
+        draw_mix(audit_rows(), MixConfig(**config, bad_rows="refuse"), {})
     check_left_out({"long_answer": {"rows": 1, "first": [8]}}, "refuse")

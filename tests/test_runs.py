@@ -20,11 +20,11 @@ import pytest
 import yaml
 
 from foreknow.errors import InputError, ResourceError, RunFolderError
-from foreknow.files.runs import (
-    RunFolder,
+from foreknow.io.run_dir import (
+    RunDir,
     differences,
     fingerprint,
-    hold,
+    lock_run_dir,
     verify,
     write_frame,
     write_json,
@@ -141,8 +141,8 @@ def test_the_same_frame_gives_the_same_bytes(tmp_path: Path) -> None:
 def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the folder until it is told to stop."""
     code = (
-        "import sys; from pathlib import Path; from foreknow.files.runs import hold\n"
-        "with hold(Path(sys.argv[1])): print('held', flush=True); sys.stdin.readline()\n"
+        "import sys; from pathlib import Path; from foreknow.io.run_dir import lock_run_dir\n"
+        "with lock_run_dir(Path(sys.argv[1])): print('held', flush=True); sys.stdin.readline()\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -160,82 +160,82 @@ def test_one_run_at_a_time_and_a_killed_one_lets_go(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "run"
     with holder(out) as other:
         with pytest.raises(RunFolderError, match="held by another run; wait for it to end, or choose another --out"):
-            hold(out).__enter__()
+            lock_run_dir(out).__enter__()
         other.send_signal(signal.SIGKILL)
         other.wait(10)
-        with hold(out) as folder:
+        with lock_run_dir(out) as folder:
             assert folder.path == out
-    with hold(out), pytest.raises(RunFolderError, match="held by another run"):
-        hold(out).__enter__()
-    with hold(out):
+    with lock_run_dir(out), pytest.raises(RunFolderError, match="held by another run"):
+        lock_run_dir(out).__enter__()
+    with lock_run_dir(out):
         pass
 
 
 def test_letting_go_after_an_error(tmp_path: Path) -> None:
     def fail() -> None:
-        with hold(tmp_path):
+        with lock_run_dir(tmp_path):
             raise ValueError("inside")
 
     with pytest.raises(ValueError, match="inside"):
         fail()
-    with hold(tmp_path):
+    with lock_run_dir(tmp_path):
         pass
 
 
 def test_out_that_is_or_goes_through_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(RunFolderError, match="is a file, expected a folder"):
-        hold(tmp_path / "file").__enter__()
+        lock_run_dir(tmp_path / "file").__enter__()
     with pytest.raises(RunFolderError, match="cannot be written: Not a directory"):
-        hold(tmp_path / "file" / "deeper").__enter__()
+        lock_run_dir(tmp_path / "file" / "deeper").__enter__()
 
 
 # beginning and ending
 
 
 def test_a_new_run_then_the_same_again(tmp_path: Path) -> None:
-    with hold(tmp_path / "run") as folder:
+    with lock_run_dir(tmp_path / "run") as folder:
         assert folder.manifest is None
-        assert folder.begin(IDENTITY, CONFIG) is False
+        assert folder.open_run(IDENTITY, CONFIG) is False
         assert yaml.safe_load((folder.path / "config.yaml").read_text("utf-8")) == CONFIG
-        folder.keep(0, "probes", FRAME)
-    with hold(tmp_path / "run") as folder:
-        assert folder.begin(IDENTITY, CONFIG) is False, "stopped before its end: goes on"
+        folder.save_chunk(0, "probes", FRAME)
+    with lock_run_dir(tmp_path / "run") as folder:
+        assert folder.open_run(IDENTITY, CONFIG) is False, "stopped before its end: goes on"
         kept = folder.chunk(0, "probes")
         assert kept is not None
         assert kept.equals(FRAME)
         folder.finish({"identity": IDENTITY, "version": "1"})
-    with hold(tmp_path / "run") as folder:
-        assert folder.begin(IDENTITY, CONFIG) is True
+    with lock_run_dir(tmp_path / "run") as folder:
+        assert folder.open_run(IDENTITY, CONFIG) is True
         assert folder.manifest is not None
         assert folder.manifest.items() >= {"identity": IDENTITY, "version": "1", "files": {}}.items()
 
 
 @pytest.mark.parametrize("finished", [False, True])
 def test_another_run_is_refused_with_what_differs(tmp_path: Path, finished: bool) -> None:
-    with hold(tmp_path) as folder:
-        folder.begin(IDENTITY, CONFIG)
+    with lock_run_dir(tmp_path) as folder:
+        folder.open_run(IDENTITY, CONFIG)
         if finished:
             folder.finish({"identity": IDENTITY})
         before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
         other = {**IDENTITY, "shots": 3, "model": {"name": "m", "dtype": "bfloat16"}, "limit": 10}
         with pytest.raises(RunFolderError) as caught:
-            folder.begin(other, {"data": "other"})
+            folder.open_run(other, {"data": "other"})
         assert str(caught.value) == (
             f'{tmp_path}: made by another run: limit: null -> 10; model.dtype: "float32" -> "bfloat16"; '
             "shots: 4 -> 3. Choose another --out, or delete the folder"
         )
         many = {**IDENTITY, **{f"key{i}": i for i in range(6)}}
         with pytest.raises(RunFolderError, match=r"key3: null -> 3; and 2 more\. Choose"):
-            folder.begin(many, CONFIG)
+            folder.open_run(many, CONFIG)
         assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
-        assert folder.begin(IDENTITY, CONFIG) is finished
+        assert folder.open_run(IDENTITY, CONFIG) is finished
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
-    with hold(tmp_path) as folder, pytest.raises(RunFolderError, match="not empty and not a run of foreknow"):
-        folder.begin(IDENTITY, CONFIG)
+    with lock_run_dir(tmp_path) as folder, pytest.raises(RunFolderError, match="not empty and not a run of foreknow"):
+        folder.open_run(IDENTITY, CONFIG)
     assert names(tmp_path) in ([".lock", "thesis.tex"], ["thesis.tex"])
 
 
@@ -245,26 +245,26 @@ def test_a_run_whose_disk_was_full_at_the_start_can_begin_again(
     def full(path: Path, value: Any) -> None:
         raise ResourceError("the disk is full")
 
-    with monkeypatch.context() as patch, hold(tmp_path) as folder:
-        patch.setattr("foreknow.files.runs.write_json", full)
+    with monkeypatch.context() as patch, lock_run_dir(tmp_path) as folder:
+        patch.setattr("foreknow.io.run_dir.write_json", full)
         with pytest.raises(ResourceError):
-            folder.begin(IDENTITY, CONFIG)
-    with hold(tmp_path) as folder:
-        assert folder.begin(IDENTITY, CONFIG) is False
+            folder.open_run(IDENTITY, CONFIG)
+    with lock_run_dir(tmp_path) as folder:
+        assert folder.open_run(IDENTITY, CONFIG) is False
 
 
 def test_a_run_killed_while_it_wrote_its_first_file_can_begin_again(tmp_path: Path) -> None:
     (tmp_path / "..run.json.abcd.json").write_text('{"iden')
-    with hold(tmp_path) as folder:
-        assert folder.begin(IDENTITY, CONFIG) is False
+    with lock_run_dir(tmp_path) as folder:
+        assert folder.open_run(IDENTITY, CONFIG) is False
 
 
 def test_chunks_that_are_missing_or_broken_are_not_finished(tmp_path: Path) -> None:
-    with hold(tmp_path) as folder:
-        folder.begin(IDENTITY, CONFIG)
+    with lock_run_dir(tmp_path) as folder:
+        folder.open_run(IDENTITY, CONFIG)
         assert folder.chunk(3, "probes") is None
-        folder.keep(3, "probes", FRAME)
-        folder.keep(3, "answers", FRAME.head(1))
+        folder.save_chunk(3, "probes", FRAME)
+        folder.save_chunk(3, "answers", FRAME.head(1))
         (file,) = folder.chunks.glob("000003.*.probes.parquet")
         whole = file.read_bytes()
         flipped = bytes([*whole[:20], whole[20] ^ 1, *whole[21:]])
@@ -279,32 +279,32 @@ def test_chunks_that_are_missing_or_broken_are_not_finished(tmp_path: Path) -> N
 
 def test_chunks_are_gathered_in_their_order(tmp_path: Path) -> None:
     schema = dict(FRAME.schema)
-    with hold(tmp_path) as folder:
-        folder.begin(IDENTITY, CONFIG)
-        assert folder.gather("probes", schema).equals(FRAME.clear())
-        folder.keep(10, "probes", FRAME.tail(1))
-        folder.keep(2, "probes", FRAME.head(1))
-        folder.keep(2, "answers", FRAME)
-        assert folder.gather("probes", schema).equals(FRAME)
+    with lock_run_dir(tmp_path) as folder:
+        folder.open_run(IDENTITY, CONFIG)
+        assert folder.load_chunks("probes", schema).equals(FRAME.clear())
+        folder.save_chunk(10, "probes", FRAME.tail(1))
+        folder.save_chunk(2, "probes", FRAME.head(1))
+        folder.save_chunk(2, "answers", FRAME)
+        assert folder.load_chunks("probes", schema).equals(FRAME)
 
 
 def test_a_chunk_that_was_kept_twice_counts_once(tmp_path: Path) -> None:
-    with hold(tmp_path) as folder:
-        folder.begin(IDENTITY, CONFIG)
+    with lock_run_dir(tmp_path) as folder:
+        folder.open_run(IDENTITY, CONFIG)
         for frame in (FRAME.head(1), FRAME):
-            folder.keep(0, "cost", frame)
-        assert folder.gather("cost", dict(FRAME.schema)).equals(FRAME)
+            folder.save_chunk(0, "cost", frame)
+        assert folder.load_chunks("cost", dict(FRAME.schema)).equals(FRAME)
         assert len(list(folder.chunks.iterdir())) == 1
 
 
 def test_a_chunk_damaged_after_it_was_found_whole_is_named_and_removed(tmp_path: Path) -> None:
-    with hold(tmp_path) as folder:
-        folder.begin(IDENTITY, CONFIG)
-        folder.keep(7, "probes", FRAME)
+    with lock_run_dir(tmp_path) as folder:
+        folder.open_run(IDENTITY, CONFIG)
+        folder.save_chunk(7, "probes", FRAME)
         (file,) = folder.chunks.iterdir()
         file.write_bytes(file.read_bytes()[:-1])
         with pytest.raises(RunFolderError, match=r"chunk 7 \(probes\) was damaged, and is removed; run the same"):
-            folder.gather("probes", dict(FRAME.schema))
+            folder.load_chunks("probes", dict(FRAME.schema))
         assert not file.exists()
 
 
@@ -314,8 +314,8 @@ def test_a_chunk_damaged_after_it_was_found_whole_is_named_and_removed(tmp_path:
 @pytest.fixture
 def complete(tmp_path: Path) -> Path:
     """A finished run with two outputs and a folder of them."""
-    with hold(tmp_path / "run") as folder:
-        folder.begin(IDENTITY, CONFIG)
+    with lock_run_dir(tmp_path / "run") as folder:
+        folder.open_run(IDENTITY, CONFIG)
         write_frame(folder.path / "rows.parquet", FRAME)
         (folder.path / "annotated").mkdir()
         write_text(folder.path / "annotated" / "a.jsonl", "{}\n")
@@ -333,8 +333,8 @@ def test_a_changed_output_is_named(complete: Path, name: str) -> None:
     (complete / name).write_bytes(bytes([*raw[:-1], raw[-1] ^ 1]))
     with pytest.raises(InputError, match=f"{name}: damaged or edited: sha256 .*delete {complete} and run the same"):
         verify(complete)
-    with hold(complete) as folder, pytest.raises(InputError, match=f"{name}: damaged"):
-        folder.begin(IDENTITY, CONFIG)
+    with lock_run_dir(complete) as folder, pytest.raises(InputError, match=f"{name}: damaged"):
+        folder.open_run(IDENTITY, CONFIG)
     (complete / name).unlink()
     with pytest.raises(InputError, match=f"{name}: missing, though the run was finished"):
         verify(complete)
@@ -350,14 +350,17 @@ def test_every_bit_of_a_manifest_counts(complete: Path) -> None:
             with contextlib.suppress(InputError, RunFolderError):  # but not where a space is another space
                 assert verify(complete) == {k: v for k, v in told.items() if k != "seal"}
     file.write_bytes(whole[:-3])
-    with hold(complete) as folder, pytest.raises(RunFolderError, match=r"manifest.json: damaged, not a JSON object"):
-        folder.begin(IDENTITY, CONFIG)
+    with (
+        lock_run_dir(complete) as folder,
+        pytest.raises(RunFolderError, match=r"manifest.json: damaged, not a JSON object"),
+    ):
+        folder.open_run(IDENTITY, CONFIG)
 
 
 def test_a_finished_run_keeps_no_chunks(tmp_path: Path) -> None:
-    with hold(tmp_path) as folder:
-        folder.begin(IDENTITY, CONFIG)
-        folder.keep(0, "probes", FRAME)
+    with lock_run_dir(tmp_path) as folder:
+        folder.open_run(IDENTITY, CONFIG)
+        folder.save_chunk(0, "probes", FRAME)
         folder.finish({"identity": IDENTITY})
         assert set(names(tmp_path)) - {".lock"} == {"config.yaml", "manifest.json"}
 
@@ -365,7 +368,7 @@ def test_a_finished_run_keeps_no_chunks(tmp_path: Path) -> None:
 def test_a_manifest_that_cannot_be_read_is_none(tmp_path: Path) -> None:
     for text in ("", "{", "[]", "\x00"):
         (tmp_path / "manifest.json").write_text(text)
-        assert RunFolder(tmp_path).manifest is None
+        assert RunDir(tmp_path).manifest is None
 
 
 # what is compared
@@ -389,8 +392,8 @@ def test_fingerprints_are_of_content() -> None:
 
 
 def test_what_a_killed_write_left_behind_is_cleared(tmp_path: Path) -> None:
-    with hold(tmp_path / "a") as folder:
-        folder.begin({"x": 1}, {})
+    with lock_run_dir(tmp_path / "a") as folder:
+        folder.open_run({"x": 1}, {})
         torn = [
             folder.path / ".rows.parquet.ab12cd_z.parquet",
             folder.chunks / ".000001.probes.parquet.abcdefgh.parquet",
@@ -398,6 +401,6 @@ def test_what_a_killed_write_left_behind_is_cleared(tmp_path: Path) -> None:
         for path in torn:
             path.write_bytes(b"half")
         (folder.path / ".gitignore").write_text("*")
-        folder.begin({"x": 1}, {})
+        folder.open_run({"x": 1}, {})
         assert not any(path.exists() for path in torn)
         assert (folder.path / ".gitignore").exists()

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foreknow.protocol.match import Accepted
-from foreknow.protocol.search import Budget, Node, Path, Speller, Tree, Vocabulary, wanted
+from foreknow.data.exact_match import Accepted
+from foreknow.inference.answer_search import AnswerSearch, Budget, Node, PathMatcher, wanted
+from foreknow.prompts.vocabulary import TokenPath, Vocabulary
 
 TOKENS = (
     b"</s>", b"\n", b"\n\n", b".\n", b"a", b"b", b"ab", b" ", b"A", b"the ", b" a", b".", b"\xc3", b"\xa9", b"B\nb",
@@ -26,7 +27,7 @@ ANSWERS = (
 EPS = 1e-9
 
 
-def decode(path: Path) -> str:
+def decode(path: TokenPath) -> str:
     return b"".join(TOKENS[t] for t in path).decode("utf-8", errors="replace")
 
 
@@ -41,9 +42,9 @@ class Toy:
     tokens: tuple[int, ...]
     shown: int
     flat: bool
-    full: dict[Path, list[tuple[int, float]]] = field(default_factory=dict)
+    full: dict[TokenPath, list[tuple[int, float]]] = field(default_factory=dict)
 
-    def distribution(self, path: Path) -> list[tuple[int, float]]:
+    def distribution(self, path: TokenPath) -> list[tuple[int, float]]:
         if path not in self.full:
             rng = random.Random(f"{self.seed} {path}")
             # whole numbers, so that ties are common
@@ -53,18 +54,18 @@ class Toy:
             self.full[path] = sorted(some or [(self.tokens[0], 1.0)], key=lambda pair: (-pair[1], -pair[0]))
         return self.full[path]
 
-    def greedy(self, path: Path) -> int:
+    def greedy(self, path: TokenPath) -> int:
         best = self.distribution(path)
         return min(token for token, p in best if p == best[0][1])
 
-    def node(self, path: Path) -> Node:
+    def node(self, path: TokenPath) -> Node:
         best = self.distribution(path)
         tail = sum(p for _, p in best[self.shown :])
         listed = best[: self.shown]
         return Node(self.greedy(path), [t for t, _ in listed], [p for _, p in listed], tail)
 
 
-def answer(path: Path) -> str | None:
+def answer(path: TokenPath) -> str | None:
     """The answer a path spells; None if it has not ended. Written apart from `Vocabulary`."""
     text = b""
     for token in path:
@@ -86,7 +87,7 @@ def oracle(toy: Toy, accepted: Accepted, max_new: int) -> Truth:
     """Walk every path; decode greedily."""
     found = Truth(0.0, 0.0, False, False)
 
-    def walk(path: Path, mass: float) -> None:
+    def walk(path: TokenPath, mass: float) -> None:
         said = answer(path)
         if said is not None:
             found.strict += mass * accepted.right(said, "strict")
@@ -96,7 +97,7 @@ def oracle(toy: Toy, accepted: Accepted, max_new: int) -> Truth:
                 walk((*path, token), mass * p)
 
     walk((), 1.0)
-    path: Path = ()
+    path: TokenPath = ()
     while len(path) < max_new and answer(path) is None:
         path = (*path, toy.greedy(path))
     said = answer(path)
@@ -106,9 +107,9 @@ def oracle(toy: Toy, accepted: Accepted, max_new: int) -> Truth:
     return found
 
 
-def spellings(toy: Toy, accepted: Accepted, max_new: int) -> list[Path]:
+def spellings(toy: Toy, accepted: Accepted, max_new: int) -> list[TokenPath]:
     """A token path for each accepted answer, as a probe begins with, and all its beginnings."""
-    found: set[Path] = set()
+    found: set[TokenPath] = set()
     for text in accepted.strict:
         left, path = text.encode(), ()
         while left:
@@ -124,15 +125,15 @@ def spellings(toy: Toy, accepted: Accepted, max_new: int) -> list[Path]:
 
 @dataclass
 class Search:
-    trees: list[Tree]
+    trees: list[AnswerSearch]
     spent: list[int]
     greedy_asked: list[int]
 
 
 def search(toys: list[Toy], accepted: Accepted, max_new: int, budget: Budget, negligible: float = 0.0) -> Search:
     """The probe's loop, with toys in the place of a model."""
-    speller = Speller(VOCABULARY, accepted)
-    trees = [Tree(speller, max_new, negligible) for _ in toys]
+    speller = PathMatcher(VOCABULARY, accepted)
+    trees = [AnswerSearch(speller, max_new, negligible) for _ in toys]
     for tree, toy in zip(trees, toys, strict=True):
         tree.feed([(path, toy.node(path)) for path in ((), *spellings(toy, accepted, max_new))])
     spent, followed = [0] * len(toys), [0] * len(toys)
@@ -232,7 +233,7 @@ def test_the_order_of_feeding_does_not_matter(
     done = search([toy], accepted, max_new, Budget(0.0, 10**9, 16, True)).trees[0]
     others = [path for path in done.nodes if path]
     order.shuffle(others)
-    again = Tree(done.speller, max_new, 0.0)
+    again = AnswerSearch(done.speller, max_new, 0.0)
     now = order.randint(0, len(others))
     again.feed([(path, toy.node(path)) for path in (*others[:now], ())])
     for path in others[now:]:
@@ -318,7 +319,7 @@ def chain(*steps: int) -> Toy:
     return toy
 
 
-def one(toy: Toy, accepted: str, max_new: int, budget: Budget | None = None) -> Tree:
+def one(toy: Toy, accepted: str, max_new: int, budget: Budget | None = None) -> AnswerSearch:
     return search([toy], Accepted.of([accepted]), max_new, budget or Budget(0.0, 64, 16)).trees[0]
 
 
@@ -345,7 +346,7 @@ def test_an_answer_and_its_ending_token_must_fit(max_new: int, right: bool) -> N
         ((1,), False, False),
     ],
 )
-def test_every_spelling_and_every_ending(steps: Path, strict: bool, lenient: bool) -> None:
+def test_every_spelling_and_every_ending(steps: TokenPath, strict: bool, lenient: bool) -> None:
     tree = one(chain(*steps), "ab", 6)
     assert (tree.strict, tree.lenient) == (strict, lenient)
     assert (tree.greedy().strict, tree.greedy().lenient) == (strict, lenient)
@@ -366,7 +367,7 @@ def test_what_is_negligible_or_not_listed_counts_as_unsearched() -> None:
     toy = chain(6, 1)
     toy.full[()] = [(6, 0.7), (4, 0.2), (8, 0.1)]
     toy.full |= {(4,): [(5, 1.0)], (4, 5): [(1, 1.0)], (8,): [(5, 1.0)], (8, 5): [(1, 1.0)]}
-    tree = Tree(Speller(VOCABULARY, Accepted.of(["ab"])), 6, negligible=0.15)
+    tree = AnswerSearch(PathMatcher(VOCABULARY, Accepted.of(["ab"])), 6, negligible=0.15)
     tree.feed([((), toy.node(())), ((6,), toy.node((6,)))])
     assert tree.strict == pytest.approx(0.7)
     assert tree.unsearched() == pytest.approx(0.3)
@@ -380,7 +381,7 @@ def test_what_is_lost_on_a_path_that_cannot_be_strictly_right_counts_leniently_o
     toy = chain(5)
     toy.full |= {(): [(8, 0.5), (5, 0.5)], (8,): [(5, 0.6), (4, 0.4)], (8, 5): [(1, 1.0)]}
     toy.shown = 1
-    tree = Tree(Speller(VOCABULARY, Accepted.of(["ab"])), 5, 0.0)
+    tree = AnswerSearch(PathMatcher(VOCABULARY, Accepted.of(["ab"])), 5, 0.0)
     tree.feed([((), Node(8, [8, 5], [0.5, 0.5])), ((8,), toy.node((8,))), ((8, 5), toy.node((8, 5)))])
     assert (tree.strict, tree.unsearched()) == (0, 0)
     assert (tree.lenient, tree.unsearched(True)) == pytest.approx((0.3, 0.2))
@@ -390,8 +391,8 @@ def test_the_likeliest_paths_of_all_prompts_are_asked_first_and_no_more_than_nee
     first, second = chain(5), chain(5)
     first.full[()] = [(5, 0.5), (4, 0.3), (7, 0.2)]
     second.full[()] = [(5, 0.6), (4, 0.4)]
-    speller = Speller(VOCABULARY, Accepted.of(["ab"]))
-    trees = [Tree(speller, 5, 0.0), Tree(speller, 5, 0.0)]
+    speller = PathMatcher(VOCABULARY, Accepted.of(["ab"]))
+    trees = [AnswerSearch(speller, 5, 0.0), AnswerSearch(speller, 5, 0.0)]
     for tree, toy in zip(trees, (first, second), strict=True):
         tree.feed([((), toy.node(()))])
     assert wanted(trees, [0, 0], Budget(0.5, 64, 1)) == [[], [(4,)]]
@@ -405,7 +406,7 @@ def test_the_likeliest_paths_of_all_prompts_are_asked_first_and_no_more_than_nee
 def test_lenient_spellings_are_asked_only_while_the_category_hangs_on_them() -> None:
     toy = chain(5)
     toy.full[()] = [(5, 0.9), (8, 0.1)]
-    tree = Tree(Speller(VOCABULARY, Accepted.of(["ab"])), 5, 0.0)
+    tree = AnswerSearch(PathMatcher(VOCABULARY, Accepted.of(["ab"])), 5, 0.0)
     tree.feed([((), toy.node(()))])
     assert (tree.unsearched(), tree.unsearched(True)) == (0, pytest.approx(0.1))
     assert wanted([tree], [0], Budget(0.01, 64, 1)) == [[]], "one draw: p_hit is at most 0.1"
@@ -425,5 +426,5 @@ def test_lenient_spellings_are_asked_only_while_the_category_hangs_on_them() -> 
         ((4, 14), "aB"),
     ],
 )
-def test_what_a_path_says(path: Path, said: str) -> None:
+def test_what_a_path_says(path: TokenPath, said: str) -> None:
     assert VOCABULARY.said(path) == said

@@ -23,10 +23,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foreknow.config import CheckConfig
-from foreknow.data.facts import read_facts
-from foreknow.data.python_reprs import python_value
+from foreknow.data.dataset import read_dataset
+from foreknow.data.layouts.python_reprs import python_value
 from foreknow.errors import ConfigError, InputError
-from foreknow.files.json_shapes import shape_of
+from foreknow.io.json_shapes import shape_of
 from foreknow.settings import settings_of
 from shape_files import golds, read_and_back, write
 
@@ -174,28 +174,28 @@ def test_an_answer_that_names_no_choice_is_counted(tmp_path: Path) -> None:
 
 def test_answers_that_are_all_right_are_no_choices(tmp_path: Path) -> None:
     records = [{"question": Q, "answers": ["Paris", "Paname"], "label": 1, "correct_answer": "Paris"}]
-    assert read_facts(write(tmp_path / "a.jsonl", records)).rows["answers"].to_list() == [["Paris", "Paname"]]
+    assert read_dataset(write(tmp_path / "a.jsonl", records)).rows["answers"].to_list() == [["Paris", "Paname"]]
 
 
 def test_a_number_that_could_count_from_0_or_from_1_is_said_to_be_unsure(tmp_path: Path) -> None:
     unsure = [{"question": q, "choices": ["Oslo", "Paris", "Rome", "Bern"], "answer": n} for q, n in ((Q, 1), (Q2, 2))]
-    facts = read_facts(write(tmp_path / "a.jsonl", unsure))
+    facts = read_dataset(write(tmp_path / "a.jsonl", unsure))
     assert golds(facts) == BOTH
     assert "from 0 (no row tells it from a number from 1: look at the first row)" in facts.reason
-    sure = read_facts(write(tmp_path / "a.jsonl", [*unsure, {**unsure[0], "question": "x?", "answer": 0}]))
+    sure = read_dataset(write(tmp_path / "a.jsonl", [*unsure, {**unsure[0], "question": "x?", "answer": 0}]))
     assert "no row tells" not in sure.reason
 
 
 def test_choices_in_one_text_are_read_however_many_blanks_are_in_it(tmp_path: Path) -> None:
     spelled = f"(A) Rome{' ' * 20_000}x (B) Paris"
     records = [{"question": q, "options": spelled, "answer": letter} for q, letter in ((Q, "B"), (Q2, "A"))]
-    facts = read_facts(write(tmp_path / "a.jsonl", records))
+    facts = read_dataset(write(tmp_path / "a.jsonl", records))
     assert golds(facts) == [(Q, A), (Q2, f"Rome{' ' * 20_000}x")]
 
 
 def test_texts_without_marks_are_refused_however_many_rows_they_are(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="none of the known marks"):
-        read_facts(write(tmp_path / "a.jsonl", [{"text": f"text {n}"} for n in range(8192)]))
+        read_dataset(write(tmp_path / "a.jsonl", [{"text": f"text {n}"} for n in range(8192)]))
 
 
 def test_an_archive_that_has_a_member_twice_is_refused_however_many_it_has(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_an_archive_that_has_a_member_twice_is_refused_however_many_it_has(tmp_p
         with pytest.warns(UserWarning, match="Duplicate name"):
             archive.writestr("a.jsonl", LINE)
     with pytest.raises(InputError, match=r"the member 'a.jsonl' stands in the archive twice\. Pack the files anew"):
-        read_facts(path)
+        read_dataset(path)
 
 
 def test_a_number_that_is_a_text_of_another_choice_is_refused(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_a_number_that_is_a_text_of_another_choice_is_refused(tmp_path: Path) ->
     with pytest.raises(
         InputError, match=r"texts of choices, and letters or numbers of other choices.*\n.*--layout question"
     ):
-        read_facts(write(tmp_path / "a.jsonl", records))
+        read_dataset(write(tmp_path / "a.jsonl", records))
     whole = [{"question": "2 + 1?", "choices": ["1", "2", "3"], "answer": 2}]
     assert golds(read_and_back(write(tmp_path / "a.jsonl", whole))) == [("2 + 1?", "3")]
 
@@ -222,7 +222,7 @@ def test_a_number_that_is_a_text_of_another_choice_is_refused(tmp_path: Path) ->
 def test_choices_whose_answer_cannot_be_told_are_refused_and_never_answered_by_a_number(tmp_path: Path) -> None:
     records = [{"question": Q, "choices": ["Rome", "Paris"], "answer": 7}]
     with pytest.raises(InputError, match="which one is right cannot be told"):
-        read_facts(write(tmp_path / "a.jsonl", records))
+        read_dataset(write(tmp_path / "a.jsonl", records))
 
 
 READING: dict[str, tuple[list[dict[str, Any]], list[Any]]] = {
@@ -335,16 +335,16 @@ def test_turns_in_other_forms_come_back_in_them(tmp_path: Path, name: str) -> No
 
 
 def test_a_part_of_a_file_whose_answers_count_from_1_says_the_same_as_the_whole(tmp_path: Path) -> None:
-    facts = read_facts(write(tmp_path / "a.jsonl", CHOICES["from 1"]))
+    facts = read_dataset(write(tmp_path / "a.jsonl", CHOICES["from 1"]))
     facts.write(pl.DataFrame({"row": [1], "category": ["x"]}), tmp_path / "b.jsonl")
-    assert golds(read_facts(tmp_path / "b.jsonl")) == BOTH[1:]
+    assert golds(read_dataset(tmp_path / "b.jsonl")) == BOTH[1:]
 
 
 def test_of_chats_in_other_forms_the_answers_not_drawn_are_marked(tmp_path: Path) -> None:
     for record in TURNS.values():
-        facts = read_facts(write(tmp_path / "a.jsonl", [record]))
+        facts = read_dataset(write(tmp_path / "a.jsonl", [record]))
         facts.write(pl.DataFrame({"row": [1], "category": ["x"]}), tmp_path / "b.jsonl")
-        assert read_facts(tmp_path / "b.jsonl").left_out == {"masked": 1}
+        assert read_dataset(tmp_path / "b.jsonl").left_out == {"masked": 1}
 
 
 def test_a_list_of_turns_is_a_chat_by_itself(tmp_path: Path) -> None:
@@ -371,7 +371,7 @@ def test_of_a_tree_the_best_reply_is_the_answer_and_what_follows_it_is_asked_beh
     assert facts.left_out == {"rejected": 1}
     assert [turn["content"] for turn in facts.rows["context"][2]] == [Q, A]
     facts.write(pl.DataFrame({"row": [2], "category": ["x"]}), tmp_path / "b.jsonl")
-    back = read_facts(tmp_path / "b.jsonl")
+    back = read_dataset(tmp_path / "b.jsonl")
     assert golds(back) == [(Q, None), (Q, None), (Q2, A2)]
     assert back.left_out == {"masked": 1, "rejected": 1}
 
@@ -424,7 +424,7 @@ def test_json_of_every_shape_is_read_and_comes_back_in_it(tmp_path: Path, name: 
 
 def test_what_stands_around_the_rows_of_a_wrapped_file_stays_as_it_is(tmp_path: Path) -> None:
     text = '{ "version" : 1,\n\t"data": [ {"question": "q", "answer": "a", "n": 1.0} ],  "by": "x" }\n'
-    facts = read_facts(write(tmp_path / "a.json", text))
+    facts = read_dataset(write(tmp_path / "a.json", text))
     facts.annotate(pl.DataFrame({"row": [0], "category": ["x"]}), tmp_path / "b.json")
     assert (tmp_path / "b.json").read_text() == text.replace("1.0}", '1.0, "category": "x"}')
 
@@ -455,14 +455,14 @@ def test_the_nested_file_of_squad_is_flattened_and_written_back_nested(tmp_path:
 def test_cells_that_the_data_sets_server_cut_are_refused(tmp_path: Path) -> None:
     content = json.dumps({"rows": [{"row_idx": 0, "row": ROW, "truncated_cells": ["answer"]}]})
     with pytest.raises(InputError, match=r"a\.json: the data sets server cut the cells answer of a row"):
-        read_facts(write(tmp_path / "a.json", content))
+        read_dataset(write(tmp_path / "a.json", content))
 
 
 def test_one_row_is_a_file_too_and_a_jsonl_line_is_never_taken_apart(tmp_path: Path) -> None:
     for file in ("a.json", "a.jsonl"):
         assert golds(read_and_back(write(tmp_path / file, json.dumps(ROW)))) == BOTH[:1]
         assert golds(read_and_back(write(tmp_path / file, json.dumps({"messages": CHAT})))) == BOTH[:1]
-        assert read_facts(write(tmp_path / file, json.dumps({**ROW, "facts": [ROW2, ROW2]}))).total == 1
+        assert read_dataset(write(tmp_path / file, json.dumps({**ROW, "facts": [ROW2, ROW2]}))).total == 1
 
 
 BROKEN: dict[str, tuple[str, str]] = {
@@ -492,7 +492,7 @@ BROKEN: dict[str, tuple[str, str]] = {
 def test_json_that_is_not_sure_is_refused_in_a_line(tmp_path: Path, name: str) -> None:
     content, message = BROKEN[name]
     with pytest.raises(InputError, match=message) as caught:
-        read_facts(write(tmp_path / "a.json", content))
+        read_dataset(write(tmp_path / "a.json", content))
     assert str(caught.value).startswith(str(tmp_path / "a.json"))
 
 
@@ -633,7 +633,7 @@ OTHERS: dict[str, tuple[str, bytes, str]] = {
 def test_what_is_no_data_file_is_named_with_what_to_do(tmp_path: Path, name: str) -> None:
     file, content, message = OTHERS[name]
     with pytest.raises(InputError, match=message) as caught:
-        read_facts(write(tmp_path / file, content))
+        read_dataset(write(tmp_path / file, content))
     said = str(caught.value)
     assert file in said
     assert len(said.splitlines()) <= 2
@@ -649,7 +649,7 @@ def test_a_pipe_is_refused_for_it_can_be_read_only_once(tmp_path: Path) -> None:
 
     os.mkfifo(tmp_path / "a.jsonl")
     with pytest.raises(InputError, match=r"a\.jsonl: is a pipe or a device\. Send it to standard input"):
-        read_facts(tmp_path / "a.jsonl")
+        read_dataset(tmp_path / "a.jsonl")
 
 
 # what is still not read
@@ -690,7 +690,7 @@ def test_what_fits_no_layout_is_refused_with_what_it_resembles_and_what_would_re
     records, advice = REFUSED[name]
     path = write(tmp_path / "a.jsonl", records)
     with pytest.raises(InputError, match=r"no known layout in the columns") as caught:
-        read_facts(path)
+        read_dataset(path)
     said = str(caught.value)
     assert advice in said
     assert said.count("\n") == 1
@@ -705,18 +705,18 @@ def test_what_fits_no_layout_is_refused_with_what_it_resembles_and_what_would_re
 def test_a_column_with_a_comma_can_be_mapped(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"Question, in short": Q, "b=c": A}])
     with pytest.raises(InputError) as caught:
-        read_facts(path)
+        read_dataset(path)
     assert "--map 'question=Question, in short' --map answer=b=c" in str(caught.value)
     settings = settings_of(CheckConfig, {"data": "x", "map": "question=Question, in short,answer=b=c"}, None)
-    assert golds(read_facts(path, columns=settings.map)) == BOTH[:1]
+    assert golds(read_dataset(path, columns=settings.map)) == BOTH[:1]
 
 
 def test_a_path_that_no_record_has_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"data": {"q": Q, "a": A}}])
     with pytest.raises(InputError, match=r"--map answer=data\.b: there is no column 'data\.b'"):
-        read_facts(path, columns={"question": "data.q", "answer": "data.b"})
+        read_dataset(path, columns={"question": "data.q", "answer": "data.b"})
     with pytest.raises(ConfigError, match="is not one of our names"):
-        read_facts(path, columns={"asked": "data.q"})
+        read_dataset(path, columns={"asked": "data.q"})
 
 
 def test_a_second_column_that_could_be_meant_is_named(tmp_path: Path) -> None:
@@ -726,19 +726,19 @@ def test_a_second_column_that_could_be_meant_is_named(tmp_path: Path) -> None:
 
 def test_what_stands_before_a_question_and_is_not_read_is_named(tmp_path: Path) -> None:
     record = {"system": "Be brief.", "history": [["a?", "b"]], "query": Q, "response": A}
-    assert "not used: system, history" in read_facts(write(tmp_path / "a.jsonl", [record])).reason
+    assert "not used: system, history" in read_dataset(write(tmp_path / "a.jsonl", [record])).reason
     empty = {"system": "", "history": [], "query": Q, "response": A}
-    assert "not used" not in read_facts(write(tmp_path / "a.jsonl", [empty])).reason
+    assert "not used" not in read_dataset(write(tmp_path / "a.jsonl", [empty])).reason
     read = {"system": "Be brief.", "history": [["a?", "b"]], "instruction": Q, "output": A}
-    assert "not used" not in read_facts(write(tmp_path / "a.jsonl", [read])).reason
+    assert "not used" not in read_dataset(write(tmp_path / "a.jsonl", [read])).reason
 
 
 def test_the_first_row_is_shown_as_it_is_read(tmp_path: Path) -> None:
-    facts = read_facts(
+    facts = read_dataset(
         write(tmp_path / "a.jsonl", [{"question": None, "answer": A}, {"question": Q, "answers": [A, A2]}])
     )
     assert facts.first_row == "first row: Q 'Capital of France?' -> A 'Paris' (or 1 more)"
-    long = read_facts(write(tmp_path / "a.jsonl", [{"question": "q" * 999, "answer": "a\n\x1b[31m" * 99}])).first_row
+    long = read_dataset(write(tmp_path / "a.jsonl", [{"question": "q" * 999, "answer": "a\n\x1b[31m" * 99}])).first_row
     assert len(long) < 200
     assert re.fullmatch(r"[\x20-\x7e]+", long)
 
@@ -746,17 +746,17 @@ def test_the_first_row_is_shown_as_it_is_read(tmp_path: Path) -> None:
 def test_the_layout_is_that_of_most_rows_not_of_the_first(tmp_path: Path) -> None:
     chats = [{"messages": CHAT}] * 9
     for records in ([ROW, *chats], [*chats, ROW]):
-        facts = read_facts(write(tmp_path / "a.jsonl", records))
+        facts = read_dataset(write(tmp_path / "a.jsonl", records))
         assert facts.layout == "messages"
         assert facts.left_out == {"no_question": 1}
     out_of_range = [{**CHOICES["mmlu"][0], "answer": 9}] * 5
-    facts = read_facts(write(tmp_path / "a.jsonl", [*CHOICES["mmlu"] * 3, *out_of_range]))
+    facts = read_dataset(write(tmp_path / "a.jsonl", [*CHOICES["mmlu"] * 3, *out_of_range]))
     assert (facts.layout, facts.left_out) == ("choices", {"no_such_choice": 5})
 
 
 def test_rows_of_another_layout_among_many_are_counted_wherever_they_stand(tmp_path: Path) -> None:
     other = {"messages": CHAT}
     for records in ([other, ROW, ROW2], [ROW, ROW2, other], [*[ROW] * 300, other]):
-        facts = read_facts(write(tmp_path / "a.jsonl", records))
+        facts = read_dataset(write(tmp_path / "a.jsonl", records))
         assert facts.layout == "question"
         assert facts.left_out == {"no_question": 1}

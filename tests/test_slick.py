@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foreknow.protocol.slick import (
+from foreknow.inference.slick import (
     CATEGORIES,
     HIGHLY_KNOWN,
     KNOWN,

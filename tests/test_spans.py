@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foreknow.protocol.spans import MOST, WIDEST, Offsets, Span, offsets_of, surprising
+from foreknow.inference.surprisal import MOST, WIDEST, Offsets, Span, offsets_of, surprising
 
 Tokens = tuple[list[Offsets], list[float]]
 

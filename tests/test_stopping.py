@@ -11,7 +11,7 @@ import pytest
 
 PROGRAM = """
 import signal, sys, time
-from foreknow import stopping
+from foreknow import signals
 
 class Owner:
     def __del__(self):
@@ -28,13 +28,13 @@ def swallowed():
     except BaseException:
         pass
 
-stopping.AGAIN = 0.2
-stopping.heed()
+signals.AGAIN = 0.2
+signals.install_sigterm()
 try:
     WHERE()
     time.sleep(20)
 except KeyboardInterrupt as stop:
-    stopping.heeded()
+    signals.cancel_repeat()
     time.sleep(0.4)  # it is not raised again
     print(type(stop).__name__)
 """

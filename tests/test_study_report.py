@@ -17,14 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import chromium
-from foreknow.report import study_charts, study_words
+from foreknow.report import study_charts, study_text
 from foreknow.report.study import render_study
-from foreknow.report.study_charts import Axes, Bar, Line, Place
+from foreknow.report.study_charts import Axes, Bar, ChartLine, ChartPosition
 from foreknow.report.study_sections import epochs
-from foreknow.report.study_words import moved, papers, signed
-from foreknow.studies import tables as study_tables
-from foreknow.studies.claims import SCORECARD
-from foreknow.studies.studying import Study
+from foreknow.report.study_text import moved, papers, signed
+from foreknow.stages.study import tables as study_tables
+from foreknow.stages.study.claims import SCORECARD
+from foreknow.stages.study.result import StudyResult
 from synthetic_study import grid, simulated, write_study
 
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\">&'"
@@ -32,18 +32,18 @@ CLAIMS = 9
 
 
 @pytest.fixture(scope="session")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+def study(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
     made = simulated(variants=grid((0.0, 0.5, 1.0)), sets={"dev": 100, "test": 300, "ood": 100})
-    return Study(write_study(tmp_path_factory.mktemp("page") / "whole", *made, model=f"M {HOSTILE}"))
+    return StudyResult(write_study(tmp_path_factory.mktemp("page") / "whole", *made, model=f"M {HOSTILE}"))
 
 
 @pytest.fixture(scope="session")
-def tables(study: Study) -> dict[str, pl.DataFrame]:
+def tables(study: StudyResult) -> dict[str, pl.DataFrame]:
     return study_tables.all_tables(study)
 
 
 @pytest.fixture(scope="session")
-def page(study: Study, tables: dict[str, pl.DataFrame]) -> str:
+def page(study: StudyResult, tables: dict[str, pl.DataFrame]) -> str:
     return render_study(study, tables)
 
 
@@ -54,7 +54,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> str:
     made = simulated(1, 3, 60, variants=variants, sets={"dev": 40, "test": 60})
     folder = write_study(tmp_path_factory.mktemp("page") / "small", *made)
     (folder / "ptrue.parquet").unlink()
-    return render_study(Study(folder))
+    return render_study(StudyResult(folder))
 
 
 def text_of(page: str) -> str:
@@ -102,7 +102,7 @@ def test_each_section_has_a_sentence_a_chart_and_its_table(page: str) -> None:
 
 
 def test_the_sentences_are_made_of_the_tables_numbers(page: str, tables: dict[str, pl.DataFrame]) -> None:
-    line = study_words.find(
+    line = study_text.find(
         tables["differences"], set="test", contrast="share", second="unknown-100", second_point="convergence"
     )
     assert line
@@ -204,13 +204,13 @@ def test_the_papers_side_of_the_claims_is_computed_from_its_figures() -> None:
 def test_the_lead_counts_the_verdicts(verdicts: list[str], words: str) -> None:
     empty = dict.fromkeys(SCORECARD)
     lines = pl.DataFrame([{**empty, "verdict": verdict} for verdict in verdicts], schema=SCORECARD)
-    assert study_words.lead(lines, "M").startswith(words)
+    assert study_text.lead(lines, "M").startswith(words)
 
 
 def test_a_chart_has_every_label_and_a_range_that_shows_small_changes() -> None:
     lines = [
-        Line("first line", "1st", (Place(0, 0.42, 0.4, 0.44), Place(1, 0.40))),
-        Line("second line", "2nd", (Place(0, 0.42), Place(1, 0.41)), band=True),
+        ChartLine("first line", "1st", (ChartPosition(0, 0.42, 0.4, 0.44), ChartPosition(1, 0.40))),
+        ChartLine("second line", "2nd", (ChartPosition(0, 0.42), ChartPosition(1, 0.41)), band=True),
     ]
     low, high = study_charts.used(lines)
     assert low <= 0.4

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreknow.protocol.slick import CATEGORIES, HIGHLY_KNOWN, UNKNOWN
-from foreknow.studies import differences as study_differences
-from foreknow.studies import paper_figures
-from foreknow.studies import swept as study_sweep
-from foreknow.studies import tables as study_tables
-from foreknow.studies.claims import SCORECARD
-from foreknow.studies.points import ALL, EARLY, LATE, intervals_of, with_known
-from foreknow.studies.results import RESULTS
-from foreknow.studies.studying import Study
+from foreknow import paper
+from foreknow.inference.slick import CATEGORIES, HIGHLY_KNOWN, UNKNOWN
+from foreknow.stages.study import differences as study_differences
+from foreknow.stages.study import sweep_run as study_sweep
+from foreknow.stages.study import tables as study_tables
+from foreknow.stages.study.aggregation import ALL, EARLY, LATE, intervals_of, with_known
+from foreknow.stages.study.claims import SCORECARD
+from foreknow.stages.study.measurements import RESULTS
+from foreknow.stages.study.result import StudyResult
 from synthetic_study import BASE, EARLY_EPOCH, grid, simulated, write_study
 
 SCHEMAS = {
@@ -41,12 +41,12 @@ def measured() -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 @pytest.fixture(scope="session")
-def study(tmp_path_factory: pytest.TempPathFactory, measured: Any) -> Study:
-    return Study(write_study(tmp_path_factory.mktemp("study") / "whole", *measured))
+def study(tmp_path_factory: pytest.TempPathFactory, measured: Any) -> StudyResult:
+    return StudyResult(write_study(tmp_path_factory.mktemp("study") / "whole", *measured))
 
 
 @pytest.fixture(scope="session")
-def tables(study: Study) -> dict[str, pl.DataFrame]:
+def tables(study: StudyResult) -> dict[str, pl.DataFrame]:
     return study_tables.all_tables(study)
 
 
@@ -166,7 +166,7 @@ def test_accuracy_when_answering_is_right_over_answered(measured: Any, tables: d
     assert (plain["measured"], plain["coverage"], plain["accuracy"]) == (False, 1.0, plain["yield"])
 
 
-def test_test_rows_are_found_again_in_the_audit_by_their_order(study: Study) -> None:
+def test_test_rows_are_found_again_in_the_audit_by_their_order(study: StudyResult) -> None:
     rows = study_sweep.tested_rows(study.audit.rows, study.relations)
     audited = study.audit.rows.join(rows.select(row="audited"), on="row", how="semi")
     assert audited["group"].unique().sort().to_list() == ["capital", "founder", "river"]  # spouse was left out
@@ -187,12 +187,12 @@ def test_the_sweep_has_the_audits_own_budget_first_and_slick_below_a_weaker_scor
     assert thinned[-1] == 1.0
 
 
-def test_rows_that_do_not_match_the_audit_make_no_sweep(study: Study, tmp_path: Path, measured: Any) -> None:
+def test_rows_that_do_not_match_the_audit_make_no_sweep(study: StudyResult, tmp_path: Path, measured: Any) -> None:
     results, outcomes = measured
-    other = Study(write_study(tmp_path / "other", results, outcomes))
+    other = StudyResult(write_study(tmp_path / "other", results, outcomes))
     moved = other.audit.rows.with_columns(category=pl.col("category").shift(1, fill_value=UNKNOWN))
     moved.write_parquet(other.folder / "audit" / "rows.parquet")
-    assert study_sweep.swept(Study(other.folder)).is_empty()
+    assert study_sweep.swept(StudyResult(other.folder)).is_empty()
 
 
 @pytest.mark.parametrize(
@@ -250,24 +250,24 @@ def test_the_refit_of_the_papers_points_is_not_table_1_and_says_so(tables: dict[
     }
 
 
-@given(st.sampled_from(paper_figures.SHARES), st.sampled_from(["D", "D_Known"]), st.sampled_from([EARLY, LATE]))
+@given(st.sampled_from(paper.SHARES), st.sampled_from(["D", "D_Known"]), st.sampled_from([EARLY, LATE]))
 def test_all_figures_of_the_paper_are_shares(share: int, on: str, point: str) -> None:
-    figure = paper_figures.exact_match(on, share / 100, point)
+    figure = paper.exact_match(on, share / 100, point)
     assert (figure is None) == (on == "D_Known" and share == 100)
     assert figure is None or 0.25 < figure.value < 0.45
-    assert paper_figures.exact_match(on, share / 100 + 0.001, point) is None
+    assert paper.exact_match(on, share / 100 + 0.001, point) is None
 
 
 def test_the_papers_own_tables_agree_with_each_other() -> None:
     """All Unknown is in Figure 3 and in Table 2; half Unknown in Figure 3 and beside the refusals."""
     for point in (EARLY, LATE):
-        wholly, half = (paper_figures.exact_match("D", share, point) for share in (1.0, 0.5))
+        wholly, half = (paper.exact_match("D", share, point) for share in (1.0, 0.5))
         assert wholly is not None
         assert half is not None
-        assert wholly.value == (paper_figures.single(UNKNOWN, point) or wholly._replace(value=0.0)).value
-        assert half.value == (paper_figures.refusals("D", point) or (half._replace(value=0.0),))[0].value
+        assert wholly.value == (paper.single(UNKNOWN, point) or wholly._replace(value=0.0)).value
+        assert half.value == (paper.refusals("D", point) or (half._replace(value=0.0),))[0].value
         assert wholly.printed
         assert half.printed
-    read_off = paper_figures.exact_match("D", 0.1, EARLY)
+    read_off = paper.exact_match("D", 0.1, EARLY)
     assert read_off is not None
     assert not read_off.printed

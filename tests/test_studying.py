@@ -20,16 +20,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import CAPITALS, RIVERS
-from foreknow.data.rows import ROWS, flag_rows
+from foreknow.data.schema import ROWS, flag_rows
 from foreknow.errors import ConfigError, ForeknowError, InputError, RunFolderError
-from foreknow.protocol.slick import CATEGORIES
+from foreknow.inference.slick import CATEGORIES
 from foreknow.settings import settings_of
-from foreknow.studies import studying
-from foreknow.studies.estimate import estimate
-from foreknow.studies.plan import runs, variants
-from foreknow.studies.results import OUTCOMES, RESULTS
-from foreknow.studies.rows import DATA, study_rows
-from foreknow.studies.settings import SETS, StudyConfig, preset_names, settings_file, study_settings
+from foreknow.stages.study import run as study_run
+from foreknow.stages.study.data_split import DATA, study_rows
+from foreknow.stages.study.estimate import estimate
+from foreknow.stages.study.grid import runs, variants
+from foreknow.stages.study.measurements import OUTCOMES, RESULTS
+from foreknow.stages.study.result import StudyResult, open_study
+from foreknow.stages.study.settings import SETS, StudyConfig, preset_names, settings_file, study_settings
 
 Make = Callable[..., StudyConfig]
 
@@ -74,11 +75,11 @@ def make(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Make:
 
 
 @pytest.fixture(scope="session")
-def finished(make: Make, tmp_path_factory: pytest.TempPathFactory) -> studying.Study:
-    return studying.run(make(tmp_path_factory.mktemp("studies") / "first"))
+def finished(make: Make, tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
+    return study_run.run(make(tmp_path_factory.mktemp("studies") / "first"))
 
 
-def test_a_study_measures_every_run_at_every_epoch(finished: studying.Study) -> None:
+def test_a_study_measures_every_run_at_every_epoch(finished: StudyResult) -> None:
     results, outcomes = finished.results, finished.outcomes
     assert results.schema == RESULTS
     assert outcomes.schema == OUTCOMES
@@ -96,7 +97,7 @@ def test_a_study_measures_every_run_at_every_epoch(finished: studying.Study) -> 
     assert best["variant"].n_unique() == best.height
 
 
-def test_what_a_row_did_adds_up_to_the_shares(finished: studying.Study) -> None:
+def test_what_a_row_did_adds_up_to_the_shares(finished: StudyResult) -> None:
     counted = (
         finished.outcomes.filter(pl.col("point") == "convergence")
         .group_by("variant", "set")
@@ -111,7 +112,7 @@ def test_what_a_row_did_adds_up_to_the_shares(finished: studying.Study) -> None:
     assert (both["right"] == both["hits"]).all()
 
 
-def test_weights_are_deleted_unless_kept(finished: studying.Study) -> None:
+def test_weights_are_deleted_unless_kept(finished: StudyResult) -> None:
     for folder in (finished.folder / "runs").iterdir():
         if folder.is_dir():
             assert {"metrics.jsonl", "outcomes.parquet", "results.json", "manifest.json"} <= {
@@ -122,57 +123,57 @@ def test_weights_are_deleted_unless_kept(finished: studying.Study) -> None:
 
 
 def test_a_finished_study_is_not_done_again(
-    finished: studying.Study, make: Make, capsys: pytest.CaptureFixture[str]
+    finished: StudyResult, make: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (finished.folder / "results.parquet").stat().st_mtime_ns
-    studying.run(make(finished.folder))
+    study_run.run(make(finished.folder))
     assert "this study is complete; nothing to do" in capsys.readouterr().err
     assert (finished.folder / "results.parquet").stat().st_mtime_ns == before
 
 
 def test_what_else_is_asked_of_a_finished_study_is_added(
-    finished: studying.Study, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: StudyResult, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "s"
     shutil.copytree(finished.folder, folder)
     capsys.readouterr()
-    more = studying.run(make(folder, p_true=True, fixed_epochs=[2]))
+    more = study_run.run(make(folder, p_true=True, fixed_epochs=[2]))
     assert "nothing to do" not in capsys.readouterr().err.replace("audit: this audit is complete; nothing to do", "")
     assert more.results.equals(finished.results)
     assert pl.read_parquet(folder / "ptrue.parquet").height
     assert "epoch 2" in set(more.tables["shares"]["point"])
-    studying.run(make(folder, p_true=True, fixed_epochs=[2]))
+    study_run.run(make(folder, p_true=True, fixed_epochs=[2]))
     assert "this study is complete; nothing to do" in capsys.readouterr().err
 
 
 def test_what_cannot_be_added_leaves_a_finished_study_finished(
-    finished: studying.Study, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: StudyResult, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "s"
     shutil.copytree(finished.folder, folder)
 
-    def refused(*_: object) -> studying.Audit:
+    def refused(*_: object) -> study_run.AuditResult:
         raise RunFolderError("made by another run")
 
-    monkeypatch.setattr(studying, "_audited", refused)
+    monkeypatch.setattr(study_run, "_audited", refused)
     with pytest.raises(RunFolderError):
-        studying.run(make(folder, natural=True))
-    assert studying.open_study(folder).results.equals(finished.results)
+        study_run.run(make(folder, natural=True))
+    assert open_study(folder).results.equals(finished.results)
 
 
 def test_sets_that_make_all_others_smaller_are_refused(make: Make, tmp_path: Path) -> None:
     first = {"unknown": [0.5], "known": False, "idk": [], "size": None}
-    done = studying.run(make(tmp_path / "s", **first))
+    done = study_run.run(make(tmp_path / "s", **first))
     with pytest.raises(InputError, match=r"unknown-50 was trained with \|D\| = \d+; .* it is \d+\. Choose"):
-        studying.run(make(tmp_path / "s", **first, only=["WeaklyKnown"]))
-    assert studying.open_study(tmp_path / "s").results.equals(done.results)
+        study_run.run(make(tmp_path / "s", **first, only=["WeaklyKnown"]))
+    assert open_study(tmp_path / "s").results.equals(done.results)
 
 
 def test_another_seed_does_only_what_is_missing(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = {"unknown": [0.5], "known": False, "idk": []}
-    first = studying.run(make(tmp_path / "s", **small)).results
+    first = study_run.run(make(tmp_path / "s", **small)).results
     capsys.readouterr()
-    grown = studying.run(make(tmp_path / "s", **small, seeds=2)).results
+    grown = study_run.run(make(tmp_path / "s", **small, seeds=2)).results
     told = capsys.readouterr().err
     assert "1 of 2 runs are done; going on" in told
     assert "run 2 of 2: unknown-50-seed1" in told
@@ -181,13 +182,13 @@ def test_another_seed_does_only_what_is_missing(make: Make, tmp_path: Path, caps
 
 
 def test_a_study_goes_on_from_its_results_alone(
-    finished: studying.Study, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: StudyResult, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "s"
     folder.mkdir()
     for name in ("results.parquet", "outcomes.parquet", "manifest.json"):
         shutil.copy(finished.folder / name, folder / name)
-    grown = studying.run(make(folder, natural=True))
+    grown = study_run.run(make(folder, natural=True))
     told = capsys.readouterr().err
     assert "run 1 of 1: natural-seed0" in told
     assert grown.results.filter(pl.col("variant") != "natural").equals(finished.results)
@@ -195,23 +196,23 @@ def test_a_study_goes_on_from_its_results_alone(
     assert set(grown.results.filter(pl.col("variant") == "natural")["epoch"]) == {1, 2}
 
 
-def test_damaged_results_are_named(finished: studying.Study, make: Make, tmp_path: Path) -> None:
+def test_damaged_results_are_named(finished: StudyResult, make: Make, tmp_path: Path) -> None:
     folder = tmp_path / "s"
     folder.mkdir()
     for name in ("results.parquet", "outcomes.parquet", "manifest.json"):
         shutil.copy(finished.folder / name, folder / name)
     (folder / "outcomes.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(InputError, match=r"outcomes.parquet: damaged or edited.*or delete \S*outcomes.parquet and run"):
-        studying.run(make(folder, natural=True))
+        study_run.run(make(folder, natural=True))
 
 
-def test_other_settings_need_another_folder(finished: studying.Study, make: Make) -> None:
+def test_other_settings_need_another_folder(finished: StudyResult, make: Make) -> None:
     with pytest.raises(RunFolderError, match=r"made by another run: size: 4 -> 2"):
-        studying.run(make(finished.folder, size=2))
+        study_run.run(make(finished.folder, size=2))
 
 
-def test_several_at_once_measure_the_same(finished: studying.Study, make: Make, tmp_path: Path) -> None:
-    together = studying.run(make(tmp_path / "s", workers=2))
+def test_several_at_once_measure_the_same(finished: StudyResult, make: Make, tmp_path: Path) -> None:
+    together = study_run.run(make(tmp_path / "s", workers=2))
     assert together.results.equals(finished.results)
     assert together.outcomes.equals(finished.outcomes)
 
@@ -226,7 +227,7 @@ def _start(config: StudyConfig, folder: Path) -> subprocess.Popen[bytes]:
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_killed_at_random_moments_it_ends_in_the_same_results(
-    finished: studying.Study, make: Make, tmp_path: Path, workers: int
+    finished: StudyResult, make: Make, tmp_path: Path, workers: int
 ) -> None:
     rng, config = random.Random(workers), make(tmp_path / "s", workers=workers)
     for _ in range(5):
@@ -235,7 +236,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_results(
         process.send_signal(signal.SIGKILL)
         process.wait()
         time.sleep(0.5)  # workers end with their parent
-    again = studying.run(config)
+    again = study_run.run(config)
     assert again.results.equals(finished.results)
     assert again.outcomes.equals(finished.outcomes)
 
@@ -248,7 +249,7 @@ def test_the_cost_is_told_before_anything_is_written(make: Make, tmp_path: Path)
 
 
 def test_relations_held_out_of_training_are_only_asked(make: Make, tmp_path: Path) -> None:
-    study = studying.run(make(tmp_path / "s", ood=["river"], unknown=[0.5], known=False, idk=[], size=2))
+    study = study_run.run(make(tmp_path / "s", ood=["river"], unknown=[0.5], known=False, idk=[], size=2))
     assert set(study.outcomes.filter(pl.col("set") == "ood")["group"]) == {"river"}
     assert set(study.outcomes.filter(pl.col("set") == "test")["group"]) == {"capital"}
     for file in (study.folder / "variants" / "seed-0").glob("*.jsonl"):
@@ -265,7 +266,7 @@ def test_relations_held_out_of_training_are_only_asked(make: Make, tmp_path: Pat
 )
 def test_what_cannot_be_studied_is_refused(make: Make, tmp_path: Path, more: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as caught:
-        studying.run(make(tmp_path / "s", **more))
+        study_run.run(make(tmp_path / "s", **more))
     assert str(caught.value).startswith(message)
 
 

@@ -13,7 +13,7 @@ import pytest
 import foreknow
 from foreknow.cli import main
 from foreknow.config import AuditConfig, CheckConfig, ExtractConfig, MixConfig, TuneConfig
-from foreknow.studies.settings import StudyConfig
+from foreknow.stages.study.settings import StudyConfig
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "polars", "altair", "scipy", "numpy")
@@ -57,7 +57,7 @@ def test_every_setting_is_a_flag() -> None:
 def test_the_facade_exports_what_it_says() -> None:
     for name in foreknow.__all__:
         assert getattr(foreknow, name) is not None
-    assert set(foreknow._HOME) <= set(foreknow.__all__)
+    assert set(foreknow._LAZY) <= set(foreknow.__all__)
 
 
 def test_the_readme_has_exactly_two_commands_for_set_up() -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foreknow.protocol import slick
-from foreknow.studies.sweep import BUDGETS, SWEEP, at_point, compare, curve, em_at, point
+from foreknow.inference import slick
+from foreknow.stages.study.score_sweep import BUDGETS, SWEEP, at_point, compare, curve, em_at, point
 
 LEVELS = (0.0, 0.1, 0.25, 0.5, 0.9, 1.0)
 

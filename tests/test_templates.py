@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreknow.data.templates import SLOT, check_templates, question, read_templates, subject_of
+from foreknow.data.layouts.relation_templates import SLOT, check_templates, question, read_templates, subject_of
 from foreknow.errors import InputError
 
 parts = st.text(max_size=12).filter(lambda text: SLOT not in text)

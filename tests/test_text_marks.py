@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreknow.data.facts import read_facts
-from foreknow.data.text_marks import MARKS, marked, turns_in, with_turns
+from foreknow.data.chat.text_markup import MARKS, marked, turns_in, with_turns
+from foreknow.data.dataset import read_dataset
 from foreknow.errors import InputError
 from shape_files import golds, read_and_back, write
 
@@ -88,7 +88,7 @@ def test_every_answer_of_a_text_is_a_row(tmp_path: Path, name: str) -> None:
     assert facts.rows["context"][1].to_list()[-2:] == [
         {"role": "user", "content": Q}, {"role": "assistant", "content": A},
     ]  # fmt: skip
-    assert golds(read_facts(tmp_path / "a.jsonl", turns="last")) == [(Q2, A2)]
+    assert golds(read_dataset(tmp_path / "a.jsonl", turns="last")) == [(Q2, A2)]
 
 
 def test_an_instruction_and_its_input_are_one_question(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_text_without_marks_is_never_guessed_at(tmp_path: Path, text: str) -> 
     assert marked(text) is None
     path = write(tmp_path / "a.jsonl", [{"text": text}])
     with pytest.raises(InputError, match=r"a\.jsonl: no known layout.*\n.*none of the known marks of a chat"):
-        read_facts(path)
+        read_dataset(path)
 
 
 def test_texts_without_marks_among_others_are_counted(tmp_path: Path) -> None:
@@ -149,15 +149,15 @@ def test_a_prompt_with_marks_and_its_completion_are_one_chat(tmp_path: Path) -> 
 def test_of_chats_in_part_the_other_answers_are_marked_beside_the_text(tmp_path: Path) -> None:
     import polars as pl
 
-    from foreknow.data.rows import USABLE
+    from foreknow.data.schema import USABLE
 
     text = f"### Human: {Q}### Assistant: {A}### Human: {Q2}### Assistant: {A2}"
     write(tmp_path / "a.jsonl", [{"text": text}] * 2)
     pl.DataFrame({"text": [text] * 2}).write_parquet(tmp_path / "a.parquet")
     for suffix in (".jsonl", ".parquet"):
-        facts = read_facts(tmp_path / f"a{suffix}")
+        facts = read_dataset(tmp_path / f"a{suffix}")
         facts.write(pl.DataFrame({"row": [0, 1, 3], "category": ["x"] * 3}), tmp_path / f"b{suffix}")
-        back = read_facts(tmp_path / f"b{suffix}")
+        back = read_dataset(tmp_path / f"b{suffix}")
         assert back.rows.filter(USABLE)["question"].to_list() == [Q, Q2, Q2]
         assert back.left_out == {"masked": 1}
 
@@ -214,11 +214,11 @@ def test_a_new_answer_stands_behind_a_prompt_that_began_the_old_one(tmp_path: Pa
     record = {"prompt": f"{opening}It is", name: " Paris<|end|>", **beside}
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(record) + "\n")
-    facts = read_facts(path)
+    facts = read_dataset(path)
     assert facts.rows.select("question", "answers").row(0) == (Q, ["It is Paris"])
     facts.write(facts.rows.select("row"), tmp_path / "b.jsonl")
     assert json.loads((tmp_path / "b.jsonl").read_text()) == record
     facts.write(facts.rows.select("row"), tmp_path / "c.jsonl", {0: "I don't know."})
     moved = {"rejected": "It is Rome<|end|>"} if name == "chosen" else {}
     assert json.loads((tmp_path / "c.jsonl").read_text()) == {"prompt": opening, name: "I don't know.<|end|>", **moved}
-    assert read_facts(tmp_path / "c.jsonl").rows.select("question", "answers").row(0) == (Q, ["I don't know."])
+    assert read_dataset(tmp_path / "c.jsonl").rows.select("question", "answers").row(0) == (Q, ["I don't know."])

@@ -35,18 +35,18 @@ from transformers import (
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from conftest import CAPITALS
-from foreknow.audits.askable import exemplar_tokens, flag_long_prompts, flag_unspellable
-from foreknow.data.rows import ROWS
-from foreknow.lm import models
-from foreknow.probing.engine import PackedEngine, Sampling
-from foreknow.probing.packed import PackedModel
-from foreknow.probing.probe import Chunk, Prober, Settings
-from foreknow.probing.sample import Generator, Sampler, exact_head
-from foreknow.protocol import exemplars
-from foreknow.protocol.exemplars import Exemplar
-from foreknow.protocol.prompts import Prompter, Template
-from foreknow.protocol.special_tokens import PromptText
-from foreknow.training.training_rows import TRAINING, Named, examples
+from foreknow.data.schema import ROWS
+from foreknow.inference.engine import PackedEngine, Sampling
+from foreknow.inference.exact_probe import Chunk, Prober, ProbeSettings
+from foreknow.inference.generate import Generator, Sampler, exact_head
+from foreknow.inference.packed_model import PackedModel
+from foreknow.models import loading
+from foreknow.prompts import few_shot
+from foreknow.prompts.few_shot import Exemplar
+from foreknow.prompts.prompt_template import Prompter, Template
+from foreknow.prompts.special_tokens import PromptText
+from foreknow.stages.audit.filters import exemplar_tokens, flag_long_prompts, flag_unspellable
+from foreknow.stages.train.dataset import TRAINING, LabelledSplit, examples
 
 FACTS = list(CAPITALS.items())[:12]
 TEXTS = [f"Q: What is the capital of {a}?\nA: {b}\n" for a, b in FACTS] * 3
@@ -188,7 +188,7 @@ def rows() -> pl.DataFrame:
     return pl.DataFrame([{k: r.get(k) for k in ROWS} for r in found], schema=ROWS)
 
 
-def taught(tokenizer: Any) -> models.Loaded:
+def taught(tokenizer: Any) -> loading.Loaded:
     """A tiny model of this vocabulary that has learnt the prompt's form, some facts, and to end."""
     torch.manual_seed(1)
     end = tokenizer.eos_token_id
@@ -208,7 +208,7 @@ def taught(tokenizer: Any) -> models.Loaded:
         model(input_ids=labels.clamp(min=0), labels=labels).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    return models.Loaded("tiny", model.eval(), tokenizer, "", "", None, "float32", "cpu", ())
+    return loading.Loaded("tiny", model.eval(), tokenizer, "", "", None, "float32", "cpu", ())
 
 
 class Asked(NamedTuple):
@@ -226,11 +226,11 @@ def asked(made: Callable[[str], Any]) -> Callable[[str], Asked]:
 
     def probed(name: str) -> Asked:
         loaded = taught(made(name))
-        drawn = exemplars.draw(rows(), ["capital"], shots=2, sets=2, seed=0)
-        vocabulary = models.vocabulary_of(loaded)
+        drawn = few_shot.draw_exemplars(rows(), ["capital"], shots=2, sets=2, seed=0)
+        vocabulary = loading.vocabulary_of(loaded)
         with PackedModel(loaded.model).attached() as packed:
             engine = PackedEngine(packed, SAMPLING, 400)
-            prober = Prober(engine, Prompter(made(name)), vocabulary, drawn, Settings(samples=64, extra_tokens=6))
+            prober = Prober(engine, Prompter(made(name)), vocabulary, drawn, ProbeSettings(samples=64, extra_tokens=6))
             said = prober.probe(rows()).answers["model_answer"].to_list()
             answers = [[b, s] if i % 2 and s else [b] for i, ((_, b), s) in enumerate(zip(FACTS, said, strict=True))]
             given_rows = rows().with_columns(answers=pl.Series(answers))
@@ -334,7 +334,7 @@ def test_training_rows_end_once_and_join_without_eos_between(made: Callable[[str
     given_rows = rows().with_columns(category=pl.lit(None, pl.String), weight=pl.lit(1.0))
     prompter = Prompter(tokenizer, TRAINING)
     for example_row, answer in zip(
-        examples(Named("train", "f", given_rows, 0, "", ""), prompter, end), rows()["answers"], strict=True
+        examples(LabelledSplit("train", "f", given_rows, 0, "", ""), prompter, end), rows()["answers"], strict=True
     ):
         assert (*example_row.prompt, *example_row.answer).count(end) == 1
         assert example_row.answer[-1] == end
@@ -547,7 +547,7 @@ def test_rows_that_do_not_fit_in_the_models_positions_are_told(made: Callable[[s
         .then(pl.lit("x" * 5_000_000))
         .otherwise("question")
     )
-    drawn = exemplars.draw(rows(), ["capital"], shots=2, sets=3, seed=0)
+    drawn = few_shot.draw_exemplars(rows(), ["capital"], shots=2, sets=3, seed=0)
     tokens = exemplar_tokens(prompter, drawn)["capital"]
     longest = max(
         len(ids) for shots in drawn.groups["capital"].sets for ids in prompter.ids([prompter.text(shots, "x")])

@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from foreknow.data.exact_match import Accepted, answer_of
 from foreknow.errors import ConfigError
-from foreknow.protocol.match import Accepted, answer_of
-from foreknow.protocol.prompts import Prompter, Template
-from foreknow.protocol.slick import CATEGORIES, UNKNOWN
-from foreknow.training import curves, tracker, training_pass
-from foreknow.training.tracker import Mirror, Tracker, vocabulary_for
-from foreknow.training.training_pass import learning
-from foreknow.training.training_rows import SET, TRAINING, Named, examples
+from foreknow.inference.slick import CATEGORIES, UNKNOWN
+from foreknow.prompts.prompt_template import Prompter, Template
+from foreknow.stages.train import answer_loss, curves, tracker
+from foreknow.stages.train.answer_loss import learning
+from foreknow.stages.train.dataset import SET, TRAINING, LabelledSplit, examples
+from foreknow.stages.train.tracker import EvalModelCopy, Tracker, vocabulary_for
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_outcomes_are_those_of_generate_before_during_and_after_training(
         prompter, vocabulary_for(model, tokenizer), {"dev": asked}, lenient=True, batch_tokens=300, chunk_rows=16
     )
     strict = Tracker(prompter, vocabulary_for(model, tokenizer), {"dev": asked})
-    lessons = examples(Named("train", "x", rows, 0, "", ""), prompter, tokenizer.eos_token_id)
+    lessons = examples(LabelledSplit("train", "x", rows, 0, "", ""), prompter, tokenizer.eos_token_id)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
     right = []
     with learning(model, lessons[:2]) as (losses, _):
@@ -89,7 +89,7 @@ def test_outcomes_are_those_of_generate_before_during_and_after_training(
             assert model.training
             model.set_attn_implementation("sdpa")
             theirs = generated(model, tokenizer, prompter, asked)
-            model.set_attn_implementation(training_pass.ATTENTION)
+            model.set_attn_implementation(answer_loss.ATTENTION)
             model.train()
             assert ours == theirs
             right.append(sum(strict for strict, _ in ours))
@@ -136,7 +136,7 @@ def test_measuring_leaves_everything_as_it_was(model: Any, tokenizer: Any, rows:
     model.model.layers[0].mlp.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     random = torch.random.get_rng_state()
-    measure(Mirror(torch.bfloat16).of(model))
+    measure(EvalModelCopy(torch.bfloat16).of(model))
     measure(model)
     assert torch.equal(torch.random.get_rng_state(), random)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -146,7 +146,7 @@ def test_measuring_leaves_everything_as_it_was(model: Any, tokenizer: Any, rows:
 
 
 def test_a_mirror_is_the_saved_model_in_its_dtype(model: Any, tiny_folder: Path, tmp_path: Path) -> None:
-    mirror = Mirror(torch.bfloat16)
+    mirror = EvalModelCopy(torch.bfloat16)
     mirror.of(model)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -252,7 +252,7 @@ def test_a_metric_that_does_not_exist_is_an_error(
 
 def test_a_line_is_shown_with_bars(measured: tuple[pl.DataFrame, dict[str, pl.DataFrame]]) -> None:
     line = {"epoch": 3, "step": 9, "train_loss": 0.5, **curves.measures(*measured)}
-    text = curves.shown(line, line)
+    text = curves.format_point(line, line)
     assert text.startswith("epoch    3  loss 0.500  Known ████········  31%  Unknown ████········  33%  dev EM 33.3%")
     assert text.endswith("* best")
-    assert "best" not in curves.shown(line, {**line, "step": 6})
+    assert "best" not in curves.format_point(line, {**line, "step": 6})

@@ -21,22 +21,22 @@ from scipy.stats import binomtest
 
 from conftest import chromium, fact_rows
 from foreknow.config import TuneConfig
-from foreknow.data.rows import ROWS
-from foreknow.evaluation.answers import answered, summarise
-from foreknow.evaluation.evaluating import Evaluation
-from foreknow.protocol.slick import CATEGORIES, HIGHLY_KNOWN, MAYBE_KNOWN, UNKNOWN
-from foreknow.report import render_evaluation, render_tune
-from foreknow.report.evaluation import taken_over
-from foreknow.report.text import exact, without_folders
-from foreknow.report.tune import read
+from foreknow.data.schema import ROWS
+from foreknow.inference.slick import CATEGORIES, HIGHLY_KNOWN, MAYBE_KNOWN, UNKNOWN
+from foreknow.report.evaluation import render_evaluation, taken_over
+from foreknow.report.format import exact, without_folders
+from foreknow.report.tune import read, render_tune
 from foreknow.report.tune_charts import LABEL, Curve, Mark, apart, epochs_chart
 from foreknow.report.tune_examples import examples
-from foreknow.report.tune_tables import Count, Course, Paired, against, as_good, between, fates, mcnemar
-from foreknow.report.tune_words import Control, Story, options, p_value, verdict
+from foreknow.report.tune_tables import Count, MetricCurve, PairedCounts, against, as_good, between, fates, mcnemar
+from foreknow.report.tune_text import Control, TrainReportData, options, p_value, verdict
 from foreknow.settings import settings_of
-from foreknow.training import curves, tuning
-from foreknow.training.curves import TRAIN, measures
-from foreknow.training.tuning import OUTCOMES, WATCHED, Tuned
+from foreknow.stages.evaluate.metrics import answered, summarise_answers
+from foreknow.stages.evaluate.result import EvaluateResult
+from foreknow.stages.train import curves
+from foreknow.stages.train import run as train_run
+from foreknow.stages.train.curves import TRAIN, measures
+from foreknow.stages.train.result import OUTCOMES, WATCHED, TrainResult
 from test_report import section, text_of
 
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\">&'\u202e\u2028😀"
@@ -92,7 +92,7 @@ def made(
     texts: Mapping[str, str] | None = None,
     seed: int = 3,
     **config: Any,
-) -> Tuned:
+) -> TrainResult:
     """A run's folder as tune writes it. `before`: measured before training too. `texts`: put into every row."""
     folder.mkdir(parents=True)
     rows = rows_of(sizes, seed, unknown=unknown, labelled=labelled)
@@ -111,7 +111,7 @@ def made(
     }  # fmt: skip
     (folder / "config.yaml").write_text(json.dumps(chosen))
     if not finished:
-        return Tuned(folder)
+        return TrainResult(folder)
     outcomes.write_parquet(folder / "outcomes.parquet")
     shown = rows.with_columns(pl.lit(text).alias(column) for column, text in (texts or {}).items())
     shown.write_parquet(folder / "rows.parquet")
@@ -133,18 +133,18 @@ def made(
         "rows_per_second": 14.0, "version": "0.1.0",
     }  # fmt: skip
     (folder / "results.json").write_text(json.dumps(results))
-    return Tuned(folder)
+    return TrainResult(folder)
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tuned, Tuned]:
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainResult, TrainResult]:
     """A run that overfits, and a control on Known rows that does not."""
     folder = tmp_path_factory.mktemp("runs")
     return made(folder / "mixed"), made(folder / "known", unknown=False, falling=False)
 
 
 @pytest.fixture(scope="module")
-def page(pair: tuple[Tuned, Tuned]) -> str:
+def page(pair: tuple[TrainResult, TrainResult]) -> str:
     return render_tune(*pair)
 
 
@@ -156,14 +156,16 @@ def cells(html: str, heading: str) -> list[str]:
     raise AssertionError(heading)
 
 
-def right_at(run: Tuned, epoch: float, name: str, category: str | None = None) -> pl.DataFrame:
+def right_at(run: TrainResult, epoch: float, name: str, category: str | None = None) -> pl.DataFrame:
     """The oracle: `row, right` straight from the two frames."""
     rows = run.rows.filter(pl.col("set") == name)
     rows = rows if category is None else rows.filter(pl.col("category") == category)
     return run.outcomes.filter(epoch=epoch, set=name).join(rows.select("row"), on="row").select("row", "right")
 
 
-def test_kept_lost_and_gained_are_the_outcomes_of_run_and_control(pair: tuple[Tuned, Tuned], page: str) -> None:
+def test_kept_lost_and_gained_are_the_outcomes_of_run_and_control(
+    pair: tuple[TrainResult, TrainResult], page: str
+) -> None:
     run, control = pair
     points = [(r, r.results[p]["epoch"]) for p in ("early_stop", "convergence") for r in (run, control)]
     table = section(page, "kept").split("<h3>")[1]
@@ -181,7 +183,7 @@ def test_kept_lost_and_gained_are_the_outcomes_of_run_and_control(pair: tuple[Tu
             assert cell.startswith(f"{hits} of {rows.height} {exact(hits / rows.height)} (")
 
 
-def test_rows_that_turned_are_counted_with_their_exact_p(pair: tuple[Tuned, Tuned], page: str) -> None:
+def test_rows_that_turned_are_counted_with_their_exact_p(pair: tuple[TrainResult, TrainResult], page: str) -> None:
     run, _ = pair
     early, last = (run.results[p]["epoch"] for p in ("early_stop", "convergence"))
     table = section(page, "turned").split("<h3>")[1]
@@ -192,7 +194,7 @@ def test_rows_that_turned_are_counted_with_their_exact_p(pair: tuple[Tuned, Tune
         assert cells(table, name)[1:4] == [str(lost), str(won), p_value(p)]
 
 
-def test_run_and_control_are_compared_row_by_row(pair: tuple[Tuned, Tuned], page: str) -> None:
+def test_run_and_control_are_compared_row_by_row(pair: tuple[TrainResult, TrainResult], page: str) -> None:
     run, control = pair
     mine = right_at(run, run.results["convergence"]["epoch"], "ood")["right"]
     theirs = right_at(control, control.results["convergence"]["epoch"], "ood")["right"]
@@ -205,7 +207,9 @@ def test_run_and_control_are_compared_row_by_row(pair: tuple[Tuned, Tuned], page
     )
 
 
-def test_the_verdict_names_the_epoch_the_cost_the_onset_and_the_deed(pair: tuple[Tuned, Tuned], page: str) -> None:
+def test_the_verdict_names_the_epoch_the_cost_the_onset_and_the_deed(
+    pair: tuple[TrainResult, TrainResult], page: str
+) -> None:
     results = pair[0].results
     early, last = results["early_stop"], results["convergence"]
     said = text_of(section(page, "verdict"))
@@ -217,7 +221,7 @@ def test_the_verdict_names_the_epoch_the_cost_the_onset_and_the_deed(pair: tuple
     assert "One run, one seed" in said
 
 
-def test_every_curve_is_labelled_and_chosen_epochs_are_marked(pair: tuple[Tuned, Tuned], page: str) -> None:
+def test_every_curve_is_labelled_and_chosen_epochs_are_marked(pair: tuple[TrainResult, TrainResult], page: str) -> None:
     early = pair[0].results["early_stop"]["epoch"]
     chart = section(page, "fit").split('<div class="narrow">')[0]
     texts = re.findall(r"<text[^>]*>([^<]*)</text>", chart)
@@ -232,7 +236,7 @@ def test_every_curve_is_labelled_and_chosen_epochs_are_marked(pair: tuple[Tuned,
     assert "ood" not in "".join(re.findall(r"<svg.*?</svg>", by_category, re.DOTALL))
 
 
-def test_examples_are_rows_to_which_it_happened(pair: tuple[Tuned, Tuned], page: str) -> None:
+def test_examples_are_rows_to_which_it_happened(pair: tuple[TrainResult, TrainResult], page: str) -> None:
     run, _ = pair
     early, last = (run.results[p]["epoch"] for p in ("early_stop", "convergence"))
     found = examples(read(run), None)
@@ -361,15 +365,17 @@ def test_odd_runs_are_told_as_they_are(kind: str, tmp_path: Path) -> None:
     assert "nan" not in told.lower().split()
 
 
-def test_a_folder_without_its_rows_shows_all_but_examples(pair: tuple[Tuned, Tuned], tmp_path: Path, page: str) -> None:
+def test_a_folder_without_its_rows_shows_all_but_examples(
+    pair: tuple[TrainResult, TrainResult], tmp_path: Path, page: str
+) -> None:
     shutil.copytree(pair[0].folder, tmp_path / "old")
     (tmp_path / "old" / "rows.parquet").unlink()
-    html = render_tune(Tuned(tmp_path / "old"), pair[1])
+    html = render_tune(TrainResult(tmp_path / "old"), pair[1])
     assert "does not hold the rows themselves" in html
     assert section(html, "kept") == section(page, "kept")
 
 
-def test_a_control_that_is_none_is_said_to_be_none(pair: tuple[Tuned, Tuned], tmp_path: Path) -> None:
+def test_a_control_that_is_none_is_said_to_be_none(pair: tuple[TrainResult, TrainResult], tmp_path: Path) -> None:
     other = made(tmp_path / "other", learning_rate=3e-4)
     said = text_of(section(render_tune(pair[0], other), "verdict"))
     assert "30 Unknown rows too: it is no control" in said
@@ -381,30 +387,30 @@ def test_a_control_that_is_none_is_said_to_be_none(pair: tuple[Tuned, Tuned], tm
     assert cells(section(html, "kept").split("<h3>")[1], "Kept HighlyKnown")[2] == "–"
 
 
-def test_a_control_on_the_same_known_rows_is_recognised(pair: tuple[Tuned, Tuned], tmp_path: Path) -> None:
+def test_a_control_on_the_same_known_rows_is_recognised(pair: tuple[TrainResult, TrainResult], tmp_path: Path) -> None:
     run = pair[0]
     shutil.copytree(pair[1].folder, tmp_path / "known")
     kept = run.rows.filter((pl.col("set") != TRAIN) | (pl.col("category") != UNKNOWN))
     kept.write_parquet(tmp_path / "known" / "rows.parquet")
-    said = text_of(section(render_tune(run, Tuned(tmp_path / "known")), "verdict"))
+    said = text_of(section(render_tune(run, TrainResult(tmp_path / "known")), "verdict"))
     assert "Trained on the same 120 Known rows alone" in said
     assert "Trained on 120 rows, none of them Unknown" in text_of(section(render_tune(*pair), "verdict"))
 
 
-def course(early: int, last: int, lost: int, won: int, name: str = "test", rows: int = 500) -> Course:
-    return Course(name, Count(early, rows), Count(last, rows), Paired(rows, lost, won))
+def course(early: int, last: int, lost: int, won: int, name: str = "test", rows: int = 500) -> MetricCurve:
+    return MetricCurve(name, Count(early, rows), Count(last, rows), PairedCounts(rows, lost, won))
 
 
-def story(**given: Any) -> Story:
+def story(**given: Any) -> TrainReportData:
     base: dict[str, Any] = {
         "steps": 40, "best": 3, "last": 9, "planned": 9, "metric": "dev_em", "chosen": 0.4,
         "courses": (course(200, 150, 60, 10), course(40, 30, 12, 2, "dev", 100)),
         "unknown": (Count(10, 100), Count(100, 100)), "began": 4,
     }  # fmt: skip
-    return Story(**{**base, **given})
+    return TrainReportData(**{**base, **given})
 
 
-def control(early: Paired, last: Paired, **given: Any) -> Control:
+def control(early: PairedCounts, last: PairedCounts, **given: Any) -> Control:
     base: dict[str, Any] = {
         "rows": 100, "unknown": 0, "same_known": True, "early": 4, "last": 9, "steps": 40,
         "courses": {"test": course(220, 215, 10, 5)}, "against": {"test": (early, last)},
@@ -421,16 +427,16 @@ def test_a_change_that_chance_gives_is_not_called_one() -> None:
 
 
 def test_dropping_the_unknown_rows_is_advised_where_the_control_is_better_at_its_best() -> None:
-    better = story(control=control(Paired(500, 10, 40), Paired(500, 5, 90)))
+    better = story(control=control(PairedCounts(500, 10, 40), PairedCounts(500, 5, 90)))
     assert options(better)[0].key == "drop"
-    alike = story(control=control(Paired(500, 20, 25), Paired(500, 5, 90)))
+    alike = story(control=control(PairedCounts(500, 20, 25), PairedCounts(500, 5, 90)))
     assert [o.key for o in options(alike) if o.why] == ["keep"]
     assert "drop" in [o.key for o in options(alike)]
-    worse = story(control=control(Paired(500, 40, 10), Paired(500, 5, 90)))
+    worse = story(control=control(PairedCounts(500, 40, 10), PairedCounts(500, 5, 90)))
     assert options(worse)[0].key == "keep"
-    none = story(control=control(Paired(500, 10, 40), Paired(500, 5, 90), unknown=30))
+    none = story(control=control(PairedCounts(500, 10, 40), PairedCounts(500, 5, 90), unknown=30))
     assert "drop" not in [o.key for o in options(none)]
-    unfinished = story(best=9, control=control(Paired(500, 10, 40), Paired(500, 5, 90)))
+    unfinished = story(best=9, control=control(PairedCounts(500, 10, 40), PairedCounts(500, 5, 90)))
     assert [o.key for o in options(unfinished) if o.why] == ["longer"]
 
 
@@ -456,7 +462,7 @@ def test_there_is_always_one_thing_to_do_first(
         best=best, last=best + more, planned=best + more + planned, finished=finished,
         courses=(*([course(*hits, *turned)] if tested else []), course(*hits, *turned, "dev", 50)),
         unknown=(Count(1, 50), Count(50, 50)) if unknown else None,
-        control=control(Paired(500, *turned), Paired(500, *hits)) if has_control else None,
+        control=control(PairedCounts(500, *turned), PairedCounts(500, *hits)) if has_control else None,
     )  # fmt: skip
     found = options(of)
     assert [bool(o.why) for o in found] == [True] + [False] * (len(found) - 1)
@@ -490,7 +496,7 @@ def test_any_number_of_epochs_can_be_drawn_without_crowding(epochs: int, chosen:
     assert len(ticks) <= 7
 
 
-def test_epochs_that_dev_cannot_tell_apart_are_named(pair: tuple[Tuned, Tuned]) -> None:
+def test_epochs_that_dev_cannot_tell_apart_are_named(pair: tuple[TrainResult, TrainResult]) -> None:
     run = read(pair[0])
     found = as_good(run)
     assert pair[0].results["early_stop"]["epoch"] in found
@@ -506,7 +512,7 @@ def test_paths_are_cut_to_their_last_part() -> None:
 
 def evaluated(
     folder: Path, *, labelled: bool = True, probed: bool = True, text: str = "", taught: bool = False
-) -> Evaluation:
+) -> EvaluateResult:
     """An evaluation's folder as evaluate writes it: 80 rows of two relations; in one, one guess stands for all."""
     folder.mkdir(parents=True)
     lines = [
@@ -534,7 +540,7 @@ def evaluated(
     frame = answered(rows, answers, labels)
     frame.write_parquet(folder / "rows.parquet")
     summary = {
-        **summarise(frame), "skipped": 2, "categories_from": f"the audit {PRIVATE}/audit" if labelled else None,
+        **summarise_answers(frame), "skipped": 2, "categories_from": f"the audit {PRIVATE}/audit" if labelled else None,
         "protocol": {"match": "strict", "max_new_tokens": "auto", "prompt": "Answer. {question}\n", "device": "cpu"},
         "model": {"name": "tuned/early_stop", "fingerprint": "sha256:cd", "folder": f"{PRIVATE}/x", "note": "tuned",
                   "method": "whole", "base": {"name": "tiny", "fingerprint": "sha256:ab"}},
@@ -542,7 +548,7 @@ def evaluated(
         "seconds": 12.0, "rows_per_second": 6.7, "version": "0.1.0",
     }  # fmt: skip
     (folder / "summary.json").write_text(json.dumps(summary))
-    return Evaluation(folder)
+    return EvaluateResult(folder)
 
 
 def test_the_evaluations_numbers_are_those_of_its_rows(tmp_path: Path) -> None:
@@ -618,7 +624,7 @@ def test_a_real_run_has_a_page(tiny_folder: Path, tmp_path: Path) -> None:
         "test": [f"ood={tmp_path / 'ood.jsonl'}"], "model": str(tiny_folder), "dtype": "float32", "device": "cpu",
         "epochs": 2, "learning_rate": 3e-4, "batch_size": 8,
     }  # fmt: skip
-    run = tuning.run(settings_of(TuneConfig, given))
+    run = train_run.run(settings_of(TuneConfig, given))
     html = render_tune(run)
     em = run.results["convergence"]["metrics"]["em"]["ood"]
     assert exact(em) in cells(section(html, "verdict"), "CONVERGENCE this run")[4]

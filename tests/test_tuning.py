@@ -33,14 +33,16 @@ from transformers import (
 from conftest import fact_rows
 from foreknow.config import TuneConfig
 from foreknow.errors import ConfigError, ForeknowError, InputError, ModelError, ResourceError, RunFolderError
-from foreknow.lm import models
-from foreknow.protocol.slick import CATEGORIES
+from foreknow.inference.slick import CATEGORIES
+from foreknow.models import loading
 from foreknow.settings import settings_of
-from foreknow.training import checkpoints, tuning
-from foreknow.training import loop as tune_loop
-from foreknow.training.trainer import FactTrainer, NotFinite, arguments, set_dropout
-from foreknow.training.training_pass import PlainPass, learning
-from foreknow.training.training_rows import Example, micro_batches, step_rows
+from foreknow.stages.train import checkpoints
+from foreknow.stages.train import loop as tune_loop
+from foreknow.stages.train import run as train_run
+from foreknow.stages.train.answer_loss import PlainPass, learning
+from foreknow.stages.train.dataset import TrainingExample, micro_batches, step_rows
+from foreknow.stages.train.result import TrainResult, open_train, read_metrics
+from foreknow.stages.train.trainer import FactTrainer, NotFinite, arguments, set_dropout
 
 Files = dict[str, Path]
 
@@ -80,15 +82,15 @@ def settings(files: Files, tiny_folder: Path) -> Callable[..., TuneConfig]:
 
 
 @pytest.fixture(scope="session")
-def finished(settings: Callable[..., TuneConfig], tmp_path_factory: pytest.TempPathFactory) -> tuning.Tuned:
-    return tuning.run(settings(tmp_path_factory.mktemp("tuned") / "first"))
+def finished(settings: Callable[..., TuneConfig], tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    return train_run.run(settings(tmp_path_factory.mktemp("tuned") / "first"))
 
 
 def without_seconds(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if "seconds" not in k} for line in lines]
 
 
-def test_every_output_is_there(finished: tuning.Tuned, tiny_folder: Path) -> None:
+def test_every_output_is_there(finished: TrainResult, tiny_folder: Path) -> None:
     names = {p.name for p in finished.folder.iterdir() if p.name != ".lock"}
     outputs = {"metrics.jsonl", "outcomes.parquet", "rows.parquet", "results.json", "manifest.json", "report.html"}
     outputs |= {"early_stop", "convergence"}
@@ -118,7 +120,7 @@ def test_every_output_is_there(finished: tuning.Tuned, tiny_folder: Path) -> Non
     assert json.loads((finished.folder / "manifest.json").read_text())["stage"] == "tune"
 
 
-def test_the_saved_models_answer_as_was_measured(finished: tuning.Tuned, files: Files) -> None:
+def test_the_saved_models_answer_as_was_measured(finished: TrainResult, files: Files) -> None:
     for name in ("early_stop", "convergence"):
         point = finished.results[name]
         folder = finished.folder / name
@@ -140,20 +142,20 @@ def test_the_saved_models_answer_as_was_measured(finished: tuning.Tuned, files: 
 
 
 def test_the_same_run_again_does_nothing_and_another_is_refused(
-    finished: tuning.Tuned, settings: Callable[..., TuneConfig], capsys: pytest.CaptureFixture[str]
+    finished: TrainResult, settings: Callable[..., TuneConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {p: p.stat().st_mtime_ns for p in finished.folder.rglob("*") if p.name != ".lock"}
-    tuning.run(settings(finished.folder, save_every=3))
+    train_run.run(settings(finished.folder, save_every=3))
     assert "this run is complete; nothing to do" in capsys.readouterr().err
     assert {p: p.stat().st_mtime_ns for p in finished.folder.rglob("*") if p.name != ".lock"} == before
     with pytest.raises(RunFolderError, match=r"learning_rate: 0.0003 -> 0.1"):
-        tuning.run(settings(finished.folder, learning_rate=0.1))
+        train_run.run(settings(finished.folder, learning_rate=0.1))
 
 
 KILLS = '''
 import os, random, signal, sys
 from pathlib import Path
-from foreknow.training import loop as tune_loop, trainer, tuning, watching
+from foreknow.stages.train import eval_callback, loop, run, trainer
 from foreknow.config import TuneConfig
 from foreknow.settings import settings_of
 import json, torch, peft
@@ -177,19 +179,19 @@ def dying(holder, name, countdown):
 
 training = [
     (trainer.FactTrainer, "training_step", 4), (trainer, "complete", 2), (trainer, "prune", 2), (torch, "save", 4),
-    (watching, "write_lines", 2), (watching, "save_model", 1), (tune_loop.FactTrainer, "_save", 2),
+    (eval_callback, "write_lines", 2), (eval_callback, "save_model", 1), (loop.FactTrainer, "_save", 2),
 ]
-ending = [(tune_loop, "_promote", 1), (tune_loop, "write_frame", 1), (tuning, "write_json", 1)]
+ending = [(loop, "_promote", 1), (loop, "write_frame", 1), (run, "write_json", 1)]
 places = wishes.sample(training, 3) + [wishes.choice(ending)]
 for holder, name, most in places:
     child = os.fork()
     if child == 0:
         dying(holder, name, wishes.randint(1, most))
-        tuning.run(settings_of(TuneConfig, given))
+        run.run(settings_of(TuneConfig, given))
         os._exit(0)
     _, status = os.waitpid(child, 0)
     print(name, "killed" if os.WIFSIGNALED(status) else os.WEXITSTATUS(status), flush=True)
-tuning.run(settings_of(TuneConfig, given))
+run.run(settings_of(TuneConfig, given))
 '''
 
 
@@ -208,20 +210,20 @@ LORA = {"method": "lora", "lora_rank": 4, "lora_alpha": 8, "learning_rate": 1e-3
     ids=["float32", "bfloat16", "lora", "warmup"],
 )
 def test_killed_at_any_moment_it_ends_in_the_same_weights(
-    finished: tuning.Tuned,
+    finished: TrainResult,
     settings: Callable[..., TuneConfig],
     tmp_path: Path,
     seed: int,
     changed: dict[str, Any],
 ) -> None:
-    whole = tuning.run(settings(tmp_path / "whole", **changed)) if changed else finished
+    whole = train_run.run(settings(tmp_path / "whole", **changed)) if changed else finished
     config = settings(tmp_path / "a", **changed, save_every=3).resolved()
     command = [sys.executable, "-c", KILLS, json.dumps(config), str(seed)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("killed") >= 3, done.stdout
     assert "going on from the checkpoint" in done.stderr
-    again = tuning.open_tuned(tmp_path / "a")
+    again = open_train(tmp_path / "a")
     for name in ("early_stop", "convergence"):
         weights = {file.name for file in (again.folder / name).glob("*.safetensors")}
         assert weights == ({"adapter_model.safetensors"} if changed is LORA else {"model.safetensors"})
@@ -247,7 +249,7 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
 
 
-def trained_once(model: Any, rows: list[Example], tokens: int, losses: Any, tmp_path: Path) -> float:
+def trained_once(model: Any, rows: list[TrainingExample], tokens: int, losses: Any, tmp_path: Path) -> float:
     """The loss of one batch by our trainer; its gradients stand in the model."""
     config = settings_of(TuneConfig, {"train": "x", "dev": "y", "micro_batch_tokens": tokens, "batch_size": len(rows)})
     meter: Any = type("Meter", (), {"advance": lambda *_: None})()
@@ -263,7 +265,7 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
-ROWS = [Example(n, tuple(range(3, 6 + n % 5)), (7, 9 + n, 0)[: 2 + n % 2]) for n in range(9)]
+ROWS = [TrainingExample(n, tuple(range(3, 6 + n % 5)), (7, 9 + n, 0)[: 2 + n % 2]) for n in range(9)]
 
 
 def test_loss_and_gradients_are_those_of_transformers_trainer(tiny_folder: Path, tmp_path: Path) -> None:
@@ -362,7 +364,7 @@ def test_every_epoch_has_every_row_once(count: int, batch: int, seed: int) -> No
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=20), st.integers(1, 60))
 def test_micro_batches_hold_every_row_within_the_budget(lengths: list[int], tokens: int) -> None:
-    rows = [Example(n, (1,) * length, (2,)) for n, length in enumerate(lengths)]
+    rows = [TrainingExample(n, (1,) * length, (2,)) for n, length in enumerate(lengths)]
     parts = micro_batches(rows, tokens)
     assert sorted(e.row for part in parts for e in part) == list(range(len(rows)))
     assert all(len(part) == 1 or sum(e.length for e in part) <= tokens for part in parts)
@@ -379,7 +381,7 @@ def test_lora_saves_an_adapter_that_answers_as_measured(
 ) -> None:
     from peft import AutoPeftModelForCausalLM
 
-    done = tuning.run(settings(tmp_path / "a", **LORA, dtype=dtype, epochs=2, eval_steps=()))
+    done = train_run.run(settings(tmp_path / "a", **LORA, dtype=dtype, epochs=2, eval_steps=()))
     err = capsys.readouterr().err
     assert "training on packed rows" in err
     assert "measuring by plain" not in err
@@ -404,7 +406,7 @@ def test_lora_saves_an_adapter_that_answers_as_measured(
 
 
 def test_bfloat16_trains_float32_weights(settings: Callable[..., TuneConfig], tmp_path: Path) -> None:
-    done = tuning.run(settings(tmp_path / "a", dtype="bfloat16", learning_rate=1e-5, epochs=1, eval_steps=()))
+    done = train_run.run(settings(tmp_path / "a", dtype="bfloat16", learning_rate=1e-5, epochs=1, eval_steps=()))
     start = load_file(Path(done.results["model"]["folder"]) / "model.safetensors")
     end = load_file(done.folder / "convergence" / "model.safetensors")
     assert all(value.dtype == torch.float32 for value in end.values())
@@ -416,7 +418,7 @@ def test_bfloat16_trains_float32_weights(settings: Callable[..., TuneConfig], tm
 
 def test_patience_stops_and_says_so(settings: Callable[..., TuneConfig], tmp_path: Path) -> None:
     out = tmp_path / "a"
-    done = tuning.run(settings(out, epochs=40, learning_rate=1e-9, patience=2, eval_steps=(), batch_size=32))
+    done = train_run.run(settings(out, epochs=40, learning_rate=1e-9, patience=2, eval_steps=(), batch_size=32))
     assert done.results["epochs"] == 3
     assert done.results["stopped_by_patience"]
     assert done.results["early_stop"]["epoch"] == 1
@@ -430,7 +432,7 @@ def test_without_categories_shares_are_overall(
     ]
     train = write(tmp_path / "bare.jsonl", [*bare, {**bare[0], "answer": "Elsewhere"}, {"question": "no answer"}])
     given_config = settings(tmp_path / "a", train=str(train), epochs=1, eval_steps=())
-    line = tuning.run(given_config).metrics[-1]
+    line = train_run.run(given_config).metrics[-1]
     err = capsys.readouterr().err
     assert "no categories: no column 'category' in the rows" in err
     assert "33 rows" in err
@@ -451,26 +453,26 @@ def audit_of(folder: Path, rows: list[dict[str, Any]], fingerprint: str) -> Path
 
 
 def test_categories_come_from_the_audit_by_question_and_gold(
-    settings: Callable[..., TuneConfig], files: Files, finished: tuning.Tuned, tmp_path: Path
+    settings: Callable[..., TuneConfig], files: Files, finished: TrainResult, tmp_path: Path
 ) -> None:
     bare = [json.loads(x) for x in files["train"].read_text().split("\n") if x]
     train = write(tmp_path / "bare.jsonl", [{k: r[k] for k in ("question", "answer")} for r in reversed(bare)])
     known = [{"question": r["question"], "answers": [r["answer"]], "category": r["category"]} for r in bare[:20]]
     known.append({"question": bare[20]["question"], "answers": ["another gold"], "category": "Unknown"})
     audit = audit_of(tmp_path / "audit", known, finished.results["model"]["fingerprint"])
-    found = tuning.read_given(settings(tmp_path / "a", train=str(train), audit=audit)).train.rows
+    found = train_run.read_inputs(settings(tmp_path / "a", train=str(train), audit=audit)).train.rows
     expected = [r["category"] if n < 20 else None for n, r in enumerate(bare)]
     assert found["category"].to_list() == expected[::-1]
     named = [{**json.loads(x), "category": "WeaklyKnown"} for x in train.read_text().split("\n") if x]
     both = write(tmp_path / "both.jsonl", named)
-    read = tuning.read_given(settings(tmp_path / "a", train=str(both), audit=audit)).train
+    read = train_run.read_inputs(settings(tmp_path / "a", train=str(both), audit=audit)).train
     assert read.rows["category"].to_list() == [category or "WeaklyKnown" for category in expected[::-1]]
     assert read.categories.endswith(f"knows 20 of its {len(bare)} rows, the column 'category' for {len(bare) - 20}")
     other = audit_of(tmp_path / "other", known, "sha256:another")
     with pytest.raises(ModelError, match=r"(?s)made with some model .* not with the model to be tuned .* --force"):
-        tuning.run(settings(tmp_path / "b", audit=other))
-    forced = tuning.check_models(
-        settings(tmp_path, audit=other, force=True), tuning.read_given(settings(tmp_path)), "x"
+        train_run.run(settings(tmp_path / "b", audit=other))
+    forced = train_run.check_models(
+        settings(tmp_path, audit=other, force=True), train_run.read_inputs(settings(tmp_path)), "x"
     )
     assert len(forced) == 1
     assert "another model's" in forced[0]
@@ -482,10 +484,10 @@ def test_a_model_spread_over_devices_is_refused_before_it_is_loaded(
     def loads(*_: Any, **__: Any) -> None:
         raise AssertionError("a model was looked for")
 
-    monkeypatch.setattr(models, "resolve", loads)
-    monkeypatch.setattr(models, "load", loads)
+    monkeypatch.setattr(loading, "resolve", loads)
+    monkeypatch.setattr(loading, "load_model", loads)
     config = settings(out=tmp_path / "run", device="map")
-    for run in (tuning.run, tune_loop.estimate):
+    for run in (train_run.run, tune_loop.estimate):
         with pytest.raises(ConfigError, match=r"^--device map: found layers spread.*expected one device.*use --device"):
             run(config)
     assert not (tmp_path / "run" / ".run.json").exists()
@@ -513,9 +515,9 @@ def test_bad_input_is_refused_before_anything_is_written(
     ]
     for given_settings, kind, message in cases:
         with pytest.raises(kind, match=f"(?s){message}"):
-            tuning.run(settings(tmp_path / "a", **given_settings))
+            train_run.run(settings(tmp_path / "a", **given_settings))
         assert {p.name for p in (tmp_path / "a").iterdir()} <= {".lock"} if (tmp_path / "a").exists() else True
-    tuning.read_given(settings(tmp_path / "a", train=str(both), allow_overlap=True))
+    train_run.read_inputs(settings(tmp_path / "a", train=str(both), allow_overlap=True))
 
 
 def test_an_answer_without_tokens_is_named(
@@ -538,7 +540,7 @@ def test_an_answer_without_tokens_is_named(
         InputError,
         match=r"train.jsonl: 1 row whose answer is no token at all .*, first row 3: the answer '東京'",
     ):
-        tuning.run(settings(tmp_path / "a", **given_settings))
+        train_run.run(settings(tmp_path / "a", **given_settings))
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_best(
@@ -554,16 +556,16 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_best(
 
     monkeypatch.setattr(FactTrainer, "training_step", poisoned)
     with pytest.raises(NotFinite, match=r"(?s)the loss is nan at step 7 \(epoch 2\), rows \d+, .*kept: the best epoch"):
-        tuning.run(config)
+        train_run.run(config)
     kept = load_file(tmp_path / "a" / "early_stop" / "model.safetensors")
     assert all(bool(value.isfinite().all()) for value in kept.values())
-    assert [line["epoch"] for line in tuning.read_lines(tmp_path / "a")] == [1]
+    assert [line["epoch"] for line in read_metrics(tmp_path / "a")] == [1]
 
 
 @pytest.mark.parametrize("writer", ["weights", "optimizer"])
 def test_a_full_disk_is_one_line_and_loses_nothing(
     settings: Callable[..., TuneConfig],
-    finished: tuning.Tuned,
+    finished: TrainResult,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     writer: str,
@@ -592,9 +594,9 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
 
     monkeypatch.setattr(holder, name, full)
     with pytest.raises(ResourceError, match=r"checkpoint-\d+: the disk is full; .* kept\. Free some space"):
-        tuning.run(config)
+        train_run.run(config)
     monkeypatch.undo()
-    again = tuning.run(config)
+    again = train_run.run(config)
     ours, theirs = (load_file(run.folder / "convergence" / "model.safetensors") for run in (again, finished))
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
@@ -606,10 +608,10 @@ def test_out_of_memory_names_the_setting(
     def none_left(*_: object, **__: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
 
-    target = "foreknow.training.trainer.micro_batches" if where == "learn" else "foreknow.training.tracker._ask"
+    target = "foreknow.stages.train.trainer.micro_batches" if where == "learn" else "foreknow.stages.train.tracker._ask"
     monkeypatch.setattr(target, none_left)
     with pytest.raises(ResourceError, match=rf"out of memory; .*Lower {setting} \(now \d+\)"):
-        tuning.run(settings(tmp_path / "a", eval_steps=()))
+        train_run.run(settings(tmp_path / "a", eval_steps=()))
 
 
 def test_dry_run_says_what_it_would_cost(settings: Callable[..., TuneConfig], tmp_path: Path) -> None:

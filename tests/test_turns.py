@@ -16,25 +16,25 @@ from hypothesis import strategies as st
 
 import foreknow
 from conftest import fact_rows
-from foreknow.audits.outcome import rows_frame
-from foreknow.checks.checking import check, check_files
-from foreknow.checks.findings import lines
 from foreknow.config import AuditConfig, DataSettings, MixConfig, TuneConfig
-from foreknow.data import chats
-from foreknow.data.accounting import REASONS, WHAT_TO_DO
-from foreknow.data.chats import LEFT_OUT, MOST_TURNS
-from foreknow.data.facts import Facts, read_facts
-from foreknow.data.rows import USABLE, earlier_turns
-from foreknow.data.turn_content import of_turn
+from foreknow.data.chat import exchanges
+from foreknow.data.chat.exchanges import LEFT_OUT, MOST_TURNS
+from foreknow.data.chat.turn_content import of_turn
+from foreknow.data.dataset import Dataset, read_dataset
+from foreknow.data.load import read_data
+from foreknow.data.row_accounting import REASONS, WHAT_TO_DO
+from foreknow.data.schema import USABLE, earlier_turns
+from foreknow.data.validation import check, check_files
+from foreknow.data.validation_result import finding_lines
 from foreknow.errors import InputError
-from foreknow.files.runs import write_frame, write_json
-from foreknow.inputs import read_data
-from foreknow.mixes.mixed import write_mix
-from foreknow.mixes.mixing import conflicts
-from foreknow.protocol import exemplars
-from foreknow.training.before import labels_of
-from foreknow.training.inputs import read_given
-from foreknow.training.training_rows import check_overlap, read_set
+from foreknow.io.run_dir import write_frame, write_json
+from foreknow.prompts import few_shot
+from foreknow.stages.audit.aggregate import rows_frame
+from foreknow.stages.mix.run import write_mix
+from foreknow.stages.mix.sampling import conflicts
+from foreknow.stages.train.base_labels import labels_of
+from foreknow.stages.train.dataset import check_overlap, read_set
+from foreknow.stages.train.inputs import read_inputs
 from test_layouts import jsonl
 
 Turn = dict[str, Any]
@@ -57,8 +57,8 @@ CHAT = [
 ]  # fmt: skip
 
 
-def read(path: Path, *conversations: Sequence[Turn], **how: Any) -> Facts:
-    return read_facts(jsonl(path / "a.jsonl", [{"messages": list(chat)} for chat in conversations]), **how)
+def read(path: Path, *conversations: Sequence[Turn], **how: Any) -> Dataset:
+    return read_dataset(jsonl(path / "a.jsonl", [{"messages": list(chat)} for chat in conversations]), **how)
 
 
 def texts(context: Sequence[Mapping[str, str]] | None) -> list[str]:
@@ -132,15 +132,15 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
         pl.DataFrame(records).write_parquet(path)
     else:
         path.write_text(json.dumps(records))
-    assert read_facts(path).rows.equals(read_facts(jsonl(tmp_path / "b.jsonl", records)).rows)
+    assert read_dataset(path).rows.equals(read_dataset(jsonl(tmp_path / "b.jsonl", records)).rows)
 
 
 def test_sharegpt_prompt_completion_and_history_give_rows_too(tmp_path: Path) -> None:
     roles = {"system": "system", "user": "human", "assistant": "gpt"}
     shared = {"conversations": [{"from": roles[turn["role"]], "value": turn["content"]} for turn in CHAT]}
-    facts = read_facts(jsonl(tmp_path / "a.jsonl", [shared]))
+    facts = read_dataset(jsonl(tmp_path / "a.jsonl", [shared]))
     assert facts.rows["answers"].to_list() == [["Paris"], ["Lima"], ["Accra"]]
-    facts = read_facts(jsonl(tmp_path / "b.jsonl", [{"prompt": CHAT[:4], "completion": CHAT[4:]}]))
+    facts = read_dataset(jsonl(tmp_path / "b.jsonl", [{"prompt": CHAT[:4], "completion": CHAT[4:]}]))
     # the prompt's own answers are not trained on
     assert facts.rows.select("turn", "answers").rows() == [(0, ["Lima"]), (2, ["Accra"])]
     assert texts(facts.rows["context"][1]) == [turn["content"] for turn in CHAT[:5]]
@@ -151,12 +151,12 @@ def test_sharegpt_prompt_completion_and_history_give_rows_too(tmp_path: Path) ->
         "output": "Accra",
         "history": [["Of France?", "Paris"], ["Of Peru?", "Lima"]],
     }
-    facts = read_facts(jsonl(tmp_path / "c.jsonl", [record]))
+    facts = read_dataset(jsonl(tmp_path / "c.jsonl", [record]))
     assert facts.rows.select("turn", "question", "answers").rows() == [
         (0, "Of France?", ["Paris"]), (1, "Of Peru?", ["Lima"]), (2, "Of Ghana?", ["Accra"]),
     ]  # fmt: skip
     assert texts(facts.rows["context"][2]) == ["Of France?", "Paris", "Of Peru?", "Lima"]
-    (row,) = read_facts(tmp_path / "c.jsonl", turns="last").rows.rows(named=True)
+    (row,) = read_dataset(tmp_path / "c.jsonl", turns="last").rows.rows(named=True)
     assert (row["question"], texts(row["context"])) == ("Of Ghana?", texts(facts.rows["context"][2]))
 
 
@@ -202,7 +202,7 @@ def test_what_a_mask_of_1_means_is_told_by_the_users_turns(
 @pytest.mark.parametrize("marks", [[1, 0], [0, 0, 0, 1, 0, 0, 0][:4]])
 def test_marks_in_a_list_beside_the_chat(tmp_path: Path, marks: list[int]) -> None:
     chat = [user("Of France?"), says("Paris"), user("Of Peru?"), says("Lima")]
-    facts = read_facts(jsonl(tmp_path / "a.jsonl", [{"messages": chat, "loss_mask": marks}]))
+    facts = read_dataset(jsonl(tmp_path / "a.jsonl", [{"messages": chat, "loss_mask": marks}]))
     expected = [["Paris"], None] if len(marks) == 2 else [None, ["Lima"]]
     assert facts.rows["answers"].to_list() == expected
     assert facts.left_out == {"masked": 1}
@@ -210,11 +210,11 @@ def test_marks_in_a_list_beside_the_chat(tmp_path: Path, marks: list[int]) -> No
 
 def test_a_chat_that_is_masked_as_a_whole(tmp_path: Path) -> None:
     records = [{"messages": CHAT, "train": False}, {"messages": CHAT, "train": True}, {"messages": CHAT, "loss": 0.0}]
-    facts = read_facts(jsonl(tmp_path / "a.jsonl", records))
+    facts = read_dataset(jsonl(tmp_path / "a.jsonl", records))
     assert facts.left_out == {"masked": 3}
     assert set(facts.rows.filter(USABLE)["record"]) == {1, 2}
     # of another layout, `train` may be no more than a split
-    assert not read_facts(jsonl(tmp_path / "b.jsonl", [{"question": "q?", "answer": "a", "train": False}])).left_out
+    assert not read_dataset(jsonl(tmp_path / "b.jsonl", [{"question": "q?", "answer": "a", "train": False}])).left_out
 
 
 def test_a_call_is_found_behind_blank_lines_however_many_they_are() -> None:
@@ -226,7 +226,7 @@ def test_a_call_is_found_behind_blank_lines_however_many_they_are() -> None:
 def test_a_file_whose_rows_are_all_left_out_is_refused_with_what_to_do(tmp_path: Path) -> None:
     assert set(WHAT_TO_DO) == set(LEFT_OUT)
     with pytest.raises(InputError, match=r"none of the 3 rows can be used: found masked 3\.\nTake the marks"):
-        read_facts(jsonl(tmp_path / "a.jsonl", [{"messages": CHAT, "train": False}]))
+        read_dataset(jsonl(tmp_path / "a.jsonl", [{"messages": CHAT, "train": False}]))
 
 
 CALL = {"tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}
@@ -320,10 +320,10 @@ def test_pictures_beside_a_chat_belong_to_where_they_are_named(tmp_path: Path) -
     chat = [ASKED, says("Lima"), user("<image>\nWhat is this?"), says("A map")]
     records = [{"messages": chat, "images": ["x.png"]}, {"messages": chat, "images": []},
                {"messages": chat[:2], "images": ["x.png"]}]  # fmt: skip
-    facts = read_facts(jsonl(tmp_path / "a.jsonl", records))
+    facts = read_dataset(jsonl(tmp_path / "a.jsonl", records))
     assert facts.rows["answers"].to_list() == [["Lima"], None, ["Lima"], ["A map"], None]
     seen = {"question": "What is this?", "answer": "A map", "image": {"path": "x.png", "bytes": None}}
-    assert read_facts(jsonl(tmp_path / "b.jsonl", [seen, {**seen, "image": None}])).left_out == {"not_text": 1}
+    assert read_dataset(jsonl(tmp_path / "b.jsonl", [seen, {**seen, "image": None}])).left_out == {"not_text": 1}
 
 
 def test_several_turns_of_the_user_in_a_row(tmp_path: Path) -> None:
@@ -374,14 +374,14 @@ def test_every_answer_is_a_row_or_left_out_for_a_reason(
     assert (drawn.total, drawn.left_out, drawn.records) == (facts.total, facts.left_out, facts.records)
     # and it comes back: the same rows, read from the file with labels beside it
     facts.annotate(pl.DataFrame({"row": [0], "category": ["Unknown"]}), folder / "b.jsonl")
-    assert read_facts(folder / "b.jsonl").rows.equals(facts.rows)
+    assert read_dataset(folder / "b.jsonl").rows.equals(facts.rows)
 
 
 def test_the_terminal_and_the_json_of_a_check_account_for_the_file(tmp_path: Path) -> None:
     chat = [says("Hello!"), *CHAT[1:3], user("Of Peru?"), says("Lima", weight=0)]
     path = jsonl(tmp_path / "a.jsonl", [{"messages": chat}, {"messages": CHAT}])
     checked = check_files([DataSettings(data=str(path))])
-    assert lines(checked)[0] == "2 records: 4 rows read, 2 left out (masked 1, no_user_turn 1)"
+    assert finding_lines(checked)[0] == "2 records: 4 rows read, 2 left out (masked 1, no_user_turn 1)"
     assert checked.summary["left_out"] == {"masked": 1, "no_user_turn": 1}
     assert {finding.name for finding in checked.findings} >= {"masked", "no_user_turn"}
     both = check_files(
@@ -429,7 +429,7 @@ def test_labels_by_turn_come_back_as_lists_and_single_ones_as_values(tmp_path: P
         "p_greedy": [None],
         "flags": [[]],
     }
-    back = read_facts(tmp_path / "b.jsonl")
+    back = read_dataset(tmp_path / "b.jsonl")
     assert back.rows.equals(facts.rows)
     assert back.extra(["category"])["category"].to_list() == labels["category"].to_list()
     assert back.extra(["p_greedy"])["p_greedy"].to_list() == [0.0, None, 0.5, None]
@@ -448,14 +448,14 @@ def test_lists_of_labels_are_read_back_from_every_format(tmp_path: Path, suffix:
         pl.DataFrame({"messages": [CHAT, CHAT[:3]]}).write_parquet(path)
     else:
         jsonl(path, [{"messages": CHAT}, {"messages": CHAT[:3]}])
-    facts = read_facts(path)
+    facts = read_dataset(path)
     names = ["Unknown", None, "MaybeKnown", "HighlyKnown"]
     facts.annotate(pl.DataFrame({"row": range(4), "category": names, "weight": [1.0, 0.5, None, 2.0]}), out)
-    assert read_facts(out).rows.equals(facts.rows)
-    assert read_facts(out).extra(["category"])["category"].to_list() == names
+    assert read_dataset(out).rows.equals(facts.rows)
+    assert read_dataset(out).extra(["category"])["category"].to_list() == names
     again = tmp_path / f"c{suffix}"
-    read_facts(out).annotate(pl.DataFrame({"row": range(4), "category": names[::-1]}), again)
-    both = read_facts(again).extra(["category", "foreknow_category"])
+    read_dataset(out).annotate(pl.DataFrame({"row": range(4), "category": names[::-1]}), again)
+    both = read_dataset(again).extra(["category", "foreknow_category"])
     assert both["category"].to_list() == names
     assert both["foreknow_category"].to_list() == names[::-1]
 
@@ -474,10 +474,12 @@ def test_the_annotated_file_loads_as_one_table(tmp_path: Path) -> None:
 # a part of a chat
 
 
-def written(folder: Path, facts: Facts, kept: list[int], answers: dict[int, str] | None = None) -> list[dict[str, Any]]:
+def written(
+    folder: Path, facts: Dataset, kept: list[int], answers: dict[int, str] | None = None
+) -> list[dict[str, Any]]:
     out = folder / "part.jsonl"
     facts.write(pl.DataFrame({"row": kept}), out, answers)
-    back = read_facts(out)
+    back = read_dataset(out)
     same = ["question", "turn"]
     assert back.rows.filter(USABLE).select(same).equals(facts.rows[kept].select(same))
     return [json.loads(line) for line in out.read_text().splitlines()]
@@ -530,14 +532,14 @@ def test_parquet_chats_are_marked_too(tmp_path: Path, weights: list[Any] | None)
         chat = [{**turn, "weight": weights[n % 2]} for n, turn in enumerate(chat)]
     table = pl.DataFrame({"messages": [chat, chat[:2]], "n": [1, 2]})
     table.write_parquet(tmp_path / "a.parquet")
-    facts = read_facts(tmp_path / "a.parquet")
+    facts = read_dataset(tmp_path / "a.parquet")
     facts.write(pl.DataFrame({"row": [1, 2]}), tmp_path / "b.parquet")
     back = pl.read_parquet(tmp_path / "b.parquet")
     assert [turn["weight"] for turn in back["messages"][0]] == [None, 0, None, weights and 1]
     assert back["messages"].dtype.inner.fields[:2] == table["messages"].dtype.inner.fields[:2]
     if weights:
         assert back["messages"].dtype == table["messages"].dtype
-    again = read_facts(tmp_path / "b.parquet")
+    again = read_dataset(tmp_path / "b.parquet")
     assert again.rows["answers"].to_list() == [None, ["Lima"], ["Paris"]]
 
 
@@ -548,7 +550,7 @@ def test_a_history_in_part_ends_with_what_is_kept_and_has_a_list_of_marks(tmp_pa
         "output": "Accra",
         "history": [["Of France?", "Paris"], ["Of Peru?", "Lima"]],
     }
-    facts = read_facts(jsonl(tmp_path / "a.jsonl", [record]))
+    facts = read_dataset(jsonl(tmp_path / "a.jsonl", [record]))
     (first,) = written(tmp_path, facts, [0], {0: "No."})
     assert first == {"instruction": "Of France?", "input": "", "output": "No.", "history": []}
     (second,) = written(tmp_path, facts, [1])
@@ -562,7 +564,7 @@ def test_a_history_in_part_ends_with_what_is_kept_and_has_a_list_of_marks(tmp_pa
     }
     with (tmp_path / "a.csv").open("w", newline="") as file:
         csv.writer(file).writerows([list(record), [*list(record.values())[:3], json.dumps(record["history"])]])
-    table = read_facts(tmp_path / "a.csv")
+    table = read_dataset(tmp_path / "a.csv")
     table.write(pl.DataFrame({"row": [0, 1, 2]}), tmp_path / "b.csv")
     with pytest.raises(InputError, match="a table has no room for the marks of single turns"):
         table.write(pl.DataFrame({"row": [2]}), tmp_path / "b.csv")
@@ -572,10 +574,10 @@ def test_short_facts_by_turn_come_back_to_their_turn(tmp_path: Path) -> None:
     facts = read(tmp_path, CHAT)
     own = [{"question": "Capital of Peru?", "answer": "Lima"}]
     facts.annotate(pl.DataFrame({"row": [1], "facts": [own]}), tmp_path / "b.jsonl")
-    assert read_facts(tmp_path / "b.jsonl").rows["facts"].to_list() == [None, own, None]
+    assert read_dataset(tmp_path / "b.jsonl").rows["facts"].to_list() == [None, own, None]
     # facts of the whole record belong to its last answer
     record = {"messages": CHAT, "facts": own}
-    assert read_facts(jsonl(tmp_path / "c.jsonl", [record])).rows["facts"].to_list() == [None, None, own]
+    assert read_dataset(jsonl(tmp_path / "c.jsonl", [record])).rows["facts"].to_list() == [None, None, own]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
@@ -590,10 +592,10 @@ def test_short_facts_of_the_last_answer_are_not_told_of_the_one_that_a_part_ends
         cells = (json.dumps(CHAT), json.dumps(own)) if suffix == ".csv" else (CHAT, own)
         frame = pl.DataFrame({"messages": [cells[0]] * 2, "facts": [cells[1]] * 2})
         frame.write_csv(path) if suffix == ".csv" else frame.write_parquet(path)
-    facts = read_facts(path)
+    facts = read_dataset(path)
     assert facts.rows["facts"].to_list() == [None, None, own] * 2
     facts.write(pl.DataFrame({"row": [0, 3, 5]}), tmp_path / f"b{suffix}", {0: "I don't know."})
-    rows = read_facts(tmp_path / f"b{suffix}").rows.filter(USABLE)
+    rows = read_dataset(tmp_path / f"b{suffix}").rows.filter(USABLE)
     assert rows["answers"].to_list() == [["I don't know."], *facts.rows["answers"].to_list()[3::2]]
     assert rows["facts"].to_list() == [None, None, own]
 
@@ -612,9 +614,9 @@ def audited(folder: Path, records: Sequence[Mapping[str, Any]], kinds: Sequence[
             "p_greedy", "p_greedy_lenient", "p_sampled", "p_sampled_error", "p_hit", "p_hit_high", "p_hit_lenient")},
         "undecided": [False] * facts.total, "not_finite": [False] * facts.total,
     }).filter(facts.rows.select(USABLE).to_series())  # fmt: skip
-    groups = {"all": exemplars.GroupExemplars((), ())}
+    groups = {"all": few_shot.GroupExemplars((), ())}
     said = pl.DataFrame({"row": facts.rows["row"], "model_answer": ["x"] * facts.total})
-    rows = rows_frame(facts.rows, probed, said, exemplars.Exemplars(groups, ""))
+    rows = rows_frame(facts.rows, probed, said, few_shot.Exemplars(groups, ""))
     (folder / "audit").mkdir()
     write_frame(folder / "audit" / "rows.parquet", rows)
     facts.annotate(rows.select("row", "category", "model_answer"), folder / "audit" / "annotated.jsonl")
@@ -670,8 +672,8 @@ def test_a_mix_of_last_answers_is_not_read_as_one_of_all(tmp_path: Path) -> None
     assert [json.loads(line)["category"] for line in out.read_text().splitlines()] == ["HighlyKnown", "Unknown"] * 4
     dev = jsonl(tmp_path / "dev.jsonl", [{"question": f"q{n}?", "answer": "a"} for n in range(4)])
     with pytest.raises(InputError, match="mixed from an audit with --turns last, but read with --turns all"):
-        read_given(TuneConfig(train=str(out), dev=str(dev)))
-    given_sets = read_given(TuneConfig(train=str(out), dev=str(dev), turns="last"))
+        read_inputs(TuneConfig(train=str(out), dev=str(dev)))
+    given_sets = read_inputs(TuneConfig(train=str(out), dev=str(dev), turns="last"))
     assert given_sets.train.rows["category"].to_list() == ["HighlyKnown", "Unknown"] * 4
     # a label that is one value for a chat of several rows is that of its last one
     every = read_set("train", str(out), None)
@@ -697,7 +699,7 @@ def test_the_same_question_in_another_chat_is_another_row(tmp_path: Path) -> Non
 
 def test_no_row_sees_another_answer_of_its_own_chat(tmp_path: Path) -> None:
     rows = read(tmp_path, *(conversation(n) for n in range(12))).rows
-    drawn = exemplars.draw(rows, ["all"], shots=3, sets=6, seed=0)
+    drawn = few_shot.draw_exemplars(rows, ["all"], shots=3, sets=6, seed=0)
     pool = [e for one in drawn.groups["all"].sets for e in one]
     assert {e.question for e in pool} <= {f"Capital of {n}?" for n in range(12)}  # none that needs earlier turns
     for row in rows.iter_rows(named=True):
@@ -749,4 +751,4 @@ def test_an_audit_of_chats_ends_to_end(tmp_path: Path, tiny_folder: Path) -> Non
 
 def test_reasons_and_roles_are_of_a_piece() -> None:
     assert set(LEFT_OUT) < set(REASONS)
-    assert set(chats.ROLES.values()) == {"system", "user", "assistant", "call", "thought"}
+    assert set(exchanges.ROLES.values()) == {"system", "user", "assistant", "call", "thought"}

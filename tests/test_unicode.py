@@ -8,14 +8,14 @@ import polars as pl
 import pytest
 from rich.cells import cell_len
 
-from foreknow.checks.checking import check
-from foreknow.checks.findings import lines
-from foreknow.data.rows import ROWS, flag_rows, has_word, majority_floor
-from foreknow.evaluation.answers import collapse, frequent
-from foreknow.printing import plain, print_table
-from foreknow.protocol.exemplars import Exemplar, same_fact
-from foreknow.training.before import labels_of
-from foreknow.training.training_rows import ceiling
+from foreknow.console import plain, print_table
+from foreknow.data.schema import ROWS, flag_rows, has_word, majority_floor
+from foreknow.data.validation import check
+from foreknow.data.validation_result import finding_lines
+from foreknow.prompts.few_shot import Exemplar, same_fact
+from foreknow.stages.evaluate.metrics import collapse, frequent
+from foreknow.stages.train.base_labels import labels_of
+from foreknow.stages.train.dataset import ceiling
 
 COMBINED, APART = "Zürich", "Zu\u0308rich"
 
@@ -138,7 +138,7 @@ def test_characters_that_nobody_sees_are_flagged_and_named(text: str) -> None:
         assert found.summary["invisible_characters"][UNSEEN[text]] == 1
         told = next(finding for finding in found.findings if finding.name == "invisible_characters")
         assert f"{UNSEEN[text]} in 1" in told.message
-        assert "\u2066" not in "\n".join(lines(found)).replace("\u2068", "").replace("\u2069", "")
+        assert "\u2066" not in "\n".join(finding_lines(found)).replace("\u2068", "").replace("\u2069", "")
 
 
 @pytest.mark.parametrize("text", GARBLED)
@@ -183,5 +183,5 @@ def test_lines_of_a_terminal_keep_their_order_beside_text_from_right_to_left(
     lines_of = capsys.readouterr().out.splitlines()[2:]
     assert {cell_len(line.rstrip()) for line in lines_of} == {cell_len(lines_of[0].rstrip())}, "columns align"
     found = check(rows_of(("ما هي عاصمة مصر؟", "القاهرة\u200b"), ("b?", "c")))
-    told = "\n".join(lines(found))
+    told = "\n".join(finding_lines(found))
     assert "row 0: \u2068ما هي عاصمة مصر؟\u2069 -> \u2068القاهرة\ufffd\u2069" in told

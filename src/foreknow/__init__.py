@@ -4,10 +4,10 @@
     audit = foreknow.audit("train.jsonl", model="smollm2-135m", out="runs/train")
     audit.rows        # a Polars frame: category, P_Correct, flags for every row
     audit.summary     # shares, protocol, model, cost
-    audit.report()    # report.html
+    foreknow.write_report(audit.folder)    # report.html again, as `foreknow report` writes it
 
 Nothing heavy is imported until it is called. A verb and its file have different names (`audit` is in
-auditing.py): importing a file binds its name here, and would hide a function of that name.
+run.py): importing a file binds its name here, and would hide a function of that name.
 """
 
 from __future__ import annotations
@@ -15,124 +15,108 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from foreknow.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from foreknow.audits.auditing import Audit, open_audit
-    from foreknow.audits.comparing import Comparison
-    from foreknow.checks.checking import Checked
-    from foreknow.config import AuditConfig, EvaluateConfig, MixConfig, TuneConfig
-    from foreknow.errors import ForeknowError
-    from foreknow.evaluation.evaluating import Evaluation, open_evaluation
-    from foreknow.mixes.mixing import Mix
-    from foreknow.studies.settings import StudyConfig
-    from foreknow.studies.studying import Study, open_study
-    from foreknow.training.callback import KnowledgeCallback
-    from foreknow.training.tuning import Tuned, open_tuned
+    from foreknow.config import AuditConfig as AuditConfig
+    from foreknow.config import EvaluateConfig as EvaluateConfig
+    from foreknow.config import MixConfig as MixConfig
+    from foreknow.config import TuneConfig as TuneConfig
+    from foreknow.data.validation_result import CheckResult as CheckResult
+    from foreknow.errors import ForeknowError as ForeknowError
+    from foreknow.pages import write_report as write_report
+    from foreknow.stages.audit.compare import Comparison as Comparison
+    from foreknow.stages.audit.result import AuditResult as AuditResult
+    from foreknow.stages.audit.result import open_audit as open_audit
+    from foreknow.stages.evaluate.result import EvaluateResult as EvaluateResult
+    from foreknow.stages.evaluate.result import open_evaluation as open_evaluation
+    from foreknow.stages.mix.sampling import Mix as Mix
+    from foreknow.stages.study.result import StudyResult as StudyResult
+    from foreknow.stages.study.result import open_study as open_study
+    from foreknow.stages.study.settings import StudyConfig as StudyConfig
+    from foreknow.stages.train.callback import KnowledgeCallback as KnowledgeCallback
+    from foreknow.stages.train.result import TrainResult as TrainResult
+    from foreknow.stages.train.result import open_train as open_train
 
-__all__ = [
-    "Audit",
-    "AuditConfig",
-    "Checked",
-    "Comparison",
-    "EvaluateConfig",
-    "Evaluation",
-    "ForeknowError",
-    "KnowledgeCallback",
-    "Mix",
-    "MixConfig",
-    "Study",
-    "StudyConfig",
-    "TuneConfig",
-    "Tuned",
-    "audit",
-    "check",
-    "compare",
-    "evaluate",
-    "mix",
-    "open_audit",
-    "open_evaluation",
-    "open_study",
-    "open_tuned",
-    "study",
-    "tune",
-]
-
-_HOME = {
-    "Audit": "foreknow.audits.auditing",
-    "open_audit": "foreknow.audits.auditing",
+_LAZY = {
+    "AuditResult": "foreknow.stages.audit.result",
     "AuditConfig": "foreknow.config",
-    "Checked": "foreknow.checks.checking",
-    "Mix": "foreknow.mixes.mixing",
-    "MixConfig": "foreknow.config",
-    "TuneConfig": "foreknow.config",
-    "Tuned": "foreknow.training.tuning",
-    "open_tuned": "foreknow.training.tuning",
-    "Comparison": "foreknow.audits.comparing",
-    "ForeknowError": "foreknow.errors",
-    "KnowledgeCallback": "foreknow.training.callback",
-    "Evaluation": "foreknow.evaluation.evaluating",
+    "CheckResult": "foreknow.data.validation_result",
+    "Comparison": "foreknow.stages.audit.compare",
     "EvaluateConfig": "foreknow.config",
-    "open_evaluation": "foreknow.evaluation.evaluating",
-    "Study": "foreknow.studies.studying",
-    "StudyConfig": "foreknow.studies.settings",
-    "open_study": "foreknow.studies.studying",
+    "EvaluateResult": "foreknow.stages.evaluate.result",
+    "ForeknowError": "foreknow.errors",
+    "KnowledgeCallback": "foreknow.stages.train.callback",
+    "Mix": "foreknow.stages.mix.sampling",
+    "MixConfig": "foreknow.config",
+    "StudyResult": "foreknow.stages.study.result",
+    "StudyConfig": "foreknow.stages.study.settings",
+    "TuneConfig": "foreknow.config",
+    "TrainResult": "foreknow.stages.train.result",
+    "open_audit": "foreknow.stages.audit.result",
+    "open_evaluation": "foreknow.stages.evaluate.result",
+    "open_study": "foreknow.stages.study.result",
+    "open_train": "foreknow.stages.train.result",
+    "write_report": "foreknow.pages",
 }
+"""Where each public name is defined; a name is imported when it is first used."""
+
+__all__ = ["audit", "check", "compare", "evaluate", "mix", "study", "tune", *_LAZY]  # noqa: PLE0604 - ruff reads no table
 
 
-def audit(data: str, *, out: str, **settings: Any) -> Audit:
+def audit(data: str, *, out: str, **settings: Any) -> AuditResult:
     """Label each row of `data` by what the model knows and write the run folder `out`.
 
     `settings` are the fields of `AuditConfig`. The same call on a finished folder computes nothing. Raises
     the errors of `foreknow.errors`.
     """
-    from foreknow.audits.auditing import run
-    from foreknow.config import AuditConfig
-    from foreknow.settings import settings_of
+    from foreknow.config import AuditConfig  # keeps pydantic out
+    from foreknow.settings import settings_of  # keeps pydantic out
+    from foreknow.stages.audit.run import run  # keeps pydantic out
 
     return run(settings_of(AuditConfig, {"data": str(data), "out": out, **settings}))
 
 
-def check(*data: str, **settings: Any) -> Checked:
+def check(*data: str, **settings: Any) -> CheckResult:
     """Tell what is wrong with `data`, without a model; several files are splits. Fields of `CheckConfig`."""
-    from foreknow.checks.checking import check_files
-    from foreknow.config import CheckConfig
-    from foreknow.settings import settings_of
+    from foreknow.config import CheckConfig  # keeps pydantic out
+    from foreknow.data.validation import check_files  # keeps pydantic out
+    from foreknow.settings import settings_of  # keeps pydantic out
 
     return check_files([settings_of(CheckConfig, {"data": str(one), **settings}) for one in data])
 
 
 def mix(audit: str, *, out: str, **settings: Any) -> Mix:
     """Write a training set from a finished audit's folder to the file `out`. Fields of `MixConfig`."""
-    from foreknow.config import MixConfig
-    from foreknow.mixes.mixed import write_mix
-    from foreknow.settings import settings_of
+    from foreknow.config import MixConfig  # keeps pydantic out
+    from foreknow.settings import settings_of  # keeps pydantic out
+    from foreknow.stages.mix.run import write_mix  # keeps pydantic out
 
     return write_mix(settings_of(MixConfig, {"audit": audit, "out": out, **settings})).mix
 
 
-def tune(train: str, *, dev: str, out: str, **settings: Any) -> Tuned:
+def tune(train: str, *, dev: str, out: str, **settings: Any) -> TrainResult:
     """Fine-tune a model while watching each category; writes the run folder `out`. Fields of `TuneConfig`."""
-    from foreknow.config import TuneConfig
-    from foreknow.settings import settings_of
-    from foreknow.training.tuning import run
+    from foreknow.config import TuneConfig  # keeps pydantic out
+    from foreknow.settings import settings_of  # keeps pydantic out
+    from foreknow.stages.train.run import run  # keeps pydantic out
 
     return run(settings_of(TuneConfig, {"train": train, "dev": dev, "out": out, **settings}))
 
 
-def evaluate(model: str, data: str, *, out: str, **settings: Any) -> Evaluation:
+def evaluate(model: str, data: str, *, out: str, **settings: Any) -> EvaluateResult:
     """Ask a tuned `model` every question of `data`; writes the run folder `out`. Fields of `EvaluateConfig`."""
-    from foreknow.config import EvaluateConfig
-    from foreknow.evaluation.evaluating import run
-    from foreknow.settings import settings_of
+    from foreknow.config import EvaluateConfig  # keeps pydantic out
+    from foreknow.settings import settings_of  # keeps pydantic out
+    from foreknow.stages.evaluate.run import run  # keeps pydantic out
 
     return run(settings_of(EvaluateConfig, {"model": model, "data": data, "out": out, **settings}))
 
 
-def study(which: str, *, out: str, **settings: Any) -> Study:
+def study(which: str, *, out: str, **settings: Any) -> StudyResult:
     """The paper's whole experiment: `which` is a preset or a YAML file; `settings` are fields of `StudyConfig`."""
-    from foreknow.studies.settings import study_settings
-    from foreknow.studies.studying import run
+    from foreknow.stages.study.run import run  # keeps pydantic out
+    from foreknow.stages.study.settings import study_settings  # keeps pydantic out
 
     return run(study_settings(which, {"out": out, **settings}))
 
@@ -141,13 +125,13 @@ def compare(first: str, second: str) -> Comparison:
     """How categories move, row by row, from one finished audit to another (two models, before and after)."""
     from pathlib import Path
 
-    from foreknow.audits.auditing import open_audit
-    from foreknow.audits.comparing import compare_audits
+    from foreknow.stages.audit.compare import compare_audits  # keeps polars out
+    from foreknow.stages.audit.result import open_audit  # keeps polars out
 
     return compare_audits(open_audit(Path(first)), open_audit(Path(second)))
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'foreknow' has no attribute {name!r}")

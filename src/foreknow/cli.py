@@ -14,14 +14,16 @@ from typing import Annotated, Any, Optional
 
 from cyclopts import App, CycloptsError, Parameter, Token, validators
 
-from foreknow import __version__, stopping
+from foreknow import signals
 from foreknow.config import AuditConfig, CheckConfig, EvaluateConfig, ExtractConfig, MixConfig, TuneConfig
-from foreknow.errors import ForeknowError
-from foreknow.files.places import place
-from foreknow.lm import ranks
-from foreknow.printing import print_audit, print_estimate, print_scaled, print_table, print_written
+from foreknow.console import plain, print_audit, print_estimate, print_scaled, print_table, print_written
+from foreknow.distributed import process_group
+from foreknow.errors import ForeknowError, GateCrossed
+from foreknow.io.remote import download
+from foreknow.io.remote_paths import place
 from foreknow.settings import Settings, settings_of
-from foreknow.studies.settings import StudyConfig, study_settings
+from foreknow.stages.study.settings import StudyConfig, study_settings
+from foreknow.version import __version__
 
 app = App(
     name="foreknow",
@@ -89,29 +91,29 @@ def audit(
     """Label each row of DATA by what the model knows, before any training."""
     settings = settings_of(AuditConfig, {**({} if data is None else {"data": data}), **given}, config)
     if settings.dry_run:
-        from foreknow.audits.estimate import estimate
+        from foreknow.stages.audit.estimate import estimate  # keeps rapidfuzz out
 
         found = estimate(settings)
         print_estimate(found)
         if settings.rows is not None and "tokens_a_row" in found:
-            from foreknow.audits.cost import model_of, scaled
+            from foreknow.stages.audit.cost import model_of, scaled  # keeps polars out
 
             print_scaled(scaled(found, settings.rows, model_of(Path(found["folder"]))), settings.rows)
         return
-    from foreknow.audits.auditing import Audit, run
-    from foreknow.errors import GateCrossed
+    from foreknow.stages.audit.result import AuditResult  # keeps polars out
+    from foreknow.stages.audit.run import run  # keeps altair out
 
     crossed = None
     try:
         done = run(settings)
     except GateCrossed as gate:
         assert settings.out is not None
-        done, crossed = Audit(settings.out), gate
+        done, crossed = AuditResult(settings.out), gate
     print_audit(done.summary)
     if settings.chance and done.chance is not None:
-        from foreknow.protocol.chance import table
+        from foreknow.stages.audit.chance_baseline import chance_table  # keeps polars out
 
-        print_table(table(done.chance), "Known rows, and what guessing would score, in %")
+        print_table(chance_table(done.chance), "Known rows, and what guessing would score, in %")
     print(f"report: {done.folder / 'report.html'}")
     if crossed is not None:
         raise crossed
@@ -127,14 +129,13 @@ def check(
     **given: Any,
 ) -> None:
     """Tell what is wrong with DATA before any model runs: duplicates, contradictions, overlaps, floors."""
-    from foreknow.checks.checking import check_files
-    from foreknow.checks.findings import lines, table
-    from foreknow.errors import GateCrossed
-    from foreknow.files.runs import write_json
+    from foreknow.data.validation import check_files  # keeps rapidfuzz out
+    from foreknow.data.validation_result import finding_lines, groups_table  # keeps polars out
+    from foreknow.io.run_dir import write_json  # keeps polars out
 
     found = check_files([settings_of(CheckConfig, {"data": one, **given}, config) for one in data])
-    print_table(table(found), "rows by group")
-    for line in lines(found):
+    print_table(groups_table(found), "rows by group")
+    for line in finding_lines(found):
         print(line)
     if json is not None:
         write_json(place(json), found.summary)
@@ -168,7 +169,7 @@ def entityquestions(
     allow_different
         Go on where counts differ from the paper's; the differences stand in the manifest.
     """
-    from foreknow.data.datasets import write_entityquestions
+    from foreknow.data.builtin.export import write_entityquestions  # keeps polars out
 
     print_written(write_entityquestions(source, place(out), templates=templates, check=not allow_different))
 
@@ -184,7 +185,7 @@ def popqa(*, source: Annotated[str, Parameter(name="--from")] = "hub", out: Path
     out
         The folder to write.
     """
-    from foreknow.data.datasets import write_popqa
+    from foreknow.data.builtin.export import write_popqa  # keeps polars out
 
     print_written(write_popqa(source, place(out)))
 
@@ -198,7 +199,7 @@ def facts(*, out: Path) -> None:
     out
         The folder to write.
     """
-    from foreknow.data.datasets import write_facts
+    from foreknow.data.builtin.export import write_facts  # keeps polars out
 
     print_written(write_facts(place(out)))
 
@@ -213,8 +214,7 @@ def extract(
     **given: Any,
 ) -> None:
     """Ask a server for the short facts in the long answers of DATA, and write them beside each row."""
-    from foreknow.extraction.extracting import write_facts
-    from foreknow.printing import plain
+    from foreknow.stages.extract.run import write_facts  # keeps rapidfuzz out
 
     settings = settings_of(ExtractConfig, {"data": data, **given}, config)
     found = write_facts(settings)
@@ -233,12 +233,12 @@ def mix(
     **given: Any,
 ) -> None:
     """Write a training set from an AUDIT: a share of Unknown rows, one category, Known only, relabelled, weighted."""
-    from foreknow.mixes.mixed import write_mix
-    from foreknow.mixes.mixing import size_table, table
+    from foreknow.stages.mix.run import write_mix  # keeps rapidfuzz out
+    from foreknow.stages.mix.sampling import mix_table, size_table  # keeps polars out
 
     written = write_mix(settings_of(MixConfig, {"audit": audit, **given}, config))
     print_table(size_table(written.audited), "largest sets of each family")
-    print_table(table(written.mix), "rows drawn")
+    print_table(mix_table(written.mix), "rows drawn")
     for note in written.mix.notes:
         print(note)
     print(f"written: {written.path}")
@@ -256,17 +256,17 @@ def tune(
     """Fine-tune a model on TRAIN, watching what it fits and forgets in each category."""
     settings = settings_of(TuneConfig, {**({} if train is None else {"train": train}), **given}, config)
     if settings.dry_run:
-        from foreknow.training.loop import estimate
+        from foreknow.stages.train.loop import estimate  # keeps torch out
 
         print_estimate(estimate(settings))
         return
-    from foreknow.training.curves import shown
-    from foreknow.training.tuning import run
+    from foreknow.stages.train.curves import format_point  # keeps polars out
+    from foreknow.stages.train.run import run  # keeps altair out
 
     done = run(settings)
     early = done.results["early_stop"]["metrics"]
     for name, line in (("EARLY_STOP", early), ("CONVERGENCE", done.results["convergence"]["metrics"])):
-        print(f"{name:<12} {shown(line, early)}")
+        print(f"{name:<12} {format_point(line, early)}")
     print(f"report: {done.folder / 'report.html'}")
 
 
@@ -281,12 +281,18 @@ def evaluate(
     **given: Any,
 ) -> None:
     """Ask a tuned MODEL every question of DATA and count what it gets right, wrong, and newly wrong."""
-    from foreknow.evaluation.answer_tables import collapse_table, lines, moves_table, table, wrong_table
-    from foreknow.evaluation.evaluating import run
+    from foreknow.stages.evaluate.run import run  # keeps altair out
+    from foreknow.stages.evaluate.tables import (  # keeps polars out
+        collapse_table,
+        em_table,
+        moves_table,
+        summary_lines,
+        wrong_table,
+    )
 
     done = run(settings_of(EvaluateConfig, {"model": model, "data": data, **given}, config))
     found = done.summary
-    print_table(table(found), "exact match")
+    print_table(em_table(found), "exact match")
     for frame, title in (
         (moves_table(found), "against the base model's probe"),
         (wrong_table(found), "most frequent wrong answers"),
@@ -294,7 +300,7 @@ def evaluate(
     ):
         if frame is not None and not frame.is_empty():
             print_table(frame, title)
-    for line in lines(found):
+    for line in summary_lines(found):
         print(line)
     print(f"report: {done.folder / 'report.html'}")
 
@@ -309,13 +315,13 @@ def study(
     """Do the paper's whole experiment on a model: audit, mix, tune every variant and seed, test every claim."""
     settings = study_settings(which, given)
     if settings.dry_run:
-        from foreknow.studies.estimate import estimate as estimate_study
+        from foreknow.stages.study.estimate import estimate as estimate_study  # keeps torch out
 
         print_estimate(estimate_study(settings))
         return
-    from foreknow.studies.claims import table as scorecard
-    from foreknow.studies.studying import run
-    from foreknow.studies.tables import table
+    from foreknow.stages.study.claims import claims_table as scorecard  # keeps polars out
+    from foreknow.stages.study.run import run  # keeps altair out
+    from foreknow.stages.study.tables import table  # keeps polars out
 
     done = run(settings)
     print_table(table(done.results), "exact match on test rows by Unknown share, mean over seeds")
@@ -348,21 +354,21 @@ def forecast(
     force
         Go on though the study is of another model.
     """
-    from foreknow.audits.auditing import open_audit
-    from foreknow.files.remote import fetched
-    from foreknow.files.runs import sealed, write_json
-    from foreknow.studies.forecast import forecast_audit, table
-    from foreknow.studies.studying import open_study
+    from foreknow.io.run_dir import with_checksum, write_json  # keeps polars out
+    from foreknow.stages.audit.page import write_page  # keeps altair out
+    from foreknow.stages.audit.result import open_audit  # keeps polars out
+    from foreknow.stages.study.forecast import forecast_audit, forecast_table  # keeps polars out
+    from foreknow.stages.study.result import open_study  # keeps polars out
 
-    audit, study = fetched(audit), fetched(study)
+    audit, study = download(audit), download(study)
     found = forecast_audit(open_audit(audit), open_study(study), unknown=unknown, fitted=fitted or (), force=force)
-    print_table(table(found), f"forecast for {found['unknown']:.1%} Unknown rows")
+    print_table(forecast_table(found), f"forecast for {found['unknown']:.1%} Unknown rows")
     for name, of in found["left_out"].items():
         if of["rmse"] is not None:
             within = "" if of["coverage"] is None else f", {of['coverage']:.0%} of them inside their 95 % interval"
             print(f"{name}: variants left out of the study were told to {100 * of['rmse']:.1f} points{within}")
-    write_json(audit / "forecast.json", sealed(found))
-    print(f"report: {open_audit(audit).report()}")
+    write_json(audit / "forecast.json", with_checksum(found))
+    print(f"report: {write_page(open_audit(audit))}")
 
 
 @app.command
@@ -378,11 +384,10 @@ def compare(first: Path, second: Path, /, *, out: Path | None = None) -> None:
     out
         Write every row with both categories to this file (.parquet, .csv or .jsonl).
     """
-    from foreknow.audits.auditing import open_audit
-    from foreknow.audits.comparing import compare_audits, write_rows
-    from foreknow.files.remote import fetched
+    from foreknow.stages.audit.compare import compare_audits, write_rows  # keeps polars out
+    from foreknow.stages.audit.result import open_audit  # keeps polars out
 
-    found = compare_audits(open_audit(fetched(first)), open_audit(fetched(second)))
+    found = compare_audits(open_audit(download(first)), open_audit(download(second)))
     of = found.summary
     print(f"{found.first} -> {found.second}: {of['compared']:,} rows labelled in both")
     print(f"better known {of['better_known']:,}   same {of['same']:,}   less known {of['less_known']:,}\n")
@@ -405,11 +410,10 @@ def report(folder: Path, /, *, rows: bool = True, control: Path | None = None) -
     control
         For a tune run: another one to hold it against, such as D_Known's.
     """
-    from foreknow.files.remote import fetched
-    from foreknow.reporting import write_report
+    from foreknow.pages import write_report  # keeps altair out
 
-    control = None if control is None else fetched(control)
-    print(f"report: {write_report(fetched(folder), show_rows=rows, control=control)}")
+    control = None if control is None else download(control)
+    print(f"report: {write_report(download(folder), show_rows=rows, control=control)}")
 
 
 lab = App(name="lab", help="A small model trained here, every exposure of every fact counted.", help_format="plaintext")
@@ -432,8 +436,8 @@ def build(
         Subjects of each kind, of which each has a fact in three relations. The model 'lab' has 160; another world is
         named by its folder, its facts by facts.jsonl in there.
     """
-    from foreknow.lab.building import LAB
-    from foreknow.lab.building import build as build_lab
+    from foreknow.models.lab_model import LAB  # keeps torch out
+    from foreknow.models.lab_model import build as build_lab  # keeps torch out
 
     recipe = replace(LAB, world=replace(LAB.world, subjects=subjects))
     print(f"built: {build_lab(None if out is None else place(out), recipe=recipe)}")
@@ -442,9 +446,9 @@ def build(
 @app.command
 def models() -> None:
     """List the packaged models: size, licence, checksum, where they are kept."""
-    from foreknow.lm.packaged import table
+    from foreknow.models.packaged import packaged_table  # keeps polars out
 
-    for line in table():
+    for line in packaged_table():
         print(f"{line['name']}{'  (default)' if line['default'] else ''}")
         for key in ("note", "download", "licence", "kept", "sha256"):
             print(f"  {key:<9} {line[key]}")
@@ -454,9 +458,11 @@ def models() -> None:
 
 def main(words: Sequence[str] | None = None) -> None:
     """The command line. Exit codes: 0 done, 1 failed, 2 wrong use, 3 a gate was crossed, 130 interrupted, 143 ended."""
-    ranks.hush()
-    if words is None and not ranks.several():  # several processes that train together are ended by their launcher
-        stopping.heed()
+    process_group.silence_ranks()
+    if (
+        words is None and not process_group.is_distributed()
+    ):  # several processes that train together are ended by their launcher
+        signals.install_sigterm()
     given = sys.argv[1:] if words is None else words
     try:
         # the parser takes a lone "-" for an option without a name
@@ -468,8 +474,8 @@ def main(words: Sequence[str] | None = None) -> None:
         print(f"foreknow: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt as stop:
-        stopping.heeded()
+        signals.cancel_repeat()
         print("\nforeknow: interrupted; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(143 if isinstance(stop, stopping.Terminated) else 130) from None
+        raise SystemExit(143 if isinstance(stop, signals.Terminated) else 130) from None
     except BrokenPipeError:
         raise SystemExit(1) from None

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from foreknow.errors import ConfigError
-from foreknow.files.places import Mirrored, place
-from foreknow.files.yamltext import loads
+from foreknow.io.remote_paths import MirrorPath, place
+from foreknow.io.yaml_text import loads
 
 
 class Settings(BaseModel):
@@ -25,12 +25,12 @@ class Settings(BaseModel):
     @field_validator("*")
     @classmethod
     def _placed(cls, value: Any) -> Any:
-        """A path given as a URL becomes that of its mirror (`places.py`)."""
+        """A path given as a URL becomes that of its mirror (`remote_paths.py`)."""
         return place(value) if isinstance(value, Path) else value
 
     def resolved(self) -> dict[str, Any]:
         """All settings as plain values, for `config.yaml`; what lies in a store by its URL."""
-        return self.model_dump(mode="json") | {name: f"{v}" for name, v in self if isinstance(v, Mirrored)}
+        return self.model_dump(mode="json") | {name: f"{v}" for name, v in self if isinstance(v, MirrorPath)}
 
 
 S = TypeVar("S", bound=Settings)
@@ -40,18 +40,18 @@ def settings_of(model: type[S], given: dict[str, Any], file: Path | None = None)
     """A stage's settings from a YAML file, if any, and those given on top. Raises ConfigError naming the key.
 
     Files and folders in a store that the settings name are fetched; a run folder to write is when it is held. Raises
-    the errors of `remote.fetched` too.
+    the errors of `remote.download` too.
     """
-    from foreknow.files.remote import fetched
+    from foreknow.io.remote import download  # keeps filelock out
 
-    found = {**read_yaml(fetched(file)), **given} if file else given
+    found = {**read_yaml(download(file)), **given} if file else given
     try:
         settings = model(**found)
     except ValidationError as error:
         raise ConfigError(_first_fault(error, model, file, set(given))) from None
     for name, value in settings:
-        if isinstance(value, Mirrored) and (name != "out" or model.writes_a_file):
-            fetched(value, needed=name != "out")
+        if isinstance(value, MirrorPath) and (name != "out" or model.writes_a_file):
+            download(value, needed=name != "out")
     return settings
 
 

@@ -29,8 +29,8 @@ from typing import Any, Final, NamedTuple
 FORGE: Final = r"""
 import importlib, io, json, os, signal, sys, time, traceback
 for name in ("torch", "transformers", "polars", "scipy.stats", "altair", "jinja2", "accelerate",
-             "transformers.models.llama.modeling_llama", "transformers.trainer", "foreknow.training.loop",
-             "foreknow.studies.studying", "foreknow.evaluation.evaluating", "foreknow.report", "foreknow.cli"):
+             "transformers.models.llama.modeling_llama", "transformers.trainer", "foreknow.stages.train.loop",
+             "foreknow.stages.study.run", "foreknow.stages.evaluate.run", "foreknow.report", "foreknow.cli"):
     importlib.import_module(name)
 ended = {}
 

@@ -142,7 +142,7 @@ def test_any_damaged_file_of_an_unfinished_run_is_done_again_or_named(
 @pytest.fixture
 def cached(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """A .gguf file's name, and the folder it was converted to in a cache of its own."""
-    from foreknow.lm import packaged
+    from foreknow.models import packaged
 
     monkeypatch.setenv("FOREKNOW_CACHE", str(tmp_path / "cache"))
     gguf = tmp_path / "m.gguf"

@@ -24,12 +24,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from conftest import fact_rows
 from faults.harness import DAMAGES, count, files_of
-from foreknow.audits import auditing
-from foreknow.audits.auditing import Audit, open_audit
 from foreknow.config import AuditConfig
 from foreknow.errors import UsageError
-from foreknow.files.runs import RunFolder
+from foreknow.io.run_dir import RunDir
 from foreknow.settings import settings_of
+from foreknow.stages.audit import run as audit_run
+from foreknow.stages.audit.result import open_audit
 
 Asked = tuple[str, float]
 """Which input, and at which temperature: what makes two runs different."""
@@ -45,10 +45,10 @@ class Killed(BaseException):
 @contextmanager
 def killed_at(write: int | None, after: bool) -> Iterator[None]:
     """Die at the `write`-th chunk to be kept, before or `after` it is on the disk; or else at the end."""
-    keep, finish, left = RunFolder.keep, RunFolder.finish, [write]
+    keep, finish, left = RunDir.save_chunk, RunDir.finish, [write]
 
     def dying(real: object) -> object:
-        def call(self: RunFolder, *args: object) -> None:
+        def call(self: RunDir, *args: object) -> None:
             if left[0] is None:
                 real(self, *args)  # type: ignore[operator]
                 return
@@ -62,8 +62,8 @@ def killed_at(write: int | None, after: bool) -> Iterator[None]:
         return call
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunFolder, "keep", dying(keep))
-        patch.setattr(RunFolder, "finish", dying(finish))
+        patch.setattr(RunDir, "save_chunk", dying(keep))
+        patch.setattr(RunDir, "finish", dying(finish))
         yield
 
 
@@ -95,7 +95,7 @@ class AuditFolder(RuleBasedStateMachine):
         """What an undisturbed run writes."""
         if asked not in self.reference:
             out = self.base / f"calm-{asked[0]}-{asked[1]}"
-            auditing.run(self.config(asked, out))
+            audit_run.run(self.config(asked, out))
             self.reference[asked] = {name: (out / name).read_bytes() for name in OUTPUTS}
         return self.reference[asked]
 
@@ -108,7 +108,7 @@ class AuditFolder(RuleBasedStateMachine):
         expected = self.expected(asked)
         try:
             with killed_at(write, after):
-                done = auditing.run(self.config(asked, self.folder))
+                done = audit_run.run(self.config(asked, self.folder))
         except Killed:
             self.owner = asked
             self.count("run, killed", "(steps)")
@@ -187,7 +187,7 @@ def machine(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for name, part in INPUTS.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[part]))
     # pages take most of a run's time, and nothing reads them
-    monkeypatch.setattr(Audit, "report", lambda self, **_: self.folder / "report.html")
+    monkeypatch.setattr(audit_run, "write_page", lambda audit: audit.folder / "report.html")
     return type("Machine", (AuditFolder,), {"model": tiny_folder, "base": tmp_path, "reference": {}})
 
 

@@ -1,1 +1,1 @@
-"""Rows: facts in any layout, and the known data sets."""
+"""Rows of any file as one `Dataset`: layouts, chats, checks, near duplicates."""

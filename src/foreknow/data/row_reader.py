@@ -13,20 +13,20 @@ from dataclasses import dataclass, field, replace
 
 import polars as pl
 
-from foreknow.data.accounting import THOUGHT, WHAT_TO_DO
-from foreknow.data.chats import LEFT_OUT
-from foreknow.data.detection import detect
-from foreknow.data.layout_rows import Extracted, extract
-from foreknow.data.layouts import GOLDS, Layout, check_column
-from foreknow.data.rows import HAS_REASON, ROWS, USABLE
-from foreknow.data.templates import derive_template, subject_of
+from foreknow.data.chat.exchanges import LEFT_OUT
+from foreknow.data.layouts.detection import detect
+from foreknow.data.layouts.layout import GOLDS, Layout, check_column
+from foreknow.data.layouts.relation_templates import derive_template, subject_of
+from foreknow.data.layouts.rows import Extracted, extract
+from foreknow.data.row_accounting import THOUGHT, WHAT_TO_DO
+from foreknow.data.schema import HAS_REASON, ROWS, USABLE
 from foreknow.data.values import holds_floats
 from foreknow.errors import InputError
-from foreknow.files.batches import Batch, Record, where
-from foreknow.files.formats import read_part
-from foreknow.files.quoting import quoted
-from foreknow.files.sources import Part, Source
-from foreknow.files.writing import cell_text
+from foreknow.io.batches import Record, RecordBatch, where
+from foreknow.io.quoting import quoted
+from foreknow.io.readers import read_part
+from foreknow.io.sources import DataFile, Source
+from foreknow.io.writers import cell_text
 
 
 @dataclass
@@ -44,7 +44,7 @@ class RowReader:
     columns: dict[str, None] = field(default_factory=dict)
     digest: str = ""
 
-    def frames(self) -> Iterator[tuple[pl.DataFrame, Batch, Part, int]]:
+    def frames(self) -> Iterator[tuple[pl.DataFrame, RecordBatch, DataFile, int]]:
         """(rows, batch, part, number of the batch's first record). Sets `layouts`, `columns` and `digest`."""
         total = 0
         content = hashlib.sha256()
@@ -113,7 +113,7 @@ class RowReader:
     def _tree(self) -> bool:
         return bool(self.layouts) and all(layout.relation for layout in self.layouts.values())
 
-    def _layout(self, part: Part, batch: Batch) -> Layout:
+    def _layout(self, part: DataFile, batch: RecordBatch) -> Layout:
         columns = list(dict.fromkeys(key for record in batch.records for key in record))
         found = detect(columns, self.mapped, part.where, batch.records, self.named)
         if batch.note:
@@ -132,7 +132,7 @@ class RowReader:
         return found
 
     def _extracted(
-        self, layout: Layout, batch: Batch, part: Part, places: Sequence[int]
+        self, layout: Layout, batch: RecordBatch, part: DataFile, places: Sequence[int]
     ) -> list[tuple[int, Extracted]]:
         """The rows of these records of a batch, each with its record's place in the batch."""
         found = []
@@ -161,7 +161,7 @@ class UnusableRows:
     count: int = 0
     first: str | None = None
 
-    def note(self, rows: pl.DataFrame, batch: Batch, part: Part, before: int, layout: Layout) -> None:
+    def note(self, rows: pl.DataFrame, batch: RecordBatch, part: DataFile, before: int, layout: Layout) -> None:
         """Count such rows of a batch; `before`: the number of the batch's first record."""
         bad = rows.filter(~USABLE & ~HAS_REASON)
         if bad.is_empty():
@@ -198,7 +198,7 @@ def _path(source: Source) -> str:
     return source.parts[0].where if source.kind == "file" else source.name
 
 
-def batches_of(source: Source) -> Iterator[tuple[Part, Batch, int]]:
+def batches_of(source: Source) -> Iterator[tuple[DataFile, RecordBatch, int]]:
     """(part, batch, number of the batch's first row), in order."""
     first = 0
     for part in source.parts:

@@ -18,7 +18,7 @@ from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Final
 
-from foreknow.files.cells import number_of
+from foreknow.io.csv_escape import number_of
 
 NULL_WORDS: Final = frozenset({
     "nan", "NaN", "NAN", "-nan", "-NaN", "null", "Null", "NULL", "None", "none", "NONE", "nil", "Nil", "NIL",

@@ -11,15 +11,15 @@ from typing import Any
 import polars as pl
 from markupsafe import Markup
 
-from foreknow.report import charts, flags, page, tables
-from foreknow.report import verdict as words
+from foreknow import paper
+from foreknow.report import audit_tables, charts, page, row_flags
+from foreknow.report import audit_text as words
+from foreknow.report.format import display, duration, number, suffix_of
 from foreknow.report.long_answers import LongAnswers, long_answers
+from foreknow.report.long_answers_text import FEW_SHORT, LongMix, long_verdict, steps
 from foreknow.report.row_data import row_json
 from foreknow.report.short_facts import ShortFacts, short_facts
-from foreknow.report.text import display, duration, number, suffix_of
-from foreknow.report.verdict_long import FEW_SHORT, LongMix, long_verdict, steps
 from foreknow.stats import Interval
-from foreknow.studies import paper_figures
 
 SAMPLE_ROWS = 20_000
 """More rows than this are not all embedded: a seeded sample of this size is."""
@@ -42,7 +42,7 @@ def render_audit(
     `facts`: the short facts that rows bring along (`Audit.facts`). `chance`: what guessing would score
     (`chance.json`). `forecast`: what training on a mix would do (`forecast.json`).
     """
-    frame = tables.complete(rows)
+    frame = audit_tables.complete(rows)
     own = probes.filter(pl.col("row").is_in(frame["row"].implode()))  # not those of short facts
     seed = int(summary.get("seed") or 0)
     model = dict(summary.get("model") or {})
@@ -50,15 +50,15 @@ def render_audit(
     protocol = dict(summary.get("protocol") or {})
     notes = protocol.pop("notes", [])
     groups = frame["group"].unique().sort().to_list()
-    relations = tables.relation_lines(frame, dict(summary.get("majority_floor") or {}), groups, seed)
-    long, brought, flagged = long_answers(frame), short_facts(frame, facts), flags.flag_lines(frame)
+    relations = audit_tables.relation_lines(frame, dict(summary.get("majority_floor") or {}), groups, seed)
+    long, brought, flagged = long_answers(frame), short_facts(frame, facts), row_flags.flag_lines(frame)
     mix = _mix(frame, relations, display(model.get("name") or "the model"), suffix_of(data.get("name")), seed)
     mostly_long = long is not None and long.rows > mix.labelled
     long_mix = _long_mix(mix, long, brought, int(protocol.get("max_answer_tokens") or 32), flagged)
     # a handful of short answers in a file of long ones is counted, not analysed
     analysed = mix.labelled >= FEW_SHORT or (mix.labelled > 0 and not mostly_long)
-    bins = tables.probability_bins(frame) if analysed else ()
-    popular = tables.popularity_lines(frame, seed) if analysed else ()
+    bins = audit_tables.probability_bins(frame) if analysed else ()
+    popular = audit_tables.popularity_lines(frame, seed) if analysed else ()
     sets = int(protocol.get("exemplar_sets") or probes["exemplar_set"].n_unique() or 0)
     largest = sorted(relations, key=lambda line: (-line.rows, line.name))[:RELATIONS_SHOWN]
     return page.render(
@@ -77,13 +77,13 @@ def render_audit(
         analysed=analysed,
         verdict=long_verdict(long_mix) if mostly_long else words.verdict(mix),
         options=steps(long_mix) if mostly_long else words.options(mix),
-        paper=paper_figures.NAME,
-        categories=tables.category_lines(frame, _expected(summary), seed),
+        paper=paper.NAME,
+        categories=audit_tables.category_lines(frame, _expected(summary), seed),
         meanings=_meanings(protocol, sets),
         relations=[line for line in relations if line in largest],
         folded=[line for line in relations if line not in largest],
         several=len(groups) > 1,
-        spread=tables.exemplar_spread(own),
+        spread=audit_tables.exemplar_spread(own),
         charts={
             "probability": page.both(charts.probability_chart, bins) if bins else None,
             "popularity": page.both(charts.popularity_chart, popular) if popular else None,
@@ -91,14 +91,14 @@ def render_audit(
         },
         bins=_bin_table(bins),
         popular=popular,
-        popular_groups=tables.popularity_by_group(frame) if popular else (),
-        fifths=tables.FIFTHS,
-        carriers=tables.carriers(frame, CARRIERS_SHOWN) if show_rows else (),
+        popular_groups=audit_tables.popularity_by_group(frame) if popular else (),
+        fifths=audit_tables.FIFTHS,
+        carriers=audit_tables.carriers(frame, CARRIERS_SHOWN) if show_rows else (),
         long=long,
         limit=long_mix.limit,
         brought=brought,
-        accounted=flags.accounted(data),
-        findings=flags.findings(flagged),
+        accounted=row_flags.accounted(data),
+        findings=row_flags.findings(flagged),
         flags=[line for line in flagged if not line.is_finding],
         chance=_chance(chance, sets * int(protocol.get("samples") or 0)) if chance else None,
         forecast=_forecast(forecast) if forecast else None,
@@ -129,13 +129,13 @@ def _forecast(told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mix(
-    frame: pl.DataFrame, relations: tuple[tables.RelationLine, ...], model: str, suffix: str, seed: int
-) -> words.Mix:
+    frame: pl.DataFrame, relations: tuple[audit_tables.RelationLine, ...], model: str, suffix: str, seed: int
+) -> words.CategoryShares:
     """What the verdict needs to know."""
-    lines = tables.category_lines(frame, None, seed)
+    lines = audit_tables.category_lines(frame, None, seed)
     nothing = Interval(0.0, 0.0, 1.0)
     unknown = lines[-1].share if lines else nothing
-    return words.Mix(
+    return words.CategoryShares(
         rows=len(frame),
         labelled=sum(line.rows for line in lines),
         known=Interval(1 - unknown.value, 1 - unknown.high, 1 - unknown.low) if lines else nothing,
@@ -149,11 +149,11 @@ def _mix(
 
 
 def _long_mix(
-    mix: words.Mix,
+    mix: words.CategoryShares,
     long: LongAnswers | None,
     brought: ShortFacts | None,
     limit: int,
-    flagged: tuple[flags.FlagLine, ...],
+    flagged: tuple[row_flags.FlagLine, ...],
 ) -> LongMix:
     """What the verdict of a file of mostly long answers needs to know."""
     return LongMix(
@@ -209,7 +209,7 @@ def _moved(frame: pl.DataFrame) -> int | None:
     return int((both["category"] != both["category_lenient"]).sum()) if len(both) else None
 
 
-def _bin_table(bins: tuple[tables.BinLine, ...]) -> list[tuple[str, list[int]]]:
+def _bin_table(bins: tuple[audit_tables.BinLine, ...]) -> list[tuple[str, list[int]]]:
     """The probability chart as a table: one line per bin."""
     names = list(dict.fromkeys(b.bin for b in bins))
     return [(name, [b.rows for b in bins if b.bin == name]) for name in names]

@@ -15,10 +15,9 @@ from typing import Final
 import altair as alt
 import polars as pl
 
-from foreknow.report import drawing
+from foreknow.report import vega_process
+from foreknow.report.audit_tables import CATEGORIES, BinLine, PopularityLine
 from foreknow.report.long_answers import ExpectationBin
-from foreknow.report.tables import CATEGORIES, BinLine, PopularityLine
-from foreknow.report.tune_tables import Count
 
 WIDE, NARROW = 720, 330
 INK, SOFT, GRID = "#010001", "#010002", "#010003"
@@ -62,7 +61,7 @@ def probability_chart(lines: Sequence[BinLine], width: int) -> str:
         .mark_text(align="left", dx=5, color=INK, fontSize=12)
         .encode(y=y, x="rows:Q", text=alt.Text("rows:Q", format=","))
     )
-    return drawn(bars + totals, width, 280)
+    return render_chart(bars + totals, width, 280)
 
 
 def popularity_chart(lines: Sequence[PopularityLine], width: int) -> str:
@@ -90,7 +89,7 @@ def popularity_chart(lines: Sequence[PopularityLine], width: int) -> str:
     )
     whiskers = base.mark_rule(color=INK, strokeWidth=1.5).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q")
     labels = base.mark_text(dy=-10, color=INK, fontSize=12).encode(y=alt.Y("high:Q", scale=scale), text="label:N")
-    return drawn(bars + whiskers + labels, width, 260)
+    return render_chart(bars + whiskers + labels, width, 260)
 
 
 def expectation_chart(bins: Sequence[ExpectationBin], width: int) -> str:
@@ -107,47 +106,10 @@ def expectation_chart(bins: Sequence[ExpectationBin], width: int) -> str:
     rows = alt.Axis(tickCount=4, tickMinStep=1)
     asked = base.mark_bar(color=FILLS[1]).encode(y=alt.Y("asked:Q", axis=rows, title="rows"), y2="none:Q")
     alone = base.mark_bar(fillOpacity=0, stroke=INK, strokeWidth=1.5).encode(y="alone:Q", y2="none:Q")
-    return drawn(asked + alone, width, 220)
+    return render_chart(asked + alone, width, 220)
 
 
-def em_chart(lines: Sequence[tuple[str, Count, Count | None]], width: int) -> str:
-    """EM by category with intervals, and, as rings, the share that the base model had right."""
-    short = width < WIDE
-    values = [
-        {
-            "category": name.removesuffix("Known") if short and name != "Unknown" else name,
-            "name": name,
-            "em": of.share,
-            "low": of.interval.low,
-            "high": of.interval.high,
-            "base": base.share if base and base.rows else None,
-            "label": f"{100 * of.share:.0f} %" if short else f"{100 * of.share:.1f} %",
-            "was": f"base {100 * base.share:.0f} %" if base and base.rows else "",
-        }
-        for name, of, base in lines
-    ]
-    schema = {name: pl.Float64() if name in ("em", "low", "high", "base") else pl.String() for name in values[0]}
-    frame = pl.DataFrame(values, schema=schema)
-    base = alt.Chart(frame).encode(
-        x=alt.X("category:N", sort=None, title=None, axis=alt.Axis(labelAngle=0, grid=False))
-    )
-    axis = alt.Axis(labelExpr="format(100 * datum.value, 'd') + ' %'", tickCount=5)
-    scale = alt.Scale(domain=[0, 1.08], nice=False)
-    fills = alt.Scale(domain=list(CATEGORIES), range=list(FILLS))
-    bars = base.mark_bar(size=26 if short else 48, stroke=GRID, strokeWidth=0.5).encode(
-        y=alt.Y("em:Q", scale=scale, axis=axis, title=None), color=alt.Color("name:N", scale=fills, legend=None)
-    )
-    whiskers = base.mark_rule(color=INK, strokeWidth=1.5).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q")
-    texts = base.encode(y=alt.Y("high:Q", scale=scale), text="label:N")
-    labels = [texts.mark_text(dy=-10, fontSize=12, **paint) for paint in RIMMED]
-    beside = 23 if short else 36  # of the bar, where no label stands
-    was = alt.Chart(frame.drop_nulls("base")).encode(x=alt.X("category:N", sort=None), y=alt.Y("base:Q", scale=scale))
-    rings = was.mark_point(shape="circle", size=90, stroke=INK, strokeWidth=2, filled=False, xOffset=beside)
-    names = [was.mark_text(align="left", dx=beside + 9, fontSize=12, **p).encode(text="was:N") for p in RIMMED]
-    return drawn(alt.layer(bars, whiskers, *labels, rings, *([] if short else names)), width, 280)
-
-
-def drawn(chart: alt.LayerChart | alt.FacetChart, width: int, height: int) -> str:
+def render_chart(chart: alt.LayerChart | alt.FacetChart, width: int, height: int) -> str:
     """Draw a chart at a fixed size and hand the colours over to the style sheet."""
     themed = (
         chart.properties(
@@ -172,7 +134,7 @@ def drawn(chart: alt.LayerChart | alt.FacetChart, width: int, height: int) -> st
             labelLimit=200,
         )
     )
-    return theme_svg(drawing.svg(themed.to_dict(validate=False)))
+    return theme_svg(vega_process.svg(themed.to_dict(validate=False)))
 
 
 def theme_svg(svg: str) -> str:

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
-from foreknow.protocol.slick import HIGHLY_KNOWN, UNKNOWN
+from foreknow.inference.slick import HIGHLY_KNOWN, UNKNOWN
 from foreknow.report import page
-from foreknow.report.charts import em_chart
-from foreknow.report.flags import fault_lines
-from foreknow.report.text import display, duration, exact, exact_interval, number, without_folders
+from foreknow.report.audit_text import count
+from foreknow.report.evaluation_chart import em_chart
+from foreknow.report.format import display, duration, exact, exact_interval, number, without_folders
+from foreknow.report.row_flags import fault_lines
 from foreknow.report.tune_tables import FEW, Count
-from foreknow.report.tune_words import Verdict, p_value
-from foreknow.report.verdict import count
+from foreknow.report.tune_text import TrainVerdict, p_value
 from foreknow.stats import mcnemar
 
 if TYPE_CHECKING:
-    from foreknow.evaluation.evaluating import Evaluation
+    from foreknow.stages.evaluate.result import EvaluateResult
 
 GROUPS_SHOWN = 24
 WRONG_SHOWN = 12
@@ -31,7 +31,7 @@ LATE = 0.02
 """From this share of answers on that have not ended in time, it is said at the top."""
 
 
-class Line(NamedTuple):
+class EmRow(NamedTuple):
     """EM of some rows, both ways of matching, and what was refused of them; `base`: rows the base was right on."""
 
     name: str
@@ -56,7 +56,7 @@ class Guess(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Example:
+class AnswerExample:
     """One row: what is right, what the base model says behind examples, and what is said now."""
 
     question: str
@@ -66,7 +66,7 @@ class Example:
     group: str
 
 
-def render_evaluation(evaluation: Evaluation, *, show_rows: bool = True) -> str:
+def render_evaluation(evaluation: EvaluateResult, *, show_rows: bool = True) -> str:
     """The whole page. With `show_rows=False` no question and no answer, of the data or the model, is in it."""
     summary, rows = evaluation.summary, evaluation.rows
     model, protocol, data = (dict(summary.get(key) or {}) for key in ("model", "protocol", "data"))
@@ -105,7 +105,7 @@ def render_evaluation(evaluation: Evaluation, *, show_rows: bool = True) -> str:
     )
 
 
-def by(summary: Mapping[str, Any], key: str, lenient: bool) -> list[Line]:
+def by(summary: Mapping[str, Any], key: str, lenient: bool) -> list[EmRow]:
     """EM and refusals of each category, split or relation; the base model's where its probe is known."""
     moved = (summary.get("moves") or {}).get(key, {}) if key == "by_category" else {}
     found = []
@@ -116,9 +116,9 @@ def by(summary: Mapping[str, Any], key: str, lenient: bool) -> list[Line]:
     return found
 
 
-def _line(name: str, em: Mapping[str, Any], refused: Mapping[str, Any], base: Count | None, lenient: bool) -> Line:
+def _line(name: str, em: Mapping[str, Any], refused: Mapping[str, Any], base: Count | None, lenient: bool) -> EmRow:
     first = em["lenient" if lenient else "strict"]
-    return Line(name, _count(first), _count(em["lenient"]), _count(refused), base)
+    return EmRow(name, _count(first), _count(em["lenient"]), _count(refused), base)
 
 
 def _count(of: Mapping[str, Any]) -> Count:
@@ -154,7 +154,7 @@ def taken_over(rows: pl.DataFrame) -> list[Guess]:
     return [Guess(g, s, Count(n, size), right) for g, s, n, size, right in said.select(columns).iter_rows()]
 
 
-def examples(rows: pl.DataFrame) -> dict[str, list[Example]]:
+def examples(rows: pl.DataFrame) -> dict[str, list[AnswerExample]]:
     """Rows that show what happened: HighlyKnown ones lost, others lost against the base, Unknown ones gained."""
     highly, unknown = pl.col("category") == HIGHLY_KNOWN, pl.col("category") == UNKNOWN
     kinds = {
@@ -168,11 +168,13 @@ def examples(rows: pl.DataFrame) -> dict[str, list[Example]]:
     for kind, which in kinds.items():
         # one of each relation first, so that the largest does not fill the table
         picked = rows.filter(which).with_columns(turn=pl.int_range(pl.len()).over("group")).sort("turn", "row")
-        found[kind] = [Example(*values) for values in picked.head(EXAMPLES).select(columns).iter_rows()]
+        found[kind] = [AnswerExample(*values) for values in picked.head(EXAMPLES).select(columns).iter_rows()]
     return {kind: lines for kind, lines in found.items() if lines}
 
 
-def verdict(summary: Mapping[str, Any], categories: list[Line], guesses: list[Guess], *, lenient: bool) -> Verdict:
+def verdict(
+    summary: Mapping[str, Any], categories: list[EmRow], guesses: list[Guess], *, lenient: bool
+) -> TrainVerdict:
     """What was found, what it rests on, and what to keep in mind."""
     answers, rows = summary["answers"], summary["rows"]
     em = _count(summary["em"]["overall"]["lenient" if lenient else "strict"])
@@ -196,10 +198,10 @@ def verdict(summary: Mapping[str, Any], categories: list[Line], guesses: list[Gu
             f"In {'a relation' if len(guesses) == 1 else 'some relations'} one answer is given far more often than it "
             f"is right: {shown}. See below."
         )
-    return Verdict(found, tuple((k, v) for k, v in points.items() if v), _cautions(summary, em))
+    return TrainVerdict(found, tuple((k, v) for k, v in points.items() if v), _cautions(summary, em))
 
 
-def _by_category(categories: list[Line]) -> str:
+def _by_category(categories: list[EmRow]) -> str:
     of = {line.name: line.em for line in categories}
     told = []
     if highly := of.get(HIGHLY_KNOWN):

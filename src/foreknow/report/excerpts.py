@@ -1,6 +1,6 @@
 """Long texts -> the parts of them that a page shows. Pure; nothing here knows HTML.
 
-Places in a text are characters, start and end (exclusive), as in `spans.LONG`.
+Places in a text are characters, start and end (exclusive), as in `surprisal.LONG`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Rows with long answers -> what is said of them: how expected their wording is, and where it is least so. Pure.
 
-All figures are log-probabilities (nats a token, `spans.LONG`) put into words: a mean of -2.77 is 1 chance in 16
+All figures are log-probabilities (nats a token, `surprisal.LONG`) put into words: a mean of -2.77 is 1 chance in 16
 for the next token. They measure expectation of a wording, never knowledge.
 """
 

@@ -18,9 +18,9 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from foreknow.report import charts
+from foreknow.report.audit_text import percent, percent_interval
+from foreknow.report.format import UNSAFE_IN_LINE, command, display, exact, exact_interval, inline, number, tight
 from foreknow.report.long_answers import factor, one_in
-from foreknow.report.text import UNSAFE_IN_LINE, command, display, exact, exact_interval, inline, number, tight
-from foreknow.report.verdict import percent, percent_interval
 
 LABELS = {
     "name": "name",
@@ -93,8 +93,8 @@ def both(draw: Callable[..., str], *given: Any) -> tuple[Markup, Markup]:
 
 
 def asset(name: str) -> str:
-    """A file that lies beside this one."""
-    return files("foreknow.report").joinpath(name).read_text(encoding="utf-8")
+    """The text of a template, a style sheet or a script of the pages."""
+    return files("foreknow.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
 def _policy(style: str, script: str) -> str:

@@ -6,13 +6,13 @@ from typing import Any
 
 import polars as pl
 
-from foreknow.audits.short_facts import ROLL_UP
-from foreknow.report import tables
+from foreknow.report import audit_tables
 from foreknow.report.excerpts import marked
-from foreknow.report.flags import flag_lines
+from foreknow.report.format import clip, display, script_json
 from foreknow.report.long_answers import factor, one_in, times
-from foreknow.report.short_facts import Fact, by_parent
-from foreknow.report.text import clip, display, script_json
+from foreknow.report.row_flags import flag_lines
+from foreknow.report.short_facts import ShortFactRow, by_parent
+from foreknow.stages.audit.short_facts import ROLL_UP
 
 
 def row_json(
@@ -32,7 +32,7 @@ def row_json(
             [clip(a) for a in r["answers"] or [] if a != r["answer"]],
             clip(r["model_answer"]),
             first.get(r["row"]),
-            tables.CATEGORIES.index(r["category"]) if r["category"] else -1,
+            audit_tables.CATEGORIES.index(r["category"]) if r["category"] else -1,
             _short(r["p_greedy"]),
             _short(r["p_sampled"]),
             _short(r["p_sampled_error"]),
@@ -43,7 +43,7 @@ def row_json(
         for r in shown.iter_rows(named=True)
     ]
     document = {
-        "categories": tables.CATEGORIES,
+        "categories": audit_tables.CATEGORIES,
         "groups": [display(g) for g in groups],
         "flags": flags,
         "sets": sets,
@@ -60,14 +60,14 @@ def _answer(r: dict[str, Any]) -> str | list[str] | None:
     return marked(r["answer"], [(span["start"], span["end"]) for span in r["spans"]])
 
 
-def _more(r: dict[str, Any], own: dict[int, list[Fact]]) -> list[Any]:
+def _more(r: dict[str, Any], own: dict[int, list[ShortFactRow]]) -> list[Any]:
     """What rows with long answers or short facts have besides: how expected the answer is; the facts."""
     scored = r["logprob"] is not None and r["logprob_alone"] is not None
     helps = times(r["logprob"], r["logprob_alone"]) if scored else 0.0
     long = [_short(-r["logprob"]), one_in(r["logprob"]), _short(helps), factor(helps)] if scored else None
     if not own:
         return [] if long is None else [long]
-    category = {name: index for index, name in enumerate(tables.CATEGORIES)}
+    category = {name: index for index, name in enumerate(audit_tables.CATEGORIES)}
     facts = [
         [clip(f.question), clip(f.answer), category.get(f.category or "", -1), clip(f.model_answer)]
         for f in own.get(r["row"], ())

@@ -1,4 +1,4 @@
-"""Short facts that rows bring along -> the lines that sum them up (`foreknow.audits.short_facts`). Pure."""
+"""Short facts that rows bring along -> the lines that sum them up (`foreknow.stages.audit.short_facts`). Pure."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Final
 
 import polars as pl
 
-from foreknow.audits.short_facts import ROLL_UP
-from foreknow.report.tables import CATEGORIES
+from foreknow.report.audit_tables import CATEGORIES
+from foreknow.stages.audit.short_facts import ROLL_UP
 
 WORST_SHOWN: Final = 10
 FACTS_SHOWN: Final = 3
@@ -17,7 +17,7 @@ UNKNOWN: Final = CATEGORIES[-1]
 
 
 @dataclass(frozen=True)
-class Fact:
+class ShortFactRow:
     """One short fact and what became of it."""
 
     question: str
@@ -33,7 +33,7 @@ class Bringer:
     row: int
     question: str
     facts: int
-    unknown: tuple[Fact, ...]
+    unknown: tuple[ShortFactRow, ...]
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,13 @@ def short_facts(rows: pl.DataFrame, facts: pl.DataFrame | None) -> ShortFacts | 
     )
 
 
-def by_parent(facts: pl.DataFrame | None) -> dict[int, list[Fact]]:
+def by_parent(facts: pl.DataFrame | None) -> dict[int, list[ShortFactRow]]:
     """Each row's facts in their order."""
-    found: dict[int, list[Fact]] = {}
+    found: dict[int, list[ShortFactRow]] = {}
     if facts is not None:
         columns = ("parent", "question", "answer", "category", "model_answer")
         for parent, *rest in facts.sort("parent", "fact").select(columns).iter_rows():
-            found.setdefault(parent, []).append(Fact(*rest))
+            found.setdefault(parent, []).append(ShortFactRow(*rest))
     return found
 
 

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import polars as pl
 import yaml
 
+from foreknow import paper as paper_figures
 from foreknow.config import TuneConfig
-from foreknow.protocol.slick import UNKNOWN
-from foreknow.report import page, study_sheets, study_words
+from foreknow.inference.slick import UNKNOWN
+from foreknow.report import page, study_tables, study_text
+from foreknow.report.format import display, duration, exact
 from foreknow.report.study_sections import sections
-from foreknow.report.study_sheets import p_text
-from foreknow.report.study_words import points
-from foreknow.report.text import display, duration, exact
-from foreknow.studies import paper_figures
-from foreknow.studies.points import ALL, LATE
-from foreknow.studies.tables import all_tables
+from foreknow.report.study_tables import p_text
+from foreknow.report.study_text import points
+from foreknow.stages.study.aggregation import ALL, LATE
+from foreknow.stages.study.tables import all_tables
 
 if TYPE_CHECKING:
-    from foreknow.studies.studying import Study
+    from foreknow.stages.study.result import StudyResult
 
 SETTINGS = {
     "epochs": "epochs",
@@ -34,7 +34,7 @@ SETTINGS = {
 }
 
 
-def render_study(study: Study, tables: Mapping[str, pl.DataFrame] | None = None) -> str:
+def render_study(study: StudyResult, tables: Mapping[str, pl.DataFrame] | None = None) -> str:
     """The whole page. `tables`: those of `study_tables.all_tables`, where they are at hand."""
     of = dict(tables or all_tables(study))
     config = yaml.safe_load((study.folder / "config.yaml").read_text(encoding="utf-8")) or {}
@@ -46,15 +46,15 @@ def render_study(study: Study, tables: Mapping[str, pl.DataFrame] | None = None)
         version=study.manifest.get("foreknow"),
         model=model,
         warning=page.warning_of(model),
-        lead=study_words.lead(of["claims"], name),
-        second=" ".join(study_words.shares(of["differences"], "test")[:2]),
+        lead=study_text.lead(of["claims"], name),
+        second=" ".join(study_text.shares(of["differences"], "test")[:2]),
         claims=[_claim(line) for line in of["claims"].iter_rows(named=True)],
         margin=float(config.get("margin") or 0.02),
         cautions=_cautions(study.results, of),
         sections=made,
         missing=missing,
-        relations=study_sheets.relations(study.relations),
-        runs=study_sheets.runs(study.results),
+        relations=study_tables.relations(study.relations),
+        runs=study_tables.runs(study.results),
         facts=_facts(study, config, model),
         limits=_limits(study.results, config),
         paper=paper_figures.NAME,
@@ -62,7 +62,7 @@ def render_study(study: Study, tables: Mapping[str, pl.DataFrame] | None = None)
     )
 
 
-class Claim(NamedTuple):
+class ClaimRow(NamedTuple):
     """A line of the scorecard, in words. `shown`: which of several parts the estimate is of."""
 
     number: int
@@ -77,7 +77,7 @@ class Claim(NamedTuple):
     notes: tuple[str, ...]
 
 
-def _claim(line: Mapping[str, Any]) -> Claim:
+def _claim(line: Mapping[str, Any]) -> ClaimRow:
     value, number = line["estimate"], int(line["claim"])
     if value is None:
         estimate = "–"
@@ -88,14 +88,14 @@ def _claim(line: Mapping[str, Any]) -> Claim:
     note = _typeset(line["note"] or "")
     notes = [note] if line["verdict"] == "not tested" else [part for part in note.split("; ") if part]
     shown = next((part.removeprefix("shown: ") for part in notes if part.startswith("shown: ")), "")
-    return Claim(
+    return ClaimRow(
         number=number,
         text=_typeset(line["text"]),
         contrast=_typeset(line["contrast"]),
         verdict=line["verdict"],
         estimate=estimate,
         shown=shown,
-        paper=study_words.papers(number),
+        paper=study_text.papers(number),
         p=p_text(line["p_holm"]),
         detectable="–" if line["mde"] is None else f"{100 * line['mde']:.1f} points",
         notes=tuple(part for part in notes if not part.startswith("shown: ")),
@@ -108,7 +108,7 @@ def _typeset(text: str) -> str:
     return re.sub(r"(?<=\d)%", " %", text)
 
 
-def _facts(study: Study, config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, list[page.Fact]]:
+def _facts(study: StudyResult, config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, list[page.Fact]]:
     results = study.results
     grid = study.manifest.get("grid") or []
     counts = results.filter((pl.col("category") == ALL) & pl.col("set").is_in(["dev", "test", "ood"]))
@@ -148,7 +148,7 @@ def _file(data: object) -> str:
     return str(data or "").replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] or "–"
 
 
-def _read(study: Study, name: str) -> dict[str, Any]:
+def _read(study: StudyResult, name: str) -> dict[str, Any]:
     path = study.folder / name
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 

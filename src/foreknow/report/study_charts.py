@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import altair as alt
 import polars as pl
 
-from foreknow.report.charts import INK, SOFT, WIDE, drawn
+from foreknow.report.charts import INK, SOFT, WIDE, render_chart
 from foreknow.report.tune_charts import LABEL, apart
 
 SOLID: tuple[int, ...] = (1, 0)
@@ -23,7 +23,7 @@ HALF = 530
 """The width of one of two charts that stand side by side on wide screens."""
 
 
-class Place(NamedTuple):
+class ChartPosition(NamedTuple):
     """A point of a line, with the ends of an interval or a range where there is one. Shares, 0 to 1."""
 
     x: float
@@ -32,12 +32,12 @@ class Place(NamedTuple):
     high: float | None = None
 
 
-class Line(NamedTuple):
+class ChartLine(NamedTuple):
     """A line: its label (`short` on narrow screens), its points, how it is drawn. `band`: a range, not whiskers."""
 
     label: str
     short: str
-    places: tuple[Place, ...]
+    places: tuple[ChartPosition, ...]
     colour: str = INK
     dash: tuple[int, ...] = SOLID
     band: bool = False
@@ -65,7 +65,7 @@ class Axes(NamedTuple):
     y: tuple[float, float] | None = None
 
 
-def lines_chart(lines: Sequence[Line], axes: Axes, width: int) -> str:
+def lines_chart(lines: Sequence[ChartLine], axes: Axes, width: int) -> str:
     """Shares over another share, or over epochs."""
     wide = width >= HALF
     first, last = min(axes.ticks), max(axes.ticks)
@@ -86,10 +86,10 @@ def lines_chart(lines: Sequence[Line], axes: Axes, width: int) -> str:
         scale=alt.Scale(domain=[low, high], nice=False),
     )
     layers = [*_drawn_lines(lines, x, y, span), _labels(lines, last, (low, high), wide, x, y)]
-    return drawn(alt.layer(*layers), width, 330 if wide else 300)
+    return render_chart(alt.layer(*layers), width, 330 if wide else 300)
 
 
-def _drawn_lines(lines: Sequence[Line], x: alt.X, y: alt.Y, span: float) -> list[alt.Chart]:
+def _drawn_lines(lines: Sequence[ChartLine], x: alt.X, y: alt.Y, span: float) -> list[alt.Chart]:
     """Bands, whiskers, lines and dots: one layer each, however many lines, for layers are what drawing costs."""
     names = [str(place) for place in range(len(lines))]
     values = [
@@ -121,7 +121,7 @@ def _drawn_lines(lines: Sequence[Line], x: alt.X, y: alt.Y, span: float) -> list
     return layers
 
 
-def _aside(lines: Sequence[Line], line: Line, span: float) -> float:
+def _aside(lines: Sequence[ChartLine], line: ChartLine, span: float) -> float:
     """Lines with whiskers stand a little beside each other, so that these do not cover each other."""
     if line.band or not any(place.low is not None for place in line.places):
         return 0.0
@@ -129,7 +129,7 @@ def _aside(lines: Sequence[Line], line: Line, span: float) -> float:
 
 
 def _labels(
-    lines: Sequence[Line], last: float, within: tuple[float, float], wide: bool, x: alt.X, y: alt.Y
+    lines: Sequence[ChartLine], last: float, within: tuple[float, float], wide: bool, x: alt.X, y: alt.Y
 ) -> alt.Chart:
     """What each line is, and its last value, to the right of it."""
     low, high = within
@@ -142,7 +142,7 @@ def _labels(
     return labelled
 
 
-def used(lines: Sequence[Line], least: float = 0.06) -> tuple[float, float]:
+def used(lines: Sequence[ChartLine], least: float = 0.06) -> tuple[float, float]:
     """The range of y: all values and intervals and some room, in whole steps, within 0 and 1."""
     values = [v for line in lines for place in line.places for v in (place.y, place.low, place.high) if v is not None]
     low, high = min(values), max(values)
@@ -205,10 +205,10 @@ def intervals_chart(bars: Sequence[Bar], title: str, width: int, *, zero: bool =
         line = alt.Chart(pl.DataFrame({"value": [0.0]})).mark_rule(color=SOFT, strokeDash=[4, 3])
         layers.insert(0, line.encode(x=x))
     height = (70 if width >= WIDE else 80) + (44 if both else 30) * len(order)
-    return drawn(alt.layer(*layers), width, height)
+    return render_chart(alt.layer(*layers), width, height)
 
 
-def sweep_chart(lines: Sequence[Line], labels: Sequence[Place], width: int) -> str:
+def sweep_chart(lines: Sequence[ChartLine], labels: Sequence[ChartPosition], width: int) -> str:
     """EM on the rows called Unknown over their share. `labels`: SliCK's own, the full budget first, a cross."""
     axes = Axes("test rows called Unknown", (0.0, 0.2, 0.4, 0.6, 0.8, 1.0))
     wide = width >= HALF
@@ -228,4 +228,4 @@ def sweep_chart(lines: Sequence[Line], labels: Sequence[Place], width: int) -> s
         mark = alt.Chart(own).mark_point(shape=shape, size=size, fill=fill, stroke=INK, opacity=1, strokeWidth=1.2)
         layers.append(mark.encode(x=x, y=y))
     layers.append(_labels(lines, 1.0, (0.0, high), wide, x, y))
-    return drawn(alt.layer(*layers), width, 330 if wide else 300)
+    return render_chart(alt.layer(*layers), width, 330 if wide else 300)

@@ -9,13 +9,13 @@ from typing import NamedTuple
 import polars as pl
 from markupsafe import Markup
 
-from foreknow.protocol.slick import HIGHLY_KNOWN, UNKNOWN
-from foreknow.report import page, study_charts, study_sheets, study_words
+from foreknow import paper
+from foreknow.inference.slick import HIGHLY_KNOWN, UNKNOWN
+from foreknow.report import page, study_charts, study_tables, study_text
 from foreknow.report.charts import FILLS, NARROW, SOFT, UNKNOWN_INK
-from foreknow.report.study_charts import DASHED, DOTTED, HALF, SOLID, Axes, Bar, Line, Place
-from foreknow.report.study_sheets import SETS, TERMS, Sheet, at, whole
-from foreknow.studies import paper_figures
-from foreknow.studies.points import ALL, ALL_KNOWN, EARLY, LATE, POINTS
+from foreknow.report.study_charts import DASHED, DOTTED, HALF, SOLID, Axes, Bar, ChartLine, ChartPosition
+from foreknow.report.study_tables import SETS, TERMS, TextTable, at, whole
+from foreknow.stages.study.aggregation import ALL, ALL_KNOWN, EARLY, LATE, POINTS
 
 Tables = Mapping[str, pl.DataFrame]
 Chart = tuple[Markup, Markup]
@@ -27,8 +27,8 @@ STYLES = {
     ("D_Known", EARLY): ("D_Known, EARLY_STOP", "D_Known, early", WITHOUT, DASHED),
     ("D_Known", LATE): ("D_Known, CONVERGENCE", "D_Known, conv.", WITHOUT, SOLID),
 }
-SHARES = tuple(share / 100 for share in paper_figures.SHARES)
-THEIRS = f"The paper, {paper_figures.MODEL}"
+SHARES = tuple(share / 100 for share in paper.SHARES)
+THEIRS = f"The paper, {paper.MODEL}"
 X = "Unknown share of D"
 TESTS = (
     " In the table of contrasts “rows and seeds” draws both anew; the paper's test cuts the shuffled rows into 100 "
@@ -44,7 +44,7 @@ class Section(NamedTuple):
     about: str
     sentences: tuple[str, ...]
     charts: tuple[tuple[str, Chart], ...]
-    sheets: tuple[tuple[str, Sheet], ...]
+    sheets: tuple[tuple[str, TextTable], ...]
     files: tuple[str, ...]
     note: str = ""
     bars: tuple[tuple[str, tuple[float, float, float]], ...] = ()
@@ -78,7 +78,7 @@ def sections(of: Tables, results: pl.DataFrame) -> tuple[list[Section], list[str
     return made, [wanted for name, wanted, _ in parts if of[name].is_empty()]
 
 
-def half(lines: Sequence[Line], axes: Axes) -> Chart:
+def half(lines: Sequence[ChartLine], axes: Axes) -> Chart:
     """A chart for half of a wide screen, and for a narrow one."""
     wide, narrow = (study_charts.lines_chart(lines, axes, width) for width in (HALF, NARROW))
     return Markup(wide), Markup(narrow)
@@ -89,12 +89,12 @@ def _curves(of: Tables) -> Section:
     last = max(table["epoch"])
     axes = Axes("epoch", tuple(float(tick) for tick in epochs(last)), is_share=False)
     train = [
-        Line(f"{part} rows", part, places, colour, band=True)
+        ChartLine(f"{part} rows", part, places, colour, band=True)
         for part, colour in ((ALL_KNOWN, WITHOUT), (UNKNOWN, WITH_UNKNOWN))
         if (places := _over_epochs(table, "D", part.lower()))
     ]
     dev = [
-        Line(label, short, places, colour, dash, band=True)
+        ChartLine(label, short, places, colour, dash, band=True)
         for on, label, short, colour, dash in (
             ("D", "D", "D", WITH_UNKNOWN, SOLID),
             ("D_Known", "its Known rows alone", "D_Known", WITHOUT, DASHED),
@@ -109,9 +109,9 @@ def _curves(of: Tables) -> Section:
         "Known rows first, Unknown rows late",
         f"The paper's Figure 1: {share} of D is Unknown. A row is fitted when the model gives its own answer. Shaded: "
         "smallest to largest over seeds.",
-        tuple(study_words.curves(table, of["shares"])),
+        tuple(study_text.curves(table, of["shares"])),
         tuple(charts),
-        (("Epoch by epoch", study_sheets.curves(table)),),
+        (("Epoch by epoch", study_tables.curves(table)),),
         ("curves",),
         "The paper trains 50 epochs at a learning rate of 1e-5: beside ours for the shape, not epoch by epoch.",
     )
@@ -123,13 +123,13 @@ def epochs(last: int) -> list[int]:
     return [1, *range(max(step, 2), last + 1, step)] if last > 1 else [1, 2]
 
 
-def _over_epochs(table: pl.DataFrame, on: str, measure: str) -> tuple[Place, ...]:
+def _over_epochs(table: pl.DataFrame, on: str, measure: str) -> tuple[ChartPosition, ...]:
     of = table.filter((pl.col("trained_on") == on) & (pl.col("measure") == measure)).sort("epoch")
     return _places(of.select("epoch", "value", "seed_low", "seed_high"))
 
 
-def _places(frame: pl.DataFrame) -> tuple[Place, ...]:
-    return tuple(Place(*line) for line in frame.iter_rows())
+def _places(frame: pl.DataFrame) -> tuple[ChartPosition, ...]:
+    return tuple(ChartPosition(*line) for line in frame.iter_rows())
 
 
 def _share_axes(shares: Sequence[float], y: tuple[float, float] | None = None) -> Axes:
@@ -150,22 +150,22 @@ def _shares(of: Tables, name: str) -> Section:
             "so their differences are surer than the whiskers look."
         )
         charts.append((THEIRS, half(_theirs(), _share_axes(SHARES))))
-        note = study_words.figure_note([paper_figures.exact_match("D", 0.25, EARLY)]) + TESTS
+        note = study_text.figure_note([paper.exact_match("D", 0.25, EARLY)]) + TESTS
     else:
         title = "Relations that no training set has"
         about = "As above, on relations held out of training. The paper draws this and prints no figures of it."
         note = ""
     tables = [
-        ("By Unknown share", study_sheets.by_share(every, paper=name == "test")),
-        ("By category of the rows asked", study_sheets.by_category(of[file])),
+        ("By Unknown share", study_tables.by_share(every, paper=name == "test")),
+        ("By category of the rows asked", study_tables.by_category(of[file])),
     ]
-    tested = study_sheets.contrasts(of["differences"], name)
+    tested = study_tables.contrasts(of["differences"], name)
     tables += [("Every contrast, tested three ways", tested)] if tested.lines else []
-    sentences = tuple(study_words.shares(of["differences"], name))
+    sentences = tuple(study_text.shares(of["differences"], name))
     return Section(file, title, about, sentences, tuple(charts), tuple(tables), (file, "differences"), note)
 
 
-def _by_share(every: pl.DataFrame) -> list[Line]:
+def _by_share(every: pl.DataFrame) -> list[ChartLine]:
     """A line for D and D_Known at each point; fixed epochs of D dotted. D_Known of 0 % is D itself."""
     found = []
     for (on, point), (label, short, colour, dash) in STYLES.items():
@@ -175,27 +175,27 @@ def _by_share(every: pl.DataFrame) -> list[Line]:
             of = pl.concat([here.filter((pl.col("trained_on") == "D") & (pl.col("share") == 0)), of])
         if of.height:
             found.append(
-                Line(label, short, _places(of.sort("share").select("share", "em", "low", "high")), colour, dash)
+                ChartLine(label, short, _places(of.sort("share").select("share", "em", "low", "high")), colour, dash)
             )
     for point in every["point"].unique(maintain_order=True):
         of = every.filter((pl.col("trained_on") == "D") & (pl.col("point") == point)).sort("share")
         if point not in POINTS and of.height:
-            found.append(Line(f"D, {point}", point, _places(of.select("share", "em")), SOFT, DOTTED))
+            found.append(ChartLine(f"D, {point}", point, _places(of.select("share", "em")), SOFT, DOTTED))
     return found
 
 
-def _theirs() -> list[Line]:
+def _theirs() -> list[ChartLine]:
     found = []
-    for (on, point), series in paper_figures.TEST_EM.items():
+    for (on, point), series in paper.TEST_EM.items():
         label, short, colour, dash = STYLES.get((on, point), (f"{on}, {point}", point, SOFT, DOTTED))
-        found.append(Line(label, short, _read_off(series), colour, dash))
+        found.append(ChartLine(label, short, _read_off(series), colour, dash))
     return found
 
 
-def _read_off(series: Sequence[float | None]) -> tuple[Place, ...]:
+def _read_off(series: Sequence[float | None]) -> tuple[ChartPosition, ...]:
     """A series of the paper (%), by its shares."""
     pairs = zip(SHARES, series, strict=True)
-    return tuple(Place(share, value / 100) for share, value in pairs if value is not None)
+    return tuple(ChartPosition(share, value / 100) for share, value in pairs if value is not None)
 
 
 def _fitted(of: Tables) -> Section:
@@ -205,8 +205,8 @@ def _fitted(of: Tables) -> Section:
     for part, colour in ((ALL_KNOWN, WITHOUT), (UNKNOWN, WITH_UNKNOWN)):
         found = early.filter(pl.col("part") == part).select("share", "em", "low", "high")
         if found.height:
-            ours.append(Line(f"{part} rows", part, _places(found), colour))
-        theirs.append(Line(f"{part} rows", part, _read_off(paper_figures.FITTED[part]), colour))
+            ours.append(ChartLine(f"{part} rows", part, _places(found), colour))
+        theirs.append(ChartLine(f"{part} rows", part, _read_off(paper.FITTED[part]), colour))
     whole = (0.0, 1.0)
     charts = [("Here", half(ours, _share_axes(early["share"].to_list(), whole)))] if ours else []
     return Section(
@@ -214,11 +214,11 @@ def _fitted(of: Tables) -> Section:
         "What EARLY_STOP has taken in",
         "The paper's Figure 4: of each part of D, the rows fitted at EARLY_STOP. Whiskers: 95 % intervals (Wilson) of "
         "the rows of all seeds.",
-        tuple(study_words.fitted(of["fitted"])),
+        tuple(study_text.fitted(of["fitted"])),
         (*charts, (THEIRS, half(theirs, _share_axes(SHARES, whole)))),
-        (("Rows fitted at the two points", study_sheets.fitted(table)),),
+        (("Rows fitted at the two points", study_tables.fitted(table)),),
         ("fitted",),
-        study_words.figure_note([paper_figures.fitted(ALL_KNOWN, 0.5)]),
+        study_text.figure_note([paper.fitted(ALL_KNOWN, 0.5)]),
     )
 
 
@@ -243,9 +243,9 @@ def _linear(of: Tables) -> Section:
         "The paper's Table 1: EM = b0 + b_kn · (Known rows fitted / |D|) + b_unk · (Unknown rows fitted / |D|), one "
         "point an epoch of every D and D_Known; a coefficient is what all of D fitted would move. Errors are clustered "
         "by run, as a run's epochs are alike. Hollow: the paper.",
-        (*study_words.linear(table, "test"), *study_words.linear(table, "ood")),
+        (*study_text.linear(table, "test"), *study_text.linear(table, "ood")),
         (("", page.both(draw)),) if bars else (),
-        (("All coefficients", study_sheets.linear(table)),),
+        (("All coefficients", study_tables.linear(table)),),
         ("linear",),
         "Intervals: CR2 with Satterthwaite degrees of freedom; beside it the wild cluster bootstrap. “The paper's 14 "
         "points” is our refit of those that can be read off its figures; its Table 1 has every epoch.",
@@ -258,19 +258,19 @@ def _single(of: Tables) -> Section:
         Bar(line["trained"], line["em"], line["low"], line["high"], line["paper"], line["point"] == LATE)
         for line in table.filter(pl.col("category") == ALL).iter_rows(named=True)
     ]
-    tables = [("By category of the rows asked, the paper below", study_sheets.single(table))]
-    tested = study_sheets.contrasts(of["differences"], "test", ("single category",))
+    tables = [("By category of the rows asked, the paper below", study_tables.single(table))]
+    tested = study_tables.contrasts(of["differences"], "test", ("single category",))
     tables += [("MaybeKnown rows against the others, tested three ways", tested)] if tested.lines else []
     return Section(
         "single",
         "Which rows are worth training on",
         "The paper's Table 2: sets of one category alone, and the natural mix, judged on all test rows. Circles: "
         "EARLY_STOP; squares: CONVERGENCE; hollow: the paper; whiskers: 95 % intervals, rows and seeds drawn anew.",
-        tuple(study_words.single(table, of["differences"])),
+        tuple(study_text.single(table, of["differences"])),
         (("", page.both(study_charts.intervals_chart, bars, "test EM")),),
         tuple(tables),
         ("single", "differences"),
-        study_words.figure_note([paper_figures.single(HIGHLY_KNOWN, EARLY)]),
+        study_text.figure_note([paper.single(HIGHLY_KNOWN, EARLY)]),
     )
 
 
@@ -286,7 +286,7 @@ def _sweep(of: Tables, results: pl.DataFrame) -> Section:
         seen = (pl.col("score") == score) & (pl.col("setting") == setting) & (pl.col("share") >= 0.02)
         places = _places(table.filter(seen).drop_nulls("em").sort("share").select("share", "em"))
         if places:
-            lines.append(Line(label, label, places, colour, dots=False))
+            lines.append(ChartLine(label, label, places, colour, dots=False))
     crosses = _places(own.drop_nulls("em").select("share", "em"))
     variant = str(table["variant"][0])
     trained = "the natural mix" if variant == "natural" else f"{variant}, for want of the natural mix"
@@ -296,9 +296,9 @@ def _sweep(of: Tables, results: pl.DataFrame) -> Section:
         f"What a score calls Unknown should be wrong after training ({trained}, at CONVERGENCE). To the right more "
         "rows are called so; the lower the line, the better. Cross: SliCK's own label; circles: its label with fewer "
         "exemplar sets or samples; p_hit: the same as a score.",
-        tuple(study_words.sweep(table, results.filter(pl.col("variant") == variant)["seed"].n_unique())),
+        tuple(study_text.sweep(table, results.filter(pl.col("variant") == variant)["seed"].n_unique())),
         (("", page.both(study_charts.sweep_chart, lines, crosses)),) if lines else (),
-        (("SliCK's label by budget", study_sheets.sweep(own)),),
+        (("SliCK's label by budget", study_tables.sweep(own)),),
         ("sweep",),
         "A row counts once a seed.",
     )
@@ -318,9 +318,9 @@ def _refusals(of: Tables) -> Section:
         "Saying “I don't know”",
         "The Unknown rows of D keep their questions and get a refusal as their answer (D_IDK). Accuracy on the answers "
         "given may stay flat while fewer are given, so all three stand together. Bars: all test rows.",
-        tuple(study_words.refusals(table)),
+        tuple(study_text.refusals(table)),
         (),
-        (("In numbers, the paper below", study_sheets.refusals(table)),),
+        (("In numbers, the paper below", study_tables.refusals(table)),),
         ("refusals",),
         "Where refusals were not counted (D), none is assumed." if not table["measured"].all() else "",
         tuple(bars),

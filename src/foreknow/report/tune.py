@@ -11,20 +11,20 @@ import polars as pl
 import yaml
 from markupsafe import Markup
 
-from foreknow.files.runs import differences
-from foreknow.protocol.slick import CATEGORIES, UNKNOWN
+from foreknow.inference.slick import CATEGORIES, UNKNOWN
+from foreknow.io.run_dir import differences
 from foreknow.report import page
 from foreknow.report.charts import INK, SOFT
-from foreknow.report.flags import fault_lines
-from foreknow.report.text import display, duration, exact, number, suffix_of, without_folders
+from foreknow.report.format import display, duration, exact, number, suffix_of, without_folders
+from foreknow.report.row_flags import fault_lines
 from foreknow.report.tune_charts import COLOURS, DASHES, Curve, Mark, epochs_chart
 from foreknow.report.tune_examples import examples
 from foreknow.report.tune_tables import (
-    Course,
     Fate,
     Group,
-    Paired,
-    Run,
+    MetricCurve,
+    PairedCounts,
+    TrainRunView,
     Turned,
     against,
     as_good,
@@ -36,12 +36,12 @@ from foreknow.report.tune_tables import (
     same_known,
     turned,
 )
-from foreknow.report.tune_words import Control, Story, options, p_value, verdict
-from foreknow.training import curves
-from foreknow.training.curves import TRAIN, Line
+from foreknow.report.tune_text import Control, TrainReportData, options, p_value, verdict
+from foreknow.stages.train import curves
+from foreknow.stages.train.curves import TRAIN, Line
 
 if TYPE_CHECKING:
-    from foreknow.training.tuning import Tuned
+    from foreknow.stages.train.result import TrainResult
 
 _OUTCOMES = {"epoch": pl.Float64(), "step": pl.Int64(), "set": pl.String(), "row": pl.Int64(), "right": pl.Boolean()}
 _ROWS = {name: pl.Int64() if name == "row" else pl.String() for name in ("set", "row", "group", "category")} | {
@@ -76,16 +76,16 @@ class Watched(NamedTuple):
     """Everything the page says of one set."""
 
     name: str
-    course: Course | None
-    control: Course | None
-    against: tuple[Paired, Paired] | None
+    course: MetricCurve | None
+    control: MetricCurve | None
+    against: tuple[PairedCounts, PairedCounts] | None
     chart: tuple[Markup, Markup] | None
     fates: tuple[Fate, ...]
     turned: tuple[Turned, ...]
     groups: tuple[Group, ...]
 
 
-def render_tune(tuned: Tuned, control: Tuned | None = None, *, show_rows: bool = True) -> str:
+def render_tune(tuned: TrainResult, control: TrainResult | None = None, *, show_rows: bool = True) -> str:
     """The whole page. With `show_rows=False` no question and no answer of the data is in it.
 
     `control`: a run on rows without Unknown ones. A run that has not ended is shown as far as it is.
@@ -124,12 +124,12 @@ def render_tune(tuned: Tuned, control: Tuned | None = None, *, show_rows: bool =
     )
 
 
-def read(tuned: Tuned) -> Run:
+def read(tuned: TrainResult) -> TrainRunView:
     """The run's folder, finished or not."""
     folder = tuned.folder
     results = _results(folder)
     config = results.get("config") or _config(folder)
-    return Run(
+    return TrainRunView(
         tuned.metrics,
         _frame(folder / "outcomes.parquet", _OUTCOMES),
         _frame(folder / "rows.parquet", _ROWS),
@@ -152,11 +152,11 @@ def _frame(path: Path, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
     return pl.read_parquet(path, columns=list(schema)) if path.is_file() else pl.DataFrame(schema=dict(schema))
 
 
-def _story(run: Run, other: Run | None) -> Story:
+def _story(run: TrainRunView, other: TrainRunView | None) -> TrainReportData:
     early, last = run.chosen
     of = courses(run)
     fitted = [found for line in (early, last) if (found := count(line, TRAIN, UNKNOWN))]
-    return Story(
+    return TrainReportData(
         steps=last["step"],
         best=int(early["epoch"]),
         last=int(last["epoch"]),
@@ -175,7 +175,7 @@ def _story(run: Run, other: Run | None) -> Story:
     )
 
 
-def _control(run: Run, other: Run) -> Control:
+def _control(run: TrainRunView, other: TrainRunView) -> Control:
     early, last = other.chosen
     keys = [*_COMPARED, *(_LORA if run.config.get("method") == "lora" else ())]
     differ = differences({k: run.config.get(k) for k in keys}, {k: other.config.get(k) for k in keys})
@@ -201,7 +201,7 @@ def _control(run: Run, other: Run) -> Control:
     )
 
 
-def _watched(run: Run, other: Run | None, name: str, *, chart: bool) -> Watched:
+def _watched(run: TrainRunView, other: TrainRunView | None, name: str, *, chart: bool) -> Watched:
     of = {course.name: course for course in courses(run)}
     same = other is not None and run.same_rows(other, name)
     theirs = {course.name: course for course in courses(other)} if other is not None and same else {}
@@ -217,7 +217,7 @@ def _watched(run: Run, other: Run | None, name: str, *, chart: bool) -> Watched:
     )
 
 
-def _fit(run: Run, other: Run | None) -> tuple[list[Curve], list[Mark]]:
+def _fit(run: TrainRunView, other: TrainRunView | None) -> tuple[list[Curve], list[Mark]]:
     """The paper's Figure 1: train rows fitted, Known and Unknown, and dev EM."""
     found = []
     first = run.lines[-1]
@@ -244,7 +244,7 @@ def _fit(run: Run, other: Run | None) -> tuple[list[Curve], list[Mark]]:
     ] if began else marks
 
 
-def _by_category(run: Run, name: str) -> list[Curve]:
+def _by_category(run: TrainRunView, name: str) -> list[Curve]:
     """EM of a set by category, or over all its rows where they have none."""
     found = []
     for category in CATEGORIES:
@@ -259,7 +259,7 @@ def _points_of(lines: Iterable[Line], what: Any) -> tuple[tuple[float, float], .
     return tuple((float(line["epoch"]), of.share) for line in lines if (of := what(line)) is not None)
 
 
-def _marks(run: Run) -> list[Mark]:
+def _marks(run: TrainRunView) -> list[Mark]:
     if run.early is None or run.last is None:
         return []
     early, last = run.early["epoch"], run.last["epoch"]
@@ -270,7 +270,7 @@ def _marks(run: Run) -> list[Mark]:
     return [Mark(last, f"{end}, epoch {last}"), Mark(early, f"{start}, epoch {early}")]
 
 
-def _points(run: Run, other: Run | None) -> list[dict[str, Any]]:
+def _points(run: TrainRunView, other: TrainRunView | None) -> list[dict[str, Any]]:
     """The two chosen epochs of this run and of the control, as lines of a table."""
     found = []
     for whose, of in (("this run", run), ("control", other)):
@@ -285,7 +285,7 @@ def _points(run: Run, other: Run | None) -> list[dict[str, Any]]:
     return found
 
 
-def _every(run: Run) -> list[dict[str, Any]]:
+def _every(run: TrainRunView) -> list[dict[str, Any]]:
     """Every evaluation, as a line of a table."""
     early, last = run.early, run.last
     marks = {line["step"]: name for line, name in ((last, "CONVERGENCE"), (early, "EARLY_STOP")) if line}
@@ -306,13 +306,13 @@ def _every(run: Run) -> list[dict[str, Any]]:
     ]
 
 
-def _file(run: Run, name: str) -> str:
+def _file(run: TrainRunView, name: str) -> str:
     """The name of a set's file, without the folders it lies in."""
     given = (run.results.get("data") or {}).get(name, {}).get("file") or run.config.get(name) or ""
     return str(given).replace("\\", "/").rsplit("/", 1)[-1]
 
 
-def _facts(run: Run) -> dict[str, list[page.Fact]]:
+def _facts(run: TrainRunView) -> dict[str, list[page.Fact]]:
     """Settings, model, data and cost, as labels and values."""
     results, config = run.results, run.config
     method = dict(results.get("method") or {})
@@ -350,7 +350,7 @@ def _facts(run: Run) -> dict[str, list[page.Fact]]:
     }
 
 
-def _notes(run: Run) -> list[str]:
+def _notes(run: TrainRunView) -> list[str]:
     """What must be known of the prompts, and of rows that are left out or teach nothing."""
     data = dict(run.results.get("data") or {}).items()
     left = [line for name, of in data for line in fault_lines(name, of.get("row_faults") or {})]

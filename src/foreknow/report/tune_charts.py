@@ -12,8 +12,8 @@ from typing import NamedTuple
 import altair as alt
 import polars as pl
 
-from foreknow.protocol.slick import CATEGORIES
-from foreknow.report.charts import FILLS, GRID, INK, SOFT, UNKNOWN_INK, WIDE, drawn
+from foreknow.inference.slick import CATEGORIES
+from foreknow.report.charts import FILLS, GRID, INK, SOFT, UNKNOWN_INK, WIDE, render_chart
 
 COLOURS = dict(zip(CATEGORIES, (*FILLS[:3], UNKNOWN_INK), strict=True))
 DASHES = dict(zip(CATEGORIES, ([1, 0], [1, 0], [6, 3], [1, 0]), strict=True))
@@ -87,7 +87,7 @@ def epochs_chart(curves: Sequence[Curve], marks: Sequence[Mark], width: int) -> 
         dots = line.mark_point(fill=curve.colour, stroke=SOFT, strokeWidth=0.7, opacity=1, size=28 if wide else 18)
         layers.append(dots)
     layers.append(_labels(curves, last, wide, x, y))
-    return drawn(alt.layer(*layers), width, height)
+    return render_chart(alt.layer(*layers), width, height)
 
 
 def apart(values: Sequence[float], gap: float, top: float = 1.0) -> list[float]:

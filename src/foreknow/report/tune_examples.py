@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from foreknow.protocol.slick import HIGHLY_KNOWN, UNKNOWN
-from foreknow.report.tune_tables import Run
-from foreknow.training.curves import TRAIN
+from foreknow.inference.slick import HIGHLY_KNOWN, UNKNOWN
+from foreknow.report.tune_tables import TrainRunView
+from foreknow.stages.train.curves import TRAIN
 
 
 @dataclass(frozen=True)
-class Example:
+class OutcomeExample:
     """One watched row. `history`: right or not at each evaluation; `control`: whether the control ends right."""
 
     set: str
@@ -24,7 +24,7 @@ class Example:
     control: bool | None
 
 
-def examples(run: Run, control: Run | None, limit: int = 8) -> dict[str, tuple[Example, ...]]:
+def examples(run: TrainRunView, control: TrainRunView | None, limit: int = 8) -> dict[str, tuple[OutcomeExample, ...]]:
     """Rows that show what happened, the clearest first. Empty kinds are left out.
 
     `lost`: HighlyKnown, wrong at CONVERGENCE. `gained`: Unknown, right there. `turned`: other rows right at
@@ -67,5 +67,5 @@ def examples(run: Run, control: Run | None, limit: int = 8) -> dict[str, tuple[E
         order = [held.cast(pl.Int8), pl.col("fall")]
         picked = frame.filter(which).sort([*order, "set", "row"], descending=[True, falling, False, False]).head(limit)
         lines = picked.select("set", "question", "answer", "category", "group", "history", "control").iter_rows()
-        found[kind] = tuple(Example(s, q, a, c, g, tuple(h), o) for s, q, a, c, g, h, o in lines)
+        found[kind] = tuple(OutcomeExample(s, q, a, c, g, tuple(h), o) for s, q, a, c, g, h, o in lines)
     return {kind: lines for kind, lines in found.items() if lines}

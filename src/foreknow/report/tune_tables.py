@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from foreknow.protocol.slick import CATEGORIES, HIGHLY_KNOWN, KNOWN, MAYBE_KNOWN, UNKNOWN
+from foreknow.inference.slick import CATEGORIES, HIGHLY_KNOWN, KNOWN, MAYBE_KNOWN, UNKNOWN
+from foreknow.stages.train import curves
+from foreknow.stages.train.curves import TRAIN, Line
 from foreknow.stats import Interval, mcnemar, wilson
-from foreknow.training import curves
-from foreknow.training.curves import TRAIN, Line
 
 CHANCE = 0.05
 """A difference with a smaller p is called one."""
@@ -46,7 +46,7 @@ class Count(NamedTuple):
         return Count(self.rows - self.hits, self.rows)
 
 
-class Paired(NamedTuple):
+class PairedCounts(NamedTuple):
     """The same rows answered twice: right only the first time, right only the second, and what chance would give."""
 
     rows: int
@@ -65,7 +65,7 @@ class Paired(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainRunView:
     """What a page needs of a run. `outcomes` and `rows` are empty where the folder has none (yet).
 
     `results`: the contract of `results.json`, or {} where the run has not ended. `config`: its settings.
@@ -127,20 +127,20 @@ class Run:
         """Rows trained on."""
         return int(self.lines[-1]["counts"][TRAIN]["rows"]) if self.lines else 0
 
-    def same_rows(self, other: Run, name: str) -> bool:
+    def same_rows(self, other: TrainRunView, name: str) -> bool:
         """Whether both watched the same rows under a set's name."""
         mine, theirs = (run.results.get("data", {}).get(name, {}).get("fingerprint") for run in (self, other))
         return mine is not None and mine == theirs
 
 
 @dataclass(frozen=True)
-class Course:
+class MetricCurve:
     """EM of one set at EARLY_STOP and at CONVERGENCE, and between them; `moved` is None where outcomes are missing."""
 
     name: str
     early: Count
     last: Count
-    moved: Paired | None
+    moved: PairedCounts | None
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,8 @@ class Turned(NamedTuple):
     """Rows of one category, or all, that changed between EARLY_STOP and CONVERGENCE, here and in the control."""
 
     category: str
-    here: Paired
-    control: Paired | None
+    here: PairedCounts
+    control: PairedCounts | None
 
 
 class Group(NamedTuple):
@@ -192,19 +192,19 @@ def known(line: Line) -> Count | None:
     return Count(*pair) if pair else None
 
 
-def at(run: Run, line: Line, name: str) -> pl.DataFrame:
+def at(run: TrainRunView, line: Line, name: str) -> pl.DataFrame:
     """`row, right` of a set at one evaluation."""
     return run.outcomes.filter(pl.col("step") == line["step"], pl.col("set") == name).select("row", "right")
 
 
-def paired(first: pl.DataFrame, second: pl.DataFrame) -> Paired:
+def paired(first: pl.DataFrame, second: pl.DataFrame) -> PairedCounts:
     """Two answers to the same rows (`row, right` each)."""
     both = first.join(second, on="row", suffix="_then")
     was, now = both["right"], both["right_then"]
-    return Paired(both.height, int((was & ~now).sum()), int((~was & now).sum()))
+    return PairedCounts(both.height, int((was & ~now).sum()), int((~was & now).sum()))
 
 
-def between(run: Run, name: str) -> Paired | None:
+def between(run: TrainRunView, name: str) -> PairedCounts | None:
     """EARLY_STOP against CONVERGENCE."""
     if run.early is None or run.last is None:
         return None
@@ -212,15 +212,15 @@ def between(run: Run, name: str) -> Paired | None:
     return None if first.is_empty() else paired(first, at(run, run.last, name))
 
 
-def courses(run: Run) -> tuple[Course, ...]:
+def courses(run: TrainRunView) -> tuple[MetricCurve, ...]:
     """Every set's course, test sets first."""
     if run.early is None or run.last is None:
         return ()
     pairs = [(name, count(run.early, name), count(run.last, name)) for name in run.sets]
-    return tuple(Course(name, a, b, between(run, name)) for name, a, b in pairs if a and b)
+    return tuple(MetricCurve(name, a, b, between(run, name)) for name, a, b in pairs if a and b)
 
 
-def against(run: Run, control: Run, name: str) -> tuple[Paired, Paired] | None:
+def against(run: TrainRunView, control: TrainRunView, name: str) -> tuple[PairedCounts, PairedCounts] | None:
     """This run against the control at EARLY_STOP and at CONVERGENCE, each at its own; None where rows differ.
 
     `lost`: right here only. `won`: right in the control only.
@@ -235,7 +235,7 @@ def against(run: Run, control: Run, name: str) -> tuple[Paired, Paired] | None:
     return early, last
 
 
-def fates(run: Run, control: Run | None, name: str) -> tuple[Fate, ...]:
+def fates(run: TrainRunView, control: TrainRunView | None, name: str) -> tuple[Fate, ...]:
     """Facts kept, lost and gained in a set; nothing where its rows have no category."""
     if run.early is None or run.last is None:
         return ()
@@ -251,7 +251,7 @@ def fates(run: Run, control: Run | None, name: str) -> tuple[Fate, ...]:
     return tuple(found)
 
 
-def turned(run: Run, control: Run | None, name: str) -> tuple[Turned, ...]:
+def turned(run: TrainRunView, control: TrainRunView | None, name: str) -> tuple[Turned, ...]:
     """Rows of a set that turned between the two points: all, then by category where rows are known."""
     here = between(run, name)
     if here is None or run.early is None or run.last is None or run.early is run.last:
@@ -269,12 +269,12 @@ def turned(run: Run, control: Run | None, name: str) -> tuple[Turned, ...]:
     return tuple(lines)
 
 
-def _within(run: Run, name: str, rows: pl.DataFrame) -> Paired:
+def _within(run: TrainRunView, name: str, rows: pl.DataFrame) -> PairedCounts:
     """EARLY_STOP against CONVERGENCE over some rows of a set."""
     return paired(*(at(run, line, name).join(rows, on="row") for line in run.chosen))
 
 
-def as_good(run: Run) -> tuple[int, ...]:
+def as_good(run: TrainRunView) -> tuple[int, ...]:
     """Epochs whose right dev rows chance alone could tell from those of the epoch with the best dev EM."""
     leader = curves.best(run.lines, "dev_em") if run.lines and "dev" in run.lines[-1]["em"] else None
     if leader is None or (first := at(run, leader, "dev")).is_empty():
@@ -282,7 +282,7 @@ def as_good(run: Run) -> tuple[int, ...]:
     return tuple(int(line["epoch"]) for line in run.ends if not paired(first, at(run, line, "dev")).clear)
 
 
-def groups(run: Run, control: Run | None, name: str) -> tuple[Group, ...]:
+def groups(run: TrainRunView, control: TrainRunView | None, name: str) -> tuple[Group, ...]:
     """A set's relations, those that lost most rows first; nothing where rows are unknown or of one relation."""
     of = run.rows.filter(pl.col("set") == name).select("row", "group")
     if run.early is None or run.last is None or of["group"].n_unique() < 2:
@@ -294,12 +294,12 @@ def groups(run: Run, control: Run | None, name: str) -> tuple[Group, ...]:
     return tuple(sorted(found, key=lambda g: (g.last.hits - g.early.hits, -g.early.rows, g.name)))
 
 
-def _by_group(run: Run, line: Line, name: str, of: pl.DataFrame) -> dict[str, Count]:
+def _by_group(run: TrainRunView, line: Line, name: str, of: pl.DataFrame) -> dict[str, Count]:
     joined = of.join(at(run, line, name), on="row").group_by("group").agg(pl.col("right").sum(), pl.len())
     return {str(key): Count(right, rows) for key, right, rows in joined.iter_rows()}
 
 
-def same_known(run: Run, control: Run) -> bool:
+def same_known(run: TrainRunView, control: TrainRunView) -> bool:
     """Whether the control was trained on exactly this run's Known rows (the paper's D_Known)."""
     kept = [r.rows.filter(pl.col("set") == TRAIN, pl.col("category").is_in(KNOWN)) for r in (run, control)]
     mine, theirs = (frame.select("question", "answer").sort("question", "answer") for frame in kept)

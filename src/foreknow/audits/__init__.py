@@ -1,1 +1,0 @@
-"""The audit, here, on Ray or at a server."""

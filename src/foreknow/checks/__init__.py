@@ -1,1 +1,0 @@
-"""What is wrong with a file, told before any model runs."""

@@ -1,0 +1,121 @@
+"""What a verb prints when it is done: tables and lines for a terminal, without control characters of the data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from foreknow.io.quoting import isolated, printable
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from foreknow.data.builtin.export import ExportResult
+    from foreknow.stages.audit.cost import Scaled
+
+
+def print_audit(summary: dict[str, Any]) -> None:
+    """The result in a dozen lines: category shares overall and by group."""
+    import polars as pl
+
+    by_group = summary["categories"]["by_relation"]
+    floors = summary["majority_floor"]
+    shown = sorted(by_group, key=lambda g: -by_group[g]["Unknown"])[:24]
+    lines = [
+        ("all", summary["categories"]["overall"], None),
+        *((g, by_group[g], floors.get(g)) for g in shown),
+    ]
+    table = pl.DataFrame(
+        [
+            {
+                "group": name,
+                **{category: f"{share:.1%}" for category, share in shares.items()},
+                "majority floor": "" if floor is None else f"{floor['floor']:.1%}",
+            }
+            for name, shares, floor in lines
+        ]
+    )
+    speed = f", {summary['rows_per_second']:.2g} rows/s" if summary["labelled"] else ""
+    print(f"{summary['labelled']:,} of {summary['rows']:,} rows labelled with {plain(summary['model']['name'])}{speed}")
+    if summary["labelled"]:
+        print_table(table, "share of rows by category")
+    if len(by_group) > len(shown):
+        print(f"and {len(by_group) - len(shown)} more groups: see the report")
+    for group, found in summary["greedy"].items():
+        if found["guessing"] and floors[group]["rows"] >= 20 and by_group[group]["Unknown"] < 0.8:
+            print(
+                f"{plain(group)}: greedy answers are right on {found['em']:.1%} of the rows, always saying "
+                f"{plain(floors[group]['answer'])!r} on {floors[group]['floor']:.1%}: its Known rows may be guesses"
+            )
+    flags = ", ".join(f"{name} {count:,}" for name, count in summary["flags"].items())
+    if flags:
+        print(f"flags: {flags}")
+    long = summary["flags"].get("long_answer", 0)
+    if long:
+        print(
+            f"{long:,} rows have answers longer than {summary['protocol']['max_answer_tokens']} tokens and get no "
+            "category: get their short facts with foreknow extract, or raise --max-answer-tokens"
+        )
+    if broken := summary["flags"].get("not_finite", 0):
+        print(
+            f"{broken:,} rows get no category: the model's logits were not finite (NaN or infinity) for one of their "
+            "prompts; use --dtype float32, or look for broken weights"
+        )
+    if precision := summary.get("precision"):
+        from foreknow.stages.audit.precision_check import format_differences  # keeps pydantic out
+
+        print(format_differences(precision))
+    if scored := summary.get("long_answers"):
+        print(
+            f"long answers: median {scored['tokens']:,.0f} tokens; mean log-probability of a token "
+            f"{scored['logprob']:.2f} with the question, {scored['logprob_alone']:.2f} without"
+        )
+    if facts := summary.get("facts"):
+        rows = ", ".join(f"{name} {count:,}" for name, count in facts["rows"].items())
+        print(
+            f"short facts: {facts['labelled']:,} of {facts['facts']:,} labelled, "
+            f"{facts['categories']['Unknown']:.1%} Unknown; rows by their facts: {rows}"
+        )
+
+
+def print_table(frame: pl.DataFrame, title: str) -> None:
+    """A frame as a table: its first column to the left, the others to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for at, name in enumerate(frame.columns):
+        table.add_column(name, justify="left" if at == 0 else "right", no_wrap=at > 0)
+    for line in frame.iter_rows():
+        table.add_row(*(plain(value) for value in line))
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 120
+    console.print(table)
+
+
+def plain(value: Any) -> str:
+    """A cell without control characters: data must not steer a terminal."""
+    return isolated(printable(str(value)))
+
+
+def print_estimate(found: dict[str, Any]) -> None:
+    """What a run would cost, a line for each figure."""
+    for key, value in found.items():
+        print(f"{key.replace('_', ' ') + ':':<18}{f'{value:,}' if isinstance(value, int) else value}")
+
+
+def print_scaled(told: Scaled, rows: int) -> None:
+    """What an audit of so many rows would cost on other machines, with every input and its source."""
+    print_table(told.table, f"{rows:,} rows")
+    for name, value, source in told.inputs.iter_rows():
+        print(f"{name}: {value} ({source})")
+    for note in told.notes:
+        print(note)
+
+
+def print_written(written: ExportResult) -> None:
+    """What a prepared data set holds, and where it lies."""
+    print_table(written.counts, "rows by relation and split")
+    for note in written.notes:
+        print(note)
+    print(f"{'already complete' if written.was_complete else 'written'}: {written.folder}")

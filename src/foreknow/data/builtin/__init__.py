@@ -1,0 +1,1 @@
+"""Data sets that come along: packaged facts, ENTITYQUESTIONS, PopQA, the lab's made-up world."""

@@ -1,0 +1,1 @@
+"""Chats: their formats, turns, reasoning, loss masks, and the labels of their answers."""

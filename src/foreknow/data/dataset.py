@@ -1,0 +1,265 @@
+"""Facts: the rows of an input in one frame, whatever layout they came in, and back to that input.
+
+`read_dataset` opens the source (`sources.py`) and streams its records (`row_reader.py`) into the frame that every later
+stage works on (`schema.ROWS`). `Dataset.annotate` streams the input again and writes it back with labels beside its own
+columns.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from foreknow.data.chat.turn_labels import by_record, free_names, values_of
+from foreknow.data.layouts.edits import with_answers, without_last_facts
+from foreknow.data.layouts.layout import Layout
+from foreknow.data.layouts.relation_templates import check_templates
+from foreknow.data.layouts.rows import TURNS
+from foreknow.data.row_accounting import THOUGHT, account, left_out
+from foreknow.data.row_reader import RowReader, UnusableRows, batches_of
+from foreknow.data.schema import ROWS, USABLE, digests, flags_of, pool, sample_rows
+from foreknow.errors import InputError
+from foreknow.io.batches import Record
+from foreknow.io.csv_escape import number_of
+from foreknow.io.quoting import quoted
+from foreknow.io.sources import DataFile, Source, source_of
+from foreknow.io.writers import Change, cell_text, write_joined, write_parts
+
+CANDIDATES = 1024
+"""Of each group so many rows are kept as possible exemplars where not all rows are."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The rows of an input, and all that is needed to write it back.
+
+    `rows` is the whole input, or with a limit the rows `audited` (by number) and possible exemplars.
+    `total` counts all rows of the input, `digest` is a hash of what they say, in whatever layout. `places` has the
+    record and the turn of every row of the input. `left_out`: of `total`, the rows that cannot be used, by reason.
+    `thoughts`: the rows whose answers had thoughts before them.
+    """
+
+    rows: pl.DataFrame
+    audited: pl.Series
+    total: int
+    digest: str
+    layouts: Mapping[str, Layout]
+    reason: str
+    source: Source
+    columns: tuple[str, ...]
+    places: pl.DataFrame
+    left_out: Mapping[str, int]
+    thoughts: int
+
+    @property
+    def records(self) -> int:
+        """How many records the input has; each has at least one row."""
+        return int(self.places["record"].item(-1)) + 1 if self.places.height else 0
+
+    @property
+    def accounted(self) -> str:
+        """What became of the input, in a line: rows in = rows read + rows left out by reason."""
+        return account(self.records, self.total, self.left_out, self.thoughts)
+
+    @property
+    def first_row(self) -> str:
+        """The first usable row as it is read, cut, so that a wrong column is seen."""
+        first = self.rows.lazy().filter(USABLE).sort("row").select("question", "answers").first()
+        question, answers = first.collect().row(0)
+        more = f" (or {len(answers) - 1} more)" if len(answers) > 1 else ""
+        return f"first row: Q {quoted(question, 100)} -> A {quoted(answers[0], 60)}{more}"
+
+    @property
+    def name(self) -> str:
+        """How reports call the input."""
+        return self.source.name
+
+    @property
+    def layout(self) -> str:
+        """The name of the layout."""
+        return ", ".join(dict.fromkeys(layout.name for layout in self.layouts.values()))
+
+    @property
+    def suffix(self) -> str:
+        """The suffix of the annotated output, such as ".jsonl.gz"; nothing for a folder."""
+        return self.source.suffix
+
+    def annotate(self, labels: pl.DataFrame, path: Path) -> None:
+        """Write the input to `path` in its own form (file, folder, zip), with `labels` beside its columns.
+
+        `labels` has `row` (each at most once) and the new columns; a row without a label gets nulls. Every
+        original row is kept, in order, its fields untouched; JSON objects keep their very text. A label
+        whose name the input already has is written as `foreknow_<name>`, so nothing of the user's is lost.
+        """
+        write_parts(self.source, Change(self._beside(labels)), path)
+
+    def write(
+        self, labels: pl.DataFrame, path: Path, answers: Mapping[int, str] | None = None, name: str | None = None
+    ) -> None:
+        """Write only the rows of `labels` into one file, in input order; otherwise as `annotate`.
+
+        A record is written once. Where some of its usable rows are not among `labels`, it ends with the last that
+        is, and the answers that are not are marked so that trainers pass them over (`loss_marks`). `answers`: by row
+        number, an answer that takes the place of the row's own. `name`: what the file will be called, if not as
+        `path`; its suffix must be of the input's format. What only the names of several files tell (relation, split)
+        becomes columns.
+        """
+        kept = labels["row"]
+        chosen = self.places[kept.to_list()].with_columns(row=kept)
+        records = pl.Series(range(self.records), dtype=pl.Int64).is_in(chosen["record"].implode())
+        turns = dict(chosen.group_by("record").agg("turn").iter_rows())
+        replaced: dict[int, dict[int | None, str]] = {}
+        for row, record, turn in chosen.select("row", "record", "turn").iter_rows():
+            if answers and row in answers:
+                replaced.setdefault(record, {})[turn] = answers[row]
+        in_part = self.in_part(kept)
+        cut = self.places.filter(pl.col("record").is_in(in_part))
+        ends = dict(cut.group_by("record").agg(pl.col("turn").last()).iter_rows())
+        firsts = list(_firsts(self.source.parts, self._counts()))
+        counted = any(layout.choices and layout.choices.kind == "index1" for layout in self.layouts.values())
+
+        def edited(record: Record, number: int) -> Record | None:
+            if number not in replaced and number not in ends and not counted:
+                return None
+            name, _ = firsts[bisect_right(firsts, number, key=lambda part: part[1]) - 1]
+            layout, own = self.layouts[name], turns[number] if number in ends else None
+            if own is not None and ends[number] not in own:
+                record = without_last_facts(layout, record)
+            return with_answers(layout, record, replaced.get(number, {}), own)
+
+        told = [n for n in ("relation", "split") if any(getattr(layout, n) for layout in self.layouts.values())]
+        told += ["subject"] if "relation" in told else []
+        named = self.rows.select("record", *told).unique("record", keep="first", maintain_order=True)
+        write_joined(
+            self.source.parts,
+            Change(self._beside(labels, named if told else None), records, edited),
+            path,
+            name or path.name,
+        )
+
+    def in_part(self, kept: pl.Series) -> list[int]:
+        """The records some of whose usable rows are among `kept` (row numbers), and some are not."""
+        usable = self.rows.filter(USABLE).select("record", kept=pl.col("row").is_in(kept.implode()))
+        some = usable.group_by("record").agg(any=pl.col("kept").any(), all=pl.col("kept").all())
+        return some.filter(pl.col("any") & ~pl.col("all"))["record"].sort().to_list()
+
+    def extra(self, names: Sequence[str], *, last: Sequence[str] = ()) -> pl.DataFrame:
+        """Columns of the input that are not ours: row, then `names`. The input is read again.
+
+        A column whose every value is a number is Float64, any other is of texts, with what is no text as JSON.
+        A value that a record lacks is null. In lists beside `labelled_turns`, each row has its own value; any other
+        value holds for every row of its record, or for its last one in the columns `last`.
+        """
+        values: dict[str, list[object]] = {name: [] for name in names}
+        turns = self.places.group_by("record", maintain_order=True).agg("turn")["turn"].to_list()
+        for _, batch, first in batches_of(self.source):
+            for number, record in enumerate(batch.records, first):
+                for name in names:
+                    values[name] += values_of(record, name, turns[number], name in last)
+        rows = pl.Series(range(self.total), dtype=pl.Int64)
+        return pl.DataFrame({"row": rows, **{name: _column(found) for name, found in values.items()}})
+
+    def _beside(self, labels: pl.DataFrame, named: pl.DataFrame | None = None) -> pl.DataFrame:
+        """The columns to write beside the input's: a line for every record. `named`: more of them, by record."""
+        added = by_record(labels, self.places)
+        names = free_names(added.columns, self.columns)
+        if TURNS in self.columns and all(name == new for name, new in names.items() if name != TURNS):
+            added = added.drop(TURNS, strict=False)  # the lists that are there speak of the same turns
+        if named is not None:
+            records = pl.DataFrame({"record": pl.Series(range(self.records), dtype=pl.Int64)})
+            more = records.join(named, on="record", how="left", maintain_order="left").drop("record")
+            names |= free_names(more.columns, self.columns)
+            added = added.hstack(more)
+        return added.rename({name: new for name, new in names.items() if name in added.columns})
+
+    def _counts(self) -> dict[str, int]:
+        counts = dict.fromkeys((part.name for part in self.source.parts), 0)
+        if len(counts) > 1:
+            for part, batch, _ in batches_of(self.source):
+                counts[part.name] += len(batch.records)
+        return counts
+
+
+def read_dataset(
+    data: str | Path | Source,
+    *,
+    columns: Mapping[str, str] | None = None,
+    layout: str = "auto",
+    templates: Mapping[str, str] | None = None,
+    group_by: str | None = None,
+    strict_rows: bool = False,
+    turns: str = "all",
+    null_words: str = "leave-out",
+    limit: int | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Read an input (`sources.py` lists what it may be) into one frame.
+
+    `columns` maps our names to the file's (`{"question": "q"}`), `layout` names one of `detection.LAYOUTS`,
+    `templates` gives relations their question texts, `group_by` names the column that exemplars are drawn
+    within, `turns` says whether `all` answers of a chat are rows or only its `last`. With `limit` only the rows
+    drawn (`schema.sample_rows`, by `seed`) and possible exemplars are held in memory, and a few numbers for each of the
+    others; the input is read twice. A readable row that cannot be used is kept and flagged with the reason; one that
+    lacks a question or an answer is an InputError with `strict_rows`, as is an input in which no row is usable.
+    """
+    source = data if isinstance(data, Source) else source_of(str(data))
+    if templates is not None:
+        check_templates(templates, "templates")
+    reader = RowReader(source, dict(columns or {}), layout, dict(templates or {}), group_by, turns, null_words)
+    frames, light, places, faults = [], [], [pl.DataFrame(schema=_PLACES)], UnusableRows(strict_rows)
+    for rows, batch, part, first in reader.frames():
+        faults.note(rows, batch, part, first, reader.layouts[part.name])
+        light.append(digests(rows, seed))
+        places.append(rows.select(*_PLACES))
+        if limit is None:
+            frames.append(rows)
+    every = pl.concat(light) if light else digests(pl.DataFrame(schema=ROWS), seed)
+    every = every.with_columns(flags=flags_of(every))
+    lost = left_out(every)
+    faults.check(source, every.height, lost)
+    audited = every["row"] if limit is None or limit >= every.height else sample_rows(every, limit)
+    if limit is not None:
+        whole = limit >= every.height
+        kept = every["row"] if whole else pl.concat([audited, pool(every, audited, CANDIDATES)]).unique().sort()
+        frames = [reader.picked(pl.concat(places), set(kept))]
+        keys = digests(frames[0], seed).select("row", "key")
+        if not keys.equals(every.filter(pl.col("row").is_in(kept.implode())).select("row", "key")):
+            raise InputError(f"{source.name}: the file changed while it was read. Run the same command again.")
+    flags = every.select("row", "flags")
+    found = pl.concat(frames).drop("flags").join(flags, on="row", how="left", maintain_order="left").select(*ROWS)
+    return Dataset(
+        reader.with_subjects(found),
+        audited,
+        every.height,
+        reader.digest,
+        reader.layouts,
+        reader.reason,
+        source,
+        tuple(reader.columns),
+        pl.concat(places),
+        lost,
+        int(every["flags"].list.contains(THOUGHT).sum()),
+    )
+
+
+_PLACES = {name: ROWS[name] for name in ("record", "turn")}
+
+
+def _column(values: Sequence[object]) -> pl.Series:
+    """Values of any kind as a column: of numbers where all are numbers, else of texts."""
+    if all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values):
+        return pl.Series([None if value is None else number_of(value) for value in values], dtype=pl.Float64)
+    return pl.Series([None if value is None else cell_text(value) for value in values], dtype=pl.String)
+
+
+def _firsts(parts: Sequence[DataFile], counts: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """(part, number of its first row) for parts that have rows."""
+    first = 0
+    for part in parts:
+        if counts[part.name] or len(parts) == 1:
+            yield part.name, first
+        first += counts[part.name]

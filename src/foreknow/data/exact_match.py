@@ -1,0 +1,200 @@
+"""Exact match: which generated answers count as right, and which beginnings still can.
+
+Two modes. *strict* is the paper's: the answer, stripped at both ends, equals an accepted one letter by
+letter, whichever way Unicode spells the letters (e with an accent as one character or as two: NFC decides).
+*lenient* is the usual normalisation of question-answering benchmarks: case, punctuation, articles, runs of
+blanks and characters that nobody sees do not count. Pure text; no tokens, no model.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+Mode = Literal["strict", "lenient"]
+
+_ARTICLES = ("a", "an", "the")
+_WORD = re.compile(r"\w+", re.UNICODE)
+_TATWEEL = "\u0640"  # stretches an Arabic word in print
+_SELECTORS = re.compile("[\u180b-\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # the form of the character before
+
+
+def answer_of(generated: str) -> str:
+    """The answer in a generated text: everything before the first newline, stripped."""
+    return generated.split("\n", 1)[0].strip()
+
+
+def canonical(text: str) -> str:
+    """The strict form of `text`: stripped at both ends, composed (NFC). Equal texts are the same to a reader."""
+    return unicodedata.normalize("NFC", text.strip())
+
+
+def canonical_parts(text: str) -> str:
+    """`text` with every accent as a character of its own, in Unicode's order (NFD)."""
+    return unicodedata.normalize("NFD", text)
+
+
+def spellings_of(answer: str) -> tuple[str, ...]:
+    """An answer as it is written, and in its canonical form where that is another."""
+    return tuple(dict.fromkeys((answer.strip(), canonical(answer))))
+
+
+def may_become(head: str, whole: str) -> bool:
+    """Whether some text that begins with `head` is canonically `whole`; both as `canonical_parts` gives them.
+
+    Accents still to come may sort before those at the end of `head`, but only accents of another class do.
+    """
+    if whole.startswith(head):
+        return True
+    base = without_marks_at_end(head)
+    if len(base) == len(head) or not whole.startswith(base):
+        return False
+    rest = whole[len(base) :]
+    run = rest[: next((n for n, c in enumerate(rest) if not unicodedata.combining(c)), len(rest))]
+    return all(
+        _of_class(run, place).startswith(_of_class(head[len(base) :], place))
+        for place in {unicodedata.combining(c) for c in head[len(base) :]}
+    )
+
+
+def without_marks_at_end(text: str) -> str:
+    """`text` (as `canonical_parts` gives it) up to its last character that no later accent can move."""
+    end = len(text)
+    while end and unicodedata.combining(text[end - 1]):
+        end -= 1
+    return text[:end]
+
+
+def _of_class(marks: str, place: int) -> str:
+    return "".join(c for c in marks if unicodedata.combining(c) == place)
+
+
+@lru_cache(maxsize=65536)
+def normalise(text: str) -> str:
+    """The lenient form of `text`; its folded self where nothing else is left of it.
+
+    Compatibility-composed, case-folded, punctuation, symbols and invisible characters removed (so `U.S.` is `us`),
+    articles dropped, one blank between words.
+    """
+    words = [w for w in _bare(text).split() if w not in _ARTICLES]
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    seen = "".join(c for c in folded if not _unseen(c))
+    return " ".join(words) or " ".join(seen.split()) or " ".join(folded.split())
+
+
+def _bare(text: str) -> str:
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(c for c in folded if c.isspace() or not _dropped(c))
+
+
+def _dropped(character: str) -> bool:
+    """Whether lenient matching passes over a character: punctuation, a symbol, or one that nobody sees."""
+    return unicodedata.category(character)[0] in "PS" or _unseen(character)
+
+
+def _unseen(character: str) -> bool:
+    category = unicodedata.category(character)
+    return category == "Cf" or character == _TATWEEL or bool(_SELECTORS.match(character))
+
+
+def _decomposed(text: str) -> str:
+    """Accents as characters of their own: then a text cut before an accent is a prefix of the whole one."""
+    return unicodedata.normalize("NFKD", text)
+
+
+def _settled(text: str) -> str:
+    """`text` without accents and dropped characters at its end: accents still to come may go before or between."""
+    text = _decomposed(text)
+    end = len(text)
+    while end and (unicodedata.combining(text[end - 1]) or _dropped(text[end - 1])):
+        end -= 1
+    return text[:end]
+
+
+@dataclass(frozen=True)
+class MatchResult:
+    """What a (partial) answer text is worth under both modes.
+
+    `*_match`: if the answer ended here it would be right. `*_open`: some continuation, or none, may still
+    make it right; never false for a text that can become right, so that a search which drops closed texts
+    loses nothing.
+    """
+
+    strict_match: bool
+    lenient_match: bool
+    strict_open: bool
+    lenient_open: bool
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The accepted answers of one row, ready to be matched.
+
+    Texts equal in their canonical (strict) or normalised (lenient) form are one answer, so the masses of
+    different answers never count twice.
+    """
+
+    strict: frozenset[str]
+    lenient: frozenset[str]
+    parts: frozenset[str]
+    skeletons: frozenset[str]
+
+    @classmethod
+    def of(cls, answers: Iterable[str]) -> Accepted:
+        """Accepted texts from a row's `answers`; blank ones are left out."""
+        strict = frozenset(canonical(a) for a in answers if a.strip())
+        lenient = frozenset(normalise(t) for t in strict)
+        skeletons = frozenset(_decomposed(n).replace(" ", "") for n in lenient)
+        return cls(strict, lenient, frozenset(map(canonical_parts, strict)), skeletons)
+
+    def right(self, answer: str, mode: Mode) -> bool:
+        """Whether a finished `answer` is accepted."""
+        return canonical(answer) in self.strict if mode == "strict" else normalise(answer) in self.lenient
+
+    def judge(self, text: str) -> MatchResult:
+        """What an unfinished answer `text` (no newline in it) is worth.
+
+        A text that stops inside a multi-byte character ends in U+FFFD: it is judged without that tail and
+        stays open.
+        """
+        whole = text.rstrip("\ufffd")
+        cut = len(whole) < len(text)
+        finished = canonical(whole) in self.strict
+        strict_match = not cut and finished
+        head = canonical_parts(whole.lstrip())
+        strict_open = finished or any(may_become(head, a) for a in self.parts)
+        lenient_match = not cut and normalise(whole) in self.lenient
+        lenient_open = lenient_match or strict_open or self._lenient_open(whole)
+        return MatchResult(strict_match, lenient_match, strict_open, lenient_open)
+
+    def _lenient_open(self, text: str) -> bool:
+        words = _decomposed(_bare(_settled(text))).split()
+        if not words:
+            return True
+        # the last word may still grow: into an article, which vanishes, or into the answer
+        done = "".join(w for w in words[:-1] if w not in _ARTICLES)
+        last = words[-1]
+        for skeleton in self.skeletons:
+            if skeleton.startswith(done) and any(a.startswith(last) for a in _ARTICLES):
+                return True
+            if skeleton.startswith(done + last):
+                return True
+        return False
+
+
+_REFUSALS = re.compile(
+    r"^(i (do not|don'?t|cannot|can'?t|am not|'?m not) |i'?m (sorry|not|unable)\b|sorry\b|unknown\b"
+    r"|no (idea|answer|information)|not (known|sure|available|specified)|it is (not known|unknown|unclear)"
+    r"|as an ai|n/?a$|none$)",
+    re.IGNORECASE,
+)
+
+
+def is_refusal(answer: str) -> bool:
+    """Whether an answer declines ("I don't know", "Sorry, ...", "Unknown") instead of naming something."""
+    text = answer.strip().replace("\u2019", "'")
+    return bool(_REFUSALS.match(text)) or not _WORD.search(text)

@@ -1,0 +1,1 @@
+"""Layouts: which columns of a file hold the question and the answers."""

@@ -1,0 +1,232 @@
+"""Near-duplicates: rows that ask the same thing in other letters. Pure; the work grows with the rows, not their pairs.
+
+Facts are templated. "Where was Anna born?" and "Where was Emil born?" differ by one word and are two facts, so a
+likeness of texts says little. Questions of one group (and, in a chat, behind the same turns) are near-duplicates
+where they are not equal but
+
+    same text     equal without capitals, accents, punctuation, blanks, "the" and "an"
+    same words    the same words, "a" left out too, in any order; golds equal
+    a slip        one word of the one is a slip of the other's, and rare in the whole frame; golds equal
+    a word short  one lacks a word that its group's questions share; golds equal
+
+A slip is one letter left out, added or replaced, or two neighbours swapped, but never the first letter: Uganda is not
+Buganda. It is looked for in words of five letters or more, one of the two of six, of an alphabet with vowels: a digit
+or a Chinese character replaced is another fact, as is a Roman numeral. Golds are compared without capitals, accents,
+punctuation and articles, by their first 300 characters; that two are equal says little where many rows of the group
+have that gold, so there only the first rule holds. Questions of more than 32 words are compared as texts only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import polars as pl
+
+from foreknow.data.schema import GOLD
+
+NEAR: Final[dict[str, pl.DataType]] = {
+    "row": pl.Int64(),
+    "near_row": pl.Int64(),
+    "flagged": pl.Boolean(),
+    "golds": pl.Int64(),
+}
+
+MOST_WORDS = 32
+"""Longer questions are compared as texts only."""
+RARE = 2
+"""A slip is a word that so many different questions hold at most."""
+SHARED = 0.25
+"""A word that this share of a group's questions hold, and at least five of them, belongs to the template."""
+COMMON = 0.02
+"""A gold of more than this share of a group's questions, and more than five of them, is no sign of likeness."""
+LETTERS = 6
+"""A slip is looked for where at least one of two words has so many letters."""
+MOST_ALIKE = 32
+"""Words alike but for the same letter are passed over where there are more: a code, not slips."""
+_SLICE = 100_000  # wordings normalised at once: bounds memory
+_WORD = r"^[\p{Latin}\p{Greek}\p{Cyrillic}\p{Armenian}\p{Georgian}]{5,40}$"
+_BETWEEN_DIGITS = r"(\d)[\p{P}\p{Z}]+(\d)"
+_NO_PAIRS = pl.DataFrame(schema={"word": pl.UInt64, "word_other": pl.UInt64})
+_NUMERAL = r"^[ivxlcdm]+$"
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """`wordings`: id, group, text (hashes), words (the sum of its words' hashes; null if there are too many).
+    `entries`: one line per wording and word: id, word (hash). `vocabulary`: word (hash), spelling."""
+
+    wordings: pl.DataFrame
+    entries: pl.DataFrame
+    vocabulary: pl.DataFrame
+
+
+def near_duplicates(rows: pl.DataFrame) -> pl.DataFrame:
+    """The near-duplicates among usable rows of a frame `rows.ROWS`; see the top of this file.
+
+    Returns `NEAR`, one line for every row whose question has another wording in its group, by `row`. `near_row`
+    is the earliest row of that family, chains included. `flagged`: the row is the first of its wording and not
+    of the earliest one, so a family of n wordings has n - 1 flagged rows whatever the order of the rows. `golds`:
+    how many golds the family has; with more than one, the same question may well have been meant for two facts.
+    """
+    asked = (
+        rows.select("row", "question", group=pl.struct("group", "context").hash(), gold=GOLD)
+        .drop_nulls()
+        .with_columns(first=pl.col("row").min().over("group", "question"))
+    )
+    firsts = asked.filter(pl.col("row") == pl.col("first")).unique("row").sort("row").with_row_index("id")
+    texts = _read(firsts.select("id", "group", "question"))
+    golds = (
+        asked.join(firsts.select("id", "first"), on="first")
+        .select("id", gold=normalised(pl.col("gold").str.head(300), "a|an|the").hash())
+        .unique()
+    )
+    told = golds.join(texts.wordings.drop_nulls("words").select("id", "group", "words"), on="id")
+    telling = told.filter(pl.len().over("group", "gold") <= (COMMON * pl.len().over("group")).clip(5))
+    edges = pl.concat([_same_text(texts.wordings), _same_words(telling), *_one_word(texts, telling)])
+    members = firsts.select("id", "first", family=_families(edges, firsts.height)).filter(pl.len().over("family") > 1)
+    spread = golds.join(members, on="id").group_by("family").agg(golds=pl.col("gold").n_unique())
+    near = members.join(spread, on="family").with_columns(near_row=firsts["first"].gather(members["family"]))
+    return (
+        asked.join(near, on="first")
+        .with_columns(flagged=(pl.col("row") == pl.col("first")) & (pl.col("first") != pl.col("near_row")))
+        .select(pl.col(name).cast(dtype) for name, dtype in NEAR.items())
+        .sort("row")
+    )
+
+
+def normalised(text: pl.Expr, articles: str) -> pl.Expr:
+    """`text` without capitals, accents, punctuation and `articles` ("a|an|the"); one blank between words.
+
+    What tells names and numbers apart (+, #, %, &, @, *, a minus, whatever stands between two digits) stays; dots
+    and apostrophes vanish, other punctuation parts words.
+    """
+    return (
+        text.str.normalize("NFKD")
+        .str.to_lowercase()
+        .str.replace_many(["ß", "ς", "æ", "ø", "œ", "ł", "đ", "ı"], ["ss", "σ", "ae", "o", "oe", "l", "d", "i"])
+        .str.replace_all(r"(^|[\p{Z}(])-(\d)", "$1~$2")
+        .str.replace_all(_BETWEEN_DIGITS, "$1|$2")
+        .str.replace_all(_BETWEEN_DIGITS, "$1|$2")  # matches do not overlap: 1 2 3
+        .str.replace_all(r"[\x{0300}-\x{036f}\p{Cf}.'’‘ʼ`´]+", "")
+        .str.replace_all(r"[[\p{P}--[#%&@*]]\p{Z}\p{Cc}]+", " ")
+        .str.strip_chars(" ")
+        .str.replace_all(rf"\b(?:{articles}) ", "")
+    )
+
+
+def _read(wordings: pl.DataFrame) -> _Texts:
+    """Normalise the questions slice by slice; only hashes, and each word once, are kept."""
+    parts = [_read_slice(part) for part in wordings.iter_slices(_SLICE)] or [_read_slice(wordings)]
+    entries = pl.concat([part.entries for part in parts])
+    sums = entries.group_by("id").agg(words=pl.col("word").sum())
+    return _Texts(
+        pl.concat([part.wordings for part in parts]).join(sums, on="id", how="left"),
+        entries,
+        pl.concat([part.vocabulary for part in parts]).unique("word"),
+    )
+
+
+def _read_slice(wordings: pl.DataFrame) -> _Texts:
+    plain = wordings.select("id", "group", text=normalised(pl.col("question"), "an|the"))
+    short = plain.filter(pl.col("text").str.count_matches(" ", literal=True) < MOST_WORDS)
+    words = (
+        short.select("id", spelling=pl.col("text").str.split(" "))
+        .explode("spelling")
+        .filter(~pl.col("spelling").is_in(["", "a"]))
+        .with_columns(word=pl.col("spelling").hash())
+    )
+    whole = pl.col("text").str.replace_all(" ", "", literal=True)
+    return _Texts(
+        plain.select("id", "group", text=pl.when(whole != "").then(whole.hash())),
+        words.select("id", "word"),
+        words.select("word", "spelling").unique("word"),
+    )
+
+
+def _same_text(wordings: pl.DataFrame) -> pl.DataFrame:
+    return _edges(wordings.drop_nulls("text"), pl.col("id").min().over("group", "text"))
+
+
+def _same_words(golds: pl.DataFrame) -> pl.DataFrame:
+    return _edges(golds, pl.col("id").min().over("group", "gold", "words"))
+
+
+def _one_word(texts: _Texts, golds: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """Wordings with equal golds that differ by a slip in one word, or by a word of the template."""
+    targets = golds.unique(["group", "gold", "words"])
+    for changed in (_slips(texts), _left_out(texts)):
+        wanted = golds.join(changed, on="id").with_columns(words=pl.col("words") + pl.col("change"))
+        found = wanted.join(targets, on=["group", "gold", "words"], suffix="_other")
+        yield _edges(found, pl.col("id_other"))
+
+
+def _slips(texts: _Texts) -> pl.DataFrame:
+    """What the hash of a wording changes by if a rare word of it is set right: id, change."""
+    seen = texts.entries.unique().group_by("word").len("times")
+    words = texts.vocabulary.filter(pl.col("spelling").str.contains(_WORD), ~pl.col("spelling").str.contains(_NUMERAL))
+    pairs = pl.concat([_NO_PAIRS, *_alike(words.join(seen, on="word"))]).unique()
+    change = pl.col("word_other") - pl.col("word")
+    return texts.entries.join(pairs, on="word").select("id", change=change)
+
+
+def _alike(words: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """Pairs of a rare word and one that a single slip turns it into: word, word_other (hashes).
+
+    Two such words have a spelling in common if one letter of each, or of the longer one, is left out. So words are
+    looked up by the spellings of one length at a time, never each against each.
+    """
+    from rapidfuzz.distance import OSA
+    from rapidfuzz.process import cpdist
+
+    spelling, at, length = pl.col("spelling"), pl.col("at"), pl.col("length")
+    numbered = words.with_columns(length=spelling.str.len_chars()).sort("word").with_row_index("n")
+    for letters in numbered["length"].unique().to_list():
+        cut = numbered.filter(length == letters).with_columns(at=pl.int_ranges(1, pl.lit(letters, pl.Int64)))
+        shorter = numbered.filter(length == letters - 1)
+        keys = pl.concat([
+            shorter.select("n", "times", key=spelling.hash()),
+            cut.explode("at").select(
+                "n", "times", key=(spelling.str.head(at) + spelling.str.slice(at + 1)).hash()
+            ),
+        ]).unique(["n", "key"])  # fmt: skip
+        keys = keys.filter(pl.len().over("key").is_between(2, MOST_ALIKE))
+        met = keys.filter(pl.col("times") <= RARE).join(keys, on="key", suffix="_other")
+        pairs = met.filter(pl.col("n") != pl.col("n_other")).select("n", "n_other").unique()
+        one, other = numbered[pairs["n"]], numbered[pairs["n_other"]]
+        far = cpdist(one["spelling"].to_list(), other["spelling"].to_list(), scorer=OSA.distance, dtype=np.int32)
+        long = (one["length"] >= LETTERS) | (other["length"] >= LETTERS)
+        yield pl.DataFrame({"word": one["word"], "word_other": other["word"]}).filter(pl.Series(far == 1) & long)
+
+
+def _left_out(texts: _Texts) -> pl.DataFrame:
+    """What the hash of a wording changes by if a word of its group's template is left out: id, change."""
+    groups = texts.wordings.select("id", "group")
+    placed = texts.entries.unique().join(groups, on="id")
+    sizes = groups.group_by("group").len("size")
+    shared = (
+        placed.group_by("group", "word")
+        .len("times")
+        .join(sizes, on="group")
+        .filter(pl.col("times") >= 5, pl.col("times") >= SHARED * pl.col("size"))
+    )
+    return placed.join(shared, on=["group", "word"]).select("id", change=pl.lit(0, pl.UInt64) - pl.col("word"))
+
+
+def _edges(frame: pl.DataFrame, other: pl.Expr) -> pl.DataFrame:
+    return frame.select("id", other=other).filter(pl.col("id") != pl.col("other"))
+
+
+def _families(edges: pl.DataFrame, count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """For each of `count` wordings the smallest id that a chain of edges leads to."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    ends = edges["id"].to_numpy(), edges["other"].to_numpy()
+    graph = coo_matrix((np.ones(edges.height, dtype=np.bool_), ends), shape=(count, count))
+    _, label = connected_components(graph, directed=False)
+    _, first = np.unique(label, return_index=True)
+    smallest: np.ndarray[tuple[int], np.dtype[np.int64]] = first[label].astype(np.int64)
+    return smallest

@@ -1,0 +1,1 @@
+"""Several processes: torch's process group, and Ray."""

@@ -1,1 +1,0 @@
-"""What a tuned model really answers."""

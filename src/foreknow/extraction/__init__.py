@@ -1,1 +1,0 @@
-"""Short facts out of long answers."""

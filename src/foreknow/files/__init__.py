@@ -1,1 +1,0 @@
-"""Bytes on disk and in object stores: sources, formats, run folders."""

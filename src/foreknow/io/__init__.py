@@ -1,0 +1,1 @@
+"""Bytes on disk and in object stores: readers and writers of every format, run folders, remote folders."""

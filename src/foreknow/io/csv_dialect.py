@@ -1,0 +1,387 @@
+"""Dialects: how a CSV or TSV file separates, quotes and encodes its cells. Found from the file's beginning.
+
+A dialect is taken only where it reads every row looked at into as many cells as the header has. The usual one (comma,
+or tab in .tsv; double quotes; UTF-8) goes first; any other is named to the user with its reason. Where two readings
+fit and differ, or none does, the file is refused with what to change: nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from foreknow.errors import InputError
+from foreknow.io.encodings import encoding_of
+from foreknow.io.quoting import quoted
+from foreknow.io.sources import DataFile
+
+SAMPLE: Final = 2**18
+"""Characters at the beginning of a file that its dialect is found from."""
+DELIMITERS: Final = (",", ";", "\t", "|", "~", "^", "\x1f", "\x01")
+KNOWN: Final = frozenset({
+    "question", "query", "q", "prompt", "input", "answer", "gold", "gold_answer", "target", "completion", "output",
+    "response", "label", "answers", "possible_answers", "accepted_answers", "gold_answers", "targets", "golds",
+    "subject", "subj", "relation", "rel", "prop", "predicate", "property", "object", "obj", "split", "popularity",
+    "facts", "messages", "conversations", "instruction", "context", "system", "history", "text", "id", "category",
+})  # fmt: skip
+"""Names that columns of questions and answers go by. They decide only where two delimiters fit."""
+_SEP = re.compile(r'"?sep=(.)"?[ \t,;]*[\r\n]*', re.IGNORECASE)
+_RULE = re.compile(r"(?=[^|+]*[|+])(?=.*--)[\s|:+-]+")
+
+
+class Dialect(NamedTuple):
+    """How cells are written. `quote`: None where none are quoted. `escape`: a backslash where it protects the next
+    character. `spaced`: a blank follows each delimiter. `all_quoted`: quotes stand around every cell. `bom`: the bytes
+    before the text, `preamble` the lines before the header. `reason`: what is unusual, for the user to read."""
+
+    delimiter: str = ","
+    quote: str | None = '"'
+    escape: str | None = None
+    spaced: bool = False
+    all_quoted: bool = False
+    newline: str = "\n"
+    encoding: str = "utf-8"
+    bom: bytes = b""
+    preamble: str = ""
+    reason: str = ""
+
+    def reading(self) -> dict[str, Any]:
+        """The arguments of `csv.reader`."""
+        return {
+            "delimiter": self.delimiter,
+            "quotechar": self.quote,
+            "quoting": csv.QUOTE_NONE if self.quote is None else csv.QUOTE_MINIMAL,
+            "escapechar": self.escape,
+            "skipinitialspace": self.spaced,
+            "strict": True,
+        }
+
+    def line(self, cells: Sequence[object]) -> str:
+        """Cells as a line without its end. Raises ValueError for a text that the dialect cannot hold."""
+        return self.separator.join(map(self.cell, cells)) or (f"{self.quote}{self.quote}" if self.quote else "")
+
+    @property
+    def separator(self) -> str:
+        """What stands between two cells."""
+        return f"{self.delimiter} " if self.spaced else self.delimiter
+
+    def cell(self, value: object) -> str:
+        """One cell of `line`."""
+        text = "" if value is None else str(value)
+        special = {self.delimiter, self.quote, self.escape, "\r", "\n"} - {None}
+        if self.quote is None:
+            if self.escape is not None:
+                return "".join(f"{self.escape}{c}" if c in special else c for c in text)
+            if any(c in special for c in text):
+                raise ValueError(f"a cell that is not quoted cannot hold {quoted(text)}")
+            return text
+        if not (self.all_quoted or self.spaced or text[:1] == "'" or any(c in special for c in text)):
+            return text
+        if self.escape is None:
+            return f"{self.quote}{text.replace(self.quote, self.quote * 2)}{self.quote}"
+        escaped = text.replace(self.escape, self.escape * 2).replace(self.quote, self.escape + self.quote)
+        return f"{self.quote}{escaped}{self.quote}"
+
+    def reads(self, text: str) -> bool:
+        """Whether every backslash of a row's text protects a character that needs it."""
+        if self.escape is None:
+            return True
+        needs = {self.escape, self.delimiter, '"', "'", "\r", "\n"}
+        return all(match[1] in needs for match in re.finditer(r"\\(.|$)", text, re.DOTALL))
+
+    def like(self, other: Dialect) -> bool:
+        """Whether rows of the two look the same."""
+        return self[:4] == other[:4]
+
+
+class _Reading(NamedTuple):
+    """What a dialect makes of the sample: rows of cells, the text of each, and the columns' names."""
+
+    dialect: Dialect
+    rows: list[list[str]]
+    texts: list[str]
+    names: list[str]
+
+
+def usual(suffix: str) -> Dialect:
+    """The dialect that a name's suffix stands for."""
+    return Dialect("\t" if suffix == ".tsv" else ",")
+
+
+def columns_of(header: Sequence[str]) -> dict[str, int]:
+    """The columns of a header row by name, without blanks at their ends, and the place of each.
+
+    A name that is empty is one of these columns where it is the only such and not the last (pandas writes its index
+    so); else nothing may stand below it. Raises ValueError for a name that stands twice.
+    """
+    names = [name.strip() for name in header]
+    empty = [place for place, name in enumerate(names) if not name]
+    keep = len(names) == 1 or (len(empty) == 1 and names[-1] != "")
+    found = {name: place for place, name in enumerate(names) if name or keep}
+    if twice := next((name for name in found if names.count(name) > 1), None):
+        raise ValueError(twice)
+    return found
+
+
+def misfits(cells: Sequence[str], columns: Mapping[str, int]) -> bool:
+    """Whether a row lacks cells, or has some that stand below no name."""
+    places = columns.values()
+    return len(cells) <= max(places) or any(cell for place, cell in enumerate(cells) if cell and place not in places)
+
+
+def parts_doubtfully(cells: Sequence[str], text: str, dialect: Dialect, columns: int) -> bool:
+    """Whether a row has not the header's cells, and a backslash stands before a delimiter of it.
+
+    The row fits, for what it has too many is empty; but it would have other cells if the backslash did protect the
+    delimiter, or did not.
+    """
+    if len(cells) == columns:
+        return False
+    if dialect.escape is None:
+        return any(cell.endswith("\\") for cell in cells[:-1])
+    return f"{dialect.escape}{dialect.delimiter}" in text
+
+
+def dialect_of(part: DataFile) -> Dialect:
+    """The dialect of a table. Raises InputError where the file is no table, or could be read in two ways."""
+    bom, encoding, told = encoding_of(part)
+    sample, whole = _sample(part, len(bom), encoding)
+    lines = _lines(sample)
+    if not whole and len(lines) > 1:
+        lines.pop()  # cut short
+    first = next((line for line in lines if line.strip()), "")
+    newline = re.sub(r"[^\r\n]", "", first[-2:]) or "\n"
+    base = usual(part.suffix)._replace(newline=newline, encoding=encoding, bom=bom)
+    notes = [f"the text is {told}"] if told and encoding != "utf-8" else []
+    before = 0
+    delimiters = [base.delimiter, *(d for d in DELIMITERS if d != base.delimiter)]
+    if lines and (stated := _SEP.fullmatch(lines[0])):
+        before, delimiters = 1, [stated.group(1)]
+        base = base._replace(delimiter=stated.group(1))
+    found = _best(part, base, lines[before:], delimiters, whole)
+    if found is None and before < len(lines) and lines[before].startswith("#"):
+        comments = next((n for n, line in enumerate(lines[before:]) if not line.startswith("#")), 0)
+        found = _best(part, base, lines[before + comments :], delimiters, whole)
+        if found is not None:
+            before += comments
+            notes.append(f"{comments} comment lines stand before the header")
+    chosen = found.dialect if found is not None else _nearest(base, lines[before:], delimiters)
+    below = [line for line in lines[before:] if line.strip()][1:2]
+    if below and _RULE.fullmatch(below[0]):
+        raise InputError(
+            f"{part.where}:{lines.index(below[0]) + 1}: a rule stands below the header, as in a table of Markdown or "
+            "of a database's terminal. Save the rows as CSV."
+        )
+    if chosen.delimiter != usual(part.suffix).delimiter:
+        looked = f" (all {len(found.rows) - 1:,} rows looked at have the header's {len(found.names)})" if found else ""
+        stated_so = ", as the first line says" if before and len(delimiters) == 1 else ""
+        notes.insert(0, f"{_called(chosen.delimiter)} stands between the cells{stated_so}{looked}")
+    notes += _notes(chosen)
+    if found is not None and chosen.quote is not None:
+        around = chosen._replace(all_quoted=True)
+        chosen = chosen._replace(all_quoted=found.texts[0].rstrip("\r\n") == around.line(found.rows[0]))
+    return chosen._replace(preamble="".join(lines[:before]), reason=", ".join(notes))
+
+
+def _notes(dialect: Dialect) -> list[str]:
+    notes = []
+    if dialect.quote is None:
+        notes.append("no cell is quoted, so quotes belong to the text")
+    elif dialect.quote == "'":
+        notes.append("cells are quoted with '")
+    if dialect.escape:
+        notes.append("a backslash protects the character after it")
+    if dialect.spaced:
+        notes.append("the blank after each delimiter is no part of a cell")
+    return notes
+
+
+def _called(delimiter: str) -> str:
+    return {"\t": "a tab", ",": "a comma"}.get(delimiter, repr(delimiter))
+
+
+def _sample(part: DataFile, skipped: int, encoding: str) -> tuple[str, bool]:
+    """The beginning of the text, and whether that is all of it. Broken characters are met when the file is read."""
+    with part.open() as stream:
+        stream.read(skipped)
+        text = io.TextIOWrapper(stream, encoding=encoding, newline="", errors="replace")
+        sample = text.read(SAMPLE)
+        whole = not text.read(1)
+        text.detach()
+    return sample, whole
+
+
+def _lines(text: str) -> list[str]:
+    """Lines with their ends, as a text file has them: only CR, LF and both together end a line."""
+    return list(io.StringIO(text, newline=""))
+
+
+def _best(
+    part: DataFile, base: Dialect, lines: Sequence[str], delimiters: Sequence[str], whole: bool
+) -> _Reading | None:
+    """The reading that fits the sample; None where none does. Raises InputError where two fit equally."""
+    head = "".join(lines[:1])
+    fits = [
+        found
+        for delimiter in delimiters
+        if delimiter in head and (found := _fitting(part, base._replace(delimiter=delimiter), lines, whole))
+    ]
+    if len(fits) < 2:
+        return fits[0] if fits else None
+    known = [sum(name.lower() in KNOWN for name in found.names) for found in fits]
+    best = [found for found, count in zip(fits, known, strict=True) if count == max(known)]
+    if len(best) == 1:
+        return best[0]
+    one, other = best[0].dialect.delimiter, best[1].dialect.delimiter
+    stated = [f"sep={d if d.isprintable() else '<tab>'}" for d in (one, other)]
+    raise InputError(
+        f"{part.where}: {_called(one)} and {_called(other)} both part every row into equally many cells. Say which is "
+        f"meant with a first line {' or '.join(stated)}."
+    )
+
+
+def _fitting(part: DataFile, base: Dialect, lines: Sequence[str], whole: bool) -> _Reading | None:
+    """The reading with this delimiter whose quoting fits the sample, if there is one."""
+    head = "".join(lines[:1])
+    if base.delimiter != "\t" and head.count(base.delimiter) == head.count(base.delimiter + " "):
+        base = base._replace(spaced=True)
+    double = _read(base, lines, whole)
+    single = next((r for e in (None, "\\") if (r := _read(base._replace(quote="'", escape=e), lines, whole))), None)
+    if single is not None and not any(_opened(text, base, "'") for text in single.texts):
+        single = None  # nothing is quoted so
+    if double is not None:
+        return double if single is None or not _single_quoted(part, double, single) else single
+    if single is not None:
+        return single
+    escaped = _read(base._replace(escape="\\"), lines, whole)
+    if escaped is not None and any('\\"' in text for text in escaped.texts):
+        return escaped
+    bare = _read(base._replace(quote=None), lines, whole)
+    if bare is None:
+        bare = _read(base._replace(quote=None, escape="\\"), lines, whole)
+        if bare is not None and not any(
+            re.search(rf"\\[{re.escape(base.delimiter)}\r\n]", text) for text in bare.texts
+        ):
+            bare = None
+    if bare is None or bare.dialect.escape is not None:
+        return bare
+    # quotes around a whole cell are there to be taken off, and one that never closes breaks a file: neither is text
+    marked = [cell for row in bare.rows for cell in row if '"' in cell]
+    if any(len(c) > 1 and c[0] == c[-1] == '"' for c in marked) or not any(c.count('"') > 1 for c in marked):
+        return None
+    return bare
+
+
+def _opened(text: str, dialect: Dialect, quote: str) -> bool:
+    """Whether some cell of a row begins with a quote."""
+    return re.search(rf"(?:^|{re.escape(dialect.delimiter)}) ?{quote}", text) is not None
+
+
+def _single_quoted(part: DataFile, double: _Reading, single: _Reading) -> bool:
+    """Whether `'` quotes cells where both readings fit: it stands around every name, or is doubled inside cells.
+
+    Raises InputError where it is doubled in one cell, and stands alone in another.
+    """
+    if double.rows == single.rows:
+        return False
+    if all(_wrapped(name) for name in double.names):
+        return True
+    if not any(
+        doubles_apostrophes(row, text, double.dialect) for row, text in zip(double.rows, double.texts, strict=True)
+    ):
+        return False
+    for number, row in enumerate(double.rows):
+        if any("'" in cell and not _wrapped(cell) for cell in row):
+            raise InputError(
+                f"{part.where}: row {number}: an apostrophe stands alone in a cell, while others are quoted with ' and "
+                'double it. Save the file with cells quoted by ".'
+            )
+    return True
+
+
+def _wrapped(cell: str) -> bool:
+    return len(cell) > 1 and cell[0] == cell[-1] == "'"
+
+
+def doubles_apostrophes(cells: Sequence[str], text: str, dialect: Dialect) -> bool:
+    """Whether a cell of a row, read without quotes of its own, looks quoted with ': one inside it is doubled."""
+    return any(_wrapped(cell) and "''" in cell[1:-1] for cell in cells) and _opened(text, dialect, "'")
+
+
+def _read(dialect: Dialect, lines: Sequence[str], whole: bool) -> _Reading | None:
+    """The sample read so; None where that does not fit: a row has other cells than the header, or breaks off."""
+    taken = iter(lines)
+    pending: list[str] = []
+
+    def fed() -> Iterator[str]:
+        for line in taken:
+            pending.append(line)
+            yield line
+
+    rows: list[list[str]] = []
+    texts: list[str] = []
+    with cells_up_to(SAMPLE):
+        reader = csv.reader(fed(), **dialect.reading())
+        try:
+            for cells in reader:
+                text = "".join(pending)
+                pending.clear()
+                if not is_blank(cells, columns=2):
+                    rows.append(cells)
+                    texts.append(text)
+        except csv.Error:
+            if whole or next(taken, None) is not None or not rows:
+                return None
+    try:
+        columns = columns_of(rows[0]) if rows else {}
+    except ValueError:
+        columns = {name: place for place, name in enumerate(rows[0])}
+    if len(columns) < 2 or any(swallows(text, dialect, len(rows[0])) for text in [*texts, "".join(pending)]):
+        return None
+    for row, text in zip(rows[1:], texts[1:], strict=True):
+        if misfits(row, columns) or parts_doubtfully(row, text, dialect, len(rows[0])):
+            return None
+    return _Reading(dialect, rows, texts, list(columns))
+
+
+def _nearest(base: Dialect, lines: Sequence[str], delimiters: Sequence[str]) -> Dialect:
+    """Where nothing fits: the dialect whose faults are told, by the header."""
+    head = next((line for line in lines if line.strip()), "")
+
+    def likeness(delimiter: str) -> tuple[int, int]:
+        names = [name.strip(" \"'\r\n").lower() for name in head.split(delimiter)]
+        return sum(name in KNOWN for name in names) if len(names) > 1 else 0, len(names) > 1
+
+    return base._replace(delimiter=max(delimiters, key=likeness))
+
+
+def is_blank(cells: Sequence[str], columns: int) -> bool:
+    """Whether a row of a table with so many columns is a blank line."""
+    return not cells or (columns > 1 and len(cells) == 1 and cells[0] != "" and not cells[0].strip(" "))
+
+
+def swallows(text: str, dialect: Dialect, columns: int) -> bool:
+    """Whether a row of several lines looks like rows of their own: an opening quote was meant as a letter."""
+    lines = _lines(text.strip("\r\n"))
+    if dialect.quote is None or columns < 2 or len(lines) < 3:
+        return False
+    if lines[-1].startswith(dialect.quote):
+        return False  # the text of a cell ends with a line break: no letter closes at the beginning of a line
+    spaced = 0 if not dialect.spaced else columns - 1
+    return all(
+        line.count(dialect.delimiter) == columns - 1 and line.count(dialect.delimiter + " ") == spaced for line in lines
+    )
+
+
+@contextlib.contextmanager
+def cells_up_to(longest: int) -> Iterator[None]:
+    """Cells of so many characters are read; the csv module's own limit is 128 KiB."""
+    limit = csv.field_size_limit(longest)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)

@@ -1,0 +1,64 @@
+"""Cells of CSV: numbers written as text, and no text that a spreadsheet would compute. Pure.
+
+A cell that a spreadsheet would take for a formula gets an apostrophe before it, which `table_of` takes off again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+import polars as pl
+
+FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+"""How a cell begins that spreadsheets may compute."""
+
+
+def number_of(value: object) -> float | None:
+    """A number, or a text that spells one, as a float; None where it is neither, or not finite."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def shortest_floats(frame: pl.DataFrame) -> pl.DataFrame:
+    """The frame with short floats, alone or in lists, as the doubles that spell them: 0.1, not 0.10000000149011612."""
+    for name, dtype in frame.schema.items():
+        inner = dtype.inner if isinstance(dtype, pl.List) else dtype
+        if inner == pl.Float32:
+            listed = (pl.List(pl.String), pl.List(pl.Float64)) if inner is not dtype else (pl.String, pl.Float64)
+            frame = frame.with_columns(pl.col(name).cast(listed[0]).cast(listed[1]))
+    return frame
+
+
+def escape_formula(value: object) -> object:
+    """The value as spreadsheets only show it; numbers, also those written as text, stay as they are."""
+    risky = isinstance(value, str) and value.lstrip("'")[:1] in FORMULA and number_of(value) is None
+    return f"'{value}" if risky else value
+
+
+def csv_of(frame: pl.DataFrame) -> str:
+    """The table as CSV text, its text cells inert."""
+    return _mapped(frame, escape_formula).write_csv()
+
+
+def table_of(text: str, *names: str) -> pl.DataFrame:
+    """What `csv_of` wrote, read again; the columns `names` are text even if all their cells are numbers."""
+    return _mapped(pl.read_csv(text.encode(), schema_overrides=dict.fromkeys(names, pl.String)), _shown)
+
+
+def _shown(value: object) -> object:
+    inner = value[1:] if isinstance(value, str) and value[:1] == "'" else None
+    return value if inner is None or escape_formula(inner) == inner else inner
+
+
+def _mapped(frame: pl.DataFrame, change: Callable[[object], object]) -> pl.DataFrame:
+    text = [name for name, dtype in frame.schema.items() if dtype == pl.String]
+    return frame.with_columns(
+        pl.Series(name, [change(value) for value in frame[name]], dtype=pl.String) for name in text
+    )

@@ -1,0 +1,340 @@
+"""Tables: the rows of a CSV or TSV file, every cell as text, and rows written back in the file's own dialect."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
+from typing import IO, NamedTuple
+
+from foreknow.errors import InputError
+from foreknow.io.csv_dialect import (
+    SAMPLE,
+    Dialect,
+    cells_up_to,
+    columns_of,
+    dialect_of,
+    doubles_apostrophes,
+    is_blank,
+    misfits,
+    parts_doubtfully,
+    swallows,
+    usual,
+)
+from foreknow.io.encodings import not_utf8
+from foreknow.io.json_text import dumps
+from foreknow.io.quoting import quoted
+from foreknow.io.sources import DataFile, source_of_bytes
+
+
+class CsvTable(NamedTuple):
+    """What all rows of a table share. `header`: its text as it stands; `cells`: how many it has; `columns`: the
+    columns' names and places, which may be fewer (`csv_dialect.columns_of`)."""
+
+    dialect: Dialect
+    header: str
+    cells: int
+    columns: Mapping[str, int]
+
+
+class CsvRow(NamedTuple):
+    """A row: the 1-based line it begins at, its text as it stands (empty where it has not the header's cells), and
+    its values by column."""
+
+    line: int
+    text: str
+    record: dict[str, str]
+
+
+def read_table(part: DataFile, longest: int) -> Iterator[CsvTable | CsvRow]:
+    """A table's rows, behind the table itself; nothing for an empty file. `longest`: characters of a line or cell.
+
+    Raises InputError for a row that cannot be read for certain.
+    """
+    dialect = dialect_of(part)
+    with part.open() as stream:
+        stream.read(len(dialect.bom))
+        text = io.TextIOWrapper(stream, encoding=dialect.encoding, newline="")
+        skipped = text.read(len(dialect.preamble))
+        before = len(list(io.StringIO(skipped, newline="")))
+        pending: list[str] = []
+        reader = csv.reader(_lines(part, text, pending, longest, before), **dialect.reading())
+        table: CsvTable | None = None
+        while True:
+            begins = before + reader.line_num + 1
+            try:
+                with cells_up_to(longest):
+                    cells = next(reader, None)
+            except csv.Error as error:
+                raise InputError(f"{part.where}:{begins}: broken {part.suffix[1:].upper()} row: {error}.") from error
+            except UnicodeDecodeError:
+                if dialect.encoding == "utf-8":
+                    raise not_utf8(part, longest) from None
+                raise InputError(
+                    f"{part.where}: broken {dialect.encoding.upper()} text. Save the file as UTF-8."
+                ) from None
+            if cells is None:
+                break
+            piece = "".join(pending)
+            pending.clear()
+            if is_blank(cells, len(table.columns) if table is not None else 2):
+                continue
+            if table is None:
+                table = _table(part, dialect, cells, piece, begins)
+                yield table
+                continue
+            yield _row(part, table, cells, piece, begins)
+        text.detach()
+
+
+def _lines(part: DataFile, text: IO[str], pending: list[str], longest: int, before: int) -> Iterator[str]:
+    """The lines of a text, each kept in `pending` until its row is read."""
+    for number, line in enumerate(iter(lambda: text.readline(longest), ""), start=before + 1):
+        if len(line) >= longest:
+            raise InputError(f"{part.where}:{number}: longer than {longest >> 20} MiB, expected one row a line.")
+        pending.append(line)
+        yield line
+
+
+def _table(part: DataFile, dialect: Dialect, cells: list[str], text: str, line: int) -> CsvTable:
+    try:
+        columns = columns_of(cells)
+    except ValueError as twice:
+        raise InputError(
+            f"{part.where}:{line}: the column {quoted(str(twice))} stands in the header twice. Rename one of them."
+        ) from None
+    if not columns:
+        raise InputError(f"{part.where}:{line}: no column of the header has a name. Name them.")
+    return CsvTable(dialect, _without_end(text), len(cells), columns)
+
+
+def _row(part: DataFile, table: CsvTable, cells: list[str], text: str, line: int) -> CsvRow:
+    where = f"{part.where}:{line}"
+    if misfits(cells, table.columns):
+        raise InputError(f"{where}: {_ragged(table, cells, text)}")
+    if not table.dialect.reads(text):
+        raise InputError(
+            f"{where}: a backslash stands before a character that needs none, so it cannot be told whether it belongs "
+            "to the text. Save the file with quotes doubled inside quoted cells."
+        )
+    if parts_doubtfully(cells, text, table.dialect, table.cells):
+        raise InputError(
+            f"{where}: a backslash stands before {quoted(table.dialect.delimiter)}, so it cannot be told whether that "
+            f"separates cells: found {len(cells)} cells, expected {table.cells} as in the header. Quote cells that "
+            "hold the separator."
+        )
+    if swallows(text, table.dialect, table.cells):
+        raise InputError(
+            f"{where}: a quote opens here and closes {len(text.splitlines()) - 1} lines further down, and the lines "
+            'between look like rows of their own. Double the quotes inside cells ("") and quote the whole cell.'
+        )
+    if table.dialect.quote == '"' and doubles_apostrophes(cells, text, table.dialect):
+        raise InputError(f"{where}: a cell is quoted with ', those before it are not. Quote all cells with \".")
+    own = _without_end(text) if len(cells) == table.cells else ""
+    return CsvRow(line, own, {name: cells[place] for name, place in table.columns.items()})
+
+
+def _ragged(table: CsvTable, cells: list[str], text: str) -> str:
+    if text.startswith("#"):
+        return "a comment stands between the rows; only those before the header are passed over. Take it out."
+    if len(cells) == table.cells:
+        stray = next(cell for place, cell in enumerate(cells) if cell and place not in table.columns.values())
+        return f"found {quoted(stray)} in a column without a name. Name it in the header."
+    found = f"found {len(cells)} cells, expected {table.cells} as in the header"
+    if len(cells) == table.cells + 1 and cells[0].strip().isdigit():
+        return f"{found}. If each row begins with its number, name that column in the header too."
+    return f"{found}. Quote cells that hold the separator."
+
+
+def _without_end(text: str) -> str:
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+class _Rows(NamedTuple):
+    """Rows to write: the table they are of, each one's text as it stands there ("" where it has none) and record, and
+    the values of the columns that are added."""
+
+    table: CsvTable
+    rows: Sequence[tuple[str, Mapping[str, object]]]
+    added: Mapping[str, Sequence[object]]
+
+    def beside(self) -> list[list[object]]:
+        """The added values of each row."""
+        return [[values[n] for values in self.added.values()] for n in range(len(self.rows))]
+
+
+class _Form(NamedTuple):
+    """How tables are written into one file: the dialect, the header before the names `added`, the columns, and how many
+    cells stand in a row before those that are added."""
+
+    dialect: Dialect
+    header: str
+    columns: Mapping[str, int]
+    cells: int
+    added: tuple[str, ...]
+
+    @property
+    def head(self) -> str:
+        """What stands before the rows."""
+        return f"{self.dialect.preamble}{self._joined(self.header, self.added)}{self.dialect.newline}"
+
+    def lines(self, held: _Rows) -> list[str]:
+        """Rows with their ends. Raises ValueError for a cell that the dialect cannot hold."""
+        table = held.table
+        same = self.dialect.like(table.dialect) and (self.columns, self.cells) == (table.columns, table.cells)
+        lines = []
+        for (text, record), beside in zip(held.rows, held.beside(), strict=True):
+            own = (
+                text
+                if text and same
+                else self.dialect.line(self.placed({n: _written(record.get(n)) for n in self.columns}))
+            )
+            lines.append(f"{self._joined(own, beside)}{self.dialect.newline}")
+        return lines
+
+    def placed(self, values: Mapping[str, object]) -> list[object]:
+        """The cells of a row, empty below what has no name."""
+        names = {place: name for name, place in self.columns.items()}
+        return [values[names[place]] if place in names else "" for place in range(self.cells)]
+
+    def records(self, held: _Rows) -> list[dict[str, str]]:
+        """What a reader of the lines is to find."""
+        return [
+            {name: _as_text(record.get(name)) for name in self.columns}
+            | {name: self._held(value) for name, value in zip(self.added, beside, strict=True)}
+            for (_, record), beside in zip(held.rows, held.beside(), strict=True)
+        ]
+
+    def _joined(self, line: str, cells: Sequence[object]) -> str:
+        return self.dialect.separator.join([line, *(self.dialect.cell(self._held(cell)) for cell in cells)])
+
+    def _held(self, value: object) -> str:
+        """An added value as text. Where a cell cannot hold a character, a blank stands for it."""
+        text = _as_text(value)
+        if self.dialect.quote is None and self.dialect.escape is None:
+            return "".join(" " if c in (self.dialect.delimiter, "\r", "\n") else c for c in text)
+        return text
+
+
+class TableWriter:
+    """Writes tables into one file, in the dialect of the first. Rows keep their text where it can stand there.
+
+    With other columns or fewer rows, a table can look as if it were of another dialect. So the first rows are held
+    back until there are as many as a dialect is found from, and read as they would be written. Where that gives other
+    cells, they are written in a plainer dialect.
+
+    `where`: how messages call the file; `suffix`: what its name ends in. `part_of`: only some rows are written, and
+    these may not show how a table with unusual quotes is quoted: then its quotes are written as usual. `dialect`: one
+    that goes before that of the first.
+    """
+
+    def __init__(
+        self, out: IO[bytes], where: str, suffix: str, *, part_of: bool = False, dialect: Dialect | None = None
+    ):
+        self.out, self.where, self.suffix, self.part_of, self.dialect = out, where, suffix, part_of, dialect
+        self.forms: list[_Form] = []
+        self.held: list[_Rows] = []
+        self.size = 0
+        self.settled = False
+
+    def write(
+        self, table: CsvTable, rows: Sequence[tuple[str, Mapping[str, object]]], added: Mapping[str, list[object]]
+    ) -> None:
+        """Rows as (text or "", record), with the values of the columns `added`.
+
+        Raises InputError where the columns are not those of the tables before, or a value cannot be written.
+        """
+        if not self.forms:
+            self.forms = self._forms(table, tuple(added))
+        form, held = self.forms[0], _Rows(table, rows, added)
+        if sorted(table.columns) != sorted(form.columns):
+            raise InputError(
+                f"{self.where}: the columns {', '.join(table.columns)} are not those of the files before: "
+                f"{', '.join(form.columns)}. Write them one by one."
+            )
+        try:
+            lines = form.lines(held)
+        except ValueError as error:
+            raise InputError(
+                f"{self.where}: {error}: {quoted(form.dialect.delimiter)} stands between the cells."
+            ) from None
+        if self.settled:
+            self.out.write("".join(lines).encode(form.dialect.encoding))
+            return
+        self.held.append(held)
+        self.size += sum(map(len, lines))
+        if self.size > SAMPLE:
+            self._settle(whole=False)
+
+    def close(self) -> None:
+        """Write what is held back."""
+        if self.forms and not self.settled:
+            self._settle(whole=True)
+
+    def _forms(self, table: CsvTable, added: tuple[str, ...]) -> list[_Form]:
+        """The ways to write a file that begins with a table, the one most like it first."""
+        given = self.dialect
+        first = table.dialect if given is None else given._replace(newline=table.dialect.newline)
+        if self.part_of and (first.quote != '"' or first.escape is not None):
+            first = first._replace(quote='"', escape=None, all_quoted=False)
+        named = first._replace(all_quoted=first.quote is not None)  # names in quotes show what the quotes are
+        plain = first._replace(quote='"', escape=None, spaced=False, all_quoted=False)
+        plainest = usual(self.suffix)._replace(
+            all_quoted=True, newline=first.newline, encoding=first.encoding, bom=first.bom
+        )
+        return [_form(dialect, table, added) for dialect in dict.fromkeys([first, named, plain, plainest])]
+
+    def _settle(self, *, whole: bool) -> None:
+        """Write what is held back in the first form that is read as it is meant. `whole`: nothing follows."""
+        for form in self.forms:
+            lines = [line for held in self.held for line in form.lines(held)]
+            content = form.dialect.bom + "".join([form.head, *lines]).encode(form.dialect.encoding)
+            if self._reads_as(form, content, whole=whole):
+                self.out.write(content)
+                self.forms, self.held, self.settled = [form], [], True
+                return
+        names = ", ".join(map(quoted, self.forms[0].added))
+        raise InputError(
+            f"{self.where}: with the columns {names} added, the table would be read with other cells than it has. Save "
+            "the input as .jsonl, and give that."
+        )
+
+    def _reads_as(self, form: _Form, content: bytes, *, whole: bool) -> bool:
+        """Whether a reader of the content finds the cells that were written, and reads on in the same dialect."""
+        part = source_of_bytes(f"written{self.suffix}", content).parts[0]
+        try:
+            items = list(read_table(part, len(content) + 1))
+        except InputError:
+            return False
+        table = next((item for item in items if isinstance(item, CsvTable)), None)
+        if table is None or list(table.columns) != [*form.columns, *form.added]:
+            return False
+        if not (whole or form.dialect.like(table.dialect)):
+            return False
+        found = (item.record for item in items if isinstance(item, CsvRow))
+        meant = (record for held in self.held for record in form.records(held))
+        return all(record == other for record, other in zip_longest(found, meant))
+
+
+def _form(dialect: Dialect, table: CsvTable, added: tuple[str, ...]) -> _Form:
+    """How tables like this one are written in a dialect: the header's text stays where it can."""
+    if not dialect.like(table.dialect):
+        columns = {name: place for place, name in enumerate(table.columns)}  # only what has a name is written
+        return _Form(dialect, dialect.line([*columns]), columns, len(columns), added)
+    form = _Form(dialect, table.header, table.columns, table.cells, added)
+    if dialect.all_quoted == table.dialect.all_quoted:
+        return form
+    return form._replace(header=dialect.line(form.placed({name: name for name in table.columns})))
+
+
+def _as_text(value: object) -> str:
+    """A value as the text of a cell."""
+    return "" if value is None else str(_written(value))
+
+
+def _written(value: object) -> object:
+    """A value as a cell: a list as JSON, null as an empty cell."""
+    if isinstance(value, list | dict):
+        return dumps(value)
+    return str(value).lower() if isinstance(value, bool) else value

@@ -1,0 +1,282 @@
+"""Folders as Hugging Face writes them: which of their files are data, of which split, and what stands beside them.
+
+    save_to_disk   state.json names the shards of a data set; with dataset_dict.json, a folder for each split
+    datasets cache owner___name/config/version/hash/name-train.arrow with dataset_info.json
+    hub cache      datasets--owner--name/snapshots/REVISION/..., the revision of refs/main
+    hub download   README.md names configs and their files
+
+What is not sure is refused: several configs, a missing shard, rows behind a mapping of indices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Final, NamedTuple
+
+import polars as pl
+
+from foreknow.errors import InputError
+from foreknow.io import yaml_text
+from foreknow.io.quoting import quoted
+
+Json = object
+_STATE, _INFO, _DICT = "state.json", "dataset_info.json", "dataset_dict.json"
+_DERIVED = re.compile(r"(^|/)(cache-[0-9a-f]{8,}[^/]*|indices|_indices[^/]*|tmp[^/]*)\.arrow$")
+"""Arrow files beside data: results of `map`, mappings of indices."""
+_SHARD = re.compile(r"(.*?)-(\d{5})-of-(\d{5})(\.[^/]*)$")
+
+
+class FolderPlan(NamedTuple):
+    """Of a folder's files: those that hold data, their splits by name, notes for the user, and what to write anew."""
+
+    files: tuple[str, ...]
+    splits: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    sidecars: tuple[str, ...] = ()
+
+
+def snapshot_of(path: Path) -> tuple[Path, str]:
+    """The folder of files that a folder of the hub's cache stands for, and why; any other folder as it is."""
+    caches = sorted(each.name for each in path.glob("datasets--*") if each.is_dir())
+    if not path.name.startswith("datasets--") and caches:
+        if len(caches) > 1:
+            some = ", ".join(caches[:6])
+            raise InputError(
+                f"{path}: the hub's cache, with {len(caches)} data sets: {some}. Name one: {path / caches[0]}"
+            )
+        path = path / caches[0]
+    if path.name.startswith("models--"):
+        raise InputError(f"{path}: a model in the hub's cache, expected a data set. Give it with --model.")
+    snapshots = path / "snapshots"
+    if not snapshots.is_dir() or not ((path / "refs").is_dir() or (path / "blobs").is_dir()):
+        return path, ""
+    revisions = sorted(each.name for each in snapshots.iterdir() if each.is_dir())
+    main = path / "refs" / "main"
+    revision = main.read_text("utf-8", "replace").strip() if main.is_file() else ""
+    if revision in revisions:
+        others = f", of {len(revisions)} revisions" if len(revisions) > 1 else ""
+        return snapshots / revision, f"the hub's cache at refs/main, {revision[:12]}{others}"
+    if len(revisions) == 1:
+        return snapshots / revisions[0], f"the hub's cache at its only revision, {revisions[0][:12]}"
+    some = ", ".join(revisions[:4]) or "none"
+    raise InputError(
+        f"{path}: the hub's cache with the revisions {some}, and refs/main names none of them. "
+        f"Name one: {snapshots / (revisions[0] if revisions else 'REVISION')}"
+    )
+
+
+def plan_of(
+    names: Sequence[str], read: Callable[[str], bytes], where: str, *, is_data: Callable[[str], bool]
+) -> FolderPlan:
+    """Which of the files `names` are data. `is_data`: whether a name alone says so. Raises InputError."""
+    data = [name for name in names if is_data(name) and not _DERIVED.search(name) and "incomplete" not in name]
+    unfinished = sorted(name for name in names if ".incomplete" in name or "/incomplete" in name)
+    saved = _saved(names, read, where)
+    if saved is not None:
+        return saved
+    cached = _cached(data, names, read, where)
+    if cached is not None:
+        return cached
+    plan = _by_configs(data, names, read, where) or FolderPlan(tuple(data), {})
+    notes = list(plan.notes) + _missing_shards(plan.files)
+    if unfinished:
+        notes.append(f"left out: {len(unfinished)} files of unfinished downloads")
+    return plan._replace(notes=tuple(notes))
+
+
+def _json(read: Callable[[str], bytes], name: str) -> Json:
+    try:
+        return json.loads(read(name))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _saved(names: Sequence[str], read: Callable[[str], bytes], where: str) -> FolderPlan | None:
+    """What `save_to_disk` wrote: the shards that each state.json names."""
+    known, files, sidecars = set(names), [], []
+    splits: dict[str, str] = {}
+    for name in sorted(names):
+        if PurePosixPath(name).name != _STATE:
+            continue
+        state = _json(read, name)
+        if not isinstance(state, dict) or not isinstance(state.get("_data_files"), list):
+            continue
+        folder = PurePosixPath(name).parent
+        skips = any(isinstance(file, dict) and file.get("skip") for file in state["_data_files"])
+        if state.get("_indices_data_files") or state.get("_indices_files") or skips:
+            raise InputError(
+                f"{where}: {name} says that rows are chosen by a mapping of indices, which is not followed. Open it "
+                "with datasets.load_from_disk and save it again."
+            )
+        entries = [file.get("filename") if isinstance(file, dict) else None for file in state["_data_files"]]
+        listed = [(folder / str(entry)).as_posix() for entry in entries]
+        if missing := next((each for each in listed if each not in known), None):
+            raise InputError(f"{where}: {name} names the file {quoted(missing)}, which is not there. Fetch it.")
+        files += listed
+        split = folder.name if (folder.parent / _DICT).as_posix() in known else state.get("_split")
+        if isinstance(split, str) and split:
+            splits |= dict.fromkeys(listed, split)
+        sidecars += [each for each in (name, (folder / _INFO).as_posix()) if each in known]
+    for name in names:
+        if PurePosixPath(name).name == _DICT:
+            found = _json(read, name)
+            folder = PurePosixPath(name).parent
+            wanted = found.get("splits") if isinstance(found, dict) else None
+            for split in wanted if isinstance(wanted, list) else []:
+                if not any(PurePosixPath(each).parent == folder / str(split) for each in files):
+                    raise InputError(f"{where}: {name} names the split {quoted(split)}, whose folder is not there.")
+            sidecars.append(name)
+    if not files:
+        return None
+    return FolderPlan(tuple(files), splits, ("a data set as save_to_disk writes it",), tuple(sidecars))
+
+
+def _cached(data: Sequence[str], names: Sequence[str], read: Callable[[str], bytes], where: str) -> FolderPlan | None:
+    """What `datasets` keeps in its own cache: Arrow files beside a dataset_info.json."""
+    arrows = [name for name in data if name.endswith(".arrow")]
+    known = set(names)
+    folders = {
+        PurePosixPath(name).parent for name in arrows if (PurePosixPath(name).parent / _INFO).as_posix() in known
+    }
+    if not folders or len(arrows) < len(data):
+        return None
+    if len(folders) > 1:
+        raise _several_configs(sorted(folder.as_posix() for folder in folders), where)
+    folder = folders.pop()
+    info = _json(read, (folder / _INFO).as_posix())
+    splits = info.get("splits") if isinstance(info, dict) else None
+    found = {}
+    for name in arrows:
+        for split in splits if isinstance(splits, dict) else {}:
+            if re.search(rf"-{re.escape(split)}(-\d+-of-\d+)?\.arrow$", name):
+                found[name] = split
+    notes = ("the cache of datasets", *_missing_shards(arrows))
+    return FolderPlan(tuple(arrows), found, notes)
+
+
+def _by_configs(
+    data: Sequence[str], names: Sequence[str], read: Callable[[str], bytes], where: str
+) -> FolderPlan | None:
+    """The files of the one config that README.md names, or of its default one."""
+    if "README.md" not in names:
+        return None
+    head = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", read("README.md")[:1_000_000].decode("utf-8", "replace"), re.DOTALL)
+    try:
+        card = yaml_text.loads(head.group(1)) if head else None
+    except ValueError:
+        return None
+    listed = card.get("configs") if isinstance(card, dict) else None
+    configs = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    files = {str(each.get("config_name", "default")): _files_of(each, data) for each in configs}
+    files = {name: found for name, found in files.items() if found}
+    if not files:
+        note = "README.md names files for its configs, and none of them is here: every data file is read"
+        return FolderPlan(tuple(data), {}, (note,)) if configs and data else None
+    if len(files) == 1:
+        name = next(iter(files))
+        note = f"the config {name!r} of README.md" if len(files[name]) < len(data) else ""
+        return FolderPlan(tuple(sorted(files[name])), files[name], (note,) if note else ())
+    default = [str(each.get("config_name")) for each in configs if each.get("default") is True] or ["default"]
+    if default[0] in files:
+        others = ", ".join(name for name in files if name != default[0])
+        note = f"the default config {default[0]!r} of README.md; not read: {others}"
+        return FolderPlan(tuple(sorted(files[default[0]])), files[default[0]], (note[:300],))
+    raise _several_configs(list(files), where)
+
+
+def _several_configs(configs: Sequence[str], where: str) -> InputError:
+    some = ", ".join(configs[:8]) + (f" and {len(configs) - 8} more" if len(configs) > 8 else "")
+    return InputError(f"{where}: found the configs {some}. Name one: {where.rstrip('/')}/{configs[0]}")
+
+
+def _files_of(config: Mapping[str, Json], data: Sequence[str]) -> dict[str, str]:
+    """The data files that a config of a README names, with the split of each (nothing where none is named).
+
+    Patterns are read as `datasets` reads them: `*` stays in one folder, `**` does not.
+    """
+    from fsspec.utils import glob_translate
+
+    entries = config.get("data_files")
+    listed = entries if isinstance(entries, list) else [entries]
+    folder = str(config.get("data_dir") or "").strip("./")
+    if entries is None:
+        return {name: "" for name in data if not folder or name.startswith(f"{folder}/")}
+    found: dict[str, str] = {}
+    for entry in listed:
+        paths = entry.get("path") if isinstance(entry, dict) else entry
+        split = str(entry.get("split") or "") if isinstance(entry, dict) else ""
+        for pattern in paths if isinstance(paths, list) else [paths]:
+            full = f"{folder}/{pattern}" if folder else str(pattern)
+            named = re.compile(glob_translate(full.removeprefix("./")))
+            found |= {name: split for name in data if named.match(name)}
+    return found
+
+
+def _missing_shards(files: Sequence[str]) -> list[str]:
+    """A line for each set of shards of which some are not there."""
+    here: dict[tuple[str, int, str], int] = {}
+    for name in files:
+        if match := _SHARD.match(name):
+            key = (match[1], int(match[3]), match[4])
+            here[key] = here.get(key, 0) + 1
+    return [f"only {count} of the {of} shards of {name}" for (name, of, _), count in here.items() if count < of]
+
+
+def sidecar(name: str, content: bytes, schema: Mapping[str, pl.DataType] | None) -> bytes:
+    """What stands beside data, written anew for data of another schema; any other file as it is."""
+    kind = PurePosixPath(name).name
+    found = _json(lambda _: content, name)
+    if not isinstance(found, dict) or schema is None:
+        return content
+    if kind == _INFO:
+        declared = found.get("features")
+        own = declared if isinstance(declared, dict) else {}
+        found = {**found, "features": {column: _feature(own.get(column), dtype) for column, dtype in schema.items()}}
+    elif kind == _STATE:
+        seed = json.dumps([found.get("_fingerprint"), list(schema)]).encode()
+        found = {**found, "_fingerprint": hashlib.blake2b(seed, digest_size=8).hexdigest()}
+        if isinstance(found.get("_format_columns"), list):
+            found["_format_columns"] = list(schema)
+    else:
+        return content
+    return json.dumps(found, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
+_NAMES: Final = {
+    pl.String: "large_string", pl.Binary: "large_binary", pl.Boolean: "bool", pl.Null: "null", pl.Date: "date32",
+    pl.Time: "time64[ns]",
+}  # fmt: skip
+
+
+def _feature(declared: Json, dtype: pl.DataType) -> Json:
+    """The feature of `datasets` for a column as Polars writes it; what was declared of its classes stays."""
+    own = declared if isinstance(declared, dict) else {}
+    if own.get("_type") == "ClassLabel" and dtype == pl.Int64:
+        return own
+    if isinstance(dtype, pl.Struct):
+        return {field.name: _feature(own.get(field.name), _instance(field.dtype)) for field in dtype.fields}
+    if isinstance(dtype, pl.List):
+        return {"feature": _feature(own.get("feature"), _instance(dtype.inner)), "_type": "LargeList"}
+    if isinstance(dtype, pl.Array):
+        inner = _instance(dtype.inner) if len(dtype.shape) == 1 else pl.Array(dtype.inner, dtype.shape[1:])
+        return {"feature": _feature(own.get("feature"), inner), "length": dtype.shape[0], "_type": "List"}
+    return {"dtype": _name(dtype), "_type": "Value"}
+
+
+def _name(dtype: pl.DataType) -> str:
+    if isinstance(dtype, pl.Datetime):
+        zone = f", tz={dtype.time_zone}" if dtype.time_zone else ""
+        return f"timestamp[{dtype.time_unit}{zone}]"
+    if isinstance(dtype, pl.Duration):
+        return f"duration[{dtype.time_unit}]"
+    if isinstance(dtype, pl.Decimal):
+        return f"decimal128({dtype.precision or 38}, {dtype.scale})"
+    return _NAMES.get(type(dtype)) or str(dtype).lower()
+
+
+def _instance(dtype: object) -> pl.DataType:
+    return dtype() if isinstance(dtype, type) else dtype  # type: ignore[return-value]

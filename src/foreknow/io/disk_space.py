@@ -1,0 +1,32 @@
+"""A full disk, told as an error of ours."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import re
+from collections.abc import Iterator
+
+from foreknow.errors import ResourceError
+
+
+@contextlib.contextmanager
+def saving(what: str, kept: str) -> Iterator[None]:
+    """Writing weights: a full disk is a ResourceError that says `what` could not be saved and what is `kept`."""
+    try:
+        yield
+    except Exception as error:
+        if not _no_space(error):
+            raise
+        raise ResourceError(
+            f"{what}: the disk is full; {kept}. Free some space and run the same command again"
+        ) from None
+
+
+def _no_space(error: Exception) -> bool:
+    """Whether a write failed for want of space; safetensors and torch tell it in their texts only."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    text = str(error)
+    full = re.search(r"code: 28\b|os error 28\b|No space left|StorageFull", text) is not None
+    return full or "PytorchStreamWriter failed" in text or "unexpected pos" in text

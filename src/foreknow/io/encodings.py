@@ -1,0 +1,60 @@
+"""Encodings: what the bytes of a text file are, by a mark at their beginning or not at all; nothing is guessed."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from typing import Final
+
+from foreknow.errors import InputError
+from foreknow.io.quoting import quoted
+from foreknow.io.sources import DataFile
+
+_BOMS: Final = (
+    (codecs.BOM_UTF8, "utf-8", "UTF-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le", "UTF-32"),
+    (codecs.BOM_UTF32_BE, "utf-32-be", "UTF-32"),
+    (codecs.BOM_UTF16_LE, "utf-16-le", "UTF-16"),
+    (codecs.BOM_UTF16_BE, "utf-16-be", "UTF-16"),
+)
+
+
+def encoding_of(part: DataFile) -> tuple[bytes, str, str]:
+    """(byte-order mark, encoding, its name where the mark tells it). Raises InputError for what is no text at all."""
+    with part.open() as stream:
+        head = stream.read(4096)
+    for bom, encoding, name in _BOMS:
+        if head.startswith(bom) and not (bom == codecs.BOM_UTF16_LE and head.startswith(codecs.BOM_UTF32_LE)):
+            return bom, encoding, name
+    if len(head) > 3 and head.count(0) * 3 > len(head):
+        end = "LE" if head[1:2] == b"\0" else "BE"
+        raise InputError(
+            f"{part.where}: looks like UTF-16 without a byte-order mark (every other byte is 0). Save the file as "
+            f"UTF-8, for example: iconv -f UTF-16{end} -t UTF-8 OLD > NEW"
+        )
+    return b"", "utf-8", ""
+
+
+def not_utf8(part: DataFile, longest: int) -> InputError:
+    """Where the first byte stands that is not UTF-8: the part is read again for it. `longest`: bytes of a line."""
+    with part.open() as stream:
+        for number, line in enumerate(iter(lambda: stream.readline(longest), b""), start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                return InputError(
+                    f"{part.where}:{number}: not UTF-8: found byte 0x{line[error.start]:02x} at byte "
+                    f"{error.start + 1} of the line{_guessed(line, error.start)}. Save the file as UTF-8."
+                )
+    return InputError(f"{part.where}: not UTF-8. Save the file as UTF-8.")
+
+
+def _guessed(line: bytes, at: int) -> str:
+    """How Windows-1252 would read the place, and the command that saves it so; nothing where it cannot."""
+    word = re.search(rb"[^\s,;|\"]*$", line[:at])
+    begin = max(at - 20, word.start() if word else at)
+    try:
+        shown = re.split(r"[\s,;|\"]", line[begin : at + 20].decode("cp1252"))[0]
+    except UnicodeDecodeError:
+        return ""
+    return f" ({quoted(shown)} if it is Windows-1252: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW)"

@@ -1,0 +1,255 @@
+"""JSON and JSON lines -> batches of records, each with its very text and the line that it begins at.
+
+JSON lines are streamed; only JSON that is not a row a line is held as a whole, for as long as it is read
+(`json_shapes.py` tells where its rows stand). A list of turns is a record too: it is read, and comes back, as
+`{"messages": [...]}`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import IO
+
+from foreknow.errors import InputError
+from foreknow.io import batches
+from foreknow.io.batches import BATCH, Record, RecordBatch
+from foreknow.io.encodings import not_utf8
+from foreknow.io.json_shapes import (
+    TABLES,
+    JsonShape,
+    decode,
+    is_turns,
+    pieces,
+    shape_of,
+    skip,
+    table_records,
+    table_text,
+)
+from foreknow.io.json_text import TooDeep, loads
+from foreknow.io.quoting import quoted
+from foreknow.io.sources import DataFile
+
+
+def _json_kind(value: object) -> str:
+    """What a JSON value is, in the words of a user."""
+    names = {dict: "an object", list: "an array", str: "a string", bool: "true/false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _batched(part: DataFile, pieces: Iterable[tuple[int, str, object]]) -> Iterator[RecordBatch]:
+    """(line, text, value) triples as batches; every value must be an object, or a list of turns."""
+    records: list[Record] = []
+    lines: list[int] = []
+    texts: list[str] = []
+    size = 0
+    for line, text, value in pieces:
+        if is_turns(value):
+            text, value = _as_chat(text, value)  # noqa: PLW2901
+        if not isinstance(value, dict):
+            raise InputError(
+                f"{part.where}:{line}: found {_json_kind(value)}, expected an object such as "
+                '{"question": "...", "answer": "..."}.'
+            )
+        records.append(value)
+        lines.append(line)
+        texts.append(text)
+        size += len(text)
+        if len(records) == BATCH or size >= batches.LARGEST_BATCH:
+            yield RecordBatch(records, lines=lines, texts=texts)
+            records, lines, texts, size = [], [], [], 0
+    if records:
+        yield RecordBatch(records, lines=lines, texts=texts)
+
+
+def _as_chat(text: str, turns: object) -> tuple[str, dict[str, object]]:
+    """A list of turns as an object that has a place for labels."""
+    return f'{{"messages": {text}}}', {"messages": turns}
+
+
+def read_json(part: DataFile) -> Iterator[RecordBatch]:
+    """The records of a part that is JSON or JSON lines, in order. Raises InputError."""
+    with part.open() as stream:
+        if part.suffix != ".json":
+            yield from _batched(part, _line_pieces(part, stream))
+            return
+        raw = stream.read(batches.LONGEST_ARRAY + 1)
+    if len(raw) > batches.LONGEST_ARRAY:
+        raise InputError(
+            f"{part.where}: longer than {batches.LONGEST_ARRAY >> 20} MiB unpacked, which is too much for one JSON "
+            "array. Write one object a line, as .jsonl."
+        )
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise not_utf8(part, batches.LONGEST_LINE) from None
+    del raw
+    start = skip(text, 0)
+    if text[start : start + 1] == "{":
+        yield from _objects(part, text, start)
+    else:
+        yield from _batched(part, _array_pieces(part.where, text))
+
+
+def _objects(part: DataFile, text: str, start: int) -> Iterator[RecordBatch]:
+    """The rows of a JSON object, or of several objects one behind the other."""
+    value, end = _decoded(part.where, text, start)
+    rest = skip(text, end)
+    if rest < len(text):
+        yield from _gapped(part, text, _stream_pieces(part.where, text, start), "objects one behind the other")
+        return
+    shape = shape_of(value)  # type: ignore[arg-type]
+    if shape.name == "unknown":
+        raise InputError(
+            f"{part.where}: found an object, expected an array of objects, or an object with one list of them; "
+            f"{shape.fault}. Write the rows you want into a file of their own."
+        )
+    if shape.name in TABLES:
+        yield from _table_batches(part, value, shape)  # type: ignore[arg-type]
+        return
+    del value
+    try:
+        found = ((piece.start, piece.end, piece.value, piece.around) for piece in pieces(text, start, shape))
+        yield from _gapped(part, text, found, shape.reason)
+    except TooDeep as error:
+        raise InputError(f"{part.where}: nested too deeply to be read as JSON.") from error
+    except ValueError as error:
+        raise InputError(f"{part.where}: {error}.") from error
+
+
+def _table_batches(part: DataFile, value: Mapping[str, object], shape: JsonShape) -> Iterator[RecordBatch]:
+    try:
+        records: list[Record] = [*table_records(value, shape)]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{part.where}: {shape.reason}, which cannot be read ({error}).") from error
+
+    def write(added: Sequence[Record]) -> str:
+        return table_text(value, shape, added)
+
+    for at in range(0, max(len(records), 1), BATCH):
+        yield RecordBatch(records[at : at + BATCH], at, json_table=write, note=shape.reason)
+
+
+def _stream_pieces(where: str, text: str, at: int) -> Iterator[tuple[int, int, object, Mapping[str, object]]]:
+    while at < len(text):
+        value, end = _decoded(where, text, at)
+        yield at, end, value, {}
+        at = skip(text, end)
+
+
+def _decoded(where: str, text: str, at: int) -> tuple[object, int]:
+    try:
+        return decode(text, at)
+    except json.JSONDecodeError as error:
+        raise _broken(where, error.lineno, error, text) from error
+    except (RecursionError, TooDeep) as error:
+        raise InputError(f"{where}:{_line_of(text, at)}: nested too deeply to be read as JSON.") from error
+    except ValueError as error:
+        raise InputError(f"{where}:{_line_of(text, at)}: not readable as JSON ({error}).") from error
+
+
+def _line_of(text: str, at: int) -> int:
+    return text.count("\n", 0, at) + 1
+
+
+def _gapped(
+    part: DataFile, text: str, found: Iterable[tuple[int, int, object, Mapping[str, object]]], note: str
+) -> Iterator[RecordBatch]:
+    """(start, end, value, fields around) of rows in a text, as batches that hold the text between them too."""
+    batch, end, line, counted, first = RecordBatch([], texts=[], lines=[], gaps=[], note=note), 0, 1, 0, 0
+    for start, stop, value, around in found:
+        line, counted = line + text.count("\n", counted, start), start
+        own = text[start:stop]
+        if is_turns(value):
+            own, value = _as_chat(own, value)  # noqa: PLW2901
+        if not isinstance(value, dict):
+            raise InputError(f"{part.where}:{line}: found {_json_kind(value)}, expected an object, which is a row.")
+        if len(batch.records) == BATCH:
+            yield batch
+            first += BATCH
+            batch = RecordBatch([], first, texts=[], lines=[], gaps=[])
+        batch.records.append({**around, **value})
+        batch.texts.append(own)  # type: ignore[attr-defined]
+        batch.lines.append(line)  # type: ignore[attr-defined]
+        batch.gaps.append(text[end:start])  # type: ignore[attr-defined]
+        batch = batch._replace(around=batch.around or bool(around))
+        end = stop
+    yield batch._replace(tail=text[end:])
+
+
+def _line_pieces(part: DataFile, stream: IO[bytes]) -> Iterator[tuple[int, str, object]]:
+    """(line, text, value) of every line that is not blank. Only "\\n" ends a line: JSON may hold U+2028."""
+    for number, line in enumerate(iter(lambda: stream.readline(batches.LONGEST_LINE), b""), start=1):
+        if len(line) == batches.LONGEST_LINE:
+            raise _too_long(part, number)
+        try:
+            piece = line.decode("utf-8-sig" if number == 1 else "utf-8").strip(" \t\r\n")
+        except UnicodeDecodeError:
+            raise not_utf8(part, batches.LONGEST_LINE) from None
+        if piece:
+            yield number, piece, _loads(part.where, piece, number)
+
+
+def _too_long(part: DataFile, line: int) -> InputError:
+    return InputError(f"{part.where}:{line}: longer than {batches.LONGEST_LINE >> 20} MiB, expected one row a line.")
+
+
+def _loads(name: str, piece: str, line: int) -> object:
+    try:
+        return loads(piece)
+    except json.JSONDecodeError as error:
+        raise _broken(name, line, error, piece) from error
+    except TooDeep as error:
+        raise InputError(f"{name}:{line}: nested too deeply to be read as JSON.") from error
+    except ValueError as error:
+        raise InputError(f"{name}:{line}: not readable as JSON ({error}).") from error
+
+
+def _array_pieces(name: str, text: str) -> Iterator[tuple[int, str, object]]:
+    """(line, text, value) of every element of a JSON array, the text exactly as it stands in the file."""
+    at, line, counted = skip(text, 0), 1, 0
+    if at == len(text):
+        return
+    if text[at] != "[":
+        head = text[at:].split("\n", maxsplit=1)[0][:60]
+        value = _loads(name, text.strip(" \t\r\n"), 1) if not re.match(r"\w+[,\t;]", head) else None
+        table = " If it is a table, name it .csv." if value is None else ""
+        raise InputError(
+            f"{name}: found {_json_kind(value) if value is not None else quoted(head)}, expected an array of objects: "
+            f"[{{...}}, {{...}}]. One object a line goes into a .jsonl file.{table}"
+        )
+    at = skip(text, at + 1)
+    while text[at : at + 1] != "]":
+        line, counted = line + text.count("\n", counted, at), at
+        value, end = _decoded(name, text, at)
+        yield line, text[at:end], value
+        at = skip(text, end)
+        if text[at : at + 1] == ",":
+            at = skip(text, at + 1)
+        elif text[at : at + 1] != "]":
+            fault = json.JSONDecodeError("Expecting ',' or ']' after an element", text, at)
+            raise _broken(name, fault.lineno, fault, text)
+    if skip(text, at + 1) != len(text):
+        fault = json.JSONDecodeError("Extra data after the array", text, skip(text, at + 1))
+        raise _broken(name, fault.lineno, fault, text)
+
+
+def _broken(name: str, line: int, error: json.JSONDecodeError, text: str) -> InputError:
+    near = text[error.pos : error.pos + 30].split("\n", maxsplit=1)[0]
+    found = f"found {near!r}" if near else "the text ends"
+    return InputError(
+        f"{name}:{line}: broken JSON at column {error.colno}: {error.msg}; {found}.{_dialect(text, error.pos)}"
+    )
+
+
+def _dialect(text: str, at: int) -> str:
+    """What to do where the fault is that of another spelling: Python's, JSON5's, a table's."""
+    before, near = text[max(0, at - 40) : at].rstrip(), text[at : at + 8]
+    if near[:1] in ("}", "]") and (before.endswith(",") or text[at - 1 : at] == ","):
+        return " JSON allows no comma before a closing bracket: take it away."
+    if near[:1] == "'" or near.startswith(("None", "True", "False")):
+        return " This is how Python prints a value: write rows with json.dumps."
+    if near.startswith(("//", "/*", "#")):
+        return " JSON allows no comments: take them away."
+    return " JSON allows no key without quotes." if before.endswith(("{", ",")) and near[:1].isalpha() else ""

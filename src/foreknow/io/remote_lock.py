@@ -1,0 +1,149 @@
+"""One run at a time in a folder of an object store, wherever the runs are.
+
+A lock is an object `.lock-N`, and the highest N counts. Whoever wants the folder creates the next number, which the
+store grants to one only (`If-None-Match: *` on S3, `ifGenerationMatch=0` on Google's). Its holder writes it anew
+every BEAT seconds: a sign of life. One without such a sign for STALE seconds may be followed by the next number, and
+so may one that was let go of. The last lock stays, and tells who wrote in the folder last.
+
+Clocks: the age of a sign of life is this machine's time less the store's, so both must agree to within a minute or
+two (S3 itself refuses requests that are 15 minutes off). A holder that was taken for dead finds the next number before
+it writes again, and stops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import socket
+import threading
+import time
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from foreknow.errors import ForeknowError, RunFolderError
+from foreknow.io.remote_sync import RemoteFolder, talking
+from foreknow.progress import duration, say
+
+BEAT: Final = 20.0
+STALE: Final = 180.0
+_LOCK = re.compile(r"\.lock-(\d+)")
+
+
+class Lease:
+    """The lock on a mirror's folder in the store, once `take` has taken it."""
+
+    def __init__(self, mirror: RemoteFolder):
+        self.mirror = mirror
+        self.token = secrets.token_hex(8)
+        self.number = 0
+        self.taken_over = False
+        self._confirmed = 0.0
+        self._asked = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep_beating, daemon=True)
+
+    def take(self) -> bool:
+        """Take the lock; whether the last one was this mirror's. Raises RunFolderError where another run has it.
+
+        The caller holds the mirror on this machine, so a lock of this mirror's is that of a run that is dead.
+        """
+        fs, url = self.mirror.fs, self.mirror.url
+        last = self._last()
+        found = self._read(last) if last else {}
+        ours = bool(found) and found.get("token") in self.mirror.tokens
+        if found.get("held") and not ours:
+            self._refuse_living(last, found)
+        self.mirror.add_token(self.token)
+        self.number = last + 1
+        try:
+            fs.pipe_file(self._name(self.number), self._content(True), mode="create")
+        except FileExistsError:
+            self.taken_over = True
+        else:
+            self._confirm()  # a store that ignores such conditions lets two in: one of them may find out here
+        if self.taken_over:
+            raise RunFolderError(f"{url}: held by another run, which was a moment earlier; wait for it to end")
+        self._confirmed = time.monotonic()
+        for number in range(max(1, last - 1), last + 1):
+            with contextlib.suppress(FileNotFoundError):
+                fs.rm_file(self._name(number))
+        self._thread.start()
+        return ours
+
+    def was_ours(self) -> bool:
+        """Whether the last lock in the store was this mirror's: what is here is at least as new."""
+        last = self._last()
+        return bool(last) and self._read(last).get("token") in self.mirror.tokens
+
+    def check(self) -> None:
+        """Raise RunFolderError if another run has the folder by now. Asks the store if it was not asked lately."""
+        if not self.taken_over and time.monotonic() - self._confirmed > STALE / 2:
+            self._beat()
+        if self.taken_over:
+            raise RunFolderError(
+                f"{self.mirror.url}: another run has taken the folder over, as if this one were dead; this one stops"
+            )
+
+    def let_go(self) -> None:
+        """End the signs of life and say in the lock that it is free."""
+        self.stop()
+        with self._asked:
+            if self.number and not self.taken_over:
+                self.mirror.fs.pipe_file(self._name(self.number), self._content(False))
+
+    def stop(self) -> None:
+        """End the signs of life."""
+        self._ended.set()
+
+    def _name(self, number: int) -> str:
+        return self.mirror.at(f".lock-{number}")
+
+    def _content(self, held: bool) -> bytes:
+        told = {"held": held, "token": self.token, "host": socket.gethostname(), "pid": os.getpid()}
+        return json.dumps(told).encode()
+
+    def _last(self) -> int:
+        try:
+            names = self.mirror.fs.ls(self.mirror.base, detail=False)
+        except FileNotFoundError:  # nothing there yet; a missing bucket is found out by what is written next
+            return 0
+        found = (_LOCK.fullmatch(str(name).rpartition("/")[2]) for name in names)
+        return max((int(match[1]) for match in found if match), default=0)
+
+    def _read(self, number: int) -> dict[str, Any]:
+        try:
+            found = json.loads(self.mirror.fs.cat_file(self._name(number)))
+        except (FileNotFoundError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _refuse_living(self, number: int, found: dict[str, Any]) -> None:
+        age = (datetime.now(UTC) - self.mirror.fs.modified(self._name(number))).total_seconds()
+        who = f"process {found.get('pid')} on {found.get('host')}, last sign of life {duration(max(age, 0.0))} ago"
+        if age < STALE:
+            raise RunFolderError(
+                f"{self.mirror.url}: held by another run ({who}); wait for it to end, or choose another --out. If it "
+                f"was killed, the same command takes over {duration(STALE)} after that sign"
+            )
+        say(f"{self.mirror.url}: taking over from a run that gave no sign of life for {duration(age)} ({who})")
+
+    def _keep_beating(self) -> None:
+        while not self._ended.wait(BEAT) and not self.taken_over:
+            # where the store is out of reach the run itself finds out when it writes
+            with contextlib.suppress(ForeknowError), talking(self.mirror.url):
+                self._beat()
+
+    def _beat(self) -> None:
+        with self._asked:
+            self._confirm()
+            if not self.taken_over and not self._ended.is_set():
+                self.mirror.fs.pipe_file(self._name(self.number), self._content(True))
+                self._confirmed = time.monotonic()
+
+    def _confirm(self) -> None:
+        """Whether the lock is still ours: no next number, and our own token in it."""
+        gone = self._read(self.number).get("token") != self.token
+        self.taken_over = gone or bool(self.mirror.fs.exists(self._name(self.number + 1)))

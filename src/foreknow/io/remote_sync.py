@@ -1,0 +1,234 @@
+"""A folder of an object store and its mirror here: what differs, fetched or put.
+
+What is put goes in the order in which it was written, and what is gone goes last. So a mark that stands for other
+files (a manifest, a checkpoint's `complete.json`) never stands in the store before them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from foreknow.errors import ForeknowError, InputError, MissingExtra, ResourceError, UsageError
+from foreknow.io.remote_paths import SCHEMES, mirrors, url_of
+from foreknow.progress import say
+
+_PASSING = re.compile(r"\..*\.part|\..+\.[a-z0-9_]{8}\.\w+|\.lock(-\d+)?")
+"""Names that no store gets: what is being written, and locks."""
+_TOLD_FROM: Final = 2**25
+"""Bytes from which on fetching is said."""
+
+
+class Known(NamedTuple):
+    """A file as it was when mirror and store last agreed: `stamp` is the store's, None where it was put from here."""
+
+    mtime: int
+    size: int
+    stamp: str | None
+
+
+@contextlib.contextmanager
+def talking(url: str, kept: str = "", refused: type[UsageError] = InputError) -> Iterator[None]:
+    """Talking to a store: whatever goes wrong is one line that names `url`.
+
+    What the user can mend (names, rights) raises `refused`, else ResourceError; `kept` tells what is not lost. Where
+    something is kept it is ResourceError always: the run had begun.
+    """
+    try:
+        yield
+    except ForeknowError:
+        raise
+    except ImportError as error:
+        scheme = url.partition(":")[0]
+        package, extra = SCHEMES[scheme]
+        raise MissingExtra(f"{url}: {scheme}:// needs {package} ({error}); pip install 'foreknow[{extra}]'") from None
+    except Exception as error:
+        # the stores' libraries share no class of errors
+        text = re.sub(r"//[^/@\s]*@", "//", " ".join(str(error).split()))[:200]
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(f"{url}: the local disk is full ({mirrors()}); free some space{kept}") from error
+        mendable = True
+        if isinstance(error, FileNotFoundError):
+            why = f"not found ({text}); check bucket and name"
+        elif isinstance(error, (PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)):
+            why = f"refused ({text})"
+        elif "Credential" in type(error).__name__:
+            why = f"no credentials ({text}); set them as the store's own tools read them"
+        else:
+            mendable, why = False, f"the store cannot be reached ({text or type(error).__name__})"
+        raise (refused if mendable and not kept else ResourceError)(f"{url}: {why}{kept}") from error
+
+
+def filesystem(url: str) -> Any:
+    """The fsspec file system of a URL; credentials and endpoint are the library's own affair."""
+    import fsspec
+
+    found = fsspec.filesystem(url.partition(":")[0], use_listings_cache=False)
+    if (loop := getattr(found, "loop", None)) is not None:
+        # asyncio would print a traceback for each connection that broke, beside the error that the call raises
+        loop.set_exception_handler(lambda _, told: logging.getLogger(__name__).debug("%s", told.get("message")))
+    return found
+
+
+def is_passing(name: str) -> bool:
+    """Whether a path's text has a part that no store gets."""
+    return any(_PASSING.fullmatch(part) for part in name.split("/"))
+
+
+class RemoteFolder:
+    """One folder, or one file, of a store, and the local path that stands for it.
+
+    `tokens`: of the locks under which this mirror was the one that wrote (`remote_lock.py`). `known` is kept in a
+    journal, a line for each change, so that a kill loses none.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.url = str(url_of(root))
+        self.base = self.url.partition("://")[2]
+        self.fs = filesystem(self.url)
+        name = hashlib.sha256(self.url.encode()).hexdigest()[:32]
+        self.journal = mirrors() / ".journals" / f"{name}.jsonl"
+        self.journal.parent.mkdir(parents=True, exist_ok=True)
+        self.known, self.tokens = _read_journal(self.journal)
+
+    def at(self, rel: str) -> str:
+        """The store's name for a file of the folder."""
+        return f"{self.base}/{rel}" if rel else self.base
+
+    def listed(self) -> dict[str, Any]:
+        """What the store has, by path inside the folder (`""`: the URL is a file's). Locks are not listed."""
+        found = {}
+        for name, info in self.fs.find(self.base, detail=True).items():
+            rel = name.lstrip("/")[len(self.base) :]
+            if not name.endswith("/") and rel[:1] in ("", "/") and not is_passing(rel[1:]):
+                found[rel[1:]] = info
+        if any(part in (".", "..") for rel in found for part in rel.split("/")):
+            raise InputError(f"{self.url}: a name in it has a '.' or '..' part, which no folder here can have")
+        return found
+
+    def take_up(self, listed: Mapping[str, Any], ours: bool, wanted: Callable[[str], bool] = lambda _: True) -> None:
+        """Make the mirror what the store has.
+
+        `ours`: nobody has written there since this mirror did, so what is here and not yet there stays.
+        """
+        here = self._here()
+        missing = []
+        for rel, info in listed.items():
+            known = self.known.get(rel)
+            same = known is not None and known.size == info["size"] and known.stamp in (_stamp(info), None)
+            same = same and (ours or (known is not None and known.stamp is not None))
+            if rel not in here or not same or not (ours or here[rel] == known[:2]):  # type: ignore[index]
+                missing.append(rel)
+        for rel in here.keys() - listed.keys():
+            if not ours or rel in self.known:
+                (self.root / rel).unlink()
+        for rel in self.known.keys() - listed.keys():
+            self._note(rel, None)
+        self._fetch({rel: listed[rel] for rel in missing if wanted(rel)})
+
+    def _fetch(self, listed: Mapping[str, Any]) -> None:
+        size = sum(info["size"] for info in listed.values())
+        if size >= _TOLD_FROM:
+            say(f"{self.url}: fetching {len(listed):,} file{'s' if len(listed) > 1 else ''}, {size / 1e6:,.0f} MB")
+        with tempfile.TemporaryDirectory(dir=self.journal.parent) as part:
+            arrived = [Path(part) / str(number) for number in range(len(listed))]
+            if listed:
+                self.fs.get([self.at(rel) for rel in listed], [str(file) for file in arrived])
+            for file, (rel, info) in zip(arrived, listed.items(), strict=True):
+                target = self.root / rel if rel else self.root
+                target.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(target)
+                about = target.stat()
+                self._note(rel, Known(about.st_mtime_ns, about.st_size, _stamp(info)))
+
+    def push(self) -> None:
+        """Make the store what the mirror has."""
+        here = self._here()
+        changed = [rel for rel, now in here.items() if rel not in self.known or self.known[rel][:2] != now]
+        for rel in sorted(changed, key=lambda rel: (here[rel], rel)):
+            self.fs.put_file(str(self.root / rel if rel else self.root), self.at(rel))
+            self._note(rel, Known(*here[rel], None))
+        for rel in sorted(self.known.keys() - here.keys()):
+            with contextlib.suppress(FileNotFoundError):
+                self.fs.rm_file(self.at(rel))
+            self._note(rel, None)
+
+    def settle(self, token: str | None = None) -> None:
+        """Write the journal short; with `token`, the last lock's, note the store's stamps of what was put."""
+        if token is not None and any(known.stamp is None for known in self.known.values()):
+            for rel, info in self.listed().items():
+                known = self.known.get(rel)
+                if known is not None and known.stamp is None and known.size == info["size"]:
+                    self.known[rel] = known._replace(stamp=_stamp(info))
+        lines: list[Any] = [token] if token else sorted(self.tokens)
+        lines += [[rel, *known] for rel, known in self.known.items()]
+        part = self.journal.with_suffix(".part")
+        part.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        part.replace(self.journal)
+
+    def add_token(self, token: str) -> None:
+        """Note a lock's token before the lock is taken."""
+        self.tokens.add(token)
+        self._append(token)
+
+    def _note(self, rel: str, known: Known | None) -> None:
+        if known is None:
+            self.known.pop(rel, None)
+        else:
+            self.known[rel] = known
+        self._append([rel, *(known or ())])
+
+    def _append(self, line: Any) -> None:
+        with self.journal.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _here(self) -> dict[str, tuple[int, int]]:
+        """Modification time and size of the mirror's files, by path inside it."""
+        if self.root.is_file():
+            about = self.root.stat()
+            return {"": (about.st_mtime_ns, about.st_size)}
+        found = {}
+        for folder, _, names in os.walk(self.root):
+            inside = Path(folder).relative_to(self.root).as_posix()
+            for name in names:
+                rel = name if inside == "." else f"{inside}/{name}"
+                if is_passing(rel):
+                    continue
+                with contextlib.suppress(FileNotFoundError):  # gone since
+                    about = (Path(folder) / name).stat()
+                    found[rel] = (about.st_mtime_ns, about.st_size)
+        return found
+
+
+def _stamp(info: Mapping[str, Any]) -> str:
+    """What changes when an object does."""
+    keys = ("ETag", "generation", "etag", "created")
+    return next((str(info[key]) for key in keys if info.get(key)), "")
+
+
+def _read_journal(path: Path) -> tuple[dict[str, Known], set[str]]:
+    known: dict[str, Known] = {}
+    tokens: set[str] = set()
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for line in lines:
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue  # torn by a kill
+        if isinstance(found, str):
+            tokens.add(found)
+        elif len(found) == 1:
+            known.pop(found[0], None)
+        else:
+            known[found[0]] = Known(*found[1:])
+    return known, tokens

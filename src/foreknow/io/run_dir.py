@@ -1,0 +1,335 @@
+"""The run folder: one run at a time, chunks written whole or not at all, the manifest last.
+
+DIR/config.yaml       the resolved settings; written first
+DIR/.chunks/N.SHA256.PART.parquet   what is finished, under a name that tells its content; removed once the manifest
+                      stands
+DIR/manifest.json     fingerprints and versions; written last: its presence means the run is complete
+
+A folder in an object store (`remote.py`) is written here, in its mirror, and put there file by file.
+
+What is read again is held to a checksum first, so that a file that was cut or has a bit flipped is named, or its
+chunk is done again: `manifest.json` and `.run.json` carry a seal of their own content, `manifest.json` the sha256 of
+every output (`files`), a chunk its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import yaml
+from filelock import FileLock, Timeout
+
+from foreknow.errors import InputError, ResourceError, RunFolderError
+from foreknow.io import remote
+from foreknow.io.remote_paths import place
+
+MANIFEST = "manifest.json"
+SEAL = "seal"
+"""The key under which a sealed JSON file holds the fingerprint of the rest of it."""
+_TORN = re.compile(r"\.[\w.]+\.[a-z0-9_]{8}\.\w+")
+"""What `write_whole` leaves behind if it is killed."""
+
+
+def fingerprint(value: Any) -> str:
+    """A hash of content: of a JSON-like value, or of a frame's rows."""
+    if isinstance(value, pl.DataFrame):
+        value = value.to_dicts()
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@contextlib.contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pl.exceptions.PolarsError) as error:
+        number = _errno(error)
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(
+                f"{path}: the disk is full; finished chunks are kept, free some space and run the same command again"
+            ) from None
+        if number in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+            raise RunFolderError(f"{path}: cannot be written: {os.strerror(number)}") from None
+        raise
+
+
+def _errno(error: Exception) -> int | None:
+    """The operating system's number for a failed write; Polars gives it in its text only."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    return int(told.group(1)) if told else None
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary neighbour of `path`, then rename it: readers see all of it or nothing."""
+    with _disk(path):
+        remote.make_room(path)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        part = Path(name)
+        try:
+            part.chmod(0o644)
+            write(part)
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    remote.written(path)
+
+
+def write_folder(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary neighbour folder of `path`, then put it in the place of what stood there."""
+    with _disk(path):
+        remote.make_room(path)
+        part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        try:
+            part.chmod(0o755)
+            write(part)
+            if path.exists():
+                shutil.rmtree(path)
+            part.replace(path)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    remote.written(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_frame(path: Path, frame: pl.DataFrame) -> None:
+    """Write Parquet whole or not at all; the same frame gives the same bytes."""
+    write_whole(path, lambda part: frame.write_parquet(part, compression="zstd", statistics=True))
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A folder held by this process. Get one from `lock_run_dir`."""
+
+    path: Path
+
+    @property
+    def chunks(self) -> Path:
+        """Where finished chunks wait until the run is complete."""
+        return self.path / ".chunks"
+
+    @property
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest of a complete run, else None."""
+        return read_json(self.path / MANIFEST)
+
+    def open_run(self, identity: dict[str, Any], config: dict[str, Any], *, partial: bool = False) -> bool:
+        """Check that the folder is new or belongs to the same run; True if that run is complete (see `verify`).
+
+        `identity`: what makes two runs the same (input, model, settings), by key. Raises RunFolderError
+        naming the keys that differ.
+        """
+        known = read_checked(self.path / MANIFEST) or read_checked(self.path / ".run.json")
+        if known is not None:
+            differ = differences(known.get("identity", {}), identity)
+            if differ:
+                shown = "; ".join(differ[:4]) + (f"; and {len(differ) - 4} more" if len(differ) > 4 else "")
+                raise RunFolderError(
+                    f"{self.path}: made by another run: {shown}. Choose another --out, or delete the folder"
+                )
+            if self.manifest is not None:
+                verify(self.path, partial=partial)
+                return True
+        elif any(p for p in self.path.iterdir() if p.name != ".lock" and not p.name.startswith("..run.json.")):
+            raise RunFolderError(
+                f"{self.path}: not empty and not a run of foreknow (no {MANIFEST}, no .run.json); choose another "
+                "--out, or delete the folder if it was one"
+            )
+        # whose folder it is comes first: a run stopped right here can be taken up again
+        write_json(self.path / ".run.json", with_checksum({"identity": identity}))
+        with _disk(self.path):
+            self.chunks.mkdir(exist_ok=True)
+            for torn in (*self.path.iterdir(), *self.chunks.iterdir()):
+                if _TORN.fullmatch(torn.name):
+                    shutil.rmtree(torn) if torn.is_dir() else torn.unlink(missing_ok=True)
+        write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        return False
+
+    def reopen(self, config: dict[str, Any]) -> None:
+        """Make a complete run unfinished again, to do more of the same; its outputs stay until they are replaced."""
+        identity = (self.manifest or {}).get("identity", {})
+        write_json(self.path / ".run.json", with_checksum({"identity": identity}))
+        (self.path / MANIFEST).unlink(missing_ok=True)
+        write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+    def chunk(self, number: int, part: str) -> pl.DataFrame | None:
+        """A finished chunk's frame, or None. A file that is not as it was written counts as not finished."""
+        for path in self.chunks.glob(f"{number:06d}.*.{part}.parquet"):
+            whole = path.read_bytes()
+            if hashlib.sha256(whole).hexdigest() == path.name.split(".")[1]:
+                return pl.read_parquet(io.BytesIO(whole))
+            path.unlink(missing_ok=True)
+        return None
+
+    def save_chunk(self, number: int, part: str, frame: pl.DataFrame) -> None:
+        """Write a finished chunk's frame."""
+        body = io.BytesIO()
+        frame.write_parquet(body, compression="zstd", statistics=True)
+        whole = body.getvalue()
+        path = self.chunks / f"{number:06d}.{hashlib.sha256(whole).hexdigest()}.{part}.parquet"
+        write_whole(path, lambda part: part.write_bytes(whole))
+        for older in self.chunks.glob(f"{number:06d}.*.{part}.parquet"):
+            if older != path:
+                older.unlink()
+
+    def load_chunks(self, part: str, schema: dict[str, pl.DataType]) -> pl.DataFrame:
+        """All finished chunks' frames, one under the other in chunk order.
+
+        Raises RunFolderError for one that was damaged after it was found whole; it is removed, to be done again.
+        """
+        frames = [pl.DataFrame(schema=schema)]
+        for number in sorted({int(path.name.split(".")[0]) for path in self.chunks.glob(f"*.*.{part}.parquet")}):
+            found = self.chunk(number, part)
+            if found is None:
+                raise RunFolderError(
+                    f"{self.chunks}: chunk {number} ({part}) was damaged, and is removed; run the same command again"
+                )
+            frames.append(found)
+        return pl.concat(frames)
+
+    def finish(self, manifest: dict[str, Any], outputs: Iterable[str] = ()) -> None:
+        """Write the manifest, with the sha256 of the `outputs`, and drop what only an unfinished run needs.
+
+        `outputs`: names or patterns; those that are not there are passed over, folders count with all in them.
+        """
+        with _disk(self.path):
+            files = _checksums(self.path, outputs)
+        write_json(self.path / MANIFEST, with_checksum({**manifest, "files": files}))
+        shutil.rmtree(self.chunks, ignore_errors=True)
+        (self.path / ".run.json").unlink(missing_ok=True)
+        remote.written(self.path)
+
+
+@contextlib.contextmanager
+def lock_run_dir(path: Path) -> Iterator[RunDir]:
+    """Make the folder if need be and hold it until the end. Raises RunFolderError if another process does.
+
+    The lock is the operating system's: a process that is killed lets go of it. A folder in an object store is locked
+    there too (`remote_lock.py`), and fetched. Raises the errors of `remote.held`.
+    """
+    path = place(path)
+    if path.exists() and not path.is_dir():
+        raise RunFolderError(f"{path}: is a file, expected a folder (--out)")
+    with _disk(path):
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(str(path / ".lock"), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunFolderError(f"{path}: held by another run; wait for it to end, or choose another --out") from None
+    try:
+        with remote.held(path):
+            yield RunDir(path)
+    finally:
+        lock.release()
+
+
+def with_checksum(value: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object with a fingerprint of its own content, so that `read_checked` can tell if it was changed."""
+    return {**value, SEAL: fingerprint(json.loads(json.dumps(value)))}
+
+
+def read_checked(path: Path) -> dict[str, Any] | None:
+    """A JSON file written `with_checksum`; None where there is none. Raises RunFolderError where it was changed.
+
+    A file without a seal, which says nothing of files either, is taken as it is.
+    """
+    if not path.exists():
+        return None
+    found = read_json(path)
+    if found is None:
+        raise RunFolderError(f"{path}: damaged, not a JSON object; {_remedy(path.parent)}")
+    seal = found.pop(SEAL, None)
+    if (seal is not None or "files" in found) and seal != fingerprint(found):
+        raise RunFolderError(f"{path}: damaged or edited: not as it was written; {_remedy(path.parent)}")
+    return found
+
+
+def verify(folder: Path, *, partial: bool = False) -> dict[str, Any]:
+    """The manifest of a complete run whose outputs are as the run left them, byte for byte.
+
+    Checked before anything reads them: a flipped bit in Parquet can end the process, or change rows without a word.
+    `partial`: a file that is missing is no fault, as it can be made again from the others. Raises InputError where
+    there is no manifest, or an output is missing or was changed, with its name.
+    """
+    found = read_checked(folder / MANIFEST)
+    if found is None:
+        raise InputError(f"{folder}: not a finished run (no {MANIFEST})")
+    for name, expected in found.get("files", {}).items():
+        path = folder / name
+        if not path.is_file():
+            if partial:
+                continue
+            raise InputError(f"{path}: missing, though the run was finished; put it back, or {_remedy(folder)}")
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if sha256 != expected:
+            raise InputError(
+                f"{path}: damaged or edited: sha256 {sha256[:12]}..., expected {expected[:12]}...; put the file back, "
+                f"or {_remedy(path if partial else folder)}"
+            )
+    return found
+
+
+def _remedy(folder: Path) -> str:
+    return f"delete {folder} and run the same command again"
+
+
+def _checksums(folder: Path, outputs: Iterable[str]) -> dict[str, str]:
+    found = {path for pattern in outputs for path in folder.glob(pattern)}
+    files = {f for path in found for f in ([path] if path.is_file() else path.rglob("*")) if f.is_file()}
+    sums = {}
+    for path in sorted(files):
+        with path.open("rb") as file:
+            sums[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Keys whose values differ, as `key: then -> now`, depth first."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted({*old, *new}):
+            found += differences(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
+        return found
+    return [] if old == new else [f"{name}: {_short(old)} -> {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A file's JSON object; None where there is no file, or nothing of the kind in it."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,1 +1,0 @@
-"""A small model whose every exposure to every fact is known."""

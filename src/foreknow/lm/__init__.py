@@ -1,1 +1,0 @@
-"""Language models: where they come from, what memory they take, which processes hold them."""

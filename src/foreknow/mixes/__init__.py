@@ -1,1 +1,0 @@
-"""Training sets made from an audit."""

@@ -1,0 +1,1 @@
+"""Models: where they come from, loading and checking them, what memory they take."""

@@ -1,0 +1,412 @@
+"""A loaded model held against its checkpoint: no tensor missing, left over, of another shape, or without a number.
+
+transformers fills what a checkpoint lacks with random numbers and leaves out what the architecture does not know; a
+model so loaded answers as if it knew nothing. Every loader of foreknow ends here. What may be left out without a
+change to the language model (old buffers, value heads, vision towers, layers for multi-token prediction) is left out,
+and a note says so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from foreknow.errors import ModelError, first_line
+from foreknow.models.weight_files import SHOWN, Tensor, WeightFiles, count_of, names_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedModel
+
+WRAPPERS: Final = {
+    "_orig_mod.": "saved from a model compiled by torch.compile; save the model inside it (model._orig_mod)",
+    "module.": "saved from a DistributedDataParallel or DataParallel wrapper; save the model inside it (model.module)",
+    "base_model.model.": "saved from a PEFT model that was not merged; save model.merge_and_unload(), or the adapter "
+    "alone, beside its adapter_config.json",
+    "_fsdp_wrapped_module.": "saved from an FSDP wrapper; save its gathered state dict",
+    "_forward_module.": "saved from a Lightning wrapper; save the model inside it",
+}
+"""Prefixes that wrappers put before every name, and what to do."""
+
+_OLD_BUFFERS: Final = re.compile(
+    r"(rotary_emb\.inv_freq|attn\.masked_bias|attention\.masked_bias|(^|\.)position_ids|attn\.bias|attention\.bias)$"
+)
+_TOWERS: Final = re.compile(
+    r"(^|\.)(vision|visual|image|audio|speech|video|multi_modal|multimodal|mm|embed_vision|embed_audio)\w*\."
+    r"|(^|\.)(projector|connector|aligner|resampler|perceive\w*|qformer\w*|query_tokens|image_newline)(\.|$)"
+)
+_PREDICTION: Final = re.compile(r"(^|\.)(mtp|nextn|eagle|medusa)\w*[.\d]")
+_VALUE_HEAD: Final = re.compile(r"^v_head\.|(^|\.)value_head\.")
+_KV_SCALE: Final = re.compile(r"(self_attn|attention)\.((k|v)_scale|(k|v)_proj\.output_scale|kv_scale)$")
+_INTEGERS: Final = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL")
+_EXPERT: Final = re.compile(r"^(.*\bexperts)\.(\d+)\.(.+)$")
+
+
+class LoadedTensors(NamedTuple):
+    """What transformers tells of a load (`output_loading_info`), in the model's own names.
+
+    `mismatched`: name, shape in the checkpoint, shape in the model.
+    """
+
+    missing: Sequence[str]
+    unexpected: Sequence[str]
+    mismatched: Sequence[tuple[str, Sequence[int], Sequence[int]]]
+    errors: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, info: Mapping[str, Any]) -> LoadedTensors:
+        """From the dictionary that `from_pretrained` returns."""
+        return cls(
+            sorted(info.get("missing_keys", ())),
+            sorted(info.get("unexpected_keys", ())),
+            sorted((name, tuple(was), tuple(now)) for name, was, now in info.get("mismatched_keys", ())),
+            list(info.get("error_msgs", ())),
+        )
+
+
+def check_loaded(
+    called: str, model: PreTrainedModel, info: LoadedTensors, files: WeightFiles, *, text_only: bool = False
+) -> list[str]:
+    """Raise ModelError, naming tensors, where `model` is not wholly what its checkpoint holds; notes otherwise.
+
+    `called`: what the message begins with, such as "--model NAME". `text_only`: the model is the text part of a larger
+    checkpoint, whose other parts are rightly left over.
+    """
+    config: Any = model.config.get_text_config()
+    if info.errors:
+        raise ModelError(f"{called}: its weights do not fit: {first_line(info.errors[0])}")
+    missing = sorted({*info.missing, *_never_loaded(model, files)})
+    mismatched = [*info.mismatched, *_offloaded_shapes(model, files)]
+    unexpected: list[str] = []
+    notes: dict[str, list[str]] = {}
+    for name in info.unexpected:
+        why = _harmless(name, files, config, text_only)
+        if why is None:
+            unexpected.append(name)
+        else:
+            notes.setdefault(why, []).append(name)
+    faults = []
+    if whole := _whole_numbers(model, files):
+        faults.append(
+            f"the checkpoint stores {count_of(whole)} as whole numbers and names no way to read them: {names_of(whole)}"
+        )
+    if missing:
+        faults.append(f"the checkpoint lacks {count_of(missing)} of the model: {names_of(missing)}")
+    if unexpected:
+        faults.append(f"the checkpoint holds {count_of(unexpected)} that the model lacks: {names_of(unexpected)}")
+    if mismatched:
+        shown = [f"{name} {_shape(was)}, expected {_shape(now)}" for name, was, now in mismatched[:SHOWN]]
+        rest = f" and {len(mismatched) - SHOWN:,} more" if len(mismatched) > SHOWN else ""
+        faults.append(f"the checkpoint holds {count_of(mismatched)} of another shape: {'; '.join(shown)}{rest}")
+    if faults:
+        if any(file.suffix == ".gguf" for file in files.files):
+            raise ModelError(f"{called}: {'; '.join(faults)}; the file is not whole, or of a layout that is not read")
+        raise ModelError(f"{called}: {'; '.join(faults)}.\n{_advice(missing, unexpected, mismatched, model)}")
+    if gaps := _expert_gaps(files):
+        raise ModelError(f"{called}: the checkpoint lacks experts of the model: {names_of(gaps)}")
+    return [f"left out {count_of(names)}: {why} ({names_of(names, 1)})" for why, names in notes.items()]
+
+
+def untie(model: PreTrainedModel) -> str | None:
+    """Where the config ties input and output embeddings but the checkpoint holds two that differ: both are kept,
+    the config is set right, so that copies and saves keep both too, and a note says it."""
+    config: Any = model.config.get_text_config()
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = getattr(model.config, "tie_word_embeddings", False) or getattr(config, "tie_word_embeddings", False)
+    if not tied or head is None or embeddings is None or not hasattr(head, "weight"):
+        return None
+    if head.weight is embeddings.weight or head.weight.device.type == "meta" or not _is_tied_class(model):
+        return None
+    if head.weight.shape == embeddings.weight.shape and bool((head.weight == embeddings.weight).all()):
+        return None
+    model.config.tie_word_embeddings = False
+    config.tie_word_embeddings = False
+    return "config.json ties the output head to the embeddings, but the checkpoint holds two that differ: both are used"
+
+
+def check_finite(called: str, model: nn.Module, dtype: str, files: WeightFiles) -> None:
+    """Raise ModelError, naming tensors, where weights are NaN or infinite; also what lies in main memory or on disk.
+
+    One pass over the weights. Where a number only became infinite as it was cast to `dtype`, the message says so.
+    """
+    bad, total = [], 0
+    for name, values in _weights(model):
+        total += 1
+        if not is_finite(values):
+            bad.append(name)
+    if not bad:
+        return
+    cast = [
+        name
+        for name in bad
+        if (one := files.tensors.get(name)) and _wider(one.dtype, dtype) and _finite_in_file(name, one)
+    ]
+    if len(cast) == len(bad):
+        wide = files.tensors[cast[0]].dtype
+        raise ModelError(
+            f"{called}: {len(bad):,} of {total:,} tensors do not fit into {dtype}: {names_of(bad)} (they are "
+            f"{wide} in the checkpoint); use --dtype {'bfloat16 or float32' if dtype == 'float16' else 'float32'}"
+        )
+    or_cast = ", or it needs --dtype bfloat16 or float32" if dtype == "float16" else ""
+    raise ModelError(
+        f"{called}: {len(bad):,} of {total:,} tensors hold NaN or infinite numbers: {names_of(bad)}; the checkpoint "
+        f"is damaged, or its training diverged{or_cast}"
+    )
+
+
+def check_causal(called: str, model: PreTrainedModel) -> None:
+    """Raise ModelError where a token changes what the model says before it: an encoder, whatever it is loaded as, would
+    be shown the answers it is asked for. One pass over a few short rows that begin alike."""
+    import torch
+
+    embeddings: Any = model.get_input_embeddings()
+    size = int(embeddings.weight.shape[0])
+    hook = getattr(embeddings, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None) or embeddings.weight.device
+    begins = [size // 7, size // 5, size // 3]
+    ids = torch.tensor([[*begins, *(size * (2 * row + n) // 11 for n in range(4))] for row in range(4)], device=device)
+    asked: Any = model.eval()
+    try:
+        with torch.no_grad():
+            logits = asked(input_ids=ids).logits[:, : len(begins)].float()
+    except Exception as error:
+        # a model's own code, or an operator that is not there, can raise anything
+        raise ModelError(f"{called}: cannot compute: {first_line(error)}") from None
+    off = (logits - logits[:1]).abs().mean(-1).max() / logits.std().clamp(min=1e-6)
+    if bool(off > (1e-3 if embeddings.weight.dtype == torch.float32 else 0.05)):
+        raise ModelError(
+            f"{called}: {type(model).__name__} sees the tokens behind the one it foretells (an encoder, or a prefix "
+            "model): it would be shown the answers; name a causal LM"
+        )
+
+
+def is_finite(values: torch.Tensor) -> bool:
+    """Whether a tensor holds numbers only; one that is no floating-point tensor does."""
+    import torch
+
+    if not values.is_floating_point() or values.numel() == 0:
+        return True
+    with torch.no_grad():
+        try:
+            low, high = torch.aminmax(values.detach())
+        except (RuntimeError, NotImplementedError):  # float8, and quantised tensors that unpack themselves
+            try:
+                low, high = torch.aminmax(values.detach().to(torch.float32))
+            except (RuntimeError, NotImplementedError):
+                return True
+    return bool(torch.isfinite(low)) and bool(torch.isfinite(high))
+
+
+def check_vocabulary(called: str, tokenizer: Any, rows: int) -> str | None:
+    """Raise ModelError for a tokenizer whose tokens the embeddings (`rows` of them) do not reach; a note where some
+    special tokens that no text is made of lie beyond them, or where it has far fewer tokens than the model."""
+    vocabulary: Mapping[str, int] = tokenizer.get_vocab()
+    beyond = {text: number for text, number in vocabulary.items() if number >= rows}
+    largest = max(vocabulary.values(), default=-1) + 1
+    if beyond:
+        added = tokenizer.added_tokens_decoder
+        used = {tokenizer.bos_token_id, tokenizer.eos_token_id, *tokenizer("x")["input_ids"]}
+        template = str(tokenizer.chat_template or "")
+        serious = [
+            text
+            for text, number in beyond.items()
+            if number not in added or not added[number].special or number in used or text in template
+        ]
+        if serious:
+            raise ModelError(
+                f"{called}: its tokenizer has {largest:,} tokens and its embeddings {rows:,} rows: {names_of(serious)} "
+                "have none. Take the tokenizer that belongs to these weights, or resize the model "
+                "(resize_token_embeddings) and train the new rows"
+            )
+        return f"the special tokens {names_of(beyond)} have no embeddings ({rows:,} rows); no text is made of them"
+    if largest < 0.9 * rows:
+        return (
+            f"the tokenizer has {largest:,} tokens, the model {rows:,} embeddings: is it the tokenizer of this model?"
+        )
+    return None
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every parameter and saved buffer, once; those that accelerate keeps elsewhere as they will be used."""
+    saved = set(model.state_dict().keys()) if not _is_spread(model) else None
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        fetch = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        for short, values in own:
+            full = f"{name}.{short}" if name else short
+            if id(values) in seen or (saved is not None and full not in saved):
+                continue
+            seen.add(id(values))
+            if values.device.type != "meta":
+                yield full, values
+            elif fetch is not None:
+                try:
+                    yield full, fetch[short]
+                except KeyError:
+                    continue
+
+
+def _is_spread(model: nn.Module) -> bool:
+    return any(hasattr(module, "_hf_hook") for module in model.modules())
+
+
+def _wider(stored: str, dtype: str) -> bool:
+    """Whether a safetensors dtype holds numbers that `dtype` cannot."""
+    return {"float16": stored in ("BF16", "F32", "F64"), "bfloat16": stored in ("F32", "F64")}.get(
+        dtype, stored == "F64"
+    )
+
+
+def _finite_in_file(name: str, tensor: Tensor) -> bool:
+    from safetensors import safe_open
+
+    with safe_open(str(tensor.file), framework="pt") as opened:
+        return is_finite(opened.get_tensor(name))
+
+
+def _never_loaded(model: PreTrainedModel, files: WeightFiles) -> list[str]:
+    """Parameters whose name stands in no file, whatever the loader says of them.
+
+    Only where the architecture loads tensors under their own names: one that converts them tells itself what it lacks.
+    """
+    if not files.tensors or getattr(model, "_weight_conversions", None) or getattr(model, "hf_quantizer", None):
+        return []
+    prefix = f"{model.base_model_prefix}."
+    held = set(files.tensors)
+    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+    tied |= set((getattr(model, "all_tied_weights_keys", None) or {}).values())
+    optional = [re.compile(p) for p in (getattr(model, "_keys_to_ignore_on_load_missing", None) or ())]
+    lost = []
+    for name, _ in model.named_parameters():
+        bare = name.removeprefix(prefix)
+        if held & {name, bare, f"{prefix}{name}"} or name in tied:
+            continue
+        if _builtin(model) and any(pattern.search(name) for pattern in optional):
+            continue
+        lost.append(name)
+    # a checkpoint under other names altogether is renamed by the loader, which knows better
+    return lost if len(lost) < len(list(model.named_parameters())) else []
+
+
+def _builtin(model: PreTrainedModel) -> bool:
+    return type(model).__module__.startswith("transformers.")
+
+
+def _is_tied_class(model: PreTrainedModel) -> bool:
+    return bool(getattr(model, "_tied_weights_keys", None))
+
+
+def _offloaded_shapes(model: PreTrainedModel, files: WeightFiles) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    """Weights that are read from their file at every use, and whose shape the loader therefore did not compare."""
+    return [
+        (name, files.tensors[name].shape, tuple(values.shape))
+        for name, values in model.named_parameters()
+        if values.device.type == "meta" and name in files.tensors and files.tensors[name].shape != tuple(values.shape)
+    ]
+
+
+def _harmless(name: str, files: WeightFiles, config: Any, text_only: bool) -> str | None:
+    """Why a tensor may be left out of the model; None where it may not."""
+    held = files.tensors.get(name) or files.tensors.get(name.partition(".")[2])
+    if _OLD_BUFFERS.search(name):
+        is_bias = name.endswith((".attn.bias", ".attention.bias"))
+        if not is_bias or (held is not None and len(held.shape) == 4):
+            return "buffers that older versions saved and newer ones compute"
+        return None
+    if _VALUE_HEAD.search(name):
+        return "a value head, which answers do not use"
+    if _PREDICTION.search(name) or _beyond_the_last_layer(name, config):
+        return "layers for multi-token prediction, which answers do not use"
+    if _KV_SCALE.search(name):
+        return "scales of a quantised cache, which is not used here"
+    if text_only and _TOWERS.search(name):
+        return "the parts for images and sound, which text does not use"
+    return None
+
+
+def _beyond_the_last_layer(name: str, config: Any) -> bool:
+    """Whether a tensor belongs to one of the prediction layers that some configs count behind the last layer."""
+    extra = getattr(config, "num_nextn_predict_layers", None) or getattr(config, "num_mtp_layers", None)
+    layers = getattr(config, "num_hidden_layers", None)
+    found = re.search(r"(^|\.)layers\.(\d+)\.", name)
+    if not isinstance(extra, int) or not isinstance(layers, int) or found is None:
+        return False
+    return layers <= int(found.group(2)) < layers + extra
+
+
+def _whole_numbers(model: PreTrainedModel, files: WeightFiles) -> list[str]:
+    """Weights stored as integers where the model has real numbers: cast as they are they mean nothing."""
+    if getattr(model, "hf_quantizer", None) is not None:
+        return []
+    own = dict(model.named_parameters())
+    return [
+        name
+        for name, held in files.tensors.items()
+        if held.dtype in _INTEGERS and (values := own.get(name)) is not None and values.is_floating_point()
+    ]
+
+
+def _expert_gaps(files: WeightFiles) -> list[str]:
+    """Experts that a checkpoint's numbering leaves out: those behind them would move up into their places."""
+    numbers: dict[tuple[str, str], set[int]] = {}
+    for name in files.tensors:
+        if found := _EXPERT.match(name):
+            numbers.setdefault((found.group(1), found.group(3)), set()).add(int(found.group(2)))
+    return [
+        f"{before}.{lost}.{behind}"
+        for (before, behind), some in numbers.items()
+        for lost in sorted(set(range(max(some) + 1)) - some)
+    ]
+
+
+def _advice(missing: Sequence[str], unexpected: Sequence[str], mismatched: Sequence[Any], model: Any) -> str:
+    """What most likely happened, and what to do."""
+    for prefix, what in WRAPPERS.items():
+        if unexpected and all(name.startswith(prefix) for name in unexpected):
+            return f"The names begin with {prefix!r}: {what}"
+    if any(".lora_A." in name or ".lora_B." in name for name in unexpected):
+        return f"The checkpoint holds LoRA weights that were not merged: {WRAPPERS['base_model.model.']}"
+    heads = [
+        name
+        for name in unexpected
+        if re.search(r"(^|\.)(score|classifier|qa_outputs|classification_head|pooler)\.", name)
+    ]
+    if heads:
+        return f"{heads[0]} is a head for classification or reward: not a model that answers"
+    if getattr(model, "hf_quantizer", None) is not None:
+        return "Its quantised weights are laid out in another way than the installed package has it; update the package"
+    config: Any = model.config.get_text_config()
+    layers = getattr(config, "num_hidden_layers", "?")
+    if missing and not unexpected and not mismatched and _layers(missing) & _layers(_names(model) - set(missing)):
+        return "Layers of which other tensors are there lack these: they were not saved whole; copy the weights again"
+    if any(re.search(r"\.\d+\.", name) for name in (*missing, *unexpected)) and not mismatched:
+        only = "more" if unexpected and not missing else "fewer" if missing and not unexpected else "other"
+        return (
+            f"config.json names {layers} layers of {type(model).__name__}, and the weights have {only}: take the "
+            "config.json that was saved with them, or copy the weights again"
+        )
+    head = model.get_output_embeddings()
+    if mismatched and any("embed" in name or "lm_head" in name or "wte" in name for name, *_ in mismatched):
+        return (
+            f"config.json says vocab_size {getattr(config, 'vocab_size', '?')}: take the config.json that was saved "
+            "with the weights (a tokenizer with added tokens changes it)"
+        )
+    if head is not None and all(name.startswith(("lm_head", "output")) for name in missing) and missing:
+        return "Without its output head it is no language model: a base or embedding model, or a classifier, was saved"
+    return "The weights are those of another config.json, or were not saved whole; take both from the same save"
+
+
+def _layers(names: Iterable[str]) -> set[str]:
+    """The layers that tensors belong to: `model.layers.3`."""
+    return {layer.group() for name in names if (layer := re.match(r".*?\.\d+(?=\.)", name))}
+
+
+def _names(model: Any) -> set[str]:
+    return set(model.state_dict())
+
+
+def _shape(sizes: Iterable[int]) -> str:
+    return f"[{', '.join(str(n) for n in sizes)}]"

@@ -1,0 +1,363 @@
+"""The lab: a small causal LM trained from nothing on a made-up world, every exposure of every fact counted.
+
+`lab_world` makes facts and corpus, this file the model: a Llama of a few million weights that reads the corpus
+once. A plain loop and not transformers' Trainer: nothing is measured on the way, a checkpoint must go without
+pickle, and a build that was killed must end in the same bytes as one that was not. AdamW, a warmup, then a cosine;
+no dropout (`attention_dropout` stands in the configuration, for fine-tuning), float32. The
+same recipe, thread count and library versions give the same bytes.
+
+FOLDER/config.json model.safetensors tokenizer*.json   an ordinary model of transformers
+FOLDER/facts.jsonl      every fact with its exposures (`lab_world.FACTS`)
+FOLDER/lab.json         recipe, counts, losses, seconds, fingerprint
+FOLDER/foreknow.json    checksums of the model's files; written last
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import polars as pl
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from foreknow import progress
+from foreknow.data.builtin import lab_world
+from foreknow.data.builtin.lab_world import NAME, World
+from foreknow.errors import ResourceError, RunFolderError
+from foreknow.io.disk_space import saving
+from foreknow.io.remote_paths import cache_folder
+from foreknow.io.run_dir import fingerprint, write_folder, write_json, write_whole
+from foreknow.models.fingerprints import fingerprint as fingerprint_of
+from foreknow.models.packaged import quiet, sha256_of
+from foreknow.models.versions import library_versions
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+BUILD: Final = 2
+"""Raise when a build's result changes for another reason than its recipe: older builds are not used then."""
+
+NOTE: Final = "a small Llama trained here on a made-up world, every exposure of every fact counted; it knows no other"
+BEGIN: Final = "<s>"
+END: Final = "</s>"
+PAD: Final = "<pad>"
+PAD_ID: Final = 2
+"""`<s>` is 0, `</s>` 1."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a build depends on. `rows` x `width`: documents are packed whole into rows of `width` tokens, and
+    `rows` of them make a step; `floor`: the share of the learning rate that the cosine ends with. Embeddings and head
+    learn at `embedding_rate` times the rate and without decay: a name is one token, and is seen a few times only."""
+
+    world: World = field(default_factory=World)
+    hidden: int = 128
+    intermediate: int = 384
+    layers: int = 2
+    heads: int = 4
+    positions: int = 512
+    rows: int = 2
+    width: int = 128
+    learning_rate: float = 1.5e-3
+    embedding_rate: float = 3.0
+    warmup: float = 0.05
+    floor: float = 0.1
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    seed: int = 0
+
+
+LAB: Final = Recipe()
+
+
+@dataclass
+class _State:
+    """A build on its way: what a checkpoint holds."""
+
+    model: LlamaForCausalLM
+    optimizer: torch.optim.AdamW
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def facts(recipe: Recipe = LAB) -> pl.DataFrame:
+    """Every fact of the recipe's world (`lab_world.FACTS`); needs no built model."""
+    return lab_world.facts(recipe.world)
+
+
+def built_folder(recipe: Recipe = LAB) -> Path:
+    """Where the model of a recipe lies in the user's cache, once it is built."""
+    return cache_folder() / "models" / f"{NAME}-{_key(recipe).removeprefix('sha256:')[:16]}"
+
+
+def build(
+    folder: Path | None = None,
+    say: Callable[[str], None] = progress.say,
+    recipe: Recipe = LAB,
+    every: float = 20.0,
+) -> Path:
+    """Build the lab's model in `folder` (by default in the user's cache) and return the folder.
+
+    A folder that holds it already is left as it is; a build that was stopped goes on from its last checkpoint.
+    `every`: seconds between two checkpoints, each told in a line with an estimate. A second process that builds
+    the same folder waits. Raises RunFolderError for a folder that holds something else, ResourceError for a full
+    disk.
+    """
+    done = (folder or built_folder(recipe)).expanduser().absolute()
+    if _is_built(done, recipe):
+        return done
+    try:
+        done.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"{done.parent}: cannot be made: {error.strerror}") from None
+    checkpoint = done.with_name(f".{done.name}.checkpoint.safetensors")
+    with FileLock(str(done.with_name(f".{done.name}.lock"))), saving(str(done), "the last checkpoint is kept"):
+        if not _is_built(done, recipe):
+            _build(done, checkpoint, recipe, say, every)
+            checkpoint.unlink(missing_ok=True)
+    return done
+
+
+def tokenizer_of(recipe: Recipe = LAB) -> PreTrainedTokenizerFast:
+    """A fixed tokenizer: a token for every word and name of the world with the blank before it, bytes for the rest.
+
+    Nothing is trained: names the corpus never tells of are one token like all others. Any text comes back as it
+    was. Every text begins with `<s>`; `</s>` ends a document.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    texts = [*lab_world.template_words(), *(f" {name}" for name in lab_world.every_name(recipe.world))]
+    words = dict.fromkeys(word for text in texts for word, _ in pieces.pre_tokenize_str(text))
+    # of all ways to cut a text the likeliest is taken: a whole word before its bytes
+    scores = [(special, 0.0) for special in (BEGIN, END, PAD)]
+    scores += [(byte, -10.0) for byte in sorted(pre_tokenizers.ByteLevel.alphabet())]
+    scores += [(word, -1.0) for word in words if len(word) > 1]
+    raw = Tokenizer(models.Unigram(scores))
+    raw.pre_tokenizer = pieces
+    raw.decoder = decoders.ByteLevel()
+    raw.post_processor = processors.TemplateProcessing(single=f"{BEGIN} $A", special_tokens=[(BEGIN, 0)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token=BEGIN, eos_token=END, pad_token=PAD, clean_up_tokenization_spaces=False
+    )
+
+
+def packed(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
+    """The corpus as token ids: whole documents, in their order, in rows of at most `width` tokens.
+
+    A document longer than that has a row of its own.
+    """
+    texts = [document.text for document in lab_world.documents(recipe.world)]
+    rows: list[list[int]] = []
+    for ids in tokenizer(texts)["input_ids"]:
+        ended = [*ids, int(tokenizer.eos_token_id)]
+        if rows and len(rows[-1]) + len(ended) <= recipe.width:
+            rows[-1] += ended
+        else:
+            rows.append(ended)
+    return rows
+
+
+def _key(recipe: Recipe) -> str:
+    return fingerprint({"build": BUILD, **asdict(recipe)})
+
+
+def _is_built(folder: Path, recipe: Recipe) -> bool:
+    """Whether the folder holds the recipe's model. Raises RunFolderError if it holds anything else."""
+    try:
+        found = json.loads((folder / "lab.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        if folder.is_dir() and not any(folder.iterdir()):
+            return False
+        if folder.exists():
+            raise RunFolderError(f"{folder}: not empty and not a lab of foreknow; choose another folder") from None
+        return False
+    if found.get("key") != _key(recipe):
+        raise RunFolderError(f"{folder}: a lab built by another recipe; choose another folder, or delete it")
+    return True
+
+
+def _build(done: Path, checkpoint: Path, recipe: Recipe, say: Callable[[str], None], every: float) -> None:
+    """Train to the end and write the folder, whole or not at all."""
+    tokenizer = tokenizer_of(recipe)
+    rows = packed(recipe, tokenizer)
+    steps = math.ceil(len(rows) / recipe.rows)
+    # what is not the recipe's and changes bytes all the same: a checkpoint made otherwise is not gone on from
+    key = fingerprint([_key(recipe), torch.get_num_threads(), library_versions()])
+    state = _begin(recipe, len(tokenizer))
+    if _take_up(state, checkpoint, key):
+        say(f"{NAME}: going on after step {state.step:,} of {steps:,}")
+    _train(state, rows, _subjects(recipe, tokenizer), recipe, lambda: _keep(state, checkpoint, key), say, every)
+    table = facts(recipe)
+    about = {
+        "key": _key(recipe),
+        "build": BUILD,
+        "recipe": asdict(recipe),
+        "facts": table.height,
+        "facts_fingerprint": fingerprint(table),
+        "exposures": int(table["exposures"].sum()),
+        "never_seen": table.filter(pl.col("exposures") == 0).height,
+        "tokens": sum(map(len, rows)),
+        "parameters": sum(p.numel() for p in state.model.parameters()),
+        "steps": steps,
+        "losses": [round(loss, 4) for loss in _thinned(state.losses)],
+        "seconds": round(state.seconds, 1),
+        "threads": torch.get_num_threads(),
+        "versions": library_versions(),
+    }
+
+    def write(part: Path) -> None:
+        with quiet():
+            state.model.save_pretrained(part)
+            tokenizer.save_pretrained(part)
+        write_whole(part / "facts.jsonl", lambda path: path.write_bytes(lab_world.jsonl(table)))
+        files = {path.name: sha256_of(path) for path in sorted(part.iterdir())}
+        write_json(part / "lab.json", {**about, "fingerprint": fingerprint_of(part)})
+        write_json(part / "foreknow.json", {"name": NAME, "files": files})
+
+    write_folder(done, write)
+    say(f"{NAME}: {state.step:,} steps in {progress.duration(state.seconds)}, in {done}")
+
+
+def _thinned(losses: Sequence[float], most: int = 50) -> list[float]:
+    """Mean losses of at most `most` stretches of like length."""
+    size = math.ceil(len(losses) / most)
+    return [math.fsum(losses[i : i + size]) / len(losses[i : i + size]) for i in range(0, len(losses), size)]
+
+
+def _begin(recipe: Recipe, vocabulary: int) -> _State:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=recipe.hidden,
+        intermediate_size=recipe.intermediate,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=recipe.positions,
+        tie_word_embeddings=False,
+        attention_dropout=0.0,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=PAD_ID,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model = LlamaForCausalLM(config)
+    names = [model.model.embed_tokens.weight, model.lm_head.weight]
+    matrices = [p for p in model.parameters() if p.ndim > 1 and not any(p is name for name in names)]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": recipe.weight_decay, "rate": 1.0},
+        {"params": vectors, "weight_decay": 0.0, "rate": 1.0},
+        {"params": names, "weight_decay": 0.0, "rate": recipe.embedding_rate},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
+    return _State(model.train(), optimizer)
+
+
+def _train(
+    state: _State,
+    rows: Sequence[Sequence[int]],
+    silent: Tensor,
+    recipe: Recipe,
+    keep: Callable[[], None],
+    say: Callable[[str], None],
+    every: float,
+) -> None:
+    """One pass over the rows from where the state stands, a checkpoint and a line every so many seconds."""
+    steps = math.ceil(len(rows) / recipe.rows)
+    began, first, before = time.monotonic(), state.step, state.seconds
+    last = began
+    while state.step < steps:
+        batch = rows[state.step * recipe.rows : (state.step + 1) * recipe.rows]
+        for group in state.optimizer.param_groups:
+            group["lr"] = group["rate"] * recipe.learning_rate * _schedule(state.step, steps, recipe)
+        loss = _loss(state.model, batch, silent)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+        state.step += 1
+        state.losses.append(float(loss.detach()))
+        now = time.monotonic()
+        state.seconds = before + now - began
+        if now - last >= every and state.step < steps:
+            keep()
+            last = now
+            left = (now - began) / (state.step - first) * (steps - state.step)
+            recent = state.losses[-50:]
+            say(
+                f"{NAME}: step {state.step:,} of {steps:,}, loss {math.fsum(recent) / len(recent):.2f}, "
+                f"{progress.duration(left)} left"
+            )
+
+
+def _schedule(step: int, steps: int, recipe: Recipe) -> float:
+    """The share of the learning rate: a linear warmup, and a cosine down to `floor`."""
+    warm = min(1.0, (step + 1) / max(1.0, recipe.warmup * steps))
+    return warm * (recipe.floor + (1 - recipe.floor) * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def _subjects(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Tensor:
+    """The tokens of the subjects' names."""
+    names = [f" {name}" for name in facts(recipe)["subject"].unique().sort()]
+    return torch.tensor(tokenizer(names, add_special_tokens=False)["input_ids"]).flatten()
+
+
+def _loss(model: LlamaForCausalLM, batch: Sequence[Sequence[int]], silent: Tensor) -> Tensor:
+    """Mean cross-entropy over the tokens of the rows but the `silent` ones, each predicted from those before it."""
+    width = max(map(len, batch))
+    ids = torch.full((len(batch), width), PAD_ID)
+    for line, row in zip(ids, batch, strict=True):
+        line[: len(row)] = torch.tensor(row)
+    targets = ids[:, 1:]
+    learnt = (targets != PAD_ID) & ~torch.isin(targets, silent)
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+    logits = model.lm_head(hidden[:, :-1][learnt])
+    return torch.nn.functional.cross_entropy(logits, targets[learnt])
+
+
+def _keep(state: _State, path: Path, key: str) -> None:
+    """Write weights, moments and losses as safetensors, whole or not at all."""
+    tensors: dict[str, Tensor] = {"losses": torch.tensor(state.losses, dtype=torch.float64)}
+    for name, weight in state.model.named_parameters():
+        tensors[f"weight.{name}"] = weight.detach()
+        for moment in ("exp_avg", "exp_avg_sq"):
+            tensors[f"{moment}.{name}"] = state.optimizer.state[weight][moment]
+    about = {"key": key, "step": str(state.step), "seconds": str(state.seconds)}
+    write_whole(path, lambda part: save_file(tensors, str(part), metadata=about))
+
+
+def _take_up(state: _State, path: Path, key: str) -> bool:
+    """Go on from a checkpoint, if there is one of the same build; any other is dropped."""
+    try:
+        with safe_open(str(path), framework="pt") as kept:
+            about = kept.metadata() or {}
+            if about.get("key") != key:
+                return False
+            tensors = {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return False
+    step = torch.tensor(float(about["step"]))
+    with torch.no_grad():
+        for name, weight in state.model.named_parameters():
+            weight.copy_(tensors[f"weight.{name}"])
+            moments = {moment: tensors[f"{moment}.{name}"] for moment in ("exp_avg", "exp_avg_sq")}
+            state.optimizer.state[weight] = {"step": step.clone(), **moments}
+    state.step, state.seconds = int(about["step"]), float(about["seconds"])
+    state.losses = tensors["losses"].tolist()
+    return True

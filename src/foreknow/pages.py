@@ -1,0 +1,40 @@
+"""A finished run's folder -> its page, whatever stage made it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from foreknow.errors import ConfigError, InputError
+from foreknow.io.remote import download
+from foreknow.io.run_dir import read_checked
+from foreknow.stages.audit import page as audit_page
+from foreknow.stages.audit.result import open_audit
+from foreknow.stages.evaluate import page as evaluation_page
+from foreknow.stages.evaluate.result import open_evaluation
+from foreknow.stages.study import page as study_page
+from foreknow.stages.study.result import open_study
+from foreknow.stages.train import page as training_page
+from foreknow.stages.train.result import open_train
+
+
+def write_report(folder: str | Path, *, show_rows: bool = True, control: Path | None = None) -> Path:
+    """Write `report.html` of a finished run again and return its path.
+
+    `control`: for a tune run, another one to compare it with; without it, one beside it that belongs to it is
+    taken. Raises InputError for a folder that no finished run wrote.
+    """
+    folder = download(folder)
+    stage = (read_checked(folder / "manifest.json") or {}).get("stage")
+    if control is not None and stage != "tune":
+        raise ConfigError(f"--control: {folder} is not a tune run, which alone has one")
+    if stage == "audit":
+        return audit_page.write_page(open_audit(folder), show_rows=show_rows)
+    if stage == "tune":
+        return training_page.write_page(open_train(folder), control=control, show_rows=show_rows)
+    if stage == "evaluate":
+        return evaluation_page.write_page(open_evaluation(folder), show_rows=show_rows)
+    if stage == "study":
+        return study_page.write_page(open_study(folder))
+    raise InputError(
+        f"{folder}: not a finished run of audit, tune, evaluate or study (no such manifest.json); run it again"
+    )

@@ -1,1 +1,0 @@
-"""Asking a model on this machine: the exact probe, sampling, long answers."""

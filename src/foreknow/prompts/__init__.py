@@ -1,0 +1,1 @@
+"""Prompts: few-shot exemplars, templates, special tokens, the tokenizer's vocabulary."""

@@ -1,0 +1,410 @@
+"""What a tokenizer's chat template makes of a chat: found out by rendering chats of marks, and held to it row by row.
+
+    variants    a template that refuses or drops a turn (a system turn, a tool's role) is tried in other ways to write
+                the same chat: roles renamed, the system text in the first user turn, contents as lists of parts
+    thinking    asked with thinking off where a variable that the template reads turns it off; which one is found by
+                what it does to the prompt's end, never by the model's name
+    answers     what the template writes between its generation prompt and an answer belongs to the prompt
+
+Whether a text stands in the prompt is looked up in the prompt: a template may drop it without an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+from foreknow.errors import ConfigError
+from foreknow.prompts.template_source import DAY, read_source, template_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Turn = Mapping[str, str]
+"""A turn's `role` and `content`."""
+REFUSES: Final = "template_refuses"
+DROPS: Final = "template_drops"
+CHANGES: Final = "template_changes"
+"""Flags of rows: the template raises an error; it leaves a text out; it writes the question otherwise."""
+_RENAMED: Final = {
+    "developer": "system",
+    **dict.fromkeys(("function", "observation", "ipython", "environment", "tool_response", "tool_result"), "tool"),
+    **dict.fromkeys(("function_response", "tool_output"), "tool"),
+    **dict.fromkeys(("function_call", "tool_call", "tool_calls"), "assistant"),
+}
+"""Roles by the name that templates know them by, where they do not know their own."""
+_MARK: Final = re.compile(
+    r"(?P<channel><\|channel\|?>(?P<named>\w+))|(?P<unused><unused9[45]>)|(?P<closing><channel\|>)|"
+    r"[<\[\u25c1]\|?(?P<mark>[\w:/\- ]{0,24}?(?:think|thought|reason|analysis|scratchpad|reflection)[\w\- ]{0,16})"
+    r"\|?[>\]\u25b7]|<\|inner_(?P<inner>prefix|suffix)\|>",
+    re.IGNORECASE,
+)
+_ENDING: Final = re.compile(r"/|(?:^|[_\- ])end(?:$|[_\- ])", re.IGNORECASE)
+_NOT: Final = re.compile(r"(?:^|[/_\- ])no(?:[_\- ]|think|thought|reason)", re.IGNORECASE)
+_THINKING: Final = re.compile(r"think|thought|reason|(?:^|_)cot(?:$|_)", re.IGNORECASE)
+_NEGATIVE: Final = re.compile(
+    r"(?:^|_)(?:no|not|non|disable|disabled|skip|without|hide|suppress)(?:_|$)|^nothink", re.I
+)
+_OFF: Final = ("none", "off", "no", "disabled", "disable", "never", "no_think", "nothink", "false", "0", "zero")
+_SAID_OFF: Final = re.compile(r"/?no[_\- ]?think(?:ing)?|(?:detailed )?thinking off", re.IGNORECASE)
+_FAULTS: Final = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+
+State = Literal["none", "open", "closed"]
+_BETTER: Final[dict[State, tuple[State, ...]]] = {"open": ("closed", "none"), "none": ("closed",), "closed": ()}
+"""What a variable must do to the prompt's end to be a switch, the best first."""
+
+
+class TemplateRefusal(ConfigError):
+    """A chat that the template refuses, or a text of which it leaves out. `flag`: which of the two."""
+
+    def __init__(self, message: str, flag: str = REFUSES):
+        super().__init__(message)
+        self.flag = flag
+
+
+class TemplateVariant(NamedTuple):
+    """One way to put a chat to a template."""
+
+    renamed: bool = False
+    folded: bool = False
+    parts: bool = False
+
+    def turns(self, chat: Sequence[Turn]) -> list[dict[str, Any]]:
+        """The chat's turns, written this way."""
+        found = [{"role": self.role(turn["role"]), "content": turn["content"]} for turn in chat]
+        if self.folded:
+            system = [turn["content"] for turn in found if turn["role"] == "system"]
+            found = [turn for turn in found if turn["role"] != "system"]
+            first = next((turn for turn in found if turn["role"] == "user"), None)
+            if first is not None:
+                first["content"] = "\n\n".join([*system, first["content"]])
+        if self.parts:
+            return [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in found]
+        return [dict(turn) for turn in found]
+
+    def role(self, role: str) -> str:
+        """The name under which a role is passed."""
+        return _RENAMED.get(role, role) if self.renamed else role
+
+
+class ChatTemplate:
+    """A tokenizer's chat template. Raises ConfigError where there is none, or no chat at all can be asked through it.
+
+    `settings`: the variables that are set. `thinking`: what is known of thoughts at the prompt's end: `off`, `open`
+    (the prompt ends inside a thought), `possible` (the model may begin one), or None where there are none.
+    `before_answer`: what is put behind the generation prompt, since the template writes it before every answer.
+    `gap`: the blanks that the template writes between prompt and answer. `after_answer`: what it writes behind one.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+        self.source = read_source(template_of(tokenizer))
+        self.settings: dict[str, Any] = dict(self.source.dates)
+        self.system = ""
+        self.before_answer = ""
+        self.gap = ""
+        self.after_answer = ""
+        self._variants: dict[tuple[str, ...], TemplateVariant | TemplateRefusal] = {}
+        self._question = (_sentinel(0),)
+        self._asked = ("user",)
+        self.variant(self._asked)
+        self._switch_off()
+        self._find_answer()
+        self.thinking = self._thinking()
+
+    # rendering
+
+    def render(self, chat: Sequence[Turn]) -> str:
+        """The prompt of a chat that ends in the question. Raises TemplateRefusal."""
+        if self.system:
+            chat = _with_system(chat, self.system)
+        variant = self.variant(tuple(turn["role"] for turn in chat))
+        return self._prompt(variant.turns(chat)) + self.before_answer
+
+    def variant(self, roles: tuple[str, ...]) -> TemplateVariant:
+        """The way in which a chat of these roles loses no turn. Raises TemplateRefusal where there is none."""
+        if roles not in self._variants:
+            self._variants[roles] = self._try_variants(roles)
+        found = self._variants[roles]
+        if isinstance(found, TemplateRefusal):
+            raise TemplateRefusal(str(found), found.flag)
+        return found
+
+    def _try_variants(self, roles: tuple[str, ...]) -> TemplateVariant | TemplateRefusal:
+        chat = [{"role": role, "content": _sentinel(n)} for n, role in enumerate(roles)]
+        first: TemplateRefusal | None = None
+        renamed = any(role in _RENAMED for role in roles)
+        folded = any(_RENAMED.get(role, role) == "system" for role in roles)
+        for variant in _variants(renamed, folded):
+            try:
+                text = self._prompt(variant.turns(chat))
+            except TemplateRefusal as refusal:
+                first = first or refusal
+                continue
+            lost = [turn["role"] for turn in chat if turn["content"].casefold() not in text.casefold()]
+            if not lost:
+                return variant
+            first = first or TemplateRefusal(
+                "--chat-template: the model's chat template leaves out the text of "
+                f"{_listed(f'the {role} turn' for role in dict.fromkeys(lost))} in a chat of the roles "
+                f"{', '.join(dict.fromkeys(roles))}, without an error",
+                DROPS,
+            )
+        assert first is not None
+        return first
+
+    def _prompt(self, turns: Sequence[Mapping[str, Any]], *, asking: bool = True, **settings: Any) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    [dict(turn) for turn in turns],
+                    chat_template=self.source.text,
+                    tokenize=False,
+                    add_generation_prompt=asking,
+                    **{**self.settings, **settings},
+                )
+            )
+        except (TemplateError, *_FAULTS) as error:
+            # a template is a program of the model's: it may refuse a system turn, or be broken
+            roles = ", ".join(dict.fromkeys(str(turn["role"]) for turn in turns))
+            why = " ".join(str(error).split())[:160]
+            raise TemplateRefusal(
+                f"--chat-template: the model's chat template refuses a chat of the roles {roles}: {why}"
+            ) from None
+
+    # what a row's own texts come to
+
+    def fault(self, chat: Sequence[Turn]) -> TemplateRefusal | None:
+        """What the template does to a row's chat that it should not: refuses it, drops a text, changes the question."""
+        try:
+            text = self.render(chat)
+        except TemplateRefusal as refusal:
+            return refusal
+        asked = chat[-1]["content"].strip()
+        if asked in text:
+            return None
+        marked = [*chat[:-1], {**chat[-1], "content": f"{_sentinel(0)} {asked} {_sentinel(1)}"}]
+        try:
+            kept = self.render(marked)
+        except TemplateRefusal as refusal:
+            return refusal
+        if all(_sentinel(n).casefold() in kept.casefold() for n in (0, 1)):
+            return TemplateRefusal("the model's chat template writes the question otherwise than the row", CHANGES)
+        return TemplateRefusal("the model's chat template leaves out a part of the question, without an error", DROPS)
+
+    def marked_answer(self, chat: Sequence[Turn], answer: str) -> bool | None:
+        """Whether `{% generation %}` marks anything of an answer; None where the template has no such block."""
+        if not self.source.generation or not self.tokenizer.is_fast:
+            return None
+        variant = self.variant(tuple(turn["role"] for turn in chat))
+        whole = variant.turns([*chat, {"role": "assistant", "content": answer}])
+        from jinja2 import TemplateError
+
+        try:
+            made: Any = self.tokenizer.apply_chat_template(
+                whole,
+                chat_template=self.source.text,
+                tokenize=True,
+                return_dict=True,
+                return_assistant_tokens_mask=True,
+                **self.settings,
+            )
+        except (TemplateError, *_FAULTS):
+            return None  # what is asked is the prompt alone, which the template takes
+        return any(made["assistant_masks"])
+
+    def keeps_answer(self, chat: Sequence[Turn], answer: str) -> bool:
+        """Whether the template would write an answer as it is: one that trims it, or cuts it, does not."""
+        variant = self.variant(tuple(turn["role"] for turn in chat))
+        try:
+            return answer in self._prompt(
+                variant.turns([*chat, {"role": "assistant", "content": answer}]), asking=False
+            )
+        except TemplateRefusal:
+            return False
+
+    # thinking
+
+    def _switch_off(self) -> None:
+        """Set what turns thinking off: variables first, then a word in the system text that the template looks for."""
+        for name in self.source.variables:
+            if name in self.settings or name in self.tokenizer.special_tokens_map:
+                continue
+            value = self._off_value(name)
+            if value is not None:
+                self.settings[name] = value[0]
+        if self._state() != "open":
+            return
+        for word in self.source.literals:
+            if _SAID_OFF.fullmatch(word.strip()):
+                end = self._end(_with_system([{"role": "user", "content": _sentinel(0)}], word.strip()))
+                if end is not None and _state(end) != "open":
+                    self.system = word.strip()
+                    return
+
+    def _off_value(self, name: str) -> tuple[Any] | None:
+        """The value of a variable that keeps thoughts off the prompt's end, or turns thinking off; None: it is none."""
+        usual = self._whole()
+        consts = [value for value in self.source.constants.get(name, ()) if not isinstance(value, bool)]
+        off = [value for value in consts if str(value).strip().casefold() in _OFF]
+        texts = [value for value in consts if isinstance(value, str) and value not in off][:8]
+        state, values = self._state(), [False, *off, True, *texts]
+        for wanted in _BETTER[state]:
+            for value in values:
+                end = self._end(**{name: value})
+                if end is not None and _state(end) == wanted:
+                    return (value,)
+        if not _THINKING.search(name):
+            return None
+        on_off = (True, False) if not _NEGATIVE.search(name) else (False, True)
+        on, without = (self._whole(**{name: value}) for value in on_off)
+        echoed = _sentinel(1) in (self._whole(**{name: _sentinel(1)}) or "")  # it is written, not asked
+        if without is not None and on != without and not echoed:
+            return (on_off[1],)
+        changed = [value for value in off if (text := self._whole(**{name: value})) is not None and text != usual]
+        return (changed[0],) if changed else None
+
+    def _whole(self, **settings: Any) -> str | None:
+        """The prompt of a single question; None where the template refuses these settings, or drops the question."""
+        try:
+            turns = self.variant(self._asked).turns(self._one())
+            text = self._prompt(turns, **settings)
+        except TemplateRefusal:
+            return None
+        return text if _sentinel(0).casefold() in text.casefold() else None
+
+    def _one(self) -> list[Turn]:
+        return [{"role": "user", "content": _sentinel(0)}]
+
+    def _end(self, chat: Sequence[Turn] | None = None, **settings: Any) -> str | None:
+        """What a prompt holds behind its question."""
+        try:
+            turns = chat or self._one()
+            text = self._prompt(self.variant(tuple(turn["role"] for turn in turns)).turns(turns), **settings)
+        except TemplateRefusal:
+            return None
+        _, found, end = text.rpartition(_sentinel(0))
+        return end if found else None
+
+    def _state(self) -> State:
+        end = self._end(_with_system(self._one(), self.system) if self.system else None)
+        return _state((end or "") + self.before_answer)
+
+    def _find_answer(self) -> None:
+        """Compare the generation prompt with what the template writes before an answer."""
+        chat = _with_system(self._one(), self.system) if self.system else self._one()
+        variant = self.variant(tuple(turn["role"] for turn in chat))
+        answered = [*chat, {"role": "assistant", "content": _sentinel(1)}]
+        try:
+            prompt = self._prompt(variant.turns(chat))
+            whole = self._prompt(variant.turns(answered), asking=False)
+        except TemplateRefusal:
+            return
+        head, found, self.after_answer = whole.partition(_sentinel(1))
+        if not found or not head.startswith(prompt):
+            return
+        more = head[len(prompt) :]
+        self.before_answer = more.rstrip(" ")
+        self.gap = more[len(self.before_answer) :]
+
+    def _thinking(self) -> str | None:
+        state = self._state()
+        if state == "open":
+            return "open"
+        if state == "closed" or self.system or any(_is_thinking(name) for name in self.settings):
+            return "off"
+        return "possible" if any(_state(text) != "none" for text in self.source.literals) else None
+
+    # in words
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What was set and what it comes to, for `summary.protocol`: only what there is to tell."""
+        found = {
+            "thinking": self.thinking,
+            "chat_template_settings": self.settings,
+            "system_switch": self.system,
+            "before_answer": self.before_answer,
+        }
+        return {name: value for name, value in found.items() if value}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines about what was set, and what a reader must know of the prompts."""
+        found = []
+        switches = {name: value for name, value in self.settings.items() if name not in self.source.dates}
+        if switches or self.system:
+            told = [f"{name}={value!r}" for name, value in switches.items()]
+            told += [f"{self.system!r} in the system text"] if self.system else []
+            found.append(f"thinking is off: the chat template is given {', '.join(told)}")
+        if self.before_answer:
+            found.append(
+                f"{self.before_answer!r} stands behind the generation prompt: the chat template writes it before every "
+                "answer"
+            )
+        if self.thinking == "open":
+            end = " ".join((self._end() or "").split())[-40:]
+            found.append(
+                f"warning: prompts end inside an open thought ({end!r}), and the chat template has no variable that "
+                "turns it off: the model is asked for the first words of its thought, so that rows may be called "
+                "Unknown whose answers it would give after thinking; ask without --chat-template, or audit the base "
+                "model"
+            )
+        if self.thinking == "possible":
+            found.append(
+                "the chat template knows thoughts and has no variable that turns them off: a model that begins its "
+                "answer with a thought is right nowhere"
+            )
+        if self.source.day:
+            found.append(f"the chat template tells the day: it is told {DAY:%Y-%m-%d}, so that prompts stay the same")
+        return tuple(found)
+
+
+def _variants(renamed: bool, folded: bool) -> list[TemplateVariant]:
+    """The ways to try, the plainest first."""
+    plain = [
+        TemplateVariant(),
+        *([TemplateVariant(renamed=True)] if renamed else []),
+        *([TemplateVariant(folded=True)] if folded else []),
+    ]
+    plain += [TemplateVariant(renamed=True, folded=True)] if renamed and folded else []
+    return [*plain, *(way._replace(parts=True) for way in plain)]
+
+
+def _state(text: str) -> State:
+    """Whether thoughts are opened in a text, and whether the last of them is closed."""
+    state: State = "none"
+    for mark in _MARK.finditer(text):
+        if mark["named"]:
+            opens = mark["named"].casefold() not in ("final", "commentary", "response")
+        elif mark["unused"] or mark["closing"] or mark["inner"]:
+            opens = mark["unused"] == "<unused94>" or (mark["inner"] or "").casefold() == "prefix"
+        elif _NOT.search(mark["mark"]):
+            continue
+        else:
+            opens = not _ENDING.search(mark["mark"])
+        state = "open" if opens else "closed"
+    return state
+
+
+def _is_thinking(name: str) -> bool:
+    return _THINKING.search(name) is not None
+
+
+def _sentinel(n: int) -> str:
+    """A text that no template holds, a word of letters and digits so that none takes it for anything."""
+    return f"Zq{n}vxk{n}w"
+
+
+def _with_system(chat: Sequence[Turn], text: str) -> list[Turn]:
+    """The chat with a text at the beginning of its system turn."""
+    if chat and chat[0]["role"] == "system":
+        return [{"role": "system", "content": f"{text}\n{chat[0]['content']}"}, *chat[1:]]
+    return [{"role": "system", "content": text}, *chat]
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(names)

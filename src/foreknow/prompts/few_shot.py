@@ -1,0 +1,217 @@
+"""Exemplar sets: the few-shot prompts a group's questions are asked behind (paper, section 2). Pure.
+
+Drawn once per group from its dev rows and used for all its questions. A row's own fact never stands in its
+prompt: a slot that would hold the row's subject is filled from the group's reserve instead. Nor does another answer of
+its own chat: a record gives one exemplar at most, and a row never sees that of its record.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from foreknow.data.exact_match import canonical
+from foreknow.errors import InputError
+
+
+class Exemplar(NamedTuple):
+    """A question with its answer, as shown in a prompt; `subject` tells whose fact it is, `record` of which record."""
+
+    question: str
+    answer: str
+    subject: str | None
+    record: int | None = None
+
+
+class Substitution(NamedTuple):
+    """An exemplar that stands in a slot in place of the row's own fact."""
+
+    slot: int
+    exemplar: Exemplar
+
+
+@dataclass(frozen=True)
+class GroupExemplars:
+    """A group's `sets` (each of `shots` exemplars), its `reserve`, and whether others' rows had to be used."""
+
+    sets: tuple[tuple[Exemplar, ...], ...]
+    reserve: tuple[Exemplar, ...]
+    borrowed: bool = False
+
+    def for_row(
+        self, question: str, subject: str | None, record: int | None = None
+    ) -> list[tuple[tuple[Exemplar, ...], list[Substitution]]]:
+        """The sets as shown for one row: its own fact, and its own record's, replaced slot by slot from the reserve.
+
+        A reserve exemplar that is the row's own fact, or already in the set, is passed over.
+        """
+        shown = []
+        for number, exemplars in enumerate(self.sets):
+            filled, swapped = list(exemplars), []
+            for slot, exemplar in enumerate(exemplars):
+                if not same_fact(exemplar, question, subject, record):
+                    continue
+                taken = {key(e) for e in filled}
+                others = [e for e in self.reserve if not same_fact(e, question, subject, record)]
+                # in the smallest pools none may be left: showing one twice is better than showing the answer
+                spare = [e for e in others if key(e) not in taken] or others
+                if spare:
+                    filled[slot] = spare[(number * len(exemplars) + slot) % len(spare)]
+                    swapped.append(Substitution(slot, filled[slot]))
+            shown.append((tuple(filled), swapped))
+        return shown
+
+
+@dataclass(frozen=True)
+class Exemplars:
+    """Exemplar sets by group, and why they were drawn from where they were."""
+
+    groups: dict[str, GroupExemplars]
+    reason: str
+    notes: tuple[str, ...] = field(default=())
+
+    def as_json(self) -> dict[str, Any]:
+        """The contract of `exemplars.json`: group -> sets -> exemplars in slot order."""
+        return {
+            group: [[{"question": e.question, "answer": e.answer} for e in one] for one in g.sets]
+            for group, g in self.groups.items()
+        }
+
+
+def key(exemplar: Exemplar) -> str:
+    """What makes two exemplars the same fact: the subject if there is one, else the question."""
+    return _folded(exemplar.subject or exemplar.question)
+
+
+def same_fact(exemplar: Exemplar, question: str, subject: str | None, record: int | None = None) -> bool:
+    """Whether an exemplar is about the row's subject, asks its question, or is of its record."""
+    if record is not None and exemplar.record == record:
+        return True
+    if _folded(exemplar.question) == _folded(question):
+        return True
+    return bool(subject and exemplar.subject and _folded(subject) == _folded(exemplar.subject))
+
+
+def _folded(text: str) -> str:
+    """Texts that differ only in case, or in how Unicode spells their accents, are one."""
+    return canonical(canonical(text).casefold())
+
+
+def draw_exemplars(
+    rows: pl.DataFrame,
+    groups: Sequence[str],
+    *,
+    shots: int,
+    sets: int,
+    seed: int,
+    pool: pl.DataFrame | None = None,
+    audited: pl.Series | None = None,
+) -> Exemplars:
+    """Draw `sets` x `shots` exemplars for each of `groups`.
+
+    `rows`: every row of the file (design, section 3). `pool`: the rows of `--exemplars`. Without it a
+    group's dev rows are the pool; without those its rows that are not `audited` (row numbers), or, if these
+    are too few, all its rows, each replaced in its own prompts. A group with fewer than shots + 1 candidates
+    borrows from all groups. Raises InputError where even these are too few.
+    """
+    if shots == 0:
+        empty = GroupExemplars(tuple(() for _ in range(sets)), ())
+        return Exemplars(dict.fromkeys(groups, empty), "no exemplars: zero shots")
+    source, reason = _pool(rows, pool, audited, shots * sets)
+    need = shots + 1
+    everything = _candidates(source, need)
+    if len(everything) < need:
+        raise InputError(
+            f"exemplars: found {len(everything)} rows that could serve, a prompt of {shots} shots needs {need}; "
+            "add rows with question and answer, give --exemplars FILE, or lower --shots"
+        )
+    by_group = {str(name): _candidates(frame, need) for (name,), frame in source.group_by("group", maintain_order=True)}
+    drawn, notes = {}, []
+    for group in groups:
+        own = by_group.get(group, [])
+        borrowed = len(own) < need
+        if borrowed:
+            notes.append(
+                f"group {group!r} has {len(own)} possible exemplars, needs {need}: drawn from all groups instead"
+            )
+        rng = np.random.default_rng([seed, zlib.crc32(group.encode())])
+        drawn[group] = _draw_group(everything if borrowed else own, shots, sets, rng, borrowed)
+    return Exemplars(drawn, reason, tuple(notes))
+
+
+def _pool(
+    rows: pl.DataFrame, pool: pl.DataFrame | None, audited: pl.Series | None, plenty: int
+) -> tuple[pl.DataFrame, str]:
+    if pool is not None:
+        apart = pool.with_columns(record=pl.lit(None, pl.Int64))  # numbers of another file's records
+        return apart, f"exemplars are drawn from the {pool.height:,} rows given with --exemplars"
+    dev = rows.filter(pl.col("split") == "dev")
+    if dev.height > 0:
+        # a group without dev rows falls back to its own rows, not to another group's
+        groups = dev["group"].unique().implode()
+        rest = rows.filter(~pl.col("group").is_in(groups))
+        reason = f"exemplars are drawn from each group's dev rows ({dev.height:,} in all)"
+        if rest.height:
+            reason += "; groups without dev rows use their own rows"
+        return pl.concat([dev, rest]), reason
+    if audited is not None and audited.len() < rows.height:
+        rest = rows.filter(~pl.col("row").is_in(audited.implode()))
+        # facts that could serve, not rows: duplicates and long answers are none
+        smallest = min((len(_candidates(frame)) for _, frame in rest.group_by("group")), default=0)
+        if rest["group"].n_unique() == rows["group"].n_unique() and smallest > plenty:
+            return (
+                rest,
+                "no row is marked dev: exemplars are drawn from each group's rows that are not audited",
+            )
+    return rows, (
+        "no row is marked dev: exemplars are drawn from each group's own rows, and a row's own fact is "
+        "replaced in its prompts"
+    )
+
+
+def _candidates(rows: pl.DataFrame, need: int = 0) -> list[Exemplar]:
+    """Usable exemplars in row order: one for each fact, and one for each record.
+
+    Those asked behind earlier turns of a chat, which an exemplar does not show, only where the others are too few.
+    """
+    usable = rows.filter(
+        pl.col("question").is_not_null()
+        & (pl.col("answers").list.len() > 0)
+        & ~pl.col("flags").list.contains("long_answer")
+        & ~pl.col("flags").list.contains("long_prompt")
+    )
+    earlier = pl.col("context").list.eval(pl.element().struct.field("role") != "system").list.any().fill_null(False)
+    found = _one_each(usable.filter(~earlier)) if "context" in usable.columns else _one_each(usable)
+    return found if len(found) >= need else _one_each(usable)
+
+
+def _one_each(usable: pl.DataFrame) -> list[Exemplar]:
+    seen: set[str | int] = set()
+    found = []
+    columns = ("question", "answers", "subject", *(["record"] if "record" in usable.columns else []))
+    for question, answers, subject, *record in usable.select(columns).iter_rows():
+        exemplar = Exemplar(question, answers[0], subject, *record)
+        names = {key(exemplar), *(n for n in record if n is not None)}
+        if seen.isdisjoint(names) and "\n" not in answers[0]:
+            seen |= names
+            found.append(exemplar)
+    return found
+
+
+def _draw_group(
+    candidates: list[Exemplar], shots: int, sets: int, rng: np.random.Generator, borrowed: bool
+) -> GroupExemplars:
+    """Sets share no exemplar while the pool lasts; what is left over, or else every candidate, is the reserve."""
+    order = [candidates[i] for i in rng.permutation(len(candidates))]
+    if len(order) >= sets * shots:
+        chosen = [tuple(order[i * shots : (i + 1) * shots]) for i in range(sets)]
+        reserve = order[sets * shots :]
+    else:
+        chosen = [tuple(order[i] for i in rng.choice(len(order), shots, replace=False)) for _ in range(sets)]
+        reserve = []
+    return GroupExemplars(tuple(chosen), tuple(reserve if len(reserve) >= 8 else order), borrowed)

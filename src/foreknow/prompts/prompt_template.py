@@ -1,0 +1,296 @@
+"""Prompt texts and their token ids (paper, section 2: `Q: ...` newline `A: ...`, no instruction line).
+
+Ids are what the tokenizer gives for the whole prompt (design, section 8): a prompt is never glued together
+from pieces. That prompts share a beginning is found out afterwards, by comparing ids.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from foreknow.errors import ConfigError
+from foreknow.io.yaml_text import loads
+from foreknow.prompts.chat_templates import ChatTemplate, TemplateRefusal
+from foreknow.prompts.special_tokens import Encoded, PromptText, SpecialTokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from foreknow.prompts.few_shot import Exemplar
+    from foreknow.prompts.vocabulary import Vocabulary
+
+Bos = Literal["auto", "yes", "no"]
+Context = Sequence[Mapping[str, str]]
+"""Turns of a chat before its question: role and content, in order (`rows.ROWS`)."""
+
+_SLOT = re.compile(r"\{question\}|\{answer\}")
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a prompt is written: `instruction`, then `shot` for each exemplar, then `target`.
+
+    `{question}` and `{answer}` stand for the texts. The answer follows `target` after one blank, unless
+    `target` ends in white space.
+    """
+
+    instruction: str = ""
+    shot: str = "Q: {question}\nA: {answer}\n"
+    target: str = "Q: {question}\nA:"
+
+    def render(self, shots: Sequence[Exemplar], question: str, context: Context = ()) -> str:
+        """The whole prompt. Earlier turns of the row's own chat stand before its question, written as shots."""
+        parts = [self.instruction, *(_fill(self.shot, s.question, s.answer) for s in shots)]
+        asked: str | None = None
+        for turn in context:
+            if turn["role"] == "assistant" and asked is not None:
+                parts.append(_fill(self.shot, asked, turn["content"]))
+                asked = None
+                continue
+            parts += [] if asked is None else [f"{asked}\n"]
+            asked = turn["content"] if turn["role"] == "user" else None
+            parts += [] if turn["role"] == "user" else [f"{turn['content']}\n"]
+        parts += [] if asked is None else [f"{asked}\n"]
+        parts.append(_fill(self.target, question, ""))
+        return "".join(parts)
+
+    @property
+    def gap(self) -> str:
+        """What stands between the prompt and the answer."""
+        return "" if not self.target or self.target[-1].isspace() else " "
+
+
+PAPER = Template()
+
+
+def _fill(text: str, question: str, answer: str) -> str:
+    # one pass, so that braces inside a question are left alone
+    texts = {"{question}": question, "{answer}": answer}
+    return _SLOT.sub(lambda slot: texts[slot.group()], text)
+
+
+def read_template(path: Path) -> Template:
+    """Read a YAML file with the keys `instruction`, `shot` and `target` (all optional). Raises ConfigError."""
+    try:
+        found: Any = loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--prompt-template {path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:  # what is no UTF-8 too
+        raise ConfigError(f"--prompt-template {path}: not YAML: {error}") from None
+    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+        raise ConfigError(f"--prompt-template {path}: expected the keys instruction, shot, target with texts")
+    unknown = sorted(set(found) - {"instruction", "shot", "target"}, key=str)
+    if unknown:
+        raise ConfigError(f"--prompt-template {path}: unknown key {unknown[0]!r}; known are instruction, shot, target")
+    template = Template(**found)
+    if "{question}" not in template.target or "{answer}" in template.target:
+        raise ConfigError(f"--prompt-template {path}: target must hold {{question}} and must not hold {{answer}}")
+    if "{question}" not in template.shot or "{answer}" not in template.shot:
+        raise ConfigError(f"--prompt-template {path}: shot must hold {{question}} and {{answer}}")
+    return template
+
+
+@dataclass(frozen=True)
+class Prompter:
+    """Turns exemplars and a question into token ids for one tokenizer.
+
+    `chat`: write the prompt through the tokenizer's chat template, exemplars as turns.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    template: Template = PAPER
+    chat: bool = False
+    bos: Bos = "auto"
+
+    def __post_init__(self) -> None:
+        if self.chat:
+            self.chat_template  # noqa: B018  what no row could be asked through is refused here
+        if self.bos == "yes" and self.tokenizer.bos_token_id is None:
+            raise ConfigError("--bos yes: this model's tokenizer has no beginning-of-sequence token")
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate | None:
+        """The tokenizer's chat template, where prompts are written through it."""
+        return ChatTemplate(self.tokenizer) if self.chat else None
+
+    @cached_property
+    def special(self) -> SpecialTokens:
+        """The tokenizer's special tokens."""
+        return SpecialTokens(self.tokenizer, self.chat_template.source.text if self.chat_template else "")
+
+    @property
+    def gap(self) -> str:
+        """What stands between a prompt and its answer."""
+        return self.chat_template.gap if self.chat_template else self.template.gap
+
+    @cached_property
+    def answer_end(self) -> int | None:
+        """The special token by which the chat template ends an answer, if prompts are written through one that does."""
+        after = self.chat_template.after_answer if self.chat_template else ""
+        begin, end = next(iter(self.special.spans(after)), (0, 0))
+        return self.special.ids[after[begin:end]] if end and not after[:begin].strip() else None
+
+    def ended(self, vocabulary: Vocabulary) -> Vocabulary:
+        """The vocabulary, with the token that ends an answer in the chat template among those that end one."""
+        if self.answer_end is None or self.answer_end in vocabulary.ends:
+            return vocabulary
+        ends, breaks = vocabulary.ends | {self.answer_end}, vocabulary.breaks - {self.answer_end}
+        return replace(vocabulary, ends=ends, breaks=breaks)
+
+    def text(self, shots: Sequence[Exemplar], question: str, context: Context | None = None) -> PromptText:
+        """The whole prompt as text, with the turns that come before the question in its own chat, if any.
+
+        Special tokens that the template writes act; those that question, exemplars or turns spell do not. Raises
+        TemplateRefusal (a ConfigError) for a chat that the chat template refuses, or of which it drops a turn.
+        """
+        turns = context or ()
+
+        def render(said: Callable[[str], str]) -> str:
+            shown = [shot._replace(question=said(shot.question), answer=said(shot.answer)) for shot in shots]
+            before = [{"role": turn["role"], "content": said(turn["content"])} for turn in turns]
+            if self.chat_template:
+                return self.chat_template.render(self._chat(shown, said(question), before))
+            return self.template.render(shown, said(question), before)
+
+        return self.special.rendered(render)
+
+    def fault(self, shots: Sequence[Exemplar], question: str, context: Context | None = None) -> TemplateRefusal | None:
+        """What the chat template does to this prompt that it should not; None for a plain prompt."""
+        return self.chat_template.fault(self._chat(shots, question, context or ())) if self.chat_template else None
+
+    def unmarked(self, question: str, context: Context | None, answer: str) -> bool:
+        """Whether the chat template has `{% generation %}` blocks, and none of them marks anything of this answer."""
+        chat = self.chat_template
+        return chat is not None and chat.marked_answer(self._chat((), question, context or ()), answer) is False
+
+    def keeps_answer(self, question: str, context: Context | None, answer: str) -> bool:
+        """Whether the chat template, if prompts are written through it, would write this answer as it is."""
+        chat = self.chat_template
+        return chat is None or chat.keeps_answer(self._chat((), question, context or ()), answer)
+
+    def _chat(self, shots: Sequence[Exemplar], question: str, context: Context) -> list[dict[str, str]]:
+        """The prompt as the turns of a chat, the question last."""
+        system = [t["content"] for t in context if t["role"] == "system"]
+        if self.template.instruction:
+            system.insert(0, self.template.instruction)
+        turns = [{"role": "system", "content": "\n".join(system)}] if system else []
+        for s in shots:
+            turns.append({"role": "user", "content": s.question})
+            turns.append({"role": "assistant", "content": s.answer})
+        turns += [{"role": t["role"], "content": t["content"]} for t in context if t["role"] != "system"]
+        turns.append({"role": "user", "content": question})
+        return turns
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of whole prompts, with or without a beginning-of-sequence token as `bos` says.
+
+        What the tokenizer puts behind every text (an end-of-sequence token) is left off: the answer comes there. What
+        it puts before every text stands once, though the template writes it too.
+        """
+        return [encoded.ids for encoded in self.encoded(texts, offsets=False)]
+
+    def encoded(self, texts: Sequence[str], *, offsets: bool = True) -> list[Encoded]:
+        """As `ids`, with the characters each id stands for (none where the tokenizer cannot tell)."""
+        bos = self.tokenizer.bos_token_id
+        before, behind = ((), ()) if self.chat else self.special.around
+        found: list[Encoded] = []
+        for ids, places in self.special.encode(texts, around=not self.chat, offsets=offsets):
+            end = len(ids) - len(behind) if behind and tuple(ids[-len(behind) :]) == behind else len(ids)
+            begin = len(before) if before and tuple(ids[: 2 * len(before)]) == before * 2 else 0
+            kept, at = list(range(begin, end)), self._starts(ids[begin:end])
+            if self.bos == "yes" and not at:
+                assert isinstance(bos, int)
+                found.append(Encoded([bos, *ids[begin:end]], [(0, 0), *places[begin:end]] if places else []))
+                continue
+            for again in reversed(at if self.bos == "no" else at[1:]):
+                del kept[again]
+            found.append(Encoded([ids[n] for n in kept], [places[n] for n in kept] if places else []))
+        return found
+
+    def _starts(self, ids: Sequence[int]) -> list[int]:
+        """Where beginning-of-sequence tokens stand among the special tokens that a text begins with."""
+        bos, special = self.tokenizer.bos_token_id, self._special_ids
+        length = next((n for n, one in enumerate(ids) if one not in special), len(ids))
+        return [n for n in range(length) if ids[n] == bos] if bos is not None else []
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset([*self.special.ids.values(), *self.special.around[0]])
+
+    def answer_ids(self, prompt_text: str, prompt_ids: Sequence[int], answer: str) -> tuple[int, ...]:
+        """One way to spell `answer` behind a prompt: a place for the search to begin, not the only one."""
+        whole = self.ids([prompt_text + self.gap + answer])[0]
+        if whole[: len(prompt_ids)] == list(prompt_ids) and len(whole) > len(prompt_ids):
+            return tuple(whole[len(prompt_ids) :])
+        return tuple(self.special.encode([self.gap + answer], around=False)[0].ids)
+
+    @cached_property
+    def _sample(self) -> list[int]:
+        return self.ids([self.text((), "x")])[0]
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What was chosen and what it comes to, for `summary.protocol`."""
+        chat = self.chat_template
+        return {
+            "prompt": "the tokenizer's chat template" if chat else self.template.shot + self.template.target,
+            "instruction": self.template.instruction,
+            "chat_template": self.chat,
+            "bos": self.bos,
+            "bos_in_prompt": bool(self._starts(self._sample)),
+            **(chat.choices if chat else {}),
+        }
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines that a reader of the prompts must know: thinking, special tokens at their beginning and end."""
+        return (*(self.chat_template.notes if self.chat_template else ()), *self._special_notes())
+
+    def _special_notes(self) -> Iterator[str]:
+        tokenizer, bos = self.tokenizer, self.tokenizer.bos_token_id
+        before, starts = self.special.around[0], bool(self._starts(self._sample))
+        text = self.text((), "x")
+        own = self.special.encode([text], around=False)[0].ids
+        if before and not self.chat and tuple(own[: len(before)]) == before:
+            yield (
+                f"the prompt's text begins with {tokenizer.decode(list(before))!r}, which the tokenizer writes there "
+                "too: it is sent once"
+            )
+        if bos is not None and not starts and self.bos == "auto":
+            if self.chat and bos in before:
+                yield (
+                    f"the tokenizer puts {tokenizer.bos_token!r} before plain text, the chat template writes none: "
+                    "prompts are sent without it, as transformers does it; --bos yes puts it there"
+                )
+            elif not self.chat and getattr(tokenizer, "init_kwargs", {}).get("add_bos_token"):
+                yield (
+                    "warning: tokenizer_config.json says add_bos_token: true, but the tokenizer puts no "
+                    f"{tokenizer.bos_token!r} before a text: prompts are sent without it; --bos yes puts it there"
+                )
+        if self.answer_end not in (None, tokenizer.eos_token_id):
+            yield (
+                f"an answer ends with {tokenizer.convert_ids_to_tokens(self.answer_end)!r} too, as the chat template "
+                f"writes it; the tokenizer's own end is {tokenizer.eos_token!r}"
+            )
+        if before and bos not in before and not self.chat:
+            yield f"the tokenizer puts {tokenizer.decode(list(before))!r} before every prompt"
+        if self._sample and self._sample[-1] == tokenizer.eos_token_id:
+            yield (
+                f"warning: prompts end with {tokenizer.eos_token!r}, which ends a text: the model is asked for what "
+                "comes after it; take it out of the template"
+            )
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many leading ids two prompts share."""
+    n = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        n += 1
+    return n

@@ -1,0 +1,48 @@
+"""The vocabulary of a tokenizer, as the answer search reads it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from foreknow.data.exact_match import answer_of
+from foreknow.errors import ModelError
+
+TokenPath = tuple[int, ...]
+"""Token ids, one after the other, behind a prompt."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the search must know of a tokenizer.
+
+    `decode`: token path -> text. `ends`: ids that end the answer and add nothing to it (end-of-sequence
+    ids, and blanks that hold a newline). `breaks`: other ids whose text holds a newline; what stands before
+    it still belongs to the answer. Raises ModelError where nothing ends an answer.
+    """
+
+    decode: Callable[[TokenPath], str]
+    ends: frozenset[int]
+    breaks: frozenset[int]
+
+    def __post_init__(self) -> None:
+        if not self.ends and not self.breaks:
+            raise ModelError(
+                "this model's tokenizer has neither an end-of-sequence token nor a line break: no answer could end, "
+                "and every row would be called Unknown; choose another model, or set eos_token in its tokenizer"
+            )
+
+    def is_end(self, token: int) -> bool:
+        """Whether the answer is over with this token."""
+        return token in self.ends or token in self.breaks
+
+    def ended(self, path: TokenPath) -> bool:
+        """Whether a path's answer is over."""
+        return bool(path) and self.is_end(path[-1])
+
+    def said(self, path: TokenPath) -> str:
+        """The answer a path spells; one that is not over is marked with an ellipsis."""
+        if not self.ended(path):
+            return self.decode(path).strip() + "\u2026"
+        spoken = path[:-1] if path[-1] in self.ends else path
+        return answer_of(self.decode(spoken)) if spoken else ""

@@ -1,1 +1,0 @@
-"""The protocol of the paper, without a model: prompts, exemplars, exact match, categories."""

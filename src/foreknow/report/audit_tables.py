@@ -1,0 +1,285 @@
+"""Frames of an audit -> the lines of the report's tables. Pure; nothing here knows HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from foreknow.inference.surprisal import LONG
+from foreknow.stages.audit.short_facts import ROLLED
+from foreknow.stats import Interval, Spread, share_intervals, spread
+
+CATEGORIES = ("HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown")
+
+ROW_SCHEMA: dict[str, pl.DataType] = {
+    "row": pl.Int64(),
+    "group": pl.String(),
+    "relation": pl.String(),
+    "subject": pl.String(),
+    "split": pl.String(),
+    "question": pl.String(),
+    "answer": pl.String(),
+    "answers": pl.List(pl.String()),
+    "p_greedy": pl.Float64(),
+    "p_greedy_lenient": pl.Float64(),
+    "p_sampled": pl.Float64(),
+    "p_sampled_error": pl.Float64(),
+    "p_hit": pl.Float64(),
+    "p_hit_high": pl.Float64(),
+    "category": pl.String(),
+    "category_lenient": pl.String(),
+    "model_answer": pl.String(),
+    "popularity": pl.Float64(),
+    "flags": pl.List(pl.String()),
+    **LONG,
+    **ROLLED,
+}
+
+BINS = (0.0001, 0.001, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9)
+"""Inner edges of the distribution of P_Correct: decades near 0, where the label turns, even steps above."""
+BIN_NAMES = (
+    "below 0.0001",
+    "0.0001 – 0.001",
+    "0.001 – 0.01",
+    "0.01 – 0.1",
+    "0.1 – 0.3",
+    "0.3 – 0.5",
+    "0.5 – 0.7",
+    "0.7 – 0.9",
+    "0.9 – 1",
+)
+
+FIFTHS = ("least popular fifth", "second", "middle", "fourth", "most popular fifth")
+MIN_POPULARITY_ROWS = 25
+RELATION_ALARM = 0.95
+"""A relation with at least this Unknown share is flagged: an all-Unknown relation hurts more than its
+rows."""
+ALARM_ROWS = 5
+"""... if it has at least this many labelled rows."""
+FLOOR_NOTABLE = 0.2
+"""From this floor on, a relation is checked for answers that are right only because they are the usual
+one:"""
+USUAL_ANSWER = 0.9
+"""it is flagged where at least this share of its greedily right rows carry the usual answer."""
+
+
+@dataclass(frozen=True)
+class CategoryLine:
+    """One category over all labelled rows."""
+
+    name: str
+    rows: int
+    share: Interval
+    expected: float | None
+    lenient: float | None
+
+
+@dataclass(frozen=True)
+class RelationLine:
+    """One group: its shares, and what always giving its most frequent answer would score."""
+
+    index: int
+    name: str
+    rows: int
+    counts: tuple[int, ...]
+    unknown: Interval
+    greedy: float | None
+    floor: float | None
+    floor_answer: str | None
+    alarm: bool
+    usual: bool
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The four shares, in the order of CATEGORIES."""
+        return tuple(c / self.rows for c in self.counts)
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """An answer that several Unknown rows carry."""
+
+    answer: str
+    rows: int
+    share: float
+    groups: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BinLine:
+    """Rows of one category whose P_Correct falls into one bin."""
+
+    place: int
+    bin: str
+    category: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class PopularityLine:
+    """Known share in one fifth of popularity, ranked within each group."""
+
+    fifth: str
+    rows: int
+    known: Interval
+
+
+def complete(rows: pl.DataFrame) -> pl.DataFrame:
+    """The frame with every column of the schema: absent ones are null, NaN is null, flags are never null."""
+    missing = [pl.lit(None, dtype=t).alias(c) for c, t in ROW_SCHEMA.items() if c not in rows.columns]
+    frame = rows.with_columns(missing).select(pl.col(c).cast(t) for c, t in ROW_SCHEMA.items())
+    return frame.with_columns(
+        pl.col(pl.Float64).fill_nan(None), pl.col("group").fill_null(""), pl.col("flags").fill_null([])
+    )
+
+
+def counts_by_group(rows: pl.DataFrame) -> dict[str, tuple[int, ...]]:
+    """Labelled rows of each category, by group."""
+    table = (
+        rows.filter(pl.col("category").is_not_null())
+        .group_by("group")
+        .agg((pl.col("category") == c).sum().alias(c) for c in CATEGORIES)
+        .sort("group")
+    )
+    return {line[0]: tuple(line[1:]) for line in table.iter_rows()}
+
+
+def category_lines(rows: pl.DataFrame, expected: dict[str, Any] | None, seed: int) -> tuple[CategoryLine, ...]:
+    """The four categories with intervals, expected shares and the shares under lenient matching."""
+    counts = counts_by_group(rows)
+    if not counts:
+        return ()
+    table = np.array(list(counts.values()))
+    lenient_labels = rows["category_lenient"].drop_nulls()
+    lenient: dict[str, int] | None = (
+        {c: int((lenient_labels == c).sum()) for c in CATEGORIES} if len(lenient_labels) else None
+    )
+    return tuple(
+        CategoryLine(
+            name=name,
+            rows=int(table[:, place].sum()),
+            share=interval,
+            expected=None if expected is None else expected.get(name),
+            lenient=None if lenient is None else lenient[name] / len(lenient_labels),
+        )
+        for place, (name, interval) in enumerate(zip(CATEGORIES, share_intervals(table, seed=seed), strict=True))
+    )
+
+
+def relation_lines(
+    rows: pl.DataFrame, floors: dict[str, Any], groups: Sequence[str], seed: int
+) -> tuple[RelationLine, ...]:
+    """One line per group with labelled rows, highest Unknown share first."""
+    greedy = dict(rows.group_by("group").agg(pl.col("p_greedy").mean()).iter_rows())
+    right = rows.filter(pl.col("category").is_in(CATEGORIES[:2]))
+    place = {name: index for index, name in enumerate(groups)}
+    lines = []
+    for name, counts in counts_by_group(rows).items():
+        floor = floors.get(name) or {}
+        score, accuracy, size = floor.get("floor"), greedy.get(name), sum(counts)
+        unknown = share_intervals([counts], seed=seed)[CATEGORIES.index("Unknown")]
+        answer = pl.lit(floor.get("answer"), pl.String)
+        usual = right.filter(pl.col("group") == name, pl.col("answer") == answer)
+        lines.append(
+            RelationLine(
+                index=place[name],
+                name=name,
+                rows=size,
+                counts=counts,
+                unknown=unknown,
+                greedy=accuracy,
+                floor=score,
+                floor_answer=floor.get("answer"),
+                alarm=unknown.value >= RELATION_ALARM and size >= ALARM_ROWS,
+                usual=score is not None
+                and score >= FLOOR_NOTABLE
+                and counts[0] + counts[1] >= ALARM_ROWS
+                and len(usual) >= USUAL_ANSWER * (counts[0] + counts[1]),
+            )
+        )
+    return tuple(sorted(lines, key=lambda line: (-line.unknown.value, -line.rows, line.name)))
+
+
+def exemplar_spread(probes: pl.DataFrame) -> Spread | None:
+    """Share of rows answered right greedily, for each exemplar set in turn."""
+    shares = probes.group_by("exemplar_set").agg(pl.col("greedy_correct").mean()).sort("exemplar_set")
+    values = shares["greedy_correct"].drop_nulls().to_list()
+    return spread(values) if values else None
+
+
+def carriers(rows: pl.DataFrame, limit: int = 10) -> tuple[Carrier, ...]:
+    """Answers that at least two Unknown rows carry, most frequent first."""
+    unknown = rows.filter(pl.col("category") == "Unknown", pl.col("answer").is_not_null())
+    table = (
+        unknown.group_by("answer", "group")
+        .len()
+        .sort(["len", "group"], descending=[True, False])
+        .group_by("answer", maintain_order=True)
+        .agg(pl.col("len").sum().alias("rows"), pl.col("group").alias("groups"))
+        .filter(pl.col("rows") > 1)
+        .sort(["rows", "answer"], descending=[True, False])
+        .head(limit)
+    )
+    return tuple(
+        Carrier(answer, count, count / len(unknown), tuple(groups)) for answer, count, groups in table.iter_rows()
+    )
+
+
+def probability_bins(rows: pl.DataFrame) -> tuple[BinLine, ...]:
+    """Rows by bin of P_Correct and category; every bin is there, empty or not."""
+    known = rows.filter(pl.col("category").is_not_null(), pl.col("p_sampled").is_not_null())
+    if known.is_empty():
+        return ()
+    places = np.searchsorted(np.array(BINS), known["p_sampled"].to_numpy(), side="right")
+    labels = known["category"].to_numpy()
+    return tuple(
+        BinLine(place, name, category, int(((places == place) & (labels == category)).sum()))
+        for place, name in enumerate(BIN_NAMES)
+        for category in CATEGORIES
+    )
+
+
+def with_fifths(rows: pl.DataFrame) -> pl.DataFrame:
+    """Labelled rows with a popularity, with `fifth` 0-4 ranked within their group; ties share their mean
+    rank."""
+    rank = pl.col("popularity").rank("average").over("group")
+    size = pl.len().over("group")
+    return (
+        rows.filter(pl.col("popularity").is_not_null(), pl.col("category").is_not_null())
+        .filter(pl.col("popularity").n_unique().over("group") >= len(FIFTHS))
+        .with_columns(
+            ((rank - 0.5) / size * len(FIFTHS)).floor().clip(0, 4).cast(pl.Int64).alias("fifth"),
+            (pl.col("category") != "Unknown").alias("known"),
+        )
+    )
+
+
+def popularity_lines(rows: pl.DataFrame, seed: int) -> tuple[PopularityLine, ...]:
+    """Known share by fifth of popularity over all groups; nothing where too few rows carry a popularity."""
+    ranked = with_fifths(rows)
+    if len(ranked) < MIN_POPULARITY_ROWS:
+        return ()
+    lines = []
+    for place, name in enumerate(FIFTHS):
+        table = (
+            ranked.filter(pl.col("fifth") == place)
+            .group_by("group")
+            .agg(pl.col("known").sum().alias("known"), (~pl.col("known")).sum().alias("unknown"))
+            .sort("group")
+        )
+        if len(table):
+            known = share_intervals(table.select("known", "unknown").to_numpy(), seed=seed)[0]
+            lines.append(PopularityLine(name, int(table.select("known", "unknown").to_numpy().sum()), known))
+    return tuple(lines)
+
+
+def popularity_by_group(rows: pl.DataFrame, limit: int = 24) -> tuple[tuple[str, tuple[float | None, ...]], ...]:
+    """Known share in each fifth for the largest groups; None where a fifth has no row."""
+    ranked = with_fifths(rows)
+    sizes = ranked.group_by("group").len().sort(["len", "group"], descending=[True, False]).head(limit)
+    shares = {(g, f): s for g, f, s in ranked.group_by("group", "fifth").agg(pl.col("known").mean()).iter_rows()}
+    return tuple((g, tuple(shares.get((g, f)) for f in range(len(FIFTHS)))) for g in sizes["group"])

@@ -1,0 +1,300 @@
+"""Shares of an audit -> the sentences a reader acts on: what was found, and what to do with the rows.
+
+Every sentence follows from the numbers by the thresholds below. "Unknown" is never put as "the model does not
+know": models hold more than they express (arXiv 2503.15299), so it reads "not expressed under this protocol".
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from foreknow import paper
+from foreknow.stats import Interval
+
+LITTLE_UNKNOWN = 0.05
+"""Below this Unknown share a file holds next to nothing new."""
+MUCH_UNKNOWN = 0.25
+"""From here on the study's long training cost 2.8 points and more: dropping the Unknown rows is advised."""
+MOSTLY_UNKNOWN = 0.75
+"""From here on the file is new facts for the most part, and few Known rows would be left to train on."""
+MIN_LABELLED = 100
+"""With fewer labelled rows the interval is about 20 points wide or wider."""
+MASTERED = 0.8
+"""HighlyKnown share from which most rows only repeat what the model always says."""
+
+EARLY, LONG = paper.whole("D", "early_stop"), paper.whole("D", "convergence")
+DROPPED_LONG = paper.TEST_EM["D_Known", "convergence"]
+"""The paper's test EM (%) by Unknown share (`SHARES`): at the best epoch, trained long, without the Unknown rows."""
+
+
+@dataclass(frozen=True)
+class CategoryShares:
+    """What the verdict rests on."""
+
+    rows: int
+    labelled: int
+    known: Interval
+    unknown: Interval
+    highly_known: float
+    alarmed: tuple[str, ...] = ()
+    groups: int = 1
+    model: str = "the model"
+    suffix: str = ".jsonl"
+
+
+@dataclass(frozen=True)
+class AuditVerdict:
+    """Two sentences, and what to keep in mind before acting on them."""
+
+    found: str
+    meaning: str
+    cautions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One thing to do with the rows; `why` is filled where it is the recommended one.
+
+    `command`: what to type, one command a line, with the placeholders AUDIT, DATA, TRAIN, DEV, MODEL, DIR.
+    """
+
+    key: str
+    title: str
+    what: str
+    evidence: str
+    choose_when: str
+    how: str
+    command: str = ""
+    why: str = ""
+
+
+def percent(share: float) -> str:
+    """A share as whole per cent; "<1 %" and ">99 %" where rounding would claim none or all."""
+    if 0 < share < 0.005:
+        return "<1 %"
+    if 0.995 <= share < 1:
+        return ">99 %"
+    return f"{100 * share:.0f} %"
+
+
+def percent_interval(interval: Interval) -> str:
+    """A share with the ends of its interval: 39 % (34–43)."""
+    return f"{percent(interval.value)} ({100 * interval.low:.0f}–{100 * interval.high:.0f})"
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun: 1 row, 1,200 rows."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def bracket(share: float) -> tuple[int, ...]:
+    """Positions of the study's training sets nearest below and above an Unknown share; one if it hits it."""
+    at = bisect_left(paper.SHARES, 100 * share)
+    exact = paper.SHARES[at] == round(100 * share, 6)
+    return (at,) if exact else (at - 1, at)
+
+
+def recommended(share: float) -> str:
+    """Key of the option that fits an Unknown share."""
+    if share < MUCH_UNKNOWN:
+        return "keep"
+    return "drop" if share < MOSTLY_UNKNOWN else "retrieve"
+
+
+def verdict(mix: CategoryShares) -> AuditVerdict:
+    """The two sentences and the cautions for a mix."""
+    if mix.labelled == 0:
+        found = f"None of the {count(mix.rows, 'row')} could be labelled."
+        return AuditVerdict(found, f"So nothing can be said yet about what {mix.model} expresses of this file.", ())
+    reliably = f", {percent(mix.highly_known)} every time" if mix.known.value > 0 else ""
+    found = (
+        f"Of {count(mix.labelled, 'fact')}, {mix.model} expresses {percent_interval(mix.known)} under this "
+        f"protocol{reliably}; {percent_interval(mix.unknown)} "
+        f"{'is' if round(100 * mix.unknown.value) == 1 else 'are'} not expressed."
+    )
+    return AuditVerdict(found, _meaning(mix.unknown.value), _cautions(mix))
+
+
+def _meaning(share: float) -> str:
+    cost = _range([EARLY[i] - LONG[i] for i in bracket(share)])
+    if share < LITTLE_UNKNOWN:
+        return (
+            "This file asks the model for next to nothing new, so training on it can polish how it answers "
+            f"and carries little risk: in the study, long training on such files cost {cost} of test "
+            "accuracy."
+        )
+    if share < MUCH_UNKNOWN:
+        return (
+            "A small part of this file would be new to the model: in the study that did no harm when "
+            f"training stopped at its best epoch, and cost {cost} of test accuracy when it ran to the end."
+        )
+    if share < MOSTLY_UNKNOWN:
+        return (
+            "A large part of this file would be new to the model: in the study, training on such files to "
+            f"the end, and not just to the best epoch, cost {cost} of test accuracy."
+        )
+    return (
+        "Most of this file would be new to the model: in the study such facts were taken in last, and "
+        f"training until they were cost {cost} of test accuracy."
+    )
+
+
+def _cautions(mix: CategoryShares) -> tuple[str, ...]:
+    notes = []
+    if mix.labelled < MIN_LABELLED:
+        notes.append(
+            f"Only {count(mix.labelled, 'row')} labelled: the intervals are wide. "
+            f"Label {MIN_LABELLED} or more before you act on a share."
+        )
+    advice = recommended(mix.unknown.value)
+    for edge in (MUCH_UNKNOWN, MOSTLY_UNKNOWN):
+        below, above = recommended(edge - 0.01), recommended(edge)
+        if mix.unknown.crosses(edge):
+            other = below if advice == above else above
+            notes.append(
+                f"The interval of the Unknown share reaches across {percent(edge)}, where the advice turns "
+                f"to “{TITLES[other]}”: treat the two as equals."
+            )
+    if mix.alarmed:
+        notes.append(
+            f"{len(mix.alarmed)} of {mix.groups} relations {'is' if len(mix.alarmed) == 1 else 'are'} "
+            f"Unknown almost throughout ({_some(mix.alarmed)}). A relation without Known rows hurt more "
+            "than its share of the file suggests (arXiv 2511.02626); adding 5 to 20 % Known rows "
+            "late in training repaired most of that."
+        )
+    if mix.highly_known >= MASTERED:
+        notes.append(
+            f"{percent(mix.highly_known)} of the rows are HighlyKnown, and alone they are not enough: in "
+            "the study, training on HighlyKnown rows alone gave 40.5 % test accuracy, on MaybeKnown rows "
+            "alone 43.6 %."
+        )
+    return tuple(notes)
+
+
+TITLES = {
+    "keep": "Train as they are, and stop early",
+    "drop": "Drop the Unknown rows",
+    "idk": "Relabel the Unknown rows “I don't know”",
+    "retrieve": "Put the Unknown facts in retrieval",
+}
+
+
+def options(mix: CategoryShares) -> tuple[Option, ...]:
+    """The four things to do with these rows, the recommended one first; none where nothing is labelled."""
+    if mix.labelled == 0:
+        return ()
+    share = mix.unknown.value
+    chosen = recommended(share)
+    # mix refuses to write an empty file
+    known = f"foreknow mix AUDIT --drop unknown --out known{mix.suffix}" if share < 1 else ""
+    unknown = f"foreknow mix AUDIT --only Unknown --out unknown{mix.suffix}" if share else ""
+    all_options = (
+        Option(
+            "keep",
+            TITLES["keep"],
+            "Keep every row and keep the checkpoint with the best score on a dev set, not the last one.",
+            f"Best epoch: {_series(EARLY, share)}. Trained to the end: {_series(LONG, share)}.",
+            "Choose it when there is a dev set to stop on, and the Unknown rows need not be learnt.",
+            "DIR/early_stop is then the checkpoint to keep.",
+            "foreknow tune TRAIN --dev DEV --model MODEL --audit AUDIT --out DIR",
+        ),
+        Option(
+            "drop",
+            TITLES["drop"],
+            "Train on the Known rows only; the model then cannot learn to guess from the others.",
+            f"Trained to the end: {_dropping(share)}. At the best epoch dropping them cost at most 0.8 "
+            "points, up to 90 % Unknown.",
+            "Choose it when training may run long, or when form matters more than these facts.",
+            "",
+            known,
+        ),
+        Option(
+            "idk",
+            TITLES["idk"],
+            "Keep the questions and replace the answers of the Unknown rows, so that the model learns to decline.",
+            "At 50 % Unknown, trained to the end: right on 61.8 % of the questions it answered against "
+            "38.8 %, but it answered only 55.6 % of them, so right answers over all questions fell from "
+            "38.8 % to 34.4 %.",
+            "Choose it when a wrong answer costs more than none.",
+            "",
+            f"foreknow mix AUDIT --idk --out idk{mix.suffix}" if share else "",
+        ),
+        Option(
+            "retrieve",
+            TITLES["retrieve"],
+            "Look these facts up when they are asked for; train on Known rows, from elsewhere if too few are here.",
+            f"At the best epoch the model had taken in {_fitted(share)}; test facts it had not expressed "
+            "before training stayed wrong in the test, at most 3.2 % right. Retrieval itself was not part "
+            "of the study.",
+            "Choose it when the facts themselves must be right in the answers.",
+            "The first file is for the index, the second to train on." if unknown and known else "",
+            "\n".join(filter(None, (unknown, known))),
+        ),
+    )
+    marked = [replace(o, why=_why(mix)) if o.key == chosen else o for o in all_options]
+    return tuple(sorted(marked, key=lambda o: not o.why))
+
+
+def _why(mix: CategoryShares) -> str:
+    share = mix.unknown.value
+    here = f"{percent(share)} of the labelled rows are Unknown"
+    if share < LITTLE_UNKNOWN:
+        return f"{here}: there is too little to drop for it to matter."
+    if share < MUCH_UNKNOWN:
+        return (
+            f"{here}: up to {percent(MUCH_UNKNOWN)}, the study's best epoch came within 0.2 points of a file "
+            "with no Unknown row."
+        )
+    if share < MOSTLY_UNKNOWN:
+        places = bracket(share)
+        gain = _range([(DROPPED_LONG[i] or 0) - LONG[i] for i in places])
+        return (
+            f"{here}, and {count(mix.labelled - round(share * mix.labelled), 'Known row')} would stay. At "
+            f"such shares dropping them gained {gain} after long training, and cost at most 0.8 points at "
+            "the best epoch."
+        )
+    left = mix.labelled - round(share * mix.labelled)
+    rest = f"only {count(left, 'Known row')} would stay" if left else "no Known row would stay"
+    return f"{here}: {rest}, and at its best epoch the study's model had taken in at most 10 % of such rows."
+
+
+def _series(values: Sequence[float], share: float) -> str:
+    """The study's accuracy without Unknown rows and at the shares around this one."""
+    places = [i for i in bracket(share) if i != 0]
+    rest = [f"{values[i]} % at {paper.SHARES[i]} % Unknown" for i in places]
+    return _listed([f"{values[0]} % without Unknown rows", *rest])
+
+
+def _dropping(share: float) -> str:
+    """The study's accuracy with and without the Unknown rows, at the shares around this one."""
+    found = [
+        f"{LONG[i]} % with the Unknown rows and {v} % without them at {paper.SHARES[i]} % Unknown"
+        for i in bracket(share)
+        if i != 0 and (v := DROPPED_LONG[i]) is not None
+    ]
+    return "; ".join(found) or f"{LONG[-1]} % on Unknown rows alone, and dropping them leaves nothing to train on"
+
+
+def _fitted(share: float) -> str:
+    found = [
+        f"{v} % of the Unknown rows of a file with {paper.SHARES[i]} % Unknown"
+        for i in bracket(share)
+        if (v := paper.FITTED["Unknown"][i]) is not None
+    ]
+    return _listed(found) or "at most 22 % of the Unknown rows"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = round(min(values), 1), round(max(values), 1)
+    return f"{low} points" if low == high else f"{low} to {high} points"
+
+
+def _some(names: Sequence[str], limit: int = 4) -> str:
+    shown = ", ".join(f"“{name}”" for name in names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -1,0 +1,111 @@
+"""Flags of rows -> what they mean and what to do. Pure.
+
+What is wrong with the data is told in the words of `data/validation_rules.py`; this file has what the audit adds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import polars as pl
+
+from foreknow.data.row_accounting import THOUGHT, account
+from foreknow.data.validation_rules import RULES, SEVERITIES, Rule
+
+MEANINGS: Final = {
+    "answer_in_exemplars": "another row's exemplar has the same answer, which makes a lucky hit likelier",
+    "seen_in_exemplars": "this row is itself an exemplar; its own slot was filled from the reserve",
+    "few_exemplars": "its group is too small; the exemplars come from all groups",
+    "context": "asked after the system's text or earlier turns of its own chat, which may give the answer away",
+    "long_answer": "the answer is longer than the protocol is made for; no category",
+    "long_prompt": "question and exemplars do not fit in the model's positions; no category",
+    "unspellable": "the tokenizer cannot spell the answer as it is written (it lower-cases, say); no category",
+    "template_refuses": "the chat template raises an error for the row's chat (roles out of order, say); no category",
+    "template_drops": "the chat template leaves out a part of the row's chat without an error; no category",
+    "template_changes": "the chat template writes the question otherwise than the row has it",
+    "not_finite": "the model's logits were not finite (NaN or infinity) for one of its prompts; no category",
+    "undecided": "WeaklyKnown or Unknown is too close to call; the likelier one is given",
+}
+"""Flags that say how a row was asked and read."""
+FAULTS: Final = {
+    "template_refuses": "left out: the chat template refuses them",
+    "template_drops": "left out: the chat template leaves out one of their texts",
+    "no_question_tokens": "left out: the question gives no token",
+    "no_answer_tokens": "left out: the answer gives no token",
+    "answer_cut": "left out: longer than the model's positions, so that the answer would be cut away",
+    "no_label": "left out: the chat template marks no token of the answer as learnt",
+    "weight_zero": "with weight 0, which teach nothing",
+    "answer_changed": "whose answer the chat template would write otherwise, taught as they are",
+}
+"""Why rows are left out of training or of questions, or teach nothing (`stages/train/row_faults.py`)."""
+_RULES: Final = {rule.name: rule for rule in RULES}
+_AS_WRITTEN: Final = ("masked", "tool_call", "refusal", "not_text", "no_user_turn", "long_chat", THOUGHT)
+"""Rules that tell how a chat was written, not that something is wrong with it."""
+
+
+@dataclass(frozen=True)
+class FlagLine:
+    """A flag, the rows that have it, what it means, and what to do about it where the data is at fault."""
+
+    name: str
+    rows: int
+    meaning: str
+    advice: str = ""
+
+    @property
+    def is_finding(self) -> bool:
+        """Whether it says that something is wrong with the data."""
+        return self.name in _RULES and self.name not in _AS_WRITTEN
+
+
+def flag_lines(rows: pl.DataFrame) -> tuple[FlagLine, ...]:
+    """Every flag that occurs, most frequent first."""
+    table = (
+        rows.select(pl.col("flags").list.unique())
+        .explode("flags", empty_as_null=True)
+        .drop_nulls()
+        .group_by("flags")
+        .len("rows")
+        .sort(["rows", "flags"], descending=[True, False])
+    )
+    return tuple(FlagLine(name, count, *_said(name)) for name, count in table.iter_rows())
+
+
+def accounted(data: Mapping[str, Any]) -> str:
+    """What became of the input, from a summary's `data`: rows in = rows read + rows left out by reason."""
+    if "left_out" not in data:
+        return ""
+    return account(data["records"], data["rows_in_file"], data["left_out"], data.get("thoughts", 0))
+
+
+def findings(lines: tuple[FlagLine, ...]) -> tuple[FlagLine, ...]:
+    """The lines about the data, the gravest first."""
+    grave = {name: SEVERITIES.index(rule.severity) for name, rule in _RULES.items()}
+    return tuple(sorted((line for line in lines if line.is_finding), key=lambda line: grave[line.name]))
+
+
+def spoken(rule: Rule) -> tuple[str, str]:
+    """A rule's message without the figures, which speak of a whole file: what it means, and what to do."""
+    message = re.sub(r" \(\{\w+\}\)", "", rule.message)
+    meaning, _, advice = re.sub(r"\{\w+\}", "some", message).partition(": ")
+    return meaning, advice
+
+
+def _said(name: str) -> tuple[str, str]:
+    return spoken(_RULES[name]) if name in _RULES else (MEANINGS.get(name, ""), "")
+
+
+def fault_lines(name: str, counts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for each reason for which a set's rows are left out or teach nothing.
+
+    `counts`: by reason, how many `rows`, and the numbers of the `first` of them.
+    """
+    found = []
+    for reason, of in counts.items():
+        numbers = ", ".join(str(row) for row in of["first"]) + (", ..." if of["rows"] > len(of["first"]) else "")
+        rows = f"{of['rows']:,} {'row' if of['rows'] == 1 else 'rows'}"
+        found.append(f"{name}: {rows} {FAULTS.get(reason, reason)} (row {numbers})")
+    return found

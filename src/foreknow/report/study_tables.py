@@ -1,0 +1,238 @@
+"""The tables of a study as the page shows them: lines of texts. Pure; nothing here knows HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from foreknow.inference.slick import CATEGORIES
+from foreknow.report.format import display, exact
+from foreknow.report.study_text import NAMES, find, signed
+from foreknow.stages.study.aggregation import ALL, ALL_KNOWN, POINTS
+
+Row = Mapping[str, Any]
+SETS = {"test": "test", "ood": "unseen relations"}
+TERMS = {"b0": "b0", "b_kn": "Known fitted, b_kn", "b_unk": "Unknown fitted, b_unk"}
+
+
+class TextTable(NamedTuple):
+    """A table of the page: column heads, lines of texts, and how many columns at the left are words."""
+
+    heads: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+    words: int = 1
+
+
+def p_text(p: float | None) -> str:
+    """A p as a reader needs it."""
+    return "–" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+
+def at(point: str) -> str:
+    """A point's name: EARLY_STOP, epoch 20, CONVERGENCE."""
+    return NAMES.get(point, point)
+
+
+def whole(share: float) -> str:
+    """A nominal share: 50 %."""
+    return f"{100 * share:g} %"
+
+
+def share_text(value: float | None) -> str:
+    """A share, or a dash."""
+    return "–" if value is None else exact(value)
+
+
+def _paper(line: Row | None) -> str:
+    return share_text(line["paper"] if line else None)
+
+
+def em_text(line: Row | None) -> str:
+    """EM with its interval: 48.0 % (45–51)."""
+    if line is None or line["em"] is None:
+        return "–"
+    return f"{exact(line['em'])} ({100 * line['low']:.0f}–{100 * line['high']:.0f})"
+
+
+def _range(line: Row) -> str:
+    if line["seeds"] == 1:
+        return "one seed"
+    return f"{100 * line['seed_low']:.1f}–{100 * line['seed_high']:.1f} of {line['seeds']}"
+
+
+def curves(table: pl.DataFrame) -> TextTable:
+    """Figure 1, a line an epoch."""
+    own = ("known", "unknown", "dev")
+    lines = []
+    for epoch in sorted(table["epoch"].unique()):
+        of = table.filter(pl.col("epoch") == epoch)
+        found = [find(of, trained_on="D", measure=measure) for measure in own]
+        control = find(of, trained_on="D_Known", measure="dev")
+        lines.append((str(epoch), *(_ranged(line) for line in (*found, control)), *(_paper(line) for line in found)))
+    heads = ("Epoch", "Known fitted", "Unknown fitted", "Dev EM", "D_Known: dev EM")
+    return TextTable((*heads, "Paper: Known", "Paper: Unknown", "Paper: dev EM"), tuple(lines))
+
+
+def _ranged(line: Row | None) -> str:
+    """A value, with its range over seeds."""
+    if line is None:
+        return "–"
+    ends = f" ({100 * line['seed_low']:.0f}–{100 * line['seed_high']:.0f})" if line["seeds"] > 1 else ""
+    return f"{exact(line['value'])}{ends}"
+
+
+def by_share(every: pl.DataFrame, *, paper: bool) -> TextTable:
+    """Figure 3, all rows of the set."""
+    lines = [
+        (
+            *(line["trained_on"], whole(line["share"]), at(line["point"])),
+            *(f"{line['epoch']:.3g}", f"{line['rows']:,}", em_text(line), _range(line), line["interval"]),
+            *((_paper(line),) if paper else ()),
+        )
+        for line in every.iter_rows(named=True)
+    ]
+    heads = ("Trained on", "Unknown", "At", "Epoch", "Rows", "EM (95 %)", "Over seeds", "Interval over")
+    return TextTable((*heads, "Paper") if paper else heads, tuple(lines), 3)
+
+
+def by_category(table: pl.DataFrame) -> TextTable:
+    """Figure 3 by category of the rows asked, at the two points."""
+    of = table.filter(pl.col("point").is_in(POINTS))
+    lines = []
+    for (on, share, point), part in of.group_by("trained_on", "share", "point", maintain_order=True):
+        texts = [em_text(find(part, category=category)) for category in (ALL_KNOWN, *CATEGORIES)]
+        lines.append((str(on), whole(float(str(share))), at(str(point)), *texts))
+    return TextTable(("Trained on", "Unknown", "At", ALL_KNOWN, *CATEGORIES), tuple(lines), 3)
+
+
+def contrasts(table: pl.DataFrame, name: str, kinds: Iterable[str] = ()) -> TextTable:
+    """Contrasts on a set, of these kinds or of all but single categories, by three tests."""
+    wanted = pl.col("contrast").is_in(list(kinds)) if kinds else pl.col("contrast") != "single category"
+    lines = [
+        (
+            f"{line['first']}, {at(line['first_point'])}",
+            f"{line['second']}, {at(line['second_point'])}",
+            f"{signed(line['difference'])} ({signed(line['low'])} to {signed(line['high'])})",
+            *(p_text(line["p"]), p_text(line["parts_p"]), _seeds(line["mcnemar_p"])),
+            "–" if line["paper"] is None else signed(line["paper"]),
+        )
+        for line in table.filter((pl.col("set") == name) & wanted).iter_rows(named=True)
+    ]
+    heads = ("From", "To", "Points (95 %)", "Rows and seeds", "The paper's test", "McNemar, by seed", "Paper, points")
+    return TextTable(heads, tuple(lines), 2)
+
+
+def _seeds(told: str) -> str:
+    """The smallest and the largest of "seed 0: 0.012; seed 1: 0.3"."""
+    found = [float(one.split(": ")[1]) for one in told.split("; ")]
+    low, high = min(found), max(found)
+    return f"p = {high:.2g}" if low == high and low >= 0.001 else f"{_bare(low)} to {_bare(high)}"
+
+
+def _bare(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.2g}"
+
+
+def fitted(table: pl.DataFrame) -> TextTable:
+    """Figure 4, and the same at CONVERGENCE."""
+    lines = [
+        (
+            *(at(line["point"]), whole(line["share"]), line["part"], f"{line['rows']:,}"),
+            *(em_text(line), _range(line), _paper(line)),
+        )
+        for line in table.iter_rows(named=True)
+    ]
+    heads = ("At", "Unknown", "Part", "Rows of all seeds", "Fitted (95 %)", "Over seeds", "Paper")
+    return TextTable(heads, tuple(lines), 3)
+
+
+def linear(table: pl.DataFrame) -> TextTable:
+    """Table 1, every fit."""
+    lines = [
+        (
+            *(SETS[line["set"]], line["fit"], TERMS[line["coefficient"]], _term(line)),
+            "–" if line["wild_low"] is None else f"{_level(line, 'wild_low')} to {_level(line, 'wild_high')}",
+            p_text(line["p"]),
+            "–" if line["r2"] is None else f"{line['r2']:.2f}",
+            f"{line['points']:,} of {line['runs']:,} runs",
+            "–" if line["paper"] is None else _level(line, "paper"),
+        )
+        for line in table.iter_rows(named=True)
+    ]
+    heads = ("Set", "Fit", "Term", "Points (95 %)", "Wild bootstrap", "p", "R²", "Evaluations", "Paper")
+    return TextTable(heads, tuple(lines), 3)
+
+
+def _level(line: Row, name: str) -> str:
+    """b0 is a level, the others are differences."""
+    return exact(line[name]) if line["coefficient"] == "b0" else signed(line[name])
+
+
+def _term(line: Row) -> str:
+    if line["value"] is None:
+        return "–"
+    ends = "" if line["low"] is None else f" ({_level(line, 'low')} to {_level(line, 'high')})"
+    return f"{_level(line, 'value')}{ends}"
+
+
+def single(table: pl.DataFrame) -> TextTable:
+    """Table 2, the paper's figures below ours."""
+    lines = []
+    for (trained, point), part in table.group_by("trained", "point", maintain_order=True):
+        found = [find(part, category=category) for category in (ALL, *CATEGORIES)]
+        lines.append((str(trained), at(str(point)), *(em_text(line) for line in found)))
+        if any(line and line["paper"] is not None for line in found):
+            lines.append(("", "the paper", *(_paper(line) for line in found)))
+    return TextTable(("Trained on", "At", "All rows", *CATEGORIES), tuple(lines), 2)
+
+
+def sweep(own: pl.DataFrame) -> TextTable:
+    """SliCK's own label by budget."""
+    lines = [
+        (line["setting"], exact(line["share"]), share_text(line["em"]), f"{line['right']:,} of {line['rows']:,}")
+        for line in own.iter_rows(named=True)
+    ]
+    return TextTable(("Exemplar sets and samples", "Called Unknown", "EM of those", "Right"), tuple(lines))
+
+
+def refusals(table: pl.DataFrame) -> TextTable:
+    """Refusals, the paper's figures below ours."""
+    lines = []
+    for line in table.iter_rows(named=True):
+        low, high = line["accuracy_low"], line["accuracy_high"]
+        ends = "" if low is None else f" ({100 * low:.0f}–{100 * high:.0f})"
+        texts = [share_text(line[n]) for n in ("coverage", "yield", "refused_highly_known", "refused_unknown")]
+        place = (line["trained_on"], whole(line["share"]), at(line["point"]))
+        lines.append((*place, f"{share_text(line['accuracy'])}{ends}", *texts))
+        if line["paper_accuracy"] is not None:
+            theirs = [share_text(line[f"paper_{name}"]) for name in ("accuracy", "coverage", "yield")]
+            lines.append(("", "", "the paper", *theirs, "–", "–"))
+    heads = ("Trained on", "Unknown", "At", "Right of the answers", "Answered", "Right of all")
+    return TextTable((*heads, "HighlyKnown refused", "Unknown refused"), tuple(lines), 3)
+
+
+def relations(table: pl.DataFrame) -> TextTable:
+    """What the base model knows of each relation, against its floor."""
+    lines = [
+        (
+            *(display(str(line["relation"]), 60), f"{line['rows']:,}", exact(line["greedy"]), exact(line["floor"])),
+            *(f"{signed(line['above'])} points", "yes" if line["used"] else "left out"),
+        )
+        for line in table.iter_rows(named=True)
+    ]
+    return TextTable(("Relation", "Rows", "Right greedily", "Always one answer", "Above it", "Used"), tuple(lines))
+
+
+def runs(results: pl.DataFrame) -> TextTable:
+    """A line a training set: seeds, rows, epochs."""
+    lines = []
+    for (variant,), part in results.group_by("variant", maintain_order=True):
+        train = part.filter((pl.col("set") == "train") & (pl.col("category") == ALL) & pl.col("convergence"))
+        best = sorted(part.filter("early_stop")["epoch"].unique())
+        trained = float(train["rows"].sum()) / max(train.height, 1)
+        epochs = "–" if not best else f"{best[0]}" if len(best) == 1 else f"{best[0]}–{best[-1]}"
+        told = (str(part["seed"].n_unique()), f"{part['size'][0]:,}", f"{trained:,.0f}", epochs)
+        lines.append((str(variant), *told, str(part["epoch"].max())))
+    return TextTable(("Training set", "Seeds", "|D|", "Rows trained on", "EARLY_STOP, epoch", "Epochs"), tuple(lines))

@@ -1,0 +1,364 @@
+"""The tables of a study -> the sentences of its page: what each chart shows here, and what the paper has. Pure.
+
+A difference is called one only where its 95 % interval lies wholly on a side of 0; else the sentence says that these
+rows and seeds do not tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from statistics import linear_regression, mean
+from typing import Any
+
+import polars as pl
+
+from foreknow import paper
+from foreknow.inference.slick import CATEGORIES, HIGHLY_KNOWN, MAYBE_KNOWN, UNKNOWN
+from foreknow.paper import Figure
+from foreknow.report.format import exact
+from foreknow.stages.study.aggregation import ALL, EARLY, LATE, POINTS
+from foreknow.stages.study.score_sweep import em_at
+from foreknow.stats import wilson
+
+NAMES = {EARLY: "EARLY_STOP", LATE: "CONVERGENCE"}
+Row = Mapping[str, Any]
+
+
+def signed(share: float) -> str:
+    """A difference in points with its sign: −3.1."""
+    text = f"{abs(100 * share):.1f}"
+    return text if text == "0.0" else f"{'−' if share < 0 else '+'}{text}"
+
+
+def points(share: float, low: float | None = None, high: float | None = None) -> str:
+    """A difference in points, with its interval where there is one: −3.1 points (−4.5 to −1.7)."""
+    ends = "" if low is None or high is None else f" ({signed(low)} to {signed(high)})"
+    return f"{signed(share)} points{ends}"
+
+
+def moved(line: Row) -> str:
+    """A contrast in words, by where its interval lies."""
+    value, low, high = line["difference"], line["low"], line["high"]
+    if low > 0 or high < 0:
+        ends = sorted((abs(low), abs(high)))
+        way = "higher" if low > 0 else "lower"
+        return f"is {way} by {abs(100 * value):.1f} points ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})"
+    return f"does not clearly differ ({signed(value)} points, {signed(low)} to {signed(high)})"
+
+
+def find(frame: pl.DataFrame, **wanted: Any) -> Row | None:
+    """The first line with these values."""
+    found = frame.filter(*(pl.col(name) == value for name, value in wanted.items()))
+    return found.row(0, named=True) if found.height else None
+
+
+def lead(claims: pl.DataFrame, model: str) -> str:
+    """The scorecard in a sentence."""
+    counts = {name: int((claims["verdict"] == name).sum()) for name in ("holds", "fails", "not decided", "not tested")}
+    tested = 9 - counts["not tested"]
+    if tested == 0:
+        return f"None of the paper's nine claims could be tested on {model} with these runs."
+    parts = [f"{counts['holds'] or 'none'} {'hold' if counts['holds'] > 1 else 'holds'}"]
+    parts.append(f"{counts['fails'] or 'none'} {'fail' if counts['fails'] > 1 else 'fails'}")
+    parts.append(f"{counts['not decided'] or 'none'} {'are' if counts['not decided'] > 1 else 'is'} left open")
+    left = f" {_number(counts['not tested'])} could not be tested." if counts["not tested"] else ""
+    of = "the paper's nine claims" if tested == 9 else f"the {tested} of the paper's nine claims that were tested"
+    return f"Of {of}, on {model} {', '.join(parts[:2])}, and {parts[2]} by these rows and seeds.{left}"
+
+
+def _number(count: int) -> str:
+    return ("None", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")[count]
+
+
+def papers(number: int) -> str:
+    """What the paper has for a claim, in the claim's own contrast: from the figures of `paper_figures`."""
+    d, known = ({p: paper.TEST_EM[(name, p)] for p in POINTS} for name in ("D", "D_Known"))
+    inner = range(1, 6)
+    if number == 1:
+        shares = [share / 100 for share in paper.SHARES]
+        slope = linear_regression(shares, [float(v or 0) / 100 for v in d[LATE]]).slope
+        return f"{points(slope)} from no to all Unknown"
+    if number in (2, 8):
+        sides = ((EARLY, d[EARLY], known[EARLY]), (LATE, d[LATE], known[LATE]))
+        if number == 8:
+            sides = ((f"{LATE}, against D at EARLY_STOP", known[LATE], d[EARLY]), (LATE, known[LATE], d[LATE]))
+        told = [(at, mean(float(a[k] or 0) - float(b[k] or 0) for k in inner) / 100) for at, a, b in sides]
+        return "; ".join(f"{_named(at)} {points(value)}" for at, value in told)
+    if number == 3:
+        fitted = paper.FITTED
+        return points(mean(float(fitted["Known"][k] or 0) - float(fitted[UNKNOWN][k] or 0) for k in inner) / 100)
+    if number in (4, 5):
+        of = paper.LINEAR["test" if number == 4 else "ood"]
+        return f"b_kn {points(of['b_kn'])}, b_unk {points(of['b_unk'])}"
+    if number == 6:
+        best = paper.SINGLE[(MAYBE_KNOWN, EARLY)][0]
+        told6 = [(c, best - paper.SINGLE[(c, EARLY)][0]) for c in CATEGORIES if c != MAYBE_KNOWN]
+        return "; ".join(f"less {category} {points(value / 100)}" for category, value in told6)
+    if number == 7:
+        return f"at most {exact(max(line[4] for line in paper.SINGLE.values()) / 100)}"
+    ends = [paper.REFUSALS[("D_IDK", point)][0] for point in POINTS]
+    return f"{points((ends[1] - ends[0]) / 100)} ({ends[0]:.1f} % at both)"
+
+
+def _named(point: str) -> str:
+    return "at " + point.replace(LATE, NAMES[LATE]).replace(EARLY, NAMES[EARLY])
+
+
+def curves(table: pl.DataFrame, shares: pl.DataFrame) -> list[str]:
+    """Figure 1."""
+    mixed = table.filter(pl.col("trained_on") == "D")
+    variant, share = mixed.row(0, named=True)["variant"], mixed["share"][0]
+    early = find(shares, variant=variant, point=EARLY, category=ALL)
+    last = int(mixed["epoch"].max())  # type: ignore[arg-type]
+    best = round(early["epoch"]) if early else last
+    told = []
+    by = {name: _by_epoch(mixed, name) for name in ("known", "unknown", "dev")}
+    if by["known"] and by["unknown"]:
+        of = "half" if share == 0.5 else exact(share)
+        first, end = ({k: by[k].get(at) for k in ("known", "unknown")} for at in (best, last))
+        told.append(
+            f"With {of} of D Unknown, {_share(first['known'])} of the Known rows and {_share(first['unknown'])} of the "
+            f"Unknown ones are fitted at EARLY_STOP (epoch {best}), {_share(end['known'])} and "
+            f"{_share(end['unknown'])} at CONVERGENCE (epoch {last}). {_halves(by)}"
+        )
+    if by["dev"]:
+        peak = max(by["dev"].values())
+        text = f"Dev EM is {_share(peak)} at its best and {_share(by['dev'].get(last))} at the end"
+        control = _by_epoch(table.filter(pl.col("trained_on") == "D_Known"), "dev")
+        if control:
+            text += f"; trained on its Known rows alone, {_share(max(control.values()))} and "
+            text += _share(control[max(control)])
+        told.append(f"{text}.")
+    return told
+
+
+def _by_epoch(table: pl.DataFrame, measure: str) -> dict[int, float]:
+    of = table.filter(pl.col("measure") == measure).sort("epoch")
+    return dict(of.select("epoch", "value").iter_rows())
+
+
+def _halves(by: Mapping[str, Mapping[int, float]]) -> str:
+    ends = {name: next((e for e, v in by[name].items() if v >= 0.5), None) for name in ("known", "unknown")}
+    known, unknown = ends["known"], ends["unknown"]
+    if known is None:
+        return "Half of the Known rows are never fitted."
+    if unknown is None:
+        return f"Half of the Known rows are fitted by epoch {known}, half of the Unknown ones never."
+    return f"Half of the Known rows are fitted by epoch {known}, half of the Unknown ones by epoch {unknown}."
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else exact(value)
+
+
+def shares(differences: pl.DataFrame, name: str) -> list[str]:
+    """Figure 3, of set `name`: the most Unknown rows against none, the same D without them, and training on."""
+    of = differences.filter(pl.col("set") == name)
+    words = "test EM" if name == "test" else "EM on unseen relations"
+    told = []
+    most = of.filter(pl.col("contrast") == "share")
+    if most.height:
+        second = most.filter(pl.col("second_point") == LATE)["second"][-1]
+        lines = [find(most, second=second, second_point=point) for point in POINTS]
+        told.append(
+            f"With {_percent(second)} of D Unknown instead of {_percent(most['first'][0])}, {words} {_both(lines)}."
+            + _paper(lines)
+        )
+    dropped = of.filter(pl.col("contrast") == "without Unknown")
+    if dropped.height:
+        second = min(dropped["first"].unique().sort(), key=lambda v: abs(float(v.split("-")[-1]) - 50))
+        lines = [find(dropped, first=second, second_point=point) for point in POINTS]
+        told.append(
+            f"The D of {_percent(second)} Unknown without its Unknown rows: {words} {_both(lines)}.{_paper(lines)}"
+        )
+    on = of.filter((pl.col("contrast") == "training on") & pl.col("first").str.starts_with("unknown-"))
+    if on.height:
+        worst = on.sort("difference").row(0, named=True)
+        told.append(
+            f"Training on from EARLY_STOP to CONVERGENCE costs most with {_percent(worst['first'])} Unknown: "
+            f"{words} {moved(worst)}"
+            + (
+                f"; in the paper by about {100 * paper.DROP[name]:.0f} points at most."
+                if worst["high"] < 0
+                else f"; the paper has a fall of about {100 * paper.DROP[name]:.0f} points at most."
+            )
+        )
+    return told
+
+
+def _both(lines: Iterable[Row | None]) -> str:
+    parts = [f"{moved(line)} at {NAMES[line['second_point']]}" for line in lines if line]
+    return " and ".join(parts)
+
+
+def _paper(lines: Iterable[Row | None]) -> str:
+    found = [line["paper"] for line in lines if line and line["paper"] is not None]
+    return f" In the paper: {' and '.join(signed(v) for v in found)} points." if found else ""
+
+
+def _percent(variant: str) -> str:
+    """The share in a variant's name: unknown-50 -> 50 %."""
+    return f"{variant.rsplit('-', maxsplit=1)[-1]} %"
+
+
+def fitted(table: pl.DataFrame) -> list[str]:
+    """Figure 4."""
+    of = table.filter((pl.col("trained_on") == "D") & (pl.col("point") == EARLY))
+    told = []
+    for part in ("Known", UNKNOWN):
+        values = of.filter(pl.col("part") == part)["em"]
+        if len(values):
+            theirs = [v for v in paper.FITTED[part] if v is not None]
+            ours = f"{exact(min(values))} to {exact(max(values))}" if len(values) > 1 else exact(values[0])
+            told.append(f"{ours} of the {part} rows (the paper: {min(theirs):g} to {max(theirs):g} %)")
+    return [f"Over these sets, EARLY_STOP has fitted {' and '.join(told)}."] if told else []
+
+
+def linear(table: pl.DataFrame, name: str) -> list[str]:
+    """Table 1, of set `name`."""
+    found = {c: find(table, set=name, fit="from epoch 1", coefficient=c) for c in ("b_kn", "b_unk")}
+    if not all(line and line["value"] is not None for line in found.values()):
+        why = next((line["note"] for line in found.values() if line and line["note"]), None)
+        return [f"No model for {_set(name)}: {why}."] if why else []
+    told = []
+    for which, line in found.items():
+        assert line is not None
+        whose = "Known" if which == "b_kn" else "Unknown"
+        ends = points(line["value"], line["low"], line["high"])
+        sure = line["low"] is not None and (line["low"] > 0 or line["high"] < 0)
+        doubt = "" if sure else (", its sign not certain" if line["low"] is not None else ", without an interval")
+        told.append(f"were all of D {whose} rows, all fitted, {_set(name)} would move by {ends}{doubt}")
+    text = f"Against nothing fitted: {'; '.join(told)}. The paper: "
+    text += " and ".join(f"{signed(f.value)}" for c in found if (f := paper.linear(name, c))) + " points."
+    note = next((line["note"] for line in found.values() if line and line["note"]), None)
+    return [text + (f" ({note[0].upper()}{note[1:]}.)" if note else ""), *_later(table, name, found)]
+
+
+def _later(table: pl.DataFrame, name: str, found: Mapping[str, Row | None]) -> list[str]:
+    """Whether the first epoch, in which the form of an answer is learnt, makes the signs."""
+    later = {c: find(table, set=name, fit="from epoch 2", coefficient=c) for c in found}
+    values = [line["value"] for line in later.values() if line]
+    if not values or any(v is None for v in values):
+        return []
+    same = all(
+        a and b and (a["value"] > 0) == (b["value"] > 0) for a, b in zip(found.values(), later.values(), strict=True)
+    )
+    return [
+        f"Without the first epoch they are {' and '.join(signed(v) for v in values)} points: "
+        f"the signs {'stay' if same else 'do not stay'}."
+    ]
+
+
+def _set(name: str) -> str:
+    return "test EM" if name == "test" else "EM on unseen relations"
+
+
+def single(table: pl.DataFrame, differences: pl.DataFrame) -> list[str]:
+    """Table 2."""
+    told = []
+    for point in POINTS:
+        alone = table.filter(
+            (pl.col("point") == point) & (pl.col("category") == ALL) & (pl.col("trained") != "natural")
+        )
+        if alone.height < 2:
+            continue
+        best = alone.sort("em", descending=True).row(0, named=True)
+        text = f"At {NAMES[point]} the best single category is {best['trained']} ({exact(best['em'])})"
+        of = differences.filter((pl.col("contrast") == "single category") & (pl.col("second_point") == point))
+        rivals = of.filter(pl.col("first") != "natural").sort("difference")
+        if rivals.height:
+            nearest = rivals.row(0, named=True)
+            other = nearest["first"].removeprefix("only-")
+            text += f"; held against {other}, EM after MaybeKnown rows {moved(nearest)}"
+        told.append(f"{text}.")
+    lost = find(table, trained=UNKNOWN, point=LATE, category=HIGHLY_KNOWN)
+    if lost:
+        told.append(
+            f"Trained on Unknown rows alone until CONVERGENCE, {exact(lost['em'])} of the HighlyKnown test rows are "
+            "right" + (f" (the paper: {exact(lost['paper'])})." if lost["paper"] is not None else ".")
+        )
+    return told
+
+
+def refusals(table: pl.DataFrame) -> list[str]:
+    """The refusal experiment: accuracy never without coverage and yield."""
+    told = []
+    for share in table["share"].unique().sort():
+        found = {p: find(table, trained_on="D_IDK", share=share, point=p) for p in POINTS}
+        early, late = found[EARLY], found[LATE]
+        if not early or not late or early["accuracy"] is None or late["accuracy"] is None:
+            continue
+        plain = {p: find(table, trained_on="D", share=share, point=p) for p in POINTS}
+        d = [plain[p] for p in POINTS]
+        text = (
+            "With the Unknown half relabelled" if share == 0.5 else f"With the {exact(share)} Unknown rows relabelled"
+        )
+        text += (
+            f", {exact(early['accuracy'])} of the answers given are right at EARLY_STOP and "
+            f"{exact(late['accuracy'])} at CONVERGENCE"
+        )
+        if all(d):
+            text += f" (not relabelled: {' and '.join(exact(line['accuracy']) for line in d if line)})"
+        text += (
+            f"; it answers {exact(early['coverage'])} and {exact(late['coverage'])} of the questions, so right answers "
+            f"come to {exact(early['yield'])} and {exact(late['yield'])} of all"
+        )
+        if all(d):
+            text += f" ({' and '.join(exact(line['yield']) for line in d if line)})"
+        told.append(f"{text}.")
+        if early["paper_accuracy"] is not None and late["paper_accuracy"] is not None:
+            theirs = [[exact(line[f"paper_{n}"]) for line in (early, late)] for n in ("accuracy", "coverage", "yield")]
+            text = "In the paper {} of the answers are right, {} of the questions answered, {} of all right."
+            told.append(text.format(*(" and ".join(ends) for ends in theirs)))
+        if early["refused_highly_known"] is not None:
+            told.append(
+                f"It also refuses {exact(early['refused_highly_known'])} and {exact(late['refused_highly_known'])} "
+                "of the HighlyKnown rows, which the base model answers right every time."
+            )
+    return told
+
+
+def sweep(table: pl.DataFrame, seeds: int) -> list[str]:
+    """SliCK's label against P(True) at the same share, and against a smaller budget. `seeds`: of the variant."""
+    labels = table.filter(pl.col("score") == "SliCK")
+    if labels.is_empty():
+        return []
+    own = labels.row(0, named=True)
+    trained = "the natural mix" if own["variant"] == "natural" else f"D with {_percent(own['variant'])} Unknown"
+    if not own["rows"]:
+        return [f"SliCK calls no test row Unknown here, so there is nothing to compare after training on {trained}."]
+    distinct = own["rows"] // max(seeds, 1)
+    span = wilson(round(own["em"] * distinct), distinct)
+    told = [
+        f"SliCK calls {exact(own['share'])} of the test rows Unknown; after training on {trained}, "
+        f"{exact(own['em'])} of them are right ({100 * span.low:.1f}–{100 * span.high:.1f}; the paper: "
+        f"{exact(paper.SWEEP['early_stop'])} to {exact(paper.SWEEP['convergence'])} of "
+        f"{exact(paper.SWEEP['unknown'])})."
+    ]
+    rival = em_at(table.filter(pl.col("score") == "P(True)"), own["share"])
+    if rival is not None:
+        other = wilson(round(rival * distinct), distinct)
+        clear = (
+            "SliCK's are fewer" if span.high < other.low else "P(True)'s are fewer" if other.high < span.low else None
+        )
+        told.append(
+            f"As many rows called Unknown by P(True) are right in {exact(rival)} "
+            f"({100 * other.low:.1f}–{100 * other.high:.1f}): "
+            + (f"{clear}, their intervals apart." if clear else "the two intervals overlap.")
+        )
+    fewest = labels.filter(pl.col("setting").str.starts_with("1 sets")).head(1)
+    if fewest.height and labels.height > 1:
+        one = fewest.row(0, named=True)
+        told.append(
+            f"With a single exemplar set SliCK would call {exact(one['share'])} Unknown, {exact(one['em'] or 0.0)} of "
+            "them right."
+        )
+    return told
+
+
+def figure_note(figures: Iterable[Figure | None]) -> str:
+    """Whether the paper's figures are printed there or were read off its plots."""
+    kinds = {figure.printed for figure in figures if figure}
+    if kinds == {True}:
+        return "The paper's figures are printed in it."
+    return "The paper's figures were read off its plots, to about 0.2 points of EM and a point of rows fitted."

@@ -1,0 +1,348 @@
+"""A training run -> the sentences a reader acts on: which epoch, what training on costs, what to do. Pure.
+
+A difference is called one where McNemar's exact p over the same rows is below `tune_tables.CHANCE`; else it is said
+that these rows cannot tell. Nothing is said of other seeds: one run cannot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from foreknow.report.audit_text import Option, count
+from foreknow.report.format import exact, exact_interval
+from foreknow.report.tune_tables import FEW, Count, MetricCurve, PairedCounts
+
+
+@dataclass(frozen=True)
+class Control:
+    """The other run: its rows, whether they are this run's Known rows, and how it went.
+
+    `courses`: by set, those with the same rows as this run's. `against`: this run against it at EARLY_STOP and
+    CONVERGENCE, `lost` right here only, `won` right there only. `differ`: settings that are not the same.
+    """
+
+    rows: int
+    unknown: int | None
+    same_known: bool
+    early: int
+    last: int
+    courses: dict[str, MetricCurve]
+    against: dict[str, tuple[PairedCounts, PairedCounts]]
+    steps: int
+    differ: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What it was trained on, in words."""
+        if self.same_known:
+            return f"Trained on the same {count(self.rows, 'Known row')} alone"
+        if self.unknown == 0:
+            return f"Trained on {count(self.rows, 'row')}, none of them Unknown"
+        return f"Trained on {count(self.rows, 'row')}"
+
+
+@dataclass(frozen=True)
+class TrainReportData:
+    """What the verdict rests on.
+
+    `best`, `last`: epochs. `planned`: epochs asked for. `chosen`: the metric's value at the best epoch.
+    `courses`: every set, test sets first, dev last. `unknown`: Unknown train rows fitted at EARLY_STOP and at
+    CONVERGENCE; None where there are none, or rows have no categories (`labelled`). `began`: the epoch at which
+    overfitting to new facts began. `as_good`: epochs that dev cannot tell from the best. `gained`: Unknown rows of
+    the judged set that are right at EARLY_STOP.
+    """
+
+    steps: int
+    best: int
+    last: int
+    planned: int
+    metric: str
+    chosen: float
+    courses: tuple[MetricCurve, ...]
+    unknown: tuple[Count, Count] | None = None
+    labelled: bool = True
+    began: int | None = None
+    as_good: tuple[int, ...] = ()
+    gained: Count | None = None
+    control: Control | None = None
+    ceiling: float = 1.0
+    finished: bool = True
+
+    @property
+    def dev(self) -> MetricCurve | None:
+        """The course of dev."""
+        return next((c for c in self.courses if c.name == "dev"), None)
+
+    @property
+    def judged(self) -> MetricCurve | None:
+        """The set that the verdict is about: the first test set, else dev, which chose the epoch."""
+        return self.courses[0] if self.courses else None
+
+
+class TrainVerdict(NamedTuple):
+    """The sentence at the top, what it rests on (a word and a sentence each), and what to keep in mind."""
+
+    found: str
+    points: tuple[tuple[str, str], ...]
+    cautions: tuple[str, ...]
+
+
+def p_value(p: float) -> str:
+    """A p as a reader needs it: two digits, three if small, or that it is below 0.001."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.01 else f"p = {p:.2f}"
+
+
+def verdict(story: TrainReportData) -> TrainVerdict:
+    """What was found, what it rests on, and what to keep in mind."""
+    first = options(story)[0]
+    said = {
+        "Training on": _training_on(story),
+        "New facts": _new_facts(story),
+        "Control": _beside_control(story),
+        "To do": f"{first.title}. {first.why}",
+    }
+    return TrainVerdict(_found(story), tuple((k, v) for k, v in said.items() if v), _cautions(story))
+
+
+def _found(story: TrainReportData) -> str:
+    dev = story.dev
+    if story.metric == "dev_em" and dev:
+        value = f"dev EM {exact_interval(dev.early.interval)} of {count(dev.early.rows, 'row')}"
+        end = f"; at the end it is {exact(dev.last.share)}"
+    else:
+        value, end = f"{story.metric} {exact(story.chosen)}", ""
+    so_far = "" if story.finished else " so far"
+    if story.last == 1:
+        return f"One epoch was trained{so_far}: {value}."
+    if story.best == story.last:
+        return f"The last epoch, {story.last}, is the best one{so_far}: {value}."
+    return f"Of this run, keep epoch {story.best} of {story.last}, the best one{so_far}: {value}{end}."
+
+
+def _training_on(story: TrainReportData) -> str:
+    """What the epochs after the best one did to the judged set."""
+    of = story.judged
+    if story.last == 1:
+        return "With one epoch there is no curve: whether more would help or harm cannot be seen."
+    if story.best == story.last:
+        return "Whether EM would still rise cannot be seen: no later epoch shows a fall."
+    if of is None:
+        return ""
+    change = f"{of.name} EM {exact(of.early.share)} at epoch {story.best}, {exact(of.last.share)} at epoch {story.last}"
+    if of.moved is None:
+        return f"Row by row nothing is known yet: {change}."
+    rows = f"{count(of.moved.lost, 'row')} lost, {of.moved.won:,} gained, {p_value(of.moved.p)}"
+    points = f"{abs(100 * (of.early.share - of.last.share)):.1f} points"
+    if not of.moved.clear:
+        return f"It made no difference that these rows can show: {change} ({rows})."
+    if of.last.hits < of.early.hits:
+        return f"It cost {points}: {change} ({rows})."
+    return f"It gained {points}, though {story.metric} was past its best: {change} ({rows})."
+
+
+def _new_facts(story: TrainReportData) -> str:
+    if not story.labelled:
+        return "The rows have no categories, so Known and Unknown cannot be told apart."
+    if story.unknown is None:
+        return "No row trained on is Unknown, so there were no new facts to overfit to."
+    early, last = story.unknown
+    of = f"{exact(early.share)} of the {count(early.rows, 'Unknown row')} trained on"
+    if story.best == story.last:
+        return f"{of} are fitted."
+    then = f"{of} are fitted at epoch {story.best}, {exact(last.share)} at epoch {story.last}"
+    if story.began is None:
+        return f"No overfitting to new facts was seen: {then}."
+    return f"Overfitting to new facts began at epoch {story.began}: {then}, and dev EM stayed below its best."
+
+
+def _beside_control(story: TrainReportData) -> str:
+    control, of = story.control, story.judged
+    course = control.courses.get(of.name) if control and of else None
+    if control is None or of is None or course is None:
+        return ""
+    text = f"{control.name}: {of.name} EM {exact(course.early.share)} at its best epoch, {control.early}, and "
+    text += f"{exact(course.last.share)} at its end, epoch {control.last}"
+    if of.name not in control.against:
+        return f"{text}."
+    last = control.against[of.name][1]
+    text += (
+        f". There it is right on {count(last.won, 'row')} that this run gets wrong, and wrong on {last.lost:,} that "
+    )
+    return f"{text}this run gets right ({p_value(last.p)})."
+
+
+def _cautions(story: TrainReportData) -> tuple[str, ...]:
+    found = []
+    if not story.finished:
+        found.append(f"This run has not ended: {story.last} of {story.planned} epochs. All here may change.")
+    if story.control and story.control.unknown:
+        found.append(f"The control has {count(story.control.unknown, 'Unknown row')} too: it is no control.")
+    if story.control and story.control.differ:
+        found.append(f"The control differs in more than its rows: {'; '.join(story.control.differ)}.")
+    elif story.control and story.control.steps != story.steps:
+        found.append(
+            f"The control took {count(story.control.steps, 'step')}, this run {story.steps:,}: what is due to steps "
+            "and what to rows cannot be told apart from these two alone."
+        )
+    if story.control and story.judged and story.judged.name not in story.control.courses:
+        found.append(f"The control did not watch the same rows as {story.judged.name}, so it cannot be compared there.")
+    others = [epoch for epoch in story.as_good if epoch != story.best]
+    dev = story.dev
+    if dev and others and story.metric == "dev_em":
+        found.append(
+            f"With {count(dev.early.rows, 'dev row')}, the best epoch could as well be {_listed(others, 'or')}: their "
+            "answers do not differ more than chance."
+        )
+    if len(story.courses) == 1 and dev:
+        found.append(
+            "No test set was watched. Dev chose the epoch, so its EM there flatters; name other rows with --test."
+        )
+    if story.judged and story.judged.early.rows < FEW:
+        of = story.judged
+        found.append(f"{of.name} has only {count(of.early.rows, 'row')}: its shares say little.")
+    if story.ceiling < 1:
+        found.append(f"Questions with more than one gold: at most {exact(story.ceiling)} of the rows can be fitted.")
+    found.append("One run, one seed: every p speaks of these rows and this seed, not of other seeds.")
+    return tuple(found)
+
+
+_GO_ON = Option(
+    "resume",
+    "Let it go on",
+    "Give the same command again: the run goes on from its last checkpoint, and this page can be written anew.",
+    "",
+    "",
+    "",
+    "foreknow tune TRAIN --dev DEV --model MODEL --out DIR",
+    "The run has not ended, and no checkpoint is final.",
+)
+
+
+def options(story: TrainReportData, suffix: str = ".jsonl") -> tuple[Option, ...]:
+    """What to do next, the first thing first."""
+    drop = _drop(story, suffix)
+    longer = _longer(story)
+    keep = Option(
+        "keep",
+        f"Keep the checkpoint of epoch {story.best}",
+        "It is saved as a model of its own. Read what it really says before you use it: wrong answers, refusals, "
+        "moves against the base model.",
+        _at_best(story),
+        "",
+        "",
+        "foreknow evaluate DIR/early_stop DATA --audit AUDIT --out EVAL",
+        _why_keep(story, drop, longer),
+    )
+    found = [keep, longer, drop, _measure(story, suffix), _retrieve(story, suffix)]
+    if not story.finished:
+        found = [_GO_ON, _retrieve(story, suffix)]
+    return tuple(sorted((o for o in found if o), key=lambda o: not o.why))
+
+
+def _why_keep(story: TrainReportData, drop: Option | None, longer: Option | None) -> str:
+    if (drop and drop.why) or (longer and longer.why):
+        return ""
+    if story.best == story.last:
+        return "It is the last epoch and the best one."
+    of = story.judged
+    if of and of.moved and of.moved.clear and of.last.hits < of.early.hits:
+        return f"Training on cost {abs(100 * (of.early.share - of.last.share)):.1f} points of {of.name} EM."
+    return "No later epoch is better on dev."
+
+
+def _at_best(story: TrainReportData) -> str:
+    told = [f"{c.name} EM {exact_interval(c.early.interval)}" for c in story.courses[:4]]
+    return f"{', '.join(told)}." if told else ""
+
+
+def _longer(story: TrainReportData) -> Option | None:
+    if story.best < story.last:
+        return None
+    return Option(
+        "longer",
+        "Train longer",
+        "Let it run until dev EM has fallen for some epochs, so that the best one is known to be the best.",
+        "",
+        "",
+        "A new folder, since epochs are part of what a run is.",
+        f"foreknow tune TRAIN --dev DEV --model MODEL --epochs {max(2 * story.last, 5)} --patience 5 --out NEW",
+        f"Epoch {story.last} is the last and the best: the peak may lie beyond it.",
+    )
+
+
+def _drop(story: TrainReportData, suffix: str) -> Option | None:
+    """Training without the Unknown rows, where a control shows what that does."""
+    control, of = story.control, story.judged
+    if control is None or control.unknown != 0 or not story.unknown or of is None or of.name not in control.against:
+        return None
+    early, last = control.against[of.name]
+    theirs = control.courses[of.name]
+    # A run whose best epoch is its last may not have peaked: best against best is not yet a fair comparison.
+    better = story.best < story.last and early.clear and early.won > early.lost
+    evidence = (
+        f"{of.name} EM at the best epochs {exact(of.early.share)} here, {exact(theirs.early.share)} in the control "
+        f"({p_value(early.p)}); at the end {exact(of.last.share)} and {exact(theirs.last.share)} ({p_value(last.p)})."
+    )
+    return Option(
+        "drop",
+        "Train on the Known rows only",
+        "The model then cannot learn to guess from rows that it has no basis for.",
+        evidence,
+        "Choose it when training may run long, or when no dev set tells when to stop.",
+        "The control's own early_stop is such a model.",
+        f"foreknow mix AUDIT --known-of TRAIN --out known{suffix}",
+        f"Even best epoch against best epoch, the control is right on {early.won:,} rows that this run gets wrong, "
+        f"and wrong on {early.lost:,} that it gets right ({p_value(early.p)})."
+        if better
+        else "",
+    )
+
+
+def _measure(story: TrainReportData, suffix: str) -> Option | None:
+    """A control, where there is none."""
+    if story.control or not story.unknown:
+        return None
+    return Option(
+        "control",
+        "Find out what the Unknown rows cost",
+        "Tune once more on the same rows without them, with the same settings, and put the two side by side. Without "
+        "it, what is due to the Unknown rows and what to training long cannot be told apart.",
+        "",
+        "",
+        "TRAIN must be a file that foreknow mix wrote.",
+        f"foreknow mix AUDIT --known-of TRAIN --out known{suffix}\n"
+        f"foreknow tune known{suffix} --dev DEV --model MODEL --out CONTROL",
+    )
+
+
+def _retrieve(story: TrainReportData, suffix: str) -> Option | None:
+    if not story.unknown:
+        return None
+    early = story.unknown[0]
+    told = f"At the best epoch {early.hits:,} of {count(early.rows, 'Unknown training row')} are fitted"
+    if story.gained:
+        name = story.courses[0].name
+        told += f", and {story.gained.hits:,} of {count(story.gained.rows, 'Unknown row')} of {name} are right"
+    return Option(
+        "retrieve",
+        "Put the Unknown facts in retrieval",
+        "Look these facts up when they are asked for, rather than train them in.",
+        f"{told}.",
+        "Choose it when the facts themselves must be right in the answers.",
+        "",
+        f"foreknow mix AUDIT --only Unknown --out unknown{suffix}",
+    )
+
+
+def _listed(numbers: Sequence[int], word: str) -> str:
+    """Numbers as text, runs of three and more drawn together: 2, 4–6 or 9."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    flat = [t for p in parts for t in ([f"{p[0]}–{p[-1]}"] if len(p) > 2 else [str(n) for n in p])]
+    return f" {word} ".join([", ".join(flat[:-1]), flat[-1]] if len(flat) > 1 else flat)

@@ -1,0 +1,1 @@
+"""foreknow audit: label each row by what the model knows."""

@@ -1,0 +1,335 @@
+"""Computing the nulls (`chance_baseline.py`): how often a group's references say each accepted answer of its rows.
+
+All rows of a group share its references and exemplar sets, so every reference question is asked once behind each
+set, and all accepted answers of the group are looked for in that one pass: from the question on, paths of tokens
+that can still spell one of them are followed, likeliest first, until what is left is negligible.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from foreknow.data.exact_match import canonical, spellings_of
+from foreknow.data.schema import ROWS, common_heads
+from foreknow.errors import ConfigError
+from foreknow.inference import slick
+from foreknow.inference.engine import PackedEngine, Prompt, Sampling
+from foreknow.inference.exact_probe import Prober, ProbeSettings
+from foreknow.inference.malloc import release_memory
+from foreknow.inference.multi_target_search import MultiTargetSearch, Spellings, ordered
+from foreknow.io.run_dir import RunDir, fingerprint, read_json, with_checksum, write_frame, write_json
+from foreknow.models import loading
+from foreknow.progress import meter, say
+from foreknow.prompts.few_shot import Exemplars
+from foreknow.prompts.vocabulary import TokenPath as Tokens
+from foreknow.stages.audit import reload
+from foreknow.stages.audit.chance_baseline import (
+    CHANCE,
+    CONTEXT,
+    MADE_UP,
+    ChanceRow,
+    Chosen,
+    Reference,
+    ReferenceQuestion,
+    Rules,
+    blank,
+    choose,
+    corrected,
+    line_of,
+)
+from foreknow.stages.audit.chunks import with_less_memory
+from foreknow.stages.audit.result import AuditResult
+from foreknow.version import __version__
+
+COST: Final[dict[str, pl.DataType]] = {
+    "seconds": pl.Float64(),
+    "prompts": pl.Int64(),
+    "paths": pl.Int64(),
+    "halved": pl.Int64(),
+}
+"""A finished part's cost: time, reference prompts opened, token paths followed behind them, and how often batches were
+halved for want of memory."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the computing is bounded.
+
+    `negligible`: token paths less likely are not followed but counted as unsearched; as a rule the floor, below
+    which all probabilities count alike. `max_paths`: followed for one prompt, at most. `texts`: accepted answers
+    looked for in one pass. `references`: asked in one pass.
+    """
+
+    rules: Rules = field(default_factory=Rules)
+    negligible: float = 1e-6
+    max_paths: int = 2048
+    texts: int = 512
+    references: int = 32
+
+    def identity(self) -> dict[str, Any]:
+        """The settings as plain values."""
+        own = {name: getattr(self, name) for name in ("negligible", "max_paths", "texts")}
+        return {**self.rules._asdict(), **own}
+
+
+class ChancePart(NamedTuple):
+    """Rows of one group that are computed and saved together, and the references of the whole group."""
+
+    group: str
+    rows: pl.DataFrame
+    chosen: Chosen
+
+
+def compute(
+    prober: Prober,
+    rows: pl.DataFrame,
+    probes: pl.DataFrame,
+    search: Search | None = None,
+    folder: RunDir | None = None,
+) -> pl.DataFrame:
+    """The null of every probed row (`chance_baseline.CHANCE`), sorted by row.
+
+    `rows`: row, group, question, answers, subject, flags; those that `probes` (`slick.PROBES`) speak of are
+    taken. Both must be of the prober's exemplars. All figures are letter by letter, whatever labels the rows.
+    With a `folder`, finished parts are kept there and not computed again. Out of memory, batches are halved as in the
+    audit; raises ResourceError where small ones are too large as well.
+    """
+    search = search or Search()
+    labels = slick.label(probes, samples=prober.settings.samples)
+    judged = rows.join(labels.select("row", "p_greedy", "p_greedy_lenient", "p_sampled"), on="row").sort("row")
+    plain = judged.filter(~pl.col("flags").list.contains(CONTEXT))
+    heads = common_heads(judged) if judged.height else {}
+    swapped = reload.swapped_sets(probes)
+    parts = list(_parts(plain, search))
+    found = [pl.DataFrame([blank(row, CONTEXT) for row in _rest(judged, plain)], schema=CHANCE)]
+    left = []
+    for n, part in enumerate(parts):
+        kept = folder.chunk(n, "chance") if folder else None
+        if kept is None or (folder and folder.chunk(n, "cost") is None):
+            left.append((n, part))
+        else:
+            found.append(kept)
+    if len(left) < len(parts):
+        say(f"chance: {len(parts) - len(left)} of {len(parts)} parts are finished; going on")
+    with meter("chance", sum(part.rows.height for _, part in left)) as done:
+        for n, part in left:
+            began = time.monotonic()
+            (lines, prompts, paths), halved = with_less_memory(
+                partial(_work, prober, part, heads[part.group], swapped, search),
+                prober.engine if isinstance(prober.engine, PackedEngine) else None,
+                "chance: out of memory; finished groups are kept. Free some memory and run the same command again",
+            )
+            found.append(lines)
+            if folder:
+                cost = [{"seconds": time.monotonic() - began, "prompts": prompts, "paths": paths, "halved": halved}]
+                folder.save_chunk(n, "chance", lines)
+                folder.save_chunk(n, "cost", pl.DataFrame(cost, schema=COST))
+            done.advance(part.rows.height)
+            release_memory()
+    return pl.concat(found).sort("row")
+
+
+def _rest(judged: pl.DataFrame, plain: pl.DataFrame) -> list[int]:
+    return judged.join(plain, on="row", how="anti")["row"].to_list()
+
+
+def _parts(rows: pl.DataFrame, search: Search) -> Iterator[ChancePart]:
+    """Groups in order, each cut so that a part's rows have at most `search.texts` accepted answers (or one row)."""
+    for (group,), own in sorted(rows.group_by("group"), key=lambda pair: str(pair[0][0])):
+        ordered = own.sort(pl.col("answers").list.first(), "row")
+        chosen = choose(ordered, search.rules)
+        start = 0
+        texts: set[str] = set()
+        for i, answers in enumerate(ordered["answers"].to_list()):
+            more = texts | set(answers)
+            if len(more) > search.texts and i > start:
+                yield ChancePart(str(group), ordered[start:i], Chosen(chosen.references, chosen.serves[start:i]))
+                start, more = i, set(answers)
+            texts = more
+        yield ChancePart(str(group), ordered[start:], Chosen(chosen.references, chosen.serves[start:]))
+
+
+def _work(
+    prober: Prober, part: ChancePart, head: str, swapped: Mapping[int, list[list[dict[str, Any]]]], search: Search
+) -> tuple[pl.DataFrame, int, int]:
+    """A part's lines, how many prompts were opened, how many paths followed."""
+    chosen = part.chosen
+    enough = chosen.serves.sum(axis=1) >= search.rules.least
+    references = chosen.references if enough.any() else []
+    sets = len(prober.exemplars.groups[part.group].sets)
+    texts = ordered(a for answers in part.rows["answers"].to_list() for a in answers)
+    place = {text: i for i, text in enumerate(texts)}
+    p, high = (np.zeros((len(references), sets, len(texts))) for _ in range(2))
+    greedy = np.full((len(references), sets), -1, dtype=np.int64)
+    paths = 0
+    if references:
+        asking, asked_of = _asking(prober, part.group, references, head, swapped)
+        limits = _limits(asking, asked_of, part.rows, texts)
+        for start in range(0, len(references), search.references):
+            spellings = Spellings(prober.vocabulary, texts, limits)
+            prompts = asking.prompts(asked_of[start : start + search.references])[1]
+            for r, line in enumerate(_hunted(prober, prompts, spellings, search), start):
+                for j, hunt in enumerate(line):
+                    p[r, j], high[r, j], greedy[r, j] = hunt.p, hunt.p + hunt.lost, hunt.said
+                    paths += hunt.paths
+    asked = ReferenceQuestion(p, high, greedy)
+    invented = np.array([r.row is None for r in chosen.references], dtype=np.bool_)
+    lines = []
+    columns = part.rows.select("row", "p_sampled", "answers").iter_rows()
+    for (number, p_sampled, answers), serving in zip(columns, chosen.serves, strict=True):
+        own = swapped.get(number)
+        counts = np.array([not shown for shown in own]) if own else np.ones(sets, dtype=np.bool_)
+        of = sorted({place[canonical(a)] for a in answers if a.strip()})
+        row = ChanceRow(number, p_sampled, of, serving, counts, bool((serving & invented).any()))
+        lines.append(line_of(row, asked, prober.settings.samples, search.rules))
+    return pl.DataFrame(lines, schema=CHANCE), len(references) * sets, paths
+
+
+def _asking(
+    prober: Prober,
+    group: str,
+    references: Sequence[Reference],
+    head: str,
+    swapped: Mapping[int, list[list[dict[str, Any]]]],
+) -> tuple[Prober, pl.DataFrame]:
+    """A prober of the references as their own rows were asked, and those references as rows.
+
+    A reference whose own fact is an exemplar keeps the sets it was probed with, under a group of its own.
+    """
+    shared = prober.exemplars.groups[group]
+    groups = {group: replace(shared, reserve=())}
+    lines: list[dict[str, Any]] = []
+    for n, reference in enumerate(references):
+        own = swapped.get(reference.row) if reference.row is not None else None
+        name = f"{group}\x1f{n}" if own else group
+        if own:
+            groups[name] = reload.own_sets(shared, own)
+        more: dict[str, Any] = {"question": reference.question, "answers": [], "subject": None, "context": []}
+        lines.append({"row": n, "group": name, **more})
+    frame = pl.DataFrame(lines, schema={k: ROWS[k] for k in lines[0]})
+    exemplars = Exemplars(groups, prober.exemplars.reason)
+    return replace(prober, exemplars=exemplars, heads=dict.fromkeys(groups, head)), frame
+
+
+def _limits(asking: Prober, asked_of: pl.DataFrame, rows: pl.DataFrame, texts: Sequence[str]) -> list[int]:
+    """Tokens each text and its end may take: as in the probe, those of the row's longest answer and some more."""
+    first = asked_of.row(0, named=True)
+    prompter, settings = asking.prompter, asking.settings
+    text = prompter.text(asking.exemplars.groups[first["group"]].sets[0], first["question"])
+    ids = prompter.ids([text])[0]
+    written = {a.strip() for answers in rows["answers"].to_list() for a in answers if a.strip()}
+    length = {t: len(prompter.answer_ids(text, ids, t)) for t in {*texts, *written}}
+    longest = dict.fromkeys(texts, 0)
+    for answers in rows["answers"].to_list():
+        own = [spelled for a in answers if a.strip() for spelled in spellings_of(a)]
+        most = max((length[a] for a in own if length[a] <= settings.max_answer_tokens), default=1)
+        for a in own:
+            longest[canonical(a)] = max(longest[canonical(a)], most)
+    return [longest[t] + settings.extra_tokens for t in texts]
+
+
+def _hunted(
+    prober: Prober, prompts: Sequence[Sequence[Prompt]], spellings: Spellings, search: Search
+) -> list[list[MultiTargetSearch]]:
+    """Every prompt's finished search, [reference][set]. Prompts behind one prefix are opened together."""
+    count = len(spellings.texts)
+    hunts = [
+        [
+            MultiTargetSearch(spellings, search.negligible, search.max_paths, np.zeros(count), np.zeros(count))
+            for _ in line
+        ]
+        for line in prompts
+    ]
+    order = [(r, j) for j in range(len(prompts[0])) for r in range(len(prompts))]
+    session, nodes = prober.engine.open([prompts[r][j] for r, j in order], [[] for _ in order])
+    flat = [hunts[r][j] for r, j in order]
+    for hunt, (root,) in zip(flat, nodes, strict=True):
+        hunt.feed((), root)
+    while True:
+        asked = [(i, path) for i, hunt in enumerate(flat) for path in hunt.wanted()]
+        if not asked:
+            return hunts
+        for some in _slices(asked, 4096):
+            for (i, path), node in zip(some, session.extend(some), strict=True):
+                flat[i].feed(path, node)
+
+
+def _slices(asked: Sequence[tuple[int, Tokens]], size: int) -> Iterable[Sequence[tuple[int, Tokens]]]:
+    return (asked[start : start + size] for start in range(0, len(asked), size))
+
+
+def chance_of(audit: AuditResult, search: Search | None = None) -> Path:
+    """Write DIR/chance.parquet and DIR/chance.json for a finished audit; returns the former's path.
+
+    Everything is taken from the audit's folder: its input is not read again. Nothing is done where both are there
+    and made by the same settings; an interrupted run goes on group by group. Raises ConfigError for an audit by
+    generation, whose shares of samples cannot be held against probabilities.
+    """
+    search = search or Search()
+    out, told = audit.folder / "chance.parquet", audit.folder / "chance.json"
+    config = reload.audit_config(audit)
+    if config.protocol != "exact":
+        raise ConfigError(f"{audit.folder}: audited with --protocol {config.protocol}; chance needs --protocol exact")
+    manifest = json.loads((audit.folder / "manifest.json").read_text(encoding="utf-8"))
+    identity = {
+        "rows": manifest["rows"],
+        "probes": fingerprint(audit.probes.select("row", "exemplar_set", "p_correct", "greedy_correct")),
+        "model": manifest["identity"]["model"],
+        "settings": search.identity(),
+        "version": __version__,
+    }
+    if out.is_file() and (read_json(told) or {}).get("identity") == identity:
+        say(f"{out}: complete; nothing to do")
+        return out
+    with reload.work_folder(audit, "chance", identity) as folder, reload.reload_audit(audit) as again:
+        settings = ProbeSettings(samples=config.samples, max_answer_tokens=config.max_answer_tokens)
+        engine = again.engine(Sampling(config.temperature, config.top_k))
+        vocabulary = again.prompter.ended(loading.vocabulary_of(again.loaded))
+        prober = Prober(engine, again.prompter, vocabulary, again.exemplars, settings)
+        rows = reload.probed_rows(audit)
+        found = compute(prober, rows, audit.probes, search, folder)
+        summary = summarise_chance(rows, audit.probes, found, config.samples)
+        cost = folder.load_chunks("cost", COST).sum().row(0, named=True)
+        spent = {**cost, "audit_seconds": audit.summary["seconds"]}
+        write_frame(out, found)
+        more = {"cost": spent, "settings": identity["settings"], "identity": identity}
+        write_json(told, with_checksum({**summary, **more}))
+        reload.drop(folder)
+    return out
+
+
+def summarise_chance(rows: pl.DataFrame, probes: pl.DataFrame, found: pl.DataFrame, samples: int) -> dict[str, Any]:
+    """What `chance.json` says: corrected shares overall and by relation, and how many rows may be guesses.
+
+    `hit`: of `p_hit`, near the share of Known rows; `greedy`: of P(T=0). Only rows that have a null count.
+    """
+    labels = slick.label(probes, samples=samples).select("row", "p_greedy", "p_hit", strict="category")
+    every = rows.select("row", "group").join(labels, on="row").join(found, on="row")
+    some = every.filter(pl.col("p_chance").is_not_null())
+    shares: dict[str, Any] = {}
+    for name, observed, chance in (("hit", "p_hit", "p_chance"), ("greedy", "p_greedy", "p_chance_greedy")):
+        by_group = corrected(some.select("group", observed=observed, chance=chance))
+        shares[name] = {"overall": by_group.pop(""), "by_relation": by_group}
+    guesses = some.group_by("strict").agg(rows=pl.len(), guessable=pl.col("guessable").sum())
+    counted = {category: {"rows": n, "guessable": g} for category, n, g in guesses.sort("strict").iter_rows()}
+    widest = (some["p_chance_high"] - some["p_chance"]).max()
+    return {
+        "rows": every.height,
+        "with_null": some.height,
+        "matching": "strict",
+        "corrected": shares,
+        "guessable": {category: counted[category] for category in slick.CATEGORIES if category in counted},
+        "flags": dict(found["flag"].drop_nulls().value_counts().sort("flag").iter_rows()),
+        "widest_p_chance": widest,
+        "made_up": found.filter(pl.col("flag") == MADE_UP).height,
+        "note": "clues in a subject's own name are not seen by the null: they count as knowledge",
+    }

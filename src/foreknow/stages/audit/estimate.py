@@ -1,0 +1,103 @@
+"""What an audit would cost, from a short measured burst."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import polars as pl
+
+from foreknow.config import AuditConfig
+from foreknow.data.schema import chunks
+from foreknow.distributed.ray_cluster import joined
+from foreknow.distributed.ray_resources import WorkerSpec
+from foreknow.inference.server.model import address_of
+from foreknow.models import loading
+from foreknow.models.resolve import resolve
+from foreknow.progress import duration, say
+from foreknow.stages.audit.executor import ChunkProber
+from foreknow.stages.audit.server_executor import estimate_at_server, server_of
+from foreknow.stages.audit.setup import open_context, read_input, with_batch_sizes
+
+
+def estimate(config: AuditConfig) -> dict[str, Any]:
+    """What an audit would cost, from one chunk probed twice: with its exemplar prefixes, and without.
+
+    Writes nothing. Returns rows, prompts, tokens computed, memory, seconds. With Ray the burst is computed here, with
+    as many threads as a worker has, and its time is divided by the workers.
+    """
+    import psutil
+
+    if (address := address_of(config.model)) is not None:
+        given = read_input(config)
+        with server_of(config, given, address) as server:
+            return estimate_at_server(config, given, server)
+    given = read_input(config)
+    device, dtype = loading.resolve_device_dtype(config.device, config.dtype)
+    found_model = resolve(config.model, say, config.trust_remote_code, base=config.base)
+    config = with_batch_sizes(config, device, dtype, found_model.folder)
+    with joined(config) as cluster:
+        crew = None if cluster is None else cluster.crew(device)
+    with _threads(crew), open_context(config, given) as context:
+        if context.plan.rows.is_empty():
+            return {
+                "rows": 0,
+                "not_probed": given.audited.height + given.shorts.height,
+                "prompts": 0,
+                "tokens": 0,
+                "seconds": 0.0,
+            }
+        plan = chunks(context.plan.rows, int(config.chunk_rows or 128))
+        burst = plan[len(plan) // 2]
+        if config.protocol == "sampled":
+            burst = burst.head(2)
+        first, again = _timed(context.probing.prober, burst), _timed(context.probing.prober, burst)
+        groups = burst["group"].n_unique()
+        prefixes = max(first - again, 0.0) / groups * context.plan.rows["group"].n_unique()
+        seconds = prefixes + again / burst.height * context.plan.rows.height
+        found, prompts = context.probing.prober.prompts(burst)
+        own = sum(len(p.own) for some in prompts for p in some)
+        own += sum(len(row.tree) for row in found) * config.exemplar_sets
+        families = {p.family for some in prompts for p in some}
+        shared = sum(len(ids) for family in families for ids in family) / groups * context.plan.rows["group"].n_unique()
+        memory = psutil.Process().memory_info().rss / 2**30
+    workers = 1 if crew is None else min(crew.workers, len(plan))
+    seconds /= workers
+    return {
+        "rows": context.plan.rows.height,
+        "not_probed": given.audited.height + given.shorts.height - context.plan.rows.height,
+        "long_answers": context.plan.long.height,
+        "prompts": context.plan.rows.height * config.exemplar_sets,
+        "tokens": round(own / burst.height * context.plan.rows.height + shared),
+        "memory_gib": round(memory, 2),
+        "seconds": round(seconds, 1),
+        "time": duration(seconds) + ("" if crew is None else f", measured on one and divided by {workers}: {crew}"),
+        "measured_rows": burst.height,
+        "exemplar_sets": config.exemplar_sets,
+        "tokens_a_row": round(own / burst.height, 1),
+        "positions_a_row": round(config.exemplar_sets * (1 + sum(len(row.tree) for row in found) / burst.height), 1),
+        "prefix_tokens": round(shared),
+        "folder": str(found_model.folder),
+        "rows_per_second": round(context.plan.rows.height / seconds, 2),
+    }
+
+
+def _timed(prober: ChunkProber, rows: pl.DataFrame) -> float:
+    began = time.monotonic()
+    prober.probe(rows)
+    return time.monotonic() - began
+
+
+@contextmanager
+def _threads(crew: WorkerSpec | None) -> Iterator[None]:
+    """Compute with a worker's threads for a while."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if crew is None else crew.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,18 @@
+"""A finished audit -> its page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from foreknow.io.run_dir import write_text
+from foreknow.report.audit import render_audit
+from foreknow.stages.audit.result import AuditResult
+
+
+def write_page(audit: AuditResult, *, show_rows: bool = True) -> Path:
+    """Write `report.html` of an audit and return its path. `show_rows=False` leaves out every text of a row."""
+    path = audit.folder / "report.html"
+    beside = {"chance": audit.chance, "forecast": audit.forecast}
+    page = render_audit(audit.rows, audit.probes, audit.summary, audit.facts, **beside, show_rows=show_rows)
+    write_text(path, page)
+    return path

@@ -1,0 +1,309 @@
+"""An audit on Ray Data: actors that hold the model probe whole chunks, by the same function as one process does.
+
+    driver   reads the input, draws exemplars (no weights), writes every chunk to the run folder as it comes
+    worker   loads the model once, computes with a fixed number of threads, gives chunks back in any order
+
+A chunk is a row of the data set: its number and its rows as Arrow. Ray starts a worker that is lost again and has its
+chunk done again; what Ray cannot heal ends a round, and the next one does the chunks that have not come back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
+
+import polars as pl
+
+from foreknow.config import AuditConfig
+from foreknow.distributed.ray_cluster import Cluster, absolute
+from foreknow.distributed.ray_errors import check_version, error_from_dict, error_to_dict, of_ours
+from foreknow.distributed.ray_monitor import TRIES, ClusterMonitor, start_registry
+from foreknow.distributed.ray_resources import WorkerSpec, needed, smaller
+from foreknow.errors import ModelError, ResourceError, first_line
+from foreknow.inference.exact_probe import Chunk
+from foreknow.models import loading
+from foreknow.models.fluency import check_fluency
+from foreknow.models.resolve import resolve
+from foreknow.progress import say
+from foreknow.prompts.prompt_template import Prompter
+from foreknow.settings import settings_of
+from foreknow.stages.audit import precision_check
+from foreknow.stages.audit.chunks import COST, one_by_one, scored
+from foreknow.stages.audit.executor import AuditInputs, ChunkResult, NumberedChunks, PromptPlan
+from foreknow.stages.audit.precision_check import sample
+from foreknow.stages.audit.setup import build_prompt_plan, open_prober, print_choices, protocol_of
+from foreknow.version import __version__
+
+T = TypeVar("T")
+Kind = Literal["probes", "long"]
+BEHIND: Final = 2
+"""Chunks a worker has at hand: the one it computes and the next."""
+
+
+class Task(NamedTuple):
+    """All that a worker is given, as plain values. `draw`: without its rows, which come chunk by chunk."""
+
+    kind: Kind
+    settings: dict[str, Any]
+    draw: PromptPlan
+    fingerprint: str
+    threads: int
+    version: str
+
+
+class RayExecutor:
+    """Has a cluster's workers do an audit's work. No weights are read in this process."""
+
+    def __init__(self, config: AuditConfig, given: AuditInputs, identity: dict[str, Any], cluster: Cluster):
+        self.cluster, self.crew = cluster, cluster.crew(identity["device"])
+        self.dtype, self.fingerprint = identity["dtype"], identity["model"]
+        found = resolve(config.model, trust_remote_code=config.trust_remote_code, base=config.base)
+        tokenizer = loading.load_tokenizer(found, config.trust_remote_code)
+        positions = loading.positions_of(found, config.trust_remote_code)
+        self.model: dict[str, Any] = found.told
+        self.plan = build_prompt_plan(config, given, tokenizer, positions)
+        prompter = Prompter(tokenizer, self.plan.template, config.chat_template, config.bos)
+        print_choices(given, self.plan, prompter)
+        cluster.start()
+        say(f"Ray {cluster.version}: {self.crew}, on {'this machine' if not cluster.address else cluster.address}")
+        self.settings = {**config.resolved(), "device": identity["device"], "dtype": self.dtype}
+        self.settings |= {"model": absolute(config.model), "base": absolute(config.base)}
+        plan = self.plan
+        self.bare = plan._replace(every=plan.every.clear(), rows=plan.rows.clear(), long=plan.long.clear())
+        self.protocol = protocol_of(config, plan, prompter, identity["device"], self.dtype)
+        self.checked: dict[str, Any] = {}
+
+    def probe(self, chunks: NumberedChunks) -> Iterator[ChunkResult]:
+        """Probe numbered chunks; each comes back as a worker finishes it."""
+        some = needed(self.crew, len(chunks), "chunk")
+        by = {"workers": some.workers, "ray": self.cluster.version}
+        for number, (probes, answers, cost) in self._parts("probes", some, chunks):
+            whose = [pl.lit(value, COST[name]).alias(name) for name, value in by.items()]
+            yield ChunkResult(number, Chunk(probes, answers), cost.with_columns(whose))
+
+    def score(self, chunks: NumberedChunks) -> Iterator[tuple[int, pl.DataFrame]]:
+        """Score numbered rows with long answers; each comes back as a worker finishes it."""
+        for number, (lines,) in self._parts("long", needed(self.crew, len(chunks), "long-answer chunk"), chunks):
+            yield number, lines
+
+    def compare_precision(self, probes: pl.DataFrame) -> dict[str, Any] | None:
+        """Have a worker probe a few rows again in float32 and count what differs."""
+        if self.dtype == "float32" or self.plan.rows.is_empty():
+            return None
+        few = self.bare._replace(rows=sample(self.plan.rows))
+        ours = probes.join(few.rows.select("row"), on="row", how="semi")
+        return self._once(partial(_compare, fingerprint=self.fingerprint, draw=few, probes=ours, dtype=self.dtype))
+
+    def fluency(self) -> dict[str, Any]:
+        """Tell whether the model speaks, as the first worker measured it."""
+        if not self.checked:  # every chunk was finished before, so no worker has loaded the model
+            self.checked["fluency"] = self._once(partial(_fluency, fingerprint=self.fingerprint))
+        return cast("dict[str, Any]", self.checked["fluency"])
+
+    def _once(self, work: Callable[[AuditConfig], T]) -> T:
+        """What `work` returns in a process of the cluster; what it says there is said here."""
+        task = self.cluster.ray.remote(_once).options(num_cpus=self.crew.threads, num_gpus=int(self.crew.gpu))
+        try:
+            lines, found = self.cluster.ray.get(task.remote(work, self.settings, self.crew.threads))
+        except self.cluster.ray.exceptions.RayError as error:
+            raise of_ours(error) from None
+        for line in lines:
+            say(line)
+        return cast("T", found)
+
+    def _parts(self, kind: Kind, some: WorkerSpec, chunks: NumberedChunks) -> Iterator[tuple[int, list[pl.DataFrame]]]:
+        task = Task(kind, self.settings, self.bare, self.fingerprint, some.threads, __version__)
+        return _parts(self.cluster, some, task, dict(chunks), self.checked)
+
+
+def _once(work: Callable[[AuditConfig], T], settings: dict[str, Any], threads: int) -> tuple[list[str], T]:
+    """`work` in a process of the cluster: what it says, and what it returns."""
+    import torch
+
+    torch.set_num_threads(threads)
+    lines = io.StringIO()
+    with contextlib.redirect_stderr(lines):
+        found = work(settings_of(AuditConfig, settings))
+    return lines.getvalue().splitlines(), found
+
+
+def _compare(
+    config: AuditConfig, *, fingerprint: str, draw: PromptPlan, probes: pl.DataFrame, dtype: str
+) -> dict[str, Any] | None:
+    """`precision_check.compare_precision` of the model with this fingerprint."""
+    found = resolve(config.model, trust_remote_code=config.trust_remote_code, base=config.base)
+    _check_same(config, found.fingerprint, fingerprint)
+    return precision_check.compare_precision(config, draw, probes, dtype)
+
+
+def _fluency(config: AuditConfig, *, fingerprint: str) -> dict[str, Any]:
+    """Whether the model with this fingerprint speaks (`Fluency.summary`)."""
+    return check_fluency(_loaded(config, fingerprint), say).summary
+
+
+def _loaded(config: AuditConfig, fingerprint: str) -> loading.Loaded:
+    """The model, from the files of the node that this runs on. Raises ModelError where they are not the driver's."""
+    loaded = loading.load_from_settings(config)
+    _check_same(config, loaded.fingerprint, fingerprint)
+    return loaded
+
+
+def _check_same(config: AuditConfig, found: str, expected: str) -> None:
+    if found != expected:
+        raise ModelError(
+            f"--model {config.model}: found other files on a node of the Ray cluster ({found[:19]}, expected "
+            f"{expected[:19]}); copy the model's files to every node, or name a folder that all of them read"
+        )
+
+
+def _parts(
+    cluster: Cluster, crew: WorkerSpec, task: Task, left: dict[int, pl.DataFrame], checked: dict[str, Any]
+) -> Iterator[tuple[int, list[pl.DataFrame]]]:
+    """Each part's number and frames, once, in any order. Raises a worker's error, and ResourceError where none stay.
+
+    `checked` takes the first worker's `fluency` of the model.
+    """
+    heard: set[str] = set()
+    idle = 0
+    while left:
+        before = len(left)
+        why: Exception = ResourceError("Ray Data ended before every chunk had come back")
+        try:
+            for found in _round(cluster, crew, task, left):
+                for line in (found["said"] or "").splitlines():
+                    if line not in heard:
+                        say(line)
+                    heard.add(line)
+                if found["failed"]:
+                    raise error_from_dict(found["failed"])
+                checked.setdefault("fluency", json.loads(found["fluency"]))
+                if left.pop(found["number"], None) is not None:
+                    yield found["number"], [pl.read_ipc(frame) for frame in found["frames"]]
+        except cluster.ray.exceptions.RayError as error:
+            why = of_ours(error)
+        if not left:
+            return
+        idle = 0 if len(left) < before else idle + 1
+        if idle == TRIES or not isinstance(why, ResourceError):
+            raise why
+        crew = smaller(crew, cluster.nodes())
+        say(
+            f"{first_line(why).partition('; what is finished')[0]}: going on with {crew}, {len(left):,} chunks are left"
+        )
+
+
+def _round(cluster: Cluster, crew: WorkerSpec, task: Task, left: dict[int, pl.DataFrame]) -> Iterator[dict[str, Any]]:
+    """One execution of Ray Data over what is left. What comes back is handed on at once; Ray Data stops reading ahead
+    where it is not taken."""
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import ray.data
+
+    desk = start_registry(cluster)
+    tables = (pa.table({"number": [number], "rows": [_bytes(frame)]}) for number, frame in left.items())
+    held: list[Any] = [ray.put(table) for table in tables]
+    data = ray.data.from_arrow_refs(held)
+    data.context.enable_progress_bars = False
+    data.context.print_on_execution_start = False
+    data.context.execution_no_progress_timeout_s = -1  # a chunk may take as long as it takes
+    workers = min(crew.workers, len(left))
+    done = data.map_batches(
+        Worker,
+        fn_constructor_args=(task, desk),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=BEHIND),
+        num_cpus=crew.threads,
+        num_gpus=1 if crew.gpu else 0,
+    )
+    batch: Any
+    with ClusterMonitor(cluster, desk, crew._replace(workers=workers), "chunk"):
+        for batch in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield from batch.to_pylist()
+
+
+class Worker:
+    """An actor of Ray Data: loads the model once, then does a part of the work at each call.
+
+    An error is given back as plain values, so that the driver raises it as it was; only what ends the process is
+    left to Ray.
+    """
+
+    def __init__(self, task: Task, desk: Any):
+        import ray
+
+        self.desk, self.name = desk, ray.get_runtime_context().get_actor_id()
+        self.failed: dict[str, str] | None = None
+        self.fluency: dict[str, Any] = {}
+        self.said = io.StringIO()
+        arrived = ray.get(desk.arrive.remote(self.name, [ray.get_runtime_context().current_actor]))
+        self.work = self._kept(lambda: self._ready(task, arrived))
+
+    def __call__(self, batch: Any) -> dict[str, list[Any]]:
+        """One part: a table with its number and its rows."""
+        (part,) = batch.to_pylist()
+        number, frames = part["number"], None
+        if self.work is not None:
+            frames = self._kept(lambda: self._done(number, part["rows"]))
+        said, self.said = self.said.getvalue(), io.StringIO()
+        fluency = json.dumps(self.fluency)
+        return {
+            "number": [number],
+            "frames": [frames],
+            "said": [said],
+            "failed": [self.failed],
+            "fluency": [fluency],
+        }
+
+    def _ready(self, task: Task, arrived: int) -> Callable[[int, pl.DataFrame], Sequence[pl.DataFrame]]:
+        """Load the model. Returns what does a part."""
+        import torch
+
+        check_version(task.version)
+        if arrived > TRIES:
+            raise ResourceError(
+                f"a Ray worker was lost {TRIES} times while it loaded the model: out of memory? Lower --ray-workers"
+            )
+        torch.set_num_threads(task.threads)
+        config = settings_of(AuditConfig, task.settings)
+        loaded = _loaded(config, task.fingerprint)
+        self.fluency = check_fluency(loaded, say).summary
+        if task.kind == "long":
+            prompter = Prompter(loaded.tokenizer, task.draw.template, config.chat_template, config.bos)
+            tokens = int(config.batch_tokens or 2048)
+            return lambda number, rows: [lines for _, lines in scored(loaded, prompter, [(number, rows)], tokens)]
+        self.open = contextlib.ExitStack()
+        found = self.open.enter_context(open_prober(config, loaded, task.draw))
+
+        def probed(number: int, rows: pl.DataFrame) -> Sequence[pl.DataFrame]:
+            (done,) = one_by_one(found, [(number, rows)])
+            return (*done.chunk, done.cost)
+
+        return probed
+
+    def _done(self, number: int, rows: bytes) -> list[bytes]:
+        import ray
+
+        assert self.work is not None
+        if ray.get(self.desk.begin.remote(self.name, str(number))) > TRIES:
+            raise ResourceError(
+                f"chunk {number} ended its Ray worker {TRIES} times: out of memory? Finished chunks are kept; lower "
+                "--batch-tokens or --ray-workers and run the same command again"
+            )
+        return [_bytes(frame) for frame in self.work(number, pl.read_ipc(rows))]
+
+    def _kept(self, do: Callable[[], T]) -> T | None:
+        """What `do` returns; an error is kept for the driver, and so is what is said."""
+        with contextlib.redirect_stderr(self.said):
+            try:
+                return do()
+            except Exception as error:
+                self.failed = error_to_dict(error)
+                return None
+
+
+def _bytes(frame: pl.DataFrame) -> bytes:
+    return frame.write_ipc(None).getvalue()

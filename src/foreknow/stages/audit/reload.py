@@ -1,0 +1,128 @@
+"""A finished audit taken up again: the same model, prompts and exemplars, from its folder alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from foreknow.config import AuditConfig
+from foreknow.errors import InputError, ModelError, RunFolderError
+from foreknow.inference.engine import Engine, Sampling
+from foreknow.inference.engine_choice import open_engine
+from foreknow.io.run_dir import RunDir, lock_run_dir
+from foreknow.models import loading
+from foreknow.progress import say
+from foreknow.prompts.few_shot import Exemplar, Exemplars, GroupExemplars
+from foreknow.prompts.prompt_template import Prompter, Template
+from foreknow.settings import settings_of
+from foreknow.stages.audit.result import AuditResult
+
+COLUMNS = ("row", "group", "question", "answers", "subject", "category", "flags")
+
+
+@dataclass(frozen=True)
+class ReloadedAudit:
+    """An audit ready to be asked more. `engine` makes one for any sampling; the model is attached until the end.
+
+    `exemplars` have no subjects and no reserve: what stood in for a row's own fact is told by `probes`.
+    """
+
+    config: AuditConfig
+    loaded: loading.Loaded
+    prompter: Prompter
+    exemplars: Exemplars
+    engine: Callable[[Sampling], Engine]
+
+
+def audit_config(audit: AuditResult) -> AuditConfig:
+    """The settings an audit was made with."""
+    return settings_of(AuditConfig, {}, audit.folder / "config.yaml")
+
+
+def probed_rows(audit: AuditResult) -> pl.DataFrame:
+    """Every labelled row of an audit and every short fact its rows brought, by row number (`COLUMNS`)."""
+    parts = [audit.rows.select(COLUMNS), *([] if audit.facts is None else [audit.facts.select(COLUMNS)])]
+    return pl.concat(parts).filter(pl.col("category").is_not_null()).sort("row")
+
+
+@contextmanager
+def reload_audit(audit: AuditResult) -> Iterator[ReloadedAudit]:
+    """Load the audit's model in its dtype. Raises ModelError where it is not the one audited."""
+    config = audit_config(audit)
+    identity = json.loads((audit.folder / "manifest.json").read_text(encoding="utf-8"))["identity"]
+    loaded = loading.load_from_settings(config, dtype=identity["dtype"])
+    if loaded.fingerprint != identity["model"]:
+        raise ModelError(
+            f"--model {config.model}: is not the model that {audit.folder} audited (found {loaded.fingerprint[:19]}, "
+            f"expected {identity['model'][:19]}); audit again with --out another folder"
+        )
+    if loaded.device.partition(":")[0] != identity["device"]:
+        say(f"audited on {identity['device']}, now computing on {loaded.device}: the last digits may differ")
+    prompter = Prompter(loaded.tokenizer, Template(*identity["prompt_template"]), config.chat_template, config.bos)
+    with open_engine(loaded, prompter, int(config.batch_tokens or 2048)) as choice:
+        yield ReloadedAudit(config, loaded, prompter, read_exemplars(audit), choice.engine)
+
+
+def read_exemplars(audit: AuditResult) -> Exemplars:
+    """The exemplar sets of `exemplars.json`. Raises InputError where the file is missing or not whole."""
+    path = audit.folder / "exemplars.json"
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        groups = {
+            group: GroupExemplars(tuple(tuple(Exemplar(e["question"], e["answer"], None) for e in s) for s in sets), ())
+            for group, sets in found.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{path}: cannot be read as exemplar sets; run the audit again in another folder") from None
+    return Exemplars(groups, "those of the audit")
+
+
+def swapped_sets(probes: pl.DataFrame) -> dict[int, list[list[dict[str, Any]]]]:
+    """Rows whose own fact stands among the exemplars: what was shown in its place, set by set."""
+    some = probes.filter((pl.col("substituted").list.len() > 0).any().over("row")).sort("row", "exemplar_set")
+    found: dict[int, list[list[dict[str, Any]]]] = {}
+    for row, shown in some.select("row", "substituted").iter_rows():
+        found.setdefault(row, []).append(shown)
+    return found
+
+
+def own_sets(group: GroupExemplars, substituted: list[list[dict[str, Any]]]) -> GroupExemplars:
+    """The sets as a row saw them, from what `probes.parquet` says was put in place of its own fact, set by set."""
+    sets = []
+    for exemplars, swapped in zip(group.sets, substituted, strict=True):
+        filled = list(exemplars)
+        for s in swapped:
+            filled[s["slot"]] = Exemplar(s["question"], s["answer"], None)
+        sets.append(tuple(filled))
+    return GroupExemplars(tuple(sets), (), group.borrowed)
+
+
+@contextmanager
+def work_folder(audit: AuditResult, name: str, identity: dict[str, Any]) -> Iterator[RunDir]:
+    """DIR/.NAME, where finished parts wait while the audit's folder is held; `done` drops it.
+
+    Parts of a run with other settings are thrown away: nobody was shown them.
+    """
+    with lock_run_dir(audit.folder), lock_run_dir(audit.folder / f".{name}") as folder:
+        try:
+            folder.open_run(identity, identity)
+        except RunFolderError:
+            say(f"{name}: an unfinished run had other settings; starting again")
+            for path in folder.path.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != ".lock":
+                    path.unlink()
+            folder.open_run(identity, identity)
+        yield folder
+
+
+def drop(folder: RunDir) -> None:
+    """Remove a work folder whose results are written."""
+    shutil.rmtree(folder.path, ignore_errors=True)

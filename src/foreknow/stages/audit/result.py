@@ -1,0 +1,88 @@
+"""The result of an audit: a view of its run folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from foreknow.errors import GateCrossed, InputError, RunFolderError
+from foreknow.inference import slick
+from foreknow.io.remote import download
+from foreknow.io.run_dir import read_checked, verify
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """A finished audit: a view of its run folder."""
+
+    folder: Path
+
+    @cached_property
+    def rows(self) -> pl.DataFrame:
+        """One line per input row: category, probabilities, flags (design, section 3)."""
+        return pl.read_parquet(self.folder / "rows.parquet")
+
+    @cached_property
+    def facts(self) -> pl.DataFrame | None:
+        """One line per short fact that rows brought along, if any did: as `rows`, with `parent` and `fact`."""
+        path = self.folder / "facts.parquet"
+        return pl.read_parquet(path) if path.is_file() else None
+
+    @cached_property
+    def chance(self) -> dict[str, Any] | None:
+        """What guessing would score (`chance_probe.summarise_chance`), where `--chance` was asked for."""
+        return _added(self.folder / "chance.json", "foreknow audit --chance")
+
+    @cached_property
+    def forecast(self) -> dict[str, Any] | None:
+        """What training on a mix of these rows would do, where `foreknow forecast` was asked."""
+        return _added(self.folder / "forecast.json", "foreknow forecast")
+
+    @cached_property
+    def probes(self) -> pl.DataFrame:
+        """One line per row and exemplar set (`slick.PROBES`)."""
+        return pl.read_parquet(self.folder / "probes.parquet")
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """Counts, shares, protocol, model, cost."""
+        found: dict[str, Any] = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
+        return found
+
+    def gate(self, max_unknown: float | None) -> None:
+        """Raise GateCrossed if a larger share of the labelled rows than `max_unknown` is Unknown."""
+        share = self.summary["categories"]["overall"][slick.UNKNOWN]
+        if max_unknown is not None and share > max_unknown:
+            raise GateCrossed(
+                f"--max-unknown {max_unknown}: {share:.1%} of the labelled rows are Unknown; all outputs are in "
+                f"{self.folder}"
+            )
+
+
+def _added(path: Path, command: str) -> dict[str, Any] | None:
+    """What `command` added to a finished audit, None where it was not asked to. Raises InputError where it changed."""
+    try:
+        return read_checked(path)
+    except RunFolderError:
+        raise InputError(f"{path}: damaged or edited; delete it and run {command} again") from None
+
+
+def open_audit(folder: str | Path) -> AuditResult:
+    """A finished audit's folder. Raises InputError where there is none, or a file of it was changed since."""
+    folder = download(folder)
+    if not (folder / "manifest.json").is_file():
+        raise InputError(f"{folder}: not a finished audit (no manifest.json); run foreknow audit --out {folder}")
+    verify(folder)
+    if not (folder / "rows.parquet").is_file():
+        raise InputError(f"{folder}: not a finished audit (no rows.parquet); run foreknow audit --out {folder}")
+    if "earlier_turns" not in pl.read_parquet_schema(folder / "rows.parquet"):
+        raise InputError(
+            f"{folder}: made by an older foreknow (rows.parquet has no column earlier_turns); delete it and run "
+            f"foreknow audit --out {folder} again"
+        )
+    return AuditResult(folder)

@@ -1,0 +1,236 @@
+"""The audit: label each row of a file by what the model knows, and write the run folder.
+
+    setup.py   input, model, exemplars, engine
+    exact_probe.py     every row and exemplar set (or generate.py, by generation)
+    slick.py     probabilities -> categories
+    aggregate.py   rows and summary
+
+Everything that can be refused is refused before a weight is read.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+
+from foreknow.config import AuditConfig
+from foreknow.data.schema import chunks
+from foreknow.distributed.ray_cluster import Cluster, joined
+from foreknow.errors import ConfigError
+from foreknow.inference import slick
+from foreknow.inference.server.model import PREFIX, Address, address_of
+from foreknow.inference.surprisal import LONG
+from foreknow.io.run_dir import (
+    RunDir,
+    fingerprint,
+    lock_run_dir,
+    read_json,
+    write_folder,
+    write_frame,
+    write_json,
+    write_whole,
+)
+from foreknow.models import loading
+from foreknow.models.resolve import resolve
+from foreknow.models.versions import library_versions
+from foreknow.progress import meter, say
+from foreknow.stages.audit.aggregate import parted, rows_frame, summarise_audit
+from foreknow.stages.audit.chunks import COST
+from foreknow.stages.audit.executor import AuditInputs, Executor
+from foreknow.stages.audit.local_executor import open_local_executor
+from foreknow.stages.audit.page import write_page
+from foreknow.stages.audit.result import AuditResult
+from foreknow.stages.audit.server_executor import open_server_executor, server_of
+from foreknow.stages.audit.setup import identity_of, read_input, with_batch_sizes
+from foreknow.version import __version__
+
+LABELS = ("category", "p_greedy", "p_sampled", "p_hit", "model_answer", "flags")
+"""What the annotated file gets beside its own columns."""
+LONG_LABELS = ("answer_tokens", "logprob", "logprob_alone", "n_facts", "unknown_facts", "facts_category")
+"""What it gets besides where rows have long answers or short facts of their own."""
+OUTPUTS = (
+    *("config.yaml", "exemplars.json", "probes.parquet", "rows.parquet", "facts.parquet", "summary.json"),
+    "annotated*",
+)
+"""What the manifest holds to a checksum."""
+LONG_ROWS = 32
+"""Rows with long answers that are scored and saved at once."""
+SCORING: Final[dict[str, pl.DataType]] = {"seconds": pl.Float64()}
+"""What scoring such a part took, by the clock."""
+
+
+def run(config: AuditConfig) -> AuditResult:
+    """Audit as `config` says and return the finished audit; an interrupted one goes on where it stopped.
+
+    Raises GateCrossed after everything is written, and the other errors of `foreknow.errors`.
+    """
+    if config.out is None:
+        raise ConfigError("--out: missing; name the folder to write")
+    if (address := address_of(config.model)) is not None:
+        audit = _run_at_server(config, config.out, address)
+        audit.gate(config.max_unknown)
+        return audit
+    given = read_input(config)
+    with lock_run_dir(config.out) as folder, joined(config) as cluster:
+        computing_on = cluster.resolve_device_dtype if cluster else loading.resolve_device_dtype
+        device, dtype = computing_on(config.device, config.dtype)
+        model_folder = resolve(config.model, say, config.trust_remote_code, base=config.base)
+        config = with_batch_sizes(config, device, dtype, model_folder.folder)
+        identity = identity_of(config, given, model_folder.fingerprint, device, dtype)
+        if folder.open_run(identity, config.resolved()):
+            say(f"{config.out}: this audit is complete; nothing to do")
+            if warning := (AuditResult(folder.path).summary["model"].get("fluency") or {}).get("warning"):
+                say(f"warning: {warning}")
+        else:
+            with _open_executor(config, given, identity, cluster) as executor:
+                _compute(config, given, folder, identity, executor)
+        audit = AuditResult(folder.path)
+    if config.chance:  # takes the folder itself
+        from foreknow.stages.audit.chance_probe import chance_of  # keeps torch out
+
+        chance_of(audit)
+        write_page(audit)
+    audit.gate(config.max_unknown)
+    return audit
+
+
+def _run_at_server(config: AuditConfig, out: Path, address: Address) -> AuditResult:
+    """The audit of a model that only a server has."""
+    if config.base:
+        raise ConfigError(f"--base {config.base}: names an adapter's base; --model {PREFIX}... names a server's")
+    if config.ray or config.ray_address or config.chance:
+        flag = "--chance" if config.chance else "--ray"
+        raise ConfigError(f"{flag}: needs a model's weights; --model {PREFIX}... names a server's")
+    given = read_input(config)
+    with lock_run_dir(out) as folder:
+        known = (folder.manifest or read_json(folder.path / ".run.json") or {}).get("identity", {}).get("model")
+        with server_of(config, given, address, known) as server:
+            identity = identity_of(config, given, server.identity, "server", "unknown")
+            if folder.open_run(identity, config.resolved()):
+                say(f"{out}: this audit is complete; nothing to do")
+            else:
+                _compute(config, given, folder, identity, open_server_executor(config, given, server))
+    return AuditResult(folder.path)
+
+
+def _open_executor(
+    config: AuditConfig, given: AuditInputs, identity: dict[str, Any], cluster: Cluster | None
+) -> AbstractContextManager[Executor]:
+    """Who does the work: this process, or a cluster's."""
+    if cluster is None:
+        return open_local_executor(config, given)
+    from foreknow.stages.audit.ray_executor import RayExecutor  # keeps torch out
+
+    return nullcontext(RayExecutor(config, given, identity, cluster))
+
+
+def _compute(
+    config: AuditConfig, given: AuditInputs, folder: RunDir, identity: dict[str, Any], executor: Executor
+) -> None:
+    write_json(folder.path / "exemplars.json", executor.plan.exemplars.as_json())
+    _run_chunks(chunks(executor.plan.rows, int(config.chunk_rows or 128)), executor, folder)
+    _score_long(executor, folder)
+    _write(config, given, executor, folder, identity)
+
+
+def _run_chunks(plan: list[pl.DataFrame], executor: Executor, folder: RunDir) -> None:
+    """Probe the chunks that are not finished."""
+    left = [n for n in range(len(plan)) if any(folder.chunk(n, part) is None for part in ("probes", "answers", "cost"))]
+    if len(left) < len(plan):
+        say(f"{len(plan) - len(left)} of {len(plan)} chunks are finished; going on")
+    with meter("probing", sum(plan[n].height for n in left)) as done:
+        for number, chunk, cost in executor.probe([(n, plan[n]) for n in left]):
+            folder.save_chunk(number, "probes", chunk.probes)
+            folder.save_chunk(number, "answers", chunk.answers)
+            folder.save_chunk(number, "cost", cost)
+            done.advance(plan[number].height)
+
+
+def _score_long(executor: Executor, folder: RunDir) -> None:
+    """Score the long answers that are not scored yet."""
+    parts = [executor.plan.long.slice(start, LONG_ROWS) for start in range(0, executor.plan.long.height, LONG_ROWS)]
+    left = [n for n in range(len(parts)) if folder.chunk(n, "long") is None]
+    if not left:
+        return
+    with meter("scoring long answers", sum(parts[n].height for n in left)) as done:
+        began = time.monotonic()
+        for number, frame in executor.score([(n, parts[n]) for n in left]):
+            ended = time.monotonic()
+            folder.save_chunk(number, "scoring", pl.DataFrame({"seconds": [ended - began]}, schema=SCORING))
+            folder.save_chunk(number, "long", frame)
+            began = ended
+            done.advance(frame.height)
+
+
+def _write(
+    config: AuditConfig, given: AuditInputs, executor: Executor, folder: RunDir, identity: dict[str, Any]
+) -> None:
+    """Assemble the outputs from the finished chunks; the manifest comes last."""
+    out = folder.path
+    probes = folder.load_chunks("probes", slick.PROBES).sort("row", "exemplar_set")
+    cost = folder.load_chunks("cost", COST)
+    labelled = slick.label(
+        probes, samples=config.samples, sampled=config.protocol == "sampled", lenient=config.match == "lenient"
+    )
+    chosen = pl.concat([given.audited["row"], given.shorts["row"]])
+    audited = executor.plan.every.filter(pl.col("row").is_in(chosen.implode()))
+    probed = rows_frame(audited, labelled, folder.load_chunks("answers", slick.MODEL_ANSWERS), executor.plan.exemplars)
+    rows, shorts = parted(probed, given.shorts, folder.load_chunks("long", LONG))
+    probing = float((cost["seconds"] / cost["workers"]).sum())
+    scoring = float(folder.load_chunks("scoring", SCORING)["seconds"].sum())
+    engine = ", ".join(cost["engine"].unique().sort()) or "none"
+    precision = executor.compare_precision(probes)
+    summary = {
+        **summarise_audit(rows, shorts),
+        **({"precision": precision} if precision else {}),
+        "protocol": {**executor.protocol, "engine": engine},
+        "model": {**executor.model, "fluency": executor.fluency()},
+        "data": {
+            "name": given.facts.name,
+            "layout": given.facts.layout,
+            "reason": given.facts.reason,
+            "fingerprint": identity["data"],
+            "records": given.facts.records,
+            "rows_in_file": given.facts.total,
+            "left_out": dict(given.facts.left_out),
+            "thoughts": given.facts.thoughts,
+            **({"licences": given.licences} if given.licences else {}),
+        },
+        "seconds": probing + scoring,
+        "rows_per_second": int(cost["rows"].sum()) / probing if probing else 0.0,
+        "version": __version__,
+    }
+    write_frame(out / "probes.parquet", probes)
+    write_frame(out / "rows.parquet", rows)
+    if not shorts.is_empty():
+        write_frame(out / "facts.parquet", shorts)
+    more = LONG_LABELS if executor.plan.long.height or not shorts.is_empty() else ()
+    labels = rows.select("row", *LABELS, *more)
+    write = write_whole if given.facts.suffix else write_folder
+    write(out / f"annotated{given.facts.suffix}", lambda part: given.facts.annotate(labels, part))
+    write_json(out / "summary.json", summary)
+    write_page(AuditResult(out))
+    folder.finish(
+        {
+            "foreknow": __version__,
+            "stage": "audit",
+            "identity": identity,
+            "model": {key: executor.model[key] for key in ("name", "fingerprint", "base") if key in executor.model},
+            "rows": fingerprint(rows.select("row", "category", "p_greedy", "p_sampled", "p_hit")),
+            "versions": library_versions(),
+            "engine": engine,
+            "computed": _computed(cost),
+            "chunks_with_halved_batches": cost.filter(pl.col("halved") > 0).height,
+        },
+        OUTPUTS,
+    )
+
+
+def _computed(cost: pl.DataFrame) -> list[dict[str, Any]]:
+    """Each way chunks were computed in, and how many: the same bytes are promised for the same threads."""
+    ways = ("ray", "workers", "threads")
+    return cost.group_by(ways).agg(chunks=pl.len().cast(pl.Int64)).sort(ways, nulls_last=False).to_dicts()

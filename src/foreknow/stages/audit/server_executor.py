@@ -1,0 +1,141 @@
+"""An audit's work done by a server: the same rows, prompts, chunks and files; only the numbers come from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from foreknow.config import AuditConfig
+from foreknow.inference.server.client import Endpoint
+from foreknow.inference.server.completions import Used
+from foreknow.inference.server.fluency import fluency_at
+from foreknow.inference.server.model import NOTE, Address, ServerModel, estimate, load_tokenizer, open_server
+from foreknow.models.fluency import Fluency, say_fluency
+from foreknow.progress import say
+from foreknow.prompts.prompt_template import Prompter
+from foreknow.stages.audit import setup as audit_setup
+from foreknow.stages.audit.chunks import one_by_one
+from foreknow.stages.audit.executor import AuditInputs, NumberedChunks, OpenProber, PromptPlan
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from foreknow.stages.audit.executor import ChunkResult
+
+
+@contextmanager
+def server_of(config: AuditConfig, given: AuditInputs, address: Address, known: object = None) -> Iterator[ServerModel]:
+    """Connect to the server that an audit asks. `known`: the server's identity as the run folder has it, if any.
+
+    Raises ModelError for a missing tokenizer, and what `open_server` raises.
+    """
+    patience = {key: getattr(config, key) for key in ("timeout", "retries", "backoff", "concurrency", "per_minute")}
+    endpoint = Endpoint(address.url, address.name, **patience)
+    name = config.tokenizer or address.name
+    tokenizer = load_tokenizer(name, config.trust_remote_code)
+    prompter = Prompter(tokenizer, given.template, config.chat_template, config.bos)
+    with open_server(endpoint, prompter, config.top_k, tokenizer_name=name, known=known) as server:
+        yield server
+
+
+@dataclass(frozen=True)
+class ServerExecutor:
+    """Has a server do an audit's work, chunk after chunk.
+
+    Rows with long answers are left without a score: a server tells too little to compute one.
+    """
+
+    model: dict[str, Any]
+    plan: PromptPlan
+    protocol: dict[str, Any]
+    probing: OpenProber
+    measured_fluency: Fluency
+
+    def probe(self, chunks: NumberedChunks) -> Iterable[ChunkResult]:
+        """Probe numbered chunks in order; say in the end what the server answered wrongly, and how often."""
+        yield from one_by_one(self.probing, chunks)
+        for trouble, count in sorted(getattr(getattr(self.probing.prober, "engine", None), "tally", {}).items()):
+            say(f"server: {count:,} {trouble}")
+
+    def score(self, _: NumberedChunks) -> Iterable[tuple[int, pl.DataFrame]]:
+        """Score nothing."""
+        return ()
+
+    def compare_precision(self, _: pl.DataFrame) -> dict[str, Any] | None:
+        """Compare nothing: in which dtype a server computes is its own affair."""
+        return None
+
+    def fluency(self) -> dict[str, Any]:
+        """Tell whether the model speaks, as measured when the server was asked first."""
+        return self.measured_fluency.summary
+
+
+def open_server_executor(config: AuditConfig, given: AuditInputs, server: ServerModel) -> ServerExecutor:
+    """Find out what the server can do. Raises ConfigError where the protocol is not one it can answer."""
+    plan = audit_setup.build_prompt_plan(config, given, server.tokenizer)
+    prompter = Prompter(server.tokenizer, plan.template, config.chat_template, config.bos)
+    probing, reasons = _probing(config, server, prompter, plan)
+    audit_setup.print_choices(given, plan, prompter, reasons)
+    fluency = fluency_at(server, config.batch_prompts)
+    say_fluency(fluency, say)
+    if plan.long.height:
+        say(f"{plan.long.height:,} rows have long answers; a server cannot score them, they are left without a score")
+    return ServerExecutor(
+        {"name": server.address.name, "fingerprint": server.fingerprint, "folder": None, "note": NOTE},
+        plan._replace(long=plan.long.clear()),
+        {**audit_setup.protocol_of(config, plan, prompter, "server", "unknown"), "server": reasons},
+        probing,
+        fluency,
+    )
+
+
+def estimate_at_server(
+    config: AuditConfig,
+    given: AuditInputs,
+    server: ServerModel,
+    measured: int = 2,
+) -> dict[str, Any]:
+    """What an audit would ask of a server, from a burst of so many rows that are really asked. Writes nothing.
+
+    Returns rows, prompts, measured_rows, and what `server_model.estimate` returns, with `config.prices` the cost.
+    """
+    draw = audit_setup.build_prompt_plan(config, given, server.tokenizer)
+    prompter = Prompter(server.tokenizer, draw.template, config.chat_template, config.bos)
+    probing, _ = _probing(config, server, prompter, draw)
+    burst = draw.rows.sort(draw.rows["question"].str.len_chars()).slice(draw.rows.height // 2, measured)
+    before = server.used
+    if burst.height:
+        probing.prober.probe(burst)
+    spent = Used(*(now - then for now, then in zip(server.used, before, strict=True)))
+    return {
+        "rows": draw.rows.height,
+        "prompts": draw.rows.height * config.exemplar_sets,
+        "measured_rows": burst.height,
+        **estimate(spent, burst.height, draw.rows.height, config.prices),
+    }
+
+
+def _probing(
+    config: AuditConfig, server: ServerModel, prompter: Prompter, draw: PromptPlan
+) -> tuple[OpenProber, list[str]]:
+    """What probes, and what was found out and chosen for it."""
+    from foreknow.inference.engine import Sampling  # keeps torch out
+    from foreknow.inference.exact_probe import Prober  # keeps torch out
+    from foreknow.inference.generate import Sampler  # keeps torch out
+    from foreknow.inference.server.sampling import ServerAnswers, discover_drawing  # keeps torch out
+
+    sampling = Sampling(config.temperature, config.top_k)
+    settings = audit_setup.search_settings(config)
+    sampled, batch = config.protocol == "sampled", config.batch_prompts
+    engine: Any = None if sampled else server.engine(sampling, batch)
+    prober = Prober(engine, prompter, prompter.ended(server.vocabulary), draw.exemplars, settings, draw.heads)
+    if not sampled:
+        return OpenProber(prober, prompter, "server", None), list(server.reasons)
+    drawing = discover_drawing(server.asking, sampling)
+    answers = ServerAnswers(
+        server.asking, server.can, drawing, server.spelling.text, config.temperature, batch if server.can.many else 1
+    )
+    reasons = [*server.reasons, drawing.reason(config.top_k)]
+    return OpenProber(Sampler(prober, answers, config.seed), prompter, "server", None), reasons

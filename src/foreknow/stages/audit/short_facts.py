@@ -1,0 +1,83 @@
+"""Short facts that rows with long answers bring along (a `facts` column): probed like rows, rolled up to theirs.
+
+A long answer has no SliCK category: it cannot match letter by letter. The facts in it have one each. Pure.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from foreknow.data.schema import ROWS
+from foreknow.inference import slick
+
+ROLLED: dict[str, pl.DataType] = {
+    "row": pl.Int64(),
+    "n_facts": pl.Int64(),  # short facts that have a category
+    "unknown_facts": pl.Float64(),  # share of them that are Unknown
+    "facts_category": pl.String(),
+}
+ROLL_UP = ("none", "known", "mixed", "unknown")
+"""What a row's facts come to: it has none, all are Known, some are Unknown, all are Unknown."""
+
+
+def short_rows(rows: pl.DataFrame, first: int) -> pl.DataFrame:
+    """The short facts of `rows` (`rows.ROWS`) as rows of their own, numbered from `first`; with `parent`, `fact`.
+
+    A fact belongs to its parent's group. Its subject names the parent, so that no fact of the same text is
+    shown as an exemplar to another. A parent's facts with one question count once.
+    """
+    own = rows.filter(pl.col("facts").list.len() > 0)
+    facts = (
+        own.select(parent="row", record="record", group="group", relation="relation", split="split", facts="facts")
+        .with_columns(fact=pl.int_ranges(0, pl.col("facts").list.len()))
+        .explode("facts", "fact")
+        .unnest("facts")
+        .unique(["parent", "question"], keep="first", maintain_order=True)
+    )
+    numbered = facts.with_columns(
+        row=pl.int_range(pl.len(), dtype=pl.Int64) + first,
+        answers=pl.concat_list("answer"),
+        subject=pl.format("row {}", "parent"),
+        turn=pl.lit(None, dtype=ROWS["turn"]),
+        popularity=pl.lit(None, dtype=pl.Float64),
+        flags=pl.lit([], dtype=ROWS["flags"]),
+        context=pl.lit(None, dtype=ROWS["context"]),
+        facts=pl.lit(None, dtype=ROWS["facts"]),
+    )
+    return numbered.select(*(pl.col(name).cast(kind) for name, kind in ROWS.items()), "parent", "fact")
+
+
+def rolled_up(rows: pl.Series, labelled: pl.DataFrame) -> pl.DataFrame:
+    """For each of `rows` (numbers) what its facts come to (`ROLLED`); `labelled`: parent, category."""
+    counts = (
+        labelled.drop_nulls("category")
+        .group_by(row="parent")
+        .agg(n_facts=pl.len().cast(pl.Int64), unknown_facts=(pl.col("category") == slick.UNKNOWN).mean())
+    )
+    share = pl.col("unknown_facts")
+    word = (
+        pl.when(share.is_null())
+        .then(pl.lit("none"))
+        .when(share == 0)
+        .then(pl.lit("known"))
+        .when(share == 1)
+        .then(pl.lit("unknown"))
+        .otherwise(pl.lit("mixed"))
+    )
+    found = pl.DataFrame({"row": rows}).join(counts, on="row", how="left", maintain_order="left")
+    return found.with_columns(pl.col("n_facts").fill_null(0), facts_category=word).select(
+        *(pl.col(name).cast(kind) for name, kind in ROLLED.items())
+    )
+
+
+def summary(rolled: pl.DataFrame, shorts: pl.DataFrame) -> dict[str, Any]:
+    """Counts for `summary.json`: facts, their categories, rows by what their facts come to."""
+    counts = dict(rolled["facts_category"].value_counts().iter_rows())
+    return {
+        "facts": shorts.height,
+        "labelled": shorts["category"].drop_nulls().len(),
+        "categories": slick.shares(shorts["category"]),
+        "rows": {word: int(counts.get(word, 0)) for word in ROLL_UP},
+    }

@@ -1,0 +1,1 @@
+"""foreknow evaluate: what a tuned model really answers."""

@@ -1,0 +1,228 @@
+"""What a tuned model really says: EM, its wrong answers, refusals, and rows won and lost against its base. Pure.
+
+Every row counts as one of these:
+
+    right     the answer is accepted
+    refused   the model declined, or said nothing
+    wrong     neither
+
+A row can be right and refused: where its gold is a refusal. The base model's answers are those of the audit, given
+behind exemplars (paper, section 2): a base model scores 0 in the training format, since it has not learnt to end
+its answer. The base was right on a row where at least half of the exemplar sets' greedy answers were.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import polars as pl
+
+from foreknow.data import exact_match
+from foreknow.data.schema import GOLD
+from foreknow.inference.slick import CATEGORIES, HIGHLY_KNOWN, UNKNOWN
+from foreknow.stats import wilson
+
+BASE_RIGHT: Final = 0.5
+"""From this share of right greedy answers on, the base model counts as right on a row."""
+
+SAID: Final[dict[str, pl.DataType]] = {
+    "row": pl.Int64(),
+    "said": pl.String(),
+    "ended": pl.Boolean(),
+    "right": pl.Boolean(),
+    "right_lenient": pl.Boolean(),
+}
+"""One line per answered row. `said`: up to the first newline or end, with an ellipsis where neither came. `ended`:
+one came within the tokens a right answer may have; a row that has not ended is not right. All are null where the
+model's logits were not finite before that: what it would say is not known."""
+
+ANSWERED: Final[dict[str, pl.DataType]] = {
+    **{name: pl.Int64() if name == "row" else pl.String() for name in ("row", "group", "relation", "split")},
+    **{name: pl.String() for name in ("question", "answer", "category", "said")},
+    **{name: pl.Boolean() for name in ("ended", "right", "right_lenient", "refused")},
+    "base_p_greedy": pl.Float64(),
+    "base_right": pl.Boolean(),
+    "base_answer": pl.String(),
+    "answers": pl.List(pl.String()),
+}
+"""The contract of `rows.parquet`: one line per row, in input order. `right` is strict; `base_right` is null where
+the base model's probe is not known. `said` to `refused` are null where the model's logits were not finite."""
+
+Share = dict[str, Any]
+"""share, low, high (Wilson's 95 % interval; all null where there are no rows), count, rows."""
+
+
+def answered(
+    rows: pl.DataFrame, said: pl.DataFrame, labels: pl.DataFrame, idk_answer: str | None = None
+) -> pl.DataFrame:
+    """The frame `ANSWERED` from rows (`rows.ROWS`), what was said (`SAID`) and what was known (`base_labels.LABELS`).
+
+    `idk_answer`: a refusal the model was taught, counted as one beside those that read as such.
+    """
+    taught = exact_match.normalise(idk_answer) if idk_answer else None
+    refused = [
+        None if text is None else exact_match.is_refusal(text) or exact_match.normalise(text) == taught
+        for text in said["said"]
+    ]
+    return (
+        rows.join(said.with_columns(refused=pl.Series(refused, dtype=pl.Boolean)), on="row")
+        .join(labels, on="row", how="left")
+        .with_columns(answer=GOLD, base_right=pl.col("base_p_greedy") >= BASE_RIGHT)
+        .sort("row")
+        .select(*ANSWERED)
+    )
+
+
+def summarise_answers(rows: pl.DataFrame, *, lenient: bool = False) -> dict[str, Any]:
+    """The counts and shares of `summary.json` from `ANSWERED`.
+
+    EM is given under both matchings; all else follows one of them (`lenient`). Rows for which the model's logits
+    were not finite are counted (`not_finite`) and in nothing else.
+    """
+    every = rows.height
+    rows = counted(rows.filter(pl.col("said").is_not_null()), lenient=lenient)
+    by = {"by_category": "category", "by_relation": "group", "by_split": "split"}
+    parts = {name: parted(rows, column) for name, column in by.items()}
+    known = rows.filter(pl.col("base_right").is_not_null())
+    return {
+        "rows": rows.height,
+        "not_finite": every - rows.height,
+        "labelled": rows["category"].drop_nulls().len(),
+        "em": {
+            "overall": _em(rows),
+            **{name: {key: _em(part) for key, part in found.items()} for name, found in parts.items()},
+        },
+        "answers": {
+            "right": int(rows["counts"].sum()),
+            "wrong": int(rows["wrong"].sum()),
+            "refused": int(rows["refused"].sum()),
+            "empty": int((rows["said"] == "").sum()),
+            "not_ended": int((~rows["ended"]).sum()),
+        },
+        "wrong_answers": {
+            "overall": frequent(rows, 20),
+            "by_relation": {key: frequent(part, 5) for key, part in parts["by_relation"].items()},
+        },
+        "collapse": {
+            "overall": collapse(rows),
+            "by_relation": {key: collapse(part) for key, part in parts["by_relation"].items()},
+        },
+        "refusals": {
+            "overall": _share(rows["refused"]),
+            **{name: {key: _share(part["refused"]) for key, part in found.items()} for name, found in parts.items()},
+            "over_refusal": _share(rows.filter(pl.col("category") == HIGHLY_KNOWN)["refused"]),
+        },
+        "answering": {
+            "overall": answering(rows),
+            "by_category": {key: answering(part) for key, part in parts["by_category"].items()},
+        },
+        "moves": moves(rows) if known.height or rows["category"].drop_nulls().len() else None,
+    }
+
+
+def counted(rows: pl.DataFrame, *, lenient: bool) -> pl.DataFrame:
+    """The rows with `counts` (right under the matching that counts) and `wrong` (neither right nor refused)."""
+    right = pl.col("right_lenient" if lenient else "right")
+    return rows.with_columns(counts=right, wrong=~right & ~pl.col("refused"))
+
+
+def parted(rows: pl.DataFrame, column: str) -> dict[str, pl.DataFrame]:
+    """The rows by the values of a column, sorted (categories from known to unknown); null is no value."""
+    found = {str(key): part for (key,), part in rows.drop_nulls(column).group_by(column, maintain_order=True)}
+    order = CATEGORIES if column == "category" else sorted(found)
+    return {name: found[name] for name in order if name in found}
+
+
+def share(count: int, rows: int) -> Share:
+    """A share with its interval."""
+    of = wilson(count, rows)
+    ends = (of.value, of.low, of.high) if rows else (None, None, None)
+    return {**dict(zip(("share", "low", "high"), ends, strict=True)), "count": count, "rows": rows}
+
+
+def _share(outcome: pl.Series) -> Share:
+    return share(int(outcome.sum()), len(outcome))
+
+
+def _em(rows: pl.DataFrame) -> dict[str, Share]:
+    return {"strict": _share(rows["right"]), "lenient": _share(rows["right_lenient"])}
+
+
+def answering(rows: pl.DataFrame) -> dict[str, Share]:
+    """Coverage (rows not refused), accuracy (right among those), yield (answered and right, among all rows)."""
+    given = rows.filter(~pl.col("refused"))
+    hits = int(given["counts"].sum())
+    return {
+        "coverage": share(given.height, rows.height),
+        "accuracy": share(hits, given.height),
+        "yield": share(hits, rows.height),
+    }
+
+
+def frequent(rows: pl.DataFrame, most: int) -> list[dict[str, Any]]:
+    """The most frequent wrong answers: text, count, share of the wrong answers. Ties in the order of the texts."""
+    wrong = rows.filter("wrong")
+    found = (
+        wrong.group_by(pl.col("said").str.normalize("NFC"))
+        .agg(count=pl.len())
+        .sort("count", "said", descending=[True, False])
+        .head(most)
+    )
+    return [{"said": text, "count": count, "share": count / wrong.height} for text, count in found.iter_rows()]
+
+
+def collapse(rows: pl.DataFrame) -> dict[str, Any]:
+    """How few answers stand for many: the top answer's share and the number of distinct answers, among rows not
+    refused, beside the same of their golds. A model that answers well is about as varied as the golds are."""
+    given = rows.filter(~pl.col("refused"))
+    return {"rows": given.height, "said": _variety(given["said"]), "golds": _variety(given["answer"].str.strip_chars())}
+
+
+def _variety(texts: pl.Series) -> dict[str, Any]:
+    counts = (
+        texts.alias("text")
+        .str.normalize("NFC")
+        .value_counts(name="count")
+        .sort("count", "text", descending=[True, False])
+    )
+    if counts.is_empty():
+        return {"top": None, "count": 0, "share": None, "distinct": 0}
+    top, count = counts.row(0)
+    return {"top": top, "count": count, "share": count / texts.len(), "distinct": counts.height}
+
+
+def moves(rows: pl.DataFrame) -> dict[str, Any]:
+    """Rows won and lost against the base model, overall and by category.
+
+    `right_to_wrong`, `wrong_to_right`: of the rows the base was right, or wrong, on. `lost`: HighlyKnown rows that
+    are not right now; `gained`: Unknown rows that are. Not right is wrong or refused.
+    """
+    by_category = parted(rows, "category")
+    nothing = rows.clear()
+    return {
+        "base_right_from": BASE_RIGHT,
+        "overall": _moved(rows.filter(pl.col("base_right").is_not_null())),
+        "by_category": {
+            name: {
+                "rows": part.height,
+                "now_right": _share(part["counts"]),
+                "now_refused": _share(part["refused"]),
+                **_moved(part.filter(pl.col("base_right").is_not_null())),
+            }
+            for name, part in by_category.items()
+        },
+        "lost": _share(~by_category.get(HIGHLY_KNOWN, nothing)["counts"]),
+        "gained": _share(by_category.get(UNKNOWN, nothing)["counts"]),
+    }
+
+
+def _moved(rows: pl.DataFrame) -> dict[str, Any]:
+    was, now = rows["base_right"], rows["counts"]
+    lost, won = int((was & ~now).sum()), int((~was & now).sum())
+    return {
+        "compared": rows.height,
+        "base_right": _share(was),
+        "right_to_wrong": share(lost, int(was.sum())),
+        "wrong_to_right": share(won, int((~was).sum())),
+        "net": won - lost,
+    }

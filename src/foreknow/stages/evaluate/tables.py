@@ -1,0 +1,137 @@
+"""The summary of `foreknow evaluate` as tables and lines for the terminal. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+
+def em_table(summary: Mapping[str, Any], most: int = 24) -> pl.DataFrame:
+    """EM for the terminal: all rows, then categories, splits, and at most `most` relations, the largest first."""
+    em, refusals = summary["em"], summary["refusals"]
+    lines = [("all", em["overall"], refusals["overall"])]
+    for by in ("by_category", "by_split", "by_relation"):
+        names = sorted(em[by], key=lambda n: -em[by][n]["strict"]["rows"])[:most] if by == "by_relation" else em[by]
+        told = "split " if by == "by_split" else ""
+        lines += [(f"{told}{name}", em[by][name], refusals[by][name]) for name in names]
+    return pl.DataFrame(
+        [
+            {
+                "rows of": name,
+                "rows": f"{of['strict']['rows']:,}",
+                "EM": percent(of["strict"]),
+                "95 % interval": interval(of["strict"]),
+                "EM lenient": percent(of["lenient"]),
+                "refused": percent(refused),
+            }
+            for name, of, refused in lines
+        ]
+    )
+
+
+def moves_table(summary: Mapping[str, Any]) -> pl.DataFrame | None:
+    """For the terminal: each category's rows before training, and what became of them; None without categories."""
+    found = summary["moves"]
+    if found is None:
+        return None
+    return pl.DataFrame(
+        [
+            {
+                "before": name,
+                "rows": f"{of['rows']:,}",
+                "now right": f"{of['now_right']['count']:,}",
+                "now wrong": f"{of['rows'] - of['now_right']['count']:,}",
+                "right": percent(of["now_right"]),
+                "95 % interval": interval(of["now_right"]),
+                "base right": f"{of['base_right']['count']:,} of {of['compared']:,}",
+                "right to wrong": f"{of['right_to_wrong']['count']:,}",
+                "wrong to right": f"{of['wrong_to_right']['count']:,}",
+            }
+            for name, of in found["by_category"].items()
+        ]
+    )
+
+
+def wrong_table(summary: Mapping[str, Any], most: int = 10) -> pl.DataFrame:
+    """The most frequent wrong answers for the terminal."""
+    return pl.DataFrame(
+        [
+            {
+                "wrong answer": cut(line["said"]),
+                "count": f"{line['count']:,}",
+                "of wrong answers": f"{line['share']:.1%}",
+            }
+            for line in summary["wrong_answers"]["overall"][:most]
+        ],
+        schema={"wrong answer": pl.String(), "count": pl.String(), "of wrong answers": pl.String()},
+    )
+
+
+def collapse_table(summary: Mapping[str, Any], most: int = 24) -> pl.DataFrame:
+    """Answer collapse for the terminal: all, then at most `most` relations, the largest first."""
+    found = summary["collapse"]
+    largest = sorted(found["by_relation"], key=lambda name: -found["by_relation"][name]["rows"])[:most]
+    return pl.DataFrame(
+        [
+            {
+                "relation": name,
+                "answered": f"{of['rows']:,}",
+                "top answer": cut(of["said"]["top"] or "", 20),
+                "share": percent(of["said"]),
+                "distinct": f"{of['said']['distinct']:,}",
+                "top gold": cut(of["golds"]["top"] or "", 20),
+                "gold share": percent(of["golds"]),
+                "distinct golds": f"{of['golds']['distinct']:,}",
+            }
+            for name, of in [("all", found["overall"]), *((name, found["by_relation"][name]) for name in largest)]
+        ]
+    )
+
+
+def summary_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What the tables do not say, in a few lines."""
+    answers, of = summary["answers"], summary["answering"]["overall"]
+    told = [
+        f"{answers['right']:,} right, {answers['wrong']:,} wrong, {answers['refused']:,} refused "
+        f"({answers['empty']:,} of them empty), {answers['not_ended']:,} not ended in time",
+        f"coverage {percent(of['coverage'])}, accuracy when answering {percent(of['accuracy'])}, "
+        f"yield {percent(of['yield'])}",
+    ]
+    if broken := summary.get("not_finite"):
+        told.append(
+            f"{broken:,} rows are in no figure: the model's logits were not finite (NaN or infinity); use --dtype "
+            "float32, or look for broken weights"
+        )
+    over = summary["refusals"]["over_refusal"]
+    told += [f"over-refusal: {_count(over)} HighlyKnown rows refused"] if over["rows"] else []
+    moved = summary["moves"]
+    if moved is None:
+        return [*told, "no categories: no --audit and no column 'category' in the rows, so nothing can be compared"]
+    told.append(f"lost: {_count(moved['lost'])} HighlyKnown rows; gained: {_count(moved['gained'])} Unknown rows")
+    if (overall := moved["overall"])["compared"]:
+        told.append(
+            f"against the base model (right if at least {moved['base_right_from']:.0%} of its few-shot answers are): "
+            f"right to wrong {_count(overall['right_to_wrong'])}, wrong to right {_count(overall['wrong_to_right'])}"
+        )
+    return told
+
+
+def _count(of: Mapping[str, Any]) -> str:
+    return f"{of['count']:,} of {of['rows']:,} ({percent(of)}, {interval(of)})" if of["rows"] else "0 of 0"
+
+
+def percent(of: Mapping[str, Any]) -> str:
+    """A share in percent; a dash where there are no rows."""
+    return "-" if of["share"] is None else f"{of['share']:.1%}"
+
+
+def interval(of: Mapping[str, Any]) -> str:
+    """A share's interval in percent."""
+    return "-" if of["share"] is None else f"{of['low']:.1%} to {of['high']:.1%}"
+
+
+def cut(text: str, most: int = 40) -> str:
+    """A text short enough for a table."""
+    return text if len(text) <= most else f"{text[: most - 1]}\u2026"

@@ -1,0 +1,1 @@
+"""foreknow extract: short facts out of long answers."""

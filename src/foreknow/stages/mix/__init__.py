@@ -1,0 +1,1 @@
+"""foreknow mix: training sets made from an audit."""

@@ -1,0 +1,104 @@
+"""`foreknow mix` on disk: an audit's folder -> a training set in the layout the rows came in, and its manifest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+
+from foreknow.config import AuditConfig, DataSettings, MixConfig
+from foreknow.data.dataset import Dataset
+from foreknow.data.load import read_data
+from foreknow.errors import InputError, RunFolderError
+from foreknow.io.run_dir import with_checksum, write_json, write_whole
+from foreknow.settings import read_yaml
+from foreknow.stages.audit.result import AuditResult, open_audit
+from foreknow.stages.mix.sampling import Mix, draw_mix, manifest_path, read_manifest, sha256_of
+from foreknow.version import __version__
+
+
+class MixFiles(NamedTuple):
+    """A training set that was written, what it is made of, and the audit's rows it was drawn from."""
+
+    path: Path
+    mix: Mix
+    audited: pl.DataFrame
+
+
+def write_mix(config: MixConfig) -> MixFiles:
+    """Draw the set that `config` asks for and write it, its manifest last.
+
+    A file made with the same settings is written again with the same bytes; another is only written over with
+    `force`. Raises InputError for an audit that is not finished, or a set that cannot be filled, with the
+    numbers.
+    """
+    audit = open_audit(config.audit)
+    manifest = json.loads((audit.folder / "manifest.json").read_text(encoding="utf-8"))
+    variant = read_manifest(config.known_of) if config.known_of else None
+    mix = draw_mix(audit.rows, config, manifest, variant)
+    annotated, turns = _annotated(audit)
+    mix = mix._replace(notes=(*mix.notes, *_turn_notes(annotated, mix.rows["row"], turns)))
+    mix.manifest["turns"] = turns
+    labels = mix.labels.select("row", *(n for n in mix.labels.columns if n not in ("row", *annotated.columns)))
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    mix.manifest["foreknow"] = __version__
+
+    def write(part: Path) -> None:
+        annotated.write(labels, part, mix.answers, config.out.name)
+        mix.manifest["sha256"] = sha256_of(part)  # of what this run wrote, whatever stands there a moment later
+        _check_target(config, mix)
+        manifest_path(config.out).unlink(missing_ok=True)  # a file without a manifest is not finished
+
+    write_whole(config.out, write)
+    write_json(manifest_path(config.out), with_checksum(mix.manifest))
+    return MixFiles(config.out, mix, audit.rows)
+
+
+def _turn_notes(facts: Dataset, rows: pl.Series, turns: str) -> list[str]:
+    """What a trainer has to know of chats of which not every answer is in the set."""
+    if in_part := len(facts.in_part(rows)):
+        return [
+            f"{in_part:,} {'chat has' if in_part == 1 else 'chats have'} only some of their answers in the set: they "
+            "end with the last of these, and the others are marked not to be learnt (weight: 0, or the file's own "
+            "mark). foreknow tune, OpenAI and Mistral read weight, axolotl the key that "
+            "message_field_training names; TRL and LLaMA-Factory read no mark and would learn all: for them audit with "
+            "--turns last"
+        ]
+    chosen = facts.rows.filter(pl.col("row").is_in(rows.implode()))
+    assistant = pl.col("context").list.eval(pl.element().struct.field("role") == "assistant").list.any()
+    if turns == "last" and (earlier := chosen.filter(assistant.fill_null(False)).height):
+        return [
+            f"{earlier:,} {'chat has' if earlier == 1 else 'chats have'} earlier answers, to which --turns last gave"
+            " no label: train on last answers only (foreknow tune --turns last; LLaMA-Factory: mask_history; TRL: "
+            "prompt and completion)"
+        ]
+    return []
+
+
+def _annotated(audit: AuditResult) -> tuple[Dataset, str]:
+    """The audited input with its labels, read as the audit read it, and which turns of a chat are rows in it."""
+    found = sorted(audit.folder.glob("annotated*"))
+    if len(found) != 1:
+        raise InputError(f"{audit.folder}: found {len(found)} annotated files, expected one; run the audit again")
+    settings = read_yaml(audit.folder / "config.yaml")
+    same = {name: settings[name] for name in DataSettings.model_fields if name in settings and name != "data"}
+    if AuditConfig(**settings).data == "facts":
+        same = {"group_by": "relation"}
+    config = DataSettings(**{**same, "data": str(found[0])})
+    return read_data(config), config.turns
+
+
+def _check_target(config: MixConfig, mix: Mix) -> None:
+    """Refuse to write over a file that is not this one; one of the very same bytes is, if a kill left it so."""
+    if config.force or not config.out.exists():
+        return
+    if not manifest_path(config.out).is_file():
+        if config.out.is_file() and sha256_of(config.out) == mix.manifest["sha256"]:
+            return
+        raise RunFolderError(f"{config.out}: exists and was not made by foreknow mix; choose another --out, or --force")
+    before = {k: v for k, v in read_manifest(config.out, check=False).items() if k not in ("foreknow", "sha256")}
+    asked = {k: v for k, v in mix.manifest.items() if k not in ("foreknow", "sha256")}
+    if before != json.loads(json.dumps(asked)):
+        raise RunFolderError(f"{config.out}: made with other settings; choose another --out, or --force")

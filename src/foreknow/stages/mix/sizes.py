@@ -1,0 +1,237 @@
+"""How large a training set can be, and how many rows each relation gives to it (design, section 8). Pure.
+
+Sets that are compared have one size and one relation mix, so the size is that of the set hardest to fill:
+
+    shares       sets that differ in the Unknown share:         sum over relations of min(Known, Unknown)
+    categories   sets of a single category among them:          sum over relations of the smallest category
+    own          this set alone:                                what its own rows allow in each relation
+
+On the paper's counts (section 2) `categories` gives its |D| = 6,142, and `shares` 26,359.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Final, Literal, NamedTuple
+
+import polars as pl
+
+from foreknow.data.schema import largest_remainder
+from foreknow.errors import InputError
+from foreknow.inference.slick import CATEGORIES, KNOWN, UNKNOWN
+
+Family = Literal["own", "shares", "categories"]
+
+COUNTS: Final[dict[str, pl.DataType]] = {
+    "relation": pl.String(),
+    **{name: pl.Int64() for name in CATEGORIES},
+    "Known": pl.Int64(),
+    "limit": pl.Int64(),
+}
+"""One line a relation (the audit's `group`): its rows by category, and how many a set can take of it."""
+
+_RULES: Final = {
+    "shares": "the sum over relations of the smaller of Known and Unknown",
+    "categories": "the sum over relations of the smallest category",
+    "own": "the sum over relations of what this set alone can take",
+}
+
+
+class MixSizes(NamedTuple):
+    """`by_relation`: the frame `COUNTS`. `total`: the largest size, in rows. `rule`: where it comes from."""
+
+    by_relation: pl.DataFrame
+    total: int
+    family: Family
+    rule: str
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """The limit of every relation, those of 0 rows too."""
+        return dict(self.by_relation.select("relation", "limit").iter_rows())
+
+
+def drawable(rows: pl.DataFrame) -> tuple[pl.DataFrame, str]:
+    """The labelled train rows, which alone may be drawn, and a line that says which rows these are.
+
+    Where any row is marked `train`, those are. Where none is, rows without a split are: with no split
+    column that is every row. Raises InputError where no row is left.
+    """
+    train = pl.col("split") == "train"
+    marked = rows.filter(train).height > 0
+    chosen = rows.filter(train if marked else pl.col("split").is_null())
+    pool = chosen.filter(pl.col("category").is_not_null())
+    if pool.is_empty():
+        splits = rows["split"].fill_null("none").value_counts().sort("split").iter_rows()
+        found = ", ".join(f"{name} {count:,}" for name, count in splits)
+        raise InputError(f"no labelled train row to draw from: found splits {found or 'none'}, expected train or none")
+    which = "every row" if chosen.height == rows.height else "train rows" if marked else "rows without a split"
+    bare = f"; {chosen.height - pool.height:,} without a category are left out" if pool.height < chosen.height else ""
+    return pool, f"rows are drawn from {pool.height:,} of the audit's {rows.height:,} ({which}{bare})"
+
+
+def largest(
+    rows: pl.DataFrame,
+    family: Family,
+    *,
+    share: float | None = None,
+    categories: Sequence[str] = CATEGORIES,
+    among: Sequence[str] = CATEGORIES,
+) -> MixSizes:
+    """The largest size of a family of sets, by relation and in all, from an audit's rows (`rows.parquet`).
+
+    For `own` the set itself counts: its Unknown `share`, or else the `categories` it draws from. `among`: the
+    categories that a family of sets of one category is made of.
+    """
+    counts = count_categories(drawable(rows)[0])
+    if family == "shares":
+        limit = pl.min_horizontal("Known", UNKNOWN)
+    elif family == "categories":
+        limit = pl.min_horizontal(among)
+    elif share is None:
+        limit = pl.sum_horizontal(categories)
+    else:
+        own = [_room(known, unknown, exact(share)) for known, unknown in counts.select("Known", UNKNOWN).iter_rows()]
+        limit = pl.lit(pl.Series(own, dtype=pl.Int64))
+    by_relation = counts.with_columns(limit.alias("limit")).select(pl.col(n).cast(t) for n, t in COUNTS.items())
+    named = f" of {', '.join(among)}" if family == "categories" and set(among) != set(CATEGORIES) else ""
+    return MixSizes(by_relation, int(by_relation["limit"].sum()), family, _RULES[family] + named)
+
+
+def count_categories(rows: pl.DataFrame) -> pl.DataFrame:
+    """`COUNTS` without the limit, sorted by relation, from rows that have `group` and `category`."""
+    found = rows.group_by("group").agg(*((pl.col("category") == c).sum().cast(pl.Int64).alias(c) for c in CATEGORIES))
+    return found.rename({"group": "relation"}).with_columns(Known=pl.sum_horizontal(KNOWN)).sort("relation")
+
+
+def split_size(sizes: MixSizes, size: int | None, alone: int = 0) -> dict[str, int]:
+    """Rows of each relation in a set of `size` rows (None: the largest): in proportion to the limits, exact.
+
+    A relation whose limit is 0 gets none. Raises InputError, with the numbers, where `size` is more than
+    the limits allow; it also says how many rows the set could have `alone`, where that is more.
+    """
+    more = f" This set alone can have {alone:,} rows (--family own)." if alone > sizes.total else ""
+    if sizes.total == 0:
+        raise InputError(_nothing(sizes) + more)
+    wanted = sizes.total if size is None else size
+    shares = largest_remainder(sizes.limits, wanted)
+    if wanted > sizes.total:
+        short = max(sizes.limits, key=lambda name: (shares[name] - sizes.limits[name], name))
+        has = sizes.by_relation.filter(pl.col("relation") == short).row(0, named=True)
+        raise InputError(
+            f"--size {wanted}: the largest size is {sizes.total}, {sizes.rule} (--family {sizes.family}).{more}\n"
+            f"Relation {short!r} would have to give {shares[short]:,} rows and has room for {has['limit']:,} "
+            f"({_listed(has)}). Lower --size, or leave it out"
+        )
+    return shares
+
+
+def _nothing(sizes: MixSizes) -> str:
+    every = sizes.by_relation.select(pl.col(*CATEGORIES).sum()).row(0, named=True)
+    return (
+        f"no relation can fill this set: {sizes.rule} is 0 (--family {sizes.family}).\n"
+        f"Found {_listed(every)} in {sizes.by_relation.height:,} relations."
+    )
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {counts[name]:,}" for name in CATEGORIES)
+
+
+def unknown_counts(sizes: Mapping[str, int], share: float) -> dict[str, int]:
+    """Unknown rows of each relation in a set with this Unknown share, `sizes` rows of each relation.
+
+    The total is `share` of all rows, rounded (halves up), exact; each relation has its part of that total
+    rounded down or up. A larger share never has fewer in any relation: so sets can hold one another's
+    Unknown rows, which rounding by largest remainders would not allow.
+    """
+    total = _rounded(exact(share) * sum(sizes.values()))
+    counts = dict.fromkeys(sizes, 0)
+    for name in _turns(sizes)[:total]:
+        counts[name] += 1
+    return counts
+
+
+def fit_counts(counts: Mapping[str, int], low: Mapping[str, int], high: Mapping[str, int]) -> dict[str, int]:
+    """The counts brought between `low` and `high`, their total kept; what is moved goes where there is most room.
+
+    The total must lie between those of `low` and `high`.
+    """
+    fitted = {name: min(max(count, low[name]), high[name]) for name, count in counts.items()}
+    while (missing := sum(counts.values()) - sum(fitted.values())) != 0:
+        step = 1 if missing > 0 else -1
+        edge = high if missing > 0 else low
+        name = max(sorted(fitted), key=lambda one: abs(edge[one] - fitted[one]))
+        fitted[name] += step
+    return fitted
+
+
+def natural_counts(counts: Sequence[int], size: int, offset: int) -> list[int]:
+    """`size` of `sum(counts)` rows split in proportion to `counts`: each part rounded down or up, exact in all.
+
+    The parts lie end to end and are cut at even distances, beginning at `offset` (0 to sum(counts) - 1).
+    An offset drawn by chance rounds no part up more often than is its due, so that many small relations
+    do not sum to a wrong share.
+    """
+    whole = sum(counts)
+    if whole == 0:
+        return [0] * len(counts)
+    taken, end = [], 0
+    for count in counts:
+        begin, end = end, end + count
+        taken.append((end * size + offset) // whole - (begin * size + offset) // whole)
+    return taken
+
+
+def exact(share: float) -> Fraction:
+    """A share as the decimal number it is written as: 0.1 is a tenth."""
+    return Fraction(str(share))
+
+
+def _rounded(value: Fraction) -> int:
+    return (2 * value.numerator + value.denominator) // (2 * value.denominator)
+
+
+def _room(known: int, unknown: int, share: Fraction) -> int:
+    """The most rows of which `share` are Unknown."""
+    bounds = [int(known / (1 - share))] if share < 1 else []
+    bounds += [int(unknown / share)] if share > 0 else []
+    return min(bounds)
+
+
+def _turns(sizes: Mapping[str, int]) -> list[str]:
+    """Relations in an order such that among any first h turns each has its due, rounded down or up.
+
+    The k-th turn (from 0) of a relation with n of N rows lies in the window from turn k*N/n to (k+1)*N/n.
+    Whose window has the earliest middle goes first, which rounds to the nearest. Beside many small relations
+    a large one may come too late that way; then whose window closes first goes first, which never fails.
+    """
+    whole = sum(sizes.values())
+    windows = sorted(
+        (k * whole // n, (2 * k + 1) / n, -(-(k + 1) * whole // n), name) for name, n in sizes.items() for k in range(n)
+    )
+    by_close = [(opens, closes, closes, name) for opens, _, closes, name in windows]
+    return _in_windows(windows) or _in_windows(by_close)
+
+
+def _in_windows(windows: Sequence[tuple[int, float, int, str]]) -> list[str]:
+    """Names in turn: of the windows that are open, the one of the lowest rank; none if one closes unused.
+
+    A window is (opens, rank, closes, name), sorted by `opens`.
+    """
+    order: list[str] = []
+    waiting: list[tuple[float, int, str]] = []
+    at = 0
+    for turn in range(len(windows)):
+        while at < len(windows) and windows[at][0] <= turn:
+            heapq.heappush(waiting, windows[at][1:])
+            at += 1
+        if not waiting:
+            return []
+        _, closes, name = heapq.heappop(waiting)
+        if closes <= turn:
+            return []
+        order.append(name)
+    return order

@@ -1,0 +1,58 @@
+"""Rows of an audit that no training set can take, by reason: counted and listed, refused or skipped by choice. Pure.
+
+A set is drawn from labelled rows, so none of these rows can stand in one. They are counted all the same: who mixes a
+file should know what of it is not taught.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+import polars as pl
+
+from foreknow.errors import InputError
+
+REASONS: Final = {
+    "no_question": "without a question",
+    "no_answer": "without an answer",
+    "template_refuses": "refused by the chat template",
+    "template_drops": "of which the chat template leaves out a text",
+    "long_prompt": "longer than the model's positions",
+    "long_answer": "with an answer too long for a category",
+    "unspellable": "whose answer the tokenizer cannot spell",
+    "not_finite": "for which the model's numbers were not finite",
+}
+"""Flags of rows without a category, the gravest first, and what they say."""
+UNTRAINABLE: Final = ("no_question", "no_answer", "template_refuses", "template_drops", "long_prompt")
+"""Those that say that nothing can be learnt from the row, with or without a category."""
+LISTED: Final = 8
+
+
+def left_out(rows: pl.DataFrame) -> dict[str, dict[str, Any]]:
+    """By reason, the rows of an audit (`rows.parquet`) without a category: how many `rows`, and the `first` of them."""
+    bare = rows.filter(pl.col("category").is_null()).select("row", "flags").sort("row")
+    found: dict[str, list[int]] = {}
+    for row, flags in bare.iter_rows():
+        found.setdefault(next((flag for flag in REASONS if flag in (flags or ())), "no_category"), []).append(row)
+    order = [*REASONS, "no_category"]
+    return {name: {"rows": len(found[name]), "first": found[name][:LISTED]} for name in order if name in found}
+
+
+def check_left_out(found: dict[str, dict[str, Any]], choice: Literal["refuse", "skip"]) -> None:
+    """Raise InputError for rows that nothing can be learnt from, where they are to be refused."""
+    bad = {name: of for name, of in found.items() if name in UNTRAINABLE}
+    if choice == "refuse" and bad:
+        raise InputError(
+            f"the audit has rows that nothing can be learnt from: {'; '.join(unusable_lines(bad))}.\n"
+            "Leave them out of the file and audit it again, or go on without them: --bad-rows skip"
+        )
+
+
+def unusable_lines(found: dict[str, dict[str, Any]]) -> list[str]:
+    """A line for each reason, with the numbers of the first rows."""
+    told = []
+    for name, of in found.items():
+        numbers = ", ".join(map(str, of["first"])) + (", ..." if of["rows"] > len(of["first"]) else "")
+        rows = "row" if of["rows"] == 1 else "rows"
+        told.append(f"{of['rows']:,} {rows} {REASONS.get(name, 'without a category')} (row {numbers})")
+    return told

@@ -1,0 +1,1 @@
+"""foreknow study: the paper's whole experiment, its statistics and its claims."""

@@ -1,0 +1,259 @@
+"""The paper's nine claims (section 5) as a scorecard of a study. Pure. What each contrast is: `contrasts.py`.
+
+A verdict comes from 95 % intervals, part by part:
+
+directional   holds or fails when the interval lies wholly on one side of 0
+no harm       holds when the interval lies wholly above -margin: harm larger than the margin is ruled out; fails when
+              wholly below it. An improvement is no harm.
+
+A claim of several parts holds when every part does, and fails when any part does. The scorecard's figures are those of
+the part least on its side, in standard errors; its p is that of the claim where all parts are on their sides (the
+largest p of them), and is multiplied by the number of parts where that part is not. All parts stand in the note.
+Holm's correction runs over the claims tested; verdicts do not use it.
+
+The minimum detectable effect is (1.96 + 0.84) standard errors: a true effect of that size would be seen, at 5 %, four
+times in five.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import polars as pl
+
+from foreknow.inference.slick import HIGHLY_KNOWN
+from foreknow.stages.study import contrasts
+from foreknow.stages.study.contrasts import Contrast, ContrastPart, Evidence, StudyData
+from foreknow.stages.study.linear_model import LinearModel
+from foreknow.stages.study.paired import DRAWS
+
+MARGIN: Final = 0.02
+DETECTABLE: Final = 1.96 + 0.84
+Verdict = Literal["holds", "fails", "not decided", "not tested"]
+
+SCORECARD: Final[dict[str, pl.DataType]] = {
+    "claim": pl.Int64(),
+    "text": pl.String(),
+    "contrast": pl.String(),
+    "estimate": pl.Float64(),
+    "low": pl.Float64(),
+    "high": pl.Float64(),
+    "p": pl.Float64(),
+    "p_holm": pl.Float64(),
+    "margin": pl.Float64(),
+    "verdict": pl.String(),
+    "mde": pl.Float64(),
+    "note": pl.String(),
+}
+"""One line a claim; estimate, ends, margin and mde as shares. `margin` is null where the claim needs none."""
+
+REFUSALS: Final[dict[str, pl.DataType]] = {
+    "variant": pl.String(),
+    "kind": pl.String(),
+    "share": pl.Float64(),
+    "seed": pl.Int64(),
+    "epoch": pl.Int64(),
+    "early_stop": pl.Boolean(),
+    "convergence": pl.Boolean(),
+    "rows": pl.Int64(),
+    "answered": pl.Float64(),
+    "accuracy": pl.Float64(),
+    "yield": pl.Float64(),
+    "over_refusal": pl.Float64(),
+}
+"""answered: share of test rows not refused; accuracy: right / answered; yield: right / all; over_refusal: share of
+HighlyKnown test rows refused. Null where there is nothing to divide by."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper. `contrast`: in words; `margin`: the harm that counts as none, as a share."""
+
+    number: int
+    text: str
+    contrast: str
+    kind: Literal["directional", "no_harm"]
+    margin: float = MARGIN
+
+
+CLAIMS: Final = (
+    Claim(
+        1,
+        "More Unknown rows in D, lower test EM.",
+        "slope of test EM on the Unknown share at CONVERGENCE, below 0",
+        "directional",
+    ),
+    Claim(
+        2,
+        "The damage needs long training.",
+        "D - D_Known: no harm at EARLY_STOP, below 0 at CONVERGENCE",
+        "no_harm",
+    ),
+    Claim(
+        3,
+        "Unknown rows are fitted much later than Known ones.",
+        "fitted share of Known - Unknown train rows at EARLY_STOP, above 0",
+        "directional",
+    ),
+    Claim(
+        4,
+        "Fitted Known rows help, fitted Unknown rows harm.",
+        "linear model, test: b_kn above 0, b_unk below 0",
+        "directional",
+    ),
+    Claim(
+        5,
+        "The same on unseen relations, smaller.",
+        "linear model, OOD: b_kn above 0, b_unk below 0 and above b_unk of test",
+        "directional",
+    ),
+    Claim(
+        6,
+        "MaybeKnown rows are the best single category; HighlyKnown alone is not enough.",
+        "test EM at EARLY_STOP of only-MaybeKnown - each other category, above 0",
+        "directional",
+    ),
+    Claim(
+        7,
+        "Unknown test facts stay wrong.",
+        "EM on Unknown test rows at CONVERGENCE, below 3.2 % + margin",
+        "no_harm",
+    ),
+    Claim(
+        8,
+        "Dropping Unknown rows removes the overfitting without loss.",
+        "D_Known at CONVERGENCE: no harm against D at EARLY_STOP, above D at CONVERGENCE",
+        "no_harm",
+    ),
+    Claim(
+        9,
+        'Relabelling Unknown rows as "I don\'t know" keeps accuracy-when-answering flat.',
+        "IDK: right / answered at CONVERGENCE - at EARLY_STOP, no harm",
+        "no_harm",
+    ),
+)
+
+CONTRASTS: Final[Mapping[int, Contrast]] = {
+    1: contrasts.unknown_lowers_accuracy,
+    2: contrasts.damage_needs_long_training,
+    3: contrasts.unknown_is_fitted_later,
+    4: contrasts.coefficients_have_their_signs,
+    5: contrasts.same_on_unseen_relations,
+    6: contrasts.maybe_known_is_best,
+    7: contrasts.unknown_stays_wrong,
+    8: contrasts.dropping_unknown_costs_nothing,
+    9: contrasts.refusing_keeps_answers_right,
+}
+
+
+def scorecard(
+    results: pl.DataFrame,
+    outcomes: pl.DataFrame,
+    linear_id: LinearModel,
+    linear_ood: LinearModel,
+    claims: Sequence[Claim] = CLAIMS,
+    seed: int = 0,
+    *,
+    draws: int = DRAWS,
+) -> pl.DataFrame:
+    """`SCORECARD`: a line for each claim, tested or not. `seed` and `draws` are the bootstrap's.
+
+    Raises InputError where outcomes of the runs compared are not of the same rows.
+    """
+    study = StudyData(results, outcomes, linear_id, linear_ood, seed, draws)
+    lines = [_line(claim, CONTRASTS[claim.number](study, claim.margin)) for claim in claims]
+    tested = [line["p"] for line in lines if line["p"] is not None]
+    corrected = iter(holm([float(str(p)) for p in tested]))
+    for line in lines:
+        line["p_holm"] = next(corrected) if line["p"] is not None else None
+    return pl.DataFrame(lines, schema=SCORECARD)
+
+
+def _line(claim: Claim, found: Evidence | str) -> dict[str, object]:
+    line: dict[str, object] = dict.fromkeys(SCORECARD)
+    line |= {"claim": claim.number, "text": claim.text, "contrast": claim.contrast}
+    line["margin"] = claim.margin if claim.kind == "no_harm" else None
+    if isinstance(found, str):
+        return line | {"verdict": "not tested", "note": found}
+    part = min(found.parts, key=lambda one: one.support)
+    several = len(found.parts) if part.support < 0 else 1
+    return line | {
+        "estimate": part.value,
+        "low": part.low,
+        "high": part.high,
+        "p": min(1.0, part.p * several),
+        "verdict": verdict(found.parts),
+        "mde": DETECTABLE * part.se,
+        "note": _note(found, part),
+    }
+
+
+def verdict(parts: Sequence[ContrastPart]) -> Verdict:
+    """Of a claim from its parts: holds when all hold, fails when any fails, else not decided."""
+    found = {part.verdict for part in parts}
+    return "fails" if "fails" in found else "holds" if found == {"holds"} else "not decided"
+
+
+def _note(found: Evidence, shown: ContrastPart) -> str:
+    told = [
+        f"{part.name} {100 * part.value:+.1f} ({100 * part.low:+.1f} to {100 * part.high:+.1f}) points, {part.verdict}"
+        for part in found.parts
+        if len(found.parts) > 1
+    ]
+    if len(found.parts) > 1:
+        told.append(f"shown: {shown.name}")
+    told += [found.note] if found.note else []
+    told += ["one seed: differences between seeds are not in the interval"] if found.seeds == 1 else []
+    return "; ".join(told)
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Holm's correction: the smallest p times their number, the next times one less, never falling."""
+    found, largest = [0.0] * len(values), 0.0
+    for done, place in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
+        largest = max(largest, min(1.0, (len(values) - done) * values[place]))
+        found[place] = largest
+    return found
+
+
+def refusals(results: pl.DataFrame) -> pl.DataFrame:
+    """`REFUSALS`: a line for each run and epoch that was evaluated with the refusal as gold (set test_refused).
+
+    Paper, section 4: accuracy on answered questions can stay flat while fewer are answered, so all stand together.
+    """
+    key = ["variant", "seed", "epoch"]
+    refused = results.filter(pl.col("set") == "test_refused")
+    known = refused.filter((pl.col("category") == HIGHLY_KNOWN) & (pl.col("rows") > 0))
+    kept = pl.col("rows") - pl.col("refused")
+    return (
+        results.filter((pl.col("set") == "test") & (pl.col("category") == "all") & (pl.col("rows") > 0))
+        .join(refused.filter(pl.col("category") == "all").select(*key, refused="right"), on=key)
+        .join(known.select(*key, over_refusal=pl.col("right") / pl.col("rows")), on=key, how="left")
+        .with_columns(
+            answered=kept / pl.col("rows"),
+            accuracy=pl.when(kept > 0).then(pl.col("right") / kept),
+            **{"yield": pl.col("right") / pl.col("rows")},
+        )
+        .select(pl.col(name).cast(kind) for name, kind in REFUSALS.items())
+        .sort(key)
+    )
+
+
+def claims_table(scored: pl.DataFrame) -> pl.DataFrame:
+    """A scorecard for the terminal: verdict, and the estimate with its interval in points of exact match."""
+
+    def points(value: float | None) -> str:
+        return "" if value is None else f"{100 * value:+.1f}"
+
+    lines = [
+        {
+            "claim": f"{line['claim']}. {line['text']}",
+            "verdict": line["verdict"],
+            "estimate": points(line["estimate"]),
+            "95 % interval": "" if line["low"] is None else f"{points(line['low'])} to {points(line['high'])}",
+        }
+        for line in scored.iter_rows(named=True)
+    ]
+    return pl.DataFrame(lines)

@@ -1,0 +1,103 @@
+"""The rows of a study: split, no question in two sets, at most so many; and which relations it can learn from. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import polars as pl
+
+from foreknow.data.schema import GOLD, USABLE, majority_floor, sampling_hash, take
+from foreknow.errors import InputError
+from foreknow.stages.study.settings import SETS
+
+SHARES: Final = (("test", 20), ("dev", 10))
+"""Of 100 rows so many go to test and dev where the file tells no splits; the others to train."""
+DATA: Final[dict[str, pl.DataType]] = {
+    "question": pl.String(),
+    "answers": pl.List(pl.String()),
+    "subject": pl.String(),
+    "relation": pl.String(),
+    "split": pl.String(),
+}
+"""The columns of a study's `data.jsonl`; rows of the set `ood` have the split `test_ood`."""
+SPLITS: Final = {"train": "train", "dev": "dev", "test": "test", "ood": "test_ood"}
+"""The split that rows of a set have."""
+
+
+def study_rows(rows: pl.DataFrame, ood: Sequence[str], most: Mapping[str, int], seed: int) -> pl.DataFrame:
+    """The rows that a study works on (`DATA`), from an input's rows (`rows.ROWS`).
+
+    Of relations in `ood` only test rows are used, or all where none is marked test. A question that stands in
+    several sets stays in the first of test, ood, dev, train. `most`: rows by set, spread over the relations.
+    Raises InputError where a set would be empty.
+    """
+    missing = sorted(set(ood) - set(rows["group"].drop_nulls()))
+    if missing:
+        raise InputError(f"ood: found no rows of relation {missing[0]!r}; relations are {_some(rows['group'])}")
+    usable = rows.filter(USABLE)
+    placed = usable.with_columns(set=_sets(usable, seed))
+    held_out = pl.col("group").is_in(list(ood))
+    has_test = (pl.col("set") == "test").any().over("group")
+    in_ood = held_out & (~has_test | (pl.col("set") == "test"))
+    placed = placed.with_columns(set=pl.when(in_ood).then(pl.lit("ood")).otherwise("set"))
+    placed = placed.filter(~held_out | (pl.col("set") == "ood"))
+    order = {"test": 0, "ood": 1, "dev": 2, "train": 3}
+    rank = pl.col("set").replace_strict(order, return_dtype=pl.Int64)
+    one = placed.with_columns(rank=rank).sort("rank", "row").unique("question", keep="first", maintain_order=True)
+    parts = []
+    for name in SETS:
+        part = one.filter(pl.col("set") == name).sort("row")
+        if part.is_empty() and name != "ood":
+            raise InputError(f"no {name} row to use: found {_some(placed['set'])}; mark rows by a column split")
+        parts.append(take(part, most[name], seed).sort("row") if name in most and part.height else part)
+    chosen = pl.concat(parts).sort("row")
+    return chosen.select("question", "answers", "subject", relation="group", split=pl.col("set").replace(SPLITS))
+
+
+def _sets(rows: pl.DataFrame, seed: int) -> pl.Series:
+    """Each row's set: its split's, or by a hash of its text where no row has a split."""
+    splits = rows["split"]
+    if splits.null_count() < rows.height:
+        return splits.fill_null("train").replace(dict.fromkeys(("test_ood", "ood_test"), "ood")).alias("set")
+    found = []
+    for texts in rows.select("question", GOLD).iter_rows():
+        place, name = sampling_hash(seed, "split", *texts) % 100, "train"
+        for other, share in SHARES:
+            if place < share:
+                name = other
+                break
+            place -= share
+        found.append(name)
+    return pl.Series("set", found, dtype=pl.String)
+
+
+def learnable(audited: pl.DataFrame, above_floor: float | None) -> tuple[pl.DataFrame, list[str]]:
+    """Relations by how far the rows known by greedy answers beat the most frequent gold, and those that pass.
+
+    `audited`: an audit's rows. Columns: relation, rows, greedy (mean share of exemplar sets answered right
+    greedily), known_by_greedy (share of rows that are right in at least one: HighlyKnown and MaybeKnown), floor,
+    above (known_by_greedy - floor), used. A relation whose answers are guessed as well by always giving one of
+    them says little about knowledge.
+    """
+    rows = audited.filter(pl.col("category").is_not_null())
+    floors = majority_floor(rows.select("group", "question", answers=pl.concat_list("answer"))).select("group", "floor")
+    found = (
+        rows.group_by("group")
+        .agg(
+            rows=pl.len().cast(pl.Int64),
+            greedy=pl.col("p_greedy").mean(),
+            known_by_greedy=(pl.col("p_greedy") > 0).mean(),
+        )
+        .join(floors, on="group")
+        .with_columns(above=pl.col("known_by_greedy") - pl.col("floor"))
+        .with_columns(used=pl.lit(True) if above_floor is None else pl.col("above") >= above_floor)
+        .sort("group")
+        .rename({"group": "relation"})
+    )
+    return found, found.filter("used")["relation"].to_list()
+
+
+def _some(names: pl.Series, most: int = 12) -> str:
+    listed = sorted(set(names.drop_nulls()))
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")

@@ -1,0 +1,181 @@
+"""Two trained sets of a study held against each other, by the paper's test and two more; and refusals. Pure."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import polars as pl
+
+from foreknow import paper as paper_figures
+from foreknow.errors import InputError
+from foreknow.inference.slick import CATEGORIES, HIGHLY_KNOWN, MAYBE_KNOWN, UNKNOWN
+from foreknow.paper import Figure
+from foreknow.stages.study import paired
+from foreknow.stages.study.aggregation import ALL, EARLY, LATE, POINTS, REFUSED, TRAINED_ON, over_seeds
+
+DIFFERENCES: Final[dict[str, pl.DataType]] = {
+    "contrast": pl.String(),
+    "set": pl.String(),
+    "first": pl.String(),
+    "first_point": pl.String(),
+    "second": pl.String(),
+    "second_point": pl.String(),
+    "seeds": pl.Int64(),
+    "rows": pl.Int64(),
+    "difference": pl.Float64(),
+    "low": pl.Float64(),
+    "high": pl.Float64(),
+    "p": pl.Float64(),
+    "parts_p": pl.Float64(),
+    "parts_p_low": pl.Float64(),
+    "parts_p_high": pl.Float64(),
+    "mcnemar_p": pl.String(),
+    "paper": pl.Float64(),
+}
+"""second - first, in EM over all rows. `low`, `high`, `p`: bootstrap of rows and seeds. `parts_p`: the paper's test,
+its median over 200 shuffles, then the smallest and largest; null under 100 rows. `mcnemar_p`: "seed 0: 0.012; ..."."""
+REFUSALS: Final[dict[str, pl.DataType]] = {
+    "variant": pl.String(),
+    "trained_on": pl.String(),
+    "share": pl.Float64(),
+    "point": pl.String(),
+    "epoch": pl.Float64(),
+    "seeds": pl.Int64(),
+    "rows": pl.Int64(),
+    "measured": pl.Boolean(),
+    "accuracy": pl.Float64(),
+    "accuracy_low": pl.Float64(),
+    "accuracy_high": pl.Float64(),
+    "coverage": pl.Float64(),
+    "yield": pl.Float64(),
+    "refused_unknown": pl.Float64(),
+    "refused_highly_known": pl.Float64(),
+    "paper_accuracy": pl.Float64(),
+    "paper_coverage": pl.Float64(),
+    "paper_yield": pl.Float64(),
+}
+"""`accuracy`: of the rows answered; `coverage`: the share answered; `yield`: right rows of all; `refused_highly_known`:
+over-refusal. `measured`: whether refusals were counted; where not, none is assumed."""
+
+CONTRASTS: Final = ("share", "training on", "without Unknown", "single category")
+
+
+class PairedTest(NamedTuple):
+    """A contrast to be tested: two variants, each at a point, and what the paper has for it."""
+
+    contrast: str
+    first: str
+    first_point: str
+    second: str
+    second_point: str
+    paper: float | None = None
+
+
+def contrasts(results: pl.DataFrame) -> list[PairedTest]:
+    """The contrasts that these runs allow: see `CONTRASTS`; each at both points, or between them."""
+    has = results.select("variant", "kind", "share", "trained").unique().sort("kind", "share", "variant")
+    mixed = {s: name for name, kind, s, _ in has.iter_rows() if kind == "shares"}
+    known = {s: name for name, kind, s, _ in has.iter_rows() if kind == "known"}
+    alone = {trained or "natural": name for name, kind, _, trained in has.iter_rows() if kind in ("single", "natural")}
+    found = []
+    for point in POINTS:
+        for s in [s for s in mixed if s > 0 and 0.0 in mixed]:
+            away = _less(paper_figures.exact_match("D", s, point), paper_figures.exact_match("D", 0, point))
+            found.append(PairedTest("share", mixed[0.0], point, mixed[s], point, away))
+        for s in [s for s in known if s in mixed]:
+            away = _less(paper_figures.exact_match("D_Known", s, point), paper_figures.exact_match("D", s, point))
+            found.append(PairedTest("without Unknown", mixed[s], point, known[s], point, away))
+        for trained in [name for name in (*CATEGORIES, "natural") if name in alone and name != MAYBE_KNOWN]:
+            if MAYBE_KNOWN in alone:
+                away = _less(paper_figures.single(MAYBE_KNOWN, point), paper_figures.single(trained, point))
+                found.append(PairedTest("single category", alone[trained], point, alone[MAYBE_KNOWN], point, away))
+    for name, kind, s, trained in has.iter_rows():
+        ends = [_figure(kind, s, trained, point) for point in POINTS]
+        found.append(PairedTest("training on", name, EARLY, name, LATE, _less(ends[1], ends[0])))
+    return found
+
+
+def _figure(kind: str, share: float | None, trained: str | None, point: str) -> Figure | None:
+    if kind in ("single", "natural"):
+        return paper_figures.single(trained or "natural", point)
+    return paper_figures.exact_match(TRAINED_ON[kind], share, point)
+
+
+def _less(second: Figure | None, first: Figure | None) -> float | None:
+    return second.value - first.value if first and second else None
+
+
+def differences(results: pl.DataFrame, outcomes: pl.DataFrame, *, seed: int = 0) -> pl.DataFrame:
+    """Every contrast on the set test, and but for single categories on ood (`DIFFERENCES`).
+
+    The paper's own figure stands at test alone. Contrasts without a seed in common are left out.
+    """
+    at = dict(iter(outcomes.group_by("variant", "point", "set")))
+    lines = []
+    for name in ("test", "ood"):
+        for one in contrasts(results):
+            first, second = at.get((one.first, one.first_point, name)), at.get((one.second, one.second_point, name))
+            if first is None or second is None or (name == "ood" and one.contrast == "single category"):
+                continue
+            try:
+                away = paired.difference(first, second, seed=seed)
+            except InputError:
+                continue
+            ours = one._asdict() | {"set": name, "paper": one.paper if name == "test" else None}
+            ours |= {"seeds": away.seeds, "rows": away.rows, "difference": away.value, "p": away.p()}
+            lines.append(ours | {"low": away.low, "high": away.high, **_other_tests(first, second, seed)})
+    return pl.DataFrame(lines, schema=DIFFERENCES)
+
+
+def _other_tests(first: pl.DataFrame, second: pl.DataFrame, seed: int) -> dict[str, Any]:
+    """The paper's test, where there are rows enough, and McNemar's for each seed that both have."""
+    both = sorted(set(first["seed"]) & set(second["seed"]))
+    ps = [(k, paired.mcnemar(first.filter(pl.col("seed") == k), second.filter(pl.col("seed") == k)).p) for k in both]
+    told: dict[str, Any] = {"mcnemar_p": "; ".join(f"seed {k}: {p:.2g}" for k, p in ps)}
+    if first["row"].n_unique() >= paired.PARTS:
+        parts = paired.parts(first, second, seed=seed)
+        told |= {"parts_p": parts.p, "parts_p_low": parts.low, "parts_p_high": parts.high}
+    return told
+
+
+def refusals(points: pl.DataFrame, outcomes: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
+    """Unknown rows relabelled (`REFUSALS`), beside D of the same share; empty without a variant of the kind idk."""
+    relabelled = points.filter(pl.col("kind") == "idk")["share"].unique()
+    of = points.filter(pl.col("kind").is_in(["idk", "shares"]) & pl.col("share").is_in(relabelled.implode()))
+    right, refused = over_seeds(of, "test"), over_seeds(of, REFUSED)
+    by_category = {
+        (variant, point, category): em
+        for variant, point, category, em in refused.select("variant", "point", "category", "em").iter_rows()
+    }
+    lines = []
+    right = right.filter(pl.col("category") == ALL).sort("share", "kind", maintain_order=True)
+    for line in right.iter_rows(named=True):
+        key = line["variant"], line["point"]
+        said_no = by_category.get((*key, ALL))
+        coverage = 1 - (said_no or 0.0)
+        figures = paper_figures.refusals(TRAINED_ON[line["kind"]], line["point"]) if line["share"] == 0.5 else None
+        low, high = _answering(outcomes, *key, seed)
+        lines.append({
+            **{name: line[name] for name in ("variant", "share", "point", "epoch", "seeds", "rows")},
+            **{"trained_on": TRAINED_ON[line["kind"]], "measured": said_no is not None, "coverage": coverage},
+            **{"accuracy": line["em"] / coverage if coverage > 0 else None, "yield": line["em"]},
+            **{"accuracy_low": low, "accuracy_high": high, "refused_unknown": by_category.get((*key, UNKNOWN))},
+            "refused_highly_known": by_category.get((*key, HIGHLY_KNOWN)),
+            **({f"paper_{n}": f.value for n, f in zip(("accuracy", "coverage", "yield"), figures, strict=True)}
+               if figures else {}),
+        })  # fmt: skip
+    return pl.DataFrame(lines, schema=REFUSALS)
+
+
+def _answering(outcomes: pl.DataFrame, variant: str, point: str, seed: int) -> tuple[float | None, float | None]:
+    """The interval of the accuracy on the rows answered, rows and seeds drawn anew."""
+    of = outcomes.filter((pl.col("variant") == variant) & (pl.col("point") == point))
+    right, refused = of.filter(pl.col("set") == "test"), of.filter(pl.col("set") == REFUSED)
+    if right.is_empty():
+        return None, None
+    none = right.with_columns(right=pl.lit(False))
+    both = paired.stack([right, none if refused.is_empty() else refused])
+    if both.values[1].all():
+        return None, None
+    found = paired.resampled(both, lambda total: total[..., 0] / (1 - total[..., 1]), seed=seed)
+    return max(found.low, 0.0), min(found.high, 1.0)

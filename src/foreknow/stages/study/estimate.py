@@ -1,0 +1,65 @@
+"""What a study would cost: one chunk of its audit and one burst of its training, measured; nothing is kept."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from foreknow.config import AuditConfig, TuneConfig
+from foreknow.progress import duration
+from foreknow.settings import settings_of
+from foreknow.stages.audit import estimate as audit_estimate
+from foreknow.stages.study.grid import runs
+from foreknow.stages.study.run import audit_settings, read_rows
+from foreknow.stages.study.settings import StudyConfig
+from foreknow.stages.train import loop as tune_loop
+
+
+def estimate(config: StudyConfig) -> dict[str, Any]:
+    """The cost of a study by stage. |D| is only known after the audit: without `size`, a quarter of the train rows
+    stands for it. Raises InputError for rows that cannot be used."""
+    rows = read_rows(config)
+    train = rows.filter(pl.col("split") == "train")
+    size = min(config.size or max(1, train.height // 4), train.height)
+    grid = runs(config)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rows.write_ndjson(folder / "data.jsonl")
+        probing = audit_estimate.estimate(settings_of(AuditConfig, audit_settings(config, folder)))
+        parts = {"train": train.sample(size, seed=0), "dev": rows.filter(pl.col("split") == "dev")}
+        parts |= {n: rows.filter(pl.col("split") == s) for n, s in (("test", "test"), ("ood", "test_ood"))}
+        files = {n: folder / f"{n}.jsonl" for n, part in parts.items() if part.height}
+        for n, file in files.items():
+            parts[n].write_ndjson(file)
+        tests = {n: str(file) for n, file in files.items() if n in ("test", "ood")}
+        given = {
+            "train": str(files["train"]),
+            "dev": str(files["dev"]),
+            "test": tests,
+            "model": config.model,
+            "base": config.base,
+        }
+        tuning = tune_loop.estimate(settings_of(TuneConfig, {**config.tune, **given, "allow_overlap": True}))
+    shares = [one.variant.share or 0.0 for one in grid]
+    # D_Known has the Known part only
+    work = sum(1 - share if one.variant.kind == "known" else 1.0 for one, share in zip(grid, shares, strict=True))
+    epochs = int(tuning["epochs"])
+    training = float(tuning["seconds_training_an_epoch"]) * epochs * work
+    measuring = float(tuning["seconds_measuring_an_epoch"]) * epochs * len(grid)
+    seconds = float(probing["seconds"]) + training + measuring
+    return {
+        "rows_audited": probing["rows"],
+        "runs": len(grid),
+        "rows_of_a_set": size if config.size else f"{size:,} (guessed: known after the audit)",
+        "epochs": epochs,
+        "audit": duration(float(probing["seconds"])),
+        "training": duration(training),
+        "measuring": duration(measuring),
+        "memory_gib": max(float(probing["memory_gib"]), float(tuning["memory_gib"])),
+        "disk_gib": tuning["disk_gib"] * (len(grid) if config.keep_weights else config.workers),
+        "seconds": round(seconds, 1),
+        "time": duration(seconds) + ", one run after the other",
+    }

@@ -1,0 +1,147 @@
+"""What a mix would do to test exact match, told from a study of the same model (paper, section 4: its linear model).
+
+The study's runs gave points: shares of |D| that were fitted Known and Unknown rows, and test EM. A forecast puts the
+asked mix and fit into the line through them. It holds for this model, for rows like the study's, and inside the range
+of fits that the study saw; outside it extrapolates, and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import polars as pl
+
+from foreknow.errors import ConfigError, ModelError
+from foreknow.inference.slick import KNOWN, UNKNOWN
+from foreknow.stages.study import linear_model
+
+if TYPE_CHECKING:
+    from foreknow.stages.audit.result import AuditResult
+    from foreknow.stages.study.result import StudyResult
+
+FORECAST: Final[dict[str, pl.DataType]] = {
+    "set": pl.String(),
+    "when": pl.String(),
+    "known_fitted": pl.Float64(),
+    "unknown_fitted": pl.Float64(),
+    "em": pl.Float64(),
+    "low": pl.Float64(),
+    "high": pl.Float64(),
+    "inside": pl.Boolean(),
+}
+"""One line a set (`test`, `ood`) and moment: shares of the Known and of the Unknown rows that are fitted then; EM with
+its 95 % prediction interval for one new run; whether the study saw such fits."""
+
+
+def usual_fits(results: pl.DataFrame, share: float) -> dict[str, tuple[float, float]]:
+    """Shares of Known and Unknown train rows fitted at EARLY_STOP and at CONVERGENCE, for a set with this `share`.
+
+    The means of the study's runs of kind `shares` at the nearest shares on both sides, drawn out in a straight line.
+    Where a set has no rows of a kind its fit does not count, and is 0.
+    """
+    found = {}
+    for name, point in (("EARLY_STOP", "early_stop"), ("CONVERGENCE", "convergence")):
+        train = results.filter((pl.col("kind") == "shares") & (pl.col("set") == "train") & pl.col(point))
+        fits = []
+        for categories in (KNOWN, (UNKNOWN,)):
+            own = (
+                train.filter(pl.col("category").is_in(categories))
+                .group_by("share")
+                .agg(fit=pl.col("right").sum() / pl.col("rows").sum())
+            )
+            at = dict(own.sort("share").iter_rows())
+            fits.append(_between(at, share))
+        found[name] = (fits[0], fits[1])
+    return found
+
+
+def _between(at: dict[float, float], share: float) -> float:
+    below, above = [s for s in at if s <= share], [s for s in at if s >= share]
+    if not below or not above:
+        return at[min(at, key=lambda s: abs(s - share))] if at else 0.0
+    low, high = max(below), min(above)
+    return at[low] if high == low else at[low] + (at[high] - at[low]) * (share - low) / (high - low)
+
+
+def forecast(results: pl.DataFrame, share: float, fits: dict[str, tuple[float, float]]) -> pl.DataFrame:
+    """`FORECAST` for a set with this share of Unknown rows, at each of the `fits` (Known, Unknown; 0 to 1).
+
+    Raises ConfigError where the study's points determine no line.
+    """
+    lines: list[dict[str, Any]] = []
+    for name in ("test", "ood"):
+        points = linear_model.points(results, name)
+        if points.is_empty():
+            continue
+        model = linear_model.fit(points, wild=False)
+        if model.known is None:
+            raise ConfigError(f"--study: its runs determine no linear model ({model.note}); add shares or seeds to it")
+        for when, (known, unknown) in fits.items():
+            place = ((1 - share) * known, share * unknown)
+            told = linear_model.predict(model, *place)
+            lines.append({
+                "set": name, "when": when, "known_fitted": known, "unknown_fitted": unknown, "em": told.value,
+                "low": told.low, "high": told.high, "inside": linear_model.within(points, *place),
+            })  # fmt: skip
+    return pl.DataFrame(lines, schema=FORECAST)
+
+
+def check(results: pl.DataFrame) -> dict[str, Any]:
+    """How far off such forecasts are: every variant told from the others (`linear_model.leave_out`), by set."""
+    found = {}
+    for name in ("test", "ood"):
+        points = linear_model.points(results, name)
+        if not points.is_empty():
+            left = linear_model.leave_out(points)
+            found[name] = {"rmse": left.rmse, "coverage": left.coverage, "points": left.points.height}
+    return found
+
+
+def forecast_audit(
+    audit: AuditResult, study: StudyResult, *, unknown: float | None, fitted: Sequence[float] = (), force: bool = False
+) -> dict[str, Any]:
+    """The forecast for a finished audit's rows, from a finished study.
+
+    `unknown`: the share of Unknown rows of the mix; None: the audit's own. `fitted`: shares of Known and of Unknown
+    rows that will be fitted; none: those usual in the study. Raises ConfigError, and ModelError where the study is of
+    another model, unless `force`.
+    """
+    ours, theirs = audit.summary["model"], study.manifest["model"]
+    if ours["fingerprint"] != theirs["fingerprint"] and not force:
+        raise ModelError(
+            f"--study {study.folder}: of {theirs['name']} ({theirs['fingerprint'][:19]}...), but {audit.folder} asked "
+            f"{ours['name']} "
+            f"({ours['fingerprint'][:19]}...); a forecast holds for one model. Name a study of it, or --force"
+        )
+    if len(fitted) not in (0, 2) or any(not 0 <= share <= 1 for share in fitted):
+        raise ConfigError(f"--fitted: found {list(fitted)}, expected two shares from 0 to 1: of Known, of Unknown rows")
+    share = float(audit.summary["categories"]["overall"][UNKNOWN]) if unknown is None else unknown
+    if not 0 <= share <= 1:
+        raise ConfigError(f"--unknown {share}: expected a share from 0 to 1")
+    fits = {"asked": (fitted[0], fitted[1])} if fitted else usual_fits(study.results, share)
+    table = forecast(study.results, share, fits)
+    return {
+        "study": {"folder": str(study.folder), "model": theirs["name"], "results": study.manifest["results"]},
+        "unknown": share,
+        "forecast": table.to_dicts(),
+        "left_out": check(study.results),
+    }
+
+
+def forecast_table(found: dict[str, Any]) -> pl.DataFrame:
+    """A forecast for the terminal, in %."""
+    lines = [
+        {
+            "test rows": f"{line['set']}, {line['when']}",
+            "Known fitted": f"{line['known_fitted']:.0%}",
+            "Unknown fitted": f"{line['unknown_fitted']:.0%}",
+            "exact match": f"{100 * line['em']:.1f}",
+            "95 % for a new run": "none"
+            if line["low"] is None
+            else f"{100 * line['low']:.1f} to {100 * line['high']:.1f}",
+            "seen in the study": "yes" if line["inside"] else "no: extrapolated",
+        }
+        for line in found["forecast"]
+    ]
+    return pl.DataFrame(lines)

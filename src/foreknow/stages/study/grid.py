@@ -1,0 +1,84 @@
+"""The grid of a study: which training sets, made how, for which seeds. Pure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from foreknow.config import MixConfig
+from foreknow.settings import settings_of
+from foreknow.stages.study.settings import StudyConfig
+
+Kind = Literal["shares", "known", "single", "natural", "idk"]
+
+
+class Variant(NamedTuple):
+    """One training set of the grid; `share` of Unknown (nominal), `trained` category, the variant it is made from."""
+
+    name: str
+    kind: Kind
+    share: float | None = None
+    trained: str | None = None
+    known_of: str | None = None
+
+
+class Run(NamedTuple):
+    """One fine-tuning run: a variant drawn and trained with a seed."""
+
+    variant: Variant
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its folder's name."""
+        return f"{self.variant.name}-seed{self.seed}"
+
+
+def variants(config: StudyConfig) -> list[Variant]:
+    """The training sets of the grid, in the order they are trained in: the middle of the story first.
+
+    D_Known is made of every share but 0 (where it is D itself) and 1 (where nothing would be left).
+    """
+    found = [Variant(f"unknown-{_percent(share)}", "shares", share) for share in config.unknown]
+    if config.known:
+        between = [share for share in config.unknown if 0 < share < 1]
+        found += [Variant(f"known-of-{_percent(s)}", "known", s, known_of=f"unknown-{_percent(s)}") for s in between]
+    found += [Variant(f"only-{name}", "single", trained=name) for name in config.only]
+    if config.natural:
+        found.append(Variant("natural", "natural"))
+    found += [Variant(f"idk-{_percent(share)}", "idk", share) for share in config.idk]
+    return sorted(found, key=_telling)
+
+
+def _telling(variant: Variant) -> tuple[float, str]:
+    """Half Unknown and its D_Known first, then the ends, then the rest."""
+    first = {0.5: 0.0, 0.0: 1.0, 1.0: 2.0}
+    share = 9.0 if variant.share is None else variant.share
+    kind = 0.0 if variant.kind == "shares" else 0.5 if variant.kind == "known" else 4.0
+    return first.get(share, 3.0) + kind, variant.name
+
+
+def runs(config: StudyConfig) -> list[Run]:
+    """Every run of the grid: the whole of the first seed before the second."""
+    return [Run(variant, seed) for seed in range(config.seeds) for variant in variants(config)]
+
+
+def mix_of(
+    run: Run, config: StudyConfig, audit: Path, folder: Path, relations: tuple[str, ...], size: int
+) -> MixConfig:
+    """How the run's training set is drawn (paper, section 3); `folder`: where the seed's sets are."""
+    variant, (family, among) = run.variant, config.family
+    given: dict[str, Any] = {"audit": audit, "out": folder / f"{variant.name}.jsonl", "seed": run.seed, "force": True}
+    if variant.kind == "known":
+        return settings_of(MixConfig, {**given, "known_of": folder / f"{variant.known_of}.jsonl"})
+    given |= {"relations": relations, "size": size, "family": family, "family_of": among}
+    if variant.kind == "single":
+        return settings_of(MixConfig, {**given, "only": variant.trained})
+    if variant.kind == "natural":
+        return settings_of(MixConfig, {**given, "natural": True})
+    relabelled = {"idk": True, "idk_answer": config.idk_answer} if variant.kind == "idk" else {}
+    return settings_of(MixConfig, {**given, "unknown": variant.share, **relabelled})
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g}"

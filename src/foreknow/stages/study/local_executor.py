@@ -1,0 +1,146 @@
+"""The runs of a study, one after the other or several at once: in processes of this machine, or on Ray.
+
+A run is `foreknow tune` on its own folder, so an interrupted study goes on inside the run where it stopped, and a
+run that is done is never done again. What a run says goes to `log.txt` in its folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, Final
+
+from foreknow.config import TuneConfig
+from foreknow.distributed.ray_cluster import Cluster
+from foreknow.errors import ResourceError
+from foreknow.io.remote import written
+from foreknow.progress import duration, say
+from foreknow.stages.study.one_run import _folder, train_one_run
+from foreknow.stages.study.ray_executor import runs_on_ray
+
+THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def is_done(folder: Path) -> bool:
+    """Whether a run's folder is complete."""
+    return (folder / "manifest.json").is_file() and (folder / "results.json").is_file()
+
+
+def run_all(
+    configs: Mapping[str, TuneConfig],
+    workers: int,
+    keep_weights: bool,
+    rows: Mapping[str, int],
+    cluster: Cluster | None = None,
+) -> None:
+    """Do the runs that are not done. `rows`: rows to train on in each, for the time that is left; `cluster`: whose
+    processes do them, in place of `workers` of this machine.
+
+    Raises the error of a run that failed; those beside it are ended, and go on with the next call.
+    """
+    left = {name: config for name, config in configs.items() if not is_done(_folder(config))}
+    if len(left) < len(configs):
+        say(f"{len(configs) - len(left):,} of {len(configs):,} runs are done; going on")
+    progress = _Progress(len(configs), len(configs) - len(left), sum(rows[name] for name in left))
+    if cluster is not None and left:
+        home = _folder(next(iter(left.values()))).parent
+        runs_on_ray(left, home.parent, cluster, keep_weights, lambda name: progress.done(name, rows[name]))
+        return
+    if workers == 1 or len(left) <= 1:
+        for name, config in left.items():
+            train_one_run(config, keep_weights)
+            progress.done(name, rows[name])
+        return
+    _in_processes(left, workers, keep_weights, lambda name: progress.done(name, rows[name]))
+
+
+class _Progress:
+    """Says after each run what is left, by the rows trained on so far."""
+
+    def __init__(self, total: int, finished: int, rows: int):
+        self.total, self.finished, self.rows, self.trained = total, finished, rows, 0
+        self.began = time.monotonic()
+
+    def done(self, name: str, rows: int) -> None:
+        self.finished, self.trained = self.finished + 1, self.trained + rows
+        spent = time.monotonic() - self.began
+        left = spent / self.trained * (self.rows - self.trained)
+        say(f"run {self.finished} of {self.total}: {name}, {duration(spent)} so far, {duration(left)} left")
+
+
+def _in_processes(
+    left: Mapping[str, TuneConfig], workers: int, keep_weights: bool, done: Callable[[str], None]
+) -> None:
+    """Workers stay alive over runs. One that is killed breaks the pool; its run is taken up once more."""
+    again: set[str] = set()
+    waiting = dict(left)
+    while waiting:
+        with _threads(max(1, (os.cpu_count() or 1) // workers)):
+            pool = ProcessPoolExecutor(
+                workers, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
+            )
+            under_way: dict[Future[None], str] = {
+                pool.submit(train_one_run, config, keep_weights): name for name, config in waiting.items()
+            }
+            try:
+                _collect(under_way, waiting, done)
+            except BrokenProcessPool:
+                begun = {name for name, config in waiting.items() if (_folder(config) / ".run.json").is_file()}
+                if begun <= again:
+                    raise ResourceError(
+                        f"a process of the study was killed again ({', '.join(sorted(begun)) or 'at its start'}): "
+                        "out of memory? What is finished is kept; lower --workers and run the same command again"
+                    ) from None
+                again |= begun
+                say(f"a process was killed; {len(waiting):,} runs are taken up again")
+            except BaseException:
+                for child in multiprocessing.active_children():
+                    child.kill()  # what they have finished is kept in their runs' folders
+                raise
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Let a worker end when the study is killed: it would hold its run's folder against the same command."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            multiprocessing.connection.wait([parent.sentinel])
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _collect(
+    under_way: Mapping[Future[None], str], waiting: dict[str, TuneConfig], done: Callable[[str], None]
+) -> None:
+    pending = set(under_way)
+    while pending:
+        finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+        for future in finished:
+            future.result()
+            run = waiting.pop(under_way[future])
+            written(_folder(run).parent)
+            done(under_way[future])
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Any:
+    """Let processes started inside compute with so many threads each."""
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, str(count)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)

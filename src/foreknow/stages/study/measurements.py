@@ -1,0 +1,79 @@
+"""What the runs of a study measured, in two frames that every table is made from. Pure but for reading folders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+import polars as pl
+
+from foreknow.inference.slick import CATEGORIES
+from foreknow.stages.study.grid import Run
+from foreknow.stages.train import curves
+from foreknow.stages.train.result import TrainResult
+
+RESULTS: Final[dict[str, pl.DataType]] = {
+    "variant": pl.String(),
+    "kind": pl.String(),
+    "share": pl.Float64(),
+    "trained": pl.String(),
+    "seed": pl.Int64(),
+    "size": pl.Int64(),
+    "epoch": pl.Int64(),
+    "step": pl.Int64(),
+    "set": pl.String(),
+    "category": pl.String(),
+    "rows": pl.Int64(),
+    "right": pl.Int64(),
+    "early_stop": pl.Boolean(),
+    "convergence": pl.Boolean(),
+}
+"""One line a run, epoch, set and category (`all`: every row). Of the set train, right rows are the fitted ones; of
+`test_refused`, those that the model refuses. `size`: |D| of the variant; for D_Known that of the D it is made from.
+`early_stop`, `convergence`: whether the run's best, or last, epoch is this one."""
+OUTCOMES: Final[dict[str, pl.DataType]] = {
+    "variant": pl.String(),
+    "seed": pl.Int64(),
+    "point": pl.String(),
+    "set": pl.String(),
+    "row": pl.Int64(),
+    "category": pl.String(),
+    "group": pl.String(),
+    "right": pl.Boolean(),
+}
+"""Row by row at the two points (`early_stop`, `convergence`); `row`: its number within the set's file."""
+
+
+def results_of(run: Run, size: int, lines: Iterable[dict[str, Any]], metric: str) -> pl.DataFrame:
+    """A run's lines of `metrics.jsonl` as `RESULTS`."""
+    ends = curves.epochs(list(lines))
+    best, last = curves.best(ends, metric), ends[-1]
+    variant = run.variant
+    found = []
+    for line in ends:
+        place = {
+            **{"variant": variant.name, "kind": variant.kind, "share": variant.share, "trained": variant.trained},
+            **{"seed": run.seed, "size": size, "epoch": int(line["epoch"]), "step": line["step"]},
+            **{"early_stop": best is not None and line["step"] == best["step"], "convergence": line is last},
+        }
+        for name, of in line["counts"].items():
+            counts = {"all": (of["right"], of["rows"]), **of["by_category"]}
+            found += [
+                {**place, "set": name, "category": category, "rows": counts[category][1], "right": counts[category][0]}
+                for category in ("all", *CATEGORIES)
+                if category in counts
+            ]
+    return pl.DataFrame(found, schema=RESULTS)
+
+
+def outcomes_of(run: Run, tuned: TrainResult) -> pl.DataFrame:
+    """A run's watched rows at EARLY_STOP and CONVERGENCE (`OUTCOMES`), without those it was trained on."""
+    rows = tuned.rows.select("set", "row", "category", "group")
+    parts = [pl.DataFrame(schema=OUTCOMES)]
+    for point in ("early_stop", "convergence"):
+        step = tuned.results[point]["step"]
+        at = tuned.outcomes.filter((pl.col("step") == step) & (pl.col("set") != curves.TRAIN))
+        named = at.select("set", "row", "right").join(rows, on=["set", "row"]).sort("set", "row")
+        told = {"variant": pl.lit(run.variant.name), "seed": pl.lit(run.seed, pl.Int64), "point": pl.lit(point)}
+        parts.append(named.with_columns(**told).select(*OUTCOMES))
+    return pl.concat(parts)

@@ -1,0 +1,39 @@
+"""One run of a study: train it, and drop its weights unless they are wanted."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+from typing import Final
+
+from foreknow.config import TuneConfig
+from foreknow.errors import ForeknowError
+from foreknow.stages.train.run import run as tune
+
+WEIGHTS: Final = ("early_stop", "convergence")
+
+
+def train_one_run(config: TuneConfig, keep_weights: bool) -> None:
+    """One run; what it says goes to its log."""
+    folder = _folder(config)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f"{folder.name}.log").open("a", encoding="utf-8") as log, contextlib.redirect_stderr(log):
+        try:
+            tune(config, page=False)
+        except ForeknowError as error:
+            error.args = (f"run {folder.name}: {error}",)
+            raise
+    if not keep_weights:
+        drop_weights(folder)
+
+
+def drop_weights(folder: Path) -> None:
+    """Delete a finished run's weights; what was measured stays."""
+    for name in WEIGHTS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _folder(config: TuneConfig) -> Path:
+    assert config.out is not None
+    return config.out

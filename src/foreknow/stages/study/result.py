@@ -1,0 +1,74 @@
+"""The result of a study: a view of its folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import yaml
+
+from foreknow.errors import InputError
+from foreknow.io.csv_escape import table_of
+from foreknow.io.remote import download
+from foreknow.io.run_dir import verify
+from foreknow.stages.audit.result import AuditResult, open_audit
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """A finished study: a view of its folder."""
+
+    folder: Path
+
+    @cached_property
+    def results(self) -> pl.DataFrame:
+        """Every run, epoch, set and category (`study_results.RESULTS`)."""
+        return pl.read_parquet(self.folder / "results.parquet")
+
+    @cached_property
+    def outcomes(self) -> pl.DataFrame:
+        """Every watched row at the two points (`study_results.OUTCOMES`)."""
+        return pl.read_parquet(self.folder / "outcomes.parquet")
+
+    @cached_property
+    def tables(self) -> dict[str, pl.DataFrame]:
+        """The paper's tables (`stages/study/tables.py`), as written to `tables/`."""
+        files = sorted((self.folder / "tables").glob("*.csv"))
+        return {path.stem: table_of(path.read_text(encoding="utf-8")) for path in files}
+
+    @cached_property
+    def relations(self) -> pl.DataFrame:
+        """The relations by what a model that only guesses would score, and whether they are used (`data_split.py`)."""
+        return table_of((self.folder / "relations.csv").read_text(encoding="utf-8"), "relation")
+
+    @cached_property
+    def audit(self) -> AuditResult:
+        """The audit of the study's rows."""
+        return open_audit(self.folder / "audit")
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What it was asked for, as `config.yaml` has it; empty where only its results are left."""
+        file = self.folder / "config.yaml"
+        found: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return found
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """Model, data, grid, cost."""
+        found: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
+        return found
+
+
+def open_study(folder: str | Path) -> StudyResult:
+    """A finished study's folder. Raises InputError where there is none, or a file of it was changed since."""
+    folder = download(folder)
+    files = verify(folder, partial=True).get("files", {}) if (folder / "manifest.json").is_file() else {}
+    for name in ("manifest.json", "results.parquet", *(name for name in files if name == "outcomes.parquet")):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder}: not a finished study (no {name}); run foreknow study --out {folder}")
+    return StudyResult(folder)

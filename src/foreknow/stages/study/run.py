@@ -1,0 +1,336 @@
+"""Study: the paper's whole experiment on one model: audit, mix, tune every variant with every seed, compare.
+
+    stages/study/settings.py    settings, presets
+    stages/study/data_split.py      which rows, in which set; relations to learn from
+    stages/study/grid.py      the grid of variants and seeds
+    stages/study/local_executor.py      the runs, resumable, several at once
+    stages/study/measurements.py   what they measured, in two frames
+    stages/study/tables.py    the paper's tables and figures from these frames
+    linear_model.py cluster_robust.py paired.py contrasts.py claims.py score_sweep.py   its statistics
+
+DIR/config.yaml claims.json data.jsonl audit/ variants/ runs/ results.parquet outcomes.parquet relations.csv
+ptrue.parquet manifest.json (last); from these tables/*.csv scorecard.json linear_model.json report.html
+
+Everything that was measured is kept under `runs/`; weights are not, unless asked for. The same command goes on
+where it stopped. More seeds, shares or workers may be asked for later: only what is missing is done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import polars as pl
+
+from foreknow.config import AuditConfig, DataSettings, TuneConfig
+from foreknow.data.load import read_data
+from foreknow.data.schema import USABLE, earlier_turns
+from foreknow.distributed import process_group
+from foreknow.distributed.ray_cluster import joined
+from foreknow.errors import ConfigError, InputError
+from foreknow.io.csv_escape import csv_of
+from foreknow.io.run_dir import RunDir, fingerprint, lock_run_dir, write_frame, write_json, write_text, write_whole
+from foreknow.models.resolve import resolve
+from foreknow.models.versions import library_versions
+from foreknow.progress import say
+from foreknow.prompts.prompt_template import read_template
+from foreknow.settings import settings_of
+from foreknow.stages.audit import run as audit_run
+from foreknow.stages.audit.result import AuditResult
+from foreknow.stages.mix.run import write_mix
+from foreknow.stages.mix.sampling import read_manifest
+from foreknow.stages.mix.sizes import largest
+from foreknow.stages.study.claims import CLAIMS
+from foreknow.stages.study.data_split import SPLITS, learnable, study_rows
+from foreknow.stages.study.grid import Run, mix_of, runs, variants
+from foreknow.stages.study.local_executor import is_done, run_all
+from foreknow.stages.study.measurements import OUTCOMES, RESULTS, outcomes_of, results_of
+from foreknow.stages.study.one_run import drop_weights
+from foreknow.stages.study.page import write_page
+from foreknow.stages.study.result import StudyResult
+from foreknow.stages.study.settings import StudyConfig
+from foreknow.stages.train.inputs import check_method
+from foreknow.stages.train.result import TrainResult, open_train
+from foreknow.version import __version__
+
+REFUSED: Final = "test_refused"
+"""The test rows with the refusal as their gold: right where the model refuses."""
+MEASURED: Final = ("results", "outcomes", "ptrue")
+_GRID: Final = frozenset({"unknown", "known", "only", "natural", "idk", "seeds"})
+_RAY: Final = ("ray", "ray_address", "ray_workers")
+_NO_IDENTITY: Final = frozenset(
+    {"data", "out", "workers", "keep_weights", "dry_run", "fixed_epochs", "p_true", *_RAY, *_GRID}
+)
+
+
+def run(config: StudyConfig) -> StudyResult:
+    """Do the study that `config` asks for and return it; an interrupted one goes on where it stopped.
+
+    Raises the errors of `foreknow.errors`.
+    """
+    if config.out is None:
+        raise ConfigError("--out: missing; name the folder to write")
+    if process_group.is_distributed():
+        raise ConfigError("a study trains its models apart: start it without a launcher; see --workers and --ray")
+    began = time.monotonic()
+    rows = read_rows(config)
+    with lock_run_dir(config.out) as folder, joined(config) as cluster:
+        found = resolve(config.model, say, bool(config.audit.get("trust_remote_code")), base=config.base)
+        check_method(config.model, config.tune.get("method", "full"), found)
+        identity = {
+            "data": fingerprint(rows),
+            "model": found.fingerprint,
+            **{key: value for key, value in config.resolved().items() if key not in _NO_IDENTITY | {"model", "base"}},
+            "tune": {**config.tune, "prompt_template": _prompt(config)},
+        }
+        grid = [one.name for one in runs(config)]
+        complete = folder.open_run(identity, config.resolved(), partial=True)
+        if complete and (folder.manifest or {}).get("grid") == grid and _tells(StudyResult(folder.path), config):
+            say(f"{config.out}: this study is complete; nothing to do")
+            if not (folder.path / "report.html").is_file():
+                write_page(StudyResult(folder.path))
+            return StudyResult(folder.path)
+        write_whole(folder.path / "data.jsonl", rows.write_ndjson)
+        if cluster is not None:
+            cluster.start()  # one for the audit and the runs
+        audit = _audited(config, folder.path)
+        plan = _planned(config, audit, folder.path)
+        kept = stored_runs(folder.path)
+        _check_sizes(folder.path, plan)
+        if complete:  # what cannot be added to it has been refused by now
+            folder.reopen(config.resolved())
+        _write_claims(config, folder.path)
+        for line in plan.told:
+            say(line)
+        left = {name: tune for name, tune in plan.tunes.items() if name not in kept}
+        run_all(left, config.workers, config.keep_weights, {name: plan.rows[name] for name in left}, cluster)
+        _write(config, plan, folder, identity, grid, time.monotonic() - began)
+        write_page(StudyResult(folder.path))
+    return StudyResult(folder.path)
+
+
+def _tells(study: StudyResult, config: StudyConfig) -> bool:
+    """Whether a finished study has all that is asked of it: its measurements, P(True), tables at these epochs."""
+    wanted = MEASURED[: 3 if config.p_true else 2]
+    there = all((study.folder / f"{name}.parquet").is_file() for name in wanted)
+    return there and study.settings.get("fixed_epochs", []) == list(config.fixed_epochs)
+
+
+def _prompt(config: StudyConfig) -> list[str] | None:
+    """What the training prompt says, wherever its file lies."""
+    file = config.tune.get("prompt_template")
+    found = read_template(Path(file)) if file else None
+    return [found.instruction, found.target] if found else None
+
+
+def read_rows(config: StudyConfig) -> pl.DataFrame:
+    """The rows that the study works on (`study_rows.DATA`)."""
+    reading = {key: value for key, value in config.audit.items() if key in DataSettings.model_fields}
+    facts = read_data(settings_of(DataSettings, {"data": config.data, **reading}))
+    behind = earlier_turns(facts.rows).is_not_null()
+    if later := facts.rows.filter(behind & facts.rows.select(USABLE).to_series()).height:
+        say(f"{later:,} rows are left out: they are asked behind earlier turns of a chat, which a study does not show")
+    return study_rows(facts.rows.filter(~behind), config.ood, config.rows, seed=0)
+
+
+def audit_settings(config: StudyConfig, folder: Path) -> dict[str, Any]:
+    """Settings of the audit of `folder`'s data.jsonl, which is in our own layout whatever the input's was."""
+    own = {"data": str(folder / "data.jsonl"), "out": folder / "audit", "model": config.model, "base": config.base}
+    own |= {name: getattr(config, name) for name in _RAY}
+    kept = {key: value for key, value in config.audit.items() if key not in ("layout", "map", "templates", "group_by")}
+    return {**kept, **own}
+
+
+def _audited(config: StudyConfig, folder: Path) -> AuditResult:
+    """The audit of the study's rows, done unless it is."""
+    return audit_run.run(settings_of(AuditConfig, audit_settings(config, folder)))
+
+
+class Plan(NamedTuple):
+    """The runs to do: settings and rows to train on by name; |D| by name; what relations are used; what to say."""
+
+    runs: tuple[Run, ...]
+    tunes: dict[str, TuneConfig]
+    rows: dict[str, int]
+    sizes: dict[str, int]
+    relations: pl.DataFrame
+    told: tuple[str, ...]
+
+
+def _planned(config: StudyConfig, audit: AuditResult, folder: Path) -> Plan:
+    """Draw and write every set. Raises InputError where one cannot be filled."""
+    relations, used = learnable(audit.rows, config.above_floor)
+    audited = audit.rows.filter(pl.col("group").is_in(used))
+    trainable = tuple(sorted(audited.filter(pl.col("split") == "train")["group"].unique()))
+    if not trainable:
+        raise InputError(f"above_floor {config.above_floor}: no relation with train rows is that far above its floor")
+    sets = folder / "variants"
+    sets.mkdir(exist_ok=True)
+    watched = _write_sets(audited, config, sets)
+    size = _size(config, audited)
+    grid, tunes, rows, sizes = runs(config), {}, {}, {}
+    for one in grid:
+        home = sets / f"seed-{one.seed}"
+        mix = mix_of(one, config, audit.folder, home, trainable, size)
+        write_mix(mix)
+        count = int(read_manifest(mix.out)["size"])
+        rows[one.name] = count * int(config.tune.get("epochs", TuneConfig.model_fields["epochs"].default))
+        sizes[one.name] = size if one.variant.kind == "known" else count
+        tests = {name: str(file) for name, file in watched.items() if name not in ("dev", REFUSED)}
+        tests |= {REFUSED: str(watched[REFUSED])} if one.variant.kind == "idk" else {}
+        given = {"train": str(mix.out), "dev": str(watched["dev"]), "test": tests, "seed": one.seed}
+        given |= {"model": config.model, "base": config.base, "out": folder / "runs" / one.name}
+        tunes[one.name] = settings_of(TuneConfig, {**config.tune, **given})
+    told = _told(config, relations, audited, size)
+    return Plan(tuple(grid), tunes, rows, sizes, relations, told)
+
+
+def _write_sets(audited: pl.DataFrame, config: StudyConfig, folder: Path) -> dict[str, Path]:
+    """The rows to watch, with their categories: dev, test, ood, and test with the refusal as gold."""
+    columns = ("question", "answers", "subject", "relation", "category")
+    found = {}
+    for name in ("dev", "test", "ood"):
+        part = audited.filter((pl.col("split") == SPLITS[name]) & pl.col("category").is_not_null()).select(*columns)
+        if part.height:
+            found[name] = folder / f"{name}.jsonl"
+            write_whole(found[name], part.write_ndjson)
+        elif name != "ood":
+            raise InputError(f"no labelled {name} row is left in the relations of this study")
+    refused = pl.read_ndjson(found["test"]).with_columns(answers=pl.concat_list(pl.lit(config.idk_answer)))
+    found[REFUSED] = folder / f"{REFUSED}.jsonl"
+    write_whole(found[REFUSED], refused.write_ndjson)
+    return found
+
+
+def _size(config: StudyConfig, audited: pl.DataFrame) -> int:
+    """|D|, the same for every variant. Raises InputError where the rows do not suffice."""
+    train = audited.filter(pl.col("split") == "train")
+    family, among = config.family
+    sizes = largest(train, family, among=among)
+    if not sizes.total or (config.size or 0) > sizes.total:
+        rarest = "; without sets of one category (only: []) it can be larger" if config.only else ""
+        asked = f"--size {config.size}" if config.size else "no set has a row"
+        raise InputError(f"{asked}: the largest size is {sizes.total:,}: {sizes.rule}{rarest}")
+    return config.size or sizes.total
+
+
+def _told(config: StudyConfig, relations: pl.DataFrame, audited: pl.DataFrame, size: int) -> tuple[str, ...]:
+    left_out = relations.filter(~pl.col("used"))["relation"].to_list()
+    counts = {name: audited.filter(pl.col("split") == SPLITS[name]) for name in ("test", "ood")}
+    told = [
+        f"{len(variants(config))} training sets of |D| = {size:,} rows, {config.seeds} "
+        f"seed{'s' if config.seeds > 1 else ''}: {len(runs(config))} runs",
+        *(
+            f"{name}: {part.height:,} rows of {part['group'].n_unique()} relations, "
+            f"{part.filter(pl.col('category') != 'Unknown').height:,} of them Known"
+            for name, part in counts.items()
+            if part.height
+        ),
+    ]
+    if left_out:
+        told.append(f"left out, not {config.above_floor:.0%} above the most frequent answer: {', '.join(left_out)}")
+    return tuple(told)
+
+
+def _write(
+    config: StudyConfig, plan: Plan, folder: RunDir, identity: dict[str, Any], grid: list[str], seconds: float
+) -> None:
+    """Gather what the runs measured, make the tables; the manifest comes last."""
+    results, outcomes = [pl.DataFrame(schema=RESULTS)], [pl.DataFrame(schema=OUTCOMES)]
+    kept = stored_runs(folder.path)
+    for one in plan.runs:
+        if one.name in kept:
+            results.append(kept[one.name].results)
+            outcomes.append(kept[one.name].outcomes)
+            continue
+        tuned = open_train(folder.path / "runs" / one.name)
+        results.append(results_of(one, plan.sizes[one.name], tuned.metrics, tuned.results["metric"]))
+        outcomes.append(outcomes_of(one, tuned))
+        if not config.keep_weights:
+            drop_weights(tuned.folder)
+    write_frame(folder.path / "results.parquet", pl.concat(results))
+    write_frame(folder.path / "outcomes.parquet", pl.concat(outcomes))
+    write_text(folder.path / "relations.csv", csv_of(plan.relations))
+    if config.p_true and not (folder.path / "ptrue.parquet").is_file():
+        from foreknow.stages.audit.p_true import p_true_of  # keeps torch out
+
+        p_true_of(AuditResult(folder.path / "audit"), folder.path / "ptrue.parquet")
+    spent = [tuned_seconds(folder.path / "runs" / one.name) for one in plan.runs if one.name not in kept]
+    folder.finish(
+        {
+            "foreknow": __version__,
+            "stage": "study",
+            "identity": identity,
+            "grid": grid,
+            "model": {k: v for k, v in AuditResult(folder.path / "audit").summary["model"].items() if k != "folder"},
+            "results": fingerprint(pl.concat(results)),
+            "versions": library_versions(),
+            "seconds": {"this_call": seconds, "runs": sum(spent)},
+        },
+        ("config.yaml", "claims.json", "data.jsonl", *(f"{name}.parquet" for name in MEASURED), "relations.csv"),
+    )
+
+
+def _write_claims(config: StudyConfig, folder: Path) -> None:
+    """What will be asked of the runs stands before the first of them."""
+    asked = [{**asdict(claim), "margin": config.margin} for claim in CLAIMS]
+    write_json(folder / "claims.json", asked)
+
+
+class StoredRun(NamedTuple):
+    """What was measured of a run whose own folder is no longer there."""
+
+    results: pl.DataFrame
+    outcomes: pl.DataFrame
+
+
+def measured(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The results and outcomes so far, empty where there are none. Raises InputError where a file is not a study's."""
+    files = [folder / "results.parquet", folder / "outcomes.parquet"]
+    if not all(file.is_file() for file in files):
+        return pl.DataFrame(schema=RESULTS), pl.DataFrame(schema=OUTCOMES)
+    try:
+        results, outcomes = (pl.read_parquet(file) for file in files)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise InputError(f"{folder}: results.parquet or outcomes.parquet is damaged ({error}); delete both") from None
+    if results.schema != RESULTS or outcomes.schema != OUTCOMES:
+        raise InputError(f"{folder}: results.parquet or outcomes.parquet is not a study's; delete both")
+    return results, outcomes
+
+
+def stored_runs(folder: Path) -> dict[str, StoredRun]:
+    """Runs by name that stand in the study's `results.parquet` and `outcomes.parquet` but have no folder.
+
+    So a study goes on from these two files and its manifest alone.
+    """
+    results, outcomes = measured(folder)
+    found = {}
+    for variant, seed in results.select("variant", "seed").unique(maintain_order=True).iter_rows():
+        name, mine = f"{variant}-seed{seed}", (pl.col("variant") == variant) & (pl.col("seed") == seed)
+        if not is_done(folder / "runs" / name):
+            found[name] = StoredRun(results.filter(mine), outcomes.filter(mine))
+    return found
+
+
+def _check_sizes(folder: Path, plan: Plan) -> None:
+    """Raise InputError where a run that is done was trained on a set of another size than is planned for it now.
+
+    With no size given, |D| is what all sets can have: other sets asked for can make it smaller.
+    """
+    results, _ = measured(folder)
+    for variant, seed, size in results.select("variant", "seed", "size").unique(maintain_order=True).iter_rows():
+        planned = plan.sizes.get(f"{variant}-seed{seed}", size)
+        if planned != size:
+            raise InputError(
+                f"{folder}: {variant} was trained with |D| = {size:,}; with the sets asked for now it is {planned:,}. "
+                "Choose another --out"
+            )
+
+
+def tuned_seconds(folder: Path) -> float:
+    """What a run took, by its own account."""
+    found: Mapping[str, float] = TrainResult(folder).results["seconds"]
+    return sum(found.values())

@@ -1,0 +1,175 @@
+"""Settings of `foreknow study`, and its presets: a preset is a settings file that comes along.
+
+The paper's numbers are the defaults (section 3): seven shares of Unknown rows, D_Known of each, one set a category,
+the natural mix, Unknown rows relabelled, an evaluation after 20 epochs besides the best and the last one.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from foreknow.config import BASE, CATEGORIES, DATA, MODEL, RAY, RAY_ADDRESS, RAY_WORKERS, AuditConfig, TuneConfig
+from foreknow.errors import ConfigError
+from foreknow.io.remote import download
+from foreknow.settings import Settings, read_yaml, settings_of
+
+SETS: Final = ("train", "dev", "test", "ood")
+"""What a study reads rows for: `ood` are relations that no training set has (paper, section 2)."""
+_RAY: Final = frozenset({"ray", "ray_address", "ray_workers"})
+_OWN_AUDIT: Final = frozenset({"data", "out", "model", "base", "limit", "max_unknown", "dry_run", "seed"}) | _RAY
+_OWN_TUNE: Final = frozenset(
+    {"train", "dev", "test", "out", "model", "base", "audit", "seed", "dry_run", "force", "patience"}
+)
+"""Settings of the stages that the study itself gives."""
+
+
+def _none_is_empty(value: Any) -> Any:
+    return {} if value is None else value
+
+
+Nested = Annotated[dict[str, Any], BeforeValidator(_none_is_empty)]
+
+
+def _some_categories(value: Any) -> Any:
+    if isinstance(value, bool):
+        return CATEGORIES if value else ()
+    return () if value in ("none", ["none"], ("none",)) else value
+
+
+Categories = Annotated[tuple[str, ...], BeforeValidator(_some_categories)]
+
+
+class StudyConfig(Settings):
+    """Settings of `foreknow study`."""
+
+    data: str = Field(description=DATA + " With splits train, dev and test, or none: then rows are split by a hash.")
+    out: Path | None = Field(None, description="The run folder to write.")
+    model: str = Field("smollm2-135m", description=MODEL)
+    base: str | None = Field(None, description=BASE)
+    audit: Nested = Field({}, description="In the file only: settings of foreknow audit.")
+    tune: Nested = Field({}, description="In the file only: settings of foreknow tune.")
+    ood: tuple[str, ...] = Field(
+        (), description="Relations held out of training; rows of a split ood or test_ood are, too."
+    )
+    rows: dict[str, int] = Field({}, description="In the file only: at most so many rows of train, dev, test, ood.")
+    above_floor: float | None = Field(
+        None,
+        ge=-1,
+        le=1,
+        description="Leave out relations whose share of rows known by greedy answers is less than this above always "
+        "giving the most frequent answer.",
+    )
+    unknown: tuple[float, ...] = Field(
+        (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0), description="Shares of Unknown rows, 0 to 1."
+    )
+    known: bool = Field(True, description="Train D_Known of each share too: the set without its Unknown rows.")
+    only: Categories = Field(CATEGORIES, description="Train a set of each of these categories alone ([]: none).")
+    natural: bool = Field(True, description="Train a set with the audit's own shares.")
+    idk: tuple[float, ...] = Field((0.5,), description="Shares at which Unknown rows are relabelled as a refusal.")
+    idk_answer: str = Field("I don't know.", description="The refusal.")
+    size: int | None = Field(None, ge=1, description="Rows of each set (default: the largest that all can have).")
+    seeds: int = Field(1, ge=1, description="Seeds: each draws other rows and trains in another order.")
+    fixed_epochs: tuple[int, ...] = Field((20,), description="Epochs to report besides the best and the last.")
+    margin: float = Field(0.02, gt=0, lt=1, description="What counts as no harm in the claims: so much exact match.")
+    p_true: bool = Field(True, description="Score test rows by P(True) too.")
+    workers: int = Field(1, ge=1, description="Runs at once; the cores are shared among them.")
+    ray: bool = Field(False, description=RAY)
+    ray_address: str | None = Field(None, description=RAY_ADDRESS)
+    ray_workers: int | None = Field(None, ge=1, description=RAY_WORKERS)
+    keep_weights: bool = Field(False, description="Keep every run's weights; they are deleted once measured.")
+    dry_run: bool = Field(False, description="Say what a study would cost, from a short measured burst; write nothing.")
+
+    @field_validator("unknown", "idk", mode="after")
+    @classmethod
+    def _shares(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        for share in value:
+            if not 0 <= share <= 1:
+                raise ValueError(f"found {share}, expected shares from 0 to 1")
+        return tuple(sorted(set(value)))
+
+    @field_validator("only")
+    @classmethod
+    def _known_categories(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in CATEGORIES:
+                raise ValueError(f"found {name!r}, expected {', '.join(CATEGORIES)}, or none")
+        return tuple(name for name in CATEGORIES if name in value)
+
+    @field_validator("rows")
+    @classmethod
+    def _known_sets(cls, value: dict[str, int]) -> dict[str, int]:
+        for name, count in value.items():
+            if name not in SETS or count < 1:
+                raise ValueError(f"found {name}: {count}, expected a number from 1 on for {', '.join(SETS)}")
+        return value
+
+    @field_validator("audit")
+    @classmethod
+    def _audit_settings(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return _checked(AuditConfig, value, _OWN_AUDIT, {"data": "data"})
+
+    @field_validator("tune")
+    @classmethod
+    def _tune_settings(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return _checked(TuneConfig, value, _OWN_TUNE, {"train": "train", "dev": "dev"})
+
+    @model_validator(mode="after")
+    def _one_kind_of_workers(self) -> StudyConfig:
+        if self.workers > 1 and (self.ray or self.ray_address is not None):
+            raise ConfigError("--workers: found with --ray, where --ray-workers says how many runs are done at once")
+        return self
+
+    @property
+    def family(self) -> tuple[Literal["shares", "categories"], tuple[str, ...]]:
+        """What limits |D| (paper, section 3): with sets of one category the rarest of these, and of Unknown."""
+        if not self.only:
+            return "shares", CATEGORIES
+        return "categories", tuple(name for name in CATEGORIES if name in (*self.only, CATEGORIES[-1]))
+
+
+def _checked(
+    model: type[Settings], value: dict[str, Any], own: frozenset[str], needed: dict[str, Any]
+) -> dict[str, Any]:
+    """A stage's settings as given, if the stage would take them."""
+    named = {str(key).replace("-", "_"): setting for key, setting in value.items()}
+    for key in named:
+        if key in own:
+            raise ValueError(f"found {key}, which the study sets itself")
+    try:
+        settings_of(model, {**needed, **named})
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return named
+
+
+def preset_names() -> list[str]:
+    """The presets that come along."""
+    return sorted(p.name.removesuffix(".yaml") for p in files("foreknow.presets").iterdir() if p.name.endswith(".yaml"))
+
+
+def study_settings(which: str, given: dict[str, Any]) -> StudyConfig:
+    """A preset's, or a file's, settings with those given on top. Raises ConfigError.
+
+    A prompt template is looked for beside the settings file.
+    """
+    file = settings_file(which)
+    tune = {**read_yaml(file), **given}.get("tune")
+    if isinstance(tune, dict) and isinstance(template := tune.get("prompt_template"), str):
+        beside = file.parent / template
+        if beside.is_file():
+            given = {**given, "tune": {**tune, "prompt_template": str(beside)}}
+    return settings_of(StudyConfig, given, file)
+
+
+def settings_file(name: str) -> Path:
+    """The settings file that a preset, or a path, names. Raises ConfigError where there is none."""
+    if name in preset_names():
+        return Path(str(files("foreknow.presets").joinpath(f"{name}.yaml")))
+    path = download(name)
+    if not path.is_file():
+        raise ConfigError(f"{name}: found no such file, expected one of {', '.join(preset_names())} or a YAML file")
+    return path

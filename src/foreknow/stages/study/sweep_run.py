@@ -1,0 +1,68 @@
+"""SliCK and P(True) held against what a study's model gets wrong after training (`score_sweep.py` says how). Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import polars as pl
+
+from foreknow.inference.slick import UNKNOWN
+from foreknow.stages.study import score_sweep
+from foreknow.stages.study.aggregation import LATE
+
+if TYPE_CHECKING:
+    from foreknow.stages.study.result import StudyResult
+
+SWEEP: Final[dict[str, pl.DataType]] = {"variant": pl.String(), "point": pl.String(), **score_sweep.SWEEP}
+"""`score_sweep.SWEEP` of one variant at CONVERGENCE: the natural mix, else D with the share nearest to the test's."""
+THRESHOLDS: Final = 200
+"""At most so many thresholds of a curve are kept, evenly spread over the share called Unknown."""
+
+
+def swept(study: StudyResult) -> pl.DataFrame:
+    """SliCK's label, its `p_hit` and P(True), where `ptrue.parquet` has it, as finders of what stays wrong (`SWEEP`).
+
+    The audit's own budget comes first. Empty where the audit's rows and the outcomes cannot be told to be the same.
+    """
+    outcomes = study.outcomes.filter((pl.col("set") == "test") & (pl.col("point") == LATE))
+    rows = tested_rows(study.audit.rows, study.relations)
+    seen = outcomes.select("row", "category").unique().sort("row")
+    variant = _natural(study.results, rows["category"])
+    if variant is None or not seen.equals(rows.select("row", "category")):
+        return pl.DataFrame(schema=SWEEP)
+    of = score_sweep.at_point(outcomes, variant=variant, point=LATE).join(rows.select("row", "audited"), on="row")
+    path = study.folder / "ptrue.parquet"
+    scores = {"P(True)": pl.read_parquet(path).select("row", score="p_true")} if path.is_file() else {}
+    protocol = study.audit.summary.get("protocol") or {}
+    own = study.audit.probes["exemplar_set"].n_unique(), int(protocol.get("samples") or score_sweep.BUDGETS[0][1])
+    found = score_sweep.compare(
+        of.select(row="audited", right="right"),
+        study.audit.probes,
+        scores,
+        budgets=dict.fromkeys([own, *score_sweep.BUDGETS]),
+        lenient=protocol.get("match") == "lenient",
+    )
+    thin = found.with_columns(bin=(pl.col("share") * THRESHOLDS).ceil())
+    thin = thin.unique(["score", "setting", "bin"], keep="last", maintain_order=True).drop("bin")
+    return thin.with_columns(variant=pl.lit(variant), point=pl.lit(LATE)).select(*SWEEP)
+
+
+def tested_rows(audited: pl.DataFrame, relations: pl.DataFrame) -> pl.DataFrame:
+    """row (number within the set test), audited (row of the audit), category: as a study writes its test rows."""
+    used = relations.filter(pl.col("used"))["relation"]
+    of = audited.filter(
+        pl.col("group").is_in(used.implode()) & (pl.col("split") == "test") & pl.col("category").is_not_null()
+    )
+    return (
+        of.select(audited="row", category="category").with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
+    )
+
+
+def _natural(results: pl.DataFrame, categories: pl.Series) -> str | None:
+    """The variant with the audit's own shares, or the D that is nearest to them."""
+    natural = results.filter(pl.col("kind") == "natural")["variant"]
+    if len(natural):
+        return str(natural[0])
+    unknown = float((categories == UNKNOWN).sum()) / max(len(categories), 1)
+    mixed = results.filter(pl.col("kind") == "shares").select("share", "variant").unique().sort("share").rows()
+    return str(min(mixed, key=lambda one: abs(one[0] - unknown))[1]) if mixed else None

@@ -1,0 +1,1 @@
+"""foreknow tune: fine-tune a model while watching each category."""

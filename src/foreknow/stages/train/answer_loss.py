@@ -1,0 +1,221 @@
+"""One forward pass over many short rows, to be learnt from: the loss at the answers' tokens, and nowhere else.
+
+`PackedPass` lays the rows of a batch end to end without padding, as the probe does (`packed_attention.py`), keeps them
+apart in attention, and runs the output head at the answers' positions only. `PlainPass` is the model's own forward
+pass over padded rows, for architectures the packed pass does not fit. Both give the same losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from foreknow.distributed import process_group
+from foreknow.errors import first_line
+from foreknow.inference.lm_head import scaled
+from foreknow.inference.packed_attention import PackedBatch, Segment, TokenTree, UnsupportedModel, lay_out
+from foreknow.inference.packed_model import PackedModel
+from foreknow.models.private_api import attention_of, set_attention
+from foreknow.stages.train.dataset import TrainingExample, alike
+
+ATTENTION = "foreknow_training"
+
+
+class Pass(Protocol):
+    """Computes the losses of rows."""
+
+    def losses(self, rows: Sequence[TrainingExample]) -> tuple[list[TrainingExample], Tensor]:
+        """The rows in the order of their losses, and -log p of each of their answers' tokens, float32 [tokens]."""
+        ...
+
+
+class PackedPass:
+    """Losses by packed rows; `attached` routes the model's attention through `_attend`."""
+
+    def __init__(self, model: PreTrainedModel):
+        whole = base_of(model)
+        self.model = whole
+        training = model.training
+        self.body = PackedModel(whole).body
+        model.train(training)
+        self.head = cast(nn.Linear, whole.get_output_embeddings())
+        self.config: Any = whole.config.get_text_config()
+
+    @contextmanager
+    def attached(self) -> Iterator[PackedPass]:
+        """The model with its attention packed; its own comes back at the end."""
+        before = attention_of(self.model)
+        set_attention(self.model, ATTENTION)
+        try:
+            yield self
+        finally:
+            set_attention(self.model, before)
+
+    def losses(self, rows: Sequence[TrainingExample]) -> tuple[list[TrainingExample], Tensor]:
+        """See `Pass.losses`."""
+        runs = alike(rows)
+        ordered = [example for run in runs for example in run]
+        device = self.head.weight.device
+        segments = [Segment(None, [_branch(example) for example in run]) for run in runs]
+        batch = lay_out(segments, keep=False)
+        here = batch.on(device)
+        states = self.body(
+            input_ids=here.ids, position_ids=here.positions, use_cache=False, packing=batch
+        ).last_hidden_state[0]
+        logits = self.head(states.index_select(0, here.wanted))
+        return ordered, _cross_entropy(scaled(logits.float(), self.config), ordered)
+
+
+class PlainPass:
+    """Losses by the model's own forward pass over rows padded at their ends."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+
+    def losses(self, rows: Sequence[TrainingExample]) -> tuple[list[TrainingExample], Tensor]:
+        """See `Pass.losses`."""
+        device = next(self.model.parameters()).device
+        width = max(example.length for example in rows)
+        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        wanted: list[int] = []
+        for r, example in enumerate(rows):
+            ids[r, : example.length] = torch.tensor(example.inputs)
+            mask[r, : example.length] = 1
+            wanted.extend(range(r * width + len(example.prompt) - 1, r * width + example.length))
+        logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
+        chosen = logits.flatten(0, 1).index_select(0, torch.tensor(wanted, device=device))
+        return list(rows), _cross_entropy(chosen.float(), rows)
+
+
+@contextmanager
+def learning(model: PreTrainedModel, some: Sequence[TrainingExample]) -> Iterator[tuple[Pass, str]]:
+    """The pass that fits the model, and a line that says which; `some` rows are computed both ways first.
+
+    Of several processes the first chooses: it has the weights, whichever way they are loaded.
+    """
+    plain = PlainPass(model)
+    fault: UnsupportedModel | None = None
+    try:
+        packed = PackedPass(model)
+        if process_group.is_main_process():
+            with packed.attached():
+                _compare(packed, plain, some)
+    except UnsupportedModel as why:
+        fault = why
+    if process_group.broadcast_from_main(fault is not None):
+        yield plain, f"training on padded rows, the head on every position: {fault}"
+        return
+    with packed.attached():
+        yield packed, "training on packed rows, the head on the answers' positions only"
+
+
+def through(wrapper: Any, work: Callable[[], Tensor]) -> Tensor:
+    """Do `work` as the forward pass of a wrapper that shares gradients or weights between processes (DDP, FSDP)."""
+    inner = getattr(wrapper, "module", wrapper)
+    before = vars(inner).get("forward")
+
+    def back() -> None:
+        vars(inner).pop("forward", None)
+        if before is not None:
+            inner.forward = before
+
+    def forward(_: int) -> Tensor:
+        back()  # `work` may call the model itself
+        return work()
+
+    inner.forward = forward
+    try:
+        found: Tensor = wrapper(0)  # with one argument: on a GPU the wrapper counts on having some
+        return found
+    finally:
+        back()
+
+
+def base_of(model: Any) -> PreTrainedModel:
+    """The transformers model under adapters or wrappers."""
+    model = getattr(model, "module", model)
+    return cast(PreTrainedModel, model.get_base_model() if hasattr(model, "get_base_model") else model)
+
+
+@torch.no_grad()
+def _compare(packed: PackedPass, plain: PlainPass, some: Sequence[TrainingExample]) -> None:
+    """Raise UnsupportedModel where packed losses are not the model's own."""
+    training = plain.model.training
+    plain.model.eval()
+    try:
+        rows, ours = packed.losses(some)
+        set_attention(packed.model, "eager")
+        _, theirs = plain.losses(rows)
+    except (TypeError, AttributeError, KeyError, ValueError, RuntimeError) as error:
+        raise UnsupportedModel(first_line(error)) from error
+    finally:
+        set_attention(packed.model, ATTENTION)
+        plain.model.train(training)
+    off = float((ours - theirs).abs().mean())
+    limit = 1e-3 if packed.head.weight.dtype == torch.float32 else 0.1
+    if not off <= limit:
+        raise UnsupportedModel(f"packed losses differ from the model's own by {off:.2g}")
+
+
+def _branch(example: TrainingExample) -> TokenTree:
+    return TokenTree.chain(example.inputs, range(len(example.prompt) - 1, example.length))
+
+
+def _cross_entropy(logits: Tensor, rows: Sequence[TrainingExample]) -> Tensor:
+    targets = torch.tensor([token for example in rows for token in example.answer], device=logits.device)
+    return nn.functional.cross_entropy(logits, targets, reduction="none")
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of packed rows, with dropout. Shapes: query [1, heads, tokens, size], key and value [1, kv heads, ...].
+
+    As the probe's (`packed_attention.py`), for rows that start the text: no prefix, nothing kept.
+    """
+    del attention_mask
+    if kwargs.get("s_aux") is not None:
+        raise UnsupportedModel("attention sinks")
+    batch: PackedBatch = kwargs["packing"]
+    window, softcap = kwargs.get("sliding_window"), kwargs.get("softcap")
+    heads, tokens, size = query.shape[1:]
+    kv_heads = key.shape[1]
+    group = heads // kv_heads
+    q_all = (query[0] * (size**-0.5 if scaling is None else scaling)).transpose(0, 1)
+    q_all = q_all.reshape(tokens, kv_heads, group, size)
+    k_all, v_all = key[0].transpose(0, 1), value[0].transpose(0, 1)
+    here = batch.on(query.device)
+    outputs = []
+    for s, seat in zip(batch.segments, here.seats, strict=True):
+        n, width = s.rows, s.width
+        far_back = window if window is not None and s.last >= window else None
+        q = q_all.index_select(0, seat.gather).view(n, width, kv_heads, group, size)
+        q = q.permute(0, 2, 3, 1, 4).reshape(n * kv_heads, group * width, size)
+        k = k_all.index_select(0, seat.gather).view(n, width, kv_heads, size).transpose(1, 2)
+        v = v_all.index_select(0, seat.gather).view(n, width, kv_heads, size).transpose(1, 2)
+        scores = torch.bmm(q, k.reshape(n * kv_heads, width, size).transpose(1, 2))
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        scores = scores.view(n, kv_heads * group, width, width) + seat.bias(far_back, scores.dtype)[:, None]
+        weights = nn.functional.dropout(scores.softmax(-1), dropout, training=module.training)
+        weights = weights.view(n * kv_heads, group * width, width).to(v.dtype)
+        out = torch.bmm(weights, v.reshape(n * kv_heads, width, size)).view(n, heads, width, size)
+        outputs.append(out.transpose(1, 2).reshape(n * width, heads, size))
+    merged = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return merged.index_select(0, here.scatter)[None], None
+
+
+AttentionInterface.register(ATTENTION, _attend)

@@ -1,0 +1,88 @@
+"""What was known of rows before training: categories, and the base model's probe."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import polars as pl
+
+from foreknow.data.dataset import Dataset
+from foreknow.data.schema import SAME_GOLD, SAME_QUESTION, earlier_turns
+from foreknow.errors import ConfigError, InputError
+from foreknow.inference.slick import CATEGORIES
+from foreknow.stages.audit.result import AuditResult
+from foreknow.stages.train.dataset import extra_columns
+
+LABELS: Final[dict[str, pl.DataType]] = {
+    "row": pl.Int64(),
+    "category": pl.String(),
+    "base_p_greedy": pl.Float64(),
+    "base_answer": pl.String(),
+}
+"""What is known of a row before training; null where nothing is."""
+
+
+def audited_labels(audit: AuditResult, facts: Dataset, rows: pl.DataFrame, match: str) -> tuple[pl.DataFrame, str]:
+    """What an audit knows of `rows` (the usable ones of `facts`), and that in words.
+
+    Where the audit read the same rows, their numbers tell which is which, else question, earlier turns and gold do.
+    Raises InputError where it knows none, ConfigError where it was made under another matching than `match`.
+    """
+    theirs = audit.summary["protocol"]["match"]
+    if theirs != match:
+        raise ConfigError(
+            f"--audit {audit.folder}: made with --match {theirs}, found --match {match}; the base model's answers can "
+            f"only be compared under their own. Evaluate with --match {theirs}: EM of both kinds is given"
+        )
+    same = audit.summary["data"]["fingerprint"] == facts.digest
+    labels = labels_of(rows, audit.rows, same_file=same)
+    how = "by row number" if same else "by question and gold"
+    if labels.is_empty():
+        raise InputError(
+            f"--audit {audit.folder}: knows none of the {rows.height:,} rows of {facts.name} ({how}); name the audit "
+            "of these rows"
+        )
+    return labels, f"the audit {audit.folder}, which knows {labels.height:,} of {rows.height:,} rows ({how})"
+
+
+def labels_of(rows: pl.DataFrame, audited: pl.DataFrame, *, same_file: bool) -> pl.DataFrame:
+    """A line of `LABELS` for each row that an audit (its `rows.parquet`) has labelled."""
+    known = audited.filter(pl.col("category").is_not_null()).select(
+        *("row", SAME_QUESTION, "earlier_turns", "category"),
+        gold=pl.col("answer").str.normalize("NFC"),
+        base_p_greedy="p_greedy",
+        base_answer="model_answer",
+    )
+    if same_file:
+        return rows.select("row").join(known, on="row").select(*LABELS).sort("row")
+    keys = ["question", "earlier_turns", "gold"]
+    first = known.drop("row").unique(keys, keep="first", maintain_order=True)
+    asked = rows.select("row", SAME_QUESTION, earlier_turns(rows), gold=SAME_GOLD)
+    found = asked.join(first, on=keys, nulls_equal=True)
+    return found.select(*LABELS).sort("row")
+
+
+def own_labels(facts: Dataset, rows: pl.DataFrame) -> tuple[pl.DataFrame, str]:
+    """What the file itself tells, where an audit or a mix wrote it; nothing, and no words, where it tells nothing.
+
+    A label written beside a column of its name is called `foreknow_<name>`, and goes first.
+    """
+    names = {"category": "category", "base_p_greedy": "p_greedy", "base_answer": "model_answer"}
+    columns = [f"{prefix}{name}" for name in names.values() for prefix in ("foreknow_", "")]
+    extra = extra_columns(facts, columns, last=columns)
+    prefix = next((p for p in ("foreknow_", "") if _labelled(extra, f"{p}category")), None)
+    if prefix is None:
+        return pl.DataFrame(schema=LABELS), ""
+    labelled = {ours: f"{prefix}{name}" for ours, name in names.items()}
+    told = [
+        (pl.col(labelled[name]) if extra.schema.get(labelled[name]) == kind else pl.lit(None, kind)).alias(name)
+        for name, kind in LABELS.items()
+        if name != "row"
+    ]
+    known = extra.select("row", *told).filter(pl.col("category").is_in(CATEGORIES))
+    labels = known.join(rows.select("row"), on="row").select(*LABELS).sort("row")
+    return labels, f"the column {labelled['category']!r}, which knows {labels.height:,} of {rows.height:,} rows"
+
+
+def _labelled(extra: pl.DataFrame, column: str) -> bool:
+    return column in extra.columns and bool(extra[column].cast(pl.String).is_in(CATEGORIES).any())

@@ -1,0 +1,271 @@
+"""KnowledgeCallback: the tracker for people who keep their own trainer.
+
+    callback = KnowledgeCallback("train.jsonl", audit="runs/train", sets={"dev": "dev.jsonl"})
+    trainer = Trainer(model, arguments, ..., callbacks=[callback])          # or TRL's SFTTrainer
+    callback.attach(trainer)                                                # its metrics go to the trackers too
+
+At every evaluation of the trainer, or at the end of every epoch if it has none, the watched rows are asked as they
+are trained on and these metrics stand beside the trainer's own:
+
+    eval_<set>_em   eval_<set>_<category>_em   eval_train_fitted   eval_train_<category>_fitted
+
+so that `metric_for_best_model="dev_em"` (with `greater_is_better=True`) chooses checkpoints by them. A callback that
+reads them, such as EarlyStoppingCallback, must stand behind this one. A metric's name that does not exist is an
+error at the start of training.
+
+At the start of training the trainer's own labels are looked at too (`label_check.py`): rows that nothing can be learnt
+from, since all their labels are -100, are an error with their numbers, or with `bad_rows="skip"` a warning.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+from foreknow.config import BadRows
+from foreknow.data.schema import ROWS, USABLE
+from foreknow.distributed import process_group
+from foreknow.errors import ConfigError, InputError
+from foreknow.models import loading
+from foreknow.models.checkpoint_check import check_finite
+from foreknow.models.weight_files import WeightFiles
+from foreknow.progress import say
+from foreknow.prompts.prompt_template import Prompter, Template
+from foreknow.stages.audit.result import open_audit
+from foreknow.stages.train import curves, row_faults
+from foreknow.stages.train.answer_loss import base_of
+from foreknow.stages.train.curves import TRAIN
+from foreknow.stages.train.dataset import SET, TRAINING, check_same_model, read_set, template_faults, without
+from foreknow.stages.train.label_check import LabelReport, look_at_labels
+from foreknow.stages.train.row_faults import RowFault
+from foreknow.stages.train.tracker import EvalModelCopy, Measures, Tracker, vocabulary_for
+
+Rows = str | Path | pl.DataFrame
+"""A data file, or a frame with `question` and `answers`, and `category`, `relation`, `group` where known."""
+
+
+class KnowledgeCallback(TrainerCallback):
+    """Reports share fitted and exact match by knowledge category to any `transformers.Trainer`.
+
+    `train`: the rows trained on, whose own gold is looked for; None to leave them out. `sets`: rows to watch, by
+    name. `audit`: a finished audit that knows the rows' categories; without it, their column `category` counts.
+    `template`, `chat`: how a question is put to the model, as it is in training; the paper's format by default,
+    `chat=True` for the tokenizer's chat template. `model`: the fingerprint of the model to be trained, to check that
+    the audit is of the same. `dtype`: what float32 weights are measured in; "auto" takes bfloat16 where the machine
+    has instructions for it. `tokenizer`: if the trainer has none. `bad_rows`: `refuse` raises InputError for rows that
+    nothing can be learnt from, and for watched rows that the chat template refuses; `skip` says so and goes on.
+    """
+
+    def __init__(
+        self,
+        train: Rows | None = None,
+        *,
+        sets: Mapping[str, Rows] | None = None,
+        audit: str | Path | None = None,
+        template: Template = TRAINING,
+        chat: bool = False,
+        bos: str = "auto",
+        match: str = "strict",
+        model: str | None = None,
+        dtype: str = "auto",
+        batch_tokens: int | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        force: bool = False,
+        bad_rows: BadRows = "refuse",
+        **reading: Any,
+    ):
+        if match not in ("strict", "lenient") or bos not in ("auto", "yes", "no"):
+            raise ConfigError(f"match={match!r}, bos={bos!r}: expected strict or lenient; auto, yes or no")
+        if bad_rows not in ("refuse", "skip"):
+            raise ConfigError(f"bad_rows={bad_rows!r}: expected refuse or skip")
+        known = open_audit(Path(audit)) if audit else None
+        if known is not None and model is not None:
+            check_same_model(str(audit), known.summary["model"], model, force)
+        given = {**({} if train is None else {TRAIN: train}), **(sets or {})}
+        if not given:
+            raise ConfigError("KnowledgeCallback: no rows to watch; give train or sets={'dev': 'dev.jsonl'}")
+        audited = known.rows if known else None
+        self.sets = {name: _rows(name, rows, audited, str(audit), reading) for name, rows in given.items()}
+        self.template, self.chat, self.bos, self.lenient = template, chat, bos, match == "lenient"
+        self.dtype, self.batch_tokens, self.tokenizer = dtype, batch_tokens, tokenizer
+        self.bad_rows = bad_rows
+        self.labels: LabelReport | None = None
+        self.lines: list[curves.Line] = []
+        self._log: Callable[[dict[str, float]], Any] | None = None
+        self._measure: Measures | None = None
+        self._prompter: Prompter | None = None
+        self._loss_seen = False
+        self._mirror: EvalModelCopy | None = None
+
+    def attach(self, trainer: Any) -> KnowledgeCallback:
+        """Log through this trainer, so that its trackers (`report_to`) get the metrics; returns the callback."""
+        self._log = trainer.log
+        return self
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Check the labels of the trainer's rows, and the metric that chooses checkpoints.
+
+        Raises InputError for rows that nothing can be learnt from, ConfigError for a metric that does not exist.
+        """
+        del control
+        self._ready(given)
+        self._check_labels(args, state, given)
+        wanted = (args.metric_for_best_model or "").removeprefix("eval_")
+        ours = wanted.endswith(("_em", "_em_lenient", "_fitted")) and args.eval_strategy != "no"
+        if ours:
+            curves.check_metric(wanted, self.sets, lenient=self.lenient)
+            if args.greater_is_better is False:
+                raise ConfigError(f"metric_for_best_model {wanted!r} is better when greater: greater_is_better=True")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
+        """Look at the first loss: exactly 0, or no number, where nothing is learnt."""
+        del args, control, given
+        loss = (logs or {}).get("loss")
+        if self._loss_seen or not isinstance(loss, int | float):
+            return
+        self._loss_seen = True
+        if loss and math.isfinite(loss):
+            return
+        told = f"KnowledgeCallback: the trainer's first loss is {loss:g} at step {state.global_step}: nothing is learnt"
+        if self.bad_rows == "refuse" and (self.labels is None or self.labels.why_not):
+            raise InputError(f"{told}.\nLook at the labels of its batches, or go on with bad_rows='skip'")
+        if state.is_world_process_zero:
+            say(f"warning: {told}")
+
+    def _check_labels(self, args: Any, state: Any, given: Mapping[str, Any]) -> None:
+        """Raise InputError for rows of the trainer that keep no label; `bad_rows="skip"`: say so."""
+        assert self._prompter is not None
+        ends = [n for n in (self._tokenizer(given).eos_token_id, self._prompter.answer_end) if n is not None]
+        self.labels = found = look_at_labels(given.get("train_dataloader"), args, ends)
+        if state.is_world_process_zero:
+            for note in found.notes:
+                say(note)
+        faults = {f"the trainer's data set ({found.looked:,} rows looked at)": found.faults} if found.faults else {}
+        if TRAIN in self.sets and (cut := self._cut_away(args, given.get("train_dataloader"))):
+            faults["the rows watched as train"] = cut
+        row_faults.check(faults.items(), self.bad_rows, "bad_rows='skip'")
+        if state.is_world_process_zero:
+            for where, some in faults.items():
+                for line in row_faults.fault_lines(some):
+                    say(f"warning: {where}: {line}")
+
+    def _cut_away(self, args: Any, loader: Any) -> list[RowFault]:
+        """Watched train rows whose prompt alone fills the trainer's `max_length`: TRL drops them, saying nothing."""
+        length, data = getattr(args, "max_length", None), getattr(loader, "dataset", None)
+        rows = self.sets[TRAIN]
+        packed = bool(getattr(args, "packing", False))
+        if not isinstance(length, int) or self._prompter is None or getattr(args, "truncation_mode", "") == "keep_end":
+            return []
+        if not packed and data is not None and hasattr(data, "__len__") and len(data) >= rows.height:
+            return []
+        texts = [self._prompter.text((), *asked) for asked in rows.select("question", "context").iter_rows()]
+        tokens = [len(ids) for ids in self._prompter.ids(texts)]
+        return [
+            RowFault(row, "answer_cut", f"{n:,} tokens before its answer, the trainer's max_length is {length:,}")
+            for row, n in zip(rows["row"], tokens, strict=True)
+            if n >= length
+        ]
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **given: Any) -> None:
+        """Add the metrics to those of the trainer's own evaluation, which choose the best checkpoint afterwards."""
+        del args, control
+        found = self._metrics(state, given)
+        if metrics is not None:
+            metrics.update(found)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Measure at the end of an epoch where the trainer evaluates nothing."""
+        del control
+        if str(getattr(args.eval_strategy, "value", args.eval_strategy)) == "no":
+            self._metrics(state, given)
+
+    def _metrics(self, state: Any, given: Mapping[str, Any]) -> dict[str, float]:
+        """The metrics at this step; several data sets to evaluate at one step are one measurement."""
+        if not self.lines or self.lines[-1]["step"] != state.global_step:
+            self.lines.append(self._line(state, given))
+            found = {f"eval_{name}": value for name, value in curves.flat(self.lines[-1]).items()}
+            if self._log is not None:
+                self._log(dict(found))
+            else:
+                state.log_history.append({**found, "epoch": state.epoch, "step": state.global_step})
+            if state.is_world_process_zero:
+                leader = curves.best(self.lines, "dev_em") if "dev" in self.sets else None
+                say(curves.format_point(self.lines[-1], leader))
+        return {f"eval_{name}": value for name, value in curves.flat(self.lines[-1]).items()}
+
+    def _line(self, state: Any, given: Mapping[str, Any]) -> curves.Line:
+        self._ready(given)
+        model = base_of(given["model"])
+        assert self._measure is not None
+        check_finite("KnowledgeCallback: the trainer's model", model, self.dtype, WeightFiles((), {}))
+        with torch.no_grad():
+            outcomes = self._measure(self._mirror.of(model) if self._mirror else model)
+        if self._mirror is not None and self._mirror.note is not None and not self.lines:
+            say(self._mirror.note)
+        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        line: curves.Line = {
+            "epoch": _epoch(state.epoch),
+            "step": state.global_step,
+            "train_loss": losses[-1] if losses else None,
+        }
+        return line | curves.measures(outcomes, self.sets, lenient=self.lenient)
+
+    def _ready(self, given: Mapping[str, Any]) -> None:
+        if self._measure is not None:
+            return
+        model = base_of(given["model"])
+        tokenizer = self._tokenizer(given)
+        prompter = Prompter(tokenizer, self.template, self.chat, self.bos)  # type: ignore[arg-type]
+        self._prompter = prompter
+        self._leave_out(prompter)
+        device, dtype = loading.resolve_device_dtype(str(next(model.parameters()).device), self.dtype)
+        tokens = self.batch_tokens or (16384 if device.startswith("cuda") else 2048)
+        vocabulary = prompter.ended(vocabulary_for(model, tokenizer))
+        self._measure = Tracker(prompter, vocabulary, self.sets, lenient=self.lenient, batch_tokens=tokens)
+        # adapters are measured where they are; only whole float32 models have a copy
+        whole = base_of(given["model"]) is getattr(given["model"], "module", given["model"])
+        if whole and dtype == "bfloat16" and next(model.parameters()).dtype == torch.float32:
+            self._mirror = EvalModelCopy(torch.bfloat16)
+
+    def _tokenizer(self, given: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+        tokenizer = self.tokenizer or given.get("processing_class")
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        if tokenizer is None:
+            raise ConfigError("KnowledgeCallback: the trainer has no tokenizer; give tokenizer=... to the callback")
+        return tokenizer
+
+    def _leave_out(self, prompter: Prompter) -> None:
+        """Refuse watched rows that the chat template refuses, or leave them out."""
+        faults = {name: template_faults(rows, prompter) for name, rows in self.sets.items()}
+        row_faults.check(faults.items(), self.bad_rows, "bad_rows='skip'")
+        rows = [note for name, some in faults.items() for note in row_faults.notes(name, some)]
+        for note in (*prompter.notes, *rows) if process_group.is_main_process() else ():
+            say(note)
+        self.sets = {name: without(name, rows, faults[name]) for name, rows in self.sets.items()}
+
+
+def _rows(name: str, rows: Rows, audited: pl.DataFrame | None, audit: str, reading: Mapping[str, Any]) -> pl.DataFrame:
+    if name != TRAIN and not name.replace("_", "").replace("-", "").isalnum():
+        raise ConfigError(f"KnowledgeCallback: set {name!r}: expected a name of letters, digits, '-' and '_'")
+    if not isinstance(rows, pl.DataFrame):
+        return read_set(name, str(rows), audited, f"the audit {audit}", **reading).rows
+    if not {"question", "answers"} <= set(rows.columns):
+        raise ConfigError(f"KnowledgeCallback: {name}: found the columns {rows.columns}, expected question and answers")
+    missing = {column: pl.lit(None, dtype) for column, dtype in SET.items() if column not in rows.columns}
+    if "row" in missing:
+        missing["row"] = pl.int_range(pl.len(), dtype=pl.Int64)
+    whole = rows.with_columns(**missing)
+    grouped = whole.with_columns(group=pl.coalesce("group", "relation", pl.lit("all")))
+    return grouped.select(*ROWS, "category", "weight").filter(USABLE)
+
+
+def _epoch(epoch: float | None) -> float | int:
+    """The trainer's epoch; a whole number where it is one but for rounding."""
+    value = epoch or 0.0
+    return round(value) if abs(value - round(value)) < 1e-6 else value

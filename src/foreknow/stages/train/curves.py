@@ -1,0 +1,152 @@
+"""The curves of a training run: what each evaluation says, and what they say together. Pure.
+
+One evaluation is a line of `metrics.jsonl` (design, section 3):
+
+    epoch, step, train_loss
+    fitted           {category: share of train rows whose own gold is answered}; fitted_overall: of all of them
+    em               {set: share of rows answered right}; em_lenient: without case, punctuation, articles, if asked
+    em_by_category   {set: {category: share}};  em_by_relation: {set: {group: share}}
+    counts           {set: {"rows": n, "right": n, "by_category": {category: [right, rows]}}}
+    seconds          since the line before; of them measuring_seconds for this evaluation, saving_seconds for
+                     checkpoints
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import polars as pl
+
+from foreknow.errors import ConfigError
+from foreknow.inference.slick import CATEGORIES, KNOWN, UNKNOWN
+
+TRAIN: Final = "train"
+RISE: Final = 0.05
+"""So much more of Unknown must be fitted than at the best epoch before its fitting is called overfitting."""
+
+Line = dict[str, Any]
+
+
+def measures(outcomes: pl.DataFrame, sets: Mapping[str, pl.DataFrame], *, lenient: bool = False) -> Line:
+    """A line's shares and counts from `outcomes` (set, row, right, lenient) and the sets' rows.
+
+    `sets`: frames with row, group and category (null where unknown). `lenient`: which matching counts.
+    """
+    line: Line = {"fitted": {}, "em": {}, "em_lenient": {}, "em_by_category": {}, "em_by_relation": {}, "counts": {}}
+    column = "lenient" if lenient else "right"
+    for name, rows in sets.items():
+        of = rows.select("row", "group", "category").join(outcomes.filter(pl.col("set") == name), on="row")
+        by_category = {
+            str(category): [int(part[column].sum()), part.height]
+            for category in CATEGORIES
+            if not (part := of.filter(pl.col("category") == category)).is_empty()
+        }
+        shares = {category: right / count for category, (right, count) in by_category.items()}
+        line["counts"][name] = {"rows": of.height, "right": int(of[column].sum()), "by_category": by_category}
+        if name == TRAIN:
+            line["fitted"] = shares
+            line["fitted_overall"] = _mean(of[column])
+            continue
+        line["em"][name] = _mean(of[column])
+        if of["lenient"].null_count() < of.height:
+            line["em_lenient"][name] = _mean(of["lenient"])
+        if shares:
+            line["em_by_category"][name] = shares
+        groups = of.group_by("group").agg(share=pl.col(column).cast(pl.Float64).mean()).sort("group")
+        line["em_by_relation"][name] = dict(groups.iter_rows())
+    return line
+
+
+def _mean(outcome: pl.Series) -> float:
+    return float(outcome.sum()) / max(len(outcome), 1)
+
+
+def flat(line: Mapping[str, Any]) -> dict[str, float]:
+    """A line's shares under the names that choose a checkpoint: dev_em, dev_Unknown_em, train_Unknown_fitted, ..."""
+    found = {f"{name}_em": share for name, share in line["em"].items()}
+    found |= {f"{name}_em_lenient": share for name, share in line["em_lenient"].items()}
+    for name, shares in line["em_by_category"].items():
+        found |= {f"{name}_{category}_em": share for category, share in shares.items()}
+    found |= {f"train_{category}_fitted": share for category, share in line["fitted"].items()}
+    if "fitted_overall" in line:
+        found["train_fitted"] = line["fitted_overall"]
+    return found
+
+
+def check_metric(metric: str, sets: Mapping[str, pl.DataFrame], *, lenient: bool = False) -> None:
+    """Raise ConfigError for a metric that no evaluation would have, naming those there are."""
+    no = pl.lit(False if lenient else None, pl.Boolean)
+    schema = {"set": pl.String(), "row": pl.Int64(), "right": pl.Boolean(), "lenient": pl.Boolean()}
+    nothing = [rows.select(set=pl.lit(name), row="row", right=pl.lit(False), lenient=no) for name, rows in sets.items()]
+    names = flat(measures(pl.concat([pl.DataFrame(schema=schema), *nothing]), sets, lenient=lenient))
+    if metric not in names:
+        raise ConfigError(f"--metric {metric}: no such metric; this run has {', '.join(sorted(names))}")
+
+
+def epochs(lines: Sequence[Line]) -> list[Line]:
+    """The evaluations at the ends of epochs; those after chosen steps of the first epoch are left out."""
+    return [line for line in lines if line["epoch"] >= 1 and float(line["epoch"]).is_integer()]
+
+
+def best(lines: Sequence[Line], metric: str) -> Line | None:
+    """The epoch with the largest metric, ties to the earlier (EARLY_STOP; paper, section 3)."""
+    found: Line | None = None
+    for line in epochs(lines):
+        if found is None or flat(line)[metric] > flat(found)[metric]:
+            found = line
+    return found
+
+
+def out_of_patience(lines: Sequence[Line], metric: str, patience: int | None) -> bool:
+    """Whether the last `patience` epochs brought no better metric."""
+    leader = best(lines, metric)
+    return patience is not None and leader is not None and epochs(lines)[-1]["epoch"] - leader["epoch"] >= patience
+
+
+def overfitting_epoch(lines: Sequence[Line]) -> int | None:
+    """The epoch at which overfitting to new facts began, None if it has not.
+
+    It is the first epoch after the one with the best dev EM (ties to the earlier) where dev EM is below that
+    best while the share of Unknown train rows fitted is at least `RISE` above what it was there. As long as
+    training goes on, a new best takes it back.
+    """
+    leader = best(lines, "dev_em") if lines and "dev" in lines[-1]["em"] else None
+    if leader is None or UNKNOWN not in leader["fitted"]:
+        return None
+    for line in epochs(lines):
+        later = line["epoch"] > leader["epoch"]
+        risen = line["fitted"][UNKNOWN] >= leader["fitted"][UNKNOWN] + RISE
+        if later and risen and line["em"]["dev"] < leader["em"]["dev"]:
+            return int(line["epoch"])
+    return None
+
+
+def known_fitted(line: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Fitted and all train rows of the three Known categories together; None where none of them is watched."""
+    watched = line["counts"].get(TRAIN, {}).get("by_category", {})  # a callback may watch other sets only
+    counted = [watched.get(category) for category in KNOWN]
+    found = [pair for pair in counted if pair]
+    return (sum(right for right, _ in found), sum(count for _, count in found)) if found else None
+
+
+def format_point(line: Mapping[str, Any], leader: Mapping[str, Any] | None, width: int = 12) -> str:
+    """One line to look at: Known and Unknown fitted as bars, EM of every set, and whether it is the best yet."""
+    parts = [f"epoch {line['epoch']:>4g}"]
+    if line["train_loss"] is not None:
+        parts.append(f"loss {line['train_loss']:.3f}")
+    known = known_fitted(line)
+    if known:
+        parts.append(f"Known {_bar(known[0] / known[1], width)}")
+    if UNKNOWN in line["fitted"]:
+        parts.append(f"Unknown {_bar(line['fitted'][UNKNOWN], width)}")
+    if not line["fitted"] and "fitted_overall" in line:
+        parts.append(f"fitted {_bar(line['fitted_overall'], width)}")
+    parts += [f"{name} EM {share:.1%}" for name, share in line["em"].items()]
+    mark = "  * best" if leader is not None and leader["step"] == line["step"] else ""
+    return "  ".join(parts) + mark
+
+
+def _bar(share: float, width: int) -> str:
+    full = round(share * width)
+    return f"{'█' * full}{'·' * (width - full)} {share:>4.0%}"

@@ -1,0 +1,330 @@
+"""Rows to train on and to watch: categories, weights, token ids, and what is wrong with them. Pure.
+
+The training text is the prompt, the gold answer and the end-of-sequence token (design, section 8). Its ids are
+those the tracker asks with: the prompt as the tokenizer has it, then what the answer adds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from foreknow.data.dataset import Dataset, read_dataset
+from foreknow.data.schema import GOLD, ROWS, SAME_GOLD, SAME_QUESTION, USABLE, earlier_turns
+from foreknow.errors import InputError, ModelError
+from foreknow.inference.slick import CATEGORIES
+from foreknow.prompts.chat_templates import CHANGES
+from foreknow.prompts.prompt_template import Prompter, Template
+from foreknow.prompts.special_tokens import PromptText
+from foreknow.stages.mix.sampling import manifest_path, read_manifest
+from foreknow.stages.train import row_faults
+from foreknow.stages.train.row_faults import RowFault
+
+TRAINING: Final = Template(target="Answer the following question. {question}\n")
+"""The paper's training format (section 3), zero-shot."""
+
+SET: Final[dict[str, pl.DataType]] = {**ROWS, "category": pl.String(), "weight": pl.Float64()}
+"""A set's usable rows; `category` is null where nobody knows it, `weight` is 1 where none is set."""
+
+
+class TrainingExample(NamedTuple):
+    """One row as token ids: `prompt`, then `answer` with the ending token, which alone are learnt."""
+
+    row: int
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    weight: float = 1.0
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """What the model reads: all but the last token, which is only predicted."""
+        return (*self.prompt, *self.answer[:-1])
+
+    @property
+    def length(self) -> int:
+        """Tokens the model reads."""
+        return len(self.prompt) + len(self.answer) - 1
+
+
+class LabelledSplit(NamedTuple):
+    """A set of rows (`SET`) under its name: train, dev, or that of a test set. `left_out`: other rows, by reason."""
+
+    name: str
+    file: str
+    rows: pl.DataFrame
+    left_out: Mapping[str, int]
+    digest: str
+    categories: str
+
+
+def read_set(name: str, file: str, audited: pl.DataFrame | None, audit_name: str = "", **reading: Any) -> LabelledSplit:
+    """Read a file's usable rows with their categories and weights. Raises InputError.
+
+    A row's category is that of the audited row (`rows.parquet`) with the same question and gold behind the same
+    earlier turns, else the file's own. `reading`: passed on to `read_dataset`.
+    """
+    facts = read_dataset(file, **reading)
+    labels = _category_columns(facts)
+    extra = extra_columns(facts, [*labels, "weight"], last=labels)
+    rows = facts.rows.join(extra, on="row", how="left", maintain_order="left")
+    found, reason = _categories(rows, _category_columns(facts), audited, audit_name)
+    usable = rows.with_columns(found).filter(USABLE)
+    usable = usable.with_columns(_weights(usable, file)).select(*SET)
+    return LabelledSplit(name, file, usable, facts.left_out, facts.digest, reason)
+
+
+def extra_columns(facts: Dataset, names: Sequence[str], *, last: Sequence[str] = ()) -> pl.DataFrame:
+    """Columns of the input beside ours: row, and those of `names` that it has (`last`: see `Dataset.extra`)."""
+    present = [name for name in dict.fromkeys(names) if name in facts.columns]
+    return facts.extra(present, last=last) if present else facts.rows.select("row")
+
+
+def asked_key(rows: pl.DataFrame) -> pl.DataFrame:
+    """What is asked of each row, to find the same row elsewhere: question, earlier_turns."""
+    return rows.select(SAME_QUESTION, earlier_turns(rows))
+
+
+def _category_columns(facts: Dataset) -> list[str]:
+    """Columns that may hold our labels; one written beside a column of that name stands first."""
+    return sorted((c for c in facts.columns if c.removeprefix("foreknow_") == "category"), key=lambda c: (-len(c), c))
+
+
+def _categories(
+    rows: pl.DataFrame, columns: Sequence[str], audited: pl.DataFrame | None, audit_name: str
+) -> tuple[pl.Series, str]:
+    own, column = _own_categories(rows, columns)
+    if audited is None:
+        return own, column
+    keys = ["question", "earlier_turns", "gold"]
+    labels = (
+        audited.filter(pl.col("category").is_not_null())
+        .select(SAME_QUESTION, "earlier_turns", gold=SAME_GOLD, category="category")
+        .unique(keys, keep="first", maintain_order=True)
+    )
+    asked = rows.select(SAME_QUESTION, earlier_turns(rows), gold=SAME_GOLD)
+    found = asked.join(labels, on=keys, how="left", maintain_order="left", nulls_equal=True)["category"]
+    count, more = found.count(), (own.is_not_null() & found.is_null()).sum()
+    told = [f"{audit_name}, which knows {count:,} of its {rows.height:,} rows"] if count else []
+    told += [f"{column} for {more:,}" if count else column] if more else []
+    return found.fill_null(own), ", ".join(told)
+
+
+def _own_categories(rows: pl.DataFrame, columns: Sequence[str]) -> tuple[pl.Series, str]:
+    """The labels of the first column that holds any, and its name in words; nulls and "" where none does."""
+    for column in columns:
+        text = rows[column].cast(pl.String)
+        known = text.is_in(CATEGORIES)
+        if known.any():
+            return pl.select(pl.when(known).then(text).alias("category")).to_series(), f"the column {column!r}"
+    return pl.Series("category", [None] * rows.height, dtype=pl.String), ""
+
+
+def _weights(rows: pl.DataFrame, file: str) -> pl.Series:
+    if "weight" not in rows.columns:
+        return pl.Series("weight", [1.0] * rows.height, dtype=pl.Float64)
+    weight = rows["weight"].cast(pl.Float64, strict=False)
+    bad = weight.is_null() | ~weight.is_finite().fill_null(False) | (weight < 0).fill_null(False)
+    if bad.any():
+        at = int(bad.arg_max() or 0)
+        raise InputError(f"{file}: row {rows['row'][at]}: weight {rows['weight'][at]!r}, expected a number from 0 on")
+    if not (weight > 0).any():
+        raise InputError(f"{file}: every row's weight is 0; nothing would be learnt")
+    return weight.alias("weight")
+
+
+def examples(given: LabelledSplit, prompter: Prompter, end: int) -> list[TrainingExample]:
+    """The rows of a set as token ids, in their order; `end` is the token that ends every answer.
+
+    Raises InputError for rows that cannot be trained on (`row_faults.py`).
+    """
+    found, faults = tokenise(given, prompter, end)
+    row_faults.check([(given.file, faults)], "refuse")
+    return found
+
+
+def tokenise(
+    given: LabelledSplit, prompter: Prompter, end: int, positions: int | None = None
+) -> tuple[list[TrainingExample], list[RowFault]]:
+    """The rows of a set as token ids, in their order, and those that cannot be trained on.
+
+    `end`: the token that ends every answer. `positions`: tokens that the model takes in.
+    """
+    faults = {fault.row: fault for fault in template_faults(given.rows, prompter)}
+    asked: list[tuple[int, PromptText, str, float]] = []
+    taken = given.rows.filter(~pl.col("row").is_in(list(faults)))
+    for row, question, context, weight, gold in taken.select("row", "question", "context", "weight", GOLD).iter_rows():
+        if weight == 0:
+            faults[row] = RowFault(row, row_faults.WEIGHT_ZERO)
+        elif not prompter.keeps_answer(question, context, gold.strip()):
+            faults[row] = RowFault(row, row_faults.ANSWER_CHANGED)
+        asked.append((row, prompter.text((), question, context), gold.strip(), weight))
+        if prompter.unmarked(question, context, gold.strip()):
+            faults[row] = RowFault(row, "no_label")
+    prompts = prompter.ids([text for _, text, _, _ in asked])
+    whole = prompter.ids([text + prompter.gap + gold for _, text, gold, _ in asked])
+    found = []
+    for (row, text, gold, weight), prompt, ids in zip(asked, prompts, whole, strict=True):
+        if ids[: len(prompt)] == prompt and len(ids) > len(prompt):
+            answer = tuple(ids[len(prompt) :])
+        else:
+            answer = prompter.answer_ids(text, prompt, gold)
+        if not answer:
+            faults[row] = RowFault(row, "no_answer_tokens", f"the answer {gold!r}")
+        elif not prompt:
+            faults[row] = RowFault(row, "no_question_tokens", f"the prompt {str(text)!r}")
+        elif positions is not None and len(prompt) + len(answer) + 1 > positions:
+            faults[row] = _too_long(row, len(prompt) + len(answer) + 1, positions)
+        if row not in faults or faults[row].reason in row_faults.KEPT:
+            found.append(TrainingExample(row, tuple(prompt), (*answer, end), weight))
+    return found, [faults[row] for row in sorted(faults)]
+
+
+def template_faults(rows: pl.DataFrame, prompter: Prompter) -> list[RowFault]:
+    """The rows (`rows.ROWS`, usable ones) that the chat template refuses, or of which it drops a text."""
+    if prompter.chat_template is None:
+        return []
+    found = []
+    for row, question, context in rows.select("row", "question", "context").iter_rows():
+        fault = prompter.fault((), question, context)
+        if fault is not None and fault.flag != CHANGES:
+            found.append(RowFault(row, fault.flag, str(fault).removeprefix("--chat-template: ")))
+    return found
+
+
+def _too_long(row: int, tokens: int, positions: int) -> RowFault:
+    return RowFault(row, "answer_cut", f"{tokens:,} tokens, the model has {positions:,} positions")
+
+
+def without(name: str, rows: pl.DataFrame, faults: Sequence[RowFault]) -> pl.DataFrame:
+    """The rows of a file or set (`name`) without those that cannot be used. Raises InputError where none is left."""
+    gone = [fault.row for fault in faults if fault.reason not in row_faults.KEPT]
+    left = rows.filter(~pl.col("row").is_in(gone))
+    if left.is_empty() and gone:
+        told = "; ".join(row_faults.fault_lines(faults))
+        raise InputError(f"{name}: none of its {rows.height:,} rows can be used: {told}")
+    return left
+
+
+def check_lengths(file: str, found: Sequence[TrainingExample], positions: int | None) -> None:
+    """Raise InputError for a row that is longer than the model's positions."""
+    tokens = {e.row: len(e.prompt) + len(e.answer) for e in found}
+    long = [_too_long(row, n, positions) for row, n in tokens.items() if positions is not None and n > positions]
+    if long:
+        raise InputError(f"{file}: {'; '.join(row_faults.fault_lines(long))}; leave them out, or shorten them")
+
+
+def check_overlap(train: LabelledSplit, others: Sequence[LabelledSplit], allowed: bool) -> str | None:
+    """A line about questions to train on that stand in another set too; InputError unless `allowed`."""
+    told, key = [], ["question", "earlier_turns"]
+    mine = train.rows.with_columns(asked_key(train.rows))
+    for other in others:
+        asked = mine.join(asked_key(other.rows), on=key, how="semi", nulls_equal=True)
+        if not asked.is_empty():
+            row, question = asked.select("row", "question").row(0)
+            count = asked.select(key).n_unique()
+            told.append(f"{asked.height:,} ({count:,} questions) in {other.name}, first row {row}: {question!r}")
+    if not told:
+        return None
+    text = f"{train.file}: rows to train on stand in other sets: {'; '.join(told)}"
+    if not allowed:
+        raise InputError(f"{text}.\nLeave them out of one of the files, or go on with --allow-overlap.")
+    return text
+
+
+def ceiling(rows: pl.DataFrame) -> tuple[float, int]:
+    """The largest share of rows that can be fitted, and how many questions have more than one gold.
+
+    The same question behind the same turns with different golds can be answered with one of them only (design,
+    section 8).
+    """
+    counts = rows.group_by(asked=pl.struct(SAME_QUESTION, "context").hash(), gold=SAME_GOLD.str.strip_chars()).len()
+    best = counts.group_by("asked").agg(most=pl.col("len").max(), golds=pl.len())
+    return float(best["most"].sum()) / max(rows.height, 1), int((best["golds"] > 1).sum())
+
+
+def check_same_model(
+    file: Path | str, made_with: Mapping[str, Any] | None, fingerprint: str, forced: bool
+) -> str | None:
+    """Raise ModelError if an audit, or a mix, was made with another model; if `forced`, a line that says so."""
+    known = made_with or {}
+    if known.get("fingerprint") in (None, fingerprint):
+        return None
+    text = f"{file}: made with {known.get('name')} ({known['fingerprint'][:19]}...), not with the model to be tuned "
+    text += f"({fingerprint[:19]}...): its categories are another model's"
+    if forced:
+        return text
+    raise ModelError(f"{text}. Audit this model, or go on with --force.")
+
+
+def mixed_with(file: str) -> dict[str, Any] | None:
+    """The model that a file was mixed for, where `foreknow mix` wrote the file."""
+    if not manifest_path(Path(file)).is_file():
+        return None
+    model = read_manifest(Path(file)).get("model")
+    return model if isinstance(model, dict) else None
+
+
+def check_turns(train: LabelledSplit, turns: str) -> None:
+    """Raise InputError where a mix of last answers is read with all answers: the others have no category."""
+    path = Path(train.file)
+    if turns == "last" or not manifest_path(path).is_file() or read_manifest(path).get("turns") != "last":
+        return
+    if train.rows["record"].n_unique() < train.rows.height:
+        raise InputError(
+            f"{train.file}: mixed from an audit with --turns last, but read with --turns all: the earlier answers of "
+            "its chats were never labelled. Give --turns last, or audit and mix with --turns all"
+        )
+
+
+def order(seed: int, epoch: int, count: int) -> list[int]:
+    """The order of the rows in an epoch: it depends on the seed and the epoch only."""
+    shuffled: list[int] = np.random.default_rng([seed, epoch]).permutation(count).tolist()
+    return shuffled
+
+
+def step_rows(seed: int, step: int, count: int, batch: int) -> list[int]:
+    """Places of the rows of optimizer step `step` (from 0, over all epochs); an epoch's last may have fewer."""
+    epoch, within = divmod(step, math.ceil(count / batch))
+    return order(seed, epoch, count)[within * batch : (within + 1) * batch]
+
+
+def micro_batches(rows: Sequence[TrainingExample], tokens: int) -> list[list[TrainingExample]]:
+    """A step's rows by length, cut into parts of at most about `tokens` tokens; a longer row stands alone."""
+    parts: list[list[TrainingExample]] = []
+    filled = 0
+    for example in sorted(rows, key=lambda e: (e.length, e.row)):
+        if not parts or filled + example.length > tokens:
+            parts.append([])
+            filled = 0
+        parts[-1].append(example)
+        filled += example.length
+    return parts
+
+
+def shares(rows: Sequence[TrainingExample], tokens: int, count: int) -> list[list[list[TrainingExample]]]:
+    """A step's rows as micro-batches for each of `count` processes: every row in one of them, as many for each.
+
+    Processes meet after every micro-batch. One that has fewer is given a row of weight 0, which teaches nothing.
+    """
+    ordered = sorted(rows, key=lambda e: (e.length, e.row))
+    parts = [micro_batches(ordered[k::count], tokens) for k in range(count)]
+    most = max(len(own) for own in parts)
+    idle = [ordered[0]._replace(weight=0.0)]
+    return [own + [idle] * (most - len(own)) for own in parts]
+
+
+def alike(rows: Sequence[TrainingExample]) -> list[list[TrainingExample]]:
+    """Rows by length cut into runs of like length: attention pads each run to its longest row."""
+    found: list[list[TrainingExample]] = []
+    shortest = 0
+    for example in sorted(rows, key=lambda e: (e.length, e.row)):
+        if not found or example.length > max(2 * shortest, shortest + 12):
+            found.append([])
+            shortest = example.length
+        found[-1].append(example)
+    return found

@@ -1,0 +1,205 @@
+"""What is written, said and kept at every evaluation of a run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from foreknow.config import TuneConfig
+from foreknow.distributed import process_group
+from foreknow.io.disk_space import saving
+from foreknow.io.run_dir import RunDir, write_text
+from foreknow.models import loading
+from foreknow.models.packaged import quiet
+from foreknow.progress import duration, say
+from foreknow.prompts.prompt_template import Prompter
+from foreknow.stages.train import curves
+from foreknow.stages.train.answer_loss import base_of
+from foreknow.stages.train.checkpoints import save_model
+from foreknow.stages.train.curves import Line
+from foreknow.stages.train.inputs import TrainInputs
+from foreknow.stages.train.result import OUTCOMES
+from foreknow.stages.train.tracker import OUTCOMES as MEASURED
+from foreknow.stages.train.tracker import EvalModelCopy, Tracker, vocabulary_for
+from foreknow.stages.train.trainer import FactTrainer
+
+BEST = ".best"
+
+
+class Made(NamedTuple):
+    """The model to train, how it is measured, and a line for each choice.
+
+    `sharded`: the weights lie in parts in several processes, and are measured as a copy in the first. `fluency`:
+    whether the model spoke before it was trained (`Fluency.summary`), in the first process.
+    """
+
+    loaded: loading.Loaded
+    model: Any
+    mirror: EvalModelCopy | None
+    autocast: bool
+    reasons: tuple[str, ...]
+    sharded: bool = False
+    fluency: dict[str, Any] | None = None
+
+
+class EvalCallback:
+    """Measures, writes and shows every evaluation; keeps the best weights.
+
+    Of several processes each measures a share of the rows, the first writes, and all know the outcome.
+    """
+
+    def __init__(
+        self,
+        config: TuneConfig,
+        given: TrainInputs,
+        folder: RunDir,
+        made: Made,
+        tokenizer: PreTrainedTokenizerBase,
+        prompter: Prompter,
+    ):
+        self.config, self.given, self.folder, self.made, self.tokenizer = config, given, folder, made, tokenizer
+        base = base_of(made.model)
+        vocabulary = prompter.ended(vocabulary_for(base, tokenizer))
+        self.lenient = config.match == "lenient"
+        tokens = int(config.batch_tokens or 2048)
+        sets = given.rows if made.sharded else {name: own_rows(rows) for name, rows in given.rows.items()}
+        self.measure = Tracker(prompter, vocabulary, sets, lenient=self.lenient, batch_tokens=tokens)
+        self.lines: list[Line] = []
+        self.since = time.monotonic()
+        self.measuring = False
+        self.warned = False
+
+    def __call__(self, trainer: FactTrainer) -> tuple[Mapping[str, float], bool]:
+        """See `trainer.EvalHook`."""
+        config, step, epoch = self.config, trainer.state.global_step, trainer.epoch
+        began, self.measuring = time.monotonic(), True
+        weights = trainer.whole_weights()
+        outcomes = all_outcomes(self._measured(weights), self.given.rows)
+        self.measuring = False
+        line: Line = {"epoch": epoch, "step": step, "train_loss": trainer.tally.mean}
+        line |= curves.measures(outcomes, self.given.rows, lenient=self.lenient)
+        line["seconds"] = round(time.monotonic() - self.since, 3)
+        line["measuring_seconds"] = round(time.monotonic() - began, 3)
+        line["saving_seconds"] = round(trainer.saving, 3)
+        self.since = time.monotonic()
+        self._keep(outcomes, line, weights)
+        trainer.saving = time.monotonic() - self.since
+        if self.measure.note and len(self.lines) == 1:
+            say(self.measure.note)
+        if self.made.mirror is not None and self.made.mirror.note and len(self.lines) == 1:
+            say(self.made.mirror.note)
+        self._show(line)
+        stop = not trainer.within_epoch and curves.out_of_patience(self.lines, config.metric, config.patience)
+        return curves.flat(line), stop and step > 0
+
+    def _measured(self, weights: Mapping[str, Tensor] | None) -> pl.DataFrame:
+        base, mirror = base_of(self.made.model), self.made.mirror
+        if not self.made.sharded:
+            return self.measure(mirror.of(base) if mirror else base)
+        if mirror is None or weights is None or not process_group.is_main_process():
+            return pl.DataFrame(schema=MEASURED)
+        return self.measure(mirror.holding(weights))
+
+    def _keep(self, outcomes: pl.DataFrame, line: Line, weights: Mapping[str, Tensor] | None) -> None:
+        right = pl.col("lenient" if self.lenient else "right").alias("right")
+        place = {"epoch": pl.lit(float(line["epoch"])), "step": pl.lit(line["step"], pl.Int64)}
+        frame = outcomes.select("set", "row", right, "lenient").with_columns(**place).select(*OUTCOMES)
+        leader = curves.best(self.lines, self.config.metric)
+        self.lines.append(line)
+        if not process_group.is_main_process():
+            return
+        self.folder.save_chunk(line["step"], "outcomes", frame)
+        # weights of an epoch that is no longer the best go once a checkpoint after them stands
+        self.prune(leader)
+        write_lines(self.folder.path, self.lines)
+        if line is curves.best(self.lines, self.config.metric):
+            self.save(self.folder.path / BEST / f"step-{line['step']}", line, weights)
+
+    def prune(self, leader: Line | None) -> None:
+        """Remove kept weights but those of `leader`."""
+        for path in (self.folder.path / BEST).glob("*"):
+            if leader is None or path.name != f"step-{leader['step']}":
+                shutil.rmtree(path, ignore_errors=True)
+
+    def save(self, path: Path, line: Line, weights: Mapping[str, Tensor] | None) -> None:
+        """Save the model as it is now, loadable by transformers (LoRA: by PEFT). `weights`: where it is sharded."""
+        loaded = self.made.loaded
+        beside = {
+            "stage": "tune",
+            "method": self.config.method,
+            "epoch": line["epoch"],
+            "step": line["step"],
+            "metric": self.config.metric,
+            "value": curves.flat(line)[self.config.metric],
+            **_origin_of(loaded),
+        }
+
+        def write(part: Path) -> None:
+            with quiet():
+                self.made.model.save_pretrained(part, **({} if weights is None else {"state_dict": dict(weights)}))
+                self.tokenizer.save_pretrained(part)
+
+        with saving(str(path), "the last checkpoint and the best weights before it are kept"):
+            save_model(path, write, beside)
+
+    def _show(self, line: Line) -> None:
+        leader = curves.best(self.lines, self.config.metric)
+        text = curves.format_point(line, leader)
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.text import Text
+
+            shown = Text(text, style="bold" if leader is line else "")
+            for part, style in ((r"\bKnown [█·]+", "green"), (r"Unknown [█·]+", "red"), (r"\* best", "yellow")):
+                shown.highlight_regex(part, style)
+            Console(stderr=True).print(shown, soft_wrap=True)
+        else:
+            say(f"{text}  ({duration(line['seconds'])})")
+        began = curves.overfitting_epoch(self.lines)
+        if began is not None and not self.warned:
+            say(f"warning: overfitting to new facts began at epoch {began}: more of Unknown is fitted, dev EM falls")
+        elif began is None and self.warned:
+            say("dev EM is at a new best: not overfitting after all")
+        self.warned = began is not None
+
+
+def _origin_of(loaded: loading.Loaded) -> dict[str, Any]:
+    """Name, fingerprint and folder of the model that training began from; of an adapter its base, and itself."""
+    own = {key: getattr(loaded, key) for key in ("name", "fingerprint", "folder")}
+    found = loaded.resolved
+    if found is not None and found.adapter is not None:
+        return {"base": dict(found.base or {}), "from": own}
+    return {"base": own}
+
+
+def own_rows(rows: pl.DataFrame) -> pl.DataFrame:
+    """This process's share of the rows: every one in one process."""
+    return rows.gather_every(process_group.world_size(), process_group.rank())
+
+
+def all_outcomes(own: pl.DataFrame, sets: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    """The outcomes of all rows in every process (`tracker.OUTCOMES`), each row's from the one that measured it."""
+    if not process_group.is_distributed():
+        return own
+    places = pl.concat([rows.select("row", set=pl.lit(name)) for name, rows in sets.items()]).sort("set", "row")
+    code = [pl.col(name).cast(pl.Int64) + 1 for name in ("right", "lenient")]  # 0: nothing said
+    coded = places.join(own.with_columns(code), on=["set", "row"], how="left", maintain_order="left").fill_null(0)
+    found = process_group.totals([*coded["right"], *coded["lenient"]])
+    names = ("right", "lenient")
+    said = {name: pl.Series(name, found[n * coded.height :][: coded.height]) for n, name in enumerate(names)}
+    decoded = [pl.when(pl.col(name) > 0).then(pl.col(name) > 1).alias(name) for name in names]
+    return coded.with_columns(**said).with_columns(decoded).select(*MEASURED)
+
+
+def write_lines(folder: Path, lines: list[Line]) -> None:
+    """Write `metrics.jsonl`, whole."""
+    write_text(folder / "metrics.jsonl", "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))

@@ -1,0 +1,114 @@
+"""What a run of tune reads: the sets, checked, and what is said about them before a weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from foreknow.config import TuneConfig
+from foreknow.data.layouts.relation_templates import read_templates
+from foreknow.errors import ConfigError
+from foreknow.inference.slick import CATEGORIES
+from foreknow.models.quantization import check_trainable
+from foreknow.models.resolve import Resolved
+from foreknow.prompts.prompt_template import Template, read_template
+from foreknow.stages.audit.result import open_audit
+from foreknow.stages.train import curves
+from foreknow.stages.train.curves import TRAIN
+from foreknow.stages.train.dataset import (
+    TRAINING,
+    LabelledSplit,
+    ceiling,
+    check_overlap,
+    check_same_model,
+    check_turns,
+    mixed_with,
+    read_set,
+)
+
+
+@dataclass(frozen=True)
+class TrainInputs:
+    """What a run reads: train, dev and the test sets, and what was said about them."""
+
+    sets: dict[str, LabelledSplit]
+    template: Template
+    notes: tuple[str, ...]
+
+    @property
+    def train(self) -> LabelledSplit:
+        """The rows to train on."""
+        return self.sets[TRAIN]
+
+    @property
+    def rows(self) -> dict[str, pl.DataFrame]:
+        """Every set's rows by name."""
+        return {name: found.rows for name, found in self.sets.items()}
+
+
+def read_inputs(config: TuneConfig) -> TrainInputs:
+    """Read and check all files. Everything that can be refused without the model is refused here."""
+    template = read_template(config.prompt_template) if config.prompt_template else TRAINING
+    mixed_with(config.train)  # a mix that was damaged is named before it is read
+    audit = open_audit(config.audit) if config.audit else None
+    reading: dict[str, Any] = {
+        "columns": config.map,
+        "templates": read_templates(config.templates) if config.templates else None,
+        "group_by": config.group_by,
+        "strict_rows": config.strict_rows,
+        "turns": config.turns,
+        "null_words": config.null_words,
+    }
+    files = {TRAIN: config.train, "dev": config.dev, **config.test}
+    sets = {
+        name: read_set(name, file, audit.rows if audit else None, f"the audit {config.audit}", **reading)
+        for name, file in files.items()
+    }
+    check_turns(sets[TRAIN], config.turns)
+    overlap = check_overlap(sets[TRAIN], [found for name, found in sets.items() if name != TRAIN], config.allow_overlap)
+    rows = {name: found.rows for name, found in sets.items()}
+    curves.check_metric(config.metric, rows, lenient=config.match == "lenient")
+    return TrainInputs(sets, template, (*_notes(sets), *([overlap] if overlap else [])))
+
+
+def _notes(sets: Mapping[str, LabelledSplit]) -> list[str]:
+    notes = []
+    for name, found in sets.items():
+        counts = dict(found.rows["category"].drop_nulls().value_counts().iter_rows())
+        split = ", ".join(f"{category} {counts[category]:,}" for category in CATEGORIES if category in counts)
+        whence = f" (from {found.categories}: {split})" if split else ""
+        why = ", ".join(f"{reason} {count:,}" for reason, count in found.left_out.items())
+        left = f", {sum(found.left_out.values()):,} left out ({why})" if why else ""
+        notes.append(f"{name}: {found.rows.height:,} rows of {found.file}{left}{whence}")
+    if not sets[TRAIN].rows["category"].drop_nulls().len():
+        notes.append("no categories: no column 'category' in the rows, no --audit that knows them; shares are overall")
+    share, questions = ceiling(sets[TRAIN].rows)
+    if questions:
+        notes.append(
+            f"{questions:,} questions of train have more than one gold: at most {share:.1%} of its rows can be fitted"
+        )
+    if (sets[TRAIN].rows["weight"] != 1.0).any():
+        notes.append("rows are weighted by the column 'weight'")
+    return notes
+
+
+def check_method(model: str, method: str, found: Resolved) -> None:
+    """Raise ConfigError where `--method full` is asked of a model that cannot be trained as a whole."""
+    check_trainable(f"--model {model}", found.quantization, method)
+    if found.adapter is not None and method == "full":
+        raise ConfigError(
+            f"--model {model}: an adapter of {(found.base or {}).get('name')}, found with --method full. Use --method "
+            "lora, which goes on training the adapter, or merge it into its base first (PEFT's merge_and_unload, then "
+            "save_pretrained)"
+        )
+
+
+def check_models(config: TuneConfig, given: TrainInputs, model: str) -> list[str]:
+    """Raise ModelError where categories are another model's (`model`: a fingerprint), unless forced; then say so."""
+    made_with = {str(config.audit): open_audit(config.audit).summary["model"]} if config.audit else {}
+    mixed = mixed_with(given.train.file)
+    made_with |= {given.train.file: mixed} if mixed else {}
+    return [note for file, of in made_with.items() if (note := check_same_model(file, of, model, config.force))]

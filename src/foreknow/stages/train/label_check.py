@@ -1,0 +1,182 @@
+"""What a foreign trainer's own batches leave to be learnt: labels after its data set, template and collator.
+
+A row is collated alone and its labels are counted, as the loss sees them: the first of a sequence predicts nothing, and
+-100 is no label. Rows that keep none teach nothing, whatever made it so: an all-zero `assistant_masks`, a response mark
+that was not found, a length at which the answer is cut away. At most `MOST` rows are looked at, spread over the data
+set; random states stay as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foreknow.stages.train.row_faults import RowFault
+
+MOST: Final = 2000
+"""Rows looked at, at most."""
+IGNORED: Final = -100
+_MASKS: Final = ("assistant_masks", "assistant_mask", "assistant_tokens_mask", "completion_mask", "loss_mask")
+"""Columns of a data set that say which tokens are learnt."""
+_LENGTHS: Final = ("max_length", "max_seq_length", "cutoff_len")
+"""Arguments of trainers that say where a row is cut."""
+
+
+class LabelReport(NamedTuple):
+    """What was found in `looked` of a trainer's `total` rows (None where it is not known).
+
+    `faults`: rows, by their place in the trainer's data set, that keep no label. `cut`: rows whose answer is cut before
+    its end; `endless`: rows whose end-of-sequence token is there and is no label. `why_not`: why no row could be looked
+    at; empty where some were.
+    """
+
+    looked: int
+    total: int | None
+    faults: list[RowFault]
+    cut: list[int]
+    endless: list[int]
+    why_not: str = ""
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines that do not speak of rows without a label."""
+        if self.why_not:
+            return [f"warning: the trainer's labels could not be looked at before training: {self.why_not}"]
+        found = []
+        if self.total is None or self.looked < self.total:
+            of = "its rows, the first of them" if self.total is None else f"the trainer's {self.total:,} rows, spread"
+            found.append(f"labels: {self.looked:,} of {of} were looked at")
+        if self.cut:
+            found.append(
+                f"warning: {len(self.cut):,} rows of the trainer are cut within their answer, first row {self.cut[0]}: "
+                "their ends are not learnt; raise its max_length"
+            )
+        if self.endless and len(self.endless) == self.looked:
+            found.append(
+                "warning: the end-of-sequence token is a label in no row of the trainer, though it ends them (its "
+                "collator masks it where it is the padding token too): the model will not learn to end an answer"
+            )
+        return found
+
+
+def look_at_labels(loader: Any, arguments: Any, ends: Sequence[int]) -> LabelReport:
+    """Look at the labels of a trainer's data loader. `ends`: ids that end an answer."""
+    data, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
+    if data is None or collate is None:
+        return _unseen("it has no data loader with a data set and a collator")
+    sized = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    if not sized and not type(data).__module__.startswith("datasets."):
+        return _unseen("its data set can be read only once")
+    total = len(data) if sized else None
+    length = next((n for name in _LENGTHS if isinstance(n := getattr(arguments, name, None), int)), None)
+    faults: list[RowFault] = []
+    cut: list[int] = []
+    endless: list[int] = []
+    looked = 0
+    with _untouched(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for place, row in _rows(data, total):
+            try:
+                batch = collate([dict(row) if isinstance(row, Mapping) else row])
+            except Exception as error:
+                # a collator is anybody's code, and may want more than one row
+                return _unseen(f"its collator takes no single row ({type(error).__name__}: {str(error)[:80]})")
+            labels = _tensor(batch, "labels")
+            if labels is None:
+                return _unseen("its batches have no 'labels'")
+            looked += 1
+            faults += _faults(place, row, batch, labels, length)
+            if _is_cut(batch, labels, length, ends):
+                cut.append(place)
+            if _is_endless(batch, labels, ends):
+                endless.append(place)
+    return LabelReport(looked, total, faults, cut, endless)
+
+
+def _unseen(why: str) -> LabelReport:
+    return LabelReport(0, None, [], [], [], why)
+
+
+def _rows(data: Any, total: int | None) -> Iterator[tuple[int, Any]]:
+    if total is None:
+        yield from enumerate(islice(iter(data), MOST))
+        return
+    step = max(total / MOST, 1.0)
+    for n in range(min(total, MOST)):
+        place = int(n * step)
+        yield place, data[place]
+
+
+def _faults(place: int, row: Any, batch: Mapping[str, Any], labels: Tensor, length: int | None) -> list[RowFault]:
+    """One fault for each text in a row that keeps no label: a packed row holds several."""
+    flat = labels.reshape(-1)
+    texts = _texts(row, batch, flat)
+    if all(bool((text[1:] != IGNORED).any()) for text in texts):
+        return []
+    masked = [name for name in _MASKS if isinstance(row, Mapping) and name in row and not np.any(row[name])]
+    ids = _tensor(batch, "input_ids")
+    if masked:
+        reason = f"its {masked[0]!r} is all zeros: no {{% generation %}} in the chat template, or nothing in it"
+    elif length is not None and ids is not None and ids.numel() >= length:
+        reason = f"it is cut at {length:,} tokens, before any token of an answer"
+    else:
+        reason = "all its labels are -100"
+    empty = sum(not bool((text[1:] != IGNORED).any()) for text in texts)
+    return [RowFault(place, "no_label_left", reason if len(texts) == 1 else f"{reason} (packed)")] * empty
+
+
+def _texts(row: Any, batch: Mapping[str, Any], flat: Tensor) -> list[Tensor]:
+    """The labels of each text in a row."""
+    lengths = row.get("seq_lengths") if isinstance(row, Mapping) else None
+    if lengths is not None and 0 < sum(lengths) <= len(flat):
+        return list(flat[: sum(lengths)].split(list(map(int, lengths))))
+    places = _tensor(batch, "position_ids")
+    if places is not None and places.numel() == len(flat):
+        starts = (places.reshape(-1) == 0).nonzero().flatten().tolist()
+        sizes = [end - begin for begin, end in zip(starts, [*starts[1:], len(flat)], strict=True)]
+        if starts[:1] == [0] and (found := [part for part in flat.split(sizes) if len(part) > 1]):
+            return found  # padding has position 0 everywhere
+    return [flat]
+
+
+def _is_cut(batch: Mapping[str, Any], labels: Tensor, length: int | None, ends: Sequence[int]) -> bool:
+    ids = _tensor(batch, "input_ids")
+    if length is None or ids is None or ids.numel() < length or ids.numel() != labels.numel():
+        return False
+    return int(labels.reshape(-1)[length - 1]) not in (IGNORED, *ends)
+
+
+def _is_endless(batch: Mapping[str, Any], labels: Tensor, ends: Sequence[int]) -> bool:
+    ids, mask = _tensor(batch, "input_ids"), _tensor(batch, "attention_mask")
+    if ids is None or mask is None or ids.shape != labels.shape or mask.shape != ids.shape:
+        return False
+    attended = mask.reshape(-1).nonzero().flatten()
+    if len(attended) < 2 or not bool((labels != IGNORED).any()):
+        return False
+    last = int(attended[-1])
+    return int(ids.reshape(-1)[last]) in ends and int(labels.reshape(-1)[last]) == IGNORED
+
+
+def _tensor(batch: Mapping[str, Any], name: str) -> Tensor | None:
+    value = batch.get(name) if hasattr(batch, "get") else None
+    return None if value is None else torch.as_tensor(np.asarray(value) if not isinstance(value, Tensor) else value)
+
+
+@contextlib.contextmanager
+def _untouched() -> Iterator[None]:
+    """All random states as they were, at the end."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

@@ -1,0 +1,392 @@
+"""The run itself: model, trainer and tracker put together, taken up again where a kill left them."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from foreknow.config import TuneConfig
+from foreknow.distributed import process_group
+from foreknow.errors import (
+    ConfigError,
+    InputError,
+    MissingExtra,
+    ModelError,
+    ResourceError,
+    RunFolderError,
+    first_line,
+)
+from foreknow.io.run_dir import RunDir, write_frame
+from foreknow.models import loading
+from foreknow.models.adapters import about
+from foreknow.models.fluency import check_fluency
+from foreknow.models.resolve import Resolved, resolve
+from foreknow.progress import duration, meter, say
+from foreknow.prompts.prompt_template import Prompter
+from foreknow.stages.train import curves, row_faults
+from foreknow.stages.train.answer_loss import base_of, learning
+from foreknow.stages.train.checkpoints import Checkpoint, is_whole, latest
+from foreknow.stages.train.curves import TRAIN, Line
+from foreknow.stages.train.dataset import TrainingExample, micro_batches, tokenise, without
+from foreknow.stages.train.eval_callback import BEST, EvalCallback, Made, write_lines
+from foreknow.stages.train.inputs import TrainInputs, check_method, check_models, read_inputs
+from foreknow.stages.train.result import OUTCOMES
+from foreknow.stages.train.row_faults import RowFault
+from foreknow.stages.train.setup import resolve_device_dtype, with_batch_sizes
+from foreknow.stages.train.tracker import EvalModelCopy, Tracker, vocabulary_for
+from foreknow.stages.train.trainer import CHECKPOINTS, FactTrainer, NotFinite, arguments, set_dropout
+
+
+class Tokenised(NamedTuple):
+    """The rows to train on as token ids, and what made them.
+
+    `given`: the sets without the rows that cannot be used. `faults`: those, by set, with their reasons.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    prompter: Prompter
+    examples: list[TrainingExample]
+    given: TrainInputs
+    faults: dict[str, list[RowFault]]
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines about the prompts, and about rows that are left out or teach nothing."""
+        rows = [line for name, faults in self.faults.items() for line in row_faults.notes(name, faults)]
+        return [*self.prompter.notes, *rows]
+
+
+def tokenised(config: TuneConfig, given: TrainInputs, found: Resolved) -> Tokenised:
+    """Token ids of the rows to train on, checked. Raises InputError, ModelError."""
+    tokenizer = loading.load_tokenizer(found, config.trust_remote_code)
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"--model {config.model}: its tokenizer has no end-of-sequence token; answers could not end")
+    prompter = Prompter(tokenizer, given.template, config.chat_template, config.bos)
+    positions, end = loading.positions_of(found, config.trust_remote_code), prompter.answer_end
+    end = int(tokenizer.eos_token_id) if end is None else end
+    faults: dict[str, list[RowFault]] = {}
+    lessons: list[TrainingExample] = []
+    for name, named in given.sets.items():
+        made, faults[name] = tokenise(named, prompter, end, positions)
+        if name == TRAIN:
+            lessons = made
+        else:
+            faults[name] = [fault for fault in faults[name] if fault.reason not in row_faults.OF_TRAINING]
+    row_faults.check([(given.sets[name].file, some) for name, some in faults.items()], config.bad_rows)
+    if not any(example.weight for example in lessons):
+        raise InputError(f"{given.train.file}: no row is left whose weight is not 0; nothing would be learnt")
+    sets = {
+        name: named._replace(rows=without(named.file, named.rows, faults[name])) for name, named in given.sets.items()
+    }
+    return Tokenised(tokenizer, prompter, lessons, replace(given, sets=sets), faults)
+
+
+def _load(config: TuneConfig, device: str, dtype: str) -> Made:
+    full, sharded = config.method == "full", process_group.sharded()
+    loaded = loading.load_model(
+        config.model,
+        dtype="float32" if full else dtype,
+        device="cpu" if sharded else config.device,  # a part of it goes to each device
+        trust_remote_code=config.trust_remote_code,
+        say=say,
+        base=config.base,
+        force=config.force,
+        trainable=not full,
+    )
+    fluency = check_fluency(loaded, say).summary if process_group.is_main_process() else None
+    bf16 = dtype == "bfloat16"
+    if full:
+        dropout = set_dropout(loaded.model, config.dropout)
+        computing = "float32 weights" + (", computed in bfloat16, measured as a bfloat16 copy" if bf16 else "")
+        mirror = EvalModelCopy(torch.bfloat16 if bf16 else torch.float32) if bf16 or sharded else None
+        if sharded:
+            computing += f", sharded over {process_group.world_size()} processes"
+            if mirror is not None and process_group.is_main_process():
+                mirror.prepare(loaded.model, device)
+        reasons = (loaded.reasons[0], computing, dropout, *loaded.notes)
+        return Made(loaded, loaded.model, mirror, bf16, reasons, sharded, fluency)
+    if loaded.trained is not None:
+        model, told = loaded.trained, _continued(loaded)
+    else:
+        model = _adapted(config, loaded)
+        made = f"LoRA: {_trainable(model):,} weights of rank {config.lora_rank} in float32 on a model in {dtype}"
+        told = (made, f"dropout {config.dropout:g} before adapters")
+    return Made(loaded, model, None, False, (loaded.reasons[0], *told, *loaded.notes), fluency=fluency)
+
+
+def _trainable(model: Any) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _continued(loaded: loading.Loaded) -> tuple[str, ...]:
+    """What is said where training goes on from an adapter as it is."""
+    config = loaded.trained.peft_config["default"]
+    named = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+    own = ", ".join(f"{word} {getattr(config, name):g}" for word, name in named.items() if hasattr(config, name))
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    return (
+        f"training goes on from the adapter {loaded.name} ({kind}{f', {own}' if own else ''}, "
+        f"{_trainable(loaded.trained):,} weights); --lora-rank, --lora-alpha, --lora-targets and --dropout do not "
+        "apply",
+    )
+
+
+def _adapted(config: TuneConfig, loaded: loading.Loaded) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise MissingExtra("--method lora needs PEFT: pip install 'foreknow[train]'") from None
+    targets: str | list[str] = list(config.lora_targets)
+    set_seed(config.seed)
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.dropout,
+        target_modules=targets[0] if targets == ["all-linear"] else targets,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # names that PEFT still reads by their old form
+            return get_peft_model(loaded.model, lora)
+    except ValueError as error:
+        raise ModelError(f"--lora-targets {','.join(targets)}: {first_line(error)}") from None
+
+
+def _take_up(folder: RunDir, watch: EvalCallback) -> Checkpoint | None:
+    """The last checkpoint, if any; what was written after it is forgotten, so that it is written once.
+
+    A checkpoint counts only with all that belongs to it: the outcomes of every evaluation before it, and the best
+    epoch's weights. Where one is missing or damaged, training begins again.
+    """
+    if not process_group.is_main_process():
+        process_group.barrier()  # the first process clears up what a kill has left
+        found = latest(folder.path / CHECKPOINTS)
+        watch.lines = found.note["lines"] if found else []
+        _check_seen(folder, found)
+        return found
+    best = folder.path / BEST
+    best.mkdir(exist_ok=True)
+    kept = folder.path / "early_stop"
+    if kept.exists():  # a run that stopped, or was killed at its end, has moved it there
+        path = best / f"step-{about(kept).get('step')}"
+        shutil.rmtree(path, ignore_errors=True)
+        kept.rename(path)
+    found = latest(folder.path / CHECKPOINTS)
+    if found is not None and (lacks := _lacks(folder, watch, found)):
+        say(f"{lacks}: missing or damaged; training begins again")
+        shutil.rmtree(folder.path / CHECKPOINTS)
+        found = None
+    watch.lines = found.note["lines"] if found else []
+    write_lines(folder.path, watch.lines)
+    steps = {line["step"] for line in watch.lines}
+    for path in folder.chunks.glob("*.outcomes.parquet"):
+        if int(path.name.split(".", 1)[0]) not in steps:
+            path.unlink()
+    watch.prune(curves.best(watch.lines, watch.config.metric))
+    process_group.barrier()
+    _check_seen(folder, found)
+    if found is not None:
+        say(f"going on from the checkpoint after step {found.step:,}")
+    return found
+
+
+def _check_seen(folder: RunDir, found: Checkpoint | None) -> None:
+    """Raise RunFolderError where processes do not see the same checkpoint."""
+    step = found.step if found else 0
+    if (theirs := process_group.broadcast_from_main(step)) != step:
+        raise RunFolderError(
+            f"{folder.path}: found the checkpoint after step {step}, the first process that after step {theirs}: "
+            "--out must lie on a disk that all processes see"
+        )
+
+
+def _lacks(folder: RunDir, watch: EvalCallback, found: Checkpoint) -> str | None:
+    """What a checkpoint cannot be gone on from without, if it is not there as it was written."""
+    lines: list[Line] = found.note["lines"]
+    for line in lines:
+        if folder.chunk(line["step"], "outcomes") is None:
+            return f"{folder.chunks}: outcomes of step {line['step']}"
+    leader = curves.best(lines, watch.config.metric)
+    path = folder.path / BEST / f"step-{leader['step']}" if leader else None
+    return str(path) if path and not is_whole(path) else None
+
+
+def train(config: TuneConfig, ready: Tokenised, folder: RunDir, device: str, dtype: str) -> dict[str, Any]:
+    """Train to the end and leave `early_stop`, `convergence` and the outcomes; what `results.json` says of it."""
+    made, given = _load(config, device, dtype), ready.given
+    for reason in made.reasons:
+        say(reason)
+    steps = math.ceil(len(ready.examples) / config.batch_size)
+    watch = EvalCallback(config, given, folder, made, ready.tokenizer, ready.prompter)
+    found = _take_up(folder, watch)
+    rows = config.epochs * len(ready.examples)
+    done = _rows_done(found.step if found else 0, steps, len(ready.examples), config.batch_size)
+    some = sorted(ready.examples, key=lambda e: (e.length, e.row))[: 3 * 8 : 8]
+    with learning(made.model, some) as (losses, reason), meter("training", rows - done) as progress:
+        say(reason)
+        trainer = _trainer(config, folder, made, ready.examples, losses, watch, progress, steps * config.epochs, device)
+        with _stopping(folder, watch):
+            _to_the_end(trainer, found, steps * config.epochs)
+        weights = trainer.whole_weights()
+        if process_group.is_main_process():
+            watch.save(folder.path / "convergence", curves.epochs(watch.lines)[-1], weights)
+            _promote(folder, watch.lines, config.metric)
+            write_frame(folder.path / "outcomes.parquet", folder.load_chunks("outcomes", OUTCOMES))
+    loaded = made.loaded
+    return {
+        "model": {**loaded.told, "fluency": made.fluency},
+        "method": {
+            "name": config.method,
+            "dtype": dtype,
+            "device": device,
+            "reasons": [*made.reasons, reason],
+            **({"notes": list(ready.prompter.notes)} if ready.prompter.notes else {}),
+            "training_text": {**ready.prompter.choices, "prompt": given.template.target},
+        },
+    }
+
+
+def _trainer(
+    config: TuneConfig,
+    folder: RunDir,
+    made: Made,
+    rows: list[TrainingExample],
+    losses: Any,
+    watch: EvalCallback,
+    progress: Any,
+    steps: int,
+    device: str,
+) -> FactTrainer:
+    base = base_of(made.model)
+    cached = base.config.use_cache
+    made_arguments = arguments(config, folder.path, steps, device)
+    trainer = FactTrainer(made.model, made_arguments, rows, config, losses, watch, progress, autocast=made.autocast)
+    base.config.use_cache = cached  # the trainer turns it off, and a saved model would generate without its cache
+    if not process_group.is_main_process():
+        torch.manual_seed(config.seed + (process_group.rank() << 32))  # dropout of its own for each share of the rows
+    return trainer
+
+
+def _to_the_end(trainer: FactTrainer, found: Checkpoint | None, steps: int) -> None:
+    watch: Any = trainer.watch
+    config = trainer.config
+    over = curves.epochs(watch.lines) and curves.out_of_patience(watch.lines, config.metric, config.patience)
+    if found is not None and (found.step >= steps or over):
+        trainer.load_again(found.path)
+        return
+    if found is not None:
+        trainer.tally.loss, trainer.tally.tokens = found.note["loss"], found.note["tokens"]
+    elif 0 in config.eval_steps:
+        watch(trainer)
+    watch.since = time.monotonic()
+    trainer.train(resume_from_checkpoint=str(found.path) if found else None)
+
+
+@contextmanager
+def _stopping(folder: RunDir, watch: EvalCallback) -> Iterator[None]:
+    """What stops training says what is kept, and which setting to change."""
+    try:
+        yield
+    except NotFinite as stop:
+        leader = _promote(folder, watch.lines, watch.config.metric) if process_group.is_main_process() else None
+        kept = f"kept: the best epoch so far, {leader['epoch']}, in {folder.path / 'early_stop'}" if leader else ""
+        raise NotFinite(f"{stop}{'; ' if kept else ''}{kept}") from None
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "memory" not in str(error).lower():
+            raise
+        setting = (
+            ("--batch-tokens", watch.config.batch_tokens)
+            if watch.measuring
+            else (
+                "--micro-batch-tokens",
+                watch.config.micro_batch_tokens,
+            )
+        )
+        raise ResourceError(
+            f"out of memory; the last checkpoint is kept. Lower {setting[0]} (now {setting[1]}), or train with "
+            "--method lora, or use a smaller model"
+        ) from None
+
+
+def _promote(folder: RunDir, lines: list[Line], metric: str) -> Line | None:
+    """Give the best weights their lasting name."""
+    leader = curves.best(lines, metric)
+    path = folder.path / BEST / f"step-{leader['step']}" if leader else None
+    if path is not None and path.exists():
+        shutil.rmtree(folder.path / "early_stop", ignore_errors=True)
+        path.rename(folder.path / "early_stop")
+    return leader
+
+
+def _rows_done(step: int, steps: int, rows: int, batch: int) -> int:
+    epochs, within = divmod(step, steps)
+    return epochs * rows + min(within * batch, rows)
+
+
+def estimate(config: TuneConfig) -> dict[str, Any]:
+    """What a run would cost, from a short burst of training and measuring. Writes nothing."""
+    import psutil
+
+    with process_group.process_group(config.device):
+        if process_group.is_distributed():
+            raise ConfigError("--dry-run measures one process; start it without the launcher")
+    given = read_inputs(config)
+    device, dtype = resolve_device_dtype(config)
+    config = with_batch_sizes(config, device)
+    found = resolve(config.model, say, config.trust_remote_code, base=config.base, force=config.force)
+    check_method(config.model, config.method, found)
+    check_models(config, given, found.fingerprint)
+    ready = tokenised(config, given, found)
+    given = ready.given
+    for note in ready.notes:
+        say(note)
+    made = _load(config, device, dtype)
+    burst = micro_batches(ready.examples[: config.batch_size], int(config.micro_batch_tokens or 2048))[:2]
+    with learning(made.model, [min(ready.examples, key=lambda e: e.length)]) as (losses, _):
+        made.model.train()
+        for _ in range(2):  # the first pass builds kernels
+            began = time.monotonic()
+            with torch.autocast(device, torch.bfloat16, enabled=made.autocast):
+                for part in burst:
+                    losses.losses(part)[1].mean().backward()
+            passed = time.monotonic() - began
+    tokens = sum(example.length for example in ready.examples)
+    training = passed / sum(e.length for part in burst for e in part) * tokens
+    watched = {name: rows.sample(min(rows.height, 64), seed=0) for name, rows in given.rows.items()}
+    base = base_of(made.model)
+    vocabulary, lenient = ready.prompter.ended(vocabulary_for(base, ready.tokenizer)), config.match == "lenient"
+    batch = int(config.batch_tokens or 2048)
+    measure = Tracker(ready.prompter, vocabulary, watched, lenient=lenient, batch_tokens=batch)
+    model = made.mirror.of(base) if made.mirror else base
+    for _ in range(2):
+        began = time.monotonic()
+        measure(model)
+        measured = time.monotonic() - began
+    rows = sum(frame.height for frame in given.rows.values())
+    measuring = measured / measure.count * rows
+    trained = sum(p.numel() for p in made.model.parameters() if p.requires_grad)
+    steps = math.ceil(len(ready.examples) / config.batch_size)
+    return {
+        "rows": len(ready.examples),
+        "epochs": config.epochs,
+        "steps": steps * config.epochs,
+        "tokens_per_epoch": tokens,
+        "measured_rows_per_epoch": rows,
+        "trained_weights": trained,
+        "disk_gib": round(8 * 4 * trained / 2**30, 2),
+        "memory_gib": round(psutil.Process().memory_info().rss / 2**30, 2),
+        "seconds_training_an_epoch": round(training, 1),
+        "seconds_measuring_an_epoch": round(measuring, 1),
+        "seconds": round((training + measuring) * config.epochs, 1),
+        "time": duration((training + measuring) * config.epochs),
+    }

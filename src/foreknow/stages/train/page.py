@@ -1,0 +1,42 @@
+"""A finished training run -> its page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from foreknow.io.run_dir import read_json, write_text
+from foreknow.report.tune import render_tune
+from foreknow.stages.train.result import TrainResult, open_train
+
+
+def write_page(tuned: TrainResult, *, control: Path | None = None, show_rows: bool = True) -> Path:
+    """Write `report.html` of a training run and return its path.
+
+    `control`: another run to compare it with; without it, one beside it that belongs to it is taken (`control_of`).
+    Raises InputError where the control is not a finished run.
+    """
+    path = tuned.folder / "report.html"
+    beside = control if control is not None else control_of(tuned.folder)
+    write_text(path, render_tune(tuned, open_train(beside) if beside else None, show_rows=show_rows))
+    return path
+
+
+def control_of(folder: Path) -> Path | None:
+    """A finished run in the same place that trained on the same set without its Unknown rows, else none of them.
+
+    First D_Known of this run's very file, then a set of the same size, audit and seed with a share of 0.
+    """
+    ours = (read_json(folder / "results.json") or {}).get("mix")
+    if not isinstance(ours, dict) or ours.get("kind") == "known_of":
+        return None
+    found: dict[str, Path] = {}
+    for path in sorted(folder.parent.glob("*/results.json")):
+        theirs = (read_json(path) or {}).get("mix")
+        if not isinstance(theirs, dict) or path.parent == folder or not (path.parent / "manifest.json").is_file():
+            continue
+        if (theirs.get("known_of") or {}).get("sha256") == ours.get("sha256"):
+            found.setdefault("known_of", path.parent)
+        same = all(theirs.get(key) == ours.get(key) for key in ("audit", "size", "seed"))
+        if same and theirs.get("kind") == "unknown" and theirs["share"]["asked"] == 0:
+            found.setdefault("none", path.parent)
+    return found.get("known_of") or found.get("none")

@@ -1,0 +1,84 @@
+"""The result of a training run: a view of its run folder, and the columns of its tables."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+
+from foreknow.errors import InputError
+from foreknow.io.remote import download
+from foreknow.io.run_dir import verify
+from foreknow.stages.train import curves
+
+OUTCOMES: Final[dict[str, pl.DataType]] = {
+    "epoch": pl.Float64(),
+    "step": pl.Int64(),
+    "set": pl.String(),
+    "row": pl.Int64(),
+    "right": pl.Boolean(),
+    "lenient": pl.Boolean(),
+}
+"""The contract of `outcomes.parquet`: one line per evaluation and watched row; of the set `train`, the row is
+right when it is fitted. `right` follows `--match`; `lenient` is null where that is strict."""
+
+
+WATCHED: Final[dict[str, pl.DataType]] = {
+    "set": pl.String(),
+    "row": pl.Int64(),
+    "group": pl.String(),
+    "category": pl.String(),
+    "question": pl.String(),
+    "answer": pl.String(),
+}
+"""The contract of `rows.parquet`: the rows that `outcomes.parquet` speaks of; `answer` is the gold."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run: a view of its folder."""
+
+    folder: Path
+
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        """Best and last epoch with their metrics, model, data, settings."""
+        found: dict[str, Any] = json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
+        return found
+
+    @cached_property
+    def metrics(self) -> list[curves.Line]:
+        """One line per evaluation (`curves.py`)."""
+        return read_metrics(self.folder)
+
+    @cached_property
+    def outcomes(self) -> pl.DataFrame:
+        """Every watched row at every evaluation (`OUTCOMES`)."""
+        return pl.read_parquet(self.folder / "outcomes.parquet")
+
+    @cached_property
+    def rows(self) -> pl.DataFrame:
+        """The watched rows themselves (`WATCHED`)."""
+        return pl.read_parquet(self.folder / "rows.parquet")
+
+
+def open_train(folder: str | Path) -> TrainResult:
+    """A finished run's folder. Raises InputError where there is none, or a file of it was changed since."""
+    folder = download(folder)
+    if (folder / "manifest.json").is_file():
+        verify(folder)
+    if not (folder / "manifest.json").is_file() or not (folder / "results.json").is_file():
+        raise InputError(f"{folder}: not a finished run of foreknow tune (no manifest.json); run it again")
+    return TrainResult(folder)
+
+
+def read_metrics(folder: Path) -> list[curves.Line]:
+    """The evaluations of a run so far."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -1,0 +1,278 @@
+"""Tune: fine-tune a model on rows of known category, watched category by category (paper, section 3).
+
+    stages/train/inputs.py     the sets, checked
+    dataset.py   rows with categories -> token ids; what is refused
+    answer_loss.py   the loss, at the answers' tokens only
+    trainer.py         transformers.Trainer with our batches and checkpoints
+    tracker.py         which rows are answered right, after every epoch
+    eval_callback.py        what is written and said of it; the best weights kept
+    curves.py          metrics.jsonl, the best epoch, where overfitting began
+    stages/train/loop.py       all of them together
+
+DIR/config.yaml metrics.jsonl outcomes.parquet rows.parquet early_stop/ convergence/ results.json manifest.json
+(last) report.html
+
+`early_stop` holds the epoch with the best metric, `convergence` the last one: float32 safetensors and the tokenizer,
+as any transformers folder, or the adapter for LoRA. On one CPU a run that was killed and taken up again ends in the
+same weights bit for bit; on a GPU some kernels add in an order of their own, and no such promise is made.
+
+Started by `accelerate launch` or `torchrun`, several processes (`process_group.py`) share the rows of each step and of
+each measurement; the first holds the folder, writes and speaks.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import polars as pl
+
+from foreknow.config import TuneConfig
+from foreknow.data.schema import GOLD
+from foreknow.distributed import process_group
+from foreknow.errors import ConfigError, RunFolderError
+from foreknow.inference.slick import UNKNOWN
+from foreknow.io.run_dir import RunDir, fingerprint, lock_run_dir, read_json, write_frame, write_json
+from foreknow.models.adapters import about
+from foreknow.models.packaged import check
+from foreknow.models.resolve import resolve
+from foreknow.models.versions import library_versions
+from foreknow.progress import say
+from foreknow.stages.mix.sampling import manifest_path, read_manifest
+from foreknow.stages.train import curves
+from foreknow.stages.train.curves import TRAIN
+from foreknow.stages.train.dataset import ceiling
+from foreknow.stages.train.inputs import TrainInputs, check_method, check_models, read_inputs
+from foreknow.stages.train.page import write_page
+from foreknow.stages.train.result import WATCHED, TrainResult, read_metrics
+from foreknow.stages.train.row_faults import RowFault, counts
+from foreknow.stages.train.setup import resolve_device_dtype, with_batch_sizes
+from foreknow.version import __version__
+
+if TYPE_CHECKING:
+    from foreknow.stages.train.loop import Tokenised
+
+
+_NO_IDENTITY: Final = {
+    *("train", "dev", "test", "out", "model", "base", "audit", "force", "allow_overlap", "prompt_template"),
+    *("map", "templates", "group_by", "turns", "null_words", "strict_rows", "bad_rows", "trust_remote_code"),
+    *("dtype", "device", "report_to", "save_every", "dry_run"),
+}
+"""Settings that name a file whose content counts instead, or do not change a result."""
+
+
+def identity_of(config: TuneConfig, given: TrainInputs, model: str, device: str, dtype: str) -> dict[str, Any]:
+    """What makes two runs the same: contents and settings, never names of files."""
+    return {
+        "data": {name: fingerprint(found.rows) for name, found in given.sets.items()},
+        "prompt_template": [given.template.instruction, given.template.target],
+        "model": model,
+        "dtype": dtype,
+        "device": device.partition(":")[0],
+        **(
+            {"processes": process_group.world_size(), "sharded": process_group.sharded()}
+            if process_group.is_distributed()
+            else {}
+        ),
+        **{k: v for k, v in config.resolved().items() if k not in _NO_IDENTITY},
+    }
+
+
+def launched(config: TuneConfig) -> TuneConfig:
+    """The settings as they hold in one of several processes. Raises ConfigError for what does not work there."""
+    if process_group.started_alone():
+        say(
+            "one process: accelerate launch --cpu starts more with MPI only; launch with --multi_gpu, --device cpu here"
+        )
+    if not process_group.is_distributed():
+        return config
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        raise ConfigError("DeepSpeed: tune trains with plain data parallelism or FSDP; launch it with one of them")
+    if process_group.sharded() and config.method == "lora":
+        raise ConfigError("--method lora: adapters are not sharded; launch it without FSDP")
+    if process_group.sharded() and os.environ.get("FSDP_VERSION") != "2":
+        raise ConfigError("FSDP: found version 1, expected 2; launch with --fsdp_version 2")
+    if process_group.sharded() and not process_group.can_shard():
+        raise ConfigError("FSDP: accelerate shards on accelerators only; launch without it on CPUs")
+    if config.device.startswith("cuda:"):
+        raise ConfigError(f"--device {config.device}: each process takes a GPU of its own; use --device cuda")
+    return config.model_copy(update={"device": "cpu"}) if process_group.on_cpus() else config
+
+
+def run(config: TuneConfig, *, page: bool = True) -> TrainResult:
+    """Tune as `config` says and return the finished run; an interrupted one goes on from its last checkpoint.
+
+    `page`: write `report.html` too. Raises the errors of `foreknow.errors`; in processes that a launcher started
+    one of them raises, and the others exit.
+    """
+    with process_group.process_group(config.device):
+        return _run(launched(config), page)
+
+
+def _run(config: TuneConfig, page: bool) -> TrainResult:
+    if config.out is None:
+        raise ConfigError("--out: missing; name the folder to write")
+    given = read_inputs(config)
+    with lock_run_dir(config.out) if process_group.is_main_process() else nullcontext(RunDir(config.out)) as folder:
+        device, dtype = resolve_device_dtype(config)
+        config = with_batch_sizes(config, device)
+        found = resolve(config.model, say, config.trust_remote_code, base=config.base, force=config.force)
+        check_method(config.model, config.method, found)
+        model = found.fingerprint
+        notes = [*given.notes, *check_models(config, given, model)]
+        identity = identity_of(config, given, model, device, dtype)
+        if process_group.is_main_process():
+            check_processes(folder)
+        if process_group.broadcast_from_main(folder.manifest is not None):
+            if process_group.is_main_process():
+                folder.open_run(identity, config.resolved())
+                for weights in ("early_stop", "convergence"):
+                    check(folder.path / weights)
+            say(f"{config.out}: this run is complete; nothing to do")
+        else:
+            from foreknow.stages.train.loop import tokenised  # keeps torch out
+
+            ready = tokenised(config, given, found)  # what it refuses is refused before anything is written
+            if process_group.is_main_process():
+                folder.open_run(identity, config.resolved())
+            for note in (*notes, *ready.notes):
+                say(note)
+            _tune(config, ready, folder, identity, device, dtype)
+        if process_group.is_main_process():
+            for left in (".checkpoints", ".best"):
+                shutil.rmtree(folder.path / left, ignore_errors=True)
+            if page and not (folder.path / "report.html").is_file():
+                write_page(TrainResult(folder.path))
+    return TrainResult(folder.path)
+
+
+def check_processes(folder: RunDir) -> None:
+    """Raise RunFolderError for a run begun with another number of processes: each has random states of its own."""
+    known = folder.manifest or read_json(folder.path / ".run.json")
+    begun = (known or {}).get("identity", {}).get("processes", 1)
+    if known is not None and begun != process_group.world_size():
+        raise RunFolderError(
+            f"{folder.path}: processes: begun with {begun}, started now with {process_group.world_size()}; start it "
+            f"with {begun}, choose another --out, or delete the folder"
+        )
+
+
+def _tune(
+    config: TuneConfig,
+    ready: Tokenised,
+    folder: RunDir,
+    identity: dict[str, Any],
+    device: str,
+    dtype: str,
+) -> None:
+    from foreknow.stages.train.loop import train  # keeps torch out
+
+    made, given = train(config, ready, folder, device, dtype), ready.given
+    if not process_group.is_main_process():
+        return
+    lines = read_metrics(folder.path)
+    write_frame(folder.path / "rows.parquet", watched(given))
+    write_json(folder.path / "results.json", results(config, given, lines, made, ready.faults))
+    for note in _endings(lines, config.metric):
+        say(note)
+    folder.finish(
+        {
+            "foreknow": __version__,
+            "stage": "tune",
+            "identity": identity,
+            "model": made["model"],
+            "metrics": fingerprint([{k: v for k, v in line.items() if k != "seconds"} for line in lines]),
+            "versions": library_versions(),
+            "early_stop": about(folder.path / "early_stop"),
+            "convergence": about(folder.path / "convergence"),
+        },
+        ("config.yaml", "metrics.jsonl", "outcomes.parquet", "rows.parquet", "results.json"),
+    )
+
+
+def watched(given: TrainInputs) -> pl.DataFrame:
+    """Every set's rows, one under the other (`WATCHED`)."""
+    own = ("row", "group", "category", "question")
+    parts = [rows.select(*own, set=pl.lit(name), answer=GOLD) for name, rows in given.rows.items()]
+    return pl.concat(parts).select(*WATCHED)
+
+
+def results(
+    config: TuneConfig,
+    given: TrainInputs,
+    lines: list[curves.Line],
+    made: Mapping[str, Any],
+    faults: Mapping[str, Sequence[RowFault]],
+) -> dict[str, Any]:
+    """The contract of `results.json`. `faults`: by set, the rows that are left out or teach nothing."""
+    early, last = curves.best(lines, config.metric), curves.epochs(lines)[-1]
+    assert early is not None
+    measuring = sum(line["measuring_seconds"] for line in lines)
+    saving = sum(line["saving_seconds"] for line in lines)
+    training = sum(line["seconds"] for line in lines) - measuring - saving
+    return {
+        "metric": config.metric,
+        "epochs": last["epoch"],
+        "steps": last["step"],
+        "stopped_by_patience": last["epoch"] < config.epochs,
+        "early_stop": {**_point(early), "folder": "early_stop"},
+        "convergence": {**_point(last), "folder": "convergence"},
+        "overfitting_epoch": curves.overfitting_epoch(lines),
+        "ceiling": ceiling(given.train.rows)[0],
+        "model": made["model"],
+        "method": made["method"],
+        "mix": mix_told(given.train.file),
+        "data": {
+            name: {
+                "file": found.file,
+                "rows": found.rows.height,
+                "skipped": sum(found.left_out.values()),
+                "left_out": dict(found.left_out),
+                "fingerprint": fingerprint(found.rows),
+                "digest": found.digest,
+                "categories": found.categories or None,
+                "row_faults": counts(faults.get(name, ())),
+            }
+            for name, found in given.sets.items()
+        },
+        "config": config.resolved(),
+        "seconds": {"training": training, "measuring": measuring, "saving": saving},
+        "rows_per_second": given.train.rows.height * last["epoch"] / training if training else 0.0,
+        "version": __version__,
+    }
+
+
+def mix_told(file: str) -> dict[str, Any] | None:
+    """Of a training set that `foreknow mix` wrote: what it is a mix of, so that runs can be told apart and paired."""
+    if not manifest_path(Path(file)).is_file():
+        return None
+    told = read_manifest(Path(file))
+    audit = (told.get("audit") or {}).get("fingerprint")
+    return {"audit": audit, **{key: told.get(key) for key in ("sha256", "kind", "share", "size", "seed", "known_of")}}
+
+
+def _point(line: curves.Line) -> dict[str, Any]:
+    known = curves.known_fitted(line)
+    unknown = line["counts"][TRAIN]["by_category"].get(UNKNOWN)
+    return {
+        "epoch": line["epoch"],
+        "step": line["step"],
+        "known_fitted": known and known[0],
+        "known_rows": known and known[1],
+        "unknown_fitted": unknown and unknown[0],
+        "unknown_rows": unknown and unknown[1],
+        "metrics": line,
+    }
+
+
+def _endings(lines: list[curves.Line], metric: str) -> list[str]:
+    early, last = curves.best(lines, metric), curves.epochs(lines)[-1]
+    assert early is not None
+    value = curves.flat(early)[metric]
+    told = [f"EARLY_STOP: epoch {early['epoch']} ({metric} {value:.1%}); CONVERGENCE: epoch {last['epoch']}"]
+    began = curves.overfitting_epoch(lines)
+    return [*told, f"overfitting to new facts began at epoch {began}"] if began else told

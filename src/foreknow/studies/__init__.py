@@ -1,1 +1,0 @@
-"""The paper's whole experiment, its statistics and its claims."""

@@ -1,1 +1,0 @@
-"""Fine-tuning, watched category by category."""

@@ -1,0 +1,65 @@
+"""The structure of the tree: no import circle, and no hidden import without a reason."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import foreknow
+
+PACKAGE = Path(foreknow.__file__).parent
+FILES = {
+    ".".join(("foreknow", *path.relative_to(PACKAGE).with_suffix("").parts)): path
+    for path in PACKAGE.rglob("*.py")
+    if path.name != "__init__.py"
+}
+
+
+def imports_of(tree: ast.AST) -> Iterator[tuple[ast.Import | ast.ImportFrom, set[str]]]:
+    """Every import statement of our own files, wherever it stands, with the files that it names."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "foreknow":
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            yield node, {name if name in FILES else str(node.module) for name in names} & FILES.keys()
+        elif isinstance(node, ast.Import):
+            yield node, {alias.name for alias in node.names} & FILES.keys()
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """The files of a circle, none where there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_import_runs_in_a_circle_even_inside_a_function_or_for_types_only() -> None:
+    graph = {
+        name: {found for _, names in imports_of(ast.parse(path.read_text(encoding="utf-8"))) for found in names}
+        - {name}
+        for name, path in FILES.items()
+    }
+    assert sum(map(len, graph.values())) > 500, "the imports are seen"
+    assert circles(graph) == []
+
+
+def test_a_circle_would_be_seen() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) != []
+
+
+def test_an_import_inside_a_function_says_which_package_it_keeps_out() -> None:
+    silent = []
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        tree, lines = ast.parse(text), text.splitlines()
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+        inside = {id(node) for function in functions for node in ast.walk(function)}
+        for node, _ in imports_of(tree):
+            ours = isinstance(node, ast.ImportFrom) or any(a.name.startswith("foreknow") for a in node.names)
+            if id(node) in inside and ours and not re.search(r"# keeps \w+ out$", lines[node.lineno - 1]):
+                silent.append(f"{path.relative_to(PACKAGE)}:{node.lineno}: {lines[node.lineno - 1].strip()}")
+    assert silent == []
