@@ -2,10 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SUPPLY := .venv-supply
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-avx2 test-slow test-faults soak explore lint fuzz bench-audit bench-tune agreement lock check-lock sbom licences advisories clean
+.PHONY: demo test test-avx2 test-slow test-faults soak explore lint fuzz bench-audit bench-tune agreement sbom licences advisories clean
 
 DEMO := runs/demo
 FOREKNOW := $(BIN)/foreknow
@@ -67,53 +66,41 @@ bench-tune: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/tune.py
 
 fuzz: $(VENV)/.installed-dev
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt atheris
+	$(PIP) atheris
 	$(BIN)/python benchmarks/fuzz.py --inputs 100000
 
 agreement: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/agreement.py --model smollm2-135m --dtype float32 --out runs/agreement.json
 
-lock: $(VENV)/.installed-dev $(SUPPLY)/.installed
-	$(SUPPLY)/bin/python tools/lock.py make
+# Three tools of the ecosystem, each in an environment of its own (docs/supply-chain.md).
+licences: $(VENV)/.installed-dev .venv-pip-licenses/.installed
+	$(PIP) --editable '.[facts,dev,gcs]'
+	mkdir -p runs
+	.venv-pip-licenses/bin/pip-licenses --python $(BIN)/python --format markdown --output-file runs/licences.md
 
-check-lock: $(VENV)/.installed-dev
-	$(BIN)/python tools/lock.py check
+sbom: $(VENV)/.installed .venv-cyclonedx-bom/.installed
+	mkdir -p runs
+	.venv-cyclonedx-bom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file runs/sbom.cdx.json $(VENV)
 
-sbom: $(VENV)/.installed $(SUPPLY)/.installed
-	$(SUPPLY)/bin/python tools/sbom.py --venv $(VENV) --out runs/sbom.cdx.json
+advisories: .venv-pip-audit/.installed
+	.venv-pip-audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
 
-licences: $(VENV)/.installed-dev
-	$(PROJECT) '.[$(EXTRAS)]'
-	$(BIN)/python tools/licences.py
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-advisories: $(SUPPLY)/.installed
-	for lock in demo test torch supply; do \
-		$(SUPPLY)/bin/pip-audit --strict --disable-pip --requirement requirements/$$lock.lock || exit 1; \
-	done
-
-# Everything but torch by its hash, then torch, then the project; the last finds all it needs (docs/supply-chain.md).
-PIP := $(BIN)/python -m pip install --quiet
-PROJECT := $(PIP) --constraint constraints.txt --no-build-isolation --editable
-EXTRAS := facts,gcs,openai,ray,s3,train,trl
-
-$(VENV)/.installed: pyproject.toml constraints.txt requirements/demo.lock requirements/torch.lock
+$(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --require-hashes --no-deps --requirement requirements/demo.lock
-	$(BIN)/python tools/lock.py torch
-	$(PROJECT) '.[facts]'
+	$(PIP) --editable '.[facts]'
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt requirements/test.lock requirements/torch.lock
+$(VENV)/.installed-dev: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --require-hashes --no-deps --requirement requirements/test.lock
-	$(BIN)/python tools/lock.py torch
-	$(PROJECT) '.[facts,dev]'
+	$(PIP) --editable '.[facts,dev]'
 	touch $(VENV)/.installed $@
 
-$(SUPPLY)/.installed: requirements/supply.lock
-	test -x $(SUPPLY)/bin/python || $(PYTHON) -m venv $(SUPPLY)
-	$(SUPPLY)/bin/python -m pip install --quiet --require-hashes --no-deps --requirement requirements/supply.lock
+.venv-%/.installed: constraints.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --constraint constraints.txt $*
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(SUPPLY) runs .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-* runs .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
