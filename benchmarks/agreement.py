@@ -101,7 +101,7 @@ def greedy(context: AuditContext, probes: pl.DataFrame, answers: pl.DataFrame, b
             done.advance(part.height)
     return {
         "rows": context.plan.rows.height, "relations": context.plan.rows["group"].n_unique(), "compared": compared,
-        "right": right, "different": len(differences), "differences": differences,
+        "correct": right, "different": len(differences), "differences": differences,
         "model_answers_compared": len(said), "model_answers_different": answers_apart,
         "seconds": time.monotonic() - began,
     }  # fmt: skip

@@ -87,7 +87,7 @@ def chance_lines(corrected: dict[str, Any]) -> list[str]:
     def cells(share: dict[str, Any]) -> str:
         if share["corrected"] is None:
             return f"{share['observed']:.2f} | - | -"
-        bounds = f" ({share['low']:.2f}-{share['high']:.2f})" if share["low"] is not None else ""
+        bounds = f" ({share['ci_low']:.2f}-{share['ci_high']:.2f})" if share["ci_low"] is not None else ""
         return f"{share['observed']:.2f} | {share['chance']:.2f} | {share['corrected']:.2f}{bounds}"
 
     hit, greedy = corrected["hit"], corrected["greedy"]

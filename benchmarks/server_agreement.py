@@ -97,8 +97,8 @@ def _server(given: str | None, model: str) -> Iterator[Address]:
 def compared(local: list[Any], served: list[Any]) -> dict[str, Any]:
     here, there = (pl.concat([chunk.probes for chunk in some]) for some in (local, served))
     both = here.join(there, on=["row", "exemplar_set"], suffix="_server")
-    outside = (pl.col("p_correct_high") < pl.col("p_correct_server") - 1e-4) | (
-        pl.col("p_correct") > pl.col("p_correct_high_server") + 1e-4
+    outside = (pl.col("p_correct_upper") < pl.col("p_correct_server") - 1e-4) | (
+        pl.col("p_correct") > pl.col("p_correct_upper_server") + 1e-4
     )
     labels = slick.label(here, samples=16).join(slick.label(there, samples=16), on="row", suffix="_server")
     said = pl.concat([c.answers for c in local]).join(
@@ -111,7 +111,7 @@ def compared(local: list[Any], served: list[Any]) -> dict[str, Any]:
         "largest_difference": float((both["p_correct"] - both["p_correct_server"]).abs().max()),  # type: ignore[arg-type]
         "mean_difference": float((both["p_correct"] - both["p_correct_server"]).abs().mean()),  # type: ignore[arg-type]
         "outside_the_interval": both.filter(outside).height,
-        "widest_interval": float((both["p_correct_high_server"] - both["p_correct_server"]).max()),  # type: ignore[arg-type]
+        "widest_interval": float((both["p_correct_upper_server"] - both["p_correct_server"]).max()),  # type: ignore[arg-type]
         "undecided": int(labels["undecided_server"].sum()),
         "greedy_decisions_that_differ": both.filter(pl.col("greedy_correct") != pl.col("greedy_correct_server")).height,
         "greedy_answers_that_differ": said.filter(pl.col(answer[0]) != pl.col(answer[1])).height,

@@ -255,7 +255,7 @@ def answering(args: Any, loaded: loading.Loaded, rows: pl.DataFrame, prompter: P
     outcomes = track(mirror.of(loaded.model))
     tracked = rows.height / (time.perf_counter() - began)
     some = rows.head(args.measured)
-    ours_right = dict(outcomes.select("row", "right").iter_rows())
+    ours_right = dict(outcomes.select("row", "correct").iter_rows())
     found: dict[str, Any] = {"tracker, rows/s (copy of the weights included)": tracked}
     for name, by_hand in (("generate as it comes", False), ("generate, bf16 copy, sorted, short", True)):
         model = mirror.of(loaded.model) if by_hand else loaded.model

@@ -42,7 +42,7 @@ def main() -> None:
         found = [compared(model, file, folder / f"run-{n}", args.dtype) for n, model in enumerate(args.models)]
     for one in found:
         print(
-            f"{one['model']}: {one['rows']:,} rows, {one['right']:,} right, {one['right_lenient']:,} leniently; "
+            f"{one['model']}: {one['rows']:,} rows, {one['correct']:,} right, {one['correct_lenient']:,} leniently; "
             f"judged differently {len(one['different']):,}, leniently {one['different_lenient']:,}"
         )
         for difference in one["different"]:
@@ -60,18 +60,18 @@ def compared(name: str, file: Path, out: Path, dtype: str) -> dict[str, Any]:
     tracker = Tracker(
         prompter, vocabulary_for(loaded.model, loaded.tokenizer), {"rows": read_inputs(config).rows}, lenient=True
     )
-    both = said.join(tracker(loaded.model).select("row", tracked="right", tracked_lenient="lenient"), on="row")
-    apart = both.filter(pl.col("right") != pl.col("tracked"))
+    both = said.join(tracker(loaded.model).select("row", tracked="correct", tracked_lenient="lenient"), on="row")
+    apart = both.filter(pl.col("correct") != pl.col("tracked"))
     return {
         "model": "/".join(Path(name).parts[-2:]),
         "rows": both.height,
-        "right": int(both["right"].sum()),
-        "right_lenient": int(both["right_lenient"].sum()),
+        "correct": int(both["correct"].sum()),
+        "correct_lenient": int(both["correct_lenient"].sum()),
         "different": [
             {**row, "smallest_gap": gap(loaded, prompter, str(row["question"]))}
-            for row in apart.select("row", "question", "answer", "said", "right", "tracked").to_dicts()
+            for row in apart.select("row", "question", "answer", "prediction", "correct", "tracked").to_dicts()
         ],
-        "different_lenient": int((both["right_lenient"] != both["tracked_lenient"]).sum()),
+        "different_lenient": int((both["correct_lenient"] != both["tracked_lenient"]).sum()),
     }
 
 

@@ -13,6 +13,7 @@ import polars as pl
 import yaml
 
 from foreknow.inference.slick import CATEGORIES, UNKNOWN
+from foreknow.io.run_dir import FORMAT
 from foreknow.stages.study.grid import Run, Variant
 from foreknow.stages.study.measurements import OUTCOMES, RESULTS
 
@@ -145,7 +146,7 @@ def _counted(of: list[str], right: Any) -> dict[str, tuple[int, int]]:
 def _lines(place: dict[str, Any], name: str, counts: dict[str, tuple[int, int]]) -> list[dict[str, Any]]:
     total = (sum(r for r, _ in counts.values()), sum(n for _, n in counts.values()))
     every = {"all": total, **counts}
-    return [{**place, "set": name, "category": c, "rows": n, "right": r} for c, (r, n) in every.items()]
+    return [{**place, "set": name, "category": c, "rows": n, "correct": r} for c, (r, n) in every.items()]
 
 
 def _outcomes(run: Run, point: str, name: str, of: list[str], right: Any) -> pl.DataFrame:
@@ -159,7 +160,7 @@ def _outcomes(run: Run, point: str, name: str, of: list[str], right: Any) -> pl.
             "row": range(count),
             "category": of,
             "group": [("capital", "river", "founder")[k % 3] for k in range(count)],
-            "right": [bool(r) for r in right],
+            "correct": [bool(r) for r in right],
         },
         schema=OUTCOMES,
     )
@@ -198,7 +199,7 @@ def audited(
             "row": np.repeat(np.arange(len(lines)), sets),
             "exemplar_set": np.tile(np.arange(sets), len(lines)),
             **{name: greedy.ravel() for name in ("greedy_correct", "greedy_lenient")},
-            **{name: p.ravel() for name in ("p_correct", "p_correct_high", "p_lenient", "p_lenient_high")},
+            **{name: p.ravel() for name in ("p_correct", "p_correct_upper", "p_lenient", "p_lenient_upper")},
         }
     )
     known = np.array([c != UNKNOWN for c in of])
@@ -223,7 +224,7 @@ def write_study(
         "model": {"name": model, "fingerprint": "sha256:9f2c", "folder": "/somewhere/private"},
     }  # fmt: skip
     (folder / "audit" / "summary.json").write_text(json.dumps(summary))
-    (folder / "audit" / "manifest.json").write_text(json.dumps({"stage": "audit"}))
+    (folder / "audit" / "manifest.json").write_text(json.dumps({"format": FORMAT, "stage": "audit"}))
     pl.DataFrame(
         {
             "relation": ["capital", "founder", "river", "spouse"],
@@ -242,7 +243,7 @@ def write_study(
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     names = results.select("variant", "seed").unique(maintain_order=True)
     manifest = {
-        "foreknow": "0.1.0", "stage": "study", "grid": [f"{v}-seed{k}" for v, k in names.iter_rows()],
+        "format": FORMAT, "foreknow": "0.1.0", "stage": "study", "grid": [f"{v}-seed{k}" for v, k in names.iter_rows()],
         "model": summary["model"], "seconds": {"this_call": 900.0, "runs": 780.0}, "identity": {},
     }  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(manifest))

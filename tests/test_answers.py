@@ -14,7 +14,7 @@ from foreknow.data.exact_match import Accepted
 from foreknow.data.schema import ROWS
 from foreknow.inference.slick import CATEGORIES
 from foreknow.stages.evaluate import tables as evaluate_tables
-from foreknow.stages.evaluate.metrics import ANSWERED, SAID, answered, summarise_answers
+from foreknow.stages.evaluate.metrics import ANSWERED, PREDICTIONS, answered, summarise_answers
 from foreknow.stages.train.base_labels import LABELS, labels_of
 from foreknow.stats import wilson
 
@@ -23,7 +23,7 @@ ONE = st.fixed_dictionaries(
         "group": st.sampled_from(["capital", "river"]),
         "split": st.sampled_from(["test", "ood", None]),
         "answer": st.sampled_from(["Lima", "Paris", "Rhone", "I don't know."]),
-        "said": st.sampled_from(["Lima", "lima", "Paris", "Rhone", "I don't know.", "", "Lima and\u2026"]),
+        "prediction": st.sampled_from(["Lima", "lima", "Paris", "Rhone", "I don't know.", "", "Lima and\u2026"]),
         "category": st.sampled_from([*CATEGORIES, None]),
         "p": st.sampled_from([0.0, 0.3, 0.5, 1.0, None]),
     }
@@ -37,11 +37,14 @@ def frame(lines: list[dict[str, Any]], idk: str | None = None) -> pl.DataFrame:
         {**blank, "row": n, "question": f"{n}?", "answers": [x["answer"]], "group": x["group"], "split": x["split"]}
         for n, x in enumerate(lines)
     ]
-    said = [(n, x["said"], "\u2026" not in x["said"], *both(x["answer"], x["said"])) for n, x in enumerate(lines)]
+    said = [
+        (n, x["prediction"], "\u2026" not in x["prediction"], *both(x["answer"], x["prediction"]))
+        for n, x in enumerate(lines)
+    ]
     labels = [(n, x["category"], x["p"], "Quito") for n, x in enumerate(lines) if x["category"]]
     return answered(
         pl.DataFrame(rows, schema=ROWS),
-        pl.DataFrame(said, schema=SAID, orient="row"),
+        pl.DataFrame(said, schema=PREDICTIONS, orient="row"),
         pl.DataFrame(labels, schema=LABELS, orient="row"),
         idk,
     )
@@ -53,7 +56,7 @@ def both(answer: str, said: str) -> tuple[bool, bool]:
 
 
 def line(said: str, answer: str, category: str | None = None, p: float | None = None, group: str = "a") -> Any:
-    return {"group": group, "split": None, "answer": answer, "said": said, "category": category, "p": p}
+    return {"group": group, "split": None, "answer": answer, "prediction": said, "category": category, "p": p}
 
 
 @settings(max_examples=50)
@@ -64,15 +67,15 @@ def test_every_row_is_counted_once_and_parts_add_up(lines: list[dict[str, Any]],
     found = summarise_answers(rows, lenient=lenient)
     json.dumps(found, allow_nan=False)
     counts = found["answers"]
-    column = "right_lenient" if lenient else "right"
+    column = "correct_lenient" if lenient else "correct"
     both = rows.filter(pl.col(column) & pl.col("refused")).height
-    assert counts["right"] + counts["wrong"] + counts["refused"] - both == len(lines)
+    assert counts["correct"] + counts["wrong"] + counts["refused"] - both == len(lines)
     by_relation = found["em"]["by_relation"].values()
     assert sum(of["strict"]["count"] for of in by_relation) == found["em"]["overall"]["strict"]["count"]
     assert sum(of["strict"]["rows"] for of in found["em"]["by_category"].values()) == found["labelled"]
     assert sum(of["strict"]["rows"] for of in found["em"]["by_split"].values()) == rows["split"].drop_nulls().len()
     of = found["answering"]["overall"]
-    assert of["yield"]["count"] == of["accuracy"]["count"] == counts["right"] - both
+    assert of["yield"]["count"] == of["accuracy"]["count"] == counts["correct"] - both
     assert of["accuracy"]["rows"] == of["coverage"]["count"] == len(lines) - counts["refused"]
     wrong = found["wrong_answers"]["overall"]
     assert sum(one["count"] for one in wrong) == counts["wrong"]
@@ -89,16 +92,16 @@ def test_moves_are_those_counted_one_by_one(lines: list[dict[str, Any]]) -> None
         assert found is None
         return
     was = [x["p"] >= 0.5 for x in compared]
-    now = [x["said"] == x["answer"] for x in compared]
+    now = [x["prediction"] == x["answer"] for x in compared]
     overall = found["overall"]
     assert overall["compared"] == len(compared)
-    assert overall["right_to_wrong"]["count"] == sum(a and not b for a, b in zip(was, now, strict=True))
-    assert overall["wrong_to_right"]["count"] == sum(b and not a for a, b in zip(was, now, strict=True))
-    assert overall["right_to_wrong"]["rows"] == sum(was)
+    assert overall["correct_to_wrong"]["count"] == sum(a and not b for a, b in zip(was, now, strict=True))
+    assert overall["wrong_to_correct"]["count"] == sum(b and not a for a, b in zip(was, now, strict=True))
+    assert overall["correct_to_wrong"]["rows"] == sum(was)
     assert overall["net"] == sum(now) - sum(was)
-    lost = [x["said"] != x["answer"] for x in labelled if x["category"] == "HighlyKnown"]
+    lost = [x["prediction"] != x["answer"] for x in labelled if x["category"] == "HighlyKnown"]
     assert (found["lost"]["count"], found["lost"]["rows"]) == (sum(lost), len(lost))
-    gained = [x["said"] == x["answer"] for x in labelled if x["category"] == "Unknown"]
+    gained = [x["prediction"] == x["answer"] for x in labelled if x["category"] == "Unknown"]
     assert (found["gained"]["count"], found["gained"]["rows"]) == (sum(gained), len(gained))
     assert list(found["by_category"]) == [c for c in CATEGORIES if any(x["category"] == c for x in labelled)]
 
@@ -107,9 +110,9 @@ def test_shares_carry_wilson_intervals_and_none_where_there_are_no_rows() -> Non
     found = summarise_answers(frame([line("Lima", "Lima"), line("x", "Lima"), line("x", "Lima")]))
     expected = wilson(1, 3)
     em = found["em"]["overall"]["strict"]
-    assert (em["share"], em["low"], em["high"]) == (expected.value, expected.low, expected.high)
+    assert (em["share"], em["ci_low"], em["ci_high"]) == (expected.value, expected.low, expected.high)
     nothing = found["refusals"]["over_refusal"]
-    assert nothing == {"share": None, "low": None, "high": None, "count": 0, "rows": 0}
+    assert nothing == {"share": None, "ci_low": None, "ci_high": None, "count": 0, "rows": 0}
     assert found["moves"] is None
 
 
@@ -119,16 +122,16 @@ def test_collapse_is_told_against_the_golds() -> None:
     found = summarise_answers(frame([line("Paris", gold) for gold in golds] + [line("I don't know.", "Bern")]))
     assert found["collapse"]["by_relation"]["a"] == {
         "rows": 5,
-        "said": {"top": "Paris", "count": 5, "share": 1.0, "distinct": 1},
+        "predictions": {"top": "Paris", "count": 5, "share": 1.0, "distinct": 1},
         "golds": {"top": "Lima", "count": 2, "share": 0.4, "distinct": 4},
     }
-    assert found["wrong_answers"]["by_relation"]["a"] == [{"said": "Paris", "count": 4, "share": 1.0}]
+    assert found["wrong_answers"]["by_relation"]["a"] == [{"prediction": "Paris", "count": 4, "share": 1.0}]
 
 
 def test_frequent_wrong_answers_come_first_and_ties_by_text() -> None:
     said = ["b", "a", "c", "c", "Lima", "I don't know."]
     found = summarise_answers(frame([line(text, "Lima") for text in said]))["wrong_answers"]["overall"]
-    assert [(one["said"], one["count"], one["share"]) for one in found] == [
+    assert [(one["prediction"], one["count"], one["share"]) for one in found] == [
         ("c", 2, 0.5),
         ("a", 1, 0.25),
         ("b", 1, 0.25),
@@ -143,7 +146,7 @@ def test_a_refusal_that_was_taught_counts_as_one() -> None:
     ]
     assert summarise_answers(frame(lines))["answers"]["refused"] == 0
     found = summarise_answers(frame(lines, "No clue!"), lenient=True)
-    assert found["answers"] == {"right": 2, "wrong": 0, "refused": 2, "empty": 0, "not_ended": 0}
+    assert found["answers"] == {"correct": 2, "wrong": 0, "refused": 2, "empty": 0, "not_ended": 0}
     assert found["refusals"]["over_refusal"]["count"] == found["refusals"]["over_refusal"]["rows"] == 1
     # the gold of the second row is the refusal: right, but nothing was answered
     assert found["answering"]["overall"]["yield"]["count"] == 1

@@ -62,12 +62,12 @@ def test_every_output_is_there(finished: Path, facts_file: Path, tiny_folder: Pa
     }
     audit = foreknow.open_audit(finished)
     rows, summary = audit.rows, audit.summary
-    contract = ["row", "relation", "subject", "question", "answer", "p_greedy", "p_sampled", "p_sampled_error", "p_hit"]
-    assert {*contract, "p_hit_high", "category", "model_answer", "flags"} <= set(rows.columns)
+    contract = ["row", "relation", "subject", "question", "answer", "p_greedy", "p_sampled", "p_sampled_width", "p_hit"]
+    assert {*contract, "p_hit_upper", "category", "model_answer", "flags"} <= set(rows.columns)
     assert rows["row"].to_list() == list(range(48))
     assert set(rows["category"]) <= set(slick.CATEGORIES)
     assert rows["category"].n_unique() >= 2
-    assert {"row", "exemplar_set", "greedy_correct", "p_correct", "p_correct_high", "substituted"} <= set(
+    assert {"row", "exemplar_set", "greedy_correct", "p_correct", "p_correct_upper", "replaced_shots"} <= set(
         audit.probes.columns
     )
     assert audit.probes.height == 48 * 10
@@ -91,7 +91,7 @@ def test_every_output_is_there(finished: Path, facts_file: Path, tiny_folder: Pa
 
 
 def test_any_prompt_can_be_rebuilt_from_the_folder(finished: Path, tiny_folder: Path) -> None:
-    """rows + exemplars.json + substituted give the prompt; real generation behind it gives the recorded answer."""
+    """rows + exemplars.json + replaced_shots give the prompt; real generation behind it gives the recorded answer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     audit = foreknow.open_audit(finished)
@@ -101,7 +101,7 @@ def test_any_prompt_can_be_rebuilt_from_the_folder(finished: Path, tiny_folder: 
     for row in audit.rows.sample(6, seed=0).to_dicts():
         probe = audit.probes.row(by_predicate=(pl.col("row") == row["row"]) & (pl.col("exemplar_set") == 0), named=True)
         shots = list(sets[row["relation"]][0])
-        for s in probe["substituted"]:
+        for s in probe["replaced_shots"]:
             shots[s["slot"]] = s
         prompt = "".join(f"Q: {s['question']}\nA: {s['answer']}\n" for s in shots) + f"Q: {row['question']}\nA:"
         ids = tokenizer(prompt, return_tensors="pt")

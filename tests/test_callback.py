@@ -21,6 +21,7 @@ from transformers import (
 from conftest import fact_rows
 from foreknow.errors import ConfigError, ModelError
 from foreknow.inference.slick import CATEGORIES
+from foreknow.io.run_dir import FORMAT
 from foreknow.prompts.prompt_template import Template
 from foreknow.stages.train.callback import KnowledgeCallback
 
@@ -190,7 +191,7 @@ def test_frames_and_audits_are_taken(files: dict[str, str], tmp_path: Path) -> N
     folder.mkdir()
     labels = [{"question": r["question"], "answers": [r["answer"]], "category": "MaybeKnown"} for r in fact_rows()]
     pl.DataFrame(labels).with_columns(earlier_turns=pl.lit(None, pl.String)).write_parquet(folder / "rows.parquet")
-    (folder / "manifest.json").write_text("{}")
+    (folder / "manifest.json").write_text(json.dumps({"format": FORMAT}))
     (folder / "summary.json").write_text(json.dumps({"model": {"name": "m", "fingerprint": "sha256:1"}}))
     bare = tmp_path / "bare.jsonl"
     bare.write_text("".join(json.dumps({k: r[k] for k in ("question", "answer")}) + "\n" for r in fact_rows()))

@@ -83,7 +83,7 @@ def test_every_null_is_that_of_the_reference_questions_probed_one_by_one(audit: 
     assert found["row"].to_list() == rows["row"].to_list()
     labels = slick.label(audit.probes, samples=16)
     swapped = {
-        (row, j) for row, j, shown in audit.probes.select("row", "exemplar_set", "substituted").iter_rows() if shown
+        (row, j) for row, j, shown in audit.probes.select("row", "exemplar_set", "replaced_shots").iter_rows() if shown
     }
     assert swapped  # rows did stand among exemplars
     config = settings_of(AuditConfig, {}, audit.folder / "config.yaml").model_copy(update={"batch_tokens": 500})
@@ -121,10 +121,10 @@ def test_every_null_is_that_of_the_reference_questions_probed_one_by_one(audit: 
                     scores.append(logit(sum(ps) / len(ps)))
                 mean = sum(scores) / len(scores)
                 assert ours["p_chance"] == pytest.approx(sum(hits) / len(hits), abs=2e-4)
-                assert ours["p_chance_high"] - ours["p_chance"] < 1e-3
+                assert ours["p_chance_upper"] - ours["p_chance"] < 1e-3
                 assert ours["p_chance_greedy"] == pytest.approx(sum(greedy) / len(greedy))
                 assert ours["lift"] == pytest.approx(logit(row["p_sampled"]) - mean, abs=0.05)
-                assert ours["lift_low"] == pytest.approx(ours["lift"], abs=0.1)
+                assert ours["lift_lower"] == pytest.approx(ours["lift"], abs=0.1)
                 made_up += any(references[pairs[n][1]].row is None for n in of)
     assert 0 < found["p_chance"].mean() < 0.9
     assert found.filter(pl.col("flag") == chance_baseline.MADE_UP).height == made_up
@@ -144,7 +144,7 @@ def test_the_summary_is_that_of_the_frame(copy: Callable[[str], AuditResult]) ->
         share = told["corrected"]["hit"]["by_relation"][group[0]]
         observed, expected = part["p_hit"].mean(), part["p_chance"].mean()
         assert share["corrected"] == pytest.approx(max(0, (observed - expected) / (1 - expected)))
-        assert share["low"] <= share["corrected"] <= share["high"]
+        assert share["ci_low"] <= share["corrected"] <= share["ci_high"]
     assert sum(line["rows"] for line in told["guessable"].values()) == told["with_null"] == 22
     assert told["cost"]["seconds"] > 0
     assert told["cost"]["prompts"] % 3 == 0
@@ -271,9 +271,9 @@ def test_what_is_not_searched_is_counted(copy: Callable[[str], AuditResult]) -> 
     rough = pl.read_parquet(chance_probe.chance_of(copy("two"), Search(RULES, negligible=1e-3, max_paths=6)))
     slack = 1e-4
     assert (rough["p_chance"] <= exact["p_chance"] + slack).all()
-    assert (rough["p_chance_high"] >= exact["p_chance"] - slack).all()
-    assert (rough["lift_low"] <= exact["lift"] + slack).all()
-    assert (rough["p_chance_high"] - rough["p_chance"]).max() > slack  # it did search less
+    assert (rough["p_chance_upper"] >= exact["p_chance"] - slack).all()
+    assert (rough["lift_lower"] <= exact["lift"] + slack).all()
+    assert (rough["p_chance_upper"] - rough["p_chance"]).max() > slack  # it did search less
 
 
 def test_too_few_references_give_no_numbers_and_few_are_told(copy: Callable[[str], AuditResult]) -> None:
@@ -431,8 +431,8 @@ def test_a_line_against_plain_arithmetic(data: st.DataObject, references: int, s
     assert line["p_chance"] == pytest.approx(sum(hits) / len(hits))
     assert line["p_chance_greedy"] == pytest.approx(sum(talks) / len(talks))
     assert line["lift"] == pytest.approx(logit(p_sampled) - sum(scores) / len(scores), abs=1e-9)
-    assert line["lift_low"] <= line["lift"] + 1e-9
-    assert line["p_chance_high"] >= line["p_chance"] - 1e-12
+    assert line["lift_lower"] <= line["lift"] + 1e-9
+    assert line["p_chance_upper"] >= line["p_chance"] - 1e-12
     beaten = sum(score >= logit(p_sampled) for score in scores)
     if all(abs(score - logit(p_sampled)) > 1e-9 for score in scores):
         assert line["rank"] == pytest.approx((1 + beaten) / (len(scores) + 1))
@@ -476,14 +476,14 @@ def test_corrected_shares_follow_the_formula(rows: pl.DataFrame) -> None:
         if 1 - expected > 1e-8:
             assert line["corrected"] == pytest.approx(max(0, (observed - expected) / (1 - expected)), abs=1e-6)
             weighted, count = weighted + part.height * line["corrected"], count + part.height
-        assert (line["low"] is None) >= (part.height < 5)
-        if line["low"] is not None:
-            assert 0 <= line["low"] <= line["high"] <= 1
+        assert (line["ci_low"] is None) >= (part.height < 5)
+        if line["ci_low"] is not None:
+            assert 0 <= line["ci_low"] <= line["ci_high"] <= 1
     if count:
         assert found[""]["corrected"] == pytest.approx(weighted / count)
     shuffled = rows.sample(fraction=1, shuffle=True, seed=1)
     again = corrected(shuffled)
-    assert {g: line["low"] for g, line in again.items()} == {g: line["low"] for g, line in found.items()}
+    assert {g: line["ci_low"] for g, line in again.items()} == {g: line["ci_low"] for g, line in found.items()}
 
 
 def test_what_was_planted_is_found_again() -> None:
@@ -494,8 +494,8 @@ def test_what_was_planted_is_found_again() -> None:
     rows = pl.DataFrame({"group": ["g"] * 2000, "observed": (known | luck).astype(float), "chance": [0.3] * 2000})
     line = corrected(rows)["g"]
     assert line["observed"] == pytest.approx(0.65, abs=0.04)
-    assert line["low"] < 0.5 < line["high"]
-    assert line["high"] - line["low"] < 0.08
+    assert line["ci_low"] < 0.5 < line["ci_high"]
+    assert line["ci_high"] - line["ci_low"] < 0.08
     assert line["corrected"] == pytest.approx(0.5, abs=0.04)
 
 
@@ -503,7 +503,7 @@ def test_shares_that_cannot_vary_still_have_an_interval() -> None:
     every = pl.DataFrame({"group": ["g"] * 20, "observed": [1.0] * 20, "chance": [0.5] * 20})
     line = corrected(every)["g"]
     assert line["corrected"] == 1
-    assert 0.5 < line["low"] < 0.95
+    assert 0.5 < line["ci_low"] < 0.95
     sure = corrected(every.with_columns(chance=pl.lit(1.0)))
     assert sure["g"]["corrected"] is None is sure[""]["corrected"]
 

@@ -106,7 +106,7 @@ def study(
                 done = fitted(variant, epoch, truth)
                 for name, (many, right) in done.items():
                     if many:
-                        results.append(run | {"set": "train", "category": name, "rows": many, "right": right})
+                        results.append(run | {"set": "train", "category": name, "rows": many, "correct": right})
                 part = {name: right / SIZE for name, (_, right) in done.items()}
                 sign = {as_the_paper_says: 1, the_other_way: -1, nothing_matters: 0}[truth]
                 line = 0.3 + sign * (0.06 * part["HighlyKnown"] - 0.12 * part[UNKNOWN])
@@ -114,7 +114,7 @@ def study(
                 for name, mean in (("test", line), ("ood", weaker)):
                     if ood or name == "test":
                         right = round(1e6 * (mean + generator.normal(0, 0.003)))
-                        results.append(run | {"set": name, "category": "all", "rows": 1_000_000, "right": right})
+                        results.append(run | {"set": name, "category": "all", "rows": 1_000_000, "correct": right})
                 for point, here in at.items():
                     if not here:
                         continue
@@ -130,7 +130,7 @@ def study(
                                     "row": np.arange(rows),
                                     "category": category,
                                     "group": [f"P{n % 3}" for n in range(rows)],
-                                    "right": values,
+                                    "correct": values,
                                 }
                             ).select(
                                 pl.lit(variant).alias("variant"),
@@ -160,7 +160,7 @@ def test_a_study_built_as_the_paper_says_holds_all_nine(good: tuple[pl.DataFrame
     assert {number: line["verdict"] for number, line in found.items()} == dict.fromkeys(range(1, 10), "holds")
     # half of all right answers are lost from 0 to 100 %: EM falls by half of 0.39
     assert found[1]["estimate"] == pytest.approx(-0.195, abs=0.03)
-    assert found[1]["low"] < -0.195 < found[1]["high"]
+    assert found[1]["ci_low"] < -0.195 < found[1]["ci_high"]
     assert "b_kn test +5.9" in found[4]["note"]
     assert "b_unk test -12.1" in found[4]["note"]
 
@@ -183,7 +183,7 @@ def test_where_nothing_matters_harm_is_ruled_out_and_directions_are_not_decided(
 def test_seeds_that_differ_leave_open_what_one_seed_would_claim() -> None:
     noisy = study(nothing_matters, names(known=False, single=False, idk=False), seeds=3, spread=0.08)
     wide, calm = (scored(*one)[1] for one in (noisy, study(nothing_matters, names(), seeds=3)))
-    assert wide["high"] - wide["low"] > 2 * (calm["high"] - calm["low"])
+    assert wide["ci_high"] - wide["ci_low"] > 2 * (calm["ci_high"] - calm["ci_low"])
     assert wide["verdict"] == "not decided"
 
 
@@ -209,7 +209,7 @@ def test_what_the_study_lacks_is_not_tested_and_named(good: tuple[pl.DataFrame, 
     assert "OOD" in found[5]["note"]
     assert "none of MaybeKnown" in found[6]["note"]
     assert "idk" in found[9]["note"]
-    empty = [found[2][key] for key in ("estimate", "low", "high", "p", "p_holm", "mde")]
+    empty = [found[2][key] for key in ("estimate", "ci_low", "ci_high", "p", "p_holm", "mde")]
     assert empty == [None] * 6
     # two variants of three seeds are six runs
     assert found[1]["verdict"] == found[4]["verdict"] == "holds"
@@ -243,7 +243,7 @@ def test_runs_without_a_common_seed_are_not_compared(good: tuple[pl.DataFrame, p
 def test_a_d_known_that_forgets_at_the_end_is_a_loss(good: tuple[pl.DataFrame, pl.DataFrame]) -> None:
     results, outcomes = good
     late_known = pl.col("variant").str.starts_with("known") & (pl.col("point") == "convergence")
-    found = scored(results, outcomes.with_columns(pl.col("right") & ~(late_known & (pl.col("row") % 2 == 0))))
+    found = scored(results, outcomes.with_columns(pl.col("correct") & ~(late_known & (pl.col("row") % 2 == 0))))
     assert found[8]["verdict"] == "fails"
     assert "shown: D_Known at CONVERGENCE - D at EARLY_STOP" in found[8]["note"]
     assert "D - D_Known at EARLY_STOP" in found[2]["note"].split("points, holds")[0]
@@ -260,25 +260,25 @@ def test_the_margin_decides_what_is_no_harm(good: tuple[pl.DataFrame, pl.DataFra
 
 def test_p_and_interval_speak_of_the_same_error(good: tuple[pl.DataFrame, pl.DataFrame]) -> None:
     for line in scored(*good).values():
-        assert line["low"] < line["estimate"] < line["high"]
+        assert line["ci_low"] < line["estimate"] < line["ci_high"]
         assert line["p"] < 0.05
         assert line["p"] <= line["p_holm"] <= 9 * line["p"]
         # half a 95 % interval is about two standard errors, the detectable effect 2.8
-        assert 0.2 < line["mde"] / (line["high"] - line["low"]) < 0.75
+        assert 0.2 < line["mde"] / (line["ci_high"] - line["ci_low"]) < 0.75
 
 
 def test_the_scorecard_is_the_same_for_the_same_seed(good: tuple[pl.DataFrame, pl.DataFrame]) -> None:
     first, again, other = (scored(*good, seed=seed) for seed in (1, 1, 2))
     assert first == again
-    assert first[1]["low"] != other[1]["low"]
+    assert first[1]["ci_low"] != other[1]["ci_low"]
 
 
 def test_the_wrong_of_unknown_rows_has_an_interval_at_zero(good: tuple[pl.DataFrame, pl.DataFrame]) -> None:
     results, outcomes = good
-    none = outcomes.with_columns(pl.col("right") & (pl.col("category") != UNKNOWN))
+    none = outcomes.with_columns(pl.col("correct") & (pl.col("category") != UNKNOWN))
     line = scored(results, none)[7]
     assert line["estimate"] == 0
-    assert line["high"] == pytest.approx(3.84 / 203.84, rel=0.02)
+    assert line["ci_high"] == pytest.approx(3.84 / 203.84, rel=0.02)
     assert line["verdict"] == "holds"
     few = none.filter((pl.col("category") != UNKNOWN) | (pl.col("row") < 60))
     assert scored(results, few)[7]["verdict"] == "not decided"
@@ -322,10 +322,10 @@ def test_refusals_give_coverage_accuracy_and_yield_together() -> None:
     run = {"variant": "idk-50", "kind": "idk", "share": 0.5, "seed": 0, "epoch": 4, "early_stop": True}
     run |= {"convergence": False}
     lines = [
-        {"set": "test", "category": "all", "rows": 1000, "right": 363},
-        {"set": "test", "category": "HighlyKnown", "rows": 200, "right": 180},
-        {"set": "test_refused", "category": "all", "rows": 1000, "right": 413},
-        {"set": "test_refused", "category": "HighlyKnown", "rows": 200, "right": 8},
+        {"set": "test", "category": "all", "rows": 1000, "correct": 363},
+        {"set": "test", "category": "HighlyKnown", "rows": 200, "correct": 180},
+        {"set": "test_refused", "category": "all", "rows": 1000, "correct": 413},
+        {"set": "test_refused", "category": "HighlyKnown", "rows": 200, "correct": 8},
     ]
     other = run | {"variant": "natural", "kind": "natural", "share": None}
     frame = pl.DataFrame([run | line for line in lines] + [other | lines[0]])
@@ -336,7 +336,7 @@ def test_refusals_give_coverage_accuracy_and_yield_together() -> None:
     assert [line[key] for key in ("answered", "accuracy", "yield", "over_refusal")] == pytest.approx(
         [0.587, 0.618, 0.363, 0.04], abs=5e-4
     )
-    mute = refusals(frame.with_columns(right=pl.when(pl.col("set") == "test").then(0).otherwise("rows")))
+    mute = refusals(frame.with_columns(correct=pl.when(pl.col("set") == "test").then(0).otherwise("rows")))
     assert mute.select("answered", "accuracy", "yield").row(0) == (0, None, 0)
 
 

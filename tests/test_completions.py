@@ -225,7 +225,7 @@ class TestExact:
         same = ["row", "exemplar_set", "greedy_correct", "greedy_lenient", "expansions"]
         assert theirs.probes.select(same).equals(local.probes.select(same))
         assert theirs.answers.equals(local.answers)
-        for column in ("p_correct", "p_correct_high", "p_lenient", "p_lenient_high"):
+        for column in ("p_correct", "p_correct_upper", "p_lenient", "p_lenient_upper"):
             np.testing.assert_allclose(theirs.probes[column], local.probes[column], atol=2e-5)
         assert 0.1 < local.probes["greedy_correct"].mean() < 0.95
 
@@ -249,7 +249,7 @@ class TestExact:
             found = probed(asking, few)
             tally = asking.engine.tally  # type: ignore[attr-defined]
         both = found.probes.join(truth, on=["row", "exemplar_set"], suffix="_true")
-        for low, high in (("p_correct", "p_correct_high"), ("p_lenient", "p_lenient_high")):
+        for low, high in (("p_correct", "p_correct_upper"), ("p_lenient", "p_lenient_upper")):
             assert (both[low] <= both[f"{high}_true"] + 1e-5).all()
             assert (both[high] >= both[f"{low}_true"] - 1e-5).all()
         assert (both["p_correct"] > 0.01).any()

@@ -121,7 +121,7 @@ def evaluated(model: Path, facts_file: Path, out: Path, device: str) -> pl.DataF
 def test_an_evaluation_with_a_device_map_says_the_same(tiny_folder: Path, facts_file: Path, tmp_path: Path) -> None:
     on_one, spread_out = (evaluated(tiny_folder, facts_file, tmp_path, device) for device in ("cpu", "map"))
     assert spread_out.equals(on_one)
-    assert on_one["said"].n_unique() > 20
+    assert on_one["prediction"].n_unique() > 20
 
 
 @pytest.mark.usefixtures("mapped")
@@ -145,7 +145,7 @@ def test_an_adapter_is_evaluated_on_a_spread_base_that_is_whole_and_refused_on_a
     lora = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
     peft.get_peft_model(base, lora).save_pretrained(tmp_path / "adapter")
     on_one = evaluated(tmp_path / "adapter", facts_file, tmp_path, "cpu")
-    assert not on_one["said"].equals(evaluated(tiny_folder, facts_file, tmp_path / "base", "cpu")["said"])
+    assert not on_one["prediction"].equals(evaluated(tiny_folder, facts_file, tmp_path / "base", "cpu")["prediction"])
     if mapped in MAPS:
         with pytest.raises(ModelError, match=r"does not lie on the GPUs as a whole \(device map: .*or --device cpu"):
             evaluated(tmp_path / "adapter", facts_file, tmp_path, "map")

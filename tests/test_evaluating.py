@@ -159,7 +159,7 @@ def test_every_output_is_there(finished: EvaluateResult, audited: Path, tiny_fol
     assert summary["protocol"]["prompt"] == "Q: {question}\nA:"
     assert summary["rows_per_second"] > 0
     strict, lenient = (summary["em"]["overall"][kind]["count"] for kind in ("strict", "lenient"))
-    assert (strict, lenient) == (rows["right"].sum(), rows["right_lenient"].sum())
+    assert (strict, lenient) == (rows["correct"].sum(), rows["correct_lenient"].sum())
     assert 5 < strict < lenient < 48
     assert open_evaluation(finished.folder).summary == summary
 
@@ -168,9 +168,10 @@ def test_it_says_what_plain_generation_says(finished: EvaluateResult, tiny_folde
     rows = finished.rows
     expected = one_by_one(tiny_folder, rows, "Q: {question}\nA:")
     # batches of seven rows of unlike lengths, padded at their left
-    assert [None if text.endswith("\u2026") else text for text in rows["said"]] == expected
+    assert [None if text.endswith("\u2026") else text for text in rows["prediction"]] == expected
     assert sum(text is not None for text in expected) > 40
-    for said, answers, ended, *right in rows.select("said", "answers", "ended", "right", "right_lenient").iter_rows():
+    columns = ("prediction", "answers", "ended", "correct", "correct_lenient")
+    for said, answers, ended, *right in rows.select(*columns).iter_rows():
         assert right == [ended and Accepted.of(answers).right(said, mode) for mode in ("strict", "lenient")]
 
 
@@ -188,9 +189,9 @@ def test_the_tracker_sees_what_generation_says(
     rows = evaluate_run.read_inputs(make(None)).rows
     tracked = Tracker(Prompter(tokenizer, text), vocabulary_for(model, tokenizer), {"rows": rows}, lenient=True)(model)
     assert tracked["row"].to_list() == generated["row"].to_list() == list(range(48))
-    assert tracked["right"].to_list() == generated["right"].to_list()
-    assert tracked["lenient"].to_list() == generated["right_lenient"].to_list()
-    assert text is TRAINING or 5 < tracked["right"].sum() < tracked["lenient"].sum() < 48
+    assert tracked["correct"].to_list() == generated["correct"].to_list()
+    assert tracked["lenient"].to_list() == generated["correct_lenient"].to_list()
+    assert text is TRAINING or 5 < tracked["correct"].sum() < tracked["lenient"].sum() < 48
 
 
 @pytest.mark.parametrize("name", ["early_stop", "convergence"])
@@ -200,7 +201,7 @@ def test_a_tuned_model_scores_what_its_run_measured(
     config = make(tmp_path / "a", model=str(whole.folder / name), data=whole.results["data"]["train"]["file"])
     found = evaluate_run.run(config).summary
     counts = whole.results[name]["metrics"]["counts"]["train"]
-    assert found["em"]["overall"]["strict"]["count"] == counts["right"] > 5
+    assert found["em"]["overall"]["strict"]["count"] == counts["correct"] > 5
     assert found["model"]["name"] == f"whole/{name}"
     assert found["model"]["base"]["fingerprint"] == whole.results["model"]["fingerprint"]
     assert "another prompt" not in capsys.readouterr().err
@@ -212,13 +213,13 @@ def test_an_adapter_scores_what_its_run_measured(
 ) -> None:
     folder = adapted.folder / "convergence"
     found = evaluate_run.run(make(tmp_path / "a", model=str(folder), data=adapted.results["data"]["train"]["file"]))
-    assert found.summary["em"]["overall"]["strict"]["count"] == adapted.metrics[-1]["counts"]["train"]["right"] > 5
+    assert found.summary["em"]["overall"]["strict"]["count"] == adapted.metrics[-1]["counts"]["train"]["correct"] > 5
     of = found.summary["model"]
     assert (of["method"], of["base"]["fingerprint"]) == ("adapter", adapted.results["model"]["fingerprint"])
     # not what its base says, and the base's audit is its own
     every = evaluate_run.run(make(tmp_path / "b", model=str(folder), audit=audited)).rows
     base = evaluate_run.run(make(tmp_path / "c")).rows
-    assert (every["said"] != base["said"]).any()
+    assert (every["prediction"] != base["prediction"]).any()
     assert every["category"].null_count() == 0
 
 
@@ -286,13 +287,13 @@ def test_rows_are_compared_with_the_audits(finished: EvaluateResult, audited: Pa
     assert rows.filter(pl.col("base_answer") != pl.col("base")).is_empty()
     assert rows["category"].n_unique() >= 2
     moves = finished.summary["moves"]
-    was, now = rows["p"] >= BASE_RIGHT, rows["right"]
-    assert moves["overall"]["right_to_wrong"]["count"] == int((was & ~now).sum())
-    assert moves["overall"]["wrong_to_right"]["count"] == int((~was & now).sum())
+    was, now = rows["p"] >= BASE_RIGHT, rows["correct"]
+    assert moves["overall"]["correct_to_wrong"]["count"] == int((was & ~now).sum())
+    assert moves["overall"]["wrong_to_correct"]["count"] == int((~was & now).sum())
     highly = rows.filter(pl.col("was") == "HighlyKnown")
-    assert (moves["lost"]["count"], moves["lost"]["rows"]) == (int((~highly["right"]).sum()), highly.height)
+    assert (moves["lost"]["count"], moves["lost"]["rows"]) == (int((~highly["correct"]).sum()), highly.height)
     assert highly.height > 0
-    assert moves["overall"]["base_right"]["count"] == int(was.sum()) > 0
+    assert moves["overall"]["base_correct"]["count"] == int(was.sum()) > 0
 
 
 def test_rows_in_another_file_are_found_by_question_and_gold(
@@ -357,7 +358,7 @@ def test_a_finished_run_is_not_run_again_and_another_is_refused(
         evaluate_run.run(make(finished.folder))
 
 
-@pytest.mark.parametrize("part", ["said", "cost"])
+@pytest.mark.parametrize("part", ["predictions", "cost"])
 def test_killed_it_goes_on_and_ends_in_the_same_bytes(
     part: str, finished: EvaluateResult, make: Make, audited: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -409,15 +410,15 @@ def test_rows_whose_logits_are_not_finite_are_in_no_figure_and_it_says_so(
     data, folder = write(tmp_path / "odd.jsonl", rows), broken_model(tmp_path / "m", tiny_folder, math.nan)
     found = evaluate_run.run(make(tmp_path / "a", model=str(folder), data=str(data)))
     odd = found.rows.filter(pl.col("row").is_in([4, 20]))
-    for column in ("said", "ended", "right", "right_lenient", "refused"):
+    for column in ("prediction", "ended", "correct", "correct_lenient", "refused"):
         assert odd[column].is_null().all(), column
     other = pl.col("row").is_in([4, 20]).not_()
-    same = ["row", "said", "ended", "right", "right_lenient", "refused"]
+    same = ["row", "prediction", "ended", "correct", "correct_lenient", "refused"]
     assert found.rows.filter(other).select(same).equals(finished.rows.filter(other).select(same))
     assert (found.summary["rows"], found.summary["not_finite"]) == (46, 2)
     assert found.summary["em"]["overall"]["strict"]["rows"] == 46
     answers = found.summary["answers"]
-    assert answers["right"] + answers["wrong"] + answers["refused"] == 46
+    assert answers["correct"] + answers["wrong"] + answers["refused"] == 46
     assert finished.summary["not_finite"] == 0
     assert any("2 rows are in no figure: the model's logits were not finite" in s for s in summary_lines(found.summary))
     page = html.unescape((found.folder / "report.html").read_text())
@@ -440,14 +441,14 @@ def test_an_answer_that_has_not_ended_is_wrong(finished: EvaluateResult, make: M
     assert found.summary["em"]["overall"]["lenient"]["count"] == 0
     assert found.summary["answers"]["not_ended"] == 48
     # what is said is read on all the same
-    assert found.rows["said"].to_list() == finished.rows["said"].to_list()
+    assert found.rows["prediction"].to_list() == finished.rows["prediction"].to_list()
 
 
 def test_a_refusal_taught_is_counted_as_one(finished: EvaluateResult, make: Make, tmp_path: Path) -> None:
     answer = finished.summary["wrong_answers"]["overall"][0]
-    found = evaluate_run.run(make(tmp_path / "a", idk_answer=f" {answer['said']}. ")).summary
-    taught = Accepted.of([answer["said"]])
-    extra = sum(taught.right(text, "lenient") for text in finished.rows["said"])
+    found = evaluate_run.run(make(tmp_path / "a", idk_answer=f" {answer['prediction']}. ")).summary
+    taught = Accepted.of([answer["prediction"]])
+    extra = sum(taught.right(text, "lenient") for text in finished.rows["prediction"])
     assert found["answers"]["refused"] - finished.summary["answers"]["refused"] == extra >= answer["count"]
     assert found["answering"]["overall"]["coverage"]["count"] == 48 - found["answers"]["refused"]
 
@@ -457,7 +458,7 @@ def test_a_limit_asks_the_rows_an_audit_would_take(finished: EvaluateResult, mak
     taken = read_data(make(None, seed=3), 10).audited.to_list()
     assert found.rows["row"].to_list() == taken
     both = finished.rows.filter(pl.col("row").is_in(taken))
-    assert found.rows["said"].to_list() == both["said"].to_list()
+    assert found.rows["prediction"].to_list() == both["prediction"].to_list()
 
 
 def test_a_prompt_it_was_not_tuned_with_is_warned_of(

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from foreknow.errors import ConfigError, InputError, ModelError
-from foreknow.io.run_dir import write_json
+from foreknow.io.run_dir import FORMAT, write_json
 from foreknow.stages.audit.result import open_audit
 from foreknow.stages.study.forecast import FORECAST, check, forecast, forecast_audit, forecast_table, usual_fits
 from foreknow.stages.study.measurements import RESULTS
@@ -52,10 +52,10 @@ def study(
                 em = B0 + B_KNOWN * at.get("MaybeKnown", 0) + B_UNKNOWN * at.get("Unknown", 0) + drift
                 em += rng.normal(0, noise)
                 lines += [
-                    {**place, "set": "train", "category": name, "rows": n, "right": right}
+                    {**place, "set": "train", "category": name, "rows": n, "correct": right}
                     for name, (n, right) in counts.items()
                 ]
-                lines.append({**place, "set": "test", "category": "all", "rows": rows, "right": round(em * rows)})
+                lines.append({**place, "set": "test", "category": "all", "rows": rows, "correct": round(em * rows)})
     return pl.DataFrame(lines, schema=RESULTS)
 
 
@@ -67,7 +67,7 @@ def test_a_forecast_finds_the_truth_it_was_made_from() -> None:
     for line in found.iter_rows(named=True):
         truth = B0 + B_KNOWN * 0.6 * line["known_fitted"] + B_UNKNOWN * 0.4 * line["unknown_fitted"]
         assert line["em"] == pytest.approx(truth, abs=0.01)
-        assert line["low"] < truth < line["high"]
+        assert line["ci_low"] < truth < line["ci_high"]
         assert line["inside"]
 
 
@@ -103,11 +103,11 @@ def folders(tmp_path: Path, other: bool = False) -> tuple[Path, Path]:
         folder.mkdir()
     model = {"name": "m", "fingerprint": "sha256:" + "a" * 64}
     overall = {"HighlyKnown": 0.2, "MaybeKnown": 0.3, "WeaklyKnown": 0.1, "Unknown": 0.4}
-    write_json(audit / "manifest.json", {"stage": "audit"})
+    write_json(audit / "manifest.json", {"format": FORMAT, "stage": "audit"})
     write_json(audit / "summary.json", {"model": model, "categories": {"overall": overall}})
     pl.DataFrame({"row": [0], "earlier_turns": [None]}).write_parquet(audit / "rows.parquet")
     theirs = {"name": "n", "fingerprint": "sha256:" + "b" * 64} if other else model
-    write_json(done / "manifest.json", {"stage": "study", "model": theirs, "results": "sha256:c"})
+    write_json(done / "manifest.json", {"format": FORMAT, "stage": "study", "model": theirs, "results": "sha256:c"})
     study().write_parquet(done / "results.parquet")
     return audit, done
 

@@ -139,11 +139,11 @@ def test_the_bootstraps_interval_holds_what_it_does_not_reject() -> None:
     x, y, cluster = arrays(frame)
     found, drawn = fit(frame).unknown, cluster_robust.weights(8)
     assert found is not None
-    assert found.wild_low is not None
-    assert found.wild_high is not None
-    middle, width = (found.wild_low + found.wild_high) / 2, found.wild_high - found.wild_low
+    assert found.wild_ci_low is not None
+    assert found.wild_ci_high is not None
+    middle, width = (found.wild_ci_low + found.wild_ci_high) / 2, found.wild_ci_high - found.wild_ci_low
     assert cluster_robust.wild_p(x, y, cluster, 2, middle, drawn) > 0.05
-    for outside in (found.wild_low - 0.02 * width, found.wild_high + 0.02 * width):
+    for outside in (found.wild_ci_low - 0.02 * width, found.wild_ci_high + 0.02 * width):
         assert cluster_robust.wild_p(x, y, cluster, 2, outside, drawn) <= 0.05
 
 
@@ -206,7 +206,7 @@ def test_an_exact_line_is_found_exactly() -> None:
 def test_under_five_runs_there_are_coefficients_and_no_interval() -> None:
     model = fit(simulated(0, runs=4))
     assert model.known is not None
-    assert model.known.low is None
+    assert model.known.ci_low is None
     assert model.note == "no interval: 4 runs, at least 5 are needed"
     assert predict(model, 0.5, 0.1).low is None
 
@@ -224,7 +224,7 @@ def test_a_coefficient_that_hangs_on_one_run_gets_no_interval() -> None:
     alone = simulated(0).with_columns(unknown=pl.when(pl.col("variant") == "v5").then("unknown").otherwise(0.0))
     model = fit(alone)
     assert model.unknown is not None
-    assert model.unknown.low is None
+    assert model.unknown.ci_low is None
     assert "without v5-seed0 alone" in str(model.note)
 
 
@@ -236,13 +236,13 @@ def results(sizes: dict[str, int]) -> pl.DataFrame:
         for epoch in (1, 2):
             common = {"variant": name, "kind": kind, "seed": 3, "size": size, "epoch": epoch}
             lines += [
-                common | {"set": "train", "category": "HighlyKnown", "rows": 30, "right": 10 * epoch},
-                common | {"set": "train", "category": "WeaklyKnown", "rows": 20, "right": 5 * epoch},
-                common | {"set": "test", "category": "all", "rows": 40, "right": 10 + epoch},
-                common | {"set": "test", "category": "Unknown", "rows": 10, "right": 0},
+                common | {"set": "train", "category": "HighlyKnown", "rows": 30, "correct": 10 * epoch},
+                common | {"set": "train", "category": "WeaklyKnown", "rows": 20, "correct": 5 * epoch},
+                common | {"set": "test", "category": "all", "rows": 40, "correct": 10 + epoch},
+                common | {"set": "test", "category": "Unknown", "rows": 10, "correct": 0},
             ]
             if kind != "known":
-                lines.append(common | {"set": "train", "category": "Unknown", "rows": 50, "right": 2 * epoch})
+                lines.append(common | {"set": "train", "category": "Unknown", "rows": 50, "correct": 2 * epoch})
     return pl.DataFrame(lines)
 
 
@@ -301,7 +301,7 @@ def test_a_variant_of_another_kind_is_seen_when_left_out() -> None:
         accuracy=pl.col("accuracy") - pl.when(pl.col("variant") == "v4").then(0.2).otherwise(0.0)
     )
     found = leave_out(odd).points.filter(pl.col("variant") == "v4")
-    assert (found["accuracy"] < found["low"]).all()
+    assert (found["accuracy"] < found["ci_low"]).all()
 
 
 def test_a_variant_without_which_nothing_can_be_fitted_is_skipped() -> None:
@@ -313,7 +313,7 @@ def test_the_json_is_plain_and_holds_the_checks() -> None:
     told = json.loads(
         json.dumps(as_json(fit(simulated(0)), [("from epoch 2", fit(simulated(0, runs=4)))]), allow_nan=False)
     )
-    assert told["coefficients"]["b_unk"]["low"] < -0.09 < told["coefficients"]["b_unk"]["high"]
+    assert told["coefficients"]["b_unk"]["ci_low"] < -0.09 < told["coefficients"]["b_unk"]["ci_high"]
     assert told["n"] == 48
     assert told["checks"]["from epoch 2"]["note"].startswith("no interval")
     assert json.dumps(as_json(fit(simulated(0).clear())), allow_nan=False)

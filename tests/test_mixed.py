@@ -15,7 +15,7 @@ from foreknow.data.dataset import read_dataset
 from foreknow.data.load import read_data
 from foreknow.data.schema import earlier_turns
 from foreknow.errors import ConfigError, InputError, RunFolderError
-from foreknow.io.run_dir import write_frame, write_json
+from foreknow.io.run_dir import FORMAT, write_frame, write_json
 from foreknow.stages.mix.run import write_mix
 from foreknow.stages.mix.sampling import rows_of
 
@@ -40,7 +40,8 @@ def audited(folder: Path, records: list[dict[str, Any]], suffix: str = ".jsonl",
     import yaml
 
     (folder / "audit" / "config.yaml").write_text(yaml.safe_dump(config.resolved()))
-    write_json(folder / "audit" / "manifest.json", {"identity": {"data": facts.digest}, "rows": "x", "model": {}})
+    manifest = {"format": FORMAT, "identity": {"data": facts.digest}, "rows": "x", "model": {}}
+    write_json(folder / "audit" / "manifest.json", manifest)
     return folder / "audit"
 
 

@@ -88,7 +88,7 @@ def test_a_row_whose_logits_are_not_finite_gets_no_category_and_says_so(
     audit = audit_run.run(config)
     flagged = audit.rows.filter(pl.col("flags").list.contains("not_finite"))
     assert tuple(flagged["row"]) == odd
-    for column in ("category", "category_lenient", "p_greedy", "p_sampled", "p_hit", "p_hit_high", "model_answer"):
+    for column in ("category", "category_lenient", "p_greedy", "p_sampled", "p_hit", "p_hit_upper", "model_answer"):
         assert flagged[column].is_null().all(), column
     others = audit.rows.filter(~pl.col("row").is_in(odd))
     assert others["category"].is_not_null().all()
@@ -164,7 +164,7 @@ def test_broken_logits_of_one_row_do_not_touch_answers_generated_beside_it(
     sound = sampled(tiny_folder, rows, frame)
     unsound = sampled(broken(tmp_path / "m", tiny_folder, math.nan), rows, frame)
     other = ~pl.col("row").is_in([3, 5])
-    figures = ["p_correct", "p_correct_high", "p_lenient", "p_lenient_high"]
+    figures = ["p_correct", "p_correct_upper", "p_lenient", "p_lenient_upper"]
     for figure in figures:
         assert unsound.probes.filter(~other)[figure].is_nan().all()
         assert unsound.probes.filter(other)[figure].is_finite().all()
@@ -242,8 +242,8 @@ probability = st.floats(0, 1) | st.sampled_from([math.nan, math.inf, -math.inf, 
 )
 def test_no_label_is_made_of_what_is_no_number(probes: list[Any], lenient: bool, sampled: bool) -> None:
     lines = [
-        {"row": 0, "exemplar_set": j, "greedy_correct": g, "greedy_lenient": g, "p_correct": a, "p_correct_high": b,
-         "p_lenient": c, "p_lenient_high": d, "expansions": 0, "substituted": []}
+        {"row": 0, "exemplar_set": j, "greedy_correct": g, "greedy_lenient": g, "p_correct": a, "p_correct_upper": b,
+         "p_lenient": c, "p_lenient_upper": d, "expansions": 0, "replaced_shots": []}
         for j, (a, b, c, d, g) in enumerate(probes)
     ]  # fmt: skip
     (row,) = slick.label(
@@ -456,7 +456,7 @@ def test_what_differs_is_counted_row_by_row() -> None:
     def probes(greedy: list[bool], p: list[float]) -> pl.DataFrame:
         lines = [
             {"row": n // 2, "exemplar_set": n % 2, "greedy_correct": g, "greedy_lenient": not g, "p_correct": q,
-             "p_correct_high": q, "p_lenient": q, "p_lenient_high": q, "expansions": 0, "substituted": []}
+             "p_correct_upper": q, "p_lenient": q, "p_lenient_upper": q, "expansions": 0, "replaced_shots": []}
             for n, (g, q) in enumerate(zip(greedy, p, strict=True))
         ]  # fmt: skip
         return pl.DataFrame(lines, schema=slick.PROBES)

@@ -21,7 +21,7 @@ def outcomes(values: np.ndarray, seeds: list[int] | None = None, groups: int = 4
             "seed": np.repeat(seeds or list(range(count)), rows),
             "row": np.tile(np.arange(rows), count),
             "group": [f"P{n % groups}" for n in range(rows)] * count,
-            "right": values.astype(bool).ravel(),
+            "correct": values.astype(bool).ravel(),
         }
     )
 
@@ -41,7 +41,7 @@ def test_one_shuffle_of_the_papers_test_is_scipys_paired_t_test() -> None:
     first, second = pair(0, rows=1037, effect=0.3)
     order = np.random.default_rng(5).permuted(np.arange(1037)[None], axis=1)[0]
     a, b = (
-        [part.mean() for part in np.array_split(frame["right"].to_numpy()[order], 100)] for frame in (first, second)
+        [part.mean() for part in np.array_split(frame["correct"].to_numpy()[order], 100)] for frame in (first, second)
     )
     assert parts(first, second, shuffles=1, seed=5).p == pytest.approx(ttest_rel(a, b).pvalue)
 
@@ -111,7 +111,7 @@ def second_less_first(total: np.ndarray) -> np.ndarray:
 def test_with_one_seed_the_error_is_that_of_the_rows() -> None:
     first, second = pair(3, rows=800, effect=0.4)
     found = difference(first, second, draws=4000)
-    away = second["right"].cast(pl.Float64) - first["right"].cast(pl.Float64)
+    away = second["correct"].cast(pl.Float64) - first["correct"].cast(pl.Float64)
     assert found.value == pytest.approx(away.mean())
     assert found.se == pytest.approx(away.std() / 800**0.5, rel=0.05)  # type: ignore[operator]
     assert found.low < found.value < found.high

@@ -86,10 +86,10 @@ def test_the_plain_engine_gives_the_same(loaded: loading.Loaded, rows: pl.DataFr
     ours, said = run(prober(loaded, rows, packed), some)
     loaded.model.set_attn_implementation("sdpa")
     plain, plain_said = run(prober(loaded, rows, PlainEngine(loaded.model, SAMPLING)), some)
-    exact = ["row", "exemplar_set", "greedy_correct", "greedy_lenient", "expansions", "substituted"]
+    exact = ["row", "exemplar_set", "greedy_correct", "greedy_lenient", "expansions", "replaced_shots"]
     assert ours.select(exact).equals(plain.select(exact))
     assert said.equals(plain_said)
-    for column in ("p_correct", "p_correct_high", "p_lenient", "p_lenient_high"):
+    for column in ("p_correct", "p_correct_upper", "p_lenient", "p_lenient_upper"):
         np.testing.assert_allclose(ours[column], plain[column], atol=2e-5)
 
 
@@ -109,8 +109,8 @@ def test_intervals_are_tight_and_nested(loaded: loading.Loaded, rows: pl.DataFra
     narrow, _ = run(prober(loaded, rows, packed, tolerance=1e-4, max_expansions=2000), rows)
     slack = 1e-5
     assert (narrow["p_correct"] >= wide["p_correct"] - slack).all()
-    assert (narrow["p_correct_high"] <= wide["p_correct_high"] + slack).all()
-    missing = (narrow["p_correct_high"] - narrow["p_correct"]).to_numpy().reshape(-1, 4).sum(1)
+    assert (narrow["p_correct_upper"] <= wide["p_correct_upper"] + slack).all()
+    missing = (narrow["p_correct_upper"] - narrow["p_correct"]).to_numpy().reshape(-1, 4).sum(1)
     assert (16 * missing <= 1e-4 + 1e-9).all()
     assert narrow["expansions"].sum() > wide["expansions"].sum()
 
@@ -139,7 +139,7 @@ def test_a_result_depends_on_the_chunk_only(loaded: loading.Loaded, rows: pl.Dat
 def test_a_row_never_sees_its_own_fact(loaded: loading.Loaded, rows: pl.DataFrame, packed: PackedEngine) -> None:
     exact = prober(loaded, rows, packed)
     probes, _ = run(exact, rows)
-    replaced = probes.filter(pl.col("substituted").list.len() > 0)
+    replaced = probes.filter(pl.col("replaced_shots").list.len() > 0)
     assert replaced.height > 0
     dev = set(rows.filter(pl.col("split") == "dev")["row"])
     assert set(replaced["row"]) <= dev

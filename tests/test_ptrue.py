@@ -68,7 +68,7 @@ def test_every_score_is_that_of_a_forward_pass_over_the_whole_prompt(
     probes = out.probes
     replaced = 0
     for row in known.to_dicts():
-        own = probes.filter(pl.col("row") == row["row"]).sort("exemplar_set")["substituted"].to_list()
+        own = probes.filter(pl.col("row") == row["row"]).sort("exemplar_set")["replaced_shots"].to_list()
         gone = {(j, s["slot"]) for j, shown in enumerate(own) for s in shown}
         replaced += len(gone)
         pool: list[Exemplar] = []
@@ -186,5 +186,5 @@ def test_a_row_s_own_fact_is_not_in_its_pool() -> None:
     group = GroupExemplars(((one, two), (three, one)), ())
     assert pool_of(group, "What is z?", None) == [one, two, three]
     assert pool_of(group, "what is A?", None) == [two, three]
-    substituted = [[{"slot": 1, "question": "q", "answer": "a"}], []]
-    assert pool_of(group, "Which one is b?", substituted) == [one, three]
+    replaced_shots = [[{"slot": 1, "question": "q", "answer": "a"}], []]
+    assert pool_of(group, "Which one is b?", replaced_shots) == [one, three]

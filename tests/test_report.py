@@ -62,9 +62,9 @@ def synthetic(count: int = 480, relations: tuple[str, ...] = RELATIONS, seed: in
             "p_greedy": p_greedy,
             "p_greedy_lenient": p_greedy,
             "p_sampled": p_sampled,
-            "p_sampled_error": p_sampled * 0.001,
+            "p_sampled_width": p_sampled * 0.001,
             "p_hit": p_hit,
-            "p_hit_high": np.minimum(1, p_hit + 0.01),
+            "p_hit_upper": np.minimum(1, p_hit + 0.01),
             "category": [CATEGORIES[p] for p in places],
             "category_lenient": [CATEGORIES[max(0, p - (k % 40 == 0))] for k, p in enumerate(places)],
             "model_answer": [golds[k] if right[k, 0] else f"Guess {k % 9}" for k in range(count)],
@@ -79,7 +79,7 @@ def synthetic(count: int = 480, relations: tuple[str, ...] = RELATIONS, seed: in
             "exemplar_set": np.tile(np.arange(sets), count),
             "greedy_correct": right.ravel(),
             "p_correct": per_set.ravel(),
-            "p_correct_high": per_set.ravel(),
+            "p_correct_upper": per_set.ravel(),
         }
     )
     return rows, probes, summary_of(rows)

@@ -21,11 +21,13 @@ import yaml
 
 from foreknow.errors import InputError, ResourceError, RunFolderError
 from foreknow.io.run_dir import (
+    FORMAT,
     RunDir,
     differences,
     fingerprint,
     lock_run_dir,
     verify,
+    with_checksum,
     write_frame,
     write_json,
     write_text,
@@ -338,6 +340,24 @@ def test_a_changed_output_is_named(complete: Path, name: str) -> None:
     (complete / name).unlink()
     with pytest.raises(InputError, match=f"{name}: missing, though the run was finished"):
         verify(complete)
+
+
+def test_a_run_with_other_columns_is_refused(complete: Path, tmp_path: Path) -> None:
+    told = "made by another version of foreknow \\(format 1 of its columns, expected 2\\); delete {} and run the same"
+    manifest = json.loads((complete / "manifest.json").read_text())
+    assert manifest["format"] == FORMAT == 2
+    older = {key: value for key, value in manifest.items() if key not in ("format", "seal")}
+    write_json(complete / "manifest.json", with_checksum(older))
+    with pytest.raises(RunFolderError, match=told.format(complete)):
+        verify(complete)
+    with lock_run_dir(complete) as folder, pytest.raises(RunFolderError, match=told.format(complete)):
+        folder.open_run(IDENTITY, CONFIG)
+    stopped = tmp_path / "stopped"
+    with lock_run_dir(stopped) as folder:
+        folder.open_run(IDENTITY, CONFIG)
+        write_json(stopped / ".run.json", with_checksum({"identity": IDENTITY}))
+        with pytest.raises(RunFolderError, match=told.format(stopped)):
+            folder.open_run(IDENTITY, CONFIG)
 
 
 def test_every_bit_of_a_manifest_counts(complete: Path) -> None:

@@ -36,11 +36,11 @@ def probes(rows: list[list[Set]]) -> pl.DataFrame:
             "greedy_correct": greedy,
             "greedy_lenient": greedy or p > 0.9,
             "p_correct": p,
-            "p_correct_high": min(1.0, p + width),
+            "p_correct_upper": min(1.0, p + width),
             "p_lenient": min(1.0, p * 1.5),
-            "p_lenient_high": min(1.0, p * 1.5 + width),
+            "p_lenient_upper": min(1.0, p * 1.5 + width),
             "expansions": 0,
-            "substituted": [],
+            "replaced_shots": [],
         }
         for row, sets in enumerate(rows)
         for j, (greedy, p, width) in enumerate(sets)
@@ -79,7 +79,7 @@ def test_labels_agree_with_the_definition(rows: list[list[Set]], samples: int, l
     for row, line in enumerate(found.iter_rows(named=True)):
         of = frame.filter(row=row)
         low = of["p_lenient" if lenient else "p_correct"].to_list()
-        high = of["p_lenient_high" if lenient else "p_correct_high"].to_list()
+        high = of["p_lenient_upper" if lenient else "p_correct_upper"].to_list()
         greedy = of["greedy_lenient" if lenient else "greedy_correct"].to_list()
 
         def hit(p: list[float]) -> float:
@@ -87,17 +87,17 @@ def test_labels_agree_with_the_definition(rows: list[list[Set]], samples: int, l
 
         assert line["p_greedy"] == pytest.approx(sum(greedy) / len(greedy))
         assert line["p_sampled"] == pytest.approx(sum(low) / len(low))
-        assert line["p_sampled_error"] == pytest.approx((sum(high) - sum(low)) / len(low), abs=1e-12)
+        assert line["p_sampled_width"] == pytest.approx((sum(high) - sum(low)) / len(low), abs=1e-12)
         assert line["p_hit"] == pytest.approx(hit(low), abs=1e-9)
-        assert line["p_hit_high"] == pytest.approx(hit(high), abs=1e-9)
-        assert line["p_hit"] <= line["p_hit_high"] + 1e-12
+        assert line["p_hit_upper"] == pytest.approx(hit(high), abs=1e-9)
+        assert line["p_hit"] <= line["p_hit_upper"] + 1e-12
         assert line["p_hit_lenient"] == pytest.approx(hit(of["p_lenient"].to_list()), abs=1e-9)
         if abs(line["p_hit"] - 0.5) > 1e-9:
             assert line["category"] == reference(greedy, hit(low))
         if abs(line["p_hit_lenient"] - 0.5) > 1e-9:
             wide = reference(of["greedy_lenient"].to_list(), hit(of["p_lenient"].to_list()))
             assert line["category_lenient"] == wide
-        undecided = not any(greedy) and line["p_hit"] < 0.5 <= line["p_hit_high"]
+        undecided = not any(greedy) and line["p_hit"] < 0.5 <= line["p_hit_upper"]
         assert line["undecided"] is undecided
     if lenient:
         assert found["category"].to_list() == found["category_lenient"].to_list()

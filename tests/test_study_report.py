@@ -167,7 +167,7 @@ def test_what_a_study_lacks_is_left_out_with_one_line_on_what_it_would_take(smal
 
 @given(st.floats(-0.5, 0.5), st.floats(0, 0.3))
 def test_a_difference_is_called_one_only_where_its_interval_excludes_none(value: float, half: float) -> None:
-    words = moved({"difference": value, "low": value - half, "high": value + half})
+    words = moved({"difference": value, "ci_low": value - half, "ci_high": value + half})
     if value - half > 0:
         assert words.startswith("is higher by")
     elif value + half < 0:

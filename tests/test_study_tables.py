@@ -68,19 +68,19 @@ def test_a_share_is_the_mean_over_seeds_and_its_spread_is_theirs(
 ) -> None:
     results = measured[0]
     at = results.filter(variant="unknown-50", set="test", category="all").filter("convergence")
-    by_seed = (at["right"] / at["rows"]).to_list()
+    by_seed = (at["correct"] / at["rows"]).to_list()
     line = one(tables["shares"], variant="unknown-50", point=LATE, category=ALL)
     assert line["em"] == pytest.approx(sum(by_seed) / len(by_seed))
-    assert (line["seed_low"], line["seed_high"], line["seeds"]) == (min(by_seed), max(by_seed), 2)
-    assert line["low"] < line["seed_low"] <= line["em"] <= line["seed_high"] < line["high"]
+    assert (line["seed_min"], line["seed_max"], line["seeds"]) == (min(by_seed), max(by_seed), 2)
+    assert line["ci_low"] < line["seed_min"] <= line["em"] <= line["seed_max"] < line["ci_high"]
 
 
 def test_known_is_the_three_known_categories_together(measured: Any) -> None:
     whole = with_known(measured[0]).filter(variant="unknown-50", seed=1, set="test", epoch=2)
-    parts = whole.filter(pl.col("category").is_in(CATEGORIES[:3])).select("rows", "right").sum().row(0)
-    assert whole.filter(category="Known").select("rows", "right").row(0) == parts
-    unknown = whole.filter(category=UNKNOWN).select("rows", "right").row(0)
-    every = whole.filter(category=ALL).select("rows", "right").row(0)
+    parts = whole.filter(pl.col("category").is_in(CATEGORIES[:3])).select("rows", "correct").sum().row(0)
+    assert whole.filter(category="Known").select("rows", "correct").row(0) == parts
+    unknown = whole.filter(category=UNKNOWN).select("rows", "correct").row(0)
+    every = whole.filter(category=ALL).select("rows", "correct").row(0)
     assert every == tuple(a + b for a, b in zip(parts, unknown, strict=True))
 
 
@@ -93,8 +93,8 @@ def test_a_category_is_the_base_models(measured: Any) -> None:
     found = intervals_of(measured[1].filter(variant="unknown-0"))
     assert found["category"].n_unique() == len(CATEGORIES) + 2
     line = one(found, point=LATE, set="test", category=HIGHLY_KNOWN)
-    assert line["low"] < BASE[HIGHLY_KNOWN] + 0.03
-    assert line["high"] > BASE[HIGHLY_KNOWN]
+    assert line["ci_low"] < BASE[HIGHLY_KNOWN] + 0.03
+    assert line["ci_high"] > BASE[HIGHLY_KNOWN]
 
 
 def test_the_papers_figures_stand_beside_ours_where_it_has_them(tables: dict[str, pl.DataFrame]) -> None:
@@ -118,8 +118,8 @@ def test_the_papers_figures_stand_beside_ours_where_it_has_them(tables: dict[str
 def test_the_harm_put_into_the_study_comes_out_and_only_late(tables: dict[str, pl.DataFrame]) -> None:
     found = tables["differences"].filter(set="test", contrast="without Unknown", first="unknown-75")
     early, late = one(found, first_point=EARLY), one(found, first_point=LATE)
-    assert early["low"] < 0 < early["high"]
-    assert late["low"] > 0
+    assert early["ci_low"] < 0 < early["ci_high"]
+    assert late["ci_low"] > 0
     assert late["parts_p"] < 0.05
     model = tables["linear"].filter(set="test", fit="from epoch 2")
     # the truth: a quarter of EM is lost where all of D is Unknown and fitted, whichever rows are drawn
@@ -130,7 +130,7 @@ def test_the_harm_put_into_the_study_comes_out_and_only_late(tables: dict[str, p
 def test_without_harm_no_contrast_claims_any() -> None:
     variants = [v for v in grid((0.0, 0.5)) if v.kind in ("shares", "known")]
     found = study_tables.tables(*simulated(harm=0.0, variants=variants))["differences"]
-    clear = found.filter((pl.col("low") > 0) | (pl.col("high") < 0))
+    clear = found.filter((pl.col("ci_low") > 0) | (pl.col("ci_high") < 0))
     assert found.height == 2 * (2 + 2 + 3)
     assert clear.height <= 1  # of 14 at 95 %
 
@@ -157,10 +157,10 @@ def test_accuracy_when_answering_is_right_over_answered(measured: Any, tables: d
     right = results.filter(set="test")
     refused = results.filter(set="test_refused")
     line = one(tables["refusals"], trained_on="D_IDK", point=LATE)
-    share = refused["right"].sum() / refused["rows"].sum()
+    share = refused["correct"].sum() / refused["rows"].sum()
     assert line["coverage"] == pytest.approx(1 - share)
-    assert line["accuracy"] == pytest.approx(right["right"].sum() / right["rows"].sum() / (1 - share))
-    assert line["accuracy_low"] < line["accuracy"] < line["accuracy_high"]
+    assert line["accuracy"] == pytest.approx(right["correct"].sum() / right["rows"].sum() / (1 - share))
+    assert line["accuracy_ci_low"] < line["accuracy"] < line["accuracy_ci_high"]
     assert line["refused_unknown"] > 0.6 > line["refused_highly_known"] > 0
     plain = one(tables["refusals"], trained_on="D", point=LATE)
     assert (plain["measured"], plain["coverage"], plain["accuracy"]) == (False, 1.0, plain["yield"])

@@ -88,7 +88,7 @@ def test_a_study_measures_every_run_at_every_epoch(finished: StudyResult) -> Non
     assert set(results.filter(pl.col("kind") != "idk")["set"]) == {"train", "dev", "test"}
     assert "test_refused" in set(results.filter(pl.col("kind") == "idk")["set"])
     assert set(results["category"]) <= {"all", *CATEGORIES}
-    assert (results["right"] <= results["rows"]).all()
+    assert (results["correct"] <= results["rows"]).all()
     train = results.filter((pl.col("set") == "train") & (pl.col("category") == "all") & pl.col("convergence"))
     sizes = dict(train.select("variant", "rows").iter_rows())
     assert sizes == {"unknown-0": 4, "unknown-50": 4, "unknown-100": 4, "known-of-50": 2, "idk-50": 4}
@@ -101,15 +101,15 @@ def test_what_a_row_did_adds_up_to_the_shares(finished: StudyResult) -> None:
     counted = (
         finished.outcomes.filter(pl.col("point") == "convergence")
         .group_by("variant", "set")
-        .agg(n=pl.len().cast(pl.Int64), hits=pl.col("right").sum().cast(pl.Int64))
+        .agg(n=pl.len().cast(pl.Int64), hits=pl.col("correct").sum().cast(pl.Int64))
     )
     told = finished.results.filter(
         pl.col("convergence") & (pl.col("category") == "all") & (pl.col("set") != "train")
-    ).select("variant", "set", "rows", "right")
+    ).select("variant", "set", "rows", "correct")
     both = told.join(counted, on=["variant", "set"])
     assert both.height == told.height
     assert (both["rows"] == both["n"]).all()
-    assert (both["right"] == both["hits"]).all()
+    assert (both["correct"] == both["hits"]).all()
 
 
 def test_weights_are_deleted_unless_kept(finished: StudyResult) -> None:

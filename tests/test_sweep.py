@@ -21,7 +21,7 @@ def scores_of(values: list[float | None]) -> pl.DataFrame:
 
 def outcomes_of(right: list[bool], seeds: int = 1) -> pl.DataFrame:
     lines = [(row, won) for _ in range(seeds) for row, won in enumerate(right)]
-    return pl.DataFrame(lines, schema={"row": pl.Int64(), "right": pl.Boolean()}, orient="row")
+    return pl.DataFrame(lines, schema={"row": pl.Int64(), "correct": pl.Boolean()}, orient="row")
 
 
 rows = st.lists(
@@ -39,7 +39,7 @@ def test_every_threshold_counts_the_rows_at_or_below_it(lines: list[tuple[float 
     assert found["threshold"].to_list() == sorted({s for s, _ in scored})
     for line in found.to_dicts():
         called = [r for s, r in scored if s <= line["threshold"]]
-        assert (line["rows"], line["right"]) == (len(called) * seeds, sum(called) * seeds)
+        assert (line["rows"], line["correct"]) == (len(called) * seeds, sum(called) * seeds)
         assert line["share"] == pytest.approx(len(called) / len(scored))
         assert line["em"] == pytest.approx(sum(called) / len(called))
     if scored:
@@ -88,7 +88,7 @@ def test_a_better_score_has_the_lower_curve() -> None:
 def test_a_label_is_one_point_without_a_threshold() -> None:
     unknown = pl.DataFrame({"row": [0, 1, 2, 3, 4], "unknown": [True, True, False, False, None]})
     (line,) = point("SliCK", "", unknown, outcomes_of([True, False, True, True, True])).to_dicts()
-    assert (line["threshold"], line["share"], line["em"], line["rows"], line["right"]) == (None, 0.5, 0.5, 2, 1)
+    assert (line["threshold"], line["share"], line["em"], line["rows"], line["correct"]) == (None, 0.5, 0.5, 2, 1)
     nobody = unknown.with_columns(unknown=pl.lit(False))
     (line,) = point("SliCK", "", nobody, outcomes_of([True] * 5)).to_dicts()
     assert (line["share"], line["em"], line["rows"]) == (0, None, 0)
@@ -98,7 +98,7 @@ def probes_of(p: list[list[tuple[bool, float]]]) -> pl.DataFrame:
     lines = [
         {
             "row": row, "exemplar_set": j, "greedy_correct": greedy, "greedy_lenient": greedy, "p_correct": q,
-            "p_correct_high": q, "p_lenient": q, "p_lenient_high": q, "expansions": 0, "substituted": [],
+            "p_correct_upper": q, "p_lenient": q, "p_lenient_upper": q, "expansions": 0, "replaced_shots": [],
         }
         for row, sets in enumerate(p)
         for j, (greedy, q) in enumerate(sets)
@@ -138,7 +138,7 @@ def test_all_scores_speak_of_the_same_rows(
         chosen = (pl.col("score") == "SliCK") & (pl.col("setting") == f"{sets} sets x {samples} samples")
         (line,) = found.filter(chosen).to_dicts()
         assert line["rows"] == 2 * len(unknown)
-        assert line["right"] == 2 * sum(lines[r][1] for r in unknown)
+        assert line["correct"] == 2 * sum(lines[r][1] for r in unknown)
         # the label is the p_hit curve cut at one half
         curved = found.filter((pl.col("score") == "p_hit") & (pl.col("setting") == line["setting"]))
         below = curved.filter(pl.col("threshold") < 0.5)
@@ -157,7 +157,7 @@ def test_the_first_budget_is_the_paper_s() -> None:
 
 
 def test_outcomes_of_one_variant_point_and_set() -> None:
-    columns = ("variant", "seed", "point", "set", "row", "right")
+    columns = ("variant", "seed", "point", "set", "row", "correct")
     lines = [
         ("natural", 0, "convergence", "test", 0, True),
         ("natural", 1, "convergence", "test", 0, False),

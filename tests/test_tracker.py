@@ -84,8 +84,8 @@ def test_outcomes_are_those_of_generate_before_during_and_after_training(
                 loss.mean().backward()
                 optimizer.step()
                 optimizer.zero_grad()
-            ours = measure(model).select("right", "lenient").rows()
-            assert strict(model).select("right", "lenient").rows() == [(right, None) for right, _ in ours]
+            ours = measure(model).select("correct", "lenient").rows()
+            assert strict(model).select("correct", "lenient").rows() == [(right, None) for right, _ in ours]
             assert model.training
             model.set_attn_implementation("sdpa")
             theirs = generated(model, tokenizer, prompter, asked)
@@ -113,20 +113,20 @@ def test_plain_passes_measure_the_same(
     plain = Tracker(prompter, vocabulary_for(model, tokenizer), {"dev": rows})
     assert plain(model).equals(found)
     assert "no packing today" in str(plain.note)
-    assert found["right"].any()
+    assert found["correct"].any()
 
 
 def test_of_train_the_gold_alone_counts(model: Any, tokenizer: Any, rows: pl.DataFrame) -> None:
     prompter = Prompter(tokenizer, Template(target="Q: {question}\nA:"))
     vocabulary = vocabulary_for(model, tokenizer)
-    known = Tracker(prompter, vocabulary, {"dev": rows})(model).filter(pl.col("right"))["row"].to_list()
+    known = Tracker(prompter, vocabulary, {"dev": rows})(model).filter(pl.col("correct"))["row"].to_list()
     # the model's own answer, behind another gold: right in dev, not fitted in train
     other = rows.filter(pl.col("row").is_in(known)).with_columns(
         answers=pl.concat_list(pl.lit("Atlantis"), pl.col("answers"))
     )
     both = Tracker(prompter, vocabulary, {"dev": other, "train": other})(model)
-    assert both.filter(pl.col("set") == "dev")["right"].all()
-    assert not both.filter(pl.col("set") == "train")["right"].any()
+    assert both.filter(pl.col("set") == "dev")["correct"].all()
+    assert not both.filter(pl.col("set") == "train")["correct"].any()
     assert len(known) > 5
 
 
@@ -217,7 +217,7 @@ def test_overfitting_never_begins_before_the_best_epoch(curve: list[tuple[float,
 @pytest.fixture
 def measured(rows: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, pl.DataFrame]]:
     outcomes = [
-        {"set": name, "row": row, "right": row % 3 == 0, "lenient": row % 3 <= 1}
+        {"set": name, "row": row, "correct": row % 3 == 0, "lenient": row % 3 <= 1}
         for name in ("train", "dev")
         for row in rows["row"]
     ]

@@ -75,7 +75,7 @@ def outcomes_of(rows: pl.DataFrame, steps: Sequence[tuple[float, int]], seed: in
         right = luck * 0.8 + 0.2 * generator.random(rows.height) < np.array(chance)
         epochs, at = pl.lit(float(epoch)), pl.lit(step, pl.Int64)
         lenient = pl.lit(None, pl.Boolean)
-        frames.append(rows.select("set", "row", epoch=epochs, step=at, right=pl.Series(right), lenient=lenient))
+        frames.append(rows.select("set", "row", epoch=epochs, step=at, correct=pl.Series(right), lenient=lenient))
     return pl.concat(frames).select(*OUTCOMES)
 
 
@@ -102,7 +102,7 @@ def made(
     lines = []
     for epoch, step in steps:
         line = {"epoch": int(epoch) if epoch >= 1 else epoch, "step": step, "train_loss": 2.0 if step else None}
-        line |= measures(outcomes.filter(step=step).select("set", "row", "right", "lenient"), frames)
+        line |= measures(outcomes.filter(step=step).select("set", "row", "correct", "lenient"), frames)
         lines.append({**line, "seconds": 3.0, "measuring_seconds": 1.0, "saving_seconds": 0.5})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     chosen = {
@@ -160,7 +160,7 @@ def right_at(run: TrainResult, epoch: float, name: str, category: str | None = N
     """The oracle: `row, right` straight from the two frames."""
     rows = run.rows.filter(pl.col("set") == name)
     rows = rows if category is None else rows.filter(pl.col("category") == category)
-    return run.outcomes.filter(epoch=epoch, set=name).join(rows.select("row"), on="row").select("row", "right")
+    return run.outcomes.filter(epoch=epoch, set=name).join(rows.select("row"), on="row").select("row", "correct")
 
 
 def test_kept_lost_and_gained_are_the_outcomes_of_run_and_control(
@@ -179,7 +179,7 @@ def test_kept_lost_and_gained_are_the_outcomes_of_run_and_control(
         shown = cells(table, what)[1:]
         for cell, (of, epoch) in zip(shown, points, strict=True):
             rows = right_at(of, epoch, "ood", category)
-            hits = int((rows["right"] == right).sum())
+            hits = int((rows["correct"] == right).sum())
             assert cell.startswith(f"{hits} of {rows.height} {exact(hits / rows.height)} (")
 
 
@@ -188,7 +188,7 @@ def test_rows_that_turned_are_counted_with_their_exact_p(pair: tuple[TrainResult
     early, last = (run.results[p]["epoch"] for p in ("early_stop", "convergence"))
     table = section(page, "turned").split("<h3>")[1]
     for name, category in (("all", None), *((c, c) for c in CATEGORIES)):
-        was, now = (right_at(run, epoch, "ood", category)["right"] for epoch in (early, last))
+        was, now = (right_at(run, epoch, "ood", category)["correct"] for epoch in (early, last))
         lost, won = int((was & ~now).sum()), int((~was & now).sum())
         p = binomtest(lost, lost + won).pvalue if lost + won else 1.0
         assert cells(table, name)[1:4] == [str(lost), str(won), p_value(p)]
@@ -196,8 +196,8 @@ def test_rows_that_turned_are_counted_with_their_exact_p(pair: tuple[TrainResult
 
 def test_run_and_control_are_compared_row_by_row(pair: tuple[TrainResult, TrainResult], page: str) -> None:
     run, control = pair
-    mine = right_at(run, run.results["convergence"]["epoch"], "ood")["right"]
-    theirs = right_at(control, control.results["convergence"]["epoch"], "ood")["right"]
+    mine = right_at(run, run.results["convergence"]["epoch"], "ood")["correct"]
+    theirs = right_at(control, control.results["convergence"]["epoch"], "ood")["correct"]
     here, there = int((mine & ~theirs).sum()), int((~mine & theirs).sum())
     found = against(read(run), read(control), "ood")
     assert found is not None
@@ -243,9 +243,9 @@ def test_examples_are_rows_to_which_it_happened(pair: tuple[TrainResult, TrainRe
     right = {
         (s, q): (then, now)
         for s, q, then, now in run.rows.join(
-            run.outcomes.filter(epoch=early).select("set", "row", then="right"), on=["set", "row"]
+            run.outcomes.filter(epoch=early).select("set", "row", then="correct"), on=["set", "row"]
         )
-        .join(run.outcomes.filter(epoch=last).select("set", "row", now="right"), on=["set", "row"])
+        .join(run.outcomes.filter(epoch=last).select("set", "row", now="correct"), on=["set", "row"])
         .select("set", "question", "then", "now")
         .iter_rows()
     }
@@ -527,7 +527,9 @@ def evaluated(
         if n % 2 else f"Odd {n}"
         for n in range(80)
     ]  # fmt: skip
-    answers = pl.DataFrame({"row": range(80), "said": said, "ended": True, "right": known, "right_lenient": known})
+    answers = pl.DataFrame(
+        {"row": range(80), "prediction": said, "ended": True, "correct": known, "correct_lenient": known}
+    )
     labels = pl.DataFrame(
         {
             "row": range(80),
@@ -556,12 +558,12 @@ def test_the_evaluations_numbers_are_those_of_its_rows(tmp_path: Path) -> None:
     html = render_evaluation(found)
     for category in CATEGORIES:
         part = found.rows.filter(pl.col("category") == category)
-        hits, base = int(part["right"].sum()), int(part["base_right"].sum())
+        hits, base = int(part["correct"].sum()), int(part["base_correct"].sum())
         line = cells(section(html, "categories"), category)
         assert line[1] == f"{hits} of 20"
         assert line[2].startswith(f"{exact(hits / 20)} (")
         assert line[-1] == f"{base} of 20"
-    was, now = found.rows["base_right"], found.rows["right"]
+    was, now = found.rows["base_correct"], found.rows["correct"]
     lost, won = int((was & ~now).sum()), int((~was & now).sum())
     said = text_of(section(html, "verdict"))
     assert f"Of {was.sum()} rows that the base model had right behind examples, {lost} (" in said
@@ -572,9 +574,11 @@ def test_the_evaluations_numbers_are_those_of_its_rows(tmp_path: Path) -> None:
 
 def test_a_guess_that_stands_for_many_rows_is_shown(tmp_path: Path) -> None:
     found = evaluated(tmp_path / "e")
-    guesses = taken_over(found.rows.with_columns(counts="right"))
-    usual = found.rows.filter(pl.col("said") == "Usual ")
-    assert [(g.group, g.said, g.given.hits, g.golds) for g in guesses] == [("relation 1", "Usual ", usual.height, 0)]
+    guesses = taken_over(found.rows.with_columns(counts="correct"))
+    usual = found.rows.filter(pl.col("prediction") == "Usual ")
+    assert [(g.group, g.prediction, g.given.hits, g.golds) for g in guesses] == [
+        ("relation 1", "Usual ", usual.height, 0)
+    ]
     html = render_evaluation(found)
     assert "far more often than it is right: relation 1" in text_of(section(html, "verdict"))
     assert cells(section(html, "wrong").split("Most frequent wrong answers")[1], "Usual")[1] == str(usual.height)
@@ -586,7 +590,7 @@ def test_refusals_are_told_with_coverage_accuracy_and_yield(tmp_path: Path) -> N
     refused = int(found.rows["refused"].sum())
     assert refused > 0
     line = cells(section(html, "refusals"), "all rows")
-    right = int(found.rows["right"].sum())
+    right = int(found.rows["correct"].sum())
     shares = (1 - refused / 80, right / (80 - refused), right / 80)
     assert [cell.split(" (")[0] for cell in line[1:]] == [exact(s) for s in shares]
     assert "Over-refusal" in section(html, "refusals")

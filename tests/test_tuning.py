@@ -34,6 +34,7 @@ from conftest import fact_rows
 from foreknow.config import TuneConfig
 from foreknow.errors import ConfigError, ForeknowError, InputError, ModelError, ResourceError, RunFolderError
 from foreknow.inference.slick import CATEGORIES
+from foreknow.io.run_dir import FORMAT
 from foreknow.models import loading
 from foreknow.settings import settings_of
 from foreknow.stages.train import checkpoints
@@ -107,10 +108,10 @@ def test_every_output_is_there(finished: TrainResult, tiny_folder: Path) -> None
         assert line["counts"]["train"]["rows"] == 32
         assert line["seconds"] >= line["measuring_seconds"] > 0
     outcomes = finished.outcomes
-    assert outcomes.columns[:5] == ["epoch", "step", "set", "row", "right"]
+    assert outcomes.columns[:5] == ["epoch", "step", "set", "row", "correct"]
     assert outcomes.height == 5 * (32 + 8 + 8)
     last = outcomes.filter((pl.col("epoch") == 3) & (pl.col("set") == "train"))
-    assert last["right"].mean() == pytest.approx(lines[-1]["fitted_overall"])
+    assert last["correct"].mean() == pytest.approx(lines[-1]["fitted_overall"])
     results = finished.results
     best = max(line["em"]["dev"] for line in lines if line["epoch"] >= 1)
     assert results["early_stop"]["metrics"]["em"]["dev"] == best
@@ -137,7 +138,7 @@ def test_the_saved_models_answer_as_was_measured(finished: TrainResult, files: F
                 made = model.generate(**ids, max_new_tokens=16, do_sample=False, pad_token_id=0)
                 said = tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
                 right[part] += said.split("\n")[0].strip() == row["answer"]
-        assert right == {part: point["metrics"]["counts"][part]["right"] for part in right}
+        assert right == {part: point["metrics"]["counts"][part]["correct"] for part in right}
     assert finished.results["early_stop"]["metrics"]["em"]["dev"] > 0.2
 
 
@@ -397,7 +398,7 @@ def test_lora_saves_an_adapter_that_answers_as_measured(
         said = tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
         right += said.split("\n")[0].strip() == row["answer"]
     # in bfloat16 two logits may be all but equal, and adding in another order turns the choice
-    measured = done.metrics[-1]["counts"]["train"]["right"]
+    measured = done.metrics[-1]["counts"]["train"]["correct"]
     assert measured > 5
     assert abs(right - measured) <= (dtype == "bfloat16")
     assert done.metrics[-1]["train_loss"] < done.metrics[0]["train_loss"]
@@ -448,7 +449,7 @@ def audit_of(folder: Path, rows: list[dict[str, Any]], fingerprint: str) -> Path
     pl.DataFrame(rows).with_columns(earlier_turns=pl.lit(None, pl.String)).write_parquet(folder / "rows.parquet")
     model = {"name": "some model", "fingerprint": fingerprint}
     (folder / "summary.json").write_text(json.dumps({"model": model}))
-    (folder / "manifest.json").write_text("{}")
+    (folder / "manifest.json").write_text(json.dumps({"format": FORMAT}))
     return folder
 
 

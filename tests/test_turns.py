@@ -27,7 +27,7 @@ from foreknow.data.schema import USABLE, earlier_turns
 from foreknow.data.validation import check, check_files
 from foreknow.data.validation_result import finding_lines
 from foreknow.errors import InputError
-from foreknow.io.run_dir import write_frame, write_json
+from foreknow.io.run_dir import FORMAT, write_frame, write_json
 from foreknow.prompts import few_shot
 from foreknow.stages.audit.aggregate import rows_frame
 from foreknow.stages.mix.run import write_mix
@@ -611,7 +611,7 @@ def audited(folder: Path, records: Sequence[Mapping[str, Any]], kinds: Sequence[
     probed = pl.DataFrame({
         "row": facts.rows["row"], "category": category, "category_lenient": category,
         **{name: pl.Series([None] * facts.total, dtype=pl.Float64) for name in (
-            "p_greedy", "p_greedy_lenient", "p_sampled", "p_sampled_error", "p_hit", "p_hit_high", "p_hit_lenient")},
+            "p_greedy", "p_greedy_lenient", "p_sampled", "p_sampled_width", "p_hit", "p_hit_upper", "p_hit_lenient")},
         "undecided": [False] * facts.total, "not_finite": [False] * facts.total,
     }).filter(facts.rows.select(USABLE).to_series())  # fmt: skip
     groups = {"all": few_shot.GroupExemplars((), ())}
@@ -621,7 +621,8 @@ def audited(folder: Path, records: Sequence[Mapping[str, Any]], kinds: Sequence[
     write_frame(folder / "audit" / "rows.parquet", rows)
     facts.annotate(rows.select("row", "category", "model_answer"), folder / "audit" / "annotated.jsonl")
     (folder / "audit" / "config.yaml").write_text(yaml.safe_dump(config.resolved()))
-    write_json(folder / "audit" / "manifest.json", {"identity": {"data": facts.digest}, "rows": "x", "model": {}})
+    manifest = {"format": FORMAT, "identity": {"data": facts.digest}, "rows": "x", "model": {}}
+    write_json(folder / "audit" / "manifest.json", manifest)
     return folder / "audit"
 
 

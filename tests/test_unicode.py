@@ -55,9 +55,10 @@ def test_an_exemplar_that_asks_the_rows_own_question_is_known_in_any_spelling() 
 
 
 def test_wrong_answers_are_tallied_over_spellings() -> None:
-    rows = pl.DataFrame({"said": [COMBINED, APART, "Bern"], "wrong": True, "refused": False, "answer": ["a", "b", "c"]})
-    assert frequent(rows, 2)[0] == {"said": COMBINED, "count": 2, "share": pytest.approx(2 / 3)}
-    assert collapse(rows)["said"]["distinct"] == 2
+    texts = {"prediction": [COMBINED, APART, "Bern"], "answer": ["a", "b", "c"]}
+    rows = pl.DataFrame({**texts, "wrong": True, "refused": False})
+    assert frequent(rows, 2)[0] == {"prediction": COMBINED, "count": 2, "share": pytest.approx(2 / 3)}
+    assert collapse(rows)["predictions"]["distinct"] == 2
 
 
 def test_an_audits_labels_are_found_under_another_spelling() -> None:

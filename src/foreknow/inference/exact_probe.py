@@ -60,7 +60,7 @@ class PreparedRow:
     speller: PathMatcher
     tree: list[TokenPath]
     max_new: int
-    substituted: list[list[Substitution]]
+    replaced_shots: list[list[Substitution]]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Prober:
     def probe(self, rows: pl.DataFrame) -> Chunk:
         """Probe rows that have a question and answers (columns as in `schema.ROWS`)."""
         found, prompts = self.prompts(rows)
-        sets = len(found[0].substituted)
+        sets = len(found[0].replaced_shots)
         # prompts behind one prefix stand together: set by set, not row by row
         order = [(r, j) for j in range(sets) for r in range(len(found))]
         session, nodes = self.engine.open([prompts[r][j] for r, j in order], [found[r].tree for r, _ in order])
@@ -143,7 +143,7 @@ class Prober:
         return found, prompts
 
     def _row(
-        self, record: dict[str, Any], text: str, ids: Sequence[int], substituted: list[list[Substitution]]
+        self, record: dict[str, Any], text: str, ids: Sequence[int], replaced_shots: list[list[Substitution]]
     ) -> PreparedRow:
         spelled = [each for answer in record["answers"] if answer.strip() for each in spellings_of(answer)]
         paths = [self.prompter.answer_ids(text, ids, each) for each in spelled]
@@ -151,7 +151,7 @@ class Prober:
         tree = sorted({p[: n + 1] for p in usable for n in range(len(p))})
         longest = max((len(p) for p in usable), default=1)
         speller = PathMatcher(self.vocabulary, Accepted.of(record["answers"]))
-        return PreparedRow(record["row"], speller, tree, longest + self.settings.extra_tokens, substituted)
+        return PreparedRow(record["row"], speller, tree, longest + self.settings.extra_tokens, replaced_shots)
 
     def _family(self, group: str) -> Family:
         return tuple(self._prefix_ids(exemplars, group) for exemplars in self.exemplars.groups[group].sets)
@@ -198,9 +198,9 @@ class ProbeLine(NamedTuple):
     greedy_correct: bool
     greedy_lenient: bool
     p_correct: float
-    p_correct_high: float
+    p_correct_upper: float
     p_lenient: float
-    p_lenient_high: float
+    p_lenient_upper: float
     expansions: int
 
 
@@ -229,9 +229,9 @@ def probes_frame(lines: Iterable[ProbeLine]) -> pl.DataFrame:
         {
             **line._asdict(),
             "row": line.row.number,
-            "substituted": [
+            "replaced_shots": [
                 {"slot": s.slot, "question": s.exemplar.question, "answer": s.exemplar.answer}
-                for s in line.row.substituted[line.exemplar_set]
+                for s in line.row.replaced_shots[line.exemplar_set]
             ],
         }
         for line in lines

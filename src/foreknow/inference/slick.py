@@ -30,15 +30,15 @@ PROBES: Final[dict[str, pl.DataType]] = {
     "greedy_correct": pl.Boolean(),
     "greedy_lenient": pl.Boolean(),
     "p_correct": pl.Float64(),
-    "p_correct_high": pl.Float64(),
+    "p_correct_upper": pl.Float64(),
     "p_lenient": pl.Float64(),
-    "p_lenient_high": pl.Float64(),
+    "p_lenient_upper": pl.Float64(),
     "expansions": pl.Int64(),
-    "substituted": pl.List(pl.Struct({"slot": pl.Int64(), "question": pl.String(), "answer": pl.String()})),
+    "replaced_shots": pl.List(pl.Struct({"slot": pl.Int64(), "question": pl.String(), "answer": pl.String()})),
 }
 """One line per row and exemplar set. `greedy_*`: is the T = 0 answer right. `p_*`: the probability that one
 sample is right, a lower and an upper end, NaN where the model's logits were not finite; `expansions`: token paths
-searched beyond the accepted answers' own; `substituted`: exemplars that stand in for the row's own fact."""
+searched beyond the accepted answers' own; `replaced_shots`: exemplars that stand in for the row's own fact."""
 
 MODEL_ANSWERS: Final[dict[str, pl.DataType]] = {"row": pl.Int64(), "model_answer": pl.String()}
 """What the model greedily says behind exemplar set 0."""
@@ -69,7 +69,7 @@ def label(probes: pl.DataFrame, *, samples: int, sampled: bool = False, lenient:
 
     `sampled`: the probabilities are shares of samples really drawn, so a row was hit or it was not.
     `lenient`: `p_sampled`, `p_hit` and `category` follow lenient matching. The lenient columns are always
-    given too. Returns `row, p_greedy, p_greedy_lenient, p_sampled, p_sampled_error, p_hit, p_hit_high,
+    given too. Returns `row, p_greedy, p_greedy_lenient, p_sampled, p_sampled_width, p_hit, p_hit_upper,
     p_hit_lenient, not_finite, category, category_lenient, undecided`. A row with a probe that is not a number is
     `not_finite`: it gets no category and no figure, whatever its other probes say.
     """
@@ -79,18 +79,18 @@ def label(probes: pl.DataFrame, *, samples: int, sampled: bool = False, lenient:
         return (p > 0).any().cast(pl.Float64) if sampled else p_hit(p, samples)
 
     greedy, low, high = (
-        ("greedy_lenient", "p_lenient", "p_lenient_high")
+        ("greedy_lenient", "p_lenient", "p_lenient_upper")
         if lenient
-        else ("greedy_correct", "p_correct", "p_correct_high")
+        else ("greedy_correct", "p_correct", "p_correct_upper")
     )
-    p = pl.col("p_correct", "p_correct_high", "p_lenient", "p_lenient_high")
+    p = pl.col("p_correct", "p_correct_upper", "p_lenient", "p_lenient_upper")
     rolled = probes.group_by("row").agg(
         p_greedy=pl.col(greedy).mean(),
         p_greedy_lenient=pl.col("greedy_lenient").mean(),
         p_sampled=pl.col(low).mean(),
-        p_sampled_error=(pl.col(high) - pl.col(low)).mean(),
+        p_sampled_width=(pl.col(high) - pl.col(low)).mean(),
         p_hit=hit(low),
-        p_hit_high=hit(high),
+        p_hit_upper=hit(high),
         p_hit_lenient=hit("p_lenient"),
         not_finite=~pl.all_horizontal(p.is_finite().fill_null(False).all()),
     )
@@ -100,7 +100,7 @@ def label(probes: pl.DataFrame, *, samples: int, sampled: bool = False, lenient:
         .with_columns(
             category=category(pl.col("p_greedy"), pl.col("p_hit")),
             category_lenient=category(pl.col("p_greedy_lenient"), pl.col("p_hit_lenient")),
-            undecided=(pl.col("p_greedy") == 0) & (pl.col("p_hit") < 0.5) & (pl.col("p_hit_high") >= 0.5),
+            undecided=(pl.col("p_greedy") == 0) & (pl.col("p_hit") < 0.5) & (pl.col("p_hit_upper") >= 0.5),
         )
         .sort("row")
     )

@@ -9,7 +9,7 @@ A folder in an object store (`remote.py`) is written here, in its mirror, and pu
 
 What is read again is held to a checksum first, so that a file that was cut or has a bit flipped is named, or its
 chunk is done again: `manifest.json` and `.run.json` carry a seal of their own content, `manifest.json` the sha256 of
-every output (`files`), a chunk its own.
+every output (`files`), a chunk its own. Both also carry the `format` of the columns in the run's files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import polars as pl
 import yaml
@@ -37,6 +37,9 @@ from foreknow.io import remote
 from foreknow.io.remote_paths import place
 
 MANIFEST = "manifest.json"
+FORMAT: Final = 2
+"""The names of the columns and keys in a run's files. Raise it where one changes: a run of another format is refused,
+so that no file is read by names that it does not have."""
 SEAL = "seal"
 """The key under which a sealed JSON file holds the fingerprint of the rest of it."""
 _TORN = re.compile(r"\.[\w.]+\.[a-z0-9_]{8}\.\w+")
@@ -143,10 +146,11 @@ class RunDir:
         """Check that the folder is new or belongs to the same run; True if that run is complete (see `verify`).
 
         `identity`: what makes two runs the same (input, model, settings), by key. Raises RunFolderError
-        naming the keys that differ.
+        naming the keys that differ, or the folder where its files have the columns of another format.
         """
         known = read_checked(self.path / MANIFEST) or read_checked(self.path / ".run.json")
         if known is not None:
+            _check_format(self.path, known)
             differ = differences(known.get("identity", {}), identity)
             if differ:
                 shown = "; ".join(differ[:4]) + (f"; and {len(differ) - 4} more" if len(differ) > 4 else "")
@@ -162,7 +166,7 @@ class RunDir:
                 "--out, or delete the folder if it was one"
             )
         # whose folder it is comes first: a run stopped right here can be taken up again
-        write_json(self.path / ".run.json", with_checksum({"identity": identity}))
+        write_json(self.path / ".run.json", with_checksum({"format": FORMAT, "identity": identity}))
         with _disk(self.path):
             self.chunks.mkdir(exist_ok=True)
             for torn in (*self.path.iterdir(), *self.chunks.iterdir()):
@@ -174,7 +178,7 @@ class RunDir:
     def reopen(self, config: dict[str, Any]) -> None:
         """Make a complete run unfinished again, to do more of the same; its outputs stay until they are replaced."""
         identity = (self.manifest or {}).get("identity", {})
-        write_json(self.path / ".run.json", with_checksum({"identity": identity}))
+        write_json(self.path / ".run.json", with_checksum({"format": FORMAT, "identity": identity}))
         (self.path / MANIFEST).unlink(missing_ok=True)
         write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
@@ -220,7 +224,7 @@ class RunDir:
         """
         with _disk(self.path):
             files = _checksums(self.path, outputs)
-        write_json(self.path / MANIFEST, with_checksum({**manifest, "files": files}))
+        write_json(self.path / MANIFEST, with_checksum({"format": FORMAT, **manifest, "files": files}))
         shutil.rmtree(self.chunks, ignore_errors=True)
         (self.path / ".run.json").unlink(missing_ok=True)
         remote.written(self.path)
@@ -276,11 +280,13 @@ def verify(folder: Path, *, partial: bool = False) -> dict[str, Any]:
 
     Checked before anything reads them: a flipped bit in Parquet can end the process, or change rows without a word.
     `partial`: a file that is missing is no fault, as it can be made again from the others. Raises InputError where
-    there is no manifest, or an output is missing or was changed, with its name.
+    there is no manifest, or an output is missing or was changed, with its name; RunFolderError where the outputs have
+    the columns of another format.
     """
     found = read_checked(folder / MANIFEST)
     if found is None:
         raise InputError(f"{folder}: not a finished run (no {MANIFEST})")
+    _check_format(folder, found)
     for name, expected in found.get("files", {}).items():
         path = folder / name
         if not path.is_file():
@@ -295,6 +301,16 @@ def verify(folder: Path, *, partial: bool = False) -> dict[str, Any]:
                 f"or {_remedy(path if partial else folder)}"
             )
     return found
+
+
+def _check_format(folder: Path, manifest: dict[str, Any]) -> None:
+    """Raise RunFolderError where the run's files have the columns of another format than `FORMAT`."""
+    given = manifest.get("format", 1)
+    if given != FORMAT:
+        raise RunFolderError(
+            f"{folder}: made by another version of foreknow (format {given} of its columns, expected {FORMAT}); "
+            f"{_remedy(folder)}"
+        )
 
 
 def _remedy(folder: Path) -> str:

@@ -50,7 +50,7 @@ class Guess(NamedTuple):
     """An answer given in a relation far more often than it is right there."""
 
     group: str
-    said: str
+    prediction: str
     given: Count
     golds: int
 
@@ -62,7 +62,7 @@ class AnswerExample:
     question: str
     answer: str
     base: str | None
-    said: str
+    prediction: str
     group: str
 
 
@@ -71,7 +71,7 @@ def render_evaluation(evaluation: EvaluateResult, *, show_rows: bool = True) -> 
     summary, rows = evaluation.summary, evaluation.rows
     model, protocol, data = (dict(summary.get(key) or {}) for key in ("model", "protocol", "data"))
     lenient, notes = protocol.get("match") == "lenient", protocol.pop("notes", [])
-    rows = rows.drop_nulls("said").with_columns(counts=pl.col("right_lenient" if lenient else "right"))
+    rows = rows.drop_nulls("prediction").with_columns(counts=pl.col("correct_lenient" if lenient else "correct"))
     categories = by(summary, "by_category", lenient)
     relations = sorted(by(summary, "by_relation", lenient), key=lambda line: (-line.em.rows, line.name))
     guesses = taken_over(rows)
@@ -111,7 +111,7 @@ def by(summary: Mapping[str, Any], key: str, lenient: bool) -> list[EmRow]:
     found = []
     for name, em in summary["em"][key].items():
         base = moved.get(name, {})
-        was = _count(base["base_right"]) if base.get("compared") else None
+        was = _count(base["base_correct"]) if base.get("compared") else None
         found.append(_line(name, em, summary["refusals"][key][name], was, lenient))
     return found
 
@@ -140,17 +140,17 @@ def taken_over(rows: pl.DataFrame) -> list[Guess]:
     sizes = rows.group_by("group").agg(size=pl.len())
     said = (
         rows.filter(~pl.col("refused"))
-        .group_by("group", "said")
-        .agg(given=pl.len(), right=pl.col("counts").sum())
+        .group_by("group", "prediction")
+        .agg(given=pl.len(), correct=pl.col("counts").sum())
         .join(sizes, on="group")
         .filter(
             pl.col("given") >= OFTEN,
             pl.col("given") >= TAKES_OVER * pl.col("size"),
-            pl.col("given") >= 2 * pl.col("right"),
+            pl.col("given") >= 2 * pl.col("correct"),
         )
-        .sort([pl.col("given") / pl.col("size"), "group", "said"], descending=[True, False, False])
+        .sort([pl.col("given") / pl.col("size"), "group", "prediction"], descending=[True, False, False])
     )
-    columns = ("group", "said", "given", "size", "right")
+    columns = ("group", "prediction", "given", "size", "correct")
     return [Guess(g, s, Count(n, size), right) for g, s, n, size, right in said.select(columns).iter_rows()]
 
 
@@ -159,11 +159,11 @@ def examples(rows: pl.DataFrame) -> dict[str, list[AnswerExample]]:
     highly, unknown = pl.col("category") == HIGHLY_KNOWN, pl.col("category") == UNKNOWN
     kinds = {
         "lost": highly & ~pl.col("counts"),
-        "turned": ~highly.fill_null(False) & pl.col("base_right") & ~pl.col("counts"),
+        "turned": ~highly.fill_null(False) & pl.col("base_correct") & ~pl.col("counts"),
         "gained": unknown & pl.col("counts"),
-        "refused": pl.col("refused") & ~pl.col("counts") & (highly | pl.col("base_right").fill_null(False)),
+        "refused": pl.col("refused") & ~pl.col("counts") & (highly | pl.col("base_correct").fill_null(False)),
     }
-    columns = ("question", "answer", "base_answer", "said", "group")
+    columns = ("question", "answer", "base_answer", "prediction", "group")
     found = {}
     for kind, which in kinds.items():
         # one of each relation first, so that the largest does not fill the table
@@ -216,7 +216,7 @@ def _against(summary: Mapping[str, Any]) -> str:
     moved = (summary.get("moves") or {}).get("overall")
     if not moved or not moved["compared"]:
         return ""
-    lost, won = _count(moved["right_to_wrong"]), _count(moved["wrong_to_right"])
+    lost, won = _count(moved["correct_to_wrong"]), _count(moved["wrong_to_correct"])
     return (
         f"Of {count(lost.rows, 'row')} that the base model had right behind examples, {lost.hits:,} "
         f"({exact(lost.share)}) are not right now; of the {won.rows:,} others, {won.hits:,} ({exact(won.share)}) are "

@@ -35,7 +35,7 @@ def row_json(
             audit_tables.CATEGORIES.index(r["category"]) if r["category"] else -1,
             _short(r["p_greedy"]),
             _short(r["p_sampled"]),
-            _short(r["p_sampled_error"]),
+            _short(r["p_sampled_width"]),
             place[r["group"]],
             sorted(flag_place[f] for f in set(r["flags"])),
             *_more(r, own),

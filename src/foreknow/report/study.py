@@ -82,9 +82,9 @@ def _claim(line: Mapping[str, Any]) -> ClaimRow:
     if value is None:
         estimate = "–"
     elif number == 7:  # a level, not a difference
-        estimate = f"{exact(value)} ({100 * line['low']:.1f} to {100 * line['high']:.1f})"
+        estimate = f"{exact(value)} ({100 * line['ci_low']:.1f} to {100 * line['ci_high']:.1f})"
     else:
-        estimate = points(value, line["low"], line["high"])
+        estimate = points(value, line["ci_low"], line["ci_high"])
     note = _typeset(line["note"] or "")
     notes = [note] if line["verdict"] == "not tested" else [part for part in note.split("; ") if part]
     shown = next((part.removeprefix("shown: ") for part in notes if part.startswith("shown: ")), "")

@@ -125,7 +125,7 @@ def epochs(last: int) -> list[int]:
 
 def _over_epochs(table: pl.DataFrame, on: str, measure: str) -> tuple[ChartPosition, ...]:
     of = table.filter((pl.col("trained_on") == on) & (pl.col("measure") == measure)).sort("epoch")
-    return _places(of.select("epoch", "value", "seed_low", "seed_high"))
+    return _places(of.select("epoch", "value", "seed_min", "seed_max"))
 
 
 def _places(frame: pl.DataFrame) -> tuple[ChartPosition, ...]:
@@ -175,7 +175,9 @@ def _by_share(every: pl.DataFrame) -> list[ChartLine]:
             of = pl.concat([here.filter((pl.col("trained_on") == "D") & (pl.col("share") == 0)), of])
         if of.height:
             found.append(
-                ChartLine(label, short, _places(of.sort("share").select("share", "em", "low", "high")), colour, dash)
+                ChartLine(
+                    label, short, _places(of.sort("share").select("share", "em", "ci_low", "ci_high")), colour, dash
+                )
             )
     for point in every["point"].unique(maintain_order=True):
         of = every.filter((pl.col("trained_on") == "D") & (pl.col("point") == point)).sort("share")
@@ -203,7 +205,7 @@ def _fitted(of: Tables) -> Section:
     early = table.filter(pl.col("point") == EARLY).sort("share")
     ours, theirs = [], []
     for part, colour in ((ALL_KNOWN, WITHOUT), (UNKNOWN, WITH_UNKNOWN)):
-        found = early.filter(pl.col("part") == part).select("share", "em", "low", "high")
+        found = early.filter(pl.col("part") == part).select("share", "em", "ci_low", "ci_high")
         if found.height:
             ours.append(ChartLine(f"{part} rows", part, _places(found), colour))
         theirs.append(ChartLine(f"{part} rows", part, _read_off(paper.FITTED[part]), colour))
@@ -230,7 +232,7 @@ def _linear(of: Tables) -> Section:
     bars = [
         Bar(
             f"{TERMS[line['coefficient']]}, {SETS[line['set']]}",
-            *(line["value"], line["low"], line["high"], line["paper"]),
+            *(line["value"], line["ci_low"], line["ci_high"], line["paper"]),
             short=f"{line['coefficient']}, {'test' if line['set'] == 'test' else 'unseen'}",
         )
         for line in own.iter_rows(named=True)
@@ -255,7 +257,7 @@ def _linear(of: Tables) -> Section:
 def _single(of: Tables) -> Section:
     table = of["single"].filter(pl.col("point").is_in(POINTS))
     bars = [
-        Bar(line["trained"], line["em"], line["low"], line["high"], line["paper"], line["point"] == LATE)
+        Bar(line["trained"], line["em"], line["ci_low"], line["ci_high"], line["paper"], line["point"] == LATE)
         for line in table.filter(pl.col("category") == ALL).iter_rows(named=True)
     ]
     tables = [("By category of the rows asked, the paper below", study_tables.single(table))]

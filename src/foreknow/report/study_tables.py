@@ -53,13 +53,13 @@ def em_text(line: Row | None) -> str:
     """EM with its interval: 48.0 % (45–51)."""
     if line is None or line["em"] is None:
         return "–"
-    return f"{exact(line['em'])} ({100 * line['low']:.0f}–{100 * line['high']:.0f})"
+    return f"{exact(line['em'])} ({100 * line['ci_low']:.0f}–{100 * line['ci_high']:.0f})"
 
 
 def _range(line: Row) -> str:
     if line["seeds"] == 1:
         return "one seed"
-    return f"{100 * line['seed_low']:.1f}–{100 * line['seed_high']:.1f} of {line['seeds']}"
+    return f"{100 * line['seed_min']:.1f}–{100 * line['seed_max']:.1f} of {line['seeds']}"
 
 
 def curves(table: pl.DataFrame) -> TextTable:
@@ -79,7 +79,7 @@ def _ranged(line: Row | None) -> str:
     """A value, with its range over seeds."""
     if line is None:
         return "–"
-    ends = f" ({100 * line['seed_low']:.0f}–{100 * line['seed_high']:.0f})" if line["seeds"] > 1 else ""
+    ends = f" ({100 * line['seed_min']:.0f}–{100 * line['seed_max']:.0f})" if line["seeds"] > 1 else ""
     return f"{exact(line['value'])}{ends}"
 
 
@@ -114,7 +114,7 @@ def contrasts(table: pl.DataFrame, name: str, kinds: Iterable[str] = ()) -> Text
         (
             f"{line['first']}, {at(line['first_point'])}",
             f"{line['second']}, {at(line['second_point'])}",
-            f"{signed(line['difference'])} ({signed(line['low'])} to {signed(line['high'])})",
+            f"{signed(line['difference'])} ({signed(line['ci_low'])} to {signed(line['ci_high'])})",
             *(p_text(line["p"]), p_text(line["parts_p"]), _seeds(line["mcnemar_p"])),
             "–" if line["paper"] is None else signed(line["paper"]),
         )
@@ -153,7 +153,7 @@ def linear(table: pl.DataFrame) -> TextTable:
     lines = [
         (
             *(SETS[line["set"]], line["fit"], TERMS[line["coefficient"]], _term(line)),
-            "–" if line["wild_low"] is None else f"{_level(line, 'wild_low')} to {_level(line, 'wild_high')}",
+            "–" if line["wild_ci_low"] is None else f"{_level(line, 'wild_ci_low')} to {_level(line, 'wild_ci_high')}",
             p_text(line["p"]),
             "–" if line["r2"] is None else f"{line['r2']:.2f}",
             f"{line['points']:,} of {line['runs']:,} runs",
@@ -173,7 +173,7 @@ def _level(line: Row, name: str) -> str:
 def _term(line: Row) -> str:
     if line["value"] is None:
         return "–"
-    ends = "" if line["low"] is None else f" ({_level(line, 'low')} to {_level(line, 'high')})"
+    ends = "" if line["ci_low"] is None else f" ({_level(line, 'ci_low')} to {_level(line, 'ci_high')})"
     return f"{_level(line, 'value')}{ends}"
 
 
@@ -191,7 +191,7 @@ def single(table: pl.DataFrame) -> TextTable:
 def sweep(own: pl.DataFrame) -> TextTable:
     """SliCK's own label by budget."""
     lines = [
-        (line["setting"], exact(line["share"]), share_text(line["em"]), f"{line['right']:,} of {line['rows']:,}")
+        (line["setting"], exact(line["share"]), share_text(line["em"]), f"{line['correct']:,} of {line['rows']:,}")
         for line in own.iter_rows(named=True)
     ]
     return TextTable(("Exemplar sets and samples", "Called Unknown", "EM of those", "Right"), tuple(lines))
@@ -201,7 +201,7 @@ def refusals(table: pl.DataFrame) -> TextTable:
     """Refusals, the paper's figures below ours."""
     lines = []
     for line in table.iter_rows(named=True):
-        low, high = line["accuracy_low"], line["accuracy_high"]
+        low, high = line["accuracy_ci_low"], line["accuracy_ci_high"]
         ends = "" if low is None else f" ({100 * low:.0f}–{100 * high:.0f})"
         texts = [share_text(line[n]) for n in ("coverage", "yield", "refused_highly_known", "refused_unknown")]
         place = (line["trained_on"], whole(line["share"]), at(line["point"]))

@@ -38,7 +38,7 @@ def points(share: float, low: float | None = None, high: float | None = None) ->
 
 def moved(line: Row) -> str:
     """A contrast in words, by where its interval lies."""
-    value, low, high = line["difference"], line["low"], line["high"]
+    value, low, high = line["difference"], line["ci_low"], line["ci_high"]
     if low > 0 or high < 0:
         ends = sorted((abs(low), abs(high)))
         way = "higher" if low > 0 else "lower"
@@ -179,7 +179,7 @@ def shares(differences: pl.DataFrame, name: str) -> list[str]:
             f"{words} {moved(worst)}"
             + (
                 f"; in the paper by about {100 * paper.DROP[name]:.0f} points at most."
-                if worst["high"] < 0
+                if worst["ci_high"] < 0
                 else f"; the paper has a fall of about {100 * paper.DROP[name]:.0f} points at most."
             )
         )
@@ -224,9 +224,9 @@ def linear(table: pl.DataFrame, name: str) -> list[str]:
     for which, line in found.items():
         assert line is not None
         whose = "Known" if which == "b_kn" else "Unknown"
-        ends = points(line["value"], line["low"], line["high"])
-        sure = line["low"] is not None and (line["low"] > 0 or line["high"] < 0)
-        doubt = "" if sure else (", its sign not certain" if line["low"] is not None else ", without an interval")
+        ends = points(line["value"], line["ci_low"], line["ci_high"])
+        sure = line["ci_low"] is not None and (line["ci_low"] > 0 or line["ci_high"] < 0)
+        doubt = "" if sure else (", its sign not certain" if line["ci_low"] is not None else ", without an interval")
         told.append(f"were all of D {whose} rows, all fitted, {_set(name)} would move by {ends}{doubt}")
     text = f"Against nothing fitted: {'; '.join(told)}. The paper: "
     text += " and ".join(f"{signed(f.value)}" for c in found if (f := paper.linear(name, c))) + " points."

@@ -43,7 +43,7 @@ from foreknow.stages.train.curves import TRAIN, Line
 if TYPE_CHECKING:
     from foreknow.stages.train.result import TrainResult
 
-_OUTCOMES = {"epoch": pl.Float64(), "step": pl.Int64(), "set": pl.String(), "row": pl.Int64(), "right": pl.Boolean()}
+_OUTCOMES = {"epoch": pl.Float64(), "step": pl.Int64(), "set": pl.String(), "row": pl.Int64(), "correct": pl.Boolean()}
 _ROWS = {name: pl.Int64() if name == "row" else pl.String() for name in ("set", "row", "group", "category")} | {
     name: pl.String() for name in ("question", "answer")
 }
@@ -298,7 +298,7 @@ def _every(run: TrainRunView) -> list[dict[str, Any]]:
             "loss": line["train_loss"],
             "mark": marks.get(line["step"], ""),
             "fitted": line["fitted"],
-            "fitted_overall": line["counts"][TRAIN]["right"] / max(line["counts"][TRAIN]["rows"], 1),
+            "fitted_overall": line["counts"][TRAIN]["correct"] / max(line["counts"][TRAIN]["rows"], 1),
             "em": line["em"],
             "seconds": duration(line["seconds"]) if "seconds" in line else "–",
         }

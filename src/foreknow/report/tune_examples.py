@@ -37,7 +37,7 @@ def examples(run: TrainRunView, control: TrainRunView | None, limit: int = 8) ->
         run.outcomes.filter(pl.col("step").is_in(steps))
         .sort("step")
         .group_by("set", "row")
-        .agg(history="right")
+        .agg(history="correct")
         .filter(pl.col("history").list.len() == len(steps))
     )
     early, last = steps.index(run.early["step"]), steps.index(run.last["step"])
@@ -49,7 +49,7 @@ def examples(run: TrainRunView, control: TrainRunView | None, limit: int = 8) ->
     if control and control.last is not None and not control.outcomes.is_empty():
         same = [name for name in run.sets if run.same_rows(control, name)]
         ended = control.outcomes.filter(pl.col("step") == control.last["step"], pl.col("set").is_in(same))
-        frame = frame.join(ended.select("set", "row", control="right"), on=["set", "row"], how="left")
+        frame = frame.join(ended.select("set", "row", control="correct"), on=["set", "row"], how="left")
     else:
         frame = frame.with_columns(control=pl.lit(None, pl.Boolean))
     held, is_train = pl.col("set") != "dev", pl.col("set") == TRAIN

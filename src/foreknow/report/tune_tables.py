@@ -182,7 +182,7 @@ def count(line: Line, name: str, category: str | None = None) -> Count | None:
     of = line["counts"].get(name)
     if of is None:
         return None
-    pair = (of["right"], of["rows"]) if category is None else of["by_category"].get(category)
+    pair = (of["correct"], of["rows"]) if category is None else of["by_category"].get(category)
     return Count(*pair) if pair and pair[1] else None
 
 
@@ -194,13 +194,13 @@ def known(line: Line) -> Count | None:
 
 def at(run: TrainRunView, line: Line, name: str) -> pl.DataFrame:
     """`row, right` of a set at one evaluation."""
-    return run.outcomes.filter(pl.col("step") == line["step"], pl.col("set") == name).select("row", "right")
+    return run.outcomes.filter(pl.col("step") == line["step"], pl.col("set") == name).select("row", "correct")
 
 
 def paired(first: pl.DataFrame, second: pl.DataFrame) -> PairedCounts:
     """Two answers to the same rows (`row, right` each)."""
     both = first.join(second, on="row", suffix="_then")
-    was, now = both["right"], both["right_then"]
+    was, now = both["correct"], both["correct_then"]
     return PairedCounts(both.height, int((was & ~now).sum()), int((~was & now).sum()))
 
 
@@ -295,7 +295,7 @@ def groups(run: TrainRunView, control: TrainRunView | None, name: str) -> tuple[
 
 
 def _by_group(run: TrainRunView, line: Line, name: str, of: pl.DataFrame) -> dict[str, Count]:
-    joined = of.join(at(run, line, name), on="row").group_by("group").agg(pl.col("right").sum(), pl.len())
+    joined = of.join(at(run, line, name), on="row").group_by("group").agg(pl.col("correct").sum(), pl.len())
     return {str(key): Count(right, rows) for key, right, rows in joined.iter_rows()}
 
 

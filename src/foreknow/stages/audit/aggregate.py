@@ -39,7 +39,7 @@ def rows_frame(audited: pl.DataFrame, labelled: pl.DataFrame, answers: pl.DataFr
     return rows.with_columns(earlier_turns(rows), answer=GOLD, model_answer=said).select(
         *("row", "record", "turn", "group", "relation", "subject", "split"),
         *("question", "earlier_turns", "answer", "answers"),
-        *("p_greedy", "p_greedy_lenient", "p_sampled", "p_sampled_error", "p_hit", "p_hit_high", "p_hit_lenient"),
+        *("p_greedy", "p_greedy_lenient", "p_sampled", "p_sampled_width", "p_hit", "p_hit_upper", "p_hit_lenient"),
         *("category", "category_lenient", "model_answer", "popularity", "flags"),
     )
 

@@ -25,10 +25,10 @@ from foreknow.stats import DRAWS, LEVEL, SMALL_STRATUM, wilson
 CHANCE: Final[dict[str, pl.DataType]] = {
     "row": pl.Int64(),
     "p_chance": pl.Float64(),
-    "p_chance_high": pl.Float64(),
+    "p_chance_upper": pl.Float64(),
     "p_chance_greedy": pl.Float64(),
     "lift": pl.Float64(),
-    "lift_low": pl.Float64(),
+    "lift_lower": pl.Float64(),
     "rank": pl.Float64(),
     "guessable": pl.Boolean(),
     "references": pl.Int64(),
@@ -36,7 +36,7 @@ CHANCE: Final[dict[str, pl.DataType]] = {
 }
 """One line per probed row. `p_chance`, `p_chance_greedy`: means over its references of `p_hit` and P(T=0) of *this
 row's* accepted answers, letter by letter, 0 to 1. `lift`: logit of `p_sampled` less the mean logit of the
-references'. `p_chance_high`, `lift_low`: were all that was not searched a hit of the reference. `rank`: (1 +
+references'. `p_chance_upper`, `lift_lower`: were all that was not searched a hit of the reference. `rank`: (1 +
 references that score at least this row) / (references + 1). `flag`: FEW, MADE_UP, or why there are no values."""
 
 MADE_UP: Final = "made_up_references"
@@ -217,10 +217,10 @@ def line_of(row: ChanceRow, asked: ReferenceQuestion, samples: int, rules: Rules
     return {
         "row": row.number,
         "p_chance": float(hit.mean()),
-        "p_chance_high": float(hit_high.mean()),
+        "p_chance_upper": float(hit_high.mean()),
         "p_chance_greedy": float(greedy.mean()),
         "lift": own - float(scores.mean()),
-        "lift_low": own - float(logits(high.mean(axis=1), rules.floor).mean()),
+        "lift_lower": own - float(logits(high.mean(axis=1), rules.floor).mean()),
         "rank": rank,
         "guessable": rank > rules.guessable,
         "references": count,
@@ -249,7 +249,7 @@ def corrected(rows: pl.DataFrame, *, seed: int = 0) -> dict[str, dict[str, Any]]
     """Shares without what chance explains: max(0, (observed - chance) / (1 - chance)), by group and overall ("").
 
     `rows`: group, observed, chance (0 to 1, no nulls). Overall is the mean of the groups' corrected shares by
-    their rows: pooled first, a group of easy guesses would hide what is known in the others. `low` and `high`:
+    their rows: pooled first, a group of easy guesses would hide what is known in the others. `ci_low` and `ci_high`:
     95 % bootstrap interval, rows drawn within each group; where all rows are observed alike Wilson's interval of
     `observed` stands in, and groups of fewer than 5 rows have none. Null where chance is 1.
     """
@@ -304,12 +304,12 @@ def _resampled(
 def _ends(observed: NDArray[np.float64], chance: float, draws: NDArray[np.float64]) -> dict[str, float | None]:
     known = draws[~np.isnan(draws)]
     if not len(known) or 0 < len(observed) < SMALL_STRATUM:
-        return {"low": None, "high": None}
+        return {"ci_low": None, "ci_high": None}
     if len(observed) and observed.min() == observed.max() and observed[0] in (0.0, 1.0):
         whole = wilson(round(float(observed.sum())), len(observed))
-        return {"low": float(_without(whole.low, chance)), "high": float(_without(whole.high, chance))}
+        return {"ci_low": float(_without(whole.low, chance)), "ci_high": float(_without(whole.high, chance))}
     low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return {"low": float(low), "high": float(high)}
+    return {"ci_low": float(low), "ci_high": float(high)}
 
 
 def chance_table(told: dict[str, Any], most: int = 24) -> pl.DataFrame:

@@ -321,7 +321,7 @@ def summarise_chance(rows: pl.DataFrame, probes: pl.DataFrame, found: pl.DataFra
         shares[name] = {"overall": by_group.pop(""), "by_relation": by_group}
     guesses = some.group_by("strict").agg(rows=pl.len(), guessable=pl.col("guessable").sum())
     counted = {category: {"rows": n, "guessable": g} for category, n, g in guesses.sort("strict").iter_rows()}
-    widest = (some["p_chance_high"] - some["p_chance"]).max()
+    widest = (some["p_chance_upper"] - some["p_chance"]).max()
     return {
         "rows": every.height,
         "with_null": some.height,

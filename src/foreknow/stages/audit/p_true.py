@@ -149,13 +149,13 @@ class Scorer:
 
 
 def pool_of(
-    group: GroupExemplars, question: str, substituted: Sequence[Sequence[dict[str, Any]]] | None
+    group: GroupExemplars, question: str, replaced_shots: Sequence[Sequence[dict[str, Any]]] | None
 ) -> list[Exemplar]:
     """A group's exemplars, set by set, each once, without a row's own fact.
 
-    `substituted`: by set, the slots where that fact stood (`probes.parquet`).
+    `replaced_shots`: by set, the slots where that fact stood (`probes.parquet`).
     """
-    own = {(j, s["slot"]) for j, swapped in enumerate(substituted or ()) for s in swapped}
+    own = {(j, s["slot"]) for j, swapped in enumerate(replaced_shots or ()) for s in swapped}
     found: dict[str, Exemplar] = {}
     for j, exemplars in enumerate(group.sets):
         for slot, exemplar in enumerate(exemplars):

@@ -85,17 +85,17 @@ def read_exemplars(audit: AuditResult) -> Exemplars:
 
 def swapped_sets(probes: pl.DataFrame) -> dict[int, list[list[dict[str, Any]]]]:
     """Rows whose own fact stands among the exemplars: what was shown in its place, set by set."""
-    some = probes.filter((pl.col("substituted").list.len() > 0).any().over("row")).sort("row", "exemplar_set")
+    some = probes.filter((pl.col("replaced_shots").list.len() > 0).any().over("row")).sort("row", "exemplar_set")
     found: dict[int, list[list[dict[str, Any]]]] = {}
-    for row, shown in some.select("row", "substituted").iter_rows():
+    for row, shown in some.select("row", "replaced_shots").iter_rows():
         found.setdefault(row, []).append(shown)
     return found
 
 
-def own_sets(group: GroupExemplars, substituted: list[list[dict[str, Any]]]) -> GroupExemplars:
+def own_sets(group: GroupExemplars, replaced_shots: list[list[dict[str, Any]]]) -> GroupExemplars:
     """The sets as a row saw them, from what `probes.parquet` says was put in place of its own fact, set by set."""
     sets = []
-    for exemplars, swapped in zip(group.sets, substituted, strict=True):
+    for exemplars, swapped in zip(group.sets, replaced_shots, strict=True):
         filled = list(exemplars)
         for s in swapped:
             filled[s["slot"]] = Exemplar(s["question"], s["answer"], None)

@@ -80,9 +80,4 @@ def open_audit(folder: str | Path) -> AuditResult:
     verify(folder)
     if not (folder / "rows.parquet").is_file():
         raise InputError(f"{folder}: not a finished audit (no rows.parquet); run foreknow audit --out {folder}")
-    if "earlier_turns" not in pl.read_parquet_schema(folder / "rows.parquet"):
-        raise InputError(
-            f"{folder}: made by an older foreknow (rows.parquet has no column earlier_turns); delete it and run "
-            f"foreknow audit --out {folder} again"
-        )
     return AuditResult(folder)

@@ -21,7 +21,7 @@ from foreknow.inference.generate import Generated, Generator
 from foreknow.progress import say
 from foreknow.prompts.prompt_template import Prompter
 from foreknow.prompts.vocabulary import Vocabulary
-from foreknow.stages.evaluate.metrics import SAID
+from foreknow.stages.evaluate.metrics import PREDICTIONS
 
 READ: Final = 16
 """So many tokens of an answer are read at least, whether it can still be right or not."""
@@ -55,7 +55,7 @@ def build_prompts(rows: pl.DataFrame, prompter: Prompter, max_new: int | None = 
 
 
 def generate_answers(generator: Generator, rows: Sequence[GenerationPrompt]) -> pl.DataFrame:
-    """What the model says to each row: `SAID`, sorted by row.
+    """What the model says to each row: `PREDICTIONS`, sorted by row.
 
     Rows of like allowance and length are generated together, `generator.batch` at a time, so the result depends
     on the rows and that number only.
@@ -67,7 +67,7 @@ def generate_answers(generator: Generator, rows: Sequence[GenerationPrompt]) -> 
         longest = max(READ, *(one.allowed for one in part))
         answers = generator.answers([one.prompt for one in part], longest, None)
         found += [_judged(one, made, generator.vocabulary) for one, (made,) in zip(part, answers, strict=True)]
-    return pl.DataFrame(found, schema=SAID, orient="row").sort("row")
+    return pl.DataFrame(found, schema=PREDICTIONS, orient="row").sort("row")
 
 
 def _judged(

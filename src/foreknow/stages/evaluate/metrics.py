@@ -2,7 +2,7 @@
 
 Every row counts as one of these:
 
-    right     the answer is accepted
+    correct   the answer is accepted
     refused   the model declined, or said nothing
     wrong     neither
 
@@ -25,49 +25,50 @@ from foreknow.stats import wilson
 BASE_RIGHT: Final = 0.5
 """From this share of right greedy answers on, the base model counts as right on a row."""
 
-SAID: Final[dict[str, pl.DataType]] = {
+PREDICTIONS: Final[dict[str, pl.DataType]] = {
     "row": pl.Int64(),
-    "said": pl.String(),
+    "prediction": pl.String(),
     "ended": pl.Boolean(),
-    "right": pl.Boolean(),
-    "right_lenient": pl.Boolean(),
+    "correct": pl.Boolean(),
+    "correct_lenient": pl.Boolean(),
 }
-"""One line per answered row. `said`: up to the first newline or end, with an ellipsis where neither came. `ended`:
-one came within the tokens a right answer may have; a row that has not ended is not right. All are null where the
-model's logits were not finite before that: what it would say is not known."""
+"""One line per answered row. `prediction`: up to the first newline or end, with an ellipsis where neither came.
+`ended`: one came within the tokens a right answer may have; a row that has not ended is not right. All are null where
+the model's logits were not finite before that: what it would say is not known."""
 
 ANSWERED: Final[dict[str, pl.DataType]] = {
     **{name: pl.Int64() if name == "row" else pl.String() for name in ("row", "group", "relation", "split")},
-    **{name: pl.String() for name in ("question", "answer", "category", "said")},
-    **{name: pl.Boolean() for name in ("ended", "right", "right_lenient", "refused")},
+    **{name: pl.String() for name in ("question", "answer", "category", "prediction")},
+    **{name: pl.Boolean() for name in ("ended", "correct", "correct_lenient", "refused")},
     "base_p_greedy": pl.Float64(),
-    "base_right": pl.Boolean(),
+    "base_correct": pl.Boolean(),
     "base_answer": pl.String(),
     "answers": pl.List(pl.String()),
 }
-"""The contract of `rows.parquet`: one line per row, in input order. `right` is strict; `base_right` is null where
-the base model's probe is not known. `said` to `refused` are null where the model's logits were not finite."""
+"""The contract of `rows.parquet`: one line per row, in input order. `correct` is strict; `base_correct` is null where
+the base model's probe is not known. `prediction` to `refused` are null where the model's logits were not finite."""
 
 Share = dict[str, Any]
-"""share, low, high (Wilson's 95 % interval; all null where there are no rows), count, rows."""
+"""share, ci_low, ci_high (Wilson's 95 % interval; all null where there are no rows), count, rows."""
 
 
 def answered(
-    rows: pl.DataFrame, said: pl.DataFrame, labels: pl.DataFrame, idk_answer: str | None = None
+    rows: pl.DataFrame, predictions: pl.DataFrame, labels: pl.DataFrame, idk_answer: str | None = None
 ) -> pl.DataFrame:
-    """The frame `ANSWERED` from rows (`rows.ROWS`), what was said (`SAID`) and what was known (`base_labels.LABELS`).
+    """The frame `ANSWERED` from rows (`rows.ROWS`), what the model answers (`PREDICTIONS`) and what was known
+    (`base_labels.LABELS`).
 
     `idk_answer`: a refusal the model was taught, counted as one beside those that read as such.
     """
     taught = exact_match.normalise(idk_answer) if idk_answer else None
     refused = [
         None if text is None else exact_match.is_refusal(text) or exact_match.normalise(text) == taught
-        for text in said["said"]
+        for text in predictions["prediction"]
     ]
     return (
-        rows.join(said.with_columns(refused=pl.Series(refused, dtype=pl.Boolean)), on="row")
+        rows.join(predictions.with_columns(refused=pl.Series(refused, dtype=pl.Boolean)), on="row")
         .join(labels, on="row", how="left")
-        .with_columns(answer=GOLD, base_right=pl.col("base_p_greedy") >= BASE_RIGHT)
+        .with_columns(answer=GOLD, base_correct=pl.col("base_p_greedy") >= BASE_RIGHT)
         .sort("row")
         .select(*ANSWERED)
     )
@@ -80,10 +81,10 @@ def summarise_answers(rows: pl.DataFrame, *, lenient: bool = False) -> dict[str,
     were not finite are counted (`not_finite`) and in nothing else.
     """
     every = rows.height
-    rows = counted(rows.filter(pl.col("said").is_not_null()), lenient=lenient)
+    rows = counted(rows.filter(pl.col("prediction").is_not_null()), lenient=lenient)
     by = {"by_category": "category", "by_relation": "group", "by_split": "split"}
     parts = {name: parted(rows, column) for name, column in by.items()}
-    known = rows.filter(pl.col("base_right").is_not_null())
+    known = rows.filter(pl.col("base_correct").is_not_null())
     return {
         "rows": rows.height,
         "not_finite": every - rows.height,
@@ -93,10 +94,10 @@ def summarise_answers(rows: pl.DataFrame, *, lenient: bool = False) -> dict[str,
             **{name: {key: _em(part) for key, part in found.items()} for name, found in parts.items()},
         },
         "answers": {
-            "right": int(rows["counts"].sum()),
+            "correct": int(rows["counts"].sum()),
             "wrong": int(rows["wrong"].sum()),
             "refused": int(rows["refused"].sum()),
-            "empty": int((rows["said"] == "").sum()),
+            "empty": int((rows["prediction"] == "").sum()),
             "not_ended": int((~rows["ended"]).sum()),
         },
         "wrong_answers": {
@@ -122,7 +123,7 @@ def summarise_answers(rows: pl.DataFrame, *, lenient: bool = False) -> dict[str,
 
 def counted(rows: pl.DataFrame, *, lenient: bool) -> pl.DataFrame:
     """The rows with `counts` (right under the matching that counts) and `wrong` (neither right nor refused)."""
-    right = pl.col("right_lenient" if lenient else "right")
+    right = pl.col("correct_lenient" if lenient else "correct")
     return rows.with_columns(counts=right, wrong=~right & ~pl.col("refused"))
 
 
@@ -137,7 +138,7 @@ def share(count: int, rows: int) -> Share:
     """A share with its interval."""
     of = wilson(count, rows)
     ends = (of.value, of.low, of.high) if rows else (None, None, None)
-    return {**dict(zip(("share", "low", "high"), ends, strict=True)), "count": count, "rows": rows}
+    return {**dict(zip(("share", "ci_low", "ci_high"), ends, strict=True)), "count": count, "rows": rows}
 
 
 def _share(outcome: pl.Series) -> Share:
@@ -145,7 +146,7 @@ def _share(outcome: pl.Series) -> Share:
 
 
 def _em(rows: pl.DataFrame) -> dict[str, Share]:
-    return {"strict": _share(rows["right"]), "lenient": _share(rows["right_lenient"])}
+    return {"strict": _share(rows["correct"]), "lenient": _share(rows["correct_lenient"])}
 
 
 def answering(rows: pl.DataFrame) -> dict[str, Share]:
@@ -163,19 +164,23 @@ def frequent(rows: pl.DataFrame, most: int) -> list[dict[str, Any]]:
     """The most frequent wrong answers: text, count, share of the wrong answers. Ties in the order of the texts."""
     wrong = rows.filter("wrong")
     found = (
-        wrong.group_by(pl.col("said").str.normalize("NFC"))
+        wrong.group_by(pl.col("prediction").str.normalize("NFC"))
         .agg(count=pl.len())
-        .sort("count", "said", descending=[True, False])
+        .sort("count", "prediction", descending=[True, False])
         .head(most)
     )
-    return [{"said": text, "count": count, "share": count / wrong.height} for text, count in found.iter_rows()]
+    return [{"prediction": text, "count": count, "share": count / wrong.height} for text, count in found.iter_rows()]
 
 
 def collapse(rows: pl.DataFrame) -> dict[str, Any]:
     """How few answers stand for many: the top answer's share and the number of distinct answers, among rows not
     refused, beside the same of their golds. A model that answers well is about as varied as the golds are."""
     given = rows.filter(~pl.col("refused"))
-    return {"rows": given.height, "said": _variety(given["said"]), "golds": _variety(given["answer"].str.strip_chars())}
+    return {
+        "rows": given.height,
+        "predictions": _variety(given["prediction"]),
+        "golds": _variety(given["answer"].str.strip_chars()),
+    }
 
 
 def _variety(texts: pl.Series) -> dict[str, Any]:
@@ -194,20 +199,20 @@ def _variety(texts: pl.Series) -> dict[str, Any]:
 def moves(rows: pl.DataFrame) -> dict[str, Any]:
     """Rows won and lost against the base model, overall and by category.
 
-    `right_to_wrong`, `wrong_to_right`: of the rows the base was right, or wrong, on. `lost`: HighlyKnown rows that
+    `correct_to_wrong`, `wrong_to_correct`: of the rows the base was right, or wrong, on. `lost`: HighlyKnown rows that
     are not right now; `gained`: Unknown rows that are. Not right is wrong or refused.
     """
     by_category = parted(rows, "category")
     nothing = rows.clear()
     return {
-        "base_right_from": BASE_RIGHT,
-        "overall": _moved(rows.filter(pl.col("base_right").is_not_null())),
+        "base_correct_from": BASE_RIGHT,
+        "overall": _moved(rows.filter(pl.col("base_correct").is_not_null())),
         "by_category": {
             name: {
                 "rows": part.height,
-                "now_right": _share(part["counts"]),
+                "now_correct": _share(part["counts"]),
                 "now_refused": _share(part["refused"]),
-                **_moved(part.filter(pl.col("base_right").is_not_null())),
+                **_moved(part.filter(pl.col("base_correct").is_not_null())),
             }
             for name, part in by_category.items()
         },
@@ -217,12 +222,12 @@ def moves(rows: pl.DataFrame) -> dict[str, Any]:
 
 
 def _moved(rows: pl.DataFrame) -> dict[str, Any]:
-    was, now = rows["base_right"], rows["counts"]
+    was, now = rows["base_correct"], rows["counts"]
     lost, won = int((was & ~now).sum()), int((~was & now).sum())
     return {
         "compared": rows.height,
-        "base_right": _share(was),
-        "right_to_wrong": share(lost, int(was.sum())),
-        "wrong_to_right": share(won, int((~was).sum())),
+        "base_correct": _share(was),
+        "correct_to_wrong": share(lost, int(was.sum())),
+        "wrong_to_correct": share(won, int((~was).sum())),
         "net": won - lost,
     }

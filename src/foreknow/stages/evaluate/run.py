@@ -32,7 +32,7 @@ from foreknow.models.versions import library_versions
 from foreknow.progress import meter, say
 from foreknow.prompts.prompt_template import Prompter, Template, read_template
 from foreknow.stages.audit.result import AuditResult, open_audit
-from foreknow.stages.evaluate.metrics import SAID, answered, summarise_answers
+from foreknow.stages.evaluate.metrics import PREDICTIONS, answered, summarise_answers
 from foreknow.stages.evaluate.page import write_page
 from foreknow.stages.evaluate.result import EvaluateResult
 from foreknow.stages.train import row_faults
@@ -215,7 +215,7 @@ def _compute(
 ) -> None:
 
     plan = chunks(given.rows, int(config.chunk_rows or 256))
-    left = [n for n in range(len(plan)) if any(folder.chunk(n, part) is None for part in ("said", "cost"))]
+    left = [n for n in range(len(plan)) if any(folder.chunk(n, part) is None for part in ("predictions", "cost"))]
     if len(left) < len(plan):
         say(f"{len(plan) - len(left)} of {len(plan)} chunks are finished; going on")
     if left:
@@ -245,7 +245,7 @@ def _answer(
         for n, part in plan.items():
             began = time.monotonic()
             frame, generator = generate_with_less_memory(generator, [ready.rows[row] for row in part["row"]])
-            folder.save_chunk(n, "said", frame)
+            folder.save_chunk(n, "predictions", frame)
             cost = {"seconds": time.monotonic() - began, "rows": part.height, "batch_rows": generator.batch}
             folder.save_chunk(n, "cost", pl.DataFrame([cost], schema=COST))
             done.advance(part.height)
@@ -262,7 +262,7 @@ def _write(
 ) -> None:
     """Assemble the outputs from the finished chunks; the manifest comes last."""
     cost = folder.load_chunks("cost", COST)
-    rows = answered(given.rows, folder.load_chunks("said", SAID), given.labels, config.idk_answer)
+    rows = answered(given.rows, folder.load_chunks("predictions", PREDICTIONS), given.labels, config.idk_answer)
     seconds = float(cost["seconds"].sum())
     audit = given.audit
     checked = folder.load_chunks("fluency", FLUENCY)["summary"]
@@ -302,7 +302,7 @@ def _write(
             "stage": "evaluate",
             "identity": identity,
             "model": {"name": found.name, "fingerprint": found.fingerprint, "base": found.base},
-            "rows": fingerprint(rows.select("row", "said", "right", "right_lenient")),
+            "rows": fingerprint(rows.select("row", "prediction", "correct", "correct_lenient")),
             "versions": library_versions(),
             "chunks_with_halved_batches": cost.filter(pl.col("batch_rows") < int(config.batch_rows or 32)).height,
         },

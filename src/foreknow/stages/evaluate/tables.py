@@ -41,13 +41,13 @@ def moves_table(summary: Mapping[str, Any]) -> pl.DataFrame | None:
             {
                 "before": name,
                 "rows": f"{of['rows']:,}",
-                "now right": f"{of['now_right']['count']:,}",
-                "now wrong": f"{of['rows'] - of['now_right']['count']:,}",
-                "right": percent(of["now_right"]),
-                "95 % interval": interval(of["now_right"]),
-                "base right": f"{of['base_right']['count']:,} of {of['compared']:,}",
-                "right to wrong": f"{of['right_to_wrong']['count']:,}",
-                "wrong to right": f"{of['wrong_to_right']['count']:,}",
+                "now right": f"{of['now_correct']['count']:,}",
+                "now wrong": f"{of['rows'] - of['now_correct']['count']:,}",
+                "right": percent(of["now_correct"]),
+                "95 % interval": interval(of["now_correct"]),
+                "base right": f"{of['base_correct']['count']:,} of {of['compared']:,}",
+                "right to wrong": f"{of['correct_to_wrong']['count']:,}",
+                "wrong to right": f"{of['wrong_to_correct']['count']:,}",
             }
             for name, of in found["by_category"].items()
         ]
@@ -59,7 +59,7 @@ def wrong_table(summary: Mapping[str, Any], most: int = 10) -> pl.DataFrame:
     return pl.DataFrame(
         [
             {
-                "wrong answer": cut(line["said"]),
+                "wrong answer": cut(line["prediction"]),
                 "count": f"{line['count']:,}",
                 "of wrong answers": f"{line['share']:.1%}",
             }
@@ -78,9 +78,9 @@ def collapse_table(summary: Mapping[str, Any], most: int = 24) -> pl.DataFrame:
             {
                 "relation": name,
                 "answered": f"{of['rows']:,}",
-                "top answer": cut(of["said"]["top"] or "", 20),
-                "share": percent(of["said"]),
-                "distinct": f"{of['said']['distinct']:,}",
+                "top answer": cut(of["predictions"]["top"] or "", 20),
+                "share": percent(of["predictions"]),
+                "distinct": f"{of['predictions']['distinct']:,}",
                 "top gold": cut(of["golds"]["top"] or "", 20),
                 "gold share": percent(of["golds"]),
                 "distinct golds": f"{of['golds']['distinct']:,}",
@@ -94,7 +94,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     """What the tables do not say, in a few lines."""
     answers, of = summary["answers"], summary["answering"]["overall"]
     told = [
-        f"{answers['right']:,} right, {answers['wrong']:,} wrong, {answers['refused']:,} refused "
+        f"{answers['correct']:,} right, {answers['wrong']:,} wrong, {answers['refused']:,} refused "
         f"({answers['empty']:,} of them empty), {answers['not_ended']:,} not ended in time",
         f"coverage {percent(of['coverage'])}, accuracy when answering {percent(of['accuracy'])}, "
         f"yield {percent(of['yield'])}",
@@ -112,8 +112,9 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     told.append(f"lost: {_count(moved['lost'])} HighlyKnown rows; gained: {_count(moved['gained'])} Unknown rows")
     if (overall := moved["overall"])["compared"]:
         told.append(
-            f"against the base model (right if at least {moved['base_right_from']:.0%} of its few-shot answers are): "
-            f"right to wrong {_count(overall['right_to_wrong'])}, wrong to right {_count(overall['wrong_to_right'])}"
+            f"against the base model (right if at least {moved['base_correct_from']:.0%} of its few-shot answers are): "
+            f"right to wrong {_count(overall['correct_to_wrong'])}, "
+            f"wrong to right {_count(overall['wrong_to_correct'])}"
         )
     return told
 
@@ -129,7 +130,7 @@ def percent(of: Mapping[str, Any]) -> str:
 
 def interval(of: Mapping[str, Any]) -> str:
     """A share's interval in percent."""
-    return "-" if of["share"] is None else f"{of['low']:.1%} to {of['high']:.1%}"
+    return "-" if of["share"] is None else f"{of['ci_low']:.1%} to {of['ci_high']:.1%}"
 
 
 def cut(text: str, most: int = 40) -> str:

@@ -24,11 +24,11 @@ TRAINED_ON: Final = {"shares": "D", "known": "D_Known", "idk": "D_IDK"}
 
 def with_known(results: pl.DataFrame) -> pl.DataFrame:
     """The results with a category Known: the three Known ones together."""
-    key = [name for name in results.columns if name not in ("category", "rows", "right")]
+    key = [name for name in results.columns if name not in ("category", "rows", "correct")]
     known = (
         results.filter(pl.col("category").is_in(KNOWN))
         .group_by(key, maintain_order=True)
-        .agg(pl.col("rows", "right").sum())
+        .agg(pl.col("rows", "correct").sum())
         .with_columns(category=pl.lit(ALL_KNOWN))
     )
     return pl.concat([results, known.select(results.columns)])
@@ -44,7 +44,7 @@ def at_points(results: pl.DataFrame, fixed_epochs: Iterable[int] = ()) -> pl.Dat
 
 def over_seeds(points: pl.DataFrame, name: str) -> pl.DataFrame:
     """EM of set `name`: mean, smallest and largest over seeds, in the order of the points."""
-    share = pl.col("right") / pl.col("rows")
+    share = pl.col("correct") / pl.col("rows")
     key = ["variant", "kind", "share", "trained", "point", "category"]
     return (
         points.filter((pl.col("set") == name) & (pl.col("rows") > 0))
@@ -54,14 +54,14 @@ def over_seeds(points: pl.DataFrame, name: str) -> pl.DataFrame:
             seeds=pl.col("seed").n_unique().cast(pl.Int64),
             rows=pl.col("rows").mean().round().cast(pl.Int64),
             em=share.mean(),
-            seed_low=share.min(),
-            seed_high=share.max(),
+            seed_min=share.min(),
+            seed_max=share.max(),
         )
     )
 
 
 def intervals_of(outcomes: pl.DataFrame, seed: int = 0, sets: Iterable[str] = ("test", "ood")) -> pl.DataFrame:
-    """variant, point, set, category -> low, high: rows and seeds drawn anew. A category is the base model's."""
+    """variant, point, set, category -> ci_low, ci_high: rows and seeds drawn anew. A category is the base model's."""
     lines: list[tuple[Any, ...]] = []
     of = outcomes.filter(pl.col("set").is_in(list(sets)))
     for (variant, point, name), part in of.group_by("variant", "point", "set", maintain_order=True):
@@ -71,7 +71,7 @@ def intervals_of(outcomes: pl.DataFrame, seed: int = 0, sets: Iterable[str] = ("
                 found = paired.resampled(paired.stack([rows]), lambda total: total[..., 0], seed=seed)
                 lines.append((variant, point, name, category, max(found.low, 0.0), min(found.high, 1.0)))
     text, number = pl.String(), pl.Float64()
-    schema = {"variant": text, "point": text, "set": text, "category": text, "low": number, "high": number}
+    schema = {"variant": text, "point": text, "set": text, "category": text, "ci_low": number, "ci_high": number}
     return pl.DataFrame(lines, schema=schema, orient="row")
 
 
@@ -82,15 +82,15 @@ def _of_category(category: str) -> pl.Expr:
 
 
 def with_intervals(found: pl.DataFrame, intervals: pl.DataFrame, name: str) -> pl.DataFrame:
-    """`found` with low, high and interval: by rows and seeds where those are known, else Wilson's."""
+    """`found` with ci_low, ci_high and interval: by rows and seeds where those are known, else Wilson's."""
     key = ["variant", "point", "category"]
     joined = found.join(intervals.filter(pl.col("set") == name).drop("set"), on=key, how="left", maintain_order="left")
     wilsons = [wilson(round(em * rows), rows) for em, rows in joined.select("em", "rows").iter_rows()]
-    known = pl.col("low").is_not_null()
+    known = pl.col("ci_low").is_not_null()
     return joined.with_columns(
         interval=pl.when(known).then(pl.lit("rows and seeds")).otherwise(pl.lit("rows")),
-        low=pl.coalesce("low", pl.Series([one.low for one in wilsons], dtype=pl.Float64)),
-        high=pl.coalesce("high", pl.Series([one.high for one in wilsons], dtype=pl.Float64)),
+        ci_low=pl.coalesce("ci_low", pl.Series([one.low for one in wilsons], dtype=pl.Float64)),
+        ci_high=pl.coalesce("ci_high", pl.Series([one.high for one in wilsons], dtype=pl.Float64)),
     )
 
 

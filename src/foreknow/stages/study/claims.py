@@ -38,8 +38,8 @@ SCORECARD: Final[dict[str, pl.DataType]] = {
     "text": pl.String(),
     "contrast": pl.String(),
     "estimate": pl.Float64(),
-    "low": pl.Float64(),
-    "high": pl.Float64(),
+    "ci_low": pl.Float64(),
+    "ci_high": pl.Float64(),
     "p": pl.Float64(),
     "p_holm": pl.Float64(),
     "margin": pl.Float64(),
@@ -181,8 +181,8 @@ def _line(claim: Claim, found: Evidence | str) -> dict[str, object]:
     several = len(found.parts) if part.support < 0 else 1
     return line | {
         "estimate": part.value,
-        "low": part.low,
-        "high": part.high,
+        "ci_low": part.low,
+        "ci_high": part.high,
         "p": min(1.0, part.p * several),
         "verdict": verdict(found.parts),
         "mde": DETECTABLE * part.se,
@@ -229,12 +229,12 @@ def refusals(results: pl.DataFrame) -> pl.DataFrame:
     kept = pl.col("rows") - pl.col("refused")
     return (
         results.filter((pl.col("set") == "test") & (pl.col("category") == "all") & (pl.col("rows") > 0))
-        .join(refused.filter(pl.col("category") == "all").select(*key, refused="right"), on=key)
-        .join(known.select(*key, over_refusal=pl.col("right") / pl.col("rows")), on=key, how="left")
+        .join(refused.filter(pl.col("category") == "all").select(*key, refused="correct"), on=key)
+        .join(known.select(*key, over_refusal=pl.col("correct") / pl.col("rows")), on=key, how="left")
         .with_columns(
             answered=kept / pl.col("rows"),
-            accuracy=pl.when(kept > 0).then(pl.col("right") / kept),
-            **{"yield": pl.col("right") / pl.col("rows")},
+            accuracy=pl.when(kept > 0).then(pl.col("correct") / kept),
+            **{"yield": pl.col("correct") / pl.col("rows")},
         )
         .select(pl.col(name).cast(kind) for name, kind in REFUSALS.items())
         .sort(key)
@@ -252,7 +252,7 @@ def claims_table(scored: pl.DataFrame) -> pl.DataFrame:
             "claim": f"{line['claim']}. {line['text']}",
             "verdict": line["verdict"],
             "estimate": points(line["estimate"]),
-            "95 % interval": "" if line["low"] is None else f"{points(line['low'])} to {points(line['high'])}",
+            "95 % interval": "" if line["ci_low"] is None else f"{points(line['ci_low'])} to {points(line['ci_high'])}",
         }
         for line in scored.iter_rows(named=True)
     ]

@@ -129,11 +129,11 @@ def _part(name: str, found: Estimate | Coefficient, reference: float = 0.0, *, a
     if isinstance(found, Estimate):
         p = found.p(reference)
         return ContrastPart(name, found.value, found.low, found.high, found.se, p, reference, above)
-    assert found.low is not None
-    assert found.high is not None
+    assert found.ci_low is not None
+    assert found.ci_high is not None
     assert found.se is not None
     assert found.p is not None
-    return ContrastPart(name, found.value, found.low, found.high, found.se, found.p, reference, above)
+    return ContrastPart(name, found.value, found.ci_low, found.ci_high, found.se, found.p, reference, above)
 
 
 def unknown_lowers_accuracy(study: StudyData, _margin: float) -> Evidence | str:
@@ -200,7 +200,7 @@ def unknown_is_fitted_later(study: StudyData, _margin: float) -> Evidence | str:
     )
     part = pl.when(pl.col("category") == UNKNOWN).then(pl.lit("unknown")).otherwise(pl.lit("known"))
     key = ["variant", "seed", "epoch", "early_stop"]
-    counted = train.group_by(*key, part.alias("part")).agg(pl.col("rows", "right").sum())
+    counted = train.group_by(*key, part.alias("part")).agg(pl.col("rows", "correct").sum())
     known, unknown = (counted.filter(part=name).drop("part") for name in ("known", "unknown"))
     both = known.join(unknown, on=key, suffix="_unknown").sort("variant", "seed", "epoch")
     at = both.filter("early_stop")
@@ -212,12 +212,12 @@ def unknown_is_fitted_later(study: StudyData, _margin: float) -> Evidence | str:
     if not seeds:
         return f"no seed is in all of {', '.join(names)}"
     at = at.filter(pl.col("seed").is_in(seeds)).with_columns(
-        ahead=pl.col("right") / pl.col("rows") - pl.col("right_unknown") / pl.col("rows_unknown")
+        ahead=pl.col("correct") / pl.col("rows") - pl.col("correct_unknown") / pl.col("rows_unknown")
     )
     # the same rows train all seeds, and variants share rows: errors of rows do not average out over runs
     pooled = at.group_by("variant").agg(
-        a=pl.col("right").sum() / pl.col("rows").sum(),
-        b=pl.col("right_unknown").sum() / pl.col("rows_unknown").sum(),
+        a=pl.col("correct").sum() / pl.col("rows").sum(),
+        b=pl.col("correct_unknown").sum() / pl.col("rows_unknown").sum(),
         n=pl.col("rows").first(),
         m=pl.col("rows_unknown").first(),
     )
@@ -244,8 +244,8 @@ def _rows_and_seeds(by_seed: Array, se_rows: float, rows: int) -> Estimate:
 def _half_fitted(both: pl.DataFrame) -> str:
     """The mean over runs of the first epoch at which half of the Known and of the Unknown rows are fitted."""
     runs = both.group_by("variant", "seed").agg(
-        known=pl.col("epoch").filter(2 * pl.col("right") >= pl.col("rows")).min(),
-        unknown=pl.col("epoch").filter(2 * pl.col("right_unknown") >= pl.col("rows_unknown")).min(),
+        known=pl.col("epoch").filter(2 * pl.col("correct") >= pl.col("rows")).min(),
+        unknown=pl.col("epoch").filter(2 * pl.col("correct_unknown") >= pl.col("rows_unknown")).min(),
     )
     told = []
     for name in ("known", "unknown"):
@@ -335,9 +335,9 @@ def refusing_keeps_answers_right(study: StudyData, margin: float) -> Evidence | 
     for name in names:
         for point in (EARLY, LATE):
             right, refused = study.cell(name, point), study.cell(name, point, "test_refused")
-            answered = refused.with_columns(right=~pl.col("right"))
-            kept = right.join(answered.select("seed", "row", answered="right"), on=["seed", "row"])
-            cells.append((name, kept.with_columns(right=pl.col("right") & pl.col("answered"))))
+            answered = refused.with_columns(correct=~pl.col("correct"))
+            kept = right.join(answered.select("seed", "row", answered="correct"), on=["seed", "row"])
+            cells.append((name, kept.with_columns(correct=pl.col("correct") & pl.col("answered"))))
             cells.append((name, answered))
     outcomes = _stacked(cells)
     if isinstance(outcomes, str):

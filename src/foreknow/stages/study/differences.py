@@ -23,17 +23,18 @@ DIFFERENCES: Final[dict[str, pl.DataType]] = {
     "seeds": pl.Int64(),
     "rows": pl.Int64(),
     "difference": pl.Float64(),
-    "low": pl.Float64(),
-    "high": pl.Float64(),
+    "ci_low": pl.Float64(),
+    "ci_high": pl.Float64(),
     "p": pl.Float64(),
     "parts_p": pl.Float64(),
-    "parts_p_low": pl.Float64(),
-    "parts_p_high": pl.Float64(),
+    "parts_p_min": pl.Float64(),
+    "parts_p_max": pl.Float64(),
     "mcnemar_p": pl.String(),
     "paper": pl.Float64(),
 }
-"""second - first, in EM over all rows. `low`, `high`, `p`: bootstrap of rows and seeds. `parts_p`: the paper's test,
-its median over 200 shuffles, then the smallest and largest; null under 100 rows. `mcnemar_p`: "seed 0: 0.012; ..."."""
+"""second - first, in EM over all rows. `ci_low`, `ci_high`, `p`: bootstrap of rows and seeds. `parts_p`: the paper's
+test, its median over 200 shuffles, then the smallest and largest; null under 100 rows. `mcnemar_p`: "seed 0: 0.012;
+..."."""
 REFUSALS: Final[dict[str, pl.DataType]] = {
     "variant": pl.String(),
     "trained_on": pl.String(),
@@ -44,8 +45,8 @@ REFUSALS: Final[dict[str, pl.DataType]] = {
     "rows": pl.Int64(),
     "measured": pl.Boolean(),
     "accuracy": pl.Float64(),
-    "accuracy_low": pl.Float64(),
-    "accuracy_high": pl.Float64(),
+    "accuracy_ci_low": pl.Float64(),
+    "accuracy_ci_high": pl.Float64(),
     "coverage": pl.Float64(),
     "yield": pl.Float64(),
     "refused_unknown": pl.Float64(),
@@ -123,7 +124,7 @@ def differences(results: pl.DataFrame, outcomes: pl.DataFrame, *, seed: int = 0)
                 continue
             ours = one._asdict() | {"set": name, "paper": one.paper if name == "test" else None}
             ours |= {"seeds": away.seeds, "rows": away.rows, "difference": away.value, "p": away.p()}
-            lines.append(ours | {"low": away.low, "high": away.high, **_other_tests(first, second, seed)})
+            lines.append(ours | {"ci_low": away.low, "ci_high": away.high, **_other_tests(first, second, seed)})
     return pl.DataFrame(lines, schema=DIFFERENCES)
 
 
@@ -134,7 +135,7 @@ def _other_tests(first: pl.DataFrame, second: pl.DataFrame, seed: int) -> dict[s
     told: dict[str, Any] = {"mcnemar_p": "; ".join(f"seed {k}: {p:.2g}" for k, p in ps)}
     if first["row"].n_unique() >= paired.PARTS:
         parts = paired.parts(first, second, seed=seed)
-        told |= {"parts_p": parts.p, "parts_p_low": parts.low, "parts_p_high": parts.high}
+        told |= {"parts_p": parts.p, "parts_p_min": parts.low, "parts_p_max": parts.high}
     return told
 
 
@@ -159,7 +160,7 @@ def refusals(points: pl.DataFrame, outcomes: pl.DataFrame, seed: int = 0) -> pl.
             **{name: line[name] for name in ("variant", "share", "point", "epoch", "seeds", "rows")},
             **{"trained_on": TRAINED_ON[line["kind"]], "measured": said_no is not None, "coverage": coverage},
             **{"accuracy": line["em"] / coverage if coverage > 0 else None, "yield": line["em"]},
-            **{"accuracy_low": low, "accuracy_high": high, "refused_unknown": by_category.get((*key, UNKNOWN))},
+            **{"accuracy_ci_low": low, "accuracy_ci_high": high, "refused_unknown": by_category.get((*key, UNKNOWN))},
             "refused_highly_known": by_category.get((*key, HIGHLY_KNOWN)),
             **({f"paper_{n}": f.value for n, f in zip(("accuracy", "coverage", "yield"), figures, strict=True)}
                if figures else {}),
@@ -173,7 +174,7 @@ def _answering(outcomes: pl.DataFrame, variant: str, point: str, seed: int) -> t
     right, refused = of.filter(pl.col("set") == "test"), of.filter(pl.col("set") == REFUSED)
     if right.is_empty():
         return None, None
-    none = right.with_columns(right=pl.lit(False))
+    none = right.with_columns(correct=pl.lit(False))
     both = paired.stack([right, none if refused.is_empty() else refused])
     if both.values[1].all():
         return None, None

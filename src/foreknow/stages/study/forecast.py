@@ -26,8 +26,8 @@ FORECAST: Final[dict[str, pl.DataType]] = {
     "known_fitted": pl.Float64(),
     "unknown_fitted": pl.Float64(),
     "em": pl.Float64(),
-    "low": pl.Float64(),
-    "high": pl.Float64(),
+    "ci_low": pl.Float64(),
+    "ci_high": pl.Float64(),
     "inside": pl.Boolean(),
 }
 """One line a set (`test`, `ood`) and moment: shares of the Known and of the Unknown rows that are fitted then; EM with
@@ -48,7 +48,7 @@ def usual_fits(results: pl.DataFrame, share: float) -> dict[str, tuple[float, fl
             own = (
                 train.filter(pl.col("category").is_in(categories))
                 .group_by("share")
-                .agg(fit=pl.col("right").sum() / pl.col("rows").sum())
+                .agg(fit=pl.col("correct").sum() / pl.col("rows").sum())
             )
             at = dict(own.sort("share").iter_rows())
             fits.append(_between(at, share))
@@ -82,7 +82,7 @@ def forecast(results: pl.DataFrame, share: float, fits: dict[str, tuple[float, f
             told = linear_model.predict(model, *place)
             lines.append({
                 "set": name, "when": when, "known_fitted": known, "unknown_fitted": unknown, "em": told.value,
-                "low": told.low, "high": told.high, "inside": linear_model.within(points, *place),
+                "ci_low": told.low, "ci_high": told.high, "inside": linear_model.within(points, *place),
             })  # fmt: skip
     return pl.DataFrame(lines, schema=FORECAST)
 
@@ -138,8 +138,8 @@ def forecast_table(found: dict[str, Any]) -> pl.DataFrame:
             "Unknown fitted": f"{line['unknown_fitted']:.0%}",
             "exact match": f"{100 * line['em']:.1f}",
             "95 % for a new run": "none"
-            if line["low"] is None
-            else f"{100 * line['low']:.1f} to {100 * line['high']:.1f}",
+            if line["ci_low"] is None
+            else f"{100 * line['ci_low']:.1f} to {100 * line['ci_high']:.1f}",
             "seen in the study": "yes" if line["inside"] else "no: extrapolated",
         }
         for line in found["forecast"]

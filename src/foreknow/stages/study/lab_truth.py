@@ -204,4 +204,4 @@ def _share(rows: pl.DataFrame, hit: pl.Expr) -> Interval:
 
 
 def _interval(interval: Interval) -> dict[str, float]:
-    return {"value": interval.value, "low": interval.low, "high": interval.high}
+    return {"value": interval.value, "ci_low": interval.low, "ci_high": interval.high}

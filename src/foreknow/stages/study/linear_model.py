@@ -43,11 +43,11 @@ class Coefficient:
     value: float
     se: float | None = None
     df: float | None = None
-    low: float | None = None
-    high: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
     p: float | None = None
-    wild_low: float | None = None
-    wild_high: float | None = None
+    wild_ci_low: float | None = None
+    wild_ci_high: float | None = None
     wild_p: float | None = None
 
 
@@ -99,13 +99,13 @@ def points(results: pl.DataFrame, name: str, first_epoch: int = 1) -> pl.DataFra
         taken.filter((pl.col("set") == "train") & pl.col("category").is_in([*KNOWN, UNKNOWN]))
         .group_by([*key, "size"])
         .agg(
-            known=pl.col("right").filter(pl.col("category") != UNKNOWN).sum() / pl.col("size").first(),
-            unknown=pl.col("right").filter(pl.col("category") == UNKNOWN).sum() / pl.col("size").first(),
+            known=pl.col("correct").filter(pl.col("category") != UNKNOWN).sum() / pl.col("size").first(),
+            unknown=pl.col("correct").filter(pl.col("category") == UNKNOWN).sum() / pl.col("size").first(),
         )
     )
     right = taken.filter((pl.col("set") == name) & (pl.col("category") == "all") & (pl.col("rows") > 0))
     return (
-        fitted.join(right.select(*key, accuracy=pl.col("right") / pl.col("rows")), on=key)
+        fitted.join(right.select(*key, accuracy=pl.col("correct") / pl.col("rows")), on=key)
         .with_columns(run=pl.format("{}-seed{}", "variant", "seed"))
         .select(pl.col(name).cast(kind) for name, kind in POINTS.items())
         .sort("run", "epoch")
@@ -219,7 +219,7 @@ def within(points: pl.DataFrame, known: float, unknown: float) -> bool:
 def leave_out(points: pl.DataFrame) -> LeftOut:
     """Each variant's points predicted by the model of all other variants: how far off, how often inside.
 
-    `points` gains predicted, low, high, error (predicted - accuracy), inside (of the hull of the others). A
+    `points` gains predicted, ci_low, ci_high, error (predicted - accuracy), inside (of the hull of the others). A
     variant without which nothing can be fitted is skipped.
     """
     parts, skipped = [], []
@@ -234,16 +234,16 @@ def leave_out(points: pl.DataFrame) -> LeftOut:
         parts.append(
             mine.with_columns(
                 pl.Series("predicted", [one.value for one in told], dtype=pl.Float64),
-                pl.Series("low", [one.low for one in told], dtype=pl.Float64),
-                pl.Series("high", [one.high for one in told], dtype=pl.Float64),
+                pl.Series("ci_low", [one.low for one in told], dtype=pl.Float64),
+                pl.Series("ci_high", [one.high for one in told], dtype=pl.Float64),
                 pl.Series("inside", [within(others, *at) for at in asked], dtype=pl.Boolean),
             ).with_columns(error=pl.col("predicted") - pl.col("accuracy"))
         )
     found = pl.concat(parts) if parts else points.clear()
     if not parts:
         return LeftOut(found, None, None, tuple(skipped))
-    judged = found.drop_nulls("low")
-    covered = judged["accuracy"].is_between(judged["low"], judged["high"])
+    judged = found.drop_nulls("ci_low")
+    covered = judged["accuracy"].is_between(judged["ci_low"], judged["ci_high"])
     coverage = float(covered.sum()) / judged.height if judged.height else None
     return LeftOut(found, float((found["error"].to_numpy() ** 2).mean() ** 0.5), coverage, tuple(skipped))
 

@@ -24,7 +24,7 @@ RESULTS: Final[dict[str, pl.DataType]] = {
     "set": pl.String(),
     "category": pl.String(),
     "rows": pl.Int64(),
-    "right": pl.Int64(),
+    "correct": pl.Int64(),
     "early_stop": pl.Boolean(),
     "convergence": pl.Boolean(),
 }
@@ -39,7 +39,7 @@ OUTCOMES: Final[dict[str, pl.DataType]] = {
     "row": pl.Int64(),
     "category": pl.String(),
     "group": pl.String(),
-    "right": pl.Boolean(),
+    "correct": pl.Boolean(),
 }
 """Row by row at the two points (`early_stop`, `convergence`); `row`: its number within the set's file."""
 
@@ -57,9 +57,15 @@ def results_of(run: Run, size: int, lines: Iterable[dict[str, Any]], metric: str
             **{"early_stop": best is not None and line["step"] == best["step"], "convergence": line is last},
         }
         for name, of in line["counts"].items():
-            counts = {"all": (of["right"], of["rows"]), **of["by_category"]}
+            counts = {"all": (of["correct"], of["rows"]), **of["by_category"]}
             found += [
-                {**place, "set": name, "category": category, "rows": counts[category][1], "right": counts[category][0]}
+                {
+                    **place,
+                    "set": name,
+                    "category": category,
+                    "rows": counts[category][1],
+                    "correct": counts[category][0],
+                }
                 for category in ("all", *CATEGORIES)
                 if category in counts
             ]
@@ -73,7 +79,7 @@ def outcomes_of(run: Run, tuned: TrainResult) -> pl.DataFrame:
     for point in ("early_stop", "convergence"):
         step = tuned.results[point]["step"]
         at = tuned.outcomes.filter((pl.col("step") == step) & (pl.col("set") != curves.TRAIN))
-        named = at.select("set", "row", "right").join(rows, on=["set", "row"]).sort("set", "row")
+        named = at.select("set", "row", "correct").join(rows, on=["set", "row"]).sort("set", "row")
         told = {"variant": pl.lit(run.variant.name), "seed": pl.lit(run.seed, pl.Int64), "point": pl.lit(point)}
         parts.append(named.with_columns(**told).select(*OUTCOMES))
     return pl.concat(parts)

@@ -8,7 +8,7 @@ mcnemar      exact, for one seed: of the rows on which the two differ, are half 
 difference   rows and seeds: what if other rows of the same groups, and other seeds, had been drawn?
 
 Differences are second - first, as shares. Frames are those of `outcomes.parquet` of a study, filtered to one variant
-and point: seed, set, row, group, right.
+and point: seed, set, row, group, correct.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def stack(frames: Sequence[pl.DataFrame]) -> Stack:
                     f"outcomes: seed {seed[0]} has {part[seed].height:,} rows, others {first.height:,}, or others' "
                     "rows; paired tests need the same rows in each"
                 )
-    values = np.array([[part[seed]["right"].to_numpy() for seed in seeds] for part in parts], dtype=np.float64)
+    values = np.array([[part[seed]["correct"].to_numpy() for seed in seeds] for part in parts], dtype=np.float64)
     groups = np.unique(first["group"].fill_null("").to_numpy(), return_inverse=True)[1].astype(np.int64)
     return Stack(values, groups, tuple(int(str(seed[0])) for seed in seeds))
 

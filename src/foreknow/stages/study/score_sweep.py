@@ -21,26 +21,26 @@ SWEEP: Final[dict[str, pl.DataType]] = {
     "share": pl.Float64(),
     "em": pl.Float64(),
     "rows": pl.Int64(),
-    "right": pl.Int64(),
+    "correct": pl.Int64(),
 }
 """One line per score, setting and threshold. `threshold`: a row is called Unknown where its score is at most this;
 null for SliCK's own label. `share`, `em`: 0 to 1; `em` is null where no row is called Unknown. `rows`: outcomes of
-rows called Unknown, `right` of them right; a row tuned with several seeds counts once a seed."""
+rows called Unknown, `correct` of them right; a row tuned with several seeds counts once a seed."""
 
 BUDGETS: Final = ((10, 16), (8, 16), (6, 16), (4, 16), (2, 16), (1, 16), (10, 8), (10, 4), (10, 1))
 """Exemplar sets and samples of each that SliCK is computed with again; the first is the paper's."""
 
 
 def curve(name: str, setting: str, scores: pl.DataFrame, outcomes: pl.DataFrame) -> pl.DataFrame:
-    """The whole sweep of a score (`row, score`: the higher, the better known) over `outcomes` (`row, right`).
+    """The whole sweep of a score (`row, score`: the higher, the better known) over `outcomes` (`row, correct`).
 
     One line for every value the score takes; the last calls all rows Unknown. Rows without a score, or with one
     that is not a number, are left out.
     """
     known = scores.select("row", pl.col("score").cast(pl.Float64)).filter(pl.col("score").is_not_nan())
     joined = outcomes.join(known, on="row")
-    levels = joined.group_by("score").agg(pl.len().cast(pl.Int64).alias("rows"), right=pl.col("right").sum())
-    swept = levels.sort("score").with_columns(pl.col("rows", "right").cum_sum().cast(pl.Int64))
+    levels = joined.group_by("score").agg(pl.len().cast(pl.Int64).alias("rows"), correct=pl.col("correct").sum())
+    swept = levels.sort("score").with_columns(pl.col("rows", "correct").cum_sum().cast(pl.Int64))
     return _framed(swept.rename({"score": "threshold"}), name, setting, joined.height)
 
 
@@ -49,8 +49,8 @@ def point(name: str, setting: str, unknown: pl.DataFrame, outcomes: pl.DataFrame
     joined = outcomes.join(unknown.filter(pl.col("unknown").is_not_null()), on="row")
     called = joined.filter("unknown")
     line = pl.DataFrame(
-        {"threshold": [None], "rows": [called.height], "right": [int(called["right"].sum())]},
-        schema={"threshold": pl.Float64(), "rows": pl.Int64(), "right": pl.Int64()},
+        {"threshold": [None], "rows": [called.height], "correct": [int(called["correct"].sum())]},
+        schema={"threshold": pl.Float64(), "rows": pl.Int64(), "correct": pl.Int64()},
     )
     return _framed(line, name, setting, joined.height)
 
@@ -61,7 +61,7 @@ def _framed(lines: pl.DataFrame, name: str, setting: str, total: int) -> pl.Data
         score=pl.lit(name),
         setting=pl.lit(setting),
         share=rows / total if total else pl.lit(0.0),
-        em=pl.when(rows > 0).then(pl.col("right") / rows),
+        em=pl.when(rows > 0).then(pl.col("correct") / rows),
     ).select(pl.col(column).cast(kind) for column, kind in SWEEP.items())
 
 
@@ -75,7 +75,7 @@ def compare(
 ) -> pl.DataFrame:
     """Every score on the same rows (`SWEEP`).
 
-    `outcomes`: row, right, of the test rows after tuning on the natural mix (`at_point`). `probes`: the audit's
+    `outcomes`: row, correct, of the test rows after tuning on the natural mix (`at_point`). `probes`: the audit's
     (`slick.PROBES`). `scores`: by name `row, score`, such as P(True) and lift. SliCK's label and `p_hit` are
     computed from the probes for each of `budgets` (sets, samples); budgets with more sets than were probed are
     left out. Rows that lack any of the scores are left out everywhere.
@@ -105,9 +105,9 @@ def compare(
 def at_point(
     outcomes: pl.DataFrame, *, variant: str = "natural", point: str = "convergence", name: str = "test"
 ) -> pl.DataFrame:
-    """`row, right` of one variant, point and set of a study's `outcomes.parquet`; one line a row and seed."""
+    """`row, correct` of one variant, point and set of a study's `outcomes.parquet`; one line a row and seed."""
     wanted = (pl.col("variant") == variant) & (pl.col("point") == point) & (pl.col("set") == name)
-    return outcomes.filter(wanted).select("row", "right")
+    return outcomes.filter(wanted).select("row", "correct")
 
 
 def em_at(swept: pl.DataFrame, share: float) -> float | None:
@@ -116,7 +116,7 @@ def em_at(swept: pl.DataFrame, share: float) -> float | None:
     Between two thresholds the rows of the upper one are taken in part, as their expectation. None where the
     share is 0 or the curve is empty.
     """
-    lines = swept.sort("share").select("share", "rows", "right").rows()
+    lines = swept.sort("share").select("share", "rows", "correct").rows()
     if not lines or share <= 0:
         return None
     wanted = min(share, 1.0) * lines[-1][1] / lines[-1][0]

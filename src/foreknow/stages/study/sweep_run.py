@@ -36,7 +36,7 @@ def swept(study: StudyResult) -> pl.DataFrame:
     protocol = study.audit.summary.get("protocol") or {}
     own = study.audit.probes["exemplar_set"].n_unique(), int(protocol.get("samples") or score_sweep.BUDGETS[0][1])
     found = score_sweep.compare(
-        of.select(row="audited", right="right"),
+        of.select(row="audited", correct="correct"),
         study.audit.probes,
         scores,
         budgets=dict.fromkeys([own, *score_sweep.BUDGETS]),

@@ -1,10 +1,10 @@
 """The runs of a study -> the tables of the paper, the paper's own figures beside ours (`paper_figures`). Pure.
 
 Every table is a frame of its own with a fixed schema, empty where the study lacks the runs for it. Shares are 0 to 1.
-Over seeds: `em` (or `share`) is their mean, `seed_low` and `seed_high` the smallest and largest, `seeds` how many.
-`low` and `high` are the ends of a 95 % interval, and `interval` says what may vary in it: "rows and seeds" (bootstrap,
-where outcomes are known row by row), else "rows" (Wilson's, of the mean over seeds). `paper` is null where the paper
-has no figure.
+Over seeds: `em` (or `share`) is their mean, `seed_min` and `seed_max` the smallest and largest, `seeds` how many.
+`ci_low` and `ci_high` are the ends of a 95 % interval, and `interval` says what may vary in it: "rows and seeds"
+(bootstrap, where outcomes are known row by row), else "rows" (Wilson's, of the mean over seeds). `paper` is null where
+the paper has no figure.
 
     curves       Figure 1     fitted and dev EM by epoch, half of D Unknown
     shares ood   Figure 3     EM by Unknown share, of D and D_Known, by test category too
@@ -53,10 +53,10 @@ _SPREAD: Final[dict[str, pl.DataType]] = {
     "seeds": pl.Int64(),
     "rows": pl.Int64(),
     "em": pl.Float64(),
-    "seed_low": pl.Float64(),
-    "seed_high": pl.Float64(),
-    "low": pl.Float64(),
-    "high": pl.Float64(),
+    "seed_min": pl.Float64(),
+    "seed_max": pl.Float64(),
+    "ci_low": pl.Float64(),
+    "ci_high": pl.Float64(),
     "interval": pl.String(),
     "paper": pl.Float64(),
 }
@@ -68,8 +68,8 @@ CURVES: Final[dict[str, pl.DataType]] = {
     "measure": pl.String(),
     "seeds": pl.Int64(),
     "value": pl.Float64(),
-    "seed_low": pl.Float64(),
-    "seed_high": pl.Float64(),
+    "seed_min": pl.Float64(),
+    "seed_max": pl.Float64(),
     "paper": pl.Float64(),
 }
 """`measure`: known or unknown (train rows fitted), or dev (EM)."""
@@ -96,7 +96,9 @@ LINEAR: Final[dict[str, pl.DataType]] = {
     "set": pl.String(),
     "fit": pl.String(),
     "coefficient": pl.String(),
-    **dict.fromkeys(("value", "se", "df", "low", "high", "p", "wild_low", "wild_high", "wild_p", "r2"), pl.Float64()),
+    **dict.fromkeys(
+        ("value", "se", "df", "ci_low", "ci_high", "p", "wild_ci_low", "wild_ci_high", "wild_p", "r2"), pl.Float64()
+    ),
     "points": pl.Int64(),
     "runs": pl.Int64(),
     "note": pl.String(),
@@ -192,12 +194,12 @@ def curves(whole: pl.DataFrame) -> pl.DataFrame:
         of.filter((pl.col("set") == name) & (pl.col("category") == category)).with_columns(measure=pl.lit(measure))
         for (name, category), measure in names.items()
     ]
-    value = pl.col("right") / pl.col("rows")
+    value = pl.col("correct") / pl.col("rows")
     found = (
         pl.concat(parts)
         .filter(pl.col("rows") > 0)
         .group_by("variant", "kind", "share", "epoch", "measure")
-        .agg(seeds=pl.col("seed").n_unique(), value=value.mean(), seed_low=value.min(), seed_high=value.max())
+        .agg(seeds=pl.col("seed").n_unique(), value=value.mean(), seed_min=value.min(), seed_max=value.max())
         .with_columns(trained_on=trained_on())
         .sort("trained_on", "measure", "epoch")
     )
@@ -218,7 +220,7 @@ def shares(points: pl.DataFrame, intervals: pl.DataFrame, name: str) -> pl.DataF
 
 def fitted(points: pl.DataFrame) -> pl.DataFrame:
     """Figure 4 (`FITTED`). Each seed trains on other rows, so the interval is Wilson's over those of all seeds."""
-    share = pl.col("right") / pl.col("rows")
+    share = pl.col("correct") / pl.col("rows")
     found = (
         points.filter(
             pl.col("kind").is_in(["shares", "known"])
@@ -231,18 +233,18 @@ def fitted(points: pl.DataFrame) -> pl.DataFrame:
         .agg(
             seeds=pl.col("seed").n_unique(),
             rows=pl.col("rows").sum(),
-            right=pl.col("right").sum(),
+            correct=pl.col("correct").sum(),
             em=share.mean(),
-            seed_low=share.min(),
-            seed_high=share.max(),
+            seed_min=share.min(),
+            seed_max=share.max(),
         )
         .with_columns(trained_on=trained_on(), interval=pl.lit("rows"))
         .sort("trained_on", "share", maintain_order=True)
     )
-    ends = [wilson(right, rows) for right, rows in found.select("right", "rows").iter_rows()]
+    ends = [wilson(right, rows) for right, rows in found.select("correct", "rows").iter_rows()]
     found = found.with_columns(
-        low=pl.Series([one.low for one in ends], dtype=pl.Float64),
-        high=pl.Series([one.high for one in ends], dtype=pl.Float64),
+        ci_low=pl.Series([one.low for one in ends], dtype=pl.Float64),
+        ci_high=pl.Series([one.high for one in ends], dtype=pl.Float64),
     )
     told = found.select("trained_on", "point", "part", "share").iter_rows()
     has = [paper.fitted(part, s) if (on, point) == ("D", EARLY) else None for on, point, part, s in told]

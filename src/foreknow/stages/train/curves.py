@@ -6,7 +6,7 @@ One evaluation is a line of `metrics.jsonl` (design, section 3):
     fitted           {category: share of train rows whose own gold is answered}; fitted_overall: of all of them
     em               {set: share of rows answered right}; em_lenient: without case, punctuation, articles, if asked
     em_by_category   {set: {category: share}};  em_by_relation: {set: {group: share}}
-    counts           {set: {"rows": n, "right": n, "by_category": {category: [right, rows]}}}
+    counts           {set: {"rows": n, "correct": n, "by_category": {category: [correct, rows]}}}
     seconds          since the line before; of them measuring_seconds for this evaluation, saving_seconds for
                      checkpoints
 """
@@ -29,12 +29,12 @@ Line = dict[str, Any]
 
 
 def measures(outcomes: pl.DataFrame, sets: Mapping[str, pl.DataFrame], *, lenient: bool = False) -> Line:
-    """A line's shares and counts from `outcomes` (set, row, right, lenient) and the sets' rows.
+    """A line's shares and counts from `outcomes` (set, row, correct, lenient) and the sets' rows.
 
     `sets`: frames with row, group and category (null where unknown). `lenient`: which matching counts.
     """
     line: Line = {"fitted": {}, "em": {}, "em_lenient": {}, "em_by_category": {}, "em_by_relation": {}, "counts": {}}
-    column = "lenient" if lenient else "right"
+    column = "lenient" if lenient else "correct"
     for name, rows in sets.items():
         of = rows.select("row", "group", "category").join(outcomes.filter(pl.col("set") == name), on="row")
         by_category = {
@@ -43,7 +43,7 @@ def measures(outcomes: pl.DataFrame, sets: Mapping[str, pl.DataFrame], *, lenien
             if not (part := of.filter(pl.col("category") == category)).is_empty()
         }
         shares = {category: right / count for category, (right, count) in by_category.items()}
-        line["counts"][name] = {"rows": of.height, "right": int(of[column].sum()), "by_category": by_category}
+        line["counts"][name] = {"rows": of.height, "correct": int(of[column].sum()), "by_category": by_category}
         if name == TRAIN:
             line["fitted"] = shares
             line["fitted_overall"] = _mean(of[column])
@@ -77,8 +77,10 @@ def flat(line: Mapping[str, Any]) -> dict[str, float]:
 def check_metric(metric: str, sets: Mapping[str, pl.DataFrame], *, lenient: bool = False) -> None:
     """Raise ConfigError for a metric that no evaluation would have, naming those there are."""
     no = pl.lit(False if lenient else None, pl.Boolean)
-    schema = {"set": pl.String(), "row": pl.Int64(), "right": pl.Boolean(), "lenient": pl.Boolean()}
-    nothing = [rows.select(set=pl.lit(name), row="row", right=pl.lit(False), lenient=no) for name, rows in sets.items()]
+    schema = {"set": pl.String(), "row": pl.Int64(), "correct": pl.Boolean(), "lenient": pl.Boolean()}
+    nothing = [
+        rows.select(set=pl.lit(name), row="row", correct=pl.lit(False), lenient=no) for name, rows in sets.items()
+    ]
     names = flat(measures(pl.concat([pl.DataFrame(schema=schema), *nothing]), sets, lenient=lenient))
     if metric not in names:
         raise ConfigError(f"--metric {metric}: no such metric; this run has {', '.join(sorted(names))}")

@@ -110,7 +110,7 @@ class EvalCallback:
         return self.measure(mirror.holding(weights))
 
     def _keep(self, outcomes: pl.DataFrame, line: Line, weights: Mapping[str, Tensor] | None) -> None:
-        right = pl.col("lenient" if self.lenient else "right").alias("right")
+        right = pl.col("lenient" if self.lenient else "correct").alias("correct")
         place = {"epoch": pl.lit(float(line["epoch"])), "step": pl.lit(line["step"], pl.Int64)}
         frame = outcomes.select("set", "row", right, "lenient").with_columns(**place).select(*OUTCOMES)
         leader = curves.best(self.lines, self.config.metric)
@@ -191,10 +191,10 @@ def all_outcomes(own: pl.DataFrame, sets: Mapping[str, pl.DataFrame]) -> pl.Data
     if not process_group.is_distributed():
         return own
     places = pl.concat([rows.select("row", set=pl.lit(name)) for name, rows in sets.items()]).sort("set", "row")
-    code = [pl.col(name).cast(pl.Int64) + 1 for name in ("right", "lenient")]  # 0: nothing said
+    code = [pl.col(name).cast(pl.Int64) + 1 for name in ("correct", "lenient")]  # 0: nothing said
     coded = places.join(own.with_columns(code), on=["set", "row"], how="left", maintain_order="left").fill_null(0)
-    found = process_group.totals([*coded["right"], *coded["lenient"]])
-    names = ("right", "lenient")
+    found = process_group.totals([*coded["correct"], *coded["lenient"]])
+    names = ("correct", "lenient")
     said = {name: pl.Series(name, found[n * coded.height :][: coded.height]) for n, name in enumerate(names)}
     decoded = [pl.when(pl.col(name) > 0).then(pl.col(name) > 1).alias(name) for name in names]
     return coded.with_columns(**said).with_columns(decoded).select(*MEASURED)

@@ -20,11 +20,11 @@ OUTCOMES: Final[dict[str, pl.DataType]] = {
     "step": pl.Int64(),
     "set": pl.String(),
     "row": pl.Int64(),
-    "right": pl.Boolean(),
+    "correct": pl.Boolean(),
     "lenient": pl.Boolean(),
 }
 """The contract of `outcomes.parquet`: one line per evaluation and watched row; of the set `train`, the row is
-right when it is fitted. `right` follows `--match`; `lenient` is null where that is strict."""
+right when it is fitted. `correct` follows `--match`; `lenient` is null where that is strict."""
 
 
 WATCHED: Final[dict[str, pl.DataType]] = {

@@ -5,7 +5,7 @@ answers gives the largest logit at every position; a row whose greedy path leave
 another way to spell one is decoded for real. The result is that of greedy generation.
 
     measure = Tracker(prompter, vocabulary, {"train": rows, "dev": rows})
-    outcomes = measure(model)                  a frame: set, row, right, lenient
+    outcomes = measure(model)                  a frame: set, row, correct, lenient
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from foreknow.stages.train.answer_loss import base_of
 OUTCOMES: Final[dict[str, pl.DataType]] = {
     "set": pl.String(),
     "row": pl.Int64(),
-    "right": pl.Boolean(),
+    "correct": pl.Boolean(),
     "lenient": pl.Boolean(),
 }
 """One line per measured row: is its greedy answer right letter by letter; is it leniently (null if not asked)."""
