@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreknow.stats import Interval, share_intervals, spread, wilson
+from foreknow.stats import Interval, mcnemar, share_intervals, spread, wilson
 
 tables = st.lists(
     st.lists(st.integers(0, 40), min_size=4, max_size=4), min_size=1, max_size=12
@@ -20,6 +20,50 @@ def test_wilson_has_the_published_values() -> None:
     assert wilson(0, 20) == Interval(0, 0, pytest.approx(0.1611, abs=1e-4))
     assert wilson(20, 20).high == 1
     assert wilson(0, 0) == Interval(0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("hits", "total", "low", "high"),
+    [
+        (0, 1, 0.0, 0.7934506856227626),
+        (1, 2, 0.09453120573423074, 0.9054687942657693),
+        (4, 5, 0.37553462976252544, 0.9637758913675698),
+        (6, 20, 0.1454772448676043, 0.5189728183535234),
+        (118, 119, 0.9539321145669225, 0.9985150569599105),
+        (87, 263, 0.2767294820962907, 0.38973913791000253),
+        (5240, 10481, 0.4903817563127304, 0.5095228679008138),
+        (333333, 1000000, 0.33240970614283905, 0.3342575743410766),
+    ],
+)
+def test_wilson_has_the_values_of_its_formula(hits: int, total: int, low: float, high: float) -> None:
+    assert wilson(hits, total) == Interval(hits / total, pytest.approx(low, rel=1e-12), pytest.approx(high, rel=1e-12))
+
+
+@given(st.integers(1, 3000).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total))))
+def test_wilson_holds_the_share_and_mirrors(drawn: tuple[int, int]) -> None:
+    hits, total = drawn
+    found, mirrored = wilson(hits, total), wilson(total - hits, total)
+    assert 0 <= found.low <= found.value <= found.high <= 1
+    assert found.low < found.high
+    assert (found.low, found.high) == pytest.approx((1 - mirrored.high, 1 - mirrored.low), abs=1e-12)
+    # the ends solve (p - share)^2 = z^2 p (1 - p) / total
+    for end in (found.low, found.high):
+        assert (end - found.value) ** 2 == pytest.approx(1.959963984540054**2 * end * (1 - end) / total, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "p"),
+    [
+        (0, 0, 1.0),
+        (0, 1, 1.0),
+        (2, 8, 0.109375),
+        (19, 108, 2.654707540430395e-16),
+        (33, 34, 0.9999999999999665),
+        (500, 700, 8.535366081031472e-09),
+    ],
+)
+def test_mcnemar_has_the_values_of_its_formula(lost: int, won: int, p: float) -> None:
+    assert mcnemar(lost, won) == mcnemar(won, lost) == pytest.approx(p, rel=1e-9)
 
 
 @given(tables)
