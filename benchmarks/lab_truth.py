@@ -16,7 +16,7 @@ from pathlib import Path
 import polars as pl
 
 import foreknow
-from foreknow.inference.slick import CATEGORIES, UNKNOWN
+from foreknow.categories import CATEGORIES, UNKNOWN
 from foreknow.models import lab_model as lab
 from foreknow.stages.study import lab_truth
 

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import yaml
 
-from foreknow.inference.slick import CATEGORIES, UNKNOWN
+from foreknow.categories import CATEGORIES, UNKNOWN
 from foreknow.io.run_dir import FORMAT
 from foreknow.stages.study.grid import Run, Variant
 from foreknow.stages.study.measurements import OUTCOMES, RESULTS

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from foreknow.categories import CATEGORIES
 from foreknow.data.exact_match import Accepted
 from foreknow.data.schema import ROWS
-from foreknow.inference.slick import CATEGORIES
 from foreknow.stages.evaluate import tables as evaluate_tables
 from foreknow.stages.evaluate.metrics import ANSWERED, PREDICTIONS, answered, summarise_answers
 from foreknow.stages.train.base_labels import LABELS, labels_of

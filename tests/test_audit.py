@@ -18,7 +18,7 @@ import pytest
 import foreknow
 from conftest import fact_rows
 from foreknow import cli
-from foreknow.inference import slick
+from foreknow.categories import CATEGORIES
 from foreknow.inference.engine import PackedEngine
 from foreknow.inference.loglikelihood import LongScorer
 from foreknow.io import run_dir
@@ -65,7 +65,7 @@ def test_every_output_is_there(finished: Path, facts_file: Path, tiny_folder: Pa
     contract = ["row", "relation", "subject", "question", "answer", "p_greedy", "p_sampled", "p_sampled_width", "p_hit"]
     assert {*contract, "p_hit_upper", "category", "model_answer", "flags"} <= set(rows.columns)
     assert rows["row"].to_list() == list(range(48))
-    assert set(rows["category"]) <= set(slick.CATEGORIES)
+    assert set(rows["category"]) <= set(CATEGORIES)
     assert rows["category"].n_unique() >= 2
     assert {"row", "exemplar_set", "greedy_correct", "p_correct", "p_correct_upper", "replaced_shots"} <= set(
         audit.probes.columns
@@ -75,7 +75,7 @@ def test_every_output_is_there(finished: Path, facts_file: Path, tiny_folder: Pa
     assert {*keys, "rows_per_second"} <= set(summary)
     assert set(summary["categories"]) == {"overall", "by_relation"}
     for shares in (summary["categories"]["overall"], summary["expected_categories"]):
-        assert list(shares) == list(slick.CATEGORIES)
+        assert list(shares) == list(CATEGORIES)
         assert sum(shares.values()) == pytest.approx(1)
     assert summary["model"]["folder"] == str(tiny_folder)
     shown = json.loads((finished / "exemplars.json").read_text())

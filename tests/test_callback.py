@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from conftest import fact_rows
+from foreknow.categories import CATEGORIES
 from foreknow.errors import ConfigError, ModelError
-from foreknow.inference.slick import CATEGORIES
 from foreknow.io.run_dir import FORMAT
 from foreknow.prompts.prompt_template import Template
 from foreknow.stages.train.callback import KnowledgeCallback

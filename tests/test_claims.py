@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreknow.inference.slick import CATEGORIES, KNOWN, UNKNOWN
-from foreknow.stages.study.claims import CLAIMS, CONTRASTS, REFUSALS, SCORECARD, holm, refusals, scorecard, verdict
+from foreknow.categories import CATEGORIES, KNOWN, UNKNOWN
+from foreknow.stages.study.claims import CLAIMS, CONTRASTS, SCORECARD, holm, scorecard, verdict
 from foreknow.stages.study.contrasts import ContrastPart
 from foreknow.stages.study.linear_model import fit, points
 
@@ -144,7 +144,7 @@ def study(
 
 
 def scored(results: pl.DataFrame, outcomes: pl.DataFrame, **more: Any) -> dict[int, dict[str, Any]]:
-    models = [fit(points(results, name), wild=False) for name in ("test", "ood")]
+    models = [fit(points(results, name)) for name in ("test", "ood")]
     found = scorecard(results, outcomes, *models, **{"draws": 300} | more)
     assert found.schema == pl.Schema(SCORECARD)
     return {line["claim"]: line for line in found.iter_rows(named=True)}
@@ -315,29 +315,6 @@ def test_holm_rejects_what_its_steps_reject(values: list[float]) -> None:
                 break
             rejected.add(place)
         assert {place for place, p in enumerate(holm(values)) if p <= level} == rejected
-
-
-def test_refusals_give_coverage_accuracy_and_yield_together() -> None:
-    """The paper's D_IDK at EARLY_STOP: 61.8 % right of the 58.7 % answered, 36.3 % of all."""
-    run = {"variant": "idk-50", "kind": "idk", "share": 0.5, "seed": 0, "epoch": 4, "early_stop": True}
-    run |= {"convergence": False}
-    lines = [
-        {"set": "test", "category": "all", "rows": 1000, "correct": 363},
-        {"set": "test", "category": "HighlyKnown", "rows": 200, "correct": 180},
-        {"set": "test_refused", "category": "all", "rows": 1000, "correct": 413},
-        {"set": "test_refused", "category": "HighlyKnown", "rows": 200, "correct": 8},
-    ]
-    other = run | {"variant": "natural", "kind": "natural", "share": None}
-    frame = pl.DataFrame([run | line for line in lines] + [other | lines[0]])
-    found = refusals(frame)
-    assert found.schema == pl.Schema(REFUSALS)
-    assert found.height == 1
-    line = found.row(0, named=True)
-    assert [line[key] for key in ("answered", "accuracy", "yield", "over_refusal")] == pytest.approx(
-        [0.587, 0.618, 0.363, 0.04], abs=5e-4
-    )
-    mute = refusals(frame.with_columns(correct=pl.when(pl.col("set") == "test").then(0).otherwise("rows")))
-    assert mute.select("answered", "accuracy", "yield").row(0) == (0, None, 0)
 
 
 def test_categories_are_those_of_slick() -> None:

@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import foreknow
 from conftest import fact_rows
+from foreknow.categories import CATEGORIES
 from foreknow.config import EvaluateConfig, TuneConfig
 from foreknow.data.exact_match import Accepted, answer_of
 from foreknow.data.load import read_data
 from foreknow.errors import ConfigError, ForeknowError, InputError, ModelError, ResourceError, RunFolderError
 from foreknow.inference.generate import Generator
-from foreknow.inference.slick import CATEGORIES
 from foreknow.io.run_dir import RunDir
 from foreknow.models import loading
 from foreknow.models.resolve import Resolved, resolve

@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from foreknow import cli
+from foreknow.categories import CATEGORIES
 from foreknow.config import AuditConfig
 from foreknow.data.builtin import lab_world
 from foreknow.data.builtin.lab_world import BINS, FACTS, RELATIONS, World
 from foreknow.data.load import read_data
 from foreknow.data.schema import has_word, majority_floor
 from foreknow.errors import ConfigError, InputError, ModelError, RunFolderError
-from foreknow.inference.slick import CATEGORIES
 from foreknow.models import lab_model as lab
 from foreknow.models import loading
 from foreknow.models.fingerprints import fingerprint

@@ -14,11 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foreknow import config as config_file
+from foreknow.categories import CATEGORIES, KNOWN, UNKNOWN
 from foreknow.config import MixConfig
 from foreknow.errors import ConfigError, InputError
-from foreknow.inference import slick
-from foreknow.inference.slick import CATEGORIES, KNOWN, UNKNOWN
 from foreknow.io.run_dir import fingerprint, write_json
 from foreknow.settings import settings_of
 from foreknow.stages.mix.sampling import (
@@ -588,7 +586,6 @@ def test_tables_for_the_terminal() -> None:
 
 
 def test_the_names_of_the_categories_are_one_list() -> None:
-    assert config_file.CATEGORIES == slick.CATEGORIES
     assert [wanted(only=name).only for name in ("highly", "MAYBE", " weaklyknown ", "Unknown")] == list(CATEGORIES)
     assert wanted(drop=["unknown,weakly", "Unknown"]).drop == ("WeaklyKnown", "Unknown")
     assert wanted(drop="weakly").categories == ("HighlyKnown", "MaybeKnown", "Unknown")

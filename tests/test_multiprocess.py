@@ -25,10 +25,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from conftest import fact_rows
+from foreknow.categories import CATEGORIES
 from foreknow.config import TuneConfig
 from foreknow.distributed import process_group
 from foreknow.errors import RunFolderError
-from foreknow.inference.slick import CATEGORIES
 from foreknow.settings import settings_of
 from foreknow.stages.train import run as train_run
 from foreknow.stages.train.dataset import TrainingExample, shares

@@ -16,8 +16,9 @@ import polars as pl
 import pytest
 from syrupy.assertion import SnapshotAssertion
 
+from foreknow.categories import CATEGORIES
 from foreknow.report.audit import render_audit
-from foreknow.report.audit_tables import CATEGORIES, carriers, complete, relation_lines, with_fifths
+from foreknow.report.audit_tables import carriers, complete, relation_lines, with_fifths
 from foreknow.report.audit_text import CategoryShares, bracket, options, percent, verdict
 from foreknow.report.charts import theme_svg
 from foreknow.report.format import display, script_json

@@ -16,12 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from syrupy.assertion import SnapshotAssertion
 
+from foreknow.categories import CATEGORIES
 from foreknow.config import AuditConfig, CheckConfig, ExtractConfig, MixConfig, TuneConfig
 from foreknow.data.validation_rules import RULES
 from foreknow.inference.slick import PROBES
 from foreknow.inference.surprisal import LONG
 from foreknow.report.audit import render_audit
-from foreknow.report.audit_tables import CATEGORIES, complete
+from foreknow.report.audit_tables import complete
 from foreknow.report.audit_text import Option, options
 from foreknow.report.excerpts import GAP, in_sentence, marked
 from foreknow.report.format import suffix_of

@@ -10,19 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foreknow.inference.slick import (
-    CATEGORIES,
-    HIGHLY_KNOWN,
-    KNOWN,
-    MAYBE_KNOWN,
-    PROBES,
-    UNKNOWN,
-    WEAKLY_KNOWN,
-    expected_shares,
-    label,
-    relabel,
-    shares,
-)
+from foreknow.categories import CATEGORIES, HIGHLY_KNOWN, KNOWN, MAYBE_KNOWN, UNKNOWN, WEAKLY_KNOWN
+from foreknow.inference.slick import PROBES, expected_shares, label, relabel, shares
 
 Set = tuple[bool, float, float]
 """One exemplar set of a row: greedy right, probability of a right sample, width of its interval."""

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foreknow import paper
-from foreknow.inference.slick import CATEGORIES, HIGHLY_KNOWN, UNKNOWN
+from foreknow.categories import CATEGORIES, HIGHLY_KNOWN, UNKNOWN
 from foreknow.stages.study import differences as study_differences
 from foreknow.stages.study import sweep_run as study_sweep
 from foreknow.stages.study import tables as study_tables

@@ -20,9 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import CAPITALS, RIVERS
+from foreknow.categories import CATEGORIES
 from foreknow.data.schema import ROWS, flag_rows
 from foreknow.errors import ConfigError, ForeknowError, InputError, RunFolderError
-from foreknow.inference.slick import CATEGORIES
 from foreknow.settings import settings_of
 from foreknow.stages.study import run as study_run
 from foreknow.stages.study.data_split import DATA, study_rows

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from foreknow.categories import CATEGORIES, UNKNOWN
 from foreknow.data.exact_match import Accepted, answer_of
 from foreknow.errors import ConfigError
-from foreknow.inference.slick import CATEGORIES, UNKNOWN
 from foreknow.prompts.prompt_template import Prompter, Template
 from foreknow.stages.train import answer_loss, curves, tracker
 from foreknow.stages.train.answer_loss import learning

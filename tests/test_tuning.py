@@ -31,9 +31,9 @@ from transformers import (
 )
 
 from conftest import fact_rows
+from foreknow.categories import CATEGORIES
 from foreknow.config import TuneConfig
 from foreknow.errors import ConfigError, ForeknowError, InputError, ModelError, ResourceError, RunFolderError
-from foreknow.inference.slick import CATEGORIES
 from foreknow.io.run_dir import FORMAT
 from foreknow.models import loading
 from foreknow.settings import settings_of

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from foreknow.categories import CATEGORIES
 from foreknow.errors import ConfigError
 from foreknow.settings import Settings
 
@@ -380,8 +381,6 @@ class EvaluateConfig(DataSettings):
         return value and value.strip()
 
 
-CATEGORIES = ("HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown")
-"""The names of `slick.CATEGORIES`, spelled here so that settings stay light."""
 WEIGHTS = {
     "half-unknown": {"Unknown": 0.5},
     "fading": {"WeaklyKnown": 0.5, "Unknown": 0.25},

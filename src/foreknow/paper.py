@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from foreknow.inference.slick import CATEGORIES, UNKNOWN
+from foreknow.categories import CATEGORIES, UNKNOWN
 
 
 class Figure(NamedTuple):

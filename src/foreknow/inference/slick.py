@@ -17,12 +17,7 @@ from typing import Final
 
 import polars as pl
 
-HIGHLY_KNOWN: Final = "HighlyKnown"
-MAYBE_KNOWN: Final = "MaybeKnown"
-WEAKLY_KNOWN: Final = "WeaklyKnown"
-UNKNOWN: Final = "Unknown"
-CATEGORIES: Final = (HIGHLY_KNOWN, MAYBE_KNOWN, WEAKLY_KNOWN, UNKNOWN)
-KNOWN: Final = CATEGORIES[:3]
+from foreknow.categories import CATEGORIES, HIGHLY_KNOWN, MAYBE_KNOWN, UNKNOWN, WEAKLY_KNOWN
 
 PROBES: Final[dict[str, pl.DataType]] = {
     "row": pl.Int64(),

@@ -10,7 +10,7 @@ LARGEST: Final = 100_000
 """Values a text may spell, each counted as often as it is named."""
 
 
-class _Plain(yaml.SafeLoader):
+class PlainLoader(yaml.SafeLoader):
     """Safe YAML without merge keys (`<<`): a few lines of them can grow beyond all memory."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
@@ -20,7 +20,7 @@ class _Plain(yaml.SafeLoader):
 def loads(text: str) -> Any:
     """The value that the text spells; ValueError, in one line, where it spells none or one that grows."""
     try:
-        value = yaml.load(text, Loader=_Plain)
+        value = yaml.load(text, Loader=PlainLoader)
         size = _size(value, {}, set())
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())[:200]) from None

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from foreknow.categories import CATEGORIES
 from foreknow.inference.surprisal import LONG
 from foreknow.stages.audit.short_facts import ROLLED
 from foreknow.stats import Interval, Spread, share_intervals, spread
-
-CATEGORIES = ("HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown")
 
 ROW_SCHEMA: dict[str, pl.DataType] = {
     "row": pl.Int64(),

@@ -15,8 +15,9 @@ from typing import Final
 import altair as alt
 import polars as pl
 
+from foreknow.categories import CATEGORIES
 from foreknow.report import vega_process
-from foreknow.report.audit_tables import CATEGORIES, BinLine, PopularityLine
+from foreknow.report.audit_tables import BinLine, PopularityLine
 from foreknow.report.long_answers import ExpectationBin
 
 WIDE, NARROW = 720, 330

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
-from foreknow.inference.slick import HIGHLY_KNOWN, UNKNOWN
+from foreknow.categories import HIGHLY_KNOWN, UNKNOWN
 from foreknow.report import page
 from foreknow.report.audit_text import count
 from foreknow.report.evaluation_chart import em_chart

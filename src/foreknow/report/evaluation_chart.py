@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import altair as alt
 import polars as pl
 
-from foreknow.report.audit_tables import CATEGORIES
+from foreknow.categories import CATEGORIES
 from foreknow.report.charts import FILLS, GRID, INK, RIMMED, WIDE, render_chart
 from foreknow.report.tune_tables import Count
 

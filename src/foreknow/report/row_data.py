@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from foreknow.report import audit_tables
+from foreknow.categories import CATEGORIES
 from foreknow.report.excerpts import marked
 from foreknow.report.format import clip, display, script_json
 from foreknow.report.long_answers import factor, one_in, times
@@ -32,7 +32,7 @@ def row_json(
             [clip(a) for a in r["answers"] or [] if a != r["answer"]],
             clip(r["model_answer"]),
             first.get(r["row"]),
-            audit_tables.CATEGORIES.index(r["category"]) if r["category"] else -1,
+            CATEGORIES.index(r["category"]) if r["category"] else -1,
             _short(r["p_greedy"]),
             _short(r["p_sampled"]),
             _short(r["p_sampled_width"]),
@@ -43,7 +43,7 @@ def row_json(
         for r in shown.iter_rows(named=True)
     ]
     document = {
-        "categories": audit_tables.CATEGORIES,
+        "categories": CATEGORIES,
         "groups": [display(g) for g in groups],
         "flags": flags,
         "sets": sets,
@@ -67,7 +67,7 @@ def _more(r: dict[str, Any], own: dict[int, list[ShortFactRow]]) -> list[Any]:
     long = [_short(-r["logprob"]), one_in(r["logprob"]), _short(helps), factor(helps)] if scored else None
     if not own:
         return [] if long is None else [long]
-    category = {name: index for index, name in enumerate(audit_tables.CATEGORIES)}
+    category = {name: index for index, name in enumerate(CATEGORIES)}
     facts = [
         [clip(f.question), clip(f.answer), category.get(f.category or "", -1), clip(f.model_answer)]
         for f in own.get(r["row"], ())

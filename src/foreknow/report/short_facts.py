@@ -8,12 +8,10 @@ from typing import Final
 
 import polars as pl
 
-from foreknow.report.audit_tables import CATEGORIES
+from foreknow.categories import CATEGORIES, UNKNOWN
 from foreknow.stages.audit.short_facts import ROLL_UP
 
 WORST_SHOWN: Final = 10
-FACTS_SHOWN: Final = 3
-UNKNOWN: Final = CATEGORIES[-1]
 
 
 @dataclass(frozen=True)

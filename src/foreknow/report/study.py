@@ -11,8 +11,8 @@ import polars as pl
 import yaml
 
 from foreknow import paper as paper_figures
+from foreknow.categories import UNKNOWN
 from foreknow.config import TuneConfig
-from foreknow.inference.slick import UNKNOWN
 from foreknow.report import page, study_tables, study_text
 from foreknow.report.format import display, duration, exact
 from foreknow.report.study_sections import sections

@@ -10,7 +10,7 @@ import polars as pl
 from markupsafe import Markup
 
 from foreknow import paper
-from foreknow.inference.slick import HIGHLY_KNOWN, UNKNOWN
+from foreknow.categories import HIGHLY_KNOWN, UNKNOWN
 from foreknow.report import page, study_charts, study_tables, study_text
 from foreknow.report.charts import FILLS, NARROW, SOFT, UNKNOWN_INK
 from foreknow.report.study_charts import DASHED, DOTTED, HALF, SOLID, Axes, Bar, ChartLine, ChartPosition
@@ -249,7 +249,7 @@ def _linear(of: Tables) -> Section:
         (("", page.both(draw)),) if bars else (),
         (("All coefficients", study_tables.linear(table)),),
         ("linear",),
-        "Intervals: CR2 with Satterthwaite degrees of freedom; beside it the wild cluster bootstrap. “The paper's 14 "
+        "Intervals: CR2 with Satterthwaite degrees of freedom. “The paper's 14 "
         "points” is our refit of those that can be read off its figures; its Table 1 has every epoch.",
     )
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from foreknow.inference.slick import CATEGORIES
+from foreknow.categories import CATEGORIES
 from foreknow.report.format import display, exact
 from foreknow.report.study_text import NAMES, find, signed
 from foreknow.stages.study.aggregation import ALL, ALL_KNOWN, POINTS
@@ -153,7 +153,6 @@ def linear(table: pl.DataFrame) -> TextTable:
     lines = [
         (
             *(SETS[line["set"]], line["fit"], TERMS[line["coefficient"]], _term(line)),
-            "–" if line["wild_ci_low"] is None else f"{_level(line, 'wild_ci_low')} to {_level(line, 'wild_ci_high')}",
             p_text(line["p"]),
             "–" if line["r2"] is None else f"{line['r2']:.2f}",
             f"{line['points']:,} of {line['runs']:,} runs",
@@ -161,7 +160,7 @@ def linear(table: pl.DataFrame) -> TextTable:
         )
         for line in table.iter_rows(named=True)
     ]
-    heads = ("Set", "Fit", "Term", "Points (95 %)", "Wild bootstrap", "p", "R²", "Evaluations", "Paper")
+    heads = ("Set", "Fit", "Term", "Points (95 %)", "p", "R²", "Evaluations", "Paper")
     return TextTable(heads, tuple(lines), 3)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 
 from foreknow import paper
-from foreknow.inference.slick import CATEGORIES, HIGHLY_KNOWN, MAYBE_KNOWN, UNKNOWN
+from foreknow.categories import CATEGORIES, HIGHLY_KNOWN, MAYBE_KNOWN, UNKNOWN
 from foreknow.paper import Figure
 from foreknow.report.format import exact
 from foreknow.stages.study.aggregation import ALL, EARLY, LATE, POINTS

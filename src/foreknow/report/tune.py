@@ -11,7 +11,7 @@ import polars as pl
 import yaml
 from markupsafe import Markup
 
-from foreknow.inference.slick import CATEGORIES, UNKNOWN
+from foreknow.categories import CATEGORIES, UNKNOWN
 from foreknow.io.run_dir import differences
 from foreknow.report import page
 from foreknow.report.charts import INK, SOFT

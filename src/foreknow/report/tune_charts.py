@@ -12,7 +12,7 @@ from typing import NamedTuple
 import altair as alt
 import polars as pl
 
-from foreknow.inference.slick import CATEGORIES
+from foreknow.categories import CATEGORIES
 from foreknow.report.charts import FILLS, GRID, INK, SOFT, UNKNOWN_INK, WIDE, render_chart
 
 COLOURS = dict(zip(CATEGORIES, (*FILLS[:3], UNKNOWN_INK), strict=True))

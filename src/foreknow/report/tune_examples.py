@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from foreknow.inference.slick import HIGHLY_KNOWN, UNKNOWN
+from foreknow.categories import HIGHLY_KNOWN, UNKNOWN
 from foreknow.report.tune_tables import TrainRunView
 from foreknow.stages.train.curves import TRAIN
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from foreknow.inference.slick import CATEGORIES, HIGHLY_KNOWN, KNOWN, MAYBE_KNOWN, UNKNOWN
+from foreknow.categories import CATEGORIES, HIGHLY_KNOWN, KNOWN, MAYBE_KNOWN, UNKNOWN
 from foreknow.stages.train import curves
 from foreknow.stages.train.curves import TRAIN, Line
 from foreknow.stats import Interval, mcnemar, wilson

@@ -232,11 +232,6 @@ def last_answer(value: object) -> int:
     return max((at for at, turn in enumerate(turns) if turn.role == "assistant"), default=len(turns) - 1)
 
 
-def text_in(content: object) -> str | None:
-    """The text of a turn's content: itself, or the text parts of a list such as `[{"type": "text", "text": ...}]`."""
-    return of_turn({}, content).text or None
-
-
 def _first(item: Mapping[str, object], keys: Sequence[str]) -> object:
     return next((item[key] for key in keys if item.get(key) is not None), None)
 

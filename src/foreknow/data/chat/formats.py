@@ -177,9 +177,6 @@ def _is_said(value: object) -> bool:
     return isinstance(value, str) or value is None
 
 
-VIEWS: Final = ("text", "preference")
-
-
 def view_of(name: str, columns: Mapping[str, str], record: Record) -> ChatView | None:
     """A record of a layout as one chat, where it is one that is not read column by column; else None."""
     if name == "text":

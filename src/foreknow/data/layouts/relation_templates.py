@@ -14,6 +14,7 @@ import yaml
 
 from foreknow.errors import InputError
 from foreknow.io.quoting import quoted
+from foreknow.io.yaml_text import PlainLoader
 
 SLOT = "[X]"
 FEWEST = 20
@@ -93,16 +94,9 @@ def derive_template(questions: Iterable[str]) -> str | None:
     return template if all(subject_of(template, question) for question in distinct) else None
 
 
-class _Plain(yaml.SafeLoader):
-    """Safe YAML without merge keys (`<<`): a few lines of them can grow beyond all memory."""
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Leave the keys as they stand: a merge key is then an unknown one."""
-
-
 def _parse(text: str, path: Path) -> object:
     try:
-        return json.loads(text) if path.suffix.lower() == ".json" else yaml.load(text, Loader=_Plain)
+        return json.loads(text) if path.suffix.lower() == ".json" else yaml.load(text, Loader=PlainLoader)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg}).") from error
     except yaml.YAMLError as error:

@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import polars as pl
 
+from foreknow.categories import CATEGORIES
 from foreknow.data.exact_match import canonical, spellings_of
 from foreknow.data.schema import ROWS, common_heads
 from foreknow.errors import ConfigError
@@ -327,7 +328,7 @@ def summarise_chance(rows: pl.DataFrame, probes: pl.DataFrame, found: pl.DataFra
         "with_null": some.height,
         "matching": "strict",
         "corrected": shares,
-        "guessable": {category: counted[category] for category in slick.CATEGORIES if category in counted},
+        "guessable": {category: counted[category] for category in CATEGORIES if category in counted},
         "flags": dict(found["flag"].drop_nulls().value_counts().sort("flag").iter_rows()),
         "widest_p_chance": widest,
         "made_up": found.filter(pl.col("flag") == MADE_UP).height,

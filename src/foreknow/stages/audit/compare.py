@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from foreknow.categories import CATEGORIES
 from foreknow.errors import UsageError
 from foreknow.inference import slick
 from foreknow.io.csv_escape import csv_of
@@ -34,7 +35,7 @@ class Comparison:
     @property
     def summary(self) -> dict[str, Any]:
         """Shares before and after, and how many rows moved which way."""
-        order = {name: place for place, name in enumerate(slick.CATEGORIES)}
+        order = {name: place for place, name in enumerate(CATEGORIES)}
         both = self.rows.drop_nulls(["from", "to"])
         step = both.select(
             pl.col("to").replace_strict(order, return_dtype=pl.Int64)
@@ -84,8 +85,8 @@ def compare_audits(first: AuditResult, second: AuditResult) -> Comparison:
     counts = {(a, b): n for a, b, n in rows.drop_nulls(["from", "to"]).group_by("from", "to").len().iter_rows()}
     moves = pl.DataFrame(
         {
-            "from": slick.CATEGORIES,
-            **{to: [counts.get((was, to), 0) for was in slick.CATEGORIES] for to in slick.CATEGORIES},
+            "from": CATEGORIES,
+            **{to: [counts.get((was, to), 0) for was in CATEGORIES] for to in CATEGORIES},
         }
     )
     return Comparison(was["model"]["name"], now["model"]["name"], rows, moves)

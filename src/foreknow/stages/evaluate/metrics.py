@@ -17,9 +17,9 @@ from typing import Any, Final
 
 import polars as pl
 
+from foreknow.categories import CATEGORIES, HIGHLY_KNOWN, UNKNOWN
 from foreknow.data import exact_match
 from foreknow.data.schema import GOLD
-from foreknow.inference.slick import CATEGORIES, HIGHLY_KNOWN, UNKNOWN
 from foreknow.stats import wilson
 
 BASE_RIGHT: Final = 0.5

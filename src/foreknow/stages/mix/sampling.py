@@ -21,11 +21,11 @@ from typing import Any, Final, NamedTuple
 
 import polars as pl
 
+from foreknow.categories import CATEGORIES, UNKNOWN
 from foreknow.config import MixConfig
 from foreknow.data import exact_match
 from foreknow.data.schema import sampling_hash
 from foreknow.errors import InputError
-from foreknow.inference.slick import CATEGORIES, UNKNOWN
 from foreknow.io.remote_paths import place
 from foreknow.io.run_dir import SEAL, fingerprint
 from foreknow.stages.mix.sizes import (

@@ -18,9 +18,9 @@ from typing import Final, Literal, NamedTuple
 
 import polars as pl
 
+from foreknow.categories import CATEGORIES, KNOWN, UNKNOWN
 from foreknow.data.schema import largest_remainder
 from foreknow.errors import InputError
-from foreknow.inference.slick import CATEGORIES, KNOWN, UNKNOWN
 
 Family = Literal["own", "shares", "categories"]
 

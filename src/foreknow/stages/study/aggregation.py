@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from foreknow.inference.slick import CATEGORIES, KNOWN
+from foreknow.categories import CATEGORIES, KNOWN
 from foreknow.stages.study import paired
 from foreknow.stats import wilson
 

@@ -23,7 +23,6 @@ from typing import Final, Literal
 
 import polars as pl
 
-from foreknow.inference.slick import HIGHLY_KNOWN
 from foreknow.stages.study import contrasts
 from foreknow.stages.study.contrasts import Contrast, ContrastPart, Evidence, StudyData
 from foreknow.stages.study.linear_model import LinearModel
@@ -48,23 +47,6 @@ SCORECARD: Final[dict[str, pl.DataType]] = {
     "note": pl.String(),
 }
 """One line a claim; estimate, ends, margin and mde as shares. `margin` is null where the claim needs none."""
-
-REFUSALS: Final[dict[str, pl.DataType]] = {
-    "variant": pl.String(),
-    "kind": pl.String(),
-    "share": pl.Float64(),
-    "seed": pl.Int64(),
-    "epoch": pl.Int64(),
-    "early_stop": pl.Boolean(),
-    "convergence": pl.Boolean(),
-    "rows": pl.Int64(),
-    "answered": pl.Float64(),
-    "accuracy": pl.Float64(),
-    "yield": pl.Float64(),
-    "over_refusal": pl.Float64(),
-}
-"""answered: share of test rows not refused; accuracy: right / answered; yield: right / all; over_refusal: share of
-HighlyKnown test rows refused. Null where there is nothing to divide by."""
 
 
 @dataclass(frozen=True)
@@ -216,29 +198,6 @@ def holm(values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(values) - done) * values[place]))
         found[place] = largest
     return found
-
-
-def refusals(results: pl.DataFrame) -> pl.DataFrame:
-    """`REFUSALS`: a line for each run and epoch that was evaluated with the refusal as gold (set test_refused).
-
-    Paper, section 4: accuracy on answered questions can stay flat while fewer are answered, so all stand together.
-    """
-    key = ["variant", "seed", "epoch"]
-    refused = results.filter(pl.col("set") == "test_refused")
-    known = refused.filter((pl.col("category") == HIGHLY_KNOWN) & (pl.col("rows") > 0))
-    kept = pl.col("rows") - pl.col("refused")
-    return (
-        results.filter((pl.col("set") == "test") & (pl.col("category") == "all") & (pl.col("rows") > 0))
-        .join(refused.filter(pl.col("category") == "all").select(*key, refused="correct"), on=key)
-        .join(known.select(*key, over_refusal=pl.col("correct") / pl.col("rows")), on=key, how="left")
-        .with_columns(
-            answered=kept / pl.col("rows"),
-            accuracy=pl.when(kept > 0).then(pl.col("correct") / kept),
-            **{"yield": pl.col("correct") / pl.col("rows")},
-        )
-        .select(pl.col(name).cast(kind) for name, kind in REFUSALS.items())
-        .sort(key)
-    )
 
 
 def claims_table(scored: pl.DataFrame) -> pl.DataFrame:

@@ -28,7 +28,7 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 import polars as pl
 
-from foreknow.inference.slick import CATEGORIES, HIGHLY_KNOWN, MAYBE_KNOWN, UNKNOWN
+from foreknow.categories import CATEGORIES, HIGHLY_KNOWN, MAYBE_KNOWN, UNKNOWN
 from foreknow.stages.study import linear_model
 from foreknow.stages.study.linear_model import Coefficient, LinearModel
 from foreknow.stages.study.paired import DRAWS, Array, Estimate, Stack, Statistic, resampled, stack
@@ -271,9 +271,7 @@ def same_on_unseen_relations(study: StudyData, _margin: float) -> Evidence | str
         return signs
     ood = linear_model.points(study.results, "ood")
     test = linear_model.points(study.results, "test").select("run", "epoch", inside="accuracy")
-    smaller = linear_model.fit(
-        ood.join(test, on=["run", "epoch"]).with_columns(pl.col("accuracy") - pl.col("inside")), wild=False
-    )
+    smaller = linear_model.fit(ood.join(test, on=["run", "epoch"]).with_columns(pl.col("accuracy") - pl.col("inside")))
     if smaller.unknown is None or smaller.note is not None:
         return f"OOD against test: {smaller.note}"
     return Evidence((*signs, _part("b_unk OOD - b_unk test", smaller.unknown)), 0, _runs(smaller))

@@ -7,8 +7,8 @@ from typing import Any, Final, NamedTuple
 import polars as pl
 
 from foreknow import paper as paper_figures
+from foreknow.categories import CATEGORIES, HIGHLY_KNOWN, MAYBE_KNOWN, UNKNOWN
 from foreknow.errors import InputError
-from foreknow.inference.slick import CATEGORIES, HIGHLY_KNOWN, MAYBE_KNOWN, UNKNOWN
 from foreknow.paper import Figure
 from foreknow.stages.study import paired
 from foreknow.stages.study.aggregation import ALL, EARLY, LATE, POINTS, REFUSED, TRAINED_ON, over_seeds

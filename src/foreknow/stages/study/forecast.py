@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
+from foreknow.categories import KNOWN, UNKNOWN
 from foreknow.errors import ConfigError, ModelError
-from foreknow.inference.slick import KNOWN, UNKNOWN
 from foreknow.stages.study import linear_model
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def forecast(results: pl.DataFrame, share: float, fits: dict[str, tuple[float, f
         points = linear_model.points(results, name)
         if points.is_empty():
             continue
-        model = linear_model.fit(points, wild=False)
+        model = linear_model.fit(points)
         if model.known is None:
             raise ConfigError(f"--study: its runs determine no linear model ({model.note}); add shares or seeds to it")
         for when, (known, unknown) in fits.items():

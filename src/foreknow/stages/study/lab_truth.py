@@ -16,10 +16,10 @@ import polars as pl
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
+from foreknow.categories import CATEGORIES, UNKNOWN
 from foreknow.data.builtin.lab_world import BINS, bin_of
 from foreknow.data.schema import GOLD
 from foreknow.errors import InputError
-from foreknow.inference.slick import CATEGORIES, UNKNOWN
 from foreknow.stats import Interval, wilson
 
 OFTEN: Final = 20

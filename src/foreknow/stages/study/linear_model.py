@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import polars as pl
 
-from foreknow.inference.slick import KNOWN, UNKNOWN
+from foreknow.categories import KNOWN, UNKNOWN
 from foreknow.paper import FITTED, SHARES, whole
 from foreknow.stages.study import cluster_robust
 from foreknow.stages.study.cluster_robust import Array, Clustered
@@ -38,7 +38,7 @@ LEVEL: Final = 0.95
 
 @dataclass(frozen=True)
 class Coefficient:
-    """A coefficient; no error where the model's note says why. `wild_*`: the bootstrap's second opinion."""
+    """A coefficient; no error where the model's note says why."""
 
     value: float
     se: float | None = None
@@ -46,9 +46,6 @@ class Coefficient:
     ci_low: float | None = None
     ci_high: float | None = None
     p: float | None = None
-    wild_ci_low: float | None = None
-    wild_ci_high: float | None = None
-    wild_p: float | None = None
 
 
 @dataclass(frozen=True)
@@ -126,8 +123,8 @@ def paper_points() -> pl.DataFrame:
     return pl.DataFrame(lines, schema=POINTS, orient="row")
 
 
-def fit(points: pl.DataFrame, *, wild: bool = True, seed: int = 0) -> LinearModel:
-    """Least squares on `POINTS`, errors clustered by run: CR2 and, unless `wild` is off, the wild bootstrap.
+def fit(points: pl.DataFrame) -> LinearModel:
+    """Least squares on `POINTS`, errors clustered by run (CR2).
 
     No error is given for under five runs, or where one run alone holds a coefficient. No coefficient is given
     where the points lie on a line.
@@ -137,31 +134,23 @@ def fit(points: pl.DataFrame, *, wild: bool = True, seed: int = 0) -> LinearMode
     if points.is_empty() or cluster_robust.collinear(x):
         why = "no points" if points.is_empty() else "Known and Unknown rows fitted go together over all points"
         return LinearModel(None, None, None, None, points.height, runs, None, None, f"{why}: no coefficients")
-    cluster = _numbers(points["run"])
-    basis = cluster_robust.least_squares(x, y, cluster)
+    basis = cluster_robust.least_squares(x, y, _numbers(points["run"]))
     note = _why_no_interval(points, basis, runs)
     if note:
         b0, b_kn, b_unk = (Coefficient(float(value)) for value in basis.coefficients)
     else:
-        drawn = cluster_robust.weights(runs, seed=seed) if wild else None
-        b0, b_kn, b_unk = (_coefficient(basis, which, x, y, cluster, drawn) for which in range(3))
+        b0, b_kn, b_unk = (_coefficient(basis, which) for which in range(3))
     r2 = basis.r2 if np.isfinite(basis.r2) else None
     return LinearModel(b0, b_kn, b_unk, r2, points.height, runs, basis.between, basis.within, note, basis)
 
 
-def _coefficient(
-    basis: Clustered, which: int, x: Array, y: Array, cluster: np.ndarray[Any, Any], drawn: Array | None
-) -> Coefficient:
+def _coefficient(basis: Clustered, which: int) -> Coefficient:
     from scipy.stats import t
 
     value, se, df = basis.contrast(np.eye(3)[which])
     half = float(t.ppf(0.5 + LEVEL / 2, df)) * se
     p = float(2 * t.sf(abs(value) / se, df)) if se > 0 else float(value == 0)
-    second = cluster_robust.wild(x, y, cluster, which, drawn, LEVEL) if drawn is not None and se > 0 else None
-    return Coefficient(
-        *(value, se, df, value - half, value + half, p),
-        *((second.low, second.high, second.p) if second else (None, None, None)),
-    )
+    return Coefficient(value, se, df, value - half, value + half, p)
 
 
 def _why_no_interval(points: pl.DataFrame, basis: Clustered, runs: int) -> str | None:
@@ -225,7 +214,7 @@ def leave_out(points: pl.DataFrame) -> LeftOut:
     parts, skipped = [], []
     for variant in points["variant"].unique().sort():
         mine, others = points.filter(pl.col("variant") == variant), points.filter(pl.col("variant") != variant)
-        model = fit(others, wild=False)
+        model = fit(others)
         if model.known is None:
             skipped.append(str(variant))
             continue

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from foreknow.inference.slick import CATEGORIES
+from foreknow.categories import CATEGORIES
 from foreknow.stages.study.grid import Run
 from foreknow.stages.train import curves
 from foreknow.stages.train.result import TrainResult

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from foreknow.config import BASE, CATEGORIES, DATA, MODEL, RAY, RAY_ADDRESS, RAY_WORKERS, AuditConfig, TuneConfig
+from foreknow.categories import CATEGORIES
+from foreknow.config import BASE, DATA, MODEL, RAY, RAY_ADDRESS, RAY_WORKERS, AuditConfig, TuneConfig
 from foreknow.errors import ConfigError
 from foreknow.io.remote import download
 from foreknow.settings import Settings, read_yaml, settings_of

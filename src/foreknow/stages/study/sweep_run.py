@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
-from foreknow.inference.slick import UNKNOWN
+from foreknow.categories import UNKNOWN
 from foreknow.stages.study import score_sweep
 from foreknow.stages.study.aggregation import LATE
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 import polars as pl
 
 from foreknow import paper
-from foreknow.inference.slick import CATEGORIES, UNKNOWN
+from foreknow.categories import CATEGORIES, UNKNOWN
 from foreknow.paper import Figure
 from foreknow.stages.study import claims, linear_model
 from foreknow.stages.study.aggregation import (
@@ -96,9 +96,7 @@ LINEAR: Final[dict[str, pl.DataType]] = {
     "set": pl.String(),
     "fit": pl.String(),
     "coefficient": pl.String(),
-    **dict.fromkeys(
-        ("value", "se", "df", "ci_low", "ci_high", "p", "wild_ci_low", "wild_ci_high", "wild_p", "r2"), pl.Float64()
-    ),
+    **dict.fromkeys(("value", "se", "df", "ci_low", "ci_high", "p", "r2"), pl.Float64()),
     "points": pl.Int64(),
     "runs": pl.Int64(),
     "note": pl.String(),
@@ -263,9 +261,7 @@ def linear_models(results: pl.DataFrame) -> pl.DataFrame:
             if points.height:
                 lines += _coefficients(linear_model.fit(points), name, fit)
     if lines:
-        lines += _coefficients(
-            linear_model.fit(linear_model.paper_points(), wild=False), "test", "the paper's 14 points"
-        )
+        lines += _coefficients(linear_model.fit(linear_model.paper_points()), "test", "the paper's 14 points")
     return pl.DataFrame(lines, schema=LINEAR)
 
 

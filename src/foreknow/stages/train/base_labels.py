@@ -6,10 +6,10 @@ from typing import Final
 
 import polars as pl
 
+from foreknow.categories import CATEGORIES
 from foreknow.data.dataset import Dataset
 from foreknow.data.schema import SAME_GOLD, SAME_QUESTION, earlier_turns
 from foreknow.errors import ConfigError, InputError
-from foreknow.inference.slick import CATEGORIES
 from foreknow.stages.audit.result import AuditResult
 from foreknow.stages.train.dataset import extra_columns
 

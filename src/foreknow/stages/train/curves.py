@@ -18,8 +18,8 @@ from typing import Any, Final
 
 import polars as pl
 
+from foreknow.categories import CATEGORIES, KNOWN, UNKNOWN
 from foreknow.errors import ConfigError
-from foreknow.inference.slick import CATEGORIES, KNOWN, UNKNOWN
 
 TRAIN: Final = "train"
 RISE: Final = 0.05

@@ -14,10 +14,10 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import polars as pl
 
+from foreknow.categories import CATEGORIES
 from foreknow.data.dataset import Dataset, read_dataset
 from foreknow.data.schema import GOLD, ROWS, SAME_GOLD, SAME_QUESTION, USABLE, earlier_turns
 from foreknow.errors import InputError, ModelError
-from foreknow.inference.slick import CATEGORIES
 from foreknow.prompts.chat_templates import CHANGES
 from foreknow.prompts.prompt_template import Prompter, Template
 from foreknow.prompts.special_tokens import PromptText

@@ -8,10 +8,10 @@ from typing import Any
 
 import polars as pl
 
+from foreknow.categories import CATEGORIES
 from foreknow.config import TuneConfig
 from foreknow.data.layouts.relation_templates import read_templates
 from foreknow.errors import ConfigError
-from foreknow.inference.slick import CATEGORIES
 from foreknow.models.quantization import check_trainable
 from foreknow.models.resolve import Resolved
 from foreknow.prompts.prompt_template import Template, read_template

@@ -31,11 +31,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
+from foreknow.categories import UNKNOWN
 from foreknow.config import TuneConfig
 from foreknow.data.schema import GOLD
 from foreknow.distributed import process_group
 from foreknow.errors import ConfigError, RunFolderError
-from foreknow.inference.slick import UNKNOWN
 from foreknow.io.run_dir import RunDir, fingerprint, lock_run_dir, read_json, write_frame, write_json
 from foreknow.models.adapters import about
 from foreknow.models.packaged import check
