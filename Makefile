@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-avx2 test-slow test-faults soak explore lint fuzz bench-audit bench-tune agreement sbom licences advisories clean
+.PHONY: demo test test-avx2 test-slow test-faults soak explore lint docs fuzz bench-audit bench-tune agreement sbom licences advisories clean
 
 DEMO := runs/demo
 FOREKNOW := $(BIN)/foreknow
@@ -59,6 +59,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "the site: site/index.html"
+
 bench-audit: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/audit.py
 
@@ -97,10 +101,14 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt
 	$(PIP) --editable '.[facts,dev]'
 	touch $(VENV)/.installed $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) --editable '.[docs]'
+	touch $@
+
 .venv-%/.installed: constraints.txt
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --constraint constraints.txt $*
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-* runs .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-* runs site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

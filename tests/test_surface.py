@@ -73,7 +73,7 @@ SETTINGS = {
     **{"audit": AuditConfig, "check": CheckConfig, "mix": MixConfig, "tune": TuneConfig, "extract": ExtractConfig},
     "study": StudyConfig,
 }
-OTHERS = {"forecast": {"--study", "--unknown", "--fitted", "--force"}}
+OTHERS = {"forecast": {"--study", "--unknown", "--fitted", "--force"}, "data": {"--from", "--out"}}
 """Verbs that have no settings of their own."""
 
 
