@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+import foreknow
 from foreknow.config import AuditConfig, CheckConfig, EvaluateConfig, ExtractConfig, MixConfig, TuneConfig
 from foreknow.settings import Settings
 from foreknow.stages.study.settings import StudyConfig
@@ -75,6 +76,13 @@ def test_every_page_is_in_the_navigation_once() -> None:
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     assert sorted(navigation(site["nav"])) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
     assert site["strict"] is True
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    text = "".join((DOCS / name).read_text(encoding="utf-8") for name in ("api.md", "settings.md"))
+    named = {name.rpartition(".")[2] for name in re.findall(r"^(?:::: |\{\{ settings )(foreknow[\w.]+)", text, re.M)}
+    assert "errors" in named  # all of the tree, ForeknowError first
+    assert set(foreknow.__all__) - named == {"ForeknowError"}
 
 
 def test_the_settings_page_has_every_setting_of_every_verb() -> None:
