@@ -26,12 +26,12 @@ class StudyResult:
 
     @cached_property
     def results(self) -> pl.DataFrame:
-        """Every run, epoch, set and category (`study_results.RESULTS`)."""
+        """Every run, epoch, set and category (`measurements.RESULTS`)."""
         return pl.read_parquet(self.folder / "results.parquet")
 
     @cached_property
     def outcomes(self) -> pl.DataFrame:
-        """Every watched row at the two points (`study_results.OUTCOMES`)."""
+        """Every watched row at the two points (`measurements.OUTCOMES`)."""
         return pl.read_parquet(self.folder / "outcomes.parquet")
 
     @cached_property
