@@ -1,91 +1,36 @@
 """The verbs: parse, call, print. Nothing is computed here, and nothing heavy imported before a verb runs.
 
-The flags of a stage are made from its settings model (`config.py`), so each setting is written once.
+The flags of a stage are made from its settings model (`config.py`, `flags.py`), so each setting is written once.
 """
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Final, Literal, Optional
 
-from cyclopts import App, CycloptsError, Parameter, Token, validators
+from cyclopts import App, CycloptsError, Parameter, validators
 
 from foreknow import signals
 from foreknow.config import AuditConfig, CheckConfig, EvaluateConfig, ExtractConfig, MixConfig, TuneConfig
 from foreknow.console import plain, print_audit, print_estimate, print_scaled, print_table, print_written
 from foreknow.distributed import process_group
-from foreknow.errors import ForeknowError, GateCrossed
+from foreknow.errors import ConfigError, ForeknowError, GateCrossed
+from foreknow.flags import HELP, HELP_ALL, PANELS, ConfigFile, epilogue, positional, whole, with_flags
 from foreknow.io.remote import download
 from foreknow.io.remote_paths import place
-from foreknow.settings import Settings, settings_of
+from foreknow.settings import Group, Settings, settings_of
 from foreknow.stages.study.settings import StudyConfig, study_settings
 from foreknow.version import __version__
 
-app = App(
-    name="foreknow",
-    version=__version__,
-    help="Know what your language model knows before you fine-tune it.",
-    help_format="plaintext",
-    suppress_keyboard_interrupt=False,
-)
 
-
-def _whole(_: type, tokens: Sequence[Token]) -> int:
-    """A whole number: the parser's own reading rounds 2.5."""
-    try:
-        return int(tokens[0].value)
-    except ValueError:
-        raise ValueError(f"found {tokens[0].value!r}, expected a whole number") from None
-
-
-def _flags_of(model: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a function that takes `**given` the fields of `model` as flags; only those given are passed on."""
-
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.kind != p.VAR_KEYWORD]
-        named = {p.name for p in own}
-        flags = []
-        for name, field in model.model_fields.items():
-            if name in named:
-                continue
-            default = "" if field.is_required() or not field.default else f" [default: {field.default}]"
-            negative = None if field.default is True else ""
-            read = _whole if field.annotation in (int, int | None) and name != "rows" else None
-            about = Parameter(
-                help=f"{field.description}{default}", show_default=False, negative=negative, converter=read
-            )
-            if field.annotation == dict[str, Any] or (name == "rows" and model is StudyConfig):
-                continue  # settings of other stages: in the file only
-            # 1e9 is a number of rows: the settings read it
-            kind: Any = Optional[str] if name == "rows" else Optional[field.annotation]  # noqa: UP045
-            if name in ("map", "weight", "test"):
-                kind = Optional[list[str]]  # noqa: UP045
-            flags.append(
-                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, about])
-            )
-
-        def call(*args: Any, **given: Any) -> None:
-            mine = {k: v for k, v in given.items() if k in named}
-            function(*args, **mine, **{k: v for k, v in given.items() if k not in named and v is not None})
-
-        call.__name__, call.__doc__ = function.__name__, function.__doc__
-        call.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]
-        return call
-
-    return decorate
-
-
-@app.command
-@_flags_of(AuditConfig)
 def audit(
-    data: Annotated[Optional[str], Parameter(help=str(AuditConfig.model_fields["data"].description))] = None,  # noqa: UP045
+    data: Annotated[Optional[str], positional(AuditConfig, "data")] = None,  # noqa: UP045
     /,
     *,
-    config: Annotated[Optional[Path], Parameter(help="A YAML file with the same settings; flags win.")] = None,  # noqa: UP045
+    config: ConfigFile = None,
     **given: Any,
 ) -> None:
     """Label each row of DATA by what the model knows, before any training."""
@@ -119,13 +64,27 @@ def audit(
         raise crossed
 
 
-@app.command
-@_flags_of(CheckConfig)
 def check(
-    *data: Annotated[str, Parameter(help="One data file or more; several are taken for splits named as the files.")],
-    strict: Annotated[bool, Parameter(help="Exit 3 if there is an error or a warning.", negative="")] = False,
-    json: Annotated[Optional[Path], Parameter(help="Write all that was found to this file.")] = None,  # noqa: UP045
-    config: Annotated[Optional[Path], Parameter(help="A YAML file with the same settings; flags win.")] = None,  # noqa: UP045
+    *data: Annotated[
+        str,
+        Parameter(
+            help="One data file or more; each of several files is a split with the name of the file.",
+            group=PANELS[Group.DATA],
+        ),
+    ],
+    strict: Annotated[
+        bool,
+        Parameter(
+            help="Exit with status 3 if there is an error or a warning.",
+            show_default=False,
+            negative="",
+            group=PANELS[Group.OUTPUT],
+        ),
+    ] = False,
+    json: Annotated[
+        Path | None, Parameter(help="Write all findings to this JSON file.", group=PANELS[Group.OUTPUT])
+    ] = None,
+    config: ConfigFile = None,
     **given: Any,
 ) -> None:
     """Tell what is wrong with DATA before any model runs: duplicates, contradictions, overlaps, floors."""
@@ -144,11 +103,6 @@ def check(
         raise GateCrossed("--strict: errors or warnings were found")
 
 
-data = App(name="data", help="Write data sets: the paper's, PopQA, the packaged facts.", help_format="plaintext")
-app.command(data)
-
-
-@data.command
 def entityquestions(
     *,
     source: Annotated[str, Parameter(name="--from")] = "hub",
@@ -165,16 +119,15 @@ def entityquestions(
     out
         The folder to write.
     templates
-        Question templates by relation, in place of those read off the questions.
+        A file with a question template for each relation; without it the published questions give the templates.
     allow_different
-        Go on where counts differ from the paper's; the differences stand in the manifest.
+        Continue even if counts differ from the paper's; the manifest lists the differences.
     """
     from foreknow.data.builtin.export import write_entityquestions  # keeps polars out
 
     print_written(write_entityquestions(source, place(out), templates=templates, check=not allow_different))
 
 
-@data.command
 def popqa(*, source: Annotated[str, Parameter(name="--from")] = "hub", out: Path) -> None:
     """Write PopQA as one file with subjects, relations and popularity.
 
@@ -190,7 +143,6 @@ def popqa(*, source: Annotated[str, Parameter(name="--from")] = "hub", out: Path
     print_written(write_popqa(source, place(out)))
 
 
-@data.command
 def facts(*, out: Path) -> None:
     """Write the packaged facts: train, dev, test.
 
@@ -204,13 +156,11 @@ def facts(*, out: Path) -> None:
     print_written(write_facts(place(out)))
 
 
-@app.command
-@_flags_of(ExtractConfig)
 def extract(
-    data: Annotated[str, Parameter(help=str(ExtractConfig.model_fields["data"].description))],
+    data: Annotated[str, positional(ExtractConfig, "data")],
     /,
     *,
-    config: Annotated[Optional[Path], Parameter(help="A YAML file with the same settings; flags win.")] = None,  # noqa: UP045
+    config: ConfigFile = None,
     **given: Any,
 ) -> None:
     """Ask a server for the short facts in the long answers of DATA, and write them beside each row."""
@@ -223,13 +173,11 @@ def extract(
     print(f"written: {settings.out}")
 
 
-@app.command
-@_flags_of(MixConfig)
 def mix(
-    audit: Annotated[Path, Parameter(help="A finished audit's folder.")],
+    audit: Annotated[Path, positional(MixConfig, "audit")],
     /,
     *,
-    config: Annotated[Optional[Path], Parameter(help="A YAML file with the same settings; flags win.")] = None,  # noqa: UP045
+    config: ConfigFile = None,
     **given: Any,
 ) -> None:
     """Write a training set from an AUDIT: a share of Unknown rows, one category, Known only, relabelled, weighted."""
@@ -244,13 +192,11 @@ def mix(
     print(f"written: {written.path}")
 
 
-@app.command
-@_flags_of(TuneConfig)
 def tune(
-    train: Annotated[Optional[str], Parameter(help=str(TuneConfig.model_fields["train"].description))] = None,  # noqa: UP045
+    train: Annotated[Optional[str], positional(TuneConfig, "train")] = None,  # noqa: UP045
     /,
     *,
-    config: Annotated[Optional[Path], Parameter(help="A YAML file with the same settings; flags win.")] = None,  # noqa: UP045
+    config: ConfigFile = None,
     **given: Any,
 ) -> None:
     """Fine-tune a model on TRAIN, watching what it fits and forgets in each category."""
@@ -270,14 +216,12 @@ def tune(
     print(f"report: {done.folder / 'report.html'}")
 
 
-@app.command
-@_flags_of(EvaluateConfig)
 def evaluate(
-    model: Annotated[str, Parameter(help=str(EvaluateConfig.model_fields["model"].description))],
-    data: Annotated[str, Parameter(help=str(EvaluateConfig.model_fields["data"].description))],
+    model: Annotated[str, positional(EvaluateConfig, "model")],
+    data: Annotated[str, positional(EvaluateConfig, "data")],
     /,
     *,
-    config: Annotated[Optional[Path], Parameter(help="A YAML file with the same settings; flags win.")] = None,  # noqa: UP045
+    config: ConfigFile = None,
     **given: Any,
 ) -> None:
     """Ask a tuned MODEL every question of DATA and count what it gets right, wrong, and newly wrong."""
@@ -305,10 +249,10 @@ def evaluate(
     print(f"report: {done.folder / 'report.html'}")
 
 
-@app.command
-@_flags_of(StudyConfig)
 def study(
-    which: Annotated[str, Parameter(name="study", help="A preset (quick, lab, paper), or a YAML file.")],
+    which: Annotated[
+        str, Parameter(name="study", help="A preset (quick, lab, paper) or a YAML file.", group=PANELS[Group.DATA])
+    ],
     /,
     **given: Any,
 ) -> None:
@@ -329,7 +273,6 @@ def study(
     print(f"report: {done.folder / 'report.html'}")
 
 
-@app.command
 def forecast(
     audit: Path,
     /,
@@ -348,11 +291,11 @@ def forecast(
     study
         A finished study's folder.
     unknown
-        Share of Unknown rows in the mix (default: the audit's own).
+        The share of Unknown rows in the mix (default: the share in the audit).
     fitted
-        Shares of the Known and of the Unknown rows that will be fitted (default: as was usual in the study).
+        The shares of the Known and of the Unknown rows that training will fit (default: the usual ones of the study).
     force
-        Go on though the study is of another model.
+        Continue even if the study trained another model.
     """
     from foreknow.io.run_dir import with_checksum, write_json  # keeps polars out
     from foreknow.stages.audit.page import write_page  # keeps altair out
@@ -371,7 +314,6 @@ def forecast(
     print(f"report: {write_page(open_audit(audit))}")
 
 
-@app.command
 def compare(first: Path, second: Path, /, *, out: Path | None = None) -> None:
     """Show how categories move, row by row, from audit FIRST to audit SECOND.
 
@@ -380,7 +322,7 @@ def compare(first: Path, second: Path, /, *, out: Path | None = None) -> None:
     first
         A finished audit's folder.
     second
-        Another one, of the same rows under the same protocol.
+        The folder of another audit, of the same rows under the same protocol.
     out
         Write every row with both categories to this file (.parquet, .csv or .jsonl).
     """
@@ -397,7 +339,6 @@ def compare(first: Path, second: Path, /, *, out: Path | None = None) -> None:
         print(f"rows: {place(out)}")
 
 
-@app.command
 def report(folder: Path, /, *, rows: bool = True, control: Path | None = None) -> None:
     """Write the report of a finished run again: an audit's, a tune run's, an evaluation's, a study's.
 
@@ -406,9 +347,9 @@ def report(folder: Path, /, *, rows: bool = True, control: Path | None = None) -
     folder
         The run's folder.
     rows
-        With --no-rows no text of any row is in the page.
+        With --no-rows the page holds no text of any row.
     control
-        For a tune run: another one to hold it against, such as D_Known's.
+        The folder of another tune run that the page compares this one with, such as the one trained on D_Known.
     """
     from foreknow.pages import write_report  # keeps altair out
 
@@ -416,25 +357,20 @@ def report(folder: Path, /, *, rows: bool = True, control: Path | None = None) -
     print(f"report: {write_report(download(folder), show_rows=rows, control=control)}")
 
 
-lab = App(name="lab", help="A small model trained here, every exposure of every fact counted.", help_format="plaintext")
-app.command(lab)
-
-
-@lab.command
 def build(
     *,
     out: Path | None = None,
-    subjects: Annotated[int, Parameter(converter=_whole, validator=validators.Number(gte=1, lte=20_000))] = 160,
+    subjects: Annotated[int, Parameter(converter=whole, validator=validators.Number(gte=1, lte=20_000))] = 160,
 ) -> None:
     """Train the lab's model and write it with its facts; minutes on two cores.
 
     Parameters
     ----------
     out
-        The folder to write (default: the user's cache, where the model 'lab' is looked for).
+        The folder to write (default: the user's cache, where foreknow looks for the model 'lab').
     subjects
-        Subjects of each kind, of which each has a fact in three relations. The model 'lab' has 160; another world is
-        named by its folder, its facts by facts.jsonl in there.
+        How many subjects of each kind the world has; each subject has a fact in three relations. The model 'lab' has
+        160. Name a model of another world by its folder, and its facts by facts.jsonl in that folder.
     """
     from foreknow.models.lab_model import LAB  # keeps torch out
     from foreknow.models.lab_model import build as build_lab  # keeps torch out
@@ -443,7 +379,6 @@ def build(
     print(f"built: {build_lab(None if out is None else place(out), recipe=recipe)}")
 
 
-@app.command
 def models() -> None:
     """List the packaged models: size, licence, checksum, where they are kept."""
     from foreknow.models.packaged import packaged_table  # keeps polars out
@@ -456,6 +391,86 @@ def models() -> None:
     print("Any folder saved by save_pretrained, .gguf file or hub id can stand in their place.")
 
 
+SETTINGS: Final[dict[str, type[Settings]]] = {
+    "check": CheckConfig,
+    "audit": AuditConfig,
+    "extract": ExtractConfig,
+    "mix": MixConfig,
+    "tune": TuneConfig,
+    "evaluate": EvaluateConfig,
+    "study": StudyConfig,
+}
+"""The verbs that have settings, in the order in which one uses them."""
+
+
+def config(
+    verb: Literal["check", "audit", "extract", "mix", "tune", "evaluate", "study"],
+    /,
+    *,
+    schema: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Print a settings file for VERB: every setting with its default and a comment.
+
+    Parameters
+    ----------
+    verb
+        The command whose settings to print.
+    schema
+        Print the JSON schema of the file, with which an editor checks and completes it.
+    """
+    from foreknow.settings_file import commented_yaml, json_schema  # keeps textwrap out
+
+    how = "foreknow study FILE" if verb == "study" else f"foreknow {verb} --config FILE"
+    model = SETTINGS[verb]
+    print(json_schema(verb, model) if schema else commented_yaml(verb, model, how=how), end="\n" if schema else "")
+
+
+def install_completion(*, shell: Literal["bash", "zsh", "fish"] | None = None, output: Path | None = None) -> None:
+    """Install tab completion for your shell.
+
+    Parameters
+    ----------
+    shell
+        The shell to install it for (default: the one you are in).
+    output
+        The file to write (default: where that shell looks for completions).
+    """
+    from cyclopts.completion.detect import ShellDetectionError
+
+    try:
+        written = command_line().install_completion(shell=shell, output=output)
+    except ShellDetectionError:
+        raise ConfigError("--shell: found no shell above this command, expected --shell bash, zsh or fish") from None
+    print(f"completion: {written}; open a new shell to use it")
+
+
+def command_line(*, every_flag: bool = True) -> App:
+    """The parser with all verbs. Unless `every_flag` is set, the help of a verb shows its common flags only."""
+    app = App(
+        name="foreknow",
+        version=__version__,
+        help="Know what your language model knows before you fine-tune it.",
+        help_format="plaintext",
+        help_flags=(*HELP, HELP_ALL),
+        suppress_keyboard_interrupt=False,
+    )
+    app[HELP_ALL].help = "Show the help of a command; --help-all shows every flag that it has."
+    data = App(name="data", help="Write data sets: the paper's, PopQA, the packaged facts.")
+    for each in (entityquestions, popqa, facts):
+        data.command(each)
+    lab = App(name="lab", help="Train a small model of which every exposure of every fact is counted.")
+    lab.command(build)
+    for verb in (check, audit, extract, mix, tune, evaluate, study):
+        name, model = verb.__name__, SETTINGS[verb.__name__]
+        app.command(with_flags(verb, model, every=every_flag), help_epilogue=epilogue(name, model, every=every_flag))
+    for command in (forecast, compare, report, data, lab, models, config):
+        app.command(command)
+    for at, name in enumerate((*SETTINGS, "forecast", "compare", "report", "data", "lab", "models", "config")):
+        app[name].sort_key = at  # the order in which one uses them
+    app.command(install_completion, name="--install-completion")
+    return app
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """The command line. Exit codes: 0 done, 1 failed, 2 wrong use, 3 a gate was crossed, 130 interrupted, 143 ended."""
     process_group.silence_ranks()
@@ -464,6 +479,7 @@ def main(words: Sequence[str] | None = None) -> None:
     ):  # several processes that train together are ended by their launcher
         signals.install_sigterm()
     given = sys.argv[1:] if words is None else words
+    app = command_line(every_flag=not set(HELP).intersection(given))
     try:
         # the parser takes a lone "-" for an option without a name
         app(["stdin:" if word == "-" else word for word in given], exit_on_error=False, print_error=False)

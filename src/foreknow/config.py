@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from foreknow.categories import CATEGORIES
 from foreknow.errors import ConfigError
-from foreknow.settings import Settings
+from foreknow.settings import COMMON, Group, Settings
 
 DEFAULT_FACTS = "facts"
 """The name of the packaged fact set, where a data file could stand."""
@@ -39,124 +39,190 @@ ColumnMap = Annotated[dict[str, str], BeforeValidator(_pairs)]
 
 
 DATA = (
-    "A data file (JSONL, JSON, CSV, TSV, Parquet, Arrow; also .gz, .zst, .bz2, .xz), a folder or .zip of them, also of "
-    "save_to_disk or the hub's cache, - for standard input, hub:owner/name, s3:// or gs://, or 'facts': the packaged "
-    "fact set."
+    "A data file (JSONL, JSON, CSV, TSV, Parquet, Arrow; also .gz, .zst, .bz2, .xz), a folder or .zip of "
+    "them, a folder of save_to_disk or the hub's cache, - for standard input, hub:owner/name, s3://, gs://, or 'facts' "
+    "(packaged)."
 )
 LAYOUT = (
-    "How rows are written: auto, messages, sharegpt, preference, alpaca, prompt-completion, popqa, choices, reading, "
-    "question, triples, trees, instances or text."
+    "How the file lays out its rows: auto detects it; or messages, sharegpt, preference, alpaca, prompt-completion, "
+    "popqa, choices, reading, question, triples, trees, instances, text."
 )
-TURNS = "Of a chat: every answer of the assistant is a row (all), or only the last one (last)."
+TEMPLATES = (
+    "JSON or YAML file with a question template for each relation; the templates turn subject/relation/object rows "
+    "into questions."
+)
+TURNS = "Make a row of every answer of the assistant in a chat (all), or only of the last one (last)."
 Turns = Literal["all", "last"]
 NULL_WORDS = (
-    "Rows whose answer is a word for a missing value (nan, null, None, N/A, -): leave-out counts them, keep takes the "
-    "word as the answer."
+    "What happens to a row whose answer is a word for a missing value (nan, null, None, N/A, -): leave-out drops and "
+    "counts the row, keep takes the word as the answer."
 )
 NullWords = Literal["leave-out", "keep"]
+STRICT_ROWS = "Refuse the file if any row has no question or no answer."
 BadRows = Literal["refuse", "skip"]
-MODEL = "A packaged model, a folder (a model's or an adapter's), a .gguf file or a hub id; see 'foreknow models'."
-BASE = "The model that an adapter belongs to, where it is not found by itself."
-RAY = "Compute in processes of a Ray cluster: one started on this machine, or that at --ray-address."
-RAY_ADDRESS = "A running Ray cluster, as HOST:PORT or auto (default: RAY_ADDRESS, else a cluster of this machine)."
-RAY_WORKERS = "Ray processes at once (default: one a GPU; without GPUs one for every 4 cores)."
+MODEL = (
+    "The model: a packaged one (see 'foreknow models'), a folder of a model or an adapter, a .gguf file or a hub id."
+)
+BASE = "The base model of an adapter, if the adapter's own files do not lead to it."
+MATCH = (
+    "How an answer is compared with the accepted ones: strict compares letter by letter, lenient ignores case, "
+    "punctuation and articles."
+)
+BOS = (
+    "Whether prompts begin with the beginning-of-sequence token: auto follows the tokenizer, yes always adds it, no "
+    "never does."
+)
+CHAT_TEMPLATE = "Wrap every prompt in the tokenizer's chat template."
+TUNE_PROMPT = (
+    "YAML file with the prompt as the keys instruction and target (default: 'Answer the following question. "
+    "{question}' and a newline)."
+)
+TRUST_REMOTE_CODE = "Allow Python code that comes with the model to run."
+OUT = "The run folder to write."
+DRY_RUN = "Run a short burst, print what the whole run would cost, and write nothing."
+RAY = "Compute in Ray processes, on a cluster that is started on this machine or the one at --ray-address."
+RAY_ADDRESS = (
+    "The running Ray cluster to use, as HOST:PORT or auto (default: RAY_ADDRESS if it is set, else a new cluster on "
+    "this machine)."
+)
+RAY_WORKERS = "How many Ray processes run at once (default: one for each GPU; without GPUs one for every 4 cores)."
 
 
 class DataSettings(Settings):
     """What every stage that reads rows has in common."""
 
-    data: str = Field(description=DATA)
-    layout: str = Field("auto", description=LAYOUT)
-    map: ColumnMap = Field(
-        {}, description="Columns of the file by our names: question=q,answer=a; data.a is a key of an object."
+    data: Annotated[str, Group.DATA, COMMON] = Field(description=DATA)
+    layout: Annotated[str, Group.DATA] = Field("auto", description=LAYOUT)
+    map: Annotated[ColumnMap, Group.DATA, COMMON] = Field(
+        {}, description="Which column holds what: question=q,answer=a; data.a reads into an object."
     )
-    templates: Path | None = Field(
-        None, description="Question templates by relation (JSON or YAML), for subject/relation/object rows."
+    templates: Annotated[Path | None, Group.DATA] = Field(None, description=TEMPLATES)
+    group_by: Annotated[str | None, Group.DATA] = Field(
+        None, description="The column that groups rows: exemplars come from a row's own group (default: the relation)."
     )
-    group_by: str | None = Field(None, description="Column within which exemplars are drawn (default: the relation).")
-    turns: Turns = Field("all", description=TURNS)
-    null_words: NullWords = Field("leave-out", description=NULL_WORDS)
-    strict_rows: bool = Field(False, description="Refuse a file in which a row has no question or answer.")
-    seed: int = Field(0, ge=0, description="Seed of every draw.")
+    turns: Annotated[Turns, Group.DATA] = Field("all", description=TURNS)
+    null_words: Annotated[NullWords, Group.DATA] = Field("leave-out", description=NULL_WORDS)
+    strict_rows: Annotated[bool, Group.DATA] = Field(False, description=STRICT_ROWS)
+    seed: Annotated[int, Group.PROTOCOL] = Field(0, ge=0, description="The seed of every random draw.")
 
 
 class ServerSettings(Settings):
     """How patiently an OpenAI-compatible server is asked."""
 
-    timeout: float = Field(120.0, gt=0, description="Servers: seconds to wait for a reply.")
-    retries: int = Field(5, ge=0, description="Servers: tries after the first where one fails or is busy.")
-    backoff: float = Field(1.0, ge=0, description="Servers: seconds before the second try; doubled for each one more.")
-    concurrency: int = Field(4, ge=1, le=256, description="Servers: requests under way at once.")
+    timeout: Annotated[float, Group.SERVER] = Field(
+        120.0, gt=0, description="How many seconds to wait for a server's reply."
+    )
+    retries: Annotated[int, Group.SERVER] = Field(
+        5, ge=0, description="How often to repeat a request that failed or met a busy server."
+    )
+    backoff: Annotated[float, Group.SERVER] = Field(
+        1.0, ge=0, description="How many seconds to wait before the first repeat; each further wait is twice as long."
+    )
+    concurrency: Annotated[int, Group.SERVER] = Field(
+        4, ge=1, le=256, description="How many requests to have under way at once."
+    )
 
 
 class AuditConfig(DataSettings, ServerSettings):
     """Settings of `foreknow audit`. The protocol's numbers default to the paper's (section 2)."""
 
-    out: Path | None = Field(None, description="The run folder to write.")
-    model: str = Field(
+    out: Annotated[Path | None, Group.OUTPUT, COMMON] = Field(None, description=OUT)
+    model: Annotated[str, Group.MODEL, COMMON] = Field(
         "smollm2-135m",
-        description=f"{MODEL} Or a server's: "
-        "openai:URL#NAME, such as openai:http://localhost:8000/v1#llama; a key is read from OPENAI_API_KEY.",
+        description="The model: a packaged one (see 'foreknow models'), a folder of a model or an adapter, a .gguf "
+        "file, a hub id, or openai:URL#NAME for one on a server (OPENAI_API_KEY holds its key).",
     )
-    base: str | None = Field(None, description=BASE)
-    tokenizer: str | None = Field(
-        None, description="Servers: whose tokenizer makes the prompts, as for --model (default: the model's NAME)."
-    )
-    per_minute: float | None = Field(None, gt=0, description="Servers: requests a minute, at most.")
-    batch_prompts: int = Field(16, ge=1, description="Servers: prompts in a request, where several are taken.")
-    prices: tuple[float, float] | None = Field(
-        None, description="Servers: the price of a million prompt tokens and of a million answer tokens, for --dry-run."
-    )
-    generator: Literal["transformers", "vllm"] = Field(
-        "transformers", description="What generates the answers of --protocol sampled."
-    )
-    exemplars: Path | None = Field(None, description="A data file whose rows serve as exemplars.")
-    limit: int | None = Field(None, ge=1, description="Audit so many rows, spread over the groups.")
-    protocol: Literal["exact", "sampled"] = Field(
-        "exact",
-        description="exact: probabilities computed; sampled: the paper's answers really generated (slow).",
-    )
-    shots: int = Field(4, ge=0, description="Exemplars in a prompt.")
-    exemplar_sets: int = Field(10, ge=1, description="Prompts for each row.")
-    samples: int = Field(16, ge=1, description="Samples of each prompt that P_Correct and the label speak of.")
-    temperature: float = Field(0.5, gt=0, description="Sampling temperature.")
-    top_k: int = Field(40, ge=0, description="Sample from the k likeliest tokens (0: from all).")
-    match: Literal["strict", "lenient"] = Field(
-        "strict", description="Exact match letter by letter, or without case, punctuation and articles."
-    )
-    bos: Literal["auto", "yes", "no"] = Field(
-        "auto", description="Beginning-of-sequence token: as the tokenizer does it, always, or never."
-    )
-    chat_template: bool = Field(False, description="Ask through the tokenizer's chat template.")
-    prompt_template: Path | None = Field(
+    base: Annotated[str | None, Group.MODEL] = Field(None, description=BASE)
+    tokenizer: Annotated[str | None, Group.SERVER] = Field(
         None,
-        description="YAML file with the keys instruction, shot and target, in place of the paper's Q:/A: prompt.",
+        description="The model whose tokenizer makes the prompts for a server, named as in --model (default: the NAME "
+        "in --model).",
     )
-    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
-    max_unknown: float | None = Field(
-        None, ge=0, le=1, description="Exit 3, after all is written, if a larger share of rows is Unknown."
+    per_minute: Annotated[float | None, Group.SERVER] = Field(
+        None, gt=0, description="Send at most this many requests a minute."
     )
-    max_answer_tokens: int = Field(32, ge=1, description="Longer answers are flagged and get no category.")
-    chance: bool = Field(
+    batch_prompts: Annotated[int, Group.SERVER] = Field(
+        16, ge=1, description="How many prompts to put into one request, if the server takes several."
+    )
+    prices: Annotated[tuple[float, float] | None, Group.SERVER] = Field(
+        None,
+        description="What a million prompt tokens and a million answer tokens cost on the server; --dry-run uses both.",
+    )
+    generator: Annotated[Literal["transformers", "vllm"], Group.SPEED] = Field(
+        "transformers", description="The library that generates the answers of --protocol sampled."
+    )
+    exemplars: Annotated[Path | None, Group.DATA, COMMON] = Field(
+        None, description="A data file whose rows serve as exemplars in the prompts."
+    )
+    limit: Annotated[int | None, Group.DATA, COMMON] = Field(
+        None, ge=1, description="Audit only this many rows, drawn evenly over the groups."
+    )
+    protocol: Annotated[Literal["exact", "sampled"], Group.PROTOCOL, COMMON] = Field(
+        "exact",
+        description="exact computes the probability of each answer; sampled generates answers as the paper did (slow).",
+    )
+    shots: Annotated[int, Group.PROTOCOL, COMMON] = Field(
+        4, ge=0, description="The number of exemplars in each prompt."
+    )
+    exemplar_sets: Annotated[int, Group.PROTOCOL, COMMON] = Field(
+        10, ge=1, description="The number of prompts for each row, each with other exemplars."
+    )
+    samples: Annotated[int, Group.PROTOCOL, COMMON] = Field(
+        16, ge=1, description="The number of sampled answers of each prompt that a label stands for."
+    )
+    temperature: Annotated[float, Group.PROTOCOL] = Field(
+        0.5, gt=0, description="The temperature at which answers are sampled."
+    )
+    top_k: Annotated[int, Group.PROTOCOL] = Field(
+        40, ge=0, description="Sample each token from the k likeliest ones (0: from all)."
+    )
+    match: Annotated[Literal["strict", "lenient"], Group.PROTOCOL] = Field("strict", description=MATCH)
+    bos: Annotated[Literal["auto", "yes", "no"], Group.PROTOCOL] = Field("auto", description=BOS)
+    chat_template: Annotated[bool, Group.PROTOCOL, COMMON] = Field(False, description=CHAT_TEMPLATE)
+    prompt_template: Annotated[Path | None, Group.PROTOCOL, COMMON] = Field(
+        None,
+        description="YAML file with the keys instruction, shot and target; it replaces the paper's Q:/A: prompt.",
+    )
+    trust_remote_code: Annotated[bool, Group.MODEL] = Field(False, description=TRUST_REMOTE_CODE)
+    max_unknown: Annotated[float | None, Group.OUTPUT, COMMON] = Field(
+        None, ge=0, le=1, description="Exit with status 3 if more than this share of the rows is Unknown."
+    )
+    max_answer_tokens: Annotated[int, Group.PROTOCOL] = Field(
+        32, ge=1, description="Flag a row whose answer has more tokens than this, and give it no category."
+    )
+    chance: Annotated[bool, Group.PROTOCOL, COMMON] = Field(
         False,
-        description="Tell what guessing would score too: each row's answer given to other subjects' questions.",
+        description="Also measure guessing, by trying answers on other subjects' questions.",
     )
-    tolerance: float = Field(
+    tolerance: Annotated[float, Group.PROTOCOL] = Field(
         0.01,
         gt=0,
-        description="Search a row's spellings until samples x unsearched probability is at most this.",
+        description="Search further spellings of a row's answer until samples x unsearched probability is at most "
+        "this.",
     )
-    max_expansions: int = Field(64, ge=1, description="Token paths searched for one prompt, at most.")
-    dtype: str = Field("auto", description="auto, bfloat16, float16 or float32.")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...; map: the layers spread over all GPUs.")
-    batch_tokens: int | None = Field(None, ge=1, description="Tokens computed at once (default: 2048; GPU 16384).")
-    chunk_rows: int | None = Field(None, ge=1, description="Rows saved at once (default: 128; GPU 512).")
-    ray: bool = Field(False, description=RAY)
-    ray_address: str | None = Field(None, description=RAY_ADDRESS)
-    ray_workers: int | None = Field(None, ge=1, description=RAY_WORKERS)
-    dry_run: bool = Field(False, description="Say what a run would cost, from a short measured burst; write nothing.")
-    rows: int | None = Field(
-        None, ge=1, description="With --dry-run: what so many rows would cost, here and on other machines (1e9)."
+    max_expansions: Annotated[int, Group.PROTOCOL] = Field(
+        64, ge=1, description="Search at most this many token paths for one prompt."
+    )
+    dtype: Annotated[str, Group.MODEL, COMMON] = Field(
+        "auto", description="Compute in auto, bfloat16, float16 or float32."
+    )
+    device: Annotated[str, Group.MODEL, COMMON] = Field(
+        "auto", description="Compute on auto, cpu, cuda, cuda:1 or map (over all GPUs)."
+    )
+    batch_tokens: Annotated[int | None, Group.SPEED] = Field(
+        None, ge=1, description="How many tokens the model computes at once (default: 2048; on a GPU 16384)."
+    )
+    chunk_rows: Annotated[int | None, Group.SPEED] = Field(
+        None, ge=1, description="How many rows the run saves at once (default: 128; on a GPU 512)."
+    )
+    ray: Annotated[bool, Group.RAY] = Field(False, description=RAY)
+    ray_address: Annotated[str | None, Group.RAY] = Field(None, description=RAY_ADDRESS)
+    ray_workers: Annotated[int | None, Group.RAY] = Field(None, ge=1, description=RAY_WORKERS)
+    dry_run: Annotated[bool, Group.OUTPUT, COMMON] = Field(False, description=DRY_RUN)
+    rows: Annotated[int | None, Group.OUTPUT] = Field(
+        None,
+        ge=1,
+        description="With --dry-run, print what this many rows (such as 1e9) would cost here and on other machines.",
     )
 
     @field_validator("rows", mode="before")
@@ -210,84 +276,137 @@ class ExtractConfig(DataSettings, ServerSettings):
 
     writes_a_file: ClassVar[bool] = True
 
-    out: Path | None = Field(None, description="The file to write: the input with a column of facts.")
-    endpoint: str = Field(
-        description="Address of an OpenAI-compatible server, such as http://localhost:8000/v1. "
-        "A key is read from OPENAI_API_KEY."
+    out: Annotated[Path | None, Group.OUTPUT, COMMON] = Field(
+        None, description="The file to write: your rows with a new column 'facts'."
     )
-    model: str = Field(description="The model's name on that server.")
-    max_facts: int = Field(8, ge=1, description="Facts of one row, at most.")
-    max_answer_words: int = Field(8, ge=1, description="Words of one fact's answer, at most.")
-    temperature: float = Field(0.0, ge=0, le=2, description="Sampling temperature.")
-    max_tokens: int = Field(1024, ge=1, description="Tokens of one reply, at most.")
-    attempts: int = Field(3, ge=1, description="How often a row is asked while its reply cannot be read.")
-    limit: int | None = Field(None, ge=1, description="Ask for so many rows, spread over the groups.")
+    endpoint: Annotated[str, Group.MODEL, COMMON] = Field(
+        description="The address of an OpenAI-compatible server, such as http://localhost:8000/v1; OPENAI_API_KEY "
+        "holds its key."
+    )
+    model: Annotated[str, Group.MODEL, COMMON] = Field(description="The name of the model on that server.")
+    max_facts: Annotated[int, Group.PROTOCOL, COMMON] = Field(
+        8, ge=1, description="Ask for at most this many facts from one row."
+    )
+    max_answer_words: Annotated[int, Group.PROTOCOL, COMMON] = Field(
+        8, ge=1, description="Drop a fact whose answer has more words than this."
+    )
+    temperature: Annotated[float, Group.PROTOCOL] = Field(
+        0.0, ge=0, le=2, description="The temperature at which the server samples its reply."
+    )
+    max_tokens: Annotated[int, Group.PROTOCOL] = Field(
+        1024, ge=1, description="The server may use at most this many tokens for one reply."
+    )
+    attempts: Annotated[int, Group.PROTOCOL] = Field(
+        3, ge=1, description="Ask the server at most this often about a row while its reply cannot be read."
+    )
+    limit: Annotated[int | None, Group.DATA, COMMON] = Field(
+        None, ge=1, description="Ask about only this many rows, drawn evenly over the groups."
+    )
 
 
 class TuneConfig(Settings):
     """Settings of `foreknow tune`. Epochs, learning rate, batch and dropout default to the paper's (section 3)."""
 
-    train: str = Field(description="The rows to train on: a data file, such as one that 'foreknow mix' wrote.")
-    dev: str = Field(description="The rows that choose the best epoch.")
-    test: FileMap = Field({}, description="More rows to watch, as NAME=FILE; may be given more than once.")
-    out: Path | None = Field(None, description="The run folder to write.")
-    model: str = Field("smollm2-135m", description=MODEL)
-    base: str | None = Field(None, description=BASE)
-    audit: Path | None = Field(None, description="A finished audit: the categories of files that have no such column.")
-    force: bool = Field(
-        False, description="Go on though the audit, the mix, or --base, is of another model than this one."
+    train: Annotated[str, Group.DATA, COMMON] = Field(
+        description="The data file to train on, such as one that 'foreknow mix' wrote."
     )
-    allow_overlap: bool = Field(False, description="Go on though rows to train on stand in dev or a test set.")
-    method: Literal["full", "lora"] = Field("full", description="Train every weight, or low-rank adapters (PEFT).")
-    epochs: int = Field(50, ge=1, description="Passes over the rows.")
-    learning_rate: float = Field(1e-5, gt=0, description="Constant after the warmup.")
-    batch_size: int = Field(128, ge=1, description="Rows of one optimizer step.")
-    dropout: float = Field(0.05, ge=0, lt=1, description="Dropout while training, wherever the model has any.")
-    weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
-    warmup: float = Field(0.0, ge=0, description="Warmup: so many steps, or below 1 this share of all steps.")
-    max_grad_norm: float = Field(1.0, ge=0, description="Gradients are cut to this norm (0: never).")
-    lora_rank: int = Field(16, ge=1, description="Rank of the adapters.")
-    lora_alpha: int = Field(32, ge=1, description="Scale of the adapters: alpha / rank.")
-    lora_targets: tuple[str, ...] = Field(("all-linear",), description="Layers that get an adapter, by name.")
-    patience: int | None = Field(None, ge=1, description="Stop after so many epochs without a better metric.")
-    metric: str = Field("dev_em", description="Chooses the best epoch; a name that does not exist is an error.")
-    eval_steps: tuple[int, ...] = Field((), description="Measure after these steps of the first epoch too (0: before).")
-    match: Literal["strict", "lenient"] = Field(
-        "strict", description="Exact match letter by letter, or without case, punctuation and articles."
+    dev: Annotated[str, Group.DATA, COMMON] = Field(
+        description="The data file with the rows that choose the best epoch."
     )
-    prompt_template: Path | None = Field(
-        None,
-        description="YAML file with the keys instruction and target: what stands before the answer. "
-        "Default: 'Answer the following question. {question}' and a newline.",
+    test: Annotated[FileMap, Group.DATA, COMMON] = Field(
+        {}, description="Another data file to measure after each epoch, as NAME=FILE; repeatable."
     )
-    chat_template: bool = Field(False, description="Ask through the tokenizer's chat template.")
-    bos: Literal["auto", "yes", "no"] = Field(
-        "auto", description="Beginning-of-sequence token: as the tokenizer does it, always, or never."
+    out: Annotated[Path | None, Group.OUTPUT, COMMON] = Field(None, description=OUT)
+    model: Annotated[str, Group.MODEL, COMMON] = Field("smollm2-135m", description=MODEL)
+    base: Annotated[str | None, Group.MODEL] = Field(None, description=BASE)
+    audit: Annotated[Path | None, Group.DATA, COMMON] = Field(
+        None, description="A finished audit, which gives rows without a category column their category."
     )
-    map: ColumnMap = Field({}, description="Columns of the files by our names: question=q,answer=a.")
-    templates: Path | None = Field(
-        None, description="Question templates by relation (JSON or YAML), for subject/relation/object rows."
+    force: Annotated[bool, Group.DATA] = Field(
+        False, description="Continue even if the audit, the mix or --base belongs to another model than this one."
     )
-    group_by: str | None = Field(None, description="Column to report by (default: the relation).")
-    turns: Turns = Field("all", description=TURNS)
-    null_words: NullWords = Field("leave-out", description=NULL_WORDS)
-    strict_rows: bool = Field(False, description="Refuse a file in which a row has no question or answer.")
-    bad_rows: BadRows = Field(
+    allow_overlap: Annotated[bool, Group.DATA] = Field(
+        False, description="Continue even if rows of the training file also stand in the dev or a test file."
+    )
+    method: Annotated[Literal["full", "lora"], Group.TRAINING, COMMON] = Field(
+        "full", description="full trains every weight; lora trains low-rank adapters (PEFT)."
+    )
+    epochs: Annotated[int, Group.TRAINING, COMMON] = Field(50, ge=1, description="How often to train on every row.")
+    learning_rate: Annotated[float, Group.TRAINING, COMMON] = Field(
+        1e-5, gt=0, description="The learning rate; it stays constant after the warmup."
+    )
+    batch_size: Annotated[int, Group.TRAINING, COMMON] = Field(
+        128, ge=1, description="How many rows go into one optimizer step."
+    )
+    dropout: Annotated[float, Group.TRAINING] = Field(
+        0.05, ge=0, lt=1, description="The dropout rate in training, for every dropout layer that the model has."
+    )
+    weight_decay: Annotated[float, Group.TRAINING] = Field(0.0, ge=0, description="The weight decay of AdamW.")
+    warmup: Annotated[float, Group.TRAINING] = Field(
+        0.0, ge=0, description="Raise the learning rate over this many steps; below 1, over this share of all steps."
+    )
+    max_grad_norm: Annotated[float, Group.TRAINING] = Field(
+        1.0, ge=0, description="Clip the gradients to this norm (0: never)."
+    )
+    lora_rank: Annotated[int, Group.TRAINING] = Field(16, ge=1, description="The rank of the LoRA adapters.")
+    lora_alpha: Annotated[int, Group.TRAINING] = Field(
+        32, ge=1, description="The scale of the LoRA adapters, which multiplies them by alpha / rank."
+    )
+    lora_targets: Annotated[tuple[str, ...], Group.TRAINING] = Field(
+        ("all-linear",), description="The names of the layers that get a LoRA adapter."
+    )
+    patience: Annotated[int | None, Group.TRAINING, COMMON] = Field(
+        None, ge=1, description="Stop after this many epochs in which --metric did not improve."
+    )
+    metric: Annotated[str, Group.TRAINING] = Field(
+        "dev_em", description="The metric that chooses the best epoch; an unknown name is an error that lists them."
+    )
+    eval_steps: Annotated[tuple[int, ...], Group.TRAINING] = Field(
+        (), description="Also measure after these steps of the first epoch (0: before training)."
+    )
+    match: Annotated[Literal["strict", "lenient"], Group.PROTOCOL] = Field("strict", description=MATCH)
+    prompt_template: Annotated[Path | None, Group.PROTOCOL, COMMON] = Field(None, description=TUNE_PROMPT)
+    chat_template: Annotated[bool, Group.PROTOCOL, COMMON] = Field(False, description=CHAT_TEMPLATE)
+    bos: Annotated[Literal["auto", "yes", "no"], Group.PROTOCOL] = Field("auto", description=BOS)
+    map: Annotated[ColumnMap, Group.DATA] = Field(
+        {}, description="Which column of the files holds what: question=q,answer=a."
+    )
+    templates: Annotated[Path | None, Group.DATA] = Field(None, description=TEMPLATES)
+    group_by: Annotated[str | None, Group.DATA] = Field(
+        None, description="The column whose values the report compares (default: the relation)."
+    )
+    turns: Annotated[Turns, Group.DATA] = Field("all", description=TURNS)
+    null_words: Annotated[NullWords, Group.DATA] = Field("leave-out", description=NULL_WORDS)
+    strict_rows: Annotated[bool, Group.DATA] = Field(False, description=STRICT_ROWS)
+    bad_rows: Annotated[BadRows, Group.DATA] = Field(
         "refuse",
-        description="Rows that nothing can be learnt from (the answer is cut away or gives no token, the chat template "
-        "refuses the row): refuse the file, or skip them. They are counted and listed either way.",
+        description="What happens to rows that teach nothing (the answer is cut away or gives no token, the chat "
+        "template refuses the row): refuse the file, or skip them. Both count and list them.",
     )
-    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
-    dtype: str = Field("auto", description="What is computed in: auto, bfloat16 or float32. Weights stay float32.")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
-    micro_batch_tokens: int | None = Field(
-        None, ge=1, description="Tokens trained on at once (default: 2048; GPU 16384); changes memory, not the method."
+    trust_remote_code: Annotated[bool, Group.MODEL] = Field(False, description=TRUST_REMOTE_CODE)
+    dtype: Annotated[str, Group.MODEL, COMMON] = Field(
+        "auto", description="Compute in auto, bfloat16 or float32; the weights stay float32."
     )
-    batch_tokens: int | None = Field(None, ge=1, description="Tokens measured at once (default: 2048; GPU 16384).")
-    save_every: int | None = Field(None, ge=1, description="Checkpoint after so many steps too, not only each epoch.")
-    report_to: tuple[str, ...] = Field((), description="Trackers that transformers knows: tensorboard, wandb, ...")
-    seed: int = Field(0, ge=0, description="Seed of the order of rows, dropout and new weights.")
-    dry_run: bool = Field(False, description="Say what a run would cost, from a short measured burst; write nothing.")
+    device: Annotated[str, Group.MODEL, COMMON] = Field("auto", description="Compute on auto, cpu, cuda, cuda:1, ...")
+    micro_batch_tokens: Annotated[int | None, Group.SPEED] = Field(
+        None,
+        ge=1,
+        description="How many tokens to train on at once (default: 2048; on a GPU 16384); this changes the memory that "
+        "a run needs, not its method.",
+    )
+    batch_tokens: Annotated[int | None, Group.SPEED] = Field(
+        None, ge=1, description="How many tokens to measure at once (default: 2048; on a GPU 16384)."
+    )
+    save_every: Annotated[int | None, Group.OUTPUT] = Field(
+        None, ge=1, description="Save a checkpoint every this many steps, besides the one after each epoch."
+    )
+    report_to: Annotated[tuple[str, ...], Group.OUTPUT] = Field(
+        (), description="The trackers that transformers reports to: tensorboard, wandb, ..."
+    )
+    seed: Annotated[int, Group.TRAINING] = Field(
+        0, ge=0, description="The seed that orders the rows, draws dropout and starts new weights."
+    )
+    dry_run: Annotated[bool, Group.OUTPUT, COMMON] = Field(False, description=DRY_RUN)
 
     @field_validator("bos", mode="before")
     @classmethod
@@ -321,37 +440,45 @@ class TuneConfig(Settings):
 class EvaluateConfig(DataSettings):
     """Settings of `foreknow evaluate`. Prompt, BOS and matching default to those of `tune`."""
 
-    model: str = Field(
-        description="The tuned model: a folder such as RUN/early_stop, an adapter's folder, a packaged model or a "
-        "hub id."
+    model: Annotated[str, Group.MODEL, COMMON] = Field(
+        description="The tuned model: a folder such as RUN/early_stop, an adapter's folder, a packaged model or a hub "
+        "id."
     )
-    out: Path | None = Field(None, description="The run folder to write.")
-    audit: Path | None = Field(None, description="A finished audit of these rows: their categories before training.")
-    base: str | None = Field(None, description=BASE)
-    force: bool = Field(False, description="Go on though the audit, or --base, is of another model than the base.")
-    limit: int | None = Field(None, ge=1, description="Ask so many rows, spread over the groups.")
-    match: Literal["strict", "lenient"] = Field(
-        "strict", description="Exact match letter by letter, or without case, punctuation and articles."
+    out: Annotated[Path | None, Group.OUTPUT, COMMON] = Field(None, description=OUT)
+    audit: Annotated[Path | None, Group.DATA, COMMON] = Field(
+        None, description="The folder of a finished audit of these rows, which gives their categories before training."
     )
-    max_new_tokens: int | Literal["auto"] = Field(
+    base: Annotated[str | None, Group.MODEL, COMMON] = Field(None, description=BASE)
+    force: Annotated[bool, Group.DATA] = Field(
+        False, description="Continue even if the audit or --base belongs to another model than the tuned model's base."
+    )
+    limit: Annotated[int | None, Group.DATA, COMMON] = Field(
+        None, ge=1, description="Ask only this many rows, drawn evenly over the groups."
+    )
+    match: Annotated[Literal["strict", "lenient"], Group.PROTOCOL, COMMON] = Field("strict", description=MATCH)
+    max_new_tokens: Annotated[int | Literal["auto"], Group.PROTOCOL, COMMON] = Field(
         "auto",
-        description="Tokens in which a right answer must end. auto: a row's longest accepted answer and 4 more.",
+        description="How many tokens an answer may have; auto: 4 more than the row's longest accepted answer has.",
     )
-    idk_answer: str | None = Field(None, description="The refusal the model was taught, where it was taught one.")
-    prompt_template: Path | None = Field(
-        None,
-        description="YAML file with the keys instruction and target, as in tune. "
-        "Default: 'Answer the following question. {question}' and a newline.",
+    idk_answer: Annotated[str | None, Group.PROTOCOL, COMMON] = Field(
+        None, description="The refusal that the model was taught, if it was taught one."
     )
-    chat_template: bool = Field(False, description="Ask through the tokenizer's chat template.")
-    bos: Literal["auto", "yes", "no"] = Field(
-        "auto", description="Beginning-of-sequence token: as the tokenizer does it, always, or never."
+    prompt_template: Annotated[Path | None, Group.PROTOCOL, COMMON] = Field(None, description=TUNE_PROMPT)
+    chat_template: Annotated[bool, Group.PROTOCOL, COMMON] = Field(False, description=CHAT_TEMPLATE)
+    bos: Annotated[Literal["auto", "yes", "no"], Group.PROTOCOL] = Field("auto", description=BOS)
+    trust_remote_code: Annotated[bool, Group.MODEL] = Field(False, description=TRUST_REMOTE_CODE)
+    dtype: Annotated[str, Group.MODEL, COMMON] = Field(
+        "auto", description="Compute in auto, bfloat16, float16 or float32."
     )
-    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
-    dtype: str = Field("auto", description="auto, bfloat16, float16 or float32.")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...; map: the layers spread over all GPUs.")
-    batch_rows: int | None = Field(None, ge=1, description="Rows answered at once (default: 32; GPU 256).")
-    chunk_rows: int | None = Field(None, ge=1, description="Rows saved at once (default: 256; GPU 2048).")
+    device: Annotated[str, Group.MODEL, COMMON] = Field(
+        "auto", description="Compute on auto, cpu, cuda, cuda:1 or map (over all GPUs)."
+    )
+    batch_rows: Annotated[int | None, Group.SPEED] = Field(
+        None, ge=1, description="How many rows the model answers at once (default: 32; on a GPU 256)."
+    )
+    chunk_rows: Annotated[int | None, Group.SPEED] = Field(
+        None, ge=1, description="How many rows the run saves at once (default: 256; on a GPU 2048)."
+    )
 
     @field_validator("bos", mode="before")
     @classmethod
@@ -405,35 +532,58 @@ class MixConfig(Settings):
 
     writes_a_file: ClassVar[bool] = True
 
-    audit: Path = Field(description="A finished audit's folder.")
-    out: Path = Field(description="The file to write, in the audited file's layout; FILE.manifest.json beside it.")
-    unknown: float | None = Field(None, ge=0, le=1, description="Share of Unknown rows (0 to 1) in every relation.")
-    only: str | None = Field(None, description="Rows of one category: HighlyKnown, MaybeKnown, WeaklyKnown or Unknown.")
-    natural: bool = Field(False, description="Every relation's categories in the audit's own shares.")
-    known_of: Path | None = Field(None, description="A file made by mix: the same rows without its Unknown ones.")
-    drop: tuple[str, ...] = Field((), description="All rows but those of these categories: unknown,weakly.")
-    idk: bool = Field(False, description="Unknown rows keep their question; the answer becomes a refusal.")
-    idk_answer: str = Field("I don't know.", description="The refusal.")
-    weight: dict[str, float] = Field(
-        {}, description="A weight column by category: HighlyKnown=0.5,Unknown=2 (others 1), or half-unknown, or fading."
+    audit: Annotated[Path, Group.DATA, COMMON] = Field(description="The folder of a finished audit.")
+    out: Annotated[Path, Group.OUTPUT, COMMON] = Field(
+        description="The file to write, in the audited file's layout; FILE.manifest.json is written beside it."
     )
-    relations: tuple[str, ...] = Field((), description="Only rows of these relations.")
-    size: int | None = Field(None, ge=1, description="Rows of the set (default: the largest size possible).")
-    family: Literal["own", "shares", "categories"] | None = Field(
+    unknown: Annotated[float | None, Group.SETS, COMMON] = Field(
+        None, ge=0, le=1, description="Draw this share of Unknown rows (0 to 1) in every relation."
+    )
+    only: Annotated[str | None, Group.SETS, COMMON] = Field(
+        None, description="Draw rows of one category only: HighlyKnown, MaybeKnown, WeaklyKnown or Unknown."
+    )
+    natural: Annotated[bool, Group.SETS, COMMON] = Field(
+        False, description="Draw every relation's categories in the shares that the audit found."
+    )
+    known_of: Annotated[Path | None, Group.SETS, COMMON] = Field(
+        None, description="Take the rows of this file, which mix wrote before, without its Unknown ones."
+    )
+    drop: Annotated[tuple[str, ...], Group.SETS, COMMON] = Field(
+        (), description="Take all rows but those of these categories, such as unknown,weakly."
+    )
+    idk: Annotated[bool, Group.SETS, COMMON] = Field(
+        False, description="Replace the answer of each Unknown row by a refusal, and keep its question."
+    )
+    idk_answer: Annotated[str, Group.SETS] = Field("I don't know.", description="The refusal that --idk writes.")
+    weight: Annotated[dict[str, float], Group.SETS, COMMON] = Field(
+        {},
+        description="Add a column that weights rows by category: HighlyKnown=0.5,Unknown=2 (others 1), half-unknown or "
+        "fading.",
+    )
+    relations: Annotated[tuple[str, ...], Group.DATA, COMMON] = Field(
+        (), description="Take only rows of these relations."
+    )
+    size: Annotated[int | None, Group.SETS, COMMON] = Field(
+        None, ge=1, description="How many rows the set has (default: as many as possible)."
+    )
+    family: Annotated[Literal["own", "shares", "categories"] | None, Group.SETS] = Field(
         None,
-        description="Whose largest size and relation mix hold: this set's own, those of sets that differ in the "
-        "Unknown share, or of sets of one category (default: shares with --unknown, else own).",
+        description="Which sets must reach the same size and mix of relations: only this one (own), all that differ in "
+        "their Unknown share (shares), or all of one category each (categories). Default: shares with --unknown, else "
+        "own.",
     )
-    family_of: tuple[str, ...] = Field(
-        CATEGORIES, description="With --family categories: the categories that such sets are made of."
+    family_of: Annotated[tuple[str, ...], Group.SETS] = Field(
+        CATEGORIES, description="The categories that have a set of their own, with --family categories."
     )
-    bad_rows: BadRows = Field(
+    bad_rows: Annotated[BadRows, Group.DATA] = Field(
         "skip",
-        description="Rows of the audit that nothing can be learnt from (no answer, refused by the chat template): they "
-        "are never drawn, but counted; refuse makes them an error.",
+        description="What happens to rows that teach nothing (no answer, or the chat template refuses the row): skip "
+        "never draws them but counts them, refuse makes them an error.",
     )
-    seed: int = Field(0, ge=0, description="Seed of every draw.")
-    force: bool = Field(False, description="Write over a file that was made with other settings.")
+    seed: Annotated[int, Group.SETS] = Field(0, ge=0, description="The seed of every random draw.")
+    force: Annotated[bool, Group.OUTPUT] = Field(
+        False, description="Write over a file that mix wrote with other settings."
+    )
 
     @property
     def kind(self) -> str:

@@ -5,14 +5,44 @@ A key that does not exist is an error, and what is wrong is said in a line that 
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic.fields import FieldInfo
 
 from foreknow.errors import ConfigError
 from foreknow.io.remote_paths import MirrorPath, place
 from foreknow.io.yaml_text import loads
+
+
+class Group(Enum):
+    """The headings under which help and settings files list the settings, in this order.
+
+    A field names its group in its annotation: `Annotated[str, Group.DATA]`.
+    """
+
+    DATA = "Data"
+    MODEL = "Model"
+    OUTPUT = "Output"
+    PROTOCOL = "Protocol"
+    SETS = "Training sets"
+    TRAINING = "Training"
+    SERVER = "Servers"
+    RAY = "Ray"
+    SPEED = "Speed"
+
+
+COMMON: Final = "common"
+"""Marks, in a field's annotation, a setting that `--help` shows; `--help-all` shows every setting."""
+FILE_ONLY: Final = "file only"
+"""Marks, in a field's annotation, a setting that has no flag: only a settings file or a Python call gives it."""
+
+
+def group_of(field: FieldInfo) -> Group:
+    """The group that the field's annotation names."""
+    return next(mark for mark in field.metadata if isinstance(mark, Group))
 
 
 class Settings(BaseModel):

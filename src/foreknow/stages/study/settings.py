@@ -13,10 +13,20 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from foreknow.categories import CATEGORIES
-from foreknow.config import BASE, DATA, MODEL, RAY, RAY_ADDRESS, RAY_WORKERS, AuditConfig, TuneConfig
+from foreknow.config import (
+    BASE,
+    DRY_RUN,
+    MODEL,
+    OUT,
+    RAY,
+    RAY_ADDRESS,
+    RAY_WORKERS,
+    AuditConfig,
+    TuneConfig,
+)
 from foreknow.errors import ConfigError
 from foreknow.io.remote import download
-from foreknow.settings import Settings, read_yaml, settings_of
+from foreknow.settings import COMMON, FILE_ONLY, Group, Settings, read_yaml, settings_of
 
 SETS: Final = ("train", "dev", "test", "ood")
 """What a study reads rows for: `ood` are relations that no training set has (paper, section 2)."""
@@ -47,42 +57,70 @@ Categories = Annotated[tuple[str, ...], BeforeValidator(_some_categories)]
 class StudyConfig(Settings):
     """Settings of `foreknow study`."""
 
-    data: str = Field(description=DATA + " With splits train, dev and test, or none: then rows are split by a hash.")
-    out: Path | None = Field(None, description="The run folder to write.")
-    model: str = Field("smollm2-135m", description=MODEL)
-    base: str | None = Field(None, description=BASE)
-    audit: Nested = Field({}, description="In the file only: settings of foreknow audit.")
-    tune: Nested = Field({}, description="In the file only: settings of foreknow tune.")
-    ood: tuple[str, ...] = Field(
-        (), description="Relations held out of training; rows of a split ood or test_ood are, too."
+    data: Annotated[str, Group.DATA, COMMON] = Field(
+        description="The rows, as for foreknow audit; a hash splits them if they have no splits train, dev and test."
     )
-    rows: dict[str, int] = Field({}, description="In the file only: at most so many rows of train, dev, test, ood.")
-    above_floor: float | None = Field(
+    out: Annotated[Path | None, Group.OUTPUT, COMMON] = Field(None, description=OUT)
+    model: Annotated[str, Group.MODEL, COMMON] = Field("smollm2-135m", description=MODEL)
+    base: Annotated[str | None, Group.MODEL] = Field(None, description=BASE)
+    audit: Annotated[Nested, Group.PROTOCOL, FILE_ONLY] = Field(
+        {}, description="Settings that the study hands to foreknow audit; only a settings file can give them."
+    )
+    tune: Annotated[Nested, Group.TRAINING, FILE_ONLY] = Field(
+        {}, description="Settings that the study hands to foreknow tune; only a settings file can give them."
+    )
+    ood: Annotated[tuple[str, ...], Group.DATA, COMMON] = Field(
+        (), description="Hold these relations out of training; rows of a split ood or test_ood are held out too."
+    )
+    rows: Annotated[dict[str, int], Group.DATA, FILE_ONLY] = Field(
+        {}, description="Use at most this many rows of train, dev, test and ood; only a settings file can give them."
+    )
+    above_floor: Annotated[float | None, Group.DATA] = Field(
         None,
         ge=-1,
         le=1,
-        description="Leave out relations whose share of rows known by greedy answers is less than this above always "
-        "giving the most frequent answer.",
+        description="Leave out a relation unless greedy answers are right on a share of its rows that is at least this "
+        "much above the share that its most frequent answer gets right.",
     )
-    unknown: tuple[float, ...] = Field(
-        (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0), description="Shares of Unknown rows, 0 to 1."
+    unknown: Annotated[tuple[float, ...], Group.SETS, COMMON] = Field(
+        (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0), description="Train a set with each of these shares of Unknown rows."
     )
-    known: bool = Field(True, description="Train D_Known of each share too: the set without its Unknown rows.")
-    only: Categories = Field(CATEGORIES, description="Train a set of each of these categories alone ([]: none).")
-    natural: bool = Field(True, description="Train a set with the audit's own shares.")
-    idk: tuple[float, ...] = Field((0.5,), description="Shares at which Unknown rows are relabelled as a refusal.")
-    idk_answer: str = Field("I don't know.", description="The refusal.")
-    size: int | None = Field(None, ge=1, description="Rows of each set (default: the largest that all can have).")
-    seeds: int = Field(1, ge=1, description="Seeds: each draws other rows and trains in another order.")
-    fixed_epochs: tuple[int, ...] = Field((20,), description="Epochs to report besides the best and the last.")
-    margin: float = Field(0.02, gt=0, lt=1, description="What counts as no harm in the claims: so much exact match.")
-    p_true: bool = Field(True, description="Score test rows by P(True) too.")
-    workers: int = Field(1, ge=1, description="Runs at once; the cores are shared among them.")
-    ray: bool = Field(False, description=RAY)
-    ray_address: str | None = Field(None, description=RAY_ADDRESS)
-    ray_workers: int | None = Field(None, ge=1, description=RAY_WORKERS)
-    keep_weights: bool = Field(False, description="Keep every run's weights; they are deleted once measured.")
-    dry_run: bool = Field(False, description="Say what a study would cost, from a short measured burst; write nothing.")
+    known: Annotated[bool, Group.SETS, COMMON] = Field(
+        True, description="Also train D_Known of each share: no Unknown rows."
+    )
+    only: Annotated[Categories, Group.SETS, COMMON] = Field(
+        CATEGORIES, description="Also train a set of each of these categories alone, or none."
+    )
+    natural: Annotated[bool, Group.SETS, COMMON] = Field(
+        True, description="Also train a set with the shares that the audit found."
+    )
+    idk: Annotated[tuple[float, ...], Group.SETS, COMMON] = Field(
+        (0.5,), description="Also train sets of these shares whose Unknown rows answer with a refusal."
+    )
+    idk_answer: Annotated[str, Group.SETS] = Field("I don't know.", description="The refusal that --idk sets use.")
+    size: Annotated[int | None, Group.SETS, COMMON] = Field(
+        None, ge=1, description="How many rows each set has (default: as many as all sets can have)."
+    )
+    seeds: Annotated[int, Group.SETS, COMMON] = Field(
+        1, ge=1, description="How often to repeat everything; each seed draws other rows and trains in another order."
+    )
+    fixed_epochs: Annotated[tuple[int, ...], Group.TRAINING] = Field(
+        (20,), description="Report the models after these epochs, besides the best and the last one."
+    )
+    margin: Annotated[float, Group.PROTOCOL] = Field(
+        0.02, gt=0, lt=1, description="The claims call a loss of exact match up to this size no harm."
+    )
+    p_true: Annotated[bool, Group.PROTOCOL] = Field(True, description="Also score the test rows by P(True).")
+    workers: Annotated[int, Group.SPEED] = Field(
+        1, ge=1, description="How many trainings run at once; they share the cores."
+    )
+    ray: Annotated[bool, Group.RAY] = Field(False, description=RAY)
+    ray_address: Annotated[str | None, Group.RAY] = Field(None, description=RAY_ADDRESS)
+    ray_workers: Annotated[int | None, Group.RAY] = Field(None, ge=1, description=RAY_WORKERS)
+    keep_weights: Annotated[bool, Group.OUTPUT] = Field(
+        False, description="Keep the weights of every training; the study deletes them once it has measured them."
+    )
+    dry_run: Annotated[bool, Group.OUTPUT, COMMON] = Field(False, description=DRY_RUN)
 
     @field_validator("unknown", "idk", mode="after")
     @classmethod
