@@ -6,7 +6,7 @@ The flags of a stage are made from its settings model (`config.py`, `flags.py`),
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Optional
@@ -22,6 +22,7 @@ from foreknow.flags import HELP, HELP_ALL, PANELS, ConfigFile, epilogue, positio
 from foreknow.io.remote import download
 from foreknow.io.remote_paths import place
 from foreknow.settings import Group, Settings, settings_of
+from foreknow.settings_file import commented_yaml, json_schema
 from foreknow.stages.study.settings import StudyConfig, study_settings
 from foreknow.version import __version__
 
@@ -418,8 +419,6 @@ def config(
     schema
         Print the JSON schema of the file, with which an editor checks and completes it.
     """
-    from foreknow.settings_file import commented_yaml, json_schema  # keeps textwrap out
-
     how = "foreknow study FILE" if verb == "study" else f"foreknow {verb} --config FILE"
     model = SETTINGS[verb]
     print(json_schema(verb, model) if schema else commented_yaml(verb, model, how=how), end="\n" if schema else "")
@@ -435,7 +434,7 @@ def install_completion(*, shell: Literal["bash", "zsh", "fish"] | None = None, o
     output
         The file to write (default: where that shell looks for completions).
     """
-    from cyclopts.completion.detect import ShellDetectionError
+    from cyclopts.completion.detect import ShellDetectionError  # keeps the completion engine out of every start
 
     try:
         written = command_line().install_completion(shell=shell, output=output)
@@ -456,14 +455,17 @@ def command_line(*, every_flag: bool = True) -> App:
     )
     app[HELP_ALL].help = "Show the help of a command; --help-all shows every flag that it has."
     data = App(name="data", help="Write data sets: the paper's, PopQA, the packaged facts.")
-    for each in (entityquestions, popqa, facts):
-        data.command(each)
+    data.command(entityquestions)
+    data.command(popqa)
+    data.command(facts)
     lab = App(name="lab", help="Train a small model of which every exposure of every fact is counted.")
     lab.command(build)
-    for verb in (check, audit, extract, mix, tune, evaluate, study):
+    with_settings: list[Callable[..., None]] = [check, audit, extract, mix, tune, evaluate, study]
+    for verb in with_settings:
         name, model = verb.__name__, SETTINGS[verb.__name__]
         app.command(with_flags(verb, model, every=every_flag), help_epilogue=epilogue(name, model, every=every_flag))
-    for command in (forecast, compare, report, data, lab, models, config):
+    others: list[Any] = [forecast, compare, report, data, lab, models, config]
+    for command in others:
         app.command(command)
     for at, name in enumerate((*SETTINGS, "forecast", "compare", "report", "data", "lab", "models", "config")):
         app[name].sort_key = at  # the order in which one uses them

@@ -165,10 +165,10 @@ class AuditConfig(DataSettings, ServerSettings):
         4, ge=0, description="The number of exemplars in each prompt."
     )
     exemplar_sets: Annotated[int, Group.PROTOCOL, COMMON] = Field(
-        10, ge=1, description="The number of prompts for each row, each with other exemplars."
+        10, ge=1, description="Ask about each row with this many sets of exemplars."
     )
     samples: Annotated[int, Group.PROTOCOL, COMMON] = Field(
-        16, ge=1, description="The number of sampled answers of each prompt that a label stands for."
+        16, ge=1, description="Each prompt stands for this many sampled answers."
     )
     temperature: Annotated[float, Group.PROTOCOL] = Field(
         0.5, gt=0, description="The temperature at which answers are sampled."

@@ -82,17 +82,13 @@ def _flag(name: str, field: Any, *, shown: bool) -> inspect.Parameter:
         group=PANELS[group_of(field)],
         show=shown,
     )
-    kind = field.annotation
+    kind: Any = field.annotation
     if name == "rows":
         kind = str  # 1e9 is a number of rows: the settings read it
     elif get_origin(kind) is dict:
         kind = list[str]  # texts such as question=q: the settings read them
-    return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[Optional[kind], about],  # noqa: UP045
-    )
+    kind = Optional[kind]  # noqa: UP045
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, about])
 
 
 def _spelled(default: object) -> str:
