@@ -80,7 +80,7 @@ def greedy(context: AuditContext, probes: pl.DataFrame, answers: pl.DataFrame, b
                 row = rows[r]
                 ended = len(path) <= row.max_new and generator.vocabulary.ended(path)
                 answer = generator.vocabulary.said(path[: row.max_new])
-                accepted = row.speller.accepted
+                accepted = row.matcher.accepted
                 found = (
                     ended and accepted.right(answer, "strict"),
                     ended and accepted.right(answer, "lenient"),

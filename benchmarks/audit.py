@@ -35,7 +35,7 @@ from foreknow.inference.exact_probe import Prober
 from foreknow.inference.generate import Generator, exact_head
 from foreknow.inference.packed_attention import Segment
 from foreknow.inference.packed_model import PackedModel
-from foreknow.inference.prepacked_linear import _OrderedLinear
+from foreknow.inference.prepacked_linear import _PrepackedLinear
 from foreknow.stages.audit.executor import AuditContext
 from foreknow.stages.audit.setup import open_context, read_input, with_batch_sizes
 
@@ -139,7 +139,7 @@ def limits(context: AuditContext, counted: dict[str, int], at_once: int = 1024) 
     weights = [p for n, p in packed.body.named_parameters() if p.dim() == 2 and "embed" not in n]
     head = packed.head.weight
     inputs = {n: torch.randn(at_once, n, dtype=head.dtype) for n in {w.shape[1] for w in [*weights, head]}}
-    laid = [_OrderedLinear(_as_linear(w)) for w in weights] if head.dtype == torch.bfloat16 else []
+    laid = [_PrepackedLinear(_as_linear(w)) for w in weights] if head.dtype == torch.bfloat16 else []
 
     def body() -> None:
         for w in weights:

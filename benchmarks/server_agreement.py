@@ -59,12 +59,12 @@ def main() -> None:
         config = config.model_copy(update=patient)
         with server_of(config, data, address) as server:
             executor = open_server_executor(config, data, server)
-            before = server.used
+            before = server.usage
             began = time.monotonic()
             plan = list(enumerate(chunks(executor.plan.rows, 32)))
             served = [chunk for _, chunk, _ in executor.probe(plan)]
             seconds = time.monotonic() - began
-            used = {key: value - getattr(before, key) for key, value in server.used._asdict().items()}
+            used = {key: value - getattr(before, key) for key, value in server.usage._asdict().items()}
             reasons = server.reasons
     result: dict[str, Any] = {
         "server": reasons, "rows": executor.plan.rows.height, **compared(local, served), **used,

@@ -534,7 +534,7 @@ def searched(
         spellings, negligible, max_paths, np.zeros(len(TEXTS)), np.zeros(len(TEXTS))
     )
     hunt.feed((), node((), seed))
-    while paths := hunt.wanted():
+    while paths := hunt.paths_to_expand():
         for path in paths:
             hunt.feed(path, node(path, seed))
     return hunt
@@ -577,7 +577,7 @@ def test_every_text_gets_the_probability_of_all_its_spellings(seed: int, limits:
     exact, said = enumerated(seed, limits)
     np.testing.assert_allclose(hunt.p, exact, atol=1e-12)
     assert not hunt.lost.any()
-    assert hunt.said == said
+    assert hunt.greedy_text == said
 
 
 @settings(max_examples=60)
@@ -589,11 +589,11 @@ def test_a_search_that_stops_early_knows_how_much_it_left_out(
     exact, said = enumerated(seed, limits)
     assert (hunt.p <= np.array(exact) + 1e-12).all()
     assert (hunt.p + hunt.lost >= np.array(exact) - 1e-12).all()
-    assert hunt.said == said  # the greedy answer is followed to its end, however unlikely
+    assert hunt.greedy_text == said  # the greedy answer is followed to its end, however unlikely
 
 
 ACCENT_WORDS = ["e", "\u0301", "\u0323", "\u00e9", "b", "</s>", "\n"]
-ACCENT_TEXTS = multi_target_search.ordered(["e\u0301", "\u00e9", " \u1eb9\u0301", "eb", "e", "\u1eb9b"])
+ACCENT_TEXTS = multi_target_search.canonical_texts(["e\u0301", "\u00e9", " \u1eb9\u0301", "eb", "e", "\u1eb9b"])
 
 
 @settings(max_examples=60)
@@ -626,7 +626,7 @@ def test_an_accent_counts_in_either_spelling(seed: int, negligible: float) -> No
         np.zeros(count),
     )
     hunt.feed((), at(()))
-    while paths := hunt.wanted():
+    while paths := hunt.paths_to_expand():
         for path in paths:
             hunt.feed(path, at(path))
     assert (hunt.p <= exact + 1e-12).all()

@@ -40,7 +40,7 @@ from foreknow.inference.engine import PlainEngine, Sampling, nodes_of
 from foreknow.inference.exact_probe import Chunk, Prober, ProbeSettings
 from foreknow.inference.generate import Generator, Sampler, exact_head
 from foreknow.inference.server.client import Endpoint, InvalidResponse, RequestFailure, RequestSession
-from foreknow.inference.server.completions import Used, completion_of
+from foreknow.inference.server.completions import Usage, completion_of
 from foreknow.inference.server.engine import UNKNOWN, node_of, requests_to_open
 from foreknow.inference.server.fluency import fluency_at
 from foreknow.inference.server.model import (
@@ -283,9 +283,9 @@ class TestCapabilities:
         self, tiny_folder: Path, scripts: Callable[[Manners], Script]
     ) -> None:
         with connected(scripts(Manners(prompt_logprobs=False, echo="shifted")), tiny_folder) as (model, _):
-            assert model.can.whole is None
+            assert model.can.prompt_route is None
         with connected(scripts(Manners(prompt_logprobs=False)), tiny_folder) as (model, _):
-            assert model.can.whole == "echo"
+            assert model.can.prompt_route == "echo"
 
     @pytest.mark.parametrize(
         ("manners", "listed", "said"),
@@ -421,7 +421,7 @@ class TestFaults:
         with connected(troubled(scripts(VLLM), when_probing), tiny_folder, backoff=0.001) as (model, server):
             began.append(1)
             theirs = probed(there(model, rows), some)
-            assert model.used.requests == len(server.seen)
+            assert model.usage.requests == len(server.seen)
         assert theirs.answers.equals(local.answers)
         np.testing.assert_allclose(theirs.probes["p_correct"], local.probes["p_correct"], atol=2e-5)
 
@@ -432,7 +432,7 @@ class TestFaults:
             return Reply(b"{}", delay=0.6) if asked.nth == 0 and asked.body.get("max_tokens") == 8 else None
 
         with connected(troubled(scripts(VLLM), slow), tiny_folder, timeout=0.3) as (model, _):
-            assert model.can.whole == "prompt_logprobs"
+            assert model.can.prompt_route == "prompt_logprobs"
 
     def test_a_server_that_vanishes_ends_the_run_in_a_line_and_nothing_finished_is_asked_again(
         self,
@@ -580,10 +580,10 @@ class TestAudit:
         with serving(scripts(VLLM)) as server, server_of(config, read, Address(server.url, "m")) as model:
             told = estimate_at_server(config, read, model)
             executor = open_server_executor(config, read, model)
-            before = model.used
+            before = model.usage
             plan = list(enumerate(chunks(executor.plan.rows, 3)))
             done = list(executor.probe(plan))
-            spent = model.used.requests - before.requests
+            spent = model.usage.requests - before.requests
         assert [n for n, _, _ in done] == [n for n, _ in plan]
         assert sum(chunk.probes.height for _, chunk, _ in done) == executor.plan.rows.height == told["rows"] == 8
         assert told["measured_rows"] == 2
@@ -628,16 +628,16 @@ class TestAudit:
 
 class TestCost:
     def test_a_whole_audit_costs_as_its_part_did(self) -> None:
-        found = estimate(Used(40, 8_000, 40), measured=4, rows=1000, price=(0.5, 2.0))
+        found = estimate(Usage(40, 8_000, 40), measured=4, rows=1000, price=(0.5, 2.0))
         assert found == {"requests": 10_000, "prompt_tokens": 2_000_000, "completion_tokens": 10_000, "cost": 1.02}
-        assert "cost" not in estimate(Used(40, 8_000, 40), measured=4, rows=8)
-        assert estimate(Used(0, 0, 0), measured=0, rows=8)["requests"] == 0
+        assert "cost" not in estimate(Usage(40, 8_000, 40), measured=4, rows=8)
+        assert estimate(Usage(0, 0, 0), measured=0, rows=8)["requests"] == 0
 
 
 @contextmanager
 def sampler(model: ServerModel, rows: pl.DataFrame, samples: int) -> Iterator[Sampler]:
-    drawing = discover_drawing(model.asking, SAMPLING)
-    answers = ServerAnswers(model.asking, model.can, drawing, model.spelling.text, SAMPLING.temperature)
+    drawing = discover_drawing(model.completions, SAMPLING)
+    answers = ServerAnswers(model.completions, model.can, drawing, model.spelling.text, SAMPLING.temperature)
     prompter = Prompter(model.tokenizer)
     yield Sampler(prober(None, prompter, model.vocabulary, rows, samples=samples), answers, 0)
 
@@ -667,17 +667,17 @@ class TestSampled:
         self, tiny_folder: Path, scripts: Callable[[Manners], Script]
     ) -> None:
         with connected(scripts(TRANSFORMERS), tiny_folder) as (model, server):
-            drawing = discover_drawing(model.asking, SAMPLING)
+            drawing = discover_drawing(model.completions, SAMPLING)
             assert not drawing.top_k
             assert not drawing.several
             assert "takes no top_k" in drawing.reason(40)
-            answers = ServerAnswers(model.asking, model.can, drawing, model.spelling.text, 0.9)
+            answers = ServerAnswers(model.completions, model.can, drawing, model.spelling.text, 0.9)
             ids = model.tokenizer("Q: What is the capital of Arland?\nA:")["input_ids"]
             del server.seen[:]
-            [[greedy], [short]] = answers.say([ids, ids], [8, 1], None, 0)
+            [[greedy], [short]] = answers.generate([ids, ids], [8, 1], None, 0)
             assert greedy.ended
             assert not short.ended
-            assert short.said.endswith("\u2026")
+            assert short.text.endswith("\u2026")
             assert not any("top_k" in asked.body for asked in server.seen)
 
     def test_a_server_that_does_not_draw_is_refused(
@@ -687,7 +687,7 @@ class TestSampled:
             connected(scripts(Manners(draws=False)), tiny_folder) as (model, _),
             pytest.raises(ConfigError, match="needs a server that samples"),
         ):
-            discover_drawing(model.asking, SAMPLING)
+            discover_drawing(model.completions, SAMPLING)
 
 
 @contextmanager
@@ -818,11 +818,11 @@ class TestVllm:
             child = answers.child
             theirs = probed(Sampler(exact, answers, 0), some)
             with pytest.raises(ResourceError, match="vLLM failed: the prompt is too short"):
-                answers.say([[2]], [4], None, 0)
-            again = answers.say([[5, 6, 7]], [4], 3, 0)
-            assert again == answers.say([[5, 6, 7]], [4], 3, 0)
+                answers.generate([[2]], [4], None, 0)
+            again = answers.generate([[5, 6, 7]], [4], 3, 0)
+            assert again == answers.generate([[5, 6, 7]], [4], 3, 0)
             with pytest.raises(ResourceError, match=r"vLLM's process died \(exit 9\)"):
-                answers.say([[1]], [4], None, 0)
+                answers.generate([[1]], [4], None, 0)
         assert child.poll() is not None  # it is gone, and its memory with it
         assert "vllm" not in sys.modules
         assert theirs.answers.equals(own.answers)

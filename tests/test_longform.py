@@ -27,7 +27,7 @@ from transformers import (
 from foreknow.data.schema import ROWS as SCHEMA
 from foreknow.inference.generate import exact_head
 from foreknow.inference.lm_head import OutputHead
-from foreknow.inference.loglikelihood import LongScorer, Text, batches, log_probs, pieces
+from foreknow.inference.loglikelihood import LongScorer, Text, batches, log_probs, split_head
 from foreknow.inference.packed_attention import Segment, TokenTree
 from foreknow.inference.packed_model import PackedModel
 from foreknow.inference.surprisal import LONG
@@ -202,7 +202,7 @@ def test_a_head_in_pieces_gives_the_whole_heads_probabilities(seed: int, size: i
     head = OutputHead(linear, config)
     states = torch.randn(count, 16, generator=generator).bfloat16()
     targets = torch.randint(0, 901, (count,), generator=generator)
-    parts = pieces(head, size * (16 + 1024))
+    parts = split_head(head, size * (16 + 1024))
     assert len(parts) == -(-901 // size)
     expected = head.full_logits(states).detach().double().log_softmax(-1).gather(1, targets[:, None])[:, 0]
     torch.testing.assert_close(log_probs(parts, states, targets).double(), expected, rtol=1e-5, atol=1e-5)
@@ -273,7 +273,7 @@ def tokenizer_cases(tiny_folder: Path) -> list[Prompter]:
 def prompter_texts(prompter: Prompter, pairs: list[tuple[str, str]]) -> list[Text]:
     scorer = object.__new__(LongScorer)
     scorer.prompter = prompter
-    return scorer.texts([(scorer._asked(question, None), answer) for question, answer in pairs])
+    return scorer.texts([(scorer._prompt_text(question, None), answer) for question, answer in pairs])
 
 
 @given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=40), st.text(st.characters(codec="utf-8")))

@@ -25,7 +25,7 @@ from foreknow.data.exact_match import Accepted, normalise
 from foreknow.data.schema import common_heads
 from foreknow.errors import ModelError
 from foreknow.inference import slick
-from foreknow.inference.answer_search import AnswerSearch, Budget, Node, PathMatcher, wanted
+from foreknow.inference.answer_search import AnswerSearch, Budget, Node, PathMatcher, paths_to_expand
 from foreknow.inference.engine import PackedEngine, PlainEngine, Sampling, nodes_of
 from foreknow.inference.exact_probe import Prober, ProbeSettings
 from foreknow.inference.generate import Answer, Generator, Sampler, _Guard, answer_within, exact_head
@@ -194,7 +194,7 @@ class Tells:
     greedy: int
     drawn: int
 
-    def say(self, prompts: Any, limits: Any, draws: int | None, seed: int) -> list[list[Answer]]:
+    def generate(self, prompts: Any, limits: Any, draws: int | None, seed: int) -> list[list[Answer]]:
         del limits, seed
         odd = self.greedy if draws is None else self.drawn
         return [[Answer("x", True, sound=(i, k) != (odd, 0)) for k in range(draws or 1)] for i in range(len(prompts))]
@@ -274,13 +274,13 @@ VOCABULARY = Vocabulary(lambda path: "".join(WORDS[t] for t in path), frozenset(
 def test_a_search_that_meets_no_distribution_ends_and_is_worth_no_number(unsound: Node) -> None:
     tree = AnswerSearch(PathMatcher(VOCABULARY, Accepted.of(["Paris"])), 4, 1e-9)
     tree.feed([((), Node(1, [1, 3], [0.9, 0.1]))])
-    assert wanted([tree], [0], Budget(0.01, 10, 16)) == [[(1,)]]
+    assert paths_to_expand([tree], [0], Budget(0.01, 10, 16)) == [[(1,)]]
     tree.feed([((1,), unsound)])
     assert math.isnan(tree.strict)
     assert math.isnan(tree.lenient)
     assert tree.unsearched() == tree.unsearched(True) == 0
     assert tree.greedy() == ((), True, False, False, False)
-    assert wanted([tree, tree], [0, 0], Budget(0.01, 10, 16)) == [[], []]
+    assert paths_to_expand([tree, tree], [0, 0], Budget(0.01, 10, 16)) == [[], []]
     assert VOCABULARY.is_end(tree.nodes[1,].greedy), "what the model says ends where it has no distribution"
     tree.feed([((1, 2), Node(0, [0], [1.0]))])
     assert math.isnan(tree.strict)

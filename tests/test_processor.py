@@ -142,10 +142,10 @@ def test_operators_that_work_are_used(
     model = build(activation, bias)
     before = model(IDS).logits
     monkeypatch.setattr(torch.ops, "mkldnn", operators())
-    swapped = prepacked_linear.order_weights(model.model, model.config)
+    swapped = prepacked_linear.prepack_linears(model.model, model.config)
     assert layers(model) == {"_OrderedGate", "_OrderedLinear"}
     torch.testing.assert_close(model(IDS).logits, before)
-    prepacked_linear.put_back(swapped)
+    prepacked_linear.restore_linears(swapped)
     assert layers(model) == {"LlamaMLP"}
     assert capsys.readouterr().err == ""
 
@@ -158,7 +158,7 @@ def test_without_the_operators_layers_stay_and_it_is_said_once(
     before = model(IDS).logits
     monkeypatch.setattr(torch.ops, "mkldnn", NOTHING_WORKS[name])
     for _ in range(3):
-        assert prepacked_linear.order_weights(model.model, model.config) == []
+        assert prepacked_linear.prepack_linears(model.model, model.config) == []
     assert layers(model) == {"LlamaMLP"}
     assert torch.equal(model(IDS).logits, before)
     (line,) = capsys.readouterr().err.splitlines()
@@ -173,10 +173,10 @@ def test_a_feed_forward_part_that_cannot_be_one_is_laid_out_layer_by_layer(
     model = build()
     before = model(IDS).logits
     monkeypatch.setattr(torch.ops, "mkldnn", ONLY_GATES_FAIL[name])
-    swapped = prepacked_linear.order_weights(model.model, model.config)
+    swapped = prepacked_linear.prepack_linears(model.model, model.config)
     assert layers(model) == {"LlamaMLP", "_OrderedLinear"}
     torch.testing.assert_close(model(IDS).logits, before)
-    prepacked_linear.put_back(swapped)
+    prepacked_linear.restore_linears(swapped)
     assert layers(model) == {"LlamaMLP"}
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("some bfloat16 layers are computed as torch has them, which is slower: ")
@@ -196,7 +196,7 @@ def test_a_feed_forward_part_of_another_formula_is_not_taken_for_a_gate(monkeypa
     x = torch.randn(2, 3, 16).bfloat16()
     before = body["mlp"](x)
     monkeypatch.setattr(torch.ops, "mkldnn", operators())
-    prepacked_linear.order_weights(body, SimpleNamespace(hidden_act="silu"))
+    prepacked_linear.prepack_linears(body, SimpleNamespace(hidden_act="silu"))
     assert type(body["mlp"]).__name__ == "OddMLP"
     torch.testing.assert_close(body["mlp"](x), before)
 
@@ -211,7 +211,7 @@ def test_an_operator_that_fails_for_one_shape_leaves_that_shape_alone(
 
     model = build()
     monkeypatch.setattr(torch.ops, "mkldnn", operators(_reorder_linear_weight=picky))
-    prepacked_linear.order_weights(model.model, model.config)
+    prepacked_linear.prepack_linears(model.model, model.config)
     attention = model.model.layers[0].self_attn
     assert type(attention.k_proj) is type(attention.v_proj) is nn.Linear
     assert type(attention.q_proj).__name__ == "_OrderedLinear"
@@ -223,7 +223,7 @@ def test_damaged_weights_are_no_fault_of_the_operator(monkeypatch: pytest.Monkey
     model.model.layers[0].mlp.up_proj.weight.data[3] = torch.nan
     model.model.layers[1].self_attn.q_proj.weight.data[:] = torch.inf
     monkeypatch.setattr(torch.ops, "mkldnn", operators())
-    prepacked_linear.order_weights(model.model, model.config)
+    prepacked_linear.prepack_linears(model.model, model.config)
     assert layers(model) == {"_OrderedGate", "_OrderedLinear"}
 
 
@@ -240,7 +240,7 @@ def test_want_of_memory_is_not_taken_for_a_missing_operator(monkeypatch: pytest.
 
     monkeypatch.setattr(torch.ops, "mkldnn", operators(_reorder_linear_weight=third))
     with pytest.raises(type(error)):
-        prepacked_linear.order_weights(model.model, model.config)
+        prepacked_linear.prepack_linears(model.model, model.config)
     assert layers(model) == {"LlamaMLP"}, "the model is as it was"
 
 

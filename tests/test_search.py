@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foreknow.data.exact_match import Accepted
-from foreknow.inference.answer_search import AnswerSearch, Budget, Node, PathMatcher, wanted
+from foreknow.inference.answer_search import AnswerSearch, Budget, Node, PathMatcher, paths_to_expand
 from foreknow.prompts.vocabulary import TokenPath, Vocabulary
 
 TOKENS = (
@@ -132,12 +132,12 @@ class Search:
 
 def search(toys: list[Toy], accepted: Accepted, max_new: int, budget: Budget, negligible: float = 0.0) -> Search:
     """The probe's loop, with toys in the place of a model."""
-    speller = PathMatcher(VOCABULARY, accepted)
-    trees = [AnswerSearch(speller, max_new, negligible) for _ in toys]
+    matcher = PathMatcher(VOCABULARY, accepted)
+    trees = [AnswerSearch(matcher, max_new, negligible) for _ in toys]
     for tree, toy in zip(trees, toys, strict=True):
         tree.feed([(path, toy.node(path)) for path in ((), *spellings(toy, accepted, max_new))])
     spent, followed = [0] * len(toys), [0] * len(toys)
-    while any(asked := wanted(trees, spent, budget)):
+    while any(asked := paths_to_expand(trees, spent, budget)):
         for at, paths in enumerate(asked):
             greedy = trees[at].greedy()
             assert len(set(paths)) == len(paths)
@@ -233,7 +233,7 @@ def test_the_order_of_feeding_does_not_matter(
     done = search([toy], accepted, max_new, Budget(0.0, 10**9, 16, True)).trees[0]
     others = [path for path in done.nodes if path]
     order.shuffle(others)
-    again = AnswerSearch(done.speller, max_new, 0.0)
+    again = AnswerSearch(done.matcher, max_new, 0.0)
     now = order.randint(0, len(others))
     again.feed([(path, toy.node(path)) for path in (*others[:now], ())])
     for path in others[now:]:
@@ -391,16 +391,16 @@ def test_the_likeliest_paths_of_all_prompts_are_asked_first_and_no_more_than_nee
     first, second = chain(5), chain(5)
     first.full[()] = [(5, 0.5), (4, 0.3), (7, 0.2)]
     second.full[()] = [(5, 0.6), (4, 0.4)]
-    speller = PathMatcher(VOCABULARY, Accepted.of(["ab"]))
-    trees = [AnswerSearch(speller, 5, 0.0), AnswerSearch(speller, 5, 0.0)]
+    matcher = PathMatcher(VOCABULARY, Accepted.of(["ab"]))
+    trees = [AnswerSearch(matcher, 5, 0.0), AnswerSearch(matcher, 5, 0.0)]
     for tree, toy in zip(trees, (first, second), strict=True):
         tree.feed([((), toy.node(()))])
-    assert wanted(trees, [0, 0], Budget(0.5, 64, 1)) == [[], [(4,)]]
-    assert wanted(trees, [0, 0], Budget(0.2, 64, 1)) == [[(4,)], [(4,)]]
-    assert wanted(trees, [0, 0], Budget(0.0, 64, 1)) == [[(4,), (7,)], [(4,)]]
-    assert wanted(trees, [0, 64], Budget(0.0, 64, 1)) == [[(4,), (7,)], []]
-    assert wanted(trees, [63, 64], Budget(0.0, 64, 1)) == [[(4,)], []], "a round does not pass the cap"
-    assert wanted(trees, [64, 64], Budget(0.0, 64, 1)) == [[], []]
+    assert paths_to_expand(trees, [0, 0], Budget(0.5, 64, 1)) == [[], [(4,)]]
+    assert paths_to_expand(trees, [0, 0], Budget(0.2, 64, 1)) == [[(4,)], [(4,)]]
+    assert paths_to_expand(trees, [0, 0], Budget(0.0, 64, 1)) == [[(4,), (7,)], [(4,)]]
+    assert paths_to_expand(trees, [0, 64], Budget(0.0, 64, 1)) == [[(4,), (7,)], []]
+    assert paths_to_expand(trees, [63, 64], Budget(0.0, 64, 1)) == [[(4,)], []], "a round does not pass the cap"
+    assert paths_to_expand(trees, [64, 64], Budget(0.0, 64, 1)) == [[], []]
 
 
 def test_lenient_spellings_are_asked_only_while_the_category_hangs_on_them() -> None:
@@ -409,9 +409,9 @@ def test_lenient_spellings_are_asked_only_while_the_category_hangs_on_them() -> 
     tree = AnswerSearch(PathMatcher(VOCABULARY, Accepted.of(["ab"])), 5, 0.0)
     tree.feed([((), toy.node(()))])
     assert (tree.unsearched(), tree.unsearched(True)) == (0, pytest.approx(0.1))
-    assert wanted([tree], [0], Budget(0.01, 64, 1)) == [[]], "one draw: p_hit is at most 0.1"
-    assert wanted([tree], [0], Budget(0.01, 64, 16)) == [[(8,)]], "16 draws: it could be 0.81"
-    assert wanted([tree], [0], Budget(0.01, 64, 1, lenient=True)) == [[(8,)]]
+    assert paths_to_expand([tree], [0], Budget(0.01, 64, 1)) == [[]], "one draw: p_hit is at most 0.1"
+    assert paths_to_expand([tree], [0], Budget(0.01, 64, 16)) == [[(8,)]], "16 draws: it could be 0.81"
+    assert paths_to_expand([tree], [0], Budget(0.01, 64, 1, lenient=True)) == [[(8,)]]
 
 
 @pytest.mark.parametrize(

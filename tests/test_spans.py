@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foreknow.inference.surprisal import MOST, WIDEST, Offsets, Span, offsets_of, surprising
+from foreknow.inference.surprisal import MOST, WIDEST, Offsets, Span, offsets_of, surprising_spans
 
 Tokens = tuple[list[Offsets], list[float]]
 
@@ -18,7 +18,7 @@ Tokens = tuple[list[Offsets], list[float]]
 def by_word(answer: str, surprisals: dict[str, float], other: float = 1.0) -> list[Span]:
     """Spans where every word is one token, with its blank, of the given surprisal."""
     tokens = [(m.start(), m.end()) for m in re.finditer(r"\s*\S+", answer)]
-    return surprising(answer, tokens, [-surprisals.get(answer[a:b].strip(), other) for a, b in tokens])
+    return surprising_spans(answer, tokens, [-surprisals.get(answer[a:b].strip(), other) for a, b in tokens])
 
 
 ANSWER = "The clinic stands on the northern bank of the old canal and opens at nine every day"
@@ -40,8 +40,8 @@ def test_spans_are_disjoint_exact_substrings(made: tuple[str, list[Offsets]], da
     answer, tokens = made
     floats = st.one_of(st.floats(-40, 0), st.sampled_from([0.0, -1e-12, -1000.0]))
     logprobs = data.draw(st.lists(floats, min_size=len(tokens), max_size=len(tokens)))
-    found = surprising(answer, tokens, logprobs)
-    assert found == surprising(answer, tokens, logprobs)
+    found = surprising_spans(answer, tokens, logprobs)
+    assert found == surprising_spans(answer, tokens, logprobs)
     assert len(found) <= MOST
     taken: set[int] = set()
     for span in found:
@@ -65,7 +65,7 @@ def test_spans_are_disjoint_exact_substrings(made: tuple[str, list[Offsets]], da
 @settings(max_examples=300)
 def test_nothing_raises_whatever_the_tokens_say(answer: str, tokens: list[Offsets], logprobs: list[float]) -> None:
     n = min(len(tokens), len(logprobs))
-    for span in surprising(answer, tokens[:n], logprobs[:n]):
+    for span in surprising_spans(answer, tokens[:n], logprobs[:n]):
         assert answer[span.start : span.end] == span.text != ""
 
 
@@ -73,7 +73,7 @@ def test_nothing_raises_whatever_the_tokens_say(answer: str, tokens: list[Offset
 def test_a_word_made_very_unlikely_is_in_the_first_span(at: int, others: list[float]) -> None:
     tokens = [(m.start(), m.end()) for m in re.finditer(r"\s*\S+", ANSWER)]
     surprisals = [*others[:at], 30.0, *others[at + 1 :]]
-    first = surprising(ANSWER, tokens, [-s for s in surprisals])[0]
+    first = surprising_spans(ANSWER, tokens, [-s for s in surprisals])[0]
     end = tokens[at][1]
     assert first.start <= end - len(WORDS[at])
     assert end <= first.end
@@ -82,7 +82,7 @@ def test_a_word_made_very_unlikely_is_in_the_first_span(at: int, others: list[fl
 @given(st.floats(0, 12), st.lists(st.floats(-0.04, 0.04), min_size=len(WORDS), max_size=len(WORDS)))
 def test_an_even_answer_has_no_span(level: float, noise: list[float]) -> None:
     tokens = [(m.start(), m.end()) for m in re.finditer(r"\s*\S+", ANSWER)]
-    assert surprising(ANSWER, tokens, [-(level + n) for n in noise]) == []
+    assert surprising_spans(ANSWER, tokens, [-(level + n) for n in noise]) == []
 
 
 def test_neighbours_that_surprise_are_one_span_and_the_rest_follow_by_what_they_add() -> None:
@@ -106,7 +106,7 @@ def test_a_rare_name_counts_as_a_whole() -> None:
     answer = "the region is named for Quetzaltenango and it has such fine old houses in the centre of it"
     pieces = [m.span() for m in re.finditer(r"\s*Quet|zal|ten|ango|\s*\S+", answer)]
     surprisals = {" Quet": 10.0, "zal": 4.0, "ten": 2.0, "ango": 2.0, " such": 8.0}
-    found = surprising(answer, pieces, [-surprisals.get(answer[a:b], 1.0) for a, b in pieces])
+    found = surprising_spans(answer, pieces, [-surprisals.get(answer[a:b], 1.0) for a, b in pieces])
     assert found[0] == Span("Quetzaltenango", 24, 38, -4.5, 4)
 
 
@@ -114,7 +114,7 @@ def test_a_name_of_many_likely_pieces_is_no_surprise() -> None:
     answer = "what it says of Quetzaltenango is new to us and not one of the others knew it then"
     pieces = [m.span() for m in re.finditer(r"\s*Qu|et|zal|ten|ango|\s*\S+", answer)]
     likely = {" Qu", "et", "zal", "ten", "ango"}
-    found = surprising(answer, pieces, [-(1.5 if answer[a:b] in likely else 3.0) for a, b in pieces])
+    found = surprising_spans(answer, pieces, [-(1.5 if answer[a:b] in likely else 3.0) for a, b in pieces])
     assert found == []
 
 
@@ -122,13 +122,13 @@ def test_punctuation_at_the_edges_neither_shows_nor_counts() -> None:
     answer = "It was (so they say) built by one man, in a week; nobody at all believes that story"
     pieces = [m.span() for m in re.finditer(r"[(),;]|\s*[^\s(),;]+", answer)]
     surprisals = {"(": 20.0, ",": 20.0, " week": 9.0}
-    found = surprising(answer, pieces, [-surprisals.get(answer[a:b], 1.0) for a, b in pieces])
+    found = surprising_spans(answer, pieces, [-surprisals.get(answer[a:b], 1.0) for a, b in pieces])
     assert [s.text for s in found] == ["week"]
 
 
 def test_an_answer_scored_in_part_is_searched_in_part() -> None:
     tokens = [(m.start(), m.end()) for m in re.finditer(r"\s*\S+", ANSWER)][:6]
-    found = surprising(ANSWER, tokens, [-1.0, -9.0, -1.0, -1.0, -1.0, -1.0])
+    found = surprising_spans(ANSWER, tokens, [-1.0, -9.0, -1.0, -1.0, -1.0, -1.0])
     assert [s.text for s in found] == ["clinic"]
 
 
@@ -136,20 +136,20 @@ def test_a_span_does_not_reach_over_words_that_were_not_scored() -> None:
     tokens = [(m.start(), m.end()) for m in re.finditer(r"\s*\S+", ANSWER)]
     surprisals = {" northern": 30.0, " of": 30.0}
     scored = [(a, b) for a, b in tokens if ANSWER[a:b] != " bank"]
-    found = surprising(ANSWER, scored, [-surprisals.get(ANSWER[a:b], 1.0) for a, b in scored])
+    found = surprising_spans(ANSWER, scored, [-surprisals.get(ANSWER[a:b], 1.0) for a, b in scored])
     assert [s.text for s in found] == ["northern", "of"]
 
 
 def test_text_without_blanks_is_cut_at_its_tokens() -> None:
     answer = "東京は日本の首都であり大きな都市です"
     tokens = [(0, 2), (2, 3), (3, 5), (5, 6), (6, 8), (8, 11), (11, 14), (14, 16), (16, 18)]
-    found = surprising(answer, tokens, [-1.0, -1.0, -1.0, -1.0, -14.0, -1.0, -1.0, -1.0, -1.0])
+    found = surprising_spans(answer, tokens, [-1.0, -1.0, -1.0, -1.0, -14.0, -1.0, -1.0, -1.0, -1.0])
     assert [s.text for s in found] == ["首都"]
 
 
 @pytest.mark.parametrize("value", [-math.inf, math.nan, -1e300])
 def test_what_is_no_log_probability_gives_no_span(value: float) -> None:
-    assert surprising("one two three", [(0, 3), (3, 7), (7, 13)], [-1.0, value, -1.0]) == []
+    assert surprising_spans("one two three", [(0, 3), (3, 7), (7, 13)], [-1.0, value, -1.0]) == []
 
 
 def test_decoded_pieces_are_found_in_the_answer() -> None:

@@ -1,9 +1,9 @@
-"""The search for every way a model can spell an accepted answer (design, section 2). Pure: no model, no torch.
+"""Searches for every way a model can spell an accepted answer (design, section 2). Pure: no model, no torch.
 
-A prompt's answers form a tree: a node is a path of tokens, and `Node` holds the next-token distribution the
-model has there. The search knows the nodes fed to it. It adds up the probability of ending with a right
-answer, follows the greedy path, and names the paths it wants next: those whose text may still become right,
-likeliest first. What it does not look at is counted, so the result is an interval.
+A prompt's answers form a tree: a node is a path of tokens, and `Node` holds the model's next-token distribution
+there. The search only knows the nodes fed to it. It adds up the probability of ending with a right answer, follows
+the greedy path, and names the paths it needs next: those whose text may still become right, likeliest first. It
+also counts the probability it did not search, so the result is an interval.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from foreknow.prompts.vocabulary import TokenPath, Vocabulary
 class Node(NamedTuple):
     """The next-token distribution after a path: tokens by falling probability, and the greedy choice.
 
-    `tokens` and `p` are what sampling can draw (after temperature and top-k), so p sums to 1 less `tail`. Logits
-    that are not finite (NaN, infinity) leave nothing to draw: `is_sound` is False, and `greedy` says nothing.
+    `tokens` and `p` are what sampling can draw (after temperature and top-k), so p sums to 1 - `tail`. Where the
+    logits are not finite (NaN, infinity), sampling has nothing to draw: `is_sound` is False and `greedy` is undefined.
     """
 
     greedy: int
@@ -31,12 +31,12 @@ class Node(NamedTuple):
 
     @property
     def is_sound(self) -> bool:
-        """Whether it is a distribution at all."""
+        """Whether the node holds a distribution: False where the logits were not finite."""
         return len(self.tokens) > 0 or self.tail > 0
 
 
 class PathStep(NamedTuple):
-    """A token appended to a path: the finished answer if it ends there, else what the text is worth."""
+    """The effect of the last token of a path: the finished answer if the token ends it, else the text's verdict."""
 
     final: str | None
     verdict: MatchResult | None
@@ -44,7 +44,7 @@ class PathStep(NamedTuple):
 
 @dataclass
 class PathMatcher:
-    """Judges token paths for one row; the sets of exemplars share what it has worked out."""
+    """Judges token paths for one row. The row's exemplar sets share its cache."""
 
     vocabulary: Vocabulary
     accepted: Accepted
@@ -52,20 +52,20 @@ class PathMatcher:
     _texts: dict[TokenPath, str] = field(default_factory=dict)
 
     def step(self, path: TokenPath) -> PathStep:
-        """What the last token of `path` does to the answer."""
-        found = self._steps.get(path)
-        if found is None:
-            found = self._steps[path] = self._work_out(path)
-        return found
+        """Judge the answer after the last token of `path`."""
+        known = self._steps.get(path)
+        if known is None:
+            known = self._steps[path] = self._compute_step(path)
+        return known
 
     def text(self, path: TokenPath) -> str:
         """The text a path spells."""
-        found = self._texts.get(path)
-        if found is None:
-            found = self._texts[path] = self.vocabulary.decode(path) if path else ""
-        return found
+        known = self._texts.get(path)
+        if known is None:
+            known = self._texts[path] = self.vocabulary.decode(path) if path else ""
+        return known
 
-    def _work_out(self, path: TokenPath) -> PathStep:
+    def _compute_step(self, path: TokenPath) -> PathStep:
         if path[-1] in self.vocabulary.ends:
             return PathStep(self.text(path[:-1]).strip(), None)
         if path[-1] in self.vocabulary.breaks:
@@ -74,7 +74,7 @@ class PathMatcher:
 
 
 class Greedy(NamedTuple):
-    """The greedy answer as far as it was followed. `done`: nothing more has to be decoded for the verdict."""
+    """The greedy answer as far as it was followed. `done`: the verdict needs no further decoding."""
 
     path: TokenPath
     done: bool
@@ -87,12 +87,12 @@ class Greedy(NamedTuple):
 class AnswerSearch:
     """One prompt's search.
 
-    `max_new`: an answer and its ending token must fit in so many tokens. `negligible`: paths below this
-    probability are not followed but counted as unsearched. `is_sound`: False once the model gave no distribution;
-    what the prompt is worth is then NaN, and nothing more of it is wanted.
+    `max_new`: the most tokens an answer may take, its ending token included. `negligible`: the search counts paths
+    below this probability as unsearched and does not follow them. `is_sound`: False once the model returned logits
+    that were not finite; the prompt's probabilities are then NaN and the search asks for no further paths.
     """
 
-    speller: PathMatcher
+    matcher: PathMatcher
     max_new: int
     negligible: float
     nodes: dict[TokenPath, Node] = field(default_factory=dict)
@@ -104,10 +104,10 @@ class AnswerSearch:
     frontier: dict[TokenPath, tuple[float, bool]] = field(default_factory=dict)
 
     def feed(self, nodes: Iterable[tuple[TokenPath, Node]]) -> None:
-        """Take distributions in: the first call must hold the root `()`."""
+        """Add the distributions after some paths; the first call must include the root `()`."""
         new = dict(nodes)
         if not (self.is_sound and all(node.is_sound for node in new.values())):
-            self._give_up(new)
+            self._invalidate(new)
             return
         at_root = not self.nodes
         self.nodes.update(new)
@@ -115,33 +115,33 @@ class AnswerSearch:
             self._visit((), 1.0, True)
             return
         for path in sorted(new):
-            waiting = self.frontier.pop(path, None)
-            if waiting is not None:
-                self._visit(path, *waiting)
+            entry = self.frontier.pop(path, None)
+            if entry is not None:
+                self._visit(path, *entry)
 
-    def _give_up(self, new: dict[TokenPath, Node]) -> None:
-        """Keep nothing of the prompt; the answer of a path without a distribution ends there."""
+    def _invalidate(self, new: dict[TokenPath, Node]) -> None:
+        """Set the prompt's probabilities to NaN; an answer ends where its path has no distribution."""
         self.is_sound = False
         self.strict = self.lenient = math.nan
         self.lost = self.lost_lenient = 0.0
         self.frontier.clear()
-        end = min(self.speller.vocabulary.ends | self.speller.vocabulary.breaks)
+        end = min(self.matcher.vocabulary.ends | self.matcher.vocabulary.breaks)
         self.nodes.update({path: node if node.is_sound else Node(end, (), ()) for path, node in new.items()})
 
     def _visit(self, path: TokenPath, mass: float, strict_open: bool) -> None:
         """Spread the probability of reaching `path` over what can follow."""
         node = self.nodes[path]
         last = len(path) + 1 >= self.max_new
-        left = mass * node.tail
-        for at, (token, p) in enumerate(zip(node.tokens, node.p, strict=True)):
+        unsearched = mass * node.tail
+        for index, (token, p) in enumerate(zip(node.tokens, node.p, strict=True)):
             share = mass * p
             if share < self.negligible:
-                left += mass * sum(node.p[at:])
+                unsearched += mass * sum(node.p[index:])
                 break
-            step = self.speller.step((*path, token))
+            step = self.matcher.step((*path, token))
             if step.final is not None:
-                self.strict += share * self.speller.accepted.right(step.final, "strict")
-                self.lenient += share * self.speller.accepted.right(step.final, "lenient")
+                self.strict += share * self.matcher.accepted.right(step.final, "strict")
+                self.lenient += share * self.matcher.accepted.right(step.final, "lenient")
                 continue
             verdict = step.verdict
             if last or verdict is None or not verdict.lenient_open:
@@ -151,12 +151,12 @@ class AnswerSearch:
                 self._visit(child, share, strict_open and verdict.strict_open)
             else:
                 self.frontier[child] = (share, strict_open and verdict.strict_open)
-        self.lost_lenient += left
+        self.lost_lenient += unsearched
         if strict_open:
-            self.lost += left
+            self.lost += unsearched
 
     def unsearched(self, lenient: bool = False) -> float:
-        """Probability not accounted for: the answers in it may be right or wrong."""
+        """The probability that was not searched: its answers may be right or wrong."""
         if lenient:
             return self.lost_lenient + sum(m for m, _ in self.frontier.values())
         return self.lost + sum(m for m, strict in self.frontier.values() if strict)
@@ -172,9 +172,9 @@ class AnswerSearch:
             if node is None:
                 return Greedy(path, False, False, False, False)
             path = (*path, node.greedy)
-            step = self.speller.step(path)
+            step = self.matcher.step(path)
             if step.final is not None:
-                right = self.speller.accepted.right
+                right = self.matcher.accepted.right
                 return Greedy(path, True, strict and right(step.final, "strict"), right(step.final, "lenient"), True)
             if len(path) >= self.max_new or step.verdict is None or not step.verdict.lenient_open:
                 return Greedy(path, True, False, False, False)
@@ -185,8 +185,8 @@ class AnswerSearch:
 class Budget:
     """How far a row is searched.
 
-    `allowance`: the sum over prompts of unsearched probability to get to. `cap`: expansions of one prompt at
-    most. `samples`: draws of each prompt. `lenient`: whether lenient matching labels the row.
+    `allowance`: the search stops once the unsearched probability, summed over prompts, is at most this. `cap`: the
+    most expansions of one prompt. `samples`: draws for each prompt. `lenient`: whether lenient matching labels the row.
     """
 
     allowance: float
@@ -195,54 +195,54 @@ class Budget:
     lenient: bool = False
 
 
-def wanted(trees: Sequence[AnswerSearch], spent: Sequence[int], budget: Budget) -> list[list[TokenPath]]:
-    """For one row, the paths each of its prompts should have expanded next.
+def paths_to_expand(searches: Sequence[AnswerSearch], spent: Sequence[int], budget: Budget) -> list[list[TokenPath]]:
+    """The paths to expand next, for each prompt of one row.
 
-    Greedy paths that may still be right come first. Then, in the mode that labels the row, open paths,
-    likeliest first over all prompts, until what is left unsearched sums to at most `budget.allowance`. In the
-    other mode (lenient, where labels are strict) only as far as the row's category hangs on it. Nothing is wanted
-    where one of the prompts is not sound.
+    Greedy paths that may still be right come first. Then come the open paths in the mode that labels the row,
+    likeliest first over all prompts, until the unsearched probability sums to at most `budget.allowance`. Where
+    labels are strict, the lenient mode is searched only until the row's lenient category is settled. The lists are
+    empty where one of the prompts is not sound.
     """
-    asked: list[set[TokenPath]] = [set() for _ in trees]
-    if not all(tree.is_sound for tree in trees):
-        return [[] for _ in trees]  # the row gets no category, whatever its other prompts say
-    for tree, ask in zip(trees, asked, strict=True):
-        greedy = tree.greedy()
+    paths: list[set[TokenPath]] = [set() for _ in searches]
+    if not all(search.is_sound for search in searches):
+        return [[] for _ in searches]  # the row gets no category, whatever its other prompts say
+    for search, chosen in zip(searches, paths, strict=True):
+        greedy = search.greedy()
         if not greedy.done:
-            ask.add(greedy.path)
-    _ask(trees, spent, budget, budget.lenient, asked)
-    if not budget.lenient and not _decided(trees, budget.samples):
-        _ask(trees, spent, budget, True, asked)
-    return [sorted(ask) for ask in asked]
+            chosen.add(greedy.path)
+    _add_open_paths(searches, spent, budget, budget.lenient, paths)
+    if not budget.lenient and not _is_decided(searches, budget.samples):
+        _add_open_paths(searches, spent, budget, True, paths)
+    return [sorted(chosen) for chosen in paths]
 
 
-def _ask(
-    trees: Sequence[AnswerSearch], spent: Sequence[int], budget: Budget, lenient: bool, asked: list[set[TokenPath]]
+def _add_open_paths(
+    searches: Sequence[AnswerSearch], spent: Sequence[int], budget: Budget, lenient: bool, paths: list[set[TokenPath]]
 ) -> None:
-    left = sum(t.unsearched(lenient) for t in trees)
-    if left <= budget.allowance:
+    unsearched = sum(search.unsearched(lenient) for search in searches)
+    if unsearched <= budget.allowance:
         return
     open_paths = sorted(
-        (-mass, at, path)
-        for at, t in enumerate(trees)
-        if spent[at] < budget.cap
-        for path, (mass, strict) in t.frontier.items()
+        (-mass, index, path)
+        for index, search in enumerate(searches)
+        if spent[index] < budget.cap
+        for path, (mass, strict) in search.frontier.items()
         if lenient or strict
     )
-    for negative, at, path in open_paths:
-        if left <= budget.allowance:
+    for negative, index, path in open_paths:
+        if unsearched <= budget.allowance:
             break
-        if path not in asked[at]:
-            if spent[at] + len(asked[at]) >= budget.cap:
+        if path not in paths[index]:
+            if spent[index] + len(paths[index]) >= budget.cap:
                 continue
-            asked[at].add(path)
-        left += negative
+            paths[index].add(path)
+        unsearched += negative
 
 
-def _decided(trees: Sequence[AnswerSearch], samples: int) -> bool:
+def _is_decided(searches: Sequence[AnswerSearch], samples: int) -> bool:
     """Whether the lenient category is settled: a greedy answer is right, or p_hit is surely on one side of 0.5."""
-    if any(t.greedy().lenient for t in trees):
+    if any(search.greedy().lenient for search in searches):
         return True
-    low = math.prod((1.0 - min(t.lenient, 1.0)) ** samples for t in trees)
-    high = math.prod((1.0 - min(t.lenient + t.unsearched(True), 1.0)) ** samples for t in trees)
+    low = math.prod((1.0 - min(search.lenient, 1.0)) ** samples for search in searches)
+    high = math.prod((1.0 - min(search.lenient + search.unsearched(True), 1.0)) ** samples for search in searches)
     return 1.0 - low >= 0.5 or 1.0 - high < 0.5

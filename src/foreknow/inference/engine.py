@@ -1,4 +1,4 @@
-"""Next-token distributions after prompts and token paths: what the probe asks a model for.
+"""Computes the next-token distributions after prompts and token paths that the exact probe needs.
 
 `PackedEngine` computes each exemplar prefix once and packs the questions behind it (`packed_model.py`).
 `PlainEngine` runs whole sequences through the model's own forward pass: slower by an order of magnitude, for
@@ -27,10 +27,10 @@ Family = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt's ids: the first `shared` of them are also the first of `family[member]`.
+    """A prompt's token ids: the first `shared` ids of `family[member]`, then its `own`.
 
-    A family is a set of prefixes computed together, always in the same company, so that the same prefix has
-    the same bytes wherever a run begins again.
+    A family is a set of prefixes that are always computed in one batch, so that a resumed run computes the same
+    bytes for the same prefix.
     """
 
     family: Family
@@ -46,14 +46,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Sampling:
-    """What is drawn from: softmax of logits / `temperature` over the `top_k` largest (0 = all) and ties."""
+    """The sampling distribution: softmax of logits / `temperature` over the `top_k` largest (0 = all) and ties."""
 
     temperature: float = 0.5
     top_k: int = 40
 
 
 class Session(Protocol):
-    """Prompts that were opened, ready to be extended."""
+    """Opened prompts, whose next-token distributions can be computed further along any path."""
 
     def extend(self, requests: Sequence[tuple[int, TokenPath]]) -> list[Node]:
         """The node after each (prompt number, path of tokens behind that prompt)."""
@@ -61,43 +61,43 @@ class Session(Protocol):
 
 
 class Engine(Protocol):
-    """Gives next-token distributions."""
+    """Computes next-token distributions."""
 
     def open(self, prompts: Sequence[Prompt], trees: Sequence[Sequence[TokenPath]]) -> tuple[Session, list[list[Node]]]:
-        """Run the prompts, each with a tree of paths (closed under prefixes); nodes: the root, then each path."""
+        """Run the prompts, each with a tree of paths (closed under prefixes). Nodes: the root's, then each path's."""
         ...
 
 
 def nodes_of(ids: Tensor, logits: Tensor, sampling: Sampling, log_total: Tensor | None = None) -> list[Node]:
-    """Nodes from sorted top logits [n, width] (float32); `log_total`: log of the whole vocabulary's sum."""
-    # a few dozen numbers a node: one copy from the device, and the rest in the host's float64
+    """Nodes from sorted top logits [n, width] (float32); `log_total`: logsumexp over the whole vocabulary."""
+    # a node has a few dozen numbers: copy them from the device once and compute in float64 on the host
     ids, logits = ids.cpu(), logits.cpu()
     scaled = logits.double() / sampling.temperature
     total = scaled.logsumexp(-1) if log_total is None else log_total.cpu().double()
     p = (scaled - total[:, None]).exp()
-    # the arg max of equal logits is the lowest id, as torch.argmax over the vocabulary has it
+    # of equal logits the lowest id wins, as in torch.argmax over the vocabulary
     top = logits == logits[:, :1]
     greedy = ids.masked_fill(~top, torch.iinfo(ids.dtype).max).amin(-1)
-    kept = (p > 0).sum(-1).tolist()
-    tails = (1.0 - p.sum(-1)).clamp(min=0.0).tolist() if log_total is not None else [0.0] * len(kept)
+    counts = (p > 0).sum(-1).tolist()
+    tails = (1.0 - p.sum(-1)).clamp(min=0.0).tolist() if log_total is not None else [0.0] * len(counts)
     return [
         Node(g, line[:n], q[:n], tail)
-        for g, line, q, n, tail in zip(greedy.tolist(), ids.tolist(), p.tolist(), kept, tails, strict=True)
+        for g, line, q, n, tail in zip(greedy.tolist(), ids.tolist(), p.tolist(), counts, tails, strict=True)
     ]
 
 
 @dataclass(frozen=True)
-class _Opened:
-    """Where a prompt's question tokens are kept: `length` of them in `row`, behind `prefix`."""
+class _CachedQuestion:
+    """Where the cache holds a prompt's question tokens: `length` of them in `row`, after `prefix`."""
 
-    kept: KVCache
+    cache: KVCache
     prefix: CachedPrefix | None
     row: int
     length: int
 
 
 class PackedEngine:
-    """Nodes by packed forward passes of at most about `batch_tokens` new tokens."""
+    """Computes nodes in packed forward passes of at most about `batch_tokens` new tokens."""
 
     def __init__(self, packed: PackedModel, sampling: Sampling, batch_tokens: int):
         self.packed = packed
@@ -106,81 +106,81 @@ class PackedEngine:
         self._families: dict[Family, list[CachedPrefix]] = {}
 
     def open(self, prompts: Sequence[Prompt], trees: Sequence[Sequence[TokenPath]]) -> tuple[Session, list[list[Node]]]:
-        """See `Engine.open`. Prompts behind one prefix should stand together."""
+        """See `Engine.open`. Prompts that share a prefix should be adjacent."""
         branches = [_tree_branch(p.own, tree) for p, tree in zip(prompts, trees, strict=True)]
-        # prefixes of groups that are done go; the memory of a run does not grow with its rows
+        # drop the prefixes of finished groups, so that memory does not grow with the run's rows
         needed = {p.family for p in prompts}
-        self._families = {family: found for family, found in self._families.items() if family in needed}
-        opened: dict[int, _Opened] = {}
+        self._families = {family: prefixes for family, prefixes in self._families.items() if family in needed}
+        questions: dict[int, _CachedQuestion] = {}
         nodes: dict[int, list[Node]] = {}
         for batch in _batches(branches, self.batch_tokens):
             segments, parts = [], []
-            for (family, member, shared), part in groupby(
+            for (family, member, shared), members in groupby(
                 batch, key=lambda i: (prompts[i].family, prompts[i].member, prompts[i].shared)
             ):
                 prefix = self._prefix(family, member, shared) if shared else None
-                for rows in _alike(list(part), branches):
+                for rows in _similar_lengths(list(members), branches):
                     segments.append(Segment(prefix, [branches[i] for i in rows]))
                     parts.append(rows)
-            states, kept = self.packed.forward(segments, keep=True)
+            states, caches = self.packed.forward(segments, keep=True)
             flat = iter(self._nodes(states))
-            for segment, keep, rows in zip(segments, kept, parts, strict=True):
+            for segment, cache, rows in zip(segments, caches, parts, strict=True):
                 lengths = [len(prompts[i].own) for i in rows]
-                for at, i in enumerate(rows):
-                    opened[i] = _Opened(keep, segment.prefix, at, lengths[at])
+                for row, i in enumerate(rows):
+                    questions[i] = _CachedQuestion(cache, segment.prefix, row, lengths[row])
                     nodes[i] = [next(flat) for _ in branches[i].wanted]
-        every = range(len(prompts))
-        return _PackedSession(self, [opened[i] for i in every]), [nodes[i] for i in every]
+        numbers = range(len(prompts))
+        return _PackedSession(self, [questions[i] for i in numbers]), [nodes[i] for i in numbers]
 
     def _prefix(self, family: Family, member: int, shared: int) -> CachedPrefix:
-        found = self._families.get(family)
-        if found is None:
-            found = []
+        prefixes = self._families.get(family)
+        if prefixes is None:
+            prefixes = []
             for part in _batches([TokenTree.chain(ids, []) for ids in family], self.batch_tokens):
-                found.extend(self.packed.prefixes([family[i] for i in part]))
-            self._families[family] = found
-        return found[member].cut(shared)
+                prefixes.extend(self.packed.prefixes([family[i] for i in part]))
+            self._families[family] = prefixes
+        return prefixes[member].cut(shared)
 
     def _nodes(self, states: Tensor) -> list[Node]:
         if self.sampling.top_k:
             return nodes_of(*self.packed.head.top(states, self.sampling.top_k), self.sampling)
-        found = []
+        nodes = []
         for part in states.split(64):
             logits = self.packed.head.full_logits(part)
             values, ids = logits.topk(min(512, logits.shape[1]), dim=-1)
             total = (logits.double() / self.sampling.temperature).logsumexp(-1)
-            found.extend(nodes_of(ids, values, self.sampling, total))
-        return found
+            nodes.extend(nodes_of(ids, values, self.sampling, total))
+        return nodes
 
 
 @dataclass(frozen=True)
 class _PackedSession:
     engine: PackedEngine
-    opened: list[_Opened]
+    questions: list[_CachedQuestion]
 
     def extend(self, requests: Sequence[tuple[int, TokenPath]]) -> list[Node]:
-        """See `Session.extend`: only the path is computed; the question is kept from `open`."""
-        asked: dict[int, list[TokenPath]] = {}
+        """See `Session.extend`. Computes only the path's tokens; `open` cached the question's."""
+        paths: dict[int, list[TokenPath]] = {}
         for i, path in requests:
-            asked.setdefault(i, []).append(path)
-        prompts = sorted(asked)
-        branches = [_paths_branch(asked[i]) for i in prompts]
-        found: dict[tuple[int, TokenPath], Node] = {}
+            paths.setdefault(i, []).append(path)
+        prompts = sorted(paths)
+        branches = [_paths_branch(paths[i]) for i in prompts]
+        nodes: dict[tuple[int, TokenPath], Node] = {}
         for batch in _batches(branches, self.engine.batch_tokens):
             segments, order = [], []
-            for _, part in groupby(batch, key=lambda b: id(self.opened[prompts[b]].prefix)):
+            for _, part in groupby(batch, key=lambda b: id(self.questions[prompts[b]].prefix)):
                 rows = list(part)
-                at = [self.opened[prompts[b]] for b in rows]
-                past = gather_kv([(o.kept, o.row) for o in at], [o.length for o in at])
-                segments.append(Segment(at[0].prefix, [branches[b] for b in rows], past))
-                order += [(prompts[b], path) for b in rows for path in sorted(set(asked[prompts[b]]))]
+                cached = [self.questions[prompts[b]] for b in rows]
+                past = gather_kv([(entry.cache, entry.row) for entry in cached], [entry.length for entry in cached])
+                segments.append(Segment(cached[0].prefix, [branches[b] for b in rows], past))
+                order += [(prompts[b], path) for b in rows for path in sorted(set(paths[prompts[b]]))]
             states, _ = self.engine.packed.forward(segments)
-            found.update(zip(order, self.engine._nodes(states), strict=True))
-        return [found[request] for request in requests]
+            nodes.update(zip(order, self.engine._nodes(states), strict=True))
+        return [nodes[request] for request in requests]
 
 
 class PlainEngine:
-    """Nodes by the model's own forward pass over whole sequences, `rows` of them at a time."""
+    """Computes nodes by the model's own forward pass over whole sequences, `rows` at a time."""
 
     def __init__(self, model: PreTrainedModel, sampling: Sampling, rows: int = 8):
         self.model = model.eval()
@@ -189,20 +189,20 @@ class PlainEngine:
         self.device = input_device(model)
 
     def open(self, prompts: Sequence[Prompt], trees: Sequence[Sequence[TokenPath]]) -> tuple[Session, list[list[Node]]]:
-        """See `Engine.open`: every path is a sequence of its own."""
+        """See `Engine.open`. Computes every path as a sequence of its own."""
         session = _PlainSession(self, [p.ids for p in prompts])
         flat = [(i, path) for i, tree in enumerate(trees) for path in ((), *tree)]
-        found = iter(session.extend(flat))
-        return session, [[next(found) for _ in ((), *tree)] for tree in trees]
+        nodes = iter(session.extend(flat))
+        return session, [[next(nodes) for _ in ((), *tree)] for tree in trees]
 
     @torch.inference_mode()
     def run(self, sequences: Sequence[Sequence[int]]) -> list[Node]:
         """The node after each whole sequence."""
-        found: list[Node] = []
+        nodes: list[Node] = []
         for start in range(0, len(sequences), self.rows):
             part = sequences[start : start + self.rows]
             width = max(len(s) for s in part)
-            # padded at the end: what stands behind a token never reaches it
+            # right padding: in a causal model it never changes the tokens before it
             ids = torch.zeros(len(part), width, dtype=torch.long)
             for r, s in enumerate(part):
                 ids[r, : len(s)] = torch.tensor(s)
@@ -218,8 +218,8 @@ class PlainEngine:
                 values = values.masked_fill(values < values[:, k - 1 : k], -torch.inf)
             else:
                 total = (logits.double() / self.sampling.temperature).logsumexp(-1)
-            found.extend(nodes_of(index, values, self.sampling, total))
-        return found
+            nodes.extend(nodes_of(index, values, self.sampling, total))
+        return nodes
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ class _PlainSession:
 
 
 def _tree_branch(own: Sequence[int], tree: Sequence[TokenPath]) -> TokenTree:
-    """A question and its answer paths as one branch; wanted: the question's end, then every path's end."""
+    """A question and its answer paths as one branch. `wanted`: the question's end, then every path's end."""
     base = len(own)
     if len(tree) == 0 or all(len(path) == n + 1 for n, path in enumerate(tree)):
         chain = (*own, *(tree[-1] if tree else ()))
@@ -248,7 +248,7 @@ def _tree_branch(own: Sequence[int], tree: Sequence[TokenPath]) -> TokenTree:
 
 
 def _paths_branch(paths: Sequence[TokenPath]) -> TokenTree:
-    """Paths behind a question already kept, as one branch; wanted: the end of each, in sorted order."""
+    """Paths after a question that is already cached, as one branch. `wanted`: the end of each, in sorted order."""
     spots: dict[TokenPath, int] = {(): -1}
     ids: list[int] = []
     parents: list[int] = []
@@ -261,28 +261,28 @@ def _paths_branch(paths: Sequence[TokenPath]) -> TokenTree:
     return TokenTree(ids, parents, [spots[path] for path in sorted(set(paths))])
 
 
-def _alike(rows: list[int], branches: Sequence[TokenTree]) -> list[list[int]]:
-    """Cut rows into runs of like length: attention pads each run to its longest row."""
+def _similar_lengths(rows: list[int], branches: Sequence[TokenTree]) -> list[list[int]]:
+    """Split rows into runs of similar length, as attention pads each run to its longest row."""
     ordered = sorted(rows, key=lambda i: (len(branches[i].ids), i))
-    found: list[list[int]] = []
+    runs: list[list[int]] = []
     shortest = 0
     for i in ordered:
         length = len(branches[i].ids)
-        if not found or length > max(2 * shortest, shortest + 12):
-            found.append([])
+        if not runs or length > max(2 * shortest, shortest + 12):
+            runs.append([])
             shortest = length
-        found[-1].append(i)
-    return found
+        runs[-1].append(i)
+    return runs
 
 
 def _batches(branches: Iterable[TokenTree], tokens: int) -> list[list[int]]:
-    """Cut a list of branches into runs of about `tokens` tokens; depends on nothing else."""
-    found: list[list[int]] = []
+    """Split branches into runs of about `tokens` tokens. The split depends on nothing else."""
+    batches: list[list[int]] = []
     filled = tokens
     for i, branch in enumerate(branches):
-        if filled + len(branch.ids) > tokens and (filled or not found):
-            found.append([])
+        if filled + len(branch.ids) > tokens and (filled or not batches):
+            batches.append([])
             filled = 0
-        found[-1].append(i)
+        batches[-1].append(i)
         filled += len(branch.ids)
-    return found
+    return batches

@@ -1,4 +1,4 @@
-"""Which engine asks a loaded model: packed passes where they agree with the model's own, plain ones elsewhere."""
+"""Chooses the engine for a loaded model: packed passes where they agree with the model's own, else plain ones."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class EngineChoice(NamedTuple):
 
 @contextmanager
 def open_engine(loaded: Loaded, prompter: Prompter, batch_tokens: int) -> Iterator[EngineChoice]:
-    """Attach packed passes to a model and check them; where it does not allow them, say so and take plain ones."""
+    """Attach packed passes to a model and check them. Where the check fails, print why and use plain passes."""
     with ExitStack() as stack:
         try:
             packed = stack.enter_context(PackedModel(loaded.model).attached())
             ids = prompter.ids([prompter.text([CHECK], "What is the capital of Peru?")])[0]
             packed.verify(ids[: len(ids) // 2], ids[len(ids) // 2 :])
-        except UnsupportedModel as why:
+        except UnsupportedModel as error:
             stack.close()
-            say(f"plain forward passes, about ten times slower: {why}")
+            say(f"plain forward passes, about ten times slower: {error}")
             yield EngineChoice("plain", lambda sampling: PlainEngine(loaded.model, sampling))
         else:
             yield EngineChoice("packed", lambda sampling: PackedEngine(packed, sampling, batch_tokens))

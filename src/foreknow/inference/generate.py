@@ -1,7 +1,7 @@
 """The paper's protocol by real generation: the oracle of `exact_probe.py` (paper, section 2; design, section 8).
 
-Each prompt gets one greedy answer and `samples` drawn ones. Every setting of the model's own generation
-config is left out; only ours count. Slower than the exact probe by two orders of magnitude.
+Each prompt gets one greedy answer and `samples` sampled ones. The model's own generation config is ignored; only
+our settings count. Generation is two orders of magnitude slower than the exact probe.
 """
 
 from __future__ import annotations
@@ -28,49 +28,50 @@ from foreknow.prompts.vocabulary import TokenPath, Vocabulary
 
 
 class Answer(NamedTuple):
-    """What was generated: the answer's text, with an ellipsis if it had not ended when its tokens were used up.
+    """A generated answer: its text, with an ellipsis if it had not ended when its tokens were used up.
 
-    `sound`: whether all logits it was drawn from were finite; one that is not sound says nothing.
+    `sound`: whether all logits it was sampled from were finite; the text means nothing where they were not.
     """
 
-    said: str
+    text: str
     ended: bool
     sound: bool = True
 
 
-class Generated(NamedTuple):
-    """A token path with its end, if it came; not `sound` where the logits after it were not finite."""
+class GeneratedPath(NamedTuple):
+    """A token path with its ending token, if it has one. `sound`: whether the logits after it were finite."""
 
     path: TokenPath
     sound: bool
 
 
-class Speaks(Protocol):
+class AnswerGenerator(Protocol):
     """Generates answers: a model here (`Generator`), a server (`server/sampling.py`) or vLLM (`vllm_engine.py`)."""
 
-    def say(
+    def generate(
         self, prompts: Sequence[Sequence[int]], limits: Sequence[int], draws: int | None, seed: int
     ) -> list[list[Answer]]:
-        """For each prompt its greedy answer (`draws` None), or so many drawn ones, of at most so many tokens.
+        """The greedy answer to each prompt (`draws` None), or `draws` sampled answers to each.
 
-        `limits`: tokens of an answer with its end, for each prompt. The same `seed` draws the same answers,
-        where the generator can.
+        `limits`: for each prompt, the most tokens of an answer, its end included. The same `seed` gives the same
+        answers where the generator supports seeds.
         """
         ...
 
 
 class _ExactHead(nn.Module):
-    """The output head in float32, as the exact probe has it: bf16 logits tie too often to be compared.
+    """The output head in float32, as in the exact probe: bf16 logits tie too often to be compared.
 
-    It computes where its weight is; one that accelerate keeps in main memory or on disk is fetched for each call.
+    It computes on its weight's device. It fetches a weight that accelerate offloads to main memory or disk at each
+    call.
     """
 
     def __init__(self, head: nn.Linear):
         super().__init__()
         self.layer = head
-        self._take()
+        self._read_weights()
 
-    def _take(self) -> None:
+    def _read_weights(self) -> None:
         self.weight = self.layer.weight.detach().float()
         self.bias = None if self.layer.bias is None else self.layer.bias.detach().float()
 
@@ -78,14 +79,14 @@ class _ExactHead(nn.Module):
         if self.weight.device.type != "meta":
             return nn.functional.linear(x.to(self.weight.device).float(), self.weight, self.bias)
         with align_module_device(self.layer):
-            here = _ExactHead(self.layer)
-            return nn.functional.linear(x.to(here.weight.device).float(), here.weight, here.bias)
+            head = _ExactHead(self.layer)
+            return nn.functional.linear(x.to(head.weight.device).float(), head.weight, head.bias)
 
 
 class _Guard(LogitsProcessor):
-    """Ends an answer where the logits leave nothing to draw (NaN, infinity, all -infinity), and marks it.
+    """Ends and marks an answer where its logits leave nothing to sample (NaN, infinity, all -infinity).
 
-    `unsound` [sequences]: which answers those are. What stands after an answer's end does not count.
+    `unsound` [sequences]: the marked answers. Tokens after an answer's end are ignored.
     """
 
     def __init__(self, width: int, stops: Sequence[int]):
@@ -94,18 +95,20 @@ class _Guard(LogitsProcessor):
         self.unsound: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        odd = ~scores.amax(-1).isfinite()
+        is_invalid = ~scores.amax(-1).isfinite()
         stops = torch.tensor(self.stops, device=input_ids.device)
-        going = ~torch.isin(input_ids[:, self.width :], stops).any(-1)
-        self.unsound = odd & going if self.unsound is None else self.unsound | (odd & going)
-        scores = scores.masked_fill(odd[:, None], -math.inf)
-        scores[:, self.stops[0]] = scores[:, self.stops[0]].masked_fill(odd, 0.0)
+        is_unfinished = ~torch.isin(input_ids[:, self.width :], stops).any(-1)
+        self.unsound = (
+            is_invalid & is_unfinished if self.unsound is None else self.unsound | (is_invalid & is_unfinished)
+        )
+        scores = scores.masked_fill(is_invalid[:, None], -math.inf)
+        scores[:, self.stops[0]] = scores[:, self.stops[0]].masked_fill(is_invalid, 0.0)
         return scores
 
 
 @contextlib.contextmanager
 def exact_head(model: PreTrainedModel) -> Iterator[None]:
-    """Give the model a float32 head and an empty generation config, and put its own back at the end."""
+    """Give the model a float32 head and an empty generation config; restore its own at the end."""
     head, config = model.get_output_embeddings(), model.generation_config
     if isinstance(head, nn.Linear):
         model.set_output_embeddings(_ExactHead(head))
@@ -119,29 +122,29 @@ def exact_head(model: PreTrainedModel) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Generator:
-    """Answers by `generate`: at most `batch` sequences at a time."""
+    """Generates answers by transformers' `generate`, at most `batch` sequences at a time."""
 
     model: PreTrainedModel
     vocabulary: Vocabulary
     sampling: Sampling
     batch: int
 
-    def say(
+    def generate(
         self, prompts: Sequence[Sequence[int]], limits: Sequence[int], draws: int | None, seed: int
     ) -> list[list[Answer]]:
-        """See `Speaks.say`."""
+        """See `AnswerGenerator.generate`."""
         torch.manual_seed(seed)
-        found = self.answers(prompts, max(limits, default=1), draws)
+        paths = self.answers(prompts, max(limits, default=1), draws)
         return [
-            [answer_within(self.vocabulary, path, limit, sound) for path, sound in some]
-            for some, limit in zip(found, limits, strict=True)
+            [answer_within(self.vocabulary, path, limit, sound) for path, sound in prompt_paths]
+            for prompt_paths, limit in zip(paths, limits, strict=True)
         ]
 
     @torch.inference_mode()
-    def answers(self, prompts: Sequence[Sequence[int]], max_new: int, draws: int | None) -> list[list[Generated]]:
-        """For each prompt its greedy answer (`draws` None), or so many drawn ones, as token paths.
+    def answers(self, prompts: Sequence[Sequence[int]], max_new: int, draws: int | None) -> list[list[GeneratedPath]]:
+        """The greedy answer to each prompt (`draws` None), or `draws` sampled answers to each, as token paths.
 
-        A path keeps its ending token; one without has not ended in `max_new` tokens, or is not sound.
+        A path includes its ending token; a path without one did not end in `max_new` tokens, or is not sound.
         """
         stops = sorted(self.vocabulary.ends | self.vocabulary.breaks)
         config = GenerationConfig(
@@ -157,10 +160,10 @@ class Generator:
             pad_token_id=stops[0],
         )
         device = input_device(self.model)
-        found: list[list[Generated]] = []
-        many = max(1, self.batch // (draws or 1))
-        for start in range(0, len(prompts), many):
-            part = prompts[start : start + many]
+        answers: list[list[GeneratedPath]] = []
+        prompt_count = max(1, self.batch // (draws or 1))
+        for start in range(0, len(prompts), prompt_count):
+            part = prompts[start : start + prompt_count]
             width = max(len(p) for p in part)
             ids = torch.full((len(part), width), stops[0], dtype=torch.long)
             mask = torch.zeros_like(ids)
@@ -177,31 +180,31 @@ class Generator:
             )
             assert guard.unsound is not None
             lines = zip(out[:, width:].tolist(), guard.unsound.tolist(), strict=True)
-            paths = [self._generated(line, unsound) for line, unsound in lines]
-            each = draws or 1
-            found.extend(paths[i * each : (i + 1) * each] for i in range(len(part)))
-        return found
+            paths = [self._truncate_path(line, unsound) for line, unsound in lines]
+            count = draws or 1
+            answers.extend(paths[i * count : (i + 1) * count] for i in range(len(part)))
+        return answers
 
-    def _generated(self, tokens: list[int], unsound: bool) -> Generated:
-        """Tokens up to and with the first one that ends the answer; without it where it only stopped the sequence."""
+    def _truncate_path(self, tokens: list[int], unsound: bool) -> GeneratedPath:
+        """The tokens up to the first one that ends the answer, which is left out where `_Guard` put it there."""
         for at, token in enumerate(tokens):
             if self.vocabulary.is_end(token):
-                return Generated(tuple(tokens[: at + (not unsound)]), not unsound)
-        return Generated(tuple(tokens), not unsound)
+                return GeneratedPath(tuple(tokens[: at + (not unsound)]), not unsound)
+        return GeneratedPath(tuple(tokens), not unsound)
 
 
 def answer_within(vocabulary: Vocabulary, path: TokenPath, limit: int, sound: bool = True) -> Answer:
-    """A token path as an answer of at most `limit` tokens, its end with them; beyond them nothing is unsound."""
+    """A token path as an answer of at most `limit` tokens, its end included; tokens beyond them do not count."""
     ended = sound and len(path) <= limit and vocabulary.ended(path)
     return Answer(vocabulary.said(path[:limit]), ended, sound or len(path) >= limit)
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Probes chunks of rows by generation; takes the place of `Prober` and uses its prompts."""
+    """Probes chunks of rows by generation. It replaces `Prober` and uses its prompts."""
 
     prober: Prober
-    generator: Speaks
+    generator: AnswerGenerator
     seed: int
 
     def prompts(self, rows: pl.DataFrame) -> tuple[list[PreparedRow], list[list[Prompt]]]:
@@ -209,34 +212,34 @@ class Sampler:
         return self.prober.prompts(rows)
 
     def probe(self, rows: pl.DataFrame) -> Chunk:
-        """As `Prober.probe`, with shares of samples really drawn in place of probabilities.
+        """Like `Prober.probe`, with shares of generated samples in place of probabilities.
 
-        A prompt behind which any answer is not sound is worth no number, as in the exact probe.
+        The share of a prompt is NaN if any of its answers is not sound, as in the exact probe.
         """
-        found, prompts = self.prompts(rows)
-        samples = self.prober.settings.samples
-        # a chunk's draws depend on the seed and its rows only, so a run that is taken up again draws the same
+        prepared, prompts = self.prompts(rows)
+        sample_count = self.prober.settings.samples
+        # a chunk's samples depend only on the seed and its rows, so a resumed run gives the same answers
         seed = (self.seed << 32) + zlib.crc32(str(rows["row"].to_list()).encode())
-        pairs = [(r, j) for r in range(len(found)) for j in range(len(prompts[r]))]
+        pairs = [(r, j) for r in range(len(prepared)) for j in range(len(prompts[r]))]
         ids = [prompts[r][j].ids for r, j in pairs]
-        limits = [found[r].max_new for r, _ in pairs]
-        greedy = self.generator.say(ids, limits, None, seed)
-        drawn = self.generator.say(ids, limits, samples, seed)
-        lines, spoken = [], []
-        for (r, j), (best,), tries in zip(pairs, greedy, drawn, strict=True):
-            row = found[r]
-            strict, lenient = _right(best, row.speller.accepted)
-            hits = [_right(answer, row.speller.accepted) for answer in tries]
-            sound = best.sound and all(answer.sound for answer in tries)
-            share = sum(s for s, _ in hits) / samples if sound else math.nan
-            share_lenient = sum(s for _, s in hits) / samples if sound else math.nan
+        limits = [prepared[r].max_new for r, _ in pairs]
+        greedy = self.generator.generate(ids, limits, None, seed)
+        samples = self.generator.generate(ids, limits, sample_count, seed)
+        lines, model_answers = [], []
+        for (r, j), (best,), answers in zip(pairs, greedy, samples, strict=True):
+            row = prepared[r]
+            strict, lenient = _is_right(best, row.matcher.accepted)
+            hits = [_is_right(answer, row.matcher.accepted) for answer in answers]
+            sound = best.sound and all(answer.sound for answer in answers)
+            share = sum(s for s, _ in hits) / sample_count if sound else math.nan
+            share_lenient = sum(s for _, s in hits) / sample_count if sound else math.nan
             lines.append(ProbeLine(row, j, strict, lenient, share, share, share_lenient, share_lenient, 0))
             if j == 0:
-                spoken.append((row.number, best.said))
-        return Chunk(probes_frame(lines), answers_frame(spoken))
+                model_answers.append((row.number, best.text))
+        return Chunk(probes_frame(lines), answers_frame(model_answers))
 
 
-def _right(answer: Answer, accepted: Accepted) -> tuple[bool, bool]:
+def _is_right(answer: Answer, accepted: Accepted) -> tuple[bool, bool]:
     if not answer.ended:
         return False, False
-    return accepted.right(answer.said, "strict"), accepted.right(answer.said, "lenient")
+    return accepted.right(answer.text, "strict"), accepted.right(answer.text, "lenient")

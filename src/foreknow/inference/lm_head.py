@@ -1,7 +1,7 @@
-"""The output head: float32 logits for the few tokens that matter, without the cost of a float32 vocabulary.
+"""The output head: float32 logits for the few tokens that matter, without float32 logits of the whole vocabulary.
 
 bf16 logits tie at the top-k boundary at every other position, so they cannot say what a sampler may draw
-(design, section 8). They only choose candidates here.
+(design, section 8). Here they only choose candidates.
 """
 
 from __future__ import annotations
@@ -18,44 +18,43 @@ from torch.distributed.tensor import DTensor
 
 
 class OutputHead:
-    """A causal LM's output head: `weight` [vocabulary, hidden], and what its config does to logits.
+    """A causal LM's output head: `weight` [vocabulary, hidden], and the scaling of logits that its config sets.
 
-    States go to the weight's device, and what is returned lies there. A weight that accelerate keeps in main memory
-    or on disk is fetched for each call; one that tensor parallelism shards is gathered once.
+    Methods move states to the weight's device and return tensors there. They fetch a weight that accelerate offloads
+    to main memory or disk at each call, and gather one that tensor parallelism shards once.
     """
 
     def __init__(self, head: nn.Linear, config: Any):
         self.layer = head
         self.config = config
-        self._take()
+        self._read_weights()
 
-    def _take(self) -> None:
-        self.weight = _whole(self.layer.weight.detach())
-        self.bias = None if self.layer.bias is None else _whole(self.layer.bias.detach()).float()
+    def _read_weights(self) -> None:
+        self.weight = _full_tensor(self.layer.weight.detach())
+        self.bias = None if self.layer.bias is None else _full_tensor(self.layer.bias.detach()).float()
 
     @contextlib.contextmanager
-    def _at_hand(self) -> Iterator[OutputHead]:
+    def _loaded(self) -> Iterator[OutputHead]:
         if self.weight.device.type != "meta":
             yield self
             return
         with align_module_device(self.layer):
-            here = copy.copy(self)
-            here._take()
-            yield here
+            head = copy.copy(self)
+            head._read_weights()
+            yield head
 
     @torch.inference_mode()
     def top(self, states: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k largest next-token logits of each state and all that tie with the k-th: ids and float32 values.
 
-        Returned sorted, largest first (equal ones by id), padded with -inf where fewer tie: [states, >= k].
-        In bf16 the product over the vocabulary only chooses candidates; theirs are computed again in float32,
-        and a state whose candidates could leave out a true one is computed in float32 over the whole
-        vocabulary.
+        Both are [states, >= k], sorted largest first (equal values by id) and padded with -inf where fewer tie. In
+        bf16, the product over the vocabulary only chooses candidates; their logits are computed again in float32. A
+        state whose candidates might miss a true one is computed in float32 over the whole vocabulary.
         """
         k = min(k, self.weight.shape[0])
         # gathered candidate weights and float32 logits stay near 256 MB
         at_once = max(1, 2**26 // max(2 * k * self.weight.shape[1], self.weight.shape[0]))
-        with self._at_hand() as head:
+        with self._loaded() as head:
             parts = [head._top(part, k) for part in states.to(head.weight.device).split(at_once)]
         width = max(ids.shape[1] for ids, _ in parts)
         parts = [_widen(ids, values, width) for ids, values in parts]
@@ -63,14 +62,14 @@ class OutputHead:
 
     def full_logits(self, states: Tensor) -> Tensor:
         """All next-token logits in float32, [states, vocabulary]."""
-        with self._at_hand() as head:
+        with self._loaded() as head:
             return head._full(states.to(head.weight.device))
 
     def _full(self, states: Tensor) -> Tensor:
         return self._finish(states.float() @ self.weight.float().T, slice(None))
 
     def _finish(self, logits: Tensor, ids: Tensor | slice) -> Tensor:
-        """What some models do to logits after the head: a bias, a scale, a soft cap."""
+        """Apply what some models do to logits after the head: a bias, a scale, a soft cap."""
         return scaled(logits if self.bias is None else logits + self.bias[ids], self.config)
 
     def _top(self, states: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -80,17 +79,17 @@ class OutputHead:
             logits = self._full(states)
             return _sorted_top(logits, k, None, int(_ties(logits, k).max()))
         candidates = min(vocabulary, k + max(24, k // 2))
-        rough, ids = nn.functional.linear(states, self.weight).topk(candidates, dim=-1)
+        rough_logits, ids = nn.functional.linear(states, self.weight).topk(candidates, dim=-1)
         weights = self.weight[ids].float()
         raw = torch.bmm(weights, states.float()[:, :, None])[:, :, 0]
         values = self._finish(raw, ids)
         # a left-out token's rough logit is at most the last candidate's; rounding moves each by one part in 2^8
-        slack = rough[:, -1].float().abs().clamp(min=1.0) * 2.0**-7
-        certain = rough[:, -1].float() + slack < raw.sort(dim=-1, descending=True).values[:, k - 1]
-        # what the host must know, in one copy
-        width, sure = torch.stack([_ties(values, k).max(), certain.all()]).tolist()
+        slack = rough_logits[:, -1].float().abs().clamp(min=1.0) * 2.0**-7
+        certain = rough_logits[:, -1].float() + slack < raw.sort(dim=-1, descending=True).values[:, k - 1]
+        # copy what the host needs from the device in one go
+        width, all_certain = torch.stack([_ties(values, k).max(), certain.all()]).tolist()
         ids_top, values_top = _sorted_top(values, k, ids, width)
-        if not sure:
+        if not all_certain:
             doubtful = (~certain).nonzero()[:, 0]
             logits = self._full(states[doubtful])
             ids_full, values_full = _sorted_top(logits, k, None, int(_ties(logits, k).max()))
@@ -100,30 +99,30 @@ class OutputHead:
         return ids_top, values_top
 
 
-def _whole(x: Tensor) -> Tensor:
+def _full_tensor(x: Tensor) -> Tensor:
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def _widen(ids: Tensor, values: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Pad to `width` columns with tokens that cannot be drawn."""
-    spare = width - ids.shape[1]
-    return nn.functional.pad(ids, (0, spare)), nn.functional.pad(values, (0, spare), value=-torch.inf)
+    padding = width - ids.shape[1]
+    return nn.functional.pad(ids, (0, padding)), nn.functional.pad(values, (0, padding), value=-torch.inf)
 
 
 def _ties(values: Tensor, k: int) -> Tensor:
-    """How many of each line reach its k-th largest value; k where that is NaN, which nothing reaches."""
+    """How many values of each line are at least its k-th largest; k where that is NaN."""
     return (values >= values.topk(k, dim=-1).values[:, -1:]).sum(-1).clamp(min=k)
 
 
 def _sorted_top(values: Tensor, k: int, ids: Tensor | None, width: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each line and the ties of the k-th, `width` at most, sorted; `ids` names the columns."""
+    """The k largest values of each line and the ties of the k-th, sorted, at most `width`; `ids`: the columns' ids."""
     top, index = values.topk(width, dim=-1)
     top = top.masked_fill(top < top[:, k - 1 : k], -torch.inf)
     return (index if ids is None else ids.gather(1, index)), top
 
 
 def scaled(logits: Tensor, config: Any) -> Tensor:
-    """Logits as the model gives them: some scale or cap them after the head."""
+    """Scale or cap logits after the head, as some models do."""
     if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
         logits = logits * scale
     if (scale := getattr(config, "logits_scaling", None)) is not None:  # Granite

@@ -1,4 +1,4 @@
-"""How the C library keeps the memory that torch gives back on a CPU; does nothing with another C library than glibc."""
+"""Sets how glibc keeps or returns the memory that torch frees on a CPU; does nothing with another C library."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import ctypes
 from typing import Final
 
 _MISSING: Final = (OSError, AttributeError, TypeError)
-"""What ctypes raises where the C library is another one, or cannot be had by no name."""
+"""The errors of ctypes where the C library is not glibc, or cannot be opened without a name."""
 
 
 def keep_memory() -> None:
-    """Have the C library keep freed blocks: giving each layer's back and faulting it in again costs a fifth."""
+    """Make the C library keep freed blocks: returning and re-faulting each layer's memory costs a fifth of the time."""
     with contextlib.suppress(*_MISSING):
         library = ctypes.CDLL(None)
         library.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
@@ -19,6 +19,6 @@ def keep_memory() -> None:
 
 
 def release_memory() -> None:
-    """Give freed blocks back after a chunk, so that the memory of a run does not grow with its rows."""
+    """Return freed blocks to the system after a chunk, so that a run's memory does not grow with its rows."""
     with contextlib.suppress(*_MISSING):
         ctypes.CDLL(None).malloc_trim(0)

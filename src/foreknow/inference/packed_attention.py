@@ -1,4 +1,4 @@
-"""Packed segments: questions laid end to end behind shared prefixes, and the attention that keeps them apart."""
+"""Packed segments: concatenated questions behind shared prefixes, and the attention that masks them from each other."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ ATTENTION = "foreknow_packed"
 
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values of a segment's own tokens, one pair a layer, each [kv heads, rows, slots, head size].
+    """Keys and values of a segment's own tokens, one pair per layer, each [kv heads, rows, slots, head size].
 
-    `lengths`: tokens of each row that are filled; rows and slots beyond them are there to round the shape.
+    `lengths`: the number of tokens of each row; the rows and slots beyond them are padding.
     """
 
     layers: list[tuple[Tensor, Tensor]]
@@ -27,35 +27,35 @@ class KVCache:
 
 
 def gather_kv(rows: Sequence[tuple[KVCache, int]], lengths: Sequence[int]) -> KVCache:
-    """The given rows of any number of `KVCache`, in that order, cut to `lengths` tokens each."""
-    slots, count = round_up(max(lengths), 8), round_up(len(rows), 8)
+    """Gather the given rows of any number of caches, in order, each cut to its `lengths` tokens."""
+    width, count = round_up(max(lengths), 8), round_up(len(rows), 8)
     sources: list[KVCache] = []
     picks: list[list[int]] = []
-    places: list[list[int]] = []
+    slots: list[list[int]] = []
     seen: dict[int, int] = {}
-    for place, (kept, row) in enumerate(rows):
-        at = seen.setdefault(id(kept), len(sources))
-        if at == len(sources):
-            sources.append(kept)
+    for slot, (cache, row) in enumerate(rows):
+        index = seen.setdefault(id(cache), len(sources))
+        if index == len(sources):
+            sources.append(cache)
             picks.append([])
-            places.append([])
-        picks[at].append(row)
-        places[at].append(place)
-    numbers = torch.tensor([n for both in zip(picks, places, strict=True) for some in both for n in some])
+            slots.append([])
+        picks[index].append(row)
+        slots[index].append(slot)
+    numbers = torch.tensor([n for both in zip(picks, slots, strict=True) for entries in both for n in entries])
     sizes = [len(p) for p in picks for _ in (0, 1)]
-    sent: dict[torch.device, tuple[Tensor, ...]] = {}
+    on_device: dict[torch.device, tuple[Tensor, ...]] = {}
     layers = []
     for layer in range(len(sources[0].layers)):
         pair = []
         device = sources[0].layers[layer][0].device
-        if device not in sent:
-            sent[device] = numbers.to(device).split(sizes)
+        if device not in on_device:
+            on_device[device] = numbers.to(device).split(sizes)
         for part in (0, 1):
             first = sources[0].layers[layer][part]
-            out = first.new_zeros(first.shape[0], count, slots, first.shape[3])
-            for source, pick, place_of in zip(sources, sent[device][::2], sent[device][1::2], strict=True):
-                x = source.layers[layer][part][:, :, :slots].index_select(1, pick)
-                out[:, place_of, : x.shape[2]] = x
+            out = first.new_zeros(first.shape[0], count, width, first.shape[3])
+            for source, pick, slot in zip(sources, on_device[device][::2], on_device[device][1::2], strict=True):
+                x = source.layers[layer][part][:, :, :width].index_select(1, pick)
+                out[:, slot, : x.shape[2]] = x
             pair.append(out)
         layers.append((pair[0], pair[1]))
     return KVCache(layers, list(lengths))
@@ -63,24 +63,24 @@ def gather_kv(rows: Sequence[tuple[KVCache, int]], lengths: Sequence[int]) -> KV
 
 @dataclass(frozen=True)
 class CachedPrefix:
-    """A prompt computed once: its token ids and, a layer, keys and values [kv heads, slots, head size].
+    """A prompt that is computed once: its token ids and, per layer, keys and values [kv heads, slots, head size].
 
-    Slots beyond the tokens round the shape and are masked.
+    Slots beyond the tokens are padding and are masked.
     """
 
     ids: tuple[int, ...]
     layers: list[tuple[Tensor, Tensor]]
 
     def cut(self, length: int) -> CachedPrefix:
-        """The first `length` tokens; attention is causal, so nothing has to be computed again."""
+        """The first `length` tokens. As attention is causal, nothing is computed again."""
         return self if length == len(self.ids) else CachedPrefix(self.ids[:length], self.layers)
 
 
 @dataclass(frozen=True)
 class TokenTree:
-    """New tokens of one row: a tree, given as ids and, for each, the index of its parent (-1 = the root).
+    """The new tokens of one row as a tree: their ids and the index of each one's parent (-1 = the root).
 
-    `wanted`: indices of the tokens whose hidden state is asked for.
+    `wanted`: indices of the tokens whose hidden states are returned.
     """
 
     ids: Sequence[int]
@@ -89,13 +89,13 @@ class TokenTree:
 
     @classmethod
     def chain(cls, ids: Sequence[int], wanted: Sequence[int]) -> TokenTree:
-        """A plain sequence."""
+        """A tree that is one sequence."""
         return cls(ids, range(-1, len(ids) - 1), wanted)
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows behind one prefix (none: the rows start the text), with what they kept from an earlier pass."""
+    """Rows that follow one prefix (None: they start the text), with their cache from an earlier pass."""
 
     prefix: CachedPrefix | None
     branches: Sequence[TokenTree]
@@ -104,8 +104,8 @@ class Segment:
 
 @dataclass
 class SegmentShape:
-    """A segment as the host knows it. `keys`: those of what was kept earlier, then its own; `last`: the largest
-    position of its tokens."""
+    """A segment's shape, known on the host. `keys`: the cached keys of a row plus its own; `last`: the largest
+    position of its tokens; `kept`: its new keys and values, one pair per layer."""
 
     prefix: CachedPrefix | None
     past: KVCache | None
@@ -118,17 +118,17 @@ class SegmentShape:
 
 @dataclass(frozen=True)
 class SegmentMask:
-    """Where a segment's tokens lie in the batch and who may see whom, on one device."""
+    """A segment's token positions in the batch and its attention mask, on one device."""
 
     gather: Tensor  # [rows * width] position in the batch of each padded slot
     query_positions: Tensor  # [rows, width]
     key_positions: Tensor  # [rows, keys]
-    hidden: Tensor  # [rows, width, keys] whom a slot may not see
+    hidden: Tensor  # [rows, width, keys] True where a slot may not see a key
     _biases: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict)
     _far: dict[int, Tensor] = field(default_factory=dict)
 
     def bias(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """0 or -inf [rows, width, keys]; tokens further back than a sliding window are closed too."""
+        """The additive mask, 0 or -inf, [rows, width, keys]; it also closes keys outside a sliding window."""
         if (window, dtype) not in self._biases:
             hidden = self.hidden
             if window is not None:
@@ -138,7 +138,7 @@ class SegmentMask:
         return self._biases[window, dtype]
 
     def far(self, window: int, length: int, group: int) -> Tensor:
-        """Which of a prefix's slots lie further back than a sliding window: [1, rows * group * width, length]."""
+        """True for the prefix's slots that lie outside a sliding window: [1, rows * group * width, length]."""
         if window not in self._far:
             keys = torch.arange(length, device=self.gather.device)
             far = self.query_positions[:, None, :, None] - keys >= window  # [rows, 1, width, length]
@@ -153,15 +153,15 @@ class DeviceBatch:
     ids: Tensor  # [1, tokens]
     positions: Tensor  # [1, tokens]
     scatter: Tensor  # [tokens] padded slot of each token
-    wanted: Tensor  # [wanted] tokens whose hidden state is asked for
+    wanted: Tensor  # [wanted] tokens whose hidden states are returned
     seats: list[SegmentMask]
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """A batch laid out on the host: its segments, and whether their keys and values are kept.
+    """A batch on the host: its segments, and whether to keep their keys and values.
 
-    Everything a device needs is two arrays, copied to it at once: a model spread over devices asks for each of them.
+    A device needs two arrays, each copied to it once. A model that is spread over devices asks for several copies.
     """
 
     segments: list[SegmentShape]
@@ -170,30 +170,30 @@ class PackedBatch:
     hidden: Tensor  # bool: each segment's, end to end
     tokens: int
     wanted: int
-    _placed: dict[torch.device, DeviceBatch] = field(default_factory=dict)
+    _on_device: dict[torch.device, DeviceBatch] = field(default_factory=dict)
 
     def on(self, device: torch.device) -> DeviceBatch:
         """The batch on a device."""
-        if device not in self._placed:
-            self._placed[device] = self._place(device)
-        return self._placed[device]
+        if device not in self._on_device:
+            self._on_device[device] = self._copy_to(device)
+        return self._on_device[device]
 
-    def _place(self, device: torch.device) -> DeviceBatch:
+    def _copy_to(self, device: torch.device) -> DeviceBatch:
         sizes = [self.tokens, self.tokens, self.tokens, self.wanted]
         for s in self.segments:
             sizes += [s.rows * s.width, s.rows * s.width, s.rows * s.keys]
         ids, positions, scatter, wanted, *rest = self.numbers.to(device).split(sizes)
-        masks = self.hidden.to(device).split([s.rows * s.width * s.keys for s in self.segments])
-        seats = [
+        hidden_masks = self.hidden.to(device).split([s.rows * s.width * s.keys for s in self.segments])
+        masks = [
             SegmentMask(
                 rest[3 * n],
                 rest[3 * n + 1].view(s.rows, s.width),
                 rest[3 * n + 2].view(s.rows, s.keys),
-                mask.view(s.rows, s.width, s.keys),
+                hidden.view(s.rows, s.width, s.keys),
             )
-            for n, (s, mask) in enumerate(zip(self.segments, masks, strict=True))
+            for n, (s, hidden) in enumerate(zip(self.segments, hidden_masks, strict=True))
         ]
-        return DeviceBatch(ids[None], positions[None], scatter, wanted, seats)
+        return DeviceBatch(ids[None], positions[None], scatter, wanted, masks)
 
 
 def _attend(
@@ -220,15 +220,15 @@ def _attend(
     q_all = query[0].transpose(0, 1).reshape(tokens, kv_heads, group, size)
     q_all = q_all * (size**-0.5 if scaling is None else scaling)
     k_all, v_all = key[0].transpose(0, 1), value[0].transpose(0, 1)
-    here = batch.on(query.device)
+    on_device = batch.on(query.device)
     outputs = []
-    for s, seat in zip(batch.segments, here.seats, strict=True):
+    for s, mask in zip(batch.segments, on_device.masks, strict=True):
         n, width = s.rows, s.width
         far_back = window if window is not None and s.last >= window else None
-        q = q_all.index_select(0, seat.gather).view(n, width, kv_heads, group, size)
+        q = q_all.index_select(0, mask.gather).view(n, width, kv_heads, group, size)
         q = q.permute(2, 0, 3, 1, 4).reshape(kv_heads, n * group * width, size)
-        k = k_all.index_select(0, seat.gather).view(n, width, kv_heads, size).permute(2, 0, 1, 3)
-        v = v_all.index_select(0, seat.gather).view(n, width, kv_heads, size).permute(2, 0, 1, 3)
+        k = k_all.index_select(0, mask.gather).view(n, width, kv_heads, size).permute(2, 0, 1, 3)
+        v = v_all.index_select(0, mask.gather).view(n, width, kv_heads, size).permute(2, 0, 1, 3)
         if batch.keep:
             s.kept.append((k, v))
         if s.past is not None:
@@ -240,7 +240,7 @@ def _attend(
         if softcap is not None:
             own = torch.tanh(own / softcap) * softcap
         own = own.view(kv_heads, n, group, width, -1)
-        own = own + seat.bias(far_back, own.dtype)[None, :, None]
+        own = own + mask.bias(far_back, own.dtype)[None, :, None]
         own = own.view(kv_heads, n * group * width, -1)
         length = 0
         if s.prefix is not None:
@@ -251,7 +251,7 @@ def _attend(
                 shared = torch.tanh(shared / softcap) * softcap
             shared[..., len(s.prefix.ids) :] = -torch.inf
             if far_back is not None:
-                shared = shared.masked_fill(seat.far(far_back, length, group), float("-inf"))
+                shared = shared.masked_fill(mask.far(far_back, length, group), float("-inf"))
             own = torch.cat([shared, own], 2)
         weights = own.softmax(-1)
         out = torch.bmm(weights[..., length:].reshape(kv_heads * n, group * width, -1), v)
@@ -261,32 +261,32 @@ def _attend(
         out = out.view(kv_heads, n, group, width, size).permute(1, 3, 0, 2, 4)
         outputs.append(out.reshape(n * width, heads, size))
     merged = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return merged.index_select(0, here.scatter)[None], None
+    return merged.index_select(0, on_device.scatter)[None], None
 
 
 AttentionInterface.register(ATTENTION, _attend)
 
 
 class UnsupportedModel(Exception):
-    """This architecture does not compute its attention through the interface, or adds to it."""
+    """The architecture does not compute its attention through transformers' interface, or adds to it."""
 
 
 def round_up(n: int, to: int) -> int:
-    """n rounded up. The CPU library builds a kernel for every new shape, which costs more than a little padding."""
+    """Round n up to a multiple. oneDNN builds a kernel for every new shape, which costs more than a little padding."""
     return -(-n // to) * to
 
 
 def slots_of(x: Tensor, width: int) -> Tensor:
-    """[kv heads, tokens, size] cut or padded to `width` tokens, in memory of its own."""
+    """Cut or pad [kv heads, tokens, size] to `width` tokens, as a contiguous copy."""
     return nn.functional.pad(x[:, :width], (0, 0, 0, width - min(width, x.shape[1]))).contiguous()
 
 
-def lay_out(segments: Sequence[Segment], keep: bool) -> PackedBatch:
-    """Lay segments end to end, rounded up to 64 tokens."""
+def pack_segments(segments: Sequence[Segment], keep: bool) -> PackedBatch:
+    """Concatenate segments into one batch, padded to a multiple of 64 tokens."""
     ids: list[int] = []
     wanted: list[int] = []
-    positions, scatter, seats, masks = [], [], [], []
-    laid = []
+    positions, scatter, indices, hidden_masks = [], [], [], []
+    shapes = []
     slots = 0
     for s in segments:
         start = 0 if s.prefix is None else len(s.prefix.ids)
@@ -314,24 +314,24 @@ def lay_out(segments: Sequence[Segment], keep: bool) -> PackedBatch:
         keys = np.concatenate([np.where(old, np.arange(past) + start, 0), query], axis=1)
         positions.append(query[filled])
         scatter.append(np.flatnonzero(filled) + slots)
-        seats += [gather.ravel(), query.ravel(), keys.ravel()]
-        masks.append(hidden.ravel())
+        indices += [gather.ravel(), query.ravel(), keys.ravel()]
+        hidden_masks.append(hidden.ravel())
         slots += rows * width
-        laid.append(SegmentShape(s.prefix, s.past, rows, width, past + width, int(query.max())))
-    spare = np.zeros(round_up(len(ids), 64) - len(ids), dtype=np.int64)
-    head = [np.asarray(ids), spare, *positions, spare, *scatter, spare, np.asarray(wanted, dtype=np.int64)]
+        shapes.append(SegmentShape(s.prefix, s.past, rows, width, past + width, int(query.max())))
+    padding = np.zeros(round_up(len(ids), 64) - len(ids), dtype=np.int64)
+    head = [np.asarray(ids), padding, *positions, padding, *scatter, padding, np.asarray(wanted, dtype=np.int64)]
     return PackedBatch(
-        laid,
+        shapes,
         keep,
-        torch.from_numpy(np.concatenate([*head, *seats])),
-        torch.from_numpy(np.concatenate(masks)),
-        len(ids) + len(spare),
+        torch.from_numpy(np.concatenate([*head, *indices])),
+        torch.from_numpy(np.concatenate(hidden_masks)),
+        len(ids) + len(padding),
         len(wanted),
     )
 
 
 def _family_tree(parents: Sequence[int], width: int) -> tuple[list[int], NDArray[np.bool_]]:
-    """Each token's depth, and whom it may not see of `width` slots: all but its ancestors and itself."""
+    """Each token's depth, and its mask over `width` slots: True for all but its ancestors and itself."""
     hidden = np.ones((width, width), dtype=bool)
     depth: list[int] = []
     for i, parent in enumerate(parents):

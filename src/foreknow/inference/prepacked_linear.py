@@ -1,8 +1,8 @@
-"""Linear layers laid out for the processor: what makes small models fast on CPUs with bf16 instructions.
+"""Linear layers with prepacked weights, which make small models fast on CPUs with bf16 instructions.
 
-This takes private operators of torch that not every processor and not every version of torch has. So each kind of
-layer (its shape, what follows it) is tried once before it is used: laid out, computed on a few inputs and held
-against the plain layer. A kind that raises or gives other numbers stays as torch has it, which is said once.
+Prepacking uses private operators that some processors and some versions of torch lack. So each kind of layer (its
+shape and activation) is tried once before it is used: it is prepacked, computed on a few inputs and compared with
+the plain layer. A kind that raises or gives other numbers stays a plain torch layer, and a message says so once.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from foreknow.models.private_api import CHANGED
 from foreknow.progress import say_once
 
 
-class _OrderedLinear(nn.Module):
-    """A bf16 linear layer whose weight lies in the CPU library's own tiled order, and what follows it.
+class _PrepackedLinear(nn.Module):
+    """A bf16 linear layer whose weight is stored in oneDNN's tiled order, with its activation.
 
-    torch re-orders a plain weight at every call; ordering it once makes the products of small models 1.5 to
-    2 times faster on CPUs with bf16 instructions. `after` is an activation ("swish", "gelu") computed while
-    the product is still in the cache.
+    torch reorders a plain weight at every call; reordering it once makes the products of small models 1.5 to 2 times
+    faster on CPUs with bf16 instructions. `after`: an activation ("swish", "gelu") that is computed while the product
+    is still in the cache.
     """
 
     def __init__(self, linear: nn.Linear, after: str = "none", algorithm: str = ""):
@@ -37,19 +37,19 @@ class _OrderedLinear(nn.Module):
         return out
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
-        """The product, times `other` element by element."""
+        """The layer's output multiplied by `other`, element by element."""
         out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.ordered, self.bias, "mul")
         return out
 
 
-class _OrderedGate(nn.Module):
+class _PrepackedGate(nn.Module):
     """down(act(gate(x)) * up(x)), the feed-forward layer of most decoders, in three calls."""
 
     def __init__(self, mlp: nn.Module, after: str, algorithm: str):
         super().__init__()
-        self.gate = _OrderedLinear(cast(nn.Linear, mlp.gate_proj), after, algorithm)
-        self.up = _OrderedLinear(cast(nn.Linear, mlp.up_proj))
-        self.down = _OrderedLinear(cast(nn.Linear, mlp.down_proj))
+        self.gate = _PrepackedLinear(cast(nn.Linear, mlp.gate_proj), after, algorithm)
+        self.up = _PrepackedLinear(cast(nn.Linear, mlp.up_proj))
+        self.down = _PrepackedLinear(cast(nn.Linear, mlp.down_proj))
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.down(self.up.times(x, self.gate(x)))
@@ -59,13 +59,13 @@ class _OrderedGate(nn.Module):
 _ACTIVATIONS = {"silu": ("swish", ""), "gelu_pytorch_tanh": ("gelu", "tanh"), "gelu": ("gelu", "none")}
 _GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 _TRIED_ROWS: Final = (1, 33)
-"""Inputs at once in a trial: one alone, and more than a tile holds."""
+"""Batch sizes of a trial: one row, and more rows than a tile holds."""
 _TOLERANCE: Final = 0.05
-"""Of a layer's outputs, bf16 rounding moves each by less than this share of their root mean square and of itself."""
+"""bf16 rounding moves each output by less than this share of the outputs' root mean square plus its own size."""
 
 
 class _Kind(NamedTuple):
-    """What decides whether a layer can be laid out: shapes (out, in) and biases of its weights, and its activation."""
+    """What decides whether a layer can be prepacked: shapes (out, in) and biases of its weights, and its activation."""
 
     shapes: tuple[tuple[int, ...], ...]
     biases: tuple[bool, ...]
@@ -73,25 +73,25 @@ class _Kind(NamedTuple):
 
 
 class _Trials:
-    """Tries each kind of layer of one body once. `problem`: why the first kind that failed did."""
+    """Tries each kind of layer of one body once. `problem`: why the first failing kind failed."""
 
     def __init__(self) -> None:
         self.problem: str | None = None
         self._works: dict[_Kind, bool] = {}
 
     def replacement(self, layer: nn.Module, activation: tuple[str, str] | None) -> nn.Module | None:
-        """The layer laid out, None where its kind does not work. `activation`: of a gated feed-forward layer."""
+        """The prepacked layer; None where its kind does not work. `activation`: a gated feed-forward layer's."""
         linears = [m for m in layer.modules() if type(m) is nn.Linear]
         kind = _Kind(
             tuple(tuple(m.weight.shape) for m in linears), tuple(m.bias is not None for m in linears), activation
         )
         if self._works.get(kind) is False:
             return None
-        make = _gate(layer, activation) if activation else _linear(layer)
+        make = _make_gate(layer, activation) if activation else _make_linear(layer)
         try:
-            made = make()
+            replacement = make()
             if kind not in self._works:
-                _check_same(made, layer, linears[0])
+                _check_same(replacement, layer, linears[0])
         except CHANGED as error:
             if _is_out_of_memory(error):
                 raise
@@ -99,28 +99,28 @@ class _Trials:
             self.problem = self.problem or f"{type(error).__name__}: {first_line(error, 120)}"
             return None
         self._works[kind] = True
-        return made
+        return replacement
 
 
-def _gate(layer: nn.Module, activation: tuple[str, str]) -> Callable[[], nn.Module]:
-    return lambda: _OrderedGate(layer, *activation)
+def _make_gate(layer: nn.Module, activation: tuple[str, str]) -> Callable[[], nn.Module]:
+    return lambda: _PrepackedGate(layer, *activation)
 
 
-def _linear(layer: nn.Module) -> Callable[[], nn.Module]:
-    return lambda: _OrderedLinear(cast(nn.Linear, layer))
+def _make_linear(layer: nn.Module) -> Callable[[], nn.Module]:
+    return lambda: _PrepackedLinear(cast(nn.Linear, layer))
 
 
 @torch.inference_mode()
-def _check_same(made: nn.Module, plain: nn.Module, first: nn.Linear) -> None:
-    """Raise RuntimeError where a layer that was laid out gives other numbers than the plain one."""
+def _check_same(prepacked: nn.Module, plain: nn.Module, first: nn.Linear) -> None:
+    """Raise RuntimeError where a prepacked layer computes other numbers than the plain one."""
     generator = torch.Generator().manual_seed(0)
     for rows in _TRIED_ROWS:
         x = torch.randn(1, rows, first.in_features, generator=generator).to(first.weight.dtype)
-        ours, theirs = made(x), plain(x)
+        ours, theirs = prepacked(x), plain(x)
         if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
             raise RuntimeError(f"gave {ours.dtype} {tuple(ours.shape)}, expected {theirs.dtype} {tuple(theirs.shape)}")
         ours, theirs = ours.float(), theirs.float()
-        finite = theirs.isfinite()  # of damaged weights nothing can be told
+        finite = theirs.isfinite()  # outputs of damaged weights cannot be compared
         ours, theirs = ours[finite], theirs[finite]
         if not theirs.numel():
             continue
@@ -133,25 +133,25 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "alloc" in str(error).lower()
 
 
-def order_weights(body: nn.Module, config: Any) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Swap the body's bf16 linear layers for ordered ones, where those work here; returns what to put back.
+def prepack_linears(body: nn.Module, config: Any) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Replace the body's bf16 linear layers by prepacked ones where those work; return what `restore_linears` needs.
 
-    Ordered weights stand beside the plain ones, so bodies over 4 GiB are left as they are.
+    Prepacked weights are held in addition to the plain ones, so bodies over 4 GiB are left unchanged.
     """
     linears = [m for m in body.modules() if type(m) is nn.Linear and m.weight.dtype == torch.bfloat16]
     if not linears or sum(m.weight.nbytes for m in linears) > 4 << 30:
         return []
     name_of = getattr(config, "hidden_act", None) or getattr(config, "hidden_activation", None)
     activation = _ACTIVATIONS.get(str(name_of))
-    swapped: list[tuple[nn.Module, str, nn.Module]] = []
+    replaced: list[tuple[nn.Module, str, nn.Module]] = []
     trials = _Trials()
 
     def swap(parent: nn.Module, name: str, child: nn.Module, after: tuple[str, str] | None) -> bool:
-        made = trials.replacement(child, after)
-        if made is not None:
-            swapped.append((parent, name, child))
-            setattr(parent, name, made)
-        return made is not None
+        replacement = trials.replacement(child, after)
+        if replacement is not None:
+            replaced.append((parent, name, child))
+            setattr(parent, name, replacement)
+        return replacement is not None
 
     def visit(parent: nn.Module) -> None:
         for name, child in list(parent.named_children()):
@@ -165,21 +165,21 @@ def order_weights(body: nn.Module, config: Any) -> list[tuple[nn.Module, str, nn
     try:
         visit(body)
     except BaseException:
-        put_back(swapped)
+        restore_linears(replaced)
         raise
     if trials.problem:
-        which = "some bfloat16 layers" if swapped else "bfloat16 layers"
+        which = "some bfloat16 layers" if replaced else "bfloat16 layers"
         say_once(
             "ordered weights",
             f"{which} are computed as torch has them, which is slower: their weights cannot be laid out for this "
             f"processor ({trials.problem})",
         )
-    return swapped
+    return replaced
 
 
-def put_back(swapped: list[tuple[nn.Module, str, nn.Module]]) -> None:
-    """Undo `order_weights`."""
-    for parent, name, child in swapped:
+def restore_linears(replaced: list[tuple[nn.Module, str, nn.Module]]) -> None:
+    """Undo `prepack_linears`."""
+    for parent, name, child in replaced:
         setattr(parent, name, child)
 
 

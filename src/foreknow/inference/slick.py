@@ -1,14 +1,14 @@
-"""SliCK: from probabilities to a knowledge category (paper, section 2; design, sections 2 and 8). Pure.
+"""SliCK: turns probabilities into a knowledge category (paper, section 2; design, sections 2 and 8). Pure.
 
-For one row, with exemplar sets j = 1..J and N samples a set:
+For one row, with exemplar sets j = 1..J and N samples per set:
 
     HighlyKnown   every greedy answer right             P(T=0) = 1
     MaybeKnown    some greedy answers right             0 < P(T=0) < 1
     WeaklyKnown   none, but a sample is right           P(T=0) = 0, P(T>0) > 0
     Unknown       no answer right                       P(T>=0) = 0
 
-The last line is drawn by chance when samples are drawn. `p_hit` = 1 - prod_j (1 - p_j)^N is the probability
-that the J x N samples hold a right one; the label is the likelier of the two.
+With sampling, chance decides between the last two. `p_hit` = 1 - prod_j (1 - p_j)^N is the probability that at
+least one of the J x N samples is right; the label is the likelier of the two.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ PROBES: Final[dict[str, pl.DataType]] = {
     "expansions": pl.Int64(),
     "replaced_shots": pl.List(pl.Struct({"slot": pl.Int64(), "question": pl.String(), "answer": pl.String()})),
 }
-"""One line per row and exemplar set. `greedy_*`: is the T = 0 answer right. `p_*`: the probability that one
-sample is right, a lower and an upper end, NaN where the model's logits were not finite; `expansions`: token paths
-searched beyond the accepted answers' own; `replaced_shots`: exemplars that stand in for the row's own fact."""
+"""One line per row and exemplar set. `greedy_*`: whether the T = 0 answer is right. `p_*`: lower and upper bound of
+the probability that one sample is right, NaN where the model's logits were not finite. `expansions`: token paths
+searched beyond the accepted answers' own. `replaced_shots`: exemplars that replace the row's own fact."""
 
 MODEL_ANSWERS: Final[dict[str, pl.DataType]] = {"row": pl.Int64(), "model_answer": pl.String()}
-"""What the model greedily says behind exemplar set 0."""
+"""The model's greedy answer with exemplar set 0."""
 
 
 def p_hit(p: pl.Expr, samples: int) -> pl.Expr:
@@ -60,13 +60,12 @@ def category(p_greedy: pl.Expr, hit: pl.Expr) -> pl.Expr:
 
 
 def label(probes: pl.DataFrame, *, samples: int, sampled: bool = False, lenient: bool = False) -> pl.DataFrame:
-    """Roll `probes` up to one line per row.
+    """Aggregate `probes` to one line per row.
 
-    `sampled`: the probabilities are shares of samples really drawn, so a row was hit or it was not.
-    `lenient`: `p_sampled`, `p_hit` and `category` follow lenient matching. The lenient columns are always
-    given too. Returns `row, p_greedy, p_greedy_lenient, p_sampled, p_sampled_width, p_hit, p_hit_upper,
-    p_hit_lenient, not_finite, category, category_lenient, undecided`. A row with a probe that is not a number is
-    `not_finite`: it gets no category and no figure, whatever its other probes say.
+    `sampled`: the probabilities are shares of generated samples, so `p_hit` is 0 or 1. `lenient`: `p_sampled`,
+    `p_hit` and `category` follow lenient matching; the lenient columns are always returned too. Returns `row,
+    p_greedy, p_greedy_lenient, p_sampled, p_sampled_width, p_hit, p_hit_upper, p_hit_lenient, not_finite, category,
+    category_lenient, undecided`. A row with any NaN probe is `not_finite`: it gets no category and no figures.
     """
 
     def hit(column: str) -> pl.Expr:
@@ -79,7 +78,7 @@ def label(probes: pl.DataFrame, *, samples: int, sampled: bool = False, lenient:
         else ("greedy_correct", "p_correct", "p_correct_upper")
     )
     p = pl.col("p_correct", "p_correct_upper", "p_lenient", "p_lenient_upper")
-    rolled = probes.group_by("row").agg(
+    aggregated = probes.group_by("row").agg(
         p_greedy=pl.col(greedy).mean(),
         p_greedy_lenient=pl.col("greedy_lenient").mean(),
         p_sampled=pl.col(low).mean(),
@@ -91,7 +90,7 @@ def label(probes: pl.DataFrame, *, samples: int, sampled: bool = False, lenient:
     )
     figures = pl.selectors.float()
     return (
-        rolled.with_columns(pl.when(~pl.col("not_finite")).then(figures))
+        aggregated.with_columns(pl.when(~pl.col("not_finite")).then(figures))
         .with_columns(
             category=category(pl.col("p_greedy"), pl.col("p_hit")),
             category_lenient=category(pl.col("p_greedy_lenient"), pl.col("p_hit_lenient")),
@@ -102,26 +101,26 @@ def label(probes: pl.DataFrame, *, samples: int, sampled: bool = False, lenient:
 
 
 def shares(categories: pl.Series) -> dict[str, float]:
-    """Share of each category among the labelled rows, all four always named; zeros if none is labelled."""
+    """The share of each of the four categories among the labelled rows; zeros if none is labelled."""
     labelled = categories.drop_nulls()
     total = max(len(labelled), 1)
     return {name: float((labelled == name).sum()) / total for name in CATEGORIES}
 
 
 def expected_shares(rows: pl.DataFrame) -> dict[str, float]:
-    """Category shares expected of a sampling run: rows no greedy answer gets right count `p_hit` as
+    """The category shares expected of a sampling run: a row without a right greedy answer counts `p_hit` as
     WeaklyKnown and the rest as Unknown."""
-    known = rows.filter(pl.col("category").is_not_null())
-    if known.is_empty():
+    labelled = rows.filter(pl.col("category").is_not_null())
+    if labelled.is_empty():
         return dict.fromkeys(CATEGORIES, 0.0)
-    silent = known.filter(pl.col("p_greedy") == 0)
-    weakly = float(silent["p_hit"].sum()) / known.height
-    of = shares(known["category"])
+    without_greedy = labelled.filter(pl.col("p_greedy") == 0)
+    weakly = float(without_greedy["p_hit"].sum()) / labelled.height
+    by_category = shares(labelled["category"])
     return {
-        HIGHLY_KNOWN: of[HIGHLY_KNOWN],
-        MAYBE_KNOWN: of[MAYBE_KNOWN],
+        HIGHLY_KNOWN: by_category[HIGHLY_KNOWN],
+        MAYBE_KNOWN: by_category[MAYBE_KNOWN],
         WEAKLY_KNOWN: weakly,
-        UNKNOWN: silent.height / known.height - weakly,
+        UNKNOWN: without_greedy.height / labelled.height - weakly,
     }
 
 

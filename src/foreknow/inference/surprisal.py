@@ -1,11 +1,11 @@
-"""The most surprising spans of a long answer, from its tokens' log-probabilities. Pure.
+"""Finds the most surprising spans of a long answer, from its tokens' log-probabilities. Pure.
 
-A long answer gets no SliCK category: the paper's label needs an answer that can be matched letter by letter.
-What can be shown instead is where the model's expectation fails most. A word's surprisal is -log p summed
-over its tokens, in nats. It counts for what it has above the mean of the answer's words by more than one
-standard deviation, provided that its tokens are less likely than the answer's on average. A span is the run
-of words that counts for most. Words are compared, not tokens: of a rare name only the first piece surprises,
-and by its mean a name would always stand behind a single odd word.
+A long answer gets no SliCK category, as the paper's label needs an answer that can be matched letter by letter. It
+gets the spans that the model expects least instead. A word's surprisal is -log p summed over its tokens, in nats.
+Its score is the surprisal minus the mean of the answer's words plus one standard deviation, provided that its tokens
+are less likely than the answer's average token. A span is the run of words with the largest total score. Words are
+compared, not tokens: only the first piece of a rare name is surprising, so by mean log-probability a name would
+always rank behind a single odd word.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from typing import Final, NamedTuple
 import polars as pl
 
 MOST: Final = 3
-"""Spans of one answer, at most."""
+"""The most spans of one answer."""
 WIDEST: Final = 12
-"""Words of one span, at most."""
+"""The most words of one span."""
 LEAST: Final = 1.0
-"""Nats by which a span must stand out; an even answer has no span."""
+"""The least score of a span, in nats; an answer of even surprisal has no span."""
 
 LONG: Final[dict[str, pl.DataType]] = {
     "row": pl.Int64(),
@@ -47,14 +47,14 @@ LONG: Final[dict[str, pl.DataType]] = {
     ),
 }
 """One line per long answer (`loglikelihood.LongScorer`). `answer_tokens`: its length; `scored_tokens`: how many of
-them, from its beginning, the figures speak of. `logprob`: their mean log-probability behind the question, in
-nats a token; `logprob_alone`: the same behind the prompt with an empty question. `spans`: see `surprising`."""
+them, from the first, are scored. `logprob`: their mean log-probability after the question, in nats per token;
+`logprob_alone`: the same after the prompt with an empty question. `spans`: see `surprising_spans`."""
 
 _ABSURD: Final = 1e6
-"""No log-probability is so far from 0; neither are those that are not finite."""
+"""Log-probabilities this far from 0, or not finite, are invalid."""
 
 Offsets = tuple[int, int]
-"""The characters a token stands for: start, and end (exclusive)."""
+"""A token's characters in a text: start and end (exclusive)."""
 
 _RUN: Final = re.compile(r"\S+")
 # scripts written without blanks: Thai to Khmer, kana, Han
@@ -64,7 +64,7 @@ _UNSPACED: Final = re.compile(
 
 
 class Span(NamedTuple):
-    """A run of words of an answer: its text, its characters, mean log-probability in nats a token, tokens."""
+    """A run of words: its text, its characters in the answer, mean log-probability in nats per token, token count."""
 
     text: str
     start: int
@@ -81,67 +81,69 @@ class _Word(NamedTuple):
     tokens: list[int]
 
 
-def surprising(answer: str, offsets: Sequence[Offsets], logprobs: Sequence[float]) -> list[Span]:
-    """The spans of `answer` that surprise most: at most MOST, disjoint, the most surprising first.
+def surprising_spans(answer: str, offsets: Sequence[Offsets], logprobs: Sequence[float]) -> list[Span]:
+    """The most surprising spans of `answer`: at most MOST, disjoint, the most surprising first.
 
-    `offsets` and `logprobs` (nats) go by token, from the answer's first. Words that no token stands for (an
-    answer scored in part) are in no span. Where nothing sticks out, or a log-probability is not finite, there
-    is none.
+    `offsets` and `logprobs` (nats) have one entry per token, from the answer's first. Words without tokens (the
+    answer was scored in part) are in no span. The list is empty where no words stand out or a log-probability is
+    not finite.
     """
     if not all(abs(p) < _ABSURD for p in logprobs):
         return []
     words = _words(answer, offsets, len(logprobs))
     scores = _scores(words, logprobs)
     free = [True] * len(words)
-    found: list[Span] = []
-    while len(found) < MOST and (best := _best(scores, free)) is not None:
+    spans: list[Span] = []
+    while len(spans) < MOST and (best := _best(scores, free)) is not None:
         first, last = best
         free[first:last] = [False] * (last - first)
         start, end = words[first].start, words[last - 1].end
         tokens = [-logprobs[t] for word in words[first:last] for t in word.tokens]
-        found.append(Span(answer[start:end], start, end, -math.fsum(tokens) / len(tokens), len(tokens)))
-    return found
+        spans.append(Span(answer[start:end], start, end, -math.fsum(tokens) / len(tokens), len(tokens)))
+    return spans
 
 
 def offsets_of(pieces: Sequence[str], answer: str) -> list[Offsets]:
-    """Where tokens stand in `answer`, from their decoded texts: for tokenizers that do not tell.
+    """The offsets of tokens in `answer`, from their decoded texts, for tokenizers that give no offsets.
 
-    A piece that cannot be found close behind the one before (half a character, say) stands for no character.
+    A piece that is not found shortly after the previous one (half a character, say) gets an empty range.
     """
-    found = []
-    at = 0
+    offsets = []
+    position = 0
     for piece in pieces:
         text = piece.strip()
-        start = answer.find(text, at, at + len(piece) + 8) if text else -1
+        start = answer.find(text, position, position + len(piece) + 8) if text else -1
         if start < 0:
-            found.append((at, at))
+            offsets.append((position, position))
             continue
-        at = start + len(text)
-        found.append((start, at))
-    return found
+        position = start + len(text)
+        offsets.append((start, position))
+    return offsets
 
 
 def _words(answer: str, offsets: Sequence[Offsets], count: int) -> list[_Word]:
-    """The answer's words in order. Of the first `count` tokens each is the word's whose characters it touches first.
+    """The answer's words in order. Each of the first `count` tokens belongs to the first word it overlaps.
 
-    Words are runs of characters that are no blanks; scripts written without blanks are cut at their tokens.
+    A word is a run of non-blank characters; scripts written without blanks are split at their tokens.
     """
     starts = {start for start, _ in offsets if 0 < start < len(answer)}
     cuts = {start for start in starts if _UNSPACED.search(answer, start - 1, start + 1)}
     words = []
     for run in _RUN.finditer(answer):
         bounds = [run.start(), *sorted(c for c in cuts if run.start() < c < run.end()), run.end()]
-        words += [word for start, end in pairwise(bounds) if (word := _bare(answer, start, end)) is not None]
+        words += [
+            word for start, end in pairwise(bounds) if (word := _without_punctuation(answer, start, end)) is not None
+        ]
     ends = [word.end for word in words]
     for token, (start, end) in enumerate(offsets[:count]):
-        at = bisect_right(ends, start)
-        if at < len(words) and words[at].start < end:
-            words[at].tokens.append(token)
+        index = bisect_right(ends, start)
+        if index < len(words) and words[index].start < end:
+            words[index].tokens.append(token)
     return words
 
 
-def _bare(answer: str, start: int, end: int) -> _Word | None:
-    """A run without the punctuation at its edges; None where no letter or digit is in it."""
+def _without_punctuation(answer: str, start: int, end: int) -> _Word | None:
+    """The word without the punctuation at its edges; None if it has no letter or digit."""
     if not any(c.isalnum() for c in answer[start:end]):
         return None
     while unicodedata.category(answer[start])[0] == "P":
@@ -152,10 +154,10 @@ def _bare(answer: str, start: int, end: int) -> _Word | None:
 
 
 def _scores(words: Sequence[_Word], logprobs: Sequence[float]) -> list[float]:
-    """What each word has above the mean word by more than one standard deviation, in nats (below: negative).
+    """Each word's surprisal in nats, minus the mean word's plus one standard deviation; negative below that bar.
 
-    A word of many tokens that are likely one by one counts as one that says nothing; one without tokens is in
-    no run.
+    A word whose tokens are each likely counts as zero surprisal, however many they are. A word without tokens
+    scores -inf, so that it is in no run.
     """
     surprisals = [-math.fsum(logprobs[t] for t in word.tokens) for word in words]
     scored = [s for s, word in zip(surprisals, words, strict=True) if word.tokens]
@@ -170,7 +172,7 @@ def _scores(words: Sequence[_Word], logprobs: Sequence[float]) -> list[float]:
 
 
 def _best(scores: Sequence[float], free: Sequence[bool]) -> tuple[int, int] | None:
-    """The run of free words that scores most, as first and last (exclusive); of equals the shortest, then the first."""
+    """The run of free words with the largest score: first and last (exclusive). Ties: the shortest, then the first."""
     best: tuple[float, int, int] | None = None
     for first in range(len(scores)):
         total = 0.0

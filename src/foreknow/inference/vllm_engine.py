@@ -1,17 +1,17 @@
-"""vLLM as the generator of the sampled protocol, in a process of its own (extra `foreknow[vllm]`).
+"""Generates answers for the sampled protocol with vLLM, in a child process (extra `foreknow[vllm]`).
 
-The child is this file, run as a module. It loads the model, then answers one line of JSON with another, and
-ends with its input: the graphics memory that vLLM took comes back. Prompts that begin alike are computed once
-(prefix caching).
+The child runs this file as a module. It loads the model, replies to each line of JSON with another, and exits when
+its input closes, which frees the GPU memory that vLLM took. vLLM computes shared beginnings of prompts once (prefix
+caching).
 
     {"model": FOLDER, "dtype": "auto", "seed": 0}                                -> {"ready": VERSION}
     {"prompts": [IDS, ...], "limits": [8, ...], "n": 16, "temperature": 0.5,
      "top_k": 40, "stops": [ID, ...], "seed": 7}                                 -> {"answers": [[PATH, ...], ...]}
     whatever goes wrong                                                          -> {"error": TEXT}, or "missing"
 
-What was run: this file against a stand-in for the module `vllm` with the names it uses (`LLM`, `SamplingParams`,
-`TokensPrompt`, outputs with `token_ids`, `finish_reason` and `stop_reason`), which really generates with a small
-model. vLLM itself, and a GPU, were not at hand.
+Tested against a substitute for the module `vllm` that generates with a small model and has the names this file uses
+(`LLM`, `SamplingParams`, `TokensPrompt`, outputs with `token_ids`, `finish_reason` and `stop_reason`). Not tested
+with vLLM itself on a GPU.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ if TYPE_CHECKING:
     from foreknow.inference.generate import Answer
     from foreknow.prompts.vocabulary import TokenPath, Vocabulary
 
-_FAREWELL: Final = 30.0
-"""Seconds a child may take to end by itself."""
+_EXIT_SECONDS: Final = 30.0
+"""Seconds that a child may take to exit by itself."""
 
 
 @dataclass(frozen=True)
 class VllmAnswers:
-    """Answers by vLLM; takes the place of `generate.Generator`. Get one from `vllm_answers`."""
+    """Generates answers with vLLM; replaces `generate.Generator`. Create one with `vllm_answers`."""
 
     child: subprocess.Popen[str]
     log: IO[str]
     vocabulary: Vocabulary
     sampling: Sampling
 
-    def say(
+    def generate(
         self, prompts: Sequence[Sequence[int]], limits: Sequence[int], draws: int | None, seed: int
     ) -> list[list[Answer]]:
-        """See `generate.Speaks.say`. Raises ResourceError where the child died or failed."""
+        """See `generate.AnswerGenerator.generate`. Raises ResourceError where the child died or failed."""
         from foreknow.inference.generate import answer_within  # keeps torch out
 
-        reply = self.ask(
+        reply = self.send(
             {
                 "prompts": [list(ids) for ids in prompts],
                 "limits": list(limits),
@@ -65,24 +65,24 @@ class VllmAnswers:
             }
         )
         return [
-            [answer_within(self.vocabulary, self._ended(path), limit) for path in paths]
+            [answer_within(self.vocabulary, self._until_end(path), limit) for path in paths]
             for paths, limit in zip(reply["answers"], limits, strict=True)
         ]
 
-    def ask(self, message: dict[str, Any]) -> dict[str, Any]:
-        """One line to the child and one back. Raises MissingExtra or ResourceError."""
-        told = ""
-        with suppress(OSError, ValueError):  # a child that died shows in what comes back
+    def send(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Send the child one message and return its reply. Raises MissingExtra or ResourceError."""
+        line = ""
+        with suppress(OSError, ValueError):  # a child that died leaves an empty reply
             assert self.child.stdin is not None
             assert self.child.stdout is not None
             self.child.stdin.write(json.dumps(message) + "\n")
             self.child.stdin.flush()
-            told = self.child.stdout.readline()
+            line = self.child.stdout.readline()
         try:
-            reply = json.loads(told)
+            reply = json.loads(line)
         except ValueError:
-            code = self.child.wait(_FAREWELL)
-            raise ResourceError(f"vLLM's process died (exit {code}): {self._last_words()}") from None
+            code = self.child.wait(_EXIT_SECONDS)
+            raise ResourceError(f"vLLM's process died (exit {code}): {self._last_log_line()}") from None
         if "missing" in reply:
             raise MissingExtra(
                 f"Generating with vLLM needs the package {reply['missing']}, which is not installed.\n"
@@ -92,14 +92,14 @@ class VllmAnswers:
             raise ResourceError(f"vLLM failed: {reply['error']}")
         return dict(reply)
 
-    def _ended(self, path: Sequence[int]) -> TokenPath:
-        """Tokens up to and with the first that ends the answer."""
+    def _until_end(self, path: Sequence[int]) -> TokenPath:
+        """The tokens up to and including the first that ends the answer."""
         for at, token in enumerate(path):
             if self.vocabulary.is_end(token):
                 return tuple(path[: at + 1])
         return tuple(path)
 
-    def _last_words(self) -> str:
+    def _last_log_line(self) -> str:
         self.log.seek(0)
         lines = [line.strip() for line in self.log if line.strip()]
         return lines[-1][:300] if lines else "it said nothing"
@@ -109,7 +109,7 @@ class VllmAnswers:
 def vllm_answers(
     folder: str, vocabulary: Vocabulary, sampling: Sampling, *, dtype: str = "auto", seed: int = 0
 ) -> Iterator[VllmAnswers]:
-    """Start vLLM on a model's folder; its process ends, and its memory comes back, with the block.
+    """Start vLLM on a model's folder; its process exits, and frees its memory, at the end of the block.
 
     Raises MissingExtra where vLLM is not installed, ResourceError where it cannot load the model.
     """
@@ -124,81 +124,83 @@ def vllm_answers(
         )
         try:
             answers = VllmAnswers(child, log, vocabulary, sampling)
-            answers.ask({"model": folder, "dtype": dtype, "seed": seed})
+            answers.send({"model": folder, "dtype": dtype, "seed": seed})
             yield answers
         finally:
             _end(child)
 
 
 def _end(child: subprocess.Popen[str]) -> None:
-    """Close the child's input, which ends it; kill one that does not end."""
+    """Close the child's input, on which it exits; kill it if it does not."""
     for pipe in (child.stdin, child.stdout):
         with suppress(OSError):
             if pipe is not None:
                 pipe.close()
     try:
-        child.wait(_FAREWELL)
+        child.wait(_EXIT_SECONDS)
     except subprocess.TimeoutExpired:
         child.kill()
         child.wait()
 
 
 def main() -> None:
-    """The child: a model, then answers, until its input ends."""
-    # vLLM prints to standard output, which is for our lines only
+    """The child process: load a model, then generate answers until the input closes."""
+    # vLLM prints to standard output, which must carry our replies only
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
-    def say(reply: dict[str, Any]) -> None:
+    def send(reply: dict[str, Any]) -> None:
         with suppress(BrokenPipeError):
             out.write(json.dumps(reply) + "\n")
             out.flush()
 
-    first = sys.stdin.readline()
-    if not first:
+    first_line = sys.stdin.readline()
+    if not first_line:
         return
-    asked = json.loads(first)
+    request = json.loads(first_line)
     try:
         vllm = importlib.import_module("vllm")
     except ModuleNotFoundError as error:
-        say({"missing": error.name})
+        send({"missing": error.name})
         return
     try:
-        model = vllm.LLM(model=asked["model"], dtype=asked["dtype"], seed=asked["seed"], enable_prefix_caching=True)
-    except Exception as error:  # whatever vLLM raises, the parent says in one line
-        say({"error": _first_line(error)})
+        model = vllm.LLM(
+            model=request["model"], dtype=request["dtype"], seed=request["seed"], enable_prefix_caching=True
+        )
+    except Exception as error:  # the parent reports any error of vLLM in one line
+        send({"error": _first_line(error)})
         return
-    say({"ready": getattr(vllm, "__version__", "")})
+    send({"ready": getattr(vllm, "__version__", "")})
     for line in sys.stdin:
         try:
-            say({"answers": _generate(vllm, model, json.loads(line))})
+            send({"answers": _generate(vllm, model, json.loads(line))})
         except Exception as error:
-            say({"error": _first_line(error)})
+            send({"error": _first_line(error)})
 
 
-def _generate(vllm: Any, model: Any, asked: dict[str, Any]) -> list[list[list[int]]]:
-    """For each prompt its answers' token ids, the ending one with them."""
+def _generate(vllm: Any, model: Any, request: dict[str, Any]) -> list[list[list[int]]]:
+    """For each prompt, the token ids of its answers, including the ending token."""
     prompt_of = importlib.import_module("vllm.inputs").TokensPrompt
     settings = [
         vllm.SamplingParams(
-            n=asked["n"],
+            n=request["n"],
             max_tokens=limit,
-            temperature=asked["temperature"],
-            top_k=asked["top_k"],
+            temperature=request["temperature"],
+            top_k=request["top_k"],
             top_p=1.0,
-            stop_token_ids=asked["stops"],
-            seed=asked["seed"] + number if asked["temperature"] else None,
+            stop_token_ids=request["stops"],
+            seed=request["seed"] + number if request["temperature"] else None,
             detokenize=False,
         )
-        for number, limit in enumerate(asked["limits"])
+        for number, limit in enumerate(request["limits"])
     ]
-    prompts = [prompt_of(prompt_token_ids=ids) for ids in asked["prompts"]]
-    made = model.generate(prompts, settings, use_tqdm=False)
-    return [[_path(answer, set(asked["stops"])) for answer in one.outputs] for one in made]
+    prompts = [prompt_of(prompt_token_ids=ids) for ids in request["prompts"]]
+    outputs = model.generate(prompts, settings, use_tqdm=False)
+    return [[_path(answer, set(request["stops"])) for answer in output.outputs] for output in outputs]
 
 
 def _path(answer: Any, stops: set[int]) -> list[int]:
-    """An answer's ids; the token that stopped it is put behind them where it is not among them."""
+    """An answer's ids; the token that stopped it is appended if vLLM left it out."""
     path = [int(token) for token in answer.token_ids]
     reason = answer.stop_reason
     if answer.finish_reason == "stop" and not stops.intersection(path) and isinstance(reason, int):

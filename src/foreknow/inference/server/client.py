@@ -1,19 +1,19 @@
-"""Any OpenAI-compatible server: many requests at once, each until it is answered or known not to be.
+"""Sends many requests at once to an OpenAI-compatible server, and retries each until it is answered or has failed.
 
-    with Session(Endpoint(url, model)) as session:
-        for job, found in session.each(jobs, ask):    # `ask(job)` makes one request through `session.client`
-            ...                                        # found: what `ask` returned, or a `RequestFailure`
+    with RequestSession(Endpoint(url, model)) as session:
+        for job, result in session.each(jobs, ask):   # `ask(job)` makes one request through `session.client`
+            ...                                       # result: what `ask` returned, or a `RequestFailure`
 
-    429, 408, 409, 425, 5xx, a timeout, a lost      asked again after a pause that doubles, or as long as Retry-After
-    connection, a reply that is not what was asked  says; after `retries` of them the job's result is a Fault
+    429, 408, 409, 425, 5xx, a timeout, a lost      retried after a pause that doubles, or as long as Retry-After
+    connection, a reply that is not what was asked  says; after `retries` retries the result is a RequestFailure
     more requests than `per_minute`                 wait for their turn
-    another 4xx                                     the job's result is a Fault: this one cannot be answered
+    another 4xx                                     the result is a RequestFailure: this job cannot be answered
     401, 403, 404, 405, no server, no such name     InputError at once
     402, used-up quota, a wait of over 5 minutes,   ResourceError at once
     many jobs in a row that failed
 
-The key comes from OPENAI_API_KEY and goes nowhere but into the request's header: no message, reply or file of
-ours holds it, not even where the server says it back.
+The key comes from OPENAI_API_KEY and goes only into the request's header: foreknow never writes it into a message,
+reply or file, not even where the server repeats it.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ if TYPE_CHECKING:
 
 KEY: Final = "OPENAI_API_KEY"
 LONGEST_PAUSE: Final = 60.0
-"""Seconds between two tries of a request, where the server does not name a time."""
+"""The most seconds between two tries of a request, where the server sends no Retry-After."""
 LONGEST_WAIT: Final = 300.0
-"""Seconds a server may tell us to wait; if it wants more, the run stops."""
-_PASSING: Final = (408, 409, 425, 429)
+"""The most seconds a server may ask us to wait; the run stops where it asks for more."""
+_TEMPORARY: Final = (408, 409, 425, 429)
 
 J = TypeVar("J")
 T = TypeVar("T")
@@ -54,11 +54,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where to ask and how patiently. Raises ConfigError for a URL that cannot be one, or that holds a secret.
+    """A server, a model, and limits for requests. Raises ConfigError for an invalid URL, or one that holds a secret.
 
-    `timeout`: seconds without a byte from the server; `retries`: tries after the first; `backoff`: seconds
-    before the second try, doubled for each one more; `concurrency`: requests under way at once; `per_minute`:
-    requests begun in a minute at most, evenly spaced (None: as fast as the server answers).
+    `timeout`: seconds without a byte from the server; `retries`: tries after the first; `backoff`: seconds before
+    the second try, doubled for each further one; `concurrency`: requests at the same time; `per_minute`: the most
+    requests started in a minute, evenly spaced (None: as fast as the server answers).
     """
 
     url: str
@@ -76,7 +76,7 @@ class Endpoint:
             good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         except ValueError:
             secret, good = False, False
-        if secret:  # the URL is shown in messages, so it is not shown here
+        if secret:  # messages usually name the URL; this one must not
             raise ConfigError(
                 f"the endpoint's URL: found a user name, a password or something after ? or #; give the plain address "
                 f"and put the key into the environment variable {KEY}"
@@ -86,25 +86,25 @@ class Endpoint:
 
 
 class RequestFailure(NamedTuple):
-    """Why a job got no answer. `passing`: the server's trouble, not the job's."""
+    """Why a job got no answer. `passing`: the server failed temporarily, so that the job itself is not at fault."""
 
     reason: str
     passing: bool
 
 
 class InvalidResponse(Exception):
-    """The server answered 200 with something that is not what was asked for."""
+    """The server answered 200 with a reply that does not fit the request."""
 
 
-class _Again(NamedTuple):
-    """Try once more, `after` so many seconds if the server said so."""
+class _Retry(NamedTuple):
+    """The request should be retried, `after` so many seconds if the server sent Retry-After."""
 
     reason: str
     after: float | None = None
 
 
 class RequestSession:
-    """Requests to one endpoint. `requests` counts all that were sent, retries too.
+    """Sends requests to one endpoint. `requests` counts all that were sent, including retries.
 
     Raises MissingExtra where the package `openai` is not installed.
     """
@@ -116,9 +116,9 @@ class RequestSession:
         self._lock = threading.Lock()
         self._working = 0
         self._ended = False
-        self._heard = False
+        self._answered = False
         self._not_before = 0.0
-        self._turn = 0.0
+        self._next_slot = 0.0
         self.client = self._connect()
 
     def __enter__(self) -> Self:
@@ -130,22 +130,22 @@ class RequestSession:
         self._close()
 
     def each(self, jobs: Iterable[J], ask: Callable[[J], T]) -> Generator[tuple[J, T | RequestFailure], None, None]:
-        """What `ask` returns for every job, or a Fault, in the order in which they are finished.
+        """Yield each job with what `ask` returned for it, or a RequestFailure, in the order of completion.
 
-        `ask` makes one request, in a thread of ours, and lets errors of `openai` pass. Never more than
-        `concurrency` jobs are under way; none is begun once the generator is closed. Raises InputError and
-        ResourceError as the top of this file says.
+        `ask` makes one request in a worker thread and must not catch errors of `openai`. At most `concurrency` jobs
+        run at the same time; none starts once the generator is closed. Raises InputError and ResourceError as the
+        top of this file says.
         """
-        todo: SimpleQueue[J | None] = SimpleQueue()
-        done: SimpleQueue[tuple[J, T | RequestFailure | Exception]] = SimpleQueue()
+        queue: SimpleQueue[J | None] = SimpleQueue()
+        results: SimpleQueue[tuple[J, T | RequestFailure | Exception]] = SimpleQueue()
         stop = threading.Event()
 
         def work() -> None:
-            while (job := todo.get()) is not None and not stop.is_set():
+            while (job := queue.get()) is not None and not stop.is_set():
                 try:
-                    done.put((job, self._persist(job, ask, stop)))
+                    results.put((job, self._try_until_done(job, ask, stop)))
                 except Exception as error:  # raised again by the caller's thread
-                    done.put((job, error))
+                    results.put((job, error))
             self._close(1)
 
         workers = [threading.Thread(target=work, daemon=True) for _ in range(self.endpoint.concurrency)]
@@ -156,39 +156,41 @@ class RequestSession:
             for worker in workers:
                 worker.start()
             for job in islice(jobs, len(workers)):
-                todo.put(job)
+                queue.put(job)
                 under_way += 1
             while under_way:
-                job, found = _next(done)
+                job, result = _next(results)
                 under_way -= 1
-                if isinstance(found, Exception):
-                    raise found
-                failed = failed + 1 if isinstance(found, RequestFailure) and (found.passing or not self._heard) else 0
-                if isinstance(found, RequestFailure) and failed >= max(8, 2 * len(workers)):
+                if isinstance(result, Exception):
+                    raise result
+                failed = (
+                    failed + 1 if isinstance(result, RequestFailure) and (result.passing or not self._answered) else 0
+                )
+                if isinstance(result, RequestFailure) and failed >= max(8, 2 * len(workers)):
                     raise ResourceError(
-                        f"{self.endpoint.url}: {failed} requests in a row failed for good; the last: {found.reason}.\n"
+                        f"{self.endpoint.url}: {failed} requests in a row failed for good; the last: {result.reason}.\n"
                         "What was answered is kept; the same command goes on from here"
                     )
                 for job_next in islice(jobs, 1):
-                    todo.put(job_next)
+                    queue.put(job_next)
                     under_way += 1
-                yield job, found
+                yield job, result
         finally:
             stop.set()
             for _ in workers:
-                todo.put(None)
+                queue.put(None)
             if not under_way:
                 for worker in workers:
                     worker.join()
 
-    def shown(self, text: object, most: int = 200) -> str:
-        """A server's words fit for a message: one line, printable, without the key."""
+    def format_text(self, text: object, most: int = 200) -> str:
+        """Format a server's text for a message: one line, printable, without the key."""
         line = " ".join(self.without_key(str(text)).split())
         line = printable(line)
         return line if len(line) <= most else f"{line[: most - 3]}..."
 
     def without_key(self, text: str) -> str:
-        """The text with the key, should it stand there, struck out. Under 8 characters it is a placeholder."""
+        """Replace the key in a text by [key]. A key under 8 characters is a placeholder and is left in."""
         return text.replace(self._key, "[key]") if len(self._key) >= 8 else text
 
     def _connect(self) -> OpenAI:
@@ -200,7 +202,7 @@ class RequestSession:
                 "Install it with: pip install 'foreknow[openai]'"
             ) from error
         patience = openai.Timeout(self.endpoint.timeout, connect=min(self.endpoint.timeout, 10.0))
-        # a server that needs no key gets a word in its place: the client insists on one
+        # the client requires a key even where the server needs none
         return openai.OpenAI(
             api_key=self._key or "none",
             base_url=self.endpoint.url,
@@ -210,7 +212,7 @@ class RequestSession:
         )
 
     def _close(self, left: int = 0) -> None:
-        """Close the connections once the session has ended and no worker, `left` more aside, has a request."""
+        """Close the connections once the session has ended and no worker remains; `left`: workers that just ended."""
         with self._lock:
             self._working -= left
             if not self._ended or self._working:
@@ -221,131 +223,131 @@ class RequestSession:
         with self._lock:
             self.requests += 1
 
-    def _persist(self, job: J, ask: Callable[[J], T], stop: threading.Event) -> T | RequestFailure:
-        """One job until it is answered, its retries are used up, or the caller stops."""
-        tried = 0
+    def _try_until_done(self, job: J, ask: Callable[[J], T], stop: threading.Event) -> T | RequestFailure:
+        """Try one job until it is answered, its retries are used up, or the caller stops."""
+        retries = 0
         while not stop.wait(max(self._not_before - time.monotonic(), 0.0)):
-            if stop.wait(self._until_turn()):
+            if stop.wait(self._reserve_slot()):
                 break
             try:
                 answer = ask(job)
             except Exception as error:
-                verdict = self._judge(error)
+                verdict = self._classify_error(error)
                 if isinstance(verdict, RequestFailure):
                     return verdict
-                if tried >= self.endpoint.retries:
+                if retries >= self.endpoint.retries:
                     return RequestFailure(verdict.reason, passing=True)
-                if verdict.after is not None:  # the server said so to all of us
+                if verdict.after is not None:  # a Retry-After applies to all workers
                     self._not_before = max(self._not_before, time.monotonic() + verdict.after)
                 else:
-                    stop.wait(min(self.endpoint.backoff * 2**tried, LONGEST_PAUSE) * random.uniform(0.75, 1.0))
-                tried += 1
+                    stop.wait(min(self.endpoint.backoff * 2**retries, LONGEST_PAUSE) * random.uniform(0.75, 1.0))
+                retries += 1
             else:
-                self._heard = True
+                self._answered = True
                 return answer
         return RequestFailure("stopped", passing=True)
 
-    def _until_turn(self) -> float:
-        """Seconds until this request may begin; takes its place in the row."""
+    def _reserve_slot(self) -> float:
+        """Reserve the next time slot under `per_minute` and return the seconds until it."""
         if self.endpoint.per_minute is None:
             return 0.0
         with self._lock:
             now = time.monotonic()
-            turn = max(self._turn, now)
-            self._turn = turn + 60.0 / self.endpoint.per_minute
+            turn = max(self._next_slot, now)
+            self._next_slot = turn + 60.0 / self.endpoint.per_minute
         return turn - now
 
-    def _judge(self, error: Exception) -> _Again | RequestFailure:
-        """What an error means for its job. Raises where it means the end of the run."""
+    def _classify_error(self, error: Exception) -> _Retry | RequestFailure:
+        """Decide whether an error's job is retried or has failed. Raises where the error ends the run."""
         import openai
 
         if isinstance(error, openai.APIStatusError):
-            return self._judge_status(error)
+            return self._classify_status(error)
         if isinstance(error, openai.APIConnectionError):
             kind = type(error.__cause__).__name__
-            if not self._heard and kind in ("ConnectError", "ConnectTimeout"):
-                told = self.shown(error.__cause__ or error) or "no connection in time"
+            if not self._answered and kind in ("ConnectError", "ConnectTimeout"):
+                text = self.format_text(error.__cause__ or error) or "no connection in time"
                 raise InputError(
-                    f"{self.endpoint.url}: no server answers there ({told}). Check the address, and that it runs"
+                    f"{self.endpoint.url}: no server answers there ({text}). Check the address, and that it runs"
                 ) from None
             if isinstance(error, openai.APITimeoutError):
-                return _Again(f"no answer within {self.endpoint.timeout:g} s")
-            return _Again(f"the connection was lost ({self.shown(error.__cause__ or error)})")
+                return _Retry(f"no answer within {self.endpoint.timeout:g} s")
+            return _Retry(f"the connection was lost ({self.format_text(error.__cause__ or error)})")
         if isinstance(error, InvalidResponse):
-            return _Again(self.shown(error))
+            return _Retry(self.format_text(error))
         raise error
 
-    def _judge_status(self, error: APIStatusError) -> _Again | RequestFailure:
+    def _classify_status(self, error: APIStatusError) -> _Retry | RequestFailure:
         status, url = error.status_code, self.endpoint.url
-        told = self.shown(error_text(error))
+        text = self.format_text(error_text(error))
         if status in (401, 403):
             what = f"the key in {KEY} was refused" if self._key else f"a key is wanted; put yours into {KEY}"
-            raise InputError(f"{url}: {what} ({status}: {told})") from None
+            raise InputError(f"{url}: {what} ({status}: {text})") from None
         if status in (404, 405):
-            raise self._not_found(status, told) from None
+            raise self._not_found_error(status, text) from None
         if status == 402 or error.code == "insufficient_quota":
             raise ResourceError(
-                f"{url}: the quota is used up ({status}: {told}); what was answered is kept, the same command goes on"
+                f"{url}: the quota is used up ({status}: {text}); what was answered is kept, the same command goes on"
             ) from None
-        if status in _PASSING or status >= 500:
+        if status in _TEMPORARY or status >= 500:
             after = _retry_after(error.response.headers.get("retry-after"))
             if after is not None and after > LONGEST_WAIT:
                 raise ResourceError(
-                    f"{url}: asks us to wait {duration(after)} ({status}: {told}); what was answered is kept, run the "
+                    f"{url}: asks us to wait {duration(after)} ({status}: {text}); what was answered is kept, run the "
                     "same command then"
                 ) from None
-            return _Again(f"{status}: {told}", after)
-        return RequestFailure(f"{status}: {told}", passing=False)
+            return _Retry(f"{status}: {text}", after)
+        return RequestFailure(f"{status}: {text}", passing=False)
 
-    def _not_found(self, status: int, told: str) -> ForeknowError:
-        """A 404 is a wrong address or a wrong model: the list of models tells which."""
+    def _not_found_error(self, status: int, text: str) -> ForeknowError:
+        """The error for a 404: the list of models shows whether the address or the model is wrong."""
         url, model = self.endpoint.url, self.endpoint.model
         try:
             names = [str(listed.id) for listed in self.client.models.list().data]
-        except Exception:  # whatever it is, there is no list
+        except Exception:  # the server has no list of models
             names = []
         if names and model not in names:
-            more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-            return InputError(f"{url}: no model {model!r} ({status}: {told}). It has {', '.join(names[:8])}{more}")
-        if not names and "model" in told.lower():
-            return InputError(f"{url}: no model {model!r} ({status}: {told}). Check the model's name")
-        return InputError(f"{url}: nothing to ask there ({status}: {told}). Check the address; most end in /v1")
+            rest = f" and {len(names) - 8} more" if len(names) > 8 else ""
+            return InputError(f"{url}: no model {model!r} ({status}: {text}). It has {', '.join(names[:8])}{rest}")
+        if not names and "model" in text.lower():
+            return InputError(f"{url}: no model {model!r} ({status}: {text}). Check the model's name")
+        return InputError(f"{url}: nothing to ask there ({status}: {text}). Check the address; most end in /v1")
 
 
 def _next(done: SimpleQueue[T]) -> T:
-    """The next result. It wakes up now and then: not every system breaks off a wait for Ctrl-C."""
+    """Wait for the next result. Wakes up regularly, as some systems do not interrupt a blocking wait for Ctrl-C."""
     while True:
         with contextlib.suppress(Empty):
             return done.get(timeout=0.2)
 
 
 def error_text(error: APIStatusError) -> str:
-    """What the server said went wrong, however it spells it."""
+    """The server's error message, whichever field holds it."""
     body = error.body
     if isinstance(body, dict):
-        told = body.get("message") or body.get("detail") or body.get("error") or body
-        return told if isinstance(told, str) else json.dumps(told, default=str)
+        message = body.get("message") or body.get("detail") or body.get("error") or body
+        return message if isinstance(message, str) else json.dumps(message, default=str)
     text = str(body or error.response.reason_phrase or "no reason given")
     return error.response.reason_phrase if text.lstrip().startswith("<") else text
 
 
 def _key() -> str:
-    """The key in the environment, "" for none."""
+    """The key from the environment; "" if none is set."""
     key = os.environ.get(KEY, "").strip()
     if key and not (key.isascii() and key.isprintable() and " " not in key):
         raise ConfigError(f"{KEY}: holds characters that no key has (a blank, a line break, an accent); set it again")
     return key
 
 
-def _retry_after(told: str | None) -> float | None:
+def _retry_after(header: str | None) -> float | None:
     """Seconds to wait, from a Retry-After header: a number or a date."""
-    if told is None:
+    if header is None:
         return None
     try:
-        seconds = float(told)
+        seconds = float(header)
     except ValueError:
         try:
-            seconds = parsedate_to_datetime(told).timestamp() - time.time()
+            seconds = parsedate_to_datetime(header).timestamp() - time.time()
         except (ValueError, TypeError, OverflowError):
             return None
     return None if math.isnan(seconds) else max(seconds, 0.0)

@@ -1,11 +1,11 @@
-"""Next-token distributions from a completions server: exact where it tells enough of them, else intervals.
+"""Computes next-token distributions from a completions server: exact ones where it lists enough tokens, else bounds.
 
-A server lists the likeliest tokens after a prompt. What the probe wants is what sampling draws from: softmax of
-log-probabilities / T over the `top_k` largest and their ties (design, section 8). Where the list holds them all,
-that is exact. Where it does not, the tokens it leaves out are each at most as likely as the last one listed, and
-all of them together have what the listed ones leave of 1. So the normaliser lies between two bounds: tokens get
-the low end of their probability, and what is left is the node's `tail`, which the search counts as unsearched.
-P_Correct stays an interval that holds the true value.
+A server lists the likeliest tokens after a prompt. The probe needs the sampling distribution: softmax of
+log-probabilities / T over the `top_k` largest and their ties (design, section 8). If the list holds all of these,
+the result is exact. Otherwise each unlisted token is at most as likely as the last listed one, and together they
+have the probability that the listed ones leave of 1. So the normaliser lies between two bounds: each token gets the
+lower bound of its probability, and the rest is the node's `tail`, which the search counts as unsearched. P_Correct
+is then an interval that contains the true value.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from foreknow.inference.answer_search import Node
 from foreknow.inference.server.capabilities import Capabilities, tops_of
 from foreknow.inference.server.client import InvalidResponse
-from foreknow.inference.server.completions import Asked, Completion, CompletionChoice, Completions, Name, Top
+from foreknow.inference.server.completions import Completion, CompletionChoice, Completions, Name, PromptInput, Top
 from foreknow.prompts.vocabulary import TokenPath
 
 if TYPE_CHECKING:
     from foreknow.inference.engine import Prompt, Sampling
 
 UNKNOWN: Final = -1
-"""In the place of a greedy token that the server does not tell apart from others. `ServerText.decode` knows it."""
+"""Replaces a greedy token that the server does not distinguish from others. `Spelling.decode` handles it."""
 DARK: Final = Node(UNKNOWN, (), (), 1.0)
-"""A node of which nothing is known."""
+"""A node whose distribution is unknown."""
 _SPARE: Final = 1e-5
-"""Log-probabilities come rounded: so much more than 1 less their sum may be unlisted."""
+"""Log-probabilities are rounded: the unlisted probability may exceed 1 minus their sum by this much."""
 
 
 def node_of(
     listed: Iterable[tuple[int | None, float]], sampling: Sampling, *, asked: int, vocabulary: int
 ) -> tuple[Node, float]:
-    """The node after a listing, and how much of it is unsearched for want of a name.
+    """The node of a listing, and the probability of its tokens that could not be identified by name.
 
-    `listed`: tokens (None where the name fits none or several) and log-probabilities, in any order. `asked`: so
-    many of the likeliest the server was to list. Fewer, unless that is the `vocabulary`, mean that tokens of the
-    same text stand there once, and any of them may be the one left out. Raises OddReply for a listing that adds
-    up to more than 1.
+    `listed`: tokens (None where the name fits none or several) and log-probabilities, in any order. `asked`: the
+    number of likeliest tokens that the request asked for. A shorter list, unless it is the whole `vocabulary`, means
+    that the server lists tokens of the same text once, so any of them may be missing. Raises InvalidResponse for
+    probabilities that add up to more than 1.
     """
-    # of equal ones the lowest id is the greedy one; one without a name could be it
+    # of equal log-probabilities the lowest id is the greedy token; one without a name could be it
     order = sorted(listed, key=lambda entry: (-entry[1], -1 if entry[0] is None else entry[0]))[:asked]
     p = [math.exp(value) for _, value in order]
     total = math.fsum(p)
@@ -52,30 +52,34 @@ def node_of(
     missing = min(asked, vocabulary) - len(order)
     rest = 0.0 if len(order) >= vocabulary else max(1.0 - total, 0.0) + _SPARE
     most = rest if missing else min(p[-1], rest)
-    drawn = sure = len(order)
+    count = certain = len(order)
     if sampling.top_k and missing:
-        sure = min(sure, max(sampling.top_k - missing, 0))
+        certain = min(certain, max(sampling.top_k - missing, 0))
     elif sampling.top_k and len(order) > sampling.top_k:
-        drawn = sure = sum(value >= order[sampling.top_k - 1][1] for _, value in order)
-    weights = [math.exp((value - order[0][1]) / sampling.temperature) for _, value in order[:drawn]]
-    # unlisted tokens are drawn too, unless the list goes on below the top k
-    spare = 0.0 if drawn < len(order) else _most(rest, most, vocabulary - drawn, order[0][1], sampling.temperature)
+        count = certain = sum(value >= order[sampling.top_k - 1][1] for _, value in order)
+    weights = [math.exp((value - order[0][1]) / sampling.temperature) for _, value in order[:count]]
+    # sampling may draw unlisted tokens too, unless the list extends beyond the top k
+    spare = (
+        0.0
+        if count < len(order)
+        else _largest_weight(rest, most, vocabulary - count, order[0][1], sampling.temperature)
+    )
     norm = math.fsum(weights) + spare
-    shares = [(token, w / norm) for (token, _), w in zip(order[:sure], weights, strict=False) if w]
-    kept = [(token, share) for token, share in shares if token is not None]
+    shares = [(token, w / norm) for (token, _), w in zip(order[:certain], weights, strict=False) if w]
+    identified = [(token, share) for token, share in shares if token is not None]
     nameless = math.fsum(share for token, share in shares if token is None)
-    tail = (spare + math.fsum(weights[sure:])) / norm + nameless
+    tail = (spare + math.fsum(weights[certain:])) / norm + nameless
     greedy = order[0][0]
     if greedy is None or (missing and rest > p[0]):
         greedy = UNKNOWN
-    return Node(greedy, [token for token, _ in kept], [share for _, share in kept], tail), nameless
+    return Node(greedy, [token for token, _ in identified], [share for _, share in identified], tail), nameless
 
 
-def _most(rest: float, most: float, count: int, top: float, temperature: float) -> float:
-    """The largest weight (p / exp(top))^(1/T), summed, of `count` unlisted tokens.
+def _largest_weight(rest: float, most: float, count: int, top: float, temperature: float) -> float:
+    """The largest possible sum of weights (p / exp(top))^(1/T) of `count` unlisted tokens.
 
-    Each is at most `most`, all together are at most `rest`. Below T = 1 few large ones weigh most, above it many
-    equal ones.
+    Each token's p is at most `most`, and their sum at most `rest`. Up to T = 1 a few large tokens give the largest
+    sum, above it many equal ones.
     """
     if count <= 0 or most <= 0:
         return 0.0
@@ -85,26 +89,28 @@ def _most(rest: float, most: float, count: int, top: float, temperature: float) 
 
 @dataclass(frozen=True)
 class ServerText:
-    """How token ids and a server's prompts and names go together, by a tokenizer of ours.
+    """Translates between token ids and a server's prompts and token names, by our tokenizer.
 
-    `send`: ids as the server takes them, None where its text would be read as other tokens. `token`: the id of a
-    name, None where none or several fit.
+    `send`: token ids -> the prompt to send; None where the server would read its text as other tokens. `token`:
+    a name -> the token's id; None where no token or several have that name.
     """
 
-    send: Callable[[Sequence[int]], Asked | None]
+    send: Callable[[Sequence[int]], PromptInput | None]
     token: Callable[[Name], int | None]
     size: int
 
 
 class ServerEngine:
-    """Nodes by requests for log-probabilities, `batch` prompts in each where the server takes several.
+    """Computes nodes by requests for log-probabilities, with `batch` prompts each if the server accepts several.
 
-    `tally` counts what could not be known: prompts that cannot be sent as text, distributions that did not come,
-    greedy tokens without a name.
+    `tally` counts the gaps: prompts that cannot be sent as text, missing distributions, greedy tokens that could not
+    be identified.
     """
 
-    def __init__(self, asking: Completions, can: Capabilities, text: ServerText, sampling: Sampling, batch: int = 16):
-        self.asking = asking
+    def __init__(
+        self, completions: Completions, can: Capabilities, text: ServerText, sampling: Sampling, batch: int = 16
+    ):
+        self.completions = completions
         self.can = can
         self.text = text
         self.sampling = sampling
@@ -114,45 +120,47 @@ class ServerEngine:
     def open(
         self, prompts: Sequence[Prompt], trees: Sequence[Sequence[TokenPath]]
     ) -> tuple[ServerSession, list[list[Node]]]:
-        """See `engine.Engine.open`. Raises ResourceError where the server does not answer any more."""
+        """See `engine.Engine.open`. Raises ResourceError where the server stops answering."""
         session = ServerSession(self, [p.ids for p in prompts])
-        wanted = [(i, path) for i, tree in enumerate(trees) for path in ((), *tree)]
-        if self.can.whole:
+        paths = [(i, path) for i, tree in enumerate(trees) for path in ((), *tree)]
+        if self.can.prompt_route:
             leaves = [(i, leaf) for i, tree in enumerate(trees) for leaf in _leaves(tree)]
-            nodes = self._ask([(session.prompts[i], leaf) for i, leaf in leaves], whole=True)
-            found = {
+            leaf_nodes = self._ask([(session.prompts[i], leaf) for i, leaf in leaves], with_prompt=True)
+            nodes = {
                 (i, leaf[:depth]): node
-                for (i, leaf), some in zip(leaves, nodes, strict=True)
-                for depth, node in enumerate(some)
+                for (i, leaf), path_nodes in zip(leaves, leaf_nodes, strict=True)
+                for depth, node in enumerate(path_nodes)
             }
         else:
-            found = dict(zip(wanted, session.extend(wanted), strict=True))
-        return session, [[found[i, path] for path in ((), *tree)] for i, tree in enumerate(trees)]
+            nodes = dict(zip(paths, session.extend(paths), strict=True))
+        return session, [[nodes[i, path] for path in ((), *tree)] for i, tree in enumerate(trees)]
 
     def after(self, sequences: Sequence[tuple[int, ...]]) -> list[Node]:
-        """The node after each whole sequence: one token is asked for, and what else was likely."""
-        return [node for (node,) in self._ask([(ids, ()) for ids in sequences], whole=False)]
+        """The node after each whole sequence, by requests for one token and its likely alternatives."""
+        return [node for (node,) in self._ask([(ids, ()) for ids in sequences], with_prompt=False)]
 
-    def _ask(self, sequences: Sequence[tuple[tuple[int, ...], TokenPath]], whole: bool) -> list[list[Node]]:
-        """For each (prompt, path) the node after it all; with `whole` those after the prompt and each token."""
-        sent = [self._send((*ids, *path)) for ids, path in sequences]
-        known = [n for n, prompt in enumerate(sent) if prompt is not None]
-        parts = [known[start : start + self.batch] for start in range(0, len(known), self.batch)]
-        options = self.can.options(whole)
-        jobs = [([prompt for n in part if (prompt := sent[n]) is not None], options) for part in parts]
+    def _ask(self, sequences: Sequence[tuple[tuple[int, ...], TokenPath]], with_prompt: bool) -> list[list[Node]]:
+        """For each (prompt, path), the node after the path; `with_prompt`: those after the prompt and each token."""
+        inputs = [self._prompt_input((*ids, *path)) for ids, path in sequences]
+        sendable = [n for n, prompt in enumerate(inputs) if prompt is not None]
+        parts = [sendable[start : start + self.batch] for start in range(0, len(sendable), self.batch)]
+        options = self.can.options(with_prompt)
+        jobs = [([prompt for n in part if (prompt := inputs[n]) is not None], options) for part in parts]
 
-        def read(number: int, reply: Completion) -> list[list[_Found]]:
+        def read(number: int, reply: Completion) -> list[list[_NodeResult]]:
             pairs = zip(parts[number], reply.choices, strict=True)
-            return [[self._found(top) for top in self._tops(choice, *sequences[n], whole)] for n, choice in pairs]
+            return [
+                [self._read_top(top) for top in self._tops(choice, *sequences[n], with_prompt)] for n, choice in pairs
+            ]
 
-        found = [[_Found(DARK)] * (len(path) + 1 if whole else 1) for _, path in sequences]
-        for part, some in zip(parts, self.asking.each(jobs, read), strict=True):
-            for n, nodes in zip(part, some, strict=True):
-                found[n] = nodes
-                self.tally.update(one.trouble for one in nodes if one.trouble)
-        return [[one.node for one in nodes] for nodes in found]
+        results = [[_NodeResult(DARK)] * (len(path) + 1 if with_prompt else 1) for _, path in sequences]
+        for part, replies in zip(parts, self.completions.each(jobs, read), strict=True):
+            for n, nodes in zip(part, replies, strict=True):
+                results[n] = nodes
+                self.tally.update(result.trouble for result in nodes if result.trouble)
+        return [[result.node for result in nodes] for nodes in results]
 
-    def _send(self, ids: tuple[int, ...]) -> Asked | None:
+    def _prompt_input(self, ids: tuple[int, ...]) -> PromptInput | None:
         if UNKNOWN in ids:
             return None
         prompt = self.text.send(ids)
@@ -160,23 +168,25 @@ class ServerEngine:
             self.tally["prompts that the server would read as other tokens"] += 1
         return prompt
 
-    def _tops(self, choice: CompletionChoice, ids: tuple[int, ...], path: TokenPath, whole: bool) -> list[Top | None]:
-        if not whole:
+    def _tops(
+        self, choice: CompletionChoice, ids: tuple[int, ...], path: TokenPath, with_prompt: bool
+    ) -> list[Top | None]:
+        if not with_prompt:
             return [choice.tops[-1] if choice.tops else None]
-        return tops_of(choice, len(ids) + len(path), self.can.whole)[len(ids) :]
+        return tops_of(choice, len(ids) + len(path), self.can.prompt_route)[len(ids) :]
 
-    def _found(self, top: Top | None) -> _Found:
-        if not top:  # some servers tell nothing where the answer ends at once
-            return _Found(DARK, "distributions that the server left out")
+    def _read_top(self, top: Top | None) -> _NodeResult:
+        if not top:  # some servers list nothing where the answer ends at once
+            return _NodeResult(DARK, "distributions that the server left out")
         listed = [(self.text.token(name), value) for name, value in top]
         node, nameless = node_of(listed, self.sampling, asked=self.can.listed, vocabulary=self.text.size)
         if node.greedy == UNKNOWN:
-            return _Found(node, "greedy tokens that the server does not tell apart")
-        return _Found(node, "distributions with tokens that the server does not tell apart" if nameless else None)
+            return _NodeResult(node, "greedy tokens that the server does not tell apart")
+        return _NodeResult(node, "distributions with tokens that the server does not tell apart" if nameless else None)
 
 
-class _Found(NamedTuple):
-    """A node, and what could not be known of it."""
+class _NodeResult(NamedTuple):
+    """A node, and which gap it has, if any."""
 
     node: Node
     trouble: str | None = None
@@ -184,7 +194,7 @@ class _Found(NamedTuple):
 
 @dataclass(frozen=True)
 class ServerSession:
-    """Prompts at a server, ready to be extended."""
+    """Prompts at a server; see `engine.Session`."""
 
     engine: ServerEngine
     prompts: list[tuple[int, ...]]
@@ -195,12 +205,12 @@ class ServerSession:
 
 
 def _leaves(tree: Sequence[TokenPath]) -> list[TokenPath]:
-    """The paths that no other path goes on from; the root's own where there are none."""
+    """The paths that no other path extends; the root `()` for an empty tree."""
     inner = {path[:-1] for path in tree}
     return [path for path in tree if path not in inner] or [()]
 
 
 def requests_to_open(trees: Sequence[Sequence[TokenPath]], can: Capabilities, batch: int) -> int:
     """How many requests `ServerEngine.open` needs for so many prompts with these trees."""
-    sequences = sum(len(_leaves(tree)) if can.whole else len(tree) + 1 for tree in trees)
+    sequences = sum(len(_leaves(tree)) if can.prompt_route else len(tree) + 1 for tree in trees)
     return math.ceil(sequences / (batch if can.many else 1))

@@ -1,14 +1,14 @@
-"""`--model openai:URL#name`: a model behind a completions server, with a tokenizer of ours.
+"""`--model openai:URL#name`: a model behind a completions server, with a local tokenizer.
 
-    capabilities.py   what the server can do, found out by asking
-    completions.py    requests and replies
-    inference/server/engine.py  next-token distributions                 (exact protocol)
-    inference/server/sampling.py drawn answers                            (sampled protocol)
-    client.py       many requests at once, retries, the key
-    stages/audit/server_executor.py   an audit's work done by such a server
+    capabilities.py                    finds out what the server can do
+    completions.py                     requests and replies
+    engine.py                          next-token distributions (exact protocol)
+    sampling.py                        sampled answers (sampled protocol)
+    client.py                          parallel requests, retries, the key
+    stages/audit/server_executor.py    runs an audit at such a server
 
-Weights cannot be hashed from here. What stands for them in a run's identity is the server's host, the model's
-name, the tokenizer's content and what the model answers to two fixed prompts (`identity`).
+The weights cannot be hashed from here. A run's identity contains instead the server's host, the model's name, the
+tokenizer's content and the model's answers to two fixed prompts (`identity`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 from foreknow.errors import ConfigError, ModelError
 from foreknow.inference.server.capabilities import PROBES, Capabilities, close, discover, likeliest
 from foreknow.inference.server.client import Endpoint, RequestSession
-from foreknow.inference.server.completions import Asked, CompletionChoice, Completions, Name, Used
+from foreknow.inference.server.completions import CompletionChoice, Completions, Name, PromptInput, Usage
 from foreknow.inference.server.engine import UNKNOWN, ServerEngine, ServerText
 from foreknow.models.packaged import PACKAGED, quiet
 from foreknow.prompts.vocabulary import TokenPath, Vocabulary
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 PREFIX: Final = "openai:"
 MORE: Final = 8
-"""Log-probabilities asked for beyond the top k, so that ties at its end are seen."""
+"""Log-probabilities to request beyond the top k, so that ties with the k-th show."""
 NOTE: Final = "behind a server: its weights were not seen here; known by its name and what it answers"
 
 _CHECKED: Final = (
@@ -49,23 +49,23 @@ _CHECKED: Final = (
     "def f(x):\n\treturn x**2\n\n# \u6771\u4eac \U0001f5fc",
     "supercalifragilisticexpialidocious antidisestablishmentarianism",
 )
-"""Texts whose tokens are counted on both sides: accents, blanks, digits, code, other scripts, long words."""
+"""Texts whose tokens the server and our tokenizer both count: accents, blanks, digits, code, scripts, long words."""
 
 
 class Address(NamedTuple):
-    """`openai:URL#name` taken apart."""
+    """The parts of `openai:URL#name`."""
 
     url: str
     name: str
 
 
 def address_of(model: str) -> Address | None:
-    """A `--model` that names a server, None for any other. Raises ConfigError for one without a model's name."""
+    """Parse a `--model` that names a server; None for any other. Raises ConfigError if the model's name is missing."""
     if not model.startswith(PREFIX):
         return None
     url, mark, name = model.removeprefix(PREFIX).partition("#")
     if not mark or not name.strip() or not url.strip():
-        # the address may hold a secret, so it is not shown
+        # the message must not repeat the address, which may hold a secret
         raise ConfigError("--model openai:...: expected openai:URL#NAME, such as openai:http://localhost:8000/v1#llama")
     return Address(url.strip(), name.strip())
 
@@ -83,7 +83,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
             local = Path(folder).expanduser()
             return loading.read_tokenizer(local if local.is_dir() else folder, trust_remote_code=trust_remote_code)
     except Exception as error:
-        # whatever a tokenizer's files or the hub's client may raise, the user is told in two lines
+        # a tokenizer's files and the hub's client can raise anything: report it in two lines
         raise ModelError(
             f"--tokenizer {name}: cannot be loaded: {loading.in_a_line(error)}\nPrompts are made here: name the "
             "folder or hub id of the model's tokenizer"
@@ -92,7 +92,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
 
 @dataclass(frozen=True)
 class Spelling:
-    """Ids, texts and names by one tokenizer, as a server has it that is given texts and tells them."""
+    """Converts between ids, texts and token names like a server that receives and returns texts."""
 
     tokenizer: PreTrainedTokenizerBase
 
@@ -102,42 +102,42 @@ class Spelling:
         return len(self.tokenizer)
 
     def decode(self, path: Sequence[int]) -> str:
-        """The text of token ids; one that is not known stands as a cut-off character, with all behind it."""
-        known = list(path)
-        cut = UNKNOWN in known
-        known = known[: known.index(UNKNOWN)] if cut else known
-        text = self.tokenizer.decode(known, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return f"{text}\ufffd" if cut else str(text)
+        """The text of token ids. From the first `UNKNOWN` on, it is replaced by one replacement character."""
+        ids = list(path)
+        is_cut = UNKNOWN in ids
+        ids = ids[: ids.index(UNKNOWN)] if is_cut else ids
+        text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return f"{text}\ufffd" if is_cut else str(text)
 
     def text(self, ids: Sequence[int]) -> str:
-        """The text that stands for a prompt: a server puts the beginning-of-sequence token itself."""
+        """The text of a prompt without its beginning-of-sequence token, which a server adds itself."""
         return self.decode(self._own(ids))
 
     def exact_text(self, ids: Sequence[int]) -> str | None:
-        """The text of a prompt, or None where a server would read it as other tokens."""
+        """The text of a prompt; None where a server would read it as other tokens."""
         text = self.text(ids)
         return text if self._own(self.tokenizer(text)["input_ids"]) == self._own(ids) else None
 
     def _own(self, ids: Sequence[int]) -> list[int]:
-        """Ids without a beginning-of-sequence token: whether one comes is `check_tokenizer`'s matter."""
+        """The ids without a beginning-of-sequence token; `check_tokenizer` checks whether the server adds one."""
         return list(ids[1:] if ids and ids[0] == self.tokenizer.bos_token_id else ids)
 
     def token(self, name: Name) -> int | None:
-        """The token of a name: by id, by its text within a line, or by how the vocabulary writes it."""
+        """The token that a name identifies: by id, by its text within a line, or by its entry in the vocabulary."""
         if isinstance(name, int):
             return name if name >= 0 else None
         return self._texts.get(name, self._written.get(name)) if name else None
 
     def readable(self, answer: CompletionChoice) -> bool:
-        """Whether the names of an answer's tokens are texts that make up the answer, or else known ones."""
+        """Whether the names of an answer's tokens join to the answer's text, or are all in the vocabulary."""
         if all(isinstance(name, int) for name in answer.tokens):
             return bool(answer.tokens)
-        whole = "".join(str(name) for name in answer.tokens)
-        return bool(whole) and (whole.strip() == answer.text.strip() or set(answer.tokens) <= set(self._written))
+        joined = "".join(str(name) for name in answer.tokens)
+        return bool(joined) and (joined.strip() == answer.text.strip() or set(answer.tokens) <= set(self._written))
 
     @cached_property
     def _texts(self) -> dict[Name, int | None]:
-        """Token by text behind another token, where blanks at its beginning are kept; None for shared texts."""
+        """Tokens by their text after another token, which keeps leading blanks; None where tokens share a text."""
         [anchor] = self.tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
         pairs = [[anchor, i] for i in range(self.size)]
         whole = self.tokenizer.batch_decode(pairs, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -164,12 +164,12 @@ def _once(pairs: Iterator[tuple[Name, int]]) -> dict[Name, int | None]:
 
 @dataclass(frozen=True)
 class ServerModel:
-    """A model behind a server, ready to be asked. `reasons`: what was found out and chosen, a line each."""
+    """A connected model behind a server. `reasons`: lines that say what was found out and chosen."""
 
     address: Address
     tokenizer: PreTrainedTokenizerBase
     spelling: Spelling
-    asking: Completions
+    completions: Completions
     can: Capabilities
     vocabulary: Vocabulary
     identity: dict[str, Any]
@@ -182,24 +182,24 @@ class ServerModel:
         return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
-    def used(self) -> Used:
+    def usage(self) -> Usage:
         """Requests and tokens so far."""
-        return self.asking.used
+        return self.completions.usage
 
     @property
     def text(self) -> ServerText:
-        """How prompts are sent and names read."""
-        send: Callable[[Sequence[int]], Asked | None] = tuple if self.can.ids_in else self.spelling.exact_text
+        """The translation of prompts and token names."""
+        send: Callable[[Sequence[int]], PromptInput | None] = tuple if self.can.ids_in else self.spelling.exact_text
         return ServerText(send, self.spelling.token, self.spelling.size)
 
     def engine(self, sampling: Sampling, batch: int = 16) -> ServerEngine:
-        """The engine of the exact probe. Raises ConfigError where the server tells no log-probabilities."""
+        """The engine of the exact probe. Raises ConfigError where the server returns no log-probabilities."""
         if not self.can.listed:
             raise ConfigError(
                 f"{self.address.url}: tells no log-probabilities, so nothing can be computed from them; "
                 "use --protocol sampled"
             )
-        return ServerEngine(self.asking, self.can, self.text, sampling, batch)
+        return ServerEngine(self.completions, self.can, self.text, sampling, batch)
 
 
 @contextmanager
@@ -214,9 +214,9 @@ def open_server(
 ) -> Iterator[ServerModel]:
     """Connect to a server and find out what it can do; the connection ends with the block.
 
-    `prompter`: makes the prompts, with the tokenizer that must be the server's. `known`: the identity of the run
-    that is taken up again, if any; it is kept where the server's answers are the same but for rounding. Raises
-    ConfigError where the tokenizers differ, and what `client.RequestSession.each` raises.
+    `prompter`: makes the prompts; its tokenizer must be the server's. `known`: the identity of the run to resume, if
+    any; it is kept where the server's answers are the same up to rounding. Raises ConfigError where the tokenizers
+    differ, and what `client.RequestSession.each` raises.
     """
     tokenizer = prompter.tokenizer
 
@@ -224,32 +224,34 @@ def open_server(
         return tuple(prompter.ids([text])[0])
 
     with RequestSession(endpoint) as session:
-        asking = Completions(session)
+        completions = Completions(session)
         spelling = Spelling(tokenizer)
         wanted = top_k + MORE if top_k else 100
-        can = discover(asking, wanted, encode, spelling.readable)
-        checked = check_tokenizer(asking, can, encode, tokenizer_name)
+        can = discover(completions, wanted, encode, spelling.readable)
+        tokenizer_line = check_tokenizer(completions, can, encode, tokenizer_name)
         address = Address(endpoint.url, endpoint.model)
-        now = _identity(asking, can, address, tokenizer)
+        identity = _identity(completions, can, address, tokenizer)
         yield ServerModel(
             address,
             tokenizer,
             spelling,
-            asking,
+            completions,
             can,
             vocabulary or vocabulary_of(spelling, tokenizer_name),
-            kept_identity(known, now),
-            (can.reason(top_k), checked),
+            kept_identity(known, identity),
+            (can.reason(top_k), tokenizer_line),
         )
 
 
-def check_tokenizer(asking: Completions, can: Capabilities, encode: Callable[[str], tuple[int, ...]], name: str) -> str:
-    """Compare token counts of a few texts on both sides; returns what was found, in a line.
+def check_tokenizer(
+    completions: Completions, can: Capabilities, encode: Callable[[str], tuple[int, ...]], name: str
+) -> str:
+    """Compare the server's token counts of a few texts with the tokenizer's; return the outcome as a line.
 
-    Where the server takes ids, a beginning-of-sequence token that it puts before texts does not matter. Raises
+    Where the server accepts ids, a beginning-of-sequence token that it adds to texts does not matter. Raises
     ConfigError where the counts differ.
     """
-    replies = asking.each([([text], {"max_tokens": 1, "temperature": 0.0}) for text in _CHECKED], lambda _, r: r)
+    replies = completions.each([([text], {"max_tokens": 1, "temperature": 0.0}) for text in _CHECKED], lambda _, r: r)
     pairs = [
         (text, reply.prompt_tokens, len(encode(text)))
         for text, reply in zip(_CHECKED, replies, strict=True)
@@ -264,8 +266,8 @@ def check_tokenizer(asking: Completions, can: Capabilities, encode: Callable[[st
     if gaps in ({1}, {-1}):
         puts, ask = ("puts", "yes") if gaps == {1} else ("puts no", "no")
         raise ConfigError(
-            f"{asking.session.endpoint.url}: {puts} beginning-of-sequence token before a text, unlike our prompts, and "
-            f"takes no token ids; use --bos {ask}"
+            f"{completions.session.endpoint.url}: {puts} beginning-of-sequence token before a text, unlike our "
+            f"prompts, and takes no token ids; use --bos {ask}"
         )
     raise ConfigError(
         f"--tokenizer {name}: not the server's: it counts {theirs} tokens in {text[:40]!r}, the tokenizer {ours}. "
@@ -274,17 +276,17 @@ def check_tokenizer(asking: Completions, can: Capabilities, encode: Callable[[st
 
 
 def vocabulary_of(spelling: Spelling, name: str) -> Vocabulary:
-    """What ends an answer, by the tokenizer and the generation config beside it, if any (design, section 8)."""
+    """The tokens that end an answer, by the tokenizer and its generation config, if any (design, section 8)."""
     from transformers import GenerationConfig
 
     tokenizer = spelling.tokenizer
     stops: set[int] = set()
     try:
         with quiet():
-            beside = GenerationConfig.from_pretrained(tokenizer.name_or_path or name).eos_token_id
-    except Exception:  # none there, or no hub: the tokenizer's own end remains
-        beside = None
-    for eos in (beside, tokenizer.eos_token_id):
+            config_eos = GenerationConfig.from_pretrained(tokenizer.name_or_path or name).eos_token_id
+    except Exception:  # there is none, or no hub: use the tokenizer's own end
+        config_eos = None
+    for eos in (config_eos, tokenizer.eos_token_id):
         if eos is not None:
             stops.update([eos] if isinstance(eos, int) else eos)
     texts = tokenizer.batch_decode([[i] for i in range(spelling.size)], clean_up_tokenization_spaces=False)
@@ -298,17 +300,17 @@ def vocabulary_of(spelling: Spelling, name: str) -> Vocabulary:
 
 
 def _identity(
-    asking: Completions, can: Capabilities, address: Address, tokenizer: PreTrainedTokenizerBase
+    completions: Completions, can: Capabilities, address: Address, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
     answers = []
     for prompt in PROBES:
         if can.listed:
             options = {**can.options(), "logprobs": min(can.listed, 20)}
-            choice = asking.one([prompt], **options).choices[0]
+            choice = completions.one([prompt], **options).choices[0]
             top = likeliest(choice.tops[-1] if choice.tops else None, 5)
             answers.append({str(name): round(value, 2) for name, value in top.items() if math.isfinite(value)})
         else:
-            choice = asking.one([prompt], max_tokens=12, temperature=0.0).choices[0]
+            choice = completions.one([prompt], max_tokens=12, temperature=0.0).choices[0]
             answers.append({choice.text: 0.0})
     return {
         "server": urlsplit(address.url).hostname,
@@ -319,35 +321,35 @@ def _identity(
 
 
 def kept_identity(known: object, now: dict[str, Any]) -> dict[str, Any]:
-    """The identity of the run begun earlier where the server still is the same but for rounding, else the new one."""
+    """The earlier run's identity if the server is still the same up to rounding, else the new one."""
     if not isinstance(known, dict) or {**known, "answers": 0} != {**now, "answers": 0}:
         return now
-    before = known.get("answers")
-    if not isinstance(before, list) or len(before) != len(now["answers"]):
+    answers = known.get("answers")
+    if not isinstance(answers, list) or len(answers) != len(now["answers"]):
         return now
     try:
-        same = all(close(one, other) for one, other in zip(before, now["answers"], strict=True))
+        same = all(close(one, other) for one, other in zip(answers, now["answers"], strict=True))
     except (TypeError, AttributeError):
         return now
     return known if same else now
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of what a tokenizer does: of content, never of a name."""
+    """A hash of a tokenizer's content, never of its name."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     more = json.dumps([tokenizer.bos_token, tokenizer.eos_token, tokenizer.chat_template], default=str)
     return "sha256:" + hashlib.sha256(f"{content}\0{more}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def estimate(used: Used, measured: int, rows: int, price: tuple[float, float] | None = None) -> dict[str, Any]:
-    """What an audit of `rows` rows takes, from what a burst of `measured` rows took.
+def estimate(usage: Usage, measured: int, rows: int, price: tuple[float, float] | None = None) -> dict[str, Any]:
+    """Estimate an audit of `rows` rows from what a burst of `measured` rows took.
 
-    `price`: of a million prompt tokens and a million answer tokens, in any currency. Returns requests,
+    `price`: of a million prompt tokens and of a million answer tokens, in any currency. Returns requests,
     prompt_tokens, completion_tokens, and with a price `cost`.
     """
     scale = rows / measured if measured else 0.0
-    found: dict[str, Any] = {name: round(value * scale) for name, value in used._asdict().items()}
+    totals: dict[str, Any] = {name: round(value * scale) for name, value in usage._asdict().items()}
     if price is not None:
-        found["cost"] = round((used.prompt_tokens * price[0] + used.completion_tokens * price[1]) * scale / 1e6, 4)
-    return found
+        totals["cost"] = round((usage.prompt_tokens * price[0] + usage.completion_tokens * price[1]) * scale / 1e6, 4)
+    return totals

@@ -26,7 +26,7 @@ from foreknow.inference import slick
 from foreknow.inference.engine import PackedEngine, Prompt, Sampling
 from foreknow.inference.exact_probe import Prober, ProbeSettings
 from foreknow.inference.malloc import release_memory
-from foreknow.inference.multi_target_search import MultiTargetSearch, Spellings, ordered
+from foreknow.inference.multi_target_search import MultiTargetSearch, Spellings, canonical_texts
 from foreknow.io.run_dir import RunDir, fingerprint, read_json, with_checksum, write_frame, write_json
 from foreknow.models import loading
 from foreknow.progress import meter, say
@@ -146,17 +146,17 @@ def _rest(judged: pl.DataFrame, plain: pl.DataFrame) -> list[int]:
 def _parts(rows: pl.DataFrame, search: Search) -> Iterator[ChancePart]:
     """Groups in order, each cut so that a part's rows have at most `search.texts` accepted answers (or one row)."""
     for (group,), own in sorted(rows.group_by("group"), key=lambda pair: str(pair[0][0])):
-        ordered = own.sort(pl.col("answers").list.first(), "row")
-        chosen = choose(ordered, search.rules)
+        by_answer = own.sort(pl.col("answers").list.first(), "row")
+        chosen = choose(by_answer, search.rules)
         start = 0
         texts: set[str] = set()
-        for i, answers in enumerate(ordered["answers"].to_list()):
+        for i, answers in enumerate(by_answer["answers"].to_list()):
             more = texts | set(answers)
             if len(more) > search.texts and i > start:
-                yield ChancePart(str(group), ordered[start:i], Chosen(chosen.references, chosen.serves[start:i]))
+                yield ChancePart(str(group), by_answer[start:i], Chosen(chosen.references, chosen.serves[start:i]))
                 start, more = i, set(answers)
             texts = more
-        yield ChancePart(str(group), ordered[start:], Chosen(chosen.references, chosen.serves[start:]))
+        yield ChancePart(str(group), by_answer[start:], Chosen(chosen.references, chosen.serves[start:]))
 
 
 def _work(
@@ -167,7 +167,7 @@ def _work(
     enough = chosen.serves.sum(axis=1) >= search.rules.least
     references = chosen.references if enough.any() else []
     sets = len(prober.exemplars.groups[part.group].sets)
-    texts = ordered(a for answers in part.rows["answers"].to_list() for a in answers)
+    texts = canonical_texts(a for answers in part.rows["answers"].to_list() for a in answers)
     place = {text: i for i, text in enumerate(texts)}
     p, high = (np.zeros((len(references), sets, len(texts))) for _ in range(2))
     greedy = np.full((len(references), sets), -1, dtype=np.int64)
@@ -180,7 +180,7 @@ def _work(
             prompts = asking.prompts(asked_of[start : start + search.references])[1]
             for r, line in enumerate(_hunted(prober, prompts, spellings, search), start):
                 for j, hunt in enumerate(line):
-                    p[r, j], high[r, j], greedy[r, j] = hunt.p, hunt.p + hunt.lost, hunt.said
+                    p[r, j], high[r, j], greedy[r, j] = hunt.p, hunt.p + hunt.lost, hunt.greedy_text
                     paths += hunt.paths
     asked = ReferenceQuestion(p, high, greedy)
     invented = np.array([r.row is None for r in chosen.references], dtype=np.bool_)
@@ -256,7 +256,7 @@ def _hunted(
     for hunt, (root,) in zip(flat, nodes, strict=True):
         hunt.feed((), root)
     while True:
-        asked = [(i, path) for i, hunt in enumerate(flat) for path in hunt.wanted()]
+        asked = [(i, path) for i, hunt in enumerate(flat) for path in hunt.paths_to_expand()]
         if not asked:
             return hunts
         for some in _slices(asked, 4096):

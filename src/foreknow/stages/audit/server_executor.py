@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from foreknow.config import AuditConfig
 from foreknow.inference.server.client import Endpoint
-from foreknow.inference.server.completions import Used
+from foreknow.inference.server.completions import Usage
 from foreknow.inference.server.fluency import fluency_at
 from foreknow.inference.server.model import NOTE, Address, ServerModel, estimate, load_tokenizer, open_server
 from foreknow.models.fluency import Fluency, say_fluency
@@ -105,10 +105,10 @@ def estimate_at_server(
     prompter = Prompter(server.tokenizer, draw.template, config.chat_template, config.bos)
     probing, _ = _probing(config, server, prompter, draw)
     burst = draw.rows.sort(draw.rows["question"].str.len_chars()).slice(draw.rows.height // 2, measured)
-    before = server.used
+    before = server.usage
     if burst.height:
         probing.prober.probe(burst)
-    spent = Used(*(now - then for now, then in zip(server.used, before, strict=True)))
+    spent = Usage(*(now - then for now, then in zip(server.usage, before, strict=True)))
     return {
         "rows": draw.rows.height,
         "prompts": draw.rows.height * config.exemplar_sets,
@@ -133,9 +133,14 @@ def _probing(
     prober = Prober(engine, prompter, prompter.ended(server.vocabulary), draw.exemplars, settings, draw.heads)
     if not sampled:
         return OpenProber(prober, prompter, "server", None), list(server.reasons)
-    drawing = discover_drawing(server.asking, sampling)
+    drawing = discover_drawing(server.completions, sampling)
     answers = ServerAnswers(
-        server.asking, server.can, drawing, server.spelling.text, config.temperature, batch if server.can.many else 1
+        server.completions,
+        server.can,
+        drawing,
+        server.spelling.text,
+        config.temperature,
+        batch if server.can.many else 1,
     )
     reasons = [*server.reasons, drawing.reason(config.top_k)]
     return OpenProber(Sampler(prober, answers, config.seed), prompter, "server", None), reasons

@@ -17,7 +17,7 @@ import torch
 from foreknow.data.exact_match import Accepted
 from foreknow.errors import ResourceError
 from foreknow.inference.exact_probe import ProbeSettings
-from foreknow.inference.generate import Generated, Generator
+from foreknow.inference.generate import GeneratedPath, Generator
 from foreknow.progress import say
 from foreknow.prompts.prompt_template import Prompter
 from foreknow.prompts.vocabulary import Vocabulary
@@ -71,7 +71,7 @@ def generate_answers(generator: Generator, rows: Sequence[GenerationPrompt]) -> 
 
 
 def _judged(
-    one: GenerationPrompt, made: Generated, vocabulary: Vocabulary
+    one: GenerationPrompt, made: GeneratedPath, vocabulary: Vocabulary
 ) -> tuple[int, str | None, *tuple[bool | None, ...]]:
     path, sound = made
     if not sound and len(path) < one.allowed:

@@ -18,7 +18,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from foreknow.distributed import process_group
 from foreknow.errors import first_line
 from foreknow.inference.lm_head import scaled
-from foreknow.inference.packed_attention import PackedBatch, Segment, TokenTree, UnsupportedModel, lay_out
+from foreknow.inference.packed_attention import PackedBatch, Segment, TokenTree, UnsupportedModel, pack_segments
 from foreknow.inference.packed_model import PackedModel
 from foreknow.models.private_api import attention_of, set_attention
 from foreknow.stages.train.dataset import TrainingExample, alike
@@ -62,7 +62,7 @@ class PackedPass:
         ordered = [example for run in runs for example in run]
         device = self.head.weight.device
         segments = [Segment(None, [_branch(example) for example in run]) for run in runs]
-        batch = lay_out(segments, keep=False)
+        batch = pack_segments(segments, keep=False)
         here = batch.on(device)
         states = self.body(
             input_ids=here.ids, position_ids=here.positions, use_cache=False, packing=batch
@@ -199,7 +199,7 @@ def _attend(
     k_all, v_all = key[0].transpose(0, 1), value[0].transpose(0, 1)
     here = batch.on(query.device)
     outputs = []
-    for s, seat in zip(batch.segments, here.seats, strict=True):
+    for s, seat in zip(batch.segments, here.masks, strict=True):
         n, width = s.rows, s.width
         far_back = window if window is not None and s.last >= window else None
         q = q_all.index_select(0, seat.gather).view(n, width, kv_heads, group, size)

@@ -138,7 +138,7 @@ class Tracker:
 def _ask(engine: Engine, part: Sequence[_Asked], lenient: bool) -> list[tuple[bool, bool | None]]:
     """Strict and lenient outcome of each row."""
     session, nodes = engine.open([asked.prompt for asked in part], [asked.row.tree for asked in part])
-    trees = [AnswerSearch(asked.row.speller, asked.row.max_new, 0.0) for asked in part]
+    trees = [AnswerSearch(asked.row.matcher, asked.row.max_new, 0.0) for asked in part]
     for tree, asked, opened in zip(trees, part, nodes, strict=True):
         tree.feed(zip([(), *asked.row.tree], opened, strict=True))
     while True:
@@ -152,7 +152,7 @@ def _ask(engine: Engine, part: Sequence[_Asked], lenient: bool) -> list[tuple[bo
 
 def _may_match(tree: AnswerSearch, path: TokenPath) -> bool:
     """Whether an unfinished answer can still be right letter by letter."""
-    verdict = tree.speller.step(path).verdict
+    verdict = tree.matcher.step(path).verdict
     return verdict is not None and verdict.strict_open
 
 
