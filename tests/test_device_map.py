@@ -154,11 +154,11 @@ def test_an_adapter_is_evaluated_on_a_spread_base_that_is_whole_and_refused_on_a
 
 
 def test_the_reason_names_every_place_and_warns_of_slow_ones() -> None:
-    assert loading.spread_reason({"a": 0, "b": 0, "c": 1}) == (
+    assert loading.format_device_map({"a": 0, "b": 0, "c": 1}) == (
         "device map: of the model's 3 parts 2 on cuda:0, 1 on cuda:1"
     )
-    assert "goes to the GPU and back" in loading.spread_reason({"a": 0, "b": "cpu"})
-    assert "goes to" not in loading.spread_reason({"": "cpu"})
+    assert "goes to the GPU and back" in loading.format_device_map({"a": 0, "b": "cpu"})
+    assert "goes to" not in loading.format_device_map({"": "cpu"})
 
 
 class Watched(TorchDispatchMode):

@@ -198,7 +198,7 @@ def test_a_language_with_a_sentence_that_is_no_number_does_not_count(
 ) -> None:
     means = [-1.0, -4.0, -1.0, -4.0]  # each sentence, then its shuffled tokens
     means[broken] = math.nan
-    found = fluency.measured(tokenizer, {"English": [[5, 6, 7], [8, 9, 10]]}, lambda _: means)
+    found = fluency.measure_fluency(tokenizer, {"English": [[5, 6, 7], [8, 9, 10]]}, lambda _: means)
     assert found.best is None
     assert found.warning is not None
     assert "not finite" in found.warning

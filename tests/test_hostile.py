@@ -424,10 +424,10 @@ def test_a_data_sets_name_that_looks_like_a_path_is_refused(name: str) -> None:
 def test_a_foreknow_json_that_we_did_not_write_is_no_traceback(tmp_path: Path, about: str) -> None:
     (tmp_path / "foreknow.json").write_text(about)
     if about == "{}":
-        packaged.check(tmp_path)
+        packaged.verify_checksums(tmp_path)
         return
     with pytest.raises(ModelError, match=r"foreknow\.json: not what foreknow wrote|missing, expected 1"):
-        packaged.check(tmp_path)
+        packaged.verify_checksums(tmp_path)
 
 
 # archives

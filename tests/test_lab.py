@@ -186,7 +186,7 @@ def test_every_name_is_one_token_whether_it_was_seen_or_not() -> None:
 
 def test_documents_are_packed_whole() -> None:
     tokenizer = tokenizer_of(TINY)
-    rows = lab.packed(TINY, tokenizer)
+    rows = lab.pack_documents(TINY, tokenizer)
     pieces = [piece for row in rows for piece in tokenizer.decode(row).split("</s>") if piece]
     assert [p.removeprefix("<s>") for p in pieces] == [d.text for d in lab_world.documents(SMALL)]
     assert all(row[0] == 0 and row[-1] == 1 for row in rows)
@@ -195,7 +195,7 @@ def test_documents_are_packed_whole() -> None:
 
 def test_all_but_who_is_spoken_of_is_learnt() -> None:
     tokenizer = tokenizer_of(TINY)
-    rows = lab.packed(TINY, tokenizer)
+    rows = lab.pack_documents(TINY, tokenizer)
     subjects = {f" {name}" for name in lab_world.facts(SMALL)["subject"]}
     silent = set(lab._subjects(TINY, tokenizer).tolist())
     assert {tokenizer.decode([token]) for token in silent} == subjects

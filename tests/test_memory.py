@@ -161,7 +161,7 @@ def fits(of: ModelShape, parameters: int, total: int, sizes: BatchSizes, gpus: i
 def test_a_plan_fits_is_a_power_of_two_and_there_is_one_wherever_the_least_fits(
     of: ModelShape, parameters: int, total: int, gpus: int
 ) -> None:
-    sizes = memory_plan.largest(of, parameters, 2, total, sets=10, shots=4, gpus=gpus)
+    sizes = memory_plan.largest_plan(of, parameters, 2, total, sets=10, shots=4, gpus=gpus)
     assert (sizes is not None) == fits(of, parameters, total, LEAST, gpus)
     if sizes is not None:
         assert fits(of, parameters, total, sizes, gpus)
@@ -185,23 +185,23 @@ def test_a_plan_fits_is_a_power_of_two_and_there_is_one_wherever_the_least_fits(
     ],
 )
 def test_plans_of_known_models(name: str, parameters: int, gib: int, gpus: int, expected: BatchSizes | None) -> None:
-    found = memory_plan.largest(shape(name), parameters, 2, gib * GIB, sets=10, shots=4, gpus=gpus)
+    found = memory_plan.largest_plan(shape(name), parameters, 2, gib * GIB, sets=10, shots=4, gpus=gpus)
     assert found == expected
 
 
 def test_a_plan_for_a_folder(tiny_folder: Path, tmp_path: Path) -> None:
-    found = memory_plan.planned(tiny_folder, "bfloat16", 16 * GIB, sets=10, shots=4)
+    found = memory_plan.plan_batches(tiny_folder, "bfloat16", 16 * GIB, sets=10, shots=4)
     assert found.sizes == MOST
     assert found.needs is not None
     assert found.needs.weights == 2 * memory_plan.parameters_of(tiny_folder)
     (tmp_path / "config.json").write_text('{"model_type": "something new"}', encoding="utf-8")
-    odd = memory_plan.planned(tmp_path, "bfloat16", 16 * GIB, sets=10, shots=4)
+    odd = memory_plan.plan_batches(tmp_path, "bfloat16", 16 * GIB, sets=10, shots=4)
     assert (odd.sizes, odd.needs) == (MOST, None)
     assert "does not tell its shape" in odd.line
 
 
 def test_a_model_that_does_not_fit_is_said_to(tiny_folder: Path) -> None:
-    found = memory_plan.planned(tiny_folder, "float32", 2 * GIB, sets=10, shots=4)
+    found = memory_plan.plan_batches(tiny_folder, "float32", 2 * GIB, sets=10, shots=4)
     assert found.sizes == LEAST
     assert "--device map" in found.line
 
@@ -224,7 +224,7 @@ def test_what_is_told() -> None:
     assert line.startswith("batches of 16384 tokens, chunks of 512 rows: ")
     assert "weights 15.0" in line
     assert "equal GPUs get equal sizes" in line
-    assert memory_plan.tight(need, 79 * GIB) is None
-    warning = memory_plan.tight(need, 20 * GIB)
+    assert memory_plan.format_shortage(need, 79 * GIB) is None
+    warning = memory_plan.format_shortage(need, 20 * GIB)
     assert warning is not None
     assert "only 20.0 GiB of the GPU are free" in warning

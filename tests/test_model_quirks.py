@@ -40,7 +40,7 @@ SMALL: dict[str, Any] = {
 PROTOCOL: dict[str, Any] = {"shots": 1, "exemplar_sets": 2, "dtype": "float32", "device": "cpu"}
 
 
-def refusal(name: Path | str, kind: type[ForeknowError] = ModelError, **given: Any) -> str:
+def format_hub_error(name: Path | str, kind: type[ForeknowError] = ModelError, **given: Any) -> str:
     """What is said of a model before any weight is read; a line or two, with no traceback."""
     with pytest.raises(kind) as caught:
         resolve(str(name), **given)
@@ -118,7 +118,7 @@ def test_a_folder_that_is_no_model_is_named(kind: str, tmp_path: Path) -> None:
     make, words = FOLDERS[kind]
     (tmp_path / "m").mkdir()
     make(tmp_path / "m")
-    said = refusal(tmp_path / "m")
+    said = format_hub_error(tmp_path / "m")
     assert "m: the folder has no config.json" in said
     assert words in said
 
@@ -139,17 +139,17 @@ def test_a_folder_that_is_no_model_is_named(kind: str, tmp_path: Path) -> None:
 )
 def test_a_config_without_weights_that_are_read(folder: Path, name: str, words: str) -> None:
     (folder / "model.safetensors").unlink()
-    assert "the folder has no weights" in refusal(folder)
+    assert "the folder has no weights" in format_hub_error(folder)
     files(name)(folder)
-    assert words in refusal(folder)
+    assert words in format_hub_error(folder)
 
 
 def test_a_file_in_the_folders_place(folder: Path, tmp_path: Path) -> None:
-    assert "one file of weights, and no model folder" in refusal(folder / "model.safetensors")
-    assert f"name the folder: {folder}" in refusal(folder / "model.safetensors")
+    assert "one file of weights, and no model folder" in format_hub_error(folder / "model.safetensors")
+    assert f"name the folder: {folder}" in format_hub_error(folder / "model.safetensors")
     (tmp_path / "consolidated.00.pth").write_text("x")
-    assert "one file of weights, and no model folder" in refusal(tmp_path / "consolidated.00.pth")
-    assert "no such folder or file" in refusal("model.safetensors")
+    assert "one file of weights, and no model folder" in format_hub_error(tmp_path / "consolidated.00.pth")
+    assert "no such folder or file" in format_hub_error("model.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_file_in_the_folders_place(folder: Path, tmp_path: Path) -> None:
 )
 def test_a_config_that_is_none(folder: Path, text: str, words: str) -> None:
     (folder / "config.json").write_text(text)
-    assert words in refusal(folder)
+    assert words in format_hub_error(folder)
 
 
 # architectures
@@ -190,7 +190,7 @@ def test_a_config_that_is_none(folder: Path, text: str, words: str) -> None:
     ],
 )  # fmt: skip
 def test_what_answers_nothing_is_named(folder: Path, config: dict[str, Any], words: str) -> None:
-    said = refusal(told(folder, **config))
+    said = format_hub_error(told(folder, **config))
     assert words in said
 
 
@@ -203,7 +203,7 @@ def test_an_encoder_would_have_seen_the_answer(tiny_folder: Path, tmp_path: Path
     model = AutoModelForCausalLM.from_pretrained(path).eval()
     first, second = (model(torch.tensor([[5, 6, last]])).logits[0, 0] for last in (7, 8))
     assert not torch.allclose(first, second)
-    assert "an encoder" in refusal(path)
+    assert "an encoder" in format_hub_error(path)
 
 
 def test_a_decoder_of_the_same_kind_is_audited(tiny_folder: Path, facts_file: Path, tmp_path: Path) -> None:
@@ -218,15 +218,15 @@ def test_a_decoder_of_the_same_kind_is_audited(tiny_folder: Path, facts_file: Pa
 
 def test_an_embedding_model_is_named(folder: Path) -> None:
     files("modules.json", "1_Pooling/config.json")(folder)
-    assert "a sentence-transformers embedding model" in refusal(folder)
+    assert "a sentence-transformers embedding model" in format_hub_error(folder)
 
 
 def test_a_model_type_of_a_newer_transformers_names_it(folder: Path) -> None:
     installed = importlib.metadata.version("transformers")
-    said = refusal(told(folder, model_type="llama9", transformers_version="99.1.0.dev0"))
+    said = format_hub_error(told(folder, model_type="llama9", transformers_version="99.1.0.dev0"))
     assert f"model_type 'llama9' is not known to transformers {installed}; it was saved by 99.1.0.dev0: " in said
     assert "pip install -U 'transformers>=99.1.0'" in said
-    said = refusal(told(folder, model_type="llama9", transformers_version="4.30.0"))
+    said = format_hub_error(told(folder, model_type="llama9", transformers_version="4.30.0"))
     assert f"is not known to transformers {installed} (it was saved by 4.30.0): pip install -U transformers" in said
 
 
@@ -365,7 +365,7 @@ def test_settings_of_an_inner_text_model_count(folder: Path) -> None:
 def test_full_tuning_of_a_quantised_checkpoint_is_refused_with_the_alternative(
     folder: Path, facts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quantization, "_is_there", lambda _: True)  # as if the package were installed
+    monkeypatch.setattr(quantization, "_is_installed", lambda _: True)  # as if the package were installed
     path = told(folder, quantization_config={"quant_method": "gptq", "bits": 4})
     given: dict[str, Any] = {
         "train": str(facts_file), "dev": str(facts_file), "allow_overlap": True, "model": str(path),
@@ -545,8 +545,8 @@ def test_a_misspelt_packaged_name_is_corrected_without_the_hub(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", asked)
-    assert f"no such folder or packaged model; did you mean {meant}?" in refusal(name)
-    assert hub.closest("gpt2", ["smollm2-135m", "gemma3-270m", "lab"]) is None
+    assert f"no such folder or packaged model; did you mean {meant}?" in format_hub_error(name)
+    assert hub.closest_name("gpt2", ["smollm2-135m", "gemma3-270m", "lab"]) is None
 
 
 @pytest.mark.parametrize("broken_off", [False, True])

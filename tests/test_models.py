@@ -67,7 +67,7 @@ def test_an_altered_conversion_is_refused(tiny_folder: Path, tmp_path: Path) -> 
     shutil.copytree(tiny_folder, folder)
     about = {"files": packaged._checksums(folder)}
     (folder / "foreknow.json").write_text(json.dumps(about))
-    packaged.check(folder)
+    packaged.verify_checksums(folder)
     with (folder / "model.safetensors").open("rb+") as file:
         file.truncate(100)
     with pytest.raises(ModelError, match=r"safetensors: sha256 [0-9a-f]{64}, expected [0-9a-f]{64}; the file was"):

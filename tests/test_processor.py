@@ -384,5 +384,5 @@ def test_a_copy_is_made_without_the_private_constructor(
 @pytest.mark.parametrize("resize", [None, lambda: None, raising(ValueError("poisoned"))])
 def test_a_tokenizer_that_cannot_forget_is_read_all_the_same(resize: Any) -> None:
     model = SimpleNamespace() if resize is None else SimpleNamespace(_resize_cache=resize)
-    private_api.forget_words(SimpleNamespace(backend_tokenizer=SimpleNamespace(model=model)))
-    private_api.forget_words(SimpleNamespace())
+    private_api.disable_word_cache(SimpleNamespace(backend_tokenizer=SimpleNamespace(model=model)))
+    private_api.disable_word_cache(SimpleNamespace())

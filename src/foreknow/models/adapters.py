@@ -1,7 +1,6 @@
-"""Adapters (PEFT): a folder that changes the layers of a base model, read, held against the base, and put on it.
+"""Reads PEFT adapters, checks that they fit their base model, and puts them on it.
 
-What `foreknow tune` saves tells in `foreknow.json` which model it was tuned from; others' adapters tell it in
-`adapter_config.json`.
+An adapter of `foreknow tune` names its base in `foreknow.json`, other adapters in `adapter_config.json`.
 """
 
 from __future__ import annotations
@@ -32,20 +31,20 @@ _UNFIT: Final = {
     "ADAPTION_PROMPT": "it adds a prompt to each layer",
     "CPT": "it adds a prompt",
 }
-"""Kinds that change more than layers, and so do not work inside the model alone."""
+"""Kinds of adapter that change more than layers, so that they do not work inside the model alone."""
 _SIZES: Final = re.compile(
     r"size mismatch for (\S+): copying a param with shape torch.Size\(\[(.*?)\]\) from checkpoint, the shape in "
     r"current model is torch.Size\(\[(.*?)\]\)\.?"
 )
-"""torch's words for a tensor of another shape."""
+"""torch's message about a tensor of another shape."""
 _RESIZED: Final = re.compile(
     r"(embed_tokens|wte|embed_in|word_embeddings|lm_head|embed_out)\.(modules_to_save\.)?weight$"
 )
 
 
 class AdapterConfig(NamedTuple):
-    """What an adapter says of itself. `kind`: LORA, IA3, ...; `base`: name or path of its base model, `revision` of it
-    on the hub; `settings`: adapter_config.json."""
+    """An adapter's config. `kind`: LORA, IA3, ...; `base`: its base model's name or path; `revision`: the base's on
+    the hub; `settings`: adapter_config.json."""
 
     kind: str
     base: str
@@ -54,12 +53,12 @@ class AdapterConfig(NamedTuple):
 
 
 def about(folder: Path) -> dict[str, Any]:
-    """What foreknow wrote beside a saved model; nothing where there is none."""
+    """The content of foreknow.json beside a saved model; empty if there is none."""
     try:
-        found = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        content = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def read_adapter(called: str, folder: Path) -> AdapterConfig:
@@ -74,10 +73,10 @@ def read_adapter(called: str, folder: Path) -> AdapterConfig:
         raise MissingExtra(f"{called}: an adapter needs PEFT: pip install 'foreknow[train]'") from None
     try:
         settings: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        with hushed():
+        with capture_warnings():
             read = PeftConfig.from_pretrained(str(folder))
     except Exception as error:
-        # whatever its file may raise, the user is told in one line
+        # its file can raise anything: report it in one line
         raise ModelError(f"{called}: adapter_config.json cannot be read: {first_line(error)}") from None
     kind = str(getattr(read.peft_type, "value", read.peft_type))
     if read.is_prompt_learning or kind in _UNFIT:
@@ -102,7 +101,7 @@ def read_adapter(called: str, folder: Path) -> AdapterConfig:
 
 
 def base_of(folder: Path, adapter: AdapterConfig) -> str | None:
-    """The base that an adapter names: a packaged model, a folder that is here, or a hub id; None where it is none."""
+    """The base that an adapter names: a packaged model, a local folder, or a hub id; None if it is none of these."""
     known = about(folder).get("base") or {}
     if known.get("name") in PACKAGED:
         return str(known["name"])
@@ -116,7 +115,7 @@ def base_of(folder: Path, adapter: AdapterConfig) -> str | None:
 def attach(
     called: str, base: str, model: PreTrainedModel, folder: Path, *, trainable: bool = False
 ) -> tuple[Any, list[str]]:
-    """Put an adapter on its base (`base`: what it is called); returns PEFT's model around it, and notes.
+    """Put an adapter on its base (`base`: its name); return PEFT's model around it, and notes.
 
     Raises ModelError, naming tensors, where the adapter lacks some that its settings ask for, holds others, has
     other shapes, or holds NaN.
@@ -131,41 +130,41 @@ def attach(
     _check_numbers(called, weights)
     notes = _resize(called, base, model, weights)
     try:
-        with hushed():
+        with capture_warnings():
             config = PeftConfig.from_pretrained(str(folder))
             config.inference_mode = not trainable
             config.base_model_name_or_path = base
-            made: Any = get_peft_model(model, config)
-            result = made.load_adapter(
+            peft_model: Any = get_peft_model(model, config)
+            result = peft_model.load_adapter(
                 str(folder), "default", is_trainable=trainable, torch_device=str(next(model.parameters()).device)
             )
     except KeyError as error:
         raise ModelError(f"{called}: does not fit {base}: the adapter lacks {error}") from None
     except Exception as error:
-        # whatever PEFT raises where an adapter is not this base's, the user is told in one line
-        raise ModelError(f"{called}: cannot be put on {base}: {_misfit(error)}") from None
+        # PEFT raises many kinds of error for an adapter of another base: report it in one line
+        raise ModelError(f"{called}: cannot be put on {base}: {_format_misfit(error)}") from None
     missing = [name.replace(".default", "") for name in result.missing_keys]
     unexpected = [name.replace(".default", "") for name in result.unexpected_keys]
     if missing or unexpected:
-        faults = []
+        problems = []
         if missing:
-            faults.append(f"the adapter lacks {count_of(missing)} that its settings ask for: {names_of(missing)}")
+            problems.append(f"the adapter lacks {count_of(missing)} that its settings ask for: {names_of(missing)}")
         if unexpected:
-            faults.append(
+            problems.append(
                 f"the adapter holds {count_of(unexpected)} that the base has no place for: {names_of(unexpected)}"
             )
-        raise ModelError(f"{called}: does not fit {base}: {'; '.join(faults)}")
-    if idle := _idle(weights):
+        raise ModelError(f"{called}: does not fit {base}: {'; '.join(problems)}")
+    if idle := _idle_warning(weights):
         notes.append(idle)
-    return made, notes
+    return peft_model, notes
 
 
 @contextmanager
-def hushed() -> Iterator[list[warnings.WarningMessage]]:
-    """What PEFT warns of goes to a list; it reads some names by their old form."""
-    with quiet(), warnings.catch_warnings(record=True) as heard:
+def capture_warnings() -> Iterator[list[warnings.WarningMessage]]:
+    """Collect PEFT's warnings in a list instead of printing them."""
+    with quiet(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        yield heard
+        yield caught
 
 
 def _check_numbers(called: str, weights: Mapping[str, Any]) -> None:
@@ -177,8 +176,8 @@ def _check_numbers(called: str, weights: Mapping[str, Any]) -> None:
         )
 
 
-def _idle(weights: Mapping[str, Any]) -> str | None:
-    """What is said of a LoRA that changes nothing: every one of its second matrices is zero."""
+def _idle_warning(weights: Mapping[str, Any]) -> str | None:
+    """A warning about a LoRA that changes nothing, as all its second matrices are zero; None otherwise."""
     second = [values for name, values in weights.items() if re.search(r"lora_(B|embedding_B)(\.|$)", name)]
     only_lora = all("lora_" in name for name in weights)
     if second and only_lora and not any(bool(values.any()) for values in second):
@@ -187,9 +186,9 @@ def _idle(weights: Mapping[str, Any]) -> str | None:
 
 
 def _resize(called: str, base: str, model: PreTrainedModel, weights: Mapping[str, Any]) -> list[str]:
-    """Give the base as many embeddings as an adapter brings along, where it was trained with tokens added.
+    """Resize the base's embeddings for an adapter that was trained with added tokens; return notes.
 
-    Raises ModelError where it brings only one of two tables that are not tied.
+    Raises ModelError where the adapter holds only one of two embedding tables that are not tied.
     """
     rows = {
         name: int(values.shape[0]) for name, values in weights.items() if _RESIZED.search(name) and values.ndim == 2
@@ -197,24 +196,24 @@ def _resize(called: str, base: str, model: PreTrainedModel, weights: Mapping[str
     inputs: Any = model.get_input_embeddings()
     table: torch.Tensor = inputs.weight
     before = int(table.shape[0])
-    other = {name: n for name, n in rows.items() if n != before}
-    if not other:
+    resized = {name: n for name, n in rows.items() if n != before}
+    if not resized:
         return []
-    size = max(other.values())
+    size = max(resized.values())
     head: Any = model.get_output_embeddings()
     tied = head is not None and head.weight is table
-    kinds = {"head" if re.search(r"(lm_head|embed_out)\.", name) else "embeddings" for name in other}
-    if set(other.values()) != {size} or (not tied and kinds != {"head", "embeddings"}):
+    kinds = {"head" if re.search(r"(lm_head|embed_out)\.", name) else "embeddings" for name in resized}
+    if set(resized.values()) != {size} or (not tied and kinds != {"head", "embeddings"}):
         raise ModelError(
             f"{called}: does not fit {base}: it was trained with {size:,} tokens, the base has "
-            f"{before:,}, and it holds {names_of(other)} only: save it with save_embedding_layers=True"
+            f"{before:,}, and it holds {names_of(resized)} only: save it with save_embedding_layers=True"
         )
     model.resize_token_embeddings(size, mean_resizing=False)
     return [f"the adapter brings embeddings of {size:,} tokens; the base has {before:,}"]
 
 
-def _misfit(error: Exception) -> str:
-    """What PEFT says of an adapter that cannot be put on a base; torch's lines about shapes become one."""
+def _format_misfit(error: Exception) -> str:
+    """PEFT's error about an adapter that does not fit its base; torch's lines about shapes become one."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     sizes = [line for line in lines if line.startswith("size mismatch")]
     if not sizes:

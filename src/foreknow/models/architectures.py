@@ -1,7 +1,7 @@
-"""Which of transformers' classes a config.json asks for, and whether it answers: a causal LM, or the text part of one.
+"""Checks that a config.json describes a causal LM, or a model whose text part is one.
 
-`AutoModelForCausalLM` takes more than causal LMs: an encoder sees what it is asked to foretell, and a classifier's
-weights fill a causal LM whose head is tied. So the config's own words are held against what can answer first.
+`AutoModelForCausalLM` also loads other models: an encoder, which sees the tokens it should predict, or a classifier's
+weights, into a causal LM with a tied head. So the config's classes are checked first.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ _RENAMES: Final = {
     r"^thinker\.model\.": "model.",
     r"^thinker\.lm_head\.": "lm_head.",
 }
-"""Where composite checkpoints keep their language model, over the years."""
+"""Prefixes under which composite checkpoints have stored their language model."""
 
 
 def check_architecture(called: str, config: Mapping[str, Any], trust_remote_code: bool = False) -> None:
-    """Raise ModelError, saying what it is and what to do, for a config.json (`config`) that is no causal LM's.
+    """Raise ModelError, saying what the model is and what to do, for a config.json (`config`) of no causal LM.
 
-    A config with code of its own is left to that code, where it is trusted.
+    A config with custom code is not checked if that code is trusted.
     """
     from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import (
@@ -104,11 +104,11 @@ def check_architecture(called: str, config: Mapping[str, Any], trust_remote_code
         raise ModelError(f"{called}: {words} (model_type {kind}) is no causal LM that transformers {version()} knows")
 
 
-def text_part(called: str, config: Any, told: Mapping[str, Any]) -> TextPart | None:
-    """The text model inside a checkpoint for images or sound too, None for a config that is a text model's.
+def text_part(called: str, config: Any, config_json: Mapping[str, Any]) -> TextPart | None:
+    """The text model inside a checkpoint that also takes images or sound; None for a text model's config.
 
-    `config`: transformers' config object of config.json's keys (`told`). Raises ModelError where transformers has no
-    class for the text alone.
+    `config`: transformers' config object of config.json's keys (`config_json`). Raises ModelError where transformers
+    has no class for the text alone.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -117,19 +117,21 @@ def text_part(called: str, config: Any, told: Mapping[str, Any]) -> TextPart | N
     own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if inner is None or inner is config or own_code:
         return None
-    own = str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, ""))
-    known = type(inner) in MODEL_FOR_CAUSAL_LM_MAPPING
-    if own and not own.endswith("ForConditionalGeneration") and not known:
+    class_name = str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, ""))
+    has_text_class = type(inner) in MODEL_FOR_CAUSAL_LM_MAPPING
+    if class_name and not class_name.endswith("ForConditionalGeneration") and not has_text_class:
         return None  # its causal LM is of the whole config
-    if not known:
+    if not has_text_class:
         raise ModelError(
             f"{called}: {config.model_type} takes images or sound too, and transformers {version()} has no class for "
             f"its text model ({inner.model_type}) alone; name a text-only checkpoint of the family"
         )
     if getattr(config, "quantization_config", None) is not None:
         inner.quantization_config = config.quantization_config
-    if isinstance(told.get("tie_word_embeddings"), bool):  # said outside, and meant of the text model
-        inner.tie_word_embeddings = told["tie_word_embeddings"]
+    if isinstance(
+        config_json.get("tie_word_embeddings"), bool
+    ):  # set on the outer config, but meant for the text model
+        inner.tie_word_embeddings = config_json["tie_word_embeddings"]
     inner.architectures = None
     return TextPart(
         inner, dict(_RENAMES), f"the text model of a {config.model_type} checkpoint; images and sound are left out"
@@ -149,18 +151,18 @@ def _inner_kind(config: Mapping[str, Any]) -> str | None:
 
 
 def _unknown(kind: str, config: Mapping[str, Any]) -> str:
-    """What is said of a model_type that the installed transformers does not know."""
-    written = str(config.get("transformers_version") or "")
+    """The message for a model_type that the installed transformers does not know."""
+    saved_version = str(config.get("transformers_version") or "")
     installed = version()
-    if written and _numbers(written) > _numbers(installed):
+    if saved_version and _numbers(saved_version) > _numbers(installed):
         return (
-            f"model_type {kind!r} is not known to transformers {installed}; it was saved by {written}: "
-            f"pip install -U 'transformers>={_release(written)}'"
+            f"model_type {kind!r} is not known to transformers {installed}; it was saved by {saved_version}: "
+            f"pip install -U 'transformers>={_release(saved_version)}'"
         )
-    told = f" (it was saved by {written})" if written else ""
+    saved_by = f" (it was saved by {saved_version})" if saved_version else ""
     return (
-        f"model_type {kind!r} is not known to transformers {installed}{told}: pip install -U transformers, or name a "
-        "checkpoint in transformers' own format"
+        f"model_type {kind!r} is not known to transformers {installed}{saved_by}: pip install -U transformers, or name "
+        "a checkpoint in transformers' own format"
     )
 
 
@@ -169,6 +171,6 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _release(text: str) -> str:
-    """A version without what marks it as unreleased: 5.30.0.dev0 -> 5.30.0."""
-    found = re.match(r"\d+(\.\d+)*", text)
-    return found.group(0) if found else text
+    """A version without its pre-release suffix: 5.30.0.dev0 -> 5.30.0."""
+    match = re.match(r"\d+(\.\d+)*", text)
+    return match.group(0) if match else text

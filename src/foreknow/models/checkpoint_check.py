@@ -1,8 +1,8 @@
-"""A loaded model held against its checkpoint: no tensor missing, left over, of another shape, or without a number.
+"""Checks a loaded model against its checkpoint: no tensor is missing, unused, of another shape, or not finite.
 
-transformers fills what a checkpoint lacks with random numbers and leaves out what the architecture does not know; a
-model so loaded answers as if it knew nothing. Every loader of foreknow ends here. What may be left out without a
-change to the language model (old buffers, value heads, vision towers, layers for multi-token prediction) is left out,
+transformers fills tensors that a checkpoint lacks with random numbers and skips those the architecture does not know;
+a model loaded that way answers as if it knew nothing. Every loader of foreknow calls this check. Tensors that do not
+change the language model (old buffers, value heads, vision towers, layers for multi-token prediction) may be skipped,
 and a note says so.
 """
 
@@ -28,7 +28,7 @@ WRAPPERS: Final = {
     "_fsdp_wrapped_module.": "saved from an FSDP wrapper; save its gathered state dict",
     "_forward_module.": "saved from a Lightning wrapper; save the model inside it",
 }
-"""Prefixes that wrappers put before every name, and what to do."""
+"""Prefixes that wrappers add to every tensor name, and what to do about each."""
 
 _OLD_BUFFERS: Final = re.compile(
     r"(rotary_emb\.inv_freq|attn\.masked_bias|attention\.masked_bias|(^|\.)position_ids|attn\.bias|attention\.bias)$"
@@ -45,7 +45,7 @@ _EXPERT: Final = re.compile(r"^(.*\bexperts)\.(\d+)\.(.+)$")
 
 
 class LoadedTensors(NamedTuple):
-    """What transformers tells of a load (`output_loading_info`), in the model's own names.
+    """transformers' report on a load (`output_loading_info`), in the model's own tensor names.
 
     `mismatched`: name, shape in the checkpoint, shape in the model.
     """
@@ -69,10 +69,10 @@ class LoadedTensors(NamedTuple):
 def check_loaded(
     called: str, model: PreTrainedModel, info: LoadedTensors, files: WeightFiles, *, text_only: bool = False
 ) -> list[str]:
-    """Raise ModelError, naming tensors, where `model` is not wholly what its checkpoint holds; notes otherwise.
+    """Raise ModelError, naming tensors, where `model` differs from its checkpoint; return notes otherwise.
 
-    `called`: what the message begins with, such as "--model NAME". `text_only`: the model is the text part of a larger
-    checkpoint, whose other parts are rightly left over.
+    `called`: the beginning of messages, such as "--model NAME". `text_only`: the model is the text part of a larger
+    checkpoint, whose other tensors may be unused.
     """
     config: Any = model.config.get_text_config()
     if info.errors:
@@ -82,36 +82,41 @@ def check_loaded(
     unexpected: list[str] = []
     notes: dict[str, list[str]] = {}
     for name in info.unexpected:
-        why = _harmless(name, files, config, text_only)
-        if why is None:
+        reason = _skip_reason(name, files, config, text_only)
+        if reason is None:
             unexpected.append(name)
         else:
-            notes.setdefault(why, []).append(name)
-    faults = []
-    if whole := _whole_numbers(model, files):
-        faults.append(
-            f"the checkpoint stores {count_of(whole)} as whole numbers and names no way to read them: {names_of(whole)}"
+            notes.setdefault(reason, []).append(name)
+    problems = []
+    if integers := _integer_weights(model, files):
+        problems.append(
+            f"the checkpoint stores {count_of(integers)} as whole numbers and names no way to read them: "
+            f"{names_of(integers)}"
         )
     if missing:
-        faults.append(f"the checkpoint lacks {count_of(missing)} of the model: {names_of(missing)}")
+        problems.append(f"the checkpoint lacks {count_of(missing)} of the model: {names_of(missing)}")
     if unexpected:
-        faults.append(f"the checkpoint holds {count_of(unexpected)} that the model lacks: {names_of(unexpected)}")
+        problems.append(f"the checkpoint holds {count_of(unexpected)} that the model lacks: {names_of(unexpected)}")
     if mismatched:
-        shown = [f"{name} {_shape(was)}, expected {_shape(now)}" for name, was, now in mismatched[:SHOWN]]
+        shown = [
+            f"{name} {_shape(stored_shape)}, expected {_shape(model_shape)}"
+            for name, stored_shape, model_shape in mismatched[:SHOWN]
+        ]
         rest = f" and {len(mismatched) - SHOWN:,} more" if len(mismatched) > SHOWN else ""
-        faults.append(f"the checkpoint holds {count_of(mismatched)} of another shape: {'; '.join(shown)}{rest}")
-    if faults:
+        problems.append(f"the checkpoint holds {count_of(mismatched)} of another shape: {'; '.join(shown)}{rest}")
+    if problems:
         if any(file.suffix == ".gguf" for file in files.files):
-            raise ModelError(f"{called}: {'; '.join(faults)}; the file is not whole, or of a layout that is not read")
-        raise ModelError(f"{called}: {'; '.join(faults)}.\n{_advice(missing, unexpected, mismatched, model)}")
+            raise ModelError(f"{called}: {'; '.join(problems)}; the file is not whole, or of a layout that is not read")
+        raise ModelError(f"{called}: {'; '.join(problems)}.\n{_advice(missing, unexpected, mismatched, model)}")
     if gaps := _expert_gaps(files):
         raise ModelError(f"{called}: the checkpoint lacks experts of the model: {names_of(gaps)}")
-    return [f"left out {count_of(names)}: {why} ({names_of(names, 1)})" for why, names in notes.items()]
+    return [f"left out {count_of(names)}: {reason} ({names_of(names, 1)})" for reason, names in notes.items()]
 
 
 def untie(model: PreTrainedModel) -> str | None:
-    """Where the config ties input and output embeddings but the checkpoint holds two that differ: both are kept,
-    the config is set right, so that copies and saves keep both too, and a note says it."""
+    """Untie embeddings that the config ties although the checkpoint holds two different ones; return a note, or None.
+
+    The config is corrected, so that copies and saved models keep both too."""
     config: Any = model.config.get_text_config()
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     tied = getattr(model.config, "tie_word_embeddings", False) or getattr(config, "tie_word_embeddings", False)
@@ -127,9 +132,9 @@ def untie(model: PreTrainedModel) -> str | None:
 
 
 def check_finite(called: str, model: nn.Module, dtype: str, files: WeightFiles) -> None:
-    """Raise ModelError, naming tensors, where weights are NaN or infinite; also what lies in main memory or on disk.
+    """Raise ModelError, naming tensors, where weights are NaN or infinite, including offloaded weights.
 
-    One pass over the weights. Where a number only became infinite as it was cast to `dtype`, the message says so.
+    Makes one pass over the weights. If the cast to `dtype` made a number infinite, the message says so.
     """
     bad, total = [], 0
     for name, values in _weights(model):
@@ -141,7 +146,7 @@ def check_finite(called: str, model: nn.Module, dtype: str, files: WeightFiles) 
     cast = [
         name
         for name in bad
-        if (one := files.tensors.get(name)) and _wider(one.dtype, dtype) and _finite_in_file(name, one)
+        if (stored := files.tensors.get(name)) and _wider(stored.dtype, dtype) and _finite_in_file(name, stored)
     ]
     if len(cast) == len(bad):
         wide = files.tensors[cast[0]].dtype
@@ -157,8 +162,8 @@ def check_finite(called: str, model: nn.Module, dtype: str, files: WeightFiles) 
 
 
 def check_causal(called: str, model: PreTrainedModel) -> None:
-    """Raise ModelError where a token changes what the model says before it: an encoder, whatever it is loaded as, would
-    be shown the answers it is asked for. One pass over a few short rows that begin alike."""
+    """Raise ModelError where a token changes the logits before it: an encoder loaded as a causal LM would see the
+    answers it should predict. Makes one pass over a few short rows with the same beginning."""
     import torch
 
     embeddings: Any = model.get_input_embeddings()
@@ -167,15 +172,15 @@ def check_causal(called: str, model: PreTrainedModel) -> None:
     device = getattr(hook, "execution_device", None) or embeddings.weight.device
     begins = [size // 7, size // 5, size // 3]
     ids = torch.tensor([[*begins, *(size * (2 * row + n) // 11 for n in range(4))] for row in range(4)], device=device)
-    asked: Any = model.eval()
+    forward: Any = model.eval()
     try:
         with torch.no_grad():
-            logits = asked(input_ids=ids).logits[:, : len(begins)].float()
+            logits = forward(input_ids=ids).logits[:, : len(begins)].float()
     except Exception as error:
-        # a model's own code, or an operator that is not there, can raise anything
+        # a model's own code, or a missing operator, can raise anything
         raise ModelError(f"{called}: cannot compute: {first_line(error)}") from None
-    off = (logits - logits[:1]).abs().mean(-1).max() / logits.std().clamp(min=1e-6)
-    if bool(off > (1e-3 if embeddings.weight.dtype == torch.float32 else 0.05)):
+    difference = (logits - logits[:1]).abs().mean(-1).max() / logits.std().clamp(min=1e-6)
+    if bool(difference > (1e-3 if embeddings.weight.dtype == torch.float32 else 0.05)):
         raise ModelError(
             f"{called}: {type(model).__name__} sees the tokens behind the one it foretells (an encoder, or a prefix "
             "model): it would be shown the answers; name a causal LM"
@@ -183,7 +188,7 @@ def check_causal(called: str, model: PreTrainedModel) -> None:
 
 
 def is_finite(values: torch.Tensor) -> bool:
-    """Whether a tensor holds numbers only; one that is no floating-point tensor does."""
+    """Whether all numbers of a tensor are finite; True for a tensor that is not floating-point."""
     import torch
 
     if not values.is_floating_point() or values.numel() == 0:
@@ -200,8 +205,8 @@ def is_finite(values: torch.Tensor) -> bool:
 
 
 def check_vocabulary(called: str, tokenizer: Any, rows: int) -> str | None:
-    """Raise ModelError for a tokenizer whose tokens the embeddings (`rows` of them) do not reach; a note where some
-    special tokens that no text is made of lie beyond them, or where it has far fewer tokens than the model."""
+    """Raise ModelError for a tokenizer with tokens beyond the embeddings (`rows` of them). Return a note where only
+    special tokens that no text contains lie beyond them, or where it has far fewer tokens than the model."""
     vocabulary: Mapping[str, int] = tokenizer.get_vocab()
     beyond = {text: number for text, number in vocabulary.items() if number >= rows}
     largest = max(vocabulary.values(), default=-1) + 1
@@ -229,7 +234,7 @@ def check_vocabulary(called: str, tokenizer: Any, rows: int) -> str | None:
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every parameter and saved buffer, once; those that accelerate keeps elsewhere as they will be used."""
+    """Yield every parameter and saved buffer once; fetch those that accelerate offloads."""
     saved = set(model.state_dict().keys()) if not _is_spread(model) else None
     seen: set[int] = set()
     for name, module in model.named_modules():
@@ -268,27 +273,27 @@ def _finite_in_file(name: str, tensor: Tensor) -> bool:
 
 
 def _never_loaded(model: PreTrainedModel, files: WeightFiles) -> list[str]:
-    """Parameters whose name stands in no file, whatever the loader says of them.
+    """Parameters whose names are in no weight file, even if the loader does not report them as missing.
 
-    Only where the architecture loads tensors under their own names: one that converts them tells itself what it lacks.
+    Only for architectures that load tensors under their own names; one that converts names reports missing tensors.
     """
     if not files.tensors or getattr(model, "_weight_conversions", None) or getattr(model, "hf_quantizer", None):
         return []
     prefix = f"{model.base_model_prefix}."
-    held = set(files.tensors)
+    stored = set(files.tensors)
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
     tied |= set((getattr(model, "all_tied_weights_keys", None) or {}).values())
     optional = [re.compile(p) for p in (getattr(model, "_keys_to_ignore_on_load_missing", None) or ())]
-    lost = []
+    missing = []
     for name, _ in model.named_parameters():
         bare = name.removeprefix(prefix)
-        if held & {name, bare, f"{prefix}{name}"} or name in tied:
+        if stored & {name, bare, f"{prefix}{name}"} or name in tied:
             continue
         if _builtin(model) and any(pattern.search(name) for pattern in optional):
             continue
-        lost.append(name)
-    # a checkpoint under other names altogether is renamed by the loader, which knows better
-    return lost if len(lost) < len(list(model.named_parameters())) else []
+        missing.append(name)
+    # the loader renamed all tensors of this checkpoint, so its own report counts
+    return missing if len(missing) < len(list(model.named_parameters())) else []
 
 
 def _builtin(model: PreTrainedModel) -> bool:
@@ -300,7 +305,7 @@ def _is_tied_class(model: PreTrainedModel) -> bool:
 
 
 def _offloaded_shapes(model: PreTrainedModel, files: WeightFiles) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    """Weights that are read from their file at every use, and whose shape the loader therefore did not compare."""
+    """Offloaded weights of another shape than in their file, which the loader did not compare."""
     return [
         (name, files.tensors[name].shape, tuple(values.shape))
         for name, values in model.named_parameters()
@@ -308,12 +313,12 @@ def _offloaded_shapes(model: PreTrainedModel, files: WeightFiles) -> list[tuple[
     ]
 
 
-def _harmless(name: str, files: WeightFiles, config: Any, text_only: bool) -> str | None:
-    """Why a tensor may be left out of the model; None where it may not."""
-    held = files.tensors.get(name) or files.tensors.get(name.partition(".")[2])
+def _skip_reason(name: str, files: WeightFiles, config: Any, text_only: bool) -> str | None:
+    """Why a tensor of the checkpoint may be skipped; None if it may not."""
+    stored = files.tensors.get(name) or files.tensors.get(name.partition(".")[2])
     if _OLD_BUFFERS.search(name):
         is_bias = name.endswith((".attn.bias", ".attention.bias"))
-        if not is_bias or (held is not None and len(held.shape) == 4):
+        if not is_bias or (stored is not None and len(stored.shape) == 4):
             return "buffers that older versions saved and newer ones compute"
         return None
     if _VALUE_HEAD.search(name):
@@ -328,42 +333,42 @@ def _harmless(name: str, files: WeightFiles, config: Any, text_only: bool) -> st
 
 
 def _beyond_the_last_layer(name: str, config: Any) -> bool:
-    """Whether a tensor belongs to one of the prediction layers that some configs count behind the last layer."""
+    """Whether a tensor belongs to a prediction layer that some configs number after the last layer."""
     extra = getattr(config, "num_nextn_predict_layers", None) or getattr(config, "num_mtp_layers", None)
     layers = getattr(config, "num_hidden_layers", None)
-    found = re.search(r"(^|\.)layers\.(\d+)\.", name)
-    if not isinstance(extra, int) or not isinstance(layers, int) or found is None:
+    match = re.search(r"(^|\.)layers\.(\d+)\.", name)
+    if not isinstance(extra, int) or not isinstance(layers, int) or match is None:
         return False
-    return layers <= int(found.group(2)) < layers + extra
+    return layers <= int(match.group(2)) < layers + extra
 
 
-def _whole_numbers(model: PreTrainedModel, files: WeightFiles) -> list[str]:
-    """Weights stored as integers where the model has real numbers: cast as they are they mean nothing."""
+def _integer_weights(model: PreTrainedModel, files: WeightFiles) -> list[str]:
+    """Weights stored as integers where the model has floats: without a scale their values mean nothing."""
     if getattr(model, "hf_quantizer", None) is not None:
         return []
-    own = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
     return [
         name
-        for name, held in files.tensors.items()
-        if held.dtype in _INTEGERS and (values := own.get(name)) is not None and values.is_floating_point()
+        for name, stored in files.tensors.items()
+        if stored.dtype in _INTEGERS and (values := parameters.get(name)) is not None and values.is_floating_point()
     ]
 
 
 def _expert_gaps(files: WeightFiles) -> list[str]:
-    """Experts that a checkpoint's numbering leaves out: those behind them would move up into their places."""
+    """Experts that the checkpoint's numbering skips: the loader would move later experts into their places."""
     numbers: dict[tuple[str, str], set[int]] = {}
     for name in files.tensors:
-        if found := _EXPERT.match(name):
-            numbers.setdefault((found.group(1), found.group(3)), set()).add(int(found.group(2)))
+        if match := _EXPERT.match(name):
+            numbers.setdefault((match.group(1), match.group(3)), set()).add(int(match.group(2)))
     return [
-        f"{before}.{lost}.{behind}"
-        for (before, behind), some in numbers.items()
-        for lost in sorted(set(range(max(some) + 1)) - some)
+        f"{prefix}.{number}.{suffix}"
+        for (prefix, suffix), present in numbers.items()
+        for number in sorted(set(range(max(present) + 1)) - present)
     ]
 
 
 def _advice(missing: Sequence[str], unexpected: Sequence[str], mismatched: Sequence[Any], model: Any) -> str:
-    """What most likely happened, and what to do."""
+    """The most likely cause, and what to do."""
     for prefix, what in WRAPPERS.items():
         if unexpected and all(name.startswith(prefix) for name in unexpected):
             return f"The names begin with {prefix!r}: {what}"

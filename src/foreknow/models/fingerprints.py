@@ -11,7 +11,7 @@ from foreknow.models.packaged import cached_sha256
 def fingerprint(folder: Path) -> str:
     """A hash of a model folder's weights, configuration, tokenizer and code: of content, never of the folder's name.
 
-    Kept beside large weight files by size and time of change, so that a folder is read once.
+    Hashes of large files are cached by size and time of change, so that a folder is read once.
     """
     kinds = (".safetensors", ".json", ".model", ".bin", ".jinja", ".txt", ".tiktoken", ".py")
     ignored = {"foreknow.json", "lab.json", "trainer_state.json"}

@@ -1,18 +1,17 @@
-"""Whether a model speaks at all: plain sentences must be likelier than the same tokens in another order.
+"""Checks that a model can produce language: plain sentences must be likelier than their tokens in shuffled order.
 
-Random weights, a tokenizer that is not the model's, or settings other than those of its training leave a model that
-answers nothing, and an audit of it would say "100 % Unknown" with all confidence. So the sentences of
-`plain_sentences.py` are scored, each once as it stands and once with its tokens shuffled by a fixed seed. What a
-sentence gains is the mean log-probability a token as it stands, less that of the shuffled one: paired, so that rare
-words count on both sides. It is held against how surprising the shuffled one is: a tokenizer of single characters
-has less to gain at each of them than one of whole words.
+A model with random weights, another model's tokenizer, or settings that differ from its training answers nothing, and
+an audit of it would confidently report "100 % Unknown". So each sentence of `plain_sentences.py` is scored once as it
+is and once with its tokens shuffled by a fixed seed. A sentence's gain is its mean log-probability per token minus
+that of the shuffled one; the pairing makes rare words count on both sides. The gain is divided by the surprise of the
+shuffled sentence, as a tokenizer of single characters has less to gain per token than one of whole words.
 
-The rule: a language counts for the smaller of its two sentences' gains, as a share of the shuffled one's surprise;
-the model counts for its best language; below `LEAST` a warning is due. docs/model-checks.md has the figures it is
-set from (benchmarks/fluency.py).
+The rule: a language's score is the smaller gain of its two sentences, as a share of the shuffled one's surprise; the
+model's score is that of its best language; a score below `LEAST` gives a warning. docs/model-checks.md has the
+measurements that set the threshold (benchmarks/fluency.py).
 
-A language counts only if the tokenizer covers it: no unknown token, and no more tokens than characters. A script
-that is spelled byte by byte has a rhythm of its own, which a model finds likely in context without knowing a word.
+A language counts only if the tokenizer covers it: no unknown token, and no more tokens than characters. A script that
+is spelled byte by byte has a regular pattern, which a model can find likely in context without knowing a word.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from foreknow.errors import ModelError
-from foreknow.models.loading import Loaded, in_a_line, input_device
+from foreknow.models.loading import Loaded, format_load_error, input_device
 from foreknow.models.packaged import quiet
 from foreknow.models.plain_sentences import SENTENCES
 from foreknow.prompts.special_tokens import SpecialTokens
@@ -33,8 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LEAST: Final = 0.2
-"""The share of its tokens' surprise that the right order takes away, at least, in the best language of a model that
-speaks."""
+"""The least share of its surprise that a fluent model's best language gains from the right order."""
 _ROWS: Final = 8
 """Sequences computed at once."""
 _AT_ONCE: Final = 64
@@ -42,7 +40,7 @@ _AT_ONCE: Final = 64
 
 
 class Gain(NamedTuple):
-    """What a sentence gains over its shuffled tokens: nats a token, and the share of the shuffled one's surprise."""
+    """A sentence's gain over its shuffled tokens: nats per token, and as a share of the shuffled one's surprise."""
 
     nats: float
     share: float
@@ -54,7 +52,7 @@ class Gain(NamedTuple):
 
     @property
     def summary(self) -> dict[str, float | None]:
-        """Both rounded, so that they are the same however they are computed; None where they are no numbers."""
+        """Both rounded, so that they do not depend on how they are computed; None where they are not finite."""
         nats, share = (self.nats, self.share) if self.is_finite else (None, None)
         return {
             "nats_per_token_gained": None if nats is None else round(nats, 2),
@@ -67,10 +65,10 @@ NO_GAIN: Final = Gain(math.nan, math.nan)
 
 @dataclass(frozen=True)
 class Fluency:
-    """What the sentences of each language gain over their shuffled tokens.
+    """The gain of each language's sentences over their shuffled tokens.
 
     `languages`: those that the tokenizer covers; `not_covered`: the others. `not_checked`: why nothing was measured,
-    where that is so. `warning`: what to tell the user, None where all is well.
+    else None. `warning`: a warning for the user, None if there is none.
     """
 
     languages: Mapping[str, Gain]
@@ -85,7 +83,7 @@ class Fluency:
 
     @property
     def warning(self) -> str | None:
-        """What may be wrong with a model that does not speak, in a few sentences."""
+        """A few sentences on what may be wrong with a model that is not fluent; None if it is."""
         if self.not_checked is not None or (self.best and self.best[1].share >= LEAST):
             return None
         unless = "Labels of such a model say nothing, unless it is one of another language or of no language at all"
@@ -109,7 +107,7 @@ class Fluency:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The contract of `model.fluency` in a summary."""
+        """The value of `model.fluency` in a run's summary."""
         if self.not_checked is not None:
             return {"not_checked": self.not_checked, "warning": None}
         return {
@@ -123,28 +121,28 @@ class Fluency:
 
 
 class Sentence(NamedTuple):
-    """A sentence as token ids, or one with its tokens shuffled: `ids` from `first` on are the sentence's."""
+    """A plain or shuffled sentence as token ids: `ids` from `first` on are the sentence's own."""
 
     ids: tuple[int, ...]
     first: int
 
 
 def check_fluency(loaded: Loaded, say: Callable[[str], None]) -> Fluency:
-    """Measure a model's fluency and say it where there is something to warn of; nothing of the model is changed.
+    """Measure a model's fluency and print a warning if there is one; the model is not changed.
 
     Raises ModelError where in every language the tokenizer gives ids that the model has no embedding of.
     """
-    found = fluency_of(loaded.model, loaded.tokenizer, loaded.name)
-    say_fluency(found, say)
-    return found
+    fluency = fluency_of(loaded.model, loaded.tokenizer, loaded.name)
+    print_fluency(fluency, say)
+    return fluency
 
 
-def say_fluency(found: Fluency, say: Callable[[str], None]) -> None:
-    """Say what there is to warn of, or why nothing was measured."""
-    if found.warning:
-        say(f"warning: {found.warning}")
-    if found.not_checked:
-        say(f"whether the model speaks is not checked: {found.not_checked}")
+def print_fluency(fluency: Fluency, say: Callable[[str], None]) -> None:
+    """Print the warning, or why nothing was measured."""
+    if fluency.warning:
+        say(f"warning: {fluency.warning}")
+    if fluency.not_checked:
+        say(f"whether the model speaks is not checked: {fluency.not_checked}")
 
 
 def fluency_of(
@@ -152,7 +150,7 @@ def fluency_of(
 ) -> Fluency:
     """The gains of `SENTENCES` in every language that the tokenizer covers, by a few small forward passes.
 
-    `seed`: of the shuffles; other seeds tell how much a gain depends on one.
+    `seed`: of the shuffles; other seeds show how much a gain depends on it.
 
     Raises ModelError where in every language the tokenizer gives ids that the model has no embedding of.
     """
@@ -161,31 +159,31 @@ def fluency_of(
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     room = positions if isinstance(positions, int) and positions > 0 else 2**31
     covered = covered_languages(tokenizer)
-    if covered and all(_highest(texts) >= size for texts in covered.values()):
+    if covered and all(_highest_id(texts) >= size for texts in covered.values()):
         raise ModelError(
-            f"--model {name}: its tokenizer gives token ids up to {max(map(_highest, covered.values())):,}, but it has "
-            f"embeddings of {size:,} tokens only: the tokenizer is another model's; put the model's own tokenizer "
+            f"--model {name}: its tokenizer gives token ids up to {max(map(_highest_id, covered.values())):,}, but it "
+            f"has embeddings of {size:,} tokens only: the tokenizer is another model's; put the model's own tokenizer "
             "files into its folder"
         )
-    inside = {language: texts for language, texts in covered.items() if _highest(texts) < size}
+    inside = {language: texts for language, texts in covered.items() if _highest_id(texts) < size}
     try:
-        return measured(tokenizer, inside, lambda sequences: mean_logprobs(model, sequences), room, seed)
+        return measure_fluency(tokenizer, inside, lambda sequences: mean_logprobs(model, sequences), room, seed)
     except Exception as error:
-        # whatever a model's code may raise: an audit goes on, and says itself what it cannot do
-        return Fluency({}, not_checked=in_a_line(error))
+        # a model's code can raise anything: an audit continues, and reports its own errors
+        return Fluency({}, not_checked=format_load_error(error))
 
 
-def measured(
+def measure_fluency(
     tokenizer: PreTrainedTokenizerBase,
     covered: Mapping[str, Sequence[Sequence[int]]],
     means: Callable[[Sequence[Sentence]], Sequence[float]],
     room: int = 2**31,
     seed: int = 0,
 ) -> Fluency:
-    """The gains in the `covered` languages (token ids by language, `covered_languages`), whatever scores them.
+    """The gains in the `covered` languages (token ids by language, `covered_languages`), scored by `means`.
 
-    `means`: the mean log-probability of each sentence's own tokens, in nats; it is asked once. `room`: tokens of a
-    sequence, at most.
+    `means`: returns the mean log-probability of each sentence's own tokens, in nats; called once. `room`: the most
+    tokens of a sequence.
     """
     with quiet():
         before, _ = SpecialTokens(tokenizer).around
@@ -193,9 +191,10 @@ def measured(
         language: [_pair(before, ids, f"{seed} {language} {n}", room) for n, ids in enumerate(texts)]
         for language, texts in covered.items()
     }
-    found = iter(means([one for texts in pairs.values() for pair in texts for one in pair]))
+    scores = iter(means([sentence for texts in pairs.values() for pair in texts for sentence in pair]))
     gains = {
-        language: min((_gain(next(found), next(found)) for _ in texts), key=_order) for language, texts in pairs.items()
+        language: min((_gain(next(scores), next(scores)) for _ in texts), key=_gain_key)
+        for language, texts in pairs.items()
     }
     return Fluency(gains, tuple(language for language in SENTENCES if language not in gains))
 
@@ -206,45 +205,45 @@ def covered_languages(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[list
         return {language: ids for language, texts in SENTENCES.items() if (ids := _covered(tokenizer, texts))}
 
 
-def _highest(texts: Sequence[Sequence[int]]) -> int:
+def _highest_id(texts: Sequence[Sequence[int]]) -> int:
     return max(map(max, texts))
 
 
 def _gain(plain: float, shuffled: float) -> Gain:
-    """The gain of a sentence, from the mean log-probabilities of its tokens in their order and in another."""
+    """The gain of a sentence, from the mean log-probabilities of its plain and shuffled tokens."""
     nats = plain - shuffled
     return Gain(nats, nats / -shuffled if shuffled else math.nan)
 
 
-def _order(gain: Gain) -> float:
-    """What gains are compared by: one that is no number is the smallest."""
+def _gain_key(gain: Gain) -> float:
+    """The sort key of gains: a gain that is not finite is the smallest."""
     return gain.share if gain.is_finite else -math.inf
 
 
 def _covered(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]] | None:
     """The ids of each text; None where the tokenizer does not cover them."""
-    found = [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+    token_ids = [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
     unknown = tokenizer.unk_token_id
-    for text, ids in zip(texts, found, strict=True):
+    for text, ids in zip(texts, token_ids, strict=True):
         if not 1 < len(ids) <= len(text) or (unknown is not None and unknown in ids):
             return None
-    return found
+    return token_ids
 
 
 def _pair(before: Sequence[int], ids: Sequence[int], seed: str, room: int) -> tuple[Sentence, Sentence]:
-    """A sentence and its tokens shuffled, behind what the tokenizer puts before a text; cut to `room` tokens."""
+    """A plain and a shuffled sentence, each after the tokens that begin a text, cut to `room` tokens."""
     ids = list(ids)[: max(room - len(before), 0)]
     shuffled = list(ids)
     random.Random(seed).shuffle(shuffled)
-    plain, other = (Sentence((*before, *some), len(before)) for some in (ids, shuffled))
-    return plain, other
+    plain, shuffled_sentence = (Sentence((*before, *sentence_ids), len(before)) for sentence_ids in (ids, shuffled))
+    return plain, shuffled_sentence
 
 
 def mean_logprobs(model: PreTrainedModel, sequences: Sequence[Sentence]) -> list[float]:
-    """The mean log-probability, in nats, of each sequence's own tokens; a text's very first token is not scored."""
+    """The mean log-probability, in nats, of each sequence's own tokens; the first token of a text is not scored."""
     import torch
 
-    found = [math.nan] * len(sequences)
+    means = [math.nan] * len(sequences)
     order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i].ids), i))
     device = input_device(model)
     with torch.inference_mode():
@@ -253,16 +252,16 @@ def mean_logprobs(model: PreTrainedModel, sequences: Sequence[Sentence]) -> list
             table = torch.zeros(len(part), len(sequences[part[-1]].ids), dtype=torch.long)
             for row, i in zip(table, part, strict=True):
                 row[: len(sequences[i].ids)] = torch.tensor(sequences[i].ids)
-            # padded at the end: what stands behind a token never reaches it
+            # right padding: in a causal model it never changes the tokens before it
             logits = model(input_ids=table.to(device), use_cache=False).logits
             for row, i in enumerate(part):
                 ids, first = sequences[i].ids, max(sequences[i].first, 1)
                 targets = table[row, first : len(ids)].to(logits.device)
                 states = logits[row, first - 1 : len(ids) - 1]
                 scored = [
-                    some.float().log_softmax(-1).gather(1, wanted[:, None])[:, 0]
-                    for some, wanted in zip(states.split(_AT_ONCE), targets.split(_AT_ONCE), strict=True)
+                    chunk.float().log_softmax(-1).gather(1, chunk_targets[:, None])[:, 0]
+                    for chunk, chunk_targets in zip(states.split(_AT_ONCE), targets.split(_AT_ONCE), strict=True)
                 ]
                 if scored:
-                    found[i] = float(torch.cat(scored).double().mean())
-    return found
+                    means[i] = float(torch.cat(scored).double().mean())
+    return means

@@ -1,4 +1,4 @@
-"""GGUF files before they are converted: whole, a language model, and of an architecture that transformers knows."""
+"""Checks GGUF files before conversion: complete, a language model, of an architecture that transformers knows."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from foreknow.models.weight_files import names_of
 
 _PARTS: Final = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 ROPE_FACTORS: Final = "rope_freqs.weight"
-"""By what each frequency of the rotary positions is divided, where a model stretches them."""
+"""The tensor of divisors for the frequencies of rotary positions, in models that scale them."""
 
 
 class GgufTensor(NamedTuple):
     """A tensor of a GGUF file: its block type by name (Q4_K, F16, ...) and its shape, slowest dimension first.
 
-    `values`: of the factors for rotary positions only.
+    `values`: only read for `ROPE_FACTORS`.
     """
 
     name: str
@@ -32,7 +32,7 @@ class GgufTensor(NamedTuple):
 
 
 class GgufFile(NamedTuple):
-    """What a GGUF file says of itself. `metadata`: scalar values by key."""
+    """A GGUF file's header. `metadata`: scalar values by key."""
 
     architecture: str
     metadata: Mapping[str, Any]
@@ -40,7 +40,7 @@ class GgufFile(NamedTuple):
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """The header of a GGUF file. Raises ModelError where it is no whole one."""
+    """Read the header of a GGUF file. Raises ModelError where the file is incomplete or not GGUF."""
     with path.open("rb") as opened:
         start = opened.read(64)
     called = f"--model {path.name}"
@@ -55,12 +55,12 @@ def read_gguf(path: Path) -> GgufFile:
         metadata = {name: _scalar(field) for name, field in reader.fields.items()}
         tensors = [
             GgufTensor(
-                one.name,
-                one.tensor_type.name,
-                tuple(int(n) for n in reversed(one.shape.tolist())),
-                tuple(float(x) for x in one.data) if one.name == ROPE_FACTORS else (),
+                tensor.name,
+                tensor.tensor_type.name,
+                tuple(int(n) for n in reversed(tensor.shape.tolist())),
+                tuple(float(x) for x in tensor.data) if tensor.name == ROPE_FACTORS else (),
             )
-            for one in reader.tensors
+            for tensor in reader.tensors
         ]
     except Exception as error:
         # a file cut short, or of another version, can raise anything in the reader
@@ -109,70 +109,72 @@ def check_gguf(path: Path, gguf: GgufFile) -> None:
         )
 
 
-def check_places(called: str, gguf: GgufFile, model: Any) -> None:
-    """Raise ModelError where the model that was made of a file has not as many numbers as the file: what the loader
-    knows no place for it leaves out without a word."""
+def check_tensor_count(called: str, gguf: GgufFile, model: Any) -> None:
+    """Raise ModelError where a converted model has fewer numbers than its file: the loader silently skips tensors that
+    it does not know."""
     layers = int(getattr(model.config.get_text_config(), "num_hidden_layers", 0) or 0)
-    read = [one for one in gguf.tensors if one.name != ROPE_FACTORS and not _is_prediction(one.name, layers)]
-    inside = sum(prod(one.shape) for one in read)
-    held = {id(values): values.numel() for values in model.parameters()}
+    read = [
+        tensor for tensor in gguf.tensors if tensor.name != ROPE_FACTORS and not _is_prediction(tensor.name, layers)
+    ]
+    file_count = sum(prod(tensor.shape) for tensor in read)
+    parameters = {id(values): values.numel() for values in model.parameters()}
     buffers = {id(values): values.numel() for values in model.buffers()}
-    count = sum(held.values())
-    if count <= inside <= count + sum(buffers.values()):
+    count = sum(parameters.values())
+    if count <= file_count <= count + sum(buffers.values()):
         return
-    kinds = sorted({re.sub(r"^blk\.\d+\.", "blk.N.", one.name) for one in read})
-    odd = [kind for kind in kinds if "rope" in kind or "bias" in kind or "exps" in kind] or kinds
+    kinds = sorted({re.sub(r"^blk\.\d+\.", "blk.N.", tensor.name) for tensor in read})
+    suspects = [kind for kind in kinds if "rope" in kind or "bias" in kind or "exps" in kind] or kinds
     raise ModelError(
-        f"{called}: the file holds {inside:,} numbers, and transformers {_version('transformers')} takes {count:,} of "
-        f"them for {type(model).__name__}: it knows no place for some tensors (look at {names_of(odd)}); name the "
-        "model in its own format (safetensors)"
+        f"{called}: the file holds {file_count:,} numbers, and transformers {_version('transformers')} takes {count:,} "
+        f"of them for {type(model).__name__}: it knows no place for some tensors (look at {names_of(suspects)}); name "
+        "the model in its own format (safetensors)"
     )
 
 
 def scale_rope(called: str, gguf: GgufFile, config: Any) -> None:
-    """Write into `config` how a file stretches rotary positions, which transformers' loader leaves out.
+    """Write a file's scaling of rotary positions into `config`, which transformers' loader leaves out.
 
-    Raises ModelError for a way that has no counterpart here.
+    Raises ModelError for a scaling that transformers does not support.
     """
     name = gguf.architecture
     kind = str(gguf.metadata.get(f"{name}.rope.scaling.type") or "none")
-    factors = next((one.values for one in gguf.tensors if one.name == ROPE_FACTORS), None)
+    factors = next((tensor.values for tensor in gguf.tensors if tensor.name == ROPE_FACTORS), None)
     if kind in ("none", "") and factors is None:
         return
     parameters = dict(getattr(config, "rope_parameters", None) or {})
     nested = parameters.get("full_attention")
-    own: dict[str, Any] = dict(nested) if isinstance(nested, dict) else parameters
-    if own.get("rope_type", "default") != "default":
+    rope: dict[str, Any] = dict(nested) if isinstance(nested, dict) else parameters
+    if rope.get("rope_type", "default") != "default":
         return  # the loader has read it
     if factors is not None:
-        scaled = _llama3(factors, own, config)
+        scaled = _llama3_settings(factors, rope, config)
         if scaled is None:
             raise ModelError(
                 f"{called}: it stretches rotary positions by factors of its own ({ROPE_FACTORS}) that are not Llama "
                 "3's; name the model in its own format (safetensors)"
             )
-        own |= scaled
+        rope |= scaled
     elif kind in ("linear", "yarn"):
         factor = float(gguf.metadata.get(f"{name}.rope.scaling.factor") or 1.0)
-        own |= {"rope_type": kind, "factor": factor}
+        rope |= {"rope_type": kind, "factor": factor}
         if kind == "yarn" and (original := gguf.metadata.get(f"{name}.rope.scaling.original_context_length")):
-            own["original_max_position_embeddings"] = int(original)
+            rope["original_max_position_embeddings"] = int(original)
     else:
         raise ModelError(
             f"{called}: it stretches rotary positions in a way that is not read from GGUF ({kind!r}); name the model "
             "in its own format (safetensors)"
         )
-    config.rope_parameters = {**parameters, "full_attention": own} if isinstance(nested, dict) else own
+    config.rope_parameters = {**parameters, "full_attention": rope} if isinstance(nested, dict) else rope
 
 
-def _llama3(factors: Sequence[float], own: Mapping[str, Any], config: Any) -> dict[str, Any] | None:
-    """Llama 3's stretching with these factors by frequency; None where no setting of it gives them.
+def _llama3_settings(factors: Sequence[float], own: Mapping[str, Any], config: Any) -> dict[str, Any] | None:
+    """The settings of Llama 3's scaling that give these factors by frequency; None if none do.
 
-    Files hold the factors alone: the largest is the factor, and the others follow from the lengths of Llama 3's paper.
+    Files hold only the factors: the largest is the setting's factor; the others follow from Llama 3's context lengths.
     """
     theta, count = float(own.get("rope_theta", 10000.0)), len(factors)
     factor = max(factors)
-    found = {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    settings = {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     for original in (8192, int(getattr(config, "max_position_embeddings", 8192))):
         expected: list[float] = []
         for n in range(count):
@@ -181,13 +183,13 @@ def _llama3(factors: Sequence[float], own: Mapping[str, Any], config: Any) -> di
             between = 1 / ((1 - smooth) / factor + smooth)
             expected.append(1.0 if wave < original / 4 else factor if wave > original else between)
         if all(abs(a - b) <= 1e-3 * abs(b) for a, b in zip(factors, expected, strict=True)):
-            return {**found, "original_max_position_embeddings": original}
+            return {**settings, "original_max_position_embeddings": original}
     return None
 
 
 def _is_prediction(name: str, layers: int) -> bool:
-    found = re.match(r"blk\.(\d+)\.", name)
-    return "nextn" in name or (found is not None and int(found.group(1)) >= layers > 0)
+    match = re.match(r"blk\.(\d+)\.", name)
+    return "nextn" in name or (match is not None and int(match.group(1)) >= layers > 0)
 
 
 def known_architectures() -> set[str]:
@@ -203,7 +205,7 @@ def known_architectures() -> set[str]:
 
 
 def _scalar(field: Any) -> Any:
-    """A field's value where it is one; a list's length."""
+    """A scalar field's value; an array's length."""
     from gguf import GGUFValueType
 
     if field.types and field.types[0] == GGUFValueType.ARRAY:

@@ -1,4 +1,4 @@
-"""A hub id -> the model's files in the hub's own cache; what the hub refuses is said in a line, with what to do."""
+"""Downloads a hub model's files into the hub's own cache; reports a refusal in one line, with what to do."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ _WANTED = ("*.json", "*.safetensors", "*.model", "*.jinja", "tokenizer*", "*.txt
 def hub_folder(
     hub_id: str, trust_remote_code: bool = False, revision: str | None = None, known: Iterable[str] = ()
 ) -> Path:
-    """A hub model's files: safetensors, or where there are none the older weights. Raises ModelError.
+    """The folder of a hub model's files: safetensors, or older weights if there are none. Raises ModelError.
 
-    `revision`: a branch, tag or commit. `known`: names that are no hub ids, for what was misspelt.
+    `revision`: a branch, tag or commit. `known`: names of packaged models, to suggest for a misspelt one.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import logging
 
-    logging.set_verbosity(40)  # errors only: its retries would be told one by one
+    logging.set_verbosity(40)  # errors only: it would log each of its retries
     wanted = [*_WANTED, *(["*.py"] if trust_remote_code else [])]
     names = list(known)
     try:
         try:
-            found = Path(snapshot_download(hub_id, allow_patterns=wanted, local_files_only=True, revision=revision))
-            if (trust_remote_code and _lacks_code(found)) or not _has_all_weights(found):
-                raise FileNotFoundError(found)
-            return found
+            folder = Path(snapshot_download(hub_id, allow_patterns=wanted, local_files_only=True, revision=revision))
+            if (trust_remote_code and _lacks_code(folder)) or not _has_all_weights(folder):
+                raise FileNotFoundError(folder)
+            return folder
         except (FileNotFoundError, HfHubHTTPError):
             _check_spelling(hub_id, names)
             files = HfApi().list_repo_files(hub_id, revision=revision)
@@ -44,12 +44,12 @@ def hub_folder(
         raise
     except Exception as error:
         # the hub's client raises many kinds of error for "no such model", "no access" and "no network"
-        told = f"\nPackaged models, which need no hub: {', '.join(names)}" if names else ""
-        raise ModelError(f"--model {hub_id}: {refusal(hub_id, error)}{told}") from None
+        packaged_hint = f"\nPackaged models, which need no hub: {', '.join(names)}" if names else ""
+        raise ModelError(f"--model {hub_id}: {format_hub_error(hub_id, error)}{packaged_hint}") from None
 
 
-def refusal(hub_id: str, error: Exception) -> str:
-    """What the hub's client says, in a line, and what to do."""
+def format_hub_error(hub_id: str, error: Exception) -> str:
+    """An error of the hub's client in one line, with what to do."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         DisabledRepoError,
@@ -103,31 +103,31 @@ def refusal(hub_id: str, error: Exception) -> str:
     return f"not a folder here, and the hub did not give it: {first_line(error)}"
 
 
-def closest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that a misspelt one is closest to; None where none is close."""
-    plain = {one.lower(): one for one in known}
-    found = difflib.get_close_matches(name.lower(), plain, n=1, cutoff=0.75)
-    return plain[found[0]] if found else None
+def closest_name(name: str, known: Iterable[str]) -> str | None:
+    """The known name closest to a misspelt one; None if none is close."""
+    by_lower_name = {known_name.lower(): known_name for known_name in known}
+    matches = difflib.get_close_matches(name.lower(), by_lower_name, n=1, cutoff=0.75)
+    return by_lower_name[matches[0]] if matches else None
 
 
 def _check_spelling(hub_id: str, known: list[str]) -> None:
-    if "/" not in hub_id and (meant := closest(hub_id, known)):
-        raise ModelError(f"--model {hub_id}: no such folder or packaged model; did you mean {meant}?")
+    if "/" not in hub_id and (suggestion := closest_name(hub_id, known)):
+        raise ModelError(f"--model {hub_id}: no such folder or packaged model; did you mean {suggestion}?")
 
 
 def _has_all_weights(folder: Path) -> bool:
-    """Whether weights are there, and no shard of them lacks, as where a download was broken off."""
+    """Whether the folder holds weights and no shard is missing, as after an interrupted download."""
     try:
-        found, _ = weight_files(folder)
+        files, _ = weight_files(folder)
     except ModelError:
         return False
-    return bool(found) or any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+    return bool(files) or any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
 
 
 def _lacks_code(folder: Path) -> bool:
-    """Whether a model's own code is not there, as it was fetched before it was trusted."""
+    """Whether a model's custom code is missing, because it was downloaded before the code was trusted."""
     for name in ("config.json", "tokenizer_config.json"):
-        told = (read_json(folder / name) or {}).get("auto_map")
-        if told and "--" not in json.dumps(told):  # else it lies in another repository
+        auto_map = (read_json(folder / name) or {}).get("auto_map")
+        if auto_map and "--" not in json.dumps(auto_map):  # else it lies in another repository
             return not any(folder.glob("*.py"))
     return False

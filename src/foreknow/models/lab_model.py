@@ -1,10 +1,10 @@
-"""The lab: a small causal LM trained from nothing on a made-up world, every exposure of every fact counted.
+"""The lab: trains a small causal LM from scratch on a made-up world and counts every exposure of every fact.
 
-`lab_world` makes facts and corpus, this file the model: a Llama of a few million weights that reads the corpus
-once. A plain loop and not transformers' Trainer: nothing is measured on the way, a checkpoint must go without
-pickle, and a build that was killed must end in the same bytes as one that was not. AdamW, a warmup, then a cosine;
-no dropout (`attention_dropout` stands in the configuration, for fine-tuning), float32. The
-same recipe, thread count and library versions give the same bytes.
+`lab_world` makes the facts and the corpus. This file trains the model, a Llama of a few million weights that reads
+the corpus once. It uses a plain loop and not transformers' Trainer: nothing is measured during training, a checkpoint
+must not contain pickle, and a build that was killed must end in the same bytes as one that was not. It trains in
+float32 with AdamW, a warmup, then a cosine, without dropout (the config holds `attention_dropout` for fine-tuning).
+The same recipe, thread count and library versions give the same bytes.
 
 FOLDER/config.json model.safetensors tokenizer*.json   an ordinary model of transformers
 FOLDER/facts.jsonl      every fact with its exposures (`lab_world.FACTS`)
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 BUILD: Final = 2
-"""Raise when a build's result changes for another reason than its recipe: older builds are not used then."""
+"""Raise this when a build's result changes for another reason than its recipe; older builds are then not used."""
 
 NOTE: Final = "a small Llama trained here on a made-up world, every exposure of every fact counted; it knows no other"
 BEGIN: Final = "<s>"
@@ -56,9 +56,9 @@ PAD_ID: Final = 2
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that a build depends on. `rows` x `width`: documents are packed whole into rows of `width` tokens, and
-    `rows` of them make a step; `floor`: the share of the learning rate that the cosine ends with. Embeddings and head
-    learn at `embedding_rate` times the rate and without decay: a name is one token, and is seen a few times only."""
+    """The settings that decide a build. `rows` x `width`: whole documents are packed into rows of `width` tokens, and a
+    step takes `rows` of them. `floor`: the share of the learning rate at the end of the cosine. Embeddings and head
+    learn at `embedding_rate` times the rate without decay, as a name is one token and is seen only a few times."""
 
     world: World = field(default_factory=World)
     hidden: int = 128
@@ -82,7 +82,7 @@ LAB: Final = Recipe()
 
 @dataclass
 class _State:
-    """A build on its way: what a checkpoint holds."""
+    """The state of a build, as a checkpoint holds it."""
 
     model: LlamaForCausalLM
     optimizer: torch.optim.AdamW
@@ -97,7 +97,7 @@ def facts(recipe: Recipe = LAB) -> pl.DataFrame:
 
 
 def built_folder(recipe: Recipe = LAB) -> Path:
-    """Where the model of a recipe lies in the user's cache, once it is built."""
+    """The folder in the user's cache for the built model of a recipe."""
     return cache_folder() / "models" / f"{NAME}-{_key(recipe).removeprefix('sha256:')[:16]}"
 
 
@@ -109,31 +109,30 @@ def build(
 ) -> Path:
     """Build the lab's model in `folder` (by default in the user's cache) and return the folder.
 
-    A folder that holds it already is left as it is; a build that was stopped goes on from its last checkpoint.
-    `every`: seconds between two checkpoints, each told in a line with an estimate. A second process that builds
-    the same folder waits. Raises RunFolderError for a folder that holds something else, ResourceError for a full
-    disk.
+    A folder that already holds it is not changed; an interrupted build resumes from its last checkpoint. `every`:
+    seconds between two checkpoints; each prints a line with the estimated time left. A second process that builds the
+    same folder waits. Raises RunFolderError for a folder that holds something else, ResourceError for a full disk.
     """
-    done = (folder or built_folder(recipe)).expanduser().absolute()
-    if _is_built(done, recipe):
-        return done
+    target = (folder or built_folder(recipe)).expanduser().absolute()
+    if _is_built(target, recipe):
+        return target
     try:
-        done.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ResourceError(f"{done.parent}: cannot be made: {error.strerror}") from None
-    checkpoint = done.with_name(f".{done.name}.checkpoint.safetensors")
-    with FileLock(str(done.with_name(f".{done.name}.lock"))), saving(str(done), "the last checkpoint is kept"):
-        if not _is_built(done, recipe):
-            _build(done, checkpoint, recipe, say, every)
+        raise ResourceError(f"{target.parent}: cannot be made: {error.strerror}") from None
+    checkpoint = target.with_name(f".{target.name}.checkpoint.safetensors")
+    with FileLock(str(target.with_name(f".{target.name}.lock"))), saving(str(target), "the last checkpoint is kept"):
+        if not _is_built(target, recipe):
+            _build(target, checkpoint, recipe, say, every)
             checkpoint.unlink(missing_ok=True)
-    return done
+    return target
 
 
 def tokenizer_of(recipe: Recipe = LAB) -> PreTrainedTokenizerFast:
-    """A fixed tokenizer: a token for every word and name of the world with the blank before it, bytes for the rest.
+    """A fixed tokenizer: one token for every word and name of the world with a leading blank, bytes for the rest.
 
-    Nothing is trained: names the corpus never tells of are one token like all others. Any text comes back as it
-    was. Every text begins with `<s>`; `</s>` ends a document.
+    It is not trained, so that names that never occur in the corpus are one token too. Decoding restores any text.
+    Every text begins with `<s>`; `</s>` ends a document.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -141,7 +140,7 @@ def tokenizer_of(recipe: Recipe = LAB) -> PreTrainedTokenizerFast:
     pieces = pre_tokenizers.ByteLevel(add_prefix_space=False)
     texts = [*lab_world.template_words(), *(f" {name}" for name in lab_world.every_name(recipe.world))]
     words = dict.fromkeys(word for text in texts for word, _ in pieces.pre_tokenize_str(text))
-    # of all ways to cut a text the likeliest is taken: a whole word before its bytes
+    # the tokenizer takes the likeliest split of a text: a whole word rather than its bytes
     scores = [(special, 0.0) for special in (BEGIN, END, PAD)]
     scores += [(byte, -10.0) for byte in sorted(pre_tokenizers.ByteLevel.alphabet())]
     scores += [(word, -1.0) for word in words if len(word) > 1]
@@ -154,19 +153,19 @@ def tokenizer_of(recipe: Recipe = LAB) -> PreTrainedTokenizerFast:
     )
 
 
-def packed(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
-    """The corpus as token ids: whole documents, in their order, in rows of at most `width` tokens.
+def pack_documents(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
+    """The corpus as token ids: whole documents, in order, in rows of at most `width` tokens.
 
-    A document longer than that has a row of its own.
+    A longer document gets its own row.
     """
     texts = [document.text for document in lab_world.documents(recipe.world)]
     rows: list[list[int]] = []
     for ids in tokenizer(texts)["input_ids"]:
-        ended = [*ids, int(tokenizer.eos_token_id)]
-        if rows and len(rows[-1]) + len(ended) <= recipe.width:
-            rows[-1] += ended
+        document_ids = [*ids, int(tokenizer.eos_token_id)]
+        if rows and len(rows[-1]) + len(document_ids) <= recipe.width:
+            rows[-1] += document_ids
         else:
-            rows.append(ended)
+            rows.append(document_ids)
     return rows
 
 
@@ -177,29 +176,31 @@ def _key(recipe: Recipe) -> str:
 def _is_built(folder: Path, recipe: Recipe) -> bool:
     """Whether the folder holds the recipe's model. Raises RunFolderError if it holds anything else."""
     try:
-        found = json.loads((folder / "lab.json").read_text(encoding="utf-8"))
+        manifest = json.loads((folder / "lab.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         if folder.is_dir() and not any(folder.iterdir()):
             return False
         if folder.exists():
             raise RunFolderError(f"{folder}: not empty and not a lab of foreknow; choose another folder") from None
         return False
-    if found.get("key") != _key(recipe):
+    if manifest.get("key") != _key(recipe):
         raise RunFolderError(f"{folder}: a lab built by another recipe; choose another folder, or delete it")
     return True
 
 
-def _build(done: Path, checkpoint: Path, recipe: Recipe, say: Callable[[str], None], every: float) -> None:
-    """Train to the end and write the folder, whole or not at all."""
+def _build(target: Path, checkpoint: Path, recipe: Recipe, say: Callable[[str], None], every: float) -> None:
+    """Train to the end and write the folder atomically."""
     tokenizer = tokenizer_of(recipe)
-    rows = packed(recipe, tokenizer)
+    rows = pack_documents(recipe, tokenizer)
     steps = math.ceil(len(rows) / recipe.rows)
-    # what is not the recipe's and changes bytes all the same: a checkpoint made otherwise is not gone on from
+    # threads and versions change the bytes too: do not resume from a checkpoint made with others
     key = fingerprint([_key(recipe), torch.get_num_threads(), library_versions()])
-    state = _begin(recipe, len(tokenizer))
-    if _take_up(state, checkpoint, key):
+    state = _initial_state(recipe, len(tokenizer))
+    if _load_checkpoint(state, checkpoint, key):
         say(f"{NAME}: going on after step {state.step:,} of {steps:,}")
-    _train(state, rows, _subjects(recipe, tokenizer), recipe, lambda: _keep(state, checkpoint, key), say, every)
+    _train(
+        state, rows, _subjects(recipe, tokenizer), recipe, lambda: _save_checkpoint(state, checkpoint, key), say, every
+    )
     table = facts(recipe)
     about = {
         "key": _key(recipe),
@@ -212,7 +213,7 @@ def _build(done: Path, checkpoint: Path, recipe: Recipe, say: Callable[[str], No
         "tokens": sum(map(len, rows)),
         "parameters": sum(p.numel() for p in state.model.parameters()),
         "steps": steps,
-        "losses": [round(loss, 4) for loss in _thinned(state.losses)],
+        "losses": [round(loss, 4) for loss in _interval_means(state.losses)],
         "seconds": round(state.seconds, 1),
         "threads": torch.get_num_threads(),
         "versions": library_versions(),
@@ -227,17 +228,17 @@ def _build(done: Path, checkpoint: Path, recipe: Recipe, say: Callable[[str], No
         write_json(part / "lab.json", {**about, "fingerprint": fingerprint_of(part)})
         write_json(part / "foreknow.json", {"name": NAME, "files": files})
 
-    write_folder(done, write)
-    say(f"{NAME}: {state.step:,} steps in {progress.duration(state.seconds)}, in {done}")
+    write_folder(target, write)
+    say(f"{NAME}: {state.step:,} steps in {progress.duration(state.seconds)}, in {target}")
 
 
-def _thinned(losses: Sequence[float], most: int = 50) -> list[float]:
-    """Mean losses of at most `most` stretches of like length."""
+def _interval_means(losses: Sequence[float], most: int = 50) -> list[float]:
+    """The mean losses of at most `most` intervals of similar length."""
     size = math.ceil(len(losses) / most)
     return [math.fsum(losses[i : i + size]) / len(losses[i : i + size]) for i in range(0, len(losses), size)]
 
 
-def _begin(recipe: Recipe, vocabulary: int) -> _State:
+def _initial_state(recipe: Recipe, vocabulary: int) -> _State:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -272,21 +273,21 @@ def _begin(recipe: Recipe, vocabulary: int) -> _State:
 def _train(
     state: _State,
     rows: Sequence[Sequence[int]],
-    silent: Tensor,
+    masked: Tensor,
     recipe: Recipe,
     keep: Callable[[], None],
     say: Callable[[str], None],
     every: float,
 ) -> None:
-    """One pass over the rows from where the state stands, a checkpoint and a line every so many seconds."""
+    """Train on the remaining rows once; write a checkpoint and a line every `every` seconds."""
     steps = math.ceil(len(rows) / recipe.rows)
-    began, first, before = time.monotonic(), state.step, state.seconds
-    last = began
+    start, first, before = time.monotonic(), state.step, state.seconds
+    last = start
     while state.step < steps:
         batch = rows[state.step * recipe.rows : (state.step + 1) * recipe.rows]
         for group in state.optimizer.param_groups:
             group["lr"] = group["rate"] * recipe.learning_rate * _schedule(state.step, steps, recipe)
-        loss = _loss(state.model, batch, silent)
+        loss = _loss(state.model, batch, masked)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
         state.optimizer.step()
@@ -294,20 +295,20 @@ def _train(
         state.step += 1
         state.losses.append(float(loss.detach()))
         now = time.monotonic()
-        state.seconds = before + now - began
+        state.seconds = before + now - start
         if now - last >= every and state.step < steps:
             keep()
             last = now
-            left = (now - began) / (state.step - first) * (steps - state.step)
+            seconds_left = (now - start) / (state.step - first) * (steps - state.step)
             recent = state.losses[-50:]
             say(
                 f"{NAME}: step {state.step:,} of {steps:,}, loss {math.fsum(recent) / len(recent):.2f}, "
-                f"{progress.duration(left)} left"
+                f"{progress.duration(seconds_left)} left"
             )
 
 
 def _schedule(step: int, steps: int, recipe: Recipe) -> float:
-    """The share of the learning rate: a linear warmup, and a cosine down to `floor`."""
+    """The factor of the learning rate: a linear warmup, then a cosine down to `floor`."""
     warm = min(1.0, (step + 1) / max(1.0, recipe.warmup * steps))
     return warm * (recipe.floor + (1 - recipe.floor) * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
@@ -318,21 +319,21 @@ def _subjects(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Tensor:
     return torch.tensor(tokenizer(names, add_special_tokens=False)["input_ids"]).flatten()
 
 
-def _loss(model: LlamaForCausalLM, batch: Sequence[Sequence[int]], silent: Tensor) -> Tensor:
-    """Mean cross-entropy over the tokens of the rows but the `silent` ones, each predicted from those before it."""
+def _loss(model: LlamaForCausalLM, batch: Sequence[Sequence[int]], masked: Tensor) -> Tensor:
+    """Mean next-token cross-entropy over the tokens of the rows, except the `masked` ones."""
     width = max(map(len, batch))
     ids = torch.full((len(batch), width), PAD_ID)
     for line, row in zip(ids, batch, strict=True):
         line[: len(row)] = torch.tensor(row)
     targets = ids[:, 1:]
-    learnt = (targets != PAD_ID) & ~torch.isin(targets, silent)
+    is_target = (targets != PAD_ID) & ~torch.isin(targets, masked)
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
-    logits = model.lm_head(hidden[:, :-1][learnt])
-    return torch.nn.functional.cross_entropy(logits, targets[learnt])
+    logits = model.lm_head(hidden[:, :-1][is_target])
+    return torch.nn.functional.cross_entropy(logits, targets[is_target])
 
 
-def _keep(state: _State, path: Path, key: str) -> None:
-    """Write weights, moments and losses as safetensors, whole or not at all."""
+def _save_checkpoint(state: _State, path: Path, key: str) -> None:
+    """Write weights, moments and losses as safetensors, atomically."""
     tensors: dict[str, Tensor] = {"losses": torch.tensor(state.losses, dtype=torch.float64)}
     for name, weight in state.model.named_parameters():
         tensors[f"weight.{name}"] = weight.detach()
@@ -342,14 +343,14 @@ def _keep(state: _State, path: Path, key: str) -> None:
     write_whole(path, lambda part: save_file(tensors, str(part), metadata=about))
 
 
-def _take_up(state: _State, path: Path, key: str) -> bool:
-    """Go on from a checkpoint, if there is one of the same build; any other is dropped."""
+def _load_checkpoint(state: _State, path: Path, key: str) -> bool:
+    """Resume from a checkpoint of the same build and return True; ignore any other."""
     try:
-        with safe_open(str(path), framework="pt") as kept:
-            about = kept.metadata() or {}
+        with safe_open(str(path), framework="pt") as checkpoint:
+            about = checkpoint.metadata() or {}
             if about.get("key") != key:
                 return False
-            tensors = {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118
+            tensors = {name: checkpoint.get_tensor(name) for name in checkpoint.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):
         return False
     step = torch.tensor(float(about["step"]))

@@ -1,9 +1,9 @@
-"""A model's weights and tokenizer in memory, held against their files; which tokens end an answer.
+"""Loads a model's weights and tokenizer, checks them against their files, and finds the tokens that end an answer.
 
-resolve.py     a name -> a folder, an adapter's base
-weight_files.py         what the weight files list
-checkpoint_check.py      what was loaded, held against them
-adapters.py        an adapter on its base
+resolve.py             a name -> a folder, an adapter's base
+weight_files.py        the tensors that the weight files list
+checkpoint_check.py    compares the loaded model with them
+adapters.py            puts an adapter on its base
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from foreknow.models.checkpoint_check import (
 )
 from foreknow.models.model_folders import read_config
 from foreknow.models.packaged import quiet
-from foreknow.models.private_api import forget_words, has_bfloat16_instructions
+from foreknow.models.private_api import disable_word_cache, has_bfloat16_instructions
 from foreknow.models.resolve import Resolved, resolve
 from foreknow.progress import say
 from foreknow.prompts.vocabulary import Vocabulary
@@ -42,15 +42,15 @@ if TYPE_CHECKING:
 MAP: Final = "map"
 """The device setting that spreads a model over all devices."""
 TOKENIZERS: Final = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
-"""Files of which a folder with a tokenizer holds one."""
+"""A folder with a tokenizer holds at least one of these files."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to compute: weights in `dtype` on `device`, its tokenizer, a hash of both.
+    """A loaded model: weights in `dtype` on `device`, its tokenizer, and a hash of both.
 
-    `device`: where it computes; for a model spread over several, their kind. `folder`: the one that was named.
-    `trained`: PEFT's model around `model`, where an adapter is on it.
+    `device`: where it computes; for a model spread over several devices, their kind. `folder`: the folder that the
+    user named. `trained`: PEFT's model around `model`, if it has an adapter.
     """
 
     name: str
@@ -67,18 +67,18 @@ class Loaded:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is said of the weights and the tokenizer, behind device and dtype."""
+        """The notes on weights and tokenizer: the reasons without those for device and dtype."""
         return self.reasons[2:]
 
     @property
-    def told(self) -> dict[str, Any]:
-        """Name, fingerprint, folder and note, for a summary; of an adapter its base too."""
-        own = {key: getattr(self, key) for key in ("name", "fingerprint", "folder", "note")}
-        return own if self.resolved is None else {**self.resolved.told, "note": self.note}
+    def summary(self) -> dict[str, Any]:
+        """Name, fingerprint, folder and note, for a run's summary; for an adapter also its base."""
+        summary = {key: getattr(self, key) for key in ("name", "fingerprint", "folder", "note")}
+        return summary if self.resolved is None else {**self.resolved.summary, "note": self.note}
 
 
-def in_a_line(error: Exception) -> str:
-    """What a loader's error says, in a line; of a model that brings code of its own, what to do."""
+def format_load_error(error: Exception) -> str:
+    """A loader's error in one line; for a model with custom code, what to do about it."""
     if "`trust_remote_code=True`" in str(error):
         return (
             "it contains custom code, which does not run unasked; read that code, and give --trust-remote-code if you "
@@ -98,20 +98,20 @@ def load_model(
     force: bool | None = None,
     trainable: bool = False,
 ) -> Loaded:
-    """Load a model for inference. Raises ModelError where it cannot be had, or is not wholly what its files hold.
+    """Load a model for inference. Raises ModelError where it is not found, or differs from what its files hold.
 
-    `device`: auto, a device's name, or map: the layers spread over all GPUs and, where those are full, main memory,
-    as accelerate's `device_map="auto"` lays them out. `base`, `force`: see `resolve`. `trainable`: an adapter's
+    `device`: auto, a device's name, or map, which spreads the layers over all GPUs and, once those are full, main
+    memory, by accelerate's `device_map="auto"`. `base`, `force`: see `resolve`. `trainable`: whether an adapter's
     weights can be trained.
     """
-    found = resolve(name, say, trust_remote_code, base=base, force=force)
+    resolved = resolve(name, say, trust_remote_code, base=base, force=force)
     return load_resolved_model(
-        found, dtype=dtype, device=device, trust_remote_code=trust_remote_code, trainable=trainable
+        resolved, dtype=dtype, device=device, trust_remote_code=trust_remote_code, trainable=trainable
     )
 
 
 class ModelSettings(Protocol):
-    """Settings that name a model and say what it is computed in."""
+    """Settings that name a model, its dtype and its device."""
 
     @property
     def model(self) -> str: ...  # noqa: D102
@@ -126,7 +126,7 @@ class ModelSettings(Protocol):
 
 
 def load_from_settings(config: ModelSettings, *, dtype: str | None = None) -> Loaded:
-    """Load the model that settings name, for inference; see `load_model`. `dtype`: another than theirs."""
+    """Load the model that settings name, for inference; see `load_model`. `dtype`: overrides that of the settings."""
     return load_model(
         config.model,
         dtype=dtype or config.dtype,
@@ -138,158 +138,173 @@ def load_from_settings(config: ModelSettings, *, dtype: str | None = None) -> Lo
 
 
 def load_resolved_model(
-    found: Resolved,
+    resolved: Resolved,
     *,
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
     trainable: bool = False,
 ) -> Loaded:
-    """Load a model that was found; see `load_model`. Adapters stay beside the base's weights, as they were trained."""
-    # kernels the CPU library keeps, one for each shape it has seen: 1,024 of them are half a gigabyte
+    """Load a resolved model; see `load_model`. An adapter is not merged into its base's weights."""
+    # oneDNN caches a kernel for each shape; its default of 1,024 kernels takes half a gigabyte
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
-    called = f"--model {found.name}"
-    on, device_reason = _device(device)
-    kind, dtype_reason = _dtype(dtype, on)
-    tokenizer = load_tokenizer(found, trust_remote_code)
-    model, notes = _whole_model(called, found, kind, on, spread=device == MAP, trust_remote_code=trust_remote_code)
+    called = f"--model {resolved.name}"
+    compute_device, device_reason = _choose_device(device)
+    compute_dtype, dtype_reason = _choose_dtype(dtype, compute_device)
+    tokenizer = load_tokenizer(resolved, trust_remote_code)
+    model, notes = _load_checked_model(
+        called, resolved, compute_dtype, compute_device, spread=device == MAP, trust_remote_code=trust_remote_code
+    )
     if device == MAP:
-        device_reason = spread_reason(getattr(model, "hf_device_map", {"": on}))
+        device_reason = format_device_map(getattr(model, "hf_device_map", {"": compute_device}))
     trained: Any = None
-    if found.adapter is not None:
+    if resolved.adapter is not None:
         if any(weights.device.type == "meta" for weights in model.parameters()):
             raise ModelError(
                 f"{called}: an adapter cannot be put on a base that does not lie on the GPUs as a whole "
                 f"({device_reason}); use GPUs with more memory, or --device cpu"
             )
-        base = str((found.base or {}).get("name", found.folder))
-        trained, more = attach(called, base, model, found.adapter, trainable=trainable)
-        notes += more
+        base = str((resolved.base or {}).get("name", resolved.folder))
+        trained, adapter_notes = attach(called, base, model, resolved.adapter, trainable=trainable)
+        notes += adapter_notes
         model = trained.get_base_model()
     table = model.get_input_embeddings()
-    if (odd := check_vocabulary(called, tokenizer, int(table.weight.shape[0]))) is not None:
-        notes.append(odd)
+    if (vocabulary_note := check_vocabulary(called, tokenizer, int(table.weight.shape[0]))) is not None:
+        notes.append(vocabulary_note)
     return Loaded(
-        name=found.name,
+        name=resolved.name,
         model=model.eval(),
         tokenizer=tokenizer,
-        fingerprint=found.fingerprint,
-        folder=str(found.path),
-        note="; ".join([*([found.note] if found.note else []), *notes]) or None,
-        dtype=kind,
-        device=on,
+        fingerprint=resolved.fingerprint,
+        folder=str(resolved.path),
+        note="; ".join([*([resolved.note] if resolved.note else []), *notes]) or None,
+        dtype=compute_dtype,
+        device=compute_device,
         reasons=(device_reason, dtype_reason, *notes),
-        resolved=found,
+        resolved=resolved,
         trained=trained,
     )
 
 
-def _whole_model(
-    called: str, found: Resolved, dtype: str, on: str, *, spread: bool, trust_remote_code: bool
+def _load_checked_model(
+    called: str, resolved: Resolved, dtype: str, device: str, *, spread: bool, trust_remote_code: bool
 ) -> tuple[Any, list[str]]:
-    """The model of a folder, held against its files, and what is said of it."""
+    """Load the model of a folder and check it against its files; return it with notes."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    quantised = found.quantization is not None
+    quantised = resolved.quantization is not None
     try:
         with quiet():
-            config: Any = AutoConfig.from_pretrained(str(found.folder), trust_remote_code=trust_remote_code)
-            part = text_part(called, config, read_config(found.folder))
+            config: Any = AutoConfig.from_pretrained(str(resolved.folder), trust_remote_code=trust_remote_code)
+            part = text_part(called, config, read_config(resolved.folder))
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                str(found.folder),
+                str(resolved.folder),
                 dtype=getattr(torch, dtype),
                 trust_remote_code=trust_remote_code,
-                device_map="auto" if spread else {"": on} if quantised else None,
+                device_map="auto" if spread else {"": device} if quantised else None,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # to tell of them by name, below
+                ignore_mismatched_sizes=True,  # `check_loaded` below names them
                 **({} if part is None else {"config": part.config, "key_mapping": part.renames}),
             )
             model, info = loaded
-            checked = check_loaded(called, model, LoadedTensors.of(info), found.weights, text_only=part is not None)
+            check_notes = check_loaded(
+                called, model, LoadedTensors.of(info), resolved.weights, text_only=part is not None
+            )
             if not spread and not quantised:
-                model.to(on)
+                model.to(device)
     except ForeknowError:
         raise
     except Exception as error:
-        # whatever a model's files may raise, the user is told in one line
-        raise ModelError(f"{called}: cannot be loaded: {in_a_line(error)}") from None
-    check_finite(called, model, dtype, found.weights)
+        # a model's files can raise anything: report it in one line
+        raise ModelError(f"{called}: cannot be loaded: {format_load_error(error)}") from None
+    check_finite(called, model, dtype, resolved.weights)
     check_causal(called, model)
-    notes = [*([found.weights.note] if found.weights.note else []), *checked]
+    notes = [*([resolved.weights.note] if resolved.weights.note else []), *check_notes]
     if part is not None:
-        model._weight_conversions = None  # saved again, it is a text model under its own names
+        model._weight_conversions = None  # save it as a text model under its own tensor names
         notes.append(part.note)
-    if (odd := untie(model)) is not None:
-        notes.append(odd)
-    if found.quantization is not None:
-        notes.append(f"quantised weights: {found.quantization.words}")
+    if (note := untie(model)) is not None:
+        notes.append(note)
+    if resolved.quantization is not None:
+        notes.append(f"quantised weights: {resolved.quantization.words}")
     return model, notes
 
 
-def load_tokenizer(found: Resolved, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """A model's tokenizer: an adapter's own where it has one. Raises ModelError."""
-    own = found.adapter if found.adapter and (found.adapter / "tokenizer_config.json").is_file() else found.folder
-    if not any((own / name).is_file() for name in TOKENIZERS):
-        there = (
-            any(own.glob("*.model")) or any(own.glob("vocab*")) or any(own.glob("*.tiktoken")) or any(own.glob("*.py"))
+def load_tokenizer(resolved: Resolved, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer: the adapter's own if it has one. Raises ModelError."""
+    folder = (
+        resolved.adapter
+        if resolved.adapter and (resolved.adapter / "tokenizer_config.json").is_file()
+        else resolved.folder
+    )
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        has_tokenizer = (
+            any(folder.glob("*.model"))
+            or any(folder.glob("vocab*"))
+            or any(folder.glob("*.tiktoken"))
+            or any(folder.glob("*.py"))
         )
-        if not there:
+        if not has_tokenizer:
             raise ModelError(
-                f"--model {found.name}: the folder has no tokenizer ({TOKENIZERS[0]}); copy the tokenizer's files of "
-                "the model it was made from into it"
+                f"--model {resolved.name}: the folder has no tokenizer ({TOKENIZERS[0]}); copy the tokenizer's files "
+                "of the model it was made from into it"
             )
     try:
         with quiet():
-            return read_tokenizer(own, trust_remote_code=trust_remote_code)
+            return read_tokenizer(folder, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise ModelError(f"--model {found.name}: its tokenizer cannot be loaded: {in_a_line(error)}") from None
+        raise ModelError(
+            f"--model {resolved.name}: its tokenizer cannot be loaded: {format_load_error(error)}"
+        ) from None
 
 
-def positions_of(found: Resolved, trust_remote_code: bool = False) -> int | None:
-    """How many tokens the model can take in, None where its config does not say. Raises ModelError."""
+def max_positions(resolved: Resolved, trust_remote_code: bool = False) -> int | None:
+    """The model's maximum number of positions; None where its config gives none. Raises ModelError."""
     from transformers import AutoConfig
 
     try:
         with quiet():
-            config: Any = AutoConfig.from_pretrained(str(found.folder), trust_remote_code=trust_remote_code)
+            config: Any = AutoConfig.from_pretrained(str(resolved.folder), trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise ModelError(f"--model {found.name}: its config.json cannot be read: {in_a_line(error)}") from None
+        raise ModelError(
+            f"--model {resolved.name}: its config.json cannot be read: {format_load_error(error)}"
+        ) from None
     positions: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
     return positions
 
 
 def read_tokenizer(folder: str | Path, **reading: Any) -> PreTrainedTokenizerBase:
-    """A folder's tokenizer. `reading`: passed on to `from_pretrained`, whose errors come through.
+    """Load a folder's tokenizer. `reading`: passed to `from_pretrained`, whose errors propagate.
 
-    It remembers no words: tokenizers keeps what one has seen, up to 10,000 words a thread, when the tokenizer itself is
-    gone, so that every model loaded would cost a process more memory. Without, tokenizing takes half as long again.
+    Its word cache is turned off: tokenizers keeps up to 10,000 words per thread even after the tokenizer is deleted,
+    so that each loaded model would cost the process more memory. Without the cache, tokenizing takes 1.5 times as long.
     """
     from transformers import AutoTokenizer
 
-    made: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder), **reading)
-    forget_words(made)
-    return made
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder), **reading)
+    disable_word_cache(tokenizer)
+    return tokenizer
 
 
-def spread_reason(parts: Mapping[str, str | int | torch.device]) -> str:
-    """Where accelerate put a model's parts (`hf_device_map`: part -> GPU number, cpu or disk), and how many."""
+def format_device_map(parts: Mapping[str, str | int | torch.device]) -> str:
+    """A line that says how many parts accelerate put where (`hf_device_map`: part -> GPU number, cpu or disk)."""
     places = [f"cuda:{place}" if isinstance(place, int) else str(place) for place in parts.values()]
-    told = ", ".join(f"{places.count(place)} on {place}" for place in dict.fromkeys(places))
+    counts = ", ".join(f"{places.count(place)} on {place}" for place in dict.fromkeys(places))
     slow = "; a part in main memory or on disk goes to the GPU and back at every pass"
     off = any(place.startswith("cuda") for place in places) and {"cpu", "disk"} & set(places)
-    return f"device map: of the model's {len(places)} parts {told}{slow if off else ''}"
+    return f"device map: of the model's {len(places)} parts {counts}{slow if off else ''}"
 
 
 def resolve_device_dtype(device: str, dtype: str) -> tuple[str, str]:
     """The device and dtype that `load_model` would choose."""
-    on, _ = _device(device)
-    return on, _dtype(dtype, on)[0]
+    compute_device, _ = _choose_device(device)
+    return compute_device, _choose_dtype(dtype, compute_device)[0]
 
 
 class GpuMemory(NamedTuple):
-    """Bytes of the smallest GPU in use: all of it in whole GiB, as no driver's share shows in it, and what is free
-    now. `gpus`: so many share the layers."""
+    """Bytes of the smallest GPU in use: `total` in whole GiB, so that the driver's share does not show, and `free`
+    now. `gpus`: the number of GPUs that share the layers."""
 
     total: int
     free: int
@@ -297,20 +312,20 @@ class GpuMemory(NamedTuple):
 
 
 def gpu_memory(device: str) -> GpuMemory | None:
-    """Memory of the GPU that a device setting (auto, cuda, cuda:1, map) means, or of all of them; None without one."""
+    """Memory of the GPU, or GPUs, that a device setting (auto, cuda, cuda:1, map) means; None without a GPU."""
     import torch
 
     if not torch.cuda.device_count():
         return None
-    every = list(range(torch.cuda.device_count()))
-    one = torch.device("cuda" if device == "auto" else device).index if device != MAP else None
-    used = every if device == MAP else [torch.cuda.current_device() if one is None else one]
-    found = [torch.cuda.mem_get_info(n) for n in used]
-    total = min(total for _, total in found)
-    return GpuMemory(total // 2**30 * 2**30, min(free for free, _ in found), len(used))
+    numbers = list(range(torch.cuda.device_count()))
+    number = torch.device("cuda" if device == "auto" else device).index if device != MAP else None
+    used = numbers if device == MAP else [torch.cuda.current_device() if number is None else number]
+    memory = [torch.cuda.mem_get_info(n) for n in used]
+    total = min(total for _, total in memory)
+    return GpuMemory(total // 2**30 * 2**30, min(free for free, _ in memory), len(used))
 
 
-def _device(asked: str) -> tuple[str, str]:
+def _choose_device(asked: str) -> tuple[str, str]:
     import torch
 
     if asked not in ("auto", MAP):
@@ -324,7 +339,7 @@ def _device(asked: str) -> tuple[str, str]:
     return "cpu", "device cpu: no CUDA GPU was found"
 
 
-def _dtype(asked: str, device: str) -> tuple[str, str]:
+def _choose_dtype(asked: str, device: str) -> tuple[str, str]:
     import torch
 
     if asked != "auto":
@@ -346,7 +361,7 @@ def _dtype(asked: str, device: str) -> tuple[str, str]:
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Where token ids go in. The first weight of a spread model may lie elsewhere, or nowhere until it is used."""
+    """The device of the input ids. A spread model's first weight may be on another device, or offloaded."""
     import torch
 
     embeddings = model.get_input_embeddings()
@@ -356,7 +371,7 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
 
 def vocabulary_of(loaded: Loaded) -> Vocabulary:
-    """What the search must know of the model's tokens: which end an answer (design, section 8)."""
+    """The model's vocabulary for the search: how to decode tokens and which end an answer (design, section 8)."""
     tokenizer = loaded.tokenizer
 
     def decode(path: Sequence[int]) -> str:

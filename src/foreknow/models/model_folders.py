@@ -1,4 +1,4 @@
-"""What a folder is: a model that can be loaded, or something else that is called a model, and what to do with it."""
+"""Tells whether a folder holds a loadable model; if not, what it holds and what to do."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def read_config(folder: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         if text.startswith("version https://git-lfs"):
             raise ModelError(f"{path}: a Git LFS pointer, not the file; run git lfs pull there")
-        found = json.loads(text)
+        config = json.loads(text)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise ModelError(f"{path}: not JSON: {str(error)[:120]}") from None
-    if not isinstance(found, dict):
-        raise ModelError(f"{path}: found a {type(found).__name__}, expected keys with values")
-    return found
+    if not isinstance(config, dict):
+        raise ModelError(f"{path}: found a {type(config).__name__}, expected keys with values")
+    return config
 
 
 def is_adapter(folder: Path) -> bool:
@@ -39,31 +39,31 @@ def is_adapter(folder: Path) -> bool:
 
 
 def check_folder(called: str, folder: Path) -> None:
-    """Raise ModelError, with what the folder is and what to do, where it is no model saved by `save_pretrained`."""
+    """Raise ModelError, saying what the folder is and what to do, unless `save_pretrained` saved a model in it."""
     has_config = (folder / "config.json").is_file()
     if has_config and _sentence_model(folder):
         raise ModelError(f"{called}: a sentence-transformers embedding model, which answers nothing; name a causal LM")
     if has_config and weight_files(folder)[0]:
         return
-    lacks = "no weights (*.safetensors)" if has_config else "no config.json"
-    for fits, words in _KINDS:
+    missing = "no weights (*.safetensors)" if has_config else "no config.json"
+    for fits, message in _KINDS:
         if fits(folder):
-            raise ModelError(f"{called}: the folder has {lacks}: {words(folder) if callable(words) else words}")
-    raise ModelError(f"{called}: the folder has {lacks}; expected a model saved by save_pretrained")
+            raise ModelError(f"{called}: the folder has {missing}: {message(folder) if callable(message) else message}")
+    raise ModelError(f"{called}: the folder has {missing}; expected a model saved by save_pretrained")
 
 
-def _any(*patterns: str) -> Callable[[Path], bool]:
+def _has_any(*patterns: str) -> Callable[[Path], bool]:
     return lambda folder: any(any(folder.glob(pattern)) for pattern in patterns)
 
 
 def _models_inside(folder: Path) -> list[Path]:
-    found = [path for path in folder.iterdir() if path.is_dir() and any((path / mark).is_file() for mark in MARKS)]
-    return sorted(found, key=_step)
+    folders = [path for path in folder.iterdir() if path.is_dir() and any((path / mark).is_file() for mark in MARKS)]
+    return sorted(folders, key=_step)
 
 
 def _step(path: Path) -> tuple[int, str]:
-    found = re.search(r"(\d+)$", path.name)
-    return (int(found.group(1)) if found else -1, path.name)
+    match = re.search(r"(\d+)$", path.name)
+    return (int(match.group(1)) if match else -1, path.name)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -74,23 +74,25 @@ def _checkpoints(folder: Path) -> list[Path]:
     ]
 
 
-def _last_checkpoint(folder: Path) -> str:
-    found = _checkpoints(folder)
-    return f"the output of a trainer, whose checkpoints lie inside; name one, such as {found[-1]}"
+def _format_checkpoints(folder: Path) -> str:
+    checkpoints = _checkpoints(folder)
+    return f"the output of a trainer, whose checkpoints lie inside; name one, such as {checkpoints[-1]}"
 
 
-def _inside(folder: Path) -> str:
-    found = _models_inside(folder)
-    names = ", ".join(str(path) for path in found[:3])
-    return f"the model lies one level down; name {names}" + (f" or another of {len(found)}" if len(found) > 3 else "")
+def _format_inside(folder: Path) -> str:
+    folders = _models_inside(folder)
+    names = ", ".join(str(path) for path in folders[:3])
+    return f"the model lies one level down; name {names}" + (
+        f" or another of {len(folders)}" if len(folders) > 3 else ""
+    )
 
 
-def _variant(folder: Path) -> list[Path]:
+def _variant_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("model.*.safetensors") if not re.search(r"-of-", path.name))
 
 
-def _variant_words(folder: Path) -> str:
-    name = _variant(folder)[0].name
+def _format_variant(folder: Path) -> str:
+    name = _variant_files(folder)[0].name
     return f"its weights are of a variant, {name}, which is not read by itself; rename it to model.safetensors"
 
 
@@ -109,47 +111,47 @@ _KINDS: Final[tuple[tuple[Callable[[Path], Any], str | Callable[[Path], str]], .
         lambda folder: (folder / "early_stop").is_dir() or (folder / "convergence").is_dir(),
         lambda folder: f"a run of foreknow tune; name {folder / 'early_stop'} or {folder / 'convergence'}",
     ),
-    (_checkpoints, _last_checkpoint),
-    (_any("model_index.json"), "a diffusion pipeline, which makes images and no answers; name a causal LM"),
+    (_checkpoints, _format_checkpoints),
+    (_has_any("model_index.json"), "a diffusion pipeline, which makes images and no answers; name a causal LM"),
     (
-        _any("zero_to_fp32.py", "global_step*", "*zero_pp_rank*"),
+        _has_any("zero_to_fp32.py", "global_step*", "*zero_pp_rank*"),
         "a DeepSpeed ZeRO checkpoint, whose weights lie in parts; make it whole: python zero_to_fp32.py . OUT, and put "
         "config.json and the tokenizer beside",
     ),
     (
-        _any("*.distcp", "pytorch_model_fsdp*", "*/*.distcp", "*/.metadata"),
+        _has_any("*.distcp", "pytorch_model_fsdp*", "*/*.distcp", "*/.metadata"),
         "an FSDP checkpoint, whose weights lie in parts; make it whole: accelerate merge-weights FOLDER OUT, and put "
         "config.json and the tokenizer beside",
     ),
     (
-        _any("*.gguf"),
+        _has_any("*.gguf"),
         lambda folder: f"GGUF files; name one of them: {names_of(str(path) for path in folder.glob('*.gguf'))}",
     ),
     (
-        _any("consolidated*.pth", "consolidated*.safetensors", "params.json"),
+        _has_any("consolidated*.pth", "consolidated*.safetensors", "params.json"),
         "weights in Meta's or Mistral's own layout; name the folder in transformers' layout (the -hf one), or convert "
         "it with transformers' convert_llama_weights_to_hf.py",
     ),
-    (_variant, _variant_words),
+    (_variant_files, _format_variant),
     (
-        _any("*.onnx", "onnx/*.onnx"),
+        _has_any("*.onnx", "onnx/*.onnx"),
         "an ONNX export, which has no weights that torch loads; name the model it was made from",
     ),
     (
-        _any("openvino_model.xml", "*.engine", "*.mlmodel", "*.mlpackage", "*.tflite", "coreml/*"),
+        _has_any("openvino_model.xml", "*.engine", "*.mlmodel", "*.mlpackage", "*.tflite", "coreml/*"),
         "an export for another runtime; name the model it was made from",
     ),
     (
-        _any("tf_model*.h5", "*.h5", "flax_model*.msgpack", "*.msgpack", "saved_model.pb", "*.ckpt.index"),
+        _has_any("tf_model*.h5", "*.h5", "flax_model*.msgpack", "*.msgpack", "saved_model.pb", "*.ckpt.index"),
         "weights of TensorFlow or Flax, which transformers 5 does not load; convert them with an older transformers "
         "(from_tf=True or from_flax=True, then save_pretrained)",
     ),
     (
-        _any("optimizer.pt", "optimizer.bin", "scheduler.pt", "trainer_state.json", "rng_state*.pth"),
+        _has_any("optimizer.pt", "optimizer.bin", "scheduler.pt", "trainer_state.json", "rng_state*.pth"),
         "a trainer's checkpoint with its optimizer's state and without the model",
     ),
     (
-        _any("*.pt", "*.pth", "*.ckpt", "*.pkl", "*.bin"),
+        _has_any("*.pt", "*.pth", "*.ckpt", "*.pkl", "*.bin"),
         "weights pickled by torch under their own name, which is not read; load them into the model and "
         "save_pretrained",
     ),
@@ -160,14 +162,14 @@ _KINDS: Final[tuple[tuple[Callable[[Path], Any], str | Callable[[Path], str]], .
             "config.json"
         ),
     ),
-    (_models_inside, _inside),
+    (_models_inside, _format_inside),
     (
         lambda folder: (folder / "snapshots").is_dir(),
         lambda folder: (
             f"a folder of the hub's cache; name the model by its hub id, or a folder inside {folder / 'snapshots'}"
         ),
     ),
-    (_any("tokenizer.json", "tokenizer_config.json", "tokenizer.model"), "a tokenizer without its model"),
-    (_any("manifest.json", "summary.json", "results.json"), "a run's folder, not a model"),
+    (_has_any("tokenizer.json", "tokenizer_config.json", "tokenizer.model"), "a tokenizer without its model"),
+    (_has_any("manifest.json", "summary.json", "results.json"), "a run's folder, not a model"),
 )
-"""Whether a folder is of a kind, and what is said of it; the first that fits."""
+"""Pairs of a test for a kind of folder, and the message about it; the first that fits counts."""

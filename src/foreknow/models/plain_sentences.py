@@ -1,8 +1,8 @@
 """Plain sentences in several languages and scripts, written for this check: none is a quotation.
 
-Each is one that nearly any model of its language finds far likelier than the same tokens in another order
-(`models/fluency.py`). The lab's made-up world stands among them for the model `lab`. Code does not: its blanks, names
-come again so often that models with noise for weights find it likelier than its tokens shuffled.
+Nearly any model of a language finds its sentences far likelier than the same tokens in another order
+(`models/fluency.py`). Sentences of the lab's made-up world are for the model `lab`. Code is left out: it repeats
+blanks and names so often that even models with random weights find it likelier than its shuffled tokens.
 """
 
 from __future__ import annotations

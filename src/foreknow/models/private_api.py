@@ -1,8 +1,8 @@
-"""Private names of torch, transformers and tokenizers that foreknow uses, and what it does where one is missing.
+"""Uses private names of torch, transformers and tokenizers, with a fallback where one is missing.
 
-Each name may be absent, or take other arguments, in another version of its library. Whatever is called here then
-falls back on public names, or goes without what was only faster. The private operators that multiply matrices have a
-file of their own (`inference/prepacked_linear.py`).
+A private name may be missing, or take other arguments, in another version of its library. The functions here then
+fall back on public names, or skip an optimisation. `inference/prepacked_linear.py` holds the private operators that
+multiply matrices.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CHANGED: Final = (AttributeError, TypeError, ImportError, RuntimeError, NotImplementedError)
-"""What a call of a private name raises where the name is missing, takes other arguments, or does not work here."""
+"""The errors of a private name that is missing, takes other arguments, or does not work on this machine."""
 
 _SET: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 """The attention function that each model was last given by `set_attention`."""
@@ -24,7 +24,7 @@ _SET: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 def has_bfloat16_instructions() -> bool:
     """Whether the processor, and oneDNN, which multiplies matrices on it, have instructions for bfloat16.
 
-    False where the processor cannot be asked. `ONEDNN_MAX_CPU_ISA` keeps oneDNN from instructions that are there.
+    False if that cannot be found out. `ONEDNN_MAX_CPU_ISA` can forbid oneDNN instructions that the processor has.
     """
     import torch
 
@@ -44,7 +44,7 @@ def has_bfloat16_instructions() -> bool:
 
 
 def plain_attention(model: PreTrainedModel) -> str:
-    """The attention function of transformers that a model is computed with outside our own: "sdpa" or "eager"."""
+    """The attention function of transformers that a model uses outside our own: "sdpa" or "eager"."""
     return "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
 
 
@@ -65,30 +65,30 @@ def model_of_config(like: PreTrainedModel, dtype: torch.dtype) -> PreTrainedMode
     import torch
 
     config: Any = type(like.config).from_dict(like.config.to_dict())
-    kind: Any = type(like)
+    model_class: Any = type(like)
     attention = plain_attention(like)
     try:
         config._attn_implementation = attention
-        made: PreTrainedModel = kind._from_config(config, dtype=dtype)
+        model: PreTrainedModel = model_class._from_config(config, dtype=dtype)
     except (AttributeError, TypeError):
         usual = torch.get_default_dtype()
         torch.set_default_dtype(dtype)  # and not .to(dtype), which would round the positions' frequencies
         try:
-            made = kind(config)
+            model = model_class(config)
         finally:
             torch.set_default_dtype(usual)
-        set_attention(made, attention)
-    return made
+        set_attention(model, attention)
+    return model
 
 
-def forget_words(tokenizer: Any) -> None:
-    """Keep a tokenizer of BPE or Unigram from remembering the words that it has seen."""
+def disable_word_cache(tokenizer: Any) -> None:
+    """Turn off the word cache of a BPE or Unigram tokenizer."""
     backend = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     try:
         resize = backend._resize_cache  # type: ignore[union-attr]
-    except AttributeError:  # one that remembers nothing, or another version of tokenizers
+    except AttributeError:  # it has no cache, or it is another version of tokenizers
         return
     try:
         resize(0)
-    except Exception:  # it raises what its Rust code likes; words that are remembered only cost memory
+    except Exception:  # its Rust code can raise anything; a word cache only costs memory
         return

@@ -1,4 +1,4 @@
-"""Quantised checkpoints: which method a config.json names, which packages it takes, and what to do without them."""
+"""Quantised checkpoints: the method that a config.json names, and the packages that it needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from foreknow.io.run_dir import read_json
 
 
 class Method(NamedTuple):
-    """A way to quantise: the modules that load it (each with what pip installs), whether it takes a GPU."""
+    """A quantisation method: the modules that load it (each with its pip package), and whether it needs a GPU."""
 
     modules: tuple[tuple[str, str], ...] = ()
     gpu: bool = False
@@ -46,7 +46,7 @@ METHODS: Final[dict[str, Method]] = {
     "torchao": Method((("torchao", "torchao"),)),
     "vptq": Method((("vptq", "vptq"),), gpu=True),
 }
-"""The methods that transformers loads, and what each of them asks for."""
+"""The methods that transformers loads, and what each one needs."""
 
 _ELSEWHERE: Final = {
     "exl2": "ExLlamaV2 loads it, transformers does not",
@@ -64,23 +64,23 @@ UNQUANTISED: Final = "name the checkpoint that it was made from"
 
 
 class Quantization(NamedTuple):
-    """How a checkpoint is quantised, in a name and in words."""
+    """How a checkpoint is quantised: the method's name, and a description."""
 
     method: str
     words: str
 
 
 def quantization_of(folder: Path) -> Quantization | None:
-    """How the checkpoint in a folder is quantised; None where it is not."""
+    """How the checkpoint in a folder is quantised; None if it is not."""
     config = read_json(folder / "config.json") or {}
-    told = _settings(config)
-    if told is None:
+    settings = _settings(config)
+    if settings is None:
         return None
-    method = str(told.get("quant_method") or _guessed(told)).lower()
+    method = str(settings.get("quant_method") or _guess_method(settings)).lower()
     method = _OTHER_NAMES.get(method, method)
-    bits = told.get("bits") or told.get("w_bit") or told.get("nbits")
+    bits = settings.get("bits") or settings.get("w_bit") or settings.get("nbits")
     if method == "bitsandbytes":
-        bits = 4 if told.get("load_in_4bit") or told.get("_load_in_4bit") else 8
+        bits = 4 if settings.get("load_in_4bit") or settings.get("_load_in_4bit") else 8
     return Quantization(method, f"{method}, {bits} bits" if isinstance(bits, int) else method)
 
 
@@ -96,7 +96,7 @@ def check_quantization(called: str, quantization: Quantization) -> None:
             f"{called}: quantised with {words}, which transformers {_version()} does not know; update it (pip install "
             f"-U transformers) or {UNQUANTISED}"
         )
-    missing = [package for module, package in METHODS[name].modules if not _is_there(module)]
+    missing = [package for module, package in METHODS[name].modules if not _is_installed(module)]
     if missing:
         raise MissingExtra(
             f"{called}: quantised with {words}: pip install {' '.join(repr(p) if '[' in p else p for p in missing)}, "
@@ -107,7 +107,7 @@ def check_quantization(called: str, quantization: Quantization) -> None:
 
 
 def check_trainable(called: str, quantization: Quantization | None, method: str) -> None:
-    """Raise ConfigError where every weight of a quantised checkpoint is to be trained."""
+    """Raise ConfigError where `method` would train every weight of a quantised checkpoint."""
     if quantization is not None and method == "full":
         raise ConfigError(
             f"{called}: quantised with {quantization.words}: its weights cannot all be trained. Use --method lora, "
@@ -117,26 +117,26 @@ def check_trainable(called: str, quantization: Quantization | None, method: str)
 
 def _settings(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     inner = config.get("text_config")
-    for where in (config, inner if isinstance(inner, Mapping) else {}):
+    for section in (config, inner if isinstance(inner, Mapping) else {}):
         for key in ("quantization_config", "compression_config", "quantization"):
-            found = where.get(key)
-            if isinstance(found, Mapping) and found:
-                return found
+            settings = section.get(key)
+            if isinstance(settings, Mapping) and settings:
+                return settings
     return None
 
 
-def _guessed(told: Mapping[str, Any]) -> str:
+def _guess_method(settings: Mapping[str, Any]) -> str:
     """The method of settings that do not name it."""
-    if "load_in_4bit" in told or "load_in_8bit" in told:
+    if "load_in_4bit" in settings or "load_in_8bit" in settings:
         return "bitsandbytes"
-    if "config_groups" in told:
+    if "config_groups" in settings:
         return "compressed-tensors"
-    if {"group_size", "bits"} <= set(told):  # mlx-lm's `quantization`
+    if {"group_size", "bits"} <= set(settings):  # mlx-lm's `quantization`
         return "mlx"
     return "unknown"
 
 
-def _is_there(module: str) -> bool:
+def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):

@@ -1,7 +1,7 @@
-"""A model's name, folder, .gguf file or hub id -> where it lies, before any weight is read.
+"""Finds a model's files by name, folder, .gguf file or hub id, before any weight is read.
 
-An adapter's folder is a model too: its base, and the adapter on top. What is no model, or lacks some of its files, is
-refused here, before a run folder is claimed for it.
+An adapter's folder counts as a model: its base with the adapter on top. Anything that is no model, or lacks some of
+its files, is refused here, before a run folder is locked for it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from foreknow.models.adapters import about, base_of, read_adapter
 from foreknow.models.architectures import check_architecture
 from foreknow.models.fingerprints import fingerprint
 from foreknow.models.gguf_files import check_gguf, read_gguf
-from foreknow.models.hub import closest, hub_folder
+from foreknow.models.hub import closest_name, hub_folder
 from foreknow.models.model_folders import check_folder, is_adapter, read_config
-from foreknow.models.packaged import PACKAGED, check, convert, packaged_folder, sha256_of
+from foreknow.models.packaged import PACKAGED, convert, packaged_folder, sha256_of, verify_checksums
 from foreknow.models.quantization import Quantization, check_quantization, quantization_of
 from foreknow.models.weight_files import WeightFiles, read_weight_files
 
@@ -33,11 +33,11 @@ _ONE_FILE: Final = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".h
 
 @dataclass(frozen=True)
 class Resolved:
-    """Where a model lies.
+    """The files of a model.
 
-    `folder`: a local transformers folder; an adapter's base where there is an `adapter`. `note`: what a reader of a
-    report must know. `base`: name, fingerprint and folder of the whole model that it was tuned from, if that is known;
-    `origin`: of what training began from, where that was an adapter of it.
+    `folder`: a local transformers folder; the base's if there is an `adapter`. `note`: what a report must mention.
+    `base`: name, fingerprint and folder of the whole model that it was tuned from, if known; `origin`: those of the
+    adapter that training started from, if it did.
     """
 
     name: str
@@ -51,21 +51,21 @@ class Resolved:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of all that answers: of content, never of a name."""
+        """A hash of the files that decide answers, adapter included: of content, never of a name."""
         if self.adapter is None:
             return fingerprint(self.folder)
         return hash_of([fingerprint(self.adapter), fingerprint(self.folder)])
 
     @property
     def path(self) -> Path:
-        """The folder that was named: the adapter's where there is one."""
+        """The folder that the user named: the adapter's if there is one."""
         return self.adapter or self.folder
 
     @property
-    def told(self) -> dict[str, Any]:
-        """Name, fingerprint, folder and note, for a summary; of an adapter its base too."""
-        found = {"name": self.name, "fingerprint": self.fingerprint, "folder": str(self.path), "note": self.note}
-        return {**found, "base": dict(self.base or {})} if self.adapter else found
+    def summary(self) -> dict[str, Any]:
+        """Name, fingerprint, folder and note, for a run's summary; for an adapter also its base."""
+        summary = {"name": self.name, "fingerprint": self.fingerprint, "folder": str(self.path), "note": self.note}
+        return {**summary, "base": dict(self.base or {})} if self.adapter else summary
 
 
 def resolve(
@@ -76,17 +76,17 @@ def resolve(
     base: str | None = None,
     force: bool | None = None,
 ) -> Resolved:
-    """Find a model by packaged name, folder (a model's or an adapter's), `.gguf` file or hub id; fetch and convert
-    where needed. A store's folder or file is fetched.
+    """Find a model by packaged name, folder (a model's or an adapter's), `.gguf` file or hub id; download and convert
+    it where needed, also from object stores.
 
-    `base` names an adapter's base where it is not found by itself; `force` takes another than it was trained on (None:
-    the verb has no such setting). Raises ModelError for a model that is unknown, incomplete or altered, ConfigError for
-    a base that is not wanted, MissingExtra for a package that it takes.
+    `base` names an adapter's base if it cannot be found otherwise; `force` accepts another base than the adapter was
+    trained on (None: the verb has no such setting). Raises ModelError for a model that is unknown, incomplete or
+    altered, ConfigError for a base given to a whole model, MissingExtra for a missing package.
     """
-    label, path, note = _located(name, say, trust_remote_code)
-    check(path)
+    label, path, note = _find_model(name, say, trust_remote_code)
+    verify_checksums(path)
     if is_adapter(path):
-        return _with_base(label, path, base, force, say, trust_remote_code)
+        return _resolve_adapter(label, path, base, force, say, trust_remote_code)
     if (path / "adapter_config.json").is_file():
         raise ModelError(
             f"--model {name}: the folder holds a whole model and an adapter (adapter_config.json), which would be put "
@@ -94,35 +94,35 @@ def resolve(
         )
     if base is not None:
         raise ConfigError(f"--base {base}: {name} is a whole model, not an adapter; leave --base out")
-    weights, quantization = _checked(f"--model {name}", path, trust_remote_code)
-    told = about(path)
-    origin = told.get("base")
+    weights, quantization = _check_model(f"--model {name}", path, trust_remote_code)
+    manifest = about(path)
+    origin = manifest.get("base")
     return Resolved(
-        name=_called(label, path, told),
+        name=_report_name(label, path, manifest),
         folder=path,
         note=note or _note_of(origin),
         weights=weights,
         base=origin,
-        origin=told.get("from"),
+        origin=manifest.get("from"),
         quantization=quantization,
     )
 
 
 @cache
-def _tell_once(text: str) -> None:
+def _print_once(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _located(
+def _find_model(
     name: str, say: Callable[[str], None], trust_remote_code: bool, revision: str | None = None
 ) -> tuple[str, Path, str | None]:
-    """What a model is called, its folder, and what a reader must know of it."""
+    """A model's name, its folder, and a note for reports."""
     if is_url(name):
         name = str(download(name))
     if name in PACKAGED:
         packaged = PACKAGED[name]
         if packaged.terms:
-            _tell_once(packaged.terms)
+            _print_once(packaged.terms)
         return name, packaged_folder(packaged, say), packaged.note
     if name == LAB and not Path(name).exists():
         from foreknow.models import lab_model as lab  # keeps torch out
@@ -132,11 +132,11 @@ def _located(
     if name.endswith(".gguf"):
         if not path.is_file():
             raise ModelError(f"--model {name}: no such file")
-        return path.name, _converted(path, say), "dequantised from a GGUF file"
+        return path.name, _convert_gguf(path, say), "dequantised from a GGUF file"
     if path.is_dir():
-        whole = path.resolve()
-        named = bool(path.name.strip("."))  # "." and ".." are no names
-        return path.name if named else whole.name, whole, None
+        folder = path.resolve()
+        has_name = bool(path.name.strip("."))  # "." and ".." are no names
+        return path.name if has_name else folder.name, folder, None
     if path.is_file():
         beside = path.parent / ("adapter_config.json" if path.name.startswith("adapter") else "config.json")
         hint = f"; name the folder: {path.parent}" if beside.is_file() else ""
@@ -147,20 +147,22 @@ def _located(
     known = [*PACKAGED, LAB]
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(_ONE_FILE)
     if looks_local or not name or any(c.isspace() for c in name):
-        meant = closest(name, known) if name else None
-        raise ModelError(f"--model {name}: no such folder or file{f'; did you mean {meant}?' if meant else ''}")
+        suggestion = closest_name(name, known) if name else None
+        raise ModelError(
+            f"--model {name}: no such folder or file{f'; did you mean {suggestion}?' if suggestion else ''}"
+        )
     return name, hub_folder(name, trust_remote_code, revision, known), None
 
 
-def _converted(path: Path, say: Callable[[str], None]) -> Path:
-    """A GGUF file's folder of safetensors."""
+def _convert_gguf(path: Path, say: Callable[[str], None]) -> Path:
+    """Convert a GGUF file and return its safetensors folder."""
     gguf = read_gguf(path)
     check_gguf(path, gguf)
     return convert(path, sha256_of(path), path.name, say)
 
 
-def _checked(called: str, folder: Path, trust_remote_code: bool) -> tuple[WeightFiles, Quantization | None]:
-    """All that can be told of a model without loading it. Raises ModelError, MissingExtra."""
+def _check_model(called: str, folder: Path, trust_remote_code: bool) -> tuple[WeightFiles, Quantization | None]:
+    """Check a model without loading it; return its weight files and quantization. Raises ModelError, MissingExtra."""
     check_folder(called, folder)
     check_architecture(called, read_config(folder), trust_remote_code)
     quantization = quantization_of(folder)
@@ -169,9 +171,9 @@ def _checked(called: str, folder: Path, trust_remote_code: bool) -> tuple[Weight
     return read_weight_files(folder), quantization
 
 
-def _called(name: str, folder: Path, told: Mapping[str, Any]) -> str:
-    """How reports call it: `early_stop` alone would not tell of which run."""
-    return f"{folder.parent.name}/{folder.name}" if told.get("stage") == "tune" else name
+def _report_name(name: str, folder: Path, manifest: Mapping[str, Any]) -> str:
+    """A model's name in reports; a tuned model's includes its run's, as `early_stop` alone would be ambiguous."""
+    return f"{folder.parent.name}/{folder.name}" if manifest.get("stage") == "tune" else name
 
 
 def _note_of(base: Mapping[str, Any] | None) -> str | None:
@@ -179,44 +181,49 @@ def _note_of(base: Mapping[str, Any] | None) -> str | None:
     return f"tuned from {packaged.name}: {packaged.note}" if packaged else None
 
 
-def _with_base(
-    name: str, folder: Path, asked: str | None, force: bool | None, say: Callable[[str], None], trust_remote_code: bool
+def _resolve_adapter(
+    name: str,
+    folder: Path,
+    base_name: str | None,
+    force: bool | None,
+    say: Callable[[str], None],
+    trust_remote_code: bool,
 ) -> Resolved:
-    """An adapter and its base."""
+    """Resolve an adapter and its base."""
     adapter = read_adapter(f"--model {name}", folder)
-    told = about(folder)
-    known = told.get("base") or {}
-    place = asked or base_of(folder, adapter)
-    called = known.get("name") or adapter.base or "a model it does not name"
+    manifest = about(folder)
+    known_base = manifest.get("base") or {}
+    place = base_name or base_of(folder, adapter)
+    called = known_base.get("name") or adapter.base or "a model it does not name"
     if place is None:
         raise ModelError(f"--model {name}: an adapter of {called}, which is not here; name its base with --base MODEL")
     try:
         # the base's own commit, where an adapter names it
-        label, path, note = _located(place, say, trust_remote_code, None if asked else adapter.revision)
-        check(path)
+        label, path, note = _find_model(place, say, trust_remote_code, None if base_name else adapter.revision)
+        verify_checksums(path)
         if is_adapter(path):
             raise ModelError(
                 f"--model {place}: an adapter itself, not a whole model; merge it (merge_and_unload) first"
             )
-        weights, quantization = _checked(f"--model {place}", path, trust_remote_code)
+        weights, quantization = _check_model(f"--model {place}", path, trust_remote_code)
     except ModelError as error:
         first, *rest = str(error).removeprefix(f"--model {place}: ").splitlines()
         raise ModelError("\n".join([f"--model {name}: an adapter of {place}: {first}", *rest])) from None
-    of_base = fingerprint(path)
-    if not force and known.get("fingerprint") not in (None, of_base):
+    base_fingerprint = fingerprint(path)
+    if not force and known_base.get("fingerprint") not in (None, base_fingerprint):
         forced = "" if force is None else ", or go on with --force"
         raise ModelError(
-            f"--model {name}: an adapter of {called} ({known['fingerprint'][:19]}...), but {place} is another model "
-            f"({of_base[:19]}...); name the right one with --base MODEL{forced}"
+            f"--model {name}: an adapter of {called} ({known_base['fingerprint'][:19]}...), but {place} is another "
+            f"model ({base_fingerprint[:19]}...); name the right one with --base MODEL{forced}"
         )
-    label = _called(label, path, about(path))
+    label = _report_name(label, path, about(path))
     return Resolved(
-        name=_called(name, folder, told),
+        name=_report_name(name, folder, manifest),
         folder=path,
-        note="; ".join(filter(None, (f"{adapter.kind} adapter on {label} ({of_base[:19]})", note))),
+        note="; ".join(filter(None, (f"{adapter.kind} adapter on {label} ({base_fingerprint[:19]})", note))),
         weights=weights,
         adapter=folder,
-        base={"name": label, "fingerprint": of_base, "folder": str(path)},
-        origin=told.get("from"),
+        base={"name": label, "fingerprint": base_fingerprint, "folder": str(path)},
+        origin=manifest.get("from"),
         quantization=quantization,
     )

@@ -10,5 +10,5 @@ if TYPE_CHECKING:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what computes, for the manifest."""
+    """The versions of these libraries, for a run's manifest."""
     return {name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers", "polars")}

@@ -1,7 +1,7 @@
-"""The tensors that a model folder's weight files list, read from the files' headers: no weight is loaded.
+"""Reads which tensors a model folder's weight files list, from the files' headers, without loading weights.
 
-Whatever loads the files takes them as they come: a tensor that two shards hold is taken from the last of them, and a
-shard that the index does not name is left out. So they are held against each other here first.
+Loaders do not compare the files with each other: they take a tensor that two shards hold from the last shard, and skip
+a shard that the index does not name. So the files are checked against each other here first.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from foreknow.errors import ModelError
 from foreknow.io.run_dir import read_json
 
 SHOWN: Final = 4
-"""Names that a message shows before it counts the rest."""
+"""The number of names that a message lists before it counts the rest."""
 SINGLE: Final = ("model.safetensors", "pytorch_model.bin")
 """A whole model in one file, in the order in which transformers takes them; `NAME.index.json` names its shards."""
 
@@ -30,7 +30,7 @@ _BYTES: Final = {
 
 
 class Tensor(NamedTuple):
-    """A tensor as a header describes it: `dtype` in safetensors' words, `begin` and `end` in the file's bytes."""
+    """A tensor's entry in a header: `dtype` by safetensors' name, `begin` and `end` as byte offsets in the file."""
 
     file: Path
     dtype: str
@@ -40,9 +40,9 @@ class Tensor(NamedTuple):
 
 
 class WeightFiles(NamedTuple):
-    """The files that hold a model's weights, and what their headers list; pickled weights (.bin) have no header.
+    """The files of a model's weights, and the tensors in their headers; pickled weights (.bin) have no header.
 
-    `note`: what a reader should know of the choice, such as a second set of weights that is not used.
+    `note`: a remark on the choice of files, such as a second set of weights that is not used.
     """
 
     files: tuple[Path, ...]
@@ -51,7 +51,7 @@ class WeightFiles(NamedTuple):
 
 
 def names_of(names: Iterable[str], shown: int = SHOWN) -> str:
-    """The first names of a list in order, and how many more there are."""
+    """The first names of a list in order, and the number of further ones."""
     ordered = sorted(names)
     rest = len(ordered) - shown
     return ", ".join(ordered[:shown]) + (f" and {rest:,} more" if rest > 0 else "")
@@ -63,18 +63,18 @@ def count_of(tensors: Sequence[object]) -> str:
 
 
 def weight_files(folder: Path) -> tuple[tuple[Path, ...], str | None]:
-    """The weight files that transformers would read in a folder, and a note; none where there are none.
+    """The weight files that transformers would read in a folder, and a note; empty if there are none.
 
     Raises ModelError for an index that is damaged, or that names files which are not there.
     """
     config = read_json(folder / "config.json") or {}
-    named = config.get("transformers_weights")
-    candidates = [name for one in SINGLE for name in (one, f"{one}.index.json")]
-    candidates = [named, *candidates] if isinstance(named, str) else candidates
-    there = [name for name in candidates if (folder / name).is_file()]
-    if not there:
+    configured = config.get("transformers_weights")
+    candidates = [name for stem in SINGLE for name in (stem, f"{stem}.index.json")]
+    candidates = [configured, *candidates] if isinstance(configured, str) else candidates
+    present = [name for name in candidates if (folder / name).is_file()]
+    if not present:
         return (), None
-    first, *others = there
+    first, *others = present
     rivals = [name for name in others if Path(name).suffix == ".json" and name.startswith(first.partition(".")[0])]
     note = (
         f"the weights are those of {first}; {rivals[0]} beside it names others, which are not used" if rivals else None
@@ -85,10 +85,10 @@ def weight_files(folder: Path) -> tuple[tuple[Path, ...], str | None]:
     names = sorted(set(weight_map.values()))
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        held = sum(name in missing for name in weight_map.values())
+        tensor_count = sum(name in missing for name in weight_map.values())
         raise ModelError(
             f"{folder / first}: {len(missing):,} of {len(names):,} shards are not there: {names_of(missing)} "
-            f"({held:,} of {len(weight_map):,} tensors); copy or download them again"
+            f"({tensor_count:,} of {len(weight_map):,} tensors); copy or download them again"
         )
     return tuple(folder / name for name in names), note
 
@@ -119,7 +119,7 @@ def read_weight_files(folder: Path) -> WeightFiles:
 
 
 def read_header(file: Path) -> dict[str, Tensor]:
-    """What a safetensors file holds. Raises ModelError where it is cut short, or something else."""
+    """Read the header of a safetensors file. Raises ModelError where the file is cut short or not safetensors."""
     size = file.stat().st_size
     with file.open("rb") as opened:
         start = opened.read(8)
@@ -134,23 +134,23 @@ def read_header(file: Path) -> dict[str, Tensor]:
         try:
             header = json.loads(opened.read(length))
             entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            found = {name: _tensor(file, 8 + length, entry) for name, entry in entries.items()}
+            tensors = {name: _tensor(file, 8 + length, entry) for name, entry in entries.items()}
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ModelError(f"{file}: its header is damaged; copy or download it again") from None
-    end = max((tensor.end for tensor in found.values()), default=8 + length)
+    end = max((tensor.end for tensor in tensors.values()), default=8 + length)
     if end > size:
-        cut = [name for name, tensor in found.items() if tensor.end > size]
+        cut = [name for name, tensor in tensors.items() if tensor.end > size]
         raise ModelError(
             f"{file}: cut short: found {size:,} bytes, expected {end:,} ({names_of(cut)}); copy or download it again"
         )
     wrong = [
         name
-        for name, one in found.items()
-        if (n := _BYTES.get(one.dtype)) and one.end - one.begin != n * prod(one.shape)
+        for name, stored in tensors.items()
+        if (n := _BYTES.get(stored.dtype)) and stored.end - stored.begin != n * prod(stored.shape)
     ]
     if wrong:
         raise ModelError(f"{file}: its header is damaged: {names_of(wrong)} have not the bytes of their shape")
-    return found
+    return tensors
 
 
 def _tensor(file: Path, start: int, entry: Mapping[str, Any]) -> Tensor:
@@ -164,22 +164,22 @@ def _same(first: Tensor, second: Tensor) -> bool:
     """Whether two tensors hold the same bytes."""
     if (first.dtype, first.shape) != (second.dtype, second.shape):
         return False
-    with first.file.open("rb") as one, second.file.open("rb") as other:
-        one.seek(first.begin)
-        other.seek(second.begin)
-        left = first.end - first.begin
-        while left > 0:
-            size = min(left, 1 << 22)
-            if one.read(size) != other.read(size):
+    with first.file.open("rb") as first_file, second.file.open("rb") as second_file:
+        first_file.seek(first.begin)
+        second_file.seek(second.begin)
+        remaining = first.end - first.begin
+        while remaining > 0:
+            size = min(remaining, 1 << 22)
+            if first_file.read(size) != second_file.read(size):
                 return False
-            left -= size
+            remaining -= size
     return True
 
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = {str(name): str(file) for name, file in found.items()}
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = {str(name): str(file) for name, file in weight_map.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f"{index}: not an index of weights (no weight_map); copy or download it again") from None
     if not names or any(Path(file).name != file for file in names.values()):
@@ -188,15 +188,15 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _check_index(folder: Path, files: tuple[Path, ...], tensors: Mapping[str, Tensor]) -> None:
-    """Hold the index against the shards it names. Raises ModelError for tensors it lists which they lack."""
+    """Compare the index with its shards. Raises ModelError for tensors that it lists and the shards lack."""
     index = folder / "model.safetensors.index.json"
     if not tensors or not index.is_file() or files == (folder / "model.safetensors",):
         return
     listed = _weight_map(index)
-    lost = [name for name in listed if name not in tensors]
-    if lost:
+    missing = [name for name in listed if name not in tensors]
+    if missing:
         raise ModelError(
-            f"{index}: lists {count_of(lost)} that its shards do not hold: {names_of(lost)}; the shards are not "
+            f"{index}: lists {count_of(missing)} that its shards do not hold: {names_of(missing)}; the shards are not "
             "those of this index, copy or download them again"
         )
 

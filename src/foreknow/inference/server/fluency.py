@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from foreknow.inference.server.capabilities import tops_of
 from foreknow.inference.server.completions import Completion, CompletionChoice
 from foreknow.inference.server.model import ServerModel
-from foreknow.models.fluency import Fluency, Sentence, covered_languages, measured
+from foreknow.models.fluency import Fluency, Sentence, covered_languages, measure_fluency
 
 
 def fluency_at(server: ServerModel, batch: int) -> Fluency:
@@ -36,7 +36,7 @@ def fluency_at(server: ServerModel, batch: int) -> Fluency:
         jobs = [([sentence.ids for sentence in part], options) for part in parts]
         return [mean for part_means in server.completions.each(jobs, read) for mean in part_means]
 
-    return measured(server.tokenizer, covered_languages(server.tokenizer), means)
+    return measure_fluency(server.tokenizer, covered_languages(server.tokenizer), means)
 
 
 def _mean(server: ServerModel, sentence: Sentence, choice: CompletionChoice) -> float:

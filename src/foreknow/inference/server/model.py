@@ -85,8 +85,8 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
     except Exception as error:
         # a tokenizer's files and the hub's client can raise anything: report it in two lines
         raise ModelError(
-            f"--tokenizer {name}: cannot be loaded: {loading.in_a_line(error)}\nPrompts are made here: name the "
-            "folder or hub id of the model's tokenizer"
+            f"--tokenizer {name}: cannot be loaded: {loading.format_load_error(error)}\nPrompts are made here: name "
+            "the folder or hub id of the model's tokenizer"
         ) from None
 
 

@@ -26,7 +26,7 @@ class LocalExecutor:
     @property
     def model(self) -> dict[str, Any]:
         """Name, fingerprint, folder and note of the model."""
-        return self.context.loaded.told
+        return self.context.loaded.summary
 
     @property
     def plan(self) -> PromptPlan:

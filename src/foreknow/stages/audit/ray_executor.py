@@ -63,8 +63,8 @@ class RayExecutor:
         self.dtype, self.fingerprint = identity["dtype"], identity["model"]
         found = resolve(config.model, trust_remote_code=config.trust_remote_code, base=config.base)
         tokenizer = loading.load_tokenizer(found, config.trust_remote_code)
-        positions = loading.positions_of(found, config.trust_remote_code)
-        self.model: dict[str, Any] = found.told
+        positions = loading.max_positions(found, config.trust_remote_code)
+        self.model: dict[str, Any] = found.summary
         self.plan = build_prompt_plan(config, given, tokenizer, positions)
         prompter = Prompter(tokenizer, self.plan.template, config.chat_template, config.bos)
         print_choices(given, self.plan, prompter)

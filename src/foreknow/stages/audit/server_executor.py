@@ -12,7 +12,7 @@ from foreknow.inference.server.client import Endpoint
 from foreknow.inference.server.completions import Usage
 from foreknow.inference.server.fluency import fluency_at
 from foreknow.inference.server.model import NOTE, Address, ServerModel, estimate, load_tokenizer, open_server
-from foreknow.models.fluency import Fluency, say_fluency
+from foreknow.models.fluency import Fluency, print_fluency
 from foreknow.progress import say
 from foreknow.prompts.prompt_template import Prompter
 from foreknow.stages.audit import setup as audit_setup
@@ -79,7 +79,7 @@ def open_server_executor(config: AuditConfig, given: AuditInputs, server: Server
     probing, reasons = _probing(config, server, prompter, plan)
     audit_setup.print_choices(given, plan, prompter, reasons)
     fluency = fluency_at(server, config.batch_prompts)
-    say_fluency(fluency, say)
+    print_fluency(fluency, say)
     if plan.long.height:
         say(f"{plan.long.height:,} rows have long answers; a server cannot score them, they are left without a score")
     return ServerExecutor(

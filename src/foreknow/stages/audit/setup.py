@@ -102,12 +102,12 @@ def with_batch_sizes(config: AuditConfig, device: str, dtype: str, folder: Path)
     if device.startswith("cuda"):
         sizes = memory_plan.MOST
         if gpu := loading.gpu_memory(config.device):
-            plan = memory_plan.planned(
+            plan = memory_plan.plan_batches(
                 folder, dtype, gpu.total, sets=config.exemplar_sets, shots=config.shots, gpus=gpu.gpus
             )
             sizes = plan.sizes
             say(plan.line)
-            if plan.needs and (line := memory_plan.tight(plan.needs, gpu.free)):
+            if plan.needs and (line := memory_plan.format_shortage(plan.needs, gpu.free)):
                 say(line)
     return config.model_copy(
         update={

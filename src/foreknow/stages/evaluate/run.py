@@ -179,7 +179,7 @@ def _ready(config: EvaluateConfig, given: EvaluateInputs, found: Resolved) -> _R
         given.rows, prompter, config.max_new_tokens if isinstance(config.max_new_tokens, int) else None
     )
     lengths = [TrainingExample(one.row, one.prompt, (0,) * one.allowed) for one in rows]
-    check_lengths(given.facts.name, lengths, loading.positions_of(found, config.trust_remote_code))
+    check_lengths(given.facts.name, lengths, loading.max_positions(found, config.trust_remote_code))
     return _Ready(prompter, {one.row: one for one in rows}, given, (*prompter.notes, *notes))
 
 

@@ -71,7 +71,7 @@ def tokenised(config: TuneConfig, given: TrainInputs, found: Resolved) -> Tokeni
     if tokenizer.eos_token_id is None:
         raise ModelError(f"--model {config.model}: its tokenizer has no end-of-sequence token; answers could not end")
     prompter = Prompter(tokenizer, given.template, config.chat_template, config.bos)
-    positions, end = loading.positions_of(found, config.trust_remote_code), prompter.answer_end
+    positions, end = loading.max_positions(found, config.trust_remote_code), prompter.answer_end
     end = int(tokenizer.eos_token_id) if end is None else end
     faults: dict[str, list[RowFault]] = {}
     lessons: list[TrainingExample] = []
@@ -244,7 +244,7 @@ def train(config: TuneConfig, ready: Tokenised, folder: RunDir, device: str, dty
             write_frame(folder.path / "outcomes.parquet", folder.load_chunks("outcomes", OUTCOMES))
     loaded = made.loaded
     return {
-        "model": {**loaded.told, "fluency": made.fluency},
+        "model": {**loaded.summary, "fluency": made.fluency},
         "method": {
             "name": config.method,
             "dtype": dtype,

@@ -38,7 +38,7 @@ from foreknow.distributed import process_group
 from foreknow.errors import ConfigError, RunFolderError
 from foreknow.io.run_dir import RunDir, fingerprint, lock_run_dir, read_json, write_frame, write_json
 from foreknow.models.adapters import about
-from foreknow.models.packaged import check
+from foreknow.models.packaged import verify_checksums
 from foreknow.models.resolve import resolve
 from foreknow.models.versions import library_versions
 from foreknow.progress import say
@@ -131,7 +131,7 @@ def _run(config: TuneConfig, page: bool) -> TrainResult:
             if process_group.is_main_process():
                 folder.open_run(identity, config.resolved())
                 for weights in ("early_stop", "convergence"):
-                    check(folder.path / weights)
+                    verify_checksums(folder.path / weights)
             say(f"{config.out}: this run is complete; nothing to do")
         else:
             from foreknow.stages.train.loop import tokenised  # keeps torch out
