@@ -266,7 +266,7 @@ def test_labels_are_those_of_the_plain_path(
     settings: dict[str, Any] = {"model": str(tiny_folder), "dtype": "bfloat16", "device": "cpu"}
     settings |= {"shots": 2, "exemplar_sets": 3, "limit": 24}
     with monkeypatch.context() as plainly:
-        plainly.setattr("foreknow.inference.packed_model.order_weights", lambda *_: [])
+        plainly.setattr("foreknow.inference.packed_model.prepack_linears", lambda *_: [])
         plain = foreknow.audit(str(facts_file), out=str(tmp_path / "plain"), **settings)
     capsys.readouterr()
     monkeypatch.setattr(torch.ops, "mkldnn", fault)

@@ -28,7 +28,14 @@ from conftest import fact_rows
 from foreknow.config import AuditConfig
 from foreknow.distributed.ray_cluster import Cluster, _check_answers, _mute, _sigterm_kept
 from foreknow.distributed.ray_errors import error_from_dict, error_to_dict
-from foreknow.distributed.ray_resources import RayNode, WorkerSpec, needed, room, smaller, worker_spec
+from foreknow.distributed.ray_resources import (
+    RayNode,
+    WorkerSpec,
+    fit_workers,
+    limit_workers,
+    worker_capacity,
+    worker_spec,
+)
 from foreknow.errors import ConfigError, ForeknowError, MissingExtra, ModelError, ResourceError
 from foreknow.models import loading
 from foreknow.models.fluency import fluency_of
@@ -389,15 +396,15 @@ nodes = st.lists(st.builds(RayNode, st.integers(0, 64), st.integers(0, 8)), max_
 def test_workers_have_room_and_as_many_threads_as_fit(
     machines: list[RayNode], workers: int, threads: int | None, gpu: bool
 ) -> None:
-    if room(machines, threads or 1, gpu) < workers:
+    if worker_capacity(machines, threads or 1, gpu) < workers:
         with pytest.raises(ConfigError, match="of the Ray cluster, expected room for"):
             worker_spec(machines, workers, threads, gpu)
         return
     crew = worker_spec(machines, workers, threads, gpu)
     assert (crew.workers, crew.gpu) == (workers, gpu)
-    assert room(machines, crew.threads, gpu) >= workers
+    assert worker_capacity(machines, crew.threads, gpu) >= workers
     if threads is None:
-        assert room(machines, crew.threads + 1, gpu) < workers
+        assert worker_capacity(machines, crew.threads + 1, gpu) < workers
     else:
         assert crew.threads == threads
 
@@ -405,7 +412,7 @@ def test_workers_have_room_and_as_many_threads_as_fit(
 @given(nodes.filter(lambda some: any(n.cpus and n.gpus for n in some)))
 def test_without_a_number_every_gpu_gets_a_worker_where_cores_allow(machines: list[RayNode]) -> None:
     gpus = sum(node.gpus for node in machines if node.cpus)
-    if room(machines, 1, True) == gpus:
+    if worker_capacity(machines, 1, True) == gpus:
         assert worker_spec(machines, None, None, True).workers == gpus
 
 
@@ -492,10 +499,10 @@ def test_rays_private_names_may_be_missing_or_others(monkeypatch: pytest.MonkeyP
 
 def test_workers_that_would_have_nothing_to_do_are_not_started(capsys: pytest.CaptureFixture[str]) -> None:
     crew = WorkerSpec(9, 2, False)
-    assert needed(crew, 9, "chunk") == needed(crew, 0, "chunk") == crew
+    assert limit_workers(crew, 9, "chunk") == limit_workers(crew, 0, "chunk") == crew
     assert capsys.readouterr().err == ""
-    assert needed(crew, 3, "chunk") == WorkerSpec(3, 2, False)
-    assert needed(crew, 1, "run") == WorkerSpec(1, 2, False)
+    assert limit_workers(crew, 3, "chunk") == WorkerSpec(3, 2, False)
+    assert limit_workers(crew, 1, "run") == WorkerSpec(1, 2, False)
     assert capsys.readouterr().err == (
         "3 chunks are left, so 3 of the 9 workers start\n1 run is left, so 1 of the 9 workers starts\n"
     )
@@ -522,9 +529,9 @@ def test_sigterm_goes_to_whom_it_went_before_ray_took_it() -> None:
 
 def test_what_is_left_of_a_cluster_takes_over_with_the_same_threads() -> None:
     crew = WorkerSpec(3, 2, False)
-    assert smaller(crew, [RayNode(2, 0), RayNode(3, 0)]) == WorkerSpec(2, 2, False)
+    assert fit_workers(crew, [RayNode(2, 0), RayNode(3, 0)]) == WorkerSpec(2, 2, False)
     with pytest.raises(ResourceError, match="no node of the Ray cluster that has room for a worker is left"):
-        smaller(crew, [RayNode(1, 0)])
+        fit_workers(crew, [RayNode(1, 0)])
 
 
 @pytest.mark.parametrize("error", [ModelError("--model x: no"), ResourceError("full"), ForeknowError("failed")])

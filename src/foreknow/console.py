@@ -1,4 +1,4 @@
-"""What a verb prints when it is done: tables and lines for a terminal, without control characters of the data."""
+"""Prints a command's results: tables and lines for a terminal, without control characters of the data."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 def print_audit(summary: dict[str, Any]) -> None:
-    """The result in a dozen lines: category shares overall and by group."""
+    """Print an audit's result in a dozen lines: category shares overall and by group."""
     import polars as pl
 
     by_group = summary["categories"]["by_relation"]
     floors = summary["majority_floor"]
-    shown = sorted(by_group, key=lambda g: -by_group[g]["Unknown"])[:24]
-    lines = [
+    groups = sorted(by_group, key=lambda g: -by_group[g]["Unknown"])[:24]
+    entries = [
         ("all", summary["categories"]["overall"], None),
-        *((g, by_group[g], floors.get(g)) for g in shown),
+        *((g, by_group[g], floors.get(g)) for g in groups),
     ]
     table = pl.DataFrame(
         [
@@ -31,19 +31,19 @@ def print_audit(summary: dict[str, Any]) -> None:
                 **{category: f"{share:.1%}" for category, share in shares.items()},
                 "majority floor": "" if floor is None else f"{floor['floor']:.1%}",
             }
-            for name, shares, floor in lines
+            for name, shares, floor in entries
         ]
     )
     speed = f", {summary['rows_per_second']:.2g} rows/s" if summary["labelled"] else ""
     print(f"{summary['labelled']:,} of {summary['rows']:,} rows labelled with {plain(summary['model']['name'])}{speed}")
     if summary["labelled"]:
         print_table(table, "share of rows by category")
-    if len(by_group) > len(shown):
-        print(f"and {len(by_group) - len(shown)} more groups: see the report")
-    for group, found in summary["greedy"].items():
-        if found["guessing"] and floors[group]["rows"] >= 20 and by_group[group]["Unknown"] < 0.8:
+    if len(by_group) > len(groups):
+        print(f"and {len(by_group) - len(groups)} more groups: see the report")
+    for group, greedy in summary["greedy"].items():
+        if greedy["guessing"] and floors[group]["rows"] >= 20 and by_group[group]["Unknown"] < 0.8:
             print(
-                f"{plain(group)}: greedy answers are right on {found['em']:.1%} of the rows, always saying "
+                f"{plain(group)}: greedy answers are right on {greedy['em']:.1%} of the rows, always saying "
                 f"{plain(floors[group]['answer'])!r} on {floors[group]['floor']:.1%}: its Known rows may be guesses"
             )
     flags = ", ".join(f"{name} {count:,}" for name, count in summary["flags"].items())
@@ -78,7 +78,7 @@ def print_audit(summary: dict[str, Any]) -> None:
 
 
 def print_table(frame: pl.DataFrame, title: str) -> None:
-    """A frame as a table: its first column to the left, the others to the right."""
+    """Print a frame as a table: the first column left-aligned, the others right-aligned."""
     from rich.console import Console
     from rich.table import Table
 
@@ -98,24 +98,24 @@ def plain(value: Any) -> str:
     return isolated(printable(str(value)))
 
 
-def print_estimate(found: dict[str, Any]) -> None:
-    """What a run would cost, a line for each figure."""
-    for key, value in found.items():
+def print_estimate(estimate: dict[str, Any]) -> None:
+    """Print what a run would cost, one line per figure."""
+    for key, value in estimate.items():
         print(f"{key.replace('_', ' ') + ':':<18}{f'{value:,}' if isinstance(value, int) else value}")
 
 
-def print_scaled(told: Scaled, rows: int) -> None:
-    """What an audit of so many rows would cost on other machines, with every input and its source."""
-    print_table(told.table, f"{rows:,} rows")
-    for name, value, source in told.inputs.iter_rows():
+def print_scaled(scaled: Scaled, rows: int) -> None:
+    """Print what an audit of `rows` rows would cost on other machines, with every input and its source."""
+    print_table(scaled.table, f"{rows:,} rows")
+    for name, value, source in scaled.inputs.iter_rows():
         print(f"{name}: {value} ({source})")
-    for note in told.notes:
+    for note in scaled.notes:
         print(note)
 
 
-def print_written(written: ExportResult) -> None:
-    """What a prepared data set holds, and where it lies."""
-    print_table(written.counts, "rows by relation and split")
-    for note in written.notes:
+def print_written(result: ExportResult) -> None:
+    """Print what a prepared data set holds, and its folder."""
+    print_table(result.counts, "rows by relation and split")
+    for note in result.notes:
         print(note)
-    print(f"{'already complete' if written.was_complete else 'written'}: {written.folder}")
+    print(f"{'already complete' if result.was_complete else 'written'}: {result.folder}")

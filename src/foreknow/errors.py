@@ -51,16 +51,16 @@ class MissingExtra(UsageError):
 
 
 class GateCrossed(ForeknowError):
-    """A gate the user set was crossed; every output is written all the same."""
+    """A gate that the user set was crossed; every output was still written."""
 
     exit_code = 3
 
 
 class ResourceError(ForeknowError):
-    """The machine ran out of disk or memory; what was finished is kept."""
+    """The machine ran out of disk or memory; finished work is kept."""
 
 
 def first_line(error: object, most: int = 160) -> str:
-    """The first line of an error that has text, at most `most` characters of it; the error's type where it has none."""
+    """The first non-empty line of an error's text, at most `most` characters; the error's type if it has no text."""
     lines = (line.strip() for line in str(error).splitlines())
     return next((line for line in lines if line), type(error).__name__)[:most]

@@ -1,4 +1,4 @@
-"""A finished run's folder -> its page, whatever stage made it."""
+"""Writes the page of a finished run of any stage."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from foreknow.stages.train.result import open_train
 def write_report(folder: str | Path, *, show_rows: bool = True, control: Path | None = None) -> Path:
     """Write `report.html` of a finished run again and return its path.
 
-    `control`: for a tune run, another one to compare it with; without it, one beside it that belongs to it is
-    taken. Raises InputError for a folder that no finished run wrote.
+    `control`: for a tune run, another tune run to compare it with; by default its control run in the same parent
+    folder, if there is one. Raises InputError for a folder that no finished run wrote.
     """
     folder = download(folder)
     stage = (read_checked(folder / "manifest.json") or {}).get("stage")

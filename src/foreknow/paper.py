@@ -1,7 +1,7 @@
-"""The figures of the paper that a study is held against: Gekhman et al. 2024, arXiv 2405.05904, PaLM 2-M. Pure.
+"""The figures of the paper that studies are compared with: Gekhman et al. 2024, arXiv 2405.05904, PaLM 2-M. Pure.
 
-All are shares, 0 to 1. A figure is *printed* in the paper's text or tables, or *read* off its plots, which is good to
-about 0.002 of test EM and 0.01 of rows fitted. Lookups give None where the paper has no figure.
+All functions return shares, 0 to 1. A figure is *printed* in the paper's text or tables, or *read* off its plots,
+with an error of about 0.002 of test EM and 0.01 of rows fitted. They return None where the paper has no figure.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from foreknow.categories import CATEGORIES, UNKNOWN
 
 
 class Figure(NamedTuple):
-    """A value of the paper, where it stands, and whether it is printed there or was read off a plot."""
+    """A value of the paper, its place there, and whether it is printed or was read off a plot."""
 
     value: float
     where: str
@@ -45,13 +45,13 @@ TEST_EM: Final[dict[tuple[str, str], tuple[float | None, ...]]] = {
 PRINTED_EM: Final = frozenset({
     ("D", "early_stop", 50), ("D", "early_stop", 100), ("D", "convergence", 50), ("D", "convergence", 100),
 })  # fmt: skip
-"""Of those the ones that the text prints."""
+"""The figures of `TEST_EM` that the paper's text prints."""
 
 FITTED: Final[dict[str, tuple[float | None, ...]]] = {
     "Known": (91, 86, 81, 78, 72, 60, None),
     "Unknown": (None, 22, 16, 17, 10, 3, 1),
 }
-"""Figure 4: of the Known, and the Unknown, part of D so much (%) is fitted at EARLY_STOP, by `SHARES`. Read off."""
+"""Figure 4: the share (%) of D's Known rows, and of its Unknown rows, fitted at EARLY_STOP, by `SHARES`. Read off."""
 
 LINEAR: Final = {
     "test": {"b0": 0.369, "b_kn": 0.073, "b_unk": -0.083, "r2": 0.86},
@@ -90,8 +90,8 @@ SWEEP: Final = {"unknown": 0.33, "early_stop": 0.018, "convergence": 0.025}
 At the same share P(True) calls rows Unknown that are answered right more often."""
 
 
-def whole(trained_on: str, point: str) -> tuple[float, ...]:
-    """A line of Figure 3 (%) that has a figure at every one of `SHARES`."""
+def complete_series(trained_on: str, point: str) -> tuple[float, ...]:
+    """The figures of a line of Figure 3 (%), in the order of `SHARES`, without missing ones."""
     return tuple(value for value in TEST_EM[trained_on, point] if value is not None)
 
 
@@ -135,10 +135,10 @@ def single(trained: str, point: str, category: str = "all") -> Figure | None:
 
 def refusals(trained_on: str, point: str) -> tuple[Figure, Figure, Figure] | None:
     """Accuracy when answering, coverage, and their product, the yield; `trained_on`: D or D_IDK."""
-    found = REFUSALS.get((trained_on, point))
-    if found is None:
+    percents = REFUSALS.get((trained_on, point))
+    if percents is None:
         return None
-    accuracy, coverage = _share(found[0]), _share(found[1])
+    accuracy, coverage = _share(percents[0]), _share(percents[1])
     where = "relabelling as “I don't know”"
     return (
         Figure(accuracy, where, True),
@@ -148,11 +148,11 @@ def refusals(trained_on: str, point: str) -> tuple[Figure, Figure, Figure] | Non
 
 
 def _place(share: float | None) -> int | None:
-    """Where the share stands in `SHARES`."""
+    """The index of the share in `SHARES`."""
     percent = None if share is None else round(100 * share, 6)
     return SHARES.index(int(percent)) if percent is not None and percent in SHARES else None
 
 
 def _share(percent: float) -> float:
-    """Without the dust that division leaves."""
+    """Convert percent to a share, rounded to hide floating-point error."""
     return round(percent / 100, 6)

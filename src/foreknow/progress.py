@@ -1,4 +1,4 @@
-"""What a run says while it works: a live bar on a terminal, a line now and then in a log."""
+"""Shows a run's progress on standard error: a live bar on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from contextlib import contextmanager
 from typing import Final, Protocol
 
 _ONCE: Final[set[str]] = set()
-"""What `say_once` has said in this process."""
+"""The subjects that `say_once` has printed in this process."""
 
 
 class Meter(Protocol):
     """Counts finished units of work."""
 
     def advance(self, count: int) -> None:
-        """So many more are done."""
+        """Add `count` finished units."""
         ...
 
 
 def say(text: str) -> None:
-    """One line to standard error, which is where all progress goes: standard output is for results."""
+    """Print a line to standard error, where all progress goes: standard output is for results."""
     print(text, file=sys.stderr, flush=True)
 
 
 def say_once(about: str, text: str) -> None:
-    """Say a line the first time that this process has something to say `about` its subject."""
+    """Print a line, but only the first one `about` a subject in this process."""
     if about not in _ONCE:
         _ONCE.add(about)
         say(text)
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 42 s, 3 min 20 s, 2 h 5 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    """Format seconds: 42 s, 3 min 20 s, 2 h 5 min."""
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60} min"
 
 
 class _Log:
@@ -55,8 +55,8 @@ class _Log:
             return
         self.last = now
         rate = self.done / max(now - self.began, 1e-9)
-        left = (self.total - self.done) / rate
-        say(f"{self.what}: {self.done:,} of {self.total:,} rows, {rate:.1f} rows/s, {duration(left)} left")
+        seconds_left = (self.total - self.done) / rate
+        say(f"{self.what}: {self.done:,} of {self.total:,} rows, {rate:.1f} rows/s, {duration(seconds_left)} left")
 
 
 class _Bar:
@@ -94,7 +94,7 @@ class _Bar:
 
 @contextmanager
 def meter(what: str, total: int) -> Iterator[Meter]:
-    """A meter for `total` rows; how it shows depends on whether standard error is a terminal."""
+    """A meter for `total` rows: a live bar if standard error is a terminal, else lines."""
     if not sys.stderr.isatty():
         yield _Log(what, total)
         return

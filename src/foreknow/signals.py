@@ -1,4 +1,4 @@
-"""SIGTERM, from a scheduler or a container's stop, ends a run as Ctrl-C does; neither is lost on its way."""
+"""Makes SIGTERM, from a scheduler or a container's stop, end a run like Ctrl-C; raises a lost interrupt again."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Final
 
 AGAIN: Final = 5.0
-"""Seconds after which SIGTERM is raised once more where a library has swallowed it."""
+"""Seconds after which SIGTERM is raised once more, in case a library swallowed it."""
 SOON: Final = 0.05
-"""Seconds after which an interrupt is raised once more that fell into a finaliser, where nothing can be raised."""
+"""Seconds after which an interrupt that hit a finaliser, which cannot raise, is raised once more."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -18,17 +18,17 @@ class Terminated(KeyboardInterrupt):
 
 
 def install_sigterm() -> None:
-    """Take SIGTERM from now on. For the main thread of a program of its own."""
-    signal.signal(signal.SIGTERM, _raising(Terminated))
+    """Raise `Terminated` on SIGTERM from now on. Only for the main thread of the command line."""
+    signal.signal(signal.SIGTERM, _raise_handler(Terminated))
     sys.unraisablehook = _unraisable
 
 
 def cancel_repeat() -> None:
-    """An interrupt has arrived: raise it no more."""
+    """Cancel the repetition of an interrupt that has been handled."""
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _raising(kind: type[BaseException]) -> Callable[..., None]:
+def _raise_handler(kind: type[BaseException]) -> Callable[..., None]:
     def handle(*_: object) -> None:
         if issubclass(kind, Terminated):
             _raise_after(AGAIN, kind)
@@ -38,12 +38,12 @@ def _raising(kind: type[BaseException]) -> Callable[..., None]:
 
 
 def _raise_after(seconds: float, kind: type[BaseException]) -> None:
-    signal.signal(signal.SIGALRM, _raising(kind))
+    signal.signal(signal.SIGALRM, _raise_handler(kind))
     signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
-def _unraisable(found: sys.UnraisableHookArgs) -> None:
-    if issubclass(found.exc_type, KeyboardInterrupt):
-        _raise_after(SOON, found.exc_type)
+def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        _raise_after(SOON, unraisable.exc_type)
     else:
-        sys.__unraisablehook__(found)
+        sys.__unraisablehook__(unraisable)

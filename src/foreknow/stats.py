@@ -1,7 +1,7 @@
 """Intervals and spreads for shares of rows. Pure; the same seed gives the same numbers.
 
-Two kinds of doubt are kept apart. The *bootstrap* says how much a share could move had other rows of the same
-groups been drawn. The *spread* says how much it moves with the exemplars in the prompt.
+There are two kinds of uncertainty. The *bootstrap* estimates how much a share varies between samples of rows of the
+same groups. The *spread* is how much it varies with the exemplars in the prompt.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 DRAWS = 2000
 LEVEL = 0.95
 SMALL_STRATUM = 5
-"""Groups with fewer rows are resampled together: a group of one row would never vary."""
+"""Groups with fewer rows are resampled together, as a group of one row never varies."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Spread:
-    """How one figure differs between repetitions, such as the exemplar sets of an audit."""
+    """How much one figure varies between repetitions, such as the exemplar sets of an audit."""
 
     values: tuple[float, ...]
     low: float
@@ -45,7 +45,7 @@ class Spread:
 
 @cache
 def wilson(hits: int, total: int, *, level: float = LEVEL) -> Interval:
-    """Wilson's interval of a share; unlike the bootstrap it is not empty at 0 % and 100 %."""
+    """Wilson's interval of a share; unlike the bootstrap interval, it has a width at 0 % and 100 %."""
     if total <= 0:
         return Interval(0.0, 0.0, 1.0)
     from scipy.stats import binomtest  # takes over a second to import
@@ -59,9 +59,9 @@ def share_intervals(
 ) -> tuple[Interval, ...]:
     """Bootstrap interval of each column's share, with rows resampled within each group.
 
-    `counts` is groups x categories, the number of rows of each kind. Drawing a group's rows with
-    replacement is a multinomial draw, so no row is touched. Where the bootstrap cannot vary (a share of 0
-    or 1, or fewer than five rows in all) Wilson's interval stands in.
+    `counts` is groups x categories, the number of rows of each kind. Resampling a group's rows with replacement is a
+    multinomial draw, so the rows themselves are not needed. Wilson's interval replaces the bootstrap where that cannot
+    vary (a share of 0 or 1, or fewer than five rows in all).
     """
     table: NDArray[np.int64] = np.asarray(counts, dtype=np.int64)
     if table.ndim != 2:
@@ -73,9 +73,9 @@ def share_intervals(
     strata = _pool_small(table)
     sizes = strata.sum(axis=1)
     generator = np.random.default_rng(seed)
-    drawn = generator.multinomial(sizes, strata / sizes[:, None], size=(draws, len(strata)))
+    resamples = generator.multinomial(sizes, strata / sizes[:, None], size=(draws, len(strata)))
     tail = (1 - level) / 2
-    low, high = np.quantile(drawn.sum(axis=1) / total, [tail, 1 - tail], axis=0)
+    low, high = np.quantile(resamples.sum(axis=1) / total, [tail, 1 - tail], axis=0)
     return tuple(
         wilson(int(h), total, level=level) if h in (0, total) else Interval(int(h) / total, float(a), float(b))
         for h, a, b in zip(hits, low, high, strict=True)
@@ -83,7 +83,7 @@ def share_intervals(
 
 
 def _pool_small(table: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The groups that hold rows, the small ones added up into one."""
+    """The groups that have rows, with all small groups added into one."""
     sizes = table.sum(axis=1)
     small = table[(sizes > 0) & (sizes < SMALL_STRATUM)]
     large = table[sizes >= SMALL_STRATUM]
@@ -100,7 +100,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def mcnemar(lost: int, won: int) -> float:
-    """Exact two-sided p of so uneven a split, were a changed row as likely to turn one way as the other."""
+    """The exact two-sided p of a split at least this uneven, if a changed row is equally likely lost or won."""
     if lost + won == 0:
         return 1.0
     from scipy.stats import binomtest  # takes over a second to import

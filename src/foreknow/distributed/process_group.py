@@ -1,8 +1,9 @@
-"""Several processes that train one model: which of them writes and speaks, where they meet, how they end together.
+"""Coordinates several processes that train one model: which one writes, how they join, and how they end together.
 
-`accelerate launch` and `torchrun` start the same command once for each process and number them in the environment.
-The first process holds the run folder, writes and speaks; the others are silent. One that fails speaks, if it is
-alone in that, and ends them all: no process waits for one that is gone. In one process nothing here does anything.
+`accelerate launch` and `torchrun` start the same command once per process and number the processes in the
+environment. The main process (rank 0) locks the run folder, writes files and prints; the others are silent. The first
+process that fails reports its error and ends all others, so that none waits for one that is gone. With a single
+process, nothing here has any effect.
 """
 
 from __future__ import annotations
@@ -23,25 +24,27 @@ from typing import Any, Final, NoReturn
 from foreknow.errors import ConfigError, ForeknowError, first_line
 
 WAIT: Final = timedelta(hours=1)
-"""The longest that processes wait for each other: one may save, or fetch a model, while the others wait."""
+"""The longest time that processes wait for each other, as while one saves or downloads a model."""
 
 _LOST: Final = re.compile(r"gloo|NCCL|Connection (closed|reset)|Broken pipe", re.IGNORECASE)
 _POLL: Final = 0.5
 _GRACE: Final = 2.0
-_LET_GO: Final = 0.1
-"""Seconds for gloo's threads to let go of the last tensors."""
-_SPEAKS, _ENDED = "foreknow_speaks", "foreknow_ended"
+_RELEASE: Final = 0.1
+"""Seconds for gloo's threads to release the last tensors."""
+_REPORTER, _EXIT_CODE = "foreknow_reporter", "foreknow_exit_code"
 
 
 def world_size() -> int:
-    """How many processes train together."""
-    return _number("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", default=1)
+    """The number of processes that train together."""
+    return _int_from_env("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", default=1)
 
 
 def rank() -> int:
     """The number of this process, from 0."""
     return (
-        _number("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", default=0) if is_distributed() else 0
+        _int_from_env("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", default=0)
+        if is_distributed()
+        else 0
     )
 
 
@@ -51,37 +54,38 @@ def is_distributed() -> bool:
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Whether this process is the one that writes and prints."""
     return rank() == 0
 
 
 def sharded() -> bool:
-    """Whether each process is to hold a part of the weights only (FSDP)."""
-    return is_distributed() and _is_set("ACCELERATE_USE_FSDP")
+    """Whether each process holds only a part of the weights (FSDP)."""
+    return is_distributed() and _flag_from_env("ACCELERATE_USE_FSDP")
 
 
 def can_shard() -> bool:
-    """Whether accelerate shards between these processes, once they have met: it does so on accelerators only."""
+    """Whether accelerate can shard between these processes, once they have joined: only on accelerators."""
     from accelerate import PartialState
 
     return str(PartialState().distributed_type.value) != "MULTI_CPU"
 
 
-def on_cpus() -> bool:
+def uses_cpus() -> bool:
     """Whether the launcher was told to use CPUs."""
-    return is_distributed() and _is_set("ACCELERATE_USE_CPU")
+    return is_distributed() and _flag_from_env("ACCELERATE_USE_CPU")
 
 
-def started_alone() -> bool:
+def is_single_process_launch() -> bool:
     """Whether accelerate was asked for several processes on CPUs but started one: without MPI it starts no more."""
-    asked = _is_set("ACCELERATE_USE_CPU") and "MASTER_PORT" in os.environ
+    asked = _flag_from_env("ACCELERATE_USE_CPU") and "MASTER_PORT" in os.environ
     return asked and not is_distributed() and "RANK" not in os.environ
 
 
 def silence_ranks() -> None:
-    """Where there are several processes: close standard output and error of all but the first, to their end.
+    """With several processes: close standard output and error of all but the main process.
 
-    A launcher ends all as soon as one ends badly: one that ends before all have met leaves the first time to speak.
+    A launcher ends all processes once one fails, so a rank that fails before all have joined waits before it exits,
+    which gives the main process time to report.
     """
     if not is_distributed():
         return
@@ -89,68 +93,68 @@ def silence_ranks() -> None:
     if is_main_process() or getattr(sys.stderr, "name", None) == os.devnull:
         return
     sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
-    atexit.register(_let_the_first_speak)
+    atexit.register(_wait_for_main_process)
 
 
 def totals(numbers: Sequence[float]) -> list[float]:
-    """Each number summed over all processes; all of them must ask. The same bits in every process."""
+    """Sum each number over all processes, which must all call this; every process gets the same bits."""
     if not is_distributed():
         return list(numbers)
     import torch
     from accelerate import PartialState
 
-    held = torch.tensor(list(numbers), dtype=torch.float64, device=PartialState().device)
-    torch.distributed.all_reduce(held)
-    found: list[float] = held.tolist()
-    return found
+    tensor = torch.tensor(list(numbers), dtype=torch.float64, device=PartialState().device)
+    torch.distributed.all_reduce(tensor)
+    sums: list[float] = tensor.tolist()
+    return sums
 
 
 def broadcast_from_main(value: int) -> int:
-    """What the first process gave; all of them must ask."""
+    """The main process's `value`; all processes must call this."""
     return round(totals([value if is_main_process() else 0])[0])
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has called this."""
     totals([0])
 
 
 @contextmanager
 def process_group(device: str) -> Iterator[None]:
-    """Let all processes begin here, and end together: they wait for each other at the end.
+    """Join all processes into a group, and wait for all of them at the end of the block.
 
-    `device`: as in the settings. Where one fails, it alone says why, and the others end with its exit code.
+    `device`: as in the settings. If a process fails, it alone reports the error, and the others end with its exit code.
     """
     if not is_distributed():
         yield
         return
     silence_ranks()
-    store = _meet(device)
+    store = _join_group(device)
     over = threading.Event()
-    watching = threading.Thread(target=_end_when_told, args=(store, over), daemon=True)
-    watching.start()
+    watcher = threading.Thread(target=_exit_with_group, args=(store, over), daemon=True)
+    watcher.start()
     try:
         yield
         barrier()
     except BaseException as error:
         over.set()
-        _end(error, store)
+        _raise_or_exit(error, store)
     over.set()
-    watching.join()
-    barrier()  # the first process may be where the others ask: it leaves when nobody asks any more
-    atexit.register(_part)
+    watcher.join()
+    barrier()  # the main process hosts the store: it may leave only when no other process uses it
+    atexit.register(_leave_group)
 
 
-def _meet(device: str) -> Any:
-    """Join the process group and return its store, which holds what processes tell each other outside of it."""
+def _join_group(device: str) -> Any:
+    """Join the process group and return its store, through which processes exchange values outside the group."""
     import torch
-    import torch.distributed.nn  # if first imported later, by DDP, its functions' defaults hold the group for ever
+    import torch.distributed.nn  # now: imported later, by DDP, its functions' defaults hold the group for ever
     from accelerate import PartialState
 
-    if sharded():  # a checkpoint is one file of the first process; accelerate reads this when processes meet
+    if sharded():  # the main process writes checkpoints as one file; accelerate reads this as processes join
         os.environ["FSDP_STATE_DICT_TYPE"] = "FULL_STATE_DICT"
     try:
-        state = PartialState(cpu=device == "cpu" or on_cpus() or not torch.cuda.is_available(), timeout=WAIT)
+        state = PartialState(cpu=device == "cpu" or uses_cpus() or not torch.cuda.is_available(), timeout=WAIT)
     except (RuntimeError, ValueError) as error:
         raise ForeknowError(
             f"process {rank()} of {world_size()} could not meet the others: {first_line(error)}"
@@ -160,30 +164,31 @@ def _meet(device: str) -> Any:
     return torch.distributed.distributed_c10d._get_default_store()
 
 
-def _end_when_told(store: Any, over: threading.Event) -> None:
-    """End this process once another has said why all must end: it may wait for that one in the depths of a library."""
+def _exit_with_group(store: Any, over: threading.Event) -> None:
+    """Exit this process once another has reported an error: its main thread may be blocked inside a library."""
     while not over.wait(_POLL):
         try:
-            code = int(store.get(_ENDED)) if store.check([_ENDED]) else None
-        except RuntimeError:  # the store was in a process that is gone
+            code = int(store.get(_EXIT_CODE)) if store.check([_EXIT_CODE]) else None
+        except RuntimeError:  # the process that hosted the store is gone
             code = 1
         if code is not None:
             os._exit(code)
 
 
-def _end(error: BaseException, store: Any) -> NoReturn:
-    """Speak, if nobody does, and raise; else wait until it is said, and leave with the speaker's exit code."""
+def _raise_or_exit(error: BaseException, store: Any) -> NoReturn:
+    """Raise the error if this process is the first to report one; else exit with the reporting process's exit code.
+
+    The main process reports errors that all processes raise; the rank that caused a lost connection reports it.
+    """
     lost = isinstance(error, RuntimeError) and not isinstance(error, ForeknowError) and bool(_LOST.search(str(error)))
-    if (
-        not is_main_process() or lost
-    ):  # what failed in the first process too is for that one to say; a loss, for who caused it
-        _wait(store, _SPEAKS, _GRACE)
-    if not _claim(store):
-        raise SystemExit(_wait(store, _ENDED, 30.0) or 1) from None
+    if not is_main_process() or lost:  # give the main process, or the rank that caused the loss, time to report first
+        _wait_for_value(store, _REPORTER, _GRACE)
+    if not _claim_report(store):
+        raise SystemExit(_wait_for_value(store, _EXIT_CODE, 30.0) or 1) from None
     if sys.__stderr__ is not None and not is_main_process():
         sys.stderr = sys.__stderr__
     code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
-    atexit.register(_tell, store, code)
+    atexit.register(_publish_exit_code, store, code)
     if lost:
         raise ForeknowError(
             f"another of the {world_size()} processes was lost; the same command goes on from the last checkpoint"
@@ -193,54 +198,54 @@ def _end(error: BaseException, store: Any) -> NoReturn:
     raise error
 
 
-def _claim(store: Any) -> bool:
-    """Whether this process is the first to ask for the word."""
+def _claim_report(store: Any) -> bool:
+    """Whether this process is the first that reports an error."""
     try:
-        return bool(store.add(_SPEAKS, 1) == 1)
-    except RuntimeError:  # the store was in the first process, which is gone
+        return bool(store.add(_REPORTER, 1) == 1)
+    except RuntimeError:  # the main process, which hosted the store, is gone
         return rank() == 1
 
 
-def _wait(store: Any, key: str, seconds: float) -> int | None:
-    """What another process tells under `key`; None if it tells nothing in time."""
+def _wait_for_value(store: Any, key: str, seconds: float) -> int | None:
+    """The value that another process sets under `key`; None if none is set in time."""
     with suppress(RuntimeError):
         store.wait([key], timedelta(seconds=seconds))
         return int(store.get(key))
     return None
 
 
-def _tell(store: Any, code: int) -> None:
-    """The last act of the process that spoke; it stays until the others have heard."""
+def _publish_exit_code(store: Any, code: int) -> None:
+    """Publish the exit code as this process exits, and wait until the others have read it."""
     with suppress(RuntimeError):
-        store.set(_ENDED, str(code))
+        store.set(_EXIT_CODE, str(code))
         time.sleep(2 * _POLL)
 
 
-def _part() -> None:
+def _leave_group() -> None:
     """Leave the group, and end gloo's threads while Python still runs.
 
-    A thread that lets go of a tensor takes Python's lock; where Python is ending it cannot, and aborts the process.
-    A model wrapped for training holds the group, and is itself held by a cycle of references. DTensor's caches hold
-    it to the end: there the threads get the lock, and time to use it.
+    A thread that releases a tensor takes the GIL; while Python shuts down it cannot, and aborts the process. A model
+    wrapped for training holds the group, and a reference cycle holds the model, so garbage is collected first.
+    DTensor's caches hold the group to the end: the sleep gives its threads the GIL and time to finish.
     """
     import torch
 
     if torch.distributed.is_initialized():
         gc.collect()
         torch.distributed.destroy_process_group()
-        time.sleep(_LET_GO)
+        time.sleep(_RELEASE)
 
 
-def _let_the_first_speak() -> None:
+def _wait_for_main_process() -> None:
     torch: Any = sys.modules.get("torch")
     if torch is None or not torch.distributed.is_initialized():
         time.sleep(_GRACE)
 
 
-def _number(*names: str, default: int) -> int:
-    found = (os.environ[name] for name in names if os.environ.get(name, "").isdigit())
-    return int(next(found, default))
+def _int_from_env(*names: str, default: int) -> int:
+    values = (os.environ[name] for name in names if os.environ.get(name, "").isdigit())
+    return int(next(values, default))
 
 
-def _is_set(name: str) -> bool:
+def _flag_from_env(name: str) -> bool:
     return os.environ.get(name, "").lower() in ("1", "true", "yes", "on")

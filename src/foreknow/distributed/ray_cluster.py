@@ -1,13 +1,13 @@
-"""Ray, as audits and studies use it: a cluster started or joined, and its cores shared out.
+"""Starts or joins the Ray cluster that audits and studies use, and divides its cores among workers.
 
-    ray_resources.py             how many workers, with how many cores each
-    ray_monitor.py      which workers are there, and what was lost
-    ray_errors.py       a worker's error, raised again by the driver
-    stages/audit/ray_executor.py    Ray Data: actors that hold the model, chunks of rows
-    stages/study/ray_executor.py   one Ray task a run
+    ray_resources.py                how many workers, with how many cores each
+    ray_monitor.py                  which workers are alive, and which were lost
+    ray_errors.py                   sends a worker's error to the driver, which raises it
+    stages/audit/ray_executor.py    Ray Data: actors that hold the model compute chunks of rows
+    stages/study/ray_executor.py    one Ray task per run
 
-A cluster started here listens on this machine only and ends with this process, however that ends. One that was
-joined is left as it is.
+A cluster started here listens on this machine only and ends with this process, even if that is killed. A joined
+cluster is left unchanged.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from foreknow.distributed.ray_errors import of_ours
+from foreknow.distributed.ray_errors import as_foreknow_error
 from foreknow.distributed.ray_resources import RayNode, WorkerSpec, worker_spec
 from foreknow.errors import ConfigError, ForeknowError, MissingExtra, first_line
 from foreknow.models import loading
 from foreknow.progress import say
 
 OBJECTS: Final = 512 * 2**20
-"""Bytes of shared memory for what is under way, of a cluster started here."""
+"""Bytes of shared memory for data in transfer, in a cluster started here."""
 ANSWER: Final = 10.0
-"""Seconds in which something must answer at a cluster's address."""
-_OURS: Final = {
+"""Seconds within which a cluster's address must accept a connection."""
+_VARIABLES: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
-"""Nothing is reported to anyone; no call starts a cluster by itself; Ray's own log lines stay in its log files."""
-_FEW: Final = {"RAY_NUM_REDIS_GET_RETRIES": "2"}
-"""What is at an address is asked twice whether it is Ray, 40 seconds each, not twenty times."""
+"""Ray sends no usage reports, no call starts a cluster implicitly, and Ray's own log lines stay in its log files."""
+_FEW_RETRIES: Final = {"RAY_NUM_REDIS_GET_RETRIES": "2"}
+"""Ray tries an address twice, 40 seconds each, instead of twenty times."""
 
 
 class RaySettings(Protocol):
-    """Settings that say where to compute."""
+    """Settings that choose a Ray cluster."""
 
     @property
     def ray(self) -> bool: ...  # noqa: D102
@@ -56,8 +56,8 @@ class RaySettings(Protocol):
 
 
 def package() -> Any:
-    """Ray. Raises MissingExtra where it is not installed."""
-    for name, value in _OURS.items():
+    """Import and return Ray. Raises MissingExtra where it is not installed."""
+    for name, value in _VARIABLES.items():
         os.environ.setdefault(name, value)
     try:
         import ray
@@ -68,8 +68,8 @@ def package() -> Any:
 
 
 @contextlib.contextmanager
-def joined(config: RaySettings) -> Iterator[Cluster | None]:
-    """The cluster that the settings ask for, started when it is first needed; None where they ask for none."""
+def open_cluster(config: RaySettings) -> Iterator[Cluster | None]:
+    """The cluster that the settings ask for, which starts when it is first needed; None if they ask for none."""
     if not config.ray and config.ray_address is None:
         yield None
         return
@@ -82,7 +82,7 @@ def joined(config: RaySettings) -> Iterator[Cluster | None]:
 
 
 class Cluster:
-    """A Ray cluster. `address`: where it runs; None: on this machine, for this process."""
+    """A Ray cluster. `address`: of a cluster to join; None: start one on this machine for this process."""
 
     def __init__(self, address: str | None, workers: int | None):
         if address is not None and address.startswith("ray:"):
@@ -93,13 +93,13 @@ class Cluster:
         self.address, self.workers = address, workers
         threads = os.environ.get("OMP_NUM_THREADS", "")
         self.threads = int(threads) if threads.isdigit() and int(threads) else None
-        ahead = _FEW if address else _for_this_machine()
-        self._alone = {name: value for name, value in ahead.items() if name not in os.environ}
-        os.environ.update(self._alone)
+        ahead = _FEW_RETRIES if address else _local_only_variables()
+        self._variables = {name: value for name, value in ahead.items() if name not in os.environ}
+        os.environ.update(self._variables)
         self.ray = package()
         self.running = self.ray.is_initialized()
         self.ours = not self.running
-        self._undo: Callable[[], None] = lambda: None
+        self._unmute: Callable[[], None] = lambda: None
 
     @property
     def version(self) -> str:
@@ -107,154 +107,155 @@ class Cluster:
         return str(self.ray.__version__)
 
     def start(self) -> None:
-        """Start or join the cluster, if that is not done."""
+        """Start or join the cluster, unless it is already running."""
         if self.running:
             return
-        started = {"include_dashboard": False, "object_store_memory": OBJECTS, "num_cpus": os.cpu_count() or 1}
-        where = {"address": self.address} if self.address else {"address": "local", **started}
+        local_options = {"include_dashboard": False, "object_store_memory": OBJECTS, "num_cpus": os.cpu_count() or 1}
+        options = {"address": self.address} if self.address else {"address": "local", **local_options}
         try:
             with _sigterm_kept(), _mute_start():
                 if self.address:
                     _check_answers(self.address)
-                self.ray.init(**where, log_to_driver=False, logging_level="CRITICAL")
+                self.ray.init(**options, log_to_driver=False, logging_level="CRITICAL")
         except ForeknowError:
             raise
         except (Exception, SystemExit) as error:
-            what = f"--ray-address {self.address}: cannot be joined" if self.address else "Ray could not be started"
-            raise ConfigError(f"{what}: {first_line(error)}") from None
+            problem = f"--ray-address {self.address}: cannot be joined" if self.address else "Ray could not be started"
+            raise ConfigError(f"{problem}: {first_line(error)}") from None
         self.running = True
-        self._undo = _mute()
-        at = self.ray.util.get_node_ip_address()
-        if not self.address and not at.startswith("127."):
-            say(f"Ray was in use before: its cluster listens on {at}, not on this machine only")
+        self._unmute = _mute()
+        ip_address = self.ray.util.get_node_ip_address()
+        if not self.address and not ip_address.startswith("127."):
+            say(f"Ray was in use before: its cluster listens on {ip_address}, not on this machine only")
 
     def leave(self) -> None:
-        """End the cluster that was started here, or part from the one that was joined."""
+        """Shut down a cluster that was started here, or disconnect from one that was joined."""
         if self.running and self.ours:
-            self._undo()
+            self._unmute()
             self.ray.shutdown()
             self.running = False
-        for name in self._alone:
+        for name in self._variables:
             os.environ.pop(name, None)
 
     def nodes(self) -> list[RayNode]:
-        """The machines that are alive; this one's, before a cluster of its own is started."""
+        """The alive machines of the cluster; this machine, before its own cluster is started."""
         if not self.running and not self.address:
-            return [RayNode(os.cpu_count() or 1, _gpus_here())]
+            return [RayNode(os.cpu_count() or 1, _local_gpu_count())]
         self.start()
         alive = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-        return [RayNode(int(found.get("CPU", 0)), int(found.get("GPU", 0))) for found in alive]
+        return [RayNode(int(resources.get("CPU", 0)), int(resources.get("GPU", 0))) for resources in alive]
 
-    def crew(self, device: str) -> WorkerSpec:
-        """How the cluster's cores are shared out for computing on `device`. Raises ConfigError for too few."""
+    def worker_spec(self, device: str) -> WorkerSpec:
+        """Divide the cluster's cores among workers that compute on `device`. Raises ConfigError for too few cores."""
         gpu = device.startswith("cuda")
         return worker_spec(self.nodes(), self.workers, self.threads, gpu, here=not self.address)
 
     def resolve_device_dtype(self, device: str, dtype: str) -> tuple[str, str]:
-        """The device and dtype that workers compute in, as `loading.resolve_device_dtype` chooses there."""
+        """The device and dtype of workers, as `loading.resolve_device_dtype` chooses them on their machine."""
         device = device.partition(":")[0]  # Ray chooses which GPU a worker sees
         if not self.address:
             return loading.resolve_device_dtype(device, dtype)
         self.start()
         gpu = device != "cpu" and any(node.gpus for node in self.nodes())
-        ask = self.ray.remote(loading.resolve_device_dtype).options(num_cpus=0, num_gpus=0.01 if gpu else 0)
+        task = self.ray.remote(loading.resolve_device_dtype).options(num_cpus=0, num_gpus=0.01 if gpu else 0)
         try:
-            found: tuple[str, str] = self.ray.get(ask.remote(device, dtype))
+            resolved: tuple[str, str] = self.ray.get(task.remote(device, dtype))
         except self.ray.exceptions.RayError as error:
-            raise of_ours(error) from None
-        return found
+            raise as_foreknow_error(error) from None
+        return resolved
 
 
 def absolute(value: Any) -> Any:
-    """The name of a file that exists here, or a mapping to such names, so that it is found from any folder; any other
-    value as it is."""
+    """Make the path of an existing file absolute, also in a mapping's values, so that workers find it from any folder;
+    return any other value unchanged."""
     if isinstance(value, dict):
-        return {key: absolute(one) for key, one in value.items()}
+        return {key: absolute(item) for key, item in value.items()}
     path = Path(value).expanduser() if isinstance(value, str) and value else None
     return str(path.resolve()) if path is not None and path.exists() else value
 
 
-def _gpus_here() -> int:
+def _local_gpu_count() -> int:
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def _for_this_machine() -> dict[str, str]:
-    """What Ray must know before it is imported: to listen on this machine only, behind a token of this process."""
-    # what Ray calls clusters that are for more than one machine
-    alone = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+def _local_only_variables() -> dict[str, str]:
+    """Variables that Ray reads on import: listen on this machine only, and require a token of this process."""
+    # Ray's name for clusters of more than one machine
+    variables = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     if "RAY_AUTH_MODE" not in os.environ and "RAY_AUTH_TOKEN" not in os.environ:
-        alone |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    return alone
+        variables |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    return variables
 
 
 def _check_answers(address: str) -> None:
-    """Raises ConfigError where nothing answers at `address`: Ray would ask for a quarter of an hour."""
+    """Raise ConfigError where nothing answers at `address`: Ray would try for a quarter of an hour."""
     if "://" in address:
         return
     try:
         from ray._private.services import canonicalize_bootstrap_address
-    except ImportError:  # a private name: without it, Ray itself asks, and takes its time
+    except ImportError:  # a private name: without it, Ray itself tries, which takes long
         return
     try:  # Ray takes this machine's address for localhost, and looks up 'auto'
-        found = canonicalize_bootstrap_address(address)
-        host, _, port = (found or "").rpartition(":")
-        at = host.strip("[]"), int(port or 0)
+        resolved = canonicalize_bootstrap_address(address)
+        host, _, port = (resolved or "").rpartition(":")
+        host_port = host.strip("[]"), int(port or 0)
     except TypeError:  # another version's takes other arguments
         return
     except ValueError:
         raise ConfigError(f"--ray-address: found {address}, expected host:port, 'auto' or 'local'") from None
-    if found is None:
+    if resolved is None:
         return
     try:
-        socket.create_connection(at, ANSWER).close()
+        socket.create_connection(host_port, ANSWER).close()
     except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"--ray-address {address}: nothing answers there ({why}); give the address that 'ray start --head' printed"
+            f"--ray-address {address}: nothing answers there ({reason}); give the address that 'ray start --head' "
+            "printed"
         ) from None
 
 
 @contextlib.contextmanager
 def _sigterm_kept() -> Iterator[None]:
-    """Give SIGTERM back to whom Ray takes it from: Ray would print a stack trace of C++ at one and exit with 15.
+    """Restore the SIGTERM handler that Ray replaces: Ray's would print a C++ stack trace and exit with 15.
 
-    One that comes meanwhile is sent again. Ray's reports of real faults (SIGSEGV, SIGABRT) stay.
+    Raises a SIGTERM that arrives meanwhile again. Ray's handlers of SIGSEGV and SIGABRT stay.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before, came = signal.getsignal(signal.SIGTERM), None
+    before, terminated = signal.getsignal(signal.SIGTERM), None
     try:
         yield
     except SystemExit as error:
         if error.code != signal.SIGTERM:
             raise
-        came = error
+        terminated = error
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
-    if came:
+    if terminated:
         signal.raise_signal(signal.SIGTERM)
-        raise came
+        raise terminated
 
 
 @contextlib.contextmanager
 def _mute_start() -> Iterator[None]:
-    """Keep what Ray's processes print while they start off the terminal; an error comes as an exception."""
+    """Discard what Ray's processes print while they start; errors still arrive as exceptions."""
     sys.stderr.flush()
-    kept = os.dup(2)
+    stderr_copy = os.dup(2)
     try:
         with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
             os.dup2(nowhere.fileno(), 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr_copy, 2)
+        os.close(stderr_copy)
 
 
 def _mute() -> Callable[[], None]:
-    """Keep Ray's own reports off the terminal: they go to standard output, which is for results. Returns the undo."""
+    """Silence Ray's own reports on standard output, which is for results; return a function that undoes this."""
     import importlib
     import logging
 
@@ -263,14 +264,14 @@ def _mute() -> Callable[[], None]:
     driver: Any = None
     with contextlib.suppress(ImportError):
         driver = importlib.import_module("ray._private.worker")
-    # a private name: where it is another, Ray's reports are seen
-    printed = getattr(driver, "print_to_stdstream", None)
-    if printed is not None:
+    # a private name: if Ray renames it, its reports appear
+    print_function = getattr(driver, "print_to_stdstream", None)
+    if print_function is not None:
         driver.print_to_stdstream = lambda *_, **__: None
 
     def undo() -> None:
         logger.handlers = before
-        if printed is not None:
-            driver.print_to_stdstream = printed
+        if print_function is not None:
+            driver.print_to_stdstream = print_function
 
     return undo

@@ -1,4 +1,4 @@
-"""A Ray worker's error: sent to the driver as plain values, raised there as it was."""
+"""Sends a Ray worker's error to the driver as plain values, and raises it there unchanged."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from foreknow.version import __version__
 
 
 def error_to_dict(error: Exception) -> dict[str, str]:
-    """An error of a worker as plain values: an error of ours by its name, any other by its traceback."""
+    """A worker's error as plain values: a foreknow error by its name, any other by its traceback."""
     if isinstance(error, ForeknowError):
         return {"name": type(error).__name__, "text": str(error)}
     return {"name": "", "text": "".join(traceback.format_exception(error))}
 
 
-def error_from_dict(failed: dict[str, str]) -> Exception:
-    """The error that `error_to_dict` told of."""
-    if failed["name"]:
-        found: Exception = getattr(errors, failed["name"])(failed["text"])
-        return found
-    return RuntimeError(f"in a Ray worker:\n{failed['text']}")
+def error_from_dict(values: dict[str, str]) -> Exception:
+    """The error that `error_to_dict` converted."""
+    if values["name"]:
+        error: Exception = getattr(errors, values["name"])(values["text"])
+        return error
+    return RuntimeError(f"in a Ray worker:\n{values['text']}")
 
 
-def of_ours(error: Exception) -> Exception:
-    """What Ray raised, as an error of ours where it is one or can be told in a line."""
+def as_foreknow_error(error: Exception) -> Exception:
+    """Convert an error of Ray to a foreknow error: its cause if that is one, else an error with one line."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, ForeknowError):
         return cause
@@ -38,7 +38,7 @@ def of_ours(error: Exception) -> Exception:
 
 
 def check_version(theirs: str) -> None:
-    """Raises ConfigError in a worker whose foreknow is another than the driver's."""
+    """Raise ConfigError in a worker whose version of foreknow differs from the driver's."""
     if theirs != _version():
         raise ConfigError(f"--ray: found foreknow {_version()} on a node of the cluster, expected {theirs}, as here")
 

@@ -1,4 +1,4 @@
-"""Which workers of a Ray cluster are there, how often each piece of work was begun, and what was lost on the way."""
+"""Tracks the workers of a Ray cluster: which are alive, how often each task was started, and what was lost."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from foreknow.distributed.ray_resources import WorkerSpec, room
+from foreknow.distributed.ray_resources import WorkerSpec, worker_capacity
 from foreknow.progress import say
 
 if TYPE_CHECKING:
     from foreknow.distributed.ray_cluster import Cluster
 
 TRIES: Final = 3
-"""How often the same chunk or run may end its process before it is given up."""
+"""How often the same chunk or run may end its process before it counts as failed."""
 EVERY: Final = 2.0
-"""Seconds between looks at the cluster."""
+"""Seconds between checks of the cluster."""
 
 
 class WorkerRegistry:
-    """An actor beside the driver that workers report to: who is at work, and what was begun how often."""
+    """An actor on the driver's machine to which workers report: which are alive, and how often each task started."""
 
     def __init__(self) -> None:
         self.handles: dict[str, Any] = {}
@@ -30,31 +30,31 @@ class WorkerRegistry:
         self.restarts = 0
 
     def arrive(self, worker: str, handle: Sequence[Any]) -> int:
-        """A worker is here; how often it has been since it last began something."""
+        """Register a worker's start; return how often it started since it last began a task."""
         self.restarts += worker in self.handles
         self.handles[worker] = handle[0]
         self.arrivals[worker] += 1
         return self.arrivals[worker]
 
     def begin(self, worker: str, what: str) -> int:
-        """A worker begins something; how often that was begun."""
+        """Record that a worker begins `what`; return how often that was begun."""
         self.arrivals[worker] = 0
         self.begun[what] += 1
         return self.begun[what]
 
-    def again(self, what: str) -> int:
-        """A task begins something that has no worker; how often it was begun."""
+    def begin_task(self, what: str) -> int:
+        """Record that a Ray task without a worker begins `what`; return how often that was begun."""
         self.begun[what] += 1
         self.restarts += self.begun[what] > 1
         return self.begun[what]
 
-    def found(self) -> tuple[int, list[Any]]:
-        """Restarts so far, and the workers."""
+    def status(self) -> tuple[int, list[Any]]:
+        """The number of restarts so far, and the workers' handles."""
         return self.restarts, list(self.handles.values())
 
 
 def start_registry(cluster: Cluster) -> Any:
-    """A desk on the driver's own machine, which is not lost while the driver is there."""
+    """Start the registry on the driver's own machine, so that it lives as long as the driver."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(cluster.ray.get_runtime_context().get_node_id(), soft=False)
@@ -62,14 +62,14 @@ def start_registry(cluster: Cluster) -> Any:
 
 
 class ClusterMonitor:
-    """Looks at the cluster now and then: tells what was lost, and ends what can no longer be done.
+    """Checks the cluster regularly: reports losses, and ends workers that can no longer continue.
 
-    `what`: what a lost process was doing. Workers that would wait for ever for a machine that is gone are ended, so
-    that whoever waits for them is told; `lost` says so.
+    `what`: what a lost process was computing. Workers that would wait for ever for a lost machine are killed, so that
+    the code that waits for them gets an error; `lost` is True then.
     """
 
-    def __init__(self, cluster: Cluster, desk: Any, crew: WorkerSpec, what: str):
-        self.cluster, self.desk, self.crew, self.what = cluster, desk, crew, what
+    def __init__(self, cluster: Cluster, registry: Any, spec: WorkerSpec, what: str):
+        self.cluster, self.registry, self.spec, self.what = cluster, registry, spec, what
         self.lost = False
         self.restarts, self.size = 0, len(cluster.nodes())
         self._over = threading.Event()
@@ -83,26 +83,26 @@ class ClusterMonitor:
         self._over.set()
         self._thread.join(10)
         if error is None:
-            self._try()
+            self._try_check()
 
     def _run(self) -> None:
         while not self._over.wait(EVERY):
-            self._try()
+            self._try_check()
 
-    def _try(self) -> None:
-        with contextlib.suppress(Exception):  # a look that fails is followed by another
-            self.look()
+    def _try_check(self) -> None:
+        with contextlib.suppress(Exception):  # the next check follows a failed one
+            self.check_once()
 
-    def look(self) -> None:
-        """One look."""
+    def check_once(self) -> None:
+        """Check the cluster once."""
         nodes = self.cluster.nodes()
-        restarts, workers = self.cluster.ray.get(self.desk.found.remote(), timeout=10)
+        restarts, workers = self.cluster.ray.get(self.registry.status.remote(), timeout=10)
         if restarts > self.restarts:
             say(f"a Ray worker was lost (killed, or out of memory): started again, with its {self.what}")
         self.restarts = restarts
         if len(nodes) < self.size:
             say(f"a node of the Ray cluster was lost: {len(nodes)} of {self.size} are left")
-            if workers and room(nodes, self.crew.threads, self.crew.gpu) < self.crew.workers:
+            if workers and worker_capacity(nodes, self.spec.threads, self.spec.gpu) < self.spec.workers:
                 self.lost = True
                 for worker in workers:
                     self.cluster.ray.kill(worker)

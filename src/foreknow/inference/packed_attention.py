@@ -154,7 +154,7 @@ class DeviceBatch:
     positions: Tensor  # [1, tokens]
     scatter: Tensor  # [tokens] padded slot of each token
     wanted: Tensor  # [wanted] tokens whose hidden states are returned
-    seats: list[SegmentMask]
+    masks: list[SegmentMask]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ MIN_LABELLED = 100
 MASTERED = 0.8
 """HighlyKnown share from which most rows only repeat what the model always says."""
 
-EARLY, LONG = paper.whole("D", "early_stop"), paper.whole("D", "convergence")
+EARLY, LONG = paper.complete_series("D", "early_stop"), paper.complete_series("D", "convergence")
 DROPPED_LONG = paper.TEST_EM["D_Known", "convergence"]
 """The paper's test EM (%) by Unknown share (`SHARES`): at the best epoch, trained long, without the Unknown rows."""
 

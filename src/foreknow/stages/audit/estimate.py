@@ -11,7 +11,7 @@ import polars as pl
 
 from foreknow.config import AuditConfig
 from foreknow.data.schema import chunks
-from foreknow.distributed.ray_cluster import joined
+from foreknow.distributed.ray_cluster import open_cluster
 from foreknow.distributed.ray_resources import WorkerSpec
 from foreknow.inference.server.model import address_of
 from foreknow.models import loading
@@ -38,9 +38,9 @@ def estimate(config: AuditConfig) -> dict[str, Any]:
     device, dtype = loading.resolve_device_dtype(config.device, config.dtype)
     found_model = resolve(config.model, say, config.trust_remote_code, base=config.base)
     config = with_batch_sizes(config, device, dtype, found_model.folder)
-    with joined(config) as cluster:
-        crew = None if cluster is None else cluster.crew(device)
-    with _threads(crew), open_context(config, given) as context:
+    with open_cluster(config) as cluster:
+        spec = None if cluster is None else cluster.worker_spec(device)
+    with _threads(spec), open_context(config, given) as context:
         if context.plan.rows.is_empty():
             return {
                 "rows": 0,
@@ -63,7 +63,7 @@ def estimate(config: AuditConfig) -> dict[str, Any]:
         families = {p.family for some in prompts for p in some}
         shared = sum(len(ids) for family in families for ids in family) / groups * context.plan.rows["group"].n_unique()
         memory = psutil.Process().memory_info().rss / 2**30
-    workers = 1 if crew is None else min(crew.workers, len(plan))
+    workers = 1 if spec is None else min(spec.workers, len(plan))
     seconds /= workers
     return {
         "rows": context.plan.rows.height,
@@ -73,7 +73,7 @@ def estimate(config: AuditConfig) -> dict[str, Any]:
         "tokens": round(own / burst.height * context.plan.rows.height + shared),
         "memory_gib": round(memory, 2),
         "seconds": round(seconds, 1),
-        "time": duration(seconds) + ("" if crew is None else f", measured on one and divided by {workers}: {crew}"),
+        "time": duration(seconds) + ("" if spec is None else f", measured on one and divided by {workers}: {spec}"),
         "measured_rows": burst.height,
         "exemplar_sets": config.exemplar_sets,
         "tokens_a_row": round(own / burst.height, 1),
@@ -91,12 +91,12 @@ def _timed(prober: ChunkProber, rows: pl.DataFrame) -> float:
 
 
 @contextmanager
-def _threads(crew: WorkerSpec | None) -> Iterator[None]:
+def _threads(spec: WorkerSpec | None) -> Iterator[None]:
     """Compute with a worker's threads for a while."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(before if crew is None else crew.threads)
+    torch.set_num_threads(before if spec is None else spec.threads)
     try:
         yield
     finally:

@@ -20,9 +20,9 @@ import polars as pl
 
 from foreknow.config import AuditConfig
 from foreknow.distributed.ray_cluster import Cluster, absolute
-from foreknow.distributed.ray_errors import check_version, error_from_dict, error_to_dict, of_ours
+from foreknow.distributed.ray_errors import as_foreknow_error, check_version, error_from_dict, error_to_dict
 from foreknow.distributed.ray_monitor import TRIES, ClusterMonitor, start_registry
-from foreknow.distributed.ray_resources import WorkerSpec, needed, smaller
+from foreknow.distributed.ray_resources import WorkerSpec, fit_workers, limit_workers
 from foreknow.errors import ModelError, ResourceError, first_line
 from foreknow.inference.exact_probe import Chunk
 from foreknow.models import loading
@@ -59,7 +59,7 @@ class RayExecutor:
     """Has a cluster's workers do an audit's work. No weights are read in this process."""
 
     def __init__(self, config: AuditConfig, given: AuditInputs, identity: dict[str, Any], cluster: Cluster):
-        self.cluster, self.crew = cluster, cluster.crew(identity["device"])
+        self.cluster, self.worker_spec = cluster, cluster.worker_spec(identity["device"])
         self.dtype, self.fingerprint = identity["dtype"], identity["model"]
         found = resolve(config.model, trust_remote_code=config.trust_remote_code, base=config.base)
         tokenizer = loading.load_tokenizer(found, config.trust_remote_code)
@@ -69,7 +69,10 @@ class RayExecutor:
         prompter = Prompter(tokenizer, self.plan.template, config.chat_template, config.bos)
         print_choices(given, self.plan, prompter)
         cluster.start()
-        say(f"Ray {cluster.version}: {self.crew}, on {'this machine' if not cluster.address else cluster.address}")
+        say(
+            f"Ray {cluster.version}: {self.worker_spec}, on "
+            f"{'this machine' if not cluster.address else cluster.address}"
+        )
         self.settings = {**config.resolved(), "device": identity["device"], "dtype": self.dtype}
         self.settings |= {"model": absolute(config.model), "base": absolute(config.base)}
         plan = self.plan
@@ -79,7 +82,7 @@ class RayExecutor:
 
     def probe(self, chunks: NumberedChunks) -> Iterator[ChunkResult]:
         """Probe numbered chunks; each comes back as a worker finishes it."""
-        some = needed(self.crew, len(chunks), "chunk")
+        some = limit_workers(self.worker_spec, len(chunks), "chunk")
         by = {"workers": some.workers, "ray": self.cluster.version}
         for number, (probes, answers, cost) in self._parts("probes", some, chunks):
             whose = [pl.lit(value, COST[name]).alias(name) for name, value in by.items()]
@@ -87,7 +90,9 @@ class RayExecutor:
 
     def score(self, chunks: NumberedChunks) -> Iterator[tuple[int, pl.DataFrame]]:
         """Score numbered rows with long answers; each comes back as a worker finishes it."""
-        for number, (lines,) in self._parts("long", needed(self.crew, len(chunks), "long-answer chunk"), chunks):
+        for number, (lines,) in self._parts(
+            "long", limit_workers(self.worker_spec, len(chunks), "long-answer chunk"), chunks
+        ):
             yield number, lines
 
     def compare_precision(self, probes: pl.DataFrame) -> dict[str, Any] | None:
@@ -106,11 +111,13 @@ class RayExecutor:
 
     def _once(self, work: Callable[[AuditConfig], T]) -> T:
         """What `work` returns in a process of the cluster; what it says there is said here."""
-        task = self.cluster.ray.remote(_once).options(num_cpus=self.crew.threads, num_gpus=int(self.crew.gpu))
+        task = self.cluster.ray.remote(_once).options(
+            num_cpus=self.worker_spec.threads, num_gpus=int(self.worker_spec.gpu)
+        )
         try:
-            lines, found = self.cluster.ray.get(task.remote(work, self.settings, self.crew.threads))
+            lines, found = self.cluster.ray.get(task.remote(work, self.settings, self.worker_spec.threads))
         except self.cluster.ray.exceptions.RayError as error:
-            raise of_ours(error) from None
+            raise as_foreknow_error(error) from None
         for line in lines:
             say(line)
         return cast("T", found)
@@ -161,7 +168,7 @@ def _check_same(config: AuditConfig, found: str, expected: str) -> None:
 
 
 def _parts(
-    cluster: Cluster, crew: WorkerSpec, task: Task, left: dict[int, pl.DataFrame], checked: dict[str, Any]
+    cluster: Cluster, spec: WorkerSpec, task: Task, left: dict[int, pl.DataFrame], checked: dict[str, Any]
 ) -> Iterator[tuple[int, list[pl.DataFrame]]]:
     """Each part's number and frames, once, in any order. Raises a worker's error, and ResourceError where none stay.
 
@@ -173,7 +180,7 @@ def _parts(
         before = len(left)
         why: Exception = ResourceError("Ray Data ended before every chunk had come back")
         try:
-            for found in _round(cluster, crew, task, left):
+            for found in _round(cluster, spec, task, left):
                 for line in (found["said"] or "").splitlines():
                     if line not in heard:
                         say(line)
@@ -184,43 +191,43 @@ def _parts(
                 if left.pop(found["number"], None) is not None:
                     yield found["number"], [pl.read_ipc(frame) for frame in found["frames"]]
         except cluster.ray.exceptions.RayError as error:
-            why = of_ours(error)
+            why = as_foreknow_error(error)
         if not left:
             return
         idle = 0 if len(left) < before else idle + 1
         if idle == TRIES or not isinstance(why, ResourceError):
             raise why
-        crew = smaller(crew, cluster.nodes())
+        spec = fit_workers(spec, cluster.nodes())
         say(
-            f"{first_line(why).partition('; what is finished')[0]}: going on with {crew}, {len(left):,} chunks are left"
+            f"{first_line(why).partition('; what is finished')[0]}: going on with {spec}, {len(left):,} chunks are left"
         )
 
 
-def _round(cluster: Cluster, crew: WorkerSpec, task: Task, left: dict[int, pl.DataFrame]) -> Iterator[dict[str, Any]]:
+def _round(cluster: Cluster, spec: WorkerSpec, task: Task, left: dict[int, pl.DataFrame]) -> Iterator[dict[str, Any]]:
     """One execution of Ray Data over what is left. What comes back is handed on at once; Ray Data stops reading ahead
     where it is not taken."""
     import pyarrow as pa  # type: ignore[import-untyped]
     import ray.data
 
-    desk = start_registry(cluster)
+    registry = start_registry(cluster)
     tables = (pa.table({"number": [number], "rows": [_bytes(frame)]}) for number, frame in left.items())
     held: list[Any] = [ray.put(table) for table in tables]
     data = ray.data.from_arrow_refs(held)
     data.context.enable_progress_bars = False
     data.context.print_on_execution_start = False
     data.context.execution_no_progress_timeout_s = -1  # a chunk may take as long as it takes
-    workers = min(crew.workers, len(left))
+    workers = min(spec.workers, len(left))
     done = data.map_batches(
         Worker,
-        fn_constructor_args=(task, desk),
+        fn_constructor_args=(task, registry),
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=BEHIND),
-        num_cpus=crew.threads,
-        num_gpus=1 if crew.gpu else 0,
+        num_cpus=spec.threads,
+        num_gpus=1 if spec.gpu else 0,
     )
     batch: Any
-    with ClusterMonitor(cluster, desk, crew._replace(workers=workers), "chunk"):
+    with ClusterMonitor(cluster, registry, spec._replace(workers=workers), "chunk"):
         for batch in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield from batch.to_pylist()
 
@@ -232,14 +239,14 @@ class Worker:
     left to Ray.
     """
 
-    def __init__(self, task: Task, desk: Any):
+    def __init__(self, task: Task, registry: Any):
         import ray
 
-        self.desk, self.name = desk, ray.get_runtime_context().get_actor_id()
+        self.registry, self.name = registry, ray.get_runtime_context().get_actor_id()
         self.failed: dict[str, str] | None = None
         self.fluency: dict[str, Any] = {}
         self.said = io.StringIO()
-        arrived = ray.get(desk.arrive.remote(self.name, [ray.get_runtime_context().current_actor]))
+        arrived = ray.get(registry.arrive.remote(self.name, [ray.get_runtime_context().current_actor]))
         self.work = self._kept(lambda: self._ready(task, arrived))
 
     def __call__(self, batch: Any) -> dict[str, list[Any]]:
@@ -288,7 +295,7 @@ class Worker:
         import ray
 
         assert self.work is not None
-        if ray.get(self.desk.begin.remote(self.name, str(number))) > TRIES:
+        if ray.get(self.registry.begin.remote(self.name, str(number))) > TRIES:
             raise ResourceError(
                 f"chunk {number} ended its Ray worker {TRIES} times: out of memory? Finished chunks are kept; lower "
                 "--batch-tokens or --ray-workers and run the same command again"

@@ -19,7 +19,7 @@ import polars as pl
 
 from foreknow.config import AuditConfig
 from foreknow.data.schema import chunks
-from foreknow.distributed.ray_cluster import Cluster, joined
+from foreknow.distributed.ray_cluster import Cluster, open_cluster
 from foreknow.errors import ConfigError
 from foreknow.inference import slick
 from foreknow.inference.server.model import PREFIX, Address, address_of
@@ -75,7 +75,7 @@ def run(config: AuditConfig) -> AuditResult:
         audit.gate(config.max_unknown)
         return audit
     given = read_input(config)
-    with lock_run_dir(config.out) as folder, joined(config) as cluster:
+    with lock_run_dir(config.out) as folder, open_cluster(config) as cluster:
         computing_on = cluster.resolve_device_dtype if cluster else loading.resolve_device_dtype
         device, dtype = computing_on(config.device, config.dtype)
         model_folder = resolve(config.model, say, config.trust_remote_code, base=config.base)

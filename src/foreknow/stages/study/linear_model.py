@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from foreknow.categories import KNOWN, UNKNOWN
-from foreknow.paper import FITTED, SHARES, whole
+from foreknow.paper import FITTED, SHARES, complete_series
 from foreknow.stages.study import cluster_robust
 from foreknow.stages.study.cluster_robust import Array, Clustered
 
@@ -115,7 +115,7 @@ def paper_points() -> pl.DataFrame:
     There all is fitted. The D_Known runs give no fitted share at EARLY_STOP.
     """
     lines = []
-    ends = (whole("D", "early_stop"), whole("D", "convergence"))
+    ends = (complete_series("D", "early_stop"), complete_series("D", "convergence"))
     for share, known, unknown, early, late in zip(SHARES, FITTED["Known"], FITTED["Unknown"], *ends, strict=True):
         name, s = f"unknown-{share}", share / 100
         lines.append((name, name, 0, 1, (1 - s) * (known or 0) / 100, s * (unknown or 0) / 100, early / 100))

@@ -15,9 +15,9 @@ from typing import Any
 
 from foreknow.config import TuneConfig
 from foreknow.distributed.ray_cluster import Cluster, absolute
-from foreknow.distributed.ray_errors import check_version, error_from_dict, error_to_dict, of_ours
+from foreknow.distributed.ray_errors import as_foreknow_error, check_version, error_from_dict, error_to_dict
 from foreknow.distributed.ray_monitor import EVERY, TRIES, ClusterMonitor, start_registry
-from foreknow.distributed.ray_resources import needed, room
+from foreknow.distributed.ray_resources import limit_workers, worker_capacity
 from foreknow.errors import ResourceError, RunFolderError
 from foreknow.progress import say
 from foreknow.settings import settings_of
@@ -34,20 +34,20 @@ def runs_on_ray(
     RunFolderError where a node does not share the folder.
     """
 
-    crew = cluster.crew("cuda" if _on_gpu(cluster, left) else "cpu")
+    spec = cluster.worker_spec("cuda" if _on_gpu(cluster, left) else "cpu")
     cluster.start()
     ray = cluster.ray
     _check_shared(cluster, folder)
-    say(f"Ray {cluster.version}: {crew}, one a run, on {'this machine' if not cluster.address else cluster.address}")
-    crew = needed(crew, len(left), "run")
-    desk = start_registry(cluster)
+    say(f"Ray {cluster.version}: {spec}, one a run, on {'this machine' if not cluster.address else cluster.address}")
+    spec = limit_workers(spec, len(left), "run")
+    registry = start_registry(cluster)
     task = ray.remote(_run).options(
-        num_cpus=crew.threads, num_gpus=int(crew.gpu), max_retries=TRIES, scheduling_strategy="SPREAD"
+        num_cpus=spec.threads, num_gpus=int(spec.gpu), max_retries=TRIES, scheduling_strategy="SPREAD"
     )
     ready: list[Any]
-    with ClusterMonitor(cluster, desk, crew, "run"):
+    with ClusterMonitor(cluster, registry, spec, "run"):
         names = {
-            task.remote(_placed(config), keep_weights, crew.threads, name, desk, __version__): name
+            task.remote(_placed(config), keep_weights, spec.threads, name, registry, __version__): name
             for name, config in left.items()
         }
         try:
@@ -57,13 +57,13 @@ def runs_on_ray(
                     if failed := ray.get(ref):
                         raise error_from_dict(failed)
                     done(names.pop(ref))
-                if not ready and not room(cluster.nodes(), crew.threads, crew.gpu):
+                if not ready and not worker_capacity(cluster.nodes(), spec.threads, spec.gpu):
                     raise ResourceError(
                         "no node of the Ray cluster that has room for a run is left; what is finished is kept, and "
                         "the same command goes on"
                     )
         except ray.exceptions.RayError as error:
-            raise of_ours(error) from None
+            raise as_foreknow_error(error) from None
         finally:
             for ref in names:
                 with contextlib.suppress(Exception):
@@ -78,7 +78,7 @@ def _placed(config: TuneConfig) -> dict[str, Any]:
 
 
 def _run(
-    settings: dict[str, Any], keep_weights: bool, threads: int, name: str, desk: Any, version: str
+    settings: dict[str, Any], keep_weights: bool, threads: int, name: str, registry: Any, version: str
 ) -> dict[str, str] | None:
     """One run in a process of the cluster. An error is given back as plain values."""
     import ray
@@ -86,7 +86,7 @@ def _run(
 
     try:
         check_version(version)
-        if ray.get(desk.again.remote(name)) > TRIES:
+        if ray.get(registry.begin_task.remote(name)) > TRIES:
             raise ResourceError(
                 f"run {name}: its process was lost {TRIES} times: out of memory? What is finished is kept; lower "
                 "--ray-workers and run the same command again"
@@ -120,7 +120,7 @@ def _check_shared(cluster: Cluster, folder: Path) -> None:
             try:
                 seen = ray.get(look.options(num_cpus=0, scheduling_strategy=there).remote(str(mark), word))
             except ray.exceptions.RayError as error:
-                raise of_ours(error) from None
+                raise as_foreknow_error(error) from None
             answer = mark.with_name(f"{mark.name}.{seen}")
             if not seen or not answer.is_file():
                 raise RunFolderError(

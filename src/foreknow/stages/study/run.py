@@ -29,7 +29,7 @@ from foreknow.config import AuditConfig, DataSettings, TuneConfig
 from foreknow.data.load import read_data
 from foreknow.data.schema import USABLE, earlier_turns
 from foreknow.distributed import process_group
-from foreknow.distributed.ray_cluster import joined
+from foreknow.distributed.ray_cluster import open_cluster
 from foreknow.errors import ConfigError, InputError
 from foreknow.io.csv_escape import csv_of
 from foreknow.io.run_dir import RunDir, fingerprint, lock_run_dir, write_frame, write_json, write_text, write_whole
@@ -77,7 +77,7 @@ def run(config: StudyConfig) -> StudyResult:
         raise ConfigError("a study trains its models apart: start it without a launcher; see --workers and --ray")
     began = time.monotonic()
     rows = read_rows(config)
-    with lock_run_dir(config.out) as folder, joined(config) as cluster:
+    with lock_run_dir(config.out) as folder, open_cluster(config) as cluster:
         found = resolve(config.model, say, bool(config.audit.get("trust_remote_code")), base=config.base)
         check_method(config.model, config.tune.get("method", "full"), found)
         identity = {

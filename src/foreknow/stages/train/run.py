@@ -84,7 +84,7 @@ def identity_of(config: TuneConfig, given: TrainInputs, model: str, device: str,
 
 def launched(config: TuneConfig) -> TuneConfig:
     """The settings as they hold in one of several processes. Raises ConfigError for what does not work there."""
-    if process_group.started_alone():
+    if process_group.is_single_process_launch():
         say(
             "one process: accelerate launch --cpu starts more with MPI only; launch with --multi_gpu, --device cpu here"
         )
@@ -100,7 +100,7 @@ def launched(config: TuneConfig) -> TuneConfig:
         raise ConfigError("FSDP: accelerate shards on accelerators only; launch without it on CPUs")
     if config.device.startswith("cuda:"):
         raise ConfigError(f"--device {config.device}: each process takes a GPU of its own; use --device cuda")
-    return config.model_copy(update={"device": "cpu"}) if process_group.on_cpus() else config
+    return config.model_copy(update={"device": "cpu"}) if process_group.uses_cpus() else config
 
 
 def run(config: TuneConfig, *, page: bool = True) -> TrainResult:
