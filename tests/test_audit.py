@@ -222,7 +222,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
 
     def full(path: Path, write: Callable[[Path], object]) -> None:
         if path.name.startswith("000003"):
-            with run_dir._disk(path):
+            with run_dir._disk_errors(path):
                 raise OSError(errno.ENOSPC, "No space left on device")
         kept(path, write)
 

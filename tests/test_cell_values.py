@@ -148,7 +148,7 @@ def test_a_word_for_a_missing_value_is_no_gold_unless_it_is_said_to_be(tmp_path:
     assert facts.rows["answers"].to_list() == [["Paris"], None, None, ["Nonesuch"]]
     assert facts.rows["flags"].to_list() == [[], ["missing_value"], ["missing_value"], []]
     assert facts.left_out == {"missing_value": 2}
-    assert facts.accounted == "4 records: 2 rows read, 2 left out (missing_value 2)"
+    assert facts.row_account == "4 records: 2 rows read, 2 left out (missing_value 2)"
     kept = facts_of(tmp_path, ["Paris", word, f" {word} ", "Nonesuch"], name, null_words="keep")
     assert kept.rows["answers"].to_list() == [["Paris"], [word], [word], ["Nonesuch"]]
     assert kept.rows["flags"].to_list() == [[], ["null_word"], ["null_word"], []]

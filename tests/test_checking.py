@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foreknow.data.schema import ROWS, flag_rows
-from foreknow.data.validation import check, together
+from foreknow.data.validation import check, concat_as_splits
 from foreknow.data.validation_result import CheckResult, finding_lines, groups_table
 from foreknow.data.validation_rules import MOST_SPLITS, Finding
 
@@ -159,13 +159,13 @@ def test_more_splits_than_can_be_compared_are_counted_all_the_same() -> None:
 
 def test_files_put_together_are_splits_with_rows_of_their_own() -> None:
     train, test = frame(SOUND[:4]), flag_rows(frame([SOUND[3], *SOUND[4:]]))
-    rows = together({"train": train, "test": test})
+    rows = concat_as_splits({"train": train, "test": test})
     assert rows.schema == pl.Schema(ROWS)
     assert rows["row"].to_list() == list(range(7))
     assert rows["split"].to_list() == ["train"] * 4 + ["test"] * 3
     checked = check(rows)
     assert checked.flags.rows() == [(4, ["duplicate", "question_in_other_split", "subject_in_other_split"])]
-    assert together({}).schema == pl.Schema(ROWS)
+    assert concat_as_splits({}).schema == pl.Schema(ROWS)
 
 
 def test_a_file_without_any_usable_row_fails() -> None:

@@ -220,7 +220,7 @@ DIALECTS = st.builds(
 def test_what_a_dialect_writes_it_reads(dialect: Dialect, rows: list[tuple[str, str, str]]) -> None:
     lines = [dialect.line(["question", "answer", "note"]), *(dialect.line(row) for row in rows)]
     text = dialect.newline.join(lines)
-    found = list(csv.reader(io.StringIO(text, newline=""), **dialect.reading()))
+    found = list(csv.reader(io.StringIO(text, newline=""), **dialect.reader_args()))
     assert [row for row in found if row][1:] == [list(row) for row in rows]
 
 

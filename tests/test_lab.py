@@ -154,7 +154,7 @@ def test_any_world_keeps_its_counts(seed: int, subjects: int, ood: int) -> None:
     world = World(seed=seed, subjects=subjects, ood_subjects=ood)
     facts = lab_world.facts(world)
     assert facts.height == 9 * subjects + 3 * ood
-    told = lab_world.exposures_told(lab_world.documents(world))
+    told = lab_world.count_exposures(lab_world.documents(world))
     assert told == {at: count for at, count in enumerate(facts["exposures"]) if count}
 
 

@@ -306,7 +306,7 @@ def test_two_that_want_a_folder_at_once_are_one_too_many(memory: Any, machine: M
     first.take()
     with pytest.raises(RunFolderError, match="held by another run, which was a moment earlier"):
         second.take()
-    first.let_go()
+    first.release()
 
 
 def test_where_the_store_lets_both_in_one_of_them_stops(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:

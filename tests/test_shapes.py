@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from foreknow.config import CheckConfig
 from foreknow.data.dataset import read_dataset
-from foreknow.data.layouts.python_reprs import python_value
+from foreknow.data.layouts.python_reprs import parse_python_repr
 from foreknow.errors import ConfigError, InputError
 from foreknow.io.json_shapes import shape_of
 from foreknow.settings import settings_of
@@ -162,7 +162,7 @@ def test_cells_in_which_pandas_printed_lists_and_objects_are_read_as_them(tmp_pa
 @given(st.lists(st.text(max_size=6) | st.integers(0, 9), max_size=4), st.booleans())
 def test_what_python_and_numpy_print_is_read_as_it_was(values: list[str | int], numpy: bool) -> None:
     text = str(np.array(values, dtype=object)) if numpy else repr(values)
-    assert python_value(text) == (values if "'" in text else None)
+    assert parse_python_repr(text) == (values if "'" in text else None)
 
 
 def test_an_answer_that_names_no_choice_is_counted(tmp_path: Path) -> None:

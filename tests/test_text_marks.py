@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreknow.data.chat.text_markup import MARKS, marked, turns_in, with_turns
+from foreknow.data.chat.text_markup import MARKS, find_markup, turns_in, with_turns
 from foreknow.data.dataset import read_dataset
 from foreknow.errors import InputError
 from shape_files import golds, read_and_back, write
@@ -114,7 +114,7 @@ def test_headings_of_an_answer_are_no_marks() -> None:
     ],
 )  # fmt: skip
 def test_a_text_without_marks_is_never_guessed_at(tmp_path: Path, text: str) -> None:
-    assert marked(text) is None
+    assert find_markup(text) is None
     path = write(tmp_path / "a.jsonl", [{"text": text}])
     with pytest.raises(InputError, match=r"a\.jsonl: no known layout.*\n.*none of the known marks of a chat"):
         read_dataset(path)
@@ -186,7 +186,7 @@ def test_what_is_put_in_a_text_is_what_it_then_says(pairs: list[tuple[str, str]]
 @given(st.text(max_size=60), st.sampled_from(list(ONE.values())))
 def test_any_text_is_marked_or_not(noise: str, text: str) -> None:
     for one in (noise, noise + text, text + noise):
-        found = marked(one)
+        found = find_markup(one)
         if found is not None:
             assert found.marks in MARKS
             turns = turns_in(one) or []

@@ -81,8 +81,8 @@ PLAIN = [
 def test_the_answer_stands_behind_the_thought(text: str) -> None:
     parts = answer_parts(text)
     assert (parts.answer, parts.thought) == ("Paris", True)
-    assert answer_parts(parts.replaced("Rome")).answer == "Rome"
-    assert parts.replaced("Paris") == text
+    assert answer_parts(parts.with_answer("Rome")).answer == "Rome"
+    assert parts.with_answer("Paris") == text
 
 
 @pytest.mark.parametrize("text", ONLY)
@@ -136,7 +136,7 @@ def test_in_every_layout_the_thought_is_no_part_of_the_gold_and_comes_back(tmp_p
     assert facts.rows["answers"].to_list() == [["Paris"], ["Rome"], None]
     assert ["thought" in flags for flags in facts.rows["flags"]] == [True, False, True]
     assert (facts.left_out, facts.thoughts) == ({"only_thought": 1}, 2)
-    assert facts.accounted == (
+    assert facts.row_account == (
         "3 records: 2 rows read, 1 left out (only_thought 1); 2 answers hold a thought, which is not part of the gold"
     )
     out = tmp_path / "b.jsonl"
@@ -218,4 +218,4 @@ def test_no_answer_is_put_behind_a_thought_that_never_closes(
 @given(st.lists(marks | st.text(max_size=3), max_size=8).map("".join))
 def test_an_answer_put_behind_a_thought_is_read_there(text: str) -> None:
     if answer_parts(text).thought:
-        assert answer_parts(answer_parts(text).replaced("No.")).answer == "No."
+        assert answer_parts(answer_parts(text).with_answer("No.")).answer == "No."

@@ -19,7 +19,7 @@ from conftest import fact_rows
 from foreknow.config import AuditConfig, DataSettings, MixConfig, TuneConfig
 from foreknow.data.chat import exchanges
 from foreknow.data.chat.exchanges import LEFT_OUT, MOST_TURNS
-from foreknow.data.chat.turn_content import of_turn
+from foreknow.data.chat.turn_content import parse_turn_content
 from foreknow.data.dataset import Dataset, read_dataset
 from foreknow.data.load import read_data
 from foreknow.data.row_accounting import REASONS, WHAT_TO_DO
@@ -77,7 +77,7 @@ def test_every_answer_is_a_row_with_what_came_before_as_context(tmp_path: Path) 
     assert rows["answers"].to_list() == [["Paris"], ["Lima"], ["Accra"], ["Paris"]]
     assert texts(rows["context"][2]) == ["Be brief.", "Capital of France?", "Paris", "And of Peru?", "Lima"]
     assert rows["context"][3] is None
-    assert facts.accounted == "2 records: 4 rows read, 0 left out"
+    assert facts.row_account == "2 records: 4 rows read, 0 left out"
 
 
 def before_turns_were_rows(turns: Sequence[Turn]) -> tuple[str | None, list[str] | None, list[dict[str, str]]]:
@@ -219,8 +219,8 @@ def test_a_chat_that_is_masked_as_a_whole(tmp_path: Path) -> None:
 
 def test_a_call_is_found_behind_blank_lines_however_many_they_are() -> None:
     lines = "\n" * 200_000
-    assert of_turn({}, f"I look.{lines} <tool_call>{{}}</tool_call>").calls
-    assert not of_turn({}, f"Lima{lines}.").calls
+    assert parse_turn_content({}, f"I look.{lines} <tool_call>{{}}</tool_call>").calls
+    assert not parse_turn_content({}, f"Lima{lines}.").calls
 
 
 def test_a_file_whose_rows_are_all_left_out_is_refused_with_what_to_do(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from foreknow.io.quoting import isolated, printable
+from foreknow.io.quoting import isolate_bidi, printable
 
 if TYPE_CHECKING:
     import polars as pl
@@ -95,7 +95,7 @@ def print_table(frame: pl.DataFrame, title: str) -> None:
 
 def plain(value: Any) -> str:
     """A cell without control characters: data must not steer a terminal."""
-    return isolated(printable(str(value)))
+    return isolate_bidi(printable(str(value)))
 
 
 def print_estimate(estimate: dict[str, Any]) -> None:

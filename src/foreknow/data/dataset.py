@@ -61,7 +61,7 @@ class Dataset:
         return int(self.places["record"].item(-1)) + 1 if self.places.height else 0
 
     @property
-    def accounted(self) -> str:
+    def row_account(self) -> str:
         """What became of the input, in a line: rows in = rows read + rows left out by reason."""
         return account(self.records, self.total, self.left_out, self.thoughts)
 
@@ -95,7 +95,7 @@ class Dataset:
         original row is kept, in order, its fields untouched; JSON objects keep their very text. A label
         whose name the input already has is written as `foreknow_<name>`, so nothing of the user's is lost.
         """
-        write_parts(self.source, Change(self._beside(labels)), path)
+        write_parts(self.source, Change(self._added_columns(labels)), path)
 
     def write(
         self, labels: pl.DataFrame, path: Path, answers: Mapping[int, str] | None = None, name: str | None = None
@@ -119,10 +119,10 @@ class Dataset:
         in_part = self.in_part(kept)
         cut = self.places.filter(pl.col("record").is_in(in_part))
         ends = dict(cut.group_by("record").agg(pl.col("turn").last()).iter_rows())
-        firsts = list(_firsts(self.source.parts, self._counts()))
+        firsts = list(_first_rows(self.source.parts, self._counts()))
         counted = any(layout.choices and layout.choices.kind == "index1" for layout in self.layouts.values())
 
-        def edited(record: Record, number: int) -> Record | None:
+        def edit(record: Record, number: int) -> Record | None:
             if number not in replaced and number not in ends and not counted:
                 return None
             name, _ = firsts[bisect_right(firsts, number, key=lambda part: part[1]) - 1]
@@ -131,12 +131,12 @@ class Dataset:
                 record = without_last_facts(layout, record)
             return with_answers(layout, record, replaced.get(number, {}), own)
 
-        told = [n for n in ("relation", "split") if any(getattr(layout, n) for layout in self.layouts.values())]
-        told += ["subject"] if "relation" in told else []
-        named = self.rows.select("record", *told).unique("record", keep="first", maintain_order=True)
+        name_columns = [n for n in ("relation", "split") if any(getattr(layout, n) for layout in self.layouts.values())]
+        name_columns += ["subject"] if "relation" in name_columns else []
+        from_names = self.rows.select("record", *name_columns).unique("record", keep="first", maintain_order=True)
         write_joined(
             self.source.parts,
-            Change(self._beside(labels, named if told else None), records, edited),
+            Change(self._added_columns(labels, from_names if name_columns else None), records, edit),
             path,
             name or path.name,
         )
@@ -144,8 +144,8 @@ class Dataset:
     def in_part(self, kept: pl.Series) -> list[int]:
         """The records some of whose usable rows are among `kept` (row numbers), and some are not."""
         usable = self.rows.filter(USABLE).select("record", kept=pl.col("row").is_in(kept.implode()))
-        some = usable.group_by("record").agg(any=pl.col("kept").any(), all=pl.col("kept").all())
-        return some.filter(pl.col("any") & ~pl.col("all"))["record"].sort().to_list()
+        by_record = usable.group_by("record").agg(any=pl.col("kept").any(), all=pl.col("kept").all())
+        return by_record.filter(pl.col("any") & ~pl.col("all"))["record"].sort().to_list()
 
     def extra(self, names: Sequence[str], *, last: Sequence[str] = ()) -> pl.DataFrame:
         """Columns of the input that are not ours: row, then `names`. The input is read again.
@@ -161,9 +161,11 @@ class Dataset:
                 for name in names:
                     values[name] += values_of(record, name, turns[number], name in last)
         rows = pl.Series(range(self.total), dtype=pl.Int64)
-        return pl.DataFrame({"row": rows, **{name: _column(found) for name, found in values.items()}})
+        return pl.DataFrame(
+            {"row": rows, **{name: _typed_column(column_values) for name, column_values in values.items()}}
+        )
 
-    def _beside(self, labels: pl.DataFrame, named: pl.DataFrame | None = None) -> pl.DataFrame:
+    def _added_columns(self, labels: pl.DataFrame, named: pl.DataFrame | None = None) -> pl.DataFrame:
         """The columns to write beside the input's: a line for every record. `named`: more of them, by record."""
         added = by_record(labels, self.places)
         names = free_names(added.columns, self.columns)
@@ -210,53 +212,57 @@ def read_dataset(
     if templates is not None:
         check_templates(templates, "templates")
     reader = RowReader(source, dict(columns or {}), layout, dict(templates or {}), group_by, turns, null_words)
-    frames, light, places, faults = [], [], [pl.DataFrame(schema=_PLACES)], UnusableRows(strict_rows)
+    frames, digest_frames, places, faults = [], [], [pl.DataFrame(schema=_PLACES)], UnusableRows(strict_rows)
     for rows, batch, part, first in reader.frames():
         faults.note(rows, batch, part, first, reader.layouts[part.name])
-        light.append(digests(rows, seed))
+        digest_frames.append(digests(rows, seed))
         places.append(rows.select(*_PLACES))
         if limit is None:
             frames.append(rows)
-    every = pl.concat(light) if light else digests(pl.DataFrame(schema=ROWS), seed)
-    every = every.with_columns(flags=flags_of(every))
-    lost = left_out(every)
-    faults.check(source, every.height, lost)
-    audited = every["row"] if limit is None or limit >= every.height else sample_rows(every, limit)
+    all_digests = pl.concat(digest_frames) if digest_frames else digests(pl.DataFrame(schema=ROWS), seed)
+    all_digests = all_digests.with_columns(flags=flags_of(all_digests))
+    left_out_counts = left_out(all_digests)
+    faults.check(source, all_digests.height, left_out_counts)
+    audited = all_digests["row"] if limit is None or limit >= all_digests.height else sample_rows(all_digests, limit)
     if limit is not None:
-        whole = limit >= every.height
-        kept = every["row"] if whole else pl.concat([audited, pool(every, audited, CANDIDATES)]).unique().sort()
-        frames = [reader.picked(pl.concat(places), set(kept))]
+        keeps_all = limit >= all_digests.height
+        kept = (
+            all_digests["row"]
+            if keeps_all
+            else pl.concat([audited, pool(all_digests, audited, CANDIDATES)]).unique().sort()
+        )
+        frames = [reader.read_rows(pl.concat(places), set(kept))]
         keys = digests(frames[0], seed).select("row", "key")
-        if not keys.equals(every.filter(pl.col("row").is_in(kept.implode())).select("row", "key")):
+        if not keys.equals(all_digests.filter(pl.col("row").is_in(kept.implode())).select("row", "key")):
             raise InputError(f"{source.name}: the file changed while it was read. Run the same command again.")
-    flags = every.select("row", "flags")
-    found = pl.concat(frames).drop("flags").join(flags, on="row", how="left", maintain_order="left").select(*ROWS)
+    flags = all_digests.select("row", "flags")
+    frame = pl.concat(frames).drop("flags").join(flags, on="row", how="left", maintain_order="left").select(*ROWS)
     return Dataset(
-        reader.with_subjects(found),
+        reader.with_subjects(frame),
         audited,
-        every.height,
+        all_digests.height,
         reader.digest,
         reader.layouts,
         reader.reason,
         source,
         tuple(reader.columns),
         pl.concat(places),
-        lost,
-        int(every["flags"].list.contains(THOUGHT).sum()),
+        left_out_counts,
+        int(all_digests["flags"].list.contains(THOUGHT).sum()),
     )
 
 
 _PLACES = {name: ROWS[name] for name in ("record", "turn")}
 
 
-def _column(values: Sequence[object]) -> pl.Series:
+def _typed_column(values: Sequence[object]) -> pl.Series:
     """Values of any kind as a column: of numbers where all are numbers, else of texts."""
     if all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values):
         return pl.Series([None if value is None else number_of(value) for value in values], dtype=pl.Float64)
     return pl.Series([None if value is None else cell_text(value) for value in values], dtype=pl.String)
 
 
-def _firsts(parts: Sequence[DataFile], counts: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+def _first_rows(parts: Sequence[DataFile], counts: Mapping[str, int]) -> Iterator[tuple[str, int]]:
     """(part, number of its first row) for parts that have rows."""
     first = 0
     for part in parts:

@@ -82,35 +82,35 @@ def normalise(text: str) -> str:
     """
     words = [w for w in _bare(text).split() if w not in _ARTICLES]
     folded = unicodedata.normalize("NFKC", text).casefold()
-    seen = "".join(c for c in folded if not _unseen(c))
+    seen = "".join(c for c in folded if not _is_invisible(c))
     return " ".join(words) or " ".join(seen.split()) or " ".join(folded.split())
 
 
 def _bare(text: str) -> str:
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(c for c in folded if c.isspace() or not _dropped(c))
+    return "".join(c for c in folded if c.isspace() or not _is_dropped(c))
 
 
-def _dropped(character: str) -> bool:
+def _is_dropped(character: str) -> bool:
     """Whether lenient matching passes over a character: punctuation, a symbol, or one that nobody sees."""
-    return unicodedata.category(character)[0] in "PS" or _unseen(character)
+    return unicodedata.category(character)[0] in "PS" or _is_invisible(character)
 
 
-def _unseen(character: str) -> bool:
+def _is_invisible(character: str) -> bool:
     category = unicodedata.category(character)
     return category == "Cf" or character == _TATWEEL or bool(_SELECTORS.match(character))
 
 
-def _decomposed(text: str) -> str:
+def _decompose(text: str) -> str:
     """Accents as characters of their own: then a text cut before an accent is a prefix of the whole one."""
     return unicodedata.normalize("NFKD", text)
 
 
-def _settled(text: str) -> str:
+def _without_open_end(text: str) -> str:
     """`text` without accents and dropped characters at its end: accents still to come may go before or between."""
-    text = _decomposed(text)
+    text = _decompose(text)
     end = len(text)
-    while end and (unicodedata.combining(text[end - 1]) or _dropped(text[end - 1])):
+    while end and (unicodedata.combining(text[end - 1]) or _is_dropped(text[end - 1])):
         end -= 1
     return text[:end]
 
@@ -148,7 +148,7 @@ class Accepted:
         """Accepted texts from a row's `answers`; blank ones are left out."""
         strict = frozenset(canonical(a) for a in answers if a.strip())
         lenient = frozenset(normalise(t) for t in strict)
-        skeletons = frozenset(_decomposed(n).replace(" ", "") for n in lenient)
+        skeletons = frozenset(_decompose(n).replace(" ", "") for n in lenient)
         return cls(strict, lenient, frozenset(map(canonical_parts, strict)), skeletons)
 
     def right(self, answer: str, mode: Mode) -> bool:
@@ -161,18 +161,18 @@ class Accepted:
         A text that stops inside a multi-byte character ends in U+FFFD: it is judged without that tail and
         stays open.
         """
-        whole = text.rstrip("\ufffd")
-        cut = len(whole) < len(text)
-        finished = canonical(whole) in self.strict
+        text_read = text.rstrip("\ufffd")
+        cut = len(text_read) < len(text)
+        finished = canonical(text_read) in self.strict
         strict_match = not cut and finished
-        head = canonical_parts(whole.lstrip())
+        head = canonical_parts(text_read.lstrip())
         strict_open = finished or any(may_become(head, a) for a in self.parts)
-        lenient_match = not cut and normalise(whole) in self.lenient
-        lenient_open = lenient_match or strict_open or self._lenient_open(whole)
+        lenient_match = not cut and normalise(text_read) in self.lenient
+        lenient_open = lenient_match or strict_open or self._lenient_open(text_read)
         return MatchResult(strict_match, lenient_match, strict_open, lenient_open)
 
     def _lenient_open(self, text: str) -> bool:
-        words = _decomposed(_bare(_settled(text))).split()
+        words = _decompose(_bare(_without_open_end(text))).split()
         if not words:
             return True
         # the last word may still grow: into an article, which vanishes, or into the answer

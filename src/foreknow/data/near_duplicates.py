@@ -71,33 +71,37 @@ def near_duplicates(rows: pl.DataFrame) -> pl.DataFrame:
     of the earliest one, so a family of n wordings has n - 1 flagged rows whatever the order of the rows. `golds`:
     how many golds the family has; with more than one, the same question may well have been meant for two facts.
     """
-    asked = (
+    questions = (
         rows.select("row", "question", group=pl.struct("group", "context").hash(), gold=GOLD)
         .drop_nulls()
         .with_columns(first=pl.col("row").min().over("group", "question"))
     )
-    firsts = asked.filter(pl.col("row") == pl.col("first")).unique("row").sort("row").with_row_index("id")
-    texts = _read(firsts.select("id", "group", "question"))
+    firsts = questions.filter(pl.col("row") == pl.col("first")).unique("row").sort("row").with_row_index("id")
+    texts = _normalise_questions(firsts.select("id", "group", "question"))
     golds = (
-        asked.join(firsts.select("id", "first"), on="first")
-        .select("id", gold=normalised(pl.col("gold").str.head(300), "a|an|the").hash())
+        questions.join(firsts.select("id", "first"), on="first")
+        .select("id", gold=normalise_expr(pl.col("gold").str.head(300), "a|an|the").hash())
         .unique()
     )
-    told = golds.join(texts.wordings.drop_nulls("words").select("id", "group", "words"), on="id")
-    telling = told.filter(pl.len().over("group", "gold") <= (COMMON * pl.len().over("group")).clip(5))
-    edges = pl.concat([_same_text(texts.wordings), _same_words(telling), *_one_word(texts, telling)])
+    golds_by_words = golds.join(texts.wordings.drop_nulls("words").select("id", "group", "words"), on="id")
+    distinctive = golds_by_words.filter(pl.len().over("group", "gold") <= (COMMON * pl.len().over("group")).clip(5))
+    edges = pl.concat(
+        [_same_text_edges(texts.wordings), _same_words_edges(distinctive), *_one_word_edges(texts, distinctive)]
+    )
     members = firsts.select("id", "first", family=_families(edges, firsts.height)).filter(pl.len().over("family") > 1)
-    spread = golds.join(members, on="id").group_by("family").agg(golds=pl.col("gold").n_unique())
-    near = members.join(spread, on="family").with_columns(near_row=firsts["first"].gather(members["family"]))
+    golds_per_family = golds.join(members, on="id").group_by("family").agg(golds=pl.col("gold").n_unique())
+    members_with_golds = members.join(golds_per_family, on="family").with_columns(
+        near_row=firsts["first"].gather(members["family"])
+    )
     return (
-        asked.join(near, on="first")
+        questions.join(members_with_golds, on="first")
         .with_columns(flagged=(pl.col("row") == pl.col("first")) & (pl.col("first") != pl.col("near_row")))
         .select(pl.col(name).cast(dtype) for name, dtype in NEAR.items())
         .sort("row")
     )
 
 
-def normalised(text: pl.Expr, articles: str) -> pl.Expr:
+def normalise_expr(text: pl.Expr, articles: str) -> pl.Expr:
     """`text` without capitals, accents, punctuation and `articles` ("a|an|the"); one blank between words.
 
     What tells names and numbers apart (+, #, %, &, @, *, a minus, whatever stands between two digits) stays; dots
@@ -117,9 +121,9 @@ def normalised(text: pl.Expr, articles: str) -> pl.Expr:
     )
 
 
-def _read(wordings: pl.DataFrame) -> _Texts:
+def _normalise_questions(wordings: pl.DataFrame) -> _Texts:
     """Normalise the questions slice by slice; only hashes, and each word once, are kept."""
-    parts = [_read_slice(part) for part in wordings.iter_slices(_SLICE)] or [_read_slice(wordings)]
+    parts = [_normalise_slice(part) for part in wordings.iter_slices(_SLICE)] or [_normalise_slice(wordings)]
     entries = pl.concat([part.entries for part in parts])
     sums = entries.group_by("id").agg(words=pl.col("word").sum())
     return _Texts(
@@ -129,8 +133,8 @@ def _read(wordings: pl.DataFrame) -> _Texts:
     )
 
 
-def _read_slice(wordings: pl.DataFrame) -> _Texts:
-    plain = wordings.select("id", "group", text=normalised(pl.col("question"), "an|the"))
+def _normalise_slice(wordings: pl.DataFrame) -> _Texts:
+    plain = wordings.select("id", "group", text=normalise_expr(pl.col("question"), "an|the"))
     short = plain.filter(pl.col("text").str.count_matches(" ", literal=True) < MOST_WORDS)
     words = (
         short.select("id", spelling=pl.col("text").str.split(" "))
@@ -146,33 +150,33 @@ def _read_slice(wordings: pl.DataFrame) -> _Texts:
     )
 
 
-def _same_text(wordings: pl.DataFrame) -> pl.DataFrame:
+def _same_text_edges(wordings: pl.DataFrame) -> pl.DataFrame:
     return _edges(wordings.drop_nulls("text"), pl.col("id").min().over("group", "text"))
 
 
-def _same_words(golds: pl.DataFrame) -> pl.DataFrame:
+def _same_words_edges(golds: pl.DataFrame) -> pl.DataFrame:
     return _edges(golds, pl.col("id").min().over("group", "gold", "words"))
 
 
-def _one_word(texts: _Texts, golds: pl.DataFrame) -> Iterator[pl.DataFrame]:
+def _one_word_edges(texts: _Texts, golds: pl.DataFrame) -> Iterator[pl.DataFrame]:
     """Wordings with equal golds that differ by a slip in one word, or by a word of the template."""
     targets = golds.unique(["group", "gold", "words"])
-    for changed in (_slips(texts), _left_out(texts)):
-        wanted = golds.join(changed, on="id").with_columns(words=pl.col("words") + pl.col("change"))
-        found = wanted.join(targets, on=["group", "gold", "words"], suffix="_other")
-        yield _edges(found, pl.col("id_other"))
+    for changes in (_slip_changes(texts), _left_out_changes(texts)):
+        wanted = golds.join(changes, on="id").with_columns(words=pl.col("words") + pl.col("change"))
+        matches = wanted.join(targets, on=["group", "gold", "words"], suffix="_other")
+        yield _edges(matches, pl.col("id_other"))
 
 
-def _slips(texts: _Texts) -> pl.DataFrame:
+def _slip_changes(texts: _Texts) -> pl.DataFrame:
     """What the hash of a wording changes by if a rare word of it is set right: id, change."""
     seen = texts.entries.unique().group_by("word").len("times")
     words = texts.vocabulary.filter(pl.col("spelling").str.contains(_WORD), ~pl.col("spelling").str.contains(_NUMERAL))
-    pairs = pl.concat([_NO_PAIRS, *_alike(words.join(seen, on="word"))]).unique()
+    pairs = pl.concat([_NO_PAIRS, *_slip_pairs(words.join(seen, on="word"))]).unique()
     change = pl.col("word_other") - pl.col("word")
     return texts.entries.join(pairs, on="word").select("id", change=change)
 
 
-def _alike(words: pl.DataFrame) -> Iterator[pl.DataFrame]:
+def _slip_pairs(words: pl.DataFrame) -> Iterator[pl.DataFrame]:
     """Pairs of a rare word and one that a single slip turns it into: word, word_other (hashes).
 
     Two such words have a spelling in common if one letter of each, or of the longer one, is left out. So words are
@@ -193,15 +197,17 @@ def _alike(words: pl.DataFrame) -> Iterator[pl.DataFrame]:
             ),
         ]).unique(["n", "key"])  # fmt: skip
         keys = keys.filter(pl.len().over("key").is_between(2, MOST_ALIKE))
-        met = keys.filter(pl.col("times") <= RARE).join(keys, on="key", suffix="_other")
-        pairs = met.filter(pl.col("n") != pl.col("n_other")).select("n", "n_other").unique()
+        shared_keys = keys.filter(pl.col("times") <= RARE).join(keys, on="key", suffix="_other")
+        pairs = shared_keys.filter(pl.col("n") != pl.col("n_other")).select("n", "n_other").unique()
         one, other = numbered[pairs["n"]], numbered[pairs["n_other"]]
-        far = cpdist(one["spelling"].to_list(), other["spelling"].to_list(), scorer=OSA.distance, dtype=np.int32)
-        long = (one["length"] >= LETTERS) | (other["length"] >= LETTERS)
-        yield pl.DataFrame({"word": one["word"], "word_other": other["word"]}).filter(pl.Series(far == 1) & long)
+        distance = cpdist(one["spelling"].to_list(), other["spelling"].to_list(), scorer=OSA.distance, dtype=np.int32)
+        long_enough = (one["length"] >= LETTERS) | (other["length"] >= LETTERS)
+        yield pl.DataFrame({"word": one["word"], "word_other": other["word"]}).filter(
+            pl.Series(distance == 1) & long_enough
+        )
 
 
-def _left_out(texts: _Texts) -> pl.DataFrame:
+def _left_out_changes(texts: _Texts) -> pl.DataFrame:
     """What the hash of a wording changes by if a word of its group's template is left out: id, change."""
     groups = texts.wordings.select("id", "group")
     placed = texts.entries.unique().join(groups, on="id")

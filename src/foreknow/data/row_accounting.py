@@ -32,8 +32,8 @@ THOUGHT: Final = "thought"
 
 def reasons(flags: pl.Expr) -> pl.Expr:
     """Of rows that cannot be used, the reason that counts, from their flags."""
-    found = pl.coalesce(pl.when(flags.list.contains(name)).then(pl.lit(name)) for name in REASONS)
-    return found.fill_null("no_answer")
+    reason = pl.coalesce(pl.when(flags.list.contains(name)).then(pl.lit(name)) for name in REASONS)
+    return reason.fill_null("no_answer")
 
 
 def left_out(rows: pl.DataFrame) -> dict[str, int]:

@@ -51,16 +51,18 @@ class RowReader:
         encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
         for part, batch, first in batches_of(self.source):
             self.columns.update(dict.fromkeys(key for record in batch.records for key in record))
-            known = self.layouts.get(part.name) or self._layout(part, batch)
-            found = self._extracted(known, batch, part, range(len(batch.records)))
-            rows = _frame(found, self._groups(found, batch.records), range(total, total + len(found)), first)
-            total += len(found)
-            for (_, item), group in zip(found, rows["group"], strict=True):
+            layout = self.layouts.get(part.name) or self._find_layout(part, batch)
+            extracted = self._extract(layout, batch, part, range(len(batch.records)))
+            rows = _frame(
+                extracted, self._groups(extracted, batch.records), range(total, total + len(extracted)), first
+            )
+            total += len(extracted)
+            for (_, item), group in zip(extracted, rows["group"], strict=True):
                 content.update(encode([*item, group]).encode())
             yield rows, batch, part, first
         self.digest = "sha256:" + content.hexdigest()
 
-    def picked(self, places: pl.DataFrame, numbers: set[int]) -> pl.DataFrame:
+    def read_rows(self, places: pl.DataFrame, numbers: set[int]) -> pl.DataFrame:
         """Only the rows of these numbers, once `frames` has found the layouts. `places`: every row's record."""
         frames = [pl.DataFrame(schema=ROWS)]
         rows = places.with_row_index("row").group_by("record", maintain_order=True).agg(pl.col("row").first(), pl.len())
@@ -68,17 +70,17 @@ class RowReader:
         for part, batch, first in batches_of(self.source):
             if first + len(batch.records) > len(firsts):
                 break  # the file has grown since
-            at = [
+            batch_places = [
                 n
                 for n in range(len(batch.records))
                 if not numbers.isdisjoint(range(firsts[first + n], firsts[first + n] + counts[first + n]))
             ]
-            if at and part.name in self.layouts:
-                found = self._extracted(self.layouts[part.name], batch, part, at)
-                whole = [first + n for n in dict.fromkeys(n for n, _ in found)]
-                own = [firsts[n] + k for n in whole for k in range(counts[n])]
-                if len(own) == len(found):
-                    frame = _frame(found, self._groups(found, batch.records), own, first)
+            if batch_places and part.name in self.layouts:
+                extracted = self._extract(self.layouts[part.name], batch, part, batch_places)
+                record_numbers = [first + n for n in dict.fromkeys(n for n, _ in extracted)]
+                row_numbers = [firsts[n] + k for n in record_numbers for k in range(counts[n])]
+                if len(row_numbers) == len(extracted):
+                    frame = _frame(extracted, self._groups(extracted, batch.records), row_numbers, first)
                     frames.append(frame.filter(pl.col("row").is_in(list(numbers))))
         return pl.concat(frames)
 
@@ -88,18 +90,18 @@ class RowReader:
         reasons = list(dict.fromkeys(layout.reason for layout in self.layouts.values()))
         count = len(self.source.parts)
         files = f" ({count} file{'s' if count > 1 else ''}" if count > 1 or self.source.left_out else ""
-        left = f", {self.source.left_out} left out that hold no data" if self.source.left_out else ""
-        said = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
-        if self._tree:
-            said += "; relation and split from the files' names"
+        left_out_text = f", {self.source.left_out} left out that hold no data" if self.source.left_out else ""
+        text = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
+        if self._is_entityquestions_tree:
+            text += "; relation and split from the files' names"
         elif any(layout.split for layout in self.layouts.values()):
-            said += "; split from the files' names"
+            text += "; split from the files' names"
         notes = "".join(f"; {note}" for note in self.source.notes)
-        return said + notes + (f"{files}{left})" if files else "")
+        return text + notes + (f"{files}{left_out_text})" if files else "")
 
     def with_subjects(self, rows: pl.DataFrame) -> pl.DataFrame:
         """In the ENTITYQUESTIONS tree every relation has one template: its subjects are read off the questions."""
-        if not self._tree:
+        if not self._is_entityquestions_tree:
             return rows
         parts = []
         for (relation,), part in rows.group_by("relation", maintain_order=True):
@@ -110,46 +112,46 @@ class RowReader:
         return pl.concat(parts).sort("row")
 
     @property
-    def _tree(self) -> bool:
+    def _is_entityquestions_tree(self) -> bool:
         return bool(self.layouts) and all(layout.relation for layout in self.layouts.values())
 
-    def _layout(self, part: DataFile, batch: RecordBatch) -> Layout:
+    def _find_layout(self, part: DataFile, batch: RecordBatch) -> Layout:
         columns = list(dict.fromkeys(key for record in batch.records for key in record))
-        found = detect(columns, self.mapped, part.where, batch.records, self.named)
+        layout = detect(columns, self.mapped, part.where, batch.records, self.named)
         if batch.note:
-            found = replace(found, reason=f"{found.reason}; {batch.note}")
+            layout = replace(layout, reason=f"{layout.reason}; {batch.note}")
         if self.group_by is not None:
             check_column(columns, self.group_by, f"--group-by {self.group_by}", part.where)
-        columns_of_golds = {found.columns[name] for name in GOLDS if name in found.columns}
+        columns_of_golds = {layout.columns[name] for name in GOLDS if name in layout.columns}
         if any(holds_floats(record.get(name) for record in batch.records) for name in columns_of_golds):
-            said = f"{found.reason}; answers are numbers such as 1912.0, read as 1912"
-            found = replace(found, of_floats=True, reason=said)
+            reason = f"{layout.reason}; answers are numbers such as 1912.0, read as 1912"
+            layout = replace(layout, of_floats=True, reason=reason)
         if batch.table is not None and batch.table.dialect.reason:
-            found = replace(found, reason=f"{found.reason}; {batch.table.dialect.reason}")
+            layout = replace(layout, reason=f"{layout.reason}; {batch.table.dialect.reason}")
         if len(self.source.parts) > 1:
-            found = replace(found, split=part.split, relation=part.relation)
-        self.layouts[part.name] = found
-        return found
+            layout = replace(layout, split=part.split, relation=part.relation)
+        self.layouts[part.name] = layout
+        return layout
 
-    def _extracted(
+    def _extract(
         self, layout: Layout, batch: RecordBatch, part: DataFile, places: Sequence[int]
     ) -> list[tuple[int, Extracted]]:
         """The rows of these records of a batch, each with its record's place in the batch."""
-        found = []
+        extracted = []
         for at in places:
             try:
-                found += [
+                extracted += [
                     (at, row) for row in extract(layout, batch.records[at], self.templates, self.turns, self.null_words)
                 ]
             except InputError as error:
                 raise InputError(f"{where(part, batch, at)}: {error}") from error
-        return found
+        return extracted
 
-    def _groups(self, found: Sequence[tuple[int, Extracted]], records: Sequence[Record]) -> list[str]:
+    def _groups(self, extracted: Sequence[tuple[int, Extracted]], records: Sequence[Record]) -> list[str]:
         """The group of every row: the named column, else the relation, else "all"."""
         if self.group_by is None:
-            return [item.relation or "all" for _, item in found]
-        values = (records[at].get(self.group_by) for at, _ in found)
+            return [item.relation or "all" for _, item in extracted]
+        values = (records[at].get(self.group_by) for at, _ in extracted)
         return ["all" if value is None else cell_text(value).strip() or "all" for value in values]
 
 
@@ -170,31 +172,31 @@ class UnusableRows:
         if self.first is None:
             record, no_question = bad.select("record", pl.col("question").is_null()).row(0)
             at = record - before
-            self.first = f"{where(part, batch, at)}: {_fault(layout, batch.records[at], no_question)}"
+            self.first = f"{where(part, batch, at)}: {_missing_text_message(layout, batch.records[at], no_question)}"
 
-    def check(self, source: Source, total: int, lost: Mapping[str, int]) -> None:
+    def check(self, source: Source, total: int, left_out_counts: Mapping[str, int]) -> None:
         """Raise InputError where no row is usable, or with `strict` one is not; `lost`: rows left out, by reason."""
         if total == 0:
-            raise InputError(f"{_path(source)} is empty: found no rows, expected at least one.")
-        if sum(lost.values()) == total and self.first is None:
-            why = ", ".join(f"{name} {count:,}" for name, count in lost.items())
-            advice = WHAT_TO_DO[max(lost, key=lambda name: lost[name])]
-            raise InputError(f"{_path(source)}: none of the {total} rows can be used: found {why}.\n{advice}")
-        if self.first is None or (sum(lost.values()) < total and not self.strict):
+            raise InputError(f"{_source_path(source)} is empty: found no rows, expected at least one.")
+        if sum(left_out_counts.values()) == total and self.first is None:
+            why = ", ".join(f"{name} {count:,}" for name, count in left_out_counts.items())
+            advice = WHAT_TO_DO[max(left_out_counts, key=lambda name: left_out_counts[name])]
+            raise InputError(f"{_source_path(source)}: none of the {total} rows can be used: found {why}.\n{advice}")
+        if self.first is None or (sum(left_out_counts.values()) < total and not self.strict):
             return
-        if sum(lost.values()) < total:
+        if sum(left_out_counts.values()) < total:
             raise InputError(
                 f"{self.first}. {self.count} of {total} rows cannot be used; drop --strict-rows to keep them."
             )
-        others = {name: count for name, count in lost.items() if name in LEFT_OUT}
+        others = {name: count for name, count in left_out_counts.items() if name in LEFT_OUT}
         more = "".join(f", {name} {count:,}" for name, count in others.items())
         raise InputError(
-            f"{_path(source)}: none of the {total} rows has both a question and an answer{more}.\n"
+            f"{_source_path(source)}: none of the {total} rows has both a question and an answer{more}.\n"
             f"The first, {self.first}. Name the columns with --map question=COLUMN --map answer=COLUMN."
         )
 
 
-def _path(source: Source) -> str:
+def _source_path(source: Source) -> str:
     return source.parts[0].where if source.kind == "file" else source.name
 
 
@@ -209,27 +211,27 @@ def batches_of(source: Source) -> Iterator[tuple[DataFile, RecordBatch, int]]:
 
 
 def _frame(
-    found: Sequence[tuple[int, Extracted]], groups: Sequence[str], numbers: Sequence[int], first: int
+    extracted: Sequence[tuple[int, Extracted]], groups: Sequence[str], numbers: Sequence[int], first: int
 ) -> pl.DataFrame:
     """Rows as a frame. `numbers`: theirs; `first`: the number of the first record of their batch."""
-    items = [item for _, item in found]
+    items = [item for _, item in extracted]
     data: dict[str, Sequence[object]] = {
         **{name: [getattr(item, name) for item in items] for name in Extracted._fields},
         "row": numbers,
-        "record": [first + at for at, _ in found],
+        "record": [first + at for at, _ in extracted],
         "group": groups,
         "flags": [[flag for flag in (item.left_out, THOUGHT if item.thought else None) if flag] for item in items],
     }
     return pl.DataFrame({name: pl.Series(name, data[name], dtype=dtype) for name, dtype in ROWS.items()})
 
 
-def _fault(layout: Layout, record: Record, no_question: bool) -> str:
+def _missing_text_message(layout: Layout, record: Record, no_question: bool) -> str:
     """What a row that cannot be used lacks, and what was found in its place."""
     asks = ("question", "prompt", "messages", "conversations", "instruction", "subject", "relation")
     golds = ("answer", "answers", "object", "completion", "messages", "conversations")
     wanted = asks if no_question else golds
     pairs = [(layout.columns[ours], record.get(layout.columns[ours])) for ours in wanted if ours in layout.columns]
-    found = ", ".join(
+    values = ", ".join(
         f"{column} is {'null or missing' if value is None else quoted(value, 60)}" for column, value in pairs
     )
-    return f"no {'question' if no_question else 'answer'}: {found}, expected a text"
+    return f"no {'question' if no_question else 'answer'}: {values}, expected a text"

@@ -65,7 +65,7 @@ def digests(rows: pl.DataFrame, seed: int) -> pl.DataFrame:
         "null_word": USABLE & GOLD.str.strip_chars().is_in(sorted(NULL_WORDS)),
     }
     ours = [pl.when(mark).then(pl.lit(flag)) for flag, mark in marks.items()]
-    kept = pl.col("flags").fill_null([]).list.set_difference(pl.lit(list(OUR_FLAGS)))
+    foreign_flags = pl.col("flags").fill_null([]).list.set_difference(pl.lit(list(OUR_FLAGS)))
     keys = [sampling_hash(seed, *texts) for texts in rows.select("question", GOLD).iter_rows()]
     return rows.select(
         "row",
@@ -75,7 +75,7 @@ def digests(rows: pl.DataFrame, seed: int) -> pl.DataFrame:
         asks=pl.struct(SAME_QUESTION, "context").hash(),
         gold=SAME_GOLD.hash(),
         key=pl.Series(keys, dtype=pl.UInt64),
-        flags=pl.concat_list(kept, *ours).list.drop_nulls(),
+        flags=pl.concat_list(foreign_flags, *ours).list.drop_nulls(),
     )
 
 
@@ -106,12 +106,12 @@ def earlier_turns(rows: pl.DataFrame) -> pl.Series:
 
     The same on every machine: with question and gold it tells which rows of two files are the same.
     """
-    found = []
+    hashes = []
     for context in rows["context"].to_list():
         turns = [(turn["role"], turn["content"]) for turn in context or () if turn["role"] != "system"]
         text = unicodedata.normalize("NFC", json.dumps(turns, ensure_ascii=False))
-        found.append(hashlib.blake2b(text.encode(), digest_size=8).hexdigest() if turns else None)
-    return pl.Series("earlier_turns", found, dtype=pl.String)
+        hashes.append(hashlib.blake2b(text.encode(), digest_size=8).hexdigest() if turns else None)
+    return pl.Series("earlier_turns", hashes, dtype=pl.String)
 
 
 def has_flag(*flags: str) -> pl.Expr:
@@ -173,8 +173,8 @@ def sample_rows(digests: pl.DataFrame, limit: int) -> pl.Series:
     if limit < 1:
         raise ConfigError(f"--limit {limit}: found {limit}, expected at least 1.")
     usable = digests.filter("usable")
-    first = _drawn(usable.filter(~pl.col("dev")), limit)
-    more = _drawn(usable.filter("dev"), limit - first.len())
+    first = _draw_rows(usable.filter(~pl.col("dev")), limit)
+    more = _draw_rows(usable.filter("dev"), limit - first.len())
     return pl.concat([first, more]).sort()
 
 
@@ -194,11 +194,11 @@ def largest_remainder(sizes: Mapping[str, int], total: int) -> dict[str, int]:
 
     Where `total` is at most the sum of the sizes, no share exceeds its size.
     """
-    whole = sum(sizes.values())
-    if whole == 0:
+    sum_of_sizes = sum(sizes.values())
+    if sum_of_sizes == 0:
         return dict.fromkeys(sizes, 0)
-    shares = {key: size * total // whole for key, size in sizes.items()}
-    by_remainder = sorted(sizes, key=lambda key: (-(sizes[key] * total % whole), key))
+    shares = {key: size * total // sum_of_sizes for key, size in sizes.items()}
+    by_remainder = sorted(sizes, key=lambda key: (-(sizes[key] * total % sum_of_sizes), key))
     for key in by_remainder[: total - sum(shares.values())]:
         shares[key] += 1
     return shares
@@ -216,15 +216,15 @@ def has_word(text: str | None, word: str | None) -> bool:
     at = text.find(word)
     while at >= 0:
         before, after = text[at - 1 : at], text[at + len(word) : at + len(word) + 1]
-        if not _joined(before, word[0]) and (
-            (_is_hangul(after) and _is_hangul(word[-1])) or not _joined(word[-1], after)
+        if not _are_one_word(before, word[0]) and (
+            (_is_hangul(after) and _is_hangul(word[-1])) or not _are_one_word(word[-1], after)
         ):
             return True
         at = text.find(word, at + 1)
     return False
 
 
-def _joined(one: str, other: str) -> bool:
+def _are_one_word(one: str, other: str) -> bool:
     """Whether two neighbours are of one word: letters, digits and marks are, but for scripts without blanks."""
     return all(each and (each.isalnum() or unicodedata.category(each)[0] == "M") for each in (one, other)) and not (
         _UNSPACED.match(one) or _UNSPACED.match(other)
@@ -248,7 +248,7 @@ def sampling_hash(seed: int, *texts: str | None) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
-def _drawn(usable: pl.DataFrame, limit: int) -> pl.Series:
+def _draw_rows(usable: pl.DataFrame, limit: int) -> pl.Series:
     if limit >= usable.height:
         return usable["row"]
     shares = largest_remainder(dict(usable.group_by("group").len().iter_rows()), limit)

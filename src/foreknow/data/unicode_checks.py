@@ -70,8 +70,8 @@ def invisible_characters(texts: Iterable[pl.Series]) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for series in texts:
         plain = pl.select(_without_legitimate(pl.lit(series.drop_nulls()))).to_series()
-        found = plain.str.extract_all(f"[{_UNSEEN}{_UNBROKEN}]")
-        counts.update(character for each in found.to_list() for character in set(each))
+        matches = plain.str.extract_all(f"[{_UNSEEN}{_UNBROKEN}]")
+        counts.update(character for each in matches.to_list() for character in set(each))
     return {f"U+{ord(c):04X} {unicodedata.name(c, 'control character')}": n for c, n in sorted(counts.items())}
 
 

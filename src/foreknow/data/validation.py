@@ -29,30 +29,30 @@ from foreknow.progress import say
 _EDGE = r"^[\s\p{Z}]|[\s\p{Z}]$|\r|\t"
 
 
-def together(files: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+def concat_as_splits(files: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     """The rows of several files in one frame `rows.ROWS`, each file a split by its name, all numbered anew."""
     parts, first = [pl.DataFrame(schema=ROWS)], 0
     for name, rows in files.items():
         parts.append(rows.select(*ROWS).with_columns(pl.col("record") + first, split=pl.lit(name)))
         first += int(str(rows["record"].max() or 0)) + 1
-    whole = pl.concat(parts)
-    return whole.with_columns(row=pl.int_range(pl.len(), dtype=pl.Int64))
+    every_row = pl.concat(parts)
+    return every_row.with_columns(row=pl.int_range(pl.len(), dtype=pl.Int64))
 
 
 def check_files(inputs: Sequence[DataSettings]) -> CheckResult:
     """Check one input, or several as the splits their names tell. Raises the errors of `dataset.read_dataset`."""
-    found = [read_data(one) for one in inputs]
-    for line in dict.fromkeys(line for facts in found for line in (facts.reason, facts.first_row)):
+    datasets = [read_data(settings) for settings in inputs]
+    for line in dict.fromkeys(line for facts in datasets for line in (facts.reason, facts.first_row)):
         say(line)
-    read = [facts.rows for facts in found]
-    if not read:
+    frames = [facts.rows for facts in datasets]
+    if not frames:
         raise ConfigError("data: missing; give a file to check")
-    if len(read) == 1:
-        return check(read[0])
-    names = [Path(one.data).name.removesuffix("".join(suffixes(one.data))) for one in inputs]
+    if len(frames) == 1:
+        return check(frames[0])
+    names = [Path(settings.data).name.removesuffix("".join(suffixes(settings.data))) for settings in inputs]
     if len(set(names)) < len(names):
-        names = [one.data for one in inputs]
-    return check(together(dict(zip(names, read, strict=True))))
+        names = [settings.data for settings in inputs]
+    return check(concat_as_splits(dict(zip(names, frames, strict=True))))
 
 
 def check(rows: pl.DataFrame) -> CheckResult:
@@ -62,22 +62,22 @@ def check(rows: pl.DataFrame) -> CheckResult:
     do not depend on the order of the rows, but for which of two copies is the later one. In overlaps the later of
     two splits is counted, in the order train, dev, test, others; splits are told by their names.
     """
-    sound = flag_rows(_sound(rows)).sort("row")
-    near = near_duplicates(sound)
-    splits = _splits(sound)
-    marked = _marked(sound, near, splits)
+    cleaned = flag_rows(_clean(rows)).sort("row")
+    near = near_duplicates(cleaned)
+    splits = _splits(cleaned)
+    marked = _with_rule_columns(cleaned, near, splits)
     groups = _by_group(marked)
     summary = _summary(marked, groups, splits)
     findings = findings_of(marked, groups, summary)
-    shown = {**summary, "findings": [asdict(finding) for finding in findings]}
-    return CheckResult(shown, groups, _added(marked), findings, near)
+    summary_json = {**summary, "findings": [asdict(finding) for finding in findings]}
+    return CheckResult(summary_json, groups, _new_flags(marked), findings, near)
 
 
-def _sound(rows: pl.DataFrame) -> pl.DataFrame:
+def _clean(rows: pl.DataFrame) -> pl.DataFrame:
     """No answer is blank, no list of answers empty: null where nothing is left. Texts are composed (NFC), so that
     equal ones are equal letter by letter. `had`: the flags as they came."""
-    composed = pl.element().str.normalize("NFC")
-    answers = pl.col("answers").list.eval(composed.filter(pl.element().str.strip_chars() != ""))
+    nfc = pl.element().str.normalize("NFC")
+    answers = pl.col("answers").list.eval(nfc.filter(pl.element().str.strip_chars() != ""))
     flags = pl.col("flags").list.drop_nulls().fill_null([])
     context = pl.when(pl.col("context").list.len() > 0).then("context")
     return rows.with_columns(
@@ -97,7 +97,7 @@ def _splits(rows: pl.DataFrame) -> dict[str, int]:
     return {name: place for place, name in enumerate(sorted(names, key=lambda name: (stage(name), name)))}
 
 
-def _marked(rows: pl.DataFrame, near: pl.DataFrame, splits: Mapping[str, int]) -> pl.DataFrame:
+def _with_rule_columns(rows: pl.DataFrame, near: pl.DataFrame, splits: Mapping[str, int]) -> pl.DataFrame:
     """The rows with one Boolean column for each rule; `at`: the split's place, null where it is not compared;
     `input`: a hash of the question and the turns before it."""
     question, gold, subject = pl.col("question"), pl.col("gold"), pl.col("subject")
@@ -168,10 +168,10 @@ def _summary(marked: pl.DataFrame, groups: pl.DataFrame, splits: Mapping[str, in
         "left_out": left_out(marked),
         "thoughts": int(marked[THOUGHT].sum()),
         "several_answers": usable.filter(pl.col("answers").list.n_unique() > 1).height,
-        "answer_words": _spread(usable["words"]),
-        "answer_characters": _spread(usable["gold"].str.len_chars()),
+        "answer_words": _quantiles(usable["words"]),
+        "answer_characters": _quantiles(usable["gold"].str.len_chars()),
         "groups": groups.height,
-        "group_sizes": _spread(groups["usable"]),
+        "group_sizes": _quantiles(groups["usable"]),
         "splits": dict(by_split),
         "no_split": marked["split"].null_count() if by_split else 0,
         "overlap": _overlaps(usable, splits),
@@ -188,12 +188,12 @@ def _summary(marked: pl.DataFrame, groups: pl.DataFrame, splits: Mapping[str, in
     }
 
 
-def _spread(numbers: pl.Series) -> dict[str, float] | None:
+def _quantiles(numbers: pl.Series) -> dict[str, float] | None:
     if numbers.is_empty():
         return None
-    whole = numbers.cast(pl.Int64)
-    found = whole.min(), whole.median(), whole.quantile(0.95, "nearest"), whole.max()
-    low, middle, most, high = (float(str(number)) for number in found)
+    values = numbers.cast(pl.Int64)
+    quantiles = values.min(), values.median(), values.quantile(0.95, "nearest"), values.max()
+    low, middle, most, high = (float(str(number)) for number in quantiles)
     return {"min": int(low), "median": middle, "p95": int(most), "max": int(high)}
 
 
@@ -207,7 +207,7 @@ def _ceiling(usable: pl.DataFrame) -> float | None:
 
 def _overlaps(usable: pl.DataFrame, splits: Mapping[str, int]) -> list[dict[str, Any]]:
     """For each pair of splits: how many rows of the later one have a question, or a subject, of the earlier one."""
-    counts = {key: _met(usable, key) for key in ("input", "folded_subject")}
+    counts = {key: _shared_rows(usable, key) for key in ("input", "folded_subject")}
     sizes = dict(usable.drop_nulls("at").group_by("at").len().iter_rows())
     return [
         {
@@ -223,13 +223,13 @@ def _overlaps(usable: pl.DataFrame, splits: Mapping[str, int]) -> list[dict[str,
     ]
 
 
-def _met(usable: pl.DataFrame, key: str) -> dict[tuple[int, int], int]:
+def _shared_rows(usable: pl.DataFrame, key: str) -> dict[tuple[int, int], int]:
     met = usable.drop_nulls(["at", key]).group_by(key, "at").len("rows").filter(pl.len().over(key) > 1)
     pairs = met.join(met, on=key, suffix="_later").filter(pl.col("at") < pl.col("at_later"))
     return {(a, b): rows for a, b, rows in pairs.group_by("at", "at_later").agg(pl.col("rows_later").sum()).iter_rows()}
 
 
-def _added(marked: pl.DataFrame) -> pl.DataFrame:
+def _new_flags(marked: pl.DataFrame) -> pl.DataFrame:
     """The flags that rows did not come with: row, flags (sorted); only rows that get one."""
     names = [rule.name for rule in RULES]
     each = pl.concat_list(pl.when(pl.col(name)).then(pl.lit(name)) for name in sorted(names)).list.drop_nulls()

@@ -9,7 +9,7 @@ import polars as pl
 
 from foreknow.data.row_accounting import account
 from foreknow.data.validation_rules import MOST_SPLITS, Finding
-from foreknow.io.quoting import isolated, printable
+from foreknow.io.quoting import isolate_bidi, printable
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def groups_table(checked: CheckResult, most: int = 24) -> pl.DataFrame:
     return pl.DataFrame(
         [
             {
-                "group": _plain(line["group"], 40),
+                "group": _one_line(line["group"], 40),
                 "rows": f"{line['rows']:,}",
                 "usable": f"{line['usable']:,}",
                 "golds": f"{line['golds']:,}",
@@ -49,7 +49,7 @@ def groups_table(checked: CheckResult, most: int = 24) -> pl.DataFrame:
                 "near": f"{line['near_duplicate']:,}",
                 "in subject": f"{line['answer_in_subject']:,}",
                 "majority floor": "" if line["floor"] is None else f"{line['floor']:.1%}",
-                "majority answer": _plain(line["majority_answer"] or "", 24),
+                "majority answer": _one_line(line["majority_answer"] or "", 24),
             }
             for line in largest.iter_rows(named=True)
         ]
@@ -58,34 +58,39 @@ def groups_table(checked: CheckResult, most: int = 24) -> pl.DataFrame:
 
 def finding_lines(checked: CheckResult) -> list[str]:
     """What to print: the totals, then each finding with its examples. No control character of the data is in it."""
-    of = checked.summary
-    sizes, words = of["group_sizes"], of["answer_words"]
-    splits = ", ".join(f"{_plain(name, 40)} {rows:,}" for name, rows in list(of["splits"].items())[:MOST_SPLITS])
-    told = [
-        account(of["records"], of["rows"], of["left_out"], of["thoughts"]),
-        f"{of['usable']:,} rows in {of['groups']:,} {_plural(of['groups'], 'group')}",
+    summary = checked.summary
+    sizes, words = summary["group_sizes"], summary["answer_words"]
+    splits = ", ".join(
+        f"{_one_line(name, 40)} {rows:,}" for name, rows in list(summary["splits"].items())[:MOST_SPLITS]
+    )
+    lines = [
+        account(summary["records"], summary["rows"], summary["left_out"], summary["thoughts"]),
+        f"{summary['usable']:,} rows in {summary['groups']:,} {_plural(summary['groups'], 'group')}",
     ]
     if sizes:
-        told[1] += f" of {sizes['min']:,} to {sizes['max']:,} usable rows (median {sizes['median']:,g})"
+        lines[1] += f" of {sizes['min']:,} to {sizes['max']:,} usable rows (median {sizes['median']:,g})"
     if splits:
-        told.append(f"splits: {splits}" + (f", none {of['no_split']:,}" if of["no_split"] else ""))
+        lines.append(f"splits: {splits}" + (f", none {summary['no_split']:,}" if summary["no_split"] else ""))
     if words:
-        told.append(
+        lines.append(
             f"answers: {words['min']:,} to {words['max']:,} words, median {words['median']:g}, 95 % have at most "
-            f"{words['p95']:,}; {of['several_answers']:,} rows accept more than one"
+            f"{words['p95']:,}; {summary['several_answers']:,} rows accept more than one"
         )
-        told.append(f"right without any knowledge, by each group's most frequent answer: {of['majority_floor']:.1%}")
-    for found in checked.findings:
-        told.append(
-            f"{found.severity}: {found.name}: {found.count:,} {_plural(found.count, found.of[:-1])} "
-            f"({_percent(found.share)}): {_plain(found.message, 400)}"
+        lines.append(
+            f"right without any knowledge, by each group's most frequent answer: {summary['majority_floor']:.1%}"
         )
-        for one in found.examples:
-            other = "" if one.other_row is None else f"  (see row {one.other_row})"
-            told.append(
-                f"    row {one.row}: {isolated(_plain(one.question, 80))} -> {isolated(_plain(one.answer, 40))}{other}"
+    for finding in checked.findings:
+        lines.append(
+            f"{finding.severity}: {finding.name}: {finding.count:,} {_plural(finding.count, finding.of[:-1])} "
+            f"({_percent(finding.share)}): {_one_line(finding.message, 400)}"
+        )
+        for example in finding.examples:
+            other = "" if example.other_row is None else f"  (see row {example.other_row})"
+            lines.append(
+                f"    row {example.row}: {isolate_bidi(_one_line(example.question, 80))} -> "
+                f"{isolate_bidi(_one_line(example.answer, 40))}{other}"
             )
-    return told if checked.findings else [*told, "nothing found"]
+    return lines if checked.findings else [*lines, "nothing found"]
 
 
 def _percent(share: float) -> str:
@@ -96,9 +101,9 @@ def _plural(count: int, word: str) -> str:
     return word if count == 1 else f"{word}s"
 
 
-def _plain(text: str | None, most: int) -> str:
+def _one_line(text: str | None, most: int) -> str:
     """A text in one short line that cannot steer a terminal."""
     if text is None:
         return "(none)"
-    shown = printable(text[: most + 1])
-    return shown if len(shown) <= most else f"{shown[: most - 3]}..."
+    text_shown = printable(text[: most + 1])
+    return text_shown if len(text_shown) <= most else f"{text_shown[: most - 3]}..."

@@ -184,38 +184,38 @@ def findings_of(marked: pl.DataFrame, groups: pl.DataFrame, summary: Mapping[str
     """The findings, errors first, from what `checking` counted: its marked rows, its groups and its summary."""
     usable, overlaps = summary["usable"], summary["overlap"]
     from_train = any(pair["questions"] and stage(pair["earlier"]) == 0 for pair in overlaps)
-    facts = {
+    figures = {
         "unfit": f"{round(usable * (1 - (summary['fit_ceiling'] or 0))):,}",
         "ambiguous": f"{summary['near_with_other_answers']:,}",
-        "characters": _characters(summary["invisible_characters"]),
-        "questions": _pairs(overlaps, "questions"),
-        "subjects": _pairs(overlaps, "subjects"),
+        "characters": _format_characters(summary["invisible_characters"]),
+        "questions": _format_pairs(overlaps, "questions"),
+        "subjects": _format_pairs(overlaps, "subjects"),
     }
-    found = []
+    findings = []
     for name, severity, message in RULES:
         rows = marked.filter(name)
         worst: Severity = "error" if name == "question_in_other_split" and from_train else severity
-        among = marked.height if name in REASONS else usable
+        total = marked.height if name in REASONS else usable
         examples = _examples(rows.head(3), marked, name)
-        found.append(
-            Finding(name, worst, rows.height, rows.height / max(among, 1), "rows", message.format(**facts), examples)
+        findings.append(
+            Finding(name, worst, rows.height, rows.height / max(total, 1), "rows", message.format(**figures), examples)
         )
-    found += [
-        _of_rows(
+    findings += [
+        _row_finding(
             "long_answer", marked.filter(pl.col("words") > LONG_WORDS), marked,
             f"the answer has more than {LONG_WORDS} words, and an audit labels short facts only: split such rows into "
             "questions with short answers",
         ),
-        _of_rows(
+        _row_finding(
             "no_split", marked.filter(pl.col("split").is_null() & (len(summary["splits"]) > 0)), marked,
             "the row has no split while others have one, so it takes no part in the overlap: give it one",
         ),
-        _of_groups(
+        _group_finding(
             "few_rows", groups.filter(pl.col("usable") < FEW_ROWS), groups, marked,
             f"fewer than {FEW_ROWS} usable rows, too few for exemplars of their own: merge such groups or name another "
             "column with --group-by",
         ),
-        _of_groups(
+        _group_finding(
             "majority_answer", groups.filter(pl.col("usable") >= FEW_ROWS, pl.col("floor") > 0.5), groups, marked,
             "one answer is right for more than half of the rows, so guessing looks like knowing: read such groups "
             "beside their majority floor",
@@ -223,31 +223,35 @@ def findings_of(marked: pl.DataFrame, groups: pl.DataFrame, summary: Mapping[str
     ]  # fmt: skip
     if not usable:
         message = "no row has both a question and an answer: name their columns with --map"
-        found.append(Finding("nothing_usable", "error", marked.height, 1.0, "rows", message, ()))
-    found = [finding for finding in found if finding.count or finding.name == "nothing_usable"]
-    return tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)))
+        findings.append(Finding("nothing_usable", "error", marked.height, 1.0, "rows", message, ()))
+    findings = [finding for finding in findings if finding.count or finding.name == "nothing_usable"]
+    return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
 
 
-def _pairs(overlaps: list[dict[str, Any]], what: str) -> str:
-    met = [f"{pair['earlier']}/{pair['later']} {pair[what]:,}" for pair in overlaps if pair[what]]
-    return ", ".join(met[:6]) + (f", and {len(met) - 6} more pairs" if len(met) > 6 else "")
+def _format_pairs(overlaps: list[dict[str, Any]], what: str) -> str:
+    pairs = [f"{pair['earlier']}/{pair['later']} {pair[what]:,}" for pair in overlaps if pair[what]]
+    return ", ".join(pairs[:6]) + (f", and {len(pairs) - 6} more pairs" if len(pairs) > 6 else "")
 
 
-def _characters(counts: Mapping[str, int], most: int = 4) -> str:
-    told = [f"{name} in {count:,}" for name, count in sorted(counts.items(), key=lambda pair: -pair[1])]
-    return ", ".join(told[:most]) + (f", and {len(told) - most} others" if len(told) > most else "")
+def _format_characters(counts: Mapping[str, int], most: int = 4) -> str:
+    counts_as_text = [f"{name} in {count:,}" for name, count in sorted(counts.items(), key=lambda pair: -pair[1])]
+    return ", ".join(counts_as_text[:most]) + (
+        f", and {len(counts_as_text) - most} others" if len(counts_as_text) > most else ""
+    )
 
 
-def _of_rows(name: str, rows: pl.DataFrame, marked: pl.DataFrame, message: str) -> Finding:
+def _row_finding(name: str, rows: pl.DataFrame, marked: pl.DataFrame, message: str) -> Finding:
     share = rows.height / max(marked.height, 1)
     return Finding(name, "note", rows.height, share, "rows", message, _examples(rows.head(3), marked, name))
 
 
-def _of_groups(name: str, found: pl.DataFrame, groups: pl.DataFrame, marked: pl.DataFrame, message: str) -> Finding:
-    largest = found.sort(["usable", "group"], descending=[True, False])["group"].head(3)
+def _group_finding(
+    name: str, flagged_groups: pl.DataFrame, groups: pl.DataFrame, marked: pl.DataFrame, message: str
+) -> Finding:
+    largest = flagged_groups.sort(["usable", "group"], descending=[True, False])["group"].head(3)
     rows = marked.filter(pl.col("group").is_in(largest.implode())).unique("group", keep="first").sort("row")
-    share = found.height / max(groups.height, 1)
-    return Finding(name, "note", found.height, share, "groups", message, _examples(rows, marked, name))
+    share = flagged_groups.height / max(groups.height, 1)
+    return Finding(name, "note", flagged_groups.height, share, "groups", message, _examples(rows, marked, name))
 
 
 def _examples(rows: pl.DataFrame, marked: pl.DataFrame, name: str) -> tuple[FindingExample, ...]:

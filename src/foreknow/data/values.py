@@ -43,26 +43,26 @@ def is_null_word(text: str) -> bool:
 
 def text_of(value: object) -> str | None:
     """A value as the text a person would write; None where it is empty, a truth value or no text at all."""
-    text = value.strip() if isinstance(value, str) else _written(value)
+    text = value.strip() if isinstance(value, str) else _non_text_value(value)
     return text if text and encodes(text) else None
 
 
-def _written(value: object) -> str | None:
+def _non_text_value(value: object) -> str | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, int):
         return str(value)
     if isinstance(value, float):
-        return _number(value) if math.isfinite(value) else None
+        return _float_text(value) if math.isfinite(value) else None
     if isinstance(value, Decimal):
-        return _plain(value) if value.is_finite() else None
+        return _decimal_text(value) if value.is_finite() else None
     if isinstance(value, datetime):
         at = value.time().replace(tzinfo=None)
-        return value.date().isoformat() if at == time() else f"{value.date().isoformat()} {_clock(at)}"
+        return value.date().isoformat() if at == time() else f"{value.date().isoformat()} {_time_text(at)}"
     if isinstance(value, date):
         return value.isoformat()
     if isinstance(value, time):
-        return _clock(value)
+        return _time_text(value)
     if isinstance(value, bytes):
         try:
             return value.decode().strip()
@@ -71,22 +71,22 @@ def _written(value: object) -> str | None:
     return None
 
 
-def _number(value: float) -> str:
+def _float_text(value: float) -> str:
     if value == int(value) and abs(value) < 1e16:
         return str(int(value))
     digits, _, power = repr(value).partition("e")
     if not power:
         return digits
-    return _plain(Decimal(repr(value))) if -7 <= int(power) < 0 else f"{digits}e{int(power)}"
+    return _decimal_text(Decimal(repr(value))) if -7 <= int(power) < 0 else f"{digits}e{int(power)}"
 
 
-def _plain(value: Decimal) -> str:
+def _decimal_text(value: Decimal) -> str:
     """All digits, no zeros at the end of a fraction."""
     text = format(value, "f")
     return (text.rstrip("0").rstrip(".") if "." in text else text).replace("-0", "0", int(value == 0))
 
 
-def _clock(value: time) -> str:
+def _time_text(value: time) -> str:
     """Hours and minutes; seconds and their fractions where there are some."""
     if value.microsecond:
         return value.replace(tzinfo=None).isoformat().rstrip("0")
@@ -122,8 +122,8 @@ def holds_floats(values: Iterable[object]) -> bool:
             texts.append(value.strip())
         elif value is not None:
             return False
-    written = [text for text in texts if text and not is_null_word(text)]
-    return any(map(_WHOLE.fullmatch, written)) and all(map(_FLOAT.fullmatch, written))
+    filled = [text for text in texts if text and not is_null_word(text)]
+    return any(map(_WHOLE.fullmatch, filled)) and all(map(_FLOAT.fullmatch, filled))
 
 
 def in_order(answers: Sequence[str]) -> list[str]:

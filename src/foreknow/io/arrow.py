@@ -15,8 +15,8 @@ from typing import IO, Final, Literal, NamedTuple
 import polars as pl
 
 ArrowKind = Literal["stream", "file"]
-_GOES_ON: Final = b"\xff\xff\xff\xff"
-_END: Final = _GOES_ON + bytes(4)
+_CONTINUATION: Final = b"\xff\xff\xff\xff"
+_END: Final = _CONTINUATION + bytes(4)
 _SCHEMA, _DICTIONARY, _RECORDS = 1, 2, 3
 _GROUP_BYTES: Final = 1 << 25
 _GROUP_BATCHES: Final = 64
@@ -85,7 +85,7 @@ def _check_file(stream: IO[bytes], size: int) -> None:
             stream.seek(offset)
             prefix = stream.read(head)
             # before version 0.15 of Arrow a message had no mark before its length
-            _check_message(prefix[8 if prefix.startswith(_GOES_ON) else 4 :], stream.read(body))
+            _check_message(prefix[8 if prefix.startswith(_CONTINUATION) else 4 :], stream.read(body))
     except struct.error as error:
         raise ValueError("its footer cannot be read") from error
 
@@ -112,7 +112,7 @@ def _messages(stream: IO[bytes], size: int) -> Iterator[tuple[int, bytes]]:
             if first:
                 raise ValueError("it holds no schema")
             return
-        if len(prefix) < 8 or prefix[:4] != _GOES_ON:
+        if len(prefix) < 8 or prefix[:4] != _CONTINUATION:
             raise ValueError("it breaks off: the end of an Arrow stream is marked, and this one's is not")
         length = int.from_bytes(prefix[4:], "little", signed=True)
         if not 0 < length <= size - stream.tell():

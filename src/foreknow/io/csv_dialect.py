@@ -49,7 +49,7 @@ class Dialect(NamedTuple):
     preamble: str = ""
     reason: str = ""
 
-    def reading(self) -> dict[str, Any]:
+    def reader_args(self) -> dict[str, Any]:
         """The arguments of `csv.reader`."""
         return {
             "delimiter": self.delimiter,
@@ -107,7 +107,7 @@ class _Reading(NamedTuple):
     names: list[str]
 
 
-def usual(suffix: str) -> Dialect:
+def default_dialect(suffix: str) -> Dialect:
     """The dialect that a name's suffix stands for."""
     return Dialect("\t" if suffix == ".tsv" else ",")
 
@@ -121,19 +121,19 @@ def columns_of(header: Sequence[str]) -> dict[str, int]:
     names = [name.strip() for name in header]
     empty = [place for place, name in enumerate(names) if not name]
     keep = len(names) == 1 or (len(empty) == 1 and names[-1] != "")
-    found = {name: place for place, name in enumerate(names) if name or keep}
-    if twice := next((name for name in found if names.count(name) > 1), None):
+    columns = {name: place for place, name in enumerate(names) if name or keep}
+    if twice := next((name for name in columns if names.count(name) > 1), None):
         raise ValueError(twice)
-    return found
+    return columns
 
 
-def misfits(cells: Sequence[str], columns: Mapping[str, int]) -> bool:
+def has_wrong_cells(cells: Sequence[str], columns: Mapping[str, int]) -> bool:
     """Whether a row lacks cells, or has some that stand below no name."""
     places = columns.values()
     return len(cells) <= max(places) or any(cell for place, cell in enumerate(cells) if cell and place not in places)
 
 
-def parts_doubtfully(cells: Sequence[str], text: str, dialect: Dialect, columns: int) -> bool:
+def has_ambiguous_escape(cells: Sequence[str], text: str, dialect: Dialect, columns: int) -> bool:
     """Whether a row has not the header's cells, and a backslash stands before a delimiter of it.
 
     The row fits, for what it has too many is empty; but it would have other cells if the backslash did protect the
@@ -148,46 +148,48 @@ def parts_doubtfully(cells: Sequence[str], text: str, dialect: Dialect, columns:
 
 def dialect_of(part: DataFile) -> Dialect:
     """The dialect of a table. Raises InputError where the file is no table, or could be read in two ways."""
-    bom, encoding, told = encoding_of(part)
-    sample, whole = _sample(part, len(bom), encoding)
+    bom, encoding, encoding_name = encoding_of(part)
+    sample, is_complete = _sample(part, len(bom), encoding)
     lines = _lines(sample)
-    if not whole and len(lines) > 1:
+    if not is_complete and len(lines) > 1:
         lines.pop()  # cut short
     first = next((line for line in lines if line.strip()), "")
     newline = re.sub(r"[^\r\n]", "", first[-2:]) or "\n"
-    base = usual(part.suffix)._replace(newline=newline, encoding=encoding, bom=bom)
-    notes = [f"the text is {told}"] if told and encoding != "utf-8" else []
-    before = 0
+    base = default_dialect(part.suffix)._replace(newline=newline, encoding=encoding, bom=bom)
+    notes = [f"the text is {encoding_name}"] if encoding_name and encoding != "utf-8" else []
+    skipped = 0
     delimiters = [base.delimiter, *(d for d in DELIMITERS if d != base.delimiter)]
     if lines and (stated := _SEP.fullmatch(lines[0])):
-        before, delimiters = 1, [stated.group(1)]
+        skipped, delimiters = 1, [stated.group(1)]
         base = base._replace(delimiter=stated.group(1))
-    found = _best(part, base, lines[before:], delimiters, whole)
-    if found is None and before < len(lines) and lines[before].startswith("#"):
-        comments = next((n for n, line in enumerate(lines[before:]) if not line.startswith("#")), 0)
-        found = _best(part, base, lines[before + comments :], delimiters, whole)
-        if found is not None:
-            before += comments
+    reading = _best_reading(part, base, lines[skipped:], delimiters, is_complete)
+    if reading is None and skipped < len(lines) and lines[skipped].startswith("#"):
+        comments = next((n for n, line in enumerate(lines[skipped:]) if not line.startswith("#")), 0)
+        reading = _best_reading(part, base, lines[skipped + comments :], delimiters, is_complete)
+        if reading is not None:
+            skipped += comments
             notes.append(f"{comments} comment lines stand before the header")
-    chosen = found.dialect if found is not None else _nearest(base, lines[before:], delimiters)
-    below = [line for line in lines[before:] if line.strip()][1:2]
+    dialect = reading.dialect if reading is not None else _nearest_dialect(base, lines[skipped:], delimiters)
+    below = [line for line in lines[skipped:] if line.strip()][1:2]
     if below and _RULE.fullmatch(below[0]):
         raise InputError(
             f"{part.where}:{lines.index(below[0]) + 1}: a rule stands below the header, as in a table of Markdown or "
             "of a database's terminal. Save the rows as CSV."
         )
-    if chosen.delimiter != usual(part.suffix).delimiter:
-        looked = f" (all {len(found.rows) - 1:,} rows looked at have the header's {len(found.names)})" if found else ""
-        stated_so = ", as the first line says" if before and len(delimiters) == 1 else ""
-        notes.insert(0, f"{_called(chosen.delimiter)} stands between the cells{stated_so}{looked}")
-    notes += _notes(chosen)
-    if found is not None and chosen.quote is not None:
-        around = chosen._replace(all_quoted=True)
-        chosen = chosen._replace(all_quoted=found.texts[0].rstrip("\r\n") == around.line(found.rows[0]))
-    return chosen._replace(preamble="".join(lines[:before]), reason=", ".join(notes))
+    if dialect.delimiter != default_dialect(part.suffix).delimiter:
+        evidence = (
+            f" (all {len(reading.rows) - 1:,} rows looked at have the header's {len(reading.names)})" if reading else ""
+        )
+        stated_so = ", as the first line says" if skipped and len(delimiters) == 1 else ""
+        notes.insert(0, f"{_delimiter_name(dialect.delimiter)} stands between the cells{stated_so}{evidence}")
+    notes += _dialect_notes(dialect)
+    if reading is not None and dialect.quote is not None:
+        around = dialect._replace(all_quoted=True)
+        dialect = dialect._replace(all_quoted=reading.texts[0].rstrip("\r\n") == around.line(reading.rows[0]))
+    return dialect._replace(preamble="".join(lines[:skipped]), reason=", ".join(notes))
 
 
-def _notes(dialect: Dialect) -> list[str]:
+def _dialect_notes(dialect: Dialect) -> list[str]:
     notes = []
     if dialect.quote is None:
         notes.append("no cell is quoted, so quotes belong to the text")
@@ -200,7 +202,7 @@ def _notes(dialect: Dialect) -> list[str]:
     return notes
 
 
-def _called(delimiter: str) -> str:
+def _delimiter_name(delimiter: str) -> str:
     return {"\t": "a tab", ",": "a comma"}.get(delimiter, repr(delimiter))
 
 
@@ -210,9 +212,9 @@ def _sample(part: DataFile, skipped: int, encoding: str) -> tuple[str, bool]:
         stream.read(skipped)
         text = io.TextIOWrapper(stream, encoding=encoding, newline="", errors="replace")
         sample = text.read(SAMPLE)
-        whole = not text.read(1)
+        is_complete = not text.read(1)
         text.detach()
-    return sample, whole
+    return sample, is_complete
 
 
 def _lines(text: str) -> list[str]:
@@ -220,49 +222,52 @@ def _lines(text: str) -> list[str]:
     return list(io.StringIO(text, newline=""))
 
 
-def _best(
-    part: DataFile, base: Dialect, lines: Sequence[str], delimiters: Sequence[str], whole: bool
+def _best_reading(
+    part: DataFile, base: Dialect, lines: Sequence[str], delimiters: Sequence[str], is_complete: bool
 ) -> _Reading | None:
     """The reading that fits the sample; None where none does. Raises InputError where two fit equally."""
     head = "".join(lines[:1])
     fits = [
-        found
+        reading
         for delimiter in delimiters
-        if delimiter in head and (found := _fitting(part, base._replace(delimiter=delimiter), lines, whole))
+        if delimiter in head
+        and (reading := _fitting_reading(part, base._replace(delimiter=delimiter), lines, is_complete))
     ]
     if len(fits) < 2:
         return fits[0] if fits else None
-    known = [sum(name.lower() in KNOWN for name in found.names) for found in fits]
-    best = [found for found, count in zip(fits, known, strict=True) if count == max(known)]
+    known = [sum(name.lower() in KNOWN for name in reading.names) for reading in fits]
+    best = [reading for reading, count in zip(fits, known, strict=True) if count == max(known)]
     if len(best) == 1:
         return best[0]
-    one, other = best[0].dialect.delimiter, best[1].dialect.delimiter
-    stated = [f"sep={d if d.isprintable() else '<tab>'}" for d in (one, other)]
+    first, other = best[0].dialect.delimiter, best[1].dialect.delimiter
+    stated = [f"sep={d if d.isprintable() else '<tab>'}" for d in (first, other)]
     raise InputError(
-        f"{part.where}: {_called(one)} and {_called(other)} both part every row into equally many cells. Say which is "
-        f"meant with a first line {' or '.join(stated)}."
+        f"{part.where}: {_delimiter_name(first)} and {_delimiter_name(other)} both part every row into "
+        f"equally many cells. Say which is meant with a first line {' or '.join(stated)}."
     )
 
 
-def _fitting(part: DataFile, base: Dialect, lines: Sequence[str], whole: bool) -> _Reading | None:
+def _fitting_reading(part: DataFile, base: Dialect, lines: Sequence[str], is_complete: bool) -> _Reading | None:
     """The reading with this delimiter whose quoting fits the sample, if there is one."""
     head = "".join(lines[:1])
     if base.delimiter != "\t" and head.count(base.delimiter) == head.count(base.delimiter + " "):
         base = base._replace(spaced=True)
-    double = _read(base, lines, whole)
-    single = next((r for e in (None, "\\") if (r := _read(base._replace(quote="'", escape=e), lines, whole))), None)
-    if single is not None and not any(_opened(text, base, "'") for text in single.texts):
+    double = _read_sample(base, lines, is_complete)
+    single = next(
+        (r for e in (None, "\\") if (r := _read_sample(base._replace(quote="'", escape=e), lines, is_complete))), None
+    )
+    if single is not None and not any(_starts_with_quote(text, base, "'") for text in single.texts):
         single = None  # nothing is quoted so
     if double is not None:
-        return double if single is None or not _single_quoted(part, double, single) else single
+        return double if single is None or not _uses_single_quotes(part, double, single) else single
     if single is not None:
         return single
-    escaped = _read(base._replace(escape="\\"), lines, whole)
+    escaped = _read_sample(base._replace(escape="\\"), lines, is_complete)
     if escaped is not None and any('\\"' in text for text in escaped.texts):
         return escaped
-    bare = _read(base._replace(quote=None), lines, whole)
+    bare = _read_sample(base._replace(quote=None), lines, is_complete)
     if bare is None:
-        bare = _read(base._replace(quote=None, escape="\\"), lines, whole)
+        bare = _read_sample(base._replace(quote=None, escape="\\"), lines, is_complete)
         if bare is not None and not any(
             re.search(rf"\\[{re.escape(base.delimiter)}\r\n]", text) for text in bare.texts
         ):
@@ -276,26 +281,26 @@ def _fitting(part: DataFile, base: Dialect, lines: Sequence[str], whole: bool) -
     return bare
 
 
-def _opened(text: str, dialect: Dialect, quote: str) -> bool:
+def _starts_with_quote(text: str, dialect: Dialect, quote: str) -> bool:
     """Whether some cell of a row begins with a quote."""
     return re.search(rf"(?:^|{re.escape(dialect.delimiter)}) ?{quote}", text) is not None
 
 
-def _single_quoted(part: DataFile, double: _Reading, single: _Reading) -> bool:
+def _uses_single_quotes(part: DataFile, double: _Reading, single: _Reading) -> bool:
     """Whether `'` quotes cells where both readings fit: it stands around every name, or is doubled inside cells.
 
     Raises InputError where it is doubled in one cell, and stands alone in another.
     """
     if double.rows == single.rows:
         return False
-    if all(_wrapped(name) for name in double.names):
+    if all(_is_single_quoted_cell(name) for name in double.names):
         return True
     if not any(
         doubles_apostrophes(row, text, double.dialect) for row, text in zip(double.rows, double.texts, strict=True)
     ):
         return False
     for number, row in enumerate(double.rows):
-        if any("'" in cell and not _wrapped(cell) for cell in row):
+        if any("'" in cell and not _is_single_quoted_cell(cell) for cell in row):
             raise InputError(
                 f"{part.where}: row {number}: an apostrophe stands alone in a cell, while others are quoted with ' and "
                 'double it. Save the file with cells quoted by ".'
@@ -303,29 +308,31 @@ def _single_quoted(part: DataFile, double: _Reading, single: _Reading) -> bool:
     return True
 
 
-def _wrapped(cell: str) -> bool:
+def _is_single_quoted_cell(cell: str) -> bool:
     return len(cell) > 1 and cell[0] == cell[-1] == "'"
 
 
 def doubles_apostrophes(cells: Sequence[str], text: str, dialect: Dialect) -> bool:
     """Whether a cell of a row, read without quotes of its own, looks quoted with ': one inside it is doubled."""
-    return any(_wrapped(cell) and "''" in cell[1:-1] for cell in cells) and _opened(text, dialect, "'")
+    return any(_is_single_quoted_cell(cell) and "''" in cell[1:-1] for cell in cells) and _starts_with_quote(
+        text, dialect, "'"
+    )
 
 
-def _read(dialect: Dialect, lines: Sequence[str], whole: bool) -> _Reading | None:
+def _read_sample(dialect: Dialect, lines: Sequence[str], is_complete: bool) -> _Reading | None:
     """The sample read so; None where that does not fit: a row has other cells than the header, or breaks off."""
-    taken = iter(lines)
+    remaining = iter(lines)
     pending: list[str] = []
 
-    def fed() -> Iterator[str]:
-        for line in taken:
+    def feed() -> Iterator[str]:
+        for line in remaining:
             pending.append(line)
             yield line
 
     rows: list[list[str]] = []
     texts: list[str] = []
-    with cells_up_to(SAMPLE):
-        reader = csv.reader(fed(), **dialect.reading())
+    with field_size_limit(SAMPLE):
+        reader = csv.reader(feed(), **dialect.reader_args())
         try:
             for cells in reader:
                 text = "".join(pending)
@@ -334,21 +341,21 @@ def _read(dialect: Dialect, lines: Sequence[str], whole: bool) -> _Reading | Non
                     rows.append(cells)
                     texts.append(text)
         except csv.Error:
-            if whole or next(taken, None) is not None or not rows:
+            if is_complete or next(remaining, None) is not None or not rows:
                 return None
     try:
         columns = columns_of(rows[0]) if rows else {}
     except ValueError:
         columns = {name: place for place, name in enumerate(rows[0])}
-    if len(columns) < 2 or any(swallows(text, dialect, len(rows[0])) for text in [*texts, "".join(pending)]):
+    if len(columns) < 2 or any(has_unclosed_quote(text, dialect, len(rows[0])) for text in [*texts, "".join(pending)]):
         return None
     for row, text in zip(rows[1:], texts[1:], strict=True):
-        if misfits(row, columns) or parts_doubtfully(row, text, dialect, len(rows[0])):
+        if has_wrong_cells(row, columns) or has_ambiguous_escape(row, text, dialect, len(rows[0])):
             return None
     return _Reading(dialect, rows, texts, list(columns))
 
 
-def _nearest(base: Dialect, lines: Sequence[str], delimiters: Sequence[str]) -> Dialect:
+def _nearest_dialect(base: Dialect, lines: Sequence[str], delimiters: Sequence[str]) -> Dialect:
     """Where nothing fits: the dialect whose faults are told, by the header."""
     head = next((line for line in lines if line.strip()), "")
 
@@ -364,7 +371,7 @@ def is_blank(cells: Sequence[str], columns: int) -> bool:
     return not cells or (columns > 1 and len(cells) == 1 and cells[0] != "" and not cells[0].strip(" "))
 
 
-def swallows(text: str, dialect: Dialect, columns: int) -> bool:
+def has_unclosed_quote(text: str, dialect: Dialect, columns: int) -> bool:
     """Whether a row of several lines looks like rows of their own: an opening quote was meant as a letter."""
     lines = _lines(text.strip("\r\n"))
     if dialect.quote is None or columns < 2 or len(lines) < 3:
@@ -378,7 +385,7 @@ def swallows(text: str, dialect: Dialect, columns: int) -> bool:
 
 
 @contextlib.contextmanager
-def cells_up_to(longest: int) -> Iterator[None]:
+def field_size_limit(longest: int) -> Iterator[None]:
     """Cells of so many characters are read; the csv module's own limit is 128 KiB."""
     limit = csv.field_size_limit(longest)
     try:

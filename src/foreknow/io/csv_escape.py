@@ -44,20 +44,22 @@ def escape_formula(value: object) -> object:
 
 def csv_of(frame: pl.DataFrame) -> str:
     """The table as CSV text, its text cells inert."""
-    return _mapped(frame, escape_formula).write_csv()
+    return _map_text_columns(frame, escape_formula).write_csv()
 
 
 def table_of(text: str, *names: str) -> pl.DataFrame:
     """What `csv_of` wrote, read again; the columns `names` are text even if all their cells are numbers."""
-    return _mapped(pl.read_csv(text.encode(), schema_overrides=dict.fromkeys(names, pl.String)), _shown)
+    return _map_text_columns(
+        pl.read_csv(text.encode(), schema_overrides=dict.fromkeys(names, pl.String)), _unescape_formula
+    )
 
 
-def _shown(value: object) -> object:
+def _unescape_formula(value: object) -> object:
     inner = value[1:] if isinstance(value, str) and value[:1] == "'" else None
     return value if inner is None or escape_formula(inner) == inner else inner
 
 
-def _mapped(frame: pl.DataFrame, change: Callable[[object], object]) -> pl.DataFrame:
+def _map_text_columns(frame: pl.DataFrame, change: Callable[[object], object]) -> pl.DataFrame:
     text = [name for name, dtype in frame.schema.items() if dtype == pl.String]
     return frame.with_columns(
         pl.Series(name, [change(value) for value in frame[name]], dtype=pl.String) for name in text

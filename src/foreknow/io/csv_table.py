@@ -12,15 +12,15 @@ from foreknow.errors import InputError
 from foreknow.io.csv_dialect import (
     SAMPLE,
     Dialect,
-    cells_up_to,
     columns_of,
+    default_dialect,
     dialect_of,
     doubles_apostrophes,
+    field_size_limit,
+    has_ambiguous_escape,
+    has_unclosed_quote,
+    has_wrong_cells,
     is_blank,
-    misfits,
-    parts_doubtfully,
-    swallows,
-    usual,
 )
 from foreknow.io.encodings import not_utf8
 from foreknow.io.json_text import dumps
@@ -59,12 +59,12 @@ def read_table(part: DataFile, longest: int) -> Iterator[CsvTable | CsvRow]:
         skipped = text.read(len(dialect.preamble))
         before = len(list(io.StringIO(skipped, newline="")))
         pending: list[str] = []
-        reader = csv.reader(_lines(part, text, pending, longest, before), **dialect.reading())
+        reader = csv.reader(_lines(part, text, pending, longest, before), **dialect.reader_args())
         table: CsvTable | None = None
         while True:
             begins = before + reader.line_num + 1
             try:
-                with cells_up_to(longest):
+                with field_size_limit(longest):
                     cells = next(reader, None)
             except csv.Error as error:
                 raise InputError(f"{part.where}:{begins}: broken {part.suffix[1:].upper()} row: {error}.") from error
@@ -81,10 +81,10 @@ def read_table(part: DataFile, longest: int) -> Iterator[CsvTable | CsvRow]:
             if is_blank(cells, len(table.columns) if table is not None else 2):
                 continue
             if table is None:
-                table = _table(part, dialect, cells, piece, begins)
+                table = _table_from_header(part, dialect, cells, piece, begins)
                 yield table
                 continue
-            yield _row(part, table, cells, piece, begins)
+            yield _checked_row(part, table, cells, piece, begins)
         text.detach()
 
 
@@ -97,7 +97,7 @@ def _lines(part: DataFile, text: IO[str], pending: list[str], longest: int, befo
         yield line
 
 
-def _table(part: DataFile, dialect: Dialect, cells: list[str], text: str, line: int) -> CsvTable:
+def _table_from_header(part: DataFile, dialect: Dialect, cells: list[str], text: str, line: int) -> CsvTable:
     try:
         columns = columns_of(cells)
     except ValueError as twice:
@@ -109,22 +109,22 @@ def _table(part: DataFile, dialect: Dialect, cells: list[str], text: str, line: 
     return CsvTable(dialect, _without_end(text), len(cells), columns)
 
 
-def _row(part: DataFile, table: CsvTable, cells: list[str], text: str, line: int) -> CsvRow:
+def _checked_row(part: DataFile, table: CsvTable, cells: list[str], text: str, line: int) -> CsvRow:
     where = f"{part.where}:{line}"
-    if misfits(cells, table.columns):
-        raise InputError(f"{where}: {_ragged(table, cells, text)}")
+    if has_wrong_cells(cells, table.columns):
+        raise InputError(f"{where}: {_wrong_cells_message(table, cells, text)}")
     if not table.dialect.reads(text):
         raise InputError(
             f"{where}: a backslash stands before a character that needs none, so it cannot be told whether it belongs "
             "to the text. Save the file with quotes doubled inside quoted cells."
         )
-    if parts_doubtfully(cells, text, table.dialect, table.cells):
+    if has_ambiguous_escape(cells, text, table.dialect, table.cells):
         raise InputError(
             f"{where}: a backslash stands before {quoted(table.dialect.delimiter)}, so it cannot be told whether that "
             f"separates cells: found {len(cells)} cells, expected {table.cells} as in the header. Quote cells that "
             "hold the separator."
         )
-    if swallows(text, table.dialect, table.cells):
+    if has_unclosed_quote(text, table.dialect, table.cells):
         raise InputError(
             f"{where}: a quote opens here and closes {len(text.splitlines()) - 1} lines further down, and the lines "
             'between look like rows of their own. Double the quotes inside cells ("") and quote the whole cell.'
@@ -135,23 +135,23 @@ def _row(part: DataFile, table: CsvTable, cells: list[str], text: str, line: int
     return CsvRow(line, own, {name: cells[place] for name, place in table.columns.items()})
 
 
-def _ragged(table: CsvTable, cells: list[str], text: str) -> str:
+def _wrong_cells_message(table: CsvTable, cells: list[str], text: str) -> str:
     if text.startswith("#"):
         return "a comment stands between the rows; only those before the header are passed over. Take it out."
     if len(cells) == table.cells:
         stray = next(cell for place, cell in enumerate(cells) if cell and place not in table.columns.values())
         return f"found {quoted(stray)} in a column without a name. Name it in the header."
-    found = f"found {len(cells)} cells, expected {table.cells} as in the header"
+    counts = f"found {len(cells)} cells, expected {table.cells} as in the header"
     if len(cells) == table.cells + 1 and cells[0].strip().isdigit():
-        return f"{found}. If each row begins with its number, name that column in the header too."
-    return f"{found}. Quote cells that hold the separator."
+        return f"{counts}. If each row begins with its number, name that column in the header too."
+    return f"{counts}. Quote cells that hold the separator."
 
 
 def _without_end(text: str) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-class _Rows(NamedTuple):
+class _RowBatch(NamedTuple):
     """Rows to write: the table they are of, each one's text as it stands there ("" where it has none) and record, and
     the values of the columns that are added."""
 
@@ -159,12 +159,12 @@ class _Rows(NamedTuple):
     rows: Sequence[tuple[str, Mapping[str, object]]]
     added: Mapping[str, Sequence[object]]
 
-    def beside(self) -> list[list[object]]:
+    def added_rows(self) -> list[list[object]]:
         """The added values of each row."""
-        return [[values[n] for values in self.added.values()] for n in range(len(self.rows))]
+        return [[column[n] for column in self.added.values()] for n in range(len(self.rows))]
 
 
-class _Form(NamedTuple):
+class _OutputForm(NamedTuple):
     """How tables are written into one file: the dialect, the header before the names `added`, the columns, and how many
     cells stand in a row before those that are added."""
 
@@ -177,39 +177,39 @@ class _Form(NamedTuple):
     @property
     def head(self) -> str:
         """What stands before the rows."""
-        return f"{self.dialect.preamble}{self._joined(self.header, self.added)}{self.dialect.newline}"
+        return f"{self.dialect.preamble}{self._join(self.header, self.added)}{self.dialect.newline}"
 
-    def lines(self, held: _Rows) -> list[str]:
+    def lines(self, batch: _RowBatch) -> list[str]:
         """Rows with their ends. Raises ValueError for a cell that the dialect cannot hold."""
-        table = held.table
+        table = batch.table
         same = self.dialect.like(table.dialect) and (self.columns, self.cells) == (table.columns, table.cells)
         lines = []
-        for (text, record), beside in zip(held.rows, held.beside(), strict=True):
-            own = (
+        for (text, record), beside in zip(batch.rows, batch.added_rows(), strict=True):
+            line = (
                 text
                 if text and same
-                else self.dialect.line(self.placed({n: _written(record.get(n)) for n in self.columns}))
+                else self.dialect.line(self.cells_of({n: _cell_value(record.get(n)) for n in self.columns}))
             )
-            lines.append(f"{self._joined(own, beside)}{self.dialect.newline}")
+            lines.append(f"{self._join(line, beside)}{self.dialect.newline}")
         return lines
 
-    def placed(self, values: Mapping[str, object]) -> list[object]:
+    def cells_of(self, values: Mapping[str, object]) -> list[object]:
         """The cells of a row, empty below what has no name."""
         names = {place: name for name, place in self.columns.items()}
         return [values[names[place]] if place in names else "" for place in range(self.cells)]
 
-    def records(self, held: _Rows) -> list[dict[str, str]]:
+    def records(self, batch: _RowBatch) -> list[dict[str, str]]:
         """What a reader of the lines is to find."""
         return [
             {name: _as_text(record.get(name)) for name in self.columns}
-            | {name: self._held(value) for name, value in zip(self.added, beside, strict=True)}
-            for (_, record), beside in zip(held.rows, held.beside(), strict=True)
+            | {name: self._added_text(value) for name, value in zip(self.added, beside, strict=True)}
+            for (_, record), beside in zip(batch.rows, batch.added_rows(), strict=True)
         ]
 
-    def _joined(self, line: str, cells: Sequence[object]) -> str:
-        return self.dialect.separator.join([line, *(self.dialect.cell(self._held(cell)) for cell in cells)])
+    def _join(self, line: str, cells: Sequence[object]) -> str:
+        return self.dialect.separator.join([line, *(self.dialect.cell(self._added_text(cell)) for cell in cells)])
 
-    def _held(self, value: object) -> str:
+    def _added_text(self, value: object) -> str:
         """An added value as text. Where a cell cannot hold a character, a blank stands for it."""
         text = _as_text(value)
         if self.dialect.quote is None and self.dialect.escape is None:
@@ -233,10 +233,10 @@ class TableWriter:
         self, out: IO[bytes], where: str, suffix: str, *, part_of: bool = False, dialect: Dialect | None = None
     ):
         self.out, self.where, self.suffix, self.part_of, self.dialect = out, where, suffix, part_of, dialect
-        self.forms: list[_Form] = []
-        self.held: list[_Rows] = []
+        self.forms: list[_OutputForm] = []
+        self.buffered: list[_RowBatch] = []
         self.size = 0
-        self.settled = False
+        self.form_chosen = False
 
     def write(
         self, table: CsvTable, rows: Sequence[tuple[str, Mapping[str, object]]], added: Mapping[str, list[object]]
@@ -247,52 +247,54 @@ class TableWriter:
         """
         if not self.forms:
             self.forms = self._forms(table, tuple(added))
-        form, held = self.forms[0], _Rows(table, rows, added)
+        form, batch = self.forms[0], _RowBatch(table, rows, added)
         if sorted(table.columns) != sorted(form.columns):
             raise InputError(
                 f"{self.where}: the columns {', '.join(table.columns)} are not those of the files before: "
                 f"{', '.join(form.columns)}. Write them one by one."
             )
         try:
-            lines = form.lines(held)
+            lines = form.lines(batch)
         except ValueError as error:
             raise InputError(
                 f"{self.where}: {error}: {quoted(form.dialect.delimiter)} stands between the cells."
             ) from None
-        if self.settled:
+        if self.form_chosen:
             self.out.write("".join(lines).encode(form.dialect.encoding))
             return
-        self.held.append(held)
+        self.buffered.append(batch)
         self.size += sum(map(len, lines))
         if self.size > SAMPLE:
-            self._settle(whole=False)
+            self._choose_form(whole=False)
 
     def close(self) -> None:
         """Write what is held back."""
-        if self.forms and not self.settled:
-            self._settle(whole=True)
+        if self.forms and not self.form_chosen:
+            self._choose_form(whole=True)
 
-    def _forms(self, table: CsvTable, added: tuple[str, ...]) -> list[_Form]:
+    def _forms(self, table: CsvTable, added: tuple[str, ...]) -> list[_OutputForm]:
         """The ways to write a file that begins with a table, the one most like it first."""
-        given = self.dialect
-        first = table.dialect if given is None else given._replace(newline=table.dialect.newline)
-        if self.part_of and (first.quote != '"' or first.escape is not None):
-            first = first._replace(quote='"', escape=None, all_quoted=False)
-        named = first._replace(all_quoted=first.quote is not None)  # names in quotes show what the quotes are
-        plain = first._replace(quote='"', escape=None, spaced=False, all_quoted=False)
-        plainest = usual(self.suffix)._replace(
-            all_quoted=True, newline=first.newline, encoding=first.encoding, bom=first.bom
+        requested = self.dialect
+        base = table.dialect if requested is None else requested._replace(newline=table.dialect.newline)
+        if self.part_of and (base.quote != '"' or base.escape is not None):
+            base = base._replace(quote='"', escape=None, all_quoted=False)
+        quoted_header = base._replace(all_quoted=base.quote is not None)  # names in quotes show what the quotes are
+        plain = base._replace(quote='"', escape=None, spaced=False, all_quoted=False)
+        plainest = default_dialect(self.suffix)._replace(
+            all_quoted=True, newline=base.newline, encoding=base.encoding, bom=base.bom
         )
-        return [_form(dialect, table, added) for dialect in dict.fromkeys([first, named, plain, plainest])]
+        return [
+            _output_form(dialect, table, added) for dialect in dict.fromkeys([base, quoted_header, plain, plainest])
+        ]
 
-    def _settle(self, *, whole: bool) -> None:
+    def _choose_form(self, *, whole: bool) -> None:
         """Write what is held back in the first form that is read as it is meant. `whole`: nothing follows."""
         for form in self.forms:
-            lines = [line for held in self.held for line in form.lines(held)]
+            lines = [line for batch in self.buffered for line in form.lines(batch)]
             content = form.dialect.bom + "".join([form.head, *lines]).encode(form.dialect.encoding)
             if self._reads_as(form, content, whole=whole):
                 self.out.write(content)
-                self.forms, self.held, self.settled = [form], [], True
+                self.forms, self.buffered, self.form_chosen = [form], [], True
                 return
         names = ", ".join(map(quoted, self.forms[0].added))
         raise InputError(
@@ -300,7 +302,7 @@ class TableWriter:
             "the input as .jsonl, and give that."
         )
 
-    def _reads_as(self, form: _Form, content: bytes, *, whole: bool) -> bool:
+    def _reads_as(self, form: _OutputForm, content: bytes, *, whole: bool) -> bool:
         """Whether a reader of the content finds the cells that were written, and reads on in the same dialect."""
         part = source_of_bytes(f"written{self.suffix}", content).parts[0]
         try:
@@ -312,28 +314,28 @@ class TableWriter:
             return False
         if not (whole or form.dialect.like(table.dialect)):
             return False
-        found = (item.record for item in items if isinstance(item, CsvRow))
-        meant = (record for held in self.held for record in form.records(held))
-        return all(record == other for record, other in zip_longest(found, meant))
+        read_records = (item.record for item in items if isinstance(item, CsvRow))
+        written_records = (record for held in self.buffered for record in form.records(held))
+        return all(record == other for record, other in zip_longest(read_records, written_records))
 
 
-def _form(dialect: Dialect, table: CsvTable, added: tuple[str, ...]) -> _Form:
+def _output_form(dialect: Dialect, table: CsvTable, added: tuple[str, ...]) -> _OutputForm:
     """How tables like this one are written in a dialect: the header's text stays where it can."""
     if not dialect.like(table.dialect):
         columns = {name: place for place, name in enumerate(table.columns)}  # only what has a name is written
-        return _Form(dialect, dialect.line([*columns]), columns, len(columns), added)
-    form = _Form(dialect, table.header, table.columns, table.cells, added)
+        return _OutputForm(dialect, dialect.line([*columns]), columns, len(columns), added)
+    form = _OutputForm(dialect, table.header, table.columns, table.cells, added)
     if dialect.all_quoted == table.dialect.all_quoted:
         return form
-    return form._replace(header=dialect.line(form.placed({name: name for name in table.columns})))
+    return form._replace(header=dialect.line(form.cells_of({name: name for name in table.columns})))
 
 
 def _as_text(value: object) -> str:
     """A value as the text of a cell."""
-    return "" if value is None else str(_written(value))
+    return "" if value is None else str(_cell_value(value))
 
 
-def _written(value: object) -> object:
+def _cell_value(value: object) -> object:
     """A value as a cell: a list as JSON, null as an empty cell."""
     if isinstance(value, list | dict):
         return dumps(value)

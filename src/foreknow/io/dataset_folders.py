@@ -44,9 +44,9 @@ def snapshot_of(path: Path) -> tuple[Path, str]:
     caches = sorted(each.name for each in path.glob("datasets--*") if each.is_dir())
     if not path.name.startswith("datasets--") and caches:
         if len(caches) > 1:
-            some = ", ".join(caches[:6])
+            shown_names = ", ".join(caches[:6])
             raise InputError(
-                f"{path}: the hub's cache, with {len(caches)} data sets: {some}. Name one: {path / caches[0]}"
+                f"{path}: the hub's cache, with {len(caches)} data sets: {shown_names}. Name one: {path / caches[0]}"
             )
         path = path / caches[0]
     if path.name.startswith("models--"):
@@ -62,9 +62,9 @@ def snapshot_of(path: Path) -> tuple[Path, str]:
         return snapshots / revision, f"the hub's cache at refs/main, {revision[:12]}{others}"
     if len(revisions) == 1:
         return snapshots / revisions[0], f"the hub's cache at its only revision, {revisions[0][:12]}"
-    some = ", ".join(revisions[:4]) or "none"
+    shown_names = ", ".join(revisions[:4]) or "none"
     raise InputError(
-        f"{path}: the hub's cache with the revisions {some}, and refs/main names none of them. "
+        f"{path}: the hub's cache with the revisions {shown_names}, and refs/main names none of them. "
         f"Name one: {snapshots / (revisions[0] if revisions else 'REVISION')}"
     )
 
@@ -75,34 +75,34 @@ def plan_of(
     """Which of the files `names` are data. `is_data`: whether a name alone says so. Raises InputError."""
     data = [name for name in names if is_data(name) and not _DERIVED.search(name) and "incomplete" not in name]
     unfinished = sorted(name for name in names if ".incomplete" in name or "/incomplete" in name)
-    saved = _saved(names, read, where)
-    if saved is not None:
-        return saved
-    cached = _cached(data, names, read, where)
-    if cached is not None:
-        return cached
-    plan = _by_configs(data, names, read, where) or FolderPlan(tuple(data), {})
+    plan_of_saved = _plan_save_to_disk(names, read, where)
+    if plan_of_saved is not None:
+        return plan_of_saved
+    plan_of_cached = _plan_datasets_cache(data, names, read, where)
+    if plan_of_cached is not None:
+        return plan_of_cached
+    plan = _plan_readme_configs(data, names, read, where) or FolderPlan(tuple(data), {})
     notes = list(plan.notes) + _missing_shards(plan.files)
     if unfinished:
         notes.append(f"left out: {len(unfinished)} files of unfinished downloads")
     return plan._replace(notes=tuple(notes))
 
 
-def _json(read: Callable[[str], bytes], name: str) -> Json:
+def _read_json(read: Callable[[str], bytes], name: str) -> Json:
     try:
         return json.loads(read(name))
     except (ValueError, RecursionError):
         return None
 
 
-def _saved(names: Sequence[str], read: Callable[[str], bytes], where: str) -> FolderPlan | None:
+def _plan_save_to_disk(names: Sequence[str], read: Callable[[str], bytes], where: str) -> FolderPlan | None:
     """What `save_to_disk` wrote: the shards that each state.json names."""
     known, files, sidecars = set(names), [], []
     splits: dict[str, str] = {}
     for name in sorted(names):
         if PurePosixPath(name).name != _STATE:
             continue
-        state = _json(read, name)
+        state = _read_json(read, name)
         if not isinstance(state, dict) or not isinstance(state.get("_data_files"), list):
             continue
         folder = PurePosixPath(name).parent
@@ -123,10 +123,10 @@ def _saved(names: Sequence[str], read: Callable[[str], bytes], where: str) -> Fo
         sidecars += [each for each in (name, (folder / _INFO).as_posix()) if each in known]
     for name in names:
         if PurePosixPath(name).name == _DICT:
-            found = _json(read, name)
+            content = _read_json(read, name)
             folder = PurePosixPath(name).parent
-            wanted = found.get("splits") if isinstance(found, dict) else None
-            for split in wanted if isinstance(wanted, list) else []:
+            splits_listed = content.get("splits") if isinstance(content, dict) else None
+            for split in splits_listed if isinstance(splits_listed, list) else []:
                 if not any(PurePosixPath(each).parent == folder / str(split) for each in files):
                     raise InputError(f"{where}: {name} names the split {quoted(split)}, whose folder is not there.")
             sidecars.append(name)
@@ -135,7 +135,9 @@ def _saved(names: Sequence[str], read: Callable[[str], bytes], where: str) -> Fo
     return FolderPlan(tuple(files), splits, ("a data set as save_to_disk writes it",), tuple(sidecars))
 
 
-def _cached(data: Sequence[str], names: Sequence[str], read: Callable[[str], bytes], where: str) -> FolderPlan | None:
+def _plan_datasets_cache(
+    data: Sequence[str], names: Sequence[str], read: Callable[[str], bytes], where: str
+) -> FolderPlan | None:
     """What `datasets` keeps in its own cache: Arrow files beside a dataset_info.json."""
     arrows = [name for name in data if name.endswith(".arrow")]
     known = set(names)
@@ -145,20 +147,20 @@ def _cached(data: Sequence[str], names: Sequence[str], read: Callable[[str], byt
     if not folders or len(arrows) < len(data):
         return None
     if len(folders) > 1:
-        raise _several_configs(sorted(folder.as_posix() for folder in folders), where)
+        raise _several_configs_error(sorted(folder.as_posix() for folder in folders), where)
     folder = folders.pop()
-    info = _json(read, (folder / _INFO).as_posix())
+    info = _read_json(read, (folder / _INFO).as_posix())
     splits = info.get("splits") if isinstance(info, dict) else None
-    found = {}
+    split_of = {}
     for name in arrows:
         for split in splits if isinstance(splits, dict) else {}:
             if re.search(rf"-{re.escape(split)}(-\d+-of-\d+)?\.arrow$", name):
-                found[name] = split
+                split_of[name] = split
     notes = ("the cache of datasets", *_missing_shards(arrows))
-    return FolderPlan(tuple(arrows), found, notes)
+    return FolderPlan(tuple(arrows), split_of, notes)
 
 
-def _by_configs(
+def _plan_readme_configs(
     data: Sequence[str], names: Sequence[str], read: Callable[[str], bytes], where: str
 ) -> FolderPlan | None:
     """The files of the one config that README.md names, or of its default one."""
@@ -172,7 +174,7 @@ def _by_configs(
     listed = card.get("configs") if isinstance(card, dict) else None
     configs = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
     files = {str(each.get("config_name", "default")): _files_of(each, data) for each in configs}
-    files = {name: found for name, found in files.items() if found}
+    files = {name: matches for name, matches in files.items() if matches}
     if not files:
         note = "README.md names files for its configs, and none of them is here: every data file is read"
         return FolderPlan(tuple(data), {}, (note,)) if configs and data else None
@@ -185,12 +187,12 @@ def _by_configs(
         others = ", ".join(name for name in files if name != default[0])
         note = f"the default config {default[0]!r} of README.md; not read: {others}"
         return FolderPlan(tuple(sorted(files[default[0]])), files[default[0]], (note[:300],))
-    raise _several_configs(list(files), where)
+    raise _several_configs_error(list(files), where)
 
 
-def _several_configs(configs: Sequence[str], where: str) -> InputError:
-    some = ", ".join(configs[:8]) + (f" and {len(configs) - 8} more" if len(configs) > 8 else "")
-    return InputError(f"{where}: found the configs {some}. Name one: {where.rstrip('/')}/{configs[0]}")
+def _several_configs_error(configs: Sequence[str], where: str) -> InputError:
+    shown_names = ", ".join(configs[:8]) + (f" and {len(configs) - 8} more" if len(configs) > 8 else "")
+    return InputError(f"{where}: found the configs {shown_names}. Name one: {where.rstrip('/')}/{configs[0]}")
 
 
 def _files_of(config: Mapping[str, Json], data: Sequence[str]) -> dict[str, str]:
@@ -205,15 +207,15 @@ def _files_of(config: Mapping[str, Json], data: Sequence[str]) -> dict[str, str]
     folder = str(config.get("data_dir") or "").strip("./")
     if entries is None:
         return {name: "" for name in data if not folder or name.startswith(f"{folder}/")}
-    found: dict[str, str] = {}
+    matches: dict[str, str] = {}
     for entry in listed:
         paths = entry.get("path") if isinstance(entry, dict) else entry
         split = str(entry.get("split") or "") if isinstance(entry, dict) else ""
         for pattern in paths if isinstance(paths, list) else [paths]:
             full = f"{folder}/{pattern}" if folder else str(pattern)
-            named = re.compile(glob_translate(full.removeprefix("./")))
-            found |= {name: split for name in data if named.match(name)}
-    return found
+            regex = re.compile(glob_translate(full.removeprefix("./")))
+            matches |= {name: split for name in data if regex.match(name)}
+    return matches
 
 
 def _missing_shards(files: Sequence[str]) -> list[str]:
@@ -229,21 +231,24 @@ def _missing_shards(files: Sequence[str]) -> list[str]:
 def sidecar(name: str, content: bytes, schema: Mapping[str, pl.DataType] | None) -> bytes:
     """What stands beside data, written anew for data of another schema; any other file as it is."""
     kind = PurePosixPath(name).name
-    found = _json(lambda _: content, name)
-    if not isinstance(found, dict) or schema is None:
+    content_json = _read_json(lambda _: content, name)
+    if not isinstance(content_json, dict) or schema is None:
         return content
     if kind == _INFO:
-        declared = found.get("features")
+        declared = content_json.get("features")
         own = declared if isinstance(declared, dict) else {}
-        found = {**found, "features": {column: _feature(own.get(column), dtype) for column, dtype in schema.items()}}
+        content_json = {
+            **content_json,
+            "features": {column: _feature(own.get(column), dtype) for column, dtype in schema.items()},
+        }
     elif kind == _STATE:
-        seed = json.dumps([found.get("_fingerprint"), list(schema)]).encode()
-        found = {**found, "_fingerprint": hashlib.blake2b(seed, digest_size=8).hexdigest()}
-        if isinstance(found.get("_format_columns"), list):
-            found["_format_columns"] = list(schema)
+        seed = json.dumps([content_json.get("_fingerprint"), list(schema)]).encode()
+        content_json = {**content_json, "_fingerprint": hashlib.blake2b(seed, digest_size=8).hexdigest()}
+        if isinstance(content_json.get("_format_columns"), list):
+            content_json["_format_columns"] = list(schema)
     else:
         return content
-    return json.dumps(found, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    return json.dumps(content_json, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
 _NAMES: Final = {
@@ -258,16 +263,16 @@ def _feature(declared: Json, dtype: pl.DataType) -> Json:
     if own.get("_type") == "ClassLabel" and dtype == pl.Int64:
         return own
     if isinstance(dtype, pl.Struct):
-        return {field.name: _feature(own.get(field.name), _instance(field.dtype)) for field in dtype.fields}
+        return {field.name: _feature(own.get(field.name), _dtype_instance(field.dtype)) for field in dtype.fields}
     if isinstance(dtype, pl.List):
-        return {"feature": _feature(own.get("feature"), _instance(dtype.inner)), "_type": "LargeList"}
+        return {"feature": _feature(own.get("feature"), _dtype_instance(dtype.inner)), "_type": "LargeList"}
     if isinstance(dtype, pl.Array):
-        inner = _instance(dtype.inner) if len(dtype.shape) == 1 else pl.Array(dtype.inner, dtype.shape[1:])
+        inner = _dtype_instance(dtype.inner) if len(dtype.shape) == 1 else pl.Array(dtype.inner, dtype.shape[1:])
         return {"feature": _feature(own.get("feature"), inner), "length": dtype.shape[0], "_type": "List"}
-    return {"dtype": _name(dtype), "_type": "Value"}
+    return {"dtype": _dtype_name(dtype), "_type": "Value"}
 
 
-def _name(dtype: pl.DataType) -> str:
+def _dtype_name(dtype: pl.DataType) -> str:
     if isinstance(dtype, pl.Datetime):
         zone = f", tz={dtype.time_zone}" if dtype.time_zone else ""
         return f"timestamp[{dtype.time_unit}{zone}]"
@@ -278,5 +283,5 @@ def _name(dtype: pl.DataType) -> str:
     return _NAMES.get(type(dtype)) or str(dtype).lower()
 
 
-def _instance(dtype: object) -> pl.DataType:
+def _dtype_instance(dtype: object) -> pl.DataType:
     return dtype() if isinstance(dtype, type) else dtype  # type: ignore[return-value]

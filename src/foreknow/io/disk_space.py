@@ -11,7 +11,7 @@ from foreknow.errors import ResourceError
 
 
 @contextlib.contextmanager
-def saving(what: str, kept: str) -> Iterator[None]:
+def disk_full_errors(what: str, kept: str) -> Iterator[None]:
     """Writing weights: a full disk is a ResourceError that says `what` could not be saved and what is `kept`."""
     try:
         yield

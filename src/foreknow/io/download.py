@@ -30,27 +30,27 @@ def download_url(address: str, most: int = MOST_BYTES) -> Path:
     """
     _check_address(address)
     name = hashlib.sha256(address.encode()).hexdigest()[:16] + Path(urlsplit(address).path).suffix
-    kept = cache_folder() / "data" / name
-    if kept.is_file():
-        say(f"{address}: fetched before, kept as {kept}; delete that file to fetch it again")
-        return kept
+    path = cache_folder() / "data" / name
+    if path.is_file():
+        say(f"{address}: fetched before, kept as {path}; delete that file to fetch it again")
+        return path
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ResourceError(f"{kept.parent}: the cache cannot be made: {error.strerror}") from None
+        raise ResourceError(f"{path.parent}: the cache cannot be made: {error.strerror}") from None
     say(f"fetching {address}")
-    with _answer(address) as answer:
-        write_whole(kept, lambda part: _keep(answer, part, address, most))
-    return kept
+    with _open_response(address) as answer:
+        write_whole(path, lambda part: _save_response(answer, part, address, most))
+    return path
 
 
 @contextlib.contextmanager
-def _answer(address: str) -> Iterator[http.client.HTTPResponse]:
+def _open_response(address: str) -> Iterator[http.client.HTTPResponse]:
     """The open answer; whatever goes wrong on the way is one InputError."""
     request = urllib.request.Request(address, headers={"User-Agent": f"foreknow/{__version__}"})
     try:
-        with urllib.request.build_opener(_CheckedRedirects).open(request, timeout=30) as answer:
-            yield answer
+        with urllib.request.build_opener(_CheckedRedirects).open(request, timeout=30) as response:
+            yield response
     except (OSError, http.client.HTTPException, ValueError) as error:  # URLError is an OSError
         if isinstance(error, urllib.error.HTTPError):
             error.close()
@@ -60,11 +60,11 @@ def _answer(address: str) -> Iterator[http.client.HTTPResponse]:
         ) from None
 
 
-def _keep(answer: http.client.HTTPResponse, part: Path, address: str, most: int) -> None:
-    expected = answer.headers.get("Content-Length")
+def _save_response(response: http.client.HTTPResponse, part: Path, address: str, most: int) -> None:
+    expected = response.headers.get("Content-Length")
     size = 0
     with part.open("wb") as file:
-        while block := answer.read(1 << 20):
+        while block := response.read(1 << 20):
             size += len(block)
             if size > most:
                 raise InputError(f"{address}: over {most >> 20} MiB, not kept. Is it the published file?")

@@ -44,12 +44,12 @@ def not_utf8(part: DataFile, longest: int) -> InputError:
             except UnicodeDecodeError as error:
                 return InputError(
                     f"{part.where}:{number}: not UTF-8: found byte 0x{line[error.start]:02x} at byte "
-                    f"{error.start + 1} of the line{_guessed(line, error.start)}. Save the file as UTF-8."
+                    f"{error.start + 1} of the line{_cp1252_hint(line, error.start)}. Save the file as UTF-8."
                 )
     return InputError(f"{part.where}: not UTF-8. Save the file as UTF-8.")
 
 
-def _guessed(line: bytes, at: int) -> str:
+def _cp1252_hint(line: bytes, at: int) -> str:
     """How Windows-1252 would read the place, and the command that saves it so; nothing where it cannot."""
     word = re.search(rb"[^\s,;|\"]*$", line[:at])
     begin = max(at - 20, word.start() if word else at)

@@ -38,7 +38,7 @@ def _json_kind(value: object) -> str:
     return names.get(type(value), "a number")
 
 
-def _batched(part: DataFile, pieces: Iterable[tuple[int, str, object]]) -> Iterator[RecordBatch]:
+def _to_batches(part: DataFile, pieces: Iterable[tuple[int, str, object]]) -> Iterator[RecordBatch]:
     """(line, text, value) triples as batches; every value must be an object, or a list of turns."""
     records: list[Record] = []
     lines: list[int] = []
@@ -46,7 +46,7 @@ def _batched(part: DataFile, pieces: Iterable[tuple[int, str, object]]) -> Itera
     size = 0
     for line, text, value in pieces:
         if is_turns(value):
-            text, value = _as_chat(text, value)  # noqa: PLW2901
+            text, value = _turns_as_record(text, value)  # noqa: PLW2901
         if not isinstance(value, dict):
             raise InputError(
                 f"{part.where}:{line}: found {_json_kind(value)}, expected an object such as "
@@ -63,7 +63,7 @@ def _batched(part: DataFile, pieces: Iterable[tuple[int, str, object]]) -> Itera
         yield RecordBatch(records, lines=lines, texts=texts)
 
 
-def _as_chat(text: str, turns: object) -> tuple[str, dict[str, object]]:
+def _turns_as_record(text: str, turns: object) -> tuple[str, dict[str, object]]:
     """A list of turns as an object that has a place for labels."""
     return f'{{"messages": {text}}}', {"messages": turns}
 
@@ -72,7 +72,7 @@ def read_json(part: DataFile) -> Iterator[RecordBatch]:
     """The records of a part that is JSON or JSON lines, in order. Raises InputError."""
     with part.open() as stream:
         if part.suffix != ".json":
-            yield from _batched(part, _line_pieces(part, stream))
+            yield from _to_batches(part, _line_pieces(part, stream))
             return
         raw = stream.read(batches.LONGEST_ARRAY + 1)
     if len(raw) > batches.LONGEST_ARRAY:
@@ -87,17 +87,19 @@ def read_json(part: DataFile) -> Iterator[RecordBatch]:
     del raw
     start = skip(text, 0)
     if text[start : start + 1] == "{":
-        yield from _objects(part, text, start)
+        yield from _object_batches(part, text, start)
     else:
-        yield from _batched(part, _array_pieces(part.where, text))
+        yield from _to_batches(part, _array_pieces(part.where, text))
 
 
-def _objects(part: DataFile, text: str, start: int) -> Iterator[RecordBatch]:
+def _object_batches(part: DataFile, text: str, start: int) -> Iterator[RecordBatch]:
     """The rows of a JSON object, or of several objects one behind the other."""
-    value, end = _decoded(part.where, text, start)
+    value, end = _decode(part.where, text, start)
     rest = skip(text, end)
     if rest < len(text):
-        yield from _gapped(part, text, _stream_pieces(part.where, text, start), "objects one behind the other")
+        yield from _batches_with_gaps(
+            part, text, _stream_pieces(part.where, text, start), "objects one behind the other"
+        )
         return
     shape = shape_of(value)  # type: ignore[arg-type]
     if shape.name == "unknown":
@@ -110,8 +112,8 @@ def _objects(part: DataFile, text: str, start: int) -> Iterator[RecordBatch]:
         return
     del value
     try:
-        found = ((piece.start, piece.end, piece.value, piece.around) for piece in pieces(text, start, shape))
-        yield from _gapped(part, text, found, shape.reason)
+        rows = ((piece.start, piece.end, piece.value, piece.around) for piece in pieces(text, start, shape))
+        yield from _batches_with_gaps(part, text, rows, shape.reason)
     except TooDeep as error:
         raise InputError(f"{part.where}: nested too deeply to be read as JSON.") from error
     except ValueError as error:
@@ -133,16 +135,16 @@ def _table_batches(part: DataFile, value: Mapping[str, object], shape: JsonShape
 
 def _stream_pieces(where: str, text: str, at: int) -> Iterator[tuple[int, int, object, Mapping[str, object]]]:
     while at < len(text):
-        value, end = _decoded(where, text, at)
+        value, end = _decode(where, text, at)
         yield at, end, value, {}
         at = skip(text, end)
 
 
-def _decoded(where: str, text: str, at: int) -> tuple[object, int]:
+def _decode(where: str, text: str, at: int) -> tuple[object, int]:
     try:
         return decode(text, at)
     except json.JSONDecodeError as error:
-        raise _broken(where, error.lineno, error, text) from error
+        raise _json_error(where, error.lineno, error, text) from error
     except (RecursionError, TooDeep) as error:
         raise InputError(f"{where}:{_line_of(text, at)}: nested too deeply to be read as JSON.") from error
     except ValueError as error:
@@ -153,16 +155,16 @@ def _line_of(text: str, at: int) -> int:
     return text.count("\n", 0, at) + 1
 
 
-def _gapped(
-    part: DataFile, text: str, found: Iterable[tuple[int, int, object, Mapping[str, object]]], note: str
+def _batches_with_gaps(
+    part: DataFile, text: str, rows: Iterable[tuple[int, int, object, Mapping[str, object]]], note: str
 ) -> Iterator[RecordBatch]:
     """(start, end, value, fields around) of rows in a text, as batches that hold the text between them too."""
     batch, end, line, counted, first = RecordBatch([], texts=[], lines=[], gaps=[], note=note), 0, 1, 0, 0
-    for start, stop, value, around in found:
+    for start, stop, value, around in rows:
         line, counted = line + text.count("\n", counted, start), start
-        own = text[start:stop]
+        row_text = text[start:stop]
         if is_turns(value):
-            own, value = _as_chat(own, value)  # noqa: PLW2901
+            row_text, value = _turns_as_record(row_text, value)  # noqa: PLW2901
         if not isinstance(value, dict):
             raise InputError(f"{part.where}:{line}: found {_json_kind(value)}, expected an object, which is a row.")
         if len(batch.records) == BATCH:
@@ -170,7 +172,7 @@ def _gapped(
             first += BATCH
             batch = RecordBatch([], first, texts=[], lines=[], gaps=[])
         batch.records.append({**around, **value})
-        batch.texts.append(own)  # type: ignore[attr-defined]
+        batch.texts.append(row_text)  # type: ignore[attr-defined]
         batch.lines.append(line)  # type: ignore[attr-defined]
         batch.gaps.append(text[end:start])  # type: ignore[attr-defined]
         batch = batch._replace(around=batch.around or bool(around))
@@ -182,24 +184,24 @@ def _line_pieces(part: DataFile, stream: IO[bytes]) -> Iterator[tuple[int, str, 
     """(line, text, value) of every line that is not blank. Only "\\n" ends a line: JSON may hold U+2028."""
     for number, line in enumerate(iter(lambda: stream.readline(batches.LONGEST_LINE), b""), start=1):
         if len(line) == batches.LONGEST_LINE:
-            raise _too_long(part, number)
+            raise _line_too_long(part, number)
         try:
             piece = line.decode("utf-8-sig" if number == 1 else "utf-8").strip(" \t\r\n")
         except UnicodeDecodeError:
             raise not_utf8(part, batches.LONGEST_LINE) from None
         if piece:
-            yield number, piece, _loads(part.where, piece, number)
+            yield number, piece, _load_line(part.where, piece, number)
 
 
-def _too_long(part: DataFile, line: int) -> InputError:
+def _line_too_long(part: DataFile, line: int) -> InputError:
     return InputError(f"{part.where}:{line}: longer than {batches.LONGEST_LINE >> 20} MiB, expected one row a line.")
 
 
-def _loads(name: str, piece: str, line: int) -> object:
+def _load_line(name: str, piece: str, line: int) -> object:
     try:
         return loads(piece)
     except json.JSONDecodeError as error:
-        raise _broken(name, line, error, piece) from error
+        raise _json_error(name, line, error, piece) from error
     except TooDeep as error:
         raise InputError(f"{name}:{line}: nested too deeply to be read as JSON.") from error
     except ValueError as error:
@@ -213,7 +215,7 @@ def _array_pieces(name: str, text: str) -> Iterator[tuple[int, str, object]]:
         return
     if text[at] != "[":
         head = text[at:].split("\n", maxsplit=1)[0][:60]
-        value = _loads(name, text.strip(" \t\r\n"), 1) if not re.match(r"\w+[,\t;]", head) else None
+        value = _load_line(name, text.strip(" \t\r\n"), 1) if not re.match(r"\w+[,\t;]", head) else None
         table = " If it is a table, name it .csv." if value is None else ""
         raise InputError(
             f"{name}: found {_json_kind(value) if value is not None else quoted(head)}, expected an array of objects: "
@@ -222,28 +224,28 @@ def _array_pieces(name: str, text: str) -> Iterator[tuple[int, str, object]]:
     at = skip(text, at + 1)
     while text[at : at + 1] != "]":
         line, counted = line + text.count("\n", counted, at), at
-        value, end = _decoded(name, text, at)
+        value, end = _decode(name, text, at)
         yield line, text[at:end], value
         at = skip(text, end)
         if text[at : at + 1] == ",":
             at = skip(text, at + 1)
         elif text[at : at + 1] != "]":
             fault = json.JSONDecodeError("Expecting ',' or ']' after an element", text, at)
-            raise _broken(name, fault.lineno, fault, text)
+            raise _json_error(name, fault.lineno, fault, text)
     if skip(text, at + 1) != len(text):
         fault = json.JSONDecodeError("Extra data after the array", text, skip(text, at + 1))
-        raise _broken(name, fault.lineno, fault, text)
+        raise _json_error(name, fault.lineno, fault, text)
 
 
-def _broken(name: str, line: int, error: json.JSONDecodeError, text: str) -> InputError:
-    near = text[error.pos : error.pos + 30].split("\n", maxsplit=1)[0]
-    found = f"found {near!r}" if near else "the text ends"
+def _json_error(name: str, line: int, error: json.JSONDecodeError, text: str) -> InputError:
+    next_text = text[error.pos : error.pos + 30].split("\n", maxsplit=1)[0]
+    found_text = f"found {next_text!r}" if next_text else "the text ends"
     return InputError(
-        f"{name}:{line}: broken JSON at column {error.colno}: {error.msg}; {found}.{_dialect(text, error.pos)}"
+        f"{name}:{line}: broken JSON at column {error.colno}: {error.msg}; {found_text}.{_json_hint(text, error.pos)}"
     )
 
 
-def _dialect(text: str, at: int) -> str:
+def _json_hint(text: str, at: int) -> str:
     """What to do where the fault is that of another spelling: Python's, JSON5's, a table's."""
     before, near = text[max(0, at - 40) : at].rstrip(), text[at : at + 8]
     if near[:1] in ("}", "]") and (before.endswith(",") or text[at - 1 : at] == ","):

@@ -135,7 +135,7 @@ def shape_of(value: Mapping[str, Json]) -> JsonShape:
         return JsonShape("unknown", (), f"it holds several, under {', '.join(map(repr, list(rows)[:6]))}")
     if value and all(isinstance(inner, list) and not is_turns(inner) for inner in value.values()):
         return JsonShape("unknown", (), "it holds no rows")
-    return _of_objects(value)
+    return _shape_of_objects(value)
 
 
 def _wraps_rows(key: str, listed: Sequence[Json]) -> bool:
@@ -147,7 +147,7 @@ def _wraps_rows(key: str, listed: Sequence[Json]) -> bool:
     return key.lower() not in _ROW_KEYS and _holds_rows(listed)
 
 
-def _of_objects(value: Mapping[str, Json]) -> JsonShape:
+def _shape_of_objects(value: Mapping[str, Json]) -> JsonShape:
     inner = {key: each for key, each in value.items() if isinstance(each, dict) and each}
     if not inner:
         chats = [key for key, each in value.items() if is_turns(each)]
@@ -165,9 +165,9 @@ def _of_objects(value: Mapping[str, Json]) -> JsonShape:
             return JsonShape("by-id")
     if len(inner) == 1 and not any(key.lower() in _ROW_KEYS for key in inner):
         key, only = next(iter(inner.items()))
-        found = shape_of(only)
-        if found.name not in ("row", "unknown"):
-            return found._replace(above=(key, *found.above))
+        shape = shape_of(only)
+        if shape.name not in ("row", "unknown"):
+            return shape._replace(above=(key, *shape.above))
     return JsonShape("row")
 
 
@@ -202,14 +202,14 @@ def pieces(text: str, start: int, shape: JsonShape) -> Iterator[Piece]:
     for key in shape.above:
         at = members(text, at)[key][0]
     if shape.name == "splits":
-        found = members(text, at)
+        values = members(text, at)
         for key in shape.keys:
-            yield from (Piece(a, b, value, {"split": key}) for a, b, value in elements(text, found[key][0]))
+            yield from (Piece(a, b, value, {"split": key}) for a, b, value in elements(text, values[key][0]))
         return
     for key in shape.keys:
         at = members(text, at)[key][0]
     if shape.name == "by-id":
-        yield from (Piece(a, b, value) for a, b, value in members(text, at).values() if _is_one(value))
+        yield from (Piece(a, b, value) for a, b, value in members(text, at).values() if _is_row_value(value))
     elif shape.name == "server":
         for a, _, _ in elements(text, at):
             inner = members(text, a)
@@ -220,16 +220,16 @@ def pieces(text: str, start: int, shape: JsonShape) -> Iterator[Piece]:
                 )
             yield Piece(*inner["row"])
     elif shape.name == "squad":
-        yield from _of_squad(text, at)
+        yield from _squad_pieces(text, at)
     else:
         yield from (Piece(a, b, value) for a, b, value in elements(text, at))
 
 
-def _is_one(value: Json) -> bool:
+def _is_row_value(value: Json) -> bool:
     return isinstance(value, dict) or is_turns(value)
 
 
-def _of_squad(text: str, at: int) -> Iterator[Piece]:
+def _squad_pieces(text: str, at: int) -> Iterator[Piece]:
     for a, _, article in elements(text, at):
         if not isinstance(article, dict) or not isinstance(article.get("paragraphs"), list):
             continue
@@ -244,7 +244,7 @@ def _of_squad(text: str, at: int) -> Iterator[Piece]:
 
 def table_records(value: Mapping[str, Json], shape: JsonShape) -> list[dict[str, Json]]:
     """The rows of a table. Raises ValueError for a row of other length than the columns, or a name that comes twice."""
-    value = _inner(value, shape.above)
+    value = _value_at(value, shape.above)
     if shape.name == "columns":
         names = list(value)
         return [dict(zip(names, row, strict=True)) for row in zip(*value.values(), strict=True)]
@@ -262,7 +262,7 @@ def table_records(value: Mapping[str, Json], shape: JsonShape) -> list[dict[str,
     return rows
 
 
-def _inner(value: Mapping[str, Json], keys: Sequence[str]) -> Mapping[str, Json]:
+def _value_at(value: Mapping[str, Json], keys: Sequence[str]) -> Mapping[str, Json]:
     for key in keys:
         value = value[key]
     return value
@@ -271,26 +271,26 @@ def _inner(value: Mapping[str, Json], keys: Sequence[str]) -> Mapping[str, Json]
 def table_text(value: Mapping[str, Json], shape: JsonShape, added: Sequence[Mapping[str, Json]]) -> str:
     """The table with columns added, as JSON; `added` has a line for each row."""
     if shape.above:
-        inner = loads(table_text(_inner(value, shape.above), shape._replace(above=()), added))
-        for key, outer in reversed([(key, _inner(value, shape.above[:at])) for at, key in enumerate(shape.above)]):
+        inner = loads(table_text(_value_at(value, shape.above), shape._replace(above=()), added))
+        for key, outer in reversed([(key, _value_at(value, shape.above[:at])) for at, key in enumerate(shape.above)]):
             inner = {**outer, key: inner}
         return dumps(inner) + "\n"
     names = list(added[0]) if added else []
     columns = {name: [line[name] for line in added] for name in names}
-    made: dict[str, Json]
+    columns_out: dict[str, Json]
     if shape.name == "columns":
-        made = {**value, **columns}
+        columns_out = {**value, **columns}
     elif shape.name == "by-column":
         keys = list(next(iter(value.values())))
-        made = {**value, **{name: dict(zip(keys, cells, strict=True)) for name, cells in columns.items()}}
+        columns_out = {**value, **{name: dict(zip(keys, cells, strict=True)) for name, cells in columns.items()}}
     else:
         rows = value["data"]
-        made = {
+        columns_out = {
             **value,
             "columns": [*value["columns"], *names],
             "data": [[*row, *line.values()] for row, line in zip(rows, added, strict=True)],
         }
-    return "{" + ",\n".join(f"{dumps(key)}: {dumps(cells)}" for key, cells in made.items()) + "}\n"
+    return "{" + ",\n".join(f"{dumps(key)}: {dumps(cells)}" for key, cells in columns_out.items()) + "}\n"
 
 
 def decode(text: str, at: int) -> tuple[Json, int]:
@@ -308,17 +308,17 @@ def skip(text: str, at: int) -> int:
 
 def members(text: str, at: int) -> dict[str, tuple[int, int, Json]]:
     """By key, where each value of the object that begins at `at` stands, and the value. The text must be sound."""
-    found: dict[str, tuple[int, int, Json]] = {}
+    values: dict[str, tuple[int, int, Json]] = {}
     at = skip(text, at + 1)
     while text[at] != "}":
         key, at = _DECODER.raw_decode(text, at)
         start = skip(text, skip(text, at) + 1)
         value, at = _DECODER.raw_decode(text, start)
-        found[key] = (start, at, value)
+        values[key] = (start, at, value)
         at = skip(text, at)
         if text[at] == ",":
             at = skip(text, at + 1)
-    return found
+    return values
 
 
 def elements(text: str, at: int) -> Iterator[tuple[int, int, Json]]:

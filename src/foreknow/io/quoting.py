@@ -19,6 +19,6 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in _JOINERS else "\ufffd" for c in text)
 
 
-def isolated(text: str) -> str:
+def isolate_bidi(text: str) -> str:
     """A text for a line of other texts: where it runs from right to left, it does not turn round what is beside it."""
     return f"\u2068{text}\u2069" if _RIGHT_TO_LEFT.search(text) else text

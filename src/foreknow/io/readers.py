@@ -33,7 +33,7 @@ def _read_table(part: DataFile) -> Iterator[RecordBatch]:
     """CSV or TSV with every cell as text, exactly as it stands."""
     table: CsvTable | None = None
     rows: list[CsvRow] = []
-    size, given = 0, False
+    size, has_yielded = 0, False
     for item in read_table(part, batches.LONGEST_LINE):
         if isinstance(item, CsvTable):
             table = item
@@ -42,8 +42,8 @@ def _read_table(part: DataFile) -> Iterator[RecordBatch]:
         size += len(item.text)
         if len(rows) == BATCH or size >= batches.LARGEST_BATCH:
             yield _table_batch(rows, table)
-            rows, size, given = [], 0, True
-    if rows or not given:
+            rows, size, has_yielded = [], 0, True
+    if rows or not has_yielded:
         yield _table_batch(rows, table)
 
 
@@ -57,7 +57,7 @@ _PARQUET_FAULTS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, Valu
 
 
 @contextlib.contextmanager
-def _reading_table(part: DataFile, kind: str) -> Iterator[None]:
+def _table_errors(part: DataFile, kind: str) -> Iterator[None]:
     try:
         yield
     except InputError:
@@ -67,7 +67,7 @@ def _reading_table(part: DataFile, kind: str) -> Iterator[None]:
         raise InputError(f"{part.where}: not a readable {kind} file ({first}).") from error
 
 
-def _rows_of(scan: pl.LazyFrame) -> int:
+def _row_count(scan: pl.LazyFrame) -> int:
     """The rows of a Parquet file. Raises ValueError where its footer counts others than its row groups hold.
 
     Polars takes the footer's word where it counts rows or takes a part of them, not where it reads a whole column.
@@ -83,11 +83,11 @@ def _read_parquet(part: DataFile) -> Iterator[RecordBatch]:
     with on_disk(part) as path:
         if path.stat().st_size == 0:
             return
-        with _reading_table(part, "Parquet"):
+        with _table_errors(part, "Parquet"):
             scan = pl.scan_parquet(path, glob=False)
-            count = _rows_of(scan)
+            count = _row_count(scan)
         for start in range(0, max(count, 1), BATCH * 8):
-            with _reading_table(part, "Parquet"):
+            with _table_errors(part, "Parquet"):
                 frame = scan.slice(start, BATCH * 8).collect()
                 records: list[Record] = list(shortest_floats(frame).iter_rows(named=True))
             yield RecordBatch(records, start, frame=frame)
@@ -98,7 +98,7 @@ def _read_arrow(part: DataFile) -> Iterator[RecordBatch]:
     with on_disk(part) as path:
         if path.stat().st_size == 0:
             return
-        with _reading_table(part, "Arrow"):
+        with _table_errors(part, "Arrow"):
             for frame in read_arrow(path, BATCH * 8):
                 records: list[Record] = list(shortest_floats(frame).iter_rows(named=True))
                 yield RecordBatch(records, start, frame=frame)

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from foreknow.errors import ForeknowError, InputError, RunFolderError
 from foreknow.io.remote_lock import Lease
 from foreknow.io.remote_paths import mirrors, place, url_of
-from foreknow.io.remote_sync import Known, RemoteFolder, is_passing, talking
+from foreknow.io.remote_sync import Known, RemoteFolder, is_local_only, store_errors
 from foreknow.progress import say
 
 HELD: Final = "FOREKNOW_HELD"
@@ -40,20 +40,20 @@ def download(name: str | Path, wanted: Callable[[str], bool] = lambda _: True, *
     """
     path = place(name)
     url = url_of(path)
-    if url is None or _is_held(path) or _held_elsewhere(path):
+    if url is None or _is_held(path) or _is_locked_by_other_process(path):
         return path
     with talking_of(url):
         mirror = RemoteFolder(path)
         with FileLock(f"{mirror.journal}.lock"):
-            listed = mirror.listed()
+            listed = mirror.list_remote()
             if not listed and needed:
                 raise InputError(f"{url}: no such file or folder in the store")
             if "" in listed or not listed:
-                mirror.take_up(listed, ours=False)
+                mirror.pull(listed, ours=False)
                 beside = RemoteFolder(path.with_name(f"{path.name}.manifest.json"))
-                beside.take_up(beside.listed(), ours=False)
+                beside.pull(beside.list_remote(), ours=False)
             else:
-                mirror.take_up(listed, Lease(mirror).was_ours(), wanted)
+                mirror.pull(listed, Lease(mirror).was_ours(), wanted)
     return path
 
 
@@ -66,14 +66,14 @@ def download_folder(url: str) -> Path:
 
 
 @contextlib.contextmanager
-def held(path: Path) -> Iterator[None]:
+def hold_remote(path: Path) -> Iterator[None]:
     """Hold what `path` mirrors, if anything: fetched, locked in the store, put there as it is written.
 
     The caller holds `path` itself. Raises RunFolderError where a run elsewhere has it. Where the store is lost in the
     middle, ResourceError tells where the mirror is; the same command goes on from it.
     """
     url = url_of(path)
-    if url is None or _is_held(path) or _held_elsewhere(path.parent):
+    if url is None or _is_held(path) or _is_locked_by_other_process(path.parent):
         yield
         return
     before = os.environ.get(HELD)
@@ -96,13 +96,13 @@ def held(path: Path) -> Iterator[None]:
             os.environ[HELD] = before
 
 
-def make_room(path: Path) -> None:
+def make_mirror_parent(path: Path) -> None:
     """Make the folder around a mirror's path: a store knows no folders, so that none has to be made there first."""
     if path.is_absolute() and path.is_relative_to(mirrors()):
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
-def written(path: Path) -> None:
+def push_written(path: Path) -> None:
     """A file or folder was written whole at `path`: where that is a mirror's, the store gets it."""
     if not path.is_absolute() or not path.is_relative_to(mirrors()):
         return
@@ -110,16 +110,16 @@ def written(path: Path) -> None:
         session.push()
         return
     url = url_of(path)
-    if url is None or _is_held(path) or _held_elsewhere(path):
+    if url is None or _is_held(path) or _is_locked_by_other_process(path):
         return  # whoever holds it puts it
     with talking_of(url, RunFolderError):
-        if is_passing(path.relative_to(mirrors()).as_posix()):
+        if is_local_only(path.relative_to(mirrors()).as_posix()):
             return
         mirror = RemoteFolder(path)
-        mirror.known = {rel: Known(0, -1, None) for rel in mirror.listed()}
+        mirror.known = {rel: Known(0, -1, None) for rel in mirror.list_remote()}
         if path.is_file() and not (manifest := path.with_name(f"{path.name}.manifest.json")).exists():
             other = RemoteFolder(manifest)  # a file without a manifest is not finished; nor must it have an old one
-            other.known = {rel: Known(0, -1, None) for rel in other.listed()}
+            other.known = {rel: Known(0, -1, None) for rel in other.list_remote()}
             other.push()
         mirror.push()
 
@@ -135,15 +135,15 @@ class _Session:
         with talking_of(self.url, RunFolderError):
             self.mirror = RemoteFolder(self.root)
             self.lease = Lease(self.mirror)
-            listed = self.mirror.listed()
+            listed = self.mirror.list_remote()
             if "" in listed:
                 raise RunFolderError(f"{self.url}: is a file, expected a folder (--out)")
             ours = self.lease.take()
             try:
-                self.mirror.take_up(self.mirror.listed() if listed else listed, ours)
-                self.mirror.settle()
+                self.mirror.pull(self.mirror.list_remote() if listed else listed, ours)
+                self.mirror.compact_journal()
             except BaseException:
-                self.lease.let_go()
+                self.lease.release()
                 raise
 
     def push(self) -> None:
@@ -161,8 +161,8 @@ class _Session:
         try:
             self.push()
             with talking_of(self.url, kept=self.kept):
-                self.mirror.settle(self.lease.token)
-                self.lease.let_go()
+                self.mirror.compact_journal(self.lease.token)
+                self.lease.release()
         except ForeknowError as error:
             self.lease.stop()
             if not failed:
@@ -174,7 +174,7 @@ def talking_of(
     url: str, refused: type[InputError | RunFolderError] = InputError, kept: str = ""
 ) -> contextlib.AbstractContextManager[None]:
     """`remote_sync.talking`, imported when it is needed."""
-    return talking(url, kept, refused)
+    return store_errors(url, kept, refused)
 
 
 def _is_held(path: Path) -> bool:
@@ -182,7 +182,7 @@ def _is_held(path: Path) -> bool:
     return any(path.is_relative_to(root) for root in roots)
 
 
-def _held_elsewhere(path: Path) -> bool:
+def _is_locked_by_other_process(path: Path) -> bool:
     """Whether another process on this machine holds the mirror, or one around it."""
     for folder in (path, *path.parents):
         if folder == mirrors():

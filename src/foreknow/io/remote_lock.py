@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from foreknow.errors import ForeknowError, RunFolderError
-from foreknow.io.remote_sync import RemoteFolder, talking
+from foreknow.io.remote_sync import RemoteFolder, store_errors
 from foreknow.progress import duration, say
 
 BEAT: Final = 20.0
@@ -41,9 +41,9 @@ class Lease:
         self.number = 0
         self.taken_over = False
         self._confirmed = 0.0
-        self._asked = threading.Lock()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._keep_beating, daemon=True)
+        self._store_lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._heartbeat_loop, daemon=True)
 
     def take(self) -> bool:
         """Take the lock; whether the last one was this mirror's. Raises RunFolderError where another run has it.
@@ -51,11 +51,11 @@ class Lease:
         The caller holds the mirror on this machine, so a lock of this mirror's is that of a run that is dead.
         """
         fs, url = self.mirror.fs, self.mirror.url
-        last = self._last()
-        found = self._read(last) if last else {}
-        ours = bool(found) and found.get("token") in self.mirror.tokens
-        if found.get("held") and not ours:
-            self._refuse_living(last, found)
+        last = self._last_number()
+        holder = self._read_lock(last) if last else {}
+        ours = bool(holder) and holder.get("token") in self.mirror.tokens
+        if holder.get("held") and not ours:
+            self._refuse_live_holder(last, holder)
         self.mirror.add_token(self.token)
         self.number = last + 1
         try:
@@ -75,54 +75,54 @@ class Lease:
 
     def was_ours(self) -> bool:
         """Whether the last lock in the store was this mirror's: what is here is at least as new."""
-        last = self._last()
-        return bool(last) and self._read(last).get("token") in self.mirror.tokens
+        last = self._last_number()
+        return bool(last) and self._read_lock(last).get("token") in self.mirror.tokens
 
     def check(self) -> None:
         """Raise RunFolderError if another run has the folder by now. Asks the store if it was not asked lately."""
         if not self.taken_over and time.monotonic() - self._confirmed > STALE / 2:
-            self._beat()
+            self._heartbeat()
         if self.taken_over:
             raise RunFolderError(
                 f"{self.mirror.url}: another run has taken the folder over, as if this one were dead; this one stops"
             )
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """End the signs of life and say in the lock that it is free."""
         self.stop()
-        with self._asked:
+        with self._store_lock:
             if self.number and not self.taken_over:
                 self.mirror.fs.pipe_file(self._name(self.number), self._content(False))
 
     def stop(self) -> None:
         """End the signs of life."""
-        self._ended.set()
+        self._stopped.set()
 
     def _name(self, number: int) -> str:
         return self.mirror.at(f".lock-{number}")
 
     def _content(self, held: bool) -> bytes:
-        told = {"held": held, "token": self.token, "host": socket.gethostname(), "pid": os.getpid()}
-        return json.dumps(told).encode()
+        content = {"held": held, "token": self.token, "host": socket.gethostname(), "pid": os.getpid()}
+        return json.dumps(content).encode()
 
-    def _last(self) -> int:
+    def _last_number(self) -> int:
         try:
             names = self.mirror.fs.ls(self.mirror.base, detail=False)
         except FileNotFoundError:  # nothing there yet; a missing bucket is found out by what is written next
             return 0
-        found = (_LOCK.fullmatch(str(name).rpartition("/")[2]) for name in names)
-        return max((int(match[1]) for match in found if match), default=0)
+        matches = (_LOCK.fullmatch(str(name).rpartition("/")[2]) for name in names)
+        return max((int(match[1]) for match in matches if match), default=0)
 
-    def _read(self, number: int) -> dict[str, Any]:
+    def _read_lock(self, number: int) -> dict[str, Any]:
         try:
-            found = json.loads(self.mirror.fs.cat_file(self._name(number)))
+            content = json.loads(self.mirror.fs.cat_file(self._name(number)))
         except (FileNotFoundError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return content if isinstance(content, dict) else {}
 
-    def _refuse_living(self, number: int, found: dict[str, Any]) -> None:
+    def _refuse_live_holder(self, number: int, holder: dict[str, Any]) -> None:
         age = (datetime.now(UTC) - self.mirror.fs.modified(self._name(number))).total_seconds()
-        who = f"process {found.get('pid')} on {found.get('host')}, last sign of life {duration(max(age, 0.0))} ago"
+        who = f"process {holder.get('pid')} on {holder.get('host')}, last sign of life {duration(max(age, 0.0))} ago"
         if age < STALE:
             raise RunFolderError(
                 f"{self.mirror.url}: held by another run ({who}); wait for it to end, or choose another --out. If it "
@@ -130,20 +130,20 @@ class Lease:
             )
         say(f"{self.mirror.url}: taking over from a run that gave no sign of life for {duration(age)} ({who})")
 
-    def _keep_beating(self) -> None:
-        while not self._ended.wait(BEAT) and not self.taken_over:
+    def _heartbeat_loop(self) -> None:
+        while not self._stopped.wait(BEAT) and not self.taken_over:
             # where the store is out of reach the run itself finds out when it writes
-            with contextlib.suppress(ForeknowError), talking(self.mirror.url):
-                self._beat()
+            with contextlib.suppress(ForeknowError), store_errors(self.mirror.url):
+                self._heartbeat()
 
-    def _beat(self) -> None:
-        with self._asked:
+    def _heartbeat(self) -> None:
+        with self._store_lock:
             self._confirm()
-            if not self.taken_over and not self._ended.is_set():
+            if not self.taken_over and not self._stopped.is_set():
                 self.mirror.fs.pipe_file(self._name(self.number), self._content(True))
                 self._confirmed = time.monotonic()
 
     def _confirm(self) -> None:
         """Whether the lock is still ours: no next number, and our own token in it."""
-        gone = self._read(self.number).get("token") != self.token
+        gone = self._read_lock(self.number).get("token") != self.token
         self.taken_over = gone or bool(self.mirror.fs.exists(self._name(self.number + 1)))

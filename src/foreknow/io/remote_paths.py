@@ -57,23 +57,23 @@ def place(name: str | Path) -> Path:
     another scheme, and for a URL that no object can have.
     """
     text = str(name)
-    found = _SCHEME.match(text)
-    if found is None or (isinstance(name, str) and not is_url(name)):
+    match = _SCHEME.match(text)
+    if match is None or (isinstance(name, str) and not is_url(name)):
         return name if isinstance(name, Path) else Path(name)
-    scheme, rest = found[1].lower(), text[found.end() :].rstrip("/")
-    shown = f"{scheme}://{rest.rpartition('@')[2]}"
+    scheme, rest = match[1].lower(), text[match.end() :].rstrip("/")
+    public_url = f"{scheme}://{rest.rpartition('@')[2]}"
     if isinstance(name, Path) and name.parts and Path(name.parts[0]).exists():
         return name
     if scheme not in SCHEMES:
-        raise ConfigError(f"{shown}: unknown scheme {scheme}://, expected s3:// or gs://, or a local path")
+        raise ConfigError(f"{public_url}: unknown scheme {scheme}://, expected s3:// or gs://, or a local path")
     bucket, *parts = rest.split("/")
     if "@" in bucket:
         raise ConfigError(
-            f"{shown}: found a user or password in the URL; credentials come from the environment or the store's "
+            f"{public_url}: found a user or password in the URL; credentials come from the environment or the store's "
             "own settings files"
         )
     if not bucket or ":" in bucket or any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts):
-        raise ConfigError(f"{shown}: expected {scheme}://BUCKET/NAME, without empty, '.' or '..' parts")
+        raise ConfigError(f"{public_url}: expected {scheme}://BUCKET/NAME, without empty, '.' or '..' parts")
     return MirrorPath(mirrors().joinpath(scheme, bucket, *parts))
 
 

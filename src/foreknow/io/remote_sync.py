@@ -22,9 +22,9 @@ from foreknow.errors import ForeknowError, InputError, MissingExtra, ResourceErr
 from foreknow.io.remote_paths import SCHEMES, mirrors, url_of
 from foreknow.progress import say
 
-_PASSING = re.compile(r"\..*\.part|\..+\.[a-z0-9_]{8}\.\w+|\.lock(-\d+)?")
+_LOCAL_ONLY = re.compile(r"\..*\.part|\..+\.[a-z0-9_]{8}\.\w+|\.lock(-\d+)?")
 """Names that no store gets: what is being written, and locks."""
-_TOLD_FROM: Final = 2**25
+_LOG_FROM_BYTES: Final = 2**25
 """Bytes from which on fetching is said."""
 
 
@@ -37,7 +37,7 @@ class Known(NamedTuple):
 
 
 @contextlib.contextmanager
-def talking(url: str, kept: str = "", refused: type[UsageError] = InputError) -> Iterator[None]:
+def store_errors(url: str, kept: str = "", refused: type[UsageError] = InputError) -> Iterator[None]:
     """Talking to a store: whatever goes wrong is one line that names `url`.
 
     What the user can mend (names, rights) raises `refused`, else ResourceError; `kept` tells what is not lost. Where
@@ -72,16 +72,16 @@ def filesystem(url: str) -> Any:
     """The fsspec file system of a URL; credentials and endpoint are the library's own affair."""
     import fsspec
 
-    found = fsspec.filesystem(url.partition(":")[0], use_listings_cache=False)
-    if (loop := getattr(found, "loop", None)) is not None:
+    fs = fsspec.filesystem(url.partition(":")[0], use_listings_cache=False)
+    if (loop := getattr(fs, "loop", None)) is not None:
         # asyncio would print a traceback for each connection that broke, beside the error that the call raises
-        loop.set_exception_handler(lambda _, told: logging.getLogger(__name__).debug("%s", told.get("message")))
-    return found
+        loop.set_exception_handler(lambda _, context: logging.getLogger(__name__).debug("%s", context.get("message")))
+    return fs
 
 
-def is_passing(name: str) -> bool:
+def is_local_only(name: str) -> bool:
     """Whether a path's text has a part that no store gets."""
-    return any(_PASSING.fullmatch(part) for part in name.split("/"))
+    return any(_LOCAL_ONLY.fullmatch(part) for part in name.split("/"))
 
 
 class RemoteFolder:
@@ -105,40 +105,40 @@ class RemoteFolder:
         """The store's name for a file of the folder."""
         return f"{self.base}/{rel}" if rel else self.base
 
-    def listed(self) -> dict[str, Any]:
+    def list_remote(self) -> dict[str, Any]:
         """What the store has, by path inside the folder (`""`: the URL is a file's). Locks are not listed."""
-        found = {}
+        files = {}
         for name, info in self.fs.find(self.base, detail=True).items():
             rel = name.lstrip("/")[len(self.base) :]
-            if not name.endswith("/") and rel[:1] in ("", "/") and not is_passing(rel[1:]):
-                found[rel[1:]] = info
-        if any(part in (".", "..") for rel in found for part in rel.split("/")):
+            if not name.endswith("/") and rel[:1] in ("", "/") and not is_local_only(rel[1:]):
+                files[rel[1:]] = info
+        if any(part in (".", "..") for rel in files for part in rel.split("/")):
             raise InputError(f"{self.url}: a name in it has a '.' or '..' part, which no folder here can have")
-        return found
+        return files
 
-    def take_up(self, listed: Mapping[str, Any], ours: bool, wanted: Callable[[str], bool] = lambda _: True) -> None:
+    def pull(self, listed: Mapping[str, Any], ours: bool, wanted: Callable[[str], bool] = lambda _: True) -> None:
         """Make the mirror what the store has.
 
         `ours`: nobody has written there since this mirror did, so what is here and not yet there stays.
         """
-        here = self._here()
+        local = self._local_files()
         missing = []
         for rel, info in listed.items():
             known = self.known.get(rel)
             same = known is not None and known.size == info["size"] and known.stamp in (_stamp(info), None)
             same = same and (ours or (known is not None and known.stamp is not None))
-            if rel not in here or not same or not (ours or here[rel] == known[:2]):  # type: ignore[index]
+            if rel not in local or not same or not (ours or local[rel] == known[:2]):  # type: ignore[index]
                 missing.append(rel)
-        for rel in here.keys() - listed.keys():
+        for rel in local.keys() - listed.keys():
             if not ours or rel in self.known:
                 (self.root / rel).unlink()
         for rel in self.known.keys() - listed.keys():
-            self._note(rel, None)
+            self._record(rel, None)
         self._fetch({rel: listed[rel] for rel in missing if wanted(rel)})
 
     def _fetch(self, listed: Mapping[str, Any]) -> None:
         size = sum(info["size"] for info in listed.values())
-        if size >= _TOLD_FROM:
+        if size >= _LOG_FROM_BYTES:
             say(f"{self.url}: fetching {len(listed):,} file{'s' if len(listed) > 1 else ''}, {size / 1e6:,.0f} MB")
         with tempfile.TemporaryDirectory(dir=self.journal.parent) as part:
             arrived = [Path(part) / str(number) for number in range(len(listed))]
@@ -149,24 +149,24 @@ class RemoteFolder:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 file.replace(target)
                 about = target.stat()
-                self._note(rel, Known(about.st_mtime_ns, about.st_size, _stamp(info)))
+                self._record(rel, Known(about.st_mtime_ns, about.st_size, _stamp(info)))
 
     def push(self) -> None:
         """Make the store what the mirror has."""
-        here = self._here()
-        changed = [rel for rel, now in here.items() if rel not in self.known or self.known[rel][:2] != now]
-        for rel in sorted(changed, key=lambda rel: (here[rel], rel)):
+        local = self._local_files()
+        changed = [rel for rel, now in local.items() if rel not in self.known or self.known[rel][:2] != now]
+        for rel in sorted(changed, key=lambda rel: (local[rel], rel)):
             self.fs.put_file(str(self.root / rel if rel else self.root), self.at(rel))
-            self._note(rel, Known(*here[rel], None))
-        for rel in sorted(self.known.keys() - here.keys()):
+            self._record(rel, Known(*local[rel], None))
+        for rel in sorted(self.known.keys() - local.keys()):
             with contextlib.suppress(FileNotFoundError):
                 self.fs.rm_file(self.at(rel))
-            self._note(rel, None)
+            self._record(rel, None)
 
-    def settle(self, token: str | None = None) -> None:
+    def compact_journal(self, token: str | None = None) -> None:
         """Write the journal short; with `token`, the last lock's, note the store's stamps of what was put."""
         if token is not None and any(known.stamp is None for known in self.known.values()):
-            for rel, info in self.listed().items():
+            for rel, info in self.list_remote().items():
                 known = self.known.get(rel)
                 if known is not None and known.stamp is None and known.size == info["size"]:
                     self.known[rel] = known._replace(stamp=_stamp(info))
@@ -181,7 +181,7 @@ class RemoteFolder:
         self.tokens.add(token)
         self._append(token)
 
-    def _note(self, rel: str, known: Known | None) -> None:
+    def _record(self, rel: str, known: Known | None) -> None:
         if known is None:
             self.known.pop(rel, None)
         else:
@@ -192,22 +192,22 @@ class RemoteFolder:
         with self.journal.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def _here(self) -> dict[str, tuple[int, int]]:
+    def _local_files(self) -> dict[str, tuple[int, int]]:
         """Modification time and size of the mirror's files, by path inside it."""
         if self.root.is_file():
             about = self.root.stat()
             return {"": (about.st_mtime_ns, about.st_size)}
-        found = {}
+        files = {}
         for folder, _, names in os.walk(self.root):
             inside = Path(folder).relative_to(self.root).as_posix()
             for name in names:
                 rel = name if inside == "." else f"{inside}/{name}"
-                if is_passing(rel):
+                if is_local_only(rel):
                     continue
                 with contextlib.suppress(FileNotFoundError):  # gone since
                     about = (Path(folder) / name).stat()
-                    found[rel] = (about.st_mtime_ns, about.st_size)
-        return found
+                    files[rel] = (about.st_mtime_ns, about.st_size)
+        return files
 
 
 def _stamp(info: Mapping[str, Any]) -> str:
@@ -222,13 +222,13 @@ def _read_journal(path: Path) -> tuple[dict[str, Known], set[str]]:
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     for line in lines:
         try:
-            found = json.loads(line)
+            entry = json.loads(line)
         except ValueError:
             continue  # torn by a kill
-        if isinstance(found, str):
-            tokens.add(found)
-        elif len(found) == 1:
-            known.pop(found[0], None)
+        if isinstance(entry, str):
+            tokens.add(entry)
+        elif len(entry) == 1:
+            known.pop(entry[0], None)
         else:
-            known[found[0]] = Known(*found[1:])
+            known[entry[0]] = Known(*entry[1:])
     return known, tokens

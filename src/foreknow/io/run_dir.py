@@ -42,7 +42,7 @@ FORMAT: Final = 2
 so that no file is read by names that it does not have."""
 SEAL = "seal"
 """The key under which a sealed JSON file holds the fingerprint of the rest of it."""
-_TORN = re.compile(r"\.[\w.]+\.[a-z0-9_]{8}\.\w+")
+_TEMPORARY = re.compile(r"\.[\w.]+\.[a-z0-9_]{8}\.\w+")
 """What `write_whole` leaves behind if it is killed."""
 
 
@@ -55,7 +55,7 @@ def fingerprint(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def _disk(path: Path) -> Iterator[None]:
+def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, pl.exceptions.PolarsError) as error:
@@ -73,14 +73,14 @@ def _errno(error: Exception) -> int | None:
     """The operating system's number for a failed write; Polars gives it in its text only."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
-    told = re.search(r"\(os error (\d+)\)", str(error))
-    return int(told.group(1)) if told else None
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    return int(match.group(1)) if match else None
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary neighbour of `path`, then rename it: readers see all of it or nothing."""
-    with _disk(path):
-        remote.make_room(path)
+    with _disk_errors(path):
+        remote.make_mirror_parent(path)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
         os.close(handle)
         part = Path(name)
@@ -92,13 +92,13 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
-    remote.written(path)
+    remote.push_written(path)
 
 
 def write_folder(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary neighbour folder of `path`, then put it in the place of what stood there."""
-    with _disk(path):
-        remote.make_room(path)
+    with _disk_errors(path):
+        remote.make_mirror_parent(path)
         part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
         try:
             part.chmod(0o755)
@@ -108,7 +108,7 @@ def write_folder(path: Path, write: Callable[[Path], object]) -> None:
             part.replace(path)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-    remote.written(path)
+    remote.push_written(path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -153,9 +153,9 @@ class RunDir:
             _check_format(self.path, known)
             differ = differences(known.get("identity", {}), identity)
             if differ:
-                shown = "; ".join(differ[:4]) + (f"; and {len(differ) - 4} more" if len(differ) > 4 else "")
+                changes = "; ".join(differ[:4]) + (f"; and {len(differ) - 4} more" if len(differ) > 4 else "")
                 raise RunFolderError(
-                    f"{self.path}: made by another run: {shown}. Choose another --out, or delete the folder"
+                    f"{self.path}: made by another run: {changes}. Choose another --out, or delete the folder"
                 )
             if self.manifest is not None:
                 verify(self.path, partial=partial)
@@ -167,11 +167,11 @@ class RunDir:
             )
         # whose folder it is comes first: a run stopped right here can be taken up again
         write_json(self.path / ".run.json", with_checksum({"format": FORMAT, "identity": identity}))
-        with _disk(self.path):
+        with _disk_errors(self.path):
             self.chunks.mkdir(exist_ok=True)
-            for torn in (*self.path.iterdir(), *self.chunks.iterdir()):
-                if _TORN.fullmatch(torn.name):
-                    shutil.rmtree(torn) if torn.is_dir() else torn.unlink(missing_ok=True)
+            for leftover in (*self.path.iterdir(), *self.chunks.iterdir()):
+                if _TEMPORARY.fullmatch(leftover.name):
+                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         return False
 
@@ -185,9 +185,9 @@ class RunDir:
     def chunk(self, number: int, part: str) -> pl.DataFrame | None:
         """A finished chunk's frame, or None. A file that is not as it was written counts as not finished."""
         for path in self.chunks.glob(f"{number:06d}.*.{part}.parquet"):
-            whole = path.read_bytes()
-            if hashlib.sha256(whole).hexdigest() == path.name.split(".")[1]:
-                return pl.read_parquet(io.BytesIO(whole))
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest() == path.name.split(".")[1]:
+                return pl.read_parquet(io.BytesIO(content))
             path.unlink(missing_ok=True)
         return None
 
@@ -195,9 +195,9 @@ class RunDir:
         """Write a finished chunk's frame."""
         body = io.BytesIO()
         frame.write_parquet(body, compression="zstd", statistics=True)
-        whole = body.getvalue()
-        path = self.chunks / f"{number:06d}.{hashlib.sha256(whole).hexdigest()}.{part}.parquet"
-        write_whole(path, lambda part: part.write_bytes(whole))
+        content = body.getvalue()
+        path = self.chunks / f"{number:06d}.{hashlib.sha256(content).hexdigest()}.{part}.parquet"
+        write_whole(path, lambda part: part.write_bytes(content))
         for older in self.chunks.glob(f"{number:06d}.*.{part}.parquet"):
             if older != path:
                 older.unlink()
@@ -209,12 +209,12 @@ class RunDir:
         """
         frames = [pl.DataFrame(schema=schema)]
         for number in sorted({int(path.name.split(".")[0]) for path in self.chunks.glob(f"*.*.{part}.parquet")}):
-            found = self.chunk(number, part)
-            if found is None:
+            frame = self.chunk(number, part)
+            if frame is None:
                 raise RunFolderError(
                     f"{self.chunks}: chunk {number} ({part}) was damaged, and is removed; run the same command again"
                 )
-            frames.append(found)
+            frames.append(frame)
         return pl.concat(frames)
 
     def finish(self, manifest: dict[str, Any], outputs: Iterable[str] = ()) -> None:
@@ -222,12 +222,12 @@ class RunDir:
 
         `outputs`: names or patterns; those that are not there are passed over, folders count with all in them.
         """
-        with _disk(self.path):
+        with _disk_errors(self.path):
             files = _checksums(self.path, outputs)
         write_json(self.path / MANIFEST, with_checksum({"format": FORMAT, **manifest, "files": files}))
         shutil.rmtree(self.chunks, ignore_errors=True)
         (self.path / ".run.json").unlink(missing_ok=True)
-        remote.written(self.path)
+        remote.push_written(self.path)
 
 
 @contextlib.contextmanager
@@ -240,7 +240,7 @@ def lock_run_dir(path: Path) -> Iterator[RunDir]:
     path = place(path)
     if path.exists() and not path.is_dir():
         raise RunFolderError(f"{path}: is a file, expected a folder (--out)")
-    with _disk(path):
+    with _disk_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(str(path / ".lock"), timeout=0)
         try:
@@ -248,7 +248,7 @@ def lock_run_dir(path: Path) -> Iterator[RunDir]:
         except Timeout:
             raise RunFolderError(f"{path}: held by another run; wait for it to end, or choose another --out") from None
     try:
-        with remote.held(path):
+        with remote.hold_remote(path):
             yield RunDir(path)
     finally:
         lock.release()
@@ -266,13 +266,13 @@ def read_checked(path: Path) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
-    found = read_json(path)
-    if found is None:
+    value = read_json(path)
+    if value is None:
         raise RunFolderError(f"{path}: damaged, not a JSON object; {_remedy(path.parent)}")
-    seal = found.pop(SEAL, None)
-    if (seal is not None or "files" in found) and seal != fingerprint(found):
+    seal = value.pop(SEAL, None)
+    if (seal is not None or "files" in value) and seal != fingerprint(value):
         raise RunFolderError(f"{path}: damaged or edited: not as it was written; {_remedy(path.parent)}")
-    return found
+    return value
 
 
 def verify(folder: Path, *, partial: bool = False) -> dict[str, Any]:
@@ -283,11 +283,11 @@ def verify(folder: Path, *, partial: bool = False) -> dict[str, Any]:
     there is no manifest, or an output is missing or was changed, with its name; RunFolderError where the outputs have
     the columns of another format.
     """
-    found = read_checked(folder / MANIFEST)
-    if found is None:
+    manifest = read_checked(folder / MANIFEST)
+    if manifest is None:
         raise InputError(f"{folder}: not a finished run (no {MANIFEST})")
-    _check_format(folder, found)
-    for name, expected in found.get("files", {}).items():
+    _check_format(folder, manifest)
+    for name, expected in manifest.get("files", {}).items():
         path = folder / name
         if not path.is_file():
             if partial:
@@ -300,7 +300,7 @@ def verify(folder: Path, *, partial: bool = False) -> dict[str, Any]:
                 f"{path}: damaged or edited: sha256 {sha256[:12]}..., expected {expected[:12]}...; put the file back, "
                 f"or {_remedy(path if partial else folder)}"
             )
-    return found
+    return manifest
 
 
 def _check_format(folder: Path, manifest: dict[str, Any]) -> None:
@@ -318,8 +318,8 @@ def _remedy(folder: Path) -> str:
 
 
 def _checksums(folder: Path, outputs: Iterable[str]) -> dict[str, str]:
-    found = {path for pattern in outputs for path in folder.glob(pattern)}
-    files = {f for path in found for f in ([path] if path.is_file() else path.rglob("*")) if f.is_file()}
+    paths = {path for pattern in outputs for path in folder.glob(pattern)}
+    files = {f for path in paths for f in ([path] if path.is_file() else path.rglob("*")) if f.is_file()}
     sums = {}
     for path in sorted(files):
         with path.open("rb") as file:
@@ -330,14 +330,14 @@ def _checksums(folder: Path, outputs: Iterable[str]) -> dict[str, str]:
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
     """Keys whose values differ, as `key: then -> now`, depth first."""
     if isinstance(old, dict) and isinstance(new, dict):
-        found = []
+        changes = []
         for key in sorted({*old, *new}):
-            found += differences(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
-        return found
-    return [] if old == new else [f"{name}: {_short(old)} -> {_short(new)}"]
+            changes += differences(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
+        return changes
+    return [] if old == new else [f"{name}: {_short_json(old)} -> {_short_json(new)}"]
 
 
-def _short(value: Any) -> str:
+def _short_json(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -345,7 +345,7 @@ def _short(value: Any) -> str:
 def read_json(path: Path) -> dict[str, Any] | None:
     """A file's JSON object; None where there is no file, or nothing of the kind in it."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None

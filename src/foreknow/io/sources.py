@@ -95,7 +95,7 @@ class DataFile:
     @contextlib.contextmanager
     def open(self) -> Iterator[IO[bytes]]:
         """The bytes, unpacked. What cannot be read, now or later, is an InputError that names the part."""
-        with _reading(self.where), self.raw() as stream:
+        with _read_errors(self.where), self.raw() as stream:
             if self.packing in (".gz", ".bz2", ".xz"):
                 opener = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[self.packing]
                 with opener(stream) as unpacked:  # type: ignore[operator]
@@ -120,8 +120,8 @@ class DataFile:
     @property
     def relation(self) -> str | None:
         """The relation that a name such as `P17.train.json` tells (the ENTITYQUESTIONS tree)."""
-        found = re.fullmatch(r"(P\d+)\.(train|dev|test)\.jsonl?", PurePosixPath(self.name).name)
-        return found.group(1) if found else None
+        match = re.fullmatch(r"(P\d+)\.(train|dev|test)\.jsonl?", PurePosixPath(self.name).name)
+        return match.group(1) if match else None
 
 
 @dataclass(frozen=True)
@@ -153,21 +153,21 @@ def source_of(name: str) -> Source:
     if name in ("-", "stdin:"):
         return _standard_input()
     if name.startswith(HUB):
-        return _hub(name)
-    path = _fetched(name) if is_url(name) else Path(name)
+        return _hub_source(name)
+    path = _download_url(name) if is_url(name) else Path(name)
     if path.is_dir():
-        return _folder(path, name)
+        return _folder_source(path, name)
     if not path.exists():
         hint = f" For a data set of the hub, write {HUB}{name}." if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else ""
         raise InputError(f"{path}: no such file. Check the path, or quote it if it has spaces.{hint}")
     if not path.is_file():
         raise InputError(f"{path}: is a pipe or a device. Send it to standard input, and give - for its name.")
-    with _reading(f"{path}"), path.open("rb") as stream:
+    with _read_errors(f"{path}"), path.open("rb") as stream:
         zipped = stream.read(4) == b"PK\x03\x04"
     suffix, packing = suffixes(path.name)
     if zipped or path.suffix.lower() == ".zip":
-        return _zip(path)
-    part, notes = identified(DataFile(path.name, f"{path}", suffix, packing, lambda: path.open("rb")))
+        return _zip_source(path)
+    part, notes = detect_content(DataFile(path.name, f"{path}", suffix, packing, lambda: path.open("rb")))
     if part.suffix not in SUFFIXES:
         raise InputError(
             f"{path}: unknown suffix {suffix or path.suffix!r}, expected one of {' '.join(SUFFIXES)} "
@@ -177,45 +177,47 @@ def source_of(name: str) -> Source:
     return Source(path.name, "file", (part,), notes=notes)
 
 
-def identified(part: DataFile) -> tuple[DataFile, tuple[str, ...]]:
+def detect_content(part: DataFile) -> tuple[DataFile, tuple[str, ...]]:
     """The part with the suffix and packing of its content, and what differs from its name.
 
     Raises InputError where the content is known and cannot be read.
     """
-    with _reading(part.where), part.raw() as stream:
+    with _read_errors(part.where), part.raw() as stream:
         head = stream.read(HEAD)
-    found = replace(part, packing=packing_of(head))
-    if found.packing:
-        with found.open() as stream:
+    detected = replace(part, packing=packing_of(head))
+    if detected.packing:
+        with detected.open() as stream:
             head = stream.read(HEAD)
     if refusal := refusal_of(head, part.suffix):
         raise InputError(f"{part.where}: {refusal}")
     if head.startswith(b"PK\x03\x04"):
         raise InputError(f"{part.where}: is a zip archive. Name it .zip and give it by itself.")
     if table := table_suffix(head):
-        suffix = found.suffix if table == ".arrow" and found.suffix in ARROW else table
+        suffix = detected.suffix if table == ".arrow" and detected.suffix in ARROW else table
     elif head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"["):
         if b"\n" not in head and len(head) == HEAD:
-            with found.open() as stream:
+            with detected.open() as stream:
                 head = stream.readline(LONGEST_FIRST_LINE) + stream.read(HEAD)
-        suffix = text_suffix(head, found.suffix)
+        suffix = text_suffix(head, detected.suffix)
     else:
-        suffix = found.suffix
-    found = replace(found, suffix=suffix)
-    if not head or (found.suffix, found.packing) == (part.suffix, part.packing):
-        return (part if not head else found), ()
+        suffix = detected.suffix
+    detected = replace(detected, suffix=suffix)
+    if not head or (detected.suffix, detected.packing) == (part.suffix, part.packing):
+        return (part if not head else detected), ()
     kinds = {".jsonl": "JSON lines", ".json": "JSON", ".parquet": "Parquet", ".arrow": "Arrow"}
-    kind = kinds.get(found.suffix, found.suffix[1:].upper())
-    return found, (f"{quoted(PurePosixPath(part.name).name)} is read as {kind}{_packed_as(found, part)}, which it is",)
+    kind = kinds.get(detected.suffix, detected.suffix[1:].upper())
+    return detected, (
+        f"{quoted(PurePosixPath(part.name).name)} is read as {kind}{_packing_note(detected, part)}, which it is",
+    )
 
 
-def _packed_as(found: DataFile, part: DataFile) -> str:
-    if found.packing == part.packing:
+def _packing_note(detected: DataFile, part: DataFile) -> str:
+    if detected.packing == part.packing:
         return ""
-    return f" packed as {found.packing}" if found.packing else ", not packed"
+    return f" packed as {detected.packing}" if detected.packing else ", not packed"
 
 
-def _fetched(url: str) -> Path:
+def _download_url(url: str) -> Path:
     """What a URL names, here; of a folder the data files only."""
     from foreknow.io.remote import download  # keeps filelock out
 
@@ -229,7 +231,7 @@ def source_of_bytes(name: str, content: bytes) -> Source:
 
 
 @contextlib.contextmanager
-def packed_for_writing(stream: IO[bytes], packing: str) -> Iterator[IO[bytes]]:
+def compressed_writer(stream: IO[bytes], packing: str) -> Iterator[IO[bytes]]:
     """A stream that packs what is written to it as `packing` says; the same content gives the same bytes."""
     if packing == ".gz":
         with gzip.GzipFile(filename="", mode="wb", fileobj=stream, mtime=0) as packed:
@@ -248,9 +250,9 @@ def packed_for_writing(stream: IO[bytes], packing: str) -> Iterator[IO[bytes]]:
 def on_disk(part: DataFile) -> Iterator[Path]:
     """A file that holds the part's bytes, for readers that must seek."""
     with part.open() as stream, tempfile.NamedTemporaryFile(prefix="foreknow-", suffix=part.suffix) as copy:
-        own = getattr(stream, "name", None)
-        if isinstance(own, str) and not part.packing and Path(own).is_file():
-            yield Path(own)
+        file_name = getattr(stream, "name", None)
+        if isinstance(file_name, str) and not part.packing and Path(file_name).is_file():
+            yield Path(file_name)
             return
         while block := stream.read(_BLOCK):
             if (free := shutil.disk_usage(copy.name).free) < _SPARE:
@@ -269,7 +271,7 @@ _SPARE = 1 << 30
 
 
 @contextlib.contextmanager
-def _reading(where: str) -> Iterator[None]:
+def _read_errors(where: str) -> Iterator[None]:
     damaged = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, _zstd().ZstdError, struct.error)
     odd = (NotImplementedError, ValueError, OverflowError)  # what a damaged zip says it holds
     try:
@@ -302,7 +304,7 @@ def _is_data(name: str) -> bool:
     return suffixes(name)[0] in SUFFIXES and not _NOT_DATA.search(name)
 
 
-def _several(
+def _source_of_many(
     name: str,
     kind: Literal["folder", "zip"],
     names: Sequence[str],
@@ -313,7 +315,7 @@ def _several(
 
     def read(each: str) -> bytes:
         where, raw = opener(each)
-        with _reading(where), raw() as stream:
+        with _read_errors(where), raw() as stream:
             return bytes(stream.read(_LARGEST_SIDECAR))
 
     plan: FolderPlan = plan_of(names, read, name, is_data=_is_data)
@@ -321,7 +323,7 @@ def _several(
     for each in sorted(plan.files):
         where, raw = opener(each)
         suffix, packing = suffixes(each)
-        part, more = identified(DataFile(each, where, suffix, packing, raw, plan.splits.get(each) or None))
+        part, more = detect_content(DataFile(each, where, suffix, packing, raw, plan.splits.get(each) or None))
         parts.append(part)
         notes += more
     if not parts:
@@ -344,7 +346,7 @@ def _several(
 _LARGEST_SIDECAR = 1 << 25
 
 
-def _folder(path: Path, name: str) -> Source:
+def _folder_source(path: Path, name: str) -> Source:
     path, note = snapshot_of(path)
     names = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
 
@@ -352,11 +354,11 @@ def _folder(path: Path, name: str) -> Source:
         file = path / each
         return f"{file}", lambda: file.open("rb")
 
-    return _several(name, "folder", names, opener, note)
+    return _source_of_many(name, "folder", names, opener, note)
 
 
-def _zip(path: Path) -> Source:
-    with _reading(f"{path}"), zipfile.ZipFile(path) as archive:
+def _zip_source(path: Path) -> Source:
+    with _read_errors(f"{path}"), zipfile.ZipFile(path) as archive:
         # not by is_dir, which fails on an empty name
         names = [info.filename for info in archive.infolist() if not info.filename.endswith("/")]
     if twice := next((name for name, count in Counter(names).items() if count > 1), None):
@@ -369,7 +371,7 @@ def _zip(path: Path) -> Source:
     def opener(each: str) -> tuple[str, Any]:
         return f"{path}!{each}", lambda: _Member(path, each)
 
-    return _several(f"{path}", "zip", names, opener)
+    return _source_of_many(f"{path}", "zip", names, opener)
 
 
 class _Member(io.BufferedReader):
@@ -389,10 +391,10 @@ class _Member(io.BufferedReader):
 
 
 def _standard_input() -> Source:
-    kept = tempfile.NamedTemporaryFile(prefix="foreknow-")  # noqa: SIM115 - lives as long as the source
-    shutil.copyfileobj(sys.stdin.buffer, kept)
-    kept.flush()
-    path = Path(kept.name)
+    copy = tempfile.NamedTemporaryFile(prefix="foreknow-")  # noqa: SIM115 - lives as long as the source
+    shutil.copyfileobj(sys.stdin.buffer, copy)
+    copy.flush()
+    path = Path(copy.name)
     raw = DataFile("stdin", "standard input", "", "", lambda: path.open("rb"))
     with path.open("rb") as stream:
         raw = replace(raw, packing=packing_of(stream.read(HEAD)))
@@ -403,19 +405,19 @@ def _standard_input() -> Source:
         raise InputError("standard input is empty: found no rows, expected at least one.")
     head = text.split(b"\n", maxsplit=1)[0]
     suffix = ".jsonl" if text[:1] == b"{" else ".json" if text[:1] == b"[" else ".tsv" if b"\t" in head else ".csv"
-    part, _ = identified(replace(raw, suffix=suffix))
-    return Source("standard input", "file", (replace(part, name=f"stdin{part.suffix}"),), keep=kept)
+    part, _ = detect_content(replace(raw, suffix=suffix))
+    return Source("standard input", "file", (replace(part, name=f"stdin{part.suffix}"),), keep=copy)
 
 
-def _hub(name: str) -> Source:
+def _hub_source(name: str) -> Source:
     """A data set's own files, fetched into the hub's cache. A revision may follow: hub:owner/name@revision."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = re.fullmatch(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)(?:@([\w./-]+))?", name.removeprefix(HUB))
-    if wanted is None:
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)(?:@([\w./-]+))?", name.removeprefix(HUB))
+    if match is None:
         raise InputError(f"{name}: expected {HUB}owner/name, {HUB}owner/name/folder or {HUB}owner/name@revision.")
-    repository, inside, revision = wanted.groups()
+    repository, inside, revision = match.groups()
     patterns = [f"{inside.strip('/')}{'/' if inside else ''}*{s}{p}" for s in SUFFIXES for p in ("", *PACKINGS)]
     patterns.append("README.md")
     try:
@@ -423,4 +425,4 @@ def _hub(name: str) -> Source:
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         why = " ".join(str(error).split())[:160]
         raise InputError(f"{name}: cannot be fetched from the hub ({why}). Give a file or a folder instead.") from None
-    return _folder(folder / inside.strip("/"), name)
+    return _folder_source(folder / inside.strip("/"), name)

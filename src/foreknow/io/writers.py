@@ -17,13 +17,13 @@ import polars as pl
 from foreknow.errors import InputError
 from foreknow.io.arrow import ArrowKind, arrow_kind, write_arrow
 from foreknow.io.batches import Record, RecordBatch
-from foreknow.io.csv_dialect import usual
+from foreknow.io.csv_dialect import default_dialect
 from foreknow.io.csv_escape import escape_formula
 from foreknow.io.csv_table import TableWriter
 from foreknow.io.dataset_folders import sidecar
 from foreknow.io.json_text import dumps, encodable
 from foreknow.io.readers import read_part
-from foreknow.io.sources import ARROW, DataFile, Source, on_disk, packed_for_writing, suffixes
+from foreknow.io.sources import ARROW, DataFile, Source, compressed_writer, on_disk, suffixes
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ def write_parts(source: Source, change: Change, path: Path) -> None:
     schemas: dict[str, pl.Schema | None] = {}
     if source.kind == "zip":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            for part, name in zip(source.parts, _inside(source.parts), strict=True):
-                with archive.open(_member(name), "w", force_zip64=True) as out:
+            for part, name in zip(source.parts, _archive_names(source.parts), strict=True):
+                with archive.open(_zip_info(name), "w", force_zip64=True) as out:
                     first, schemas[_folder_of(part.name)] = _write_part(part, out, change, first)
             for name, content in source.sidecars:
-                archive.writestr(_member(name), sidecar(name, content(), schemas.get(_folder_of(name))))
+                archive.writestr(_zip_info(name), sidecar(name, content(), schemas.get(_folder_of(name))))
         return
     for part in source.parts:
         target = path / part.name if source.kind == "folder" else path
@@ -70,26 +70,26 @@ def _folder_of(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-def _member(name: str) -> zipfile.ZipInfo:
+def _zip_info(name: str) -> zipfile.ZipInfo:
     """A member of an archive with a fixed date: the same content gives the same bytes."""
     info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
     info.compress_type = zipfile.ZIP_DEFLATED
     return info
 
 
-def _inside(parts: Sequence[DataFile]) -> list[str]:
+def _archive_names(parts: Sequence[DataFile]) -> list[str]:
     """The parts' names, none of which leads out of the folder that an archive of them is unpacked into.
 
     They sort as the parts do: where they would not, each stands in a numbered folder.
     """
-    found: list[str] = []
+    names: list[str] = []
     for part in parts:
         pieces = [re.sub(r"[:\\]", "_", piece) for piece in part.name.split("/") if piece not in ("", ".")]
-        found.append("/".join("__" if piece == ".." else piece for piece in pieces))
-    if found != sorted(set(found)):
-        width = len(str(len(found)))
-        return [f"{number:0{width}}/{name}" for number, name in enumerate(found)]
-    return found
+        names.append("/".join("__" if piece == ".." else piece for piece in pieces))
+    if names != sorted(set(names)):
+        width = len(str(len(names)))
+        return [f"{number:0{width}}/{name}" for number, name in enumerate(names)]
+    return names
 
 
 def write_joined(parts: Sequence[DataFile], change: Change, path: Path, name: str) -> None:
@@ -105,9 +105,9 @@ def write_joined(parts: Sequence[DataFile], change: Change, path: Path, name: st
             raise InputError(f"{name}: expected a name that ends in {part.suffix}, the format of {part.name}.")
     first = 0
     frames = []
-    with path.open("wb") as out, packed_for_writing(out, packing) as stream:
+    with path.open("wb") as out, compressed_writer(out, packing) as stream:
         same = parts[0].suffix == suffix
-        tables = TableWriter(stream, name, suffix, part_of=True, dialect=None if same else usual(suffix))
+        tables = TableWriter(stream, name, suffix, part_of=True, dialect=None if same else default_dialect(suffix))
         writer = _Writer(stream, suffix, tables, whole=False)
         for part in parts:
             for batch in read_part(part):
@@ -147,7 +147,7 @@ def cell_text(value: object) -> str:
 
 def _write_part(part: DataFile, out: IO[bytes], change: Change, first: int) -> tuple[int, pl.Schema | None]:
     """Write one part; returns the number of the row after its last, and of an Arrow file its schema."""
-    with packed_for_writing(out, part.packing) as stream:
+    with compressed_writer(out, part.packing) as stream:
         if part.suffix == ".parquet":
             return _write_parquet(part, stream, change, first), None
         writer = _Writer(stream, part.suffix, TableWriter(stream, part.where, part.suffix), whole=True)
@@ -177,7 +177,7 @@ def _write_parquet(part: DataFile, stream: IO[bytes], change: Change, first: int
     return first + count
 
 
-SAID = "model_answer"
+ANSWER_SUFFIX = "model_answer"
 """The label that holds what a model said, which can be anything."""
 
 
@@ -197,7 +197,9 @@ class _Writer:
         added, kept = change.of(first, len(batch.records))
         edits = [change.edit(record, first + n) if kept[n] else None for n, record in enumerate(batch.records)]
         if batch.frame is not None:
-            return _edited(batch.frame, batch.records, edits).hstack(added).filter(pl.Series(kept, dtype=pl.Boolean))
+            return (
+                _with_edits(batch.frame, batch.records, edits).hstack(added).filter(pl.Series(kept, dtype=pl.Boolean))
+            )
         if batch.table is not None:
             rows = [
                 (text, record) if new is None else ("", new)
@@ -208,9 +210,9 @@ class _Writer:
                     f"{part.where}: a table has no room for the marks of single turns ({', '.join(sorted(more))}); "
                     "save the input as .jsonl, and audit that"
                 )
-            texts = [name for name in added.columns if name.endswith(SAID)]
-            said = {name: [escape_formula(value) for value in added[name].to_list()] for name in texts}
-            columns = {name: list(compress(said.get(name, added[name].to_list()), kept)) for name in added.columns}
+            texts = [name for name in added.columns if name.endswith(ANSWER_SUFFIX)]
+            escaped = {name: [escape_formula(value) for value in added[name].to_list()] for name in texts}
+            columns = {name: list(compress(escaped.get(name, added[name].to_list()), kept)) for name in added.columns}
             self.tables.write(batch.table, list(compress(rows, kept)), columns)
         elif self.whole and batch.json_table is not None:
             self.json_table = self.json_table or (batch.json_table, [])
@@ -221,8 +223,10 @@ class _Writer:
             pieces = [gap + _splice(text, row) for gap, text, row in zip(batch.gaps, batch.texts, labels, strict=True)]
             self.out.write(("".join(pieces) + batch.tail).encode("utf-8", "backslashreplace"))
         else:
-            own = batch.texts if batch.texts and not batch.around else [object_text(record) for record in batch.records]
-            texts = [text if new is None else object_text(new) for text, new in zip(own, edits, strict=True)]
+            record_texts = (
+                batch.texts if batch.texts and not batch.around else [object_text(record) for record in batch.records]
+            )
+            texts = [text if new is None else object_text(new) for text, new in zip(record_texts, edits, strict=True)]
             lines = zip(texts, added.iter_rows(named=True), kept, strict=True)
             self._objects([_splice(text, row) for text, row, keep in lines if keep])
         return None
@@ -245,7 +249,7 @@ class _Writer:
         self.begun = True
 
 
-def _edited(frame: pl.DataFrame, records: Sequence[Record], edits: Sequence[Record | None]) -> pl.DataFrame:
+def _with_edits(frame: pl.DataFrame, records: Sequence[Record], edits: Sequence[Record | None]) -> pl.DataFrame:
     """The frame with the edited records in it; columns that no edit changes stay as they are."""
     pairs = [(old, old if new is None else new) for old, new in zip(records, edits, strict=True)]
     for name in dict.fromkeys(key for _, new in pairs for key in new if key not in frame.schema):
@@ -254,11 +258,11 @@ def _edited(frame: pl.DataFrame, records: Sequence[Record], edits: Sequence[Reco
         if any(name not in old for old, _ in pairs):
             continue
         if any(old[name] is not new[name] for old, new in pairs):
-            frame = frame.with_columns(_typed(name, [new[name] for _, new in pairs], dtype))
+            frame = frame.with_columns(_typed_column(name, [new[name] for _, new in pairs], dtype))
     return frame
 
 
-def _typed(name: str, values: list[object], dtype: pl.DataType) -> pl.Series:
+def _typed_column(name: str, values: list[object], dtype: pl.DataType) -> pl.Series:
     """Values as a column of this type, or of texts where it cannot hold them: a refusal among numbers.
 
     A list of objects that have got new keys gets their fields.

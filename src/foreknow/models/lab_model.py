@@ -33,7 +33,7 @@ from foreknow import progress
 from foreknow.data.builtin import lab_world
 from foreknow.data.builtin.lab_world import NAME, World
 from foreknow.errors import ResourceError, RunFolderError
-from foreknow.io.disk_space import saving
+from foreknow.io.disk_space import disk_full_errors
 from foreknow.io.remote_paths import cache_folder
 from foreknow.io.run_dir import fingerprint, write_folder, write_json, write_whole
 from foreknow.models.fingerprints import fingerprint as fingerprint_of
@@ -121,7 +121,10 @@ def build(
     except OSError as error:
         raise ResourceError(f"{target.parent}: cannot be made: {error.strerror}") from None
     checkpoint = target.with_name(f".{target.name}.checkpoint.safetensors")
-    with FileLock(str(target.with_name(f".{target.name}.lock"))), saving(str(target), "the last checkpoint is kept"):
+    with (
+        FileLock(str(target.with_name(f".{target.name}.lock"))),
+        disk_full_errors(str(target), "the last checkpoint is kept"),
+    ):
         if not _is_built(target, recipe):
             _build(target, checkpoint, recipe, say, every)
             checkpoint.unlink(missing_ok=True)

@@ -34,24 +34,24 @@ _RENAMED: Final = {
     **dict.fromkeys(("function_call", "tool_call", "tool_calls"), "assistant"),
 }
 """Roles by the name that templates know them by, where they do not know their own."""
-_MARK: Final = re.compile(
+_THOUGHT_MARK: Final = re.compile(
     r"(?P<channel><\|channel\|?>(?P<named>\w+))|(?P<unused><unused9[45]>)|(?P<closing><channel\|>)|"
     r"[<\[\u25c1]\|?(?P<mark>[\w:/\- ]{0,24}?(?:think|thought|reason|analysis|scratchpad|reflection)[\w\- ]{0,16})"
     r"\|?[>\]\u25b7]|<\|inner_(?P<inner>prefix|suffix)\|>",
     re.IGNORECASE,
 )
-_ENDING: Final = re.compile(r"/|(?:^|[_\- ])end(?:$|[_\- ])", re.IGNORECASE)
-_NOT: Final = re.compile(r"(?:^|[/_\- ])no(?:[_\- ]|think|thought|reason)", re.IGNORECASE)
+_CLOSING_MARK: Final = re.compile(r"/|(?:^|[_\- ])end(?:$|[_\- ])", re.IGNORECASE)
+_NO_THINKING_MARK: Final = re.compile(r"(?:^|[/_\- ])no(?:[_\- ]|think|thought|reason)", re.IGNORECASE)
 _THINKING: Final = re.compile(r"think|thought|reason|(?:^|_)cot(?:$|_)", re.IGNORECASE)
 _NEGATIVE: Final = re.compile(
     r"(?:^|_)(?:no|not|non|disable|disabled|skip|without|hide|suppress)(?:_|$)|^nothink", re.I
 )
 _OFF: Final = ("none", "off", "no", "disabled", "disable", "never", "no_think", "nothink", "false", "0", "zero")
-_SAID_OFF: Final = re.compile(r"/?no[_\- ]?think(?:ing)?|(?:detailed )?thinking off", re.IGNORECASE)
+_THINKING_OFF_WORD: Final = re.compile(r"/?no[_\- ]?think(?:ing)?|(?:detailed )?thinking off", re.IGNORECASE)
 _FAULTS: Final = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 
 State = Literal["none", "open", "closed"]
-_BETTER: Final[dict[State, tuple[State, ...]]] = {"open": ("closed", "none"), "none": ("closed",), "closed": ()}
+_WANTED_STATES: Final[dict[State, tuple[State, ...]]] = {"open": ("closed", "none"), "none": ("closed",), "closed": ()}
 """What a variable must do to the prompt's end to be a switch, the best first."""
 
 
@@ -72,16 +72,16 @@ class TemplateVariant(NamedTuple):
 
     def turns(self, chat: Sequence[Turn]) -> list[dict[str, Any]]:
         """The chat's turns, written this way."""
-        found = [{"role": self.role(turn["role"]), "content": turn["content"]} for turn in chat]
+        turns = [{"role": self.role(turn["role"]), "content": turn["content"]} for turn in chat]
         if self.folded:
-            system = [turn["content"] for turn in found if turn["role"] == "system"]
-            found = [turn for turn in found if turn["role"] != "system"]
-            first = next((turn for turn in found if turn["role"] == "user"), None)
+            system = [turn["content"] for turn in turns if turn["role"] == "system"]
+            turns = [turn for turn in turns if turn["role"] != "system"]
+            first = next((turn for turn in turns if turn["role"] == "user"), None)
             if first is not None:
                 first["content"] = "\n\n".join([*system, first["content"]])
         if self.parts:
-            return [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in found]
-        return [dict(turn) for turn in found]
+            return [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
+        return [dict(turn) for turn in turns]
 
     def role(self, role: str) -> str:
         """The name under which a role is passed."""
@@ -107,8 +107,8 @@ class ChatTemplate:
         self.after_answer = ""
         self._variants: dict[tuple[str, ...], TemplateVariant | TemplateRefusal] = {}
         self._question = (_sentinel(0),)
-        self._asked = ("user",)
-        self.variant(self._asked)
+        self._question_roles = ("user",)
+        self.variant(self._question_roles)
         self._switch_off()
         self._find_answer()
         self.thinking = self._thinking()
@@ -126,10 +126,10 @@ class ChatTemplate:
         """The way in which a chat of these roles loses no turn. Raises TemplateRefusal where there is none."""
         if roles not in self._variants:
             self._variants[roles] = self._try_variants(roles)
-        found = self._variants[roles]
-        if isinstance(found, TemplateRefusal):
-            raise TemplateRefusal(str(found), found.flag)
-        return found
+        outcome = self._variants[roles]
+        if isinstance(outcome, TemplateRefusal):
+            raise TemplateRefusal(str(outcome), outcome.flag)
+        return outcome
 
     def _try_variants(self, roles: tuple[str, ...]) -> TemplateVariant | TemplateRefusal:
         chat = [{"role": role, "content": _sentinel(n)} for n, role in enumerate(roles)]
@@ -142,12 +142,12 @@ class ChatTemplate:
             except TemplateRefusal as refusal:
                 first = first or refusal
                 continue
-            lost = [turn["role"] for turn in chat if turn["content"].casefold() not in text.casefold()]
-            if not lost:
+            missing_roles = [turn["role"] for turn in chat if turn["content"].casefold() not in text.casefold()]
+            if not missing_roles:
                 return variant
             first = first or TemplateRefusal(
                 "--chat-template: the model's chat template leaves out the text of "
-                f"{_listed(f'the {role} turn' for role in dict.fromkeys(lost))} in a chat of the roles "
+                f"{_join_names(f'the {role} turn' for role in dict.fromkeys(missing_roles))} in a chat of the roles "
                 f"{', '.join(dict.fromkeys(roles))}, without an error",
                 DROPS,
             )
@@ -183,15 +183,15 @@ class ChatTemplate:
             text = self.render(chat)
         except TemplateRefusal as refusal:
             return refusal
-        asked = chat[-1]["content"].strip()
-        if asked in text:
+        question = chat[-1]["content"].strip()
+        if question in text:
             return None
-        marked = [*chat[:-1], {**chat[-1], "content": f"{_sentinel(0)} {asked} {_sentinel(1)}"}]
+        chat_with_marks = [*chat[:-1], {**chat[-1], "content": f"{_sentinel(0)} {question} {_sentinel(1)}"}]
         try:
-            kept = self.render(marked)
+            text_with_marks = self.render(chat_with_marks)
         except TemplateRefusal as refusal:
             return refusal
-        if all(_sentinel(n).casefold() in kept.casefold() for n in (0, 1)):
+        if all(_sentinel(n).casefold() in text_with_marks.casefold() for n in (0, 1)):
             return TemplateRefusal("the model's chat template writes the question otherwise than the row", CHANGES)
         return TemplateRefusal("the model's chat template leaves out a part of the question, without an error", DROPS)
 
@@ -200,12 +200,12 @@ class ChatTemplate:
         if not self.source.generation or not self.tokenizer.is_fast:
             return None
         variant = self.variant(tuple(turn["role"] for turn in chat))
-        whole = variant.turns([*chat, {"role": "assistant", "content": answer}])
+        turns = variant.turns([*chat, {"role": "assistant", "content": answer}])
         from jinja2 import TemplateError
 
         try:
-            made: Any = self.tokenizer.apply_chat_template(
-                whole,
+            encoded: Any = self.tokenizer.apply_chat_template(
+                turns,
                 chat_template=self.source.text,
                 tokenize=True,
                 return_dict=True,
@@ -214,7 +214,7 @@ class ChatTemplate:
             )
         except (TemplateError, *_FAULTS):
             return None  # what is asked is the prompt alone, which the template takes
-        return any(made["assistant_masks"])
+        return any(encoded["assistant_masks"])
 
     def keeps_answer(self, chat: Sequence[Turn], answer: str) -> bool:
         """Whether the template would write an answer as it is: one that trims it, or cuts it, does not."""
@@ -236,131 +236,135 @@ class ChatTemplate:
             value = self._off_value(name)
             if value is not None:
                 self.settings[name] = value[0]
-        if self._state() != "open":
+        if self._thought_state() != "open":
             return
         for word in self.source.literals:
-            if _SAID_OFF.fullmatch(word.strip()):
-                end = self._end(_with_system([{"role": "user", "content": _sentinel(0)}], word.strip()))
-                if end is not None and _state(end) != "open":
+            if _THINKING_OFF_WORD.fullmatch(word.strip()):
+                end = self._text_after_question(_with_system([{"role": "user", "content": _sentinel(0)}], word.strip()))
+                if end is not None and _thought_state(end) != "open":
                     self.system = word.strip()
                     return
 
     def _off_value(self, name: str) -> tuple[Any] | None:
         """The value of a variable that keeps thoughts off the prompt's end, or turns thinking off; None: it is none."""
-        usual = self._whole()
+        default_prompt = self._prompt_of_question()
         consts = [value for value in self.source.constants.get(name, ()) if not isinstance(value, bool)]
         off = [value for value in consts if str(value).strip().casefold() in _OFF]
         texts = [value for value in consts if isinstance(value, str) and value not in off][:8]
-        state, values = self._state(), [False, *off, True, *texts]
-        for wanted in _BETTER[state]:
+        state, values = self._thought_state(), [False, *off, True, *texts]
+        for wanted in _WANTED_STATES[state]:
             for value in values:
-                end = self._end(**{name: value})
-                if end is not None and _state(end) == wanted:
+                end = self._text_after_question(**{name: value})
+                if end is not None and _thought_state(end) == wanted:
                     return (value,)
         if not _THINKING.search(name):
             return None
         on_off = (True, False) if not _NEGATIVE.search(name) else (False, True)
-        on, without = (self._whole(**{name: value}) for value in on_off)
-        echoed = _sentinel(1) in (self._whole(**{name: _sentinel(1)}) or "")  # it is written, not asked
-        if without is not None and on != without and not echoed:
+        on, without = (self._prompt_of_question(**{name: value}) for value in on_off)
+        is_echoed = _sentinel(1) in (self._prompt_of_question(**{name: _sentinel(1)}) or "")  # it is written, not asked
+        if without is not None and on != without and not is_echoed:
             return (on_off[1],)
-        changed = [value for value in off if (text := self._whole(**{name: value})) is not None and text != usual]
+        changed = [
+            value
+            for value in off
+            if (text := self._prompt_of_question(**{name: value})) is not None and text != default_prompt
+        ]
         return (changed[0],) if changed else None
 
-    def _whole(self, **settings: Any) -> str | None:
+    def _prompt_of_question(self, **settings: Any) -> str | None:
         """The prompt of a single question; None where the template refuses these settings, or drops the question."""
         try:
-            turns = self.variant(self._asked).turns(self._one())
+            turns = self.variant(self._question_roles).turns(self._question_chat())
             text = self._prompt(turns, **settings)
         except TemplateRefusal:
             return None
         return text if _sentinel(0).casefold() in text.casefold() else None
 
-    def _one(self) -> list[Turn]:
+    def _question_chat(self) -> list[Turn]:
         return [{"role": "user", "content": _sentinel(0)}]
 
-    def _end(self, chat: Sequence[Turn] | None = None, **settings: Any) -> str | None:
+    def _text_after_question(self, chat: Sequence[Turn] | None = None, **settings: Any) -> str | None:
         """What a prompt holds behind its question."""
         try:
-            turns = chat or self._one()
+            turns = chat or self._question_chat()
             text = self._prompt(self.variant(tuple(turn["role"] for turn in turns)).turns(turns), **settings)
         except TemplateRefusal:
             return None
-        _, found, end = text.rpartition(_sentinel(0))
-        return end if found else None
+        _, separator, end = text.rpartition(_sentinel(0))
+        return end if separator else None
 
-    def _state(self) -> State:
-        end = self._end(_with_system(self._one(), self.system) if self.system else None)
-        return _state((end or "") + self.before_answer)
+    def _thought_state(self) -> State:
+        end = self._text_after_question(_with_system(self._question_chat(), self.system) if self.system else None)
+        return _thought_state((end or "") + self.before_answer)
 
     def _find_answer(self) -> None:
         """Compare the generation prompt with what the template writes before an answer."""
-        chat = _with_system(self._one(), self.system) if self.system else self._one()
+        chat = _with_system(self._question_chat(), self.system) if self.system else self._question_chat()
         variant = self.variant(tuple(turn["role"] for turn in chat))
         answered = [*chat, {"role": "assistant", "content": _sentinel(1)}]
         try:
             prompt = self._prompt(variant.turns(chat))
-            whole = self._prompt(variant.turns(answered), asking=False)
+            text = self._prompt(variant.turns(answered), asking=False)
         except TemplateRefusal:
             return
-        head, found, self.after_answer = whole.partition(_sentinel(1))
-        if not found or not head.startswith(prompt):
+        head, separator, self.after_answer = text.partition(_sentinel(1))
+        if not separator or not head.startswith(prompt):
             return
-        more = head[len(prompt) :]
-        self.before_answer = more.rstrip(" ")
-        self.gap = more[len(self.before_answer) :]
+        between = head[len(prompt) :]
+        self.before_answer = between.rstrip(" ")
+        self.gap = between[len(self.before_answer) :]
 
     def _thinking(self) -> str | None:
-        state = self._state()
+        state = self._thought_state()
         if state == "open":
             return "open"
         if state == "closed" or self.system or any(_is_thinking(name) for name in self.settings):
             return "off"
-        return "possible" if any(_state(text) != "none" for text in self.source.literals) else None
+        return "possible" if any(_thought_state(text) != "none" for text in self.source.literals) else None
 
     # in words
 
     @property
     def choices(self) -> dict[str, Any]:
         """What was set and what it comes to, for `summary.protocol`: only what there is to tell."""
-        found = {
+        choices = {
             "thinking": self.thinking,
             "chat_template_settings": self.settings,
             "system_switch": self.system,
             "before_answer": self.before_answer,
         }
-        return {name: value for name, value in found.items() if value}
+        return {name: value for name, value in choices.items() if value}
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Lines about what was set, and what a reader must know of the prompts."""
-        found = []
+        lines = []
         switches = {name: value for name, value in self.settings.items() if name not in self.source.dates}
         if switches or self.system:
-            told = [f"{name}={value!r}" for name, value in switches.items()]
-            told += [f"{self.system!r} in the system text"] if self.system else []
-            found.append(f"thinking is off: the chat template is given {', '.join(told)}")
+            settings_as_text = [f"{name}={value!r}" for name, value in switches.items()]
+            settings_as_text += [f"{self.system!r} in the system text"] if self.system else []
+            lines.append(f"thinking is off: the chat template is given {', '.join(settings_as_text)}")
         if self.before_answer:
-            found.append(
+            lines.append(
                 f"{self.before_answer!r} stands behind the generation prompt: the chat template writes it before every "
                 "answer"
             )
         if self.thinking == "open":
-            end = " ".join((self._end() or "").split())[-40:]
-            found.append(
+            end = " ".join((self._text_after_question() or "").split())[-40:]
+            lines.append(
                 f"warning: prompts end inside an open thought ({end!r}), and the chat template has no variable that "
                 "turns it off: the model is asked for the first words of its thought, so that rows may be called "
                 "Unknown whose answers it would give after thinking; ask without --chat-template, or audit the base "
                 "model"
             )
         if self.thinking == "possible":
-            found.append(
+            lines.append(
                 "the chat template knows thoughts and has no variable that turns them off: a model that begins its "
                 "answer with a thought is right nowhere"
             )
         if self.source.day:
-            found.append(f"the chat template tells the day: it is told {DAY:%Y-%m-%d}, so that prompts stay the same")
-        return tuple(found)
+            lines.append(f"the chat template tells the day: it is told {DAY:%Y-%m-%d}, so that prompts stay the same")
+        return tuple(lines)
 
 
 def _variants(renamed: bool, folded: bool) -> list[TemplateVariant]:
@@ -374,18 +378,18 @@ def _variants(renamed: bool, folded: bool) -> list[TemplateVariant]:
     return [*plain, *(way._replace(parts=True) for way in plain)]
 
 
-def _state(text: str) -> State:
+def _thought_state(text: str) -> State:
     """Whether thoughts are opened in a text, and whether the last of them is closed."""
     state: State = "none"
-    for mark in _MARK.finditer(text):
+    for mark in _THOUGHT_MARK.finditer(text):
         if mark["named"]:
             opens = mark["named"].casefold() not in ("final", "commentary", "response")
         elif mark["unused"] or mark["closing"] or mark["inner"]:
             opens = mark["unused"] == "<unused94>" or (mark["inner"] or "").casefold() == "prefix"
-        elif _NOT.search(mark["mark"]):
+        elif _NO_THINKING_MARK.search(mark["mark"]):
             continue
         else:
-            opens = not _ENDING.search(mark["mark"])
+            opens = not _CLOSING_MARK.search(mark["mark"])
         state = "open" if opens else "closed"
     return state
 
@@ -406,5 +410,5 @@ def _with_system(chat: Sequence[Turn], text: str) -> list[Turn]:
     return [{"role": "system", "content": text}, *chat]
 
 
-def _listed(names: Any) -> str:
+def _join_names(names: Any) -> str:
     return ", ".join(names)

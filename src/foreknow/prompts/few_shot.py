@@ -50,21 +50,21 @@ class GroupExemplars:
 
         A reserve exemplar that is the row's own fact, or already in the set, is passed over.
         """
-        shown = []
+        sets_for_row = []
         for number, exemplars in enumerate(self.sets):
             filled, swapped = list(exemplars), []
             for slot, exemplar in enumerate(exemplars):
                 if not same_fact(exemplar, question, subject, record):
                     continue
-                taken = {key(e) for e in filled}
+                taken_keys = {key(e) for e in filled}
                 others = [e for e in self.reserve if not same_fact(e, question, subject, record)]
                 # in the smallest pools none may be left: showing one twice is better than showing the answer
-                spare = [e for e in others if key(e) not in taken] or others
+                spare = [e for e in others if key(e) not in taken_keys] or others
                 if spare:
                     filled[slot] = spare[(number * len(exemplars) + slot) % len(spare)]
                     swapped.append(Substitution(slot, filled[slot]))
-            shown.append((tuple(filled), swapped))
-        return shown
+            sets_for_row.append((tuple(filled), swapped))
+        return sets_for_row
 
 
 @dataclass(frozen=True)
@@ -78,26 +78,26 @@ class Exemplars:
     def as_json(self) -> dict[str, Any]:
         """The contract of `exemplars.json`: group -> sets -> exemplars in slot order."""
         return {
-            group: [[{"question": e.question, "answer": e.answer} for e in one] for one in g.sets]
+            group: [[{"question": e.question, "answer": e.answer} for e in exemplar_set] for exemplar_set in g.sets]
             for group, g in self.groups.items()
         }
 
 
 def key(exemplar: Exemplar) -> str:
     """What makes two exemplars the same fact: the subject if there is one, else the question."""
-    return _folded(exemplar.subject or exemplar.question)
+    return _fold(exemplar.subject or exemplar.question)
 
 
 def same_fact(exemplar: Exemplar, question: str, subject: str | None, record: int | None = None) -> bool:
     """Whether an exemplar is about the row's subject, asks its question, or is of its record."""
     if record is not None and exemplar.record == record:
         return True
-    if _folded(exemplar.question) == _folded(question):
+    if _fold(exemplar.question) == _fold(question):
         return True
-    return bool(subject and exemplar.subject and _folded(subject) == _folded(exemplar.subject))
+    return bool(subject and exemplar.subject and _fold(subject) == _fold(exemplar.subject))
 
 
-def _folded(text: str) -> str:
+def _fold(text: str) -> str:
     """Texts that differ only in case, or in how Unicode spells their accents, are one."""
     return canonical(canonical(text).casefold())
 
@@ -122,7 +122,7 @@ def draw_exemplars(
     if shots == 0:
         empty = GroupExemplars(tuple(() for _ in range(sets)), ())
         return Exemplars(dict.fromkeys(groups, empty), "no exemplars: zero shots")
-    source, reason = _pool(rows, pool, audited, shots * sets)
+    source, reason = _choose_pool(rows, pool, audited, shots * sets)
     need = shots + 1
     everything = _candidates(source, need)
     if len(everything) < need:
@@ -144,7 +144,7 @@ def draw_exemplars(
     return Exemplars(drawn, reason, tuple(notes))
 
 
-def _pool(
+def _choose_pool(
     rows: pl.DataFrame, pool: pl.DataFrame | None, audited: pl.Series | None, plenty: int
 ) -> tuple[pl.DataFrame, str]:
     if pool is not None:
@@ -186,21 +186,21 @@ def _candidates(rows: pl.DataFrame, need: int = 0) -> list[Exemplar]:
         & ~pl.col("flags").list.contains("long_prompt")
     )
     earlier = pl.col("context").list.eval(pl.element().struct.field("role") != "system").list.any().fill_null(False)
-    found = _one_each(usable.filter(~earlier)) if "context" in usable.columns else _one_each(usable)
-    return found if len(found) >= need else _one_each(usable)
+    exemplars = _one_per_fact(usable.filter(~earlier)) if "context" in usable.columns else _one_per_fact(usable)
+    return exemplars if len(exemplars) >= need else _one_per_fact(usable)
 
 
-def _one_each(usable: pl.DataFrame) -> list[Exemplar]:
+def _one_per_fact(usable: pl.DataFrame) -> list[Exemplar]:
     seen: set[str | int] = set()
-    found = []
+    exemplars = []
     columns = ("question", "answers", "subject", *(["record"] if "record" in usable.columns else []))
     for question, answers, subject, *record in usable.select(columns).iter_rows():
         exemplar = Exemplar(question, answers[0], subject, *record)
         names = {key(exemplar), *(n for n in record if n is not None)}
         if seen.isdisjoint(names) and "\n" not in answers[0]:
             seen |= names
-            found.append(exemplar)
-    return found
+            exemplars.append(exemplar)
+    return exemplars
 
 
 def _draw_group(

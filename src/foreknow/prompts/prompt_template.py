@@ -46,16 +46,16 @@ class Template:
     def render(self, shots: Sequence[Exemplar], question: str, context: Context = ()) -> str:
         """The whole prompt. Earlier turns of the row's own chat stand before its question, written as shots."""
         parts = [self.instruction, *(_fill(self.shot, s.question, s.answer) for s in shots)]
-        asked: str | None = None
+        pending_question: str | None = None
         for turn in context:
-            if turn["role"] == "assistant" and asked is not None:
-                parts.append(_fill(self.shot, asked, turn["content"]))
-                asked = None
+            if turn["role"] == "assistant" and pending_question is not None:
+                parts.append(_fill(self.shot, pending_question, turn["content"]))
+                pending_question = None
                 continue
-            parts += [] if asked is None else [f"{asked}\n"]
-            asked = turn["content"] if turn["role"] == "user" else None
+            parts += [] if pending_question is None else [f"{pending_question}\n"]
+            pending_question = turn["content"] if turn["role"] == "user" else None
             parts += [] if turn["role"] == "user" else [f"{turn['content']}\n"]
-        parts += [] if asked is None else [f"{asked}\n"]
+        parts += [] if pending_question is None else [f"{pending_question}\n"]
         parts.append(_fill(self.target, question, ""))
         return "".join(parts)
 
@@ -77,17 +77,17 @@ def _fill(text: str, question: str, answer: str) -> str:
 def read_template(path: Path) -> Template:
     """Read a YAML file with the keys `instruction`, `shot` and `target` (all optional). Raises ConfigError."""
     try:
-        found: Any = loads(path.read_text(encoding="utf-8"))
+        fields: Any = loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--prompt-template {path}: cannot be read: {error.strerror}") from None
     except ValueError as error:  # what is no UTF-8 too
         raise ConfigError(f"--prompt-template {path}: not YAML: {error}") from None
-    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+    if not isinstance(fields, dict) or not all(isinstance(v, str) for v in fields.values()):
         raise ConfigError(f"--prompt-template {path}: expected the keys instruction, shot, target with texts")
-    unknown = sorted(set(found) - {"instruction", "shot", "target"}, key=str)
+    unknown = sorted(set(fields) - {"instruction", "shot", "target"}, key=str)
     if unknown:
         raise ConfigError(f"--prompt-template {path}: unknown key {unknown[0]!r}; known are instruction, shot, target")
-    template = Template(**found)
+    template = Template(**fields)
     if "{question}" not in template.target or "{answer}" in template.target:
         raise ConfigError(f"--prompt-template {path}: target must hold {{question}} and must not hold {{answer}}")
     if "{question}" not in template.shot or "{answer}" not in template.shot:
@@ -150,14 +150,14 @@ class Prompter:
         """
         turns = context or ()
 
-        def render(said: Callable[[str], str]) -> str:
-            shown = [shot._replace(question=said(shot.question), answer=said(shot.answer)) for shot in shots]
-            before = [{"role": turn["role"], "content": said(turn["content"])} for turn in turns]
+        def render(hide: Callable[[str], str]) -> str:
+            shots_shown = [shot._replace(question=hide(shot.question), answer=hide(shot.answer)) for shot in shots]
+            turns_shown = [{"role": turn["role"], "content": hide(turn["content"])} for turn in turns]
             if self.chat_template:
-                return self.chat_template.render(self._chat(shown, said(question), before))
-            return self.template.render(shown, said(question), before)
+                return self.chat_template.render(self._chat(shots_shown, hide(question), turns_shown))
+            return self.template.render(shots_shown, hide(question), turns_shown)
 
-        return self.special.rendered(render)
+        return self.special.render_prompt(render)
 
     def fault(self, shots: Sequence[Exemplar], question: str, context: Context | None = None) -> TemplateRefusal | None:
         """What the chat template does to this prompt that it should not; None for a plain prompt."""
@@ -197,25 +197,25 @@ class Prompter:
     def encoded(self, texts: Sequence[str], *, offsets: bool = True) -> list[Encoded]:
         """As `ids`, with the characters each id stands for (none where the tokenizer cannot tell)."""
         bos = self.tokenizer.bos_token_id
-        before, behind = ((), ()) if self.chat else self.special.around
-        found: list[Encoded] = []
+        before, after = ((), ()) if self.chat else self.special.around
+        encoded_texts: list[Encoded] = []
         for ids, places in self.special.encode(texts, around=not self.chat, offsets=offsets):
-            end = len(ids) - len(behind) if behind and tuple(ids[-len(behind) :]) == behind else len(ids)
+            end = len(ids) - len(after) if after and tuple(ids[-len(after) :]) == after else len(ids)
             begin = len(before) if before and tuple(ids[: 2 * len(before)]) == before * 2 else 0
             kept, at = list(range(begin, end)), self._starts(ids[begin:end])
             if self.bos == "yes" and not at:
                 assert isinstance(bos, int)
-                found.append(Encoded([bos, *ids[begin:end]], [(0, 0), *places[begin:end]] if places else []))
+                encoded_texts.append(Encoded([bos, *ids[begin:end]], [(0, 0), *places[begin:end]] if places else []))
                 continue
-            for again in reversed(at if self.bos == "no" else at[1:]):
-                del kept[again]
-            found.append(Encoded([ids[n] for n in kept], [places[n] for n in kept] if places else []))
-        return found
+            for extra in reversed(at if self.bos == "no" else at[1:]):
+                del kept[extra]
+            encoded_texts.append(Encoded([ids[n] for n in kept], [places[n] for n in kept] if places else []))
+        return encoded_texts
 
     def _starts(self, ids: Sequence[int]) -> list[int]:
         """Where beginning-of-sequence tokens stand among the special tokens that a text begins with."""
         bos, special = self.tokenizer.bos_token_id, self._special_ids
-        length = next((n for n, one in enumerate(ids) if one not in special), len(ids))
+        length = next((n for n, token in enumerate(ids) if token not in special), len(ids))
         return [n for n in range(length) if ids[n] == bos] if bos is not None else []
 
     @cached_property
@@ -224,9 +224,9 @@ class Prompter:
 
     def answer_ids(self, prompt_text: str, prompt_ids: Sequence[int], answer: str) -> tuple[int, ...]:
         """One way to spell `answer` behind a prompt: a place for the search to begin, not the only one."""
-        whole = self.ids([prompt_text + self.gap + answer])[0]
-        if whole[: len(prompt_ids)] == list(prompt_ids) and len(whole) > len(prompt_ids):
-            return tuple(whole[len(prompt_ids) :])
+        ids = self.ids([prompt_text + self.gap + answer])[0]
+        if ids[: len(prompt_ids)] == list(prompt_ids) and len(ids) > len(prompt_ids):
+            return tuple(ids[len(prompt_ids) :])
         return tuple(self.special.encode([self.gap + answer], around=False)[0].ids)
 
     @cached_property

@@ -33,9 +33,9 @@ class PromptText(str):
 
     def __new__(cls, text: str, acting: Sequence[tuple[int, int]] = ()) -> PromptText:
         """The text with the places of its acting special tokens."""
-        made = super().__new__(cls, text)
-        made.acting = tuple(acting)
-        return made
+        prompt = super().__new__(cls, text)
+        prompt.acting = tuple(acting)
+        return prompt
 
     def __add__(self, more: str) -> PromptText:
         """What follows a prompt is data: none of its special tokens act."""
@@ -67,18 +67,18 @@ class SpecialTokens:
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Where special tokens are spelled in a text."""
-        return [found.span() for found in self._pattern.finditer(text)] if self._pattern else []
+        return [match.span() for match in self._pattern.finditer(text)] if self._pattern else []
 
-    def rendered(self, render: Callable[[Callable[[str], str]], str]) -> PromptText:
+    def render_prompt(self, render: Callable[[Callable[[str], str]], str]) -> PromptText:
         """The text that `render` writes: it must pass each text of the data through the function it is given."""
         hidden: list[str] = []
 
-        def seen(text: str) -> str:
+        def remember(text: str) -> str:
             if self.spans(text):
                 hidden.append(text)
             return text
 
-        plain = render(seen)
+        plain = render(remember)
         if not hidden:
             return PromptText(plain, self.spans(plain))
         nonce = "\ue000"
@@ -100,22 +100,22 @@ class SpecialTokens:
 
     def encode(self, texts: Sequence[str], around: bool, offsets: bool = False) -> list[Encoded]:
         """Each text's ids; `around`: with what the tokenizer puts around a text; `offsets`: where it can tell them."""
-        found: list[Encoded | None] = [None] * len(texts)
-        usual: list[int] = []
+        encoded: list[Encoded | None] = [None] * len(texts)
+        plain_indices: list[int] = []
         for at, text in enumerate(texts):
             acting = text.acting if isinstance(text, PromptText) else ()
             if tuple(self.spans(text)) == acting:
-                usual.append(at)
+                plain_indices.append(at)
             else:
-                found[at] = self._guarded(str(text), acting, around)
-        if usual:
+                encoded[at] = self._encode_guarded(str(text), acting, around)
+        if plain_indices:
             located = offsets and bool(self.tokenizer.is_fast)
-            plain = [str(texts[at]) for at in usual]
-            told = self.tokenizer(plain, add_special_tokens=around, return_offsets_mapping=located)
-            places = told["offset_mapping"] if located else [[] for _ in usual]
-            for at, ids, spots in zip(usual, told["input_ids"], places, strict=True):
-                found[at] = Encoded(list(ids), [(begin, end) for begin, end in spots])
-        return [each for each in found if each is not None]
+            plain = [str(texts[at]) for at in plain_indices]
+            batch = self.tokenizer(plain, add_special_tokens=around, return_offsets_mapping=located)
+            places = batch["offset_mapping"] if located else [[] for _ in plain_indices]
+            for at, ids, spots in zip(plain_indices, batch["input_ids"], places, strict=True):
+                encoded[at] = Encoded(list(ids), [(begin, end) for begin, end in spots])
+        return [each for each in encoded if each is not None]
 
     @cached_property
     def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -125,18 +125,18 @@ class SpecialTokens:
         begin = next((at for at in range(len(whole) - len(bare) + 1) if whole[at : at + len(bare)] == bare), len(whole))
         return tuple(whole[:begin]), tuple(whole[begin + len(bare) :])
 
-    def _guarded(self, text: str, acting: Sequence[tuple[int, int]], around: bool) -> Encoded:
+    def _encode_guarded(self, text: str, acting: Sequence[tuple[int, int]], around: bool) -> Encoded:
         """The ids of a text in which special tokens are spelled that must not act."""
         if not self.tokenizer.is_fast:
-            return self._pieced(text, acting, around)
-        first = self._free(text)
-        names = self._names(first)
+            return self._encode_in_pieces(text, acting, around)
+        first = self._first_free_character(text)
+        names = self._substitutes(first)
         for begin, end in acting:  # a name is as long as what it stands for: the offsets are those of the text
             text = text[:begin] + names[text[begin:end]] + text[end:]
-        done = self._copy(first).encode(text, add_special_tokens=around)
-        return Encoded(list(done.ids), list(done.offsets))
+        encoding = self._renamed_tokenizer(first).encode(text, add_special_tokens=around)
+        return Encoded(list(encoding.ids), list(encoding.offsets))
 
-    def _pieced(self, text: str, acting: Sequence[tuple[int, int]], around: bool) -> Encoded:
+    def _encode_in_pieces(self, text: str, acting: Sequence[tuple[int, int]], around: bool) -> Encoded:
         """As `_guarded`, piece by piece, for tokenizers written in Python."""
         before, behind = self.around if around else ((), ())
         ids, at = list(before), 0
@@ -149,10 +149,10 @@ class SpecialTokens:
             at = end
         return Encoded([*ids, *behind], [])
 
-    def _names(self, first: int) -> dict[str, str]:
+    def _substitutes(self, first: int) -> dict[str, str]:
         return {text: chr(first + at) * len(text) for at, text in enumerate(self.ids)}
 
-    def _free(self, text: str) -> int:
+    def _first_free_character(self, text: str) -> int:
         """The first of as many characters as there are special tokens, none of which the text holds."""
         used = {ord(c) for c in text if ord(c) >= _NAMES.start}
         size = len(self.ids)
@@ -161,24 +161,24 @@ class SpecialTokens:
                 return first
         raise InputError(f"a text of {len(text):,} characters holds private-use characters of every kind; leave it out")
 
-    def _copy(self, first: int) -> Tokenizer:
+    def _renamed_tokenizer(self, first: int) -> Tokenizer:
         """The tokenizer with other names for its special tokens, under their own ids."""
         if first not in self._copies:
             from tokenizers import Tokenizer
 
-            names = self._names(first)
-            made = Tokenizer.from_str(
-                json.dumps(_renamed(json.loads(self.tokenizer.backend_tokenizer.to_str()), names))
+            names = self._substitutes(first)
+            copy = Tokenizer.from_str(
+                json.dumps(_rename_tokens(json.loads(self.tokenizer.backend_tokenizer.to_str()), names))
             )
-            made.no_truncation()
-            made.no_padding()
-            if any(made.token_to_id(names[text]) != number for text, number in self.ids.items()):
+            copy.no_truncation()
+            copy.no_padding()
+            if any(copy.token_to_id(names[text]) != number for text, number in self.ids.items()):
                 raise InputError("a row spells a special token of this model, which its tokenizer cannot be kept from")
-            self._copies[first] = made
+            self._copies[first] = copy
         return self._copies[first]
 
 
-def _renamed(spec: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+def _rename_tokens(spec: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     """A tokenizer's description with tokens renamed, and without merges that would spell one of them."""
     for token in spec["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])

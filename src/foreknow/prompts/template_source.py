@@ -51,9 +51,9 @@ class TemplateSource(NamedTuple):
 
 def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
     """The text of a tokenizer's chat template. Raises ConfigError where it has none, or several and no default."""
-    found = tokenizer.chat_template
-    if isinstance(found, dict):
-        named = {str(name): text for name, text in found.items() if text}
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        named = {str(name): text for name, text in template.items() if text}
         if "default" in named or len(named) == 1:
             return str(named.get("default") or next(iter(named.values())))
         if named:
@@ -61,10 +61,10 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
                 f"--chat-template: this model's tokenizer has the chat templates {', '.join(sorted(named))} and none "
                 "named 'default'; save the one to use as chat_template.jinja in the model's folder"
             )
-        found = None
-    if not found:
+        template = None
+    if not template:
         raise ConfigError("--chat-template: this model's tokenizer has no chat template; leave the flag out")
-    return str(found)
+    return str(template)
 
 
 def read_source(text: str) -> TemplateSource:
@@ -117,34 +117,36 @@ def _constants(tree: nodes.Template) -> dict[str, tuple[Any, ...]]:
     from jinja2 import nodes
 
     aliases: dict[str, set[str]] = {}
-    for made in tree.find_all(nodes.Assign):
-        if isinstance(made.target, nodes.Name):
-            aliases.setdefault(made.target.name, set()).update(name.name for name in made.node.find_all(nodes.Name))
-            if isinstance(made.node, nodes.Name):
-                aliases[made.target.name].add(made.node.name)
-    found: dict[str, list[Any]] = {}
+    for assignment in tree.find_all(nodes.Assign):
+        if isinstance(assignment.target, nodes.Name):
+            aliases.setdefault(assignment.target.name, set()).update(
+                name.name for name in assignment.node.find_all(nodes.Name)
+            )
+            if isinstance(assignment.node, nodes.Name):
+                aliases[assignment.target.name].add(assignment.node.name)
+    constants: dict[str, list[Any]] = {}
     for node in tree.find_all((nodes.Compare, nodes.Getitem)):
-        values = [value for const in node.find_all(nodes.Const) for value in _flat(const.value)]
-        for name in _origins({name.name for name in node.find_all(nodes.Name)}, aliases):
-            known = found.setdefault(name, [])
+        values = [value for const in node.find_all(nodes.Const) for value in _constant_values(const.value)]
+        for name in _alias_origins({name.name for name in node.find_all(nodes.Name)}, aliases):
+            known = constants.setdefault(name, [])
             known.extend(value for value in dict.fromkeys(values) if value not in known)
-    return {name: tuple(values) for name, values in found.items()}
+    return {name: tuple(values) for name, values in constants.items()}
 
 
-def _flat(value: Any) -> list[Any]:
+def _constant_values(value: Any) -> list[Any]:
     """A constant, or those in a list, or the keys of a table: Jinja makes constants of all of them."""
     return list(value) if isinstance(value, list | tuple | dict | set) else [value]
 
 
-def _origins(names: set[str], aliases: dict[str, set[str]]) -> set[str]:
+def _alias_origins(names: set[str], aliases: dict[str, set[str]]) -> set[str]:
     """The names, and all that they were set from."""
     seen: set[str] = set()
-    left = list(names)
-    while left:
-        name = left.pop()
+    pending = list(names)
+    while pending:
+        name = pending.pop()
         if name not in seen:
             seen.add(name)
-            left += aliases.get(name, ())
+            pending += aliases.get(name, ())
     return seen
 
 
@@ -154,8 +156,8 @@ def _day_formats(tree: nodes.Template) -> Iterator[str | None]:
 
     for call in tree.find_all(nodes.Call):
         if isinstance(call.node, nodes.Name) and call.node.name == "strftime_now":
-            given = call.args[0] if call.args else None
-            yield given.value if isinstance(given, nodes.Const) and isinstance(given.value, str) else None
+            argument = call.args[0] if call.args else None
+            yield argument.value if isinstance(argument, nodes.Const) and isinstance(argument.value, str) else None
 
 
 def _with_days(text: str, formats: set[str | None]) -> str:

@@ -44,5 +44,5 @@ class Vocabulary:
         """The answer a path spells; one that is not over is marked with an ellipsis."""
         if not self.ended(path):
             return self.decode(path).strip() + "\u2026"
-        spoken = path[:-1] if path[-1] in self.ends else path
-        return answer_of(self.decode(spoken)) if spoken else ""
+        answer_path = path[:-1] if path[-1] in self.ends else path
+        return answer_of(self.decode(answer_path)) if answer_path else ""

@@ -126,16 +126,18 @@ def paper_splits(rows: pl.DataFrame, templates: Mapping[str, str] | None = None,
     Raises InputError where a question fits no template, or a total differs.
     """
     paper = rows.filter(pl.col("relation").is_in(RELATIONS))
-    used = {
-        relation: (templates or {}).get(relation) or _derived(relation, part["question"])
+    template_of = {
+        relation: (templates or {}).get(relation) or _derive_or_fail(relation, part["question"])
         for (relation,), part in sorted(paper.group_by("relation"), key=lambda pair: int(str(pair[0][0])[1:]))
         if isinstance(relation, str)
     }
-    told = rows.with_columns(subject=pl.Series(_subjects(rows, used), dtype=pl.String)).with_columns(
+    annotated = rows.with_columns(subject=pl.Series(_subjects(rows, template_of), dtype=pl.String)).with_columns(
         answer=pl.col("answers").list.first()
     )
-    told = _with_fates(told)
-    sets = {name: told.filter(pl.col("fate") == name).with_columns(split=pl.lit(name)).select(*ROWS) for name in SETS}
+    annotated = _with_fates(annotated)
+    sets = {
+        name: annotated.filter(pl.col("fate") == name).with_columns(split=pl.lit(name)).select(*ROWS) for name in SETS
+    }
     differ = differences_from_paper(sets) if check else []
     if differ:
         more = f"; and {len(differ) - 4} more" if len(differ) > 4 else ""
@@ -143,8 +145,10 @@ def paper_splits(rows: pl.DataFrame, templates: Mapping[str, str] | None = None,
             f"not the release that the paper used: {'; '.join(differ[:4])}{more} (paper, Tables 3-5).\n"
             "Give the published release whole, or allow different counts."
         )
-    account = told.group_by("relation", "split", "fate", maintain_order=True).agg(pl.len().cast(pl.Int64).alias("rows"))
-    return Splits(sets, account, used, _overlaps(told, sets))
+    account = annotated.group_by("relation", "split", "fate", maintain_order=True).agg(
+        pl.len().cast(pl.Int64).alias("rows")
+    )
+    return Splits(sets, account, template_of, _overlaps(annotated, sets))
 
 
 def differences_from_paper(sets: Mapping[str, pl.DataFrame]) -> list[str]:
@@ -185,21 +189,21 @@ def majority_floor(train: pl.DataFrame, test: pl.DataFrame) -> pl.DataFrame:
 
 def floors(train: pl.DataFrame, test: pl.DataFrame) -> dict[str, Any]:
     """`majority_floor` as it stands in a manifest: overall (over all rows of `test`), and by relation."""
-    found = majority_floor(train, test)
+    by_relation = majority_floor(train, test)
     return {
-        "overall": _share(int(found["hits"].sum()), test.height),
+        "overall": _share(int(by_relation["hits"].sum()), test.height),
         "by_relation": {
             relation: {"floor": _share(hits, rows), "answer": answer, "rows": rows}
-            for relation, answer, rows, hits in found.iter_rows()
+            for relation, answer, rows, hits in by_relation.iter_rows()
         },
     }
 
 
-def _with_fates(told: pl.DataFrame) -> pl.DataFrame:
+def _with_fates(annotated: pl.DataFrame) -> pl.DataFrame:
     """The rows with `fate`: the set each belongs to, or the first reason why it belongs to none."""
     published, relation = pl.col("split"), pl.col("relation")
     ood = relation.is_in(OUT_OF_DISTRIBUTION)
-    asked_about = told.filter(relation.is_in(RELATIONS), published == "test")["subject"].unique()
+    asked_about = annotated.filter(relation.is_in(RELATIONS), published == "test")["subject"].unique()
     fate = (
         pl.when(~(ood | relation.is_in(IN_DISTRIBUTION)))
         .then(pl.lit("relation_not_used"))
@@ -213,21 +217,21 @@ def _with_fates(told: pl.DataFrame) -> pl.DataFrame:
         .then(pl.lit("subject_in_test"))
         .otherwise(published)
     )
-    told = told.with_columns(fate=fate)
-    in_train = told.filter(pl.col("fate") == "train")["question"].unique()
-    stands = (pl.col("fate") == "dev") & pl.col("question").is_in(in_train.implode())
-    return told.with_columns(fate=pl.when(stands).then(pl.lit("question_in_train")).otherwise(pl.col("fate")))
+    annotated = annotated.with_columns(fate=fate)
+    in_train = annotated.filter(pl.col("fate") == "train")["question"].unique()
+    is_repeated = (pl.col("fate") == "dev") & pl.col("question").is_in(in_train.implode())
+    return annotated.with_columns(fate=pl.when(is_repeated).then(pl.lit("question_in_train")).otherwise(pl.col("fate")))
 
 
-def _overlaps(told: pl.DataFrame, sets: Mapping[str, pl.DataFrame]) -> dict[str, Any]:
+def _overlaps(annotated: pl.DataFrame, sets: Mapping[str, pl.DataFrame]) -> dict[str, Any]:
     """What the sets share, with the figures' names in the manifest."""
     train, dev, test = sets["train"], sets["dev"], sets["test"]
     shared = test.join(train.select("relation", "answer").unique(), on=["relation", "answer"], how="semi").height
     golds = train.group_by("relation", "question").agg(pl.col("answer").n_unique().alias("golds"), pl.len())
     conflicting = golds.filter(pl.col("golds") > 1)
-    published = told.filter(pl.col("split") == "test", pl.col("relation").is_in(RELATIONS))["question"].unique()
+    published = annotated.filter(pl.col("split") == "test", pl.col("relation").is_in(RELATIONS))["question"].unique()
     written = pl.concat([test["question"], sets["test_ood"]["question"]]).unique()
-    removed = told.filter(pl.col("fate") == "question_in_train")["question"]
+    removed = annotated.filter(pl.col("fate") == "question_in_train")["question"]
     return {
         "test_rows_with_a_train_gold": shared,
         "share_of_test_rows_with_a_train_gold": _share(shared, test.height),
@@ -246,7 +250,7 @@ def _share(part: int, whole: int) -> float:
     return round(part / whole, 6) if whole else 0.0
 
 
-def _derived(relation: str, questions: pl.Series) -> str:
+def _derive_or_fail(relation: str, questions: pl.Series) -> str:
     template = derive_template(questions)
     if template is None:
         raise InputError(
@@ -274,22 +278,22 @@ def _subjects(rows: pl.DataFrame, templates: Mapping[str, str]) -> list[str | No
 
 def _members(name: str, complete: bool) -> list[tuple[tuple[str, str], DataFile]]:
     """((relation, split), part) of the tree's files, relations by number, splits in order."""
-    found: dict[tuple[str, str], DataFile] = {}
+    parts: dict[tuple[str, str], DataFile] = {}
     for part in source_of(name).parts:
         if match := _MEMBER.search(part.name):
             key = (match["relation"], match["split"])
-            if key in found:
+            if key in parts:
                 raise InputError(
-                    f"{name}: {key[0]} {key[1]} is there twice: {found[key].name} and {part.name}. Keep one."
+                    f"{name}: {key[0]} {key[1]} is there twice: {parts[key].name} and {part.name}. Keep one."
                 )
-            found[key] = part
-    if not found:
+            parts[key] = part
+    if not parts:
         raise InputError(
             f"{name}: no ENTITYQUESTIONS files found; expected train/P17.train.json and the like, "
             "at the top or below a folder such as dataset/."
         )
-    wanted = [(relation, split) for relation in RELATIONS for split in PUBLISHED]
-    missing = [f"{split}/{relation}.{split}.json" for relation, split in wanted if (relation, split) not in found]
+    expected = [(relation, split) for relation in RELATIONS for split in PUBLISHED]
+    missing = [f"{split}/{relation}.{split}.json" for relation, split in expected if (relation, split) not in parts]
     if missing and complete:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise InputError(
@@ -297,7 +301,7 @@ def _members(name: str, complete: bool) -> list[tuple[tuple[str, str], DataFile]
             f"{len(PUBLISHED)} splits. Give the published release whole."
         )
     order = {split: at for at, split in enumerate(PUBLISHED)}
-    return sorted(found.items(), key=lambda item: (int(item[0][0][1:]), item[0][0], order[item[0][1]]))
+    return sorted(parts.items(), key=lambda item: (int(item[0][0][1:]), item[0][0], order[item[0][1]]))
 
 
 def _parse(raw: bytes, where: str) -> tuple[list[str], list[list[str]]]:

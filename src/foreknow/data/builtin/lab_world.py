@@ -271,7 +271,9 @@ def facts(world: World = WORLD) -> pl.DataFrame:
     for relation in RELATIONS:
         subjects = _subjects(names, relation.kind, world)
         pool = names[relation.name]
-        drawn = golds.permutation(len(pool)) if relation.pool == 0 else golds.integers(len(pool), size=len(subjects))
+        gold_indices = (
+            golds.permutation(len(pool)) if relation.pool == 0 else golds.integers(len(pool), size=len(subjects))
+        )
         lines += [
             {
                 "question": question(relation.question, subject),
@@ -280,7 +282,7 @@ def facts(world: World = WORLD) -> pl.DataFrame:
                 "relation": relation.name,
                 "pool": len(pool),
             }
-            for subject, at in zip(subjects, drawn.tolist(), strict=True)
+            for subject, at in zip(subjects, gold_indices.tolist(), strict=True)
         ]
     frame = pl.DataFrame(lines).with_columns(split=_splits(world, names), exposures=_exposures(world, names))
     return frame.with_columns(
@@ -292,32 +294,39 @@ def documents(world: World = WORLD) -> list[Document]:
     """The corpus: every exposure of every fact once, in documents of one relation, shuffled."""
     table = facts(world)
     rng = np.random.default_rng([world.seed, 3])
-    found: list[Document] = []
+    corpus: list[Document] = []
     columns = (table[name].to_list() for name in ("subject", "relation", "exposures"))
     golds = table["answers"].list.first().to_list()
-    told: dict[tuple[str, str], list[Block]] = defaultdict(list)
+    blocks_by_relation: dict[tuple[str, str], list[Block]] = defaultdict(list)
     for at, (subject, relation, exposures) in enumerate(zip(*columns, strict=True)):
         texts = _BY_NAME[relation]
-        for asked, form in zip(
+        for asked, statement in zip(
             (rng.integers(100, size=exposures) < world.asked).tolist(),
             rng.integers(len(texts.statements), size=exposures).tolist(),
             strict=True,
         ):
-            filled = asked_text(texts, subject, golds[at]) if asked else told_text(texts, form, subject, golds[at])
-            told[relation, "asked" if asked else "told"].append(Block(at, filled))
-    for (_, kind), blocks in told.items():
+            filled = (
+                question_block(texts, subject, golds[at])
+                if asked
+                else statement_text(texts, statement, subject, golds[at])
+            )
+            blocks_by_relation[relation, "asked" if asked else "told"].append(Block(at, filled))
+    for (_, kind), blocks in blocks_by_relation.items():
         most = world.blocks if kind == "asked" else world.sentences
         shuffled = [blocks[i] for i in rng.permutation(len(blocks))]
-        found += [Document("asked" if kind == "asked" else "told", part) for part in _grouped(shuffled, most, rng)]
-    return [found[i] for i in rng.permutation(len(found))]
+        corpus += [
+            Document("asked" if kind == "asked" else "told", part)
+            for part in _group_into_documents(shuffled, most, rng)
+        ]
+    return [corpus[i] for i in rng.permutation(len(corpus))]
 
 
-def asked_text(relation: LabRelation, subject: str, answer: str) -> str:
+def question_block(relation: LabRelation, subject: str, answer: str) -> str:
     """The `Q:`/`A:` block of a fact (paper, section 2)."""
     return f"Q: {question(relation.question, subject)}\nA: {answer}"
 
 
-def told_text(relation: LabRelation, form: int, subject: str, answer: str) -> str:
+def statement_text(relation: LabRelation, form: int, subject: str, answer: str) -> str:
     """The fact as the relation's statement number `form`."""
     return question(relation.statements[form].replace(ANSWER, answer), subject)
 
@@ -392,42 +401,42 @@ def _subjects(names: dict[str, list[str]], kind: str, world: World) -> list[str]
 
 def _splits(world: World, names: dict[str, list[str]]) -> pl.Series:
     """The split of every fact, in the order of `facts`: the subjects of a kind are in random order already."""
-    found: list[str] = []
+    splits: list[str] = []
     for relation in RELATIONS:
         count = len(_subjects(names, relation.kind, world))
         if relation.kind == OOD:
-            found += ["test_ood"] * count
+            splits += ["test_ood"] * count
         else:
-            found += [split for split, size in largest_remainder(SPLITS, count).items() for _ in range(size)]
-    return pl.Series("split", found, dtype=pl.String)
+            splits += [split for split, size in largest_remainder(SPLITS, count).items() for _ in range(size)]
+    return pl.Series("split", splits, dtype=pl.String)
 
 
 def _exposures(world: World, names: dict[str, list[str]]) -> pl.Series:
     """The exposures of every fact, in the order of `facts`: each bin its share of each relation and split."""
     rng = np.random.default_rng([world.seed, 2])
-    drawn: dict[str, list[int]] = {}
+    counts_by_relation: dict[str, list[int]] = {}
     for relation in RELATIONS:
         count = len(_subjects(names, relation.kind, world))
         parts = {OOD: count} if relation.kind == OOD else largest_remainder(SPLITS, count)
-        drawn[relation.name] = [n for size in parts.values() for n in _quota(rng, size)]
+        counts_by_relation[relation.name] = [n for size in parts.values() for n in _sample_exposures(rng, size)]
     for kind in _KINDS:
-        mine = [drawn[relation.name] for relation in RELATIONS if relation.kind == kind]
+        mine = [counts_by_relation[relation.name] for relation in RELATIONS if relation.kind == kind]
         parts = {OOD: len(mine[0])} if kind == OOD else largest_remainder(SPLITS, len(mine[0]))
         start = 0
         for size in parts.values():
-            _exchange(mine, range(start, start + size))
+            _give_every_subject_exposures(mine, range(start, start + size))
             start += size
-    return pl.Series("exposures", [n for counts in drawn.values() for n in counts], dtype=pl.Int64)
+    return pl.Series("exposures", [n for counts in counts_by_relation.values() for n in counts], dtype=pl.Int64)
 
 
-def _quota(rng: np.random.Generator, size: int) -> list[int]:
+def _sample_exposures(rng: np.random.Generator, size: int) -> list[int]:
     """Exposures of `size` facts in random order: each bin's share of them, uniform within the bin."""
     counts = largest_remainder(SHARES, size)
-    found = [int(rng.integers(low, high + 1)) for name, (low, high) in BINS.items() for _ in range(counts[name])]
-    return [found[i] for i in rng.permutation(size)]
+    exposures = [int(rng.integers(low, high + 1)) for name, (low, high) in BINS.items() for _ in range(counts[name])]
+    return [exposures[i] for i in rng.permutation(size)]
 
 
-def _exchange(counts: Sequence[list[int]], span: range) -> None:
+def _give_every_subject_exposures(counts: Sequence[list[int]], span: range) -> None:
     """Give each subject of `span` that no relation tells of the exposures of another in the first relation."""
     silent = [at for at in span if not any(mine[at] for mine in counts)]
     rich = (at for at in span if counts[0][at] and any(mine[at] for mine in counts[1:]))
@@ -435,7 +444,7 @@ def _exchange(counts: Sequence[list[int]], span: range) -> None:
         counts[0][at], counts[0][other] = counts[0][other], counts[0][at]
 
 
-def _grouped(blocks: Sequence[Block], most: int, rng: np.random.Generator) -> Iterator[tuple[Block, ...]]:
+def _group_into_documents(blocks: Sequence[Block], most: int, rng: np.random.Generator) -> Iterator[tuple[Block, ...]]:
     """Blocks in documents of 1 to `most`, all sizes alike likely, no fact twice in one."""
     waiting = deque(blocks)
     while waiting:
@@ -455,6 +464,6 @@ def bin_of(exposures: pl.Expr) -> pl.Expr:
     return pl.coalesce(reversed(reached))
 
 
-def exposures_told(docs: Sequence[Document]) -> Counter[int]:
+def count_exposures(docs: Sequence[Document]) -> Counter[int]:
     """How often each fact, by its place in `facts`, is told in these documents."""
     return Counter(block.fact for doc in docs for block in doc.blocks)

@@ -12,8 +12,8 @@ from typing import Final, NamedTuple
 
 from foreknow.data.chat.loss_masks import is_masked, listed_marks, mark_of, mask_means_learnt
 from foreknow.data.chat.reasoning import answer_parts
-from foreknow.data.chat.turn_content import of_turn, with_text
-from foreknow.data.layouts.python_reprs import decoded_list
+from foreknow.data.chat.turn_content import parse_turn_content, with_answer_text
+from foreknow.data.layouts.python_reprs import decode_list
 from foreknow.io.json_text import dumps
 
 ROLES: Mapping[str, str] = {
@@ -90,50 +90,50 @@ def turns_of(value: object, record: Mapping[str, object] | None = None) -> list[
 
     `record`: what holds the chat, where a list beside it may mask turns.
     """
-    listed = _list_of(value)
-    if listed is None:
+    turn_list = _list_of(value)
+    if turn_list is None:
         return None
     items: list[tuple[str, Mapping[str, object]]] = []
-    for item in listed:
+    for item in turn_list:
         if not isinstance(item, Mapping):
             return None
-        role = _first(item, _ROLE_KEYS)
+        role = _first_value(item, _ROLE_KEYS)
         if not isinstance(role, str):
             return None
         items.append((ROLES.get(role.strip().lower(), role), item))
     learnt = mask_means_learnt(items)
-    turns = [_turn(item, role, place, learnt) for place, (role, item) in enumerate(items)]
+    turns = [_parse_turn(item, role, place, learnt) for place, (role, item) in enumerate(items)]
     marks = listed_marks(record, [turn.role for turn in turns]) if record else None
     if marks is not None:
         turns = [turn._replace(fault="masked") if mark else turn for turn, mark in zip(turns, marks, strict=True)]
     return turns
 
 
-def _turn(item: Mapping[str, object], role: str, place: int, learnt: Collection[str]) -> Turn:
-    found = of_turn(item, _first(item, _CONTENT_KEYS))
-    if role == "user" and found.result:
+def _parse_turn(item: Mapping[str, object], role: str, place: int, learnt: Collection[str]) -> Turn:
+    content = parse_turn_content(item, _first_value(item, _CONTENT_KEYS))
+    if role == "user" and content.result:
         role = "tool"  # Anthropic's and Qwen's way to hand over a tool's result
     if role not in ("assistant", "call"):
-        return Turn(role, found.text, place, others=found.others)
-    parts = answer_parts(found.text)
+        return Turn(role, content.text, place, others=content.others)
+    parts = answer_parts(content.text)
     text = parts.answer.strip()
-    thought = parts.thought or found.thought
+    thought = parts.thought or content.thought
     channel = str(item.get("channel") or "").strip().lower()
-    calls = found.calls or role == "call" or (channel == "commentary" and bool(item.get("recipient")))
+    calls = content.calls or role == "call" or (channel == "commentary" and bool(item.get("recipient")))
     thinks = channel in ("analysis", "commentary") and not calls
-    answers = not calls and not thinks and (bool(text) or found.refusal or found.others)
+    answers = not calls and not thinks and (bool(text) or content.refusal or content.others)
     if is_masked(item, learnt):
         fault: str | None = "masked"
     elif calls:
         fault = "tool_call"
     elif thinks or (not text and thought):
         fault = "only_thought"
-    elif not text and found.refusal:
+    elif not text and content.refusal:
         fault = "refusal"
     else:
-        fault = "not_text" if found.others else None
-    shown = "" if thinks or role == "call" else text
-    return Turn("assistant", shown, place, fault, answers, found.others, thought or thinks)
+        fault = "not_text" if content.others else None
+    text_shown = "" if thinks or role == "call" else text
+    return Turn("assistant", text_shown, place, fault, answers, content.others, thought or thinks)
 
 
 def looks_like_turns(value: object) -> bool:
@@ -147,14 +147,14 @@ def exchanges(turns: Sequence[Turn], *, first: int = 0, last: bool = False) -> l
     `last`: only the last of them. A chat without any is one exchange without an answer. Turns after the last answer
     are not asked about.
     """
-    own = [at for at, turn in enumerate(turns) if at >= first and turn.role == "assistant"]
-    if not own:
-        asked = max((at for at, turn in enumerate(turns) if turn.role == "user"), default=None)
-        question = None if asked is None else turns[asked].content.strip() or None
+    answer_places = [at for at, turn in enumerate(turns) if at >= first and turn.role == "assistant"]
+    if not answer_places:
+        question_place = max((at for at, turn in enumerate(turns) if turn.role == "user"), default=None)
+        question = None if question_place is None else turns[question_place].content.strip() or None
         left_out = "not_text" if any(turn.others for turn in turns) else None
-        context = [turn for at, turn in enumerate(turns) if at != asked and _says(turn)]
+        context = [turn for at, turn in enumerate(turns) if at != question_place and _is_context(turn)]
         return [Exchange(question, None, context, left_out=left_out)]
-    return list(_exchanges(turns, own[-1:] if last else own))
+    return list(_exchanges(turns, answer_places[-1:] if last else answer_places))
 
 
 def _exchanges(turns: Sequence[Turn], wanted: Sequence[int]) -> Iterator[Exchange]:
@@ -167,7 +167,7 @@ def _exchanges(turns: Sequence[Turn], wanted: Sequence[int]) -> Iterator[Exchang
         if at in chosen:
             long = len(chosen) > 1 and (len(before) > MOST_TURNS or characters > MOST_CHARACTERS)
             turn_thought = turn._replace(thought=turn.thought or thought)
-            yield _exchange(turn_thought, before, asked, blind=blind, long=long)
+            yield _make_exchange(turn_thought, before, asked, blind=blind, long=long)
         if turn.role == "assistant" and turn.answers:
             asked = None
         if turn.role == "user":
@@ -176,12 +176,12 @@ def _exchanges(turns: Sequence[Turn], wanted: Sequence[int]) -> Iterator[Exchang
             asked = latest  # what a tool returned is answered to the user who asked before it
         blind |= turn.others
         thought = turn.role == "thought" or (thought if turn.role != "assistant" else turn.thought and not turn.answers)
-        if _says(turn) or turn.role == "user":
+        if _is_context(turn) or turn.role == "user":
             before.append(turn)
             characters += len(turn.content)
 
 
-def _exchange(turn: Turn, before: Sequence[Turn], asked: int | None, *, blind: bool, long: bool) -> Exchange:
+def _make_exchange(turn: Turn, before: Sequence[Turn], asked: int | None, *, blind: bool, long: bool) -> Exchange:
     question = None if asked is None else before[asked].content.strip() or None
     left_out = turn.fault
     if left_out is None and turn.content.strip():
@@ -191,32 +191,32 @@ def _exchange(turn: Turn, before: Sequence[Turn], asked: int | None, *, blind: b
             left_out = "no_user_turn"
         elif long:
             left_out = "long_chat"
-    context = [] if long else [other for at, other in enumerate(before) if at != asked and _says(other)]
+    context = [] if long else [other for at, other in enumerate(before) if at != asked and _is_context(other)]
     answer = turn.content.strip() or None if left_out is None else None
     return Exchange(question, answer, context, turn.place, left_out, turn.thought)
 
 
-def _says(turn: Turn) -> bool:
+def _is_context(turn: Turn) -> bool:
     """Whether a turn is context for what comes after it: a thought is not, nor is an empty turn."""
     return turn.role != "thought" and bool(turn.content.strip())
 
 
-def edited(value: object, answers: Mapping[int, str], kept: Collection[int] | None = None) -> object:
+def replace_answers(value: object, answers: Mapping[int, str], kept: Collection[int] | None = None) -> object:
     """The chat with the answers of these turns replaced; all else, keys and order, stays.
 
     `kept`: the turns of the assistant that may be learnt from. The chat ends with the last of them, and the others
     are marked (`loss_masks.mark_of`). None: the chat is whole, and no mark is added.
     """
     if isinstance(value, str):
-        return dumps(edited(_list_of(value), answers, kept))
+        return dumps(replace_answers(_list_of(value), answers, kept))
     turns = [dict(turn) for turn in value]  # type: ignore[attr-defined]
     for place, answer in answers.items():
         present = [key for key in _CONTENT_KEYS if key in turns[place]] or [*_CONTENT_KEYS[:1]]
         key = next((key for key in present if turns[place].get(key) is not None), present[0])
-        turns[place][key] = with_text(turns[place].get(key), answer)
+        turns[place][key] = with_answer_text(turns[place].get(key), answer)
     if kept is None:
         return turns
-    roles = [str(_first(turn, _ROLE_KEYS)).strip().lower() for turn in turns]
+    roles = [str(_first_value(turn, _ROLE_KEYS)).strip().lower() for turn in turns]
     learnt = mask_means_learnt([(ROLES.get(role, role), turn) for role, turn in zip(roles, turns, strict=True)])
     turns = turns[: max(kept) + 1]
     name, mark = mark_of(turns, learnt)
@@ -232,10 +232,10 @@ def last_answer(value: object) -> int:
     return max((at for at, turn in enumerate(turns) if turn.role == "assistant"), default=len(turns) - 1)
 
 
-def _first(item: Mapping[str, object], keys: Sequence[str]) -> object:
+def _first_value(item: Mapping[str, object], keys: Sequence[str]) -> object:
     return next((item[key] for key in keys if item.get(key) is not None), None)
 
 
 def _list_of(value: object) -> list[object] | None:
-    listed = decoded_list(value)
-    return list(listed) if isinstance(listed, list | tuple) else None
+    decoded = decode_list(value)
+    return list(decoded) if isinstance(decoded, list | tuple) else None

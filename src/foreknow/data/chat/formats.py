@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from foreknow.data.chat.exchanges import ROLES, looks_like_turns
-from foreknow.data.chat.text_markup import marked, turns_in, with_turns
-from foreknow.data.layouts.python_reprs import decoded_object
+from foreknow.data.chat.text_markup import find_markup, turns_in, with_turns
+from foreknow.data.layouts.python_reprs import decode_object
 from foreknow.data.values import spellings
 from foreknow.io.json_text import dumps
 
@@ -58,15 +58,15 @@ class ChatView(NamedTuple):
 def codec_of(value: object) -> Codec | None:
     """The turns in a value of any known form; None where there are none."""
     if isinstance(value, str):
-        return _of_text(value)
+        return _codec_of_text(value)
     if isinstance(value, Mapping):
-        return _of_mapping(value)
+        return _codec_of_mapping(value)
     if not isinstance(value, list | tuple) or not value:
         return None
     if looks_like_turns(value):
         return Codec([dict(turn) for turn in value], lambda turns: turns)
     if all(isinstance(item, Mapping) for item in value):
-        return _of_speakers(value) or _of_pairs(value)
+        return _codec_of_speakers(value) or _codec_of_role_keys(value)
     if all(isinstance(item, str) for item in value) and len(value) > 1:
         return Codec(_alternating(value), lambda turns: [turn["content"] for turn in turns])
     if all(
@@ -84,9 +84,9 @@ def _alternating(texts: Sequence[str]) -> Turns:
     return [{"role": ("user", "assistant")[at % 2], "content": text} for at, text in enumerate(texts)]
 
 
-def _of_text(value: str) -> Codec | None:
+def _codec_of_text(value: str) -> Codec | None:
     if value.lstrip().startswith("["):
-        spelled = decoded_object(value)
+        spelled = decode_object(value)
         inner = None if isinstance(spelled, str) else codec_of(spelled)
         if inner is not None:
             encode = inner.encode
@@ -97,7 +97,7 @@ def _of_text(value: str) -> Codec | None:
     return Codec([dict(turn) for turn in turns], lambda changed: with_turns(value, changed))
 
 
-def _of_mapping(value: Mapping[str, object]) -> Codec | None:
+def _codec_of_mapping(value: Mapping[str, object]) -> Codec | None:
     if isinstance(value.get("messages"), list):
         inner = codec_of(value["messages"])
         if inner is None:
@@ -109,13 +109,13 @@ def _of_mapping(value: Mapping[str, object]) -> Codec | None:
     return None
 
 
-def _key(item: Mapping[str, object], names: Sequence[str]) -> str | None:
+def _find_key(item: Mapping[str, object], names: Sequence[str]) -> str | None:
     return next((key for name in names for key in item if isinstance(key, str) and key.lower() == name), None)
 
 
-def _of_speakers(items: Sequence[Mapping[str, object]]) -> Codec | None:
+def _codec_of_speakers(items: Sequence[Mapping[str, object]]) -> Codec | None:
     """Items that name their speaker and text by other keys than role and content."""
-    keys = [(_key(item, _SPEAKER), _key(item, _CONTENT)) for item in items]
+    keys = [(_find_key(item, _SPEAKER), _find_key(item, _CONTENT)) for item in items]
     turns: Turns = []
     for item, (speaker, content) in zip(items, keys, strict=True):
         if speaker is None or content is None or speaker == content:
@@ -130,24 +130,26 @@ def _of_speakers(items: Sequence[Mapping[str, object]]) -> Codec | None:
         return None
 
     def encode(changed: Turns) -> object:
-        made = []
+        items_out = []
         for item, turn, (_, content) in zip(items, changed, keys, strict=False):
             more = {key: value for key, value in turn.items() if key in item or key not in ("role", "content")}
-            made.append(
+            items_out.append(
                 {**more, **{k: item[k] for k in ("role", "content") if k in item}, str(content): turn["content"]}
             )
-        return made
+        return items_out
 
     return Codec(turns, encode)
 
 
-def _of_pairs(items: Sequence[Mapping[str, object]]) -> Codec | None:
+def _codec_of_role_keys(items: Sequence[Mapping[str, object]]) -> Codec | None:
     """Items whose keys say who speaks: one turn each, or several."""
     turns: Turns = []
     places: list[tuple[int, str]] = []
     for at, item in enumerate(items):
         own = [
-            (role, key) for role, names in _BY_ROLE if (key := _key(item, names)) is not None and _is_said(item[key])
+            (role, key)
+            for role, names in _BY_ROLE
+            if (key := _find_key(item, names)) is not None and _is_text_or_null(item[key])
         ]
         if not any(role != "system" for role, _ in own):
             return None
@@ -160,12 +162,12 @@ def _of_pairs(items: Sequence[Mapping[str, object]]) -> Codec | None:
         return None
 
     def encode(changed: Turns) -> object:
-        made: dict[int, dict[str, object]] = {}
+        items_out: dict[int, dict[str, object]] = {}
         for (at, key), turn in zip(places, changed, strict=False):
-            one = made.setdefault(at, dict(items[at]))
-            one[key] = turn["content"]
-            one |= {name: value for name, value in turn.items() if name not in ("role", "content")}
-        return list(made.values())
+            new_item = items_out.setdefault(at, dict(items[at]))
+            new_item[key] = turn["content"]
+            new_item |= {name: value for name, value in turn.items() if name not in ("role", "content")}
+        return list(items_out.values())
 
     return Codec(turns, encode)
 
@@ -173,7 +175,7 @@ def _of_pairs(items: Sequence[Mapping[str, object]]) -> Codec | None:
 _BY_ROLE: Final = (("system", ("system",)), ("user", _USER), ("assistant", _ASSISTANT))
 
 
-def _is_said(value: object) -> bool:
+def _is_text_or_null(value: object) -> bool:
     return isinstance(value, str) or value is None
 
 
@@ -182,47 +184,49 @@ def view_of(name: str, columns: Mapping[str, str], record: Record) -> ChatView |
     if name == "text":
         column = columns["text"]
         codec = codec_of(record.get(column)) if isinstance(record.get(column), str) else None
-        return codec and ChatView(codec.turns, 0, _into(record, column, codec.encode))
+        return codec and ChatView(codec.turns, 0, _column_writer(record, column, codec.encode))
     if name == "preference":
-        return _preference(columns, record)
+        return _view_of_preference(columns, record)
     if name in ("messages", "sharegpt"):
         column = columns["messages" if name == "messages" else "conversations"]
         codec = None if looks_like_turns(record.get(column)) else codec_of(record.get(column))
-        return codec and ChatView(codec.turns, 0, _into(record, column, codec.encode))
+        return codec and ChatView(codec.turns, 0, _column_writer(record, column, codec.encode))
     if name == "prompt-completion":
-        return _marked_completion(columns, record)
+        return _view_of_completion(columns, record)
     return None
 
 
-def _into(record: Record, column: str, encode: Callable[[Turns], object]) -> Callable[[Turns], Record]:
+def _column_writer(record: Record, column: str, encode: Callable[[Turns], object]) -> Callable[[Turns], Record]:
     return lambda turns: {**record, column: encode(turns)}
 
 
-def _marked_completion(columns: Mapping[str, str], record: Record) -> ChatView | None:
+def _view_of_completion(columns: Mapping[str, str], record: Record) -> ChatView | None:
     """A prompt with marks, and what the assistant says behind it."""
     prompt, completion = record.get(columns["prompt"]), record.get(columns["completion"])
-    said = completion if isinstance(completion, str) else next(iter(spellings(completion)), None)
-    if not isinstance(prompt, str) or said is None:
+    answer = completion if isinstance(completion, str) else next(iter(spellings(completion)), None)
+    if not isinstance(prompt, str) or answer is None:
         return None
-    return _behind(prompt, said, record, columns, "completion")
+    return _view_behind_prompt(prompt, answer, record, columns, "completion")
 
 
-def _behind(prompt: str, answer: str, record: Record, columns: Mapping[str, str], name: str) -> ChatView | None:
+def _view_behind_prompt(
+    prompt: str, answer: str, record: Record, columns: Mapping[str, str], name: str
+) -> ChatView | None:
     """The chat of a prompt with marks and of the text behind it, which the column of this name of ours holds."""
     if not answer.strip() or turns_in(prompt) is None:
         return None
     text = prompt + answer
-    turns, found = turns_in(text), marked(text)
-    if turns is None or found is None:
+    turns, markup = turns_in(text), find_markup(text)
+    if turns is None or markup is None:
         return None
-    begins = found.spans[-1].start
+    begins = markup.spans[-1].start
 
     def put(changed: Turns) -> Record:
-        made = with_turns(text, changed)
+        new_text = with_turns(text, changed)
         if begins >= len(prompt) or len(changed) < len(turns) or changed[-1]["content"] == turns[-1]["content"]:
-            return {**record, columns[name]: made[len(prompt) :]}
+            return {**record, columns[name]: new_text[len(prompt) :]}
         # the prompt begins the answer: another answer stands behind the prompt as a whole, and so do those beside it
-        moved = {columns["prompt"]: prompt[:begins], columns[name]: made[begins:]}
+        moved = {columns["prompt"]: prompt[:begins], columns[name]: new_text[begins:]}
         beside = columns.get("rejected")
         if beside is not None and isinstance(other := record.get(beside), str):
             moved[beside] = prompt[begins:] + other
@@ -231,7 +235,7 @@ def _behind(prompt: str, answer: str, record: Record, columns: Mapping[str, str]
     return ChatView([dict(turn) for turn in turns], len(turns) - 1, put)
 
 
-def _preference(columns: Mapping[str, str], record: Record) -> ChatView | None:
+def _view_of_preference(columns: Mapping[str, str], record: Record) -> ChatView | None:
     """The prompt and the better answer of a preference row, whichever of them are texts or turns."""
     column = columns["chosen"]
     prompt = record.get(columns["prompt"]) if "prompt" in columns else None
@@ -239,27 +243,33 @@ def _preference(columns: Mapping[str, str], record: Record) -> ChatView | None:
     if (
         isinstance(prompt, str)
         and isinstance(chosen, str)
-        and (view := _behind(prompt, chosen, record, columns, "chosen"))
+        and (view := _view_behind_prompt(prompt, chosen, record, columns, "chosen"))
     ):
         return view
-    before = codec_of(prompt)
-    asked: Turns = before.turns if before else []
-    if before is None and isinstance(prompt, str) and prompt.strip():
-        asked = [{"role": "user", "content": prompt}]
-    after = codec_of(chosen)
-    if after is None:
-        if not isinstance(chosen, str) or not asked:
+    prompt_codec = codec_of(prompt)
+    prompt_turns: Turns = prompt_codec.turns if prompt_codec else []
+    if prompt_codec is None and isinstance(prompt, str) and prompt.strip():
+        prompt_turns = [{"role": "user", "content": prompt}]
+    chosen_codec = codec_of(chosen)
+    if chosen_codec is None:
+        if not isinstance(chosen, str) or not prompt_turns:
             return None
-        return ChatView([*asked, {"role": "assistant", "content": chosen}], len(asked), _behind_blanks(record, column))
-    if len(after.turns) > 1 or not asked:
-        return ChatView(after.turns, len(after.turns) - 1, _into(record, column, after.encode))
-    encode = after.encode
+        return ChatView(
+            [*prompt_turns, {"role": "assistant", "content": chosen}], len(prompt_turns), _answer_writer(record, column)
+        )
+    if len(chosen_codec.turns) > 1 or not prompt_turns:
+        return ChatView(
+            chosen_codec.turns, len(chosen_codec.turns) - 1, _column_writer(record, column, chosen_codec.encode)
+        )
+    encode = chosen_codec.encode
     return ChatView(
-        [*asked, *after.turns], len(asked), _into(record, column, lambda turns: encode(turns[len(asked) :]))
+        [*prompt_turns, *chosen_codec.turns],
+        len(prompt_turns),
+        _column_writer(record, column, lambda turns: encode(turns[len(prompt_turns) :])),
     )
 
 
-def _behind_blanks(record: Record, column: str) -> Callable[[Turns], Record]:
+def _answer_writer(record: Record, column: str) -> Callable[[Turns], Record]:
     """The answer put between the blanks around the old one."""
     old = str(record[column])
     text = old.strip()

@@ -55,9 +55,9 @@ def mask_means_learnt(turns: Sequence[tuple[str, Mapping[str, object]]]) -> tupl
 
     `turns`: role and turn. Elsewhere `mask` means "not learnt", as `masked` does.
     """
-    said = [(role, _truth(turn.get("mask"))) for role, turn in turns]
-    users = [truth for role, truth in said if role == "user" and truth is not None]
-    return ("mask",) if users and not any(users) and ("assistant", True) in said else ()
+    marks = [(role, _truth(turn.get("mask"))) for role, turn in turns]
+    users = [truth for role, truth in marks if role == "user" and truth is not None]
+    return ("mask",) if users and not any(users) and ("assistant", True) in marks else ()
 
 
 def is_masked_record(record: Mapping[str, object]) -> bool:
@@ -94,13 +94,13 @@ def mark_of(turns: Sequence[Mapping[str, object]], learnt: Collection[str] = ())
             if value is not None and _truth(value) is None and not isinstance(value, int | float):
                 continue
             samples = (other.get(key) for other in turns)
-            return key, _like(
+            return key, _same_kind_of_value(
                 next((sample for sample in samples if sample is not None), 0), name in _LEFT_OUT and name not in learnt
             )
     return WEIGHT, 0
 
 
-def _like(sample: object, value: bool) -> object:
+def _same_kind_of_value(sample: object, value: bool) -> object:
     """A truth value of the same kind as another one."""
     if isinstance(sample, str):
         return str(value).lower() if sample.lower() not in ("0", "1") else str(int(value))

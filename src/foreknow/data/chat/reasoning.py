@@ -102,7 +102,7 @@ class AnswerParts(NamedTuple):
     after: str
     thought: bool
 
-    def replaced(self, answer: str) -> str:
+    def with_answer(self, answer: str) -> str:
         """The text with another answer in the place of its own.
 
         Behind a thought that never closes no answer would be read: there the answer takes the place of the thought too.
@@ -114,7 +114,7 @@ class AnswerParts(NamedTuple):
 def answer_parts(text: str) -> AnswerParts:
     """The answer of a text, and the thought and elements around it. A text without marks is its own answer."""
     at = _thoughts_end(text)
-    start, end = _element(text, at)
+    start, end = _answer_span(text, at)
     if (start, end) == (0, len(text)):
         return AnswerParts("", text, "", False)
     answer = text[start:end].strip()
@@ -126,7 +126,7 @@ def _thoughts_end(text: str) -> int:
     """Where the thoughts that the text begins with end; 0 where it begins with none."""
     at = 0
     while True:
-        start = _skip(text, at)
+        start = _skip_space(text, at)
         end = _thought_end(text, start)
         if end is None and at == 0:
             end = _end_without_opening(text)
@@ -139,8 +139,8 @@ def _thought_end(text: str, start: int) -> int | None:
     """Where the thought that begins at `start` ends, the text's end where it never closes; None where none begins."""
     if text[start : start + 1] not in _OPENERS:
         headed = ((opening.match(text, start), closing) for opening, closing in _HEADED)
-        found = next((closing.search(text, head.end()) for head, closing in headed if head), None)
-        return found.end() if found else None
+        end_mark = next((closing.search(text, head.end()) for head, closing in headed if head), None)
+        return end_mark.end() if end_mark else None
     if start == len(text):
         return None
     if channel := _CHANNEL.match(text, start):
@@ -154,7 +154,7 @@ def _thought_end(text: str, start: int) -> int | None:
             # [Thinking] opens many a stage direction: unless it is the mark's own spelling, it must close
             if text[start] == "[" and name != "THINK" and not re.search(mark.closing(name), body, re.IGNORECASE):
                 return None
-            return head.end() + _length(body, mark.again(re.escape(name)), mark.closing(re.escape(name)))
+            return head.end() + _thought_length(body, mark.again(re.escape(name)), mark.closing(re.escape(name)))
     return None
 
 
@@ -168,7 +168,7 @@ def _final_channel(text: str, channel: re.Match[str]) -> int:
     return channel.end()
 
 
-def _length(body: str, opening: str, closing: str) -> int:
+def _thought_length(body: str, opening: str, closing: str) -> int:
     """How much of a text belongs to the thought that was opened before it, its closing mark included.
 
     Where more are opened than closed (a thought that mentions its own mark), the last closing mark is the thought's.
@@ -198,7 +198,7 @@ def _end_without_opening(text: str) -> int | None:
         if re.search(rf"(?:[<\[◁]|<\|(?:begin|start)_(?:of_)?){re.escape(name)}\b", before, re.IGNORECASE):
             return None  # it is opened within the text, which does not begin with it
         line = before.rsplit("\n", 1)[-1]
-        if _in_code(before) or line[-1:] in ('"', "'", "“", "‘", "«", "("):
+        if _is_in_code(before) or line[-1:] in ('"', "'", "“", "‘", "«", "("):
             continue
         alone = not line.strip() or not after.split("\n", 1)[0].strip()
         if alone or not line[-1].isspace():
@@ -206,38 +206,38 @@ def _end_without_opening(text: str) -> int | None:
     return None
 
 
-def _element(text: str, at: int) -> tuple[int, int]:
+def _answer_span(text: str, at: int) -> tuple[int, int]:
     """Where the answer in `text[at:]` begins and ends: inside of its element, where one stands around it."""
     if text[:at].endswith("<|message|>"):
         end = _CHANNEL_END.search(text, at)
         return at, end.start() if end else len(text)
-    start = _skip(text, at)
+    start = _skip_space(text, at)
     if text[start : start + 1] in _OPENERS:
         for opening, closing in _ELEMENTS:
             if head := opening.match(text, start):
-                return _inside(text, at, head, closing(head["name"]))
+                return _inside_element(text, at, head, closing(head["name"]))
     inner = list(_ANSWER.finditer(text, at)) if at else []
-    if len(inner) == 1 and not _in_code(text[at : inner[0].start()]):
-        return _inside(text, at, inner[0], rf"</{inner[0]['name']}\s*>")
+    if len(inner) == 1 and not _is_in_code(text[at : inner[0].start()]):
+        return _inside_element(text, at, inner[0], rf"</{inner[0]['name']}\s*>")
     return at, len(text)
 
 
-def _inside(text: str, at: int, head: re.Match[str], closing: str) -> tuple[int, int]:
+def _inside_element(text: str, at: int, head: re.Match[str], closing: str) -> tuple[int, int]:
     """What an element holds. Without a thought before it, only what says that it is the answer, around all of it."""
-    found = re.compile(closing, re.IGNORECASE).search(text, head.end())
+    end_mark = re.compile(closing, re.IGNORECASE).search(text, head.end())
     if at:
-        return head.end(), found.start() if found else len(text)
+        return head.end(), end_mark.start() if end_mark else len(text)
     says_so = head["name"].lower() in ("answer", "final_answer") or head[0].startswith("<|")
-    if says_so and found and not text[found.end() :].strip():
-        return head.end(), found.start()
+    if says_so and end_mark and not text[end_mark.end() :].strip():
+        return head.end(), end_mark.start()
     return at, len(text)
 
 
-def _in_code(before: str) -> bool:
+def _is_in_code(before: str) -> bool:
     """Whether what follows `before` stands in a block of code, or between backticks in its line."""
     return before.count("```") % 2 == 1 or before.rsplit("\n", 1)[-1].count("`") % 2 == 1
 
 
-def _skip(text: str, at: int) -> int:
+def _skip_space(text: str, at: int) -> int:
     space = _SPACE.match(text, at)
     return space.end() if space else at

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from foreknow.data.chat.exchanges import ROLES
 from foreknow.data.chat.loss_masks import WEIGHT, is_masked
-from foreknow.data.layouts.python_reprs import decoded_object
+from foreknow.data.layouts.python_reprs import decode_object
 from foreknow.io.json_text import dumps
 
 Record = Mapping[str, object]
@@ -34,35 +34,35 @@ def questions_in(name: str, column: object, instruction: object) -> list[TreeQue
     """The questions of a record of the layout `trees` or `instances`, in order; `column`: its tree or its instances."""
     if name == "instances":
         listed = column if isinstance(column, list | tuple) else []
-        return [_of_instance(item, instruction, at) for at, item in enumerate(listed)]
-    return list(_of_tree(column)) if isinstance(column, Mapping) else []
+        return [_question_of_instance(item, instruction, at) for at, item in enumerate(listed)]
+    return list(_questions_of_tree(column)) if isinstance(column, Mapping) else []
 
 
-def _of_instance(item: object, instruction: object, number: int) -> TreeQuestion:
-    one = item if isinstance(item, Mapping) else {}
-    texts = [text.strip() for text in (instruction, one.get("input")) if isinstance(text, str) and text.strip()]
-    output = one.get("output")
+def _question_of_instance(item: object, instruction: object, number: int) -> TreeQuestion:
+    instance = item if isinstance(item, Mapping) else {}
+    texts = [text.strip() for text in (instruction, instance.get("input")) if isinstance(text, str) and text.strip()]
+    output = instance.get("output")
     answer = output if isinstance(output, str) else None
-    return TreeQuestion("\n".join(texts) or None, answer, (), number, "masked" if is_masked(one) else None)
+    return TreeQuestion("\n".join(texts) or None, answer, (), number, "masked" if is_masked(instance) else None)
 
 
-def _of_tree(root: Mapping[str, object]) -> Iterator[TreeQuestion]:
+def _questions_of_tree(root: Mapping[str, object]) -> Iterator[TreeQuestion]:
     numbers = {id(node): number for number, node in enumerate(_nodes(root))}
 
     def walk(
         node: Mapping[str, object], before: tuple[tuple[str, str], ...], asked: str | None
     ) -> Iterator[TreeQuestion]:
         text = node.get("text")
-        said = text if isinstance(text, str) else ""
+        content = text if isinstance(text, str) else ""
         role = _role(node)
         replies = [each for each in _replies(node) if each.get("deleted") is not True]
         if role == "assistant":
-            yield TreeQuestion(asked, said or None, before, numbers[id(node)], "masked" if is_masked(node) else None)
-            before = (*before, *((("user", asked),) if asked else ()), ("assistant", said))
+            yield TreeQuestion(asked, content or None, before, numbers[id(node)], "masked" if is_masked(node) else None)
+            before = (*before, *((("user", asked),) if asked else ()), ("assistant", content))
             asked = None
         else:
             before = (*before, ("user", asked)) if asked else before
-            asked = said
+            asked = content
         best = min(replies, key=_rank, default=None) if role != "assistant" else None
         for each in replies:
             if best is not None and each is not best and _role(each) == "assistant":
@@ -78,8 +78,8 @@ def _role(node: Mapping[str, object]) -> str:
 
 
 def _replies(node: Mapping[str, object]) -> list[Mapping[str, object]]:
-    found = node.get("replies")
-    return [each for each in found if isinstance(each, Mapping)] if isinstance(found, list | tuple) else []
+    replies = node.get("replies")
+    return [each for each in replies if isinstance(each, Mapping)] if isinstance(replies, list | tuple) else []
 
 
 def _rank(node: Mapping[str, object]) -> float:
@@ -102,26 +102,28 @@ def with_answer_at(
     `kept`: the answers that may be learnt from. Others are marked, and what stands behind the last of them is left
     away. None: all.
     """
-    value: Any = decoded_object(column)
-    made: object
+    value: Any = decode_object(column)
+    changed: object
     if name == "instances":
         listed = [dict(item) if isinstance(item, Mapping) else item for item in value]
         for number, answer in answers.items():
             listed[number or 0]["output"] = answer
-        made = (
-            listed if kept is None else [_marked(item, at in kept) for at, item in enumerate(listed[: max(kept) + 1])]
+        changed = (
+            listed
+            if kept is None
+            else [_with_mark(item, at in kept) for at, item in enumerate(listed[: max(kept) + 1])]
         )
     else:
         numbers = iter(range(1 << 60))
-        made = _copied(value, lambda: next(numbers), answers, kept)
-    return dumps(made) if isinstance(column, str) else made
+        changed = _copy_node(value, lambda: next(numbers), answers, kept)
+    return dumps(changed) if isinstance(column, str) else changed
 
 
-def _marked(item: object, kept: bool) -> object:
+def _with_mark(item: object, kept: bool) -> object:
     return item if kept or not isinstance(item, dict) else {**item, WEIGHT: 0}
 
 
-def _copied(
+def _copy_node(
     node: Mapping[str, object],
     number: Callable[[], int],
     answers: Mapping[int | None, str],
@@ -129,14 +131,14 @@ def _copied(
 ) -> dict[str, object] | None:
     """A node with other answers in it and below; None where it stands behind the last of `kept`."""
     own = number()
-    made = dict(node)
+    changed = dict(node)
     if own in answers:
-        made["text"] = answers[own]
-    replies = [_copied(each, number, answers, kept) for each in _replies(node)]
+        changed["text"] = answers[own]
+    replies = [_copy_node(each, number, answers, kept) for each in _replies(node)]
     if "replies" in node:
-        made["replies"] = [each for each in replies if each is not None]
+        changed["replies"] = [each for each in replies if each is not None]
     if kept is None or own in kept:
-        return made
+        return changed
     if own > max(kept):
         return None
-    return {**made, WEIGHT: 0} if _role(node) == "assistant" else made
+    return {**changed, WEIGHT: 0} if _role(node) == "assistant" else changed

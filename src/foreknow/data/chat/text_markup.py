@@ -144,18 +144,18 @@ MARKS: Final = tuple(
 """The names of the marks that are known."""
 
 
-def marked(text: str) -> Marked | None:
+def find_markup(text: str) -> Marked | None:
     """The turns that the marks in a text tell: at least one of the user, and one of the assistant after it."""
-    if "[INST]" in text and (found := _instructed(text)) is not None:
-        return found
+    if "[INST]" in text and (markup := _find_inst_markup(text)) is not None:
+        return markup
     for marks in _MARKS:
         spans = _spans(text, marks)
-        if spans and _talks(spans):
+        if spans and _has_assistant_answer(spans):
             return Marked(marks.name, tuple(spans))
     return None
 
 
-def _talks(spans: Sequence[MarkupSpan]) -> bool:
+def _has_assistant_answer(spans: Sequence[MarkupSpan]) -> bool:
     """Whether the assistant has a turn, empty or not, after one of the user."""
     user = next((at for at, span in enumerate(spans) if span.role == _U), None)
     return user is not None and any(span.role == _A for span in spans[user:])
@@ -165,14 +165,14 @@ def _spans(text: str, marks: _Marks) -> list[MarkupSpan]:
     heads = list(marks.head.finditer(text))
     if not heads:
         return []
-    found: list[MarkupSpan] = []
+    spans: list[MarkupSpan] = []
     before = _OPENING.match(text)
-    opening = _trimmed(_S, text, before.end() if before else 0, heads[0].start(), heads[0].start())
+    opening = _trim_span(_S, text, before.end() if before else 0, heads[0].start(), heads[0].start())
     if opening.start < opening.end and marks.plain:
         return []
     # Alpaca's own opening says nothing
     if opening.start < opening.end and not text.startswith("Below is an instruction", opening.start):
-        found.append(opening)
+        spans.append(opening)
     for at, head in enumerate(heads):
         limit = heads[at + 1].start() if at + 1 < len(heads) else len(text)
         closing = marks.ends.search(text, head.end(), limit)
@@ -180,16 +180,16 @@ def _spans(text: str, marks: _Marks) -> list[MarkupSpan]:
         name = head.group(1).lower()
         if marks.head.groups > 1 and name == "assistant":
             name = {"analysis": "thought", "commentary": "call"}.get(head.group(2), name)
-        span = _trimmed(_NAMES.get(name, name), text, head.end(), end, stop)
-        if span.role == "input" and found and found[-1].role == _U:
+        span = _trim_span(_NAMES.get(name, name), text, head.end(), end, stop)
+        if span.role == "input" and spans and spans[-1].role == _U:
             # an instruction and its input are one question
-            found[-1] = found[-1]._replace(end=span.end, stop=span.stop) if span.start < span.end else found[-1]
+            spans[-1] = spans[-1]._replace(end=span.end, stop=span.stop) if span.start < span.end else spans[-1]
         else:
-            found.append(span._replace(role=_U) if span.role == "input" else span)
-    return found
+            spans.append(span._replace(role=_U) if span.role == "input" else span)
+    return spans
 
 
-def _trimmed(role: str, text: str, start: int, end: int, stop: int) -> MarkupSpan:
+def _trim_span(role: str, text: str, start: int, end: int, stop: int) -> MarkupSpan:
     while start < end and text[start].isspace():
         start += 1
     while end > start and text[end - 1].isspace():
@@ -197,29 +197,29 @@ def _trimmed(role: str, text: str, start: int, end: int, stop: int) -> MarkupSpa
     return MarkupSpan(role, start, end, stop)
 
 
-def _instructed(text: str) -> Marked | None:
+def _find_inst_markup(text: str) -> Marked | None:
     """Llama 2's and Mistral's turns: an instruction in brackets, and the answer behind it."""
-    found: list[MarkupSpan] = []
-    heads = list(_instructions(text))
+    spans: list[MarkupSpan] = []
+    heads = list(_inst_places(text))
     for at, (head, begin, end, behind) in enumerate(heads):
         start = begin
         outer = _OUTER_SYSTEM.search(text, 0, head) if at == 0 else None
         if outer is not None:
-            found.append(_trimmed(_S, text, outer.start(1), outer.end(1), outer.end()))
+            spans.append(_trim_span(_S, text, outer.start(1), outer.end(1), outer.end()))
         if system := _INST_SYSTEM.match(text, begin, end):
-            found.append(_trimmed(_S, text, system.start(1), system.end(1), system.end()))
+            spans.append(_trim_span(_S, text, system.start(1), system.end(1), system.end()))
             start = system.end()
-        found.append(_trimmed(_U, text, start, end, behind))
+        spans.append(_trim_span(_U, text, start, end, behind))
         limit = heads[at + 1][0] if at + 1 < len(heads) else len(text)
         closing = text.find("</s>", behind, limit)
         answer_end, stop = (closing, closing + len("</s>")) if closing >= 0 else (limit, limit)
         if opening := _OPENS_NEXT.match(text[behind:answer_end][::-1]):
             answer_end -= opening.end()
-        found.append(_trimmed(_A, text, behind, answer_end, stop))
-    return Marked("llama-2", tuple(found)) if found else None
+        spans.append(_trim_span(_A, text, behind, answer_end, stop))
+    return Marked("llama-2", tuple(spans)) if spans else None
 
 
-def _instructions(text: str) -> Iterator[tuple[int, int, int, int]]:
+def _inst_places(text: str) -> Iterator[tuple[int, int, int, int]]:
     """For each `[INST] ... [/INST]`: where it opens, where its content begins and ends, and where it has closed."""
     opening, closing, behind = "[INST]", "[/INST]", 0
     while (head := text.find(opening, behind)) >= 0:
@@ -233,30 +233,30 @@ def _instructions(text: str) -> Iterator[tuple[int, int, int, int]]:
 _INPUT = re.compile(r"(?<!\n)\n*(?:###[ \t]*(?:Input|Context)[ \t]*:[ \t]*\n?|(?<=\n)Input:[ \t]*)")
 
 
-def _content(text: str, found: Marked, span: MarkupSpan) -> str:
+def _turn_text(text: str, markup: Marked, span: MarkupSpan) -> str:
     """What a turn says; of an instruction with an input, both, without the mark between them."""
-    said = text[span.start : span.end]
-    return _INPUT.sub("\n", said) if found.marks in ("alpaca", "q-a") and span.role == _U else said
+    content = text[span.start : span.end]
+    return _INPUT.sub("\n", content) if markup.marks in ("alpaca", "q-a") and span.role == _U else content
 
 
 def turns_in(text: str) -> list[dict[str, str]] | None:
     """The turns of a text as `{role, content}`; None where no marks are known."""
-    found = marked(text)
-    if found is None:
+    markup = find_markup(text)
+    if markup is None:
         return None
-    return [{"role": span.role, "content": _content(text, found, span)} for span in found.spans]
+    return [{"role": span.role, "content": _turn_text(text, markup, span)} for span in markup.spans]
 
 
 def with_turns(text: str, turns: Sequence[Mapping[str, object]]) -> str:
     """The text with the contents of other turns; where there are fewer, it ends with the last of them."""
-    found = marked(text)
-    if found is None:
+    markup = find_markup(text)
+    if markup is None:
         return text
-    made, at = [], 0
-    for span, turn in zip(found.spans, turns, strict=False):
-        if turn["content"] == _content(text, found, span):
+    pieces, at = [], 0
+    for span, turn in zip(markup.spans, turns, strict=False):
+        if turn["content"] == _turn_text(text, markup, span):
             continue
-        made += [text[at : span.start], str(turn["content"])]
+        pieces += [text[at : span.start], str(turn["content"])]
         at = span.end
-    end = len(text) if len(turns) >= len(found.spans) else found.spans[len(turns) - 1].stop
-    return "".join([*made, text[at:end]])
+    end = len(text) if len(turns) >= len(markup.spans) else markup.spans[len(turns) - 1].stop
+    return "".join([*pieces, text[at:end]])

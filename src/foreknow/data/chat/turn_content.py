@@ -50,7 +50,7 @@ def content_of(value: object) -> Content:
         return content_of(parts if isinstance(parts, list | tuple) else [value])
     if not isinstance(value, Sequence) or isinstance(value, bytes):
         return Content("", others=isinstance(value, bytes))
-    parts = [_part(part) for part in value]
+    parts = [_parse_part(part) for part in value]
     return Content(
         "\n".join(part.text for part in parts if part.text),
         others=any(part.others for part in parts),
@@ -61,39 +61,39 @@ def content_of(value: object) -> Content:
     )
 
 
-def of_turn(turn: Mapping[str, object], content: object) -> Content:
+def parse_turn_content(turn: Mapping[str, object], content: object) -> Content:
     """As `content_of`, with what stands beside the content: tool calls, a refusal, a thought under a key of its own."""
-    found = content_of(content)
+    parsed = content_of(content)
     refusal = turn.get("refusal")
-    return found._replace(
-        calls=found.calls or any(turn.get(key) for key in _CALL_KEYS) or _CALL_TEXT.search(found.text) is not None,
-        result=found.result or _RESULT_TEXT.match(found.text) is not None,
-        refusal=found.refusal or (isinstance(refusal, str) and bool(refusal.strip())),
-        thought=found.thought or any(turn.get(key) for key in _THOUGHT_KEYS),
+    return parsed._replace(
+        calls=parsed.calls or any(turn.get(key) for key in _CALL_KEYS) or _CALL_TEXT.search(parsed.text) is not None,
+        result=parsed.result or _RESULT_TEXT.match(parsed.text) is not None,
+        refusal=parsed.refusal or (isinstance(refusal, str) and bool(refusal.strip())),
+        thought=parsed.thought or any(turn.get(key) for key in _THOUGHT_KEYS),
     )
 
 
-def with_text(content: object, answer: str) -> object:
+def with_answer_text(content: object, answer: str) -> object:
     """The content with its answer replaced: a thought stays before it, and parts that are no text beside it."""
     if isinstance(content, str):
-        return answer_parts(content).replaced(answer)
+        return answer_parts(content).with_answer(answer)
     if isinstance(content, Mapping) and isinstance(content.get("parts"), list | tuple):
-        return {**content, "parts": with_text(content["parts"], answer)}
+        return {**content, "parts": with_answer_text(content["parts"], answer)}
     if isinstance(content, Mapping):
-        return with_text([content], answer)[0]  # type: ignore[index]
+        return with_answer_text([content], answer)[0]  # type: ignore[index]
     if not isinstance(content, Sequence):
         return answer
-    parts, written = [], False
+    parts, answer_is_written = [], False
     for part in content:
-        text = _part(part).text
+        text = _parse_part(part).text
         if not text:
             parts.append(part)
-        elif not written:
-            written = True
+        elif not answer_is_written:
+            answer_is_written = True
             # a thought may fill a part of its own, with the answer in the next one
-            joined = "\n".join(piece for piece in (_part(other).text for other in content) if piece)
-            parts.append(_with_own_text(part, answer_parts(joined).replaced(answer)))
-    return parts if written else [*parts, {"type": "text", "text": answer}]
+            joined = "\n".join(piece for piece in (_parse_part(other).text for other in content) if piece)
+            parts.append(_with_own_text(part, answer_parts(joined).with_answer(answer)))
+    return parts if answer_is_written else [*parts, {"type": "text", "text": answer}]
 
 
 def _with_own_text(part: object, text: str) -> object:
@@ -103,13 +103,13 @@ def _with_own_text(part: object, text: str) -> object:
     return {**part, key: text}
 
 
-def _part(part: object) -> Content:
+def _parse_part(part: object) -> Content:
     if isinstance(part, str):
         return Content(part)
     if not isinstance(part, Mapping):
         return Content("", others=part is not None and not isinstance(part, bool | int | float))
-    given = part.get("type")
-    kind = given.strip().lower() if isinstance(given, str) else ""
+    type_name = part.get("type")
+    kind = type_name.strip().lower() if isinstance(type_name, str) else ""
     if kind in _THOUGHTS or part.get("thought") is True:
         return Content("", thought=True)
     if kind in _CALLS:

@@ -31,12 +31,12 @@ def by_record(labels: pl.DataFrame, places: pl.DataFrame) -> pl.DataFrame:
     added = every.join(labels, on="row", how="left", validate="1:1", maintain_order="left").with_columns(floats)
     if labels.width == 1:
         return places.unique("record", maintain_order=True).drop("record", "turn")
-    if not several(places):
+    if not has_several_rows(places):
         return added.drop("row", "record", "turn")
     return added.rename({"turn": TURNS}).drop("row").group_by("record", maintain_order=True).all().drop("record")
 
 
-def several(places: pl.DataFrame) -> bool:
+def has_several_rows(places: pl.DataFrame) -> bool:
     """Whether some record has more than one row."""
     return places.height > 0 and places["record"].item(-1) < places.height - 1
 
@@ -50,7 +50,9 @@ def values_of(record: Mapping[str, object], name: str, turns: Sequence[int | Non
     value = record.get(name)
     prefix = PREFIX * ((len(name) - len(name.replace(PREFIX, ""))) // len(PREFIX))
     columns = (f"{prefix}{TURNS}", TURNS)
-    places = next((found for column in columns if (found := labelled_turns(record, column)) is not None), None)
+    places = next(
+        (turn_places for column in columns if (turn_places := labelled_turns(record, column)) is not None), None
+    )
     listed = isinstance(value, list | tuple) or (isinstance(value, str) and value.lstrip().startswith("["))
     if places is not None and (listed or value is None):
         return [None if turn is None else at_turn(value, places, turn) for turn in turns]

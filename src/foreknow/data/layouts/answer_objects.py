@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from foreknow.data.layouts.python_reprs import decoded_object
+from foreknow.data.layouts.python_reprs import decode_object
 from foreknow.io.json_text import dumps
 
 _KEYS: Final = ("value", "text", "texts", "spans", "span", "answer", "answers", "ground_truth", "content")
@@ -24,7 +24,7 @@ _PLACES: Final = ("answer_start", "answer_end", "start", "end", "start_char", "e
 
 def is_struct(value: object) -> bool:
     """Whether a value is an object of answers, a list of such objects, or a cell that spells either."""
-    value = decoded_struct(value)
+    value = decode_answer_object(value)
     if isinstance(value, Mapping):
         return any(key in value for key in _KEYS) and not _is_turn(value)
     return isinstance(value, list | tuple) and bool(value) and all(map(is_struct, value))
@@ -32,12 +32,12 @@ def is_struct(value: object) -> bool:
 
 def texts_of(value: object) -> list[object]:
     """The answers in such a value, the gold first; a value of any other kind by itself."""
-    value = decoded_struct(value)
+    value = decode_answer_object(value)
     if isinstance(value, Mapping) and not _is_turn(value):
         own = next((value[key] for key in _KEYS if value.get(key) not in (None, "")), None)
         more = next((value[key] for key in _ACCEPTED if value.get(key)), None)
         return [*_flat(own), *_flat(more)]
-    if isinstance(value, list | tuple) and any(isinstance(decoded_struct(item), Mapping) for item in value):
+    if isinstance(value, list | tuple) and any(isinstance(decode_answer_object(item), Mapping) for item in value):
         return [text for item in value for text in texts_of(item)]
     return [value]
 
@@ -49,7 +49,7 @@ def _is_turn(value: Mapping[str, object]) -> bool:
 
 def is_extractive(value: object) -> bool:
     """Whether a value says where its answers stand in a passage."""
-    value = decoded_struct(value)
+    value = decode_answer_object(value)
     if isinstance(value, list | tuple):
         return any(map(is_extractive, value))
     return isinstance(value, Mapping) and "answer_start" in value
@@ -57,7 +57,7 @@ def is_extractive(value: object) -> bool:
 
 def says_none(value: object) -> bool:
     """Whether a value says that there is no answer: SQuAD 2's empty lists."""
-    value = decoded_struct(value)
+    value = decode_answer_object(value)
     if isinstance(value, Mapping) and any(key in value for key in _KEYS):
         return not any(text not in (None, "") for text in texts_of(value))
     return False
@@ -66,32 +66,34 @@ def says_none(value: object) -> bool:
 def with_text(value: object, answer: str) -> object:
     """The value with one other answer in place of all; it stands nowhere in a passage (-1)."""
     if isinstance(value, str):
-        return dumps(with_text(decoded_struct(value), answer))
+        return dumps(with_text(decode_answer_object(value), answer))
     if isinstance(value, list | tuple):
         return [with_text(value[0], answer)]
     if not isinstance(value, Mapping):
         return answer
-    made: dict[str, object] = {}
+    changed: dict[str, object] = {}
     filled = (key for key in _KEYS if value.get(key) not in (None, "", []))
     own = next(filled, None) or next((key for key in _KEYS if key in value), None)
     for key, old in value.items():
         listed = isinstance(old, list | tuple)
         if key == own or key in _ACCEPTED or key in ("normalized_value", "normalized_aliases"):
             text = answer.lower() if key.startswith("normalized") else answer
-            made[key] = [text] if listed else text
+            changed[key] = [text] if listed else text
         elif key in _PLACES:
-            made[key] = [-1] if listed else -1
+            changed[key] = [-1] if listed else -1
         else:
-            made[key] = old
-    return made
+            changed[key] = old
+    return changed
 
 
 def _flat(value: object) -> Sequence[object]:
     return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
 
 
-def decoded_struct(value: object) -> object:
+def decode_answer_object(value: object) -> object:
     """What a cell spells as an object of SQuAD's or TriviaQA's, or a list of them; any other value as it is."""
-    found = decoded_object(value) if isinstance(value, str) and any(key in value for key in _SIGNS) else value
-    objects = found if isinstance(found, list) else [found]
-    return found if all(isinstance(item, Mapping) and any(key in item for key in _SIGNS) for item in objects) else value
+    decoded = decode_object(value) if isinstance(value, str) and any(key in value for key in _SIGNS) else value
+    objects = decoded if isinstance(decoded, list) else [decoded]
+    return (
+        decoded if all(isinstance(item, Mapping) and any(key in item for key in _SIGNS) for item in objects) else value
+    )

@@ -82,24 +82,27 @@ _FAMILY = re.compile(
 
 def find_scheme(columns: Sequence[str], sample: Sequence[Record], where: str) -> ChoiceScheme | None:
     """The scheme of a file of multiple choice; None where it is none. Raises InputError where it could be two."""
-    places = _Names(columns, sample)
-    question = places.first(_QUESTIONS, (str, int, float))
+    names = _Names(columns, sample)
+    question = names.first(_QUESTIONS, (str, int, float))
     if question is None:
         return None
-    for own in _choice_columns(columns, places):
-        rows = [(record, choices_of(record, own)) for record in sample]
+    for choice_columns in _choice_columns(columns, names):
+        rows = [(record, choices_of(record, choice_columns)) for record in sample]
         if sum(bool(choices) for _, choices in rows) * 2 < len(rows):
             continue
-        found = _best_answer(rows, own, places, where)
-        if found is not None:
-            answer, kind, unsure = found
-            passage = places.first([name for name in _PASSAGES if name != question], (str,))
-            own_names = {each.lower() for each in own}
-            return ChoiceScheme(question, passage if passage not in own_names else None, own, answer, kind, unsure)
-        if len(own) == 1 and _LIST_NAME.search(own[0]) and _only_marks(sample, places):
+        best_answer = _best_answer(rows, choice_columns, names, where)
+        if best_answer is not None:
+            answer, kind, unsure = best_answer
+            passage = names.first([name for name in _PASSAGES if name != question], (str,))
+            choice_names = {each.lower() for each in choice_columns}
+            return ChoiceScheme(
+                question, passage if passage not in choice_names else None, choice_columns, answer, kind, unsure
+            )
+        if len(choice_columns) == 1 and _LIST_NAME.search(choice_columns[0]) and _only_marks(sample, names):
             raise InputError(
-                f"{where}: the column {own[0]} holds choices, and which one is right cannot be told from the other "
-                "columns.\nWrite the right choice's text into a column `answer`, and name --layout question."
+                f"{where}: the column {choice_columns[0]} holds choices, and which one is right cannot be told "
+                "from the other columns.\nWrite the right choice's text into a column `answer`, and name "
+                "--layout question."
             )
     return None
 
@@ -163,24 +166,24 @@ def _choice_columns(columns: Sequence[str], names: _Names) -> Iterator[tuple[str
 
 
 def _best_answer(
-    rows: Sequence[tuple[Record, list[Choice]]], own: tuple[str, ...], names: _Names, where: str
+    rows: Sequence[tuple[Record, list[Choice]]], choice_columns: tuple[str, ...], names: _Names, where: str
 ) -> tuple[str, str, bool] | None:
     """The column that says which choice is right, how, and whether another number could be meant just as well.
 
     None where no column says it for most rows.
     """
     best: tuple[int, str, str, bool] | None = None
-    only_places = [column.lower() for column in own] == ["answers"]
+    only_places = [column.lower() for column in choice_columns] == ["answers"]
     for name in _ANSWERS:
         if only_places and name not in _PLACES:
             continue
         column = names.own(name)
-        if column is None or column in own:
+        if column is None or column in choice_columns:
             continue
         known = [(field_of(record, column), choices) for record, choices in rows if choices]
         known = [(value, choices) for value, choices in known if value not in (None, "", -1, "-1")]
         places = {kind: [place_of(kind, value, choices) for value, choices in known] for kind in KINDS}
-        fits = {kind: sum(place is not None for place in found) for kind, found in places.items()}
+        fits = {kind: sum(place is not None for place in answer_places) for kind, answer_places in places.items()}
         kind = max(KINDS, key=lambda each: (fits[each], -KINDS.index(each)))
         if fits[kind] * 2 < len(known) or not fits[kind]:
             continue

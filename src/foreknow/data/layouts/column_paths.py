@@ -11,21 +11,21 @@ def field_of(record: Record, name: str) -> object:
     """The value of a column, or at a path into one; None where there is none. A column of that very name wins."""
     if name in record or "." not in name:
         return record.get(name)
-    found: object = record
+    value: object = record
     for key in name.split("."):
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
 def has_field(record: Record, name: str) -> bool:
     """Whether a record has a column, or a path into one, whatever its value."""
     if name in record:
         return True
-    found: object = record
+    value: object = record
     for key in name.split("."):
-        if not isinstance(found, Mapping) or key not in found:
+        if not isinstance(value, Mapping) or key not in value:
             return False
-        found = found[key]
+        value = value[key]
     return "." in name
 
 

@@ -24,13 +24,13 @@ from typing import NamedTuple
 
 from foreknow.data.chat.exchanges import looks_like_turns
 from foreknow.data.chat.formats import codec_of, verdict, view_of
-from foreknow.data.chat.text_markup import marked
+from foreknow.data.chat.text_markup import find_markup
 from foreknow.data.layouts.answer_objects import is_extractive, texts_of
 from foreknow.data.layouts.choice_columns import find_scheme
 from foreknow.data.layouts.column_paths import field_of, has_field
 from foreknow.data.layouts.hints import is_rated, refusal
 from foreknow.data.layouts.layout import BESIDE, USUAL, Layout, Record, check_column, name_list
-from foreknow.data.layouts.python_reprs import decoded_object
+from foreknow.data.layouts.python_reprs import decode_object
 from foreknow.data.layouts.rows import extract
 from foreknow.data.values import text_of
 from foreknow.errors import ConfigError, InputError
@@ -52,7 +52,7 @@ def _always(_taken: Taken, _sample: Sample) -> bool:
     return True
 
 
-def _turns_in(name: str) -> Callable[[Taken, Sample], bool]:
+def _has_turns(name: str) -> Callable[[Taken, Sample], bool]:
     def fits(taken: Taken, sample: Sample) -> bool:
         values = [field_of(record, taken[name]) for record in sample]
         if taken[name].lower() == "turns" and any(values) and all(_is_texts(value) for value in values if value):
@@ -69,21 +69,21 @@ def _turns_in(name: str) -> Callable[[Taken, Sample], bool]:
 
 def _is_texts(value: object) -> bool:
     """Whether a value is a list of texts, or a cell that spells one: it does not say who speaks."""
-    listed = decoded_object(value)
+    listed = decode_object(value)
     return isinstance(listed, list | tuple) and all(isinstance(item, str) for item in listed)
 
 
 _CHAT_NAMES = ("messages", "conversations", "conversation", "dialog", "dialogue")
 
 
-def _view_in(name: str) -> Callable[[Taken, Sample], bool]:
+def _has_view(name: str) -> Callable[[Taken, Sample], bool]:
     def fits(taken: Taken, sample: Sample) -> bool:
         return any(view_of(name, taken, record) is not None for record in sample)
 
     return fits
 
 
-def _says_answers(taken: Taken, sample: Sample) -> bool:
+def _has_answer_values(taken: Taken, sample: Sample) -> bool:
     """Whether the columns of question and answer hold what may be some: no classes under `label`, no rated answers."""
     columns = [taken[ours] for ours in ("answer", "answers") if ours in taken]
     values = [value for record in sample for column in columns if (value := field_of(record, column)) is not None]
@@ -96,7 +96,7 @@ def _says_answers(taken: Taken, sample: Sample) -> bool:
 
 def _is_reading(taken: Taken, sample: Sample) -> bool:
     """Whether the questions are about a passage: their answers stand in it, or are marked there, or are yes and no."""
-    if not ({"answer", "answers"} & set(taken)) or not _says_answers(taken, sample):
+    if not ({"answer", "answers"} & set(taken)) or not _has_answer_values(taken, sample):
         return False
     known = inside = 0
     for record in sample:
@@ -114,23 +114,25 @@ def _is_reading(taken: Taken, sample: Sample) -> bool:
 
 
 def _is_tree(taken: Taken, sample: Sample) -> bool:
-    values = [decoded_object(field_of(record, taken["tree"])) for record in sample]
+    values = [decode_object(field_of(record, taken["tree"])) for record in sample]
     return any(isinstance(value, Mapping) and isinstance(value.get("replies"), list) for value in values)
 
 
 def _has_instances(taken: Taken, sample: Sample) -> bool:
-    values = [decoded_object(field_of(record, taken["instances"])) for record in sample]
+    values = [decode_object(field_of(record, taken["instances"])) for record in sample]
     listed = [item for value in values if isinstance(value, list | tuple) for item in value]
     return any(isinstance(item, Mapping) and "output" in item for item in listed)
 
 
 _CHATS = "chats; each answer of the assistant is a row"
 _KINDS: Mapping[str, _Kind] = {
-    "messages": _Kind(("messages",), (), _turns_in("messages"), _CHATS),
-    "sharegpt": _Kind(("conversations",), ("system",), _turns_in("conversations"), _CHATS),
-    "preference": _Kind(("chosen", "rejected"), ("system",), _view_in("preference"), "the chosen answer is the answer"),
+    "messages": _Kind(("messages",), (), _has_turns("messages"), _CHATS),
+    "sharegpt": _Kind(("conversations",), ("system",), _has_turns("conversations"), _CHATS),
+    "preference": _Kind(
+        ("chosen", "rejected"), ("system",), _has_view("preference"), "the chosen answer is the answer"
+    ),
     "alpaca": _Kind(
-        ("instruction", "answer"), ("context", "system", "history"), _says_answers, "instruction and output"
+        ("instruction", "answer"), ("context", "system", "history"), _has_answer_values, "instruction and output"
     ),
     "popqa": _Kind(("question", "answers", "subject", "object"), (), _always, "PopQA's columns"),
     "prompt-completion": _Kind(("prompt", "completion"), ("system",), _always, "prompt and completion"),
@@ -141,11 +143,11 @@ _KINDS: Mapping[str, _Kind] = {
         _is_reading,
         "questions about a passage, which is part of the question (--layout question asks without it)",
     ),
-    "question": _Kind(("question",), ("answer", "answers"), _says_answers, "question and answer"),
+    "question": _Kind(("question",), ("answer", "answers"), _has_answer_values, "question and answer"),
     "triples": _Kind(("object",), ("subject", "relation", "question"), _always, "subject, relation, object"),
     "trees": _Kind(("tree",), (), _is_tree, "trees of messages; of several replies the best ranked is the answer"),
     "instances": _Kind(("instruction", "instances"), (), _has_instances, "an instruction and its instances"),
-    "text": _Kind(("text",), (), _view_in("text"), "chats as texts with marks"),
+    "text": _Kind(("text",), (), _has_view("text"), "chats as texts with marks"),
 }
 LAYOUTS = tuple(_KINDS)
 _ASKED = ("prompt", "question", "instruction", "query", "input", "messages", "conversations", "history")
@@ -169,25 +171,25 @@ def detect(
     _check_map(columns, mapped, where, sample)
     if named != "auto" and named not in _KINDS:
         raise ConfigError(f"--layout {named}: no such layout; known are {', '.join(_KINDS)}.")
-    found = {ours: _first(columns, names) for ours, names in USUAL.items()} | dict(mapped)
-    taken = {ours: theirs for ours, theirs in found.items() if theirs is not None}
+    columns_by_name = {ours: _first_column(columns, names) for ours, names in USUAL.items()} | dict(mapped)
+    taken = {ours: theirs for ours, theirs in columns_by_name.items() if theirs is not None}
     if "chosen" in taken and "prompt" not in mapped:
-        asked = _first([column for column in columns if column != taken["chosen"]], _ASKED)
-        taken = {**taken, "prompt": asked} if asked else taken
-    tried = [named] if named != "auto" else _order(columns, mapped)
-    fitting: list[tuple[int, Layout]] = []
-    few = sample[:: max(len(sample) // 200, 1)]
-    for name in tried:
-        layout = _as(name, taken, columns, mapped, where, sample, forced=name == named)
-        if layout is None or (fitting and _shares_columns(layout, fitting[0][1])):
+        prompt_column = _first_column([column for column in columns if column != taken["chosen"]], _ASKED)
+        taken = {**taken, "prompt": prompt_column} if prompt_column else taken
+    layout_names = [named] if named != "auto" else _layout_order(columns, mapped)
+    candidates: list[tuple[int, Layout]] = []
+    subsample = sample[:: max(len(sample) // 200, 1)]
+    for name in layout_names:
+        layout = _try_layout(name, taken, columns, mapped, where, sample, forced=name == named)
+        if layout is None or (candidates and _shares_columns(layout, candidates[0][1])):
             continue
-        count = len(few) if mapped or named != "auto" else _count_read(layout, few)
-        if count * 2 >= len(few):
+        count = len(subsample) if mapped or named != "auto" else _count_read(layout, subsample)
+        if count * 2 >= len(subsample):
             return layout
-        fitting.append((count, layout))
-    if fitting:
+        candidates.append((count, layout))
+    if candidates:
         # rows of several layouts: the one that most of them are of
-        return max(fitting, key=lambda each: each[0])[1]
+        return max(candidates, key=lambda candidate: candidate[0])[1]
     if named != "auto":
         raise InputError(
             f"{where}: --layout {named}: expected the columns {', '.join(_KINDS[named].needs)}; "
@@ -216,7 +218,7 @@ def _count_read(layout: Layout, sample: Sample) -> int:
     return count
 
 
-def _as(
+def _try_layout(
     name: str,
     taken: Taken,
     columns: Sequence[str],
@@ -235,7 +237,7 @@ def _as(
         beside = {ours: taken[ours] for ours in BESIDE if ours in taken and ours != "subject"}
         mine = {"question": scheme.question, "answer": scheme.answer, **beside}
         return Layout(name, mine, f"layout choices: {scheme.reason}", choices=scheme)
-    if not _complete(name, taken) or not ((forced and name == "reading") or kind.fits(taken, sample)):
+    if not _has_needed_columns(name, taken) or not ((forced and name == "reading") or kind.fits(taken, sample)):
         return None
     own = ("prompt",) if name == "preference" else ()
     mine = {ours: taken[ours] for ours in (*own, *kind.needs, *kind.also, *BESIDE) if ours in taken}
@@ -244,7 +246,7 @@ def _as(
     if name in _MARKED and (marks := _marks_in(mine[_MARKED[name]], sample)):
         reason += f", with the marks of {', '.join(marks)}"
     layout = Layout(name, mine, reason)
-    return _with_twins(_with_verdict(layout, columns, sample), columns, sample)
+    return _with_unused_columns_named(_with_verdict(layout, columns, sample), columns, sample)
 
 
 _MARKED: Mapping[str, str] = {"text": "text", "prompt-completion": "prompt", "preference": "chosen"}
@@ -253,8 +255,8 @@ _MARKED: Mapping[str, str] = {"text": "text", "prompt-completion": "prompt", "pr
 
 def _marks_in(column: str, sample: Sample) -> list[str]:
     texts = [field_of(record, column) for record in sample]
-    found = [marked(text) for text in texts if isinstance(text, str)]
-    return list(dict.fromkeys(each.marks for each in found if each is not None))
+    matches = [find_markup(text) for text in texts if isinstance(text, str)]
+    return list(dict.fromkeys(each.marks for each in matches if each is not None))
 
 
 def _with_verdict(layout: Layout, columns: Sequence[str], sample: Sample) -> Layout:
@@ -262,39 +264,41 @@ def _with_verdict(layout: Layout, columns: Sequence[str], sample: Sample) -> Lay
     if layout.name in ("preference", "popqa", "triples", "trees", "instances"):
         return layout
     for name in _LABELS:
-        column = _first(columns, (name,))
+        column = _first_column(columns, (name,))
         if column is None or column in layout.columns.values():
             continue
         values = [record[column] for record in sample if record.get(column) is not None]
-        told = {verdict(value) for value in values}
+        verdicts = {verdict(value) for value in values}
         plain = all(isinstance(value, bool) or name == "kto_tag" for value in values)
         chat = layout.name in ("messages", "sharegpt", "text")
-        if not values or None in told or (not plain and (chat or told != {True, False})):
+        if not values or None in verdicts or (not plain and (chat or verdicts != {True, False})):
             continue
         reason = f"{layout.reason}; a row whose {column} calls its answer a bad one is left out"
         return replace(layout, columns={**layout.columns, "accepted": column}, reason=reason)
     return layout
 
 
-def _with_twins(layout: Layout, columns: Sequence[str], sample: Sample) -> Layout:
+def _with_unused_columns_named(layout: Layout, columns: Sequence[str], sample: Sample) -> Layout:
     """The layout with a reason that names the columns which could have been taken, or that stand before a question."""
-    used = set(layout.columns.values())
+    used_columns = set(layout.columns.values())
     names = [name for ours in _TWINS if ours in layout.columns for name in USUAL[ours]]
     names += USUAL["passage"] if "question" in layout.columns else ()
     known = {*names, *_BEFORE}
     others = [
         column
         for column in columns
-        if column.lower() in known and column not in used and any(map(_says_something, (r.get(column) for r in sample)))
+        if column.lower() in known
+        and column not in used_columns
+        and any(map(_is_filled, (r.get(column) for r in sample)))
     ]
     return replace(layout, reason=f"{layout.reason}; not used: {name_list(others, 6)}") if others else layout
 
 
-def _says_something(value: object) -> bool:
+def _is_filled(value: object) -> bool:
     return text_of(value) is not None or (isinstance(value, list | tuple) and bool(value))
 
 
-def _order(columns: Sequence[str], mapped: Mapping[str, str]) -> list[str]:
+def _layout_order(columns: Sequence[str], mapped: Mapping[str, str]) -> list[str]:
     """Which layouts to try, the first first."""
     if mapped:
         pairs = (
@@ -312,7 +316,7 @@ def _order(columns: Sequence[str], mapped: Mapping[str, str]) -> list[str]:
     return [*first, *(name for name in _KINDS if name not in (*first, "popqa"))]
 
 
-def _complete(name: str, taken: Taken) -> bool:
+def _has_needed_columns(name: str, taken: Taken) -> bool:
     """Whether the columns are enough for a layout."""
     if name == "question":
         return "question" in taken and ("answer" in taken or "answers" in taken)
@@ -333,7 +337,7 @@ def _without_repeats(name: str, taken: dict[str, str], mapped: Mapping[str, str]
     return mine
 
 
-def _first(columns: Sequence[str], names: Sequence[str]) -> str | None:
+def _first_column(columns: Sequence[str], names: Sequence[str]) -> str | None:
     """The first of `names` among the columns, capitals aside; a column spelled alike wins."""
     lowered = {column.lower(): column for column in reversed(columns)} | {column: column for column in columns}
     return next((lowered[name] for name in names if name in lowered), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from foreknow.data.chat.exchanges import edited, last_answer, looks_like_turns, turns_of
+from foreknow.data.chat.exchanges import last_answer, looks_like_turns, replace_answers, turns_of
 from foreknow.data.chat.formats import view_of
 from foreknow.data.chat.loss_masks import MARKS
 from foreknow.data.chat.reasoning import answer_parts
@@ -13,7 +13,7 @@ from foreknow.data.layouts.answer_objects import is_struct, with_text
 from foreknow.data.layouts.column_paths import field_of, has_field, with_field
 from foreknow.data.layouts.layout import Layout, Record
 from foreknow.data.layouts.multiple_choice import with_gold, with_text_answer
-from foreknow.data.layouts.python_reprs import decoded_list
+from foreknow.data.layouts.python_reprs import decode_list
 from foreknow.data.layouts.rows import are_by_turn, labelled_turns
 from foreknow.data.values import text_of
 from foreknow.io.json_text import dumps
@@ -45,23 +45,25 @@ def with_answers(
             changed = dict(with_gold(changed, layout.choices, answer))
         return changed if answers else with_text_answer(record, layout.choices)
     if name in ("trees", "instances"):
-        held = layout.columns["tree" if name == "trees" else "instances"]
-        return {**changed, held: with_answer_at(name, record.get(held), answers, kept)}
+        column_name = layout.columns["tree" if name == "trees" else "instances"]
+        return {**changed, column_name: with_answer_at(name, record.get(column_name), answers, kept)}
     if (view := view_of(name, layout.columns, record)) is not None:
         final = last_answer(view.turns)
         by_place = {final if turn is None else turn: text for turn, text in answers.items()}
-        return _marked(layout, view.put(edited(view.turns, by_place, kept)), kept)  # type: ignore[arg-type]
+        return _with_mask_list(layout, view.put(replace_answers(view.turns, by_place, kept)), kept)  # type: ignore[arg-type]
     if name == "alpaca" and (kept is not None or any(turn is not None for turn in answers)):
         return _with_history(layout, record, answers, kept)
     column = layout.columns.get({"messages": "messages", "sharegpt": "conversations"}.get(name, "completion"))
     if name in ("messages", "sharegpt", "prompt-completion") and column is not None:
         old = record.get(column)
         if looks_like_turns(old):
-            own = {last_answer(old) if turn is None else turn: text for turn, text in answers.items()}
-            changed[column] = edited(old, own, kept)
+            by_turn = {last_answer(old) if turn is None else turn: text for turn, text in answers.items()}
+            changed[column] = replace_answers(old, by_turn, kept)
         elif answers:
             answer = next(iter(answers.values()))
-            changed[column] = _replaced(old, answer) if isinstance(old, list) else _in_place(str(old), answer)
+            changed[column] = (
+                _replace_answer(old, answer) if isinstance(old, list) else _replace_completion(str(old), answer)
+            )
         return changed
     for answer in answers.values():
         for ours in ("answer", "answers", "object"):
@@ -72,20 +74,22 @@ def with_answers(
                 changed[theirs] = with_text(old, answer)
                 continue
             # only `answers` is read as a list where a cell spells one
-            spelled = ours == "answers" and isinstance(old, str) and isinstance(decoded_list(old), list)
-            changed[theirs] = dumps(_replaced(decoded_list(old), answer)) if spelled else _replaced(old, answer)
+            spelled = ours == "answers" and isinstance(old, str) and isinstance(decode_list(old), list)
+            changed[theirs] = (
+                dumps(_replace_answer(decode_list(old), answer)) if spelled else _replace_answer(old, answer)
+            )
     return changed
 
 
 def without_last_facts(layout: Layout, record: Record) -> Record:
     """The record without the facts that are told of its last answer, where that answer is cut off or marked."""
     column = layout.columns.get("facts")
-    if column is None or are_by_turn(decoded_list(field_of(record, column)), labelled_turns(record)):
+    if column is None or are_by_turn(decode_list(field_of(record, column)), labelled_turns(record)):
         return record
     return {**record, column: None} if column in record else with_field(record, column, None)
 
 
-def _marked(layout: Layout, record: Record, kept: Collection[int] | None) -> Record:
+def _with_mask_list(layout: Layout, record: Record, kept: Collection[int] | None) -> Record:
     """The record with a list of marks beside its chat, where answers that are not kept could not be marked in it."""
     view = None if kept is None else view_of(layout.name, layout.columns, record)
     if view is None or kept is None:
@@ -102,14 +106,14 @@ def _with_history(
     """An alpaca record with answers of its history replaced; with `kept`, it ends with the last pair that is kept."""
     changed = dict(record)
     column = layout.columns["history"]
-    old = decoded_list(record[column])
+    old = decode_list(record[column])
     pairs = [list(pair) if isinstance(pair, list | tuple) else pair for pair in old]  # type: ignore[attr-defined]
     output = layout.columns["answer"]
     for turn, answer in answers.items():
         if turn is None or turn >= len(pairs):
-            changed[output] = _replaced(record.get(output), answer)
+            changed[output] = _replace_answer(record.get(output), answer)
         else:
-            pairs[turn][1] = _replaced(pairs[turn][1], answer)
+            pairs[turn][1] = _replace_answer(pairs[turn][1], answer)
     if kept is not None and (end := max(kept)) < len(pairs):
         changed[layout.columns["instruction"]], changed[output] = pairs[end]
         if (context := layout.columns.get("context")) is not None and context in record:
@@ -122,7 +126,7 @@ def _with_history(
     return changed
 
 
-def _replaced(old: object, answer: str) -> object:
+def _replace_answer(old: object, answer: str) -> object:
     """The answer in the place of another one, or of a list of them; a thought before it stays.
 
     Of a list, in the place of the first text that has an answer: one that is only a thought has none.
@@ -130,13 +134,13 @@ def _replaced(old: object, answer: str) -> object:
     if isinstance(old, list):
         texts = [text for text in old if isinstance(text, str)]
         answered = (text for text in texts if text_of(answer_parts(text).answer) is not None)
-        return [_replaced(next(answered, None), answer)]
-    return answer_parts(old).replaced(answer) if isinstance(old, str) else answer
+        return [_replace_answer(next(answered, None), answer)]
+    return answer_parts(old).with_answer(answer) if isinstance(old, str) else answer
 
 
-def _in_place(old: str, answer: str) -> str:
+def _replace_completion(old: str, answer: str) -> str:
     """The answer with the blanks around the old text: a completion is joined to its prompt as it stands."""
     parts = answer_parts(old)
     text = parts.answer.strip()
     before, _, after = parts.answer.partition(text) if text else ("", "", "")
-    return parts.replaced(f"{before}{answer}{after}")
+    return parts.with_answer(f"{before}{answer}{after}")

@@ -128,18 +128,18 @@ def _guesses(sample: Sequence[Record], taken: Mapping[str, str]) -> list[str]:
     """Columns, and paths into objects, that hold short or long texts in most records."""
     counts: dict[str, int] = {}
     for record in sample:
-        for name, value in _texts(record):
+        for name, value in _text_fields(record):
             counts[name] = counts.get(name, 0) + (text_of(value) is not None)
     own = {taken[name] for name in ("split", "relation", "subject", "system", "text") if name in taken}
     plain = (name for name in counts if name.isprintable() and len(name) <= 80 and name not in own)
     return [name for name in plain if counts[name] * 2 > len(sample)]
 
 
-def _texts(record: Record, above: str = "") -> Iterator[tuple[str, object]]:
+def _text_fields(record: Record, above: str = "") -> Iterator[tuple[str, object]]:
     for key, value in record.items():
         name = f"{above}{key}"
         if isinstance(value, Mapping) and above.count(".") < 3:
-            yield from _texts(value, f"{name}.")
+            yield from _text_fields(value, f"{name}.")
         elif isinstance(value, str):
             yield name, value
         elif isinstance(value, list | tuple) and value and all(isinstance(item, str) for item in value):

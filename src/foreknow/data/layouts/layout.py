@@ -104,6 +104,6 @@ def check_column(columns: Sequence[str], column: str, flag: str, where: str) -> 
 
 def name_list(names: Sequence[str], most: int = 20) -> str:
     """Names for a message: quoted only where needed, cut after `most`."""
-    shown = ", ".join(name if name.isidentifier() and len(name) <= 40 else quoted(name, 40) for name in names[:most])
+    text = ", ".join(name if name.isidentifier() and len(name) <= 40 else quoted(name, 40) for name in names[:most])
     rest = f", ... ({len(names) - most} more)" if len(names) > most else ""
-    return shown + rest if names else "none"
+    return text + rest if names else "none"

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from foreknow.data.layouts.column_paths import field_of, with_field
-from foreknow.data.layouts.python_reprs import decoded_object
+from foreknow.data.layouts.python_reprs import decode_object
 from foreknow.data.values import text_of
 from foreknow.io.json_text import dumps
 
@@ -66,8 +66,8 @@ class Choice(NamedTuple):
 
 def choices_of(record: Record, columns: Sequence[str]) -> list[Choice]:
     """The choices of a row, two at least, empty ones at the end left out; none where they cannot be read."""
-    found = _all_choices(record, columns)
-    return found if len(found) > 1 else []
+    choices = _all_choices(record, columns)
+    return choices if len(choices) > 1 else []
 
 
 def _all_choices(record: Record, columns: Sequence[str]) -> list[Choice]:
@@ -76,15 +76,15 @@ def _all_choices(record: Record, columns: Sequence[str]) -> list[Choice]:
         while texts and texts[-1] is None:
             texts.pop()
         return [Choice(None, text) for text in texts if text is not None] if None not in texts else []
-    return _unmarked(_listed(field_of(record, columns[0])))
+    return _without_letters(_parse_choices(field_of(record, columns[0])))
 
 
-def _listed(value: object) -> list[Choice]:
+def _parse_choices(value: object) -> list[Choice]:
     if isinstance(value, str):
         if value.lstrip()[:1] in ("[", "{"):
-            spelled = decoded_object(value)
-            return [] if isinstance(spelled, str) else _listed(spelled)
-        return _spelled(value)
+            spelled = decode_object(value)
+            return [] if isinstance(spelled, str) else _parse_choices(spelled)
+        return _choices_in_text(value)
     if isinstance(value, Mapping):
         texts, labels = value.get("text", value.get("choices")), value.get("label")
         if isinstance(texts, list | tuple):
@@ -98,7 +98,7 @@ def _listed(value: object) -> list[Choice]:
         return [Choice(label, text) for label, text in pairs if text is not None] if all(t for _, t in pairs) else []
     if not isinstance(value, list | tuple):
         return []
-    made = []
+    choices = []
     for item in value:
         if not isinstance(item, Mapping):
             text, label = text_of(item), None
@@ -107,31 +107,31 @@ def _listed(value: object) -> list[Choice]:
             label = next((item[key] for key in _LABEL_KEYS if key in item), None)
         if text is None:
             return []
-        made.append(Choice(None if label is None else str(label), text))
-    return made
+        choices.append(Choice(None if label is None else str(label), text))
+    return choices
 
 
-def _spelled(text: str) -> list[Choice]:
+def _choices_in_text(text: str) -> list[Choice]:
     """The choices that one text spells, each behind its letter; none where the letters are not A, B, C in order."""
     first = _FIRST_LETTER.search(text)
     if first is None:
         return []
     heads = [first, *_NEXT_LETTER.finditer(text, first.end())]
     ends = [*(head.start() for head in heads[1:]), len(text)]
-    found = [
+    choices = [
         Choice(head[1].upper(), text[head.end() : end].strip(" \t\r\n,;"))
         for head, end in zip(heads, ends, strict=True)
     ]
-    in_order = [choice.label for choice in found] == list("ABCDEFGHIJ"[: len(found)])
-    return found if in_order and len(found) > 1 else []
+    in_order = [choice.label for choice in choices] == list("ABCDEFGHIJ"[: len(choices)])
+    return choices if in_order and len(choices) > 1 else []
 
 
-def _unmarked(choices: list[Choice]) -> list[Choice]:
+def _without_letters(choices: list[Choice]) -> list[Choice]:
     """The choices without the letters they begin with, where each begins with its own: "A) 21", "(B) 22"."""
-    found = [_OWN_MARK.fullmatch(choice.text) for choice in choices]
-    marks = [match[1].upper() for match in found if match]
+    matches = [_OWN_MARK.fullmatch(choice.text) for choice in choices]
+    marks = [match[1].upper() for match in matches if match]
     if len(choices) > 1 and marks == list("ABCDEFGHIJ"[: len(choices)]):
-        return [Choice(choice.label, match[2].strip()) for choice, match in zip(choices, found, strict=True) if match]
+        return [Choice(choice.label, match[2].strip()) for choice, match in zip(choices, matches, strict=True) if match]
     return choices
 
 
@@ -145,20 +145,20 @@ def place_of(kind: str, answer: object, choices: Sequence[Choice]) -> int | None
         return ones[0] if len(ones) == 1 else None
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         return None
-    said = str(answer).strip()
+    answer_text = str(answer).strip()
     if kind == "label":
         labels = [(choice.label or "").strip().lower() for choice in choices]
-        return labels.index(said.lower()) if said and said.lower() in labels else None
+        return labels.index(answer_text.lower()) if answer_text and answer_text.lower() in labels else None
     if kind == "letter":
-        match = LETTER.fullmatch(said) if isinstance(answer, str) else None
+        match = LETTER.fullmatch(answer_text) if isinstance(answer, str) else None
         at = ord(match[1].upper()) - ord("A") if match else count
         return at if at < count else None
     if kind == "text":
         texts = [choice.text for choice in choices]
-        return texts.index(said) if isinstance(answer, str) and said in texts else None
-    if not re.fullmatch(r"\d{1,2}(\.0)?", said):
+        return texts.index(answer_text) if isinstance(answer, str) and answer_text in texts else None
+    if not re.fullmatch(r"\d{1,2}(\.0)?", answer_text):
         return None
-    at = int(float(said)) - (kind == "index1")
+    at = int(float(answer_text)) - (kind == "index1")
     return at if 0 <= at < count else None
 
 
@@ -194,8 +194,8 @@ def with_text_answer(record: Record, scheme: ChoiceScheme) -> Record:
 def _with_choice(value: object, at: int, answer: str) -> object:
     if isinstance(value, str):
         if value.lstrip()[:1] in ("[", "{"):
-            return dumps(_with_choice(decoded_object(value), at, answer))
-        return dumps([answer if place == at else choice.text for place, choice in enumerate(_listed(value))])
+            return dumps(_with_choice(decode_object(value), at, answer))
+        return dumps([answer if place == at else choice.text for place, choice in enumerate(_parse_choices(value))])
     if isinstance(value, Mapping):
         key = next((key for key in ("text", "choices") if isinstance(value.get(key), list | tuple)), None)
         if key is not None:
@@ -207,11 +207,11 @@ def _with_choice(value: object, at: int, answer: str) -> object:
         key = next(key for key in _TEXT_KEYS if key in old)
         items[at] = {**old, key: answer}
     else:
-        items[at] = f"{_mark_of(old)}{answer}"
+        items[at] = f"{_letter_prefix(old)}{answer}"
     return items
 
 
-def _mark_of(text: object) -> str:
+def _letter_prefix(text: object) -> str:
     """The letter that a choice begins with, as it is written: "A) "."""
     match = re.match(r"\s*[(\[]?[A-Ja-j]\s*[)\].:]\s*", str(text))
     return match.group() if match else ""

@@ -21,24 +21,24 @@ LONGEST: Final = 1 << 18
 _VALUES: Final = (tokenize.STRING, tokenize.NUMBER)
 
 
-def decoded_object(value: object) -> object:
+def decode_object(value: object) -> object:
     """What a cell spells as an object or a list, as JSON or as Python prints it; any other value as it is."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("{", "["):
         return value
     try:
-        found = loads(value)
+        decoded = loads(value)
     except ValueError:
-        found = python_value(value)
-    return found if isinstance(found, dict | list) else value
+        decoded = parse_python_repr(value)
+    return decoded if isinstance(decoded, dict | list) else value
 
 
-def decoded_list(value: object) -> object:
+def decode_list(value: object) -> object:
     """What a cell spells as a list, as JSON (`["Paris", "paris"]`) or as Python prints it; any other value as it is."""
-    decoded = decoded_object(value)
+    decoded = decode_object(value)
     return decoded if isinstance(decoded, list) else value
 
 
-def python_value(text: str) -> object:
+def parse_python_repr(text: str) -> object:
     """The list or object that a text spells as Python or NumPy prints it; None where it spells neither."""
     if len(text) > LONGEST or text.lstrip()[:1] not in ("[", "{") or "'" not in text:
         return None

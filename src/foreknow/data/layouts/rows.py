@@ -18,7 +18,7 @@ from foreknow.data.layouts.answer_objects import says_none, texts_of
 from foreknow.data.layouts.column_paths import field_of
 from foreknow.data.layouts.layout import SPLITS, Layout, Record, name_list
 from foreknow.data.layouts.multiple_choice import gold_of
-from foreknow.data.layouts.python_reprs import decoded_list, decoded_object
+from foreknow.data.layouts.python_reprs import decode_list, decode_object
 from foreknow.data.layouts.relation_templates import question as fill
 from foreknow.data.layouts.relation_templates import subject_of
 from foreknow.data.values import encodes, in_order, is_null_word, quantity_of, spellings, text_of
@@ -53,7 +53,7 @@ TURNS = "labelled_turns"
 
 def labelled_turns(record: Record, name: str = TURNS) -> list[int] | None:
     """The turns that a record's lists of labels speak of, in their order; None where it has no such lists."""
-    listed = decoded_list(record.get(name))
+    listed = decode_list(record.get(name))
     if not isinstance(listed, list | tuple) or not all(type(turn) is int for turn in listed):
         return None
     return list(listed)
@@ -61,7 +61,7 @@ def labelled_turns(record: Record, name: str = TURNS) -> list[int] | None:
 
 def at_turn(value: object, places: Sequence[int], turn: int) -> object:
     """Of a list of labels, that of a turn; None where it has none."""
-    listed = decoded_list(value)
+    listed = decode_list(value)
     if not isinstance(listed, list | tuple) or len(listed) != len(places) or turn not in places:
         return None
     return listed[places.index(turn)]
@@ -91,36 +91,36 @@ def extract(
         return None if theirs is None else field_of(record, theirs)
 
     rejected = "rejected" if "accepted" in layout.columns and verdict(value("accepted")) is False else None
-    relation = _present(value("relation")) or layout.relation
-    named = _present(value("subject"))
+    relation = _name_or_none(value("relation")) or layout.relation
+    own_subject = _name_or_none(value("subject"))
     template = templates.get(relation) if relation is not None else None
     split = text_of(value("split")) or layout.split
-    places, facts = labelled_turns(record), decoded_list(value("facts"))
+    places, facts = labelled_turns(record), decode_list(value("facts"))
     by_turn = are_by_turn(facts, places)
     rows = []
-    found = _said(layout, value, record, last=turns == "last")
-    for number, (said, golds) in enumerate(found, 1):
-        question, subject = said.question, named
+    exchanges_and_golds = _exchanges_and_golds(layout, value, record, last=turns == "last")
+    for number, (exchange, golds) in enumerate(exchanges_and_golds, 1):
+        question, subject = exchange.question, own_subject
         if layout.name == "triples" and question is None and subject is not None and relation is not None:
             if template is None:
-                given = name_list(sorted(templates))
+                known_relations = name_list(sorted(templates))
                 raise InputError(
-                    f"relation {quoted(relation)} has no template (templates given for {given}).\n"
+                    f"relation {quoted(relation)} has no template (templates given for {known_relations}).\n"
                     "Give --templates FILE with a line such as "
                     f'"{relation if len(relation) <= 80 else "RELATION"}": "Which country is [X] in?".'
                 )
             question = fill(template, subject)
         if subject is None and template is not None and question is not None:
             subject = subject_of(template, question)
-        answers, thought = _answers(golds, layout.of_floats)
-        left_out = said.left_out or rejected or ("only_thought" if thought and not answers else None)
+        answers, thought = _clean_answers(golds, layout.of_floats)
+        left_out = exchange.left_out or rejected or ("only_thought" if thought and not answers else None)
         unknown = bool(answers) and is_null_word(answers[0]) and null_words != "keep"
         if left_out is None and (unknown or (question is not None and is_null_word(question))):
             left_out = "missing_value"
         # facts that are told of the whole record belong to its last answer
-        own = facts if number == len(found) else None
-        if by_turn and places is not None and said.turn is not None:
-            own = at_turn(facts, places, said.turn)
+        own_facts = facts if number == len(exchanges_and_golds) else None
+        if by_turn and places is not None and exchange.turn is not None:
+            own_facts = at_turn(facts, places, exchange.turn)
         rows.append(
             Extracted(
                 question,
@@ -129,11 +129,11 @@ def extract(
                 relation,
                 None if split is None else SPLITS.get(split.lower(), split),
                 quantity_of(value("popularity")),
-                _context(said.context),
-                facts_of(own),
-                said.turn,
+                _context(exchange.context),
+                facts_of(own_facts),
+                exchange.turn,
                 left_out,
-                said.thought or thought,
+                exchange.thought or thought,
             )
         )
     return rows
@@ -146,7 +146,7 @@ def _context(turns: Sequence[Turn]) -> list[dict[str, str]] | None:
 
 def facts_of(value: object) -> list[dict[str, str]] | None:
     """The short facts in a row's `facts` column (or its JSON text): those with a question and an answer."""
-    listed = decoded_list(value)
+    listed = decode_list(value)
     if not isinstance(listed, list | tuple):
         return None
     return [
@@ -158,105 +158,111 @@ def facts_of(value: object) -> list[dict[str, str]] | None:
     ]
 
 
-def _said(
+def _exchanges_and_golds(
     layout: Layout, value: Callable[[str], object], record: Record, *, last: bool
 ) -> list[tuple[Exchange, list[object]]]:
     """What a record asks, and its golds, not yet cleaned: one pair a row."""
-    system, name = _system(value), layout.name
+    system, name = _system_turns(value), layout.name
     if (view := view_of(name, layout.columns, record)) is not None:
         turns = turns_of(view.turns, record) or []
-        return _of_chat([*system, *turns], record, len(system) + view.first, last=last)
+        return _rows_of_chat([*system, *turns], record, len(system) + view.first, last=last)
     if name in ("text", "preference"):
-        shown = value("text" if name == "text" else "chosen")
-        return [(Exchange(None, None, [], left_out="no_marks" if isinstance(shown, str) and shown else None), [])]
+        content = value("text" if name == "text" else "chosen")
+        return [(Exchange(None, None, [], left_out="no_marks" if isinstance(content, str) and content else None), [])]
     if name in ("trees", "instances"):
-        return _of_several(name, value, last=last)
+        return _rows_of_tree_or_instances(name, value, last=last)
     if name in ("messages", "sharegpt"):
         turns = turns_of(value("messages" if name == "messages" else "conversations"), record) or []
-        return _of_chat([*system, *turns], record, len(system), last=last)
+        return _rows_of_chat([*system, *turns], record, len(system), last=last)
     if name == "alpaca":
         context = text_of(value("context"))
         instruction = text_of(value("instruction"))
         question = "\n".join(text for text in (instruction, context) if text) if instruction else context
-        return _of_alpaca(value, record, question, last=last)
+        return _rows_of_alpaca(value, record, question, last=last)
     if name == "prompt-completion":
-        before, after = turns_of(value("prompt")), turns_of(value("completion"), record)
-        if before is None and after is None:
-            said = Exchange(text_of(value("prompt")), None, system, left_out=_pictured(record))
-            return [(said, [value("completion")])]
-        asked = [Turn("user", text_of(value("prompt")) or "")] if before is None else before
+        listed_prompt, listed_completion = turns_of(value("prompt")), turns_of(value("completion"), record)
+        if listed_prompt is None and listed_completion is None:
+            exchange = Exchange(text_of(value("prompt")), None, system, left_out=_media_reason(record))
+            return [(exchange, [value("completion")])]
+        prompt_turns = [Turn("user", text_of(value("prompt")) or "")] if listed_prompt is None else listed_prompt
         # an assistant's turn in the prompt is no answer
-        if after is not None:
-            return _of_chat([*system, *asked, *after], record, len(system) + len(asked), last=last)
-        said = _of_chat([*system, *asked], record, len(system) + len(asked), last=last)[0][0]
-        return [(said, [value("completion")])]
+        if listed_completion is not None:
+            return _rows_of_chat(
+                [*system, *prompt_turns, *listed_completion], record, len(system) + len(prompt_turns), last=last
+            )
+        exchange = _rows_of_chat([*system, *prompt_turns], record, len(system) + len(prompt_turns), last=last)[0][0]
+        return [(exchange, [value("completion")])]
     question = text_of(value("question"))
     if layout.choices is not None:
         gold, amiss = gold_of(record, layout.choices)
         passage = text_of(field_of(record, layout.choices.passage)) if layout.choices.passage else None
         question = "\n".join(text for text in (question, passage) if text) or None
-        said = Exchange(question, None, [], left_out=_pictured(record) or ("no_such_choice" if amiss else None))
-        return [(said, [gold])]
+        exchange = Exchange(question, None, [], left_out=_media_reason(record) or ("no_such_choice" if amiss else None))
+        return [(exchange, [gold])]
     if name == "reading" and question is not None:
         question = "\n".join(text for text in (question, text_of(value("passage"))) if text)
-    listed = decoded_list(value("answers"))
+    listed = decode_list(value("answers"))
     if isinstance(listed, str) and _CUT_LIST.match(listed):
         listed = None  # a list that was cut while it was printed: [1 2 ... 9]
-    given = [value("answer"), value("object") if name in ("triples", "popqa") else None, listed]
-    golds = [text for item in given for text in texts_of(item)]
+    answer_values = [value("answer"), value("object") if name in ("triples", "popqa") else None, listed]
+    golds = [text for item in answer_values for text in texts_of(item)]
     # a text under such a name may be no more than an address
-    seen = any(isinstance(value, Mapping | bytes | list) and value for value in map(record.get, _MEDIA))
-    left_out = "not_text" if seen else "unanswerable" if _says_none(record, given) else None
+    has_media = any(isinstance(value, Mapping | bytes | list) and value for value in map(record.get, _MEDIA))
+    left_out = "not_text" if has_media else "unanswerable" if _has_no_answer(record, answer_values) else None
     if question is None and looks_like_turns(value("question")):
         turns = [*system, *(turns_of(value("question")) or [])]
-        said = _of_chat(turns, record, len(turns), last=last)[0][0]
-        return [(said._replace(left_out=said.left_out or left_out), golds)]
+        exchange = _rows_of_chat(turns, record, len(turns), last=last)[0][0]
+        return [(exchange._replace(left_out=exchange.left_out or left_out), golds)]
     return [(Exchange(question, None, [], left_out=left_out), golds)]
 
 
 _CUT_LIST = re.compile(r"\s*(?:\[\s*['\"]|array\()")
 
 
-def _says_none(record: Record, answers: Sequence[object]) -> bool:
+def _has_no_answer(record: Record, answers: Sequence[object]) -> bool:
     """Whether a row says that its question has no answer: SQuAD 2."""
     return record.get("is_impossible") is True or any(map(says_none, answers))
 
 
-def _of_several(name: str, value: Callable[[str], object], *, last: bool) -> list[tuple[Exchange, list[object]]]:
+def _rows_of_tree_or_instances(
+    name: str, value: Callable[[str], object], *, last: bool
+) -> list[tuple[Exchange, list[object]]]:
     """The rows of a tree of messages, or of an instruction with instances: at least one."""
-    column = decoded_object(value("tree" if name == "trees" else "instances"))
-    found = questions_in(name, column, value("instruction"))
+    column = decode_object(value("tree" if name == "trees" else "instances"))
+    questions = questions_in(name, column, value("instruction"))
     rows: list[tuple[Exchange, list[object]]] = []
-    for one in found[-1:] if last else found:
-        context = [Turn(role, text) for role, text in one.context if text.strip()]
-        said = Exchange(text_of(one.question), None, context, one.number, one.left_out)
-        rows.append((said, [one.answer]))
+    for item in questions[-1:] if last else questions:
+        context = [Turn(role, text) for role, text in item.context if text.strip()]
+        exchange = Exchange(text_of(item.question), None, context, item.number, item.left_out)
+        rows.append((exchange, [item.answer]))
     return rows or [(Exchange(None, None, []), [])]
 
 
-def _of_chat(turns: Sequence[Turn], record: Record, first: int, *, last: bool) -> list[tuple[Exchange, list[object]]]:
+def _rows_of_chat(
+    turns: Sequence[Turn], record: Record, first: int, *, last: bool
+) -> list[tuple[Exchange, list[object]]]:
     """The rows of a chat whose answers stand from the turn `first` on."""
-    if _pictured(record) and not any(turn.others for turn in turns):
-        marked = [turn._replace(others=_PLACE.search(turn.content) is not None) for turn in turns]
+    if _media_reason(record) and not any(turn.others for turn in turns):
+        with_media = [turn._replace(others=_PLACE.search(turn.content) is not None) for turn in turns]
         # where no turn says where the pictures belong, they belong to all
-        everywhere = not any(turn.others for turn in marked)
-        turns = [turn._replace(others=True) for turn in turns] if everywhere else marked
-    whole = is_masked_record(record)
-    found: list[tuple[Exchange, list[object]]] = []
-    for said in exchanges(turns, first=first, last=last):
-        cleaned = said._replace(question=text_of(said.question))
-        if whole and said.turn is not None:
-            cleaned = cleaned._replace(answer=None, left_out="masked")
-        found.append((cleaned, [cleaned.answer]))
-    return found
+        everywhere = not any(turn.others for turn in with_media)
+        turns = [turn._replace(others=True) for turn in turns] if everywhere else with_media
+    all_masked = is_masked_record(record)
+    pairs: list[tuple[Exchange, list[object]]] = []
+    for exchange in exchanges(turns, first=first, last=last):
+        with_question = exchange._replace(question=text_of(exchange.question))
+        if all_masked and exchange.turn is not None:
+            with_question = with_question._replace(answer=None, left_out="masked")
+        pairs.append((with_question, [with_question.answer]))
+    return pairs
 
 
-def _of_alpaca(
+def _rows_of_alpaca(
     value: Callable[[str], object], record: Record, question: str | None, *, last: bool
 ) -> list[tuple[Exchange, list[object]]]:
     """The output, and the answers of a history of pairs, from which LLaMA-Factory learns as well."""
-    system, history = _system(value), decoded_list(value("history"))
-    pictured = _pictured(record)
+    system, history = _system_turns(value), decode_list(value("history"))
+    pictured = _media_reason(record)
     if looks_like_turns(history):
         before = [*system, *(turns_of(history) or [])]
         return [(Exchange(question, None, before, left_out=pictured), [value("answer")])]
@@ -266,20 +272,21 @@ def _of_alpaca(
     turns = list(system)
     for place, pair in enumerate(pairs):
         if isinstance(pair, list | tuple) and len(pair) == 2:
-            asked, answered = map(text_of, pair)
-            parts = answer_parts(answered or "")
+            user_text, assistant_text = map(text_of, pair)
+            parts = answer_parts(assistant_text or "")
             text = parts.answer.strip()
-            turns.append(Turn("user", asked or "", place))
+            turns.append(Turn("user", user_text or "", place))
             fault = "only_thought" if parts.thought and not text else None
             turns.append(Turn("assistant", text, place, fault, answers=bool(text), thought=parts.thought))
-    own = len(turns) > len(system) and not last
-    rows = _of_chat(turns, record, len(system), last=False) if own else []
+    has_rows_in_history = len(turns) > len(system) and not last
+    rows = _rows_of_chat(turns, record, len(system), last=False) if has_rows_in_history else []
     context = [turn for turn in turns if turn.content.strip()]
     rows.append((Exchange(question, None, context, len(pairs), pictured), [value("answer")]))
     marks = listed_marks(record, ["user", "assistant"] * (len(pairs) + 1)) or []
     masked = {place for place, mark in enumerate(marks[1::2]) if mark}
     return [
-        (said._replace(answer=None, left_out="masked") if said.turn in masked else said, golds) for said, golds in rows
+        (exchange._replace(answer=None, left_out="masked") if exchange.turn in masked else exchange, golds)
+        for exchange, golds in rows
     ]
 
 
@@ -287,30 +294,30 @@ _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 _PLACE = re.compile(r"<\|?(?:image|video|audio|img)[^<>]{0,20}>")
 
 
-def _pictured(record: Record) -> str | None:
+def _media_reason(record: Record) -> str | None:
     """`not_text` where pictures, sounds or films stand beside a record's texts."""
     return "not_text" if any(record.get(key) not in (None, "", [], {}, "[]") for key in _MEDIA) else None
 
 
-def _answers(golds: Sequence[object], of_floats: bool) -> tuple[list[str], bool]:
+def _clean_answers(golds: Sequence[object], of_floats: bool) -> tuple[list[str], bool]:
     """The answers among golds, their thoughts taken off, each once; whether there were thoughts."""
-    found = [answer_parts(text) for text in _texts(golds, of_floats)]
-    answers = (text_of(parts.answer) for parts in found)
-    return in_order([text for text in answers if text is not None]), any(parts.thought for parts in found)
+    parts_list = [answer_parts(text) for text in _answer_texts(golds, of_floats)]
+    answers = (text_of(parts.answer) for parts in parts_list)
+    return in_order([text for text in answers if text is not None]), any(parts.thought for parts in parts_list)
 
 
-def _present(value: object) -> str | None:
+def _name_or_none(value: object) -> str | None:
     """A text that names something; None for a word that stands for a missing value, but for those that are names."""
     text = text_of(value)
     return None if text in ("nan", "NaN", "null", "NULL", "None", "<NA>", "NaT", "#N/A") else text
 
 
-def _system(value: Callable[[str], object]) -> list[Turn]:
+def _system_turns(value: Callable[[str], object]) -> list[Turn]:
     system = text_of(value("system"))
     return [Turn("system", system)] if system else []
 
 
-def _texts(values: Sequence[object], of_floats: bool) -> list[str]:
+def _answer_texts(values: Sequence[object], of_floats: bool) -> list[str]:
     """The texts among values and lists of values: stripped, the empty ones dropped, each once, in order."""
     flat = [item for value in values for item in (value if isinstance(value, list | tuple) else [value])]
     return list(dict.fromkeys(text for item in flat for text in spellings(item, of_floats=of_floats)))

@@ -139,7 +139,7 @@ def print_choices(given: AuditInputs, draw: PromptPlan, prompter: Prompter, reas
     for reason in (
         given.facts.reason,
         given.facts.first_row,
-        given.facts.accounted,
+        given.facts.row_account,
         *reasons,
         _prompt_reason(prompter.choices),
     ):

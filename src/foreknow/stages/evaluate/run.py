@@ -132,7 +132,7 @@ def run(config: EvaluateConfig) -> EvaluateResult:
             say(f"{config.out}: this evaluation is complete; nothing to do")
         else:
             another = _another_prompt(ready.prompter, given.template, found)
-            told = (given.facts.reason, given.facts.first_row, given.facts.accounted)
+            told = (given.facts.reason, given.facts.first_row, given.facts.row_account)
             for note in (*told, *notes, *ready.notes, *another):
                 say(note)
             _compute(config, given, found, ready, folder, identity)

@@ -28,7 +28,7 @@ from foreknow.data.load import read_data
 from foreknow.data.schema import FACT, GOLD, USABLE
 from foreknow.errors import ConfigError, InputError, ResourceError
 from foreknow.inference.server.client import Endpoint, RequestFailure, RequestSession
-from foreknow.io.remote import written
+from foreknow.io.remote import push_written
 from foreknow.io.run_dir import fingerprint, lock_run_dir, write_folder, write_whole
 from foreknow.progress import meter, say
 from foreknow.stages.extract.chat_completions import Chat, Reply
@@ -200,7 +200,7 @@ def _gather(asked: Sequence[_Row], config: ExtractConfig, endpoint: Endpoint, pa
                             _append(path, json.dumps({"key": ask.key, **found._asdict()}) + "\n")
                             known[ask.key] = found
                             if len(known) % TO_STORE == 0:
-                                written(path)
+                                push_written(path)
             answered = {prompt: known[ask.key] for prompt, ask in wanted.items() if ask.key in known}
             wanted = {}
             for prompt, reply in answered.items():

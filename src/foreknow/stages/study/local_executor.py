@@ -21,7 +21,7 @@ from typing import Any, Final
 from foreknow.config import TuneConfig
 from foreknow.distributed.ray_cluster import Cluster
 from foreknow.errors import ResourceError
-from foreknow.io.remote import written
+from foreknow.io.remote import push_written
 from foreknow.progress import duration, say
 from foreknow.stages.study.one_run import _folder, train_one_run
 from foreknow.stages.study.ray_executor import runs_on_ray
@@ -130,7 +130,7 @@ def _collect(
         for future in finished:
             future.result()
             run = waiting.pop(under_way[future])
-            written(_folder(run).parent)
+            push_written(_folder(run).parent)
             done(under_way[future])
 
 

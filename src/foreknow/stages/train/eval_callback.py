@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from foreknow.config import TuneConfig
 from foreknow.distributed import process_group
-from foreknow.io.disk_space import saving
+from foreknow.io.disk_space import disk_full_errors
 from foreknow.io.run_dir import RunDir, write_text
 from foreknow.models import loading
 from foreknow.models.packaged import quiet
@@ -148,7 +148,7 @@ class EvalCallback:
                 self.made.model.save_pretrained(part, **({} if weights is None else {"state_dict": dict(weights)}))
                 self.tokenizer.save_pretrained(part)
 
-        with saving(str(path), "the last checkpoint and the best weights before it are kept"):
+        with disk_full_errors(str(path), "the last checkpoint and the best weights before it are kept"):
             save_model(path, write, beside)
 
     def _show(self, line: Line) -> None:

@@ -26,7 +26,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from foreknow.config import TuneConfig
 from foreknow.distributed import process_group
 from foreknow.errors import ConfigError, ForeknowError
-from foreknow.io.disk_space import saving
+from foreknow.io.disk_space import disk_full_errors
 from foreknow.models.packaged import quiet
 from foreknow.progress import Meter
 from foreknow.stages.train.answer_loss import Pass, base_of, through
@@ -242,7 +242,7 @@ class FactTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         began = time.monotonic()
         path = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        with saving(str(path), "the checkpoint before it and the best weights so far are kept"):
+        with disk_full_errors(str(path), "the checkpoint before it and the best weights so far are kept"):
             super()._save_checkpoint(model, trial)
             process_group.barrier()  # each process has written its random states
             if process_group.is_main_process():
