@@ -1,4 +1,4 @@
-"""Facts: the rows of an input in one frame, whatever layout they came in, and back to that input.
+"""The dataset: the rows of an input of any layout in one frame, and writing labels back to that input.
 
 `read_dataset` opens the source (`sources.py`) and streams its records (`row_reader.py`) into the frame that every later
 stage works on (`schema.ROWS`). `Dataset.annotate` streams the input again and writes it back with labels beside its own
@@ -38,8 +38,8 @@ class Dataset:
     """The rows of an input, and all that is needed to write it back.
 
     `rows` is the whole input, or with a limit the rows `audited` (by number) and possible exemplars.
-    `total` counts all rows of the input, `digest` is a hash of what they say, in whatever layout. `places` has the
-    record and the turn of every row of the input. `left_out`: of `total`, the rows that cannot be used, by reason.
+    `total` counts all rows of the input; `digest` is a hash of their content, the same for every layout. `places` has
+    the record and the turn of every row. `left_out`: how many of the `total` rows cannot be used, by reason.
     `thoughts`: the rows whose answers had thoughts before them.
     """
 
@@ -62,7 +62,7 @@ class Dataset:
 
     @property
     def row_account(self) -> str:
-        """What became of the input, in a line: rows in = rows read + rows left out by reason."""
+        """One line of row counts: rows in = rows read + rows left out by reason."""
         return account(self.records, self.total, self.left_out, self.thoughts)
 
     @property
@@ -75,7 +75,7 @@ class Dataset:
 
     @property
     def name(self) -> str:
-        """How reports call the input."""
+        """The input's name in reports."""
         return self.source.name
 
     @property

@@ -1,4 +1,4 @@
-"""Exact match: which generated answers count as right, and which beginnings still can.
+"""Exact match: which generated answers are correct, and which partial answers can still become correct.
 
 Two modes. *strict* is the paper's: the answer, stripped at both ends, equals an accepted one letter by
 letter, whichever way Unicode spells the letters (e with an accent as one character or as two: NFC decides).
@@ -117,11 +117,10 @@ def _without_open_end(text: str) -> str:
 
 @dataclass(frozen=True)
 class MatchResult:
-    """What a (partial) answer text is worth under both modes.
+    """The state of a (partial) answer text under both modes.
 
-    `*_match`: if the answer ended here it would be right. `*_open`: some continuation, or none, may still
-    make it right; never false for a text that can become right, so that a search which drops closed texts
-    loses nothing.
+    `*_match`: the answer would be correct if it ended here. `*_open`: it is correct, or some continuation may make it
+    so; never False for a text that can become correct, so a search that drops closed texts loses nothing.
     """
 
     strict_match: bool
@@ -156,7 +155,7 @@ class Accepted:
         return canonical(answer) in self.strict if mode == "strict" else normalise(answer) in self.lenient
 
     def judge(self, text: str) -> MatchResult:
-        """What an unfinished answer `text` (no newline in it) is worth.
+        """Match an unfinished answer `text` (without a newline).
 
         A text that stops inside a multi-byte character ends in U+FFFD: it is judged without that tail and
         stays open.

@@ -1,4 +1,4 @@
-"""What became of an input: rows in = rows read + rows left out, by reason. Pure."""
+"""Row counts of an input: rows in = rows read + rows left out, by reason. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rows of a source: its records, read part by part by the layout that each part has, as frames.
+"""Read the records of a source into frames of rows, part by part, each part by its own layout.
 
 `RowReader` finds the layouts (`detection.py`) in its first pass. `UnusableRows` counts the rows that lack a question or
 an answer, and says what the first of them lacks.

@@ -1,8 +1,8 @@
-"""What is wrong with a file of facts, told before any model runs.
+"""Validate a file of facts before any model runs.
 
-check_files  the inputs of a command -> Checked
-together   several files (train, dev, test) -> one frame, so that their overlap can be counted
-check      rows -> Checked: summary, counts by group, flags to add, findings (validation_rules.py)
+check_files       the inputs of a command -> CheckResult
+concat_as_splits  several files (train, dev, test) -> one frame, so that their overlap can be counted
+check             rows -> CheckResult: summary, counts by group, flags to add, findings (validation_rules.py)
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What a check finds: the rules, how grave each is, what it means and what to do; and how it is printed. Pure.
+"""The validation rules: the severity of each, what it means and what to do; and the findings made from counts. Pure.
 
-`checking` counts; here the counts become findings with examples, and findings become lines.
+`validation.py` counts; this module turns the counts into findings with examples.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Dialects: how a CSV or TSV file separates, quotes and encodes its cells. Found from the file's beginning.
+"""Dialects: how a CSV or TSV file separates, quotes and encodes its cells, detected from the start of the file.
 
-A dialect is taken only where it reads every row looked at into as many cells as the header has. The usual one (comma,
-or tab in .tsv; double quotes; UTF-8) goes first; any other is named to the user with its reason. Where two readings
-fit and differ, or none does, the file is refused with what to change: nothing is guessed.
+A dialect fits only if it splits every sampled row into as many cells as the header has. The default dialect (comma,
+or tab in .tsv; double quotes; UTF-8) is tried first; for any other, the user is told which and why. If several readings
+fit and differ, or if none fits, an InputError says what to change in the file: nothing is guessed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from foreknow.io.quoting import quoted
 from foreknow.io.sources import DataFile
 
 SAMPLE: Final = 2**18
-"""Characters at the beginning of a file that its dialect is found from."""
+"""Number of characters at the start of a file from which its dialect is detected."""
 DELIMITERS: Final = (",", ";", "\t", "|", "~", "^", "\x1f", "\x01")
 KNOWN: Final = frozenset({
     "question", "query", "q", "prompt", "input", "answer", "gold", "gold_answer", "target", "completion", "output",
@@ -28,7 +28,7 @@ KNOWN: Final = frozenset({
     "subject", "subj", "relation", "rel", "prop", "predicate", "property", "object", "obj", "split", "popularity",
     "facts", "messages", "conversations", "instruction", "context", "system", "history", "text", "id", "category",
 })  # fmt: skip
-"""Names that columns of questions and answers go by. They decide only where two delimiters fit."""
+"""Common names of question and answer columns. They break the tie if two delimiters fit."""
 _SEP = re.compile(r'"?sep=(.)"?[ \t,;]*[\r\n]*', re.IGNORECASE)
 _RULE = re.compile(r"(?=[^|+]*[|+])(?=.*--)[\s|:+-]+")
 
@@ -66,7 +66,7 @@ class Dialect(NamedTuple):
 
     @property
     def separator(self) -> str:
-        """What stands between two cells."""
+        """The text between two cells."""
         return f"{self.delimiter} " if self.spaced else self.delimiter
 
     def cell(self, value: object) -> str:
@@ -99,7 +99,7 @@ class Dialect(NamedTuple):
 
 
 class _Reading(NamedTuple):
-    """What a dialect makes of the sample: rows of cells, the text of each, and the columns' names."""
+    """The sample parsed with a dialect: rows of cells, the text of each row, and the column names."""
 
     dialect: Dialect
     rows: list[list[str]]
@@ -113,10 +113,10 @@ def default_dialect(suffix: str) -> Dialect:
 
 
 def columns_of(header: Sequence[str]) -> dict[str, int]:
-    """The columns of a header row by name, without blanks at their ends, and the place of each.
+    """Map each column name of a header row, stripped, to its index.
 
-    A name that is empty is one of these columns where it is the only such and not the last (pandas writes its index
-    so); else nothing may stand below it. Raises ValueError for a name that stands twice.
+    An empty name counts as a column if it is the only empty one and not the last (pandas writes its index that way);
+    otherwise the cells below it must be empty. Raises ValueError for a name that occurs twice.
     """
     names = [name.strip() for name in header]
     empty = [place for place, name in enumerate(names) if not name]
@@ -128,16 +128,16 @@ def columns_of(header: Sequence[str]) -> dict[str, int]:
 
 
 def has_wrong_cells(cells: Sequence[str], columns: Mapping[str, int]) -> bool:
-    """Whether a row lacks cells, or has some that stand below no name."""
+    """Whether a row has too few cells, or non-empty cells in columns without a name."""
     places = columns.values()
     return len(cells) <= max(places) or any(cell for place, cell in enumerate(cells) if cell and place not in places)
 
 
 def has_ambiguous_escape(cells: Sequence[str], text: str, dialect: Dialect, columns: int) -> bool:
-    """Whether a row has not the header's cells, and a backslash stands before a delimiter of it.
+    """Whether a row's cell count differs from the header's and the row has a backslash before a delimiter.
 
-    The row fits, for what it has too many is empty; but it would have other cells if the backslash did protect the
-    delimiter, or did not.
+    Such a row fits, because its surplus cells are empty. But it would split into other cells if the backslash were
+    read the other way (as an escape, or as a letter).
     """
     if len(cells) == columns:
         return False
@@ -147,7 +147,7 @@ def has_ambiguous_escape(cells: Sequence[str], text: str, dialect: Dialect, colu
 
 
 def dialect_of(part: DataFile) -> Dialect:
-    """The dialect of a table. Raises InputError where the file is no table, or could be read in two ways."""
+    """Detect the dialect of a table. Raises InputError if the file is not a table, or can be read in two ways."""
     bom, encoding, encoding_name = encoding_of(part)
     sample, is_complete = _sample(part, len(bom), encoding)
     lines = _lines(sample)
@@ -207,7 +207,7 @@ def _delimiter_name(delimiter: str) -> str:
 
 
 def _sample(part: DataFile, skipped: int, encoding: str) -> tuple[str, bool]:
-    """The beginning of the text, and whether that is all of it. Broken characters are met when the file is read."""
+    """Return the start of the text, and whether that is all of it. The reader raises decoding errors later."""
     with part.open() as stream:
         stream.read(skipped)
         text = io.TextIOWrapper(stream, encoding=encoding, newline="", errors="replace")
@@ -225,7 +225,7 @@ def _lines(text: str) -> list[str]:
 def _best_reading(
     part: DataFile, base: Dialect, lines: Sequence[str], delimiters: Sequence[str], is_complete: bool
 ) -> _Reading | None:
-    """The reading that fits the sample; None where none does. Raises InputError where two fit equally."""
+    """Return the reading that fits the sample, or None. Raises InputError if two readings fit equally well."""
     head = "".join(lines[:1])
     fits = [
         reading
@@ -320,7 +320,7 @@ def doubles_apostrophes(cells: Sequence[str], text: str, dialect: Dialect) -> bo
 
 
 def _read_sample(dialect: Dialect, lines: Sequence[str], is_complete: bool) -> _Reading | None:
-    """The sample read so; None where that does not fit: a row has other cells than the header, or breaks off."""
+    """Parse the sample with a dialect; None if a row's cell count differs from the header's, or a row is incomplete."""
     remaining = iter(lines)
     pending: list[str] = []
 
@@ -356,7 +356,7 @@ def _read_sample(dialect: Dialect, lines: Sequence[str], is_complete: bool) -> _
 
 
 def _nearest_dialect(base: Dialect, lines: Sequence[str], delimiters: Sequence[str]) -> Dialect:
-    """Where nothing fits: the dialect whose faults are told, by the header."""
+    """If no dialect fits, choose by the header the one whose errors are reported."""
     head = next((line for line in lines if line.strip()), "")
 
     def likeness(delimiter: str) -> tuple[int, int]:
@@ -372,7 +372,7 @@ def is_blank(cells: Sequence[str], columns: int) -> bool:
 
 
 def has_unclosed_quote(text: str, dialect: Dialect, columns: int) -> bool:
-    """Whether a row of several lines looks like rows of their own: an opening quote was meant as a letter."""
+    """Whether the lines of a multi-line row look like separate rows: the opening quote was meant as a letter."""
     lines = _lines(text.strip("\r\n"))
     if dialect.quote is None or columns < 2 or len(lines) < 3:
         return False
@@ -386,7 +386,7 @@ def has_unclosed_quote(text: str, dialect: Dialect, columns: int) -> bool:
 
 @contextlib.contextmanager
 def field_size_limit(longest: int) -> Iterator[None]:
-    """Cells of so many characters are read; the csv module's own limit is 128 KiB."""
+    """Let the csv module read cells of up to `longest` characters; its default limit is 128 KiB."""
     limit = csv.field_size_limit(longest)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Tables: the rows of a CSV or TSV file, every cell as text, and rows written back in the file's own dialect."""
+"""Read the rows of a CSV or TSV file, every cell as text, and write rows back in the file's own dialect."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from foreknow.io.sources import DataFile, source_of_bytes
 
 
 class CsvTable(NamedTuple):
-    """What all rows of a table share. `header`: its text as it stands; `cells`: how many it has; `columns`: the
-    columns' names and places, which may be fewer (`csv_dialect.columns_of`)."""
+    """What all rows of a table share. `header`: the unchanged header line; `cells`: its number of cells; `columns`:
+    column name -> index. There can be fewer columns than cells (`csv_dialect.columns_of`)."""
 
     dialect: Dialect
     header: str
@@ -39,7 +39,7 @@ class CsvTable(NamedTuple):
 
 
 class CsvRow(NamedTuple):
-    """A row: the 1-based line it begins at, its text as it stands (empty where it has not the header's cells), and
+    """A row: the 1-based line it begins at, its unchanged text (empty if its cell count differs from the header's), and
     its values by column."""
 
     line: int
@@ -48,9 +48,9 @@ class CsvRow(NamedTuple):
 
 
 def read_table(part: DataFile, longest: int) -> Iterator[CsvTable | CsvRow]:
-    """A table's rows, behind the table itself; nothing for an empty file. `longest`: characters of a line or cell.
+    """Yield the table, then its rows; nothing for an empty file. `longest`: most characters of a line or cell.
 
-    Raises InputError for a row that cannot be read for certain.
+    Raises InputError for a row that can be read in more than one way.
     """
     dialect = dialect_of(part)
     with part.open() as stream:
@@ -89,7 +89,7 @@ def read_table(part: DataFile, longest: int) -> Iterator[CsvTable | CsvRow]:
 
 
 def _lines(part: DataFile, text: IO[str], pending: list[str], longest: int, before: int) -> Iterator[str]:
-    """The lines of a text, each kept in `pending` until its row is read."""
+    """Yield the lines of a text, and append each to `pending`, which the caller clears after each row."""
     for number, line in enumerate(iter(lambda: text.readline(longest), ""), start=before + 1):
         if len(line) >= longest:
             raise InputError(f"{part.where}:{number}: longer than {longest >> 20} MiB, expected one row a line.")
@@ -176,11 +176,11 @@ class _OutputForm(NamedTuple):
 
     @property
     def head(self) -> str:
-        """What stands before the rows."""
+        """The text before the rows."""
         return f"{self.dialect.preamble}{self._join(self.header, self.added)}{self.dialect.newline}"
 
     def lines(self, batch: _RowBatch) -> list[str]:
-        """Rows with their ends. Raises ValueError for a cell that the dialect cannot hold."""
+        """Return rows as lines with line ends. Raises ValueError for a cell that the dialect cannot write."""
         table = batch.table
         same = self.dialect.like(table.dialect) and (self.columns, self.cells) == (table.columns, table.cells)
         lines = []
@@ -194,12 +194,12 @@ class _OutputForm(NamedTuple):
         return lines
 
     def cells_of(self, values: Mapping[str, object]) -> list[object]:
-        """The cells of a row, empty below what has no name."""
+        """The cells of a row; cells in columns without a name are empty."""
         names = {place: name for name, place in self.columns.items()}
         return [values[names[place]] if place in names else "" for place in range(self.cells)]
 
     def records(self, batch: _RowBatch) -> list[dict[str, str]]:
-        """What a reader of the lines is to find."""
+        """The records that a reader of the lines must return."""
         return [
             {name: _as_text(record.get(name)) for name in self.columns}
             | {name: self._added_text(value) for name, value in zip(self.added, beside, strict=True)}
@@ -210,7 +210,7 @@ class _OutputForm(NamedTuple):
         return self.dialect.separator.join([line, *(self.dialect.cell(self._added_text(cell)) for cell in cells)])
 
     def _added_text(self, value: object) -> str:
-        """An added value as text. Where a cell cannot hold a character, a blank stands for it."""
+        """Convert an added value to text. Characters that a cell cannot hold become blanks."""
         text = _as_text(value)
         if self.dialect.quote is None and self.dialect.escape is None:
             return "".join(" " if c in (self.dialect.delimiter, "\r", "\n") else c for c in text)
@@ -218,15 +218,14 @@ class _OutputForm(NamedTuple):
 
 
 class TableWriter:
-    """Writes tables into one file, in the dialect of the first. Rows keep their text where it can stand there.
+    """Writes tables into one file, in the dialect of the first table. Rows keep their text if the dialect allows it.
 
-    With other columns or fewer rows, a table can look as if it were of another dialect. So the first rows are held
-    back until there are as many as a dialect is found from, and read as they would be written. Where that gives other
-    cells, they are written in a plainer dialect.
+    A table with other columns or fewer rows can be detected as another dialect. So the writer buffers the first rows,
+    as many as dialect detection samples, and parses what it would write. If that gives other cells, it writes a plainer
+    dialect.
 
-    `where`: how messages call the file; `suffix`: what its name ends in. `part_of`: only some rows are written, and
-    these may not show how a table with unusual quotes is quoted: then its quotes are written as usual. `dialect`: one
-    that goes before that of the first.
+    `where`: the file's name in messages; `suffix`: the end of its name. `part_of`: only some rows are written, which
+    may not show unusual quotes, so the default quotes are used. `dialect`: used instead of the first table's.
     """
 
     def __init__(
@@ -268,12 +267,12 @@ class TableWriter:
             self._choose_form(whole=False)
 
     def close(self) -> None:
-        """Write what is held back."""
+        """Write the buffered rows."""
         if self.forms and not self.form_chosen:
             self._choose_form(whole=True)
 
     def _forms(self, table: CsvTable, added: tuple[str, ...]) -> list[_OutputForm]:
-        """The ways to write a file that begins with a table, the one most like it first."""
+        """The output forms to try for a file that begins with this table, the most similar first."""
         requested = self.dialect
         base = table.dialect if requested is None else requested._replace(newline=table.dialect.newline)
         if self.part_of and (base.quote != '"' or base.escape is not None):
@@ -288,7 +287,7 @@ class TableWriter:
         ]
 
     def _choose_form(self, *, whole: bool) -> None:
-        """Write what is held back in the first form that is read as it is meant. `whole`: nothing follows."""
+        """Write the buffered rows in the first form that parses back to the same cells. `whole`: no rows follow."""
         for form in self.forms:
             lines = [line for batch in self.buffered for line in form.lines(batch)]
             content = form.dialect.bom + "".join([form.head, *lines]).encode(form.dialect.encoding)
@@ -303,7 +302,7 @@ class TableWriter:
         )
 
     def _reads_as(self, form: _OutputForm, content: bytes, *, whole: bool) -> bool:
-        """Whether a reader of the content finds the cells that were written, and reads on in the same dialect."""
+        """Whether the content parses back to the written cells, in a dialect that also reads the rows still to come."""
         part = source_of_bytes(f"written{self.suffix}", content).parts[0]
         try:
             items = list(read_table(part, len(content) + 1))
@@ -320,7 +319,7 @@ class TableWriter:
 
 
 def _output_form(dialect: Dialect, table: CsvTable, added: tuple[str, ...]) -> _OutputForm:
-    """How tables like this one are written in a dialect: the header's text stays where it can."""
+    """The output form of a table in a dialect. It keeps the header's text if it can."""
     if not dialect.like(table.dialect):
         columns = {name: place for place, name in enumerate(table.columns)}  # only what has a name is written
         return _OutputForm(dialect, dialect.line([*columns]), columns, len(columns), added)

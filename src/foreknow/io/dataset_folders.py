@@ -1,11 +1,11 @@
-"""Folders as Hugging Face writes them: which of their files are data, of which split, and what stands beside them.
+"""Folders as Hugging Face writes them: find their data files, the split of each, and the metadata files.
 
     save_to_disk   state.json names the shards of a data set; with dataset_dict.json, a folder for each split
     datasets cache owner___name/config/version/hash/name-train.arrow with dataset_info.json
     hub cache      datasets--owner--name/snapshots/REVISION/..., the revision of refs/main
     hub download   README.md names configs and their files
 
-What is not sure is refused: several configs, a missing shard, rows behind a mapping of indices.
+Ambiguous folders raise InputError: several configs, a missing shard, rows selected by an indices mapping.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SHARD = re.compile(r"(.*?)-(\d{5})-of-(\d{5})(\.[^/]*)$")
 
 
 class FolderPlan(NamedTuple):
-    """Of a folder's files: those that hold data, their splits by name, notes for the user, and what to write anew."""
+    """A folder's data files, the split of each by name, notes for the user, and metadata files to rewrite."""
 
     files: tuple[str, ...]
     splits: Mapping[str, str]
@@ -40,7 +40,7 @@ class FolderPlan(NamedTuple):
 
 
 def snapshot_of(path: Path) -> tuple[Path, str]:
-    """The folder of files that a folder of the hub's cache stands for, and why; any other folder as it is."""
+    """Resolve a folder of the hub's cache to its snapshot, with a note; any other folder is returned unchanged."""
     caches = sorted(each.name for each in path.glob("datasets--*") if each.is_dir())
     if not path.name.startswith("datasets--") and caches:
         if len(caches) > 1:
@@ -229,7 +229,7 @@ def _missing_shards(files: Sequence[str]) -> list[str]:
 
 
 def sidecar(name: str, content: bytes, schema: Mapping[str, pl.DataType] | None) -> bytes:
-    """What stands beside data, written anew for data of another schema; any other file as it is."""
+    """Update a metadata file to a new schema; any other file is returned unchanged."""
     kind = PurePosixPath(name).name
     content_json = _read_json(lambda _: content, name)
     if not isinstance(content_json, dict) or schema is None:
@@ -258,7 +258,7 @@ _NAMES: Final = {
 
 
 def _feature(declared: Json, dtype: pl.DataType) -> Json:
-    """The feature of `datasets` for a column as Polars writes it; what was declared of its classes stays."""
+    """The `datasets` feature of a column as Polars writes it. A declared ClassLabel is kept."""
     own = declared if isinstance(declared, dict) else {}
     if own.get("_type") == "ClassLabel" and dtype == pl.Int64:
         return own

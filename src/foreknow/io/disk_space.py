@@ -1,4 +1,4 @@
-"""A full disk, told as an error of ours."""
+"""Report a full disk as a ResourceError."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from foreknow.errors import ResourceError
 
 @contextlib.contextmanager
 def disk_full_errors(what: str, kept: str) -> Iterator[None]:
-    """Writing weights: a full disk is a ResourceError that says `what` could not be saved and what is `kept`."""
+    """Raise ResourceError if the disk is full; it names `what` could not be saved, and says what is `kept`."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""One file from the network into the user's cache: https only, of bounded size, whole or not at all."""
+"""Download one file into the user's cache: https only, of limited size, written atomically."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from foreknow.progress import say
 from foreknow.version import __version__
 
 MOST_BYTES: Final = 256 << 20
-"""A download of more is given up: the releases we know are a few MB."""
+"""Larger downloads are aborted: the known releases are a few MB."""
 
 
 def download_url(address: str, most: int = MOST_BYTES) -> Path:
-    """Download a file, once: a later call finds it in the cache.
+    """Download a file once and return its path; later calls use the cached file.
 
-    Raises InputError where the address is neither https nor this machine's own, or does not give the file,
-    ResourceError where it cannot be kept.
+    Raises InputError if the address is neither https nor local, or if the download fails; ResourceError if the file
+    cannot be saved.
     """
     _check_address(address)
     name = hashlib.sha256(address.encode()).hexdigest()[:16] + Path(urlsplit(address).path).suffix
@@ -46,7 +46,7 @@ def download_url(address: str, most: int = MOST_BYTES) -> Path:
 
 @contextlib.contextmanager
 def _open_response(address: str) -> Iterator[http.client.HTTPResponse]:
-    """The open answer; whatever goes wrong on the way is one InputError."""
+    """Open the HTTP response. Every network error becomes an InputError."""
     request = urllib.request.Request(address, headers={"User-Agent": f"foreknow/{__version__}"})
     try:
         with urllib.request.build_opener(_CheckedRedirects).open(request, timeout=30) as response:
@@ -74,7 +74,7 @@ def _save_response(response: http.client.HTTPResponse, part: Path, address: str,
 
 
 class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect only to where we would go ourselves."""
+    """Follows a redirect only to an address that `_check_address` allows."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str

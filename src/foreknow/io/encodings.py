@@ -1,4 +1,4 @@
-"""Encodings: what the bytes of a text file are, by a mark at their beginning or not at all; nothing is guessed."""
+"""Detect the encoding of a text file from its byte-order mark. Without a mark it must be UTF-8; nothing is guessed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def encoding_of(part: DataFile) -> tuple[bytes, str, str]:
 
 
 def not_utf8(part: DataFile, longest: int) -> InputError:
-    """Where the first byte stands that is not UTF-8: the part is read again for it. `longest`: bytes of a line."""
+    """The error for a part that is not UTF-8. Reads the part again to find the bad byte. `longest`: bytes of a line."""
     with part.open() as stream:
         for number, line in enumerate(iter(lambda: stream.readline(longest), b""), start=1):
             try:
@@ -50,7 +50,7 @@ def not_utf8(part: DataFile, longest: int) -> InputError:
 
 
 def _cp1252_hint(line: bytes, at: int) -> str:
-    """How Windows-1252 would read the place, and the command that saves it so; nothing where it cannot."""
+    """A hint that shows the text read as Windows-1252, with the command to convert it; empty if that fails."""
     word = re.search(rb"[^\s,;|\"]*$", line[:at])
     begin = max(at - 20, word.start() if word else at)
     try:

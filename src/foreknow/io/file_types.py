@@ -1,6 +1,6 @@
-"""Content kinds: what a file holds, told by its first bytes and not by its name. Pure.
+"""File types, detected from a file's first bytes and not from its name. Pure.
 
-A kind is read, or it is refused in one line that says what it is and what to do.
+A file of a type that cannot be read gets a `Refusal`: one line that says what the file is and what to do.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ def packing_of(head: bytes) -> str:
 
 
 def refusal_of(head: bytes, suffix: str) -> Refusal | None:
-    """Why an unpacked content cannot be read, by its first `HEAD` bytes; None where they tell nothing against it.
+    """Why decompressed content cannot be read, judged by its first `HEAD` bytes; None if nothing is wrong with them.
 
-    `suffix`: what its name ends in. The encoding of CSV and TSV is told where they are read.
+    `suffix`: the end of the file's name. The encoding of CSV and TSV is checked later, when they are read.
     """
     for at, magic, refusal in _BINARY:
         if head[at : at + len(magic)] == magic and not (magic == b"ORC" and head[3:4].isalnum()):

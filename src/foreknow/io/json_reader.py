@@ -1,8 +1,7 @@
-"""JSON and JSON lines -> batches of records, each with its very text and the line that it begins at.
+"""Read JSON and JSON lines into batches of records, each with its exact text and first line number.
 
-JSON lines are streamed; only JSON that is not a row a line is held as a whole, for as long as it is read
-(`json_shapes.py` tells where its rows stand). A list of turns is a record too: it is read, and comes back, as
-`{"messages": [...]}`.
+JSON lines are streamed. Any other JSON is held in memory while it is read (`json_shapes.py` finds its rows). A list of
+turns is a record too: it is read, and written back, as `{"messages": [...]}`.
 """
 
 from __future__ import annotations
@@ -246,7 +245,7 @@ def _json_error(name: str, line: int, error: json.JSONDecodeError, text: str) ->
 
 
 def _json_hint(text: str, at: int) -> str:
-    """What to do where the fault is that of another spelling: Python's, JSON5's, a table's."""
+    """What to do if the text is not JSON but Python, JSON5 or a table."""
     before, near = text[max(0, at - 40) : at].rstrip(), text[at : at + 8]
     if near[:1] in ("}", "]") and (before.endswith(",") or text[at - 1 : at] == ","):
         return " JSON allows no comma before a closing bracket: take it away."

@@ -1,4 +1,4 @@
-"""JSON that is not an array of rows: one object that wraps its rows, a table by columns, objects one behind the other.
+"""JSON that is not an array of rows: one object that wraps its rows, a table by columns, or concatenated objects.
 
     wrapped     {"data": [{...}, {...}]}, at any depth; the rows may be lists of turns
     splits      {"train": [{...}], "test": [{...}]}: the keys become the rows' `split`
@@ -10,7 +10,7 @@
     split-table {"columns": [...], "data": [[...], ...]}, pandas' orient="split"
     row         one row
 
-Rows keep their very text, and so does what stands around them; tables are written anew. Pure.
+Rows and the text around them keep their exact text; tables are written anew. Pure.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from foreknow.io.json_text import check_depth, dumps, loads
 
 Json = Any
 TABLES: Final = ("columns", "by-column", "split-table")
-"""Shapes in which a row stands in no one place."""
+"""Shapes in which a row's values are spread over the text."""
 _WRAPPERS: Final = frozenset(
     {
         *("data", "rows", "records", "items", "examples", "instances", "entries", "samples", "dataset", "results"),
@@ -269,7 +269,7 @@ def _value_at(value: Mapping[str, Json], keys: Sequence[str]) -> Mapping[str, Js
 
 
 def table_text(value: Mapping[str, Json], shape: JsonShape, added: Sequence[Mapping[str, Json]]) -> str:
-    """The table with columns added, as JSON; `added` has a line for each row."""
+    """Return the table with columns added, as JSON text; `added` has one item for each row."""
     if shape.above:
         inner = loads(table_text(_value_at(value, shape.above), shape._replace(above=()), added))
         for key, outer in reversed([(key, _value_at(value, shape.above[:at])) for at, key in enumerate(shape.above)]):

@@ -1,4 +1,4 @@
-"""What a user wrote, shown in a message or in a terminal. Pure."""
+"""Format untrusted text for a message or a terminal. Pure."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def printable(text: str) -> str:
 
 
 def isolate_bidi(text: str) -> str:
-    """A text for a line of other texts: where it runs from right to left, it does not turn round what is beside it."""
+    """Isolate a right-to-left text (Unicode FSI and PDI) so that it does not reorder the text beside it."""
     return f"\u2068{text}\u2069" if _RIGHT_TO_LEFT.search(text) else text

@@ -1,4 +1,4 @@
-"""Formats: a data file of any format -> batches of records, streamed (`writers.py`: back again)."""
+"""Stream a data file of any format as batches of records (`writers.py` does the reverse)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from foreknow.io.sources import ARROW, DataFile, on_disk
 
 
 def read_part(part: DataFile) -> Iterator[RecordBatch]:
-    """A part's records in order; everything that cannot be read is an InputError naming the part and line."""
+    """Yield a part's records in order. Raises InputError naming the part and line if they cannot be read."""
     if part.suffix == ".parquet":
         yield from _read_parquet(part)
     elif part.suffix in ARROW:
@@ -68,9 +68,9 @@ def _table_errors(part: DataFile, kind: str) -> Iterator[None]:
 
 
 def _row_count(scan: pl.LazyFrame) -> int:
-    """The rows of a Parquet file. Raises ValueError where its footer counts others than its row groups hold.
+    """Count the rows of a Parquet file. Raises ValueError if its footer and its row groups disagree on the count.
 
-    Polars takes the footer's word where it counts rows or takes a part of them, not where it reads a whole column.
+    Polars trusts the footer when it counts or slices rows, but not when it reads a whole column.
     """
     count = int(scan.select(pl.len()).collect().item())
     held = int(scan.select(pl.nth(0).is_null().count()).collect().item()) if count else 0

@@ -1,13 +1,12 @@
-"""Run folders and data in object stores: everything else works on a mirror, a local folder in the user's cache.
+"""Run folders and data in object stores. All other code works on a mirror: a local copy in the user's cache.
 
     remote_paths.py    s3://bucket/run <-> the mirror's path
-    remote_sync.py    what differs between store and mirror, fetched or put
-    remote_lock.py    one run at a time, wherever it runs
+    remote_sync.py    downloads or uploads the files that differ between store and mirror
+    remote_lock.py    allows one run at a time, on any machine
 
-A run folder is downloaded when it is locked (`run_dir.lock_run_dir`); whenever a file of it is written whole
-(`run_dir.write_whole`), and at the end, the store is made what the mirror is. So a run
-that was killed on one machine goes on by the same command on another. What is only read is downloaded once, and again
-when the store's copy has changed.
+A run folder is downloaded when it is locked (`run_dir.lock_run_dir`). Each time one of its files has been written
+(`run_dir.write_whole`), and at the end, the changes are uploaded. So the same command continues a killed run on another
+machine. Input data is downloaded once, and again when the copy in the store has changed.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ from foreknow.io.remote_sync import Known, RemoteFolder, is_local_only, store_er
 from foreknow.progress import say
 
 HELD: Final = "FOREKNOW_HELD"
-"""Environment: the mirrors that this process, or one it comes from, holds. Its children leave all talking to it."""
+"""Environment variable: the mirrors that this process or a parent process holds. Child processes must not sync them."""
 _sessions: Final[dict[Path, _Session]] = {}
 
 
 def download(name: str | Path, wanted: Callable[[str], bool] = lambda _: True, *, needed: bool = True) -> Path:
-    """The file or folder that a name stands for, here: fetched where it is a URL, any other name as it is.
+    """Return the local path of a file or folder. A URL is downloaded first; any other name is returned as a path.
 
-    Of a folder only the files whose path inside it is `wanted` are fetched. Beside a file its `.manifest.json` is
-    fetched too, if it has one. A mirror that a run on this machine holds is newer than the store and stays as it is.
-    Raises InputError where nothing is found (unless not `needed`), and the errors of `remote_sync.talking`.
+    From a folder, only the files whose inner path is `wanted` are downloaded. With a file, its `.manifest.json` is
+    downloaded too, if there is one. A mirror that a run on this machine holds is newer than the store: no sync.
+    Raises InputError if the store has nothing there (unless `needed` is False), and `remote_sync.store_errors`.
     """
     path = place(name)
     url = url_of(path)
@@ -58,7 +57,7 @@ def download(name: str | Path, wanted: Callable[[str], bool] = lambda _: True, *
 
 
 def download_folder(url: str) -> Path:
-    """A folder of a store, here: a model's, a run's. Raises InputError where it is a file, or nothing."""
+    """Download a folder (of a model or a run) and return its local path. Raises InputError if it is not a folder."""
     path = download(url)
     if not path.is_dir():
         raise InputError(f"{url}: is a file, expected a folder")
@@ -67,10 +66,10 @@ def download_folder(url: str) -> Path:
 
 @contextlib.contextmanager
 def hold_remote(path: Path) -> Iterator[None]:
-    """Hold what `path` mirrors, if anything: fetched, locked in the store, put there as it is written.
+    """If `path` is a mirror, lock the folder in its store, download it, and upload what is written to it.
 
-    The caller holds `path` itself. Raises RunFolderError where a run elsewhere has it. Where the store is lost in the
-    middle, ResourceError tells where the mirror is; the same command goes on from it.
+    The caller must hold the local lock of `path`. Raises RunFolderError if a run elsewhere holds the folder. If the
+    store becomes unreachable, ResourceError names the mirror, from which the same command continues.
     """
     url = url_of(path)
     if url is None or _is_held(path) or _is_locked_by_other_process(path.parent):
@@ -97,13 +96,13 @@ def hold_remote(path: Path) -> Iterator[None]:
 
 
 def make_mirror_parent(path: Path) -> None:
-    """Make the folder around a mirror's path: a store knows no folders, so that none has to be made there first."""
+    """Create the parent folder of a path in a mirror. Object stores have no folders, so callers do not create them."""
     if path.is_absolute() and path.is_relative_to(mirrors()):
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def push_written(path: Path) -> None:
-    """A file or folder was written whole at `path`: where that is a mirror's, the store gets it."""
+    """Upload a file or folder that was just written, if `path` is in a mirror."""
     if not path.is_absolute() or not path.is_relative_to(mirrors()):
         return
     if session := next((_sessions[root] for root in (path, *path.parents) if root in _sessions), None):
@@ -125,7 +124,7 @@ def push_written(path: Path) -> None:
 
 
 class _Session:
-    """A folder held here and in the store."""
+    """A folder that this process has locked both locally and in the store."""
 
     def __init__(self, root: Path, url: str):
         self.root, self.url, self.lost = root, url, False
@@ -154,7 +153,7 @@ class _Session:
         self.lost = False
 
     def end(self, failed: bool = False) -> None:
-        """Put what is left and let go; where the run has failed already, a failure here is only said."""
+        """Upload what is left and release the lock. If the run has already failed, errors here are only logged."""
         if self.lost:
             self.lease.stop()
             return
@@ -173,7 +172,7 @@ class _Session:
 def talking_of(
     url: str, refused: type[InputError | RunFolderError] = InputError, kept: str = ""
 ) -> contextlib.AbstractContextManager[None]:
-    """`remote_sync.talking`, imported when it is needed."""
+    """`remote_sync.store_errors` with its arguments in the order that this module uses."""
     return store_errors(url, kept, refused)
 
 

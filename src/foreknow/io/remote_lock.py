@@ -1,13 +1,13 @@
-"""One run at a time in a folder of an object store, wherever the runs are.
+"""Lock a folder of an object store so that one run at a time writes to it, from any machine.
 
-A lock is an object `.lock-N`, and the highest N counts. Whoever wants the folder creates the next number, which the
-store grants to one only (`If-None-Match: *` on S3, `ifGenerationMatch=0` on Google's). Its holder writes it anew
-every BEAT seconds: a sign of life. One without such a sign for STALE seconds may be followed by the next number, and
-so may one that was let go of. The last lock stays, and tells who wrote in the folder last.
+A lock is an object `.lock-N`, and the highest N counts. To take the folder, a run creates the next number; the store
+lets only one run do so (`If-None-Match: *` on S3, `ifGenerationMatch=0` on Google's). The holder rewrites its lock
+every BEAT seconds (the heartbeat). Another run may create the next number once a lock has been released, or has had no
+heartbeat for STALE seconds. The last lock stays in the folder, and tells which run wrote there last.
 
-Clocks: the age of a sign of life is this machine's time less the store's, so both must agree to within a minute or
-two (S3 itself refuses requests that are 15 minutes off). A holder that was taken for dead finds the next number before
-it writes again, and stops.
+Clocks: a heartbeat's age is this machine's time minus the store's, so both must agree to within a minute or two (S3
+refuses requests that are 15 minutes off). A holder whose lock was taken over sees the next number before it writes
+again, and stops.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class Lease:
         self._thread = threading.Thread(target=self._heartbeat_loop, daemon=True)
 
     def take(self) -> bool:
-        """Take the lock; whether the last one was this mirror's. Raises RunFolderError where another run has it.
+        """Take the lock; return whether this mirror held the last one. Raises RunFolderError if another run holds it.
 
-        The caller holds the mirror on this machine, so a lock of this mirror's is that of a run that is dead.
+        The caller holds the mirror's local lock, so a lock of this mirror in the store is left over from a dead run.
         """
         fs, url = self.mirror.fs, self.mirror.url
         last = self._last_number()
@@ -74,12 +74,12 @@ class Lease:
         return ours
 
     def was_ours(self) -> bool:
-        """Whether the last lock in the store was this mirror's: what is here is at least as new."""
+        """Whether this mirror held the last lock in the store: then the local files are at least as new."""
         last = self._last_number()
         return bool(last) and self._read_lock(last).get("token") in self.mirror.tokens
 
     def check(self) -> None:
-        """Raise RunFolderError if another run has the folder by now. Asks the store if it was not asked lately."""
+        """Raise RunFolderError if another run has taken the folder. Asks the store unless it was asked recently."""
         if not self.taken_over and time.monotonic() - self._confirmed > STALE / 2:
             self._heartbeat()
         if self.taken_over:
@@ -88,14 +88,14 @@ class Lease:
             )
 
     def release(self) -> None:
-        """End the signs of life and say in the lock that it is free."""
+        """Stop the heartbeat and mark the lock as free."""
         self.stop()
         with self._store_lock:
             if self.number and not self.taken_over:
                 self.mirror.fs.pipe_file(self._name(self.number), self._content(False))
 
     def stop(self) -> None:
-        """End the signs of life."""
+        """Stop the heartbeat."""
         self._stopped.set()
 
     def _name(self, number: int) -> str:

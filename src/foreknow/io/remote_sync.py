@@ -1,7 +1,7 @@
-"""A folder of an object store and its mirror here: what differs, fetched or put.
+"""Sync a folder of an object store with its local mirror, in either direction.
 
-What is put goes in the order in which it was written, and what is gone goes last. So a mark that stands for other
-files (a manifest, a checkpoint's `complete.json`) never stands in the store before them.
+Files are uploaded in the order in which they were written, and deletions come last. So a file that marks others as
+complete (a manifest, a checkpoint's `complete.json`) is never in the store before them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from foreknow.io.remote_paths import SCHEMES, mirrors, url_of
 from foreknow.progress import say
 
 _LOCAL_ONLY = re.compile(r"\..*\.part|\..+\.[a-z0-9_]{8}\.\w+|\.lock(-\d+)?")
-"""Names that no store gets: what is being written, and locks."""
+"""Names that are never uploaded: temporary files and locks."""
 _LOG_FROM_BYTES: Final = 2**25
-"""Bytes from which on fetching is said."""
+"""Downloads of at least this many bytes are logged."""
 
 
 class Known(NamedTuple):
-    """A file as it was when mirror and store last agreed: `stamp` is the store's, None where it was put from here."""
+    """A file's state at the last sync. `stamp`: the store's ETag or the like; None if this mirror uploaded the file."""
 
     mtime: int
     size: int
@@ -38,10 +38,10 @@ class Known(NamedTuple):
 
 @contextlib.contextmanager
 def store_errors(url: str, kept: str = "", refused: type[UsageError] = InputError) -> Iterator[None]:
-    """Talking to a store: whatever goes wrong is one line that names `url`.
+    """Turn every error of a store's client library into one of ours: one line that names `url`.
 
-    What the user can mend (names, rights) raises `refused`, else ResourceError; `kept` tells what is not lost. Where
-    something is kept it is ResourceError always: the run had begun.
+    Errors that the user can fix (names, permissions) raise `refused`, all others ResourceError. `kept` says in the
+    message what is not lost; if it is given, the run had already begun, and the error is always ResourceError.
     """
     try:
         yield
@@ -69,7 +69,7 @@ def store_errors(url: str, kept: str = "", refused: type[UsageError] = InputErro
 
 
 def filesystem(url: str) -> Any:
-    """The fsspec file system of a URL; credentials and endpoint are the library's own affair."""
+    """The fsspec file system of a URL. The library finds credentials and endpoint itself."""
     import fsspec
 
     fs = fsspec.filesystem(url.partition(":")[0], use_listings_cache=False)
@@ -80,7 +80,7 @@ def filesystem(url: str) -> Any:
 
 
 def is_local_only(name: str) -> bool:
-    """Whether a path's text has a part that no store gets."""
+    """Whether some part of a path is a name that is never uploaded."""
     return any(_LOCAL_ONLY.fullmatch(part) for part in name.split("/"))
 
 
@@ -117,9 +117,9 @@ class RemoteFolder:
         return files
 
     def pull(self, listed: Mapping[str, Any], ours: bool, wanted: Callable[[str], bool] = lambda _: True) -> None:
-        """Make the mirror what the store has.
+        """Download changes until the mirror equals the store.
 
-        `ours`: nobody has written there since this mirror did, so what is here and not yet there stays.
+        `ours`: this mirror was the last writer of the store, so local files that are not yet uploaded are kept.
         """
         local = self._local_files()
         missing = []
@@ -152,7 +152,7 @@ class RemoteFolder:
                 self._record(rel, Known(about.st_mtime_ns, about.st_size, _stamp(info)))
 
     def push(self) -> None:
-        """Make the store what the mirror has."""
+        """Upload changes until the store equals the mirror."""
         local = self._local_files()
         changed = [rel for rel, now in local.items() if rel not in self.known or self.known[rel][:2] != now]
         for rel in sorted(changed, key=lambda rel: (local[rel], rel)):
@@ -211,7 +211,7 @@ class RemoteFolder:
 
 
 def _stamp(info: Mapping[str, Any]) -> str:
-    """What changes when an object does."""
+    """A version stamp of an object: it changes whenever the object does."""
     keys = ("ETag", "generation", "etag", "created")
     return next((str(info[key]) for key in keys if info.get(key)), "")
 

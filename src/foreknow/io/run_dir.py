@@ -1,15 +1,16 @@
-"""The run folder: one run at a time, chunks written whole or not at all, the manifest last.
+"""The run folder: one run at a time; chunks are written atomically; the manifest is written last.
 
 DIR/config.yaml       the resolved settings; written first
-DIR/.chunks/N.SHA256.PART.parquet   what is finished, under a name that tells its content; removed once the manifest
-                      stands
+DIR/.chunks/N.SHA256.PART.parquet   finished chunks, named by the hash of their content; removed once the manifest is
+                      written
 DIR/manifest.json     fingerprints and versions; written last: its presence means the run is complete
 
-A folder in an object store (`remote.py`) is written here, in its mirror, and put there file by file.
+A run writes a folder of an object store (`remote.py`) to its local mirror first, and uploads it file by file.
 
-What is read again is held to a checksum first, so that a file that was cut or has a bit flipped is named, or its
-chunk is done again: `manifest.json` and `.run.json` carry a seal of their own content, `manifest.json` the sha256 of
-every output (`files`), a chunk its own. Both also carry the `format` of the columns in the run's files.
+Every file is checked against a checksum before it is read again. A truncated or changed file is named in an error, and
+a damaged chunk is computed again. `manifest.json` and `.run.json` hold a checksum of their own content (`seal`),
+`manifest.json` also the sha256 of every output (`files`), and a chunk's name holds the chunk's. Both also carry
+the `format` of the columns in the run's files.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ FORMAT: Final = 2
 """The names of the columns and keys in a run's files. Raise it where one changes: a run of another format is refused,
 so that no file is read by names that it does not have."""
 SEAL = "seal"
-"""The key under which a sealed JSON file holds the fingerprint of the rest of it."""
+"""The key under which a JSON file holds the fingerprint of its other keys."""
 _TEMPORARY = re.compile(r"\.[\w.]+\.[a-z0-9_]{8}\.\w+")
-"""What `write_whole` leaves behind if it is killed."""
+"""Temporary files that `write_whole` leaves behind if the process is killed."""
 
 
 def fingerprint(value: Any) -> str:
@@ -78,7 +79,7 @@ def _errno(error: Exception) -> int | None:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary neighbour of `path`, then rename it: readers see all of it or nothing."""
+    """Write a file atomically: `write` fills a temporary file beside `path`, which is then renamed to `path`."""
     with _disk_errors(path):
         remote.make_mirror_parent(path)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
@@ -96,7 +97,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_folder(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary neighbour folder of `path`, then put it in the place of what stood there."""
+    """Write a folder atomically: `write` fills a temporary folder beside `path`, which then replaces `path`."""
     with _disk_errors(path):
         remote.make_mirror_parent(path)
         part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
@@ -128,13 +129,13 @@ def write_frame(path: Path, frame: pl.DataFrame) -> None:
 
 @dataclass(frozen=True)
 class RunDir:
-    """A folder held by this process. Get one from `lock_run_dir`."""
+    """A run folder that this process has locked. `lock_run_dir` makes one."""
 
     path: Path
 
     @property
     def chunks(self) -> Path:
-        """Where finished chunks wait until the run is complete."""
+        """The folder of the finished chunks of an unfinished run."""
         return self.path / ".chunks"
 
     @property
@@ -176,14 +177,14 @@ class RunDir:
         return False
 
     def reopen(self, config: dict[str, Any]) -> None:
-        """Make a complete run unfinished again, to do more of the same; its outputs stay until they are replaced."""
+        """Mark a complete run as unfinished so that it can continue; its outputs stay until they are replaced."""
         identity = (self.manifest or {}).get("identity", {})
         write_json(self.path / ".run.json", with_checksum({"format": FORMAT, "identity": identity}))
         (self.path / MANIFEST).unlink(missing_ok=True)
         write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
     def chunk(self, number: int, part: str) -> pl.DataFrame | None:
-        """A finished chunk's frame, or None. A file that is not as it was written counts as not finished."""
+        """Return a finished chunk's frame, or None. A chunk that fails its checksum is deleted and not returned."""
         for path in self.chunks.glob(f"{number:06d}.*.{part}.parquet"):
             content = path.read_bytes()
             if hashlib.sha256(content).hexdigest() == path.name.split(".")[1]:
@@ -203,9 +204,9 @@ class RunDir:
                 older.unlink()
 
     def load_chunks(self, part: str, schema: dict[str, pl.DataType]) -> pl.DataFrame:
-        """All finished chunks' frames, one under the other in chunk order.
+        """Concatenate the frames of all finished chunks in chunk order.
 
-        Raises RunFolderError for one that was damaged after it was found whole; it is removed, to be done again.
+        Raises RunFolderError for a damaged chunk, and deletes it so that the next run computes it again.
         """
         frames = [pl.DataFrame(schema=schema)]
         for number in sorted({int(path.name.split(".")[0]) for path in self.chunks.glob(f"*.*.{part}.parquet")}):
@@ -218,9 +219,9 @@ class RunDir:
         return pl.concat(frames)
 
     def finish(self, manifest: dict[str, Any], outputs: Iterable[str] = ()) -> None:
-        """Write the manifest, with the sha256 of the `outputs`, and drop what only an unfinished run needs.
+        """Write the manifest with the sha256 of the `outputs`, and delete the files that only an unfinished run needs.
 
-        `outputs`: names or patterns; those that are not there are passed over, folders count with all in them.
+        `outputs`: names or patterns. Missing files are skipped; a folder stands for all files in it.
         """
         with _disk_errors(self.path):
             files = _checksums(self.path, outputs)
@@ -232,10 +233,10 @@ class RunDir:
 
 @contextlib.contextmanager
 def lock_run_dir(path: Path) -> Iterator[RunDir]:
-    """Make the folder if need be and hold it until the end. Raises RunFolderError if another process does.
+    """Create the folder if it is missing and lock it. Raises RunFolderError if another process holds the lock.
 
-    The lock is the operating system's: a process that is killed lets go of it. A folder in an object store is locked
-    there too (`remote_lock.py`), and fetched. Raises the errors of `remote.held`.
+    The operating system releases the lock when the process ends, even if it is killed. A folder in an object store is
+    also locked there (`remote_lock.py`) and downloaded. Raises the errors of `remote.hold_remote`.
     """
     path = place(path)
     if path.exists() and not path.is_dir():
@@ -255,14 +256,14 @@ def lock_run_dir(path: Path) -> Iterator[RunDir]:
 
 
 def with_checksum(value: dict[str, Any]) -> dict[str, Any]:
-    """A JSON object with a fingerprint of its own content, so that `read_checked` can tell if it was changed."""
+    """Add a fingerprint of its content to a JSON object, so that `read_checked` can detect changes."""
     return {**value, SEAL: fingerprint(json.loads(json.dumps(value)))}
 
 
 def read_checked(path: Path) -> dict[str, Any] | None:
-    """A JSON file written `with_checksum`; None where there is none. Raises RunFolderError where it was changed.
+    """Read a JSON file written `with_checksum`; None if there is no file. Raises RunFolderError if it was changed.
 
-    A file without a seal, which says nothing of files either, is taken as it is.
+    A file that has neither a checksum nor the key `files` is returned unchecked.
     """
     if not path.exists():
         return None
@@ -276,12 +277,12 @@ def read_checked(path: Path) -> dict[str, Any] | None:
 
 
 def verify(folder: Path, *, partial: bool = False) -> dict[str, Any]:
-    """The manifest of a complete run whose outputs are as the run left them, byte for byte.
+    """Check that the outputs of a complete run are unchanged, byte for byte, and return its manifest.
 
-    Checked before anything reads them: a flipped bit in Parquet can end the process, or change rows without a word.
-    `partial`: a file that is missing is no fault, as it can be made again from the others. Raises InputError where
-    there is no manifest, or an output is missing or was changed, with its name; RunFolderError where the outputs have
-    the columns of another format.
+    Call this before the outputs are read: a flipped bit in Parquet can crash the process, or silently change rows.
+    `partial`: missing files are allowed, because they can be made again from the others. Raises InputError if there is
+    no manifest, or naming an output that is missing or was changed; RunFolderError where the outputs have the columns
+    of another format.
     """
     manifest = read_checked(folder / MANIFEST)
     if manifest is None:

@@ -1,14 +1,14 @@
-"""Sources: what a DATA argument names -> the data files in it, each ready to be opened, again and again.
+"""Sources: find the data files that a DATA argument names. Each file can be opened more than once.
 
     train.jsonl            a file (JSONL, JSON, CSV, TSV, Parquet, Arrow), also as .gz, .zst, .bz2 or .xz
     data/                  a folder of such files, in the order of their paths; or as `datasets` and the hub keep them
     data.zip               the same, packed; read member by member, never unpacked
     -                      standard input, kept in a temporary file
     hub:owner/name         a data set of the Hugging Face hub (hub:owner/name/folder: a part of it)
-    s3://bucket/train.jsonl  any of these in an object store (gs:// too), fetched once into the user's cache
+    s3://bucket/train.jsonl  any of these in an object store (gs:// too), downloaded once into the user's cache
 
-Nothing is held in memory here: a part is opened as a stream of bytes. A file's first bytes say what it is, and win over
-its name (`file_types.py`); which files of a folder are data is told by `dataset_folders.py`.
+This module holds no data in memory: it opens each part as a stream of bytes. The first bytes of a file decide its
+format, even against its name (`file_types.py`); `dataset_folders.py` decides which files of a folder are data.
 """
 
 from __future__ import annotations
@@ -74,15 +74,15 @@ _ABOUT = [
 _NOT_DATA = re.compile(
     rf"(^|/)\.(?!\.?/)|(^|/)__MACOSX/|(^|/|\.)manifest\.json$|(^|/)({'|'.join(_ABOUT)})\.json$|(^|/)_(common_)?metadata\b"
 )
-"""Files beside data: hidden ones, manifests (ours too), what `datasets`, the hub and models write about themselves."""
+"""Files that are not data: hidden files, manifests, and metadata that `datasets`, the hub and models write."""
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """One data file. `name` is its path inside the source, `where` how messages call it.
+    """One data file. `name` is its path inside the source, `where` its name in messages.
 
-    `suffix` and `packing` are those of its content, whatever the name says. `own_split`: the split that the folder's
-    own files give it.
+    `suffix` and `packing` describe the content, even where the file's name says otherwise. `own_split`: the split that
+    the folder's metadata assigns to the file.
     """
 
     name: str
@@ -94,7 +94,7 @@ class DataFile:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        """The bytes, unpacked. What cannot be read, now or later, is an InputError that names the part."""
+        """Open the decompressed bytes. Raises InputError, which names the part, if a read fails at any time."""
         with _read_errors(self.where), self.raw() as stream:
             if self.packing in (".gz", ".bz2", ".xz"):
                 opener = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[self.packing]
@@ -108,7 +108,7 @@ class DataFile:
 
     @property
     def split(self) -> str | None:
-        """The split that the name tells (`train-00000.parquet`, `P17.dev.json`, `test/x.csv`), if any."""
+        """The split in the name (`train-00000.parquet`, `P17.dev.json`, `test/x.csv`), if there is one."""
         if self.own_split:
             return _SPLITS.get(self.own_split, self.own_split)
         for piece in reversed(PurePosixPath(self.name).parts):
@@ -119,7 +119,7 @@ class DataFile:
 
     @property
     def relation(self) -> str | None:
-        """The relation that a name such as `P17.train.json` tells (the ENTITYQUESTIONS tree)."""
+        """The relation in a name such as `P17.train.json` (the ENTITYQUESTIONS tree)."""
         match = re.fullmatch(r"(P\d+)\.(train|dev|test)\.jsonl?", PurePosixPath(self.name).name)
         return match.group(1) if match else None
 
@@ -128,8 +128,8 @@ class DataFile:
 class Source:
     """The parts of an input. `kind` says what its outputs are: one file, or a folder or zip of files.
 
-    `notes`: what was decided about its files, for the user to read. `sidecars`: files about the data, by name, which an
-    output of the whole has too.
+    `notes`: messages to the user about decisions on these files. `sidecars`: metadata files by name, which are also
+    written when the whole input is written.
     """
 
     name: str
@@ -178,9 +178,9 @@ def source_of(name: str) -> Source:
 
 
 def detect_content(part: DataFile) -> tuple[DataFile, tuple[str, ...]]:
-    """The part with the suffix and packing of its content, and what differs from its name.
+    """Return the part with the suffix and packing of its content, and notes where they differ from its name.
 
-    Raises InputError where the content is known and cannot be read.
+    Raises InputError for a known content type that cannot be read.
     """
     with _read_errors(part.where), part.raw() as stream:
         head = stream.read(HEAD)
@@ -218,7 +218,7 @@ def _packing_note(detected: DataFile, part: DataFile) -> str:
 
 
 def _download_url(url: str) -> Path:
-    """What a URL names, here; of a folder the data files only."""
+    """Download what a URL names and return the local path. From a folder, download only the data files."""
     from foreknow.io.remote import download  # keeps filelock out
 
     return download(url, lambda name: suffixes(name)[0] in SUFFIXES)
@@ -232,7 +232,7 @@ def source_of_bytes(name: str, content: bytes) -> Source:
 
 @contextlib.contextmanager
 def compressed_writer(stream: IO[bytes], packing: str) -> Iterator[IO[bytes]]:
-    """A stream that packs what is written to it as `packing` says; the same content gives the same bytes."""
+    """Compress everything written to the yielded stream with `packing`; equal content gives equal bytes."""
     if packing == ".gz":
         with gzip.GzipFile(filename="", mode="wb", fileobj=stream, mtime=0) as packed:
             yield packed  # type: ignore[misc]
@@ -248,7 +248,7 @@ def compressed_writer(stream: IO[bytes], packing: str) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def on_disk(part: DataFile) -> Iterator[Path]:
-    """A file that holds the part's bytes, for readers that must seek."""
+    """Yield a local file with the part's bytes, for readers that need to seek."""
     with part.open() as stream, tempfile.NamedTemporaryFile(prefix="foreknow-", suffix=part.suffix) as copy:
         file_name = getattr(stream, "name", None)
         if isinstance(file_name, str) and not part.packing and Path(file_name).is_file():
@@ -267,7 +267,7 @@ def on_disk(part: DataFile) -> Iterator[Path]:
 
 _BLOCK = 16 << 20
 _SPARE = 1 << 30
-"""Bytes left free on the disk for temporary files: what is unpacked may be of any size."""
+"""Bytes that temporary files must leave free on the disk, because decompressed data can be of any size."""
 
 
 @contextlib.contextmanager
@@ -410,7 +410,7 @@ def _standard_input() -> Source:
 
 
 def _hub_source(name: str) -> Source:
-    """A data set's own files, fetched into the hub's cache. A revision may follow: hub:owner/name@revision."""
+    """Download the files of a hub data set into the hub's cache. `hub:owner/name@revision` selects a revision."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

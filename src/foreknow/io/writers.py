@@ -1,4 +1,4 @@
-"""A data file written back with columns added, in its own format: JSON objects keep their text, tables their cells."""
+"""Write a data file back in its own format with columns added: JSON objects keep their text, tables their cells."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Change:
         return self.added.slice(first, count), kept
 
     def edit(self, record: Record, row: int) -> Record | None:
-        """The record to write in its place, if any."""
+        """The record to write instead of this one, or None to keep it."""
         return None if self.edited is None else self.edited(record, row)
 
 
@@ -71,16 +71,16 @@ def _folder_of(name: str) -> str:
 
 
 def _zip_info(name: str) -> zipfile.ZipInfo:
-    """A member of an archive with a fixed date: the same content gives the same bytes."""
+    """Metadata of an archive member, with a fixed date so that equal content gives equal bytes."""
     info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
     info.compress_type = zipfile.ZIP_DEFLATED
     return info
 
 
 def _archive_names(parts: Sequence[DataFile]) -> list[str]:
-    """The parts' names, none of which leads out of the folder that an archive of them is unpacked into.
+    """Names for the parts in an archive. None of them leads out of the folder into which it is unpacked.
 
-    They sort as the parts do: where they would not, each stands in a numbered folder.
+    The names sort in the order of the parts; if they would not, each part goes into a numbered folder.
     """
     names: list[str] = []
     for part in parts:
@@ -178,11 +178,11 @@ def _write_parquet(part: DataFile, stream: IO[bytes], change: Change, first: int
 
 
 ANSWER_SUFFIX = "model_answer"
-"""The label that holds what a model said, which can be anything."""
+"""The label that holds a model's answer, which can be any text."""
 
 
 class _Writer:
-    """Writes batches as one format; rows of Parquet and Arrow are handed back, for their writers want them all.
+    """Writes batches in one format. Rows of Parquet and Arrow are returned instead, as their writers need all rows.
 
     `whole`: every row is written, and what stands around the rows of a JSON text is written too.
     """
@@ -288,7 +288,7 @@ def _text_or_null(value: object) -> str | None:
 
 
 def _splice(text: str, added: Record) -> str:
-    """A JSON object's text with fields added before its closing brace; all that stood there stays."""
+    """Add fields before the closing brace of a JSON object's text; the rest of the text is unchanged."""
     extra = dumps(added)[1:-1]
     body = text[:-1].rstrip()
     comma = "" if body == "{" or not extra else ", "

@@ -1,12 +1,12 @@
-"""What a tokenizer's chat template makes of a chat: found out by rendering chats of marks, and held to it row by row.
+"""Find out what a tokenizer's chat template does, by rendering chats of marker texts, and check each row's prompt.
 
-    variants    a template that refuses or drops a turn (a system turn, a tool's role) is tried in other ways to write
-                the same chat: roles renamed, the system text in the first user turn, contents as lists of parts
-    thinking    asked with thinking off where a variable that the template reads turns it off; which one is found by
-                what it does to the prompt's end, never by the model's name
-    answers     what the template writes between its generation prompt and an answer belongs to the prompt
+    variants    if a template refuses or drops a turn (a system turn, a tool's role), the chat is written in other
+                ways: roles renamed, the system text in the first user turn, contents as lists of parts
+    thinking    thinking is turned off if the template reads a variable for it. The variable is found by its effect on
+                the end of the prompt, never by the model's name
+    answers     text that the template writes between its generation prompt and an answer belongs to the prompt
 
-Whether a text stands in the prompt is looked up in the prompt: a template may drop it without an error.
+A template can drop a text without an error, so every prompt is searched for the texts that must be in it.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ Turn = Mapping[str, str]
 REFUSES: Final = "template_refuses"
 DROPS: Final = "template_drops"
 CHANGES: Final = "template_changes"
-"""Flags of rows: the template raises an error; it leaves a text out; it writes the question otherwise."""
+"""Flags of rows: the template raises an error; it drops a text; it changes the question."""
 _RENAMED: Final = {
     "developer": "system",
     **dict.fromkeys(("function", "observation", "ipython", "environment", "tool_response", "tool_result"), "tool"),
     **dict.fromkeys(("function_response", "tool_output"), "tool"),
     **dict.fromkeys(("function_call", "tool_call", "tool_calls"), "assistant"),
 }
-"""Roles by the name that templates know them by, where they do not know their own."""
+"""Role -> the role name to try if a template does not know the first."""
 _THOUGHT_MARK: Final = re.compile(
     r"(?P<channel><\|channel\|?>(?P<named>\w+))|(?P<unused><unused9[45]>)|(?P<closing><channel\|>)|"
     r"[<\[\u25c1]\|?(?P<mark>[\w:/\- ]{0,24}?(?:think|thought|reason|analysis|scratchpad|reflection)[\w\- ]{0,16})"
@@ -52,11 +52,11 @@ _FAULTS: Final = (TypeError, ValueError, ArithmeticError, LookupError, Attribute
 
 State = Literal["none", "open", "closed"]
 _WANTED_STATES: Final[dict[State, tuple[State, ...]]] = {"open": ("closed", "none"), "none": ("closed",), "closed": ()}
-"""What a variable must do to the prompt's end to be a switch, the best first."""
+"""By the state of thoughts at the prompt's end, the states that a thinking switch must lead to, best first."""
 
 
 class TemplateRefusal(ConfigError):
-    """A chat that the template refuses, or a text of which it leaves out. `flag`: which of the two."""
+    """Raised if the template refuses a chat or drops a text of it. `flag` says which."""
 
     def __init__(self, message: str, flag: str = REFUSES):
         super().__init__(message)
@@ -89,12 +89,12 @@ class TemplateVariant(NamedTuple):
 
 
 class ChatTemplate:
-    """A tokenizer's chat template. Raises ConfigError where there is none, or no chat at all can be asked through it.
+    """A tokenizer's chat template. Raises ConfigError if there is none, or if it cannot render any chat.
 
-    `settings`: the variables that are set. `thinking`: what is known of thoughts at the prompt's end: `off`, `open`
-    (the prompt ends inside a thought), `possible` (the model may begin one), or None where there are none.
-    `before_answer`: what is put behind the generation prompt, since the template writes it before every answer.
-    `gap`: the blanks that the template writes between prompt and answer. `after_answer`: what it writes behind one.
+    `settings`: the template variables that we set. `thinking`: `off`, `open` (the prompt ends inside a thought),
+    `possible` (the model may begin a thought), or None (the template knows no thoughts). `before_answer`: text appended
+    to the generation prompt, because the template writes it before every answer. `gap`: the blanks that the template
+    writes between prompt and answer. `after_answer`: the text that it writes after an answer.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
@@ -175,10 +175,10 @@ class ChatTemplate:
                 f"--chat-template: the model's chat template refuses a chat of the roles {roles}: {why}"
             ) from None
 
-    # what a row's own texts come to
+    # checks of a row's own texts
 
     def fault(self, chat: Sequence[Turn]) -> TemplateRefusal | None:
-        """What the template does to a row's chat that it should not: refuses it, drops a text, changes the question."""
+        """Check a row's chat: return an error if the template refuses it, drops a text or changes the question."""
         try:
             text = self.render(chat)
         except TemplateRefusal as refusal:
@@ -229,7 +229,7 @@ class ChatTemplate:
     # thinking
 
     def _switch_off(self) -> None:
-        """Set what turns thinking off: variables first, then a word in the system text that the template looks for."""
+        """Turn thinking off: by variables, or else by a word in the system text that the template looks for."""
         for name in self.source.variables:
             if name in self.settings or name in self.tokenizer.special_tokens_map:
                 continue
@@ -246,7 +246,7 @@ class ChatTemplate:
                     return
 
     def _off_value(self, name: str) -> tuple[Any] | None:
-        """The value of a variable that keeps thoughts off the prompt's end, or turns thinking off; None: it is none."""
+        """The value that makes a variable turn thinking off, as a 1-tuple; None if it is no such switch."""
         default_prompt = self._prompt_of_question()
         consts = [value for value in self.source.constants.get(name, ()) if not isinstance(value, bool)]
         off = [value for value in consts if str(value).strip().casefold() in _OFF]
@@ -284,7 +284,7 @@ class ChatTemplate:
         return [{"role": "user", "content": _sentinel(0)}]
 
     def _text_after_question(self, chat: Sequence[Turn] | None = None, **settings: Any) -> str | None:
-        """What a prompt holds behind its question."""
+        """The text of a prompt after its question."""
         try:
             turns = chat or self._question_chat()
             text = self._prompt(self.variant(tuple(turn["role"] for turn in turns)).turns(turns), **settings)
@@ -322,11 +322,11 @@ class ChatTemplate:
             return "off"
         return "possible" if any(_thought_state(text) != "none" for text in self.source.literals) else None
 
-    # in words
+    # summary and notes
 
     @property
     def choices(self) -> dict[str, Any]:
-        """What was set and what it comes to, for `summary.protocol`: only what there is to tell."""
+        """The non-empty settings and their effects, for `summary.protocol`."""
         choices = {
             "thinking": self.thinking,
             "chat_template_settings": self.settings,
@@ -337,7 +337,7 @@ class ChatTemplate:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Lines about what was set, and what a reader must know of the prompts."""
+        """Notes for the user about settings and prompts."""
         lines = []
         switches = {name: value for name, value in self.settings.items() if name not in self.source.dates}
         if switches or self.system:
@@ -399,7 +399,7 @@ def _is_thinking(name: str) -> bool:
 
 
 def _sentinel(n: int) -> str:
-    """A text that no template holds, a word of letters and digits so that none takes it for anything."""
+    """A marker text that no template contains: letters and digits only, so that no template interprets it."""
     return f"Zq{n}vxk{n}w"
 
 

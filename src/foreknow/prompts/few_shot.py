@@ -1,8 +1,8 @@
-"""Exemplar sets: the few-shot prompts a group's questions are asked behind (paper, section 2). Pure.
+"""Few-shot exemplars: the question-answer pairs that come before each question of a group (paper, section 2). Pure.
 
-Drawn once per group from its dev rows and used for all its questions. A row's own fact never stands in its
-prompt: a slot that would hold the row's subject is filled from the group's reserve instead. Nor does another answer of
-its own chat: a record gives one exemplar at most, and a row never sees that of its record.
+They are drawn once per group from its dev rows, and used for all its questions. A prompt never shows the row's own
+fact: a slot with the row's subject is filled from the group's reserve instead. Nor does it show another answer of the
+row's chat: a record gives at most one exemplar, and its own rows never see it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from foreknow.errors import InputError
 
 
 class Exemplar(NamedTuple):
-    """A question with its answer, as shown in a prompt; `subject` tells whose fact it is, `record` of which record."""
+    """A question and answer as shown in a prompt, with the fact's `subject` and the number of its `record`."""
 
     question: str
     answer: str
@@ -37,7 +37,7 @@ class Substitution(NamedTuple):
 
 @dataclass(frozen=True)
 class GroupExemplars:
-    """A group's `sets` (each of `shots` exemplars), its `reserve`, and whether others' rows had to be used."""
+    """A group's `sets` (each of `shots` exemplars) and `reserve`. `borrowed`: they come from rows of all groups."""
 
     sets: tuple[tuple[Exemplar, ...], ...]
     reserve: tuple[Exemplar, ...]
@@ -46,9 +46,9 @@ class GroupExemplars:
     def for_row(
         self, question: str, subject: str | None, record: int | None = None
     ) -> list[tuple[tuple[Exemplar, ...], list[Substitution]]]:
-        """The sets as shown for one row: its own fact, and its own record's, replaced slot by slot from the reserve.
+        """Return the sets for one row. Exemplars of the row's own fact or record are replaced from the reserve.
 
-        A reserve exemplar that is the row's own fact, or already in the set, is passed over.
+        Reserve exemplars of the row's own fact, or already in the set, are skipped.
         """
         sets_for_row = []
         for number, exemplars in enumerate(self.sets):
@@ -69,7 +69,7 @@ class GroupExemplars:
 
 @dataclass(frozen=True)
 class Exemplars:
-    """Exemplar sets by group, and why they were drawn from where they were."""
+    """Exemplar sets by group, and the reason for the rows they were drawn from."""
 
     groups: dict[str, GroupExemplars]
     reason: str
@@ -206,7 +206,7 @@ def _one_per_fact(usable: pl.DataFrame) -> list[Exemplar]:
 def _draw_group(
     candidates: list[Exemplar], shots: int, sets: int, rng: np.random.Generator, borrowed: bool
 ) -> GroupExemplars:
-    """Sets share no exemplar while the pool lasts; what is left over, or else every candidate, is the reserve."""
+    """Draw sets without shared exemplars if there are enough candidates. The reserve is the rest, or all candidates."""
     order = [candidates[i] for i in rng.permutation(len(candidates))]
     if len(order) >= sets * shots:
         chosen = [tuple(order[i * shots : (i + 1) * shots]) for i in range(sets)]

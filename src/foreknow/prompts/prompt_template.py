@@ -1,7 +1,7 @@
 """Prompt texts and their token ids (paper, section 2: `Q: ...` newline `A: ...`, no instruction line).
 
-Ids are what the tokenizer gives for the whole prompt (design, section 8): a prompt is never glued together
-from pieces. That prompts share a beginning is found out afterwards, by comparing ids.
+The whole prompt is tokenized at once (design, section 8), never piece by piece. Shared prefixes of prompts are found
+afterwards by comparing ids.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Template:
 
     @property
     def gap(self) -> str:
-        """What stands between the prompt and the answer."""
+        """The blank between the prompt and the answer, if any."""
         return "" if not self.target or self.target[-1].isspace() else " "
 
 
@@ -125,12 +125,12 @@ class Prompter:
 
     @property
     def gap(self) -> str:
-        """What stands between a prompt and its answer."""
+        """The blanks between a prompt and its answer, if any."""
         return self.chat_template.gap if self.chat_template else self.template.gap
 
     @cached_property
     def answer_end(self) -> int | None:
-        """The special token by which the chat template ends an answer, if prompts are written through one that does."""
+        """The special token with which the chat template ends an answer; None without one."""
         after = self.chat_template.after_answer if self.chat_template else ""
         begin, end = next(iter(self.special.spans(after)), (0, 0))
         return self.special.ids[after[begin:end]] if end and not after[:begin].strip() else None
@@ -145,8 +145,8 @@ class Prompter:
     def text(self, shots: Sequence[Exemplar], question: str, context: Context | None = None) -> PromptText:
         """The whole prompt as text, with the turns that come before the question in its own chat, if any.
 
-        Special tokens that the template writes act; those that question, exemplars or turns spell do not. Raises
-        TemplateRefusal (a ConfigError) for a chat that the chat template refuses, or of which it drops a turn.
+        Special tokens in the template keep their meaning; those spelled in a question, exemplar or turn are plain text.
+        Raises TemplateRefusal (a ConfigError) if the chat template refuses the chat or drops a turn.
         """
         turns = context or ()
 
@@ -160,7 +160,7 @@ class Prompter:
         return self.special.render_prompt(render)
 
     def fault(self, shots: Sequence[Exemplar], question: str, context: Context | None = None) -> TemplateRefusal | None:
-        """What the chat template does to this prompt that it should not; None for a plain prompt."""
+        """The error in what the chat template makes of this prompt; None if there is none, or for a plain prompt."""
         return self.chat_template.fault(self._chat(shots, question, context or ())) if self.chat_template else None
 
     def unmarked(self, question: str, context: Context | None, answer: str) -> bool:
@@ -189,8 +189,8 @@ class Prompter:
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of whole prompts, with or without a beginning-of-sequence token as `bos` says.
 
-        What the tokenizer puts behind every text (an end-of-sequence token) is left off: the answer comes there. What
-        it puts before every text stands once, though the template writes it too.
+        Tokens that the tokenizer appends to every text (end-of-sequence) are removed, because the answer follows.
+        Tokens that it prepends occur once, even if the template writes them too.
         """
         return [encoded.ids for encoded in self.encoded(texts, offsets=False)]
 
@@ -223,7 +223,7 @@ class Prompter:
         return frozenset([*self.special.ids.values(), *self.special.around[0]])
 
     def answer_ids(self, prompt_text: str, prompt_ids: Sequence[int], answer: str) -> tuple[int, ...]:
-        """One way to spell `answer` behind a prompt: a place for the search to begin, not the only one."""
+        """One tokenization of `answer` after a prompt. The search starts from it, and finds others."""
         ids = self.ids([prompt_text + self.gap + answer])[0]
         if ids[: len(prompt_ids)] == list(prompt_ids) and len(ids) > len(prompt_ids):
             return tuple(ids[len(prompt_ids) :])
@@ -235,7 +235,7 @@ class Prompter:
 
     @property
     def choices(self) -> dict[str, Any]:
-        """What was chosen and what it comes to, for `summary.protocol`."""
+        """The chosen settings and their effects, for `summary.protocol`."""
         chat = self.chat_template
         return {
             "prompt": "the tokenizer's chat template" if chat else self.template.shot + self.template.target,
@@ -248,7 +248,7 @@ class Prompter:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Lines that a reader of the prompts must know: thinking, special tokens at their beginning and end."""
+        """Notes for the user about prompts: thinking, and special tokens at their start and end."""
         return (*(self.chat_template.notes if self.chat_template else ()), *self._special_notes())
 
     def _special_notes(self) -> Iterator[str]:

@@ -1,10 +1,10 @@
-"""Special tokens: those the prompt's own template writes act, those that a row's texts spell are plain text.
+"""Special tokens: those in the prompt's template keep their meaning; those spelled in a row's texts are plain text.
 
-A tokenizer takes `</s>` for its ending token wherever it stands. In data it is five letters: a question that holds
-it must neither end the prompt nor open a turn of a chat. `PromptText` remembers where the template's own special
-tokens stand; everything else in it, and all that is added to it, is data. Texts without any go through the tokenizer
-as they are; the others through a copy of it in which the special tokens have names that the text does not hold, so
-that the rest of it (normaliser, merges, what is put around a text) works as ever.
+A tokenizer reads `</s>` as its end token anywhere in a text. In a row's data it is only characters: a question that
+contains it must neither end the prompt nor open a chat turn. `PromptText` stores the places of the template's own
+special tokens; everything else in it, and everything appended to it, is data. Data without special tokens is encoded by
+the tokenizer itself. Otherwise a copy of the tokenizer encodes it, in which the special tokens are renamed to
+characters that the text does not contain; normaliser, merges and added tokens around the text work as before.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _NAMES: Final = range(0xF0000, 0x10FFFE)
-"""Private-use characters, of which the copies' special tokens are named."""
+"""Private-use characters for the renamed special tokens."""
 
 
 class PromptText(str):
-    """A prompt, and where in it special tokens of its template stand: (begin, end) by characters, in order."""
+    """A prompt with the (begin, end) character spans of its template's special tokens, in order."""
 
     __slots__ = ("acting",)
     acting: tuple[tuple[int, int], ...]
@@ -38,7 +38,7 @@ class PromptText(str):
         return prompt
 
     def __add__(self, more: str) -> PromptText:
-        """What follows a prompt is data: none of its special tokens act."""
+        """Append data: special tokens in it are plain text."""
         return PromptText(str.__add__(self, more), self.acting)
 
 
@@ -70,7 +70,7 @@ class SpecialTokens:
         return [match.span() for match in self._pattern.finditer(text)] if self._pattern else []
 
     def render_prompt(self, render: Callable[[Callable[[str], str]], str]) -> PromptText:
-        """The text that `render` writes: it must pass each text of the data through the function it is given."""
+        """Render a prompt. `render` must pass every text of the data through the function that it is given."""
         hidden: list[str] = []
 
         def remember(text: str) -> str:
@@ -126,7 +126,7 @@ class SpecialTokens:
         return tuple(whole[:begin]), tuple(whole[begin + len(bare) :])
 
     def _encode_guarded(self, text: str, acting: Sequence[tuple[int, int]], around: bool) -> Encoded:
-        """The ids of a text in which special tokens are spelled that must not act."""
+        """Encode a text that spells special tokens which must stay plain text."""
         if not self.tokenizer.is_fast:
             return self._encode_in_pieces(text, acting, around)
         first = self._first_free_character(text)

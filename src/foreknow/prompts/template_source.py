@@ -1,7 +1,7 @@
-"""The source of a chat template: the variables that it reads, the constants that it compares them with, its dates.
+"""Static analysis of a chat template: the variables it reads, the constants it compares them with, and its dates.
 
-A chat template is a Jinja program that comes with a tokenizer. What can be read off it without running it is read
-here; what it does with a chat is found out by rendering one (`chat_templates.py`).
+A chat template is a Jinja program that comes with a tokenizer. This module parses it without running it;
+`chat_templates.py` renders chats to find out what it does.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ PROVIDED: Final = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "raise_exception"}
     | {"strftime_now", "namespace", "range", "dict", "lipsum", "cycler", "joiner"}
 )
-"""What transformers passes to every template, or Jinja knows by itself: no setting of the template's own."""
+"""Names that transformers passes to every template, or that Jinja defines: these are not settings of a template."""
 DAY: Final = datetime.datetime(2024, 7, 26, tzinfo=datetime.UTC)
-"""The day that templates are told it is, so that a prompt is the same on every day: Llama 3's own, if told none."""
+"""The date given to every template, so that prompts do not change from day to day. It is Llama 3's own default."""
 _DAY_NAMES: Final = {"date_string": "%d %b %Y", "current_date": "%Y-%m-%d", "today": "%d %B %Y"}
 """Variables by which templates are told the day, and how they write it."""
 
@@ -113,7 +113,7 @@ def _environment() -> Any:
 
 
 def _constants(tree: nodes.Template) -> dict[str, tuple[Any, ...]]:
-    """By variable, the constants it is compared with or looked up in, by whatever names it goes on under."""
+    """By variable, the constants that it, or an alias of it, is compared with or looked up in."""
     from jinja2 import nodes
 
     aliases: dict[str, set[str]] = {}
@@ -139,7 +139,7 @@ def _constant_values(value: Any) -> list[Any]:
 
 
 def _alias_origins(names: set[str], aliases: dict[str, set[str]]) -> set[str]:
-    """The names, and all that they were set from."""
+    """The names, and all variables that they were assigned from."""
     seen: set[str] = set()
     pending = list(names)
     while pending:
@@ -161,7 +161,7 @@ def _day_formats(tree: nodes.Template) -> Iterator[str | None]:
 
 
 def _with_days(text: str, formats: set[str | None]) -> str:
-    """The template behind a macro that answers in the clock's place: values passed to a template cannot be called."""
+    """Prefix the template with a macro that replaces `strftime_now`, because values passed to it cannot be called."""
     days = {form: DAY.strftime(form) for form in formats if form is not None}
     table = "{" + ", ".join(f"{form!r}: {day!r}" for form, day in sorted(days.items())) + "}"
     # the print statement at the end keeps the line break that a block statement would swallow

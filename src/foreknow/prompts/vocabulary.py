@@ -14,7 +14,7 @@ TokenPath = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the search must know of a tokenizer.
+    """The properties of a tokenizer that the answer search needs.
 
     `decode`: token path -> text. `ends`: ids that end the answer and add nothing to it (end-of-sequence
     ids, and blanks that hold a newline). `breaks`: other ids whose text holds a newline; what stands before
@@ -41,7 +41,7 @@ class Vocabulary:
         return bool(path) and self.is_end(path[-1])
 
     def said(self, path: TokenPath) -> str:
-        """The answer a path spells; one that is not over is marked with an ellipsis."""
+        """The answer text of a path; an unfinished answer ends with an ellipsis."""
         if not self.ended(path):
             return self.decode(path).strip() + "\u2026"
         answer_path = path[:-1] if path[-1] in self.ends else path

@@ -1,4 +1,4 @@
-"""The tables behind the default facts: what each package holds, read into facts and not yet drawn from.
+"""The tables of the default facts: read all facts from each package, before any are sampled.
 
 The packages are imported when they are first needed; where one is missing, MissingExtra says how to get it.
 """

@@ -1,4 +1,4 @@
-"""Chats: rows written as turns -> every answer in them, with its question and the turns before it. Pure.
+"""Chats: find every answer in a list of turns, with its question and the turns before it. Pure.
 
 Every turn of the assistant that answers a turn of the user is an answer. Its question is the user's last turn before
 it; the system's text and all other turns before it are its context, earlier answers without their thoughts. A turn of
@@ -72,7 +72,7 @@ class Turn(NamedTuple):
 
 
 class Exchange(NamedTuple):
-    """What a chat asks and answers; None where it does neither.
+    """A question of a chat and its answer; either is None if it is missing.
 
     `turn`: the answer's index in the record's list. `left_out`: why it cannot serve; its answer is None then.
     """

@@ -1,4 +1,4 @@
-"""What a turn of a chat holds: its text, and whether there are pictures, tool calls, refusals or thoughts in it. Pure.
+"""Parse the content of a chat turn: its text, and whether it has images, tool calls, refusals or thoughts. Pure.
 
 A content is a text, or a list of parts as OpenAI, Anthropic and Hugging Face write them.
 """

@@ -1,4 +1,4 @@
-"""What a file that fits no layout resembles, what it lacks, and the `--map` that would read it. Pure."""
+"""Error messages for a file that fits no layout: the closest layout, what is missing, and a `--map` to try. Pure."""
 
 from __future__ import annotations
 

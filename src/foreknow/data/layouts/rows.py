@@ -1,6 +1,6 @@
-"""Rows of a record: what its layout says it asks, and the answers; pure.
+"""Extract the rows of a record by its layout: questions and answers; pure.
 
-A record has one row, or where it is a chat one for each answer of the assistant. What cannot serve has the reason.
+A record gives one row; a chat gives one for each answer of the assistant. A row that cannot be used carries the reason.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def facts_of(value: object) -> list[dict[str, str]] | None:
 def _exchanges_and_golds(
     layout: Layout, value: Callable[[str], object], record: Record, *, last: bool
 ) -> list[tuple[Exchange, list[object]]]:
-    """What a record asks, and its golds, not yet cleaned: one pair a row."""
+    """The questions of a record and their gold answers before cleaning: one pair for each row."""
     system, name = _system_turns(value), layout.name
     if (view := view_of(name, layout.columns, record)) is not None:
         turns = turns_of(view.turns, record) or []
