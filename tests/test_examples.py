@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from conftest import fact_rows
-from foreknow.inference.slick import CATEGORIES
+from foreknow.categories import CATEGORIES
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

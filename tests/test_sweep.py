@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from foreknow.categories import UNKNOWN
 from foreknow.inference import slick
 from foreknow.stages.study.score_sweep import BUDGETS, SWEEP, at_point, compare, curve, em_at, point
 
@@ -134,7 +135,7 @@ def test_all_scores_speak_of_the_same_rows(
             assert one.sort("share")["rows"][-1] == 2 * len(kept)
     for sets, samples in ((2, 16), (1, 16), (2, 1)):
         labels = slick.relabel(probes, sets=sets, samples=samples)
-        unknown = [r for r in labels.filter(pl.col("category") == slick.UNKNOWN)["row"] if r in kept]
+        unknown = [r for r in labels.filter(pl.col("category") == UNKNOWN)["row"] if r in kept]
         chosen = (pl.col("score") == "SliCK") & (pl.col("setting") == f"{sets} sets x {samples} samples")
         (line,) = found.filter(chosen).to_dicts()
         assert line["rows"] == 2 * len(unknown)

@@ -53,9 +53,9 @@ def gather_kv(rows: Sequence[tuple[KVCache, int]], lengths: Sequence[int]) -> KV
         for part in (0, 1):
             first = sources[0].layers[layer][part]
             out = first.new_zeros(first.shape[0], count, width, first.shape[3])
-            for source, pick, slot in zip(sources, on_device[device][::2], on_device[device][1::2], strict=True):
+            for source, pick, at in zip(sources, on_device[device][::2], on_device[device][1::2], strict=True):
                 x = source.layers[layer][part][:, :, :width].index_select(1, pick)
-                out[:, slot, : x.shape[2]] = x
+                out[:, at, : x.shape[2]] = x
             pair.append(out)
         layers.append((pair[0], pair[1]))
     return KVCache(layers, list(lengths))

@@ -10,8 +10,8 @@ from typing import Any
 
 import polars as pl
 
+from foreknow.categories import UNKNOWN
 from foreknow.errors import GateCrossed, InputError, RunFolderError
-from foreknow.inference import slick
 from foreknow.io.remote import download
 from foreknow.io.run_dir import read_checked, verify
 
@@ -56,7 +56,7 @@ class AuditResult:
 
     def gate(self, max_unknown: float | None) -> None:
         """Raise GateCrossed if a larger share of the labelled rows than `max_unknown` is Unknown."""
-        share = self.summary["categories"]["overall"][slick.UNKNOWN]
+        share = self.summary["categories"]["overall"][UNKNOWN]
         if max_unknown is not None and share > max_unknown:
             raise GateCrossed(
                 f"--max-unknown {max_unknown}: {share:.1%} of the labelled rows are Unknown; all outputs are in "

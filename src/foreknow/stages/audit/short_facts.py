@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from foreknow.categories import UNKNOWN
 from foreknow.data.schema import ROWS
 from foreknow.inference import slick
 
@@ -54,7 +55,7 @@ def rolled_up(rows: pl.Series, labelled: pl.DataFrame) -> pl.DataFrame:
     counts = (
         labelled.drop_nulls("category")
         .group_by(row="parent")
-        .agg(n_facts=pl.len().cast(pl.Int64), unknown_facts=(pl.col("category") == slick.UNKNOWN).mean())
+        .agg(n_facts=pl.len().cast(pl.Int64), unknown_facts=(pl.col("category") == UNKNOWN).mean())
     )
     share = pl.col("unknown_facts")
     word = (

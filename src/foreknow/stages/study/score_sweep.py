@@ -12,6 +12,7 @@ from typing import Final
 
 import polars as pl
 
+from foreknow.categories import UNKNOWN
 from foreknow.inference import slick
 
 SWEEP: Final[dict[str, pl.DataType]] = {
@@ -94,7 +95,7 @@ def compare(
             continue
         labels = slick.relabel(some, sets=count, samples=samples, lenient=lenient)
         setting = f"{count} sets x {samples} samples"
-        unknown = labels.select("row", unknown=pl.col("category") == slick.UNKNOWN)
+        unknown = labels.select("row", unknown=pl.col("category") == UNKNOWN)
         found.append(point("SliCK", setting, unknown, rows))
         # greedily right rows are known whatever their samples say: p_hit alone would rank some of them lower
         score = pl.col("p_hit") + (pl.col("p_greedy") > 0)

@@ -131,7 +131,7 @@ def scorecard(
     results: pl.DataFrame, outcomes: pl.DataFrame, margin: float = claims.MARGIN, *, seed: int = 0
 ) -> pl.DataFrame:
     """The nine claims (`claims.SCORECARD`), each with this margin."""
-    test, ood = (linear_model.fit(linear_model.points(results, name), seed=seed) for name in ("test", "ood"))
+    test, ood = (linear_model.fit(linear_model.points(results, name)) for name in ("test", "ood"))
     asked = [replace(claim, margin=margin) for claim in claims.CLAIMS]
     return claims.scorecard(results, outcomes, test, ood, asked, seed)
 
