@@ -89,6 +89,15 @@ def test_the_rows_of_json_are_counted_by_values_and_not_by_lines(
     assert text.count("\n") + 1 not in found - expected
 
 
+def test_the_members_of_a_zip_are_not_counted_as_one_file(tmp_path: Path) -> None:
+    """A zip is one whatever stands before its members."""
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("a.jsonl", '{"question": "q?", "answer": "a"}')
+    path = tmp_path / readers()["zip"].file
+    path.write_bytes(b"\xa7" + (tmp_path / "b.zip").read_bytes())
+    assert outcome(readers()["zip"], path) == "clean"
+
+
 # found by fuzzing, and mended
 
 
