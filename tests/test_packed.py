@@ -161,7 +161,7 @@ def test_ordered_bf16_layers_give_the_plain_layers_results() -> None:
     packed = PackedModel(model)
     with packed.attached():
         kinds = {type(m).__name__ for m in model.modules()}
-        assert ("_OrderedGate" in kinds) == can_order()
+        assert ("_PrepackedGate" in kinds) == can_order()
         states, _ = packed.forward([Segment(None, [TokenTree.chain(ids, range(len(ids)))])])
         ours = packed.head.full_logits(states)
     assert type(model.model.layers[0].self_attn.q_proj) is nn.Linear

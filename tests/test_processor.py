@@ -128,7 +128,7 @@ def build(activation: str = "silu", bias: bool = False) -> PreTrainedModel:
 
 
 def layers(model: nn.Module) -> set[str]:
-    return {type(m).__name__ for m in model.modules()} & {"_OrderedGate", "_OrderedLinear", "LlamaMLP"}
+    return {type(m).__name__ for m in model.modules()} & {"_PrepackedGate", "_PrepackedLinear", "LlamaMLP"}
 
 
 IDS = torch.arange(1, 40)[None]
@@ -143,7 +143,7 @@ def test_operators_that_work_are_used(
     before = model(IDS).logits
     monkeypatch.setattr(torch.ops, "mkldnn", operators())
     swapped = prepacked_linear.prepack_linears(model.model, model.config)
-    assert layers(model) == {"_OrderedGate", "_OrderedLinear"}
+    assert layers(model) == {"_PrepackedGate", "_PrepackedLinear"}
     torch.testing.assert_close(model(IDS).logits, before)
     prepacked_linear.restore_linears(swapped)
     assert layers(model) == {"LlamaMLP"}
@@ -174,7 +174,7 @@ def test_a_feed_forward_part_that_cannot_be_one_is_laid_out_layer_by_layer(
     before = model(IDS).logits
     monkeypatch.setattr(torch.ops, "mkldnn", ONLY_GATES_FAIL[name])
     swapped = prepacked_linear.prepack_linears(model.model, model.config)
-    assert layers(model) == {"LlamaMLP", "_OrderedLinear"}
+    assert layers(model) == {"LlamaMLP", "_PrepackedLinear"}
     torch.testing.assert_close(model(IDS).logits, before)
     prepacked_linear.restore_linears(swapped)
     assert layers(model) == {"LlamaMLP"}
@@ -214,7 +214,7 @@ def test_an_operator_that_fails_for_one_shape_leaves_that_shape_alone(
     prepacked_linear.prepack_linears(model.model, model.config)
     attention = model.model.layers[0].self_attn
     assert type(attention.k_proj) is type(attention.v_proj) is nn.Linear
-    assert type(attention.q_proj).__name__ == "_OrderedLinear"
+    assert type(attention.q_proj).__name__ == "_PrepackedLinear"
     assert "could not create a primitive descriptor" in capsys.readouterr().err
 
 
@@ -224,7 +224,7 @@ def test_damaged_weights_are_no_fault_of_the_operator(monkeypatch: pytest.Monkey
     model.model.layers[1].self_attn.q_proj.weight.data[:] = torch.inf
     monkeypatch.setattr(torch.ops, "mkldnn", operators())
     prepacked_linear.prepack_linears(model.model, model.config)
-    assert layers(model) == {"_OrderedGate", "_OrderedLinear"}
+    assert layers(model) == {"_PrepackedGate", "_PrepackedLinear"}
 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError(), RuntimeError("can't allocate memory")])

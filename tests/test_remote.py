@@ -302,7 +302,7 @@ def test_two_that_want_a_folder_at_once_are_one_too_many(memory: Any, machine: M
     first = remote_lock.Lease(remote_sync.RemoteFolder(place(RUN)))
     machine("second")
     second = remote_lock.Lease(remote_sync.RemoteFolder(place(RUN)))
-    second._last = lambda: 0  # type: ignore[method-assign]
+    second._last_number = lambda: 0  # type: ignore[method-assign]
     first.take()
     with pytest.raises(RunFolderError, match="held by another run, which was a moment earlier"):
         second.take()
