@@ -468,6 +468,10 @@ def test_one_row_is_a_file_too_and_a_jsonl_line_is_never_taken_apart(tmp_path: P
 BROKEN: dict[str, tuple[str, str]] = {
     "several lists": (json.dumps({"alpha": [ROW], "beta": [ROW2]}), r"it holds several, under 'alpha', 'beta'"),
     "objects under splits": (json.dumps({"train": {"x": 1}, "test": {"x": 2}}), r"an object for each of the splits"),
+    "rows beside turns under splits": (
+        json.dumps({"train": [{"question": "Q?", "answer": "A"}], "test": [{"question": "R?", "role": "guide"}]}),
+        r"the split 'test' holds no rows such as those of 'train'",
+    ),
     "no rows": (json.dumps({"data": []}), r"found an object, expected an array of objects.*it holds no rows"),
     "a comma too many": ('{"question": "q", "answer": "a",}', r"no comma before a closing bracket"),
     "python": ("{'question': 'q'}", r"how Python prints a value"),

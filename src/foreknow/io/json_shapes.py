@@ -127,6 +127,10 @@ def shape_of(value: Mapping[str, Json]) -> JsonShape:
     if not objects and any(key.lower() in _ROW_KEYS for key in value if key not in rows):
         return JsonShape("row")
     if rows and all(map(_SPLIT.match, rows)):
+        others = [key for key, inner in value.items() if key not in rows and _SPLIT.match(key) and inner]
+        if others:  # read without them, their rows would be lost without a word
+            first = next(iter(rows))
+            return JsonShape("unknown", (), f"the split {others[0]!r} holds no rows such as those of {first!r}")
         return JsonShape("splits", tuple(rows))
     known = [key for key in rows if key.lower() in _WRAPPERS or _SPLIT.match(key)]
     if len(known) == 1 or len(rows) == 1:
