@@ -6,8 +6,8 @@
     audit.summary     # shares, protocol, model, cost
     foreknow.write_report(audit.folder)    # report.html again, as `foreknow report` writes it
 
-Nothing heavy is imported until it is called. A verb and its file have different names (`audit` is in
-run.py): importing a file binds its name here, and would hide a function of that name.
+Nothing heavy is imported until it is called. The packages of the verbs stand under `foreknow.stages`: importing a
+package `foreknow.audit` would bind that name here, and hide the function `audit`.
 """
 
 from __future__ import annotations
