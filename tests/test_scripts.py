@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 
 import polars as pl
@@ -68,7 +69,9 @@ FACTS = {
     ),
 }
 """By script a question, subjects and their answers."""
-SHOTS, STEPS = 2, 300
+SHOTS, STEPS, MORE = 2, 300, 50
+KNOWN = 0.9
+"""The least probability of a taught answer after any exemplars, to which the model is trained on any processor."""
 UNTAUGHT, DEV = 2, 3
 """Of each script the last facts are not taught; those before them are, and serve as exemplars."""
 
@@ -138,21 +141,64 @@ def taught_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     }
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
-    model.train()
+
+    def one_step(ids: list[list[int]], labels: list[list[int]], rate: float) -> None:
+        model.train()
+        optimizer.param_groups[0]["lr"] = rate
+        model(input_ids=padded(ids).clamp(min=0), labels=padded(labels)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
     for step in range(STEPS):
-        optimizer.param_groups[0]["lr"] = 4e-3 * min(1, 2 * (1 - step / STEPS))
         ids = []
         for lines in by_script.values():
             order = torch.randperm(len(lines), generator=generator).tolist()[: SHOTS + 1]
             ids.append(tokenizer("".join(lines[n] for n in order))["input_ids"])
-        batch = torch.full((len(ids), max(map(len, ids))), -100)
-        for at, each in enumerate(ids):
-            batch[at, : len(each)] = torch.tensor(each)
-        loss = model(input_ids=batch.clamp(min=0), labels=batch).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        one_step(ids, ids, 4e-3 * min(1, 2 * (1 - step / STEPS)))
+    # sums differ between processors, and with them what these steps teach: answers are taught on until all are certain
+    texts, golds = answers_after_exemplars(tokenizer)
+    for _ in range(10):
+        if least_certain(model, texts, golds) > KNOWN:
+            break
+        for _ in range(MORE):
+            some = torch.randperm(len(texts), generator=generator).tolist()[:40]
+            one_step([texts[n] for n in some], [golds[n] for n in some], 5e-4)
+    assert least_certain(model, texts, golds) > KNOWN, "the model did not learn the facts that these tests ask for"
     return model.eval()
+
+
+def padded(ids: list[list[int]]) -> torch.Tensor:
+    batch = torch.full((len(ids), max(map(len, ids))), -100)
+    for at, each in enumerate(ids):
+        batch[at, : len(each)] = torch.tensor(each)
+    return batch
+
+
+def answers_after_exemplars(tokenizer: PreTrainedTokenizerFast) -> tuple[list[list[int]], list[list[int]]]:
+    """Each taught fact after any two exemplars of its script: the tokens, and those of the answer (-100 before it)."""
+    texts, golds = [], []
+    for script in FACTS:
+        facts = [row for row in rows() if row["relation"] == script and row["split"] != "untaught"]
+        for fact in facts:
+            exemplars = [line(row) for row in facts if row["split"] == "dev" and row is not fact]
+            for shots in permutations(exemplars, SHOTS):
+                prompt = tokenizer("".join(shots) + f"Q: {fact['question']}\nA:")["input_ids"]
+                whole = tokenizer("".join(shots) + line(fact))["input_ids"]
+                pairs = zip(prompt, whole, strict=False)
+                shared = next((n for n, (ours, theirs) in enumerate(pairs) if ours != theirs), len(prompt))
+                texts.append(whole)
+                golds.append([-100] * shared + whole[shared:])
+    return texts, golds
+
+
+@torch.no_grad()
+def least_certain(model: LlamaForCausalLM, texts: list[list[int]], golds: list[list[int]]) -> float:
+    """The least probability of a taught answer."""
+    model.eval()
+    wanted = padded(golds)[:, 1:]
+    scores = model(input_ids=padded(texts).clamp(min=0)).logits[:, :-1].log_softmax(-1)
+    of_gold = scores.gather(-1, wanted.clamp(min=0)[..., None])[..., 0].masked_fill(wanted < 0, 0.0)
+    return of_gold.sum(-1).min().exp().item()
 
 
 KINDS: dict[str, Callable[[list[str]], Tokenizer]] = {"byte-level": byte_level, "unigram": unigram}
