@@ -11,8 +11,8 @@ Everything that can be refused is refused before a weight is read.
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
 
 import polars as pl
@@ -24,16 +24,7 @@ from foreknow.errors import ConfigError
 from foreknow.inference import slick
 from foreknow.inference.server.model import PREFIX, Address, address_of
 from foreknow.inference.surprisal import LONG
-from foreknow.io.run_dir import (
-    RunDir,
-    fingerprint,
-    lock_run_dir,
-    read_json,
-    write_folder,
-    write_frame,
-    write_json,
-    write_whole,
-)
+from foreknow.io.run_dir import RunDir, fingerprint, read_json, write_folder, write_frame, write_json, write_whole
 from foreknow.models import loading
 from foreknow.models.resolve import resolve
 from foreknow.models.versions import library_versions
@@ -46,6 +37,7 @@ from foreknow.stages.audit.page import write_page
 from foreknow.stages.audit.result import AuditResult
 from foreknow.stages.audit.server_executor import open_server_executor, server_of
 from foreknow.stages.audit.setup import identity_of, read_input, with_batch_sizes
+from foreknow.stages.skeleton import PreparedRun, Stage, required_out, run_stage
 from foreknow.version import __version__
 
 LABELS = ("category", "p_greedy", "p_sampled", "p_hit", "model_answer", "flags")
@@ -68,27 +60,15 @@ def run(config: AuditConfig) -> AuditResult:
 
     Raises GateCrossed after everything is written, and the other errors of `foreknow.errors`.
     """
-    if config.out is None:
-        raise ConfigError("--out: missing; name the folder to write")
-    if (address := address_of(config.model)) is not None:
-        audit = _run_at_server(config, config.out, address)
-        audit.gate(config.max_unknown)
-        return audit
+    out, address = required_out(config.out), address_of(config.model)
+    if address is not None:
+        _check_server_settings(config)
     given = read_input(config)
-    with lock_run_dir(config.out) as folder, open_cluster(config) as cluster:
-        computing_on = cluster.resolve_device_dtype if cluster else loading.resolve_device_dtype
-        device, dtype = computing_on(config.device, config.dtype)
-        model_folder = resolve(config.model, say, config.trust_remote_code, base=config.base)
-        config = with_batch_sizes(config, device, dtype, model_folder.folder)
-        identity = identity_of(config, given, model_folder.fingerprint, device, dtype)
-        if folder.open_run(identity, config.resolved()):
-            say(f"{config.out}: this audit is complete; nothing to do")
-            if warning := (AuditResult(folder.path).summary["model"].get("fluency") or {}).get("warning"):
-                say(f"warning: {warning}")
-        else:
-            with _open_executor(config, given, identity, cluster) as executor:
-                _compute(config, given, folder, identity, executor)
-        audit = AuditResult(folder.path)
+
+    def prepare(folder: RunDir) -> AbstractContextManager[PreparedRun]:
+        return _prepare(config, given) if address is None else _prepare_at_server(config, given, address, folder)
+
+    audit = run_stage(Stage("audit", prepare, AuditResult, write_page), out)
     if config.chance:  # takes the folder itself
         from foreknow.stages.audit.chance_probe import chance_of  # keeps torch out
 
@@ -98,23 +78,51 @@ def run(config: AuditConfig) -> AuditResult:
     return audit
 
 
-def _run_at_server(config: AuditConfig, out: Path, address: Address) -> AuditResult:
-    """The audit of a model that only a server has."""
+@contextmanager
+def _prepare(config: AuditConfig, given: AuditInputs) -> Iterator[PreparedRun]:
+    """An audit of a model whose weights are read, here or by the workers of a cluster."""
+    with open_cluster(config) as cluster:
+        computing_on = cluster.resolve_device_dtype if cluster else loading.resolve_device_dtype
+        device, dtype = computing_on(config.device, config.dtype)
+        model = resolve(config.model, say, config.trust_remote_code, base=config.base)
+        config = with_batch_sizes(config, device, dtype, model.folder)
+        identity = identity_of(config, given, model.fingerprint, device, dtype)
+
+        def work(folder: RunDir) -> None:
+            with _open_executor(config, given, identity, cluster) as executor:
+                _compute(config, given, folder, identity, executor)
+
+        yield PreparedRun(identity, config.resolved(), work, check_complete=_repeat_warning)
+
+
+@contextmanager
+def _prepare_at_server(
+    config: AuditConfig, given: AuditInputs, address: Address, folder: RunDir
+) -> Iterator[PreparedRun]:
+    """An audit of a model that only a server has."""
+    known = (folder.manifest or read_json(folder.path / ".run.json") or {}).get("identity", {}).get("model")
+    with server_of(config, given, address, known) as server:
+        identity = identity_of(config, given, server.identity, "server", "unknown")
+
+        def work(folder: RunDir) -> None:
+            _compute(config, given, folder, identity, open_server_executor(config, given, server))
+
+        yield PreparedRun(identity, config.resolved(), work)
+
+
+def _check_server_settings(config: AuditConfig) -> None:
+    """Raise ConfigError for settings that need the weights of a model."""
     if config.base:
         raise ConfigError(f"--base {config.base}: names an adapter's base; --model {PREFIX}... names a server's")
     if config.ray or config.ray_address or config.chance:
         flag = "--chance" if config.chance else "--ray"
         raise ConfigError(f"{flag}: needs a model's weights; --model {PREFIX}... names a server's")
-    given = read_input(config)
-    with lock_run_dir(out) as folder:
-        known = (folder.manifest or read_json(folder.path / ".run.json") or {}).get("identity", {}).get("model")
-        with server_of(config, given, address, known) as server:
-            identity = identity_of(config, given, server.identity, "server", "unknown")
-            if folder.open_run(identity, config.resolved()):
-                say(f"{out}: this audit is complete; nothing to do")
-            else:
-                _compute(config, given, folder, identity, open_server_executor(config, given, server))
-    return AuditResult(folder.path)
+
+
+def _repeat_warning(folder: RunDir) -> None:
+    """Say again that the model may not speak, where the audit found so."""
+    if warning := (AuditResult(folder.path).summary["model"].get("fluency") or {}).get("warning"):
+        say(f"warning: {warning}")
 
 
 def _open_executor(
@@ -213,7 +221,6 @@ def _write(
     write = write_whole if given.facts.suffix else write_folder
     write(out / f"annotated{given.facts.suffix}", lambda part: given.facts.annotate(labels, part))
     write_json(out / "summary.json", summary)
-    write_page(AuditResult(out))
     folder.finish(
         {
             "foreknow": __version__,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -22,9 +23,9 @@ from foreknow.config import EvaluateConfig
 from foreknow.data.dataset import Dataset
 from foreknow.data.load import read_data
 from foreknow.data.schema import USABLE, chunks
-from foreknow.errors import ConfigError, ModelError
+from foreknow.errors import ModelError
 from foreknow.inference.malloc import release_memory
-from foreknow.io.run_dir import RunDir, differences, fingerprint, lock_run_dir, read_json, write_frame, write_json
+from foreknow.io.run_dir import RunDir, differences, fingerprint, read_json, write_frame, write_json
 from foreknow.models import loading
 from foreknow.models.fluency import check_fluency
 from foreknow.models.resolve import Resolved, resolve
@@ -35,6 +36,7 @@ from foreknow.stages.audit.result import AuditResult, open_audit
 from foreknow.stages.evaluate.metrics import PREDICTIONS, answered, summarise_answers
 from foreknow.stages.evaluate.page import write_page
 from foreknow.stages.evaluate.result import EvaluateResult
+from foreknow.stages.skeleton import PreparedRun, Stage, nothing_to_do, required_out, run_stage
 from foreknow.stages.train import row_faults
 from foreknow.stages.train.base_labels import audited_labels, own_labels
 from foreknow.stages.train.dataset import TRAINING, TrainingExample, check_lengths, template_faults, without
@@ -116,29 +118,34 @@ def run(config: EvaluateConfig) -> EvaluateResult:
 
     Raises the errors of `foreknow.errors`.
     """
-    if config.out is None:
-        raise ConfigError("--out: missing; name the folder to write")
+    out = required_out(config.out)
     given = read_inputs(config)
     found = resolve(config.model, say, config.trust_remote_code, base=config.base, force=config.force)
     notes = [f"categories: {given.whence or 'none'}", *_compared(config, given.audit, found)]
-    with lock_run_dir(config.out) as folder:
-        device, dtype = loading.resolve_device_dtype(config.device, config.dtype)
-        config = with_batch_sizes(config, device)
-        identity = identity_of(config, given, found.fingerprint, device, dtype)
-        if folder.manifest is None:
-            ready = _ready(config, given, found)  # refused before the folder is claimed
-            given = ready.given
-        if folder.open_run(identity, config.resolved()):
-            say(f"{config.out}: this evaluation is complete; nothing to do")
-        else:
-            another = _another_prompt(ready.prompter, given.template, found)
-            told = (given.facts.reason, given.facts.first_row, given.facts.row_account)
-            for note in (*told, *notes, *ready.notes, *another):
-                say(note)
-            _compute(config, given, found, ready, folder, identity)
-        if not (folder.path / "report.html").is_file():
-            write_page(EvaluateResult(folder.path))
-    return EvaluateResult(folder.path)
+
+    def prepare(folder: RunDir) -> AbstractContextManager[PreparedRun]:
+        return nullcontext(_prepare(config, given, found, notes, folder))
+
+    return run_stage(Stage("evaluation", prepare, EvaluateResult, write_page), out)
+
+
+def _prepare(
+    config: EvaluateConfig, given: EvaluateInputs, found: Resolved, notes: list[str], folder: RunDir
+) -> PreparedRun:
+    """Turn the rows into prompts, where the folder has no finished evaluation."""
+    device, dtype = loading.resolve_device_dtype(config.device, config.dtype)
+    config = with_batch_sizes(config, device)
+    identity = identity_of(config, given, found.fingerprint, device, dtype)
+    if folder.manifest is not None:
+        return PreparedRun(identity, config.resolved(), nothing_to_do)
+    ready = _ready(config, given, found)  # refused before the folder is claimed
+    told = (given.facts.reason, given.facts.first_row, given.facts.row_account)
+    another = _another_prompt(ready.prompter, given.template, found)
+
+    def work(folder: RunDir) -> None:
+        _compute(config, ready.given, found, ready, folder, identity)
+
+    return PreparedRun(identity, config.resolved(), work, (*told, *notes, *ready.notes, *another))
 
 
 def _compared(config: EvaluateConfig, audit: AuditResult | None, found: Resolved) -> list[str]:

@@ -18,7 +18,8 @@ where it stopped. More seeds, shares or workers may be asked for later: only wha
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -29,10 +30,10 @@ from foreknow.config import AuditConfig, DataSettings, TuneConfig
 from foreknow.data.load import read_data
 from foreknow.data.schema import USABLE, earlier_turns
 from foreknow.distributed import process_group
-from foreknow.distributed.ray_cluster import open_cluster
+from foreknow.distributed.ray_cluster import Cluster, open_cluster
 from foreknow.errors import ConfigError, InputError
 from foreknow.io.csv_escape import csv_of
-from foreknow.io.run_dir import RunDir, fingerprint, lock_run_dir, write_frame, write_json, write_text, write_whole
+from foreknow.io.run_dir import RunDir, fingerprint, write_frame, write_json, write_text, write_whole
 from foreknow.models.resolve import resolve
 from foreknow.models.versions import library_versions
 from foreknow.progress import say
@@ -43,6 +44,7 @@ from foreknow.stages.audit.result import AuditResult
 from foreknow.stages.mix.run import write_mix
 from foreknow.stages.mix.sampling import read_manifest
 from foreknow.stages.mix.sizes import largest
+from foreknow.stages.skeleton import PreparedRun, Stage, required_out, run_stage
 from foreknow.stages.study.claims import CLAIMS
 from foreknow.stages.study.data_split import SPLITS, learnable, study_rows
 from foreknow.stages.study.grid import Run, mix_of, runs, variants
@@ -71,13 +73,22 @@ def run(config: StudyConfig) -> StudyResult:
 
     Raises the errors of `foreknow.errors`.
     """
-    if config.out is None:
-        raise ConfigError("--out: missing; name the folder to write")
+    out = required_out(config.out)
     if process_group.is_distributed():
         raise ConfigError("a study trains its models apart: start it without a launcher; see --workers and --ray")
-    began = time.monotonic()
     rows = read_rows(config)
-    with lock_run_dir(config.out) as folder, open_cluster(config) as cluster:
+
+    def prepare(_: RunDir) -> AbstractContextManager[PreparedRun]:
+        return _prepare(config, rows)
+
+    return run_stage(Stage("study", prepare, StudyResult, write_page), out)
+
+
+@contextmanager
+def _prepare(config: StudyConfig, rows: pl.DataFrame) -> Iterator[PreparedRun]:
+    """Resolve the model, and open the cluster that the audit and the runs share."""
+    began = time.monotonic()
+    with open_cluster(config) as cluster:
         found = resolve(config.model, say, bool(config.audit.get("trust_remote_code")), base=config.base)
         check_method(config.model, config.tune.get("method", "full"), found)
         identity = {
@@ -87,29 +98,41 @@ def run(config: StudyConfig) -> StudyResult:
             "tune": {**config.tune, "prompt_template": _prompt(config)},
         }
         grid = [one.name for one in runs(config)]
-        complete = folder.open_run(identity, config.resolved(), partial=True)
-        if complete and (folder.manifest or {}).get("grid") == grid and _tells(StudyResult(folder.path), config):
-            say(f"{config.out}: this study is complete; nothing to do")
-            if not (folder.path / "report.html").is_file():
-                write_page(StudyResult(folder.path))
-            return StudyResult(folder.path)
-        write_whole(folder.path / "data.jsonl", rows.write_ndjson)
-        if cluster is not None:
-            cluster.start()  # one for the audit and the runs
-        audit = _audited(config, folder.path)
-        plan = _planned(config, audit, folder.path)
-        kept = stored_runs(folder.path)
-        _check_sizes(folder.path, plan)
-        if complete:  # what cannot be added to it has been refused by now
-            folder.reopen(config.resolved())
-        _write_claims(config, folder.path)
-        for line in plan.told:
-            say(line)
-        left = {name: tune for name, tune in plan.tunes.items() if name not in kept}
-        run_all(left, config.workers, config.keep_weights, {name: plan.rows[name] for name in left}, cluster)
-        _write(config, plan, folder, identity, grid, time.monotonic() - began)
-        write_page(StudyResult(folder.path))
-    return StudyResult(folder.path)
+
+        def is_enough(folder: RunDir) -> bool:
+            return (folder.manifest or {}).get("grid") == grid and _tells(StudyResult(folder.path), config)
+
+        def work(folder: RunDir) -> None:
+            _compute(config, rows, folder, identity, grid, cluster, began)
+
+        yield PreparedRun(identity, config.resolved(), work, is_enough=is_enough, partial=True)
+
+
+def _compute(
+    config: StudyConfig,
+    rows: pl.DataFrame,
+    folder: RunDir,
+    identity: dict[str, Any],
+    grid: list[str],
+    cluster: Cluster | None,
+    began: float,
+) -> None:
+    """Audit, draw and write the sets, do the runs that are missing, gather what they measured."""
+    write_whole(folder.path / "data.jsonl", rows.write_ndjson)
+    if cluster is not None:
+        cluster.start()  # one for the audit and the runs
+    audit = _audited(config, folder.path)
+    plan = _planned(config, audit, folder.path)
+    kept = stored_runs(folder.path)
+    _check_sizes(folder.path, plan)
+    if folder.manifest is not None:  # what cannot be added to a complete study has been refused by now
+        folder.reopen(config.resolved())
+    _write_claims(config, folder.path)
+    for line in plan.told:
+        say(line)
+    left = {name: tune for name, tune in plan.tunes.items() if name not in kept}
+    run_all(left, config.workers, config.keep_weights, {name: plan.rows[name] for name in left}, cluster)
+    _write(config, plan, folder, identity, grid, time.monotonic() - began)
 
 
 def _tells(study: StudyResult, config: StudyConfig) -> bool:

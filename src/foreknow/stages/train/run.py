@@ -25,7 +25,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,13 +36,14 @@ from foreknow.config import TuneConfig
 from foreknow.data.schema import GOLD
 from foreknow.distributed import process_group
 from foreknow.errors import ConfigError, RunFolderError
-from foreknow.io.run_dir import RunDir, fingerprint, lock_run_dir, read_json, write_frame, write_json
+from foreknow.io.run_dir import RunDir, fingerprint, read_json, write_frame, write_json
 from foreknow.models.adapters import about
 from foreknow.models.packaged import verify_checksums
 from foreknow.models.resolve import resolve
 from foreknow.models.versions import library_versions
 from foreknow.progress import say
 from foreknow.stages.mix.sampling import manifest_path, read_manifest
+from foreknow.stages.skeleton import PreparedRun, Stage, nothing_to_do, required_out, run_stage
 from foreknow.stages.train import curves
 from foreknow.stages.train.curves import TRAIN
 from foreknow.stages.train.dataset import ceiling
@@ -114,40 +115,50 @@ def run(config: TuneConfig, *, page: bool = True) -> TrainResult:
 
 
 def _run(config: TuneConfig, page: bool) -> TrainResult:
-    if config.out is None:
-        raise ConfigError("--out: missing; name the folder to write")
+    out = required_out(config.out)
     given = read_inputs(config)
-    with lock_run_dir(config.out) if process_group.is_main_process() else nullcontext(RunDir(config.out)) as folder:
-        device, dtype = resolve_device_dtype(config)
-        config = with_batch_sizes(config, device)
-        found = resolve(config.model, say, config.trust_remote_code, base=config.base, force=config.force)
-        check_method(config.model, config.method, found)
-        model = found.fingerprint
-        notes = [*given.notes, *check_models(config, given, model)]
-        identity = identity_of(config, given, model, device, dtype)
-        if process_group.is_main_process():
-            check_processes(folder)
-        if process_group.broadcast_from_main(folder.manifest is not None):
-            if process_group.is_main_process():
-                folder.open_run(identity, config.resolved())
-                for weights in ("early_stop", "convergence"):
-                    verify_checksums(folder.path / weights)
-            say(f"{config.out}: this run is complete; nothing to do")
-        else:
-            from foreknow.stages.train.loop import tokenised  # keeps torch out
 
-            ready = tokenised(config, given, found)  # what it refuses is refused before anything is written
-            if process_group.is_main_process():
-                folder.open_run(identity, config.resolved())
-            for note in (*notes, *ready.notes):
-                say(note)
-            _tune(config, ready, folder, identity, device, dtype)
+    def prepare(folder: RunDir) -> AbstractContextManager[PreparedRun]:
+        return nullcontext(_prepare(config, given, folder))
+
+    return run_stage(Stage("run", prepare, TrainResult, write_page if page else None, joint=True), out)
+
+
+def _prepare(config: TuneConfig, given: TrainInputs, folder: RunDir) -> PreparedRun:
+    """Resolve the model and turn the rows into tokens, where the folder has no finished run."""
+    device, dtype = resolve_device_dtype(config)
+    config = with_batch_sizes(config, device)
+    found = resolve(config.model, say, config.trust_remote_code, base=config.base, force=config.force)
+    check_method(config.model, config.method, found)
+    notes = [*given.notes, *check_models(config, given, found.fingerprint)]
+    identity = identity_of(config, given, found.fingerprint, device, dtype)
+    if process_group.is_main_process():
+        check_processes(folder)
+    if process_group.broadcast_from_main(folder.manifest is not None):
+        return PreparedRun(identity, config.resolved(), nothing_to_do, check_complete=_check_weights)
+    from foreknow.stages.train.loop import tokenised  # keeps torch out
+
+    ready = tokenised(config, given, found)  # what it refuses is refused before anything is written
+
+    def work(folder: RunDir) -> None:
+        _tune(config, ready, folder, identity, device, dtype)
         if process_group.is_main_process():
-            for left in (".checkpoints", ".best"):
-                shutil.rmtree(folder.path / left, ignore_errors=True)
-            if page and not (folder.path / "report.html").is_file():
-                write_page(TrainResult(folder.path))
-    return TrainResult(folder.path)
+            _remove_leftovers(folder)
+
+    return PreparedRun(identity, config.resolved(), work, (*notes, *ready.notes))
+
+
+def _check_weights(folder: RunDir) -> None:
+    """Raise ModelError where the weights of a complete run are not those that it wrote."""
+    for weights in ("early_stop", "convergence"):
+        verify_checksums(folder.path / weights)
+    _remove_leftovers(folder)
+
+
+def _remove_leftovers(folder: RunDir) -> None:
+    """Remove what only an unfinished run needs."""
+    for left in (".checkpoints", ".best"):
+        shutil.rmtree(folder.path / left, ignore_errors=True)
 
 
 def check_processes(folder: RunDir) -> None:
