@@ -88,7 +88,7 @@ def near_duplicates(rows: pl.DataFrame) -> pl.DataFrame:
     edges = pl.concat(
         [_same_text_edges(texts.wordings), _same_words_edges(distinctive), *_one_word_edges(texts, distinctive)]
     )
-    members = firsts.select("id", "first", family=_families(edges, firsts.height)).filter(pl.len().over("family") > 1)
+    members = firsts.select("id", "first", family=families(edges, firsts.height)).filter(pl.len().over("family") > 1)
     golds_per_family = golds.join(members, on="id").group_by("family").agg(golds=pl.col("gold").n_unique())
     members_with_golds = members.join(golds_per_family, on="family").with_columns(
         near_row=firsts["first"].gather(members["family"])
@@ -225,8 +225,8 @@ def _edges(frame: pl.DataFrame, other: pl.Expr) -> pl.DataFrame:
     return frame.select("id", other=other).filter(pl.col("id") != pl.col("other"))
 
 
-def _families(edges: pl.DataFrame, count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """For each of `count` wordings the smallest id that a chain of edges leads to."""
+def families(edges: pl.DataFrame, count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """For each of `count` ids, from 0, the smallest id that a chain of edges leads to. `edges`: id, other."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 

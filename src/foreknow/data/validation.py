@@ -19,6 +19,7 @@ from foreknow.data.load import read_data
 from foreknow.data.near_duplicates import near_duplicates
 from foreknow.data.row_accounting import REASONS, THOUGHT, left_out
 from foreknow.data.schema import GOLD, ROWS, SAME_QUESTION, USABLE, flag_rows, majority_floor
+from foreknow.data.similar_questions import similar_questions
 from foreknow.data.unicode_checks import garbled, invisible, invisible_characters, mixed_scripts
 from foreknow.data.validation_result import CheckResult
 from foreknow.data.validation_rules import MOST_SPLITS, RULES, findings_of, stage
@@ -65,7 +66,7 @@ def check(rows: pl.DataFrame) -> CheckResult:
     cleaned = flag_rows(_clean(rows)).sort("row")
     near = near_duplicates(cleaned)
     splits = _splits(cleaned)
-    marked = _with_rule_columns(cleaned, near, splits)
+    marked = _with_rule_columns(cleaned, near, similar_questions(cleaned), splits)
     groups = _by_group(marked)
     summary = _summary(marked, groups, splits)
     findings = findings_of(marked, groups, summary)
@@ -97,7 +98,9 @@ def _splits(rows: pl.DataFrame) -> dict[str, int]:
     return {name: place for place, name in enumerate(sorted(names, key=lambda name: (stage(name), name)))}
 
 
-def _with_rule_columns(rows: pl.DataFrame, near: pl.DataFrame, splits: Mapping[str, int]) -> pl.DataFrame:
+def _with_rule_columns(
+    rows: pl.DataFrame, near: pl.DataFrame, similar: pl.DataFrame, splits: Mapping[str, int]
+) -> pl.DataFrame:
     """The rows with one Boolean column for each rule; `at`: the split's place, null where it is not compared;
     `input`: a hash of the question and the turns before it."""
     question, gold, subject = pl.col("question"), pl.col("gold"), pl.col("subject")
@@ -112,6 +115,11 @@ def _with_rule_columns(rows: pl.DataFrame, near: pl.DataFrame, splits: Mapping[s
         "question_in_other_split": _stands_earlier("input"),
         "subject_in_other_split": _stands_earlier("folded_subject"),
         "near_duplicate_in_other_split": _stands_earlier("near_row") & ~_stands_earlier("input"),
+        "similar_question": (pl.col("similar_row") < pl.col("row")) & ~pl.col("flagged").fill_null(False),
+        "similar_question_in_other_split": (
+            _stands_earlier("similar_row") & ~_stands_earlier("input") & ~_stands_earlier("near_row").fill_null(False)
+        ),
+        "answer_in_other_split": _stands_earlier("same_answer_row"),
         "answer_newline": gold.str.contains("\n", literal=True),
         "invisible_characters": invisible(question) | invisible(answers, answer=True),
         "odd_answer": garbled(gold) | gold.str.contains(_EDGE),
@@ -122,6 +130,7 @@ def _with_rule_columns(rows: pl.DataFrame, near: pl.DataFrame, splits: Mapping[s
     }
     return (
         rows.join(near.unique("row"), on="row", how="left", maintain_order="left")
+        .join(similar, on="row", how="left", maintain_order="left")
         .join(places, on="split", how="left", maintain_order="left")
         .with_columns(
             usable=USABLE,

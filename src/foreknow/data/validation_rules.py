@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import polars as pl
 
+from foreknow.data import similar_questions
 from foreknow.data.row_accounting import REASONS
-
-if TYPE_CHECKING:
-    pass
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: Final[tuple[Severity, ...]] = ("error", "warning", "note")
@@ -110,6 +108,18 @@ RULES: Final = (
         "and take the rows out of one side",
     ),
     Rule(
+        "similar_question_in_other_split",
+        "warning",
+        "a question that asks the same in other words stands in an earlier split, so a score there is partly memory: "
+        "look at the pairs and take the rows out of one side",
+    ),
+    Rule(
+        "answer_in_other_split",
+        "warning",
+        f"nearly the same answer of {similar_questions.LONG_WORDS} words or more stands in an earlier split, so a "
+        "score or a loss there is partly memory: look at the pairs and take the rows out of one side",
+    ),
+    Rule(
         "subject_in_other_split",
         "warning",
         "the subject stands in an earlier split too ({subjects}), so training may teach about it: split by subject if "
@@ -121,6 +131,12 @@ RULES: Final = (
         "warning",
         "nearly the question of an earlier row of its group ({ambiguous} in families with different answers): keep "
         "one wording, or say in the questions what tells them apart",
+    ),
+    Rule(
+        "similar_question",
+        "warning",
+        "a question of an earlier row of its group asked in other words, so what it teaches counts twice: look at the "
+        "pairs and keep one, or keep the variants on one side of every split",
     ),
     Rule(
         "answer_in_subject",
@@ -273,6 +289,9 @@ def _other_row(line: Mapping[str, Any], marked: pl.DataFrame, name: str) -> int 
         "question_in_other_split": ("input",),
         "subject_in_other_split": ("folded_subject",),
         "near_duplicate_in_other_split": ("near_row",),
+        "similar_question": ("similar_row",),
+        "similar_question_in_other_split": ("similar_row",),
+        "answer_in_other_split": ("same_answer_row",),
     }
     if name not in same:
         return None
