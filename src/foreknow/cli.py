@@ -211,9 +211,8 @@ def tune(
     from foreknow.stages.train.run import run  # keeps altair out
 
     done = run(settings)
-    early = done.results["early_stop"]["metrics"]
-    for name, line in (("EARLY_STOP", early), ("CONVERGENCE", done.results["convergence"]["metrics"])):
-        print(f"{name:<12} {format_point(line, early)}")
+    for name, key in (("EARLY_STOP", "early_stop"), ("CONVERGENCE", "convergence")):
+        print(f"{name:<12} {format_point(done.results[key]['metrics'])}")
     print(f"report: {done.folder / 'report.html'}")
 
 

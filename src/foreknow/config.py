@@ -305,13 +305,18 @@ class ExtractConfig(DataSettings, ServerSettings):
 
 
 class TuneConfig(Settings):
-    """Settings of `foreknow tune`. Epochs, learning rate, batch and dropout default to the paper's (section 3)."""
+    """Settings of `foreknow tune`. Epochs, batch size and learning rate follow from rows and model unless given.
+
+    The preset `paper` takes the paper's (section 3); dropout defaults to the paper's in any case.
+    """
 
     train: Annotated[str, Group.DATA, COMMON] = Field(
         description="The data file to train on, such as one that 'foreknow mix' wrote."
     )
     dev: Annotated[str, Group.DATA, COMMON] = Field(
-        description="The data file with the rows that choose the best epoch."
+        "0.1",
+        description="The data file with the rows that choose the best epoch, or the share of the training file's rows "
+        "to hold out for it (no subject, question or long answer of theirs stays in training).",
     )
     test: Annotated[FileMap, Group.DATA, COMMON] = Field(
         {}, description="Another data file to measure after each epoch, as NAME=FILE; repeatable."
@@ -331,12 +336,19 @@ class TuneConfig(Settings):
     method: Annotated[Literal["full", "lora"], Group.TRAINING, COMMON] = Field(
         "full", description="full trains every weight; lora trains low-rank adapters (PEFT)."
     )
-    epochs: Annotated[int, Group.TRAINING, COMMON] = Field(50, ge=1, description="How often to train on every row.")
-    learning_rate: Annotated[float, Group.TRAINING, COMMON] = Field(
-        1e-5, gt=0, description="The learning rate; it stays constant after the warmup."
+    preset: Annotated[Literal["auto", "paper"], Group.TRAINING, COMMON] = Field(
+        "auto",
+        description="Where --epochs, --batch-size and --learning-rate come from if they are not given: from the number "
+        "of rows and the model's size (auto), or from the paper (50, 128, 1e-5).",
     )
-    batch_size: Annotated[int, Group.TRAINING, COMMON] = Field(
-        128, ge=1, description="How many rows go into one optimizer step."
+    epochs: Annotated[int | None, Group.TRAINING, COMMON] = Field(
+        None, ge=1, description="How often to train on every row (default: see --preset)."
+    )
+    learning_rate: Annotated[float | None, Group.TRAINING, COMMON] = Field(
+        None, gt=0, description="The learning rate, constant after the warmup (default: see --preset)."
+    )
+    batch_size: Annotated[int | None, Group.TRAINING, COMMON] = Field(
+        None, ge=1, description="How many rows go into one optimizer step (default: see --preset)."
     )
     dropout: Annotated[float, Group.TRAINING] = Field(
         0.05, ge=0, lt=1, description="The dropout rate in training, for every dropout layer that the model has."
@@ -359,7 +371,9 @@ class TuneConfig(Settings):
         None, ge=1, description="Stop after this many epochs in which --metric did not improve."
     )
     metric: Annotated[str, Group.TRAINING] = Field(
-        "dev_em", description="The metric that chooses the best epoch; an unknown name is an error that lists them."
+        "auto",
+        description="The metric that chooses the best epoch: auto takes dev_em where dev's rows can tell epochs apart, "
+        "else, and for long answers, dev_loss; an unknown name is an error that lists them.",
     )
     eval_steps: Annotated[tuple[int, ...], Group.TRAINING] = Field(
         (), description="Also measure after these steps of the first epoch (0: before training)."

@@ -169,7 +169,10 @@ def _exit_with_group(store: Any, over: threading.Event) -> None:
     while not over.wait(_POLL):
         try:
             code = int(store.get(_EXIT_CODE)) if store.check([_EXIT_CODE]) else None
-        except RuntimeError:  # the process that hosted the store is gone
+        except RuntimeError:  # the process that hosted the store is gone: the main thread reports it, if it can
+            if over.wait(_GRACE):
+                return
+            print(f"foreknow: {_lost_line()}", file=sys.__stderr__, flush=True)
             code = 1
         if code is not None:
             os._exit(code)
@@ -190,12 +193,14 @@ def _raise_or_exit(error: BaseException, store: Any) -> NoReturn:
     code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
     atexit.register(_publish_exit_code, store, code)
     if lost:
-        raise ForeknowError(
-            f"another of the {world_size()} processes was lost; the same command goes on from the last checkpoint"
-        ) from None
+        raise ForeknowError(_lost_line()) from None
     if isinstance(error, ForeknowError) and not is_main_process():
         error.args = (f"process {rank()} of {world_size()}: {error}",)
     raise error
+
+
+def _lost_line() -> str:
+    return f"another of the {world_size()} processes was lost; the same command goes on from the last checkpoint"
 
 
 def _claim_report(store: Any) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from foreknow.categories import CATEGORIES, HIGHLY_KNOWN, KNOWN, MAYBE_KNOWN, UNKNOWN
-from foreknow.stages.train import curves
+from foreknow.stages.train import curves, selection
 from foreknow.stages.train.curves import TRAIN, Line
 from foreknow.stats import Interval, mcnemar, wilson
 
@@ -85,7 +85,8 @@ class TrainRunView:
     @property
     def metric(self) -> str:
         """The metric that chose the best epoch."""
-        return str(self.results.get("metric") or self.config.get("metric") or "dev_em")
+        metric = str(self.results.get("metric") or self.config.get("metric") or "dev_em")
+        return "dev_em" if metric == selection.AUTO else metric  # a run under way has not said yet what auto is
 
     @property
     def ends(self) -> list[Line]:
@@ -95,7 +96,7 @@ class TrainRunView:
     @property
     def early(self) -> Line | None:
         """EARLY_STOP; None where no epoch has ended."""
-        return curves.best(self.lines, self.metric)
+        return selection.best(self.lines, self.metric)
 
     @property
     def last(self) -> Line | None:
@@ -276,7 +277,7 @@ def _within(run: TrainRunView, name: str, rows: pl.DataFrame) -> PairedCounts:
 
 def as_good(run: TrainRunView) -> tuple[int, ...]:
     """Epochs whose right dev rows chance alone could tell from those of the epoch with the best dev EM."""
-    leader = curves.best(run.lines, "dev_em") if run.lines and "dev" in run.lines[-1]["em"] else None
+    leader = selection.best(run.lines, "dev_em") if run.lines and "dev" in run.lines[-1]["em"] else None
     if leader is None or (first := at(run, leader, "dev")).is_empty():
         return ()
     return tuple(int(line["epoch"]) for line in run.ends if not paired(first, at(run, line, "dev")).clear)

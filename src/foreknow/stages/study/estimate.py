@@ -42,7 +42,7 @@ def estimate(config: StudyConfig) -> dict[str, Any]:
             "model": config.model,
             "base": config.base,
         }
-        tuning = tune_loop.estimate(settings_of(TuneConfig, {**config.tune, **given, "allow_overlap": True}))
+        tuning = tune_loop.estimate(settings_of(TuneConfig, {**config.tune_settings, **given, "allow_overlap": True}))
     shares = [one.variant.share or 0.0 for one in grid]
     # D_Known has the Known part only
     work = sum(1 - share if one.variant.kind == "known" else 1.0 for one, share in zip(grid, shares, strict=True))

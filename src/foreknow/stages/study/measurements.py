@@ -9,7 +9,7 @@ import polars as pl
 
 from foreknow.categories import CATEGORIES
 from foreknow.stages.study.grid import Run
-from foreknow.stages.train import curves
+from foreknow.stages.train import curves, selection
 from foreknow.stages.train.result import TrainResult
 
 RESULTS: Final[dict[str, pl.DataType]] = {
@@ -47,7 +47,7 @@ OUTCOMES: Final[dict[str, pl.DataType]] = {
 def results_of(run: Run, size: int, lines: Iterable[dict[str, Any]], metric: str) -> pl.DataFrame:
     """A run's lines of `metrics.jsonl` as `RESULTS`."""
     ends = curves.epochs(list(lines))
-    best, last = curves.best(ends, metric), ends[-1]
+    best, last = selection.best(ends, metric), ends[-1]
     variant = run.variant
     found = []
     for line in ends:

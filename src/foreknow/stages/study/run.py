@@ -54,6 +54,7 @@ from foreknow.stages.study.one_run import drop_weights
 from foreknow.stages.study.page import write_page
 from foreknow.stages.study.result import StudyResult
 from foreknow.stages.study.settings import StudyConfig
+from foreknow.stages.train.defaults import PAPER
 from foreknow.stages.train.inputs import check_method
 from foreknow.stages.train.result import TrainResult, open_train
 from foreknow.version import __version__
@@ -200,13 +201,13 @@ def _planned(config: StudyConfig, audit: AuditResult, folder: Path) -> Plan:
         mix = mix_of(one, config, audit.folder, home, trainable, size)
         write_mix(mix)
         count = int(read_manifest(mix.out)["size"])
-        rows[one.name] = count * int(config.tune.get("epochs", TuneConfig.model_fields["epochs"].default))
+        rows[one.name] = count * int(config.tune_settings.get("epochs", PAPER["epochs"]))
         sizes[one.name] = size if one.variant.kind == "known" else count
         tests = {name: str(file) for name, file in watched.items() if name not in ("dev", REFUSED)}
         tests |= {REFUSED: str(watched[REFUSED])} if one.variant.kind == "idk" else {}
         given = {"train": str(mix.out), "dev": str(watched["dev"]), "test": tests, "seed": one.seed}
         given |= {"model": config.model, "base": config.base, "out": folder / "runs" / one.name}
-        tunes[one.name] = settings_of(TuneConfig, {**config.tune, **given})
+        tunes[one.name] = settings_of(TuneConfig, {**config.tune_settings, **given})
     told = _told(config, relations, audited, size)
     return Plan(tuple(grid), tunes, rows, sizes, relations, told)
 

@@ -163,6 +163,11 @@ class StudyConfig(Settings):
         return self
 
     @property
+    def tune_settings(self) -> dict[str, Any]:
+        """What the study hands to foreknow tune: the paper's training and its EARLY_STOP by dev EM, unless given."""
+        return {"preset": "paper", "metric": "dev_em", **self.tune}
+
+    @property
     def family(self) -> tuple[Literal["shares", "categories"], tuple[str, ...]]:
         """What limits |D| (paper, section 3): with sets of one category the rarest of these, and of Unknown."""
         if not self.only:

@@ -38,7 +38,7 @@ from foreknow.models.weight_files import WeightFiles
 from foreknow.progress import say
 from foreknow.prompts.prompt_template import Prompter, Template
 from foreknow.stages.audit.result import open_audit
-from foreknow.stages.train import curves, row_faults
+from foreknow.stages.train import curves, row_faults, selection
 from foreknow.stages.train.answer_loss import base_of
 from foreknow.stages.train.curves import TRAIN
 from foreknow.stages.train.dataset import SET, TRAINING, check_same_model, read_set, template_faults, without
@@ -195,8 +195,8 @@ class KnowledgeCallback(TrainerCallback):
             else:
                 state.log_history.append({**found, "epoch": state.epoch, "step": state.global_step})
             if state.is_world_process_zero:
-                leader = curves.best(self.lines, "dev_em") if "dev" in self.sets else None
-                say(curves.format_point(self.lines[-1], leader))
+                mark = selection.mark_of(self.lines, "dev_em") if "dev" in self.sets else ""
+                say(curves.format_point(self.lines[-1], mark))
         return {f"eval_{name}": value for name, value in curves.flat(self.lines[-1]).items()}
 
     def _line(self, state: Any, given: Mapping[str, Any]) -> curves.Line:

@@ -3,6 +3,9 @@
 One evaluation is a line of `metrics.jsonl` (design, section 3):
 
     epoch, step, train_loss
+    loss             {set: mean loss of a token of its answers, in nats}, of every set but train
+    paired           with `--metric auto`: {step, won, lost}: rows of dev that are right here only and there only, held
+                     against the epoch that was kept until then (`selection.py`)
     fitted           {category: share of train rows whose own gold is answered}; fitted_overall: of all of them
     em               {set: share of rows answered right}; em_lenient: without case, punctuation, articles, if asked
     em_by_category   {set: {category: share}};  em_by_relation: {set: {group: share}}
@@ -71,17 +74,22 @@ def flat(line: Mapping[str, Any]) -> dict[str, float]:
     found |= {f"train_{category}_fitted": share for category, share in line["fitted"].items()}
     if "fitted_overall" in line:
         found["train_fitted"] = line["fitted_overall"]
+    found |= {f"{name}_loss": loss for name, loss in line.get("loss", {}).items()}
     return found
 
 
-def check_metric(metric: str, sets: Mapping[str, pl.DataFrame], *, lenient: bool = False) -> None:
-    """Raise ConfigError for a metric that no evaluation would have, naming those there are."""
+def check_metric(metric: str, sets: Mapping[str, pl.DataFrame], *, lenient: bool = False, losses: bool = False) -> None:
+    """Raise ConfigError for a metric that no evaluation would have, naming those there are.
+
+    `losses`: every set but train has a loss too.
+    """
     no = pl.lit(False if lenient else None, pl.Boolean)
     schema = {"set": pl.String(), "row": pl.Int64(), "correct": pl.Boolean(), "lenient": pl.Boolean()}
     nothing = [
         rows.select(set=pl.lit(name), row="row", correct=pl.lit(False), lenient=no) for name, rows in sets.items()
     ]
-    names = flat(measures(pl.concat([pl.DataFrame(schema=schema), *nothing]), sets, lenient=lenient))
+    line = measures(pl.concat([pl.DataFrame(schema=schema), *nothing]), sets, lenient=lenient)
+    names = flat(line | {"loss": dict.fromkeys(line["em"], 0.0)} if losses else line)
     if metric not in names:
         raise ConfigError(f"--metric {metric}: no such metric; this run has {', '.join(sorted(names))}")
 
@@ -91,21 +99,6 @@ def epochs(lines: Sequence[Line]) -> list[Line]:
     return [line for line in lines if line["epoch"] >= 1 and float(line["epoch"]).is_integer()]
 
 
-def best(lines: Sequence[Line], metric: str) -> Line | None:
-    """The epoch with the largest metric, ties to the earlier (EARLY_STOP; paper, section 3)."""
-    found: Line | None = None
-    for line in epochs(lines):
-        if found is None or flat(line)[metric] > flat(found)[metric]:
-            found = line
-    return found
-
-
-def out_of_patience(lines: Sequence[Line], metric: str, patience: int | None) -> bool:
-    """Whether the last `patience` epochs brought no better metric."""
-    leader = best(lines, metric)
-    return patience is not None and leader is not None and epochs(lines)[-1]["epoch"] - leader["epoch"] >= patience
-
-
 def overfitting_epoch(lines: Sequence[Line]) -> int | None:
     """The epoch at which overfitting to new facts began, None if it has not.
 
@@ -113,7 +106,7 @@ def overfitting_epoch(lines: Sequence[Line]) -> int | None:
     best while the share of Unknown train rows fitted is at least `RISE` above what it was there. As long as
     training goes on, a new best takes it back.
     """
-    leader = best(lines, "dev_em") if lines and "dev" in lines[-1]["em"] else None
+    leader = _highest_dev_em(lines) if lines and "dev" in lines[-1]["em"] else None
     if leader is None or UNKNOWN not in leader["fitted"]:
         return None
     for line in epochs(lines):
@@ -124,6 +117,11 @@ def overfitting_epoch(lines: Sequence[Line]) -> int | None:
     return None
 
 
+def _highest_dev_em(lines: Sequence[Line]) -> Line | None:
+    """The epoch with the best dev EM, ties to the earlier."""
+    return max(epochs(lines), key=lambda line: (line["em"]["dev"], -line["epoch"]), default=None)
+
+
 def known_fitted(line: Mapping[str, Any]) -> tuple[int, int] | None:
     """Fitted and all train rows of the three Known categories together; None where none of them is watched."""
     watched = line["counts"].get(TRAIN, {}).get("by_category", {})  # a callback may watch other sets only
@@ -132,8 +130,8 @@ def known_fitted(line: Mapping[str, Any]) -> tuple[int, int] | None:
     return (sum(right for right, _ in found), sum(count for _, count in found)) if found else None
 
 
-def format_point(line: Mapping[str, Any], leader: Mapping[str, Any] | None, width: int = 12) -> str:
-    """One line to look at: Known and Unknown fitted as bars, EM of every set, and whether it is the best yet."""
+def format_point(line: Mapping[str, Any], mark: str = "", width: int = 12) -> str:
+    """One line to look at: Known and Unknown fitted as bars, EM and loss of every set, and `mark` behind a star."""
     parts = [f"epoch {line['epoch']:>4g}"]
     if line["train_loss"] is not None:
         parts.append(f"loss {line['train_loss']:.3f}")
@@ -144,9 +142,10 @@ def format_point(line: Mapping[str, Any], leader: Mapping[str, Any] | None, widt
         parts.append(f"Unknown {_bar(line['fitted'][UNKNOWN], width)}")
     if not line["fitted"] and "fitted_overall" in line:
         parts.append(f"fitted {_bar(line['fitted_overall'], width)}")
-    parts += [f"{name} EM {share:.1%}" for name, share in line["em"].items()]
-    mark = "  * best" if leader is not None and leader["step"] == line["step"] else ""
-    return "  ".join(parts) + mark
+    losses = line.get("loss", {})
+    for name, share in line["em"].items():
+        parts.append(f"{name} EM {share:.1%}" + (f", loss {losses[name]:.3f}" if name in losses else ""))
+    return "  ".join(parts) + (f"  * {mark}" if mark else "")
 
 
 def _bar(share: float, width: int) -> str:

@@ -75,7 +75,7 @@ def plan_training(
 
 def _batch_size(rows: int) -> int:
     """The power of two nearest to `rows / STEPS_AN_EPOCH`, within the limits."""
-    nearest = 2 ** round(math.log2(max(rows / STEPS_AN_EPOCH, 1)))
+    nearest = 1 << round(math.log2(max(rows / STEPS_AN_EPOCH, 1)))
     return min(max(nearest, SMALLEST_BATCH), LARGEST_BATCH)
 
 

@@ -22,12 +22,13 @@ from foreknow.models import loading
 from foreknow.models.packaged import quiet
 from foreknow.progress import duration, say
 from foreknow.prompts.prompt_template import Prompter
-from foreknow.stages.train import curves
-from foreknow.stages.train.answer_loss import base_of
+from foreknow.stages.train import curves, selection
+from foreknow.stages.train.answer_loss import PlainPass, base_of
 from foreknow.stages.train.checkpoints import save_model
 from foreknow.stages.train.curves import Line
 from foreknow.stages.train.inputs import TrainInputs
 from foreknow.stages.train.result import OUTCOMES
+from foreknow.stages.train.set_loss import Sets, mean_losses
 from foreknow.stages.train.tracker import OUTCOMES as MEASURED
 from foreknow.stages.train.tracker import EvalModelCopy, Tracker, vocabulary_for
 from foreknow.stages.train.trainer import FactTrainer
@@ -65,8 +66,13 @@ class EvalCallback:
         made: Made,
         tokenizer: PreTrainedTokenizerBase,
         prompter: Prompter,
+        examples: Sets,
+        *,
+        paired: bool = False,
     ):
+        """`examples`: by set, the rows whose loss is measured. `paired`: dev's rows say whether epochs differ."""
         self.config, self.given, self.folder, self.made, self.tokenizer = config, given, folder, made, tokenizer
+        self.examples, self.paired = examples, paired
         base = base_of(made.model)
         vocabulary = prompter.ended(vocabulary_for(base, tokenizer))
         self.lenient = config.match == "lenient"
@@ -84,9 +90,12 @@ class EvalCallback:
         began, self.measuring = time.monotonic(), True
         weights = trainer.whole_weights()
         outcomes = all_outcomes(self._measured(weights), self.given.rows)
+        losses = self._losses(trainer, weights)
         self.measuring = False
-        line: Line = {"epoch": epoch, "step": step, "train_loss": trainer.tally.mean}
+        line: Line = {"epoch": epoch, "step": step, "train_loss": trainer.tally.mean, "loss": losses}
         line |= curves.measures(outcomes, self.given.rows, lenient=self.lenient)
+        if paired := self._against_leader(outcomes):
+            line["paired"] = paired
         line["seconds"] = round(time.monotonic() - self.since, 3)
         line["measuring_seconds"] = round(time.monotonic() - began, 3)
         line["saving_seconds"] = round(trainer.saving, 3)
@@ -98,7 +107,7 @@ class EvalCallback:
         if self.made.mirror is not None and self.made.mirror.note and len(self.lines) == 1:
             say(self.made.mirror.note)
         self._show(line)
-        stop = not trainer.within_epoch and curves.out_of_patience(self.lines, config.metric, config.patience)
+        stop = not trainer.within_epoch and selection.out_of_patience(self.lines, config.metric, config.patience)
         return curves.flat(line), stop and step > 0
 
     def _measured(self, weights: Mapping[str, Tensor] | None) -> pl.DataFrame:
@@ -109,11 +118,40 @@ class EvalCallback:
             return pl.DataFrame(schema=MEASURED)
         return self.measure(mirror.holding(weights))
 
+    def _losses(self, trainer: FactTrainer, weights: Mapping[str, Tensor] | None) -> dict[str, float]:
+        """The mean loss of every set but train; sharded models are measured as the copy in the first process."""
+        tokens, device = int(self.config.batch_tokens or 2048), trainer.args.device.type
+        if not self.made.sharded:
+            own: Sets = {
+                name: rows[process_group.rank() :: process_group.world_size()] for name, rows in self.examples.items()
+            }
+            return mean_losses(
+                trainer.losses, self.made.model, own, tokens=tokens, autocast=self.made.autocast, device=device
+            )
+        mirror = self.made.mirror
+        whole = mirror is not None and weights is not None and process_group.is_main_process()
+        model = mirror.holding(weights) if whole and mirror and weights else base_of(self.made.model)
+        sets: Sets = self.examples if whole else dict.fromkeys(self.examples, ())
+        return mean_losses(PlainPass(model), model, sets, tokens=tokens, autocast=self.made.autocast, device=device)
+
+    def _against_leader(self, outcomes: pl.DataFrame) -> dict[str, int] | None:
+        """Rows of dev that are right now and were not at the epoch kept so far, and the other way round."""
+        leader = selection.best(self.lines, self.config.metric) if self.paired else None
+        before = self.folder.chunk(leader["step"], "outcomes") if leader else None
+        if leader is None or before is None:
+            return None
+        right = pl.col("lenient" if self.lenient else "correct")
+        now = outcomes.filter(pl.col("set") == "dev").select("row", now=right)
+        both = now.join(before.filter(pl.col("set") == "dev").select("row", then="correct"), on="row")
+        won, lost = pl.col("now") & ~pl.col("then"), pl.col("then") & ~pl.col("now")
+        counts = both.select(won=won.sum(), lost=lost.sum()).row(0, named=True)
+        return {"step": leader["step"], "won": int(counts["won"]), "lost": int(counts["lost"])}
+
     def _keep(self, outcomes: pl.DataFrame, line: Line, weights: Mapping[str, Tensor] | None) -> None:
         right = pl.col("lenient" if self.lenient else "correct").alias("correct")
         place = {"epoch": pl.lit(float(line["epoch"])), "step": pl.lit(line["step"], pl.Int64)}
         frame = outcomes.select("set", "row", right, "lenient").with_columns(**place).select(*OUTCOMES)
-        leader = curves.best(self.lines, self.config.metric)
+        leader = selection.best(self.lines, self.config.metric)
         self.lines.append(line)
         if not process_group.is_main_process():
             return
@@ -121,7 +159,7 @@ class EvalCallback:
         # weights of an epoch that is no longer the best go once a checkpoint after them stands
         self.prune(leader)
         write_lines(self.folder.path, self.lines)
-        if line is curves.best(self.lines, self.config.metric):
+        if line is selection.best(self.lines, self.config.metric):
             self.save(self.folder.path / BEST / f"step-{line['step']}", line, weights)
 
     def prune(self, leader: Line | None) -> None:
@@ -152,14 +190,14 @@ class EvalCallback:
             save_model(path, write, beside)
 
     def _show(self, line: Line) -> None:
-        leader = curves.best(self.lines, self.config.metric)
-        text = curves.format_point(line, leader)
+        leader = selection.best(self.lines, self.config.metric)
+        text = curves.format_point(line, selection.mark_of(self.lines, self.config.metric))
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.text import Text
 
             shown = Text(text, style="bold" if leader is line else "")
-            for part, style in ((r"\bKnown [█·]+", "green"), (r"Unknown [█·]+", "red"), (r"\* best", "yellow")):
+            for part, style in ((r"\bKnown [█·]+", "green"), (r"Unknown [█·]+", "red"), (r"\* [a-z ]+$", "yellow")):
                 shown.highlight_regex(part, style)
             Console(stderr=True).print(shown, soft_wrap=True)
         else:

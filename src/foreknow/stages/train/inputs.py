@@ -10,13 +10,15 @@ import polars as pl
 
 from foreknow.categories import CATEGORIES
 from foreknow.config import TuneConfig
+from foreknow.data.holdout import hold_out
 from foreknow.data.layouts.relation_templates import read_templates
+from foreknow.data.schema import ROWS
 from foreknow.errors import ConfigError
 from foreknow.models.quantization import check_trainable
 from foreknow.models.resolve import Resolved
 from foreknow.prompts.prompt_template import Template, read_template
 from foreknow.stages.audit.result import open_audit
-from foreknow.stages.train import curves
+from foreknow.stages.train import curves, selection
 from foreknow.stages.train.curves import TRAIN
 from foreknow.stages.train.dataset import (
     TRAINING,
@@ -28,6 +30,9 @@ from foreknow.stages.train.dataset import (
     mixed_with,
     read_set,
 )
+
+FEW_DEV_ROWS = 50
+"""With fewer rows of dev it is said that they can hardly tell epochs apart."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +67,52 @@ def read_inputs(config: TuneConfig) -> TrainInputs:
         "turns": config.turns,
         "null_words": config.null_words,
     }
-    files = {TRAIN: config.train, "dev": config.dev, **config.test}
+    share = held_out_share(config.dev)
+    files = {TRAIN: config.train, **({} if share else {"dev": config.dev}), **config.test}
     sets = {
         name: read_set(name, file, audit.rows if audit else None, f"the audit {config.audit}", **reading)
         for name, file in files.items()
     }
     check_turns(sets[TRAIN], config.turns)
+    drawn = []
+    if share:
+        sets[TRAIN], dev, note = _split(sets[TRAIN], share, config.seed)
+        sets = {TRAIN: sets.pop(TRAIN), "dev": dev, **sets}
+        drawn = [note]
     overlap = check_overlap(sets[TRAIN], [found for name, found in sets.items() if name != TRAIN], config.allow_overlap)
     rows = {name: found.rows for name, found in sets.items()}
-    curves.check_metric(config.metric, rows, lenient=config.match == "lenient")
-    return TrainInputs(sets, template, (*_notes(sets), *([overlap] if overlap else [])))
+    if config.metric != selection.AUTO:
+        curves.check_metric(config.metric, rows, lenient=config.match == "lenient", losses=True)
+    return TrainInputs(sets, template, (*_notes(sets), *drawn, *([overlap] if overlap else [])))
+
+
+def held_out_share(dev: str) -> float | None:
+    """The share of rows that `--dev` asks to hold out, from 0 to 1; None where it names a file.
+
+    Raises ConfigError for a number that is no such share.
+    """
+    try:
+        share = float(dev)
+    except ValueError:
+        return None
+    if not 0 < share < 1:
+        raise ConfigError(f"--dev {dev}: expected a file, or a share of the rows between 0 and 1, such as 0.1")
+    return share
+
+
+def _split(train: LabelledSplit, share: float, seed: int) -> tuple[LabelledSplit, LabelledSplit, str]:
+    """Hold rows out of the training set for dev, and say how."""
+    held = hold_out(train.rows.select(*ROWS), share, seed)
+    mine = pl.col("row").is_in(held.rows.implode())
+    kept, dev = train.rows.filter(~mine), train.rows.filter(mine)
+    note = (
+        f"dev: {dev.height:,} of {train.rows.height:,} rows are held out of {train.file} (--dev {share:g}), in "
+        f"{held.families:,} of {held.of_families:,} families, so that no subject, question, chat or long answer stands "
+        "on both sides"
+    )
+    if dev.height < FEW_DEV_ROWS:
+        note += ". So few rows can hardly tell epochs apart; name a file with more with --dev"
+    return train._replace(rows=kept), train._replace(name="dev", rows=dev, left_out={}), note
 
 
 def _notes(sets: Mapping[str, LabelledSplit]) -> list[str]:

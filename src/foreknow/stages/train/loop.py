@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase, set_seed
@@ -32,7 +32,7 @@ from foreknow.models.fluency import check_fluency
 from foreknow.models.resolve import Resolved, resolve
 from foreknow.progress import duration, meter, say
 from foreknow.prompts.prompt_template import Prompter
-from foreknow.stages.train import curves, row_faults
+from foreknow.stages.train import curves, row_faults, selection
 from foreknow.stages.train.answer_loss import base_of, learning
 from foreknow.stages.train.checkpoints import Checkpoint, is_whole, latest
 from foreknow.stages.train.curves import TRAIN, Line
@@ -41,28 +41,36 @@ from foreknow.stages.train.eval_callback import BEST, EvalCallback, Made, write_
 from foreknow.stages.train.inputs import TrainInputs, check_method, check_models, read_inputs
 from foreknow.stages.train.result import OUTCOMES
 from foreknow.stages.train.row_faults import RowFault
-from foreknow.stages.train.setup import resolve_device_dtype, with_batch_sizes
+from foreknow.stages.train.setup import resolve_device_dtype, training_plan, with_batch_sizes, with_training_plan
 from foreknow.stages.train.tracker import EvalModelCopy, Tracker, vocabulary_for
 from foreknow.stages.train.trainer import CHECKPOINTS, FactTrainer, NotFinite, arguments, set_dropout
+
+LONG_ANSWER: Final = 32
+"""Answers of more tokens are long: `--metric auto` then takes the loss (an audit's `--max-answer-tokens`)."""
 
 
 class Tokenised(NamedTuple):
     """The rows to train on as token ids, and what made them.
 
-    `given`: the sets without the rows that cannot be used. `faults`: those, by set, with their reasons.
+    `examples`: the rows to train on. `watched`: those of every other set, whose loss is measured. `given`: the sets
+    without the rows that cannot be used. `faults`: those, by set, with their reasons. `metric`: what chooses the epoch,
+    and `metric_reason`, where `--metric auto` chose it.
     """
 
     tokenizer: PreTrainedTokenizerBase
     prompter: Prompter
     examples: list[TrainingExample]
+    watched: dict[str, list[TrainingExample]]
     given: TrainInputs
     faults: dict[str, list[RowFault]]
+    metric: str
+    metric_reason: str | None
 
     @property
     def notes(self) -> list[str]:
         """Lines about the prompts, and about rows that are left out or teach nothing."""
         rows = [line for name, faults in self.faults.items() for line in row_faults.notes(name, faults)]
-        return [*self.prompter.notes, *rows]
+        return [*self.prompter.notes, *rows, *([self.metric_reason] if self.metric_reason else [])]
 
 
 def tokenised(config: TuneConfig, given: TrainInputs, found: Resolved) -> Tokenised:
@@ -74,20 +82,36 @@ def tokenised(config: TuneConfig, given: TrainInputs, found: Resolved) -> Tokeni
     positions, end = loading.max_positions(found, config.trust_remote_code), prompter.answer_end
     end = int(tokenizer.eos_token_id) if end is None else end
     faults: dict[str, list[RowFault]] = {}
-    lessons: list[TrainingExample] = []
+    by_set: dict[str, list[TrainingExample]] = {}
     for name, named in given.sets.items():
-        made, faults[name] = tokenise(named, prompter, end, positions)
-        if name == TRAIN:
-            lessons = made
-        else:
+        by_set[name], faults[name] = tokenise(named, prompter, end, positions)
+        if name != TRAIN:
             faults[name] = [fault for fault in faults[name] if fault.reason not in row_faults.OF_TRAINING]
     row_faults.check([(given.sets[name].file, some) for name, some in faults.items()], config.bad_rows)
+    lessons = by_set.pop(TRAIN)
     if not any(example.weight for example in lessons):
         raise InputError(f"{given.train.file}: no row is left whose weight is not 0; nothing would be learnt")
     sets = {
         name: named._replace(rows=without(named.file, named.rows, faults[name])) for name, named in given.sets.items()
     }
-    return Tokenised(tokenizer, prompter, lessons, replace(given, sets=sets), faults)
+    metric, reason = _metric(config, by_set["dev"])
+    return Tokenised(tokenizer, prompter, lessons, by_set, replace(given, sets=sets), faults, metric, reason)
+
+
+def _metric(config: TuneConfig, dev: list[TrainingExample]) -> tuple[str, str | None]:
+    """What chooses the epoch, and why, where `--metric auto` leaves the choice to the rows of dev."""
+    if config.metric != selection.AUTO:
+        return config.metric, None
+    tokens = sorted(len(example.answer) for example in dev)
+    middle = tokens[len(tokens) // 2] if tokens else 0
+    if middle > LONG_ANSWER:
+        return selection.LOSS, (
+            f"dev loss chooses the epoch: half of dev's answers have {middle:,} tokens or more, and a long answer is "
+            "hardly ever right letter by letter (--metric dev_em chooses by exact match)"
+        )
+    return "dev_em", (
+        "dev EM chooses the epoch where dev's rows can tell epochs apart (McNemar, p < 0.05); where not, dev loss does"
+    )
 
 
 def _load(config: TuneConfig, device: str, dtype: str) -> Made:
@@ -192,7 +216,7 @@ def _take_up(folder: RunDir, watch: EvalCallback) -> Checkpoint | None:
     for path in folder.chunks.glob("*.outcomes.parquet"):
         if int(path.name.split(".", 1)[0]) not in steps:
             path.unlink()
-    watch.prune(curves.best(watch.lines, watch.config.metric))
+    watch.prune(selection.best(watch.lines, watch.config.metric))
     process_group.barrier()
     _check_seen(folder, found)
     if found is not None:
@@ -216,7 +240,7 @@ def _lacks(folder: RunDir, watch: EvalCallback, found: Checkpoint) -> str | None
     for line in lines:
         if folder.chunk(line["step"], "outcomes") is None:
             return f"{folder.chunks}: outcomes of step {line['step']}"
-    leader = curves.best(lines, watch.config.metric)
+    leader = selection.best(lines, watch.config.metric)
     path = folder.path / BEST / f"step-{leader['step']}" if leader else None
     return str(path) if path and not is_whole(path) else None
 
@@ -226,17 +250,20 @@ def train(config: TuneConfig, ready: Tokenised, folder: RunDir, device: str, dty
     made, given = _load(config, device, dtype), ready.given
     for reason in made.reasons:
         say(reason)
-    steps = math.ceil(len(ready.examples) / config.batch_size)
-    watch = EvalCallback(config, given, folder, made, ready.tokenizer, ready.prompter)
+    plan = training_plan(config)
+    steps = math.ceil(len(ready.examples) / plan.batch_size)
+    paired = config.metric == selection.AUTO and ready.metric == "dev_em"
+    config = config.model_copy(update={"metric": ready.metric})
+    watch = EvalCallback(config, given, folder, made, ready.tokenizer, ready.prompter, ready.watched, paired=paired)
     found = _take_up(folder, watch)
-    rows = config.epochs * len(ready.examples)
-    done = _rows_done(found.step if found else 0, steps, len(ready.examples), config.batch_size)
+    rows = plan.epochs * len(ready.examples)
+    done = _rows_done(found.step if found else 0, steps, len(ready.examples), plan.batch_size)
     some = sorted(ready.examples, key=lambda e: (e.length, e.row))[: 3 * 8 : 8]
     with learning(made.model, some) as (losses, reason), meter("training", rows - done) as progress:
         say(reason)
-        trainer = _trainer(config, folder, made, ready.examples, losses, watch, progress, steps * config.epochs, device)
+        trainer = _trainer(config, folder, made, ready.examples, losses, watch, progress, steps * plan.epochs, device)
         with _stopping(folder, watch):
-            _to_the_end(trainer, found, steps * config.epochs)
+            _to_the_end(trainer, found, steps * plan.epochs)
         weights = trainer.whole_weights()
         if process_group.is_main_process():
             watch.save(folder.path / "convergence", curves.epochs(watch.lines)[-1], weights)
@@ -280,7 +307,7 @@ def _trainer(
 def _to_the_end(trainer: FactTrainer, found: Checkpoint | None, steps: int) -> None:
     watch: Any = trainer.watch
     config = trainer.config
-    over = curves.epochs(watch.lines) and curves.out_of_patience(watch.lines, config.metric, config.patience)
+    over = curves.epochs(watch.lines) and selection.out_of_patience(watch.lines, config.metric, config.patience)
     if found is not None and (found.step >= steps or over):
         trainer.load_again(found.path)
         return
@@ -320,7 +347,7 @@ def _stopping(folder: RunDir, watch: EvalCallback) -> Iterator[None]:
 
 def _promote(folder: RunDir, lines: list[Line], metric: str) -> Line | None:
     """Give the best weights their lasting name."""
-    leader = curves.best(lines, metric)
+    leader = selection.best(lines, metric)
     path = folder.path / BEST / f"step-{leader['step']}" if leader else None
     if path is not None and path.exists():
         shutil.rmtree(folder.path / "early_stop", ignore_errors=True)
@@ -345,13 +372,17 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
     config = with_batch_sizes(config, device)
     found = resolve(config.model, say, config.trust_remote_code, base=config.base, force=config.force)
     check_method(config.model, config.method, found)
+    config, reason = with_training_plan(config, given.train.rows.height, found)
+    if reason:
+        say(reason)
     check_models(config, given, found.fingerprint)
     ready = tokenised(config, given, found)
     given = ready.given
     for note in ready.notes:
         say(note)
     made = _load(config, device, dtype)
-    burst = micro_batches(ready.examples[: config.batch_size], int(config.micro_batch_tokens or 2048))[:2]
+    plan = training_plan(config)
+    burst = micro_batches(ready.examples[: plan.batch_size], int(config.micro_batch_tokens or 2048))[:2]
     with learning(made.model, [min(ready.examples, key=lambda e: e.length)]) as (losses, _):
         made.model.train()
         for _ in range(2):  # the first pass builds kernels
@@ -375,11 +406,11 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
     rows = sum(frame.height for frame in given.rows.values())
     measuring = measured / measure.count * rows
     trained = sum(p.numel() for p in made.model.parameters() if p.requires_grad)
-    steps = math.ceil(len(ready.examples) / config.batch_size)
+    steps = math.ceil(len(ready.examples) / plan.batch_size)
     return {
         "rows": len(ready.examples),
-        "epochs": config.epochs,
-        "steps": steps * config.epochs,
+        "epochs": plan.epochs,
+        "steps": steps * plan.epochs,
         "tokens_per_epoch": tokens,
         "measured_rows_per_epoch": rows,
         "trained_weights": trained,
@@ -387,6 +418,6 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
         "memory_gib": round(psutil.Process().memory_info().rss / 2**30, 2),
         "seconds_training_an_epoch": round(training, 1),
         "seconds_measuring_an_epoch": round(measuring, 1),
-        "seconds": round((training + measuring) * config.epochs, 1),
-        "time": duration((training + measuring) * config.epochs),
+        "seconds": round((training + measuring) * plan.epochs, 1),
+        "time": duration((training + measuring) * plan.epochs),
     }

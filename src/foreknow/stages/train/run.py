@@ -44,14 +44,19 @@ from foreknow.models.versions import library_versions
 from foreknow.progress import say
 from foreknow.stages.mix.sampling import manifest_path, read_manifest
 from foreknow.stages.skeleton import PreparedRun, Stage, nothing_to_do, required_out, run_stage
-from foreknow.stages.train import curves
+from foreknow.stages.train import curves, selection
 from foreknow.stages.train.curves import TRAIN
 from foreknow.stages.train.dataset import ceiling
 from foreknow.stages.train.inputs import TrainInputs, check_method, check_models, read_inputs
 from foreknow.stages.train.page import write_page
 from foreknow.stages.train.result import WATCHED, TrainResult, read_metrics
 from foreknow.stages.train.row_faults import RowFault, counts
-from foreknow.stages.train.setup import resolve_device_dtype, with_batch_sizes
+from foreknow.stages.train.setup import (
+    resolve_device_dtype,
+    training_plan,
+    with_batch_sizes,
+    with_training_plan,
+)
 from foreknow.version import __version__
 
 if TYPE_CHECKING:
@@ -130,6 +135,7 @@ def _prepare(config: TuneConfig, given: TrainInputs, folder: RunDir) -> Prepared
     config = with_batch_sizes(config, device)
     found = resolve(config.model, say, config.trust_remote_code, base=config.base, force=config.force)
     check_method(config.model, config.method, found)
+    config, reason = with_training_plan(config, given.train.rows.height, found)
     notes = [*given.notes, *check_models(config, given, found.fingerprint)]
     identity = identity_of(config, given, found.fingerprint, device, dtype)
     if process_group.is_main_process():
@@ -145,7 +151,7 @@ def _prepare(config: TuneConfig, given: TrainInputs, folder: RunDir) -> Prepared
         if process_group.is_main_process():
             _remove_leftovers(folder)
 
-    return PreparedRun(identity, config.resolved(), work, (*notes, *ready.notes))
+    return PreparedRun(identity, config.resolved(), work, (*notes, *([reason] if reason else []), *ready.notes))
 
 
 def _check_weights(folder: RunDir) -> None:
@@ -187,8 +193,8 @@ def _tune(
         return
     lines = read_metrics(folder.path)
     write_frame(folder.path / "rows.parquet", watched(given))
-    write_json(folder.path / "results.json", results(config, given, lines, made, ready.faults))
-    for note in _endings(lines, config.metric):
+    write_json(folder.path / "results.json", results(config, ready.metric, given, lines, made, ready.faults))
+    for note in _endings(lines, ready.metric):
         say(note)
     folder.finish(
         {
@@ -214,22 +220,24 @@ def watched(given: TrainInputs) -> pl.DataFrame:
 
 def results(
     config: TuneConfig,
+    metric: str,
     given: TrainInputs,
     lines: list[curves.Line],
     made: Mapping[str, Any],
     faults: Mapping[str, Sequence[RowFault]],
 ) -> dict[str, Any]:
-    """The contract of `results.json`. `faults`: by set, the rows that are left out or teach nothing."""
-    early, last = curves.best(lines, config.metric), curves.epochs(lines)[-1]
+    """The contract of `results.json`. `metric`: what chose the epoch. `faults`: by set, rows that teach nothing."""
+    early, last = selection.best(lines, metric), curves.epochs(lines)[-1]
     assert early is not None
     measuring = sum(line["measuring_seconds"] for line in lines)
     saving = sum(line["saving_seconds"] for line in lines)
     training = sum(line["seconds"] for line in lines) - measuring - saving
     return {
-        "metric": config.metric,
+        "metric": metric,
+        "chooser": selection.chooser(lines, metric),
         "epochs": last["epoch"],
         "steps": last["step"],
-        "stopped_by_patience": last["epoch"] < config.epochs,
+        "stopped_by_patience": last["epoch"] < training_plan(config).epochs,
         "early_stop": {**_point(early), "folder": "early_stop"},
         "convergence": {**_point(last), "folder": "convergence"},
         "overfitting_epoch": curves.overfitting_epoch(lines),
@@ -281,9 +289,9 @@ def _point(line: curves.Line) -> dict[str, Any]:
 
 
 def _endings(lines: list[curves.Line], metric: str) -> list[str]:
-    early, last = curves.best(lines, metric), curves.epochs(lines)[-1]
+    early, last = selection.best(lines, metric), curves.epochs(lines)[-1]
     assert early is not None
-    value = curves.flat(early)[metric]
-    told = [f"EARLY_STOP: epoch {early['epoch']} ({metric} {value:.1%}); CONVERGENCE: epoch {last['epoch']}"]
+    why = selection.format_choice(lines, metric)
+    told = [f"EARLY_STOP: epoch {early['epoch']}: {why}", f"CONVERGENCE: epoch {last['epoch']}, the last"]
     began = curves.overfitting_epoch(lines)
     return [*told, f"overfitting to new facts began at epoch {began}"] if began else told

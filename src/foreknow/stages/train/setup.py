@@ -1,10 +1,13 @@
-"""Getting a training run ready: the batch plan, the device and the dtype."""
+"""Gets a training run ready: fills in the settings that follow from the rows, the model and the device."""
 
 from __future__ import annotations
 
 from foreknow.config import TuneConfig
 from foreknow.errors import ConfigError
 from foreknow.models import loading
+from foreknow.models.memory_plan import parameters_of
+from foreknow.models.resolve import Resolved
+from foreknow.stages.train.defaults import TrainingPlan, plan_training
 
 
 def with_batch_sizes(config: TuneConfig, device: str) -> TuneConfig:
@@ -16,6 +19,29 @@ def with_batch_sizes(config: TuneConfig, device: str) -> TuneConfig:
             "batch_tokens": config.batch_tokens or tokens,
         }
     )
+
+
+def with_training_plan(config: TuneConfig, rows: int, model: Resolved) -> tuple[TuneConfig, str | None]:
+    """Fill in epochs, batch size and learning rate for a training set of `rows` rows; why, where any was not given."""
+    given = {"epochs": config.epochs, "batch_size": config.batch_size, "learning_rate": config.learning_rate}
+    plan = plan_training(
+        rows,
+        parameters_of(model.folder),
+        lora=config.method == "lora",
+        paper=config.preset == "paper",
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+    )
+    return config.model_copy(update={name: getattr(plan, name) for name in given}), plan.reason
+
+
+def training_plan(config: TuneConfig) -> TrainingPlan:
+    """The settings that `with_training_plan` has filled in."""
+    assert config.epochs is not None
+    assert config.batch_size is not None
+    assert config.learning_rate is not None
+    return TrainingPlan(config.epochs, config.batch_size, config.learning_rate, None)
 
 
 def resolve_device_dtype(config: TuneConfig) -> tuple[str, str]:

@@ -32,6 +32,7 @@ from foreknow.progress import Meter
 from foreknow.stages.train.answer_loss import Pass, base_of, through
 from foreknow.stages.train.checkpoints import complete, prune
 from foreknow.stages.train.dataset import TrainingExample, micro_batches, shares, step_rows
+from foreknow.stages.train.setup import training_plan
 
 CHECKPOINTS: Final = ".checkpoints"
 _ADVICE: Final = "Lower --learning-rate, try --dtype float32, or look at these rows"
@@ -81,7 +82,8 @@ class FactTrainer(Trainer):
     ):
         self.examples, self.config, self.losses, self.watch, self.meter = examples, config, losses, watch, meter
         self.autocast = autocast
-        self.steps_per_epoch = math.ceil(len(examples) / config.batch_size)
+        self.batch_size = training_plan(config).batch_size
+        self.steps_per_epoch = math.ceil(len(examples) / self.batch_size)
         self.tally = Tally()
         self.saving = 0.0
         self.rows: list[int] = []
@@ -109,7 +111,7 @@ class FactTrainer(Trainer):
         del num_batches, device
         next(epoch_iterator)
         config = self.config
-        places = step_rows(config.seed, self.state.global_step, len(self.examples), config.batch_size)
+        places = step_rows(config.seed, self.state.global_step, len(self.examples), self.batch_size)
         return [[self.examples[place] for place in places]], None
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
@@ -274,11 +276,12 @@ class _Flow(TrainerCallback):
 
 def arguments(config: TuneConfig, folder: Path, steps: int, device: str) -> TrainingArguments:
     """What `config` comes to as transformers' training arguments; `steps`: of all epochs."""
+    plan = training_plan(config)
     made = TrainingArguments(
         output_dir=str(folder / CHECKPOINTS),
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
+        num_train_epochs=plan.epochs,
+        per_device_train_batch_size=plan.batch_size,
+        learning_rate=plan.learning_rate,
         lr_scheduler_type="constant_with_warmup" if config.warmup else "constant",
         warmup_steps=round(config.warmup if config.warmup >= 1 else config.warmup * steps),
         weight_decay=config.weight_decay,

@@ -1,0 +1,104 @@
+"""Chooses the epoch to keep (EARLY_STOP; paper, section 3) and says what chose it. Pure.
+
+A metric that is a share of rows (dev EM) chooses where the rows can tell two epochs apart. With `--metric auto` they
+can if McNemar's exact test over the same rows gives p below `CHANCE` (`Line["paired"]` has the counts); a metric that
+is named chooses by its value. Where the rows cannot tell, or the values are equal, the lower dev loss chooses; without
+a loss, the earlier epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Literal
+
+from foreknow.stages.train.curves import Line, epochs, flat
+from foreknow.stats import mcnemar
+
+CHANCE: Final = 0.05
+"""Below this p two epochs differ by more than chance."""
+AUTO: Final = "auto"
+LOSS: Final = "dev_loss"
+
+Chooser = Literal["metric", "loss", "tie", "chance", "nothing"]
+"""What chose: the metric; the dev loss, as the metric; the dev loss, because the metric is the same at every epoch
+(tie), or because the rows cannot tell epochs apart (chance); nothing, where there is a tie and no loss."""
+
+
+def best(lines: Sequence[Line], metric: str) -> Line | None:
+    """The epoch to keep. Each epoch is held against the one kept before it; see the top of this file."""
+    leader: Line | None = None
+    for line in epochs(lines):
+        if leader is None or is_better(line, leader, metric):
+            leader = line
+    return leader
+
+
+def is_better(line: Line, leader: Line, metric: str) -> bool:
+    """Whether a later epoch is to be kept instead of the one kept so far."""
+    if is_loss(metric):
+        return flat(line)[metric] < flat(leader)[metric]
+    new, old = flat(line)[metric], flat(leader)[metric]
+    if new != old and _can_tell(line, leader):
+        return new > old
+    losses = flat(line).get(LOSS), flat(leader).get(LOSS)
+    if losses[0] is not None and losses[1] is not None and losses[0] != losses[1]:
+        return losses[0] < losses[1]
+    return new > old
+
+
+def is_loss(metric: str) -> bool:
+    """Whether a metric is better when it is smaller."""
+    return metric.endswith("_loss")
+
+
+def chooser(lines: Sequence[Line], metric: str) -> Chooser:
+    """What chose the epoch that `best` returns."""
+    ends, leader = epochs(lines), best(lines, metric)
+    if is_loss(metric) or leader is None:
+        return "loss"
+    value = flat(leader)[metric]
+    others = [line for line in ends if line is not leader]
+    if others and all(flat(line)[metric] == value for line in others):
+        return "tie" if LOSS in flat(leader) else "nothing"
+    return "chance" if any(flat(line)[metric] >= value for line in others) else "metric"
+
+
+def mark_of(lines: Sequence[Line], metric: str) -> str:
+    """What to call the last of `lines` if it is the epoch to keep so far; "" if it is not, or if nothing chose it."""
+    kind = chooser(lines, metric)
+    if best(lines, metric) is not lines[-1] or len(epochs(lines)) == 1 or kind == "nothing":
+        return ""
+    return "best" if kind == "metric" else "lowest loss"
+
+
+def out_of_patience(lines: Sequence[Line], metric: str, patience: int | None) -> bool:
+    """Whether the last `patience` epochs brought none that is to be kept."""
+    leader = best(lines, metric)
+    return patience is not None and leader is not None and epochs(lines)[-1]["epoch"] - leader["epoch"] >= patience
+
+
+def format_choice(lines: Sequence[Line], metric: str) -> str:
+    """A sentence on what chose the epoch to keep."""
+    leader = best(lines, metric)
+    assert leader is not None
+    values, name = flat(leader), metric.replace("_", " ").replace(" em", " EM")
+    loss = f"dev loss {values[LOSS]:.3f}" if LOSS in values else ""
+    kind = chooser(lines, metric)
+    if len(epochs(lines)) == 1:
+        return "it is the only epoch"
+    if kind == "loss":
+        return f"it has the lowest {name}, {values[metric]:.3f}"
+    if kind == "tie":
+        return f"{name} is {values[metric]:.1%} at every epoch and chooses none; this one has the lowest {loss}"
+    if kind == "nothing":
+        return f"{name} is {values[metric]:.1%} at every epoch and chooses none; the earliest is kept"
+    if kind == "chance":
+        return f"{name} is {values[metric]:.1%}, which its rows cannot tell from other epochs; {loss} chose it"
+    return f"it has the best {name}, {values[metric]:.1%}"
+
+
+def _can_tell(line: Line, leader: Line) -> bool:
+    paired = line.get("paired")
+    if not paired or paired["step"] != leader["step"]:
+        return True
+    return mcnemar(paired["won"], paired["lost"]) < CHANCE

@@ -1,0 +1,56 @@
+"""Measures the mean loss of a set's answers: -log p of a token, in nats, given what stands before it.
+
+The text is that of training (prompt, gold, end of the answer), and dropout is off. Unlike exact match, the loss tells
+epochs apart where no whole answer is right, as with long answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from foreknow.distributed import process_group
+from foreknow.stages.train.dataset import TrainingExample, micro_batches
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from foreknow.stages.train.answer_loss import Pass
+
+Sets = Mapping[str, Sequence[TrainingExample]]
+
+
+@torch.no_grad()
+def mean_losses(losses: Pass, model: Any, sets: Sets, *, tokens: int, autocast: bool, device: str) -> dict[str, float]:
+    """The mean loss of a token of every set that has rows, by name; all processes get the same numbers.
+
+    `losses`: the pass that computes them. `model`: the model whose dropout is turned off meanwhile. `sets`: the rows of
+    this process. `tokens`: tokens computed at once. `autocast`: compute in bfloat16.
+    """
+    found = {}
+    with _evaluating(model), torch.autocast(device, torch.bfloat16, enabled=autocast):
+        for name, rows in sets.items():
+            total, count = 0.0, 0
+            for part in micro_batches(rows, tokens):
+                _, values = losses.losses(part)
+                total += float(values.double().sum())
+                count += len(values)
+            total, whole = process_group.totals([total, count])
+            if whole:
+                found[name] = total / whole
+    return found
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """The model without dropout; every module gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
