@@ -466,6 +466,11 @@ class EvaluateConfig(DataSettings):
     force: Annotated[bool, Group.DATA] = Field(
         False, description="Continue even if the audit or --base belongs to another model than the tuned model's base."
     )
+    compare_base: Annotated[bool, Group.MODEL, COMMON] = Field(
+        True,
+        description="Also ask the model that MODEL was tuned from, in the same format and without exemplars, if it is "
+        "known and can be found; this takes as long again.",
+    )
     limit: Annotated[int | None, Group.DATA, COMMON] = Field(
         None, ge=1, description="Ask only this many rows, drawn evenly over the groups."
     )

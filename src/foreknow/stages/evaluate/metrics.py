@@ -6,9 +6,12 @@ Every row counts as one of these:
     refused   the model declined, or said nothing
     wrong     neither
 
-A row can be right and refused: where its gold is a refusal. The base model's answers are those of the audit, given
-behind exemplars (paper, section 2): a base model scores 0 in the training format, since it has not learnt to end
-its answer. The base was right on a row where at least half of the exemplar sets' greedy answers were.
+A row can be right and refused: where its gold is a refusal. The base model is held against the tuned one in two ways:
+
+    in the same format   it is asked as the tuned model is, without exemplars (`base_prediction`): what training changed,
+                         the form of the answers included. A base model that never ends its answers scores 0
+    behind exemplars     its answers are those of the audit (paper, section 2): what it knew. It was right on a row
+                         where at least half of the exemplar sets' greedy answers were (`base_correct`)
 """
 
 from __future__ import annotations
@@ -43,23 +46,38 @@ ANSWERED: Final[dict[str, pl.DataType]] = {
     "base_p_greedy": pl.Float64(),
     "base_correct": pl.Boolean(),
     "base_answer": pl.String(),
+    "base_prediction": pl.String(),
+    "base_prediction_correct": pl.Boolean(),
+    "base_prediction_lenient": pl.Boolean(),
     "answers": pl.List(pl.String()),
 }
 """The contract of `rows.parquet`: one line per row, in input order. `correct` is strict; `base_correct` is null where
-the base model's probe is not known. `prediction` to `refused` are null where the model's logits were not finite."""
+the base model's probe is not known; `base_prediction` and what follows it where the base model was not asked in the
+same format. `prediction` to `refused` are null where the model's logits were not finite."""
 
 Share = dict[str, Any]
 """share, ci_low, ci_high (Wilson's 95 % interval; all null where there are no rows), count, rows."""
 
 
 def answered(
-    rows: pl.DataFrame, predictions: pl.DataFrame, labels: pl.DataFrame, idk_answer: str | None = None
+    rows: pl.DataFrame,
+    predictions: pl.DataFrame,
+    labels: pl.DataFrame,
+    idk_answer: str | None = None,
+    base: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
     """The frame `ANSWERED` from rows (`rows.ROWS`), what the model answers (`PREDICTIONS`) and what was known
     (`base_labels.LABELS`).
 
-    `idk_answer`: a refusal the model was taught, counted as one beside those that read as such.
+    `idk_answer`: a refusal the model was taught, counted as one beside those that read as such. `base`: what the base
+    model answers in the same format (`PREDICTIONS`).
     """
+    same_format = (pl.DataFrame(schema=PREDICTIONS) if base is None else base).select(
+        "row",
+        base_prediction="prediction",
+        base_prediction_correct="correct",
+        base_prediction_lenient="correct_lenient",
+    )
     taught = exact_match.normalise(idk_answer) if idk_answer else None
     refused = [
         None if text is None else exact_match.is_refusal(text) or exact_match.normalise(text) == taught
@@ -68,6 +86,7 @@ def answered(
     return (
         rows.join(predictions.with_columns(refused=pl.Series(refused, dtype=pl.Boolean)), on="row")
         .join(labels, on="row", how="left")
+        .join(same_format, on="row", how="left")
         .with_columns(answer=GOLD, base_correct=pl.col("base_p_greedy") >= BASE_RIGHT)
         .sort("row")
         .select(*ANSWERED)
@@ -117,6 +136,7 @@ def summarise_answers(rows: pl.DataFrame, *, lenient: bool = False) -> dict[str,
             "overall": answering(rows),
             "by_category": {key: answering(part) for key, part in parts["by_category"].items()},
         },
+        "same_format": same_format_moves(rows, lenient=lenient),
         "moves": moves(rows) if known.height or rows["category"].drop_nulls().len() else None,
     }
 
@@ -194,6 +214,15 @@ def _variety(texts: pl.Series) -> dict[str, Any]:
         return {"top": None, "count": 0, "share": None, "distinct": 0}
     top, count = counts.row(0)
     return {"top": top, "count": count, "share": count / texts.len(), "distinct": counts.height}
+
+
+def same_format_moves(rows: pl.DataFrame, *, lenient: bool = False) -> dict[str, Any] | None:
+    """Rows won and lost against the base model asked in the same format; None where it was not asked."""
+    asked = rows.filter(pl.col("base_prediction").is_not_null())
+    if asked.is_empty():
+        return None
+    was = asked["base_prediction_lenient" if lenient else "base_prediction_correct"]
+    return _moved(asked.with_columns(base_correct=was))
 
 
 def moves(rows: pl.DataFrame) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from foreknow.config import EvaluateConfig
 from foreknow.data.dataset import Dataset
 from foreknow.data.load import read_data
 from foreknow.data.schema import USABLE, chunks
-from foreknow.errors import ModelError
+from foreknow.errors import ForeknowError, ModelError
 from foreknow.inference.malloc import release_memory
 from foreknow.io.run_dir import RunDir, differences, fingerprint, read_json, write_frame, write_json
 from foreknow.models import loading
@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 COST: Final[dict[str, pl.DataType]] = {"seconds": pl.Float64(), "rows": pl.Int64(), "batch_rows": pl.Int64()}
 """A finished chunk's cost; `batch_rows`: rows answered at once, halved for want of memory."""
 
+
+TUNED, BASE = "predictions", "base_predictions"
+"""The names of the chunks with what the tuned model answers, and with what the base model does."""
 
 FLUENCY: Final[dict[str, pl.DataType]] = {"summary": pl.String()}
 """Whether the model speaks (`Fluency.summary`, as JSON), kept with the first chunk that it answers."""
@@ -148,6 +151,34 @@ def _prepare(
     return PreparedRun(identity, config.resolved(), work, (*told, *notes, *ready.notes, *another))
 
 
+class _Base(NamedTuple):
+    """The model that the tuned one was trained from; None, with the reason, where it cannot be asked."""
+
+    model: Resolved | None
+    reason: str
+
+
+def _base_model(config: EvaluateConfig, tuned: Resolved) -> _Base:
+    """Find the model that `tuned` was trained from, by what stands beside its weights."""
+    if not config.compare_base:
+        return _Base(None, "the base model is not asked in the same format (--no-compare-base)")
+    origin = tuned.origin or tuned.base
+    if not origin:
+        return _Base(
+            None, f"which model {tuned.name} was tuned from is not known, so it is not asked in the same format"
+        )
+    for name in dict.fromkeys(str(origin[key]) for key in ("folder", "name") if origin.get(key)):
+        try:
+            base = resolve(name, say, config.trust_remote_code)
+        except ForeknowError:
+            continue
+        if base.fingerprint == origin.get("fingerprint", base.fingerprint):
+            return _Base(base, f"{base.name}, from which it was tuned, is asked in the same format too")
+    return _Base(
+        None, f"{origin.get('name')}, from which {tuned.name} was tuned, is not found as it was: it is not asked too"
+    )
+
+
 def _compared(config: EvaluateConfig, audit: AuditResult | None, found: Resolved) -> list[str]:
     """A line where it is not known whether the audit is the base model's. Raises ModelError where it is not."""
     if audit is None:
@@ -221,19 +252,29 @@ def _compute(
     identity: dict[str, Any],
 ) -> None:
 
-    plan = chunks(given.rows, int(config.chunk_rows or 256))
-    left = [n for n in range(len(plan)) if any(folder.chunk(n, part) is None for part in ("predictions", "cost"))]
-    if len(left) < len(plan):
-        say(f"{len(plan) - len(left)} of {len(plan)} chunks are finished; going on")
-    if left:
-        _answer(config, found, ready, folder, {n: plan[n] for n in left})
-    _write(config, given, found, ready, folder, identity)
+    plan = dict(enumerate(chunks(given.rows, int(config.chunk_rows or 256))))
+    base = _base_model(config, found)
+    say(base.reason)
+    for model, part in ((found, TUNED), (base.model, BASE)):
+        if model is None:
+            continue
+        left = {n: rows for n, rows in plan.items() if folder.chunk(n, part) is None}
+        if len(left) < len(plan):
+            say(f"{model.name}: {len(plan) - len(left)} of {len(plan)} chunks are finished; going on")
+        if left:
+            _answer(config, model, ready, folder, left, part)
+    _write(config, given, found, ready, folder, identity, base)
 
 
 def _answer(
-    config: EvaluateConfig, found: Resolved, ready: _Ready, folder: RunDir, plan: Mapping[int, pl.DataFrame]
+    config: EvaluateConfig,
+    found: Resolved,
+    ready: _Ready,
+    folder: RunDir,
+    plan: Mapping[int, pl.DataFrame],
+    name: str,
 ) -> None:
-    """Ask the rows of the chunks that are not finished."""
+    """Ask a model the rows of the chunks that are not finished; `name`: of its chunks, TUNED or BASE."""
     from foreknow.inference.engine import Sampling  # keeps torch out
     from foreknow.inference.generate import Generator, exact_head  # keeps torch out
     from foreknow.stages.evaluate.generate import generate_with_less_memory  # keeps torch out
@@ -243,18 +284,20 @@ def _answer(
     )
     for reason in loaded.reasons:
         say(reason)
-    checked = json.dumps(check_fluency(loaded, say).summary)
-    folder.save_chunk(min(plan), "fluency", pl.DataFrame([{"summary": checked}], schema=FLUENCY))
+    if name == TUNED:
+        checked = json.dumps(check_fluency(loaded, say).summary)
+        folder.save_chunk(min(plan), "fluency", pl.DataFrame([{"summary": checked}], schema=FLUENCY))
+    what = "answering" if name == TUNED else "asking the base model"
     generator = Generator(
         loaded.model, ready.prompter.ended(loading.vocabulary_of(loaded)), Sampling(), int(config.batch_rows or 32)
     )
-    with exact_head(loaded.model), meter("answering", sum(part.height for part in plan.values())) as done:
+    with exact_head(loaded.model), meter(what, sum(part.height for part in plan.values())) as done:
         for n, part in plan.items():
             began = time.monotonic()
             frame, generator = generate_with_less_memory(generator, [ready.rows[row] for row in part["row"]])
-            folder.save_chunk(n, "predictions", frame)
             cost = {"seconds": time.monotonic() - began, "rows": part.height, "batch_rows": generator.batch}
-            folder.save_chunk(n, "cost", pl.DataFrame([cost], schema=COST))
+            folder.save_chunk(n, f"{name}_cost", pl.DataFrame([cost], schema=COST))
+            folder.save_chunk(n, name, frame)  # last: a chunk is finished where this file stands
             done.advance(part.height)
             release_memory()
 
@@ -266,10 +309,13 @@ def _write(
     ready: _Ready,
     folder: RunDir,
     identity: dict[str, Any],
+    base: _Base,
 ) -> None:
     """Assemble the outputs from the finished chunks; the manifest comes last."""
-    cost = folder.load_chunks("cost", COST)
-    rows = answered(given.rows, folder.load_chunks("predictions", PREDICTIONS), given.labels, config.idk_answer)
+    cost = folder.load_chunks(f"{TUNED}_cost", COST)
+    base_predictions = folder.load_chunks(BASE, PREDICTIONS) if base.model else None
+    predictions = folder.load_chunks(TUNED, PREDICTIONS)
+    rows = answered(given.rows, predictions, given.labels, config.idk_answer, base_predictions)
     seconds = float(cost["seconds"].sum())
     audit = given.audit
     checked = folder.load_chunks("fluency", FLUENCY)["summary"]
@@ -289,6 +335,7 @@ def _write(
         "model": {
             **{"name": found.name, "fingerprint": found.fingerprint, "folder": str(found.path)},
             **{"note": found.note, "method": "adapter" if found.adapter else "whole", "base": found.base},
+            "base_in_same_format": base.reason,
             "fluency": json.loads(checked[0]) if len(checked) else None,
         },
         "audit": audit and {"folder": str(audit.folder), "model": audit.summary["model"]},

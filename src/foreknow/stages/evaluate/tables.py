@@ -106,13 +106,18 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         )
     over = summary["refusals"]["over_refusal"]
     told += [f"over-refusal: {_count(over)} HighlyKnown rows refused"] if over["rows"] else []
+    if same := summary.get("same_format"):
+        told.append(
+            f"against the base model asked in the same format: it has {_count(same['base_correct'])} right; "
+            f"right to wrong {_count(same['correct_to_wrong'])}, wrong to right {_count(same['wrong_to_correct'])}"
+        )
     moved = summary["moves"]
     if moved is None:
         return [*told, "no categories: no --audit and no column 'category' in the rows, so nothing can be compared"]
     told.append(f"lost: {_count(moved['lost'])} HighlyKnown rows; gained: {_count(moved['gained'])} Unknown rows")
     if (overall := moved["overall"])["compared"]:
         told.append(
-            f"against the base model (right if at least {moved['base_correct_from']:.0%} of its few-shot answers are): "
+            f"against the base model behind exemplars (right if at least {moved['base_correct_from']:.0%} of its few-shot answers are), which shows it the form: "
             f"right to wrong {_count(overall['correct_to_wrong'])}, "
             f"wrong to right {_count(overall['wrong_to_correct'])}"
         )
