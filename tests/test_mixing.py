@@ -388,7 +388,7 @@ def test_where_no_row_is_marked_train_rows_without_a_split_are_drawn() -> None:
     assert "(rows without a split)" in mix.notes[0]
     assert "(every row)" in mixed(audited({"a": (1, 0, 0, 1)}), natural=True).notes[0]
     told = refusal(audited({"a": (2, 2, 2, 6)}, "dev"), natural=True)
-    assert told == "no labelled train row to draw from: found splits dev 12, expected train or none"
+    assert told == "no train row to draw from: found splits dev 12, expected train or none"
 
 
 def test_rows_without_a_category_are_never_drawn() -> None:

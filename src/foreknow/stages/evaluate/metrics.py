@@ -8,8 +8,8 @@ Every row counts as one of these:
 
 A row can be right and refused: where its gold is a refusal. The base model is held against the tuned one in two ways:
 
-    in the same format   it is asked as the tuned model is, without exemplars (`base_prediction`): what training changed,
-                         the form of the answers included. A base model that never ends its answers scores 0
+    in the same format   it is asked as the tuned model is, without exemplars (`base_prediction`): what training
+                         changed, the form of the answers included. A base model that never ends its answers scores 0
     behind exemplars     its answers are those of the audit (paper, section 2): what it knew. It was right on a row
                          where at least half of the exemplar sets' greedy answers were (`base_correct`)
 """

@@ -117,7 +117,8 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     told.append(f"lost: {_count(moved['lost'])} HighlyKnown rows; gained: {_count(moved['gained'])} Unknown rows")
     if (overall := moved["overall"])["compared"]:
         told.append(
-            f"against the base model behind exemplars (right if at least {moved['base_correct_from']:.0%} of its few-shot answers are), which shows it the form: "
+            "against the base model behind exemplars, which show it the form (right if at least "
+            f"{moved['base_correct_from']:.0%} of its answers are): "
             f"right to wrong {_count(overall['correct_to_wrong'])}, "
             f"wrong to right {_count(overall['wrong_to_correct'])}"
         )

@@ -64,12 +64,26 @@ def drawable(rows: pl.DataFrame) -> tuple[pl.DataFrame, str]:
     chosen = rows.filter(train if marked else pl.col("split").is_null())
     pool = chosen.filter(pl.col("category").is_not_null())
     if pool.is_empty():
-        splits = rows["split"].fill_null("none").value_counts().sort("split").iter_rows()
-        found = ", ".join(f"{name} {count:,}" for name, count in splits)
-        raise InputError(f"no labelled train row to draw from: found splits {found or 'none'}, expected train or none")
+        raise InputError(_why_empty(rows, chosen))
     which = "every row" if chosen.height == rows.height else "train rows" if marked else "rows without a split"
     bare = f"; {chosen.height - pool.height:,} without a category are left out" if pool.height < chosen.height else ""
     return pool, f"rows are drawn from {pool.height:,} of the audit's {rows.height:,} ({which}{bare})"
+
+
+def _why_empty(rows: pl.DataFrame, chosen: pl.DataFrame) -> str:
+    """Why no row can be drawn, and what to do. `chosen`: the rows that could be, were they labelled."""
+    if chosen.is_empty():
+        splits = rows["split"].fill_null("none").value_counts().sort("split").iter_rows()
+        counts = ", ".join(f"{name} {count:,}" for name, count in splits)
+        return f"no train row to draw from: found splits {counts or 'none'}, expected train or none"
+    long = chosen.filter(pl.col("flags").list.contains("long_answer")).height
+    if not long:
+        return f"none of the {chosen.height:,} rows has a category; see the audit's page for the reasons"
+    return (
+        f"{long:,} of {chosen.height:,} rows have long answers and no category, so there is nothing to mix by. Train "
+        "on the file as it is (foreknow tune), label the short facts in its answers (foreknow extract, then audit), or "
+        "audit again with a larger --max-answer-tokens if the answers are only a little longer"
+    )
 
 
 def largest(
