@@ -23,7 +23,7 @@ else:
 
 from foreknow.data.chat.exchanges import Turn, exchanges, turns_of
 from foreknow.data.dataset import read_dataset
-from foreknow.data.layouts.detection import LAYOUTS
+from foreknow.data.layouts.registry import LAYOUTS
 from foreknow.data.schema import USABLE
 from foreknow.errors import ConfigError, InputError
 from foreknow.prompts.prompt_template import Template

@@ -201,7 +201,7 @@ def read_dataset(
 ) -> Dataset:
     """Read an input (`sources.py` lists what it may be) into one frame.
 
-    `columns` maps our names to the file's (`{"question": "q"}`), `layout` names one of `detection.LAYOUTS`,
+    `columns` maps our names to the file's (`{"question": "q"}`), `layout` names one of `registry.LAYOUTS`,
     `templates` gives relations their question texts, `group_by` names the column that exemplars are drawn
     within, `turns` says whether `all` answers of a chat are rows or only its `last`. With `limit` only the rows
     drawn (`schema.sample_rows`, by `seed`) and possible exemplars are held in memory, and a few numbers for each of the

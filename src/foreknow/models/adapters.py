@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from foreknow.errors import MissingExtra, ModelError, first_line
-from foreknow.models.checkpoint_check import is_finite
+from foreknow.models.model_checks import is_finite
 from foreknow.models.packaged import PACKAGED, quiet
 from foreknow.models.weight_files import SHOWN, count_of, names_of, read_header
 

@@ -3,6 +3,7 @@
 resolve.py             a name -> a folder, an adapter's base
 weight_files.py        the tensors that the weight files list
 checkpoint_check.py    compares the loaded model with them
+model_checks.py        checks its weights, its attention and its vocabulary
 adapters.py            puts an adapter on its base
 """
 
@@ -17,14 +18,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from foreknow.errors import ForeknowError, ModelError, first_line
 from foreknow.models.adapters import attach
 from foreknow.models.architectures import text_part
-from foreknow.models.checkpoint_check import (
-    LoadedTensors,
-    check_causal,
-    check_finite,
-    check_loaded,
-    check_vocabulary,
-    untie,
-)
+from foreknow.models.checkpoint_check import LoadedTensors, check_loaded
+from foreknow.models.model_checks import check_causal, check_finite, check_vocabulary, untie
 from foreknow.models.model_folders import read_config
 from foreknow.models.packaged import quiet
 from foreknow.models.private_api import disable_word_cache, has_bfloat16_instructions
