@@ -41,7 +41,7 @@ from foreknow.inference.exact_probe import Chunk, Prober, ProbeSettings
 from foreknow.inference.generate import Generator, Sampler, exact_head
 from foreknow.inference.server.client import Endpoint, InvalidResponse, RequestFailure, RequestSession
 from foreknow.inference.server.completions import Usage, completion_of
-from foreknow.inference.server.engine import UNKNOWN, node_of, requests_to_open
+from foreknow.inference.server.engine import UNKNOWN, node_of
 from foreknow.inference.server.fluency import fluency_at
 from foreknow.inference.server.model import (
     Address,
@@ -264,18 +264,6 @@ class TestExact:
     ) -> None:
         with connected(scripts(TRANSFORMERS), tiny_folder) as (model, _), pytest.raises(ConfigError, match="sampled"):
             model.engine(SAMPLING)
-
-    def test_requests_are_as_many_as_stated(
-        self, rows: pl.DataFrame, few: pl.DataFrame, tiny_folder: Path, scripts: Callable[[Manners], Script]
-    ) -> None:
-        for manners in (VLLM, LLAMA_SERVER):
-            with connected(scripts(manners), tiny_folder) as (model, server):
-                asking = there(model, rows)
-                found, prompts = asking.prompts(few)
-                asked = len(server.seen)
-                trees = [row.tree for row in found]
-                asking.engine.open([some[0] for some in prompts], trees)
-                assert len(server.seen) - asked == requests_to_open(trees, model.can, 16)
 
 
 class TestCapabilities:

@@ -208,9 +208,3 @@ def _leaves(tree: Sequence[TokenPath]) -> list[TokenPath]:
     """The paths that no other path extends; the root `()` for an empty tree."""
     inner = {path[:-1] for path in tree}
     return [path for path in tree if path not in inner] or [()]
-
-
-def requests_to_open(trees: Sequence[Sequence[TokenPath]], can: Capabilities, batch: int) -> int:
-    """How many requests `ServerEngine.open` needs for so many prompts with these trees."""
-    sequences = sum(len(_leaves(tree)) if can.prompt_route else len(tree) + 1 for tree in trees)
-    return math.ceil(sequences / (batch if can.many else 1))
