@@ -19,9 +19,9 @@ SAMPLE: Final = 2**18
 
 
 class Dialect(NamedTuple):
-    """How cells are written. `quote`: None where none are quoted. `escape`: a backslash where it protects the next
-    character. `spaced`: a blank follows each delimiter. `all_quoted`: quotes stand around every cell. `bom`: the bytes
-    before the text, `preamble` the lines before the header. `reason`: what is unusual, for the user to read."""
+    """How cells are written. `quote`: None if no cell is quoted. `escape`: a backslash if it escapes characters.
+    `spaced`: a blank follows each delimiter. `all_quoted`: every cell is quoted. `bom`: the bytes before the text;
+    `preamble`: the lines before the header. `reason`: a note for the user on what is unusual."""
 
     delimiter: str = ","
     quote: str | None = '"'
@@ -46,7 +46,7 @@ class Dialect(NamedTuple):
         }
 
     def line(self, cells: Sequence[object]) -> str:
-        """Cells as a line without its end. Raises ValueError for a text that the dialect cannot hold."""
+        """Format cells as a line without a line end. Raises ValueError for a text that the dialect cannot hold."""
         return self.separator.join(map(self.cell, cells)) or (f"{self.quote}{self.quote}" if self.quote else "")
 
     @property
@@ -55,7 +55,7 @@ class Dialect(NamedTuple):
         return f"{self.delimiter} " if self.spaced else self.delimiter
 
     def cell(self, value: object) -> str:
-        """One cell of `line`."""
+        """Format one cell, with quotes or escapes if it needs them. Raises ValueError as `line` does."""
         text = "" if value is None else str(value)
         special = {self.delimiter, self.quote, self.escape, "\r", "\n"} - {None}
         if self.quote is None:
@@ -72,19 +72,19 @@ class Dialect(NamedTuple):
         return f"{self.quote}{escaped}{self.quote}"
 
     def reads(self, text: str) -> bool:
-        """Whether every backslash of a row's text protects a character that needs it."""
+        """Whether every backslash in a row's text escapes a character that needs it."""
         if self.escape is None:
             return True
         needs = {self.escape, self.delimiter, '"', "'", "\r", "\n"}
         return all(match[1] in needs for match in re.finditer(r"\\(.|$)", text, re.DOTALL))
 
     def like(self, other: Dialect) -> bool:
-        """Whether rows of the two look the same."""
+        """Whether two dialects write rows in the same way (delimiter, quote, escape, blanks)."""
         return self[:4] == other[:4]
 
 
 def default_dialect(suffix: str) -> Dialect:
-    """The dialect that a name's suffix stands for."""
+    """The default dialect of a file with this suffix."""
     return Dialect("\t" if suffix == ".tsv" else ",")
 
 
@@ -138,24 +138,24 @@ def is_single_quoted_cell(cell: str) -> bool:
 
 
 def doubles_apostrophes(cells: Sequence[str], text: str, dialect: Dialect) -> bool:
-    """Whether a cell of a row, read without quotes of its own, looks quoted with ': one inside it is doubled."""
+    """Whether a cell that was read as unquoted looks quoted with apostrophes: one inside it is doubled."""
     return any(is_single_quoted_cell(cell) and "''" in cell[1:-1] for cell in cells) and starts_with_quote(
         text, dialect, "'"
     )
 
 
 def is_blank(cells: Sequence[str], columns: int) -> bool:
-    """Whether a row of a table with so many columns is a blank line."""
+    """Whether a row is a blank line in a table with this number of columns."""
     return not cells or (columns > 1 and len(cells) == 1 and cells[0] != "" and not cells[0].strip(" "))
 
 
 def has_unclosed_quote(text: str, dialect: Dialect, columns: int) -> bool:
-    """Whether the lines of a multi-line row look like separate rows: the opening quote was meant as a letter."""
+    """Whether the lines of a multi-line row look like separate rows, so that its opening quote is part of the text."""
     lines = split_lines(text.strip("\r\n"))
     if dialect.quote is None or columns < 2 or len(lines) < 3:
         return False
     if lines[-1].startswith(dialect.quote):
-        return False  # the text of a cell ends with a line break: no letter closes at the beginning of a line
+        return False  # a quote that closes at the beginning of a line ends a cell whose text ends with a line break
     spaced = 0 if not dialect.spaced else columns - 1
     return all(
         line.count(dialect.delimiter) == columns - 1 and line.count(dialect.delimiter + " ") == spaced for line in lines

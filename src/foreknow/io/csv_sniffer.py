@@ -65,7 +65,7 @@ def dialect_of(part: DataFile) -> Dialect:
     sample, is_complete = _sample(part, len(bom), encoding)
     lines = split_lines(sample)
     if not is_complete and len(lines) > 1:
-        lines.pop()  # cut short
+        lines.pop()  # the last line of the sample may be incomplete
     first = next((line for line in lines if line.strip()), "")
     newline = re.sub(r"[^\r\n]", "", first[-2:]) or "\n"
     base = default_dialect(part.suffix)._replace(newline=newline, encoding=encoding, bom=bom)
@@ -156,7 +156,7 @@ def _best_reading(
 
 
 def _fitting_reading(part: DataFile, base: Dialect, lines: Sequence[str], is_complete: bool) -> _Reading | None:
-    """The reading with this delimiter whose quoting fits the sample, if there is one."""
+    """The reading with the delimiter of `base` whose quoting fits the sample; None if there is none."""
     head = "".join(lines[:1])
     if base.delimiter != "\t" and head.count(base.delimiter) == head.count(base.delimiter + " "):
         base = base._replace(spaced=True)
@@ -165,7 +165,7 @@ def _fitting_reading(part: DataFile, base: Dialect, lines: Sequence[str], is_com
         (r for e in (None, "\\") if (r := _read_sample(base._replace(quote="'", escape=e), lines, is_complete))), None
     )
     if single is not None and not any(starts_with_quote(text, base, "'") for text in single.texts):
-        single = None  # nothing is quoted so
+        single = None  # no cell is quoted with apostrophes
     if double is not None:
         return double if single is None or not _uses_single_quotes(part, double, single) else single
     if single is not None:
@@ -182,7 +182,7 @@ def _fitting_reading(part: DataFile, base: Dialect, lines: Sequence[str], is_com
             bare = None
     if bare is None or bare.dialect.escape is not None:
         return bare
-    # quotes around a whole cell are there to be taken off, and one that never closes breaks a file: neither is text
+    # quotes around a whole cell are no text, and a quote that is never closed is a fault: refuse both readings
     marked = [cell for row in bare.rows for cell in row if '"' in cell]
     if any(len(c) > 1 and c[0] == c[-1] == '"' for c in marked) or not any(c.count('"') > 1 for c in marked):
         return None
@@ -190,9 +190,9 @@ def _fitting_reading(part: DataFile, base: Dialect, lines: Sequence[str], is_com
 
 
 def _uses_single_quotes(part: DataFile, double: _Reading, single: _Reading) -> bool:
-    """Whether `'` quotes cells where both readings fit: it stands around every name, or is doubled inside cells.
+    """Whether apostrophes quote cells if both readings fit: they are around every name, or doubled inside cells.
 
-    Raises InputError where it is doubled in one cell, and stands alone in another.
+    Raises InputError if an apostrophe is doubled in one cell and single in another.
     """
     if double.rows == single.rows:
         return False

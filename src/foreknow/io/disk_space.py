@@ -24,7 +24,7 @@ def disk_full_errors(what: str, kept: str) -> Iterator[None]:
 
 
 def _no_space(error: Exception) -> bool:
-    """Whether a write failed for want of space; safetensors and torch tell it in their texts only."""
+    """Whether a write failed because the disk is full; safetensors and torch say so only in their messages."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     text = str(error)

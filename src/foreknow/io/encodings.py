@@ -20,7 +20,7 @@ _BOMS: Final = (
 
 
 def encoding_of(part: DataFile) -> tuple[bytes, str, str]:
-    """(byte-order mark, encoding, its name where the mark tells it). Raises InputError for what is no text at all."""
+    """The byte-order mark, the encoding, and its name if there is a mark. Raises InputError if the file is no text."""
     with part.open() as stream:
         head = stream.read(4096)
     for bom, encoding, name in _BOMS:

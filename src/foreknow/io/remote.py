@@ -102,14 +102,16 @@ def push_written(path: Path) -> None:
         return
     url = url_of(path)
     if url is None or _is_held(path) or _is_locked_by_other_process(path):
-        return  # whoever holds it puts it
+        return  # the process that holds it uploads it
     with store_errors(url, refused=RunFolderError):
         if is_local_only(path.relative_to(mirrors()).as_posix()):
             return
         mirror = RemoteFolder(path)
         mirror.known = {rel: Known(0, -1, None) for rel in mirror.list_remote()}
         if path.is_file() and not (manifest := path.with_name(f"{path.name}.manifest.json")).exists():
-            other = RemoteFolder(manifest)  # a file without a manifest is not finished; nor must it have an old one
+            other = RemoteFolder(
+                manifest
+            )  # a file without a manifest is unfinished: remove an old manifest from the store
             other.known = {rel: Known(0, -1, None) for rel in other.list_remote()}
             other.push()
         mirror.push()
@@ -138,7 +140,7 @@ class _Session:
                 raise
 
     def push(self) -> None:
-        self.lost = True  # until all of it is there
+        self.lost = True  # until everything is uploaded
         with store_errors(self.url, kept=self.kept):
             self.lease.check()
             self.mirror.push()

@@ -128,7 +128,7 @@ def _family(suffix: str) -> str:
 
 
 def _arrow_kind(part: DataFile) -> ArrowKind:
-    """The kind of Arrow file that a part is; a stream, which `datasets` keeps, where it is none."""
+    """Whether to write an Arrow file or stream: the kind of the part, or a stream (as `datasets`) for other formats."""
     if part.suffix not in ARROW:
         return "stream"
     with part.open() as stream:
@@ -141,12 +141,12 @@ def object_text(record: Record) -> str:
 
 
 def cell_text(value: object) -> str:
-    """A value as text that UTF-8 can hold: a text as it is, any other as JSON."""
+    """A value as text that UTF-8 can encode: a text unchanged, any other value as JSON."""
     return encodable(value) if isinstance(value, str) else dumps(value)
 
 
 def _write_part(part: DataFile, out: IO[bytes], change: Change, first: int) -> tuple[int, pl.Schema | None]:
-    """Write one part; returns the number of the row after its last, and of an Arrow file its schema."""
+    """Write one part; return the number of the row after its last, and the schema if it is an Arrow file."""
     with compressed_writer(out, part.packing) as stream:
         if part.suffix == ".parquet":
             return _write_parquet(part, stream, change, first), None
@@ -165,7 +165,7 @@ def _write_part(part: DataFile, out: IO[bytes], change: Change, first: int) -> t
 
 
 def _write_parquet(part: DataFile, stream: IO[bytes], change: Change, first: int) -> int:
-    """All rows, the added columns beside their own, without holding the file in memory."""
+    """Write all rows with the added columns, without holding the file in memory."""
     with on_disk(part) as path, tempfile.NamedTemporaryFile(prefix="foreknow-", suffix=".parquet") as out:
         if path.stat().st_size == 0:
             return first
@@ -178,7 +178,7 @@ def _write_parquet(part: DataFile, stream: IO[bytes], change: Change, first: int
 
 
 ANSWER_SUFFIX = "model_answer"
-"""The label that holds a model's answer, which can be any text."""
+"""The column of a model's answer, which can be any text."""
 
 
 class _Writer:
@@ -232,7 +232,7 @@ class _Writer:
         return None
 
     def close(self) -> None:
-        """End the file."""
+        """Write the end of the file."""
         self.tables.close()
         if self.json_table is not None:
             self.out.write(self.json_table[0](self.json_table[1]).encode("utf-8", "backslashreplace"))
@@ -250,7 +250,7 @@ class _Writer:
 
 
 def _with_edits(frame: pl.DataFrame, records: Sequence[Record], edits: Sequence[Record | None]) -> pl.DataFrame:
-    """The frame with the edited records in it; columns that no edit changes stay as they are."""
+    """The frame with the edited records; columns that no edit changes keep their values and types."""
     pairs = [(old, old if new is None else new) for old, new in zip(records, edits, strict=True)]
     for name in dict.fromkeys(key for _, new in pairs for key in new if key not in frame.schema):
         frame = frame.with_columns(pl.Series(name, [new.get(name) for _, new in pairs]))

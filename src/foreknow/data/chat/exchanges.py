@@ -32,7 +32,7 @@ LEFT_OUT: Final = (
 )  # fmt: skip
 """Why a turn of the assistant, or any answer, cannot serve; the first that holds counts.
 
-masked        it is marked not to be trained on (`loss_marks`)
+masked        it is marked not to be trained on (`loss_masks`)
 tool_call     it calls a tool
 only_thought  it is a thought without an answer
 refusal       it is a refusal, by its own word (OpenAI's `refusal`)

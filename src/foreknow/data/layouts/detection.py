@@ -20,23 +20,23 @@ from foreknow.data.layouts.rows import extract
 from foreknow.data.values import text_of
 from foreknow.errors import ConfigError, InputError
 
-_ASKED = ("prompt", "question", "instruction", "query", "input", "messages", "conversations", "history")
-"""Names of a preference row's prompt."""
-_LABELS = ("kto_tag", "label", "desirable", "is_desirable", "is_chosen")
-"""Columns that tell good answers from bad ones."""
-_TWINS = ("question", "answer")
-"""Of these, other columns that could have been taken are named."""
-
+_PROMPT_COLUMNS = ("prompt", "question", "instruction", "query", "input", "messages", "conversations", "history")
+"""Names of the column that holds the prompt of a preference row."""
+_VERDICT_COLUMNS = ("kto_tag", "label", "desirable", "is_desirable", "is_chosen")
+"""Columns that say whether an answer is good or bad."""
+_NAMED_IF_UNUSED = ("question", "answer")
+"""If a file has other columns that could hold one of these, the reason names them as unused."""
 _BEFORE = ("system", "system_prompt", "history")
-"""Columns of what is said before a question: some layouts read them."""
+"""Columns of the turns before a question. Some layouts read them; the reason names them if the layout does not."""
 
 
 def detect(
     columns: Sequence[str], mapped: Mapping[str, str], where: str, sample: Sequence[Record] = (), named: str = "auto"
 ) -> Layout:
-    """The layout of a file with these columns and first records; InputError if none fits.
+    """Choose the layout of a file by its columns and first records.
 
-    `mapped` (`--map`) and `named` (`--layout`) win over what the file looks like. `where` opens the messages.
+    `mapped` (`--map`: our name -> the file's column) and `named` (`--layout`) take precedence over what the file looks
+    like. Raises InputError if no layout fits, ConfigError for an unknown layout or name; messages begin with `where`.
     """
     _check_map(columns, mapped, where, sample)
     if named != "auto" and named not in LAYOUT_KINDS:
@@ -44,7 +44,7 @@ def detect(
     columns_by_name = {ours: _first_column(columns, names) for ours, names in USUAL.items()} | dict(mapped)
     taken = {ours: theirs for ours, theirs in columns_by_name.items() if theirs is not None}
     if "chosen" in taken and "prompt" not in mapped:
-        prompt_column = _first_column([column for column in columns if column != taken["chosen"]], _ASKED)
+        prompt_column = _first_column([column for column in columns if column != taken["chosen"]], _PROMPT_COLUMNS)
         taken = {**taken, "prompt": prompt_column} if prompt_column else taken
     layout_names = [named] if named != "auto" else _layout_order(columns, mapped)
     candidates: list[tuple[int, Layout]] = []
@@ -58,7 +58,7 @@ def detect(
             return layout
         candidates.append((count, layout))
     if candidates:
-        # rows of several layouts: the one that most of them are of
+        # the rows are of several layouts: take the one that reads most of them
         return max(candidates, key=lambda candidate: candidate[0])[1]
     if named != "auto":
         raise InputError(
@@ -69,13 +69,13 @@ def detect(
 
 
 def _shares_columns(one: Layout, other: Layout) -> bool:
-    """Whether two layouts read the same rows in two ways: they have a column in common that is not beside any row."""
+    """Whether two layouts read the same rows in two ways: both read a column that is not one of `BESIDE`."""
     main = [{theirs for ours, theirs in each.columns.items() if ours not in BESIDE} for each in (one, other)]
     return not main[0].isdisjoint(main[1])
 
 
 def _count_read(layout: Layout, sample: Sample) -> int:
-    """How many records a layout reads: those that have a usable row, or one that tells why it cannot be used."""
+    """The number of records that a layout reads: each has a usable row, or a row with a reason why it is left out."""
     count = 0
     for record in sample:
         try:
@@ -98,7 +98,7 @@ def _try_layout(
     *,
     forced: bool,
 ) -> Layout | None:
-    """The layout of this name, where the columns and records are of it. `forced`: the user named it."""
+    """The layout of this name if the columns and records fit it, else None. `forced`: the user named it."""
     kind = LAYOUT_KINDS[name]
     if name == "choices":
         scheme = find_scheme(columns, sample, where)
@@ -120,7 +120,7 @@ def _try_layout(
 
 
 _MARKED: Mapping[str, str] = {"text": "text", "prompt-completion": "prompt", "preference": "chosen"}
-"""Where marks of a chat stand in texts, by layout."""
+"""The column whose texts may contain chat markup, by layout."""
 
 
 def _marks_in(column: str, sample: Sample) -> list[str]:
@@ -130,10 +130,10 @@ def _marks_in(column: str, sample: Sample) -> list[str]:
 
 
 def _with_verdict(layout: Layout, columns: Sequence[str], sample: Sample) -> Layout:
-    """The layout with the column that tells good answers from bad ones, if there is one."""
+    """The layout with the column that says whether an answer is good, if the file has one."""
     if layout.name in ("preference", "popqa", "triples", "trees", "instances"):
         return layout
-    for name in _LABELS:
+    for name in _VERDICT_COLUMNS:
         column = _first_column(columns, (name,))
         if column is None or column in layout.columns.values():
             continue
@@ -149,9 +149,10 @@ def _with_verdict(layout: Layout, columns: Sequence[str], sample: Sample) -> Lay
 
 
 def _with_unused_columns_named(layout: Layout, columns: Sequence[str], sample: Sample) -> Layout:
-    """The layout with a reason that names the columns which could have been taken, or that stand before a question."""
+    """The layout with a reason that also names the unused columns which could hold a question, an answer, a passage or
+    the turns before a question."""
     used_columns = set(layout.columns.values())
-    names = [name for ours in _TWINS if ours in layout.columns for name in USUAL[ours]]
+    names = [name for ours in _NAMED_IF_UNUSED if ours in layout.columns for name in USUAL[ours]]
     names += USUAL["passage"] if "question" in layout.columns else ()
     known = {*names, *_BEFORE}
     others = [
@@ -169,7 +170,7 @@ def _is_filled(value: object) -> bool:
 
 
 def _layout_order(columns: Sequence[str], mapped: Mapping[str, str]) -> list[str]:
-    """Which layouts to try, the first first."""
+    """The names of the layouts to try, in order."""
     if mapped:
         pairs = (
             *(("messages", "messages"), ("conversations", "sharegpt"), ("chosen", "preference"), ("text", "text")),
@@ -187,7 +188,7 @@ def _layout_order(columns: Sequence[str], mapped: Mapping[str, str]) -> list[str
 
 
 def _has_needed_columns(name: str, taken: Taken) -> bool:
-    """Whether the columns are enough for a layout."""
+    """Whether the file has the columns that a layout needs."""
     if name == "question":
         return "question" in taken and ("answer" in taken or "answers" in taken)
     if name == "triples":
@@ -196,19 +197,19 @@ def _has_needed_columns(name: str, taken: Taken) -> bool:
 
 
 def _without_repeats(name: str, taken: dict[str, str], mapped: Mapping[str, str]) -> dict[str, str]:
-    """One column is taken once: alpaca's `input` is its context, not a question."""
+    """Remove columns that are taken twice: alpaca's `input` is its context, not a question."""
     mine = dict(taken)
     if name == "alpaca" and mine.get("context") == mine.get("answer"):
         mine.pop("context", None)
     if name in ("question", "reading") and mine.get("answer") == mine["question"] and "answer" not in mapped:
         mine.pop("answer")
     if "answers" in mine and mine.get("answer", "").lower() == "label" and "answer" not in mapped:
-        mine.pop("answer")  # a label beside answers is something else
+        mine.pop("answer")  # a label beside `answers` is no answer
     return mine
 
 
 def _first_column(columns: Sequence[str], names: Sequence[str]) -> str | None:
-    """The first of `names` among the columns, capitals aside; a column spelled alike wins."""
+    """The column with the first of `names`, ignoring case; a column with exactly that spelling takes precedence."""
     lowered = {column.lower(): column for column in reversed(columns)} | {column: column for column in columns}
     return next((lowered[name] for name in names if name in lowered), None)
 

@@ -1,4 +1,4 @@
-"""Records with other answers, under their layout's own columns; pure."""
+"""Replaces the answers in records, in the columns of their layout. Pure."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ def with_answers(
     answers: Mapping[int | None, str],
     kept: Collection[int] | None = None,
 ) -> Record:
-    """The record with the answers of some turns replaced, under the layout's own columns; other accepted answers go.
+    """Return the record with the answers of some turns replaced. Other accepted answers are removed.
 
-    A thought before an answer stays. `answers`: by `Extracted.turn`. `kept`: of a chat, the turns that may be learnt
-    from: the others are cut off or marked (`exchanges.edited`; beside a `history` stands a list of marks). None: all.
+    A thought before an answer stays. `answers`: new answers by `Extracted.turn`. `kept`: the turns of a chat that a
+    trainer may learn from; the others are cut off or masked (`exchanges.replace_answers`; a list of masks is written
+    beside a `history`). If `kept` is None, all turns stay.
     """
     paths = [name for name in layout.columns.values() if name not in record and has_field(record, name)]
     if paths:
@@ -73,7 +74,7 @@ def with_answers(
             if is_struct(old):
                 changed[theirs] = with_text(old, answer)
                 continue
-            # only `answers` is read as a list where a cell spells one
+            # a cell that spells a list is read as one only in the column `answers`
             spelled = ours == "answers" and isinstance(old, str) and isinstance(decode_list(old), list)
             changed[theirs] = (
                 dumps(_replace_answer(decode_list(old), answer)) if spelled else _replace_answer(old, answer)
@@ -82,7 +83,7 @@ def with_answers(
 
 
 def without_last_facts(layout: Layout, record: Record) -> Record:
-    """The record without the facts that are told of its last answer, where that answer is cut off or marked."""
+    """The record without the facts of its last answer, for a record whose last answer is cut off or masked."""
     column = layout.columns.get("facts")
     if column is None or are_by_turn(decode_list(field_of(record, column)), labelled_turns(record)):
         return record
@@ -90,7 +91,7 @@ def without_last_facts(layout: Layout, record: Record) -> Record:
 
 
 def _with_mask_list(layout: Layout, record: Record, kept: Collection[int] | None) -> Record:
-    """The record with a list of marks beside its chat, where answers that are not kept could not be marked in it."""
+    """The record with a list of masks beside its chat, if the chat itself cannot mask the answers that are not kept."""
     view = None if kept is None else view_of(layout.name, layout.columns, record)
     if view is None or kept is None:
         return record
@@ -103,7 +104,7 @@ def _with_mask_list(layout: Layout, record: Record, kept: Collection[int] | None
 def _with_history(
     layout: Layout, record: Record, answers: Mapping[int | None, str], kept: Collection[int] | None
 ) -> Record:
-    """An alpaca record with answers of its history replaced; with `kept`, it ends with the last pair that is kept."""
+    """An alpaca record with answers in its history replaced. With `kept`, the record ends with the last kept pair."""
     changed = dict(record)
     column = layout.columns["history"]
     old = decode_list(record[column])
@@ -120,16 +121,16 @@ def _with_history(
             changed[context] = ""
         pairs = pairs[:end]
     if kept is not None and set(range(len(pairs) + 1)) - set(kept):
-        # a mark for every message, as verl and LLaMA-Factory's users write it
+        # one mark per message, as verl reads it and users of LLaMA-Factory write it
         changed[MARKS] = [mark for place in range(len(pairs) + 1) for mark in (0, int(place in kept))]
     changed[column] = dumps(pairs) if isinstance(record[column], str) else pairs
     return changed
 
 
 def _replace_answer(old: object, answer: str) -> object:
-    """The answer in the place of another one, or of a list of them; a thought before it stays.
+    """Replace an answer, or a list of answers, by `answer`; a thought before the old answer stays.
 
-    Of a list, in the place of the first text that has an answer: one that is only a thought has none.
+    In a list, the first text that has an answer is replaced (a text that is only a thought has none), the others go.
     """
     if isinstance(old, list):
         texts = [text for text in old if isinstance(text, str)]
@@ -139,7 +140,7 @@ def _replace_answer(old: object, answer: str) -> object:
 
 
 def _replace_completion(old: str, answer: str) -> str:
-    """The answer with the blanks around the old text: a completion is joined to its prompt as it stands."""
+    """Replace a completion but keep the blanks around it, because prompt and completion are joined unchanged."""
     parts = answer_parts(old)
     text = parts.answer.strip()
     before, _, after = parts.answer.partition(text) if text else ("", "", "")

@@ -1,17 +1,17 @@
 """The layouts that foreknow reads: for each, the columns that it needs and a check of their values. Pure.
 
-    messages            a chat under `messages`: every turn of the assistant that answers a user's is a row
-    sharegpt            the same under `conversations`, turns as {from, value}
-    preference          chosen and rejected: the chosen answer counts (`formats.py`)
-    alpaca              instruction, input and output (system where it stands; the answers in `history` are rows too)
+    messages            a chat in the column `messages`: every assistant turn that answers a user turn is a row
+    sharegpt            a chat in the column `conversations`, with turns as {from, value}
+    preference          chosen and rejected answers: the chosen one is the answer (`formats.py`)
+    alpaca              instruction, input and output, maybe system; the answers in `history` are rows too
     prompt-completion   prompt and completion, as text or as turns
     popqa               PopQA's table
-    choices             multiple choice: the right choice's text is the answer (`choice_columns.py`)
-    reading             a question about a passage, which is asked with it, as alpaca's input is (SQuAD, BoolQ)
-    question            a question and its answer(s) under their usual names, or under `--map` names
-    triples             subject, relation and object; the question is the row's own, or the relation's template
-    trees, instances    OpenAssistant's trees of messages, Self-Instruct's instances (`reply_trees.py`)
-    text                one text with the marks of a chat (`text_markup.py`)
+    choices             multiple choice: the text of the right choice is the answer (`choice_columns.py`)
+    reading             a question about a passage; the passage is part of the prompt (SQuAD, BoolQ)
+    question            a question and its answers, in columns of their usual names or of the names in `--map`
+    triples             subject, relation and object; the row has a question, or its relation has a template
+    trees, instances    OpenAssistant's message trees, Self-Instruct's instances (`reply_trees.py`)
+    text                one text with chat markup (`text_markup.py`)
 
 `detection.py` chooses one of them for a file.
 """
@@ -37,7 +37,8 @@ Sample = Sequence[Record]
 
 
 class LayoutKind(NamedTuple):
-    """How a layout is known and read. `needs`: columns by our names; `fits`: what their values must be."""
+    """What a layout is recognised by. `needs`: the columns it must have, by our names; `also`: columns that it reads
+    too; `fits`: the check of their values; `what`: the layout in words."""
 
     needs: tuple[str, ...]
     also: tuple[str, ...]
@@ -53,11 +54,11 @@ def _has_turns(name: str) -> Callable[[Taken, Sample], bool]:
     def fits(taken: Taken, sample: Sample) -> bool:
         values = [field_of(record, taken[name]) for record in sample]
         if taken[name].lower() == "turns" and any(values) and all(_is_texts(value) for value in values if value):
-            return False  # MT-Bench keeps what the user says there, and no answers
+            return False  # MT-Bench: the user's turns alone, without answers
         lists = [v for v in values if not isinstance(v, str) or v.lstrip().startswith("[")]
         if any(looks_like_turns(v) or codec_of(v) is not None for v in lists):
             return True
-        # a file whose every chat is broken is still a file of chats
+        # a file in which every chat is broken is still a file of chats
         sure = taken[name].lower() in _CHAT_NAMES or not values
         return sure and not any(isinstance(v, str | Mapping) and v for v in values)
 
@@ -65,7 +66,7 @@ def _has_turns(name: str) -> Callable[[Taken, Sample], bool]:
 
 
 def _is_texts(value: object) -> bool:
-    """Whether a value is a list of texts, or a cell that spells one: it does not say who speaks."""
+    """Whether a value is a list of texts, or a cell that spells one: no text names its speaker."""
     listed = decode_object(value)
     return isinstance(listed, list | tuple) and all(isinstance(item, str) for item in listed)
 
@@ -81,7 +82,7 @@ def _has_view(name: str) -> Callable[[Taken, Sample], bool]:
 
 
 def _has_answer_values(taken: Taken, sample: Sample) -> bool:
-    """Whether the columns of question and answer hold what may be some: no classes under `label`, no rated answers."""
+    """Whether the answer columns may hold answers: not class numbers in `label`, and not rated answers."""
     columns = [taken[ours] for ours in ("answer", "answers") if ours in taken]
     values = [value for record in sample for column in columns if (value := field_of(record, column)) is not None]
     if any(is_rated(value) for value in values):
@@ -92,7 +93,7 @@ def _has_answer_values(taken: Taken, sample: Sample) -> bool:
 
 
 def _is_reading(taken: Taken, sample: Sample) -> bool:
-    """Whether the questions are about a passage: their answers stand in it, or are marked there, or are yes and no."""
+    """Whether the questions are about a passage: most answers occur in it, are marked in it, or are yes or no."""
     if not ({"answer", "answers"} & set(taken)) or not _has_answer_values(taken, sample):
         return False
     known = inside = 0
