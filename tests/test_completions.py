@@ -159,7 +159,7 @@ class TestNodes:
         nameless = data.draw(st.sets(st.sampled_from(order)))
         listed = [(None if i in nameless else i, float(log_p[i].float())) for i in order if i not in dropped]
 
-        node, _ = node_of(listed, sampling, asked=k, vocabulary=size)
+        node, _ = node_of(listed, sampling, limit=k, vocabulary=size)
 
         scaled = log_p / sampling.temperature
         if sampling.top_k:
@@ -186,7 +186,7 @@ class TestNodes:
         [local] = nodes_of(ids[:, :kept], values[:, :kept], sampling)
         top = logits[0].log_softmax(-1).topk(60 if not top_k else kept + 2)
         listed = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
-        ours, _ = node_of(listed, sampling, asked=len(listed), vocabulary=60)
+        ours, _ = node_of(listed, sampling, limit=len(listed), vocabulary=60)
         assert ours.greedy == local.greedy == 5
         assert set(ours.tokens) == set(local.tokens)
         assert ours.tail == 0.0
@@ -195,13 +195,13 @@ class TestNodes:
 
     def test_the_token_that_stands_at_a_position_is_no_part_of_the_list(self) -> None:
         listed = [(9, math.log(0.01)), (1, math.log(0.5)), (2, math.log(0.3))]
-        node, _ = node_of(listed, Sampling(1.0, 40), asked=2, vocabulary=1000)
+        node, _ = node_of(listed, Sampling(1.0, 40), limit=2, vocabulary=1000)
         assert node.tokens == [1, 2]
         assert node.tail == pytest.approx(0.2, abs=1e-4)
 
     def test_more_than_one_in_all_is_no_distribution(self) -> None:
         with pytest.raises(InvalidResponse, match="add up"):
-            node_of([(1, -0.1), (2, -0.1)], SAMPLING, asked=2, vocabulary=100)
+            node_of([(1, -0.1), (2, -0.1)], SAMPLING, limit=2, vocabulary=100)
 
 
 EVERYTHING = [

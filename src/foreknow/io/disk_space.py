@@ -11,15 +11,15 @@ from foreknow.errors import ResourceError
 
 
 @contextlib.contextmanager
-def disk_full_errors(what: str, kept: str) -> Iterator[None]:
-    """Raise ResourceError if the disk is full; it names `what` could not be saved, and says what is `kept`."""
+def disk_full_errors(what: str, note: str) -> Iterator[None]:
+    """Raise ResourceError if the disk is full; `what` could not be written, and `note` says what is not lost."""
     try:
         yield
     except Exception as error:
         if not _no_space(error):
             raise
         raise ResourceError(
-            f"{what}: the disk is full; {kept}. Free some space and run the same command again"
+            f"{what}: the disk is full; {note}. Free some space and run the same command again"
         ) from None
 
 

@@ -122,7 +122,7 @@ class _Session:
 
     def __init__(self, root: Path, url: str):
         self.root, self.url, self.lost = root, url, False
-        self.kept = f"; what is finished is kept in {root!s}, the same command goes on from there"
+        self.note = f"; what is finished is kept in {root!s}, the same command goes on from there"
 
     def begin(self) -> None:
         with store_errors(self.url, refused=RunFolderError):
@@ -141,7 +141,7 @@ class _Session:
 
     def push(self) -> None:
         self.lost = True  # until everything is uploaded
-        with store_errors(self.url, kept=self.kept):
+        with store_errors(self.url, note=self.note):
             self.lease.check()
             self.mirror.push()
         self.lost = False
@@ -153,7 +153,7 @@ class _Session:
             return
         try:
             self.push()
-            with store_errors(self.url, kept=self.kept):
+            with store_errors(self.url, note=self.note):
                 self.mirror.compact_journal(self.lease.token)
                 self.lease.release()
         except ForeknowError as error:

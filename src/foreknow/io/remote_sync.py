@@ -37,10 +37,10 @@ class Known(NamedTuple):
 
 
 @contextlib.contextmanager
-def store_errors(url: str, kept: str = "", refused: type[UsageError] = InputError) -> Iterator[None]:
+def store_errors(url: str, note: str = "", refused: type[UsageError] = InputError) -> Iterator[None]:
     """Turn every error of a store's client library into one of ours: one line that names `url`.
 
-    Errors that the user can fix (names, permissions) raise `refused`, all others ResourceError. `kept` says in the
+    Errors that the user can fix (names, permissions) raise `refused`, all others ResourceError. `note` says in the
     message what is not lost; if it is given, the run had already begun, and the error is always ResourceError.
     """
     try:
@@ -55,7 +55,7 @@ def store_errors(url: str, kept: str = "", refused: type[UsageError] = InputErro
         # the stores' libraries share no class of errors
         text = re.sub(r"//[^/@\s]*@", "//", " ".join(str(error).split()))[:200]
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(f"{url}: the local disk is full ({mirrors()}); free some space{kept}") from error
+            raise ResourceError(f"{url}: the local disk is full ({mirrors()}); free some space{note}") from error
         mendable = True
         if isinstance(error, FileNotFoundError):
             why = f"not found ({text}); check bucket and name"
@@ -65,7 +65,7 @@ def store_errors(url: str, kept: str = "", refused: type[UsageError] = InputErro
             why = f"no credentials ({text}); set them as the store's own tools read them"
         else:
             mendable, why = False, f"the store cannot be reached ({text or type(error).__name__})"
-        raise (refused if mendable and not kept else ResourceError)(f"{url}: {why}{kept}") from error
+        raise (refused if mendable and not note else ResourceError)(f"{url}: {why}{note}") from error
 
 
 def filesystem(url: str) -> Any:

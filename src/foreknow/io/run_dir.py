@@ -306,10 +306,10 @@ def verify(folder: Path, *, partial: bool = False) -> dict[str, Any]:
 
 def _check_format(folder: Path, manifest: dict[str, Any]) -> None:
     """Raise RunFolderError where the run's files have the columns of another format than `FORMAT`."""
-    given = manifest.get("format", 1)
-    if given != FORMAT:
+    run_format = manifest.get("format", 1)
+    if run_format != FORMAT:
         raise RunFolderError(
-            f"{folder}: made by another version of foreknow (format {given} of its columns, expected {FORMAT}); "
+            f"{folder}: made by another version of foreknow (format {run_format} of its columns, expected {FORMAT}); "
             f"{_remedy(folder)}"
         )
 

@@ -218,7 +218,7 @@ def _format_misfit(error: Exception) -> str:
     sizes = [line for line in lines if line.startswith("size mismatch")]
     if not sizes:
         return first_line(error)
-    shown = [_SIZES.sub(r"\1 [\2], expected [\3]", line) for line in sizes[:SHOWN]]
+    differences = [_SIZES.sub(r"\1 [\2], expected [\3]", line) for line in sizes[:SHOWN]]
     rest = f" and {len(sizes) - SHOWN:,} more" if len(sizes) > SHOWN else ""
-    names = "; ".join(shown).replace(".default", "").replace(_PREFIX, "")
+    names = "; ".join(differences).replace(".default", "").replace(_PREFIX, "")
     return f"the adapter holds {count_of(sizes)} of another shape: {names}{rest}"

@@ -96,12 +96,12 @@ def check_loaded(
     if unexpected:
         problems.append(f"the checkpoint holds {count_of(unexpected)} that the model lacks: {names_of(unexpected)}")
     if mismatched:
-        shown = [
+        differences = [
             f"{name} {_shape(stored_shape)}, expected {_shape(model_shape)}"
             for name, stored_shape, model_shape in mismatched[:SHOWN]
         ]
         rest = f" and {len(mismatched) - SHOWN:,} more" if len(mismatched) > SHOWN else ""
-        problems.append(f"the checkpoint holds {count_of(mismatched)} of another shape: {'; '.join(shown)}{rest}")
+        problems.append(f"the checkpoint holds {count_of(mismatched)} of another shape: {'; '.join(differences)}{rest}")
     if problems:
         if any(file.suffix == ".gguf" for file in files.files):
             raise ModelError(f"{called}: {'; '.join(problems)}; the file is not whole, or of a layout that is not read")

@@ -23,18 +23,18 @@ def with_answers(
     layout: Layout,
     record: Record,
     answers: Mapping[int | None, str],
-    kept: Collection[int] | None = None,
+    learnable: Collection[int] | None = None,
 ) -> Record:
     """Return the record with the answers of some turns replaced. Other accepted answers are removed.
 
-    A thought before an answer stays. `answers`: new answers by `Extracted.turn`. `kept`: the turns of a chat that a
-    trainer may learn from; the others are cut off or masked (`exchanges.replace_answers`; a list of masks is written
-    beside a `history`). If `kept` is None, all turns stay.
+    A thought before an answer stays. `answers`: new answers by `Extracted.turn`. `learnable`: the turns of a chat that
+    a trainer may learn from; the others are cut off or masked (`exchanges.replace_answers`; a list of masks is written
+    beside a `history`). If `learnable` is None, all turns stay.
     """
     paths = [name for name in layout.columns.values() if name not in record and has_field(record, name)]
     if paths:
         flat = {**record, **{path: field_of(record, path) for path in paths}}
-        edited_flat = with_answers(layout, flat, answers, kept)
+        edited_flat = with_answers(layout, flat, answers, learnable)
         changed = {key: value for key, value in edited_flat.items() if key not in paths}
         for path in paths:
             changed = with_field(changed, path, edited_flat[path])
@@ -47,19 +47,19 @@ def with_answers(
         return changed if answers else with_text_answer(record, layout.choices)
     if name in ("trees", "instances"):
         column_name = layout.columns["tree" if name == "trees" else "instances"]
-        return {**changed, column_name: with_answer_at(name, record.get(column_name), answers, kept)}
+        return {**changed, column_name: with_answer_at(name, record.get(column_name), answers, learnable)}
     if (view := view_of(name, layout.columns, record)) is not None:
         final = last_answer(view.turns)
         by_place = {final if turn is None else turn: text for turn, text in answers.items()}
-        return _with_mask_list(layout, view.put(replace_answers(view.turns, by_place, kept)), kept)  # type: ignore[arg-type]
-    if name == "alpaca" and (kept is not None or any(turn is not None for turn in answers)):
-        return _with_history(layout, record, answers, kept)
+        return _with_mask_list(layout, view.put(replace_answers(view.turns, by_place, learnable)), learnable)  # type: ignore[arg-type]
+    if name == "alpaca" and (learnable is not None or any(turn is not None for turn in answers)):
+        return _with_history(layout, record, answers, learnable)
     column = layout.columns.get({"messages": "messages", "sharegpt": "conversations"}.get(name, "completion"))
     if name in ("messages", "sharegpt", "prompt-completion") and column is not None:
         old = record.get(column)
         if looks_like_turns(old):
             by_turn = {last_answer(old) if turn is None else turn: text for turn, text in answers.items()}
-            changed[column] = replace_answers(old, by_turn, kept)
+            changed[column] = replace_answers(old, by_turn, learnable)
         elif answers:
             answer = next(iter(answers.values()))
             changed[column] = (
@@ -90,21 +90,23 @@ def without_last_facts(layout: Layout, record: Record) -> Record:
     return {**record, column: None} if column in record else with_field(record, column, None)
 
 
-def _with_mask_list(layout: Layout, record: Record, kept: Collection[int] | None) -> Record:
-    """The record with a list of masks beside its chat, if the chat itself cannot mask the answers that are not kept."""
-    view = None if kept is None else view_of(layout.name, layout.columns, record)
-    if view is None or kept is None:
+def _with_mask_list(layout: Layout, record: Record, learnable: Collection[int] | None) -> Record:
+    """The record with a list of masks beside its chat, if the chat itself cannot mask answers."""
+    view = None if learnable is None else view_of(layout.name, layout.columns, record)
+    if view is None or learnable is None:
         return record
     turns = turns_of(view.turns, record) or []
-    if all(turn.fault is not None or place in kept for place, turn in enumerate(turns) if turn.role == "assistant"):
+    if all(
+        turn.fault is not None or place in learnable for place, turn in enumerate(turns) if turn.role == "assistant"
+    ):
         return record
-    return {**record, MARKS: [int(place in kept) for place in range(len(turns))]}
+    return {**record, MARKS: [int(place in learnable) for place in range(len(turns))]}
 
 
 def _with_history(
-    layout: Layout, record: Record, answers: Mapping[int | None, str], kept: Collection[int] | None
+    layout: Layout, record: Record, answers: Mapping[int | None, str], learnable: Collection[int] | None
 ) -> Record:
-    """An alpaca record with answers in its history replaced. With `kept`, the record ends with the last kept pair."""
+    """An alpaca record with answers in its history replaced; with `learnable`, it ends with its last learnable pair."""
     changed = dict(record)
     column = layout.columns["history"]
     old = decode_list(record[column])
@@ -115,14 +117,14 @@ def _with_history(
             changed[output] = _replace_answer(record.get(output), answer)
         else:
             pairs[turn][1] = _replace_answer(pairs[turn][1], answer)
-    if kept is not None and (end := max(kept)) < len(pairs):
+    if learnable is not None and (end := max(learnable)) < len(pairs):
         changed[layout.columns["instruction"]], changed[output] = pairs[end]
         if (context := layout.columns.get("context")) is not None and context in record:
             changed[context] = ""
         pairs = pairs[:end]
-    if kept is not None and set(range(len(pairs) + 1)) - set(kept):
+    if learnable is not None and set(range(len(pairs) + 1)) - set(learnable):
         # one mark per message, as verl reads it and users of LLaMA-Factory write it
-        changed[MARKS] = [mark for place in range(len(pairs) + 1) for mark in (0, int(place in kept))]
+        changed[MARKS] = [mark for place in range(len(pairs) + 1) for mark in (0, int(place in learnable))]
     changed[column] = dumps(pairs) if isinstance(record[column], str) else pairs
     return changed
 
