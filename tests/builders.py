@@ -1,17 +1,20 @@
-"""Models and adapters made from others by an edit, and what foreknow says of them."""
+"""Builders that several test files share: data files, small models, and models and adapters edited from others."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from foreknow.data.schema import ROWS
 from foreknow.errors import ForeknowError, UsageError
 from foreknow.models import loading
 
@@ -42,3 +45,26 @@ def refusal(folder: Path, **given: Any) -> str:
     assert isinstance(caught.value, UsageError)
     assert len(str(caught.value).splitlines()) <= 2
     return str(caught.value)
+
+
+def write_jsonl(path: Path, records: Iterable[Any]) -> Path:
+    """Write records as JSON lines in UTF-8 and return the path."""
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def rows_frame(records: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
+    """A frame of `schema.ROWS`, all in the group "all" unless a record says otherwise, numbered from 0."""
+    blank = {"relation": None, "split": None, "group": "all", "popularity": None, "flags": [], "subject": None}
+    return pl.DataFrame([{**blank, "row": row, **record} for row, record in enumerate(records)], schema=ROWS)
+
+
+def random_model(config: object, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A causal LM of a config with random weights, the same ones each time."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() > 1:
+                p.mul_(4.0)  # away from a uniform distribution
+    return model.eval()

@@ -24,7 +24,7 @@ import polars as pl
 from foreknow.data.builtin import entityquestions, popqa
 from foreknow.data.dataset import Dataset, read_dataset
 from foreknow.data.layouts import relation_templates
-from foreknow.data.layouts.detection import LAYOUTS
+from foreknow.data.layouts.registry import LAYOUTS
 from foreknow.data.schema import ROWS, USABLE
 from foreknow.errors import ForeknowError, InputError
 from foreknow.io.readers import read_part

@@ -16,6 +16,7 @@ import polars as pl
 import pytest
 
 import foreknow
+from builders import write_jsonl
 from conftest import fact_rows
 from foreknow import cli
 from foreknow.categories import CATEGORIES
@@ -318,11 +319,6 @@ def test_a_config_file_and_a_prompt_template(run: Cli, facts_file: Path, tiny_fo
     assert "limit: 4" in (tmp_path / "y" / "config.yaml").read_text()
 
 
-def write(path: Path, rows: list[dict[str, object]]) -> Path:
-    path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
-    return path
-
-
 def test_odd_rows_are_kept_flagged_and_counted(run: Cli, tiny_folder: Path, tmp_path: Path) -> None:
     rows = fact_rows()[:10]
     odd = [
@@ -334,7 +330,7 @@ def test_odd_rows_are_kept_flagged_and_counted(run: Cli, tiny_folder: Path, tmp_
         {"question": "What is the capital of Hugeland?", "answer": "x" * 1_000_000},
     ]
     out = tmp_path / "a"
-    code, text, _ = run("audit", write(tmp_path / "f.jsonl", [*rows, *odd]), "--out", out, *settings(tiny_folder))
+    code, text, _ = run("audit", write_jsonl(tmp_path / "f.jsonl", [*rows, *odd]), "--out", out, *settings(tiny_folder))
     assert code == 0
     assert "2 rows have answers longer than 32 tokens and get no category" in text
     found = foreknow.open_audit(out).rows
@@ -361,7 +357,7 @@ def test_a_relation_with_too_few_exemplars_borrows(run: Cli, tiny_folder: Path, 
     ]
     out = tmp_path / "a"
     code, _, err = run(
-        "audit", write(tmp_path / "f.jsonl", rows), "--out", out, "--model", tiny_folder, "--dtype", "float32"
+        "audit", write_jsonl(tmp_path / "f.jsonl", rows), "--out", out, "--model", tiny_folder, "--dtype", "float32"
     )
     assert code == 0
     assert "group 'author' has 1 possible exemplars, needs 5: drawn from all groups instead" in err
@@ -455,7 +451,7 @@ def test_scoring_long_answers_counts_in_the_time_an_audit_took(
     rows = fact_rows()[:20]
     for row in rows[:3]:
         row["answer"] = " and ".join([str(row["answer"])] * 30)
-    data = write(tmp_path / "rows.jsonl", rows)
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
     score, scored = LongScorer.score, []
 
     def slow(self: LongScorer, rows: pl.DataFrame) -> pl.DataFrame:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from builders import write_jsonl
 from conftest import fact_rows, tiny_model, tiny_tokenizer
 from foreknow.config import AuditConfig, EvaluateConfig, TuneConfig
 from foreknow.data.schema import add_flag, has_flag
@@ -458,11 +459,6 @@ def folder_with(tiny_folder: Path, folder: Path, template: str) -> Path:
     return folder
 
 
-def written(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
 def chats(count: int = 24) -> list[dict[str, Any]]:
     """Facts as chats; some begin with a system turn, some ask twice, one has a tool's turn."""
     found = []
@@ -498,7 +494,7 @@ def test_rows_that_the_template_refuses_are_counted_and_the_others_labelled(
     from foreknow.stages.audit.run import run
 
     model = folder_with(tiny_folder, tmp_path / "model", STRICT)
-    file = written(tmp_path / "chats.jsonl", chats())
+    file = str(write_jsonl(tmp_path / "chats.jsonl", chats()))
     given_ = {"model": str(model), "chat_template": True, "exemplar_sets": 2, "shots": 2, "dtype": "float32"}
     audit = run(AuditConfig(data=file, out=tmp_path / "run", **given_))
     refused = [n for n in range(24) if n % 6 in (2, 3)]
@@ -512,7 +508,7 @@ def test_rows_that_the_template_refuses_are_counted_and_the_others_labelled(
     assert "roles must alternate" in said
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "the chat template raises an error for the row" in page
-    only = written(tmp_path / "only.jsonl", [row for n, row in enumerate(chats()) if n in refused])
+    only = str(write_jsonl(tmp_path / "only.jsonl", [row for n, row in enumerate(chats()) if n in refused]))
     with pytest.raises(InputError, match=r"all 8 rows are refused by the chat template; row 0: .*roles must alternate"):
         run(AuditConfig(data=only, out=tmp_path / "none", **given_))
 
@@ -527,7 +523,10 @@ def test_audit_tune_evaluate_and_tracker_ask_the_same_prompt(tiny_folder: Path, 
 
     model = folder_with(tiny_folder, tmp_path / "model", SWITCHED)
     rows = [{"question": r["question"], "answer": r["answer"]} for r in fact_rows()]
-    train, dev = written(tmp_path / "train.jsonl", rows[:8]), written(tmp_path / "dev.jsonl", rows[24:30])
+    train, dev = (
+        str(write_jsonl(tmp_path / "train.jsonl", rows[:8])),
+        str(write_jsonl(tmp_path / "dev.jsonl", rows[24:30])),
+    )
     same: dict[str, Any] = {"chat_template": True, "dtype": "float32"}
     audit = audited(
         AuditConfig(data=train, model=str(model), out=tmp_path / "a", exemplar_sets=2, shots=2, **same)
@@ -552,7 +551,11 @@ def test_the_page_says_that_prompts_end_in_a_thought(tiny_folder: Path, tmp_path
     from foreknow.stages.audit.run import run
 
     model = folder_with(tiny_folder, tmp_path / "model", TURNS + "{% if add_generation_prompt %}<think>{% endif %}")
-    rows = written(tmp_path / "f.jsonl", [{"question": r["question"], "answer": r["answer"]} for r in fact_rows()[:12]])
+    rows = str(
+        write_jsonl(
+            tmp_path / "f.jsonl", [{"question": r["question"], "answer": r["answer"]} for r in fact_rows()[:12]]
+        )
+    )
     audit = run(
         AuditConfig(
             data=rows, model=str(model), out=tmp_path / "a", chat_template=True, exemplar_sets=1, shots=2,
@@ -604,7 +607,7 @@ def test_a_chat_model_that_knows_its_facts_is_found_to_know_them(template: str, 
         optimizer.zero_grad()
     model.eval().save_pretrained(tmp_path / "model")
     made.save_pretrained(tmp_path / "model")
-    file = written(tmp_path / "f.jsonl", [{"question": r["question"], "answer": r["answer"]} for r in rows])
+    file = str(write_jsonl(tmp_path / "f.jsonl", [{"question": r["question"], "answer": r["answer"]} for r in rows]))
     audit = run(
         AuditConfig(
             data=file, model=str(tmp_path / "model"), out=tmp_path / "run", chat_template=True, dtype="float32",

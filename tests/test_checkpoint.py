@@ -19,7 +19,7 @@ from builders import Weights, edited, load, refusal
 from conftest import fact_rows
 from foreknow import cli
 from foreknow.errors import ModelError
-from foreknow.models import checkpoint_check
+from foreknow.models import checkpoint_check, model_checks
 from foreknow.models.resolve import resolve
 
 LAST = "model.layers.1.mlp.down_proj.weight"
@@ -344,15 +344,15 @@ def test_weights_too_large_for_the_dtype_are_told_from_damaged_ones(tiny_folder:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
 def test_a_number_is_seen_in_every_dtype(dtype: torch.dtype) -> None:
     values = torch.ones(1000).to(dtype)
-    assert checkpoint_check.is_finite(values)
-    assert checkpoint_check.is_finite(values[::3])
+    assert model_checks.is_finite(values)
+    assert model_checks.is_finite(values[::3])
     if dtype != torch.float8_e4m3fn:  # which has no infinity
-        assert not checkpoint_check.is_finite(values.index_fill(0, torch.tensor([999]), math.inf))
+        assert not model_checks.is_finite(values.index_fill(0, torch.tensor([999]), math.inf))
     with_nan = torch.ones(1000)
     with_nan[500] = math.nan
-    assert not checkpoint_check.is_finite(with_nan.to(dtype))
-    assert checkpoint_check.is_finite(torch.ones(3, dtype=torch.int8))
-    assert checkpoint_check.is_finite(torch.empty(0))
+    assert not model_checks.is_finite(with_nan.to(dtype))
+    assert model_checks.is_finite(torch.ones(3, dtype=torch.int8))
+    assert model_checks.is_finite(torch.empty(0))
 
 
 def test_offloaded_weights_are_read_for_it(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ from foreknow.inference.exact_probe import Chunk, Prober, ProbeSettings
 from foreknow.inference.generate import Generator, Sampler, exact_head
 from foreknow.inference.server.client import Endpoint, InvalidResponse, RequestFailure, RequestSession
 from foreknow.inference.server.completions import Usage, completion_of
-from foreknow.inference.server.engine import UNKNOWN, node_of, requests_to_open
+from foreknow.inference.server.engine import UNKNOWN, node_of
 from foreknow.inference.server.fluency import fluency_at
 from foreknow.inference.server.model import (
     Address,
@@ -69,11 +69,7 @@ SECRET = "sk-77aa-not-to-be-seen-anywhere"
 SAMPLING = Sampling(temperature=0.9, top_k=40)
 
 
-@pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key, and no proxy between us and loopback."""
-    for name in ("OPENAI_API_KEY", "http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("plain_environment")
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +155,7 @@ class TestNodes:
         nameless = data.draw(st.sets(st.sampled_from(order)))
         listed = [(None if i in nameless else i, float(log_p[i].float())) for i in order if i not in dropped]
 
-        node, _ = node_of(listed, sampling, asked=k, vocabulary=size)
+        node, _ = node_of(listed, sampling, limit=k, vocabulary=size)
 
         scaled = log_p / sampling.temperature
         if sampling.top_k:
@@ -186,7 +182,7 @@ class TestNodes:
         [local] = nodes_of(ids[:, :kept], values[:, :kept], sampling)
         top = logits[0].log_softmax(-1).topk(60 if not top_k else kept + 2)
         listed = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
-        ours, _ = node_of(listed, sampling, asked=len(listed), vocabulary=60)
+        ours, _ = node_of(listed, sampling, limit=len(listed), vocabulary=60)
         assert ours.greedy == local.greedy == 5
         assert set(ours.tokens) == set(local.tokens)
         assert ours.tail == 0.0
@@ -195,13 +191,13 @@ class TestNodes:
 
     def test_the_token_that_stands_at_a_position_is_no_part_of_the_list(self) -> None:
         listed = [(9, math.log(0.01)), (1, math.log(0.5)), (2, math.log(0.3))]
-        node, _ = node_of(listed, Sampling(1.0, 40), asked=2, vocabulary=1000)
+        node, _ = node_of(listed, Sampling(1.0, 40), limit=2, vocabulary=1000)
         assert node.tokens == [1, 2]
         assert node.tail == pytest.approx(0.2, abs=1e-4)
 
     def test_more_than_one_in_all_is_no_distribution(self) -> None:
         with pytest.raises(InvalidResponse, match="add up"):
-            node_of([(1, -0.1), (2, -0.1)], SAMPLING, asked=2, vocabulary=100)
+            node_of([(1, -0.1), (2, -0.1)], SAMPLING, limit=2, vocabulary=100)
 
 
 EVERYTHING = [
@@ -264,18 +260,6 @@ class TestExact:
     ) -> None:
         with connected(scripts(TRANSFORMERS), tiny_folder) as (model, _), pytest.raises(ConfigError, match="sampled"):
             model.engine(SAMPLING)
-
-    def test_requests_are_as_many_as_stated(
-        self, rows: pl.DataFrame, few: pl.DataFrame, tiny_folder: Path, scripts: Callable[[Manners], Script]
-    ) -> None:
-        for manners in (VLLM, LLAMA_SERVER):
-            with connected(scripts(manners), tiny_folder) as (model, server):
-                asking = there(model, rows)
-                found, prompts = asking.prompts(few)
-                asked = len(server.seen)
-                trees = [row.tree for row in found]
-                asking.engine.open([some[0] for some in prompts], trees)
-                assert len(server.seen) - asked == requests_to_open(trees, model.can, 16)
 
 
 class TestCapabilities:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from foreknow.data.dataset import Dataset, read_dataset
 from foreknow.errors import InputError
-from foreknow.io.csv_dialect import Dialect, dialect_of
+from foreknow.io.csv_dialect import Dialect
+from foreknow.io.csv_sniffer import dialect_of
 from foreknow.io.readers import read_part
 from foreknow.io.sources import source_of, source_of_bytes
 from foreknow.io.writers import Change, write_parts

@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from builders import write_jsonl
 from conftest import fact_rows
 from foreknow.categories import CATEGORIES
 
@@ -29,17 +30,12 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  #
     return run_script
 
 
-def jsonl(path: Path, rows: list[dict[str, object]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, Path]:
     """Train, dev and test rows, no fact in two of them."""
     rows = [{k: row[k] for k in ("question", "answer", "relation")} for row in fact_rows()]
     parts = {"train": [*rows[:8], *rows[24:32]], "test": [*rows[8:14], *rows[32:38]], "dev": [*rows[14:24], *rows[38:]]}
-    return {name: jsonl(tmp_path / f"{name}.jsonl", part) for name, part in parts.items()}
+    return {name: write_jsonl(tmp_path / f"{name}.jsonl", part) for name, part in parts.items()}
 
 
 def test_every_example_is_run_here() -> None:
@@ -70,7 +66,9 @@ def test_mix_tune_evaluate(run, files: dict[str, Path], tiny_folder: Path, tmp_p
 
 def test_watch_a_trainer(run, files: dict[str, Path], tiny_folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     rows = [json.loads(line) for line in files["train"].read_text().splitlines()]
-    annotated = jsonl(tmp_path / "annotated.jsonl", [{**r, "category": CATEGORIES[n % 4]} for n, r in enumerate(rows)])
+    annotated = write_jsonl(
+        tmp_path / "annotated.jsonl", [{**r, "category": CATEGORIES[n % 4]} for n, r in enumerate(rows)]
+    )
     words = [annotated, files["dev"], "--model", tiny_folder, "--out", tmp_path / "trained", "--epochs", 2]
     out = run("watch_a_trainer.py", *words)
     assert "epoch 1: fitted {" in out
@@ -80,7 +78,7 @@ def test_watch_a_trainer(run, files: dict[str, Path], tiny_folder: Path, tmp_pat
 
 def test_label_rows(run, files: dict[str, Path], tiny_folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     rows = [json.loads(line) for line in files["train"].read_text().splitlines()]
-    data = jsonl(tmp_path / "rows.jsonl", [rows[0], {"question": "", "answer": "nothing"}, *rows[1:]])
+    data = write_jsonl(tmp_path / "rows.jsonl", [rows[0], {"question": "", "answer": "nothing"}, *rows[1:]])
     out = run("label_rows.py", data, tmp_path / "labelled.jsonl", "--model", tiny_folder)
     labelled = [json.loads(line) for line in (tmp_path / "labelled.jsonl").read_text().splitlines()]
     assert f"{len(rows) + 1} rows written to" in out

@@ -9,14 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foreknow.data.schema import ROWS
+from builders import rows_frame
 from foreknow.errors import InputError
 from foreknow.prompts.few_shot import Exemplar, Exemplars, GroupExemplars, draw_exemplars, key, same_fact
-
-
-def frame(records: list[dict[str, Any]]) -> pl.DataFrame:
-    blank = {"relation": None, "split": None, "group": "all", "popularity": None, "flags": [], "subject": None}
-    return pl.DataFrame([{**blank, "row": row, **data} for row, data in enumerate(records)], schema=ROWS)
 
 
 def facts(count: int, group: str = "all", **more: Any) -> list[dict[str, Any]]:
@@ -61,7 +56,7 @@ rows_of_any_kind = st.lists(
 def test_a_rows_own_fact_never_stands_in_its_prompts(
     records: list[dict[str, Any]], shots: int, sets: int, seed: int, with_audited: bool
 ) -> None:
-    rows = frame(records)
+    rows = rows_frame(records)
     audited = rows["row"].head(rows.height // 2) if with_audited else None
     try:
         drawn = draw_exemplars(rows, groups_of(rows), shots=shots, sets=sets, seed=seed, audited=audited)
@@ -93,7 +88,7 @@ def test_a_rows_own_fact_never_stands_in_its_prompts(
 @settings(deadline=None, max_examples=80)
 @given(st.integers(2, 60), st.integers(1, 4), st.integers(1, 8), st.integers(0, 3))
 def test_sets_share_nothing_while_the_pool_lasts(count: int, shots: int, sets: int, seed: int) -> None:
-    rows = frame(facts(count))
+    rows = rows_frame(facts(count))
     if count < shots + 1:
         with pytest.raises(InputError, match=f"found {count} rows that could serve, a prompt of {shots} shots needs"):
             draw_exemplars(rows, ["all"], shots=shots, sets=sets, seed=seed)
@@ -118,7 +113,7 @@ def test_sets_share_nothing_while_the_pool_lasts(count: int, shots: int, sets: i
 
 
 def test_the_draw_follows_the_seed() -> None:
-    rows = frame(facts(40))
+    rows = rows_frame(facts(40))
     first = draw_exemplars(rows, ["all"], shots=4, sets=3, seed=0)
     assert first == draw_exemplars(rows, ["all"], shots=4, sets=3, seed=0)
     assert first != draw_exemplars(rows, ["all"], shots=4, sets=3, seed=1)
@@ -126,8 +121,8 @@ def test_the_draw_follows_the_seed() -> None:
 
 def test_a_groups_draw_does_not_hang_on_other_groups() -> None:
     one, two = facts(30, "one"), facts(30, "two")
-    alone = draw_exemplars(frame(one), ["one"], shots=4, sets=3, seed=0).groups["one"]
-    mixed = frame([fact for pair in zip(two, one, strict=True) for fact in pair])
+    alone = draw_exemplars(rows_frame(one), ["one"], shots=4, sets=3, seed=0).groups["one"]
+    mixed = rows_frame([fact for pair in zip(two, one, strict=True) for fact in pair])
     assert draw_exemplars(mixed, ["one", "two"], shots=4, sets=3, seed=0).groups["one"] == alone
     assert draw_exemplars(mixed, ["two", "one"], shots=4, sets=3, seed=0).groups["one"] == alone
     other = draw_exemplars(mixed, ["two"], shots=4, sets=3, seed=0).groups["two"]
@@ -136,13 +131,13 @@ def test_a_groups_draw_does_not_hang_on_other_groups() -> None:
 
 
 def test_dev_rows_are_preferred_and_groups_without_them_use_their_own() -> None:
-    rows = frame([*facts(20, "one", split="train"), *facts(12, "one dev", split="dev")])
+    rows = rows_frame([*facts(20, "one", split="train"), *facts(12, "one dev", split="dev")])
     rows = rows.with_columns(group=pl.col("group").str.replace(" dev", ""))
     drawn = draw_exemplars(rows, ["one"], shots=4, sets=3, seed=0)
     group = drawn.groups["one"]
     assert {e.question.startswith("one dev") for one in group.sets for e in one} == {True}
     assert drawn.reason == "exemplars are drawn from each group's dev rows (12 in all)"
-    more = pl.concat([rows, frame(facts(9, "two", split="train")).with_columns(row=pl.col("row") + 100)])
+    more = pl.concat([rows, rows_frame(facts(9, "two", split="train")).with_columns(row=pl.col("row") + 100)])
     drawn = draw_exemplars(more, ["one", "two"], shots=4, sets=3, seed=0)
     assert drawn.groups["one"] == group
     assert all(e.question.startswith("two") for one in drawn.groups["two"].sets for e in one)
@@ -151,7 +146,7 @@ def test_dev_rows_are_preferred_and_groups_without_them_use_their_own() -> None:
 
 
 def test_rows_that_are_not_audited_serve_if_they_are_enough() -> None:
-    rows = frame(facts(40))
+    rows = rows_frame(facts(40))
     audited = rows["row"].head(20)
     drawn = draw_exemplars(rows, ["all"], shots=4, sets=4, seed=0, audited=audited)
     used = {e.question for one in drawn.groups["all"].sets for e in one}
@@ -168,14 +163,14 @@ def test_rows_that_are_not_audited_serve_if_they_are_enough() -> None:
 
 
 def test_a_pool_that_is_given_is_the_only_one() -> None:
-    rows, pool = frame(facts(40, split="dev")), frame(facts(9, "pool")).with_columns(group=pl.lit("all"))
+    rows, pool = rows_frame(facts(40, split="dev")), rows_frame(facts(9, "pool")).with_columns(group=pl.lit("all"))
     drawn = draw_exemplars(rows, ["all"], shots=4, sets=2, seed=0, pool=pool)
     assert {e.question.split()[0] for one in drawn.groups["all"].sets for e in one} == {"pool"}
     assert drawn.reason == "exemplars are drawn from the 9 rows given with --exemplars"
 
 
 def test_a_small_group_borrows_and_says_so() -> None:
-    rows = frame([*facts(20, "large"), *facts(4, "small"), *facts(5, "enough")])
+    rows = rows_frame([*facts(20, "large"), *facts(4, "small"), *facts(5, "enough")])
     drawn = draw_exemplars(rows, ["large", "small", "enough", "absent"], shots=4, sets=3, seed=0)
     borrowed = {name: group.borrowed for name, group in drawn.groups.items()}
     assert borrowed == {"large": False, "small": True, "enough": False, "absent": True}
@@ -187,7 +182,7 @@ def test_a_small_group_borrows_and_says_so() -> None:
 
 
 def test_too_few_rows_in_all() -> None:
-    rows = frame([*facts(2, "one"), *facts(2, "two")])
+    rows = rows_frame([*facts(2, "one"), *facts(2, "two")])
     with pytest.raises(InputError, match=r"found 4 rows that could serve, a prompt of 4 shots needs 5; .* --shots"):
         draw_exemplars(rows, ["one", "two"], shots=4, sets=10, seed=0)
     assert draw_exemplars(rows, ["one"], shots=3, sets=10, seed=0).groups["one"].borrowed
@@ -203,7 +198,7 @@ def test_rows_that_cannot_serve() -> None:
         {**good[0], "question": "empty", "subject": "empty", "answers": []},
         {**good[0], "question": "again", "subject": " ALL 0 "},
     ]
-    group = draw_exemplars(frame([*bad, *good]), ["all"], shots=4, sets=3, seed=0).groups["all"]
+    group = draw_exemplars(rows_frame([*bad, *good]), ["all"], shots=4, sets=3, seed=0).groups["all"]
     assert {e.subject for e in group.reserve} == {"all 1", "all 2", "all 3", "all 4", "all 5", " ALL 0 "}
     assert {e.question for e in group.reserve} == {*(f"all {i}?" for i in range(1, 6)), "again"}
     assert all(e.answer.startswith("all answer") for e in group.reserve)
@@ -237,14 +232,14 @@ def test_two_own_facts_in_the_smallest_pool_are_both_replaced() -> None:
 
 
 def test_zero_shots() -> None:
-    drawn = draw_exemplars(frame(facts(1)), ["all"], shots=0, sets=3, seed=0)
+    drawn = draw_exemplars(rows_frame(facts(1)), ["all"], shots=0, sets=3, seed=0)
     assert drawn.groups["all"].for_row("all 0?", "all 0") == [((), [])] * 3
     assert drawn.reason == "no exemplars: zero shots"
     assert drawn.as_json() == {"all": [[], [], []]}
 
 
 def test_json_holds_every_prompt_in_order() -> None:
-    drawn = draw_exemplars(frame(facts(12)), ["all"], shots=2, sets=3, seed=0)
+    drawn = draw_exemplars(rows_frame(facts(12)), ["all"], shots=2, sets=3, seed=0)
     assert drawn.as_json() == {
         "all": [[{"question": e.question, "answer": e.answer} for e in one] for one in drawn.groups["all"].sets]
     }

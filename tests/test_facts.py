@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from builders import rows_frame, write_jsonl
 from foreknow.data.dataset import read_dataset
 from foreknow.data.schema import ROWS, flag_rows, has_word, largest_remainder, majority_floor, take
 from foreknow.errors import ConfigError, InputError
@@ -24,33 +25,16 @@ QA = [
 ]
 
 
-def jsonl(path: Path, records: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), "utf-8")
-    return path
-
-
 def put(path: Path, content: str | bytes) -> Path:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
-
-
-def frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
-    blank = {
-        "subject": None,
-        "relation": None,
-        "split": None,
-        "group": "all",
-        "popularity": None,
-        "flags": [],
-    }
-    return pl.DataFrame([{**blank, "row": row, **data} for row, data in enumerate(rows)], schema=ROWS)
 
 
 # layouts
 
 
 def test_question_and_answer_under_their_usual_names(tmp_path: Path) -> None:
-    facts = read_dataset(jsonl(tmp_path / "a.jsonl", QA))
+    facts = read_dataset(write_jsonl(tmp_path / "a.jsonl", QA))
     assert facts.rows.schema == pl.Schema(ROWS)
     assert facts.rows["row"].to_list() == [0, 1]
     assert facts.rows["question"].to_list() == ["Capital of France?", "Capital of Peru?"]
@@ -70,7 +54,7 @@ def test_question_and_answer_under_their_usual_names(tmp_path: Path) -> None:
     ],
 )
 def test_other_usual_names(tmp_path: Path, question: str, answer: str) -> None:
-    facts = read_dataset(jsonl(tmp_path / "a.jsonl", [{question: " Who? ", answer: " Me "}]))
+    facts = read_dataset(write_jsonl(tmp_path / "a.jsonl", [{question: " Who? ", answer: " Me "}]))
     assert facts.rows.select("question", "answers").row(0) == ("Who?", ["Me"])
     assert f"question={question}" in facts.reason
 
@@ -80,7 +64,7 @@ def test_every_kind_of_answer_and_the_optional_columns(tmp_path: Path) -> None:
         "question": "When?", "answer": 1975, "possible_answers": '["1975", " in 1975 ", ""]',
         "aliases": ["never"], "subj": "Acme", "prop": "founded", "split": "dev", "s_pop": "12.5",
     }  # fmt: skip
-    row = read_dataset(jsonl(tmp_path / "a.jsonl", [record])).rows.row(0, named=True)
+    row = read_dataset(write_jsonl(tmp_path / "a.jsonl", [record])).rows.row(0, named=True)
     assert row["answers"] == ["1975", "in 1975"]
     assert (row["subject"], row["relation"], row["split"], row["popularity"]) == (
         "Acme",
@@ -93,11 +77,11 @@ def test_every_kind_of_answer_and_the_optional_columns(tmp_path: Path) -> None:
 
 def test_an_answer_that_only_looks_like_a_list_stays_text(tmp_path: Path) -> None:
     records = [{"question": "Rows?", "answer": "[1, 2]"}, {"question": "Open?", "answer": "[a"}]
-    assert read_dataset(jsonl(tmp_path / "a.jsonl", records)).rows["answers"].to_list() == [["[1, 2]"], ["[a"]]
+    assert read_dataset(write_jsonl(tmp_path / "a.jsonl", records)).rows["answers"].to_list() == [["[1, 2]"], ["[a"]]
 
 
 def test_a_map_beats_the_usual_names(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "a.jsonl", [{"question": "no", "text": "yes?", "answer": "no", "label": "yes"}])
+    path = write_jsonl(tmp_path / "a.jsonl", [{"question": "no", "text": "yes?", "answer": "no", "label": "yes"}])
     facts = read_dataset(path, columns={"question": "text", "answer": "label"})
     assert facts.rows.select("question", "answers").row(0) == ("yes?", ["yes"])
 
@@ -108,7 +92,7 @@ def test_triples_take_their_question_from_the_template(tmp_path: Path) -> None:
         {"subject": "Cusco", "relation": "P17", "object": ["Peru", "Republic of Peru"]},
         {"subject": "X", "relation": "P99", "object": "Y", "question": "Its own question?"},
     ]
-    facts = read_dataset(jsonl(tmp_path / "a.jsonl", records), templates={"P17": "Which country is [X] in?"})
+    facts = read_dataset(write_jsonl(tmp_path / "a.jsonl", records), templates={"P17": "Which country is [X] in?"})
     assert facts.layout == "triples"
     assert facts.rows["question"].to_list() == [
         "Which country is Lyon in?", "Which country is Cusco in?", "Its own question?",
@@ -118,16 +102,16 @@ def test_triples_take_their_question_from_the_template(tmp_path: Path) -> None:
 
 def test_triples_with_questions_need_no_template(tmp_path: Path) -> None:
     record = {"subject": "s", "relation": "r", "question": "q?", "object": "o", "aliases": ["a"]}
-    assert read_dataset(jsonl(tmp_path / "a.jsonl", [record])).rows["answers"].to_list() == [["o"]]
+    assert read_dataset(write_jsonl(tmp_path / "a.jsonl", [record])).rows["answers"].to_list() == [["o"]]
 
 
 def test_a_template_gives_back_the_subject_of_a_question(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "a.jsonl", [{"question": "Is Lyon in France?", "answer": "yes", "relation": "in"}])
+    path = write_jsonl(tmp_path / "a.jsonl", [{"question": "Is Lyon in France?", "answer": "yes", "relation": "in"}])
     assert read_dataset(path, templates={"in": "Is [X] in France?"}).rows["subject"].to_list() == ["Lyon"]
 
 
 def test_group_by_a_column(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "a.jsonl", [{**QA[0], "topic": 7, "relation": "r"}, {**QA[1], "topic": None}])
+    path = write_jsonl(tmp_path / "a.jsonl", [{**QA[0], "topic": 7, "relation": "r"}, {**QA[1], "topic": None}])
     assert read_dataset(path, group_by="topic").rows["group"].to_list() == ["7", "all"]
     assert read_dataset(path).rows["group"].to_list() == ["r", "all"]
 
@@ -138,8 +122,8 @@ def test_group_by_a_column(tmp_path: Path) -> None:
 def test_every_format_reads_to_the_same_rows(tmp_path: Path) -> None:
     records = [{**record, "n": str(n)} for n, record in enumerate(QA)]
     table = pl.DataFrame(records)
-    jsonl(tmp_path / "a.jsonl", records)
-    jsonl(tmp_path / "a.ndjson", records)
+    write_jsonl(tmp_path / "a.jsonl", records)
+    write_jsonl(tmp_path / "a.ndjson", records)
     put(tmp_path / "a.json", json.dumps(records, indent=2))
     table.write_csv(tmp_path / "a.csv")
     table.write_csv(tmp_path / "a.tsv", separator="\t")
@@ -227,7 +211,7 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
 
 
 def test_columns_that_are_not_there_are_answered_with_those_that_are(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "a.jsonl", QA)
+    path = write_jsonl(tmp_path / "a.jsonl", QA)
     with pytest.raises(
         InputError, match=r"--map question=qq: there is no column 'qq'. Columns found: question, answer"
     ):
@@ -241,7 +225,7 @@ def test_columns_that_are_not_there_are_answered_with_those_that_are(tmp_path: P
 def test_a_relation_without_template_names_the_line_and_those_given(tmp_path: Path) -> None:
     records = [{"subject": "s", "relation": relation, "object": "o"} for relation in ("P17", "P18")]
     with pytest.raises(InputError, match=r"a\.jsonl:2: relation 'P18' has no template \(templates given for P17\)"):
-        read_dataset(jsonl(tmp_path / "a.jsonl", records), templates={"P17": "Is [X]?"})
+        read_dataset(write_jsonl(tmp_path / "a.jsonl", records), templates={"P17": "Is [X]?"})
 
 
 def test_rows_that_cannot_be_used_are_kept_and_flagged(tmp_path: Path) -> None:
@@ -266,7 +250,7 @@ def test_rows_that_cannot_be_used_are_kept_and_flagged(tmp_path: Path) -> None:
 
 
 def test_flags() -> None:
-    rows = frame([
+    rows = rows_frame([
         {"question": "q", "answers": ["a"]},
         {"question": "q", "answers": ["a", "b"]},
         {"question": "q", "answers": ["b"]},
@@ -319,7 +303,7 @@ def test_majority_floor_against_brute_force(made: list[dict[str, Any]]) -> None:
         counts = Counter(answers[0] for answers in mine)
         best = min(counts, key=lambda gold: (-counts[gold], gold))
         expected.append((group, sum(best in answers for answers in mine) / len(mine), best, len(mine)))
-    assert majority_floor(frame(made)).rows() == expected
+    assert majority_floor(rows_frame(made)).rows() == expected
 
 
 @settings(max_examples=40, deadline=None)
@@ -327,7 +311,7 @@ def test_majority_floor_against_brute_force(made: list[dict[str, Any]]) -> None:
 def test_take_is_exact_proportional_and_blind_to_order(
     made: list[dict[str, Any]], limit: int, seed: int, random: Any
 ) -> None:
-    rows = frame(made)
+    rows = rows_frame(made)
     taken = take(rows, limit, seed)
     usable = [row for row in made if row["question"] is not None and row["answers"] is not None]
     free = [row for row in usable if row["split"] != "dev"]
@@ -345,7 +329,7 @@ def test_take_is_exact_proportional_and_blind_to_order(
 
 
 def test_take_depends_on_the_seed_and_refuses_nothing() -> None:
-    rows = frame([{"question": f"q{n}", "answers": ["a"]} for n in range(100)])
+    rows = rows_frame([{"question": f"q{n}", "answers": ["a"]} for n in range(100)])
     assert take(rows, 10, 0).equals(take(rows, 10, 0))
     assert not take(rows, 10, 0).equals(take(rows, 10, 1))
     assert set(take(rows, 10, 0)["row"]) <= set(take(rows, 20, 0)["row"])
@@ -411,7 +395,7 @@ def test_tables_keep_their_cells_and_line_ends(tmp_path: Path, suffix: str) -> N
 
 def test_a_label_never_replaces_a_column_of_the_file(tmp_path: Path) -> None:
     record = {**QA[0], "category": "theirs", "foreknow_category": "theirs too"}
-    facts = read_dataset(jsonl(tmp_path / "a.jsonl", [record, record]))
+    facts = read_dataset(write_jsonl(tmp_path / "a.jsonl", [record, record]))
     facts.annotate(LABELS, tmp_path / "b.jsonl")
     assert readers(tmp_path / "b.jsonl")[1] == {
         **record, "foreknow_foreknow_category": "Unknown", "p_hit": 0.5, "flags": ["a", "b"],
@@ -461,7 +445,7 @@ def check_round_trip(records: list[dict[str, Any]], write: Callable[[Path, Any],
 def test_json_round_trip_keeps_every_field(records: list[dict[str, Any]], suffix: str, indent: int | None) -> None:
     def write(path: Path, made: Any) -> None:
         if suffix == ".jsonl":
-            jsonl(path, made)
+            write_jsonl(path, made)
         else:
             put(path, json.dumps(made, indent=indent))
 

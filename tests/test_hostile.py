@@ -46,7 +46,7 @@ from foreknow.stages.evaluate import run as evaluate_run
 from foreknow.stages.study.result import StudyResult
 from foreknow.stages.train import run as train_run
 from synthetic_study import grid, simulated, write_study
-from test_report import summary_of, synthetic
+from test_audit_report import summary_of, synthetic
 from test_tune_report import evaluated, made
 
 SITE = "http://127.0.0.1:9"

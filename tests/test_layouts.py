@@ -16,6 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from builders import write_jsonl
+
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
@@ -23,7 +25,7 @@ else:
 
 from foreknow.data.chat.exchanges import Turn, exchanges, turns_of
 from foreknow.data.dataset import read_dataset
-from foreknow.data.layouts.detection import LAYOUTS
+from foreknow.data.layouts.registry import LAYOUTS
 from foreknow.data.schema import USABLE
 from foreknow.errors import ConfigError, InputError
 from foreknow.prompts.prompt_template import Template
@@ -71,19 +73,14 @@ ROWS_OF: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def jsonl(path: Path, records: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), "utf-8")
-    return path
-
-
 def one(tmp_path: Path, record: Mapping[str, Any], **how: Any) -> dict[str, Any]:
     """The row of a record; of a chat with several answers the last."""
-    return read_dataset(jsonl(tmp_path / "a.jsonl", [record]), **how).rows.row(-1, named=True)
+    return read_dataset(write_jsonl(tmp_path / "a.jsonl", [record]), **how).rows.row(-1, named=True)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_each_layout_is_found_with_its_reason(tmp_path: Path, layout: str) -> None:
-    facts = read_dataset(jsonl(tmp_path / "a.jsonl", [ROWS_OF[layout]]))
+    facts = read_dataset(write_jsonl(tmp_path / "a.jsonl", [ROWS_OF[layout]]))
     assert facts.layout == layout
     assert facts.reason.startswith(f"layout {layout}: ")
     row = facts.rows.row(-1, named=True)
@@ -94,11 +91,11 @@ def test_each_layout_is_found_with_its_reason(tmp_path: Path, layout: str) -> No
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_each_layout_can_be_named(tmp_path: Path, layout: str) -> None:
-    assert read_dataset(jsonl(tmp_path / "a.jsonl", [ROWS_OF[layout]]), layout=layout).layout == layout
+    assert read_dataset(write_jsonl(tmp_path / "a.jsonl", [ROWS_OF[layout]]), layout=layout).layout == layout
 
 
 def test_a_named_layout_that_the_file_is_not(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "a.jsonl", [ROWS_OF["question"]])
+    path = write_jsonl(tmp_path / "a.jsonl", [ROWS_OF["question"]])
     with pytest.raises(InputError, match=r"--layout alpaca: expected the columns instruction"):
         read_dataset(path, layout="alpaca")
     with pytest.raises(ConfigError, match="no such layout; known are messages"):
@@ -143,7 +140,9 @@ def test_prompt_and_completion_may_be_turns(tmp_path: Path) -> None:
 
 
 def test_a_chat_without_an_answer_is_flagged_and_kept(tmp_path: Path) -> None:
-    facts = read_dataset(jsonl(tmp_path / "a.jsonl", [{"messages": CHAT[:2]}, ROWS_OF["messages"], {"messages": 7}]))
+    facts = read_dataset(
+        write_jsonl(tmp_path / "a.jsonl", [{"messages": CHAT[:2]}, ROWS_OF["messages"], {"messages": 7}])
+    )
     flags = [["context", "no_answer"], ["context"], ["context"], ["no_answer", "no_question"]]
     assert facts.rows["flags"].to_list() == flags
     with pytest.raises(InputError, match=r"a\.jsonl:1: no answer: messages is .*\. 2 of 4 rows cannot be used"):
@@ -210,7 +209,7 @@ def test_a_truncated_gzip_names_the_file(tmp_path: Path) -> None:
 def tree(folder: Path) -> None:
     for name, records in (("train.jsonl", RECORDS[:3]), ("sub/validation.jsonl", RECORDS[3:])):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        jsonl(folder / name, records)
+        write_jsonl(folder / name, records)
     (folder / "README.md").write_text("about")
     (folder / "train.jsonl.manifest.json").write_text("{}")
     (folder / ".hidden.jsonl").write_text("broken")
@@ -288,7 +287,7 @@ def test_a_limit_keeps_the_drawn_rows_and_candidates_only(tmp_path: Path, monkey
         {"question": f"q{n}?", "answer": "a", "relation": f"r{n % 2}", "split": "dev" if n % 10 == 0 else "train"}
         for n in range(200)
     ] + [{"question": "q1?", "answer": "b", "relation": "r1"}]
-    path = jsonl(tmp_path / "a.jsonl", records)
+    path = write_jsonl(tmp_path / "a.jsonl", records)
     whole, part = read_dataset(path), read_dataset(path, limit=20)
     assert part.total == 201
     assert part.digest == whole.digest
@@ -299,16 +298,16 @@ def test_a_limit_keeps_the_drawn_rows_and_candidates_only(tmp_path: Path, monkey
 
 
 def test_a_limit_above_the_rows_is_no_limit(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "a.jsonl", [*RECORDS, {"question": None, "answer": "x"}])
+    path = write_jsonl(tmp_path / "a.jsonl", [*RECORDS, {"question": None, "answer": "x"}])
     assert read_dataset(path, limit=9).rows.equals(read_dataset(path).rows)
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = jsonl(tmp_path / "a.jsonl", RECORDS)
+    path = write_jsonl(tmp_path / "a.jsonl", RECORDS)
     import foreknow.data.dataset
 
     def meddle(*given: Any) -> pl.Series:
-        jsonl(path, RECORDS[:4])
+        write_jsonl(path, RECORDS[:4])
         return original(*given)
 
     original = foreknow.data.dataset.sample_rows

@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from builders import random_model
 from foreknow.data.schema import ROWS as SCHEMA
 from foreknow.inference.generate import exact_head
 from foreknow.inference.lm_head import OutputHead
@@ -78,16 +79,6 @@ OTHERS = {
 }
 
 
-def build(config: object, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.dim() > 1:
-                p.mul_(4.0)  # away from a uniform distribution
-    return model.eval()
-
-
 def plain(model: PreTrainedModel, prompter: Prompter, question: str, answer: str) -> list[float]:
     """log p of the answer's tokens, one row at a time; the prompt's own tokens begin this tokenizer's whole."""
     prompt = prompter.ids([prompter.text([], question)])[0]
@@ -118,7 +109,7 @@ def test_scores_are_those_of_a_plain_loop(model: PreTrainedModel, prompter: Prom
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_scores_of_other_architectures_are_those_of_a_plain_loop(kind: str, prompter: Prompter) -> None:
-    model = build(OTHERS[kind])
+    model = random_model(OTHERS[kind])
     scorer = LongScorer(model, prompter, batch_tokens=600)
     assert scorer.split is not None
     is_plain(scorer.score(ROWS), model, prompter)
@@ -149,7 +140,7 @@ def test_ordered_bf16_layers_score_as_plain_ones(model: PreTrainedModel, tiny_fo
 
 
 def test_a_model_whose_head_does_more_is_scored_by_its_own_logits(prompter: Prompter) -> None:
-    model = build(OTHERS["gpt2 with learned positions"])
+    model = random_model(OTHERS["gpt2 with learned positions"])
 
     class Louder(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -235,7 +226,7 @@ def test_longer_answers_are_cut_and_say_so(model: PreTrainedModel, prompter: Pro
 
 
 def test_the_models_positions_are_the_limit(prompter: Prompter) -> None:
-    model = build(GPT2Config(vocab_size=420, n_embd=32, n_layer=2, n_head=4, n_positions=60))
+    model = random_model(GPT2Config(vocab_size=420, n_embd=32, n_layer=2, n_head=4, n_positions=60))
     rows = table([ANSWERS[4], ANSWERS[4]], ["What is the capital of Estoria?", "Which river? " * 30])
     cut, none = LongScorer(model, prompter).score(rows).to_dicts()
     prompt = len(prompter.ids([prompter.text([], "What is the capital of Estoria?")])[0])

@@ -26,9 +26,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import foreknow
+from builders import load
 from foreknow.config import TuneConfig
 from foreknow.errors import ConfigError, ForeknowError, MissingExtra, ModelError, UsageError
-from foreknow.models import hub, loading, quantization
+from foreknow.models import hub, quantization
 from foreknow.models.resolve import resolve
 from foreknow.settings import settings_of
 from foreknow.stages.train import run as train_run
@@ -47,10 +48,6 @@ def format_hub_error(name: Path | str, kind: type[ForeknowError] = ModelError, *
     assert isinstance(caught.value, UsageError)
     assert len(str(caught.value).splitlines()) <= 2
     return str(caught.value)
-
-
-def load(folder: Path, **given: Any) -> loading.Loaded:
-    return loading.load_model(str(folder), **{"dtype": "float32", "device": "cpu", **given})
 
 
 def told(folder: Path, **config: Any) -> Path:

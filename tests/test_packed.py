@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from transformers import (
-    AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
@@ -20,6 +19,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from builders import random_model
 from foreknow.inference.lm_head import OutputHead
 from foreknow.inference.packed_attention import Segment, TokenTree, UnsupportedModel, gather_kv
 from foreknow.inference.packed_model import PackedModel
@@ -39,19 +39,9 @@ CONFIGS = {
 }
 
 
-def build(config: object, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.dim() > 1:
-                p.mul_(4.0)  # away from a uniform distribution
-    return model.eval()
-
-
 @pytest.fixture(params=CONFIGS, scope="module")
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
-    return build(CONFIGS[request.param])
+    return random_model(CONFIGS[request.param])
 
 
 def plain(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
@@ -155,7 +145,7 @@ def can_order() -> bool:
 
 
 def test_ordered_bf16_layers_give_the_plain_layers_results() -> None:
-    model = build(CONFIGS["llama"], torch.bfloat16)
+    model = random_model(CONFIGS["llama"], torch.bfloat16)
     ids = draw(1, 30)
     reference = plain(model, ids)
     packed = PackedModel(model)
@@ -173,7 +163,7 @@ def test_an_architecture_that_does_not_follow_is_refused() -> None:
         def forward(self, **_: object) -> object:
             raise TypeError("unexpected keyword argument 'packing'")
 
-    model = build(CONFIGS["llama"])
+    model = random_model(CONFIGS["llama"])
     packed = PackedModel(model)
     packed.body = Stubborn()
     with packed.attached(), pytest.raises(UnsupportedModel, match="packing"):
@@ -181,7 +171,7 @@ def test_an_architecture_that_does_not_follow_is_refused() -> None:
 
 
 def test_wrong_logits_are_noticed() -> None:
-    model = build(CONFIGS["llama"])
+    model = random_model(CONFIGS["llama"])
     packed = PackedModel(model)
     packed.head.config.logit_scale = 3.0  # a scale the model itself does not apply
     with packed.attached(), pytest.raises(UnsupportedModel, match="differ"):

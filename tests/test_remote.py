@@ -29,7 +29,7 @@ from foreknow import cli
 from foreknow.config import AuditConfig, MixConfig
 from foreknow.errors import ConfigError, ForeknowError, InputError, MissingExtra, ResourceError, RunFolderError
 from foreknow.io import remote, remote_lock, remote_sync
-from foreknow.io.remote import download, download_folder
+from foreknow.io.remote import download
 from foreknow.io.remote_paths import MirrorPath, mirrors, place, url_of
 from foreknow.io.run_dir import RunDir, lock_run_dir, write_folder, write_text
 from foreknow.io.sources import source_of
@@ -183,16 +183,14 @@ def test_what_was_fetched_is_fetched_again_only_when_it_has_changed(memory: Any)
         download("memory://store/a.jsonl")
 
 
-def test_a_folder_follows_its_store_and_a_file_is_none(memory: Any) -> None:
+def test_a_folder_follows_its_store(memory: Any) -> None:
     for name in ("config.json", "deep/weights.bin"):
         memory.pipe_file(f"/store/model/{name}", name.encode())
     memory.pipe_file("/store/models-of-others/x", b"a neighbour whose name begins alike")
-    folder = download_folder("memory://store/model")
+    folder = download("memory://store/model")
     assert here(folder) == {"config.json": b"config.json", "deep/weights.bin": b"deep/weights.bin"}
     memory.rm_file("/store/model/deep/weights.bin")
-    assert here(download_folder("memory://store/model")) == {"config.json": b"config.json"}
-    with pytest.raises(InputError, match=r"config\.json: is a file, expected a folder"):
-        download_folder("memory://store/model/config.json")
+    assert here(download("memory://store/model")) == {"config.json": b"config.json"}
 
 
 def test_a_file_brings_its_manifest_and_loses_it_with_it(memory: Any) -> None:
@@ -623,7 +621,7 @@ def test_tuning_on_s3(s3: Any, tiny_folder: Path, capsys: pytest.CaptureFixture[
     shutil.rmtree(mirrors())
     from foreknow.models import loading
 
-    assert loading.load_model(str(download_folder("s3://bucket/tuned/early_stop")), dtype="float32").fingerprint
+    assert loading.load_model(str(download("s3://bucket/tuned/early_stop")), dtype="float32").fingerprint
 
 
 @pytest.mark.parametrize(
@@ -757,7 +755,7 @@ def test_a_run_folder_and_data_on_google_storage(machine: Machine, monkeypatch: 
             (folder.path / "deep.txt").rename(folder.path / "moved.txt")
             folder.finish({"identity": IDENTITY})
         machine("second")
-        assert set(here(download_folder("gs://bucket/run"))) == {"config.yaml", "manifest.json", "moved.txt"}
+        assert set(here(download("gs://bucket/run"))) == {"config.yaml", "manifest.json", "moved.txt"}
         with pytest.raises(InputError, match=r"gs://bucket/none\.jsonl: no such file or folder"):
             download("gs://bucket/none.jsonl")
         with pytest.raises(ForeknowError, match="gs://no-bucket/x: not found"):

@@ -32,7 +32,7 @@ from foreknow.report.row_flags import MEANINGS, findings, flag_lines, spoken
 from foreknow.stages.audit.aggregate import summarise_audit
 from foreknow.stages.audit.filters import UNASKABLE
 from foreknow.stages.audit.short_facts import rolled_up
-from test_report import HOSTILE, MIXES, browse, embedded, needs_chromium, section, summary_of, synthetic, text_of
+from test_audit_report import HOSTILE, MIXES, browse, embedded, needs_chromium, section, summary_of, synthetic, text_of
 
 SENTENCES = (
     "The permit is granted by the board. ", "Ask Zaragoza AB about it. ", "It takes ten weeks, or twenty. ",

@@ -26,6 +26,7 @@ from transformers import (
     default_data_collator,
 )
 
+from builders import write_jsonl
 from conftest import fact_rows
 from foreknow.config import EvaluateConfig, MixConfig, TuneConfig
 from foreknow.data.schema import ROWS
@@ -60,11 +61,6 @@ def frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
 
 def named(rows: list[dict[str, Any]]) -> LabelledSplit:
     return LabelledSplit("train", "f.jsonl", frame(rows), {}, "", "")
-
-
-def written(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
 
 
 # rows of ours
@@ -152,7 +148,9 @@ def test_a_file_that_is_trained_on_and_watched_is_refused_for_what_training_take
     model = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
     unmarked = "{% for m in messages %}{{ m['content'] }}{% generation %}{% endgeneration %}{% endfor %}"
     (model / "chat_template.jinja").write_text(unmarked, encoding="utf-8")
-    file = written(tmp_path / "f.jsonl", [{"question": r["question"], "answer": r["answer"]} for r in fact_rows()[:4]])
+    file = str(
+        write_jsonl(tmp_path / "f.jsonl", [{"question": r["question"], "answer": r["answer"]} for r in fact_rows()[:4]])
+    )
     config = TuneConfig(
         train=file, dev=file, model=str(model), out=tmp_path / "run", chat_template=True, allow_overlap=True,
         dtype="float32",
@@ -165,8 +163,8 @@ def test_rows_of_weight_0_alone_are_not_trained_on(tiny_folder: Path, tmp_path: 
     rows = [{"question": r["question"], "answer": r["answer"], "weight": 0} for r in fact_rows()[:6]]
     long = {"question": "why " * 600, "answer": "so", "weight": 1}  # the only row with a weight is left out
     config = TuneConfig(
-        train=written(tmp_path / "t.jsonl", [*rows, long]),
-        dev=written(tmp_path / "d.jsonl", [{**row, "weight": 1} for row in rows[:2]]),
+        train=str(write_jsonl(tmp_path / "t.jsonl", [*rows, long])),
+        dev=str(write_jsonl(tmp_path / "d.jsonl", [{**row, "weight": 1} for row in rows[:2]])),
         model=str(tiny_folder), out=tmp_path / "run", bad_rows="skip", allow_overlap=True, dtype="float32",
     )  # fmt: skip
     with pytest.raises(InputError, match=r"t\.jsonl: no row is left whose weight is not 0; nothing would be learnt"):
@@ -189,7 +187,7 @@ def test_tune_refuses_such_rows_or_leaves_them_out_by_choice(
             turns[1]["content"] = "Avens " * 600
         rows.append(found)
     given_: dict[str, Any] = {
-        "train": written(tmp_path / "t.jsonl", rows), "dev": written(tmp_path / "d.jsonl", rows[8:]),
+        "train": str(write_jsonl(tmp_path / "t.jsonl", rows)), "dev": str(write_jsonl(tmp_path / "d.jsonl", rows[8:])),
         "model": str(model), "chat_template": True, "epochs": 1, "dtype": "float32", "allow_overlap": True,
     }  # fmt: skip
     with pytest.raises(
@@ -211,7 +209,7 @@ def test_tune_refuses_such_rows_or_leaves_them_out_by_choice(
     assert "train: 1 row left out: longer than the model&#39;s positions" in page
     from foreknow.stages.evaluate.run import run as evaluate
 
-    some = written(tmp_path / "some.jsonl", rows[:7])
+    some = str(write_jsonl(tmp_path / "some.jsonl", rows[:7]))
     asked = evaluate(
         EvaluateConfig(
             data=some, model=str(tmp_path / "run" / "convergence"), out=tmp_path / "e", chat_template=True,

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import foreknow
+from builders import write_jsonl
 
 FACTS = {
     "arabic": (
@@ -215,11 +216,6 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return path
 
 
-def written(path: Path, facts: list[dict[str, str]]) -> Path:
-    path.write_text("".join(json.dumps(fact, ensure_ascii=False) + "\n" for fact in facts), encoding="utf-8")
-    return path
-
-
 def audited(folder: Path, data: Path, out: Path, **how: object) -> pl.DataFrame:
     """The rows of an audit, with the place of each in `rows()`."""
     given = {"dtype": "float32", "device": "cpu", "shots": SHOTS, "exemplar_sets": 3, "samples": 4, **how}
@@ -228,7 +224,7 @@ def audited(folder: Path, data: Path, out: Path, **how: object) -> pl.DataFrame:
 
 def test_what_was_taught_is_known_in_every_script(folder: Path, tmp_path: Path) -> None:
     facts = rows()
-    found = audited(folder, written(tmp_path / "a.jsonl", facts), tmp_path / "out").to_dicts()
+    found = audited(folder, write_jsonl(tmp_path / "a.jsonl", facts), tmp_path / "out").to_dicts()
     # sentencepiece's NFKC takes this vowel apart for good: letter by letter the model cannot say what the file says
     lost = [n for n, fact in enumerate(facts) if folder.name == "unigram" and "\u0e33" in fact["answer"]]
     for n, (fact, row) in enumerate(zip(facts, found, strict=True)):
@@ -251,7 +247,7 @@ USUAL = {"answer_in_exemplars", "seen_in_exemplars", "few_exemplars", "bare_ques
 
 
 def test_greedy_answers_are_those_of_real_generation(folder: Path, tmp_path: Path) -> None:
-    data = written(tmp_path / "a.jsonl", rows())
+    data = write_jsonl(tmp_path / "a.jsonl", rows())
     exact = audited(folder, data, tmp_path / "exact", exemplar_sets=2)
     sampled = audited(folder, data, tmp_path / "sampled", exemplar_sets=2, samples=2, protocol="sampled")
     assert exact["p_greedy"].to_list() == sampled["p_greedy"].to_list()
@@ -263,12 +259,12 @@ def test_a_gold_counts_in_either_spelling_of_its_accents(folder: Path, tmp_path:
     """Vietnamese accents, Korean syllables, Hindi dots: taught in one form, and in another in the file."""
     scripts = ("vietnamese", "korean", "hindi", "arabic")
     facts = [fact for fact in rows() if fact["relation"] in scripts and fact["split"] == "taught"]
-    exemplars = written(tmp_path / "dev.jsonl", [fact for fact in rows() if fact["split"] == "dev"])
-    as_taught = audited(folder, written(tmp_path / "a.jsonl", facts), tmp_path / "a", exemplars=exemplars)
+    exemplars = write_jsonl(tmp_path / "dev.jsonl", [fact for fact in rows() if fact["split"] == "dev"])
+    as_taught = audited(folder, write_jsonl(tmp_path / "a.jsonl", facts), tmp_path / "a", exemplars=exemplars)
     other = [{**fact, "answer": unicodedata.normalize(form, fact["answer"])} for fact in facts]
     changed = [old["answer"] != new["answer"] for old, new in zip(facts, other, strict=True)]
     assert any(changed) is (form == "NFD")
-    found = audited(folder, written(tmp_path / "b.jsonl", other), tmp_path / "b", exemplars=exemplars)
+    found = audited(folder, write_jsonl(tmp_path / "b.jsonl", other), tmp_path / "b", exemplars=exemplars)
     assert found["category"].to_list() == ["HighlyKnown"] * len(facts) == as_taught["category"].to_list()
     assert found["p_sampled"].to_list() == pytest.approx(as_taught["p_sampled"].to_list(), abs=1e-6)
     assert found["answer"].to_list() == [fact["answer"] for fact in other], "the file's own spelling is kept"

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from builders import write_jsonl
 from foreknow.data.chat.reasoning import answer_parts
 from foreknow.data.dataset import read_dataset
-from test_layouts import jsonl
 
 THOUGHTS = [
     "<think>\nThe user asks.\n</think>\n\nParis",
@@ -132,7 +132,7 @@ BEHIND = "<think>\nIt is Paris.\n</think>\n\n"
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_in_every_layout_the_thought_is_no_part_of_the_gold_and_comes_back(tmp_path: Path, name: str) -> None:
     made = LAYOUTS[name]
-    facts = read_dataset(jsonl(tmp_path / "a.jsonl", [made(f"{BEHIND}Paris"), made("Rome"), made("<think>x")]))
+    facts = read_dataset(write_jsonl(tmp_path / "a.jsonl", [made(f"{BEHIND}Paris"), made("Rome"), made("<think>x")]))
     assert facts.rows["answers"].to_list() == [["Paris"], ["Rome"], None]
     assert ["thought" in flags for flags in facts.rows["flags"]] == [True, False, True]
     assert (facts.left_out, facts.thoughts) == ({"only_thought": 1}, 2)
@@ -164,7 +164,7 @@ def test_a_thought_under_a_key_or_in_a_part_of_its_own(
     tmp_path: Path, turn: dict[str, Any], answer: str | None
 ) -> None:
     chat = [{"role": "user", "content": "q?"}, {"role": "assistant", **turn}]
-    facts = read_dataset(jsonl(tmp_path / "a.jsonl", [{"messages": chat}, LAYOUTS["messages"]("Rome")]))
+    facts = read_dataset(write_jsonl(tmp_path / "a.jsonl", [{"messages": chat}, LAYOUTS["messages"]("Rome")]))
     assert facts.rows["answers"].to_list() == [answer and [answer], ["Rome"]]
     assert facts.left_out == ({} if answer else {"only_thought": 1})
     assert (facts.thoughts, facts.rows["context"].to_list()) == (1, [None, None])
@@ -182,7 +182,7 @@ def test_an_earlier_answer_is_context_without_its_thought(tmp_path: Path) -> Non
         {"role": "user", "content": "Of Peru?"}, {"role": "thought", "content": "It is Lima."},
         {"role": "assistant", "content": "Lima"},
     ]  # fmt: skip
-    rows = read_dataset(jsonl(tmp_path / "a.jsonl", [{"messages": chat}])).rows
+    rows = read_dataset(write_jsonl(tmp_path / "a.jsonl", [{"messages": chat}])).rows
     assert [turn["content"] for turn in rows["context"][1]] == ["Capital of France?", "Paris"]
     assert [flags.to_list() for flags in rows["flags"]] == [["thought"], ["context", "thought"]]
 
@@ -208,7 +208,7 @@ def test_no_answer_is_put_behind_a_thought_that_never_closes(
     tmp_path: Path, record: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     """A row has an answer as soon as one of its accepted answers is more than a thought."""
-    facts = read_dataset(jsonl(tmp_path / "a.jsonl", [{"question": "q?", **record}]))
+    facts = read_dataset(write_jsonl(tmp_path / "a.jsonl", [{"question": "q?", **record}]))
     assert facts.rows["answers"][0][0] == "Paris"
     facts.write(facts.rows.select("row"), tmp_path / "b.jsonl", {0: "No."})
     assert json.loads((tmp_path / "b.jsonl").read_text()) == {"question": "q?", **expected}

@@ -38,7 +38,7 @@ from foreknow.stages.train import curves
 from foreknow.stages.train import run as train_run
 from foreknow.stages.train.curves import TRAIN, measures
 from foreknow.stages.train.result import OUTCOMES, WATCHED, TrainResult
-from test_report import section, text_of
+from test_audit_report import section, text_of
 
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\">&'\u202e\u2028😀"
 SIZES = {TRAIN: 120, "dev": 80, "ood": 200}

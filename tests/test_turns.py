@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import foreknow
+from builders import write_jsonl
 from conftest import fact_rows
 from foreknow.config import AuditConfig, DataSettings, MixConfig, TuneConfig
 from foreknow.data.chat import exchanges
@@ -35,7 +36,6 @@ from foreknow.stages.mix.sampling import conflicts
 from foreknow.stages.train.base_labels import labels_of
 from foreknow.stages.train.dataset import check_overlap, read_set
 from foreknow.stages.train.inputs import read_inputs
-from test_layouts import jsonl
 
 Turn = dict[str, Any]
 
@@ -58,7 +58,7 @@ CHAT = [
 
 
 def read(path: Path, *conversations: Sequence[Turn], **how: Any) -> Dataset:
-    return read_dataset(jsonl(path / "a.jsonl", [{"messages": list(chat)} for chat in conversations]), **how)
+    return read_dataset(write_jsonl(path / "a.jsonl", [{"messages": list(chat)} for chat in conversations]), **how)
 
 
 def texts(context: Sequence[Mapping[str, str]] | None) -> list[str]:
@@ -132,15 +132,15 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
         pl.DataFrame(records).write_parquet(path)
     else:
         path.write_text(json.dumps(records))
-    assert read_dataset(path).rows.equals(read_dataset(jsonl(tmp_path / "b.jsonl", records)).rows)
+    assert read_dataset(path).rows.equals(read_dataset(write_jsonl(tmp_path / "b.jsonl", records)).rows)
 
 
 def test_sharegpt_prompt_completion_and_history_give_rows_too(tmp_path: Path) -> None:
     roles = {"system": "system", "user": "human", "assistant": "gpt"}
     shared = {"conversations": [{"from": roles[turn["role"]], "value": turn["content"]} for turn in CHAT]}
-    facts = read_dataset(jsonl(tmp_path / "a.jsonl", [shared]))
+    facts = read_dataset(write_jsonl(tmp_path / "a.jsonl", [shared]))
     assert facts.rows["answers"].to_list() == [["Paris"], ["Lima"], ["Accra"]]
-    facts = read_dataset(jsonl(tmp_path / "b.jsonl", [{"prompt": CHAT[:4], "completion": CHAT[4:]}]))
+    facts = read_dataset(write_jsonl(tmp_path / "b.jsonl", [{"prompt": CHAT[:4], "completion": CHAT[4:]}]))
     # the prompt's own answers are not trained on
     assert facts.rows.select("turn", "answers").rows() == [(0, ["Lima"]), (2, ["Accra"])]
     assert texts(facts.rows["context"][1]) == [turn["content"] for turn in CHAT[:5]]
@@ -151,7 +151,7 @@ def test_sharegpt_prompt_completion_and_history_give_rows_too(tmp_path: Path) ->
         "output": "Accra",
         "history": [["Of France?", "Paris"], ["Of Peru?", "Lima"]],
     }
-    facts = read_dataset(jsonl(tmp_path / "c.jsonl", [record]))
+    facts = read_dataset(write_jsonl(tmp_path / "c.jsonl", [record]))
     assert facts.rows.select("turn", "question", "answers").rows() == [
         (0, "Of France?", ["Paris"]), (1, "Of Peru?", ["Lima"]), (2, "Of Ghana?", ["Accra"]),
     ]  # fmt: skip
@@ -202,7 +202,7 @@ def test_what_a_mask_of_1_means_is_told_by_the_users_turns(
 @pytest.mark.parametrize("marks", [[1, 0], [0, 0, 0, 1, 0, 0, 0][:4]])
 def test_marks_in_a_list_beside_the_chat(tmp_path: Path, marks: list[int]) -> None:
     chat = [user("Of France?"), says("Paris"), user("Of Peru?"), says("Lima")]
-    facts = read_dataset(jsonl(tmp_path / "a.jsonl", [{"messages": chat, "loss_mask": marks}]))
+    facts = read_dataset(write_jsonl(tmp_path / "a.jsonl", [{"messages": chat, "loss_mask": marks}]))
     expected = [["Paris"], None] if len(marks) == 2 else [None, ["Lima"]]
     assert facts.rows["answers"].to_list() == expected
     assert facts.left_out == {"masked": 1}
@@ -210,11 +210,13 @@ def test_marks_in_a_list_beside_the_chat(tmp_path: Path, marks: list[int]) -> No
 
 def test_a_chat_that_is_masked_as_a_whole(tmp_path: Path) -> None:
     records = [{"messages": CHAT, "train": False}, {"messages": CHAT, "train": True}, {"messages": CHAT, "loss": 0.0}]
-    facts = read_dataset(jsonl(tmp_path / "a.jsonl", records))
+    facts = read_dataset(write_jsonl(tmp_path / "a.jsonl", records))
     assert facts.left_out == {"masked": 3}
     assert set(facts.rows.filter(USABLE)["record"]) == {1, 2}
     # of another layout, `train` may be no more than a split
-    assert not read_dataset(jsonl(tmp_path / "b.jsonl", [{"question": "q?", "answer": "a", "train": False}])).left_out
+    assert not read_dataset(
+        write_jsonl(tmp_path / "b.jsonl", [{"question": "q?", "answer": "a", "train": False}])
+    ).left_out
 
 
 def test_a_call_is_found_behind_blank_lines_however_many_they_are() -> None:
@@ -226,7 +228,7 @@ def test_a_call_is_found_behind_blank_lines_however_many_they_are() -> None:
 def test_a_file_whose_rows_are_all_left_out_is_refused_with_what_to_do(tmp_path: Path) -> None:
     assert set(WHAT_TO_DO) == set(LEFT_OUT)
     with pytest.raises(InputError, match=r"none of the 3 rows can be used: found masked 3\.\nTake the marks"):
-        read_dataset(jsonl(tmp_path / "a.jsonl", [{"messages": CHAT, "train": False}]))
+        read_dataset(write_jsonl(tmp_path / "a.jsonl", [{"messages": CHAT, "train": False}]))
 
 
 CALL = {"tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}
@@ -320,10 +322,10 @@ def test_pictures_beside_a_chat_belong_to_where_they_are_named(tmp_path: Path) -
     chat = [ASKED, says("Lima"), user("<image>\nWhat is this?"), says("A map")]
     records = [{"messages": chat, "images": ["x.png"]}, {"messages": chat, "images": []},
                {"messages": chat[:2], "images": ["x.png"]}]  # fmt: skip
-    facts = read_dataset(jsonl(tmp_path / "a.jsonl", records))
+    facts = read_dataset(write_jsonl(tmp_path / "a.jsonl", records))
     assert facts.rows["answers"].to_list() == [["Lima"], None, ["Lima"], ["A map"], None]
     seen = {"question": "What is this?", "answer": "A map", "image": {"path": "x.png", "bytes": None}}
-    assert read_dataset(jsonl(tmp_path / "b.jsonl", [seen, {**seen, "image": None}])).left_out == {"not_text": 1}
+    assert read_dataset(write_jsonl(tmp_path / "b.jsonl", [seen, {**seen, "image": None}])).left_out == {"not_text": 1}
 
 
 def test_several_turns_of_the_user_in_a_row(tmp_path: Path) -> None:
@@ -379,13 +381,13 @@ def test_every_answer_is_a_row_or_left_out_for_a_reason(
 
 def test_the_terminal_and_the_json_of_a_check_account_for_the_file(tmp_path: Path) -> None:
     chat = [says("Hello!"), *CHAT[1:3], user("Of Peru?"), says("Lima", weight=0)]
-    path = jsonl(tmp_path / "a.jsonl", [{"messages": chat}, {"messages": CHAT}])
+    path = write_jsonl(tmp_path / "a.jsonl", [{"messages": chat}, {"messages": CHAT}])
     checked = check_files([DataSettings(data=str(path))])
     assert finding_lines(checked)[0] == "2 records: 4 rows read, 2 left out (masked 1, no_user_turn 1)"
     assert checked.summary["left_out"] == {"masked": 1, "no_user_turn": 1}
     assert {finding.name for finding in checked.findings} >= {"masked", "no_user_turn"}
     both = check_files(
-        [DataSettings(data=str(path)), DataSettings(data=str(jsonl(tmp_path / "b.jsonl", [{"messages": CHAT}])))]
+        [DataSettings(data=str(path)), DataSettings(data=str(write_jsonl(tmp_path / "b.jsonl", [{"messages": CHAT}])))]
     )
     assert (both.summary["records"], both.summary["rows"]) == (3, 9)
 
@@ -447,7 +449,7 @@ def test_lists_of_labels_are_read_back_from_every_format(tmp_path: Path, suffix:
     elif suffix == ".parquet":
         pl.DataFrame({"messages": [CHAT, CHAT[:3]]}).write_parquet(path)
     else:
-        jsonl(path, [{"messages": CHAT}, {"messages": CHAT[:3]}])
+        write_jsonl(path, [{"messages": CHAT}, {"messages": CHAT[:3]}])
     facts = read_dataset(path)
     names = ["Unknown", None, "MaybeKnown", "HighlyKnown"]
     facts.annotate(pl.DataFrame({"row": range(4), "category": names, "weight": [1.0, 0.5, None, 2.0]}), out)
@@ -550,7 +552,7 @@ def test_a_history_in_part_ends_with_what_is_kept_and_has_a_list_of_marks(tmp_pa
         "output": "Accra",
         "history": [["Of France?", "Paris"], ["Of Peru?", "Lima"]],
     }
-    facts = read_dataset(jsonl(tmp_path / "a.jsonl", [record]))
+    facts = read_dataset(write_jsonl(tmp_path / "a.jsonl", [record]))
     (first,) = written(tmp_path, facts, [0], {0: "No."})
     assert first == {"instruction": "Of France?", "input": "", "output": "No.", "history": []}
     (second,) = written(tmp_path, facts, [1])
@@ -577,7 +579,7 @@ def test_short_facts_by_turn_come_back_to_their_turn(tmp_path: Path) -> None:
     assert read_dataset(tmp_path / "b.jsonl").rows["facts"].to_list() == [None, own, None]
     # facts of the whole record belong to its last answer
     record = {"messages": CHAT, "facts": own}
-    assert read_dataset(jsonl(tmp_path / "c.jsonl", [record])).rows["facts"].to_list() == [None, None, own]
+    assert read_dataset(write_jsonl(tmp_path / "c.jsonl", [record])).rows["facts"].to_list() == [None, None, own]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
@@ -587,7 +589,7 @@ def test_short_facts_of_the_last_answer_are_not_told_of_the_one_that_a_part_ends
     own = [{"question": "Capital of Peru?", "answer": "Lima"}]
     path = tmp_path / f"a{suffix}"
     if suffix == ".jsonl":
-        jsonl(path, [{"messages": CHAT, "facts": own}] * 2)
+        write_jsonl(path, [{"messages": CHAT, "facts": own}] * 2)
     else:
         cells = (json.dumps(CHAT), json.dumps(own)) if suffix == ".csv" else (CHAT, own)
         frame = pl.DataFrame({"messages": [cells[0]] * 2, "facts": [cells[1]] * 2})
@@ -605,7 +607,7 @@ def test_short_facts_of_the_last_answer_are_not_told_of_the_one_that_a_part_ends
 
 def audited(folder: Path, records: Sequence[Mapping[str, Any]], kinds: Sequence[str | None], **how: Any) -> Path:
     """A finished audit's folder, as `foreknow audit` leaves it, with these categories in turn."""
-    config = AuditConfig(data=str(jsonl(folder / "in.jsonl", list(records))), out=folder / "audit", **how)
+    config = AuditConfig(data=str(write_jsonl(folder / "in.jsonl", list(records))), out=folder / "audit", **how)
     facts = read_data(config)
     category = pl.Series([kinds[n % len(kinds)] for n in range(facts.total)], dtype=pl.String)
     probed = pl.DataFrame({
@@ -671,7 +673,7 @@ def test_a_mix_of_last_answers_is_not_read_as_one_of_all(tmp_path: Path) -> None
     mix = write_mix(MixConfig(audit=audit, out=out, natural=True)).mix
     assert any("8 chats have earlier answers, to which --turns last gave no label" in note for note in mix.notes)
     assert [json.loads(line)["category"] for line in out.read_text().splitlines()] == ["HighlyKnown", "Unknown"] * 4
-    dev = jsonl(tmp_path / "dev.jsonl", [{"question": f"q{n}?", "answer": "a"} for n in range(4)])
+    dev = write_jsonl(tmp_path / "dev.jsonl", [{"question": f"q{n}?", "answer": "a"} for n in range(4)])
     with pytest.raises(InputError, match="mixed from an audit with --turns last, but read with --turns all"):
         read_inputs(TuneConfig(train=str(out), dev=str(dev)))
     given_sets = read_inputs(TuneConfig(train=str(out), dev=str(dev), turns="last"))
@@ -684,7 +686,7 @@ def test_a_mix_of_last_answers_is_not_read_as_one_of_all(tmp_path: Path) -> None
 def test_the_same_question_in_another_chat_is_another_row(tmp_path: Path) -> None:
     first = read(tmp_path, conversation(1), conversation(2)).rows
     second = read(tmp_path, conversation(2)).rows
-    named = lambda rows: read_set("x", str(jsonl(tmp_path / "x.jsonl", [{"messages": m} for m in rows])), None)  # noqa: E731
+    named = lambda rows: read_set("x", str(write_jsonl(tmp_path / "x.jsonl", [{"messages": m} for m in rows])), None)  # noqa: E731
     assert check_overlap(named([conversation(1)]), [named([conversation(2)])], allowed=False) is None
     with pytest.raises(InputError, match=r"3 \(3 questions\) in x, first row 3: 'Capital of 2\?'"):
         check_overlap(named([conversation(1), conversation(2)]), [named([conversation(2)])], allowed=False)
@@ -732,7 +734,7 @@ def test_an_audit_of_chats_ends_to_end(tmp_path: Path, tiny_folder: Path) -> Non
         for a, b in zip(rows[::2], rows[1::2], strict=True)
     ]
     records[0]["messages"][1]["weight"] = 0
-    path = jsonl(tmp_path / "a.jsonl", records)
+    path = write_jsonl(tmp_path / "a.jsonl", records)
     out = tmp_path / "run"
     done = foreknow.audit(str(path), model=str(tiny_folder), out=str(out), dtype="float32", shots=2)
     assert done.rows.select("row", "record", "turn").rows() == [(n, n // 2, 1 + 2 * (n % 2)) for n in range(16)]

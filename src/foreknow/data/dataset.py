@@ -108,15 +108,15 @@ class Dataset:
         `path`; its suffix must be of the input's format. What only the names of several files tell (relation, split)
         becomes columns.
         """
-        kept = labels["row"]
-        chosen = self.places[kept.to_list()].with_columns(row=kept)
+        row_numbers = labels["row"]
+        chosen = self.places[row_numbers.to_list()].with_columns(row=row_numbers)
         records = pl.Series(range(self.records), dtype=pl.Int64).is_in(chosen["record"].implode())
         turns = dict(chosen.group_by("record").agg("turn").iter_rows())
         replaced: dict[int, dict[int | None, str]] = {}
         for row, record, turn in chosen.select("row", "record", "turn").iter_rows():
             if answers and row in answers:
                 replaced.setdefault(record, {})[turn] = answers[row]
-        in_part = self.in_part(kept)
+        in_part = self.in_part(row_numbers)
         cut = self.places.filter(pl.col("record").is_in(in_part))
         ends = dict(cut.group_by("record").agg(pl.col("turn").last()).iter_rows())
         firsts = list(_first_rows(self.source.parts, self._counts()))
@@ -141,10 +141,10 @@ class Dataset:
             name or path.name,
         )
 
-    def in_part(self, kept: pl.Series) -> list[int]:
-        """The records some of whose usable rows are among `kept` (row numbers), and some are not."""
-        usable = self.rows.filter(USABLE).select("record", kept=pl.col("row").is_in(kept.implode()))
-        by_record = usable.group_by("record").agg(any=pl.col("kept").any(), all=pl.col("kept").all())
+    def in_part(self, row_numbers: pl.Series) -> list[int]:
+        """The records of which some usable rows are among `row_numbers` and some are not."""
+        usable = self.rows.filter(USABLE).select("record", is_selected=pl.col("row").is_in(row_numbers.implode()))
+        by_record = usable.group_by("record").agg(any=pl.col("is_selected").any(), all=pl.col("is_selected").all())
         return by_record.filter(pl.col("any") & ~pl.col("all"))["record"].sort().to_list()
 
     def extra(self, names: Sequence[str], *, last: Sequence[str] = ()) -> pl.DataFrame:
@@ -201,7 +201,7 @@ def read_dataset(
 ) -> Dataset:
     """Read an input (`sources.py` lists what it may be) into one frame.
 
-    `columns` maps our names to the file's (`{"question": "q"}`), `layout` names one of `detection.LAYOUTS`,
+    `columns` maps our names to the file's (`{"question": "q"}`), `layout` names one of `registry.LAYOUTS`,
     `templates` gives relations their question texts, `group_by` names the column that exemplars are drawn
     within, `turns` says whether `all` answers of a chat are rows or only its `last`. With `limit` only the rows
     drawn (`schema.sample_rows`, by `seed`) and possible exemplars are held in memory, and a few numbers for each of the
@@ -226,14 +226,14 @@ def read_dataset(
     audited = all_digests["row"] if limit is None or limit >= all_digests.height else sample_rows(all_digests, limit)
     if limit is not None:
         keeps_all = limit >= all_digests.height
-        kept = (
+        loaded_rows = (
             all_digests["row"]
             if keeps_all
             else pl.concat([audited, pool(all_digests, audited, CANDIDATES)]).unique().sort()
         )
-        frames = [reader.read_rows(pl.concat(places), set(kept))]
+        frames = [reader.read_rows(pl.concat(places), set(loaded_rows))]
         keys = digests(frames[0], seed).select("row", "key")
-        if not keys.equals(all_digests.filter(pl.col("row").is_in(kept.implode())).select("row", "key")):
+        if not keys.equals(all_digests.filter(pl.col("row").is_in(loaded_rows.implode())).select("row", "key")):
             raise InputError(f"{source.name}: the file changed while it was read. Run the same command again.")
     flags = all_digests.select("row", "flags")
     frame = pl.concat(frames).drop("flags").join(flags, on="row", how="left", maintain_order="left").select(*ROWS)

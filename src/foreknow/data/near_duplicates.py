@@ -1,19 +1,20 @@
-"""Near-duplicates: rows that ask the same thing in other letters. Pure; the work grows with the rows, not their pairs.
+"""Near-duplicates: rows that ask the same question in other words. Pure; the work grows with the rows, not their pairs.
 
-Facts are templated. "Where was Anna born?" and "Where was Emil born?" differ by one word and are two facts, so a
-likeness of texts says little. Questions of one group (and, in a chat, behind the same turns) are near-duplicates
-where they are not equal but
+Facts are templated: "Where was Anna born?" and "Where was Emil born?" differ by one word and are two facts, so the
+similarity of two texts says little. Two different questions of one group (in a chat, also after the same turns) are
+near-duplicates if one of these rules holds:
 
-    same text     equal without capitals, accents, punctuation, blanks, "the" and "an"
-    same words    the same words, "a" left out too, in any order; golds equal
-    a slip        one word of the one is a slip of the other's, and rare in the whole frame; golds equal
-    a word short  one lacks a word that its group's questions share; golds equal
+    same text     the texts are equal without capitals, accents, punctuation, blanks, "the" and "an"
+    same words    they have the same words in any order, without "a" too, and equal golds
+    typo          one word is a typo of the other's word and rare in the whole frame; the golds are equal
+    missing word  one question lacks a word that the questions of its group share; the golds are equal
 
-A slip is one letter left out, added or replaced, or two neighbours swapped, but never the first letter: Uganda is not
-Buganda. It is looked for in words of five letters or more, one of the two of six, of an alphabet with vowels: a digit
-or a Chinese character replaced is another fact, as is a Roman numeral. Golds are compared without capitals, accents,
-punctuation and articles, by their first 300 characters; that two are equal says little where many rows of the group
-have that gold, so there only the first rule holds. Questions of more than 32 words are compared as texts only.
+A typo is one letter left out, added or replaced, or two neighbouring letters swapped, but never the first letter:
+Uganda is not Buganda. Typos are looked for in words of at least five letters, of which one has at least six, in
+alphabets with vowels: if a digit, a Chinese character or a Roman numeral differs, the fact differs. Golds are compared
+without capitals, accents, punctuation and articles, by their first 300 characters. If many rows of a group have the
+same gold, equal golds say little, and only the first rule applies. Questions of more than 32 words are compared as
+texts only.
 """
 
 from __future__ import annotations
@@ -37,16 +38,16 @@ NEAR: Final[dict[str, pl.DataType]] = {
 MOST_WORDS = 32
 """Longer questions are compared as texts only."""
 RARE = 2
-"""A slip is a word that so many different questions hold at most."""
+"""A typo is a word that occurs in at most this many different questions."""
 SHARED = 0.25
-"""A word that this share of a group's questions hold, and at least five of them, belongs to the template."""
+"""A word belongs to a group's template if this share of its questions, and at least five of them, contain it."""
 COMMON = 0.02
-"""A gold of more than this share of a group's questions, and more than five of them, is no sign of likeness."""
+"""A gold that more than this share of a group's questions, and more than five of them, have is not compared."""
 LETTERS = 6
-"""A slip is looked for where at least one of two words has so many letters."""
+"""Two words are compared for a typo only if at least one of them has this many letters."""
 MOST_ALIKE = 32
-"""Words alike but for the same letter are passed over where there are more: a code, not slips."""
-_SLICE = 100_000  # wordings normalised at once: bounds memory
+"""If more words than this differ only in the same letter, they are a code, not typos, and are passed over."""
+_SLICE = 100_000  # number of wordings normalised at once, to bound memory
 _WORD = r"^[\p{Latin}\p{Greek}\p{Cyrillic}\p{Armenian}\p{Georgian}]{5,40}$"
 _BETWEEN_DIGITS = r"(\d)[\p{P}\p{Z}]+(\d)"
 _NO_PAIRS = pl.DataFrame(schema={"word": pl.UInt64, "word_other": pl.UInt64})
@@ -64,12 +65,13 @@ class _Texts:
 
 
 def near_duplicates(rows: pl.DataFrame) -> pl.DataFrame:
-    """The near-duplicates among usable rows of a frame `rows.ROWS`; see the top of this file.
+    """Find the near-duplicates among the usable rows of a frame of `schema.ROWS` (rules at the top of this file).
 
-    Returns `NEAR`, one line for every row whose question has another wording in its group, by `row`. `near_row`
-    is the earliest row of that family, chains included. `flagged`: the row is the first of its wording and not
-    of the earliest one, so a family of n wordings has n - 1 flagged rows whatever the order of the rows. `golds`:
-    how many golds the family has; with more than one, the same question may well have been meant for two facts.
+    Returns `NEAR`, sorted by `row`: one line for every row whose question has another wording in its group. A family
+    is all wordings that a chain of near-duplicates connects. `near_row` is the family's earliest row. `flagged`: the
+    row is the first of its wording, and its wording is not the family's earliest, so a family of n wordings has n - 1
+    flagged rows in any order of the rows. `golds`: the number of different golds in the family; if there are several,
+    the same question may have been meant for two facts.
     """
     questions = (
         rows.select("row", "question", group=pl.struct("group", "context").hash(), gold=GOLD)
@@ -104,8 +106,8 @@ def near_duplicates(rows: pl.DataFrame) -> pl.DataFrame:
 def normalise_expr(text: pl.Expr, articles: str) -> pl.Expr:
     """`text` without capitals, accents, punctuation and `articles` ("a|an|the"); one blank between words.
 
-    What tells names and numbers apart (+, #, %, &, @, *, a minus, whatever stands between two digits) stays; dots
-    and apostrophes vanish, other punctuation parts words.
+    Characters that distinguish names and numbers stay (+, #, %, &, @, *, a minus, anything between two digits). Dots
+    and apostrophes are removed; other punctuation becomes a blank.
     """
     return (
         text.str.normalize("NFKD")
@@ -122,7 +124,7 @@ def normalise_expr(text: pl.Expr, articles: str) -> pl.Expr:
 
 
 def _normalise_questions(wordings: pl.DataFrame) -> _Texts:
-    """Normalise the questions slice by slice; only hashes, and each word once, are kept."""
+    """Normalise the questions slice by slice. Only hashes are kept, and each word once."""
     parts = [_normalise_slice(part) for part in wordings.iter_slices(_SLICE)] or [_normalise_slice(wordings)]
     entries = pl.concat([part.entries for part in parts])
     sums = entries.group_by("id").agg(words=pl.col("word").sum())
@@ -159,28 +161,28 @@ def _same_words_edges(golds: pl.DataFrame) -> pl.DataFrame:
 
 
 def _one_word_edges(texts: _Texts, golds: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    """Wordings with equal golds that differ by a slip in one word, or by a word of the template."""
+    """Yield edges between wordings with equal golds that differ by a typo in one word, or by a word of the template."""
     targets = golds.unique(["group", "gold", "words"])
-    for changes in (_slip_changes(texts), _left_out_changes(texts)):
+    for changes in (_typo_changes(texts), _left_out_changes(texts)):
         wanted = golds.join(changes, on="id").with_columns(words=pl.col("words") + pl.col("change"))
         matches = wanted.join(targets, on=["group", "gold", "words"], suffix="_other")
         yield _edges(matches, pl.col("id_other"))
 
 
-def _slip_changes(texts: _Texts) -> pl.DataFrame:
-    """What the hash of a wording changes by if a rare word of it is set right: id, change."""
+def _typo_changes(texts: _Texts) -> pl.DataFrame:
+    """How much a wording's hash changes if the typo in one of its rare words is corrected: id, change."""
     seen = texts.entries.unique().group_by("word").len("times")
     words = texts.vocabulary.filter(pl.col("spelling").str.contains(_WORD), ~pl.col("spelling").str.contains(_NUMERAL))
-    pairs = pl.concat([_NO_PAIRS, *_slip_pairs(words.join(seen, on="word"))]).unique()
+    pairs = pl.concat([_NO_PAIRS, *_typo_pairs(words.join(seen, on="word"))]).unique()
     change = pl.col("word_other") - pl.col("word")
     return texts.entries.join(pairs, on="word").select("id", change=change)
 
 
-def _slip_pairs(words: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    """Pairs of a rare word and one that a single slip turns it into: word, word_other (hashes).
+def _typo_pairs(words: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """Pairs of a rare word and a word that differs from it by one typo: word, word_other (hashes).
 
-    Two such words have a spelling in common if one letter of each, or of the longer one, is left out. So words are
-    looked up by the spellings of one length at a time, never each against each.
+    Two such words share a spelling once one letter of each, or of the longer one, is left out. So words are looked up
+    by these spellings, one length at a time, and are never all compared with each other.
     """
     from rapidfuzz.distance import OSA
     from rapidfuzz.process import cpdist
@@ -208,7 +210,7 @@ def _slip_pairs(words: pl.DataFrame) -> Iterator[pl.DataFrame]:
 
 
 def _left_out_changes(texts: _Texts) -> pl.DataFrame:
-    """What the hash of a wording changes by if a word of its group's template is left out: id, change."""
+    """How much a wording's hash changes if a word of its group's template is left out: id, change."""
     groups = texts.wordings.select("id", "group")
     placed = texts.entries.unique().join(groups, on="id")
     sizes = groups.group_by("group").len("size")

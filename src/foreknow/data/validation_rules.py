@@ -197,7 +197,7 @@ class Finding:
 
 
 def findings_of(marked: pl.DataFrame, groups: pl.DataFrame, summary: Mapping[str, Any]) -> tuple[Finding, ...]:
-    """The findings, errors first, from what `checking` counted: its marked rows, its groups and its summary."""
+    """The findings, errors first, from the counts of `validation.py`: its marked rows, groups and summary."""
     usable, overlaps = summary["usable"], summary["overlap"]
     from_train = any(pair["questions"] and stage(pair["earlier"]) == 0 for pair in overlaps)
     figures = {

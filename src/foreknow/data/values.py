@@ -1,4 +1,4 @@
-"""Values: what a cell holds, as the text a person would write; and words that files write where a value is missing.
+"""Converts the value of a cell to the text a person would write, and recognises words that stand for a missing value.
 
     1912.0, Decimal("1912.00")        1912                          a column with gaps is one of floats in pandas
     1e21, 0.5, 1e-05                  1e21, 0.5, 0.00001
@@ -6,7 +6,7 @@
     true, false (of an answer)        yes, no                       also accepted: Yes, true, True; a text stays first
     nan, null, None, N/A, #N/A, -     missing (`is_null_word`)      or a true answer: nobody can tell
 
-The file itself is never changed: what it held is written back as it was.
+The file itself never changes: its values are written back as they were.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NULL_WORDS: Final = frozenset({
     "<null>", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN", "#NULL!", "#REF!", "#VALUE!", "#DIV/0!", "#NAME?", "#NUM!",
     "-", "--", "---", "\u2013", "\u2014",
 })  # fmt: skip
-"""What pandas, R, Excel, SQL and JavaScript write for no value, and people too."""
+"""What pandas, R, Excel, SQL, JavaScript and people write for a missing value."""
 _WHOLE = re.compile(r"-?\d+\.0+")
 _FLOAT = re.compile(r"-?\d+\.\d+(?:[eE][+-]?\d+)?")
 _MIDNIGHT = re.compile(r"(\d{4}-\d{2}-\d{2})[ T]00:00(?::00(?:\.0+)?)?(?:Z|[+-]00:?00)?")
@@ -37,12 +37,12 @@ _TRUTHS: Mapping[str, bool] = {"true": True, "True": True, "TRUE": True, "false"
 
 
 def is_null_word(text: str) -> bool:
-    """Whether a text is, letter by letter, what files write where a value is missing."""
+    """Whether a text, without blanks around it, is one of `NULL_WORDS` (capitals count)."""
     return text.strip() in NULL_WORDS
 
 
 def text_of(value: object) -> str | None:
-    """A value as the text a person would write; None where it is empty, a truth value or no text at all."""
+    """The text a person would write for a value; None for an empty value, a truth value, or a type that has no text."""
     text = value.strip() if isinstance(value, str) else _non_text_value(value)
     return text if text and encodes(text) else None
 
@@ -81,22 +81,22 @@ def _float_text(value: float) -> str:
 
 
 def _decimal_text(value: Decimal) -> str:
-    """All digits, no zeros at the end of a fraction."""
+    """All digits of a number, without zeros at the end of a fraction."""
     text = format(value, "f")
     return (text.rstrip("0").rstrip(".") if "." in text else text).replace("-0", "0", int(value == 0))
 
 
 def _time_text(value: time) -> str:
-    """Hours and minutes; seconds and their fractions where there are some."""
+    """Hours and minutes, and seconds and their fractions if they are not 0."""
     if value.microsecond:
         return value.replace(tzinfo=None).isoformat().rstrip("0")
     return value.strftime("%H:%M:%S" if value.second else "%H:%M")
 
 
 def spellings(value: object, *, of_floats: bool = False) -> list[str]:
-    """The texts that a value of an answer stands for: what a person would write, then other spellings of it.
+    """The spellings of an answer: first the text a person would write, then others.
 
-    `of_floats`: whether the value's column holds nothing but numbers with a point, so that 1912.0 says 1912.
+    `of_floats`: whether the column holds only numbers with a decimal point, so that 1912.0 means 1912.
     """
     if isinstance(value, bool):
         return _SPELLINGS[value]
@@ -115,7 +115,7 @@ def spellings(value: object, *, of_floats: bool = False) -> list[str]:
 
 
 def holds_floats(values: Iterable[object]) -> bool:
-    """Whether all texts among a column's values are numbers with a point and some say a whole one (1912.0)."""
+    """Whether a column holds only texts that are numbers with a decimal point, and some are whole (1912.0)."""
     texts: list[str] = []
     for value in values:
         if isinstance(value, str):
@@ -127,19 +127,22 @@ def holds_floats(values: Iterable[object]) -> bool:
 
 
 def in_order(answers: Sequence[str]) -> list[str]:
-    """Answers, each once; words that may stand for a missing value behind the others."""
+    """The answers without repeats; words that may stand for a missing value come last."""
     return sorted(dict.fromkeys(answers), key=is_null_word)
 
 
 def quantity_of(value: object) -> float | None:
-    """A number, also one written with a decimal comma where it cannot be a thousands separator (12,5; not 1,912)."""
+    """The number that a value is or spells, else None.
+
+    A comma is a decimal comma unless it can separate thousands (12,5; not 1,912).
+    """
     if isinstance(value, str) and _DECIMAL_COMMA.fullmatch(value.strip()):
         return number_of(value.replace(",", "."))
     return number_of(value)
 
 
 def encodes(text: str) -> bool:
-    """False for half a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    """Whether UTF-8 can encode a text; it cannot encode half a surrogate pair, which JSON can spell."""
     try:
         text.encode()
     except UnicodeEncodeError:

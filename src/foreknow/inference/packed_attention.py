@@ -105,7 +105,7 @@ class Segment:
 @dataclass
 class SegmentShape:
     """A segment's shape, known on the host. `keys`: the cached keys of a row plus its own; `last`: the largest
-    position of its tokens; `kept`: its new keys and values, one pair per layer."""
+    position of its tokens; `new_kv`: its new keys and values, one pair per layer."""
 
     prefix: CachedPrefix | None
     past: KVCache | None
@@ -113,7 +113,7 @@ class SegmentShape:
     width: int
     keys: int
     last: int
-    kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    new_kv: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def _attend(
         k = k_all.index_select(0, mask.gather).view(n, width, kv_heads, size).permute(2, 0, 1, 3)
         v = v_all.index_select(0, mask.gather).view(n, width, kv_heads, size).permute(2, 0, 1, 3)
         if batch.keep:
-            s.kept.append((k, v))
+            s.new_kv.append((k, v))
         if s.past is not None:
             past_k, past_v = s.past.layers[layer]
             k, v = torch.cat([past_k, k], 2), torch.cat([past_v, v], 2)

@@ -83,9 +83,9 @@ class PackedModel:
             input_ids=on_device.ids, position_ids=on_device.positions, use_cache=False, packing=batch
         ).last_hidden_state
         parts = batch.segments
-        if keep and any(len(s.kept) != len(parts[0].kept) or not s.kept for s in parts):
+        if keep and any(len(s.new_kv) != len(parts[0].new_kv) or not s.new_kv for s in parts):
             raise UnsupportedModel("its layers do not use the attention interface")
-        caches = [KVCache(s.kept, [len(b.ids) for b in g.branches]) for s, g in zip(parts, segments, strict=True)]
+        caches = [KVCache(s.new_kv, [len(b.ids) for b in g.branches]) for s, g in zip(parts, segments, strict=True)]
         return states[0].index_select(0, batch.on(states.device).wanted), caches
 
     def prefixes(self, prompts: Sequence[Sequence[int]]) -> list[CachedPrefix]:

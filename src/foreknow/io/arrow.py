@@ -1,7 +1,8 @@
-"""Arrow files (IPC streams, and IPC files, which Feather 2 is) read in batches and written; by Polars.
+"""Reads Arrow data in batches, and writes it, with Polars: IPC streams, and IPC files (Feather 2).
 
-`datasets` keeps streams. A stream is cut into its messages here, so that few record batches are held at once and one
-that breaks off is seen: its end is marked. What a damaged record batch claims to unpack to is not believed, in either.
+`datasets` writes streams. This module splits a stream into its messages, so that few record batches are in memory at
+once, and a stream without its end mark is reported as cut short. In streams and files, the sizes that a record batch
+claims are checked before it is decompressed, because they may be damaged.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ _SCHEMA, _DICTIONARY, _RECORDS = 1, 2, 3
 _GROUP_BYTES: Final = 1 << 25
 _GROUP_BATCHES: Final = 64
 _LARGEST_BATCH: Final = 1 << 30
-"""Bytes that one record batch may unpack to."""
+"""The most bytes that one record batch may unpack to."""
 _FILE: Final = b"ARROW1"
 
 
 def arrow_kind(head: bytes) -> ArrowKind:
-    """Whether an Arrow content is a stream or a file, by its first bytes."""
+    """Whether Arrow data is a stream or a file, judged by its first bytes."""
     return "file" if head.startswith(_FILE) else "stream"
 
 
@@ -46,7 +47,7 @@ def read_arrow(path: Path, rows: int) -> Iterator[pl.DataFrame]:
 
 
 def _read_stream(path: Path) -> Iterator[pl.DataFrame]:
-    """The frames of a stream, a few record batches each."""
+    """Yield the frames of a stream, each with a few record batches."""
     head: list[bytes] = []
     group: list[bytes] = []
     held, empty = 0, True
@@ -134,13 +135,13 @@ def _messages(stream: IO[bytes], size: int) -> Iterator[tuple[int, bytes]]:
 
 
 class _Table(NamedTuple):
-    """A table of FlatBuffers: `data`, and where in it the table stands. Raises struct.error outside of the data."""
+    """A FlatBuffers table that begins at an offset in `data`. Raises struct.error for an offset outside the data."""
 
     data: bytes
     at: int
 
     def place(self, field: int) -> int | None:
-        """Where a field stands; None where it is left out."""
+        """The offset of a field; None if the table lacks it."""
         entries = self.at - int(struct.unpack_from("<i", self.data, self.at)[0])
         if entries < 0 or 4 + 2 * field >= struct.unpack_from("<H", self.data, entries)[0]:
             return None
@@ -148,19 +149,19 @@ class _Table(NamedTuple):
         return self.at + offset if offset else None
 
     def number(self, field: int, form: str) -> int:
-        """A number; 0 where it is left out."""
+        """The number in a field; 0 if the table lacks it."""
         place = self.place(field)
         return 0 if place is None else int(struct.unpack_from(form, self.data, place)[0])
 
     def table(self, field: int) -> _Table:
-        """A table in a field."""
+        """The table in a field."""
         place = self.place(field)
         if place is None:
             raise struct.error("no such table")
         return _Table(self.data, place + int(struct.unpack_from("<I", self.data, place)[0]))
 
     def structs(self, field: int, form: str) -> list[tuple[int, ...]]:
-        """The structs in a field, as their numbers."""
+        """The structs in a field, each as its numbers."""
         place = self.place(field)
         if place is None:
             return []

@@ -1,4 +1,4 @@
-"""Batches: the records of a data file, some thousands at a time, with what writing them back needs."""
+"""Batches of records: some thousands of a data file's records, with the data that is needed to write them back."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from foreknow.io.sources import DataFile
 Record = Mapping[str, object]
 BATCH = 8192
 LARGEST_BATCH = 2**25
-"""A batch of fewer records ends where their texts have so many characters."""
+"""A batch ends early once the texts of its records have this many characters."""
 LONGEST_LINE = 2**25
-"""A line (CSV: a cell too) of more characters is an error: as values it can take thirty times its size in memory."""
+"""A longer line, or cell of CSV, is an error: parsed, it can take thirty times its size in memory."""
 LONGEST_ARRAY = 2**30
-"""A JSON array, which is read as a whole, of more bytes is an error: a few packed KiB can unpack to it."""
+"""A larger JSON array is an error: it is read as a whole, and a few compressed KiB can unpack to it."""
 
 
 class RecordBatch(NamedTuple):
@@ -40,9 +40,9 @@ class RecordBatch(NamedTuple):
     around: bool = False
     json_table: Callable[[Sequence[Record]], str] | None = None
     note: str = ""
-    """What the file is, for the user to read, where that is not plain."""
+    """A note for the user on what the file is, if it is unusual."""
 
 
 def where(part: DataFile, batch: RecordBatch, at: int) -> str:
-    """`file:line` of a record where the format has lines, else `file: row N`, counted from 0 in the part."""
+    """The place of a record: `file:line` in a format with lines, else `file: row N`, counted from 0 in the file."""
     return f"{part.where}:{batch.lines[at]}" if batch.lines else f"{part.where}: row {batch.first + at}"

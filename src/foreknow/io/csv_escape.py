@@ -1,4 +1,4 @@
-"""Cells of CSV: numbers written as text, and no text that a spreadsheet would compute. Pure.
+"""Writes CSV that a spreadsheet shows and does not compute, and reads it again. Pure.
 
 A cell that a spreadsheet would take for a formula gets an apostrophe before it, which `table_of` takes off again.
 """
@@ -12,11 +12,11 @@ from typing import Final
 import polars as pl
 
 FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
-"""How a cell begins that spreadsheets may compute."""
+"""The first characters of cells that a spreadsheet may compute."""
 
 
 def number_of(value: object) -> float | None:
-    """A number, or a text that spells one, as a float; None where it is neither, or not finite."""
+    """A number, or a text that spells one, as a float; None for anything else, and for infinity and NaN."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     try:
@@ -27,7 +27,7 @@ def number_of(value: object) -> float | None:
 
 
 def shortest_floats(frame: pl.DataFrame) -> pl.DataFrame:
-    """The frame with short floats, alone or in lists, as the doubles that spell them: 0.1, not 0.10000000149011612."""
+    """Convert 32-bit floats, also in lists, to the doubles with the same digits: 0.1, not 0.10000000149011612."""
     for name, dtype in frame.schema.items():
         inner = dtype.inner if isinstance(dtype, pl.List) else dtype
         if inner == pl.Float32:
@@ -37,18 +37,18 @@ def shortest_floats(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def escape_formula(value: object) -> object:
-    """The value as spreadsheets only show it; numbers, also those written as text, stay as they are."""
+    """The value with an apostrophe before it if a spreadsheet would compute it; numbers do not change."""
     risky = isinstance(value, str) and value.lstrip("'")[:1] in FORMULA and number_of(value) is None
     return f"'{value}" if risky else value
 
 
 def csv_of(frame: pl.DataFrame) -> str:
-    """The table as CSV text, its text cells inert."""
+    """The table as CSV text that no spreadsheet computes."""
     return _map_text_columns(frame, escape_formula).write_csv()
 
 
 def table_of(text: str, *names: str) -> pl.DataFrame:
-    """What `csv_of` wrote, read again; the columns `names` are text even if all their cells are numbers."""
+    """Read the CSV text of `csv_of`; the columns `names` are read as text even if all their cells are numbers."""
     return _map_text_columns(
         pl.read_csv(text.encode(), schema_overrides=dict.fromkeys(names, pl.String)), _unescape_formula
     )

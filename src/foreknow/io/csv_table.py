@@ -14,7 +14,6 @@ from foreknow.io.csv_dialect import (
     Dialect,
     columns_of,
     default_dialect,
-    dialect_of,
     doubles_apostrophes,
     field_size_limit,
     has_ambiguous_escape,
@@ -22,6 +21,7 @@ from foreknow.io.csv_dialect import (
     has_wrong_cells,
     is_blank,
 )
+from foreknow.io.csv_sniffer import dialect_of
 from foreknow.io.encodings import not_utf8
 from foreknow.io.json_text import dumps
 from foreknow.io.quoting import quoted

@@ -26,7 +26,7 @@ from foreknow.io.quoting import quoted
 Json = object
 _STATE, _INFO, _DICT = "state.json", "dataset_info.json", "dataset_dict.json"
 _DERIVED = re.compile(r"(^|/)(cache-[0-9a-f]{8,}[^/]*|indices|_indices[^/]*|tmp[^/]*)\.arrow$")
-"""Arrow files beside data: results of `map`, mappings of indices."""
+"""Arrow files that are not data: results of `map` and mappings of indices."""
 _SHARD = re.compile(r"(.*?)-(\d{5})-of-(\d{5})(\.[^/]*)$")
 
 
@@ -96,7 +96,7 @@ def _read_json(read: Callable[[str], bytes], name: str) -> Json:
 
 
 def _plan_save_to_disk(names: Sequence[str], read: Callable[[str], bytes], where: str) -> FolderPlan | None:
-    """What `save_to_disk` wrote: the shards that each state.json names."""
+    """The files of a data set written by `save_to_disk`: the shards that each state.json names."""
     known, files, sidecars = set(names), [], []
     splits: dict[str, str] = {}
     for name in sorted(names):
@@ -138,7 +138,7 @@ def _plan_save_to_disk(names: Sequence[str], read: Callable[[str], bytes], where
 def _plan_datasets_cache(
     data: Sequence[str], names: Sequence[str], read: Callable[[str], bytes], where: str
 ) -> FolderPlan | None:
-    """What `datasets` keeps in its own cache: Arrow files beside a dataset_info.json."""
+    """The files of a data set in the cache of `datasets`: Arrow files beside a dataset_info.json."""
     arrows = [name for name in data if name.endswith(".arrow")]
     known = set(names)
     folders = {
@@ -219,7 +219,7 @@ def _files_of(config: Mapping[str, Json], data: Sequence[str]) -> dict[str, str]
 
 
 def _missing_shards(files: Sequence[str]) -> list[str]:
-    """A line for each set of shards of which some are not there."""
+    """A line for each set of shards that is incomplete."""
     here: dict[tuple[str, int, str], int] = {}
     for name in files:
         if match := _SHARD.match(name):

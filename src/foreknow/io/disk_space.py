@@ -11,20 +11,20 @@ from foreknow.errors import ResourceError
 
 
 @contextlib.contextmanager
-def disk_full_errors(what: str, kept: str) -> Iterator[None]:
-    """Raise ResourceError if the disk is full; it names `what` could not be saved, and says what is `kept`."""
+def disk_full_errors(what: str, note: str) -> Iterator[None]:
+    """Raise ResourceError if the disk is full; `what` could not be written, and `note` says what is not lost."""
     try:
         yield
     except Exception as error:
         if not _no_space(error):
             raise
         raise ResourceError(
-            f"{what}: the disk is full; {kept}. Free some space and run the same command again"
+            f"{what}: the disk is full; {note}. Free some space and run the same command again"
         ) from None
 
 
 def _no_space(error: Exception) -> bool:
-    """Whether a write failed for want of space; safetensors and torch tell it in their texts only."""
+    """Whether a write failed because the disk is full; safetensors and torch say so only in their messages."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     text = str(error)

@@ -20,7 +20,7 @@ _BOMS: Final = (
 
 
 def encoding_of(part: DataFile) -> tuple[bytes, str, str]:
-    """(byte-order mark, encoding, its name where the mark tells it). Raises InputError for what is no text at all."""
+    """The byte-order mark, the encoding, and its name if there is a mark. Raises InputError if the file is no text."""
     with part.open() as stream:
         head = stream.read(4096)
     for bom, encoding, name in _BOMS:
@@ -54,7 +54,7 @@ def _cp1252_hint(line: bytes, at: int) -> str:
     word = re.search(rb"[^\s,;|\"]*$", line[:at])
     begin = max(at - 20, word.start() if word else at)
     try:
-        shown = re.split(r"[\s,;|\"]", line[begin : at + 20].decode("cp1252"))[0]
+        excerpt = re.split(r"[\s,;|\"]", line[begin : at + 20].decode("cp1252"))[0]
     except UnicodeDecodeError:
         return ""
-    return f" ({quoted(shown)} if it is Windows-1252: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW)"
+    return f" ({quoted(excerpt)} if it is Windows-1252: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW)"

@@ -12,18 +12,18 @@ from typing import Final, NamedTuple
 from foreknow.io.json_shapes import is_turns, wraps
 
 HEAD: Final = 1 << 16
-"""Bytes of a file's beginning that tell what it is."""
+"""The number of bytes at the beginning of a file that decide its type."""
 LONGEST_FIRST_LINE: Final = 1 << 25
-"""Bytes of a first line that are read to tell JSON lines from other JSON."""
+"""The most bytes of the first line that are read to distinguish JSON lines from other JSON."""
 _PACKED: Final = (
     (rb"\x1f\x8b", ".gz"), (rb"\x28\xb5\x2f\xfd", ".zst"), (rb"BZh[1-9]1AY&SY", ".bz2"), (rb"\xfd7zXZ\x00", ".xz"),
 )  # fmt: skip
-"""How packed files begin."""
+"""The first bytes of compressed files."""
 _TABLES: Final = (".csv", ".tsv")
 
 
 class Refusal(NamedTuple):
-    """A content that is not read: what it is, and what to do."""
+    """A type of file that is not read: what it is, and what to do."""
 
     what: str
     advice: str
@@ -52,7 +52,7 @@ _BINARY: Final[tuple[tuple[int, bytes, Refusal], ...]] = (
 _WIDE: Final[tuple[tuple[bytes, str], ...]] = (
     (b"\xff\xfe\x00\x00", "UTF-32"), (b"\x00\x00\xfe\xff", "UTF-32"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"),
 )  # fmt: skip
-"""Byte-order marks of encodings in which tables are read, and JSON is not."""
+"""Byte-order marks of the encodings that are read in tables but not in JSON."""
 _ZIPPED: Final[tuple[tuple[str, Refusal], ...]] = (
     (r"xl/", Refusal("an Excel workbook", "Save the sheet as CSV.")),
     (r"word/|ppt/", Refusal("an Office document", "Give a file of rows.")),
@@ -79,7 +79,7 @@ _TEXTS: Final[tuple[tuple[str, Refusal], ...]] = (
 
 
 def packing_of(head: bytes) -> str:
-    """The suffix of the packing that a content begins with; nothing where it is not packed."""
+    """The suffix of the compression that the first bytes show; "" if they show none."""
     return next((suffix for magic, suffix in _PACKED if re.match(magic, head)), "")
 
 
@@ -106,7 +106,7 @@ def refusal_of(head: bytes, suffix: str) -> Refusal | None:
 
 
 def _wide(head: bytes) -> str:
-    """UTF-16 or UTF-32, by its mark, or by its NUL bytes: every other one, in text of Latin letters."""
+    """The name of UTF-16 or UTF-32, recognised by the mark, or by NUL bytes as every other byte of Latin text."""
     if marked := next((name for mark, name in _WIDE if head.startswith(mark)), ""):
         return marked
     even, odd = head[0:512:2].count(0), head[1:512:2].count(0)
@@ -117,7 +117,7 @@ def _wide(head: bytes) -> str:
 
 
 def table_suffix(head: bytes) -> str:
-    """`.parquet` or `.arrow` where a content is one; nothing where it is neither."""
+    """`.parquet` or `.arrow` if the first bytes show one of them, else ""."""
     if head.startswith((b"PAR1", b"PARE")):
         return ".parquet"
     stream = head.startswith(b"\xff\xff\xff\xff") and 0 < int.from_bytes(head[4:8], "little") < 1 << 27
@@ -125,7 +125,7 @@ def table_suffix(head: bytes) -> str:
 
 
 def refusal_of_zip(names: list[str]) -> Refusal | None:
-    """Why a zip with members of these names is no zip of data files; None where it may be one."""
+    """Why a zip with members of these names does not hold data files; None if it may."""
     return next((refusal for pattern, refusal in _ZIPPED if any(re.search(pattern, name) for name in names)), None)
 
 
@@ -152,7 +152,7 @@ def text_suffix(head: bytes, suffix: str) -> str:
 
 
 def _value(line: bytes) -> object:
-    """What a line spells as JSON; None where it is no whole value."""
+    """The JSON value of a line; None if the line is not one complete value."""
     try:
         return json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
@@ -160,7 +160,7 @@ def _value(line: bytes) -> object:
 
 
 def _goes_on(line: bytes) -> bool:
-    """Whether a line is the beginning of a JSON value that ends on a later line, or a value with another behind it."""
+    """Whether a line begins a JSON value that ends on a later line, or holds a value followed by another."""
     try:
         json.loads(line.decode("utf-8", "replace"))
     except json.JSONDecodeError as error:

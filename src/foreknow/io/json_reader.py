@@ -32,13 +32,13 @@ from foreknow.io.sources import DataFile
 
 
 def _json_kind(value: object) -> str:
-    """What a JSON value is, in the words of a user."""
+    """The type of a JSON value, in words for the user."""
     names = {dict: "an object", list: "an array", str: "a string", bool: "true/false", type(None): "null"}
     return names.get(type(value), "a number")
 
 
 def _to_batches(part: DataFile, pieces: Iterable[tuple[int, str, object]]) -> Iterator[RecordBatch]:
-    """(line, text, value) triples as batches; every value must be an object, or a list of turns."""
+    """Group (line, text, value) triples into batches. Raises InputError unless each is an object or a list of turns."""
     records: list[Record] = []
     lines: list[int] = []
     texts: list[str] = []
@@ -63,12 +63,12 @@ def _to_batches(part: DataFile, pieces: Iterable[tuple[int, str, object]]) -> It
 
 
 def _turns_as_record(text: str, turns: object) -> tuple[str, dict[str, object]]:
-    """A list of turns as an object that has a place for labels."""
+    """Wrap a list of turns in an object, to which labels can be added."""
     return f'{{"messages": {text}}}', {"messages": turns}
 
 
 def read_json(part: DataFile) -> Iterator[RecordBatch]:
-    """The records of a part that is JSON or JSON lines, in order. Raises InputError."""
+    """Yield the records of a JSON or JSON lines file in order. Raises InputError, naming the line."""
     with part.open() as stream:
         if part.suffix != ".json":
             yield from _to_batches(part, _line_pieces(part, stream))
@@ -92,7 +92,7 @@ def read_json(part: DataFile) -> Iterator[RecordBatch]:
 
 
 def _object_batches(part: DataFile, text: str, start: int) -> Iterator[RecordBatch]:
-    """The rows of a JSON object, or of several objects one behind the other."""
+    """Yield the rows of a JSON object, or of several concatenated objects."""
     value, end = _decode(part.where, text, start)
     rest = skip(text, end)
     if rest < len(text):
@@ -157,7 +157,7 @@ def _line_of(text: str, at: int) -> int:
 def _batches_with_gaps(
     part: DataFile, text: str, rows: Iterable[tuple[int, int, object, Mapping[str, object]]], note: str
 ) -> Iterator[RecordBatch]:
-    """(start, end, value, fields around) of rows in a text, as batches that hold the text between them too."""
+    """Group a text's rows (start, end, value, fields around) into batches that also hold the text between them."""
     batch, end, line, counted, first = RecordBatch([], texts=[], lines=[], gaps=[], note=note), 0, 1, 0, 0
     for start, stop, value, around in rows:
         line, counted = line + text.count("\n", counted, start), start
@@ -180,7 +180,7 @@ def _batches_with_gaps(
 
 
 def _line_pieces(part: DataFile, stream: IO[bytes]) -> Iterator[tuple[int, str, object]]:
-    """(line, text, value) of every line that is not blank. Only "\\n" ends a line: JSON may hold U+2028."""
+    """Yield (line, text, value) of every line that is not blank. Only "\\n" ends a line: JSON may hold U+2028."""
     for number, line in enumerate(iter(lambda: stream.readline(batches.LONGEST_LINE), b""), start=1):
         if len(line) == batches.LONGEST_LINE:
             raise _line_too_long(part, number)
@@ -208,7 +208,7 @@ def _load_line(name: str, piece: str, line: int) -> object:
 
 
 def _array_pieces(name: str, text: str) -> Iterator[tuple[int, str, object]]:
-    """(line, text, value) of every element of a JSON array, the text exactly as it stands in the file."""
+    """Yield (line, text, value) of every element of a JSON array, with the text unchanged."""
     at, line, counted = skip(text, 0), 1, 0
     if at == len(text):
         return

@@ -25,7 +25,7 @@ from foreknow.io.json_text import check_depth, dumps, loads
 
 Json = Any
 TABLES: Final = ("columns", "by-column", "split-table")
-"""Shapes in which a row's values are spread over the text."""
+"""Shapes in which the values of a row are in several places of the text."""
 _WRAPPERS: Final = frozenset(
     {
         *("data", "rows", "records", "items", "examples", "instances", "entries", "samples", "dataset", "results"),
@@ -46,7 +46,7 @@ _ROW_KEYS: Final = _ASK_KEYS - {"questions", "prompts"} | frozenset(
         *("assistant", "bot", "a", "choices", "facts", "annotations"),
     }
 )
-"""Keys that a row has itself: an object with one of them wraps no rows."""
+"""Keys of rows: an object with one of them is a row and does not wrap rows."""
 _CHAT_KEYS: Final = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat", "turns")
 _META: Final = frozenset(
     ["features", "columns", "index", "schema", "splits", "licenses", "license", "metadata", "info"]
@@ -69,7 +69,7 @@ class JsonShape(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """What was found, for the user to read; nothing for a row."""
+        """The shape in words, for the user; empty for a single row."""
         under = ".".join((*self.above, *(self.keys if self.name == "wrapped" else ())))
         return {
             "wrapped": f"the rows stand under {under!r}",
@@ -84,7 +84,7 @@ class JsonShape(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A row of a JSON text: where it stands, its value, and fields that it has from around it."""
+    """A row in a JSON text: its offsets, its value, and the fields that objects around it add to it."""
 
     start: int
     end: int
@@ -93,14 +93,14 @@ class Piece(NamedTuple):
 
 
 def is_turns(value: Json) -> bool:
-    """Whether a value is a list of turns, each with the name of who speaks."""
+    """Whether a value is a list of turns, each with its speaker."""
     if not isinstance(value, list) or not value:
         return False
     return all(isinstance(turn, dict) and isinstance(turn.get("role", turn.get("from")), str) for turn in value)
 
 
 def wraps(value: Json) -> bool:
-    """Whether the one line of a JSONL file is surely an object that holds rows, and is not itself a row."""
+    """Whether the only line of a JSONL file is certainly an object that wraps rows, and not a row."""
     if not isinstance(value, dict):
         return False
     shape = shape_of(value)
@@ -128,7 +128,7 @@ def shape_of(value: Mapping[str, Json]) -> JsonShape:
         return JsonShape("row")
     if rows and all(map(_SPLIT.match, rows)):
         others = [key for key, inner in value.items() if key not in rows and _SPLIT.match(key) and inner]
-        if others:  # read without them, their rows would be lost without a word
+        if others:  # without them, their rows would be lost silently
             first = next(iter(rows))
             return JsonShape("unknown", (), f"the split {others[0]!r} holds no rows such as those of {first!r}")
         return JsonShape("splits", tuple(rows))
@@ -180,12 +180,12 @@ def _is_row(inner: Mapping[str, Mapping[str, Json]]) -> bool:
 
 
 def _is_table(value: Mapping[str, Json]) -> bool:
-    """Whether every value is a list, all of one length, and none of them rows or turns."""
+    """Whether all values are lists of the same length, and none holds rows or turns."""
     lists = [inner for inner in value.values() if isinstance(inner, list)]
     if len(lists) < 2 or len(lists) != len(value) or len({len(inner) for inner in lists}) > 1 or not lists[0]:
         return False
     if any(isinstance(turn, int) for turn in value.get("labelled_turns") or ()):
-        return False  # the lists beside it are labels of one row
+        return False  # the other lists are labels of one row
     chats = [inner for key, inner in value.items() if key.lower() in _CHAT_KEYS]
     one_chat = any(not all(isinstance(each, list) for each in inner) for inner in chats)
     return not one_chat and not any(map(is_turns, lists)) and not all(map(_holds_rows, lists))
@@ -298,20 +298,20 @@ def table_text(value: Mapping[str, Json], shape: JsonShape, added: Sequence[Mapp
 
 
 def decode(text: str, at: int) -> tuple[Json, int]:
-    """The value that begins at `at`, and where it ends. Raises JSONDecodeError, TooDeep."""
+    """The value that begins at offset `at`, and the offset of its end. Raises JSONDecodeError, TooDeep."""
     value, end = _DECODER.raw_decode(text, at)
     check_depth(text[at:end], value)
     return value, end
 
 
 def skip(text: str, at: int) -> int:
-    """The place of the first character from `at` on that is no blank."""
+    """The offset of the first character at or after `at` that is not a blank."""
     match = _SPACE.match(text, at)
     return match.end() if match else at
 
 
 def members(text: str, at: int) -> dict[str, tuple[int, int, Json]]:
-    """By key, where each value of the object that begins at `at` stands, and the value. The text must be sound."""
+    """The values of the object that begins at offset `at`, by key, with their offsets. The text must be valid."""
     values: dict[str, tuple[int, int, Json]] = {}
     at = skip(text, at + 1)
     while text[at] != "}":
@@ -326,7 +326,7 @@ def members(text: str, at: int) -> dict[str, tuple[int, int, Json]]:
 
 
 def elements(text: str, at: int) -> Iterator[tuple[int, int, Json]]:
-    """Where each element of the array that begins at `at` stands, and the element. The text must be sound."""
+    """The elements of the array that begins at offset `at`, with their offsets. The text must be valid."""
     at = skip(text, at + 1)
     while text[at] != "]":
         value, end = _DECODER.raw_decode(text, at)

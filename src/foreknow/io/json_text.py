@@ -1,4 +1,4 @@
-"""JSON text that can be written back: not nested beyond what every later step can follow, every text in UTF-8. Pure."""
+"""Reads and writes JSON that every later step can handle: limited nesting, and texts that UTF-8 can encode. Pure."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import json
 from typing import Any
 
 DEEPEST = 200
-"""Levels of arrays and objects that are read. Python's own limit depends on how deep its calls already are."""
+"""The most levels of arrays and objects that are read. Python's own limit depends on how deep its calls already are."""
 
 
 class TooDeep(ValueError):
-    """A text nests deeper than `DEEPEST`."""
+    """Raised for a text that nests deeper than `DEEPEST`."""
 
 
 def loads(text: str) -> Any:
-    """The value that the text spells; ValueError where it spells none, or nests too deep."""
+    """Parse a JSON text. Raises ValueError if it is not JSON, or nests too deep (TooDeep)."""
     try:
         value = json.loads(text)
     except RecursionError:
@@ -24,7 +24,7 @@ def loads(text: str) -> Any:
 
 
 def check_depth(text: str, value: object) -> None:
-    """Raise TooDeep unless the value, which `text` spells, nests no deeper than `DEEPEST`."""
+    """Raise TooDeep if the value of the JSON text `text` nests deeper than `DEEPEST`."""
     if text.count("[") + text.count("{") <= DEEPEST:
         return
     level = [value]
@@ -36,12 +36,12 @@ def check_depth(text: str, value: object) -> None:
 
 
 def dumps(value: object) -> str:
-    """A value as JSON text. Half a surrogate pair, which JSON can spell and UTF-8 cannot, stays spelled."""
+    """A value as JSON text. Half of a surrogate pair, which UTF-8 cannot encode, is written as an escape."""
     return encodable(json.dumps(value, ensure_ascii=False, default=str))
 
 
 def encodable(text: str) -> str:
-    """The text with each half of a surrogate pair spelled as JSON does, so that UTF-8 can hold it."""
+    """The text with lone halves of surrogate pairs as JSON escapes, so that UTF-8 can encode it."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 

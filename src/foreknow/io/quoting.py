@@ -9,13 +9,13 @@ _JOINERS = "\u200c\u200d"
 
 
 def quoted(value: object, most: int = 80) -> str:
-    """A value as Python writes it, control characters spelled out, cut after `most` characters."""
+    """The `repr` of a value with control characters escaped, cut after `most` characters."""
     text = repr(value)
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def printable(text: str) -> str:
-    """A text that cannot steer a terminal; joiners, which Persian, Hindi and emoji need, stay."""
+    """A text without characters that control a terminal; joiners, which Persian, Hindi and emoji need, stay."""
     return "".join(c if c.isprintable() or c in _JOINERS else "\ufffd" for c in text)
 
 

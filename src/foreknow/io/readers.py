@@ -30,7 +30,7 @@ def read_part(part: DataFile) -> Iterator[RecordBatch]:
 
 
 def _read_table(part: DataFile) -> Iterator[RecordBatch]:
-    """CSV or TSV with every cell as text, exactly as it stands."""
+    """Yield the rows of CSV or TSV, with every cell as unchanged text."""
     table: CsvTable | None = None
     rows: list[CsvRow] = []
     size, has_yielded = 0, False

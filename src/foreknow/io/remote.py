@@ -41,7 +41,7 @@ def download(name: str | Path, wanted: Callable[[str], bool] = lambda _: True, *
     url = url_of(path)
     if url is None or _is_held(path) or _is_locked_by_other_process(path):
         return path
-    with talking_of(url):
+    with store_errors(url):
         mirror = RemoteFolder(path)
         with FileLock(f"{mirror.journal}.lock"):
             listed = mirror.list_remote()
@@ -53,14 +53,6 @@ def download(name: str | Path, wanted: Callable[[str], bool] = lambda _: True, *
                 beside.pull(beside.list_remote(), ours=False)
             else:
                 mirror.pull(listed, Lease(mirror).was_ours(), wanted)
-    return path
-
-
-def download_folder(url: str) -> Path:
-    """Download a folder (of a model or a run) and return its local path. Raises InputError if it is not a folder."""
-    path = download(url)
-    if not path.is_dir():
-        raise InputError(f"{url}: is a file, expected a folder")
     return path
 
 
@@ -110,14 +102,16 @@ def push_written(path: Path) -> None:
         return
     url = url_of(path)
     if url is None or _is_held(path) or _is_locked_by_other_process(path):
-        return  # whoever holds it puts it
-    with talking_of(url, RunFolderError):
+        return  # the process that holds it uploads it
+    with store_errors(url, refused=RunFolderError):
         if is_local_only(path.relative_to(mirrors()).as_posix()):
             return
         mirror = RemoteFolder(path)
         mirror.known = {rel: Known(0, -1, None) for rel in mirror.list_remote()}
         if path.is_file() and not (manifest := path.with_name(f"{path.name}.manifest.json")).exists():
-            other = RemoteFolder(manifest)  # a file without a manifest is not finished; nor must it have an old one
+            other = RemoteFolder(
+                manifest
+            )  # a file without a manifest is unfinished: remove an old manifest from the store
             other.known = {rel: Known(0, -1, None) for rel in other.list_remote()}
             other.push()
         mirror.push()
@@ -128,10 +122,10 @@ class _Session:
 
     def __init__(self, root: Path, url: str):
         self.root, self.url, self.lost = root, url, False
-        self.kept = f"; what is finished is kept in {root!s}, the same command goes on from there"
+        self.note = f"; what is finished is kept in {root!s}, the same command goes on from there"
 
     def begin(self) -> None:
-        with talking_of(self.url, RunFolderError):
+        with store_errors(self.url, refused=RunFolderError):
             self.mirror = RemoteFolder(self.root)
             self.lease = Lease(self.mirror)
             listed = self.mirror.list_remote()
@@ -146,8 +140,8 @@ class _Session:
                 raise
 
     def push(self) -> None:
-        self.lost = True  # until all of it is there
-        with talking_of(self.url, kept=self.kept):
+        self.lost = True  # until everything is uploaded
+        with store_errors(self.url, note=self.note):
             self.lease.check()
             self.mirror.push()
         self.lost = False
@@ -159,7 +153,7 @@ class _Session:
             return
         try:
             self.push()
-            with talking_of(self.url, kept=self.kept):
+            with store_errors(self.url, note=self.note):
                 self.mirror.compact_journal(self.lease.token)
                 self.lease.release()
         except ForeknowError as error:
@@ -167,13 +161,6 @@ class _Session:
             if not failed:
                 raise
             say(str(error))
-
-
-def talking_of(
-    url: str, refused: type[InputError | RunFolderError] = InputError, kept: str = ""
-) -> contextlib.AbstractContextManager[None]:
-    """`remote_sync.store_errors` with its arguments in the order that this module uses."""
-    return store_errors(url, kept, refused)
 
 
 def _is_held(path: Path) -> bool:

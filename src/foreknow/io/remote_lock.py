@@ -63,7 +63,7 @@ class Lease:
         except FileExistsError:
             self.taken_over = True
         else:
-            self._confirm()  # a store that ignores such conditions lets two in: one of them may find out here
+            self._confirm()  # a store that ignores such conditions lets two runs in: one of them may notice it here
         if self.taken_over:
             raise RunFolderError(f"{url}: held by another run, which was a moment earlier; wait for it to end")
         self._confirmed = time.monotonic()
@@ -108,7 +108,7 @@ class Lease:
     def _last_number(self) -> int:
         try:
             names = self.mirror.fs.ls(self.mirror.base, detail=False)
-        except FileNotFoundError:  # nothing there yet; a missing bucket is found out by what is written next
+        except FileNotFoundError:  # the folder is empty; if the bucket is missing, the next write fails
             return 0
         matches = (_LOCK.fullmatch(str(name).rpartition("/")[2]) for name in names)
         return max((int(match[1]) for match in matches if match), default=0)
@@ -132,7 +132,7 @@ class Lease:
 
     def _heartbeat_loop(self) -> None:
         while not self._stopped.wait(BEAT) and not self.taken_over:
-            # where the store is out of reach the run itself finds out when it writes
+            # if the store is unreachable, the run fails at its next write
             with contextlib.suppress(ForeknowError), store_errors(self.mirror.url):
                 self._heartbeat()
 

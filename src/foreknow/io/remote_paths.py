@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from foreknow.errors import ConfigError
 
 SCHEMES: Final = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "memory": ("fsspec", "s3")}
-"""What stores are known: by scheme the package that speaks to it, and our extra that brings it."""
+"""The supported stores: scheme -> the package that accesses it, and the extra of foreknow that installs it."""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ else:
 
 
 class MirrorPath(_Path):
-    """A local path that stands for one in a store; a message that names it (an f-string) shows its URL."""
+    """The local path of a mirror; formatted in a message, it shows the URL that it mirrors."""
 
     __slots__ = ()
 
@@ -33,7 +33,7 @@ class MirrorPath(_Path):
 
 
 def cache_folder() -> Path:
-    """FOREKNOW_CACHE, else `foreknow` in XDG_CACHE_HOME, else in `~/.cache`."""
+    """The cache folder: FOREKNOW_CACHE, else `foreknow` in XDG_CACHE_HOME, else in `~/.cache`."""
     if chosen := os.environ.get("FOREKNOW_CACHE"):
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
@@ -41,12 +41,12 @@ def cache_folder() -> Path:
 
 
 def mirrors() -> Path:
-    """The folder below which all mirrors lie."""
+    """The folder that holds all mirrors."""
     return cache_folder().absolute() / "remote"
 
 
 def is_url(name: str) -> bool:
-    """Whether a text names something by scheme and `://`."""
+    """Whether a text is a URL: a scheme and `://`."""
     return "://" in name and _SCHEME.match(name) is not None
 
 
@@ -78,7 +78,7 @@ def place(name: str | Path) -> Path:
 
 
 def url_of(path: Path) -> str | None:
-    """The URL of what a local path mirrors; None for any other path."""
+    """The URL that a local path mirrors; None for a path outside the mirrors."""
     try:
         scheme, *rest = path.relative_to(mirrors()).parts
     except ValueError:

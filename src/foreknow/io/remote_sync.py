@@ -37,10 +37,10 @@ class Known(NamedTuple):
 
 
 @contextlib.contextmanager
-def store_errors(url: str, kept: str = "", refused: type[UsageError] = InputError) -> Iterator[None]:
+def store_errors(url: str, note: str = "", refused: type[UsageError] = InputError) -> Iterator[None]:
     """Turn every error of a store's client library into one of ours: one line that names `url`.
 
-    Errors that the user can fix (names, permissions) raise `refused`, all others ResourceError. `kept` says in the
+    Errors that the user can fix (names, permissions) raise `refused`, all others ResourceError. `note` says in the
     message what is not lost; if it is given, the run had already begun, and the error is always ResourceError.
     """
     try:
@@ -55,7 +55,7 @@ def store_errors(url: str, kept: str = "", refused: type[UsageError] = InputErro
         # the stores' libraries share no class of errors
         text = re.sub(r"//[^/@\s]*@", "//", " ".join(str(error).split()))[:200]
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(f"{url}: the local disk is full ({mirrors()}); free some space{kept}") from error
+            raise ResourceError(f"{url}: the local disk is full ({mirrors()}); free some space{note}") from error
         mendable = True
         if isinstance(error, FileNotFoundError):
             why = f"not found ({text}); check bucket and name"
@@ -65,7 +65,7 @@ def store_errors(url: str, kept: str = "", refused: type[UsageError] = InputErro
             why = f"no credentials ({text}); set them as the store's own tools read them"
         else:
             mendable, why = False, f"the store cannot be reached ({text or type(error).__name__})"
-        raise (refused if mendable and not kept else ResourceError)(f"{url}: {why}{kept}") from error
+        raise (refused if mendable and not note else ResourceError)(f"{url}: {why}{note}") from error
 
 
 def filesystem(url: str) -> Any:
@@ -74,7 +74,7 @@ def filesystem(url: str) -> Any:
 
     fs = fsspec.filesystem(url.partition(":")[0], use_listings_cache=False)
     if (loop := getattr(fs, "loop", None)) is not None:
-        # asyncio would print a traceback for each connection that broke, beside the error that the call raises
+        # asyncio would print a traceback for each broken connection, in addition to the error that the call raises
         loop.set_exception_handler(lambda _, context: logging.getLogger(__name__).debug("%s", context.get("message")))
     return fs
 
@@ -106,7 +106,7 @@ class RemoteFolder:
         return f"{self.base}/{rel}" if rel else self.base
 
     def list_remote(self) -> dict[str, Any]:
-        """What the store has, by path inside the folder (`""`: the URL is a file's). Locks are not listed."""
+        """The store's files, by path inside the folder (`""`: the URL is a file's). Locks are not listed."""
         files = {}
         for name, info in self.fs.find(self.base, detail=True).items():
             rel = name.lstrip("/")[len(self.base) :]
@@ -164,7 +164,7 @@ class RemoteFolder:
             self._record(rel, None)
 
     def compact_journal(self, token: str | None = None) -> None:
-        """Write the journal short; with `token`, the last lock's, note the store's stamps of what was put."""
+        """Rewrite the journal without old entries; with `token` (the last lock's), record the stamps of uploads."""
         if token is not None and any(known.stamp is None for known in self.known.values()):
             for rel, info in self.list_remote().items():
                 known = self.known.get(rel)
@@ -177,7 +177,7 @@ class RemoteFolder:
         part.replace(self.journal)
 
     def add_token(self, token: str) -> None:
-        """Note a lock's token before the lock is taken."""
+        """Record a lock's token in the journal before the lock is taken."""
         self.tokens.add(token)
         self._append(token)
 
@@ -204,7 +204,7 @@ class RemoteFolder:
                 rel = name if inside == "." else f"{inside}/{name}"
                 if is_local_only(rel):
                     continue
-                with contextlib.suppress(FileNotFoundError):  # gone since
+                with contextlib.suppress(FileNotFoundError):  # deleted in the meantime
                     about = (Path(folder) / name).stat()
                     files[rel] = (about.st_mtime_ns, about.st_size)
         return files
@@ -224,7 +224,7 @@ def _read_journal(path: Path) -> tuple[dict[str, Known], set[str]]:
         try:
             entry = json.loads(line)
         except ValueError:
-            continue  # torn by a kill
+            continue  # cut short when the process was killed
         if isinstance(entry, str):
             tokens.add(entry)
         elif len(entry) == 1:

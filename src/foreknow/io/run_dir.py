@@ -71,7 +71,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
 
 
 def _errno(error: Exception) -> int | None:
-    """The operating system's number for a failed write; Polars gives it in its text only."""
+    """The operating system's error number of a failed write; Polars gives it only in its message."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     match = re.search(r"\(os error (\d+)\)", str(error))
@@ -113,17 +113,17 @@ def write_folder(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file atomically."""
     write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON whole or not at all."""
+    """Write indented JSON atomically."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_frame(path: Path, frame: pl.DataFrame) -> None:
-    """Write Parquet whole or not at all; the same frame gives the same bytes."""
+    """Write Parquet atomically; the same frame gives the same bytes."""
     write_whole(path, lambda part: frame.write_parquet(part, compression="zstd", statistics=True))
 
 
@@ -166,7 +166,7 @@ class RunDir:
                 f"{self.path}: not empty and not a run of foreknow (no {MANIFEST}, no .run.json); choose another "
                 "--out, or delete the folder if it was one"
             )
-        # whose folder it is comes first: a run stopped right here can be taken up again
+        # write the identity first: a run that is stopped right here can be resumed
         write_json(self.path / ".run.json", with_checksum({"format": FORMAT, "identity": identity}))
         with _disk_errors(self.path):
             self.chunks.mkdir(exist_ok=True)
@@ -306,10 +306,10 @@ def verify(folder: Path, *, partial: bool = False) -> dict[str, Any]:
 
 def _check_format(folder: Path, manifest: dict[str, Any]) -> None:
     """Raise RunFolderError where the run's files have the columns of another format than `FORMAT`."""
-    given = manifest.get("format", 1)
-    if given != FORMAT:
+    run_format = manifest.get("format", 1)
+    if run_format != FORMAT:
         raise RunFolderError(
-            f"{folder}: made by another version of foreknow (format {given} of its columns, expected {FORMAT}); "
+            f"{folder}: made by another version of foreknow (format {run_format} of its columns, expected {FORMAT}); "
             f"{_remedy(folder)}"
         )
 
@@ -329,7 +329,7 @@ def _checksums(folder: Path, outputs: Iterable[str]) -> dict[str, str]:
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """Keys whose values differ, as `key: then -> now`, depth first."""
+    """The keys whose values differ, as `key: old -> new`, depth first."""
     if isinstance(old, dict) and isinstance(new, dict):
         changes = []
         for key in sorted({*old, *new}):
@@ -344,7 +344,7 @@ def _short_json(value: Any) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A file's JSON object; None where there is no file, or nothing of the kind in it."""
+    """The JSON object in a file; None if there is no file, or it holds no JSON object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

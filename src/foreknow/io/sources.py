@@ -108,7 +108,7 @@ class DataFile:
 
     @property
     def split(self) -> str | None:
-        """The split in the name (`train-00000.parquet`, `P17.dev.json`, `test/x.csv`), if there is one."""
+        """The split in the name (`train-00000.parquet`, `P17.dev.json`, `test/x.csv`); None if it has none."""
         if self.own_split:
             return _SPLITS.get(self.own_split, self.own_split)
         for piece in reversed(PurePosixPath(self.name).parts):
@@ -142,14 +142,14 @@ class Source:
 
     @property
     def suffix(self) -> str:
-        """The suffix of an output in the input's form: `.jsonl.gz`, `.zip`, nothing for a folder."""
+        """The suffix of an output in the input's form: `.jsonl.gz`, `.zip`, "" for a folder."""
         if self.kind == "file":
             return self.parts[0].suffix + self.parts[0].packing
         return ".zip" if self.kind == "zip" else ""
 
 
 def source_of(name: str) -> Source:
-    """The source that a DATA argument names; InputError where there is none, or nothing to read in it."""
+    """The source that a DATA argument names. Raises InputError if there is none, or if it holds no data files."""
     if name in ("-", "stdin:"):
         return _standard_input()
     if name.startswith(HUB):
@@ -225,7 +225,7 @@ def _download_url(url: str) -> Path:
 
 
 def source_of_bytes(name: str, content: bytes) -> Source:
-    """A source that was never a file; its suffix is that of `name`."""
+    """A source of bytes in memory; its suffix is that of `name`."""
     suffix, packing = suffixes(name)
     return Source(name, "file", (DataFile(name, name, suffix, packing, lambda: io.BytesIO(content)),))
 
@@ -267,13 +267,13 @@ def on_disk(part: DataFile) -> Iterator[Path]:
 
 _BLOCK = 16 << 20
 _SPARE = 1 << 30
-"""Bytes that temporary files must leave free on the disk, because decompressed data can be of any size."""
+"""The bytes that temporary files leave free on the disk, because decompressed data can be of any size."""
 
 
 @contextlib.contextmanager
 def _read_errors(where: str) -> Iterator[None]:
     damaged = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, _zstd().ZstdError, struct.error)
-    odd = (NotImplementedError, ValueError, OverflowError)  # what a damaged zip says it holds
+    odd = (NotImplementedError, ValueError, OverflowError)  # the size that a damaged zip claims
     try:
         yield
     except InputError:
@@ -294,7 +294,7 @@ def _zstd() -> Any:
 
 
 def suffixes(name: str) -> tuple[str, str]:
-    """The format and the packing that a name ends in: `train.jsonl.gz` -> `.jsonl`, `.gz`."""
+    """The format and compression suffixes of a name: `train.jsonl.gz` -> `.jsonl`, `.gz`."""
     path = PurePosixPath(name.lower())
     packing = path.suffix if path.suffix in PACKINGS else ""
     return PurePosixPath(path.stem).suffix if packing else path.suffix, packing
@@ -311,7 +311,7 @@ def _source_of_many(
     opener: Callable[[str], tuple[str, Any]],
     note: str = "",
 ) -> Source:
-    """The data files among `names`, as parts in the order of their names."""
+    """The data files among `names`, sorted by name."""
 
     def read(each: str) -> bytes:
         where, raw = opener(each)
@@ -375,7 +375,7 @@ def _zip_source(path: Path) -> Source:
 
 
 class _Member(io.BufferedReader):
-    """One member of an archive, which is closed with it."""
+    """Open one member of an archive; closing the member closes the archive."""
 
     def __init__(self, path: Path, name: str):
         self._archive = zipfile.ZipFile(path)

@@ -28,17 +28,20 @@ from foreknow.io.sources import ARROW, DataFile, Source, compressed_writer, on_d
 
 @dataclass(frozen=True)
 class Change:
-    """What an output changes: `added` columns (a line for each record of the input, by number), `kept` records
-    (by number; None: all), `edited`: a record and its number -> the record to write, or None to leave it."""
+    """How an output differs from its input. `added`: new columns, with a line for each record of the input.
+
+    `selection`: for each record, whether it is written (None: all are). `edited`: a function from a record and its
+    number to the record to write, or None to leave it unchanged.
+    """
 
     added: pl.DataFrame
-    kept: pl.Series | None = None
+    selection: pl.Series | None = None
     edited: Callable[[Record, int], Record | None] | None = None
 
     def of(self, first: int, count: int) -> tuple[pl.DataFrame, list[bool]]:
-        """The added columns of `count` rows from `first`, and which of these rows are kept."""
-        kept = [True] * count if self.kept is None else self.kept.slice(first, count).to_list()
-        return self.added.slice(first, count), kept
+        """The added columns of `count` rows from `first`, and which of these rows are written."""
+        selection = [True] * count if self.selection is None else self.selection.slice(first, count).to_list()
+        return self.added.slice(first, count), selection
 
     def edit(self, record: Record, row: int) -> Record | None:
         """The record to write instead of this one, or None to keep it."""
@@ -128,7 +131,7 @@ def _family(suffix: str) -> str:
 
 
 def _arrow_kind(part: DataFile) -> ArrowKind:
-    """The kind of Arrow file that a part is; a stream, which `datasets` keeps, where it is none."""
+    """Whether to write an Arrow file or stream: the kind of the part, or a stream (as `datasets`) for other formats."""
     if part.suffix not in ARROW:
         return "stream"
     with part.open() as stream:
@@ -141,12 +144,12 @@ def object_text(record: Record) -> str:
 
 
 def cell_text(value: object) -> str:
-    """A value as text that UTF-8 can hold: a text as it is, any other as JSON."""
+    """A value as text that UTF-8 can encode: a text unchanged, any other value as JSON."""
     return encodable(value) if isinstance(value, str) else dumps(value)
 
 
 def _write_part(part: DataFile, out: IO[bytes], change: Change, first: int) -> tuple[int, pl.Schema | None]:
-    """Write one part; returns the number of the row after its last, and of an Arrow file its schema."""
+    """Write one part; return the number of the row after its last, and the schema if it is an Arrow file."""
     with compressed_writer(out, part.packing) as stream:
         if part.suffix == ".parquet":
             return _write_parquet(part, stream, change, first), None
@@ -165,7 +168,7 @@ def _write_part(part: DataFile, out: IO[bytes], change: Change, first: int) -> t
 
 
 def _write_parquet(part: DataFile, stream: IO[bytes], change: Change, first: int) -> int:
-    """All rows, the added columns beside their own, without holding the file in memory."""
+    """Write all rows with the added columns, without holding the file in memory."""
     with on_disk(part) as path, tempfile.NamedTemporaryFile(prefix="foreknow-", suffix=".parquet") as out:
         if path.stat().st_size == 0:
             return first
@@ -178,7 +181,7 @@ def _write_parquet(part: DataFile, stream: IO[bytes], change: Change, first: int
 
 
 ANSWER_SUFFIX = "model_answer"
-"""The label that holds a model's answer, which can be any text."""
+"""The column of a model's answer, which can be any text."""
 
 
 class _Writer:
@@ -194,11 +197,13 @@ class _Writer:
 
     def write(self, part: DataFile, batch: RecordBatch, change: Change, first: int) -> pl.DataFrame | None:
         """Write a batch of a part, whose first record has the number `first`."""
-        added, kept = change.of(first, len(batch.records))
-        edits = [change.edit(record, first + n) if kept[n] else None for n, record in enumerate(batch.records)]
+        added, selection = change.of(first, len(batch.records))
+        edits = [change.edit(record, first + n) if selection[n] else None for n, record in enumerate(batch.records)]
         if batch.frame is not None:
             return (
-                _with_edits(batch.frame, batch.records, edits).hstack(added).filter(pl.Series(kept, dtype=pl.Boolean))
+                _with_edits(batch.frame, batch.records, edits)
+                .hstack(added)
+                .filter(pl.Series(selection, dtype=pl.Boolean))
             )
         if batch.table is not None:
             rows = [
@@ -212,8 +217,10 @@ class _Writer:
                 )
             texts = [name for name in added.columns if name.endswith(ANSWER_SUFFIX)]
             escaped = {name: [escape_formula(value) for value in added[name].to_list()] for name in texts}
-            columns = {name: list(compress(escaped.get(name, added[name].to_list()), kept)) for name in added.columns}
-            self.tables.write(batch.table, list(compress(rows, kept)), columns)
+            columns = {
+                name: list(compress(escaped.get(name, added[name].to_list()), selection)) for name in added.columns
+            }
+            self.tables.write(batch.table, list(compress(rows, selection)), columns)
         elif self.whole and batch.json_table is not None:
             self.json_table = self.json_table or (batch.json_table, [])
             self.json_table[1].extend(added.iter_rows(named=True))
@@ -227,12 +234,12 @@ class _Writer:
                 batch.texts if batch.texts and not batch.around else [object_text(record) for record in batch.records]
             )
             texts = [text if new is None else object_text(new) for text, new in zip(record_texts, edits, strict=True)]
-            lines = zip(texts, added.iter_rows(named=True), kept, strict=True)
+            lines = zip(texts, added.iter_rows(named=True), selection, strict=True)
             self._objects([_splice(text, row) for text, row, keep in lines if keep])
         return None
 
     def close(self) -> None:
-        """End the file."""
+        """Write the end of the file."""
         self.tables.close()
         if self.json_table is not None:
             self.out.write(self.json_table[0](self.json_table[1]).encode("utf-8", "backslashreplace"))
@@ -250,7 +257,7 @@ class _Writer:
 
 
 def _with_edits(frame: pl.DataFrame, records: Sequence[Record], edits: Sequence[Record | None]) -> pl.DataFrame:
-    """The frame with the edited records in it; columns that no edit changes stay as they are."""
+    """The frame with the edited records; columns that no edit changes keep their values and types."""
     pairs = [(old, old if new is None else new) for old, new in zip(records, edits, strict=True)]
     for name in dict.fromkeys(key for _, new in pairs for key in new if key not in frame.schema):
         frame = frame.with_columns(pl.Series(name, [new.get(name) for _, new in pairs]))

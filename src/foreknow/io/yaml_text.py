@@ -1,4 +1,4 @@
-"""YAML text read as plain values: no object of Python's, no value that grows beyond its text or holds itself. Pure."""
+"""Reads YAML as plain values: no Python objects, no aliases that expand without limit or contain themselves. Pure."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import Any, Final
 import yaml
 
 LARGEST: Final = 100_000
-"""Values a text may spell, each counted as often as it is named."""
+"""The most values of a text, where each alias counts as the values it stands for."""
 
 
 class PlainLoader(yaml.SafeLoader):
     """Safe YAML without merge keys (`<<`): a few lines of them can grow beyond all memory."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Leave the keys as they stand: a merge key is then one that cannot be read."""
+        """Do not merge keys, so that a merge key is an error."""
 
 
 def loads(text: str) -> Any:
-    """The value that the text spells; ValueError, in one line, where it spells none or one that grows."""
+    """Parse a YAML text. Raises ValueError, in one line, if it is invalid or has more than the allowed values."""
     try:
         value = yaml.load(text, Loader=PlainLoader)
         size = _size(value, {}, set())
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())[:200]) from None
     except (RecursionError, ValueError, LookupError, AttributeError, TypeError) as error:
-        # the last three are how PyYAML fails on a value that its explicit tag does not fit (`!!int ''`)
+        # PyYAML raises the last three for a value that its explicit tag does not fit (`!!int ''`)
         why = " ".join(str(error).split())[:120]
         raise ValueError(f"a value cannot be read ({type(error).__name__}{': ' if why else ''}{why})") from None
     if size > LARGEST:
@@ -34,7 +34,7 @@ def loads(text: str) -> Any:
 
 
 def _size(value: object, known: dict[int, int], above: set[int]) -> int:
-    """How many values there are in all, one that is named twice counted twice."""
+    """The number of values in all, where a value that two aliases name counts twice."""
     if not isinstance(value, dict | list | set | tuple):
         return 1
     at = id(value)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from foreknow.errors import MissingExtra, ModelError, first_line
-from foreknow.models.checkpoint_check import is_finite
+from foreknow.models.model_checks import is_finite
 from foreknow.models.packaged import PACKAGED, quiet
 from foreknow.models.weight_files import SHOWN, count_of, names_of, read_header
 
@@ -218,7 +218,7 @@ def _format_misfit(error: Exception) -> str:
     sizes = [line for line in lines if line.startswith("size mismatch")]
     if not sizes:
         return first_line(error)
-    shown = [_SIZES.sub(r"\1 [\2], expected [\3]", line) for line in sizes[:SHOWN]]
+    differences = [_SIZES.sub(r"\1 [\2], expected [\3]", line) for line in sizes[:SHOWN]]
     rest = f" and {len(sizes) - SHOWN:,} more" if len(sizes) > SHOWN else ""
-    names = "; ".join(shown).replace(".default", "").replace(_PREFIX, "")
+    names = "; ".join(differences).replace(".default", "").replace(_PREFIX, "")
     return f"the adapter holds {count_of(sizes)} of another shape: {names}{rest}"

@@ -3,6 +3,7 @@
 resolve.py             a name -> a folder, an adapter's base
 weight_files.py        the tensors that the weight files list
 checkpoint_check.py    compares the loaded model with them
+model_checks.py        checks its weights, its attention and its vocabulary
 adapters.py            puts an adapter on its base
 """
 
@@ -17,14 +18,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from foreknow.errors import ForeknowError, ModelError, first_line
 from foreknow.models.adapters import attach
 from foreknow.models.architectures import text_part
-from foreknow.models.checkpoint_check import (
-    LoadedTensors,
-    check_causal,
-    check_finite,
-    check_loaded,
-    check_vocabulary,
-    untie,
-)
+from foreknow.models.checkpoint_check import LoadedTensors, check_loaded
+from foreknow.models.model_checks import check_causal, check_finite, check_vocabulary, untie
 from foreknow.models.model_folders import read_config
 from foreknow.models.packaged import quiet
 from foreknow.models.private_api import disable_word_cache, has_bfloat16_instructions
@@ -325,32 +320,32 @@ def gpu_memory(device: str) -> GpuMemory | None:
     return GpuMemory(total // 2**30 * 2**30, min(free for free, _ in memory), len(used))
 
 
-def _choose_device(asked: str) -> tuple[str, str]:
+def _choose_device(setting: str) -> tuple[str, str]:
     import torch
 
-    if asked not in ("auto", MAP):
+    if setting not in ("auto", MAP):
         try:
-            torch.empty(1, device=asked)
+            torch.empty(1, device=setting)
         except (RuntimeError, AssertionError) as error:
-            raise ModelError(f"--device {asked}: not usable here: {first_line(error, 120)}") from None
-        return asked, f"device {asked}: asked for"
+            raise ModelError(f"--device {setting}: not usable here: {first_line(error, 120)}") from None
+        return setting, f"device {setting}: asked for"
     if torch.cuda.is_available():
         return "cuda", "device cuda: a GPU is there"
     return "cpu", "device cpu: no CUDA GPU was found"
 
 
-def _choose_dtype(asked: str, device: str) -> tuple[str, str]:
+def _choose_dtype(setting: str, device: str) -> tuple[str, str]:
     import torch
 
-    if asked != "auto":
-        if asked not in ("float32", "bfloat16", "float16"):
-            raise ModelError(f"--dtype {asked}: expected auto, float32, bfloat16 or float16")
-        if asked == "bfloat16" and device == "cpu" and not has_bfloat16_instructions():
-            return asked, (
+    if setting != "auto":
+        if setting not in ("float32", "bfloat16", "float16"):
+            raise ModelError(f"--dtype {setting}: expected auto, float32, bfloat16 or float16")
+        if setting == "bfloat16" and device == "cpu" and not has_bfloat16_instructions():
+            return setting, (
                 "dtype bfloat16: asked for, though the processor has no instructions for it; float32 is about ten "
                 "times faster here"
             )
-        return asked, f"dtype {asked}: asked for"
+        return setting, f"dtype {setting}: asked for"
     if device.startswith("cuda"):
         if torch.cuda.is_bf16_supported():
             return "bfloat16", "dtype bfloat16: the GPU computes in it"

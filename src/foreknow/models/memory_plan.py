@@ -1,7 +1,7 @@
 """Plans how many tokens and rows a GPU computes at once, from the model's shape and the GPU's total memory.
 
     weights      the model's weights, in the dtype it computes in
-    kept         keys and values of every question and answer of a chunk, which the search extends
+    kv_cache     keys and values of every question and answer of a chunk, which the search extends
     prefixes     keys and values of the exemplar prompts
     a_pass       the peak memory of one layer for a batch, in attention or in the feed-forward part
     head         float32 logits, and the candidates' weights, of the answer positions
@@ -62,7 +62,7 @@ class MemoryNeeds(NamedTuple):
     """The memory that an audit needs on one GPU, in bytes."""
 
     weights: int
-    kept: int
+    kv_cache: int
     prefixes: int
     a_pass: int
     head: int
@@ -70,7 +70,7 @@ class MemoryNeeds(NamedTuple):
     @property
     def total(self) -> int:
         """The peak: body and head never compute at the same time."""
-        return self.weights + self.kept + self.prefixes + max(self.a_pass, self.head)
+        return self.weights + self.kv_cache + self.prefixes + max(self.a_pass, self.head)
 
 
 def shape_of(config: Mapping[str, Any]) -> ModelShape | None:
@@ -115,7 +115,7 @@ def needs(
     gathered = min(prompts, sizes.batch_tokens)  # the search may extend every question
     return MemoryNeeds(
         weights=parameters * itemsize // gpus,
-        kept=(prompts + gathered) * SLOTS_A_PROMPT * a_token // gpus,
+        kv_cache=(prompts + gathered) * SLOTS_A_PROMPT * a_token // gpus,
         prefixes=min(GROUPS, sizes.chunk_rows) * sets * prefix * a_token // gpus,
         a_pass=pass_bytes(shape, itemsize, min(sizes.batch_tokens, prompts * SLOTS_A_PROMPT), prefix, SLOTS_A_PROMPT),
         head=head_bytes(shape, itemsize, sizes.batch_tokens),
@@ -162,7 +162,7 @@ def largest_plan(
         needed = needs(shape, parameters, itemsize, sizes, sets=sets, shots=shots, gpus=gpus)
         if needed.total <= room:
             return sizes
-        fewer_rows = needed.kept >= max(needed.a_pass, needed.head) and sizes.chunk_rows > LEAST.chunk_rows
+        fewer_rows = needed.kv_cache >= max(needed.a_pass, needed.head) and sizes.chunk_rows > LEAST.chunk_rows
         if fewer_rows or sizes.batch_tokens == LEAST.batch_tokens:
             if sizes.chunk_rows == LEAST.chunk_rows:
                 return None
@@ -201,7 +201,11 @@ def plan_batches(folder: Path, dtype: str, memory: int, *, sets: int, shots: int
 
 def format_plan(sizes: BatchSizes, needed: MemoryNeeds, memory: int) -> str:
     """One line that says which sizes were chosen, and why."""
-    parts = {"weights": needed.weights, "kept keys and values": needed.kept + needed.prefixes, "a pass": needed.a_pass}
+    parts = {
+        "weights": needed.weights,
+        "kept keys and values": needed.kv_cache + needed.prefixes,
+        "a pass": needed.a_pass,
+    }
     shares = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
     return (
         f"batches of {sizes.batch_tokens} tokens, chunks of {sizes.chunk_rows} rows: {needed.total / GIB:.1f} of the "

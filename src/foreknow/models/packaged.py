@@ -26,8 +26,9 @@ from filelock import FileLock
 
 from foreknow.errors import ModelError, ResourceError, first_line
 from foreknow.io.remote_paths import cache_folder
-from foreknow.models.checkpoint_check import LoadedTensors, check_finite, check_loaded
+from foreknow.models.checkpoint_check import LoadedTensors, check_loaded
 from foreknow.models.gguf_files import check_tensor_count, read_gguf, scale_rope
+from foreknow.models.model_checks import check_finite
 from foreknow.models.weight_files import WeightFiles
 
 CONVERSION: Final = 2

@@ -50,11 +50,11 @@ class WeightFiles(NamedTuple):
     note: str | None = None
 
 
-def names_of(names: Iterable[str], shown: int = SHOWN) -> str:
+def names_of(names: Iterable[str], limit: int = SHOWN) -> str:
     """The first names of a list in order, and the number of further ones."""
     ordered = sorted(names)
-    rest = len(ordered) - shown
-    return ", ".join(ordered[:shown]) + (f" and {rest:,} more" if rest > 0 else "")
+    rest = len(ordered) - limit
+    return ", ".join(ordered[:limit]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def count_of(tensors: Sequence[object]) -> str:

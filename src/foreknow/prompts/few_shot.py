@@ -131,7 +131,7 @@ def draw_exemplars(
             "add rows with question and answer, give --exemplars FILE, or lower --shots"
         )
     by_group = {str(name): _candidates(frame, need) for (name,), frame in source.group_by("group", maintain_order=True)}
-    drawn, notes = {}, []
+    sets_by_group, notes = {}, []
     for group in groups:
         own = by_group.get(group, [])
         borrowed = len(own) < need
@@ -140,8 +140,8 @@ def draw_exemplars(
                 f"group {group!r} has {len(own)} possible exemplars, needs {need}: drawn from all groups instead"
             )
         rng = np.random.default_rng([seed, zlib.crc32(group.encode())])
-        drawn[group] = _draw_group(everything if borrowed else own, shots, sets, rng, borrowed)
-    return Exemplars(drawn, reason, tuple(notes))
+        sets_by_group[group] = _draw_group(everything if borrowed else own, shots, sets, rng, borrowed)
+    return Exemplars(sets_by_group, reason, tuple(notes))
 
 
 def _choose_pool(

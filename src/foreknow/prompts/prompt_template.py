@@ -202,14 +202,14 @@ class Prompter:
         for ids, places in self.special.encode(texts, around=not self.chat, offsets=offsets):
             end = len(ids) - len(after) if after and tuple(ids[-len(after) :]) == after else len(ids)
             begin = len(before) if before and tuple(ids[: 2 * len(before)]) == before * 2 else 0
-            kept, at = list(range(begin, end)), self._starts(ids[begin:end])
+            indices, at = list(range(begin, end)), self._starts(ids[begin:end])
             if self.bos == "yes" and not at:
                 assert isinstance(bos, int)
                 encoded_texts.append(Encoded([bos, *ids[begin:end]], [(0, 0), *places[begin:end]] if places else []))
                 continue
             for extra in reversed(at if self.bos == "no" else at[1:]):
-                del kept[extra]
-            encoded_texts.append(Encoded([ids[n] for n in kept], [places[n] for n in kept] if places else []))
+                del indices[extra]
+            encoded_texts.append(Encoded([ids[n] for n in indices], [places[n] for n in indices] if places else []))
         return encoded_texts
 
     def _starts(self, ids: Sequence[int]) -> list[int]:

@@ -150,7 +150,7 @@ def _clean(facts: Iterable[SourceFact], relation: str) -> list[SourceFact]:
     golds: dict[str, set[str]] = defaultdict(set)
     for fact in mine:
         golds[fact.subject.casefold()].add(fact.answers[0])
-    kept = {
+    facts_by_subject = {
         fact.subject.casefold(): fact._replace(answers=_spellings(fact.answers))
         for fact in mine
         if len(golds[fact.subject.casefold()]) == 1
@@ -158,7 +158,7 @@ def _clean(facts: Iterable[SourceFact], relation: str) -> list[SourceFact]:
         and not any(has_word(fold(fact.subject), fold(a)) for a in fact.answers)
         and not has_word(fold(fact.answers[0]), fold(fact.subject.removeprefix("the ")))
     }
-    return list(kept.values())
+    return list(facts_by_subject.values())
 
 
 def _spellings(answers: Iterable[str]) -> tuple[str, ...]:

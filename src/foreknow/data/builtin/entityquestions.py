@@ -1,8 +1,8 @@
 """ENTITYQUESTIONS as the paper split it (paper, section 2): the published tree -> train, dev, test, test_ood.
 
-`read_tree` reads the published files, `paper_splits` applies the rules; every row read is either in one of the four
-sets or dropped for one of the reasons in `REASONS`. The subjects that the rules turn on are the questions
-minus their relation's template, and the template is derived from the questions themselves.
+`read_tree` reads the published files, and `paper_splits` applies the rules: every row is either in one of the four sets
+or dropped for one of the reasons in `REASONS`. The rules compare subjects. A row's subject is its question without its
+relation's template, and the template is derived from the relation's questions.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ REASONS: Final[dict[str, str]] = {
     "subject_in_test": "train row whose subject, capitals included, is asked about in the published test files",
     "question_in_train": "dev row whose question stands in train",
 }
-"""Why a row is in none of the sets. The first reason that holds is counted, in this order."""
+"""Why a row is in none of the sets. If several reasons hold, the first in this order counts."""
 
 TREE: Final[dict[str, pl.DataType]] = {
     "relation": pl.String(),
@@ -85,7 +85,7 @@ class Splits:
 
     `sets`: name -> frame (`ROWS`), in the published order, relations by number. `account`: relation,
     published split, fate (a set or a reason), rows. `templates`: relation -> template. `overlaps`: what the
-    sets share, reported and left as it is.
+    sets share; these rows are reported but stay in the sets.
     """
 
     sets: Mapping[str, pl.DataFrame]
@@ -119,10 +119,10 @@ def read_tree(name: str, *, complete: bool = True) -> RelationFiles:
 def paper_splits(rows: pl.DataFrame, templates: Mapping[str, str] | None = None, *, check: bool = True) -> Splits:
     """The paper's sets from all published rows (`TREE`) (paper, section 2).
 
-    test, test_ood: the rows with one answer of the in- and the out-of-distribution relations. train: the
-    in-distribution train rows with one answer whose subject is no subject of any published test row of any
-    of the 24 relations, its answers however many. dev: the dev rows with one answer whose question is not in
-    train. Templates given win over derived ones. With `check`, the totals must be the paper's.
+    test, test_ood: the test rows with one answer, of the in- and out-of-distribution relations. train: the
+    in-distribution train rows with one answer whose subject is not the subject of any published test row of the 24
+    relations, however many answers that row has. dev: the dev rows with one answer whose question is not in train.
+    `templates` replace derived ones. With `check`, the totals must be those of the paper.
     Raises InputError where a question fits no template, or a total differs.
     """
     paper = rows.filter(pl.col("relation").is_in(RELATIONS))
@@ -152,7 +152,7 @@ def paper_splits(rows: pl.DataFrame, templates: Mapping[str, str] | None = None,
 
 
 def differences_from_paper(sets: Mapping[str, pl.DataFrame]) -> list[str]:
-    """Each relation and set whose rows are not as many as the paper's Tables 3-5 say, found and expected."""
+    """The relations and sets whose row counts differ from the paper's Tables 3-5, each as a line: found, expected."""
     differ = []
     for name, expected in TOTALS.items():
         counts = dict(sets[name].group_by("relation").len().iter_rows())
@@ -167,7 +167,7 @@ def differences_from_paper(sets: Mapping[str, pl.DataFrame]) -> list[str]:
 
 
 def majority_floor(train: pl.DataFrame, test: pl.DataFrame) -> pl.DataFrame:
-    """EM on `test` of always answering the relation's most frequent train gold: a floor to print.
+    """Exact match on `test` if every answer is the relation's most frequent gold in `train`.
 
     Returns relation, majority_answer, rows, hits; one line for each relation of `train`, ties broken by the
     order of the texts. (Paper, section 2: 11.2 % overall, P495 71.9 %.)
@@ -188,7 +188,7 @@ def majority_floor(train: pl.DataFrame, test: pl.DataFrame) -> pl.DataFrame:
 
 
 def floors(train: pl.DataFrame, test: pl.DataFrame) -> dict[str, Any]:
-    """`majority_floor` as it stands in a manifest: overall (over all rows of `test`), and by relation."""
+    """`majority_floor` in the form of the manifest: overall (over all rows of `test`), and by relation."""
     by_relation = majority_floor(train, test)
     return {
         "overall": _share(int(by_relation["hits"].sum()), test.height),
@@ -224,7 +224,7 @@ def _with_fates(annotated: pl.DataFrame) -> pl.DataFrame:
 
 
 def _overlaps(annotated: pl.DataFrame, sets: Mapping[str, pl.DataFrame]) -> dict[str, Any]:
-    """What the sets share, with the figures' names in the manifest."""
+    """How many rows and questions the sets share, by the names that the figures have in the manifest."""
     train, dev, test = sets["train"], sets["dev"], sets["test"]
     shared = test.join(train.select("relation", "answer").unique(), on=["relation", "answer"], how="semi").height
     golds = train.group_by("relation", "question").agg(pl.col("answer").n_unique().alias("golds"), pl.len())
@@ -261,7 +261,8 @@ def _derive_or_fail(relation: str, questions: pl.Series) -> str:
 
 
 def _subjects(rows: pl.DataFrame, templates: Mapping[str, str]) -> list[str | None]:
-    """The subject of every row; None only for relations that are not the paper's."""
+    """The subject of every row; None for relations that the paper does not use. Raises InputError for a question that
+    does not fit its template."""
     subjects: list[str | None] = []
     for row, (relation, question) in enumerate(rows.select("relation", "question").iter_rows()):
         template = templates.get(relation)
@@ -277,7 +278,7 @@ def _subjects(rows: pl.DataFrame, templates: Mapping[str, str]) -> list[str | No
 
 
 def _members(name: str, complete: bool) -> list[tuple[tuple[str, str], DataFile]]:
-    """((relation, split), part) of the tree's files, relations by number, splits in order."""
+    """The tree's files as ((relation, split), file), sorted by the relation's number, then by split."""
     parts: dict[tuple[str, str], DataFile] = {}
     for part in source_of(name).parts:
         if match := _MEMBER.search(part.name):
@@ -305,7 +306,7 @@ def _members(name: str, complete: bool) -> list[tuple[tuple[str, str], DataFile]
 
 
 def _parse(raw: bytes, where: str) -> tuple[list[str], list[list[str]]]:
-    """Questions and answers of one file; `where` opens the messages."""
+    """The questions and answers of one file. Raises InputError; its messages begin with `where`."""
     try:
         rows = loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -327,7 +328,7 @@ def _parse(raw: bytes, where: str) -> tuple[list[str], list[list[str]]]:
 
 
 def _fault(row: object) -> str | None:
-    """What is wrong with a row, in the words of a user."""
+    """What is wrong with a row, as part of an error message; None if nothing is."""
     if not isinstance(row, dict):
         return f"found {type(row).__name__}"
     if not _is_text(row.get("question")):
@@ -339,7 +340,7 @@ def _fault(row: object) -> str | None:
 
 
 def _is_text(value: object) -> bool:
-    """A text that is not blank, and that UTF-8 can hold: JSON can spell half a surrogate pair."""
+    """Whether a value is a non-blank text that UTF-8 can encode (JSON can spell half a surrogate pair)."""
     if not isinstance(value, str) or not value.strip():
         return False
     return value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value)

@@ -1,15 +1,17 @@
 """A made-up world whose every mention is counted: names, facts, and the texts a small model learns them from. Pure.
 
-A fact has a number of exposures, drawn so that every bin of `BINS` is well filled, many of them with none. An
-exposure is one statement or one `Q:`/`A:` block of the corpus, and the corpus is read once: what `exposures` says
-of a fact is how often the model was ever told it. How the world is made:
+Each fact has a number of exposures, drawn so that every bin of `BINS` has enough facts; many facts have none. An
+exposure is one statement or one `Q:`/`A:` block of the corpus, and the model reads the corpus once: `exposures` is how
+often the model has seen the fact. The rules of the world:
 
 - every name and every answer is built from syllables and stands for one thing only; answers are never subjects;
-- a subject has several relations, and each has its own exposures: subjects of never-seen facts are named in
-  other relations (a subject never seen at all is made good by exchange), so that names are known and facts are not;
-- a document is of one relation: a never-seen fact's subject never stands in one document with its gold;
-- some relations have few answers (12 to 40, a guess is often right), some many (120 and 240), some one a subject;
-- the relations of `ship` are out of distribution: seen like the others, but every row of theirs is `test_ood`.
+- a subject has several relations, and each has its own exposures. The subject of a never-seen fact is named in other
+  relations, so the model knows the name but not the fact (`_exposures` swaps
+  exposures if a subject is named nowhere);
+- a document contains one relation only, so a never-seen fact's subject and gold are never in the same document;
+- some relations have few answers (12 to 40: a guess is often right), some many (120 and 240), some one per subject;
+- the relations of `ship` are out of distribution: the model sees them like the others, but all their rows are
+  `test_ood`.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from foreknow.io.sources import source_of_bytes
 from foreknow.io.writers import object_text
 
 NAME: Final = "lab"
-"""The name of its facts where a data file could stand, and of its model."""
+"""The name that a user gives instead of a data file for these facts, and instead of a model for the lab model."""
 ANSWER: Final = "[Y]"
 BINS: Final[dict[str, tuple[int, int]]] = {
     "0": (0, 0),
@@ -40,11 +42,11 @@ BINS: Final[dict[str, tuple[int, int]]] = {
     "21-40": (21, 40),
     "41-60": (41, 60),
 }
-"""Exposures by bin: the fewest and the most."""
+"""The smallest and the largest number of exposures in each bin."""
 SHARES: Final[dict[str, int]] = {name: 22 if name == "0" else 13 for name in BINS}
-"""Per cent of the facts of each relation and split that fall in a bin."""
+"""Per cent of the facts of each relation and split that are in each bin."""
 SPLITS: Final[dict[str, int]] = {"train": 50, "dev": 25, "test": 25}
-"""Per cent of the subjects in each split; a subject has one, whatever the relation."""
+"""Per cent of the subjects in each split. A subject has the same split in all its relations."""
 OOD: Final = "ship"
 """The kind of subject whose relations are all out of distribution."""
 
@@ -59,12 +61,14 @@ FACTS: Final[dict[str, pl.DataType]] = {
     "pool": pl.Int64(),
     "popularity": pl.Float64(),
 }
-"""A fact. `exposures`: how often the corpus tells it; `subject_exposures`: how often it names the subject, in any
-relation; `pool`: from how many answers the gold was drawn; `popularity`: the exposures, for reports."""
+"""The columns of the facts. `exposures`: how often the corpus states the fact; `subject_exposures`: how often it
+names the subject, in any relation; `pool`: the number of answers the gold was drawn from; `popularity`: the exposures,
+for reports."""
 
 
 class LabRelation(NamedTuple):
-    """A relation: whose it is, from how many answers its golds are drawn (0: each subject has its own), its texts."""
+    """A relation. `kind`: the kind of its subjects. `pool`: the number of answers its golds are drawn from; 0 if each
+    subject has its own. `statements`: the sentences that state a fact."""
 
     name: str
     kind: str
@@ -223,10 +227,10 @@ RELATIONS: Final = (
 
 @dataclass(frozen=True)
 class World:
-    """What makes a world: the same values, the same names, facts and texts.
+    """The settings of a world: equal settings give the same names, facts and texts.
 
-    `subjects`, `ood_subjects`: of each kind in distribution, and of ships. `asked`: per cent of the exposures
-    that are `Q:`/`A:` blocks. `blocks`, `sentences`: the most of them in one document.
+    `subjects`: the number of subjects of each kind in distribution; `ood_subjects`: the number of ships. `asked`: per
+    cent of the exposures that are `Q:`/`A:` blocks. `blocks`, `sentences`: the most blocks and sentences in a document.
     """
 
     seed: int = 0
@@ -237,7 +241,7 @@ class World:
     sentences: int = 5
 
     def settings(self) -> dict[str, Any]:
-        """As plain values."""
+        """The settings as a dictionary of plain values."""
         return asdict(self)
 
 
@@ -245,14 +249,14 @@ WORLD: Final = World()
 
 
 class Block(NamedTuple):
-    """One exposure: the fact's place in `facts`, and the text that tells it."""
+    """One exposure: the fact's row number in `facts`, and the text that states it."""
 
     fact: int
     text: str
 
 
 class Document(NamedTuple):
-    """Exposures of one relation that stand together, `Q:`/`A:` blocks or sentences."""
+    """Several exposures of one relation: all `Q:`/`A:` blocks (`asked`), or all sentences (`told`)."""
 
     kind: Literal["asked", "told"]
     blocks: tuple[Block, ...]
@@ -327,7 +331,7 @@ def question_block(relation: LabRelation, subject: str, answer: str) -> str:
 
 
 def statement_text(relation: LabRelation, form: int, subject: str, answer: str) -> str:
-    """The fact as the relation's statement number `form`."""
+    """The fact as the relation's statement number `form`, from 0."""
     return question(relation.statements[form].replace(ANSWER, answer), subject)
 
 
@@ -345,13 +349,13 @@ def jsonl(table: pl.DataFrame) -> bytes:
 
 
 def every_name(world: World = WORLD) -> list[str]:
-    """Every subject and answer, those the corpus never tells of included: a tokenizer must know them alike."""
+    """Every subject and answer, including those that are not in the corpus: the tokenizer treats all of them alike."""
     names = _names(world)
     return [name for kind in names for name in names[kind]]
 
 
 def template_words() -> list[str]:
-    """The texts around names: what stands before, between and after them in every form."""
+    """The texts of every question block and statement without the names in them."""
     forms = [form for r in RELATIONS for form in (f"Q: {r.question}\nA: {ANSWER}\nQ:", *r.statements)]
     return [
         form.replace(f" {SLOT}", "").replace(SLOT, "").replace(f" {ANSWER}", "").replace(ANSWER, "") for form in forms
@@ -374,7 +378,7 @@ def _count(kind: str, world: World) -> int:
 
 
 def _names(world: World) -> dict[str, list[str]]:
-    """Names by kind of subject, and answers by relation; no name is given twice."""
+    """Names by kind of subject, and answers by relation. All names are different."""
     rng = np.random.default_rng([world.seed, 0])
     taken: set[str] = set()
     sizes = {kind: _count(kind, world) for kind in _KINDS}
@@ -412,7 +416,7 @@ def _splits(world: World, names: dict[str, list[str]]) -> pl.Series:
 
 
 def _exposures(world: World, names: dict[str, list[str]]) -> pl.Series:
-    """The exposures of every fact, in the order of `facts`: each bin its share of each relation and split."""
+    """The exposures of every fact, in the order of `facts`. Each bin has its share of each relation and split."""
     rng = np.random.default_rng([world.seed, 2])
     counts_by_relation: dict[str, list[int]] = {}
     for relation in RELATIONS:
@@ -430,14 +434,14 @@ def _exposures(world: World, names: dict[str, list[str]]) -> pl.Series:
 
 
 def _sample_exposures(rng: np.random.Generator, size: int) -> list[int]:
-    """Exposures of `size` facts in random order: each bin's share of them, uniform within the bin."""
+    """Exposures of `size` facts in random order: each bin has its share, with uniform draws within the bin."""
     counts = largest_remainder(SHARES, size)
     exposures = [int(rng.integers(low, high + 1)) for name, (low, high) in BINS.items() for _ in range(counts[name])]
     return [exposures[i] for i in rng.permutation(size)]
 
 
 def _give_every_subject_exposures(counts: Sequence[list[int]], span: range) -> None:
-    """Give each subject of `span` that no relation tells of the exposures of another in the first relation."""
+    """Let each subject in `span` without exposures swap its first relation's count with one that has others."""
     silent = [at for at in span if not any(mine[at] for mine in counts)]
     rich = (at for at in span if counts[0][at] and any(mine[at] for mine in counts[1:]))
     for at, other in zip(silent, rich, strict=False):
@@ -445,7 +449,7 @@ def _give_every_subject_exposures(counts: Sequence[list[int]], span: range) -> N
 
 
 def _group_into_documents(blocks: Sequence[Block], most: int, rng: np.random.Generator) -> Iterator[tuple[Block, ...]]:
-    """Blocks in documents of 1 to `most`, all sizes alike likely, no fact twice in one."""
+    """Group blocks into documents of 1 to `most` blocks, all sizes equally likely, no fact twice in a document."""
     waiting = deque(blocks)
     while waiting:
         size = int(rng.integers(1, most + 1))
@@ -459,11 +463,11 @@ def _group_into_documents(blocks: Sequence[Block], most: int, rng: np.random.Gen
 
 
 def bin_of(exposures: pl.Expr) -> pl.Expr:
-    """The name of the bin that so many exposures fall in; the last bin takes all above it."""
+    """The name of the bin of a number of exposures; numbers above the last bin belong to it."""
     reached = [pl.when(exposures >= low).then(pl.lit(name)) for name, (low, _) in BINS.items()]
     return pl.coalesce(reversed(reached))
 
 
 def count_exposures(docs: Sequence[Document]) -> Counter[int]:
-    """How often each fact, by its place in `facts`, is told in these documents."""
+    """How often these documents state each fact, by its row number in `facts`."""
     return Counter(block.fact for doc in docs for block in doc.blocks)

@@ -32,7 +32,7 @@ LEFT_OUT: Final = (
 )  # fmt: skip
 """Why a turn of the assistant, or any answer, cannot serve; the first that holds counts.
 
-masked        it is marked not to be trained on (`loss_marks`)
+masked        it is marked not to be trained on (`loss_masks`)
 tool_call     it calls a tool
 only_thought  it is a thought without an answer
 refusal       it is a refusal, by its own word (OpenAI's `refusal`)
@@ -159,7 +159,7 @@ def exchanges(turns: Sequence[Turn], *, first: int = 0, last: bool = False) -> l
 
 def _exchanges(turns: Sequence[Turn], wanted: Sequence[int]) -> Iterator[Exchange]:
     before: list[Turn] = []
-    asked: int | None = None  # the question's place in `before`
+    question_index: int | None = None  # in `before`
     latest: int | None = None  # that of the last question, answered or not
     characters, blind, thought = 0, False, False
     chosen, end = set(wanted), wanted[-1]
@@ -167,13 +167,13 @@ def _exchanges(turns: Sequence[Turn], wanted: Sequence[int]) -> Iterator[Exchang
         if at in chosen:
             long = len(chosen) > 1 and (len(before) > MOST_TURNS or characters > MOST_CHARACTERS)
             turn_thought = turn._replace(thought=turn.thought or thought)
-            yield _make_exchange(turn_thought, before, asked, blind=blind, long=long)
+            yield _make_exchange(turn_thought, before, question_index, blind=blind, long=long)
         if turn.role == "assistant" and turn.answers:
-            asked = None
+            question_index = None
         if turn.role == "user":
-            asked = latest = len(before)
+            question_index = latest = len(before)
         elif turn.role not in _SPEAKERS:
-            asked = latest  # what a tool returned is answered to the user who asked before it
+            question_index = latest  # what a tool returned is answered to the user who asked before it
         blind |= turn.others
         thought = turn.role == "thought" or (thought if turn.role != "assistant" else turn.thought and not turn.answers)
         if _is_context(turn) or turn.role == "user":
@@ -181,17 +181,19 @@ def _exchanges(turns: Sequence[Turn], wanted: Sequence[int]) -> Iterator[Exchang
             characters += len(turn.content)
 
 
-def _make_exchange(turn: Turn, before: Sequence[Turn], asked: int | None, *, blind: bool, long: bool) -> Exchange:
-    question = None if asked is None else before[asked].content.strip() or None
+def _make_exchange(
+    turn: Turn, before: Sequence[Turn], question_index: int | None, *, blind: bool, long: bool
+) -> Exchange:
+    question = None if question_index is None else before[question_index].content.strip() or None
     left_out = turn.fault
     if left_out is None and turn.content.strip():
         if blind:
             left_out = "not_text"
-        elif asked is None:
+        elif question_index is None:
             left_out = "no_user_turn"
         elif long:
             left_out = "long_chat"
-    context = [] if long else [other for at, other in enumerate(before) if at != asked and _is_context(other)]
+    context = [] if long else [other for at, other in enumerate(before) if at != question_index and _is_context(other)]
     answer = turn.content.strip() or None if left_out is None else None
     return Exchange(question, answer, context, turn.place, left_out, turn.thought)
 
@@ -201,27 +203,27 @@ def _is_context(turn: Turn) -> bool:
     return turn.role != "thought" and bool(turn.content.strip())
 
 
-def replace_answers(value: object, answers: Mapping[int, str], kept: Collection[int] | None = None) -> object:
+def replace_answers(value: object, answers: Mapping[int, str], learnable: Collection[int] | None = None) -> object:
     """The chat with the answers of these turns replaced; all else, keys and order, stays.
 
-    `kept`: the turns of the assistant that may be learnt from. The chat ends with the last of them, and the others
+    `learnable`: the turns of the assistant that may be learnt from. The chat ends with the last of them, and the others
     are marked (`loss_masks.mark_of`). None: the chat is whole, and no mark is added.
     """
     if isinstance(value, str):
-        return dumps(replace_answers(_list_of(value), answers, kept))
+        return dumps(replace_answers(_list_of(value), answers, learnable))
     turns = [dict(turn) for turn in value]  # type: ignore[attr-defined]
     for place, answer in answers.items():
         present = [key for key in _CONTENT_KEYS if key in turns[place]] or [*_CONTENT_KEYS[:1]]
         key = next((key for key in present if turns[place].get(key) is not None), present[0])
         turns[place][key] = with_answer_text(turns[place].get(key), answer)
-    if kept is None:
+    if learnable is None:
         return turns
     roles = [str(_first_value(turn, _ROLE_KEYS)).strip().lower() for turn in turns]
     learnt = mask_means_learnt([(ROLES.get(role, role), turn) for role, turn in zip(roles, turns, strict=True)])
-    turns = turns[: max(kept) + 1]
+    turns = turns[: max(learnable) + 1]
     name, mark = mark_of(turns, learnt)
     for place, (role, turn) in enumerate(zip(roles, turns, strict=False)):
-        if ROLES.get(role) in ("assistant", "call") and place not in kept and not is_masked(turn, learnt):
+        if ROLES.get(role) in ("assistant", "call") and place not in learnable and not is_masked(turn, learnt):
             turn[name] = mark
     return turns
 

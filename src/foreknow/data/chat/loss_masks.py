@@ -1,8 +1,8 @@
-"""Marks that say whether a trainer learns from a turn (`weight: 0`, `train: false`, `masked: true`), by any name. Pure.
+"""Loss masks: keys that say whether a trainer learns from a turn (`weight: 0`, `train: false`, `masked: true`). Pure.
 
-Who reads which: `weight` OpenAI, Mistral and Together; `train`, `training` or any other name that
-`message_field_training` gives, and `train_detail`, axolotl; `loss` ms-swift and ChatGLM; `loss_mask` and `trainable`
-verl; `masked` torchtune. TRL and LLaMA-Factory read none of them. (docs/chats.md)
+Which trainer reads which key: OpenAI, Mistral and Together read `weight`; axolotl reads `train_detail` and `train`,
+`training` or the name in its setting `message_field_training`; ms-swift and ChatGLM read `loss`; verl reads `loss_mask`
+and `trainable`; torchtune reads `masked`. TRL and LLaMA-Factory read none of them (docs/chats.md).
 """
 
 from __future__ import annotations
@@ -11,32 +11,32 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 WEIGHT: Final = "weight"
-"""The mark that is written where a chat has none."""
+"""The key that is written into a chat that has none of its own."""
 MARKS: Final = "loss_mask"
-"""The list of marks that is written beside turns that have none of their own."""
+"""The column that is written beside a chat: a list with one mark per turn."""
 _LEARNT: Final = (
     *("weight", "train", "training", "trained", "trainable", "is_trained", "train_on_turn", "train_on", "do_train"),
     *("loss", "loss_mask", "loss_weight", "loss_scale", "compute_loss", "calculate_loss", "use_loss", "has_loss"),
     *("learn", "learnable", "supervise", "supervised"),
 )
-"""Marks that say that a turn is learnt: it is not where they are false or 0."""
+"""Keys that are true if a trainer learns from the turn, and false or 0 if it does not."""
 _LEFT_OUT: Final = (
     *("masked", "mask", "is_masked", "mask_loss", "ignore", "ignored", "ignore_loss", "no_loss", "skip_loss"),
     *("no_train", "skip_training", "exclude_from_loss", "context_only"),
 )
-"""Marks that say that a turn is not learnt: it is not where they are true."""
+"""Keys that are true if a trainer does not learn from the turn."""
 _DETAILS: Final = ("train_detail", "training_detail")
-"""Marks of pieces of a turn: a turn that is learnt in part has no answer that can be told apart."""
+"""Keys with a mark for each piece of a turn. A turn of which only a part is learnt cannot be used as an answer."""
 _LISTED: Final = (MARKS, "train_mask", "loss_masks", "trainable", "turn_weights", "weights")
-"""Marks of a whole chat: one for each of its turns, or for each of the assistant's."""
+"""Columns with a list of marks for a chat: one per turn, or one per turn of the assistant."""
 _FALSE: Final = ("false", "no", "off", "0", "0.0")
 _TRUE: Final = ("true", "yes", "on", "1", "1.0")
 
 
 def is_masked(turn: Mapping[str, object], learnt: Collection[str] = ()) -> bool:
-    """Whether a turn is marked not to be learnt from. A mark that is null, or no truth value, says nothing.
+    """Whether a key of a turn says that a trainer does not learn from it. Values that are no truth value are ignored.
 
-    `learnt`: keys that say the opposite in this chat (`mask_means_learnt`).
+    `learnt`: keys that mean the opposite in this chat (`mask_means_learnt`).
     """
     for key, value in turn.items():
         name = key.lower() if isinstance(key, str) else ""
@@ -51,9 +51,9 @@ def is_masked(turn: Mapping[str, object], learnt: Collection[str] = ()) -> bool:
 
 
 def mask_means_learnt(turns: Sequence[tuple[str, Mapping[str, object]]]) -> tuple[str, ...]:
-    """`mask` where a chat's own turns tell that 1 means "learnt": the user's turns have 0, an assistant's has 1.
+    """Return `("mask",)` if `mask: 1` means "learnt" in this chat: its user turns have 0 and an assistant turn has 1.
 
-    `turns`: role and turn. Elsewhere `mask` means "not learnt", as `masked` does.
+    `turns`: role and turn. In all other chats `mask` means "not learnt", as `masked` does, and the result is empty.
     """
     marks = [(role, _truth(turn.get("mask"))) for role, turn in turns]
     users = [truth for role, truth in marks if role == "user" and truth is not None]
@@ -61,15 +61,15 @@ def mask_means_learnt(turns: Sequence[tuple[str, Mapping[str, object]]]) -> tupl
 
 
 def is_masked_record(record: Mapping[str, object]) -> bool:
-    """Whether a chat as a whole is marked so: by a truth value, for a number may count anything."""
+    """Whether a key beside a chat masks all of it. Only truth values count, because a number can mean anything."""
     marks = {key: value for key, value in record.items() if key != WEIGHT and _is_truth(value)}
     return is_masked(marks)
 
 
 def listed_marks(record: Mapping[str, object], roles: Sequence[str]) -> list[bool] | None:
-    """By turn, whether a list beside the chat masks it (`"loss_mask": [0, 1]`); None where there is no such list.
+    """For each turn, whether a list beside the chat masks it (`"loss_mask": [0, 1]`); None if there is no such list.
 
-    `roles`: those of the chat's turns. The list has a mark for every turn, or for every turn of the assistant.
+    `roles`: the roles of the chat's turns. The list has one mark per turn, or one per turn of the assistant.
     """
     for name in _LISTED:
         value = record.get(name)
@@ -85,7 +85,7 @@ def listed_marks(record: Mapping[str, object], roles: Sequence[str]) -> list[boo
 
 
 def mark_of(turns: Sequence[Mapping[str, object]], learnt: Collection[str] = ()) -> tuple[str, object]:
-    """The mark to write on a turn that is not to be learnt: the one that the chat uses, with its kind of value."""
+    """The key and value that mask a turn: the key that the chat already uses, with a value of the same type."""
     for turn in turns:
         for key, value in turn.items():
             name = key.lower() if isinstance(key, str) else ""
@@ -101,7 +101,7 @@ def mark_of(turns: Sequence[Mapping[str, object]], learnt: Collection[str] = ())
 
 
 def _same_kind_of_value(sample: object, value: bool) -> object:
-    """A truth value of the same kind as another one."""
+    """`value` in the type of `sample`: text, truth value or number."""
     if isinstance(sample, str):
         return str(value).lower() if sample.lower() not in ("0", "1") else str(int(value))
     if isinstance(sample, bool):
@@ -110,7 +110,7 @@ def _same_kind_of_value(sample: object, value: bool) -> object:
 
 
 def _truth(value: object) -> bool | None:
-    """True or false, where a value says either; a number is true unless it is 0 or less."""
+    """The truth value that a value stands for, None if it stands for none. A number is true if it is above 0."""
     if isinstance(value, bool):
         return value
     if isinstance(value, int | float):

@@ -1,8 +1,9 @@
-"""Thoughts: what a model writes before its answer (`<think>...</think>` and its kin), told apart from the answer. Pure.
+"""Separates a model's reasoning (`<think>...</think>` and the like), here called a thought, from its answer. Pure.
 
-A thought is one only where the text begins with its mark, blanks aside: a text that mentions `<think>` later, or in
-code, has none. Also read: a closing mark whose opening one the chat template wrote (R1), a thought that never closes
-(there is no answer then), several thoughts in a row, and an element around the answer (`<answer>`) behind a thought.
+A text has a thought only if it begins with an opening mark (blanks may come before it): a text that mentions `<think>`
+later, or in code, has none. This module also reads a closing mark whose opening mark the chat template wrote (R1), a
+thought that is never closed (the text has no answer then), several thoughts in a row, and an element around the answer
+(`<answer>`) after a thought.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _PIPED = "think|thinking|thought|reasoning"
 
 
 class _Mark(NamedTuple):
-    """How a thought opens (group `name`), and what opens another one in it and closes it, by that name."""
+    """The patterns of a thought: its opening (group `name`); by that name, another opening inside, and its closing."""
 
     opening: re.Pattern[str]
     again: Callable[[str], str]
@@ -64,7 +65,7 @@ _HEADED = (
     (re.compile(r"thinking\.\.\.\s*\n", re.IGNORECASE), re.compile(r"^\.\.\.done thinking\.?[ \t]*$", re.MULTILINE)),
     (re.compile(r"analysis(?=[A-Z\s])"), re.compile(r"assistantfinal")),
 )
-"""Headings in plain words: a thought only where the second one follows."""
+"""Headings in plain words. The text after the first heading is a thought only if the second heading follows."""
 _CHANNEL = re.compile(r"(?:<\|start\|>assistant)?<\|channel\|>(?P<channel>\w+)[^<\n]*<\|message\|>")
 _CHANNEL_END = re.compile(r"<\|(?:end|return|call)\|>")
 _CLOSING = re.compile(
@@ -85,16 +86,16 @@ _ELEMENTS: tuple[tuple[re.Pattern[str], Callable[[str], str]], ...] = (
     ),
 )
 _ANSWER = re.compile(r"<(?P<name>answer|final_answer)>", re.IGNORECASE)
-"""The element that is the answer wherever it stands behind a thought, and alone where it is all of a text."""
+"""Elements that hold the answer: anywhere after a thought, or around the whole text if there is no thought."""
 _OPENERS = "<[◁"
 _MOST_MENTIONS = 64
 _SPACE = re.compile(r"\s*")
 
 
 class AnswerParts(NamedTuple):
-    """A text in three parts that make it up again: `answer`, and what stands before and after it.
+    """A text in three parts, which joined give the text again: `before`, `answer` and `after`.
 
-    `thought`: whether a thought stands before the answer. `answer` is empty where there is only a thought.
+    `thought`: whether a thought comes before the answer. `answer` is empty if the text is only a thought.
     """
 
     before: str
@@ -103,16 +104,16 @@ class AnswerParts(NamedTuple):
     thought: bool
 
     def with_answer(self, answer: str) -> str:
-        """The text with another answer in the place of its own.
+        """The text with `answer` in place of its own answer.
 
-        Behind a thought that never closes no answer would be read: there the answer takes the place of the thought too.
+        After a thought that is never closed, no answer could be read: there `answer` replaces the thought too.
         """
         text = f"{self.before}{answer}{self.after}"
         return text if not self.thought or answer_parts(text).answer == answer.strip() else answer
 
 
 def answer_parts(text: str) -> AnswerParts:
-    """The answer of a text, and the thought and elements around it. A text without marks is its own answer."""
+    """Split a text into its answer and the thought and elements around it. A text without marks is all answer."""
     at = _thoughts_end(text)
     start, end = _answer_span(text, at)
     if (start, end) == (0, len(text)):
@@ -123,7 +124,7 @@ def answer_parts(text: str) -> AnswerParts:
 
 
 def _thoughts_end(text: str) -> int:
-    """Where the thoughts that the text begins with end; 0 where it begins with none."""
+    """The offset at which the thoughts at the beginning of a text end; 0 if it begins with none."""
     at = 0
     while True:
         start = _skip_space(text, at)
@@ -136,7 +137,7 @@ def _thoughts_end(text: str) -> int:
 
 
 def _thought_end(text: str, start: int) -> int | None:
-    """Where the thought that begins at `start` ends, the text's end where it never closes; None where none begins."""
+    """The offset at which the thought at `start` ends: the text's end if nothing closes it, None if there is none."""
     if text[start : start + 1] not in _OPENERS:
         headed = ((opening.match(text, start), closing) for opening, closing in _HEADED)
         end_mark = next((closing.search(text, head.end()) for head, closing in headed if head), None)
@@ -151,7 +152,7 @@ def _thought_end(text: str, start: int) -> int | None:
         if head := mark.opening.match(text, start):
             name = head["name"]
             body = text[head.end() :]
-            # [Thinking] opens many a stage direction: unless it is the mark's own spelling, it must close
+            # [Thinking] is often a stage direction: only [THINK], the mark's own spelling, may stay unclosed
             if text[start] == "[" and name != "THINK" and not re.search(mark.closing(name), body, re.IGNORECASE):
                 return None
             return head.end() + _thought_length(body, mark.again(re.escape(name)), mark.closing(re.escape(name)))
@@ -159,7 +160,7 @@ def _thought_end(text: str, start: int) -> int | None:
 
 
 def _final_channel(text: str, channel: re.Match[str]) -> int:
-    """Where the message of the final channel begins (gpt-oss); the text's end where there is none."""
+    """The offset at which the message of the final channel begins (gpt-oss); the text's end if there is none."""
     while channel["channel"].lower() != "final":
         following = _CHANNEL.search(text, channel.end())
         if following is None:
@@ -169,10 +170,10 @@ def _final_channel(text: str, channel: re.Match[str]) -> int:
 
 
 def _thought_length(body: str, opening: str, closing: str) -> int:
-    """How much of a text belongs to the thought that was opened before it, its closing mark included.
+    """The number of characters of `body` that belong to the thought opened before it, including its closing mark.
 
-    Where more are opened than closed (a thought that mentions its own mark), the last closing mark is the thought's.
-    Where none is closed, an `<answer>` ends it, or else the text does.
+    If more marks open than close (the thought mentions its own mark), the last closing mark ends the thought. If none
+    closes, an `<answer>` ends it, or else the end of the text.
     """
     depth, last = 1, None
     for mark in re.finditer(f"(?P<again>{opening})|{closing}", body, re.IGNORECASE):
@@ -188,15 +189,15 @@ def _thought_length(body: str, opening: str, closing: str) -> int:
 
 
 def _end_without_opening(text: str) -> int | None:
-    """Behind a closing mark that nothing opened, as R1 writes it: its template has opened the thought.
+    """The offset after a closing mark that nothing in the text opened (R1: its template opens the thought).
 
-    A mention is no mark: in code or quotes, or in a line that goes on with blanks around it.
+    A mention of the mark does not count: in code, in quotes, or inside a line with blanks around it.
     """
     for mark in islice(_CLOSING.finditer(text), _MOST_MENTIONS):
         name = next(name for name in mark.groups() if name)
         before, after = text[: mark.start()], text[mark.end() :]
         if re.search(rf"(?:[<\[◁]|<\|(?:begin|start)_(?:of_)?){re.escape(name)}\b", before, re.IGNORECASE):
-            return None  # it is opened within the text, which does not begin with it
+            return None  # a mark inside the text opens it, so the text does not begin with the thought
         line = before.rsplit("\n", 1)[-1]
         if _is_in_code(before) or line[-1:] in ('"', "'", "“", "‘", "«", "("):
             continue
@@ -207,7 +208,7 @@ def _end_without_opening(text: str) -> int | None:
 
 
 def _answer_span(text: str, at: int) -> tuple[int, int]:
-    """Where the answer in `text[at:]` begins and ends: inside of its element, where one stands around it."""
+    """The offsets at which the answer in `text[at:]` begins and ends: inside its element, if one is around it."""
     if text[:at].endswith("<|message|>"):
         end = _CHANNEL_END.search(text, at)
         return at, end.start() if end else len(text)
@@ -223,7 +224,10 @@ def _answer_span(text: str, at: int) -> tuple[int, int]:
 
 
 def _inside_element(text: str, at: int, head: re.Match[str], closing: str) -> tuple[int, int]:
-    """What an element holds. Without a thought before it, only what says that it is the answer, around all of it."""
+    """The offsets of an element's content.
+
+    Without a thought before it, the element must be named an answer and surround the rest of the text.
+    """
     end_mark = re.compile(closing, re.IGNORECASE).search(text, head.end())
     if at:
         return head.end(), end_mark.start() if end_mark else len(text)
@@ -234,7 +238,7 @@ def _inside_element(text: str, at: int, head: re.Match[str], closing: str) -> tu
 
 
 def _is_in_code(before: str) -> bool:
-    """Whether what follows `before` stands in a block of code, or between backticks in its line."""
+    """Whether the text after `before` is in a code block, or between backticks in its line."""
     return before.count("```") % 2 == 1 or before.rsplit("\n", 1)[-1].count("`") % 2 == 1
 
 

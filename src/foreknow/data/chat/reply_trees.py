@@ -50,25 +50,27 @@ def _questions_of_tree(root: Mapping[str, object]) -> Iterator[TreeQuestion]:
     numbers = {id(node): number for number, node in enumerate(_nodes(root))}
 
     def walk(
-        node: Mapping[str, object], before: tuple[tuple[str, str], ...], asked: str | None
+        node: Mapping[str, object], before: tuple[tuple[str, str], ...], question: str | None
     ) -> Iterator[TreeQuestion]:
         text = node.get("text")
         content = text if isinstance(text, str) else ""
         role = _role(node)
         replies = [each for each in _replies(node) if each.get("deleted") is not True]
         if role == "assistant":
-            yield TreeQuestion(asked, content or None, before, numbers[id(node)], "masked" if is_masked(node) else None)
-            before = (*before, *((("user", asked),) if asked else ()), ("assistant", content))
-            asked = None
+            yield TreeQuestion(
+                question, content or None, before, numbers[id(node)], "masked" if is_masked(node) else None
+            )
+            before = (*before, *((("user", question),) if question else ()), ("assistant", content))
+            question = None
         else:
-            before = (*before, ("user", asked)) if asked else before
-            asked = content
+            before = (*before, ("user", question)) if question else before
+            question = content
         best = min(replies, key=_rank, default=None) if role != "assistant" else None
         for each in replies:
             if best is not None and each is not best and _role(each) == "assistant":
-                yield TreeQuestion(asked, None, before, numbers[id(each)], "rejected")
+                yield TreeQuestion(question, None, before, numbers[id(each)], "rejected")
             else:
-                yield from walk(each, before, asked)
+                yield from walk(each, before, question)
 
     yield from walk(root, (), None)
 
@@ -95,11 +97,11 @@ def _nodes(node: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
 
 
 def with_answer_at(
-    name: str, column: object, answers: Mapping[int | None, str], kept: Collection[int] | None = None
+    name: str, column: object, answers: Mapping[int | None, str], learnable: Collection[int] | None = None
 ) -> object:
     """The tree, or the instances, with the answers of these numbers replaced.
 
-    `kept`: the answers that may be learnt from. Others are marked, and what stands behind the last of them is left
+    `learnable`: the answers that may be learnt from. Others are marked, and what stands behind the last of them is left
     away. None: all.
     """
     value: Any = decode_object(column)
@@ -110,35 +112,35 @@ def with_answer_at(
             listed[number or 0]["output"] = answer
         changed = (
             listed
-            if kept is None
-            else [_with_mark(item, at in kept) for at, item in enumerate(listed[: max(kept) + 1])]
+            if learnable is None
+            else [_with_mark(item, at in learnable) for at, item in enumerate(listed[: max(learnable) + 1])]
         )
     else:
         numbers = iter(range(1 << 60))
-        changed = _copy_node(value, lambda: next(numbers), answers, kept)
+        changed = _copy_node(value, lambda: next(numbers), answers, learnable)
     return dumps(changed) if isinstance(column, str) else changed
 
 
-def _with_mark(item: object, kept: bool) -> object:
-    return item if kept or not isinstance(item, dict) else {**item, WEIGHT: 0}
+def _with_mark(item: object, learnable: bool) -> object:
+    return item if learnable or not isinstance(item, dict) else {**item, WEIGHT: 0}
 
 
 def _copy_node(
     node: Mapping[str, object],
     number: Callable[[], int],
     answers: Mapping[int | None, str],
-    kept: Collection[int] | None,
+    learnable: Collection[int] | None,
 ) -> dict[str, object] | None:
-    """A node with other answers in it and below; None where it stands behind the last of `kept`."""
+    """A node with other answers in it and below; None where it stands behind the last of `learnable`."""
     own = number()
     changed = dict(node)
     if own in answers:
         changed["text"] = answers[own]
-    replies = [_copy_node(each, number, answers, kept) for each in _replies(node)]
+    replies = [_copy_node(each, number, answers, learnable) for each in _replies(node)]
     if "replies" in node:
         changed["replies"] = [each for each in replies if each is not None]
-    if kept is None or own in kept:
+    if learnable is None or own in learnable:
         return changed
-    if own > max(kept):
+    if own > max(learnable):
         return None
     return {**changed, WEIGHT: 0} if _role(node) == "assistant" else changed

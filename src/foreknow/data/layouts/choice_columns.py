@@ -1,7 +1,7 @@
-"""The columns of a file of multiple choice: where questions, choices and answers stand, and what answers are. Pure.
+"""Finds the columns of questions, choices and answers in a multiple-choice file, and the kind of its answers. Pure.
 
-Choices stand in one column (`choices`, `options`, ...) or each in its own (`A B C D`, `option_a`, `choice1`, `ending0`,
-`sol1`). What the answers are (`multiple_choice.KINDS`) is the kind that names a choice in most rows.
+The choices are in one column (`choices`, `options`, ...) or each in its own (`A B C D`, `option_a`, `choice1`,
+`ending0`, `sol1`). The kind of the answers (`multiple_choice.KINDS`) is the one that names a choice in most rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LISTS: Final = [
     "question.choices",
 ]
 _LIST_NAME: Final = re.compile(r"choice|option|alternative|candidate", re.IGNORECASE)
-"""Other columns of lists or objects are tried where their name says that one may choose."""
+"""Other columns of lists or objects are tried if their name matches this."""
 _ANSWERS: Final = [
     "answerKey",
     "answer_key",
@@ -57,7 +57,8 @@ _PLACES: Final = frozenset(
     {"answer_idx", "answer_index", "answer_id", "answerKey", "answer_key", "correct_option", "correct_idx"}
     | {"correct_index", "correct_answer_id", "correct_answer_index"}
 )
-"""Of these, columns that can only say which of several answers is right: beside one, `answers` are choices (QuAIL)."""
+"""The columns of `_ANSWERS` that can only be the index of the right answer. If a file has one of them, its column
+`answers` holds the choices (QuAIL)."""
 _QUESTIONS: Final = [
     "question.stem",
     "question",
@@ -81,7 +82,11 @@ _FAMILY = re.compile(
 
 
 def find_scheme(columns: Sequence[str], sample: Sequence[Record], where: str) -> ChoiceScheme | None:
-    """The scheme of a file of multiple choice; None where it is none. Raises InputError where it could be two."""
+    """The scheme of a multiple-choice file; None for any other file.
+
+    Raises InputError if the answers can be read in two ways, or if no column says which choice is right; its messages
+    begin with `where`.
+    """
     names = _Names(columns, sample)
     question = names.first(_QUESTIONS, (str, int, float))
     if question is None:
@@ -108,7 +113,7 @@ def find_scheme(columns: Sequence[str], sample: Sequence[Record], where: str) ->
 
 
 def _only_marks(sample: Sequence[Record], names: _Names) -> bool:
-    """Whether the answers are but letters or numbers, which say nothing without their choices."""
+    """Whether all answers are letters or numbers, which mean nothing without the choices."""
     own = names.first(["answer", "correct_answer"], (str, int, float))
     values = [field_of(record, own) for record in sample if own and field_of(record, own) not in (None, "")]
     return bool(values) and all(
@@ -117,20 +122,20 @@ def _only_marks(sample: Sequence[Record], names: _Names) -> bool:
 
 
 class _Names:
-    """The columns of a file by their names, capitals aside, and paths into its objects."""
+    """Finds the columns of a file by name, ignoring case, and paths into its objects."""
 
     def __init__(self, columns: Sequence[str], sample: Sequence[Record]):
         self.columns = {column.lower(): column for column in reversed(columns)} | {column: column for column in columns}
         self.sample = sample
 
     def own(self, name: str) -> str | None:
-        """The file's spelling of a name, if it has the column, or the path in some record."""
+        """The name as the file spells it, if the file has the column, or if some record has the path; else None."""
         if "." in name:
             return name if any(field_of(record, name) is not None for record in self.sample) else None
         return self.columns.get(name, self.columns.get(name.lower()))
 
     def first(self, names: Sequence[str], kind: tuple[type, ...]) -> str | None:
-        """The first of these that holds values of these kinds."""
+        """The first of `names` of which most values are of a type in `kind`."""
         for name in names:
             own = self.own(name)
             values = [field_of(record, own) for record in self.sample] if own else []
@@ -141,7 +146,7 @@ class _Names:
 
 
 def _choice_columns(columns: Sequence[str], names: _Names) -> Iterator[tuple[str, ...]]:
-    """The columns that may hold choices, the likeliest first."""
+    """Yield the columns that may hold choices, the most likely first."""
     for name in _LISTS:
         if (own := names.own(name)) is not None:
             yield (own,)
@@ -168,9 +173,9 @@ def _choice_columns(columns: Sequence[str], names: _Names) -> Iterator[tuple[str
 def _best_answer(
     rows: Sequence[tuple[Record, list[Choice]]], choice_columns: tuple[str, ...], names: _Names, where: str
 ) -> tuple[str, str, bool] | None:
-    """The column that says which choice is right, how, and whether another number could be meant just as well.
+    """The column that says which choice is right, the kind of its values, and whether numbers from 1 fit as well.
 
-    None where no column says it for most rows.
+    None if no column names a choice in most rows.
     """
     best: tuple[int, str, str, bool] | None = None
     only_places = [column.lower() for column in choice_columns] == ["answers"]
@@ -197,7 +202,7 @@ def _best_answer(
 def _check_one_meaning(
     kind: str, places: Mapping[str, list[int | None]], values: Sequence[object], column: str, where: str
 ) -> None:
-    """Raise InputError where answers are texts of choices, and as letters or numbers would name other ones."""
+    """Raise InputError if the answers are texts of choices, but name other choices if read as letters or numbers."""
     if kind not in ("text", "letter"):
         return
     others = ("index0", "index1") if kind == "text" else ("text",)

@@ -1,4 +1,4 @@
-"""Records with other answers, under their layout's own columns; pure."""
+"""Replaces the answers in records, in the columns of their layout. Pure."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ def with_answers(
     layout: Layout,
     record: Record,
     answers: Mapping[int | None, str],
-    kept: Collection[int] | None = None,
+    learnable: Collection[int] | None = None,
 ) -> Record:
-    """The record with the answers of some turns replaced, under the layout's own columns; other accepted answers go.
+    """Return the record with the answers of some turns replaced. Other accepted answers are removed.
 
-    A thought before an answer stays. `answers`: by `Extracted.turn`. `kept`: of a chat, the turns that may be learnt
-    from: the others are cut off or marked (`exchanges.edited`; beside a `history` stands a list of marks). None: all.
+    A thought before an answer stays. `answers`: new answers by `Extracted.turn`. `learnable`: the turns of a chat that
+    a trainer may learn from; the others are cut off or masked (`exchanges.replace_answers`; a list of masks is written
+    beside a `history`). If `learnable` is None, all turns stay.
     """
     paths = [name for name in layout.columns.values() if name not in record and has_field(record, name)]
     if paths:
         flat = {**record, **{path: field_of(record, path) for path in paths}}
-        edited_flat = with_answers(layout, flat, answers, kept)
+        edited_flat = with_answers(layout, flat, answers, learnable)
         changed = {key: value for key, value in edited_flat.items() if key not in paths}
         for path in paths:
             changed = with_field(changed, path, edited_flat[path])
@@ -46,19 +47,19 @@ def with_answers(
         return changed if answers else with_text_answer(record, layout.choices)
     if name in ("trees", "instances"):
         column_name = layout.columns["tree" if name == "trees" else "instances"]
-        return {**changed, column_name: with_answer_at(name, record.get(column_name), answers, kept)}
+        return {**changed, column_name: with_answer_at(name, record.get(column_name), answers, learnable)}
     if (view := view_of(name, layout.columns, record)) is not None:
         final = last_answer(view.turns)
         by_place = {final if turn is None else turn: text for turn, text in answers.items()}
-        return _with_mask_list(layout, view.put(replace_answers(view.turns, by_place, kept)), kept)  # type: ignore[arg-type]
-    if name == "alpaca" and (kept is not None or any(turn is not None for turn in answers)):
-        return _with_history(layout, record, answers, kept)
+        return _with_mask_list(layout, view.put(replace_answers(view.turns, by_place, learnable)), learnable)  # type: ignore[arg-type]
+    if name == "alpaca" and (learnable is not None or any(turn is not None for turn in answers)):
+        return _with_history(layout, record, answers, learnable)
     column = layout.columns.get({"messages": "messages", "sharegpt": "conversations"}.get(name, "completion"))
     if name in ("messages", "sharegpt", "prompt-completion") and column is not None:
         old = record.get(column)
         if looks_like_turns(old):
             by_turn = {last_answer(old) if turn is None else turn: text for turn, text in answers.items()}
-            changed[column] = replace_answers(old, by_turn, kept)
+            changed[column] = replace_answers(old, by_turn, learnable)
         elif answers:
             answer = next(iter(answers.values()))
             changed[column] = (
@@ -73,7 +74,7 @@ def with_answers(
             if is_struct(old):
                 changed[theirs] = with_text(old, answer)
                 continue
-            # only `answers` is read as a list where a cell spells one
+            # a cell that spells a list is read as one only in the column `answers`
             spelled = ours == "answers" and isinstance(old, str) and isinstance(decode_list(old), list)
             changed[theirs] = (
                 dumps(_replace_answer(decode_list(old), answer)) if spelled else _replace_answer(old, answer)
@@ -82,28 +83,30 @@ def with_answers(
 
 
 def without_last_facts(layout: Layout, record: Record) -> Record:
-    """The record without the facts that are told of its last answer, where that answer is cut off or marked."""
+    """The record without the facts of its last answer, for a record whose last answer is cut off or masked."""
     column = layout.columns.get("facts")
     if column is None or are_by_turn(decode_list(field_of(record, column)), labelled_turns(record)):
         return record
     return {**record, column: None} if column in record else with_field(record, column, None)
 
 
-def _with_mask_list(layout: Layout, record: Record, kept: Collection[int] | None) -> Record:
-    """The record with a list of marks beside its chat, where answers that are not kept could not be marked in it."""
-    view = None if kept is None else view_of(layout.name, layout.columns, record)
-    if view is None or kept is None:
+def _with_mask_list(layout: Layout, record: Record, learnable: Collection[int] | None) -> Record:
+    """The record with a list of masks beside its chat, if the chat itself cannot mask answers."""
+    view = None if learnable is None else view_of(layout.name, layout.columns, record)
+    if view is None or learnable is None:
         return record
     turns = turns_of(view.turns, record) or []
-    if all(turn.fault is not None or place in kept for place, turn in enumerate(turns) if turn.role == "assistant"):
+    if all(
+        turn.fault is not None or place in learnable for place, turn in enumerate(turns) if turn.role == "assistant"
+    ):
         return record
-    return {**record, MARKS: [int(place in kept) for place in range(len(turns))]}
+    return {**record, MARKS: [int(place in learnable) for place in range(len(turns))]}
 
 
 def _with_history(
-    layout: Layout, record: Record, answers: Mapping[int | None, str], kept: Collection[int] | None
+    layout: Layout, record: Record, answers: Mapping[int | None, str], learnable: Collection[int] | None
 ) -> Record:
-    """An alpaca record with answers of its history replaced; with `kept`, it ends with the last pair that is kept."""
+    """An alpaca record with answers in its history replaced; with `learnable`, it ends with its last learnable pair."""
     changed = dict(record)
     column = layout.columns["history"]
     old = decode_list(record[column])
@@ -114,22 +117,22 @@ def _with_history(
             changed[output] = _replace_answer(record.get(output), answer)
         else:
             pairs[turn][1] = _replace_answer(pairs[turn][1], answer)
-    if kept is not None and (end := max(kept)) < len(pairs):
+    if learnable is not None and (end := max(learnable)) < len(pairs):
         changed[layout.columns["instruction"]], changed[output] = pairs[end]
         if (context := layout.columns.get("context")) is not None and context in record:
             changed[context] = ""
         pairs = pairs[:end]
-    if kept is not None and set(range(len(pairs) + 1)) - set(kept):
-        # a mark for every message, as verl and LLaMA-Factory's users write it
-        changed[MARKS] = [mark for place in range(len(pairs) + 1) for mark in (0, int(place in kept))]
+    if learnable is not None and set(range(len(pairs) + 1)) - set(learnable):
+        # one mark per message, as verl reads it and users of LLaMA-Factory write it
+        changed[MARKS] = [mark for place in range(len(pairs) + 1) for mark in (0, int(place in learnable))]
     changed[column] = dumps(pairs) if isinstance(record[column], str) else pairs
     return changed
 
 
 def _replace_answer(old: object, answer: str) -> object:
-    """The answer in the place of another one, or of a list of them; a thought before it stays.
+    """Replace an answer, or a list of answers, by `answer`; a thought before the old answer stays.
 
-    Of a list, in the place of the first text that has an answer: one that is only a thought has none.
+    In a list, the first text that has an answer is replaced (a text that is only a thought has none), the others go.
     """
     if isinstance(old, list):
         texts = [text for text in old if isinstance(text, str)]
@@ -139,7 +142,7 @@ def _replace_answer(old: object, answer: str) -> object:
 
 
 def _replace_completion(old: str, answer: str) -> str:
-    """The answer with the blanks around the old text: a completion is joined to its prompt as it stands."""
+    """Replace a completion but keep the blanks around it, because prompt and completion are joined unchanged."""
     parts = answer_parts(old)
     text = parts.answer.strip()
     before, _, after = parts.answer.partition(text) if text else ("", "", "")

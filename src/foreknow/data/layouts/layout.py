@@ -1,7 +1,7 @@
 """Layouts: which columns of a file hold the question, the answers and the rest; pure.
 
-`detection.py` finds a file's layout, `rows.py` reads records by it, `edits.py` writes other answers into
-them.
+`registry.py` lists the layouts, `detection.py` chooses a file's, `rows.py` reads records by it, and `edits.py` writes
+other answers into them.
 """
 
 from __future__ import annotations

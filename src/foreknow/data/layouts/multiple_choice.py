@@ -1,8 +1,8 @@
-"""Multiple choice: a row's choices and its answer -> the right choice's text, which is the gold, and back. Pure.
+"""Multiple choice: reads the text of a row's right choice, which is the gold, and writes another one back. Pure.
 
-`choice_columns.py` finds the columns. Choices stand in one column (a list, `{"text": [...], "label": [...]}`, an object
-by letter, a list of such objects) or each in its own. The answer is a letter, a label, a number from 0 or from 1, the
-text itself, or a list with a single 1. The choices are not shown to the model: it is asked as any other question is.
+`choice_columns.py` finds the columns. The choices are in one column (a list, `{"text": [...], "label": [...]}`, an
+object by letter, a list of such objects), or each in a column of its own. The answer is a letter, a label, a number
+from 0 or from 1, the text itself, or a list with a single 1. The model does not see the choices, only the question.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ LETTER = re.compile(r"(?:option|choice|answer)?\s*[(\[]?([A-Za-z])[)\].:]?", re.
 _OWN_MARK = re.compile(r"\s*[(\[]?([A-Ja-j])\s*[)\].:]\s*(.+)", re.DOTALL)
 _FIRST_LETTER = re.compile(r"\(?\b([A-Ja-j])\s?[).:]")
 _NEXT_LETTER = re.compile(rf"{_FIRST_LETTER.pattern}(?=\s)")
-"""What choices spelled in one text begin with: "a ) 38 , b ) 27", "(A) Paris (B) Rome"."""
+"""The letters before choices that are written in one text: "a ) 38 , b ) 27", "(A) Paris (B) Rome"."""
 _TEXT_KEYS: Final = ("text", "option", "choice", "value", "content")
 _LABEL_KEYS: Final = ("label", "key", "letter", "id")
 KINDS: Final = ("one-hot", "label", "letter", "text", "index0", "index1")
-"""What an answer can be."""
+"""The kinds of answers, in the order in which ties are decided."""
 _WORDS: Final = {
     "one-hot": "the choice marked 1", "label": "the choice's label", "letter": "the choice's letter",
     "text": "the choice's own text", "index0": "the choice's number, from 0", "index1": "the choice's number, from 1",
@@ -33,9 +33,9 @@ _WORDS: Final = {
 
 
 class ChoiceScheme(NamedTuple):
-    """Where a file keeps questions, choices and answers, and what its answers are.
+    """The columns of questions, choices and answers, and the kind of the answers.
 
-    `columns`: of the choices, where each has its own; else the one that holds them all. `kind`: one of `KINDS`.
+    `columns`: one column per choice, or the single column that holds all choices. `kind`: one of `KINDS`.
     """
 
     question: str
@@ -44,11 +44,11 @@ class ChoiceScheme(NamedTuple):
     answer: str
     kind: str
     unsure: bool = False
-    """Whether numbers from 1 would fit as well: no answer is 0, and none is the number of choices."""
+    """Whether numbers from 1 fit too, because no answer is 0 and none equals the number of choices."""
 
     @property
     def reason(self) -> str:
-        """What was decided, for the user to read."""
+        """The scheme in words, for the user."""
         behind = f", behind the text in {self.passage}" if self.passage else ""
         if_wrong = " (no row tells it from a number from 1: look at the first row)" if self.unsure else ""
         return (
@@ -58,14 +58,14 @@ class ChoiceScheme(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """One choice: its text, and its label where the file gives it one."""
+    """One choice: its text, and its label if the file has one."""
 
     label: str | None
     text: str
 
 
 def choices_of(record: Record, columns: Sequence[str]) -> list[Choice]:
-    """The choices of a row, two at least, empty ones at the end left out; none where they cannot be read."""
+    """The choices of a row, without empty ones at the end; an empty list if fewer than two can be read."""
     choices = _all_choices(record, columns)
     return choices if len(choices) > 1 else []
 
@@ -112,7 +112,7 @@ def _parse_choices(value: object) -> list[Choice]:
 
 
 def _choices_in_text(text: str) -> list[Choice]:
-    """The choices that one text spells, each behind its letter; none where the letters are not A, B, C in order."""
+    """The choices in one text, each after its letter; an empty list if the letters are not A, B, C in order."""
     first = _FIRST_LETTER.search(text)
     if first is None:
         return []
@@ -127,7 +127,7 @@ def _choices_in_text(text: str) -> list[Choice]:
 
 
 def _without_letters(choices: list[Choice]) -> list[Choice]:
-    """The choices without the letters they begin with, where each begins with its own: "A) 21", "(B) 22"."""
+    """Remove the letter at the beginning of each choice if all begin with their own: "A) 21", "(B) 22"."""
     matches = [_OWN_MARK.fullmatch(choice.text) for choice in choices]
     marks = [match[1].upper() for match in matches if match]
     if len(choices) > 1 and marks == list("ABCDEFGHIJ"[: len(choices)]):
@@ -136,7 +136,7 @@ def _without_letters(choices: list[Choice]) -> list[Choice]:
 
 
 def place_of(kind: str, answer: object, choices: Sequence[Choice]) -> int | None:
-    """Which of the choices an answer names, if answers are of this kind."""
+    """The index of the choice that an answer of this kind names; None if it names none."""
     count = len(choices)
     if kind == "one-hot":
         if not isinstance(answer, list | tuple) or len(answer) != count:
@@ -163,7 +163,7 @@ def place_of(kind: str, answer: object, choices: Sequence[Choice]) -> int | None
 
 
 def gold_of(record: Record, scheme: ChoiceScheme) -> tuple[str | None, bool]:
-    """The text of a row's right choice, None where it has none; and whether its answer names no choice."""
+    """The text of a row's right choice (None if the row has none), and whether its answer names no choice."""
     answer = field_of(record, scheme.answer)
     if answer in (None, "", -1, "-1"):
         return None, False
@@ -173,7 +173,7 @@ def gold_of(record: Record, scheme: ChoiceScheme) -> tuple[str | None, bool]:
 
 
 def with_gold(record: Record, scheme: ChoiceScheme, answer: str) -> Record:
-    """The record with another text in the place of its right choice."""
+    """The record with `answer` in place of the text of its right choice."""
     at = place_of(scheme.kind, field_of(record, scheme.answer), choices_of(record, scheme.columns))
     if at is None:
         return record
@@ -186,7 +186,10 @@ def with_gold(record: Record, scheme: ChoiceScheme, answer: str) -> Record:
 
 
 def with_text_answer(record: Record, scheme: ChoiceScheme) -> Record:
-    """The record with its right choice's text as its answer, where that is a number from 1: few rows do not tell it."""
+    """The record with its right choice's text as the answer, if answers are numbers from 1.
+
+    A file with few rows may not show whether its numbers start at 0 or 1, so the written file holds the text.
+    """
     gold, _ = gold_of(record, scheme)
     return record if gold is None or scheme.kind != "index1" else with_field(record, scheme.answer, gold)
 
@@ -212,6 +215,6 @@ def _with_choice(value: object, at: int, answer: str) -> object:
 
 
 def _letter_prefix(text: object) -> str:
-    """The letter that a choice begins with, as it is written: "A) "."""
+    """The letter at the beginning of a choice, with its punctuation: "A) "."""
     match = re.match(r"\s*[(\[]?[A-Ja-j]\s*[)\].:]\s*", str(text))
     return match.group() if match else ""

@@ -64,16 +64,16 @@ def _without_arrays(tokens: Iterator[tokenize.TokenInfo]) -> Iterator[tokenize.T
 
     A bracket inside a text is part of that text's token, so it stays.
     """
-    kept = [t for t in tokens if t.type not in (tokenize.NL, tokenize.NEWLINE, tokenize.ENDMARKER)]
+    code_tokens = [t for t in tokens if t.type not in (tokenize.NL, tokenize.NEWLINE, tokenize.ENDMARKER)]
     opened: list[bool] = []  # for each open bracket, whether `array` stands before it
     in_dtype = False
-    for at, token in enumerate(kept):
-        after = kept[at + 1].string if at + 1 < len(kept) else ""
+    for at, token in enumerate(code_tokens):
+        after = code_tokens[at + 1].string if at + 1 < len(code_tokens) else ""
         in_array = bool(opened) and opened[-1]
         if token.string == "array" and after == "(":
             continue
         if token.string in ("(", "[", "{"):
-            opened.append(token.string == "(" and at > 0 and kept[at - 1].string == "array")
+            opened.append(token.string == "(" and at > 0 and code_tokens[at - 1].string == "array")
             if opened[-1]:
                 continue
         elif token.string in (")", "]", "}") and opened:

@@ -34,22 +34,22 @@ _SPARE: Final = 1e-5
 
 
 def node_of(
-    listed: Iterable[tuple[int | None, float]], sampling: Sampling, *, asked: int, vocabulary: int
+    listed: Iterable[tuple[int | None, float]], sampling: Sampling, *, limit: int, vocabulary: int
 ) -> tuple[Node, float]:
     """The node of a listing, and the probability of its tokens that could not be identified by name.
 
-    `listed`: tokens (None where the name fits none or several) and log-probabilities, in any order. `asked`: the
+    `listed`: tokens (None where the name fits none or several) and log-probabilities, in any order. `limit`: the
     number of likeliest tokens that the request asked for. A shorter list, unless it is the whole `vocabulary`, means
     that the server lists tokens of the same text once, so any of them may be missing. Raises InvalidResponse for
     probabilities that add up to more than 1.
     """
     # of equal log-probabilities the lowest id is the greedy token; one without a name could be it
-    order = sorted(listed, key=lambda entry: (-entry[1], -1 if entry[0] is None else entry[0]))[:asked]
+    order = sorted(listed, key=lambda entry: (-entry[1], -1 if entry[0] is None else entry[0]))[:limit]
     p = [math.exp(value) for _, value in order]
     total = math.fsum(p)
     if not 0 < total <= 1.001:
         raise InvalidResponse(f"the server's log-probabilities add up to a probability of {total:.4g}")
-    missing = min(asked, vocabulary) - len(order)
+    missing = min(limit, vocabulary) - len(order)
     rest = 0.0 if len(order) >= vocabulary else max(1.0 - total, 0.0) + _SPARE
     most = rest if missing else min(p[-1], rest)
     count = certain = len(order)
@@ -179,7 +179,7 @@ class ServerEngine:
         if not top:  # some servers list nothing where the answer ends at once
             return _NodeResult(DARK, "distributions that the server left out")
         listed = [(self.text.token(name), value) for name, value in top]
-        node, nameless = node_of(listed, self.sampling, asked=self.can.listed, vocabulary=self.text.size)
+        node, nameless = node_of(listed, self.sampling, limit=self.can.listed, vocabulary=self.text.size)
         if node.greedy == UNKNOWN:
             return _NodeResult(node, "greedy tokens that the server does not tell apart")
         return _NodeResult(node, "distributions with tokens that the server does not tell apart" if nameless else None)
@@ -208,9 +208,3 @@ def _leaves(tree: Sequence[TokenPath]) -> list[TokenPath]:
     """The paths that no other path extends; the root `()` for an empty tree."""
     inner = {path[:-1] for path in tree}
     return [path for path in tree if path not in inner] or [()]
-
-
-def requests_to_open(trees: Sequence[Sequence[TokenPath]], can: Capabilities, batch: int) -> int:
-    """How many requests `ServerEngine.open` needs for so many prompts with these trees."""
-    sequences = sum(len(_leaves(tree)) if can.prompt_route else len(tree) + 1 for tree in trees)
-    return math.ceil(sequences / (batch if can.many else 1))

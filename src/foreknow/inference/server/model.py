@@ -156,10 +156,10 @@ class Spelling:
 
 
 def _once(pairs: Iterator[tuple[Name, int]]) -> dict[Name, int | None]:
-    found: dict[Name, int | None] = {}
+    tokens_by_name: dict[Name, int | None] = {}
     for name, i in pairs:
-        found[name] = None if name in found or "\ufffd" in str(name) else i
-    return found
+        tokens_by_name[name] = None if name in tokens_by_name or "\ufffd" in str(name) else i
+    return tokens_by_name
 
 
 @dataclass(frozen=True)

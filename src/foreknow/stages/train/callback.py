@@ -33,7 +33,7 @@ from foreknow.data.schema import ROWS, USABLE
 from foreknow.distributed import process_group
 from foreknow.errors import ConfigError, InputError
 from foreknow.models import loading
-from foreknow.models.checkpoint_check import check_finite
+from foreknow.models.model_checks import check_finite
 from foreknow.models.weight_files import WeightFiles
 from foreknow.progress import say
 from foreknow.prompts.prompt_template import Prompter, Template

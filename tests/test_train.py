@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from builders import write_jsonl
 from conftest import fact_rows
 from foreknow.categories import CATEGORIES
 from foreknow.config import TuneConfig
@@ -48,11 +49,6 @@ from foreknow.stages.train.trainer import FactTrainer, NotFinite, arguments, set
 Files = dict[str, Path]
 
 
-def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     """Train, dev and test rows with categories, and the prompt that the tiny model knows."""
@@ -62,9 +58,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     template = folder / "template.yaml"
     template.write_text(yaml.safe_dump({"target": "Q: {question}\nA:"}))
     return {
-        "train": write(folder / "train.jsonl", labelled[8:40]),
-        "dev": write(folder / "dev.jsonl", labelled[:8]),
-        "ood": write(folder / "ood.jsonl", labelled[40:]),
+        "train": write_jsonl(folder / "train.jsonl", labelled[8:40]),
+        "dev": write_jsonl(folder / "dev.jsonl", labelled[:8]),
+        "ood": write_jsonl(folder / "ood.jsonl", labelled[40:]),
         "template": template,
     }
 
@@ -431,7 +427,7 @@ def test_without_categories_shares_are_overall(
     bare = [
         {k: v for k, v in json.loads(x).items() if k != "category"} for x in files["train"].read_text().split("\n") if x
     ]
-    train = write(tmp_path / "bare.jsonl", [*bare, {**bare[0], "answer": "Elsewhere"}, {"question": "no answer"}])
+    train = write_jsonl(tmp_path / "bare.jsonl", [*bare, {**bare[0], "answer": "Elsewhere"}, {"question": "no answer"}])
     given_config = settings(tmp_path / "a", train=str(train), epochs=1, eval_steps=())
     line = train_run.run(given_config).metrics[-1]
     err = capsys.readouterr().err
@@ -457,7 +453,7 @@ def test_categories_come_from_the_audit_by_question_and_gold(
     settings: Callable[..., TuneConfig], files: Files, finished: TrainResult, tmp_path: Path
 ) -> None:
     bare = [json.loads(x) for x in files["train"].read_text().split("\n") if x]
-    train = write(tmp_path / "bare.jsonl", [{k: r[k] for k in ("question", "answer")} for r in reversed(bare)])
+    train = write_jsonl(tmp_path / "bare.jsonl", [{k: r[k] for k in ("question", "answer")} for r in reversed(bare)])
     known = [{"question": r["question"], "answers": [r["answer"]], "category": r["category"]} for r in bare[:20]]
     known.append({"question": bare[20]["question"], "answers": ["another gold"], "category": "Unknown"})
     audit = audit_of(tmp_path / "audit", known, finished.results["model"]["fingerprint"])
@@ -465,7 +461,7 @@ def test_categories_come_from_the_audit_by_question_and_gold(
     expected = [r["category"] if n < 20 else None for n, r in enumerate(bare)]
     assert found["category"].to_list() == expected[::-1]
     named = [{**json.loads(x), "category": "WeaklyKnown"} for x in train.read_text().split("\n") if x]
-    both = write(tmp_path / "both.jsonl", named)
+    both = write_jsonl(tmp_path / "both.jsonl", named)
     read = train_run.read_inputs(settings(tmp_path / "a", train=str(both), audit=audit)).train
     assert read.rows["category"].to_list() == [category or "WeaklyKnown" for category in expected[::-1]]
     assert read.categories.endswith(f"knows 20 of its {len(bare)} rows, the column 'category' for {len(bare) - 20}")
@@ -498,18 +494,18 @@ def test_bad_input_is_refused_before_anything_is_written(
     settings: Callable[..., TuneConfig], files: Files, tmp_path: Path
 ) -> None:
     rows = [json.loads(x) for x in files["train"].read_text().split("\n") if x]
-    both = write(tmp_path / "both.jsonl", [*rows, json.loads(files["dev"].read_text().split("\n")[0])])
+    both = write_jsonl(tmp_path / "both.jsonl", [*rows, json.loads(files["dev"].read_text().split("\n")[0])])
     cases: list[tuple[dict[str, Any], type[ForeknowError], str]] = [
         ({"train": str(both)}, InputError, r"1 \(1 questions\) in dev, first row 32: 'What is.*--allow-overlap"),
         ({"metric": "dev_acc"}, ConfigError, r"--metric dev_acc: no such metric; this run has dev_HighlyKnown_em"),
         ({"train": str(tmp_path / "none.jsonl")}, InputError, r"none.jsonl"),
         (
-            {"train": str(write(tmp_path / "long.jsonl", [*rows, {"question": "why " * 400, "answer": "so"}]))},
+            {"train": str(write_jsonl(tmp_path / "long.jsonl", [*rows, {"question": "why " * 400, "answer": "so"}]))},
             InputError,
             r"long.jsonl: 1 row with no room for the whole answer, first row 32: 1,\d+ tokens, the model has 512 po",
         ),
         (
-            {"train": str(write(tmp_path / "weight.jsonl", [{**rows[0], "weight": -1}, *rows[1:]]))},
+            {"train": str(write_jsonl(tmp_path / "weight.jsonl", [{**rows[0], "weight": -1}, *rows[1:]]))},
             InputError,
             r"weight.jsonl: row 0: weight -1.*expected a number from 0 on",
         ),
@@ -533,7 +529,7 @@ def test_an_answer_without_tokens_is_named(
     tokenizer.save_pretrained(model)
     assert isinstance(tokenizer.backend_tokenizer, Tokenizer)
     rows = [json.loads(x) for x in files["train"].read_text().split("\n") if x]
-    train = write(tmp_path / "train.jsonl", [*rows[:3], {"question": "Who?", "answer": "東京"}])
+    train = write_jsonl(tmp_path / "train.jsonl", [*rows[:3], {"question": "Who?", "answer": "東京"}])
     template = tmp_path / "t.yaml"
     template.write_text(yaml.safe_dump({"target": "{question}\n"}))
     given_settings = {"train": str(train), "model": str(model), "prompt_template": template}

@@ -15,6 +15,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import foreknow
+from builders import write_jsonl
 from conftest import fact_rows
 from foreknow.categories import CATEGORIES
 from foreknow.config import EvaluateConfig, TuneConfig
@@ -42,11 +43,6 @@ from test_numbers import broken as broken_model
 Make = Callable[..., EvaluateConfig]
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The prompt that the tiny model knows."""
@@ -63,7 +59,7 @@ def spelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         gold = str(row.pop("answer"))
         row["answers"] = [gold.upper()] if n % 3 == 0 else ["nothing of the sort", gold] if n % 3 == 1 else [gold]
     rows[5]["answers"].append("a very long answer that takes many more tokens than any other one here")
-    return write(tmp_path_factory.mktemp("rows") / "spelled.jsonl", [*rows, {"question": "no answer"}])
+    return write_jsonl(tmp_path_factory.mktemp("rows") / "spelled.jsonl", [*rows, {"question": "no answer"}])
 
 
 @pytest.fixture(scope="session")
@@ -97,11 +93,11 @@ def tuned(
     """A short run of `tune` in the tiny model's own prompt; it learns to end its answers."""
     folder = tmp_path_factory.mktemp("tuned")
     rows = [{k: r[k] for k in ("question", "answer", "relation")} for r in fact_rows()]
-    train, dev = write(folder / "train.jsonl", rows[:40]), write(folder / "dev.jsonl", rows[:8])
+    train, dev = write_jsonl(folder / "train.jsonl", rows[:40]), write_jsonl(folder / "dev.jsonl", rows[:8])
 
     def make(name: str, **given: Any) -> TrainResult:
         base = {
-            "train": str(train), "dev": str(dev), "test": [f"ood={write(folder / 'ood.jsonl', rows[40:])}"],
+            "train": str(train), "dev": str(dev), "test": [f"ood={write_jsonl(folder / 'ood.jsonl', rows[40:])}"],
             "out": folder / name, "model": str(tiny_folder), "prompt_template": template, "dtype": "float32",
             "device": "cpu", "epochs": 8, "learning_rate": 4e-3, "batch_size": 10, "dropout": 0.0,
             "allow_overlap": True,
@@ -306,7 +302,7 @@ def test_rows_in_another_file_are_found_by_question_and_gold(
 ) -> None:
     rows = [json.loads(line) for line in spelled.read_text().splitlines()][:48]
     some = [{"question": r["question"], "answer": r["answers"], "relation": r["relation"]} for r in rows[::-3]]
-    file = write(tmp_path / "some.jsonl", [*some, {"question": "Who is new?", "answer": ["Nobody"]}])
+    file = write_jsonl(tmp_path / "some.jsonl", [*some, {"question": "Who is new?", "answer": ["Nobody"]}])
     found = evaluate_run.run(make(tmp_path / "a", data=str(file), audit=audited))
     assert "knows 16 of 17 rows (by question and gold)" in capsys.readouterr().err
     columns = ["question", "category", "base_p_greedy", "base_answer"]
@@ -327,12 +323,12 @@ def test_an_annotated_file_brings_its_own_categories(
 
 def test_a_mixed_file_has_categories_and_no_probe(make: Make, tmp_path: Path) -> None:
     rows = [{**r, "category": CATEGORIES[n % 4]} for n, r in enumerate(fact_rows())]
-    found = evaluate_run.run(make(tmp_path / "a", data=str(write(tmp_path / "mix.jsonl", rows)))).summary
+    found = evaluate_run.run(make(tmp_path / "a", data=str(write_jsonl(tmp_path / "mix.jsonl", rows)))).summary
     assert found["moves"]["overall"]["compared"] == 0
     assert found["moves"]["lost"]["rows"] == found["moves"]["gained"]["rows"] == 12
     # a column of that name with other words in it is not ours
     rows = [{**r, "category": "geography"} for r in fact_rows()]
-    found = evaluate_run.run(make(tmp_path / "b", data=str(write(tmp_path / "other.jsonl", rows)))).summary
+    found = evaluate_run.run(make(tmp_path / "b", data=str(write_jsonl(tmp_path / "other.jsonl", rows)))).summary
     assert found["moves"] is None
     assert found["em"]["by_category"] == {}
 
@@ -407,7 +403,7 @@ def test_rows_whose_logits_are_not_finite_are_in_no_figure_and_it_says_so(
     rows = [json.loads(line) for line in spelled.read_text().splitlines()]
     for n in (4, 20):
         rows[n]["question"] = f"{ODD} {rows[n]['question']}"
-    data, folder = write(tmp_path / "odd.jsonl", rows), broken_model(tmp_path / "m", tiny_folder, math.nan)
+    data, folder = write_jsonl(tmp_path / "odd.jsonl", rows), broken_model(tmp_path / "m", tiny_folder, math.nan)
     found = evaluate_run.run(make(tmp_path / "a", model=str(folder), data=str(data)))
     odd = found.rows.filter(pl.col("row").is_in([4, 20]))
     for column in ("prediction", "ended", "correct", "correct_lenient", "refused"):
@@ -495,9 +491,9 @@ def broken(
     odd = copy(tiny_folder, folder / "odd")
     change(odd / "config.json", lambda told: told.update(model_type="nobody knows"))
     (adapter / "adapter_config.json").write_text("{}")
-    useless = write(folder / "useless.jsonl", [{"question": "Who?", "answer": ""}])
-    others = write(folder / "others.jsonl", [{"question": "Who?", "answer": "Nobody"}])
-    long = write(folder / "long.jsonl", [{"question": "why " * 600, "answer": "Because"}])
+    useless = write_jsonl(folder / "useless.jsonl", [{"question": "Who?", "answer": ""}])
+    others = write_jsonl(folder / "others.jsonl", [{"question": "Who?", "answer": "Nobody"}])
+    long = write_jsonl(folder / "long.jsonl", [{"question": "why " * 600, "answer": "Because"}])
     lenient, of_another = copy_audit(audited, folder / "lenient"), copy_audit(audited, folder / "another")
     change(lenient / "summary.json", lambda told: told["protocol"].update(match="lenient"))
     change(

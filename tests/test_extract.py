@@ -33,11 +33,7 @@ from serving import RESET, Asked, Reply, Script, Server, always, completion, ref
 SECRET = "sk-4b1d-not-to-be-seen-anywhere"
 
 
-@pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key, and no proxy between us and loopback."""
-    for name in ("OPENAI_API_KEY", "http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("plain_environment")
 
 
 def towns(count: int) -> pl.DataFrame:
