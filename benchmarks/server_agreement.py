@@ -27,7 +27,7 @@ from foreknow.data.schema import chunks
 from foreknow.inference import slick
 from foreknow.inference.server.model import Address, address_of
 from foreknow.models.resolve import resolve
-from foreknow.stages.audit.server_executor import open_server_executor, server_of
+from foreknow.stages.audit.server_executor import connect_server, open_server_executor
 from foreknow.stages.audit.setup import open_context, read_input, with_batch_sizes
 
 
@@ -57,7 +57,7 @@ def main() -> None:
     with _server(args.server, args.local) as address:
         patient = {"tokenizer": str(resolve(args.local).folder), "concurrency": args.concurrency}
         config = config.model_copy(update=patient)
-        with server_of(config, data, address) as server:
+        with connect_server(config, data, address) as server:
             executor = open_server_executor(config, data, server)
             before = server.usage
             began = time.monotonic()

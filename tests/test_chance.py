@@ -33,10 +33,10 @@ from foreknow.stages.audit.chance_baseline import (
     ChanceRow,
     ReferenceQuestion,
     Rules,
+    chance_line,
     choose,
-    corrected,
-    line_of,
-    made_up,
+    corrected_shares,
+    invent_references,
 )
 from foreknow.stages.audit.chance_probe import Search
 from foreknow.stages.audit.result import AuditResult
@@ -77,7 +77,7 @@ def copy(audit: AuditResult, tmp_path: Path) -> Callable[[str], AuditResult]:
 
 def test_every_null_is_that_of_the_reference_questions_probed_one_by_one(audit: AuditResult, tmp_path: Path) -> None:
     out = AuditResult(Path(shutil.copytree(audit.folder, tmp_path / "audit")))
-    found = pl.read_parquet(chance_probe.chance_of(out, SEARCH))
+    found = pl.read_parquet(chance_probe.compute_chance(out, SEARCH))
     assert dict(found.schema) == chance_baseline.CHANCE
     rows = reload.probed_rows(audit)
     assert found["row"].to_list() == rows["row"].to_list()
@@ -87,7 +87,7 @@ def test_every_null_is_that_of_the_reference_questions_probed_one_by_one(audit: 
     }
     assert swapped  # rows did stand among exemplars
     config = settings_of(AuditConfig, {}, audit.folder / "config.yaml").model_copy(update={"batch_tokens": 500})
-    made_up = 0
+    invented = 0
     with open_context(config, read_input(config)) as context:
         for (group,), part in rows.join(labels.drop("category"), on="row").group_by("group"):
             own = part.sort(pl.col("answers").list.first(), "row")
@@ -125,9 +125,9 @@ def test_every_null_is_that_of_the_reference_questions_probed_one_by_one(audit: 
                 assert ours["p_chance_greedy"] == pytest.approx(sum(greedy) / len(greedy))
                 assert ours["lift"] == pytest.approx(logit(row["p_sampled"]) - mean, abs=0.05)
                 assert ours["lift_lower"] == pytest.approx(ours["lift"], abs=0.1)
-                made_up += any(references[pairs[n][1]].row is None for n in of)
+                invented += any(references[pairs[n][1]].row is None for n in of)
     assert 0 < found["p_chance"].mean() < 0.9
-    assert found.filter(pl.col("flag") == chance_baseline.MADE_UP).height == made_up
+    assert found.filter(pl.col("flag") == chance_baseline.MADE_UP).height == invented
 
 
 def logit(p: float) -> float:
@@ -137,7 +137,7 @@ def logit(p: float) -> float:
 
 def test_the_summary_is_that_of_the_frame(copy: Callable[[str], AuditResult]) -> None:
     out = copy("one")
-    found = pl.read_parquet(chance_probe.chance_of(out, SEARCH))
+    found = pl.read_parquet(chance_probe.compute_chance(out, SEARCH))
     told = json.loads((out.folder / "chance.json").read_text())
     every = out.rows.join(found, on="row")
     for group, part in every.group_by("group"):
@@ -174,7 +174,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
     copy: Callable[[str], AuditResult], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, cut = copy("whole"), copy("cut")
-    first = chance_probe.chance_of(whole, SEARCH)
+    first = chance_probe.compute_chance(whole, SEARCH)
     asked = PackedEngine.open
     calls = []
 
@@ -186,23 +186,23 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
 
     monkeypatch.setattr(PackedEngine, "open", stops)
     with pytest.raises(KeyboardInterrupt):
-        chance_probe.chance_of(cut, SEARCH)
+        chance_probe.compute_chance(cut, SEARCH)
     assert not (cut.folder / "chance.json").exists()
     monkeypatch.setattr(PackedEngine, "open", asked)
     capsys.readouterr()
-    second = chance_probe.chance_of(cut, SEARCH)
+    second = chance_probe.compute_chance(cut, SEARCH)
     assert "1 of 2 parts are finished" in capsys.readouterr().err
     assert first.read_bytes() == second.read_bytes()
-    chance_probe.chance_of(cut, SEARCH)
+    chance_probe.compute_chance(cut, SEARCH)
     assert "complete; nothing to do" in capsys.readouterr().err
-    again = chance_probe.chance_of(cut, Search(Rules(references=8, least=3), negligible=1e-7))
+    again = chance_probe.compute_chance(cut, Search(Rules(references=8, least=3), negligible=1e-7))
     assert again.read_bytes() != first.read_bytes()
 
 
 def test_out_of_memory_once_it_goes_on_with_smaller_batches(
     copy: Callable[[str], AuditResult], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = pl.read_parquet(chance_probe.chance_of(copy("whole"), SEARCH))
+    whole = pl.read_parquet(chance_probe.compute_chance(copy("whole"), SEARCH))
     real, failures = PackedEngine.open, [torch.OutOfMemoryError("CUDA out of memory")]
 
     def tight(self: PackedEngine, *given: object) -> object:
@@ -212,7 +212,7 @@ def test_out_of_memory_once_it_goes_on_with_smaller_batches(
 
     monkeypatch.setattr(PackedEngine, "open", tight)
     out = copy("tight")
-    found = pl.read_parquet(chance_probe.chance_of(out, SEARCH))
+    found = pl.read_parquet(chance_probe.compute_chance(out, SEARCH))
     assert "out of memory: going on with 1024 tokens" in capsys.readouterr().err
     assert json.loads((out.folder / "chance.json").read_text())["cost"]["halved"] == 1
     exact = pl.col(pl.Int64, pl.Boolean, pl.String)
@@ -234,11 +234,11 @@ def test_too_little_memory_for_any_batch_is_a_line_and_keeps_what_is_finished(
 
     monkeypatch.setattr(PackedEngine, "open", full)
     with pytest.raises(ResourceError, match=r"^chance: out of memory; finished groups are kept\. Free some memory"):
-        chance_probe.chance_of(out, SEARCH)
+        chance_probe.compute_chance(out, SEARCH)
     assert calls[1:] == [2048, 1024, 512, 256, 128, 64]
     monkeypatch.setattr(PackedEngine, "open", real)
     capsys.readouterr()
-    chance_probe.chance_of(out, SEARCH)
+    chance_probe.compute_chance(out, SEARCH)
     assert "1 of 2 parts are finished" in capsys.readouterr().err
 
 
@@ -247,18 +247,18 @@ def test_an_unfinished_run_with_other_settings_is_not_mixed_in(
 ) -> None:
     out, other = copy("one"), copy("two")
     monkeypatch.setattr(reload, "drop", lambda _: None)  # its parts stay, as if killed at the very end
-    chance_probe.chance_of(out, Search(Rules(references=4, least=3), negligible=1e-7))
-    chance_probe.chance_of(out, SEARCH)
-    chance_probe.chance_of(other, SEARCH)
+    chance_probe.compute_chance(out, Search(Rules(references=4, least=3), negligible=1e-7))
+    chance_probe.compute_chance(out, SEARCH)
+    chance_probe.compute_chance(other, SEARCH)
     assert (out.folder / "chance.parquet").read_bytes() == (other.folder / "chance.parquet").read_bytes()
 
 
 def test_rows_in_several_passes_and_references_in_several_slices_come_to_the_same(
     copy: Callable[[str], AuditResult],
 ) -> None:
-    one = pl.read_parquet(chance_probe.chance_of(copy("one"), SEARCH))
+    one = pl.read_parquet(chance_probe.compute_chance(copy("one"), SEARCH))
     few = Search(RULES, negligible=1e-7, texts=2, references=2)
-    two = pl.read_parquet(chance_probe.chance_of(copy("two"), few))
+    two = pl.read_parquet(chance_probe.compute_chance(copy("two"), few))
     assert one.select("row", "references", "flag", "guessable").equals(
         two.select("row", "references", "flag", "guessable")
     )
@@ -267,8 +267,8 @@ def test_rows_in_several_passes_and_references_in_several_slices_come_to_the_sam
 
 
 def test_what_is_not_searched_is_counted(copy: Callable[[str], AuditResult]) -> None:
-    exact = pl.read_parquet(chance_probe.chance_of(copy("one"), SEARCH))
-    rough = pl.read_parquet(chance_probe.chance_of(copy("two"), Search(RULES, negligible=1e-3, max_paths=6)))
+    exact = pl.read_parquet(chance_probe.compute_chance(copy("one"), SEARCH))
+    rough = pl.read_parquet(chance_probe.compute_chance(copy("two"), Search(RULES, negligible=1e-3, max_paths=6)))
     slack = 1e-4
     assert (rough["p_chance"] <= exact["p_chance"] + slack).all()
     assert (rough["p_chance_upper"] >= exact["p_chance"] - slack).all()
@@ -280,13 +280,15 @@ def test_too_few_references_give_no_numbers_and_few_are_told(copy: Callable[[str
     none, few = copy("none"), copy("few")
     for out in (none, few):  # without subjects nobody can be made up
         out.rows.with_columns(subject=pl.lit(None, pl.String)).write_parquet(out.folder / "rows.parquet")
-    found = pl.read_parquet(chance_probe.chance_of(AuditResult(none.folder), Search(Rules(references=50, least=20))))
+    found = pl.read_parquet(
+        chance_probe.compute_chance(AuditResult(none.folder), Search(Rules(references=50, least=20)))
+    )
     assert set(found["flag"]) == {chance_baseline.NONE}
     assert found.select("p_chance", "p_chance_greedy", "lift", "rank", "guessable").null_count().row(0) == (22,) * 5
     told = json.loads((none.folder / "chance.json").read_text())
     assert (told["with_null"], told["corrected"]["hit"]["overall"]["corrected"]) == (0, None)
     found = pl.read_parquet(
-        chance_probe.chance_of(AuditResult(few.folder), Search(Rules(references=50, least=1), negligible=1e-3))
+        chance_probe.compute_chance(AuditResult(few.folder), Search(Rules(references=50, least=1), negligible=1e-3))
     )
     assert set(found["flag"]) <= {chance_baseline.FEW, chance_baseline.NONE}
     assert found.filter(pl.col("flag") == chance_baseline.FEW)["p_chance"].null_count() == 0
@@ -299,13 +301,13 @@ def test_another_model_and_an_audit_by_generation_are_refused(copy: Callable[[st
     manifest["identity"]["model"] = "sha256:" + "0" * 64
     (out.folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ModelError, match="is not the model that"):
-        chance_probe.chance_of(out, SEARCH)
+        chance_probe.compute_chance(out, SEARCH)
     assert not (out.folder / "chance.parquet").exists()
     out = copy("two")
     config = (out.folder / "config.yaml").read_text().replace("protocol: exact", "protocol: sampled")
     (out.folder / "config.yaml").write_text(config)
     with pytest.raises(ConfigError, match="--protocol sampled; chance needs --protocol exact"):
-        chance_probe.chance_of(out, SEARCH)
+        chance_probe.compute_chance(out, SEARCH)
 
 
 # ---- references ------------------------------------------------------------------------------------------------
@@ -382,7 +384,7 @@ def test_the_order_of_rows_does_not_matter(rows: pl.DataFrame, random: object) -
 @settings(max_examples=40)
 @given(groups(), st.integers(0, 30))
 def test_made_up_subjects_are_nobody_s(rows: pl.DataFrame, count: int) -> None:
-    found = made_up(rows, count, 0)
+    found = invent_references(rows, count, 0)
     real = {s.casefold() for s in rows["subject"].drop_nulls()}
     names = [r.subject for r in found]
     assert len(found) <= count
@@ -409,7 +411,7 @@ def test_a_line_against_plain_arithmetic(data: st.DataObject, references: int, s
     counts = np.array(data.draw(st.lists(st.booleans(), min_size=sets, max_size=sets)))
     p_sampled = data.draw(st.floats(0, 1))
     rules = Rules(references=2, least=1)
-    line = line_of(
+    line = chance_line(
         ChanceRow(7, p_sampled, own, serves, counts, False),
         ReferenceQuestion(p, np.minimum(p + 0.01, 1), greedy),
         16,
@@ -446,7 +448,7 @@ def test_a_row_no_better_than_its_references_is_guessable() -> None:
     every, one = np.ones(20, dtype=bool), np.ones(1, dtype=bool)
 
     def line(p_sampled: float) -> dict[str, object]:
-        return line_of(ChanceRow(0, p_sampled, [0], every, one, False), asked, 16, Rules())
+        return chance_line(ChanceRow(0, p_sampled, [0], every, one, False), asked, 16, Rules())
 
     assert line(0.01)["rank"] == 1
     assert line(0.01)["guessable"] is True
@@ -468,7 +470,7 @@ def shares(draw: st.DrawFn) -> pl.DataFrame:
 @settings(max_examples=40)
 @given(shares())
 def test_corrected_shares_follow_the_formula(rows: pl.DataFrame) -> None:
-    found = corrected(rows)
+    found = corrected_shares(rows)
     weighted, count = 0.0, 0
     for (group,), part in rows.group_by("group"):
         observed, expected = part["observed"].mean(), part["chance"].mean()
@@ -482,7 +484,7 @@ def test_corrected_shares_follow_the_formula(rows: pl.DataFrame) -> None:
     if count:
         assert found[""]["corrected"] == pytest.approx(weighted / count)
     shuffled = rows.sample(fraction=1, shuffle=True, seed=1)
-    again = corrected(shuffled)
+    again = corrected_shares(shuffled)
     assert {g: line["ci_low"] for g, line in again.items()} == {g: line["ci_low"] for g, line in found.items()}
 
 
@@ -492,7 +494,7 @@ def test_what_was_planted_is_found_again() -> None:
     known = rng.random(2000) < 0.5
     luck = rng.random(2000) < 0.3
     rows = pl.DataFrame({"group": ["g"] * 2000, "observed": (known | luck).astype(float), "chance": [0.3] * 2000})
-    line = corrected(rows)["g"]
+    line = corrected_shares(rows)["g"]
     assert line["observed"] == pytest.approx(0.65, abs=0.04)
     assert line["ci_low"] < 0.5 < line["ci_high"]
     assert line["ci_high"] - line["ci_low"] < 0.08
@@ -501,10 +503,10 @@ def test_what_was_planted_is_found_again() -> None:
 
 def test_shares_that_cannot_vary_still_have_an_interval() -> None:
     every = pl.DataFrame({"group": ["g"] * 20, "observed": [1.0] * 20, "chance": [0.5] * 20})
-    line = corrected(every)["g"]
+    line = corrected_shares(every)["g"]
     assert line["corrected"] == 1
     assert 0.5 < line["ci_low"] < 0.95
-    sure = corrected(every.with_columns(chance=pl.lit(1.0)))
+    sure = corrected_shares(every.with_columns(chance=pl.lit(1.0)))
     assert sure["g"]["corrected"] is None is sure[""]["corrected"]
 
 

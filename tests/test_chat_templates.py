@@ -26,7 +26,7 @@ from foreknow.prompts.chat_templates import CHANGES, DROPS, REFUSES, ChatTemplat
 from foreknow.prompts.few_shot import Exemplar, Exemplars, GroupExemplars
 from foreknow.prompts.prompt_template import Prompter, Template
 from foreknow.prompts.template_source import DAY
-from foreknow.stages.audit.filters import check_any_askable, flag_template_faults
+from foreknow.stages.audit.filters import check_some_rows_usable, flag_template_faults
 
 SHOT = Exemplar("What is the capital of Arland?", "Avens", None)
 TURNS = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
@@ -483,9 +483,9 @@ def test_a_long_answer_is_not_refused_for_exemplars_that_it_is_asked_without(fra
     found = flag_template_faults(rows, prompter, Exemplars(groups, ""))
     refused = found.rows.filter(has_flag(REFUSES))["row"].to_list()
     assert refused == [row for row in frame["row"] if row != 5]
-    check_any_askable(found.rows, found.first)
+    check_some_rows_usable(found.rows, found.first)
     with pytest.raises(InputError, match="rows are refused by the chat template; row 0: "):
-        check_any_askable(found.rows.filter(pl.col("row") != 5), found.first)
+        check_some_rows_usable(found.rows.filter(pl.col("row") != 5), found.first)
 
 
 def test_rows_that_the_template_refuses_are_counted_and_the_others_labelled(

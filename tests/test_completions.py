@@ -61,7 +61,7 @@ from foreknow.models.fluency import fluency_of
 from foreknow.prompts import few_shot
 from foreknow.prompts.prompt_template import Prompter
 from foreknow.stages.audit.result import open_audit
-from foreknow.stages.audit.server_executor import estimate_at_server, open_server_executor, server_of
+from foreknow.stages.audit.server_executor import connect_server, estimate_at_server, open_server_executor
 from foreknow.stages.audit.setup import read_input
 from serving import RESET, Asked, Reply, Script, Server, refuses, serving
 
@@ -561,7 +561,7 @@ class TestAudit:
         own = {"limit": 8, "model": "openai:http://localhost/v1#m", "tokenizer": str(tiny_folder), "prices": (1.0, 2.0)}
         config = AuditConfig(**{**given, **own})  # type: ignore[arg-type]
         read = read_input(config)
-        with serving(scripts(VLLM)) as server, server_of(config, read, Address(server.url, "m")) as model:
+        with serving(scripts(VLLM)) as server, connect_server(config, read, Address(server.url, "m")) as model:
             told = estimate_at_server(config, read, model)
             executor = open_server_executor(config, read, model)
             before = model.usage

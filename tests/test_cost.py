@@ -32,19 +32,19 @@ def test_the_measured_processor_comes_out_as_measured() -> None:
     work = WORK._replace(tokens=32243 / 256, prefix_tokens=0)
     peak = work.operations * 256 / (32243 / 6751)
     here = Machine("the Xeon", 1, peak, Range(0.271, 0.271), False, Range(0, 0), "docs/speed.md")
-    assert 1000 / cost.cost_of(work, here, 1000).seconds.best == pytest.approx(14.5, rel=0.02)
+    assert 1000 / cost.compute_cost(work, here, 1000).seconds.best == pytest.approx(14.5, rel=0.02)
 
 
 def test_on_a_fast_machine_python_is_what_is_left() -> None:
     endless = H100._replace(peak=1e30)
-    found = cost.cost_of(WORK, endless, 10**6).seconds
+    found = cost.compute_cost(WORK, endless, 10**6).seconds
     assert found.best == pytest.approx(10**6 * 10 * PYTHON.best)
     assert found.worst == pytest.approx(10**6 * 10 * PYTHON.worst)
 
 
 @given(st.integers(1, 10**9), st.integers(2, 50), st.sampled_from(MACHINES))
 def test_time_and_money_grow_with_rows_and_the_worse_end_is_worse(rows: int, times: int, machine: Machine) -> None:
-    one, many = cost.cost_of(WORK, machine, rows), cost.cost_of(WORK, machine, rows * times)
+    one, many = cost.compute_cost(WORK, machine, rows), cost.compute_cost(WORK, machine, rows * times)
     assert one.seconds.best < one.seconds.worst
     assert one.dollars.best < one.dollars.worst
     assert one.seconds.best <= many.seconds.best <= times * one.seconds.best * (1 + 1e-9)
@@ -52,9 +52,9 @@ def test_time_and_money_grow_with_rows_and_the_worse_end_is_worse(rows: int, tim
 
 def test_sixty_four_gpus_share_rows_but_not_prefixes() -> None:
     bare = WORK._replace(prefix_tokens=0)
-    ratio = cost.cost_of(bare, H100, 10**6).seconds.best / cost.cost_of(bare, CLUSTER, 10**6).seconds.best
+    ratio = cost.compute_cost(bare, H100, 10**6).seconds.best / cost.compute_cost(bare, CLUSTER, 10**6).seconds.best
     assert ratio == pytest.approx(64)
-    assert cost.cost_of(WORK, CLUSTER, 1).seconds.best > cost.cost_of(bare, H100, 1).seconds.best
+    assert cost.compute_cost(WORK, CLUSTER, 1).seconds.best > cost.compute_cost(bare, H100, 1).seconds.best
 
 
 def test_parameters_of_a_folder_are_split_into_layers_and_head(tmp_path: Path) -> None:
@@ -62,21 +62,21 @@ def test_parameters_of_a_folder_are_split_into_layers_and_head(tmp_path: Path) -
     tables = {"embed": np.zeros((100, 8), "float32"), "layer": np.zeros((8, 8), "float16")}
     save_file(tables, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    assert cost.model_of(tmp_path) == Model(64, 800)
+    assert cost.read_model_size(tmp_path) == Model(64, 800)
     save_file({**tables, "head": np.zeros((100, 8), "float32")}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}), encoding="utf-8")
-    assert cost.model_of(tmp_path) == Model(64, 800)
+    assert cost.read_model_size(tmp_path) == Model(64, 800)
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
-    assert cost.model_of(tmp_path) is None
+    assert cost.read_model_size(tmp_path) is None
 
 
 def test_this_machine_is_scaled_from_its_own_rate() -> None:
-    line = cost.scaled(MEASURED, 10**7, SMOL).table.row(0, named=True)
+    line = cost.scale_estimate(MEASURED, 10**7, SMOL).table.row(0, named=True)
     assert line == {"machine": "this machine", "rows/s": "12", "time": "9 days", "dollars": ""}
 
 
 def test_every_machine_and_every_input_is_told_with_its_source() -> None:
-    found = cost.scaled(MEASURED, 10**9, SMOL)
+    found = cost.scale_estimate(MEASURED, 10**9, SMOL)
     assert found.table["machine"].to_list() == ["this machine", *(m.name for m in MACHINES)]
     assert all(found.inputs["from"].str.len_chars() > 0)
     told = dict(found.inputs.select("input", "from").iter_rows())
@@ -88,7 +88,7 @@ def test_every_machine_and_every_input_is_told_with_its_source() -> None:
 
 
 def test_an_unknown_shape_leaves_out_the_other_machines() -> None:
-    assert cost.scaled(MEASURED, 1000, None).table.height == 1
+    assert cost.scale_estimate(MEASURED, 1000, None).table.height == 1
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,15 @@ from foreknow.inference.loglikelihood import LongScorer
 from foreknow.prompts.few_shot import Exemplar, GroupExemplars
 from foreknow.prompts.prompt_template import Prompter
 from foreknow.stages.audit import p_true
-from foreknow.stages.audit.p_true import Asking, Question, Scorer, p_true_of, pool_of, question_of, solved
+from foreknow.stages.audit.p_true import (
+    PTrueSettings,
+    Question,
+    Scorer,
+    compute_p_true,
+    pool_of,
+    question_of,
+    solved_examples,
+)
 from foreknow.stages.audit.result import AuditResult
 
 
@@ -55,7 +63,7 @@ def test_every_score_is_that_of_a_forward_pass_over_the_whole_prompt(
     copy: Callable[[str], AuditResult], tiny_folder: Path, shots: int
 ) -> None:
     out = copy("one")
-    found = p_true_of(out, asking=Asking(shots=shots, chunk=7))
+    found = compute_p_true(out, settings=PTrueSettings(shots=shots, chunk=7))
     assert found.equals(pl.read_parquet(out.folder / "ptrue.parquet"))
     assert dict(found.schema) == p_true.PTRUE
     known = out.rows.filter(pl.col("category").is_not_null())
@@ -76,7 +84,9 @@ def test_every_score_is_that_of_a_forward_pass_over_the_whole_prompt(
             for slot, e in enumerate(one):
                 if (j, slot) not in gone and e["question"] not in [p.question for p in pool]:
                     pool.append(Exemplar(e["question"], e["answer"], None))
-        text = "".join(f"{s.question} {s.answer}\n\n" for s in solved(pool, row["group"], Asking(shots=shots)))
+        text = "".join(
+            f"{s.question} {s.answer}\n\n" for s in solved_examples(pool, row["group"], PTrueSettings(shots=shots))
+        )
         assert row["question"] not in text  # the row's own fact is never shown solved
         text += written(row["question"], row["answer"])
         logs = []
@@ -100,8 +110,8 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
     tmp_path: Path,
 ) -> None:
     whole, cut = copy("whole"), copy("cut")
-    asking = Asking(chunk=6)
-    p_true_of(whole, tmp_path / "whole.parquet", asking)
+    asking = PTrueSettings(chunk=6)
+    compute_p_true(whole, tmp_path / "whole.parquet", asking)
     asked = PackedEngine.open
     calls = []
 
@@ -113,11 +123,11 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
 
     monkeypatch.setattr(PackedEngine, "open", stops)
     with pytest.raises(KeyboardInterrupt):
-        p_true_of(cut, tmp_path / "cut.parquet", asking)
+        compute_p_true(cut, tmp_path / "cut.parquet", asking)
     assert not (tmp_path / "cut.parquet").exists()
     monkeypatch.setattr(PackedEngine, "open", asked)
     capsys.readouterr()
-    p_true_of(cut, tmp_path / "cut.parquet", asking)
+    compute_p_true(cut, tmp_path / "cut.parquet", asking)
     assert "2 of 4 chunks are finished" in capsys.readouterr().err
     assert (tmp_path / "cut.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
     assert not (cut.folder / ".ptrue").exists()
@@ -129,7 +139,7 @@ def test_options_among_unlikely_tokens_are_scored_all_the_same(tiny_folder: Path
     model = tiny_model(3000, tokenizer.eos_token_id).eval()
     prompter = Prompter(tokenizer, p_true.TEMPLATE)
     engine = PlainEngine(model, p_true.WHOLE)
-    scorer = Scorer(engine, prompter, LongScorer(model, prompter), Asking(shots=0))
+    scorer = Scorer(engine, prompter, LongScorer(model, prompter), PTrueSettings(shots=0))
     rows = frame.head(12)
     questions = scorer.questions(rows, [[]] * 12)
     _, nodes = engine.open([q.prompt for q in questions], [q.tree for q in questions])
@@ -168,7 +178,7 @@ pools = st.lists(
 
 @given(pools, st.integers(0, 8), st.sampled_from(["P17", "P36", "P40"]))
 def test_half_of_the_solved_examples_are_false(pool: list[Exemplar], shots: int, group: str) -> None:
-    found = solved(pool, group, Asking(shots=shots))
+    found = solved_examples(pool, group, PTrueSettings(shots=shots))
     assert len(found) == min(shots, len(pool))
     false = [i for i, shot in enumerate(found) if shot.answer == "(B)"]
     distinct = {e.answer.casefold() for e in pool}

@@ -178,7 +178,7 @@ def test_whether_a_model_speaks_is_asked_of_a_worker_where_every_chunk_is_finish
 
 def test_nothing_is_measured_on_a_node_with_other_files(settings: dict[str, Any]) -> None:
     nothing: Any = None
-    compare = partial(ray_executor._compare, draw=nothing, probes=nothing, dtype="bfloat16")
+    compare = partial(ray_executor._compare, plan=nothing, probes=nothing, dtype="bfloat16")
     for work in (ray_executor._fluency, compare):
         with pytest.raises(ModelError, match="found other files on a node of the Ray cluster"):
             ray_executor._once(partial(work, fingerprint="sha256:another"), settings, 1)

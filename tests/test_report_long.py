@@ -30,8 +30,8 @@ from foreknow.report.long_answers import expectation_bins, least_expected, long_
 from foreknow.report.long_answers_text import LongMix, long_verdict, steps
 from foreknow.report.row_flags import MEANINGS, findings, flag_lines, spoken
 from foreknow.stages.audit.aggregate import summarise_audit
-from foreknow.stages.audit.filters import UNASKABLE
-from foreknow.stages.audit.short_facts import rolled_up
+from foreknow.stages.audit.filters import CANNOT_BE_ASKED
+from foreknow.stages.audit.short_facts import roll_up_facts
 from test_audit_report import HOSTILE, MIXES, browse, embedded, needs_chromium, section, summary_of, synthetic, text_of
 
 SENTENCES = (
@@ -75,7 +75,7 @@ def brought(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         for at, kind in enumerate(kinds.get(row % 4, []))
     ]  # fmt: skip
     facts = pl.DataFrame(lines, schema_overrides={"category": pl.String, "model_answer": pl.String})
-    rolled = rolled_up(rows["row"], facts)
+    rolled = roll_up_facts(rows["row"], facts)
     return rows.drop("n_facts", "unknown_facts", "facts_category").join(rolled, on="row", how="left"), facts
 
 
@@ -352,7 +352,7 @@ def test_findings_stand_apart_from_how_rows_were_asked() -> None:
 
 def test_every_flag_of_an_audit_is_explained() -> None:
     ours = {"answer_in_exemplars", "seen_in_exemplars", "few_exemplars", "undecided", "long_answer", "context"}
-    ours |= {"not_finite", "template_changes", *UNASKABLE}
+    ours |= {"not_finite", "template_changes", *CANNOT_BE_ASKED}
     assert set(MEANINGS) == ours
     assert not ours & {rule.name for rule in RULES}
 

@@ -42,9 +42,9 @@ def audit(
         found = estimate(settings)
         print_estimate(found)
         if settings.rows is not None and "tokens_a_row" in found:
-            from foreknow.stages.audit.cost import model_of, scaled  # keeps polars out
+            from foreknow.stages.audit.cost import read_model_size, scale_estimate  # keeps polars out
 
-            print_scaled(scaled(found, settings.rows, model_of(Path(found["folder"]))), settings.rows)
+            print_scaled(scale_estimate(found, settings.rows, read_model_size(Path(found["folder"]))), settings.rows)
         return
     from foreknow.stages.audit.result import AuditResult  # keeps polars out
     from foreknow.stages.audit.run import run  # keeps altair out

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from foreknow.data.builtin.export import ExportResult
-    from foreknow.stages.audit.cost import Scaled
+    from foreknow.stages.audit.cost import ScaledEstimate
 
 
 def print_audit(summary: dict[str, Any]) -> None:
@@ -104,7 +104,7 @@ def print_estimate(estimate: dict[str, Any]) -> None:
         print(f"{key.replace('_', ' ') + ':':<18}{f'{value:,}' if isinstance(value, int) else value}")
 
 
-def print_scaled(scaled: Scaled, rows: int) -> None:
+def print_scaled(scaled: ScaledEstimate, rows: int) -> None:
     """Print what an audit of `rows` rows would cost on other machines, with every input and its source."""
     print_table(scaled.table, f"{rows:,} rows")
     for name, value, source in scaled.inputs.iter_rows():

@@ -11,7 +11,7 @@ import polars as pl
 
 from foreknow.categories import CATEGORIES
 from foreknow.inference.surprisal import LONG
-from foreknow.stages.audit.short_facts import ROLLED
+from foreknow.stages.audit.short_facts import FACT_COUNTS
 from foreknow.stats import Interval, Spread, share_intervals, spread
 
 ROW_SCHEMA: dict[str, pl.DataType] = {
@@ -35,7 +35,7 @@ ROW_SCHEMA: dict[str, pl.DataType] = {
     "popularity": pl.Float64(),
     "flags": pl.List(pl.String()),
     **LONG,
-    **ROLLED,
+    **FACT_COUNTS,
 }
 
 BINS = (0.0001, 0.001, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9)

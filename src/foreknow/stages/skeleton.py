@@ -1,8 +1,8 @@
-"""The skeleton of audit, train, evaluate and study: settings -> identity -> run folder -> work -> result -> page.
+"""Run a stage: the steps that audit, train, evaluate and study share.
 
-A stage's `run.py` says what is its own: how it gets ready (`prepare`), what it then does chunk by chunk and how it
-gathers the outputs (`PreparedRun.work`, through an executor where workers elsewhere can do it), how its folder is read
-(`result.py`) and shown (`page.py`). What is the same for all of them is here, in this order.
+The order is settings -> identity -> run folder -> work -> result -> page. A stage's `run.py` defines its own steps: how
+it prepares (`prepare`), and how it computes chunk by chunk and gathers the outputs (`PreparedRun.work`, through an
+executor if workers elsewhere can do it). `result.py` reads its folder, and `page.py` writes its page.
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ Result = TypeVar("Result")
 
 
 def nothing_to_do(_: RunDir) -> None:
-    """Do nothing: a complete run has no work left, and mostly nothing to check beside what every folder promises."""
+    """Do nothing: most stages check nothing in a complete run beyond what every run folder checks."""
 
 
 def always_enough(_: RunDir) -> bool:
-    """Accept every complete run: its identity says that it is this one."""
+    """Accept every complete run, because its identity already matches."""
     return True
 
 
 class PreparedRun(NamedTuple):
     """A run whose inputs are read and checked, and whose folder is locked but not claimed yet.
 
-    `identity`: what makes two runs the same, by key; `settings`: what `config.yaml` holds. `work`: compute what the
-    folder lacks, write the outputs and finish it (`RunDir.finish`). `notes`: lines to print before the work.
-    `is_enough`: whether a complete run holds all that is asked for now; `check_complete`: what to check or to say of
-    one that does. `partial`: outputs may be missing that others can be made into again.
+    `identity`: the values by which two runs count as the same, by key. `settings`: the contents of `config.yaml`.
+    `work`: computes what the folder lacks, writes the outputs and finishes the folder (`RunDir.finish`). `notes`: lines
+    to print before the work. `is_enough`: whether a complete run holds all that is asked for now. `check_complete`:
+    checks a run that does, or prints something about it. `partial`: outputs may be missing if they can be computed
+    again from others.
     """
 
     identity: dict[str, Any]
@@ -50,12 +51,13 @@ class PreparedRun(NamedTuple):
 
 @dataclass(frozen=True)
 class Stage(Generic[Result]):
-    """What one stage does its own way.
+    """The parts of a run that differ between stages.
 
-    `name`: what messages call a run of it. `prepare`: read and check; all that can be refused is refused here, before
-    the folder is claimed. What it opens (a cluster, a server) stays open until the page is written. `result`: the view
-    of a finished folder. `write_page`: write `report.html` from it; None where no page is wanted. `joint`: all
-    processes that a launcher started do it together, and the first holds the folder and writes (`process_group.py`).
+    `name`: how messages call a run of the stage. `prepare`: reads and checks the inputs, and refuses everything that
+    can be refused before the folder is claimed; what it opens (a cluster, a server) stays open until the page is
+    written. `result`: opens a finished folder. `write_page`: writes `report.html` from the result; None if no page is
+    wanted. `joint`: all processes that a launcher started do the run together, and the main process locks the folder
+    and writes (`process_group.py`).
     """
 
     name: str
@@ -66,14 +68,14 @@ class Stage(Generic[Result]):
 
 
 def required_out(out: Path | None) -> Path:
-    """The folder to write. Raises ConfigError where none is named."""
+    """Return the folder to write. Raises ConfigError if it is None."""
     if out is None:
         raise ConfigError("--out: missing; name the folder to write")
     return out
 
 
 def run_stage(stage: Stage[Result], out: Path) -> Result:
-    """Do the run of `stage` in the folder `out` and return its result; an interrupted one goes on where it stopped.
+    """Run `stage` in the folder `out` and return its result; an interrupted run continues where it stopped.
 
     A complete run is only checked. Raises the errors of `foreknow.errors`.
     """

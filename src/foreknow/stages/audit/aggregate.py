@@ -1,4 +1,4 @@
-"""What an audit says: the frame of rows and the summary (design, section 3). Pure: frames in, frames out."""
+"""Build the frame of rows and the summary of an audit (design, section 3). Pure functions on frames."""
 
 from __future__ import annotations
 
@@ -10,33 +10,35 @@ from foreknow.data.schema import GOLD, add_flag, earlier_turns, majority_floor
 from foreknow.inference import slick
 from foreknow.prompts import few_shot
 from foreknow.prompts.few_shot import Exemplars
-from foreknow.stages.audit.short_facts import rolled_up, summary
+from foreknow.stages.audit.short_facts import roll_up_facts, summary
 
 
-def rows_frame(audited: pl.DataFrame, labelled: pl.DataFrame, answers: pl.DataFrame, drawn: Exemplars) -> pl.DataFrame:
-    """The contract of `rows.parquet`: every audited row, labelled or not, in input order.
+def rows_frame(
+    audited: pl.DataFrame, labelled: pl.DataFrame, answers: pl.DataFrame, exemplars: Exemplars
+) -> pl.DataFrame:
+    """Build `rows.parquet`: every audited row, labelled or not, in input order.
 
-    `labelled` is what `slick.label` returns, `answers` what the model says (row, model_answer).
+    `labelled`: the frame of `slick.label`. `answers`: the model's answers (row, model_answer).
     """
     rows = audited.join(labelled, on="row", how="left").join(answers, on="row", how="left").sort("row")
-    shown = {
+    exemplar_keys = {
         group: ({e.answer for one in g.sets for e in one}, {few_shot.key(e) for one in g.sets for e in one})
-        for group, g in drawn.groups.items()
+        for group, g in exemplars.groups.items()
     }
     marks: dict[str, list[bool]] = {"answer_in_exemplars": [], "seen_in_exemplars": [], "few_exemplars": []}
     columns = ("question", "answers", "subject", "group", "category")
     for question, accepted, subject, group, category in rows.select(columns).iter_rows():
-        golds, own = shown.get(group, (set(), set()))
+        golds, own = exemplar_keys.get(group, (set(), set()))
         known = category is not None
         marks["answer_in_exemplars"].append(known and accepted[0] in golds)
         marks["seen_in_exemplars"].append(known and few_shot.key(few_shot.Exemplar(question, "", subject)) in own)
-        marks["few_exemplars"].append(known and drawn.groups[group].borrowed)
+        marks["few_exemplars"].append(known and exemplars.groups[group].borrowed)
     for flag, where in marks.items():
         rows = add_flag(rows, flag, pl.Series(where, dtype=pl.Boolean))
     for flag in ("undecided", "not_finite"):
         rows = add_flag(rows, flag, pl.col(flag).fill_null(False))
-    said = pl.when(~pl.col("not_finite").fill_null(False)).then("model_answer")
-    return rows.with_columns(earlier_turns(rows), answer=GOLD, model_answer=said).select(
+    finite_answer = pl.when(~pl.col("not_finite").fill_null(False)).then("model_answer")
+    return rows.with_columns(earlier_turns(rows), answer=GOLD, model_answer=finite_answer).select(
         *("row", "record", "turn", "group", "relation", "subject", "split"),
         *("question", "earlier_turns", "answer", "answers"),
         *("p_greedy", "p_greedy_lenient", "p_sampled", "p_sampled_width", "p_hit", "p_hit_upper", "p_hit_lenient"),
@@ -44,29 +46,33 @@ def rows_frame(audited: pl.DataFrame, labelled: pl.DataFrame, answers: pl.DataFr
     )
 
 
-def parted(probed: pl.DataFrame, shorts: pl.DataFrame, long: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """What was probed, parted: the input's rows with what their long answers and short facts come to; the facts.
+def split_rows_and_facts(
+    probed: pl.DataFrame, shorts: pl.DataFrame, long: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Split the probed rows into the input's rows, with the scores of their long answers and facts, and the short
+    facts.
 
-    `shorts`: `short_facts.short_rows`. `long`: `surprisal.LONG`. A fact's line has `parent` and `fact` beside it.
+    `shorts`: `short_facts.short_rows`. `long`: `surprisal.LONG`. The frame of facts also has `parent` and `fact`.
     """
     facts = probed.join(shorts.select("row", "parent", "fact"), on="row").sort("parent", "fact")
     own = probed.join(shorts.select("row"), on="row", how="anti")
-    rolled = rolled_up(own["row"], facts)
+    rolled = roll_up_facts(own["row"], facts)
     return own.join(long, on="row", how="left").join(rolled, on="row", how="left").sort("row"), facts
 
 
 def greedy_by_group(rows: pl.DataFrame) -> dict[str, dict[str, Any]]:
-    """By group: `em`, the share of greedy answers that are right (0 to 1); `answer`, what the model says most
-    often behind exemplar set 0; `share` of the rows it is said to; `guessing`: whether `em` is no better than the
-    group's majority floor, so that its Known rows may be guesses.
+    """Return by group: `em`, the share of greedy answers that are right (0 to 1); `answer`, the model's most frequent
+    answer behind exemplar set 0; `share`, the share of rows with that answer; `guessing`, whether `em` is no better
+    than the group's majority floor, so that its Known rows may be guesses.
     """
     labelled = rows.filter(pl.col("category").is_not_null())
     floors = {group: floor for group, floor, _, _ in majority_floor(labelled).iter_rows()}
-    said = (
+    answer_counts = (
         labelled.group_by("group", "model_answer").len("count").sort("count", "model_answer", descending=[True, False])
     )
     top = {
-        group: (answer, count) for group, answer, count in said.group_by("group", maintain_order=True).first().rows()
+        group: (answer, count)
+        for group, answer, count in answer_counts.group_by("group", maintain_order=True).first().rows()
     }
     return {
         str(group): {
@@ -80,7 +86,7 @@ def greedy_by_group(rows: pl.DataFrame) -> dict[str, dict[str, Any]]:
 
 
 def summarise_audit(rows: pl.DataFrame, shorts: pl.DataFrame | None = None) -> dict[str, Any]:
-    """The counts and shares of `summary.json`, from the frame of rows and that of their short facts."""
+    """Compute the counts and shares of `summary.json` from the frame of rows and the frame of their short facts."""
     long = rows.filter(pl.col("scored_tokens") > 0) if "scored_tokens" in rows.columns else rows.clear()
     extra: dict[str, Any] = {}
     if not long.is_empty():

@@ -1,12 +1,12 @@
-"""What a hit is worth: the null of every row, and shares without the hits that luck explains. Pure.
+"""Compute the chance baseline: each row's hit probability under guessing, and shares corrected for it. Pure functions.
 
 A model that knows only which *kind* of answer a relation takes hits small pools of answers by luck. So a row's
-gold is also looked for behind questions of its group that the model answers wrongly: its *references*. A
-reference the model knows would say its own answer and understate chance; one that shares the row's answer would
-overstate it. Where a group has too few, subjects are made up.
+gold is also searched for behind questions of its group that the model answers wrongly; these are its *references*. A
+reference that the model knows would produce its own answer and understate chance; a reference that shares the row's
+answer would overstate it. If a group has too few references, questions with invented subjects fill up the number.
 
-The null does not see clues in the subject's own name: a town whose name sounds Polish is a better guess for
-Poland than chance says, and counts as known.
+The baseline (the row's "null") does not see clues in the subject's own name: a town whose name sounds Polish is a
+better guess for Poland than chance says, and counts as known.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ OWN_SETS: Final = "own_fact_in_every_set"
 
 
 class Rules(NamedTuple):
-    """How references are chosen and what is made of them.
+    """How references are chosen and evaluated.
 
-    `references`: so many for each row; `least`: with fewer a row has no null. `floor`: probabilities are clipped
-    at it, and at 1 less it, before their logit is taken. `guessable`: the rank above which a row may be a guess.
+    `references`: the number wanted for each row; `least`: a row with fewer has no null. `floor`: probabilities are
+    clipped to [floor, 1 - floor] before their logit is taken. `guessable`: a row with a higher rank may be a guess.
     """
 
     references: int = 20
@@ -61,7 +61,10 @@ class Rules(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """A question the model is asked in a row's place. `row`: whose question it is; None for a made-up subject."""
+    """A question that the model is asked in place of a row's own.
+
+    `row`: the row that the question comes from; None for an invented subject. `says`: that row's normalised answers.
+    """
 
     row: int | None
     question: str
@@ -70,9 +73,9 @@ class Reference(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """A group's references, those with made-up subjects last, and for each of its rows which of them serve it.
+    """A group's references, those with invented subjects last, and which of them serve which of the group's rows.
 
-    `serves`: bool [rows, references], rows in the order they were given.
+    `serves`: bool [rows, references], with rows in the order of the input.
     """
 
     references: list[Reference]
@@ -80,14 +83,15 @@ class Chosen(NamedTuple):
 
 
 def choose(rows: pl.DataFrame, rules: Rules) -> Chosen:
-    """References for the rows of one group.
+    """Choose references for the rows of one group.
 
     `rows`: question, subject, answers, flags, p_greedy, p_greedy_lenient, of every probed row of the group.
-    A candidate is a row no exemplar set gets right, leniently neither; one a fact, in the order of its
-    `sampling_hash`. It is taken as long as a row that it can serve has fewer than `rules.references`, up to four
-    times as many in all. Made-up subjects serve only rows that real ones do not suffice for.
+    A candidate is a row that the model answers wrongly behind every exemplar set, also by lenient matching. There is
+    one candidate per fact, and they are taken in the order of their `sampling_hash`. A candidate is taken if some row
+    that it can serve has fewer than `rules.references`; at most four times as many are taken in all. Invented subjects
+    serve only rows that have too few real references.
     """
-    says = [_said(answers) for answers in rows["answers"].to_list()]
+    says = [_normalised_answers(answers) for answers in rows["answers"].to_list()]
     keys = [_fact(*texts) for texts in rows.select("question", "subject").iter_rows()]
     lacking = np.zeros(rows.height, dtype=np.int64)
     same: dict[str, list[int]] = {}
@@ -110,59 +114,59 @@ def choose(rows: pl.DataFrame, rules: Rules) -> Chosen:
     for number, bars in enumerate(barred):
         serves[bars, number] = False
     short = np.maximum(rules.references - serves.sum(axis=1), 0)
-    invented = made_up(rows, int(short.max(initial=0)), rules.seed)
+    invented = invent_references(rows, int(short.max(initial=0)), rules.seed)
     more = np.arange(len(invented))[None, :] < short[:, None]
     return Chosen([*taken, *invented], np.hstack([serves, more]))
 
 
 def _candidates(rows: pl.DataFrame, keys: Sequence[str], seed: int) -> list[int]:
-    """Places of the rows that may serve, one a fact, by their key in the draw."""
+    """Return the positions of rows that may be references, one per fact, in the order of their sampling hash."""
     wrong = rows.select(
         (pl.col("p_greedy") == 0) & (pl.col("p_greedy_lenient") == 0) & ~pl.col("flags").list.contains(CONTEXT)
     ).to_series()
-    drawn = [
+    hashed = [
         (sampling_hash(seed, question, answers[0]), i)
         for i, (question, answers, is_wrong) in enumerate(
             zip(rows["question"].to_list(), rows["answers"].to_list(), wrong.to_list(), strict=True)
         )
         if is_wrong
     ]
-    found: dict[str, int] = {}
-    for _, i in sorted(drawn):
-        found.setdefault(keys[i], i)
-    return list(found.values())
+    place_by_fact: dict[str, int] = {}
+    for _, i in sorted(hashed):
+        place_by_fact.setdefault(keys[i], i)
+    return list(place_by_fact.values())
 
 
-def made_up(rows: pl.DataFrame, count: int, seed: int) -> list[Reference]:
-    """Up to `count` questions about nobody: a subject's last word goes on as another subject's ends.
+def invent_references(rows: pl.DataFrame, count: int, seed: int) -> list[Reference]:
+    """Invent up to `count` questions about subjects that do not exist, by splicing two subjects' names.
 
-    Made only where the subject stands in its question once. No name is one of the group's subjects.
+    Only questions that contain their subject exactly once are used. No invented name is one of the group's subjects.
     """
     real = {subject.casefold() for subject in rows["subject"].to_list() if subject}
     usable = rows.filter(~pl.col("flags").list.contains(CONTEXT))
     pairs = {s: q for q, s in usable.select("question", "subject").rows() if s and s.strip() and q.count(s) == 1}
     order = sorted(pairs, key=lambda subject: (sampling_hash(seed, "made up", subject), subject))
-    found: dict[str, Reference] = {}
+    references: dict[str, Reference] = {}
     for shift in range(1, len(order)):
         for at, subject in enumerate(order):
-            if len(found) >= count:
-                return list(found.values())
-            name = spliced(subject, order[(at + shift) % len(order)])
-            if name.casefold() not in real and name.casefold() not in found:
+            if len(references) >= count:
+                return list(references.values())
+            name = splice_names(subject, order[(at + shift) % len(order)])
+            if name.casefold() not in real and name.casefold() not in references:
                 question = pairs[subject].replace(subject, name)
-                found[name.casefold()] = Reference(None, question, name, frozenset())
-    return list(found.values())[:count]
+                references[name.casefold()] = Reference(None, question, name, frozenset())
+    return list(references.values())[:count]
 
 
-def spliced(one: str, other: str) -> str:
-    """`one`, with the end of its last word taken from the last word of `other`: Arland and Borvia give Arlvia."""
-    *words, last = one.split()
-    ending = other.rsplit(maxsplit=1)[-1]
+def splice_names(name: str, other_name: str) -> str:
+    """Replace the end of the last word of `name` by that of `other_name`: Arland and Borvia give Arlvia."""
+    *words, last = name.split()
+    ending = other_name.rsplit(maxsplit=1)[-1]
     return " ".join([*words, last[: (len(last) + 1) // 2] + ending[len(ending) // 2 :]])
 
 
-def _said(answers: Iterable[str]) -> frozenset[str]:
-    """Accepted answers as two rows' are compared: leniently, for a gold in another case is the same gold."""
+def _normalised_answers(answers: Iterable[str]) -> frozenset[str]:
+    """Normalise accepted answers to compare two rows' answers leniently: a gold in another case is the same gold."""
     return frozenset(normalise(answer) for answer in answers if answer.strip())
 
 
@@ -171,10 +175,11 @@ def _fact(question: str, subject: str | None) -> str:
 
 
 class ReferenceQuestion(NamedTuple):
-    """What the references of a group said: for reference r, exemplar set j and text t of some accepted answers.
+    """What the model answers to a group's references: for reference r, exemplar set j and text t of the accepted
+    answers.
 
-    `p`, `high`: the ends of the probability that one sample is t, [r, j, t]. `greedy`: the text said at T = 0,
-    -1 where it is none of them, [r, j].
+    `p`, `high`: lower and upper bound of the probability that one sample is t, [r, j, t]. `greedy`: the index of the
+    text answered at T = 0, or -1 if it is none of them, [r, j].
     """
 
     p: NDArray[np.float64]
@@ -183,10 +188,10 @@ class ReferenceQuestion(NamedTuple):
 
 
 class ChanceRow(NamedTuple):
-    """A row to be judged: its texts (places in `ReferenceQuestion`), the references that serve it, the sets that count.
+    """A row whose chance is computed: its texts (indices in `ReferenceQuestion`), its references, the sets that count.
 
-    A set does not count where the row's own fact stands among its exemplars: the row never saw it there.
-    `invented`: whether some of its references are made up.
+    A set does not count if the row's own fact is among its exemplars, because the row was asked without that exemplar.
+    `invented`: whether some of its references have invented subjects.
     """
 
     number: int
@@ -197,17 +202,20 @@ class ChanceRow(NamedTuple):
     invented: bool
 
 
-def line_of(row: ChanceRow, asked: ReferenceQuestion, samples: int, rules: Rules) -> dict[str, Any]:
-    """A line of `CHANCE`. Where some sets do not count, `p_hit` is that of as many samples in the others."""
+def chance_line(row: ChanceRow, reference_answers: ReferenceQuestion, samples: int, rules: Rules) -> dict[str, Any]:
+    """Return a row's line of `CHANCE`. If some sets do not count, the others get as many samples in total."""
     count = int(row.serves.sum())
     if count < rules.least:
         return blank(row.number, NONE, count)
     if not row.sets.any():
         return blank(row.number, OWN_SETS, count)
     every = len(row.sets)
-    picked = np.ix_(np.flatnonzero(row.serves), np.flatnonzero(row.sets))
-    low, high = (_clip(ends[picked][:, :, list(row.texts)].sum(axis=2)) for ends in (asked.p, asked.high))
-    greedy = np.isin(asked.greedy[picked], list(row.texts))
+    selection = np.ix_(np.flatnonzero(row.serves), np.flatnonzero(row.sets))
+    low, high = (
+        _clip(ends[selection][:, :, list(row.texts)].sum(axis=2))
+        for ends in (reference_answers.p, reference_answers.high)
+    )
+    greedy = np.isin(reference_answers.greedy[selection], list(row.texts))
     draws = samples * every / low.shape[1]
     hit, hit_high = (1.0 - np.exp((np.log1p(-np.minimum(p, 1 - 1e-15)) * draws).sum(axis=1)) for p in (low, high))
     scores = logits(low.mean(axis=1), rules.floor)
@@ -229,7 +237,7 @@ def line_of(row: ChanceRow, asked: ReferenceQuestion, samples: int, rules: Rules
 
 
 def blank(row: int, flag: str, references: int = 0) -> dict[str, Any]:
-    """The line of a row without a null."""
+    """Return the line of a row that has no null."""
     return {**dict.fromkeys(CHANCE), "row": row, "references": references, "flag": flag}
 
 
@@ -239,28 +247,29 @@ def _clip(p: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def logits(p: NDArray[np.float64], floor: float) -> NDArray[np.float64]:
-    """log(p / (1 - p)), p clipped at `floor` and 1 less it."""
+    """Return log(p / (1 - p)) with p clipped to [floor, 1 - floor]."""
     clipped = np.clip(p, floor, 1.0 - floor)
-    found: NDArray[np.float64] = np.log(clipped) - np.log1p(-clipped)
-    return found
+    result: NDArray[np.float64] = np.log(clipped) - np.log1p(-clipped)
+    return result
 
 
-def corrected(rows: pl.DataFrame, *, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Shares without what chance explains: max(0, (observed - chance) / (1 - chance)), by group and overall ("").
+def corrected_shares(rows: pl.DataFrame, *, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """Correct shares for chance, max(0, (observed - chance) / (1 - chance)), by group and overall (key "").
 
-    `rows`: group, observed, chance (0 to 1, no nulls). Overall is the mean of the groups' corrected shares by
-    their rows: pooled first, a group of easy guesses would hide what is known in the others. `ci_low` and `ci_high`:
-    95 % bootstrap interval, rows drawn within each group; where all rows are observed alike Wilson's interval of
-    `observed` stands in, and groups of fewer than 5 rows have none. Null where chance is 1.
+    `rows`: group, observed, chance (0 to 1, no nulls). The overall share is the mean of the groups' corrected shares,
+    weighted by their rows; if the groups were pooled first, a group of easy guesses would hide what is known in the
+    others. `ci_low` and `ci_high`: 95 % bootstrap interval, with rows resampled within each group. If all rows are
+    observed alike, Wilson's interval of `observed` is used instead; groups of fewer than 5 rows have no interval. The
+    share is None where chance is 1.
     """
     parts = sorted((str(group), part) for (group,), part in rows.group_by("group"))
-    shown: dict[str, dict[str, Any]] = {}
-    drawn: list[tuple[int, float, NDArray[np.float64]]] = []
+    by_group: dict[str, dict[str, Any]] = {}
+    shares_and_draws: list[tuple[int, float, NDArray[np.float64]]] = []
     for number, (group, part) in enumerate(parts):
         observed, chance = part.sort("observed", "chance").select("observed", "chance").to_numpy().T
         share = _without(observed.mean(), chance.mean())
-        draws = _resampled(observed, chance, np.random.default_rng([seed, number]))
-        shown[group] = {
+        draws = _bootstrap(observed, chance, np.random.default_rng([seed, number]))
+        by_group[group] = {
             "rows": part.height,
             "observed": float(observed.mean()),
             "chance": float(chance.mean()),
@@ -268,37 +277,38 @@ def corrected(rows: pl.DataFrame, *, seed: int = 0) -> dict[str, dict[str, Any]]
             **_ends(observed, float(chance.mean()), draws),
         }
         if not np.isnan(share):
-            drawn.append((part.height, float(share), draws))
-    total = sum(count for count, _, _ in drawn)
-    pooled = np.sum([count * draws for count, _, draws in drawn], axis=0) / total if total else np.empty(0)
+            shares_and_draws.append((part.height, float(share), draws))
+    total = sum(count for count, _, _ in shares_and_draws)
+    pooled = np.sum([count * draws for count, _, draws in shares_and_draws], axis=0) / total if total else np.empty(0)
     overall = {
         "rows": rows.height,
         "observed": rows["observed"].mean(),
         "chance": rows["chance"].mean(),
-        "corrected": sum(count * share for count, share, _ in drawn) / total if total else None,
+        "corrected": sum(count * share for count, share, _ in shares_and_draws) / total if total else None,
         **_ends(np.empty(0), 0.0, pooled),
     }
-    return {"": overall, **shown}
+    return {"": overall, **by_group}
 
 
 def _without(observed: Any, chance: Any) -> Any:
-    """The corrected share; not a number where chance is 1."""
+    """Return the corrected share; NaN where chance is 1."""
     room = 1.0 - np.asarray(chance, dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(room > 1e-9, np.maximum(0.0, (observed - chance) / room), np.nan)
 
 
-def _resampled(
+def _bootstrap(
     observed: NDArray[np.float64], chance: NDArray[np.float64], rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Corrected shares of `DRAWS` bootstrap samples of the rows; a few at a time, whatever their number."""
+    """Return the corrected shares of `DRAWS` bootstrap samples of the rows, computed a few at a time to limit
+    memory."""
     size = len(observed)
     at_once = max(1, 2**21 // size)
-    found = []
+    parts = []
     for start in range(0, DRAWS, at_once):
         picks = rng.integers(0, size, (min(at_once, DRAWS - start), size))
-        found.append(_without(observed[picks].mean(axis=1), chance[picks].mean(axis=1)))
-    return np.concatenate(found)
+        parts.append(_without(observed[picks].mean(axis=1), chance[picks].mean(axis=1)))
+    return np.concatenate(parts)
 
 
 def _ends(observed: NDArray[np.float64], chance: float, draws: NDArray[np.float64]) -> dict[str, float | None]:
@@ -312,9 +322,10 @@ def _ends(observed: NDArray[np.float64], chance: float, draws: NDArray[np.float6
     return {"ci_low": float(low), "ci_high": float(high)}
 
 
-def chance_table(told: dict[str, Any], most: int = 24) -> pl.DataFrame:
-    """`chance.json` for the terminal: shares of rows by relation as labelled, by chance, and without it, in %."""
-    hit, greedy = told["corrected"]["hit"], told["corrected"]["greedy"]
+def chance_table(summary: dict[str, Any], most: int = 24) -> pl.DataFrame:
+    """Tabulate `chance.json` for the terminal: shares of rows by relation as labelled, by chance, and corrected, in
+    %."""
+    hit, greedy = summary["corrected"]["hit"], summary["corrected"]["greedy"]
     names = [("all", hit["overall"], greedy["overall"])]
     names += [(name, hit["by_relation"][name], greedy["by_relation"][name]) for name in sorted(hit["by_relation"])]
 

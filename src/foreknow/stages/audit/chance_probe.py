@@ -1,8 +1,8 @@
-"""Computing the nulls (`chance_baseline.py`): how often a group's references say each accepted answer of its rows.
+"""Measure the chance baseline (`chance_baseline.py`): how often the model gives a row's answers to its references.
 
 All rows of a group share its references and exemplar sets, so every reference question is asked once behind each
-set, and all accepted answers of the group are looked for in that one pass: from the question on, paths of tokens
-that can still spell one of them are followed, likeliest first, until what is left is negligible.
+set, and one pass searches for all accepted answers of the group. From the question on, the search follows the token
+paths that can still spell one of them, likeliest first, until the remaining probability is negligible.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from foreknow.stages.audit.chance_baseline import (
     ReferenceQuestion,
     Rules,
     blank,
+    chance_line,
     choose,
-    corrected,
-    line_of,
+    corrected_shares,
 )
 from foreknow.stages.audit.chunks import with_less_memory
 from foreknow.stages.audit.result import AuditResult
@@ -63,11 +63,11 @@ halved for want of memory."""
 
 @dataclass(frozen=True)
 class Search:
-    """How the computing is bounded.
+    """Limits of the search.
 
-    `negligible`: token paths less likely are not followed but counted as unsearched; as a rule the floor, below
-    which all probabilities count alike. `max_paths`: followed for one prompt, at most. `texts`: accepted answers
-    looked for in one pass. `references`: asked in one pass.
+    `negligible`: less likely token paths are not followed but counted as unsearched; usually equal to the floor, below
+    which all probabilities count alike. `max_paths`: the most paths followed for one prompt. `texts`: the number of
+    accepted answers searched for in one pass. `references`: the number of references asked in one pass.
     """
 
     rules: Rules = field(default_factory=Rules)
@@ -83,7 +83,7 @@ class Search:
 
 
 class ChancePart(NamedTuple):
-    """Rows of one group that are computed and saved together, and the references of the whole group."""
+    """Rows of one group that are computed and saved together, with the references of the whole group."""
 
     group: str
     rows: pl.DataFrame
@@ -97,54 +97,54 @@ def compute(
     search: Search | None = None,
     folder: RunDir | None = None,
 ) -> pl.DataFrame:
-    """The null of every probed row (`chance_baseline.CHANCE`), sorted by row.
+    """Compute the null of every probed row (`chance_baseline.CHANCE`), sorted by row.
 
-    `rows`: row, group, question, answers, subject, flags; those that `probes` (`slick.PROBES`) speak of are
-    taken. Both must be of the prober's exemplars. All figures are letter by letter, whatever labels the rows.
-    With a `folder`, finished parts are kept there and not computed again. Out of memory, batches are halved as in the
-    audit; raises ResourceError where small ones are too large as well.
+    `rows`: row, group, question, answers, subject, flags; only rows in `probes` (`slick.PROBES`) are used. Both must
+    belong to the prober's exemplars. All figures use strict matching, whatever matching labels the rows. With a
+    `folder`, finished parts are stored there and not computed again. If memory runs out, batches are halved as in the
+    audit; raises ResourceError if small batches are too large as well.
     """
     search = search or Search()
     labels = slick.label(probes, samples=prober.settings.samples)
-    judged = rows.join(labels.select("row", "p_greedy", "p_greedy_lenient", "p_sampled"), on="row").sort("row")
-    plain = judged.filter(~pl.col("flags").list.contains(CONTEXT))
-    heads = common_heads(judged) if judged.height else {}
+    labelled_rows = rows.join(labels.select("row", "p_greedy", "p_greedy_lenient", "p_sampled"), on="row").sort("row")
+    plain = labelled_rows.filter(~pl.col("flags").list.contains(CONTEXT))
+    heads = common_heads(labelled_rows) if labelled_rows.height else {}
     swapped = reload.swapped_sets(probes)
     parts = list(_parts(plain, search))
-    found = [pl.DataFrame([blank(row, CONTEXT) for row in _rest(judged, plain)], schema=CHANCE)]
-    left = []
+    frames = [pl.DataFrame([blank(row, CONTEXT) for row in _rest(labelled_rows, plain)], schema=CHANCE)]
+    unfinished = []
     for n, part in enumerate(parts):
-        kept = folder.chunk(n, "chance") if folder else None
-        if kept is None or (folder and folder.chunk(n, "cost") is None):
-            left.append((n, part))
+        saved = folder.chunk(n, "chance") if folder else None
+        if saved is None or (folder and folder.chunk(n, "cost") is None):
+            unfinished.append((n, part))
         else:
-            found.append(kept)
-    if len(left) < len(parts):
-        say(f"chance: {len(parts) - len(left)} of {len(parts)} parts are finished; going on")
-    with meter("chance", sum(part.rows.height for _, part in left)) as done:
-        for n, part in left:
+            frames.append(saved)
+    if len(unfinished) < len(parts):
+        say(f"chance: {len(parts) - len(unfinished)} of {len(parts)} parts are finished; going on")
+    with meter("chance", sum(part.rows.height for _, part in unfinished)) as done:
+        for n, part in unfinished:
             began = time.monotonic()
             (lines, prompts, paths), halved = with_less_memory(
                 partial(_work, prober, part, heads[part.group], swapped, search),
                 prober.engine if isinstance(prober.engine, PackedEngine) else None,
                 "chance: out of memory; finished groups are kept. Free some memory and run the same command again",
             )
-            found.append(lines)
+            frames.append(lines)
             if folder:
                 cost = [{"seconds": time.monotonic() - began, "prompts": prompts, "paths": paths, "halved": halved}]
                 folder.save_chunk(n, "chance", lines)
                 folder.save_chunk(n, "cost", pl.DataFrame(cost, schema=COST))
             done.advance(part.rows.height)
             release_memory()
-    return pl.concat(found).sort("row")
+    return pl.concat(frames).sort("row")
 
 
-def _rest(judged: pl.DataFrame, plain: pl.DataFrame) -> list[int]:
-    return judged.join(plain, on="row", how="anti")["row"].to_list()
+def _rest(labelled_rows: pl.DataFrame, plain: pl.DataFrame) -> list[int]:
+    return labelled_rows.join(plain, on="row", how="anti")["row"].to_list()
 
 
 def _parts(rows: pl.DataFrame, search: Search) -> Iterator[ChancePart]:
-    """Groups in order, each cut so that a part's rows have at most `search.texts` accepted answers (or one row)."""
+    """Yield the groups in order, each cut into parts of one row or at most `search.texts` accepted answers."""
     for (group,), own in sorted(rows.group_by("group"), key=lambda pair: str(pair[0][0])):
         by_answer = own.sort(pl.col("answers").list.first(), "row")
         chosen = choose(by_answer, search.rules)
@@ -162,7 +162,7 @@ def _parts(rows: pl.DataFrame, search: Search) -> Iterator[ChancePart]:
 def _work(
     prober: Prober, part: ChancePart, head: str, swapped: Mapping[int, list[list[dict[str, Any]]]], search: Search
 ) -> tuple[pl.DataFrame, int, int]:
-    """A part's lines, how many prompts were opened, how many paths followed."""
+    """Compute a part; return its lines (`CHANCE`), the number of prompts opened and the number of paths followed."""
     chosen = part.chosen
     enough = chosen.serves.sum(axis=1) >= search.rules.least
     references = chosen.references if enough.any() else []
@@ -173,38 +173,42 @@ def _work(
     greedy = np.full((len(references), sets), -1, dtype=np.int64)
     paths = 0
     if references:
-        asking, asked_of = _asking(prober, part.group, references, head, swapped)
-        limits = _limits(asking, asked_of, part.rows, texts)
+        reference_prober, reference_rows = _reference_prober(prober, part.group, references, head, swapped)
+        limits = _limits(reference_prober, reference_rows, part.rows, texts)
         for start in range(0, len(references), search.references):
             spellings = Spellings(prober.vocabulary, texts, limits)
-            prompts = asking.prompts(asked_of[start : start + search.references])[1]
-            for r, line in enumerate(_hunted(prober, prompts, spellings, search), start):
-                for j, hunt in enumerate(line):
-                    p[r, j], high[r, j], greedy[r, j] = hunt.p, hunt.p + hunt.lost, hunt.greedy_text
-                    paths += hunt.paths
-    asked = ReferenceQuestion(p, high, greedy)
+            prompts = reference_prober.prompts(reference_rows[start : start + search.references])[1]
+            for r, line in enumerate(_search_prompts(prober, prompts, spellings, search), start):
+                for j, search_result in enumerate(line):
+                    p[r, j], high[r, j], greedy[r, j] = (
+                        search_result.p,
+                        search_result.p + search_result.lost,
+                        search_result.greedy_text,
+                    )
+                    paths += search_result.paths
+    reference_answers = ReferenceQuestion(p, high, greedy)
     invented = np.array([r.row is None for r in chosen.references], dtype=np.bool_)
     lines = []
     columns = part.rows.select("row", "p_sampled", "answers").iter_rows()
     for (number, p_sampled, answers), serving in zip(columns, chosen.serves, strict=True):
         own = swapped.get(number)
-        counts = np.array([not shown for shown in own]) if own else np.ones(sets, dtype=np.bool_)
+        counts = np.array([not replaced for replaced in own]) if own else np.ones(sets, dtype=np.bool_)
         of = sorted({place[canonical(a)] for a in answers if a.strip()})
         row = ChanceRow(number, p_sampled, of, serving, counts, bool((serving & invented).any()))
-        lines.append(line_of(row, asked, prober.settings.samples, search.rules))
+        lines.append(chance_line(row, reference_answers, prober.settings.samples, search.rules))
     return pl.DataFrame(lines, schema=CHANCE), len(references) * sets, paths
 
 
-def _asking(
+def _reference_prober(
     prober: Prober,
     group: str,
     references: Sequence[Reference],
     head: str,
     swapped: Mapping[int, list[list[dict[str, Any]]]],
 ) -> tuple[Prober, pl.DataFrame]:
-    """A prober of the references as their own rows were asked, and those references as rows.
+    """Return a prober that asks the references the way their own rows were asked, and the references as rows.
 
-    A reference whose own fact is an exemplar keeps the sets it was probed with, under a group of its own.
+    A reference whose own fact is an exemplar keeps the sets that it was probed with, under a group of its own.
     """
     shared = prober.exemplars.groups[group]
     groups = {group: replace(shared, reserve=())}
@@ -221,11 +225,14 @@ def _asking(
     return replace(prober, exemplars=exemplars, heads=dict.fromkeys(groups, head)), frame
 
 
-def _limits(asking: Prober, asked_of: pl.DataFrame, rows: pl.DataFrame, texts: Sequence[str]) -> list[int]:
-    """Tokens each text and its end may take: as in the probe, those of the row's longest answer and some more."""
-    first = asked_of.row(0, named=True)
-    prompter, settings = asking.prompter, asking.settings
-    text = prompter.text(asking.exemplars.groups[first["group"]].sets[0], first["question"])
+def _limits(
+    reference_prober: Prober, reference_rows: pl.DataFrame, rows: pl.DataFrame, texts: Sequence[str]
+) -> list[int]:
+    """Return how many tokens each text and its end may take: those of the row's longest answer and some more, as in the
+    probe."""
+    first = reference_rows.row(0, named=True)
+    prompter, settings = reference_prober.prompter, reference_prober.settings
+    text = prompter.text(reference_prober.exemplars.groups[first["group"]].sets[0], first["question"])
     ids = prompter.ids([text])[0]
     written = {a.strip() for answers in rows["answers"].to_list() for a in answers if a.strip()}
     length = {t: len(prompter.answer_ids(text, ids, t)) for t in {*texts, *written}}
@@ -238,12 +245,15 @@ def _limits(asking: Prober, asked_of: pl.DataFrame, rows: pl.DataFrame, texts: S
     return [longest[t] + settings.extra_tokens for t in texts]
 
 
-def _hunted(
+def _search_prompts(
     prober: Prober, prompts: Sequence[Sequence[Prompt]], spellings: Spellings, search: Search
 ) -> list[list[MultiTargetSearch]]:
-    """Every prompt's finished search, [reference][set]. Prompts behind one prefix are opened together."""
+    """Search behind every prompt; return the finished searches, [reference][set].
+
+    Prompts with the same prefix are opened together.
+    """
     count = len(spellings.texts)
-    hunts = [
+    searches = [
         [
             MultiTargetSearch(spellings, search.negligible, search.max_paths, np.zeros(count), np.zeros(count))
             for _ in line
@@ -252,14 +262,16 @@ def _hunted(
     ]
     order = [(r, j) for j in range(len(prompts[0])) for r in range(len(prompts))]
     session, nodes = prober.engine.open([prompts[r][j] for r, j in order], [[] for _ in order])
-    flat = [hunts[r][j] for r, j in order]
-    for hunt, (root,) in zip(flat, nodes, strict=True):
-        hunt.feed((), root)
+    flat = [searches[r][j] for r, j in order]
+    for search_of_prompt, (root,) in zip(flat, nodes, strict=True):
+        search_of_prompt.feed((), root)
     while True:
-        asked = [(i, path) for i, hunt in enumerate(flat) for path in hunt.paths_to_expand()]
-        if not asked:
-            return hunts
-        for some in _slices(asked, 4096):
+        open_paths = [
+            (i, path) for i, search_of_prompt in enumerate(flat) for path in search_of_prompt.paths_to_expand()
+        ]
+        if not open_paths:
+            return searches
+        for some in _slices(open_paths, 4096):
             for (i, path), node in zip(some, session.extend(some), strict=True):
                 flat[i].feed(path, node)
 
@@ -268,15 +280,15 @@ def _slices(asked: Sequence[tuple[int, Tokens]], size: int) -> Iterable[Sequence
     return (asked[start : start + size] for start in range(0, len(asked), size))
 
 
-def chance_of(audit: AuditResult, search: Search | None = None) -> Path:
-    """Write DIR/chance.parquet and DIR/chance.json for a finished audit; returns the former's path.
+def compute_chance(audit: AuditResult, search: Search | None = None) -> Path:
+    """Write DIR/chance.parquet and DIR/chance.json for a finished audit; return the former's path.
 
-    Everything is taken from the audit's folder: its input is not read again. Nothing is done where both are there
-    and made by the same settings; an interrupted run goes on group by group. Raises ConfigError for an audit by
-    generation, whose shares of samples cannot be held against probabilities.
+    Everything comes from the audit's folder; its input is not read again. If both files exist and were written with the
+    same settings, nothing is done. An interrupted run continues with the next group. Raises ConfigError for an audit by
+    generation, because its shares of samples cannot be compared with probabilities.
     """
     search = search or Search()
-    out, told = audit.folder / "chance.parquet", audit.folder / "chance.json"
+    out, summary_path = audit.folder / "chance.parquet", audit.folder / "chance.json"
     config = reload.audit_config(audit)
     if config.protocol != "exact":
         raise ConfigError(f"{audit.folder}: audited with --protocol {config.protocol}; chance needs --protocol exact")
@@ -288,37 +300,39 @@ def chance_of(audit: AuditResult, search: Search | None = None) -> Path:
         "settings": search.identity(),
         "version": __version__,
     }
-    if out.is_file() and (read_json(told) or {}).get("identity") == identity:
+    if out.is_file() and (read_json(summary_path) or {}).get("identity") == identity:
         say(f"{out}: complete; nothing to do")
         return out
-    with reload.work_folder(audit, "chance", identity) as folder, reload.reload_audit(audit) as again:
+    with reload.work_folder(audit, "chance", identity) as folder, reload.reload_audit(audit) as reloaded:
         settings = ProbeSettings(samples=config.samples, max_answer_tokens=config.max_answer_tokens)
-        engine = again.engine(Sampling(config.temperature, config.top_k))
-        vocabulary = again.prompter.ended(loading.vocabulary_of(again.loaded))
-        prober = Prober(engine, again.prompter, vocabulary, again.exemplars, settings)
+        engine = reloaded.engine(Sampling(config.temperature, config.top_k))
+        vocabulary = reloaded.prompter.ended(loading.vocabulary_of(reloaded.loaded))
+        prober = Prober(engine, reloaded.prompter, vocabulary, reloaded.exemplars, settings)
         rows = reload.probed_rows(audit)
-        found = compute(prober, rows, audit.probes, search, folder)
-        summary = summarise_chance(rows, audit.probes, found, config.samples)
+        chance = compute(prober, rows, audit.probes, search, folder)
+        summary = summarise_chance(rows, audit.probes, chance, config.samples)
         cost = folder.load_chunks("cost", COST).sum().row(0, named=True)
         spent = {**cost, "audit_seconds": audit.summary["seconds"]}
-        write_frame(out, found)
+        write_frame(out, chance)
         more = {"cost": spent, "settings": identity["settings"], "identity": identity}
-        write_json(told, with_checksum({**summary, **more}))
+        write_json(summary_path, with_checksum({**summary, **more}))
         reload.drop(folder)
     return out
 
 
-def summarise_chance(rows: pl.DataFrame, probes: pl.DataFrame, found: pl.DataFrame, samples: int) -> dict[str, Any]:
-    """What `chance.json` says: corrected shares overall and by relation, and how many rows may be guesses.
+def summarise_chance(
+    rows: pl.DataFrame, probes: pl.DataFrame, chance_frame: pl.DataFrame, samples: int
+) -> dict[str, Any]:
+    """Return the contents of `chance.json`: corrected shares overall and by relation, and how many rows may be guesses.
 
-    `hit`: of `p_hit`, near the share of Known rows; `greedy`: of P(T=0). Only rows that have a null count.
+    `hit`: shares of `p_hit`, near the share of Known rows; `greedy`: shares of P(T=0). Only rows with a null count.
     """
     labels = slick.label(probes, samples=samples).select("row", "p_greedy", "p_hit", strict="category")
-    every = rows.select("row", "group").join(labels, on="row").join(found, on="row")
+    every = rows.select("row", "group").join(labels, on="row").join(chance_frame, on="row")
     some = every.filter(pl.col("p_chance").is_not_null())
     shares: dict[str, Any] = {}
     for name, observed, chance in (("hit", "p_hit", "p_chance"), ("greedy", "p_greedy", "p_chance_greedy")):
-        by_group = corrected(some.select("group", observed=observed, chance=chance))
+        by_group = corrected_shares(some.select("group", observed=observed, chance=chance))
         shares[name] = {"overall": by_group.pop(""), "by_relation": by_group}
     guesses = some.group_by("strict").agg(rows=pl.len(), guessable=pl.col("guessable").sum())
     counted = {category: {"rows": n, "guessable": g} for category, n, g in guesses.sort("strict").iter_rows()}
@@ -329,8 +343,8 @@ def summarise_chance(rows: pl.DataFrame, probes: pl.DataFrame, found: pl.DataFra
         "matching": "strict",
         "corrected": shares,
         "guessable": {category: counted[category] for category in CATEGORIES if category in counted},
-        "flags": dict(found["flag"].drop_nulls().value_counts().sort("flag").iter_rows()),
+        "flags": dict(chance_frame["flag"].drop_nulls().value_counts().sort("flag").iter_rows()),
         "widest_p_chance": widest,
-        "made_up": found.filter(pl.col("flag") == MADE_UP).height,
+        "made_up": chance_frame.filter(pl.col("flag") == MADE_UP).height,
         "note": "clues in a subject's own name are not seen by the null: they count as knowledge",
     }

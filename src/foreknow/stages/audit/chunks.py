@@ -1,6 +1,6 @@
-"""Probing chunks one after the other, with less memory where there is not enough.
+"""Probe chunks one after the other, with smaller batches if memory runs out.
 
-A chunk's result depends on its rows and the settings only, never on who computes it or when.
+A chunk's result depends only on its rows and the settings, not on which process computes it or when.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ COST: dict[str, pl.DataType] = {
     "workers": pl.Int64(),  # processes at once; 1: this one
     "ray": pl.String(),  # Ray's version, where its processes computed it
 }
-"""What a finished chunk took, and how it was computed."""
+"""Schema of a finished chunk's cost, and of how it was computed."""
 
 
-def one_by_one(probing: OpenProber, left: NumberedChunks) -> Iterator[ChunkResult]:
-    """Probe (number, rows) in order. Raises ResourceError where even small batches are too large for the memory."""
+def probe_chunks(probing: OpenProber, chunks: NumberedChunks) -> Iterator[ChunkResult]:
+    """Probe (number, rows) in order. Raises ResourceError if even small batches are too large for the memory."""
     import torch
 
-    for number, rows in left:
+    for number, rows in chunks:
         began = time.monotonic()
         chunk, halved = with_less_memory(
             partial(probing.prober.probe, rows),
@@ -62,21 +62,22 @@ def one_by_one(probing: OpenProber, left: NumberedChunks) -> Iterator[ChunkResul
         release_memory()
 
 
-def scored(
-    loaded: Loaded, prompter: Prompter, left: NumberedChunks, batch_tokens: int
+def score_long_answers(
+    loaded: Loaded, prompter: Prompter, chunks: NumberedChunks, batch_tokens: int
 ) -> Iterator[tuple[int, pl.DataFrame]]:
-    """Score (number, rows) with long answers in order: lines of `surprisal.LONG`."""
+    """Score (number, rows) with long answers in order; yield each number with a frame of `surprisal.LONG`."""
     from foreknow.inference.loglikelihood import LongScorer  # keeps torch out
 
     scorer = LongScorer(loaded.model, prompter, batch_tokens=batch_tokens)
-    for number, rows in left:
+    for number, rows in chunks:
         yield number, scorer.score(rows)
 
 
 def with_less_memory(work: Callable[[], T], engine: PackedEngine | None, too_large: str) -> tuple[T, int]:
-    """What `work` comes to, and how often its engine's batches were halved for it: out of memory, down to 64 tokens.
+    """Run `work`, halving its engine's batches down to 64 tokens if memory runs out.
 
-    They stay halved. Raises ResourceError, saying `too_large`, where there is no such engine or that is too many.
+    Returns the result of `work` and the number of halvings; the batches stay halved. Raises ResourceError with the text
+    `too_large` if there is no packed engine, or if 64 tokens are still too many.
     """
     import torch
 
@@ -87,7 +88,7 @@ def with_less_memory(work: Callable[[], T], engine: PackedEngine | None, too_lar
         except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
             text = str(error).lower()
             if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not any(
-                told in text for told in ("memory", "alloc_failed")
+                phrase in text for phrase in ("memory", "alloc_failed")
             ):
                 raise
             if engine is None or engine.batch_tokens < 128:

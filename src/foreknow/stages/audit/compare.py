@@ -1,4 +1,4 @@
-"""How categories move, row by row, from one audit to another: two models, or before and after training."""
+"""Compare two audits row by row: how categories change between two models, or from before training to after it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ _SAME = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """`rows`: every row with both categories (`from`, `to`) and the change of P_Correct. `moves`: counts."""
+    """Two audits compared. `first`, `second`: their models' names. `rows`: every row with both categories (`from`,
+    `to`) and the change of P_Correct. `moves`: the number of rows by both categories."""
 
     first: str
     second: str
@@ -34,7 +35,7 @@ class Comparison:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Shares before and after, and how many rows moved which way."""
+        """Return the shares of categories before and after, and how many rows moved in which direction."""
         order = {name: place for place, name in enumerate(CATEGORIES)}
         both = self.rows.drop_nulls(["from", "to"])
         step = both.select(
@@ -93,7 +94,10 @@ def compare_audits(first: AuditResult, second: AuditResult) -> Comparison:
 
 
 def write_rows(comparison: Comparison, path: Path) -> None:
-    """Write every row with both categories; the suffix says how (.parquet, .csv, .jsonl)."""
+    """Write every row with both categories in the format of the suffix (.parquet, .csv, .jsonl).
+
+    Raises UsageError for another suffix.
+    """
     writers: dict[str, Callable[[Path], object]] = {
         ".parquet": comparison.rows.write_parquet,
         ".csv": lambda target: target.write_text(csv_of(comparison.rows), encoding="utf-8"),

@@ -1,12 +1,12 @@
-"""What an audit of so many rows would take on other machines: a model whose every input says where it is from. Pure.
+"""Estimate the time and price of an audit on other machines; every input of the estimate has a source. Pure functions.
 
     operations a row = 2 x tokens x the body's weights + 2 x answer positions x the head's
     seconds a row    = operations / (peak x the share of it that is reached) + Python, / processes
     seconds          = seconds a row x rows + the exemplar prefixes of all groups, once
 
-`measured` is what a burst on this machine gave (`audit_estimate`). This machine is scaled from its own rate; the others
-are told as a range. Attention over the prefix is left out: 3 % of the operations for SmolLM2-135M, less for larger
-models. docs/scale.md holds the same tables and what they leave out.
+`measured` holds the figures of a burst on this machine (`estimate.py`). This machine's time is scaled from its own
+rate; the others' is a range. Attention over the prefix is left out: 3 % of the operations for SmolLM2-135M, less for
+larger models. docs/scale.md holds the same tables and what they leave out.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from foreknow.progress import duration
 
 
 class Range(NamedTuple):
-    """The better and the worse end of what is not known exactly."""
+    """The best and the worst case of a figure that is not known exactly."""
 
     best: float
     worst: float
 
 
 class Machine(NamedTuple):
-    """A machine to compute on. Several `processes` share the rows, each on `peak` operations a second of its own.
+    """A machine to compute on. Its `processes` share the rows; each has `peak` operations per second of its own.
 
-    `share`: of the peak that a pass reaches. `python`: whether the time of Python comes on top, since the share was
-    measured without it. `dollars`: of the whole machine, an hour. `source`: where the figures are from.
+    `share`: the share of the peak that a forward pass reaches. `python`: whether to add the time of Python, because the
+    share was measured without it. `dollars`: price of the whole machine per hour. `source`: where the figures are from.
     """
 
     name: str
@@ -85,14 +85,14 @@ MEMORY_BYTES: Final = 3500
 
 
 class Model(NamedTuple):
-    """Numbers in a model's layers, and in its output head."""
+    """The number of weights in a model's layers (`body`) and in its output head (`head`)."""
 
     body: int
     head: int
 
 
-def model_of(folder: Path) -> Model | None:
-    """Counted from a model's folder; None where its config does not tell its shape. All experts count as used."""
+def read_model_size(folder: Path) -> Model | None:
+    """Count the weights in a model's folder; None if its config does not give its shape. All experts count as used."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     shape = shape_of(config)
     if shape is None:
@@ -103,7 +103,11 @@ def model_of(folder: Path) -> Model | None:
 
 
 class Work(NamedTuple):
-    """What one row asks of a model, whatever computes it. `prefix_tokens`: of all exemplar prompts of all groups."""
+    """What a model computes for one row on any machine.
+
+    `tokens`, `positions`: tokens and answer positions per row. `sets`: exemplar sets. `prefix_tokens`: tokens of all
+    exemplar prompts of all groups together.
+    """
 
     model: Model
     tokens: float
@@ -113,7 +117,7 @@ class Work(NamedTuple):
 
     @property
     def operations(self) -> float:
-        """Of one row."""
+        """Floating-point operations for one row."""
         return 2 * (self.tokens * self.model.body + self.positions * self.model.head)
 
 
@@ -124,8 +128,8 @@ class Cost(NamedTuple):
     dollars: Range
 
 
-def cost_of(work: Work, machine: Machine, rows: int) -> Cost:
-    """The model, for both ends of a machine's range."""
+def compute_cost(work: Work, machine: Machine, rows: int) -> Cost:
+    """Compute seconds and dollars for the best and the worst case of a machine."""
 
     def seconds(share: float, python: float) -> float:
         speed = machine.peak * share
@@ -133,27 +137,27 @@ def cost_of(work: Work, machine: Machine, rows: int) -> Cost:
         prefixes = 2 * work.prefix_tokens * work.model.body / speed
         return a_row * -(-rows // machine.processes) + prefixes
 
-    found = Range(seconds(machine.share.best, PYTHON.best), seconds(machine.share.worst, PYTHON.worst))
-    hours = Range(*(second / 3600 for second in found))
+    seconds_range = Range(seconds(machine.share.best, PYTHON.best), seconds(machine.share.worst, PYTHON.worst))
+    hours = Range(*(second / 3600 for second in seconds_range))
     dollars = Range(hours.best * machine.dollars.best, hours.worst * machine.dollars.worst)
-    return Cost(found, dollars)
+    return Cost(seconds_range, dollars)
 
 
-class Scaled(NamedTuple):
-    """An estimate for many rows: machines and what they take; inputs and their sources; what else must be known."""
+class ScaledEstimate(NamedTuple):
+    """An estimate for many rows: `table` of machines with time and price, `inputs` with their sources, and `notes`."""
 
     table: pl.DataFrame
     inputs: pl.DataFrame
     notes: list[str]
 
 
-def scaled(
+def scale_estimate(
     measured: Mapping[str, Any], rows: int, model: Model | None, machines: Sequence[Machine] = MACHINES
-) -> Scaled:
-    """Scale a burst of this machine to `rows` rows, and tell what the other machines would take.
+) -> ScaledEstimate:
+    """Scale a burst of this machine to `rows` rows, and estimate what other machines would take.
 
     `measured`: `seconds`, `rows`, `tokens_a_row`, `positions_a_row`, `prefix_tokens`, `exemplar_sets` and
-    `memory_gib` of `audit_estimate.estimate`. `model`: None leaves out the other machines.
+    `memory_gib` as returned by `estimate.estimate`. `model`: None leaves out the other machines.
     """
     here = float(measured["seconds"]) / max(int(measured["rows"]), 1) * rows
     sets = int(measured["exemplar_sets"])
@@ -178,13 +182,13 @@ def scaled(
             ("Python, ms a row", _pair(PYTHON, 1000 * sets), "measured on one core of a Xeon; the worse end assumed"),
         ]
         for machine in machines:
-            found = cost_of(work, machine, rows)
+            cost = compute_cost(work, machine, rows)
             lines.append(
                 {
                     "machine": machine.name,
-                    "rows/s": f"{_number(rows / found.seconds.best)} to {_number(rows / found.seconds.worst)}",
-                    "time": f"{_time(found.seconds.best)} to {_time(found.seconds.worst)}",
-                    "dollars": f"{_number(found.dollars.best)} to {_number(found.dollars.worst)}",
+                    "rows/s": f"{_number(rows / cost.seconds.best)} to {_number(rows / cost.seconds.worst)}",
+                    "time": f"{_time(cost.seconds.best)} to {_time(cost.seconds.worst)}",
+                    "dollars": f"{_number(cost.dollars.best)} to {_number(cost.dollars.worst)}",
                 }
             )
             figures = f"{machine.processes} x {machine.peak / 1e12:.3g} TFLOP/s, {_pair(machine.share, 100)} % reached"
@@ -194,25 +198,25 @@ def scaled(
         ("probes.parquet, bytes a row", f"{PROBES_BYTES * sets}", "measured: 27 a row and exemplar set"),
         ("main memory, bytes a row", f"{MEMORY_BYTES:,}", "measured: 100,000 and 300,000 rows (docs/scale.md)"),
     ]
-    return Scaled(
+    return ScaledEstimate(
         pl.DataFrame(lines), pl.DataFrame(inputs, schema=["input", "value", "from"], orient="row"), notes(rows, sets)
     )
 
 
 def notes(rows: int, sets: int) -> list[str]:
-    """Storage and memory of so many rows, and what breaks."""
-    disk, held = rows * (ROWS_BYTES + PROBES_BYTES * sets), rows * MEMORY_BYTES
-    found = [
+    """Return lines on the storage and memory that `rows` rows take, and on splitting the input if it is too large."""
+    disk, memory = rows * (ROWS_BYTES + PROBES_BYTES * sets), rows * MEMORY_BYTES
+    lines = [
         f"on disk: {_size(disk)} (rows.parquet and probes.parquet), and the annotated file, a little larger than the "
-        f"input; in main memory: {_size(held)} beside the model"
+        f"input; in main memory: {_size(memory)} beside the model"
     ]
-    if held > LARGEST_FILE * MEMORY_BYTES:
+    if memory > LARGEST_FILE * MEMORY_BYTES:
         files = -(-rows // LARGEST_FILE)
-        found.append(
+        lines.append(
             f"an audit holds its whole input in memory: cut it into {files:,} files of {LARGEST_FILE:,} rows and audit "
             "each with the same --exemplars (docs/scale.md)"
         )
-    return found
+    return lines
 
 
 LARGEST_FILE: Final = 2_000_000
@@ -223,8 +227,8 @@ def _number(x: float) -> str:
     return f"{x:,.0f}" if x >= 100 else f"{x:.2g}"
 
 
-def _pair(found: Range, times: float = 1) -> str:
-    low, high = sorted(value * times for value in found)
+def _pair(ends: Range, times: float = 1) -> str:
+    low, high = sorted(value * times for value in ends)
     return f"{low:.4g}-{high:.4g}"
 
 

@@ -1,4 +1,4 @@
-"""What an audit would cost, from a short measured burst."""
+"""Estimate what an audit would cost from a short measured burst."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from foreknow.models import loading
 from foreknow.models.resolve import resolve
 from foreknow.progress import duration, say
 from foreknow.stages.audit.executor import ChunkProber
-from foreknow.stages.audit.server_executor import estimate_at_server, server_of
+from foreknow.stages.audit.server_executor import connect_server, estimate_at_server
 from foreknow.stages.audit.setup import open_context, read_input, with_batch_sizes
 
 
 def estimate(config: AuditConfig) -> dict[str, Any]:
-    """What an audit would cost, from one chunk probed twice: with its exemplar prefixes, and without.
+    """Estimate what an audit would cost by probing one chunk twice: with computing its exemplar prefixes, and without.
 
-    Writes nothing. Returns rows, prompts, tokens computed, memory, seconds. With Ray the burst is computed here, with
-    as many threads as a worker has, and its time is divided by the workers.
+    Writes nothing. Returns rows, prompts, tokens computed, memory (GiB) and seconds, among others. With Ray this
+    process computes the burst with as many threads as a worker has, and its time is divided by the workers.
     """
     import psutil
 
     if (address := address_of(config.model)) is not None:
-        given = read_input(config)
-        with server_of(config, given, address) as server:
-            return estimate_at_server(config, given, server)
-    given = read_input(config)
+        inputs = read_input(config)
+        with connect_server(config, inputs, address) as server:
+            return estimate_at_server(config, inputs, server)
+    inputs = read_input(config)
     device, dtype = loading.resolve_device_dtype(config.device, config.dtype)
-    found_model = resolve(config.model, say, config.trust_remote_code, base=config.base)
-    config = with_batch_sizes(config, device, dtype, found_model.folder)
+    resolved_model = resolve(config.model, say, config.trust_remote_code, base=config.base)
+    config = with_batch_sizes(config, device, dtype, resolved_model.folder)
     with open_cluster(config) as cluster:
         spec = None if cluster is None else cluster.worker_spec(device)
-    with _threads(spec), open_context(config, given) as context:
+    with _threads(spec), open_context(config, inputs) as context:
         if context.plan.rows.is_empty():
             return {
                 "rows": 0,
-                "not_probed": given.audited.height + given.shorts.height,
+                "not_probed": inputs.rows.height + inputs.shorts.height,
                 "prompts": 0,
                 "tokens": 0,
                 "seconds": 0.0,
@@ -53,13 +53,16 @@ def estimate(config: AuditConfig) -> dict[str, Any]:
         burst = plan[len(plan) // 2]
         if config.protocol == "sampled":
             burst = burst.head(2)
-        first, again = _timed(context.probing.prober, burst), _timed(context.probing.prober, burst)
+        cold_seconds, warm_seconds = (
+            _time_probe(context.probing.prober, burst),
+            _time_probe(context.probing.prober, burst),
+        )
         groups = burst["group"].n_unique()
-        prefixes = max(first - again, 0.0) / groups * context.plan.rows["group"].n_unique()
-        seconds = prefixes + again / burst.height * context.plan.rows.height
-        found, prompts = context.probing.prober.prompts(burst)
+        prefixes = max(cold_seconds - warm_seconds, 0.0) / groups * context.plan.rows["group"].n_unique()
+        seconds = prefixes + warm_seconds / burst.height * context.plan.rows.height
+        prepared_rows, prompts = context.probing.prober.prompts(burst)
         own = sum(len(p.own) for some in prompts for p in some)
-        own += sum(len(row.tree) for row in found) * config.exemplar_sets
+        own += sum(len(row.tree) for row in prepared_rows) * config.exemplar_sets
         families = {p.family for some in prompts for p in some}
         shared = sum(len(ids) for family in families for ids in family) / groups * context.plan.rows["group"].n_unique()
         memory = psutil.Process().memory_info().rss / 2**30
@@ -67,7 +70,7 @@ def estimate(config: AuditConfig) -> dict[str, Any]:
     seconds /= workers
     return {
         "rows": context.plan.rows.height,
-        "not_probed": given.audited.height + given.shorts.height - context.plan.rows.height,
+        "not_probed": inputs.rows.height + inputs.shorts.height - context.plan.rows.height,
         "long_answers": context.plan.long.height,
         "prompts": context.plan.rows.height * config.exemplar_sets,
         "tokens": round(own / burst.height * context.plan.rows.height + shared),
@@ -77,14 +80,16 @@ def estimate(config: AuditConfig) -> dict[str, Any]:
         "measured_rows": burst.height,
         "exemplar_sets": config.exemplar_sets,
         "tokens_a_row": round(own / burst.height, 1),
-        "positions_a_row": round(config.exemplar_sets * (1 + sum(len(row.tree) for row in found) / burst.height), 1),
+        "positions_a_row": round(
+            config.exemplar_sets * (1 + sum(len(row.tree) for row in prepared_rows) / burst.height), 1
+        ),
         "prefix_tokens": round(shared),
-        "folder": str(found_model.folder),
+        "folder": str(resolved_model.folder),
         "rows_per_second": round(context.plan.rows.height / seconds, 2),
     }
 
 
-def _timed(prober: ChunkProber, rows: pl.DataFrame) -> float:
+def _time_probe(prober: ChunkProber, rows: pl.DataFrame) -> float:
     began = time.monotonic()
     prober.probe(rows)
     return time.monotonic() - began
@@ -92,7 +97,7 @@ def _timed(prober: ChunkProber, rows: pl.DataFrame) -> float:
 
 @contextmanager
 def _threads(spec: WorkerSpec | None) -> Iterator[None]:
-    """Compute with a worker's threads for a while."""
+    """Set the number of torch threads to a worker's inside the context."""
     import torch
 
     before = torch.get_num_threads()

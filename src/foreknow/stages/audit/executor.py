@@ -1,4 +1,4 @@
-"""What an audit asks, and the executor that asks it: this process, Ray, or a server."""
+"""The types of an audit: its inputs, its prompts, and the executor protocol (this process, Ray, or a server)."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
 
 class AuditInputs(NamedTuple):
-    """What an audit reads: the rows to label and those beside them, the exemplar pool, the prompt template.
+    """What an audit reads: the whole dataset, the rows to label, the exemplar pool and the prompt template.
 
-    `audited`: rows as they came. `shorts`: the short facts that audited rows bring (`short_facts.py`).
+    `facts`: the dataset as read. `rows`: the rows of it to label, unchanged. `shorts`: the short facts that these rows
+    bring (`short_facts.py`). `pool`: the dataset that exemplars are drawn from, if not the input itself.
     """
 
     facts: dataset.Dataset
-    audited: pl.DataFrame
+    rows: pl.DataFrame
     shorts: pl.DataFrame
     pool: dataset.Dataset | None
     template: Template
@@ -34,27 +35,28 @@ class AuditInputs(NamedTuple):
 
     @property
     def every(self) -> pl.DataFrame:
-        """All rows at hand: those of the input, then the short facts."""
+        """All rows of the input, followed by the short facts."""
         return pl.concat([self.facts.rows, self.shorts.select(*ROWS)])
 
 
 class ChunkProber(Protocol):
-    """What probes chunks: `Prober`, or `Sampler` in its place."""
+    """Probes chunks; implemented by `Prober` and `Sampler`."""
 
     def probe(self, rows: pl.DataFrame) -> Chunk:
         """Probe rows that have a question and answers."""
         ...
 
     def prompts(self, rows: pl.DataFrame) -> tuple[list[PreparedRow], list[list[Prompt]]]:
-        """Each row made ready, and its prompts."""
+        """Prepare each row, and return the prepared rows and their prompts."""
         ...
 
 
 class PromptPlan(NamedTuple):
     """The prompts of an audit, before a model answers them: rows to probe, rows with long answers, exemplars.
 
-    `heads`: how a group's questions begin. `every`: all rows, with the flags of those that cannot be asked. `notes`:
-    lines about rows that the chat template refuses. All values are plain, so that another process can be given them.
+    `heads`: the text with which each group's questions begin. `every`: all rows, with flags on those that cannot be
+    asked. `notes`: lines about rows that the chat template refuses. All values are plain, so that they can be sent to
+    another process.
     """
 
     template: Template
@@ -67,7 +69,7 @@ class PromptPlan(NamedTuple):
 
 
 class OpenProber(NamedTuple):
-    """What probes chunks, which engine does it, and the packed engine itself where that is it."""
+    """An open prober, its prompter, its engine's name, and the packed engine itself if that is the one in use."""
 
     prober: ChunkProber
     prompter: Prompter
@@ -76,7 +78,7 @@ class OpenProber(NamedTuple):
 
 
 class AuditContext(NamedTuple):
-    """All that an audit computes with in this process."""
+    """Everything that an audit computes with in this process."""
 
     loaded: loading.Loaded
     probing: OpenProber
@@ -86,14 +88,15 @@ class AuditContext(NamedTuple):
 
 
 NumberedChunks = Sequence[tuple[int, pl.DataFrame]]
-"""Parts of a plan with their numbers in it."""
+"""Parts of a plan, each with its number in the plan."""
 
 
 class Executor(Protocol):
-    """Who does an audit's work: this process (`LocalExecutor`), a Ray cluster (`RayExecutor`) or a server
-    (`ServerExecutor`). A result depends on rows and settings only, never on which of them computes it.
+    """Does an audit's work: this process (`LocalExecutor`), a Ray cluster (`RayExecutor`) or a server
+    (`ServerExecutor`). A result depends only on rows and settings, not on which executor computes it.
 
-    `model`: name, fingerprint, folder, note. `plan`: what is asked. `protocol`: how, for the summary.
+    `model`: name, fingerprint, folder and note of the model. `plan`: the prompts. `protocol`: how rows are asked, for
+    the summary.
     """
 
     @property
@@ -104,19 +107,19 @@ class Executor(Protocol):
     def protocol(self) -> dict[str, Any]: ...  # noqa: D102
 
     def probe(self, chunks: NumberedChunks) -> Iterable[ChunkResult]:
-        """Probe numbered chunks; each comes back as it is finished, in any order."""
+        """Probe numbered chunks; yield each result when it is finished, in any order."""
         ...
 
     def score(self, chunks: NumberedChunks) -> Iterable[tuple[int, pl.DataFrame]]:
-        """Score numbered rows with long answers (`surprisal.LONG`); each comes back as it is finished."""
+        """Score numbered rows with long answers (`surprisal.LONG`); yield each part when it is finished."""
         ...
 
     def compare_precision(self, probes: pl.DataFrame) -> dict[str, Any] | None:
-        """Count what the dtype changes in `probes`; None where there is nothing to compare."""
+        """Count what the dtype changes in `probes`; return None if there is nothing to compare."""
         ...
 
     def fluency(self) -> dict[str, Any]:
-        """Tell whether the model speaks at all (`Fluency.summary`)."""
+        """Return how fluent the model's text is (`Fluency.summary`)."""
         ...
 
 

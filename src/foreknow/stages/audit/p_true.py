@@ -1,4 +1,5 @@
-"""P(True): does the model itself hold a row's answer for true? (Kadavath et al. 2022; the paper's section 4.)
+"""P(True): the probability that the model itself judges a row's answer true (Kadavath et al. 2022; the paper's
+section 4).
 
     Question: {question}
     Proposed Answer: {gold}
@@ -6,8 +7,8 @@
     (B) False
     The proposed answer is:
 
-The score is P(A) / (P(A) + P(B)) of the two options as the next tokens. It is SliCK's rival: one forward pass a
-row, and nothing but a threshold to call a row Unknown by (`score_sweep.py`).
+The score is P(A) / (P(A) + P(B)) of the two options as the next tokens. The paper compares SliCK with it: it takes one
+forward pass per row, and calls a row Unknown by a threshold alone (`score_sweep.py`).
 """
 
 from __future__ import annotations
@@ -34,17 +35,18 @@ from foreknow.stages.audit.result import AuditResult
 from foreknow.version import __version__
 
 PTRUE: Final[dict[str, pl.DataType]] = {"row": pl.Int64(), "p_true": pl.Float64()}
-"""`p_true`: P(A) / (P(A) + P(B)), 0 to 1, of the row's gold."""
+"""Schema of the scores. `p_true`: P(A) / (P(A) + P(B)) of the row's gold, 0 to 1."""
 
 OPTIONS: Final = ("(A)", "(B)")
 TEMPLATE: Final = Template("", "{question} {answer}\n\n", "{question}")
-"""The question's slot holds all that is asked (`question_of`), so a chat template shows it whole."""
+"""The question's slot holds the whole text that is asked (`question_of`), so a chat template shows all of it."""
 WHOLE: Final = Sampling(temperature=1.0, top_k=0)
 
 
 @dataclass(frozen=True)
-class Asking:
-    """How rows are asked. `shots`: solved examples in the prompt, half of them false. `chunk`: rows saved at once."""
+class PTrueSettings:
+    """How rows are asked. `shots`: number of solved examples in the prompt, half of them false. `chunk`: number of rows
+    saved together. `seed`: decides which examples are false."""
 
     shots: int = 4
     chunk: int = 128
@@ -52,17 +54,18 @@ class Asking:
 
 
 def question_of(question: str, proposed: str) -> str:
-    """The whole of what is asked about one proposed answer."""
+    """Return the whole text that is asked about one proposed answer."""
     return f"Question: {question}\nProposed Answer: {proposed}\n(A) True\n(B) False\nThe proposed answer is:"
 
 
-def solved(pool: Sequence[Exemplar], group: str, asking: Asking) -> list[Exemplar]:
-    """Solved examples from a group's exemplars: a true one shows its answer, a false one another's.
+def solved_examples(pool: Sequence[Exemplar], group: str, settings: PTrueSettings) -> list[Exemplar]:
+    """Make solved examples from a group's exemplars: a true one shows its own answer, a false one another exemplar's.
 
-    Which half is false is drawn by the group's name. An exemplar whose like cannot be found false stays true.
+    A hash with the group's name decides which half is false. An exemplar stays true if no other answer differs from its
+    own.
     """
-    chosen = pool[: asking.shots]
-    order = sorted(range(len(chosen)), key=lambda i: sampling_hash(asking.seed, "false", group, str(i)))
+    chosen = pool[: settings.shots]
+    order = sorted(range(len(chosen)), key=lambda i: sampling_hash(settings.seed, "false", group, str(i)))
     false = set(order[: len(chosen) // 2])
     shots = []
     for i, exemplar in enumerate(chosen):
@@ -75,17 +78,17 @@ def solved(pool: Sequence[Exemplar], group: str, asking: Asking) -> list[Exempla
 
 
 class Question(NamedTuple):
-    """A row ready to be asked: its prompt, and for each option the tokens it is spelled by."""
+    """A row's prompt, and for each option the token ids that spell it."""
 
     prompt: Prompt
     options: tuple[tuple[int, ...], tuple[int, ...]]
 
     @property
     def spans(self) -> tuple[range, range]:
-        """For each option the places of the tokens that count: the one that differs, or all from the first that does.
+        """For each option, the positions of the tokens that count.
 
-        What both begin with cancels out. Where the options differ in one token and end alike, only that token
-        tells them apart and the rest is left out.
+        The tokens that both options begin with cancel out. If the options differ in one token and end alike, only that
+        token counts; otherwise all tokens from the first different one on count.
         """
         a, b = self.options
         first = common_prefix(a, b)
@@ -95,109 +98,113 @@ class Question(NamedTuple):
 
     @property
     def tree(self) -> list[tuple[int, ...]]:
-        """The paths behind the prompt whose next tokens are needed, closed under prefixes."""
+        """The token paths behind the prompt whose next tokens are needed, with all their prefixes."""
         ends = zip(self.options, self.spans, strict=True)
         return sorted({option[:n] for option, span in ends for n in range(1, span.stop)})
 
 
 class Scorer:
-    """P(True) of rows, for one model. `engine` must be made for `WHOLE`; `slow` scores what it does not list."""
+    """Computes P(True) of rows for one model.
 
-    def __init__(self, engine: Engine, prompter: Prompter, slow: LongScorer, asking: Asking):
-        self.engine, self.prompter, self.slow, self.asking = engine, prompter, slow, asking
+    `engine` must be built for the sampling `WHOLE`; `slow` scores the options that the engine does not list.
+    """
+
+    def __init__(self, engine: Engine, prompter: Prompter, slow: LongScorer, settings: PTrueSettings):
+        self.engine, self.prompter, self.slow, self.settings = engine, prompter, slow, settings
 
     def score(self, rows: pl.DataFrame, pools: Sequence[Sequence[Exemplar]]) -> pl.DataFrame:
-        """`PTRUE` of rows (row, group, question, answers), each with the exemplars that may be shown to it."""
+        """Score rows (row, group, question, answers) and return `PTRUE`. `pools`: for each row, exemplars it may be
+        shown."""
         questions = self.questions(rows, pools)
         _, nodes = self.engine.open([q.prompt for q in questions], [q.tree for q in questions])
-        found = []
-        for row, question, opened in zip(rows["row"], questions, nodes, strict=True):
-            after = dict(zip([(), *question.tree], opened, strict=True))
+        lines = []
+        for row, question, prompt_nodes in zip(rows["row"], questions, nodes, strict=True):
+            after = dict(zip([(), *question.tree], prompt_nodes, strict=True))
             logs = []
             for option, span in zip(question.options, question.spans, strict=True):
                 at = [(after[option[:n]], option[n]) for n in span]
                 if all(token in node.tokens for node, token in at):
                     logs.append(math.fsum(math.log(node.p[node.tokens.index(token)]) for node, token in at))
-                else:  # among the engine's likeliest tokens it is not: the whole vocabulary has to be looked at
+                else:  # the token is not among those that the engine lists, so the whole vocabulary is scored
                     whole = [*question.prompt.ids, *option[: span.stop]]
                     (exact,) = self.slow.logprobs([(whole, len(question.prompt.ids) + span.start)])
                     logs.append(math.fsum(exact))
-            found.append((row, 1.0 / (1.0 + math.exp(min(logs[1] - logs[0], 700.0)))))
-        return pl.DataFrame(found, schema=PTRUE, orient="row")
+            lines.append((row, 1.0 / (1.0 + math.exp(min(logs[1] - logs[0], 700.0)))))
+        return pl.DataFrame(lines, schema=PTRUE, orient="row")
 
     def questions(self, rows: pl.DataFrame, pools: Sequence[Sequence[Exemplar]]) -> list[Question]:
-        """Rows ready to be asked; what a group's prompts begin with is one family."""
+        """Build the questions of rows; the text that a group's prompts share at their start is one prompt family."""
         records = rows.select("group", "question", proposed=pl.col("answers").list.first()).to_dicts()
-        shots = [solved(pool, r["group"], self.asking) for r, pool in zip(records, pools, strict=True)]
+        shots = [solved_examples(pool, r["group"], self.settings) for r, pool in zip(records, pools, strict=True)]
         texts = [
-            self.prompter.text(shown, question_of(r["question"], r["proposed"]))
-            for shown, r in zip(shots, records, strict=True)
+            self.prompter.text(row_shots, question_of(r["question"], r["proposed"]))
+            for row_shots, r in zip(shots, records, strict=True)
         ]
         heads: dict[str, tuple[int, ...]] = {}
-        for r, shown in zip(records, shots, strict=True):
+        for r, row_shots in zip(records, shots, strict=True):
             if r["group"] not in heads:
-                both = [self.prompter.text(shown, question_of(q, "")) for q in ("\u00a7", "0")]
-                one, other = self.prompter.ids(both)
-                heads[r["group"]] = tuple(one[: common_prefix(one, other)])
-        found = []
+                both = [self.prompter.text(row_shots, question_of(q, "")) for q in ("\u00a7", "0")]
+                first_ids, second_ids = self.prompter.ids(both)
+                heads[r["group"]] = tuple(first_ids[: common_prefix(first_ids, second_ids)])
+        question_list = []
         for r, text, ids in zip(records, texts, self.prompter.ids(texts), strict=True):
             head = heads[r["group"]]
             shared = min(common_prefix(head, ids), len(ids) - 1)
             a, b = (self.prompter.answer_ids(text, ids, option) for option in OPTIONS)
-            found.append(Question(Prompt((head,), 0, shared, tuple(ids[shared:])), (a, b)))
-        return found
+            question_list.append(Question(Prompt((head,), 0, shared, tuple(ids[shared:])), (a, b)))
+        return question_list
 
 
 def pool_of(
     group: GroupExemplars, question: str, replaced_shots: Sequence[Sequence[dict[str, Any]]] | None
 ) -> list[Exemplar]:
-    """A group's exemplars, set by set, each once, without a row's own fact.
+    """Return a group's exemplars in the order of its sets, each once, without the row's own fact.
 
-    `replaced_shots`: by set, the slots where that fact stood (`probes.parquet`).
+    `replaced_shots`: for each set, the slots where that fact stood (`probes.parquet`).
     """
     own = {(j, s["slot"]) for j, swapped in enumerate(replaced_shots or ()) for s in swapped}
-    found: dict[str, Exemplar] = {}
+    exemplars_by_question: dict[str, Exemplar] = {}
     for j, exemplars in enumerate(group.sets):
         for slot, exemplar in enumerate(exemplars):
             if (j, slot) not in own and not same_fact(exemplar, question, None):
-                found.setdefault(exemplar.question, exemplar)
-    return list(found.values())
+                exemplars_by_question.setdefault(exemplar.question, exemplar)
+    return list(exemplars_by_question.values())
 
 
-def p_true_of(audit: AuditResult, path: Path | None = None, asking: Asking | None = None) -> pl.DataFrame:
-    """P(True) of every labelled row of a finished audit (`PTRUE`), written to `path` (default: DIR/ptrue.parquet).
+def compute_p_true(audit: AuditResult, path: Path | None = None, settings: PTrueSettings | None = None) -> pl.DataFrame:
+    """Compute P(True) of every labelled row of a finished audit, write it to `path` and return it (`PTRUE`).
 
-    Model, exemplars and rows are taken from the audit's folder. Rows are saved as they are done, so an
-    interrupted run goes on; a file that is there is computed anew.
+    `path`: DIR/ptrue.parquet by default; an existing file is computed anew. The model, the exemplars and the rows come
+    from the audit's folder. Finished chunks are saved, so an interrupted run continues.
     """
-    asking = asking or Asking()
+    settings = settings or PTrueSettings()
     path = path or audit.folder / "ptrue.parquet"
     rows = reload.probed_rows(audit).sort("group", pl.col("question").str.len_chars(), "row")
     identity = {
         "rows": fingerprint(rows.select("row", "group", "question", "answers")),
         "model": audit.summary["model"]["fingerprint"],
-        "asking": asdict(asking),
+        "asking": asdict(settings),
         "version": __version__,
     }
     swapped = reload.swapped_sets(audit.probes)
-    with reload.work_folder(audit, "ptrue", identity) as folder, reload.reload_audit(audit) as again:
-        prompter = replace(again.prompter, template=TEMPLATE)
-        slow = LongScorer(again.loaded.model, prompter, batch_tokens=int(again.config.batch_tokens or 2048))
-        scorer = Scorer(again.engine(WHOLE), prompter, slow, asking)
-        parts = [rows[start : start + asking.chunk] for start in range(0, rows.height, asking.chunk)]
+    with reload.work_folder(audit, "ptrue", identity) as folder, reload.reload_audit(audit) as reloaded:
+        prompter = replace(reloaded.prompter, template=TEMPLATE)
+        slow = LongScorer(reloaded.loaded.model, prompter, batch_tokens=int(reloaded.config.batch_tokens or 2048))
+        scorer = Scorer(reloaded.engine(WHOLE), prompter, slow, settings)
+        parts = [rows[start : start + settings.chunk] for start in range(0, rows.height, settings.chunk)]
         left = [n for n in range(len(parts)) if folder.chunk(n, "ptrue") is None]
         if len(left) < len(parts):
             say(f"P(True): {len(parts) - len(left)} of {len(parts)} chunks are finished; going on")
         with meter("P(True)", sum(parts[n].height for n in left)) as done:
             for n in left:
                 pools = [
-                    pool_of(again.exemplars.groups[group], question, swapped.get(row))
+                    pool_of(reloaded.exemplars.groups[group], question, swapped.get(row))
                     for row, group, question in parts[n].select("row", "group", "question").iter_rows()
                 ]
                 folder.save_chunk(n, "ptrue", scorer.score(parts[n], pools))
                 done.advance(parts[n].height)
                 release_memory()
-        found = folder.load_chunks("ptrue", PTRUE).sort("row")
-        write_frame(path, found)
+        p_true = folder.load_chunks("ptrue", PTRUE).sort("row")
+        write_frame(path, p_true)
         reload.drop(folder)
-    return found
+    return p_true

@@ -1,4 +1,4 @@
-"""A finished audit -> its page."""
+"""Write the HTML report of a finished audit."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What bfloat16 or float16 changes in an audit: a few rows asked again in float32, and what differs, counted.
+"""Measure what bfloat16 or float16 changes in an audit: ask a few rows again in float32 and count the differences.
 
-The rows depend on the input only: at most `ROWS` of them, spread over `GROUPS` groups, so that few exemplar prompts
-have to be computed again. Differences of rounding are no fault of a row; how many there are says how far to trust
-categories that hang on one decision.
+The choice of rows depends only on the input: at most `ROWS` rows of `GROUPS` groups, so that few exemplar prompts have
+to be computed again. A rounding difference is no fault of a row; the number of differences shows how far to trust
+categories that depend on one decision.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
     from foreknow.stages.audit.executor import PromptPlan
 
 ROWS: Final = 16
-"""Rows asked again, at most."""
+"""The most rows that are asked again."""
 GROUPS: Final = 4
-"""Groups they are taken from, at most: each has its own exemplar prompts."""
+"""The most groups that these rows come from; each group has its own exemplar prompts."""
 
 
-def compare_precision(config: AuditConfig, draw: PromptPlan, probes: pl.DataFrame, dtype: str) -> dict[str, Any] | None:
+def compare_precision(config: AuditConfig, plan: PromptPlan, probes: pl.DataFrame, dtype: str) -> dict[str, Any] | None:
     """Probe a sample of `draw.rows` again in float32 and count what differs from `probes` (`slick.PROBES`).
 
-    Returns `rows, greedy_compared, greedy_differ, categories_differ` and `dtype`, that of the audit. None where
-    there is nothing to compare: the audit is in float32 or a server's, was sampled or has no rows; or the memory is
-    too small for a float32 copy of the model (which is said).
+    Returns `rows, greedy_compared, greedy_differ, categories_differ` and `dtype`, the audit's. Returns None if the
+    audit is in float32 or a server's, was sampled or has no rows, or if memory is too small for a float32 copy of the
+    model (a line says so).
     """
-    if dtype not in ("bfloat16", "float16") or config.protocol != "exact" or draw.rows.is_empty():
+    if dtype not in ("bfloat16", "float16") or config.protocol != "exact" or plan.rows.is_empty():
         return None
     import torch
 
-    rows = sample(draw.rows)
+    rows = sample(plan.rows)
     try:
         loaded = loading.load_from_settings(config, dtype="float32")
-        with open_prober(config, loaded, draw) as again:
-            exact = again.prober.probe(rows).probes
+        with open_prober(config, loaded, plan) as float32_prober:
+            exact = float32_prober.prober.probe(rows).probes
     except (MemoryError, torch.OutOfMemoryError):
         say(f"{dtype} is not compared with float32: there is too little memory for a float32 copy of the model")
         return None
@@ -49,19 +49,20 @@ def compare_precision(config: AuditConfig, draw: PromptPlan, probes: pl.DataFram
 
 
 def sample(rows: pl.DataFrame, most: int = ROWS, groups: int = GROUPS) -> pl.DataFrame:
-    """At most `most` rows of at most `groups` groups, evenly spaced in both."""
+    """Choose at most `most` rows of at most `groups` groups, evenly spaced in both."""
     names = rows["group"].unique().sort()
-    chosen = _spaced(len(names), groups)
-    found = []
+    chosen = _evenly_spaced(len(names), groups)
+    parts = []
     for at, name in enumerate(names.gather(chosen)):
         part = rows.filter(pl.col("group") == name).sort("row")
         share = most // len(chosen) + (at < most % len(chosen))
-        found.append(part[_spaced(part.height, share)])
-    return pl.concat(found)
+        parts.append(part[_evenly_spaced(part.height, share)])
+    return pl.concat(parts)
 
 
 def differences(probes: pl.DataFrame, exact: pl.DataFrame, *, samples: int, lenient: bool = False) -> dict[str, int]:
-    """What `exact` (`slick.PROBES`) says otherwise than `probes` about the rows it has, in the mode that labels."""
+    """Count where `exact` (`slick.PROBES`) differs from `probes` on the rows of `exact`, in the matching that
+    labels."""
     ours = probes.join(exact.select("row").unique(), on="row", how="semi")
     greedy = "greedy_lenient" if lenient else "greedy_correct"
     both = ours.join(exact, on=("row", "exemplar_set"), suffix="_exact", validate="1:1")
@@ -75,15 +76,16 @@ def differences(probes: pl.DataFrame, exact: pl.DataFrame, *, samples: int, leni
     }
 
 
-def format_differences(found: dict[str, Any]) -> str:
-    """The counts in a line."""
+def format_differences(counts: dict[str, Any]) -> str:
+    """Format the counts of `compare_precision` as one line."""
     return (
-        f"{found['dtype']} against float32: of {found['greedy_compared']:,} greedy decisions on {found['rows']:,} rows "
-        f"{found['greedy_differ']:,} differ, and {found['categories_differ']:,} of these rows' categories"
+        f"{counts['dtype']} against float32: of {counts['greedy_compared']:,} greedy decisions on "
+        f"{counts['rows']:,} rows {counts['greedy_differ']:,} differ, and {counts['categories_differ']:,} of these "
+        "rows' categories"
     )
 
 
-def _spaced(count: int, most: int) -> list[int]:
-    """At most `most` places of `count`, evenly spaced."""
+def _evenly_spaced(count: int, most: int) -> list[int]:
+    """Return at most `most` evenly spaced indices below `count`."""
     many = min(count, most)
     return [(2 * at + 1) * count // (2 * many) for at in range(many)]

@@ -1,10 +1,11 @@
-"""An audit on Ray Data: actors that hold the model probe whole chunks, by the same function as one process does.
+"""The executor of an audit on Ray Data: actors that hold the model probe whole chunks with the same function as one
+process does.
 
-    driver   reads the input, draws exemplars (no weights), writes every chunk to the run folder as it comes
-    worker   loads the model once, computes with a fixed number of threads, gives chunks back in any order
+    driver   reads the input, draws exemplars (no weights), writes every chunk to the run folder when it arrives
+    worker   loads the model once, computes with a fixed number of threads, returns chunks in any order
 
-A chunk is a row of the data set: its number and its rows as Arrow. Ray starts a worker that is lost again and has its
-chunk done again; what Ray cannot heal ends a round, and the next one does the chunks that have not come back.
+A chunk is a row of the Ray dataset: its number and its rows as Arrow. Ray restarts a worker that is lost and computes
+its chunk again. A failure that Ray cannot repair ends a round; the next round computes the chunks that are missing.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from foreknow.progress import say
 from foreknow.prompts.prompt_template import Prompter
 from foreknow.settings import settings_of
 from foreknow.stages.audit import precision_check
-from foreknow.stages.audit.chunks import COST, one_by_one, scored
+from foreknow.stages.audit.chunks import COST, probe_chunks, score_long_answers
 from foreknow.stages.audit.executor import AuditInputs, ChunkResult, NumberedChunks, PromptPlan
 from foreknow.stages.audit.precision_check import sample
 from foreknow.stages.audit.setup import build_prompt_plan, open_prober, print_choices, protocol_of
@@ -41,33 +42,33 @@ from foreknow.version import __version__
 T = TypeVar("T")
 Kind = Literal["probes", "long"]
 BEHIND: Final = 2
-"""Chunks a worker has at hand: the one it computes and the next."""
+"""Chunks that a worker holds at once: the one it computes and the next."""
 
 
 class Task(NamedTuple):
-    """All that a worker is given, as plain values. `draw`: without its rows, which come chunk by chunk."""
+    """Everything that a worker receives, as plain values. `plan` has no rows; they arrive chunk by chunk."""
 
     kind: Kind
     settings: dict[str, Any]
-    draw: PromptPlan
+    plan: PromptPlan
     fingerprint: str
     threads: int
     version: str
 
 
 class RayExecutor:
-    """Has a cluster's workers do an audit's work. No weights are read in this process."""
+    """Has a cluster's workers do an audit's work. This process reads no weights."""
 
-    def __init__(self, config: AuditConfig, given: AuditInputs, identity: dict[str, Any], cluster: Cluster):
+    def __init__(self, config: AuditConfig, inputs: AuditInputs, identity: dict[str, Any], cluster: Cluster):
         self.cluster, self.worker_spec = cluster, cluster.worker_spec(identity["device"])
         self.dtype, self.fingerprint = identity["dtype"], identity["model"]
-        found = resolve(config.model, trust_remote_code=config.trust_remote_code, base=config.base)
-        tokenizer = loading.load_tokenizer(found, config.trust_remote_code)
-        positions = loading.max_positions(found, config.trust_remote_code)
-        self.model: dict[str, Any] = found.summary
-        self.plan = build_prompt_plan(config, given, tokenizer, positions)
+        resolved_model = resolve(config.model, trust_remote_code=config.trust_remote_code, base=config.base)
+        tokenizer = loading.load_tokenizer(resolved_model, config.trust_remote_code)
+        positions = loading.max_positions(resolved_model, config.trust_remote_code)
+        self.model: dict[str, Any] = resolved_model.summary
+        self.plan = build_prompt_plan(config, inputs, tokenizer, positions)
         prompter = Prompter(tokenizer, self.plan.template, config.chat_template, config.bos)
-        print_choices(given, self.plan, prompter)
+        print_choices(inputs, self.plan, prompter)
         cluster.start()
         say(
             f"Ray {cluster.version}: {self.worker_spec}, on "
@@ -81,7 +82,7 @@ class RayExecutor:
         self.checked: dict[str, Any] = {}
 
     def probe(self, chunks: NumberedChunks) -> Iterator[ChunkResult]:
-        """Probe numbered chunks; each comes back as a worker finishes it."""
+        """Probe numbered chunks; yield each result when a worker finishes it."""
         some = limit_workers(self.worker_spec, len(chunks), "chunk")
         by = {"workers": some.workers, "ray": self.cluster.version}
         for number, (probes, answers, cost) in self._parts("probes", some, chunks):
@@ -89,7 +90,7 @@ class RayExecutor:
             yield ChunkResult(number, Chunk(probes, answers), cost.with_columns(whose))
 
     def score(self, chunks: NumberedChunks) -> Iterator[tuple[int, pl.DataFrame]]:
-        """Score numbered rows with long answers; each comes back as a worker finishes it."""
+        """Score numbered rows with long answers; yield each part when a worker finishes it."""
         for number, (lines,) in self._parts(
             "long", limit_workers(self.worker_spec, len(chunks), "long-answer chunk"), chunks
         ):
@@ -101,26 +102,26 @@ class RayExecutor:
             return None
         few = self.bare._replace(rows=sample(self.plan.rows))
         ours = probes.join(few.rows.select("row"), on="row", how="semi")
-        return self._once(partial(_compare, fingerprint=self.fingerprint, draw=few, probes=ours, dtype=self.dtype))
+        return self._once(partial(_compare, fingerprint=self.fingerprint, plan=few, probes=ours, dtype=self.dtype))
 
     def fluency(self) -> dict[str, Any]:
-        """Tell whether the model speaks, as the first worker measured it."""
+        """Return the model's fluency as the first worker measured it."""
         if not self.checked:  # every chunk was finished before, so no worker has loaded the model
             self.checked["fluency"] = self._once(partial(_fluency, fingerprint=self.fingerprint))
         return cast("dict[str, Any]", self.checked["fluency"])
 
     def _once(self, work: Callable[[AuditConfig], T]) -> T:
-        """What `work` returns in a process of the cluster; what it says there is said here."""
+        """Run `work` in a process of the cluster, print here what it prints there, and return its result."""
         task = self.cluster.ray.remote(_once).options(
             num_cpus=self.worker_spec.threads, num_gpus=int(self.worker_spec.gpu)
         )
         try:
-            lines, found = self.cluster.ray.get(task.remote(work, self.settings, self.worker_spec.threads))
+            lines, result = self.cluster.ray.get(task.remote(work, self.settings, self.worker_spec.threads))
         except self.cluster.ray.exceptions.RayError as error:
             raise as_foreknow_error(error) from None
         for line in lines:
             say(line)
-        return cast("T", found)
+        return cast("T", result)
 
     def _parts(self, kind: Kind, some: WorkerSpec, chunks: NumberedChunks) -> Iterator[tuple[int, list[pl.DataFrame]]]:
         task = Task(kind, self.settings, self.bare, self.fingerprint, some.threads, __version__)
@@ -128,84 +129,89 @@ class RayExecutor:
 
 
 def _once(work: Callable[[AuditConfig], T], settings: dict[str, Any], threads: int) -> tuple[list[str], T]:
-    """`work` in a process of the cluster: what it says, and what it returns."""
+    """Run `work` in this process of the cluster, and return the lines it prints and its result."""
     import torch
 
     torch.set_num_threads(threads)
     lines = io.StringIO()
     with contextlib.redirect_stderr(lines):
-        found = work(settings_of(AuditConfig, settings))
-    return lines.getvalue().splitlines(), found
+        result = work(settings_of(AuditConfig, settings))
+    return lines.getvalue().splitlines(), result
 
 
 def _compare(
-    config: AuditConfig, *, fingerprint: str, draw: PromptPlan, probes: pl.DataFrame, dtype: str
+    config: AuditConfig, *, fingerprint: str, plan: PromptPlan, probes: pl.DataFrame, dtype: str
 ) -> dict[str, Any] | None:
-    """`precision_check.compare_precision` of the model with this fingerprint."""
-    found = resolve(config.model, trust_remote_code=config.trust_remote_code, base=config.base)
-    _check_same(config, found.fingerprint, fingerprint)
-    return precision_check.compare_precision(config, draw, probes, dtype)
+    """Run `precision_check.compare_precision` for the model with this fingerprint. Raises ModelError for other
+    files."""
+    resolved_model = resolve(config.model, trust_remote_code=config.trust_remote_code, base=config.base)
+    _check_same(config, resolved_model.fingerprint, fingerprint)
+    return precision_check.compare_precision(config, plan, probes, dtype)
 
 
 def _fluency(config: AuditConfig, *, fingerprint: str) -> dict[str, Any]:
-    """Whether the model with this fingerprint speaks (`Fluency.summary`)."""
-    return check_fluency(_loaded(config, fingerprint), say).summary
+    """Measure how fluent the model with this fingerprint is (`Fluency.summary`). Raises ModelError for other files."""
+    return check_fluency(_load_checked(config, fingerprint), say).summary
 
 
-def _loaded(config: AuditConfig, fingerprint: str) -> loading.Loaded:
-    """The model, from the files of the node that this runs on. Raises ModelError where they are not the driver's."""
+def _load_checked(config: AuditConfig, fingerprint: str) -> loading.Loaded:
+    """Load the model from the files of this node. Raises ModelError if they are not the same as the driver's."""
     loaded = loading.load_from_settings(config)
     _check_same(config, loaded.fingerprint, fingerprint)
     return loaded
 
 
-def _check_same(config: AuditConfig, found: str, expected: str) -> None:
-    if found != expected:
+def _check_same(config: AuditConfig, fingerprint: str, expected: str) -> None:
+    if fingerprint != expected:
         raise ModelError(
-            f"--model {config.model}: found other files on a node of the Ray cluster ({found[:19]}, expected "
+            f"--model {config.model}: found other files on a node of the Ray cluster ({fingerprint[:19]}, expected "
             f"{expected[:19]}); copy the model's files to every node, or name a folder that all of them read"
         )
 
 
 def _parts(
-    cluster: Cluster, spec: WorkerSpec, task: Task, left: dict[int, pl.DataFrame], checked: dict[str, Any]
+    cluster: Cluster, spec: WorkerSpec, task: Task, remaining: dict[int, pl.DataFrame], checked: dict[str, Any]
 ) -> Iterator[tuple[int, list[pl.DataFrame]]]:
-    """Each part's number and frames, once, in any order. Raises a worker's error, and ResourceError where none stay.
+    """Yield each part's number and frames once, in any order.
 
-    `checked` takes the first worker's `fluency` of the model.
+    `checked`: receives the first worker's `fluency` of the model. Raises a worker's error, and ResourceError if no
+    worker stays alive.
     """
-    heard: set[str] = set()
+    printed_lines: set[str] = set()
     idle = 0
-    while left:
-        before = len(left)
-        why: Exception = ResourceError("Ray Data ended before every chunk had come back")
+    while remaining:
+        before = len(remaining)
+        failure: Exception = ResourceError("Ray Data ended before every chunk had come back")
         try:
-            for found in _round(cluster, spec, task, left):
-                for line in (found["said"] or "").splitlines():
-                    if line not in heard:
+            for part in _round(cluster, spec, task, remaining):
+                for line in (part["said"] or "").splitlines():
+                    if line not in printed_lines:
                         say(line)
-                    heard.add(line)
-                if found["failed"]:
-                    raise error_from_dict(found["failed"])
-                checked.setdefault("fluency", json.loads(found["fluency"]))
-                if left.pop(found["number"], None) is not None:
-                    yield found["number"], [pl.read_ipc(frame) for frame in found["frames"]]
+                    printed_lines.add(line)
+                if part["failed"]:
+                    raise error_from_dict(part["failed"])
+                checked.setdefault("fluency", json.loads(part["fluency"]))
+                if remaining.pop(part["number"], None) is not None:
+                    yield part["number"], [pl.read_ipc(frame) for frame in part["frames"]]
         except cluster.ray.exceptions.RayError as error:
-            why = as_foreknow_error(error)
-        if not left:
+            failure = as_foreknow_error(error)
+        if not remaining:
             return
-        idle = 0 if len(left) < before else idle + 1
-        if idle == TRIES or not isinstance(why, ResourceError):
-            raise why
+        idle = 0 if len(remaining) < before else idle + 1
+        if idle == TRIES or not isinstance(failure, ResourceError):
+            raise failure
         spec = fit_workers(spec, cluster.nodes())
         say(
-            f"{first_line(why).partition('; what is finished')[0]}: going on with {spec}, {len(left):,} chunks are left"
+            f"{first_line(failure).partition('; what is finished')[0]}: going on with {spec}, "
+            f"{len(remaining):,} chunks are left"
         )
 
 
 def _round(cluster: Cluster, spec: WorkerSpec, task: Task, left: dict[int, pl.DataFrame]) -> Iterator[dict[str, Any]]:
-    """One execution of Ray Data over what is left. What comes back is handed on at once; Ray Data stops reading ahead
-    where it is not taken."""
+    """Execute Ray Data once over the remaining parts, and yield each result when it arrives.
+
+    Ray Data stops reading ahead while the caller does not consume results.
+    """
     import pyarrow as pa  # type: ignore[import-untyped]
     import ray.data
 
@@ -215,7 +221,7 @@ def _round(cluster: Cluster, spec: WorkerSpec, task: Task, left: dict[int, pl.Da
     data = ray.data.from_arrow_refs(held)
     data.context.enable_progress_bars = False
     data.context.print_on_execution_start = False
-    data.context.execution_no_progress_timeout_s = -1  # a chunk may take as long as it takes
+    data.context.execution_no_progress_timeout_s = -1  # a chunk may take any time
     workers = min(spec.workers, len(left))
     done = data.map_batches(
         Worker,
@@ -233,10 +239,10 @@ def _round(cluster: Cluster, spec: WorkerSpec, task: Task, left: dict[int, pl.Da
 
 
 class Worker:
-    """An actor of Ray Data: loads the model once, then does a part of the work at each call.
+    """An actor of Ray Data that loads the model once and computes one part of the work at each call.
 
-    An error is given back as plain values, so that the driver raises it as it was; only what ends the process is
-    left to Ray.
+    It returns an error as plain values, so that the driver can raise the same error. Ray handles only what ends the
+    process.
     """
 
     def __init__(self, task: Task, registry: Any):
@@ -245,28 +251,28 @@ class Worker:
         self.registry, self.name = registry, ray.get_runtime_context().get_actor_id()
         self.failed: dict[str, str] | None = None
         self.fluency: dict[str, Any] = {}
-        self.said = io.StringIO()
+        self.log = io.StringIO()
         arrived = ray.get(registry.arrive.remote(self.name, [ray.get_runtime_context().current_actor]))
-        self.work = self._kept(lambda: self._ready(task, arrived))
+        self.work = self._capture(lambda: self._load(task, arrived))
 
     def __call__(self, batch: Any) -> dict[str, list[Any]]:
-        """One part: a table with its number and its rows."""
+        """Compute one part. `batch`: an Arrow table with the part's number and its rows."""
         (part,) = batch.to_pylist()
         number, frames = part["number"], None
         if self.work is not None:
-            frames = self._kept(lambda: self._done(number, part["rows"]))
-        said, self.said = self.said.getvalue(), io.StringIO()
+            frames = self._capture(lambda: self._run_chunk(number, part["rows"]))
+        log, self.log = self.log.getvalue(), io.StringIO()
         fluency = json.dumps(self.fluency)
         return {
             "number": [number],
             "frames": [frames],
-            "said": [said],
+            "said": [log],
             "failed": [self.failed],
             "fluency": [fluency],
         }
 
-    def _ready(self, task: Task, arrived: int) -> Callable[[int, pl.DataFrame], Sequence[pl.DataFrame]]:
-        """Load the model. Returns what does a part."""
+    def _load(self, task: Task, arrived: int) -> Callable[[int, pl.DataFrame], Sequence[pl.DataFrame]]:
+        """Load the model, and return the function that computes a part. Raises ResourceError after too many tries."""
         import torch
 
         check_version(task.version)
@@ -276,22 +282,24 @@ class Worker:
             )
         torch.set_num_threads(task.threads)
         config = settings_of(AuditConfig, task.settings)
-        loaded = _loaded(config, task.fingerprint)
+        loaded = _load_checked(config, task.fingerprint)
         self.fluency = check_fluency(loaded, say).summary
         if task.kind == "long":
-            prompter = Prompter(loaded.tokenizer, task.draw.template, config.chat_template, config.bos)
+            prompter = Prompter(loaded.tokenizer, task.plan.template, config.chat_template, config.bos)
             tokens = int(config.batch_tokens or 2048)
-            return lambda number, rows: [lines for _, lines in scored(loaded, prompter, [(number, rows)], tokens)]
+            return lambda number, rows: [
+                lines for _, lines in score_long_answers(loaded, prompter, [(number, rows)], tokens)
+            ]
         self.open = contextlib.ExitStack()
-        found = self.open.enter_context(open_prober(config, loaded, task.draw))
+        probing = self.open.enter_context(open_prober(config, loaded, task.plan))
 
-        def probed(number: int, rows: pl.DataFrame) -> Sequence[pl.DataFrame]:
-            (done,) = one_by_one(found, [(number, rows)])
+        def probe(number: int, rows: pl.DataFrame) -> Sequence[pl.DataFrame]:
+            (done,) = probe_chunks(probing, [(number, rows)])
             return (*done.chunk, done.cost)
 
-        return probed
+        return probe
 
-    def _done(self, number: int, rows: bytes) -> list[bytes]:
+    def _run_chunk(self, number: int, rows: bytes) -> list[bytes]:
         import ray
 
         assert self.work is not None
@@ -302,9 +310,9 @@ class Worker:
             )
         return [_bytes(frame) for frame in self.work(number, pl.read_ipc(rows))]
 
-    def _kept(self, do: Callable[[], T]) -> T | None:
-        """What `do` returns; an error is kept for the driver, and so is what is said."""
-        with contextlib.redirect_stderr(self.said):
+    def _capture(self, do: Callable[[], T]) -> T | None:
+        """Return what `do` returns, or None after an error. The error and printed lines are stored for the driver."""
+        with contextlib.redirect_stderr(self.log):
             try:
                 return do()
             except Exception as error:

@@ -1,4 +1,4 @@
-"""A finished audit taken up again: the same model, prompts and exemplars, from its folder alone."""
+"""Load a finished audit's model, prompts and exemplars again from its folder alone, to ask the model more."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ COLUMNS = ("row", "group", "question", "answers", "subject", "category", "flags"
 
 @dataclass(frozen=True)
 class ReloadedAudit:
-    """An audit ready to be asked more. `engine` makes one for any sampling; the model is attached until the end.
+    """A reloaded audit. `engine` builds an engine for any sampling; the model stays attached until the context ends.
 
-    `exemplars` have no subjects and no reserve: what stood in for a row's own fact is told by `probes`.
+    `exemplars` have no subjects and no reserve; the audit's `probes` say which exemplars replaced a row's own fact.
     """
 
     config: AuditConfig
@@ -41,19 +41,19 @@ class ReloadedAudit:
 
 
 def audit_config(audit: AuditResult) -> AuditConfig:
-    """The settings an audit was made with."""
+    """Read the settings of an audit."""
     return settings_of(AuditConfig, {}, audit.folder / "config.yaml")
 
 
 def probed_rows(audit: AuditResult) -> pl.DataFrame:
-    """Every labelled row of an audit and every short fact its rows brought, by row number (`COLUMNS`)."""
+    """Return every labelled row of an audit and every labelled short fact, sorted by row number (`COLUMNS`)."""
     parts = [audit.rows.select(COLUMNS), *([] if audit.facts is None else [audit.facts.select(COLUMNS)])]
     return pl.concat(parts).filter(pl.col("category").is_not_null()).sort("row")
 
 
 @contextmanager
 def reload_audit(audit: AuditResult) -> Iterator[ReloadedAudit]:
-    """Load the audit's model in its dtype. Raises ModelError where it is not the one audited."""
+    """Load the audit's model in its dtype. Raises ModelError if it is not the model that was audited."""
     config = audit_config(audit)
     identity = json.loads((audit.folder / "manifest.json").read_text(encoding="utf-8"))["identity"]
     loaded = loading.load_from_settings(config, dtype=identity["dtype"])
@@ -70,13 +70,13 @@ def reload_audit(audit: AuditResult) -> Iterator[ReloadedAudit]:
 
 
 def read_exemplars(audit: AuditResult) -> Exemplars:
-    """The exemplar sets of `exemplars.json`. Raises InputError where the file is missing or not whole."""
+    """Read the exemplar sets of `exemplars.json`. Raises InputError if the file is missing or incomplete."""
     path = audit.folder / "exemplars.json"
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        sets_by_group: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         groups = {
             group: GroupExemplars(tuple(tuple(Exemplar(e["question"], e["answer"], None) for e in s) for s in sets), ())
-            for group, sets in found.items()
+            for group, sets in sets_by_group.items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{path}: cannot be read as exemplar sets; run the audit again in another folder") from None
@@ -84,16 +84,19 @@ def read_exemplars(audit: AuditResult) -> Exemplars:
 
 
 def swapped_sets(probes: pl.DataFrame) -> dict[int, list[list[dict[str, Any]]]]:
-    """Rows whose own fact stands among the exemplars: what was shown in its place, set by set."""
+    """Return, for each row whose own fact is among the exemplars, the exemplars shown in its place, for each set."""
     some = probes.filter((pl.col("replaced_shots").list.len() > 0).any().over("row")).sort("row", "exemplar_set")
-    found: dict[int, list[list[dict[str, Any]]]] = {}
-    for row, shown in some.select("row", "replaced_shots").iter_rows():
-        found.setdefault(row, []).append(shown)
-    return found
+    replacements: dict[int, list[list[dict[str, Any]]]] = {}
+    for row, replaced in some.select("row", "replaced_shots").iter_rows():
+        replacements.setdefault(row, []).append(replaced)
+    return replacements
 
 
 def own_sets(group: GroupExemplars, replaced_shots: list[list[dict[str, Any]]]) -> GroupExemplars:
-    """The sets as a row saw them, from what `probes.parquet` says was put in place of its own fact, set by set."""
+    """Return the exemplar sets as a row saw them.
+
+    `replaced_shots` (`probes.parquet`): for each set, the exemplars in place of the row's own fact.
+    """
     sets = []
     for exemplars, swapped in zip(group.sets, replaced_shots, strict=True):
         filled = list(exemplars)
@@ -105,9 +108,9 @@ def own_sets(group: GroupExemplars, replaced_shots: list[list[dict[str, Any]]]) 
 
 @contextmanager
 def work_folder(audit: AuditResult, name: str, identity: dict[str, Any]) -> Iterator[RunDir]:
-    """DIR/.NAME, where finished parts wait while the audit's folder is held; `done` drops it.
+    """Open DIR/.NAME, which stores finished parts while the audit's folder is locked; `drop` removes it.
 
-    Parts of a run with other settings are thrown away: nobody was shown them.
+    Parts of a run with other settings are deleted, since no result was written from them.
     """
     with lock_run_dir(audit.folder), lock_run_dir(audit.folder / f".{name}") as folder:
         try:

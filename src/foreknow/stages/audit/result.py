@@ -1,4 +1,4 @@
-"""The result of an audit: a view of its run folder."""
+"""The result of an audit, read from its run folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from foreknow.io.run_dir import read_checked, verify
 
 @dataclass(frozen=True)
 class AuditResult:
-    """A finished audit: a view of its run folder."""
+    """A finished audit. Its properties read the files of its run folder when they are first used."""
 
     folder: Path
 
@@ -35,13 +35,13 @@ class AuditResult:
 
     @cached_property
     def chance(self) -> dict[str, Any] | None:
-        """What guessing would score (`chance_probe.summarise_chance`), where `--chance` was asked for."""
-        return _added(self.folder / "chance.json", "foreknow audit --chance")
+        """What guessing would score (`chance_probe.summarise_chance`); None if `--chance` was not used."""
+        return _read_optional(self.folder / "chance.json", "foreknow audit --chance")
 
     @cached_property
     def forecast(self) -> dict[str, Any] | None:
-        """What training on a mix of these rows would do, where `foreknow forecast` was asked."""
-        return _added(self.folder / "forecast.json", "foreknow forecast")
+        """The forecast of training on a mix of these rows; None if `foreknow forecast` was not run."""
+        return _read_optional(self.folder / "forecast.json", "foreknow forecast")
 
     @cached_property
     def probes(self) -> pl.DataFrame:
@@ -51,8 +51,8 @@ class AuditResult:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """Counts, shares, protocol, model, cost."""
-        found: dict[str, Any] = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
-        return found
+        summary: dict[str, Any] = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
+        return summary
 
     def gate(self, max_unknown: float | None) -> None:
         """Raise GateCrossed if a larger share of the labelled rows than `max_unknown` is Unknown."""
@@ -64,8 +64,8 @@ class AuditResult:
             )
 
 
-def _added(path: Path, command: str) -> dict[str, Any] | None:
-    """What `command` added to a finished audit, None where it was not asked to. Raises InputError where it changed."""
+def _read_optional(path: Path, command: str) -> dict[str, Any] | None:
+    """Read a file that `command` adds to a finished audit; None if absent. Raises InputError if it was changed."""
     try:
         return read_checked(path)
     except RunFolderError:
@@ -73,7 +73,7 @@ def _added(path: Path, command: str) -> dict[str, Any] | None:
 
 
 def open_audit(folder: str | Path) -> AuditResult:
-    """A finished audit's folder. Raises InputError where there is none, or a file of it was changed since."""
+    """Open a finished audit's folder. Raises InputError if there is none, and RunFolderError if a file was changed."""
     folder = download(folder)
     if not (folder / "manifest.json").is_file():
         raise InputError(f"{folder}: not a finished audit (no manifest.json); run foreknow audit --out {folder}")

@@ -1,11 +1,11 @@
-"""The audit: label each row of a file by what the model knows, and write the run folder.
+"""Run an audit: label each row of a file by what the model knows, and write the run folder.
 
-    setup.py   input, model, exemplars, engine
-    exact_probe.py     every row and exemplar set (or generate.py, by generation)
-    slick.py     probabilities -> categories
-    aggregate.py   rows and summary
+    setup.py         reads the input, loads the model, draws exemplars, chooses the engine
+    exact_probe.py   probes every row behind every exemplar set (or generate.py, by generation)
+    slick.py         turns probabilities into categories
+    aggregate.py     builds the frame of rows and the summary
 
-Everything that can be refused is refused before a weight is read.
+The stage refuses everything that it can refuse before it reads a weight.
 """
 
 from __future__ import annotations
@@ -29,83 +29,83 @@ from foreknow.models import loading
 from foreknow.models.resolve import resolve
 from foreknow.models.versions import library_versions
 from foreknow.progress import meter, say
-from foreknow.stages.audit.aggregate import parted, rows_frame, summarise_audit
+from foreknow.stages.audit.aggregate import rows_frame, split_rows_and_facts, summarise_audit
 from foreknow.stages.audit.chunks import COST
 from foreknow.stages.audit.executor import AuditInputs, Executor
 from foreknow.stages.audit.local_executor import open_local_executor
 from foreknow.stages.audit.page import write_page
 from foreknow.stages.audit.result import AuditResult
-from foreknow.stages.audit.server_executor import open_server_executor, server_of
+from foreknow.stages.audit.server_executor import connect_server, open_server_executor
 from foreknow.stages.audit.setup import identity_of, read_input, with_batch_sizes
 from foreknow.stages.skeleton import PreparedRun, Stage, required_out, run_stage
 from foreknow.version import __version__
 
 LABELS = ("category", "p_greedy", "p_sampled", "p_hit", "model_answer", "flags")
-"""What the annotated file gets beside its own columns."""
+"""Columns that the annotated file has in addition to its own."""
 LONG_LABELS = ("answer_tokens", "logprob", "logprob_alone", "n_facts", "unknown_facts", "facts_category")
-"""What it gets besides where rows have long answers or short facts of their own."""
+"""Further columns of the annotated file where rows have long answers or short facts of their own."""
 OUTPUTS = (
     *("config.yaml", "exemplars.json", "probes.parquet", "rows.parquet", "facts.parquet", "summary.json"),
     "annotated*",
 )
-"""What the manifest holds to a checksum."""
+"""Output files whose checksums the manifest holds."""
 LONG_ROWS = 32
-"""Rows with long answers that are scored and saved at once."""
+"""Number of rows with long answers that are scored and saved together."""
 SCORING: Final[dict[str, pl.DataType]] = {"seconds": pl.Float64()}
-"""What scoring such a part took, by the clock."""
+"""Schema of the wall-clock time that scoring one such part took."""
 
 
 def run(config: AuditConfig) -> AuditResult:
-    """Audit as `config` says and return the finished audit; an interrupted one goes on where it stopped.
+    """Run the audit that `config` describes and return its result; an interrupted audit continues where it stopped.
 
     Raises GateCrossed after everything is written, and the other errors of `foreknow.errors`.
     """
     out, address = required_out(config.out), address_of(config.model)
     if address is not None:
         _check_server_settings(config)
-    given = read_input(config)
+    inputs = read_input(config)
 
     def prepare(folder: RunDir) -> AbstractContextManager[PreparedRun]:
-        return _prepare(config, given) if address is None else _prepare_at_server(config, given, address, folder)
+        return _prepare(config, inputs) if address is None else _prepare_at_server(config, inputs, address, folder)
 
     audit = run_stage(Stage("audit", prepare, AuditResult, write_page), out)
-    if config.chance:  # takes the folder itself
-        from foreknow.stages.audit.chance_probe import chance_of  # keeps torch out
+    if config.chance:  # locks the folder itself
+        from foreknow.stages.audit.chance_probe import compute_chance  # keeps torch out
 
-        chance_of(audit)
+        compute_chance(audit)
         write_page(audit)
     audit.gate(config.max_unknown)
     return audit
 
 
 @contextmanager
-def _prepare(config: AuditConfig, given: AuditInputs) -> Iterator[PreparedRun]:
-    """An audit of a model whose weights are read, here or by the workers of a cluster."""
+def _prepare(config: AuditConfig, inputs: AuditInputs) -> Iterator[PreparedRun]:
+    """Prepare an audit whose model weights are read in this process or by the workers of a cluster."""
     with open_cluster(config) as cluster:
-        computing_on = cluster.resolve_device_dtype if cluster else loading.resolve_device_dtype
-        device, dtype = computing_on(config.device, config.dtype)
+        resolve_device_dtype = cluster.resolve_device_dtype if cluster else loading.resolve_device_dtype
+        device, dtype = resolve_device_dtype(config.device, config.dtype)
         model = resolve(config.model, say, config.trust_remote_code, base=config.base)
         config = with_batch_sizes(config, device, dtype, model.folder)
-        identity = identity_of(config, given, model.fingerprint, device, dtype)
+        identity = identity_of(config, inputs, model.fingerprint, device, dtype)
 
         def work(folder: RunDir) -> None:
-            with _open_executor(config, given, identity, cluster) as executor:
-                _compute(config, given, folder, identity, executor)
+            with _open_executor(config, inputs, identity, cluster) as executor:
+                _compute(config, inputs, folder, identity, executor)
 
         yield PreparedRun(identity, config.resolved(), work, check_complete=_repeat_warning)
 
 
 @contextmanager
 def _prepare_at_server(
-    config: AuditConfig, given: AuditInputs, address: Address, folder: RunDir
+    config: AuditConfig, inputs: AuditInputs, address: Address, folder: RunDir
 ) -> Iterator[PreparedRun]:
-    """An audit of a model that only a server has."""
-    known = (folder.manifest or read_json(folder.path / ".run.json") or {}).get("identity", {}).get("model")
-    with server_of(config, given, address, known) as server:
-        identity = identity_of(config, given, server.identity, "server", "unknown")
+    """Prepare an audit of a model that only a server has."""
+    known_identity = (folder.manifest or read_json(folder.path / ".run.json") or {}).get("identity", {}).get("model")
+    with connect_server(config, inputs, address, known_identity) as server:
+        identity = identity_of(config, inputs, server.identity, "server", "unknown")
 
         def work(folder: RunDir) -> None:
-            _compute(config, given, folder, identity, open_server_executor(config, given, server))
+            _compute(config, inputs, folder, identity, open_server_executor(config, inputs, server))
 
         yield PreparedRun(identity, config.resolved(), work)
 
@@ -120,38 +120,40 @@ def _check_server_settings(config: AuditConfig) -> None:
 
 
 def _repeat_warning(folder: RunDir) -> None:
-    """Say again that the model may not speak, where the audit found so."""
+    """Repeat the audit's warning that the model may not produce fluent text, if it gave one."""
     if warning := (AuditResult(folder.path).summary["model"].get("fluency") or {}).get("warning"):
         say(f"warning: {warning}")
 
 
 def _open_executor(
-    config: AuditConfig, given: AuditInputs, identity: dict[str, Any], cluster: Cluster | None
+    config: AuditConfig, inputs: AuditInputs, identity: dict[str, Any], cluster: Cluster | None
 ) -> AbstractContextManager[Executor]:
-    """Who does the work: this process, or a cluster's."""
+    """Return the executor of this process, or of the cluster if there is one."""
     if cluster is None:
-        return open_local_executor(config, given)
+        return open_local_executor(config, inputs)
     from foreknow.stages.audit.ray_executor import RayExecutor  # keeps torch out
 
-    return nullcontext(RayExecutor(config, given, identity, cluster))
+    return nullcontext(RayExecutor(config, inputs, identity, cluster))
 
 
 def _compute(
-    config: AuditConfig, given: AuditInputs, folder: RunDir, identity: dict[str, Any], executor: Executor
+    config: AuditConfig, inputs: AuditInputs, folder: RunDir, identity: dict[str, Any], executor: Executor
 ) -> None:
     write_json(folder.path / "exemplars.json", executor.plan.exemplars.as_json())
     _run_chunks(chunks(executor.plan.rows, int(config.chunk_rows or 128)), executor, folder)
     _score_long(executor, folder)
-    _write(config, given, executor, folder, identity)
+    _write(config, inputs, executor, folder, identity)
 
 
 def _run_chunks(plan: list[pl.DataFrame], executor: Executor, folder: RunDir) -> None:
-    """Probe the chunks that are not finished."""
-    left = [n for n in range(len(plan)) if any(folder.chunk(n, part) is None for part in ("probes", "answers", "cost"))]
-    if len(left) < len(plan):
-        say(f"{len(plan) - len(left)} of {len(plan)} chunks are finished; going on")
-    with meter("probing", sum(plan[n].height for n in left)) as done:
-        for number, chunk, cost in executor.probe([(n, plan[n]) for n in left]):
+    """Probe the chunks that are not finished, and save each as it comes."""
+    unfinished = [
+        n for n in range(len(plan)) if any(folder.chunk(n, part) is None for part in ("probes", "answers", "cost"))
+    ]
+    if len(unfinished) < len(plan):
+        say(f"{len(plan) - len(unfinished)} of {len(plan)} chunks are finished; going on")
+    with meter("probing", sum(plan[n].height for n in unfinished)) as done:
+        for number, chunk, cost in executor.probe([(n, plan[n]) for n in unfinished]):
             folder.save_chunk(number, "probes", chunk.probes)
             folder.save_chunk(number, "answers", chunk.answers)
             folder.save_chunk(number, "cost", cost)
@@ -159,14 +161,14 @@ def _run_chunks(plan: list[pl.DataFrame], executor: Executor, folder: RunDir) ->
 
 
 def _score_long(executor: Executor, folder: RunDir) -> None:
-    """Score the long answers that are not scored yet."""
+    """Score the long answers that are not scored yet, and save each part as it comes."""
     parts = [executor.plan.long.slice(start, LONG_ROWS) for start in range(0, executor.plan.long.height, LONG_ROWS)]
-    left = [n for n in range(len(parts)) if folder.chunk(n, "long") is None]
-    if not left:
+    unfinished = [n for n in range(len(parts)) if folder.chunk(n, "long") is None]
+    if not unfinished:
         return
-    with meter("scoring long answers", sum(parts[n].height for n in left)) as done:
+    with meter("scoring long answers", sum(parts[n].height for n in unfinished)) as done:
         began = time.monotonic()
-        for number, frame in executor.score([(n, parts[n]) for n in left]):
+        for number, frame in executor.score([(n, parts[n]) for n in unfinished]):
             ended = time.monotonic()
             folder.save_chunk(number, "scoring", pl.DataFrame({"seconds": [ended - began]}, schema=SCORING))
             folder.save_chunk(number, "long", frame)
@@ -175,19 +177,19 @@ def _score_long(executor: Executor, folder: RunDir) -> None:
 
 
 def _write(
-    config: AuditConfig, given: AuditInputs, executor: Executor, folder: RunDir, identity: dict[str, Any]
+    config: AuditConfig, inputs: AuditInputs, executor: Executor, folder: RunDir, identity: dict[str, Any]
 ) -> None:
-    """Assemble the outputs from the finished chunks; the manifest comes last."""
+    """Assemble the outputs from the finished chunks and write them; the manifest is written last."""
     out = folder.path
     probes = folder.load_chunks("probes", slick.PROBES).sort("row", "exemplar_set")
     cost = folder.load_chunks("cost", COST)
     labelled = slick.label(
         probes, samples=config.samples, sampled=config.protocol == "sampled", lenient=config.match == "lenient"
     )
-    chosen = pl.concat([given.audited["row"], given.shorts["row"]])
+    chosen = pl.concat([inputs.rows["row"], inputs.shorts["row"]])
     audited = executor.plan.every.filter(pl.col("row").is_in(chosen.implode()))
     probed = rows_frame(audited, labelled, folder.load_chunks("answers", slick.MODEL_ANSWERS), executor.plan.exemplars)
-    rows, shorts = parted(probed, given.shorts, folder.load_chunks("long", LONG))
+    rows, shorts = split_rows_and_facts(probed, inputs.shorts, folder.load_chunks("long", LONG))
     probing = float((cost["seconds"] / cost["workers"]).sum())
     scoring = float(folder.load_chunks("scoring", SCORING)["seconds"].sum())
     engine = ", ".join(cost["engine"].unique().sort()) or "none"
@@ -198,15 +200,15 @@ def _write(
         "protocol": {**executor.protocol, "engine": engine},
         "model": {**executor.model, "fluency": executor.fluency()},
         "data": {
-            "name": given.facts.name,
-            "layout": given.facts.layout,
-            "reason": given.facts.reason,
+            "name": inputs.facts.name,
+            "layout": inputs.facts.layout,
+            "reason": inputs.facts.reason,
             "fingerprint": identity["data"],
-            "records": given.facts.records,
-            "rows_in_file": given.facts.total,
-            "left_out": dict(given.facts.left_out),
-            "thoughts": given.facts.thoughts,
-            **({"licences": given.licences} if given.licences else {}),
+            "records": inputs.facts.records,
+            "rows_in_file": inputs.facts.total,
+            "left_out": dict(inputs.facts.left_out),
+            "thoughts": inputs.facts.thoughts,
+            **({"licences": inputs.licences} if inputs.licences else {}),
         },
         "seconds": probing + scoring,
         "rows_per_second": int(cost["rows"].sum()) / probing if probing else 0.0,
@@ -218,8 +220,8 @@ def _write(
         write_frame(out / "facts.parquet", shorts)
     more = LONG_LABELS if executor.plan.long.height or not shorts.is_empty() else ()
     labels = rows.select("row", *LABELS, *more)
-    write = write_whole if given.facts.suffix else write_folder
-    write(out / f"annotated{given.facts.suffix}", lambda part: given.facts.annotate(labels, part))
+    write = write_whole if inputs.facts.suffix else write_folder
+    write(out / f"annotated{inputs.facts.suffix}", lambda part: inputs.facts.annotate(labels, part))
     write_json(out / "summary.json", summary)
     folder.finish(
         {
@@ -230,14 +232,17 @@ def _write(
             "rows": fingerprint(rows.select("row", "category", "p_greedy", "p_sampled", "p_hit")),
             "versions": library_versions(),
             "engine": engine,
-            "computed": _computed(cost),
+            "computed": _count_chunks_by_executor(cost),
             "chunks_with_halved_batches": cost.filter(pl.col("halved") > 0).height,
         },
         OUTPUTS,
     )
 
 
-def _computed(cost: pl.DataFrame) -> list[dict[str, Any]]:
-    """Each way chunks were computed in, and how many: the same bytes are promised for the same threads."""
+def _count_chunks_by_executor(cost: pl.DataFrame) -> list[dict[str, Any]]:
+    """Count the chunks by Ray version, workers and threads that computed them.
+
+    Equal bytes are promised only for equal numbers of threads.
+    """
     ways = ("ray", "workers", "threads")
     return cost.group_by(ways).agg(chunks=pl.len().cast(pl.Int64)).sort(ways, nulls_last=False).to_dicts()

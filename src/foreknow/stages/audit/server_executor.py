@@ -1,4 +1,4 @@
-"""An audit's work done by a server: the same rows, prompts, chunks and files; only the numbers come from elsewhere."""
+"""The executor of an audit that a server computes; rows, prompts, chunks and files are those of a local audit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from foreknow.models.fluency import Fluency, print_fluency
 from foreknow.progress import say
 from foreknow.prompts.prompt_template import Prompter
 from foreknow.stages.audit import setup as audit_setup
-from foreknow.stages.audit.chunks import one_by_one
+from foreknow.stages.audit.chunks import probe_chunks
 from foreknow.stages.audit.executor import AuditInputs, NumberedChunks, OpenProber, PromptPlan
 
 if TYPE_CHECKING:
@@ -26,8 +26,12 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def server_of(config: AuditConfig, given: AuditInputs, address: Address, known: object = None) -> Iterator[ServerModel]:
-    """Connect to the server that an audit asks. `known`: the server's identity as the run folder has it, if any.
+def connect_server(
+    config: AuditConfig, inputs: AuditInputs, address: Address, known_identity: object = None
+) -> Iterator[ServerModel]:
+    """Connect to the server that an audit asks.
+
+    `known_identity`: the server's identity as stored in the run folder, if any.
 
     Raises ModelError for a missing tokenizer, and what `open_server` raises.
     """
@@ -35,16 +39,16 @@ def server_of(config: AuditConfig, given: AuditInputs, address: Address, known: 
     endpoint = Endpoint(address.url, address.name, **patience)
     name = config.tokenizer or address.name
     tokenizer = load_tokenizer(name, config.trust_remote_code)
-    prompter = Prompter(tokenizer, given.template, config.chat_template, config.bos)
-    with open_server(endpoint, prompter, config.top_k, tokenizer_name=name, known=known) as server:
+    prompter = Prompter(tokenizer, inputs.template, config.chat_template, config.bos)
+    with open_server(endpoint, prompter, config.top_k, tokenizer_name=name, known=known_identity) as server:
         yield server
 
 
 @dataclass(frozen=True)
 class ServerExecutor:
-    """Has a server do an audit's work, chunk after chunk.
+    """Has a server do an audit's work, one chunk after the other.
 
-    Rows with long answers are left without a score: a server tells too little to compute one.
+    Rows with long answers get no score, because a server returns too little to compute one.
     """
 
     model: dict[str, Any]
@@ -54,8 +58,8 @@ class ServerExecutor:
     measured_fluency: Fluency
 
     def probe(self, chunks: NumberedChunks) -> Iterable[ChunkResult]:
-        """Probe numbered chunks in order; say in the end what the server answered wrongly, and how often."""
-        yield from one_by_one(self.probing, chunks)
+        """Probe numbered chunks in order; print at the end which invalid responses the server gave, and how often."""
+        yield from probe_chunks(self.probing, chunks)
         for trouble, count in sorted(getattr(getattr(self.probing.prober, "engine", None), "tally", {}).items()):
             say(f"server: {count:,} {trouble}")
 
@@ -64,20 +68,20 @@ class ServerExecutor:
         return ()
 
     def compare_precision(self, _: pl.DataFrame) -> dict[str, Any] | None:
-        """Compare nothing: in which dtype a server computes is its own affair."""
+        """Compare nothing, because the server's dtype is not known."""
         return None
 
     def fluency(self) -> dict[str, Any]:
-        """Tell whether the model speaks, as measured when the server was asked first."""
+        """Return the model's fluency as measured when the server was first asked."""
         return self.measured_fluency.summary
 
 
-def open_server_executor(config: AuditConfig, given: AuditInputs, server: ServerModel) -> ServerExecutor:
-    """Find out what the server can do. Raises ConfigError where the protocol is not one it can answer."""
-    plan = audit_setup.build_prompt_plan(config, given, server.tokenizer)
+def open_server_executor(config: AuditConfig, inputs: AuditInputs, server: ServerModel) -> ServerExecutor:
+    """Find out what the server can do, and return its executor. Raises ConfigError if it cannot serve the protocol."""
+    plan = audit_setup.build_prompt_plan(config, inputs, server.tokenizer)
     prompter = Prompter(server.tokenizer, plan.template, config.chat_template, config.bos)
     probing, reasons = _probing(config, server, prompter, plan)
-    audit_setup.print_choices(given, plan, prompter, reasons)
+    audit_setup.print_choices(inputs, plan, prompter, reasons)
     fluency = fluency_at(server, config.batch_prompts)
     print_fluency(fluency, say)
     if plan.long.height:
@@ -93,34 +97,35 @@ def open_server_executor(config: AuditConfig, given: AuditInputs, server: Server
 
 def estimate_at_server(
     config: AuditConfig,
-    given: AuditInputs,
+    inputs: AuditInputs,
     server: ServerModel,
-    measured: int = 2,
+    measured_rows: int = 2,
 ) -> dict[str, Any]:
-    """What an audit would ask of a server, from a burst of so many rows that are really asked. Writes nothing.
+    """Estimate what an audit would ask of a server, by asking it `measured_rows` rows. Writes nothing.
 
-    Returns rows, prompts, measured_rows, and what `server_model.estimate` returns, with `config.prices` the cost.
+    Returns rows, prompts, measured_rows, and what `inference.server.model.estimate` returns; with `config.prices` this
+    includes the cost.
     """
-    draw = audit_setup.build_prompt_plan(config, given, server.tokenizer)
-    prompter = Prompter(server.tokenizer, draw.template, config.chat_template, config.bos)
-    probing, _ = _probing(config, server, prompter, draw)
-    burst = draw.rows.sort(draw.rows["question"].str.len_chars()).slice(draw.rows.height // 2, measured)
+    plan = audit_setup.build_prompt_plan(config, inputs, server.tokenizer)
+    prompter = Prompter(server.tokenizer, plan.template, config.chat_template, config.bos)
+    probing, _ = _probing(config, server, prompter, plan)
+    burst = plan.rows.sort(plan.rows["question"].str.len_chars()).slice(plan.rows.height // 2, measured_rows)
     before = server.usage
     if burst.height:
         probing.prober.probe(burst)
     spent = Usage(*(now - then for now, then in zip(server.usage, before, strict=True)))
     return {
-        "rows": draw.rows.height,
-        "prompts": draw.rows.height * config.exemplar_sets,
+        "rows": plan.rows.height,
+        "prompts": plan.rows.height * config.exemplar_sets,
         "measured_rows": burst.height,
-        **estimate(spent, burst.height, draw.rows.height, config.prices),
+        **estimate(spent, burst.height, plan.rows.height, config.prices),
     }
 
 
 def _probing(
-    config: AuditConfig, server: ServerModel, prompter: Prompter, draw: PromptPlan
+    config: AuditConfig, server: ServerModel, prompter: Prompter, plan: PromptPlan
 ) -> tuple[OpenProber, list[str]]:
-    """What probes, and what was found out and chosen for it."""
+    """Return the prober for the server, and lines on what the server can do and what was chosen for it."""
     from foreknow.inference.engine import Sampling  # keeps torch out
     from foreknow.inference.exact_probe import Prober  # keeps torch out
     from foreknow.inference.generate import Sampler  # keeps torch out
@@ -128,10 +133,10 @@ def _probing(
 
     sampling = Sampling(config.temperature, config.top_k)
     settings = audit_setup.search_settings(config)
-    sampled, batch = config.protocol == "sampled", config.batch_prompts
-    engine: Any = None if sampled else server.engine(sampling, batch)
-    prober = Prober(engine, prompter, prompter.ended(server.vocabulary), draw.exemplars, settings, draw.heads)
-    if not sampled:
+    by_sampling, batch = config.protocol == "sampled", config.batch_prompts
+    engine: Any = None if by_sampling else server.engine(sampling, batch)
+    prober = Prober(engine, prompter, prompter.ended(server.vocabulary), plan.exemplars, settings, plan.heads)
+    if not by_sampling:
         return OpenProber(prober, prompter, "server", None), list(server.reasons)
     drawing = discover_drawing(server.completions, sampling)
     answers = ServerAnswers(

@@ -1,4 +1,4 @@
-"""Getting an audit ready: read the input, load the model, draw the exemplars, choose the engine, and say why."""
+"""Prepare an audit: read the input, load the model, draw the exemplars, choose the engine, and print the reasons."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from foreknow.prompts import few_shot
 from foreknow.prompts.prompt_template import PAPER, Prompter, read_template
 from foreknow.stages.audit.executor import AuditContext, AuditInputs, ChunkProber, OpenProber, PromptPlan
 from foreknow.stages.audit.filters import (
-    UNASKABLE,
-    check_any_askable,
+    CANNOT_BE_ASKED,
+    check_some_rows_usable,
     exemplar_tokens,
     flag_long_prompts,
     flag_template_faults,
@@ -42,18 +42,22 @@ if TYPE_CHECKING:
 
 
 def read_input(config: AuditConfig) -> AuditInputs:
-    """The input and what goes with it, checked."""
+    """Read and check the rows, the exemplar pool and the prompt template. Raises the errors of `foreknow.errors`."""
     template = read_template(config.prompt_template) if config.prompt_template else PAPER
-    found = read_data(config, config.limit)
-    found = replace(found, rows=with_flags(found.rows, check(found.rows).flags))
+    dataset_with_flags = read_data(config, config.limit)
+    dataset_with_flags = replace(
+        dataset_with_flags, rows=with_flags(dataset_with_flags.rows, check(dataset_with_flags.rows).flags)
+    )
     pool = (
         dataset.read_dataset(config.exemplars, turns=config.turns, null_words=config.null_words)
         if config.exemplars
         else None
     )
-    audited = found.rows.filter(pl.col("row").is_in(found.audited.implode()))
+    audited = dataset_with_flags.rows.filter(pl.col("row").is_in(dataset_with_flags.audited.implode()))
     licences = default_facts.licences() if is_packaged(config.data) else None
-    return AuditInputs(found, audited, short_rows(audited, found.total), pool, template, licences)
+    return AuditInputs(
+        dataset_with_flags, audited, short_rows(audited, dataset_with_flags.total), pool, template, licences
+    )
 
 
 _NO_IDENTITY: Final = {
@@ -75,17 +79,18 @@ _NO_IDENTITY: Final = {
     *("ray", "ray_address", "ray_workers"),
     *("timeout", "retries", "backoff", "concurrency", "per_minute", "batch_prompts", "prices", "rows"),
 }
-"""Settings that name a file whose content counts instead, or do not change a result."""
+"""Settings that are not part of an audit's identity: those that do not change a result, and those that name a file
+whose content is part of the identity instead."""
 
 
 def identity_of(
-    config: AuditConfig, given: AuditInputs, model: str | dict[str, Any], device: str, dtype: str
+    config: AuditConfig, inputs: AuditInputs, model: str | dict[str, Any], device: str, dtype: str
 ) -> dict[str, Any]:
-    """What makes two audits the same run: contents and settings, never names of files."""
+    """Return the contents and settings by which two audits count as the same run; file names do not count."""
     return {
-        "data": given.facts.digest,
-        "exemplars": None if given.pool is None else given.pool.digest,
-        "prompt_template": [given.template.instruction, given.template.shot, given.template.target],
+        "data": inputs.facts.digest,
+        "exemplars": None if inputs.pool is None else inputs.pool.digest,
+        "prompt_template": [inputs.template.instruction, inputs.template.shot, inputs.template.target],
         "model": model,
         "dtype": dtype,
         "device": device.partition(":")[0],
@@ -94,9 +99,9 @@ def identity_of(
 
 
 def with_batch_sizes(config: AuditConfig, device: str, dtype: str, folder: Path) -> AuditConfig:
-    """Fill in the batch plan: a matter of the model and the kind of device, never of free memory or load.
+    """Fill in batch sizes that depend on the model and the kind of device, but not on free memory or load.
 
-    `folder`: the model's. Where workers elsewhere have the GPUs, the plan is that of a large one.
+    `folder`: the model's folder. If workers elsewhere have the GPUs, the sizes are those for a large GPU.
     """
     sizes = memory_plan.BatchSizes(2048, 128)
     if device.startswith("cuda"):
@@ -118,38 +123,38 @@ def with_batch_sizes(config: AuditConfig, device: str, dtype: str, folder: Path)
 
 
 LARGEST_PROMPT: Final = 2**17
-"""Tokens of a prompt at most, where the model's config does not say."""
+"""Largest number of tokens in a prompt if the model's config does not give one."""
 
 
 @contextmanager
-def open_context(config: AuditConfig, given: AuditInputs) -> Iterator[AuditContext]:
-    """Load the model, draw the exemplars, choose the engine, and say why."""
+def open_context(config: AuditConfig, inputs: AuditInputs) -> Iterator[AuditContext]:
+    """Load the model, draw the exemplars, choose the engine, and print the reasons for each choice."""
     loaded = loading.load_from_settings(config)
     fluency = check_fluency(loaded, say)
     positions = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    draw = build_prompt_plan(config, given, loaded.tokenizer, positions)
-    with open_prober(config, loaded, draw) as found:
-        print_choices(given, draw, found.prompter, loaded.reasons)
-        protocol = protocol_of(config, draw, found.prompter, loaded.device, loaded.dtype)
-        yield AuditContext(loaded, found, draw, protocol, fluency)
+    plan = build_prompt_plan(config, inputs, loaded.tokenizer, positions)
+    with open_prober(config, loaded, plan) as probing:
+        print_choices(inputs, plan, probing.prompter, loaded.reasons)
+        protocol = protocol_of(config, plan, probing.prompter, loaded.device, loaded.dtype)
+        yield AuditContext(loaded, probing, plan, protocol, fluency)
 
 
-def print_choices(given: AuditInputs, draw: PromptPlan, prompter: Prompter, reasons: Sequence[str] = ()) -> None:
-    """Say what was chosen without being asked for, and why."""
+def print_choices(inputs: AuditInputs, plan: PromptPlan, prompter: Prompter, reasons: Sequence[str] = ()) -> None:
+    """Print which choices were made by default, and why."""
     for reason in (
-        given.facts.reason,
-        given.facts.first_row,
-        given.facts.row_account,
+        inputs.facts.reason,
+        inputs.facts.first_row,
+        inputs.facts.row_account,
         *reasons,
         _prompt_reason(prompter.choices),
     ):
         say(reason)
-    for reason in (draw.exemplars.reason, *draw.exemplars.notes, *prompter.notes, *draw.notes):
+    for reason in (plan.exemplars.reason, *plan.exemplars.notes, *prompter.notes, *plan.notes):
         say(reason)
 
 
-def protocol_of(config: AuditConfig, draw: PromptPlan, prompter: Prompter, device: str, dtype: str) -> dict[str, Any]:
-    """How rows are asked, for the summary; the engine is filled in from what probed them."""
+def protocol_of(config: AuditConfig, plan: PromptPlan, prompter: Prompter, device: str, dtype: str) -> dict[str, Any]:
+    """Return how rows are asked, for the summary. `engine` is None until the chunks say which engine probed them."""
     return {
         "name": config.protocol,
         **{k: getattr(config, k) for k in ("shots", "exemplar_sets", "samples", "temperature", "top_k")},
@@ -159,31 +164,37 @@ def protocol_of(config: AuditConfig, draw: PromptPlan, prompter: Prompter, devic
         "engine": None,
         "dtype": dtype,
         "device": device,
-        "exemplars": draw.exemplars.reason,
+        "exemplars": plan.exemplars.reason,
     }
 
 
 def build_prompt_plan(
-    config: AuditConfig, given: AuditInputs, tokenizer: PreTrainedTokenizerBase, positions: int | None = None
+    config: AuditConfig, inputs: AuditInputs, tokenizer: PreTrainedTokenizerBase, positions: int | None = None
 ) -> PromptPlan:
-    """Which rows are probed, behind which exemplars. Needs no weights. `positions`: tokens the model can take in."""
-    prompter = Prompter(tokenizer, given.template, config.chat_template, config.bos)
+    """Decide which rows are probed behind which exemplars; this needs no weights.
+
+    `positions`: the number of tokens that the model can take in, if known. Raises InputError if the chat template
+    lets no usable row be asked.
+    """
+    prompter = Prompter(tokenizer, inputs.template, config.chat_template, config.bos)
     most = (positions or LARGEST_PROMPT) - config.max_answer_tokens
 
-    def flagged(rows: pl.DataFrame) -> pl.DataFrame:
+    def with_length_flags(rows: pl.DataFrame) -> pl.DataFrame:
         rows = flag_long(rows, tokenizer, config.max_answer_tokens)
         rows = flag_unspellable(rows, prompter, lenient=config.match == "lenient")
         return flag_long_prompts(rows, prompter, most)
 
-    alone = flag_template_faults(given.every, prompter)
-    chosen = pl.concat([given.audited["row"], given.shorts["row"]])
-    check_any_askable(alone.rows.filter(pl.col("row").is_in(chosen.implode())), alone.first)
-    every = flagged(alone.rows)
+    without_exemplars = flag_template_faults(inputs.every, prompter)
+    chosen = pl.concat([inputs.rows["row"], inputs.shorts["row"]])
+    check_some_rows_usable(
+        without_exemplars.rows.filter(pl.col("row").is_in(chosen.implode())), without_exemplars.first
+    )
+    every = with_length_flags(without_exemplars.rows)
     audited = every.filter(pl.col("row").is_in(chosen.implode()))
-    long, unaskable = has_flag("long_answer"), has_flag(*UNASKABLE)
+    long, unaskable = has_flag("long_answer"), has_flag(*CANNOT_BE_ASKED)
     usable = audited.filter(USABLE & ~long & ~unaskable)
-    pool = None if given.pool is None else flagged(given.pool.rows)
-    found = few_shot.draw_exemplars(
+    pool = None if inputs.pool is None else with_length_flags(inputs.pool.rows)
+    exemplars = few_shot.draw_exemplars(
         every,
         sorted(usable["group"].unique()),
         shots=config.shots,
@@ -192,18 +203,18 @@ def build_prompt_plan(
         pool=pool,
         audited=usable["row"],
     )
-    shown = flag_template_faults(every, prompter, found)
-    check_any_askable(shown.rows.filter(pl.col("row").is_in(chosen.implode())), shown.first)
-    every = flag_long_prompts(shown.rows, prompter, most, exemplar_tokens(prompter, found))
+    with_exemplars = flag_template_faults(every, prompter, exemplars)
+    check_some_rows_usable(with_exemplars.rows.filter(pl.col("row").is_in(chosen.implode())), with_exemplars.first)
+    every = flag_long_prompts(with_exemplars.rows, prompter, most, exemplar_tokens(prompter, exemplars))
     fits = every.filter(~unaskable)["row"].implode()
     usable = usable.filter(pl.col("row").is_in(fits))
-    scored = audited.filter(USABLE & long & ~unaskable)
-    notes = (*alone.notes, *shown.notes)
-    return PromptPlan(given.template, found, usable, scored, common_heads(usable), every, notes)
+    long_rows = audited.filter(USABLE & long & ~unaskable)
+    notes = (*without_exemplars.notes, *with_exemplars.notes)
+    return PromptPlan(inputs.template, exemplars, usable, long_rows, common_heads(usable), every, notes)
 
 
 def search_settings(config: AuditConfig) -> ProbeSettings:
-    """What the prober is told of an audit's settings, wherever the model is."""
+    """Return the prober's settings from the audit's, wherever the model runs."""
     from foreknow.inference.exact_probe import ProbeSettings  # keeps torch out
 
     return ProbeSettings(
@@ -216,32 +227,32 @@ def search_settings(config: AuditConfig) -> ProbeSettings:
 
 
 @contextmanager
-def open_prober(config: AuditConfig, loaded: loading.Loaded, draw: PromptPlan) -> Iterator[OpenProber]:
-    """The prober of a loaded model; it says what it falls back to, and why."""
+def open_prober(config: AuditConfig, loaded: loading.Loaded, plan: PromptPlan) -> Iterator[OpenProber]:
+    """Open the prober of a loaded model; the engine choice prints what it falls back to, and why."""
     from foreknow.inference.engine import PackedEngine, Sampling  # keeps torch out
     from foreknow.inference.engine_choice import open_engine  # keeps torch out
     from foreknow.inference.exact_probe import Prober  # keeps torch out
 
-    prompter = Prompter(loaded.tokenizer, draw.template, config.chat_template, config.bos)
+    prompter = Prompter(loaded.tokenizer, plan.template, config.chat_template, config.bos)
     sampling, settings = Sampling(config.temperature, config.top_k), search_settings(config)
     with ExitStack() as stack:
         choice = stack.enter_context(open_engine(loaded, prompter, int(config.batch_tokens or 2048)))
         engine, kind = choice.engine(sampling), choice.name
         vocabulary = prompter.ended(loading.vocabulary_of(loaded))
-        prober = Prober(engine, prompter, vocabulary, draw.exemplars, settings, draw.heads)
-        taken: ChunkProber = prober
+        prober = Prober(engine, prompter, vocabulary, plan.exemplars, settings, plan.heads)
+        chunk_prober: ChunkProber = prober
         if config.protocol == "sampled":
             stack.close()
-            taken, kind = stack.enter_context(_sampler(loaded, prober, sampling, config))
-        exact = engine if kind == "packed" and isinstance(engine, PackedEngine) else None
-        yield OpenProber(taken, prompter, kind, exact)
+            chunk_prober, kind = stack.enter_context(_sampler(loaded, prober, sampling, config))
+        packed_engine = engine if kind == "packed" and isinstance(engine, PackedEngine) else None
+        yield OpenProber(chunk_prober, prompter, kind, packed_engine)
 
 
 @contextmanager
 def _sampler(
     loaded: loading.Loaded, prober: Prober, sampling: Sampling, config: AuditConfig
 ) -> Iterator[tuple[ChunkProber, str]]:
-    """What generates answers, and its name."""
+    """Open the sampler that generates answers; yield it and its name. Raises ConfigError for vLLM with an adapter."""
     from foreknow.inference.generate import Generator, Sampler, exact_head  # keeps torch out
 
     if config.generator == "vllm":
@@ -266,9 +277,9 @@ def _prompt_reason(choices: dict[str, Any]) -> str:
 
 
 def flag_long(rows: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, most: int) -> pl.DataFrame:
-    """Flag rows whose gold has more than `most` tokens: they are never silently called Unknown."""
+    """Flag rows whose gold has more than `most` tokens, so that they are not silently called Unknown."""
     golds = rows.select(GOLD.fill_null("")).to_series().to_list()
-    # a text longer than 64 characters a token is long whatever its tokens
+    # a text of more than 64 characters per allowed token is too long whatever its tokens are
     longest = most * 64
     lengths: list[int] = []
     for start in range(0, len(golds), 4096):

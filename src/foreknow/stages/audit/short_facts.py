@@ -1,6 +1,6 @@
-"""Short facts that rows with long answers bring along (a `facts` column): probed like rows, rolled up to theirs.
+"""Turn the short facts of rows with long answers (a `facts` column) into rows to probe, and count their categories.
 
-A long answer has no SliCK category: it cannot match letter by letter. The facts in it have one each. Pure.
+A long answer has no SliCK category, because it cannot match exactly. Each of the facts in it has one. Pure functions.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ from foreknow.categories import UNKNOWN
 from foreknow.data.schema import ROWS
 from foreknow.inference import slick
 
-ROLLED: dict[str, pl.DataType] = {
+FACT_COUNTS: dict[str, pl.DataType] = {
     "row": pl.Int64(),
     "n_facts": pl.Int64(),  # short facts that have a category
     "unknown_facts": pl.Float64(),  # share of them that are Unknown
     "facts_category": pl.String(),
 }
 ROLL_UP = ("none", "known", "mixed", "unknown")
-"""What a row's facts come to: it has none, all are Known, some are Unknown, all are Unknown."""
+"""The values of `facts_category`: the row has no facts, all are Known, some are Unknown, all are Unknown."""
 
 
 def short_rows(rows: pl.DataFrame, first: int) -> pl.DataFrame:
-    """The short facts of `rows` (`rows.ROWS`) as rows of their own, numbered from `first`; with `parent`, `fact`.
+    """Return the short facts of `rows` (`schema.ROWS`) as rows of their own, numbered from `first`.
 
-    A fact belongs to its parent's group. Its subject names the parent, so that no fact of the same text is
-    shown as an exemplar to another. A parent's facts with one question count once.
+    The frame has the columns of `schema.ROWS` and `parent`, `fact`. A fact belongs to its parent's group. Its subject
+    names the parent, so that no fact of the same text is an exemplar for another. A parent's facts with the same
+    question count once.
     """
     own = rows.filter(pl.col("facts").list.len() > 0)
     facts = (
@@ -50,8 +51,8 @@ def short_rows(rows: pl.DataFrame, first: int) -> pl.DataFrame:
     return numbered.select(*(pl.col(name).cast(kind) for name, kind in ROWS.items()), "parent", "fact")
 
 
-def rolled_up(rows: pl.Series, labelled: pl.DataFrame) -> pl.DataFrame:
-    """For each of `rows` (numbers) what its facts come to (`ROLLED`); `labelled`: parent, category."""
+def roll_up_facts(rows: pl.Series, labelled: pl.DataFrame) -> pl.DataFrame:
+    """Count the facts and categories of each of `rows` (row numbers) (`FACT_COUNTS`); `labelled`: parent, category."""
     counts = (
         labelled.drop_nulls("category")
         .group_by(row="parent")
@@ -67,14 +68,14 @@ def rolled_up(rows: pl.Series, labelled: pl.DataFrame) -> pl.DataFrame:
         .then(pl.lit("unknown"))
         .otherwise(pl.lit("mixed"))
     )
-    found = pl.DataFrame({"row": rows}).join(counts, on="row", how="left", maintain_order="left")
-    return found.with_columns(pl.col("n_facts").fill_null(0), facts_category=word).select(
-        *(pl.col(name).cast(kind) for name, kind in ROLLED.items())
+    joined = pl.DataFrame({"row": rows}).join(counts, on="row", how="left", maintain_order="left")
+    return joined.with_columns(pl.col("n_facts").fill_null(0), facts_category=word).select(
+        *(pl.col(name).cast(kind) for name, kind in FACT_COUNTS.items())
     )
 
 
 def summary(rolled: pl.DataFrame, shorts: pl.DataFrame) -> dict[str, Any]:
-    """Counts for `summary.json`: facts, their categories, rows by what their facts come to."""
+    """Return counts for `summary.json`: the facts, their categories, and the rows by `facts_category`."""
     counts = dict(rolled["facts_category"].value_counts().iter_rows())
     return {
         "facts": shorts.height,

@@ -279,9 +279,9 @@ def _write(
     write_frame(folder.path / "outcomes.parquet", pl.concat(outcomes))
     write_text(folder.path / "relations.csv", csv_of(plan.relations))
     if config.p_true and not (folder.path / "ptrue.parquet").is_file():
-        from foreknow.stages.audit.p_true import p_true_of  # keeps torch out
+        from foreknow.stages.audit.p_true import compute_p_true  # keeps torch out
 
-        p_true_of(AuditResult(folder.path / "audit"), folder.path / "ptrue.parquet")
+        compute_p_true(AuditResult(folder.path / "audit"), folder.path / "ptrue.parquet")
     spent = [tuned_seconds(folder.path / "runs" / one.name) for one in plan.runs if one.name not in kept]
     folder.finish(
         {
