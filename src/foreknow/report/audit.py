@@ -51,10 +51,10 @@ def render_audit(
     notes = protocol.pop("notes", [])
     groups = frame["group"].unique().sort().to_list()
     relations = audit_tables.relation_lines(frame, dict(summary.get("majority_floor") or {}), groups, seed)
-    long, brought, flagged = long_answers(frame), short_facts(frame, facts), row_flags.flag_lines(frame)
+    long, fact_summary, flagged = long_answers(frame), short_facts(frame, facts), row_flags.flag_lines(frame)
     mix = _mix(frame, relations, display(model.get("name") or "the model"), suffix_of(data.get("name")), seed)
     mostly_long = long is not None and long.rows > mix.labelled
-    long_mix = _long_mix(mix, long, brought, int(protocol.get("max_answer_tokens") or 32), flagged)
+    long_mix = _long_mix(mix, long, fact_summary, int(protocol.get("max_answer_tokens") or 32), flagged)
     # a handful of short answers in a file of long ones is counted, not analysed
     analysed = mix.labelled >= FEW_SHORT or (mix.labelled > 0 and not mostly_long)
     bins = audit_tables.probability_bins(frame) if analysed else ()
@@ -96,7 +96,7 @@ def render_audit(
         carriers=audit_tables.carriers(frame, CARRIERS_SHOWN) if show_rows else (),
         long=long,
         limit=long_mix.limit,
-        brought=brought,
+        fact_summary=fact_summary,
         accounted=row_flags.accounted(data),
         findings=row_flags.findings(flagged),
         flags=[line for line in flagged if not line.is_finding],
@@ -107,25 +107,25 @@ def render_audit(
         moved=_moved(frame),
         show_rows=show_rows,
         embedded=min(len(frame), SAMPLE_ROWS),
-        row_data=Markup(row_json(_sample(frame, long, brought, seed), probes, facts, groups, sets))
+        row_data=Markup(row_json(_sample(frame, long, fact_summary, seed), probes, facts, groups, sets))
         if show_rows
         else "",
     )
 
 
-def _chance(told: Mapping[str, Any], tries: int) -> dict[str, Any]:
+def _chance(chance: Mapping[str, Any], tries: int) -> dict[str, Any]:
     """Corrected shares, the largest relations first."""
-    hit = told["corrected"]["hit"]
+    hit = chance["corrected"]["hit"]
     lines = [{"name": name, **of} for name, of in hit["by_relation"].items()]
     lines.sort(key=lambda line: (-line["rows"], line["name"]))
-    shown = {"lines": lines[:RELATIONS_SHOWN], "note": told["note"].capitalize()}
-    return {"all": hit["overall"], "tries": tries, **shown}
+    table = {"lines": lines[:RELATIONS_SHOWN], "note": chance["note"].capitalize()}
+    return {"all": hit["overall"], "tries": tries, **table}
 
 
-def _forecast(told: Mapping[str, Any]) -> dict[str, Any]:
-    left = told["left_out"].get("test", {})
-    found = {"model": told["study"]["model"], "unknown": told["unknown"], "rmse": left.get("rmse")}
-    return {**found, "lines": told["forecast"]}
+def _forecast(forecast: Mapping[str, Any]) -> dict[str, Any]:
+    test_error = forecast["left_out"].get("test", {})
+    about = {"model": forecast["study"]["model"], "unknown": forecast["unknown"], "rmse": test_error.get("rmse")}
+    return {**about, "lines": forecast["forecast"]}
 
 
 def _mix(
@@ -151,7 +151,7 @@ def _mix(
 def _long_mix(
     mix: words.CategoryShares,
     long: LongAnswers | None,
-    brought: ShortFacts | None,
+    fact_summary: ShortFacts | None,
     limit: int,
     flagged: tuple[row_flags.FlagLine, ...],
 ) -> LongMix:
@@ -164,25 +164,25 @@ def _long_mix(
         unknown=round(mix.unknown.value * mix.labelled),
         logprob=long.logprob if long else None,
         alone=long.alone if long else None,
-        facts=brought.labelled if brought else 0,
-        bringers=brought.bringers if brought else 0,
-        unknown_facts=brought.unknown if brought else 0,
-        rolled=brought.rows if brought else {},
+        facts=fact_summary.labelled if fact_summary else 0,
+        rows_with_facts=fact_summary.rows_with_facts if fact_summary else 0,
+        unknown_facts=fact_summary.unknown if fact_summary else 0,
+        rolled=fact_summary.rows if fact_summary else {},
         flagged=any(line.is_finding for line in flagged),
         model=mix.model,
         suffix=mix.suffix,
     )
 
 
-def _sample(frame: pl.DataFrame, long: LongAnswers | None, brought: ShortFacts | None, seed: int) -> pl.DataFrame:
+def _sample(frame: pl.DataFrame, long: LongAnswers | None, fact_summary: ShortFacts | None, seed: int) -> pl.DataFrame:
     """The rows to embed: all, or a sample that has the rows which tables of the page name."""
     if len(frame) <= SAMPLE_ROWS:
         return frame
-    named = [*(h.row for h in (*long.least, *long.most)), *(w.row for w in long.words)] if long else []
-    named += [line.row for line in brought.worst] if brought else []
-    is_named = pl.col("row").is_in(named)
-    kept = frame.filter(is_named)
-    return pl.concat([kept, frame.filter(~is_named).sample(SAMPLE_ROWS - len(kept), seed=seed)]).sort("row")
+    linked_rows = [*(h.row for h in (*long.least, *long.most)), *(w.row for w in long.words)] if long else []
+    linked_rows += [line.row for line in fact_summary.worst] if fact_summary else []
+    is_linked = pl.col("row").is_in(linked_rows)
+    linked = frame.filter(is_linked)
+    return pl.concat([linked, frame.filter(~is_linked).sample(SAMPLE_ROWS - len(linked), seed=seed)]).sort("row")
 
 
 def _meanings(protocol: Mapping[str, Any], sets: int) -> dict[str, str]:

@@ -48,7 +48,7 @@ class CategoryShares:
 class AuditVerdict:
     """Two sentences, and what to keep in mind before acting on them."""
 
-    found: str
+    headline: str
     meaning: str
     cautions: tuple[str, ...]
 
@@ -106,15 +106,15 @@ def recommended(share: float) -> str:
 def verdict(mix: CategoryShares) -> AuditVerdict:
     """The two sentences and the cautions for a mix."""
     if mix.labelled == 0:
-        found = f"None of the {count(mix.rows, 'row')} could be labelled."
-        return AuditVerdict(found, f"So nothing can be said yet about what {mix.model} expresses of this file.", ())
+        headline = f"None of the {count(mix.rows, 'row')} could be labelled."
+        return AuditVerdict(headline, f"So nothing can be said yet about what {mix.model} expresses of this file.", ())
     reliably = f", {percent(mix.highly_known)} every time" if mix.known.value > 0 else ""
-    found = (
+    headline = (
         f"Of {count(mix.labelled, 'fact')}, {mix.model} expresses {percent_interval(mix.known)} under this "
         f"protocol{reliably}; {percent_interval(mix.unknown)} "
         f"{'is' if round(100 * mix.unknown.value) == 1 else 'are'} not expressed."
     )
-    return AuditVerdict(found, _meaning(mix.unknown.value), _cautions(mix))
+    return AuditVerdict(headline, _meaning(mix.unknown.value), _cautions(mix))
 
 
 def _meaning(share: float) -> str:
@@ -186,7 +186,7 @@ def options(mix: CategoryShares) -> tuple[Option, ...]:
     if mix.labelled == 0:
         return ()
     share = mix.unknown.value
-    chosen = recommended(share)
+    best = recommended(share)
     # mix refuses to write an empty file
     known = f"foreknow mix AUDIT --drop unknown --out known{mix.suffix}" if share < 1 else ""
     unknown = f"foreknow mix AUDIT --only Unknown --out unknown{mix.suffix}" if share else ""
@@ -233,8 +233,8 @@ def options(mix: CategoryShares) -> tuple[Option, ...]:
             "\n".join(filter(None, (unknown, known))),
         ),
     )
-    marked = [replace(o, why=_why(mix)) if o.key == chosen else o for o in all_options]
-    return tuple(sorted(marked, key=lambda o: not o.why))
+    cards = [replace(o, why=_why(mix)) if o.key == best else o for o in all_options]
+    return tuple(sorted(cards, key=lambda o: not o.why))
 
 
 def _why(mix: CategoryShares) -> str:
@@ -255,8 +255,8 @@ def _why(mix: CategoryShares) -> str:
             f"such shares dropping them gained {gain} after long training, and cost at most 0.8 points at "
             "the best epoch."
         )
-    left = mix.labelled - round(share * mix.labelled)
-    rest = f"only {count(left, 'Known row')} would stay" if left else "no Known row would stay"
+    known_rows = mix.labelled - round(share * mix.labelled)
+    rest = f"only {count(known_rows, 'Known row')} would stay" if known_rows else "no Known row would stay"
     return f"{here}: {rest}, and at its best epoch the study's model had taken in at most 10 % of such rows."
 
 
@@ -269,21 +269,21 @@ def _series(values: Sequence[float], share: float) -> str:
 
 def _dropping(share: float) -> str:
     """The study's accuracy with and without the Unknown rows, at the shares around this one."""
-    found = [
+    parts = [
         f"{LONG[i]} % with the Unknown rows and {v} % without them at {paper.SHARES[i]} % Unknown"
         for i in bracket(share)
         if i != 0 and (v := DROPPED_LONG[i]) is not None
     ]
-    return "; ".join(found) or f"{LONG[-1]} % on Unknown rows alone, and dropping them leaves nothing to train on"
+    return "; ".join(parts) or f"{LONG[-1]} % on Unknown rows alone, and dropping them leaves nothing to train on"
 
 
 def _fitted(share: float) -> str:
-    found = [
+    parts = [
         f"{v} % of the Unknown rows of a file with {paper.SHARES[i]} % Unknown"
         for i in bracket(share)
         if (v := paper.FITTED["Unknown"][i]) is not None
     ]
-    return _listed(found) or "at most 22 % of the Unknown rows"
+    return _listed(parts) or "at most 22 % of the Unknown rows"
 
 
 def _listed(parts: Sequence[str]) -> str:
@@ -296,5 +296,5 @@ def _range(values: Sequence[float]) -> str:
 
 
 def _some(names: Sequence[str], limit: int = 4) -> str:
-    shown = ", ".join(f"“{name}”" for name in names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+    names_text = ", ".join(f"“{name}”" for name in names[:limit])
+    return names_text if len(names) <= limit else f"{names_text} and {len(names) - limit} more"

@@ -95,7 +95,9 @@ def popularity_chart(lines: Sequence[PopularityLine], width: int) -> str:
 
 def expectation_chart(bins: Sequence[ExpectationBin], width: int) -> str:
     """Rows by how expected their long answers are: filled with the question, outlined without it."""
-    values = [{"low": b.low, "high": b.high, "asked": b.asked, "alone": b.alone, "none": 0} for b in bins]
+    values = [
+        {"low": b.low, "high": b.high, "with": b.with_question, "without": b.without_question, "none": 0} for b in bins
+    ]
     low, high = bins[0].low, bins[-1].high
     step = max(1, round((high - low) / (8 if width == WIDE else 4)))
     ticks = [k for k in range(math.ceil(low), math.floor(high) + 1) if k % step == 0]
@@ -105,14 +107,14 @@ def expectation_chart(bins: Sequence[ExpectationBin], width: int) -> str:
         x=alt.X("low:Q", scale=alt.Scale(domain=[low, high], nice=False), axis=axis, title=title), x2="high:Q"
     )
     rows = alt.Axis(tickCount=4, tickMinStep=1)
-    asked = base.mark_bar(color=FILLS[1]).encode(y=alt.Y("asked:Q", axis=rows, title="rows"), y2="none:Q")
-    alone = base.mark_bar(fillOpacity=0, stroke=INK, strokeWidth=1.5).encode(y="alone:Q", y2="none:Q")
-    return render_chart(asked + alone, width, 220)
+    with_question = base.mark_bar(color=FILLS[1]).encode(y=alt.Y("with:Q", axis=rows, title="rows"), y2="none:Q")
+    without_question = base.mark_bar(fillOpacity=0, stroke=INK, strokeWidth=1.5).encode(y="without:Q", y2="none:Q")
+    return render_chart(with_question + without_question, width, 220)
 
 
 def render_chart(chart: alt.LayerChart | alt.FacetChart, width: int, height: int) -> str:
     """Draw a chart at a fixed size and hand the colours over to the style sheet."""
-    themed = (
+    styled_chart = (
         chart.properties(
             width=width,
             height=height,
@@ -135,7 +137,7 @@ def render_chart(chart: alt.LayerChart | alt.FacetChart, width: int, height: int
             labelLimit=200,
         )
     )
-    return theme_svg(vega_process.svg(themed.to_dict(validate=False)))
+    return theme_svg(vega_process.svg(styled_chart.to_dict(validate=False)))
 
 
 def theme_svg(svg: str) -> str:

@@ -60,8 +60,8 @@ def in_sentence(text: str, start: int, end: int, most: int = SENTENCE) -> InSent
     first = max(0, start - 4 * most)
     for stop in _END.finditer(text, first, start):
         first = stop.end()
-    found = _END.search(text, end, end + 4 * most)
-    last = found.end() if found else min(len(text), end + 4 * most)
+    sentence_end = _END.search(text, end, end + 4 * most)
+    last = sentence_end.end() if sentence_end else min(len(text), end + 4 * most)
     before, after = text[first:start].lstrip(), text[end:last].rstrip()
     if len(before) > most:
         before = f"…{before[_next_blank(before, len(before) - most) :]}"
@@ -71,32 +71,34 @@ def in_sentence(text: str, start: int, end: int, most: int = SENTENCE) -> InSent
 
 
 def _disjoint(marks: Iterable[Place], length: int) -> list[Place]:
-    found: list[Place] = []
+    places: list[Place] = []
     for start, end in sorted(marks):
-        if 0 <= start < end <= length and (not found or found[-1][1] <= start):
-            found.append((start, end))
-    return found
+        if 0 <= start < end <= length and (not places or places[-1][1] <= start):
+            places.append((start, end))
+    return places
 
 
 def _windows(text: str, places: Sequence[Place]) -> list[Place]:
     """The beginning and the surroundings of each mark, joined where they meet."""
-    wanted = [(0, _last_blank(text, BEGINNING))]
+    surroundings = [(0, _last_blank(text, BEGINNING))]
     for start, end in places:
         first = max(0, start - AROUND)
-        wanted.append((min(start, _next_blank(text, first) if first else 0), max(end, _last_blank(text, end + AROUND))))
-    found: list[Place] = []
-    for start, end in sorted(wanted):
-        if found and start <= found[-1][1] + len(GAP):
-            found[-1] = (found[-1][0], max(found[-1][1], end))
+        surroundings.append(
+            (min(start, _next_blank(text, first) if first else 0), max(end, _last_blank(text, end + AROUND)))
+        )
+    windows: list[Place] = []
+    for start, end in sorted(surroundings):
+        if windows and start <= windows[-1][1] + len(GAP):
+            windows[-1] = (windows[-1][0], max(windows[-1][1], end))
         else:
-            found.append((start, end))
-    return found
+            windows.append((start, end))
+    return windows
 
 
 def _next_blank(text: str, at: int) -> int:
     """The first place from `at` on that lies between words, if it is near."""
-    found = re.compile(r"(?<=\s)").search(text, at, at + _EDGE)
-    return found.start() if found else at
+    blank = re.compile(r"(?<=\s)").search(text, at, at + _EDGE)
+    return blank.start() if blank else at
 
 
 def _last_blank(text: str, at: int) -> int:

@@ -59,8 +59,8 @@ def without_folders(text: str) -> str:
 def suffix_of(name: object) -> str:
     """The suffix of a data file's name that tells its format; .jsonl where none does."""
     known = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
-    found = [suffix for suffix in PurePath(str(name or "")).suffixes if suffix in known]
-    return found[-1] if found else ".jsonl"
+    suffixes = [suffix for suffix in PurePath(str(name or "")).suffixes if suffix in known]
+    return suffixes[-1] if suffixes else ".jsonl"
 
 
 def number(value: float | None) -> str:

@@ -23,7 +23,7 @@ MOST_BINS: Final = 16
 
 
 @dataclass(frozen=True)
-class Helped:
+class QuestionEffect:
     """A row and how much its question helps: mean log-probabilities with and without it, and their factor."""
 
     row: int
@@ -54,8 +54,8 @@ class ExpectationBin:
 
     low: float
     high: float
-    asked: int
-    alone: int
+    with_question: int
+    without_question: int
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ class LongAnswers:
     cut: int
     cut_at: int
     helps: tuple[float, float, float] | None
-    least: tuple[Helped, ...]
-    most: tuple[Helped, ...]
+    least: tuple[QuestionEffect, ...]
+    most: tuple[QuestionEffect, ...]
     bins: tuple[ExpectationBin, ...]
     words: tuple[Words, ...]
 
@@ -86,10 +86,10 @@ def long_answers(rows: pl.DataFrame) -> LongAnswers | None:
     if long.is_empty():
         return None
     scored = long.filter(pl.col("logprob").is_finite(), pl.col("logprob_alone").is_finite())
-    helped = _helped(scored)
+    effects = _question_effects(scored)
     # one token goes unscored where an answer begins its text, and no reader misses it
     cut = scored.filter(pl.col("scored_tokens") < pl.col("answer_tokens") - 1)
-    few = min(ROWS_SHOWN, len(helped) // 2)
+    few = min(ROWS_SHOWN, len(effects) // 2)
     return LongAnswers(
         rows=long.height,
         scored=scored.height,
@@ -98,9 +98,9 @@ def long_answers(rows: pl.DataFrame) -> LongAnswers | None:
         alone=_number(scored["logprob_alone"].mean()),
         cut=cut.height,
         cut_at=int(_number(cut["scored_tokens"].max()) or 0),
-        helps=(helped[0].times, _middle([h.times for h in helped]), helped[-1].times) if helped else None,
-        least=tuple(helped[:few]),
-        most=tuple(reversed(helped[len(helped) - few :])),
+        helps=(effects[0].times, _middle([e.times for e in effects]), effects[-1].times) if effects else None,
+        least=tuple(effects[:few]),
+        most=tuple(reversed(effects[len(effects) - few :])),
         bins=expectation_bins(scored),
         words=least_expected(scored),
     )
@@ -110,14 +110,14 @@ def expectation_bins(scored: pl.DataFrame) -> tuple[ExpectationBin, ...]:
     """Rows by how expected their answers are, in steps of half a doubling or more; nothing for a few rows."""
     if scored.height < FEW:
         return ()
-    asked, alone = ((scored[name] / -math.log(2)).to_list() for name in ("logprob", "logprob_alone"))
+    doublings = [(scored[name] / -math.log(2)).to_list() for name in ("logprob", "logprob_alone")]
+    low, high = min(map(min, doublings)), max(map(max, doublings))
     step = 0.5
-    while (max(*asked, *alone) // step) - (min(*asked, *alone) // step) >= MOST_BINS:
+    while high // step - low // step >= MOST_BINS:
         step *= 2
-    first, last = int(min(*asked, *alone) // step), int(max(*asked, *alone) // step)
     return tuple(
-        ExpectationBin(k * step, (k + 1) * step, *(sum(x // step == k for x in of) for of in (asked, alone)))
-        for k in range(first, last + 1)
+        ExpectationBin(k * step, (k + 1) * step, *(sum(x // step == k for x in values) for values in doublings))
+        for k in range(int(low // step), int(high // step) + 1)
     )
 
 
@@ -126,7 +126,7 @@ def least_expected(scored: pl.DataFrame, most: int = SPANS_SHOWN) -> tuple[Words
     spans = (
         scored.select("row", "answer", "spans").explode("spans", empty_as_null=True).drop_nulls("spans").unnest("spans")
     )
-    ordered = (
+    rarest = (
         spans.with_columns(whole=pl.col("logprob") * pl.col("tokens"))
         .sort("whole", "row", "start")
         .with_columns(rows=pl.col("row").n_unique().over("text"))
@@ -135,7 +135,7 @@ def least_expected(scored: pl.DataFrame, most: int = SPANS_SHOWN) -> tuple[Words
     )
     return tuple(
         Words(s["row"], s["rows"], in_sentence(s["answer"], s["start"], s["end"]), s["tokens"], s["logprob"])
-        for s in ordered.iter_rows(named=True)
+        for s in rarest.iter_rows(named=True)
     )
 
 
@@ -162,14 +162,14 @@ def factor(value: float) -> str:
     return f"{value:,.0f}" if value >= 9.95 else f"{value:.2f}" if value < 0.995 else f"{value:.1f}"
 
 
-def _helped(scored: pl.DataFrame) -> list[Helped]:
+def _question_effects(scored: pl.DataFrame) -> list[QuestionEffect]:
     """The rows by how much their question helps, least first."""
-    lines = [Helped(*line) for line in scored.select("row", "question", "logprob", "logprob_alone").iter_rows()]
+    lines = [QuestionEffect(*line) for line in scored.select("row", "question", "logprob", "logprob_alone").iter_rows()]
     return sorted(lines, key=lambda line: (line.times, line.row))
 
 
-def _middle(ordered: list[float]) -> float:
-    return math.sqrt(ordered[(len(ordered) - 1) // 2] * ordered[len(ordered) // 2])
+def _middle(values: list[float]) -> float:
+    return math.sqrt(values[(len(values) - 1) // 2] * values[len(values) // 2])
 
 
 def _number(value: object) -> float | None:

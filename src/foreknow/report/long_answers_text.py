@@ -34,7 +34,7 @@ class LongMix:
     logprob: float | None = None
     alone: float | None = None
     facts: int = 0
-    bringers: int = 0
+    rows_with_facts: int = 0
     unknown_facts: int = 0
     rolled: Mapping[str, int] = field(default_factory=dict)
     flagged: bool = False
@@ -49,16 +49,18 @@ def long_verdict(mix: LongMix) -> AuditVerdict:
 
 def _by_wording(mix: LongMix) -> AuditVerdict:
     if mix.rows == 1:
-        found = f"The one row could not be labelled: its answer has more than {mix.limit} tokens, and the"
+        headline = f"The one row could not be labelled: its answer has more than {mix.limit} tokens, and the"
     elif not mix.labelled:
         answers = "all" if mix.long == mix.rows else f"{mix.long:,}"
-        found = (
+        headline = (
             f"None of the {mix.rows:,} rows could be labelled: {answers} answers have more than {mix.limit} tokens, "
         )
-        found += "and the"
+        headline += "and the"
     else:
-        found = f"{mix.long:,} of the {mix.rows:,} answers have more than {mix.limit} tokens and get no category: the"
-    found += " categories are made for short answers, which can be matched."
+        headline = (
+            f"{mix.long:,} of the {mix.rows:,} answers have more than {mix.limit} tokens and get no category: the"
+        )
+    headline += " categories are made for short answers, which can be matched."
     if mix.logprob is None or mix.alone is None:
         meaning = "So nothing can be said yet about what these answers hold."
     else:
@@ -67,15 +69,16 @@ def _by_wording(mix: LongMix) -> AuditVerdict:
             f"gets a chance of {one_in(mix.logprob)}; without the question, {one_in(mix.alone)}. Whether {mix.model} "
             "would state their facts cannot be told from that."
         )
-    return AuditVerdict(found, meaning, _short_rows(mix))
+    return AuditVerdict(headline, meaning, _short_rows(mix))
 
 
 def _by_facts(mix: LongMix) -> AuditVerdict:
     known = mix.facts - mix.unknown_facts
-    found = (
-        f"Of {count(mix.facts, 'short fact')} that {count(mix.bringers, 'row')} {_s('bring', mix.bringers)}, "
-        f"{mix.model} expresses {known:,} ({percent(known / mix.facts)}) under this protocol; {mix.unknown_facts:,} "
-        f"({percent(mix.unknown_facts / mix.facts)}) {'is' if mix.unknown_facts == 1 else 'are'} not expressed."
+    headline = (
+        f"Of {count(mix.facts, 'short fact')} that {count(mix.rows_with_facts, 'row')} "
+        f"{_s('bring', mix.rows_with_facts)}, {mix.model} expresses {known:,} ({percent(known / mix.facts)}) "
+        f"under this protocol; {mix.unknown_facts:,} ({percent(mix.unknown_facts / mix.facts)}) "
+        f"{'is' if mix.unknown_facts == 1 else 'are'} not expressed."
     )
     of = {word: mix.rolled.get(word, 0) for word in ("known", "mixed", "unknown", "none")}
     meaning = (
@@ -94,7 +97,7 @@ def _by_facts(mix: LongMix) -> AuditVerdict:
         "The shares are as good as the facts: one whose question cannot be understood by itself is Unknown to any "
         "model. Read some of the Unknown ones first."
     )
-    return AuditVerdict(found, meaning, (*cautions, *_short_rows(mix)))
+    return AuditVerdict(headline, meaning, (*cautions, *_short_rows(mix)))
 
 
 def _short_rows(mix: LongMix) -> tuple[str, ...]:
@@ -151,8 +154,8 @@ def _with_facts(mix: LongMix) -> tuple[Option, ...]:
     drop = _step(
         "drop",
         "Leave out the rows whose facts are all Unknown",
-        f"{unknown:,} of the {count(mix.bringers, 'row')} with facts {_is(unknown)} of that kind: not one fact of "
-        f"{'its' if unknown == 1 else 'theirs'} is expressed.",
+        f"{unknown:,} of the {count(mix.rows_with_facts, 'row')} with facts {_is(unknown)} of that kind: not one fact "
+        f"of {'its' if unknown == 1 else 'theirs'} is expressed.",
         how="In the annotated file of this audit, they have facts_category unknown.",
         why=f"{here}, and these rows hold no other." if share >= MUCH_UNKNOWN else "",
     )
@@ -169,8 +172,8 @@ def _with_facts(mix: LongMix) -> tuple[Option, ...]:
         f"{count(none, 'row')} {_has(none)} none, and only the wording can be judged there.",
         command=_extract(mix),
     )
-    found = [keep, *([drop] if unknown else []), *([retrieve] if mix.unknown_facts else []), *([more] if none else [])]
-    return (*sorted(found, key=lambda step: not step.why), *_check(mix))
+    cards = [keep, *([drop] if unknown else []), *([retrieve] if mix.unknown_facts else []), *([more] if none else [])]
+    return (*sorted(cards, key=lambda step: not step.why), *_check(mix))
 
 
 def _extract(mix: LongMix) -> str:

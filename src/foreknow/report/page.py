@@ -46,20 +46,20 @@ Fact = tuple[str, str, bool]
 """Label, value, and whether the value spans lines."""
 
 
-def render(template: str, script: str = "", *, warning: str | None, **given: Any) -> str:
+def render(template: str, script: str = "", *, warning: str | None, **variables: Any) -> str:
     """A page from its template, which extends the shell. `script`: an asset that may run in it; `warning`: what stands
     before all else."""
     style, code = asset("style.css"), asset(script) if script else ""
-    found = _environment().get_template(template)
+    page_template = _environment().get_template(template)
     shell = {"csp": _policy(style, code), "style": Markup(style), "script": Markup(code), "warning": warning}
-    return found.render(**shell, **given)
+    return page_template.render(**shell, **variables)
 
 
 def facts(mapping: Mapping[str, Any], labels: Mapping[str, str] = LABELS) -> list[Fact]:
     """Whatever a section of a summary holds, but for nulls and paths of the machine; the labelled keys first."""
     keys = [k for k in labels if k in mapping] + [k for k in mapping if k not in labels]
-    shown = [(k, mapping[k]) for k in keys if k not in PRIVATE_KEYS and mapping[k] is not None]
-    return [(labels.get(k, k.replace("_", " ")), (t := plain(v)), "\n" in t) for k, v in shown]
+    items = [(k, mapping[k]) for k in keys if k not in PRIVATE_KEYS and mapping[k] is not None]
+    return [(labels.get(k, k.replace("_", " ")), (t := plain(v)), "\n" in t) for k, v in items]
 
 
 def model_facts(model: Mapping[str, Any]) -> list[Fact]:
@@ -87,9 +87,9 @@ def plain(value: object) -> str:
     return "\n".join(UNSAFE_IN_LINE.sub(" ", line) for line in text.split("\n"))
 
 
-def both(draw: Callable[..., str], *given: Any) -> tuple[Markup, Markup]:
+def both(draw: Callable[..., str], *data: Any) -> tuple[Markup, Markup]:
     """A chart for wide and for narrow screens."""
-    return Markup(draw(*given, charts.WIDE)), Markup(draw(*given, charts.NARROW))
+    return Markup(draw(*data, charts.WIDE)), Markup(draw(*data, charts.NARROW))
 
 
 def asset(name: str) -> str:

@@ -15,11 +15,9 @@ from foreknow.report.short_facts import ShortFactRow, by_parent
 from foreknow.stages.audit.short_facts import ROLL_UP
 
 
-def row_json(
-    shown: pl.DataFrame, probes: pl.DataFrame, facts: pl.DataFrame | None, groups: list[str], sets: int
-) -> str:
+def row_json(rows: pl.DataFrame, probes: pl.DataFrame, facts: pl.DataFrame | None, groups: list[str], sets: int) -> str:
     """The rows (`tables.complete`) as JSON that can stand inside a script element."""
-    flags = [line.name for line in flag_lines(shown)]
+    flags = [line.name for line in flag_lines(rows)]
     place = {name: index for index, name in enumerate(groups)}
     flag_place = {name: index for index, name in enumerate(flags)}
     first = dict(probes.filter(pl.col("exemplar_set") == 0).select("row", "greedy_correct").iter_rows())
@@ -40,7 +38,7 @@ def row_json(
             sorted(flag_place[f] for f in set(r["flags"])),
             *_more(r, own),
         ]
-        for r in shown.iter_rows(named=True)
+        for r in rows.iter_rows(named=True)
     ]
     document = {
         "categories": CATEGORIES,
@@ -72,8 +70,8 @@ def _more(r: dict[str, Any], own: dict[int, list[ShortFactRow]]) -> list[Any]:
         [clip(f.question), clip(f.answer), category.get(f.category or "", -1), clip(f.model_answer)]
         for f in own.get(r["row"], ())
     ]
-    rolled = ROLL_UP.index(r["facts_category"] or ROLL_UP[0])
-    return [long, rolled, _short(r["unknown_facts"]), facts]
+    roll_up = ROLL_UP.index(r["facts_category"] or ROLL_UP[0])
+    return [long, roll_up, _short(r["unknown_facts"]), facts]
 
 
 def _short(value: float | None) -> float | None:

@@ -103,9 +103,9 @@ def fault_lines(name: str, counts: Mapping[str, Mapping[str, Any]]) -> list[str]
 
     `counts`: by reason, how many `rows`, and the numbers of the `first` of them.
     """
-    found = []
+    lines = []
     for reason, of in counts.items():
         numbers = ", ".join(str(row) for row in of["first"]) + (", ..." if of["rows"] > len(of["first"]) else "")
         rows = f"{of['rows']:,} {'row' if of['rows'] == 1 else 'rows'}"
-        found.append(f"{name}: {rows} {FAULTS.get(reason, reason)} (row {numbers})")
-    return found
+        lines.append(f"{name}: {rows} {FAULTS.get(reason, reason)} (row {numbers})")
+    return lines

@@ -25,7 +25,7 @@ class ShortFactRow:
 
 
 @dataclass(frozen=True)
-class Bringer:
+class RowWithFacts:
     """A row, how many of its facts have a category, and those of them that are Unknown."""
 
     row: int
@@ -36,13 +36,13 @@ class Bringer:
 
 @dataclass(frozen=True)
 class ShortFacts:
-    """`facts` are brought by `bringers` rows; `counts`: those with each category; `rows`: rows by `ROLL_UP`."""
+    """`facts` are brought by `rows_with_facts` rows; `counts`: those with each category; `rows`: rows by `ROLL_UP`."""
 
     facts: int
-    bringers: int
+    rows_with_facts: int
     counts: tuple[int, ...]
     rows: Mapping[str, int]
-    worst: tuple[Bringer, ...]
+    worst: tuple[RowWithFacts, ...]
 
     @property
     def labelled(self) -> int:
@@ -64,32 +64,32 @@ def short_facts(rows: pl.DataFrame, facts: pl.DataFrame | None) -> ShortFacts | 
     """The sums, from the frame of rows (`tables.complete`) and that of facts (`Audit.facts`); None without facts."""
     if facts is None or facts.is_empty():
         return None
-    rolled = dict(rows["facts_category"].fill_null(ROLL_UP[0]).value_counts().iter_rows())
+    row_counts = dict(rows["facts_category"].fill_null(ROLL_UP[0]).value_counts().iter_rows())
     return ShortFacts(
         facts=facts.height,
-        bringers=facts["parent"].n_unique(),
+        rows_with_facts=facts["parent"].n_unique(),
         counts=tuple(int((facts["category"] == name).sum()) for name in CATEGORIES),
-        rows={word: int(rolled.get(word, 0)) for word in ROLL_UP},
+        rows={word: int(row_counts.get(word, 0)) for word in ROLL_UP},
         worst=_worst(rows, facts),
     )
 
 
 def by_parent(facts: pl.DataFrame | None) -> dict[int, list[ShortFactRow]]:
     """Each row's facts in their order."""
-    found: dict[int, list[ShortFactRow]] = {}
+    facts_by_row: dict[int, list[ShortFactRow]] = {}
     if facts is not None:
         columns = ("parent", "question", "answer", "category", "model_answer")
         for parent, *rest in facts.sort("parent", "fact").select(columns).iter_rows():
-            found.setdefault(parent, []).append(ShortFactRow(*rest))
-    return found
+            facts_by_row.setdefault(parent, []).append(ShortFactRow(*rest))
+    return facts_by_row
 
 
-def _worst(rows: pl.DataFrame, facts: pl.DataFrame) -> tuple[Bringer, ...]:
+def _worst(rows: pl.DataFrame, facts: pl.DataFrame) -> tuple[RowWithFacts, ...]:
     """The rows with the highest share of Unknown facts; of equals those with more facts."""
     order = pl.struct(-pl.col("unknown_facts"), -pl.col("n_facts"), "row")
-    found = rows.filter(pl.col("unknown_facts") > 0).sort(order).head(WORST_SHOWN)
-    own = by_parent(facts.filter(pl.col("parent").is_in(found["row"].implode())))
+    worst = rows.filter(pl.col("unknown_facts") > 0).sort(order).head(WORST_SHOWN)
+    own = by_parent(facts.filter(pl.col("parent").is_in(worst["row"].implode())))
     return tuple(
-        Bringer(row, question, n, tuple(fact for fact in own.get(row, ()) if fact.category == UNKNOWN))
-        for row, question, n in found.select("row", "question", "n_facts").iter_rows()
+        RowWithFacts(row, question, n, tuple(fact for fact in own.get(row, ()) if fact.category == UNKNOWN))
+        for row, question, n in worst.select("row", "question", "n_facts").iter_rows()
     )

@@ -40,7 +40,7 @@ def render_study(study: StudyResult, tables: Mapping[str, pl.DataFrame] | None =
     config = yaml.safe_load((study.folder / "config.yaml").read_text(encoding="utf-8")) or {}
     model = dict(study.manifest.get("model") or {"name": config.get("model")})
     name = display(model.get("name") or "this model")
-    made, missing = sections(of, study.results)
+    parts, missing = sections(of, study.results)
     return page.render(
         "study.html.j2",
         version=study.manifest.get("foreknow"),
@@ -51,7 +51,7 @@ def render_study(study: StudyResult, tables: Mapping[str, pl.DataFrame] | None =
         claims=[_claim(line) for line in of["claims"].iter_rows(named=True)],
         margin=float(config.get("margin") or 0.02),
         cautions=_cautions(study.results, of),
-        sections=made,
+        sections=parts,
         missing=missing,
         relations=study_tables.relations(study.relations),
         runs=study_tables.runs(study.results),
@@ -63,14 +63,14 @@ def render_study(study: StudyResult, tables: Mapping[str, pl.DataFrame] | None =
 
 
 class ClaimRow(NamedTuple):
-    """A line of the scorecard, in words. `shown`: which of several parts the estimate is of."""
+    """A line of the scorecard, in words. `part`: which of several parts the estimate is of."""
 
     number: int
     text: str
     contrast: str
     verdict: str
     estimate: str
-    shown: str
+    part: str
     paper: str
     p: str
     detectable: str
@@ -87,14 +87,14 @@ def _claim(line: Mapping[str, Any]) -> ClaimRow:
         estimate = points(value, line["ci_low"], line["ci_high"])
     note = _typeset(line["note"] or "")
     notes = [note] if line["verdict"] == "not tested" else [part for part in note.split("; ") if part]
-    shown = next((part.removeprefix("shown: ") for part in notes if part.startswith("shown: ")), "")
+    part_name = next((part.removeprefix("shown: ") for part in notes if part.startswith("shown: ")), "")
     return ClaimRow(
         number=number,
         text=_typeset(line["text"]),
         contrast=_typeset(line["contrast"]),
         verdict=line["verdict"],
         estimate=estimate,
-        shown=shown,
+        part=part_name,
         paper=study_text.papers(number),
         p=p_text(line["p_holm"]),
         detectable="–" if line["mde"] is None else f"{100 * line['mde']:.1f} points",
@@ -154,27 +154,27 @@ def _read(study: StudyResult, name: str) -> dict[str, Any]:
 
 
 def _cautions(results: pl.DataFrame, of: Mapping[str, pl.DataFrame]) -> list[str]:
-    found = []
+    cautions = []
     per = results.group_by("variant").agg(pl.col("seed").n_unique())["seed"]
     if len(per) and max(per) == 1:
-        found.append("One seed: no interval here says what another seed would give. Ask for more with --seeds.")
+        cautions.append("One seed: no interval here says what another seed would give. Ask for more with --seeds.")
     elif len(per) and min(per) < max(per):
-        found.append(f"Some training sets have {min(per)} seeds, others {max(per)}: contrasts use those in common.")
+        cautions.append(f"Some training sets have {min(per)} seeds, others {max(per)}: contrasts use those in common.")
     test = results.filter((pl.col("set") == "test") & (pl.col("category") == ALL))["rows"]
     if len(test) and (most := int(max(test))) < 1000:
-        found.append(f"{most:,} test rows: differences of a few points cannot be told from chance.")
+        cautions.append(f"{most:,} test rows: differences of a few points cannot be told from chance.")
     ends = results.filter((pl.col("kind") == "shares") & pl.col("early_stop") & pl.col("convergence"))
     if ends.height:
         names = ", ".join(sorted(ends["variant"].unique()))
-        found.append(f"The best epoch is the last one for {names}: longer training could still change the picture.")
+        cautions.append(f"The best epoch is the last one for {names}: longer training could still change the picture.")
     of_d = of["fitted"].filter(pl.col("trained_on") == "D")
     late = of_d.filter((pl.col("point") == LATE) & (pl.col("part") == UNKNOWN))
     if late.height and min(late["em"]) < 0.9:
-        found.append(
+        cautions.append(
             f"At CONVERGENCE only {exact(min(late['em']))} of the Unknown rows are fitted in some set: the paper "
             "trains until all are."
         )
-    return found
+    return cautions
 
 
 def _limits(results: pl.DataFrame, config: Mapping[str, Any]) -> list[str]:

@@ -105,8 +105,8 @@ def _drawn_lines(lines: Sequence[ChartLine], x: alt.X, y: alt.Y, span: float) ->
     dash = alt.StrokeDash(
         "line:N", scale=alt.Scale(domain=names, range=[list(line.dash) for line in lines]), legend=None
     )
-    given: dict[str, Any] = y.to_dict()  # type: ignore[assignment]
-    ends = {"x": x, "y": alt.Y("low:Q", title=None, axis=given["axis"], scale=given["scale"]), "y2": "high:Q"}
+    y_spec: dict[str, Any] = y.to_dict()  # type: ignore[assignment]
+    ends = {"x": x, "y": alt.Y("low:Q", title=None, axis=y_spec["axis"], scale=y_spec["scale"]), "y2": "high:Q"}
     ranged = frame.drop_nulls("low")
     bands, whiskers = ranged.filter("band"), ranged.filter(~pl.col("band"))
     layers: list[alt.Chart] = []
@@ -185,8 +185,10 @@ def intervals_chart(bars: Sequence[Bar], title: str, width: int, *, zero: bool =
     ticks = alt.Axis(labelExpr=unit, tickCount=7 if width >= WIDE else 4, titleAnchor="start")
     x = alt.X("value:Q", title=title, scale=scale, axis=ticks)
     short = {bar.label: bar.short or bar.label for bar in bars}
-    shown_as = [name if width >= WIDE else short[name] for name in order]
-    names = alt.Axis(values=list(range(len(order))), labelExpr=f"{shown_as}[datum.value]", grid=False, labelLimit=300)
+    axis_labels = [name if width >= WIDE else short[name] for name in order]
+    names = alt.Axis(
+        values=list(range(len(order))), labelExpr=f"{axis_labels}[datum.value]", grid=False, labelLimit=300
+    )
     y = alt.Y(
         "place:Q", title=None, axis=names, scale=alt.Scale(domain=[len(order) - 0.5, -0.5], nice=False, zero=False)
     )

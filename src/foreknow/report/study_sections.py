@@ -74,8 +74,8 @@ def sections(of: Tables, results: pl.DataFrame) -> tuple[list[Section], list[str
         ),
         ("refusals", "Refusing takes a share in idk.", partial(_refusals, of)),
     )
-    made = [make() for name, _, make in parts if not of[name].is_empty()]
-    return made, [wanted for name, wanted, _ in parts if of[name].is_empty()]
+    available = [make() for name, _, make in parts if not of[name].is_empty()]
+    return available, [requirement for name, requirement, _ in parts if of[name].is_empty()]
 
 
 def half(lines: Sequence[ChartLine], axes: Axes) -> Chart:
@@ -159,22 +159,22 @@ def _shares(of: Tables, name: str) -> Section:
         ("By Unknown share", study_tables.by_share(every, paper=name == "test")),
         ("By category of the rows asked", study_tables.by_category(of[file])),
     ]
-    tested = study_tables.contrasts(of["differences"], name)
-    tables += [("Every contrast, tested three ways", tested)] if tested.lines else []
+    tests = study_tables.contrasts(of["differences"], name)
+    tables += [("Every contrast, tested three ways", tests)] if tests.lines else []
     sentences = tuple(study_text.shares(of["differences"], name))
     return Section(file, title, about, sentences, tuple(charts), tuple(tables), (file, "differences"), note)
 
 
 def _by_share(every: pl.DataFrame) -> list[ChartLine]:
     """A line for D and D_Known at each point; fixed epochs of D dotted. D_Known of 0 % is D itself."""
-    found = []
+    lines = []
     for (on, point), (label, short, colour, dash) in STYLES.items():
         here = every.filter(pl.col("point") == point)
         of = here.filter(pl.col("trained_on") == on)
         if on == "D_Known" and of.height:
             of = pl.concat([here.filter((pl.col("trained_on") == "D") & (pl.col("share") == 0)), of])
         if of.height:
-            found.append(
+            lines.append(
                 ChartLine(
                     label, short, _places(of.sort("share").select("share", "em", "ci_low", "ci_high")), colour, dash
                 )
@@ -182,16 +182,16 @@ def _by_share(every: pl.DataFrame) -> list[ChartLine]:
     for point in every["point"].unique(maintain_order=True):
         of = every.filter((pl.col("trained_on") == "D") & (pl.col("point") == point)).sort("share")
         if point not in POINTS and of.height:
-            found.append(ChartLine(f"D, {point}", point, _places(of.select("share", "em")), SOFT, DOTTED))
-    return found
+            lines.append(ChartLine(f"D, {point}", point, _places(of.select("share", "em")), SOFT, DOTTED))
+    return lines
 
 
 def _theirs() -> list[ChartLine]:
-    found = []
+    lines = []
     for (on, point), series in paper.TEST_EM.items():
         label, short, colour, dash = STYLES.get((on, point), (f"{on}, {point}", point, SOFT, DOTTED))
-        found.append(ChartLine(label, short, _read_off(series), colour, dash))
-    return found
+        lines.append(ChartLine(label, short, _read_off(series), colour, dash))
+    return lines
 
 
 def _read_off(series: Sequence[float | None]) -> tuple[ChartPosition, ...]:
@@ -205,9 +205,9 @@ def _fitted(of: Tables) -> Section:
     early = table.filter(pl.col("point") == EARLY).sort("share")
     ours, theirs = [], []
     for part, colour in ((ALL_KNOWN, WITHOUT), (UNKNOWN, WITH_UNKNOWN)):
-        found = early.filter(pl.col("part") == part).select("share", "em", "ci_low", "ci_high")
-        if found.height:
-            ours.append(ChartLine(f"{part} rows", part, _places(found), colour))
+        values = early.filter(pl.col("part") == part).select("share", "em", "ci_low", "ci_high")
+        if values.height:
+            ours.append(ChartLine(f"{part} rows", part, _places(values), colour))
         theirs.append(ChartLine(f"{part} rows", part, _read_off(paper.FITTED[part]), colour))
     whole = (0.0, 1.0)
     charts = [("Here", half(ours, _share_axes(early["share"].to_list(), whole)))] if ours else []
@@ -261,8 +261,8 @@ def _single(of: Tables) -> Section:
         for line in table.filter(pl.col("category") == ALL).iter_rows(named=True)
     ]
     tables = [("By category of the rows asked, the paper below", study_tables.single(table))]
-    tested = study_tables.contrasts(of["differences"], "test", ("single category",))
-    tables += [("MaybeKnown rows against the others, tested three ways", tested)] if tested.lines else []
+    tests = study_tables.contrasts(of["differences"], "test", ("single category",))
+    tables += [("MaybeKnown rows against the others, tested three ways", tests)] if tests.lines else []
     return Section(
         "single",
         "Which rows are worth training on",
@@ -285,19 +285,19 @@ def _sweep(of: Tables, results: pl.DataFrame) -> Section:
         ("p_hit", own["setting"][0] if own.height else "", "p_hit", WITHOUT),
     ):
         # the first few rows alone say nothing
-        seen = (pl.col("score") == score) & (pl.col("setting") == setting) & (pl.col("share") >= 0.02)
-        places = _places(table.filter(seen).drop_nulls("em").sort("share").select("share", "em"))
+        has_share = (pl.col("score") == score) & (pl.col("setting") == setting) & (pl.col("share") >= 0.02)
+        places = _places(table.filter(has_share).drop_nulls("em").sort("share").select("share", "em"))
         if places:
             lines.append(ChartLine(label, label, places, colour, dots=False))
     crosses = _places(own.drop_nulls("em").select("share", "em"))
     variant = str(table["variant"][0])
-    trained = "the natural mix" if variant == "natural" else f"{variant}, for want of the natural mix"
+    training_set = "the natural mix" if variant == "natural" else f"{variant}, for want of the natural mix"
     return Section(
         "sweep",
         "Which score finds the rows that stay wrong",
-        f"What a score calls Unknown should be wrong after training ({trained}, at CONVERGENCE). To the right more "
-        "rows are called so; the lower the line, the better. Cross: SliCK's own label; circles: its label with fewer "
-        "exemplar sets or samples; p_hit: the same as a score.",
+        f"What a score calls Unknown should be wrong after training ({training_set}, at CONVERGENCE). To the right "
+        "more rows are called so; the lower the line, the better. Cross: SliCK's own label; circles: its label with "
+        "fewer exemplar sets or samples; p_hit: the same as a score.",
         tuple(study_text.sweep(table, results.filter(pl.col("variant") == variant)["seed"].n_unique())),
         (("", page.both(study_charts.sweep_chart, lines, crosses)),) if lines else (),
         (("SliCK's label by budget", study_tables.sweep(own)),),

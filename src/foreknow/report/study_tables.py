@@ -68,9 +68,9 @@ def curves(table: pl.DataFrame) -> TextTable:
     lines = []
     for epoch in sorted(table["epoch"].unique()):
         of = table.filter(pl.col("epoch") == epoch)
-        found = [find(of, trained_on="D", measure=measure) for measure in own]
+        values = [find(of, trained_on="D", measure=measure) for measure in own]
         control = find(of, trained_on="D_Known", measure="dev")
-        lines.append((str(epoch), *(_ranged(line) for line in (*found, control)), *(_paper(line) for line in found)))
+        lines.append((str(epoch), *(_ranged(line) for line in (*values, control)), *(_paper(line) for line in values)))
     heads = ("Epoch", "Known fitted", "Unknown fitted", "Dev EM", "D_Known: dev EM")
     return TextTable((*heads, "Paper: Known", "Paper: Unknown", "Paper: dev EM"), tuple(lines))
 
@@ -109,7 +109,7 @@ def by_category(table: pl.DataFrame) -> TextTable:
 
 def contrasts(table: pl.DataFrame, name: str, kinds: Iterable[str] = ()) -> TextTable:
     """Contrasts on a set, of these kinds or of all but single categories, by three tests."""
-    wanted = pl.col("contrast").is_in(list(kinds)) if kinds else pl.col("contrast") != "single category"
+    is_listed = pl.col("contrast").is_in(list(kinds)) if kinds else pl.col("contrast") != "single category"
     lines = [
         (
             f"{line['first']}, {at(line['first_point'])}",
@@ -118,16 +118,16 @@ def contrasts(table: pl.DataFrame, name: str, kinds: Iterable[str] = ()) -> Text
             *(p_text(line["p"]), p_text(line["parts_p"]), _seeds(line["mcnemar_p"])),
             "–" if line["paper"] is None else signed(line["paper"]),
         )
-        for line in table.filter((pl.col("set") == name) & wanted).iter_rows(named=True)
+        for line in table.filter((pl.col("set") == name) & is_listed).iter_rows(named=True)
     ]
     heads = ("From", "To", "Points (95 %)", "Rows and seeds", "The paper's test", "McNemar, by seed", "Paper, points")
     return TextTable(heads, tuple(lines), 2)
 
 
-def _seeds(told: str) -> str:
+def _seeds(text: str) -> str:
     """The smallest and the largest of "seed 0: 0.012; seed 1: 0.3"."""
-    found = [float(one.split(": ")[1]) for one in told.split("; ")]
-    low, high = min(found), max(found)
+    values = [float(one.split(": ")[1]) for one in text.split("; ")]
+    low, high = min(values), max(values)
     return f"p = {high:.2g}" if low == high and low >= 0.001 else f"{_bare(low)} to {_bare(high)}"
 
 
@@ -179,11 +179,11 @@ def _term(line: Row) -> str:
 def single(table: pl.DataFrame) -> TextTable:
     """Table 2, the paper's figures below ours."""
     lines = []
-    for (trained, point), part in table.group_by("trained", "point", maintain_order=True):
-        found = [find(part, category=category) for category in (ALL, *CATEGORIES)]
-        lines.append((str(trained), at(str(point)), *(em_text(line) for line in found)))
-        if any(line and line["paper"] is not None for line in found):
-            lines.append(("", "the paper", *(_paper(line) for line in found)))
+    for (training_set, point), part in table.group_by("trained", "point", maintain_order=True):
+        values = [find(part, category=category) for category in (ALL, *CATEGORIES)]
+        lines.append((str(training_set), at(str(point)), *(em_text(line) for line in values)))
+        if any(line and line["paper"] is not None for line in values):
+            lines.append(("", "the paper", *(_paper(line) for line in values)))
     return TextTable(("Trained on", "At", "All rows", *CATEGORIES), tuple(lines), 2)
 
 
@@ -230,8 +230,8 @@ def runs(results: pl.DataFrame) -> TextTable:
     for (variant,), part in results.group_by("variant", maintain_order=True):
         train = part.filter((pl.col("set") == "train") & (pl.col("category") == ALL) & pl.col("convergence"))
         best = sorted(part.filter("early_stop")["epoch"].unique())
-        trained = float(train["rows"].sum()) / max(train.height, 1)
+        rows_trained_on = float(train["rows"].sum()) / max(train.height, 1)
         epochs = "–" if not best else f"{best[0]}" if len(best) == 1 else f"{best[0]}–{best[-1]}"
-        told = (str(part["seed"].n_unique()), f"{part['size'][0]:,}", f"{trained:,.0f}", epochs)
-        lines.append((str(variant), *told, str(part["epoch"].max())))
+        cells = (str(part["seed"].n_unique()), f"{part['size'][0]:,}", f"{rows_trained_on:,.0f}", epochs)
+        lines.append((str(variant), *cells, str(part["epoch"].max())))
     return TextTable(("Training set", "Seeds", "|D|", "Rows trained on", "EARLY_STOP, epoch", "Epochs"), tuple(lines))

@@ -94,17 +94,17 @@ def apart(values: Sequence[float], gap: float, top: float = 1.0) -> list[float]:
     """The values moved as little as need be for neighbours to lie `gap` apart, none above `top`. Order is
     kept, and of equal ones the first lies highest."""
     order = sorted(range(len(values)), key=lambda n: (values[n], -n))
-    placed: list[float] = []
+    positions: list[float] = []
     for n in order:
-        placed.append(max(values[n], placed[-1] + gap) if placed else values[n])
+        positions.append(max(values[n], positions[-1] + gap) if positions else values[n])
     limit = top
-    for k in range(len(placed) - 1, -1, -1):
-        placed[k] = min(placed[k], limit)
-        limit = placed[k] - gap
-    found = [0.0] * len(values)
-    for n, value in zip(order, placed, strict=True):
-        found[n] = value
-    return found
+    for k in range(len(positions) - 1, -1, -1):
+        positions[k] = min(positions[k], limit)
+        limit = positions[k] - gap
+    result = [0.0] * len(values)
+    for n, value in zip(order, positions, strict=True):
+        result[n] = value
+    return result
 
 
 def _labels(curves: Sequence[Curve], last: float, wide: bool, x: alt.X, y: alt.Y) -> alt.Chart:
@@ -113,8 +113,8 @@ def _labels(curves: Sequence[Curve], last: float, wide: bool, x: alt.X, y: alt.Y
     text = [f"{c.label if wide else c.short} {100 * end:.0f} %" for c, end in zip(curves, ends, strict=True)]
     frame = {"epoch": [last] * len(curves), "share": apart(ends, LABEL), "text": text}
     chart = alt.Chart(pl.DataFrame(frame)).mark_text(align="left", dx=9, color=INK, fontSize=12.5 if wide else 11.5)
-    found: alt.Chart = chart.encode(x=x, y=y, text="text:N")
-    return found
+    labels: alt.Chart = chart.encode(x=x, y=y, text="text:N")
+    return labels
 
 
 def _rule(epoch: float, name: str, height: float, first: float, last: float, x: alt.X, y: alt.Y) -> list[alt.Chart]:
@@ -129,6 +129,6 @@ def _rule(epoch: float, name: str, height: float, first: float, last: float, x: 
 def _ticks(first: float, last: float, most: int) -> list[int]:
     """Whole epochs from the first to the last, at most so many; the last is among them."""
     every = math.ceil((last - first + 1) / most)
-    found = list(range(math.ceil(first), math.floor(last) + 1, every))
+    ticks = list(range(math.ceil(first), math.floor(last) + 1, every))
     end = math.floor(last)
-    return found if found[-1] == end else [*(tick for tick in found if end - tick > every / 2), end]
+    return ticks if ticks[-1] == end else [*(tick for tick in ticks if end - tick > every / 2), end]

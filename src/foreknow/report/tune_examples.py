@@ -48,8 +48,8 @@ def examples(run: TrainRunView, control: TrainRunView | None, limit: int = 8) ->
     )
     if control and control.last is not None and not control.outcomes.is_empty():
         same = [name for name in run.sets if run.same_rows(control, name)]
-        ended = control.outcomes.filter(pl.col("step") == control.last["step"], pl.col("set").is_in(same))
-        frame = frame.join(ended.select("set", "row", control="correct"), on=["set", "row"], how="left")
+        control_end = control.outcomes.filter(pl.col("step") == control.last["step"], pl.col("set").is_in(same))
+        frame = frame.join(control_end.select("set", "row", control="correct"), on=["set", "row"], how="left")
     else:
         frame = frame.with_columns(control=pl.lit(None, pl.Boolean))
     held, is_train = pl.col("set") != "dev", pl.col("set") == TRAIN
@@ -62,10 +62,10 @@ def examples(run: TrainRunView, control: TrainRunView | None, limit: int = 8) ->
         "won": (~is_train & (other | ~unknown) & ~then & now, False),
         "taken": (is_train & unknown & then, False),
     }
-    found = {}
+    examples_by_kind = {}
     for kind, (which, falling) in kinds.items():
         order = [held.cast(pl.Int8), pl.col("fall")]
-        picked = frame.filter(which).sort([*order, "set", "row"], descending=[True, falling, False, False]).head(limit)
-        lines = picked.select("set", "question", "answer", "category", "group", "history", "control").iter_rows()
-        found[kind] = tuple(OutcomeExample(s, q, a, c, g, tuple(h), o) for s, q, a, c, g, h, o in lines)
-    return {kind: lines for kind, lines in found.items() if lines}
+        rows = frame.filter(which).sort([*order, "set", "row"], descending=[True, falling, False, False]).head(limit)
+        lines = rows.select("set", "question", "answer", "category", "group", "history", "control").iter_rows()
+        examples_by_kind[kind] = tuple(OutcomeExample(s, q, a, c, g, tuple(h), o) for s, q, a, c, g, h, o in lines)
+    return {kind: lines for kind, lines in examples_by_kind.items() if lines}

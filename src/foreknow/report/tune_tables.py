@@ -160,7 +160,7 @@ class Fate:
         return self.early.rows < FEW
 
 
-class Turned(NamedTuple):
+class RowChanges(NamedTuple):
     """Rows of one category, or all, that changed between EARLY_STOP and CONVERGENCE, here and in the control."""
 
     category: str
@@ -228,10 +228,10 @@ def against(run: TrainRunView, control: TrainRunView, name: str) -> tuple[Paired
     lines = [(run.early, control.early), (run.last, control.last)]
     if not run.same_rows(control, name) or any(line is None for pair in lines for line in pair):
         return None
-    found = [(at(run, mine, name), at(control, theirs, name)) for mine, theirs in lines if mine and theirs]
-    if any(frame.is_empty() for pair in found for frame in pair):
+    pairs = [(at(run, mine, name), at(control, theirs, name)) for mine, theirs in lines if mine and theirs]
+    if any(frame.is_empty() for pair in pairs for frame in pair):
         return None
-    early, last = (paired(mine, theirs) for mine, theirs in found)
+    early, last = (paired(mine, theirs) for mine, theirs in pairs)
     return early, last
 
 
@@ -241,30 +241,30 @@ def fates(run: TrainRunView, control: TrainRunView | None, name: str) -> tuple[F
         return ()
     beside = control if control and run.same_rows(control, name) and control.early and control.last else None
     lines = (run.early, run.last, beside.early if beside else None, beside.last if beside else None)
-    found = []
+    fate_lines = []
     for what, category in (("kept", HIGHLY_KNOWN), ("kept", MAYBE_KNOWN), ("lost", HIGHLY_KNOWN), ("gained", UNKNOWN)):
         early, last, other_early, other_last = (count(line, name, category) if line else None for line in lines)
         if early is None or last is None:
             continue
         four = [c.rest if c and what == "lost" else c for c in (early, last, other_early, other_last)]
-        found.append(Fate(what, category, four[0] or early, four[1] or last, four[2], four[3]))
-    return tuple(found)
+        fate_lines.append(Fate(what, category, four[0] or early, four[1] or last, four[2], four[3]))
+    return tuple(fate_lines)
 
 
-def turned(run: TrainRunView, control: TrainRunView | None, name: str) -> tuple[Turned, ...]:
+def row_changes(run: TrainRunView, control: TrainRunView | None, name: str) -> tuple[RowChanges, ...]:
     """Rows of a set that turned between the two points: all, then by category where rows are known."""
     here = between(run, name)
     if here is None or run.early is None or run.last is None or run.early is run.last:
         return ()
     beside = control if control and run.same_rows(control, name) else None
     other = between(beside, name) if beside else None
-    lines = [Turned("all", here, other)]
+    lines = [RowChanges("all", here, other)]
     labelled = run.rows.filter(pl.col("set") == name, pl.col("category").is_not_null())
     for category in CATEGORIES:
         of = labelled.filter(pl.col("category") == category).select("row")
         if not of.is_empty():
             lines.append(
-                Turned(category, _within(run, name, of), _within(beside, name, of) if beside and other else None)
+                RowChanges(category, _within(run, name, of), _within(beside, name, of) if beside and other else None)
             )
     return tuple(lines)
 
@@ -290,17 +290,17 @@ def groups(run: TrainRunView, control: TrainRunView | None, name: str) -> tuple[
     beside = control.last if control and run.same_rows(control, name) else None
     parts = [_by_group(run, line, name, of) for line in (run.early, run.last)]
     other = _by_group(control, beside, name, of) if control and beside else {}
-    found = [Group(key, parts[0][key], parts[1][key], other.get(key)) for key in parts[0]]
-    return tuple(sorted(found, key=lambda g: (g.last.hits - g.early.hits, -g.early.rows, g.name)))
+    lines = [Group(key, parts[0][key], parts[1][key], other.get(key)) for key in parts[0]]
+    return tuple(sorted(lines, key=lambda g: (g.last.hits - g.early.hits, -g.early.rows, g.name)))
 
 
 def _by_group(run: TrainRunView, line: Line, name: str, of: pl.DataFrame) -> dict[str, Count]:
-    joined = of.join(at(run, line, name), on="row").group_by("group").agg(pl.col("correct").sum(), pl.len())
-    return {str(key): Count(right, rows) for key, right, rows in joined.iter_rows()}
+    counts = of.join(at(run, line, name), on="row").group_by("group").agg(pl.col("correct").sum(), pl.len())
+    return {str(key): Count(right, rows) for key, right, rows in counts.iter_rows()}
 
 
 def same_known(run: TrainRunView, control: TrainRunView) -> bool:
     """Whether the control was trained on exactly this run's Known rows (the paper's D_Known)."""
-    kept = [r.rows.filter(pl.col("set") == TRAIN, pl.col("category").is_in(KNOWN)) for r in (run, control)]
-    mine, theirs = (frame.select("question", "answer").sort("question", "answer") for frame in kept)
+    frames = [r.rows.filter(pl.col("set") == TRAIN, pl.col("category").is_in(KNOWN)) for r in (run, control)]
+    mine, theirs = (frame.select("question", "answer").sort("question", "answer") for frame in frames)
     return not mine.is_empty() and control.unknown_rows == 0 and mine.equals(theirs)

@@ -84,7 +84,7 @@ class TrainReportData:
 class TrainVerdict(NamedTuple):
     """The sentence at the top, what it rests on (a word and a sentence each), and what to keep in mind."""
 
-    found: str
+    headline: str
     points: tuple[tuple[str, str], ...]
     cautions: tuple[str, ...]
 
@@ -97,13 +97,13 @@ def p_value(p: float) -> str:
 def verdict(story: TrainReportData) -> TrainVerdict:
     """What was found, what it rests on, and what to keep in mind."""
     first = options(story)[0]
-    said = {
+    points = {
         "Training on": _training_on(story),
         "New facts": _new_facts(story),
         "Control": _beside_control(story),
         "To do": f"{first.title}. {first.why}",
     }
-    return TrainVerdict(_found(story), tuple((k, v) for k, v in said.items() if v), _cautions(story))
+    return TrainVerdict(_found(story), tuple((k, v) for k, v in points.items() if v), _cautions(story))
 
 
 def _found(story: TrainReportData) -> str:
@@ -174,38 +174,40 @@ def _beside_control(story: TrainReportData) -> str:
 
 
 def _cautions(story: TrainReportData) -> tuple[str, ...]:
-    found = []
+    cautions = []
     if not story.finished:
-        found.append(f"This run has not ended: {story.last} of {story.planned} epochs. All here may change.")
+        cautions.append(f"This run has not ended: {story.last} of {story.planned} epochs. All here may change.")
     if story.control and story.control.unknown:
-        found.append(f"The control has {count(story.control.unknown, 'Unknown row')} too: it is no control.")
+        cautions.append(f"The control has {count(story.control.unknown, 'Unknown row')} too: it is no control.")
     if story.control and story.control.differ:
-        found.append(f"The control differs in more than its rows: {'; '.join(story.control.differ)}.")
+        cautions.append(f"The control differs in more than its rows: {'; '.join(story.control.differ)}.")
     elif story.control and story.control.steps != story.steps:
-        found.append(
+        cautions.append(
             f"The control took {count(story.control.steps, 'step')}, this run {story.steps:,}: what is due to steps "
             "and what to rows cannot be told apart from these two alone."
         )
     if story.control and story.judged and story.judged.name not in story.control.courses:
-        found.append(f"The control did not watch the same rows as {story.judged.name}, so it cannot be compared there.")
+        cautions.append(
+            f"The control did not watch the same rows as {story.judged.name}, so it cannot be compared there."
+        )
     others = [epoch for epoch in story.as_good if epoch != story.best]
     dev = story.dev
     if dev and others and story.metric == "dev_em":
-        found.append(
+        cautions.append(
             f"With {count(dev.early.rows, 'dev row')}, the best epoch could as well be {_listed(others, 'or')}: their "
             "answers do not differ more than chance."
         )
     if len(story.courses) == 1 and dev:
-        found.append(
+        cautions.append(
             "No test set was watched. Dev chose the epoch, so its EM there flatters; name other rows with --test."
         )
     if story.judged and story.judged.early.rows < FEW:
         of = story.judged
-        found.append(f"{of.name} has only {count(of.early.rows, 'row')}: its shares say little.")
+        cautions.append(f"{of.name} has only {count(of.early.rows, 'row')}: its shares say little.")
     if story.ceiling < 1:
-        found.append(f"Questions with more than one gold: at most {exact(story.ceiling)} of the rows can be fitted.")
-    found.append("One run, one seed: every p speaks of these rows and this seed, not of other seeds.")
-    return tuple(found)
+        cautions.append(f"Questions with more than one gold: at most {exact(story.ceiling)} of the rows can be fitted.")
+    cautions.append("One run, one seed: every p speaks of these rows and this seed, not of other seeds.")
+    return tuple(cautions)
 
 
 _GO_ON = Option(
@@ -235,10 +237,10 @@ def options(story: TrainReportData, suffix: str = ".jsonl") -> tuple[Option, ...
         "foreknow evaluate DIR/early_stop DATA --audit AUDIT --out EVAL",
         _why_keep(story, drop, longer),
     )
-    found = [keep, longer, drop, _measure(story, suffix), _retrieve(story, suffix)]
+    cards = [keep, longer, drop, _measure(story, suffix), _retrieve(story, suffix)]
     if not story.finished:
-        found = [_GO_ON, _retrieve(story, suffix)]
-    return tuple(sorted((o for o in found if o), key=lambda o: not o.why))
+        cards = [_GO_ON, _retrieve(story, suffix)]
+    return tuple(sorted((o for o in cards if o), key=lambda o: not o.why))
 
 
 def _why_keep(story: TrainReportData, drop: Option | None, longer: Option | None) -> str:
@@ -253,8 +255,8 @@ def _why_keep(story: TrainReportData, drop: Option | None, longer: Option | None
 
 
 def _at_best(story: TrainReportData) -> str:
-    told = [f"{c.name} EM {exact_interval(c.early.interval)}" for c in story.courses[:4]]
-    return f"{', '.join(told)}." if told else ""
+    parts = [f"{c.name} EM {exact_interval(c.early.interval)}" for c in story.courses[:4]]
+    return f"{', '.join(parts)}." if parts else ""
 
 
 def _longer(story: TrainReportData) -> Option | None:
@@ -321,15 +323,15 @@ def _retrieve(story: TrainReportData, suffix: str) -> Option | None:
     if not story.unknown:
         return None
     early = story.unknown[0]
-    told = f"At the best epoch {early.hits:,} of {count(early.rows, 'Unknown training row')} are fitted"
+    evidence = f"At the best epoch {early.hits:,} of {count(early.rows, 'Unknown training row')} are fitted"
     if story.gained:
         name = story.courses[0].name
-        told += f", and {story.gained.hits:,} of {count(story.gained.rows, 'Unknown row')} of {name} are right"
+        evidence += f", and {story.gained.hits:,} of {count(story.gained.rows, 'Unknown row')} of {name} are right"
     return Option(
         "retrieve",
         "Put the Unknown facts in retrieval",
         "Look these facts up when they are asked for, rather than train them in.",
-        f"{told}.",
+        f"{evidence}.",
         "Choose it when the facts themselves must be right in the answers.",
         "",
         f"foreknow mix AUDIT --only Unknown --out unknown{suffix}",

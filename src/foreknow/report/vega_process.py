@@ -28,14 +28,14 @@ for line in sys.stdin:
 """
 
 
-class _Drawer:
+class _Renderer:
     """The process that draws: started when asked, ended after `MOST` charts, where it fails, and with this one."""
 
     def __init__(self) -> None:
         atexit.register(self._end)
         self.lock = threading.Lock()
         self.process: subprocess.Popen[str] | None = None
-        self.owner = self.drawn = 0
+        self.owner = self.chart_count = 0
 
     def svg(self, spec: Mapping[str, Any]) -> str:
         """Raises OSError or ValueError where no process can be started, or it does not answer."""
@@ -45,14 +45,14 @@ class _Drawer:
             elif self.owner != os.getpid():
                 raise OSError("this process is a fork, and the drawer answers its parent")
             try:
-                found = self._answer(json.dumps(spec))
+                chart = self._answer(json.dumps(spec))
             except BaseException:  # an interrupt too: the next one to ask would get this chart
                 self._end()
                 raise
-            self.drawn += 1
-            if self.drawn >= MOST:
+            self.chart_count += 1
+            if self.chart_count >= MOST:
                 self._end()
-            return found
+            return chart
 
     def _start(self) -> None:
         self.process = subprocess.Popen(
@@ -63,7 +63,7 @@ class _Drawer:
             encoding="utf-8",
             start_new_session=True,  # Ctrl-C is for this process to answer
         )
-        self.owner, self.drawn = os.getpid(), 0
+        self.owner, self.chart_count = os.getpid(), 0
 
     def _answer(self, line: str) -> str:
         assert self.process is not None
@@ -71,8 +71,8 @@ class _Drawer:
         assert self.process.stdout is not None
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
-        found: str = json.loads(self.process.stdout.readline())
-        return found
+        chart: str = json.loads(self.process.stdout.readline())
+        return chart
 
     def _end(self) -> None:
         if self.process is not None and self.owner == os.getpid():
@@ -82,13 +82,13 @@ class _Drawer:
             self.process = None
 
 
-_DRAWER: Final = _Drawer()
+_RENDERER: Final = _Renderer()
 
 
 def svg(spec: Mapping[str, Any]) -> str:
     """Draw a Vega-Lite spec; in this process where the other one cannot."""
     try:
-        return _DRAWER.svg(spec)
+        return _RENDERER.svg(spec)
     except (OSError, ValueError):
         import vl_convert
 
