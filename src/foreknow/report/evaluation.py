@@ -1,4 +1,8 @@
-"""An evaluation -> its page (`evaluation.html.j2`): EM by category, wrong answers, refusals, moves against the base."""
+"""This module renders the page of an evaluation from `evaluation.html.j2`.
+
+The page shows EM by category, the wrong answers, the refusals, and the rows on which the tuned model differs from the
+base model.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from foreknow.categories import HIGHLY_KNOWN, UNKNOWN
 from foreknow.report import page
 from foreknow.report.audit_text import count
 from foreknow.report.evaluation_chart import em_chart
-from foreknow.report.format import display, duration, exact, exact_interval, number, without_folders
+from foreknow.report.format import display, duration, exact, exact_interval, number, source
 from foreknow.report.row_flags import fault_lines
 from foreknow.report.tune_tables import FEW, Count
 from foreknow.report.tune_text import TrainVerdict, p_value
@@ -25,14 +29,18 @@ GROUPS_SHOWN = 24
 WRONG_SHOWN = 12
 EXAMPLES = 8
 OFTEN, TAKES_OVER = 5, 0.15
-"""A wrong guess takes a relation over where it is given at least so often, to at least this share of the rows, and
-at least twice as often as it is right."""
+"""An answer has taken over a relation if the model gives it at least `OFTEN` times, to at least this share of the
+relation's rows, and at least twice as often as it is right."""
 LATE = 0.02
-"""From this share of answers on that have not ended in time, it is said at the top."""
+"""If at least this share of the answers reached the token limit without ending, the verdict says so."""
 
 
 class EmRow(NamedTuple):
-    """EM of some rows, both ways of matching, and what was refused of them; `base`: rows the base was right on."""
+    """EM and refusals of a set of rows.
+
+    `em`: by the matching of the run. `lenient`: by lenient matching. `refused`: rows that the model refused. `base`:
+    rows that the base model answered right; None if that is not known.
+    """
 
     name: str
     em: Count
@@ -42,12 +50,15 @@ class EmRow(NamedTuple):
 
     @property
     def few(self) -> bool:
-        """Whether so few rows can tell little."""
+        """Whether there are too few rows for the share to say much."""
         return self.em.rows < FEW
 
 
 class Guess(NamedTuple):
-    """An answer given in a relation far more often than it is right there."""
+    """An answer that the model gives in a relation far more often than it is right there.
+
+    `rows`: rows to which the model gives it, of all rows of the relation. `golds`: rows on which it is right.
+    """
 
     group: str
     prediction: str
@@ -57,7 +68,7 @@ class Guess(NamedTuple):
 
 @dataclass(frozen=True)
 class AnswerExample:
-    """One row: what is right, what the base model says behind examples, and what is said now."""
+    """One row: the right answer, the base model's few-shot answer (`base`) and the tuned model's (`prediction`)."""
 
     question: str
     answer: str
@@ -67,7 +78,7 @@ class AnswerExample:
 
 
 def render_evaluation(evaluation: EvaluateResult, *, show_rows: bool = True) -> str:
-    """The whole page. With `show_rows=False` no question and no answer, of the data or the model, is in it."""
+    """Render the whole page. With `show_rows=False` it contains no question and no answer, of the data or the model."""
     summary, rows = evaluation.summary, evaluation.rows
     model, protocol, data = (dict(summary.get(key) or {}) for key in ("model", "protocol", "data"))
     lenient, notes = protocol.get("match") == "lenient", protocol.pop("notes", [])
@@ -106,7 +117,10 @@ def render_evaluation(evaluation: EvaluateResult, *, show_rows: bool = True) -> 
 
 
 def by(summary: Mapping[str, Any], key: str, lenient: bool) -> list[EmRow]:
-    """EM and refusals of each category, split or relation; the base model's where its probe is known."""
+    """EM and refusals of each category, split or relation (`key`: `by_category`, `by_split`, `by_relation`).
+
+    Categories have the base model's right rows too, if the summary has them.
+    """
     moved = (summary.get("moves") or {}).get(key, {}) if key == "by_category" else {}
     lines = []
     for name, em in summary["em"][key].items():
@@ -126,16 +140,16 @@ def _count(of: Mapping[str, Any]) -> Count:
 
 
 def _answering(summary: Mapping[str, Any]) -> list[tuple[str, Count, Count, Count]]:
-    """Coverage, accuracy and yield of all rows and of each category."""
+    """Name, coverage, accuracy and yield of all rows and of each category."""
     answering = summary["answering"]
     parts = {"all rows": answering["overall"], **answering["by_category"]}
     return [(n, _count(of["coverage"]), _count(of["accuracy"]), _count(of["yield"])) for n, of in parts.items()]
 
 
 def taken_over(rows: pl.DataFrame) -> list[Guess]:
-    """Relations in which one answer stands for many, those with the largest share first.
+    """The answers that have taken over a relation (see `TAKES_OVER`), those with the largest share first.
 
-    `rows`: `answers.ANSWERED` with `counts`, whether the row is right.
+    `rows`: a frame as `answers.ANSWERED`, with the column `counts`: whether the row is right.
     """
     sizes = rows.group_by("group").agg(size=pl.len())
     answers = (
@@ -155,7 +169,11 @@ def taken_over(rows: pl.DataFrame) -> list[Guess]:
 
 
 def examples(rows: pl.DataFrame) -> dict[str, list[AnswerExample]]:
-    """Rows that show what happened: HighlyKnown ones lost, others lost against the base, Unknown ones gained."""
+    """Example rows by kind; kinds without rows are left out.
+
+    `lost`: HighlyKnown rows that are wrong. `turned`: other rows that the base model had right and that are wrong.
+    `gained`: Unknown rows that are right. `refused`: refused rows, HighlyKnown or right in the base model.
+    """
     highly, unknown = pl.col("category") == HIGHLY_KNOWN, pl.col("category") == UNKNOWN
     kinds = {
         "lost": highly & ~pl.col("counts"),
@@ -166,7 +184,7 @@ def examples(rows: pl.DataFrame) -> dict[str, list[AnswerExample]]:
     columns = ("question", "answer", "base_answer", "prediction", "group")
     lines_by_kind = {}
     for kind, which in kinds.items():
-        # one of each relation first, so that the largest does not fill the table
+        # take one row of each relation in turn, so that the largest relation does not fill the table
         turn = pl.int_range(pl.len()).over("group")
         rows_of_kind = rows.filter(which).with_columns(turn=turn).sort("turn", "row").head(EXAMPLES)
         lines_by_kind[kind] = [AnswerExample(*values) for values in rows_of_kind.select(columns).iter_rows()]
@@ -176,7 +194,7 @@ def examples(rows: pl.DataFrame) -> dict[str, list[AnswerExample]]:
 def verdict(
     summary: Mapping[str, Any], categories: list[EmRow], guesses: list[Guess], *, lenient: bool
 ) -> TrainVerdict:
-    """What was found, what it rests on, and what to keep in mind."""
+    """Write the verdict: the result, the points it is based on, and the cautions."""
     answers, rows = summary["answers"], summary["rows"]
     em = _count(summary["em"]["overall"]["lenient" if lenient else "strict"])
     model = display((summary.get("model") or {}).get("name") or "the model")
@@ -257,11 +275,7 @@ def _facts(
     base, audit = model.pop("base", None), summary.get("audit")
     row_facts = [("rows asked", f"{summary['rows']:,}", False)]
     row_facts += [("rows left out", f"{summary['skipped']:,}", False)] if summary.get("skipped") else []
-    row_facts += (
-        [("categories from", display(without_folders(str(whence)), 200), False)]
-        if (whence := summary.get("categories_from"))
-        else []
-    )
+    row_facts += [("categories from", source(whence), False)] if (whence := summary.get("categories_from")) else []
     origin = [("tuned from", str(base.get("name")), False)] if base else []
     origin += [("audit made with", str((audit.get("model") or {}).get("name")), False)] if audit else []
     cost = []

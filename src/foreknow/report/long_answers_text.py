@@ -1,7 +1,7 @@
-"""A file whose answers are mostly long -> what can and what cannot be said of it, and what to do next. Pure.
+"""This module writes the verdict and the next steps for a file whose answers are mostly long.
 
-The study behind `audit_text.py` had one short fact a row. Nothing here carries its figures over to long answers:
-there are next steps, and no forecast.
+Its functions have no side effects. The study behind `audit_text.py` had one short fact per row, so nothing here
+applies its figures to long answers: the page offers next steps and makes no forecast.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from foreknow.report.audit_text import MIN_LABELLED, MUCH_UNKNOWN, AuditVerdict,
 from foreknow.report.long_answers import one_in
 
 FEW_SHORT = 20
-"""With fewer labelled rows beside the long ones, their shares are not put into the verdict."""
+"""If a file of long answers has fewer labelled rows than this, the verdict does not state their shares."""
 
 
 @dataclass(frozen=True)
 class LongMix:
-    """What the verdict rests on.
+    """The numbers that the verdict is based on.
 
-    `limit`: tokens above which an answer is long. `labelled`, `unknown`: rows with short answers. `logprob`,
-    `alone`: means over the long answers, with and without the question (nats a token). `facts` to `unknown_facts`:
-    short facts with a category, the rows that bring them, those Unknown; `rolled`: rows by `short_facts.ROLL_UP`.
-    `flagged`: whether the data has findings.
+    `limit`: an answer with more tokens than this is long. `labelled`: rows with short answers; `unknown`: those of
+    them that are Unknown. `logprob`, `alone`: means over the long answers, with and without the question (nats per
+    token). `facts`: short facts with a category; `rows_with_facts`: rows that contain facts; `unknown_facts`: facts
+    that are Unknown; `rolled`: the number of rows for each word of `short_facts.ROLL_UP`. `flagged`: whether the data
+    has findings.
     """
 
     rows: int
@@ -43,7 +44,7 @@ class LongMix:
 
 
 def long_verdict(mix: LongMix) -> AuditVerdict:
-    """The sentences and the cautions for a mix of mostly long answers."""
+    """Write the two sentences and the cautions for a file of mostly long answers."""
     return _by_facts(mix) if mix.facts else _by_wording(mix)
 
 
@@ -101,7 +102,7 @@ def _by_facts(mix: LongMix) -> AuditVerdict:
 
 
 def _short_rows(mix: LongMix) -> tuple[str, ...]:
-    """What is to be said of the rows with short answers among them."""
+    """The caution about the rows with short answers, if there are any."""
     if not mix.labelled:
         return ()
     rows = f"{count(mix.labelled, 'row')} with {'a short answer' if mix.labelled == 1 else 'short answers'}"
@@ -112,7 +113,7 @@ def _short_rows(mix: LongMix) -> tuple[str, ...]:
 
 
 def steps(mix: LongMix) -> tuple[Option, ...]:
-    """What to do next, the first thing first."""
+    """The next steps, the recommended one first."""
     return _with_facts(mix) if mix.facts else _without_facts(mix)
 
 

@@ -1,4 +1,7 @@
-"""Rows -> the JSON that the page's table shows. It stands in a data block, and reaches the page as text only."""
+"""This module writes the rows of an audit as JSON for the page's table.
+
+The JSON stands in a data block of the page, and the page's script inserts it as text only.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ from foreknow.stages.audit.short_facts import ROLL_UP
 
 
 def row_json(rows: pl.DataFrame, probes: pl.DataFrame, facts: pl.DataFrame | None, groups: list[str], sets: int) -> str:
-    """The rows (`tables.complete`) as JSON that can stand inside a script element."""
+    """Write the rows (`audit_tables.complete`) as JSON that is safe inside a script element.
+
+    `groups`: all relations of the audit. `sets`: the number of exemplar sets.
+    """
     flags = [line.name for line in flag_lines(rows)]
     place = {name: index for index, name in enumerate(groups)}
     flag_place = {name: index for index, name in enumerate(flags)}
@@ -52,14 +58,14 @@ def row_json(rows: pl.DataFrame, probes: pl.DataFrame, facts: pl.DataFrame | Non
 
 
 def _answer(r: dict[str, Any]) -> str | list[str] | None:
-    """The answer; one with least expected words in pieces, of which every second one is such words."""
+    """The answer; if it has least expected words, a list of pieces in which every second piece is such words."""
     if not r["spans"]:
         return clip(r["answer"])
     return marked(r["answer"], [(span["start"], span["end"]) for span in r["spans"]])
 
 
 def _more(r: dict[str, Any], own: dict[int, list[ShortFactRow]]) -> list[Any]:
-    """What rows with long answers or short facts have besides: how expected the answer is; the facts."""
+    """The further cells of a row: how expected its long answer is, and its short facts, if the audit has any."""
     scored = r["logprob"] is not None and r["logprob_alone"] is not None
     helps = times(r["logprob"], r["logprob_alone"]) if scored else 0.0
     long = [_short(-r["logprob"]), one_in(r["logprob"]), _short(helps), factor(helps)] if scored else None

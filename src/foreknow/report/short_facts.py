@@ -1,4 +1,7 @@
-"""Short facts that rows bring along -> the lines that sum them up (`foreknow.stages.audit.short_facts`). Pure."""
+"""This module summarises the short facts that rows contain (`foreknow.stages.audit.short_facts`).
+
+Its functions have no side effects.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ WORST_SHOWN: Final = 10
 
 @dataclass(frozen=True)
 class ShortFactRow:
-    """One short fact and what became of it."""
+    """One short fact, its category (None if it could not be labelled) and the model's answer."""
 
     question: str
     answer: str
@@ -26,7 +29,7 @@ class ShortFactRow:
 
 @dataclass(frozen=True)
 class RowWithFacts:
-    """A row, how many of its facts have a category, and those of them that are Unknown."""
+    """A row, the number of its facts that have a category, and those of them that are Unknown."""
 
     row: int
     question: str
@@ -36,7 +39,11 @@ class RowWithFacts:
 
 @dataclass(frozen=True)
 class ShortFacts:
-    """`facts` are brought by `rows_with_facts` rows; `counts`: those with each category; `rows`: rows by `ROLL_UP`."""
+    """The short facts of an audit in sum.
+
+    `facts`: their number. `rows_with_facts`: rows that contain any. `counts`: facts of each category. `rows`: rows for
+    each word of `ROLL_UP`. `worst`: the rows with the highest share of Unknown facts.
+    """
 
     facts: int
     rows_with_facts: int
@@ -56,12 +63,12 @@ class ShortFacts:
 
     @property
     def shares(self) -> list[float]:
-        """The four categories' shares of the labelled facts; zeros without any."""
+        """The share of each category among the labelled facts; zeros if there are none."""
         return [count / max(self.labelled, 1) for count in self.counts]
 
 
 def short_facts(rows: pl.DataFrame, facts: pl.DataFrame | None) -> ShortFacts | None:
-    """The sums, from the frame of rows (`tables.complete`) and that of facts (`Audit.facts`); None without facts."""
+    """Summarise the facts (`Audit.facts`) of a frame of rows (`audit_tables.complete`); None if there are none."""
     if facts is None or facts.is_empty():
         return None
     row_counts = dict(rows["facts_category"].fill_null(ROLL_UP[0]).value_counts().iter_rows())
@@ -75,7 +82,7 @@ def short_facts(rows: pl.DataFrame, facts: pl.DataFrame | None) -> ShortFacts | 
 
 
 def by_parent(facts: pl.DataFrame | None) -> dict[int, list[ShortFactRow]]:
-    """Each row's facts in their order."""
+    """The facts of each row, in their order."""
     facts_by_row: dict[int, list[ShortFactRow]] = {}
     if facts is not None:
         columns = ("parent", "question", "answer", "category", "model_answer")
@@ -85,7 +92,7 @@ def by_parent(facts: pl.DataFrame | None) -> dict[int, list[ShortFactRow]]:
 
 
 def _worst(rows: pl.DataFrame, facts: pl.DataFrame) -> tuple[RowWithFacts, ...]:
-    """The rows with the highest share of Unknown facts; of equals those with more facts."""
+    """The rows with the highest share of Unknown facts; of equal shares, those with more facts first."""
     order = pl.struct(-pl.col("unknown_facts"), -pl.col("n_facts"), "row")
     worst = rows.filter(pl.col("unknown_facts") > 0).sort(order).head(WORST_SHOWN)
     own = by_parent(facts.filter(pl.col("parent").is_in(worst["row"].implode())))

@@ -1,4 +1,7 @@
-"""A study -> its page (`study.html.j2`): the scorecard of the nine claims, then every table of the paper as a chart."""
+"""This module renders the page of a study from `study.html.j2`.
+
+The page shows the scorecard of the paper's nine claims, then every figure and table of the paper as a chart.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from foreknow import paper as paper_figures
 from foreknow.categories import UNKNOWN
 from foreknow.config import TuneConfig
 from foreknow.report import page, study_tables, study_text
-from foreknow.report.format import display, duration, exact
+from foreknow.report.format import display, duration, exact, file_name
 from foreknow.report.study_sections import sections
 from foreknow.report.study_tables import p_text
 from foreknow.report.study_text import points
@@ -35,7 +38,7 @@ SETTINGS = {
 
 
 def render_study(study: StudyResult, tables: Mapping[str, pl.DataFrame] | None = None) -> str:
-    """The whole page. `tables`: those of `study_tables.all_tables`, where they are at hand."""
+    """Render the whole page. `tables`: the tables of `stages.study.tables.all_tables`; computed here if None."""
     of = dict(tables or all_tables(study))
     config = yaml.safe_load((study.folder / "config.yaml").read_text(encoding="utf-8")) or {}
     model = dict(study.manifest.get("model") or {"name": config.get("model")})
@@ -63,7 +66,7 @@ def render_study(study: StudyResult, tables: Mapping[str, pl.DataFrame] | None =
 
 
 class ClaimRow(NamedTuple):
-    """A line of the scorecard, in words. `part`: which of several parts the estimate is of."""
+    """A line of the scorecard, in words. `part`: the part of the claim that the estimate is of, if it has several."""
 
     number: int
     text: str
@@ -78,6 +81,7 @@ class ClaimRow(NamedTuple):
 
 
 def _claim(line: Mapping[str, Any]) -> ClaimRow:
+    """Format a line of the claims table (`stages.study.claims.SCORECARD`)."""
     value, number = line["estimate"], int(line["claim"])
     if value is None:
         estimate = "–"
@@ -103,7 +107,7 @@ def _claim(line: Mapping[str, Any]) -> ClaimRow:
 
 
 def _typeset(text: str) -> str:
-    """Hyphens that mean minus become one, and so on."""
+    """Set minus signs, arrows and spaces before "%" as in print."""
     text = re.sub(r"(?<![\w.])-(?=\d)", "−", text.replace(" - ", " − ").replace(" -> ", " → "))
     return re.sub(r"(?<=\d)%", " %", text)
 
@@ -119,7 +123,7 @@ def _facts(study: StudyResult, config: Mapping[str, Any], model: Mapping[str, An
         ("seeds", str(results["seed"].n_unique()), False),
         ("|D|", f"{_most(results, 'size'):,}", False),
         *((f"{name} rows", f"{rows:,}", False) for name, rows in sets.iter_rows()),
-        ("data", _file(config.get("data")), False),
+        ("data", file_name(config.get("data")) or "–", False),
         ("relations held out", ", ".join(map(str, config.get("ood") or ())) or "none", False),
     ]
     audit = _read(study, "audit/summary.json")
@@ -139,21 +143,18 @@ def _most(results: pl.DataFrame, column: str) -> int:
 
 
 def _tune(config: Mapping[str, Any], name: str) -> Any:
-    """A setting of the runs: the study's own, else what `foreknow tune` takes."""
+    """A setting of the runs: the study's own, else the default of `foreknow tune`."""
     return (config.get("tune") or {}).get(name, TuneConfig.model_fields[name].default)
 
 
-def _file(data: object) -> str:
-    """The name of the data, without the folders it lies in."""
-    return str(data or "").replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] or "–"
-
-
 def _read(study: StudyResult, name: str) -> dict[str, Any]:
+    """A JSON file of the study's folder; empty if it is missing."""
     path = study.folder / name
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def _cautions(results: pl.DataFrame, of: Mapping[str, pl.DataFrame]) -> list[str]:
+    """What a reader should know before relying on the scorecard."""
     cautions = []
     per = results.group_by("variant").agg(pl.col("seed").n_unique())["seed"]
     if len(per) and max(per) == 1:
@@ -178,6 +179,7 @@ def _cautions(results: pl.DataFrame, of: Mapping[str, pl.DataFrame]) -> list[str
 
 
 def _limits(results: pl.DataFrame, config: Mapping[str, Any]) -> list[str]:
+    """The limits of the study, for the end of the page."""
     match = "letter by letter" if _tune(config, "match") == "strict" else "but for case, punctuation and articles"
     return [
         f"|D| is {_most(results, 'size'):,} and training lasts {_most(results, 'epoch')} epochs; the paper has "

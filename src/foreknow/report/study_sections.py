@@ -1,4 +1,7 @@
-"""The parts of a study's page, one a figure or table of the paper: charts, what they show, tables in words."""
+"""This module builds the sections of a study's page, one for each figure or table of the paper.
+
+A section has sentences on what the charts show, the charts, and tables.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from foreknow.stages.study.aggregation import ALL, ALL_KNOWN, EARLY, LATE, POINT
 Tables = Mapping[str, pl.DataFrame]
 Chart = tuple[Markup, Markup]
 WITH_UNKNOWN, WITHOUT = UNKNOWN_INK, FILLS[1]
-"""The colours of D, which has Unknown rows, and of D_Known, which has not; of Unknown and of Known rows."""
+"""The colours of D, which has Unknown rows, and of D_Known, which has none; also those of Unknown and Known rows."""
 STYLES = {
     ("D", EARLY): ("D, EARLY_STOP", "D, early", WITH_UNKNOWN, DASHED),
     ("D", LATE): ("D, CONVERGENCE", "D, conv.", WITH_UNKNOWN, SOLID),
@@ -37,7 +40,11 @@ TESTS = (
 
 
 class Section(NamedTuple):
-    """A part of the page. `charts`: title (empty: none), chart; `bars`: label and shares right, wrong, refused."""
+    """A section of the page.
+
+    `about`: how to read it. `charts`: title (may be empty) and chart. `sheets`: title and table. `files`: names of
+    its CSV files. `bars`: label, and the shares of right, wrong and refused rows.
+    """
 
     id: str
     title: str
@@ -51,7 +58,7 @@ class Section(NamedTuple):
 
 
 def sections(of: Tables, results: pl.DataFrame) -> tuple[list[Section], list[str]]:
-    """Every part that the study has runs for, and for the others a line that says what it would take."""
+    """Build every section that the study has runs for; for each of the others, a line on what it would need."""
     parts: tuple[tuple[str, str, Callable[[], Section]], ...] = (
         ("curves", "Train and dev curves (Figure 1) take a share between 0 and 1 in unknown.", partial(_curves, of)),
         ("shares", "EM by Unknown share (Figure 3) takes shares in unknown.", partial(_shares, of, "test")),
@@ -79,7 +86,7 @@ def sections(of: Tables, results: pl.DataFrame) -> tuple[list[Section], list[str
 
 
 def half(lines: Sequence[ChartLine], axes: Axes) -> Chart:
-    """A chart for half of a wide screen, and for a narrow one."""
+    """Draw a chart twice: for half of a wide screen, and for a narrow screen."""
     wide, narrow = (study_charts.lines_chart(lines, axes, width) for width in (HALF, NARROW))
     return Markup(wide), Markup(narrow)
 
@@ -118,7 +125,7 @@ def _curves(of: Tables) -> Section:
 
 
 def epochs(last: int) -> list[int]:
-    """Ticks of an axis of epochs, at most about ten."""
+    """About ten ticks for an axis of epochs that ends at `last`."""
     step = next(s for s in (1, 2, 5, 10, 20, 50, 100, last) if last / s <= 10)
     return [1, *range(max(step, 2), last + 1, step)] if last > 1 else [1, 2]
 
@@ -166,7 +173,7 @@ def _shares(of: Tables, name: str) -> Section:
 
 
 def _by_share(every: pl.DataFrame) -> list[ChartLine]:
-    """A line for D and D_Known at each point; fixed epochs of D dotted. D_Known of 0 % is D itself."""
+    """A line for D and for D_Known at each point; fixed epochs of D are dotted. At 0 % Unknown, D_Known is D itself."""
     lines = []
     for (on, point), (label, short, colour, dash) in STYLES.items():
         here = every.filter(pl.col("point") == point)
@@ -187,6 +194,7 @@ def _by_share(every: pl.DataFrame) -> list[ChartLine]:
 
 
 def _theirs() -> list[ChartLine]:
+    """The lines of the paper's Figure 3."""
     lines = []
     for (on, point), series in paper.TEST_EM.items():
         label, short, colour, dash = STYLES.get((on, point), (f"{on}, {point}", point, SOFT, DOTTED))
@@ -195,7 +203,7 @@ def _theirs() -> list[ChartLine]:
 
 
 def _read_off(series: Sequence[float | None]) -> tuple[ChartPosition, ...]:
-    """A series of the paper (%), by its shares."""
+    """The points of a series of the paper (%) over its Unknown shares."""
     pairs = zip(SHARES, series, strict=True)
     return tuple(ChartPosition(share, value / 100) for share, value in pairs if value is not None)
 
@@ -284,7 +292,7 @@ def _sweep(of: Tables, results: pl.DataFrame) -> Section:
         ("P(True)", "", "P(True)", WITH_UNKNOWN),
         ("p_hit", own["setting"][0] if own.height else "", "p_hit", WITHOUT),
     ):
-        # the first few rows alone say nothing
+        # a share below 2 % has too few rows to say anything
         has_share = (pl.col("score") == score) & (pl.col("setting") == setting) & (pl.col("share") >= 0.02)
         places = _places(table.filter(has_share).drop_nulls("em").sort("share").select("share", "em"))
         if places:

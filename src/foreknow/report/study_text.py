@@ -1,7 +1,7 @@
-"""The tables of a study -> the sentences of its page: what each chart shows here, and what the paper has. Pure.
+"""This module writes the sentences of a study's page: what each chart shows, and what the paper has.
 
-A difference is called one only where its 95 % interval lies wholly on a side of 0; else the sentence says that these
-rows and seeds do not tell.
+Its functions have no side effects. A sentence states a difference only if its 95 % interval lies entirely on one
+side of 0; otherwise it says that the two do not clearly differ.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ Row = Mapping[str, Any]
 
 
 def signed(share: float) -> str:
-    """A difference in points with its sign: −3.1."""
+    """A difference of shares (0 to 1) in points with its sign: −3.1."""
     text = f"{abs(100 * share):.1f}"
     return text if text == "0.0" else f"{'−' if share < 0 else '+'}{text}"
 
 
 def points(share: float, low: float | None = None, high: float | None = None) -> str:
-    """A difference in points, with its interval where there is one: −3.1 points (−4.5 to −1.7)."""
+    """A difference in points, with its interval if it has one: −3.1 points (−4.5 to −1.7)."""
     ends = "" if low is None or high is None else f" ({signed(low)} to {signed(high)})"
     return f"{signed(share)} points{ends}"
 
 
 def moved(line: Row) -> str:
-    """A contrast in words, by where its interval lies."""
+    """A contrast in words; whether it is called a difference depends on its interval."""
     value, low, high = line["difference"], line["ci_low"], line["ci_high"]
     if low > 0 or high < 0:
         ends = sorted((abs(low), abs(high)))
@@ -47,13 +47,13 @@ def moved(line: Row) -> str:
 
 
 def find(frame: pl.DataFrame, **values: Any) -> Row | None:
-    """The first line with these values."""
+    """The first line of a frame with these values; None if there is none."""
     rows = frame.filter(*(pl.col(name) == value for name, value in values.items()))
     return rows.row(0, named=True) if rows.height else None
 
 
 def lead(claims: pl.DataFrame, model: str) -> str:
-    """The scorecard in a sentence."""
+    """The scorecard in one sentence."""
     counts = {name: int((claims["verdict"] == name).sum()) for name in ("holds", "fails", "not decided", "not tested")}
     test_count = 9 - counts["not tested"]
     if test_count == 0:
@@ -75,7 +75,7 @@ def _number(count: int) -> str:
 
 
 def papers(number: int) -> str:
-    """What the paper has for a claim, in the claim's own contrast: from the figures of `paper_figures`."""
+    """The paper's value for a claim (1 to 9), in the claim's own contrast, from the figures of `foreknow.paper`."""
     d, known = ({p: paper.TEST_EM[(name, p)] for p in POINTS} for name in ("D", "D_Known"))
     inner = range(1, 6)
     if number == 1:
@@ -109,7 +109,7 @@ def _named(point: str) -> str:
 
 
 def curves(table: pl.DataFrame, shares: pl.DataFrame) -> list[str]:
-    """Figure 1."""
+    """The sentences on Figure 1. `table`: its curves. `shares`: EM by Unknown share, for the epoch of EARLY_STOP."""
     mixed = table.filter(pl.col("trained_on") == "D")
     variant, share = mixed.row(0, named=True)["variant"], mixed["share"][0]
     early = find(shares, variant=variant, point=EARLY, category=ALL)
@@ -121,17 +121,17 @@ def curves(table: pl.DataFrame, shares: pl.DataFrame) -> list[str]:
         of = "half" if share == 0.5 else exact(share)
         first, end = ({k: by[k].get(at) for k in ("known", "unknown")} for at in (best, last))
         sentences.append(
-            f"With {of} of D Unknown, {_share(first['known'])} of the Known rows and {_share(first['unknown'])} of the "
-            f"Unknown ones are fitted at EARLY_STOP (epoch {best}), {_share(end['known'])} and "
-            f"{_share(end['unknown'])} at CONVERGENCE (epoch {last}). {_halves(by)}"
+            f"With {of} of D Unknown, {share_text(first['known'])} of the Known rows and {share_text(first['unknown'])} of the "
+            f"Unknown ones are fitted at EARLY_STOP (epoch {best}), {share_text(end['known'])} and "
+            f"{share_text(end['unknown'])} at CONVERGENCE (epoch {last}). {_halves(by)}"
         )
     if by["dev"]:
         peak = max(by["dev"].values())
-        text = f"Dev EM is {_share(peak)} at its best and {_share(by['dev'].get(last))} at the end"
+        text = f"Dev EM is {share_text(peak)} at its best and {share_text(by['dev'].get(last))} at the end"
         control = _by_epoch(table.filter(pl.col("trained_on") == "D_Known"), "dev")
         if control:
-            text += f"; trained on its Known rows alone, {_share(max(control.values()))} and "
-            text += _share(control[max(control)])
+            text += f"; trained on its Known rows alone, {share_text(max(control.values()))} and "
+            text += share_text(control[max(control)])
         sentences.append(f"{text}.")
     return sentences
 
@@ -142,6 +142,7 @@ def _by_epoch(table: pl.DataFrame, measure: str) -> dict[int, float]:
 
 
 def _halves(by: Mapping[str, Mapping[int, float]]) -> str:
+    """The first epochs at which half of the Known and half of the Unknown rows are fitted."""
     ends = {name: next((e for e, v in by[name].items() if v >= 0.5), None) for name in ("known", "unknown")}
     known, unknown = ends["known"], ends["unknown"]
     if known is None:
@@ -151,14 +152,18 @@ def _halves(by: Mapping[str, Mapping[int, float]]) -> str:
     return f"Half of the Known rows are fitted by epoch {known}, half of the Unknown ones by epoch {unknown}."
 
 
-def _share(value: float | None) -> str:
+def share_text(value: float | None) -> str:
+    """A share (0 to 1) in per cent; a dash for None."""
     return "–" if value is None else exact(value)
 
 
 def shares(differences: pl.DataFrame, name: str) -> list[str]:
-    """Figure 3, of set `name`: the most Unknown rows against none, the same D without them, and training on."""
+    """The sentences on Figure 3 for the set `name`.
+
+    They compare the most Unknown rows with none, the same D with and without them, and EARLY_STOP with CONVERGENCE.
+    """
     of = differences.filter(pl.col("set") == name)
-    words = "test EM" if name == "test" else "EM on unseen relations"
+    words = _set(name)
     sentences = []
     most = of.filter(pl.col("contrast") == "share")
     if most.height:
@@ -206,7 +211,7 @@ def _percent(variant: str) -> str:
 
 
 def fitted(table: pl.DataFrame) -> list[str]:
-    """Figure 4."""
+    """The sentences on Figure 4."""
     of = table.filter((pl.col("trained_on") == "D") & (pl.col("point") == EARLY))
     parts = []
     for part in ("Known", UNKNOWN):
@@ -219,7 +224,7 @@ def fitted(table: pl.DataFrame) -> list[str]:
 
 
 def linear(table: pl.DataFrame, name: str) -> list[str]:
-    """Table 1, of set `name`."""
+    """The sentences on Table 1 for the set `name`."""
     terms = {c: find(table, set=name, fit="from epoch 1", coefficient=c) for c in ("b_kn", "b_unk")}
     if not all(line and line["value"] is not None for line in terms.values()):
         why = next((line["note"] for line in terms.values() if line and line["note"]), None)
@@ -239,7 +244,7 @@ def linear(table: pl.DataFrame, name: str) -> list[str]:
 
 
 def _later(table: pl.DataFrame, name: str, terms: Mapping[str, Row | None]) -> list[str]:
-    """Whether the first epoch, in which the form of an answer is learnt, makes the signs."""
+    """Whether the signs depend on the first epoch, in which the model learns the form of an answer."""
     later = {c: find(table, set=name, fit="from epoch 2", coefficient=c) for c in terms}
     values = [line["value"] for line in later.values() if line]
     if not values or any(v is None for v in values):
@@ -258,7 +263,7 @@ def _set(name: str) -> str:
 
 
 def single(table: pl.DataFrame, differences: pl.DataFrame) -> list[str]:
-    """Table 2."""
+    """The sentences on Table 2."""
     sentences = []
     for point in POINTS:
         alone = table.filter(
@@ -285,7 +290,7 @@ def single(table: pl.DataFrame, differences: pl.DataFrame) -> list[str]:
 
 
 def refusals(table: pl.DataFrame) -> list[str]:
-    """The refusal experiment: accuracy never without coverage and yield."""
+    """The sentences on the refusal experiment; they give accuracy together with coverage and yield."""
     sentences = []
     for share in table["share"].unique().sort():
         lines = {p: find(table, trained_on="D_IDK", share=share, point=p) for p in POINTS}
@@ -323,7 +328,10 @@ def refusals(table: pl.DataFrame) -> list[str]:
 
 
 def sweep(table: pl.DataFrame, seeds: int) -> list[str]:
-    """SliCK's label against P(True) at the same share, and against a smaller budget. `seeds`: of the variant."""
+    """The sentences that compare SliCK's label with P(True) at the same share, and with a smaller budget.
+
+    `seeds`: the number of seeds of the variant.
+    """
     labels = table.filter(pl.col("score") == "SliCK")
     if labels.is_empty():
         return []
@@ -363,7 +371,7 @@ def sweep(table: pl.DataFrame, seeds: int) -> list[str]:
 
 
 def figure_note(figures: Iterable[Figure | None]) -> str:
-    """Whether the paper's figures are printed there or were read off its plots."""
+    """The note on whether the paper prints these figures or they were read off its plots."""
     kinds = {figure.printed for figure in figures if figure}
     if kinds == {True}:
         return "The paper's figures are printed in it."

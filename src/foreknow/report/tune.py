@@ -1,4 +1,7 @@
-"""A run of tune -> its page (`tune.html.j2`): verdict, curves, facts kept, lost and gained, examples, the run."""
+"""This module renders the page of a training run from `tune.html.j2`.
+
+The page shows the verdict, the curves, the facts kept, lost and gained, example rows, and the settings of the run.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from foreknow.categories import CATEGORIES, UNKNOWN
 from foreknow.io.run_dir import differences
 from foreknow.report import page
 from foreknow.report.charts import INK, SOFT
-from foreknow.report.format import display, duration, exact, number, suffix_of, without_folders
+from foreknow.report.format import duration, exact, file_name, number, source, suffix_of
 from foreknow.report.row_flags import fault_lines
 from foreknow.report.tune_charts import COLOURS, DASHES, Curve, Mark, epochs_chart
 from foreknow.report.tune_examples import examples
@@ -66,14 +69,14 @@ _SETTINGS = {
     "seed": "seed",
 }
 _COMPARED = ("method", "learning_rate", "batch_size", "dropout", "weight_decay", "warmup", "metric", "match", "seed")
-"""Settings in which a control must agree; with LoRA its own too."""
+"""The settings in which a control must agree with the run; with LoRA, those of `_LORA` too."""
 _LORA = ("lora_rank", "lora_alpha", "lora_targets")
 SETS_CHARTED = 4
 GROUPS_SHOWN = 24
 
 
 class SetReport(NamedTuple):
-    """Everything the page says of one set."""
+    """Everything that the page shows of one set (dev or a test set)."""
 
     name: str
     course: MetricCurve | None
@@ -86,9 +89,9 @@ class SetReport(NamedTuple):
 
 
 def render_tune(tuned: TrainResult, control: TrainResult | None = None, *, show_rows: bool = True) -> str:
-    """The whole page. With `show_rows=False` no question and no answer of the data is in it.
+    """Render the whole page. With `show_rows=False` it contains no question and no answer of the data.
 
-    `control`: a run on rows without Unknown ones. A run that has not ended is shown as far as it is.
+    `control`: a run on rows without Unknown ones. Of a run that has not ended, the page shows the epochs so far.
     """
     run = read(tuned)
     other = read(control) if control is not None else None
@@ -125,7 +128,7 @@ def render_tune(tuned: TrainResult, control: TrainResult | None = None, *, show_
 
 
 def read(tuned: TrainResult) -> TrainRunView:
-    """The run's folder, finished or not."""
+    """Read the folder of a run, whether it has ended or not."""
     folder = tuned.folder
     results = _results(folder)
     config = results.get("config") or _config(folder)
@@ -218,7 +221,7 @@ def _set_report(run: TrainRunView, other: TrainRunView | None, name: str, *, cha
 
 
 def _fit(run: TrainRunView, other: TrainRunView | None) -> tuple[list[Curve], list[Mark]]:
-    """The paper's Figure 1: train rows fitted, Known and Unknown, and dev EM."""
+    """The curves and marks of the paper's Figure 1: Known and Unknown train rows fitted, and dev EM."""
     lines = []
     first = run.lines[-1]
     if known(first):
@@ -234,7 +237,7 @@ def _fit(run: TrainRunView, other: TrainRunView | None) -> tuple[list[Curve], li
     if other is not None and "dev" in other.sets and run.same_rows(other, "dev"):
         ends = [line for line in other.lines if line["epoch"] <= run.lines[-1]["epoch"]]
         points = _points_of(ends, lambda x: count(x, "dev"))
-        if points and points[-1][0] == run.lines[-1]["epoch"]:  # else its label would stand at another epoch
+        if points and points[-1][0] == run.lines[-1]["epoch"]:  # otherwise its label would stand at another epoch
             lines.append(Curve("dev EM, control", "control", points, INK, (2, 3), 1.8))
     marks = _marks(run)
     began = curves.overfitting_epoch(run.lines)
@@ -245,7 +248,7 @@ def _fit(run: TrainRunView, other: TrainRunView | None) -> tuple[list[Curve], li
 
 
 def _by_category(run: TrainRunView, name: str) -> list[Curve]:
-    """EM of a set by category, or over all its rows where they have none."""
+    """The EM curves of a set by category, or one curve for all rows if they have no category."""
     lines = []
     for category in CATEGORIES:
         if of := count(run.lines[-1], name, category):
@@ -271,7 +274,7 @@ def _marks(run: TrainRunView) -> list[Mark]:
 
 
 def _points(run: TrainRunView, other: TrainRunView | None) -> list[dict[str, Any]]:
-    """The two chosen epochs of this run and of the control, as lines of a table."""
+    """EARLY_STOP and CONVERGENCE of this run and of the control, as lines of a table."""
     points = []
     for whose, of in (("this run", run), ("control", other)):
         names = ("EARLY_STOP", "CONVERGENCE") if of is None or of.finished else ("best so far", "last so far")
@@ -286,7 +289,7 @@ def _points(run: TrainRunView, other: TrainRunView | None) -> list[dict[str, Any
 
 
 def _every(run: TrainRunView) -> list[dict[str, Any]]:
-    """Every evaluation, as a line of a table."""
+    """Every evaluation of the run, as lines of a table."""
     early, last = run.early, run.last
     marks = {line["step"]: name for line, name in ((last, "CONVERGENCE"), (early, "EARLY_STOP")) if line}
     if early and last and early["step"] == last["step"]:
@@ -309,11 +312,11 @@ def _every(run: TrainRunView) -> list[dict[str, Any]]:
 def _file(run: TrainRunView, name: str) -> str:
     """The name of a set's file, without the folders it lies in."""
     name_or_path = (run.results.get("data") or {}).get(name, {}).get("file") or run.config.get(name) or ""
-    return str(name_or_path).replace("\\", "/").rsplit("/", 1)[-1]
+    return file_name(name_or_path)
 
 
 def _facts(run: TrainRunView) -> dict[str, list[page.Fact]]:
-    """Settings, model, data and cost, as labels and values."""
+    """The settings, model, data and cost of the run, as labels and values."""
     results, config = run.results, run.config
     method = dict(results.get("method") or {})
     settings = {k: v for k, v in config.items() if k in _SETTINGS and (not k.startswith("lora") or _is_lora(config))}
@@ -325,9 +328,7 @@ def _facts(run: TrainRunView) -> dict[str, list[page.Fact]]:
         skipped = f", {of['skipped']:,} left out" if of.get("skipped") else ""
         data.append((name, f"{_file(run, name)}: {of['rows']:,} rows{skipped}", False))
         whence = of.get("categories")
-        data.append(
-            (f"{name}: categories from", display(without_folders(str(whence)), 200) if whence else "none", False)
-        )
+        data.append((f"{name}: categories from", source(whence) if whence else "none", False))
         data.append((f"{name}: fingerprint", str(of.get("fingerprint")), False))
     seconds = dict(results.get("seconds") or {})
     cost = [(k, duration(float(seconds[k])), False) for k in ("training", "measuring", "saving") if k in seconds]
@@ -351,7 +352,7 @@ def _facts(run: TrainRunView) -> dict[str, list[page.Fact]]:
 
 
 def _notes(run: TrainRunView) -> list[str]:
-    """What must be known of the prompts, and of rows that are left out or teach nothing."""
+    """The notes on the prompts, and on rows that are left out or teach nothing."""
     data = dict(run.results.get("data") or {}).items()
     faults = [line for name, of in data for line in fault_lines(name, of.get("row_faults") or {})]
     return [*(run.results.get("method") or {}).get("notes", []), *faults]

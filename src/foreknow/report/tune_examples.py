@@ -1,4 +1,4 @@
-"""A training run -> rows that show what happened, the clearest first. Pure."""
+"""This module picks the example rows of a training run, the clearest first. It has no side effects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from foreknow.stages.train.curves import TRAIN
 
 @dataclass(frozen=True)
 class OutcomeExample:
-    """One watched row. `history`: right or not at each evaluation; `control`: whether the control ends right."""
+    """A row of a measured set.
+
+    `history`: whether it is right at each evaluation. `control`: whether it is right at the end of the control; None
+    if the control did not measure it.
+    """
 
     set: str
     question: str
@@ -25,10 +29,11 @@ class OutcomeExample:
 
 
 def examples(run: TrainRunView, control: TrainRunView | None, limit: int = 8) -> dict[str, tuple[OutcomeExample, ...]]:
-    """Rows that show what happened, the clearest first. Empty kinds are left out.
+    """At most `limit` example rows of each kind, the clearest first; kinds without rows are left out.
 
-    `lost`: HighlyKnown, wrong at CONVERGENCE. `gained`: Unknown, right there. `turned`: other rows right at
-    EARLY_STOP and wrong at CONVERGENCE; `won`: the reverse. `taken`: Unknown train rows fitted at EARLY_STOP.
+    `lost`: HighlyKnown rows that are wrong at CONVERGENCE. `gained`: Unknown rows that are right there. `turned`:
+    other rows that are right at EARLY_STOP and wrong at CONVERGENCE; `won`: the reverse. `taken`: Unknown train rows
+    fitted at EARLY_STOP.
     """
     if run.early is None or run.last is None or run.rows.is_empty() or run.outcomes.is_empty():
         return {}

@@ -1,8 +1,8 @@
-"""Vega-Lite specs -> SVG, by vl-convert in a process of its own.
+"""This module renders Vega-Lite specs as SVG, with vl-convert in a separate process.
 
-vl-convert holds a JavaScript engine that keeps memory for what it has drawn, and threads to the end. The process is
-started with the first chart, serves every page of this one, gives way to a new one after `MOST` charts, and ends with
-this process, however that ends: its input is closed then.
+vl-convert contains a JavaScript engine that keeps memory for every chart it has drawn, and keeps threads until its
+process ends. The first chart starts the process, and it then draws the charts of every page. A new process replaces
+it after `MOST` charts. It ends with this process, however this one ends, because its input is closed then.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 MOST: Final = 200
-"""Charts that one process draws."""
+"""The number of charts that one process draws before a new one replaces it."""
 
 _PROGRAM: Final = """
 import json, sys
@@ -29,7 +29,10 @@ for line in sys.stdin:
 
 
 class _Renderer:
-    """The process that draws: started when asked, ended after `MOST` charts, where it fails, and with this one."""
+    """The process that draws charts.
+
+    The first chart starts it; it ends after `MOST` charts, when it fails, and when this process ends.
+    """
 
     def __init__(self) -> None:
         atexit.register(self._end)
@@ -38,15 +41,15 @@ class _Renderer:
         self.owner = self.chart_count = 0
 
     def svg(self, spec: Mapping[str, Any]) -> str:
-        """Raises OSError or ValueError where no process can be started, or it does not answer."""
+        """Draw a spec. Raises OSError or ValueError if the process cannot be started or does not answer."""
         with self.lock:
             if self.process is None:
                 self._start()
             elif self.owner != os.getpid():
-                raise OSError("this process is a fork, and the drawer answers its parent")
+                raise OSError("this process is a fork, and the chart process answers its parent")
             try:
                 chart = self._answer(json.dumps(spec))
-            except BaseException:  # an interrupt too: the next one to ask would get this chart
+            except BaseException:  # after an interrupt too, because the next caller would read this chart
                 self._end()
                 raise
             self.chart_count += 1
@@ -61,7 +64,7 @@ class _Renderer:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             encoding="utf-8",
-            start_new_session=True,  # Ctrl-C is for this process to answer
+            start_new_session=True,  # so that Ctrl-C reaches only this process
         )
         self.owner, self.chart_count = os.getpid(), 0
 
@@ -77,7 +80,7 @@ class _Renderer:
     def _end(self) -> None:
         if self.process is not None and self.owner == os.getpid():
             self.process.kill()
-            with contextlib.suppress(OSError):  # what was not yet written to it
+            with contextlib.suppress(OSError):  # raised if some input was not yet written to it
                 self.process.communicate()
             self.process = None
 
@@ -86,7 +89,7 @@ _RENDERER: Final = _Renderer()
 
 
 def svg(spec: Mapping[str, Any]) -> str:
-    """Draw a Vega-Lite spec; in this process where the other one cannot."""
+    """Draw a Vega-Lite spec as SVG; if the separate process fails, draw it in this one."""
     try:
         return _RENDERER.svg(spec)
     except (OSError, ValueError):
