@@ -391,7 +391,7 @@ MIXES = {
 @pytest.mark.parametrize("name", MIXES)
 def test_verdict_and_advice(name: str, snapshot: SnapshotAssertion) -> None:
     said = verdict(MIXES[name])
-    lines = [said.found, said.meaning, *(f"! {c}" for c in said.cautions)]
+    lines = [said.headline, said.meaning, *(f"! {c}" for c in said.cautions)]
     for o in options(MIXES[name]):
         lines += ["", f"{'->' if o.why else '  '} {o.title}. {o.why}", f"   {o.what}", f"   {o.evidence}"]
         lines += [f"   {line}" for line in (*o.command.splitlines(), o.how) if line]

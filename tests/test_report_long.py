@@ -126,11 +126,11 @@ def test_its_figures_are_those_of_the_summary() -> None:
 def test_every_row_is_in_one_bin_and_a_few_rows_are_not_drawn() -> None:
     rows = long_rows(200)
     bins = expectation_bins(rows)
-    assert sum(b.asked for b in bins) == sum(b.alone for b in bins) == 200
+    assert sum(b.with_question for b in bins) == sum(b.without_question for b in bins) == 200
     assert all(a.high == b.low for a, b in pairwise(bins))
     for b in bins:
         inside = ((rows["logprob"] <= -b.low * math.log(2)) & (rows["logprob"] > -b.high * math.log(2))).sum()
-        assert b.asked == inside
+        assert b.with_question == inside
     wide = rows.with_columns(logprob=pl.col("logprob") * 40)
     assert len(expectation_bins(wide)) <= 17
     few = long_rows(3)
@@ -378,7 +378,7 @@ LONG_MIXES = {
 @pytest.mark.parametrize("name", LONG_MIXES)
 def test_verdict_and_next_steps_for_long_answers(name: str, snapshot: SnapshotAssertion) -> None:
     said = long_verdict(LONG_MIXES[name])
-    lines = [said.found, said.meaning, *(f"! {c}" for c in said.cautions)]
+    lines = [said.headline, said.meaning, *(f"! {c}" for c in said.cautions)]
     for o in steps(LONG_MIXES[name]):
         lines += ["", f"{'->' if o.why else '  '} {o.title}. {o.why}", f"   {o.what}"]
         lines += [f"   {line}" for line in (*o.command.splitlines(), o.how) if line]

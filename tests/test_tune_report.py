@@ -468,7 +468,7 @@ def test_there_is_always_one_thing_to_do_first(
     found = options(of)
     assert [bool(o.why) for o in found] == [True] + [False] * (len(found) - 1)
     said = verdict(of)
-    assert said.found.endswith(".")
+    assert said.headline.endswith(".")
     assert all(text.endswith(".") and "  " not in text and ".." not in text for _, text in said.points)
 
 
@@ -578,7 +578,7 @@ def test_a_guess_that_stands_for_many_rows_is_shown(tmp_path: Path) -> None:
     found = evaluated(tmp_path / "e")
     guesses = taken_over(found.rows.with_columns(counts="correct"))
     usual = found.rows.filter(pl.col("prediction") == "Usual ")
-    assert [(g.group, g.prediction, g.given.hits, g.golds) for g in guesses] == [
+    assert [(g.group, g.prediction, g.rows.hits, g.golds) for g in guesses] == [
         ("relation 1", "Usual ", usual.height, 0)
     ]
     html = render_evaluation(found)

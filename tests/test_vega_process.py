@@ -27,48 +27,50 @@ def spec(rows: int) -> dict[str, Any]:
 
 
 @pytest.fixture
-def drawer(monkeypatch: pytest.MonkeyPatch) -> Iterator[vega_process._Drawer]:
-    fresh = vega_process._Drawer()
-    monkeypatch.setattr(vega_process, "_DRAWER", fresh)
+def renderer(monkeypatch: pytest.MonkeyPatch) -> Iterator[vega_process._Renderer]:
+    fresh = vega_process._Renderer()
+    monkeypatch.setattr(vega_process, "_RENDERER", fresh)
     yield fresh
     fresh._end()
 
 
-def number(drawer: vega_process._Drawer) -> int:
-    assert drawer.process is not None
-    return drawer.process.pid
+def number(renderer: vega_process._Renderer) -> int:
+    assert renderer.process is not None
+    return renderer.process.pid
 
 
-def test_the_other_process_draws_what_this_one_would(drawer: vega_process._Drawer) -> None:
+def test_the_other_process_draws_what_this_one_would(renderer: vega_process._Renderer) -> None:
     assert [vega_process.svg(spec(rows)) for rows in (2, 5)] == [
         vl_convert.vegalite_to_svg(spec(rows)) for rows in (2, 5)
     ]
-    assert drawer.drawn == 2
+    assert renderer.chart_count == 2
 
 
-def test_a_process_gives_way_to_a_new_one(drawer: vega_process._Drawer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_gives_way_to_a_new_one(renderer: vega_process._Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vega_process, "MOST", 2)
     first = vega_process.svg(spec(2))
-    old, before = number(drawer), psutil.Process().num_fds()
+    old, before = number(renderer), psutil.Process().num_fds()
     assert vega_process.svg(spec(2)) == first
-    assert drawer.process is None
+    assert renderer.process is None
     assert not psutil.pid_exists(old)
     assert vega_process.svg(spec(2)) == first
     assert psutil.Process().num_fds() == before
 
 
-def test_a_lost_process_costs_nothing(drawer: vega_process._Drawer) -> None:
+def test_a_lost_process_costs_nothing(renderer: vega_process._Renderer) -> None:
     first = vega_process.svg(spec(2))
-    lost = number(drawer)
+    lost = number(renderer)
     os.kill(lost, signal.SIGKILL)
     assert [vega_process.svg(spec(2)), vega_process.svg(spec(2))] == [first, first]
-    assert number(drawer) != lost
+    assert number(renderer) != lost
 
 
-def test_without_another_process_this_one_draws(monkeypatch: pytest.MonkeyPatch, drawer: vega_process._Drawer) -> None:
+def test_without_another_process_this_one_draws(
+    monkeypatch: pytest.MonkeyPatch, renderer: vega_process._Renderer
+) -> None:
     monkeypatch.setattr(sys, "executable", "/none/python")
     assert vega_process.svg(spec(2)) == vl_convert.vegalite_to_svg(spec(2))
-    assert drawer.process is None
+    assert renderer.process is None
 
 
 def test_a_spec_that_cannot_be_drawn_is_vl_converts_error() -> None:
@@ -77,22 +79,22 @@ def test_a_spec_that_cannot_be_drawn_is_vl_converts_error() -> None:
 
 
 def test_after_an_interrupt_the_next_chart_is_its_own(
-    drawer: vega_process._Drawer, monkeypatch: pytest.MonkeyPatch
+    renderer: vega_process._Renderer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = vega_process.svg(spec(2))
-    answer = vega_process._Drawer._answer
+    answer = vega_process._Renderer._answer
 
-    def interrupted(self: vega_process._Drawer, line: str) -> str:
+    def interrupted(self: vega_process._Renderer, line: str) -> str:
         assert self.process is not None
         assert self.process.stdin is not None
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(vega_process._Drawer, "_answer", interrupted)
+    monkeypatch.setattr(vega_process._Renderer, "_answer", interrupted)
     with pytest.raises(KeyboardInterrupt):
         vega_process.svg(spec(5))
-    monkeypatch.setattr(vega_process._Drawer, "_answer", answer)
+    monkeypatch.setattr(vega_process._Renderer, "_answer", answer)
     assert vega_process.svg(spec(2)) == wanted
 
 
@@ -100,7 +102,7 @@ def test_it_ends_with_the_process_it_draws_for() -> None:
     program = (
         "import time; from foreknow.report import vega_process;"
         "vega_process.svg({'mark': 'bar', 'data': {'values': []}});"
-        "print(vega_process._DRAWER.process.pid, flush=True); time.sleep(60)"
+        "print(vega_process._RENDERER.process.pid, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as ours:
         assert ours.stdout is not None
@@ -123,7 +125,7 @@ if not child:
     os._exit(0 if vega_process.svg(spec) == first else 1)
 assert os.waitpid(child, 0)[1] == 0
 assert vega_process.svg(spec) == first
-assert vega_process._DRAWER.drawn == 2
+assert vega_process._RENDERER.chart_count == 2
 """
 
 

@@ -1,6 +1,7 @@
-"""An audit -> its page: one HTML file without a request to anywhere (row_data.py: the rows inside it).
+"""This module renders an audit as one HTML file that makes no network request.
 
-The rows travel as JSON in a data block and reach the page through `textContent` only.
+row_data.py writes the rows into a JSON data block of the file; the page's script shows them through `textContent`
+only.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from foreknow.report.short_facts import ShortFacts, short_facts
 from foreknow.stats import Interval
 
 SAMPLE_ROWS = 20_000
-"""More rows than this are not all embedded: a seeded sample of this size is."""
+"""The page embeds at most this many rows; of a larger audit it embeds a seeded sample of this size."""
 RELATIONS_SHOWN = 24
 CARRIERS_SHOWN = 10
 
@@ -37,13 +38,14 @@ def render_audit(
     forecast: Mapping[str, Any] | None = None,
     show_rows: bool = True,
 ) -> str:
-    """The whole page. With `show_rows=False` no question, answer or subject of the data is in it.
+    """Render the whole page. With `show_rows=False` the page contains no question, answer or subject of the data.
 
-    `facts`: the short facts that rows bring along (`Audit.facts`). `chance`: what guessing would score
-    (`chance.json`). `forecast`: what training on a mix would do (`forecast.json`).
+    `rows`: one line per row. `probes`: one line per row and exemplar set. `summary`: the content of `summary.json`.
+    `facts`: the short facts that the rows contain (`Audit.facts`). `chance`: the shares that guessing would reach
+    (`chance.json`). `forecast`: the predicted effect of training on a mix (`forecast.json`).
     """
     frame = audit_tables.complete(rows)
-    own = probes.filter(pl.col("row").is_in(frame["row"].implode()))  # not those of short facts
+    own = probes.filter(pl.col("row").is_in(frame["row"].implode()))  # without the probes of short facts
     seed = int(summary.get("seed") or 0)
     model = dict(summary.get("model") or {})
     data = dict(summary.get("data") or {})
@@ -51,11 +53,11 @@ def render_audit(
     notes = protocol.pop("notes", [])
     groups = frame["group"].unique().sort().to_list()
     relations = audit_tables.relation_lines(frame, dict(summary.get("majority_floor") or {}), groups, seed)
-    long, brought, flagged = long_answers(frame), short_facts(frame, facts), row_flags.flag_lines(frame)
+    long, fact_summary, flagged = long_answers(frame), short_facts(frame, facts), row_flags.flag_lines(frame)
     mix = _mix(frame, relations, display(model.get("name") or "the model"), suffix_of(data.get("name")), seed)
     mostly_long = long is not None and long.rows > mix.labelled
-    long_mix = _long_mix(mix, long, brought, int(protocol.get("max_answer_tokens") or 32), flagged)
-    # a handful of short answers in a file of long ones is counted, not analysed
+    long_mix = _long_mix(mix, long, fact_summary, int(protocol.get("max_answer_tokens") or 32), flagged)
+    # if a file of long answers has only a few short ones, the page counts them and does not analyse them
     analysed = mix.labelled >= FEW_SHORT or (mix.labelled > 0 and not mostly_long)
     bins = audit_tables.probability_bins(frame) if analysed else ()
     popular = audit_tables.popularity_lines(frame, seed) if analysed else ()
@@ -96,7 +98,7 @@ def render_audit(
         carriers=audit_tables.carriers(frame, CARRIERS_SHOWN) if show_rows else (),
         long=long,
         limit=long_mix.limit,
-        brought=brought,
+        fact_summary=fact_summary,
         accounted=row_flags.accounted(data),
         findings=row_flags.findings(flagged),
         flags=[line for line in flagged if not line.is_finding],
@@ -107,31 +109,32 @@ def render_audit(
         moved=_moved(frame),
         show_rows=show_rows,
         embedded=min(len(frame), SAMPLE_ROWS),
-        row_data=Markup(row_json(_sample(frame, long, brought, seed), probes, facts, groups, sets))
+        row_data=Markup(row_json(_sample(frame, long, fact_summary, seed), probes, facts, groups, sets))
         if show_rows
         else "",
     )
 
 
-def _chance(told: Mapping[str, Any], tries: int) -> dict[str, Any]:
-    """Corrected shares, the largest relations first."""
-    hit = told["corrected"]["hit"]
+def _chance(chance: Mapping[str, Any], tries: int) -> dict[str, Any]:
+    """The Known shares corrected for guessing, largest relations first. `tries`: answers sampled per row."""
+    hit = chance["corrected"]["hit"]
     lines = [{"name": name, **of} for name, of in hit["by_relation"].items()]
     lines.sort(key=lambda line: (-line["rows"], line["name"]))
-    shown = {"lines": lines[:RELATIONS_SHOWN], "note": told["note"].capitalize()}
-    return {"all": hit["overall"], "tries": tries, **shown}
+    table = {"lines": lines[:RELATIONS_SHOWN], "note": chance["note"].capitalize()}
+    return {"all": hit["overall"], "tries": tries, **table}
 
 
-def _forecast(told: Mapping[str, Any]) -> dict[str, Any]:
-    left = told["left_out"].get("test", {})
-    found = {"model": told["study"]["model"], "unknown": told["unknown"], "rmse": left.get("rmse")}
-    return {**found, "lines": told["forecast"]}
+def _forecast(forecast: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of `forecast.json` that the page shows."""
+    test_error = forecast["left_out"].get("test", {})
+    about = {"model": forecast["study"]["model"], "unknown": forecast["unknown"], "rmse": test_error.get("rmse")}
+    return {**about, "lines": forecast["forecast"]}
 
 
 def _mix(
     frame: pl.DataFrame, relations: tuple[audit_tables.RelationLine, ...], model: str, suffix: str, seed: int
 ) -> words.CategoryShares:
-    """What the verdict needs to know."""
+    """Collect the numbers that the verdict on short answers is based on."""
     lines = audit_tables.category_lines(frame, None, seed)
     nothing = Interval(0.0, 0.0, 1.0)
     unknown = lines[-1].share if lines else nothing
@@ -151,11 +154,11 @@ def _mix(
 def _long_mix(
     mix: words.CategoryShares,
     long: LongAnswers | None,
-    brought: ShortFacts | None,
+    fact_summary: ShortFacts | None,
     limit: int,
     flagged: tuple[row_flags.FlagLine, ...],
 ) -> LongMix:
-    """What the verdict of a file of mostly long answers needs to know."""
+    """Collect the numbers that the verdict is based on when most answers of the file are long."""
     return LongMix(
         rows=mix.rows,
         long=long.rows if long else 0,
@@ -164,29 +167,29 @@ def _long_mix(
         unknown=round(mix.unknown.value * mix.labelled),
         logprob=long.logprob if long else None,
         alone=long.alone if long else None,
-        facts=brought.labelled if brought else 0,
-        bringers=brought.bringers if brought else 0,
-        unknown_facts=brought.unknown if brought else 0,
-        rolled=brought.rows if brought else {},
+        facts=fact_summary.labelled if fact_summary else 0,
+        rows_with_facts=fact_summary.rows_with_facts if fact_summary else 0,
+        unknown_facts=fact_summary.unknown if fact_summary else 0,
+        rolled=fact_summary.rows if fact_summary else {},
         flagged=any(line.is_finding for line in flagged),
         model=mix.model,
         suffix=mix.suffix,
     )
 
 
-def _sample(frame: pl.DataFrame, long: LongAnswers | None, brought: ShortFacts | None, seed: int) -> pl.DataFrame:
-    """The rows to embed: all, or a sample that has the rows which tables of the page name."""
+def _sample(frame: pl.DataFrame, long: LongAnswers | None, fact_summary: ShortFacts | None, seed: int) -> pl.DataFrame:
+    """The rows to embed: all of them, or a sample that includes every row that a table of the page links to."""
     if len(frame) <= SAMPLE_ROWS:
         return frame
-    named = [*(h.row for h in (*long.least, *long.most)), *(w.row for w in long.words)] if long else []
-    named += [line.row for line in brought.worst] if brought else []
-    is_named = pl.col("row").is_in(named)
-    kept = frame.filter(is_named)
-    return pl.concat([kept, frame.filter(~is_named).sample(SAMPLE_ROWS - len(kept), seed=seed)]).sort("row")
+    linked_rows = [*(h.row for h in (*long.least, *long.most)), *(w.row for w in long.words)] if long else []
+    linked_rows += [line.row for line in fact_summary.worst] if fact_summary else []
+    is_linked = pl.col("row").is_in(linked_rows)
+    linked = frame.filter(is_linked)
+    return pl.concat([linked, frame.filter(~is_linked).sample(SAMPLE_ROWS - len(linked), seed=seed)]).sort("row")
 
 
 def _meanings(protocol: Mapping[str, Any], sets: int) -> dict[str, str]:
-    """One line on each category, with the numbers of this protocol."""
+    """One sentence on the meaning of each category, with the numbers of this protocol."""
     tries = sets * int(protocol.get("samples") or 0)
     prompts = f"all {sets} prompts" if sets else "every prompt"
     samples = f"{tries} samples" if tries else "the samples"
@@ -199,24 +202,25 @@ def _meanings(protocol: Mapping[str, Any], sets: int) -> dict[str, str]:
 
 
 def _expected(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The expected share of each category, if the summary has it."""
     expected = summary.get("expected_categories")
     return None if not expected else dict(expected.get("overall", expected))
 
 
 def _moved(frame: pl.DataFrame) -> int | None:
-    """Rows whose category is another one under lenient matching; None where that was not measured."""
+    """How many rows would have another category under lenient matching; None if the audit did not measure it."""
     both = frame.filter(pl.col("category").is_not_null(), pl.col("category_lenient").is_not_null())
     return int((both["category"] != both["category_lenient"]).sum()) if len(both) else None
 
 
 def _bin_table(bins: tuple[audit_tables.BinLine, ...]) -> list[tuple[str, list[int]]]:
-    """The probability chart as a table: one line per bin."""
+    """The numbers of the probability chart as a table, one line per bin."""
     names = list(dict.fromkeys(b.bin for b in bins))
     return [(name, [b.rows for b in bins if b.bin == name]) for name in names]
 
 
 def _cost(probed: int, summary: Mapping[str, Any], protocol: Mapping[str, Any], sets: int) -> list[tuple[str, str]]:
-    """What the audit took, and what sampling would have taken."""
+    """The time that the audit took, and the number of generations that sampling takes or would take."""
     lines = []
     if (seconds := summary.get("seconds")) is not None:
         lines.append(("time", duration(float(seconds))))

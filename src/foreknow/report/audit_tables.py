@@ -1,4 +1,7 @@
-"""Frames of an audit -> the lines of the report's tables. Pure; nothing here knows HTML."""
+"""This module computes the lines of the audit page's tables from the audit's data frames.
+
+Its functions have no side effects and write no HTML.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ ROW_SCHEMA: dict[str, pl.DataType] = {
 }
 
 BINS = (0.0001, 0.001, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9)
-"""Inner edges of the distribution of P_Correct: decades near 0, where the label turns, even steps above."""
+"""Inner edges of the bins of P_Correct: decades near 0, where Unknown borders on WeaklyKnown; even steps above."""
 BIN_NAMES = (
     "below 0.0001",
     "0.0001 – 0.001",
@@ -55,20 +58,20 @@ BIN_NAMES = (
 FIFTHS = ("least popular fifth", "second", "middle", "fourth", "most popular fifth")
 MIN_POPULARITY_ROWS = 25
 RELATION_ALARM = 0.95
-"""A relation with at least this Unknown share is flagged: an all-Unknown relation hurts more than its
-rows."""
+"""The page flags a relation with at least this Unknown share: a relation that is all Unknown harms training more
+than the number of its rows suggests."""
 ALARM_ROWS = 5
-"""... if it has at least this many labelled rows."""
+"""The page flags such a relation only if it has at least this many labelled rows."""
 FLOOR_NOTABLE = 0.2
-"""From this floor on, a relation is checked for answers that are right only because they are the usual
-one:"""
+"""If always giving the most frequent answer scores at least this share in a relation, the relation is checked for
+answers that are right only because they are that answer."""
 USUAL_ANSWER = 0.9
-"""it is flagged where at least this share of its greedily right rows carry the usual answer."""
+"""Such a relation is flagged if at least this share of its greedily right rows have the most frequent answer."""
 
 
 @dataclass(frozen=True)
 class CategoryLine:
-    """One category over all labelled rows."""
+    """One category: its rows among all labelled rows, its share, and its expected and lenient shares."""
 
     name: str
     rows: int
@@ -79,7 +82,7 @@ class CategoryLine:
 
 @dataclass(frozen=True)
 class RelationLine:
-    """One group: its shares, and what always giving its most frequent answer would score."""
+    """One group: its shares, and `floor`, the score of always giving its most frequent answer."""
 
     index: int
     name: str
@@ -100,7 +103,7 @@ class RelationLine:
 
 @dataclass(frozen=True)
 class Carrier:
-    """An answer that several Unknown rows carry."""
+    """An answer that several Unknown rows have."""
 
     answer: str
     rows: int
@@ -128,7 +131,10 @@ class PopularityLine:
 
 
 def complete(rows: pl.DataFrame) -> pl.DataFrame:
-    """The frame with every column of the schema: absent ones are null, NaN is null, flags are never null."""
+    """Return the frame with every column of `ROW_SCHEMA`.
+
+    Columns that are missing are added as nulls, NaN becomes null, and a null in `group` or `flags` becomes empty.
+    """
     missing = [pl.lit(None, dtype=t).alias(c) for c, t in ROW_SCHEMA.items() if c not in rows.columns]
     frame = rows.with_columns(missing).select(pl.col(c).cast(t) for c, t in ROW_SCHEMA.items())
     return frame.with_columns(
@@ -137,7 +143,7 @@ def complete(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def counts_by_group(rows: pl.DataFrame) -> dict[str, tuple[int, ...]]:
-    """Labelled rows of each category, by group."""
+    """The number of labelled rows of each category, for each group."""
     table = (
         rows.filter(pl.col("category").is_not_null())
         .group_by("group")
@@ -148,7 +154,7 @@ def counts_by_group(rows: pl.DataFrame) -> dict[str, tuple[int, ...]]:
 
 
 def category_lines(rows: pl.DataFrame, expected: dict[str, Any] | None, seed: int) -> tuple[CategoryLine, ...]:
-    """The four categories with intervals, expected shares and the shares under lenient matching."""
+    """The four categories with their intervals, expected shares, and shares under lenient matching."""
     counts = counts_by_group(rows)
     if not counts:
         return ()
@@ -204,14 +210,14 @@ def relation_lines(
 
 
 def exemplar_spread(probes: pl.DataFrame) -> Spread | None:
-    """Share of rows answered right greedily, for each exemplar set in turn."""
+    """The spread, over exemplar sets, of the share of rows that greedy decoding answers right."""
     shares = probes.group_by("exemplar_set").agg(pl.col("greedy_correct").mean()).sort("exemplar_set")
     values = shares["greedy_correct"].drop_nulls().to_list()
     return spread(values) if values else None
 
 
 def carriers(rows: pl.DataFrame, limit: int = 10) -> tuple[Carrier, ...]:
-    """Answers that at least two Unknown rows carry, most frequent first."""
+    """The answers that at least two Unknown rows have, most frequent first."""
     unknown = rows.filter(pl.col("category") == "Unknown", pl.col("answer").is_not_null())
     table = (
         unknown.group_by("answer", "group")
@@ -229,7 +235,7 @@ def carriers(rows: pl.DataFrame, limit: int = 10) -> tuple[Carrier, ...]:
 
 
 def probability_bins(rows: pl.DataFrame) -> tuple[BinLine, ...]:
-    """Rows by bin of P_Correct and category; every bin is there, empty or not."""
+    """The number of rows for each bin of P_Correct and each category; empty bins are included."""
     known = rows.filter(pl.col("category").is_not_null(), pl.col("p_sampled").is_not_null())
     if known.is_empty():
         return ()
@@ -243,8 +249,10 @@ def probability_bins(rows: pl.DataFrame) -> tuple[BinLine, ...]:
 
 
 def with_fifths(rows: pl.DataFrame) -> pl.DataFrame:
-    """Labelled rows with a popularity, with `fifth` 0-4 ranked within their group; ties share their mean
-    rank."""
+    """The labelled rows that have a popularity, with two more columns: `fifth` and `known`.
+
+    `fifth` is 0 to 4 by rank within the row's group; tied rows share their mean rank.
+    """
     rank = pl.col("popularity").rank("average").over("group")
     size = pl.len().over("group")
     return (
@@ -258,7 +266,7 @@ def with_fifths(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def popularity_lines(rows: pl.DataFrame, seed: int) -> tuple[PopularityLine, ...]:
-    """Known share by fifth of popularity over all groups; nothing where too few rows carry a popularity."""
+    """The Known share in each fifth of popularity over all groups; empty if too few rows have a popularity."""
     ranked = with_fifths(rows)
     if len(ranked) < MIN_POPULARITY_ROWS:
         return ()
@@ -277,7 +285,7 @@ def popularity_lines(rows: pl.DataFrame, seed: int) -> tuple[PopularityLine, ...
 
 
 def popularity_by_group(rows: pl.DataFrame, limit: int = 24) -> tuple[tuple[str, tuple[float | None, ...]], ...]:
-    """Known share in each fifth for the largest groups; None where a fifth has no row."""
+    """The Known share in each fifth of popularity for the largest groups; None for a fifth without rows."""
     ranked = with_fifths(rows)
     sizes = ranked.group_by("group").len().sort(["len", "group"], descending=[True, False]).head(limit)
     shares = {(g, f): s for g, f, s in ranked.group_by("group", "fifth").agg(pl.col("known").mean()).iter_rows()}

@@ -1,7 +1,8 @@
-"""Shares of an audit -> the sentences a reader acts on: what was found, and what to do with the rows.
+"""This module writes the verdict of an audit page: what the audit measured, and what to do with the rows.
 
-Every sentence follows from the numbers by the thresholds below. "Unknown" is never put as "the model does not
-know": models hold more than they express (arXiv 2503.15299), so it reads "not expressed under this protocol".
+The thresholds below decide, from the numbers, which sentence appears. The sentences never say "the model does not
+know" for "Unknown", because models hold more than they express (arXiv 2503.15299); they say "not expressed under
+this protocol".
 """
 
 from __future__ import annotations
@@ -14,24 +15,26 @@ from foreknow import paper
 from foreknow.stats import Interval
 
 LITTLE_UNKNOWN = 0.05
-"""Below this Unknown share a file holds next to nothing new."""
+"""Below this Unknown share the file contains next to nothing that is new to the model."""
 MUCH_UNKNOWN = 0.25
-"""From here on the study's long training cost 2.8 points and more: dropping the Unknown rows is advised."""
+"""From this Unknown share on the page advises dropping the Unknown rows: in the study, long training on such files
+cost 2.8 points and more."""
 MOSTLY_UNKNOWN = 0.75
-"""From here on the file is new facts for the most part, and few Known rows would be left to train on."""
+"""From this Unknown share on most of the file is new facts, and few Known rows would be left to train on."""
 MIN_LABELLED = 100
 """With fewer labelled rows the interval is about 20 points wide or wider."""
 MASTERED = 0.8
-"""HighlyKnown share from which most rows only repeat what the model always says."""
+"""From this HighlyKnown share on most rows only repeat what the model always answers."""
 
 EARLY, LONG = paper.complete_series("D", "early_stop"), paper.complete_series("D", "convergence")
 DROPPED_LONG = paper.TEST_EM["D_Known", "convergence"]
-"""The paper's test EM (%) by Unknown share (`SHARES`): at the best epoch, trained long, without the Unknown rows."""
+"""The paper's test EM (%) for each Unknown share in `SHARES`: `EARLY` at the best epoch, `LONG` after long training,
+`DROPPED_LONG` after long training without the Unknown rows."""
 
 
 @dataclass(frozen=True)
 class CategoryShares:
-    """What the verdict rests on."""
+    """The numbers that the verdict is based on."""
 
     rows: int
     labelled: int
@@ -46,18 +49,18 @@ class CategoryShares:
 
 @dataclass(frozen=True)
 class AuditVerdict:
-    """Two sentences, and what to keep in mind before acting on them."""
+    """The result in one sentence, its meaning in another, and the cautions a reader should know before acting."""
 
-    found: str
+    headline: str
     meaning: str
     cautions: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Option:
-    """One thing to do with the rows; `why` is filled where it is the recommended one.
+    """One thing to do with the rows; `why` is filled only in the recommended option.
 
-    `command`: what to type, one command a line, with the placeholders AUDIT, DATA, TRAIN, DEV, MODEL, DIR.
+    `command`: what to type, one command per line, with the placeholders AUDIT, DATA, TRAIN, DEV, MODEL, DIR.
     """
 
     key: str
@@ -71,7 +74,7 @@ class Option:
 
 
 def percent(share: float) -> str:
-    """A share as whole per cent; "<1 %" and ">99 %" where rounding would claim none or all."""
+    """A share (0 to 1) as whole per cent; "<1 %" and ">99 %" if rounding would claim none or all."""
     if 0 < share < 0.005:
         return "<1 %"
     if 0.995 <= share < 1:
@@ -90,7 +93,7 @@ def count(number: int, noun: str) -> str:
 
 
 def bracket(share: float) -> tuple[int, ...]:
-    """Positions of the study's training sets nearest below and above an Unknown share; one if it hits it."""
+    """Positions in `paper.SHARES` of the nearest Unknown shares below and above `share`; one position if equal."""
     at = bisect_left(paper.SHARES, 100 * share)
     exact = paper.SHARES[at] == round(100 * share, 6)
     return (at,) if exact else (at - 1, at)
@@ -104,17 +107,17 @@ def recommended(share: float) -> str:
 
 
 def verdict(mix: CategoryShares) -> AuditVerdict:
-    """The two sentences and the cautions for a mix."""
+    """Write the two sentences and the cautions for a mix."""
     if mix.labelled == 0:
-        found = f"None of the {count(mix.rows, 'row')} could be labelled."
-        return AuditVerdict(found, f"So nothing can be said yet about what {mix.model} expresses of this file.", ())
+        headline = f"None of the {count(mix.rows, 'row')} could be labelled."
+        return AuditVerdict(headline, f"So nothing can be said yet about what {mix.model} expresses of this file.", ())
     reliably = f", {percent(mix.highly_known)} every time" if mix.known.value > 0 else ""
-    found = (
+    headline = (
         f"Of {count(mix.labelled, 'fact')}, {mix.model} expresses {percent_interval(mix.known)} under this "
         f"protocol{reliably}; {percent_interval(mix.unknown)} "
         f"{'is' if round(100 * mix.unknown.value) == 1 else 'are'} not expressed."
     )
-    return AuditVerdict(found, _meaning(mix.unknown.value), _cautions(mix))
+    return AuditVerdict(headline, _meaning(mix.unknown.value), _cautions(mix))
 
 
 def _meaning(share: float) -> str:
@@ -182,12 +185,12 @@ TITLES = {
 
 
 def options(mix: CategoryShares) -> tuple[Option, ...]:
-    """The four things to do with these rows, the recommended one first; none where nothing is labelled."""
+    """The four things to do with these rows, the recommended one first; empty if no row is labelled."""
     if mix.labelled == 0:
         return ()
     share = mix.unknown.value
-    chosen = recommended(share)
-    # mix refuses to write an empty file
+    best = recommended(share)
+    # foreknow mix refuses to write an empty file, so no command is given for one
     known = f"foreknow mix AUDIT --drop unknown --out known{mix.suffix}" if share < 1 else ""
     unknown = f"foreknow mix AUDIT --only Unknown --out unknown{mix.suffix}" if share else ""
     all_options = (
@@ -233,8 +236,8 @@ def options(mix: CategoryShares) -> tuple[Option, ...]:
             "\n".join(filter(None, (unknown, known))),
         ),
     )
-    marked = [replace(o, why=_why(mix)) if o.key == chosen else o for o in all_options]
-    return tuple(sorted(marked, key=lambda o: not o.why))
+    cards = [replace(o, why=_why(mix)) if o.key == best else o for o in all_options]
+    return tuple(sorted(cards, key=lambda o: not o.why))
 
 
 def _why(mix: CategoryShares) -> str:
@@ -255,39 +258,40 @@ def _why(mix: CategoryShares) -> str:
             f"such shares dropping them gained {gain} after long training, and cost at most 0.8 points at "
             "the best epoch."
         )
-    left = mix.labelled - round(share * mix.labelled)
-    rest = f"only {count(left, 'Known row')} would stay" if left else "no Known row would stay"
+    known_rows = mix.labelled - round(share * mix.labelled)
+    rest = f"only {count(known_rows, 'Known row')} would stay" if known_rows else "no Known row would stay"
     return f"{here}: {rest}, and at its best epoch the study's model had taken in at most 10 % of such rows."
 
 
 def _series(values: Sequence[float], share: float) -> str:
-    """The study's accuracy without Unknown rows and at the shares around this one."""
+    """The study's accuracies (`values`, %) without Unknown rows and at the Unknown shares around this one."""
     places = [i for i in bracket(share) if i != 0]
     rest = [f"{values[i]} % at {paper.SHARES[i]} % Unknown" for i in places]
-    return _listed([f"{values[0]} % without Unknown rows", *rest])
+    return enumeration([f"{values[0]} % without Unknown rows", *rest])
 
 
 def _dropping(share: float) -> str:
-    """The study's accuracy with and without the Unknown rows, at the shares around this one."""
-    found = [
+    """The study's accuracies with and without the Unknown rows, at the Unknown shares around this one."""
+    parts = [
         f"{LONG[i]} % with the Unknown rows and {v} % without them at {paper.SHARES[i]} % Unknown"
         for i in bracket(share)
         if i != 0 and (v := DROPPED_LONG[i]) is not None
     ]
-    return "; ".join(found) or f"{LONG[-1]} % on Unknown rows alone, and dropping them leaves nothing to train on"
+    return "; ".join(parts) or f"{LONG[-1]} % on Unknown rows alone, and dropping them leaves nothing to train on"
 
 
 def _fitted(share: float) -> str:
-    found = [
+    parts = [
         f"{v} % of the Unknown rows of a file with {paper.SHARES[i]} % Unknown"
         for i in bracket(share)
         if (v := paper.FITTED["Unknown"][i]) is not None
     ]
-    return _listed(found) or "at most 22 % of the Unknown rows"
+    return enumeration(parts) or "at most 22 % of the Unknown rows"
 
 
-def _listed(parts: Sequence[str]) -> str:
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+def enumeration(parts: Sequence[str], word: str = "and") -> str:
+    """The parts as a list in a sentence: a, b and c."""
+    return f" {word} ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def _range(values: Sequence[float]) -> str:
@@ -296,5 +300,5 @@ def _range(values: Sequence[float]) -> str:
 
 
 def _some(names: Sequence[str], limit: int = 4) -> str:
-    shown = ", ".join(f"“{name}”" for name in names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+    names_text = ", ".join(f"“{name}”" for name in names[:limit])
+    return names_text if len(names) <= limit else f"{names_text} and {len(names) - limit} more"

@@ -1,8 +1,8 @@
-"""Lines of the report -> SVG, drawn offline from Altair specs.
+"""This module draws the charts of the audit page as SVG, offline, from Altair specs.
 
-A spec is drawn in sentinel colours; in the SVG they become CSS variables, so that one drawing serves the
-light and the dark theme. Each chart is drawn for a desktop and for a phone; the style sheet shows one of
-them. No text of the user's data enters a chart.
+A spec uses sentinel colours; `theme_svg` replaces them by CSS variables, so that one drawing serves the light and
+the dark theme. Every chart is drawn for a desktop and for a phone, and the style sheet shows one of the two. No text
+of the user's data enters a chart.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ WIDE, NARROW = 720, 330
 INK, SOFT, GRID = "#010001", "#010002", "#010003"
 FILLS = ("#010004", "#010005", "#010006", "#010007")
 UNKNOWN_INK = "#010008"
-"""Unknown as a line, which cannot be hatched."""
+"""The colour of Unknown in line charts, because a line cannot be hatched."""
 PAGE = "#010009"
-"""What is behind a chart: the rim of texts that stand on grid lines."""
+"""The background colour of the page; it outlines texts that stand on grid lines."""
 UNKNOWN_FILL = "url(#unknown)"
-"""The hatching that the page defines, so that Unknown differs by more than its colour."""
+"""The hatching for Unknown that the page defines, so that Unknown differs from the others by more than its colour."""
 VARIABLES = dict(
     zip(
         (INK, SOFT, GRID, *FILLS, UNKNOWN_INK, PAGE),
@@ -37,11 +37,13 @@ VARIABLES = dict(
     )
 )
 
+PERCENT_TICK: Final = "format(100 * datum.value, 'd') + ' %'"
+"""The Vega expression that labels a tick of an axis of shares in whole per cent."""
 RIMMED: Final = ({"fill": PAGE, "stroke": PAGE, "strokeWidth": 4}, {"fill": INK})
 
 
 def probability_chart(lines: Sequence[BinLine], width: int) -> str:
-    """Rows by bin of P_Correct, stacked by category."""
+    """Draw the number of rows in each bin of P_Correct, stacked by category."""
     values = [{"place": b.place, "bin": b.bin, "category": b.category, "rows": b.rows} for b in lines]
     order = list(dict.fromkeys(b.bin for b in lines))
     sums = [{"bin": name, "rows": sum(b.rows for b in lines if b.bin == name)} for name in order]
@@ -66,7 +68,7 @@ def probability_chart(lines: Sequence[BinLine], width: int) -> str:
 
 
 def popularity_chart(lines: Sequence[PopularityLine], width: int) -> str:
-    """Known share by fifth of popularity, with intervals."""
+    """Draw the Known share in each fifth of popularity, with intervals."""
     short = width < WIDE
     names = {p.fifth: p.fifth.removesuffix(" fifth") if not short else str(k + 1) for k, p in enumerate(lines)}
     values = [
@@ -84,7 +86,7 @@ def popularity_chart(lines: Sequence[PopularityLine], width: int) -> str:
         x=alt.X("fifth:N", sort=None, title=title, axis=alt.Axis(labelAngle=0, grid=False))
     )
     scale = alt.Scale(domain=[0, 1])
-    axis = alt.Axis(labelExpr="format(100 * datum.value, 'd') + ' %'", tickCount=5)
+    axis = alt.Axis(labelExpr=PERCENT_TICK, tickCount=5)
     bars = base.mark_bar(color=FILLS[1], size=36).encode(
         y=alt.Y("known:Q", scale=scale, axis=axis, title="rows that are Known")
     )
@@ -94,8 +96,10 @@ def popularity_chart(lines: Sequence[PopularityLine], width: int) -> str:
 
 
 def expectation_chart(bins: Sequence[ExpectationBin], width: int) -> str:
-    """Rows by how expected their long answers are: filled with the question, outlined without it."""
-    values = [{"low": b.low, "high": b.high, "asked": b.asked, "alone": b.alone, "none": 0} for b in bins]
+    """Draw a histogram of how expected the long answers are: filled bars with the question, outlines without it."""
+    values = [
+        {"low": b.low, "high": b.high, "with": b.with_question, "without": b.without_question, "none": 0} for b in bins
+    ]
     low, high = bins[0].low, bins[-1].high
     step = max(1, round((high - low) / (8 if width == WIDE else 4)))
     ticks = [k for k in range(math.ceil(low), math.floor(high) + 1) if k % step == 0]
@@ -105,14 +109,14 @@ def expectation_chart(bins: Sequence[ExpectationBin], width: int) -> str:
         x=alt.X("low:Q", scale=alt.Scale(domain=[low, high], nice=False), axis=axis, title=title), x2="high:Q"
     )
     rows = alt.Axis(tickCount=4, tickMinStep=1)
-    asked = base.mark_bar(color=FILLS[1]).encode(y=alt.Y("asked:Q", axis=rows, title="rows"), y2="none:Q")
-    alone = base.mark_bar(fillOpacity=0, stroke=INK, strokeWidth=1.5).encode(y="alone:Q", y2="none:Q")
-    return render_chart(asked + alone, width, 220)
+    with_question = base.mark_bar(color=FILLS[1]).encode(y=alt.Y("with:Q", axis=rows, title="rows"), y2="none:Q")
+    without_question = base.mark_bar(fillOpacity=0, stroke=INK, strokeWidth=1.5).encode(y="without:Q", y2="none:Q")
+    return render_chart(with_question + without_question, width, 220)
 
 
 def render_chart(chart: alt.LayerChart | alt.FacetChart, width: int, height: int) -> str:
-    """Draw a chart at a fixed size and hand the colours over to the style sheet."""
-    themed = (
+    """Render a chart as SVG of a fixed size (pixels) whose colours come from the style sheet."""
+    styled_chart = (
         chart.properties(
             width=width,
             height=height,
@@ -135,11 +139,11 @@ def render_chart(chart: alt.LayerChart | alt.FacetChart, width: int, height: int
             labelLimit=200,
         )
     )
-    return theme_svg(vega_process.svg(themed.to_dict(validate=False)))
+    return theme_svg(vega_process.svg(styled_chart.to_dict(validate=False)))
 
 
 def theme_svg(svg: str) -> str:
-    """Sentinel colours become CSS variables; namespaces, which HTML does not need, go."""
+    """Replace sentinel colours by CSS variables, and remove the namespaces, which HTML does not need."""
     svg = re.sub(r'\s(?:xmlns(?::xlink)?|version)="[^"]*"', "", svg, count=3)
     svg = re.sub(
         r'(fill|stroke)="(#0100\d\d)"',

@@ -1,4 +1,8 @@
-"""An evaluation -> its page (`evaluation.html.j2`): EM by category, wrong answers, refusals, moves against the base."""
+"""This module renders the page of an evaluation from `evaluation.html.j2`.
+
+The page shows EM by category, the wrong answers, the refusals, and the rows on which the tuned model differs from the
+base model.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from foreknow.categories import HIGHLY_KNOWN, UNKNOWN
 from foreknow.report import page
 from foreknow.report.audit_text import count
 from foreknow.report.evaluation_chart import em_chart
-from foreknow.report.format import display, duration, exact, exact_interval, number, without_folders
+from foreknow.report.format import display, duration, exact, exact_interval, number, source
 from foreknow.report.row_flags import fault_lines
 from foreknow.report.tune_tables import FEW, Count
 from foreknow.report.tune_text import TrainVerdict, p_value
@@ -25,14 +29,18 @@ GROUPS_SHOWN = 24
 WRONG_SHOWN = 12
 EXAMPLES = 8
 OFTEN, TAKES_OVER = 5, 0.15
-"""A wrong guess takes a relation over where it is given at least so often, to at least this share of the rows, and
-at least twice as often as it is right."""
+"""An answer has taken over a relation if the model gives it at least `OFTEN` times, to at least this share of the
+relation's rows, and at least twice as often as it is right."""
 LATE = 0.02
-"""From this share of answers on that have not ended in time, it is said at the top."""
+"""If at least this share of the answers reached the token limit without ending, the verdict says so."""
 
 
 class EmRow(NamedTuple):
-    """EM of some rows, both ways of matching, and what was refused of them; `base`: rows the base was right on."""
+    """EM and refusals of a set of rows.
+
+    `em`: by the matching of the run. `lenient`: by lenient matching. `refused`: rows that the model refused. `base`:
+    rows that the base model answered right; None if that is not known.
+    """
 
     name: str
     em: Count
@@ -42,22 +50,25 @@ class EmRow(NamedTuple):
 
     @property
     def few(self) -> bool:
-        """Whether so few rows can tell little."""
+        """Whether there are too few rows for the share to say much."""
         return self.em.rows < FEW
 
 
 class Guess(NamedTuple):
-    """An answer given in a relation far more often than it is right there."""
+    """An answer that the model gives in a relation far more often than it is right there.
+
+    `rows`: rows to which the model gives it, of all rows of the relation. `golds`: rows on which it is right.
+    """
 
     group: str
     prediction: str
-    given: Count
+    rows: Count
     golds: int
 
 
 @dataclass(frozen=True)
 class AnswerExample:
-    """One row: what is right, what the base model says behind examples, and what is said now."""
+    """One row: the right answer, the base model's few-shot answer (`base`) and the tuned model's (`prediction`)."""
 
     question: str
     answer: str
@@ -67,7 +78,7 @@ class AnswerExample:
 
 
 def render_evaluation(evaluation: EvaluateResult, *, show_rows: bool = True) -> str:
-    """The whole page. With `show_rows=False` no question and no answer, of the data or the model, is in it."""
+    """Render the whole page. With `show_rows=False` it contains no question and no answer, of the data or the model."""
     summary, rows = evaluation.summary, evaluation.rows
     model, protocol, data = (dict(summary.get(key) or {}) for key in ("model", "protocol", "data"))
     lenient, notes = protocol.get("match") == "lenient", protocol.pop("notes", [])
@@ -106,14 +117,17 @@ def render_evaluation(evaluation: EvaluateResult, *, show_rows: bool = True) -> 
 
 
 def by(summary: Mapping[str, Any], key: str, lenient: bool) -> list[EmRow]:
-    """EM and refusals of each category, split or relation; the base model's where its probe is known."""
+    """EM and refusals of each category, split or relation (`key`: `by_category`, `by_split`, `by_relation`).
+
+    Categories have the base model's right rows too, if the summary has them.
+    """
     moved = (summary.get("moves") or {}).get(key, {}) if key == "by_category" else {}
-    found = []
+    lines = []
     for name, em in summary["em"][key].items():
         base = moved.get(name, {})
-        was = _count(base["base_correct"]) if base.get("compared") else None
-        found.append(_line(name, em, summary["refusals"][key][name], was, lenient))
-    return found
+        base_count = _count(base["base_correct"]) if base.get("compared") else None
+        lines.append(_line(name, em, summary["refusals"][key][name], base_count, lenient))
+    return lines
 
 
 def _line(name: str, em: Mapping[str, Any], refused: Mapping[str, Any], base: Count | None, lenient: bool) -> EmRow:
@@ -126,19 +140,19 @@ def _count(of: Mapping[str, Any]) -> Count:
 
 
 def _answering(summary: Mapping[str, Any]) -> list[tuple[str, Count, Count, Count]]:
-    """Coverage, accuracy and yield of all rows and of each category."""
-    found = summary["answering"]
-    parts = {"all rows": found["overall"], **found["by_category"]}
+    """Name, coverage, accuracy and yield of all rows and of each category."""
+    answering = summary["answering"]
+    parts = {"all rows": answering["overall"], **answering["by_category"]}
     return [(n, _count(of["coverage"]), _count(of["accuracy"]), _count(of["yield"])) for n, of in parts.items()]
 
 
 def taken_over(rows: pl.DataFrame) -> list[Guess]:
-    """Relations in which one answer stands for many, those with the largest share first.
+    """The answers that have taken over a relation (see `TAKES_OVER`), those with the largest share first.
 
-    `rows`: `answers.ANSWERED` with `counts`, whether the row is right.
+    `rows`: a frame as `answers.ANSWERED`, with the column `counts`: whether the row is right.
     """
     sizes = rows.group_by("group").agg(size=pl.len())
-    said = (
+    answers = (
         rows.filter(~pl.col("refused"))
         .group_by("group", "prediction")
         .agg(given=pl.len(), correct=pl.col("counts").sum())
@@ -151,11 +165,15 @@ def taken_over(rows: pl.DataFrame) -> list[Guess]:
         .sort([pl.col("given") / pl.col("size"), "group", "prediction"], descending=[True, False, False])
     )
     columns = ("group", "prediction", "given", "size", "correct")
-    return [Guess(g, s, Count(n, size), right) for g, s, n, size, right in said.select(columns).iter_rows()]
+    return [Guess(g, s, Count(n, size), right) for g, s, n, size, right in answers.select(columns).iter_rows()]
 
 
 def examples(rows: pl.DataFrame) -> dict[str, list[AnswerExample]]:
-    """Rows that show what happened: HighlyKnown ones lost, others lost against the base, Unknown ones gained."""
+    """Example rows by kind; kinds without rows are left out.
+
+    `lost`: HighlyKnown rows that are wrong. `turned`: other rows that the base model had right and that are wrong.
+    `gained`: Unknown rows that are right. `refused`: refused rows, HighlyKnown or right in the base model.
+    """
     highly, unknown = pl.col("category") == HIGHLY_KNOWN, pl.col("category") == UNKNOWN
     kinds = {
         "lost": highly & ~pl.col("counts"),
@@ -164,101 +182,102 @@ def examples(rows: pl.DataFrame) -> dict[str, list[AnswerExample]]:
         "refused": pl.col("refused") & ~pl.col("counts") & (highly | pl.col("base_correct").fill_null(False)),
     }
     columns = ("question", "answer", "base_answer", "prediction", "group")
-    found = {}
+    lines_by_kind = {}
     for kind, which in kinds.items():
-        # one of each relation first, so that the largest does not fill the table
-        picked = rows.filter(which).with_columns(turn=pl.int_range(pl.len()).over("group")).sort("turn", "row")
-        found[kind] = [AnswerExample(*values) for values in picked.head(EXAMPLES).select(columns).iter_rows()]
-    return {kind: lines for kind, lines in found.items() if lines}
+        # take one row of each relation in turn, so that the largest relation does not fill the table
+        turn = pl.int_range(pl.len()).over("group")
+        rows_of_kind = rows.filter(which).with_columns(turn=turn).sort("turn", "row").head(EXAMPLES)
+        lines_by_kind[kind] = [AnswerExample(*values) for values in rows_of_kind.select(columns).iter_rows()]
+    return {kind: lines for kind, lines in lines_by_kind.items() if lines}
 
 
 def verdict(
     summary: Mapping[str, Any], categories: list[EmRow], guesses: list[Guess], *, lenient: bool
 ) -> TrainVerdict:
-    """What was found, what it rests on, and what to keep in mind."""
+    """Write the verdict: the result, the points it is based on, and the cautions."""
     answers, rows = summary["answers"], summary["rows"]
     em = _count(summary["em"]["overall"]["lenient" if lenient else "strict"])
     model = display((summary.get("model") or {}).get("name") or "the model")
-    found = (
+    headline = (
         f"{model} answers {exact_interval(em.interval)} of {count(rows, 'question')} right; "
         f"{answers['wrong']:,} are wrong, {answers['refused']:,} refused."
     )
     points = {"Known before": _by_category(categories), "Against the base": _against(summary)}
     over = _count(summary["refusals"]["over_refusal"])
     if answers["refused"]:
-        given = _count(summary["answering"]["overall"]["accuracy"])
+        accuracy = _count(summary["answering"]["overall"]["accuracy"])
         points["Refusals"] = (
-            f"It answers {exact(given.rows / rows)} of the questions, and {exact(given.share)} of those right"
+            f"It answers {exact(accuracy.rows / rows)} of the questions, and {exact(accuracy.share)} of those right"
             + (f"; of {count(over.rows, 'HighlyKnown row')} it refuses {over.hits:,}." if over.rows else ".")
         )
     if guesses:
         names = [display(g.group, 30) for g in guesses]
-        shown = ", ".join(dict.fromkeys(names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        names_text = ", ".join(dict.fromkeys(names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         points["Guessing"] = (
             f"In {'a relation' if len(guesses) == 1 else 'some relations'} one answer is given far more often than it "
-            f"is right: {shown}. See below."
+            f"is right: {names_text}. See below."
         )
-    return TrainVerdict(found, tuple((k, v) for k, v in points.items() if v), _cautions(summary, em))
+    return TrainVerdict(headline, tuple((k, v) for k, v in points.items() if v), _cautions(summary, em))
 
 
 def _by_category(categories: list[EmRow]) -> str:
     of = {line.name: line.em for line in categories}
-    told = []
+    parts = []
     if highly := of.get(HIGHLY_KNOWN):
-        told.append(f"{highly.rows - highly.hits:,} of {count(highly.rows, 'HighlyKnown row')} are lost")
+        parts.append(f"{highly.rows - highly.hits:,} of {count(highly.rows, 'HighlyKnown row')} are lost")
     if unknown := of.get(UNKNOWN):
-        told.append(f"{unknown.hits:,} of {count(unknown.rows, 'Unknown row')} are gained")
+        parts.append(f"{unknown.hits:,} of {count(unknown.rows, 'Unknown row')} are gained")
     shares = ", ".join(f"{name} {exact(em.share)}" for name, em in of.items())
-    return f"{'; '.join(told)}. EM: {shares}." if told else f"EM: {shares}." if shares else ""
+    return f"{'; '.join(parts)}. EM: {shares}." if parts else f"EM: {shares}." if shares else ""
 
 
 def _against(summary: Mapping[str, Any]) -> str:
     moved = (summary.get("moves") or {}).get("overall")
     if not moved or not moved["compared"]:
         return ""
-    lost, won = _count(moved["correct_to_wrong"]), _count(moved["wrong_to_correct"])
+    lost, gained = _count(moved["correct_to_wrong"]), _count(moved["wrong_to_correct"])
     return (
         f"Of {count(lost.rows, 'row')} that the base model had right behind examples, {lost.hits:,} "
-        f"({exact(lost.share)}) are not right now; of the {won.rows:,} others, {won.hits:,} ({exact(won.share)}) are "
-        f"({p_value(mcnemar(lost.hits, won.hits))})."
+        f"({exact(lost.share)}) are not right now; of the {gained.rows:,} others, {gained.hits:,} "
+        f"({exact(gained.share)}) are ({p_value(mcnemar(lost.hits, gained.hits))})."
     )
 
 
 def _cautions(summary: Mapping[str, Any], em: Count) -> tuple[str, ...]:
-    answers, rows, found = summary["answers"], summary["rows"], []
+    answers, rows, cautions = summary["answers"], summary["rows"], []
     if em.rows < 100:
-        found.append(f"Only {count(em.rows, 'row')}: the interval is wide, a first look.")
+        cautions.append(f"Only {count(em.rows, 'row')}: the interval is wide, a first look.")
     if broken := summary.get("not_finite"):
-        found.append(f"{count(broken, 'row')} in no figure here: the model's logits were not finite (NaN or infinity).")
+        cautions.append(
+            f"{count(broken, 'row')} in no figure here: the model's logits were not finite (NaN or infinity)."
+        )
     if rows and answers["not_ended"] / rows >= LATE:
-        found.append(
+        cautions.append(
             f"{count(answers['not_ended'], 'answer')} had not ended in time and count as wrong: the model may not have "
             "learnt to stop, or was asked in another form than it was tuned in."
         )
     if answers["empty"]:
-        found.append(
+        cautions.append(
             f"{count(answers['empty'], 'answer')} of the refused {'is' if answers['empty'] == 1 else 'are'} empty."
         )
     if summary.get("moves") is None:
-        found.append("No categories are known for these rows, so what was kept, lost and gained cannot be said.")
+        cautions.append("No categories are known for these rows, so what was kept, lost and gained cannot be said.")
     elif not summary["moves"]["overall"]["compared"]:
-        found.append("The base model's own answers are not known: name its audit with --audit to compare row by row.")
-    return tuple(found)
+        cautions.append(
+            "The base model's own answers are not known: name its audit with --audit to compare row by row."
+        )
+    return tuple(cautions)
 
 
 def _facts(
     summary: Mapping[str, Any], model: dict[str, Any], protocol: dict[str, Any], data: dict[str, Any]
 ) -> dict[str, list[page.Fact]]:
     base, audit = model.pop("base", None), summary.get("audit")
-    kept = [("rows asked", f"{summary['rows']:,}", False)]
-    kept += [("rows left out", f"{summary['skipped']:,}", False)] if summary.get("skipped") else []
-    kept += (
-        [("categories from", display(without_folders(str(whence)), 200), False)]
-        if (whence := summary.get("categories_from"))
-        else []
-    )
-    more = [("tuned from", str(base.get("name")), False)] if base else []
-    more += [("audit made with", str((audit.get("model") or {}).get("name")), False)] if audit else []
+    row_facts = [("rows asked", f"{summary['rows']:,}", False)]
+    row_facts += [("rows left out", f"{summary['skipped']:,}", False)] if summary.get("skipped") else []
+    row_facts += [("categories from", source(whence), False)] if (whence := summary.get("categories_from")) else []
+    origin = [("tuned from", str(base.get("name")), False)] if base else []
+    origin += [("audit made with", str((audit.get("model") or {}).get("name")), False)] if audit else []
     cost = []
     if (seconds := summary.get("seconds")) is not None:
         cost.append(("answering", duration(float(seconds)), False))
@@ -266,7 +285,7 @@ def _facts(
         cost.append(("rows a second", number(float(rate)), False))
     return {
         "protocol": page.facts(protocol, {**page.LABELS, "max_new_tokens": "tokens of an answer, at most"}),
-        "model": [*page.model_facts(model), *more],
-        "data": [*kept, *page.facts(data)],
+        "model": [*page.model_facts(model), *origin],
+        "data": [*row_facts, *page.facts(data)],
         "cost": cost,
     }

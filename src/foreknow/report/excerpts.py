@@ -1,6 +1,7 @@
-"""Long texts -> the parts of them that a page shows. Pure; nothing here knows HTML.
+"""This module cuts long texts down to the parts that a page shows.
 
-Places in a text are characters, start and end (exclusive), as in `surprisal.LONG`.
+Its functions have no side effects and write no HTML. A place in a text is a pair of character positions, start and
+end (exclusive), as in `surprisal.LONG`.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 WHOLE: Final = 600
-"""Characters up to which an answer is shown whole; of a longer one, its beginning and what stands around the marks."""
+"""An answer of at most this many characters is shown whole; of a longer one the page shows the beginning and the
+surroundings of the marks."""
 BEGINNING: Final = 240
 AROUND: Final = 60
 SENTENCE: Final = 80
-"""Characters of a sentence on either side of the words that are shown in it, at most."""
+"""The page shows at most this many characters of a sentence before and after the marked words."""
 LONGEST_MARK: Final = 160
 GAP: Final = " … "
 
@@ -22,11 +24,11 @@ Place = tuple[int, int]
 
 _END: Final = re.compile("[.!?…]+[\"'”’)\\]]*\\s+|[。！？]|\n+")
 _EDGE: Final = 20
-"""So far a cut moves to fall between words."""
+"""A cut moves by at most this many characters to fall between words."""
 
 
 class InSentence(NamedTuple):
-    """Words and what stands around them in their sentence."""
+    """Words, and the text before and after them in their sentence."""
 
     before: str
     words: str
@@ -34,10 +36,10 @@ class InSentence(NamedTuple):
 
 
 def marked(text: str, marks: Iterable[Place], whole: int = WHOLE) -> list[str]:
-    """The text in pieces, plain and marked in turn, beginning with a plain one: pieces 1, 3, ... are the marks.
+    """Split the text into pieces, plain and marked in turn, starting with a plain one: pieces 1, 3, ... are the marks.
 
-    Texts of at most `whole` characters come back complete. Marks that overlap an earlier one, or lie outside
-    the text, are left out.
+    A text of at most `whole` characters comes back complete. A mark that overlaps an earlier one, or lies outside the
+    text, is left out.
     """
     places = _disjoint(marks, len(text))
     windows = [(0, len(text))] if len(text) <= whole else _windows(text, places)
@@ -56,12 +58,12 @@ def marked(text: str, marks: Iterable[Place], whole: int = WHOLE) -> list[str]:
 
 
 def in_sentence(text: str, start: int, end: int, most: int = SENTENCE) -> InSentence:
-    """The characters `start` to `end` within their sentence, of which at most `most` characters on either side."""
+    """The characters `start` to `end` of the text, with at most `most` characters of their sentence on either side."""
     first = max(0, start - 4 * most)
     for stop in _END.finditer(text, first, start):
         first = stop.end()
-    found = _END.search(text, end, end + 4 * most)
-    last = found.end() if found else min(len(text), end + 4 * most)
+    sentence_end = _END.search(text, end, end + 4 * most)
+    last = sentence_end.end() if sentence_end else min(len(text), end + 4 * most)
     before, after = text[first:start].lstrip(), text[end:last].rstrip()
     if len(before) > most:
         before = f"…{before[_next_blank(before, len(before) - most) :]}"
@@ -71,36 +73,42 @@ def in_sentence(text: str, start: int, end: int, most: int = SENTENCE) -> InSent
 
 
 def _disjoint(marks: Iterable[Place], length: int) -> list[Place]:
-    found: list[Place] = []
+    """The marks in order, without those that overlap an earlier one or lie outside a text of this length."""
+    places: list[Place] = []
     for start, end in sorted(marks):
-        if 0 <= start < end <= length and (not found or found[-1][1] <= start):
-            found.append((start, end))
-    return found
+        if 0 <= start < end <= length and (not places or places[-1][1] <= start):
+            places.append((start, end))
+    return places
 
 
 def _windows(text: str, places: Sequence[Place]) -> list[Place]:
-    """The beginning and the surroundings of each mark, joined where they meet."""
-    wanted = [(0, _last_blank(text, BEGINNING))]
+    """The beginning of the text and the surroundings of each mark; windows that meet are joined."""
+    surroundings = [(0, _last_blank(text, BEGINNING))]
     for start, end in places:
         first = max(0, start - AROUND)
-        wanted.append((min(start, _next_blank(text, first) if first else 0), max(end, _last_blank(text, end + AROUND))))
-    found: list[Place] = []
-    for start, end in sorted(wanted):
-        if found and start <= found[-1][1] + len(GAP):
-            found[-1] = (found[-1][0], max(found[-1][1], end))
+        surroundings.append(
+            (min(start, _next_blank(text, first) if first else 0), max(end, _last_blank(text, end + AROUND)))
+        )
+    windows: list[Place] = []
+    for start, end in sorted(surroundings):
+        if windows and start <= windows[-1][1] + len(GAP):
+            windows[-1] = (windows[-1][0], max(windows[-1][1], end))
         else:
-            found.append((start, end))
-    return found
+            windows.append((start, end))
+    return windows
 
 
 def _next_blank(text: str, at: int) -> int:
-    """The first place from `at` on that lies between words, if it is near."""
-    found = re.compile(r"(?<=\s)").search(text, at, at + _EDGE)
-    return found.start() if found else at
+    """The first position from `at` on that lies between words, if it is within `_EDGE` characters; else `at`."""
+    blank = re.compile(r"(?<=\s)").search(text, at, at + _EDGE)
+    return blank.start() if blank else at
 
 
 def _last_blank(text: str, at: int) -> int:
-    """The last place up to `at` that lies between words, if it is near; the end of a text that ends before."""
+    """The last position up to `at` that lies between words, if it is within `_EDGE` characters; else `at`.
+
+    If the text ends before `at`, its length.
+    """
     if at >= len(text):
         return len(text)
     blanks = [m.start() for m in re.finditer(r"\s", text[at - _EDGE : at])]

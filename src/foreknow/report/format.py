@@ -1,4 +1,4 @@
-"""Texts and numbers as the page shows them: cut, made fit to stand in a line, escaped, said as a person would."""
+"""This module formats texts and numbers for a page: it shortens, cleans, escapes and rounds them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 from foreknow.stats import Interval
 
 LONGEST_TEXT = 400
-"""Longer questions and answers are cut in the table; rows.parquet has them whole."""
+"""The table of rows cuts questions and answers to this many characters; rows.parquet has them whole."""
 UNSAFE_IN_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]+")
 """Control characters, and marks that turn the direction of the text around them."""
 
@@ -23,12 +23,12 @@ def script_json(document: object) -> str:
 
 
 def clip(text: str | None, longest: int = LONGEST_TEXT) -> str | None:
-    """The text, cut where it is too long for a table cell."""
+    """The text, cut to at most `longest` characters for a table cell."""
     return text if text is None or len(text) <= longest else text[: longest - 1] + "…"
 
 
 def display(text: str | None, longest: int = 90) -> str:
-    """A name fit to stand in a line: never empty, no control characters, long ones cut in the middle."""
+    """A name that fits into a line: never empty, without control characters, cut in the middle if it is too long."""
     clean = UNSAFE_IN_LINE.sub(" ", text or "").strip()
     if not clean:
         return "(no name)"
@@ -36,35 +36,45 @@ def display(text: str | None, longest: int = 90) -> str:
 
 
 def tight(text: str) -> Markup:
-    """Escaped text in which "61 %", "1 in 16" and "(57–65)" are not broken over two lines."""
+    """Escape a text so that a browser does not break "61 %", "1 in 16" or "(57–65)" over two lines."""
     safe = re.sub(r"\b1 in (?=[\da])", "1\u00a0in\u00a0", str(escape(text)).replace(" %", "\u00a0%"))
     return Markup(re.sub(r"\(\d+–\d+\)", lambda m: f'<span class="nb">{m[0]}</span>', safe))
 
 
 def command(text: str) -> Markup:
-    """Escaped commands whose flags are not broken over two lines."""
+    """Escape commands so that a browser does not break a flag over two lines."""
     return Markup(re.sub(r"--[\w-]+", lambda m: f'<span class="nb">{m[0]}</span>', str(escape(text))))
 
 
 def inline(text: str | None) -> str:
-    """A text that stands inside a line: its edges are kept, control characters are not."""
+    """A text for the inside of a line: control characters become spaces, spaces at the ends stay."""
     return UNSAFE_IN_LINE.sub(" ", text or "")
 
 
 def without_folders(text: str) -> str:
-    """A text in which paths are cut down to their last part: folders of the machine are nobody's business."""
+    """Cut every path in a text down to its last part, so that the page does not show folders of the machine."""
     return re.sub(r"(?:[^\s/\\]*[/\\])+([^\s/\\]+)", r"\1", text)
 
 
+def file_name(path: object) -> str:
+    """The last part of a path on any system, or of a name; "" for None."""
+    return str(path or "").replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+
+
+def source(text: object) -> str:
+    """Where something is from, as a line without folders of the machine."""
+    return display(without_folders(str(text)), 200)
+
+
 def suffix_of(name: object) -> str:
-    """The suffix of a data file's name that tells its format; .jsonl where none does."""
+    """The suffix of a data file's name that says its format; `.jsonl` if it has none."""
     known = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
-    found = [suffix for suffix in PurePath(str(name or "")).suffixes if suffix in known]
-    return found[-1] if found else ".jsonl"
+    suffixes = [suffix for suffix in PurePath(str(name or "")).suffixes if suffix in known]
+    return suffixes[-1] if suffixes else ".jsonl"
 
 
 def number(value: float | None) -> str:
-    """A probability or rate in as many digits as it deserves."""
+    """A probability or rate with three significant digits, whole from 100 on; a dash for None."""
     if value is None:
         return "–"
     if value == 0:
@@ -73,7 +83,8 @@ def number(value: float | None) -> str:
 
 
 def exact(share: float) -> str:
-    """A share in per cent with one decimal: 36.7 %; what is less than all or more than none is not rounded to it."""
+    """A share (0 to 1) in per cent with one decimal: 36.7 %; "<0.1 %" and ">99.9 %" if rounding would claim none or
+    all."""
     if 0 < share < 0.0005:
         return "<0.1 %"
     if 0.9995 <= share < 1:
@@ -87,7 +98,7 @@ def exact_interval(interval: Interval) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """Seconds as text: 85 s, 12 min, 2 h 5 min."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,7 +1,8 @@
-"""Rows with long answers -> what is said of them: how expected their wording is, and where it is least so. Pure.
+"""This module summarises the rows with long answers: how expected their wording is, and which words are least so.
 
-All figures are log-probabilities (nats a token, `surprisal.LONG`) put into words: a mean of -2.77 is 1 chance in 16
-for the next token. They measure expectation of a wording, never knowledge.
+Its functions have no side effects. All figures are log-probabilities (nats per token, `surprisal.LONG`); the page
+shows them as chances: a mean of -2.77 is a chance of 1 in 16 for the next token. They measure how much the model
+expects a wording, and do not measure knowledge.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ LONG: Final = "long_answer"
 SPANS_SHOWN: Final = 20
 ROWS_SHOWN: Final = 5
 FEW: Final = 8
-"""Fewer scored rows than this are listed, not drawn."""
+"""With fewer scored rows than this the page draws no histogram."""
 MOST_BINS: Final = 16
 
 
 @dataclass(frozen=True)
-class Helped:
-    """A row and how much its question helps: mean log-probabilities with and without it, and their factor."""
+class QuestionEffect:
+    """A row, and the mean log-probability (nats per token) of its answer with the question and without (`alone`)."""
 
     row: int
     question: str
@@ -33,13 +34,17 @@ class Helped:
 
     @property
     def times(self) -> float:
-        """How many times likelier a token is behind the question."""
+        """How many times likelier a token of the answer is with the question than without."""
         return times(self.logprob, self.alone)
 
 
 @dataclass(frozen=True)
 class Words:
-    """Least expected words in their sentence; `rows`: how many rows have the same ones; `logprob`: nats a token."""
+    """Words that the model expects least, in their sentence.
+
+    `row`: the row they are from. `rows`: how many rows have the same words. `tokens`: their number of tokens.
+    `logprob`: mean nats per token.
+    """
 
     row: int
     rows: int
@@ -50,20 +55,25 @@ class Words:
 
 @dataclass(frozen=True)
 class ExpectationBin:
-    """Rows whose mean log-probability lies between 1 in 2**low and 1 in 2**high, with their question and without."""
+    """The number of rows whose mean chance per token is between 1 in 2**low and 1 in 2**high.
+
+    `with_question`: counted by the chance after the question. `without_question`: by the chance without it.
+    """
 
     low: float
     high: float
-    asked: int
-    alone: int
+    with_question: int
+    without_question: int
 
 
 @dataclass(frozen=True)
 class LongAnswers:
-    """What is known of the rows with long answers.
+    """What the page shows of the rows with long answers.
 
-    `tokens`: the median length. `logprob`, `alone`: means over the `scored` rows. `cut`: rows of which only the
-    first `cut_at` tokens or fewer are scored. `helps`: lowest, median and highest factor by which a question helps.
+    `rows`: their number. `tokens`: the median length. `logprob`, `alone`: mean nats per token over the `scored` rows,
+    with the question and without. `cut`: rows of which only the first `cut_at` tokens or fewer are scored. `helps`:
+    lowest, median and highest factor by which a question makes a token likelier. `least`, `most`: the rows whose
+    question helps least and most.
     """
 
     rows: int
@@ -74,22 +84,22 @@ class LongAnswers:
     cut: int
     cut_at: int
     helps: tuple[float, float, float] | None
-    least: tuple[Helped, ...]
-    most: tuple[Helped, ...]
+    least: tuple[QuestionEffect, ...]
+    most: tuple[QuestionEffect, ...]
     bins: tuple[ExpectationBin, ...]
     words: tuple[Words, ...]
 
 
 def long_answers(rows: pl.DataFrame) -> LongAnswers | None:
-    """Everything the page says of long answers, from the frame of rows (`tables.complete`); None without any."""
+    """Summarise the long answers of a frame of rows (`audit_tables.complete`); None if there are none."""
     long = rows.filter(pl.col("flags").list.contains(LONG))
     if long.is_empty():
         return None
     scored = long.filter(pl.col("logprob").is_finite(), pl.col("logprob_alone").is_finite())
-    helped = _helped(scored)
-    # one token goes unscored where an answer begins its text, and no reader misses it
+    effects = _question_effects(scored)
+    # the first token of a text has no score, so one missing token does not count as a cut
     cut = scored.filter(pl.col("scored_tokens") < pl.col("answer_tokens") - 1)
-    few = min(ROWS_SHOWN, len(helped) // 2)
+    few = min(ROWS_SHOWN, len(effects) // 2)
     return LongAnswers(
         rows=long.height,
         scored=scored.height,
@@ -98,35 +108,41 @@ def long_answers(rows: pl.DataFrame) -> LongAnswers | None:
         alone=_number(scored["logprob_alone"].mean()),
         cut=cut.height,
         cut_at=int(_number(cut["scored_tokens"].max()) or 0),
-        helps=(helped[0].times, _middle([h.times for h in helped]), helped[-1].times) if helped else None,
-        least=tuple(helped[:few]),
-        most=tuple(reversed(helped[len(helped) - few :])),
+        helps=(effects[0].times, _middle([e.times for e in effects]), effects[-1].times) if effects else None,
+        least=tuple(effects[:few]),
+        most=tuple(reversed(effects[len(effects) - few :])),
         bins=expectation_bins(scored),
         words=least_expected(scored),
     )
 
 
 def expectation_bins(scored: pl.DataFrame) -> tuple[ExpectationBin, ...]:
-    """Rows by how expected their answers are, in steps of half a doubling or more; nothing for a few rows."""
+    """Count the rows by the mean chance per token of their answers, in steps of half a doubling or more.
+
+    `scored`: rows with finite `logprob` and `logprob_alone`. Empty for fewer than `FEW` rows.
+    """
     if scored.height < FEW:
         return ()
-    asked, alone = ((scored[name] / -math.log(2)).to_list() for name in ("logprob", "logprob_alone"))
+    doublings = [(scored[name] / -math.log(2)).to_list() for name in ("logprob", "logprob_alone")]
+    low, high = min(map(min, doublings)), max(map(max, doublings))
     step = 0.5
-    while (max(*asked, *alone) // step) - (min(*asked, *alone) // step) >= MOST_BINS:
+    while high // step - low // step >= MOST_BINS:
         step *= 2
-    first, last = int(min(*asked, *alone) // step), int(max(*asked, *alone) // step)
     return tuple(
-        ExpectationBin(k * step, (k + 1) * step, *(sum(x // step == k for x in of) for of in (asked, alone)))
-        for k in range(first, last + 1)
+        ExpectationBin(k * step, (k + 1) * step, *(sum(x // step == k for x in values) for values in doublings))
+        for k in range(int(low // step), int(high // step) + 1)
     )
 
 
 def least_expected(scored: pl.DataFrame, most: int = SPANS_SHOWN) -> tuple[Words, ...]:
-    """The least expected words of all rows, the least probable as a whole first; the same words are shown once."""
+    """The least expected words of all rows, those with the lowest total log-probability first.
+
+    Words that several rows have are listed once.
+    """
     spans = (
         scored.select("row", "answer", "spans").explode("spans", empty_as_null=True).drop_nulls("spans").unnest("spans")
     )
-    ordered = (
+    rarest = (
         spans.with_columns(whole=pl.col("logprob") * pl.col("tokens"))
         .sort("whole", "row", "start")
         .with_columns(rows=pl.col("row").n_unique().over("text"))
@@ -135,12 +151,12 @@ def least_expected(scored: pl.DataFrame, most: int = SPANS_SHOWN) -> tuple[Words
     )
     return tuple(
         Words(s["row"], s["rows"], in_sentence(s["answer"], s["start"], s["end"]), s["tokens"], s["logprob"])
-        for s in ordered.iter_rows(named=True)
+        for s in rarest.iter_rows(named=True)
     )
 
 
 def one_in(logprob: float) -> str:
-    """A mean log-probability as a chance that can be said: 1 in 16."""
+    """A mean log-probability (nats) as a chance in words: 1 in 16."""
     if -logprob >= math.log(1e9):
         return "less than 1 in a billion"
     choices = math.exp(-logprob)
@@ -158,18 +174,19 @@ def times(logprob: float, alone: float) -> float:
 
 
 def factor(value: float) -> str:
-    """How many times likelier, in as many digits as it deserves: 1.5, 12, 0.98."""
+    """A factor with a suitable number of digits: 1.5, 12, 0.98."""
     return f"{value:,.0f}" if value >= 9.95 else f"{value:.2f}" if value < 0.995 else f"{value:.1f}"
 
 
-def _helped(scored: pl.DataFrame) -> list[Helped]:
-    """The rows by how much their question helps, least first."""
-    lines = [Helped(*line) for line in scored.select("row", "question", "logprob", "logprob_alone").iter_rows()]
+def _question_effects(scored: pl.DataFrame) -> list[QuestionEffect]:
+    """The rows ordered by how much their question helps, least first."""
+    lines = [QuestionEffect(*line) for line in scored.select("row", "question", "logprob", "logprob_alone").iter_rows()]
     return sorted(lines, key=lambda line: (line.times, line.row))
 
 
-def _middle(ordered: list[float]) -> float:
-    return math.sqrt(ordered[(len(ordered) - 1) // 2] * ordered[len(ordered) // 2])
+def _middle(values: list[float]) -> float:
+    """The median of sorted factors; the geometric mean of the middle two if their number is even."""
+    return math.sqrt(values[(len(values) - 1) // 2] * values[len(values) // 2])
 
 
 def _number(value: object) -> float | None:

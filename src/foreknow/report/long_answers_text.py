@@ -1,7 +1,7 @@
-"""A file whose answers are mostly long -> what can and what cannot be said of it, and what to do next. Pure.
+"""This module writes the verdict and the next steps for a file whose answers are mostly long.
 
-The study behind `audit_text.py` had one short fact a row. Nothing here carries its figures over to long answers:
-there are next steps, and no forecast.
+Its functions have no side effects. The study behind `audit_text.py` had one short fact per row, so nothing here
+applies its figures to long answers: the page offers next steps and makes no forecast.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from foreknow.report.audit_text import MIN_LABELLED, MUCH_UNKNOWN, AuditVerdict,
 from foreknow.report.long_answers import one_in
 
 FEW_SHORT = 20
-"""With fewer labelled rows beside the long ones, their shares are not put into the verdict."""
+"""If a file of long answers has fewer labelled rows than this, the verdict does not state their shares."""
 
 
 @dataclass(frozen=True)
 class LongMix:
-    """What the verdict rests on.
+    """The numbers that the verdict is based on.
 
-    `limit`: tokens above which an answer is long. `labelled`, `unknown`: rows with short answers. `logprob`,
-    `alone`: means over the long answers, with and without the question (nats a token). `facts` to `unknown_facts`:
-    short facts with a category, the rows that bring them, those Unknown; `rolled`: rows by `short_facts.ROLL_UP`.
-    `flagged`: whether the data has findings.
+    `limit`: an answer with more tokens than this is long. `labelled`: rows with short answers; `unknown`: those of
+    them that are Unknown. `logprob`, `alone`: means over the long answers, with and without the question (nats per
+    token). `facts`: short facts with a category; `rows_with_facts`: rows that contain facts; `unknown_facts`: facts
+    that are Unknown; `rolled`: the number of rows for each word of `short_facts.ROLL_UP`. `flagged`: whether the data
+    has findings.
     """
 
     rows: int
@@ -34,7 +35,7 @@ class LongMix:
     logprob: float | None = None
     alone: float | None = None
     facts: int = 0
-    bringers: int = 0
+    rows_with_facts: int = 0
     unknown_facts: int = 0
     rolled: Mapping[str, int] = field(default_factory=dict)
     flagged: bool = False
@@ -43,22 +44,24 @@ class LongMix:
 
 
 def long_verdict(mix: LongMix) -> AuditVerdict:
-    """The sentences and the cautions for a mix of mostly long answers."""
+    """Write the two sentences and the cautions for a file of mostly long answers."""
     return _by_facts(mix) if mix.facts else _by_wording(mix)
 
 
 def _by_wording(mix: LongMix) -> AuditVerdict:
     if mix.rows == 1:
-        found = f"The one row could not be labelled: its answer has more than {mix.limit} tokens, and the"
+        headline = f"The one row could not be labelled: its answer has more than {mix.limit} tokens, and the"
     elif not mix.labelled:
         answers = "all" if mix.long == mix.rows else f"{mix.long:,}"
-        found = (
+        headline = (
             f"None of the {mix.rows:,} rows could be labelled: {answers} answers have more than {mix.limit} tokens, "
         )
-        found += "and the"
+        headline += "and the"
     else:
-        found = f"{mix.long:,} of the {mix.rows:,} answers have more than {mix.limit} tokens and get no category: the"
-    found += " categories are made for short answers, which can be matched."
+        headline = (
+            f"{mix.long:,} of the {mix.rows:,} answers have more than {mix.limit} tokens and get no category: the"
+        )
+    headline += " categories are made for short answers, which can be matched."
     if mix.logprob is None or mix.alone is None:
         meaning = "So nothing can be said yet about what these answers hold."
     else:
@@ -67,15 +70,16 @@ def _by_wording(mix: LongMix) -> AuditVerdict:
             f"gets a chance of {one_in(mix.logprob)}; without the question, {one_in(mix.alone)}. Whether {mix.model} "
             "would state their facts cannot be told from that."
         )
-    return AuditVerdict(found, meaning, _short_rows(mix))
+    return AuditVerdict(headline, meaning, _short_rows(mix))
 
 
 def _by_facts(mix: LongMix) -> AuditVerdict:
     known = mix.facts - mix.unknown_facts
-    found = (
-        f"Of {count(mix.facts, 'short fact')} that {count(mix.bringers, 'row')} {_s('bring', mix.bringers)}, "
-        f"{mix.model} expresses {known:,} ({percent(known / mix.facts)}) under this protocol; {mix.unknown_facts:,} "
-        f"({percent(mix.unknown_facts / mix.facts)}) {'is' if mix.unknown_facts == 1 else 'are'} not expressed."
+    headline = (
+        f"Of {count(mix.facts, 'short fact')} that {count(mix.rows_with_facts, 'row')} "
+        f"{_s('bring', mix.rows_with_facts)}, {mix.model} expresses {known:,} ({percent(known / mix.facts)}) "
+        f"under this protocol; {mix.unknown_facts:,} ({percent(mix.unknown_facts / mix.facts)}) "
+        f"{'is' if mix.unknown_facts == 1 else 'are'} not expressed."
     )
     of = {word: mix.rolled.get(word, 0) for word in ("known", "mixed", "unknown", "none")}
     meaning = (
@@ -94,11 +98,11 @@ def _by_facts(mix: LongMix) -> AuditVerdict:
         "The shares are as good as the facts: one whose question cannot be understood by itself is Unknown to any "
         "model. Read some of the Unknown ones first."
     )
-    return AuditVerdict(found, meaning, (*cautions, *_short_rows(mix)))
+    return AuditVerdict(headline, meaning, (*cautions, *_short_rows(mix)))
 
 
 def _short_rows(mix: LongMix) -> tuple[str, ...]:
-    """What is to be said of the rows with short answers among them."""
+    """The caution about the rows with short answers, if there are any."""
     if not mix.labelled:
         return ()
     rows = f"{count(mix.labelled, 'row')} with {'a short answer' if mix.labelled == 1 else 'short answers'}"
@@ -109,7 +113,7 @@ def _short_rows(mix: LongMix) -> tuple[str, ...]:
 
 
 def steps(mix: LongMix) -> tuple[Option, ...]:
-    """What to do next, the first thing first."""
+    """The next steps, the recommended one first."""
     return _with_facts(mix) if mix.facts else _without_facts(mix)
 
 
@@ -151,8 +155,8 @@ def _with_facts(mix: LongMix) -> tuple[Option, ...]:
     drop = _step(
         "drop",
         "Leave out the rows whose facts are all Unknown",
-        f"{unknown:,} of the {count(mix.bringers, 'row')} with facts {_is(unknown)} of that kind: not one fact of "
-        f"{'its' if unknown == 1 else 'theirs'} is expressed.",
+        f"{unknown:,} of the {count(mix.rows_with_facts, 'row')} with facts {_is(unknown)} of that kind: not one fact "
+        f"of {'its' if unknown == 1 else 'theirs'} is expressed.",
         how="In the annotated file of this audit, they have facts_category unknown.",
         why=f"{here}, and these rows hold no other." if share >= MUCH_UNKNOWN else "",
     )
@@ -169,8 +173,8 @@ def _with_facts(mix: LongMix) -> tuple[Option, ...]:
         f"{count(none, 'row')} {_has(none)} none, and only the wording can be judged there.",
         command=_extract(mix),
     )
-    found = [keep, *([drop] if unknown else []), *([retrieve] if mix.unknown_facts else []), *([more] if none else [])]
-    return (*sorted(found, key=lambda step: not step.why), *_check(mix))
+    cards = [keep, *([drop] if unknown else []), *([retrieve] if mix.unknown_facts else []), *([more] if none else [])]
+    return (*sorted(cards, key=lambda step: not step.why), *_check(mix))
 
 
 def _extract(mix: LongMix) -> str:

@@ -1,7 +1,7 @@
-"""What all pages share: their templates, style sheet and content security policy, and a run's facts as labels.
+"""This module renders the templates of all pages, and turns the sections of a summary into labels and values.
 
-All text goes through Jinja's autoescape. The policy allows exactly our own style sheet and script, by hash, and no
-request to anywhere. `shell.html.j2` is the frame around every page, `macros.html.j2` what sections share.
+Jinja's autoescape escapes all text. The content security policy allows exactly our own style sheet and script, by
+hash, and no network request. Every page extends `shell.html.j2`; `macros.html.j2` has the macros that sections share.
 """
 
 from __future__ import annotations
@@ -40,30 +40,32 @@ LABELS = {
     "device": "device",
 }
 PRIVATE_KEYS = frozenset({"folder", "path", "file", "cache"})
-"""Keys that hold paths of the machine: never shown."""
+"""Keys whose values are paths of the machine; a page never shows them."""
 
 Fact = tuple[str, str, bool]
-"""Label, value, and whether the value spans lines."""
+"""A label, its value, and whether the value has several lines."""
 
 
-def render(template: str, script: str = "", *, warning: str | None, **given: Any) -> str:
-    """A page from its template, which extends the shell. `script`: an asset that may run in it; `warning`: what stands
-    before all else."""
+def render(template: str, script: str = "", *, warning: str | None, **variables: Any) -> str:
+    """Render a page from its template, which extends the shell, with these variables.
+
+    `script`: the asset that may run in the page, if any. `warning`: a text that the page shows first, if any.
+    """
     style, code = asset("style.css"), asset(script) if script else ""
-    found = _environment().get_template(template)
+    page_template = _environment().get_template(template)
     shell = {"csp": _policy(style, code), "style": Markup(style), "script": Markup(code), "warning": warning}
-    return found.render(**shell, **given)
+    return page_template.render(**shell, **variables)
 
 
 def facts(mapping: Mapping[str, Any], labels: Mapping[str, str] = LABELS) -> list[Fact]:
-    """Whatever a section of a summary holds, but for nulls and paths of the machine; the labelled keys first."""
+    """The values of a summary's section with their labels, without nulls and paths; keys of `labels` come first."""
     keys = [k for k in labels if k in mapping] + [k for k in mapping if k not in labels]
-    shown = [(k, mapping[k]) for k in keys if k not in PRIVATE_KEYS and mapping[k] is not None]
-    return [(labels.get(k, k.replace("_", " ")), (t := plain(v)), "\n" in t) for k, v in shown]
+    items = [(k, mapping[k]) for k in keys if k not in PRIVATE_KEYS and mapping[k] is not None]
+    return [(labels.get(k, k.replace("_", " ")), (t := plain(v)), "\n" in t) for k, v in items]
 
 
 def model_facts(model: Mapping[str, Any]) -> list[Fact]:
-    """The `model` part of a summary, with a line on whether the model speaks (`Fluency.summary`)."""
+    """The facts of a summary's `model` section, with a line on whether it writes language (`Fluency.summary`)."""
     fluency = model.get("fluency") or {}
     line = None
     if (gain := fluency.get("nats_per_token_gained")) is not None:
@@ -74,31 +76,31 @@ def model_facts(model: Mapping[str, Any]) -> list[Fact]:
 
 
 def warning_of(model: Mapping[str, Any]) -> str | None:
-    """What stands at the top of a page of a model that does not speak."""
+    """The warning for the top of the page if the fluency check doubts that the model writes language; else None."""
     warning: str | None = (model.get("fluency") or {}).get("warning")
     return warning
 
 
 def plain(value: object) -> str:
-    """A setting as text, without control characters but for its line breaks."""
+    """A setting as text, without control characters except line breaks."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
     return "\n".join(UNSAFE_IN_LINE.sub(" ", line) for line in text.split("\n"))
 
 
-def both(draw: Callable[..., str], *given: Any) -> tuple[Markup, Markup]:
-    """A chart for wide and for narrow screens."""
-    return Markup(draw(*given, charts.WIDE)), Markup(draw(*given, charts.NARROW))
+def both(draw: Callable[..., str], *data: Any) -> tuple[Markup, Markup]:
+    """Draw a chart twice: for wide and for narrow screens."""
+    return Markup(draw(*data, charts.WIDE)), Markup(draw(*data, charts.NARROW))
 
 
 def asset(name: str) -> str:
-    """The text of a template, a style sheet or a script of the pages."""
+    """Read a template, a style sheet or a script of the pages."""
     return files("foreknow.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
 def _policy(style: str, script: str) -> str:
-    """A content security policy under which only these two texts take effect."""
+    """A content security policy that allows only this style sheet and this script."""
 
     def sha(text: str) -> str:
         return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

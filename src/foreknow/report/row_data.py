@@ -1,4 +1,7 @@
-"""Rows -> the JSON that the page's table shows. It stands in a data block, and reaches the page as text only."""
+"""This module writes the rows of an audit as JSON for the page's table.
+
+The JSON stands in a data block of the page, and the page's script inserts it as text only.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,12 @@ from foreknow.report.short_facts import ShortFactRow, by_parent
 from foreknow.stages.audit.short_facts import ROLL_UP
 
 
-def row_json(
-    shown: pl.DataFrame, probes: pl.DataFrame, facts: pl.DataFrame | None, groups: list[str], sets: int
-) -> str:
-    """The rows (`tables.complete`) as JSON that can stand inside a script element."""
-    flags = [line.name for line in flag_lines(shown)]
+def row_json(rows: pl.DataFrame, probes: pl.DataFrame, facts: pl.DataFrame | None, groups: list[str], sets: int) -> str:
+    """Write the rows (`audit_tables.complete`) as JSON that is safe inside a script element.
+
+    `groups`: all relations of the audit. `sets`: the number of exemplar sets.
+    """
+    flags = [line.name for line in flag_lines(rows)]
     place = {name: index for index, name in enumerate(groups)}
     flag_place = {name: index for index, name in enumerate(flags)}
     first = dict(probes.filter(pl.col("exemplar_set") == 0).select("row", "greedy_correct").iter_rows())
@@ -40,7 +44,7 @@ def row_json(
             sorted(flag_place[f] for f in set(r["flags"])),
             *_more(r, own),
         ]
-        for r in shown.iter_rows(named=True)
+        for r in rows.iter_rows(named=True)
     ]
     document = {
         "categories": CATEGORIES,
@@ -54,14 +58,14 @@ def row_json(
 
 
 def _answer(r: dict[str, Any]) -> str | list[str] | None:
-    """The answer; one with least expected words in pieces, of which every second one is such words."""
+    """The answer; if it has least expected words, a list of pieces in which every second piece is such words."""
     if not r["spans"]:
         return clip(r["answer"])
     return marked(r["answer"], [(span["start"], span["end"]) for span in r["spans"]])
 
 
 def _more(r: dict[str, Any], own: dict[int, list[ShortFactRow]]) -> list[Any]:
-    """What rows with long answers or short facts have besides: how expected the answer is; the facts."""
+    """The further cells of a row: how expected its long answer is, and its short facts, if the audit has any."""
     scored = r["logprob"] is not None and r["logprob_alone"] is not None
     helps = times(r["logprob"], r["logprob_alone"]) if scored else 0.0
     long = [_short(-r["logprob"]), one_in(r["logprob"]), _short(helps), factor(helps)] if scored else None
@@ -72,8 +76,8 @@ def _more(r: dict[str, Any], own: dict[int, list[ShortFactRow]]) -> list[Any]:
         [clip(f.question), clip(f.answer), category.get(f.category or "", -1), clip(f.model_answer)]
         for f in own.get(r["row"], ())
     ]
-    rolled = ROLL_UP.index(r["facts_category"] or ROLL_UP[0])
-    return [long, rolled, _short(r["unknown_facts"]), facts]
+    roll_up = ROLL_UP.index(r["facts_category"] or ROLL_UP[0])
+    return [long, roll_up, _short(r["unknown_facts"]), facts]
 
 
 def _short(value: float | None) -> float | None:

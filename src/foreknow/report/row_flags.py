@@ -1,6 +1,7 @@
-"""Flags of rows -> what they mean and what to do. Pure.
+"""This module explains the flags of rows: what each means, and what to do about it.
 
-What is wrong with the data is told in the words of `data/validation_rules.py`; this file has what the audit adds.
+Its functions have no side effects. Flags for faults of the data take their text from `data/validation_rules.py`;
+this file has the texts of the flags that an audit adds.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import polars as pl
 
 from foreknow.data.row_accounting import THOUGHT, account
 from foreknow.data.validation_rules import RULES, SEVERITIES, Rule
+from foreknow.report.audit_text import count
 
 MEANINGS: Final = {
     "answer_in_exemplars": "another row's exemplar has the same answer, which makes a lucky hit likelier",
@@ -29,7 +31,7 @@ MEANINGS: Final = {
     "not_finite": "the model's logits were not finite (NaN or infinity) for one of its prompts; no category",
     "undecided": "WeaklyKnown or Unknown is too close to call; the likelier one is given",
 }
-"""Flags that say how a row was asked and read."""
+"""The flags that say how the audit asked a row and read its answer, with their meanings."""
 FAULTS: Final = {
     "template_refuses": "left out: the chat template refuses them",
     "template_drops": "left out: the chat template leaves out one of their texts",
@@ -40,15 +42,16 @@ FAULTS: Final = {
     "weight_zero": "with weight 0, which teach nothing",
     "answer_changed": "whose answer the chat template would write otherwise, taught as they are",
 }
-"""Why rows are left out of training or of questions, or teach nothing (`stages/train/row_faults.py`)."""
+"""The reasons for which training or an evaluation leaves rows out, or for which rows teach nothing
+(`stages/train/row_faults.py`)."""
 _RULES: Final = {rule.name: rule for rule in RULES}
 _AS_WRITTEN: Final = ("masked", "tool_call", "refusal", "not_text", "no_user_turn", "long_chat", THOUGHT)
-"""Rules that tell how a chat was written, not that something is wrong with it."""
+"""Rules that describe how a chat is written and do not mean that something is wrong with it."""
 
 
 @dataclass(frozen=True)
 class FlagLine:
-    """A flag, the rows that have it, what it means, and what to do about it where the data is at fault."""
+    """A flag, the number of rows that have it, its meaning, and what to do about it if the data is at fault."""
 
     name: str
     rows: int
@@ -57,7 +60,7 @@ class FlagLine:
 
     @property
     def is_finding(self) -> bool:
-        """Whether it says that something is wrong with the data."""
+        """Whether the flag says that something is wrong with the data."""
         return self.name in _RULES and self.name not in _AS_WRITTEN
 
 
@@ -71,41 +74,43 @@ def flag_lines(rows: pl.DataFrame) -> tuple[FlagLine, ...]:
         .len("rows")
         .sort(["rows", "flags"], descending=[True, False])
     )
-    return tuple(FlagLine(name, count, *_said(name)) for name, count in table.iter_rows())
+    return tuple(FlagLine(name, rows, *_explanation(name)) for name, rows in table.iter_rows())
 
 
 def accounted(data: Mapping[str, Any]) -> str:
-    """What became of the input, from a summary's `data`: rows in = rows read + rows left out by reason."""
+    """A sentence part that accounts for the input, from a summary's `data`; "" if that has no counts.
+
+    Rows in the file = rows read + rows left out for each reason.
+    """
     if "left_out" not in data:
         return ""
     return account(data["records"], data["rows_in_file"], data["left_out"], data.get("thoughts", 0))
 
 
 def findings(lines: tuple[FlagLine, ...]) -> tuple[FlagLine, ...]:
-    """The lines about the data, the gravest first."""
+    """The flags that are faults of the data, gravest first."""
     grave = {name: SEVERITIES.index(rule.severity) for name, rule in _RULES.items()}
     return tuple(sorted((line for line in lines if line.is_finding), key=lambda line: grave[line.name]))
 
 
 def spoken(rule: Rule) -> tuple[str, str]:
-    """A rule's message without the figures, which speak of a whole file: what it means, and what to do."""
+    """The meaning and the advice from a rule's message, without its figures, which are for a whole file."""
     message = re.sub(r" \(\{\w+\}\)", "", rule.message)
     meaning, _, advice = re.sub(r"\{\w+\}", "some", message).partition(": ")
     return meaning, advice
 
 
-def _said(name: str) -> tuple[str, str]:
+def _explanation(name: str) -> tuple[str, str]:
     return spoken(_RULES[name]) if name in _RULES else (MEANINGS.get(name, ""), "")
 
 
 def fault_lines(name: str, counts: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A line for each reason for which a set's rows are left out or teach nothing.
+    """One line for each reason for which rows of the set `name` are left out or teach nothing.
 
-    `counts`: by reason, how many `rows`, and the numbers of the `first` of them.
+    `counts`: for each reason, the number of `rows`, and the row numbers of the `first` few.
     """
-    found = []
+    lines = []
     for reason, of in counts.items():
         numbers = ", ".join(str(row) for row in of["first"]) + (", ..." if of["rows"] > len(of["first"]) else "")
-        rows = f"{of['rows']:,} {'row' if of['rows'] == 1 else 'rows'}"
-        found.append(f"{name}: {rows} {FAULTS.get(reason, reason)} (row {numbers})")
-    return found
+        lines.append(f"{name}: {count(of['rows'], 'row')} {FAULTS.get(reason, reason)} (row {numbers})")
+    return lines

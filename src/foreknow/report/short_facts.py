@@ -1,4 +1,7 @@
-"""Short facts that rows bring along -> the lines that sum them up (`foreknow.stages.audit.short_facts`). Pure."""
+"""This module summarises the short facts that rows contain (`foreknow.stages.audit.short_facts`).
+
+Its functions have no side effects.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ WORST_SHOWN: Final = 10
 
 @dataclass(frozen=True)
 class ShortFactRow:
-    """One short fact and what became of it."""
+    """One short fact, its category (None if it could not be labelled) and the model's answer."""
 
     question: str
     answer: str
@@ -25,8 +28,8 @@ class ShortFactRow:
 
 
 @dataclass(frozen=True)
-class Bringer:
-    """A row, how many of its facts have a category, and those of them that are Unknown."""
+class RowWithFacts:
+    """A row, the number of its facts that have a category, and those of them that are Unknown."""
 
     row: int
     question: str
@@ -36,13 +39,17 @@ class Bringer:
 
 @dataclass(frozen=True)
 class ShortFacts:
-    """`facts` are brought by `bringers` rows; `counts`: those with each category; `rows`: rows by `ROLL_UP`."""
+    """The short facts of an audit in sum.
+
+    `facts`: their number. `rows_with_facts`: rows that contain any. `counts`: facts of each category. `rows`: rows for
+    each word of `ROLL_UP`. `worst`: the rows with the highest share of Unknown facts.
+    """
 
     facts: int
-    bringers: int
+    rows_with_facts: int
     counts: tuple[int, ...]
     rows: Mapping[str, int]
-    worst: tuple[Bringer, ...]
+    worst: tuple[RowWithFacts, ...]
 
     @property
     def labelled(self) -> int:
@@ -56,40 +63,40 @@ class ShortFacts:
 
     @property
     def shares(self) -> list[float]:
-        """The four categories' shares of the labelled facts; zeros without any."""
+        """The share of each category among the labelled facts; zeros if there are none."""
         return [count / max(self.labelled, 1) for count in self.counts]
 
 
 def short_facts(rows: pl.DataFrame, facts: pl.DataFrame | None) -> ShortFacts | None:
-    """The sums, from the frame of rows (`tables.complete`) and that of facts (`Audit.facts`); None without facts."""
+    """Summarise the facts (`Audit.facts`) of a frame of rows (`audit_tables.complete`); None if there are none."""
     if facts is None or facts.is_empty():
         return None
-    rolled = dict(rows["facts_category"].fill_null(ROLL_UP[0]).value_counts().iter_rows())
+    row_counts = dict(rows["facts_category"].fill_null(ROLL_UP[0]).value_counts().iter_rows())
     return ShortFacts(
         facts=facts.height,
-        bringers=facts["parent"].n_unique(),
+        rows_with_facts=facts["parent"].n_unique(),
         counts=tuple(int((facts["category"] == name).sum()) for name in CATEGORIES),
-        rows={word: int(rolled.get(word, 0)) for word in ROLL_UP},
+        rows={word: int(row_counts.get(word, 0)) for word in ROLL_UP},
         worst=_worst(rows, facts),
     )
 
 
 def by_parent(facts: pl.DataFrame | None) -> dict[int, list[ShortFactRow]]:
-    """Each row's facts in their order."""
-    found: dict[int, list[ShortFactRow]] = {}
+    """The facts of each row, in their order."""
+    facts_by_row: dict[int, list[ShortFactRow]] = {}
     if facts is not None:
         columns = ("parent", "question", "answer", "category", "model_answer")
         for parent, *rest in facts.sort("parent", "fact").select(columns).iter_rows():
-            found.setdefault(parent, []).append(ShortFactRow(*rest))
-    return found
+            facts_by_row.setdefault(parent, []).append(ShortFactRow(*rest))
+    return facts_by_row
 
 
-def _worst(rows: pl.DataFrame, facts: pl.DataFrame) -> tuple[Bringer, ...]:
-    """The rows with the highest share of Unknown facts; of equals those with more facts."""
+def _worst(rows: pl.DataFrame, facts: pl.DataFrame) -> tuple[RowWithFacts, ...]:
+    """The rows with the highest share of Unknown facts; of equal shares, those with more facts first."""
     order = pl.struct(-pl.col("unknown_facts"), -pl.col("n_facts"), "row")
-    found = rows.filter(pl.col("unknown_facts") > 0).sort(order).head(WORST_SHOWN)
-    own = by_parent(facts.filter(pl.col("parent").is_in(found["row"].implode())))
+    worst = rows.filter(pl.col("unknown_facts") > 0).sort(order).head(WORST_SHOWN)
+    own = by_parent(facts.filter(pl.col("parent").is_in(worst["row"].implode())))
     return tuple(
-        Bringer(row, question, n, tuple(fact for fact in own.get(row, ()) if fact.category == UNKNOWN))
-        for row, question, n in found.select("row", "question", "n_facts").iter_rows()
+        RowWithFacts(row, question, n, tuple(fact for fact in own.get(row, ()) if fact.category == UNKNOWN))
+        for row, question, n in worst.select("row", "question", "n_facts").iter_rows()
     )

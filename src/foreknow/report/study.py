@@ -1,4 +1,7 @@
-"""A study -> its page (`study.html.j2`): the scorecard of the nine claims, then every table of the paper as a chart."""
+"""This module renders the page of a study from `study.html.j2`.
+
+The page shows the scorecard of the paper's nine claims, then every figure and table of the paper as a chart.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from foreknow import paper as paper_figures
 from foreknow.categories import UNKNOWN
 from foreknow.config import TuneConfig
 from foreknow.report import page, study_tables, study_text
-from foreknow.report.format import display, duration, exact
+from foreknow.report.format import display, duration, exact, file_name
 from foreknow.report.study_sections import sections
 from foreknow.report.study_tables import p_text
 from foreknow.report.study_text import points
@@ -35,12 +38,12 @@ SETTINGS = {
 
 
 def render_study(study: StudyResult, tables: Mapping[str, pl.DataFrame] | None = None) -> str:
-    """The whole page. `tables`: those of `study_tables.all_tables`, where they are at hand."""
+    """Render the whole page. `tables`: the tables of `stages.study.tables.all_tables`; computed here if None."""
     of = dict(tables or all_tables(study))
     config = yaml.safe_load((study.folder / "config.yaml").read_text(encoding="utf-8")) or {}
     model = dict(study.manifest.get("model") or {"name": config.get("model")})
     name = display(model.get("name") or "this model")
-    made, missing = sections(of, study.results)
+    parts, missing = sections(of, study.results)
     return page.render(
         "study.html.j2",
         version=study.manifest.get("foreknow"),
@@ -51,7 +54,7 @@ def render_study(study: StudyResult, tables: Mapping[str, pl.DataFrame] | None =
         claims=[_claim(line) for line in of["claims"].iter_rows(named=True)],
         margin=float(config.get("margin") or 0.02),
         cautions=_cautions(study.results, of),
-        sections=made,
+        sections=parts,
         missing=missing,
         relations=study_tables.relations(study.relations),
         runs=study_tables.runs(study.results),
@@ -63,14 +66,14 @@ def render_study(study: StudyResult, tables: Mapping[str, pl.DataFrame] | None =
 
 
 class ClaimRow(NamedTuple):
-    """A line of the scorecard, in words. `shown`: which of several parts the estimate is of."""
+    """A line of the scorecard, in words. `part`: the part of the claim that the estimate is of, if it has several."""
 
     number: int
     text: str
     contrast: str
     verdict: str
     estimate: str
-    shown: str
+    part: str
     paper: str
     p: str
     detectable: str
@@ -78,6 +81,7 @@ class ClaimRow(NamedTuple):
 
 
 def _claim(line: Mapping[str, Any]) -> ClaimRow:
+    """Format a line of the claims table (`stages.study.claims.SCORECARD`)."""
     value, number = line["estimate"], int(line["claim"])
     if value is None:
         estimate = "–"
@@ -87,14 +91,14 @@ def _claim(line: Mapping[str, Any]) -> ClaimRow:
         estimate = points(value, line["ci_low"], line["ci_high"])
     note = _typeset(line["note"] or "")
     notes = [note] if line["verdict"] == "not tested" else [part for part in note.split("; ") if part]
-    shown = next((part.removeprefix("shown: ") for part in notes if part.startswith("shown: ")), "")
+    part_name = next((part.removeprefix("shown: ") for part in notes if part.startswith("shown: ")), "")
     return ClaimRow(
         number=number,
         text=_typeset(line["text"]),
         contrast=_typeset(line["contrast"]),
         verdict=line["verdict"],
         estimate=estimate,
-        shown=shown,
+        part=part_name,
         paper=study_text.papers(number),
         p=p_text(line["p_holm"]),
         detectable="–" if line["mde"] is None else f"{100 * line['mde']:.1f} points",
@@ -103,7 +107,7 @@ def _claim(line: Mapping[str, Any]) -> ClaimRow:
 
 
 def _typeset(text: str) -> str:
-    """Hyphens that mean minus become one, and so on."""
+    """Set minus signs, arrows and spaces before "%" as in print."""
     text = re.sub(r"(?<![\w.])-(?=\d)", "−", text.replace(" - ", " − ").replace(" -> ", " → "))
     return re.sub(r"(?<=\d)%", " %", text)
 
@@ -119,7 +123,7 @@ def _facts(study: StudyResult, config: Mapping[str, Any], model: Mapping[str, An
         ("seeds", str(results["seed"].n_unique()), False),
         ("|D|", f"{_most(results, 'size'):,}", False),
         *((f"{name} rows", f"{rows:,}", False) for name, rows in sets.iter_rows()),
-        ("data", _file(config.get("data")), False),
+        ("data", file_name(config.get("data")) or "–", False),
         ("relations held out", ", ".join(map(str, config.get("ood") or ())) or "none", False),
     ]
     audit = _read(study, "audit/summary.json")
@@ -139,45 +143,43 @@ def _most(results: pl.DataFrame, column: str) -> int:
 
 
 def _tune(config: Mapping[str, Any], name: str) -> Any:
-    """A setting of the runs: the study's own, else what `foreknow tune` takes."""
+    """A setting of the runs: the study's own, else the default of `foreknow tune`."""
     return (config.get("tune") or {}).get(name, TuneConfig.model_fields[name].default)
 
 
-def _file(data: object) -> str:
-    """The name of the data, without the folders it lies in."""
-    return str(data or "").replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] or "–"
-
-
 def _read(study: StudyResult, name: str) -> dict[str, Any]:
+    """A JSON file of the study's folder; empty if it is missing."""
     path = study.folder / name
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def _cautions(results: pl.DataFrame, of: Mapping[str, pl.DataFrame]) -> list[str]:
-    found = []
+    """What a reader should know before relying on the scorecard."""
+    cautions = []
     per = results.group_by("variant").agg(pl.col("seed").n_unique())["seed"]
     if len(per) and max(per) == 1:
-        found.append("One seed: no interval here says what another seed would give. Ask for more with --seeds.")
+        cautions.append("One seed: no interval here says what another seed would give. Ask for more with --seeds.")
     elif len(per) and min(per) < max(per):
-        found.append(f"Some training sets have {min(per)} seeds, others {max(per)}: contrasts use those in common.")
+        cautions.append(f"Some training sets have {min(per)} seeds, others {max(per)}: contrasts use those in common.")
     test = results.filter((pl.col("set") == "test") & (pl.col("category") == ALL))["rows"]
     if len(test) and (most := int(max(test))) < 1000:
-        found.append(f"{most:,} test rows: differences of a few points cannot be told from chance.")
+        cautions.append(f"{most:,} test rows: differences of a few points cannot be told from chance.")
     ends = results.filter((pl.col("kind") == "shares") & pl.col("early_stop") & pl.col("convergence"))
     if ends.height:
         names = ", ".join(sorted(ends["variant"].unique()))
-        found.append(f"The best epoch is the last one for {names}: longer training could still change the picture.")
+        cautions.append(f"The best epoch is the last one for {names}: longer training could still change the picture.")
     of_d = of["fitted"].filter(pl.col("trained_on") == "D")
     late = of_d.filter((pl.col("point") == LATE) & (pl.col("part") == UNKNOWN))
     if late.height and min(late["em"]) < 0.9:
-        found.append(
+        cautions.append(
             f"At CONVERGENCE only {exact(min(late['em']))} of the Unknown rows are fitted in some set: the paper "
             "trains until all are."
         )
-    return found
+    return cautions
 
 
 def _limits(results: pl.DataFrame, config: Mapping[str, Any]) -> list[str]:
+    """The limits of the study, for the end of the page."""
     match = "letter by letter" if _tune(config, "match") == "strict" else "but for case, punctuation and articles"
     return [
         f"|D| is {_most(results, 'size'):,} and training lasts {_most(results, 'epoch')} epochs; the paper has "

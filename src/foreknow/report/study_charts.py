@@ -1,7 +1,8 @@
-"""The tables of a study -> SVG (`charts.py` says how): lines over a share or an epoch; intervals one below another.
+"""This module draws the charts of a study as SVG (`charts.py` renders them).
 
-Lines are labelled where they end. The vertical axis shows the range that is in use, so that a change of some points
-can be seen; it is labelled in per cent. What is the paper's is hollow, or in a chart of its own.
+There are line charts over a share or an epoch, and charts of intervals one below another. Every line has its label
+at its end. The vertical axis, in per cent, covers only the range of the values, so that a change of a few points can
+be seen. The paper's figures are hollow, or in a chart of their own.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ from typing import Any, NamedTuple
 import altair as alt
 import polars as pl
 
-from foreknow.report.charts import INK, SOFT, WIDE, render_chart
+from foreknow.report.charts import INK, PERCENT_TICK, SOFT, WIDE, render_chart
 from foreknow.report.tune_charts import LABEL, apart
 
 SOLID: tuple[int, ...] = (1, 0)
 DASHED: tuple[int, ...] = (6, 4)
 DOTTED: tuple[int, ...] = (2, 3)
 HALF = 530
-"""The width of one of two charts that stand side by side on wide screens."""
+"""The width (pixels) of each of two charts that stand side by side on wide screens."""
 
 
 class ChartPosition(NamedTuple):
-    """A point of a line, with the ends of an interval or a range where there is one. Shares, 0 to 1."""
+    """A point of a line, with the ends of its interval or range if it has one. `y`, `low`, `high`: shares, 0 to 1."""
 
     x: float
     y: float
@@ -33,7 +34,10 @@ class ChartPosition(NamedTuple):
 
 
 class ChartLine(NamedTuple):
-    """A line: its label (`short` on narrow screens), its points, how it is drawn. `band`: a range, not whiskers."""
+    """A line: its label (`short` on narrow screens), its points, and its style.
+
+    `band`: whether its ranges are drawn as a band and not as whiskers. `dots`: whether its points are drawn.
+    """
 
     label: str
     short: str
@@ -45,7 +49,10 @@ class ChartLine(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """A figure with its interval, and the paper's: one line of a chart of intervals. `short`: label if narrow."""
+    """A line of a chart of intervals: a value, its interval, and the paper's value.
+
+    `late`: whether the value is of CONVERGENCE. `short`: the label on narrow screens.
+    """
 
     label: str
     value: float
@@ -57,7 +64,7 @@ class Bar(NamedTuple):
 
 
 class Axes(NamedTuple):
-    """What the axes are: the title of x, its ticks, whether it is a share, and the range of y (None: what is used)."""
+    """The axes: the title and ticks of x, whether x is a share, and the range of y (None: the range of the values)."""
 
     title: str
     ticks: tuple[float, ...]
@@ -66,14 +73,16 @@ class Axes(NamedTuple):
 
 
 def lines_chart(lines: Sequence[ChartLine], axes: Axes, width: int) -> str:
-    """Shares over another share, or over epochs."""
+    """Draw shares over another share or over epochs. `width`: pixels."""
     wide = width >= HALF
     first, last = min(axes.ticks), max(axes.ticks)
     span = (last - first) or 1.0
     low, high = axes.y or used(lines)
-    tick = "format(100 * datum.value, 'd') + ' %'"
     x_axis = alt.Axis(
-        values=list(axes.ticks), grid=False, titleAnchor="start", labelExpr=tick if axes.is_share else "datum.label"
+        values=list(axes.ticks),
+        grid=False,
+        titleAnchor="start",
+        labelExpr=PERCENT_TICK if axes.is_share else "datum.label",
     )
     room = span * (0.58 if width == HALF else 0.36 if wide else 0.72)
     x = alt.X(
@@ -85,12 +94,12 @@ def lines_chart(lines: Sequence[ChartLine], axes: Axes, width: int) -> str:
         axis=alt.Axis(values=_steps(low, high), labelExpr=_percent(low, high)),
         scale=alt.Scale(domain=[low, high], nice=False),
     )
-    layers = [*_drawn_lines(lines, x, y, span), _labels(lines, last, (low, high), wide, x, y)]
+    layers = [*_line_layers(lines, x, y, span), _labels(lines, last, (low, high), wide, x, y)]
     return render_chart(alt.layer(*layers), width, 330 if wide else 300)
 
 
-def _drawn_lines(lines: Sequence[ChartLine], x: alt.X, y: alt.Y, span: float) -> list[alt.Chart]:
-    """Bands, whiskers, lines and dots: one layer each, however many lines, for layers are what drawing costs."""
+def _line_layers(lines: Sequence[ChartLine], x: alt.X, y: alt.Y, span: float) -> list[alt.Chart]:
+    """Bands, whiskers, lines and dots, in one layer each for all lines, because every layer adds drawing time."""
     names = [str(place) for place in range(len(lines))]
     values = [
         (name, place.x + _aside(lines, line, span), *place[1:], line.band, line.dots)
@@ -105,8 +114,8 @@ def _drawn_lines(lines: Sequence[ChartLine], x: alt.X, y: alt.Y, span: float) ->
     dash = alt.StrokeDash(
         "line:N", scale=alt.Scale(domain=names, range=[list(line.dash) for line in lines]), legend=None
     )
-    given: dict[str, Any] = y.to_dict()  # type: ignore[assignment]
-    ends = {"x": x, "y": alt.Y("low:Q", title=None, axis=given["axis"], scale=given["scale"]), "y2": "high:Q"}
+    y_spec: dict[str, Any] = y.to_dict()  # type: ignore[assignment]
+    ends = {"x": x, "y": alt.Y("low:Q", title=None, axis=y_spec["axis"], scale=y_spec["scale"]), "y2": "high:Q"}
     ranged = frame.drop_nulls("low")
     bands, whiskers = ranged.filter("band"), ranged.filter(~pl.col("band"))
     layers: list[alt.Chart] = []
@@ -122,7 +131,7 @@ def _drawn_lines(lines: Sequence[ChartLine], x: alt.X, y: alt.Y, span: float) ->
 
 
 def _aside(lines: Sequence[ChartLine], line: ChartLine, span: float) -> float:
-    """Lines with whiskers stand a little beside each other, so that these do not cover each other."""
+    """How far to shift a line in x, so that the whiskers of several lines do not cover each other."""
     if line.band or not any(place.low is not None for place in line.places):
         return 0.0
     return (lines.index(line) - (len(lines) - 1) / 2) * 0.007 * span
@@ -131,7 +140,7 @@ def _aside(lines: Sequence[ChartLine], line: ChartLine, span: float) -> float:
 def _labels(
     lines: Sequence[ChartLine], last: float, within: tuple[float, float], wide: bool, x: alt.X, y: alt.Y
 ) -> alt.Chart:
-    """What each line is, and its last value, to the right of it."""
+    """The label and the last value of each line, to the right of it."""
     low, high = within
     ends = [line.places[-1].y for line in lines]
     text = [f"{line.label if wide else line.short} {100 * end:.1f} %" for line, end in zip(lines, ends, strict=True)]
@@ -143,7 +152,7 @@ def _labels(
 
 
 def used(lines: Sequence[ChartLine], least: float = 0.06) -> tuple[float, float]:
-    """The range of y: all values and intervals and some room, in whole steps, within 0 and 1."""
+    """The range of y: all values and intervals, and some room, in whole steps within 0 and 1; at least `least` wide."""
     values = [v for line in lines for place in line.places for v in (place.y, place.low, place.high) if v is not None]
     low, high = min(values), max(values)
     room = max(0.06 * (high - low), (least - (high - low)) / 2, 0.0)
@@ -153,7 +162,7 @@ def used(lines: Sequence[ChartLine], least: float = 0.06) -> tuple[float, float]
 
 
 def _steps(low: float, high: float) -> list[float]:
-    """About five even ticks."""
+    """Even ticks from `low` to `high`, about five."""
     step = next(s for s in (0.01, 0.02, 0.05, 0.1, 0.2, 0.25) if (high - low) / s <= 7)
     return [round(k * step, 4) for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
@@ -163,14 +172,17 @@ def _percent(low: float, high: float) -> str:
 
 
 def intervals_chart(bars: Sequence[Bar], title: str, width: int, *, zero: bool = False) -> str:
-    """Figures with their intervals, one below the other; the paper's as hollow diamonds. `zero`: a line at 0."""
+    """Draw values with their intervals, one below the other, and the paper's values as hollow diamonds.
+
+    `zero`: whether to draw a line at 0 and label differences with their sign.
+    """
     values = [
         v for bar in bars for v in (bar.value, bar.low, bar.high, bar.paper, 0.0 if zero else None) if v is not None
     ]
     low, high = min(values), max(values)
     room = 0.08 * (high - low) or 0.01
     order = list(dict.fromkeys(bar.label for bar in bars))
-    # two points of one label stand above each other
+    # of two points with the same label, one is drawn above the other
     both = len({bar.late for bar in bars}) > 1
     frame = pl.DataFrame(
         [
@@ -180,13 +192,15 @@ def intervals_chart(bars: Sequence[Bar], title: str, width: int, *, zero: bool =
         schema={**dict.fromkeys(("place", "value", "low", "high", "paper"), pl.Float64()), "late": pl.String()},
         orient="row",
     )
-    unit = "format(100 * datum.value, '+d')" if zero else "format(100 * datum.value, 'd') + ' %'"
+    unit = "format(100 * datum.value, '+d')" if zero else PERCENT_TICK
     scale = alt.Scale(domain=[low - room, high + room], nice=False)
     ticks = alt.Axis(labelExpr=unit, tickCount=7 if width >= WIDE else 4, titleAnchor="start")
     x = alt.X("value:Q", title=title, scale=scale, axis=ticks)
     short = {bar.label: bar.short or bar.label for bar in bars}
-    shown_as = [name if width >= WIDE else short[name] for name in order]
-    names = alt.Axis(values=list(range(len(order))), labelExpr=f"{shown_as}[datum.value]", grid=False, labelLimit=300)
+    axis_labels = [name if width >= WIDE else short[name] for name in order]
+    names = alt.Axis(
+        values=list(range(len(order))), labelExpr=f"{axis_labels}[datum.value]", grid=False, labelLimit=300
+    )
     y = alt.Y(
         "place:Q", title=None, axis=names, scale=alt.Scale(domain=[len(order) - 0.5, -0.5], nice=False, zero=False)
     )
@@ -209,7 +223,10 @@ def intervals_chart(bars: Sequence[Bar], title: str, width: int, *, zero: bool =
 
 
 def sweep_chart(lines: Sequence[ChartLine], labels: Sequence[ChartPosition], width: int) -> str:
-    """EM on the rows called Unknown over their share. `labels`: SliCK's own, the full budget first, a cross."""
+    """Draw EM on the rows that a score calls Unknown over their share.
+
+    `labels`: the points of SliCK's own label; the first, at the full budget, is drawn as a cross.
+    """
     axes = Axes("test rows called Unknown", (0.0, 0.2, 0.4, 0.6, 0.8, 1.0))
     wide = width >= HALF
     high = used(lines)[1]
@@ -221,7 +238,7 @@ def sweep_chart(lines: Sequence[ChartLine], labels: Sequence[ChartPosition], wid
     )
     axis = alt.Axis(values=_steps(0.0, high), labelExpr=_percent(0.0, high))
     y = alt.Y("y:Q", title=None, axis=axis, scale=alt.Scale(domain=[0.0, high], nice=False))
-    layers = _drawn_lines(lines, x, y, 1.0)
+    layers = _line_layers(lines, x, y, 1.0)
     frame = pl.DataFrame([(p.x, p.y) for p in labels], schema=["x", "y"], orient="row")
     for own, shape, size in ((frame.slice(1), "circle", 40), (frame.head(1), "cross", 140)):
         fill = INK if shape == "cross" else "none"

@@ -1,4 +1,7 @@
-"""The parts of a study's page, one a figure or table of the paper: charts, what they show, tables in words."""
+"""This module builds the sections of a study's page, one for each figure or table of the paper.
+
+A section has sentences on what the charts show, the charts, and tables.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from foreknow.stages.study.aggregation import ALL, ALL_KNOWN, EARLY, LATE, POINT
 Tables = Mapping[str, pl.DataFrame]
 Chart = tuple[Markup, Markup]
 WITH_UNKNOWN, WITHOUT = UNKNOWN_INK, FILLS[1]
-"""The colours of D, which has Unknown rows, and of D_Known, which has not; of Unknown and of Known rows."""
+"""The colours of D, which has Unknown rows, and of D_Known, which has none; also those of Unknown and Known rows."""
 STYLES = {
     ("D", EARLY): ("D, EARLY_STOP", "D, early", WITH_UNKNOWN, DASHED),
     ("D", LATE): ("D, CONVERGENCE", "D, conv.", WITH_UNKNOWN, SOLID),
@@ -37,7 +40,11 @@ TESTS = (
 
 
 class Section(NamedTuple):
-    """A part of the page. `charts`: title (empty: none), chart; `bars`: label and shares right, wrong, refused."""
+    """A section of the page.
+
+    `about`: how to read it. `charts`: title (may be empty) and chart. `sheets`: title and table. `files`: names of
+    its CSV files. `bars`: label, and the shares of right, wrong and refused rows.
+    """
 
     id: str
     title: str
@@ -51,7 +58,7 @@ class Section(NamedTuple):
 
 
 def sections(of: Tables, results: pl.DataFrame) -> tuple[list[Section], list[str]]:
-    """Every part that the study has runs for, and for the others a line that says what it would take."""
+    """Build every section that the study has runs for; for each of the others, a line on what it would need."""
     parts: tuple[tuple[str, str, Callable[[], Section]], ...] = (
         ("curves", "Train and dev curves (Figure 1) take a share between 0 and 1 in unknown.", partial(_curves, of)),
         ("shares", "EM by Unknown share (Figure 3) takes shares in unknown.", partial(_shares, of, "test")),
@@ -74,12 +81,12 @@ def sections(of: Tables, results: pl.DataFrame) -> tuple[list[Section], list[str
         ),
         ("refusals", "Refusing takes a share in idk.", partial(_refusals, of)),
     )
-    made = [make() for name, _, make in parts if not of[name].is_empty()]
-    return made, [wanted for name, wanted, _ in parts if of[name].is_empty()]
+    available = [make() for name, _, make in parts if not of[name].is_empty()]
+    return available, [requirement for name, requirement, _ in parts if of[name].is_empty()]
 
 
 def half(lines: Sequence[ChartLine], axes: Axes) -> Chart:
-    """A chart for half of a wide screen, and for a narrow one."""
+    """Draw a chart twice: for half of a wide screen, and for a narrow screen."""
     wide, narrow = (study_charts.lines_chart(lines, axes, width) for width in (HALF, NARROW))
     return Markup(wide), Markup(narrow)
 
@@ -118,7 +125,7 @@ def _curves(of: Tables) -> Section:
 
 
 def epochs(last: int) -> list[int]:
-    """Ticks of an axis of epochs, at most about ten."""
+    """About ten ticks for an axis of epochs that ends at `last`."""
     step = next(s for s in (1, 2, 5, 10, 20, 50, 100, last) if last / s <= 10)
     return [1, *range(max(step, 2), last + 1, step)] if last > 1 else [1, 2]
 
@@ -159,22 +166,22 @@ def _shares(of: Tables, name: str) -> Section:
         ("By Unknown share", study_tables.by_share(every, paper=name == "test")),
         ("By category of the rows asked", study_tables.by_category(of[file])),
     ]
-    tested = study_tables.contrasts(of["differences"], name)
-    tables += [("Every contrast, tested three ways", tested)] if tested.lines else []
+    tests = study_tables.contrasts(of["differences"], name)
+    tables += [("Every contrast, tested three ways", tests)] if tests.lines else []
     sentences = tuple(study_text.shares(of["differences"], name))
     return Section(file, title, about, sentences, tuple(charts), tuple(tables), (file, "differences"), note)
 
 
 def _by_share(every: pl.DataFrame) -> list[ChartLine]:
-    """A line for D and D_Known at each point; fixed epochs of D dotted. D_Known of 0 % is D itself."""
-    found = []
+    """A line for D and for D_Known at each point; fixed epochs of D are dotted. At 0 % Unknown, D_Known is D itself."""
+    lines = []
     for (on, point), (label, short, colour, dash) in STYLES.items():
         here = every.filter(pl.col("point") == point)
         of = here.filter(pl.col("trained_on") == on)
         if on == "D_Known" and of.height:
             of = pl.concat([here.filter((pl.col("trained_on") == "D") & (pl.col("share") == 0)), of])
         if of.height:
-            found.append(
+            lines.append(
                 ChartLine(
                     label, short, _places(of.sort("share").select("share", "em", "ci_low", "ci_high")), colour, dash
                 )
@@ -182,20 +189,21 @@ def _by_share(every: pl.DataFrame) -> list[ChartLine]:
     for point in every["point"].unique(maintain_order=True):
         of = every.filter((pl.col("trained_on") == "D") & (pl.col("point") == point)).sort("share")
         if point not in POINTS and of.height:
-            found.append(ChartLine(f"D, {point}", point, _places(of.select("share", "em")), SOFT, DOTTED))
-    return found
+            lines.append(ChartLine(f"D, {point}", point, _places(of.select("share", "em")), SOFT, DOTTED))
+    return lines
 
 
 def _theirs() -> list[ChartLine]:
-    found = []
+    """The lines of the paper's Figure 3."""
+    lines = []
     for (on, point), series in paper.TEST_EM.items():
         label, short, colour, dash = STYLES.get((on, point), (f"{on}, {point}", point, SOFT, DOTTED))
-        found.append(ChartLine(label, short, _read_off(series), colour, dash))
-    return found
+        lines.append(ChartLine(label, short, _read_off(series), colour, dash))
+    return lines
 
 
 def _read_off(series: Sequence[float | None]) -> tuple[ChartPosition, ...]:
-    """A series of the paper (%), by its shares."""
+    """The points of a series of the paper (%) over its Unknown shares."""
     pairs = zip(SHARES, series, strict=True)
     return tuple(ChartPosition(share, value / 100) for share, value in pairs if value is not None)
 
@@ -205,9 +213,9 @@ def _fitted(of: Tables) -> Section:
     early = table.filter(pl.col("point") == EARLY).sort("share")
     ours, theirs = [], []
     for part, colour in ((ALL_KNOWN, WITHOUT), (UNKNOWN, WITH_UNKNOWN)):
-        found = early.filter(pl.col("part") == part).select("share", "em", "ci_low", "ci_high")
-        if found.height:
-            ours.append(ChartLine(f"{part} rows", part, _places(found), colour))
+        values = early.filter(pl.col("part") == part).select("share", "em", "ci_low", "ci_high")
+        if values.height:
+            ours.append(ChartLine(f"{part} rows", part, _places(values), colour))
         theirs.append(ChartLine(f"{part} rows", part, _read_off(paper.FITTED[part]), colour))
     whole = (0.0, 1.0)
     charts = [("Here", half(ours, _share_axes(early["share"].to_list(), whole)))] if ours else []
@@ -261,8 +269,8 @@ def _single(of: Tables) -> Section:
         for line in table.filter(pl.col("category") == ALL).iter_rows(named=True)
     ]
     tables = [("By category of the rows asked, the paper below", study_tables.single(table))]
-    tested = study_tables.contrasts(of["differences"], "test", ("single category",))
-    tables += [("MaybeKnown rows against the others, tested three ways", tested)] if tested.lines else []
+    tests = study_tables.contrasts(of["differences"], "test", ("single category",))
+    tables += [("MaybeKnown rows against the others, tested three ways", tests)] if tests.lines else []
     return Section(
         "single",
         "Which rows are worth training on",
@@ -284,20 +292,20 @@ def _sweep(of: Tables, results: pl.DataFrame) -> Section:
         ("P(True)", "", "P(True)", WITH_UNKNOWN),
         ("p_hit", own["setting"][0] if own.height else "", "p_hit", WITHOUT),
     ):
-        # the first few rows alone say nothing
-        seen = (pl.col("score") == score) & (pl.col("setting") == setting) & (pl.col("share") >= 0.02)
-        places = _places(table.filter(seen).drop_nulls("em").sort("share").select("share", "em"))
+        # a share below 2 % has too few rows to say anything
+        has_share = (pl.col("score") == score) & (pl.col("setting") == setting) & (pl.col("share") >= 0.02)
+        places = _places(table.filter(has_share).drop_nulls("em").sort("share").select("share", "em"))
         if places:
             lines.append(ChartLine(label, label, places, colour, dots=False))
     crosses = _places(own.drop_nulls("em").select("share", "em"))
     variant = str(table["variant"][0])
-    trained = "the natural mix" if variant == "natural" else f"{variant}, for want of the natural mix"
+    training_set = "the natural mix" if variant == "natural" else f"{variant}, for want of the natural mix"
     return Section(
         "sweep",
         "Which score finds the rows that stay wrong",
-        f"What a score calls Unknown should be wrong after training ({trained}, at CONVERGENCE). To the right more "
-        "rows are called so; the lower the line, the better. Cross: SliCK's own label; circles: its label with fewer "
-        "exemplar sets or samples; p_hit: the same as a score.",
+        f"What a score calls Unknown should be wrong after training ({training_set}, at CONVERGENCE). To the right "
+        "more rows are called so; the lower the line, the better. Cross: SliCK's own label; circles: its label with "
+        "fewer exemplar sets or samples; p_hit: the same as a score.",
         tuple(study_text.sweep(table, results.filter(pl.col("variant") == variant)["seed"].n_unique())),
         (("", page.both(study_charts.sweep_chart, lines, crosses)),) if lines else (),
         (("SliCK's label by budget", study_tables.sweep(own)),),

@@ -1,4 +1,7 @@
-"""The tables of a study as the page shows them: lines of texts. Pure; nothing here knows HTML."""
+"""This module formats the tables of a study as lines of texts for its page.
+
+Its functions have no side effects and write no HTML.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from foreknow.categories import CATEGORIES
-from foreknow.report.format import display, exact
-from foreknow.report.study_text import NAMES, find, signed
+from foreknow.report.format import display, exact, exact_interval
+from foreknow.report.study_text import NAMES, find, share_text, signed
 from foreknow.stages.study.aggregation import ALL, ALL_KNOWN, POINTS
+from foreknow.stats import Interval
 
 Row = Mapping[str, Any]
 SETS = {"test": "test", "ood": "unseen relations"}
@@ -18,7 +22,7 @@ TERMS = {"b0": "b0", "b_kn": "Known fitted, b_kn", "b_unk": "Unknown fitted, b_u
 
 
 class TextTable(NamedTuple):
-    """A table of the page: column heads, lines of texts, and how many columns at the left are words."""
+    """A table of the page: column heads, lines of texts, and how many columns from the left hold words."""
 
     heads: tuple[str, ...]
     lines: tuple[tuple[str, ...], ...]
@@ -26,23 +30,18 @@ class TextTable(NamedTuple):
 
 
 def p_text(p: float | None) -> str:
-    """A p as a reader needs it."""
+    """A p-value with two significant digits, or "p < 0.001"; a dash for None."""
     return "–" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 
 def at(point: str) -> str:
-    """A point's name: EARLY_STOP, epoch 20, CONVERGENCE."""
+    """The name of a point in training: EARLY_STOP, epoch 20, CONVERGENCE."""
     return NAMES.get(point, point)
 
 
 def whole(share: float) -> str:
-    """A nominal share: 50 %."""
+    """A nominal share (0 to 1) in per cent: 50 %."""
     return f"{100 * share:g} %"
-
-
-def share_text(value: float | None) -> str:
-    """A share, or a dash."""
-    return "–" if value is None else exact(value)
 
 
 def _paper(line: Row | None) -> str:
@@ -53,7 +52,7 @@ def em_text(line: Row | None) -> str:
     """EM with its interval: 48.0 % (45–51)."""
     if line is None or line["em"] is None:
         return "–"
-    return f"{exact(line['em'])} ({100 * line['ci_low']:.0f}–{100 * line['ci_high']:.0f})"
+    return exact_interval(Interval(line["em"], line["ci_low"], line["ci_high"]))
 
 
 def _range(line: Row) -> str:
@@ -63,20 +62,20 @@ def _range(line: Row) -> str:
 
 
 def curves(table: pl.DataFrame) -> TextTable:
-    """Figure 1, a line an epoch."""
+    """Figure 1, one line per epoch."""
     own = ("known", "unknown", "dev")
     lines = []
     for epoch in sorted(table["epoch"].unique()):
         of = table.filter(pl.col("epoch") == epoch)
-        found = [find(of, trained_on="D", measure=measure) for measure in own]
+        values = [find(of, trained_on="D", measure=measure) for measure in own]
         control = find(of, trained_on="D_Known", measure="dev")
-        lines.append((str(epoch), *(_ranged(line) for line in (*found, control)), *(_paper(line) for line in found)))
+        lines.append((str(epoch), *(_ranged(line) for line in (*values, control)), *(_paper(line) for line in values)))
     heads = ("Epoch", "Known fitted", "Unknown fitted", "Dev EM", "D_Known: dev EM")
     return TextTable((*heads, "Paper: Known", "Paper: Unknown", "Paper: dev EM"), tuple(lines))
 
 
 def _ranged(line: Row | None) -> str:
-    """A value, with its range over seeds."""
+    """A value with its range over seeds."""
     if line is None:
         return "–"
     ends = f" ({100 * line['seed_min']:.0f}–{100 * line['seed_max']:.0f})" if line["seeds"] > 1 else ""
@@ -84,7 +83,7 @@ def _ranged(line: Row | None) -> str:
 
 
 def by_share(every: pl.DataFrame, *, paper: bool) -> TextTable:
-    """Figure 3, all rows of the set."""
+    """Figure 3 for all rows of the set. `paper`: whether to add a column with the paper's figures."""
     lines = [
         (
             *(line["trained_on"], whole(line["share"]), at(line["point"])),
@@ -98,7 +97,7 @@ def by_share(every: pl.DataFrame, *, paper: bool) -> TextTable:
 
 
 def by_category(table: pl.DataFrame) -> TextTable:
-    """Figure 3 by category of the rows asked, at the two points."""
+    """Figure 3 by category of the test rows, at EARLY_STOP and CONVERGENCE."""
     of = table.filter(pl.col("point").is_in(POINTS))
     lines = []
     for (on, share, point), part in of.group_by("trained_on", "share", "point", maintain_order=True):
@@ -108,8 +107,11 @@ def by_category(table: pl.DataFrame) -> TextTable:
 
 
 def contrasts(table: pl.DataFrame, name: str, kinds: Iterable[str] = ()) -> TextTable:
-    """Contrasts on a set, of these kinds or of all but single categories, by three tests."""
-    wanted = pl.col("contrast").is_in(list(kinds)) if kinds else pl.col("contrast") != "single category"
+    """The contrasts on the set `name` with the p-values of three tests.
+
+    `kinds`: the kinds of contrast to list; if empty, all except "single category".
+    """
+    is_listed = pl.col("contrast").is_in(list(kinds)) if kinds else pl.col("contrast") != "single category"
     lines = [
         (
             f"{line['first']}, {at(line['first_point'])}",
@@ -118,16 +120,16 @@ def contrasts(table: pl.DataFrame, name: str, kinds: Iterable[str] = ()) -> Text
             *(p_text(line["p"]), p_text(line["parts_p"]), _seeds(line["mcnemar_p"])),
             "–" if line["paper"] is None else signed(line["paper"]),
         )
-        for line in table.filter((pl.col("set") == name) & wanted).iter_rows(named=True)
+        for line in table.filter((pl.col("set") == name) & is_listed).iter_rows(named=True)
     ]
     heads = ("From", "To", "Points (95 %)", "Rows and seeds", "The paper's test", "McNemar, by seed", "Paper, points")
     return TextTable(heads, tuple(lines), 2)
 
 
-def _seeds(told: str) -> str:
-    """The smallest and the largest of "seed 0: 0.012; seed 1: 0.3"."""
-    found = [float(one.split(": ")[1]) for one in told.split("; ")]
-    low, high = min(found), max(found)
+def _seeds(text: str) -> str:
+    """The smallest and the largest p-value of a text such as "seed 0: 0.012; seed 1: 0.3"."""
+    values = [float(one.split(": ")[1]) for one in text.split("; ")]
+    low, high = min(values), max(values)
     return f"p = {high:.2g}" if low == high and low >= 0.001 else f"{_bare(low)} to {_bare(high)}"
 
 
@@ -136,7 +138,7 @@ def _bare(p: float) -> str:
 
 
 def fitted(table: pl.DataFrame) -> TextTable:
-    """Figure 4, and the same at CONVERGENCE."""
+    """Figure 4, and the same figures at CONVERGENCE."""
     lines = [
         (
             *(at(line["point"]), whole(line["share"]), line["part"], f"{line['rows']:,}"),
@@ -165,7 +167,7 @@ def linear(table: pl.DataFrame) -> TextTable:
 
 
 def _level(line: Row, name: str) -> str:
-    """b0 is a level, the others are differences."""
+    """A coefficient as text: b0 is a level, the others are differences with a sign."""
     return exact(line[name]) if line["coefficient"] == "b0" else signed(line[name])
 
 
@@ -177,18 +179,18 @@ def _term(line: Row) -> str:
 
 
 def single(table: pl.DataFrame) -> TextTable:
-    """Table 2, the paper's figures below ours."""
+    """Table 2, with the paper's figures below ours."""
     lines = []
-    for (trained, point), part in table.group_by("trained", "point", maintain_order=True):
-        found = [find(part, category=category) for category in (ALL, *CATEGORIES)]
-        lines.append((str(trained), at(str(point)), *(em_text(line) for line in found)))
-        if any(line and line["paper"] is not None for line in found):
-            lines.append(("", "the paper", *(_paper(line) for line in found)))
+    for (training_set, point), part in table.group_by("trained", "point", maintain_order=True):
+        values = [find(part, category=category) for category in (ALL, *CATEGORIES)]
+        lines.append((str(training_set), at(str(point)), *(em_text(line) for line in values)))
+        if any(line and line["paper"] is not None for line in values):
+            lines.append(("", "the paper", *(_paper(line) for line in values)))
     return TextTable(("Trained on", "At", "All rows", *CATEGORIES), tuple(lines), 2)
 
 
 def sweep(own: pl.DataFrame) -> TextTable:
-    """SliCK's own label by budget."""
+    """SliCK's own label for each budget of exemplar sets and samples."""
     lines = [
         (line["setting"], exact(line["share"]), share_text(line["em"]), f"{line['correct']:,} of {line['rows']:,}")
         for line in own.iter_rows(named=True)
@@ -197,7 +199,7 @@ def sweep(own: pl.DataFrame) -> TextTable:
 
 
 def refusals(table: pl.DataFrame) -> TextTable:
-    """Refusals, the paper's figures below ours."""
+    """The refusal experiment, with the paper's figures below ours."""
     lines = []
     for line in table.iter_rows(named=True):
         low, high = line["accuracy_ci_low"], line["accuracy_ci_high"]
@@ -213,7 +215,7 @@ def refusals(table: pl.DataFrame) -> TextTable:
 
 
 def relations(table: pl.DataFrame) -> TextTable:
-    """What the base model knows of each relation, against its floor."""
+    """The base model's greedy accuracy in each relation, and that of always giving one answer."""
     lines = [
         (
             *(display(str(line["relation"]), 60), f"{line['rows']:,}", exact(line["greedy"]), exact(line["floor"])),
@@ -225,13 +227,13 @@ def relations(table: pl.DataFrame) -> TextTable:
 
 
 def runs(results: pl.DataFrame) -> TextTable:
-    """A line a training set: seeds, rows, epochs."""
+    """One line per training set: seeds, rows, epochs."""
     lines = []
     for (variant,), part in results.group_by("variant", maintain_order=True):
         train = part.filter((pl.col("set") == "train") & (pl.col("category") == ALL) & pl.col("convergence"))
         best = sorted(part.filter("early_stop")["epoch"].unique())
-        trained = float(train["rows"].sum()) / max(train.height, 1)
+        rows_trained_on = float(train["rows"].sum()) / max(train.height, 1)
         epochs = "–" if not best else f"{best[0]}" if len(best) == 1 else f"{best[0]}–{best[-1]}"
-        told = (str(part["seed"].n_unique()), f"{part['size'][0]:,}", f"{trained:,.0f}", epochs)
-        lines.append((str(variant), *told, str(part["epoch"].max())))
+        cells = (str(part["seed"].n_unique()), f"{part['size'][0]:,}", f"{rows_trained_on:,.0f}", epochs)
+        lines.append((str(variant), *cells, str(part["epoch"].max())))
     return TextTable(("Training set", "Seeds", "|D|", "Rows trained on", "EARLY_STOP, epoch", "Epochs"), tuple(lines))

@@ -1,7 +1,7 @@
-"""The tables of a study -> the sentences of its page: what each chart shows here, and what the paper has. Pure.
+"""This module writes the sentences of a study's page: what each chart shows, and what the paper has.
 
-A difference is called one only where its 95 % interval lies wholly on a side of 0; else the sentence says that these
-rows and seeds do not tell.
+Its functions have no side effects. A sentence states a difference only if its 95 % interval lies entirely on one
+side of 0; otherwise it says that the two do not clearly differ.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ Row = Mapping[str, Any]
 
 
 def signed(share: float) -> str:
-    """A difference in points with its sign: −3.1."""
+    """A difference of shares (0 to 1) in points with its sign: −3.1."""
     text = f"{abs(100 * share):.1f}"
     return text if text == "0.0" else f"{'−' if share < 0 else '+'}{text}"
 
 
 def points(share: float, low: float | None = None, high: float | None = None) -> str:
-    """A difference in points, with its interval where there is one: −3.1 points (−4.5 to −1.7)."""
+    """A difference in points, with its interval if it has one: −3.1 points (−4.5 to −1.7)."""
     ends = "" if low is None or high is None else f" ({signed(low)} to {signed(high)})"
     return f"{signed(share)} points{ends}"
 
 
 def moved(line: Row) -> str:
-    """A contrast in words, by where its interval lies."""
+    """A contrast in words; whether it is called a difference depends on its interval."""
     value, low, high = line["difference"], line["ci_low"], line["ci_high"]
     if low > 0 or high < 0:
         ends = sorted((abs(low), abs(high)))
@@ -46,24 +46,28 @@ def moved(line: Row) -> str:
     return f"does not clearly differ ({signed(value)} points, {signed(low)} to {signed(high)})"
 
 
-def find(frame: pl.DataFrame, **wanted: Any) -> Row | None:
-    """The first line with these values."""
-    found = frame.filter(*(pl.col(name) == value for name, value in wanted.items()))
-    return found.row(0, named=True) if found.height else None
+def find(frame: pl.DataFrame, **values: Any) -> Row | None:
+    """The first line of a frame with these values; None if there is none."""
+    rows = frame.filter(*(pl.col(name) == value for name, value in values.items()))
+    return rows.row(0, named=True) if rows.height else None
 
 
 def lead(claims: pl.DataFrame, model: str) -> str:
-    """The scorecard in a sentence."""
+    """The scorecard in one sentence."""
     counts = {name: int((claims["verdict"] == name).sum()) for name in ("holds", "fails", "not decided", "not tested")}
-    tested = 9 - counts["not tested"]
-    if tested == 0:
+    test_count = 9 - counts["not tested"]
+    if test_count == 0:
         return f"None of the paper's nine claims could be tested on {model} with these runs."
     parts = [f"{counts['holds'] or 'none'} {'hold' if counts['holds'] > 1 else 'holds'}"]
     parts.append(f"{counts['fails'] or 'none'} {'fail' if counts['fails'] > 1 else 'fails'}")
     parts.append(f"{counts['not decided'] or 'none'} {'are' if counts['not decided'] > 1 else 'is'} left open")
-    left = f" {_number(counts['not tested'])} could not be tested." if counts["not tested"] else ""
-    of = "the paper's nine claims" if tested == 9 else f"the {tested} of the paper's nine claims that were tested"
-    return f"Of {of}, on {model} {', '.join(parts[:2])}, and {parts[2]} by these rows and seeds.{left}"
+    untested = f" {_number(counts['not tested'])} could not be tested." if counts["not tested"] else ""
+    of = (
+        "the paper's nine claims"
+        if test_count == 9
+        else f"the {test_count} of the paper's nine claims that were tested"
+    )
+    return f"Of {of}, on {model} {', '.join(parts[:2])}, and {parts[2]} by these rows and seeds.{untested}"
 
 
 def _number(count: int) -> str:
@@ -71,7 +75,7 @@ def _number(count: int) -> str:
 
 
 def papers(number: int) -> str:
-    """What the paper has for a claim, in the claim's own contrast: from the figures of `paper_figures`."""
+    """The paper's value for a claim (1 to 9), in the claim's own contrast, from the figures of `foreknow.paper`."""
     d, known = ({p: paper.TEST_EM[(name, p)] for p in POINTS} for name in ("D", "D_Known"))
     inner = range(1, 6)
     if number == 1:
@@ -82,8 +86,8 @@ def papers(number: int) -> str:
         sides = ((EARLY, d[EARLY], known[EARLY]), (LATE, d[LATE], known[LATE]))
         if number == 8:
             sides = ((f"{LATE}, against D at EARLY_STOP", known[LATE], d[EARLY]), (LATE, known[LATE], d[LATE]))
-        told = [(at, mean(float(a[k] or 0) - float(b[k] or 0) for k in inner) / 100) for at, a, b in sides]
-        return "; ".join(f"{_named(at)} {points(value)}" for at, value in told)
+        means = [(at, mean(float(a[k] or 0) - float(b[k] or 0) for k in inner) / 100) for at, a, b in sides]
+        return "; ".join(f"{_named(at)} {points(value)}" for at, value in means)
     if number == 3:
         fitted = paper.FITTED
         return points(mean(float(fitted["Known"][k] or 0) - float(fitted[UNKNOWN][k] or 0) for k in inner) / 100)
@@ -92,8 +96,8 @@ def papers(number: int) -> str:
         return f"b_kn {points(of['b_kn'])}, b_unk {points(of['b_unk'])}"
     if number == 6:
         best = paper.SINGLE[(MAYBE_KNOWN, EARLY)][0]
-        told6 = [(c, best - paper.SINGLE[(c, EARLY)][0]) for c in CATEGORIES if c != MAYBE_KNOWN]
-        return "; ".join(f"less {category} {points(value / 100)}" for category, value in told6)
+        differences = [(c, best - paper.SINGLE[(c, EARLY)][0]) for c in CATEGORIES if c != MAYBE_KNOWN]
+        return "; ".join(f"less {category} {points(value / 100)}" for category, value in differences)
     if number == 7:
         return f"at most {exact(max(line[4] for line in paper.SINGLE.values()) / 100)}"
     ends = [paper.REFUSALS[("D_IDK", point)][0] for point in POINTS]
@@ -105,31 +109,31 @@ def _named(point: str) -> str:
 
 
 def curves(table: pl.DataFrame, shares: pl.DataFrame) -> list[str]:
-    """Figure 1."""
+    """The sentences on Figure 1. `table`: its curves. `shares`: EM by Unknown share, for the epoch of EARLY_STOP."""
     mixed = table.filter(pl.col("trained_on") == "D")
     variant, share = mixed.row(0, named=True)["variant"], mixed["share"][0]
     early = find(shares, variant=variant, point=EARLY, category=ALL)
     last = int(mixed["epoch"].max())  # type: ignore[arg-type]
     best = round(early["epoch"]) if early else last
-    told = []
+    sentences = []
     by = {name: _by_epoch(mixed, name) for name in ("known", "unknown", "dev")}
     if by["known"] and by["unknown"]:
         of = "half" if share == 0.5 else exact(share)
         first, end = ({k: by[k].get(at) for k in ("known", "unknown")} for at in (best, last))
-        told.append(
-            f"With {of} of D Unknown, {_share(first['known'])} of the Known rows and {_share(first['unknown'])} of the "
-            f"Unknown ones are fitted at EARLY_STOP (epoch {best}), {_share(end['known'])} and "
-            f"{_share(end['unknown'])} at CONVERGENCE (epoch {last}). {_halves(by)}"
+        sentences.append(
+            f"With {of} of D Unknown, {share_text(first['known'])} of the Known rows and {share_text(first['unknown'])} of the "
+            f"Unknown ones are fitted at EARLY_STOP (epoch {best}), {share_text(end['known'])} and "
+            f"{share_text(end['unknown'])} at CONVERGENCE (epoch {last}). {_halves(by)}"
         )
     if by["dev"]:
         peak = max(by["dev"].values())
-        text = f"Dev EM is {_share(peak)} at its best and {_share(by['dev'].get(last))} at the end"
+        text = f"Dev EM is {share_text(peak)} at its best and {share_text(by['dev'].get(last))} at the end"
         control = _by_epoch(table.filter(pl.col("trained_on") == "D_Known"), "dev")
         if control:
-            text += f"; trained on its Known rows alone, {_share(max(control.values()))} and "
-            text += _share(control[max(control)])
-        told.append(f"{text}.")
-    return told
+            text += f"; trained on its Known rows alone, {share_text(max(control.values()))} and "
+            text += share_text(control[max(control)])
+        sentences.append(f"{text}.")
+    return sentences
 
 
 def _by_epoch(table: pl.DataFrame, measure: str) -> dict[int, float]:
@@ -138,6 +142,7 @@ def _by_epoch(table: pl.DataFrame, measure: str) -> dict[int, float]:
 
 
 def _halves(by: Mapping[str, Mapping[int, float]]) -> str:
+    """The first epochs at which half of the Known and half of the Unknown rows are fitted."""
     ends = {name: next((e for e, v in by[name].items() if v >= 0.5), None) for name in ("known", "unknown")}
     known, unknown = ends["known"], ends["unknown"]
     if known is None:
@@ -147,20 +152,24 @@ def _halves(by: Mapping[str, Mapping[int, float]]) -> str:
     return f"Half of the Known rows are fitted by epoch {known}, half of the Unknown ones by epoch {unknown}."
 
 
-def _share(value: float | None) -> str:
+def share_text(value: float | None) -> str:
+    """A share (0 to 1) in per cent; a dash for None."""
     return "–" if value is None else exact(value)
 
 
 def shares(differences: pl.DataFrame, name: str) -> list[str]:
-    """Figure 3, of set `name`: the most Unknown rows against none, the same D without them, and training on."""
+    """The sentences on Figure 3 for the set `name`.
+
+    They compare the most Unknown rows with none, the same D with and without them, and EARLY_STOP with CONVERGENCE.
+    """
     of = differences.filter(pl.col("set") == name)
-    words = "test EM" if name == "test" else "EM on unseen relations"
-    told = []
+    words = _set(name)
+    sentences = []
     most = of.filter(pl.col("contrast") == "share")
     if most.height:
         second = most.filter(pl.col("second_point") == LATE)["second"][-1]
         lines = [find(most, second=second, second_point=point) for point in POINTS]
-        told.append(
+        sentences.append(
             f"With {_percent(second)} of D Unknown instead of {_percent(most['first'][0])}, {words} {_both(lines)}."
             + _paper(lines)
         )
@@ -168,13 +177,13 @@ def shares(differences: pl.DataFrame, name: str) -> list[str]:
     if dropped.height:
         second = min(dropped["first"].unique().sort(), key=lambda v: abs(float(v.split("-")[-1]) - 50))
         lines = [find(dropped, first=second, second_point=point) for point in POINTS]
-        told.append(
+        sentences.append(
             f"The D of {_percent(second)} Unknown without its Unknown rows: {words} {_both(lines)}.{_paper(lines)}"
         )
     on = of.filter((pl.col("contrast") == "training on") & pl.col("first").str.starts_with("unknown-"))
     if on.height:
         worst = on.sort("difference").row(0, named=True)
-        told.append(
+        sentences.append(
             f"Training on from EARLY_STOP to CONVERGENCE costs most with {_percent(worst['first'])} Unknown: "
             f"{words} {moved(worst)}"
             + (
@@ -183,7 +192,7 @@ def shares(differences: pl.DataFrame, name: str) -> list[str]:
                 else f"; the paper has a fall of about {100 * paper.DROP[name]:.0f} points at most."
             )
         )
-    return told
+    return sentences
 
 
 def _both(lines: Iterable[Row | None]) -> str:
@@ -192,8 +201,8 @@ def _both(lines: Iterable[Row | None]) -> str:
 
 
 def _paper(lines: Iterable[Row | None]) -> str:
-    found = [line["paper"] for line in lines if line and line["paper"] is not None]
-    return f" In the paper: {' and '.join(signed(v) for v in found)} points." if found else ""
+    values = [line["paper"] for line in lines if line and line["paper"] is not None]
+    return f" In the paper: {' and '.join(signed(v) for v in values)} points." if values else ""
 
 
 def _percent(variant: str) -> str:
@@ -202,46 +211,46 @@ def _percent(variant: str) -> str:
 
 
 def fitted(table: pl.DataFrame) -> list[str]:
-    """Figure 4."""
+    """The sentences on Figure 4."""
     of = table.filter((pl.col("trained_on") == "D") & (pl.col("point") == EARLY))
-    told = []
+    parts = []
     for part in ("Known", UNKNOWN):
         values = of.filter(pl.col("part") == part)["em"]
         if len(values):
             theirs = [v for v in paper.FITTED[part] if v is not None]
             ours = f"{exact(min(values))} to {exact(max(values))}" if len(values) > 1 else exact(values[0])
-            told.append(f"{ours} of the {part} rows (the paper: {min(theirs):g} to {max(theirs):g} %)")
-    return [f"Over these sets, EARLY_STOP has fitted {' and '.join(told)}."] if told else []
+            parts.append(f"{ours} of the {part} rows (the paper: {min(theirs):g} to {max(theirs):g} %)")
+    return [f"Over these sets, EARLY_STOP has fitted {' and '.join(parts)}."] if parts else []
 
 
 def linear(table: pl.DataFrame, name: str) -> list[str]:
-    """Table 1, of set `name`."""
-    found = {c: find(table, set=name, fit="from epoch 1", coefficient=c) for c in ("b_kn", "b_unk")}
-    if not all(line and line["value"] is not None for line in found.values()):
-        why = next((line["note"] for line in found.values() if line and line["note"]), None)
+    """The sentences on Table 1 for the set `name`."""
+    terms = {c: find(table, set=name, fit="from epoch 1", coefficient=c) for c in ("b_kn", "b_unk")}
+    if not all(line and line["value"] is not None for line in terms.values()):
+        why = next((line["note"] for line in terms.values() if line and line["note"]), None)
         return [f"No model for {_set(name)}: {why}."] if why else []
-    told = []
-    for which, line in found.items():
+    parts = []
+    for which, line in terms.items():
         assert line is not None
         whose = "Known" if which == "b_kn" else "Unknown"
         ends = points(line["value"], line["ci_low"], line["ci_high"])
         sure = line["ci_low"] is not None and (line["ci_low"] > 0 or line["ci_high"] < 0)
         doubt = "" if sure else (", its sign not certain" if line["ci_low"] is not None else ", without an interval")
-        told.append(f"were all of D {whose} rows, all fitted, {_set(name)} would move by {ends}{doubt}")
-    text = f"Against nothing fitted: {'; '.join(told)}. The paper: "
-    text += " and ".join(f"{signed(f.value)}" for c in found if (f := paper.linear(name, c))) + " points."
-    note = next((line["note"] for line in found.values() if line and line["note"]), None)
-    return [text + (f" ({note[0].upper()}{note[1:]}.)" if note else ""), *_later(table, name, found)]
+        parts.append(f"were all of D {whose} rows, all fitted, {_set(name)} would move by {ends}{doubt}")
+    text = f"Against nothing fitted: {'; '.join(parts)}. The paper: "
+    text += " and ".join(f"{signed(f.value)}" for c in terms if (f := paper.linear(name, c))) + " points."
+    note = next((line["note"] for line in terms.values() if line and line["note"]), None)
+    return [text + (f" ({note[0].upper()}{note[1:]}.)" if note else ""), *_later(table, name, terms)]
 
 
-def _later(table: pl.DataFrame, name: str, found: Mapping[str, Row | None]) -> list[str]:
-    """Whether the first epoch, in which the form of an answer is learnt, makes the signs."""
-    later = {c: find(table, set=name, fit="from epoch 2", coefficient=c) for c in found}
+def _later(table: pl.DataFrame, name: str, terms: Mapping[str, Row | None]) -> list[str]:
+    """Whether the signs depend on the first epoch, in which the model learns the form of an answer."""
+    later = {c: find(table, set=name, fit="from epoch 2", coefficient=c) for c in terms}
     values = [line["value"] for line in later.values() if line]
     if not values or any(v is None for v in values):
         return []
     same = all(
-        a and b and (a["value"] > 0) == (b["value"] > 0) for a, b in zip(found.values(), later.values(), strict=True)
+        a and b and (a["value"] > 0) == (b["value"] > 0) for a, b in zip(terms.values(), later.values(), strict=True)
     )
     return [
         f"Without the first epoch they are {' and '.join(signed(v) for v in values)} points: "
@@ -254,8 +263,8 @@ def _set(name: str) -> str:
 
 
 def single(table: pl.DataFrame, differences: pl.DataFrame) -> list[str]:
-    """Table 2."""
-    told = []
+    """The sentences on Table 2."""
+    sentences = []
     for point in POINTS:
         alone = table.filter(
             (pl.col("point") == point) & (pl.col("category") == ALL) & (pl.col("trained") != "natural")
@@ -270,22 +279,22 @@ def single(table: pl.DataFrame, differences: pl.DataFrame) -> list[str]:
             nearest = rivals.row(0, named=True)
             other = nearest["first"].removeprefix("only-")
             text += f"; held against {other}, EM after MaybeKnown rows {moved(nearest)}"
-        told.append(f"{text}.")
+        sentences.append(f"{text}.")
     lost = find(table, trained=UNKNOWN, point=LATE, category=HIGHLY_KNOWN)
     if lost:
-        told.append(
+        sentences.append(
             f"Trained on Unknown rows alone until CONVERGENCE, {exact(lost['em'])} of the HighlyKnown test rows are "
             "right" + (f" (the paper: {exact(lost['paper'])})." if lost["paper"] is not None else ".")
         )
-    return told
+    return sentences
 
 
 def refusals(table: pl.DataFrame) -> list[str]:
-    """The refusal experiment: accuracy never without coverage and yield."""
-    told = []
+    """The sentences on the refusal experiment; they give accuracy together with coverage and yield."""
+    sentences = []
     for share in table["share"].unique().sort():
-        found = {p: find(table, trained_on="D_IDK", share=share, point=p) for p in POINTS}
-        early, late = found[EARLY], found[LATE]
+        lines = {p: find(table, trained_on="D_IDK", share=share, point=p) for p in POINTS}
+        early, late = lines[EARLY], lines[LATE]
         if not early or not late or early["accuracy"] is None or late["accuracy"] is None:
             continue
         plain = {p: find(table, trained_on="D", share=share, point=p) for p in POINTS}
@@ -305,32 +314,37 @@ def refusals(table: pl.DataFrame) -> list[str]:
         )
         if all(d):
             text += f" ({' and '.join(exact(line['yield']) for line in d if line)})"
-        told.append(f"{text}.")
+        sentences.append(f"{text}.")
         if early["paper_accuracy"] is not None and late["paper_accuracy"] is not None:
             theirs = [[exact(line[f"paper_{n}"]) for line in (early, late)] for n in ("accuracy", "coverage", "yield")]
             text = "In the paper {} of the answers are right, {} of the questions answered, {} of all right."
-            told.append(text.format(*(" and ".join(ends) for ends in theirs)))
+            sentences.append(text.format(*(" and ".join(ends) for ends in theirs)))
         if early["refused_highly_known"] is not None:
-            told.append(
+            sentences.append(
                 f"It also refuses {exact(early['refused_highly_known'])} and {exact(late['refused_highly_known'])} "
                 "of the HighlyKnown rows, which the base model answers right every time."
             )
-    return told
+    return sentences
 
 
 def sweep(table: pl.DataFrame, seeds: int) -> list[str]:
-    """SliCK's label against P(True) at the same share, and against a smaller budget. `seeds`: of the variant."""
+    """The sentences that compare SliCK's label with P(True) at the same share, and with a smaller budget.
+
+    `seeds`: the number of seeds of the variant.
+    """
     labels = table.filter(pl.col("score") == "SliCK")
     if labels.is_empty():
         return []
     own = labels.row(0, named=True)
-    trained = "the natural mix" if own["variant"] == "natural" else f"D with {_percent(own['variant'])} Unknown"
+    training_set = "the natural mix" if own["variant"] == "natural" else f"D with {_percent(own['variant'])} Unknown"
     if not own["rows"]:
-        return [f"SliCK calls no test row Unknown here, so there is nothing to compare after training on {trained}."]
+        return [
+            f"SliCK calls no test row Unknown here, so there is nothing to compare after training on {training_set}."
+        ]
     distinct = own["rows"] // max(seeds, 1)
     span = wilson(round(own["em"] * distinct), distinct)
-    told = [
-        f"SliCK calls {exact(own['share'])} of the test rows Unknown; after training on {trained}, "
+    sentences = [
+        f"SliCK calls {exact(own['share'])} of the test rows Unknown; after training on {training_set}, "
         f"{exact(own['em'])} of them are right ({100 * span.low:.1f}–{100 * span.high:.1f}; the paper: "
         f"{exact(paper.SWEEP['early_stop'])} to {exact(paper.SWEEP['convergence'])} of "
         f"{exact(paper.SWEEP['unknown'])})."
@@ -341,7 +355,7 @@ def sweep(table: pl.DataFrame, seeds: int) -> list[str]:
         clear = (
             "SliCK's are fewer" if span.high < other.low else "P(True)'s are fewer" if other.high < span.low else None
         )
-        told.append(
+        sentences.append(
             f"As many rows called Unknown by P(True) are right in {exact(rival)} "
             f"({100 * other.low:.1f}–{100 * other.high:.1f}): "
             + (f"{clear}, their intervals apart." if clear else "the two intervals overlap.")
@@ -349,15 +363,15 @@ def sweep(table: pl.DataFrame, seeds: int) -> list[str]:
     fewest = labels.filter(pl.col("setting").str.starts_with("1 sets")).head(1)
     if fewest.height and labels.height > 1:
         one = fewest.row(0, named=True)
-        told.append(
+        sentences.append(
             f"With a single exemplar set SliCK would call {exact(one['share'])} Unknown, {exact(one['em'] or 0.0)} of "
             "them right."
         )
-    return told
+    return sentences
 
 
 def figure_note(figures: Iterable[Figure | None]) -> str:
-    """Whether the paper's figures are printed there or were read off its plots."""
+    """The note on whether the paper prints these figures or they were read off its plots."""
     kinds = {figure.printed for figure in figures if figure}
     if kinds == {True}:
         return "The paper's figures are printed in it."

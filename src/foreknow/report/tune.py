@@ -1,4 +1,7 @@
-"""A run of tune -> its page (`tune.html.j2`): verdict, curves, facts kept, lost and gained, examples, the run."""
+"""This module renders the page of a training run from `tune.html.j2`.
+
+The page shows the verdict, the curves, the facts kept, lost and gained, example rows, and the settings of the run.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from foreknow.categories import CATEGORIES, UNKNOWN
 from foreknow.io.run_dir import differences
 from foreknow.report import page
 from foreknow.report.charts import INK, SOFT
-from foreknow.report.format import display, duration, exact, number, suffix_of, without_folders
+from foreknow.report.format import duration, exact, file_name, number, source, suffix_of
 from foreknow.report.row_flags import fault_lines
 from foreknow.report.tune_charts import COLOURS, DASHES, Curve, Mark, epochs_chart
 from foreknow.report.tune_examples import examples
@@ -24,8 +27,8 @@ from foreknow.report.tune_tables import (
     Group,
     MetricCurve,
     PairedCounts,
+    RowChanges,
     TrainRunView,
-    Turned,
     against,
     as_good,
     count,
@@ -33,8 +36,8 @@ from foreknow.report.tune_tables import (
     fates,
     groups,
     known,
+    row_changes,
     same_known,
-    turned,
 )
 from foreknow.report.tune_text import Control, TrainReportData, options, p_value, verdict
 from foreknow.stages.train import curves
@@ -66,14 +69,14 @@ _SETTINGS = {
     "seed": "seed",
 }
 _COMPARED = ("method", "learning_rate", "batch_size", "dropout", "weight_decay", "warmup", "metric", "match", "seed")
-"""Settings in which a control must agree; with LoRA its own too."""
+"""The settings in which a control must agree with the run; with LoRA, those of `_LORA` too."""
 _LORA = ("lora_rank", "lora_alpha", "lora_targets")
 SETS_CHARTED = 4
 GROUPS_SHOWN = 24
 
 
-class Watched(NamedTuple):
-    """Everything the page says of one set."""
+class SetReport(NamedTuple):
+    """Everything that the page shows of one set (dev or a test set)."""
 
     name: str
     course: MetricCurve | None
@@ -81,20 +84,20 @@ class Watched(NamedTuple):
     against: tuple[PairedCounts, PairedCounts] | None
     chart: tuple[Markup, Markup] | None
     fates: tuple[Fate, ...]
-    turned: tuple[Turned, ...]
+    changes: tuple[RowChanges, ...]
     groups: tuple[Group, ...]
 
 
 def render_tune(tuned: TrainResult, control: TrainResult | None = None, *, show_rows: bool = True) -> str:
-    """The whole page. With `show_rows=False` no question and no answer of the data is in it.
+    """Render the whole page. With `show_rows=False` it contains no question and no answer of the data.
 
-    `control`: a run on rows without Unknown ones. A run that has not ended is shown as far as it is.
+    `control`: a run on rows without Unknown ones. Of a run that has not ended, the page shows the epochs so far.
     """
     run = read(tuned)
     other = read(control) if control is not None else None
     story = _story(run, other) if run.early is not None else None
     suffix = suffix_of(run.config.get("train"))
-    sets = [_watched(run, other, name, chart=place < SETS_CHARTED) for place, name in enumerate(run.sets)]
+    sets = [_set_report(run, other, name, chart=place < SETS_CHARTED) for place, name in enumerate(run.sets)]
     return page.render(
         "tune.html.j2",
         version=run.results.get("version"),
@@ -110,7 +113,7 @@ def render_tune(tuned: TrainResult, control: TrainResult | None = None, *, show_
         points=_points(run, other),
         fit=page.both(epochs_chart, *_fit(run, other)) if run.ends else None,
         sets=sets,
-        compared=[watched for watched in sets if watched.against],
+        compared=[report for report in sets if report.against],
         lines=_every(run),
         names=list(run.sets),
         fitted=[c for c in CATEGORIES if run.lines and c in run.lines[-1]["fitted"]],
@@ -125,7 +128,7 @@ def render_tune(tuned: TrainResult, control: TrainResult | None = None, *, show_
 
 
 def read(tuned: TrainResult) -> TrainRunView:
-    """The run's folder, finished or not."""
+    """Read the folder of a run, whether it has ended or not."""
     folder = tuned.folder
     results = _results(folder)
     config = results.get("config") or _config(folder)
@@ -155,7 +158,7 @@ def _frame(path: Path, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
 def _story(run: TrainRunView, other: TrainRunView | None) -> TrainReportData:
     early, last = run.chosen
     of = courses(run)
-    fitted = [found for line in (early, last) if (found := count(line, TRAIN, UNKNOWN))]
+    unknown_counts = [unknown_fitted for line in (early, last) if (unknown_fitted := count(line, TRAIN, UNKNOWN))]
     return TrainReportData(
         steps=last["step"],
         best=int(early["epoch"]),
@@ -164,7 +167,7 @@ def _story(run: TrainRunView, other: TrainRunView | None) -> TrainReportData:
         metric=run.metric,
         chosen=curves.flat(early)[run.metric],
         courses=of,
-        unknown=(fitted[0], fitted[1]) if len(fitted) == 2 else None,
+        unknown=(unknown_counts[0], unknown_counts[1]) if len(unknown_counts) == 2 else None,
         labelled=run.unknown_rows is not None,
         began=curves.overfitting_epoch(run.lines),
         as_good=as_good(run),
@@ -184,10 +187,10 @@ def _control(run: TrainRunView, other: TrainRunView) -> Control:
         differ.insert(0, "it starts from another model")
     if not other.finished:
         differ.append("it has not ended")
-    elif (ended := run.chosen[1]["epoch"]) != last["epoch"]:
-        differ.append(f"it ended after {last['epoch']:g} epochs, this run after {ended:g}")
+    elif (last_epoch := run.chosen[1]["epoch"]) != last["epoch"]:
+        differ.append(f"it ended after {last['epoch']:g} epochs, this run after {last_epoch:g}")
     of = {course.name: course for course in courses(other) if run.same_rows(other, course.name)}
-    found = {name: pair for name in of if (pair := against(run, other, name))}
+    comparisons = {name: pair for name in of if (pair := against(run, other, name))}
     return Control(
         rows=other.train_rows,
         unknown=other.unknown_rows,
@@ -195,64 +198,64 @@ def _control(run: TrainRunView, other: TrainRunView) -> Control:
         early=int(early["epoch"]),
         last=int(last["epoch"]),
         courses=of,
-        against=found,
+        against=comparisons,
         steps=last["step"],
         differ=tuple(differ),
     )
 
 
-def _watched(run: TrainRunView, other: TrainRunView | None, name: str, *, chart: bool) -> Watched:
+def _set_report(run: TrainRunView, other: TrainRunView | None, name: str, *, chart: bool) -> SetReport:
     of = {course.name: course for course in courses(run)}
     same = other is not None and run.same_rows(other, name)
     theirs = {course.name: course for course in courses(other)} if other is not None and same else {}
-    return Watched(
+    return SetReport(
         name,
         of.get(name),
         theirs.get(name),
         against(run, other, name) if other is not None else None,
         page.both(epochs_chart, _by_category(run, name), _marks(run)) if chart and run.ends else None,
         fates(run, other, name),
-        turned(run, other, name),
+        row_changes(run, other, name),
         groups(run, other, name),
     )
 
 
 def _fit(run: TrainRunView, other: TrainRunView | None) -> tuple[list[Curve], list[Mark]]:
-    """The paper's Figure 1: train rows fitted, Known and Unknown, and dev EM."""
-    found = []
+    """The curves and marks of the paper's Figure 1: Known and Unknown train rows fitted, and dev EM."""
+    lines = []
     first = run.lines[-1]
     if known(first):
         points = _points_of(run.lines, known)
-        found.append(Curve("Known rows, fitted", "Known", points, COLOURS["MaybeKnown"]))
+        lines.append(Curve("Known rows, fitted", "Known", points, COLOURS["MaybeKnown"]))
     if count(first, TRAIN, UNKNOWN):
         points = _points_of(run.lines, lambda line: count(line, TRAIN, UNKNOWN))
-        found.append(Curve("Unknown rows, fitted", "Unknown", points, COLOURS[UNKNOWN]))
-    if not found:
-        found.append(Curve("train rows, fitted", "fitted", _points_of(run.lines, lambda x: count(x, TRAIN)), SOFT))
+        lines.append(Curve("Unknown rows, fitted", "Unknown", points, COLOURS[UNKNOWN]))
+    if not lines:
+        lines.append(Curve("train rows, fitted", "fitted", _points_of(run.lines, lambda x: count(x, TRAIN)), SOFT))
     if "dev" in run.sets:
-        found.append(Curve("dev EM", "dev EM", _points_of(run.lines, lambda x: count(x, "dev")), INK, width=3))
+        lines.append(Curve("dev EM", "dev EM", _points_of(run.lines, lambda x: count(x, "dev")), INK, width=3))
     if other is not None and "dev" in other.sets and run.same_rows(other, "dev"):
         ends = [line for line in other.lines if line["epoch"] <= run.lines[-1]["epoch"]]
         points = _points_of(ends, lambda x: count(x, "dev"))
-        if points and points[-1][0] == run.lines[-1]["epoch"]:  # else its label would stand at another epoch
-            found.append(Curve("dev EM, control", "control", points, INK, (2, 3), 1.8))
+        if points and points[-1][0] == run.lines[-1]["epoch"]:  # otherwise its label would stand at another epoch
+            lines.append(Curve("dev EM, control", "control", points, INK, (2, 3), 1.8))
     marks = _marks(run)
     began = curves.overfitting_epoch(run.lines)
-    return found, [
+    return lines, [
         *marks,
         Mark(began, f"overfitting began, epoch {began}", f"overfitting, epoch {began}"),
     ] if began else marks
 
 
 def _by_category(run: TrainRunView, name: str) -> list[Curve]:
-    """EM of a set by category, or over all its rows where they have none."""
-    found = []
+    """The EM curves of a set by category, or one curve for all rows if they have no category."""
+    lines = []
     for category in CATEGORIES:
         if of := count(run.lines[-1], name, category):
             points = _points_of(run.lines, lambda line, c=category: count(line, name, c))
             label = f"{category}, {of.rows:,} rows:"
-            found.append(Curve(label, category, points, COLOURS[category], tuple(DASHES[category])))
-    return found or [Curve("all rows", "all rows", _points_of(run.lines, lambda line: count(line, name)), INK)]
+            lines.append(Curve(label, category, points, COLOURS[category], tuple(DASHES[category])))
+    return lines or [Curve("all rows", "all rows", _points_of(run.lines, lambda line: count(line, name)), INK)]
 
 
 def _points_of(lines: Iterable[Line], what: Any) -> tuple[tuple[float, float], ...]:
@@ -271,8 +274,8 @@ def _marks(run: TrainRunView) -> list[Mark]:
 
 
 def _points(run: TrainRunView, other: TrainRunView | None) -> list[dict[str, Any]]:
-    """The two chosen epochs of this run and of the control, as lines of a table."""
-    found = []
+    """EARLY_STOP and CONVERGENCE of this run and of the control, as lines of a table."""
+    points = []
     for whose, of in (("this run", run), ("control", other)):
         names = ("EARLY_STOP", "CONVERGENCE") if of is None or of.finished else ("best so far", "last so far")
         for name, line in zip(names, (of.early, of.last) if of else (None, None), strict=True):
@@ -281,12 +284,12 @@ def _points(run: TrainRunView, other: TrainRunView | None) -> list[dict[str, Any
             same = of is run
             em = {k: count(line, k) for k in run.sets if same or run.same_rows(of, k)}
             fitted = {"known": known(line), "unknown": count(line, TRAIN, UNKNOWN), "all": count(line, TRAIN)}
-            found.append({"whose": whose, "name": name, "epoch": int(line["epoch"]), "em": em, **fitted})
-    return found
+            points.append({"whose": whose, "name": name, "epoch": int(line["epoch"]), "em": em, **fitted})
+    return points
 
 
 def _every(run: TrainRunView) -> list[dict[str, Any]]:
-    """Every evaluation, as a line of a table."""
+    """Every evaluation of the run, as lines of a table."""
     early, last = run.early, run.last
     marks = {line["step"]: name for line, name in ((last, "CONVERGENCE"), (early, "EARLY_STOP")) if line}
     if early and last and early["step"] == last["step"]:
@@ -308,26 +311,24 @@ def _every(run: TrainRunView) -> list[dict[str, Any]]:
 
 def _file(run: TrainRunView, name: str) -> str:
     """The name of a set's file, without the folders it lies in."""
-    given = (run.results.get("data") or {}).get(name, {}).get("file") or run.config.get(name) or ""
-    return str(given).replace("\\", "/").rsplit("/", 1)[-1]
+    name_or_path = (run.results.get("data") or {}).get(name, {}).get("file") or run.config.get(name) or ""
+    return file_name(name_or_path)
 
 
 def _facts(run: TrainRunView) -> dict[str, list[page.Fact]]:
-    """Settings, model, data and cost, as labels and values."""
+    """The settings, model, data and cost of the run, as labels and values."""
     results, config = run.results, run.config
     method = dict(results.get("method") or {})
-    kept = {k: v for k, v in config.items() if k in _SETTINGS and (not k.startswith("lora") or _is_lora(config))}
+    settings = {k: v for k, v in config.items() if k in _SETTINGS and (not k.startswith("lora") or _is_lora(config))}
     reasons, text = method.pop("reasons", []), dict(method.pop("training_text", {}))
     method.pop("notes", None)
     how = {**{k: v for k, v in method.items() if k != "name"}, **text, "instruction": text.get("instruction") or None}
     data = []
     for name, of in dict(results.get("data") or {}).items():
-        left = f", {of['skipped']:,} left out" if of.get("skipped") else ""
-        data.append((name, f"{_file(run, name)}: {of['rows']:,} rows{left}", False))
+        skipped = f", {of['skipped']:,} left out" if of.get("skipped") else ""
+        data.append((name, f"{_file(run, name)}: {of['rows']:,} rows{skipped}", False))
         whence = of.get("categories")
-        data.append(
-            (f"{name}: categories from", display(without_folders(str(whence)), 200) if whence else "none", False)
-        )
+        data.append((f"{name}: categories from", source(whence) if whence else "none", False))
         data.append((f"{name}: fingerprint", str(of.get("fingerprint")), False))
     seconds = dict(results.get("seconds") or {})
     cost = [(k, duration(float(seconds[k])), False) for k in ("training", "measuring", "saving") if k in seconds]
@@ -342,7 +343,7 @@ def _facts(run: TrainRunView) -> dict[str, list[page.Fact]]:
     if results:
         data.append(("rows that can be fitted", exact(ceiling) if ceiling < 1 else "all", False))
     return {
-        "settings": page.facts(kept, _SETTINGS),
+        "settings": page.facts(settings, _SETTINGS),
         "method": [*page.facts(how), *(("chosen", str(reason), False) for reason in reasons)],
         "model": page.model_facts(results.get("model") or {}),
         "data": data,
@@ -351,10 +352,10 @@ def _facts(run: TrainRunView) -> dict[str, list[page.Fact]]:
 
 
 def _notes(run: TrainRunView) -> list[str]:
-    """What must be known of the prompts, and of rows that are left out or teach nothing."""
+    """The notes on the prompts, and on rows that are left out or teach nothing."""
     data = dict(run.results.get("data") or {}).items()
-    left = [line for name, of in data for line in fault_lines(name, of.get("row_faults") or {})]
-    return [*(run.results.get("method") or {}).get("notes", []), *left]
+    faults = [line for name, of in data for line in fault_lines(name, of.get("row_faults") or {})]
+    return [*(run.results.get("method") or {}).get("notes", []), *faults]
 
 
 def _is_lora(config: Mapping[str, Any]) -> bool:

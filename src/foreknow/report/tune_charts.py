@@ -1,6 +1,6 @@
-"""A training run's curves -> SVG (`charts.py` says how).
+"""This module draws the curves of a training run as SVG (`charts.py` renders them).
 
-Every line is labelled where it ends; chosen epochs are vertical rules with their names above the plot.
+Every line has its label at its end; chosen epochs are vertical lines with their names above the plot.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import altair as alt
 import polars as pl
 
 from foreknow.categories import CATEGORIES
-from foreknow.report.charts import FILLS, GRID, INK, SOFT, UNKNOWN_INK, WIDE, render_chart
+from foreknow.report.charts import FILLS, GRID, INK, PERCENT_TICK, SOFT, UNKNOWN_INK, WIDE, render_chart
 
 COLOURS = dict(zip(CATEGORIES, (*FILLS[:3], UNKNOWN_INK), strict=True))
 DASHES = dict(zip(CATEGORIES, ([1, 0], [1, 0], [6, 3], [1, 0]), strict=True))
 LABEL, ROW = 0.058, 0.072
-"""Least distance between two labels, and height of a line of text above the plot, in shares of the y axis."""
+"""The least distance between two labels, and the height of a line of text above the plot, as shares of the y axis."""
 
 
 class Curve(NamedTuple):
-    """One line: its label (`short` on narrow screens), epochs and shares, and how it is drawn."""
+    """A line: its label (`short` on narrow screens), its points (epoch, share 0 to 1), and its style."""
 
     label: str
     short: str
@@ -41,7 +41,7 @@ class Mark(NamedTuple):
 
 
 def epochs_chart(curves: Sequence[Curve], marks: Sequence[Mark], width: int) -> str:
-    """Shares over epochs, with chosen epochs marked."""
+    """Draw shares over epochs, with the chosen epochs marked. `width`: pixels."""
     wide = width >= WIDE
     height = 360 if wide else 320
     places = sorted({epoch for curve in curves for epoch, _ in curve.points})
@@ -60,12 +60,10 @@ def epochs_chart(curves: Sequence[Curve], marks: Sequence[Mark], width: int) -> 
         ),
     )
     shares = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    axis = alt.Axis(
-        values=shares, labelExpr="format(100 * datum.value, 'd') + ' %'", grid=False, domain=False, ticks=False
-    )
+    axis = alt.Axis(values=shares, labelExpr=PERCENT_TICK, grid=False, domain=False, ticks=False)
     y = alt.Y("share:Q", title=None, axis=axis, scale=alt.Scale(domain=[0, top], nice=False))
     grid = alt.Chart(pl.DataFrame({"share": shares, "epoch": first, "end": last}))
-    layers: list[alt.Chart] = [grid.mark_rule(color=GRID).encode(x=x, x2="end:Q", y=y)]  # not behind the labels
+    layers: list[alt.Chart] = [grid.mark_rule(color=GRID).encode(x=x, x2="end:Q", y=y)]  # ends before the labels
     layers += [
         layer
         for place, mark in enumerate(marks)
@@ -81,7 +79,7 @@ def epochs_chart(curves: Sequence[Curve], marks: Sequence[Mark], width: int) -> 
     ]
     for curve in curves:
         line = alt.Chart(pl.DataFrame(curve.points, schema=["epoch", "share"], orient="row")).encode(x=x, y=y)
-        if curve.colour != INK:  # a rim, so that pale colours stand out from the page
+        if curve.colour != INK:  # an outline, so that pale colours stand out from the page
             layers.append(line.mark_line(color=SOFT, strokeWidth=curve.width + 1.2, strokeDash=curve.dash))
         layers.append(line.mark_line(color=curve.colour, strokeWidth=curve.width, strokeDash=curve.dash))
         dots = line.mark_point(fill=curve.colour, stroke=SOFT, strokeWidth=0.7, opacity=1, size=28 if wide else 18)
@@ -91,34 +89,36 @@ def epochs_chart(curves: Sequence[Curve], marks: Sequence[Mark], width: int) -> 
 
 
 def apart(values: Sequence[float], gap: float, top: float = 1.0) -> list[float]:
-    """The values moved as little as need be for neighbours to lie `gap` apart, none above `top`. Order is
-    kept, and of equal ones the first lies highest."""
+    """Move the values apart until neighbours are at least `gap` apart and none is above `top`.
+
+    The order stays the same; of equal values the first lies highest.
+    """
     order = sorted(range(len(values)), key=lambda n: (values[n], -n))
-    placed: list[float] = []
+    positions: list[float] = []
     for n in order:
-        placed.append(max(values[n], placed[-1] + gap) if placed else values[n])
+        positions.append(max(values[n], positions[-1] + gap) if positions else values[n])
     limit = top
-    for k in range(len(placed) - 1, -1, -1):
-        placed[k] = min(placed[k], limit)
-        limit = placed[k] - gap
-    found = [0.0] * len(values)
-    for n, value in zip(order, placed, strict=True):
-        found[n] = value
-    return found
+    for k in range(len(positions) - 1, -1, -1):
+        positions[k] = min(positions[k], limit)
+        limit = positions[k] - gap
+    result = [0.0] * len(values)
+    for n, value in zip(order, positions, strict=True):
+        result[n] = value
+    return result
 
 
 def _labels(curves: Sequence[Curve], last: float, wide: bool, x: alt.X, y: alt.Y) -> alt.Chart:
-    """What each line is, and its last share, to the right of it."""
+    """The label and the last share of each line, to the right of it."""
     ends = [curve.points[-1][1] for curve in curves]
     text = [f"{c.label if wide else c.short} {100 * end:.0f} %" for c, end in zip(curves, ends, strict=True)]
     frame = {"epoch": [last] * len(curves), "share": apart(ends, LABEL), "text": text}
     chart = alt.Chart(pl.DataFrame(frame)).mark_text(align="left", dx=9, color=INK, fontSize=12.5 if wide else 11.5)
-    found: alt.Chart = chart.encode(x=x, y=y, text="text:N")
-    return found
+    labels: alt.Chart = chart.encode(x=x, y=y, text="text:N")
+    return labels
 
 
 def _rule(epoch: float, name: str, height: float, first: float, last: float, x: alt.X, y: alt.Y) -> list[alt.Chart]:
-    """A vertical line up to its name, which stands on the side with more room."""
+    """A vertical line at an epoch, with its name at the top on the side that has more room."""
     left = epoch > (first + last) / 2
     base = alt.Chart(pl.DataFrame({"epoch": [float(epoch)], "share": [0.0], "top": [height], "text": [name]}))
     line = base.mark_rule(color=SOFT, strokeWidth=1.2, strokeDash=[4, 3]).encode(x=x, y=y, y2="top:Q")
@@ -127,8 +127,8 @@ def _rule(epoch: float, name: str, height: float, first: float, last: float, x: 
 
 
 def _ticks(first: float, last: float, most: int) -> list[int]:
-    """Whole epochs from the first to the last, at most so many; the last is among them."""
+    """At most `most` whole epochs from the first to the last, including the last."""
     every = math.ceil((last - first + 1) / most)
-    found = list(range(math.ceil(first), math.floor(last) + 1, every))
+    ticks = list(range(math.ceil(first), math.floor(last) + 1, every))
     end = math.floor(last)
-    return found if found[-1] == end else [*(tick for tick in found if end - tick > every / 2), end]
+    return ticks if ticks[-1] == end else [*(tick for tick in ticks if end - tick > every / 2), end]

@@ -1,4 +1,4 @@
-"""A training run -> rows that show what happened, the clearest first. Pure."""
+"""This module picks the example rows of a training run, the clearest first. It has no side effects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from foreknow.stages.train.curves import TRAIN
 
 @dataclass(frozen=True)
 class OutcomeExample:
-    """One watched row. `history`: right or not at each evaluation; `control`: whether the control ends right."""
+    """A row of a measured set.
+
+    `history`: whether it is right at each evaluation. `control`: whether it is right at the end of the control; None
+    if the control did not measure it.
+    """
 
     set: str
     question: str
@@ -25,10 +29,11 @@ class OutcomeExample:
 
 
 def examples(run: TrainRunView, control: TrainRunView | None, limit: int = 8) -> dict[str, tuple[OutcomeExample, ...]]:
-    """Rows that show what happened, the clearest first. Empty kinds are left out.
+    """At most `limit` example rows of each kind, the clearest first; kinds without rows are left out.
 
-    `lost`: HighlyKnown, wrong at CONVERGENCE. `gained`: Unknown, right there. `turned`: other rows right at
-    EARLY_STOP and wrong at CONVERGENCE; `won`: the reverse. `taken`: Unknown train rows fitted at EARLY_STOP.
+    `lost`: HighlyKnown rows that are wrong at CONVERGENCE. `gained`: Unknown rows that are right there. `turned`:
+    other rows that are right at EARLY_STOP and wrong at CONVERGENCE; `won`: the reverse. `taken`: Unknown train rows
+    fitted at EARLY_STOP.
     """
     if run.early is None or run.last is None or run.rows.is_empty() or run.outcomes.is_empty():
         return {}
@@ -48,8 +53,8 @@ def examples(run: TrainRunView, control: TrainRunView | None, limit: int = 8) ->
     )
     if control and control.last is not None and not control.outcomes.is_empty():
         same = [name for name in run.sets if run.same_rows(control, name)]
-        ended = control.outcomes.filter(pl.col("step") == control.last["step"], pl.col("set").is_in(same))
-        frame = frame.join(ended.select("set", "row", control="correct"), on=["set", "row"], how="left")
+        control_end = control.outcomes.filter(pl.col("step") == control.last["step"], pl.col("set").is_in(same))
+        frame = frame.join(control_end.select("set", "row", control="correct"), on=["set", "row"], how="left")
     else:
         frame = frame.with_columns(control=pl.lit(None, pl.Boolean))
     held, is_train = pl.col("set") != "dev", pl.col("set") == TRAIN
@@ -62,10 +67,10 @@ def examples(run: TrainRunView, control: TrainRunView | None, limit: int = 8) ->
         "won": (~is_train & (other | ~unknown) & ~then & now, False),
         "taken": (is_train & unknown & then, False),
     }
-    found = {}
+    examples_by_kind = {}
     for kind, (which, falling) in kinds.items():
         order = [held.cast(pl.Int8), pl.col("fall")]
-        picked = frame.filter(which).sort([*order, "set", "row"], descending=[True, falling, False, False]).head(limit)
-        lines = picked.select("set", "question", "answer", "category", "group", "history", "control").iter_rows()
-        found[kind] = tuple(OutcomeExample(s, q, a, c, g, tuple(h), o) for s, q, a, c, g, h, o in lines)
-    return {kind: lines for kind, lines in found.items() if lines}
+        rows = frame.filter(which).sort([*order, "set", "row"], descending=[True, falling, False, False]).head(limit)
+        lines = rows.select("set", "question", "answer", "category", "group", "history", "control").iter_rows()
+        examples_by_kind[kind] = tuple(OutcomeExample(s, q, a, c, g, tuple(h), o) for s, q, a, c, g, h, o in lines)
+    return {kind: lines for kind, lines in examples_by_kind.items() if lines}

@@ -1,8 +1,9 @@
-"""A training run -> the lines of its page: points, courses, facts kept, lost and gained. Pure.
+"""This module computes the lines of a training run's page: chosen epochs, curves, facts kept, lost and gained.
 
-A row is *known before training* by its category, which the audit's few-shot probe gave it. EARLY_STOP is the best
-epoch, CONVERGENCE the last one (paper, section 3). A control is another run on rows without an Unknown one; it is
-compared row by row where it watched the same rows.
+Its functions have no side effects. Whether a row is *known before training* follows from its category, which the
+few-shot probe of the audit assigned. EARLY_STOP is the best epoch, CONVERGENCE the last one (paper, section 3). A
+control is another run, on rows without Unknown ones; the two are compared row by row on the sets whose rows are the
+same.
 """
 
 from __future__ import annotations
@@ -19,25 +20,25 @@ from foreknow.stages.train.curves import TRAIN, Line
 from foreknow.stats import Interval, mcnemar, wilson
 
 CHANCE = 0.05
-"""A difference with a smaller p is called one."""
+"""The page calls a difference clear if its p-value is below this."""
 FEW = 20
-"""Shares of fewer rows are said to be of few."""
+"""The page marks shares of fewer rows than this as "few rows"."""
 
 
 class Count(NamedTuple):
-    """So many of so many rows."""
+    """A number of rows (`hits`) among `rows`."""
 
     hits: int
     rows: int
 
     @property
     def share(self) -> float:
-        """Between 0 and 1; 0 where there are no rows."""
+        """The share of hits, 0 to 1; 0 if there are no rows."""
         return self.hits / self.rows if self.rows else 0.0
 
     @property
     def interval(self) -> Interval:
-        """Wilson's."""
+        """The Wilson 95 % interval of the share."""
         return wilson(self.hits, self.rows)
 
     @property
@@ -47,7 +48,10 @@ class Count(NamedTuple):
 
 
 class PairedCounts(NamedTuple):
-    """The same rows answered twice: right only the first time, right only the second, and what chance would give."""
+    """The same rows answered twice.
+
+    `rows`: their number. `lost`: rows right only the first time. `won`: rows right only the second time.
+    """
 
     rows: int
     lost: int
@@ -55,20 +59,21 @@ class PairedCounts(NamedTuple):
 
     @property
     def p(self) -> float:
-        """Exact McNemar p, two-sided."""
+        """The two-sided p-value of the exact McNemar test."""
         return mcnemar(self.lost, self.won)
 
     @property
     def clear(self) -> bool:
-        """Whether chance alone would seldom give so uneven a change."""
+        """Whether the p-value is below `CHANCE`."""
         return self.p < CHANCE
 
 
 @dataclass(frozen=True)
 class TrainRunView:
-    """What a page needs of a run. `outcomes` and `rows` are empty where the folder has none (yet).
+    """The data of a run that its page needs.
 
-    `results`: the contract of `results.json`, or {} where the run has not ended. `config`: its settings.
+    `lines`: the evaluations. `outcomes` and `rows` are empty if the folder does not have them (yet). `results`: the
+    content of `results.json`, or {} if the run has not ended. `config`: the settings.
     """
 
     lines: Sequence[Line]
@@ -79,7 +84,7 @@ class TrainRunView:
 
     @property
     def finished(self) -> bool:
-        """Whether it has ended."""
+        """Whether the run has ended."""
         return bool(self.results)
 
     @property
@@ -95,17 +100,17 @@ class TrainRunView:
 
     @property
     def early(self) -> Line | None:
-        """EARLY_STOP; None where no epoch has ended."""
+        """The evaluation at EARLY_STOP; None if no epoch has ended."""
         return selection.best(self.lines, self.metric)
 
     @property
     def last(self) -> Line | None:
-        """CONVERGENCE: the last epoch; None where none has ended."""
+        """The evaluation at CONVERGENCE, the last epoch; None if no epoch has ended."""
         return self.ends[-1] if self.ends else None
 
     @property
     def chosen(self) -> tuple[Line, Line]:
-        """EARLY_STOP and CONVERGENCE, where an epoch has ended."""
+        """The evaluations at EARLY_STOP and CONVERGENCE. Raises ValueError if no epoch has ended."""
         early = self.early
         if early is None:
             raise ValueError("no epoch has ended")
@@ -113,30 +118,33 @@ class TrainRunView:
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """Test sets in the order given, then dev."""
+        """The test sets in their order in the settings, then dev."""
         names = list(self.lines[-1]["em"]) if self.lines else []
         return (*(name for name in names if name != "dev"), *(name for name in names if name == "dev"))
 
     @property
     def unknown_rows(self) -> int | None:
-        """Unknown rows trained on; None where rows have no categories."""
+        """The number of Unknown rows trained on; None if the rows have no categories."""
         of = self.lines[-1]["counts"][TRAIN]["by_category"] if self.lines else {}
         return of.get(UNKNOWN, (0, 0))[1] if of else None
 
     @property
     def train_rows(self) -> int:
-        """Rows trained on."""
+        """The number of rows trained on."""
         return int(self.lines[-1]["counts"][TRAIN]["rows"]) if self.lines else 0
 
     def same_rows(self, other: TrainRunView, name: str) -> bool:
-        """Whether both watched the same rows under a set's name."""
+        """Whether both runs measured the same rows under the set's name (by the fingerprint of its file)."""
         mine, theirs = (run.results.get("data", {}).get(name, {}).get("fingerprint") for run in (self, other))
         return mine is not None and mine == theirs
 
 
 @dataclass(frozen=True)
 class MetricCurve:
-    """EM of one set at EARLY_STOP and at CONVERGENCE, and between them; `moved` is None where outcomes are missing."""
+    """EM of one set at EARLY_STOP and at CONVERGENCE.
+
+    `moved`: the rows that changed between the two; None if outcomes are missing.
+    """
 
     name: str
     early: Count
@@ -146,7 +154,10 @@ class MetricCurve:
 
 @dataclass(frozen=True)
 class Fate:
-    """Rows of a set that were kept, lost or gained, at both points, beside the control's where it has them."""
+    """The rows of a category that are kept, lost or gained at EARLY_STOP and CONVERGENCE.
+
+    `what`: "kept", "lost" or "gained". The control's counts are None if there is no control with the same rows.
+    """
 
     what: str
     category: str
@@ -157,12 +168,12 @@ class Fate:
 
     @property
     def few(self) -> bool:
-        """Whether so few rows can tell little."""
+        """Whether there are too few rows for the share to say much."""
         return self.early.rows < FEW
 
 
-class Turned(NamedTuple):
-    """Rows of one category, or all, that changed between EARLY_STOP and CONVERGENCE, here and in the control."""
+class RowChanges(NamedTuple):
+    """The rows of one category, or of all, that changed between EARLY_STOP and CONVERGENCE, here and in the control."""
 
     category: str
     here: PairedCounts
@@ -170,7 +181,7 @@ class Turned(NamedTuple):
 
 
 class Group(NamedTuple):
-    """One relation of a set at EARLY_STOP and CONVERGENCE, and where the control ended."""
+    """One relation of a set at EARLY_STOP and CONVERGENCE, and at the CONVERGENCE of the control."""
 
     name: str
     early: Count
@@ -179,7 +190,7 @@ class Group(NamedTuple):
 
 
 def count(line: Line, name: str, category: str | None = None) -> Count | None:
-    """Right (of train: fitted) rows of a set, or of one category of it; None where there are none."""
+    """The right rows (in train: the fitted rows) of a set or of one category of it; None if it has no rows."""
     of = line["counts"].get(name)
     if of is None:
         return None
@@ -188,25 +199,25 @@ def count(line: Line, name: str, category: str | None = None) -> Count | None:
 
 
 def known(line: Line) -> Count | None:
-    """Fitted rows of the three Known categories."""
+    """The fitted train rows of the three Known categories."""
     pair = curves.known_fitted(line)
     return Count(*pair) if pair else None
 
 
 def at(run: TrainRunView, line: Line, name: str) -> pl.DataFrame:
-    """`row, right` of a set at one evaluation."""
+    """The columns `row` and `correct` of a set at one evaluation."""
     return run.outcomes.filter(pl.col("step") == line["step"], pl.col("set") == name).select("row", "correct")
 
 
 def paired(first: pl.DataFrame, second: pl.DataFrame) -> PairedCounts:
-    """Two answers to the same rows (`row, right` each)."""
+    """Compare two evaluations of the same rows (frames with `row` and `correct`)."""
     both = first.join(second, on="row", suffix="_then")
     was, now = both["correct"], both["correct_then"]
     return PairedCounts(both.height, int((was & ~now).sum()), int((~was & now).sum()))
 
 
 def between(run: TrainRunView, name: str) -> PairedCounts | None:
-    """EARLY_STOP against CONVERGENCE."""
+    """Compare EARLY_STOP with CONVERGENCE on a set; None if no epoch has ended or outcomes are missing."""
     if run.early is None or run.last is None:
         return None
     first = at(run, run.early, name)
@@ -214,7 +225,7 @@ def between(run: TrainRunView, name: str) -> PairedCounts | None:
 
 
 def courses(run: TrainRunView) -> tuple[MetricCurve, ...]:
-    """Every set's course, test sets first."""
+    """EM of every set at the two points, test sets first."""
     if run.early is None or run.last is None:
         return ()
     pairs = [(name, count(run.early, name), count(run.last, name)) for name in run.sets]
@@ -222,61 +233,61 @@ def courses(run: TrainRunView) -> tuple[MetricCurve, ...]:
 
 
 def against(run: TrainRunView, control: TrainRunView, name: str) -> tuple[PairedCounts, PairedCounts] | None:
-    """This run against the control at EARLY_STOP and at CONVERGENCE, each at its own; None where rows differ.
+    """Compare this run with the control at EARLY_STOP and at CONVERGENCE, each run at its own epoch.
 
-    `lost`: right here only. `won`: right in the control only.
+    `lost`: rows right only in this run. `won`: rows right only in the control. None if the rows are not the same.
     """
     lines = [(run.early, control.early), (run.last, control.last)]
     if not run.same_rows(control, name) or any(line is None for pair in lines for line in pair):
         return None
-    found = [(at(run, mine, name), at(control, theirs, name)) for mine, theirs in lines if mine and theirs]
-    if any(frame.is_empty() for pair in found for frame in pair):
+    pairs = [(at(run, mine, name), at(control, theirs, name)) for mine, theirs in lines if mine and theirs]
+    if any(frame.is_empty() for pair in pairs for frame in pair):
         return None
-    early, last = (paired(mine, theirs) for mine, theirs in found)
+    early, last = (paired(mine, theirs) for mine, theirs in pairs)
     return early, last
 
 
 def fates(run: TrainRunView, control: TrainRunView | None, name: str) -> tuple[Fate, ...]:
-    """Facts kept, lost and gained in a set; nothing where its rows have no category."""
+    """The facts kept, lost and gained in a set; empty if its rows have no category."""
     if run.early is None or run.last is None:
         return ()
     beside = control if control and run.same_rows(control, name) and control.early and control.last else None
     lines = (run.early, run.last, beside.early if beside else None, beside.last if beside else None)
-    found = []
+    fate_lines = []
     for what, category in (("kept", HIGHLY_KNOWN), ("kept", MAYBE_KNOWN), ("lost", HIGHLY_KNOWN), ("gained", UNKNOWN)):
         early, last, other_early, other_last = (count(line, name, category) if line else None for line in lines)
         if early is None or last is None:
             continue
         four = [c.rest if c and what == "lost" else c for c in (early, last, other_early, other_last)]
-        found.append(Fate(what, category, four[0] or early, four[1] or last, four[2], four[3]))
-    return tuple(found)
+        fate_lines.append(Fate(what, category, four[0] or early, four[1] or last, four[2], four[3]))
+    return tuple(fate_lines)
 
 
-def turned(run: TrainRunView, control: TrainRunView | None, name: str) -> tuple[Turned, ...]:
-    """Rows of a set that turned between the two points: all, then by category where rows are known."""
+def row_changes(run: TrainRunView, control: TrainRunView | None, name: str) -> tuple[RowChanges, ...]:
+    """The rows of a set that changed between the two points: all rows, then each category if the rows have one."""
     here = between(run, name)
     if here is None or run.early is None or run.last is None or run.early is run.last:
         return ()
     beside = control if control and run.same_rows(control, name) else None
     other = between(beside, name) if beside else None
-    lines = [Turned("all", here, other)]
+    lines = [RowChanges("all", here, other)]
     labelled = run.rows.filter(pl.col("set") == name, pl.col("category").is_not_null())
     for category in CATEGORIES:
         of = labelled.filter(pl.col("category") == category).select("row")
         if not of.is_empty():
             lines.append(
-                Turned(category, _within(run, name, of), _within(beside, name, of) if beside and other else None)
+                RowChanges(category, _within(run, name, of), _within(beside, name, of) if beside and other else None)
             )
     return tuple(lines)
 
 
 def _within(run: TrainRunView, name: str, rows: pl.DataFrame) -> PairedCounts:
-    """EARLY_STOP against CONVERGENCE over some rows of a set."""
+    """Compare EARLY_STOP with CONVERGENCE on some rows of a set."""
     return paired(*(at(run, line, name).join(rows, on="row") for line in run.chosen))
 
 
 def as_good(run: TrainRunView) -> tuple[int, ...]:
-    """Epochs whose right dev rows chance alone could tell from those of the epoch with the best dev EM."""
+    """The epochs whose answers on dev do not clearly differ (McNemar) from those of the epoch with the best dev EM."""
     leader = selection.best(run.lines, "dev_em") if run.lines and "dev" in run.lines[-1]["em"] else None
     if leader is None or (first := at(run, leader, "dev")).is_empty():
         return ()
@@ -284,24 +295,24 @@ def as_good(run: TrainRunView) -> tuple[int, ...]:
 
 
 def groups(run: TrainRunView, control: TrainRunView | None, name: str) -> tuple[Group, ...]:
-    """A set's relations, those that lost most rows first; nothing where rows are unknown or of one relation."""
+    """The relations of a set, those that lost most rows first; empty without rows or with a single relation."""
     of = run.rows.filter(pl.col("set") == name).select("row", "group")
     if run.early is None or run.last is None or of["group"].n_unique() < 2:
         return ()
     beside = control.last if control and run.same_rows(control, name) else None
     parts = [_by_group(run, line, name, of) for line in (run.early, run.last)]
     other = _by_group(control, beside, name, of) if control and beside else {}
-    found = [Group(key, parts[0][key], parts[1][key], other.get(key)) for key in parts[0]]
-    return tuple(sorted(found, key=lambda g: (g.last.hits - g.early.hits, -g.early.rows, g.name)))
+    lines = [Group(key, parts[0][key], parts[1][key], other.get(key)) for key in parts[0]]
+    return tuple(sorted(lines, key=lambda g: (g.last.hits - g.early.hits, -g.early.rows, g.name)))
 
 
 def _by_group(run: TrainRunView, line: Line, name: str, of: pl.DataFrame) -> dict[str, Count]:
-    joined = of.join(at(run, line, name), on="row").group_by("group").agg(pl.col("correct").sum(), pl.len())
-    return {str(key): Count(right, rows) for key, right, rows in joined.iter_rows()}
+    counts = of.join(at(run, line, name), on="row").group_by("group").agg(pl.col("correct").sum(), pl.len())
+    return {str(key): Count(right, rows) for key, right, rows in counts.iter_rows()}
 
 
 def same_known(run: TrainRunView, control: TrainRunView) -> bool:
     """Whether the control was trained on exactly this run's Known rows (the paper's D_Known)."""
-    kept = [r.rows.filter(pl.col("set") == TRAIN, pl.col("category").is_in(KNOWN)) for r in (run, control)]
-    mine, theirs = (frame.select("question", "answer").sort("question", "answer") for frame in kept)
+    frames = [r.rows.filter(pl.col("set") == TRAIN, pl.col("category").is_in(KNOWN)) for r in (run, control)]
+    mine, theirs = (frame.select("question", "answer").sort("question", "answer") for frame in frames)
     return not mine.is_empty() and control.unknown_rows == 0 and mine.equals(theirs)

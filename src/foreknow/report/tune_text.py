@@ -1,7 +1,8 @@
-"""A training run -> the sentences a reader acts on: which epoch, what training on costs, what to do. Pure.
+"""This module writes the verdict of a training run: which epoch to keep, what further training cost, what to do.
 
-A difference is called one where McNemar's exact p over the same rows is below `tune_tables.CHANCE`; else it is said
-that these rows cannot tell. Nothing is said of other seeds: one run cannot.
+Its functions have no side effects. A sentence states a difference if the exact McNemar p-value over the same rows is
+below `tune_tables.CHANCE`; otherwise it says that these rows show none. No sentence is about other seeds, because
+one run cannot show their effect.
 """
 
 from __future__ import annotations
@@ -10,17 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from foreknow.report.audit_text import Option, count
+from foreknow.report.audit_text import Option, count, enumeration
 from foreknow.report.format import exact, exact_interval
 from foreknow.report.tune_tables import FEW, Count, MetricCurve, PairedCounts
 
 
 @dataclass(frozen=True)
 class Control:
-    """The other run: its rows, whether they are this run's Known rows, and how it went.
+    """The control run: its rows, its chosen epochs, and its results.
 
-    `courses`: by set, those with the same rows as this run's. `against`: this run against it at EARLY_STOP and
-    CONVERGENCE, `lost` right here only, `won` right there only. `differ`: settings that are not the same.
+    `rows`, `unknown`: rows trained on, and the Unknown ones among them. `same_known`: whether its rows are exactly
+    this run's Known rows. `early`, `last`: epochs. `courses`: EM by set, for sets with the same rows as this run's.
+    `against`: this run compared with it at EARLY_STOP and CONVERGENCE (`lost`: right only here, `won`: right only
+    there). `differ`: the settings that are not the same.
     """
 
     rows: int
@@ -35,7 +38,7 @@ class Control:
 
     @property
     def name(self) -> str:
-        """What it was trained on, in words."""
+        """What the control was trained on, in words."""
         if self.same_known:
             return f"Trained on the same {count(self.rows, 'Known row')} alone"
         if self.unknown == 0:
@@ -45,13 +48,14 @@ class Control:
 
 @dataclass(frozen=True)
 class TrainReportData:
-    """What the verdict rests on.
+    """The numbers that the verdict is based on.
 
-    `best`, `last`: epochs. `planned`: epochs asked for. `chosen`: the metric's value at the best epoch.
-    `courses`: every set, test sets first, dev last. `unknown`: Unknown train rows fitted at EARLY_STOP and at
-    CONVERGENCE; None where there are none, or rows have no categories (`labelled`). `began`: the epoch at which
-    overfitting to new facts began. `as_good`: epochs that dev cannot tell from the best. `gained`: Unknown rows of
-    the judged set that are right at EARLY_STOP.
+    `best`, `last`: epochs. `planned`: epochs in the settings. `chosen`: the metric's value at the best epoch.
+    `courses`: EM of every set, test sets first, dev last. `unknown`: Unknown train rows fitted at EARLY_STOP and at
+    CONVERGENCE; None if there are none, or if the rows have no categories (`labelled`). `began`: the epoch at which
+    overfitting to new facts began. `as_good`: epochs whose dev answers do not clearly differ from those of the best.
+    `gained`: Unknown rows of the judged set that are right at EARLY_STOP. `ceiling`: the share of rows that can be
+    fitted.
     """
 
     steps: int
@@ -72,7 +76,7 @@ class TrainReportData:
 
     @property
     def dev(self) -> MetricCurve | None:
-        """The course of dev."""
+        """EM of dev; None if there is no dev set."""
         return next((c for c in self.courses if c.name == "dev"), None)
 
     @property
@@ -82,28 +86,28 @@ class TrainReportData:
 
 
 class TrainVerdict(NamedTuple):
-    """The sentence at the top, what it rests on (a word and a sentence each), and what to keep in mind."""
+    """The sentence at the top, the points it is based on (a label and a sentence each), and the cautions."""
 
-    found: str
+    headline: str
     points: tuple[tuple[str, str], ...]
     cautions: tuple[str, ...]
 
 
 def p_value(p: float) -> str:
-    """A p as a reader needs it: two digits, three if small, or that it is below 0.001."""
+    """A p-value with two decimals, three if it is below 0.01, or "p < 0.001"."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.01 else f"p = {p:.2f}"
 
 
 def verdict(story: TrainReportData) -> TrainVerdict:
-    """What was found, what it rests on, and what to keep in mind."""
+    """Write the verdict: the result, the points it is based on, and the cautions."""
     first = options(story)[0]
-    said = {
+    points = {
         "Training on": _training_on(story),
         "New facts": _new_facts(story),
         "Control": _beside_control(story),
         "To do": f"{first.title}. {first.why}",
     }
-    return TrainVerdict(_found(story), tuple((k, v) for k, v in said.items() if v), _cautions(story))
+    return TrainVerdict(_found(story), tuple((k, v) for k, v in points.items() if v), _cautions(story))
 
 
 def _found(story: TrainReportData) -> str:
@@ -122,7 +126,7 @@ def _found(story: TrainReportData) -> str:
 
 
 def _training_on(story: TrainReportData) -> str:
-    """What the epochs after the best one did to the judged set."""
+    """The effect on the judged set of the epochs after the best one."""
     of = story.judged
     if story.last == 1:
         return "With one epoch there is no curve: whether more would help or harm cannot be seen."
@@ -174,38 +178,40 @@ def _beside_control(story: TrainReportData) -> str:
 
 
 def _cautions(story: TrainReportData) -> tuple[str, ...]:
-    found = []
+    cautions = []
     if not story.finished:
-        found.append(f"This run has not ended: {story.last} of {story.planned} epochs. All here may change.")
+        cautions.append(f"This run has not ended: {story.last} of {story.planned} epochs. All here may change.")
     if story.control and story.control.unknown:
-        found.append(f"The control has {count(story.control.unknown, 'Unknown row')} too: it is no control.")
+        cautions.append(f"The control has {count(story.control.unknown, 'Unknown row')} too: it is no control.")
     if story.control and story.control.differ:
-        found.append(f"The control differs in more than its rows: {'; '.join(story.control.differ)}.")
+        cautions.append(f"The control differs in more than its rows: {'; '.join(story.control.differ)}.")
     elif story.control and story.control.steps != story.steps:
-        found.append(
+        cautions.append(
             f"The control took {count(story.control.steps, 'step')}, this run {story.steps:,}: what is due to steps "
             "and what to rows cannot be told apart from these two alone."
         )
     if story.control and story.judged and story.judged.name not in story.control.courses:
-        found.append(f"The control did not watch the same rows as {story.judged.name}, so it cannot be compared there.")
+        cautions.append(
+            f"The control did not watch the same rows as {story.judged.name}, so it cannot be compared there."
+        )
     others = [epoch for epoch in story.as_good if epoch != story.best]
     dev = story.dev
     if dev and others and story.metric == "dev_em":
-        found.append(
-            f"With {count(dev.early.rows, 'dev row')}, the best epoch could as well be {_listed(others, 'or')}: their "
+        cautions.append(
+            f"With {count(dev.early.rows, 'dev row')}, the best epoch could as well be {_ranges(others, 'or')}: their "
             "answers do not differ more than chance."
         )
     if len(story.courses) == 1 and dev:
-        found.append(
+        cautions.append(
             "No test set was watched. Dev chose the epoch, so its EM there flatters; name other rows with --test."
         )
     if story.judged and story.judged.early.rows < FEW:
         of = story.judged
-        found.append(f"{of.name} has only {count(of.early.rows, 'row')}: its shares say little.")
+        cautions.append(f"{of.name} has only {count(of.early.rows, 'row')}: its shares say little.")
     if story.ceiling < 1:
-        found.append(f"Questions with more than one gold: at most {exact(story.ceiling)} of the rows can be fitted.")
-    found.append("One run, one seed: every p speaks of these rows and this seed, not of other seeds.")
-    return tuple(found)
+        cautions.append(f"Questions with more than one gold: at most {exact(story.ceiling)} of the rows can be fitted.")
+    cautions.append("One run, one seed: every p speaks of these rows and this seed, not of other seeds.")
+    return tuple(cautions)
 
 
 _GO_ON = Option(
@@ -221,7 +227,7 @@ _GO_ON = Option(
 
 
 def options(story: TrainReportData, suffix: str = ".jsonl") -> tuple[Option, ...]:
-    """What to do next, the first thing first."""
+    """The next steps, the recommended one first."""
     drop = _drop(story, suffix)
     longer = _longer(story)
     keep = Option(
@@ -235,10 +241,10 @@ def options(story: TrainReportData, suffix: str = ".jsonl") -> tuple[Option, ...
         "foreknow evaluate DIR/early_stop DATA --audit AUDIT --out EVAL",
         _why_keep(story, drop, longer),
     )
-    found = [keep, longer, drop, _measure(story, suffix), _retrieve(story, suffix)]
+    cards = [keep, longer, drop, _measure(story, suffix), _retrieve(story, suffix)]
     if not story.finished:
-        found = [_GO_ON, _retrieve(story, suffix)]
-    return tuple(sorted((o for o in found if o), key=lambda o: not o.why))
+        cards = [_GO_ON, _retrieve(story, suffix)]
+    return tuple(sorted((o for o in cards if o), key=lambda o: not o.why))
 
 
 def _why_keep(story: TrainReportData, drop: Option | None, longer: Option | None) -> str:
@@ -253,8 +259,8 @@ def _why_keep(story: TrainReportData, drop: Option | None, longer: Option | None
 
 
 def _at_best(story: TrainReportData) -> str:
-    told = [f"{c.name} EM {exact_interval(c.early.interval)}" for c in story.courses[:4]]
-    return f"{', '.join(told)}." if told else ""
+    parts = [f"{c.name} EM {exact_interval(c.early.interval)}" for c in story.courses[:4]]
+    return f"{', '.join(parts)}." if parts else ""
 
 
 def _longer(story: TrainReportData) -> Option | None:
@@ -273,13 +279,13 @@ def _longer(story: TrainReportData) -> Option | None:
 
 
 def _drop(story: TrainReportData, suffix: str) -> Option | None:
-    """Training without the Unknown rows, where a control shows what that does."""
+    """The option to train without the Unknown rows, if a control shows the effect of that."""
     control, of = story.control, story.judged
     if control is None or control.unknown != 0 or not story.unknown or of is None or of.name not in control.against:
         return None
     early, last = control.against[of.name]
     theirs = control.courses[of.name]
-    # A run whose best epoch is its last may not have peaked: best against best is not yet a fair comparison.
+    # a run whose best epoch is its last may not have peaked, so comparing the best epochs is not yet fair
     better = story.best < story.last and early.clear and early.won > early.lost
     evidence = (
         f"{of.name} EM at the best epochs {exact(of.early.share)} here, {exact(theirs.early.share)} in the control "
@@ -301,7 +307,7 @@ def _drop(story: TrainReportData, suffix: str) -> Option | None:
 
 
 def _measure(story: TrainReportData, suffix: str) -> Option | None:
-    """A control, where there is none."""
+    """The option to train a control, if there is none."""
     if story.control or not story.unknown:
         return None
     return Option(
@@ -321,23 +327,23 @@ def _retrieve(story: TrainReportData, suffix: str) -> Option | None:
     if not story.unknown:
         return None
     early = story.unknown[0]
-    told = f"At the best epoch {early.hits:,} of {count(early.rows, 'Unknown training row')} are fitted"
+    evidence = f"At the best epoch {early.hits:,} of {count(early.rows, 'Unknown training row')} are fitted"
     if story.gained:
         name = story.courses[0].name
-        told += f", and {story.gained.hits:,} of {count(story.gained.rows, 'Unknown row')} of {name} are right"
+        evidence += f", and {story.gained.hits:,} of {count(story.gained.rows, 'Unknown row')} of {name} are right"
     return Option(
         "retrieve",
         "Put the Unknown facts in retrieval",
         "Look these facts up when they are asked for, rather than train them in.",
-        f"{told}.",
+        f"{evidence}.",
         "Choose it when the facts themselves must be right in the answers.",
         "",
         f"foreknow mix AUDIT --only Unknown --out unknown{suffix}",
     )
 
 
-def _listed(numbers: Sequence[int], word: str) -> str:
-    """Numbers as text, runs of three and more drawn together: 2, 4–6 or 9."""
+def _ranges(numbers: Sequence[int], word: str) -> str:
+    """Numbers as text, with three or more in a row as a range: 2, 4–6 or 9."""
     parts: list[list[int]] = []
     for number in numbers:
         if parts and parts[-1][-1] == number - 1:
@@ -345,4 +351,4 @@ def _listed(numbers: Sequence[int], word: str) -> str:
         else:
             parts.append([number])
     flat = [t for p in parts for t in ([f"{p[0]}–{p[-1]}"] if len(p) > 2 else [str(n) for n in p])]
-    return f" {word} ".join([", ".join(flat[:-1]), flat[-1]] if len(flat) > 1 else flat)
+    return enumeration(flat, word)

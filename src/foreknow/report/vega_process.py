@@ -1,8 +1,8 @@
-"""Vega-Lite specs -> SVG, by vl-convert in a process of its own.
+"""This module renders Vega-Lite specs as SVG, with vl-convert in a separate process.
 
-vl-convert holds a JavaScript engine that keeps memory for what it has drawn, and threads to the end. The process is
-started with the first chart, serves every page of this one, gives way to a new one after `MOST` charts, and ends with
-this process, however that ends: its input is closed then.
+vl-convert contains a JavaScript engine that keeps memory for every chart it has drawn, and keeps threads until its
+process ends. The first chart starts the process, and it then draws the charts of every page. A new process replaces
+it after `MOST` charts. It ends with this process, however this one ends, because its input is closed then.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 MOST: Final = 200
-"""Charts that one process draws."""
+"""The number of charts that one process draws before a new one replaces it."""
 
 _PROGRAM: Final = """
 import json, sys
@@ -28,31 +28,34 @@ for line in sys.stdin:
 """
 
 
-class _Drawer:
-    """The process that draws: started when asked, ended after `MOST` charts, where it fails, and with this one."""
+class _Renderer:
+    """The process that draws charts.
+
+    The first chart starts it; it ends after `MOST` charts, when it fails, and when this process ends.
+    """
 
     def __init__(self) -> None:
         atexit.register(self._end)
         self.lock = threading.Lock()
         self.process: subprocess.Popen[str] | None = None
-        self.owner = self.drawn = 0
+        self.owner = self.chart_count = 0
 
     def svg(self, spec: Mapping[str, Any]) -> str:
-        """Raises OSError or ValueError where no process can be started, or it does not answer."""
+        """Draw a spec. Raises OSError or ValueError if the process cannot be started or does not answer."""
         with self.lock:
             if self.process is None:
                 self._start()
             elif self.owner != os.getpid():
-                raise OSError("this process is a fork, and the drawer answers its parent")
+                raise OSError("this process is a fork, and the chart process answers its parent")
             try:
-                found = self._answer(json.dumps(spec))
-            except BaseException:  # an interrupt too: the next one to ask would get this chart
+                chart = self._answer(json.dumps(spec))
+            except BaseException:  # after an interrupt too, because the next caller would read this chart
                 self._end()
                 raise
-            self.drawn += 1
-            if self.drawn >= MOST:
+            self.chart_count += 1
+            if self.chart_count >= MOST:
                 self._end()
-            return found
+            return chart
 
     def _start(self) -> None:
         self.process = subprocess.Popen(
@@ -61,9 +64,9 @@ class _Drawer:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             encoding="utf-8",
-            start_new_session=True,  # Ctrl-C is for this process to answer
+            start_new_session=True,  # so that Ctrl-C reaches only this process
         )
-        self.owner, self.drawn = os.getpid(), 0
+        self.owner, self.chart_count = os.getpid(), 0
 
     def _answer(self, line: str) -> str:
         assert self.process is not None
@@ -71,24 +74,24 @@ class _Drawer:
         assert self.process.stdout is not None
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
-        found: str = json.loads(self.process.stdout.readline())
-        return found
+        chart: str = json.loads(self.process.stdout.readline())
+        return chart
 
     def _end(self) -> None:
         if self.process is not None and self.owner == os.getpid():
             self.process.kill()
-            with contextlib.suppress(OSError):  # what was not yet written to it
+            with contextlib.suppress(OSError):  # raised if some input was not yet written to it
                 self.process.communicate()
             self.process = None
 
 
-_DRAWER: Final = _Drawer()
+_RENDERER: Final = _Renderer()
 
 
 def svg(spec: Mapping[str, Any]) -> str:
-    """Draw a Vega-Lite spec; in this process where the other one cannot."""
+    """Draw a Vega-Lite spec as SVG; if the separate process fails, draw it in this one."""
     try:
-        return _DRAWER.svg(spec)
+        return _RENDERER.svg(spec)
     except (OSError, ValueError):
         import vl_convert
 
