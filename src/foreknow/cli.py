@@ -298,7 +298,6 @@ def forecast(
         Continue even if the study trained another model.
     """
     from foreknow.io.run_dir import with_checksum, write_json  # keeps polars out
-    from foreknow.stages.audit.page import write_page  # keeps altair out
     from foreknow.stages.audit.result import open_audit  # keeps polars out
     from foreknow.stages.study.forecast import forecast_audit, forecast_table  # keeps polars out
     from foreknow.stages.study.result import open_study  # keeps polars out
@@ -311,7 +310,7 @@ def forecast(
             within = "" if of["coverage"] is None else f", {of['coverage']:.0%} of them inside their 95 % interval"
             print(f"{name}: variants left out of the study were told to {100 * of['rmse']:.1f} points{within}")
     write_json(audit / "forecast.json", with_checksum(found))
-    print(f"report: {write_page(open_audit(audit))}")
+    print(f"json: {audit / 'forecast.json'}; foreknow report {audit} shows it on the audit's page")
 
 
 def compare(first: Path, second: Path, /, *, out: Path | None = None) -> None:

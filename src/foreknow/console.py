@@ -20,21 +20,29 @@ def print_audit(summary: dict[str, Any]) -> None:
     by_group = summary["categories"]["by_relation"]
     floors = summary["majority_floor"]
     groups = sorted(by_group, key=lambda g: -by_group[g]["Unknown"])[:24]
+    counts = summary["categories"]["rows_by_relation"]
     entries = [
-        ("all", summary["categories"]["overall"], None),
-        *((g, by_group[g], floors.get(g)) for g in groups),
+        (
+            "all",
+            summary["categories"]["overall"],
+            summary["labelled"],
+            floors.get(groups[0]) if len(groups) == 1 else None,
+        )
     ]
+    if len(groups) > 1:
+        entries += [(g, by_group[g], counts[g], floors.get(g)) for g in groups]
     table = pl.DataFrame(
         [
             {
                 "group": name,
+                "rows": f"{rows:,}",
                 **{category: f"{share:.1%}" for category, share in shares.items()},
                 "majority floor": "" if floor is None else f"{floor['floor']:.1%}",
             }
-            for name, shares, floor in entries
+            for name, shares, rows, floor in entries
         ]
     )
-    speed = f", {summary['rows_per_second']:.2g} rows/s" if summary["labelled"] else ""
+    speed = f", {format_rate(summary['rows_per_second'])}" if summary["labelled"] else ""
     print(f"{summary['labelled']:,} of {summary['rows']:,} rows labelled with {plain(summary['model']['name'])}{speed}")
     if summary["labelled"]:
         print_table(table, "share of rows by category")
@@ -75,6 +83,12 @@ def print_audit(summary: dict[str, Any]) -> None:
             f"short facts: {facts['labelled']:,} of {facts['facts']:,} labelled, "
             f"{facts['categories']['Unknown']:.1%} Unknown; rows by their facts: {rows}"
         )
+
+
+def format_rate(rows_per_second: float) -> str:
+    """Rows a second with two digits that count, and never as a power of ten."""
+    digits = 0 if rows_per_second >= 10 else 1 if rows_per_second >= 1 else 2
+    return f"{rows_per_second:,.{digits}f} rows/s"
 
 
 def print_table(frame: pl.DataFrame, title: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from foreknow.errors import ConfigError, InputError
 from foreknow.io.remote import download
-from foreknow.io.run_dir import read_checked
+from foreknow.io.run_dir import not_finished, read_checked
 from foreknow.stages.audit import page as audit_page
 from foreknow.stages.audit.result import open_audit
 from foreknow.stages.evaluate import page as evaluation_page
@@ -35,6 +35,4 @@ def write_report(folder: str | Path, *, show_rows: bool = True, control: Path | 
         return evaluation_page.write_page(open_evaluation(folder), show_rows=show_rows)
     if stage == "study":
         return study_page.write_page(open_study(folder))
-    raise InputError(
-        f"{folder}: not a finished run of audit, tune, evaluate or study (no such manifest.json); run it again"
-    )
+    raise InputError(not_finished(folder, "audit, tune, evaluate or study"))

@@ -152,7 +152,7 @@ class RunDir:
         known = read_checked(self.path / MANIFEST) or read_checked(self.path / ".run.json")
         if known is not None:
             _check_format(self.path, known)
-            differ = differences(known.get("identity", {}), identity)
+            differ = differences(*self._named(known.get("identity", {}), identity, config))
             if differ:
                 changes = "; ".join(differ[:4]) + (f"; and {len(differ) - 4} more" if len(differ) > 4 else "")
                 raise RunFolderError(
@@ -175,6 +175,25 @@ class RunDir:
                     shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         return False
+
+    def _named(
+        self, old: dict[str, Any], new: dict[str, Any], config: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Both identities, with the settings' names in place of fingerprints that differ, where the names tell more."""
+        try:
+            before = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8")) or {}
+        except (OSError, yaml.YAMLError):
+            before = {}
+        old, new = dict(old), dict(new)
+        for key in ("model", "data", "exemplars"):
+            both = old.get(key), new.get(key)
+            if both[0] == both[1] or not all(str(value).startswith("sha256:") for value in both):
+                continue
+            names = before.get(key), config.get(key)
+            if None not in names:
+                changed = " (its content has changed)" if names[0] == names[1] else ""
+                old[key], new[key] = names[0], f"{names[1]}{changed}"
+        return old, new
 
     def reopen(self, config: dict[str, Any]) -> None:
         """Mark a complete run as unfinished so that it can continue; its outputs stay until they are replaced."""
@@ -274,6 +293,18 @@ def read_checked(path: Path) -> dict[str, Any] | None:
     if (seal is not None or "files" in value) and seal != fingerprint(value):
         raise RunFolderError(f"{path}: damaged or edited: not as it was written; {_remedy(path.parent)}")
     return value
+
+
+def not_finished(folder: Path, stage: str) -> str:
+    """Say why a folder is not that of a finished run of `stage` (audit, tune, evaluate or study), and what to do."""
+    what = f"{folder}: not a finished {stage} run"
+    if not folder.exists():
+        return f"{what}: there is no such folder; check the path"
+    if (other := (read_json(folder / MANIFEST) or {}).get("stage")) not in (None, stage):
+        return f"{what}: {other} wrote it; name the --out of a foreknow {stage} command"
+    if (folder / ".run.json").is_file():
+        return f"{what}: it was begun and has not ended; give the command that began it again, and it goes on"
+    return f"{what}: it has no {MANIFEST}; name the --out of a foreknow {stage} command"
 
 
 def verify(folder: Path, *, partial: bool = False) -> dict[str, Any]:

@@ -103,7 +103,9 @@ def render_evaluation(evaluation: EvaluateResult, *, show_rows: bool = True) -> 
         groups_shown=GROUPS_SHOWN,
         chart=page.both(em_chart, [(c.name, c.em, c.base) for c in categories]) if categories else None,
         moves=summary.get("moves"),
-        wrong=summary["wrong_answers"]["overall"][:WRONG_SHOWN] if show_rows else [],
+        wrong=[line for line in summary["wrong_answers"]["overall"][:WRONG_SHOWN] if line["count"] > 1]
+        if show_rows
+        else [],
         collapse=summary["collapse"]["overall"],
         guesses=guesses,
         examples=examples(rows) if show_rows else {},

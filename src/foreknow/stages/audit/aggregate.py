@@ -106,6 +106,9 @@ def summarise_audit(rows: pl.DataFrame, shorts: pl.DataFrame | None = None) -> d
         "labelled": labelled.height,
         "categories": {
             "overall": slick.shares(rows["category"]),
+            "rows_by_relation": {
+                str(group): count for group, count in labelled.group_by("group").len().sort("group").rows()
+            },
             "by_relation": {
                 str(group): slick.shares(part["category"])
                 for (group,), part in sorted(labelled.group_by("group"), key=lambda pair: str(pair[0][0]))

@@ -13,7 +13,7 @@ import polars as pl
 from foreknow.categories import UNKNOWN
 from foreknow.errors import GateCrossed, InputError, RunFolderError
 from foreknow.io.remote import download
-from foreknow.io.run_dir import read_checked, verify
+from foreknow.io.run_dir import not_finished, read_checked, verify
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def open_audit(folder: str | Path) -> AuditResult:
     """Open a finished audit's folder. Raises InputError if there is none, and RunFolderError if a file was changed."""
     folder = download(folder)
     if not (folder / "manifest.json").is_file():
-        raise InputError(f"{folder}: not a finished audit (no manifest.json); run foreknow audit --out {folder}")
+        raise InputError(not_finished(folder, "audit"))
     verify(folder)
     if not (folder / "rows.parquet").is_file():
-        raise InputError(f"{folder}: not a finished audit (no rows.parquet); run foreknow audit --out {folder}")
+        raise InputError(not_finished(folder, "audit"))
     return AuditResult(folder)

@@ -12,7 +12,7 @@ import polars as pl
 
 from foreknow.errors import InputError
 from foreknow.io.remote import download
-from foreknow.io.run_dir import read_json, verify
+from foreknow.io.run_dir import not_finished, read_json, verify
 
 
 @dataclass(frozen=True)
@@ -40,5 +40,5 @@ def open_evaluation(folder: str | Path) -> EvaluateResult:
     if (folder / "manifest.json").is_file():
         verify(folder)
     if manifest.get("stage") != "evaluate" or not (folder / "rows.parquet").is_file():
-        raise InputError(f"{folder}: not a finished run of foreknow evaluate (no such manifest.json); run it again")
+        raise InputError(not_finished(folder, "evaluate"))
     return EvaluateResult(folder)

@@ -55,7 +55,7 @@ def moves_table(summary: Mapping[str, Any]) -> pl.DataFrame | None:
 
 
 def wrong_table(summary: Mapping[str, Any], most: int = 10) -> pl.DataFrame:
-    """The most frequent wrong answers for the terminal."""
+    """The wrong answers that are given more than once, the most frequent first, for the terminal."""
     return pl.DataFrame(
         [
             {
@@ -64,6 +64,7 @@ def wrong_table(summary: Mapping[str, Any], most: int = 10) -> pl.DataFrame:
                 "of wrong answers": f"{line['share']:.1%}",
             }
             for line in summary["wrong_answers"]["overall"][:most]
+            if line["count"] > 1
         ],
         schema={"wrong answer": pl.String(), "count": pl.String(), "of wrong answers": pl.String()},
     )

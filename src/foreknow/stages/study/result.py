@@ -14,7 +14,7 @@ import yaml
 from foreknow.errors import InputError
 from foreknow.io.csv_escape import table_of
 from foreknow.io.remote import download
-from foreknow.io.run_dir import verify
+from foreknow.io.run_dir import not_finished, verify
 from foreknow.stages.audit.result import AuditResult, open_audit
 
 
@@ -70,5 +70,5 @@ def open_study(folder: str | Path) -> StudyResult:
     files = verify(folder, partial=True).get("files", {}) if (folder / "manifest.json").is_file() else {}
     for name in ("manifest.json", "results.parquet", *(name for name in files if name == "outcomes.parquet")):
         if not (folder / name).is_file():
-            raise InputError(f"{folder}: not a finished study (no {name}); run foreknow study --out {folder}")
+            raise InputError(not_finished(folder, "study"))
     return StudyResult(folder)

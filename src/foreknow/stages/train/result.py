@@ -12,7 +12,7 @@ import polars as pl
 
 from foreknow.errors import InputError
 from foreknow.io.remote import download
-from foreknow.io.run_dir import verify
+from foreknow.io.run_dir import not_finished, verify
 from foreknow.stages.train import curves
 
 OUTCOMES: Final[dict[str, pl.DataType]] = {
@@ -72,7 +72,7 @@ def open_train(folder: str | Path) -> TrainResult:
     if (folder / "manifest.json").is_file():
         verify(folder)
     if not (folder / "manifest.json").is_file() or not (folder / "results.json").is_file():
-        raise InputError(f"{folder}: not a finished run of foreknow tune (no manifest.json); run it again")
+        raise InputError(not_finished(folder, "tune"))
     return TrainResult(folder)
 
 
