@@ -27,7 +27,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "audit": {"data": "facts"},
     "extract": {"data": "facts", "endpoint": "http://localhost:1/v1", "model": "name"},
     "mix": {"audit": "run", "out": "mixed.jsonl"},
-    "tune": {"train": "facts", "dev": "dev.jsonl"},
+    "tune": {"train": "facts"},
     "evaluate": {"model": "run/early_stop", "data": "facts"},
     "study": {"data": "facts"},
 }

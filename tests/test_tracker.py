@@ -16,7 +16,7 @@ from foreknow.categories import CATEGORIES, UNKNOWN
 from foreknow.data.exact_match import Accepted, answer_of
 from foreknow.errors import ConfigError
 from foreknow.prompts.prompt_template import Prompter, Template
-from foreknow.stages.train import answer_loss, curves, tracker
+from foreknow.stages.train import answer_loss, curves, selection, tracker
 from foreknow.stages.train.answer_loss import learning
 from foreknow.stages.train.dataset import SET, TRAINING, LabelledSplit, examples
 from foreknow.stages.train.tracker import EvalModelCopy, Tracker, vocabulary_for
@@ -174,22 +174,6 @@ def lines(*epochs: tuple[float, float], unknown: bool = True) -> list[curves.Lin
     ]  # fmt: skip
 
 
-def test_the_best_epoch_is_the_earliest_of_the_best() -> None:
-    curve = lines((0.1, 0), (0.4, 0), (0.3, 0), (0.4, 0))
-    early = {**lines((0.9, 0))[0], "epoch": 0.5}
-    best = curves.best([early, *curve], "dev_em")
-    assert best is not None
-    assert best["epoch"] == 2
-    assert curves.best([], "dev_em") is None
-
-
-def test_patience_counts_epochs_without_a_better_one() -> None:
-    curve = lines((0.1, 0), (0.4, 0), (0.3, 0), (0.4, 0))
-    assert not curves.out_of_patience(curve, "dev_em", None)
-    assert not curves.out_of_patience(curve, "dev_em", 3)
-    assert curves.out_of_patience(curve, "dev_em", 2)
-
-
 def test_overfitting_begins_where_unknown_rises_and_dev_falls() -> None:
     # the paper's curve at 50 % Unknown (section 4), as epochs 1, 2, ...
     paper = [(39, 0.4), (40.4, 1), (42, 1.8), (42.9, 4), (43.2, 9), (43.1, 14), (43.0, 32.5), (42.1, 54), (39.8, 100)]
@@ -206,7 +190,7 @@ def test_overfitting_begins_where_unknown_rises_and_dev_falls() -> None:
 @given(st.lists(st.tuples(st.sampled_from([0.1, 0.2, 0.3]), st.floats(0, 1)), max_size=12))
 def test_overfitting_never_begins_before_the_best_epoch(curve: list[tuple[float, float]]) -> None:
     found = lines(*curve)
-    began, leader = curves.overfitting_epoch(found), curves.best(found, "dev_em")
+    began, leader = curves.overfitting_epoch(found), selection.best(found, "dev_em")
     if began is not None:
         assert leader is not None
         assert began > leader["epoch"]
@@ -252,7 +236,8 @@ def test_a_metric_that_does_not_exist_is_an_error(
 
 def test_a_line_is_shown_with_bars(measured: tuple[pl.DataFrame, dict[str, pl.DataFrame]]) -> None:
     line = {"epoch": 3, "step": 9, "train_loss": 0.5, **curves.measures(*measured)}
-    text = curves.format_point(line, line)
+    text = curves.format_point(line, "best")
     assert text.startswith("epoch    3  loss 0.500  Known ████········  31%  Unknown ████········  33%  dev EM 33.3%")
     assert text.endswith("* best")
-    assert "best" not in curves.format_point(line, {**line, "step": 6})
+    assert "*" not in curves.format_point(line)
+    assert "dev EM 33.3%, loss 1.250" in curves.format_point({**line, "loss": {"dev": 1.25}})

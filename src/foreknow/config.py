@@ -72,7 +72,10 @@ BOS = (
     "Whether prompts begin with the beginning-of-sequence token: auto follows the tokenizer, yes always adds it, no "
     "never does."
 )
-CHAT_TEMPLATE = "Wrap every prompt in the tokenizer's chat template."
+CHAT_TEMPLATE = (
+    "Wrap every prompt in the tokenizer's chat template: auto does so for chats, if the tokenizer has a template."
+)
+ChatChoice = Literal["auto", "yes", "no"]
 TUNE_PROMPT = (
     "YAML file with the prompt as the keys instruction and target (default: 'Answer the following question. "
     "{question}' and a newline)."
@@ -178,7 +181,7 @@ class AuditConfig(DataSettings, ServerSettings):
     )
     match: Annotated[Literal["strict", "lenient"], Group.PROTOCOL] = Field("strict", description=MATCH)
     bos: Annotated[Literal["auto", "yes", "no"], Group.PROTOCOL] = Field("auto", description=BOS)
-    chat_template: Annotated[bool, Group.PROTOCOL, COMMON] = Field(False, description=CHAT_TEMPLATE)
+    chat_template: Annotated[ChatChoice, Group.PROTOCOL, COMMON] = Field("auto", description=CHAT_TEMPLATE)
     prompt_template: Annotated[Path | None, Group.PROTOCOL, COMMON] = Field(
         None,
         description="YAML file with the keys instruction, shot and target; it replaces the paper's Q:/A: prompt.",
@@ -234,7 +237,12 @@ class AuditConfig(DataSettings, ServerSettings):
         except (ValueError, OverflowError):
             return value
 
-    @field_validator("bos", mode="before")
+    @property
+    def uses_chat_template(self) -> bool:
+        """Whether prompts go through the chat template, once `auto` is resolved (`chat_templates.choose_template`)."""
+        return self.chat_template == "yes"
+
+    @field_validator("bos", "chat_template", mode="before")
     @classmethod
     def _yaml_says_no(cls, value: Any) -> Any:
         """YAML reads a bare `no` as False and a bare `yes` as True."""
@@ -315,8 +323,7 @@ class TuneConfig(Settings):
     )
     dev: Annotated[str, Group.DATA, COMMON] = Field(
         "0.1",
-        description="The data file with the rows that choose the best epoch, or the share of the training file's rows "
-        "to hold out for it (no subject, question or long answer of theirs stays in training).",
+        description="The data file that chooses the best epoch, or the share of TRAIN's rows to hold out for it.",
     )
     test: Annotated[FileMap, Group.DATA, COMMON] = Field(
         {}, description="Another data file to measure after each epoch, as NAME=FILE; repeatable."
@@ -338,17 +345,16 @@ class TuneConfig(Settings):
     )
     preset: Annotated[Literal["auto", "paper"], Group.TRAINING, COMMON] = Field(
         "auto",
-        description="Where --epochs, --batch-size and --learning-rate come from if they are not given: from the number "
-        "of rows and the model's size (auto), or from the paper (50, 128, 1e-5).",
+        description="What sets --epochs, --batch-size and --learning-rate: the rows and the model, or the paper.",
     )
     epochs: Annotated[int | None, Group.TRAINING, COMMON] = Field(
-        None, ge=1, description="How often to train on every row (default: see --preset)."
+        None, ge=1, description="How often to train on every row (default: by --preset)."
     )
     learning_rate: Annotated[float | None, Group.TRAINING, COMMON] = Field(
-        None, gt=0, description="The learning rate, constant after the warmup (default: see --preset)."
+        None, gt=0, description="The learning rate, constant after the warmup (default: by --preset)."
     )
     batch_size: Annotated[int | None, Group.TRAINING, COMMON] = Field(
-        None, ge=1, description="How many rows go into one optimizer step (default: see --preset)."
+        None, ge=1, description="How many rows go into one optimizer step (default: by --preset)."
     )
     dropout: Annotated[float, Group.TRAINING] = Field(
         0.05, ge=0, lt=1, description="The dropout rate in training, for every dropout layer that the model has."
@@ -380,7 +386,7 @@ class TuneConfig(Settings):
     )
     match: Annotated[Literal["strict", "lenient"], Group.PROTOCOL] = Field("strict", description=MATCH)
     prompt_template: Annotated[Path | None, Group.PROTOCOL, COMMON] = Field(None, description=TUNE_PROMPT)
-    chat_template: Annotated[bool, Group.PROTOCOL, COMMON] = Field(False, description=CHAT_TEMPLATE)
+    chat_template: Annotated[ChatChoice, Group.PROTOCOL, COMMON] = Field("auto", description=CHAT_TEMPLATE)
     bos: Annotated[Literal["auto", "yes", "no"], Group.PROTOCOL] = Field("auto", description=BOS)
     map: Annotated[ColumnMap, Group.DATA] = Field(
         {}, description="Which column of the files holds what: question=q,answer=a."
@@ -398,7 +404,7 @@ class TuneConfig(Settings):
         "template refuses the row): refuse the file, or skip them. Both count and list them.",
     )
     trust_remote_code: Annotated[bool, Group.MODEL] = Field(False, description=TRUST_REMOTE_CODE)
-    dtype: Annotated[str, Group.MODEL, COMMON] = Field(
+    dtype: Annotated[str, Group.MODEL] = Field(
         "auto", description="Compute in auto, bfloat16 or float32; the weights stay float32."
     )
     device: Annotated[str, Group.MODEL, COMMON] = Field("auto", description="Compute on auto, cpu, cuda, cuda:1, ...")
@@ -422,7 +428,12 @@ class TuneConfig(Settings):
     )
     dry_run: Annotated[bool, Group.OUTPUT, COMMON] = Field(False, description=DRY_RUN)
 
-    @field_validator("bos", mode="before")
+    @property
+    def uses_chat_template(self) -> bool:
+        """Whether prompts go through the chat template, once `auto` is resolved (`chat_templates.choose_template`)."""
+        return self.chat_template == "yes"
+
+    @field_validator("bos", "chat_template", mode="before")
     @classmethod
     def _yaml_says_no(cls, value: Any) -> Any:
         """YAML reads a bare `no` as False and a bare `yes` as True."""
@@ -468,8 +479,7 @@ class EvaluateConfig(DataSettings):
     )
     compare_base: Annotated[bool, Group.MODEL, COMMON] = Field(
         True,
-        description="Also ask the model that MODEL was tuned from, in the same format and without exemplars, if it is "
-        "known and can be found; this takes as long again.",
+        description="Also ask the model that MODEL was tuned from in the same format (takes as long again).",
     )
     limit: Annotated[int | None, Group.DATA, COMMON] = Field(
         None, ge=1, description="Ask only this many rows, drawn evenly over the groups."
@@ -483,7 +493,7 @@ class EvaluateConfig(DataSettings):
         None, description="The refusal that the model was taught, if it was taught one."
     )
     prompt_template: Annotated[Path | None, Group.PROTOCOL, COMMON] = Field(None, description=TUNE_PROMPT)
-    chat_template: Annotated[bool, Group.PROTOCOL, COMMON] = Field(False, description=CHAT_TEMPLATE)
+    chat_template: Annotated[ChatChoice, Group.PROTOCOL, COMMON] = Field("auto", description=CHAT_TEMPLATE)
     bos: Annotated[Literal["auto", "yes", "no"], Group.PROTOCOL] = Field("auto", description=BOS)
     trust_remote_code: Annotated[bool, Group.MODEL] = Field(False, description=TRUST_REMOTE_CODE)
     dtype: Annotated[str, Group.MODEL, COMMON] = Field(
@@ -499,7 +509,12 @@ class EvaluateConfig(DataSettings):
         None, ge=1, description="How many rows the run saves at once (default: 256; on a GPU 2048)."
     )
 
-    @field_validator("bos", mode="before")
+    @property
+    def uses_chat_template(self) -> bool:
+        """Whether prompts go through the chat template, once `auto` is resolved (`chat_templates.choose_template`)."""
+        return self.chat_template == "yes"
+
+    @field_validator("bos", "chat_template", mode="before")
     @classmethod
     def _yaml_says_no(cls, value: Any) -> Any:
         """YAML reads a bare `no` as False and a bare `yes` as True."""

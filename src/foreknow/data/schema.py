@@ -53,6 +53,11 @@ DIGESTS: dict[str, pl.DataType] = {
 """What is kept of a row that is not kept itself: enough to draw rows, and to find repeated ones."""
 
 
+def are_chats(rows: pl.DataFrame) -> bool:
+    """Whether at least half of the rows of a frame `ROWS` are answers of a chat."""
+    return 2 * rows["turn"].count() >= rows.height > 0
+
+
 def digests(rows: pl.DataFrame, seed: int) -> pl.DataFrame:
     """A line of `DIGESTS` for each row."""
     gold_and_text = rows.select(USABLE.alias("usable"), GOLD.alias("gold"), text=pl.coalesce("subject", "question"))

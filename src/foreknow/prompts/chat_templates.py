@@ -55,6 +55,21 @@ _WANTED_STATES: Final[dict[State, tuple[State, ...]]] = {"open": ("closed", "non
 """By the state of thoughts at the prompt's end, the states that a thinking switch must lead to, best first."""
 
 
+def choose_template(tokenizer: PreTrainedTokenizerBase, *, chats: bool) -> tuple[Literal["yes", "no"], str | None]:
+    """Resolve `--chat-template auto`: chats go through the tokenizer's template, if it has one; other rows do not.
+
+    `chats`: whether the rows come from chats. Returns the choice, and a sentence where rows are chats.
+    """
+    if not chats:
+        return "no", None
+    if not getattr(tokenizer, "chat_template", None):
+        return "no", "the rows are chats, but the tokenizer has no chat template: they are written as plain text"
+    return (
+        "yes",
+        "the rows are chats: they go through the tokenizer's chat template (--chat-template no for plain text)",
+    )
+
+
 class TemplateRefusal(ConfigError):
     """Raised if the template refuses a chat or drops a text of it. `flag` says which."""
 

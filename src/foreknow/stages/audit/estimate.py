@@ -18,8 +18,8 @@ from foreknow.models import loading
 from foreknow.models.resolve import resolve
 from foreknow.progress import duration, say
 from foreknow.stages.audit.executor import ChunkProber
-from foreknow.stages.audit.server_executor import connect_server, estimate_at_server
-from foreknow.stages.audit.setup import open_context, read_input, with_batch_sizes
+from foreknow.stages.audit.server_executor import connect_server, estimate_at_server, with_server_chat_template
+from foreknow.stages.audit.setup import open_context, read_input, with_batch_sizes, with_chat_template
 
 
 def estimate(config: AuditConfig) -> dict[str, Any]:
@@ -32,12 +32,16 @@ def estimate(config: AuditConfig) -> dict[str, Any]:
 
     if (address := address_of(config.model)) is not None:
         inputs = read_input(config)
+        config = with_server_chat_template(config, inputs, address)
         with connect_server(config, inputs, address) as server:
             return estimate_at_server(config, inputs, server)
     inputs = read_input(config)
     device, dtype = loading.resolve_device_dtype(config.device, config.dtype)
     resolved_model = resolve(config.model, say, config.trust_remote_code, base=config.base)
     config = with_batch_sizes(config, device, dtype, resolved_model.folder)
+    config = with_chat_template(
+        config, inputs, lambda: loading.load_tokenizer(resolved_model, config.trust_remote_code)
+    )
     with open_cluster(config) as cluster:
         spec = None if cluster is None else cluster.worker_spec(device)
     with _threads(spec), open_context(config, inputs) as context:

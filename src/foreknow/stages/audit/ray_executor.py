@@ -67,7 +67,7 @@ class RayExecutor:
         positions = loading.max_positions(resolved_model, config.trust_remote_code)
         self.model: dict[str, Any] = resolved_model.summary
         self.plan = build_prompt_plan(config, inputs, tokenizer, positions)
-        prompter = Prompter(tokenizer, self.plan.template, config.chat_template, config.bos)
+        prompter = Prompter(tokenizer, self.plan.template, config.uses_chat_template, config.bos)
         print_choices(inputs, self.plan, prompter)
         cluster.start()
         say(
@@ -285,7 +285,7 @@ class Worker:
         loaded = _load_checked(config, task.fingerprint)
         self.fluency = check_fluency(loaded, say).summary
         if task.kind == "long":
-            prompter = Prompter(loaded.tokenizer, task.plan.template, config.chat_template, config.bos)
+            prompter = Prompter(loaded.tokenizer, task.plan.template, config.uses_chat_template, config.bos)
             tokens = int(config.batch_tokens or 2048)
             return lambda number, rows: [
                 lines for _, lines in score_long_answers(loaded, prompter, [(number, rows)], tokens)

@@ -35,8 +35,8 @@ from foreknow.stages.audit.executor import AuditInputs, Executor
 from foreknow.stages.audit.local_executor import open_local_executor
 from foreknow.stages.audit.page import write_page
 from foreknow.stages.audit.result import AuditResult
-from foreknow.stages.audit.server_executor import connect_server, open_server_executor
-from foreknow.stages.audit.setup import identity_of, read_input, with_batch_sizes
+from foreknow.stages.audit.server_executor import connect_server, open_server_executor, with_server_chat_template
+from foreknow.stages.audit.setup import identity_of, read_input, with_batch_sizes, with_chat_template
 from foreknow.stages.skeleton import PreparedRun, Stage, required_out, run_stage
 from foreknow.version import __version__
 
@@ -86,6 +86,7 @@ def _prepare(config: AuditConfig, inputs: AuditInputs) -> Iterator[PreparedRun]:
         device, dtype = resolve_device_dtype(config.device, config.dtype)
         model = resolve(config.model, say, config.trust_remote_code, base=config.base)
         config = with_batch_sizes(config, device, dtype, model.folder)
+        config = with_chat_template(config, inputs, lambda: loading.load_tokenizer(model, config.trust_remote_code))
         identity = identity_of(config, inputs, model.fingerprint, device, dtype)
 
         def work(folder: RunDir) -> None:
@@ -101,6 +102,7 @@ def _prepare_at_server(
 ) -> Iterator[PreparedRun]:
     """Prepare an audit of a model that only a server has."""
     known_identity = (folder.manifest or read_json(folder.path / ".run.json") or {}).get("identity", {}).get("model")
+    config = with_server_chat_template(config, inputs, address)
     with connect_server(config, inputs, address, known_identity) as server:
         identity = identity_of(config, inputs, server.identity, "server", "unknown")
 

@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from foreknow.stages.audit.executor import ChunkResult
 
 
+def with_server_chat_template(config: AuditConfig, inputs: AuditInputs, address: Address) -> AuditConfig:
+    """Resolve `--chat-template auto` by the rows and the tokenizer that makes the server's prompts."""
+    name = config.tokenizer or address.name
+    return audit_setup.with_chat_template(config, inputs, lambda: load_tokenizer(name, config.trust_remote_code))
+
+
 @contextmanager
 def connect_server(
     config: AuditConfig, inputs: AuditInputs, address: Address, known_identity: object = None
@@ -39,7 +45,7 @@ def connect_server(
     endpoint = Endpoint(address.url, address.name, **patience)
     name = config.tokenizer or address.name
     tokenizer = load_tokenizer(name, config.trust_remote_code)
-    prompter = Prompter(tokenizer, inputs.template, config.chat_template, config.bos)
+    prompter = Prompter(tokenizer, inputs.template, config.uses_chat_template, config.bos)
     with open_server(endpoint, prompter, config.top_k, tokenizer_name=name, known=known_identity) as server:
         yield server
 
@@ -79,7 +85,7 @@ class ServerExecutor:
 def open_server_executor(config: AuditConfig, inputs: AuditInputs, server: ServerModel) -> ServerExecutor:
     """Find out what the server can do, and return its executor. Raises ConfigError if it cannot serve the protocol."""
     plan = audit_setup.build_prompt_plan(config, inputs, server.tokenizer)
-    prompter = Prompter(server.tokenizer, plan.template, config.chat_template, config.bos)
+    prompter = Prompter(server.tokenizer, plan.template, config.uses_chat_template, config.bos)
     probing, reasons = _probing(config, server, prompter, plan)
     audit_setup.print_choices(inputs, plan, prompter, reasons)
     fluency = fluency_at(server, config.batch_prompts)
@@ -107,7 +113,7 @@ def estimate_at_server(
     includes the cost.
     """
     plan = audit_setup.build_prompt_plan(config, inputs, server.tokenizer)
-    prompter = Prompter(server.tokenizer, plan.template, config.chat_template, config.bos)
+    prompter = Prompter(server.tokenizer, plan.template, config.uses_chat_template, config.bos)
     probing, _ = _probing(config, server, prompter, plan)
     burst = plan.rows.sort(plan.rows["question"].str.len_chars()).slice(plan.rows.height // 2, measured_rows)
     before = server.usage

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from foreknow.config import AuditConfig
 from foreknow.data import dataset
 from foreknow.data.builtin import default_facts
 from foreknow.data.load import is_packaged, read_data
-from foreknow.data.schema import GOLD, USABLE, add_flag, common_heads, has_flag, with_flags
+from foreknow.data.schema import GOLD, USABLE, add_flag, are_chats, common_heads, has_flag, with_flags
 from foreknow.data.validation import check
 from foreknow.errors import ConfigError
 from foreknow.inference.vllm_engine import vllm_answers
@@ -22,6 +22,7 @@ from foreknow.models import loading, memory_plan
 from foreknow.models.fluency import check_fluency
 from foreknow.progress import say
 from foreknow.prompts import few_shot
+from foreknow.prompts.chat_templates import choose_template
 from foreknow.prompts.prompt_template import PAPER, Prompter, read_template
 from foreknow.stages.audit.executor import AuditContext, AuditInputs, ChunkProber, OpenProber, PromptPlan
 from foreknow.stages.audit.filters import (
@@ -96,6 +97,19 @@ def identity_of(
         "device": device.partition(":")[0],
         **{k: v for k, v in config.resolved().items() if k not in _NO_IDENTITY},
     }
+
+
+def with_chat_template(
+    config: AuditConfig, inputs: AuditInputs, load_tokenizer: Callable[[], PreTrainedTokenizerBase]
+) -> AuditConfig:
+    """Resolve `--chat-template auto` by the rows and the tokenizer, and say what was chosen for chats."""
+    if config.chat_template != "auto":
+        return config
+    chats = are_chats(inputs.rows)
+    choice, reason = choose_template(load_tokenizer(), chats=True) if chats else ("no", None)
+    if reason:
+        say(reason)
+    return config.model_copy(update={"chat_template": choice})
 
 
 def with_batch_sizes(config: AuditConfig, device: str, dtype: str, folder: Path) -> AuditConfig:
@@ -176,7 +190,7 @@ def build_prompt_plan(
     `positions`: the number of tokens that the model can take in, if known. Raises InputError if the chat template
     lets no usable row be asked.
     """
-    prompter = Prompter(tokenizer, inputs.template, config.chat_template, config.bos)
+    prompter = Prompter(tokenizer, inputs.template, config.uses_chat_template, config.bos)
     most = (positions or LARGEST_PROMPT) - config.max_answer_tokens
 
     def with_length_flags(rows: pl.DataFrame) -> pl.DataFrame:
@@ -233,7 +247,7 @@ def open_prober(config: AuditConfig, loaded: loading.Loaded, plan: PromptPlan) -
     from foreknow.inference.engine_choice import open_engine  # keeps torch out
     from foreknow.inference.exact_probe import Prober  # keeps torch out
 
-    prompter = Prompter(loaded.tokenizer, plan.template, config.chat_template, config.bos)
+    prompter = Prompter(loaded.tokenizer, plan.template, config.uses_chat_template, config.bos)
     sampling, settings = Sampling(config.temperature, config.top_k), search_settings(config)
     with ExitStack() as stack:
         choice = stack.enter_context(open_engine(loaded, prompter, int(config.batch_tokens or 2048)))

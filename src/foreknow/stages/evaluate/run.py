@@ -22,7 +22,7 @@ import polars as pl
 from foreknow.config import EvaluateConfig
 from foreknow.data.dataset import Dataset
 from foreknow.data.load import read_data
-from foreknow.data.schema import USABLE, chunks
+from foreknow.data.schema import USABLE, are_chats, chunks
 from foreknow.errors import ForeknowError, ModelError
 from foreknow.inference.malloc import release_memory
 from foreknow.io.run_dir import RunDir, differences, fingerprint, read_json, write_frame, write_json
@@ -31,6 +31,7 @@ from foreknow.models.fluency import check_fluency
 from foreknow.models.resolve import Resolved, resolve
 from foreknow.models.versions import library_versions
 from foreknow.progress import meter, say
+from foreknow.prompts.chat_templates import choose_template
 from foreknow.prompts.prompt_template import Prompter, Template, read_template
 from foreknow.stages.audit.result import AuditResult, open_audit
 from foreknow.stages.evaluate.metrics import PREDICTIONS, answered, summarise_answers
@@ -211,14 +212,35 @@ def _ready(config: EvaluateConfig, given: EvaluateInputs, found: Resolved) -> _R
     from foreknow.stages.evaluate.generate import build_prompts  # keeps torch out
 
     tokenizer = loading.load_tokenizer(found, config.trust_remote_code)
-    prompter = Prompter(tokenizer, given.template, config.chat_template, config.bos)
+    chat, reason = _chat_choice(config, given, tokenizer, found)
+    prompter = Prompter(tokenizer, given.template, chat, config.bos)
     given, notes = _askable(given, prompter)
+    notes = [*notes, *([reason] if reason else [])]
     rows = build_prompts(
         given.rows, prompter, config.max_new_tokens if isinstance(config.max_new_tokens, int) else None
     )
     lengths = [TrainingExample(one.row, one.prompt, (0,) * one.allowed) for one in rows]
     check_lengths(given.facts.name, lengths, loading.max_positions(found, config.trust_remote_code))
     return _Ready(prompter, {one.row: one for one in rows}, given, (*prompter.notes, *notes))
+
+
+def _chat_choice(
+    config: EvaluateConfig, given: EvaluateInputs, tokenizer: Any, found: Resolved
+) -> tuple[bool, str | None]:
+    """Whether to ask through the chat template, and why: as the model was tuned, if that is known, else by the rows."""
+    if config.chat_template != "auto":
+        return config.uses_chat_template, None
+    tuned_with = _training_text(found).get("chat_template")
+    if isinstance(tuned_with, bool):
+        return tuned_with, f"asked {'through the chat template' if tuned_with else 'in plain text'}, as it was tuned"
+    choice, reason = choose_template(tokenizer, chats=are_chats(given.rows))
+    return choice == "yes", reason
+
+
+def _training_text(found: Resolved) -> dict[str, Any]:
+    """The prompt format that the tune run beside the model tells of; {} where there is none."""
+    text = (read_json(found.path.parent / "results.json") or {}).get("method", {}).get("training_text")
+    return text if isinstance(text, dict) else {}
 
 
 def _askable(given: EvaluateInputs, prompter: Prompter) -> tuple[EvaluateInputs, list[str]]:
@@ -233,9 +255,8 @@ def _askable(given: EvaluateInputs, prompter: Prompter) -> tuple[EvaluateInputs,
 
 def _another_prompt(prompter: Prompter, template: Template, found: Resolved) -> list[str]:
     """A warning where the tune run beside the model tells of another prompt: EM would be near 0 for that alone."""
-    beside = found.path.parent / "results.json"
-    told = (read_json(beside) or {}).get("method", {}).get("training_text")
-    if not isinstance(told, dict):
+    told = _training_text(found)
+    if not told:
         return []
     differ = differences(told, {**prompter.choices, "prompt": template.target})
     if not differ:

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from foreknow.config import TuneConfig
+from foreknow.data.schema import are_chats
 from foreknow.distributed import process_group
 from foreknow.errors import (
     ConfigError,
@@ -31,6 +32,7 @@ from foreknow.models.adapters import about
 from foreknow.models.fluency import check_fluency
 from foreknow.models.resolve import Resolved, resolve
 from foreknow.progress import duration, meter, say
+from foreknow.prompts.chat_templates import choose_template
 from foreknow.prompts.prompt_template import Prompter
 from foreknow.stages.train import curves, row_faults, selection
 from foreknow.stages.train.answer_loss import base_of, learning
@@ -53,8 +55,8 @@ class Tokenised(NamedTuple):
     """The rows to train on as token ids, and what made them.
 
     `examples`: the rows to train on. `watched`: those of every other set, whose loss is measured. `given`: the sets
-    without the rows that cannot be used. `faults`: those, by set, with their reasons. `metric`: what chooses the epoch,
-    and `metric_reason`, where `--metric auto` chose it.
+    without the rows that cannot be used. `faults`: those, by set, with their reasons. `metric`: what chooses the epoch.
+    `choices`: a sentence on everything that was left to `auto`.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -64,13 +66,13 @@ class Tokenised(NamedTuple):
     given: TrainInputs
     faults: dict[str, list[RowFault]]
     metric: str
-    metric_reason: str | None
+    choices: tuple[str, ...]
 
     @property
     def notes(self) -> list[str]:
         """Lines about the prompts, and about rows that are left out or teach nothing."""
         rows = [line for name, faults in self.faults.items() for line in row_faults.notes(name, faults)]
-        return [*self.prompter.notes, *rows, *([self.metric_reason] if self.metric_reason else [])]
+        return [*self.prompter.notes, *rows, *self.choices]
 
 
 def tokenised(config: TuneConfig, given: TrainInputs, found: Resolved) -> Tokenised:
@@ -78,7 +80,10 @@ def tokenised(config: TuneConfig, given: TrainInputs, found: Resolved) -> Tokeni
     tokenizer = loading.load_tokenizer(found, config.trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise ModelError(f"--model {config.model}: its tokenizer has no end-of-sequence token; answers could not end")
-    prompter = Prompter(tokenizer, given.template, config.chat_template, config.bos)
+    choice, reason = config.chat_template, None
+    if choice == "auto":
+        choice, reason = choose_template(tokenizer, chats=are_chats(given.train.rows))
+    prompter = Prompter(tokenizer, given.template, choice == "yes", config.bos)
     positions, end = loading.max_positions(found, config.trust_remote_code), prompter.answer_end
     end = int(tokenizer.eos_token_id) if end is None else end
     faults: dict[str, list[RowFault]] = {}
@@ -94,8 +99,9 @@ def tokenised(config: TuneConfig, given: TrainInputs, found: Resolved) -> Tokeni
     sets = {
         name: named._replace(rows=without(named.file, named.rows, faults[name])) for name, named in given.sets.items()
     }
-    metric, reason = _metric(config, by_set["dev"])
-    return Tokenised(tokenizer, prompter, lessons, by_set, replace(given, sets=sets), faults, metric, reason)
+    metric, why = _metric(config, by_set["dev"])
+    choices = tuple(line for line in (reason, why) if line)
+    return Tokenised(tokenizer, prompter, lessons, by_set, replace(given, sets=sets), faults, metric, choices)
 
 
 def _metric(config: TuneConfig, dev: list[TrainingExample]) -> tuple[str, str | None]:
