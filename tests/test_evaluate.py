@@ -354,7 +354,7 @@ def test_a_finished_run_is_not_run_again_and_another_is_refused(
         evaluate_run.run(make(finished.folder))
 
 
-@pytest.mark.parametrize("part", ["predictions", "cost"])
+@pytest.mark.parametrize("part", ["predictions", "predictions_cost"])
 def test_killed_it_goes_on_and_ends_in_the_same_bytes(
     part: str, finished: EvaluateResult, make: Make, audited: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -514,7 +514,7 @@ def broken(
             {"data": str(others), "audit": audited}, InputError, r"knows none of the 1 rows of others\.jsonl",
         ),
         "too long": ({"data": str(long)}, InputError, r"long\.jsonl: 1 row with no room for the whole answer, "),
-        "no audit": ({"audit": empty}, InputError, r"empty: not a finished audit"),
+        "no audit": ({"audit": empty}, InputError, r"empty: not a finished audit run"),
         "lenient audit": ({"audit": lenient}, ConfigError, r"made with --match lenient, found --match strict"),
         "another's audit": (
             {"model": str(tuned), "audit": of_another}, ModelError,
@@ -570,7 +570,7 @@ def test_settings_out_of_range_are_named(given: dict[str, Any], message: str, ma
 
 
 def test_an_open_folder_must_be_an_evaluation(audited: Path) -> None:
-    with pytest.raises(InputError, match="not a finished run of foreknow evaluate"):
+    with pytest.raises(InputError, match="not a finished evaluate run: audit wrote it"):
         open_evaluation(audited)
 
 

@@ -129,5 +129,5 @@ def test_what_cannot_be_told_is_refused(tmp_path: Path) -> None:
         forecast_audit(open_audit(audit), open_study(done), unknown=50, force=True)
     with pytest.raises(ConfigError, match=r"^--fitted: found \[2, 0.5\], expected two shares"):
         forecast_audit(open_audit(audit), open_study(done), unknown=0.5, fitted=(2, 0.5), force=True)
-    with pytest.raises(InputError, match="not a finished study"):
+    with pytest.raises(InputError, match="not a finished study run"):
         forecast_audit(open_audit(audit), open_study(audit), unknown=None)

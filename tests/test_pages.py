@@ -94,9 +94,9 @@ def refused(tmp_path: Path) -> Callable[..., str]:
 
 
 def test_folders_that_are_no_runs_are_refused(road: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
-    assert "not a finished run of audit, tune, evaluate or study" in refused(tmp_path / "gone")
+    assert "not a finished audit, tune, evaluate or study run" in refused(tmp_path / "gone")
     (tmp_path / "manifest.json").write_text("[")
     assert "manifest.json: damaged, not a JSON object; delete" in refused(tmp_path)
     (tmp_path / "manifest.json").unlink()
     assert "is not a tune run" in refused(road / "audit", control=road / "known")
-    assert "not a finished run of foreknow tune" in refused(road / "mixed", control=tmp_path)
+    assert "not a finished tune run" in refused(road / "mixed", control=tmp_path)

@@ -72,6 +72,7 @@ def settings(files: Files, tiny_folder: Path) -> Callable[..., TuneConfig]:
             "train": str(files["train"]), "dev": str(files["dev"]), "test": [f"ood={files['ood']}"], "out": out,
             "model": str(tiny_folder), "prompt_template": files["template"], "dtype": "float32", "device": "cpu",
             "epochs": 3, "learning_rate": 3e-4, "batch_size": 10, "eval_steps": (0, 2), "micro_batch_tokens": 100,
+            "metric": "dev_em",
         }  # fmt: skip
         return settings_of(TuneConfig, {**base, **given})
 
@@ -248,7 +249,10 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
 
 def trained_once(model: Any, rows: list[TrainingExample], tokens: int, losses: Any, tmp_path: Path) -> float:
     """The loss of one batch by our trainer; its gradients stand in the model."""
-    config = settings_of(TuneConfig, {"train": "x", "dev": "y", "micro_batch_tokens": tokens, "batch_size": len(rows)})
+    config = settings_of(
+        TuneConfig, {"train": "x", "dev": "y", "micro_batch_tokens": tokens, "batch_size": len(rows), "preset": "paper"}
+    )
+    config = config.model_copy(update={"epochs": 1, "learning_rate": 1e-5})
     meter: Any = type("Meter", (), {"advance": lambda *_: None})()
     ours = FactTrainer(
         model, arguments(config, tmp_path, 1, "cpu"), rows, config, losses, lambda _: ({}, False), meter, autocast=False

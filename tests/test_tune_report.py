@@ -34,7 +34,7 @@ from foreknow.report.tune_text import Control, TrainReportData, options, p_value
 from foreknow.settings import settings_of
 from foreknow.stages.evaluate.metrics import answered, summarise_answers
 from foreknow.stages.evaluate.result import EvaluateResult
-from foreknow.stages.train import curves
+from foreknow.stages.train import curves, selection
 from foreknow.stages.train import run as train_run
 from foreknow.stages.train.curves import TRAIN, measures
 from foreknow.stages.train.result import OUTCOMES, WATCHED, TrainResult
@@ -116,7 +116,7 @@ def made(
     outcomes.write_parquet(folder / "outcomes.parquet")
     shown = rows.with_columns(pl.lit(text).alias(column) for column, text in (texts or {}).items())
     shown.write_parquet(folder / "rows.parquet")
-    early, last = curves.best(lines, chosen["metric"]), curves.epochs(lines)[-1]
+    early, last = selection.best(lines, chosen["metric"]), curves.epochs(lines)[-1]
     assert early is not None
     results = {
         "metric": chosen["metric"], "epochs": last["epoch"], "steps": last["step"], "stopped_by_patience": False,

@@ -16,6 +16,8 @@ from foreknow.stats import mcnemar
 
 CHANCE: Final = 0.05
 """Below this p two epochs differ by more than chance."""
+LEAST_GAIN: Final = 1e-4
+"""A loss that is lower by less, in nats a token, is not lower."""
 AUTO: Final = "auto"
 LOSS: Final = "dev_loss"
 
@@ -36,14 +38,14 @@ def best(lines: Sequence[Line], metric: str) -> Line | None:
 def is_better(line: Line, leader: Line, metric: str) -> bool:
     """Whether a later epoch is to be kept instead of the one kept so far."""
     if is_loss(metric):
-        return flat(line)[metric] < flat(leader)[metric]
+        return flat(line)[metric] < flat(leader)[metric] - LEAST_GAIN
     new, old = flat(line)[metric], flat(leader)[metric]
     if new != old and _can_tell(line, leader):
         return new > old
     losses = flat(line).get(LOSS), flat(leader).get(LOSS)
-    if losses[0] is not None and losses[1] is not None and losses[0] != losses[1]:
-        return losses[0] < losses[1]
-    return new > old
+    if losses[0] is None or losses[1] is None or abs(losses[0] - losses[1]) < LEAST_GAIN:
+        return new > old
+    return losses[0] < losses[1]
 
 
 def is_loss(metric: str) -> bool:
