@@ -19,28 +19,28 @@ from foreknow.report.audit_text import count
 
 MEANINGS: Final = {
     "answer_in_exemplars": "another row's exemplar has the same answer, which makes a lucky hit likelier",
-    "seen_in_exemplars": "this row is itself an exemplar; its own slot was filled from the reserve",
+    "seen_in_exemplars": "this row is itself an exemplar; in its own prompt a reserve exemplar takes its place",
     "few_exemplars": "its group is too small; the exemplars come from all groups",
     "context": "asked after the system's text or earlier turns of its own chat, which may give the answer away",
-    "long_answer": "the answer is longer than the protocol is made for; no category",
+    "long_answer": "the answer is longer than the protocol allows; no category",
     "long_prompt": "question and exemplars do not fit in the model's positions; no category",
     "unspellable": "the tokenizer cannot spell the answer as it is written (it lower-cases, say); no category",
     "template_refuses": "the chat template raises an error for the row's chat (roles out of order, say); no category",
     "template_drops": "the chat template leaves out a part of the row's chat without an error; no category",
-    "template_changes": "the chat template writes the question otherwise than the row has it",
+    "template_changes": "the chat template writes the question differently from the row",
     "not_finite": "the model's logits were not finite (NaN or infinity) for one of its prompts; no category",
-    "undecided": "WeaklyKnown or Unknown is too close to call; the likelier one is given",
+    "undecided": "too close to call between WeaklyKnown and Unknown; the row gets the likelier one",
 }
 """The flags that say how the audit asked a row and read its answer, with their meanings."""
 FAULTS: Final = {
     "template_refuses": "left out: the chat template refuses them",
     "template_drops": "left out: the chat template leaves out one of their texts",
-    "no_question_tokens": "left out: the question gives no token",
-    "no_answer_tokens": "left out: the answer gives no token",
+    "no_question_tokens": "left out: the question has no tokens",
+    "no_answer_tokens": "left out: the answer has no tokens",
     "answer_cut": "left out: longer than the model's positions, so that the answer would be cut away",
     "no_label": "left out: the chat template marks no token of the answer as learnt",
     "weight_zero": "with weight 0, which teach nothing",
-    "answer_changed": "whose answer the chat template would write otherwise, taught as they are",
+    "answer_changed": "whose answer the chat template would change, taught as they are",
 }
 """The reasons for which training or an evaluation leaves rows out, or for which rows teach nothing
 (`stages/train/row_faults.py`)."""
