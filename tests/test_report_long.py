@@ -28,7 +28,7 @@ from foreknow.report.excerpts import GAP, in_sentence, marked
 from foreknow.report.format import suffix_of
 from foreknow.report.long_answers import expectation_bins, least_expected, long_answers, one_in
 from foreknow.report.long_answers_text import LongMix, long_verdict, steps
-from foreknow.report.row_flags import MEANINGS, findings, flag_lines, spoken
+from foreknow.report.row_flags import MEANINGS, findings, flag_lines, meaning_and_advice
 from foreknow.stages.audit.aggregate import summarise_audit
 from foreknow.stages.audit.filters import UNASKABLE
 from foreknow.stages.audit.short_facts import rolled_up
@@ -325,7 +325,7 @@ def test_chances_are_said_as_a_person_would() -> None:
 
 def test_every_finding_says_what_it_means_and_what_to_do_without_figures() -> None:
     for rule in RULES:
-        meaning, advice = spoken(rule)
+        meaning, advice = meaning_and_advice(rule)
         assert meaning
         assert advice
         assert not re.search(r"[{}]|\(\s*\)", meaning + advice)

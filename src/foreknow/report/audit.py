@@ -170,7 +170,7 @@ def _long_mix(
         facts=fact_summary.labelled if fact_summary else 0,
         rows_with_facts=fact_summary.rows_with_facts if fact_summary else 0,
         unknown_facts=fact_summary.unknown if fact_summary else 0,
-        rolled=fact_summary.rows if fact_summary else {},
+        rows_by_roll_up=fact_summary.rows if fact_summary else {},
         flagged=any(line.is_finding for line in flagged),
         model=mix.model,
         suffix=mix.suffix,

@@ -23,8 +23,8 @@ class LongMix:
     `limit`: an answer with more tokens than this is long. `labelled`: rows with short answers; `unknown`: those of
     them that are Unknown. `logprob`, `alone`: means over the long answers, with and without the question (nats per
     token). `facts`: short facts with a category; `rows_with_facts`: rows that contain facts; `unknown_facts`: facts
-    that are Unknown; `rolled`: the number of rows for each word of `short_facts.ROLL_UP`. `flagged`: whether the data
-    has findings.
+    that are Unknown; `rows_by_roll_up`: the number of rows for each word of `short_facts.ROLL_UP`. `flagged`: whether
+    the data has findings.
     """
 
     rows: int
@@ -37,7 +37,7 @@ class LongMix:
     facts: int = 0
     rows_with_facts: int = 0
     unknown_facts: int = 0
-    rolled: Mapping[str, int] = field(default_factory=dict)
+    rows_by_roll_up: Mapping[str, int] = field(default_factory=dict)
     flagged: bool = False
     model: str = "the model"
     suffix: str = ".jsonl"
@@ -81,7 +81,7 @@ def _by_facts(mix: LongMix) -> AuditVerdict:
         f"under this protocol; {mix.unknown_facts:,} ({percent(mix.unknown_facts / mix.facts)}) "
         f"{'is' if mix.unknown_facts == 1 else 'are'} not expressed."
     )
-    of = {word: mix.rolled.get(word, 0) for word in ("known", "mixed", "unknown", "none")}
+    of = {word: mix.rows_by_roll_up.get(word, 0) for word in ("known", "mixed", "unknown", "none")}
     meaning = (
         f"Long answers get no category themselves. In {count(of['known'], 'row')} every labelled fact is Known, in "
         f"{of['mixed']:,} some are, and in {of['unknown']:,} none is."
@@ -145,7 +145,8 @@ def _without_facts(mix: LongMix) -> tuple[Option, ...]:
 
 
 def _with_facts(mix: LongMix) -> tuple[Option, ...]:
-    share, none, unknown = mix.unknown_facts / mix.facts, mix.rolled.get("none", 0), mix.rolled.get("unknown", 0)
+    share = mix.unknown_facts / mix.facts
+    none, unknown = (mix.rows_by_roll_up.get(word, 0) for word in ("none", "unknown"))
     here = f"{percent(share)} of the facts are Unknown"
     keep = _step(
         "keep",

@@ -45,7 +45,7 @@ FAULTS: Final = {
 """The reasons for which training or an evaluation leaves rows out, or for which rows teach nothing
 (`stages/train/row_faults.py`)."""
 _RULES: Final = {rule.name: rule for rule in RULES}
-_AS_WRITTEN: Final = ("masked", "tool_call", "refusal", "not_text", "no_user_turn", "long_chat", THOUGHT)
+_CHAT_FORMAT_RULES: Final = ("masked", "tool_call", "refusal", "not_text", "no_user_turn", "long_chat", THOUGHT)
 """Rules that describe how a chat is written and do not mean that something is wrong with it."""
 
 
@@ -61,7 +61,7 @@ class FlagLine:
     @property
     def is_finding(self) -> bool:
         """Whether the flag says that something is wrong with the data."""
-        return self.name in _RULES and self.name not in _AS_WRITTEN
+        return self.name in _RULES and self.name not in _CHAT_FORMAT_RULES
 
 
 def flag_lines(rows: pl.DataFrame) -> tuple[FlagLine, ...]:
@@ -93,7 +93,7 @@ def findings(lines: tuple[FlagLine, ...]) -> tuple[FlagLine, ...]:
     return tuple(sorted((line for line in lines if line.is_finding), key=lambda line: grave[line.name]))
 
 
-def spoken(rule: Rule) -> tuple[str, str]:
+def meaning_and_advice(rule: Rule) -> tuple[str, str]:
     """The meaning and the advice from a rule's message, without its figures, which are for a whole file."""
     message = re.sub(r" \(\{\w+\}\)", "", rule.message)
     meaning, _, advice = re.sub(r"\{\w+\}", "some", message).partition(": ")
@@ -101,7 +101,7 @@ def spoken(rule: Rule) -> tuple[str, str]:
 
 
 def _explanation(name: str) -> tuple[str, str]:
-    return spoken(_RULES[name]) if name in _RULES else (MEANINGS.get(name, ""), "")
+    return meaning_and_advice(_RULES[name]) if name in _RULES else (MEANINGS.get(name, ""), "")
 
 
 def fault_lines(name: str, counts: Mapping[str, Mapping[str, Any]]) -> list[str]:
