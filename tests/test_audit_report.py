@@ -311,7 +311,7 @@ def test_a_relation_without_known_rows_is_flagged() -> None:
         category=pl.when(pl.col("group") == "founder").then(pl.lit("Unknown")).otherwise("category")
     )
     page = render_audit(rows, probes, summary_of(rows))
-    assert "relations is Unknown almost throughout (“founder”)" in text_of(page)
+    assert "relations almost every row is Unknown (“founder”)" in text_of(page)
     assert section(page, "relations").count("nearly all Unknown") == 1
 
 

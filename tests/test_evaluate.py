@@ -418,7 +418,7 @@ def test_rows_whose_logits_are_not_finite_are_in_no_figure_and_it_says_so(
     assert finished.summary["not_finite"] == 0
     assert any("2 rows are in no figure: the model's logits were not finite" in s for s in summary_lines(found.summary))
     page = html.unescape((found.folder / "report.html").read_text())
-    assert "2 rows in no figure here: the model's logits were not finite" in page
+    assert "The figures here leave out 2 rows, because the model's logits were not finite" in page
 
 
 @pytest.mark.usefixtures("unchecked_weights")

@@ -28,7 +28,7 @@ from foreknow.report.excerpts import GAP, in_sentence, marked
 from foreknow.report.format import suffix_of
 from foreknow.report.long_answers import expectation_bins, least_expected, long_answers, one_in
 from foreknow.report.long_answers_text import LongMix, long_verdict, steps
-from foreknow.report.row_flags import MEANINGS, findings, flag_lines, spoken
+from foreknow.report.row_flags import MEANINGS, findings, flag_lines, meaning_and_advice
 from foreknow.stages.audit.aggregate import summarise_audit
 from foreknow.stages.audit.filters import CANNOT_BE_ASKED
 from foreknow.stages.audit.short_facts import roll_up_facts
@@ -171,7 +171,7 @@ def test_answers_that_were_scored_in_part_or_not_at_all_are_counted() -> None:
     assert "Of 3 answers only the first 20 tokens or fewer are scored" in shown
     unscored = rows.with_columns(logprob=None, logprob_alone=None, spans=None)
     page = render_audit(unscored, NO_PROBES, summary_for(unscored))
-    assert "nothing can be said yet about what these answers hold" in text_of(page)
+    assert "this audit says nothing yet about the facts in these answers" in text_of(page)
     assert "least expected" not in text_of(page)
 
 
@@ -180,7 +180,7 @@ def test_a_few_short_answers_among_long_ones_do_not_speak_for_the_file() -> None
     rows = pl.concat([complete(short).with_columns(row=pl.col("row") + 100), long_rows()])
     page = render_audit(rows, probes.with_columns(row=pl.col("row") + 100), summary_for(rows))
     assert "24 of the 28 answers have more than 32 tokens and get no category" in text_of(page)
-    assert "The 4 rows with short answers have a category, but 4 cannot speak for the file" in text_of(page)
+    assert "The 4 rows with short answers have a category, but say little about the whole file" in text_of(page)
     assert "The 4 rows with short answers" in section(page, "short")
     assert 'id="sure"' not in page
     assert "Most of this file" not in page
@@ -218,13 +218,15 @@ def test_rows_are_counted_by_what_their_facts_come_to(with_facts: str) -> None:
     shown = text_of(section(with_facts, "facts"))
     for said in ("known 6 rows", "mixed 6 rows", "unknown 6 rows", "none 6 rows"):
         assert said in shown
-    assert "18 of 24 rows bring short facts along, 42 in all" in shown
+    assert "18 of 24 rows contain short facts, 42 in all" in shown
     for name, count in zip(CATEGORIES, (6, 6, 6, 18), strict=True):
         assert f"{name} {count} facts" in shown
     assert "6 of the facts could not be labelled" in shown
     lead = text_of(section(with_facts, "verdict"))
-    assert "Of 36 short facts that 18 rows bring, SmolLM2-135M expresses 18 (50 %)" in lead
-    assert "6 rows are Known throughout, 6 in part, and 6 not at all. The other 6 rows bring no fact" in lead
+    assert "Of 36 short facts in 18 rows, SmolLM2-135M expresses 18 (50 %)" in lead
+    assert (
+        "In 6 rows every labelled fact is Known, in 6 some are, and in 6 none is. The other 6 rows have no fact" in lead
+    )
 
 
 def test_the_rows_with_the_most_unknown_facts_come_first(with_facts: str) -> None:
@@ -323,7 +325,7 @@ def test_chances_are_said_as_a_person_would() -> None:
 
 def test_every_finding_says_what_it_means_and_what_to_do_without_figures() -> None:
     for rule in RULES:
-        meaning, advice = spoken(rule)
+        meaning, advice = meaning_and_advice(rule)
         assert meaning
         assert advice
         assert not re.search(r"[{}]|\(\s*\)", meaning + advice)

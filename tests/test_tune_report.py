@@ -218,7 +218,7 @@ def test_the_verdict_names_the_epoch_the_cost_the_onset_and_the_deed(
     cost = 100 * (early["metrics"]["em"]["ood"] - last["metrics"]["em"]["ood"])
     assert f"It cost {cost:.1f} points: ood EM {exact(early['metrics']['em']['ood'])} at epoch" in said
     assert f"Overfitting to new facts began at epoch {results['overfitting_epoch']}:" in said
-    assert "To do Train on the Known rows only. Even best epoch" in said or "To do Keep the checkpoint" in said
+    assert "To do Train on the Known rows only. Even with each run" in said or "To do Keep the checkpoint" in said
     assert "One run, one seed" in said
 
 
@@ -307,7 +307,7 @@ def test_a_browser_shows_it_without_a_complaint(tmp_path: Path) -> None:
 
 
 ODD: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
-    "no test sets": ({"sizes": {TRAIN: 120, "dev": 80}}, ["No test set was watched", "dev EM"], ["ood"]),
+    "no test sets": ({"sizes": {TRAIN: 120, "dev": 80}}, ["This run measured no test set", "dev EM"], ["ood"]),
     "no categories": (
         {"labelled": False},
         ["The rows have no categories", "train rows, fitted 100 %", "one line stands for all"],
@@ -316,12 +316,12 @@ ODD: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
     "one epoch": (
         {"epochs": 1},
         ["One epoch was trained: dev EM", "EARLY_STOP and CONVERGENCE, epoch 1", "Train longer"],
-        ["Training on made", "From EARLY_STOP to CONVERGENCE, row by row"],
+        ["Further training It", "From EARLY_STOP to CONVERGENCE, row by row"],
     ),
     "the last epoch is the best": (
         {"epochs": 2, "falling": False},
         ["The last epoch, 2, is the best one", "--epochs 5 --patience 5"],
-        ["Of this run, keep"],
+        ["From this run, keep"],
     ),
     "measured before training": ({"before": True}, ["of 9 evaluations"], []),
     "no Unknown rows": (
@@ -337,7 +337,8 @@ ODD: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
     ),
     "interrupted": (
         {"finished": False, "epochs": 4},
-        ["This run has not ended: 4 of 7 epochs", "best so far, epoch", "not hold the rows themselves", "Let it go on"],
+        ["This run has not ended: 4 of 7 epochs", "best so far, epoch", "not hold the rows themselves",
+         "Continue the run"],
         ["EARLY_STOP, epoch", "rows lost,", "DIR/early_stop"],
     ),
     "interrupted in the first epoch": (
@@ -379,12 +380,12 @@ def test_a_folder_without_its_rows_shows_all_but_examples(
 def test_a_control_that_is_none_is_said_to_be_none(pair: tuple[TrainResult, TrainResult], tmp_path: Path) -> None:
     other = made(tmp_path / "other", learning_rate=3e-4)
     said = text_of(section(render_tune(pair[0], other), "verdict"))
-    assert "30 Unknown rows too: it is no control" in said
+    assert "30 Unknown rows too, so it does not serve as a control" in said
     assert "learning_rate" in said
     assert "3e-04" in said or "0.0003" in said
     apart_from = made(tmp_path / "elsewhere", unknown=False, sizes={**SIZES, "ood": 100})
     html = render_tune(pair[0], apart_from)
-    assert "did not watch the same rows as ood" in text_of(section(html, "verdict"))
+    assert "did not measure the same rows as ood" in text_of(section(html, "verdict"))
     assert cells(section(html, "kept").split("<h3>")[1], "Kept HighlyKnown")[2] == "–"
 
 
@@ -421,10 +422,10 @@ def control(early: PairedCounts, last: PairedCounts, **given: Any) -> Control:
 
 def test_a_change_that_chance_gives_is_not_called_one() -> None:
     told = dict(verdict(story(courses=(course(200, 196, 20, 16),))).points)
-    assert told["Training on"].startswith("It made no difference that these rows can show")
-    assert "p = 0.62" in told["Training on"]
+    assert told["Further training"].startswith("It made no difference that these rows can show")
+    assert "p = 0.62" in told["Further training"]
     told = dict(verdict(story(courses=(course(150, 200, 10, 60),))).points)
-    assert told["Training on"].startswith("It gained 10.0 points, though dev_em was past its best")
+    assert told["Further training"].startswith("It gained 10.0 points, though dev_em was past its best")
 
 
 def test_dropping_the_unknown_rows_is_advised_where_the_control_is_better_at_its_best() -> None:
@@ -568,7 +569,7 @@ def test_the_evaluations_numbers_are_those_of_its_rows(tmp_path: Path) -> None:
     was, now = found.rows["base_correct"], found.rows["correct"]
     lost, won = int((was & ~now).sum()), int((~was & now).sum())
     said = text_of(section(html, "verdict"))
-    assert f"Of {was.sum()} rows that the base model had right behind examples, {lost} (" in said
+    assert f"Of {was.sum()} rows that the base model answered right with few-shot examples, {lost} (" in said
     assert f"of the {(~was).sum()} others, {won} (" in said
     chart = section(html, "categories").split('<div class="narrow">')[0]
     assert re.findall(r"<text[^>]*>base (\d+) %</text>", chart)[-4:] == ["100", "100", "0", "0"]
@@ -602,7 +603,7 @@ def test_refusals_are_told_with_coverage_accuracy_and_yield(tmp_path: Path) -> N
 def test_an_evaluation_without_categories_or_probe_says_what_is_missing(tmp_path: Path) -> None:
     bare = text_of(render_evaluation(evaluated(tmp_path / "a", labelled=False, probed=False)))
     assert "No categories are known for these rows" in bare
-    assert "What became of what was known" not in bare
+    assert "Facts kept, lost and gained" not in bare
     mixed = text_of(render_evaluation(evaluated(tmp_path / "b", probed=False)))
     assert "name its audit with --audit" in mixed
     assert "Base model right" not in mixed

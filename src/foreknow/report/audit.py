@@ -170,7 +170,7 @@ def _long_mix(
         facts=fact_summary.labelled if fact_summary else 0,
         rows_with_facts=fact_summary.rows_with_facts if fact_summary else 0,
         unknown_facts=fact_summary.unknown if fact_summary else 0,
-        rolled=fact_summary.rows if fact_summary else {},
+        rows_by_roll_up=fact_summary.rows if fact_summary else {},
         flagged=any(line.is_finding for line in flagged),
         model=mix.model,
         suffix=mix.suffix,
@@ -194,9 +194,9 @@ def _meanings(protocol: Mapping[str, Any], sets: int) -> dict[str, str]:
     prompts = f"all {sets} prompts" if sets else "every prompt"
     samples = f"{tries} samples" if tries else "the samples"
     return {
-        "HighlyKnown": f"right in {prompts}, each with other examples in front of the question",
+        "HighlyKnown": f"right in {prompts}, which have different examples before the question",
         "MaybeKnown": "right in some of the prompts, wrong in others",
-        "WeaklyKnown": f"never the first choice, but likely to turn up among {samples}",
+        "WeaklyKnown": f"never right by greedy decoding, but likely to be right at least once among {samples}",
         "Unknown": "neither: not expressed under this protocol",
     }
 
@@ -230,5 +230,5 @@ def _cost(probed: int, summary: Mapping[str, Any], protocol: Mapping[str, Any], 
     if sets and samples and probed:
         each = sets * (1 + samples)
         what = "generations" if protocol.get("name") == "sampled" else "generations that sampling would take"
-        lines.append((what, f"{each * probed:,} ({each} a row)"))
+        lines.append((what, f"{each * probed:,} ({each} per row)"))
     return lines

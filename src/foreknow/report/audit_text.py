@@ -110,7 +110,7 @@ def verdict(mix: CategoryShares) -> AuditVerdict:
     """Write the two sentences and the cautions for a mix."""
     if mix.labelled == 0:
         headline = f"None of the {count(mix.rows, 'row')} could be labelled."
-        return AuditVerdict(headline, f"So nothing can be said yet about what {mix.model} expresses of this file.", ())
+        return AuditVerdict(headline, f"So this page cannot say yet how much of this file {mix.model} expresses.", ())
     reliably = f", {percent(mix.highly_known)} every time" if mix.known.value > 0 else ""
     headline = (
         f"Of {count(mix.labelled, 'fact')}, {mix.model} expresses {percent_interval(mix.known)} under this "
@@ -124,23 +124,22 @@ def _meaning(share: float) -> str:
     cost = _range([EARLY[i] - LONG[i] for i in bracket(share)])
     if share < LITTLE_UNKNOWN:
         return (
-            "This file asks the model for next to nothing new, so training on it can polish how it answers "
-            f"and carries little risk: in the study, long training on such files cost {cost} of test "
-            "accuracy."
+            "Next to nothing in this file would be new to the model, so training on it can improve how the model "
+            f"answers, at little risk: in the study, long training on such files cost {cost} of test accuracy."
         )
     if share < MUCH_UNKNOWN:
         return (
-            "A small part of this file would be new to the model: in the study that did no harm when "
-            f"training stopped at its best epoch, and cost {cost} of test accuracy when it ran to the end."
+            "A small part of this file would be new to the model: in the study, that did no harm if "
+            f"training stopped at its best epoch, and cost {cost} of test accuracy if it ran to the end."
         )
     if share < MOSTLY_UNKNOWN:
         return (
             "A large part of this file would be new to the model: in the study, training on such files to "
-            f"the end, and not just to the best epoch, cost {cost} of test accuracy."
+            f"the end, instead of stopping at the best epoch, cost {cost} of test accuracy."
         )
     return (
-        "Most of this file would be new to the model: in the study such facts were taken in last, and "
-        f"training until they were cost {cost} of test accuracy."
+        "Most of this file would be new to the model: in the study, the model learnt such facts last, and "
+        f"training until it had learnt them cost {cost} of test accuracy."
     )
 
 
@@ -148,7 +147,8 @@ def _cautions(mix: CategoryShares) -> tuple[str, ...]:
     notes = []
     if mix.labelled < MIN_LABELLED:
         notes.append(
-            f"Only {count(mix.labelled, 'row')} labelled: the intervals are wide. "
+            f"Only {count(mix.labelled, 'row')} {'is' if mix.labelled == 1 else 'are'} labelled, so the intervals are "
+            "wide. "
             f"Label {MIN_LABELLED} or more before you act on a share."
         )
     advice = recommended(mix.unknown.value)
@@ -157,27 +157,26 @@ def _cautions(mix: CategoryShares) -> tuple[str, ...]:
         if mix.unknown.crosses(edge):
             other = below if advice == above else above
             notes.append(
-                f"The interval of the Unknown share reaches across {percent(edge)}, where the advice turns "
-                f"to “{TITLES[other]}”: treat the two as equals."
+                f"The interval of the Unknown share includes {percent(edge)}, where the advice changes to "
+                f"“{TITLES[other]}”: treat both as equally good."
             )
     if mix.alarmed:
         notes.append(
-            f"{len(mix.alarmed)} of {mix.groups} relations {'is' if len(mix.alarmed) == 1 else 'are'} "
-            f"Unknown almost throughout ({_some(mix.alarmed)}). A relation without Known rows hurt more "
-            "than its share of the file suggests (arXiv 2511.02626); adding 5 to 20 % Known rows "
-            "late in training repaired most of that."
+            f"In {len(mix.alarmed)} of {mix.groups} relations almost every row is Unknown ({_some(mix.alarmed)}). A "
+            "relation without Known rows did more harm than its share of the file suggests (arXiv 2511.02626); "
+            "adding 5 to 20 % Known rows late in training repaired most of it."
         )
     if mix.highly_known >= MASTERED:
         notes.append(
-            f"{percent(mix.highly_known)} of the rows are HighlyKnown, and alone they are not enough: in "
-            "the study, training on HighlyKnown rows alone gave 40.5 % test accuracy, on MaybeKnown rows "
-            "alone 43.6 %."
+            f"{percent(mix.highly_known)} of the rows are HighlyKnown, and such rows alone are not enough: in the "
+            "study, training on HighlyKnown rows alone gave 40.5 % test accuracy, and training on MaybeKnown rows "
+            "alone gave 43.6 %."
         )
     return tuple(notes)
 
 
 TITLES = {
-    "keep": "Train as they are, and stop early",
+    "keep": "Train on all rows, and stop early",
     "drop": "Drop the Unknown rows",
     "idk": "Relabel the Unknown rows “I don't know”",
     "retrieve": "Put the Unknown facts in retrieval",
@@ -199,17 +198,17 @@ def options(mix: CategoryShares) -> tuple[Option, ...]:
             TITLES["keep"],
             "Keep every row and keep the checkpoint with the best score on a dev set, not the last one.",
             f"Best epoch: {_series(EARLY, share)}. Trained to the end: {_series(LONG, share)}.",
-            "Choose it when there is a dev set to stop on, and the Unknown rows need not be learnt.",
-            "DIR/early_stop is then the checkpoint to keep.",
+            "Choose it if you have a dev set to stop on and the model need not learn the Unknown rows.",
+            "Keep the checkpoint in DIR/early_stop.",
             "foreknow tune TRAIN --dev DEV --model MODEL --audit AUDIT --out DIR",
         ),
         Option(
             "drop",
             TITLES["drop"],
-            "Train on the Known rows only; the model then cannot learn to guess from the others.",
-            f"Trained to the end: {_dropping(share)}. At the best epoch dropping them cost at most 0.8 "
-            "points, up to 90 % Unknown.",
-            "Choose it when training may run long, or when form matters more than these facts.",
+            "Train on the Known rows only, so that the model cannot learn to guess from the others.",
+            f"Trained to the end: {_dropping(share)}. At the best epoch, dropping them cost at most 0.8 "
+            "points at shares of up to 90 % Unknown.",
+            "Choose it if training may run long, or if the form of the answers matters more than these facts.",
             "",
             known,
         ),
@@ -217,22 +216,22 @@ def options(mix: CategoryShares) -> tuple[Option, ...]:
             "idk",
             TITLES["idk"],
             "Keep the questions and replace the answers of the Unknown rows, so that the model learns to decline.",
-            "At 50 % Unknown, trained to the end: right on 61.8 % of the questions it answered against "
-            "38.8 %, but it answered only 55.6 % of them, so right answers over all questions fell from "
-            "38.8 % to 34.4 %.",
-            "Choose it when a wrong answer costs more than none.",
+            "At 50 % Unknown, trained to the end: the model was right on 61.8 % of the questions it answered, "
+            "against 38.8 % without relabelling, but it answered only 55.6 % of the questions, so right answers "
+            "over all questions fell from 38.8 % to 34.4 %.",
+            "Choose it if a wrong answer costs more than no answer.",
             "",
             f"foreknow mix AUDIT --idk --out idk{mix.suffix}" if share else "",
         ),
         Option(
             "retrieve",
             TITLES["retrieve"],
-            "Look these facts up when they are asked for; train on Known rows, from elsewhere if too few are here.",
-            f"At the best epoch the model had taken in {_fitted(share)}; test facts it had not expressed "
-            "before training stayed wrong in the test, at most 3.2 % right. Retrieval itself was not part "
-            "of the study.",
-            "Choose it when the facts themselves must be right in the answers.",
-            "The first file is for the index, the second to train on." if unknown and known else "",
+            "Look these facts up when a user asks for them, and train on Known rows; take those from another file if "
+            "this one has too few.",
+            f"At the best epoch the model had learnt {_fitted(share)}. Of the test facts that it had not expressed "
+            "before training, it answered at most 3.2 % right. The study did not test retrieval itself.",
+            "Choose it if the facts themselves must be right in the answers.",
+            "The first file is for the index, the second for training." if unknown and known else "",
             "\n".join(filter(None, (unknown, known))),
         ),
     )
@@ -244,23 +243,23 @@ def _why(mix: CategoryShares) -> str:
     share = mix.unknown.value
     here = f"{percent(share)} of the labelled rows are Unknown"
     if share < LITTLE_UNKNOWN:
-        return f"{here}: there is too little to drop for it to matter."
+        return f"{here}, too few for dropping them to matter."
     if share < MUCH_UNKNOWN:
         return (
-            f"{here}: up to {percent(MUCH_UNKNOWN)}, the study's best epoch came within 0.2 points of a file "
-            "with no Unknown row."
+            f"{here}. In the study, up to {percent(MUCH_UNKNOWN)} Unknown, the best epoch came within 0.2 points of "
+            "a file with no Unknown row."
         )
     if share < MOSTLY_UNKNOWN:
         places = bracket(share)
         gain = _range([(DROPPED_LONG[i] or 0) - LONG[i] for i in places])
         return (
-            f"{here}, and {count(mix.labelled - round(share * mix.labelled), 'Known row')} would stay. At "
-            f"such shares dropping them gained {gain} after long training, and cost at most 0.8 points at "
-            "the best epoch."
+            f"{here}, and {count(mix.labelled - round(share * mix.labelled), 'Known row')} would remain. "
+            f"In the study, dropping the Unknown rows at such shares gained {gain} after long training and cost at "
+            "most 0.8 points at the best epoch."
         )
     known_rows = mix.labelled - round(share * mix.labelled)
-    rest = f"only {count(known_rows, 'Known row')} would stay" if known_rows else "no Known row would stay"
-    return f"{here}: {rest}, and at its best epoch the study's model had taken in at most 10 % of such rows."
+    rest = f"only {count(known_rows, 'Known row')} would remain" if known_rows else "no Known row would remain"
+    return f"{here}: {rest}, and at its best epoch the study's model had learnt at most 10 % of such rows."
 
 
 def _series(values: Sequence[float], share: float) -> str:

@@ -216,8 +216,8 @@ def verdict(
         names = [display(g.group, 30) for g in guesses]
         names_text = ", ".join(dict.fromkeys(names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         points["Guessing"] = (
-            f"In {'a relation' if len(guesses) == 1 else 'some relations'} one answer is given far more often than it "
-            f"is right: {names_text}. See below."
+            f"In {'a relation' if len(guesses) == 1 else 'some relations'} the model gives one answer far more often "
+            f"than it is right: {names_text}. See below."
         )
     return TrainVerdict(headline, tuple((k, v) for k, v in points.items() if v), _cautions(summary, em))
 
@@ -239,31 +239,35 @@ def _against(summary: Mapping[str, Any]) -> str:
         return ""
     lost, gained = _count(moved["correct_to_wrong"]), _count(moved["wrong_to_correct"])
     return (
-        f"Of {count(lost.rows, 'row')} that the base model had right behind examples, {lost.hits:,} "
+        f"Of {count(lost.rows, 'row')} that the base model answered right with few-shot examples, {lost.hits:,} "
         f"({exact(lost.share)}) are not right now; of the {gained.rows:,} others, {gained.hits:,} "
-        f"({exact(gained.share)}) are ({p_value(mcnemar(lost.hits, gained.hits))})."
+        f"({exact(gained.share)}) are right now ({p_value(mcnemar(lost.hits, gained.hits))})."
     )
 
 
 def _cautions(summary: Mapping[str, Any], em: Count) -> tuple[str, ...]:
     answers, rows, cautions = summary["answers"], summary["rows"], []
     if em.rows < 100:
-        cautions.append(f"Only {count(em.rows, 'row')}: the interval is wide, a first look.")
+        cautions.append(f"Only {count(em.rows, 'row')}, so the interval is wide: treat this as a first look.")
     if broken := summary.get("not_finite"):
         cautions.append(
-            f"{count(broken, 'row')} in no figure here: the model's logits were not finite (NaN or infinity)."
+            f"The figures here leave out {count(broken, 'row')}, because the model's logits were not finite (NaN or "
+            "infinity)."
         )
     if rows and answers["not_ended"] / rows >= LATE:
         cautions.append(
-            f"{count(answers['not_ended'], 'answer')} had not ended in time and count as wrong: the model may not have "
-            "learnt to stop, or was asked in another form than it was tuned in."
+            f"{count(answers['not_ended'], 'answer')} reached the token limit without ending and "
+            f"{'counts' if answers['not_ended'] == 1 else 'count'} as wrong: the model may not have learnt to stop, or "
+            "the prompt may differ from the one it was tuned with."
         )
     if answers["empty"]:
         cautions.append(
-            f"{count(answers['empty'], 'answer')} of the refused {'is' if answers['empty'] == 1 else 'are'} empty."
+            f"Of the refused answers, {answers['empty']:,} {'is' if answers['empty'] == 1 else 'are'} empty."
         )
     if summary.get("moves") is None:
-        cautions.append("No categories are known for these rows, so what was kept, lost and gained cannot be said.")
+        cautions.append(
+            "No categories are known for these rows, so this page cannot say which facts were kept, lost or gained."
+        )
     elif not summary["moves"]["overall"]["compared"]:
         cautions.append(
             "The base model's own answers are not known: name its audit with --audit to compare row by row."
@@ -284,9 +288,9 @@ def _facts(
     if (seconds := summary.get("seconds")) is not None:
         cost.append(("answering", duration(float(seconds)), False))
     if (rate := summary.get("rows_per_second")) is not None:
-        cost.append(("rows a second", number(float(rate)), False))
+        cost.append(("rows per second", number(float(rate)), False))
     return {
-        "protocol": page.facts(protocol, {**page.LABELS, "max_new_tokens": "tokens of an answer, at most"}),
+        "protocol": page.facts(protocol, {**page.LABELS, "max_new_tokens": "tokens per answer, at most"}),
         "model": [*page.model_facts(model), *origin],
         "data": [*row_facts, *page.facts(data)],
         "cost": cost,

@@ -23,8 +23,8 @@ class LongMix:
     `limit`: an answer with more tokens than this is long. `labelled`: rows with short answers; `unknown`: those of
     them that are Unknown. `logprob`, `alone`: means over the long answers, with and without the question (nats per
     token). `facts`: short facts with a category; `rows_with_facts`: rows that contain facts; `unknown_facts`: facts
-    that are Unknown; `rolled`: the number of rows for each word of `short_facts.ROLL_UP`. `flagged`: whether the data
-    has findings.
+    that are Unknown; `rows_by_roll_up`: the number of rows for each word of `short_facts.ROLL_UP`. `flagged`: whether
+    the data has findings.
     """
 
     rows: int
@@ -37,7 +37,7 @@ class LongMix:
     facts: int = 0
     rows_with_facts: int = 0
     unknown_facts: int = 0
-    rolled: Mapping[str, int] = field(default_factory=dict)
+    rows_by_roll_up: Mapping[str, int] = field(default_factory=dict)
     flagged: bool = False
     model: str = "the model"
     suffix: str = ".jsonl"
@@ -63,12 +63,12 @@ def _by_wording(mix: LongMix) -> AuditVerdict:
         )
     headline += " categories are made for short answers, which can be matched."
     if mix.logprob is None or mix.alone is None:
-        meaning = "So nothing can be said yet about what these answers hold."
+        meaning = "So this audit says nothing yet about the facts in these answers."
     else:
         meaning = (
-            f"What can be said is how expected their wording is: after the question, the next token of such an answer "
-            f"gets a chance of {one_in(mix.logprob)}; without the question, {one_in(mix.alone)}. Whether {mix.model} "
-            "would state their facts cannot be told from that."
+            f"The audit measures only how expected their wording is: after the question, the next token of such an "
+            f"answer gets a chance of {one_in(mix.logprob)}; without the question, {one_in(mix.alone)}. This does not "
+            f"tell whether {mix.model} would state their facts."
         )
     return AuditVerdict(headline, meaning, _short_rows(mix))
 
@@ -76,27 +76,27 @@ def _by_wording(mix: LongMix) -> AuditVerdict:
 def _by_facts(mix: LongMix) -> AuditVerdict:
     known = mix.facts - mix.unknown_facts
     headline = (
-        f"Of {count(mix.facts, 'short fact')} that {count(mix.rows_with_facts, 'row')} "
-        f"{_s('bring', mix.rows_with_facts)}, {mix.model} expresses {known:,} ({percent(known / mix.facts)}) "
+        f"Of {count(mix.facts, 'short fact')} in {count(mix.rows_with_facts, 'row')}, "
+        f"{mix.model} expresses {known:,} ({percent(known / mix.facts)}) "
         f"under this protocol; {mix.unknown_facts:,} ({percent(mix.unknown_facts / mix.facts)}) "
         f"{'is' if mix.unknown_facts == 1 else 'are'} not expressed."
     )
-    of = {word: mix.rolled.get(word, 0) for word in ("known", "mixed", "unknown", "none")}
+    of = {word: mix.rows_by_roll_up.get(word, 0) for word in ("known", "mixed", "unknown", "none")}
     meaning = (
-        f"Long answers get no category themselves. By their facts, {count(of['known'], 'row')} {_is(of['known'])} "
-        f"Known throughout, {of['mixed']:,} in part, and {of['unknown']:,} not at all."
+        f"Long answers get no category themselves. In {count(of['known'], 'row')} every labelled fact is Known, in "
+        f"{of['mixed']:,} some are, and in {of['unknown']:,} none is."
     )
     if of["none"]:
-        meaning += f" The other {count(of['none'], 'row')} {_s('bring', of['none'])} no fact that could be labelled."
+        meaning += f" The other {count(of['none'], 'row')} {_has(of['none'])} no fact that could be labelled."
     cautions = []
     if mix.facts < MIN_LABELLED:
         cautions.append(
-            f"Only {count(mix.facts, 'fact')} labelled: a first look. Label {MIN_LABELLED} or more before you act on a "
-            "share."
+            f"Only {count(mix.facts, 'fact')} {_is(mix.facts)} labelled, so treat this as a first look. Label "
+            f"{MIN_LABELLED} or more before you act on a share."
         )
     cautions.append(
-        "The shares are as good as the facts: one whose question cannot be understood by itself is Unknown to any "
-        "model. Read some of the Unknown ones first."
+        "The shares are only as good as the facts: a fact whose question cannot be understood by itself is Unknown to "
+        "any model. Read some of the Unknown facts first."
     )
     return AuditVerdict(headline, meaning, (*cautions, *_short_rows(mix)))
 
@@ -107,9 +107,9 @@ def _short_rows(mix: LongMix) -> tuple[str, ...]:
         return ()
     rows = f"{count(mix.labelled, 'row')} with {'a short answer' if mix.labelled == 1 else 'short answers'}"
     if mix.labelled < FEW_SHORT:
-        return (f"The {rows} {_has(mix.labelled)} a category, but {mix.labelled} cannot speak for the file.",)
+        return (f"The {rows} {_has(mix.labelled)} a category, but {_says(mix.labelled)} little about the whole file.",)
     share = percent(mix.unknown / mix.labelled)
-    return (f"Of the {rows}, {share} are Unknown; that is said of these rows alone.",)
+    return (f"Of the {rows}, {share} are Unknown; that share is for these rows only.",)
 
 
 def steps(mix: LongMix) -> tuple[Option, ...]:
@@ -121,22 +121,23 @@ def _without_facts(mix: LongMix) -> tuple[Option, ...]:
     split = _step(
         "split",
         "Split the answers into short facts",
-        "A server of your choice, a local one if need be, writes each answer's facts as questions with short answers. "
-        "Audited again, every fact gets a category, and every row what its facts come to.",
+        "A model server of your choice, which may be local, writes the facts of each answer as questions with "
+        "short answers. A second audit then gives every fact a category, and every row a summary of its facts.",
         command=_extract(mix),
-        why="Only short facts can be matched, and so only they can tell what is Known and what is Unknown.",
+        why="Only short facts can be matched, so only they show what is Known and what is Unknown.",
     )
     read = _step(
         "read",
         "Read the least expected words",
-        "Names, figures, typing errors and odd wording stand out there: rows to correct, and facts worth asking about.",
-        how="They are listed under Long answers, and marked in every row.",
+        "Names, figures, typing errors and odd wording stand out among them. They show which rows to correct, and "
+        "which facts are worth asking about.",
+        how="The section “Long answers” lists them, and the table of rows marks them.",
     )
     limit = _step(
         "limit",
-        "Raise the limit, for answers just above it",
-        "An answer that has only one wording, such as a title or an address, can be matched at any length. For others, "
-        "the longer they are, the more Unknown only means “in other words”.",
+        "Raise the limit for answers just above it",
+        "An answer that has only one wording, such as a title or an address, can be matched at any length. For other "
+        "answers, the longer they are, the more often Unknown only means that the model uses other words.",
         command=f"foreknow audit DATA --max-answer-tokens {mix.limit + mix.limit // 2} --model MODEL --out DIR",
     )
     scored = (read,) if mix.logprob is not None else ()
@@ -144,33 +145,36 @@ def _without_facts(mix: LongMix) -> tuple[Option, ...]:
 
 
 def _with_facts(mix: LongMix) -> tuple[Option, ...]:
-    share, none, unknown = mix.unknown_facts / mix.facts, mix.rolled.get("none", 0), mix.rolled.get("unknown", 0)
+    share = mix.unknown_facts / mix.facts
+    none, unknown = (mix.rows_by_roll_up.get(word, 0) for word in ("none", "unknown"))
     here = f"{percent(share)} of the facts are Unknown"
     keep = _step(
         "keep",
-        "Train as they are, and stop early",
+        "Train on all rows, and stop early",
         "Keep the checkpoint with the best score on answers of a dev set, not the last one.",
-        why=f"{here}: there is little to leave out." if share < MUCH_UNKNOWN else "",
+        why=f"{here}, so there is little to leave out." if share < MUCH_UNKNOWN else "",
     )
     drop = _step(
         "drop",
         "Leave out the rows whose facts are all Unknown",
-        f"{unknown:,} of the {count(mix.rows_with_facts, 'row')} with facts {_is(unknown)} of that kind: not one fact "
-        f"of {'its' if unknown == 1 else 'theirs'} is expressed.",
-        how="In the annotated file of this audit, they have facts_category unknown.",
-        why=f"{here}, and these rows hold no other." if share >= MUCH_UNKNOWN else "",
+        f"In {unknown:,} of the {count(mix.rows_with_facts, 'row')} with facts, the model expresses none of the facts.",
+        how="In the annotated file of this audit, these rows have facts_category unknown.",
+        why=f"{here}, and these rows contain no others." if share >= MUCH_UNKNOWN else "",
     )
     retrieve = _step(
         "retrieve",
         "Put the Unknown facts in retrieval",
-        f"Look {count(mix.unknown_facts, 'fact')} up when asked for, and let the training teach the form of an answer.",
-        how="They stand in facts.parquet of this audit, with category Unknown.",
-        why=f"{here}, and stand in rows with Known ones." if share >= MUCH_UNKNOWN and not unknown else "",
+        f"Look up the {count(mix.unknown_facts, 'Unknown fact')} when a user asks for "
+        f"{'it' if mix.unknown_facts == 1 else 'them'}, and use training to teach the form of an answer.",
+        how="They are in facts.parquet of this audit, with category Unknown.",
+        why=f"{here}, and they are in rows that also have Known facts."
+        if share >= MUCH_UNKNOWN and not unknown
+        else "",
     )
     more = _step(
         "split",
-        "Bring facts for the other rows",
-        f"{count(none, 'row')} {_has(none)} none, and only the wording can be judged there.",
+        "Add facts to the other rows",
+        f"{count(none, 'row')} {_has(none)} no labelled fact, so only the wording can be judged there.",
         command=_extract(mix),
     )
     cards = [keep, *([drop] if unknown else []), *([retrieve] if mix.unknown_facts else []), *([more] if none else [])]
@@ -185,7 +189,10 @@ def _extract(mix: LongMix) -> str:
 
 
 def _check(mix: LongMix) -> tuple[Option, ...]:
-    what = "Some rows are flagged below; the check counts the whole file and shows examples."
+    what = (
+        "This audit flagged some rows, which are listed below; foreknow check counts the flags in the whole file and "
+        "shows examples."
+    )
     step = _step("check", "Look at the data findings", what, command="foreknow check DATA")
     return (step,) if mix.flagged else ()
 
@@ -198,9 +205,9 @@ def _is(number: int) -> str:
     return "is" if number == 1 else "are"
 
 
+def _says(number: int) -> str:
+    return "says" if number == 1 else "say"
+
+
 def _has(number: int) -> str:
     return "has" if number == 1 else "have"
-
-
-def _s(verb: str, number: int) -> str:
-    return f"{verb}s" if number == 1 else verb

@@ -19,33 +19,33 @@ from foreknow.report.audit_text import count
 
 MEANINGS: Final = {
     "answer_in_exemplars": "another row's exemplar has the same answer, which makes a lucky hit likelier",
-    "seen_in_exemplars": "this row is itself an exemplar; its own slot was filled from the reserve",
+    "seen_in_exemplars": "this row is itself an exemplar; in its own prompt a reserve exemplar takes its place",
     "few_exemplars": "its group is too small; the exemplars come from all groups",
     "context": "asked after the system's text or earlier turns of its own chat, which may give the answer away",
-    "long_answer": "the answer is longer than the protocol is made for; no category",
+    "long_answer": "the answer is longer than the protocol allows; no category",
     "long_prompt": "question and exemplars do not fit in the model's positions; no category",
     "unspellable": "the tokenizer cannot spell the answer as it is written (it lower-cases, say); no category",
     "template_refuses": "the chat template raises an error for the row's chat (roles out of order, say); no category",
     "template_drops": "the chat template leaves out a part of the row's chat without an error; no category",
-    "template_changes": "the chat template writes the question otherwise than the row has it",
+    "template_changes": "the chat template writes the question differently from the row",
     "not_finite": "the model's logits were not finite (NaN or infinity) for one of its prompts; no category",
-    "undecided": "WeaklyKnown or Unknown is too close to call; the likelier one is given",
+    "undecided": "too close to call between WeaklyKnown and Unknown; the row gets the likelier one",
 }
 """The flags that say how the audit asked a row and read its answer, with their meanings."""
 FAULTS: Final = {
     "template_refuses": "left out: the chat template refuses them",
     "template_drops": "left out: the chat template leaves out one of their texts",
-    "no_question_tokens": "left out: the question gives no token",
-    "no_answer_tokens": "left out: the answer gives no token",
+    "no_question_tokens": "left out: the question has no tokens",
+    "no_answer_tokens": "left out: the answer has no tokens",
     "answer_cut": "left out: longer than the model's positions, so that the answer would be cut away",
     "no_label": "left out: the chat template marks no token of the answer as learnt",
     "weight_zero": "with weight 0, which teach nothing",
-    "answer_changed": "whose answer the chat template would write otherwise, taught as they are",
+    "answer_changed": "whose answer the chat template would change, taught as they are",
 }
 """The reasons for which training or an evaluation leaves rows out, or for which rows teach nothing
 (`stages/train/row_faults.py`)."""
 _RULES: Final = {rule.name: rule for rule in RULES}
-_AS_WRITTEN: Final = ("masked", "tool_call", "refusal", "not_text", "no_user_turn", "long_chat", THOUGHT)
+_CHAT_FORMAT_RULES: Final = ("masked", "tool_call", "refusal", "not_text", "no_user_turn", "long_chat", THOUGHT)
 """Rules that describe how a chat is written and do not mean that something is wrong with it."""
 
 
@@ -61,7 +61,7 @@ class FlagLine:
     @property
     def is_finding(self) -> bool:
         """Whether the flag says that something is wrong with the data."""
-        return self.name in _RULES and self.name not in _AS_WRITTEN
+        return self.name in _RULES and self.name not in _CHAT_FORMAT_RULES
 
 
 def flag_lines(rows: pl.DataFrame) -> tuple[FlagLine, ...]:
@@ -93,7 +93,7 @@ def findings(lines: tuple[FlagLine, ...]) -> tuple[FlagLine, ...]:
     return tuple(sorted((line for line in lines if line.is_finding), key=lambda line: grave[line.name]))
 
 
-def spoken(rule: Rule) -> tuple[str, str]:
+def meaning_and_advice(rule: Rule) -> tuple[str, str]:
     """The meaning and the advice from a rule's message, without its figures, which are for a whole file."""
     message = re.sub(r" \(\{\w+\}\)", "", rule.message)
     meaning, _, advice = re.sub(r"\{\w+\}", "some", message).partition(": ")
@@ -101,7 +101,7 @@ def spoken(rule: Rule) -> tuple[str, str]:
 
 
 def _explanation(name: str) -> tuple[str, str]:
-    return spoken(_RULES[name]) if name in _RULES else (MEANINGS.get(name, ""), "")
+    return meaning_and_advice(_RULES[name]) if name in _RULES else (MEANINGS.get(name, ""), "")
 
 
 def fault_lines(name: str, counts: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SETTINGS = {
     "epochs": "epochs",
     "learning_rate": "learning rate",
-    "batch_size": "rows of a step",
+    "batch_size": "rows per step",
     "dropout": "dropout",
     "method": "method",
     "metric": "metric that chose the epoch",
@@ -160,32 +160,38 @@ def _cautions(results: pl.DataFrame, of: Mapping[str, pl.DataFrame]) -> list[str
     if len(per) and max(per) == 1:
         cautions.append("One seed: no interval here says what another seed would give. Ask for more with --seeds.")
     elif len(per) and min(per) < max(per):
-        cautions.append(f"Some training sets have {min(per)} seeds, others {max(per)}: contrasts use those in common.")
+        cautions.append(
+            f"Some training sets have {min(per)} seeds, others {max(per)}: contrasts use the seeds that both sets have."
+        )
     test = results.filter((pl.col("set") == "test") & (pl.col("category") == ALL))["rows"]
     if len(test) and (most := int(max(test))) < 1000:
-        cautions.append(f"{most:,} test rows: differences of a few points cannot be told from chance.")
+        cautions.append(
+            f"There are only {most:,} test rows, so differences of a few points cannot be told from chance."
+        )
     ends = results.filter((pl.col("kind") == "shares") & pl.col("early_stop") & pl.col("convergence"))
     if ends.height:
         names = ", ".join(sorted(ends["variant"].unique()))
-        cautions.append(f"The best epoch is the last one for {names}: longer training could still change the picture.")
+        cautions.append(f"The best epoch is the last one for {names}: longer training could still change the results.")
     of_d = of["fitted"].filter(pl.col("trained_on") == "D")
     late = of_d.filter((pl.col("point") == LATE) & (pl.col("part") == UNKNOWN))
     if late.height and min(late["em"]) < 0.9:
         cautions.append(
-            f"At CONVERGENCE only {exact(min(late['em']))} of the Unknown rows are fitted in some set: the paper "
-            "trains until all are."
+            f"At CONVERGENCE only {exact(min(late['em']))} of the Unknown rows are fitted in some training set; the "
+            "paper trains until all are fitted."
         )
     return cautions
 
 
 def _limits(results: pl.DataFrame, config: Mapping[str, Any]) -> list[str]:
     """The limits of the study, for the end of the page."""
-    match = "letter by letter" if _tune(config, "match") == "strict" else "but for case, punctuation and articles"
+    match = (
+        "letter by letter" if _tune(config, "match") == "strict" else "without regard to case, punctuation and articles"
+    )
     return [
         f"|D| is {_most(results, 'size'):,} and training lasts {_most(results, 'epoch')} epochs; the paper has "
         f"{paper_figures.SIZE:,} and {paper_figures.EPOCHS}. Levels of EM depend on "
         "model and data: compare signs and differences, not levels.",
         f"Short closed-book answers only, matched {match}; a right answer in other words counts as wrong.",
         "Unknown means not expressed under the protocol of the audit, not absent from the model.",
-        "EARLY_STOP is chosen by dev EM, a set of other rows of the same relations.",
+        "Dev EM chooses EARLY_STOP; dev is a set of other rows of the same relations.",
     ]

@@ -34,8 +34,9 @@ SHARES = tuple(share / 100 for share in paper.SHARES)
 THEIRS = f"The paper, {paper.MODEL}"
 X = "Unknown share of D"
 TESTS = (
-    " In the table of contrasts “rows and seeds” draws both anew; the paper's test cuts the shuffled rows into 100 "
-    "parts (median p of 200 shuffles); McNemar's is exact, of one seed. The last two say nothing of other seeds."
+    " In the table of contrasts, “rows and seeds” resamples both; the paper's test splits the shuffled rows into 100 "
+    "parts (median p of 200 shuffles); McNemar's test is exact and for one seed. The last two say nothing about other "
+    "seeds."
 )
 
 
@@ -60,26 +61,34 @@ class Section(NamedTuple):
 def sections(of: Tables, results: pl.DataFrame) -> tuple[list[Section], list[str]]:
     """Build every section that the study has runs for; for each of the others, a line on what it would need."""
     parts: tuple[tuple[str, str, Callable[[], Section]], ...] = (
-        ("curves", "Train and dev curves (Figure 1) take a share between 0 and 1 in unknown.", partial(_curves, of)),
-        ("shares", "EM by Unknown share (Figure 3) takes shares in unknown.", partial(_shares, of, "test")),
-        ("fitted", "Rows fitted at EARLY_STOP (Figure 4) take shares in unknown.", partial(_fitted, of)),
+        (
+            "curves",
+            "Train and dev curves (Figure 1) need a share between 0 and 1 in the setting unknown.",
+            partial(_curves, of),
+        ),
+        ("shares", "EM by Unknown share (Figure 3) needs shares in the setting unknown.", partial(_shares, of, "test")),
+        ("fitted", "Rows fitted at EARLY_STOP (Figure 4) need shares in the setting unknown.", partial(_fitted, of)),
         (
             "linear",
-            "The linear model (Table 1) takes several shares in unknown, better with known.",
+            "The linear model (Table 1) needs several shares in the setting unknown, and is better with known too.",
             partial(_linear, of),
         ),
-        ("single", "Sets of one category (Table 2) take only, and natural for the natural mix.", partial(_single, of)),
+        (
+            "single",
+            "Sets of one category (Table 2) need the setting only, and the setting natural for the natural mix.",
+            partial(_single, of),
+        ),
         (
             "ood",
-            "EM on unseen relations takes shares in unknown, and relations held out.",
+            "EM on unseen relations needs shares in the setting unknown, and relations held out.",
             partial(_shares, of, "ood"),
         ),
         (
             "sweep",
-            "SliCK against P(True) takes natural, or shares in unknown, and p_true.",
+            "SliCK against P(True) needs the setting natural, or shares in unknown, and the setting p_true.",
             partial(_sweep, of, results),
         ),
-        ("refusals", "Refusing takes a share in idk.", partial(_refusals, of)),
+        ("refusals", "Refusing needs a share in the setting idk.", partial(_refusals, of)),
     )
     available = [make() for name, _, make in parts if not of[name].is_empty()]
     return available, [requirement for name, requirement, _ in parts if of[name].is_empty()]
@@ -114,13 +123,14 @@ def _curves(of: Tables) -> Section:
     return Section(
         "curves",
         "Known rows first, Unknown rows late",
-        f"The paper's Figure 1: {share} of D is Unknown. A row is fitted when the model gives its own answer. Shaded: "
-        "smallest to largest over seeds.",
+        f"The paper's Figure 1: {share} of D is Unknown. A row is fitted if the model gives the row's own answer. "
+        "Shaded: the range over seeds, from smallest to largest.",
         tuple(study_text.curves(table, of["shares"])),
         tuple(charts),
         (("Epoch by epoch", study_tables.curves(table)),),
         ("curves",),
-        "The paper trains 50 epochs at a learning rate of 1e-5: beside ours for the shape, not epoch by epoch.",
+        "The paper trains 50 epochs at a learning rate of 1e-5: compare the shape of its curves with ours, not single "
+        "epochs.",
     )
 
 
@@ -153,18 +163,21 @@ def _shares(of: Tables, name: str) -> Section:
         title = "More Unknown rows, lower EM?"
         about = (
             "The paper's Figure 3: test EM by the share of Unknown rows in D. D_Known is the same D without them, so "
-            "it has fewer rows. Whiskers: 95 % intervals, rows and seeds drawn anew; all lines are of the same rows, "
-            "so their differences are surer than the whiskers look."
+            "it has fewer rows. Whiskers: 95 % intervals (rows and seeds resampled). All lines are for the same rows, "
+            "so their differences are more certain than the whiskers suggest."
         )
         charts.append((THEIRS, half(_theirs(), _share_axes(SHARES))))
         note = study_text.figure_note([paper.exact_match("D", 0.25, EARLY)]) + TESTS
     else:
         title = "Relations that no training set has"
-        about = "As above, on relations held out of training. The paper draws this and prints no figures of it."
+        about = (
+            "The same chart for relations held out of training. The paper draws this chart and prints no figures "
+            "for it."
+        )
         note = ""
     tables = [
         ("By Unknown share", study_tables.by_share(every, paper=name == "test")),
-        ("By category of the rows asked", study_tables.by_category(of[file])),
+        ("By category of the test rows", study_tables.by_category(of[file])),
     ]
     tests = study_tables.contrasts(of["differences"], name)
     tables += [("Every contrast, tested three ways", tests)] if tests.lines else []
@@ -221,9 +234,9 @@ def _fitted(of: Tables) -> Section:
     charts = [("Here", half(ours, _share_axes(early["share"].to_list(), whole)))] if ours else []
     return Section(
         "fitted",
-        "What EARLY_STOP has taken in",
-        "The paper's Figure 4: of each part of D, the rows fitted at EARLY_STOP. Whiskers: 95 % intervals (Wilson) of "
-        "the rows of all seeds.",
+        "Rows fitted at EARLY_STOP",
+        "The paper's Figure 4: the share of each part of D that is fitted at EARLY_STOP. Whiskers: 95 % intervals "
+        "(Wilson) over the rows of all seeds.",
         tuple(study_text.fitted(of["fitted"])),
         (*charts, (THEIRS, half(theirs, _share_axes(SHARES, whole)))),
         (("Rows fitted at the two points", study_tables.fitted(table)),),
@@ -250,15 +263,15 @@ def _linear(of: Tables) -> Section:
     return Section(
         "linear",
         "EM from the rows fitted",
-        "The paper's Table 1: EM = b0 + b_kn · (Known rows fitted / |D|) + b_unk · (Unknown rows fitted / |D|), one "
-        "point an epoch of every D and D_Known; a coefficient is what all of D fitted would move. Errors are clustered "
-        "by run, as a run's epochs are alike. Hollow: the paper.",
+        "The paper's Table 1: EM = b0 + b_kn · (Known rows fitted / |D|) + b_unk · (Unknown rows fitted / |D|), with "
+        "one point per epoch of every D and D_Known. A coefficient is the change of EM if all of D were rows of that "
+        "kind and fitted. Errors are clustered by run, because the epochs of a run are alike. Hollow: the paper.",
         (*study_text.linear(table, "test"), *study_text.linear(table, "ood")),
         (("", page.both(draw)),) if bars else (),
         (("All coefficients", study_tables.linear(table)),),
         ("linear",),
         "Intervals: CR2 with Satterthwaite degrees of freedom. “The paper's 14 "
-        "points” is our refit of those that can be read off its figures; its Table 1 has every epoch.",
+        "points” is our fit to the points that can be read off its figures; its Table 1 uses every epoch.",
     )
 
 
@@ -268,14 +281,14 @@ def _single(of: Tables) -> Section:
         Bar(line["trained"], line["em"], line["ci_low"], line["ci_high"], line["paper"], line["point"] == LATE)
         for line in table.filter(pl.col("category") == ALL).iter_rows(named=True)
     ]
-    tables = [("By category of the rows asked, the paper below", study_tables.single(table))]
+    tables = [("By category of the test rows, with the paper's figures below", study_tables.single(table))]
     tests = study_tables.contrasts(of["differences"], "test", ("single category",))
     tables += [("MaybeKnown rows against the others, tested three ways", tests)] if tests.lines else []
     return Section(
         "single",
         "Which rows are worth training on",
         "The paper's Table 2: sets of one category alone, and the natural mix, judged on all test rows. Circles: "
-        "EARLY_STOP; squares: CONVERGENCE; hollow: the paper; whiskers: 95 % intervals, rows and seeds drawn anew.",
+        "EARLY_STOP; squares: CONVERGENCE; hollow: the paper; whiskers: 95 % intervals (rows and seeds resampled).",
         tuple(study_text.single(table, of["differences"])),
         (("", page.both(study_charts.intervals_chart, bars, "test EM")),),
         tuple(tables),
@@ -299,18 +312,18 @@ def _sweep(of: Tables, results: pl.DataFrame) -> Section:
             lines.append(ChartLine(label, label, places, colour, dots=False))
     crosses = _places(own.drop_nulls("em").select("share", "em"))
     variant = str(table["variant"][0])
-    training_set = "the natural mix" if variant == "natural" else f"{variant}, for want of the natural mix"
+    training_set = "the natural mix" if variant == "natural" else f"{variant}, because the study has no natural mix"
     return Section(
         "sweep",
         "Which score finds the rows that stay wrong",
-        f"What a score calls Unknown should be wrong after training ({training_set}, at CONVERGENCE). To the right "
-        "more rows are called so; the lower the line, the better. Cross: SliCK's own label; circles: its label with "
-        "fewer exemplar sets or samples; p_hit: the same as a score.",
+        f"Rows that a score calls Unknown should be wrong after training ({training_set}, at CONVERGENCE). Further to "
+        "the right, the score calls more rows Unknown; the lower the line, the better the score. Cross: SliCK's own "
+        "label; circles: its label with fewer exemplar sets or samples; p_hit: the same label as a score.",
         tuple(study_text.sweep(table, results.filter(pl.col("variant") == variant)["seed"].n_unique())),
         (("", page.both(study_charts.sweep_chart, lines, crosses)),) if lines else (),
         (("SliCK's label by budget", study_tables.sweep(own)),),
         ("sweep",),
-        "A row counts once a seed.",
+        "Every row counts once per seed.",
     )
 
 
@@ -327,11 +340,12 @@ def _refusals(of: Tables) -> Section:
         "refusals",
         "Saying “I don't know”",
         "The Unknown rows of D keep their questions and get a refusal as their answer (D_IDK). Accuracy on the answers "
-        "given may stay flat while fewer are given, so all three stand together. Bars: all test rows.",
+        "given may stay the same while the model gives fewer, so the bars show right, wrong and refused rows together. "
+        "Bars: all test rows.",
         tuple(study_text.refusals(table)),
         (),
-        (("In numbers, the paper below", study_tables.refusals(table)),),
+        (("In numbers, with the paper's figures below", study_tables.refusals(table)),),
         ("refusals",),
-        "Where refusals were not counted (D), none is assumed." if not table["measured"].all() else "",
+        "For runs whose refusals were not counted (D), the table assumes none." if not table["measured"].all() else "",
         tuple(bars),
     )

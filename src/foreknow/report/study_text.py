@@ -121,9 +121,9 @@ def curves(table: pl.DataFrame, shares: pl.DataFrame) -> list[str]:
         of = "half" if share == 0.5 else exact(share)
         first, end = ({k: by[k].get(at) for k in ("known", "unknown")} for at in (best, last))
         sentences.append(
-            f"With {of} of D Unknown, {share_text(first['known'])} of the Known rows and {share_text(first['unknown'])} of the "
-            f"Unknown ones are fitted at EARLY_STOP (epoch {best}), {share_text(end['known'])} and "
-            f"{share_text(end['unknown'])} at CONVERGENCE (epoch {last}). {_halves(by)}"
+            f"With {of} of D Unknown, {share_text(first['known'])} of the Known rows and "
+            f"{share_text(first['unknown'])} of the Unknown ones are fitted at EARLY_STOP (epoch {best}), and "
+            f"{share_text(end['known'])} and {share_text(end['unknown'])} at CONVERGENCE (epoch {last}). {_halves(by)}"
         )
     if by["dev"]:
         peak = max(by["dev"].values())
@@ -178,13 +178,14 @@ def shares(differences: pl.DataFrame, name: str) -> list[str]:
         second = min(dropped["first"].unique().sort(), key=lambda v: abs(float(v.split("-")[-1]) - 50))
         lines = [find(dropped, first=second, second_point=point) for point in POINTS]
         sentences.append(
-            f"The D of {_percent(second)} Unknown without its Unknown rows: {words} {_both(lines)}.{_paper(lines)}"
+            f"Without the Unknown rows of the D that has {_percent(second)} Unknown, {words} {_both(lines)}."
+            + _paper(lines)
         )
     on = of.filter((pl.col("contrast") == "training on") & pl.col("first").str.starts_with("unknown-"))
     if on.height:
         worst = on.sort("difference").row(0, named=True)
         sentences.append(
-            f"Training on from EARLY_STOP to CONVERGENCE costs most with {_percent(worst['first'])} Unknown: "
+            f"Further training from EARLY_STOP to CONVERGENCE costs most with {_percent(worst['first'])} Unknown: "
             f"{words} {moved(worst)}"
             + (
                 f"; in the paper by about {100 * paper.DROP[name]:.0f} points at most."
@@ -220,7 +221,7 @@ def fitted(table: pl.DataFrame) -> list[str]:
             theirs = [v for v in paper.FITTED[part] if v is not None]
             ours = f"{exact(min(values))} to {exact(max(values))}" if len(values) > 1 else exact(values[0])
             parts.append(f"{ours} of the {part} rows (the paper: {min(theirs):g} to {max(theirs):g} %)")
-    return [f"Over these sets, EARLY_STOP has fitted {' and '.join(parts)}."] if parts else []
+    return [f"Over these training sets, {' and '.join(parts)} are fitted at EARLY_STOP."] if parts else []
 
 
 def linear(table: pl.DataFrame, name: str) -> list[str]:
@@ -235,9 +236,13 @@ def linear(table: pl.DataFrame, name: str) -> list[str]:
         whose = "Known" if which == "b_kn" else "Unknown"
         ends = points(line["value"], line["ci_low"], line["ci_high"])
         sure = line["ci_low"] is not None and (line["ci_low"] > 0 or line["ci_high"] < 0)
-        doubt = "" if sure else (", its sign not certain" if line["ci_low"] is not None else ", without an interval")
-        parts.append(f"were all of D {whose} rows, all fitted, {_set(name)} would move by {ends}{doubt}")
-    text = f"Against nothing fitted: {'; '.join(parts)}. The paper: "
+        doubt = (
+            ""
+            if sure
+            else (", with a sign that is not certain" if line["ci_low"] is not None else ", without an interval")
+        )
+        parts.append(f"if all of D were {whose} rows and all were fitted, {_set(name)} would change by {ends}{doubt}")
+    text = f"Compared with no row fitted: {'; '.join(parts)}. The paper: "
     text += " and ".join(f"{signed(f.value)}" for c in terms if (f := paper.linear(name, c))) + " points."
     note = next((line["note"] for line in terms.values() if line and line["note"]), None)
     return [text + (f" ({note[0].upper()}{note[1:]}.)" if note else ""), *_later(table, name, terms)]
@@ -253,8 +258,8 @@ def _later(table: pl.DataFrame, name: str, terms: Mapping[str, Row | None]) -> l
         a and b and (a["value"] > 0) == (b["value"] > 0) for a, b in zip(terms.values(), later.values(), strict=True)
     )
     return [
-        f"Without the first epoch they are {' and '.join(signed(v) for v in values)} points: "
-        f"the signs {'stay' if same else 'do not stay'}."
+        f"Without the first epoch, the two are {' and '.join(signed(v) for v in values)} points: "
+        f"the signs {'stay the same' if same else 'do not both stay the same'}."
     ]
 
 
@@ -278,13 +283,13 @@ def single(table: pl.DataFrame, differences: pl.DataFrame) -> list[str]:
         if rivals.height:
             nearest = rivals.row(0, named=True)
             other = nearest["first"].removeprefix("only-")
-            text += f"; held against {other}, EM after MaybeKnown rows {moved(nearest)}"
+            text += f"; compared with training on {other} rows, EM after training on MaybeKnown rows {moved(nearest)}"
         sentences.append(f"{text}.")
     lost = find(table, trained=UNKNOWN, point=LATE, category=HIGHLY_KNOWN)
     if lost:
         sentences.append(
-            f"Trained on Unknown rows alone until CONVERGENCE, {exact(lost['em'])} of the HighlyKnown test rows are "
-            "right" + (f" (the paper: {exact(lost['paper'])})." if lost["paper"] is not None else ".")
+            f"After training on Unknown rows alone until CONVERGENCE, {exact(lost['em'])} of the HighlyKnown test rows "
+            "are right" + (f" (the paper: {exact(lost['paper'])})." if lost["paper"] is not None else ".")
         )
     return sentences
 
@@ -307,7 +312,7 @@ def refusals(table: pl.DataFrame) -> list[str]:
             f"{exact(late['accuracy'])} at CONVERGENCE"
         )
         if all(d):
-            text += f" (not relabelled: {' and '.join(exact(line['accuracy']) for line in d if line)})"
+            text += f" (without relabelling: {' and '.join(exact(line['accuracy']) for line in d if line)})"
         text += (
             f"; it answers {exact(early['coverage'])} and {exact(late['coverage'])} of the questions, so right answers "
             f"come to {exact(early['yield'])} and {exact(late['yield'])} of all"
@@ -353,19 +358,23 @@ def sweep(table: pl.DataFrame, seeds: int) -> list[str]:
     if rival is not None:
         other = wilson(round(rival * distinct), distinct)
         clear = (
-            "SliCK's are fewer" if span.high < other.low else "P(True)'s are fewer" if other.high < span.low else None
+            "SliCK's share is lower"
+            if span.high < other.low
+            else "P(True)'s share is lower"
+            if other.high < span.low
+            else None
         )
         sentences.append(
-            f"As many rows called Unknown by P(True) are right in {exact(rival)} "
+            f"If P(True) calls as many rows Unknown, {exact(rival)} of them are right "
             f"({100 * other.low:.1f}–{100 * other.high:.1f}): "
-            + (f"{clear}, their intervals apart." if clear else "the two intervals overlap.")
+            + (f"{clear}, and the intervals do not overlap." if clear else "the two intervals overlap.")
         )
     fewest = labels.filter(pl.col("setting").str.starts_with("1 sets")).head(1)
     if fewest.height and labels.height > 1:
         one = fewest.row(0, named=True)
         sentences.append(
-            f"With a single exemplar set SliCK would call {exact(one['share'])} Unknown, {exact(one['em'] or 0.0)} of "
-            "them right."
+            f"With a single exemplar set SliCK would call {exact(one['share'])} of the test rows Unknown, and "
+            f"{exact(one['em'] or 0.0)} of those are right."
         )
     return sentences
 

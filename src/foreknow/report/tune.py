@@ -54,7 +54,7 @@ _SETTINGS = {
     "method": "method",
     "epochs": "epochs, at most",
     "learning_rate": "learning rate",
-    "batch_size": "rows of a step",
+    "batch_size": "rows per step",
     "dropout": "dropout",
     "weight_decay": "weight decay",
     "warmup": "warmup",
@@ -64,7 +64,7 @@ _SETTINGS = {
     "lora_targets": "LoRA targets",
     "patience": "patience (epochs)",
     "metric": "metric that chose the epoch",
-    "eval_steps": "measured after steps too",
+    "eval_steps": "also measured after steps",
     "match": "answer matching",
     "seed": "seed",
 }
@@ -335,7 +335,7 @@ def _facts(run: TrainRunView) -> dict[str, list[page.Fact]]:
     if seconds:
         cost.insert(0, ("in all", duration(sum(map(float, seconds.values()))), False))
     if (rate := results.get("rows_per_second")) is not None:
-        cost.append(("rows trained a second", number(float(rate)), False))
+        cost.append(("rows trained per second", number(float(rate)), False))
     if results.get("stopped_by_patience"):
         cost.append(("ended by", "patience", False))
     cost += [("steps", f"{results['steps']:,}", False)] if "steps" in results else []

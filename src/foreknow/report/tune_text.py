@@ -102,7 +102,7 @@ def verdict(story: TrainReportData) -> TrainVerdict:
     """Write the verdict: the result, the points it is based on, and the cautions."""
     first = options(story)[0]
     points = {
-        "Training on": _training_on(story),
+        "Further training": _further_training(story),
         "New facts": _new_facts(story),
         "Control": _beside_control(story),
         "To do": f"{first.title}. {first.why}",
@@ -122,21 +122,21 @@ def _found(story: TrainReportData) -> str:
         return f"One epoch was trained{so_far}: {value}."
     if story.best == story.last:
         return f"The last epoch, {story.last}, is the best one{so_far}: {value}."
-    return f"Of this run, keep epoch {story.best} of {story.last}, the best one{so_far}: {value}{end}."
+    return f"From this run, keep epoch {story.best} of {story.last}, the best one{so_far}: {value}{end}."
 
 
-def _training_on(story: TrainReportData) -> str:
+def _further_training(story: TrainReportData) -> str:
     """The effect on the judged set of the epochs after the best one."""
     of = story.judged
     if story.last == 1:
-        return "With one epoch there is no curve: whether more would help or harm cannot be seen."
+        return "One epoch gives no curve, so this run does not show whether more epochs would help or harm."
     if story.best == story.last:
-        return "Whether EM would still rise cannot be seen: no later epoch shows a fall."
+        return "This run does not show whether EM would still rise, because no later epoch shows a fall."
     if of is None:
         return ""
     change = f"{of.name} EM {exact(of.early.share)} at epoch {story.best}, {exact(of.last.share)} at epoch {story.last}"
     if of.moved is None:
-        return f"Row by row nothing is known yet: {change}."
+        return f"The results of single rows are not available yet: {change}."
     rows = f"{count(of.moved.lost, 'row')} lost, {of.moved.won:,} gained, {p_value(of.moved.p)}"
     points = f"{abs(100 * (of.early.share - of.last.share)):.1f} points"
     if not of.moved.clear:
@@ -171,53 +171,59 @@ def _beside_control(story: TrainReportData) -> str:
     if of.name not in control.against:
         return f"{text}."
     last = control.against[of.name][1]
-    text += (
-        f". There it is right on {count(last.won, 'row')} that this run gets wrong, and wrong on {last.lost:,} that "
-    )
-    return f"{text}this run gets right ({p_value(last.p)})."
+    text += f". At its end the control is right on {count(last.won, 'row')} that this run gets wrong, and wrong on "
+    return f"{text}{last.lost:,} that this run gets right ({p_value(last.p)})."
 
 
 def _cautions(story: TrainReportData) -> tuple[str, ...]:
     cautions = []
     if not story.finished:
-        cautions.append(f"This run has not ended: {story.last} of {story.planned} epochs. All here may change.")
+        cautions.append(
+            f"This run has not ended: {story.last} of {story.planned} epochs are done. Everything here may change."
+        )
     if story.control and story.control.unknown:
-        cautions.append(f"The control has {count(story.control.unknown, 'Unknown row')} too: it is no control.")
+        cautions.append(
+            f"The control has {count(story.control.unknown, 'Unknown row')} too, so it does not serve as a control."
+        )
     if story.control and story.control.differ:
         cautions.append(f"The control differs in more than its rows: {'; '.join(story.control.differ)}.")
     elif story.control and story.control.steps != story.steps:
         cautions.append(
-            f"The control took {count(story.control.steps, 'step')}, this run {story.steps:,}: what is due to steps "
-            "and what to rows cannot be told apart from these two alone."
+            f"The control took {count(story.control.steps, 'step')} and this run {story.steps:,}, so these two runs "
+            "alone cannot separate the effect of the steps from the effect of the rows."
         )
     if story.control and story.judged and story.judged.name not in story.control.courses:
         cautions.append(
-            f"The control did not watch the same rows as {story.judged.name}, so it cannot be compared there."
+            f"The control did not measure the same rows as {story.judged.name}, so the two cannot be compared there."
         )
     others = [epoch for epoch in story.as_good if epoch != story.best]
     dev = story.dev
     if dev and others and story.metric == "dev_em":
         cautions.append(
-            f"With {count(dev.early.rows, 'dev row')}, the best epoch could as well be {_ranges(others, 'or')}: their "
-            "answers do not differ more than chance."
+            f"With {count(dev.early.rows, 'dev row')}, the best epoch could as well be {_ranges(others, 'or')}: the "
+            "answers of these epochs do not differ by more than chance."
         )
     if len(story.courses) == 1 and dev:
         cautions.append(
-            "No test set was watched. Dev chose the epoch, so its EM there flatters; name other rows with --test."
+            "This run measured no test set. Dev EM chose the epoch, so it is too favourable; name other rows with "
+            "--test."
         )
     if story.judged and story.judged.early.rows < FEW:
         of = story.judged
         cautions.append(f"{of.name} has only {count(of.early.rows, 'row')}: its shares say little.")
     if story.ceiling < 1:
-        cautions.append(f"Questions with more than one gold: at most {exact(story.ceiling)} of the rows can be fitted.")
-    cautions.append("One run, one seed: every p speaks of these rows and this seed, not of other seeds.")
+        cautions.append(
+            f"Some questions have more than one gold answer, so at most {exact(story.ceiling)} of the rows can be "
+            "fitted."
+        )
+    cautions.append("One run, one seed: every p-value is about these rows and this seed, not about other seeds.")
     return tuple(cautions)
 
 
 _GO_ON = Option(
     "resume",
-    "Let it go on",
-    "Give the same command again: the run goes on from its last checkpoint, and this page can be written anew.",
+    "Continue the run",
+    "Give the same command again: the run continues from its last checkpoint, and you can render this page again.",
     "",
     "",
     "",
@@ -233,8 +239,8 @@ def options(story: TrainReportData, suffix: str = ".jsonl") -> tuple[Option, ...
     keep = Option(
         "keep",
         f"Keep the checkpoint of epoch {story.best}",
-        "It is saved as a model of its own. Read what it really says before you use it: wrong answers, refusals, "
-        "moves against the base model.",
+        "The checkpoint is saved as a model of its own. Before you use it, read its answers: which are wrong, which "
+        "are refusals, and which differ from the base model's.",
         _at_best(story),
         "",
         "",
@@ -254,7 +260,7 @@ def _why_keep(story: TrainReportData, drop: Option | None, longer: Option | None
         return "It is the last epoch and the best one."
     of = story.judged
     if of and of.moved and of.moved.clear and of.last.hits < of.early.hits:
-        return f"Training on cost {abs(100 * (of.early.share - of.last.share)):.1f} points of {of.name} EM."
+        return f"Further training cost {abs(100 * (of.early.share - of.last.share)):.1f} points of {of.name} EM."
     return "No later epoch is better on dev."
 
 
@@ -269,12 +275,12 @@ def _longer(story: TrainReportData) -> Option | None:
     return Option(
         "longer",
         "Train longer",
-        "Let it run until dev EM has fallen for some epochs, so that the best one is known to be the best.",
+        "Train until dev EM has fallen for some epochs, so that you know which epoch is the best.",
         "",
         "",
-        "A new folder, since epochs are part of what a run is.",
+        "NEW must be a new folder, because the number of epochs is part of a run's identity.",
         f"foreknow tune TRAIN --dev DEV --model MODEL --epochs {max(2 * story.last, 5)} --patience 5 --out NEW",
-        f"Epoch {story.last} is the last and the best: the peak may lie beyond it.",
+        f"Epoch {story.last} is the last and the best, so the peak may come later.",
     )
 
 
@@ -294,12 +300,12 @@ def _drop(story: TrainReportData, suffix: str) -> Option | None:
     return Option(
         "drop",
         "Train on the Known rows only",
-        "The model then cannot learn to guess from rows that it has no basis for.",
+        "The model then cannot learn to guess from rows whose facts it did not express before training.",
         evidence,
-        "Choose it when training may run long, or when no dev set tells when to stop.",
-        "The control's own early_stop is such a model.",
+        "Choose it if training may run long, or if you have no dev set to stop on.",
+        "The control's early_stop folder is such a model.",
         f"foreknow mix AUDIT --known-of TRAIN --out known{suffix}",
-        f"Even best epoch against best epoch, the control is right on {early.won:,} rows that this run gets wrong, "
+        f"Even with each run at its best epoch, the control is right on {early.won:,} rows that this run gets wrong, "
         f"and wrong on {early.lost:,} that it gets right ({p_value(early.p)})."
         if better
         else "",
@@ -313,8 +319,8 @@ def _measure(story: TrainReportData, suffix: str) -> Option | None:
     return Option(
         "control",
         "Find out what the Unknown rows cost",
-        "Tune once more on the same rows without them, with the same settings, and put the two side by side. Without "
-        "it, what is due to the Unknown rows and what to training long cannot be told apart.",
+        "Tune again with the same settings on the same rows without the Unknown ones, and compare the two runs. "
+        "Without such a control, the effect of the Unknown rows cannot be separated from the effect of long training.",
         "",
         "",
         "TRAIN must be a file that foreknow mix wrote.",
@@ -334,9 +340,9 @@ def _retrieve(story: TrainReportData, suffix: str) -> Option | None:
     return Option(
         "retrieve",
         "Put the Unknown facts in retrieval",
-        "Look these facts up when they are asked for, rather than train them in.",
+        "Look these facts up when a user asks for them, instead of training the model on them.",
         f"{evidence}.",
-        "Choose it when the facts themselves must be right in the answers.",
+        "Choose it if the facts themselves must be right in the answers.",
         "",
         f"foreknow mix AUDIT --only Unknown --out unknown{suffix}",
     )
