@@ -13,6 +13,7 @@ import polars as pl
 from markupsafe import Markup
 
 from foreknow import paper
+from foreknow.categories import UNKNOWN
 from foreknow.report import audit_tables, charts, page, row_flags
 from foreknow.report import audit_text as words
 from foreknow.report.format import display, duration, number, suffix_of
@@ -25,6 +26,7 @@ from foreknow.stats import Interval
 SAMPLE_ROWS = 20_000
 """The page embeds at most this many rows; of a larger audit it embeds a seeded sample of this size."""
 RELATIONS_SHOWN = 24
+WOULD_GO_SHOWN = 12
 CARRIERS_SHOWN = 10
 
 
@@ -79,6 +81,10 @@ def render_audit(
         analysed=analysed,
         verdict=long_verdict(long_mix) if mostly_long else words.verdict(mix),
         options=steps(long_mix) if mostly_long else words.options(mix),
+        purposes=words.purposes(mix),
+        titles=words.TITLES,
+        least=words.MIN_LABELLED,
+        would_go=_would_go(frame) if show_rows and any(p.option == "drop" for p in words.purposes(mix)) else None,
         paper=paper.NAME,
         categories=audit_tables.category_lines(frame, _expected(summary), seed),
         meanings=_meanings(protocol, sets),
@@ -113,6 +119,12 @@ def render_audit(
         if show_rows
         else "",
     )
+
+
+def _would_go(frame: pl.DataFrame) -> dict[str, Any]:
+    """The Unknown rows, which dropping them would leave out: how many, and the first questions and answers."""
+    unknown = frame.filter(pl.col("category") == UNKNOWN)
+    return {"count": unknown.height, "rows": unknown.select("question", "answer").head(WOULD_GO_SHOWN).rows()}
 
 
 def _chance(chance: Mapping[str, Any], tries: int) -> dict[str, Any]:

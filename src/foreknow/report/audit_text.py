@@ -58,7 +58,7 @@ class AuditVerdict:
 
 @dataclass(frozen=True)
 class Option:
-    """One thing to do with the rows; `why` is filled only in the recommended option.
+    """One thing to do with the rows; `why` is filled only in a recommended option, `badge` says for which purpose.
 
     `command`: what to type, one command per line, with the placeholders AUDIT, DATA, TRAIN, DEV, MODEL, DIR.
     """
@@ -71,6 +71,7 @@ class Option:
     how: str
     command: str = ""
     why: str = ""
+    badge: str = ""
 
 
 def percent(share: float) -> str:
@@ -99,11 +100,68 @@ def bracket(share: float) -> tuple[int, ...]:
     return (at,) if exact else (at - 1, at)
 
 
-def recommended(share: float) -> str:
-    """Key of the option that fits an Unknown share."""
+@dataclass(frozen=True)
+class Purpose:
+    """What the rows may be for, the option that fits it (None if none of them does), and why."""
+
+    title: str
+    option: str | None
+    why: str
+
+
+TO_TEACH_FACTS, TO_TEACH_A_TASK = "To teach these facts", "To teach a task or a style"
+
+
+def purposes(mix: CategoryShares) -> tuple[Purpose, ...]:
+    """The advice for each thing that the rows may be for; empty with fewer than `MIN_LABELLED` labelled rows."""
+    if mix.labelled < MIN_LABELLED:
+        return ()
+    return (
+        Purpose(TO_TEACH_FACTS, *_for_facts(mix)),
+        Purpose(TO_TEACH_A_TASK, *_for_a_task(mix)),
+    )
+
+
+def _for_facts(mix: CategoryShares) -> tuple[str | None, str]:
+    share = mix.unknown.value
+    here = f"{percent(share)} of the labelled rows are Unknown"
+    if share < LITTLE_UNKNOWN:
+        return "keep", f"{here}: the model expresses nearly all of these facts already, so there is little to teach."
+    if share < MOSTLY_UNKNOWN:
+        cost = _range([EARLY[i] - LONG[i] for i in bracket(share)])
+        return "keep", (
+            f"{here}, and these are the facts to teach, so dropping them would defeat the purpose. Watch what training "
+            f"costs: in the study, training until they were learnt cost {cost} of test accuracy. Facts that must be "
+            "right belong in retrieval."
+        )
+    return "retrieve", (
+        f"{here}, and at its best epoch the study's model had learnt at most 10 % of such rows; training until it had "
+        "learnt them cost it facts that it knew."
+    )
+
+
+def _for_a_task(mix: CategoryShares) -> tuple[str | None, str]:
+    share = mix.unknown.value
+    here = f"{percent(share)} of the labelled rows are Unknown"
+    known_rows = mix.labelled - round(share * mix.labelled)
+    remain = f"{count(known_rows, 'Known row')} would remain" if known_rows else "no Known row would remain"
+    if share < LITTLE_UNKNOWN:
+        return "keep", f"{here}, too few for dropping them to matter."
     if share < MUCH_UNKNOWN:
-        return "keep"
-    return "drop" if share < MOSTLY_UNKNOWN else "retrieve"
+        return "keep", (
+            f"{here}. In the study, up to {percent(MUCH_UNKNOWN)} Unknown, the best epoch came within 0.2 points of "
+            "a file with no Unknown row."
+        )
+    if known_rows < MIN_LABELLED:
+        return None, (
+            f"{here}, and without them {remain}, too few to train on. Take rows that the model knows from another file."
+        )
+    places = [i for i in bracket(share) if DROPPED_LONG[i] is not None]
+    gain = _range([(DROPPED_LONG[i] or 0) - LONG[i] for i in places]) if places else "test accuracy"
+    return "drop", (
+        f"{here}, and {remain}. In the study, dropping the Unknown rows at such shares gained {gain} after long "
+        "training and cost at most 0.8 points at the best epoch."
+    )
 
 
 def verdict(mix: CategoryShares) -> AuditVerdict:
@@ -151,14 +209,11 @@ def _cautions(mix: CategoryShares) -> tuple[str, ...]:
             "wide. "
             f"Label {MIN_LABELLED} or more before you act on a share."
         )
-    advice = recommended(mix.unknown.value)
-    for edge in (MUCH_UNKNOWN, MOSTLY_UNKNOWN):
-        below, above = recommended(edge - 0.01), recommended(edge)
+    for edge in (MUCH_UNKNOWN, MOSTLY_UNKNOWN) if mix.labelled >= MIN_LABELLED else ():
         if mix.unknown.crosses(edge):
-            other = below if advice == above else above
             notes.append(
-                f"The interval of the Unknown share includes {percent(edge)}, where the advice changes to "
-                f"“{TITLES[other]}”: treat both as equally good."
+                f"The interval of the Unknown share includes {percent(edge)}, where the advice below changes: read it "
+                "for both sides."
             )
     if mix.alarmed:
         notes.append(
@@ -184,11 +239,13 @@ TITLES = {
 
 
 def options(mix: CategoryShares) -> tuple[Option, ...]:
-    """The four things to do with these rows, the recommended one first; empty if no row is labelled."""
+    """The four things to do with these rows, those first that `purposes` advises; empty if no row is labelled."""
     if mix.labelled == 0:
         return ()
     share = mix.unknown.value
-    best = recommended(share)
+    advised: dict[str | None, list[Purpose]] = {}
+    for purpose in purposes(mix):
+        advised.setdefault(purpose.option, []).append(purpose)
     # foreknow mix refuses to write an empty file, so no command is given for one
     known = f"foreknow mix AUDIT --drop unknown --out known{mix.suffix}" if share < 1 else ""
     unknown = f"foreknow mix AUDIT --only Unknown --out unknown{mix.suffix}" if share else ""
@@ -235,31 +292,13 @@ def options(mix: CategoryShares) -> tuple[Option, ...]:
             "\n".join(filter(None, (unknown, known))),
         ),
     )
-    cards = [replace(o, why=_why(mix)) if o.key == best else o for o in all_options]
+    cards = [
+        replace(o, why=" ".join(dict.fromkeys(p.why for p in of)), badge=enumeration([p.title for p in of]))
+        if (of := advised.get(o.key))
+        else o
+        for o in all_options
+    ]
     return tuple(sorted(cards, key=lambda o: not o.why))
-
-
-def _why(mix: CategoryShares) -> str:
-    share = mix.unknown.value
-    here = f"{percent(share)} of the labelled rows are Unknown"
-    if share < LITTLE_UNKNOWN:
-        return f"{here}, too few for dropping them to matter."
-    if share < MUCH_UNKNOWN:
-        return (
-            f"{here}. In the study, up to {percent(MUCH_UNKNOWN)} Unknown, the best epoch came within 0.2 points of "
-            "a file with no Unknown row."
-        )
-    if share < MOSTLY_UNKNOWN:
-        places = bracket(share)
-        gain = _range([(DROPPED_LONG[i] or 0) - LONG[i] for i in places])
-        return (
-            f"{here}, and {count(mix.labelled - round(share * mix.labelled), 'Known row')} would remain. "
-            f"In the study, dropping the Unknown rows at such shares gained {gain} after long training and cost at "
-            "most 0.8 points at the best epoch."
-        )
-    known_rows = mix.labelled - round(share * mix.labelled)
-    rest = f"only {count(known_rows, 'Known row')} would remain" if known_rows else "no Known row would remain"
-    return f"{here}: {rest}, and at its best epoch the study's model had learnt at most 10 % of such rows."
 
 
 def _series(values: Sequence[float], share: float) -> str:

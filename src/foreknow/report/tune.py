@@ -20,7 +20,7 @@ from foreknow.report import page
 from foreknow.report.charts import INK, SOFT
 from foreknow.report.format import duration, exact, file_name, number, source, suffix_of
 from foreknow.report.row_flags import fault_lines
-from foreknow.report.tune_charts import COLOURS, DASHES, Curve, Mark, epochs_chart
+from foreknow.report.tune_charts import COLOURS, DASHES, Curve, Mark, epochs_chart, losses_chart
 from foreknow.report.tune_examples import examples
 from foreknow.report.tune_tables import (
     Fate,
@@ -111,7 +111,9 @@ def render_tune(tuned: TrainResult, control: TrainResult | None = None, *, show_
         warning=page.warning_of(run.results.get("model") or {}),
         train=_file(run, TRAIN),
         points=_points(run, other),
-        fit=page.both(epochs_chart, *_fit(run, other)) if run.ends else None,
+        fit=page.both(epochs_chart, *_fit(run, other)) if run.ends and run.ever_right else None,
+        losses=page.both(losses_chart, *_losses(run)) if _losses(run)[0] else None,
+        ever_right=run.ever_right,
         sets=sets,
         compared=[report for report in sets if report.against],
         lines=_every(run),
@@ -175,7 +177,14 @@ def _story(run: TrainRunView, other: TrainRunView | None) -> TrainReportData:
         control=_control(run, other) if other is not None and other.early is not None else None,
         ceiling=float(run.results.get("ceiling") or 1.0),
         finished=run.finished,
+        chooser=run.chooser,
+        dev_loss=_dev_loss(early, last),
     )
+
+
+def _dev_loss(early: Line, last: Line) -> tuple[float, float] | None:
+    losses = [line.get("loss", {}).get("dev") for line in (early, last)]
+    return (losses[0], losses[1]) if None not in losses else None
 
 
 def _control(run: TrainRunView, other: TrainRunView) -> Control:
@@ -206,6 +215,7 @@ def _control(run: TrainRunView, other: TrainRunView) -> Control:
 
 def _set_report(run: TrainRunView, other: TrainRunView | None, name: str, *, chart: bool) -> SetReport:
     of = {course.name: course for course in courses(run)}
+    right = any(line["counts"][name]["correct"] for line in run.lines)  # a chart of nothing but zeros shows nothing
     same = other is not None and run.same_rows(other, name)
     theirs = {course.name: course for course in courses(other)} if other is not None and same else {}
     return SetReport(
@@ -213,7 +223,7 @@ def _set_report(run: TrainRunView, other: TrainRunView | None, name: str, *, cha
         of.get(name),
         theirs.get(name),
         against(run, other, name) if other is not None else None,
-        page.both(epochs_chart, _by_category(run, name), _marks(run)) if chart and run.ends else None,
+        page.both(epochs_chart, _by_category(run, name), _marks(run)) if chart and run.ends and right else None,
         fates(run, other, name),
         row_changes(run, other, name),
         groups(run, other, name),
@@ -245,6 +255,22 @@ def _fit(run: TrainRunView, other: TrainRunView | None) -> tuple[list[Curve], li
         *marks,
         Mark(began, f"overfitting began, epoch {began}", f"overfitting, epoch {began}"),
     ] if began else marks
+
+
+def _losses(run: TrainRunView) -> tuple[list[Curve], list[Mark]]:
+    """The curves of dev loss and train loss; none where the run has no two epochs with a dev loss."""
+    lines = []
+    for label, value in (
+        ("dev loss", lambda line: line.get("loss", {}).get("dev")),
+        ("train loss", lambda line: line["train_loss"]),
+    ):
+        points = tuple((float(line["epoch"]), value(line)) for line in run.lines if value(line) is not None)
+        if len(points) > 1:
+            dash = (1, 0) if label == "dev loss" else (2, 3)
+            lines.append(Curve(label, label.split()[0], points, INK, dash, 3 if label == "dev loss" else 1.8))
+    if not lines or lines[0].label != "dev loss":
+        return [], []
+    return lines, _marks(run)
 
 
 def _by_category(run: TrainRunView, name: str) -> list[Curve]:
@@ -299,6 +325,7 @@ def _every(run: TrainRunView) -> list[dict[str, Any]]:
             "epoch": f"{line['epoch']:g}",
             "step": line["step"],
             "loss": line["train_loss"],
+            "dev_loss": line.get("loss", {}).get("dev"),
             "mark": marks.get(line["step"], ""),
             "fitted": line["fitted"],
             "fitted_overall": line["counts"][TRAIN]["correct"] / max(line["counts"][TRAIN]["rows"], 1),

@@ -40,8 +40,21 @@ class Mark(NamedTuple):
     short: str = ""
 
 
-def epochs_chart(curves: Sequence[Curve], marks: Sequence[Mark], width: int) -> str:
-    """Draw shares over epochs, with the chosen epochs marked. `width`: pixels."""
+def losses_chart(curves: Sequence[Curve], marks: Sequence[Mark], width: int) -> str:
+    """Draw losses (nats a token) over epochs, with the chosen epochs marked. `width`: pixels."""
+    largest = max(loss for curve in curves for _, loss in curve.points)
+    unit = next((step for step in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0) if step >= largest), largest)
+    scaled = [curve._replace(points=tuple((epoch, loss / unit) for epoch, loss in curve.points)) for curve in curves]
+    return epochs_chart(scaled, marks, width, tick=f"format(datum.value * {unit}, '.2~f')", unit=unit)
+
+
+def epochs_chart(
+    curves: Sequence[Curve], marks: Sequence[Mark], width: int, *, tick: str = PERCENT_TICK, unit: float | None = None
+) -> str:
+    """Draw shares over epochs, with the chosen epochs marked. `width`: pixels.
+
+    `tick`: the Vega expression of an axis label. `unit`: what the share 1 stands for, if labels are not in per cent.
+    """
     wide = width >= WIDE
     height = 360 if wide else 320
     places = sorted({epoch for curve in curves for epoch, _ in curve.points})
@@ -60,7 +73,7 @@ def epochs_chart(curves: Sequence[Curve], marks: Sequence[Mark], width: int) -> 
         ),
     )
     shares = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    axis = alt.Axis(values=shares, labelExpr=PERCENT_TICK, grid=False, domain=False, ticks=False)
+    axis = alt.Axis(values=shares, labelExpr=tick, grid=False, domain=False, ticks=False)
     y = alt.Y("share:Q", title=None, axis=axis, scale=alt.Scale(domain=[0, top], nice=False))
     grid = alt.Chart(pl.DataFrame({"share": shares, "epoch": first, "end": last}))
     layers: list[alt.Chart] = [grid.mark_rule(color=GRID).encode(x=x, x2="end:Q", y=y)]  # ends before the labels
@@ -84,7 +97,7 @@ def epochs_chart(curves: Sequence[Curve], marks: Sequence[Mark], width: int) -> 
         layers.append(line.mark_line(color=curve.colour, strokeWidth=curve.width, strokeDash=curve.dash))
         dots = line.mark_point(fill=curve.colour, stroke=SOFT, strokeWidth=0.7, opacity=1, size=28 if wide else 18)
         layers.append(dots)
-    layers.append(_labels(curves, last, wide, x, y))
+    layers.append(_labels(curves, last, wide, x, y, unit))
     return render_chart(alt.layer(*layers), width, height)
 
 
@@ -107,10 +120,11 @@ def apart(values: Sequence[float], gap: float, top: float = 1.0) -> list[float]:
     return result
 
 
-def _labels(curves: Sequence[Curve], last: float, wide: bool, x: alt.X, y: alt.Y) -> alt.Chart:
+def _labels(curves: Sequence[Curve], last: float, wide: bool, x: alt.X, y: alt.Y, unit: float | None) -> alt.Chart:
     """The label and the last share of each line, to the right of it."""
     ends = [curve.points[-1][1] for curve in curves]
-    text = [f"{c.label if wide else c.short} {100 * end:.0f} %" for c, end in zip(curves, ends, strict=True)]
+    values = [f"{100 * end:.0f} %" if unit is None else f"{unit * end:.2f}" for end in ends]
+    text = [f"{c.label if wide else c.short} {value}" for c, value in zip(curves, values, strict=True)]
     frame = {"epoch": [last] * len(curves), "share": apart(ends, LABEL), "text": text}
     chart = alt.Chart(pl.DataFrame(frame)).mark_text(align="left", dx=9, color=INK, fontSize=12.5 if wide else 11.5)
     labels: alt.Chart = chart.encode(x=x, y=y, text="text:N")

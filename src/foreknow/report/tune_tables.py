@@ -94,6 +94,16 @@ class TrainRunView:
         return "dev_em" if metric == selection.AUTO else metric  # a run under way has not said yet what auto is
 
     @property
+    def chooser(self) -> selection.Chooser:
+        """What chose EARLY_STOP."""
+        return selection.chooser(self.lines, self.metric)
+
+    @property
+    def ever_right(self) -> bool:
+        """Whether a row of any set is right, or fitted, at any evaluation."""
+        return any(of["correct"] for line in self.lines for of in line["counts"].values())
+
+    @property
     def ends(self) -> list[Line]:
         """The evaluations at the ends of epochs."""
         return curves.epochs(self.lines)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from foreknow.report.audit_text import Option, count, enumeration
 from foreknow.report.format import exact, exact_interval
 from foreknow.report.tune_tables import FEW, Count, MetricCurve, PairedCounts
+from foreknow.stages.train.selection import Chooser
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class TrainReportData:
     CONVERGENCE; None if there are none, or if the rows have no categories (`labelled`). `began`: the epoch at which
     overfitting to new facts began. `as_good`: epochs whose dev answers do not clearly differ from those of the best.
     `gained`: Unknown rows of the judged set that are right at EARLY_STOP. `ceiling`: the share of rows that can be
-    fitted.
+    fitted. `chooser`: what chose the best epoch (`selection.py`). `dev_loss`: at the best epoch and at the last, in
+    nats a token; None if the run did not measure it.
     """
 
     steps: int
@@ -73,6 +75,8 @@ class TrainReportData:
     control: Control | None = None
     ceiling: float = 1.0
     finished: bool = True
+    chooser: Chooser = "metric"
+    dev_loss: tuple[float, float] | None = None
 
     @property
     def dev(self) -> MetricCurve | None:
@@ -112,6 +116,8 @@ def verdict(story: TrainReportData) -> TrainVerdict:
 
 def _found(story: TrainReportData) -> str:
     dev = story.dev
+    if story.chooser != "metric" and story.last > 1:
+        return _found_otherwise(story)
     if story.metric == "dev_em" and dev:
         value = f"dev EM {exact_interval(dev.early.interval)} of {count(dev.early.rows, 'row')}"
         end = f"; at the end it is {exact(dev.last.share)}"
@@ -125,6 +131,31 @@ def _found(story: TrainReportData) -> str:
     return f"From this run, keep epoch {story.best} of {story.last}, the best one{so_far}: {value}{end}."
 
 
+def _found_otherwise(story: TrainReportData) -> str:
+    """The headline where something else than the metric chose the epoch."""
+    so_far = "" if story.finished else " so far"
+    name = story.metric.replace("_", " ").replace(" em", " EM")
+    if story.chooser == "nothing" or story.dev_loss is None:
+        return (
+            f"{name} is {exact(story.chosen)} at every epoch{so_far}, and the run measured no dev loss, so it does not "
+            "show which epoch is best."
+        )
+    best, last = story.dev_loss
+    where = f"epoch {story.best} of {story.last}, where dev loss is {best:.3f}"
+    then = "" if story.best == story.last else f" (at the end {last:.3f})"
+    if story.chooser == "loss":
+        return f"Dev loss chose {where}{then}, the lowest{so_far}."
+    if story.chooser == "tie":
+        return (
+            f"{name} is {exact(story.chosen)} at every epoch{so_far} and tells none apart, so dev loss chose: "
+            f"{where}{then}."
+        )
+    return (
+        f"By {name} the rows of dev cannot tell {where}, from other epochs, so dev loss chose it{so_far}{then}: "
+        f"{name} is {exact(story.chosen)}."
+    )
+
+
 def _further_training(story: TrainReportData) -> str:
     """The effect on the judged set of the epochs after the best one."""
     of = story.judged
@@ -134,6 +165,8 @@ def _further_training(story: TrainReportData) -> str:
         return "This run does not show whether EM would still rise, because no later epoch shows a fall."
     if of is None:
         return ""
+    if not of.early.hits and not of.last.hits:
+        return f"No row of {of.name} is right at either epoch, so EM does not show what further training did."
     change = f"{of.name} EM {exact(of.early.share)} at epoch {story.best}, {exact(of.last.share)} at epoch {story.last}"
     if of.moved is None:
         return f"The results of single rows are not available yet: {change}."
@@ -238,7 +271,7 @@ def options(story: TrainReportData, suffix: str = ".jsonl") -> tuple[Option, ...
     longer = _longer(story)
     keep = Option(
         "keep",
-        f"Keep the checkpoint of epoch {story.best}",
+        _keep_title(story),
         "The checkpoint is saved as a model of its own. Before you use it, read its answers: which are wrong, which "
         "are refusals, and which differ from the base model's.",
         _at_best(story),
@@ -253,9 +286,18 @@ def options(story: TrainReportData, suffix: str = ".jsonl") -> tuple[Option, ...
     return tuple(sorted((o for o in cards if o), key=lambda o: not o.why))
 
 
+def _keep_title(story: TrainReportData) -> str:
+    if story.chooser == "nothing":
+        return "No epoch stands out: read some answers before you keep one"
+    by_loss = story.chooser != "metric" and story.last > 1
+    return f"Keep the checkpoint of epoch {story.best}" + (", chosen by dev loss" if by_loss else "")
+
+
 def _why_keep(story: TrainReportData, drop: Option | None, longer: Option | None) -> str:
-    if (drop and drop.why) or (longer and longer.why):
+    if (drop and drop.why) or (longer and longer.why) or story.chooser == "nothing":
         return ""
+    if story.chooser != "metric":
+        return "Dev loss is lowest there; exact match does not tell this epoch from others."
     if story.best == story.last:
         return "It is the last epoch and the best one."
     of = story.judged
@@ -270,12 +312,13 @@ def _at_best(story: TrainReportData) -> str:
 
 
 def _longer(story: TrainReportData) -> Option | None:
-    if story.best < story.last:
+    if story.best < story.last or story.chooser == "nothing":
         return None
+    sign = "dev EM has fallen" if story.chooser == "metric" else "dev loss has risen"
     return Option(
         "longer",
         "Train longer",
-        "Train until dev EM has fallen for some epochs, so that you know which epoch is the best.",
+        f"Train until {sign} for some epochs, so that you know which epoch is the best.",
         "",
         "",
         "NEW must be a new folder, because the number of epochs is part of a run's identity.",
