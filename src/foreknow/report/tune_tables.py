@@ -188,7 +188,7 @@ def count(line: Line, name: str, category: str | None = None) -> Count | None:
 
 def known(line: Line) -> Count | None:
     """Fitted rows of the three Known categories."""
-    pair = curves.known_fitted(line)
+    pair = curves.count_known_fitted(line)
     return Count(*pair) if pair else None
 
 

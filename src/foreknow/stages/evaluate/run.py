@@ -39,7 +39,7 @@ from foreknow.stages.evaluate.result import EvaluateResult
 from foreknow.stages.skeleton import PreparedRun, Stage, nothing_to_do, required_out, run_stage
 from foreknow.stages.train import row_faults
 from foreknow.stages.train.base_labels import audited_labels, own_labels
-from foreknow.stages.train.dataset import TRAINING, TrainingExample, check_lengths, template_faults, without
+from foreknow.stages.train.dataset import TRAINING, TrainingExample, check_lengths, template_faults, without_faulty
 from foreknow.version import __version__
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def _ready(config: EvaluateConfig, given: EvaluateInputs, found: Resolved) -> _R
 def _askable(given: EvaluateInputs, prompter: Prompter) -> tuple[EvaluateInputs, list[str]]:
     """The rows without those that the chat template refuses, and lines about these."""
     faults = template_faults(given.rows, prompter)
-    left = without(given.facts.name, given.rows, faults)
+    left = without_faulty(given.facts.name, given.rows, faults)
     labels = given.labels.filter(pl.col("row").is_in(left["row"].implode()))
     skipped = given.skipped + given.rows.height - left.height
     found = given._replace(rows=left, labels=labels, skipped=skipped, row_faults=row_faults.counts(faults))
