@@ -101,8 +101,8 @@ def check_method(model: str, method: str, resolved_model: Resolved) -> None:
     if resolved_model.adapter is not None and method == "full":
         raise ConfigError(
             f"--model {model}: an adapter of {(resolved_model.base or {}).get('name')}, found with --method full. Use "
-            "--method lora, which goes on training the adapter, or merge it into its base first (PEFT's merge_and_unload, then "
-            "save_pretrained)"
+            "--method lora, which goes on training the adapter, or merge it into its base first (PEFT's "
+            "merge_and_unload, then save_pretrained)"
         )
 
 
