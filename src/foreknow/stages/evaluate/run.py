@@ -157,7 +157,8 @@ def _check_base_model(config: EvaluateConfig, audit: AuditResult | None, resolve
     base = origin.get("fingerprint")
     if base is None and made_with["fingerprint"] != resolved_model.fingerprint:
         return [
-            f"which model {resolved_model.name} was tuned from is not known; rows are compared with {made_with['name']}'s"
+            f"which model {resolved_model.name} was tuned from is not known; rows are compared with "
+            f"{made_with['name']}'s"
         ]
     if base is not None and base != made_with["fingerprint"] and not config.force:
         raise ModelError(
