@@ -45,7 +45,7 @@ from foreknow.inference.malloc import keep_memory
 from foreknow.models import loading
 from foreknow.models.packaged import quiet
 from foreknow.prompts.prompt_template import Prompter
-from foreknow.stages.train.answer_loss import learning
+from foreknow.stages.train.answer_loss import open_pass
 from foreknow.stages.train.dataset import SET, TRAINING, LabelledSplit, TrainingExample, examples, step_rows
 from foreknow.stages.train.tracker import EvalModelCopy, Tracker, vocabulary_for
 from foreknow.stages.train.trainer import FactTrainer, arguments, set_dropout
@@ -174,7 +174,7 @@ def ours(args: Any, loaded: loading.Loaded, lessons: Sequence[TrainingExample], 
     )  # fmt: skip
     clock = _Clock()
     with ExitStack() as stack:
-        losses, _ = stack.enter_context(learning(loaded.model, lessons[:2]))
+        losses, _ = stack.enter_context(open_pass(loaded.model, lessons[:2]))
         trainer = _Timed(
             loaded.model, arguments(config, folder, 1, "cpu"), list(lessons), config, losses,
             lambda _: ({}, False), _Meter(), autocast=args.dtype == "bfloat16",

@@ -551,7 +551,7 @@ def test_wrong_use_is_told_in_a_line(make: Make, tiny_folder: Path, audited: Pat
         left = tmp_path / f"out {name}"
         assert not left.exists() or {p.name for p in left.iterdir()} <= {".lock"}, name
     forced = make(tmp_path / "forced", model=cases["another's audit"][0]["model"], limit=2, force=True)
-    assert evaluate_run._compared(forced, foreknow.open_audit(audited), resolve(forced.model)) == []
+    assert evaluate_run._check_base_model(forced, foreknow.open_audit(audited), resolve(forced.model)) == []
 
 
 @pytest.mark.parametrize(
@@ -577,11 +577,11 @@ def test_an_open_folder_must_be_an_evaluation(audited: Path) -> None:
 def test_where_the_base_is_not_known_it_says_so(make: Make, audited: Path, tiny_folder: Path, tmp_path: Path) -> None:
     audit = foreknow.open_audit(audited)
     found = resolve(str(tiny_folder))
-    assert evaluate_run._compared(make(None, audit=audited), audit, found) == []
+    assert evaluate_run._check_base_model(make(None, audit=audited), audit, found) == []
     hub = replace_fingerprint(found)
     assert (
         "was tuned from is not known; rows are compared with tiny's"
-        in evaluate_run._compared(make(None), audit, hub)[0]
+        in evaluate_run._check_base_model(make(None), audit, hub)[0]
     )
 
 

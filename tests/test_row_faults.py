@@ -36,8 +36,8 @@ from foreknow.stages.mix.sampling import draw_mix
 from foreknow.stages.mix.unusable_rows import check_left_out, left_out, unusable_lines
 from foreknow.stages.train import row_faults
 from foreknow.stages.train.callback import KnowledgeCallback
-from foreknow.stages.train.dataset import SET, TRAINING, LabelledSplit, template_faults, tokenise, without
-from foreknow.stages.train.label_check import IGNORED, MOST, LabelReport, look_at_labels
+from foreknow.stages.train.dataset import SET, TRAINING, LabelledSplit, template_faults, tokenise, without_faulty
+from foreknow.stages.train.label_check import IGNORED, MOST, LabelReport, check_labels
 from foreknow.stages.train.row_faults import RowFault
 from foreknow.stages.train.run import run
 
@@ -87,7 +87,7 @@ def test_every_row_is_learnt_from_or_has_a_reason(tokenizer: Any) -> None:
         (1, "template_refuses"), (2, "answer_cut"), (3, "answer_cut"), (4, "weight_zero"),
     ]  # fmt: skip
     assert [lesson.row for lesson in lessons] == [0, 4]
-    assert without("f.jsonl", rows.rows, faults)["row"].to_list() == [0, 4]
+    assert without_faulty("f.jsonl", rows.rows, faults)["row"].to_list() == [0, 4]
     assert row_faults.counts(faults)["answer_cut"] == {"rows": 2, "first": [2, 3]}
     with pytest.raises(
         InputError, match=r"f.jsonl: 1 row refused by the chat template, first row 1: .*roles must"
@@ -102,7 +102,7 @@ def test_every_row_is_learnt_from_or_has_a_reason(tokenizer: Any) -> None:
     only = named([{"question": "Where?", "answers": ["Avens"], "context": twice}])
     gone = template_faults(only.rows, prompter)
     with pytest.raises(InputError, match=r"none of its 1 rows can be used: 1 row refused by the chat template"):
-        without("f.jsonl", only.rows, gone)
+        without_faulty("f.jsonl", only.rows, gone)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_an_answer_may_end_as_the_chat_template_ends_it(monkeypatch: pytest.Monk
         found.extend(ends)
         return LabelReport(0, None, [], [], [])
 
-    monkeypatch.setattr("foreknow.stages.train.callback.look_at_labels", look)
+    monkeypatch.setattr("foreknow.stages.train.callback.check_labels", look)
     dev = frame([{"question": "Where?", "answers": ["Avens"]}])
     callback = KnowledgeCallback(
         sets={"dev": dev.select("question", "answers")}, tokenizer=SimpleNamespace(eos_token_id=3)
@@ -389,7 +389,7 @@ def test_a_set_that_can_be_read_again_is_looked_at_though_it_is_a_stream(tokeniz
     rows = [lesson(tokenizer, row, taught=n != 4) for n, row in enumerate(fact_rows()[:8])]
     stream = datasets.Dataset.from_list(rows).to_iterable_dataset()
     loader: Any = DataLoader(stream, batch_size=2, collate_fn=default_data_collator)
-    found = look_at_labels(loader, None, [tokenizer.eos_token_id])
+    found = check_labels(loader, None, [tokenizer.eos_token_id])
     assert (found.looked, found.total, [fault.row for fault in found.faults]) == (8, None, [4])
     assert "the first of them" in found.notes[0]
 
@@ -405,7 +405,7 @@ def test_of_a_large_set_rows_are_looked_at_all_over_it(tokenizer: Any) -> None:
 
     loader: Any = DataLoader(Many(), batch_size=2, collate_fn=default_data_collator, shuffle=True)  # type: ignore[arg-type]
     state = torch.get_rng_state()
-    found = look_at_labels(loader, None, [])
+    found = check_labels(loader, None, [])
     assert torch.equal(torch.get_rng_state(), state)
     assert (found.looked, found.faults[0].row, len(found.faults)) == (MOST, 15000, MOST // 4)
     assert found.notes == [f"labels: {MOST:,} of the trainer's {10 * MOST:,} rows, spread were looked at"]
@@ -421,7 +421,7 @@ def test_packed_texts_without_a_label_are_found(texts: list[list[bool]], spare: 
         return {name: torch.tensor([rows[0][name]]) for name in ("input_ids", "labels")}
 
     loader = type("Loader", (), {"dataset": [row], "collate_fn": staticmethod(collate)})()
-    found = look_at_labels(loader, None, [])
+    found = check_labels(loader, None, [])
     assert len(found.faults) == sum(not any(text[1:]) for text in texts), "the first token of a text predicts nothing"
 
 
@@ -430,7 +430,7 @@ def test_a_collator_that_changes_rows_in_place_leaves_them_whole(tokenizer: Any)
     rows = [{"input_ids": [1, 2, 3], "labels": [IGNORED, 2, 3]}, {"input_ids": [1], "labels": [1]}]
     before = json.dumps(rows)
     loader: Any = DataLoader(rows, collate_fn=DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8))  # type: ignore[arg-type]
-    found = look_at_labels(loader, None, [])
+    found = check_labels(loader, None, [])
     assert [fault.row for fault in found.faults] == [1]
     assert json.dumps(rows) == before
 
@@ -446,7 +446,7 @@ def test_a_collator_that_changes_rows_in_place_leaves_them_whole(tokenizer: Any)
     ],
 )  # fmt: skip
 def test_what_cannot_be_looked_at_is_said(loader: Any, why: str) -> None:
-    found = look_at_labels(loader, None, [])
+    found = check_labels(loader, None, [])
     assert found.why_not == why
     assert found.notes == [f"warning: the trainer's labels could not be looked at before training: {why}"]
 

@@ -17,7 +17,7 @@ from foreknow.data.exact_match import Accepted, answer_of
 from foreknow.errors import ConfigError
 from foreknow.prompts.prompt_template import Prompter, Template
 from foreknow.stages.train import answer_loss, curves, selection, tracker
-from foreknow.stages.train.answer_loss import learning
+from foreknow.stages.train.answer_loss import open_pass
 from foreknow.stages.train.dataset import SET, TRAINING, LabelledSplit, examples
 from foreknow.stages.train.tracker import EvalModelCopy, Tracker, vocabulary_for
 
@@ -76,7 +76,7 @@ def test_outcomes_are_those_of_generate_before_during_and_after_training(
     lessons = examples(LabelledSplit("train", "x", rows, 0, "", ""), prompter, tokenizer.eos_token_id)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
     right = []
-    with learning(model, lessons[:2]) as (losses, _):
+    with open_pass(model, lessons[:2]) as (losses, _):
         for steps in (0, 8, 60):
             model.train()
             for _ in range(steps):

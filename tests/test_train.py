@@ -41,7 +41,7 @@ from foreknow.settings import settings_of
 from foreknow.stages.train import checkpoints
 from foreknow.stages.train import loop as tune_loop
 from foreknow.stages.train import run as train_run
-from foreknow.stages.train.answer_loss import PlainPass, learning
+from foreknow.stages.train.answer_loss import PlainPass, open_pass
 from foreknow.stages.train.dataset import TrainingExample, micro_batches, step_rows
 from foreknow.stages.train.result import TrainResult, open_train, read_metrics
 from foreknow.stages.train.trainer import FactTrainer, NotFinite, arguments, set_dropout
@@ -287,7 +287,7 @@ def test_loss_and_gradients_are_those_of_transformers_trainer(tiny_folder: Path,
     expected = float(theirs.training_step(model, inputs, torch.tensor(count)))
     wanted = gradients(model)
     for tokens in (1, 30, 10_000):
-        with learning(model, ROWS[:3]) as (losses, reason):
+        with open_pass(model, ROWS[:3]) as (losses, reason):
             assert "packed" in reason
             loss = trained_once(model, ROWS, tokens, losses, tmp_path)
         assert loss == pytest.approx(expected, rel=1e-5)
@@ -299,7 +299,7 @@ def test_a_weight_counts_a_row_so_many_times(tiny_folder: Path, tmp_path: Path) 
     model: Any = AutoModelForCausalLM.from_pretrained(tiny_folder)
     weighted = [e._replace(weight=float(n % 3)) for n, e in enumerate(ROWS)]
     repeated = [e for n, e in enumerate(ROWS) for _ in range(n % 3)]
-    with learning(model, ROWS[:3]) as (losses, _):
+    with open_pass(model, ROWS[:3]) as (losses, _):
         a = trained_once(model, weighted, 50, losses, tmp_path)
         wanted = gradients(model)
         b = trained_once(model, repeated, 50, losses, tmp_path)
@@ -331,7 +331,7 @@ def test_losses_of_other_architectures_are_their_own(kind: str) -> None:
             parameter.mul_(4)
         model.set_attn_implementation("eager")
         whole = dict(zip(ROWS, (PlainPass(model).losses([e])[1] for e in ROWS), strict=True))
-        with learning(model, ROWS[:3]) as (losses, reason):
+        with open_pass(model, ROWS[:3]) as (losses, reason):
             assert ("padded" in reason) == (kind == "no attention interface"), reason
             rows, found = losses.losses(ROWS)
     torch.testing.assert_close(found, torch.cat([whole[e] for e in rows]), atol=2e-5, rtol=1e-4)
@@ -340,7 +340,7 @@ def test_losses_of_other_architectures_are_their_own(kind: str) -> None:
 def test_dropout_acts_and_is_named(tiny_folder: Path) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(tiny_folder)
     assert set_dropout(model, 0.5) == "dropout 0.5 in attention_dropout of LlamaAttention (2)"
-    with torch.no_grad(), learning(model, ROWS[:3]) as (losses, _):
+    with torch.no_grad(), open_pass(model, ROWS[:3]) as (losses, _):
         still = [losses.losses(ROWS)[1] for _ in range(2)]
         model.train()
         moved = [losses.losses(ROWS)[1] for _ in range(2)]

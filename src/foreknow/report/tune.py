@@ -260,11 +260,12 @@ def _fit(run: TrainRunView, other: TrainRunView | None) -> tuple[list[Curve], li
 def _losses(run: TrainRunView) -> tuple[list[Curve], list[Mark]]:
     """The curves of dev loss and train loss; none where the run has no two epochs with a dev loss."""
     lines = []
-    for label, value in (
-        ("dev loss", lambda line: line.get("loss", {}).get("dev")),
-        ("train loss", lambda line: line["train_loss"]),
-    ):
-        points = tuple((float(line["epoch"]), value(line)) for line in run.lines if value(line) is not None)
+    by_label = {
+        "dev loss": [(float(line["epoch"]), line.get("loss", {}).get("dev")) for line in run.lines],
+        "train loss": [(float(line["epoch"]), line["train_loss"]) for line in run.lines],
+    }
+    for label, values in by_label.items():
+        points = tuple((epoch, loss) for epoch, loss in values if loss is not None)
         if len(points) > 1:
             dash = (1, 0) if label == "dev loss" else (2, 3)
             lines.append(Curve(label, label.split()[0], points, INK, dash, 3 if label == "dev loss" else 1.8))

@@ -210,7 +210,7 @@ def count(line: Line, name: str, category: str | None = None) -> Count | None:
 
 def known(line: Line) -> Count | None:
     """The fitted train rows of the three Known categories."""
-    pair = curves.known_fitted(line)
+    pair = curves.count_known_fitted(line)
     return Count(*pair) if pair else None
 
 

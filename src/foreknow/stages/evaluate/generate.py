@@ -43,15 +43,15 @@ def build_prompts(rows: pl.DataFrame, prompter: Prompter, max_new: int | None = 
     `exact_probe.ProbeSettings.extra_tokens` more.
     """
     texts = [prompter.text((), question, turns) for question, turns in rows.select("question", "context").iter_rows()]
-    found = []
+    prompts = []
     numbers, answers = rows["row"].to_list(), rows["answers"].to_list()
     for row, text, ids, accepted in zip(numbers, texts, prompter.ids(texts), answers, strict=True):
         allowed = max_new
         if allowed is None:
             spelled = [len(prompter.answer_ids(text, ids, a.strip())) for a in accepted if a.strip()]
             allowed = max([*spelled, 1]) + ProbeSettings().extra_tokens
-        found.append(GenerationPrompt(row, tuple(ids), allowed, Accepted.of(accepted)))
-    return found
+        prompts.append(GenerationPrompt(row, tuple(ids), allowed, Accepted.of(accepted)))
+    return prompts
 
 
 def generate_answers(generator: Generator, rows: Sequence[GenerationPrompt]) -> pl.DataFrame:
@@ -60,30 +60,30 @@ def generate_answers(generator: Generator, rows: Sequence[GenerationPrompt]) -> 
     Rows of like allowance and length are generated together, `generator.batch` at a time, so the result depends
     on the rows and that number only.
     """
-    ordered = sorted(rows, key=lambda one: (max(one.allowed, READ), len(one.prompt), one.row))
-    found = []
+    ordered = sorted(rows, key=lambda prompt: (max(prompt.allowed, READ), len(prompt.prompt), prompt.row))
+    lines = []
     for start in range(0, len(ordered), generator.batch):
         part = ordered[start : start + generator.batch]
-        longest = max(READ, *(one.allowed for one in part))
-        answers = generator.answers([one.prompt for one in part], longest, None)
-        found += [_judged(one, made, generator.vocabulary) for one, (made,) in zip(part, answers, strict=True)]
-    return pl.DataFrame(found, schema=PREDICTIONS, orient="row").sort("row")
+        longest = max(READ, *(prompt.allowed for prompt in part))
+        answers = generator.answers([prompt.prompt for prompt in part], longest, None)
+        lines += [_judge(prompt, path, generator.vocabulary) for prompt, (path,) in zip(part, answers, strict=True)]
+    return pl.DataFrame(lines, schema=PREDICTIONS, orient="row").sort("row")
 
 
-def _judged(
-    one: GenerationPrompt, made: GeneratedPath, vocabulary: Vocabulary
+def _judge(
+    prompt: GenerationPrompt, generated_path: GeneratedPath, vocabulary: Vocabulary
 ) -> tuple[int, str | None, *tuple[bool | None, ...]]:
-    path, sound = made
-    if not sound and len(path) < one.allowed:
-        return (one.row, None, None, None, None)
+    path, sound = generated_path
+    if not sound and len(path) < prompt.allowed:
+        return (prompt.row, None, None, None, None)
     text = vocabulary.said(path)
-    ended = vocabulary.ended(path) and len(path) <= one.allowed
+    ended = vocabulary.ended(path) and len(path) <= prompt.allowed
     return (
-        one.row,
+        prompt.row,
         text,
         ended,
-        ended and one.accepted.right(text, "strict"),
-        ended and one.accepted.right(text, "lenient"),
+        ended and prompt.accepted.right(text, "strict"),
+        ended and prompt.accepted.right(text, "lenient"),
     )
 
 

@@ -149,9 +149,9 @@ def counted(rows: pl.DataFrame, *, lenient: bool) -> pl.DataFrame:
 
 def parted(rows: pl.DataFrame, column: str) -> dict[str, pl.DataFrame]:
     """The rows by the values of a column, sorted (categories from known to unknown); null is no value."""
-    found = {str(key): part for (key,), part in rows.drop_nulls(column).group_by(column, maintain_order=True)}
-    order = CATEGORIES if column == "category" else sorted(found)
-    return {name: found[name] for name in order if name in found}
+    parts = {str(key): part for (key,), part in rows.drop_nulls(column).group_by(column, maintain_order=True)}
+    order = CATEGORIES if column == "category" else sorted(parts)
+    return {name: parts[name] for name in order if name in parts}
 
 
 def share(count: int, rows: int) -> Share:
@@ -171,11 +171,11 @@ def _em(rows: pl.DataFrame) -> dict[str, Share]:
 
 def answering(rows: pl.DataFrame) -> dict[str, Share]:
     """Coverage (rows not refused), accuracy (right among those), yield (answered and right, among all rows)."""
-    given = rows.filter(~pl.col("refused"))
-    hits = int(given["counts"].sum())
+    answered_rows = rows.filter(~pl.col("refused"))
+    hits = int(answered_rows["counts"].sum())
     return {
-        "coverage": share(given.height, rows.height),
-        "accuracy": share(hits, given.height),
+        "coverage": share(answered_rows.height, rows.height),
+        "accuracy": share(hits, answered_rows.height),
         "yield": share(hits, rows.height),
     }
 
@@ -183,23 +183,25 @@ def answering(rows: pl.DataFrame) -> dict[str, Share]:
 def frequent(rows: pl.DataFrame, most: int) -> list[dict[str, Any]]:
     """The most frequent wrong answers: text, count, share of the wrong answers. Ties in the order of the texts."""
     wrong = rows.filter("wrong")
-    found = (
+    most_frequent = (
         wrong.group_by(pl.col("prediction").str.normalize("NFC"))
         .agg(count=pl.len())
         .sort("count", "prediction", descending=[True, False])
         .head(most)
     )
-    return [{"prediction": text, "count": count, "share": count / wrong.height} for text, count in found.iter_rows()]
+    return [
+        {"prediction": text, "count": count, "share": count / wrong.height} for text, count in most_frequent.iter_rows()
+    ]
 
 
 def collapse(rows: pl.DataFrame) -> dict[str, Any]:
     """How few answers stand for many: the top answer's share and the number of distinct answers, among rows not
     refused, beside the same of their golds. A model that answers well is about as varied as the golds are."""
-    given = rows.filter(~pl.col("refused"))
+    answered_rows = rows.filter(~pl.col("refused"))
     return {
-        "rows": given.height,
-        "predictions": _variety(given["prediction"]),
-        "golds": _variety(given["answer"].str.strip_chars()),
+        "rows": answered_rows.height,
+        "predictions": _variety(answered_rows["prediction"]),
+        "golds": _variety(answered_rows["answer"].str.strip_chars()),
     }
 
 

@@ -29,8 +29,8 @@ class EvaluateResult:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """EM, wrong answers, refusals, moves (`metrics.summarise_answers`), and what was asked of which model."""
-        found: dict[str, Any] = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
-        return found
+        contents: dict[str, Any] = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
+        return contents
 
 
 def open_evaluation(folder: str | Path) -> EvaluateResult:

@@ -40,7 +40,7 @@ from foreknow.stages.evaluate.result import EvaluateResult
 from foreknow.stages.skeleton import PreparedRun, Stage, nothing_to_do, required_out, run_stage
 from foreknow.stages.train import row_faults
 from foreknow.stages.train.base_labels import audited_labels, own_labels
-from foreknow.stages.train.dataset import TRAINING, TrainingExample, check_lengths, template_faults, without
+from foreknow.stages.train.dataset import TRAINING, TrainingExample, check_lengths, template_faults, without_faulty
 from foreknow.version import __version__
 
 if TYPE_CHECKING:
@@ -93,12 +93,12 @@ _NO_IDENTITY: Final = {
 """Settings that name a file whose content counts instead, or do not change a result."""
 
 
-def identity_of(config: EvaluateConfig, given: EvaluateInputs, model: str, device: str, dtype: str) -> dict[str, Any]:
+def identity_of(config: EvaluateConfig, inputs: EvaluateInputs, model: str, device: str, dtype: str) -> dict[str, Any]:
     """What makes two evaluations the same run: contents and settings, never names of files."""
     return {
-        "data": given.facts.digest,
-        "categories": fingerprint(given.labels),
-        "prompt_template": [given.template.instruction, given.template.target],
+        "data": inputs.facts.digest,
+        "categories": fingerprint(inputs.labels),
+        "prompt_template": [inputs.template.instruction, inputs.template.target],
         "model": model,
         "dtype": dtype,
         "device": device.partition(":")[0],
@@ -123,33 +123,33 @@ def run(config: EvaluateConfig) -> EvaluateResult:
     Raises the errors of `foreknow.errors`.
     """
     out = required_out(config.out)
-    given = read_inputs(config)
-    found = resolve(config.model, say, config.trust_remote_code, base=config.base, force=config.force)
-    notes = [f"categories: {given.whence or 'none'}", *_compared(config, given.audit, found)]
+    inputs = read_inputs(config)
+    resolved_model = resolve(config.model, say, config.trust_remote_code, base=config.base, force=config.force)
+    notes = [f"categories: {inputs.whence or 'none'}", *_check_base_model(config, inputs.audit, resolved_model)]
 
     def prepare(folder: RunDir) -> AbstractContextManager[PreparedRun]:
-        return nullcontext(_prepare(config, given, found, notes, folder))
+        return nullcontext(_prepare(config, inputs, resolved_model, notes, folder))
 
     return run_stage(Stage("evaluation", prepare, EvaluateResult, write_page), out)
 
 
 def _prepare(
-    config: EvaluateConfig, given: EvaluateInputs, found: Resolved, notes: list[str], folder: RunDir
+    config: EvaluateConfig, inputs: EvaluateInputs, resolved_model: Resolved, notes: list[str], folder: RunDir
 ) -> PreparedRun:
     """Turn the rows into prompts, where the folder has no finished evaluation."""
     device, dtype = loading.resolve_device_dtype(config.device, config.dtype)
     config = with_batch_sizes(config, device)
-    identity = identity_of(config, given, found.fingerprint, device, dtype)
+    identity = identity_of(config, inputs, resolved_model.fingerprint, device, dtype)
     if folder.manifest is not None:
         return PreparedRun(identity, config.resolved(), nothing_to_do)
-    ready = _ready(config, given, found)  # refused before the folder is claimed
-    told = (given.facts.reason, given.facts.first_row, given.facts.row_account)
-    another = _another_prompt(ready.prompter, given.template, found)
+    prompts = _prepare_prompts(config, inputs, resolved_model)  # refused before the folder is claimed
+    data_lines = (inputs.facts.reason, inputs.facts.first_row, inputs.facts.row_account)
+    prompt_warning = _prompt_warning(prompts.prompter, inputs.template, resolved_model)
 
     def work(folder: RunDir) -> None:
-        _compute(config, ready.given, found, ready, folder, identity)
+        _compute(config, prompts.inputs, resolved_model, prompts, folder, identity)
 
-    return PreparedRun(identity, config.resolved(), work, (*told, *notes, *ready.notes, *another))
+    return PreparedRun(identity, config.resolved(), work, (*data_lines, *notes, *prompts.notes, *prompt_warning))
 
 
 class _Base(NamedTuple):
@@ -180,85 +180,90 @@ def _base_model(config: EvaluateConfig, tuned: Resolved) -> _Base:
     )
 
 
-def _compared(config: EvaluateConfig, audit: AuditResult | None, found: Resolved) -> list[str]:
+def _check_base_model(config: EvaluateConfig, audit: AuditResult | None, resolved_model: Resolved) -> list[str]:
     """A line where it is not known whether the audit is the base model's. Raises ModelError where it is not."""
     if audit is None:
         return []
     made_with = audit.summary["model"]
-    origin = found.origin or found.base or {}
+    origin = resolved_model.origin or resolved_model.base or {}
     base = origin.get("fingerprint")
-    if base is None and made_with["fingerprint"] != found.fingerprint:
-        return [f"which model {found.name} was tuned from is not known; rows are compared with {made_with['name']}'s"]
+    if base is None and made_with["fingerprint"] != resolved_model.fingerprint:
+        return [
+            f"which model {resolved_model.name} was tuned from is not known; rows are compared with "
+            f"{made_with['name']}'s"
+        ]
     if base is not None and base != made_with["fingerprint"] and not config.force:
         raise ModelError(
             f"--audit {config.audit}: made with {made_with['name']} ({made_with['fingerprint'][:19]}...), but "
-            f"{found.name} was tuned from {origin.get('name')} ({base[:19]}...): its categories are "
+            f"{resolved_model.name} was tuned from {origin.get('name')} ({base[:19]}...): its categories are "
             "another model's. Name an audit of that model, or go on with --force"
         )
     return []
 
 
-class _Ready(NamedTuple):
-    """The rows as token ids, by number, and what made them. `given`: without the rows that cannot be asked."""
+class PreparedPrompts(NamedTuple):
+    """The rows as token ids, by number, and what made them. `inputs`: without the rows that cannot be asked."""
 
     prompter: Prompter
     rows: dict[int, GenerationPrompt]
-    given: EvaluateInputs
+    inputs: EvaluateInputs
     notes: tuple[str, ...]
 
 
-def _ready(config: EvaluateConfig, given: EvaluateInputs, found: Resolved) -> _Ready:
+def _prepare_prompts(config: EvaluateConfig, inputs: EvaluateInputs, resolved_model: Resolved) -> PreparedPrompts:
     """Raises InputError for rows that are longer than the model's positions, or where no row can be asked."""
     from foreknow.stages.evaluate.generate import build_prompts  # keeps torch out
 
-    tokenizer = loading.load_tokenizer(found, config.trust_remote_code)
-    chat, reason = _chat_choice(config, given, tokenizer, found)
-    prompter = Prompter(tokenizer, given.template, chat, config.bos)
-    given, notes = _askable(given, prompter)
+    tokenizer = loading.load_tokenizer(resolved_model, config.trust_remote_code)
+    chat, reason = _chat_choice(config, inputs, tokenizer, resolved_model)
+    prompter = Prompter(tokenizer, inputs.template, chat, config.bos)
+    inputs, notes = _without_refused_rows(inputs, prompter)
     notes = [*notes, *([reason] if reason else [])]
     rows = build_prompts(
-        given.rows, prompter, config.max_new_tokens if isinstance(config.max_new_tokens, int) else None
+        inputs.rows, prompter, config.max_new_tokens if isinstance(config.max_new_tokens, int) else None
     )
-    lengths = [TrainingExample(one.row, one.prompt, (0,) * one.allowed) for one in rows]
-    check_lengths(given.facts.name, lengths, loading.max_positions(found, config.trust_remote_code))
-    return _Ready(prompter, {one.row: one for one in rows}, given, (*prompter.notes, *notes))
+    lengths = [TrainingExample(prompt.row, prompt.prompt, (0,) * prompt.allowed) for prompt in rows]
+    check_lengths(inputs.facts.name, lengths, loading.max_positions(resolved_model, config.trust_remote_code))
+    return PreparedPrompts(prompter, {prompt.row: prompt for prompt in rows}, inputs, (*prompter.notes, *notes))
 
 
 def _chat_choice(
-    config: EvaluateConfig, given: EvaluateInputs, tokenizer: Any, found: Resolved
+    config: EvaluateConfig, inputs: EvaluateInputs, tokenizer: Any, resolved_model: Resolved
 ) -> tuple[bool, str | None]:
     """Whether to ask through the chat template, and why: as the model was tuned, if that is known, else by the rows."""
     if config.chat_template != "auto":
         return config.uses_chat_template, None
-    tuned_with = _training_text(found).get("chat_template")
+    tuned_with = _training_text(resolved_model).get("chat_template")
     if isinstance(tuned_with, bool):
         return tuned_with, f"asked {'through the chat template' if tuned_with else 'in plain text'}, as it was tuned"
-    choice, reason = choose_template(tokenizer, chats=are_chats(given.rows))
+    choice, reason = choose_template(tokenizer, chats=are_chats(inputs.rows))
     return choice == "yes", reason
 
 
-def _training_text(found: Resolved) -> dict[str, Any]:
+def _training_text(resolved_model: Resolved) -> dict[str, Any]:
     """The prompt format that the tune run beside the model tells of; {} where there is none."""
-    text = (read_json(found.path.parent / "results.json") or {}).get("method", {}).get("training_text")
+    text = (read_json(resolved_model.path.parent / "results.json") or {}).get("method", {}).get("training_text")
     return text if isinstance(text, dict) else {}
 
 
-def _askable(given: EvaluateInputs, prompter: Prompter) -> tuple[EvaluateInputs, list[str]]:
+def _without_refused_rows(inputs: EvaluateInputs, prompter: Prompter) -> tuple[EvaluateInputs, list[str]]:
     """The rows without those that the chat template refuses, and lines about these."""
-    faults = template_faults(given.rows, prompter)
-    left = without(given.facts.name, given.rows, faults)
-    labels = given.labels.filter(pl.col("row").is_in(left["row"].implode()))
-    skipped = given.skipped + given.rows.height - left.height
-    found = given._replace(rows=left, labels=labels, skipped=skipped, row_faults=row_faults.counts(faults))
-    return found, row_faults.notes("rows", faults)
+    faults = template_faults(inputs.rows, prompter)
+    remaining = without_faulty(inputs.facts.name, inputs.rows, faults)
+    labels = inputs.labels.filter(pl.col("row").is_in(remaining["row"].implode()))
+    skipped = inputs.skipped + inputs.rows.height - remaining.height
+    askable_inputs = inputs._replace(
+        rows=remaining, labels=labels, skipped=skipped, row_faults=row_faults.counts(faults)
+    )
+    return askable_inputs, row_faults.notes("rows", faults)
 
 
-def _another_prompt(prompter: Prompter, template: Template, found: Resolved) -> list[str]:
+def _prompt_warning(prompter: Prompter, template: Template, resolved_model: Resolved) -> list[str]:
     """A warning where the tune run beside the model tells of another prompt: EM would be near 0 for that alone."""
-    told = _training_text(found)
-    if not told:
+    training_text = _training_text(resolved_model)
+    if not training_text:
         return []
-    differ = differences(told, {**prompter.choices, "prompt": template.target})
+    differ = differences(training_text, {**prompter.choices, "prompt": template.target})
     if not differ:
         return []
     return [f"warning: the model was tuned with another prompt: {'; '.join(differ)}. Ask as it was tuned"]
@@ -266,31 +271,31 @@ def _another_prompt(prompter: Prompter, template: Template, found: Resolved) -> 
 
 def _compute(
     config: EvaluateConfig,
-    given: EvaluateInputs,
-    found: Resolved,
-    ready: _Ready,
+    inputs: EvaluateInputs,
+    resolved_model: Resolved,
+    prompts: PreparedPrompts,
     folder: RunDir,
     identity: dict[str, Any],
 ) -> None:
 
-    plan = dict(enumerate(chunks(given.rows, int(config.chunk_rows or 256))))
-    base = _base_model(config, found)
+    plan = dict(enumerate(chunks(inputs.rows, int(config.chunk_rows or 256))))
+    base = _base_model(config, resolved_model)
     say(base.reason)
-    for model, part in ((found, TUNED), (base.model, BASE)):
+    for model, part in ((resolved_model, TUNED), (base.model, BASE)):
         if model is None:
             continue
         left = {n: rows for n, rows in plan.items() if folder.chunk(n, part) is None}
         if len(left) < len(plan):
             say(f"{model.name}: {len(plan) - len(left)} of {len(plan)} chunks are finished; going on")
         if left:
-            _answer(config, model, ready, folder, left, part)
-    _write(config, given, found, ready, folder, identity, base)
+            _answer(config, model, prompts, folder, left, part)
+    _write(config, inputs, resolved_model, prompts, folder, identity, base)
 
 
 def _answer(
     config: EvaluateConfig,
-    found: Resolved,
-    ready: _Ready,
+    resolved_model: Resolved,
+    prompts: PreparedPrompts,
     folder: RunDir,
     plan: Mapping[int, pl.DataFrame],
     name: str,
@@ -301,21 +306,21 @@ def _answer(
     from foreknow.stages.evaluate.generate import generate_with_less_memory  # keeps torch out
 
     loaded = loading.load_resolved_model(
-        found, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
+        resolved_model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
     )
     for reason in loaded.reasons:
         say(reason)
     if name == TUNED:
-        checked = json.dumps(check_fluency(loaded, say).summary)
-        folder.save_chunk(min(plan), "fluency", pl.DataFrame([{"summary": checked}], schema=FLUENCY))
+        fluency = json.dumps(check_fluency(loaded, say).summary)
+        folder.save_chunk(min(plan), "fluency", pl.DataFrame([{"summary": fluency}], schema=FLUENCY))
     what = "answering" if name == TUNED else "asking the base model"
     generator = Generator(
-        loaded.model, ready.prompter.ended(loading.vocabulary_of(loaded)), Sampling(), int(config.batch_rows or 32)
+        loaded.model, prompts.prompter.ended(loading.vocabulary_of(loaded)), Sampling(), int(config.batch_rows or 32)
     )
     with exact_head(loaded.model), meter(what, sum(part.height for part in plan.values())) as done:
         for n, part in plan.items():
             began = time.monotonic()
-            frame, generator = generate_with_less_memory(generator, [ready.rows[row] for row in part["row"]])
+            frame, generator = generate_with_less_memory(generator, [prompts.rows[row] for row in part["row"]])
             cost = {"seconds": time.monotonic() - began, "rows": part.height, "batch_rows": generator.batch}
             folder.save_chunk(n, f"{name}_cost", pl.DataFrame([cost], schema=COST))
             folder.save_chunk(n, name, frame)  # last: a chunk is finished where this file stands
@@ -325,9 +330,9 @@ def _answer(
 
 def _write(
     config: EvaluateConfig,
-    given: EvaluateInputs,
-    found: Resolved,
-    ready: _Ready,
+    inputs: EvaluateInputs,
+    resolved_model: Resolved,
+    prompts: PreparedPrompts,
     folder: RunDir,
     identity: dict[str, Any],
     base: _Base,
@@ -336,34 +341,42 @@ def _write(
     cost = folder.load_chunks(f"{TUNED}_cost", COST)
     base_predictions = folder.load_chunks(BASE, PREDICTIONS) if base.model else None
     predictions = folder.load_chunks(TUNED, PREDICTIONS)
-    rows = answered(given.rows, predictions, given.labels, config.idk_answer, base_predictions)
+    rows = answered(inputs.rows, predictions, inputs.labels, config.idk_answer, base_predictions)
     seconds = float(cost["seconds"].sum())
-    audit = given.audit
-    checked = folder.load_chunks("fluency", FLUENCY)["summary"]
+    audit = inputs.audit
+    fluency = folder.load_chunks("fluency", FLUENCY)["summary"]
     summary = {
         **summarise_answers(rows, lenient=config.match == "lenient"),
-        "skipped": given.skipped,
-        "row_faults": dict(given.row_faults),
-        "categories_from": given.whence or None,
+        "skipped": inputs.skipped,
+        "row_faults": dict(inputs.row_faults),
+        "categories_from": inputs.whence or None,
         "protocol": {
             **{key: getattr(config, key) for key in ("match", "max_new_tokens", "idk_answer")},
-            **ready.prompter.choices,
-            "prompt": given.template.target,
-            **({"notes": list(ready.prompter.notes)} if ready.prompter.notes else {}),
+            **prompts.prompter.choices,
+            "prompt": inputs.template.target,
+            **({"notes": list(prompts.prompter.notes)} if prompts.prompter.notes else {}),
             "dtype": identity["dtype"],
             "device": identity["device"],
         },
         "model": {
-            **{"name": found.name, "fingerprint": found.fingerprint, "folder": str(found.path)},
-            **{"note": found.note, "method": "adapter" if found.adapter else "whole", "base": found.base},
+            **{
+                "name": resolved_model.name,
+                "fingerprint": resolved_model.fingerprint,
+                "folder": str(resolved_model.path),
+            },
+            **{
+                "note": resolved_model.note,
+                "method": "adapter" if resolved_model.adapter else "whole",
+                "base": resolved_model.base,
+            },
             "base_in_same_format": base.reason,
-            "fluency": json.loads(checked[0]) if len(checked) else None,
+            "fluency": json.loads(fluency[0]) if len(fluency) else None,
         },
         "audit": audit and {"folder": str(audit.folder), "model": audit.summary["model"]},
         "data": {
-            **{"name": given.facts.name, "layout": given.facts.layout, "reason": given.facts.reason},
-            **{"fingerprint": given.facts.digest, "records": given.facts.records},
-            **{"rows_in_file": given.facts.total, "left_out": dict(given.facts.left_out)},
+            **{"name": inputs.facts.name, "layout": inputs.facts.layout, "reason": inputs.facts.reason},
+            **{"fingerprint": inputs.facts.digest, "records": inputs.facts.records},
+            **{"rows_in_file": inputs.facts.total, "left_out": dict(inputs.facts.left_out)},
         },
         "seconds": seconds,
         "rows_per_second": int(cost["rows"].sum()) / seconds if seconds else 0.0,
@@ -376,7 +389,11 @@ def _write(
             "foreknow": __version__,
             "stage": "evaluate",
             "identity": identity,
-            "model": {"name": found.name, "fingerprint": found.fingerprint, "base": found.base},
+            "model": {
+                "name": resolved_model.name,
+                "fingerprint": resolved_model.fingerprint,
+                "base": resolved_model.base,
+            },
             "rows": fingerprint(rows.select("row", "prediction", "correct", "correct_lenient")),
             "versions": library_versions(),
             "chunks_with_halved_batches": cost.filter(pl.col("batch_rows") < int(config.batch_rows or 32)).height,

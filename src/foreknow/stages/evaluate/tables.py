@@ -14,8 +14,8 @@ def em_table(summary: Mapping[str, Any], most: int = 24) -> pl.DataFrame:
     lines = [("all", em["overall"], refusals["overall"])]
     for by in ("by_category", "by_split", "by_relation"):
         names = sorted(em[by], key=lambda n: -em[by][n]["strict"]["rows"])[:most] if by == "by_relation" else em[by]
-        told = "split " if by == "by_split" else ""
-        lines += [(f"{told}{name}", em[by][name], refusals[by][name]) for name in names]
+        prefix = "split " if by == "by_split" else ""
+        lines += [(f"{prefix}{name}", em[by][name], refusals[by][name]) for name in names]
     return pl.DataFrame(
         [
             {
@@ -33,8 +33,8 @@ def em_table(summary: Mapping[str, Any], most: int = 24) -> pl.DataFrame:
 
 def moves_table(summary: Mapping[str, Any]) -> pl.DataFrame | None:
     """For the terminal: each category's rows before training, and what became of them; None without categories."""
-    found = summary["moves"]
-    if found is None:
+    moves = summary["moves"]
+    if moves is None:
         return None
     return pl.DataFrame(
         [
@@ -49,7 +49,7 @@ def moves_table(summary: Mapping[str, Any]) -> pl.DataFrame | None:
                 "right to wrong": f"{of['correct_to_wrong']['count']:,}",
                 "wrong to right": f"{of['wrong_to_correct']['count']:,}",
             }
-            for name, of in found["by_category"].items()
+            for name, of in moves["by_category"].items()
         ]
     )
 
@@ -72,8 +72,8 @@ def wrong_table(summary: Mapping[str, Any], most: int = 10) -> pl.DataFrame:
 
 def collapse_table(summary: Mapping[str, Any], most: int = 24) -> pl.DataFrame:
     """Answer collapse for the terminal: all, then at most `most` relations, the largest first."""
-    found = summary["collapse"]
-    largest = sorted(found["by_relation"], key=lambda name: -found["by_relation"][name]["rows"])[:most]
+    collapse = summary["collapse"]
+    largest = sorted(collapse["by_relation"], key=lambda name: -collapse["by_relation"][name]["rows"])[:most]
     return pl.DataFrame(
         [
             {
@@ -86,7 +86,7 @@ def collapse_table(summary: Mapping[str, Any], most: int = 24) -> pl.DataFrame:
                 "gold share": percent(of["golds"]),
                 "distinct golds": f"{of['golds']['distinct']:,}",
             }
-            for name, of in [("all", found["overall"]), *((name, found["by_relation"][name]) for name in largest)]
+            for name, of in [("all", collapse["overall"]), *((name, collapse["by_relation"][name]) for name in largest)]
         ]
     )
 
@@ -94,36 +94,36 @@ def collapse_table(summary: Mapping[str, Any], most: int = 24) -> pl.DataFrame:
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     """What the tables do not say, in a few lines."""
     answers, of = summary["answers"], summary["answering"]["overall"]
-    told = [
+    lines = [
         f"{answers['correct']:,} right, {answers['wrong']:,} wrong, {answers['refused']:,} refused "
         f"({answers['empty']:,} of them empty), {answers['not_ended']:,} not ended in time",
         f"coverage {percent(of['coverage'])}, accuracy when answering {percent(of['accuracy'])}, "
         f"yield {percent(of['yield'])}",
     ]
     if broken := summary.get("not_finite"):
-        told.append(
+        lines.append(
             f"{broken:,} rows are in no figure: the model's logits were not finite (NaN or infinity); use --dtype "
             "float32, or look for broken weights"
         )
     over = summary["refusals"]["over_refusal"]
-    told += [f"over-refusal: {_count(over)} HighlyKnown rows refused"] if over["rows"] else []
+    lines += [f"over-refusal: {_count(over)} HighlyKnown rows refused"] if over["rows"] else []
     if same := summary.get("same_format"):
-        told.append(
+        lines.append(
             f"against the base model asked in the same format: it has {_count(same['base_correct'])} right; "
             f"right to wrong {_count(same['correct_to_wrong'])}, wrong to right {_count(same['wrong_to_correct'])}"
         )
-    moved = summary["moves"]
-    if moved is None:
-        return [*told, "no categories: no --audit and no column 'category' in the rows, so nothing can be compared"]
-    told.append(f"lost: {_count(moved['lost'])} HighlyKnown rows; gained: {_count(moved['gained'])} Unknown rows")
-    if (overall := moved["overall"])["compared"]:
-        told.append(
+    moves = summary["moves"]
+    if moves is None:
+        return [*lines, "no categories: no --audit and no column 'category' in the rows, so nothing can be compared"]
+    lines.append(f"lost: {_count(moves['lost'])} HighlyKnown rows; gained: {_count(moves['gained'])} Unknown rows")
+    if (overall := moves["overall"])["compared"]:
+        lines.append(
             "against the base model behind exemplars, which show it the form (right if at least "
-            f"{moved['base_correct_from']:.0%} of its answers are): "
+            f"{moves['base_correct_from']:.0%} of its answers are): "
             f"right to wrong {_count(overall['correct_to_wrong'])}, "
             f"wrong to right {_count(overall['wrong_to_correct'])}"
         )
-    return told
+    return lines
 
 
 def _count(of: Mapping[str, Any]) -> str:

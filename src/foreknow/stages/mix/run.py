@@ -79,14 +79,14 @@ def _turn_notes(facts: Dataset, rows: pl.Series, turns: str) -> list[str]:
 
 def _annotated(audit: AuditResult) -> tuple[Dataset, str]:
     """The audited input with its labels, read as the audit read it, and which turns of a chat are rows in it."""
-    found = sorted(audit.folder.glob("annotated*"))
-    if len(found) != 1:
-        raise InputError(f"{audit.folder}: found {len(found)} annotated files, expected one; run the audit again")
+    paths = sorted(audit.folder.glob("annotated*"))
+    if len(paths) != 1:
+        raise InputError(f"{audit.folder}: found {len(paths)} annotated files, expected one; run the audit again")
     settings = read_yaml(audit.folder / "config.yaml")
     same = {name: settings[name] for name in DataSettings.model_fields if name in settings and name != "data"}
     if AuditConfig(**settings).data == "facts":
         same = {"group_by": "relation"}
-    config = DataSettings(**{**same, "data": str(found[0])})
+    config = DataSettings(**{**same, "data": str(paths[0])})
     return read_data(config), config.turns
 
 
@@ -99,6 +99,6 @@ def _check_target(config: MixConfig, mix: Mix) -> None:
             return
         raise RunFolderError(f"{config.out}: exists and was not made by foreknow mix; choose another --out, or --force")
     before = {k: v for k, v in read_manifest(config.out, check=False).items() if k not in ("foreknow", "sha256")}
-    asked = {k: v for k, v in mix.manifest.items() if k not in ("foreknow", "sha256")}
-    if before != json.loads(json.dumps(asked)):
+    manifest = {k: v for k, v in mix.manifest.items() if k not in ("foreknow", "sha256")}
+    if before != json.loads(json.dumps(manifest)):
         raise RunFolderError(f"{config.out}: made with other settings; choose another --out, or --force")

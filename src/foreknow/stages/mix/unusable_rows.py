@@ -31,16 +31,22 @@ LISTED: Final = 8
 def left_out(rows: pl.DataFrame) -> dict[str, dict[str, Any]]:
     """By reason, the rows of an audit (`rows.parquet`) without a category: how many `rows`, and the `first` of them."""
     bare = rows.filter(pl.col("category").is_null()).select("row", "flags").sort("row")
-    found: dict[str, list[int]] = {}
+    rows_by_reason: dict[str, list[int]] = {}
     for row, flags in bare.iter_rows():
-        found.setdefault(next((flag for flag in REASONS if flag in (flags or ())), "no_category"), []).append(row)
+        rows_by_reason.setdefault(next((flag for flag in REASONS if flag in (flags or ())), "no_category"), []).append(
+            row
+        )
     order = [*REASONS, "no_category"]
-    return {name: {"rows": len(found[name]), "first": found[name][:LISTED]} for name in order if name in found}
+    return {
+        name: {"rows": len(rows_by_reason[name]), "first": rows_by_reason[name][:LISTED]}
+        for name in order
+        if name in rows_by_reason
+    }
 
 
-def check_left_out(found: dict[str, dict[str, Any]], choice: Literal["refuse", "skip"]) -> None:
+def check_left_out(left_out_rows: dict[str, dict[str, Any]], choice: Literal["refuse", "skip"]) -> None:
     """Raise InputError for rows that nothing can be learnt from, where they are to be refused."""
-    bad = {name: of for name, of in found.items() if name in UNTRAINABLE}
+    bad = {name: of for name, of in left_out_rows.items() if name in UNTRAINABLE}
     if choice == "refuse" and bad:
         raise InputError(
             f"the audit has rows that nothing can be learnt from: {'; '.join(unusable_lines(bad))}.\n"
@@ -48,11 +54,11 @@ def check_left_out(found: dict[str, dict[str, Any]], choice: Literal["refuse", "
         )
 
 
-def unusable_lines(found: dict[str, dict[str, Any]]) -> list[str]:
+def unusable_lines(left_out_rows: dict[str, dict[str, Any]]) -> list[str]:
     """A line for each reason, with the numbers of the first rows."""
-    told = []
-    for name, of in found.items():
+    lines = []
+    for name, of in left_out_rows.items():
         numbers = ", ".join(map(str, of["first"])) + (", ..." if of["rows"] > len(of["first"]) else "")
         rows = "row" if of["rows"] == 1 else "rows"
-        told.append(f"{of['rows']:,} {rows} {REASONS.get(name, 'without a category')} (row {numbers})")
-    return told
+        lines.append(f"{of['rows']:,} {rows} {REASONS.get(name, 'without a category')} (row {numbers})")
+    return lines

@@ -21,7 +21,7 @@ from foreknow.inference.lm_head import scaled
 from foreknow.inference.packed_attention import PackedBatch, Segment, TokenTree, UnsupportedModel, pack_segments
 from foreknow.inference.packed_model import PackedModel
 from foreknow.models.private_api import attention_of, set_attention
-from foreknow.stages.train.dataset import TrainingExample, alike
+from foreknow.stages.train.dataset import TrainingExample, runs_by_length
 
 ATTENTION = "foreknow_training"
 
@@ -58,7 +58,7 @@ class PackedPass:
 
     def losses(self, rows: Sequence[TrainingExample]) -> tuple[list[TrainingExample], Tensor]:
         """See `Pass.losses`."""
-        runs = alike(rows)
+        runs = runs_by_length(rows)
         ordered = [example for run in runs for example in run]
         device = self.head.weight.device
         segments = [Segment(None, [_branch(example) for example in run]) for run in runs]
@@ -94,7 +94,7 @@ class PlainPass:
 
 
 @contextmanager
-def learning(model: PreTrainedModel, some: Sequence[TrainingExample]) -> Iterator[tuple[Pass, str]]:
+def open_pass(model: PreTrainedModel, some: Sequence[TrainingExample]) -> Iterator[tuple[Pass, str]]:
     """The pass that fits the model, and a line that says which; `some` rows are computed both ways first.
 
     Of several processes the first chooses: it has the weights, whichever way they are loaded.
@@ -115,7 +115,7 @@ def learning(model: PreTrainedModel, some: Sequence[TrainingExample]) -> Iterato
         yield packed, "training on packed rows, the head on the answers' positions only"
 
 
-def through(wrapper: Any, work: Callable[[], Tensor]) -> Tensor:
+def run_as_forward(wrapper: Any, work: Callable[[], Tensor]) -> Tensor:
     """Do `work` as the forward pass of a wrapper that shares gradients or weights between processes (DDP, FSDP)."""
     inner = getattr(wrapper, "module", wrapper)
     before = vars(inner).get("forward")
@@ -131,8 +131,8 @@ def through(wrapper: Any, work: Callable[[], Tensor]) -> Tensor:
 
     inner.forward = forward
     try:
-        found: Tensor = wrapper(0)  # with one argument: on a GPU the wrapper counts on having some
-        return found
+        loss: Tensor = wrapper(0)  # with one argument: on a GPU the wrapper counts on having some
+        return loss
     finally:
         back()
 

@@ -57,9 +57,9 @@ def labels_of(rows: pl.DataFrame, audited: pl.DataFrame, *, same_file: bool) -> 
         return rows.select("row").join(known, on="row").select(*LABELS).sort("row")
     keys = ["question", "earlier_turns", "gold"]
     first = known.drop("row").unique(keys, keep="first", maintain_order=True)
-    asked = rows.select("row", SAME_QUESTION, earlier_turns(rows), gold=SAME_GOLD)
-    found = asked.join(first, on=keys, nulls_equal=True)
-    return found.select(*LABELS).sort("row")
+    row_keys = rows.select("row", SAME_QUESTION, earlier_turns(rows), gold=SAME_GOLD)
+    labelled_rows = row_keys.join(first, on=keys, nulls_equal=True)
+    return labelled_rows.select(*LABELS).sort("row")
 
 
 def own_labels(facts: Dataset, rows: pl.DataFrame) -> tuple[pl.DataFrame, str]:
@@ -70,19 +70,21 @@ def own_labels(facts: Dataset, rows: pl.DataFrame) -> tuple[pl.DataFrame, str]:
     names = {"category": "category", "base_p_greedy": "p_greedy", "base_answer": "model_answer"}
     columns = [f"{prefix}{name}" for name in names.values() for prefix in ("foreknow_", "")]
     extra = extra_columns(facts, columns, last=columns)
-    prefix = next((p for p in ("foreknow_", "") if _labelled(extra, f"{p}category")), None)
+    prefix = next((p for p in ("foreknow_", "") if _has_labels(extra, f"{p}category")), None)
     if prefix is None:
         return pl.DataFrame(schema=LABELS), ""
-    labelled = {ours: f"{prefix}{name}" for ours, name in names.items()}
-    told = [
-        (pl.col(labelled[name]) if extra.schema.get(labelled[name]) == kind else pl.lit(None, kind)).alias(name)
+    column_of_label = {ours: f"{prefix}{name}" for ours, name in names.items()}
+    columns_as_labels = [
+        (
+            pl.col(column_of_label[name]) if extra.schema.get(column_of_label[name]) == kind else pl.lit(None, kind)
+        ).alias(name)
         for name, kind in LABELS.items()
         if name != "row"
     ]
-    known = extra.select("row", *told).filter(pl.col("category").is_in(CATEGORIES))
+    known = extra.select("row", *columns_as_labels).filter(pl.col("category").is_in(CATEGORIES))
     labels = known.join(rows.select("row"), on="row").select(*LABELS).sort("row")
-    return labels, f"the column {labelled['category']!r}, which knows {labels.height:,} of {rows.height:,} rows"
+    return labels, f"the column {column_of_label['category']!r}, which knows {labels.height:,} of {rows.height:,} rows"
 
 
-def _labelled(extra: pl.DataFrame, column: str) -> bool:
+def _has_labels(extra: pl.DataFrame, column: str) -> bool:
     return column in extra.columns and bool(extra[column].cast(pl.String).is_in(CATEGORIES).any())

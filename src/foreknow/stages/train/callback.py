@@ -41,8 +41,8 @@ from foreknow.stages.audit.result import open_audit
 from foreknow.stages.train import curves, row_faults, selection
 from foreknow.stages.train.answer_loss import base_of
 from foreknow.stages.train.curves import TRAIN
-from foreknow.stages.train.dataset import SET, TRAINING, check_same_model, read_set, template_faults, without
-from foreknow.stages.train.label_check import LabelReport, look_at_labels
+from foreknow.stages.train.dataset import SET, TRAINING, check_same_model, read_set, template_faults, without_faulty
+from foreknow.stages.train.label_check import LabelReport, check_labels
 from foreknow.stages.train.row_faults import RowFault
 from foreknow.stages.train.tracker import EvalModelCopy, Measures, Tracker, vocabulary_for
 
@@ -84,14 +84,14 @@ class KnowledgeCallback(TrainerCallback):
             raise ConfigError(f"match={match!r}, bos={bos!r}: expected strict or lenient; auto, yes or no")
         if bad_rows not in ("refuse", "skip"):
             raise ConfigError(f"bad_rows={bad_rows!r}: expected refuse or skip")
-        known = open_audit(Path(audit)) if audit else None
-        if known is not None and model is not None:
-            check_same_model(str(audit), known.summary["model"], model, force)
-        given = {**({} if train is None else {TRAIN: train}), **(sets or {})}
-        if not given:
+        audit_result = open_audit(Path(audit)) if audit else None
+        if audit_result is not None and model is not None:
+            check_same_model(str(audit), audit_result.summary["model"], model, force)
+        rows_by_name = {**({} if train is None else {TRAIN: train}), **(sets or {})}
+        if not rows_by_name:
             raise ConfigError("KnowledgeCallback: no rows to watch; give train or sets={'dev': 'dev.jsonl'}")
-        audited = known.rows if known else None
-        self.sets = {name: _rows(name, rows, audited, str(audit), reading) for name, rows in given.items()}
+        audited = audit_result.rows if audit_result else None
+        self.sets = {name: _rows(name, rows, audited, str(audit), reading) for name, rows in rows_by_name.items()}
         self.template, self.chat, self.bos, self.lenient = template, chat, bos, match == "lenient"
         self.dtype, self.batch_tokens, self.tokenizer = dtype, batch_tokens, tokenizer
         self.bad_rows = bad_rows
@@ -108,46 +108,48 @@ class KnowledgeCallback(TrainerCallback):
         self._log = trainer.log
         return self
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check the labels of the trainer's rows, and the metric that chooses checkpoints.
 
         Raises InputError for rows that nothing can be learnt from, ConfigError for a metric that does not exist.
         """
         del control
-        self._ready(given)
-        self._check_labels(args, state, given)
-        wanted = (args.metric_for_best_model or "").removeprefix("eval_")
-        ours = wanted.endswith(("_em", "_em_lenient", "_fitted")) and args.eval_strategy != "no"
+        self._prepare(kwargs)
+        self._check_labels(args, state, kwargs)
+        metric = (args.metric_for_best_model or "").removeprefix("eval_")
+        ours = metric.endswith(("_em", "_em_lenient", "_fitted")) and args.eval_strategy != "no"
         if ours:
-            curves.check_metric(wanted, self.sets, lenient=self.lenient)
+            curves.check_metric(metric, self.sets, lenient=self.lenient)
             if args.greater_is_better is False:
-                raise ConfigError(f"metric_for_best_model {wanted!r} is better when greater: greater_is_better=True")
+                raise ConfigError(f"metric_for_best_model {metric!r} is better when greater: greater_is_better=True")
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Look at the first loss: exactly 0, or no number, where nothing is learnt."""
-        del args, control, given
+        del args, control, kwargs
         loss = (logs or {}).get("loss")
         if self._loss_seen or not isinstance(loss, int | float):
             return
         self._loss_seen = True
         if loss and math.isfinite(loss):
             return
-        told = f"KnowledgeCallback: the trainer's first loss is {loss:g} at step {state.global_step}: nothing is learnt"
+        message = (
+            f"KnowledgeCallback: the trainer's first loss is {loss:g} at step {state.global_step}: nothing is learnt"
+        )
         if self.bad_rows == "refuse" and (self.labels is None or self.labels.why_not):
-            raise InputError(f"{told}.\nLook at the labels of its batches, or go on with bad_rows='skip'")
+            raise InputError(f"{message}.\nLook at the labels of its batches, or go on with bad_rows='skip'")
         if state.is_world_process_zero:
-            say(f"warning: {told}")
+            say(f"warning: {message}")
 
-    def _check_labels(self, args: Any, state: Any, given: Mapping[str, Any]) -> None:
+    def _check_labels(self, args: Any, state: Any, kwargs: Mapping[str, Any]) -> None:
         """Raise InputError for rows of the trainer that keep no label; `bad_rows="skip"`: say so."""
         assert self._prompter is not None
-        ends = [n for n in (self._tokenizer(given).eos_token_id, self._prompter.answer_end) if n is not None]
-        self.labels = found = look_at_labels(given.get("train_dataloader"), args, ends)
+        ends = [n for n in (self._tokenizer(kwargs).eos_token_id, self._prompter.answer_end) if n is not None]
+        self.labels = report = check_labels(kwargs.get("train_dataloader"), args, ends)
         if state.is_world_process_zero:
-            for note in found.notes:
+            for note in report.notes:
                 say(note)
-        faults = {f"the trainer's data set ({found.looked:,} rows looked at)": found.faults} if found.faults else {}
-        if TRAIN in self.sets and (cut := self._cut_away(args, given.get("train_dataloader"))):
+        faults = {f"the trainer's data set ({report.looked:,} rows looked at)": report.faults} if report.faults else {}
+        if TRAIN in self.sets and (cut := self._cut_away(args, kwargs.get("train_dataloader"))):
             faults["the rows watched as train"] = cut
         row_faults.check(faults.items(), self.bad_rows, "bad_rows='skip'")
         if state.is_world_process_zero:
@@ -164,7 +166,10 @@ class KnowledgeCallback(TrainerCallback):
             return []
         if not packed and data is not None and hasattr(data, "__len__") and len(data) >= rows.height:
             return []
-        texts = [self._prompter.text((), *asked) for asked in rows.select("question", "context").iter_rows()]
+        texts = [
+            self._prompter.text((), *question_and_context)
+            for question_and_context in rows.select("question", "context").iter_rows()
+        ]
         tokens = [len(ids) for ids in self._prompter.ids(texts)]
         return [
             RowFault(row, "answer_cut", f"{n:,} tokens before its answer, the trainer's max_length is {length:,}")
@@ -172,36 +177,36 @@ class KnowledgeCallback(TrainerCallback):
             if n >= length
         ]
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **given: Any) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         """Add the metrics to those of the trainer's own evaluation, which choose the best checkpoint afterwards."""
         del args, control
-        found = self._metrics(state, given)
+        knowledge_metrics = self._metrics(state, kwargs)
         if metrics is not None:
-            metrics.update(found)
+            metrics.update(knowledge_metrics)
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure at the end of an epoch where the trainer evaluates nothing."""
         del control
         if str(getattr(args.eval_strategy, "value", args.eval_strategy)) == "no":
-            self._metrics(state, given)
+            self._metrics(state, kwargs)
 
-    def _metrics(self, state: Any, given: Mapping[str, Any]) -> dict[str, float]:
+    def _metrics(self, state: Any, kwargs: Mapping[str, Any]) -> dict[str, float]:
         """The metrics at this step; several data sets to evaluate at one step are one measurement."""
         if not self.lines or self.lines[-1]["step"] != state.global_step:
-            self.lines.append(self._line(state, given))
-            found = {f"eval_{name}": value for name, value in curves.flat(self.lines[-1]).items()}
+            self.lines.append(self._line(state, kwargs))
+            metrics = {f"eval_{name}": value for name, value in curves.flat(self.lines[-1]).items()}
             if self._log is not None:
-                self._log(dict(found))
+                self._log(dict(metrics))
             else:
-                state.log_history.append({**found, "epoch": state.epoch, "step": state.global_step})
+                state.log_history.append({**metrics, "epoch": state.epoch, "step": state.global_step})
             if state.is_world_process_zero:
                 mark = selection.mark_of(self.lines, "dev_em") if "dev" in self.sets else ""
                 say(curves.format_point(self.lines[-1], mark))
         return {f"eval_{name}": value for name, value in curves.flat(self.lines[-1]).items()}
 
-    def _line(self, state: Any, given: Mapping[str, Any]) -> curves.Line:
-        self._ready(given)
-        model = base_of(given["model"])
+    def _line(self, state: Any, kwargs: Mapping[str, Any]) -> curves.Line:
+        self._prepare(kwargs)
+        model = base_of(kwargs["model"])
         assert self._measure is not None
         check_finite("KnowledgeCallback: the trainer's model", model, self.dtype, WeightFiles((), {}))
         with torch.no_grad():
@@ -216,11 +221,11 @@ class KnowledgeCallback(TrainerCallback):
         }
         return line | curves.measures(outcomes, self.sets, lenient=self.lenient)
 
-    def _ready(self, given: Mapping[str, Any]) -> None:
+    def _prepare(self, kwargs: Mapping[str, Any]) -> None:
         if self._measure is not None:
             return
-        model = base_of(given["model"])
-        tokenizer = self._tokenizer(given)
+        model = base_of(kwargs["model"])
+        tokenizer = self._tokenizer(kwargs)
         prompter = Prompter(tokenizer, self.template, self.chat, self.bos)  # type: ignore[arg-type]
         self._prompter = prompter
         self._leave_out(prompter)
@@ -229,12 +234,12 @@ class KnowledgeCallback(TrainerCallback):
         vocabulary = prompter.ended(vocabulary_for(model, tokenizer))
         self._measure = Tracker(prompter, vocabulary, self.sets, lenient=self.lenient, batch_tokens=tokens)
         # adapters are measured where they are; only whole float32 models have a copy
-        whole = base_of(given["model"]) is getattr(given["model"], "module", given["model"])
+        whole = base_of(kwargs["model"]) is getattr(kwargs["model"], "module", kwargs["model"])
         if whole and dtype == "bfloat16" and next(model.parameters()).dtype == torch.float32:
             self._mirror = EvalModelCopy(torch.bfloat16)
 
-    def _tokenizer(self, given: Mapping[str, Any]) -> PreTrainedTokenizerBase:
-        tokenizer = self.tokenizer or given.get("processing_class")
+    def _tokenizer(self, kwargs: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+        tokenizer = self.tokenizer or kwargs.get("processing_class")
         tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         if tokenizer is None:
             raise ConfigError("KnowledgeCallback: the trainer has no tokenizer; give tokenizer=... to the callback")
@@ -247,7 +252,7 @@ class KnowledgeCallback(TrainerCallback):
         rows = [note for name, some in faults.items() for note in row_faults.notes(name, some)]
         for note in (*prompter.notes, *rows) if process_group.is_main_process() else ():
             say(note)
-        self.sets = {name: without(name, rows, faults[name]) for name, rows in self.sets.items()}
+        self.sets = {name: without_faulty(name, rows, faults[name]) for name, rows in self.sets.items()}
 
 
 def _rows(name: str, rows: Rows, audited: pl.DataFrame | None, audit: str, reading: Mapping[str, Any]) -> pl.DataFrame:

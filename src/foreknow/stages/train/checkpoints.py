@@ -34,20 +34,20 @@ class Checkpoint:
 
 def complete(path: Path, step: int, note: dict[str, Any]) -> None:
     """Put the mark on a checkpoint whose files are all written."""
-    sums = {file.name: sha256_of(file) for file in _synced(path)}
+    sums = {file.name: sha256_of(file) for file in _sync_files(path)}
     write_json(path / MARK, with_checksum({"step": step, "note": note, "files": sums}))
 
 
 def latest(root: Path) -> Checkpoint | None:
     """The last complete checkpoint; torn and damaged ones are removed."""
-    found: list[Checkpoint] = []
+    checkpoints: list[Checkpoint] = []
     for path in root.glob("checkpoint-*"):
-        taken = _read(path)
-        if taken is None:
+        checkpoint = _read(path)
+        if checkpoint is None:
             shutil.rmtree(path, ignore_errors=True)
         else:
-            found.append(taken)
-    return max(found, key=lambda c: c.step, default=None)
+            checkpoints.append(checkpoint)
+    return max(checkpoints, key=lambda c: c.step, default=None)
 
 
 def prune(root: Path, keep: Path) -> None:
@@ -82,9 +82,9 @@ def save_model(path: Path, save: Callable[[Path], object], beside: dict[str, Any
         save(part)
         # `files`: the checksums a loader holds the folder to; who edits a file takes its line out
         sums = {file.name: sha256_of(file) for file in sorted(part.iterdir()) if file.is_file()}
-        told = json.dumps({**beside, "files": sums}, indent=1, ensure_ascii=False)
-        (part / ABOUT).write_text(f"{told}\n", encoding="utf-8")
-        for file in _synced(part):
+        text = json.dumps({**beside, "files": sums}, indent=1, ensure_ascii=False)
+        (part / ABOUT).write_text(f"{text}\n", encoding="utf-8")
+        for file in _sync_files(part):
             file.chmod(0o644)
         shutil.rmtree(path, ignore_errors=True)
         part.rename(path)
@@ -92,7 +92,7 @@ def save_model(path: Path, save: Callable[[Path], object], beside: dict[str, Any
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _synced(path: Path) -> list[Path]:
+def _sync_files(path: Path) -> list[Path]:
     """The files of a folder, each on the disk and not only in memory."""
     files = sorted(file for file in path.iterdir() if file.is_file())
     for file in files:

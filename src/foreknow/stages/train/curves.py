@@ -67,15 +67,15 @@ def _mean(outcome: pl.Series) -> float:
 
 def flat(line: Mapping[str, Any]) -> dict[str, float]:
     """A line's shares under the names that choose a checkpoint: dev_em, dev_Unknown_em, train_Unknown_fitted, ..."""
-    found = {f"{name}_em": share for name, share in line["em"].items()}
-    found |= {f"{name}_em_lenient": share for name, share in line["em_lenient"].items()}
+    shares_by_name = {f"{name}_em": share for name, share in line["em"].items()}
+    shares_by_name |= {f"{name}_em_lenient": share for name, share in line["em_lenient"].items()}
     for name, shares in line["em_by_category"].items():
-        found |= {f"{name}_{category}_em": share for category, share in shares.items()}
-    found |= {f"train_{category}_fitted": share for category, share in line["fitted"].items()}
+        shares_by_name |= {f"{name}_{category}_em": share for category, share in shares.items()}
+    shares_by_name |= {f"train_{category}_fitted": share for category, share in line["fitted"].items()}
     if "fitted_overall" in line:
-        found["train_fitted"] = line["fitted_overall"]
-    found |= {f"{name}_loss": loss for name, loss in line.get("loss", {}).items()}
-    return found
+        shares_by_name["train_fitted"] = line["fitted_overall"]
+    shares_by_name |= {f"{name}_loss": loss for name, loss in line.get("loss", {}).items()}
+    return shares_by_name
 
 
 def check_metric(metric: str, sets: Mapping[str, pl.DataFrame], *, lenient: bool = False, losses: bool = False) -> None:
@@ -122,12 +122,12 @@ def _highest_dev_em(lines: Sequence[Line]) -> Line | None:
     return max(epochs(lines), key=lambda line: (line["em"]["dev"], -line["epoch"]), default=None)
 
 
-def known_fitted(line: Mapping[str, Any]) -> tuple[int, int] | None:
+def count_known_fitted(line: Mapping[str, Any]) -> tuple[int, int] | None:
     """Fitted and all train rows of the three Known categories together; None where none of them is watched."""
-    watched = line["counts"].get(TRAIN, {}).get("by_category", {})  # a callback may watch other sets only
-    counted = [watched.get(category) for category in KNOWN]
-    found = [pair for pair in counted if pair]
-    return (sum(right for right, _ in found), sum(count for _, count in found)) if found else None
+    rows_by_category = line["counts"].get(TRAIN, {}).get("by_category", {})  # a callback may watch other sets only
+    category_counts = [rows_by_category.get(category) for category in KNOWN]
+    pairs = [pair for pair in category_counts if pair]
+    return (sum(right for right, _ in pairs), sum(count for _, count in pairs)) if pairs else None
 
 
 def format_point(line: Mapping[str, Any], mark: str = "", width: int = 12) -> str:
@@ -135,7 +135,7 @@ def format_point(line: Mapping[str, Any], mark: str = "", width: int = 12) -> st
     parts = [f"epoch {line['epoch']:>4g}"]
     if line["train_loss"] is not None:
         parts.append(f"loss {line['train_loss']:.3f}")
-    known = known_fitted(line)
+    known = count_known_fitted(line)
     if known:
         parts.append(f"Known {_bar(known[0] / known[1], width)}")
     if UNKNOWN in line["fitted"]:

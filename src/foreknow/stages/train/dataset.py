@@ -72,8 +72,8 @@ def read_set(name: str, file: str, audited: pl.DataFrame | None, audit_name: str
     labels = _category_columns(facts)
     extra = extra_columns(facts, [*labels, "weight"], last=labels)
     rows = facts.rows.join(extra, on="row", how="left", maintain_order="left")
-    found, reason = _categories(rows, _category_columns(facts), audited, audit_name)
-    usable = rows.with_columns(found).filter(USABLE)
+    categories, reason = _categories(rows, _category_columns(facts), audited, audit_name)
+    usable = rows.with_columns(categories).filter(USABLE)
     usable = usable.with_columns(_weights(usable, file)).select(*SET)
     return LabelledSplit(name, file, usable, facts.left_out, facts.digest, reason)
 
@@ -106,12 +106,14 @@ def _categories(
         .select(SAME_QUESTION, "earlier_turns", gold=SAME_GOLD, category="category")
         .unique(keys, keep="first", maintain_order=True)
     )
-    asked = rows.select(SAME_QUESTION, earlier_turns(rows), gold=SAME_GOLD)
-    found = asked.join(labels, on=keys, how="left", maintain_order="left", nulls_equal=True)["category"]
-    count, more = found.count(), (own.is_not_null() & found.is_null()).sum()
-    told = [f"{audit_name}, which knows {count:,} of its {rows.height:,} rows"] if count else []
-    told += [f"{column} for {more:,}" if count else column] if more else []
-    return found.fill_null(own), ", ".join(told)
+    keys_of_rows = rows.select(SAME_QUESTION, earlier_turns(rows), gold=SAME_GOLD)
+    audit_categories = keys_of_rows.join(labels, on=keys, how="left", maintain_order="left", nulls_equal=True)[
+        "category"
+    ]
+    count, more = audit_categories.count(), (own.is_not_null() & audit_categories.is_null()).sum()
+    sources = [f"{audit_name}, which knows {count:,} of its {rows.height:,} rows"] if count else []
+    sources += [f"{column} for {more:,}" if count else column] if more else []
+    return audit_categories.fill_null(own), ", ".join(sources)
 
 
 def _own_categories(rows: pl.DataFrame, columns: Sequence[str]) -> tuple[pl.Series, str]:
@@ -137,38 +139,38 @@ def _weights(rows: pl.DataFrame, file: str) -> pl.Series:
     return weight.alias("weight")
 
 
-def examples(given: LabelledSplit, prompter: Prompter, end: int) -> list[TrainingExample]:
+def examples(split: LabelledSplit, prompter: Prompter, end: int) -> list[TrainingExample]:
     """The rows of a set as token ids, in their order; `end` is the token that ends every answer.
 
     Raises InputError for rows that cannot be trained on (`row_faults.py`).
     """
-    found, faults = tokenise(given, prompter, end)
-    row_faults.check([(given.file, faults)], "refuse")
-    return found
+    training_examples, faults = tokenise(split, prompter, end)
+    row_faults.check([(split.file, faults)], "refuse")
+    return training_examples
 
 
 def tokenise(
-    given: LabelledSplit, prompter: Prompter, end: int, positions: int | None = None
+    split: LabelledSplit, prompter: Prompter, end: int, positions: int | None = None
 ) -> tuple[list[TrainingExample], list[RowFault]]:
     """The rows of a set as token ids, in their order, and those that cannot be trained on.
 
     `end`: the token that ends every answer. `positions`: tokens that the model takes in.
     """
-    faults = {fault.row: fault for fault in template_faults(given.rows, prompter)}
-    asked: list[tuple[int, PromptText, str, float]] = []
-    taken = given.rows.filter(~pl.col("row").is_in(list(faults)))
-    for row, question, context, weight, gold in taken.select("row", "question", "context", "weight", GOLD).iter_rows():
+    faults = {fault.row: fault for fault in template_faults(split.rows, prompter)}
+    texts: list[tuple[int, PromptText, str, float]] = []
+    usable = split.rows.filter(~pl.col("row").is_in(list(faults)))
+    for row, question, context, weight, gold in usable.select("row", "question", "context", "weight", GOLD).iter_rows():
         if weight == 0:
             faults[row] = RowFault(row, row_faults.WEIGHT_ZERO)
         elif not prompter.keeps_answer(question, context, gold.strip()):
             faults[row] = RowFault(row, row_faults.ANSWER_CHANGED)
-        asked.append((row, prompter.text((), question, context), gold.strip(), weight))
+        texts.append((row, prompter.text((), question, context), gold.strip(), weight))
         if prompter.unmarked(question, context, gold.strip()):
             faults[row] = RowFault(row, "no_label")
-    prompts = prompter.ids([text for _, text, _, _ in asked])
-    whole = prompter.ids([text + prompter.gap + gold for _, text, gold, _ in asked])
-    found = []
-    for (row, text, gold, weight), prompt, ids in zip(asked, prompts, whole, strict=True):
+    prompts = prompter.ids([text for _, text, _, _ in texts])
+    whole = prompter.ids([text + prompter.gap + gold for _, text, gold, _ in texts])
+    training_examples = []
+    for (row, text, gold, weight), prompt, ids in zip(texts, prompts, whole, strict=True):
         if ids[: len(prompt)] == prompt and len(ids) > len(prompt):
             answer = tuple(ids[len(prompt) :])
         else:
@@ -180,39 +182,39 @@ def tokenise(
         elif positions is not None and len(prompt) + len(answer) + 1 > positions:
             faults[row] = _too_long(row, len(prompt) + len(answer) + 1, positions)
         if row not in faults or faults[row].reason in row_faults.KEPT:
-            found.append(TrainingExample(row, tuple(prompt), (*answer, end), weight))
-    return found, [faults[row] for row in sorted(faults)]
+            training_examples.append(TrainingExample(row, tuple(prompt), (*answer, end), weight))
+    return training_examples, [faults[row] for row in sorted(faults)]
 
 
 def template_faults(rows: pl.DataFrame, prompter: Prompter) -> list[RowFault]:
     """The rows (`rows.ROWS`, usable ones) that the chat template refuses, or of which it drops a text."""
     if prompter.chat_template is None:
         return []
-    found = []
+    faults = []
     for row, question, context in rows.select("row", "question", "context").iter_rows():
         fault = prompter.fault((), question, context)
         if fault is not None and fault.flag != CHANGES:
-            found.append(RowFault(row, fault.flag, str(fault).removeprefix("--chat-template: ")))
-    return found
+            faults.append(RowFault(row, fault.flag, str(fault).removeprefix("--chat-template: ")))
+    return faults
 
 
 def _too_long(row: int, tokens: int, positions: int) -> RowFault:
     return RowFault(row, "answer_cut", f"{tokens:,} tokens, the model has {positions:,} positions")
 
 
-def without(name: str, rows: pl.DataFrame, faults: Sequence[RowFault]) -> pl.DataFrame:
+def without_faulty(name: str, rows: pl.DataFrame, faults: Sequence[RowFault]) -> pl.DataFrame:
     """The rows of a file or set (`name`) without those that cannot be used. Raises InputError where none is left."""
     gone = [fault.row for fault in faults if fault.reason not in row_faults.KEPT]
-    left = rows.filter(~pl.col("row").is_in(gone))
-    if left.is_empty() and gone:
-        told = "; ".join(row_faults.fault_lines(faults))
-        raise InputError(f"{name}: none of its {rows.height:,} rows can be used: {told}")
-    return left
+    remaining = rows.filter(~pl.col("row").is_in(gone))
+    if remaining.is_empty() and gone:
+        reasons = "; ".join(row_faults.fault_lines(faults))
+        raise InputError(f"{name}: none of its {rows.height:,} rows can be used: {reasons}")
+    return remaining
 
 
-def check_lengths(file: str, found: Sequence[TrainingExample], positions: int | None) -> None:
+def check_lengths(file: str, training_examples: Sequence[TrainingExample], positions: int | None) -> None:
     """Raise InputError for a row that is longer than the model's positions."""
-    tokens = {e.row: len(e.prompt) + len(e.answer) for e in found}
+    tokens = {e.row: len(e.prompt) + len(e.answer) for e in training_examples}
     long = [_too_long(row, n, positions) for row, n in tokens.items() if positions is not None and n > positions]
     if long:
         raise InputError(f"{file}: {'; '.join(row_faults.fault_lines(long))}; leave them out, or shorten them")
@@ -220,17 +222,19 @@ def check_lengths(file: str, found: Sequence[TrainingExample], positions: int | 
 
 def check_overlap(train: LabelledSplit, others: Sequence[LabelledSplit], allowed: bool) -> str | None:
     """A line about questions to train on that stand in another set too; InputError unless `allowed`."""
-    told, key = [], ["question", "earlier_turns"]
-    mine = train.rows.with_columns(asked_key(train.rows))
+    overlaps, key = [], ["question", "earlier_turns"]
+    train_rows = train.rows.with_columns(asked_key(train.rows))
     for other in others:
-        asked = mine.join(asked_key(other.rows), on=key, how="semi", nulls_equal=True)
-        if not asked.is_empty():
-            row, question = asked.select("row", "question").row(0)
-            count = asked.select(key).n_unique()
-            told.append(f"{asked.height:,} ({count:,} questions) in {other.name}, first row {row}: {question!r}")
-    if not told:
+        shared_rows = train_rows.join(asked_key(other.rows), on=key, how="semi", nulls_equal=True)
+        if not shared_rows.is_empty():
+            row, question = shared_rows.select("row", "question").row(0)
+            count = shared_rows.select(key).n_unique()
+            overlaps.append(
+                f"{shared_rows.height:,} ({count:,} questions) in {other.name}, first row {row}: {question!r}"
+            )
+    if not overlaps:
         return None
-    text = f"{train.file}: rows to train on stand in other sets: {'; '.join(told)}"
+    text = f"{train.file}: rows to train on stand in other sets: {'; '.join(overlaps)}"
     if not allowed:
         raise InputError(f"{text}.\nLeave them out of one of the files, or go on with --allow-overlap.")
     return text
@@ -261,7 +265,7 @@ def check_same_model(
     raise ModelError(f"{text}. Audit this model, or go on with --force.")
 
 
-def mixed_with(file: str) -> dict[str, Any] | None:
+def mix_model(file: str) -> dict[str, Any] | None:
     """The model that a file was mixed for, where `foreknow mix` wrote the file."""
     if not manifest_path(Path(file)).is_file():
         return None
@@ -318,13 +322,13 @@ def shares(rows: Sequence[TrainingExample], tokens: int, count: int) -> list[lis
     return [own + [idle] * (most - len(own)) for own in parts]
 
 
-def alike(rows: Sequence[TrainingExample]) -> list[list[TrainingExample]]:
+def runs_by_length(rows: Sequence[TrainingExample]) -> list[list[TrainingExample]]:
     """Rows by length cut into runs of like length: attention pads each run to its longest row."""
-    found: list[list[TrainingExample]] = []
+    runs: list[list[TrainingExample]] = []
     shortest = 0
     for example in sorted(rows, key=lambda e: (e.length, e.row)):
-        if not found or example.length > max(2 * shortest, shortest + 12):
-            found.append([])
+        if not runs or example.length > max(2 * shortest, shortest + 12):
+            runs.append([])
             shortest = example.length
-        found[-1].append(example)
-    return found
+        runs[-1].append(example)
+    return runs

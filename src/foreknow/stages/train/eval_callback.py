@@ -36,7 +36,7 @@ from foreknow.stages.train.trainer import FactTrainer
 BEST = ".best"
 
 
-class Made(NamedTuple):
+class TrainingModel(NamedTuple):
     """The model to train, how it is measured, and a line for each choice.
 
     `sharded`: the weights lie in parts in several processes, and are measured as a copy in the first. `fluency`:
@@ -61,9 +61,9 @@ class EvalCallback:
     def __init__(
         self,
         config: TuneConfig,
-        given: TrainInputs,
+        inputs: TrainInputs,
         folder: RunDir,
-        made: Made,
+        training_model: TrainingModel,
         tokenizer: PreTrainedTokenizerBase,
         prompter: Prompter,
         examples: Sets,
@@ -71,13 +71,19 @@ class EvalCallback:
         paired: bool = False,
     ):
         """`examples`: by set, the rows whose loss is measured. `paired`: dev's rows say whether epochs differ."""
-        self.config, self.given, self.folder, self.made, self.tokenizer = config, given, folder, made, tokenizer
+        self.config, self.inputs, self.folder, self.training_model, self.tokenizer = (
+            config,
+            inputs,
+            folder,
+            training_model,
+            tokenizer,
+        )
         self.examples, self.paired = examples, paired
-        base = base_of(made.model)
+        base = base_of(training_model.model)
         vocabulary = prompter.ended(vocabulary_for(base, tokenizer))
         self.lenient = config.match == "lenient"
         tokens = int(config.batch_tokens or 2048)
-        sets = given.rows if made.sharded else {name: own_rows(rows) for name, rows in given.rows.items()}
+        sets = inputs.rows if training_model.sharded else {name: own_rows(rows) for name, rows in inputs.rows.items()}
         self.measure = Tracker(prompter, vocabulary, sets, lenient=self.lenient, batch_tokens=tokens)
         self.lines: list[Line] = []
         self.since = time.monotonic()
@@ -89,11 +95,11 @@ class EvalCallback:
         config, step, epoch = self.config, trainer.state.global_step, trainer.epoch
         began, self.measuring = time.monotonic(), True
         weights = trainer.whole_weights()
-        outcomes = all_outcomes(self._measured(weights), self.given.rows)
+        outcomes = all_outcomes(self._measured(weights), self.inputs.rows)
         losses = self._losses(trainer, weights)
         self.measuring = False
         line: Line = {"epoch": epoch, "step": step, "train_loss": trainer.tally.mean, "loss": losses}
-        line |= curves.measures(outcomes, self.given.rows, lenient=self.lenient)
+        line |= curves.measures(outcomes, self.inputs.rows, lenient=self.lenient)
         if paired := self._against_leader(outcomes):
             line["paired"] = paired
         line["seconds"] = round(time.monotonic() - self.since, 3)
@@ -104,15 +110,15 @@ class EvalCallback:
         trainer.saving = time.monotonic() - self.since
         if self.measure.note and len(self.lines) == 1:
             say(self.measure.note)
-        if self.made.mirror is not None and self.made.mirror.note and len(self.lines) == 1:
-            say(self.made.mirror.note)
+        if self.training_model.mirror is not None and self.training_model.mirror.note and len(self.lines) == 1:
+            say(self.training_model.mirror.note)
         self._show(line)
         stop = not trainer.within_epoch and selection.out_of_patience(self.lines, config.metric, config.patience)
         return curves.flat(line), stop and step > 0
 
     def _measured(self, weights: Mapping[str, Tensor] | None) -> pl.DataFrame:
-        base, mirror = base_of(self.made.model), self.made.mirror
-        if not self.made.sharded:
+        base, mirror = base_of(self.training_model.model), self.training_model.mirror
+        if not self.training_model.sharded:
             return self.measure(mirror.of(base) if mirror else base)
         if mirror is None or weights is None or not process_group.is_main_process():
             return pl.DataFrame(schema=MEASURED)
@@ -121,18 +127,25 @@ class EvalCallback:
     def _losses(self, trainer: FactTrainer, weights: Mapping[str, Tensor] | None) -> dict[str, float]:
         """The mean loss of every set but train; sharded models are measured as the copy in the first process."""
         tokens, device = int(self.config.batch_tokens or 2048), trainer.args.device.type
-        if not self.made.sharded:
+        if not self.training_model.sharded:
             own: Sets = {
                 name: rows[process_group.rank() :: process_group.world_size()] for name, rows in self.examples.items()
             }
             return mean_losses(
-                trainer.losses, self.made.model, own, tokens=tokens, autocast=self.made.autocast, device=device
+                trainer.losses,
+                self.training_model.model,
+                own,
+                tokens=tokens,
+                autocast=self.training_model.autocast,
+                device=device,
             )
-        mirror = self.made.mirror
+        mirror = self.training_model.mirror
         whole = mirror is not None and weights is not None and process_group.is_main_process()
-        model = mirror.holding(weights) if whole and mirror and weights else base_of(self.made.model)
+        model = mirror.holding(weights) if whole and mirror and weights else base_of(self.training_model.model)
         sets: Sets = self.examples if whole else dict.fromkeys(self.examples, ())
-        return mean_losses(PlainPass(model), model, sets, tokens=tokens, autocast=self.made.autocast, device=device)
+        return mean_losses(
+            PlainPass(model), model, sets, tokens=tokens, autocast=self.training_model.autocast, device=device
+        )
 
     def _against_leader(self, outcomes: pl.DataFrame) -> dict[str, int] | None:
         """Rows of dev that are right now and were not at the epoch kept so far, and the other way round."""
@@ -170,7 +183,7 @@ class EvalCallback:
 
     def save(self, path: Path, line: Line, weights: Mapping[str, Tensor] | None) -> None:
         """Save the model as it is now, loadable by transformers (LoRA: by PEFT). `weights`: where it is sharded."""
-        loaded = self.made.loaded
+        loaded = self.training_model.loaded
         beside = {
             "stage": "tune",
             "method": self.config.method,
@@ -183,7 +196,9 @@ class EvalCallback:
 
         def write(part: Path) -> None:
             with quiet():
-                self.made.model.save_pretrained(part, **({} if weights is None else {"state_dict": dict(weights)}))
+                self.training_model.model.save_pretrained(
+                    part, **({} if weights is None else {"state_dict": dict(weights)})
+                )
                 self.tokenizer.save_pretrained(part)
 
         with disk_full_errors(str(path), "the last checkpoint and the best weights before it are kept"):
@@ -196,10 +211,10 @@ class EvalCallback:
             from rich.console import Console
             from rich.text import Text
 
-            shown = Text(text, style="bold" if leader is line else "")
+            rich_text = Text(text, style="bold" if leader is line else "")
             for part, style in ((r"\bKnown [█·]+", "green"), (r"Unknown [█·]+", "red"), (r"\* [a-z ]+$", "yellow")):
-                shown.highlight_regex(part, style)
-            Console(stderr=True).print(shown, soft_wrap=True)
+                rich_text.highlight_regex(part, style)
+            Console(stderr=True).print(rich_text, soft_wrap=True)
         else:
             say(f"{text}  ({duration(line['seconds'])})")
         began = curves.overfitting_epoch(self.lines)
@@ -213,9 +228,9 @@ class EvalCallback:
 def _origin_of(loaded: loading.Loaded) -> dict[str, Any]:
     """Name, fingerprint and folder of the model that training began from; of an adapter its base, and itself."""
     own = {key: getattr(loaded, key) for key in ("name", "fingerprint", "folder")}
-    found = loaded.resolved
-    if found is not None and found.adapter is not None:
-        return {"base": dict(found.base or {}), "from": own}
+    resolved_model = loaded.resolved
+    if resolved_model is not None and resolved_model.adapter is not None:
+        return {"base": dict(resolved_model.base or {}), "from": own}
     return {"base": own}
 
 
@@ -231,11 +246,13 @@ def all_outcomes(own: pl.DataFrame, sets: Mapping[str, pl.DataFrame]) -> pl.Data
     places = pl.concat([rows.select("row", set=pl.lit(name)) for name, rows in sets.items()]).sort("set", "row")
     code = [pl.col(name).cast(pl.Int64) + 1 for name in ("correct", "lenient")]  # 0: nothing said
     coded = places.join(own.with_columns(code), on=["set", "row"], how="left", maintain_order="left").fill_null(0)
-    found = process_group.totals([*coded["correct"], *coded["lenient"]])
+    totals = process_group.totals([*coded["correct"], *coded["lenient"]])
     names = ("correct", "lenient")
-    said = {name: pl.Series(name, found[n * coded.height :][: coded.height]) for n, name in enumerate(names)}
+    outcome_columns = {
+        name: pl.Series(name, totals[n * coded.height :][: coded.height]) for n, name in enumerate(names)
+    }
     decoded = [pl.when(pl.col(name) > 0).then(pl.col(name) > 1).alias(name) for name in names]
-    return coded.with_columns(**said).with_columns(decoded).select(*MEASURED)
+    return coded.with_columns(**outcome_columns).with_columns(decoded).select(*MEASURED)
 
 
 def write_lines(folder: Path, lines: list[Line]) -> None:

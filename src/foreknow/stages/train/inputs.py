@@ -27,7 +27,7 @@ from foreknow.stages.train.dataset import (
     check_overlap,
     check_same_model,
     check_turns,
-    mixed_with,
+    mix_model,
     read_set,
 )
 
@@ -51,13 +51,13 @@ class TrainInputs:
     @property
     def rows(self) -> dict[str, pl.DataFrame]:
         """Every set's rows by name."""
-        return {name: found.rows for name, found in self.sets.items()}
+        return {name: split.rows for name, split in self.sets.items()}
 
 
 def read_inputs(config: TuneConfig) -> TrainInputs:
     """Read and check all files. Everything that can be refused without the model is refused here."""
     template = read_template(config.prompt_template) if config.prompt_template else TRAINING
-    mixed_with(config.train)  # a mix that was damaged is named before it is read
+    mix_model(config.train)  # a mix that was damaged is named before it is read
     audit = open_audit(config.audit) if config.audit else None
     reading: dict[str, Any] = {
         "columns": config.map,
@@ -74,16 +74,16 @@ def read_inputs(config: TuneConfig) -> TrainInputs:
         for name, file in files.items()
     }
     check_turns(sets[TRAIN], config.turns)
-    drawn = []
+    dev_note = []
     if share:
         sets[TRAIN], dev, note = _split(sets[TRAIN], share, config.seed)
         sets = {TRAIN: sets.pop(TRAIN), "dev": dev, **sets}
-        drawn = [note]
-    overlap = check_overlap(sets[TRAIN], [found for name, found in sets.items() if name != TRAIN], config.allow_overlap)
-    rows = {name: found.rows for name, found in sets.items()}
+        dev_note = [note]
+    overlap = check_overlap(sets[TRAIN], [split for name, split in sets.items() if name != TRAIN], config.allow_overlap)
+    rows = {name: split.rows for name, split in sets.items()}
     if config.metric != selection.AUTO:
         curves.check_metric(config.metric, rows, lenient=config.match == "lenient", losses=True)
-    return TrainInputs(sets, template, (*_notes(sets), *drawn, *([overlap] if overlap else [])))
+    return TrainInputs(sets, template, (*_notes(sets), *dev_note, *([overlap] if overlap else [])))
 
 
 def held_out_share(dev: str) -> float | None:
@@ -104,7 +104,7 @@ def _split(train: LabelledSplit, share: float, seed: int) -> tuple[LabelledSplit
     """Hold rows out of the training set for dev, and say how."""
     held = hold_out(train.rows.select(*ROWS), share, seed)
     mine = pl.col("row").is_in(held.rows.implode())
-    kept, dev = train.rows.filter(~mine), train.rows.filter(mine)
+    rest, dev = train.rows.filter(~mine), train.rows.filter(mine)
     note = (
         f"dev: {dev.height:,} of {train.rows.height:,} rows are held out of {train.file} (--dev {share:g}), in "
         f"{held.families:,} of {held.of_families:,} families, so that no subject, question, chat or long answer stands "
@@ -112,18 +112,18 @@ def _split(train: LabelledSplit, share: float, seed: int) -> tuple[LabelledSplit
     )
     if dev.height < FEW_DEV_ROWS:
         note += ". So few rows can hardly tell epochs apart; name a file with more with --dev"
-    return train._replace(rows=kept), train._replace(name="dev", rows=dev, left_out={}), note
+    return train._replace(rows=rest), train._replace(name="dev", rows=dev, left_out={}), note
 
 
 def _notes(sets: Mapping[str, LabelledSplit]) -> list[str]:
     notes = []
-    for name, found in sets.items():
-        counts = dict(found.rows["category"].drop_nulls().value_counts().iter_rows())
-        split = ", ".join(f"{category} {counts[category]:,}" for category in CATEGORIES if category in counts)
-        whence = f" (from {found.categories}: {split})" if split else ""
-        why = ", ".join(f"{reason} {count:,}" for reason, count in found.left_out.items())
-        left = f", {sum(found.left_out.values()):,} left out ({why})" if why else ""
-        notes.append(f"{name}: {found.rows.height:,} rows of {found.file}{left}{whence}")
+    for name, split in sets.items():
+        counts = dict(split.rows["category"].drop_nulls().value_counts().iter_rows())
+        category_counts = ", ".join(f"{category} {counts[category]:,}" for category in CATEGORIES if category in counts)
+        whence = f" (from {split.categories}: {category_counts})" if category_counts else ""
+        why = ", ".join(f"{reason} {count:,}" for reason, count in split.left_out.items())
+        left = f", {sum(split.left_out.values()):,} left out ({why})" if why else ""
+        notes.append(f"{name}: {split.rows.height:,} rows of {split.file}{left}{whence}")
     if not sets[TRAIN].rows["category"].drop_nulls().len():
         notes.append("no categories: no column 'category' in the rows, no --audit that knows them; shares are overall")
     share, questions = ceiling(sets[TRAIN].rows)
@@ -136,20 +136,20 @@ def _notes(sets: Mapping[str, LabelledSplit]) -> list[str]:
     return notes
 
 
-def check_method(model: str, method: str, found: Resolved) -> None:
+def check_method(model: str, method: str, resolved_model: Resolved) -> None:
     """Raise ConfigError where `--method full` is asked of a model that cannot be trained as a whole."""
-    check_trainable(f"--model {model}", found.quantization, method)
-    if found.adapter is not None and method == "full":
+    check_trainable(f"--model {model}", resolved_model.quantization, method)
+    if resolved_model.adapter is not None and method == "full":
         raise ConfigError(
-            f"--model {model}: an adapter of {(found.base or {}).get('name')}, found with --method full. Use --method "
-            "lora, which goes on training the adapter, or merge it into its base first (PEFT's merge_and_unload, then "
-            "save_pretrained)"
+            f"--model {model}: an adapter of {(resolved_model.base or {}).get('name')}, found with --method full. Use "
+            "--method lora, which goes on training the adapter, or merge it into its base first (PEFT's "
+            "merge_and_unload, then save_pretrained)"
         )
 
 
-def check_models(config: TuneConfig, given: TrainInputs, model: str) -> list[str]:
+def check_models(config: TuneConfig, inputs: TrainInputs, model: str) -> list[str]:
     """Raise ModelError where categories are another model's (`model`: a fingerprint), unless forced; then say so."""
     made_with = {str(config.audit): open_audit(config.audit).summary["model"]} if config.audit else {}
-    mixed = mixed_with(given.train.file)
-    made_with |= {given.train.file: mixed} if mixed else {}
+    mixed = mix_model(inputs.train.file)
+    made_with |= {inputs.train.file: mixed} if mixed else {}
     return [note for file, of in made_with.items() if (note := check_same_model(file, of, model, config.force))]

@@ -50,48 +50,48 @@ class LabelReport(NamedTuple):
         """Lines that do not speak of rows without a label."""
         if self.why_not:
             return [f"warning: the trainer's labels could not be looked at before training: {self.why_not}"]
-        found = []
+        lines = []
         if self.total is None or self.looked < self.total:
             of = "its rows, the first of them" if self.total is None else f"the trainer's {self.total:,} rows, spread"
-            found.append(f"labels: {self.looked:,} of {of} were looked at")
+            lines.append(f"labels: {self.looked:,} of {of} were looked at")
         if self.cut:
-            found.append(
+            lines.append(
                 f"warning: {len(self.cut):,} rows of the trainer are cut within their answer, first row {self.cut[0]}: "
                 "their ends are not learnt; raise its max_length"
             )
         if self.endless and len(self.endless) == self.looked:
-            found.append(
+            lines.append(
                 "warning: the end-of-sequence token is a label in no row of the trainer, though it ends them (its "
                 "collator masks it where it is the padding token too): the model will not learn to end an answer"
             )
-        return found
+        return lines
 
 
-def look_at_labels(loader: Any, arguments: Any, ends: Sequence[int]) -> LabelReport:
+def check_labels(loader: Any, arguments: Any, ends: Sequence[int]) -> LabelReport:
     """Look at the labels of a trainer's data loader. `ends`: ids that end an answer."""
     data, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
     if data is None or collate is None:
-        return _unseen("it has no data loader with a data set and a collator")
+        return _not_checked("it has no data loader with a data set and a collator")
     sized = hasattr(data, "__len__") and hasattr(data, "__getitem__")
     if not sized and not type(data).__module__.startswith("datasets."):
-        return _unseen("its data set can be read only once")
+        return _not_checked("its data set can be read only once")
     total = len(data) if sized else None
     length = next((n for name in _LENGTHS if isinstance(n := getattr(arguments, name, None), int)), None)
     faults: list[RowFault] = []
     cut: list[int] = []
     endless: list[int] = []
     looked = 0
-    with _untouched(), warnings.catch_warnings():
+    with _preserve_random_state(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for place, row in _rows(data, total):
             try:
                 batch = collate([dict(row) if isinstance(row, Mapping) else row])
             except Exception as error:
                 # a collator is anybody's code, and may want more than one row
-                return _unseen(f"its collator takes no single row ({type(error).__name__}: {str(error)[:80]})")
+                return _not_checked(f"its collator takes no single row ({type(error).__name__}: {str(error)[:80]})")
             labels = _tensor(batch, "labels")
             if labels is None:
-                return _unseen("its batches have no 'labels'")
+                return _not_checked("its batches have no 'labels'")
             looked += 1
             faults += _faults(place, row, batch, labels, length)
             if _is_cut(batch, labels, length, ends):
@@ -101,7 +101,7 @@ def look_at_labels(loader: Any, arguments: Any, ends: Sequence[int]) -> LabelRep
     return LabelReport(looked, total, faults, cut, endless)
 
 
-def _unseen(why: str) -> LabelReport:
+def _not_checked(why: str) -> LabelReport:
     return LabelReport(0, None, [], [], [], why)
 
 
@@ -142,8 +142,8 @@ def _texts(row: Any, batch: Mapping[str, Any], flat: Tensor) -> list[Tensor]:
     if places is not None and places.numel() == len(flat):
         starts = (places.reshape(-1) == 0).nonzero().flatten().tolist()
         sizes = [end - begin for begin, end in zip(starts, [*starts[1:], len(flat)], strict=True)]
-        if starts[:1] == [0] and (found := [part for part in flat.split(sizes) if len(part) > 1]):
-            return found  # padding has position 0 everywhere
+        if starts[:1] == [0] and (texts := [part for part in flat.split(sizes) if len(part) > 1]):
+            return texts  # padding has position 0 everywhere
     return [flat]
 
 
@@ -171,7 +171,7 @@ def _tensor(batch: Mapping[str, Any], name: str) -> Tensor | None:
 
 
 @contextlib.contextmanager
-def _untouched() -> Iterator[None]:
+def _preserve_random_state() -> Iterator[None]:
     """All random states as they were, at the end."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():

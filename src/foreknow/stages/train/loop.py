@@ -35,11 +35,11 @@ from foreknow.progress import duration, meter, say
 from foreknow.prompts.chat_templates import choose_template
 from foreknow.prompts.prompt_template import Prompter
 from foreknow.stages.train import curves, row_faults, selection
-from foreknow.stages.train.answer_loss import base_of, learning
+from foreknow.stages.train.answer_loss import base_of, open_pass
 from foreknow.stages.train.checkpoints import Checkpoint, is_whole, latest
 from foreknow.stages.train.curves import TRAIN, Line
-from foreknow.stages.train.dataset import TrainingExample, micro_batches, tokenise, without
-from foreknow.stages.train.eval_callback import BEST, EvalCallback, Made, write_lines
+from foreknow.stages.train.dataset import TrainingExample, micro_batches, tokenise, without_faulty
+from foreknow.stages.train.eval_callback import BEST, EvalCallback, TrainingModel, write_lines
 from foreknow.stages.train.inputs import TrainInputs, check_method, check_models, read_inputs
 from foreknow.stages.train.result import OUTCOMES
 from foreknow.stages.train.row_faults import RowFault
@@ -51,10 +51,10 @@ LONG_ANSWER: Final = 32
 """Answers of more tokens are long: `--metric auto` then takes the loss (an audit's `--max-answer-tokens`)."""
 
 
-class Tokenised(NamedTuple):
+class TokenizedInputs(NamedTuple):
     """The rows to train on as token ids, and what made them.
 
-    `examples`: the rows to train on. `watched`: those of every other set, whose loss is measured. `given`: the sets
+    `examples`: the rows to train on. `watched`: those of every other set, whose loss is measured. `inputs`: the sets
     without the rows that cannot be used. `faults`: those, by set, with their reasons. `metric`: what chooses the epoch.
     `choices`: a sentence on everything that was left to `auto`.
     """
@@ -63,7 +63,7 @@ class Tokenised(NamedTuple):
     prompter: Prompter
     examples: list[TrainingExample]
     watched: dict[str, list[TrainingExample]]
-    given: TrainInputs
+    inputs: TrainInputs
     faults: dict[str, list[RowFault]]
     metric: str
     choices: tuple[str, ...]
@@ -75,33 +75,36 @@ class Tokenised(NamedTuple):
         return [*self.prompter.notes, *rows, *self.choices]
 
 
-def tokenised(config: TuneConfig, given: TrainInputs, found: Resolved) -> Tokenised:
+def tokenize_inputs(config: TuneConfig, inputs: TrainInputs, resolved_model: Resolved) -> TokenizedInputs:
     """Token ids of the rows to train on, checked. Raises InputError, ModelError."""
-    tokenizer = loading.load_tokenizer(found, config.trust_remote_code)
+    tokenizer = loading.load_tokenizer(resolved_model, config.trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise ModelError(f"--model {config.model}: its tokenizer has no end-of-sequence token; answers could not end")
     choice, reason = config.chat_template, None
     if choice == "auto":
-        choice, reason = choose_template(tokenizer, chats=are_chats(given.train.rows))
-    prompter = Prompter(tokenizer, given.template, choice == "yes", config.bos)
-    positions, end = loading.max_positions(found, config.trust_remote_code), prompter.answer_end
+        choice, reason = choose_template(tokenizer, chats=are_chats(inputs.train.rows))
+    prompter = Prompter(tokenizer, inputs.template, choice == "yes", config.bos)
+    positions, end = loading.max_positions(resolved_model, config.trust_remote_code), prompter.answer_end
     end = int(tokenizer.eos_token_id) if end is None else end
     faults: dict[str, list[RowFault]] = {}
     by_set: dict[str, list[TrainingExample]] = {}
-    for name, named in given.sets.items():
-        by_set[name], faults[name] = tokenise(named, prompter, end, positions)
+    for name, split in inputs.sets.items():
+        by_set[name], faults[name] = tokenise(split, prompter, end, positions)
         if name != TRAIN:
             faults[name] = [fault for fault in faults[name] if fault.reason not in row_faults.OF_TRAINING]
-    row_faults.check([(given.sets[name].file, some) for name, some in faults.items()], config.bad_rows)
-    lessons = by_set.pop(TRAIN)
-    if not any(example.weight for example in lessons):
-        raise InputError(f"{given.train.file}: no row is left whose weight is not 0; nothing would be learnt")
+    row_faults.check([(inputs.sets[name].file, some) for name, some in faults.items()], config.bad_rows)
+    train_examples = by_set.pop(TRAIN)
+    if not any(example.weight for example in train_examples):
+        raise InputError(f"{inputs.train.file}: no row is left whose weight is not 0; nothing would be learnt")
     sets = {
-        name: named._replace(rows=without(named.file, named.rows, faults[name])) for name, named in given.sets.items()
+        name: split._replace(rows=without_faulty(split.file, split.rows, faults[name]))
+        for name, split in inputs.sets.items()
     }
     metric, why = _metric(config, by_set["dev"])
     choices = tuple(line for line in (reason, why) if line)
-    return Tokenised(tokenizer, prompter, lessons, by_set, replace(given, sets=sets), faults, metric, choices)
+    return TokenizedInputs(
+        tokenizer, prompter, train_examples, by_set, replace(inputs, sets=sets), faults, metric, choices
+    )
 
 
 def _metric(config: TuneConfig, dev: list[TrainingExample]) -> tuple[str, str | None]:
@@ -120,7 +123,7 @@ def _metric(config: TuneConfig, dev: list[TrainingExample]) -> tuple[str, str | 
     )
 
 
-def _load(config: TuneConfig, device: str, dtype: str) -> Made:
+def _load(config: TuneConfig, device: str, dtype: str) -> TrainingModel:
     full, sharded = config.method == "full", process_group.sharded()
     loaded = loading.load_model(
         config.model,
@@ -143,25 +146,31 @@ def _load(config: TuneConfig, device: str, dtype: str) -> Made:
             if mirror is not None and process_group.is_main_process():
                 mirror.prepare(loaded.model, device)
         reasons = (loaded.reasons[0], computing, dropout, *loaded.notes)
-        return Made(loaded, loaded.model, mirror, bf16, reasons, sharded, fluency)
+        return TrainingModel(loaded, loaded.model, mirror, bf16, reasons, sharded, fluency)
     if loaded.trained is not None:
-        model, told = loaded.trained, _continued(loaded)
+        model, adapter_lines = loaded.trained, _adapter_lines(loaded)
     else:
-        model = _adapted(config, loaded)
-        made = f"LoRA: {_trainable(model):,} weights of rank {config.lora_rank} in float32 on a model in {dtype}"
-        told = (made, f"dropout {config.dropout:g} before adapters")
-    return Made(loaded, model, None, False, (loaded.reasons[0], *told, *loaded.notes), fluency=fluency)
+        model = _add_lora(config, loaded)
+        adapter_line = (
+            f"LoRA: {_trainable(model):,} weights of rank {config.lora_rank} in float32 on a model in {dtype}"
+        )
+        adapter_lines = (adapter_line, f"dropout {config.dropout:g} before adapters")
+    return TrainingModel(
+        loaded, model, None, False, (loaded.reasons[0], *adapter_lines, *loaded.notes), fluency=fluency
+    )
 
 
 def _trainable(model: Any) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def _continued(loaded: loading.Loaded) -> tuple[str, ...]:
+def _adapter_lines(loaded: loading.Loaded) -> tuple[str, ...]:
     """What is said where training goes on from an adapter as it is."""
     config = loaded.trained.peft_config["default"]
-    named = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
-    own = ", ".join(f"{word} {getattr(config, name):g}" for word, name in named.items() if hasattr(config, name))
+    names_in_config = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+    own = ", ".join(
+        f"{word} {getattr(config, name):g}" for word, name in names_in_config.items() if hasattr(config, name)
+    )
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     return (
         f"training goes on from the adapter {loaded.name} ({kind}{f', {own}' if own else ''}, "
@@ -170,7 +179,7 @@ def _continued(loaded: loading.Loaded) -> tuple[str, ...]:
     )
 
 
-def _adapted(config: TuneConfig, loaded: loading.Loaded) -> Any:
+def _add_lora(config: TuneConfig, loaded: loading.Loaded) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
@@ -192,7 +201,7 @@ def _adapted(config: TuneConfig, loaded: loading.Loaded) -> Any:
         raise ModelError(f"--lora-targets {','.join(targets)}: {first_line(error)}") from None
 
 
-def _take_up(folder: RunDir, watch: EvalCallback) -> Checkpoint | None:
+def _resume(folder: RunDir, watch: EvalCallback) -> Checkpoint | None:
     """The last checkpoint, if any; what was written after it is forgotten, so that it is written once.
 
     A checkpoint counts only with all that belongs to it: the outcomes of every evaluation before it, and the best
@@ -200,23 +209,23 @@ def _take_up(folder: RunDir, watch: EvalCallback) -> Checkpoint | None:
     """
     if not process_group.is_main_process():
         process_group.barrier()  # the first process clears up what a kill has left
-        found = latest(folder.path / CHECKPOINTS)
-        watch.lines = found.note["lines"] if found else []
-        _check_seen(folder, found)
-        return found
+        checkpoint = latest(folder.path / CHECKPOINTS)
+        watch.lines = checkpoint.note["lines"] if checkpoint else []
+        _check_seen(folder, checkpoint)
+        return checkpoint
     best = folder.path / BEST
     best.mkdir(exist_ok=True)
-    kept = folder.path / "early_stop"
-    if kept.exists():  # a run that stopped, or was killed at its end, has moved it there
-        path = best / f"step-{about(kept).get('step')}"
+    early_stop = folder.path / "early_stop"
+    if early_stop.exists():  # a run that stopped, or was killed at its end, has moved it there
+        path = best / f"step-{about(early_stop).get('step')}"
         shutil.rmtree(path, ignore_errors=True)
-        kept.rename(path)
-    found = latest(folder.path / CHECKPOINTS)
-    if found is not None and (lacks := _lacks(folder, watch, found)):
-        say(f"{lacks}: missing or damaged; training begins again")
+        early_stop.rename(path)
+    checkpoint = latest(folder.path / CHECKPOINTS)
+    if checkpoint is not None and (missing := _missing_part(folder, watch, checkpoint)):
+        say(f"{missing}: missing or damaged; training begins again")
         shutil.rmtree(folder.path / CHECKPOINTS)
-        found = None
-    watch.lines = found.note["lines"] if found else []
+        checkpoint = None
+    watch.lines = checkpoint.note["lines"] if checkpoint else []
     write_lines(folder.path, watch.lines)
     steps = {line["step"] for line in watch.lines}
     for path in folder.chunks.glob("*.outcomes.parquet"):
@@ -224,15 +233,15 @@ def _take_up(folder: RunDir, watch: EvalCallback) -> Checkpoint | None:
             path.unlink()
     watch.prune(selection.best(watch.lines, watch.config.metric))
     process_group.barrier()
-    _check_seen(folder, found)
-    if found is not None:
-        say(f"going on from the checkpoint after step {found.step:,}")
-    return found
+    _check_seen(folder, checkpoint)
+    if checkpoint is not None:
+        say(f"going on from the checkpoint after step {checkpoint.step:,}")
+    return checkpoint
 
 
-def _check_seen(folder: RunDir, found: Checkpoint | None) -> None:
+def _check_seen(folder: RunDir, checkpoint: Checkpoint | None) -> None:
     """Raise RunFolderError where processes do not see the same checkpoint."""
-    step = found.step if found else 0
+    step = checkpoint.step if checkpoint else 0
     if (theirs := process_group.broadcast_from_main(step)) != step:
         raise RunFolderError(
             f"{folder.path}: found the checkpoint after step {step}, the first process that after step {theirs}: "
@@ -240,9 +249,9 @@ def _check_seen(folder: RunDir, found: Checkpoint | None) -> None:
         )
 
 
-def _lacks(folder: RunDir, watch: EvalCallback, found: Checkpoint) -> str | None:
+def _missing_part(folder: RunDir, watch: EvalCallback, checkpoint: Checkpoint) -> str | None:
     """What a checkpoint cannot be gone on from without, if it is not there as it was written."""
-    lines: list[Line] = found.note["lines"]
+    lines: list[Line] = checkpoint.note["lines"]
     for line in lines:
         if folder.chunk(line["step"], "outcomes") is None:
             return f"{folder.chunks}: outcomes of step {line['step']}"
@@ -251,40 +260,52 @@ def _lacks(folder: RunDir, watch: EvalCallback, found: Checkpoint) -> str | None
     return str(path) if path and not is_whole(path) else None
 
 
-def train(config: TuneConfig, ready: Tokenised, folder: RunDir, device: str, dtype: str) -> dict[str, Any]:
+def train(config: TuneConfig, tokenized: TokenizedInputs, folder: RunDir, device: str, dtype: str) -> dict[str, Any]:
     """Train to the end and leave `early_stop`, `convergence` and the outcomes; what `results.json` says of it."""
-    made, given = _load(config, device, dtype), ready.given
-    for reason in made.reasons:
+    training_model, inputs = _load(config, device, dtype), tokenized.inputs
+    for reason in training_model.reasons:
         say(reason)
     plan = training_plan(config)
-    steps = math.ceil(len(ready.examples) / plan.batch_size)
-    paired = config.metric == selection.AUTO and ready.metric == "dev_em"
-    config = config.model_copy(update={"metric": ready.metric})
-    watch = EvalCallback(config, given, folder, made, ready.tokenizer, ready.prompter, ready.watched, paired=paired)
-    found = _take_up(folder, watch)
-    rows = plan.epochs * len(ready.examples)
-    done = _rows_done(found.step if found else 0, steps, len(ready.examples), plan.batch_size)
-    some = sorted(ready.examples, key=lambda e: (e.length, e.row))[: 3 * 8 : 8]
-    with learning(made.model, some) as (losses, reason), meter("training", rows - done) as progress:
+    steps = math.ceil(len(tokenized.examples) / plan.batch_size)
+    paired = config.metric == selection.AUTO and tokenized.metric == "dev_em"
+    config = config.model_copy(update={"metric": tokenized.metric})
+    watch = EvalCallback(
+        config,
+        inputs,
+        folder,
+        training_model,
+        tokenized.tokenizer,
+        tokenized.prompter,
+        tokenized.watched,
+        paired=paired,
+    )
+    checkpoint = _resume(folder, watch)
+    rows = plan.epochs * len(tokenized.examples)
+    done = _rows_done(checkpoint.step if checkpoint else 0, steps, len(tokenized.examples), plan.batch_size)
+    some = sorted(tokenized.examples, key=lambda e: (e.length, e.row))[: 3 * 8 : 8]
+    with open_pass(training_model.model, some) as (losses, reason), meter("training", rows - done) as progress:
         say(reason)
-        trainer = _trainer(config, folder, made, ready.examples, losses, watch, progress, steps * plan.epochs, device)
-        with _stopping(folder, watch):
-            _to_the_end(trainer, found, steps * plan.epochs)
+        all_steps = steps * plan.epochs
+        trainer = _trainer(
+            config, folder, training_model, tokenized.examples, losses, watch, progress, all_steps, device
+        )
+        with _explain_errors(folder, watch):
+            _train_to_end(trainer, checkpoint, steps * plan.epochs)
         weights = trainer.whole_weights()
         if process_group.is_main_process():
             watch.save(folder.path / "convergence", curves.epochs(watch.lines)[-1], weights)
             _promote(folder, watch.lines, config.metric)
             write_frame(folder.path / "outcomes.parquet", folder.load_chunks("outcomes", OUTCOMES))
-    loaded = made.loaded
+    loaded = training_model.loaded
     return {
-        "model": {**loaded.summary, "fluency": made.fluency},
+        "model": {**loaded.summary, "fluency": training_model.fluency},
         "method": {
             "name": config.method,
             "dtype": dtype,
             "device": device,
-            "reasons": [*made.reasons, reason],
-            **({"notes": list(ready.prompter.notes)} if ready.prompter.notes else {}),
-            "training_text": {**ready.prompter.choices, "prompt": given.template.target},
+            "reasons": [*training_model.reasons, reason],
+            **({"notes": list(tokenized.prompter.notes)} if tokenized.prompter.notes else {}),
+            "training_text": {**tokenized.prompter.choices, "prompt": inputs.template.target},
         },
     }
 
@@ -292,7 +313,7 @@ def train(config: TuneConfig, ready: Tokenised, folder: RunDir, device: str, dty
 def _trainer(
     config: TuneConfig,
     folder: RunDir,
-    made: Made,
+    training_model: TrainingModel,
     rows: list[TrainingExample],
     losses: Any,
     watch: EvalCallback,
@@ -300,40 +321,49 @@ def _trainer(
     steps: int,
     device: str,
 ) -> FactTrainer:
-    base = base_of(made.model)
-    cached = base.config.use_cache
-    made_arguments = arguments(config, folder.path, steps, device)
-    trainer = FactTrainer(made.model, made_arguments, rows, config, losses, watch, progress, autocast=made.autocast)
-    base.config.use_cache = cached  # the trainer turns it off, and a saved model would generate without its cache
+    base = base_of(training_model.model)
+    use_cache = base.config.use_cache
+    training_arguments = arguments(config, folder.path, steps, device)
+    trainer = FactTrainer(
+        training_model.model,
+        training_arguments,
+        rows,
+        config,
+        losses,
+        watch,
+        progress,
+        autocast=training_model.autocast,
+    )
+    base.config.use_cache = use_cache  # the trainer turns it off, and a saved model would generate without its cache
     if not process_group.is_main_process():
         torch.manual_seed(config.seed + (process_group.rank() << 32))  # dropout of its own for each share of the rows
     return trainer
 
 
-def _to_the_end(trainer: FactTrainer, found: Checkpoint | None, steps: int) -> None:
+def _train_to_end(trainer: FactTrainer, checkpoint: Checkpoint | None, steps: int) -> None:
     watch: Any = trainer.watch
     config = trainer.config
     over = curves.epochs(watch.lines) and selection.out_of_patience(watch.lines, config.metric, config.patience)
-    if found is not None and (found.step >= steps or over):
-        trainer.load_again(found.path)
+    if checkpoint is not None and (checkpoint.step >= steps or over):
+        trainer.load_again(checkpoint.path)
         return
-    if found is not None:
-        trainer.tally.loss, trainer.tally.tokens = found.note["loss"], found.note["tokens"]
+    if checkpoint is not None:
+        trainer.tally.loss, trainer.tally.tokens = checkpoint.note["loss"], checkpoint.note["tokens"]
     elif 0 in config.eval_steps:
         watch(trainer)
     watch.since = time.monotonic()
-    trainer.train(resume_from_checkpoint=str(found.path) if found else None)
+    trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
 
 
 @contextmanager
-def _stopping(folder: RunDir, watch: EvalCallback) -> Iterator[None]:
+def _explain_errors(folder: RunDir, watch: EvalCallback) -> Iterator[None]:
     """What stops training says what is kept, and which setting to change."""
     try:
         yield
     except NotFinite as stop:
         leader = _promote(folder, watch.lines, watch.config.metric) if process_group.is_main_process() else None
-        kept = f"kept: the best epoch so far, {leader['epoch']}, in {folder.path / 'early_stop'}" if leader else ""
-        raise NotFinite(f"{stop}{'; ' if kept else ''}{kept}") from None
+        best_kept = f"kept: the best epoch so far, {leader['epoch']}, in {folder.path / 'early_stop'}" if leader else ""
+        raise NotFinite(f"{stop}{'; ' if best_kept else ''}{best_kept}") from None
     except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "memory" not in str(error).lower():
             raise
@@ -373,54 +403,54 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
     with process_group.process_group(config.device):
         if process_group.is_distributed():
             raise ConfigError("--dry-run measures one process; start it without the launcher")
-    given = read_inputs(config)
+    inputs = read_inputs(config)
     device, dtype = resolve_device_dtype(config)
     config = with_batch_sizes(config, device)
-    found = resolve(config.model, say, config.trust_remote_code, base=config.base, force=config.force)
-    check_method(config.model, config.method, found)
-    config, reason = with_training_plan(config, given.train.rows.height, found)
+    resolved_model = resolve(config.model, say, config.trust_remote_code, base=config.base, force=config.force)
+    check_method(config.model, config.method, resolved_model)
+    config, reason = with_training_plan(config, inputs.train.rows.height, resolved_model)
     if reason:
         say(reason)
-    check_models(config, given, found.fingerprint)
-    ready = tokenised(config, given, found)
-    given = ready.given
-    for note in ready.notes:
+    check_models(config, inputs, resolved_model.fingerprint)
+    tokenized = tokenize_inputs(config, inputs, resolved_model)
+    inputs = tokenized.inputs
+    for note in tokenized.notes:
         say(note)
-    made = _load(config, device, dtype)
+    training_model = _load(config, device, dtype)
     plan = training_plan(config)
-    burst = micro_batches(ready.examples[: plan.batch_size], int(config.micro_batch_tokens or 2048))[:2]
-    with learning(made.model, [min(ready.examples, key=lambda e: e.length)]) as (losses, _):
-        made.model.train()
+    burst = micro_batches(tokenized.examples[: plan.batch_size], int(config.micro_batch_tokens or 2048))[:2]
+    with open_pass(training_model.model, [min(tokenized.examples, key=lambda e: e.length)]) as (losses, _):
+        training_model.model.train()
         for _ in range(2):  # the first pass builds kernels
             began = time.monotonic()
-            with torch.autocast(device, torch.bfloat16, enabled=made.autocast):
+            with torch.autocast(device, torch.bfloat16, enabled=training_model.autocast):
                 for part in burst:
                     losses.losses(part)[1].mean().backward()
-            passed = time.monotonic() - began
-    tokens = sum(example.length for example in ready.examples)
-    training = passed / sum(e.length for part in burst for e in part) * tokens
-    watched = {name: rows.sample(min(rows.height, 64), seed=0) for name, rows in given.rows.items()}
-    base = base_of(made.model)
-    vocabulary, lenient = ready.prompter.ended(vocabulary_for(base, ready.tokenizer)), config.match == "lenient"
+            pass_seconds = time.monotonic() - began
+    tokens = sum(example.length for example in tokenized.examples)
+    training = pass_seconds / sum(e.length for part in burst for e in part) * tokens
+    sample_rows = {name: rows.sample(min(rows.height, 64), seed=0) for name, rows in inputs.rows.items()}
+    base = base_of(training_model.model)
+    vocabulary, lenient = tokenized.prompter.ended(vocabulary_for(base, tokenized.tokenizer)), config.match == "lenient"
     batch = int(config.batch_tokens or 2048)
-    measure = Tracker(ready.prompter, vocabulary, watched, lenient=lenient, batch_tokens=batch)
-    model = made.mirror.of(base) if made.mirror else base
+    measure = Tracker(tokenized.prompter, vocabulary, sample_rows, lenient=lenient, batch_tokens=batch)
+    model = training_model.mirror.of(base) if training_model.mirror else base
     for _ in range(2):
         began = time.monotonic()
         measure(model)
         measured = time.monotonic() - began
-    rows = sum(frame.height for frame in given.rows.values())
+    rows = sum(frame.height for frame in inputs.rows.values())
     measuring = measured / measure.count * rows
-    trained = sum(p.numel() for p in made.model.parameters() if p.requires_grad)
-    steps = math.ceil(len(ready.examples) / plan.batch_size)
+    trainable = sum(p.numel() for p in training_model.model.parameters() if p.requires_grad)
+    steps = math.ceil(len(tokenized.examples) / plan.batch_size)
     return {
-        "rows": len(ready.examples),
+        "rows": len(tokenized.examples),
         "epochs": plan.epochs,
         "steps": steps * plan.epochs,
         "tokens_per_epoch": tokens,
         "measured_rows_per_epoch": rows,
-        "trained_weights": trained,
-        "disk_gib": round(8 * 4 * trained / 2**30, 2),
+        "trained_weights": trainable,
+        "disk_gib": round(8 * 4 * trainable / 2**30, 2),
         "memory_gib": round(psutil.Process().memory_info().rss / 2**30, 2),
         "seconds_training_an_epoch": round(training, 1),
         "seconds_measuring_an_epoch": round(measuring, 1),

@@ -9,15 +9,15 @@ from foreknow.report.tune import render_tune
 from foreknow.stages.train.result import TrainResult, open_train
 
 
-def write_page(tuned: TrainResult, *, control: Path | None = None, show_rows: bool = True) -> Path:
+def write_page(result: TrainResult, *, control: Path | None = None, show_rows: bool = True) -> Path:
     """Write `report.html` of a training run and return its path.
 
     `control`: another run to compare it with; without it, one beside it that belongs to it is taken (`control_of`).
     Raises InputError where the control is not a finished run.
     """
-    path = tuned.folder / "report.html"
-    beside = control if control is not None else control_of(tuned.folder)
-    write_text(path, render_tune(tuned, open_train(beside) if beside else None, show_rows=show_rows))
+    path = result.folder / "report.html"
+    beside = control if control is not None else control_of(result.folder)
+    write_text(path, render_tune(result, open_train(beside) if beside else None, show_rows=show_rows))
     return path
 
 
@@ -29,14 +29,14 @@ def control_of(folder: Path) -> Path | None:
     ours = (read_json(folder / "results.json") or {}).get("mix")
     if not isinstance(ours, dict) or ours.get("kind") == "known_of":
         return None
-    found: dict[str, Path] = {}
+    controls: dict[str, Path] = {}
     for path in sorted(folder.parent.glob("*/results.json")):
         theirs = (read_json(path) or {}).get("mix")
         if not isinstance(theirs, dict) or path.parent == folder or not (path.parent / "manifest.json").is_file():
             continue
         if (theirs.get("known_of") or {}).get("sha256") == ours.get("sha256"):
-            found.setdefault("known_of", path.parent)
+            controls.setdefault("known_of", path.parent)
         same = all(theirs.get(key) == ours.get(key) for key in ("audit", "size", "seed"))
         if same and theirs.get("kind") == "unknown" and theirs["share"]["asked"] == 0:
-            found.setdefault("none", path.parent)
-    return found.get("known_of") or found.get("none")
+            controls.setdefault("none", path.parent)
+    return controls.get("known_of") or controls.get("none")

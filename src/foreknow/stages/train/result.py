@@ -47,8 +47,8 @@ class TrainResult:
     @cached_property
     def results(self) -> dict[str, Any]:
         """Best and last epoch with their metrics, model, data, settings."""
-        found: dict[str, Any] = json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
-        return found
+        contents: dict[str, Any] = json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
+        return contents
 
     @cached_property
     def metrics(self) -> list[curves.Line]:

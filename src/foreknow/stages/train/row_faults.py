@@ -52,10 +52,10 @@ class RowFault(NamedTuple):
 
 def by_reason(faults: Iterable[RowFault]) -> dict[str, list[RowFault]]:
     """The faults of each reason, in the order of the reasons above."""
-    found: dict[str, list[RowFault]] = {}
+    faults_by_reason: dict[str, list[RowFault]] = {}
     for fault in faults:
-        found.setdefault(fault.reason, []).append(fault)
-    return {reason: found[reason] for reason in (*_PHRASES, *found) if reason in found}
+        faults_by_reason.setdefault(fault.reason, []).append(fault)
+    return {reason: faults_by_reason[reason] for reason in (*_PHRASES, *faults_by_reason) if reason in faults_by_reason}
 
 
 def counts(faults: Iterable[RowFault]) -> dict[str, dict[str, Any]]:
@@ -87,13 +87,13 @@ def check(faults: Iterable[tuple[str, Sequence[RowFault]]], choice: BadRows, opt
     """
     if choice == "skip":
         return
-    told = [
+    lines = [
         f"{where}: {'; '.join(fault_lines(bad))}"
         for where, some in faults
         if (bad := [fault for fault in some if fault.reason not in KEPT])
     ]
-    if told:
-        raise InputError(f"{'; '.join(told)}.\nLeave them out or shorten them, or go on without them: {option}")
+    if lines:
+        raise InputError(f"{'; '.join(lines)}.\nLeave them out or shorten them, or go on without them: {option}")
 
 
 def notes(name: str, faults: Sequence[RowFault]) -> list[str]:

@@ -60,7 +60,7 @@ from foreknow.stages.train.setup import (
 from foreknow.version import __version__
 
 if TYPE_CHECKING:
-    from foreknow.stages.train.loop import Tokenised
+    from foreknow.stages.train.loop import TokenizedInputs
 
 
 _NO_IDENTITY: Final = {
@@ -71,11 +71,11 @@ _NO_IDENTITY: Final = {
 """Settings that name a file whose content counts instead, or do not change a result."""
 
 
-def identity_of(config: TuneConfig, given: TrainInputs, model: str, device: str, dtype: str) -> dict[str, Any]:
+def identity_of(config: TuneConfig, inputs: TrainInputs, model: str, device: str, dtype: str) -> dict[str, Any]:
     """What makes two runs the same: contents and settings, never names of files."""
     return {
-        "data": {name: fingerprint(found.rows) for name, found in given.sets.items()},
-        "prompt_template": [given.template.instruction, given.template.target],
+        "data": {name: fingerprint(split.rows) for name, split in inputs.sets.items()},
+        "prompt_template": [inputs.template.instruction, inputs.template.target],
         "model": model,
         "dtype": dtype,
         "device": device.partition(":")[0],
@@ -88,7 +88,7 @@ def identity_of(config: TuneConfig, given: TrainInputs, model: str, device: str,
     }
 
 
-def launched(config: TuneConfig) -> TuneConfig:
+def with_process_settings(config: TuneConfig) -> TuneConfig:
     """The settings as they hold in one of several processes. Raises ConfigError for what does not work there."""
     if process_group.is_single_process_launch():
         say(
@@ -116,42 +116,42 @@ def run(config: TuneConfig, *, page: bool = True) -> TrainResult:
     one of them raises, and the others exit.
     """
     with process_group.process_group(config.device):
-        return _run(launched(config), page)
+        return _run(with_process_settings(config), page)
 
 
 def _run(config: TuneConfig, page: bool) -> TrainResult:
     out = required_out(config.out)
-    given = read_inputs(config)
+    inputs = read_inputs(config)
 
     def prepare(folder: RunDir) -> AbstractContextManager[PreparedRun]:
-        return nullcontext(_prepare(config, given, folder))
+        return nullcontext(_prepare(config, inputs, folder))
 
     return run_stage(Stage("run", prepare, TrainResult, write_page if page else None, joint=True), out)
 
 
-def _prepare(config: TuneConfig, given: TrainInputs, folder: RunDir) -> PreparedRun:
+def _prepare(config: TuneConfig, inputs: TrainInputs, folder: RunDir) -> PreparedRun:
     """Resolve the model and turn the rows into tokens, where the folder has no finished run."""
     device, dtype = resolve_device_dtype(config)
     config = with_batch_sizes(config, device)
-    found = resolve(config.model, say, config.trust_remote_code, base=config.base, force=config.force)
-    check_method(config.model, config.method, found)
-    config, reason = with_training_plan(config, given.train.rows.height, found)
-    notes = [*given.notes, *check_models(config, given, found.fingerprint)]
-    identity = identity_of(config, given, found.fingerprint, device, dtype)
+    resolved_model = resolve(config.model, say, config.trust_remote_code, base=config.base, force=config.force)
+    check_method(config.model, config.method, resolved_model)
+    config, reason = with_training_plan(config, inputs.train.rows.height, resolved_model)
+    notes = [*inputs.notes, *check_models(config, inputs, resolved_model.fingerprint)]
+    identity = identity_of(config, inputs, resolved_model.fingerprint, device, dtype)
     if process_group.is_main_process():
         check_processes(folder)
     if process_group.broadcast_from_main(folder.manifest is not None):
         return PreparedRun(identity, config.resolved(), nothing_to_do, check_complete=_check_weights)
-    from foreknow.stages.train.loop import tokenised  # keeps torch out
+    from foreknow.stages.train.loop import tokenize_inputs  # keeps torch out
 
-    ready = tokenised(config, given, found)  # what it refuses is refused before anything is written
+    tokenized = tokenize_inputs(config, inputs, resolved_model)  # what it refuses is refused before anything is written
 
     def work(folder: RunDir) -> None:
-        _tune(config, ready, folder, identity, device, dtype)
+        _tune(config, tokenized, folder, identity, device, dtype)
         if process_group.is_main_process():
             _remove_leftovers(folder)
 
-    return PreparedRun(identity, config.resolved(), work, (*notes, *([reason] if reason else []), *ready.notes))
+    return PreparedRun(identity, config.resolved(), work, (*notes, *([reason] if reason else []), *tokenized.notes))
 
 
 def _check_weights(folder: RunDir) -> None:
@@ -163,24 +163,24 @@ def _check_weights(folder: RunDir) -> None:
 
 def _remove_leftovers(folder: RunDir) -> None:
     """Remove what only an unfinished run needs."""
-    for left in (".checkpoints", ".best"):
-        shutil.rmtree(folder.path / left, ignore_errors=True)
+    for name in (".checkpoints", ".best"):
+        shutil.rmtree(folder.path / name, ignore_errors=True)
 
 
 def check_processes(folder: RunDir) -> None:
     """Raise RunFolderError for a run begun with another number of processes: each has random states of its own."""
-    known = folder.manifest or read_json(folder.path / ".run.json")
-    begun = (known or {}).get("identity", {}).get("processes", 1)
-    if known is not None and begun != process_group.world_size():
+    known_run = folder.manifest or read_json(folder.path / ".run.json")
+    known_processes = (known_run or {}).get("identity", {}).get("processes", 1)
+    if known_run is not None and known_processes != process_group.world_size():
         raise RunFolderError(
-            f"{folder.path}: processes: begun with {begun}, started now with {process_group.world_size()}; start it "
-            f"with {begun}, choose another --out, or delete the folder"
+            f"{folder.path}: processes: begun with {known_processes}, started now with {process_group.world_size()}; "
+            f"start it with {known_processes}, choose another --out, or delete the folder"
         )
 
 
 def _tune(
     config: TuneConfig,
-    ready: Tokenised,
+    tokenized: TokenizedInputs,
     folder: RunDir,
     identity: dict[str, Any],
     device: str,
@@ -188,20 +188,23 @@ def _tune(
 ) -> None:
     from foreknow.stages.train.loop import train  # keeps torch out
 
-    made, given = train(config, ready, folder, device, dtype), ready.given
+    training_summary, inputs = train(config, tokenized, folder, device, dtype), tokenized.inputs
     if not process_group.is_main_process():
         return
     lines = read_metrics(folder.path)
-    write_frame(folder.path / "rows.parquet", watched(given))
-    write_json(folder.path / "results.json", results(config, ready.metric, given, lines, made, ready.faults))
-    for note in _endings(lines, ready.metric):
+    write_frame(folder.path / "rows.parquet", watched_rows(inputs))
+    write_json(
+        folder.path / "results.json",
+        build_results(config, tokenized.metric, inputs, lines, training_summary, tokenized.faults),
+    )
+    for note in _endings(lines, tokenized.metric):
         say(note)
     folder.finish(
         {
             "foreknow": __version__,
             "stage": "tune",
             "identity": identity,
-            "model": made["model"],
+            "model": training_summary["model"],
             "metrics": fingerprint([{k: v for k, v in line.items() if k != "seconds"} for line in lines]),
             "versions": library_versions(),
             "early_stop": about(folder.path / "early_stop"),
@@ -211,19 +214,19 @@ def _tune(
     )
 
 
-def watched(given: TrainInputs) -> pl.DataFrame:
+def watched_rows(inputs: TrainInputs) -> pl.DataFrame:
     """Every set's rows, one under the other (`WATCHED`)."""
     own = ("row", "group", "category", "question")
-    parts = [rows.select(*own, set=pl.lit(name), answer=GOLD) for name, rows in given.rows.items()]
+    parts = [rows.select(*own, set=pl.lit(name), answer=GOLD) for name, rows in inputs.rows.items()]
     return pl.concat(parts).select(*WATCHED)
 
 
-def results(
+def build_results(
     config: TuneConfig,
     metric: str,
-    given: TrainInputs,
+    inputs: TrainInputs,
     lines: list[curves.Line],
-    made: Mapping[str, Any],
+    training_summary: Mapping[str, Any],
     faults: Mapping[str, Sequence[RowFault]],
 ) -> dict[str, Any]:
     """The contract of `results.json`. `metric`: what chose the epoch. `faults`: by set, rows that teach nothing."""
@@ -241,41 +244,44 @@ def results(
         "early_stop": {**_point(early), "folder": "early_stop"},
         "convergence": {**_point(last), "folder": "convergence"},
         "overfitting_epoch": curves.overfitting_epoch(lines),
-        "ceiling": ceiling(given.train.rows)[0],
-        "model": made["model"],
-        "method": made["method"],
-        "mix": mix_told(given.train.file),
+        "ceiling": ceiling(inputs.train.rows)[0],
+        "model": training_summary["model"],
+        "method": training_summary["method"],
+        "mix": mix_source(inputs.train.file),
         "data": {
             name: {
-                "file": found.file,
-                "rows": found.rows.height,
-                "skipped": sum(found.left_out.values()),
-                "left_out": dict(found.left_out),
-                "fingerprint": fingerprint(found.rows),
-                "digest": found.digest,
-                "categories": found.categories or None,
+                "file": split.file,
+                "rows": split.rows.height,
+                "skipped": sum(split.left_out.values()),
+                "left_out": dict(split.left_out),
+                "fingerprint": fingerprint(split.rows),
+                "digest": split.digest,
+                "categories": split.categories or None,
                 "row_faults": counts(faults.get(name, ())),
             }
-            for name, found in given.sets.items()
+            for name, split in inputs.sets.items()
         },
         "config": config.resolved(),
         "seconds": {"training": training, "measuring": measuring, "saving": saving},
-        "rows_per_second": given.train.rows.height * last["epoch"] / training if training else 0.0,
+        "rows_per_second": inputs.train.rows.height * last["epoch"] / training if training else 0.0,
         "version": __version__,
     }
 
 
-def mix_told(file: str) -> dict[str, Any] | None:
+def mix_source(file: str) -> dict[str, Any] | None:
     """Of a training set that `foreknow mix` wrote: what it is a mix of, so that runs can be told apart and paired."""
     if not manifest_path(Path(file)).is_file():
         return None
-    told = read_manifest(Path(file))
-    audit = (told.get("audit") or {}).get("fingerprint")
-    return {"audit": audit, **{key: told.get(key) for key in ("sha256", "kind", "share", "size", "seed", "known_of")}}
+    manifest = read_manifest(Path(file))
+    audit = (manifest.get("audit") or {}).get("fingerprint")
+    return {
+        "audit": audit,
+        **{key: manifest.get(key) for key in ("sha256", "kind", "share", "size", "seed", "known_of")},
+    }
 
 
 def _point(line: curves.Line) -> dict[str, Any]:
-    known = curves.known_fitted(line)
+    known = curves.count_known_fitted(line)
     unknown = line["counts"][TRAIN]["by_category"].get(UNKNOWN)
     return {
         "epoch": line["epoch"],
@@ -292,6 +298,6 @@ def _endings(lines: list[curves.Line], metric: str) -> list[str]:
     early, last = selection.best(lines, metric), curves.epochs(lines)[-1]
     assert early is not None
     why = selection.format_choice(lines, metric)
-    told = [f"EARLY_STOP: epoch {early['epoch']}: {why}", f"CONVERGENCE: epoch {last['epoch']}, the last"]
+    lines_to_print = [f"EARLY_STOP: epoch {early['epoch']}: {why}", f"CONVERGENCE: epoch {last['epoch']}, the last"]
     began = curves.overfitting_epoch(lines)
-    return [*told, f"overfitting to new facts began at epoch {began}"] if began else told
+    return [*lines_to_print, f"overfitting to new facts began at epoch {began}"] if began else lines_to_print

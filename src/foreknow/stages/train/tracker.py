@@ -56,7 +56,7 @@ class Measures(Protocol):
         ...
 
 
-class _Asked(NamedTuple):
+class _AskedRow(NamedTuple):
     """A row, ready to be asked of any weights."""
 
     name: str
@@ -88,12 +88,12 @@ class Tracker:
         self.note: str | None = None
         self._verified = False
         self._check = prompter.ids([prompter.text((), "What is the capital of Peru?")])[0]
-        asked: list[_Asked] = []
+        asked_rows: list[_AskedRow] = []
         for name, rows in sets.items():
             own = rows.with_columns(answers=pl.concat_list(GOLD)) if name == "train" else rows
-            found, prompts = _zero_shot(prompter, vocabulary, own).prompts(own)
-            asked += [_Asked(name, row, line[0]) for row, line in zip(found, prompts, strict=True)]
-        self._asked = _together(asked)
+            prepared_rows, prompts = _zero_shot(prompter, vocabulary, own).prompts(own)
+            asked_rows += [_AskedRow(name, row, line[0]) for row, line in zip(prepared_rows, prompts, strict=True)]
+        self._asked = _group_by_beginning(asked_rows)
 
     @property
     def count(self) -> int:
@@ -104,19 +104,19 @@ class Tracker:
         """See `Measures`. `done` is told of rows that are finished."""
         model = base_of(model)
         modes = [(module, module.training) for module in model.modules()]
-        found: list[tuple[str, int, bool, bool | None]] = []
+        outcomes: list[tuple[str, int, bool, bool | None]] = []
         try:
             with self._engine(model) as engine:
                 for start in range(0, self.count, self.chunk_rows):
                     part = self._asked[start : start + self.chunk_rows]
                     right = _ask(engine, part, self.lenient)
-                    found += [(asked.name, asked.row.number, *both) for asked, both in zip(part, right, strict=True)]
+                    outcomes += [(row.name, row.row.number, *outcome) for row, outcome in zip(part, right, strict=True)]
                     done(len(part))
         finally:
             for module, training in modes:
                 module.training = training
         release_memory()
-        return pl.DataFrame(found, schema=OUTCOMES, orient="row").sort("set", "row")
+        return pl.DataFrame(outcomes, schema=OUTCOMES, orient="row").sort("set", "row")
 
     @contextmanager
     def _engine(self, model: PreTrainedModel) -> Iterator[Engine]:
@@ -135,18 +135,20 @@ class Tracker:
             yield PackedEngine(packed, _GREEDY, self.batch_tokens)
 
 
-def _ask(engine: Engine, part: Sequence[_Asked], lenient: bool) -> list[tuple[bool, bool | None]]:
+def _ask(engine: Engine, part: Sequence[_AskedRow], lenient: bool) -> list[tuple[bool, bool | None]]:
     """Strict and lenient outcome of each row."""
-    session, nodes = engine.open([asked.prompt for asked in part], [asked.row.tree for asked in part])
-    trees = [AnswerSearch(asked.row.matcher, asked.row.max_new, 0.0) for asked in part]
-    for tree, asked, opened in zip(trees, part, nodes, strict=True):
-        tree.feed(zip([(), *asked.row.tree], opened, strict=True))
+    session, nodes = engine.open([row.prompt for row in part], [row.row.tree for row in part])
+    trees = [AnswerSearch(row.row.matcher, row.row.max_new, 0.0) for row in part]
+    for tree, row, opened in zip(trees, part, nodes, strict=True):
+        tree.feed(zip([(), *row.row.tree], opened, strict=True))
     while True:
         greedy = [tree.greedy() for tree in trees]
-        left = [(n, g.path) for n, g in enumerate(greedy) if not g.done and (lenient or _may_match(trees[n], g.path))]
-        if not left:
+        unfinished = [
+            (n, g.path) for n, g in enumerate(greedy) if not g.done and (lenient or _may_match(trees[n], g.path))
+        ]
+        if not unfinished:
             return [(g.strict, g.lenient if lenient else None) for g in greedy]
-        for (n, path), node in zip(left, session.extend(left), strict=True):
+        for (n, path), node in zip(unfinished, session.extend(unfinished), strict=True):
             trees[n].feed([(path, node)])
 
 
@@ -165,22 +167,22 @@ def _zero_shot(prompter: Prompter, vocabulary: Vocabulary, rows: pl.DataFrame) -
     exemplars = Exemplars(dict.fromkeys(rows["group"].unique(), alone), "none")
     settings = ProbeSettings(max_answer_tokens=_LONGEST)
     heads = common_heads(rows.filter(pl.len().over("group") >= _MANY))
-    return Prober(_Nobody(), prompter, vocabulary, exemplars, settings, heads)
+    return Prober(_NoEngine(), prompter, vocabulary, exemplars, settings, heads)
 
 
-def _together(asked: Sequence[_Asked]) -> list[_Asked]:
+def _group_by_beginning(rows: Sequence[_AskedRow]) -> list[_AskedRow]:
     """The rows of all sets by what they begin with and by length; all beginnings are one family, computed at once."""
-    begins = [a.prompt.family[a.prompt.member][: a.prompt.shared] for a in asked]
-    family = tuple(sorted(set(begins) - {()}))
+    beginnings = [a.prompt.family[a.prompt.member][: a.prompt.shared] for a in rows]
+    family = tuple(sorted(set(beginnings) - {()}))
     member = {ids: n for n, ids in enumerate(family)}
-    found = [
+    regrouped = [
         a._replace(prompt=Prompt(family, member.get(ids, 0), len(ids), a.prompt.own))
-        for a, ids in zip(asked, begins, strict=True)
+        for a, ids in zip(rows, beginnings, strict=True)
     ]
-    return sorted(found, key=lambda a: (a.prompt.member, len(a.prompt.own) + len(a.row.tree), a.name, a.row.number))
+    return sorted(regrouped, key=lambda a: (a.prompt.member, len(a.prompt.own) + len(a.row.tree), a.name, a.row.number))
 
 
-class _Nobody:
+class _NoEngine:
     """Stands where a prober wants an engine: only its prompts are asked for."""
 
     def open(self, *_: Any) -> Any:
@@ -210,9 +212,9 @@ class EvalModelCopy:
         if next(model.parameters()).dtype == self.dtype:
             return model
         if self._copy is None and self.note is None:
-            made = self._made(model, next(model.parameters()).device)
-            odd = _unlike(model, made)
-            self._copy = None if odd else made
+            copy = self._new_copy(model, next(model.parameters()).device)
+            odd = _unlike(model, copy)
+            self._copy = None if odd else copy
             self.note = f"measured in {next(model.parameters()).dtype}: a copy would not have {odd}" if odd else None
         if self._copy is None:
             return model
@@ -221,7 +223,7 @@ class EvalModelCopy:
 
     def prepare(self, model: PreTrainedModel, device: str) -> None:
         """Make the copy while the model is whole; `holding` fills it. Raises ModelError where it would be another."""
-        self._copy = self._made(model, torch.device(device))
+        self._copy = self._new_copy(model, torch.device(device))
         if odd := _unlike(model, self._copy):
             raise ModelError(f"a copy to measure would not have {odd}; train in one process, or without FSDP")
         _copy_weights(dict(model.named_buffers()), self._copy)
@@ -237,19 +239,19 @@ class EvalModelCopy:
         _copy_weights({name: value for name, value in weights.items() if name in known}, self._copy)
         return self._copy
 
-    def _made(self, model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    def _new_copy(self, model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
         with torch.random.fork_rng():  # new weights are drawn, and thrown away
-            made: Any = model_of_config(model, self.dtype)
-        made.generation_config = model.generation_config
-        copy: PreTrainedModel = made.to(device).eval()
+            new_model: Any = model_of_config(model, self.dtype)
+        new_model.generation_config = model.generation_config
+        copy: PreTrainedModel = new_model.to(device).eval()
         return copy
 
 
 def _unlike(model: PreTrainedModel, copy: PreTrainedModel) -> str:
     """The tensors that a model has otherwise than its copy, by name; empty where there are none."""
     ours, theirs = (
-        {name: tuple(values.shape) for name, values in [*one.named_parameters(), *one.named_buffers()]}
-        for one in (model, copy)
+        {name: tuple(values.shape) for name, values in [*module.named_parameters(), *module.named_buffers()]}
+        for module in (model, copy)
     )
     return names_of(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
 

@@ -29,7 +29,7 @@ from foreknow.errors import ConfigError, ForeknowError
 from foreknow.io.disk_space import disk_full_errors
 from foreknow.models.packaged import quiet
 from foreknow.progress import Meter
-from foreknow.stages.train.answer_loss import Pass, base_of, through
+from foreknow.stages.train.answer_loss import Pass, base_of, run_as_forward
 from foreknow.stages.train.checkpoints import complete, prune
 from foreknow.stages.train.dataset import TrainingExample, micro_batches, shares, step_rows
 from foreknow.stages.train.setup import training_plan
@@ -148,8 +148,8 @@ class FactTrainer(Trainer):
         if several:
             total.fill_(process_group.totals([float(total)])[0])
             if not bool(total.isfinite()):  # in one process or another: all of them stop here
-                found = process_group.totals([row in bad for row in self.rows])
-                rows = [row for row, times in zip(self.rows, found, strict=True) if times]
+                bad_counts = process_group.totals([row in bad for row in self.rows])
+                rows = [row for row, times in zip(self.rows, bad_counts, strict=True) if times]
                 self._stop(f"the loss is {float(total)}", rows or self.rows)
         if float(total) == 0 and whole > 0 and not self.tally.tokens and self.state.global_step == 0:
             self._stop(
@@ -168,11 +168,11 @@ class FactTrainer(Trainer):
         ordered: list[TrainingExample] = []
 
         def work() -> Tensor:
-            found, losses = self.losses.losses(part)
-            ordered.extend(found)
+            part_rows, losses = self.losses.losses(part)
+            ordered.extend(part_rows)
             return losses
 
-        return ordered, through(model, work)
+        return ordered, run_as_forward(model, work)
 
     def _meeting(self, model: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients meet once a step; under FSDP with every micro-batch, since none is held whole."""
@@ -188,17 +188,17 @@ class FactTrainer(Trainer):
         return norm
 
     def _stop(self, what: str, rows: Sequence[int], advice: str = _ADVICE) -> None:
-        shown = ", ".join(map(str, sorted(rows)[:8])) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+        rows_text = ", ".join(map(str, sorted(rows)[:8])) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
         step, of = self.state.global_step + 1, int(self.state.global_step / self.steps_per_epoch) + 1
         raise NotFinite(
-            f"{what} at step {step} (epoch {of}), rows {shown} of {self.config.train}: stopped before the weights "
+            f"{what} at step {step} (epoch {of}), rows {rows_text} of {self.config.train}: stopped before the weights "
             f"took it in.\n{advice}, and choose another --out"
         )
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measure the model and tell it to whatever listens (`report_to`)."""
-        found, stop = self.watch(self)
-        metrics = {f"eval_{name}": value for name, value in found.items()}
+        outcome, stop = self.watch(self)
+        metrics = {f"eval_{name}": value for name, value in outcome.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.control.should_training_stop = self.control.should_training_stop or stop
@@ -215,9 +215,9 @@ class FactTrainer(Trainer):
         """FSDP: all weights, in the first process; every one must ask. None where each process has them anyway."""
         if not self.is_fsdp_enabled:
             return None
-        found: dict[str, Tensor] = self.accelerator.get_state_dict(self.model)
+        weights: dict[str, Tensor] = self.accelerator.get_state_dict(self.model)
         tied = base_of(self.model).all_tied_weights_keys  # gathered apart, they are no longer seen to be one
-        return {name: value for name, value in found.items() if name not in tied}
+        return {name: value for name, value in weights.items() if name not in tied}
 
     def load_again(self, path: Path) -> None:
         """The weights of a checkpoint, where training is over."""
@@ -277,7 +277,7 @@ class _Flow(TrainerCallback):
 def arguments(config: TuneConfig, folder: Path, steps: int, device: str) -> TrainingArguments:
     """What `config` comes to as transformers' training arguments; `steps`: of all epochs."""
     plan = training_plan(config)
-    made = TrainingArguments(
+    training_arguments = TrainingArguments(
         output_dir=str(folder / CHECKPOINTS),
         num_train_epochs=plan.epochs,
         per_device_train_batch_size=plan.batch_size,
@@ -299,30 +299,30 @@ def arguments(config: TuneConfig, folder: Path, steps: int, device: str) -> Trai
         remove_unused_columns=False,
     )
     if process_group.is_distributed():
-        made.mixed_precision = "no"  # --dtype says what is computed in, not the launcher
-    made._n_gpu = min(made.n_gpu, 1)  # else the model would be copied to every GPU in sight
-    return made
+        training_arguments.mixed_precision = "no"  # --dtype says what is computed in, not the launcher
+    training_arguments._n_gpu = min(training_arguments.n_gpu, 1)  # else the model would be copied to every GPU in sight
+    return training_arguments
 
 
 def set_dropout(model: Any, share: float) -> str:
     """Set every dropout the model's modules know and say which; ConfigError if it knows none and `share` > 0."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for module in base_of(model).modules():
         kind = type(module).__name__
         if isinstance(module, nn.Dropout):
             module.p = share
-            found["dropout layers"] = found.get("dropout layers", 0) + 1
+            counts["dropout layers"] = counts.get("dropout layers", 0) + 1
             continue
         for name, value in vars(module).items():
             if re.search(r"dropout|pdrop", name) and isinstance(value, int | float) and not isinstance(value, bool):
                 setattr(module, name, share)
-                found[f"{name} of {kind}"] = found.get(f"{name} of {kind}", 0) + 1
-    if share and not found:
+                counts[f"{name} of {kind}"] = counts.get(f"{name} of {kind}", 0) + 1
+    if share and not counts:
         raise ConfigError(
             f"--dropout {share}: no layer of {type(base_of(model)).__name__} knows dropout; use --dropout 0"
         )
-    named = ", ".join(f"{name} ({count})" for name, count in found.items())
-    return f"dropout {share:g} in {named}" if share else "no dropout"
+    names = ", ".join(f"{name} ({count})" for name, count in counts.items())
+    return f"dropout {share:g} in {names}" if share else "no dropout"
 
 
 def _not_finite(rows: Sequence[TrainingExample], losses: Tensor) -> list[int]:
