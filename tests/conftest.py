@@ -18,6 +18,10 @@ from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from foreknow.progress import log_to_stderr
+
+log_to_stderr()  # as the command line does: tests read what a person would
+
 # A loaded machine is no fault of the code. The suite draws the same examples every time, so that it says the same of
 # the same code; `make explore` draws new ones.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)

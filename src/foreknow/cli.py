@@ -21,6 +21,7 @@ from foreknow.errors import ConfigError, ForeknowError, GateCrossed
 from foreknow.flags import HELP, HELP_ALL, PANELS, ConfigFile, epilogue, positional, whole, with_flags
 from foreknow.io.remote import download
 from foreknow.io.remote_paths import place
+from foreknow.progress import log_to_stderr
 from foreknow.settings import Group, Settings, settings_of
 from foreknow.settings_file import commented_yaml, json_schema
 from foreknow.stages.study.settings import StudyConfig, study_settings
@@ -474,6 +475,7 @@ def command_line(*, every_flag: bool = True) -> App:
 def main(words: Sequence[str] | None = None) -> None:
     """The command line. Exit codes: 0 done, 1 failed, 2 wrong use, 3 a gate was crossed, 130 interrupted, 143 ended."""
     process_group.silence_ranks()
+    log_to_stderr()
     if (
         words is None and not process_group.is_distributed()
     ):  # several processes that train together are ended by their launcher

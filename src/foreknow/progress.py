@@ -1,15 +1,55 @@
-"""Shows a run's progress on standard error: a live bar on a terminal, a line now and then in a log."""
+"""Reports a run's progress: messages through the standard `logging`, a live bar on a terminal, else a line at times.
+
+Every module logs to its own logger below `foreknow`. As a library foreknow is quiet until `logging` is set up; the
+command line sets it up (`log_to_stderr`), and standard output is left to results.
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol
 
+logger = logging.getLogger(__name__)
+ROOT: Final = logging.getLogger("foreknow")
 _ONCE: Final[set[str]] = set()
-"""The subjects that `say_once` has printed in this process."""
+"""The subjects that `log_once` has reported in this process."""
+
+
+class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes each message as a line to whatever standard error is at that time."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+        self.setFormatter(logging.Formatter("%(message)s"))
+
+    @property
+    def stream(self) -> object:
+        """Standard error, as it is now."""
+        return sys.stderr
+
+
+def log_to_stderr() -> None:
+    """Write foreknow's messages to standard error, as the command line does; calling it again changes nothing."""
+    if not any(isinstance(handler, _Stderr) for handler in ROOT.handlers):
+        ROOT.addHandler(_Stderr())
+    ROOT.setLevel(logging.INFO)
+    ROOT.propagate = False
+
+
+def messages_shown() -> bool:
+    """Whether foreknow's messages go anywhere in this process."""
+    return logger.isEnabledFor(logging.INFO)
+
+
+def log_once(about: str, text: str) -> None:
+    """Log a message, but only the first one `about` a subject in this process."""
+    if about not in _ONCE:
+        _ONCE.add(about)
+        logger.info(text)
 
 
 class Meter(Protocol):
@@ -18,18 +58,6 @@ class Meter(Protocol):
     def advance(self, count: int) -> None:
         """Add `count` finished units."""
         ...
-
-
-def say(text: str) -> None:
-    """Print a line to standard error, where all progress goes: standard output is for results."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def say_once(about: str, text: str) -> None:
-    """Print a line, but only the first one `about` a subject in this process."""
-    if about not in _ONCE:
-        _ONCE.add(about)
-        say(text)
 
 
 def duration(seconds: float) -> str:
@@ -56,7 +84,9 @@ class _Log:
         self.last = now
         rate = self.done / max(now - self.began, 1e-9)
         seconds_left = (self.total - self.done) / rate
-        say(f"{self.what}: {self.done:,} of {self.total:,} rows, {rate:.1f} rows/s, {duration(seconds_left)} left")
+        logger.info(
+            f"{self.what}: {self.done:,} of {self.total:,} rows, {rate:.1f} rows/s, {duration(seconds_left)} left"
+        )
 
 
 class _Bar:
@@ -94,8 +124,8 @@ class _Bar:
 
 @contextmanager
 def meter(what: str, total: int) -> Iterator[Meter]:
-    """A meter for `total` rows: a live bar if standard error is a terminal, else lines."""
-    if not sys.stderr.isatty():
+    """A meter for `total` rows: a live bar if messages are shown and standard error is a terminal, else messages."""
+    if not (messages_shown() and sys.stderr.isatty()):
         yield _Log(what, total)
         return
     bar = _Bar(what, total)

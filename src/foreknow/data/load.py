@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from foreknow.config import DEFAULT_FACTS, DataSettings
@@ -9,7 +10,8 @@ from foreknow.data import dataset
 from foreknow.data.builtin import default_facts, lab_world
 from foreknow.data.layouts.relation_templates import read_templates
 from foreknow.errors import ConfigError
-from foreknow.progress import say
+
+logger = logging.getLogger(__name__)
 
 
 def read_data(config: DataSettings, limit: int | None = None) -> dataset.Dataset:
@@ -23,7 +25,9 @@ def read_data(config: DataSettings, limit: int | None = None) -> dataset.Dataset
             raise ConfigError("--map, --layout, --templates and --group-by: the lab's facts need none")
         return lab_world.read_lab(limit, config.seed)
     if config.data in (DEFAULT_FACTS, lab_world.NAME):
-        say(f"{config.data}: the file or folder of that name in this folder is read, not the facts that come along")
+        logger.info(
+            f"{config.data}: the file or folder of that name in this folder is read, not the facts that come along"
+        )
     return dataset.read_dataset(
         config.data,
         columns=config.map,

@@ -7,6 +7,7 @@ check             rows -> CheckResult: summary, counts by group, flags to add, f
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +26,8 @@ from foreknow.data.validation_result import CheckResult
 from foreknow.data.validation_rules import MOST_SPLITS, RULES, findings_of, stage
 from foreknow.errors import ConfigError
 from foreknow.io.sources import suffixes
-from foreknow.progress import say
+
+logger = logging.getLogger(__name__)
 
 _EDGE = r"^[\s\p{Z}]|[\s\p{Z}]$|\r|\t"
 
@@ -44,7 +46,7 @@ def check_files(inputs: Sequence[DataSettings]) -> CheckResult:
     """Check one input, or several as the splits their names tell. Raises the errors of `dataset.read_dataset`."""
     datasets = [read_data(settings) for settings in inputs]
     for line in dict.fromkeys(line for facts in datasets for line in (facts.reason, facts.first_row)):
-        say(line)
+        logger.info(line)
     frames = [facts.rows for facts in datasets]
     if not frames:
         raise ConfigError("data: missing; give a file to check")

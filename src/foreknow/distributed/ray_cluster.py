@@ -13,6 +13,7 @@ cluster is left unchanged.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import signal
@@ -27,7 +28,8 @@ from foreknow.distributed.ray_errors import as_foreknow_error
 from foreknow.distributed.ray_resources import RayNode, WorkerSpec, worker_spec
 from foreknow.errors import ConfigError, ForeknowError, MissingExtra, first_line
 from foreknow.models import loading
-from foreknow.progress import say
+
+logger = logging.getLogger(__name__)
 
 OBJECTS: Final = 512 * 2**20
 """Bytes of shared memory for data in transfer, in a cluster started here."""
@@ -126,7 +128,7 @@ class Cluster:
         self._unmute = _mute()
         ip_address = self.ray.util.get_node_ip_address()
         if not self.address and not ip_address.startswith("127."):
-            say(f"Ray was in use before: its cluster listens on {ip_address}, not on this machine only")
+            logger.info(f"Ray was in use before: its cluster listens on {ip_address}, not on this machine only")
 
     def leave(self) -> None:
         """Shut down a cluster that was started here, or disconnect from one that was joined."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from foreknow.distributed.ray_resources import WorkerSpec, worker_capacity
-from foreknow.progress import say
 
 if TYPE_CHECKING:
     from foreknow.distributed.ray_cluster import Cluster
+
+logger = logging.getLogger(__name__)
 
 TRIES: Final = 3
 """How often the same chunk or run may end its process before it counts as failed."""
@@ -98,10 +100,10 @@ class ClusterMonitor:
         nodes = self.cluster.nodes()
         restarts, workers = self.cluster.ray.get(self.registry.status.remote(), timeout=10)
         if restarts > self.restarts:
-            say(f"a Ray worker was lost (killed, or out of memory): started again, with its {self.what}")
+            logger.info(f"a Ray worker was lost (killed, or out of memory): started again, with its {self.what}")
         self.restarts = restarts
         if len(nodes) < self.size:
-            say(f"a node of the Ray cluster was lost: {len(nodes)} of {self.size} are left")
+            logger.info(f"a node of the Ray cluster was lost: {len(nodes)} of {self.size} are left")
             if workers and worker_capacity(nodes, self.spec.threads, self.spec.gpu) < self.spec.workers:
                 self.lost = True
                 for worker in workers:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from foreknow.errors import ConfigError, ResourceError
-from foreknow.progress import say
+
+logger = logging.getLogger(__name__)
 
 
 class RayNode(NamedTuple):
@@ -74,7 +76,7 @@ def limit_workers(spec: WorkerSpec, parts: int, what: str) -> WorkerSpec:
     if not 0 < parts < spec.workers:
         return spec
     count = f"{parts:,} {what}s are" if parts > 1 else f"1 {what} is"
-    say(f"{count} left, so {parts:,} of the {spec.workers:,} workers start{'s' * (parts == 1)}")
+    logger.info(f"{count} left, so {parts:,} of the {spec.workers:,} workers start{'s' * (parts == 1)}")
     return spec._replace(workers=parts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
@@ -10,9 +11,10 @@ from foreknow.inference.engine import PackedEngine, PlainEngine, Sampling
 from foreknow.inference.packed_attention import UnsupportedModel
 from foreknow.inference.packed_model import PackedModel
 from foreknow.models.loading import Loaded
-from foreknow.progress import say
 from foreknow.prompts.few_shot import Exemplar
 from foreknow.prompts.prompt_template import Prompter
+
+logger = logging.getLogger(__name__)
 
 CHECK: Exemplar = Exemplar("What is the capital of France?", "Paris", None)
 """The exemplar of the prompt on which packed passes are compared with the model's own."""
@@ -35,7 +37,7 @@ def open_engine(loaded: Loaded, prompter: Prompter, batch_tokens: int) -> Iterat
             packed.verify(ids[: len(ids) // 2], ids[len(ids) // 2 :])
         except UnsupportedModel as error:
             stack.close()
-            say(f"plain forward passes, about ten times slower: {error}")
+            logger.info(f"plain forward passes, about ten times slower: {error}")
             yield EngineChoice("plain", lambda sampling: PlainEngine(loaded.model, sampling))
         else:
             yield EngineChoice("packed", lambda sampling: PackedEngine(packed, sampling, batch_tokens))

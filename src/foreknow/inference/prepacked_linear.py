@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from foreknow.errors import first_line
 from foreknow.models.private_api import CHANGED
-from foreknow.progress import say_once
+from foreknow.progress import log_once
 
 
 class _PrepackedLinear(nn.Module):
@@ -169,7 +169,7 @@ def prepack_linears(body: nn.Module, config: Any) -> list[tuple[nn.Module, str, 
         raise
     if trials.problem:
         which = "some bfloat16 layers" if replaced else "bfloat16 layers"
-        say_once(
+        log_once(
             "ordered weights",
             f"{which} are computed as torch has them, which is slower: their weights cannot be laid out for this "
             f"processor ({trials.problem})",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
+import logging
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ from urllib.parse import urlsplit
 from foreknow.errors import InputError, ResourceError
 from foreknow.io.remote_paths import cache_folder
 from foreknow.io.run_dir import write_whole
-from foreknow.progress import say
 from foreknow.version import __version__
+
+logger = logging.getLogger(__name__)
 
 MOST_BYTES: Final = 256 << 20
 """Larger downloads are aborted: the known releases are a few MB."""
@@ -32,13 +34,13 @@ def download_url(address: str, most: int = MOST_BYTES) -> Path:
     name = hashlib.sha256(address.encode()).hexdigest()[:16] + Path(urlsplit(address).path).suffix
     path = cache_folder() / "data" / name
     if path.is_file():
-        say(f"{address}: fetched before, kept as {path}; delete that file to fetch it again")
+        logger.info(f"{address}: fetched before, kept as {path}; delete that file to fetch it again")
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(f"{path.parent}: the cache cannot be made: {error.strerror}") from None
-    say(f"fetching {address}")
+    logger.info(f"fetching {address}")
     with _open_response(address) as answer:
         write_whole(path, lambda part: _save_response(answer, part, address, most))
     return path

@@ -12,6 +12,7 @@ machine. Input data is downloaded once, and again when the copy in the store has
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +24,8 @@ from foreknow.errors import ForeknowError, InputError, RunFolderError
 from foreknow.io.remote_lock import Lease
 from foreknow.io.remote_paths import mirrors, place, url_of
 from foreknow.io.remote_sync import Known, RemoteFolder, is_local_only, store_errors
-from foreknow.progress import say
+
+logger = logging.getLogger(__name__)
 
 HELD: Final = "FOREKNOW_HELD"
 """Environment variable: the mirrors that this process or a parent process holds. Child processes must not sync them."""
@@ -160,7 +162,7 @@ class _Session:
             self.lease.stop()
             if not failed:
                 raise
-            say(str(error))
+            logger.info(str(error))
 
 
 def _is_held(path: Path) -> bool:

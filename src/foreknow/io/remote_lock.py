@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -25,7 +26,9 @@ from typing import Any, Final
 
 from foreknow.errors import ForeknowError, RunFolderError
 from foreknow.io.remote_sync import RemoteFolder, store_errors
-from foreknow.progress import duration, say
+from foreknow.progress import duration
+
+logger = logging.getLogger(__name__)
 
 BEAT: Final = 20.0
 STALE: Final = 180.0
@@ -128,7 +131,7 @@ class Lease:
                 f"{self.mirror.url}: held by another run ({who}); wait for it to end, or choose another --out. If it "
                 f"was killed, the same command takes over {duration(STALE)} after that sign"
             )
-        say(f"{self.mirror.url}: taking over from a run that gave no sign of life for {duration(age)} ({who})")
+        logger.info(f"{self.mirror.url}: taking over from a run that gave no sign of life for {duration(age)} ({who})")
 
     def _heartbeat_loop(self) -> None:
         while not self._stopped.wait(BEAT) and not self.taken_over:

@@ -20,7 +20,8 @@ from typing import Any, Final, NamedTuple
 
 from foreknow.errors import ForeknowError, InputError, MissingExtra, ResourceError, UsageError
 from foreknow.io.remote_paths import SCHEMES, mirrors, url_of
-from foreknow.progress import say
+
+logger = logging.getLogger(__name__)
 
 _LOCAL_ONLY = re.compile(r"\..*\.part|\..+\.[a-z0-9_]{8}\.\w+|\.lock(-\d+)?")
 """Names that are never uploaded: temporary files and locks."""
@@ -139,7 +140,9 @@ class RemoteFolder:
     def _fetch(self, listed: Mapping[str, Any]) -> None:
         size = sum(info["size"] for info in listed.values())
         if size >= _LOG_FROM_BYTES:
-            say(f"{self.url}: fetching {len(listed):,} file{'s' if len(listed) > 1 else ''}, {size / 1e6:,.0f} MB")
+            logger.info(
+                f"{self.url}: fetching {len(listed):,} file{'s' if len(listed) > 1 else ''}, {size / 1e6:,.0f} MB"
+            )
         with tempfile.TemporaryDirectory(dir=self.journal.parent) as part:
             arrived = [Path(part) / str(number) for number in range(len(listed))]
             if listed:

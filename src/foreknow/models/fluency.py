@@ -127,22 +127,22 @@ class Sentence(NamedTuple):
     first: int
 
 
-def check_fluency(loaded: Loaded, say: Callable[[str], None]) -> Fluency:
+def check_fluency(loaded: Loaded, log: Callable[[str], None]) -> Fluency:
     """Measure a model's fluency and print a warning if there is one; the model is not changed.
 
     Raises ModelError where in every language the tokenizer gives ids that the model has no embedding of.
     """
     fluency = fluency_of(loaded.model, loaded.tokenizer, loaded.name)
-    print_fluency(fluency, say)
+    print_fluency(fluency, log)
     return fluency
 
 
-def print_fluency(fluency: Fluency, say: Callable[[str], None]) -> None:
+def print_fluency(fluency: Fluency, log: Callable[[str], None]) -> None:
     """Print the warning, or why nothing was measured."""
     if fluency.warning:
-        say(f"warning: {fluency.warning}")
+        log(f"warning: {fluency.warning}")
     if fluency.not_checked:
-        say(f"whether the model speaks is not checked: {fluency.not_checked}")
+        log(f"whether the model speaks is not checked: {fluency.not_checked}")
 
 
 def fluency_of(

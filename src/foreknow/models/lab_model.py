@@ -15,6 +15,7 @@ FOLDER/foreknow.json    checksums of the model's files; written last
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -42,6 +43,8 @@ from foreknow.models.versions import library_versions
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+logger = logging.getLogger(__name__)
 
 BUILD: Final = 2
 """Raise this when a build's result changes for another reason than its recipe; older builds are then not used."""
@@ -103,7 +106,7 @@ def built_folder(recipe: Recipe = LAB) -> Path:
 
 def build(
     folder: Path | None = None,
-    say: Callable[[str], None] = progress.say,
+    log: Callable[[str], None] = logger.info,
     recipe: Recipe = LAB,
     every: float = 20.0,
 ) -> Path:
@@ -126,7 +129,7 @@ def build(
         disk_full_errors(str(target), "the last checkpoint is kept"),
     ):
         if not _is_built(target, recipe):
-            _build(target, checkpoint, recipe, say, every)
+            _build(target, checkpoint, recipe, log, every)
             checkpoint.unlink(missing_ok=True)
     return target
 
@@ -191,7 +194,7 @@ def _is_built(folder: Path, recipe: Recipe) -> bool:
     return True
 
 
-def _build(target: Path, checkpoint: Path, recipe: Recipe, say: Callable[[str], None], every: float) -> None:
+def _build(target: Path, checkpoint: Path, recipe: Recipe, log: Callable[[str], None], every: float) -> None:
     """Train to the end and write the folder atomically."""
     tokenizer = tokenizer_of(recipe)
     rows = pack_documents(recipe, tokenizer)
@@ -200,9 +203,9 @@ def _build(target: Path, checkpoint: Path, recipe: Recipe, say: Callable[[str], 
     key = fingerprint([_key(recipe), torch.get_num_threads(), library_versions()])
     state = _initial_state(recipe, len(tokenizer))
     if _load_checkpoint(state, checkpoint, key):
-        say(f"{NAME}: going on after step {state.step:,} of {steps:,}")
+        log(f"{NAME}: going on after step {state.step:,} of {steps:,}")
     _train(
-        state, rows, _subjects(recipe, tokenizer), recipe, lambda: _save_checkpoint(state, checkpoint, key), say, every
+        state, rows, _subjects(recipe, tokenizer), recipe, lambda: _save_checkpoint(state, checkpoint, key), log, every
     )
     table = facts(recipe)
     about = {
@@ -232,7 +235,7 @@ def _build(target: Path, checkpoint: Path, recipe: Recipe, say: Callable[[str], 
         write_json(part / "foreknow.json", {"name": NAME, "files": files})
 
     write_folder(target, write)
-    say(f"{NAME}: {state.step:,} steps in {progress.duration(state.seconds)}, in {target}")
+    log(f"{NAME}: {state.step:,} steps in {progress.duration(state.seconds)}, in {target}")
 
 
 def _interval_means(losses: Sequence[float], most: int = 50) -> list[float]:
@@ -279,7 +282,7 @@ def _train(
     masked: Tensor,
     recipe: Recipe,
     keep: Callable[[], None],
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     every: float,
 ) -> None:
     """Train on the remaining rows once; write a checkpoint and a line every `every` seconds."""
@@ -304,7 +307,7 @@ def _train(
             last = now
             seconds_left = (now - start) / (state.step - first) * (steps - state.step)
             recent = state.losses[-50:]
-            say(
+            log(
                 f"{NAME}: step {state.step:,} of {steps:,}, loss {math.fsum(recent) / len(recent):.2f}, "
                 f"{progress.duration(seconds_left)} left"
             )

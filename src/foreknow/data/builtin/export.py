@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,8 +25,9 @@ from foreknow.data.layouts.relation_templates import read_templates
 from foreknow.errors import InputError
 from foreknow.io.download import download_url
 from foreknow.io.run_dir import fingerprint, lock_run_dir, write_whole
-from foreknow.progress import say
 from foreknow.version import __version__
+
+logger = logging.getLogger(__name__)
 
 ENTITYQUESTIONS_URL: Final = "https://nlp.cs.princeton.edu/projects/entity-questions/dataset.zip"
 POPQA_HUB: Final = "hub:akariasai/PopQA@098765c79ea10a2cb19c828324e33281b8336ec0"
@@ -163,7 +165,7 @@ def _write_folder(
     identity = {"data": name, "rules": RULES, **identity}
     with lock_run_dir(out) as folder:
         if folder.open_run(identity, {"data": name, **config}):
-            say(f"{out}: complete already, from the same source; nothing to do")
+            logger.info(f"{out}: complete already, from the same source; nothing to do")
             return True
         rows = {}
         for split, frame in sets.items():

@@ -8,6 +8,7 @@ paths that can still spell one of them, likeliest first, until the remaining pro
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,7 +30,7 @@ from foreknow.inference.malloc import release_memory
 from foreknow.inference.multi_target_search import MultiTargetSearch, Spellings, canonical_texts
 from foreknow.io.run_dir import RunDir, fingerprint, read_json, with_checksum, write_frame, write_json
 from foreknow.models import loading
-from foreknow.progress import meter, say
+from foreknow.progress import meter
 from foreknow.prompts.few_shot import Exemplars
 from foreknow.prompts.vocabulary import TokenPath as Tokens
 from foreknow.stages.audit import reload
@@ -50,6 +51,8 @@ from foreknow.stages.audit.chance_baseline import (
 from foreknow.stages.audit.chunks import with_less_memory
 from foreknow.stages.audit.result import AuditResult
 from foreknow.version import __version__
+
+logger = logging.getLogger(__name__)
 
 COST: Final[dict[str, pl.DataType]] = {
     "seconds": pl.Float64(),
@@ -120,7 +123,7 @@ def compute(
         else:
             frames.append(saved)
     if len(unfinished) < len(parts):
-        say(f"chance: {len(parts) - len(unfinished)} of {len(parts)} parts are finished; going on")
+        logger.info(f"chance: {len(parts) - len(unfinished)} of {len(parts)} parts are finished; going on")
     with meter("chance", sum(part.rows.height for _, part in unfinished)) as done:
         for n, part in unfinished:
             began = time.monotonic()
@@ -301,7 +304,7 @@ def compute_chance(audit: AuditResult, search: Search | None = None) -> Path:
         "version": __version__,
     }
     if out.is_file() and (read_json(summary_path) or {}).get("identity") == identity:
-        say(f"{out}: complete; nothing to do")
+        logger.info(f"{out}: complete; nothing to do")
         return out
     with reload.work_folder(audit, "chance", identity) as folder, reload.reload_audit(audit) as reloaded:
         settings = ProbeSettings(samples=config.samples, max_answer_tokens=config.max_answer_tokens)

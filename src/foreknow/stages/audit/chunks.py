@@ -5,6 +5,7 @@ A chunk's result depends only on its rows and the settings, not on which process
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,7 +15,6 @@ import polars as pl
 
 from foreknow.errors import ResourceError
 from foreknow.inference.malloc import release_memory
-from foreknow.progress import say
 from foreknow.stages.audit.executor import ChunkResult
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from foreknow.models.loading import Loaded
     from foreknow.prompts.prompt_template import Prompter
     from foreknow.stages.audit.executor import NumberedChunks, OpenProber
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -94,5 +96,7 @@ def with_less_memory(work: Callable[[], T], engine: PackedEngine | None, too_lar
             if engine is None or engine.batch_tokens < 128:
                 raise ResourceError(too_large) from None
             engine.batch_tokens //= 2
-            say(f"out of memory: going on with {engine.batch_tokens} tokens at once; bytes may differ from now on")
+            logger.info(
+                f"out of memory: going on with {engine.batch_tokens} tokens at once; bytes may differ from now on"
+            )
             times += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +17,12 @@ from foreknow.distributed.ray_resources import WorkerSpec
 from foreknow.inference.server.model import address_of
 from foreknow.models import loading
 from foreknow.models.resolve import resolve
-from foreknow.progress import duration, say
+from foreknow.progress import duration
 from foreknow.stages.audit.executor import ChunkProber
 from foreknow.stages.audit.server_executor import connect_server, estimate_at_server, with_server_chat_template
 from foreknow.stages.audit.setup import open_context, read_input, with_batch_sizes, with_chat_template
+
+logger = logging.getLogger(__name__)
 
 
 def estimate(config: AuditConfig) -> dict[str, Any]:
@@ -37,7 +40,7 @@ def estimate(config: AuditConfig) -> dict[str, Any]:
             return estimate_at_server(config, inputs, server)
     inputs = read_input(config)
     device, dtype = loading.resolve_device_dtype(config.device, config.dtype)
-    resolved_model = resolve(config.model, say, config.trust_remote_code, base=config.base)
+    resolved_model = resolve(config.model, logger.info, config.trust_remote_code, base=config.base)
     config = with_batch_sizes(config, device, dtype, resolved_model.folder)
     config = with_chat_template(
         config, inputs, lambda: loading.load_tokenizer(resolved_model, config.trust_remote_code)

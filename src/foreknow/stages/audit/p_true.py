@@ -13,6 +13,7 @@ forward pass per row, and calls a row Unknown by a threshold alone (`score_sweep
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,12 +28,14 @@ from foreknow.inference.engine import Engine, Prompt, Sampling
 from foreknow.inference.loglikelihood import LongScorer
 from foreknow.inference.malloc import release_memory
 from foreknow.io.run_dir import fingerprint, write_frame
-from foreknow.progress import meter, say
+from foreknow.progress import meter
 from foreknow.prompts.few_shot import Exemplar, GroupExemplars, same_fact
 from foreknow.prompts.prompt_template import Prompter, Template, common_prefix
 from foreknow.stages.audit import reload
 from foreknow.stages.audit.result import AuditResult
 from foreknow.version import __version__
+
+logger = logging.getLogger(__name__)
 
 PTRUE: Final[dict[str, pl.DataType]] = {"row": pl.Int64(), "p_true": pl.Float64()}
 """Schema of the scores. `p_true`: P(A) / (P(A) + P(B)) of the row's gold, 0 to 1."""
@@ -194,7 +197,7 @@ def compute_p_true(audit: AuditResult, path: Path | None = None, settings: PTrue
         parts = [rows[start : start + settings.chunk] for start in range(0, rows.height, settings.chunk)]
         left = [n for n in range(len(parts)) if folder.chunk(n, "ptrue") is None]
         if len(left) < len(parts):
-            say(f"P(True): {len(parts) - len(left)} of {len(parts)} chunks are finished; going on")
+            logger.info(f"P(True): {len(parts) - len(left)} of {len(parts)} chunks are finished; going on")
         with meter("P(True)", sum(parts[n].height for n in left)) as done:
             for n in left:
                 pools = [

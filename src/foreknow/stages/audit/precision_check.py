@@ -7,6 +7,7 @@ categories that depend on one decision.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
@@ -14,11 +15,12 @@ import polars as pl
 from foreknow.config import AuditConfig
 from foreknow.inference import slick
 from foreknow.models import loading
-from foreknow.progress import say
 from foreknow.stages.audit.setup import open_prober
 
 if TYPE_CHECKING:
     from foreknow.stages.audit.executor import PromptPlan
+
+logger = logging.getLogger(__name__)
 
 ROWS: Final = 16
 """The most rows that are asked again."""
@@ -43,7 +45,7 @@ def compare_precision(config: AuditConfig, plan: PromptPlan, probes: pl.DataFram
         with open_prober(config, loaded, plan) as float32_prober:
             exact = float32_prober.prober.probe(rows).probes
     except (MemoryError, torch.OutOfMemoryError):
-        say(f"{dtype} is not compared with float32: there is too little memory for a float32 copy of the model")
+        logger.info(f"{dtype} is not compared with float32: there is too little memory for a float32 copy of the model")
         return None
     return {"dtype": dtype, **differences(probes, exact, samples=config.samples, lenient=config.match == "lenient")}
 

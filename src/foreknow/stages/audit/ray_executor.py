@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
@@ -29,7 +30,7 @@ from foreknow.inference.exact_probe import Chunk
 from foreknow.models import loading
 from foreknow.models.fluency import check_fluency
 from foreknow.models.resolve import resolve
-from foreknow.progress import say
+from foreknow.progress import log_to_stderr
 from foreknow.prompts.prompt_template import Prompter
 from foreknow.settings import settings_of
 from foreknow.stages.audit import precision_check
@@ -38,6 +39,8 @@ from foreknow.stages.audit.executor import AuditInputs, ChunkResult, NumberedChu
 from foreknow.stages.audit.precision_check import sample
 from foreknow.stages.audit.setup import build_prompt_plan, open_prober, print_choices, protocol_of
 from foreknow.version import __version__
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Kind = Literal["probes", "long"]
@@ -70,7 +73,7 @@ class RayExecutor:
         prompter = Prompter(tokenizer, self.plan.template, config.uses_chat_template, config.bos)
         print_choices(inputs, self.plan, prompter)
         cluster.start()
-        say(
+        logger.info(
             f"Ray {cluster.version}: {self.worker_spec}, on "
             f"{'this machine' if not cluster.address else cluster.address}"
         )
@@ -120,7 +123,7 @@ class RayExecutor:
         except self.cluster.ray.exceptions.RayError as error:
             raise as_foreknow_error(error) from None
         for line in lines:
-            say(line)
+            logger.info(line)
         return cast("T", result)
 
     def _parts(self, kind: Kind, some: WorkerSpec, chunks: NumberedChunks) -> Iterator[tuple[int, list[pl.DataFrame]]]:
@@ -133,6 +136,7 @@ def _once(work: Callable[[AuditConfig], T], settings: dict[str, Any], threads: i
     import torch
 
     torch.set_num_threads(threads)
+    log_to_stderr()
     lines = io.StringIO()
     with contextlib.redirect_stderr(lines):
         result = work(settings_of(AuditConfig, settings))
@@ -151,7 +155,7 @@ def _compare(
 
 def _fluency(config: AuditConfig, *, fingerprint: str) -> dict[str, Any]:
     """Measure how fluent the model with this fingerprint is (`Fluency.summary`). Raises ModelError for other files."""
-    return check_fluency(_load_checked(config, fingerprint), say).summary
+    return check_fluency(_load_checked(config, fingerprint), logger.info).summary
 
 
 def _load_checked(config: AuditConfig, fingerprint: str) -> loading.Loaded:
@@ -186,7 +190,7 @@ def _parts(
             for part in _round(cluster, spec, task, remaining):
                 for line in (part["said"] or "").splitlines():
                     if line not in printed_lines:
-                        say(line)
+                        logger.info(line)
                     printed_lines.add(line)
                 if part["failed"]:
                     raise error_from_dict(part["failed"])
@@ -201,7 +205,7 @@ def _parts(
         if idle == TRIES or not isinstance(failure, ResourceError):
             raise failure
         spec = fit_workers(spec, cluster.nodes())
-        say(
+        logger.info(
             f"{first_line(failure).partition('; what is finished')[0]}: going on with {spec}, "
             f"{len(remaining):,} chunks are left"
         )
@@ -248,6 +252,8 @@ class Worker:
     def __init__(self, task: Task, registry: Any):
         import ray
 
+        log_to_stderr()
+
         self.registry, self.name = registry, ray.get_runtime_context().get_actor_id()
         self.failed: dict[str, str] | None = None
         self.fluency: dict[str, Any] = {}
@@ -283,7 +289,7 @@ class Worker:
         torch.set_num_threads(task.threads)
         config = settings_of(AuditConfig, task.settings)
         loaded = _load_checked(config, task.fingerprint)
-        self.fluency = check_fluency(loaded, say).summary
+        self.fluency = check_fluency(loaded, logger.info).summary
         if task.kind == "long":
             prompter = Prompter(loaded.tokenizer, task.plan.template, config.uses_chat_template, config.bos)
             tokens = int(config.batch_tokens or 2048)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,11 +18,12 @@ from foreknow.inference.engine import Engine, Sampling
 from foreknow.inference.engine_choice import open_engine
 from foreknow.io.run_dir import RunDir, lock_run_dir
 from foreknow.models import loading
-from foreknow.progress import say
 from foreknow.prompts.few_shot import Exemplar, Exemplars, GroupExemplars
 from foreknow.prompts.prompt_template import Prompter, Template
 from foreknow.settings import settings_of
 from foreknow.stages.audit.result import AuditResult
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = ("row", "group", "question", "answers", "subject", "category", "flags")
 
@@ -63,7 +65,7 @@ def reload_audit(audit: AuditResult) -> Iterator[ReloadedAudit]:
             f"expected {identity['model'][:19]}); audit again with --out another folder"
         )
     if loaded.device.partition(":")[0] != identity["device"]:
-        say(f"audited on {identity['device']}, now computing on {loaded.device}: the last digits may differ")
+        logger.info(f"audited on {identity['device']}, now computing on {loaded.device}: the last digits may differ")
     prompter = Prompter(loaded.tokenizer, Template(*identity["prompt_template"]), config.uses_chat_template, config.bos)
     with open_engine(loaded, prompter, int(config.batch_tokens or 2048)) as choice:
         yield ReloadedAudit(config, loaded, prompter, read_exemplars(audit), choice.engine)
@@ -116,7 +118,7 @@ def work_folder(audit: AuditResult, name: str, identity: dict[str, Any]) -> Iter
         try:
             folder.open_run(identity, identity)
         except RunFolderError:
-            say(f"{name}: an unfinished run had other settings; starting again")
+            logger.info(f"{name}: an unfinished run had other settings; starting again")
             for path in folder.path.iterdir():
                 if path.is_dir():
                     shutil.rmtree(path)

@@ -10,6 +10,7 @@ The stage refuses everything that it can refuse before it reads a weight.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -28,7 +29,7 @@ from foreknow.io.run_dir import RunDir, fingerprint, read_json, write_folder, wr
 from foreknow.models import loading
 from foreknow.models.resolve import resolve
 from foreknow.models.versions import library_versions
-from foreknow.progress import meter, say
+from foreknow.progress import meter
 from foreknow.stages.audit.aggregate import rows_frame, split_rows_and_facts, summarise_audit
 from foreknow.stages.audit.chunks import COST
 from foreknow.stages.audit.executor import AuditInputs, Executor
@@ -39,6 +40,8 @@ from foreknow.stages.audit.server_executor import connect_server, open_server_ex
 from foreknow.stages.audit.setup import identity_of, read_input, with_batch_sizes, with_chat_template
 from foreknow.stages.skeleton import PreparedRun, Stage, required_out, run_stage
 from foreknow.version import __version__
+
+logger = logging.getLogger(__name__)
 
 LABELS = ("category", "p_greedy", "p_sampled", "p_hit", "model_answer", "flags")
 """Columns that the annotated file has in addition to its own."""
@@ -84,7 +87,7 @@ def _prepare(config: AuditConfig, inputs: AuditInputs) -> Iterator[PreparedRun]:
     with open_cluster(config) as cluster:
         resolve_device_dtype = cluster.resolve_device_dtype if cluster else loading.resolve_device_dtype
         device, dtype = resolve_device_dtype(config.device, config.dtype)
-        model = resolve(config.model, say, config.trust_remote_code, base=config.base)
+        model = resolve(config.model, logger.info, config.trust_remote_code, base=config.base)
         config = with_batch_sizes(config, device, dtype, model.folder)
         config = with_chat_template(config, inputs, lambda: loading.load_tokenizer(model, config.trust_remote_code))
         identity = identity_of(config, inputs, model.fingerprint, device, dtype)
@@ -124,7 +127,7 @@ def _check_server_settings(config: AuditConfig) -> None:
 def _repeat_warning(folder: RunDir) -> None:
     """Repeat the audit's warning that the model may not produce fluent text, if it gave one."""
     if warning := (AuditResult(folder.path).summary["model"].get("fluency") or {}).get("warning"):
-        say(f"warning: {warning}")
+        logger.info(f"warning: {warning}")
 
 
 def _open_executor(
@@ -153,7 +156,7 @@ def _run_chunks(plan: list[pl.DataFrame], executor: Executor, folder: RunDir) ->
         n for n in range(len(plan)) if any(folder.chunk(n, part) is None for part in ("probes", "answers", "cost"))
     ]
     if len(unfinished) < len(plan):
-        say(f"{len(plan) - len(unfinished)} of {len(plan)} chunks are finished; going on")
+        logger.info(f"{len(plan) - len(unfinished)} of {len(plan)} chunks are finished; going on")
     with meter("probing", sum(plan[n].height for n in unfinished)) as done:
         for number, chunk, cost in executor.probe([(n, plan[n]) for n in unfinished]):
             folder.save_chunk(number, "probes", chunk.probes)

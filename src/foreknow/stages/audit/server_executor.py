@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from foreknow.inference.server.completions import Usage
 from foreknow.inference.server.fluency import fluency_at
 from foreknow.inference.server.model import NOTE, Address, ServerModel, estimate, load_tokenizer, open_server
 from foreknow.models.fluency import Fluency, print_fluency
-from foreknow.progress import say
 from foreknow.prompts.prompt_template import Prompter
 from foreknow.stages.audit import setup as audit_setup
 from foreknow.stages.audit.chunks import probe_chunks
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import polars as pl
 
     from foreknow.stages.audit.executor import ChunkResult
+
+logger = logging.getLogger(__name__)
 
 
 def with_server_chat_template(config: AuditConfig, inputs: AuditInputs, address: Address) -> AuditConfig:
@@ -67,7 +69,7 @@ class ServerExecutor:
         """Probe numbered chunks in order; print at the end which invalid responses the server gave, and how often."""
         yield from probe_chunks(self.probing, chunks)
         for trouble, count in sorted(getattr(getattr(self.probing.prober, "engine", None), "tally", {}).items()):
-            say(f"server: {count:,} {trouble}")
+            logger.info(f"server: {count:,} {trouble}")
 
     def score(self, _: NumberedChunks) -> Iterable[tuple[int, pl.DataFrame]]:
         """Score nothing."""
@@ -89,9 +91,11 @@ def open_server_executor(config: AuditConfig, inputs: AuditInputs, server: Serve
     probing, reasons = _probing(config, server, prompter, plan)
     audit_setup.print_choices(inputs, plan, prompter, reasons)
     fluency = fluency_at(server, config.batch_prompts)
-    print_fluency(fluency, say)
+    print_fluency(fluency, logger.info)
     if plan.long.height:
-        say(f"{plan.long.height:,} rows have long answers; a server cannot score them, they are left without a score")
+        logger.info(
+            f"{plan.long.height:,} rows have long answers; a server cannot score them, they are left without a score"
+        )
     return ServerExecutor(
         {"name": server.address.name, "fingerprint": server.fingerprint, "folder": None, "note": NOTE},
         plan._replace(long=plan.long.clear()),

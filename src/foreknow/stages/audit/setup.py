@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -20,7 +21,6 @@ from foreknow.errors import ConfigError
 from foreknow.inference.vllm_engine import vllm_answers
 from foreknow.models import loading, memory_plan
 from foreknow.models.fluency import check_fluency
-from foreknow.progress import say
 from foreknow.prompts import few_shot
 from foreknow.prompts.chat_templates import choose_template
 from foreknow.prompts.prompt_template import PAPER, Prompter, read_template
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
     from foreknow.inference.engine import Sampling
     from foreknow.inference.exact_probe import Prober, ProbeSettings
+
+logger = logging.getLogger(__name__)
 
 
 def read_input(config: AuditConfig) -> AuditInputs:
@@ -108,7 +110,7 @@ def with_chat_template(
     chats = are_chats(inputs.rows)
     choice, reason = choose_template(load_tokenizer(), chats=True) if chats else ("no", None)
     if reason:
-        say(reason)
+        logger.info(reason)
     return config.model_copy(update={"chat_template": choice})
 
 
@@ -125,9 +127,9 @@ def with_batch_sizes(config: AuditConfig, device: str, dtype: str, folder: Path)
                 folder, dtype, gpu.total, sets=config.exemplar_sets, shots=config.shots, gpus=gpu.gpus
             )
             sizes = plan.sizes
-            say(plan.line)
+            logger.info(plan.line)
             if plan.needs and (line := memory_plan.format_shortage(plan.needs, gpu.free)):
-                say(line)
+                logger.info(line)
     return config.model_copy(
         update={
             "batch_tokens": config.batch_tokens or sizes.batch_tokens,
@@ -144,7 +146,7 @@ LARGEST_PROMPT: Final = 2**17
 def open_context(config: AuditConfig, inputs: AuditInputs) -> Iterator[AuditContext]:
     """Load the model, draw the exemplars, choose the engine, and print the reasons for each choice."""
     loaded = loading.load_from_settings(config)
-    fluency = check_fluency(loaded, say)
+    fluency = check_fluency(loaded, logger.info)
     positions = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     plan = build_prompt_plan(config, inputs, loaded.tokenizer, positions)
     with open_prober(config, loaded, plan) as probing:
@@ -162,9 +164,9 @@ def print_choices(inputs: AuditInputs, plan: PromptPlan, prompter: Prompter, rea
         *reasons,
         _prompt_reason(prompter.choices),
     ):
-        say(reason)
+        logger.info(reason)
     for reason in (plan.exemplars.reason, *plan.exemplars.notes, *prompter.notes, *plan.notes):
-        say(reason)
+        logger.info(reason)
 
 
 def protocol_of(config: AuditConfig, plan: PromptPlan, prompter: Prompter, device: str, dtype: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ is said is read further, so that wrong answers and refusals can be told apart.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
@@ -18,10 +19,11 @@ from foreknow.data.exact_match import Accepted
 from foreknow.errors import ResourceError
 from foreknow.inference.exact_probe import ProbeSettings
 from foreknow.inference.generate import GeneratedPath, Generator
-from foreknow.progress import say
 from foreknow.prompts.prompt_template import Prompter
 from foreknow.prompts.vocabulary import Vocabulary
 from foreknow.stages.evaluate.metrics import PREDICTIONS
+
+logger = logging.getLogger(__name__)
 
 READ: Final = 16
 """So many tokens of an answer are read at least, whether it can still be right or not."""
@@ -101,4 +103,4 @@ def generate_with_less_memory(generator: Generator, rows: Sequence[GenerationPro
                     "--device"
                 ) from None
             generator = replace(generator, batch=generator.batch // 2)
-            say(f"out of memory: going on with {generator.batch} rows at once; bytes may differ from now on")
+            logger.info(f"out of memory: going on with {generator.batch} rows at once; bytes may differ from now on")

@@ -11,6 +11,7 @@ DIR/config.yaml rows.parquet summary.json manifest.json (last) report.html
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -30,7 +31,7 @@ from foreknow.models import loading
 from foreknow.models.fluency import check_fluency
 from foreknow.models.resolve import Resolved, resolve
 from foreknow.models.versions import library_versions
-from foreknow.progress import meter, say
+from foreknow.progress import meter
 from foreknow.prompts.chat_templates import choose_template
 from foreknow.prompts.prompt_template import Prompter, Template, read_template
 from foreknow.stages.audit.result import AuditResult, open_audit
@@ -45,6 +46,8 @@ from foreknow.version import __version__
 
 if TYPE_CHECKING:
     from foreknow.stages.evaluate.generate import GenerationPrompt
+
+logger = logging.getLogger(__name__)
 
 COST: Final[dict[str, pl.DataType]] = {"seconds": pl.Float64(), "rows": pl.Int64(), "batch_rows": pl.Int64()}
 """A finished chunk's cost; `batch_rows`: rows answered at once, halved for want of memory."""
@@ -124,7 +127,7 @@ def run(config: EvaluateConfig) -> EvaluateResult:
     """
     out = required_out(config.out)
     inputs = read_inputs(config)
-    resolved_model = resolve(config.model, say, config.trust_remote_code, base=config.base, force=config.force)
+    resolved_model = resolve(config.model, logger.info, config.trust_remote_code, base=config.base, force=config.force)
     notes = [f"categories: {inputs.whence or 'none'}", *_check_base_model(config, inputs.audit, resolved_model)]
 
     def prepare(folder: RunDir) -> AbstractContextManager[PreparedRun]:
@@ -170,7 +173,7 @@ def _base_model(config: EvaluateConfig, tuned: Resolved) -> _Base:
         )
     for name in dict.fromkeys(str(origin[key]) for key in ("folder", "name") if origin.get(key)):
         try:
-            base = resolve(name, say, config.trust_remote_code)
+            base = resolve(name, logger.info, config.trust_remote_code)
         except ForeknowError:
             continue
         if base.fingerprint == origin.get("fingerprint", base.fingerprint):
@@ -280,13 +283,13 @@ def _compute(
 
     plan = dict(enumerate(chunks(inputs.rows, int(config.chunk_rows or 256))))
     base = _base_model(config, resolved_model)
-    say(base.reason)
+    logger.info(base.reason)
     for model, part in ((resolved_model, TUNED), (base.model, BASE)):
         if model is None:
             continue
         left = {n: rows for n, rows in plan.items() if folder.chunk(n, part) is None}
         if len(left) < len(plan):
-            say(f"{model.name}: {len(plan) - len(left)} of {len(plan)} chunks are finished; going on")
+            logger.info(f"{model.name}: {len(plan) - len(left)} of {len(plan)} chunks are finished; going on")
         if left:
             _answer(config, model, prompts, folder, left, part)
     _write(config, inputs, resolved_model, prompts, folder, identity, base)
@@ -309,9 +312,9 @@ def _answer(
         resolved_model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
     )
     for reason in loaded.reasons:
-        say(reason)
+        logger.info(reason)
     if name == TUNED:
-        fluency = json.dumps(check_fluency(loaded, say).summary)
+        fluency = json.dumps(check_fluency(loaded, logger.info).summary)
         folder.save_chunk(min(plan), "fluency", pl.DataFrame([{"summary": fluency}], schema=FLUENCY))
     what = "answering" if name == TUNED else "asking the base model"
     generator = Generator(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from foreknow.inference.server.client import InvalidResponse, RequestSession
-from foreknow.progress import say
 
 if TYPE_CHECKING:
     from openai import APIStatusError
+
+logger = logging.getLogger(__name__)
 
 
 class Reply(NamedTuple):
@@ -89,7 +91,7 @@ class Chat:
             self._left_out |= fresh
             self._accepted = self._accepted or "response_format" not in self._left_out
         for option in sorted(fresh):
-            say(f"{self.session.endpoint.url}: the server does not take {option}; going on without it")
+            logger.info(f"{self.session.endpoint.url}: the server does not take {option}; going on without it")
 
 
 def reply_of(body: bytes) -> Reply:

@@ -15,6 +15,7 @@ output, to be seen, moved and deleted with it.
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -30,9 +31,11 @@ from foreknow.errors import ConfigError, InputError, ResourceError
 from foreknow.inference.server.client import Endpoint, RequestFailure, RequestSession
 from foreknow.io.remote import push_written
 from foreknow.io.run_dir import fingerprint, lock_run_dir, write_folder, write_whole
-from foreknow.progress import meter, say
+from foreknow.progress import meter
 from foreknow.stages.extract.chat_completions import Chat, Reply
 from foreknow.stages.extract.grounding import Grounded, grounded, parse
+
+logger = logging.getLogger(__name__)
 
 TO_STORE: Final = 64
 """Replies that a run folder in a store may lag behind."""
@@ -190,7 +193,7 @@ def _gather(asked: Sequence[_Row], config: ExtractConfig, endpoint: Endpoint, pa
             missing = {prompt: ask for prompt, ask in wanted.items() if ask.key not in known}
             if missing:
                 chat = chat or Chat(stack.enter_context(RequestSession(endpoint)), config.max_tokens, SCHEMA)
-                say(_plan(len(wanted), len(missing), attempt))
+                logger.info(_plan(len(wanted), len(missing), attempt))
                 fresh.update(missing)
                 with closing(_replies(missing, chat)) as arriving:
                     for prompt, ask, found in arriving:

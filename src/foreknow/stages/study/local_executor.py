@@ -7,6 +7,7 @@ run that is done is never done again. What a run says goes to `log.txt` in its f
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -22,9 +23,11 @@ from foreknow.config import TuneConfig
 from foreknow.distributed.ray_cluster import Cluster
 from foreknow.errors import ResourceError
 from foreknow.io.remote import push_written
-from foreknow.progress import duration, say
+from foreknow.progress import duration, log_to_stderr, messages_shown
 from foreknow.stages.study.one_run import _folder, train_one_run
 from foreknow.stages.study.ray_executor import runs_on_ray
+
+logger = logging.getLogger(__name__)
 
 THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -48,7 +51,7 @@ def run_all(
     """
     left = {name: config for name, config in configs.items() if not is_done(_folder(config))}
     if len(left) < len(configs):
-        say(f"{len(configs) - len(left):,} of {len(configs):,} runs are done; going on")
+        logger.info(f"{len(configs) - len(left):,} of {len(configs):,} runs are done; going on")
     progress = _Progress(len(configs), len(configs) - len(left), sum(rows[name] for name in left))
     if cluster is not None and left:
         home = _folder(next(iter(left.values()))).parent
@@ -73,7 +76,7 @@ class _Progress:
         self.finished, self.trained = self.finished + 1, self.trained + rows
         spent = time.monotonic() - self.began
         left = spent / self.trained * (self.rows - self.trained)
-        say(f"run {self.finished} of {self.total}: {name}, {duration(spent)} so far, {duration(left)} left")
+        logger.info(f"run {self.finished} of {self.total}: {name}, {duration(spent)} so far, {duration(left)} left")
 
 
 def _in_processes(
@@ -85,7 +88,10 @@ def _in_processes(
     while waiting:
         with _threads(max(1, (os.cpu_count() or 1) // workers)):
             pool = ProcessPoolExecutor(
-                workers, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
+                workers,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_start_worker,
+                initargs=(messages_shown(),),
             )
             under_way: dict[Future[None], str] = {
                 pool.submit(train_one_run, config, keep_weights): name for name, config in waiting.items()
@@ -100,13 +106,20 @@ def _in_processes(
                         "out of memory? What is finished is kept; lower --workers and run the same command again"
                     ) from None
                 again |= begun
-                say(f"a process was killed; {len(waiting):,} runs are taken up again")
+                logger.info(f"a process was killed; {len(waiting):,} runs are taken up again")
             except BaseException:
                 for child in multiprocessing.active_children():
                     child.kill()  # what they have finished is kept in their runs' folders
                 raise
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(messages: bool) -> None:
+    """Show messages in a worker where its parent does, and let it end with its parent."""
+    if messages:
+        log_to_stderr()
+    _end_with_parent()
 
 
 def _end_with_parent() -> None:

@@ -7,6 +7,7 @@ again by Ray and goes on inside its run. So the study's folder must be one that 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 from collections.abc import Callable, Mapping
@@ -19,10 +20,12 @@ from foreknow.distributed.ray_errors import as_foreknow_error, check_version, er
 from foreknow.distributed.ray_monitor import EVERY, TRIES, ClusterMonitor, start_registry
 from foreknow.distributed.ray_resources import limit_workers, worker_capacity
 from foreknow.errors import ResourceError, RunFolderError
-from foreknow.progress import say
+from foreknow.progress import log_to_stderr
 from foreknow.settings import settings_of
 from foreknow.stages.study.one_run import train_one_run
 from foreknow.version import __version__
+
+logger = logging.getLogger(__name__)
 
 
 def runs_on_ray(
@@ -38,7 +41,9 @@ def runs_on_ray(
     cluster.start()
     ray = cluster.ray
     _check_shared(cluster, folder)
-    say(f"Ray {cluster.version}: {spec}, one a run, on {'this machine' if not cluster.address else cluster.address}")
+    logger.info(
+        f"Ray {cluster.version}: {spec}, one a run, on {'this machine' if not cluster.address else cluster.address}"
+    )
     spec = limit_workers(spec, len(left), "run")
     registry = start_registry(cluster)
     task = ray.remote(_run).options(
@@ -84,6 +89,7 @@ def _run(
     import ray
     import torch
 
+    log_to_stderr()
     try:
         check_version(version)
         if ray.get(registry.begin_task.remote(name)) > TRIES:

@@ -17,6 +17,7 @@ where it stopped. More seeds, shares or workers may be asked for later: only wha
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -36,7 +37,6 @@ from foreknow.io.csv_escape import csv_of
 from foreknow.io.run_dir import RunDir, fingerprint, write_frame, write_json, write_text, write_whole
 from foreknow.models.resolve import resolve
 from foreknow.models.versions import library_versions
-from foreknow.progress import say
 from foreknow.prompts.prompt_template import read_template
 from foreknow.settings import settings_of
 from foreknow.stages.audit import run as audit_run
@@ -58,6 +58,8 @@ from foreknow.stages.train.defaults import PAPER
 from foreknow.stages.train.inputs import check_method
 from foreknow.stages.train.result import TrainResult, open_train
 from foreknow.version import __version__
+
+logger = logging.getLogger(__name__)
 
 REFUSED: Final = "test_refused"
 """The test rows with the refusal as their gold: right where the model refuses."""
@@ -90,7 +92,7 @@ def _prepare(config: StudyConfig, rows: pl.DataFrame) -> Iterator[PreparedRun]:
     """Resolve the model, and open the cluster that the audit and the runs share."""
     began = time.monotonic()
     with open_cluster(config) as cluster:
-        found = resolve(config.model, say, bool(config.audit.get("trust_remote_code")), base=config.base)
+        found = resolve(config.model, logger.info, bool(config.audit.get("trust_remote_code")), base=config.base)
         check_method(config.model, config.tune.get("method", "full"), found)
         identity = {
             "data": fingerprint(rows),
@@ -130,7 +132,7 @@ def _compute(
         folder.reopen(config.resolved())
     _write_claims(config, folder.path)
     for line in plan.told:
-        say(line)
+        logger.info(line)
     left = {name: tune for name, tune in plan.tunes.items() if name not in kept}
     run_all(left, config.workers, config.keep_weights, {name: plan.rows[name] for name in left}, cluster)
     _write(config, plan, folder, identity, grid, time.monotonic() - began)
@@ -156,7 +158,9 @@ def read_rows(config: StudyConfig) -> pl.DataFrame:
     facts = read_data(settings_of(DataSettings, {"data": config.data, **reading}))
     behind = earlier_turns(facts.rows).is_not_null()
     if later := facts.rows.filter(behind & facts.rows.select(USABLE).to_series()).height:
-        say(f"{later:,} rows are left out: they are asked behind earlier turns of a chat, which a study does not show")
+        logger.info(
+            f"{later:,} rows are left out: they are asked behind earlier turns of a chat, which a study does not show"
+        )
     return study_rows(facts.rows.filter(~behind), config.ood, config.rows, seed=0)
 
 

@@ -19,6 +19,7 @@ from, since all their labels are -100, are an error with their numbers, or with 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,7 +36,6 @@ from foreknow.errors import ConfigError, InputError
 from foreknow.models import loading
 from foreknow.models.model_checks import check_finite
 from foreknow.models.weight_files import WeightFiles
-from foreknow.progress import say
 from foreknow.prompts.prompt_template import Prompter, Template
 from foreknow.stages.audit.result import open_audit
 from foreknow.stages.train import curves, row_faults, selection
@@ -45,6 +45,8 @@ from foreknow.stages.train.dataset import SET, TRAINING, check_same_model, read_
 from foreknow.stages.train.label_check import LabelReport, check_labels
 from foreknow.stages.train.row_faults import RowFault
 from foreknow.stages.train.tracker import EvalModelCopy, Measures, Tracker, vocabulary_for
+
+logger = logging.getLogger(__name__)
 
 Rows = str | Path | pl.DataFrame
 """A data file, or a frame with `question` and `answers`, and `category`, `relation`, `group` where known."""
@@ -138,7 +140,7 @@ class KnowledgeCallback(TrainerCallback):
         if self.bad_rows == "refuse" and (self.labels is None or self.labels.why_not):
             raise InputError(f"{message}.\nLook at the labels of its batches, or go on with bad_rows='skip'")
         if state.is_world_process_zero:
-            say(f"warning: {message}")
+            logger.info(f"warning: {message}")
 
     def _check_labels(self, args: Any, state: Any, kwargs: Mapping[str, Any]) -> None:
         """Raise InputError for rows of the trainer that keep no label; `bad_rows="skip"`: say so."""
@@ -147,7 +149,7 @@ class KnowledgeCallback(TrainerCallback):
         self.labels = report = check_labels(kwargs.get("train_dataloader"), args, ends)
         if state.is_world_process_zero:
             for note in report.notes:
-                say(note)
+                logger.info(note)
         faults = {f"the trainer's data set ({report.looked:,} rows looked at)": report.faults} if report.faults else {}
         if TRAIN in self.sets and (cut := self._cut_away(args, kwargs.get("train_dataloader"))):
             faults["the rows watched as train"] = cut
@@ -155,7 +157,7 @@ class KnowledgeCallback(TrainerCallback):
         if state.is_world_process_zero:
             for where, some in faults.items():
                 for line in row_faults.fault_lines(some):
-                    say(f"warning: {where}: {line}")
+                    logger.info(f"warning: {where}: {line}")
 
     def _cut_away(self, args: Any, loader: Any) -> list[RowFault]:
         """Watched train rows whose prompt alone fills the trainer's `max_length`: TRL drops them, saying nothing."""
@@ -201,7 +203,7 @@ class KnowledgeCallback(TrainerCallback):
                 state.log_history.append({**metrics, "epoch": state.epoch, "step": state.global_step})
             if state.is_world_process_zero:
                 mark = selection.mark_of(self.lines, "dev_em") if "dev" in self.sets else ""
-                say(curves.format_point(self.lines[-1], mark))
+                logger.info(curves.format_point(self.lines[-1], mark))
         return {f"eval_{name}": value for name, value in curves.flat(self.lines[-1]).items()}
 
     def _line(self, state: Any, kwargs: Mapping[str, Any]) -> curves.Line:
@@ -212,7 +214,7 @@ class KnowledgeCallback(TrainerCallback):
         with torch.no_grad():
             outcomes = self._measure(self._mirror.of(model) if self._mirror else model)
         if self._mirror is not None and self._mirror.note is not None and not self.lines:
-            say(self._mirror.note)
+            logger.info(self._mirror.note)
         losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
         line: curves.Line = {
             "epoch": _epoch(state.epoch),
@@ -251,7 +253,7 @@ class KnowledgeCallback(TrainerCallback):
         row_faults.check(faults.items(), self.bad_rows, "bad_rows='skip'")
         rows = [note for name, some in faults.items() for note in row_faults.notes(name, some)]
         for note in (*prompter.notes, *rows) if process_group.is_main_process() else ():
-            say(note)
+            logger.info(note)
         self.sets = {name: without_faulty(name, rows, faults[name]) for name, rows in self.sets.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import sys
 import time
@@ -20,7 +21,7 @@ from foreknow.io.disk_space import disk_full_errors
 from foreknow.io.run_dir import RunDir, write_text
 from foreknow.models import loading
 from foreknow.models.packaged import quiet
-from foreknow.progress import duration, say
+from foreknow.progress import duration
 from foreknow.prompts.prompt_template import Prompter
 from foreknow.stages.train import curves, selection
 from foreknow.stages.train.answer_loss import PlainPass, base_of
@@ -32,6 +33,8 @@ from foreknow.stages.train.set_loss import Sets, mean_losses
 from foreknow.stages.train.tracker import OUTCOMES as MEASURED
 from foreknow.stages.train.tracker import EvalModelCopy, Tracker, vocabulary_for
 from foreknow.stages.train.trainer import FactTrainer
+
+logger = logging.getLogger(__name__)
 
 BEST = ".best"
 
@@ -109,9 +112,9 @@ class EvalCallback:
         self._keep(outcomes, line, weights)
         trainer.saving = time.monotonic() - self.since
         if self.measure.note and len(self.lines) == 1:
-            say(self.measure.note)
+            logger.info(self.measure.note)
         if self.training_model.mirror is not None and self.training_model.mirror.note and len(self.lines) == 1:
-            say(self.training_model.mirror.note)
+            logger.info(self.training_model.mirror.note)
         self._show(line)
         stop = not trainer.within_epoch and selection.out_of_patience(self.lines, config.metric, config.patience)
         return curves.flat(line), stop and step > 0
@@ -216,12 +219,14 @@ class EvalCallback:
                 rich_text.highlight_regex(part, style)
             Console(stderr=True).print(rich_text, soft_wrap=True)
         else:
-            say(f"{text}  ({duration(line['seconds'])})")
+            logger.info(f"{text}  ({duration(line['seconds'])})")
         began = curves.overfitting_epoch(self.lines)
         if began is not None and not self.warned:
-            say(f"warning: overfitting to new facts began at epoch {began}: more of Unknown is fitted, dev EM falls")
+            logger.info(
+                f"warning: overfitting to new facts began at epoch {began}: more of Unknown is fitted, dev EM falls"
+            )
         elif began is None and self.warned:
-            say("dev EM is at a new best: not overfitting after all")
+            logger.info("dev EM is at a new best: not overfitting after all")
         self.warned = began is not None
 
 

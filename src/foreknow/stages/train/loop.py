@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 import time
@@ -31,7 +32,7 @@ from foreknow.models import loading
 from foreknow.models.adapters import about
 from foreknow.models.fluency import check_fluency
 from foreknow.models.resolve import Resolved, resolve
-from foreknow.progress import duration, meter, say
+from foreknow.progress import duration, meter
 from foreknow.prompts.chat_templates import choose_template
 from foreknow.prompts.prompt_template import Prompter
 from foreknow.stages.train import curves, row_faults, selection
@@ -46,6 +47,8 @@ from foreknow.stages.train.row_faults import RowFault
 from foreknow.stages.train.setup import resolve_device_dtype, training_plan, with_batch_sizes, with_training_plan
 from foreknow.stages.train.tracker import EvalModelCopy, Tracker, vocabulary_for
 from foreknow.stages.train.trainer import CHECKPOINTS, FactTrainer, NotFinite, arguments, set_dropout
+
+logger = logging.getLogger(__name__)
 
 LONG_ANSWER: Final = 32
 """Answers of more tokens are long: `--metric auto` then takes the loss (an audit's `--max-answer-tokens`)."""
@@ -130,12 +133,12 @@ def _load(config: TuneConfig, device: str, dtype: str) -> TrainingModel:
         dtype="float32" if full else dtype,
         device="cpu" if sharded else config.device,  # a part of it goes to each device
         trust_remote_code=config.trust_remote_code,
-        say=say,
+        log=logger.info,
         base=config.base,
         force=config.force,
         trainable=not full,
     )
-    fluency = check_fluency(loaded, say).summary if process_group.is_main_process() else None
+    fluency = check_fluency(loaded, logger.info).summary if process_group.is_main_process() else None
     bf16 = dtype == "bfloat16"
     if full:
         dropout = set_dropout(loaded.model, config.dropout)
@@ -222,7 +225,7 @@ def _resume(folder: RunDir, watch: EvalCallback) -> Checkpoint | None:
         early_stop.rename(path)
     checkpoint = latest(folder.path / CHECKPOINTS)
     if checkpoint is not None and (missing := _missing_part(folder, watch, checkpoint)):
-        say(f"{missing}: missing or damaged; training begins again")
+        logger.info(f"{missing}: missing or damaged; training begins again")
         shutil.rmtree(folder.path / CHECKPOINTS)
         checkpoint = None
     watch.lines = checkpoint.note["lines"] if checkpoint else []
@@ -235,7 +238,7 @@ def _resume(folder: RunDir, watch: EvalCallback) -> Checkpoint | None:
     process_group.barrier()
     _check_seen(folder, checkpoint)
     if checkpoint is not None:
-        say(f"going on from the checkpoint after step {checkpoint.step:,}")
+        logger.info(f"going on from the checkpoint after step {checkpoint.step:,}")
     return checkpoint
 
 
@@ -264,7 +267,7 @@ def train(config: TuneConfig, tokenized: TokenizedInputs, folder: RunDir, device
     """Train to the end and leave `early_stop`, `convergence` and the outcomes; what `results.json` says of it."""
     training_model, inputs = _load(config, device, dtype), tokenized.inputs
     for reason in training_model.reasons:
-        say(reason)
+        logger.info(reason)
     plan = training_plan(config)
     steps = math.ceil(len(tokenized.examples) / plan.batch_size)
     paired = config.metric == selection.AUTO and tokenized.metric == "dev_em"
@@ -284,7 +287,7 @@ def train(config: TuneConfig, tokenized: TokenizedInputs, folder: RunDir, device
     done = _rows_done(checkpoint.step if checkpoint else 0, steps, len(tokenized.examples), plan.batch_size)
     some = sorted(tokenized.examples, key=lambda e: (e.length, e.row))[: 3 * 8 : 8]
     with open_pass(training_model.model, some) as (losses, reason), meter("training", rows - done) as progress:
-        say(reason)
+        logger.info(reason)
         all_steps = steps * plan.epochs
         trainer = _trainer(
             config, folder, training_model, tokenized.examples, losses, watch, progress, all_steps, device
@@ -406,16 +409,16 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
     inputs = read_inputs(config)
     device, dtype = resolve_device_dtype(config)
     config = with_batch_sizes(config, device)
-    resolved_model = resolve(config.model, say, config.trust_remote_code, base=config.base, force=config.force)
+    resolved_model = resolve(config.model, logger.info, config.trust_remote_code, base=config.base, force=config.force)
     check_method(config.model, config.method, resolved_model)
     config, reason = with_training_plan(config, inputs.train.rows.height, resolved_model)
     if reason:
-        say(reason)
+        logger.info(reason)
     check_models(config, inputs, resolved_model.fingerprint)
     tokenized = tokenize_inputs(config, inputs, resolved_model)
     inputs = tokenized.inputs
     for note in tokenized.notes:
-        say(note)
+        logger.info(note)
     training_model = _load(config, device, dtype)
     plan = training_plan(config)
     burst = micro_batches(tokenized.examples[: plan.batch_size], int(config.micro_batch_tokens or 2048))[:2]

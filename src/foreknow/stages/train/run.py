@@ -22,6 +22,7 @@ each measurement; the first holds the folder, writes and speaks.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -41,7 +42,6 @@ from foreknow.models.adapters import about
 from foreknow.models.packaged import verify_checksums
 from foreknow.models.resolve import resolve
 from foreknow.models.versions import library_versions
-from foreknow.progress import say
 from foreknow.stages.mix.sampling import manifest_path, read_manifest
 from foreknow.stages.skeleton import PreparedRun, Stage, nothing_to_do, required_out, run_stage
 from foreknow.stages.train import curves, selection
@@ -61,6 +61,8 @@ from foreknow.version import __version__
 
 if TYPE_CHECKING:
     from foreknow.stages.train.loop import TokenizedInputs
+
+logger = logging.getLogger(__name__)
 
 
 _NO_IDENTITY: Final = {
@@ -91,7 +93,7 @@ def identity_of(config: TuneConfig, inputs: TrainInputs, model: str, device: str
 def with_process_settings(config: TuneConfig) -> TuneConfig:
     """The settings as they hold in one of several processes. Raises ConfigError for what does not work there."""
     if process_group.is_single_process_launch():
-        say(
+        logger.info(
             "one process: accelerate launch --cpu starts more with MPI only; launch with --multi_gpu, --device cpu here"
         )
     if not process_group.is_distributed():
@@ -133,7 +135,7 @@ def _prepare(config: TuneConfig, inputs: TrainInputs, folder: RunDir) -> Prepare
     """Resolve the model and turn the rows into tokens, where the folder has no finished run."""
     device, dtype = resolve_device_dtype(config)
     config = with_batch_sizes(config, device)
-    resolved_model = resolve(config.model, say, config.trust_remote_code, base=config.base, force=config.force)
+    resolved_model = resolve(config.model, logger.info, config.trust_remote_code, base=config.base, force=config.force)
     check_method(config.model, config.method, resolved_model)
     config, reason = with_training_plan(config, inputs.train.rows.height, resolved_model)
     notes = [*inputs.notes, *check_models(config, inputs, resolved_model.fingerprint)]
@@ -198,7 +200,7 @@ def _tune(
         build_results(config, tokenized.metric, inputs, lines, training_summary, tokenized.faults),
     )
     for note in _endings(lines, tokenized.metric):
-        say(note)
+        logger.info(note)
     folder.finish(
         {
             "foreknow": __version__,
