@@ -22,6 +22,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,12 @@ from foreknow.stages.train.dataset import SET, TRAINING, check_same_model, read_
 from foreknow.stages.train.label_check import LabelReport, check_labels
 from foreknow.stages.train.row_faults import RowFault
 from foreknow.stages.train.tracker import EvalModelCopy, Measures, Tracker, vocabulary_for
+from foreknow.stages.train.trainer_format import check_format, find_format, pair_texts, read_texts
 
 logger = logging.getLogger(__name__)
 
+FALLEN = 0.5
+"""A loss has fallen if it is below this part of the first one."""
 Rows = str | Path | pl.DataFrame
 """A data file, or a frame with `question` and `answers`, and `category`, `relation`, `group` where known."""
 
@@ -57,8 +61,10 @@ class KnowledgeCallback(TrainerCallback):
 
     `train`: the rows trained on, whose own gold is looked for; None to leave them out. `sets`: rows to watch, by
     name. `audit`: a finished audit that knows the rows' categories; without it, their column `category` counts.
-    `template`, `chat`: how a question is put to the model, as it is in training; the paper's format by default,
-    `chat=True` for the tokenizer's chat template. `model`: the fingerprint of the model to be trained, to check that
+    `template`, `chat`: how a question is put to the model. By default it is put as the trainer's own rows put it, which
+    are read at the start of training (`trainer_format.py`); if none of the rows of `train` is found in them, in the
+    paper's format. One that is given must be that of the trainer's rows: ConfigError shows both texts where it is not.
+    `model`: the fingerprint of the model to be trained, to check that
     the audit is of the same. `dtype`: what float32 weights are measured in; "auto" takes bfloat16 where the machine
     has instructions for it. `tokenizer`: if the trainer has none. `bad_rows`: `refuse` raises InputError for rows that
     nothing can be learnt from, and for watched rows that the chat template refuses; `skip` says so and goes on.
@@ -70,8 +76,8 @@ class KnowledgeCallback(TrainerCallback):
         *,
         sets: Mapping[str, Rows] | None = None,
         audit: str | Path | None = None,
-        template: Template = TRAINING,
-        chat: bool = False,
+        template: Template | None = None,
+        chat: bool | None = None,
         bos: str = "auto",
         match: str = "strict",
         model: str | None = None,
@@ -95,6 +101,8 @@ class KnowledgeCallback(TrainerCallback):
         audited = audit_result.rows if audit_result else None
         self.sets = {name: _rows(name, rows, audited, str(audit), reading) for name, rows in rows_by_name.items()}
         self.template, self.chat, self.bos, self.lenient = template, chat, bos, match == "lenient"
+        self._ends: frozenset[int] = frozenset()
+        self._form_checked = self._unfitted_said = False
         self.dtype, self.batch_tokens, self.tokenizer = dtype, batch_tokens, tokenizer
         self.bad_rows = bad_rows
         self.labels: LabelReport | None = None
@@ -116,6 +124,7 @@ class KnowledgeCallback(TrainerCallback):
         Raises InputError for rows that nothing can be learnt from, ConfigError for a metric that does not exist.
         """
         del control
+        self._take_format(state, kwargs)
         self._prepare(kwargs)
         self._check_labels(args, state, kwargs)
         metric = (args.metric_for_best_model or "").removeprefix("eval_")
@@ -141,6 +150,36 @@ class KnowledgeCallback(TrainerCallback):
             raise InputError(f"{message}.\nLook at the labels of its batches, or go on with bad_rows='skip'")
         if state.is_world_process_zero:
             logger.info(f"warning: {message}")
+
+    def _take_format(self, state: Any, kwargs: Mapping[str, Any]) -> None:
+        """Ask as the trainer's own rows do. Raises ConfigError where a form was given and theirs is another."""
+        tokenizer = self._tokenizer(kwargs)
+        rows = self.sets.get(TRAIN)
+        pairs = [] if rows is None else pair_texts(read_texts(kwargs.get("train_dataloader")), rows, tokenizer)
+        if self.template is not None or self.chat is not None:
+            check_format(pairs, self._given_prompter(tokenizer), tokenizer)
+            self._form_checked = bool(pairs)
+            return
+        found = find_format(pairs, tokenizer, self.bos)
+        if found is not None:
+            self.template, self.chat, self._ends = found.template, found.chat, found.ends
+            self._form_checked = True
+            self._measure = None  # a measurement before training may have asked otherwise
+            form = "through the chat template" if found.chat else f"as {found.template.target!r}"
+            note = f"KnowledgeCallback: asks {form}, as {found.pairs:,} of the trainer's rows are written"
+        elif pairs:
+            check_format(pairs, self._given_prompter(tokenizer), tokenizer)
+            return
+        else:
+            note = (
+                "warning: KnowledgeCallback: no watched train row was found in the trainer's data, so whether it asks "
+                "as the trainer trains is not known; it asks in the paper's format. Give train=, or template= and chat="
+            )
+        if state.is_world_process_zero:
+            logger.info(note)
+
+    def _given_prompter(self, tokenizer: PreTrainedTokenizerBase) -> Prompter:
+        return Prompter(tokenizer, self.template or TRAINING, bool(self.chat), self.bos)  # type: ignore[arg-type]
 
     def _check_labels(self, args: Any, state: Any, kwargs: Mapping[str, Any]) -> None:
         """Raise InputError for rows of the trainer that keep no label; `bad_rows="skip"`: say so."""
@@ -204,7 +243,31 @@ class KnowledgeCallback(TrainerCallback):
             if state.is_world_process_zero:
                 mark = selection.mark_of(self.lines, "dev_em") if "dev" in self.sets else ""
                 logger.info(curves.format_point(self.lines[-1], mark))
+            self._warn_unfitted(state)
         return {f"eval_{name}": value for name, value in curves.flat(self.lines[-1]).items()}
+
+    def _warn_unfitted(self, state: Any) -> None:
+        """Warn once where no train row is fitted although the trainer's loss falls, unless the form was checked."""
+        measured = [line for line in self.lines if line["train_loss"] is not None and "fitted_overall" in line]
+        if (
+            self._form_checked
+            or self._unfitted_said
+            or len(measured) < 2
+            or any(line["fitted_overall"] for line in measured)
+        ):
+            return
+        losses = [entry["loss"] for entry in state.log_history if isinstance(entry.get("loss"), int | float)]
+        if len(losses) < 2 or not losses[-1] < FALLEN * losses[0]:
+            return
+        self._unfitted_said = True
+        assert self._prompter is not None
+        question, context = self.sets[TRAIN].select("question", "context").row(0)
+        text = str(self._prompter.text((), question, context))
+        if state.is_world_process_zero:
+            logger.info(
+                f"warning: KnowledgeCallback: the loss fell from {losses[0]:.3g} to {losses[-1]:.3g}, but no row of "
+                f"train is answered as it is taught. It asks {text!r}: is that how the trainer writes it?"
+            )
 
     def _line(self, state: Any, kwargs: Mapping[str, Any]) -> curves.Line:
         self._prepare(kwargs)
@@ -228,12 +291,14 @@ class KnowledgeCallback(TrainerCallback):
             return
         model = base_of(kwargs["model"])
         tokenizer = self._tokenizer(kwargs)
-        prompter = Prompter(tokenizer, self.template, self.chat, self.bos)  # type: ignore[arg-type]
+        prompter = self._given_prompter(tokenizer)
         self._prompter = prompter
         self._leave_out(prompter)
         device, dtype = loading.resolve_device_dtype(str(next(model.parameters()).device), self.dtype)
         tokens = self.batch_tokens or (16384 if device.startswith("cuda") else 2048)
         vocabulary = prompter.ended(vocabulary_for(model, tokenizer))
+        ends, breaks = vocabulary.ends | self._ends, vocabulary.breaks - self._ends
+        vocabulary = replace(vocabulary, ends=ends, breaks=breaks)
         self._measure = Tracker(prompter, vocabulary, self.sets, lenient=self.lenient, batch_tokens=tokens)
         # adapters are measured where they are; only whole float32 models have a copy
         whole = base_of(kwargs["model"]) is getattr(kwargs["model"], "module", kwargs["model"])

@@ -89,7 +89,7 @@ def check_labels(loader: Any, arguments: Any, ends: Sequence[int]) -> LabelRepor
             except Exception as error:
                 # a collator is anybody's code, and may want more than one row
                 return _not_checked(f"its collator takes no single row ({type(error).__name__}: {str(error)[:80]})")
-            labels = _tensor(batch, "labels")
+            labels = tensor_of(batch, "labels")
             if labels is None:
                 return _not_checked("its batches have no 'labels'")
             looked += 1
@@ -101,16 +101,34 @@ def check_labels(loader: Any, arguments: Any, ends: Sequence[int]) -> LabelRepor
     return LabelReport(looked, total, faults, cut, endless)
 
 
+def collated_rows(loader: Any, most: int) -> Iterator[tuple[Any, Any]]:
+    """Rows of a data loader, spread over its data set, each with the batch that its collator makes of it alone.
+
+    Ends at the first row that the collator does not take alone; yields nothing where there is no such data set.
+    """
+    data: Any = getattr(loader, "dataset", None)
+    collate = getattr(loader, "collate_fn", None)
+    if collate is None or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+        return
+    with _preserve_random_state():
+        for _, row in _rows(data, len(data), most):
+            try:
+                batch = collate([dict(row) if isinstance(row, Mapping) else row])
+            except Exception:  # a collator is anybody's code; `check_labels` says that it takes no single row
+                return
+            yield row, batch
+
+
 def _not_checked(why: str) -> LabelReport:
     return LabelReport(0, None, [], [], [], why)
 
 
-def _rows(data: Any, total: int | None) -> Iterator[tuple[int, Any]]:
+def _rows(data: Any, total: int | None, most: int = MOST) -> Iterator[tuple[int, Any]]:
     if total is None:
-        yield from enumerate(islice(iter(data), MOST))
+        yield from enumerate(islice(iter(data), most))
         return
-    step = max(total / MOST, 1.0)
-    for n in range(min(total, MOST)):
+    step = max(total / most, 1.0)
+    for n in range(min(total, most)):
         place = int(n * step)
         yield place, data[place]
 
@@ -118,11 +136,11 @@ def _rows(data: Any, total: int | None) -> Iterator[tuple[int, Any]]:
 def _faults(place: int, row: Any, batch: Mapping[str, Any], labels: Tensor, length: int | None) -> list[RowFault]:
     """One fault for each text in a row that keeps no label: a packed row holds several."""
     flat = labels.reshape(-1)
-    texts = _texts(row, batch, flat)
+    texts = split_texts(row, batch, flat)
     if all(bool((text[1:] != IGNORED).any()) for text in texts):
         return []
     masked = [name for name in _MASKS if isinstance(row, Mapping) and name in row and not np.any(row[name])]
-    ids = _tensor(batch, "input_ids")
+    ids = tensor_of(batch, "input_ids")
     if masked:
         reason = f"its {masked[0]!r} is all zeros: no {{% generation %}} in the chat template, or nothing in it"
     elif length is not None and ids is not None and ids.numel() >= length:
@@ -133,12 +151,12 @@ def _faults(place: int, row: Any, batch: Mapping[str, Any], labels: Tensor, leng
     return [RowFault(place, "no_label_left", reason if len(texts) == 1 else f"{reason} (packed)")] * empty
 
 
-def _texts(row: Any, batch: Mapping[str, Any], flat: Tensor) -> list[Tensor]:
-    """The labels of each text in a row."""
+def split_texts(row: Any, batch: Mapping[str, Any], flat: Tensor) -> list[Tensor]:
+    """The labels, or the ids, of each text in a row: a packed row holds several."""
     lengths = row.get("seq_lengths") if isinstance(row, Mapping) else None
     if lengths is not None and 0 < sum(lengths) <= len(flat):
         return list(flat[: sum(lengths)].split(list(map(int, lengths))))
-    places = _tensor(batch, "position_ids")
+    places = tensor_of(batch, "position_ids")
     if places is not None and places.numel() == len(flat):
         starts = (places.reshape(-1) == 0).nonzero().flatten().tolist()
         sizes = [end - begin for begin, end in zip(starts, [*starts[1:], len(flat)], strict=True)]
@@ -148,14 +166,14 @@ def _texts(row: Any, batch: Mapping[str, Any], flat: Tensor) -> list[Tensor]:
 
 
 def _is_cut(batch: Mapping[str, Any], labels: Tensor, length: int | None, ends: Sequence[int]) -> bool:
-    ids = _tensor(batch, "input_ids")
+    ids = tensor_of(batch, "input_ids")
     if length is None or ids is None or ids.numel() < length or ids.numel() != labels.numel():
         return False
     return int(labels.reshape(-1)[length - 1]) not in (IGNORED, *ends)
 
 
 def _is_endless(batch: Mapping[str, Any], labels: Tensor, ends: Sequence[int]) -> bool:
-    ids, mask = _tensor(batch, "input_ids"), _tensor(batch, "attention_mask")
+    ids, mask = tensor_of(batch, "input_ids"), tensor_of(batch, "attention_mask")
     if ids is None or mask is None or ids.shape != labels.shape or mask.shape != ids.shape:
         return False
     attended = mask.reshape(-1).nonzero().flatten()
@@ -165,7 +183,8 @@ def _is_endless(batch: Mapping[str, Any], labels: Tensor, ends: Sequence[int]) -
     return int(ids.reshape(-1)[last]) in ends and int(labels.reshape(-1)[last]) == IGNORED
 
 
-def _tensor(batch: Mapping[str, Any], name: str) -> Tensor | None:
+def tensor_of(batch: Mapping[str, Any], name: str) -> Tensor | None:
+    """A column of a batch as a tensor; None where it has none."""
     value = batch.get(name) if hasattr(batch, "get") else None
     return None if value is None else torch.as_tensor(np.asarray(value) if not isinstance(value, Tensor) else value)
 

@@ -1,0 +1,192 @@
+"""Finds out how a foreign trainer writes a question, from the token ids and labels of its own rows.
+
+A callback that asks in another form than the rows are trained in sees nothing learnt, whatever is learnt. So its form
+is held against the trainer's rows token by token: the paper's form, the tokenizer's chat template, or else whatever
+stands before and after the question in those rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import polars as pl
+
+from foreknow.data.schema import GOLD
+from foreknow.errors import ConfigError, ForeknowError
+from foreknow.prompts.prompt_template import Prompter, Template
+from foreknow.stages.train.dataset import TRAINING
+from foreknow.stages.train.label_check import IGNORED, collated_rows, split_texts, tensor_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MOST: Final = 200
+"""Rows of the trainer that are read, at most."""
+AGREE: Final = 0.9
+"""A form is the trainer's if so many of the rows found in its data are written in it."""
+
+
+class TrainerText(NamedTuple):
+    """One text of the trainer: the ids before its last run of labels, and the ids of that run."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+class Pair(NamedTuple):
+    """A text of the trainer, parted at its answer, and the watched row that it is of."""
+
+    text: TrainerText
+    question: str
+    context: list[dict[str, str]] | None
+    gold: str
+
+
+class TrainerFormat(NamedTuple):
+    """How the trainer writes questions: through the chat template, or by a template.
+
+    `ends`: the last labelled ids of its texts, which end an answer. `pairs`: how many texts it was found from.
+    """
+
+    template: Template
+    chat: bool
+    ends: frozenset[int]
+    pairs: int
+
+
+def read_texts(loader: Any) -> list[TrainerText]:
+    """The texts of a trainer's data loader; empty where its rows cannot be collated one by one."""
+    texts = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for row, batch in collated_rows(loader, MOST):
+            ids, labels = tensor_of(batch, "input_ids"), tensor_of(batch, "labels")
+            if ids is None or labels is None or ids.shape != labels.shape:
+                return []
+            parts = zip(
+                split_texts(row, batch, ids.reshape(-1)), split_texts(row, batch, labels.reshape(-1)), strict=True
+            )
+            for own_ids, own_labels in parts:
+                learnt = (own_labels != IGNORED).nonzero().flatten().tolist()
+                if not learnt:
+                    continue
+                begin = end = learnt[-1]
+                while begin > 0 and int(own_labels[begin - 1]) != IGNORED:
+                    begin -= 1
+                whole = own_ids.tolist()
+                texts.append(TrainerText(tuple(whole[:begin]), tuple(whole[begin : end + 1])))
+    return texts
+
+
+def pair_texts(texts: Sequence[TrainerText], rows: pl.DataFrame, tokenizer: PreTrainedTokenizerBase) -> list[Pair]:
+    """The texts whose question and gold are those of a watched row (a frame with question, context and answers)."""
+    by_gold: dict[str, list[tuple[str, Any]]] = {}
+    for question, context, gold in rows.select("question", "context", GOLD).iter_rows():
+        if question.strip() and gold.strip():
+            by_gold.setdefault(gold.strip(), []).append((question, context))
+    pairs = []
+    for text in texts:
+        answer = _decode(tokenizer, text.answer, special=False).strip()
+        prompt = _decode(tokenizer, text.prompt, special=True)
+        matches = [(q, c, answer, text) for q, c in by_gold.get(answer, ()) if q.strip() in prompt]
+        matches = matches or _in_unmasked(text, by_gold, tokenizer)
+        if matches:
+            question, context, gold, parted = max(matches, key=lambda match: len(match[0]))
+            pairs.append(Pair(parted, question, context, gold))
+    return pairs
+
+
+def _in_unmasked(
+    text: TrainerText, by_gold: Mapping[str, list[tuple[str, Any]]], tokenizer: PreTrainedTokenizerBase
+) -> list[tuple[str, Any, str, TrainerText]]:
+    """The watched rows whose question stands in a text that is learnt as a whole, with their gold right at its end."""
+    ids = [*text.prompt, *text.answer]
+    plain = _decode(tokenizer, ids, special=False).rstrip()
+    matches = []
+    for gold, asked in by_gold.items():
+        if not plain.endswith(gold):
+            continue
+        before = len(plain) - len(gold)
+        for question, context in asked:
+            if question.strip() in plain[:before]:
+                begin = _first_token(ids, before, tokenizer)
+                parted = TrainerText(tuple(ids[:begin]), tuple(ids[begin:]))
+                matches.append((question, context, gold, parted))
+    return matches
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, special: bool) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=not special))
+
+
+def _first_token(ids: Sequence[int], characters: int, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The place of the token with which a text goes on after its first `characters` characters, blanks apart."""
+    low, high = 0, len(ids)
+    while low < high:
+        middle = (low + high + 1) // 2
+        decoded = _decode(tokenizer, ids[:middle], special=False)
+        low, high = (middle, high) if len(decoded.rstrip()) <= characters else (low, middle - 1)
+    return low
+
+
+def find_format(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, bos: str = "auto") -> TrainerFormat | None:
+    """The form in which nearly all pairs are written, token by token; None where there is none, or no pair."""
+    if not pairs:
+        return None
+    ends = frozenset(pair.text.answer[-1] for pair in pairs if pair.text.answer[-1] in tokenizer.all_special_ids)
+    for template, chat in [
+        (TRAINING, False),
+        (TRAINING, True),
+        *((one, False) for one in _templates(pairs, tokenizer)),
+    ]:
+        with contextlib.suppress(ForeknowError):
+            prompter = Prompter(tokenizer, template, chat, bos)  # type: ignore[arg-type]
+            if share_written(pairs, prompter) >= AGREE:
+                return TrainerFormat(template, chat, ends, len(pairs))
+    return None
+
+
+def share_written(pairs: Sequence[Pair], prompter: Prompter) -> float:
+    """The share of the pairs whose prompt the prompter writes with the same ids."""
+    return sum(is_written(pair, prompter) for pair in pairs) / max(len(pairs), 1)
+
+
+def is_written(pair: Pair, prompter: Prompter) -> bool:
+    """Whether the prompter writes a pair's prompt as the trainer does, and its answer after it."""
+    text = prompter.text((), pair.question, pair.context)
+    prompt = prompter.ids([text])[0]
+    whole = [*pair.text.prompt, *pair.text.answer]
+    answer = prompter.answer_ids(text, prompt, pair.gold)
+    return whole[: len(prompt) + len(answer)] == [*prompt, *answer]
+
+
+def check_format(pairs: Sequence[Pair], prompter: Prompter, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ConfigError, with both texts, where the trainer's rows are not written as the prompter writes them."""
+    if not pairs or share_written(pairs, prompter) >= AGREE:
+        return
+    pair = next(pair for pair in pairs if not is_written(pair, prompter))
+    ours = str(prompter.text((), pair.question, pair.context)) + prompter.gap + pair.gold
+    theirs = _decode(tokenizer, [*pair.text.prompt, *pair.text.answer], special=True)
+    raise ConfigError(
+        "KnowledgeCallback: it asks in another form than the trainer trains in, so it would see nothing learnt.\n"
+        f"The callback writes {ours!r}, the trainer {theirs!r}. Leave out template and chat to take the trainer's form"
+    )
+
+
+def _templates(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase) -> list[Template]:
+    """What stands before and after the question in the trainer's prompts, the most frequent first."""
+    around: Counter[tuple[str, str]] = Counter()
+    for pair in pairs:
+        if pair.context:
+            continue
+        prompt = _decode(tokenizer, pair.text.prompt, special=True)
+        before, _, after = prompt.rpartition(pair.question.strip())
+        bos = tokenizer.bos_token
+        if bos and before.startswith(bos):
+            before = before[len(bos) :]
+        around[before, after] += 1
+    return [Template(target=f"{before}{{question}}{after}") for (before, after), _ in around.most_common(3)]
