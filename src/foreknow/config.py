@@ -603,8 +603,7 @@ class MixConfig(Settings):
     family: Annotated[Literal["own", "shares", "categories"] | None, Group.SETS] = Field(
         None,
         description="Which sets must reach the same size and mix of relations: only this one (own), all that differ in "
-        "their Unknown share (shares), or all of one category each (categories). Default: shares with --unknown, else "
-        "own.",
+        "their Unknown share (shares), or all of one category each (categories), as a study's do. Default: own.",
     )
     family_of: Annotated[tuple[str, ...], Group.SETS] = Field(
         CATEGORIES, description="The categories that have a set of their own, with --family categories."
@@ -627,7 +626,7 @@ class MixConfig(Settings):
     @property
     def limited_by(self) -> Literal["own", "shares", "categories"]:
         """The family whose limit holds."""
-        return self.family or ("shares" if self.kind == "unknown" else "own")
+        return self.family or "own"
 
     @property
     def categories(self) -> tuple[str, ...]:

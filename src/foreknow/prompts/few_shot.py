@@ -102,6 +102,10 @@ def _fold(text: str) -> str:
     return canonical(canonical(text).casefold())
 
 
+class TooFewExemplars(InputError):
+    """There are fewer rows that could serve as exemplars than a prompt needs."""
+
+
 def draw_exemplars(
     rows: pl.DataFrame,
     groups: Sequence[str],
@@ -117,16 +121,18 @@ def draw_exemplars(
     `rows`: every row of the file (design, section 3). `pool`: the rows of `--exemplars`. Without it a
     group's dev rows are the pool; without those its rows that are not `audited` (row numbers), or, if these
     are too few, all its rows, each replaced in its own prompts. A group with fewer than shots + 1 candidates
-    borrows from all groups. Raises InputError where even these are too few.
+    borrows from all groups. Raises TooFewExemplars where even these are too few. Draws nothing for no group.
     """
     if shots == 0:
         empty = GroupExemplars(tuple(() for _ in range(sets)), ())
         return Exemplars(dict.fromkeys(groups, empty), "no exemplars: zero shots")
+    if not groups:
+        return Exemplars({}, "no exemplars: no row is asked behind any")
     source, reason = _choose_pool(rows, pool, audited, shots * sets)
     need = shots + 1
     everything = _candidates(source, need)
     if len(everything) < need:
-        raise InputError(
+        raise TooFewExemplars(
             f"exemplars: found {len(everything)} rows that could serve, a prompt of {shots} shots needs {need}; "
             "add rows with question and answer, give --exemplars FILE, or lower --shots"
         )

@@ -21,6 +21,7 @@ MEANINGS: Final = {
     "answer_in_exemplars": "another row's exemplar has the same answer, which makes a lucky hit likelier",
     "seen_in_exemplars": "this row is itself an exemplar; in its own prompt a reserve exemplar takes its place",
     "few_exemplars": "its group is too small; the exemplars come from all groups",
+    "no_exemplars": "the file has too few short rows to ask this one behind exemplars; no category",
     "context": "asked after the system's text or earlier turns of its own chat, which may give the answer away",
     "long_answer": "the answer is longer than the protocol allows; no category",
     "long_prompt": "question and exemplars do not fit in the model's positions; no category",

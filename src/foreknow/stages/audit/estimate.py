@@ -1,4 +1,4 @@
-"""Estimate what an audit would cost from a short measured burst."""
+"""Estimate what an audit would cost from a short measured burst, in about `BURST_SECONDS` after the model is loaded."""
 
 from __future__ import annotations
 
@@ -25,8 +25,14 @@ from foreknow.stages.audit.setup import open_context, read_input, with_batch_siz
 logger = logging.getLogger(__name__)
 
 
+BURST_SECONDS = 8.0
+"""How long the burst may take beside the first few rows, which are measured in any case."""
+FIRST_ROWS = 2
+"""Rows that are probed twice, with computing their exemplar prefixes and without."""
+
+
 def estimate(config: AuditConfig) -> dict[str, Any]:
-    """Estimate what an audit would cost by probing one chunk twice: with computing its exemplar prefixes, and without.
+    """Estimate what an audit would cost by probing a few rows twice, and then as many as the burst has time for.
 
     Writes nothing. Returns rows, prompts, tokens computed, memory (GiB) and seconds, among others. With Ray this
     process computes the burst with as many threads as a worker has, and its time is divided by the workers.
@@ -60,12 +66,23 @@ def estimate(config: AuditConfig) -> dict[str, Any]:
         burst = plan[len(plan) // 2]
         if config.protocol == "sampled":
             burst = burst.head(2)
+        logger.info("measuring a burst of rows on this machine, for about ten seconds")
+        first = burst.head(FIRST_ROWS)
         cold_seconds, warm_seconds = (
-            _time_probe(context.probing.prober, burst),
-            _time_probe(context.probing.prober, burst),
+            _time_probe(context.probing.prober, first),
+            _time_probe(context.probing.prober, first),
         )
+        prefix_seconds = max(cold_seconds - warm_seconds, 0.0) / first["group"].n_unique()
+        # rows of other groups compute the prefixes of these too
+        affordable = (BURST_SECONDS - cold_seconds - warm_seconds) / max(
+            warm_seconds / first.height + prefix_seconds, 1e-9
+        )
+        burst = burst.head(max(int(affordable), 0) or FIRST_ROWS)
         groups = burst["group"].n_unique()
-        prefixes = max(cold_seconds - warm_seconds, 0.0) / groups * context.plan.rows["group"].n_unique()
+        if burst.height > first.height:
+            new_groups = groups - first["group"].n_unique()
+            warm_seconds = max(_time_probe(context.probing.prober, burst) - prefix_seconds * new_groups, 1e-9)
+        prefixes = prefix_seconds * context.plan.rows["group"].n_unique()
         seconds = prefixes + warm_seconds / burst.height * context.plan.rows.height
         prepared_rows, prompts = context.probing.prober.prompts(burst)
         own = sum(len(p.own) for some in prompts for p in some)

@@ -23,7 +23,9 @@ from foreknow.prompts.prompt_template import Prompter
 if TYPE_CHECKING:
     from foreknow.prompts.chat_templates import TemplateRefusal
 
-CANNOT_BE_ASKED: Final = ("long_prompt", "unspellable", REFUSES, DROPS)
+NO_EXEMPLARS: Final = "no_exemplars"
+"""Flag of the few short rows of a file of long answers, which are too few to show one another in prompts."""
+CANNOT_BE_ASKED: Final = ("long_prompt", "unspellable", NO_EXEMPLARS, REFUSES, DROPS)
 """Flags of rows that cannot be asked; rows with one of them have no category."""
 _REFUSED: Final = has_flag(REFUSES, DROPS)
 LONGEST_TOKEN: Final = 64

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +28,7 @@ from foreknow.prompts.prompt_template import PAPER, Prompter, read_template
 from foreknow.stages.audit.executor import AuditContext, AuditInputs, ChunkProber, OpenProber, PromptPlan
 from foreknow.stages.audit.filters import (
     CANNOT_BE_ASKED,
+    NO_EXEMPLARS,
     check_some_rows_usable,
     exemplar_tokens,
     flag_long_prompts,
@@ -210,22 +212,26 @@ def build_prompt_plan(
     long, unaskable = has_flag("long_answer"), has_flag(*CANNOT_BE_ASKED)
     usable = audited.filter(USABLE & ~long & ~unaskable)
     pool = None if inputs.pool is None else with_length_flags(inputs.pool.rows)
-    exemplars = few_shot.draw_exemplars(
-        every,
-        sorted(usable["group"].unique()),
-        shots=config.shots,
-        sets=config.exemplar_sets,
-        seed=config.seed,
-        pool=pool,
-        audited=usable["row"],
-    )
+    draw = partial(few_shot.draw_exemplars, shots=config.shots, sets=config.exemplar_sets, seed=config.seed, pool=pool)
+    notes: tuple[str, ...] = ()
+    try:
+        exemplars = draw(every, sorted(usable["group"].unique()), audited=usable["row"])
+    except few_shot.TooFewExemplars:
+        if audited.filter(USABLE & long & ~unaskable).height <= usable.height:
+            raise
+        # a file of long answers is scored all the same: its few short rows get no category, and are counted
+        few = pl.col("row").is_in(usable["row"].implode())
+        every = add_flag(every, NO_EXEMPLARS, every.select(few).to_series())
+        notes = (f"{usable.height:,} short rows get no category: they are too few to serve as exemplars",)
+        usable = usable.clear()
+        exemplars = draw(every, [])
     with_exemplars = flag_template_faults(every, prompter, exemplars)
     check_some_rows_usable(with_exemplars.rows.filter(pl.col("row").is_in(chosen.implode())), with_exemplars.first)
     every = flag_long_prompts(with_exemplars.rows, prompter, most, exemplar_tokens(prompter, exemplars))
     fits = every.filter(~unaskable)["row"].implode()
     usable = usable.filter(pl.col("row").is_in(fits))
     long_rows = audited.filter(USABLE & long & ~unaskable)
-    notes = (*without_exemplars.notes, *with_exemplars.notes)
+    notes = (*notes, *without_exemplars.notes, *with_exemplars.notes)
     return PromptPlan(inputs.template, exemplars, usable, long_rows, common_heads(usable), every, notes)
 
 

@@ -18,6 +18,7 @@ REASONS: Final = {
     "template_refuses": "refused by the chat template",
     "template_drops": "of which the chat template leaves out a text",
     "long_prompt": "longer than the model's positions",
+    "no_exemplars": "which too few short rows could be asked with",
     "long_answer": "with an answer too long for a category",
     "unspellable": "whose answer the tokenizer cannot spell",
     "not_finite": "for which the model's numbers were not finite",
