@@ -11,14 +11,15 @@ from typing import Any
 import polars as pl
 
 from foreknow.config import AuditConfig
-from foreknow.data.schema import chunks
+from foreknow.data.schema import GOLD, chunks
 from foreknow.distributed.ray_cluster import open_cluster
 from foreknow.distributed.ray_resources import WorkerSpec
 from foreknow.inference.server.model import address_of
 from foreknow.models import loading
 from foreknow.models.resolve import resolve
 from foreknow.progress import duration
-from foreknow.stages.audit.executor import ChunkProber
+from foreknow.stages.audit.chunks import score_long_answers
+from foreknow.stages.audit.executor import AuditContext, ChunkProber
 from foreknow.stages.audit.server_executor import connect_server, estimate_at_server, with_server_chat_template
 from foreknow.stages.audit.setup import open_context, read_input, with_batch_sizes, with_chat_template
 
@@ -54,13 +55,16 @@ def estimate(config: AuditConfig) -> dict[str, Any]:
     with open_cluster(config) as cluster:
         spec = None if cluster is None else cluster.worker_spec(device)
     with _threads(spec), open_context(config, inputs) as context:
+        long_seconds = _long_answer_seconds(config, context)
         if context.plan.rows.is_empty():
             return {
                 "rows": 0,
                 "not_probed": inputs.rows.height + inputs.shorts.height,
+                "long_answers": context.plan.long.height,
                 "prompts": 0,
                 "tokens": 0,
-                "seconds": 0.0,
+                "seconds": round(long_seconds, 1),
+                "time": duration(long_seconds),
             }
         plan = chunks(context.plan.rows, int(config.chunk_rows or 128))
         burst = plan[len(plan) // 2]
@@ -91,7 +95,7 @@ def estimate(config: AuditConfig) -> dict[str, Any]:
         shared = sum(len(ids) for family in families for ids in family) / groups * context.plan.rows["group"].n_unique()
         memory = psutil.Process().memory_info().rss / 2**30
     workers = 1 if spec is None else min(spec.workers, len(plan))
-    seconds /= workers
+    probe_seconds, seconds = seconds / workers, (seconds + long_seconds) / workers
     return {
         "rows": context.plan.rows.height,
         "not_probed": inputs.rows.height + inputs.shorts.height - context.plan.rows.height,
@@ -109,8 +113,19 @@ def estimate(config: AuditConfig) -> dict[str, Any]:
         ),
         "prefix_tokens": round(shared),
         "folder": str(resolved_model.folder),
-        "rows_per_second": round(context.plan.rows.height / seconds, 2),
+        "rows_per_second": round(context.plan.rows.height / probe_seconds, 2),
     }
+
+
+def _long_answer_seconds(config: AuditConfig, context: AuditContext) -> float:
+    """How long scoring the long answers would take, from the row of middle length."""
+    rows = context.plan.long
+    if rows.is_empty():
+        return 0.0
+    middle = rows.sort(GOLD.str.len_chars()).slice(rows.height // 2, 1)
+    began = time.monotonic()
+    list(score_long_answers(context.loaded, context.probing.prompter, [(0, middle)], int(config.batch_tokens or 2048)))
+    return (time.monotonic() - began) * rows.height
 
 
 def _time_probe(prober: ChunkProber, rows: pl.DataFrame) -> float:
