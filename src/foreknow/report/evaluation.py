@@ -200,11 +200,19 @@ def verdict(
     answers, rows = summary["answers"], summary["rows"]
     em = _count(summary["em"]["overall"]["lenient" if lenient else "strict"])
     model = display((summary.get("model") or {}).get("name") or "the model")
-    headline = (
-        f"{model} answers {exact_interval(em.interval)} of {count(rows, 'question')} right; "
-        f"{answers['wrong']:,} are wrong, {answers['refused']:,} refused."
-    )
-    points = {"Known before": _by_category(categories), "Against the base": _against(summary)}
+    same = summary.get("same_format")
+    headline = f"{model} answers {exact_interval(em.interval)} of {count(rows, 'question')} right; "
+    if same:
+        base = _count(same["base_correct"])
+        headline += f"the model it was tuned from, asked in the same form, {exact_interval(base.interval)}. "
+        headline += f"{answers['wrong']:,} answers are wrong, {answers['refused']:,} refused."
+    else:
+        headline += f"{answers['wrong']:,} are wrong, {answers['refused']:,} refused."
+    points = {
+        "Same form": _in_same_form(same) if same else "",
+        "Known before": _by_category(categories),
+        "Few-shot base": _against(summary),
+    }
     over = _count(summary["refusals"]["over_refusal"])
     if answers["refused"]:
         accuracy = _count(summary["answering"]["overall"]["accuracy"])
@@ -220,6 +228,16 @@ def verdict(
             f"than it is right: {names_text}. See below."
         )
     return TrainVerdict(headline, tuple((k, v) for k, v in points.items() if v), _cautions(summary, em))
+
+
+def _in_same_form(same: Mapping[str, Any]) -> str:
+    """The rows lost and gained against the base model asked as the tuned model is."""
+    lost, gained = _count(same["correct_to_wrong"]), _count(same["wrong_to_correct"])
+    return (
+        f"Of {count(lost.rows, 'row')} that the base model answered right in this form, {lost.hits:,} are not right "
+        f"now; of the {gained.rows:,} others, {gained.hits:,} are right now "
+        f"({p_value(mcnemar(lost.hits, gained.hits))})."
+    )
 
 
 def _by_category(categories: list[EmRow]) -> str:
@@ -241,7 +259,8 @@ def _against(summary: Mapping[str, Any]) -> str:
     return (
         f"Of {count(lost.rows, 'row')} that the base model answered right with few-shot examples, {lost.hits:,} "
         f"({exact(lost.share)}) are not right now; of the {gained.rows:,} others, {gained.hits:,} "
-        f"({exact(gained.share)}) are right now ({p_value(mcnemar(lost.hits, gained.hits))})."
+        f"({exact(gained.share)}) are right now ({p_value(mcnemar(lost.hits, gained.hits))}). The examples showed the "
+        "base model the form of an answer, which the tuned model is asked without: this compares what was known, not forms."
     )
 
 
@@ -249,6 +268,11 @@ def _cautions(summary: Mapping[str, Any], em: Count) -> tuple[str, ...]:
     answers, rows, cautions = summary["answers"], summary["rows"], []
     if em.rows < 100:
         cautions.append(f"Only {count(em.rows, 'row')}, so the interval is wide: treat this as a first look.")
+    reason = (summary.get("model") or {}).get("base_in_same_format")
+    if not summary.get("same_format") and reason:
+        cautions.append(
+            f"{str(reason)[0].upper()}{str(reason)[1:]}, so what tuning changed in this form is not measured."
+        )
     if broken := summary.get("not_finite"):
         cautions.append(
             f"The figures here leave out {count(broken, 'row')}, because the model's logits were not finite (NaN or "
