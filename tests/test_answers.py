@@ -200,7 +200,9 @@ def test_the_tables_say_what_the_summary_says() -> None:
         ("HighlyKnown", "2", "1", "1", "2 of 2", "1", "0"),
         ("Unknown", "2", "1", "1", "0 of 2", "0", "1"),
     ]
-    assert evaluate_tables.wrong_table(found).rows() == [("Paris", "1", "100.0%")]
+    assert evaluate_tables.wrong_table(found).rows() == [], "a wrong answer that is given once is not frequent"
+    twice = {"overall": [{"prediction": "Paris", "count": 2, "share": 1.0}]}
+    assert evaluate_tables.wrong_table({**found, "wrong_answers": twice}).rows() == [("Paris", "2", "100.0%")]
     assert evaluate_tables.collapse_table(found)["distinct"].to_list() == ["3", "2", "1"]
     told = "\n".join(evaluate_tables.summary_lines(found))
     assert "2 right, 1 wrong, 1 refused (0 of them empty)" in told

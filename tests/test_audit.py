@@ -74,7 +74,7 @@ def test_every_output_is_there(finished: Path, facts_file: Path, tiny_folder: Pa
     assert audit.probes.height == 48 * 10
     keys = {"rows", "categories", "expected_categories", "majority_floor", "protocol", "model", "seconds"}
     assert {*keys, "rows_per_second"} <= set(summary)
-    assert set(summary["categories"]) == {"overall", "by_relation"}
+    assert set(summary["categories"]) == {"overall", "by_relation", "rows_by_relation"}
     for shares in (summary["categories"]["overall"], summary["expected_categories"]):
         assert list(shares) == list(CATEGORIES)
         assert sum(shares.values()) == pytest.approx(1)
@@ -421,7 +421,7 @@ def test_a_folder_that_is_not_a_run_is_left_alone(
 
 
 def test_chat_template_needs_one(run: Cli, facts_file: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    code, _, err = run("audit", facts_file, "--out", tmp_path / "a", *settings(tiny_folder), "--chat-template")
+    code, _, err = run("audit", facts_file, "--out", tmp_path / "a", *settings(tiny_folder), "--chat-template", "yes")
     assert code == 2
     assert "no chat template" in err
 

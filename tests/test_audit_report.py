@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from syrupy.assertion import SnapshotAssertion
 from foreknow.categories import CATEGORIES
 from foreknow.report.audit import render_audit
 from foreknow.report.audit_tables import carriers, complete, relation_lines, with_fifths
-from foreknow.report.audit_text import CategoryShares, bracket, options, percent, verdict
+from foreknow.report.audit_text import CategoryShares, bracket, options, percent, purposes, verdict
 from foreknow.report.charts import theme_svg
 from foreknow.report.format import display, script_json
 from foreknow.stats import Interval
@@ -400,9 +401,25 @@ def test_verdict_and_advice(name: str, snapshot: SnapshotAssertion) -> None:
     assert text == snapshot
 
 
+def test_below_a_hundred_labels_nothing_is_recommended() -> None:
+    few = replace(mix_of(0.5, 0.1), labelled=99)
+    assert purposes(few) == ()
+    assert not any(o.why or o.badge for o in options(few))
+    assert any("Label 100 or more" in caution for caution in verdict(few).cautions)
+    assert any(o.why for o in options(replace(few, labelled=200)))
+
+
+def test_too_few_known_rows_are_not_advised_to_be_trained_on() -> None:
+    (_, task) = purposes(replace(mix_of(0.9, 0.1), labelled=200))
+    assert task.option is None
+    assert "20 Known rows would remain, too few to train on" in task.why
+
+
 def test_advice_turns_at_its_thresholds() -> None:
-    first = [options(mix_of(u, 0.1))[0].key for u in (0, 0.1, 0.249, 0.25, 0.5, 0.749, 0.75, 1)]
-    assert first == ["keep"] * 3 + ["drop"] * 3 + ["retrieve"] * 2
+    shares = (0, 0.1, 0.249, 0.25, 0.5, 0.749, 0.75, 1)
+    facts, task = zip(*[[p.option for p in purposes(mix_of(u, 0.1))] for u in shares], strict=True)
+    assert facts == ("keep",) * 6 + ("retrieve",) * 2
+    assert task == ("keep",) * 3 + ("drop",) * 4 + (None,), "no Known row would remain"
     assert [bracket(u) for u in (0, 0.25, 0.39, 0.999, 1)] == [(0,), (2,), (2, 3), (5, 6), (6,)]
     assert [percent(x) for x in (0, 0.001, 0.61, 0.999, 1)] == ["0 %", "<1 %", "61 %", ">99 %", "100 %"]
 

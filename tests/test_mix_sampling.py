@@ -353,19 +353,19 @@ def test_one_category() -> None:
 
 def test_what_cannot_be_filled_is_refused_with_the_numbers() -> None:
     rows = audited({"a": (30, 0, 0, 5), "b": (10, 10, 0, 40)})
-    assert refusal(rows, unknown=0.5, size=60) == (
+    assert refusal(rows, unknown=0.5, size=60, family="shares") == (
         "--size 60: the largest size is 25, the sum over relations of the smaller of Known and Unknown "
         "(--family shares). This set alone can have 50 rows (--family own).\n"
         "Relation 'b' would have to give 48 rows and has room for 20 "
         "(HighlyKnown 10, MaybeKnown 10, WeaklyKnown 0, Unknown 40). Lower --size, or leave it out"
     )
-    told = refusal(audited({"a": (3, 0, 0, 0), "b": (0, 0, 0, 8)}), unknown=0.5)
+    told = refusal(audited({"a": (3, 0, 0, 0), "b": (0, 0, 0, 8)}), unknown=0.5, family="shares")
     assert told.startswith(
         "no relation can fill this set: the sum over relations of the smaller of Known and Unknown is 0"
     )
     assert told.endswith("Found HighlyKnown 3, MaybeKnown 0, WeaklyKnown 0, Unknown 8 in 2 relations.")
     assert "can have" not in told
-    assert "This set alone can have 3 rows" in refusal(audited({"a": (3, 0, 0, 0)}), unknown=0)
+    assert "This set alone can have 3 rows" in refusal(audited({"a": (3, 0, 0, 0)}), unknown=0, family="shares")
 
 
 # Which rows may be drawn
@@ -398,7 +398,9 @@ def test_rows_without_a_category_are_never_drawn() -> None:
     assert numbers(mix) == {n for n in range(12) if n % 3}
     assert "; 4 without a category are left out" in mix.notes[0]
     assert drawable(bare)[0].height == 8
-    assert "found splits none 12" in refusal(rows.with_columns(category=pl.lit(None, pl.String)), natural=True)
+    assert "none of the 12 rows has a category" in refusal(
+        rows.with_columns(category=pl.lit(None, pl.String)), natural=True
+    )
 
 
 def test_duplicate_and_conflicting_rows_are_kept_and_counted() -> None:
@@ -461,7 +463,7 @@ def test_d_known_of_another_audit_is_refused() -> None:
 
 def test_unknown_rows_get_the_refusal_and_known_rows_keep_their_answer() -> None:
     rows = audited({"a": (2, 2, 2, 6)})
-    mix = mixed(rows, unknown=0.5, idk=True, idk_answer=" No idea. ")
+    mix = mixed(rows, unknown=0.5, family="shares", idk=True, idk_answer=" No idea. ")
     told = dict.fromkeys(numbers(mix, UNKNOWN), "No idea.")
     assert mix.answers == told
     assert len(told) == 3
@@ -470,7 +472,7 @@ def test_unknown_rows_get_the_refusal_and_known_rows_keep_their_answer() -> None
         == rows.filter(pl.col("row").is_in(mix.rows["row"].implode()))["question"].to_list()
     )
     assert mix.manifest["idk"] == {"answer": "No idea.", "rows": 3, "conflicts": {"questions": 0, "rows": 0}}
-    plain = mixed(rows, unknown=0.5)
+    plain = mixed(rows, unknown=0.5, family="shares")
     assert plain.answers == {}
     assert plain.manifest["idk"] is None
     assert plain.rows.drop("new_answer").equals(mix.rows.drop("new_answer"))
@@ -511,7 +513,7 @@ def test_every_row_is_weighed_by_its_category() -> None:
 
 def test_the_manifest_says_all_that_made_the_set() -> None:
     rows = audited({"a": (2, 2, 2, 6), "b": (4, 0, 0, 1), "c": (0, 0, 0, 9)})
-    mix = mixed(rows, unknown=0.25, seed=7)
+    mix = mixed(rows, unknown=0.25, seed=7, family="shares")
     assert dict(mix.rows.schema) == MIX
     assert mix.rows["row"].is_sorted()
     found = json.loads(json.dumps(mix.manifest, allow_nan=False))
@@ -569,6 +571,15 @@ def test_the_manifest_lies_beside_the_file(tmp_path: Path) -> None:
             read_manifest(file)
 
 
+def test_a_set_is_as_large_as_the_file_allows_unless_a_study_asks_for_less() -> None:
+    """Ten Known and sixteen Unknown rows: at 50 % Unknown the file has twenty, the family of all shares fewer."""
+    rows = audited({"a": (2, 2, 2, 6), "b": (4, 0, 0, 1), "c": (0, 0, 0, 9)})
+    own, shares = mixed(rows, unknown=0.5), mixed(rows, unknown=0.5, family="shares")
+    assert own.manifest["family"] == "own"
+    assert own.manifest["size"] > shares.manifest["size"]
+    assert mixed(rows, unknown=0.5, family="own").rows.equals(own.rows)
+
+
 def test_tables_for_the_terminal() -> None:
     rows = audited({"a": (2, 2, 2, 6), "b": (4, 0, 0, 1), "c": (0, 0, 0, 9)})
     assert size_table(rows).select("relation", "Known", UNKNOWN, "shares", "categories").rows() == [
@@ -577,7 +588,7 @@ def test_tables_for_the_terminal() -> None:
         ("b", 4, 1, 1, 0),
         ("c", 0, 9, 0, 0),
     ]
-    shown = mix_table(mixed(rows, unknown=1), most=1)
+    shown = mix_table(mixed(rows, unknown=1, family="shares"), most=1)
     assert shown.columns == ["relation", *CATEGORIES, "rows", "Unknown share"]
     assert shown.rows() == [("all", 0, 0, 0, 7, 7, "100.0%"), ("a", 0, 0, 0, 6, 6, "100.0%")]
 

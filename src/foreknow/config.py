@@ -72,9 +72,7 @@ BOS = (
     "Whether prompts begin with the beginning-of-sequence token: auto follows the tokenizer, yes always adds it, no "
     "never does."
 )
-CHAT_TEMPLATE = (
-    "Wrap every prompt in the tokenizer's chat template: auto does so for chats, if the tokenizer has a template."
-)
+CHAT_TEMPLATE = "Wrap prompts in the tokenizer's chat template; auto does so for chats."
 ChatChoice = Literal["auto", "yes", "no"]
 TUNE_PROMPT = (
     "YAML file with the prompt as the keys instruction and target (default: 'Answer the following question. "
@@ -385,7 +383,7 @@ class TuneConfig(Settings):
         (), description="Also measure after these steps of the first epoch (0: before training)."
     )
     match: Annotated[Literal["strict", "lenient"], Group.PROTOCOL] = Field("strict", description=MATCH)
-    prompt_template: Annotated[Path | None, Group.PROTOCOL, COMMON] = Field(None, description=TUNE_PROMPT)
+    prompt_template: Annotated[Path | None, Group.PROTOCOL] = Field(None, description=TUNE_PROMPT)
     chat_template: Annotated[ChatChoice, Group.PROTOCOL, COMMON] = Field("auto", description=CHAT_TEMPLATE)
     bos: Annotated[Literal["auto", "yes", "no"], Group.PROTOCOL] = Field("auto", description=BOS)
     map: Annotated[ColumnMap, Group.DATA] = Field(
@@ -489,16 +487,14 @@ class EvaluateConfig(DataSettings):
         "auto",
         description="How many tokens an answer may have; auto: 4 more than the row's longest accepted answer has.",
     )
-    idk_answer: Annotated[str | None, Group.PROTOCOL, COMMON] = Field(
+    idk_answer: Annotated[str | None, Group.PROTOCOL] = Field(
         None, description="The refusal that the model was taught, if it was taught one."
     )
-    prompt_template: Annotated[Path | None, Group.PROTOCOL, COMMON] = Field(None, description=TUNE_PROMPT)
+    prompt_template: Annotated[Path | None, Group.PROTOCOL] = Field(None, description=TUNE_PROMPT)
     chat_template: Annotated[ChatChoice, Group.PROTOCOL, COMMON] = Field("auto", description=CHAT_TEMPLATE)
     bos: Annotated[Literal["auto", "yes", "no"], Group.PROTOCOL] = Field("auto", description=BOS)
     trust_remote_code: Annotated[bool, Group.MODEL] = Field(False, description=TRUST_REMOTE_CODE)
-    dtype: Annotated[str, Group.MODEL, COMMON] = Field(
-        "auto", description="Compute in auto, bfloat16, float16 or float32."
-    )
+    dtype: Annotated[str, Group.MODEL] = Field("auto", description="Compute in auto, bfloat16, float16 or float32.")
     device: Annotated[str, Group.MODEL, COMMON] = Field(
         "auto", description="Compute on auto, cpu, cuda, cuda:1 or map (over all GPUs)."
     )

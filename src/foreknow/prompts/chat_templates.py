@@ -369,7 +369,7 @@ class ChatTemplate:
             lines.append(
                 f"warning: prompts end inside an open thought ({end!r}), and the chat template has no variable that "
                 "turns it off: the model is asked for the first words of its thought, so that rows may be called "
-                "Unknown whose answers it would give after thinking; ask without --chat-template, or audit the base "
+                "Unknown whose answers it would give after thinking; ask with --chat-template no, or audit the base "
                 "model"
             )
         if self.thinking == "possible":

@@ -63,7 +63,7 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
             )
         template = None
     if not template:
-        raise ConfigError("--chat-template: this model's tokenizer has no chat template; leave the flag out")
+        raise ConfigError("--chat-template: this model's tokenizer has no chat template; use --chat-template no")
     return str(template)
 
 

@@ -293,9 +293,7 @@ def options(mix: CategoryShares) -> tuple[Option, ...]:
         ),
     )
     cards = [
-        replace(o, why=" ".join(dict.fromkeys(p.why for p in of)), badge=enumeration([p.title for p in of]))
-        if (of := advised.get(o.key))
-        else o
+        replace(o, why=of[0].why, badge=enumeration([p.title for p in of])) if (of := advised.get(o.key)) else o
         for o in all_options
     ]
     return tuple(sorted(cards, key=lambda o: not o.why))

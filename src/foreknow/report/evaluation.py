@@ -260,7 +260,7 @@ def _against(summary: Mapping[str, Any]) -> str:
         f"Of {count(lost.rows, 'row')} that the base model answered right with few-shot examples, {lost.hits:,} "
         f"({exact(lost.share)}) are not right now; of the {gained.rows:,} others, {gained.hits:,} "
         f"({exact(gained.share)}) are right now ({p_value(mcnemar(lost.hits, gained.hits))}). The examples showed the "
-        "base model the form of an answer, which the tuned model is asked without: this compares what was known, not forms."
+        "base model the form of an answer, and the tuned model is asked without any: this compares what was known."
     )
 
 

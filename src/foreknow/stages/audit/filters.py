@@ -92,7 +92,7 @@ def check_some_rows_usable(rows: pl.DataFrame, first: tuple[int, str] | None) ->
     if first is not None and usable.filter(~_REFUSED).is_empty():
         raise InputError(
             f"all {usable.height:,} rows are refused by the chat template; row {first[0]}: "
-            f"{first[1].removeprefix('--chat-template: ')}. Ask without --chat-template, or give the rows roles that "
+            f"{first[1].removeprefix('--chat-template: ')}. Ask with --chat-template no, or give the rows roles that "
             "it takes"
         )
 
