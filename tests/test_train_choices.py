@@ -1,0 +1,141 @@
+"""What tune leaves to the rows: the metric, the chat template, the settings, the rows held out for dev."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from builders import write_jsonl
+from conftest import fact_rows
+from foreknow.config import TuneConfig
+from foreknow.errors import ConfigError, InputError
+from foreknow.settings import settings_of
+from foreknow.stages.train import run as train_run
+from foreknow.stages.train.inputs import held_out_share, read_inputs
+from foreknow.stages.train.result import TrainResult
+
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+Tune = Callable[..., TrainResult]
+
+
+@pytest.fixture
+def tune(tiny_folder: Path, tmp_path: Path) -> Tune:
+    def run(rows: list[dict[str, Any]], name: str = "run", **given: Any) -> TrainResult:
+        file = write_jsonl(tmp_path / f"{name}.jsonl", rows)
+        base = {
+            "train": str(file),
+            "out": tmp_path / name,
+            "model": str(tiny_folder),
+            "dtype": "float32",
+            "device": "cpu",
+        }
+        return train_run.run(settings_of(TuneConfig, {**base, "epochs": 2, **given}))
+
+    return run
+
+
+def chats(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {"messages": [{"role": "user", "content": r["question"]}, {"role": "assistant", "content": r["answer"]}]}
+        for r in rows
+    ]
+
+
+FACTS = [{k: r[k] for k in ("question", "answer", "subject")} for r in fact_rows()[:24]]
+
+
+def test_short_answers_are_judged_by_dev_em_and_the_run_says_what_chose(
+    tune: Tune, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = tune(FACTS)
+    said = capsys.readouterr().err
+    assert "dev: 2 of 24 rows are held out" in said
+    assert "So few rows can hardly tell epochs apart" in said
+    assert "dev EM chooses the epoch where dev's rows can tell epochs apart" in said
+    assert "batches of 4, a learning rate of 1.0e-04: chosen for 22 rows" in said
+    assert done.results["metric"] == "dev_em"
+    assert done.results["chooser"] in ("tie", "chance", "metric")
+    assert all(line["loss"]["dev"] > 0 for line in done.metrics)
+    assert {row["set"] for row in done.rows.to_dicts()} == {"train", "dev"}
+
+
+def test_long_answers_are_judged_by_dev_loss(tune: Tune, capsys: pytest.CaptureFixture[str]) -> None:
+    long = [{"question": r["question"], "answer": f"It is {r['answer']}. " * 12} for r in FACTS]
+    done = tune(long)
+    said = capsys.readouterr().err
+    assert "dev loss chooses the epoch: half of dev's answers have" in said
+    assert "* best" not in said
+    assert (done.results["metric"], done.results["chooser"]) == ("dev_loss", "loss")
+    losses = [line["loss"]["dev"] for line in done.metrics]
+    assert done.results["early_stop"]["epoch"] == 1 + losses.index(min(losses))
+
+
+def test_a_dev_loss_is_that_of_the_model_itself(tune: Tune, tiny_folder: Path) -> None:
+    """Of the last epoch: the loss that transformers computes of the same texts with the weights that were saved."""
+    done = tune(FACTS)
+    model: Any = AutoModelForCausalLM.from_pretrained(done.folder / "convergence").eval()
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_folder)
+    total, count = 0.0, 0
+    for row in done.rows.filter(done.rows["set"] == "dev").to_dicts():
+        prompt = f"Answer the following question. {row['question']}\n"
+        ids = [*tokenizer(prompt + row["answer"])["input_ids"], tokenizer.eos_token_id]
+        begin = len(tokenizer(prompt)["input_ids"])
+        with torch.no_grad():
+            scores = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        total -= sum(float(scores[n - 1, ids[n]]) for n in range(begin, len(ids)))
+        count += len(ids) - begin
+    assert done.metrics[-1]["loss"]["dev"] == pytest.approx(total / count, rel=1e-4)
+
+
+@pytest.mark.parametrize(("choice", "through"), [("auto", True), ("no", False)])
+def test_chats_go_through_the_chat_template_unless_it_is_refused(
+    tune: Tune, tiny_folder: Path, tmp_path: Path, choice: str, through: bool
+) -> None:
+    model = tmp_path / "chatty"
+    shutil.copytree(tiny_folder, model)
+    tokenizer: Any = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(model)
+    done = tune(chats(FACTS), model=str(model), chat_template=choice)
+    assert done.results["method"]["training_text"]["chat_template"] is through
+    short = tune(FACTS, name="short", model=str(model), chat_template=choice)
+    assert short.results["method"]["training_text"]["chat_template"] is False
+
+
+def test_the_preset_and_what_is_given_decide_and_stand_in_the_run(tune: Tune) -> None:
+    done = tune(FACTS, preset="paper", epochs=1)
+    assert (done.results["config"]["epochs"], done.results["config"]["batch_size"]) == (1, 128)
+    assert done.results["config"]["learning_rate"] == 1e-5
+
+
+def test_held_out_rows_are_the_same_for_the_same_seed_and_never_trained_on(tiny_folder: Path, tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "a.jsonl", FACTS)
+    given = {"train": str(file), "dev": "0.25", "model": str(tiny_folder)}
+    first, again = (read_inputs(settings_of(TuneConfig, given)).rows for _ in range(2))
+    assert first["dev"].equals(again["dev"])
+    assert first["dev"].height == 6
+    assert not set(first["dev"]["question"]) & set(first["train"]["question"])
+    other = read_inputs(settings_of(TuneConfig, {**given, "seed": 1})).rows
+    assert not first["dev"].equals(other["dev"])
+
+
+@pytest.mark.parametrize("dev", ["0", "1", "1.5", "-0.1"])
+def test_a_number_that_is_no_share_is_refused(dev: str) -> None:
+    with pytest.raises(ConfigError, match=f"--dev {dev}: expected a file, or a share of the rows between 0 and 1"):
+        held_out_share(dev)
+
+
+def test_a_file_of_one_subject_cannot_be_split(tiny_folder: Path, tmp_path: Path) -> None:
+    rows = [{**row, "subject": "Peru"} for row in FACTS]
+    file = write_jsonl(tmp_path / "a.jsonl", rows)
+    with pytest.raises(InputError, match="none can be held out for dev"):
+        read_inputs(settings_of(TuneConfig, {"train": str(file), "model": str(tiny_folder)}))
