@@ -38,13 +38,15 @@ def render_audit(
     *,
     chance: Mapping[str, Any] | None = None,
     forecast: Mapping[str, Any] | None = None,
+    paths: Mapping[str, str | None] | None = None,
     show_rows: bool = True,
 ) -> str:
     """Render the whole page. With `show_rows=False` the page contains no question, answer or subject of the data.
 
     `rows`: one line per row. `probes`: one line per row and exemplar set. `summary`: the content of `summary.json`.
     `facts`: the short facts that the rows contain (`Audit.facts`). `chance`: the shares that guessing would reach
-    (`chance.json`). `forecast`: the predicted effect of training on a mix (`forecast.json`).
+    (`chance.json`). `forecast`: the predicted effect of training on a mix (`forecast.json`). `paths`: what the
+    words in capitals stand for in the commands, where that is known.
     """
     frame = audit_tables.complete(rows)
     own = probes.filter(pl.col("row").is_in(frame["row"].implode()))  # without the probes of short facts
@@ -80,7 +82,7 @@ def render_audit(
         mostly_long=mostly_long,
         analysed=analysed,
         verdict=long_verdict(long_mix) if mostly_long else words.verdict(mix),
-        options=steps(long_mix) if mostly_long else words.options(mix),
+        options=words.with_paths(steps(long_mix) if mostly_long else words.options(mix), paths or {}),
         purposes=words.purposes(mix),
         titles=words.TITLES,
         least=words.MIN_LABELLED,

@@ -8,10 +8,11 @@ this protocol".
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from foreknow import paper
+from foreknow.report.format import fill_placeholders
 from foreknow.stats import Interval
 
 LITTLE_UNKNOWN = 0.05
@@ -72,6 +73,11 @@ class Option:
     command: str = ""
     why: str = ""
     badge: str = ""
+
+
+def with_paths(options: Sequence[Option], paths: Mapping[str, str | None]) -> tuple[Option, ...]:
+    """The options with real paths in their commands, where they are known."""
+    return tuple(replace(option, command=fill_placeholders(option.command, paths)) for option in options)
 
 
 def percent(share: float) -> str:
@@ -257,7 +263,7 @@ def options(mix: CategoryShares) -> tuple[Option, ...]:
             f"Best epoch: {_series(EARLY, share)}. Trained to the end: {_series(LONG, share)}.",
             "Choose it if you have a dev set to stop on and the model need not learn the Unknown rows.",
             "Keep the checkpoint in DIR/early_stop.",
-            "foreknow tune TRAIN --dev DEV --model MODEL --audit AUDIT --out DIR",
+            "foreknow tune TRAIN --model MODEL --audit AUDIT --out DIR",
         ),
         Option(
             "drop",

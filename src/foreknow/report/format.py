@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import PurePath
+import shlex
+from collections.abc import Mapping
+from pathlib import Path, PurePath
 
 from markupsafe import Markup, escape
 
@@ -44,6 +46,28 @@ def tight(text: str) -> Markup:
 def command(text: str) -> Markup:
     """Escape commands so that a browser does not break a flag over two lines."""
     return Markup(re.sub(r"--[\w-]+", lambda m: f'<span class="nb">{m[0]}</span>', str(escape(text))))
+
+
+def fill_placeholders(text: str, paths: Mapping[str, str | None]) -> str:
+    """Put paths in the place of the words in capitals that stand for them in commands (AUDIT, DIR, ...).
+
+    `paths`: by word, the path; a word without one stays as it is.
+    """
+    known = {word: shlex.quote(path) for word, path in paths.items() if path}
+    return re.sub(r"\b[A-Z]{3,}\b", lambda word: known.get(word[0], word[0]), text)
+
+
+def shown_path(path: str | Path | None) -> str | None:
+    """A path that a page may show: one below the current folder, relative to it, or the name of what is no path.
+
+    None for a path elsewhere: a page does not show folders of the machine.
+    """
+    if path is None:
+        return None
+    place = Path(path)
+    if place.is_absolute():
+        return str(place.relative_to(Path.cwd())) if place.is_relative_to(Path.cwd()) else None
+    return None if ".." in place.parts else str(path)
 
 
 def inline(text: str | None) -> str:

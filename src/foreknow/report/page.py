@@ -9,7 +9,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from functools import cache, partial
 from importlib.resources import files
 from typing import Any
@@ -54,7 +56,15 @@ def render(template: str, script: str = "", *, warning: str | None, **variables:
     style, code = asset("style.css"), asset(script) if script else ""
     page_template = _environment().get_template(template)
     shell = {"csp": _policy(style, code), "style": Markup(style), "script": Markup(code), "warning": warning}
+    shell["today"] = date_of_writing()
     return page_template.render(**shell, **variables)
+
+
+def date_of_writing() -> str:
+    """Today's date (UTC), or that of SOURCE_DATE_EPOCH where a build has to give the same bytes again."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    now = datetime.fromtimestamp(int(epoch), UTC) if epoch.isdecimal() else datetime.now(UTC)
+    return f"{now.day} {now:%B %Y}"
 
 
 def facts(mapping: Mapping[str, Any], labels: Mapping[str, str] = LABELS) -> list[Fact]:

@@ -17,8 +17,9 @@ from markupsafe import Markup
 from foreknow.categories import CATEGORIES, UNKNOWN
 from foreknow.io.run_dir import differences
 from foreknow.report import page
+from foreknow.report.audit_text import with_paths
 from foreknow.report.charts import INK, SOFT
-from foreknow.report.format import duration, exact, file_name, number, source, suffix_of
+from foreknow.report.format import duration, exact, file_name, number, shown_path, source, suffix_of
 from foreknow.report.row_flags import fault_lines
 from foreknow.report.tune_charts import COLOURS, DASHES, Curve, Mark, epochs_chart, losses_chart
 from foreknow.report.tune_examples import examples
@@ -105,7 +106,7 @@ def render_tune(tuned: TrainResult, control: TrainResult | None = None, *, show_
         other=other,
         story=story,
         verdict=verdict(story) if story else None,
-        options=options(story, suffix) if story else (),
+        options=with_paths(options(story, suffix), _paths(run, tuned.folder)) if story else (),
         notes=_notes(run),
         model=dict(run.results.get("model") or {"name": run.config.get("model")}),
         warning=page.warning_of(run.results.get("model") or {}),
@@ -127,6 +128,12 @@ def render_tune(tuned: TrainResult, control: TrainResult | None = None, *, show_
         groups_shown=GROUPS_SHOWN,
         facts=_facts(run),
     )
+
+
+def _paths(run: TrainRunView, folder: Path) -> dict[str, str | None]:
+    """What the words in capitals stand for in the page's commands."""
+    words = {"TRAIN": "train", "DEV": "dev", "MODEL": "model", "AUDIT": "audit"}
+    return {"DIR": shown_path(folder), **{word: shown_path(run.config.get(key)) for word, key in words.items()}}
 
 
 def read(tuned: TrainResult) -> TrainRunView:

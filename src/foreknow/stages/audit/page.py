@@ -6,6 +6,8 @@ from pathlib import Path
 
 from foreknow.io.run_dir import write_text
 from foreknow.report.audit import render_audit
+from foreknow.report.format import shown_path
+from foreknow.settings import read_yaml
 from foreknow.stages.audit.result import AuditResult
 
 
@@ -13,6 +15,16 @@ def write_page(audit: AuditResult, *, show_rows: bool = True) -> Path:
     """Write `report.html` of an audit and return its path. `show_rows=False` leaves out every text of a row."""
     path = audit.folder / "report.html"
     beside = {"chance": audit.chance, "forecast": audit.forecast}
-    page = render_audit(audit.rows, audit.probes, audit.summary, audit.facts, **beside, show_rows=show_rows)
+    page = render_audit(
+        audit.rows, audit.probes, audit.summary, audit.facts, **beside, paths=_paths(audit), show_rows=show_rows
+    )
     write_text(path, page)
     return path
+
+
+def _paths(audit: AuditResult) -> dict[str, str | None]:
+    """What the words in capitals stand for in the page's commands."""
+    file = audit.folder / "config.yaml"
+    settings = read_yaml(file) if file.is_file() else {}
+    data = shown_path(settings.get("data"))
+    return {"AUDIT": shown_path(audit.folder), "DATA": data, "TRAIN": data, "MODEL": shown_path(settings.get("model"))}
