@@ -8,22 +8,23 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 DEMO := runs/demo
 FOREKNOW := $(BIN)/foreknow
-TUNE := --epochs 6 --learning-rate 5e-5 --batch-size 16 --dev $(DEMO)/facts/dev.jsonl --test test=$(DEMO)/test/annotated.jsonl
+TUNE := --epochs 4 --learning-rate 5e-5 --batch-size 16 --dev $(DEMO)/dev.jsonl --test test=$(DEMO)/test/annotated.jsonl
 
 demo: $(VENV)/.installed
 	@echo "== facts: what a team's files would be =="
 	$(FOREKNOW) data facts --out $(DEMO)/facts
+	head -n 120 $(DEMO)/facts/dev.jsonl > $(DEMO)/dev.jsonl
 	@echo "== audit: what does the model know of them? =="
-	$(FOREKNOW) audit $(DEMO)/facts/train.jsonl --exemplars $(DEMO)/facts/dev.jsonl --limit 520 --out $(DEMO)/train
-	$(FOREKNOW) audit $(DEMO)/facts/test.jsonl --exemplars $(DEMO)/facts/dev.jsonl --limit 260 --out $(DEMO)/test
-	@echo "== mix: 120 rows, half of them Unknown, and the same without that half =="
-	$(FOREKNOW) mix $(DEMO)/train --unknown 0.5 --size 120 --out $(DEMO)/mixed.jsonl
+	$(FOREKNOW) audit $(DEMO)/facts/train.jsonl --exemplars $(DEMO)/facts/dev.jsonl --limit 240 --out $(DEMO)/train
+	$(FOREKNOW) audit $(DEMO)/facts/test.jsonl --exemplars $(DEMO)/facts/dev.jsonl --limit 120 --out $(DEMO)/test
+	@echo "== mix: 80 rows, half of them Unknown, and the same without that half =="
+	$(FOREKNOW) mix $(DEMO)/train --unknown 0.5 --size 80 --out $(DEMO)/mixed.jsonl
 	$(FOREKNOW) mix $(DEMO)/train --known-of $(DEMO)/mixed.jsonl --out $(DEMO)/known.jsonl
 	@echo "== tune: on both, briefly =="
 	$(FOREKNOW) tune $(DEMO)/known.jsonl $(TUNE) --out $(DEMO)/tuned-known
 	$(FOREKNOW) tune $(DEMO)/mixed.jsonl $(TUNE) --out $(DEMO)/tuned-mixed
 	@echo "== evaluate: what does the tuned model really say? =="
-	$(FOREKNOW) evaluate $(DEMO)/tuned-mixed/convergence $(DEMO)/test/annotated.jsonl --limit 260 --out $(DEMO)/evaluation
+	$(FOREKNOW) evaluate $(DEMO)/tuned-mixed/convergence $(DEMO)/test/annotated.jsonl --out $(DEMO)/evaluation
 	@echo "== report: three pages to decide from =="
 	$(FOREKNOW) report $(DEMO)/tuned-mixed --control $(DEMO)/tuned-known
 	$(FOREKNOW) report $(DEMO)/evaluation
