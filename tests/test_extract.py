@@ -552,7 +552,9 @@ import sys
 from pathlib import Path
 from foreknow.stages.extract.run import ExtractConfig, extract
 from foreknow.data.dataset import read_dataset
+from foreknow.progress import log_to_stderr
 
+log_to_stderr()
 data, url, out, concurrency = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
 try:
     given = read_dataset(data)

@@ -123,7 +123,7 @@ def test_the_command_prints_sizes_rows_and_where(tmp_path: Path, capsys: pytest.
         main(["mix", str(audit), "--unknown", "0.5", "--weight", "Unknown=0.5", "--out", str(tmp_path / "m.jsonl")])
     told = capsys.readouterr().out
     assert "largest sets of each family" in told
-    assert "10 rows, 5 of them Unknown" in told
+    assert "20 rows, 10 of them Unknown" in told
     assert f"written: {tmp_path / 'm.jsonl'}" in told
     weights = {json.loads(line)["weight"] for line in (tmp_path / "m.jsonl").read_text().splitlines()}
     assert weights == {0.5, 1.0}

@@ -62,6 +62,8 @@ from foreknow.stages.train.run import run
 from foreknow.config import TuneConfig
 from foreknow.settings import settings_of
 from foreknow.errors import ForeknowError
+from foreknow.progress import log_to_stderr
+log_to_stderr()
 
 process_group.silence_ranks()
 if number == given["who"]:

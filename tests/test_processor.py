@@ -284,6 +284,8 @@ AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 def test_an_audit_where_onednn_has_avx2_only(tmp_path: Path, tiny_folder: Path, facts_file: Path) -> None:
     code = f"""
 import foreknow
+from foreknow.progress import log_to_stderr
+log_to_stderr()
 for dtype in ("bfloat16", "auto"):
     done = foreknow.audit({str(facts_file)!r}, model={str(tiny_folder)!r}, out={str(tmp_path)!r} + "/" + dtype,
                           dtype=dtype, device="cpu", shots=2, exemplar_sets=2, limit=12)

@@ -158,6 +158,8 @@ from foreknow.config import TuneConfig
 from foreknow.settings import settings_of
 import json, torch, peft
 import transformers.models.llama.modeling_llama
+from foreknow.progress import log_to_stderr
+log_to_stderr()
 
 given = json.loads(sys.argv[1])
 wishes = random.Random(int(sys.argv[2]))
