@@ -13,7 +13,7 @@ TUNE := --epochs 4 --learning-rate 5e-5 --batch-size 16 --dev $(DEMO)/dev.jsonl 
 demo: $(VENV)/.installed
 	@echo "== facts: what a team's files would be =="
 	$(FOREKNOW) data facts --out $(DEMO)/facts
-	head -n 120 $(DEMO)/facts/dev.jsonl > $(DEMO)/dev.jsonl
+	awk 'NR % 7 == 1' $(DEMO)/facts/dev.jsonl > $(DEMO)/dev.jsonl
 	@echo "== audit: what does the model know of them? =="
 	$(FOREKNOW) audit $(DEMO)/facts/train.jsonl --exemplars $(DEMO)/facts/dev.jsonl --limit 240 --out $(DEMO)/train
 	$(FOREKNOW) audit $(DEMO)/facts/test.jsonl --exemplars $(DEMO)/facts/dev.jsonl --limit 120 --out $(DEMO)/test
