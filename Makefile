@@ -14,9 +14,10 @@ demo: $(VENV)/.installed
 	@echo "== facts: what a team's files would be =="
 	$(FOREKNOW) data facts --out $(DEMO)/facts
 	awk 'NR % 7 == 1' $(DEMO)/facts/dev.jsonl > $(DEMO)/dev.jsonl
+	awk 'NR % 6 == 1' $(DEMO)/facts/test.jsonl > $(DEMO)/test.jsonl
 	@echo "== audit: what does the model know of them? =="
 	$(FOREKNOW) audit $(DEMO)/facts/train.jsonl --exemplars $(DEMO)/facts/dev.jsonl --limit 240 --out $(DEMO)/train
-	$(FOREKNOW) audit $(DEMO)/facts/test.jsonl --exemplars $(DEMO)/facts/dev.jsonl --limit 120 --out $(DEMO)/test
+	$(FOREKNOW) audit $(DEMO)/test.jsonl --exemplars $(DEMO)/facts/dev.jsonl --out $(DEMO)/test
 	@echo "== mix: 80 rows, half of them Unknown, and the same without that half =="
 	$(FOREKNOW) mix $(DEMO)/train --unknown 0.5 --size 80 --out $(DEMO)/mixed.jsonl
 	$(FOREKNOW) mix $(DEMO)/train --known-of $(DEMO)/mixed.jsonl --out $(DEMO)/known.jsonl
