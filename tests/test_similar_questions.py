@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from foreknow.data import similar_questions as similar_module
 from foreknow.data.schema import ROWS
 from foreknow.data.similar_questions import SIMILAR, similar_questions
 from foreknow.data.validation import check
@@ -126,6 +127,14 @@ def test_any_texts_give_the_schema(rows: list[tuple[str, str]]) -> None:
     found = similar_questions(frame(rows))
     assert found.schema == pl.Schema(SIMILAR)
     assert (found["similar_row"].drop_nulls().is_in(list(range(len(rows))))).all()
+
+
+def test_a_file_that_is_too_large_is_said_not_to_be_searched(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(similar_module, "MOST_ROWS", 1)
+    assert similar([("What is photosynthesis?", LONG), ("Explain photosynthesis.", LONG)]) == []
+    assert "questions in other words are not looked for: 2 usable rows are more than 1" in capsys.readouterr().err
 
 
 def test_a_check_counts_variants_and_leaks_once_each() -> None:

@@ -18,6 +18,7 @@ not with their pairs.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -26,7 +27,9 @@ from typing import Final, NamedTuple
 import polars as pl
 
 from foreknow.data.near_duplicates import families, normalise_expr
-from foreknow.data.schema import GOLD
+from foreknow.data.schema import GOLD, USABLE
+
+logger = logging.getLogger(__name__)
 
 SIMILAR: Final[dict[str, pl.DataType]] = {
     "row": pl.Int64(),
@@ -46,6 +49,8 @@ RARE: Final = 0.02
 RARE_AT_LEAST: Final = 8
 BANDS, BAND_ROWS = 32, 3
 """Of the MinHash index: it finds 98.6 % of the pairs at `SAME_ANSWER`, and more of those that are more alike."""
+MOST_ROWS: Final = 200_000
+"""Files with more usable rows are not searched: their questions would be held in memory word by word."""
 MOST_CANDIDATES: Final = 32
 """A gold is compared with at most so many earlier ones."""
 FUNCTION_WORDS: Final = frozenset({
@@ -77,8 +82,15 @@ def similar_questions(rows: pl.DataFrame) -> pl.DataFrame:
 
     Returns `SIMILAR`, one line for every row of a family of two or more, by `row`. `similar_row` is the earliest row
     whose question the row resembles, `same_answer_row` the earliest with nearly the same long gold, chains included;
-    each is null where the row has no such family. The earliest row of a family names itself.
+    each is null where the row has no such family. The earliest row of a family names itself. A frame with more than
+    `MOST_ROWS` usable rows gives no line, and a message says so.
     """
+    if (usable := rows.filter(USABLE).height) > MOST_ROWS:
+        logger.info(
+            f"questions in other words are not looked for: {usable:,} usable rows are more than {MOST_ROWS:,}; check a "
+            "part of the file"
+        )
+        return pl.DataFrame(schema=SIMILAR)
     texts = _texts(rows)
     same_answers = list(_same_answer_pairs(texts))
     counts = Counter(word for text in texts for word in text.content)
