@@ -1,4 +1,4 @@
-"""Writes what `foreknow mix` makes from an audit's folder: a training set in the layout of the input, and its manifest."""
+"""Writes the training set that `foreknow mix` makes from an audit's folder, in the input's layout, and its manifest."""
 
 from __future__ import annotations
 
