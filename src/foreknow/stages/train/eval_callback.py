@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 BEST = ".best"
 """The folder, within the run's folder, that holds the weights of the best epoch so far."""
 
+
 class TrainingModel(NamedTuple):
     """Holds the model to train, how it is measured, and a line for each choice.
 
@@ -159,9 +160,9 @@ class EvalCallback:
         )
 
     def _against_leader(self, outcomes: pl.DataFrame) -> dict[str, int] | None:
-        """Count dev's rows that are right now and were wrong at the epoch kept so far (`won`), and the reverse (`lost`).
+        """Count dev's rows that are right now but were wrong at the epoch kept until then, and the reverse.
 
-        Returns None if there is no such epoch, or if the rows are not compared (`paired`).
+        The counts are `won` and `lost`; `step` is that of the kept epoch. Returns None if there is no such epoch, or if the rows are not compared (`paired`).
         """
         leader = selection.best(self.lines, self.config.metric) if self.paired else None
         before = self.folder.chunk(leader["step"], "outcomes") if leader else None
@@ -269,7 +270,7 @@ def all_outcomes(own: pl.DataFrame, sets: Mapping[str, pl.DataFrame]) -> pl.Data
     if not process_group.is_distributed():
         return own
     places = pl.concat([rows.select("row", set=pl.lit(name)) for name, rows in sets.items()]).sort("set", "row")
-    code = [pl.col(name).cast(pl.Int64) + 1 for name in ("correct", "lenient")]  # 0: nothing said
+    code = [pl.col(name).cast(pl.Int64) + 1 for name in ("correct", "lenient")]  # 0 stands for null
     coded = places.join(own.with_columns(code), on=["set", "row"], how="left", maintain_order="left").fill_null(0)
     totals = process_group.totals([*coded["correct"], *coded["lenient"]])
     names = ("correct", "lenient")

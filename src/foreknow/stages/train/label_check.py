@@ -163,7 +163,7 @@ def split_texts(row: Any, batch: Mapping[str, Any], flat: Tensor) -> list[Tensor
         starts = (places.reshape(-1) == 0).nonzero().flatten().tolist()
         sizes = [end - begin for begin, end in zip(starts, [*starts[1:], len(flat)], strict=True)]
         if starts[:1] == [0] and (texts := [part for part in flat.split(sizes) if len(part) > 1]):
-            return texts  # padding has position 0 everywhere
+            return texts  # texts of one token are left out, since padding has position 0 everywhere
     return [flat]
 
 
