@@ -162,7 +162,8 @@ class EvalCallback:
     def _against_leader(self, outcomes: pl.DataFrame) -> dict[str, int] | None:
         """Count dev's rows that are right now but were wrong at the epoch kept until then, and the reverse.
 
-        The counts are `won` and `lost`; `step` is that of the kept epoch. Returns None if there is no such epoch, or if the rows are not compared (`paired`).
+        The counts are `won` and `lost`; `step` is that of the kept epoch. Returns None if there is no such
+        epoch, or if the rows are not compared (`paired`).
         """
         leader = selection.best(self.lines, self.config.metric) if self.paired else None
         before = self.folder.chunk(leader["step"], "outcomes") if leader else None
