@@ -1,1 +1,1 @@
-"""foreknow evaluate: what a tuned model really answers."""
+"""foreknow evaluate: asks a tuned model its rows and scores the answers that it generates."""

@@ -1,8 +1,8 @@
-"""Answers really generated, greedily, in the format a model was trained in (design, sections 2 and 8).
+"""Generates a model's answers greedily, in the format that the model was trained in (design, sections 2 and 8).
 
-The tracker tells right from wrong without generating; what a wrong answer says, it does not see. A right answer
-must end within the row's longest accepted answer's tokens and 4 more, as in the tracker, so that both agree. What
-is said is read further, so that wrong answers and refusals can be told apart.
+The tracker tells right answers from wrong ones without generating, so it does not see what a wrong answer says. A right
+answer must end within the tokens of the row's longest accepted answer and 4 more. The tracker has the same limit, so
+both agree. Generation goes on beyond the limit (`READ`), so that wrong answers and refusals can be told apart.
 """
 
 from __future__ import annotations
@@ -26,11 +26,14 @@ from foreknow.stages.evaluate.metrics import PREDICTIONS
 logger = logging.getLogger(__name__)
 
 READ: Final = 16
-"""So many tokens of an answer are read at least, whether it can still be right or not."""
+"""At least this many tokens of an answer are generated, even if it can no longer be right."""
 
 
 class GenerationPrompt(NamedTuple):
-    """A row ready to be asked: `prompt` as token ids; an answer must end in `allowed` tokens, its end included."""
+    """Holds a row that is ready to be asked.
+
+    `prompt`: its token ids. `allowed`: the number of tokens, including the end token, within which an answer must end.
+    """
 
     row: int
     prompt: tuple[int, ...]
@@ -39,10 +42,10 @@ class GenerationPrompt(NamedTuple):
 
 
 def build_prompts(rows: pl.DataFrame, prompter: Prompter, max_new: int | None = None) -> list[GenerationPrompt]:
-    """The rows (`rows.ROWS`, usable ones) ready to be asked, with no exemplars.
+    """Turn usable rows (`rows.ROWS`) into prompts without exemplars.
 
-    `max_new`: tokens a right answer may have; by default the row's longest accepted answer's and
-    `exact_probe.ProbeSettings.extra_tokens` more.
+    `max_new`: how many tokens a right answer may have. By default this is the number of tokens of the row's longest
+    accepted answer and `exact_probe.ProbeSettings.extra_tokens` more.
     """
     texts = [prompter.text((), question, turns) for question, turns in rows.select("question", "context").iter_rows()]
     prompts = []
@@ -57,10 +60,10 @@ def build_prompts(rows: pl.DataFrame, prompter: Prompter, max_new: int | None = 
 
 
 def generate_answers(generator: Generator, rows: Sequence[GenerationPrompt]) -> pl.DataFrame:
-    """What the model says to each row: `PREDICTIONS`, sorted by row.
+    """Generate the model's answer to each row; return `PREDICTIONS`, sorted by row.
 
-    Rows of like allowance and length are generated together, `generator.batch` at a time, so the result depends
-    on the rows and that number only.
+    Rows with similar `allowed` and length are generated together, `generator.batch` at a time. The result therefore
+    depends only on the rows and on that number.
     """
     ordered = sorted(rows, key=lambda prompt: (max(prompt.allowed, READ), len(prompt.prompt), prompt.row))
     lines = []
@@ -90,7 +93,10 @@ def _judge(
 
 
 def generate_with_less_memory(generator: Generator, rows: Sequence[GenerationPrompt]) -> tuple[pl.DataFrame, Generator]:
-    """As `generate_answers`; out of memory, with batches half as large. Returns the generator that did it."""
+    """Generate answers as `generate_answers` does; if memory runs out, try again with batches half as large.
+
+    Returns the answers and the generator that made them. Raises ResourceError if one row at a time is too much.
+    """
     while True:
         try:
             return generate_answers(generator, rows), generator

@@ -1,4 +1,4 @@
-"""What a tuned model really says: EM, its wrong answers, refusals, and rows won and lost against its base. Pure.
+"""Computes EM, wrong answers, refusals, and the rows that a tuned model won and lost against its base model. Pure.
 
 Every row counts as one of these:
 
@@ -6,12 +6,14 @@ Every row counts as one of these:
     refused   the model declined, or said nothing
     wrong     neither
 
-A row can be right and refused: where its gold is a refusal. The base model is held against the tuned one in two ways:
+A row is both correct and refused if its gold is a refusal. The tuned model is compared with its base model in two ways:
 
-    in the same format   it is asked as the tuned model is, without exemplars (`base_prediction`): what training
-                         changed, the form of the answers included. A base model that never ends its answers scores 0
-    behind exemplars     its answers are those of the audit (paper, section 2): what it knew. It was right on a row
-                         where at least half of the exemplar sets' greedy answers were (`base_correct`)
+    in the same format   the base model is asked as the tuned model is, without exemplars (`base_prediction`). This
+                         shows what training changed, including the form of the answers. A base model that never ends
+                         its answers scores 0
+    behind exemplars     the base model's answers are those of the audit (paper, section 2). This shows what it knew.
+                         It counts as right on a row if at least half of the exemplar sets' greedy answers were right
+                         (`base_correct`)
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from foreknow.data.schema import GOLD
 from foreknow.stats import wilson
 
 BASE_RIGHT: Final = 0.5
-"""From this share of right greedy answers on, the base model counts as right on a row."""
+"""The base model counts as right on a row if at least this share of its greedy answers is right."""
 
 PREDICTIONS: Final[dict[str, pl.DataType]] = {
     "row": pl.Int64(),
@@ -35,9 +37,10 @@ PREDICTIONS: Final[dict[str, pl.DataType]] = {
     "correct": pl.Boolean(),
     "correct_lenient": pl.Boolean(),
 }
-"""One line per answered row. `prediction`: up to the first newline or end, with an ellipsis where neither came.
-`ended`: one came within the tokens a right answer may have; a row that has not ended is not right. All are null where
-the model's logits were not finite before that: what it would say is not known."""
+"""The frame has one line per answered row. `prediction` is the answer up to the first newline or end token, with an
+ellipsis if neither came. `ended` says whether one of them came within the tokens that a right answer may have; a row
+that has not ended is not right. All columns but `row` are null if the model's logits stopped being finite before that,
+because what the model would say is then not known."""
 
 ANSWERED: Final[dict[str, pl.DataType]] = {
     **{name: pl.Int64() if name == "row" else pl.String() for name in ("row", "group", "relation", "split")},
@@ -51,12 +54,14 @@ ANSWERED: Final[dict[str, pl.DataType]] = {
     "base_prediction_lenient": pl.Boolean(),
     "answers": pl.List(pl.String()),
 }
-"""The contract of `rows.parquet`: one line per row, in input order. `correct` is strict; `base_correct` is null where
-the base model's probe is not known; `base_prediction` and what follows it where the base model was not asked in the
-same format. `prediction` to `refused` are null where the model's logits were not finite."""
+"""The contract of `rows.parquet`: one line per row, in input order. `correct` follows strict matching. `base_correct`
+is null if the base model's probe is not known. `base_prediction`, `base_prediction_correct` and
+`base_prediction_lenient` are null if the base model was not asked in the same format. The columns from `prediction` to
+`refused` are null if the model's logits were not finite."""
 
 Share = dict[str, Any]
-"""share, ci_low, ci_high (Wilson's 95 % interval; all null where there are no rows), count, rows."""
+"""A dict of share, ci_low, ci_high, count and rows. `ci_low` and `ci_high` are Wilson's 95 % interval; they and `share`
+are null if there are no rows."""
 
 
 def answered(
@@ -66,11 +71,11 @@ def answered(
     idk_answer: str | None = None,
     base: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
-    """The frame `ANSWERED` from rows (`rows.ROWS`), what the model answers (`PREDICTIONS`) and what was known
-    (`base_labels.LABELS`).
+    """Join rows (`rows.ROWS`) with the model's answers and what was known before training into the frame `ANSWERED`.
 
-    `idk_answer`: a refusal the model was taught, counted as one beside those that read as such. `base`: what the base
-    model answers in the same format (`PREDICTIONS`).
+    `predictions`: the model's answers (`PREDICTIONS`). `labels`: what was known (`base_labels.LABELS`). `idk_answer`: a
+    refusal that the model was taught; it counts as a refusal in addition to answers that read like one. `base`: the
+    base model's answers in the same format (`PREDICTIONS`).
     """
     same_format = (pl.DataFrame(schema=PREDICTIONS) if base is None else base).select(
         "row",
@@ -94,10 +99,10 @@ def answered(
 
 
 def summarise_answers(rows: pl.DataFrame, *, lenient: bool = False) -> dict[str, Any]:
-    """The counts and shares of `summary.json` from `ANSWERED`.
+    """Compute the counts and shares of `summary.json` from the frame `ANSWERED`.
 
-    EM is given under both matchings; all else follows one of them (`lenient`). Rows for which the model's logits
-    were not finite are counted (`not_finite`) and in nothing else.
+    EM is given under both matchings; all other figures follow one matching (lenient if `lenient`, else strict). Rows
+    for which the model's logits were not finite are counted in `not_finite` and in no other figure.
     """
     every = rows.height
     rows = counted(rows.filter(pl.col("prediction").is_not_null()), lenient=lenient)
@@ -142,20 +147,23 @@ def summarise_answers(rows: pl.DataFrame, *, lenient: bool = False) -> dict[str,
 
 
 def counted(rows: pl.DataFrame, *, lenient: bool) -> pl.DataFrame:
-    """The rows with `counts` (right under the matching that counts) and `wrong` (neither right nor refused)."""
+    """Add `counts` (right under the chosen matching) and `wrong` (neither right nor refused) to the rows."""
     right = pl.col("correct_lenient" if lenient else "correct")
     return rows.with_columns(counts=right, wrong=~right & ~pl.col("refused"))
 
 
 def parted(rows: pl.DataFrame, column: str) -> dict[str, pl.DataFrame]:
-    """The rows by the values of a column, sorted (categories from known to unknown); null is no value."""
+    """Group the rows by the values of a column; leave out nulls.
+
+    The groups are sorted by value; categories are sorted from known to unknown.
+    """
     parts = {str(key): part for (key,), part in rows.drop_nulls(column).group_by(column, maintain_order=True)}
     order = CATEGORIES if column == "category" else sorted(parts)
     return {name: parts[name] for name in order if name in parts}
 
 
 def share(count: int, rows: int) -> Share:
-    """A share with its interval."""
+    """Return the share `count` of `rows` with its interval."""
     of = wilson(count, rows)
     ends = (of.value, of.low, of.high) if rows else (None, None, None)
     return {**dict(zip(("share", "ci_low", "ci_high"), ends, strict=True)), "count": count, "rows": rows}
@@ -170,7 +178,11 @@ def _em(rows: pl.DataFrame) -> dict[str, Share]:
 
 
 def answering(rows: pl.DataFrame) -> dict[str, Share]:
-    """Coverage (rows not refused), accuracy (right among those), yield (answered and right, among all rows)."""
+    """Compute coverage, accuracy and yield.
+
+    Coverage is the share of rows that are not refused, accuracy the share of those that are right, and yield the share
+    of all rows that are answered and right.
+    """
     answered_rows = rows.filter(~pl.col("refused"))
     hits = int(answered_rows["counts"].sum())
     return {
@@ -181,7 +193,10 @@ def answering(rows: pl.DataFrame) -> dict[str, Share]:
 
 
 def frequent(rows: pl.DataFrame, most: int) -> list[dict[str, Any]]:
-    """The most frequent wrong answers: text, count, share of the wrong answers. Ties in the order of the texts."""
+    """Return the `most` most frequent wrong answers with their text, count and share of the wrong answers.
+
+    Equally frequent answers are sorted by text.
+    """
     wrong = rows.filter("wrong")
     most_frequent = (
         wrong.group_by(pl.col("prediction").str.normalize("NFC"))
@@ -195,8 +210,11 @@ def frequent(rows: pl.DataFrame, most: int) -> list[dict[str, Any]]:
 
 
 def collapse(rows: pl.DataFrame) -> dict[str, Any]:
-    """How few answers stand for many: the top answer's share and the number of distinct answers, among rows not
-    refused, beside the same of their golds. A model that answers well is about as varied as the golds are."""
+    """Measure how far the model gives the same few answers to many rows, among the rows that are not refused.
+
+    Both the predictions and the golds get the share of the most frequent text and the number of distinct texts. A model
+    that answers well is about as varied as the golds.
+    """
     answered_rows = rows.filter(~pl.col("refused"))
     return {
         "rows": answered_rows.height,
@@ -219,7 +237,7 @@ def _variety(texts: pl.Series) -> dict[str, Any]:
 
 
 def same_format_moves(rows: pl.DataFrame, *, lenient: bool = False) -> dict[str, Any] | None:
-    """Rows won and lost against the base model asked in the same format; None where it was not asked."""
+    """Count the rows won and lost against the base model in the same format; return None if it was not asked."""
     asked = rows.filter(pl.col("base_prediction").is_not_null())
     if asked.is_empty():
         return None
@@ -228,10 +246,11 @@ def same_format_moves(rows: pl.DataFrame, *, lenient: bool = False) -> dict[str,
 
 
 def moves(rows: pl.DataFrame) -> dict[str, Any]:
-    """Rows won and lost against the base model, overall and by category.
+    """Count the rows won and lost against the base model, overall and by category.
 
-    `correct_to_wrong`, `wrong_to_correct`: of the rows the base was right, or wrong, on. `lost`: HighlyKnown rows that
-    are not right now; `gained`: Unknown rows that are. Not right is wrong or refused.
+    `correct_to_wrong` is a share of the rows on which the base model was right, `wrong_to_correct` of those on which it
+    was wrong. `lost`: HighlyKnown rows that are not right now. `gained`: Unknown rows that are right now. A row that is
+    not right is wrong or refused.
     """
     by_category = parted(rows, "category")
     nothing = rows.clear()

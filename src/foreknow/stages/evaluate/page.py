@@ -1,4 +1,4 @@
-"""A finished evaluation -> its page."""
+"""Writes the HTML page of a finished evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The result of an evaluation: a view of its run folder."""
+"""Reads the result of a finished evaluation from its run folder."""
 
 from __future__ import annotations
 
@@ -17,24 +17,27 @@ from foreknow.io.run_dir import not_finished, read_json, verify
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """A finished evaluation: a view of its run folder."""
+    """Reads the tables and the summary of a finished evaluation from its run folder."""
 
     folder: Path
 
     @cached_property
     def rows(self) -> pl.DataFrame:
-        """One line per row (`metrics.ANSWERED`)."""
+        """Return the rows of the evaluation, one line per row (`metrics.ANSWERED`)."""
         return pl.read_parquet(self.folder / "rows.parquet")
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """EM, wrong answers, refusals, moves (`metrics.summarise_answers`), and what was asked of which model."""
+        """Return EM, wrong answers, refusals and moves (`metrics.summarise_answers`), and which model was asked how."""
         contents: dict[str, Any] = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
         return contents
 
 
 def open_evaluation(folder: str | Path) -> EvaluateResult:
-    """A finished evaluation's folder. Raises InputError where there is none, or a file of it was changed since."""
+    """Open a finished evaluation's folder.
+
+    Raises InputError if there is no finished evaluation, or if one of its files was changed since.
+    """
     folder = download(folder)
     manifest = read_json(folder / "manifest.json") or {}
     if (folder / "manifest.json").is_file():

@@ -1,9 +1,9 @@
-"""Evaluate: what a tuned model answers to any rows, read off real greedy generations (paper, section 3).
+"""Runs an evaluation: asks a tuned model any rows and scores its greedily generated answers (paper, section 3).
 
-    base_labels.py          categories, and the base model's probe, row by row
-    generate.py      every row asked in the training format
-    metrics.py         EM, wrong answers, refusals, moves against the base model's probe
-    tables.py   the same for the terminal
+    base_labels.py   finds each row's category and the base model's probe
+    generate.py      asks every row in the training format
+    metrics.py       computes EM, wrong answers, refusals, and moves against the base model's probe
+    tables.py        shows the same in the terminal
 
 DIR/config.yaml rows.parquet summary.json manifest.json (last) report.html
 """
@@ -50,22 +50,23 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 COST: Final[dict[str, pl.DataType]] = {"seconds": pl.Float64(), "rows": pl.Int64(), "batch_rows": pl.Int64()}
-"""A finished chunk's cost; `batch_rows`: rows answered at once, halved for want of memory."""
+"""The cost of a finished chunk. `batch_rows` is the number of rows answered at once; it is halved when memory runs
+out."""
 
 
 TUNED, BASE = "predictions", "base_predictions"
-"""The names of the chunks with what the tuned model answers, and with what the base model does."""
+"""The names of the chunks that hold the tuned model's answers, and of those that hold the base model's answers."""
 
 FLUENCY: Final[dict[str, pl.DataType]] = {"summary": pl.String()}
-"""Whether the model speaks (`Fluency.summary`, as JSON), kept with the first chunk that it answers."""
+"""The result of the model's fluency check (`Fluency.summary`, as JSON), saved with the first chunk that it answers."""
 
 
 class EvaluateInputs(NamedTuple):
-    """What an evaluation reads: usable rows (`rows.ROWS`), what was known of them before (`base_labels.LABELS`),
-    the prompt.
+    """Holds what an evaluation reads.
 
-    `whence`: where the labels are from, in words; empty where there are none. `row_faults`: by reason, rows that the
-    chat template refuses (`row_faults.counts`).
+    `rows`: the usable rows (`rows.ROWS`). `skipped`: the number of other rows. `labels`: what was known of the rows
+    before training (`base_labels.LABELS`). `whence`: words for where the labels come from; empty if there are none.
+    `template`: the prompt. `row_faults`: by reason, the rows that the chat template refuses (`row_faults.counts`).
     """
 
     facts: Dataset
@@ -79,7 +80,7 @@ class EvaluateInputs(NamedTuple):
 
 
 def read_inputs(config: EvaluateConfig) -> EvaluateInputs:
-    """Read and check all files. Everything that can be refused without the model is refused here."""
+    """Read and check all files, and raise every error that can be found without the model."""
     template = read_template(config.prompt_template) if config.prompt_template else TRAINING
     audit = open_audit(config.audit) if config.audit else None
     facts = read_data(config, config.limit)
@@ -93,11 +94,12 @@ _NO_IDENTITY: Final = {
     *("data", "model", "out", "audit", "base", "force", "prompt_template", "templates", "map", "layout"),
     *("turns", "null_words", "strict_rows", "group_by", "trust_remote_code", "dtype", "device"),
 }
-"""Settings that name a file whose content counts instead, or do not change a result."""
+"""Settings that are left out of a run's identity, because the content of the file that they name counts instead or
+because they do not change a result."""
 
 
 def identity_of(config: EvaluateConfig, inputs: EvaluateInputs, model: str, device: str, dtype: str) -> dict[str, Any]:
-    """What makes two evaluations the same run: contents and settings, never names of files."""
+    """Return the contents and settings by which two evaluations count as the same; names of files do not count."""
     return {
         "data": inputs.facts.digest,
         "categories": fingerprint(inputs.labels),
@@ -110,7 +112,7 @@ def identity_of(config: EvaluateConfig, inputs: EvaluateInputs, model: str, devi
 
 
 def with_batch_sizes(config: EvaluateConfig, device: str) -> EvaluateConfig:
-    """Fill in the batch plan: a matter of the kind of device, never of free memory or load."""
+    """Fill in the batch sizes, which depend on the kind of device and never on free memory or load."""
     gpu = device.startswith("cuda")
     return config.model_copy(
         update={
@@ -121,9 +123,9 @@ def with_batch_sizes(config: EvaluateConfig, device: str) -> EvaluateConfig:
 
 
 def run(config: EvaluateConfig) -> EvaluateResult:
-    """Evaluate as `config` says and return the finished evaluation; an interrupted one goes on where it stopped.
+    """Evaluate as `config` says and return the finished evaluation.
 
-    Raises the errors of `foreknow.errors`.
+    An interrupted evaluation goes on where it stopped. Raises the errors of `foreknow.errors`.
     """
     out = required_out(config.out)
     inputs = read_inputs(config)
@@ -139,13 +141,13 @@ def run(config: EvaluateConfig) -> EvaluateResult:
 def _prepare(
     config: EvaluateConfig, inputs: EvaluateInputs, resolved_model: Resolved, notes: list[str], folder: RunDir
 ) -> PreparedRun:
-    """Turn the rows into prompts, where the folder has no finished evaluation."""
+    """Turn the rows into prompts, unless the folder has a finished evaluation."""
     device, dtype = loading.resolve_device_dtype(config.device, config.dtype)
     config = with_batch_sizes(config, device)
     identity = identity_of(config, inputs, resolved_model.fingerprint, device, dtype)
     if folder.manifest is not None:
         return PreparedRun(identity, config.resolved(), nothing_to_do)
-    prompts = _prepare_prompts(config, inputs, resolved_model)  # refused before the folder is claimed
+    prompts = _prepare_prompts(config, inputs, resolved_model)  # raises its errors before the folder is claimed
     data_lines = (inputs.facts.reason, inputs.facts.first_row, inputs.facts.row_account)
     prompt_warning = _prompt_warning(prompts.prompter, inputs.template, resolved_model)
 
@@ -156,14 +158,14 @@ def _prepare(
 
 
 class _Base(NamedTuple):
-    """The model that the tuned one was trained from; None, with the reason, where it cannot be asked."""
+    """Holds the model that the tuned one was trained from and why it is asked; the model is None if it is not asked."""
 
     model: Resolved | None
     reason: str
 
 
 def _base_model(config: EvaluateConfig, tuned: Resolved) -> _Base:
-    """Find the model that `tuned` was trained from, by what stands beside its weights."""
+    """Find the model that `tuned` was trained from, by the origin that is recorded beside its weights."""
     if not config.compare_base:
         return _Base(None, "the base model is not asked in the same format (--no-compare-base)")
     origin = tuned.origin or tuned.base
@@ -184,7 +186,10 @@ def _base_model(config: EvaluateConfig, tuned: Resolved) -> _Base:
 
 
 def _check_base_model(config: EvaluateConfig, audit: AuditResult | None, resolved_model: Resolved) -> list[str]:
-    """A line where it is not known whether the audit is the base model's. Raises ModelError where it is not."""
+    """Check that the audit is that of the base model; return a line if that is not known.
+
+    Raises ModelError if the audit is another model's, unless `config.force` is set.
+    """
     if audit is None:
         return []
     made_with = audit.summary["model"]
@@ -205,7 +210,11 @@ def _check_base_model(config: EvaluateConfig, audit: AuditResult | None, resolve
 
 
 class PreparedPrompts(NamedTuple):
-    """The rows as token ids, by number, and what made them. `inputs`: without the rows that cannot be asked."""
+    """Holds the prompts and the prompter that made them.
+
+    `rows`: the prompts by row number. `inputs`: the inputs without the rows that cannot be asked. `notes`: lines about
+    the prompts and the removed rows.
+    """
 
     prompter: Prompter
     rows: dict[int, GenerationPrompt]
@@ -214,8 +223,11 @@ class PreparedPrompts(NamedTuple):
 
 
 def _prepare_prompts(config: EvaluateConfig, inputs: EvaluateInputs, resolved_model: Resolved) -> PreparedPrompts:
-    """Raises InputError for rows that are longer than the model's positions, or where no row can be asked."""
-    from foreknow.stages.evaluate.generate import build_prompts  # keeps torch out
+    """Turn the rows into prompts.
+
+    Raises InputError if rows are longer than the model's positions, or if no row can be asked.
+    """
+    from foreknow.stages.evaluate.generate import build_prompts  # imported here so that torch loads late
 
     tokenizer = loading.load_tokenizer(resolved_model, config.trust_remote_code)
     chat, reason = _chat_choice(config, inputs, tokenizer, resolved_model)
@@ -233,7 +245,10 @@ def _prepare_prompts(config: EvaluateConfig, inputs: EvaluateInputs, resolved_mo
 def _chat_choice(
     config: EvaluateConfig, inputs: EvaluateInputs, tokenizer: Any, resolved_model: Resolved
 ) -> tuple[bool, str | None]:
-    """Whether to ask through the chat template, and why: as the model was tuned, if that is known, else by the rows."""
+    """Choose whether to ask through the chat template, and say why.
+
+    With `--chat-template auto` the model is asked as it was tuned if that is known; else the rows decide.
+    """
     if config.chat_template != "auto":
         return config.uses_chat_template, None
     tuned_with = _training_text(resolved_model).get("chat_template")
@@ -244,13 +259,13 @@ def _chat_choice(
 
 
 def _training_text(resolved_model: Resolved) -> dict[str, Any]:
-    """The prompt format that the tune run beside the model tells of; {} where there is none."""
+    """Return the prompt format that the tune run in the model's parent folder recorded, or {} if there is none."""
     text = (read_json(resolved_model.path.parent / "results.json") or {}).get("method", {}).get("training_text")
     return text if isinstance(text, dict) else {}
 
 
 def _without_refused_rows(inputs: EvaluateInputs, prompter: Prompter) -> tuple[EvaluateInputs, list[str]]:
-    """The rows without those that the chat template refuses, and lines about these."""
+    """Remove the rows that the chat template refuses; return the other rows and lines about the removed ones."""
     faults = template_faults(inputs.rows, prompter)
     remaining = without_faulty(inputs.facts.name, inputs.rows, faults)
     labels = inputs.labels.filter(pl.col("row").is_in(remaining["row"].implode()))
@@ -262,7 +277,7 @@ def _without_refused_rows(inputs: EvaluateInputs, prompter: Prompter) -> tuple[E
 
 
 def _prompt_warning(prompter: Prompter, template: Template, resolved_model: Resolved) -> list[str]:
-    """A warning where the tune run beside the model tells of another prompt: EM would be near 0 for that alone."""
+    """Return a warning if the model was tuned with another prompt, which alone could bring EM near 0."""
     training_text = _training_text(resolved_model)
     if not training_text:
         return []
@@ -303,10 +318,10 @@ def _answer(
     plan: Mapping[int, pl.DataFrame],
     name: str,
 ) -> None:
-    """Ask a model the rows of the chunks that are not finished; `name`: of its chunks, TUNED or BASE."""
-    from foreknow.inference.engine import Sampling  # keeps torch out
-    from foreknow.inference.generate import Generator, exact_head  # keeps torch out
-    from foreknow.stages.evaluate.generate import generate_with_less_memory  # keeps torch out
+    """Ask a model the rows of the chunks that are not finished. `name`: the name of its chunks, TUNED or BASE."""
+    from foreknow.inference.engine import Sampling  # imported here so that torch loads late
+    from foreknow.inference.generate import Generator, exact_head  # imported here so that torch loads late
+    from foreknow.stages.evaluate.generate import generate_with_less_memory  # imported here so that torch loads late
 
     loaded = loading.load_resolved_model(
         resolved_model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
@@ -326,7 +341,7 @@ def _answer(
             frame, generator = generate_with_less_memory(generator, [prompts.rows[row] for row in part["row"]])
             cost = {"seconds": time.monotonic() - began, "rows": part.height, "batch_rows": generator.batch}
             folder.save_chunk(n, f"{name}_cost", pl.DataFrame([cost], schema=COST))
-            folder.save_chunk(n, name, frame)  # last: a chunk is finished where this file stands
+            folder.save_chunk(n, name, frame)  # saved last, because a chunk counts as finished if this file exists
             done.advance(part.height)
             release_memory()
 
@@ -340,7 +355,7 @@ def _write(
     identity: dict[str, Any],
     base: _Base,
 ) -> None:
-    """Assemble the outputs from the finished chunks; the manifest comes last."""
+    """Write the outputs from the finished chunks; write the manifest last."""
     cost = folder.load_chunks(f"{TUNED}_cost", COST)
     base_predictions = folder.load_chunks(BASE, PREDICTIONS) if base.model else None
     predictions = folder.load_chunks(TUNED, PREDICTIONS)

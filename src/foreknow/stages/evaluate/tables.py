@@ -1,4 +1,4 @@
-"""The summary of `foreknow evaluate` as tables and lines for the terminal. Pure."""
+"""Turns the summary of `foreknow evaluate` into tables and lines for the terminal. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import polars as pl
 
 
 def em_table(summary: Mapping[str, Any], most: int = 24) -> pl.DataFrame:
-    """EM for the terminal: all rows, then categories, splits, and at most `most` relations, the largest first."""
+    """Return a table of EM for the terminal.
+
+    Its lines are all rows, then each category, each split, and at most `most` relations, the largest first.
+    """
     em, refusals = summary["em"], summary["refusals"]
     lines = [("all", em["overall"], refusals["overall"])]
     for by in ("by_category", "by_split", "by_relation"):
@@ -32,7 +35,10 @@ def em_table(summary: Mapping[str, Any], most: int = 24) -> pl.DataFrame:
 
 
 def moves_table(summary: Mapping[str, Any]) -> pl.DataFrame | None:
-    """For the terminal: each category's rows before training, and what became of them; None without categories."""
+    """Return a table for the terminal of each category's rows and how many are right and wrong after training.
+
+    Returns None if there are no categories.
+    """
     moves = summary["moves"]
     if moves is None:
         return None
@@ -55,7 +61,10 @@ def moves_table(summary: Mapping[str, Any]) -> pl.DataFrame | None:
 
 
 def wrong_table(summary: Mapping[str, Any], most: int = 10) -> pl.DataFrame:
-    """The wrong answers that are given more than once, the most frequent first, for the terminal."""
+    """Return a table for the terminal of wrong answers that are given more than once, the most frequent first.
+
+    `most`: how many of the most frequent wrong answers are considered.
+    """
     return pl.DataFrame(
         [
             {
@@ -71,7 +80,10 @@ def wrong_table(summary: Mapping[str, Any], most: int = 10) -> pl.DataFrame:
 
 
 def collapse_table(summary: Mapping[str, Any], most: int = 24) -> pl.DataFrame:
-    """Answer collapse for the terminal: all, then at most `most` relations, the largest first."""
+    """Return a table of answer collapse for the terminal.
+
+    Its lines are all rows and then at most `most` relations, the largest first.
+    """
     collapse = summary["collapse"]
     largest = sorted(collapse["by_relation"], key=lambda name: -collapse["by_relation"][name]["rows"])[:most]
     return pl.DataFrame(
@@ -92,7 +104,7 @@ def collapse_table(summary: Mapping[str, Any], most: int = 24) -> pl.DataFrame:
 
 
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
-    """What the tables do not say, in a few lines."""
+    """Return a few lines on what the tables do not show."""
     answers, of = summary["answers"], summary["answering"]["overall"]
     lines = [
         f"{answers['correct']:,} right, {answers['wrong']:,} wrong, {answers['refused']:,} refused "
@@ -131,15 +143,15 @@ def _count(of: Mapping[str, Any]) -> str:
 
 
 def percent(of: Mapping[str, Any]) -> str:
-    """A share in percent; a dash where there are no rows."""
+    """Write a share in percent; write a dash if there are no rows."""
     return "-" if of["share"] is None else f"{of['share']:.1%}"
 
 
 def interval(of: Mapping[str, Any]) -> str:
-    """A share's interval in percent."""
+    """Write a share's interval in percent; write a dash if there are no rows."""
     return "-" if of["share"] is None else f"{of['ci_low']:.1%} to {of['ci_high']:.1%}"
 
 
 def cut(text: str, most: int = 40) -> str:
-    """A text short enough for a table."""
+    """Cut a text to at most `most` characters, so that it fits into a table; a cut text ends in an ellipsis."""
     return text if len(text) <= most else f"{text[: most - 1]}\u2026"

@@ -1,4 +1,4 @@
-"""`foreknow mix` on disk: an audit's folder -> a training set in the layout the rows came in, and its manifest."""
+"""Writes the training set that `foreknow mix` makes from an audit's folder, in the input's layout, and its manifest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from foreknow.version import __version__
 
 
 class MixFiles(NamedTuple):
-    """A training set that was written, what it is made of, and the audit's rows it was drawn from."""
+    """Holds the path of a written training set, the mix it is made of, and the audit's rows it was drawn from."""
 
     path: Path
     mix: Mix
@@ -28,11 +28,11 @@ class MixFiles(NamedTuple):
 
 
 def write_mix(config: MixConfig) -> MixFiles:
-    """Draw the set that `config` asks for and write it, its manifest last.
+    """Draw the set that `config` asks for, write it, and write its manifest last.
 
-    A file made with the same settings is written again with the same bytes; another is only written over with
-    `force`. Raises InputError for an audit that is not finished, or a set that cannot be filled, with the
-    numbers.
+    A file that was made with the same settings is written again with the same bytes. Any other file is overwritten
+    only with `force`. Raises InputError if the audit is not finished, or if the set cannot be filled; the message
+    gives the numbers. Raises RunFolderError if another file stands at `config.out` and `force` is not set.
     """
     audit = open_audit(config.audit)
     manifest = json.loads((audit.folder / "manifest.json").read_text(encoding="utf-8"))
@@ -47,7 +47,7 @@ def write_mix(config: MixConfig) -> MixFiles:
 
     def write(part: Path) -> None:
         annotated.write(labels, part, mix.answers, config.out.name)
-        mix.manifest["sha256"] = sha256_of(part)  # of what this run wrote, whatever stands there a moment later
+        mix.manifest["sha256"] = sha256_of(part)  # hash what this run wrote, even if the file is replaced right after
         _check_target(config, mix)
         manifest_path(config.out).unlink(missing_ok=True)  # a file without a manifest is not finished
 
@@ -57,7 +57,7 @@ def write_mix(config: MixConfig) -> MixFiles:
 
 
 def _turn_notes(facts: Dataset, rows: pl.Series, turns: str) -> list[str]:
-    """What a trainer has to know of chats of which not every answer is in the set."""
+    """Return lines that tell a user how to train on chats that have only some of their answers in the set."""
     if in_part := len(facts.in_part(rows)):
         return [
             f"{in_part:,} {'chat has' if in_part == 1 else 'chats have'} only some of their answers in the set: they "
@@ -78,7 +78,10 @@ def _turn_notes(facts: Dataset, rows: pl.Series, turns: str) -> list[str]:
 
 
 def _annotated(audit: AuditResult) -> tuple[Dataset, str]:
-    """The audited input with its labels, read as the audit read it, and which turns of a chat are rows in it."""
+    """Read the audit's annotated file with the audit's own settings; return it and its `turns` setting.
+
+    `turns` says which turns of a chat are rows. Raises InputError if the audit does not have exactly one such file.
+    """
     paths = sorted(audit.folder.glob("annotated*"))
     if len(paths) != 1:
         raise InputError(f"{audit.folder}: found {len(paths)} annotated files, expected one; run the audit again")
@@ -91,7 +94,11 @@ def _annotated(audit: AuditResult) -> tuple[Dataset, str]:
 
 
 def _check_target(config: MixConfig, mix: Mix) -> None:
-    """Refuse to write over a file that is not this one; one of the very same bytes is, if a kill left it so."""
+    """Raise RunFolderError if `config.out` holds a file that this mix did not write, unless `force` is set.
+
+    A file without a manifest passes if it has the same bytes: an earlier run of this mix was then killed before it
+    wrote the manifest.
+    """
     if config.force or not config.out.exists():
         return
     if not manifest_path(config.out).is_file():

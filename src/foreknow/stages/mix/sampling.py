@@ -1,12 +1,12 @@
-"""Mixes: training sets from an audit, with the Unknown share chosen inside each relation (paper, section 3). Pure.
+"""Draws training sets from an audit, with the Unknown share set inside each relation (paper, section 3). Pure.
 
-    sizes.py    how many rows of each relation, and how many of them Unknown
-    sampling.py   which rows these are
+    sizes.py      chooses how many rows each relation gives, and how many of them are Unknown
+    sampling.py   chooses which rows these are
 
-Every relation's Known rows (the three Known categories together) and its Unknown rows each stand in one fixed
-order: that of a hash of the seed and the row's own text. A set takes the first rows of both. So neither the order
-of the file nor the machine matters, and sets of one family hold one another's rows: the Unknown rows of the 10 %
-set are among those of the 25 % set, the Known rows of the 25 % set among those of the 10 % set.
+Each relation has two lists of rows: its Known rows (the three Known categories together) and its Unknown rows. Each
+list is sorted by a hash of the seed and the row's own text, and a set takes the first rows of both lists. The result
+therefore depends neither on the order of the file nor on the machine, and sets of one family are nested: the 25 % set
+has all Unknown rows of the 10 % set, and the 10 % set has all Known rows of the 25 % set.
 Duplicate and conflicting rows are kept as the audit has them, and counted.
 """
 
@@ -51,16 +51,20 @@ MIX: Final[dict[str, pl.DataType]] = {
     "new_answer": pl.String(),
     "weight": pl.Float64(),
 }
-"""One line a drawn row, in row order. `row`: its position in the audited file; `group`: what the design calls
-its relation in shares and sizes; `new_answer`: the refusal that takes the answer's place, else null; `weight`:
-1 where none is set."""
+"""The frame has one line for each drawn row, in row order. `row` is the row's position in the audited file. `group` is
+what the design calls its relation in shares and sizes. `new_answer` is the refusal that replaces the answer, else null.
+`weight` is 1 where none is set."""
 
 _NEARLY_ALL = 0.95
-"""From this Unknown share on, a relation is named: it does more harm than the share of the whole set tells."""
+"""A relation with at least this Unknown share is named in a note: it does more harm than the share of the whole set
+shows."""
 
 
 class Mix(NamedTuple):
-    """`rows`: the frame `MIX`. `manifest`: for `FILE.manifest.json`. `notes`: lines that say what was done."""
+    """Holds a drawn training set.
+
+    `rows`: the frame `MIX`. `manifest`: the contents of `FILE.manifest.json`. `notes`: lines that say what was done.
+    """
 
     rows: pl.DataFrame
     manifest: dict[str, Any]
@@ -68,12 +72,12 @@ class Mix(NamedTuple):
 
     @property
     def labels(self) -> pl.DataFrame:
-        """The columns to write beside the file's own: row, category, and weight where one is set."""
+        """Return the columns to write beside the file's own: row, category, and weight if any weight is set."""
         return self.rows.select("row", "category", *(["weight"] if self.manifest["weight"] else []))
 
     @property
     def answers(self) -> dict[int, str]:
-        """By row number, the refusals that take the place of answers."""
+        """Return, by row number, the refusals that replace answers."""
         return dict(self.rows.select("row", "new_answer").drop_nulls().iter_rows())
 
 
@@ -82,9 +86,9 @@ def draw_mix(
 ) -> Mix:
     """Draw the set that `config` asks for.
 
-    `rows`: an audit's `rows.parquet`; `audit`: its manifest; `variant`: the manifest of the file that
-    `known_of` names (`read_manifest`). Raises InputError, with the numbers, for a set that cannot be filled.
-    The caller writes the rows in the layout they came in, and sets the manifest's `sha256` to the file's.
+    `rows`: an audit's `rows.parquet`. `audit`: the audit's manifest. `variant`: the manifest of the file that
+    `known_of` names (`read_manifest`). Raises InputError, with the numbers, if the set cannot be filled.
+    The caller writes the rows in the layout of the input and sets the manifest's `sha256` to that of the file.
     """
     gone = left_out(_of_relations(rows, config.relations))
     check_left_out(gone, config.bad_rows)
@@ -122,7 +126,10 @@ def draw_mix(
 
 
 def _of_relations(rows: pl.DataFrame, relations: tuple[str, ...]) -> pl.DataFrame:
-    """The rows of the relations asked for; of all where none is named."""
+    """Return the rows of the named relations, or all rows if none is named.
+
+    Raises InputError if a named relation has no row.
+    """
     missing = [name for name in relations if rows.filter(pl.col("group") == name).is_empty()]
     if missing:
         known = _some(rows["group"].unique().drop_nulls().sort())
@@ -131,7 +138,10 @@ def _of_relations(rows: pl.DataFrame, relations: tuple[str, ...]) -> pl.DataFram
 
 
 def _needs(sizes: MixSizes, alone: int, config: MixConfig) -> dict[tuple[str, str], int]:
-    """Rows by relation and part: `Known` and `Unknown` for a share, else the categories."""
+    """Return how many rows to draw, by relation and part.
+
+    The parts are `Known` and `Unknown` if `config` sets an Unknown share, else the categories.
+    """
     of = split_size(sizes, config.size, alone)
     found = {name: line for line in sizes.by_relation.iter_rows(named=True) if of[name := line["relation"]]}
     if config.unknown is None:
@@ -153,7 +163,7 @@ def _needs(sizes: MixSizes, alone: int, config: MixConfig) -> dict[tuple[str, st
 
 
 def _first(pool: pl.DataFrame, needs: Mapping[tuple[str, str], int], seed: int, *, together: bool) -> pl.DataFrame:
-    """The first rows of every relation's parts; `together`: the Known categories are one part."""
+    """Return the first rows of each part of each relation. `together`: treat the Known categories as one part."""
     part = pl.when(pl.col("category") == UNKNOWN).then(pl.lit(UNKNOWN)).otherwise(pl.lit("Known"))
     keys = [sampling_hash(seed, *texts) for texts in pool.select("group", "question", "answer").iter_rows()]
     ordered = pool.with_columns(
@@ -171,7 +181,11 @@ def _first(pool: pl.DataFrame, needs: Mapping[tuple[str, str], int], seed: int, 
 def _without_unknown(
     rows: pl.DataFrame, config: MixConfig, audit: Mapping[str, Any], variant: Mapping[str, Any]
 ) -> pl.DataFrame:
-    """D_Known (paper, section 3): the variant's rows without its Unknown ones, not refilled."""
+    """Return D_Known (paper, section 3): the variant's rows without its Unknown rows, which are not replaced.
+
+    Raises InputError if the variant's manifest is not that of a mix, if it comes from another audit, or if all of its
+    rows are Unknown.
+    """
     where = f"--known-of {config.known_of}"
     if variant.get("stage") != "mix" or not isinstance(variant.get("rows"), str):
         raise InputError(f"{where}: its manifest is not one that foreknow mix writes; make the file again")
@@ -189,21 +203,21 @@ def _without_unknown(
 
 
 def audit_fingerprint(manifest: Mapping[str, Any]) -> str:
-    """What makes two audits the same: input, model, settings, and the labels that came of them."""
+    """Return a hash that two audits share if their input, model, settings and resulting labels are the same."""
     return fingerprint({"identity": manifest.get("identity"), "rows": manifest.get("rows")})
 
 
 def manifest_path(file: Path) -> Path:
-    """Where the manifest of a mixed file is; a manifest's own path stays as it is."""
+    """Return the path of a mixed file's manifest; return the path of a manifest unchanged."""
     file = place(file)
     return file if file.name.endswith(".manifest.json") else file.with_name(f"{file.name}.manifest.json")
 
 
 def read_manifest(file: Path, *, check: bool = True) -> dict[str, Any]:
-    """The manifest of a file that `foreknow mix` wrote.
+    """Return the manifest of a file that `foreknow mix` wrote.
 
-    `check`: hold the file, where it is there, to the manifest's checksum. Raises InputError where there is no
-    manifest, or one of them was changed.
+    `check`: compare the file, if it exists, with the manifest's checksum. Raises InputError if there is no manifest, or
+    if the manifest or the file was changed.
     """
     path = manifest_path(file)
     mixed = path.with_name(path.name.removesuffix(".manifest.json"))
@@ -228,18 +242,18 @@ def read_manifest(file: Path, *, check: bool = True) -> dict[str, Any]:
 
 
 def sha256_of(file: Path) -> str:
-    """The sha256 of a file, in hex."""
+    """Return the sha256 of a file, in hex."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def rows_of(manifest: Mapping[str, Any]) -> list[int]:
-    """The numbers of a mixed file's rows in the audited file, ascending."""
+    """Return the numbers that a mixed file's rows have in the audited file, ascending."""
     return [n for span in str(manifest["rows"]).split(",") if span for n in _span(span)]
 
 
 def spans(numbers: Iterable[int]) -> str:
-    """Ascending numbers as text: 0-3,7,9-10."""
+    """Write ascending numbers as text such as 0-3,7,9-10."""
     found: list[list[int]] = []
     for n in numbers:
         if found and n == found[-1][1] + 1:
@@ -250,7 +264,10 @@ def spans(numbers: Iterable[int]) -> str:
 
 
 def mix_table(mix: Mix, most: int = 24) -> pl.DataFrame:
-    """The set for the terminal: all, then at most `most` relations, the largest first; counts and Unknown share."""
+    """Return a table of the set for the terminal, with its counts and Unknown share.
+
+    The first line is for all rows; at most `most` relations follow, the largest first.
+    """
     counts = count_categories(mix.rows)
     size = pl.sum_horizontal(CATEGORIES)
     everything = counts.select(pl.lit("all").alias("relation"), pl.col(*CATEGORIES, "Known").sum())
@@ -264,7 +281,10 @@ def mix_table(mix: Mix, most: int = 24) -> pl.DataFrame:
 
 
 def size_table(rows: pl.DataFrame, most: int = 24) -> pl.DataFrame:
-    """How large sets can be, for the terminal: all, then the relations; counts and the limits of both families."""
+    """Return a table for the terminal of how large sets can be, with counts and the limits of both families.
+
+    The first line is for all rows; at most `most` relations follow, those with the largest limit of `shares` first.
+    """
     shares, categories = largest(rows, "shares"), largest(rows, "categories")
     both = shares.by_relation.rename({"limit": "shares"}).with_columns(categories=categories.by_relation["limit"])
     everything = both.select(pl.lit("all").alias("relation"), pl.exclude("relation").sum())
@@ -272,11 +292,11 @@ def size_table(rows: pl.DataFrame, most: int = 24) -> pl.DataFrame:
 
 
 def conflicts(mixed: pl.DataFrame, earlier: pl.Series | None = None) -> dict[str, int]:
-    """Questions that some rows answer and others refuse, and the rows of such questions.
+    """Count the questions that some rows answer and others refuse, and the rows of such questions.
 
-    Questions are alike where they agree without case, punctuation and articles, and are asked behind the same turns
-    of a chat (`earlier`: `rows.earlier_turns` of each row). Opposite labels on alike rows teach a model to refuse
-    what it knows (R-Tuning, CRaFT).
+    Two questions count as the same if they agree without case, punctuation and articles and follow the same turns of a
+    chat (`earlier`: `rows.earlier_turns` of each row). Opposite labels on similar rows teach a model to refuse what it
+    knows (R-Tuning, CRaFT).
     """
     turns = pl.lit(None, pl.String) if earlier is None else earlier
     alike = [exact_match.normalise(question) for question in mixed["question"]]
@@ -293,7 +313,7 @@ def conflicts(mixed: pl.DataFrame, earlier: pl.Series | None = None) -> dict[str
 def _told(
     mixed: pl.DataFrame, drawn: pl.DataFrame, pool: pl.DataFrame, sizes: MixSizes | None, config: MixConfig
 ) -> dict[str, Any]:
-    """What the manifest says of the set itself."""
+    """Return the part of the manifest that describes the set itself."""
     earlier = drawn.sort("row")["earlier_turns"] if "earlier_turns" in drawn.columns else None
     counts = count_categories(mixed)
     unknown = int((mixed["category"] == UNKNOWN).sum())
@@ -356,7 +376,7 @@ def _notes(source: str, manifest: Mapping[str, Any], config: MixConfig, sizes: M
 
 
 def _summary_of(variant: Mapping[str, Any]) -> dict[str, Any]:
-    """Which variant a D_Known belongs to."""
+    """Return the entries of a variant's manifest that say which variant a D_Known belongs to."""
     return {key: variant.get(key) for key in ("sha256", "kind", "share", "size", "family", "seed")}
 
 

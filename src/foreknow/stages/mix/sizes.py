@@ -1,12 +1,13 @@
-"""How large a training set can be, and how many rows each relation gives to it (design, section 8). Pure.
+"""Computes how large a training set can be, and how many rows each relation gives to it (design, section 8). Pure.
 
-Sets that are compared have one size and one relation mix, so the size is that of the set hardest to fill:
+Sets that are compared have the same size and the same share of each relation, so the set that is hardest to fill limits
+the size of all. The limit depends on the family of sets:
 
-    shares       sets that differ in the Unknown share:         sum over relations of min(Known, Unknown)
-    categories   sets of a single category among them:          sum over relations of the smallest category
-    own          this set alone:                                what its own rows allow in each relation
+    shares       the sets differ in their Unknown share:       sum over relations of min(Known, Unknown)
+    categories   some sets consist of a single category:       sum over relations of the smallest category
+    own          this set is compared with no other:           what its own rows allow in each relation
 
-On the paper's counts (section 2) `categories` gives its |D| = 6,142, and `shares` 26,359.
+With the paper's counts (section 2), `categories` gives the paper's |D| = 6,142, and `shares` gives 26,359.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ COUNTS: Final[dict[str, pl.DataType]] = {
     "Known": pl.Int64(),
     "limit": pl.Int64(),
 }
-"""One line a relation (the audit's `group`): its rows by category, and how many a set can take of it."""
+"""The frame has one line for each relation (the audit's `group`): its rows by category, and `limit`, the number of rows
+that a set can take of it."""
 
 _RULES: Final = {
     "shares": "the sum over relations of the smaller of Known and Unknown",
@@ -40,7 +42,10 @@ _RULES: Final = {
 
 
 class MixSizes(NamedTuple):
-    """`by_relation`: the frame `COUNTS`. `total`: the largest size, in rows. `rule`: where it comes from."""
+    """Holds the largest size of a family of sets.
+
+    `by_relation`: the frame `COUNTS`. `total`: the largest size, in rows. `rule`: words for how it is computed.
+    """
 
     by_relation: pl.DataFrame
     total: int
@@ -49,15 +54,15 @@ class MixSizes(NamedTuple):
 
     @property
     def limits(self) -> dict[str, int]:
-        """The limit of every relation, those of 0 rows too."""
+        """Return the limit of every relation in rows, including limits of 0."""
         return dict(self.by_relation.select("relation", "limit").iter_rows())
 
 
 def drawable(rows: pl.DataFrame) -> tuple[pl.DataFrame, str]:
-    """The labelled train rows, which alone may be drawn, and a line that says which rows these are.
+    """Return the labelled train rows, which are the only ones that may be drawn, and a line that says which these are.
 
-    Where any row is marked `train`, those are. Where none is, rows without a split are: with no split
-    column that is every row. Raises InputError where no row is left.
+    If any row has the split `train`, those rows are the train rows. Otherwise the rows without a split are; without a
+    split column that is every row. Raises InputError if no row is left.
     """
     train = pl.col("split") == "train"
     marked = rows.filter(train).height > 0
@@ -71,7 +76,7 @@ def drawable(rows: pl.DataFrame) -> tuple[pl.DataFrame, str]:
 
 
 def _why_empty(rows: pl.DataFrame, chosen: pl.DataFrame) -> str:
-    """Why no row can be drawn, and what to do. `chosen`: the rows that could be, were they labelled."""
+    """Say why no row can be drawn, and what to do. `chosen`: the rows that could be drawn if they were labelled."""
     if chosen.is_empty():
         splits = rows["split"].fill_null("none").value_counts().sort("split").iter_rows()
         counts = ", ".join(f"{name} {count:,}" for name, count in splits)
@@ -94,10 +99,11 @@ def largest(
     categories: Sequence[str] = CATEGORIES,
     among: Sequence[str] = CATEGORIES,
 ) -> MixSizes:
-    """The largest size of a family of sets, by relation and in all, from an audit's rows (`rows.parquet`).
+    """Compute the largest size of a family of sets, by relation and in total, from an audit's rows (`rows.parquet`).
 
-    For `own` the set itself counts: its Unknown `share`, or else the `categories` it draws from. `among`: the
-    categories that a family of sets of one category is made of.
+    For the family `own` the size follows from the set's Unknown `share` or, if that is None, from the `categories` that
+    it draws from. `among`: for the family `categories`, the categories of its sets. Raises InputError if no row can be
+    drawn.
     """
     counts = count_categories(drawable(rows)[0])
     if family == "shares":
@@ -115,16 +121,17 @@ def largest(
 
 
 def count_categories(rows: pl.DataFrame) -> pl.DataFrame:
-    """`COUNTS` without the limit, sorted by relation, from rows that have `group` and `category`."""
+    """Count rows that have `group` and `category`; return `COUNTS` without `limit`, sorted by relation."""
     found = rows.group_by("group").agg(*((pl.col("category") == c).sum().cast(pl.Int64).alias(c) for c in CATEGORIES))
     return found.rename({"group": "relation"}).with_columns(Known=pl.sum_horizontal(KNOWN)).sort("relation")
 
 
 def split_size(sizes: MixSizes, size: int | None, alone: int = 0) -> dict[str, int]:
-    """Rows of each relation in a set of `size` rows (None: the largest): in proportion to the limits, exact.
+    """Split `size` rows (None: the largest size) over the relations in proportion to their limits.
 
-    A relation whose limit is 0 gets none. Raises InputError, with the numbers, where `size` is more than
-    the limits allow; it also says how many rows the set could have `alone`, where that is more.
+    The counts sum to `size` exactly, and a relation whose limit is 0 gets none. Raises InputError, with the numbers, if
+    `size` is more than the limits allow; the message also says how many rows the set could have `alone`, if that is
+    more.
     """
     more = f" This set alone can have {alone:,} rows (--family own)." if alone > sizes.total else ""
     if sizes.total == 0:
@@ -155,11 +162,12 @@ def _listed(counts: Mapping[str, int]) -> str:
 
 
 def unknown_counts(sizes: Mapping[str, int], share: float) -> dict[str, int]:
-    """Unknown rows of each relation in a set with this Unknown share, `sizes` rows of each relation.
+    """Return the number of Unknown rows of each relation in a set with this Unknown share.
 
-    The total is `share` of all rows, rounded (halves up), exact; each relation has its part of that total
-    rounded down or up. A larger share never has fewer in any relation: so sets can hold one another's
-    Unknown rows, which rounding by largest remainders would not allow.
+    `sizes`: the rows of each relation. The total is exactly `share` of all rows, rounded to the nearest (halves up).
+    Each relation has its part of that total, rounded down or up. A larger share never gives a relation fewer Unknown
+    rows, so the Unknown rows of a smaller share can be among those of a larger one. Rounding by largest remainders
+    would not guarantee this.
     """
     total = _rounded(exact(share) * sum(sizes.values()))
     counts = dict.fromkeys(sizes, 0)
@@ -169,9 +177,10 @@ def unknown_counts(sizes: Mapping[str, int], share: float) -> dict[str, int]:
 
 
 def fit_counts(counts: Mapping[str, int], low: Mapping[str, int], high: Mapping[str, int]) -> dict[str, int]:
-    """The counts brought between `low` and `high`, their total kept; what is moved goes where there is most room.
+    """Bring each count between `low` and `high` and keep their total.
 
-    The total must lie between those of `low` and `high`.
+    Rows are moved to, or taken from, the relation that has the most room. The total of `counts` must lie between the
+    totals of `low` and `high`.
     """
     fitted = {name: min(max(count, low[name]), high[name]) for name, count in counts.items()}
     while (missing := sum(counts.values()) - sum(fitted.values())) != 0:
@@ -183,11 +192,11 @@ def fit_counts(counts: Mapping[str, int], low: Mapping[str, int], high: Mapping[
 
 
 def natural_counts(counts: Sequence[int], size: int, offset: int) -> list[int]:
-    """`size` of `sum(counts)` rows split in proportion to `counts`: each part rounded down or up, exact in all.
+    """Split `size` rows in proportion to `counts`; round each part down or up so that the parts sum to `size`.
 
-    The parts lie end to end and are cut at even distances, beginning at `offset` (0 to sum(counts) - 1).
-    An offset drawn by chance rounds no part up more often than is its due, so that many small relations
-    do not sum to a wrong share.
+    The function lays the parts end to end and cuts them at even distances, beginning at `offset` (0 to
+    sum(counts) - 1). With a random offset, each part is rounded up as often as its fraction says, so many small
+    relations do not add up to a wrong share.
     """
     whole = sum(counts)
     if whole == 0:
@@ -200,7 +209,7 @@ def natural_counts(counts: Sequence[int], size: int, offset: int) -> list[int]:
 
 
 def exact(share: float) -> Fraction:
-    """A share as the decimal number it is written as: 0.1 is a tenth."""
+    """Return a share as the decimal number that it is written as: 0.1 is exactly a tenth."""
     return Fraction(str(share))
 
 
@@ -209,18 +218,18 @@ def _rounded(value: Fraction) -> int:
 
 
 def _room(known: int, unknown: int, share: Fraction) -> int:
-    """The most rows of which `share` are Unknown."""
+    """Return the largest number of rows, from `known` and `unknown` ones, of which `share` are Unknown."""
     bounds = [int(known / (1 - share))] if share < 1 else []
     bounds += [int(unknown / share)] if share > 0 else []
     return min(bounds)
 
 
 def _turns(sizes: Mapping[str, int]) -> list[str]:
-    """Relations in an order such that among any first h turns each has its due, rounded down or up.
+    """Order the relations so that each has its proportional number, rounded down or up, of the first h turns for any h.
 
-    The k-th turn (from 0) of a relation with n of N rows lies in the window from turn k*N/n to (k+1)*N/n.
-    Whose window has the earliest middle goes first, which rounds to the nearest. Beside many small relations
-    a large one may come too late that way; then whose window closes first goes first, which never fails.
+    The k-th turn (from 0) of a relation with n of N rows lies in the window from turn k*N/n to (k+1)*N/n. Among the
+    open windows, the one with the earliest middle goes first, which rounds to the nearest. With many small relations
+    a large one may then come too late. In that case the window that closes first goes first, which always succeeds.
     """
     whole = sum(sizes.values())
     windows = sorted(
@@ -231,9 +240,10 @@ def _turns(sizes: Mapping[str, int]) -> list[str]:
 
 
 def _in_windows(windows: Sequence[tuple[int, float, int, str]]) -> list[str]:
-    """Names in turn: of the windows that are open, the one of the lowest rank; none if one closes unused.
+    """Return names in the order of their turns: each turn takes the open window of the lowest rank.
 
-    A window is (opens, rank, closes, name), sorted by `opens`.
+    A window is (opens, rank, closes, name); `windows` are sorted by `opens`. The result is empty if a window closes
+    before it is used.
     """
     order: list[str] = []
     waiting: list[tuple[float, int, str]] = []

@@ -1,7 +1,7 @@
-"""Rows of an audit that no training set can take, by reason: counted and listed, refused or skipped by choice. Pure.
+"""Counts and lists, by reason, the rows of an audit that no training set can take, and refuses them on request. Pure.
 
-A set is drawn from labelled rows, so none of these rows can stand in one. They are counted all the same: who mixes a
-file should know what of it is not taught.
+A training set is drawn from labelled rows, so it never contains one of these rows. They are counted so that the user
+knows which rows of the file are not taught.
 """
 
 from __future__ import annotations
@@ -23,14 +23,18 @@ REASONS: Final = {
     "unspellable": "whose answer the tokenizer cannot spell",
     "not_finite": "for which the model's numbers were not finite",
 }
-"""Flags of rows without a category, the gravest first, and what they say."""
+"""Maps each flag of rows without a category to the words for it; the most serious flag comes first."""
 UNTRAINABLE: Final = ("no_question", "no_answer", "template_refuses", "template_drops", "long_prompt")
-"""Those that say that nothing can be learnt from the row, with or without a category."""
+"""The flags of rows from which nothing can be learnt, with or without a category."""
 LISTED: Final = 8
+"""How many row numbers are listed for each reason."""
 
 
 def left_out(rows: pl.DataFrame) -> dict[str, dict[str, Any]]:
-    """By reason, the rows of an audit (`rows.parquet`) without a category: how many `rows`, and the `first` of them."""
+    """Count the rows of an audit (`rows.parquet`) that have no category, by reason.
+
+    Each reason maps to `rows`, the number of such rows, and `first`, the row numbers of the first `LISTED` of them.
+    """
     bare = rows.filter(pl.col("category").is_null()).select("row", "flags").sort("row")
     rows_by_reason: dict[str, list[int]] = {}
     for row, flags in bare.iter_rows():
@@ -46,7 +50,7 @@ def left_out(rows: pl.DataFrame) -> dict[str, dict[str, Any]]:
 
 
 def check_left_out(left_out_rows: dict[str, dict[str, Any]], choice: Literal["refuse", "skip"]) -> None:
-    """Raise InputError for rows that nothing can be learnt from, where they are to be refused."""
+    """Raise InputError if `choice` is "refuse" and there are rows from which nothing can be learnt."""
     bad = {name: of for name, of in left_out_rows.items() if name in UNTRAINABLE}
     if choice == "refuse" and bad:
         raise InputError(
@@ -56,7 +60,7 @@ def check_left_out(left_out_rows: dict[str, dict[str, Any]], choice: Literal["re
 
 
 def unusable_lines(left_out_rows: dict[str, dict[str, Any]]) -> list[str]:
-    """A line for each reason, with the numbers of the first rows."""
+    """Return a line for each reason, with the row numbers of the first rows."""
     lines = []
     for name, of in left_out_rows.items():
         numbers = ", ".join(map(str, of["first"])) + (", ..." if of["rows"] > len(of["first"]) else "")

@@ -1,1 +1,1 @@
-"""foreknow tune: fine-tune a model while watching each category."""
+"""foreknow tune: fine-tunes a model and measures every knowledge category while it trains."""

@@ -1,8 +1,8 @@
-"""One forward pass over many short rows, to be learnt from: the loss at the answers' tokens, and nowhere else.
+"""Computes the training loss of many short rows in one forward pass, at the answers' tokens only.
 
-`PackedPass` lays the rows of a batch end to end without padding, as the probe does (`packed_attention.py`), keeps them
-apart in attention, and runs the output head at the answers' positions only. `PlainPass` is the model's own forward
-pass over padded rows, for architectures the packed pass does not fit. Both give the same losses.
+`PackedPass` puts the rows of a batch one after the other without padding, as the probe does (`packed_attention.py`).
+Attention keeps the rows apart, and the output head runs at the answers' positions only. `PlainPass` is the model's own
+forward pass over padded rows, for architectures that the packed pass does not support. Both give the same losses.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Pass(Protocol):
     """Computes the losses of rows."""
 
     def losses(self, rows: Sequence[TrainingExample]) -> tuple[list[TrainingExample], Tensor]:
-        """The rows in the order of their losses, and -log p of each of their answers' tokens, float32 [tokens]."""
+        """Return the rows in the order of their losses, and -log p of each token of their answers, float32 [tokens]."""
         ...
 
 
 class PackedPass:
-    """Losses by packed rows; `attached` routes the model's attention through `_attend`."""
+    """Computes losses from packed rows; `attached` makes the model use `_attend` for its attention."""
 
     def __init__(self, model: PreTrainedModel):
         whole = base_of(model)
@@ -48,7 +48,7 @@ class PackedPass:
 
     @contextmanager
     def attached(self) -> Iterator[PackedPass]:
-        """The model with its attention packed; its own comes back at the end."""
+        """Replace the model's attention with the packed one; restore its own attention at the end."""
         before = attention_of(self.model)
         set_attention(self.model, ATTENTION)
         try:
@@ -72,7 +72,7 @@ class PackedPass:
 
 
 class PlainPass:
-    """Losses by the model's own forward pass over rows padded at their ends."""
+    """Computes losses with the model's own forward pass over rows that are padded at their ends."""
 
     def __init__(self, model: PreTrainedModel):
         self.model = model
@@ -95,9 +95,10 @@ class PlainPass:
 
 @contextmanager
 def open_pass(model: PreTrainedModel, some: Sequence[TrainingExample]) -> Iterator[tuple[Pass, str]]:
-    """The pass that fits the model, and a line that says which; `some` rows are computed both ways first.
+    """Choose the pass that fits the model; yield it and a line that says which pass it is.
 
-    Of several processes the first chooses: it has the weights, whichever way they are loaded.
+    The losses of the rows `some` are first computed both ways and compared. Of several processes, the first one
+    chooses, because it has the weights however they are loaded.
     """
     plain = PlainPass(model)
     fault: UnsupportedModel | None = None
@@ -116,7 +117,7 @@ def open_pass(model: PreTrainedModel, some: Sequence[TrainingExample]) -> Iterat
 
 
 def run_as_forward(wrapper: Any, work: Callable[[], Tensor]) -> Tensor:
-    """Do `work` as the forward pass of a wrapper that shares gradients or weights between processes (DDP, FSDP)."""
+    """Run `work` as the forward pass of a wrapper that shares gradients or weights between processes (DDP, FSDP)."""
     inner = getattr(wrapper, "module", wrapper)
     before = vars(inner).get("forward")
 
@@ -131,21 +132,21 @@ def run_as_forward(wrapper: Any, work: Callable[[], Tensor]) -> Tensor:
 
     inner.forward = forward
     try:
-        loss: Tensor = wrapper(0)  # with one argument: on a GPU the wrapper counts on having some
+        loss: Tensor = wrapper(0)  # the argument is unused, but on a GPU the wrapper expects at least one
         return loss
     finally:
         back()
 
 
 def base_of(model: Any) -> PreTrainedModel:
-    """The transformers model under adapters or wrappers."""
+    """Return the transformers model under adapters or wrappers."""
     model = getattr(model, "module", model)
     return cast(PreTrainedModel, model.get_base_model() if hasattr(model, "get_base_model") else model)
 
 
 @torch.no_grad()
 def _compare(packed: PackedPass, plain: PlainPass, some: Sequence[TrainingExample]) -> None:
-    """Raise UnsupportedModel where packed losses are not the model's own."""
+    """Raise UnsupportedModel if the packed losses differ from the model's own."""
     training = plain.model.training
     plain.model.eval()
     try:
@@ -182,9 +183,11 @@ def _attend(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of packed rows, with dropout. Shapes: query [1, heads, tokens, size], key and value [1, kv heads, ...].
+    """Compute the attention of packed rows, with dropout.
 
-    As the probe's (`packed_attention.py`), for rows that start the text: no prefix, nothing kept.
+    Shapes: query [1, heads, tokens, size], key and value [1, kv heads, tokens, size]; returns [1, tokens, heads, size]
+    and None. This is the probe's attention (`packed_attention.py`) for rows that begin the text: there is no prefix,
+    and no keys or values are stored. Raises UnsupportedModel for attention sinks.
     """
     del attention_mask
     if kwargs.get("s_aux") is not None:

@@ -1,4 +1,4 @@
-"""What was known of rows before training: categories, and the base model's probe."""
+"""Finds what was known of rows before training: their categories, and the base model's probe."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ LABELS: Final[dict[str, pl.DataType]] = {
     "base_p_greedy": pl.Float64(),
     "base_answer": pl.String(),
 }
-"""What is known of a row before training; null where nothing is."""
+"""The columns of what is known of a row before training; a value is null if it is not known."""
 
 
 def audited_labels(audit: AuditResult, facts: Dataset, rows: pl.DataFrame, match: str) -> tuple[pl.DataFrame, str]:
-    """What an audit knows of `rows` (the usable ones of `facts`), and that in words.
+    """Find what an audit knows of `rows` (the usable ones of `facts`); return `LABELS` and words for their source.
 
-    Where the audit read the same rows, their numbers tell which is which, else question, earlier turns and gold do.
-    Raises InputError where it knows none, ConfigError where it was made under another matching than `match`.
+    If the audit read the same file, rows are matched by their numbers, else by question, earlier turns and gold.
+    Raises InputError if the audit knows none of the rows, ConfigError if it was made with another `--match` than
+    `match`.
     """
     theirs = audit.summary["protocol"]["match"]
     if theirs != match:
@@ -46,7 +47,7 @@ def audited_labels(audit: AuditResult, facts: Dataset, rows: pl.DataFrame, match
 
 
 def labels_of(rows: pl.DataFrame, audited: pl.DataFrame, *, same_file: bool) -> pl.DataFrame:
-    """A line of `LABELS` for each row that an audit (its `rows.parquet`) has labelled."""
+    """Return a line of `LABELS` for each row that an audit has labelled. `audited`: the audit's `rows.parquet`."""
     known = audited.filter(pl.col("category").is_not_null()).select(
         *("row", SAME_QUESTION, "earlier_turns", "category"),
         gold=pl.col("answer").str.normalize("NFC"),
@@ -63,9 +64,10 @@ def labels_of(rows: pl.DataFrame, audited: pl.DataFrame, *, same_file: bool) -> 
 
 
 def own_labels(facts: Dataset, rows: pl.DataFrame) -> tuple[pl.DataFrame, str]:
-    """What the file itself tells, where an audit or a mix wrote it; nothing, and no words, where it tells nothing.
+    """Read the labels that an audit or a mix wrote into the file; return `LABELS` and words for their source.
 
-    A label written beside a column of its name is called `foreknow_<name>`, and goes first.
+    Both are empty if the file has no labels. If the file already had a column of a label's name, the label's column is
+    called `foreknow_<name>`; such columns are preferred.
     """
     names = {"category": "category", "base_p_greedy": "p_greedy", "base_answer": "model_answer"}
     columns = [f"{prefix}{name}" for name in names.values() for prefix in ("foreknow_", "")]

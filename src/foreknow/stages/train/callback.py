@@ -1,20 +1,21 @@
-"""KnowledgeCallback: the tracker for people who keep their own trainer.
+"""Defines KnowledgeCallback, which adds the tracker to a user's own trainer.
 
     callback = KnowledgeCallback("train.jsonl", audit="runs/train", sets={"dev": "dev.jsonl"})
     trainer = Trainer(model, arguments, ..., callbacks=[callback])          # or TRL's SFTTrainer
-    callback.attach(trainer)                                                # its metrics go to the trackers too
+    callback.attach(trainer)                                                # the trackers get its metrics too
 
-At every evaluation of the trainer, or at the end of every epoch if it has none, the watched rows are asked as they
-are trained on and these metrics stand beside the trainer's own:
+At every evaluation of the trainer, or at the end of every epoch if it has none, the callback asks the watched rows in
+the form in which they are trained on, and adds these metrics to the trainer's own:
 
     eval_<set>_em   eval_<set>_<category>_em   eval_train_fitted   eval_train_<category>_fitted
 
-so that `metric_for_best_model="dev_em"` (with `greater_is_better=True`) chooses checkpoints by them. A callback that
-reads them, such as EarlyStoppingCallback, must stand behind this one. A metric's name that does not exist is an
-error at the start of training.
+The trainer can choose checkpoints by them, with `metric_for_best_model="dev_em"` and `greater_is_better=True`. A
+callback that reads them, such as EarlyStoppingCallback, must come after this one in the list of callbacks. The name of
+a metric that does not exist raises an error at the start of training.
 
-At the start of training the trainer's own labels are looked at too (`label_check.py`): rows that nothing can be learnt
-from, since all their labels are -100, are an error with their numbers, or with `bad_rows="skip"` a warning.
+At the start of training the callback also checks the trainer's own labels (`label_check.py`). Rows from which nothing
+can be learnt, because all their labels are -100, raise an error that gives their numbers; with `bad_rows="skip"` they
+give a warning.
 """
 
 from __future__ import annotations
@@ -51,23 +52,24 @@ from foreknow.stages.train.trainer_format import check_format, find_format, pair
 logger = logging.getLogger(__name__)
 
 FALLEN = 0.5
-"""A loss has fallen if it is below this part of the first one."""
+"""A loss counts as fallen if it is below this fraction of the first one."""
 Rows = str | Path | pl.DataFrame
-"""A data file, or a frame with `question` and `answers`, and `category`, `relation`, `group` where known."""
+"""A data file, or a frame with `question` and `answers`, and with `category`, `relation`, `group` if they are known."""
 
 
 class KnowledgeCallback(TrainerCallback):
-    """Reports share fitted and exact match by knowledge category to any `transformers.Trainer`.
+    """Reports the share of rows fitted and exact match by knowledge category to any `transformers.Trainer`.
 
-    `train`: the rows trained on, whose own gold is looked for; None to leave them out. `sets`: rows to watch, by
-    name. `audit`: a finished audit that knows the rows' categories; without it, their column `category` counts.
-    `template`, `chat`: how a question is put to the model. By default it is put as the trainer's own rows put it, which
-    are read at the start of training (`trainer_format.py`); if none of the rows of `train` is found in them, in the
-    paper's format. One that is given must be that of the trainer's rows: ConfigError shows both texts where it is not.
-    `model`: the fingerprint of the model to be trained, to check that
-    the audit is of the same. `dtype`: what float32 weights are measured in; "auto" takes bfloat16 where the machine
-    has instructions for it. `tokenizer`: if the trainer has none. `bad_rows`: `refuse` raises InputError for rows that
-    nothing can be learnt from, and for watched rows that the chat template refuses; `skip` says so and goes on.
+    `train`: the rows trained on, which are fitted if the model answers their own gold; None to leave them out. `sets`:
+    rows to watch, by name. `audit`: a finished audit that knows the rows' categories; without it, the rows' column
+    `category` is used. `template`, `chat`: how a question is written for the model. By default the callback writes it
+    as the trainer's own rows do, which it reads at the start of training (`trainer_format.py`); if it finds none of the
+    rows of `train` there, it uses the paper's format. A given `template` or `chat` must be that of the trainer's rows:
+    otherwise ConfigError is raised at the start of training and shows both texts. `model`: the fingerprint of the model
+    to be trained, to check that the audit is of the same model. `dtype`: the dtype in which float32 weights are
+    measured; "auto" is bfloat16 if the machine has instructions for it. `tokenizer`: needed if the trainer has none.
+    `bad_rows`: `refuse` raises InputError for rows from which nothing can be learnt, and for watched rows that the chat
+    template refuses; `skip` logs a warning and goes on. `reading`: arguments passed on to `read_set`.
     """
 
     def __init__(
@@ -114,14 +116,15 @@ class KnowledgeCallback(TrainerCallback):
         self._mirror: EvalModelCopy | None = None
 
     def attach(self, trainer: Any) -> KnowledgeCallback:
-        """Log through this trainer, so that its trackers (`report_to`) get the metrics; returns the callback."""
+        """Log through this trainer, so that its trackers (`report_to`) get the metrics; return the callback."""
         self._log = trainer.log
         return self
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Check the labels of the trainer's rows, and the metric that chooses checkpoints.
+        """Check the form and labels of the trainer's rows, and the metric that chooses checkpoints.
 
-        Raises InputError for rows that nothing can be learnt from, ConfigError for a metric that does not exist.
+        Raises InputError for rows from which nothing can be learnt. Raises ConfigError for a given form that is not
+        that of the trainer's rows, and for a metric that does not exist.
         """
         del control
         self._take_format(state, kwargs)
@@ -135,7 +138,10 @@ class KnowledgeCallback(TrainerCallback):
                 raise ConfigError(f"metric_for_best_model {metric!r} is better when greater: greater_is_better=True")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Look at the first loss: exactly 0, or no number, where nothing is learnt."""
+        """Check that the first loss is finite and not exactly 0, which would mean that nothing is learnt.
+
+        Otherwise logs a warning, or raises InputError if `bad_rows="refuse"` and the labels could not be checked.
+        """
         del args, control, kwargs
         loss = (logs or {}).get("loss")
         if self._loss_seen or not isinstance(loss, int | float):
@@ -152,7 +158,10 @@ class KnowledgeCallback(TrainerCallback):
             logger.info(f"warning: {message}")
 
     def _take_format(self, state: Any, kwargs: Mapping[str, Any]) -> None:
-        """Ask as the trainer's own rows do. Raises ConfigError where a form was given and theirs is another."""
+        """Take the form of questions from the trainer's own rows.
+
+        Raises ConfigError if a form was given and theirs is another, or if no known form is theirs.
+        """
         tokenizer = self._tokenizer(kwargs)
         rows = self.sets.get(TRAIN)
         pairs = [] if rows is None else pair_texts(read_texts(kwargs.get("train_dataloader")), rows, tokenizer)
@@ -164,7 +173,7 @@ class KnowledgeCallback(TrainerCallback):
         if found is not None:
             self.template, self.chat, self._ends = found.template, found.chat, found.ends
             self._form_checked = True
-            self._measure = None  # a measurement before training may have asked otherwise
+            self._measure = None  # a measurement before training may have used another form
             form = "through the chat template" if found.chat else f"as {found.template.target!r}"
             note = f"KnowledgeCallback: asks {form}, as {found.pairs:,} of the trainer's rows are written"
         elif pairs:
@@ -182,7 +191,7 @@ class KnowledgeCallback(TrainerCallback):
         return Prompter(tokenizer, self.template or TRAINING, bool(self.chat), self.bos)  # type: ignore[arg-type]
 
     def _check_labels(self, args: Any, state: Any, kwargs: Mapping[str, Any]) -> None:
-        """Raise InputError for rows of the trainer that keep no label; `bad_rows="skip"`: say so."""
+        """Raise InputError for rows of the trainer without a label; with `bad_rows="skip"`, log a warning."""
         assert self._prompter is not None
         ends = [n for n in (self._tokenizer(kwargs).eos_token_id, self._prompter.answer_end) if n is not None]
         self.labels = report = check_labels(kwargs.get("train_dataloader"), args, ends)
@@ -199,7 +208,7 @@ class KnowledgeCallback(TrainerCallback):
                     logger.info(f"warning: {where}: {line}")
 
     def _cut_away(self, args: Any, loader: Any) -> list[RowFault]:
-        """Watched train rows whose prompt alone fills the trainer's `max_length`: TRL drops them, saying nothing."""
+        """Find watched train rows whose prompt alone fills the trainer's `max_length`; TRL drops them silently."""
         length, data = getattr(args, "max_length", None), getattr(loader, "dataset", None)
         rows = self.sets[TRAIN]
         packed = bool(getattr(args, "packing", False))
@@ -226,13 +235,13 @@ class KnowledgeCallback(TrainerCallback):
             metrics.update(knowledge_metrics)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure at the end of an epoch where the trainer evaluates nothing."""
+        """Measure at the end of an epoch if the trainer has no evaluations of its own."""
         del control
         if str(getattr(args.eval_strategy, "value", args.eval_strategy)) == "no":
             self._metrics(state, kwargs)
 
     def _metrics(self, state: Any, kwargs: Mapping[str, Any]) -> dict[str, float]:
-        """The metrics at this step; several data sets to evaluate at one step are one measurement."""
+        """Return the metrics at this step; measure only once if the trainer evaluates several data sets at one step."""
         if not self.lines or self.lines[-1]["step"] != state.global_step:
             self.lines.append(self._line(state, kwargs))
             metrics = {f"eval_{name}": value for name, value in curves.flat(self.lines[-1]).items()}
@@ -247,7 +256,7 @@ class KnowledgeCallback(TrainerCallback):
         return {f"eval_{name}": value for name, value in curves.flat(self.lines[-1]).items()}
 
     def _warn_unfitted(self, state: Any) -> None:
-        """Warn once where no train row is fitted although the trainer's loss falls, unless the form was checked."""
+        """Warn once if no train row is fitted although the trainer's loss falls, unless the form was checked."""
         measured = [line for line in self.lines if line["train_loss"] is not None and "fitted_overall" in line]
         if (
             self._form_checked
@@ -300,7 +309,7 @@ class KnowledgeCallback(TrainerCallback):
         ends, breaks = vocabulary.ends | self._ends, vocabulary.breaks - self._ends
         vocabulary = replace(vocabulary, ends=ends, breaks=breaks)
         self._measure = Tracker(prompter, vocabulary, self.sets, lenient=self.lenient, batch_tokens=tokens)
-        # adapters are measured where they are; only whole float32 models have a copy
+        # models with adapters are measured themselves; only whole float32 models are measured as a copy
         whole = base_of(kwargs["model"]) is getattr(kwargs["model"], "module", kwargs["model"])
         if whole and dtype == "bfloat16" and next(model.parameters()).dtype == torch.float32:
             self._mirror = EvalModelCopy(torch.bfloat16)
@@ -313,7 +322,7 @@ class KnowledgeCallback(TrainerCallback):
         return tokenizer
 
     def _leave_out(self, prompter: Prompter) -> None:
-        """Refuse watched rows that the chat template refuses, or leave them out."""
+        """Leave out watched rows that the chat template refuses; with `bad_rows="refuse"`, raise InputError instead."""
         faults = {name: template_faults(rows, prompter) for name, rows in self.sets.items()}
         row_faults.check(faults.items(), self.bad_rows, "bad_rows='skip'")
         rows = [note for name, some in faults.items() for note in row_faults.notes(name, some)]
@@ -338,6 +347,6 @@ def _rows(name: str, rows: Rows, audited: pl.DataFrame | None, audit: str, readi
 
 
 def _epoch(epoch: float | None) -> float | int:
-    """The trainer's epoch; a whole number where it is one but for rounding."""
+    """Return the trainer's epoch; return an int if it is whole except for rounding."""
     value = epoch or 0.0
     return round(value) if abs(value - round(value)) < 1e-6 else value

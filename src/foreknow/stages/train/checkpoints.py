@@ -1,8 +1,10 @@
-"""Checkpoints that a kill cannot spoil: one counts once its mark stands, and its mark is written last.
+"""Completes, finds and removes checkpoints, so that a killed run leaves no broken one that is used.
 
-DIR/.checkpoints/checkpoint-N/   weights, optimizer, random states after step N, as transformers.Trainer has them
-    complete.json                the mark: step, what goes on from there, the sha256 of every file, its own seal
-DIR/.best/step-N/                the weights of the best epoch so far; their sha256 in its foreknow.json
+A checkpoint counts only if it has its mark, and the mark is written last.
+
+DIR/.checkpoints/checkpoint-N/   weights, optimizer and random states after step N, as transformers.Trainer writes them
+    complete.json                the mark: step, the notes needed to resume, the sha256 of every file, its own checksum
+DIR/.best/step-N/                the weights of the best epoch so far; its foreknow.json has their sha256
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ MARK = "complete.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint: where it lies, the step it was taken after, and what was noted with it."""
+    """Holds the folder of a complete checkpoint, the step after which it was saved, and the notes saved with it."""
 
     path: Path
     step: int
@@ -33,13 +35,13 @@ class Checkpoint:
 
 
 def complete(path: Path, step: int, note: dict[str, Any]) -> None:
-    """Put the mark on a checkpoint whose files are all written."""
+    """Write the mark of a checkpoint whose files are all written."""
     sums = {file.name: sha256_of(file) for file in _sync_files(path)}
     write_json(path / MARK, with_checksum({"step": step, "note": note, "files": sums}))
 
 
 def latest(root: Path) -> Checkpoint | None:
-    """The last complete checkpoint; torn and damaged ones are removed."""
+    """Return the last complete checkpoint, or None if there is none; remove incomplete and damaged checkpoints."""
     checkpoints: list[Checkpoint] = []
     for path in root.glob("checkpoint-*"):
         checkpoint = _read(path)
@@ -51,7 +53,7 @@ def latest(root: Path) -> Checkpoint | None:
 
 
 def prune(root: Path, keep: Path) -> None:
-    """Remove all checkpoints but one."""
+    """Remove all checkpoints in `root` except `keep`."""
     for path in root.glob("checkpoint-*"):
         if path != keep:
             shutil.rmtree(path, ignore_errors=True)
@@ -67,20 +69,22 @@ def _read(path: Path) -> Checkpoint | None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a saved model's weights are as they were saved."""
+    """Return whether a saved model's files are as they were saved."""
     sums = about(path).get("files", {})
     return bool(sums) and all((path / n).is_file() and sha256_of(path / n) == s for n, s in sums.items())
 
 
 def save_model(path: Path, save: Callable[[Path], object], beside: dict[str, Any]) -> None:
-    """Let `save` fill a folder with a model and put it at `path`, whole or not at all; `beside` goes into its
-    foreknow.json."""
+    """Let `save` write a model into a new folder and move the folder to `path` when it is complete.
+
+    `beside`: entries to write into the folder's foreknow.json.
+    """
     part = path.with_name(f".{path.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
         save(part)
-        # `files`: the checksums a loader holds the folder to; who edits a file takes its line out
+        # a loader compares the folder with the checksums in `files`; to edit a file by hand, remove its entry there
         sums = {file.name: sha256_of(file) for file in sorted(part.iterdir()) if file.is_file()}
         text = json.dumps({**beside, "files": sums}, indent=1, ensure_ascii=False)
         (part / ABOUT).write_text(f"{text}\n", encoding="utf-8")
@@ -93,7 +97,7 @@ def save_model(path: Path, save: Callable[[Path], object], beside: dict[str, Any
 
 
 def _sync_files(path: Path) -> list[Path]:
-    """The files of a folder, each on the disk and not only in memory."""
+    """Flush the files of a folder to the disk and return their paths, sorted."""
     files = sorted(file for file in path.iterdir() if file.is_file())
     for file in files:
         with file.open("rb") as opened:

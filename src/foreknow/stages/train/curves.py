@@ -1,17 +1,18 @@
-"""The curves of a training run: what each evaluation says, and what they say together. Pure.
+"""Computes the metrics of each evaluation of a training run, and where in the run overfitting began. Pure.
 
 One evaluation is a line of `metrics.jsonl` (design, section 3):
 
     epoch, step, train_loss
     loss             {set: mean loss of a token of its answers, in nats}, of every set but train
-    paired           with `--metric auto`: {step, won, lost}: rows of dev that are right here only and there only, held
-                     against the epoch that was kept until then (`selection.py`)
-    fitted           {category: share of train rows whose own gold is answered}; fitted_overall: of all of them
-    em               {set: share of rows answered right}; em_lenient: without case, punctuation, articles, if asked
+    paired           with `--metric auto`: {step, won, lost}. Compares dev with the epoch kept until then, which ended
+                     at `step` (`selection.py`): `won` rows are right only now, `lost` rows were right only then
+    fitted           {category: share of train rows whose own gold is answered}; fitted_overall: share of all train rows
+    em               {set: share of rows answered right}; em_lenient: the same ignoring case, punctuation and articles,
+                     if lenient matching is set
     em_by_category   {set: {category: share}};  em_by_relation: {set: {group: share}}
     counts           {set: {"rows": n, "correct": n, "by_category": {category: [correct, rows]}}}
-    seconds          since the line before; of them measuring_seconds for this evaluation, saving_seconds for
-                     checkpoints
+    seconds          seconds since the line before; they include measuring_seconds, for this evaluation, and
+                     saving_seconds, for checkpoints
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from foreknow.errors import ConfigError
 
 TRAIN: Final = "train"
 RISE: Final = 0.05
-"""So much more of Unknown must be fitted than at the best epoch before its fitting is called overfitting."""
+"""Fitting Unknown rows is called overfitting if the share fitted is higher than at the best epoch by at least this."""
 
 Line = dict[str, Any]
 
 
 def measures(outcomes: pl.DataFrame, sets: Mapping[str, pl.DataFrame], *, lenient: bool = False) -> Line:
-    """A line's shares and counts from `outcomes` (set, row, correct, lenient) and the sets' rows.
+    """Compute a line's shares and counts from `outcomes` (set, row, correct, lenient) and the sets' rows.
 
-    `sets`: frames with row, group and category (null where unknown). `lenient`: which matching counts.
+    `sets`: frames with row, group and category (null if not known), by name. `lenient`: use lenient matching.
     """
     line: Line = {"fitted": {}, "em": {}, "em_lenient": {}, "em_by_category": {}, "em_by_relation": {}, "counts": {}}
     column = "lenient" if lenient else "correct"
@@ -66,7 +67,7 @@ def _mean(outcome: pl.Series) -> float:
 
 
 def flat(line: Mapping[str, Any]) -> dict[str, float]:
-    """A line's shares under the names that choose a checkpoint: dev_em, dev_Unknown_em, train_Unknown_fitted, ..."""
+    """Return a line's shares and losses by metric name: dev_em, dev_Unknown_em, train_Unknown_fitted, dev_loss, ..."""
     shares_by_name = {f"{name}_em": share for name, share in line["em"].items()}
     shares_by_name |= {f"{name}_em_lenient": share for name, share in line["em_lenient"].items()}
     for name, shares in line["em_by_category"].items():
@@ -79,7 +80,7 @@ def flat(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 def check_metric(metric: str, sets: Mapping[str, pl.DataFrame], *, lenient: bool = False, losses: bool = False) -> None:
-    """Raise ConfigError for a metric that no evaluation would have, naming those there are.
+    """Raise ConfigError for a metric that no evaluation has; the message names the metrics that there are.
 
     `losses`: every set but train has a loss too.
     """
@@ -95,16 +96,16 @@ def check_metric(metric: str, sets: Mapping[str, pl.DataFrame], *, lenient: bool
 
 
 def epochs(lines: Sequence[Line]) -> list[Line]:
-    """The evaluations at the ends of epochs; those after chosen steps of the first epoch are left out."""
+    """Return the evaluations at the ends of epochs, without those after chosen steps of the first epoch."""
     return [line for line in lines if line["epoch"] >= 1 and float(line["epoch"]).is_integer()]
 
 
 def overfitting_epoch(lines: Sequence[Line]) -> int | None:
-    """The epoch at which overfitting to new facts began, None if it has not.
+    """Return the epoch at which overfitting to new facts began, or None if it has not begun.
 
-    It is the first epoch after the one with the best dev EM (ties to the earlier) where dev EM is below that
-    best while the share of Unknown train rows fitted is at least `RISE` above what it was there. As long as
-    training goes on, a new best takes it back.
+    It is the first epoch after the one with the best dev EM (of equal ones the earliest) at which dev EM is below that
+    best while the share of Unknown train rows fitted is at least `RISE` above that of the best epoch. If a later epoch
+    has a new best dev EM, the epoch returned before no longer counts.
     """
     leader = _highest_dev_em(lines) if lines and "dev" in lines[-1]["em"] else None
     if leader is None or UNKNOWN not in leader["fitted"]:
@@ -118,12 +119,12 @@ def overfitting_epoch(lines: Sequence[Line]) -> int | None:
 
 
 def _highest_dev_em(lines: Sequence[Line]) -> Line | None:
-    """The epoch with the best dev EM, ties to the earlier."""
+    """Return the epoch with the best dev EM, of equal ones the earliest."""
     return max(epochs(lines), key=lambda line: (line["em"]["dev"], -line["epoch"]), default=None)
 
 
 def count_known_fitted(line: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Fitted and all train rows of the three Known categories together; None where none of them is watched."""
+    """Count the fitted and all train rows of the three Known categories together; return None if none is watched."""
     rows_by_category = line["counts"].get(TRAIN, {}).get("by_category", {})  # a callback may watch other sets only
     category_counts = [rows_by_category.get(category) for category in KNOWN]
     pairs = [pair for pair in category_counts if pair]
@@ -131,7 +132,7 @@ def count_known_fitted(line: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def format_point(line: Mapping[str, Any], mark: str = "", width: int = 12) -> str:
-    """One line to look at: Known and Unknown fitted as bars, EM and loss of every set, and `mark` behind a star."""
+    """Write an evaluation as one line: Known and Unknown fitted as bars, EM and loss of every set, and `mark`."""
     parts = [f"epoch {line['epoch']:>4g}"]
     if line["train_loss"] is not None:
         parts.append(f"loss {line['train_loss']:.3f}")

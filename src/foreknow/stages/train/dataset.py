@@ -1,7 +1,7 @@
-"""Rows to train on and to watch: categories, weights, token ids, and what is wrong with them. Pure.
+"""Reads the rows to train on and to watch, turns them into token ids, and finds rows that cannot be used. Pure.
 
-The training text is the prompt, the gold answer and the end-of-sequence token (design, section 8). Its ids are
-those the tracker asks with: the prompt as the tokenizer has it, then what the answer adds.
+The training text is the prompt, the gold answer and the end-of-sequence token (design, section 8). Its ids are those
+that the tracker asks with: the tokenizer's ids of the prompt, then the ids that the answer adds.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ TRAINING: Final = Template(target="Answer the following question. {question}\n")
 """The paper's training format (section 3), zero-shot."""
 
 SET: Final[dict[str, pl.DataType]] = {**ROWS, "category": pl.String(), "weight": pl.Float64()}
-"""A set's usable rows; `category` is null where nobody knows it, `weight` is 1 where none is set."""
+"""The columns of a set's usable rows. `category` is null if it is not known; `weight` is 1 if none is set."""
 
 
 class TrainingExample(NamedTuple):
-    """One row as token ids: `prompt`, then `answer` with the ending token, which alone are learnt."""
+    """Holds one row as token ids: `prompt`, then `answer` with the end token. Only the ids of `answer` are learnt."""
 
     row: int
     prompt: tuple[int, ...]
@@ -42,17 +42,21 @@ class TrainingExample(NamedTuple):
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """What the model reads: all but the last token, which is only predicted."""
+        """Return the ids that the model reads: all but the last one, which is only predicted."""
         return (*self.prompt, *self.answer[:-1])
 
     @property
     def length(self) -> int:
-        """Tokens the model reads."""
+        """Return the number of tokens that the model reads."""
         return len(self.prompt) + len(self.answer) - 1
 
 
 class LabelledSplit(NamedTuple):
-    """A set of rows (`SET`) under its name: train, dev, or that of a test set. `left_out`: other rows, by reason."""
+    """Holds a set of rows (`SET`) and its `name`: train, dev, or the name of a test set.
+
+    `left_out`: the number of the file's other rows, by reason. `digest`: that of the file. `categories`: words for
+    where the categories come from; empty if there are none.
+    """
 
     name: str
     file: str
@@ -65,8 +69,8 @@ class LabelledSplit(NamedTuple):
 def read_set(name: str, file: str, audited: pl.DataFrame | None, audit_name: str = "", **reading: Any) -> LabelledSplit:
     """Read a file's usable rows with their categories and weights. Raises InputError.
 
-    A row's category is that of the audited row (`rows.parquet`) with the same question and gold behind the same
-    earlier turns, else the file's own. `reading`: passed on to `read_dataset`.
+    A row takes its category from the audited row (`rows.parquet`) that has the same question, gold and earlier turns.
+    If there is none, it takes the category of the file's own column. `reading`: arguments passed on to `read_dataset`.
     """
     facts = read_dataset(file, **reading)
     labels = _category_columns(facts)
@@ -79,18 +83,18 @@ def read_set(name: str, file: str, audited: pl.DataFrame | None, audit_name: str
 
 
 def extra_columns(facts: Dataset, names: Sequence[str], *, last: Sequence[str] = ()) -> pl.DataFrame:
-    """Columns of the input beside ours: row, and those of `names` that it has (`last`: see `Dataset.extra`)."""
+    """Return the column `row` and those columns of `names` that the input has (`last`: see `Dataset.extra`)."""
     present = [name for name in dict.fromkeys(names) if name in facts.columns]
     return facts.extra(present, last=last) if present else facts.rows.select("row")
 
 
 def asked_key(rows: pl.DataFrame) -> pl.DataFrame:
-    """What is asked of each row, to find the same row elsewhere: question, earlier_turns."""
+    """Return the columns question and earlier_turns, by which the same row is found in another set."""
     return rows.select(SAME_QUESTION, earlier_turns(rows))
 
 
 def _category_columns(facts: Dataset) -> list[str]:
-    """Columns that may hold our labels; one written beside a column of that name stands first."""
+    """Return the names of the columns that may hold our labels; the one with the prefix `foreknow_` comes first."""
     return sorted((c for c in facts.columns if c.removeprefix("foreknow_") == "category"), key=lambda c: (-len(c), c))
 
 
@@ -117,7 +121,7 @@ def _categories(
 
 
 def _own_categories(rows: pl.DataFrame, columns: Sequence[str]) -> tuple[pl.Series, str]:
-    """The labels of the first column that holds any, and its name in words; nulls and "" where none does."""
+    """Return the labels of the first column that holds any, and words that name it; nulls and "" if none does."""
     for column in columns:
         text = rows[column].cast(pl.String)
         known = text.is_in(CATEGORIES)
@@ -140,7 +144,7 @@ def _weights(rows: pl.DataFrame, file: str) -> pl.Series:
 
 
 def examples(split: LabelledSplit, prompter: Prompter, end: int) -> list[TrainingExample]:
-    """The rows of a set as token ids, in their order; `end` is the token that ends every answer.
+    """Turn the rows of a set into token ids, in the order of the rows. `end`: the token that ends every answer.
 
     Raises InputError for rows that cannot be trained on (`row_faults.py`).
     """
@@ -152,9 +156,9 @@ def examples(split: LabelledSplit, prompter: Prompter, end: int) -> list[Trainin
 def tokenise(
     split: LabelledSplit, prompter: Prompter, end: int, positions: int | None = None
 ) -> tuple[list[TrainingExample], list[RowFault]]:
-    """The rows of a set as token ids, in their order, and those that cannot be trained on.
+    """Turn the rows of a set into token ids, in the order of the rows, and list the rows with faults (`row_faults.py`).
 
-    `end`: the token that ends every answer. `positions`: tokens that the model takes in.
+    `end`: the token that ends every answer. `positions`: the number of tokens that the model can read.
     """
     faults = {fault.row: fault for fault in template_faults(split.rows, prompter)}
     texts: list[tuple[int, PromptText, str, float]] = []
@@ -187,7 +191,7 @@ def tokenise(
 
 
 def template_faults(rows: pl.DataFrame, prompter: Prompter) -> list[RowFault]:
-    """The rows (`rows.ROWS`, usable ones) that the chat template refuses, or of which it drops a text."""
+    """Find the usable rows (`rows.ROWS`) that the chat template refuses, or of which it drops a text."""
     if prompter.chat_template is None:
         return []
     faults = []
@@ -203,7 +207,7 @@ def _too_long(row: int, tokens: int, positions: int) -> RowFault:
 
 
 def without_faulty(name: str, rows: pl.DataFrame, faults: Sequence[RowFault]) -> pl.DataFrame:
-    """The rows of a file or set (`name`) without those that cannot be used. Raises InputError where none is left."""
+    """Remove the rows that cannot be used from a file or set (`name`). Raises InputError if no row is left."""
     gone = [fault.row for fault in faults if fault.reason not in row_faults.KEPT]
     remaining = rows.filter(~pl.col("row").is_in(gone))
     if remaining.is_empty() and gone:
@@ -221,7 +225,10 @@ def check_lengths(file: str, training_examples: Sequence[TrainingExample], posit
 
 
 def check_overlap(train: LabelledSplit, others: Sequence[LabelledSplit], allowed: bool) -> str | None:
-    """A line about questions to train on that stand in another set too; InputError unless `allowed`."""
+    """Check that no question to train on is in another set too.
+
+    If some are, return a line about them if `allowed`, else raise InputError. If none is, return None.
+    """
     overlaps, key = [], ["question", "earlier_turns"]
     train_rows = train.rows.with_columns(asked_key(train.rows))
     for other in others:
@@ -241,10 +248,10 @@ def check_overlap(train: LabelledSplit, others: Sequence[LabelledSplit], allowed
 
 
 def ceiling(rows: pl.DataFrame) -> tuple[float, int]:
-    """The largest share of rows that can be fitted, and how many questions have more than one gold.
+    """Return the largest share of rows that can be fitted, and how many questions have more than one gold.
 
-    The same question behind the same turns with different golds can be answered with one of them only (design,
-    section 8).
+    If the same question after the same turns has different golds, the model can answer it with only one of them
+    (design, section 8).
     """
     counts = rows.group_by(asked=pl.struct(SAME_QUESTION, "context").hash(), gold=SAME_GOLD.str.strip_chars()).len()
     best = counts.group_by("asked").agg(most=pl.col("len").max(), golds=pl.len())
@@ -254,7 +261,10 @@ def ceiling(rows: pl.DataFrame) -> tuple[float, int]:
 def check_same_model(
     file: Path | str, made_with: Mapping[str, Any] | None, fingerprint: str, forced: bool
 ) -> str | None:
-    """Raise ModelError if an audit, or a mix, was made with another model; if `forced`, a line that says so."""
+    """Raise ModelError if an audit or a mix was made with another model; if `forced`, return a line that says so.
+
+    `made_with`: the model that the audit or mix was made with. `fingerprint`: that of the model to tune.
+    """
     known = made_with or {}
     if known.get("fingerprint") in (None, fingerprint):
         return None
@@ -266,7 +276,7 @@ def check_same_model(
 
 
 def mix_model(file: str) -> dict[str, Any] | None:
-    """The model that a file was mixed for, where `foreknow mix` wrote the file."""
+    """Return the model that a file was mixed for, or None if `foreknow mix` did not write the file."""
     if not manifest_path(Path(file)).is_file():
         return None
     model = read_manifest(Path(file)).get("model")
@@ -274,7 +284,7 @@ def mix_model(file: str) -> dict[str, Any] | None:
 
 
 def check_turns(train: LabelledSplit, turns: str) -> None:
-    """Raise InputError where a mix of last answers is read with all answers: the others have no category."""
+    """Raise InputError if a mix of last answers is read with all answers, because the others have no category."""
     path = Path(train.file)
     if turns == "last" or not manifest_path(path).is_file() or read_manifest(path).get("turns") != "last":
         return
@@ -286,19 +296,25 @@ def check_turns(train: LabelledSplit, turns: str) -> None:
 
 
 def order(seed: int, epoch: int, count: int) -> list[int]:
-    """The order of the rows in an epoch: it depends on the seed and the epoch only."""
+    """Return the order of the rows in an epoch, which depends only on the seed and the epoch."""
     shuffled: list[int] = np.random.default_rng([seed, epoch]).permutation(count).tolist()
     return shuffled
 
 
 def step_rows(seed: int, step: int, count: int, batch: int) -> list[int]:
-    """Places of the rows of optimizer step `step` (from 0, over all epochs); an epoch's last may have fewer."""
+    """Return the indices of the rows of optimizer step `step`, counted from 0 over all epochs.
+
+    The last step of an epoch may have fewer than `batch` rows.
+    """
     epoch, within = divmod(step, math.ceil(count / batch))
     return order(seed, epoch, count)[within * batch : (within + 1) * batch]
 
 
 def micro_batches(rows: Sequence[TrainingExample], tokens: int) -> list[list[TrainingExample]]:
-    """A step's rows by length, cut into parts of at most about `tokens` tokens; a longer row stands alone."""
+    """Sort a step's rows by length and cut them into parts of at most `tokens` tokens.
+
+    A row that is longer than that is a part of its own.
+    """
     parts: list[list[TrainingExample]] = []
     filled = 0
     for example in sorted(rows, key=lambda e: (e.length, e.row)):
@@ -311,9 +327,10 @@ def micro_batches(rows: Sequence[TrainingExample], tokens: int) -> list[list[Tra
 
 
 def shares(rows: Sequence[TrainingExample], tokens: int, count: int) -> list[list[list[TrainingExample]]]:
-    """A step's rows as micro-batches for each of `count` processes: every row in one of them, as many for each.
+    """Cut a step's rows into micro-batches for each of `count` processes; all get the same number of micro-batches.
 
-    Processes meet after every micro-batch. One that has fewer is given a row of weight 0, which teaches nothing.
+    Every row goes to one process. The processes synchronize after every micro-batch, so a process that has fewer is
+    given micro-batches of one row with weight 0, which teaches nothing.
     """
     ordered = sorted(rows, key=lambda e: (e.length, e.row))
     parts = [micro_batches(ordered[k::count], tokens) for k in range(count)]
@@ -323,7 +340,7 @@ def shares(rows: Sequence[TrainingExample], tokens: int, count: int) -> list[lis
 
 
 def runs_by_length(rows: Sequence[TrainingExample]) -> list[list[TrainingExample]]:
-    """Rows by length cut into runs of like length: attention pads each run to its longest row."""
+    """Sort rows by length and cut them into runs of similar length; attention pads each run to its longest row."""
     runs: list[list[TrainingExample]] = []
     shortest = 0
     for example in sorted(rows, key=lambda e: (e.length, e.row)):

@@ -1,8 +1,8 @@
 """Chooses epochs, batch size and learning rate from the number of rows and the size of the model. Pure.
 
 The paper's settings (section 3: 50 epochs, batches of 128, a rate of 1e-5) were made for 6,142 rows and a large model.
-With them 40 rows give one step an epoch, and a small model learns nothing in 50 steps. `--preset paper` takes them
-all the same; studies always do. What a person gives by hand is taken as it is, and the rest is chosen around it.
+With them 40 rows give one step an epoch, and a small model learns nothing in 50 steps. `--preset paper` uses them
+anyway; studies always do. Settings that the user gives are used unchanged, and the others are chosen to fit them.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ PAPER: Final = {"epochs": 50, "batch_size": 128, "learning_rate": 1e-5}
 """The paper's settings (section 3)."""
 
 STEPS_AN_EPOCH: Final = 16
-"""Optimizer steps in an epoch that the batch size aims at."""
+"""The number of optimizer steps in an epoch that the batch size is chosen for."""
 SMALLEST_BATCH, LARGEST_BATCH = 4, 128
 STEPS: Final = 250
-"""Optimizer steps of the whole run that the number of epochs aims at."""
+"""The number of optimizer steps of the whole run that the number of epochs is chosen for."""
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 20
 RATE_AT_1B: Final = 2e-5
 """The learning rate for all weights of a model of 1e9 weights; it falls with the square root of the model's size."""
 LOWEST_RATE, HIGHEST_RATE = 1e-5, 1e-4
 LORA_FACTOR: Final = 10
-"""How much higher the rate is for LoRA adapters than for all weights."""
+"""The factor by which the rate for LoRA adapters is higher than the rate for all weights."""
 
 
 class TrainingPlan(NamedTuple):
-    """The settings that hold, and a sentence on how they were chosen; None where all were given."""
+    """Holds the settings of a run. `reason`: a sentence on how they were chosen; None if the user gave all of them."""
 
     epochs: int
     batch_size: int
@@ -47,7 +47,7 @@ def plan_training(
 ) -> TrainingPlan:
     """Choose the settings that are None for `rows` rows and a model of `parameters` weights.
 
-    `lora`: adapters are trained and not all weights. `paper`: take the paper's settings instead.
+    `lora`: train adapters and not all weights. `paper`: use the paper's settings instead.
     """
     missing = {"epochs": epochs is None, "batch size": batch_size is None, "learning rate": learning_rate is None}
     if paper:
@@ -74,7 +74,7 @@ def plan_training(
 
 
 def _batch_size(rows: int) -> int:
-    """The power of two nearest to `rows / STEPS_AN_EPOCH`, within the limits."""
+    """Return the power of two nearest to `rows / STEPS_AN_EPOCH`, within the limits."""
     nearest = 1 << round(math.log2(max(rows / STEPS_AN_EPOCH, 1)))
     return min(max(nearest, SMALLEST_BATCH), LARGEST_BATCH)
 
@@ -85,6 +85,6 @@ def _epochs(rows: int, batch_size: int) -> int:
 
 
 def _rate(parameters: int, lora: bool) -> float:
-    """Two significant digits, so that the printed rate is the rate."""
+    """Return the learning rate with two significant digits, so that the printed rate is the exact rate."""
     rate = min(max(RATE_AT_1B * math.sqrt(1e9 / max(parameters, 1)), LOWEST_RATE), HIGHEST_RATE)
     return float(f"{rate * (LORA_FACTOR if lora else 1):.1e}")

@@ -1,4 +1,4 @@
-"""What is written, said and kept at every evaluation of a run."""
+"""Measures the model at every evaluation of a run, writes and logs the result, and keeps the best weights."""
 
 from __future__ import annotations
 
@@ -37,13 +37,15 @@ from foreknow.stages.train.trainer import FactTrainer
 logger = logging.getLogger(__name__)
 
 BEST = ".best"
+"""The folder, within the run's folder, that holds the weights of the best epoch so far."""
 
 
 class TrainingModel(NamedTuple):
-    """The model to train, how it is measured, and a line for each choice.
+    """Holds the model to train, how it is measured, and a line for each choice.
 
-    `sharded`: the weights lie in parts in several processes, and are measured as a copy in the first. `fluency`:
-    whether the model spoke before it was trained (`Fluency.summary`), in the first process.
+    `mirror`: the copy of the model that is measured in its place, if any. `autocast`: compute in bfloat16. `sharded`:
+    the weights are split over several processes, and a copy in the first process is measured. `fluency`: the result of
+    the fluency check before training (`Fluency.summary`), in the first process only.
     """
 
     loaded: loading.Loaded
@@ -56,9 +58,9 @@ class TrainingModel(NamedTuple):
 
 
 class EvalCallback:
-    """Measures, writes and shows every evaluation; keeps the best weights.
+    """Measures, writes and shows every evaluation, and keeps the best weights.
 
-    Of several processes each measures a share of the rows, the first writes, and all know the outcome.
+    With several processes, each measures a share of the rows, the first one writes, and all get the outcome.
     """
 
     def __init__(
@@ -73,7 +75,11 @@ class EvalCallback:
         *,
         paired: bool = False,
     ):
-        """`examples`: by set, the rows whose loss is measured. `paired`: dev's rows say whether epochs differ."""
+        """Prepare the measurement of the sets of `inputs`.
+
+        `examples`: by set, the rows whose loss is measured. `paired`: also count the rows of dev that differ from those
+        of the best epoch, so that a test on them can tell whether the epochs differ.
+        """
         self.config, self.inputs, self.folder, self.training_model, self.tokenizer = (
             config,
             inputs,
@@ -94,7 +100,7 @@ class EvalCallback:
         self.warned = False
 
     def __call__(self, trainer: FactTrainer) -> tuple[Mapping[str, float], bool]:
-        """See `trainer.EvalHook`."""
+        """Measure the model, write the result and save the weights if they are the best; see `trainer.EvalHook`."""
         config, step, epoch = self.config, trainer.state.global_step, trainer.epoch
         began, self.measuring = time.monotonic(), True
         weights = trainer.whole_weights()
@@ -128,7 +134,10 @@ class EvalCallback:
         return self.measure(mirror.holding(weights))
 
     def _losses(self, trainer: FactTrainer, weights: Mapping[str, Tensor] | None) -> dict[str, float]:
-        """The mean loss of every set but train; sharded models are measured as the copy in the first process."""
+        """Compute the mean loss, in nats a token, of every set but train.
+
+        For a sharded model, this measures the copy in the first process.
+        """
         tokens, device = int(self.config.batch_tokens or 2048), trainer.args.device.type
         if not self.training_model.sharded:
             own: Sets = {
@@ -151,7 +160,11 @@ class EvalCallback:
         )
 
     def _against_leader(self, outcomes: pl.DataFrame) -> dict[str, int] | None:
-        """Rows of dev that are right now and were not at the epoch kept so far, and the other way round."""
+        """Count dev's rows that are right now but were wrong at the epoch kept until then, and the reverse.
+
+        The counts are `won` and `lost`; `step` is that of the kept epoch. Returns None if there is no such
+        epoch, or if the rows are not compared (`paired`).
+        """
         leader = selection.best(self.lines, self.config.metric) if self.paired else None
         before = self.folder.chunk(leader["step"], "outcomes") if leader else None
         if leader is None or before is None:
@@ -172,20 +185,23 @@ class EvalCallback:
         if not process_group.is_main_process():
             return
         self.folder.save_chunk(line["step"], "outcomes", frame)
-        # weights of an epoch that is no longer the best go once a checkpoint after them stands
+        # the weights of an epoch that is no longer the best are removed once there is a checkpoint after them
         self.prune(leader)
         write_lines(self.folder.path, self.lines)
         if line is selection.best(self.lines, self.config.metric):
             self.save(self.folder.path / BEST / f"step-{line['step']}", line, weights)
 
     def prune(self, leader: Line | None) -> None:
-        """Remove kept weights but those of `leader`."""
+        """Remove all kept weights except those of `leader`."""
         for path in (self.folder.path / BEST).glob("*"):
             if leader is None or path.name != f"step-{leader['step']}":
                 shutil.rmtree(path, ignore_errors=True)
 
     def save(self, path: Path, line: Line, weights: Mapping[str, Tensor] | None) -> None:
-        """Save the model as it is now, loadable by transformers (LoRA: by PEFT). `weights`: where it is sharded."""
+        """Save the model as it is now, so that transformers (for LoRA: PEFT) can load it.
+
+        `weights`: the gathered weights if the model is sharded.
+        """
         loaded = self.training_model.loaded
         beside = {
             "stage": "tune",
@@ -231,7 +247,10 @@ class EvalCallback:
 
 
 def _origin_of(loaded: loading.Loaded) -> dict[str, Any]:
-    """Name, fingerprint and folder of the model that training began from; of an adapter its base, and itself."""
+    """Return name, fingerprint and folder of the model that training began from, under `base`.
+
+    If that model is an adapter, `base` has those of the adapter's base and `from` those of the adapter.
+    """
     own = {key: getattr(loaded, key) for key in ("name", "fingerprint", "folder")}
     resolved_model = loaded.resolved
     if resolved_model is not None and resolved_model.adapter is not None:
@@ -240,16 +259,19 @@ def _origin_of(loaded: loading.Loaded) -> dict[str, Any]:
 
 
 def own_rows(rows: pl.DataFrame) -> pl.DataFrame:
-    """This process's share of the rows: every one in one process."""
+    """Return this process's share of the rows; a single process gets all rows."""
     return rows.gather_every(process_group.world_size(), process_group.rank())
 
 
 def all_outcomes(own: pl.DataFrame, sets: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
-    """The outcomes of all rows in every process (`tracker.OUTCOMES`), each row's from the one that measured it."""
+    """Share the outcomes (`tracker.OUTCOMES`) between processes, so that every process has those of all rows.
+
+    `own`: the outcomes that this process measured. `sets`: the rows of every set, by name.
+    """
     if not process_group.is_distributed():
         return own
     places = pl.concat([rows.select("row", set=pl.lit(name)) for name, rows in sets.items()]).sort("set", "row")
-    code = [pl.col(name).cast(pl.Int64) + 1 for name in ("correct", "lenient")]  # 0: nothing said
+    code = [pl.col(name).cast(pl.Int64) + 1 for name in ("correct", "lenient")]  # 0 stands for null
     coded = places.join(own.with_columns(code), on=["set", "row"], how="left", maintain_order="left").fill_null(0)
     totals = process_group.totals([*coded["correct"], *coded["lenient"]])
     names = ("correct", "lenient")
@@ -261,5 +283,5 @@ def all_outcomes(own: pl.DataFrame, sets: Mapping[str, pl.DataFrame]) -> pl.Data
 
 
 def write_lines(folder: Path, lines: list[Line]) -> None:
-    """Write `metrics.jsonl`, whole."""
+    """Write `metrics.jsonl` with all `lines`, replacing the file."""
     write_text(folder / "metrics.jsonl", "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))

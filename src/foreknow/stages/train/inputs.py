@@ -1,4 +1,4 @@
-"""What a run of tune reads: the sets, checked, and what is said about them before a weight is read."""
+"""Reads and checks the sets of a run of tune, and writes the notes that are shown before any weight is read."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from foreknow.stages.train.dataset import (
 )
 
 FEW_DEV_ROWS = 50
-"""With fewer rows of dev it is said that they can hardly tell epochs apart."""
+"""If a share is held out and dev has fewer rows, a note says that so few rows can hardly tell epochs apart."""
 
 
 @dataclass(frozen=True)
 class TrainInputs:
-    """What a run reads: train, dev and the test sets, and what was said about them."""
+    """Holds what a run reads: train, dev and the test sets by name, the prompt template, and notes about the sets."""
 
     sets: dict[str, LabelledSplit]
     template: Template
@@ -45,19 +45,19 @@ class TrainInputs:
 
     @property
     def train(self) -> LabelledSplit:
-        """The rows to train on."""
+        """Return the set to train on."""
         return self.sets[TRAIN]
 
     @property
     def rows(self) -> dict[str, pl.DataFrame]:
-        """Every set's rows by name."""
+        """Return the rows of every set, by name."""
         return {name: split.rows for name, split in self.sets.items()}
 
 
 def read_inputs(config: TuneConfig) -> TrainInputs:
-    """Read and check all files. Everything that can be refused without the model is refused here."""
+    """Read and check all files, and raise every error that can be found without the model."""
     template = read_template(config.prompt_template) if config.prompt_template else TRAINING
-    mix_model(config.train)  # a mix that was damaged is named before it is read
+    mix_model(config.train)  # raise the error about a damaged mix before the file is read
     audit = open_audit(config.audit) if config.audit else None
     reading: dict[str, Any] = {
         "columns": config.map,
@@ -87,9 +87,9 @@ def read_inputs(config: TuneConfig) -> TrainInputs:
 
 
 def held_out_share(dev: str) -> float | None:
-    """The share of rows that `--dev` asks to hold out, from 0 to 1; None where it names a file.
+    """Return the share of rows that `--dev` asks to hold out, or None if it names a file.
 
-    Raises ConfigError for a number that is no such share.
+    Raises ConfigError for a number that is not between 0 and 1.
     """
     try:
         share = float(dev)
@@ -101,7 +101,7 @@ def held_out_share(dev: str) -> float | None:
 
 
 def _split(train: LabelledSplit, share: float, seed: int) -> tuple[LabelledSplit, LabelledSplit, str]:
-    """Hold rows out of the training set for dev, and say how."""
+    """Move rows from the training set to a new set `dev`; return both sets and a note on how many rows were moved."""
     held = hold_out(train.rows.select(*ROWS), share, seed)
     mine = pl.col("row").is_in(held.rows.implode())
     rest, dev = train.rows.filter(~mine), train.rows.filter(mine)
@@ -137,7 +137,7 @@ def _notes(sets: Mapping[str, LabelledSplit]) -> list[str]:
 
 
 def check_method(model: str, method: str, resolved_model: Resolved) -> None:
-    """Raise ConfigError where `--method full` is asked of a model that cannot be trained as a whole."""
+    """Raise ConfigError if `--method full` is set for a model that cannot be trained as a whole."""
     check_trainable(f"--model {model}", resolved_model.quantization, method)
     if resolved_model.adapter is not None and method == "full":
         raise ConfigError(
@@ -148,7 +148,10 @@ def check_method(model: str, method: str, resolved_model: Resolved) -> None:
 
 
 def check_models(config: TuneConfig, inputs: TrainInputs, model: str) -> list[str]:
-    """Raise ModelError where categories are another model's (`model`: a fingerprint), unless forced; then say so."""
+    """Raise ModelError if the categories are another model's; if forced, return lines that say so instead.
+
+    `model`: the fingerprint of the model to tune.
+    """
     made_with = {str(config.audit): open_audit(config.audit).summary["model"]} if config.audit else {}
     mixed = mix_model(inputs.train.file)
     made_with |= {inputs.train.file: mixed} if mixed else {}

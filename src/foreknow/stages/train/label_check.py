@@ -1,9 +1,9 @@
-"""What a foreign trainer's own batches leave to be learnt: labels after its data set, template and collator.
+"""Checks which labels are left in the batches of a user's own trainer, after its data set, template and collator.
 
-A row is collated alone and its labels are counted, as the loss sees them: the first of a sequence predicts nothing, and
--100 is no label. Rows that keep none teach nothing, whatever made it so: an all-zero `assistant_masks`, a response mark
-that was not found, a length at which the answer is cut away. At most `MOST` rows are looked at, spread over the data
-set; random states stay as they are.
+Each row is collated alone and its labels are counted as the loss sees them: the first label of a sequence is not
+predicted, and -100 is no label. A row without labels teaches nothing, whatever the cause: an all-zero
+`assistant_masks`, a response mark that was not found, or a length at which the answer is cut away. At most `MOST` rows
+are read, spread over the data set. The check leaves all random states as they are.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ from torch import Tensor
 from foreknow.stages.train.row_faults import RowFault
 
 MOST: Final = 2000
-"""Rows looked at, at most."""
+"""The largest number of rows that are checked."""
 IGNORED: Final = -100
+"""The label of tokens that the loss ignores."""
 _MASKS: Final = ("assistant_masks", "assistant_mask", "assistant_tokens_mask", "completion_mask", "loss_mask")
-"""Columns of a data set that say which tokens are learnt."""
+"""Names of data set columns that say which tokens are learnt."""
 _LENGTHS: Final = ("max_length", "max_seq_length", "cutoff_len")
-"""Arguments of trainers that say where a row is cut."""
+"""Names of trainer arguments that give the length, in tokens, at which a row is cut."""
 
 
 class LabelReport(NamedTuple):
-    """What was found in `looked` of a trainer's `total` rows (None where it is not known).
+    """Holds what was found in `looked` of a trainer's `total` rows (None if the total is not known).
 
-    `faults`: rows, by their place in the trainer's data set, that keep no label. `cut`: rows whose answer is cut before
-    its end; `endless`: rows whose end-of-sequence token is there and is no label. `why_not`: why no row could be looked
-    at; empty where some were.
+    Rows are named by their index in the trainer's data set. `faults`: rows that have no label. `cut`: rows whose answer
+    is cut before its end. `endless`: rows that have an end-of-sequence token that is not a label. `why_not`: why no row
+    could be checked; empty if some were.
     """
 
     looked: int
@@ -47,7 +48,7 @@ class LabelReport(NamedTuple):
 
     @property
     def notes(self) -> list[str]:
-        """Lines that do not speak of rows without a label."""
+        """Return lines about everything but the rows without a label."""
         if self.why_not:
             return [f"warning: the trainer's labels could not be looked at before training: {self.why_not}"]
         lines = []
@@ -68,7 +69,7 @@ class LabelReport(NamedTuple):
 
 
 def check_labels(loader: Any, arguments: Any, ends: Sequence[int]) -> LabelReport:
-    """Look at the labels of a trainer's data loader. `ends`: ids that end an answer."""
+    """Check the labels of a trainer's data loader. `arguments`: the trainer's. `ends`: ids that end an answer."""
     data, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
     if data is None or collate is None:
         return _not_checked("it has no data loader with a data set and a collator")
@@ -87,7 +88,7 @@ def check_labels(loader: Any, arguments: Any, ends: Sequence[int]) -> LabelRepor
             try:
                 batch = collate([dict(row) if isinstance(row, Mapping) else row])
             except Exception as error:
-                # a collator is anybody's code, and may want more than one row
+                # the collator is the user's code, and may need more than one row
                 return _not_checked(f"its collator takes no single row ({type(error).__name__}: {str(error)[:80]})")
             labels = tensor_of(batch, "labels")
             if labels is None:
@@ -102,9 +103,10 @@ def check_labels(loader: Any, arguments: Any, ends: Sequence[int]) -> LabelRepor
 
 
 def collated_rows(loader: Any, most: int) -> Iterator[tuple[Any, Any]]:
-    """Rows of a data loader, spread over its data set, each with the batch that its collator makes of it alone.
+    """Yield at most `most` rows of a data loader, spread over its data set, each with the batch of that row alone.
 
-    Ends at the first row that the collator does not take alone; yields nothing where there is no such data set.
+    The iterator ends at the first row that the collator cannot collate alone. It yields nothing if the loader has no
+    collator, or no data set with a length and indices.
     """
     data: Any = getattr(loader, "dataset", None)
     collate = getattr(loader, "collate_fn", None)
@@ -114,7 +116,7 @@ def collated_rows(loader: Any, most: int) -> Iterator[tuple[Any, Any]]:
         for _, row in _rows(data, len(data), most):
             try:
                 batch = collate([dict(row) if isinstance(row, Mapping) else row])
-            except Exception:  # a collator is anybody's code; `check_labels` says that it takes no single row
+            except Exception:  # the collator is the user's code; `check_labels` reports that it takes no single row
                 return
             yield row, batch
 
@@ -134,7 +136,7 @@ def _rows(data: Any, total: int | None, most: int = MOST) -> Iterator[tuple[int,
 
 
 def _faults(place: int, row: Any, batch: Mapping[str, Any], labels: Tensor, length: int | None) -> list[RowFault]:
-    """One fault for each text in a row that keeps no label: a packed row holds several."""
+    """Return one fault for each text without a label in a row; a packed row holds several texts."""
     flat = labels.reshape(-1)
     texts = split_texts(row, batch, flat)
     if all(bool((text[1:] != IGNORED).any()) for text in texts):
@@ -152,7 +154,7 @@ def _faults(place: int, row: Any, batch: Mapping[str, Any], labels: Tensor, leng
 
 
 def split_texts(row: Any, batch: Mapping[str, Any], flat: Tensor) -> list[Tensor]:
-    """The labels, or the ids, of each text in a row: a packed row holds several."""
+    """Split the labels or the ids of a row (`flat`, shape [tokens]) into its texts; a packed row holds several."""
     lengths = row.get("seq_lengths") if isinstance(row, Mapping) else None
     if lengths is not None and 0 < sum(lengths) <= len(flat):
         return list(flat[: sum(lengths)].split(list(map(int, lengths))))
@@ -161,7 +163,7 @@ def split_texts(row: Any, batch: Mapping[str, Any], flat: Tensor) -> list[Tensor
         starts = (places.reshape(-1) == 0).nonzero().flatten().tolist()
         sizes = [end - begin for begin, end in zip(starts, [*starts[1:], len(flat)], strict=True)]
         if starts[:1] == [0] and (texts := [part for part in flat.split(sizes) if len(part) > 1]):
-            return texts  # padding has position 0 everywhere
+            return texts  # texts of one token are left out, since padding has position 0 everywhere
     return [flat]
 
 
@@ -184,14 +186,14 @@ def _is_endless(batch: Mapping[str, Any], labels: Tensor, ends: Sequence[int]) -
 
 
 def tensor_of(batch: Mapping[str, Any], name: str) -> Tensor | None:
-    """A column of a batch as a tensor; None where it has none."""
+    """Return a column of a batch as a tensor, or None if the batch does not have it."""
     value = batch.get(name) if hasattr(batch, "get") else None
     return None if value is None else torch.as_tensor(np.asarray(value) if not isinstance(value, Tensor) else value)
 
 
 @contextlib.contextmanager
 def _preserve_random_state() -> Iterator[None]:
-    """All random states as they were, at the end."""
+    """Restore the random states of Python, NumPy and torch at the end."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         try:

@@ -1,4 +1,4 @@
-"""The run itself: model, trainer and tracker put together, taken up again where a kill left them."""
+"""Trains a model from its inputs to the end of a run, and resumes a run that was killed from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -51,15 +51,16 @@ from foreknow.stages.train.trainer import CHECKPOINTS, FactTrainer, NotFinite, a
 logger = logging.getLogger(__name__)
 
 LONG_ANSWER: Final = 32
-"""Answers of more tokens are long: `--metric auto` then takes the loss (an audit's `--max-answer-tokens`)."""
+"""Answers with more tokens are long (an audit's `--max-answer-tokens`). If half of dev's answers are, `--metric auto`
+chooses the loss."""
 
 
 class TokenizedInputs(NamedTuple):
-    """The rows to train on as token ids, and what made them.
+    """Holds the rows as token ids, and the tokenizer and prompter that made them.
 
-    `examples`: the rows to train on. `watched`: those of every other set, whose loss is measured. `inputs`: the sets
-    without the rows that cannot be used. `faults`: those, by set, with their reasons. `metric`: what chooses the epoch.
-    `choices`: a sentence on everything that was left to `auto`.
+    `examples`: the rows to train on. `watched`: the rows of every other set, whose loss is measured. `inputs`: the sets
+    without the rows that cannot be used. `faults`: the faults of rows, by set, with their reasons. `metric`: the metric
+    that chooses the epoch. `choices`: a sentence for each setting that was left to `auto`.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -73,13 +74,17 @@ class TokenizedInputs(NamedTuple):
 
     @property
     def notes(self) -> list[str]:
-        """Lines about the prompts, and about rows that are left out or teach nothing."""
+        """Return lines about the prompts, about rows that are left out or teach nothing, and about the choices."""
         rows = [line for name, faults in self.faults.items() for line in row_faults.notes(name, faults)]
         return [*self.prompter.notes, *rows, *self.choices]
 
 
 def tokenize_inputs(config: TuneConfig, inputs: TrainInputs, resolved_model: Resolved) -> TokenizedInputs:
-    """Token ids of the rows to train on, checked. Raises InputError, ModelError."""
+    """Turn the rows of all sets into token ids and check them.
+
+    Raises InputError for rows that cannot be used (unless `--bad-rows skip`), or if every weight is 0; ModelError if
+    the tokenizer has no end-of-sequence token.
+    """
     tokenizer = loading.load_tokenizer(resolved_model, config.trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise ModelError(f"--model {config.model}: its tokenizer has no end-of-sequence token; answers could not end")
@@ -111,7 +116,7 @@ def tokenize_inputs(config: TuneConfig, inputs: TrainInputs, resolved_model: Res
 
 
 def _metric(config: TuneConfig, dev: list[TrainingExample]) -> tuple[str, str | None]:
-    """What chooses the epoch, and why, where `--metric auto` leaves the choice to the rows of dev."""
+    """Return the metric that chooses the epoch, and the reason if `--metric auto` leaves the choice to dev's rows."""
     if config.metric != selection.AUTO:
         return config.metric, None
     tokens = sorted(len(example.answer) for example in dev)
@@ -131,7 +136,7 @@ def _load(config: TuneConfig, device: str, dtype: str) -> TrainingModel:
     loaded = loading.load_model(
         config.model,
         dtype="float32" if full else dtype,
-        device="cpu" if sharded else config.device,  # a part of it goes to each device
+        device="cpu" if sharded else config.device,  # FSDP moves a part of the model to each device
         trust_remote_code=config.trust_remote_code,
         log=logger.info,
         base=config.base,
@@ -168,7 +173,7 @@ def _trainable(model: Any) -> int:
 
 
 def _adapter_lines(loaded: loading.Loaded) -> tuple[str, ...]:
-    """What is said where training goes on from an adapter as it is."""
+    """Return a line for the log that says that training goes on from an existing adapter."""
     config = loaded.trained.peft_config["default"]
     names_in_config = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
     own = ", ".join(
@@ -198,20 +203,20 @@ def _add_lora(config: TuneConfig, loaded: loading.Loaded) -> Any:
     )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # names that PEFT still reads by their old form
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT still uses some names that are deprecated
             return get_peft_model(loaded.model, lora)
     except ValueError as error:
         raise ModelError(f"--lora-targets {','.join(targets)}: {first_line(error)}") from None
 
 
 def _resume(folder: RunDir, watch: EvalCallback) -> Checkpoint | None:
-    """The last checkpoint, if any; what was written after it is forgotten, so that it is written once.
+    """Return the last checkpoint, if any, and delete what was written after it, so that nothing is written twice.
 
-    A checkpoint counts only with all that belongs to it: the outcomes of every evaluation before it, and the best
-    epoch's weights. Where one is missing or damaged, training begins again.
+    A checkpoint is used only if everything that belongs to it is there: the outcomes of every evaluation before it, and
+    the weights of the best epoch. If one of these is missing or damaged, training begins again.
     """
     if not process_group.is_main_process():
-        process_group.barrier()  # the first process clears up what a kill has left
+        process_group.barrier()  # wait while the first process removes what a killed run left
         checkpoint = latest(folder.path / CHECKPOINTS)
         watch.lines = checkpoint.note["lines"] if checkpoint else []
         _check_seen(folder, checkpoint)
@@ -219,7 +224,7 @@ def _resume(folder: RunDir, watch: EvalCallback) -> Checkpoint | None:
     best = folder.path / BEST
     best.mkdir(exist_ok=True)
     early_stop = folder.path / "early_stop"
-    if early_stop.exists():  # a run that stopped, or was killed at its end, has moved it there
+    if early_stop.exists():  # a run that stopped, or was killed at its end, moved the best weights there
         path = best / f"step-{about(early_stop).get('step')}"
         shutil.rmtree(path, ignore_errors=True)
         early_stop.rename(path)
@@ -243,7 +248,7 @@ def _resume(folder: RunDir, watch: EvalCallback) -> Checkpoint | None:
 
 
 def _check_seen(folder: RunDir, checkpoint: Checkpoint | None) -> None:
-    """Raise RunFolderError where processes do not see the same checkpoint."""
+    """Raise RunFolderError if the processes do not see the same checkpoint."""
     step = checkpoint.step if checkpoint else 0
     if (theirs := process_group.broadcast_from_main(step)) != step:
         raise RunFolderError(
@@ -253,7 +258,7 @@ def _check_seen(folder: RunDir, checkpoint: Checkpoint | None) -> None:
 
 
 def _missing_part(folder: RunDir, watch: EvalCallback, checkpoint: Checkpoint) -> str | None:
-    """What a checkpoint cannot be gone on from without, if it is not there as it was written."""
+    """Name the first missing or damaged part without which a checkpoint cannot be resumed; None if there is none."""
     lines: list[Line] = checkpoint.note["lines"]
     for line in lines:
         if folder.chunk(line["step"], "outcomes") is None:
@@ -264,7 +269,10 @@ def _missing_part(folder: RunDir, watch: EvalCallback, checkpoint: Checkpoint) -
 
 
 def train(config: TuneConfig, tokenized: TokenizedInputs, folder: RunDir, device: str, dtype: str) -> dict[str, Any]:
-    """Train to the end and leave `early_stop`, `convergence` and the outcomes; what `results.json` says of it."""
+    """Train to the end and write `early_stop`, `convergence` and the outcomes.
+
+    Returns what `results.json` says of the model and the method. Raises NotFinite, ResourceError, RunFolderError.
+    """
     training_model, inputs = _load(config, device, dtype), tokenized.inputs
     for reason in training_model.reasons:
         logger.info(reason)
@@ -339,7 +347,7 @@ def _trainer(
     )
     base.config.use_cache = use_cache  # the trainer turns it off, and a saved model would generate without its cache
     if not process_group.is_main_process():
-        torch.manual_seed(config.seed + (process_group.rank() << 32))  # dropout of its own for each share of the rows
+        torch.manual_seed(config.seed + (process_group.rank() << 32))  # each process draws its own dropout
     return trainer
 
 
@@ -360,7 +368,10 @@ def _train_to_end(trainer: FactTrainer, checkpoint: Checkpoint | None, steps: in
 
 @contextmanager
 def _explain_errors(folder: RunDir, watch: EvalCallback) -> Iterator[None]:
-    """What stops training says what is kept, and which setting to change."""
+    """Add to errors that stop training what is kept and which setting to change.
+
+    Raises NotFinite, or ResourceError if memory runs out.
+    """
     try:
         yield
     except NotFinite as stop:
@@ -385,7 +396,7 @@ def _explain_errors(folder: RunDir, watch: EvalCallback) -> Iterator[None]:
 
 
 def _promote(folder: RunDir, lines: list[Line], metric: str) -> Line | None:
-    """Give the best weights their lasting name."""
+    """Move the best weights to `early_stop`; return the line of the epoch that they are from."""
     leader = selection.best(lines, metric)
     path = folder.path / BEST / f"step-{leader['step']}" if leader else None
     if path is not None and path.exists():
@@ -400,7 +411,10 @@ def _rows_done(step: int, steps: int, rows: int, batch: int) -> int:
 
 
 def estimate(config: TuneConfig) -> dict[str, Any]:
-    """What a run would cost, from a short burst of training and measuring. Writes nothing."""
+    """Estimate what a run would cost by training and measuring for a short time. Writes nothing.
+
+    Raises ConfigError if a launcher started several processes.
+    """
     import psutil
 
     with process_group.process_group(config.device):
@@ -424,7 +438,7 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
     burst = micro_batches(tokenized.examples[: plan.batch_size], int(config.micro_batch_tokens or 2048))[:2]
     with open_pass(training_model.model, [min(tokenized.examples, key=lambda e: e.length)]) as (losses, _):
         training_model.model.train()
-        for _ in range(2):  # the first pass builds kernels
+        for _ in range(2):  # the first pass builds kernels, so only the second one is timed
             began = time.monotonic()
             with torch.autocast(device, torch.bfloat16, enabled=training_model.autocast):
                 for part in burst:

@@ -1,4 +1,4 @@
-"""A finished training run -> its page."""
+"""Writes the HTML page of a finished training run."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from foreknow.stages.train.result import TrainResult, open_train
 def write_page(result: TrainResult, *, control: Path | None = None, show_rows: bool = True) -> Path:
     """Write `report.html` of a training run and return its path.
 
-    `control`: another run to compare it with; without it, one beside it that belongs to it is taken (`control_of`).
-    Raises InputError where the control is not a finished run.
+    `control`: another run to compare it with. By default this is the run in the same parent folder that `control_of`
+    finds. Raises InputError if the control is not a finished run.
     """
     path = result.folder / "report.html"
     beside = control if control is not None else control_of(result.folder)
@@ -22,9 +22,10 @@ def write_page(result: TrainResult, *, control: Path | None = None, show_rows: b
 
 
 def control_of(folder: Path) -> Path | None:
-    """A finished run in the same place that trained on the same set without its Unknown rows, else none of them.
+    """Find a finished run in the same parent folder that trained without this run's Unknown rows.
 
-    First D_Known of this run's very file, then a set of the same size, audit and seed with a share of 0.
+    Prefers a run on the D_Known of this run's own training file. Otherwise takes a run on a set of the same size, audit
+    and seed with an Unknown share of 0. Returns None if there is neither.
     """
     ours = (read_json(folder / "results.json") or {}).get("mix")
     if not isinstance(ours, dict) or ours.get("kind") == "known_of":

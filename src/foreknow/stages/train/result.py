@@ -1,4 +1,4 @@
-"""The result of a training run: a view of its run folder, and the columns of its tables."""
+"""Reads the result of a training run from its run folder, and defines the columns of its tables."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ OUTCOMES: Final[dict[str, pl.DataType]] = {
     "correct": pl.Boolean(),
     "lenient": pl.Boolean(),
 }
-"""The contract of `outcomes.parquet`: one line per evaluation and watched row; of the set `train`, the row is
-right when it is fitted. `correct` follows `--match`; `lenient` is null where that is strict."""
+"""The contract of `outcomes.parquet`: one line per evaluation and watched row. A row of the set `train` is right if it
+is fitted. `correct` follows `--match`; `lenient` is null if `--match` is strict."""
 
 
 WATCHED: Final[dict[str, pl.DataType]] = {
@@ -35,39 +35,39 @@ WATCHED: Final[dict[str, pl.DataType]] = {
     "question": pl.String(),
     "answer": pl.String(),
 }
-"""The contract of `rows.parquet`: the rows that `outcomes.parquet` speaks of; `answer` is the gold."""
+"""The contract of `rows.parquet`: the rows to which `outcomes.parquet` refers. `answer` is the gold."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished run: a view of its folder."""
+    """Reads the tables and results of a finished run from its folder."""
 
     folder: Path
 
     @cached_property
     def results(self) -> dict[str, Any]:
-        """Best and last epoch with their metrics, model, data, settings."""
+        """Return the best and the last epoch with their metrics, the model, the data and the settings."""
         contents: dict[str, Any] = json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
         return contents
 
     @cached_property
     def metrics(self) -> list[curves.Line]:
-        """One line per evaluation (`curves.py`)."""
+        """Return one line per evaluation (`curves.py`)."""
         return read_metrics(self.folder)
 
     @cached_property
     def outcomes(self) -> pl.DataFrame:
-        """Every watched row at every evaluation (`OUTCOMES`)."""
+        """Return the outcome of every watched row at every evaluation (`OUTCOMES`)."""
         return pl.read_parquet(self.folder / "outcomes.parquet")
 
     @cached_property
     def rows(self) -> pl.DataFrame:
-        """The watched rows themselves (`WATCHED`)."""
+        """Return the watched rows themselves (`WATCHED`)."""
         return pl.read_parquet(self.folder / "rows.parquet")
 
 
 def open_train(folder: str | Path) -> TrainResult:
-    """A finished run's folder. Raises InputError where there is none, or a file of it was changed since."""
+    """Open a finished run's folder. Raises InputError if there is none, or if one of its files was changed since."""
     folder = download(folder)
     if (folder / "manifest.json").is_file():
         verify(folder)
@@ -77,7 +77,7 @@ def open_train(folder: str | Path) -> TrainResult:
 
 
 def read_metrics(folder: Path) -> list[curves.Line]:
-    """The evaluations of a run so far."""
+    """Return the evaluations of a run so far."""
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return []

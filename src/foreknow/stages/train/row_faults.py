@@ -1,15 +1,15 @@
-"""Rows that a model cannot be trained on or asked, each with its reason: counted, listed, refused or left out. Pure.
+"""Counts and lists rows that a model cannot be trained on or asked, by reason, and refuses them on request. Pure.
 
     template_refuses    the chat template raises an error for the row's chat
     template_drops      the chat template leaves out the question, or a turn, without an error
     no_question_tokens  the question gives the tokenizer no token to begin with
-    no_answer_tokens    the answer is no token at all to the tokenizer
+    no_answer_tokens    the tokenizer turns the answer into no token at all
     answer_cut          prompt and answer are longer than the model's positions: the answer would be cut away
     no_label            the chat template's {% generation %} block marks no token of the answer
     weight_zero         the row's weight is 0: it is read, and teaches nothing
-    answer_changed      the chat template would write the answer otherwise; it is taught as the row has it
+    answer_changed      the chat template would write the answer in another way; it is taught as the row has it
 
-Rows of the last two kinds are kept and counted. All others are refused, or left out by choice.
+Rows with the last two reasons are kept and counted. All others are refused, or left out if the user chooses so.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from foreknow.errors import InputError
 WEIGHT_ZERO: Final = "weight_zero"
 ANSWER_CHANGED: Final = "answer_changed"
 KEPT: Final = frozenset({WEIGHT_ZERO, ANSWER_CHANGED})
-"""Reasons that leave a row in its set."""
+"""The reasons for which a row stays in its set."""
 OF_TRAINING: Final = KEPT | {"no_label"}
-"""Reasons that matter to rows that are trained on, not to those that are only asked."""
+"""The reasons that matter only for rows that are trained on, and not for rows that are only asked."""
 LISTED: Final = 8
-"""Rows of each reason that are named; the others are counted."""
+"""How many rows of each reason are named; the others are only counted."""
 _PHRASES: Final = {
     "template_refuses": "refused by the chat template",
     "template_drops": "with a text that the chat template leaves out",
@@ -39,11 +39,11 @@ _PHRASES: Final = {
     WEIGHT_ZERO: "with weight 0, from which nothing is learnt",
     ANSWER_CHANGED: "taught as the file has the answer, which the chat template would write otherwise",
 }
-"""What is said behind "2 rows"."""
+"""Maps each reason to the words that follow a number of rows, such as "2 rows"."""
 
 
 class RowFault(NamedTuple):
-    """A row (its number in the file), a reason, and what was found in words."""
+    """Holds a row's number in the file, the reason why it cannot be used, and words for what was found in it."""
 
     row: int
     reason: str
@@ -51,7 +51,7 @@ class RowFault(NamedTuple):
 
 
 def by_reason(faults: Iterable[RowFault]) -> dict[str, list[RowFault]]:
-    """The faults of each reason, in the order of the reasons above."""
+    """Group the faults by reason, in the order of the reasons above."""
     faults_by_reason: dict[str, list[RowFault]] = {}
     for fault in faults:
         faults_by_reason.setdefault(fault.reason, []).append(fault)
@@ -59,7 +59,10 @@ def by_reason(faults: Iterable[RowFault]) -> dict[str, list[RowFault]]:
 
 
 def counts(faults: Iterable[RowFault]) -> dict[str, dict[str, Any]]:
-    """By reason: `rows`, how many, and `first`, the numbers of the first of them. For `results.json`."""
+    """Count the faults by reason for `results.json`.
+
+    Each reason maps to `rows`, the number of rows, and `first`, the row numbers of the first `LISTED` of them.
+    """
     return {
         reason: {"rows": len(some), "first": [fault.row for fault in some[:LISTED]]}
         for reason, some in by_reason(faults).items()
@@ -67,7 +70,7 @@ def counts(faults: Iterable[RowFault]) -> dict[str, dict[str, Any]]:
 
 
 def fault_lines(faults: Iterable[RowFault]) -> list[str]:
-    """A line for each reason: how many rows, which ones, and what was found in the first."""
+    """Return a line for each reason with the number of rows, which rows they are, and what was found in the first."""
     return [_line(reason, some) for reason, some in by_reason(faults).items()]
 
 
@@ -81,9 +84,10 @@ def _line(reason: str, some: Sequence[RowFault]) -> str:
 
 
 def check(faults: Iterable[tuple[str, Sequence[RowFault]]], choice: BadRows, option: str = "--bad-rows skip") -> None:
-    """Raise InputError for rows that cannot be used, unless they are to be left out.
+    """Raise InputError for rows that cannot be used, unless `choice` is "skip".
 
-    `faults`: a file or set, and what is wrong with its rows; a file may stand there twice.
+    `faults`: pairs of a file or set and the faults of its rows; a file may occur twice. `option`: the setting that the
+    message names for going on without these rows.
     """
     if choice == "skip":
         return
@@ -97,7 +101,7 @@ def check(faults: Iterable[tuple[str, Sequence[RowFault]]], choice: BadRows, opt
 
 
 def notes(name: str, faults: Sequence[RowFault]) -> list[str]:
-    """What the terminal and the page say of a set's rows that are left out, or teach nothing."""
+    """Return the lines that the terminal and the page show about a set's rows that are left out or teach nothing."""
     return [
         f"{'' if reason in KEPT else 'warning: '}{name}: {_line(reason, some)}{'' if reason in KEPT else ': left out'}"
         for reason, some in by_reason(faults).items()

@@ -1,23 +1,24 @@
-"""Tune: fine-tune a model on rows of known category, watched category by category (paper, section 3).
+"""Runs tune: fine-tunes a model on rows of known category and measures each category (paper, section 3).
 
-    stages/train/inputs.py     the sets, checked
-    dataset.py   rows with categories -> token ids; what is refused
-    answer_loss.py   the loss, at the answers' tokens only
-    trainer.py         transformers.Trainer with our batches and checkpoints
-    tracker.py         which rows are answered right, after every epoch
-    eval_callback.py        what is written and said of it; the best weights kept
-    curves.py          metrics.jsonl, the best epoch, where overfitting began
-    stages/train/loop.py       all of them together
+    inputs.py          reads and checks the sets
+    dataset.py         turns rows with categories into token ids, and finds rows that cannot be used
+    answer_loss.py     computes the loss at the answers' tokens only
+    trainer.py         trains with transformers.Trainer, our batches and our checkpoints
+    tracker.py         measures which rows are answered right, after every epoch
+    eval_callback.py   writes and logs each measurement, and keeps the best weights
+    curves.py          computes the lines of metrics.jsonl and where overfitting began
+    selection.py       chooses the best epoch
+    loop.py            puts all of them together
 
 DIR/config.yaml metrics.jsonl outcomes.parquet rows.parquet early_stop/ convergence/ results.json manifest.json
 (last) report.html
 
-`early_stop` holds the epoch with the best metric, `convergence` the last one: float32 safetensors and the tokenizer,
-as any transformers folder, or the adapter for LoRA. On one CPU a run that was killed and taken up again ends in the
-same weights bit for bit; on a GPU some kernels add in an order of their own, and no such promise is made.
+`early_stop` holds the model of the best epoch, `convergence` that of the last one: float32 safetensors and the
+tokenizer, in the layout of transformers, or the adapter for LoRA. On one CPU, a run that was killed and resumed ends
+with the same weights bit for bit. On a GPU this is not guaranteed, because some kernels add in varying order.
 
-Started by `accelerate launch` or `torchrun`, several processes (`process_group.py`) share the rows of each step and of
-each measurement; the first holds the folder, writes and speaks.
+If `accelerate launch` or `torchrun` starts several processes (`process_group.py`), they share the rows of each step and
+of each measurement. The first process owns the folder, writes the files and logs.
 """
 
 from __future__ import annotations
@@ -70,11 +71,12 @@ _NO_IDENTITY: Final = {
     *("map", "templates", "group_by", "turns", "null_words", "strict_rows", "bad_rows", "trust_remote_code"),
     *("dtype", "device", "report_to", "save_every", "dry_run"),
 }
-"""Settings that name a file whose content counts instead, or do not change a result."""
+"""Settings that are left out of a run's identity, because the content of the file that they name counts instead or
+because they do not change a result."""
 
 
 def identity_of(config: TuneConfig, inputs: TrainInputs, model: str, device: str, dtype: str) -> dict[str, Any]:
-    """What makes two runs the same: contents and settings, never names of files."""
+    """Return the contents and settings by which two runs count as the same; names of files do not count."""
     return {
         "data": {name: fingerprint(split.rows) for name, split in inputs.sets.items()},
         "prompt_template": [inputs.template.instruction, inputs.template.target],
@@ -91,7 +93,7 @@ def identity_of(config: TuneConfig, inputs: TrainInputs, model: str, device: str
 
 
 def with_process_settings(config: TuneConfig) -> TuneConfig:
-    """The settings as they hold in one of several processes. Raises ConfigError for what does not work there."""
+    """Adapt the settings to a run of several processes. Raises ConfigError for settings that do not work there."""
     if process_group.is_single_process_launch():
         logger.info(
             "one process: accelerate launch --cpu starts more with MPI only; launch with --multi_gpu, --device cpu here"
@@ -112,10 +114,10 @@ def with_process_settings(config: TuneConfig) -> TuneConfig:
 
 
 def run(config: TuneConfig, *, page: bool = True) -> TrainResult:
-    """Tune as `config` says and return the finished run; an interrupted one goes on from its last checkpoint.
+    """Tune as `config` says and return the finished run; an interrupted run goes on from its last checkpoint.
 
-    `page`: write `report.html` too. Raises the errors of `foreknow.errors`; in processes that a launcher started
-    one of them raises, and the others exit.
+    `page`: write `report.html` too. Raises the errors of `foreknow.errors`. If a launcher started several processes,
+    one of them raises and the others exit.
     """
     with process_group.process_group(config.device):
         return _run(with_process_settings(config), page)
@@ -132,7 +134,7 @@ def _run(config: TuneConfig, page: bool) -> TrainResult:
 
 
 def _prepare(config: TuneConfig, inputs: TrainInputs, folder: RunDir) -> PreparedRun:
-    """Resolve the model and turn the rows into tokens, where the folder has no finished run."""
+    """Resolve the model and, unless the folder has a finished run, turn the rows into tokens."""
     device, dtype = resolve_device_dtype(config)
     config = with_batch_sizes(config, device)
     resolved_model = resolve(config.model, logger.info, config.trust_remote_code, base=config.base, force=config.force)
@@ -144,9 +146,9 @@ def _prepare(config: TuneConfig, inputs: TrainInputs, folder: RunDir) -> Prepare
         check_processes(folder)
     if process_group.broadcast_from_main(folder.manifest is not None):
         return PreparedRun(identity, config.resolved(), nothing_to_do, check_complete=_check_weights)
-    from foreknow.stages.train.loop import tokenize_inputs  # keeps torch out
+    from foreknow.stages.train.loop import tokenize_inputs  # imported here so that torch loads late
 
-    tokenized = tokenize_inputs(config, inputs, resolved_model)  # what it refuses is refused before anything is written
+    tokenized = tokenize_inputs(config, inputs, resolved_model)  # raises its errors before anything is written
 
     def work(folder: RunDir) -> None:
         _tune(config, tokenized, folder, identity, device, dtype)
@@ -157,20 +159,20 @@ def _prepare(config: TuneConfig, inputs: TrainInputs, folder: RunDir) -> Prepare
 
 
 def _check_weights(folder: RunDir) -> None:
-    """Raise ModelError where the weights of a complete run are not those that it wrote."""
+    """Raise ModelError if the weights of a complete run are not those that it wrote."""
     for weights in ("early_stop", "convergence"):
         verify_checksums(folder.path / weights)
     _remove_leftovers(folder)
 
 
 def _remove_leftovers(folder: RunDir) -> None:
-    """Remove what only an unfinished run needs."""
+    """Remove the folders that only an unfinished run needs."""
     for name in (".checkpoints", ".best"):
         shutil.rmtree(folder.path / name, ignore_errors=True)
 
 
 def check_processes(folder: RunDir) -> None:
-    """Raise RunFolderError for a run begun with another number of processes: each has random states of its own."""
+    """Raise RunFolderError for a run begun with another number of processes, as each has its own random states."""
     known_run = folder.manifest or read_json(folder.path / ".run.json")
     known_processes = (known_run or {}).get("identity", {}).get("processes", 1)
     if known_run is not None and known_processes != process_group.world_size():
@@ -188,7 +190,7 @@ def _tune(
     device: str,
     dtype: str,
 ) -> None:
-    from foreknow.stages.train.loop import train  # keeps torch out
+    from foreknow.stages.train.loop import train  # imported here so that torch loads late
 
     training_summary, inputs = train(config, tokenized, folder, device, dtype), tokenized.inputs
     if not process_group.is_main_process():
@@ -217,7 +219,7 @@ def _tune(
 
 
 def watched_rows(inputs: TrainInputs) -> pl.DataFrame:
-    """Every set's rows, one under the other (`WATCHED`)."""
+    """Return the rows of all sets in one frame (`WATCHED`)."""
     own = ("row", "group", "category", "question")
     parts = [rows.select(*own, set=pl.lit(name), answer=GOLD) for name, rows in inputs.rows.items()]
     return pl.concat(parts).select(*WATCHED)
@@ -231,7 +233,11 @@ def build_results(
     training_summary: Mapping[str, Any],
     faults: Mapping[str, Sequence[RowFault]],
 ) -> dict[str, Any]:
-    """The contract of `results.json`. `metric`: what chose the epoch. `faults`: by set, rows that teach nothing."""
+    """Build the contents of `results.json`, which are a contract.
+
+    `metric`: the metric that chose the epoch. `lines`: the evaluations. `training_summary`: what `loop.train` returned.
+    `faults`: the faults of rows, by set.
+    """
     early, last = selection.best(lines, metric), curves.epochs(lines)[-1]
     assert early is not None
     measuring = sum(line["measuring_seconds"] for line in lines)
@@ -271,7 +277,10 @@ def build_results(
 
 
 def mix_source(file: str) -> dict[str, Any] | None:
-    """Of a training set that `foreknow mix` wrote: what it is a mix of, so that runs can be told apart and paired."""
+    """Return what a training set that `foreknow mix` wrote is a mix of, so that runs can be told apart and paired.
+
+    Returns None if `foreknow mix` did not write the file.
+    """
     if not manifest_path(Path(file)).is_file():
         return None
     manifest = read_manifest(Path(file))

@@ -1,9 +1,10 @@
-"""Chooses the epoch to keep (EARLY_STOP; paper, section 3) and says what chose it. Pure.
+"""Chooses the epoch to keep (EARLY_STOP; paper, section 3) and says what decided. Pure.
 
-A metric that is a share of rows (dev EM) chooses where the rows can tell two epochs apart. With `--metric auto` they
-can if McNemar's exact test over the same rows gives p below `CHANCE` (`Line["paired"]` has the counts); a metric that
-is named chooses by its value. Where the rows cannot tell, or the values are equal, the lower dev loss chooses; without
-a loss, the earlier epoch.
+A metric that is a share of rows (dev EM) decides if the rows can tell two epochs apart. With `--metric auto` they can
+if McNemar's exact test over the same rows gives p below `CHANCE` (`Line["paired"]` has the counts). A metric that the
+user names always decides by its value. If the rows cannot tell the epochs apart, or the values are equal, the epoch
+with the lower dev loss is kept. Without a loss, or with equal losses, the higher value of the metric decides, and of
+equal values the earlier epoch is kept.
 """
 
 from __future__ import annotations
@@ -15,19 +16,23 @@ from foreknow.stages.train.curves import Line, epochs, flat
 from foreknow.stats import mcnemar
 
 CHANCE: Final = 0.05
-"""Below this p two epochs differ by more than chance."""
+"""If p is below this, two epochs differ by more than chance."""
 LEAST_GAIN: Final = 1e-4
-"""A loss that is lower by less, in nats a token, is not lower."""
+"""A loss counts as lower than another only if it is lower by at least this much, in nats a token."""
 AUTO: Final = "auto"
 LOSS: Final = "dev_loss"
 
 Chooser = Literal["metric", "loss", "tie", "chance", "nothing"]
-"""What chose: the metric; the dev loss, as the metric; the dev loss, because the metric is the same at every epoch
-(tie), or because the rows cannot tell epochs apart (chance); nothing, where there is a tie and no loss."""
+"""What decided which epoch is kept. metric: the metric. loss: the dev loss, which is the metric. tie: the dev loss,
+because the metric is the same at every epoch. chance: the dev loss, because the rows cannot tell epochs apart. nothing:
+neither, because there is a tie and no loss."""
 
 
 def best(lines: Sequence[Line], metric: str) -> Line | None:
-    """The epoch to keep. Each epoch is held against the one kept before it; see the top of this file."""
+    """Return the epoch to keep, or None if no epoch has ended.
+
+    Compares each epoch with the one kept until then, by the rule at the top of this file.
+    """
     leader: Line | None = None
     for line in epochs(lines):
         if leader is None or is_better(line, leader, metric):
@@ -36,7 +41,7 @@ def best(lines: Sequence[Line], metric: str) -> Line | None:
 
 
 def is_better(line: Line, leader: Line, metric: str) -> bool:
-    """Whether a later epoch is to be kept instead of the one kept so far."""
+    """Return whether a later epoch (`line`) is to be kept instead of the one kept so far (`leader`)."""
     if is_loss(metric):
         return flat(line)[metric] < flat(leader)[metric] - LEAST_GAIN
     new, old = flat(line)[metric], flat(leader)[metric]
@@ -49,12 +54,12 @@ def is_better(line: Line, leader: Line, metric: str) -> bool:
 
 
 def is_loss(metric: str) -> bool:
-    """Whether a metric is better when it is smaller."""
+    """Return whether a metric is better when it is smaller."""
     return metric.endswith("_loss")
 
 
 def chooser(lines: Sequence[Line], metric: str) -> Chooser:
-    """What chose the epoch that `best` returns."""
+    """Return what decided for the epoch that `best` returns."""
     ends, leader = epochs(lines), best(lines, metric)
     if is_loss(metric) or leader is None:
         return "loss"
@@ -66,7 +71,10 @@ def chooser(lines: Sequence[Line], metric: str) -> Chooser:
 
 
 def mark_of(lines: Sequence[Line], metric: str) -> str:
-    """What to call the last of `lines` if it is the epoch to keep so far; "" if it is not, or if nothing chose it."""
+    """Return a mark for the last of `lines` if it is the epoch to keep so far.
+
+    Returns "" if it is not, if it is the only epoch, or if nothing decided.
+    """
     kind = chooser(lines, metric)
     if best(lines, metric) is not lines[-1] or len(epochs(lines)) == 1 or kind == "nothing":
         return ""
@@ -74,13 +82,13 @@ def mark_of(lines: Sequence[Line], metric: str) -> str:
 
 
 def out_of_patience(lines: Sequence[Line], metric: str, patience: int | None) -> bool:
-    """Whether the last `patience` epochs brought none that is to be kept."""
+    """Return whether none of the last `patience` epochs is to be kept; False if `patience` is None."""
     leader = best(lines, metric)
     return patience is not None and leader is not None and epochs(lines)[-1]["epoch"] - leader["epoch"] >= patience
 
 
 def format_choice(lines: Sequence[Line], metric: str) -> str:
-    """A sentence on what chose the epoch to keep."""
+    """Write a sentence on what decided which epoch is kept."""
     leader = best(lines, metric)
     assert leader is not None
     values, name = flat(leader), metric.replace("_", " ").replace(" em", " EM")

@@ -1,7 +1,7 @@
-"""Measures the mean loss of a set's answers: -log p of a token, in nats, given what stands before it.
+"""Measures the mean loss of a set's answers: -log p of a token, in nats, given the tokens before it.
 
-The text is that of training (prompt, gold, end of the answer), and dropout is off. Unlike exact match, the loss tells
-epochs apart where no whole answer is right, as with long answers.
+The text is the same as in training (prompt, gold, end of the answer), and dropout is off. Unlike exact match, the loss
+tells epochs apart even if no whole answer is right, as with long answers.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Sets = Mapping[str, Sequence[TrainingExample]]
 
 @torch.no_grad()
 def mean_losses(losses: Pass, model: Any, sets: Sets, *, tokens: int, autocast: bool, device: str) -> dict[str, float]:
-    """The mean loss of a token of every set that has rows, by name; all processes get the same numbers.
+    """Compute the mean loss of a token, in nats, of every set that has rows; all processes get the same numbers.
 
-    `losses`: the pass that computes them. `model`: the model whose dropout is turned off meanwhile. `sets`: the rows of
-    this process. `tokens`: tokens computed at once. `autocast`: compute in bfloat16.
+    `losses`: the pass that computes the losses. `model`: the model whose dropout is turned off meanwhile. `sets`: the
+    rows of this process, by set name. `tokens`: how many tokens are computed at once. `autocast`: compute in bfloat16.
     """
     found = {}
     with _evaluating(model), torch.autocast(device, torch.bfloat16, enabled=autocast):
@@ -46,7 +46,7 @@ def mean_losses(losses: Pass, model: Any, sets: Sets, *, tokens: int, autocast: 
 
 @contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
-    """The model without dropout; every module gets its own mode back."""
+    """Put the model into evaluation mode, without dropout; give every module its own mode back at the end."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

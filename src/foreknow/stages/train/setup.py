@@ -11,7 +11,7 @@ from foreknow.stages.train.defaults import TrainingPlan, plan_training
 
 
 def with_batch_sizes(config: TuneConfig, device: str) -> TuneConfig:
-    """Fill in the batch plan: a matter of the kind of device, never of free memory or load."""
+    """Fill in the batch sizes, which depend on the kind of device and never on free memory or load."""
     tokens = 16384 if device.startswith("cuda") else 2048
     return config.model_copy(
         update={
@@ -22,7 +22,10 @@ def with_batch_sizes(config: TuneConfig, device: str) -> TuneConfig:
 
 
 def with_training_plan(config: TuneConfig, rows: int, model: Resolved) -> tuple[TuneConfig, str | None]:
-    """Fill in epochs, batch size and learning rate for a training set of `rows` rows; why, where any was not given."""
+    """Fill in epochs, batch size and learning rate for a training set of `rows` rows.
+
+    Returns the settings and the reason for the values that were chosen; the reason is None if all were given.
+    """
     given = {"epochs": config.epochs, "batch_size": config.batch_size, "learning_rate": config.learning_rate}
     plan = plan_training(
         rows,
@@ -37,7 +40,7 @@ def with_training_plan(config: TuneConfig, rows: int, model: Resolved) -> tuple[
 
 
 def training_plan(config: TuneConfig) -> TrainingPlan:
-    """The settings that `with_training_plan` has filled in."""
+    """Return the settings that `with_training_plan` has filled in."""
     assert config.epochs is not None
     assert config.batch_size is not None
     assert config.learning_rate is not None
@@ -45,7 +48,7 @@ def training_plan(config: TuneConfig) -> TrainingPlan:
 
 
 def resolve_device_dtype(config: TuneConfig) -> tuple[str, str]:
-    """The device, and the dtype to compute in: bfloat16 where the machine has instructions for it.
+    """Return the device and the dtype to compute in; `--dtype auto` is bfloat16 if the machine has instructions for it.
 
     Raises ConfigError for a device that tune does not train on.
     """

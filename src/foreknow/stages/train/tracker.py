@@ -1,11 +1,11 @@
-"""The tracker: which rows a model answers right, without generating (design, section 2), while it is trained.
+"""Finds which rows a model answers right while it is trained, without generating (design, section 2).
 
-Each question is asked as it is trained on, no exemplars before it. One packed pass over question and accepted
-answers gives the largest logit at every position; a row whose greedy path leaves the accepted answers towards
-another way to spell one is decoded for real. The result is that of greedy generation.
+The tracker asks each question in the form in which it is trained on, without exemplars. One packed pass over the
+question and the accepted answers gives the largest logit at every position. A row is decoded token by token only if its
+greedy path leaves the accepted answers but may still spell one in another way. The result is that of greedy generation.
 
     measure = Tracker(prompter, vocabulary, {"train": rows, "dev": rows})
-    outcomes = measure(model)                  a frame: set, row, correct, lenient
+    outcomes = measure(model)                  # a frame with set, row, correct, lenient
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ OUTCOMES: Final[dict[str, pl.DataType]] = {
     "correct": pl.Boolean(),
     "lenient": pl.Boolean(),
 }
-"""One line per measured row: is its greedy answer right letter by letter; is it leniently (null if not asked)."""
+"""The frame has one line per measured row. `correct` says whether its greedy answer is right letter by letter, and
+`lenient` whether it is right under lenient matching (null if that is not measured)."""
 
 _GREEDY: Final = Sampling(temperature=1.0, top_k=1)
 _LONGEST: Final = 1 << 20
@@ -49,15 +50,15 @@ _MANY: Final = 16
 
 
 class Measures(Protocol):
-    """What `tune` and the callback need: a model's answers to every watched row, as `OUTCOMES`."""
+    """Measures a model's answers to every watched row as `OUTCOMES`, for `tune` and the callback."""
 
     def __call__(self, model: PreTrainedModel) -> pl.DataFrame:
-        """Measure the model as it is now; its mode, its weights and all random states stay as they are."""
+        """Measure the model as it is now; leave its mode, its weights and all random states unchanged."""
         ...
 
 
 class _AskedRow(NamedTuple):
-    """A row, ready to be asked of any weights."""
+    """Holds a row whose prompt is ready, so that it can be asked again whenever the weights have changed."""
 
     name: str
     row: PreparedRow
@@ -65,11 +66,12 @@ class _AskedRow(NamedTuple):
 
 
 class Tracker:
-    """Measures sets of rows (`rows.ROWS`); of the set `train` the gold alone is right, that is, *fitted*.
+    """Measures sets of rows (`rows.ROWS`). A row of the set `train` is right, that is, *fitted*, only with its gold.
 
-    The prompts are made once. What many of them begin with is computed once each time, for all sets together.
-    `lenient`: follow answers that can only be right leniently too, which takes longer. `batch_tokens`: tokens
-    computed at once; `chunk_rows`: rows whose keys and values are held at once.
+    The prompts are made once. Each measurement computes a beginning that many prompts share only once, for all sets
+    together. `lenient`: also follow answers that can be right only under lenient matching, which takes longer.
+    `batch_tokens`: how many tokens are computed at once. `chunk_rows`: for how many rows keys and values are held at
+    once.
     """
 
     def __init__(
@@ -97,11 +99,11 @@ class Tracker:
 
     @property
     def count(self) -> int:
-        """Rows measured each time."""
+        """Return the number of rows that each measurement covers."""
         return len(self._asked)
 
     def __call__(self, model: PreTrainedModel, done: Callable[[int], None] = lambda _: None) -> pl.DataFrame:
-        """See `Measures`. `done` is told of rows that are finished."""
+        """Measure the model as it is now (see `Measures`). `done` is called with the number of rows just finished."""
         model = base_of(model)
         modes = [(module, module.training) for module in model.modules()]
         outcomes: list[tuple[str, int, bool, bool | None]] = []
@@ -136,7 +138,7 @@ class Tracker:
 
 
 def _ask(engine: Engine, part: Sequence[_AskedRow], lenient: bool) -> list[tuple[bool, bool | None]]:
-    """Strict and lenient outcome of each row."""
+    """Return the strict and the lenient outcome of each row; the lenient one is None if `lenient` is not set."""
     session, nodes = engine.open([row.prompt for row in part], [row.row.tree for row in part])
     trees = [AnswerSearch(row.row.matcher, row.row.max_new, 0.0) for row in part]
     for tree, row, opened in zip(trees, part, nodes, strict=True):
@@ -153,15 +155,16 @@ def _ask(engine: Engine, part: Sequence[_AskedRow], lenient: bool) -> list[tuple
 
 
 def _may_match(tree: AnswerSearch, path: TokenPath) -> bool:
-    """Whether an unfinished answer can still be right letter by letter."""
+    """Return whether an unfinished answer can still be right letter by letter."""
     verdict = tree.matcher.step(path).verdict
     return verdict is not None and verdict.strict_open
 
 
 def _zero_shot(prompter: Prompter, vocabulary: Vocabulary, rows: pl.DataFrame) -> Prober:
-    """The probe's own preparation of prompts and answers, with no exemplars.
+    """Prepare prompts and answers with the probe's own code, without exemplars.
 
-    Groups of many rows share what their questions begin with; the others only what all prompts begin with.
+    In groups of at least `_MANY` rows, the prompts share the beginning of the group's questions. The prompts of smaller
+    groups share only the beginning that all prompts have.
     """
     alone = GroupExemplars(sets=((),), reserve=())
     exemplars = Exemplars(dict.fromkeys(rows["group"].unique(), alone), "none")
@@ -171,7 +174,10 @@ def _zero_shot(prompter: Prompter, vocabulary: Vocabulary, rows: pl.DataFrame) -
 
 
 def _group_by_beginning(rows: Sequence[_AskedRow]) -> list[_AskedRow]:
-    """The rows of all sets by what they begin with and by length; all beginnings are one family, computed at once."""
+    """Sort the rows of all sets by the beginning of their prompts and by length.
+
+    All beginnings form one family, which is computed at once.
+    """
     beginnings = [a.prompt.family[a.prompt.member][: a.prompt.shared] for a in rows]
     family = tuple(sorted(set(beginnings) - {()}))
     member = {ids: n for n, ids in enumerate(family)}
@@ -183,32 +189,37 @@ def _group_by_beginning(rows: Sequence[_AskedRow]) -> list[_AskedRow]:
 
 
 class _NoEngine:
-    """Stands where a prober wants an engine: only its prompts are asked for."""
+    """Takes the place of the engine in a prober that only makes prompts."""
 
     def open(self, *_: Any) -> Any:
         raise NotImplementedError
 
 
 def vocabulary_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
-    """What the tracker must know of a model's tokens; see `loading.vocabulary_of`."""
+    """Return what the tracker must know of a model's tokens; see `loading.vocabulary_of`."""
     loaded = loading.Loaded("", model, tokenizer, "", "", None, "", "", ())
     return loading.vocabulary_of(loaded)
 
 
 class EvalModelCopy:
-    """A copy of a model in another dtype, refreshed before every use: measuring a bf16 copy of float32 weights
-    is several times faster than measuring them under autocast, and is what the saved model gives in bf16."""
+    """Keeps a copy of a model in another dtype and refreshes its weights before every use.
+
+    Measuring a bf16 copy of float32 weights is several times faster than measuring the weights under autocast, and it
+    gives the answers that the saved model gives in bf16.
+    """
 
     def __init__(self, dtype: torch.dtype):
         self.dtype = dtype
         self._copy: PreTrainedModel | None = None
         self.note: str | None = None
-        """Why the model is measured as it is, where no copy of it can be made."""
+        """Says why the model itself is measured, if no copy of it can be made; else None."""
 
     @torch.no_grad()
     def of(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The copy with the model's weights as they are now; the model itself if it has the dtype already, or other
-        tensors than its config makes."""
+        """Copy the model's current weights into the copy and return it.
+
+        Returns the model itself if it already has the dtype, or if it has other tensors than its config makes.
+        """
         if next(model.parameters()).dtype == self.dtype:
             return model
         if self._copy is None and self.note is None:
@@ -222,7 +233,10 @@ class EvalModelCopy:
         return self._copy
 
     def prepare(self, model: PreTrainedModel, device: str) -> None:
-        """Make the copy while the model is whole; `holding` fills it. Raises ModelError where it would be another."""
+        """Make the copy while the model is whole; `holding` fills it later.
+
+        Raises ModelError if the copy has other tensors than the model.
+        """
         self._copy = self._new_copy(model, torch.device(device))
         if odd := _unlike(model, self._copy):
             raise ModelError(f"a copy to measure would not have {odd}; train in one process, or without FSDP")
@@ -230,7 +244,10 @@ class EvalModelCopy:
 
     @torch.no_grad()
     def holding(self, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel:
-        """The prepared copy with these weights. Raises ModelError, naming tensors, where some are not among them."""
+        """Copy these weights into the prepared copy and return it.
+
+        Raises ModelError, naming tensors, if weights of the copy are missing.
+        """
         assert self._copy is not None
         lost = [name for name, _ in self._copy.named_parameters() if name not in weights]
         if lost:
@@ -240,7 +257,7 @@ class EvalModelCopy:
         return self._copy
 
     def _new_copy(self, model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-        with torch.random.fork_rng():  # new weights are drawn, and thrown away
+        with torch.random.fork_rng():  # making the model draws random weights, which are then overwritten
             new_model: Any = model_of_config(model, self.dtype)
         new_model.generation_config = model.generation_config
         copy: PreTrainedModel = new_model.to(device).eval()
@@ -248,7 +265,7 @@ class EvalModelCopy:
 
 
 def _unlike(model: PreTrainedModel, copy: PreTrainedModel) -> str:
-    """The tensors that a model has otherwise than its copy, by name; empty where there are none."""
+    """Name the tensors whose shapes differ between a model and its copy, or that only one has; "" if there are none."""
     ours, theirs = (
         {name: tuple(values.shape) for name, values in [*module.named_parameters(), *module.named_buffers()]}
         for module in (model, copy)

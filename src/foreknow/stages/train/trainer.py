@@ -1,9 +1,9 @@
-"""The trainer: transformers' own, with our batches, our loss and checkpoints that a kill cannot spoil.
+"""Trains with transformers' Trainer, with our batches, our loss, and checkpoints that a killed run cannot damage.
 
-A step's rows depend on the seed and the step alone. They are cut into micro-batches under a token budget whose
-gradients add up to that of the whole batch: the mean loss over the batch's target tokens, as transformers.Trainer
-has it (a row's weight counts its tokens so many times). Learning rate constant after the warmup (the paper's).
-Several processes share the rows of each step, and the same mean is over all of theirs.
+The rows of a step depend only on the seed and the step. They are cut into micro-batches under a token budget, and the
+gradients of the micro-batches add up to that of the whole batch. The loss is the mean over the batch's target tokens,
+as in transformers.Trainer; each token counts with its row's weight. The learning rate is constant after the warmup, as
+in the paper. Several processes share the rows of each step, and the mean is taken over the rows of all processes.
 """
 
 from __future__ import annotations
@@ -39,34 +39,34 @@ _ADVICE: Final = "Lower --learning-rate, try --dtype float32, or look at these r
 
 
 class NotFinite(ForeknowError):
-    """A loss or gradient that is no number: training has stopped."""
+    """Reports that training stopped because a loss or gradient was not finite, or the first loss was exactly 0."""
 
 
 class EvalHook(Protocol):
-    """Measures the model at an evaluation; see `run.py`. `lines`: what it has measured so far."""
+    """Measures the model at an evaluation; see `eval_callback.py`. `lines`: what it has measured so far."""
 
     lines: list[dict[str, Any]]
 
     def __call__(self, trainer: FactTrainer) -> tuple[Mapping[str, float], bool]:
-        """Metrics by name, and whether training should stop here."""
+        """Measure the model; return the metrics by name, and whether training should stop here."""
         ...
 
 
 @dataclass
 class Tally:
-    """The loss since the epoch began: summed over target tokens, and these tokens, by weight."""
+    """Holds the loss since the epoch began, summed over target tokens, and their number, both weighted by row."""
 
     loss: float = 0.0
     tokens: float = 0.0
 
     @property
     def mean(self) -> float | None:
-        """Mean loss of a target token; None before the first step."""
+        """Return the mean loss of a target token in nats; None before the first step."""
         return self.loss / self.tokens if self.tokens else None
 
 
 class FactTrainer(Trainer):
-    """Trains on `examples`; see the file's own text. `autocast`: compute in bf16, weights stay float32."""
+    """Trains on `examples`; see the top of this file. `autocast`: compute in bf16 while the weights stay float32."""
 
     def __init__(
         self,
@@ -92,22 +92,22 @@ class FactTrainer(Trainer):
 
     @property
     def epoch(self) -> int | float:
-        """Passes over the rows so far: a whole number at the end of one."""
+        """Return the number of passes over the rows so far; it is an int at the end of a pass."""
         whole, rest = divmod(self.state.global_step, self.steps_per_epoch)
         return whole + rest / self.steps_per_epoch if rest else whole
 
     @property
     def within_epoch(self) -> bool:
-        """Whether the last step was not an epoch's last."""
+        """Return whether training is inside an epoch, that is, the last step was not the last of an epoch."""
         return self.state.global_step % self.steps_per_epoch != 0
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """One number a step; `get_batch_samples` puts the step's rows in its place."""
-        # a generator of its own: the loader would draw from the one that dropout draws from
+        """Return a loader that yields one number a step; `get_batch_samples` replaces it with the step's rows."""
+        # without its own generator, the loader would draw from the generator that dropout uses
         return DataLoader(self.train_dataset, batch_size=1, generator=torch.Generator())  # type: ignore[arg-type]
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], None]:
-        """The rows of the next step."""
+        """Return the rows of the next step."""
         del num_batches, device
         next(epoch_iterator)
         config = self.config
@@ -115,7 +115,10 @@ class FactTrainer(Trainer):
         return [[self.examples[place] for place in places]], None
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """Gradients of a whole batch, micro-batch by micro-batch; the batch's loss."""
+        """Compute the gradients of a whole batch, one micro-batch after the other; return the batch's loss.
+
+        Raises NotFinite if the loss is not finite, or if the loss of the first step is exactly 0.
+        """
         del num_items_in_batch
         model.train()
         batch: list[TrainingExample] = inputs
@@ -130,7 +133,7 @@ class FactTrainer(Trainer):
             else micro_batches(batch, tokens)
         )
         bad: list[int] = []
-        # one context for all micro-batches: weights are cast once a step, but for FSDP, which lets go of them
+        # one context for all micro-batches casts the weights once a step; FSDP frees them, so they are not cached there
         with torch.autocast(device, torch.bfloat16, enabled=self.autocast, cache_enabled=not self.is_fsdp_enabled):
             for n, part in enumerate(parts):
                 with self._meeting(model, n == len(parts) - 1):
@@ -142,12 +145,12 @@ class FactTrainer(Trainer):
                         if not several:
                             self._stop(f"the loss is {float(loss.detach())}", bad)
                     with torch.autocast(device, enabled=False):
-                        # wrappers take the mean over processes
+                        # the wrappers divide by the number of processes, so multiply by it
                         self.accelerator.backward(loss * process_group.world_size() if several else loss)
                 total += loss.detach()
         if several:
             total.fill_(process_group.totals([float(total)])[0])
-            if not bool(total.isfinite()):  # in one process or another: all of them stop here
+            if not bool(total.isfinite()):  # true in all processes if it is in one, so that all of them stop
                 bad_counts = process_group.totals([row in bad for row in self.rows])
                 rows = [row for row, times in zip(self.rows, bad_counts, strict=True) if times]
                 self._stop(f"the loss is {float(total)}", rows or self.rows)
@@ -162,7 +165,7 @@ class FactTrainer(Trainer):
         return total
 
     def _losses(self, model: nn.Module, part: Sequence[TrainingExample]) -> tuple[list[TrainingExample], Tensor]:
-        """The losses of a micro-batch; of several processes, where their wrapper sees it."""
+        """Compute the losses of a micro-batch; with several processes, in the forward pass of their wrapper."""
         if not process_group.is_distributed():
             return self.losses.losses(part)
         ordered: list[TrainingExample] = []
@@ -175,7 +178,9 @@ class FactTrainer(Trainer):
         return ordered, run_as_forward(model, work)
 
     def _meeting(self, model: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Gradients meet once a step; under FSDP with every micro-batch, since none is held whole."""
+        """Return a context in which processes synchronize gradients only for the last micro-batch of a step.
+        Under FSDP they are synchronized for every micro-batch, since no process holds whole gradients.
+        """
         if last or self.is_fsdp_enabled or not process_group.is_distributed():
             return contextlib.nullcontext()
         apart: contextlib.AbstractContextManager[Any] = self.accelerator.no_sync(model)
@@ -196,7 +201,7 @@ class FactTrainer(Trainer):
         )
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Measure the model and tell it to whatever listens (`report_to`)."""
+        """Measure the model, and report the metrics to the trackers (`report_to`) and the callbacks."""
         outcome, stop = self.watch(self)
         metrics = {f"eval_{name}": value for name, value in outcome.items()}
         self.log(dict(metrics))
@@ -207,35 +212,38 @@ class FactTrainer(Trainer):
         return metrics
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Not counted."""
+        """Return 0, because the operations are not counted."""
         del inputs
         return 0
 
     def whole_weights(self) -> dict[str, Tensor] | None:
-        """FSDP: all weights, in the first process; every one must ask. None where each process has them anyway."""
+        """Gather all weights in the first process under FSDP; return None without FSDP, where each process has them.
+
+        Every process must call this.
+        """
         if not self.is_fsdp_enabled:
             return None
         weights: dict[str, Tensor] = self.accelerator.get_state_dict(self.model)
-        tied = base_of(self.model).all_tied_weights_keys  # gathered apart, they are no longer seen to be one
+        tied = base_of(self.model).all_tied_weights_keys  # gathering makes tied weights look like separate ones
         return {name: value for name, value in weights.items() if name not in tied}
 
     def load_again(self, path: Path) -> None:
-        """The weights of a checkpoint, where training is over."""
+        """Load the weights of a checkpoint after which no training is left to do."""
         if not self.is_fsdp_enabled:
             self._load_from_checkpoint(str(path))
         elif (
             process_group.is_main_process()
-        ):  # the model is whole, since nothing has sharded it, and the first process saves it
+        ):  # nothing has sharded the model yet, so it is whole, and the first process saves it
             weights = torch.load(path / f"{FSDP_MODEL_NAME}.bin", map_location="cpu", weights_only=True)
             base_of(self.model).load_state_dict(weights)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As transformers has it; under FSDP weights are saved with the optimizer's state."""
+        """Save the model as transformers does; under FSDP do nothing: weights are saved with the optimizer's state."""
         if not self.is_fsdp_enabled:
             super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Weights and configuration only: the tokenizer and settings are in the run folder."""
+        """Save weights and configuration only, because the tokenizer and the settings are in the run folder."""
         del state_dict
         model: Any = self.model
         with quiet():
@@ -246,7 +254,7 @@ class FactTrainer(Trainer):
         path = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         with disk_full_errors(str(path), "the checkpoint before it and the best weights so far are kept"):
             super()._save_checkpoint(model, trial)
-            process_group.barrier()  # each process has written its random states
+            process_group.barrier()  # wait until each process has written its random states
             if process_group.is_main_process():
                 note = {"loss": self.tally.loss, "tokens": self.tally.tokens, "lines": self.watch.lines}
                 complete(path, self.state.global_step, note)
@@ -256,14 +264,14 @@ class FactTrainer(Trainer):
 
 
 class _Flow(TrainerCallback):
-    """When to measure and to save: at the end of every epoch, and after the steps that were asked for."""
+    """Lets the trainer measure and save at the end of every epoch and after the steps that the settings name."""
 
     def __init__(self, trainer: FactTrainer):
         self.trainer = trainer
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         del args
-        if self.trainer.within_epoch:  # an epoch's last step is measured and saved as the epoch's end
+        if self.trainer.within_epoch:  # `on_epoch_end` measures and saves after the last step of an epoch
             config = self.trainer.config
             first = state.global_step < self.trainer.steps_per_epoch
             control.should_evaluate = first and state.global_step in config.eval_steps
@@ -275,7 +283,7 @@ class _Flow(TrainerCallback):
 
 
 def arguments(config: TuneConfig, folder: Path, steps: int, device: str) -> TrainingArguments:
-    """What `config` comes to as transformers' training arguments; `steps`: of all epochs."""
+    """Turn `config` into transformers' training arguments. `steps`: the number of optimizer steps of all epochs."""
     plan = training_plan(config)
     training_arguments = TrainingArguments(
         output_dir=str(folder / CHECKPOINTS),
@@ -299,13 +307,16 @@ def arguments(config: TuneConfig, folder: Path, steps: int, device: str) -> Trai
         remove_unused_columns=False,
     )
     if process_group.is_distributed():
-        training_arguments.mixed_precision = "no"  # --dtype says what is computed in, not the launcher
-    training_arguments._n_gpu = min(training_arguments.n_gpu, 1)  # else the model would be copied to every GPU in sight
+        training_arguments.mixed_precision = "no"  # --dtype sets the precision, not the launcher
+    training_arguments._n_gpu = min(training_arguments.n_gpu, 1)  # else the model is copied to every visible GPU
     return training_arguments
 
 
 def set_dropout(model: Any, share: float) -> str:
-    """Set every dropout the model's modules know and say which; ConfigError if it knows none and `share` > 0."""
+    """Set the dropout of all modules that have one to `share` and return a line that names them.
+
+    Raises ConfigError if no module has a dropout and `share` > 0.
+    """
     counts: dict[str, int] = {}
     for module in base_of(model).modules():
         kind = type(module).__name__
@@ -326,7 +337,7 @@ def set_dropout(model: Any, share: float) -> str:
 
 
 def _not_finite(rows: Sequence[TrainingExample], losses: Tensor) -> list[int]:
-    """Numbers of the rows with a loss that is no number; all of them if only the sum is none."""
+    """Return the numbers of the rows whose loss is not finite, or of all rows if only the sum is not finite."""
     bad: list[int] = []
     with contextlib.suppress(RuntimeError):
         parts = losses.detach().split([len(example.answer) for example in rows])

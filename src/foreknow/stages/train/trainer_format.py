@@ -1,8 +1,8 @@
-"""Finds out how a foreign trainer writes a question, from the token ids and labels of its own rows.
+"""Finds out how a user's own trainer writes a question, from the token ids and labels of the trainer's rows.
 
-A callback that asks in another form than the rows are trained in sees nothing learnt, whatever is learnt. So its form
-is held against the trainer's rows token by token: the paper's form, the tokenizer's chat template, or else whatever
-stands before and after the question in those rows.
+A callback that asks in another form than the rows are trained in measures that nothing is learnt, even if it is. This
+module therefore compares forms with the trainer's rows token by token: the paper's form, the tokenizer's chat template,
+and then the texts that surround the question in those rows.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MOST: Final = 200
-"""Rows of the trainer that are read, at most."""
+"""The largest number of the trainer's rows that are read."""
 AGREE: Final = 0.9
-"""A form is the trainer's if so many of the rows found in its data are written in it."""
+"""A form counts as the trainer's if at least this share of the watched rows found in its data is written in it."""
 
 
 class TrainerText(NamedTuple):
-    """One text of the trainer: the ids before its last run of labels, and the ids of that run."""
+    """Holds one text of the trainer: the ids before its last run of labels, and the ids of that run."""
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
 
 
 class Pair(NamedTuple):
-    """A text of the trainer, parted at its answer, and the watched row that it is of."""
+    """Holds a text of the trainer, split before its answer, and the watched row that it contains."""
 
     text: TrainerText
     question: str
@@ -47,9 +47,10 @@ class Pair(NamedTuple):
 
 
 class TrainerFormat(NamedTuple):
-    """How the trainer writes questions: through the chat template, or by a template.
+    """Holds how the trainer writes questions: through the chat template (`chat`), or by `template`.
 
-    `ends`: the last labelled ids of its texts, which end an answer. `pairs`: how many texts it was found from.
+    `ends`: the last labelled ids of its texts, which end an answer. `pairs`: the number of texts from which the form
+    was found.
     """
 
     template: Template
@@ -59,7 +60,7 @@ class TrainerFormat(NamedTuple):
 
 
 def read_texts(loader: Any) -> list[TrainerText]:
-    """The texts of a trainer's data loader; empty where its rows cannot be collated one by one."""
+    """Return the texts of a trainer's data loader; the list is empty if its rows cannot be collated one by one."""
     texts = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -83,7 +84,10 @@ def read_texts(loader: Any) -> list[TrainerText]:
 
 
 def pair_texts(texts: Sequence[TrainerText], rows: pl.DataFrame, tokenizer: PreTrainedTokenizerBase) -> list[Pair]:
-    """The texts whose question and gold are those of a watched row (a frame with question, context and answers)."""
+    """Pair each text with the watched row whose question and gold it has; leave out texts without such a row.
+
+    `rows`: the watched rows, a frame with question, context and answers.
+    """
     by_gold: dict[str, list[tuple[str, Any]]] = {}
     for question, context, gold in rows.select("question", "context", GOLD).iter_rows():
         if question.strip() and gold.strip():
@@ -103,7 +107,10 @@ def pair_texts(texts: Sequence[TrainerText], rows: pl.DataFrame, tokenizer: PreT
 def _in_unmasked(
     text: TrainerText, by_gold: Mapping[str, list[tuple[str, Any]]], tokenizer: PreTrainedTokenizerBase
 ) -> list[tuple[str, Any, str, TrainerText]]:
-    """The watched rows whose question stands in a text that is learnt as a whole, with their gold right at its end."""
+    """Find the watched rows whose question is in a text that is learnt as a whole and whose gold ends that text.
+
+    Each match has the question, the context, the gold, and the text split before the gold.
+    """
     ids = [*text.prompt, *text.answer]
     plain = _decode(tokenizer, ids, special=False).rstrip()
     matches = []
@@ -124,7 +131,7 @@ def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, special: 
 
 
 def _first_token(ids: Sequence[int], characters: int, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The place of the token with which a text goes on after its first `characters` characters, blanks apart."""
+    """Return the index of the token that follows the first `characters` characters of a text, ignoring blanks."""
     low, high = 0, len(ids)
     while low < high:
         middle = (low + high + 1) // 2
@@ -134,7 +141,10 @@ def _first_token(ids: Sequence[int], characters: int, tokenizer: PreTrainedToken
 
 
 def find_format(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, bos: str = "auto") -> TrainerFormat | None:
-    """The form in which nearly all pairs are written, token by token; None where there is none, or no pair."""
+    """Find the form in which at least `AGREE` of the pairs are written, compared token by token.
+
+    Returns None if there is no such form, or no pair.
+    """
     if not pairs:
         return None
     ends = frozenset(pair.text.answer[-1] for pair in pairs if pair.text.answer[-1] in tokenizer.all_special_ids)
@@ -151,12 +161,12 @@ def find_format(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, bos: 
 
 
 def share_written(pairs: Sequence[Pair], prompter: Prompter) -> float:
-    """The share of the pairs whose prompt the prompter writes with the same ids."""
+    """Return the share of the pairs that the prompter writes with the same ids as the trainer (`is_written`)."""
     return sum(is_written(pair, prompter) for pair in pairs) / max(len(pairs), 1)
 
 
 def is_written(pair: Pair, prompter: Prompter) -> bool:
-    """Whether the prompter writes a pair's prompt as the trainer does, and its answer after it."""
+    """Return whether the prompter writes a pair's prompt and answer with the same ids as the trainer."""
     text = prompter.text((), pair.question, pair.context)
     prompt = prompter.ids([text])[0]
     whole = [*pair.text.prompt, *pair.text.answer]
@@ -165,7 +175,7 @@ def is_written(pair: Pair, prompter: Prompter) -> bool:
 
 
 def check_format(pairs: Sequence[Pair], prompter: Prompter, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ConfigError, with both texts, where the trainer's rows are not written as the prompter writes them."""
+    """Raise ConfigError, with both texts, if the trainer's rows are not written as the prompter writes them."""
     if not pairs or share_written(pairs, prompter) >= AGREE:
         return
     pair = next(pair for pair in pairs if not is_written(pair, prompter))
@@ -178,7 +188,10 @@ def check_format(pairs: Sequence[Pair], prompter: Prompter, tokenizer: PreTraine
 
 
 def _templates(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase) -> list[Template]:
-    """What stands before and after the question in the trainer's prompts, the most frequent first."""
+    """Make templates from the texts before and after the question in the trainer's prompts.
+
+    Returns at most 3 templates, the most frequent first.
+    """
     around: Counter[tuple[str, str]] = Counter()
     for pair in pairs:
         if pair.context:
