@@ -300,7 +300,7 @@ class RequestSession:
         return RequestFailure(f"{status}: {text}", passing=False)
 
     def _not_found_error(self, status: int, text: str) -> ForeknowError:
-        """The error for a 404: the list of models shows whether the address or the model is wrong."""
+        """Return the error for a 404: the list of models shows whether the address or the model is wrong."""
         url, model = self.endpoint.url, self.endpoint.model
         try:
             names = [str(listed.id) for listed in self.client.models.list().data]
@@ -322,7 +322,7 @@ def _next(done: SimpleQueue[T]) -> T:
 
 
 def error_text(error: APIStatusError) -> str:
-    """The server's error message, whichever field holds it."""
+    """Return the server's error message, whichever field holds it."""
     body = error.body
     if isinstance(body, dict):
         message = body.get("message") or body.get("detail") or body.get("error") or body
@@ -332,7 +332,7 @@ def error_text(error: APIStatusError) -> str:
 
 
 def _key() -> str:
-    """The key from the environment; "" if none is set."""
+    """Return the key from the environment; "" if none is set."""
     key = os.environ.get(KEY, "").strip()
     if key and not (key.isascii() and key.isprintable() and " " not in key):
         raise ConfigError(f"{KEY}: holds characters that no key has (a blank, a line break, an accent); set it again")
@@ -340,7 +340,7 @@ def _key() -> str:
 
 
 def _retry_after(header: str | None) -> float | None:
-    """Seconds to wait, from a Retry-After header: a number or a date."""
+    """Return seconds to wait, from a Retry-After header: a number or a date."""
     if header is None:
         return None
     try:
