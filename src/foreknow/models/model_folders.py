@@ -16,7 +16,7 @@ MARKS: Final = ("config.json", "adapter_config.json")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A folder's config.json. Raises ModelError where it cannot be read."""
+    """Return a folder's config.json. Raises ModelError where it cannot be read."""
     path = folder / "config.json"
     try:
         text = path.read_text(encoding="utf-8")
@@ -33,7 +33,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and no whole model."""
+    """Return whether a folder holds an adapter and no whole model."""
     whole = any(folder.glob("model*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
     return (folder / "adapter_config.json").is_file() and not whole
 
