@@ -2,9 +2,9 @@
 
 Each part of a claim gets a verdict from its 95 % interval:
 
-directional   holds or fails when the interval lies wholly on one side of 0
-no harm       holds when the interval lies wholly above -margin: harm larger than the margin is ruled out; fails when
-              wholly below it. An improvement is no harm.
+directional   The part holds when the interval lies wholly on the claimed side of 0, and fails when wholly on the other.
+no harm       The part holds when the interval lies wholly above -margin, which rules out a harm larger than the margin,
+              and fails when the interval lies wholly below -margin. An improvement is no harm.
 
 A claim of several parts holds when every part holds, and fails when any part fails. The scorecard gives the figures of
 the part that lies least on its side, in standard errors. Where all parts lie on their sides, the claim's p is the

@@ -5,13 +5,13 @@ run gives a part, the claim is not tested and the function returns the reason. E
 that all its runs have, and the same rows in all of them.
 
 1  OLS slope of test EM on the Unknown share of D at CONVERGENCE, over the variants of shares: below 0.
-2  Mean over the shares that have a D_Known, of D - D_Known in test EM: at EARLY_STOP above -margin, at CONVERGENCE
-   below 0.
-3  Mean over D of 0 < share < 1, of the share of Known less that of Unknown train rows fitted at EARLY_STOP: above 0.
+2  Mean of D - D_Known in test EM over the shares that have a D_Known: above -margin at EARLY_STOP, below 0 at
+   CONVERGENCE.
+3  Share of Known minus share of Unknown train rows fitted at EARLY_STOP, mean over D of 0 < share < 1: above 0.
 4  b_kn above 0 and b_unk below 0 in the linear model of the test set.
-5  The same in the linear model of the OOD set, and b_unk OOD - b_unk test above 0: fitted as one model of the
-   difference of the two accuracies, which are of the same runs.
-6  Test EM at EARLY_STOP of only-MaybeKnown less that of each other single-category variant: all above 0.
+5  The same in the linear model of the OOD set, and b_unk OOD - b_unk test above 0. The last is fitted as one model of
+   the difference of the two accuracies, which come from the same runs.
+6  Test EM at EARLY_STOP of only-MaybeKnown minus that of each other single-category variant: all above 0.
 7  EM on Unknown test rows at CONVERGENCE, mean over all variants but IDK: below the paper's 3.2 % + margin.
 8  Mean over shares of test EM: D_Known at CONVERGENCE - D at EARLY_STOP above -margin; D_Known - D, both at
    CONVERGENCE, above 0.
@@ -97,7 +97,7 @@ class StudyData:
         return found.select("variant", "kind", "share", "trained").unique().sort("share", "variant")
 
     def cell(self, variant: str, point: Point, name: str = "test", category: str | None = None) -> pl.DataFrame:
-        """Return the outcomes of a variant at a point on a set, for all seeds."""
+        """Return the outcomes of a variant at a point on a set, of one category or all, for all seeds."""
         found = self._cells.get((variant, point, name), self.outcomes.clear())
         return found if category is None else found.filter(pl.col("category") == category)
 

@@ -32,8 +32,9 @@ def study_rows(rows: pl.DataFrame, ood: Sequence[str], most: Mapping[str, int], 
     """Return the rows that a study works on (`DATA`), from an input's rows (`rows.ROWS`).
 
     Relations in `ood` give only their test rows, or all rows where none is marked test. A question that is in
-    several sets stays in the first of test, ood, dev, train. `most` gives the maximum number of rows of each set;
-    they are spread over the relations.
+    several sets stays in the first of test, ood, dev, train. `most` gives the maximum number of rows of each set; they
+    are spread over the relations.
+
     Raises InputError where a set would be empty.
     """
     missing = sorted(set(ood) - set(rows["group"].drop_nulls()))

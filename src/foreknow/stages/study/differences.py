@@ -110,7 +110,7 @@ def _less(second: Figure | None, first: Figure | None) -> float | None:
 def differences(results: pl.DataFrame, outcomes: pl.DataFrame, *, seed: int = 0) -> pl.DataFrame:
     """Test every contrast on the set test, and all but those of single categories on ood too (`DIFFERENCES`).
 
-    Only the rows of test have the paper's own figure. Contrasts without a seed in common are left out.
+    Only lines of the set test have the paper's own figure. Contrasts without a seed in common are left out.
     """
     at = dict(iter(outcomes.group_by("variant", "point", "set")))
     lines = []

@@ -125,7 +125,10 @@ def _start_worker(messages: bool) -> None:
 
 
 def _end_with_parent() -> None:
-    """End a worker when the study is killed: it would keep its run's folder locked against the same command."""
+    """Start a thread that ends this worker when the study is killed.
+
+    Otherwise the worker would keep its run's folder locked against the same command.
+    """
 
     def watch() -> None:
         parent = multiprocessing.parent_process()

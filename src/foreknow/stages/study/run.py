@@ -146,7 +146,7 @@ def _tells(study: StudyResult, config: StudyConfig) -> bool:
 
 
 def _prompt(config: StudyConfig) -> list[str] | None:
-    """Return the content of the training prompt, without the place of its file."""
+    """Return the instruction and target of the training prompt, so that the path of its file does not count."""
     file = config.tune.get("prompt_template")
     found = read_template(Path(file)) if file else None
     return [found.instruction, found.target] if found else None
@@ -165,7 +165,7 @@ def read_rows(config: StudyConfig) -> pl.DataFrame:
 
 
 def audit_settings(config: StudyConfig, folder: Path) -> dict[str, Any]:
-    """Return the settings of the audit of `folder`'s data.jsonl, which has our own layout whatever the input's was."""
+    """Return the settings to audit `folder`'s data.jsonl, which has our own layout whatever the input's was."""
     own = {"data": str(folder / "data.jsonl"), "out": folder / "audit", "model": config.model, "base": config.base}
     own |= {name: getattr(config, name) for name in _RAY}
     kept = {key: value for key, value in config.audit.items() if key not in ("layout", "map", "templates", "group_by")}

@@ -198,7 +198,7 @@ def preset_names() -> list[str]:
 def study_settings(which: str, given: dict[str, Any]) -> StudyConfig:
     """Return the settings of a preset or file, overridden by those given. Raises ConfigError.
 
-    The path of a prompt template is relative to the settings file.
+    A prompt template's path is resolved against the settings file's folder if the file exists there.
     """
     file = settings_file(which)
     tune = {**read_yaml(file), **given}.get("tune")
