@@ -148,7 +148,7 @@ def process_group(device: str) -> Iterator[None]:
 def _join_group(device: str) -> Any:
     """Join the process group and return its store, through which processes exchange values outside the group."""
     import torch
-    import torch.distributed.nn  # now: imported later, by DDP, its functions' defaults hold the group for ever
+    import torch.distributed.nn  # imported later, by DDP, its functions' defaults would hold the group for ever
     from accelerate import PartialState
 
     if sharded():  # the main process writes checkpoints as one file; accelerate reads this as processes join

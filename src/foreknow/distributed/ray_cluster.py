@@ -41,9 +41,9 @@ _VARIABLES: Final = {
     "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
-"""Ray sends no usage reports, no call starts a cluster implicitly, and Ray's own log lines stay in its log files."""
+"""With these variables, Ray sends no usage reports, starts no cluster implicitly, and logs only to its log files."""
 _FEW_RETRIES: Final = {"RAY_NUM_REDIS_GET_RETRIES": "2"}
-"""Ray tries an address twice, 40 seconds each, instead of twenty times."""
+"""With this variable, Ray tries an address twice, 40 seconds each, instead of twenty times."""
 
 
 class RaySettings(Protocol):

@@ -22,11 +22,11 @@ from typing import Final, NamedTuple
 import polars as pl
 
 MOST: Final = 3
-"""The most spans of one answer."""
+"""The maximum number of spans of one answer."""
 WIDEST: Final = 12
-"""The most words of one span."""
+"""The maximum number of words of one span."""
 LEAST: Final = 1.0
-"""The least score of a span, in nats; an answer of even surprisal has no span."""
+"""The minimum score of a span, in nats. An answer of even surprisal has no span."""
 
 LONG: Final[dict[str, pl.DataType]] = {
     "row": pl.Int64(),

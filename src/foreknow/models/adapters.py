@@ -31,7 +31,7 @@ _UNFIT: Final = {
     "ADAPTION_PROMPT": "it adds a prompt to each layer",
     "CPT": "it adds a prompt",
 }
-"""Kinds of adapter that change more than layers, so that they do not work inside the model alone."""
+"""The kinds of adapter that change more than layers, so that they do not work inside the model alone."""
 _SIZES: Final = re.compile(
     r"size mismatch for (\S+): copying a param with shape torch.Size\(\[(.*?)\]\) from checkpoint, the shape in "
     r"current model is torch.Size\(\[(.*?)\]\)\.?"

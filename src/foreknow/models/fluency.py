@@ -52,7 +52,7 @@ class Gain(NamedTuple):
 
     @property
     def summary(self) -> dict[str, float | None]:
-        """Return both rounded, so that they do not depend on how they are computed; None where they are not finite."""
+        """Return both numbers, rounded to hide differences between computations; None where they are not finite."""
         nats, share = (self.nats, self.share) if self.is_finite else (None, None)
         return {
             "nats_per_token_gained": None if nats is None else round(nats, 2),
@@ -150,7 +150,7 @@ def fluency_of(
 ) -> Fluency:
     """Return the gains of `SENTENCES` in every language that the tokenizer covers, by a few small forward passes.
 
-    `seed`: of the shuffles; other seeds show how much a gain depends on it.
+    `seed` decides the shuffles; other seeds show how much a gain depends on it.
 
     Raises ModelError where in every language the tokenizer gives ids that the model has no embedding of.
     """

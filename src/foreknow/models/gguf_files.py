@@ -198,7 +198,7 @@ def known_architectures() -> set[str]:
     """Return the GGUF architectures that the installed transformers dequantises as causal LMs."""
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
-    try:  # the loader that newer versions move architectures to
+    try:  # newer versions move architectures to this loader
         newer = set(importlib.import_module("transformers.integrations.gguf").GGUF_ARCHS)
     except (ImportError, AttributeError):
         newer = set()

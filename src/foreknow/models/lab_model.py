@@ -54,7 +54,7 @@ BEGIN: Final = "<s>"
 END: Final = "</s>"
 PAD: Final = "<pad>"
 PAD_ID: Final = 2
-"""`<s>` is 0, `</s>` 1."""
+"""The id of the padding token. The id of `<s>` is 0, and that of `</s>` is 1."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ TOP_K: Final = 40
 
 
 class ModelShape(NamedTuple):
-    """The sizes of a model that decide the memory of a pass. `size`: of a head; `inner`: of the feed-forward layer."""
+    """The sizes of a model that decide the memory of a pass. `size`: of a head; `inner`: of a feed-forward layer."""
 
     layers: int
     hidden: int

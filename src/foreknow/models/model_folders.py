@@ -172,4 +172,4 @@ _KINDS: Final[tuple[tuple[Callable[[Path], Any], str | Callable[[Path], str]], .
     (_has_any("tokenizer.json", "tokenizer_config.json", "tokenizer.model"), "a tokenizer without its model"),
     (_has_any("manifest.json", "summary.json", "results.json"), "a run's folder, not a model"),
 )
-"""Pairs of a test for a kind of folder, and the message about it; the first that fits counts."""
+"""Pairs of a test for a kind of folder and the message about that kind. The first test that passes counts."""

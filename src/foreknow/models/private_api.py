@@ -72,7 +72,7 @@ def model_of_config(like: PreTrainedModel, dtype: torch.dtype) -> PreTrainedMode
         model: PreTrainedModel = model_class._from_config(config, dtype=dtype)
     except (AttributeError, TypeError):
         usual = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)  # and not .to(dtype), which would round the positions' frequencies
+        torch.set_default_dtype(dtype)  # .to(dtype) would round the positions' frequencies
         try:
             model = model_class(config)
         finally:

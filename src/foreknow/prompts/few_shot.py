@@ -154,7 +154,7 @@ def _choose_pool(
     rows: pl.DataFrame, pool: pl.DataFrame | None, audited: pl.Series | None, plenty: int
 ) -> tuple[pl.DataFrame, str]:
     if pool is not None:
-        apart = pool.with_columns(record=pl.lit(None, pl.Int64))  # numbers of another file's records
+        apart = pool.with_columns(record=pl.lit(None, pl.Int64))  # its numbers are those of another file's records
         return apart, f"exemplars are drawn from the {pool.height:,} rows given with --exemplars"
     dev = rows.filter(pl.col("split") == "dev")
     if dev.height > 0:

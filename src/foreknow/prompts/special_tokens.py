@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _NAMES: Final = range(0xF0000, 0x10FFFE)
-"""Private-use characters for the renamed special tokens."""
+"""The private-use characters that replace special tokens in the renamed tokenizer."""
 
 
 class PromptText(str):

@@ -134,7 +134,7 @@ def _constants(tree: nodes.Template) -> dict[str, tuple[Any, ...]]:
 
 
 def _constant_values(value: Any) -> list[Any]:
-    """Return a constant, or those in a list, or the keys of a table: Jinja makes constants of all of them."""
+    """Return a constant, the constants in a list, or the keys of a table: Jinja makes constants of all of them."""
     return list(value) if isinstance(value, list | tuple | dict | set) else [value]
 
 

@@ -36,7 +36,7 @@ PROBES: Final = ("Q: What is the capital of France?\nA:", "Q: Who wrote Hamlet?\
 CLOSE: Final = 0.25
 """The largest difference between two log-probabilities of one token by one model: batches and caches round."""
 _ONE: Final = {"max_tokens": 1, "temperature": 1.0, "top_p": 1.0}
-"""Requests one token from the model's own distribution, so that no server rescales its log-probabilities."""
+"""Options that request one token from the model's own distribution, so no server rescales log-probabilities."""
 
 
 @dataclass(frozen=True)

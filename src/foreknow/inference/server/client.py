@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 
 KEY: Final = "OPENAI_API_KEY"
 LONGEST_PAUSE: Final = 60.0
-"""The most seconds between two tries of a request, where the server sends no Retry-After."""
+"""The maximum number of seconds between two tries of a request, where the server sends no Retry-After."""
 LONGEST_WAIT: Final = 300.0
-"""The most seconds a server may ask us to wait; the run stops where it asks for more."""
+"""The maximum number of seconds that a server may ask us to wait; the run stops where it asks for more."""
 _TEMPORARY: Final = (408, 409, 425, 429)
 
 J = TypeVar("J")
@@ -97,7 +97,7 @@ class InvalidResponse(Exception):
 
 
 class _Retry(NamedTuple):
-    """The request should be retried, `after` so many seconds if the server sent Retry-After."""
+    """The request should be retried, after `after` seconds if the server sent Retry-After."""
 
     reason: str
     after: float | None = None

@@ -27,7 +27,7 @@ PromptInput = str | tuple[int, ...]
 """A prompt as sent to the server: text, or token ids."""
 
 BY_ID: Final = {"return_tokens_as_token_ids": True}
-"""Asks vLLM to name tokens by id."""
+"""The option that asks vLLM to name tokens by id."""
 _ID: Final = "token_id:"
 
 R = TypeVar("R")
