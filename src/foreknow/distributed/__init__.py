@@ -1,1 +1,1 @@
-"""Several processes: torch's process group, and Ray."""
+"""Coordinate several processes: torch's process group, and Ray."""

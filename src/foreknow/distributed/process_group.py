@@ -35,12 +35,12 @@ _REPORTER, _EXIT_CODE = "foreknow_reporter", "foreknow_exit_code"
 
 
 def world_size() -> int:
-    """The number of processes that train together."""
+    """Return the number of processes that train together."""
     return _int_from_env("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", default=1)
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Return the number of this process, from 0."""
     return (
         _int_from_env("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", default=0)
         if is_distributed()
@@ -49,40 +49,40 @@ def rank() -> int:
 
 
 def is_distributed() -> bool:
-    """Whether there is more than one process."""
+    """Return whether there is more than one process."""
     return world_size() > 1
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes and prints."""
+    """Return whether this process is the one that writes and prints."""
     return rank() == 0
 
 
 def sharded() -> bool:
-    """Whether each process holds only a part of the weights (FSDP)."""
+    """Return whether each process holds only a part of the weights (FSDP)."""
     return is_distributed() and _flag_from_env("ACCELERATE_USE_FSDP")
 
 
 def can_shard() -> bool:
-    """Whether accelerate can shard between these processes, once they have joined: only on accelerators."""
+    """Return whether accelerate can shard between these processes, once they have joined: only on accelerators."""
     from accelerate import PartialState
 
     return str(PartialState().distributed_type.value) != "MULTI_CPU"
 
 
 def uses_cpus() -> bool:
-    """Whether the launcher was told to use CPUs."""
+    """Return whether the launcher was told to use CPUs."""
     return is_distributed() and _flag_from_env("ACCELERATE_USE_CPU")
 
 
 def is_single_process_launch() -> bool:
-    """Whether accelerate was asked for several processes on CPUs but started one: without MPI it starts no more."""
+    """Return whether accelerate was asked for several processes on CPUs but started one, as it does without MPI."""
     asked = _flag_from_env("ACCELERATE_USE_CPU") and "MASTER_PORT" in os.environ
     return asked and not is_distributed() and "RANK" not in os.environ
 
 
 def silence_ranks() -> None:
-    """With several processes: close standard output and error of all but the main process.
+    """Close standard output and error of all but the main process, if there are several processes.
 
     A launcher ends all processes once one fails, so a rank that fails before all have joined waits before it exits,
     which gives the main process time to report.
@@ -110,7 +110,7 @@ def totals(numbers: Sequence[float]) -> list[float]:
 
 
 def broadcast_from_main(value: int) -> int:
-    """The main process's `value`; all processes must call this."""
+    """Return the main process's `value`; all processes must call this."""
     return round(totals([value if is_main_process() else 0])[0])
 
 
@@ -148,7 +148,7 @@ def process_group(device: str) -> Iterator[None]:
 def _join_group(device: str) -> Any:
     """Join the process group and return its store, through which processes exchange values outside the group."""
     import torch
-    import torch.distributed.nn  # now: imported later, by DDP, its functions' defaults hold the group for ever
+    import torch.distributed.nn  # imported later, by DDP, its functions' defaults would hold the group for ever
     from accelerate import PartialState
 
     if sharded():  # the main process writes checkpoints as one file; accelerate reads this as processes join
@@ -204,7 +204,7 @@ def _lost_line() -> str:
 
 
 def _claim_report(store: Any) -> bool:
-    """Whether this process is the first that reports an error."""
+    """Return whether this process is the first that reports an error."""
     try:
         return bool(store.add(_REPORTER, 1) == 1)
     except RuntimeError:  # the main process, which hosted the store, is gone
@@ -212,7 +212,7 @@ def _claim_report(store: Any) -> bool:
 
 
 def _wait_for_value(store: Any, key: str, seconds: float) -> int | None:
-    """The value that another process sets under `key`; None if none is set in time."""
+    """Return the value that another process sets under `key`; None if none is set in time."""
     with suppress(RuntimeError):
         store.wait([key], timedelta(seconds=seconds))
         return int(store.get(key))

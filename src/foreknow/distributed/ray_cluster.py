@@ -41,9 +41,9 @@ _VARIABLES: Final = {
     "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
-"""Ray sends no usage reports, no call starts a cluster implicitly, and Ray's own log lines stay in its log files."""
+"""With these variables, Ray sends no usage reports, starts no cluster implicitly, and logs only to its log files."""
 _FEW_RETRIES: Final = {"RAY_NUM_REDIS_GET_RETRIES": "2"}
-"""Ray tries an address twice, 40 seconds each, instead of twenty times."""
+"""With this variable, Ray tries an address twice, 40 seconds each, instead of twenty times."""
 
 
 class RaySettings(Protocol):
@@ -71,7 +71,7 @@ def package() -> Any:
 
 @contextlib.contextmanager
 def open_cluster(config: RaySettings) -> Iterator[Cluster | None]:
-    """The cluster that the settings ask for, which starts when it is first needed; None if they ask for none."""
+    """Yield the cluster that the settings ask for, which starts when first needed; None if they ask for none."""
     if not config.ray and config.ray_address is None:
         yield None
         return
@@ -105,7 +105,7 @@ class Cluster:
 
     @property
     def version(self) -> str:
-        """Ray's version."""
+        """Return Ray's version."""
         return str(self.ray.__version__)
 
     def start(self) -> None:
@@ -140,7 +140,7 @@ class Cluster:
             os.environ.pop(name, None)
 
     def nodes(self) -> list[RayNode]:
-        """The alive machines of the cluster; this machine, before its own cluster is started."""
+        """Return the alive machines of the cluster; this machine, before its own cluster is started."""
         if not self.running and not self.address:
             return [RayNode(os.cpu_count() or 1, _local_gpu_count())]
         self.start()
@@ -153,7 +153,7 @@ class Cluster:
         return worker_spec(self.nodes(), self.workers, self.threads, gpu, here=not self.address)
 
     def resolve_device_dtype(self, device: str, dtype: str) -> tuple[str, str]:
-        """The device and dtype of workers, as `loading.resolve_device_dtype` chooses them on their machine."""
+        """Return the device and dtype of workers, as `loading.resolve_device_dtype` chooses them on their machine."""
         device = device.partition(":")[0]  # Ray chooses which GPU a worker sees
         if not self.address:
             return loading.resolve_device_dtype(device, dtype)
@@ -168,8 +168,10 @@ class Cluster:
 
 
 def absolute(value: Any) -> Any:
-    """Make the path of an existing file absolute, also in a mapping's values, so that workers find it from any folder;
-    return any other value unchanged."""
+    """Make the path of an existing file absolute, also in a mapping's values, so that workers find it from any folder.
+
+    Returns any other value unchanged.
+    """
     if isinstance(value, dict):
         return {key: absolute(item) for key, item in value.items()}
     path = Path(value).expanduser() if isinstance(value, str) and value else None
@@ -183,7 +185,7 @@ def _local_gpu_count() -> int:
 
 
 def _local_only_variables() -> dict[str, str]:
-    """Variables that Ray reads on import: listen on this machine only, and require a token of this process."""
+    """Return variables that Ray reads on import: listen on this machine only, and require a token of this process."""
     # Ray's name for clusters of more than one machine
     variables = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     if "RAY_AUTH_MODE" not in os.environ and "RAY_AUTH_TOKEN" not in os.environ:

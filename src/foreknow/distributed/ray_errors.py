@@ -10,14 +10,14 @@ from foreknow.version import __version__
 
 
 def error_to_dict(error: Exception) -> dict[str, str]:
-    """A worker's error as plain values: a foreknow error by its name, any other by its traceback."""
+    """Return a worker's error as plain values: a foreknow error by its name, any other by its traceback."""
     if isinstance(error, ForeknowError):
         return {"name": type(error).__name__, "text": str(error)}
     return {"name": "", "text": "".join(traceback.format_exception(error))}
 
 
 def error_from_dict(values: dict[str, str]) -> Exception:
-    """The error that `error_to_dict` converted."""
+    """Return the error that `error_to_dict` converted."""
     if values["name"]:
         error: Exception = getattr(errors, values["name"])(values["text"])
         return error

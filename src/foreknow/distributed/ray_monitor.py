@@ -51,7 +51,7 @@ class WorkerRegistry:
         return self.begun[what]
 
     def status(self) -> tuple[int, list[Any]]:
-        """The number of restarts so far, and the workers' handles."""
+        """Return the number of restarts so far, and the workers' handles."""
         return self.restarts, list(self.handles.values())
 
 

@@ -26,13 +26,13 @@ class WorkerSpec(NamedTuple):
     gpu: bool
 
     def __str__(self) -> str:
-        """The spec as text for messages."""
+        """Return the spec as text for messages."""
         processes = f"{self.workers} worker{'s' if self.workers > 1 else ''}"
         return f"{processes} with {self.threads} thread{'s' if self.threads > 1 else ''}{' and a GPU' * self.gpu} each"
 
 
 def worker_capacity(nodes: Sequence[RayNode], threads: int, gpu: bool) -> int:
-    """How many workers fit on these machines."""
+    """Return how many workers fit on these machines."""
     return sum(min(n.cpus // threads, n.gpus) if gpu else n.cpus // threads for n in nodes)
 
 
@@ -63,7 +63,7 @@ def worker_spec(
 
 
 def _remedy(nodes: Sequence[RayNode], threads: int | None, gpu: bool, here: bool) -> str:
-    """Advice for the user where the workers do not fit."""
+    """Return advice for the user where the workers do not fit."""
     most = worker_capacity(nodes, threads or 1, gpu)
     fewer = f"give --ray-workers {most}{' or fewer' * (most > 1)}" if most else ""
     fit_workers = "lower OMP_NUM_THREADS" if threads and threads > 1 and worker_capacity(nodes, 1, gpu) > most else ""
@@ -72,7 +72,7 @@ def _remedy(nodes: Sequence[RayNode], threads: int | None, gpu: bool, here: bool
 
 
 def limit_workers(spec: WorkerSpec, parts: int, what: str) -> WorkerSpec:
-    """The spec without idle workers; `parts`: the number of work items, each a `what`."""
+    """Return the spec without idle workers; `parts`: the number of work items, each a `what`."""
     if not 0 < parts < spec.workers:
         return spec
     count = f"{parts:,} {what}s are" if parts > 1 else f"1 {what} is"
@@ -81,7 +81,7 @@ def limit_workers(spec: WorkerSpec, parts: int, what: str) -> WorkerSpec:
 
 
 def fit_workers(spec: WorkerSpec, nodes: Sequence[RayNode]) -> WorkerSpec:
-    """The spec that still fits, with the same threads each. Raises ResourceError where not even one worker fits."""
+    """Return the spec that still fits, with the same threads each. Raises ResourceError where no worker fits."""
     left = min(spec.workers, worker_capacity(nodes, spec.threads, spec.gpu))
     if not left:
         raise ResourceError(

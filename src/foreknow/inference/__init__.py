@@ -1,1 +1,1 @@
-"""Asking a model on this machine: the exact probe, the answer search, generation, SliCK labels."""
+"""Ask a model on this machine: the exact probe, the answer search, generation, SliCK labels."""

@@ -31,7 +31,7 @@ class Node(NamedTuple):
 
     @property
     def is_sound(self) -> bool:
-        """Whether the node holds a distribution: False where the logits were not finite."""
+        """Return whether the node holds a distribution: False where the logits were not finite."""
         return len(self.tokens) > 0 or self.tail > 0
 
 
@@ -59,7 +59,7 @@ class PathMatcher:
         return known
 
     def text(self, path: TokenPath) -> str:
-        """The text a path spells."""
+        """Return the text a path spells."""
         known = self._texts.get(path)
         if known is None:
             known = self._texts[path] = self.vocabulary.decode(path) if path else ""
@@ -156,7 +156,7 @@ class AnswerSearch:
             self.lost += unsearched
 
     def unsearched(self, lenient: bool = False) -> float:
-        """The probability that was not searched: its answers may be right or wrong."""
+        """Return the probability that was not searched: its answers may be right or wrong."""
         if lenient:
             return self.lost_lenient + sum(m for m, _ in self.frontier.values())
         return self.lost + sum(m for m, strict in self.frontier.values() if strict)
@@ -196,7 +196,7 @@ class Budget:
 
 
 def paths_to_expand(searches: Sequence[AnswerSearch], spent: Sequence[int], budget: Budget) -> list[list[TokenPath]]:
-    """The paths to expand next, for each prompt of one row.
+    """Return the paths to expand next, for each prompt of one row.
 
     Greedy paths that may still be right come first. Then come the open paths in the mode that labels the row,
     likeliest first over all prompts, until the unsearched probability sums to at most `budget.allowance`. Where
@@ -240,7 +240,7 @@ def _add_open_paths(
 
 
 def _is_decided(searches: Sequence[AnswerSearch], samples: int) -> bool:
-    """Whether the lenient category is settled: a greedy answer is right, or p_hit is surely on one side of 0.5."""
+    """Return whether the lenient category is settled: a greedy answer is right, or p_hit is on one side of 0.5."""
     if any(search.greedy().lenient for search in searches):
         return True
     low = math.prod((1.0 - min(search.lenient, 1.0)) ** samples for search in searches)

@@ -40,7 +40,7 @@ class Prompt:
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """The whole prompt."""
+        """Return the whole prompt."""
         return (*self.family[self.member][: self.shared], *self.own)
 
 
@@ -56,7 +56,7 @@ class Session(Protocol):
     """Opened prompts, whose next-token distributions can be computed further along any path."""
 
     def extend(self, requests: Sequence[tuple[int, TokenPath]]) -> list[Node]:
-        """The node after each (prompt number, path of tokens behind that prompt)."""
+        """Return the node after each (prompt number, path of tokens behind that prompt)."""
         ...
 
 
@@ -69,7 +69,7 @@ class Engine(Protocol):
 
 
 def nodes_of(ids: Tensor, logits: Tensor, sampling: Sampling, log_total: Tensor | None = None) -> list[Node]:
-    """Nodes from sorted top logits [n, width] (float32); `log_total`: logsumexp over the whole vocabulary."""
+    """Make nodes from sorted top logits [n, width] (float32); `log_total`: logsumexp over the whole vocabulary."""
     # a node has a few dozen numbers: copy them from the device once and compute in float64 on the host
     ids, logits = ids.cpu(), logits.cpu()
     scaled = logits.double() / sampling.temperature
@@ -197,7 +197,7 @@ class PlainEngine:
 
     @torch.inference_mode()
     def run(self, sequences: Sequence[Sequence[int]]) -> list[Node]:
-        """The node after each whole sequence."""
+        """Return the node after each whole sequence."""
         nodes: list[Node] = []
         for start in range(0, len(sequences), self.rows):
             part = sequences[start : start + self.rows]
@@ -233,7 +233,7 @@ class _PlainSession:
 
 
 def _tree_branch(own: Sequence[int], tree: Sequence[TokenPath]) -> TokenTree:
-    """A question and its answer paths as one branch. `wanted`: the question's end, then every path's end."""
+    """Return a question and its answer paths as one branch. `wanted`: the question's end, then every path's end."""
     base = len(own)
     if len(tree) == 0 or all(len(path) == n + 1 for n, path in enumerate(tree)):
         chain = (*own, *(tree[-1] if tree else ()))
@@ -248,7 +248,7 @@ def _tree_branch(own: Sequence[int], tree: Sequence[TokenPath]) -> TokenTree:
 
 
 def _paths_branch(paths: Sequence[TokenPath]) -> TokenTree:
-    """Paths after a question that is already cached, as one branch. `wanted`: the end of each, in sorted order."""
+    """Return paths after an already cached question as one branch. `wanted`: the end of each, in sorted order."""
     spots: dict[TokenPath, int] = {(): -1}
     ids: list[int] = []
     parents: list[int] = []

@@ -41,7 +41,7 @@ class ProbeSettings:
 
     @property
     def budget(self) -> Budget:
-        """The search's budget for one row."""
+        """Return the search's budget for one row."""
         return Budget(self.tolerance / self.samples, self.max_expansions, self.samples, self.lenient)
 
 
@@ -165,7 +165,7 @@ class Prober:
         return tuple(self._prefix_ids(exemplars, group) for exemplars in self.exemplars.groups[group].sets)
 
     def _prefix_ids(self, shots: Sequence[Exemplar], group: str) -> tuple[int, ...]:
-        """The ids that every prompt of the group begins with, given these exemplars."""
+        """Return the ids that every prompt of the group begins with, given these exemplars."""
         head = self.heads.get(group, "")
         first, second = self.prompter.ids([self.prompter.text(shots, head + q) for q in ("\u00a7", "0")])
         return tuple(first[: common_prefix(first, second)])
@@ -180,7 +180,7 @@ class _GreedyDecoder:
         self.path: TokenPath = ()
 
     def next(self) -> TokenPath | None:
-        """The path whose next token is needed; None once the answer has ended or used up its tokens."""
+        """Return the path whose next token is needed; None once the answer has ended or used up its tokens."""
         while len(self.path) < self.search.max_new and not self._is_over():
             node = self.search.nodes.get(self.path)
             token = self.tokens.get(self.path) if node is None else node.greedy
@@ -194,7 +194,7 @@ class _GreedyDecoder:
 
     @property
     def answer(self) -> str:
-        """The answer, with an ellipsis if it had not ended."""
+        """Return the answer, with an ellipsis if it had not ended."""
         return self.search.matcher.vocabulary.said(self.path)
 
 
@@ -232,7 +232,7 @@ def _probe_line(row: PreparedRow, exemplar_set: int, search: AnswerSearch, expan
 
 
 def probes_frame(lines: Iterable[ProbeLine]) -> pl.DataFrame:
-    """Lines as a frame with the columns of `slick.PROBES`, sorted by row and set."""
+    """Convert lines to a frame with the columns of `slick.PROBES`, sorted by row and set."""
     records = [
         {
             **line._asdict(),
@@ -248,5 +248,5 @@ def probes_frame(lines: Iterable[ProbeLine]) -> pl.DataFrame:
 
 
 def answers_frame(model_answers: Iterable[tuple[int, str]]) -> pl.DataFrame:
-    """(row number, model answer) pairs as a frame."""
+    """Convert (row number, model answer) pairs to a frame."""
     return pl.DataFrame(list(model_answers), schema=MODEL_ANSWERS, orient="row").sort("row")

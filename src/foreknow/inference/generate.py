@@ -51,7 +51,7 @@ class AnswerGenerator(Protocol):
     def generate(
         self, prompts: Sequence[Sequence[int]], limits: Sequence[int], draws: int | None, seed: int
     ) -> list[list[Answer]]:
-        """The greedy answer to each prompt (`draws` None), or `draws` sampled answers to each.
+        """Return the greedy answer to each prompt (`draws` None), or `draws` sampled answers to each.
 
         `limits`: for each prompt, the most tokens of an answer, its end included. The same `seed` gives the same
         answers where the generator supports seeds.
@@ -142,7 +142,7 @@ class Generator:
 
     @torch.inference_mode()
     def answers(self, prompts: Sequence[Sequence[int]], max_new: int, draws: int | None) -> list[list[GeneratedPath]]:
-        """The greedy answer to each prompt (`draws` None), or `draws` sampled answers to each, as token paths.
+        """Return the greedy answer to each prompt (`draws` None), or `draws` sampled answers to each, as token paths.
 
         A path includes its ending token; a path without one did not end in `max_new` tokens, or is not sound.
         """
@@ -186,7 +186,7 @@ class Generator:
         return answers
 
     def _truncate_path(self, tokens: list[int], unsound: bool) -> GeneratedPath:
-        """The tokens up to the first one that ends the answer, which is left out where `_Guard` put it there."""
+        """Return the tokens up to the first one that ends the answer, which is left out where `_Guard` put it there."""
         for at, token in enumerate(tokens):
             if self.vocabulary.is_end(token):
                 return GeneratedPath(tuple(tokens[: at + (not unsound)]), not unsound)
@@ -194,7 +194,7 @@ class Generator:
 
 
 def answer_within(vocabulary: Vocabulary, path: TokenPath, limit: int, sound: bool = True) -> Answer:
-    """A token path as an answer of at most `limit` tokens, its end included; tokens beyond them do not count."""
+    """Return a token path as an answer of at most `limit` tokens, its end included; tokens beyond them do not count."""
     ended = sound and len(path) <= limit and vocabulary.ended(path)
     return Answer(vocabulary.said(path[:limit]), ended, sound or len(path) >= limit)
 
@@ -208,11 +208,11 @@ class Sampler:
     seed: int
 
     def prompts(self, rows: pl.DataFrame) -> tuple[list[PreparedRow], list[list[Prompt]]]:
-        """The same prompts as the exact probe's."""
+        """Return the same prompts as the exact probe's."""
         return self.prober.prompts(rows)
 
     def probe(self, rows: pl.DataFrame) -> Chunk:
-        """Like `Prober.probe`, with shares of generated samples in place of probabilities.
+        """Probe rows like `Prober.probe`, with shares of generated samples in place of probabilities.
 
         The share of a prompt is NaN if any of its answers is not sound, as in the exact probe.
         """

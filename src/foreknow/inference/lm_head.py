@@ -45,7 +45,7 @@ class OutputHead:
 
     @torch.inference_mode()
     def top(self, states: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The k largest next-token logits of each state and all that tie with the k-th: ids and float32 values.
+        """Return the k largest next-token logits of each state and all that tie with the k-th: ids and float32 values.
 
         Both are [states, >= k], sorted largest first (equal values by id) and padded with -inf where fewer tie. In
         bf16, the product over the vocabulary only chooses candidates; their logits are computed again in float32. A
@@ -61,7 +61,7 @@ class OutputHead:
         return torch.cat([ids for ids, _ in parts]), torch.cat([values for _, values in parts])
 
     def full_logits(self, states: Tensor) -> Tensor:
-        """All next-token logits in float32, [states, vocabulary]."""
+        """Compute all next-token logits in float32, [states, vocabulary]."""
         with self._loaded() as head:
             return head._full(states.to(head.weight.device))
 
@@ -69,7 +69,7 @@ class OutputHead:
         return self._finish(states.float() @ self.weight.float().T, slice(None))
 
     def _finish(self, logits: Tensor, ids: Tensor | slice) -> Tensor:
-        """Apply what some models do to logits after the head: a bias, a scale, a soft cap."""
+        """Apply the changes that some models make to logits after the head: a bias, a scale, a soft cap."""
         return scaled(logits if self.bias is None else logits + self.bias[ids], self.config)
 
     def _top(self, states: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -110,12 +110,12 @@ def _widen(ids: Tensor, values: Tensor, width: int) -> tuple[Tensor, Tensor]:
 
 
 def _ties(values: Tensor, k: int) -> Tensor:
-    """How many values of each line are at least its k-th largest; k where that is NaN."""
+    """Return how many values of each line are at least its k-th largest; k where that is NaN."""
     return (values >= values.topk(k, dim=-1).values[:, -1:]).sum(-1).clamp(min=k)
 
 
 def _sorted_top(values: Tensor, k: int, ids: Tensor | None, width: int) -> tuple[Tensor, Tensor]:
-    """The k largest values of each line and the ties of the k-th, sorted, at most `width`; `ids`: the columns' ids."""
+    """Return the k largest values of each line and ties of the k-th, sorted, at most `width`. `ids`: of the columns."""
     top, index = values.topk(width, dim=-1)
     top = top.masked_fill(top < top[:, k - 1 : k], -torch.inf)
     return (index if ids is None else ids.gather(1, index)), top

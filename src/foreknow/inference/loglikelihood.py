@@ -134,7 +134,7 @@ class LongScorer:
 
     @torch.inference_mode()
     def logprobs(self, sequences: Sequence[tuple[Sequence[int], int]]) -> list[list[float]]:
-        """For each (ids, first), log p in nats of every id from `first` (at least 1) on, given all ids before it."""
+        """Return for each (ids, first) log p in nats of every id from `first` (at least 1) on, given the ids before."""
         logprobs: list[list[float]] = [[] for _ in sequences]
         scored = [i for i, (ids, first) in enumerate(sequences) if first < len(ids)]
         most = self.batch_tokens
@@ -152,7 +152,7 @@ class LongScorer:
         return logprobs
 
     def _batch_logprobs(self, sequences: Sequence[tuple[Sequence[int], int]]) -> Tensor:
-        """The log-probabilities of all sequences, concatenated."""
+        """Return the log-probabilities of all sequences, concatenated."""
         longest = max(len(ids) for ids, _ in sequences)
         width = max(longest, min(round_up(longest, 16), self.positions))
         # right padding: in a causal model it never changes the tokens before it
@@ -177,7 +177,7 @@ class LongScorer:
         return torch.cat(parts)
 
     def _scored_range(self, with_question: Text, without_question: Text) -> tuple[int, int]:
-        """The range of the answer's tokens that are scored: first and last (exclusive), from its first token."""
+        """Return the range of the answer's tokens that are scored: first and last (exclusive), from its first token."""
         # the first token of a text has no log-probability
         begin = int(min(with_question.first, without_question.first) == 0)
         room = self.positions - max(with_question.first, without_question.first)
@@ -209,7 +209,7 @@ def own_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 def batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Indices sorted by length, in batches of at most `tokens` tokens with padding; a longer one is alone."""
+    """Batch indices, sorted by length, with at most `tokens` tokens including padding; a longer one is alone."""
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
         if not batches or (len(batches[-1]) + 1) * round_up(lengths[i], 16) > tokens:
@@ -231,7 +231,7 @@ def split_head(head: OutputHead, floats: int = 2**25) -> list[OutputHead]:
 
 
 def log_probs(head: Sequence[OutputHead], states: Tensor, targets: Tensor) -> Tensor:
-    """The log p in float32 of `targets` [n] after `states` [n, hidden], computed one piece of the head at a time."""
+    """Compute the log p in float32 of `targets` [n] after `states` [n, hidden], one piece of the head at a time."""
     logprobs = []
     for part, part_targets in zip(states.split(_AT_ONCE), targets.split(_AT_ONCE), strict=True):
         total = torch.full(part_targets.shape, -math.inf, device=part_targets.device)
@@ -256,13 +256,13 @@ class _SplitModel(NamedTuple):
 
     @property
     def device(self) -> torch.device:
-        """The head's device."""
+        """Return the head's device."""
         return self.pieces[0].weight.device
 
 
 @torch.inference_mode()
 def _split_model(model: PreTrainedModel, ids: Sequence[int]) -> _SplitModel | None:
-    """The model's body and head; None unless together they compute the model's own logits on `ids`."""
+    """Return the model's body and head; None unless together they compute the model's own logits on `ids`."""
     body, head = getattr(model, model.base_model_prefix, None), model.get_output_embeddings()
     if not isinstance(body, nn.Module) or body is model or getattr(head, "weight", None) is None:
         return None

@@ -32,7 +32,7 @@ class TargetStep(NamedTuple):
 
     @property
     def open(self) -> bool:
-        """Whether the path can still become one of the texts."""
+        """Return whether the path can still become one of the texts."""
         return not self.over and (self.text >= 0 or self.low < self.high)
 
 
@@ -87,7 +87,7 @@ class Spellings:
 
 
 def canonical_texts(texts: Iterable[str]) -> list[str]:
-    """Distinct, non-blank texts in their canonical form, in the order that `Spellings` expects."""
+    """Return the distinct, non-blank texts in their canonical form, in the order that `Spellings` expects."""
     return sorted({canonical(text) for text in texts if text.strip()}, key=canonical_parts)
 
 
@@ -129,7 +129,7 @@ class MultiTargetSearch:
                     self._add_lost(step, mass * p)
 
     def paths_to_expand(self) -> list[TokenPath]:
-        """The paths whose distributions the search needs next; empty once it is over."""
+        """Return the paths whose distributions the search needs next; empty once it is over."""
         room = max(0, self.max_paths - self.paths)
         if len(self.frontier) > room:
             by_mass = sorted(self.frontier, key=lambda path: (-self.frontier[path], path))

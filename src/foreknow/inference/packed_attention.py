@@ -1,4 +1,4 @@
-"""Packed segments: concatenated questions behind shared prefixes, and the attention that masks them from each other."""
+"""Packs segments (concatenated questions behind shared prefixes), and computes attention that masks them mutually."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class CachedPrefix:
     layers: list[tuple[Tensor, Tensor]]
 
     def cut(self, length: int) -> CachedPrefix:
-        """The first `length` tokens. As attention is causal, nothing is computed again."""
+        """Return the first `length` tokens. As attention is causal, nothing is computed again."""
         return self if length == len(self.ids) else CachedPrefix(self.ids[:length], self.layers)
 
 
@@ -89,7 +89,7 @@ class TokenTree:
 
     @classmethod
     def chain(cls, ids: Sequence[int], wanted: Sequence[int]) -> TokenTree:
-        """A tree that is one sequence."""
+        """Return a tree that is one sequence."""
         return cls(ids, range(-1, len(ids) - 1), wanted)
 
 
@@ -128,7 +128,7 @@ class SegmentMask:
     _far: dict[int, Tensor] = field(default_factory=dict)
 
     def bias(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """The additive mask, 0 or -inf, [rows, width, keys]; it also closes keys outside a sliding window."""
+        """Return the additive mask, 0 or -inf, [rows, width, keys]; it also closes keys outside a sliding window."""
         if (window, dtype) not in self._biases:
             hidden = self.hidden
             if window is not None:
@@ -138,7 +138,7 @@ class SegmentMask:
         return self._biases[window, dtype]
 
     def far(self, window: int, length: int, group: int) -> Tensor:
-        """True for the prefix's slots that lie outside a sliding window: [1, rows * group * width, length]."""
+        """Return True for the prefix's slots that lie outside a sliding window: [1, rows * group * width, length]."""
         if window not in self._far:
             keys = torch.arange(length, device=self.gather.device)
             far = self.query_positions[:, None, :, None] - keys >= window  # [rows, 1, width, length]
@@ -173,7 +173,7 @@ class PackedBatch:
     _on_device: dict[torch.device, DeviceBatch] = field(default_factory=dict)
 
     def on(self, device: torch.device) -> DeviceBatch:
-        """The batch on a device."""
+        """Return the batch on a device."""
         if device not in self._on_device:
             self._on_device[device] = self._copy_to(device)
         return self._on_device[device]
@@ -206,7 +206,7 @@ def _attend(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of packed segments. Shapes: query [1, heads, tokens, size], key and value [1, kv heads, ...]."""
+    """Attend in packed segments. Shapes: query [1, heads, tokens, size], key and value [1, kv heads, ...]."""
     del attention_mask, dropout
     batch: PackedBatch = kwargs["packing"]
     if kwargs.get("s_aux") is not None:
@@ -331,7 +331,7 @@ def pack_segments(segments: Sequence[Segment], keep: bool) -> PackedBatch:
 
 
 def _family_tree(parents: Sequence[int], width: int) -> tuple[list[int], NDArray[np.bool_]]:
-    """Each token's depth, and its mask over `width` slots: True for all but its ancestors and itself."""
+    """Return each token's depth, and its mask over `width` slots: True for all but its ancestors and itself."""
     hidden = np.ones((width, width), dtype=bool)
     depth: list[int] = []
     for i, parent in enumerate(parents):

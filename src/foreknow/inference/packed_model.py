@@ -1,4 +1,4 @@
-"""One forward pass over many short continuations behind shared prefixes.
+"""Computes many short continuations behind shared prefixes in one forward pass.
 
 A probe asks hundreds of questions after the same exemplar prompt. The prompt's keys and values are computed once
 (`CachedPrefix`). The questions are concatenated into one sequence without padding, and attention lets each token see
@@ -73,7 +73,7 @@ class PackedModel:
 
     @torch.inference_mode()
     def forward(self, segments: Sequence[Segment], *, keep: bool = False) -> tuple[Tensor, list[KVCache]]:
-        """Hidden states [wanted, hidden], in the order of segments, rows and `wanted`; and the segments' caches.
+        """Return hidden states [wanted, hidden], in the order of segments, rows and `wanted`; and the segments' caches.
 
         `keep`: return the keys and values of each segment's new tokens.
         """
@@ -123,12 +123,12 @@ class PackedModel:
 
 
 def _is_spread(body: nn.Module) -> bool:
-    """Whether accelerate's hooks or tensor parallelism spread the body over devices; its layers are kept then."""
+    """Return whether accelerate's hooks or tensor parallelism spread the body over devices; then its layers stay."""
     return any(hasattr(m, "_hf_hook") for m in body.modules()) or any(isinstance(p, DTensor) for p in body.parameters())
 
 
 def _body(model: PreTrainedModel) -> nn.Module:
-    """The model without its output head."""
+    """Return the model without its output head."""
     body = getattr(model, model.base_model_prefix, None)
     if not isinstance(body, nn.Module) or body is model:
         raise UnsupportedModel("it has no separate body and output head")

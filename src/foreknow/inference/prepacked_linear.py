@@ -1,4 +1,4 @@
-"""Linear layers with prepacked weights, which make small models fast on CPUs with bf16 instructions.
+"""Replaces linear layers by ones with prepacked weights, which make small models fast on CPUs with bf16 instructions.
 
 Prepacking uses private operators that some processors and some versions of torch lack. So each kind of layer (its
 shape and activation) is tried once before it is used: it is prepacked, computed on a few inputs and compared with
@@ -37,7 +37,7 @@ class _PrepackedLinear(nn.Module):
         return out
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
-        """The layer's output multiplied by `other`, element by element."""
+        """Return the layer's output multiplied by `other`, element by element."""
         out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.ordered, self.bias, "mul")
         return out
 
@@ -80,7 +80,7 @@ class _Trials:
         self._works: dict[_Kind, bool] = {}
 
     def replacement(self, layer: nn.Module, activation: tuple[str, str] | None) -> nn.Module | None:
-        """The prepacked layer; None where its kind does not work. `activation`: a gated feed-forward layer's."""
+        """Return the prepacked layer; None where its kind does not work. `activation`: a gated feed-forward layer's."""
         linears = [m for m in layer.modules() if type(m) is nn.Linear]
         kind = _Kind(
             tuple(tuple(m.weight.shape) for m in linears), tuple(m.bias is not None for m in linears), activation
@@ -184,7 +184,7 @@ def restore_linears(replaced: list[tuple[nn.Module, str, nn.Module]]) -> None:
 
 
 def _is_gated(layer: nn.Module) -> bool:
-    """Whether a layer looks like a gated feed-forward layer of bf16 weights; a trial decides whether it is one."""
+    """Return whether a layer looks like a gated feed-forward layer of bf16 weights; a trial decides if it is one."""
     parts = dict(layer.named_children())
     gates = [parts.get(name) for name in ("gate_proj", "up_proj", "down_proj")]
     plain = all(type(part) is nn.Linear and part.weight.dtype == torch.bfloat16 for part in gates)

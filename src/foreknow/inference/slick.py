@@ -40,12 +40,12 @@ MODEL_ANSWERS: Final[dict[str, pl.DataType]] = {"row": pl.Int64(), "model_answer
 
 
 def p_hit(p: pl.Expr, samples: int) -> pl.Expr:
-    """Aggregation: the probability that `samples` draws from each set hold at least one right answer."""
+    """Aggregate to the probability that `samples` draws from each set contain at least one right answer."""
     return 1.0 - ((-p.clip(0.0, 1.0)).log1p() * samples).sum().exp()
 
 
 def category(p_greedy: pl.Expr, hit: pl.Expr) -> pl.Expr:
-    """The category from the share of greedy answers right and `p_hit`; null where either is null or not a number."""
+    """Return the category from the share of greedy answers right and `p_hit`; null where either is null or NaN."""
     return (
         pl.when(~(p_greedy.is_finite() & hit.is_finite()).fill_null(False))
         .then(None)
@@ -101,14 +101,14 @@ def label(probes: pl.DataFrame, *, samples: int, sampled: bool = False, lenient:
 
 
 def shares(categories: pl.Series) -> dict[str, float]:
-    """The share of each of the four categories among the labelled rows; zeros if none is labelled."""
+    """Return the share of each of the four categories among the labelled rows; zeros if none is labelled."""
     labelled = categories.drop_nulls()
     total = max(len(labelled), 1)
     return {name: float((labelled == name).sum()) / total for name in CATEGORIES}
 
 
 def expected_shares(rows: pl.DataFrame) -> dict[str, float]:
-    """The category shares expected of a sampling run: a row without a right greedy answer counts `p_hit` as
+    """Return the category shares expected of a sampling run: a row without a right greedy answer counts `p_hit` as
     WeaklyKnown and the rest as Unknown."""
     labelled = rows.filter(pl.col("category").is_not_null())
     if labelled.is_empty():
@@ -125,5 +125,5 @@ def expected_shares(rows: pl.DataFrame) -> dict[str, float]:
 
 
 def relabel(probes: pl.DataFrame, *, sets: int, samples: int, lenient: bool = False) -> pl.DataFrame:
-    """Labels under a smaller budget (the first `sets` exemplar sets, `samples` draws each): no model needed."""
+    """Label rows under a smaller budget (the first `sets` exemplar sets, `samples` draws each), without a model."""
     return label(probes.filter(pl.col("exemplar_set") < sets), samples=samples, lenient=lenient)

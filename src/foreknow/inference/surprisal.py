@@ -22,11 +22,11 @@ from typing import Final, NamedTuple
 import polars as pl
 
 MOST: Final = 3
-"""The most spans of one answer."""
+"""The maximum number of spans of one answer."""
 WIDEST: Final = 12
-"""The most words of one span."""
+"""The maximum number of words of one span."""
 LEAST: Final = 1.0
-"""The least score of a span, in nats; an answer of even surprisal has no span."""
+"""The minimum score of a span, in nats. An answer of even surprisal has no span."""
 
 LONG: Final[dict[str, pl.DataType]] = {
     "row": pl.Int64(),
@@ -82,7 +82,7 @@ class _Word(NamedTuple):
 
 
 def surprising_spans(answer: str, offsets: Sequence[Offsets], logprobs: Sequence[float]) -> list[Span]:
-    """The most surprising spans of `answer`: at most MOST, disjoint, the most surprising first.
+    """Return the most surprising spans of `answer`: at most MOST, disjoint, the most surprising first.
 
     `offsets` and `logprobs` (nats) have one entry per token, from the answer's first. Words without tokens (the
     answer was scored in part) are in no span. The list is empty where no words stand out or a log-probability is
@@ -104,7 +104,7 @@ def surprising_spans(answer: str, offsets: Sequence[Offsets], logprobs: Sequence
 
 
 def offsets_of(pieces: Sequence[str], answer: str) -> list[Offsets]:
-    """The offsets of tokens in `answer`, from their decoded texts, for tokenizers that give no offsets.
+    """Return the offsets of tokens in `answer`, from their decoded texts, for tokenizers that give no offsets.
 
     A piece that is not found shortly after the previous one (half a character, say) gets an empty range.
     """
@@ -122,7 +122,7 @@ def offsets_of(pieces: Sequence[str], answer: str) -> list[Offsets]:
 
 
 def _words(answer: str, offsets: Sequence[Offsets], count: int) -> list[_Word]:
-    """The answer's words in order. Each of the first `count` tokens belongs to the first word it overlaps.
+    """Return the answer's words in order. Each of the first `count` tokens belongs to the first word it overlaps.
 
     A word is a run of non-blank characters; scripts written without blanks are split at their tokens.
     """
@@ -143,7 +143,7 @@ def _words(answer: str, offsets: Sequence[Offsets], count: int) -> list[_Word]:
 
 
 def _without_punctuation(answer: str, start: int, end: int) -> _Word | None:
-    """The word without the punctuation at its edges; None if it has no letter or digit."""
+    """Return the word without the punctuation at its edges; None if it has no letter or digit."""
     if not any(c.isalnum() for c in answer[start:end]):
         return None
     while unicodedata.category(answer[start])[0] == "P":
@@ -154,7 +154,7 @@ def _without_punctuation(answer: str, start: int, end: int) -> _Word | None:
 
 
 def _scores(words: Sequence[_Word], logprobs: Sequence[float]) -> list[float]:
-    """Each word's surprisal in nats, minus the mean word's plus one standard deviation; negative below that bar.
+    """Return each word's surprisal in nats, minus the mean word's plus one standard deviation; negative below that bar.
 
     A word whose tokens are each likely counts as zero surprisal, however many they are. A word without tokens
     scores -inf, so that it is in no run.
@@ -172,7 +172,10 @@ def _scores(words: Sequence[_Word], logprobs: Sequence[float]) -> list[float]:
 
 
 def _best(scores: Sequence[float], free: Sequence[bool]) -> tuple[int, int] | None:
-    """The run of free words with the largest score: first and last (exclusive). Ties: the shortest, then the first."""
+    """Return the run of free words with the largest score: first and last (exclusive).
+
+    Of runs with the same score, the shortest is taken, then the first.
+    """
     best: tuple[float, int, int] | None = None
     for first in range(len(scores)):
         total = 0.0

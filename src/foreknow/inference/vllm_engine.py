@@ -93,7 +93,7 @@ class VllmAnswers:
         return dict(reply)
 
     def _until_end(self, path: Sequence[int]) -> TokenPath:
-        """The tokens up to and including the first that ends the answer."""
+        """Return the tokens up to and including the first that ends the answer."""
         for at, token in enumerate(path):
             if self.vocabulary.is_end(token):
                 return tuple(path[: at + 1])
@@ -144,7 +144,7 @@ def _end(child: subprocess.Popen[str]) -> None:
 
 
 def main() -> None:
-    """The child process: load a model, then generate answers until the input closes."""
+    """Run the child process: load a model, then generate answers until the input closes."""
     # vLLM prints to standard output, which must carry our replies only
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -179,7 +179,7 @@ def main() -> None:
 
 
 def _generate(vllm: Any, model: Any, request: dict[str, Any]) -> list[list[list[int]]]:
-    """For each prompt, the token ids of its answers, including the ending token."""
+    """Return for each prompt the token ids of its answers, including the ending token."""
     prompt_of = importlib.import_module("vllm.inputs").TokensPrompt
     settings = [
         vllm.SamplingParams(
@@ -200,7 +200,7 @@ def _generate(vllm: Any, model: Any, request: dict[str, Any]) -> list[list[list[
 
 
 def _path(answer: Any, stops: set[int]) -> list[int]:
-    """An answer's ids; the token that stopped it is appended if vLLM left it out."""
+    """Return an answer's ids; the token that stopped it is appended if vLLM left it out."""
     path = [int(token) for token in answer.token_ids]
     reason = answer.stop_reason
     if answer.finish_reason == "stop" and not stops.intersection(path) and isinstance(reason, int):

@@ -1,1 +1,1 @@
-"""Models: where they come from, loading and checking them, what memory they take."""
+"""Find, load and check models, and plan the memory that they take."""

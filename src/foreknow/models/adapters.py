@@ -31,7 +31,7 @@ _UNFIT: Final = {
     "ADAPTION_PROMPT": "it adds a prompt to each layer",
     "CPT": "it adds a prompt",
 }
-"""Kinds of adapter that change more than layers, so that they do not work inside the model alone."""
+"""The kinds of adapter that change more than layers, so that they do not work inside the model alone."""
 _SIZES: Final = re.compile(
     r"size mismatch for (\S+): copying a param with shape torch.Size\(\[(.*?)\]\) from checkpoint, the shape in "
     r"current model is torch.Size\(\[(.*?)\]\)\.?"
@@ -53,7 +53,7 @@ class AdapterConfig(NamedTuple):
 
 
 def about(folder: Path) -> dict[str, Any]:
-    """The content of foreknow.json beside a saved model; empty if there is none."""
+    """Return the content of foreknow.json beside a saved model; empty if there is none."""
     try:
         content = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -62,8 +62,10 @@ def about(folder: Path) -> dict[str, Any]:
 
 
 def read_adapter(called: str, folder: Path) -> AdapterConfig:
-    """The settings of an adapter. Raises ModelError where it lacks weights or does not work inside a model alone,
-    MissingExtra without PEFT."""
+    """Read the settings of an adapter.
+
+    Raises ModelError where it lacks weights or does not work inside a model alone, MissingExtra without PEFT.
+    """
     weights = [folder / name for name in _WEIGHTS if (folder / name).is_file()]
     if not weights:
         raise ModelError(f"{called}: an adapter without weights (adapter_model.safetensors)")
@@ -101,7 +103,7 @@ def read_adapter(called: str, folder: Path) -> AdapterConfig:
 
 
 def base_of(folder: Path, adapter: AdapterConfig) -> str | None:
-    """The base that an adapter names: a packaged model, a local folder, or a hub id; None if it is none of these."""
+    """Return the base that an adapter names: a packaged model, a local folder, or a hub id; None if it is none."""
     known = about(folder).get("base") or {}
     if known.get("name") in PACKAGED:
         return str(known["name"])
@@ -177,7 +179,7 @@ def _check_numbers(called: str, weights: Mapping[str, Any]) -> None:
 
 
 def _idle_warning(weights: Mapping[str, Any]) -> str | None:
-    """A warning about a LoRA that changes nothing, as all its second matrices are zero; None otherwise."""
+    """Return a warning about a LoRA that changes nothing, as all its second matrices are zero; None otherwise."""
     second = [values for name, values in weights.items() if re.search(r"lora_(B|embedding_B)(\.|$)", name)]
     only_lora = all("lora_" in name for name in weights)
     if second and only_lora and not any(bool(values.any()) for values in second):
@@ -213,7 +215,7 @@ def _resize(called: str, base: str, model: PreTrainedModel, weights: Mapping[str
 
 
 def _format_misfit(error: Exception) -> str:
-    """PEFT's error about an adapter that does not fit its base; torch's lines about shapes become one."""
+    """Return PEFT's error about an adapter that does not fit its base; torch's lines about shapes become one."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     sizes = [line for line in lines if line.startswith("size mismatch")]
     if not sizes:

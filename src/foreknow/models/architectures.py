@@ -105,7 +105,7 @@ def check_architecture(called: str, config: Mapping[str, Any], trust_remote_code
 
 
 def text_part(called: str, config: Any, config_json: Mapping[str, Any]) -> TextPart | None:
-    """The text model inside a checkpoint that also takes images or sound; None for a text model's config.
+    """Return the text model inside a checkpoint that also takes images or sound; None for a text model's config.
 
     `config`: transformers' config object of config.json's keys (`config_json`). Raises ModelError where transformers
     has no class for the text alone.
@@ -139,7 +139,7 @@ def text_part(called: str, config: Any, config_json: Mapping[str, Any]) -> TextP
 
 
 def version() -> str:
-    """The installed transformers."""
+    """Return the version of the installed transformers."""
     return importlib.metadata.version("transformers")
 
 
@@ -151,7 +151,7 @@ def _inner_kind(config: Mapping[str, Any]) -> str | None:
 
 
 def _unknown(kind: str, config: Mapping[str, Any]) -> str:
-    """The message for a model_type that the installed transformers does not know."""
+    """Return the message for a model_type that the installed transformers does not know."""
     saved_version = str(config.get("transformers_version") or "")
     installed = version()
     if saved_version and _numbers(saved_version) > _numbers(installed):
@@ -171,6 +171,6 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _release(text: str) -> str:
-    """A version without its pre-release suffix: 5.30.0.dev0 -> 5.30.0."""
+    """Return a version without its pre-release suffix: 5.30.0.dev0 -> 5.30.0."""
     match = re.match(r"\d+(\.\d+)*", text)
     return match.group(0) if match else text

@@ -55,7 +55,7 @@ class LoadedTensors(NamedTuple):
 
     @classmethod
     def of(cls, info: Mapping[str, Any]) -> LoadedTensors:
-        """From the dictionary that `from_pretrained` returns."""
+        """Convert the dictionary that `from_pretrained` returns."""
         return cls(
             sorted(info.get("missing_keys", ())),
             sorted(info.get("unexpected_keys", ())),
@@ -112,7 +112,7 @@ def check_loaded(
 
 
 def _never_loaded(model: PreTrainedModel, files: WeightFiles) -> list[str]:
-    """Parameters whose names are in no weight file, even if the loader does not report them as missing.
+    """Return parameters whose names are in no weight file, even if the loader does not report them as missing.
 
     Only for architectures that load tensors under their own names; one that converts names reports missing tensors.
     """
@@ -140,7 +140,7 @@ def _builtin(model: PreTrainedModel) -> bool:
 
 
 def _offloaded_shapes(model: PreTrainedModel, files: WeightFiles) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    """Offloaded weights of another shape than in their file, which the loader did not compare."""
+    """Return offloaded weights of another shape than in their file, which the loader did not compare."""
     return [
         (name, files.tensors[name].shape, tuple(values.shape))
         for name, values in model.named_parameters()
@@ -149,7 +149,7 @@ def _offloaded_shapes(model: PreTrainedModel, files: WeightFiles) -> list[tuple[
 
 
 def _skip_reason(name: str, files: WeightFiles, config: Any, text_only: bool) -> str | None:
-    """Why a tensor of the checkpoint may be skipped; None if it may not."""
+    """Return why a tensor of the checkpoint may be skipped; None if it may not."""
     stored = files.tensors.get(name) or files.tensors.get(name.partition(".")[2])
     if _OLD_BUFFERS.search(name):
         is_bias = name.endswith((".attn.bias", ".attention.bias"))
@@ -168,7 +168,7 @@ def _skip_reason(name: str, files: WeightFiles, config: Any, text_only: bool) ->
 
 
 def _beyond_the_last_layer(name: str, config: Any) -> bool:
-    """Whether a tensor belongs to a prediction layer that some configs number after the last layer."""
+    """Return whether a tensor belongs to a prediction layer that some configs number after the last layer."""
     extra = getattr(config, "num_nextn_predict_layers", None) or getattr(config, "num_mtp_layers", None)
     layers = getattr(config, "num_hidden_layers", None)
     match = re.search(r"(^|\.)layers\.(\d+)\.", name)
@@ -178,7 +178,7 @@ def _beyond_the_last_layer(name: str, config: Any) -> bool:
 
 
 def _integer_weights(model: PreTrainedModel, files: WeightFiles) -> list[str]:
-    """Weights stored as integers where the model has floats: without a scale their values mean nothing."""
+    """Return weights stored as integers where the model has floats: without a scale their values mean nothing."""
     if getattr(model, "hf_quantizer", None) is not None:
         return []
     parameters = dict(model.named_parameters())
@@ -190,7 +190,7 @@ def _integer_weights(model: PreTrainedModel, files: WeightFiles) -> list[str]:
 
 
 def _expert_gaps(files: WeightFiles) -> list[str]:
-    """Experts that the checkpoint's numbering skips: the loader would move later experts into their places."""
+    """Return experts that the checkpoint's numbering skips: the loader would move later experts into their places."""
     numbers: dict[tuple[str, str], set[int]] = {}
     for name in files.tensors:
         if match := _EXPERT.match(name):
@@ -203,7 +203,7 @@ def _expert_gaps(files: WeightFiles) -> list[str]:
 
 
 def _advice(missing: Sequence[str], unexpected: Sequence[str], mismatched: Sequence[Any], model: Any) -> str:
-    """The most likely cause, and what to do."""
+    """Return the most likely cause, and what to do."""
     for prefix, what in WRAPPERS.items():
         if unexpected and all(name.startswith(prefix) for name in unexpected):
             return f"The names begin with {prefix!r}: {what}"
@@ -240,7 +240,7 @@ def _advice(missing: Sequence[str], unexpected: Sequence[str], mismatched: Seque
 
 
 def _layers(names: Iterable[str]) -> set[str]:
-    """The layers that tensors belong to: `model.layers.3`."""
+    """Return the layers that tensors belong to: `model.layers.3`."""
     return {layer.group() for name in names if (layer := re.match(r".*?\.\d+(?=\.)", name))}
 
 

@@ -1,4 +1,4 @@
-"""The fingerprint of a model folder: a hash of all the files that decide its answers."""
+"""Computes the fingerprint of a model folder: a hash of all the files that decide its answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from foreknow.models.packaged import cached_sha256
 
 
 def fingerprint(folder: Path) -> str:
-    """A hash of a model folder's weights, configuration, tokenizer and code: of content, never of the folder's name.
+    """Return a hash of the content of a model folder's weights, configuration, tokenizer and code, never of its name.
 
     Hashes of large files are cached by size and time of change, so that a folder is read once.
     """

@@ -47,12 +47,12 @@ class Gain(NamedTuple):
 
     @property
     def is_finite(self) -> bool:
-        """Whether both are numbers."""
+        """Return whether both are numbers."""
         return math.isfinite(self.nats) and math.isfinite(self.share)
 
     @property
     def summary(self) -> dict[str, float | None]:
-        """Both rounded, so that they do not depend on how they are computed; None where they are not finite."""
+        """Return both numbers, rounded to hide differences between computations; None where they are not finite."""
         nats, share = (self.nats, self.share) if self.is_finite else (None, None)
         return {
             "nats_per_token_gained": None if nats is None else round(nats, 2),
@@ -77,13 +77,13 @@ class Fluency:
 
     @property
     def best(self) -> tuple[str, Gain] | None:
-        """The language that gains most, and how much; None where no gain is a number."""
+        """Return the language that gains most, and how much; None where no gain is a number."""
         finite = [(name, gain) for name, gain in self.languages.items() if gain.is_finite]
         return max(finite, key=lambda pair: pair[1].share) if finite else None
 
     @property
     def warning(self) -> str | None:
-        """A few sentences on what may be wrong with a model that is not fluent; None if it is."""
+        """Return a few sentences on what may be wrong with a model that is not fluent; None if it is."""
         if self.not_checked is not None or (self.best and self.best[1].share >= LEAST):
             return None
         unless = "Labels of such a model say nothing, unless it is one of another language or of no language at all"
@@ -107,7 +107,7 @@ class Fluency:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The value of `model.fluency` in a run's summary."""
+        """Return the value of `model.fluency` in a run's summary."""
         if self.not_checked is not None:
             return {"not_checked": self.not_checked, "warning": None}
         return {
@@ -148,9 +148,9 @@ def print_fluency(fluency: Fluency, log: Callable[[str], None]) -> None:
 def fluency_of(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "MODEL", seed: int = 0
 ) -> Fluency:
-    """The gains of `SENTENCES` in every language that the tokenizer covers, by a few small forward passes.
+    """Return the gains of `SENTENCES` in every language that the tokenizer covers, by a few small forward passes.
 
-    `seed`: of the shuffles; other seeds show how much a gain depends on it.
+    `seed` decides the shuffles; other seeds show how much a gain depends on it.
 
     Raises ModelError where in every language the tokenizer gives ids that the model has no embedding of.
     """
@@ -180,7 +180,7 @@ def measure_fluency(
     room: int = 2**31,
     seed: int = 0,
 ) -> Fluency:
-    """The gains in the `covered` languages (token ids by language, `covered_languages`), scored by `means`.
+    """Return the gains in the `covered` languages (token ids by language, `covered_languages`), scored by `means`.
 
     `means`: returns the mean log-probability of each sentence's own tokens, in nats; called once. `room`: the most
     tokens of a sequence.
@@ -200,7 +200,7 @@ def measure_fluency(
 
 
 def covered_languages(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[list[int]]]:
-    """The token ids of `SENTENCES`, in the languages that the tokenizer covers."""
+    """Return the token ids of `SENTENCES`, in the languages that the tokenizer covers."""
     with quiet():
         return {language: ids for language, texts in SENTENCES.items() if (ids := _covered(tokenizer, texts))}
 
@@ -210,18 +210,18 @@ def _highest_id(texts: Sequence[Sequence[int]]) -> int:
 
 
 def _gain(plain: float, shuffled: float) -> Gain:
-    """The gain of a sentence, from the mean log-probabilities of its plain and shuffled tokens."""
+    """Return the gain of a sentence, from the mean log-probabilities of its plain and shuffled tokens."""
     nats = plain - shuffled
     return Gain(nats, nats / -shuffled if shuffled else math.nan)
 
 
 def _gain_key(gain: Gain) -> float:
-    """The sort key of gains: a gain that is not finite is the smallest."""
+    """Return the sort key of gains: a gain that is not finite is the smallest."""
     return gain.share if gain.is_finite else -math.inf
 
 
 def _covered(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]] | None:
-    """The ids of each text; None where the tokenizer does not cover them."""
+    """Return the ids of each text; None where the tokenizer does not cover them."""
     token_ids = [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
     unknown = tokenizer.unk_token_id
     for text, ids in zip(texts, token_ids, strict=True):
@@ -231,7 +231,7 @@ def _covered(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[l
 
 
 def _pair(before: Sequence[int], ids: Sequence[int], seed: str, room: int) -> tuple[Sentence, Sentence]:
-    """A plain and a shuffled sentence, each after the tokens that begin a text, cut to `room` tokens."""
+    """Return a plain and a shuffled sentence, each after the tokens that begin a text, cut to `room` tokens."""
     ids = list(ids)[: max(room - len(before), 0)]
     shuffled = list(ids)
     random.Random(seed).shuffle(shuffled)
@@ -240,7 +240,7 @@ def _pair(before: Sequence[int], ids: Sequence[int], seed: str, room: int) -> tu
 
 
 def mean_logprobs(model: PreTrainedModel, sequences: Sequence[Sentence]) -> list[float]:
-    """The mean log-probability, in nats, of each sequence's own tokens; the first token of a text is not scored."""
+    """Return the mean log-probability, in nats, of each sequence's own tokens; a text's first token is not scored."""
     import torch
 
     means = [math.nan] * len(sequences)

@@ -110,8 +110,10 @@ def check_gguf(path: Path, gguf: GgufFile) -> None:
 
 
 def check_tensor_count(called: str, gguf: GgufFile, model: Any) -> None:
-    """Raise ModelError where a converted model has fewer numbers than its file: the loader silently skips tensors that
-    it does not know."""
+    """Raise ModelError where a converted model has fewer numbers than its file.
+
+    The loader silently skips tensors that it does not know.
+    """
     layers = int(getattr(model.config.get_text_config(), "num_hidden_layers", 0) or 0)
     read = [
         tensor for tensor in gguf.tensors if tensor.name != ROPE_FACTORS and not _is_prediction(tensor.name, layers)
@@ -168,7 +170,7 @@ def scale_rope(called: str, gguf: GgufFile, config: Any) -> None:
 
 
 def _llama3_settings(factors: Sequence[float], own: Mapping[str, Any], config: Any) -> dict[str, Any] | None:
-    """The settings of Llama 3's scaling that give these factors by frequency; None if none do.
+    """Return the settings of Llama 3's scaling that give these factors by frequency; None if none do.
 
     Files hold only the factors: the largest is the setting's factor; the others follow from Llama 3's context lengths.
     """
@@ -193,10 +195,10 @@ def _is_prediction(name: str, layers: int) -> bool:
 
 
 def known_architectures() -> set[str]:
-    """The GGUF architectures that the installed transformers dequantises as causal LMs."""
+    """Return the GGUF architectures that the installed transformers dequantises as causal LMs."""
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
-    try:  # the loader that newer versions move architectures to
+    try:  # newer versions move architectures to this loader
         newer = set(importlib.import_module("transformers.integrations.gguf").GGUF_ARCHS)
     except (ImportError, AttributeError):
         newer = set()
@@ -205,7 +207,7 @@ def known_architectures() -> set[str]:
 
 
 def _scalar(field: Any) -> Any:
-    """A scalar field's value; an array's length."""
+    """Return a scalar field's value; an array's length."""
     from gguf import GGUFValueType
 
     if field.types and field.types[0] == GGUFValueType.ARRAY:

@@ -17,7 +17,7 @@ _WANTED = ("*.json", "*.safetensors", "*.model", "*.jinja", "tokenizer*", "*.txt
 def hub_folder(
     hub_id: str, trust_remote_code: bool = False, revision: str | None = None, known: Iterable[str] = ()
 ) -> Path:
-    """The folder of a hub model's files: safetensors, or older weights if there are none. Raises ModelError.
+    """Download a hub model's files (safetensors, or else older weights) and return their folder. Raises ModelError.
 
     `revision`: a branch, tag or commit. `known`: names of packaged models, to suggest for a misspelt one.
     """
@@ -49,7 +49,7 @@ def hub_folder(
 
 
 def format_hub_error(hub_id: str, error: Exception) -> str:
-    """An error of the hub's client in one line, with what to do."""
+    """Return an error of the hub's client in one line, with what to do."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         DisabledRepoError,
@@ -104,7 +104,7 @@ def format_hub_error(hub_id: str, error: Exception) -> str:
 
 
 def closest_name(name: str, known: Iterable[str]) -> str | None:
-    """The known name closest to a misspelt one; None if none is close."""
+    """Return the known name closest to a misspelt one; None if none is close."""
     by_lower_name = {known_name.lower(): known_name for known_name in known}
     matches = difflib.get_close_matches(name.lower(), by_lower_name, n=1, cutoff=0.75)
     return by_lower_name[matches[0]] if matches else None
@@ -116,7 +116,7 @@ def _check_spelling(hub_id: str, known: list[str]) -> None:
 
 
 def _has_all_weights(folder: Path) -> bool:
-    """Whether the folder holds weights and no shard is missing, as after an interrupted download."""
+    """Return whether the folder holds weights and no shard is missing, as after an interrupted download."""
     try:
         files, _ = weight_files(folder)
     except ModelError:
@@ -125,7 +125,7 @@ def _has_all_weights(folder: Path) -> bool:
 
 
 def _lacks_code(folder: Path) -> bool:
-    """Whether a model's custom code is missing, because it was downloaded before the code was trusted."""
+    """Return whether a model's custom code is missing, because it was downloaded before the code was trusted."""
     for name in ("config.json", "tokenizer_config.json"):
         auto_map = (read_json(folder / name) or {}).get("auto_map")
         if auto_map and "--" not in json.dumps(auto_map):  # else it lies in another repository

@@ -54,7 +54,7 @@ BEGIN: Final = "<s>"
 END: Final = "</s>"
 PAD: Final = "<pad>"
 PAD_ID: Final = 2
-"""`<s>` is 0, `</s>` 1."""
+"""The id of the padding token. The id of `<s>` is 0, and that of `</s>` is 1."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,12 @@ class _State:
 
 
 def facts(recipe: Recipe = LAB) -> pl.DataFrame:
-    """Every fact of the recipe's world (`lab_world.FACTS`); needs no built model."""
+    """Return every fact of the recipe's world (`lab_world.FACTS`); needs no built model."""
     return lab_world.facts(recipe.world)
 
 
 def built_folder(recipe: Recipe = LAB) -> Path:
-    """The folder in the user's cache for the built model of a recipe."""
+    """Return the folder in the user's cache for the built model of a recipe."""
     return cache_folder() / "models" / f"{NAME}-{_key(recipe).removeprefix('sha256:')[:16]}"
 
 
@@ -135,7 +135,7 @@ def build(
 
 
 def tokenizer_of(recipe: Recipe = LAB) -> PreTrainedTokenizerFast:
-    """A fixed tokenizer: one token for every word and name of the world with a leading blank, bytes for the rest.
+    """Make a fixed tokenizer: one token for every word and name of the world with a leading blank, bytes for the rest.
 
     It is not trained, so that names that never occur in the corpus are one token too. Decoding restores any text.
     Every text begins with `<s>`; `</s>` ends a document.
@@ -160,7 +160,7 @@ def tokenizer_of(recipe: Recipe = LAB) -> PreTrainedTokenizerFast:
 
 
 def pack_documents(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
-    """The corpus as token ids: whole documents, in order, in rows of at most `width` tokens.
+    """Return the corpus as token ids: whole documents, in order, in rows of at most `width` tokens.
 
     A longer document gets its own row.
     """
@@ -180,7 +180,7 @@ def _key(recipe: Recipe) -> str:
 
 
 def _is_built(folder: Path, recipe: Recipe) -> bool:
-    """Whether the folder holds the recipe's model. Raises RunFolderError if it holds anything else."""
+    """Return whether the folder holds the recipe's model. Raises RunFolderError if it holds anything else."""
     try:
         manifest = json.loads((folder / "lab.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -239,7 +239,7 @@ def _build(target: Path, checkpoint: Path, recipe: Recipe, log: Callable[[str], 
 
 
 def _interval_means(losses: Sequence[float], most: int = 50) -> list[float]:
-    """The mean losses of at most `most` intervals of similar length."""
+    """Return the mean losses of at most `most` intervals of similar length."""
     size = math.ceil(len(losses) / most)
     return [math.fsum(losses[i : i + size]) / len(losses[i : i + size]) for i in range(0, len(losses), size)]
 
@@ -314,19 +314,19 @@ def _train(
 
 
 def _schedule(step: int, steps: int, recipe: Recipe) -> float:
-    """The factor of the learning rate: a linear warmup, then a cosine down to `floor`."""
+    """Return the factor of the learning rate: a linear warmup, then a cosine down to `floor`."""
     warm = min(1.0, (step + 1) / max(1.0, recipe.warmup * steps))
     return warm * (recipe.floor + (1 - recipe.floor) * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 def _subjects(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Tensor:
-    """The tokens of the subjects' names."""
+    """Return the tokens of the subjects' names."""
     names = [f" {name}" for name in facts(recipe)["subject"].unique().sort()]
     return torch.tensor(tokenizer(names, add_special_tokens=False)["input_ids"]).flatten()
 
 
 def _loss(model: LlamaForCausalLM, batch: Sequence[Sequence[int]], masked: Tensor) -> Tensor:
-    """Mean next-token cross-entropy over the tokens of the rows, except the `masked` ones."""
+    """Return the mean next-token cross-entropy over the tokens of the rows, except the `masked` ones."""
     width = max(map(len, batch))
     ids = torch.full((len(batch), width), PAD_ID)
     for line, row in zip(ids, batch, strict=True):

@@ -64,18 +64,18 @@ class Loaded:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """The notes on weights and tokenizer: the reasons without those for device and dtype."""
+        """Return the notes on weights and tokenizer: the reasons without those for device and dtype."""
         return self.reasons[2:]
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Name, fingerprint, folder and note, for a run's summary; for an adapter also its base."""
+        """Return name, fingerprint, folder and note, for a run's summary; for an adapter also its base."""
         summary = {key: getattr(self, key) for key in ("name", "fingerprint", "folder", "note")}
         return summary if self.resolved is None else {**self.resolved.summary, "note": self.note}
 
 
 def format_load_error(error: Exception) -> str:
-    """A loader's error in one line; for a model with custom code, what to do about it."""
+    """Return a loader's error in one line; for a model with custom code, what to do about it."""
     if "`trust_remote_code=True`" in str(error):
         return (
             "it contains custom code, which does not run unasked; read that code, and give --trust-remote-code if you "
@@ -257,7 +257,7 @@ def load_tokenizer(resolved: Resolved, trust_remote_code: bool = False) -> PreTr
 
 
 def max_positions(resolved: Resolved, trust_remote_code: bool = False) -> int | None:
-    """The model's maximum number of positions; None where its config gives none. Raises ModelError."""
+    """Return the model's maximum number of positions; None where its config gives none. Raises ModelError."""
     from transformers import AutoConfig
 
     try:
@@ -285,7 +285,7 @@ def read_tokenizer(folder: str | Path, **reading: Any) -> PreTrainedTokenizerBas
 
 
 def format_device_map(parts: Mapping[str, str | int | torch.device]) -> str:
-    """A line that says how many parts accelerate put where (`hf_device_map`: part -> GPU number, cpu or disk)."""
+    """Return a line that says how many parts accelerate put where (`hf_device_map`: part -> GPU number, cpu, disk)."""
     places = [f"cuda:{place}" if isinstance(place, int) else str(place) for place in parts.values()]
     counts = ", ".join(f"{places.count(place)} on {place}" for place in dict.fromkeys(places))
     slow = "; a part in main memory or on disk goes to the GPU and back at every pass"
@@ -294,7 +294,7 @@ def format_device_map(parts: Mapping[str, str | int | torch.device]) -> str:
 
 
 def resolve_device_dtype(device: str, dtype: str) -> tuple[str, str]:
-    """The device and dtype that `load_model` would choose."""
+    """Return the device and dtype that `load_model` would choose."""
     compute_device, _ = _choose_device(device)
     return compute_device, _choose_dtype(dtype, compute_device)[0]
 
@@ -309,7 +309,7 @@ class GpuMemory(NamedTuple):
 
 
 def gpu_memory(device: str) -> GpuMemory | None:
-    """Memory of the GPU, or GPUs, that a device setting (auto, cuda, cuda:1, map) means; None without a GPU."""
+    """Return memory of the GPU, or GPUs, that a device setting (auto, cuda, cuda:1, map) means; None without a GPU."""
     import torch
 
     if not torch.cuda.device_count():
@@ -358,7 +358,7 @@ def _choose_dtype(setting: str, device: str) -> tuple[str, str]:
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """The device of the input ids. A spread model's first weight may be on another device, or offloaded."""
+    """Return the device of the input ids. A spread model's first weight may be on another device, or offloaded."""
     import torch
 
     embeddings = model.get_input_embeddings()
@@ -368,7 +368,7 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
 
 def vocabulary_of(loaded: Loaded) -> Vocabulary:
-    """The model's vocabulary for the search: how to decode tokens and which end an answer (design, section 8)."""
+    """Return the vocabulary for the search: how to decode tokens and which end an answer (design, section 8)."""
     tokenizer = loaded.tokenizer
 
     def decode(path: Sequence[int]) -> str:

@@ -35,7 +35,7 @@ TOP_K: Final = 40
 
 
 class ModelShape(NamedTuple):
-    """The sizes of a model that decide the memory of a pass. `size`: of a head; `inner`: of the feed-forward layer."""
+    """The sizes of a model that decide the memory of a pass. `size`: of a head; `inner`: of a feed-forward layer."""
 
     layers: int
     hidden: int
@@ -69,12 +69,12 @@ class MemoryNeeds(NamedTuple):
 
     @property
     def total(self) -> int:
-        """The peak: body and head never compute at the same time."""
+        """Return the peak: body and head never compute at the same time."""
         return self.weights + self.kv_cache + self.prefixes + max(self.a_pass, self.head)
 
 
 def shape_of(config: Mapping[str, Any]) -> ModelShape | None:
-    """The shape from a `config.json`; None where its keys are unknown."""
+    """Return the shape from a `config.json`; None where its keys are unknown."""
     text_config = config.get("text_config")
     keys = {**config, **text_config} if isinstance(text_config, Mapping) else config
 
@@ -95,7 +95,7 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape | None:
 
 
 def parameters_of(folder: Path) -> int:
-    """The number of parameters in a model folder, from the headers of its weight files.
+    """Return the number of parameters in a model folder, from the headers of its weight files.
 
     Older weights (`pytorch_model*.bin`), which have no header, are counted at two bytes each.
     """
@@ -108,7 +108,7 @@ def parameters_of(folder: Path) -> int:
 def needs(
     shape: ModelShape, parameters: int, itemsize: int, sizes: BatchSizes, *, sets: int, shots: int, gpus: int = 1
 ) -> MemoryNeeds:
-    """The memory an audit needs on each of `gpus` GPUs that share the layers; `itemsize`: bytes per number."""
+    """Return the memory an audit needs on each of `gpus` GPUs that share the layers; `itemsize`: bytes per number."""
     prefix = shots * TOKENS_A_SHOT
     a_token = 2 * shape.layers * shape.kv_heads * shape.size * itemsize
     prompts = sizes.chunk_rows * sets
@@ -123,7 +123,7 @@ def needs(
 
 
 def pass_bytes(shape: ModelShape, itemsize: int, tokens: int, prefix: int, width: int) -> int:
-    """The peak bytes of a layer for `tokens` padded tokens after one prefix of `prefix` tokens.
+    """Return the peak bytes of a layer for `tokens` padded tokens after one prefix of `prefix` tokens.
 
     Attention: three states (embeddings, residual, norm); queries as computed, scaled and gathered, and four copies of
     the result on its way back; keys and values as computed and gathered; scores with the prefix, these concatenated
@@ -137,8 +137,11 @@ def pass_bytes(shape: ModelShape, itemsize: int, tokens: int, prefix: int, width
 
 
 def head_bytes(shape: ModelShape, itemsize: int, tokens: int) -> int:
-    """The bytes of the output head for at most `tokens` answer positions: float32 logits and their top-k, candidates'
-    weights, and a float32 copy of its weight unless it is float32 already (`lm_head.OutputHead`)."""
+    """Return the bytes of the output head for at most `tokens` answer positions.
+
+    They are float32 logits and their top-k, candidates' weights, and a float32 copy of the head's weight unless it is
+    float32 already (`lm_head.OutputHead`).
+    """
     weight_copy = 0 if itemsize == 4 else shape.vocabulary * shape.hidden * 4
     at_once = max(1, 2**26 // max(2 * TOP_K * shape.hidden, shape.vocabulary))
     candidates = 3 * TOP_K // 2 * shape.hidden * (itemsize + 4)
@@ -146,14 +149,14 @@ def head_bytes(shape: ModelShape, itemsize: int, tokens: int) -> int:
 
 
 def budget(memory: int) -> int:
-    """The bytes of a GPU that a plan may use: a tenth, and at least 2 GiB, is left for CUDA and fragmentation."""
+    """Return the bytes of a GPU that a plan may use. A tenth, and at least 2 GiB, is left to CUDA and fragmentation."""
     return memory - max(2 * GIB, memory // 10)
 
 
 def largest_plan(
     shape: ModelShape, parameters: int, itemsize: int, memory: int, *, sets: int, shots: int, gpus: int = 1
 ) -> BatchSizes | None:
-    """The largest plan, in powers of two, that fits GPUs of `memory` bytes; None where even the smallest does not.
+    """Return the largest plan, in powers of two, that fits GPUs of `memory` bytes; None if even the smallest does not.
 
     Halves the size that causes the larger term until the plan fits.
     """
@@ -180,7 +183,7 @@ class BatchPlan(NamedTuple):
 
 
 def plan_batches(folder: Path, dtype: str, memory: int, *, sets: int, shots: int, gpus: int = 1) -> BatchPlan:
-    """The batch plan for a model's folder on GPUs of `memory` bytes; `dtype`: float32, bfloat16 or float16."""
+    """Return the batch plan for a model's folder on GPUs of `memory` bytes; `dtype`: float32, bfloat16 or float16."""
     itemsize = 4 if dtype == "float32" else 2
     shape = shape_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     if shape is None:
@@ -200,7 +203,7 @@ def plan_batches(folder: Path, dtype: str, memory: int, *, sets: int, shots: int
 
 
 def format_plan(sizes: BatchSizes, needed: MemoryNeeds, memory: int) -> str:
-    """One line that says which sizes were chosen, and why."""
+    """Return one line that says which sizes were chosen, and why."""
     parts = {
         "weights": needed.weights,
         "kept keys and values": needed.kv_cache + needed.prefixes,
@@ -214,7 +217,7 @@ def format_plan(sizes: BatchSizes, needed: MemoryNeeds, memory: int) -> str:
 
 
 def format_shortage(needed: MemoryNeeds, free: int) -> str | None:
-    """A warning where another process holds so much memory that the plan may not fit; None otherwise."""
+    """Return a warning where another process holds so much memory that the plan may not fit; None otherwise."""
     if needed.total <= free:
         return None
     return (

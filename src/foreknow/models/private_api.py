@@ -22,7 +22,7 @@ _SET: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 
 def has_bfloat16_instructions() -> bool:
-    """Whether the processor, and oneDNN, which multiplies matrices on it, have instructions for bfloat16.
+    """Return whether the processor, and oneDNN, which multiplies matrices on it, have instructions for bfloat16.
 
     False if that cannot be found out. `ONEDNN_MAX_CPU_ISA` can forbid oneDNN instructions that the processor has.
     """
@@ -44,12 +44,12 @@ def has_bfloat16_instructions() -> bool:
 
 
 def plain_attention(model: PreTrainedModel) -> str:
-    """The attention function of transformers that a model uses outside our own: "sdpa" or "eager"."""
+    """Return the attention function of transformers that a model uses outside our own: "sdpa" or "eager"."""
     return "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
 
 
 def attention_of(model: PreTrainedModel) -> str:
-    """The attention function that a model is set to: by its config, else by the last `set_attention`."""
+    """Return the attention function that a model is set to: by its config, else by the last `set_attention`."""
     in_config = getattr(model.config, "_attn_implementation", None)
     return str(in_config) if in_config else _SET.get(model) or plain_attention(model)
 
@@ -61,7 +61,7 @@ def set_attention(model: PreTrainedModel, name: str) -> None:
 
 
 def model_of_config(like: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """A model of `like`'s class and config in `dtype`, with new weights and the plain attention."""
+    """Return a model of `like`'s class and config in `dtype`, with new weights and the plain attention."""
     import torch
 
     config: Any = type(like.config).from_dict(like.config.to_dict())
@@ -72,7 +72,7 @@ def model_of_config(like: PreTrainedModel, dtype: torch.dtype) -> PreTrainedMode
         model: PreTrainedModel = model_class._from_config(config, dtype=dtype)
     except (AttributeError, TypeError):
         usual = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)  # and not .to(dtype), which would round the positions' frequencies
+        torch.set_default_dtype(dtype)  # .to(dtype) would round the positions' frequencies
         try:
             model = model_class(config)
         finally:

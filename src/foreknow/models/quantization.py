@@ -1,4 +1,4 @@
-"""Quantised checkpoints: the method that a config.json names, and the packages that it needs."""
+"""Checks quantised checkpoints: which method a config.json names, and which packages it needs."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Quantization(NamedTuple):
 
 
 def quantization_of(folder: Path) -> Quantization | None:
-    """How the checkpoint in a folder is quantised; None if it is not."""
+    """Return how the checkpoint in a folder is quantised; None if it is not."""
     config = read_json(folder / "config.json") or {}
     settings = _settings(config)
     if settings is None:
@@ -126,7 +126,7 @@ def _settings(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _guess_method(settings: Mapping[str, Any]) -> str:
-    """The method of settings that do not name it."""
+    """Guess the method of settings that do not name it."""
     if "load_in_4bit" in settings or "load_in_8bit" in settings:
         return "bitsandbytes"
     if "config_groups" in settings:

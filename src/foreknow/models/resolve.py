@@ -51,19 +51,19 @@ class Resolved:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the files that decide answers, adapter included: of content, never of a name."""
+        """Return a hash of the files that decide answers, adapter included: of content, never of a name."""
         if self.adapter is None:
             return fingerprint(self.folder)
         return hash_of([fingerprint(self.adapter), fingerprint(self.folder)])
 
     @property
     def path(self) -> Path:
-        """The folder that the user named: the adapter's if there is one."""
+        """Return the folder that the user named: the adapter's if there is one."""
         return self.adapter or self.folder
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Name, fingerprint, folder and note, for a run's summary; for an adapter also its base."""
+        """Return name, fingerprint, folder and note, for a run's summary; for an adapter also its base."""
         summary = {"name": self.name, "fingerprint": self.fingerprint, "folder": str(self.path), "note": self.note}
         return {**summary, "base": dict(self.base or {})} if self.adapter else summary
 
@@ -116,7 +116,7 @@ def _print_once(text: str) -> None:
 def _find_model(
     name: str, log: Callable[[str], None], trust_remote_code: bool, revision: str | None = None
 ) -> tuple[str, Path, str | None]:
-    """A model's name, its folder, and a note for reports."""
+    """Return a model's name, its folder, and a note for reports."""
     if is_url(name):
         name = str(download(name))
     if name in PACKAGED:
@@ -172,7 +172,7 @@ def _check_model(called: str, folder: Path, trust_remote_code: bool) -> tuple[We
 
 
 def _report_name(name: str, folder: Path, manifest: Mapping[str, Any]) -> str:
-    """A model's name in reports; a tuned model's includes its run's, as `early_stop` alone would be ambiguous."""
+    """Return a model's name in reports; a tuned model's has its run's name, as `early_stop` alone is ambiguous."""
     return f"{folder.parent.name}/{folder.name}" if manifest.get("stage") == "tune" else name
 
 

@@ -1,4 +1,4 @@
-"""The versions of the libraries that compute."""
+"""Reads the versions of the libraries that compute."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ if TYPE_CHECKING:
 
 
 def library_versions() -> dict[str, str]:
-    """The versions of these libraries, for a run's manifest."""
+    """Return the versions of these libraries, for a run's manifest."""
     return {name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers", "polars")}

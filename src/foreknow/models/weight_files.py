@@ -51,19 +51,19 @@ class WeightFiles(NamedTuple):
 
 
 def names_of(names: Iterable[str], limit: int = SHOWN) -> str:
-    """The first names of a list in order, and the number of further ones."""
+    """Return the first names of a list in order, and the number of further ones."""
     ordered = sorted(names)
     rest = len(ordered) - limit
     return ", ".join(ordered[:limit]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def count_of(tensors: Sequence[object]) -> str:
-    """How many tensors, in words: 1 tensor, 2 tensors."""
+    """Return how many tensors, in words: 1 tensor, 2 tensors."""
     return f"{len(tensors):,} tensor{'s' * (len(tensors) != 1)}"
 
 
 def weight_files(folder: Path) -> tuple[tuple[Path, ...], str | None]:
-    """The weight files that transformers would read in a folder, and a note; empty if there are none.
+    """Return the weight files that transformers would read in a folder, and a note; empty if there are none.
 
     Raises ModelError for an index that is damaged, or that names files which are not there.
     """
@@ -94,7 +94,7 @@ def weight_files(folder: Path) -> tuple[tuple[Path, ...], str | None]:
 
 
 def read_weight_files(folder: Path) -> WeightFiles:
-    """The weight files of a folder with their tensors. Raises ModelError where they cannot be those of one model."""
+    """Return a folder's weight files with their tensors. Raises ModelError where they cannot be those of one model."""
     files, note = weight_files(folder)
     tensors: dict[str, Tensor] = {}
     for file in files:
@@ -161,7 +161,7 @@ def _tensor(file: Path, start: int, entry: Mapping[str, Any]) -> Tensor:
 
 
 def _same(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors hold the same bytes."""
+    """Return whether two tensors hold the same bytes."""
     if (first.dtype, first.shape) != (second.dtype, second.shape):
         return False
     with first.file.open("rb") as first_file, second.file.open("rb") as second_file:

@@ -1,1 +1,1 @@
-"""Prompts: few-shot exemplars, templates, special tokens, the tokenizer's vocabulary."""
+"""Write prompts: few-shot exemplars, templates, special tokens, the tokenizer's vocabulary."""

@@ -52,7 +52,7 @@ _FAULTS: Final = (TypeError, ValueError, ArithmeticError, LookupError, Attribute
 
 State = Literal["none", "open", "closed"]
 _WANTED_STATES: Final[dict[State, tuple[State, ...]]] = {"open": ("closed", "none"), "none": ("closed",), "closed": ()}
-"""By the state of thoughts at the prompt's end, the states that a thinking switch must lead to, best first."""
+"""State of thoughts at the prompt's end -> the states that a thinking switch must lead to, best first."""
 
 
 def choose_template(tokenizer: PreTrainedTokenizerBase, *, chats: bool) -> tuple[Literal["yes", "no"], str | None]:
@@ -86,7 +86,7 @@ class TemplateVariant(NamedTuple):
     parts: bool = False
 
     def turns(self, chat: Sequence[Turn]) -> list[dict[str, Any]]:
-        """The chat's turns, written this way."""
+        """Return the chat's turns, written this way."""
         turns = [{"role": self.role(turn["role"]), "content": turn["content"]} for turn in chat]
         if self.folded:
             system = [turn["content"] for turn in turns if turn["role"] == "system"]
@@ -99,7 +99,7 @@ class TemplateVariant(NamedTuple):
         return [dict(turn) for turn in turns]
 
     def role(self, role: str) -> str:
-        """The name under which a role is passed."""
+        """Return the name under which a role is passed."""
         return _RENAMED.get(role, role) if self.renamed else role
 
 
@@ -131,14 +131,14 @@ class ChatTemplate:
     # rendering
 
     def render(self, chat: Sequence[Turn]) -> str:
-        """The prompt of a chat that ends in the question. Raises TemplateRefusal."""
+        """Return the prompt of a chat that ends in the question. Raises TemplateRefusal."""
         if self.system:
             chat = _with_system(chat, self.system)
         variant = self.variant(tuple(turn["role"] for turn in chat))
         return self._prompt(variant.turns(chat)) + self.before_answer
 
     def variant(self, roles: tuple[str, ...]) -> TemplateVariant:
-        """The way in which a chat of these roles loses no turn. Raises TemplateRefusal where there is none."""
+        """Return a way to write a chat of these roles that loses no turn. Raises TemplateRefusal if there is none."""
         if roles not in self._variants:
             self._variants[roles] = self._try_variants(roles)
         outcome = self._variants[roles]
@@ -211,7 +211,7 @@ class ChatTemplate:
         return TemplateRefusal("the model's chat template leaves out a part of the question, without an error", DROPS)
 
     def marked_answer(self, chat: Sequence[Turn], answer: str) -> bool | None:
-        """Whether `{% generation %}` marks anything of an answer; None where the template has no such block."""
+        """Return whether `{% generation %}` marks anything of an answer; None where the template has no such block."""
         if not self.source.generation or not self.tokenizer.is_fast:
             return None
         variant = self.variant(tuple(turn["role"] for turn in chat))
@@ -228,11 +228,11 @@ class ChatTemplate:
                 **self.settings,
             )
         except (TemplateError, *_FAULTS):
-            return None  # what is asked is the prompt alone, which the template takes
+            return None  # the row needs only the prompt, which the template renders
         return any(encoded["assistant_masks"])
 
     def keeps_answer(self, chat: Sequence[Turn], answer: str) -> bool:
-        """Whether the template would write an answer as it is: one that trims it, or cuts it, does not."""
+        """Return whether the template would write an answer unchanged, neither trimmed nor cut."""
         variant = self.variant(tuple(turn["role"] for turn in chat))
         try:
             return answer in self._prompt(
@@ -261,7 +261,7 @@ class ChatTemplate:
                     return
 
     def _off_value(self, name: str) -> tuple[Any] | None:
-        """The value that makes a variable turn thinking off, as a 1-tuple; None if it is no such switch."""
+        """Return the value that makes a variable turn thinking off, as a 1-tuple; None if it is no such switch."""
         default_prompt = self._prompt_of_question()
         consts = [value for value in self.source.constants.get(name, ()) if not isinstance(value, bool)]
         off = [value for value in consts if str(value).strip().casefold() in _OFF]
@@ -287,7 +287,7 @@ class ChatTemplate:
         return (changed[0],) if changed else None
 
     def _prompt_of_question(self, **settings: Any) -> str | None:
-        """The prompt of a single question; None where the template refuses these settings, or drops the question."""
+        """Return the prompt of one question; None if the template refuses these settings, or drops the question."""
         try:
             turns = self.variant(self._question_roles).turns(self._question_chat())
             text = self._prompt(turns, **settings)
@@ -299,7 +299,7 @@ class ChatTemplate:
         return [{"role": "user", "content": _sentinel(0)}]
 
     def _text_after_question(self, chat: Sequence[Turn] | None = None, **settings: Any) -> str | None:
-        """The text of a prompt after its question."""
+        """Return the text of a prompt after its question."""
         try:
             turns = chat or self._question_chat()
             text = self._prompt(self.variant(tuple(turn["role"] for turn in turns)).turns(turns), **settings)
@@ -341,7 +341,7 @@ class ChatTemplate:
 
     @property
     def choices(self) -> dict[str, Any]:
-        """The non-empty settings and their effects, for `summary.protocol`."""
+        """Return the non-empty settings and their effects, for `summary.protocol`."""
         choices = {
             "thinking": self.thinking,
             "chat_template_settings": self.settings,
@@ -352,7 +352,7 @@ class ChatTemplate:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Notes for the user about settings and prompts."""
+        """Return notes for the user about settings and prompts."""
         lines = []
         switches = {name: value for name, value in self.settings.items() if name not in self.source.dates}
         if switches or self.system:
@@ -383,7 +383,7 @@ class ChatTemplate:
 
 
 def _variants(renamed: bool, folded: bool) -> list[TemplateVariant]:
-    """The ways to try, the plainest first."""
+    """Return the variants to try, the plainest first."""
     plain = [
         TemplateVariant(),
         *([TemplateVariant(renamed=True)] if renamed else []),
@@ -394,7 +394,7 @@ def _variants(renamed: bool, folded: bool) -> list[TemplateVariant]:
 
 
 def _thought_state(text: str) -> State:
-    """Whether thoughts are opened in a text, and whether the last of them is closed."""
+    """Return whether thoughts are opened in a text, and whether the last of them is closed."""
     state: State = "none"
     for mark in _THOUGHT_MARK.finditer(text):
         if mark["named"]:
@@ -414,12 +414,12 @@ def _is_thinking(name: str) -> bool:
 
 
 def _sentinel(n: int) -> str:
-    """A marker text that no template contains: letters and digits only, so that no template interprets it."""
+    """Return a marker text that no template contains: letters and digits only, so that no template interprets it."""
     return f"Zq{n}vxk{n}w"
 
 
 def _with_system(chat: Sequence[Turn], text: str) -> list[Turn]:
-    """The chat with a text at the beginning of its system turn."""
+    """Return the chat with a text at the beginning of its system turn."""
     if chat and chat[0]["role"] == "system":
         return [{"role": "system", "content": f"{text}\n{chat[0]['content']}"}, *chat[1:]]
     return [{"role": "system", "content": text}, *chat]

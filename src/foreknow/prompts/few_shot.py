@@ -1,8 +1,8 @@
-"""Few-shot exemplars: the question-answer pairs that come before each question of a group (paper, section 2). Pure.
+"""Draw few-shot exemplars, the question-answer pairs before each question of a group (paper, section 2). Pure.
 
 They are drawn once per group from its dev rows, and used for all its questions. A prompt never shows the row's own
-fact: a slot with the row's subject is filled from the group's reserve instead. Nor does it show another answer of the
-row's chat: a record gives at most one exemplar, and its own rows never see it.
+fact: a slot with the row's subject is filled from the group's reserve instead. A prompt does not show another answer of
+the row's chat either: a record gives at most one exemplar, and the record's own rows never see it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class GroupExemplars:
                     continue
                 taken_keys = {key(e) for e in filled}
                 others = [e for e in self.reserve if not same_fact(e, question, subject, record)]
-                # in the smallest pools none may be left: showing one twice is better than showing the answer
+                # the smallest pools may have none left: showing an exemplar twice is better than showing the answer
                 spare = [e for e in others if key(e) not in taken_keys] or others
                 if spare:
                     filled[slot] = spare[(number * len(exemplars) + slot) % len(spare)]
@@ -76,7 +76,7 @@ class Exemplars:
     notes: tuple[str, ...] = field(default=())
 
     def as_json(self) -> dict[str, Any]:
-        """The contract of `exemplars.json`: group -> sets -> exemplars in slot order."""
+        """Return the content of `exemplars.json`: group -> sets -> exemplars in slot order."""
         return {
             group: [[{"question": e.question, "answer": e.answer} for e in exemplar_set] for exemplar_set in g.sets]
             for group, g in self.groups.items()
@@ -84,12 +84,12 @@ class Exemplars:
 
 
 def key(exemplar: Exemplar) -> str:
-    """What makes two exemplars the same fact: the subject if there is one, else the question."""
+    """Return the text by which two exemplars count as the same fact: the subject if there is one, else the question."""
     return _fold(exemplar.subject or exemplar.question)
 
 
 def same_fact(exemplar: Exemplar, question: str, subject: str | None, record: int | None = None) -> bool:
-    """Whether an exemplar is about the row's subject, asks its question, or is of its record."""
+    """Return whether an exemplar is about the row's subject, asks its question, or is of its record."""
     if record is not None and exemplar.record == record:
         return True
     if _fold(exemplar.question) == _fold(question):
@@ -98,7 +98,7 @@ def same_fact(exemplar: Exemplar, question: str, subject: str | None, record: in
 
 
 def _fold(text: str) -> str:
-    """Texts that differ only in case, or in how Unicode spells their accents, are one."""
+    """Return a form that is equal for texts that differ only in case, or in how Unicode spells their accents."""
     return canonical(canonical(text).casefold())
 
 
@@ -118,9 +118,9 @@ def draw_exemplars(
 ) -> Exemplars:
     """Draw `sets` x `shots` exemplars for each of `groups`.
 
-    `rows`: every row of the file (design, section 3). `pool`: the rows of `--exemplars`. Without it a
-    group's dev rows are the pool; without those its rows that are not `audited` (row numbers), or, if these
-    are too few, all its rows, each replaced in its own prompts. A group with fewer than shots + 1 candidates
+    `rows`: every row of the file (design, section 3). `pool`: the rows of `--exemplars`. Without it, a group's dev
+    rows are the pool. Without dev rows, the pool is the group's rows that are not `audited` (row numbers), or, if
+    these are too few, all its rows, each replaced in its own prompts. A group with fewer than shots + 1 candidates
     borrows from all groups. Raises TooFewExemplars where even these are too few. Draws nothing for no group.
     """
     if shots == 0:
@@ -154,7 +154,7 @@ def _choose_pool(
     rows: pl.DataFrame, pool: pl.DataFrame | None, audited: pl.Series | None, plenty: int
 ) -> tuple[pl.DataFrame, str]:
     if pool is not None:
-        apart = pool.with_columns(record=pl.lit(None, pl.Int64))  # numbers of another file's records
+        apart = pool.with_columns(record=pl.lit(None, pl.Int64))  # its numbers are those of another file's records
         return apart, f"exemplars are drawn from the {pool.height:,} rows given with --exemplars"
     dev = rows.filter(pl.col("split") == "dev")
     if dev.height > 0:
@@ -167,7 +167,7 @@ def _choose_pool(
         return pl.concat([dev, rest]), reason
     if audited is not None and audited.len() < rows.height:
         rest = rows.filter(~pl.col("row").is_in(audited.implode()))
-        # facts that could serve, not rows: duplicates and long answers are none
+        # count the facts that could serve, not rows: duplicates and long answers do not count
         smallest = min((len(_candidates(frame)) for _, frame in rest.group_by("group")), default=0)
         if rest["group"].n_unique() == rows["group"].n_unique() and smallest > plenty:
             return (
@@ -181,9 +181,9 @@ def _choose_pool(
 
 
 def _candidates(rows: pl.DataFrame, need: int = 0) -> list[Exemplar]:
-    """Usable exemplars in row order: one for each fact, and one for each record.
+    """Return usable exemplars in row order: one for each fact, and one for each record.
 
-    Those asked behind earlier turns of a chat, which an exemplar does not show, only where the others are too few.
+    Rows that follow earlier turns of a chat, which an exemplar does not show, are used only if the others are too few.
     """
     usable = rows.filter(
         pl.col("question").is_not_null()

@@ -1,7 +1,7 @@
-"""Prompt texts and their token ids (paper, section 2: `Q: ...` newline `A: ...`, no instruction line).
+"""Write prompts as text and token ids (paper, section 2: `Q: ...` newline `A: ...`, no instruction line).
 
-The whole prompt is tokenized at once (design, section 8), never piece by piece. Shared prefixes of prompts are found
-afterwards by comparing ids.
+The whole prompt is tokenized at once (design, section 8), never piece by piece. Comparing ids afterwards finds the
+prefixes that prompts share.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SLOT = re.compile(r"\{question\}|\{answer\}")
 
 @dataclass(frozen=True)
 class Template:
-    """How a prompt is written: `instruction`, then `shot` for each exemplar, then `target`.
+    """The parts of a prompt, in order: `instruction`, then `shot` for each exemplar, then `target`.
 
     `{question}` and `{answer}` stand for the texts. The answer follows `target` after one blank, unless
     `target` ends in white space.
@@ -44,7 +44,7 @@ class Template:
     target: str = "Q: {question}\nA:"
 
     def render(self, shots: Sequence[Exemplar], question: str, context: Context = ()) -> str:
-        """The whole prompt. Earlier turns of the row's own chat stand before its question, written as shots."""
+        """Return the whole prompt. Earlier turns of the row's own chat stand before its question, written as shots."""
         parts = [self.instruction, *(_fill(self.shot, s.question, s.answer) for s in shots)]
         pending_question: str | None = None
         for turn in context:
@@ -61,7 +61,7 @@ class Template:
 
     @property
     def gap(self) -> str:
-        """The blank between the prompt and the answer, if any."""
+        """Return the blank between the prompt and the answer, if any."""
         return "" if not self.target or self.target[-1].isspace() else " "
 
 
@@ -80,7 +80,7 @@ def read_template(path: Path) -> Template:
         fields: Any = loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--prompt-template {path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:  # what is no UTF-8 too
+    except ValueError as error:  # including text that is not UTF-8
         raise ConfigError(f"--prompt-template {path}: not YAML: {error}") from None
     if not isinstance(fields, dict) or not all(isinstance(v, str) for v in fields.values()):
         raise ConfigError(f"--prompt-template {path}: expected the keys instruction, shot, target with texts")
@@ -109,41 +109,41 @@ class Prompter:
 
     def __post_init__(self) -> None:
         if self.chat:
-            self.chat_template  # noqa: B018  what no row could be asked through is refused here
+            self.chat_template  # noqa: B018  raises here for a template that can render no chat
         if self.bos == "yes" and self.tokenizer.bos_token_id is None:
             raise ConfigError("--bos yes: this model's tokenizer has no beginning-of-sequence token")
 
     @cached_property
     def chat_template(self) -> ChatTemplate | None:
-        """The tokenizer's chat template, where prompts are written through it."""
+        """Return the tokenizer's chat template, where prompts are written through it."""
         return ChatTemplate(self.tokenizer) if self.chat else None
 
     @cached_property
     def special(self) -> SpecialTokens:
-        """The tokenizer's special tokens."""
+        """Return the tokenizer's special tokens."""
         return SpecialTokens(self.tokenizer, self.chat_template.source.text if self.chat_template else "")
 
     @property
     def gap(self) -> str:
-        """The blanks between a prompt and its answer, if any."""
+        """Return the blanks between a prompt and its answer, if any."""
         return self.chat_template.gap if self.chat_template else self.template.gap
 
     @cached_property
     def answer_end(self) -> int | None:
-        """The special token with which the chat template ends an answer; None without one."""
+        """Return the special token with which the chat template ends an answer; None without one."""
         after = self.chat_template.after_answer if self.chat_template else ""
         begin, end = next(iter(self.special.spans(after)), (0, 0))
         return self.special.ids[after[begin:end]] if end and not after[:begin].strip() else None
 
     def ended(self, vocabulary: Vocabulary) -> Vocabulary:
-        """The vocabulary, with the token that ends an answer in the chat template among those that end one."""
+        """Return the vocabulary, with the token that ends an answer in the chat template among those that end one."""
         if self.answer_end is None or self.answer_end in vocabulary.ends:
             return vocabulary
         ends, breaks = vocabulary.ends | {self.answer_end}, vocabulary.breaks - {self.answer_end}
         return replace(vocabulary, ends=ends, breaks=breaks)
 
     def text(self, shots: Sequence[Exemplar], question: str, context: Context | None = None) -> PromptText:
-        """The whole prompt as text, with the turns that come before the question in its own chat, if any.
+        """Return the whole prompt as text, with the turns that come before the question in its own chat, if any.
 
         Special tokens in the template keep their meaning; those spelled in a question, exemplar or turn are plain text.
         Raises TemplateRefusal (a ConfigError) if the chat template refuses the chat or drops a turn.
@@ -160,21 +160,21 @@ class Prompter:
         return self.special.render_prompt(render)
 
     def fault(self, shots: Sequence[Exemplar], question: str, context: Context | None = None) -> TemplateRefusal | None:
-        """The error in what the chat template makes of this prompt; None if there is none, or for a plain prompt."""
+        """Return the error in the chat template's version of this prompt; None without one, or for plain prompts."""
         return self.chat_template.fault(self._chat(shots, question, context or ())) if self.chat_template else None
 
     def unmarked(self, question: str, context: Context | None, answer: str) -> bool:
-        """Whether the chat template has `{% generation %}` blocks, and none of them marks anything of this answer."""
+        """Return whether the chat template has `{% generation %}` blocks, none of which marks any of this answer."""
         chat = self.chat_template
         return chat is not None and chat.marked_answer(self._chat((), question, context or ()), answer) is False
 
     def keeps_answer(self, question: str, context: Context | None, answer: str) -> bool:
-        """Whether the chat template, if prompts are written through it, would write this answer as it is."""
+        """Return whether the chat template, if prompts are written through it, would write this answer as it is."""
         chat = self.chat_template
         return chat is None or chat.keeps_answer(self._chat((), question, context or ()), answer)
 
     def _chat(self, shots: Sequence[Exemplar], question: str, context: Context) -> list[dict[str, str]]:
-        """The prompt as the turns of a chat, the question last."""
+        """Return the prompt as the turns of a chat, the question last."""
         system = [t["content"] for t in context if t["role"] == "system"]
         if self.template.instruction:
             system.insert(0, self.template.instruction)
@@ -187,7 +187,7 @@ class Prompter:
         return turns
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of whole prompts, with or without a beginning-of-sequence token as `bos` says.
+        """Return the token ids of whole prompts, with or without a beginning-of-sequence token as `bos` says.
 
         Tokens that the tokenizer appends to every text (end-of-sequence) are removed, because the answer follows.
         Tokens that it prepends occur once, even if the template writes them too.
@@ -195,7 +195,7 @@ class Prompter:
         return [encoded.ids for encoded in self.encoded(texts, offsets=False)]
 
     def encoded(self, texts: Sequence[str], *, offsets: bool = True) -> list[Encoded]:
-        """As `ids`, with the characters each id stands for (none where the tokenizer cannot tell)."""
+        """Encode like `ids`, and add the characters each id stands for (none if the tokenizer does not give them)."""
         bos = self.tokenizer.bos_token_id
         before, after = ((), ()) if self.chat else self.special.around
         encoded_texts: list[Encoded] = []
@@ -213,7 +213,7 @@ class Prompter:
         return encoded_texts
 
     def _starts(self, ids: Sequence[int]) -> list[int]:
-        """Where beginning-of-sequence tokens stand among the special tokens that a text begins with."""
+        """Return the places of beginning-of-sequence tokens among the special tokens that a text begins with."""
         bos, special = self.tokenizer.bos_token_id, self._special_ids
         length = next((n for n, token in enumerate(ids) if token not in special), len(ids))
         return [n for n in range(length) if ids[n] == bos] if bos is not None else []
@@ -223,7 +223,7 @@ class Prompter:
         return frozenset([*self.special.ids.values(), *self.special.around[0]])
 
     def answer_ids(self, prompt_text: str, prompt_ids: Sequence[int], answer: str) -> tuple[int, ...]:
-        """One tokenization of `answer` after a prompt. The search starts from it, and finds others."""
+        """Return one tokenization of `answer` after a prompt. The search starts from it, and finds others."""
         ids = self.ids([prompt_text + self.gap + answer])[0]
         if ids[: len(prompt_ids)] == list(prompt_ids) and len(ids) > len(prompt_ids):
             return tuple(ids[len(prompt_ids) :])
@@ -235,7 +235,7 @@ class Prompter:
 
     @property
     def choices(self) -> dict[str, Any]:
-        """The chosen settings and their effects, for `summary.protocol`."""
+        """Return the chosen settings and their effects, for `summary.protocol`."""
         chat = self.chat_template
         return {
             "prompt": "the tokenizer's chat template" if chat else self.template.shot + self.template.target,
@@ -248,7 +248,7 @@ class Prompter:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Notes for the user about prompts: thinking, and special tokens at their start and end."""
+        """Return notes for the user about prompts: thinking, and special tokens at their start and end."""
         return (*(self.chat_template.notes if self.chat_template else ()), *self._special_notes())
 
     def _special_notes(self) -> Iterator[str]:
@@ -287,7 +287,7 @@ class Prompter:
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many leading ids two prompts share."""
+    """Return how many leading ids two prompts share."""
     n = 0
     for x, y in zip(a, b, strict=False):
         if x != y:

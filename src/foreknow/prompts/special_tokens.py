@@ -1,4 +1,4 @@
-"""Special tokens: those in the prompt's template keep their meaning; those spelled in a row's texts are plain text.
+"""Encode prompts so that special tokens keep their meaning in the template but are plain text in a row's texts.
 
 A tokenizer reads `</s>` as its end token anywhere in a text. In a row's data it is only characters: a question that
 contains it must neither end the prompt nor open a chat turn. `PromptText` stores the places of the template's own
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _NAMES: Final = range(0xF0000, 0x10FFFE)
-"""Private-use characters for the renamed special tokens."""
+"""The private-use characters that replace special tokens in the renamed tokenizer."""
 
 
 class PromptText(str):
@@ -32,7 +32,7 @@ class PromptText(str):
     acting: tuple[tuple[int, int], ...]
 
     def __new__(cls, text: str, acting: Sequence[tuple[int, int]] = ()) -> PromptText:
-        """The text with the places of its acting special tokens."""
+        """Create a prompt from a text and the places of its acting special tokens."""
         prompt = super().__new__(cls, text)
         prompt.acting = tuple(acting)
         return prompt
@@ -66,7 +66,7 @@ class SpecialTokens:
         self._copies: dict[int, Tokenizer] = {}
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        """Where special tokens are spelled in a text."""
+        """Return the places where a text spells special tokens."""
         return [match.span() for match in self._pattern.finditer(text)] if self._pattern else []
 
     def render_prompt(self, render: Callable[[Callable[[str], str]], str]) -> PromptText:
@@ -99,7 +99,10 @@ class SpecialTokens:
         return PromptText(text, acting)
 
     def encode(self, texts: Sequence[str], around: bool, offsets: bool = False) -> list[Encoded]:
-        """Each text's ids; `around`: with what the tokenizer puts around a text; `offsets`: where it can tell them."""
+        """Return each text's ids.
+
+        `around`: add the ids that the tokenizer puts around a text. `offsets`: add offsets, if the tokenizer has them.
+        """
         encoded: list[Encoded | None] = [None] * len(texts)
         plain_indices: list[int] = []
         for at, text in enumerate(texts):
@@ -119,7 +122,7 @@ class SpecialTokens:
 
     @cached_property
     def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The ids that the tokenizer puts before and behind every text."""
+        """Return the ids that the tokenizer puts before and behind every text."""
         bare = self.tokenizer("x", add_special_tokens=False)["input_ids"]
         whole = self.tokenizer("x")["input_ids"]
         begin = next((at for at in range(len(whole) - len(bare) + 1) if whole[at : at + len(bare)] == bare), len(whole))
@@ -131,13 +134,13 @@ class SpecialTokens:
             return self._encode_in_pieces(text, acting, around)
         first = self._first_free_character(text)
         names = self._substitutes(first)
-        for begin, end in acting:  # a name is as long as what it stands for: the offsets are those of the text
+        for begin, end in acting:  # a name is as long as the token that it replaces, so the text's offsets stay valid
             text = text[:begin] + names[text[begin:end]] + text[end:]
         encoding = self._renamed_tokenizer(first).encode(text, add_special_tokens=around)
         return Encoded(list(encoding.ids), list(encoding.offsets))
 
     def _encode_in_pieces(self, text: str, acting: Sequence[tuple[int, int]], around: bool) -> Encoded:
-        """As `_guarded`, piece by piece, for tokenizers written in Python."""
+        """Encode like `_encode_guarded`, but piece by piece, for tokenizers written in Python."""
         before, behind = self.around if around else ((), ())
         ids, at = list(before), 0
         for begin, end in [*acting, (len(text), len(text))]:
@@ -153,7 +156,7 @@ class SpecialTokens:
         return {text: chr(first + at) * len(text) for at, text in enumerate(self.ids)}
 
     def _first_free_character(self, text: str) -> int:
-        """The first of as many characters as there are special tokens, none of which the text holds."""
+        """Return the first of a run of characters, one for each special token, of which the text contains none."""
         used = {ord(c) for c in text if ord(c) >= _NAMES.start}
         size = len(self.ids)
         for first in range(_NAMES.start, _NAMES.stop - size, size):
@@ -162,7 +165,7 @@ class SpecialTokens:
         raise InputError(f"a text of {len(text):,} characters holds private-use characters of every kind; leave it out")
 
     def _renamed_tokenizer(self, first: int) -> Tokenizer:
-        """The tokenizer with other names for its special tokens, under their own ids."""
+        """Return the tokenizer with other names for its special tokens, under their own ids."""
         if first not in self._copies:
             from tokenizers import Tokenizer
 
@@ -179,7 +182,7 @@ class SpecialTokens:
 
 
 def _rename_tokens(spec: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """A tokenizer's description with tokens renamed, and without merges that would spell one of them."""
+    """Return a tokenizer's description with tokens renamed, and without merges that would spell one of them."""
     for token in spec["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])
     model = spec["model"]

@@ -1,4 +1,4 @@
-"""Static analysis of a chat template: the variables it reads, the constants it compares them with, and its dates.
+"""Analyse a chat template statically: the variables it reads, the constants it compares them with, and its dates.
 
 A chat template is a Jinja program that comes with a tokenizer. This module parses it without running it;
 `chat_templates.py` renders chats to find out what it does.
@@ -25,15 +25,15 @@ PROVIDED: Final = frozenset(
 DAY: Final = datetime.datetime(2024, 7, 26, tzinfo=datetime.UTC)
 """The date given to every template, so that prompts do not change from day to day. It is Llama 3's own default."""
 _DAY_NAMES: Final = {"date_string": "%d %b %Y", "current_date": "%Y-%m-%d", "today": "%d %B %Y"}
-"""Variables by which templates are told the day, and how they write it."""
+"""The variables in which templates receive the day, and the format of each."""
 
 
 class TemplateSource(NamedTuple):
-    """What is read off a template.
+    """The result of analysing a template.
 
-    `text`: the program, with the days that it would ask the clock for written into it. `variables`: what it reads and
-    does not set itself, but for `PROVIDED`. `constants`: by variable, the constants that it is compared with.
-    `literals`: all texts that the program holds. `day`: whether prompts would tell the day.
+    `text`: the program, with fixed days in place of those that it would ask the clock for. `variables`: those that it
+    reads and does not set itself, except `PROVIDED`. `constants`: by variable, the constants that it is compared with.
+    `literals`: all texts in the program. `day`: whether prompts would contain the day.
     """
 
     text: str
@@ -45,12 +45,12 @@ class TemplateSource(NamedTuple):
 
     @property
     def dates(self) -> dict[str, str]:
-        """The variables by which it is told the day, with the day that it is told."""
+        """Return the variables in which the template receives the day, each with the day in its format."""
         return {name: DAY.strftime(_DAY_NAMES[name]) for name in self.variables if name in _DAY_NAMES}
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text of a tokenizer's chat template. Raises ConfigError where it has none, or several and no default."""
+    """Return the text of a tokenizer's chat template. Raises ConfigError if it has none, or several and no default."""
     template = tokenizer.chat_template
     if isinstance(template, dict):
         named = {str(name): text for name, text in template.items() if text}
@@ -68,7 +68,7 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def read_source(text: str) -> TemplateSource:
-    """Read a template. Raises ConfigError where it is no Jinja."""
+    """Parse a template. Raises ConfigError where it is not valid Jinja."""
     from jinja2 import TemplateError, meta, nodes
 
     try:
@@ -101,7 +101,7 @@ def _environment() -> Any:
     from jinja2.ext import Extension
 
     class Generation(Extension):
-        """`{% generation %}`, which transformers adds to Jinja: what it holds stands where it is."""
+        """`{% generation %}`, which transformers adds to Jinja: the block is replaced by its content."""
 
         tags = {"generation"}  # noqa: RUF012
 
@@ -113,7 +113,7 @@ def _environment() -> Any:
 
 
 def _constants(tree: nodes.Template) -> dict[str, tuple[Any, ...]]:
-    """By variable, the constants that it, or an alias of it, is compared with or looked up in."""
+    """Return by variable the constants that it, or an alias of it, is compared with or looked up in."""
     from jinja2 import nodes
 
     aliases: dict[str, set[str]] = {}
@@ -134,12 +134,12 @@ def _constants(tree: nodes.Template) -> dict[str, tuple[Any, ...]]:
 
 
 def _constant_values(value: Any) -> list[Any]:
-    """A constant, or those in a list, or the keys of a table: Jinja makes constants of all of them."""
+    """Return a constant, the constants in a list, or the keys of a table: Jinja makes constants of all of them."""
     return list(value) if isinstance(value, list | tuple | dict | set) else [value]
 
 
 def _alias_origins(names: set[str], aliases: dict[str, set[str]]) -> set[str]:
-    """The names, and all variables that they were assigned from."""
+    """Return the names, and all variables that they were assigned from."""
     seen: set[str] = set()
     pending = list(names)
     while pending:
@@ -151,7 +151,7 @@ def _alias_origins(names: set[str], aliases: dict[str, set[str]]) -> set[str]:
 
 
 def _day_formats(tree: nodes.Template) -> Iterator[str | None]:
-    """How the template asks the clock for the day; None where the format is computed."""
+    """Yield the formats in which the template asks the clock for the day; None where the format is computed."""
     from jinja2 import nodes
 
     for call in tree.find_all(nodes.Call):

@@ -1,4 +1,4 @@
-"""The vocabulary of a tokenizer, as the answer search reads it. Pure."""
+"""Describe a tokenizer's vocabulary for the answer search. Pure."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from foreknow.data.exact_match import answer_of
 from foreknow.errors import ModelError
 
 TokenPath = tuple[int, ...]
-"""Token ids, one after the other, behind a prompt."""
+"""A sequence of token ids that follows a prompt."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
     """The properties of a tokenizer that the answer search needs.
 
-    `decode`: token path -> text. `ends`: ids that end the answer and add nothing to it (end-of-sequence
-    ids, and blanks that hold a newline). `breaks`: other ids whose text holds a newline; what stands before
-    it still belongs to the answer. Raises ModelError where nothing ends an answer.
+    `decode`: token path -> text. `ends`: ids that end the answer and add nothing to it (end-of-sequence ids, and
+    blanks that contain a newline). `breaks`: other ids whose text contains a newline; the text before the newline
+    still belongs to the answer. Raises ModelError where no token ends an answer.
     """
 
     decode: Callable[[TokenPath], str]
@@ -33,15 +33,15 @@ class Vocabulary:
             )
 
     def is_end(self, token: int) -> bool:
-        """Whether the answer is over with this token."""
+        """Return whether the answer is over with this token."""
         return token in self.ends or token in self.breaks
 
     def ended(self, path: TokenPath) -> bool:
-        """Whether a path's answer is over."""
+        """Return whether a path's answer is over."""
         return bool(path) and self.is_end(path[-1])
 
     def said(self, path: TokenPath) -> str:
-        """The answer text of a path; an unfinished answer ends with an ellipsis."""
+        """Return the answer text of a path; an unfinished answer ends with an ellipsis."""
         if not self.ended(path):
             return self.decode(path).strip() + "\u2026"
         answer_path = path[:-1] if path[-1] in self.ends else path

@@ -1,1 +1,1 @@
-"""Asking a model behind an OpenAI-compatible server."""
+"""Ask a model behind an OpenAI-compatible server."""

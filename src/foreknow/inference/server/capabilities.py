@@ -36,7 +36,7 @@ PROBES: Final = ("Q: What is the capital of France?\nA:", "Q: Who wrote Hamlet?\
 CLOSE: Final = 0.25
 """The largest difference between two log-probabilities of one token by one model: batches and caches round."""
 _ONE: Final = {"max_tokens": 1, "temperature": 1.0, "top_p": 1.0}
-"""Requests one token from the model's own distribution, so that no server rescales its log-probabilities."""
+"""Options that request one token from the model's own distribution, so no server rescales log-probabilities."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Capabilities:
     by_id: bool = False
 
     def options(self, with_prompt: bool = False) -> dict[str, Any]:
-        """Request options for the likely next tokens, with `with_prompt` for those at the prompt's positions too."""
+        """Return the request options for likely next tokens; `with_prompt`: for those at the prompt's positions too."""
         options: dict[str, Any] = {**_ONE, "logprobs": self.listed, **(BY_ID if self.by_id else {})}
         if with_prompt and self.prompt_route == "prompt_logprobs":
             options["prompt_logprobs"] = self.listed
@@ -60,7 +60,7 @@ class Capabilities:
         return options
 
     def reason(self, top_k: int) -> str:
-        """One line that says which capabilities are used, and how exact they make the audit."""
+        """Return one line that says which capabilities are used, and how exact they make the audit."""
         if not self.listed:
             return f"server: no log-probabilities, prompts as {self._in}: only --protocol sampled"
         if not top_k or self.listed < top_k:
@@ -116,7 +116,7 @@ def discover(
 
 
 def _logprob_count(completions: Completions, wanted: int) -> tuple[int, bool]:
-    """How many log-probabilities the server returns at a position, and whether it accepts the token-id option."""
+    """Return how many log-probabilities the server gives at a position, and whether it accepts the token-id option."""
     options: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0}
     by_id = True
     for count in dict.fromkeys(k for k in (wanted, 20, 10, 5, 1) if k <= wanted):
@@ -159,7 +159,7 @@ def _probe(completions: Completions, can: Capabilities, prompts: Sequence[Prompt
 
 
 def _reads_ids(text: _ProbeReply | None, ids: _ProbeReply | None, count: int) -> bool:
-    """Whether the server reads a prompt's ids like its text, except for a token that it adds before texts."""
+    """Return whether the server reads a prompt's ids like its text, except for a token that it adds before texts."""
     if text is None or ids is None:
         return False
     if _same(text, ids):
@@ -168,14 +168,14 @@ def _reads_ids(text: _ProbeReply | None, ids: _ProbeReply | None, count: int) ->
 
 
 def _same(one: _ProbeReply | None, other: _ProbeReply | None) -> bool:
-    """Whether two forms of a request got the same answer."""
+    """Return whether two forms of a request got the same answer."""
     if one is None or other is None:
         return False
     return close(one.top, other.top) if one.top else bool(one.text) and one.text == other.text
 
 
 def close(one: dict[Any, float], other: dict[Any, float]) -> bool:
-    """Whether one model may have computed both lists: their five likeliest tokens agree up to `CLOSE`."""
+    """Return whether one model may have computed both lists: their five likeliest tokens agree up to `CLOSE`."""
     lowest = min((min(top.values()) for top in (one, other) if top), default=-math.inf)
     for ours, theirs in ((one, other), (other, one)):
         for name in sorted(ours, key=lambda n: -ours[n])[:5]:
@@ -187,7 +187,7 @@ def close(one: dict[Any, float], other: dict[Any, float]) -> bool:
 def _prompt_route_agrees(
     completions: Completions, candidate: Capabilities, ids: Callable[[str], tuple[int, ...]]
 ) -> bool:
-    """Whether the distributions at a prompt's positions equal those after its prefixes."""
+    """Return whether the distributions at a prompt's positions equal those after its prefixes."""
     text = PROBES[1]
     prompt, cut = ids(text), ids(text[:-1])
     if prompt[:-1] != cut:
@@ -209,12 +209,12 @@ def _prompt_route_agrees(
 
 
 def likeliest(top: Top | None, count: int | None = None) -> dict[Name, float]:
-    """The `count` likeliest tokens of a position; servers add the prompt's own token to them."""
+    """Return the `count` likeliest tokens of a position; servers add the prompt's own token to them."""
     return dict(sorted(top or (), key=lambda entry: -entry[1])[:count])
 
 
 def tops_of(choice: CompletionChoice, prompt: int, route: PromptRoute | None) -> list[Top | None]:
-    """The likely tokens at each position of a prompt of `prompt` tokens, and after it: prompt + 1 entries.
+    """Return the likely tokens at each position of a prompt of `prompt` tokens, and after it: prompt + 1 entries.
 
     Entry i is the distribution of the prompt's token i. Raises InvalidResponse where the server returns another
     number of positions.

@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 
 KEY: Final = "OPENAI_API_KEY"
 LONGEST_PAUSE: Final = 60.0
-"""The most seconds between two tries of a request, where the server sends no Retry-After."""
+"""The maximum number of seconds between two tries of a request, where the server sends no Retry-After."""
 LONGEST_WAIT: Final = 300.0
-"""The most seconds a server may ask us to wait; the run stops where it asks for more."""
+"""The maximum number of seconds that a server may ask us to wait; the run stops where it asks for more."""
 _TEMPORARY: Final = (408, 409, 425, 429)
 
 J = TypeVar("J")
@@ -97,7 +97,7 @@ class InvalidResponse(Exception):
 
 
 class _Retry(NamedTuple):
-    """The request should be retried, `after` so many seconds if the server sent Retry-After."""
+    """The request should be retried, after `after` seconds if the server sent Retry-After."""
 
     reason: str
     after: float | None = None
@@ -300,7 +300,7 @@ class RequestSession:
         return RequestFailure(f"{status}: {text}", passing=False)
 
     def _not_found_error(self, status: int, text: str) -> ForeknowError:
-        """The error for a 404: the list of models shows whether the address or the model is wrong."""
+        """Return the error for a 404: the list of models shows whether the address or the model is wrong."""
         url, model = self.endpoint.url, self.endpoint.model
         try:
             names = [str(listed.id) for listed in self.client.models.list().data]
@@ -322,7 +322,7 @@ def _next(done: SimpleQueue[T]) -> T:
 
 
 def error_text(error: APIStatusError) -> str:
-    """The server's error message, whichever field holds it."""
+    """Return the server's error message, whichever field holds it."""
     body = error.body
     if isinstance(body, dict):
         message = body.get("message") or body.get("detail") or body.get("error") or body
@@ -332,7 +332,7 @@ def error_text(error: APIStatusError) -> str:
 
 
 def _key() -> str:
-    """The key from the environment; "" if none is set."""
+    """Return the key from the environment; "" if none is set."""
     key = os.environ.get(KEY, "").strip()
     if key and not (key.isascii() and key.isprintable() and " " not in key):
         raise ConfigError(f"{KEY}: holds characters that no key has (a blank, a line break, an accent); set it again")
@@ -340,7 +340,7 @@ def _key() -> str:
 
 
 def _retry_after(header: str | None) -> float | None:
-    """Seconds to wait, from a Retry-After header: a number or a date."""
+    """Return seconds to wait, from a Retry-After header: a number or a date."""
     if header is None:
         return None
     try:

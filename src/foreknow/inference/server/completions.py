@@ -27,7 +27,7 @@ PromptInput = str | tuple[int, ...]
 """A prompt as sent to the server: text, or token ids."""
 
 BY_ID: Final = {"return_tokens_as_token_ids": True}
-"""Asks vLLM to name tokens by id."""
+"""The option that asks vLLM to name tokens by id."""
 _ID: Final = "token_id:"
 
 R = TypeVar("R")
@@ -79,7 +79,7 @@ class Completions:
 
     @property
     def usage(self) -> Usage:
-        """The requests and tokens so far."""
+        """Return the requests and tokens so far."""
         return Usage(self.session.requests, *self._tokens)
 
     def ask(self, prompts: Sequence[PromptInput], *, n: int = 1, **options: Any) -> Completion:
@@ -187,7 +187,7 @@ def _parse_choice(choice: dict[str, Any]) -> CompletionChoice:
 
 
 def _tokens_and_tops(logprobs: object) -> tuple[tuple[Name, ...], tuple[Top | None, ...]]:
-    """The tokens of a choice and the likely tokens at each; empty where the server sent none."""
+    """Return the tokens of a choice and the likely tokens at each; empty where the server sent none."""
     if logprobs is None:
         return (), ()
     if isinstance(logprobs, dict) and isinstance(logprobs.get("content"), list):
@@ -215,7 +215,7 @@ def _top_by_text(top: object) -> Top:
 
 
 def _top_by_id(top: object) -> Top:
-    """vLLM's prompt_logprobs at one position: {id: {"logprob": ...}}."""
+    """Read vLLM's prompt_logprobs at one position: {id: {"logprob": ...}}."""
     if not isinstance(top, dict):
         raise InvalidResponse("the server's reply has prompt_logprobs that are no object")
     try:

@@ -36,7 +36,7 @@ _SPARE: Final = 1e-5
 def node_of(
     listed: Iterable[tuple[int | None, float]], sampling: Sampling, *, limit: int, vocabulary: int
 ) -> tuple[Node, float]:
-    """The node of a listing, and the probability of its tokens that could not be identified by name.
+    """Return the node of a listing, and the probability of its tokens that could not be identified by name.
 
     `listed`: tokens (None where the name fits none or several) and log-probabilities, in any order. `limit`: the
     number of likeliest tokens that the request asked for. A shorter list, unless it is the whole `vocabulary`, means
@@ -76,7 +76,7 @@ def node_of(
 
 
 def _largest_weight(rest: float, most: float, count: int, top: float, temperature: float) -> float:
-    """The largest possible sum of weights (p / exp(top))^(1/T) of `count` unlisted tokens.
+    """Return the largest possible sum of weights (p / exp(top))^(1/T) of `count` unlisted tokens.
 
     Each token's p is at most `most`, and their sum at most `rest`. Up to T = 1 a few large tokens give the largest
     sum, above it many equal ones.
@@ -136,11 +136,11 @@ class ServerEngine:
         return session, [[nodes[i, path] for path in ((), *tree)] for i, tree in enumerate(trees)]
 
     def after(self, sequences: Sequence[tuple[int, ...]]) -> list[Node]:
-        """The node after each whole sequence, by requests for one token and its likely alternatives."""
+        """Return the node after each whole sequence, by requests for one token and its likely alternatives."""
         return [node for (node,) in self._ask([(ids, ()) for ids in sequences], with_prompt=False)]
 
     def _ask(self, sequences: Sequence[tuple[tuple[int, ...], TokenPath]], with_prompt: bool) -> list[list[Node]]:
-        """For each (prompt, path), the node after the path; `with_prompt`: those after the prompt and each token."""
+        """Return for each (prompt, path) the node after it; `with_prompt`: those after the prompt and each token."""
         inputs = [self._prompt_input((*ids, *path)) for ids, path in sequences]
         sendable = [n for n, prompt in enumerate(inputs) if prompt is not None]
         parts = [sendable[start : start + self.batch] for start in range(0, len(sendable), self.batch)]
@@ -205,6 +205,6 @@ class ServerSession:
 
 
 def _leaves(tree: Sequence[TokenPath]) -> list[TokenPath]:
-    """The paths that no other path extends; the root `()` for an empty tree."""
+    """Return the paths that no other path extends; the root `()` for an empty tree."""
     inner = {path[:-1] for path in tree}
     return [path for path in tree if path not in inner] or [()]

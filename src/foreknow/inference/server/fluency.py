@@ -12,7 +12,7 @@ from foreknow.models.fluency import Fluency, Sentence, covered_languages, measur
 
 
 def fluency_at(server: ServerModel, batch: int) -> Fluency:
-    """The fluency of a server's model, with `batch` prompts per request if the server accepts several.
+    """Return the fluency of a server's model, with `batch` prompts per request if the server accepts several.
 
     Not checked where the server returns no log-probabilities of a prompt or accepts no token ids, as it would read
     the text of shuffled tokens as other tokens. A token that the server does not list counts as likely as the last
@@ -40,7 +40,7 @@ def fluency_at(server: ServerModel, batch: int) -> Fluency:
 
 
 def _mean(server: ServerModel, sentence: Sentence, choice: CompletionChoice) -> float:
-    """The mean log-probability of a sentence's own tokens; the first token of a text is not scored."""
+    """Return the mean log-probability of a sentence's own tokens; the first token of a text is not scored."""
     tops = tops_of(choice, len(sentence.ids), server.can.prompt_route)
     logprobs = []
     for position in range(max(sentence.first, 1), len(sentence.ids)):

@@ -71,7 +71,7 @@ def address_of(model: str) -> Address | None:
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """A tokenizer alone, by packaged name, folder, .gguf file or hub id. Raises ModelError where there is none."""
+    """Load only a tokenizer, by packaged name, folder, .gguf file or hub id. Raises ModelError where there is none."""
     from foreknow.models import loading  # keeps rapidfuzz out
     from foreknow.models.resolve import resolve  # keeps rapidfuzz out
 
@@ -98,11 +98,11 @@ class Spelling:
 
     @cached_property
     def size(self) -> int:
-        """How many tokens there are."""
+        """Return how many tokens there are."""
         return len(self.tokenizer)
 
     def decode(self, path: Sequence[int]) -> str:
-        """The text of token ids. From the first `UNKNOWN` on, it is replaced by one replacement character."""
+        """Return the text of token ids. From the first `UNKNOWN` on, it is replaced by one replacement character."""
         ids = list(path)
         is_cut = UNKNOWN in ids
         ids = ids[: ids.index(UNKNOWN)] if is_cut else ids
@@ -110,26 +110,26 @@ class Spelling:
         return f"{text}\ufffd" if is_cut else str(text)
 
     def text(self, ids: Sequence[int]) -> str:
-        """The text of a prompt without its beginning-of-sequence token, which a server adds itself."""
+        """Return the text of a prompt without its beginning-of-sequence token, which a server adds itself."""
         return self.decode(self._own(ids))
 
     def exact_text(self, ids: Sequence[int]) -> str | None:
-        """The text of a prompt; None where a server would read it as other tokens."""
+        """Return the text of a prompt; None where a server would read it as other tokens."""
         text = self.text(ids)
         return text if self._own(self.tokenizer(text)["input_ids"]) == self._own(ids) else None
 
     def _own(self, ids: Sequence[int]) -> list[int]:
-        """The ids without a beginning-of-sequence token; `check_tokenizer` checks whether the server adds one."""
+        """Return the ids without a beginning-of-sequence token; `check_tokenizer` checks if the server adds one."""
         return list(ids[1:] if ids and ids[0] == self.tokenizer.bos_token_id else ids)
 
     def token(self, name: Name) -> int | None:
-        """The token that a name identifies: by id, by its text within a line, or by its entry in the vocabulary."""
+        """Return the token that a name identifies: by id, by its text in a line, or by its vocabulary entry."""
         if isinstance(name, int):
             return name if name >= 0 else None
         return self._texts.get(name, self._written.get(name)) if name else None
 
     def readable(self, answer: CompletionChoice) -> bool:
-        """Whether the names of an answer's tokens join to the answer's text, or are all in the vocabulary."""
+        """Return whether the names of an answer's tokens join to the answer's text, or are all in the vocabulary."""
         if all(isinstance(name, int) for name in answer.tokens):
             return bool(answer.tokens)
         joined = "".join(str(name) for name in answer.tokens)
@@ -137,7 +137,7 @@ class Spelling:
 
     @cached_property
     def _texts(self) -> dict[Name, int | None]:
-        """Tokens by their text after another token, which keeps leading blanks; None where tokens share a text."""
+        """Return tokens by their text after another token, which keeps leading blanks; None if tokens share a text."""
         [anchor] = self.tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
         pairs = [[anchor, i] for i in range(self.size)]
         whole = self.tokenizer.batch_decode(pairs, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -146,7 +146,7 @@ class Spelling:
 
     @cached_property
     def _written(self) -> dict[Name, int | None]:
-        """Token by how the vocabulary writes it, unless that is another one's text."""
+        """Return tokens by their spelling in the vocabulary, unless that is the text of another token."""
         raw = self.tokenizer.convert_ids_to_tokens(list(range(self.size)))
         return {
             name: i
@@ -177,23 +177,23 @@ class ServerModel:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of `identity`."""
+        """Return a hash of `identity`."""
         text = json.dumps(self.identity, sort_keys=True)
         return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
     def usage(self) -> Usage:
-        """Requests and tokens so far."""
+        """Return the requests and tokens so far."""
         return self.completions.usage
 
     @property
     def text(self) -> ServerText:
-        """The translation of prompts and token names."""
+        """Return the translation of prompts and token names."""
         send: Callable[[Sequence[int]], PromptInput | None] = tuple if self.can.ids_in else self.spelling.exact_text
         return ServerText(send, self.spelling.token, self.spelling.size)
 
     def engine(self, sampling: Sampling, batch: int = 16) -> ServerEngine:
-        """The engine of the exact probe. Raises ConfigError where the server returns no log-probabilities."""
+        """Return the engine of the exact probe. Raises ConfigError where the server returns no log-probabilities."""
         if not self.can.listed:
             raise ConfigError(
                 f"{self.address.url}: tells no log-probabilities, so nothing can be computed from them; "
@@ -276,7 +276,7 @@ def check_tokenizer(
 
 
 def vocabulary_of(spelling: Spelling, name: str) -> Vocabulary:
-    """The tokens that end an answer, by the tokenizer and its generation config, if any (design, section 8)."""
+    """Return the tokens that end an answer, by the tokenizer and its generation config, if any (design, section 8)."""
     from transformers import GenerationConfig
 
     tokenizer = spelling.tokenizer
@@ -321,7 +321,7 @@ def _identity(
 
 
 def kept_identity(known: object, now: dict[str, Any]) -> dict[str, Any]:
-    """The earlier run's identity if the server is still the same up to rounding, else the new one."""
+    """Return the earlier run's identity if the server is still the same up to rounding, else the new one."""
     if not isinstance(known, dict) or {**known, "answers": 0} != {**now, "answers": 0}:
         return now
     answers = known.get("answers")
@@ -335,7 +335,7 @@ def kept_identity(known: object, now: dict[str, Any]) -> dict[str, Any]:
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of a tokenizer's content, never of its name."""
+    """Return a hash of a tokenizer's content, never of its name."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     more = json.dumps([tokenizer.bos_token, tokenizer.eos_token, tokenizer.chat_template], default=str)

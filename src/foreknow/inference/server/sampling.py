@@ -38,7 +38,7 @@ class Drawing:
     top_k: bool
 
     def reason(self, top_k: int) -> str:
-        """One line that says how answers are sampled."""
+        """Return one line that says how answers are sampled."""
         how = "all answers to a prompt in one request" if self.several else "one request an answer"
         if top_k and not self.top_k:
             return f"server: takes no top_k, so answers are drawn from all tokens, not from {top_k}; {how}"
@@ -80,7 +80,7 @@ def discover_drawing(completions: Completions, sampling: Sampling) -> Drawing:
 
 
 def _config(sampling: Sampling, temperature: float) -> str:
-    """A generation config as transformers' JSON."""
+    """Return a generation config as transformers' JSON."""
     more = {"temperature": temperature, "top_k": sampling.top_k, "top_p": 1.0} if temperature else {}
     return json.dumps({"do_sample": bool(temperature), "repetition_penalty": 1.0, **more})
 
@@ -130,12 +130,12 @@ class ServerAnswers:
 
 
 def _answer(choice: CompletionChoice) -> Answer:
-    """The answer before the first newline."""
+    """Return the answer before the first newline."""
     ended = choice.finish in _ENDED or "\n" in choice.text
     text = answer_of(choice.text)
     return Answer(text if ended else f"{text}\u2026", ended)
 
 
 def _seed(*numbers: int) -> int:
-    """A seed of 31 bits that depends on all of these."""
+    """Return a seed of 31 bits that depends on all of these."""
     return zlib.crc32(repr(numbers).encode()) & 0x7FFFFFFF

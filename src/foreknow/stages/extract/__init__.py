@@ -1,1 +1,1 @@
-"""foreknow extract: short facts out of long answers."""
+"""foreknow extract: extract short facts from long answers."""

@@ -1,4 +1,4 @@
-"""Chat completions: one request of an OpenAI-compatible endpoint, and what is read off its reply."""
+"""Send one chat completion request to an OpenAI-compatible endpoint, and read its reply."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class Reply(NamedTuple):
-    """A completion: its text, why it ended, and its tokens where the server tells."""
+    """A completion: its text, why it ended, and its number of tokens where the server gives it."""
 
     text: str
     finish: str | None
@@ -25,10 +25,11 @@ class Reply(NamedTuple):
 
 
 class Chat:
-    """Asks for one chat completion, in the JSON of a schema where the server can.
+    """Requests one chat completion, in the JSON of a schema where the server supports this.
 
-    An option that the server refuses is left out from then on, and said: `response_format` where the request
-    is answered without it, `temperature` and `max_tokens` where the server names them as unsupported.
+    Once the server refuses an option, later requests leave it out, and a message says so. This holds for
+    `response_format` where the server answers the request without it, and for `temperature` and `max_tokens` where
+    the server names them as unsupported.
     """
 
     def __init__(self, session: RequestSession, max_tokens: int, schema: dict[str, Any]):
@@ -45,7 +46,7 @@ class Chat:
         }
 
     def ask(self, prompt: str, temperature: float) -> Reply:
-        """One request, or a few until the server takes its options. Lets errors of `openai` and OddReply pass."""
+        """Send one request, or a few until the server takes its options. Raises errors of `openai`, and OddReply."""
         import openai
 
         without: frozenset[str] = frozenset()
@@ -55,7 +56,7 @@ class Chat:
                 reply = self._once(prompt, temperature, left_out)
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 if self._left_out - left_out:
-                    continue  # another request has learnt it meanwhile
+                    continue  # another request has removed the option meanwhile
                 option = self._refused(error, left_out)
                 if option is None:
                     raise
@@ -77,7 +78,7 @@ class Chat:
         return reply._replace(text=self.session.without_key(reply.text))
 
     def _refused(self, error: APIStatusError, without: frozenset[str]) -> str | None:
-        """The option to leave out, or None: then the request itself is at fault."""
+        """Return the option to leave out, or None if the request itself is at fault."""
         if error.param == "max_tokens" and "max_tokens" not in without and "max_completion_tokens" in error.message:
             return "max_tokens"
         if error.param == "temperature" and "temperature" not in without:
@@ -85,7 +86,7 @@ class Chat:
         return None if self._accepted or "response_format" in without else "response_format"
 
     def _remember(self, without: frozenset[str]) -> None:
-        """The request was answered with these options left out."""
+        """Record that the server answered the request with these options left out."""
         with self._lock:
             fresh = without - self._left_out
             self._left_out |= fresh
@@ -95,7 +96,7 @@ class Chat:
 
 
 def reply_of(body: bytes) -> Reply:
-    """The first choice of a chat completion's body. Raises OddReply for anything that is not one."""
+    """Return the first choice of a chat completion's body. Raises OddReply for anything else."""
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):

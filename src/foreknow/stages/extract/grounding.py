@@ -1,4 +1,4 @@
-"""Question-answer pairs out of a model's reply, and which of them the text bears out. Pure; no reply is trusted."""
+"""Parse question-answer pairs from a model's reply, and keep those that the text supports. Pure; trusts no reply."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ REASONS: Final = {
     "duplicate": "the question was asked before",
     "too_many": "beyond the number of facts wanted",
 }
-"""Why a pair is refused, in the order in which it is looked at."""
+"""The reasons to refuse a pair, in the order in which they are checked."""
 
 _OPENS = re.compile(r"\[\s*[\]{]|\{\s*\"")
-"""Where an array of objects, an empty array or an object with a key may begin."""
+"""Matches where an array of objects, an empty array or an object with a key may begin."""
 _MOST: Final = 256
-"""Places in a reply at which JSON is looked for: a model that goes mad can open a bracket in every token."""
+"""The maximum number of places in a reply to look for JSON: a faulty model can open a bracket in every token."""
 _BROKEN: Final = object()
 _LEANS = re.compile(
     r"\b(this|the (above|given|following|provided)) (text|passage|paragraph|article|document|excerpt|answer)\b"
@@ -35,32 +35,32 @@ _LEANS = re.compile(
 
 
 class Pair(NamedTuple):
-    """A short fact. Texts on one line; "" for what is missing."""
+    """A short fact. Each text is on one line; a missing text is ""."""
 
     question: str
     answer: str
 
 
 class UngroundedPair(NamedTuple):
-    """A pair that is not kept, and the key of `REASONS` that says why."""
+    """A refused pair, and the key of `REASONS` that says why."""
 
     pair: Pair
     reason: str
 
 
 class Grounded(NamedTuple):
-    """The pairs of one reply that are kept, in its order, and those that are not."""
+    """The kept pairs of one reply, in its order, and the refused ones."""
 
     kept: list[Pair]
     refused: list[UngroundedPair]
 
 
 def parse(reply: str) -> list[Pair] | None:
-    """The pairs in a reply; [] where it says that there are none, None where nothing can be read. Never raises.
+    """Return the pairs in a reply; [] where it says that there are none, None where it is unreadable. Never raises.
 
-    Read are an array of objects with a question and an answer, an object that holds such an array, and such
-    objects one after the other, with any text or code fence around them; what stands before `</think>` is
-    not read. Of several arrays the first with a pair in it counts. Broken JSON is not mended.
+    It reads an array of objects with a question and an answer, an object that holds such an array, and such
+    objects one after the other, with any text or code fence around them. It ignores the text before `</think>`. Of
+    several arrays, it takes the first that has a pair. It does not repair broken JSON.
     """
     alone: list[Pair] = []
     empty = broken = False
@@ -79,11 +79,11 @@ def parse(reply: str) -> list[Pair] | None:
 
 
 def grounded(pairs: Iterable[Pair], text: str, *, max_facts: int, max_answer_words: int) -> Grounded:
-    """Keep the pairs that `text` bears out.
+    """Keep the pairs that `text` supports.
 
-    An answer must stand in the text as whole words, letter by letter or else but for capitals; then the
-    text's own spelling is taken. Runs of blanks and line breaks count as one blank, in the answer and in the
-    text. The other conditions are those of `REASONS`.
+    An answer must occur in the text as whole words, letter by letter. It may differ in capitals, in which case the
+    pair gets the text's own spelling. Runs of blanks and line breaks count as one blank, in the answer and in the
+    text. `REASONS` has the other conditions.
     """
     line = " ".join(text.split())
     kept: list[Pair] = []
@@ -105,7 +105,7 @@ def grounded(pairs: Iterable[Pair], text: str, *, max_facts: int, max_answer_wor
 
 
 def span(answer: str, line: str) -> str | None:
-    """The answer as it stands in `line`: as it is, else but for capitals; None where it does not stand there."""
+    """Return the answer as `line` spells it, matched exactly or else up to capitals; None where it does not occur."""
     words = " ".join(answer.split())
     if not words:
         return None
@@ -132,7 +132,7 @@ def _fault(pair: Pair, answer: str | None, max_answer_words: int) -> str | None:
 
 
 def _inside_word(line: str, at: int) -> bool:
-    """Whether a cut before `at` would part a word. Scripts without capitals may have no blanks between words."""
+    """Return whether a cut before `at` splits a word. Scripts without capitals may have no blanks between words."""
     return 0 < at < len(line) and _of_word(line[at - 1]) and _of_word(line[at])
 
 
@@ -141,7 +141,7 @@ def _of_word(c: str) -> bool:
 
 
 def _values(text: str) -> Iterator[object]:
-    """The JSON values that begin in `text`, those within others too; `_BROKEN` for what only looked like one."""
+    """Yield the JSON values that begin in `text`, also nested ones; `_BROKEN` for what only looked like one."""
     decoder = json.JSONDecoder()
     for opening in islice(_OPENS.finditer(text), _MOST):
         try:

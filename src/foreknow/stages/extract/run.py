@@ -1,15 +1,15 @@
-"""Short facts out of long answers: ask an endpoint for each row's, keep those its text bears out.
+"""Extract short facts from long answers: ask an endpoint for each row's facts, and keep those its text supports.
 
     chat_completions.py     one request, in JSON where the server can
     client.py   many at once, with retries
-    grounding.py  reply -> pairs -> those that stand in the text
+    grounding.py  from a reply to its pairs, and to those that the text supports
 
-    OUT.cache/replies.jsonl   every reply as it came, one a line, by a hash of what was asked: prompt, model,
-                              temperature, max_tokens. Only added to. The address is no part of the hash.
+    OUT.cache/replies.jsonl   every reply unchanged, one per line, with a hash of the request: prompt, model,
+                              temperature, max_tokens. Lines are only appended. The hash does not cover the address.
 
-A reply is on disk before the next one is looked at. A run that is killed loses the requests under way, and
-the same command asks only what is missing: nothing, once every row has a reply. The cache stands beside the
-output, to be seen, moved and deleted with it.
+A reply is on disk before the next one is read. A killed run loses only its pending requests, and the same command
+then sends only the missing requests: none, once every row has a reply. The cache is beside the output, so that a
+user sees, moves and deletes both together.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from foreknow.stages.extract.grounding import Grounded, grounded, parse
 logger = logging.getLogger(__name__)
 
 TO_STORE: Final = 64
-"""Replies that a run folder in a store may lag behind."""
+"""The maximum number of replies that the copy of a run folder in a store may lack."""
 FACTS: Final[dict[str, pl.DataType]] = {"row": pl.Int64(), "facts": pl.List(FACT)}
-"""Null where a row was not asked or failed, [] where the text bears out none."""
+"""`facts` is null where a row was not asked or failed, and [] where the text supports none."""
 
 SCHEMA: Final[dict[str, Any]] = {
     "type": "object",
@@ -58,7 +58,7 @@ SCHEMA: Final[dict[str, Any]] = {
     "required": ["facts"],
     "additionalProperties": False,
 }
-"""What the reply looks like. Its root is an object: servers that hold a model to a schema take no array there."""
+"""The JSON schema of the reply. Its root is an object: servers that enforce a schema accept no array there."""
 
 PROMPT: Final = """\
 Find the facts in a text and write each one as a question with a short answer.
@@ -84,18 +84,18 @@ The text:
 """
 AGAIN: Final = "\nYour last reply could not be read ({fault}). Reply with the JSON alone.\n"
 _AGAIN_TEMPERATURE: Final = 0.5
-"""At least so warm the second time: at 0 the same reply would come."""
+"""The minimum temperature of a second request: at 0 the model would give the same reply again."""
 
 
 class Extraction(NamedTuple):
-    """`frame`: `FACTS`, a line for each row given. `summary`: counts, failed rows with their reasons, tokens."""
+    """`frame` is `FACTS`, a line for each input row; `summary` has counts, failed rows with reasons, and tokens."""
 
     frame: pl.DataFrame
     summary: dict[str, Any]
 
 
 class _Ask(NamedTuple):
-    """One request, and its name in the cache."""
+    """One request, and its key in the cache."""
 
     key: str
     prompt: str
@@ -103,7 +103,7 @@ class _Ask(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """A row that is asked; rows with the same prompt are asked once."""
+    """A row to ask about. Rows with the same prompt share one request."""
 
     row: int
     text: str
@@ -111,7 +111,7 @@ class _Row(NamedTuple):
 
 
 def write_facts(config: ExtractConfig) -> dict[str, Any]:
-    """Ask for the facts of every row of an input and write it back with them (`--out`); returns the summary.
+    """Ask for the facts of every row of an input, write the rows with their facts (`--out`), and return the summary.
 
     With `limit`, rows that are not drawn get null. Raises what `read_dataset` and `extract` raise.
     """
@@ -131,11 +131,11 @@ def write_facts(config: ExtractConfig) -> dict[str, Any]:
 
 
 def extract(rows: pl.DataFrame, config: ExtractConfig) -> Extraction:
-    """The short facts of every row (columns `row`, `question`, `answers`, and `context` if there is one).
+    """Extract the short facts of every row (columns `row`, `question`, `answers`, and `context` if there is one).
 
-    A row's text is its first answer; its question is told beside it. Rows without either are not asked.
-    Rows that fail are listed in the summary; where all do, it is a ResourceError. Replies are kept in
-    `config.out`'s cache. Raises ConfigError, MissingExtra, and the errors of `client.RequestSession.each`.
+    A row's text is its first answer; the prompt also gives its question. Rows without either are not asked. The
+    summary lists rows that fail; if all fail, this raises ResourceError. Replies are kept in `config.out`'s cache.
+    Raises ConfigError, MissingExtra, and the errors of `client.RequestSession.each`.
     """
     if config.out is None:
         raise ConfigError("--out: missing; name the file to write")
@@ -149,7 +149,7 @@ def extract(rows: pl.DataFrame, config: ExtractConfig) -> Extraction:
 
 
 def prompt_of(config: ExtractConfig, text: str, question: str, context: Sequence[dict[str, str]] = ()) -> str:
-    """What the endpoint is asked for one row; `context`: earlier turns of its conversation."""
+    """Return the prompt for one row. `context` has the earlier turns of its conversation."""
     turns = "".join(f"{turn['role']}: {turn['content']}\n" for turn in context)
     return PROMPT.format(
         max_facts=config.max_facts,
@@ -170,7 +170,7 @@ def _asking(rows: pl.DataFrame, config: ExtractConfig) -> list[_Row]:
 
 
 class _Gathered(NamedTuple):
-    """By prompt: a readable reply, or why there is none. `read`: all replies, unreadable ones too."""
+    """By prompt: a readable reply, or the reason why there is none. `read` has all replies, also unreadable ones."""
 
     replies: dict[str, Reply]
     failed: dict[str, str]
@@ -180,7 +180,7 @@ class _Gathered(NamedTuple):
 
 
 def _gather(asked: Sequence[_Row], config: ExtractConfig, endpoint: Endpoint, path: Path) -> _Gathered:
-    """A readable reply to each prompt, from the cache or the endpoint; unreadable ones are asked for again."""
+    """Get a readable reply to each prompt from the cache or the endpoint. Unreadable replies are requested again."""
     known = _read_cache(path)
     replies: dict[str, Reply] = {}
     failed: dict[str, str] = {}
@@ -227,7 +227,7 @@ def _replies(
 
 
 def _ask(prompt: str, config: ExtractConfig, attempt: int = 0, fault: str | None = None) -> _Ask:
-    """The request for a prompt; after a reply with a `fault`, it says so, and is warmer."""
+    """Return the request for a prompt. After a reply with a `fault`, it names the fault and raises the temperature."""
     temperature = config.temperature if fault is None else max(config.temperature, _AGAIN_TEMPERATURE)
     if fault is not None:
         prompt += AGAIN.format(fault=fault)
@@ -251,7 +251,7 @@ def _plan(wanted: int, missing: int, attempt: int) -> str:
 
 
 def _read_cache(path: Path) -> dict[str, Reply]:
-    """The replies in the file by key. A line that cannot be read is no reply; a torn last one is closed."""
+    """Read the replies in the file by key. Skips unreadable lines, and ends an incomplete last line."""
     known: dict[str, Reply] = {}
     if not path.is_file():
         return known
@@ -280,7 +280,7 @@ def _append(path: Path, line: str) -> None:
 
 
 def _outcome(rows: pl.DataFrame, asked: Sequence[_Row], gathered: _Gathered, config: ExtractConfig) -> Extraction:
-    """The frame and the summary. Raises ResourceError where every row that was asked failed."""
+    """Return the frame and the summary. Raises ResourceError where every row that was asked failed."""
     answered = [one for one in asked if one.prompt in gathered.replies]
     found = {one.row: _grounded(gathered.replies[one.prompt], one.text, config) for one in answered}
     failed = [{"row": one.row, "reason": gathered.failed[one.prompt]} for one in asked if one.row not in found]

@@ -1,4 +1,4 @@
-"""The evaluations of a study at its points, over seeds, with their intervals: what every table is made of. Pure."""
+"""Gather a study's evaluations at its points, over seeds, with intervals, for every table of the study. Pure."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ POINTS: Final = (EARLY, LATE)
 REFUSED: Final = "test_refused"
 ALL: Final = "all"
 ALL_KNOWN: Final = "Known"
-"""A category of ours: the three Known ones together."""
+"""A category that we add to the paper's: its three Known categories together."""
 TRAINED_ON: Final = {"shares": "D", "known": "D_Known", "idk": "D_IDK"}
-"""What a kind of variant is called in the tables."""
+"""The name of each kind of variant in the tables."""
 
 
 def with_known(results: pl.DataFrame) -> pl.DataFrame:
-    """The results with a category Known: the three Known ones together."""
+    """Add to the results the category Known, which sums the three Known categories."""
     key = [name for name in results.columns if name not in ("category", "rows", "correct")]
     known = (
         results.filter(pl.col("category").is_in(KNOWN))
@@ -35,7 +35,7 @@ def with_known(results: pl.DataFrame) -> pl.DataFrame:
 
 
 def at_points(results: pl.DataFrame, fixed_epochs: Iterable[int] = ()) -> pl.DataFrame:
-    """The evaluations at EARLY_STOP, at each of the fixed epochs that was reached, and at CONVERGENCE (`point`)."""
+    """Return the evaluations at EARLY_STOP, at each fixed epoch that was reached, and at CONVERGENCE (`point`)."""
     chosen = [(EARLY, pl.col("early_stop"))]
     chosen += [(f"epoch {epoch}", pl.col("epoch") == epoch) for epoch in sorted(set(fixed_epochs))]
     chosen += [(LATE, pl.col("convergence"))]
@@ -43,7 +43,7 @@ def at_points(results: pl.DataFrame, fixed_epochs: Iterable[int] = ()) -> pl.Dat
 
 
 def over_seeds(points: pl.DataFrame, name: str) -> pl.DataFrame:
-    """EM of set `name`: mean, smallest and largest over seeds, in the order of the points."""
+    """Return the EM of set `name`: its mean, smallest and largest value over seeds, in the order of the points."""
     share = pl.col("correct") / pl.col("rows")
     key = ["variant", "kind", "share", "trained", "point", "category"]
     return (
@@ -61,7 +61,10 @@ def over_seeds(points: pl.DataFrame, name: str) -> pl.DataFrame:
 
 
 def intervals_of(outcomes: pl.DataFrame, seed: int = 0, sets: Iterable[str] = ("test", "ood")) -> pl.DataFrame:
-    """variant, point, set, category -> ci_low, ci_high: rows and seeds drawn anew. A category is the base model's."""
+    """Return ci_low and ci_high for each variant, point, set and category, from a bootstrap of rows and seeds.
+
+    Categories are those that the base model has.
+    """
     lines: list[tuple[Any, ...]] = []
     of = outcomes.filter(pl.col("set").is_in(list(sets)))
     for (variant, point, name), part in of.group_by("variant", "point", "set", maintain_order=True):
@@ -82,7 +85,7 @@ def _of_category(category: str) -> pl.Expr:
 
 
 def with_intervals(found: pl.DataFrame, intervals: pl.DataFrame, name: str) -> pl.DataFrame:
-    """`found` with ci_low, ci_high and interval: by rows and seeds where those are known, else Wilson's."""
+    """Add ci_low, ci_high and interval to `found`: over rows and seeds where `intervals` has them, else Wilson's."""
     key = ["variant", "point", "category"]
     joined = found.join(intervals.filter(pl.col("set") == name).drop("set"), on=key, how="left", maintain_order="left")
     wilsons = [wilson(round(em * rows), rows) for em, rows in joined.select("em", "rows").iter_rows()]
@@ -95,5 +98,5 @@ def with_intervals(found: pl.DataFrame, intervals: pl.DataFrame, name: str) -> p
 
 
 def trained_on() -> pl.Expr:
-    """The column `kind` as `TRAINED_ON` says it."""
+    """Return an expression that names the column `kind` as in `TRAINED_ON`."""
     return pl.col("kind").replace_strict(TRAINED_ON, default=None, return_dtype=pl.String)

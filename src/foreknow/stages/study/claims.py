@@ -1,17 +1,17 @@
-"""The paper's nine claims (section 5) as a scorecard of a study. Pure. What each contrast is: `contrasts.py`.
+"""Test the paper's nine claims (section 5) on a study and return a scorecard. Pure. `contrasts.py` has the contrasts.
 
-A verdict comes from 95 % intervals, part by part:
+Each part of a claim gets a verdict from its 95 % interval:
 
-directional   holds or fails when the interval lies wholly on one side of 0
-no harm       holds when the interval lies wholly above -margin: harm larger than the margin is ruled out; fails when
-              wholly below it. An improvement is no harm.
+directional   The part holds when the interval lies wholly on the claimed side of 0, and fails when wholly on the other.
+no harm       The part holds when the interval lies wholly above -margin, which rules out a harm larger than the margin,
+              and fails when the interval lies wholly below -margin. An improvement is no harm.
 
-A claim of several parts holds when every part does, and fails when any part does. The scorecard's figures are those of
-the part least on its side, in standard errors; its p is that of the claim where all parts are on their sides (the
-largest p of them), and is multiplied by the number of parts where that part is not. All parts stand in the note.
-Holm's correction runs over the claims tested; verdicts do not use it.
+A claim of several parts holds when every part holds, and fails when any part fails. The scorecard gives the figures of
+the part that lies least on its side, in standard errors. Where all parts lie on their sides, the claim's p is the
+largest p of its parts; where that part does not, its p is multiplied by the number of parts. The note lists all parts.
+Holm's correction covers the claims that are tested; verdicts do not use it.
 
-The minimum detectable effect is (1.96 + 0.84) standard errors: a true effect of that size would be seen, at 5 %, four
+The minimum detectable effect is (1.96 + 0.84) standard errors: a test at 5 % detects a true effect of that size four
 times in five.
 """
 
@@ -46,12 +46,12 @@ SCORECARD: Final[dict[str, pl.DataType]] = {
     "mde": pl.Float64(),
     "note": pl.String(),
 }
-"""One line a claim; estimate, ends, margin and mde as shares. `margin` is null where the claim needs none."""
+"""One row per claim. Estimate, interval ends, margin and mde are shares. `margin` is null if the claim needs none."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper. `contrast`: in words; `margin`: the harm that counts as none, as a share."""
+    """A claim of the paper. `contrast` describes it in words; `margin` is the harm, as a share, that counts as none."""
 
     number: int
     text: str
@@ -140,9 +140,9 @@ def scorecard(
     *,
     draws: int = DRAWS,
 ) -> pl.DataFrame:
-    """`SCORECARD`: a line for each claim, tested or not. `seed` and `draws` are the bootstrap's.
+    """Return `SCORECARD` with a row for each claim, tested or not. The bootstrap uses `seed` and `draws`.
 
-    Raises InputError where outcomes of the runs compared are not of the same rows.
+    Raises InputError where the compared runs have outcomes of different rows.
     """
     study = StudyData(results, outcomes, linear_id, linear_ood, seed, draws)
     lines = [_line(claim, CONTRASTS[claim.number](study, claim.margin)) for claim in claims]
@@ -173,7 +173,7 @@ def _line(claim: Claim, found: Evidence | str) -> dict[str, object]:
 
 
 def verdict(parts: Sequence[ContrastPart]) -> Verdict:
-    """Of a claim from its parts: holds when all hold, fails when any fails, else not decided."""
+    """Return the verdict of a claim: it holds when all parts hold, fails when any fails, and else is not decided."""
     found = {part.verdict for part in parts}
     return "fails" if "fails" in found else "holds" if found == {"holds"} else "not decided"
 
@@ -192,7 +192,7 @@ def _note(found: Evidence, shown: ContrastPart) -> str:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """Holm's correction: the smallest p times their number, the next times one less, never falling."""
+    """Apply Holm's correction: multiply the smallest p by their number, the next by one less, and let none fall."""
     found, largest = [0.0] * len(values), 0.0
     for done, place in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
         largest = max(largest, min(1.0, (len(values) - done) * values[place]))
@@ -201,7 +201,7 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def claims_table(scored: pl.DataFrame) -> pl.DataFrame:
-    """A scorecard for the terminal: verdict, and the estimate with its interval in points of exact match."""
+    """Return a scorecard for the terminal: the verdict, and the estimate and interval in points of exact match."""
 
     def points(value: float | None) -> str:
         return "" if value is None else f"{100 * value:+.1f}"

@@ -1,17 +1,17 @@
-"""What each of the paper's nine claims (section 5) comes to in a study: which runs against which, with an error. Pure.
+"""Compute the contrast of runs, with its error, that each of the paper's nine claims (section 5) is about. Pure.
 
-A claim has one or more parts. A part is a figure, its interval, and the side of a reference it should lie on. A part
-that no run speaks of makes the claim not tested: the function then returns the reason. Every contrast over runs takes
-the seeds that all its runs have, and the same rows in all.
+A claim has one or more parts. A part is a figure, its interval, and the side of a reference it should lie on. Where no
+run gives a part, the claim is not tested and the function returns the reason. Every contrast over runs uses the seeds
+that all its runs have, and the same rows in all of them.
 
 1  OLS slope of test EM on the Unknown share of D at CONVERGENCE, over the variants of shares: below 0.
-2  Mean over the shares that have a D_Known, of D - D_Known in test EM: at EARLY_STOP above -margin, at CONVERGENCE
-   below 0.
-3  Mean over D of 0 < share < 1, of the share of Known less that of Unknown train rows fitted at EARLY_STOP: above 0.
+2  Mean of D - D_Known in test EM over the shares that have a D_Known: above -margin at EARLY_STOP, below 0 at
+   CONVERGENCE.
+3  Share of Known minus share of Unknown train rows fitted at EARLY_STOP, mean over D of 0 < share < 1: above 0.
 4  b_kn above 0 and b_unk below 0 in the linear model of the test set.
-5  The same in the linear model of the OOD set, and b_unk OOD - b_unk test above 0: fitted as one model of the
-   difference of the two accuracies, which are of the same runs.
-6  Test EM at EARLY_STOP of only-MaybeKnown less that of each other single-category variant: all above 0.
+5  The same in the linear model of the OOD set, and b_unk OOD - b_unk test above 0. The last is fitted as one model of
+   the difference of the two accuracies, which come from the same runs.
+6  Test EM at EARLY_STOP of only-MaybeKnown minus that of each other single-category variant: all above 0.
 7  EM on Unknown test rows at CONVERGENCE, mean over all variants but IDK: below the paper's 3.2 % + margin.
 8  Mean over shares of test EM: D_Known at CONVERGENCE - D at EARLY_STOP above -margin; D_Known - D, both at
    CONVERGENCE, above 0.
@@ -38,7 +38,7 @@ Point = Literal["early_stop", "convergence"]
 EARLY: Final[Point] = "early_stop"
 LATE: Final[Point] = "convergence"
 PAPER_UNKNOWN_EM: Final = 0.032
-"""The highest EM on Unknown test rows that the paper saw (section 4)."""
+"""The highest EM on Unknown test rows that the paper measured (section 4)."""
 
 
 class ContrastPart(NamedTuple):
@@ -55,7 +55,7 @@ class ContrastPart(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """By where the whole interval lies."""
+        """Return the verdict, which depends on where the whole interval lies."""
         if self.low > self.reference:
             return "holds" if self.above else "fails"
         if self.high < self.reference:
@@ -64,12 +64,12 @@ class ContrastPart(NamedTuple):
 
     @property
     def support(self) -> float:
-        """Standard errors by which the figure lies on its side of the reference; below 0: on the other."""
+        """Return how many standard errors the figure is on its side of the reference; below 0: on the other side."""
         return (self.value - self.reference) / max(self.se, 1e-12) * (1 if self.above else -1)
 
 
 class Evidence(NamedTuple):
-    """A claim's parts, the seeds resampled (0: errors are of whole runs), and what else should be said."""
+    """A claim's parts, the number of seeds resampled (0: errors are those of whole runs), and a further note."""
 
     parts: tuple[ContrastPart, ...]
     seeds: int
@@ -78,7 +78,7 @@ class Evidence(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class StudyData:
-    """What a study measured: `results.parquet`, `outcomes.parquet`, linear models; the bootstrap's seed and draws."""
+    """A study's `results.parquet`, `outcomes.parquet` and linear models, and the bootstrap's seed and draws."""
 
     results: pl.DataFrame
     outcomes: pl.DataFrame
@@ -92,27 +92,27 @@ class StudyData:
         return self.outcomes.partition_by("variant", "point", "set", as_dict=True)
 
     def variants(self, *kinds: str) -> pl.DataFrame:
-        """variant, kind, share, trained of these kinds, by share and name."""
+        """Return variant, kind, share and trained of the variants of these kinds, sorted by share and name."""
         found = self.results.filter(pl.col("kind").is_in(kinds)) if kinds else self.results
         return found.select("variant", "kind", "share", "trained").unique().sort("share", "variant")
 
     def cell(self, variant: str, point: Point, name: str = "test", category: str | None = None) -> pl.DataFrame:
-        """The outcomes of a variant at a point on a set, all seeds."""
+        """Return the outcomes of a variant at a point on a set, of one category or all, for all seeds."""
         found = self._cells.get((variant, point, name), self.outcomes.clear())
         return found if category is None else found.filter(pl.col("category") == category)
 
     def pairs(self) -> list[tuple[float, str, str]]:
-        """(share, D, D_Known) where the study has both."""
+        """Return (share, D, D_Known) for each share of which the study has both."""
         known = {share: name for name, _, share, _ in self.variants("known").rows()}
         return [(share, name, known[share]) for name, _, share, _ in self.variants("shares").rows() if share in known]
 
 
 Contrast = Callable[[StudyData, float], Evidence | str]
-"""From a study and a margin to a claim's evidence, or to the reason why it is not tested."""
+"""A function that takes a study and a margin and returns a claim's evidence, or the reason why it is not tested."""
 
 
 def _stacked(cells: Sequence[tuple[str, pl.DataFrame]]) -> Stack | str:
-    """Cells of (variant, outcomes) over their common seeds, or what is missing."""
+    """Stack cells of (variant, outcomes) over their common seeds, or return what is missing."""
     empty = sorted({name for name, frame in cells if frame.is_empty()})
     if empty:
         return f"no outcomes of {', '.join(empty)}"
@@ -137,7 +137,7 @@ def _part(name: str, found: Estimate | Coefficient, reference: float = 0.0, *, a
 
 
 def unknown_lowers_accuracy(study: StudyData, _margin: float) -> Evidence | str:
-    """Claim 1."""
+    """Return the evidence for claim 1."""
     found = study.variants("shares")
     if found["share"].n_unique() < 2:
         return f"needs D with two or more Unknown shares; the study has {found.height}"
@@ -151,7 +151,7 @@ def unknown_lowers_accuracy(study: StudyData, _margin: float) -> Evidence | str:
 
 
 def damage_needs_long_training(study: StudyData, margin: float) -> Evidence | str:
-    """Claim 2."""
+    """Return the evidence for claim 2."""
     early = _over_pairs(study, (EARLY, EARLY))
     late = _over_pairs(study, (LATE, LATE))
     if isinstance(early, str) or isinstance(late, str):
@@ -164,7 +164,7 @@ def damage_needs_long_training(study: StudyData, margin: float) -> Evidence | st
 
 
 def dropping_unknown_costs_nothing(study: StudyData, margin: float) -> Evidence | str:
-    """Claim 8."""
+    """Return the evidence for claim 8."""
     best = _over_pairs(study, (EARLY, LATE), -1)
     late = _over_pairs(study, (LATE, LATE), -1)
     if isinstance(best, str) or isinstance(late, str):
@@ -177,7 +177,7 @@ def dropping_unknown_costs_nothing(study: StudyData, margin: float) -> Evidence 
 
 
 def _over_pairs(study: StudyData, points: tuple[Point, Point], sign: int = 1) -> Estimate | str:
-    """Mean over shares of D at the first point less D_Known at the second (times `sign`)."""
+    """Return the mean over shares of D at the first point minus D_Known at the second, times `sign`."""
     pairs = study.pairs()
     if not pairs:
         return "needs D and D_Known of the same share; the study has no such pair"
@@ -194,7 +194,7 @@ def _shares_of(study: StudyData) -> str:
 
 
 def unknown_is_fitted_later(study: StudyData, _margin: float) -> Evidence | str:
-    """Claim 3."""
+    """Return the evidence for claim 3."""
     train = study.results.filter(
         (pl.col("kind") == "shares") & (pl.col("set") == "train") & (pl.col("rows") > 0) & (pl.col("category") != "all")
     )
@@ -214,7 +214,7 @@ def unknown_is_fitted_later(study: StudyData, _margin: float) -> Evidence | str:
     at = at.filter(pl.col("seed").is_in(seeds)).with_columns(
         ahead=pl.col("correct") / pl.col("rows") - pl.col("correct_unknown") / pl.col("rows_unknown")
     )
-    # the same rows train all seeds, and variants share rows: errors of rows do not average out over runs
+    # all seeds train on the same rows, and variants share rows, so row errors do not average out over runs
     pooled = at.group_by("variant").agg(
         a=pl.col("correct").sum() / pl.col("rows").sum(),
         b=pl.col("correct_unknown").sum() / pl.col("rows_unknown").sum(),
@@ -230,7 +230,7 @@ def unknown_is_fitted_later(study: StudyData, _margin: float) -> Evidence | str:
 
 
 def _rows_and_seeds(by_seed: Array, se_rows: float, rows: int) -> Estimate:
-    """The mean over seeds, with the error that rows make and the one that seeds show."""
+    """Return the mean over seeds, with the error due to rows and the error due to seeds."""
     from scipy.stats import t
 
     count, value = len(by_seed), float(by_seed.mean())
@@ -242,7 +242,7 @@ def _rows_and_seeds(by_seed: Array, se_rows: float, rows: int) -> Estimate:
 
 
 def _half_fitted(both: pl.DataFrame) -> str:
-    """The mean over runs of the first epoch at which half of the Known and of the Unknown rows are fitted."""
+    """Describe the first epoch at which half of the Known, and of the Unknown, rows are fitted: its mean over runs."""
     runs = both.group_by("variant", "seed").agg(
         known=pl.col("epoch").filter(2 * pl.col("correct") >= pl.col("rows")).min(),
         unknown=pl.col("epoch").filter(2 * pl.col("correct_unknown") >= pl.col("rows_unknown")).min(),
@@ -257,13 +257,13 @@ def _half_fitted(both: pl.DataFrame) -> str:
 
 
 def coefficients_have_their_signs(study: StudyData, _margin: float) -> Evidence | str:
-    """Claim 4."""
+    """Return the evidence for claim 4."""
     found = _signs(study.linear_id, "test")
     return found if isinstance(found, str) else Evidence(found, 0, _runs(study.linear_id))
 
 
 def same_on_unseen_relations(study: StudyData, _margin: float) -> Evidence | str:
-    """Claim 5."""
+    """Return the evidence for claim 5."""
     if "ood" not in study.results["set"]:
         return "needs an OOD set; the study has none"
     signs = _signs(study.linear_ood, "OOD")
@@ -288,7 +288,7 @@ def _runs(model: LinearModel) -> str:
 
 
 def maybe_known_is_best(study: StudyData, _margin: float) -> Evidence | str:
-    """Claim 6."""
+    """Return the evidence for claim 6."""
     by_category = {trained: name for name, _, _, trained in study.variants("single").rows()}
     if missing := [name for name in (MAYBE_KNOWN, HIGHLY_KNOWN) if name not in by_category]:
         return f"needs single-category variants; the study has none of {', '.join(missing)}"
@@ -307,7 +307,7 @@ def maybe_known_is_best(study: StudyData, _margin: float) -> Evidence | str:
 
 
 def unknown_stays_wrong(study: StudyData, margin: float) -> Evidence | str:
-    """Claim 7. The interval is at least as wide as Wilson's for so many rows."""
+    """Return the evidence for claim 7. The interval is at least as wide as Wilson's for that number of rows."""
     names = study.variants("shares", "known", "single", "natural")["variant"].to_list()
     cells = [(name, study.cell(name, LATE, category=UNKNOWN)) for name in names]
     if not cells or all(frame.is_empty() for _, frame in cells):
@@ -325,7 +325,7 @@ def unknown_stays_wrong(study: StudyData, margin: float) -> Evidence | str:
 
 
 def refusing_keeps_answers_right(study: StudyData, margin: float) -> Evidence | str:
-    """Claim 9."""
+    """Return the evidence for claim 9."""
     names = study.variants("idk")["variant"].to_list()
     if not names:
         return "needs a variant whose Unknown rows are relabelled (idk); the study has none"

@@ -1,4 +1,7 @@
-"""The rows of a study: split, no question in two sets, at most so many; and which relations it can learn from. Pure."""
+"""Split the rows of a study into sets, and select the relations that it can learn from. Pure.
+
+No question is in two sets, and each set has at most the number of rows asked for.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from foreknow.errors import InputError
 from foreknow.stages.study.settings import SETS
 
 SHARES: Final = (("test", 20), ("dev", 10))
-"""Of 100 rows so many go to test and dev where the file tells no splits; the others to train."""
+"""How many of 100 rows go to test and to dev where the file has no splits. The others go to train."""
 DATA: Final[dict[str, pl.DataType]] = {
     "question": pl.String(),
     "answers": pl.List(pl.String()),
@@ -22,14 +25,16 @@ DATA: Final[dict[str, pl.DataType]] = {
 }
 """The columns of a study's `data.jsonl`; rows of the set `ood` have the split `test_ood`."""
 SPLITS: Final = {"train": "train", "dev": "dev", "test": "test", "ood": "test_ood"}
-"""The split that rows of a set have."""
+"""The split of the rows of each set."""
 
 
 def study_rows(rows: pl.DataFrame, ood: Sequence[str], most: Mapping[str, int], seed: int) -> pl.DataFrame:
-    """The rows that a study works on (`DATA`), from an input's rows (`rows.ROWS`).
+    """Return the rows that a study works on (`DATA`), from an input's rows (`rows.ROWS`).
 
-    Of relations in `ood` only test rows are used, or all where none is marked test. A question that stands in
-    several sets stays in the first of test, ood, dev, train. `most`: rows by set, spread over the relations.
+    Relations in `ood` give only their test rows, or all rows where none is marked test. A question that is in
+    several sets stays in the first of test, ood, dev, train. `most` gives the maximum number of rows of each set; they
+    are spread over the relations.
+
     Raises InputError where a set would be empty.
     """
     missing = sorted(set(ood) - set(rows["group"].drop_nulls()))
@@ -56,7 +61,7 @@ def study_rows(rows: pl.DataFrame, ood: Sequence[str], most: Mapping[str, int], 
 
 
 def _sets(rows: pl.DataFrame, seed: int) -> pl.Series:
-    """Each row's set: its split's, or by a hash of its text where no row has a split."""
+    """Return each row's set: that of its split, or, where no row has a split, one chosen by a hash of its text."""
     splits = rows["split"]
     if splits.null_count() < rows.height:
         return splits.fill_null("train").replace(dict.fromkeys(("test_ood", "ood_test"), "ood")).alias("set")
@@ -73,12 +78,14 @@ def _sets(rows: pl.DataFrame, seed: int) -> pl.Series:
 
 
 def learnable(audited: pl.DataFrame, above_floor: float | None) -> tuple[pl.DataFrame, list[str]]:
-    """Relations by how far the rows known by greedy answers beat the most frequent gold, and those that pass.
+    """Compare each relation's rows known by greedy answers with its most frequent gold.
+
+    Returns all relations with the comparison, and the names of those that pass.
 
     `audited`: an audit's rows. Columns: relation, rows, greedy (mean share of exemplar sets answered right
     greedily), known_by_greedy (share of rows that are right in at least one: HighlyKnown and MaybeKnown), floor,
-    above (known_by_greedy - floor), used. A relation whose answers are guessed as well by always giving one of
-    them says little about knowledge.
+    above (known_by_greedy - floor), used. A relation says little about knowledge if always giving one of its answers
+    scores as well.
     """
     rows = audited.filter(pl.col("category").is_not_null())
     floors = majority_floor(rows.select("group", "question", answers=pl.concat_list("answer"))).select("group", "floor")

@@ -1,4 +1,4 @@
-"""Two trained sets of a study held against each other, by the paper's test and two more; and refusals. Pure."""
+"""Compare two training sets of a study by the paper's test and two more, and count refusals. Pure."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ DIFFERENCES: Final[dict[str, pl.DataType]] = {
     "mcnemar_p": pl.String(),
     "paper": pl.Float64(),
 }
-"""second - first, in EM over all rows. `ci_low`, `ci_high`, `p`: bootstrap of rows and seeds. `parts_p`: the paper's
-test, its median over 200 shuffles, then the smallest and largest; null under 100 rows. `mcnemar_p`: "seed 0: 0.012;
-..."."""
+"""One row per contrast: second - first, in EM over all rows. `ci_low`, `ci_high` and `p` come from a bootstrap of rows
+and seeds. `parts_p` has the p of the paper's test: its median over 200 shuffles, then the smallest and largest; null
+under 100 rows. `mcnemar_p` reads "seed 0: 0.012; ..."."""
 REFUSALS: Final[dict[str, pl.DataType]] = {
     "variant": pl.String(),
     "trained_on": pl.String(),
@@ -55,14 +55,15 @@ REFUSALS: Final[dict[str, pl.DataType]] = {
     "paper_coverage": pl.Float64(),
     "paper_yield": pl.Float64(),
 }
-"""`accuracy`: of the rows answered; `coverage`: the share answered; `yield`: right rows of all; `refused_highly_known`:
-over-refusal. `measured`: whether refusals were counted; where not, none is assumed."""
+"""`accuracy` is the share right of the rows answered, `coverage` the share of rows answered, `yield` the share right of
+all rows, and `refused_highly_known` the over-refusal. `measured` says whether refusals were counted; where they were
+not, the table assumes that there are none."""
 
 CONTRASTS: Final = ("share", "training on", "without Unknown", "single category")
 
 
 class PairedTest(NamedTuple):
-    """A contrast to be tested: two variants, each at a point, and what the paper has for it."""
+    """A contrast to test: two variants, each at a point, and the paper's figure for it."""
 
     contrast: str
     first: str
@@ -73,7 +74,7 @@ class PairedTest(NamedTuple):
 
 
 def contrasts(results: pl.DataFrame) -> list[PairedTest]:
-    """The contrasts that these runs allow: see `CONTRASTS`; each at both points, or between them."""
+    """Return the contrasts that these runs allow (see `CONTRASTS`), each at both points, or between them."""
     has = results.select("variant", "kind", "share", "trained").unique().sort("kind", "share", "variant")
     mixed = {s: name for name, kind, s, _ in has.iter_rows() if kind == "shares"}
     known = {s: name for name, kind, s, _ in has.iter_rows() if kind == "known"}
@@ -107,9 +108,9 @@ def _less(second: Figure | None, first: Figure | None) -> float | None:
 
 
 def differences(results: pl.DataFrame, outcomes: pl.DataFrame, *, seed: int = 0) -> pl.DataFrame:
-    """Every contrast on the set test, and but for single categories on ood (`DIFFERENCES`).
+    """Test every contrast on the set test, and all but those of single categories on ood too (`DIFFERENCES`).
 
-    The paper's own figure stands at test alone. Contrasts without a seed in common are left out.
+    Only lines of the set test have the paper's own figure. Contrasts without a seed in common are left out.
     """
     at = dict(iter(outcomes.group_by("variant", "point", "set")))
     lines = []
@@ -129,7 +130,7 @@ def differences(results: pl.DataFrame, outcomes: pl.DataFrame, *, seed: int = 0)
 
 
 def _other_tests(first: pl.DataFrame, second: pl.DataFrame, seed: int) -> dict[str, Any]:
-    """The paper's test, where there are rows enough, and McNemar's for each seed that both have."""
+    """Return the paper's test, where there are enough rows, and McNemar's for each seed that both have."""
     both = sorted(set(first["seed"]) & set(second["seed"]))
     ps = [(k, paired.mcnemar(first.filter(pl.col("seed") == k), second.filter(pl.col("seed") == k)).p) for k in both]
     told: dict[str, Any] = {"mcnemar_p": "; ".join(f"seed {k}: {p:.2g}" for k, p in ps)}
@@ -140,7 +141,7 @@ def _other_tests(first: pl.DataFrame, second: pl.DataFrame, seed: int) -> dict[s
 
 
 def refusals(points: pl.DataFrame, outcomes: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
-    """Unknown rows relabelled (`REFUSALS`), beside D of the same share; empty without a variant of the kind idk."""
+    """Compare sets with relabelled Unknown rows with D of the same share (`REFUSALS`); empty without an idk variant."""
     relabelled = points.filter(pl.col("kind") == "idk")["share"].unique()
     of = points.filter(pl.col("kind").is_in(["idk", "shares"]) & pl.col("share").is_in(relabelled.implode()))
     right, refused = over_seeds(of, "test"), over_seeds(of, REFUSED)
@@ -169,7 +170,7 @@ def refusals(points: pl.DataFrame, outcomes: pl.DataFrame, seed: int = 0) -> pl.
 
 
 def _answering(outcomes: pl.DataFrame, variant: str, point: str, seed: int) -> tuple[float | None, float | None]:
-    """The interval of the accuracy on the rows answered, rows and seeds drawn anew."""
+    """Return the interval of the accuracy on the rows answered, from a bootstrap of rows and seeds."""
     of = outcomes.filter((pl.col("variant") == variant) & (pl.col("point") == point))
     right, refused = of.filter(pl.col("set") == "test"), of.filter(pl.col("set") == REFUSED)
     if right.is_empty():

@@ -1,4 +1,4 @@
-"""What a study would cost: one chunk of its audit and one burst of its training, measured; nothing is kept."""
+"""Estimate the cost of a study: measure one chunk of its audit and one burst of its training. Nothing is kept."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ from foreknow.stages.train import loop as tune_loop
 
 
 def estimate(config: StudyConfig) -> dict[str, Any]:
-    """The cost of a study by stage. |D| is only known after the audit: without `size`, a quarter of the train rows
-    stands for it. Raises InputError for rows that cannot be used."""
+    """Return the cost of a study by stage.
+
+    |D| is known only after the audit, so without `size` a quarter of the train rows is assumed.
+    Raises InputError for rows that cannot be used.
+    """
     rows = read_rows(config)
     train = rows.filter(pl.col("split") == "train")
     size = min(config.size or max(1, train.height // 4), train.height)
@@ -44,7 +47,7 @@ def estimate(config: StudyConfig) -> dict[str, Any]:
         }
         tuning = tune_loop.estimate(settings_of(TuneConfig, {**config.tune_settings, **given, "allow_overlap": True}))
     shares = [one.variant.share or 0.0 for one in grid]
-    # D_Known has the Known part only
+    # D_Known has only the Known rows
     work = sum(1 - share if one.variant.kind == "known" else 1.0 for one, share in zip(grid, shares, strict=True))
     epochs = int(tuning["epochs"])
     training = float(tuning["seconds_training_an_epoch"]) * epochs * work

@@ -1,8 +1,8 @@
-"""What a mix would do to test exact match, told from a study of the same model (paper, section 4: its linear model).
+"""Predict test exact match after training on a mix, from a study of the same model (paper, section 4: linear model).
 
-The study's runs gave points: shares of |D| that were fitted Known and Unknown rows, and test EM. A forecast puts the
-asked mix and fit into the line through them. It holds for this model, for rows like the study's, and inside the range
-of fits that the study saw; outside it extrapolates, and says so.
+The study's runs gave points: the shares of |D| that were fitted Known and fitted Unknown rows, and test EM. A forecast
+reads off the linear fit through these points at the mix and fit asked for. It holds for this model, for rows like the
+study's, and inside the range of fits that the study measured. Outside that range it extrapolates, and reports this.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ FORECAST: Final[dict[str, pl.DataType]] = {
     "ci_high": pl.Float64(),
     "inside": pl.Boolean(),
 }
-"""One line a set (`test`, `ood`) and moment: shares of the Known and of the Unknown rows that are fitted then; EM with
-its 95 % prediction interval for one new run; whether the study saw such fits."""
+"""One row per set (`test`, `ood`) and moment: the shares of the Known and of the Unknown rows that are fitted at that
+moment; EM with its 95 % prediction interval for one new run; and whether the study measured such fits."""
 
 
 def usual_fits(results: pl.DataFrame, share: float) -> dict[str, tuple[float, float]]:
-    """Shares of Known and Unknown train rows fitted at EARLY_STOP and at CONVERGENCE, for a set with this `share`.
+    """Return the shares of Known and Unknown train rows fitted at EARLY_STOP and at CONVERGENCE, at this `share`.
 
-    The means of the study's runs of kind `shares` at the nearest shares on both sides, drawn out in a straight line.
-    Where a set has no rows of a kind its fit does not count, and is 0.
+    They are interpolated linearly between the means of the study's runs of kind `shares` at the nearest share on
+    each side. Where a set has no rows of a kind, the fit of that kind does not count, and is 0.
     """
     found = {}
     for name, point in (("EARLY_STOP", "early_stop"), ("CONVERGENCE", "convergence")):
@@ -65,9 +65,9 @@ def _between(at: dict[float, float], share: float) -> float:
 
 
 def forecast(results: pl.DataFrame, share: float, fits: dict[str, tuple[float, float]]) -> pl.DataFrame:
-    """`FORECAST` for a set with this share of Unknown rows, at each of the `fits` (Known, Unknown; 0 to 1).
+    """Return `FORECAST` for a set with this share of Unknown rows, at each of the `fits` (Known, Unknown; 0 to 1).
 
-    Raises ConfigError where the study's points determine no line.
+    Raises ConfigError where the study's points do not determine the coefficients.
     """
     lines: list[dict[str, Any]] = []
     for name in ("test", "ood"):
@@ -88,7 +88,7 @@ def forecast(results: pl.DataFrame, share: float, fits: dict[str, tuple[float, f
 
 
 def check(results: pl.DataFrame) -> dict[str, Any]:
-    """How far off such forecasts are: every variant told from the others (`linear_model.leave_out`), by set."""
+    """Return the error of such forecasts by set: each variant predicted from the others (`linear_model.leave_out`)."""
     found = {}
     for name in ("test", "ood"):
         points = linear_model.points(results, name)
@@ -101,11 +101,11 @@ def check(results: pl.DataFrame) -> dict[str, Any]:
 def forecast_audit(
     audit: AuditResult, study: StudyResult, *, unknown: float | None, fitted: Sequence[float] = (), force: bool = False
 ) -> dict[str, Any]:
-    """The forecast for a finished audit's rows, from a finished study.
+    """Forecast the result of training on a finished audit's rows, from a finished study.
 
-    `unknown`: the share of Unknown rows of the mix; None: the audit's own. `fitted`: shares of Known and of Unknown
-    rows that will be fitted; none: those usual in the study. Raises ConfigError, and ModelError where the study is of
-    another model, unless `force`.
+    `unknown`: the share of Unknown rows in the mix; None: the audit's own. `fitted`: the shares of Known and of Unknown
+    rows that will be fitted; none: those usual in the study. Raises ConfigError, and, unless `force` is set, ModelError
+    where the study is of another model.
     """
     ours, theirs = audit.summary["model"], study.manifest["model"]
     if ours["fingerprint"] != theirs["fingerprint"] and not force:
@@ -130,7 +130,7 @@ def forecast_audit(
 
 
 def forecast_table(found: dict[str, Any]) -> pl.DataFrame:
-    """A forecast for the terminal, in %."""
+    """Return a forecast for the terminal, in %."""
     lines = [
         {
             "test rows": f"{line['set']}, {line['when']}",

@@ -1,4 +1,4 @@
-"""The grid of a study: which training sets, made how, for which seeds. Pure."""
+"""List a study's grid: the training sets, how each is made, and the seeds. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Kind = Literal["shares", "known", "single", "natural", "idk"]
 
 
 class Variant(NamedTuple):
-    """One training set of the grid; `share` of Unknown (nominal), `trained` category, the variant it is made from."""
+    """One training set of the grid: nominal `share` of Unknown, `trained` category, and the variant it is made from."""
 
     name: str
     kind: Kind
@@ -23,21 +23,21 @@ class Variant(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One fine-tuning run: a variant drawn and trained with a seed."""
+    """One fine-tuning run: a variant that is drawn and trained with a seed."""
 
     variant: Variant
     seed: int
 
     @property
     def name(self) -> str:
-        """Its folder's name."""
+        """Return the name of the run's folder."""
         return f"{self.variant.name}-seed{self.seed}"
 
 
 def variants(config: StudyConfig) -> list[Variant]:
-    """The training sets of the grid, in the order they are trained in: the middle of the story first.
+    """Return the training sets of the grid in the order in which they are trained (see `_telling`).
 
-    D_Known is made of every share but 0 (where it is D itself) and 1 (where nothing would be left).
+    D_Known is made of every share except 0 (where it is D itself) and 1 (where no row would be left).
     """
     found = [Variant(f"unknown-{_percent(share)}", "shares", share) for share in config.unknown]
     if config.known:
@@ -51,7 +51,7 @@ def variants(config: StudyConfig) -> list[Variant]:
 
 
 def _telling(variant: Variant) -> tuple[float, str]:
-    """Half Unknown and its D_Known first, then the ends, then the rest."""
+    """Return a sort key: the half-Unknown set and its D_Known first, then the ends, then the rest."""
     first = {0.5: 0.0, 0.0: 1.0, 1.0: 2.0}
     share = 9.0 if variant.share is None else variant.share
     kind = 0.0 if variant.kind == "shares" else 0.5 if variant.kind == "known" else 4.0
@@ -59,14 +59,14 @@ def _telling(variant: Variant) -> tuple[float, str]:
 
 
 def runs(config: StudyConfig) -> list[Run]:
-    """Every run of the grid: the whole of the first seed before the second."""
+    """Return every run of the grid: all runs of the first seed before those of the second."""
     return [Run(variant, seed) for seed in range(config.seeds) for variant in variants(config)]
 
 
 def mix_of(
     run: Run, config: StudyConfig, audit: Path, folder: Path, relations: tuple[str, ...], size: int
 ) -> MixConfig:
-    """How the run's training set is drawn (paper, section 3); `folder`: where the seed's sets are."""
+    """Return how the run's training set is drawn (paper, section 3). `folder` holds the seed's sets."""
     variant, (family, among) = run.variant, config.family
     given: dict[str, Any] = {"audit": audit, "out": folder / f"{variant.name}.jsonl", "seed": run.seed, "force": True}
     if variant.kind == "known":

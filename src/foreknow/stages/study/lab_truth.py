@@ -1,8 +1,9 @@
-"""The method against the truth: an audit's rows beside how often the model was told each fact. Pure.
+"""Compare an audit's rows with how often each fact was in the model's training data. Pure.
 
-What a lab knows and a user's model hides: which facts were never told (anything said right is a guess) and which
-were told again and again. All functions take an audit's rows (`category, p_greedy, p_sampled, p_hit`) with a column
-`exposures`, null where unknown; `with_exposures` puts it there. Rows without a category or exposures are left out.
+A lab model's training data is known, unlike that of a user's model: which facts it never contained (so that any right
+answer is a guess) and which it repeated. All functions take an audit's rows (`category, p_greedy, p_sampled, p_hit`)
+with a column `exposures`, null where unknown; `with_exposures` adds it. Rows without a category or exposures are left
+out.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from foreknow.errors import InputError
 from foreknow.stats import Interval, wilson
 
 OFTEN: Final = 20
-"""Facts told more often than this should be known."""
+"""The model should know facts that it saw more often than this."""
 
 CONFUSION: Final[dict[str, pl.DataType]] = {
     "exposures": pl.String(),
@@ -33,7 +34,7 @@ CONFUSION: Final[dict[str, pl.DataType]] = {
     "p_greedy": pl.Float64(),
     "p_sampled": pl.Float64(),
 }
-"""One line per bin of `BINS`: rows, how many of each category, the share not Unknown, mean recall (0 to 1)."""
+"""One row per bin of `BINS`: rows, how many of each category, the share not Unknown, mean recall (0 to 1)."""
 
 POOLS: Final[dict[str, pl.DataType]] = {
     "pool": pl.Int64(),
@@ -44,8 +45,9 @@ POOLS: Final[dict[str, pl.DataType]] = {
     "p_sampled": pl.Float64(),
     "chance": pl.Float64(),
 }
-"""Never-seen facts by how many answers their golds were drawn from. `known`: the share not Unknown, all of it by
-guessing; `greedy_known`: HighlyKnown or MaybeKnown; `chance`: 1 / pool, what a blind guess scores."""
+"""Never-seen facts, by the number of answers from which their golds were drawn. `known` is the share not Unknown, all
+of it by guessing; `greedy_known` the share HighlyKnown or MaybeKnown; `chance` is 1 / pool, the score of a blind
+guess."""
 
 CALIBRATION: Final[dict[str, pl.DataType]] = {
     "low": pl.Float64(),
@@ -55,13 +57,13 @@ CALIBRATION: Final[dict[str, pl.DataType]] = {
     "recall": pl.Float64(),
     "seen": pl.Float64(),
 }
-"""Rows by stretches [low, high) of `p_sampled` (the last holds 1): its mean, the mean share of exemplar sets
-answered right greedily, the share of facts that were seen at all."""
+"""Rows by stretches [low, high) of `p_sampled` (the last includes 1): its mean, the mean share of exemplar sets
+answered right greedily, and the share of facts that the model saw at all."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What a lab says of an audit. `auc`: by score, how well it tells seen facts from never-seen ones."""
+    """The comparison of an audit with a lab's facts. `auc`: by score, how well it separates seen from unseen facts."""
 
     confusion: pl.DataFrame
     pools: pl.DataFrame
@@ -72,7 +74,7 @@ class Truth:
     auc: Mapping[str, float]
 
     def as_json(self) -> dict[str, Any]:
-        """As plain values; a figure that rows are lacking for is null."""
+        """Return plain values. A figure is null where rows for it are missing."""
         return {
             "confusion": self.confusion.to_dicts(),
             "never_seen_by_pool": self.pools.to_dicts(),
@@ -85,7 +87,7 @@ class Truth:
 
 
 def truth(rows: pl.DataFrame, *, often: int = OFTEN) -> Truth:
-    """All that this file can tell of `rows`."""
+    """Compute every comparison of this file for `rows`."""
     known = labelled(rows)
     seen = (known["exposures"] > 0).to_numpy()
     calibrated = calibration(known)
@@ -101,9 +103,9 @@ def truth(rows: pl.DataFrame, *, often: int = OFTEN) -> Truth:
 
 
 def with_exposures(rows: pl.DataFrame, facts: pl.DataFrame) -> pl.DataFrame:
-    """An audit's rows with `exposures` and `pool` of the facts (`lab_world.FACTS`) they ask, by question and gold.
+    """Add to an audit's rows `exposures` and `pool` of the facts (`lab_world.FACTS`), matched by question and gold.
 
-    Raises InputError if not one of the rows is among the facts.
+    Raises InputError if none of the rows is among the facts.
     """
     told = facts.select("question", "exposures", "pool", answer=GOLD).unique(["question", "answer"], keep="first")
     joined = rows.drop("exposures", "pool", strict=False).join(
@@ -117,12 +119,12 @@ def with_exposures(rows: pl.DataFrame, facts: pl.DataFrame) -> pl.DataFrame:
 
 
 def labelled(rows: pl.DataFrame) -> pl.DataFrame:
-    """The rows with a category whose exposures are known."""
+    """Return the rows that have a category and known exposures."""
     return rows.filter(pl.col("category").is_not_null() & pl.col("exposures").is_not_null())
 
 
 def confusion(rows: pl.DataFrame) -> pl.DataFrame:
-    """Categories by exposures (`CONFUSION`), every bin named; the last bin takes all above it."""
+    """Count categories by exposures (`CONFUSION`), with a row for every bin. The last bin takes all above it."""
     binned = labelled(rows).with_columns(bin=bin_of(pl.col("exposures")))
     counts = {name: (pl.col("category") == name).sum().cast(pl.Int64) for name in CATEGORIES}
     means = {name: pl.col(name).mean() for name in ("p_greedy", "p_sampled")}
@@ -134,7 +136,7 @@ def confusion(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def never_seen_by_pool(rows: pl.DataFrame) -> pl.DataFrame:
-    """What becomes of never-seen facts, by the number of answers (`POOLS`), the fewest first."""
+    """Count the categories of never-seen facts by their number of possible answers (`POOLS`), the fewest first."""
     if "pool" not in rows.columns:
         return pl.DataFrame(schema=POOLS)
     never = labelled(rows).filter((pl.col("exposures") == 0) & pl.col("pool").is_not_null())
@@ -154,7 +156,7 @@ def never_seen_by_pool(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def calibration(rows: pl.DataFrame, stretches: int = 10) -> pl.DataFrame:
-    """`p_sampled` against recall (`CALIBRATION`), in stretches of equal width; those without rows are left out."""
+    """Compare `p_sampled` with recall (`CALIBRATION`) in stretches of equal width; empty stretches are left out."""
     at = (pl.col("p_sampled").clip(0, 1) * stretches).floor().clip(0, stretches - 1).cast(pl.Int64)
     return (
         labelled(rows)
@@ -173,7 +175,7 @@ def calibration(rows: pl.DataFrame, stretches: int = 10) -> pl.DataFrame:
 
 
 def calibration_error(table: pl.DataFrame) -> float:
-    """Mean distance between `p_sampled` and recall over the stretches, each weighted by its rows; NaN for none."""
+    """Return the mean distance between `p_sampled` and recall over stretches, weighted by rows; NaN for no stretch."""
     rows = table["rows"].to_numpy()
     if not rows.sum():
         return float("nan")
@@ -181,9 +183,9 @@ def calibration_error(table: pl.DataFrame) -> float:
 
 
 def auc(scores: ArrayLike, positive: ArrayLike) -> float:
-    """The probability that a positive has a higher score than a negative, ties counted half; NaN without both.
+    """Return the probability that a positive scores higher than a negative, ties counted half; NaN without both.
 
-    Exact, from mean ranks (Mann and Whitney): no curve is drawn.
+    It is exact: it comes from mean ranks (Mann and Whitney), not from a curve.
     """
     values: NDArray[np.float64] = np.asarray(scores, dtype=np.float64)
     marks: NDArray[np.bool_] = np.asarray(positive, dtype=bool)
@@ -199,7 +201,7 @@ def auc(scores: ArrayLike, positive: ArrayLike) -> float:
 
 
 def _share(rows: pl.DataFrame, hit: pl.Expr) -> Interval:
-    """The share of rows where `hit` holds, with Wilson's interval."""
+    """Return the share of rows where `hit` holds, with Wilson's interval."""
     return wilson(int(rows.select(hit.sum()).item() or 0), rows.height)
 
 

@@ -1,10 +1,10 @@
-"""The paper's linear model of a study (section 4): accuracy from the Known and Unknown rows fitted so far. Pure.
+"""Fit the paper's linear model of a study (section 4): accuracy from the Known and Unknown rows fitted so far. Pure.
 
     Accuracy = b0 + b_kn * N_kn / |D| + b_unk * N_unk / |D|
 
-N_kn and N_unk count the Known and Unknown train rows fitted at an epoch, |D| is the variant's full size: for
-D_Known that of the D it was made from. One point an epoch and run of the kinds `shares` and `known`. All figures
-here are shares, 0 to 1: the paper's 36.9 is 0.369.
+N_kn and N_unk count the Known and Unknown train rows fitted at an epoch. |D| is the variant's full size; for D_Known it
+is the size of the D it was made from. Each epoch of each run of the kinds `shares` and `known` gives one point. All
+figures here are shares, 0 to 1: the paper's 36.9 is 0.369.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ POINTS: Final[dict[str, pl.DataType]] = {
     "unknown": pl.Float64(),
     "accuracy": pl.Float64(),
 }
-"""One line a run and epoch: fitted Known and Unknown rows over |D|, and the share of the set answered right."""
+"""One row per run and epoch: fitted Known and Unknown rows over |D|, and the share of the set answered right."""
 
 FEWEST_RUNS: Final = 5
 LEVEL: Final = 0.95
@@ -38,7 +38,7 @@ LEVEL: Final = 0.95
 
 @dataclass(frozen=True)
 class Coefficient:
-    """A coefficient; no error where the model's note says why."""
+    """A coefficient of the model. Where it has no error, the model's note says why."""
 
     value: float
     se: float | None = None
@@ -59,16 +59,16 @@ class LinearModel:
     n: int
     runs: int
     between: float | None
-    """Variance of what a run's points share beyond the model."""
+    """Variance of the part that all points of a run share and the model does not explain."""
     within: float | None
-    """Variance of one point about its run's level."""
+    """Variance of one point about the level of its run."""
     note: str | None
     basis: Clustered | None = field(repr=False, compare=False, default=None)
-    """The fit itself, which predictions need."""
+    """The least-squares fit, which predictions need."""
 
 
 class Prediction(NamedTuple):
-    """Accuracy at a point, with the ends of its 95 % interval where there is one."""
+    """The predicted accuracy at a point, with the ends of its 95 % interval where there is one."""
 
     value: float
     low: float | None
@@ -76,7 +76,7 @@ class Prediction(NamedTuple):
 
 
 class LeftOut(NamedTuple):
-    """Every variant predicted from all others: points, root mean square error, share of points inside."""
+    """The predictions of every variant from all others: points, root mean square error, share of points inside."""
 
     points: pl.DataFrame
     rmse: float | None
@@ -85,10 +85,10 @@ class LeftOut(NamedTuple):
 
 
 def points(results: pl.DataFrame, name: str, first_epoch: int = 1) -> pl.DataFrame:
-    """The points (`POINTS`) of set `name`, "test" or "ood", from the frame of results of a study.
+    """Return the points (`POINTS`) of set `name`, "test" or "ood", from a study's frame of results.
 
-    The model's own choice is epoch 1 on; from epoch 2 it is a check on how much the first epoch, in which the
-    form of the answer is learnt, weighs.
+    The model itself uses the points from epoch 1 on. A fit from epoch 2 on checks how much weight the first epoch
+    has, in which the run learns the form of the answer.
     """
     taken = results.filter(pl.col("kind").is_in(["shares", "known"]) & (pl.col("epoch") >= first_epoch))
     key = ["variant", "seed", "epoch"]
@@ -110,9 +110,9 @@ def points(results: pl.DataFrame, name: str, first_epoch: int = 1) -> pl.DataFra
 
 
 def paper_points() -> pl.DataFrame:
-    """The paper's D variants (Figures 3 and 4) as 14 points: epoch 1 stands for EARLY_STOP, 2 for CONVERGENCE.
+    """Return the paper's D variants (Figures 3 and 4) as 14 points: epoch 1 stands for EARLY_STOP, 2 for CONVERGENCE.
 
-    There all is fitted. The D_Known runs give no fitted share at EARLY_STOP.
+    At CONVERGENCE all rows are fitted. The paper gives no fitted share of the D_Known runs at EARLY_STOP.
     """
     lines = []
     ends = (complete_series("D", "early_stop"), complete_series("D", "convergence"))
@@ -124,10 +124,10 @@ def paper_points() -> pl.DataFrame:
 
 
 def fit(points: pl.DataFrame) -> LinearModel:
-    """Least squares on `POINTS`, errors clustered by run (CR2).
+    """Fit least squares to `POINTS`, with errors clustered by run (CR2).
 
-    No error is given for under five runs, or where one run alone holds a coefficient. No coefficient is given
-    where the points lie on a line.
+    The result has no errors for under five runs, or where a single run determines a coefficient. It has no
+    coefficients where the points lie on a line.
     """
     runs = points["run"].n_unique()
     x, y = _design(points), points["accuracy"].to_numpy()
@@ -167,16 +167,16 @@ def _design(points: pl.DataFrame) -> Array:
 
 
 def _numbers(names: pl.Series) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Names as numbers in the order of the sorted names."""
+    """Number the names in their sorted order."""
     return np.unique(names.to_numpy(), return_inverse=True)[1].astype(np.int64)
 
 
 def predict(model: LinearModel, known: float, unknown: float, *, new_run: bool = True) -> Prediction:
-    """Accuracy where so many Known and Unknown rows over |D| are fitted.
+    """Predict the accuracy at `known` and `unknown`, the fitted Known and Unknown rows over |D|.
 
-    `new_run`: the interval is for what one evaluation of a new run would measure, so the spread of runs and of
-    points about the line is in it. Without, it is for the line itself. Raises ValueError for a model without
-    coefficients.
+    With `new_run`, the interval is for what one evaluation of a new run would measure, so it includes the spread
+    of runs and of points about the fit. Without it, the interval is for the fit itself. Raises ValueError for a
+    model without coefficients.
     """
     from scipy.stats import t
 
@@ -193,9 +193,9 @@ def predict(model: LinearModel, known: float, unknown: float, *, new_run: bool =
 
 
 def within(points: pl.DataFrame, known: float, unknown: float) -> bool:
-    """Whether the asked point lies in the convex hull of the fitted points; outside, a prediction extrapolates.
+    """Return whether the point lies in the convex hull of the fitted points; outside, a prediction extrapolates.
 
-    It does when the directions from it to the points leave no gap of more than half a turn.
+    It lies inside when the directions from it to the fitted points leave no gap of more than half a turn.
     """
     away = np.column_stack([points["known"].to_numpy() - known, points["unknown"].to_numpy() - unknown])
     if not len(away) or bool(np.any(np.abs(away).max(axis=1) < 1e-9)):
@@ -206,10 +206,10 @@ def within(points: pl.DataFrame, known: float, unknown: float) -> bool:
 
 
 def leave_out(points: pl.DataFrame) -> LeftOut:
-    """Each variant's points predicted by the model of all other variants: how far off, how often inside.
+    """Predict each variant's points by the model of all other variants, and measure the error and coverage.
 
-    `points` gains predicted, ci_low, ci_high, error (predicted - accuracy), inside (of the hull of the others). A
-    variant without which nothing can be fitted is skipped.
+    `points` gains predicted, ci_low, ci_high, error (predicted - accuracy) and inside (whether the point is in the
+    hull of the others). A variant without which nothing can be fitted is skipped.
     """
     parts, skipped = [], []
     for variant in points["variant"].unique().sort():
@@ -238,7 +238,7 @@ def leave_out(points: pl.DataFrame) -> LeftOut:
 
 
 def as_json(model: LinearModel, checks: Sequence[tuple[str, LinearModel]] = ()) -> dict[str, Any]:
-    """Plain values for `linear_model.json`; `checks`: other fits by name, such as the one from epoch 2."""
+    """Return plain values for `linear_model.json`. `checks` has other fits by name, such as the one from epoch 2."""
     found = {
         name: None if one is None else {key: value for key, value in vars(one).items() if value is not None}
         for name, one in (("b0", model.intercept), ("b_kn", model.known), ("b_unk", model.unknown))

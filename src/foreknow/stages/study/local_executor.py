@@ -1,7 +1,7 @@
-"""The runs of a study, one after the other or several at once: in processes of this machine, or on Ray.
+"""Do the runs of a study, one after the other or several at once, in processes of this machine or on Ray.
 
-A run is `foreknow tune` on its own folder, so an interrupted study goes on inside the run where it stopped, and a
-run that is done is never done again. What a run says goes to `log.txt` in its folder.
+A run is `foreknow tune` on its own folder, so an interrupted study resumes inside the run where it stopped, and a
+finished run is never repeated. The messages of a run go to `log.txt` in its folder.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def is_done(folder: Path) -> bool:
-    """Whether a run's folder is complete."""
+    """Return whether a run's folder is complete."""
     return (folder / "manifest.json").is_file() and (folder / "results.json").is_file()
 
 
@@ -44,10 +44,12 @@ def run_all(
     rows: Mapping[str, int],
     cluster: Cluster | None = None,
 ) -> None:
-    """Do the runs that are not done. `rows`: rows to train on in each, for the time that is left; `cluster`: whose
-    processes do them, in place of `workers` of this machine.
+    """Do the runs that are not done.
 
-    Raises the error of a run that failed; those beside it are ended, and go on with the next call.
+    `rows` gives the number of rows to train on in each run, which the estimate of the remaining time needs. With
+    `cluster`, its processes do the runs instead of `workers` processes of this machine.
+
+    Raises the error of a run that failed. The runs beside it are ended, and the next call resumes them.
     """
     left = {name: config for name, config in configs.items() if not is_done(_folder(config))}
     if len(left) < len(configs):
@@ -66,7 +68,7 @@ def run_all(
 
 
 class _Progress:
-    """Says after each run what is left, by the rows trained on so far."""
+    """Reports the remaining time after each run, from the rows trained on so far."""
 
     def __init__(self, total: int, finished: int, rows: int):
         self.total, self.finished, self.rows, self.trained = total, finished, rows, 0
@@ -82,7 +84,7 @@ class _Progress:
 def _in_processes(
     left: Mapping[str, TuneConfig], workers: int, keep_weights: bool, done: Callable[[str], None]
 ) -> None:
-    """Workers stay alive over runs. One that is killed breaks the pool; its run is taken up once more."""
+    """Do the runs in workers that stay alive over runs. A killed worker breaks the pool; its run is resumed once."""
     again: set[str] = set()
     waiting = dict(left)
     while waiting:
@@ -116,14 +118,17 @@ def _in_processes(
 
 
 def _start_worker(messages: bool) -> None:
-    """Show messages in a worker where its parent does, and let it end with its parent."""
+    """Show messages in a worker if its parent shows them, and end the worker when its parent ends."""
     if messages:
         log_to_stderr()
     _end_with_parent()
 
 
 def _end_with_parent() -> None:
-    """Let a worker end when the study is killed: it would hold its run's folder against the same command."""
+    """Start a thread that ends this worker when the study is killed.
+
+    Otherwise the worker would keep its run's folder locked against the same command.
+    """
 
     def watch() -> None:
         parent = multiprocessing.parent_process()
@@ -149,7 +154,7 @@ def _collect(
 
 @contextlib.contextmanager
 def _threads(count: int) -> Any:
-    """Let processes started inside compute with so many threads each."""
+    """Let each process that is started inside compute with `count` threads."""
     before = {name: os.environ.get(name) for name in THREADS}
     os.environ.update(dict.fromkeys(THREADS, str(count)))
     try:

@@ -1,4 +1,4 @@
-"""What the runs of a study measured, in two frames that every table is made from. Pure but for reading folders."""
+"""Collect what a study's runs measured in two frames, which every table is made from. Pure but for reading folders."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ RESULTS: Final[dict[str, pl.DataType]] = {
     "early_stop": pl.Boolean(),
     "convergence": pl.Boolean(),
 }
-"""One line a run, epoch, set and category (`all`: every row). Of the set train, right rows are the fitted ones; of
-`test_refused`, those that the model refuses. `size`: |D| of the variant; for D_Known that of the D it is made from.
-`early_stop`, `convergence`: whether the run's best, or last, epoch is this one."""
+"""One row per run, epoch, set and category (`all`: every row). In the set train, the right rows are the fitted ones; in
+`test_refused`, those that the model refuses. `size` is |D| of the variant; for D_Known it is that of the D it is made
+from. `early_stop` and `convergence` say whether this epoch is the run's best, or last, one."""
 OUTCOMES: Final[dict[str, pl.DataType]] = {
     "variant": pl.String(),
     "seed": pl.Int64(),
@@ -41,11 +41,11 @@ OUTCOMES: Final[dict[str, pl.DataType]] = {
     "group": pl.String(),
     "correct": pl.Boolean(),
 }
-"""Row by row at the two points (`early_stop`, `convergence`); `row`: its number within the set's file."""
+"""One line per row at each of the two points (`early_stop`, `convergence`). `row` is its number in the set's file."""
 
 
 def results_of(run: Run, size: int, lines: Iterable[dict[str, Any]], metric: str) -> pl.DataFrame:
-    """A run's lines of `metrics.jsonl` as `RESULTS`."""
+    """Convert a run's lines of `metrics.jsonl` to `RESULTS`."""
     ends = curves.epochs(list(lines))
     best, last = selection.best(ends, metric), ends[-1]
     variant = run.variant
@@ -73,7 +73,7 @@ def results_of(run: Run, size: int, lines: Iterable[dict[str, Any]], metric: str
 
 
 def outcomes_of(run: Run, tuned: TrainResult) -> pl.DataFrame:
-    """A run's watched rows at EARLY_STOP and CONVERGENCE (`OUTCOMES`), without those it was trained on."""
+    """Return a run's watched rows at EARLY_STOP and CONVERGENCE (`OUTCOMES`), without those it was trained on."""
     rows = tuned.rows.select("set", "row", "category", "group")
     parts = [pl.DataFrame(schema=OUTCOMES)]
     for point in ("early_stop", "convergence"):

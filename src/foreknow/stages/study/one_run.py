@@ -1,4 +1,4 @@
-"""One run of a study: train it, and drop its weights unless they are wanted."""
+"""Train one run of a study, and delete its weights unless they are wanted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WEIGHTS: Final = ("early_stop", "convergence")
 
 
 def train_one_run(config: TuneConfig, keep_weights: bool) -> None:
-    """One run; what it says goes to its log."""
+    """Train one run and write its messages to its log."""
     folder = _folder(config)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f"{folder.name}.log").open("a", encoding="utf-8") as log, contextlib.redirect_stderr(log):
@@ -29,7 +29,7 @@ def train_one_run(config: TuneConfig, keep_weights: bool) -> None:
 
 
 def drop_weights(folder: Path) -> None:
-    """Delete a finished run's weights; what was measured stays."""
+    """Delete a finished run's weights, but keep what it measured."""
     for name in WEIGHTS:
         shutil.rmtree(folder / name, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""A finished study -> its tables, its scorecard and its page."""
+"""Write the tables, the scorecard and the page of a finished study."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from foreknow.stages.study.tables import all_tables
 
 
 def write_page(study: StudyResult) -> Path:
-    """Make the paper's tables, the scorecard and the page of a finished study again; returns the page's path.
+    """Write the paper's tables, the scorecard and the page of a finished study again, and return the page's path.
 
-    No model is asked: all of it comes from `results.parquet`, `outcomes.parquet` and the audit.
+    This runs no model: everything comes from `results.parquet`, `outcomes.parquet` and the audit.
     """
 
     tables = all_tables(study)

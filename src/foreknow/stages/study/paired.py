@@ -1,14 +1,16 @@
-"""Two sets of outcomes on the same rows: which of the two answers more rows right? Pure.
+"""Test which of two sets of outcomes on the same rows answers more rows right. Pure.
 
-Three tests, for three questions:
+There are three tests, for three questions:
 
-parts        the paper's (section 4): rows shuffled and cut into 100 parts, accuracy per part, paired t-test. Its p
-             hangs on the shuffle, so the median over 200 shuffles is given. It speaks of rows only.
-mcnemar      exact, for one seed: of the rows on which the two differ, are half right in each? Rows only.
-difference   rows and seeds: what if other rows of the same groups, and other seeds, had been drawn?
+parts        The paper's test (section 4) shuffles the rows, cuts them into 100 parts and compares the accuracies of
+             the parts by a paired t-test. Its p depends on the shuffle, so the result is the median over 200
+             shuffles. It covers the choice of rows only.
+mcnemar      An exact test for one seed: of the rows on which the two differ, are half right in each? It covers the
+             choice of rows only.
+difference   A bootstrap of rows and seeds: what if other rows of the same groups, and other seeds, had been drawn?
 
-Differences are second - first, as shares. Frames are those of `outcomes.parquet` of a study, filtered to one variant
-and point: seed, set, row, group, correct.
+Differences are second - first, as shares. Frames come from `outcomes.parquet` of a study, filtered to one variant and
+point, with the columns seed, set, row, group, correct.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from foreknow.stats import SMALL_STRATUM, wilson
 
 Array = NDArray[np.float64]
 Statistic = Callable[[Array], Array]
-"""Totals (..., quantities), each a sum over rows divided by the rows' number -> figures (...)."""
+"""A function from totals (..., quantities), each a sum over rows divided by the number of rows, to figures (...)."""
 
 PARTS: Final = 100
 SHUFFLES: Final = 200
@@ -37,9 +39,9 @@ LEVEL: Final = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure, its 95 % interval, standard error and degrees of freedom; the seeds and rows it rests on.
+    """A figure, its 95 % interval, standard error and degrees of freedom, and the number of seeds and rows behind it.
 
-    With one seed, differences between seeds are not in the interval.
+    With one seed, the interval does not include differences between seeds.
     """
 
     value: float
@@ -51,7 +53,7 @@ class Estimate:
     rows: int
 
     def p(self, reference: float = 0.0) -> float:
-        """Two-sided p of the hypothesis that the true figure is `reference`."""
+        """Return the two-sided p of the hypothesis that the true figure is `reference`."""
         from scipy.stats import t
 
         away = abs(self.value - reference)
@@ -59,7 +61,7 @@ class Estimate:
 
 
 class Parts(NamedTuple):
-    """The paper's test: the difference, the median p over shuffles, the smallest and the largest."""
+    """The result of the paper's test: the difference, and the median, smallest and largest p over shuffles."""
 
     difference: float
     p: float
@@ -68,7 +70,7 @@ class Parts(NamedTuple):
 
 
 class McNemar(NamedTuple):
-    """Rows that only the first, and only the second, answers right; exact two-sided p."""
+    """The numbers of rows that only the first, and only the second, answers right, and the exact two-sided p."""
 
     first_only: int
     second_only: int
@@ -77,7 +79,7 @@ class McNemar(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """Outcomes of the same rows in several quantities: quantities x seeds x rows, and each row's group by number."""
+    """Outcomes of the same rows in several quantities: quantities x seeds x rows, and each row's group as a number."""
 
     values: Array
     groups: NDArray[np.int64]
@@ -85,7 +87,7 @@ class Stack:
 
 
 def stack(frames: Sequence[pl.DataFrame]) -> Stack:
-    """One quantity a frame, over the seeds that all frames have. Raises InputError where the rows are not the same."""
+    """Stack frames, one quantity each, over the seeds that all have. Raises InputError if their rows differ."""
     parts = [frame.sort("row").partition_by("seed", as_dict=True) for frame in frames]
     seeds = sorted(set.intersection(*(set(part) for part in parts))) if parts else []
     if not seeds:
@@ -106,7 +108,7 @@ def stack(frames: Sequence[pl.DataFrame]) -> Stack:
 def parts(
     first: pl.DataFrame, second: pl.DataFrame, *, cut: int = PARTS, shuffles: int = SHUFFLES, seed: int = 0
 ) -> Parts:
-    """The paper's test of difference. Over several seeds a row counts with its mean. p is 1 where no row differs.
+    """Run the paper's test of difference. Over several seeds, a row counts with its mean. p is 1 where no row differs.
 
     Raises InputError for fewer rows than parts.
     """
@@ -128,7 +130,7 @@ def parts(
 
 
 def mcnemar(first: pl.DataFrame, second: pl.DataFrame) -> McNemar:
-    """Exact McNemar test of one seed. Raises InputError for several: their rows are not independent."""
+    """Run the exact McNemar test of one seed. Raises InputError for several: their rows are not independent."""
     both = stack([first, second])
     if len(both.seeds) > 1:
         raise InputError(f"outcomes: {len(both.seeds)} seeds, McNemar's test is for one; use `difference`")
@@ -138,22 +140,22 @@ def mcnemar(first: pl.DataFrame, second: pl.DataFrame) -> McNemar:
 
 
 def difference(first: pl.DataFrame, second: pl.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> Estimate:
-    """Accuracy of the second less that of the first, over rows and seeds."""
+    """Estimate the accuracy of the second minus that of the first, over rows and seeds."""
     return resampled(stack([first, second]), lambda total: total[..., 1] - total[..., 0], draws=draws, seed=seed)
 
 
 def resampled(outcomes: Stack, statistic: Statistic, *, draws: int = DRAWS, seed: int = 0) -> Estimate:
-    """`statistic` of the quantities' means with the interval that a bootstrap of rows and seeds gives.
+    """Compute `statistic` of the quantities' means, with its interval from a bootstrap of rows and seeds.
 
-    A draw takes rows anew within each group (groups under five rows together) and seeds anew; all quantities move
-    with the same rows and seeds. What rows and what seeds move is added, the latter widened by sqrt(S / (S - 1)),
-    since S seeds vary less about their own mean. The interval is the value +- Student's t times the draws' standard
-    deviation, with Satterthwaite degrees of freedom: percentiles of so few seeds are too narrow. Where no draw moves,
-    the error is that of Wilson's interval of 0 in so many rows.
+    A draw resamples rows within each group (groups of under five rows together), and seeds; all quantities use the
+    same rows and seeds. The changes due to rows and due to seeds are added; the latter are multiplied by
+    sqrt(S / (S - 1)), since S seeds vary less about their own mean. The interval is the value +- Student's t times the
+    draws' standard deviation, with Satterthwaite degrees of freedom: percentiles over so few seeds are too narrow.
+    Where no draw differs, the error is that of Wilson's interval of 0 in that number of rows.
 
-    Chance that belongs to one row in one run is counted with the rows and again with the seeds, so the interval is
-    wide where seeds hardly matter (95 % covered 97 to 99 % of simulated differences with 3 to 8 seeds). Where seeds
-    outweigh rows it covered 86 % with 2 seeds, 92 % with 3, 96 % with 5.
+    Noise of one row in one run counts both with the rows and with the seeds, so the interval is wide where seeds
+    hardly matter: 95 % intervals covered 97 to 99 % of simulated differences with 3 to 8 seeds. Where seeds matter more
+    than rows, they covered 86 % with 2 seeds, 92 % with 3 and 96 % with 5.
     """
     from scipy.stats import t
 
@@ -176,9 +178,9 @@ def resampled(outcomes: Stack, statistic: Statistic, *, draws: int = DRAWS, seed
 
 
 def _rows_anew(outcomes: Stack, draws: int, generator: np.random.Generator) -> Array:
-    """Means of the quantities over all seeds (draws x quantities), rows drawn anew within each group.
+    """Return means of the quantities over all seeds (draws x quantities), with rows resampled within each group.
 
-    Rows of a group with the same values are alike, so their counts are drawn instead of the rows.
+    Rows of a group with the same values are interchangeable, so this draws their counts instead of the rows.
     """
     means = outcomes.values.mean(axis=1).T
     sizes = np.bincount(outcomes.groups)

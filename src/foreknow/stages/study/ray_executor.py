@@ -1,7 +1,7 @@
-"""The runs of a study on Ray: one task a run, each with its cores and, where there are GPUs, a GPU.
+"""Do the runs of a study on Ray, each in a task with its own cores and, where there are GPUs, its own GPU.
 
-A task does what a process of the local pool does (`study_runs.one`), in the same folder. One that is lost is started
-again by Ray and goes on inside its run. So the study's folder must be one that every node reads and writes.
+A task does what a process of the local pool does (`one_run.train_one_run`), in the same folder. Ray starts a lost task
+again, and the task resumes inside its run. So every node must be able to read and write the study's folder.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ logger = logging.getLogger(__name__)
 def runs_on_ray(
     left: Mapping[str, TuneConfig], folder: Path, cluster: Cluster, keep_weights: bool, done: Callable[[str], None]
 ) -> None:
-    """Do the runs in tasks of the cluster; `folder`: the study's.
+    """Do the runs in tasks of the cluster. `folder` is the study's.
 
-    Raises the error of a run that failed; those beside it are ended, and go on with the next call. Raises
+    Raises the error of a run that failed; the runs beside it are ended, and the next call resumes them. Raises
     RunFolderError where a node does not share the folder.
     """
 
@@ -76,7 +76,7 @@ def runs_on_ray(
 
 
 def _placed(config: TuneConfig) -> dict[str, Any]:
-    """A run's settings, with files named so that they are found whatever folder a process runs in."""
+    """Return a run's settings with file paths that are valid whatever folder a process runs in."""
     found = config.resolved()
     files = ("train", "dev", "test", "model", "base", "audit", "prompt_template", "templates")
     return {**found, **{name: absolute(found[name]) for name in files}, "out": str(Path(str(config.out)).resolve())}
@@ -85,7 +85,7 @@ def _placed(config: TuneConfig) -> dict[str, Any]:
 def _run(
     settings: dict[str, Any], keep_weights: bool, threads: int, name: str, registry: Any, version: str
 ) -> dict[str, str] | None:
-    """One run in a process of the cluster. An error is given back as plain values."""
+    """Do one run in a process of the cluster, and return an error as plain values."""
     import ray
     import torch
 
@@ -105,13 +105,13 @@ def _run(
 
 
 def _on_gpu(cluster: Cluster, left: Mapping[str, TuneConfig]) -> bool:
-    """Whether each run gets a GPU: where there are any, unless the CPU is asked for."""
+    """Return whether each run gets a GPU: it does where there are any, unless the settings ask for the CPU."""
     asked = {config.device.partition(":")[0] for config in left.values()}
     return "cuda" in asked or ("cpu" not in asked and any(node.gpus for node in cluster.nodes()))
 
 
 def _check_shared(cluster: Cluster, folder: Path) -> None:
-    """Let every node read what is written here, and write what is read here. Raises RunFolderError."""
+    """Check that every node reads what this process writes, and the other way round. Raises RunFolderError."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     ray, word = cluster.ray, secrets.token_hex(8)
@@ -139,7 +139,7 @@ def _check_shared(cluster: Cluster, folder: Path) -> None:
 
 
 def _sees(mark: str, word: str) -> str:
-    """What a node answers beside a file that it can read; "" where it cannot."""
+    """Write a node's answer beside a file that it can read, and return the answer; "" where it cannot read the file."""
     path, mine = Path(mark), f"{os.getpid()}-{secrets.token_hex(4)}"
     try:
         if path.read_text(encoding="utf-8") != word:

@@ -1,4 +1,4 @@
-"""The result of a study: a view of its folder."""
+"""Open the folder of a finished study and read its results."""
 
 from __future__ import annotations
 
@@ -26,46 +26,46 @@ class StudyResult:
 
     @cached_property
     def results(self) -> pl.DataFrame:
-        """Every run, epoch, set and category (`measurements.RESULTS`)."""
+        """Return the results of every run, epoch, set and category (`measurements.RESULTS`)."""
         return pl.read_parquet(self.folder / "results.parquet")
 
     @cached_property
     def outcomes(self) -> pl.DataFrame:
-        """Every watched row at the two points (`measurements.OUTCOMES`)."""
+        """Return every watched row at the two points (`measurements.OUTCOMES`)."""
         return pl.read_parquet(self.folder / "outcomes.parquet")
 
     @cached_property
     def tables(self) -> dict[str, pl.DataFrame]:
-        """The paper's tables (`stages/study/tables.py`), as written to `tables/`."""
+        """Return the paper's tables (`stages/study/tables.py`), as written to `tables/`."""
         files = sorted((self.folder / "tables").glob("*.csv"))
         return {path.stem: table_of(path.read_text(encoding="utf-8")) for path in files}
 
     @cached_property
     def relations(self) -> pl.DataFrame:
-        """The relations by what a model that only guesses would score, and whether they are used (`data_split.py`)."""
+        """Return the relations, the score of a model that only guesses, and whether each is used (`data_split.py`)."""
         return table_of((self.folder / "relations.csv").read_text(encoding="utf-8"), "relation")
 
     @cached_property
     def audit(self) -> AuditResult:
-        """The audit of the study's rows."""
+        """Return the audit of the study's rows."""
         return open_audit(self.folder / "audit")
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """What it was asked for, as `config.yaml` has it; empty where only its results are left."""
+        """Return the study's settings from `config.yaml`; empty where only its results are left."""
         file = self.folder / "config.yaml"
         found: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
         return found
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """Model, data, grid, cost."""
+        """Return the manifest: model, data, grid and cost."""
         found: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
         return found
 
 
 def open_study(folder: str | Path) -> StudyResult:
-    """A finished study's folder. Raises InputError where there is none, or a file of it was changed since."""
+    """Open a finished study's folder. Raises InputError where there is none, or where one of its files has changed."""
     folder = download(folder)
     files = verify(folder, partial=True).get("files", {}) if (folder / "manifest.json").is_file() else {}
     for name in ("manifest.json", "results.parquet", *(name for name in files if name == "outcomes.parquet")):

@@ -1,18 +1,18 @@
-"""Study: the paper's whole experiment on one model: audit, mix, tune every variant with every seed, compare.
+"""Run the paper's whole experiment on one model: audit, mix, tune every variant with every seed, compare.
 
     stages/study/settings.py    settings, presets
     stages/study/data_split.py      which rows, in which set; relations to learn from
     stages/study/grid.py      the grid of variants and seeds
     stages/study/local_executor.py      the runs, resumable, several at once
-    stages/study/measurements.py   what they measured, in two frames
+    stages/study/measurements.py   what the runs measured, in two frames
     stages/study/tables.py    the paper's tables and figures from these frames
-    linear_model.py cluster_robust.py paired.py contrasts.py claims.py score_sweep.py   its statistics
+    linear_model.py cluster_robust.py paired.py contrasts.py claims.py score_sweep.py   the statistics
 
 DIR/config.yaml claims.json data.jsonl audit/ variants/ runs/ results.parquet outcomes.parquet relations.csv
 ptrue.parquet manifest.json (last); from these tables/*.csv scorecard.json linear_model.json report.html
 
-Everything that was measured is kept under `runs/`; weights are not, unless asked for. The same command goes on
-where it stopped. More seeds, shares or workers may be asked for later: only what is missing is done.
+A study keeps everything it measured under `runs/`; it keeps weights only on request. The same command resumes an
+interrupted study. A later command may ask for more seeds, shares or workers: it does only what is missing.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ from foreknow.version import __version__
 logger = logging.getLogger(__name__)
 
 REFUSED: Final = "test_refused"
-"""The test rows with the refusal as their gold: right where the model refuses."""
+"""The set of test rows with the refusal as their gold: an answer is right where the model refuses."""
 MEASURED: Final = ("results", "outcomes", "ptrue")
 _GRID: Final = frozenset({"unknown", "known", "only", "natural", "idk", "seeds"})
 _RAY: Final = ("ray", "ray_address", "ray_workers")
@@ -72,7 +72,7 @@ _NO_IDENTITY: Final = frozenset(
 
 
 def run(config: StudyConfig) -> StudyResult:
-    """Do the study that `config` asks for and return it; an interrupted one goes on where it stopped.
+    """Run the study that `config` describes and return it. An interrupted study resumes where it stopped.
 
     Raises the errors of `foreknow.errors`.
     """
@@ -89,7 +89,7 @@ def run(config: StudyConfig) -> StudyResult:
 
 @contextmanager
 def _prepare(config: StudyConfig, rows: pl.DataFrame) -> Iterator[PreparedRun]:
-    """Resolve the model, and open the cluster that the audit and the runs share."""
+    """Resolve the model, and connect to the cluster that the audit and the runs share."""
     began = time.monotonic()
     with open_cluster(config) as cluster:
         found = resolve(config.model, logger.info, bool(config.audit.get("trust_remote_code")), base=config.base)
@@ -120,7 +120,7 @@ def _compute(
     cluster: Cluster | None,
     began: float,
 ) -> None:
-    """Audit, draw and write the sets, do the runs that are missing, gather what they measured."""
+    """Audit the rows, draw and write the sets, do the missing runs, and gather what they measured."""
     write_whole(folder.path / "data.jsonl", rows.write_ndjson)
     if cluster is not None:
         cluster.start()  # one for the audit and the runs
@@ -128,7 +128,7 @@ def _compute(
     plan = _planned(config, audit, folder.path)
     kept = stored_runs(folder.path)
     _check_sizes(folder.path, plan)
-    if folder.manifest is not None:  # what cannot be added to a complete study has been refused by now
+    if folder.manifest is not None:  # an earlier check refused what cannot be added to a complete study
         folder.reopen(config.resolved())
     _write_claims(config, folder.path)
     for line in plan.told:
@@ -139,21 +139,21 @@ def _compute(
 
 
 def _tells(study: StudyResult, config: StudyConfig) -> bool:
-    """Whether a finished study has all that is asked of it: its measurements, P(True), tables at these epochs."""
+    """Return whether a finished study has all that `config` asks for: measurements, P(True), tables at these epochs."""
     wanted = MEASURED[: 3 if config.p_true else 2]
     there = all((study.folder / f"{name}.parquet").is_file() for name in wanted)
     return there and study.settings.get("fixed_epochs", []) == list(config.fixed_epochs)
 
 
 def _prompt(config: StudyConfig) -> list[str] | None:
-    """What the training prompt says, wherever its file lies."""
+    """Return the instruction and target of the training prompt, so that the path of its file does not count."""
     file = config.tune.get("prompt_template")
     found = read_template(Path(file)) if file else None
     return [found.instruction, found.target] if found else None
 
 
 def read_rows(config: StudyConfig) -> pl.DataFrame:
-    """The rows that the study works on (`study_rows.DATA`)."""
+    """Read the rows that the study works on (`data_split.DATA`)."""
     reading = {key: value for key, value in config.audit.items() if key in DataSettings.model_fields}
     facts = read_data(settings_of(DataSettings, {"data": config.data, **reading}))
     behind = earlier_turns(facts.rows).is_not_null()
@@ -165,7 +165,7 @@ def read_rows(config: StudyConfig) -> pl.DataFrame:
 
 
 def audit_settings(config: StudyConfig, folder: Path) -> dict[str, Any]:
-    """Settings of the audit of `folder`'s data.jsonl, which is in our own layout whatever the input's was."""
+    """Return the settings to audit `folder`'s data.jsonl, which has our own layout whatever the input's was."""
     own = {"data": str(folder / "data.jsonl"), "out": folder / "audit", "model": config.model, "base": config.base}
     own |= {name: getattr(config, name) for name in _RAY}
     kept = {key: value for key, value in config.audit.items() if key not in ("layout", "map", "templates", "group_by")}
@@ -173,12 +173,12 @@ def audit_settings(config: StudyConfig, folder: Path) -> dict[str, Any]:
 
 
 def _audited(config: StudyConfig, folder: Path) -> AuditResult:
-    """The audit of the study's rows, done unless it is."""
+    """Return the audit of the study's rows, and run it first if it is not finished."""
     return audit_run.run(settings_of(AuditConfig, audit_settings(config, folder)))
 
 
 class Plan(NamedTuple):
-    """The runs to do: settings and rows to train on by name; |D| by name; what relations are used; what to say."""
+    """The runs to do: settings and number of train rows by name, |D| by name, the relations used, and messages."""
 
     runs: tuple[Run, ...]
     tunes: dict[str, TuneConfig]
@@ -189,7 +189,7 @@ class Plan(NamedTuple):
 
 
 def _planned(config: StudyConfig, audit: AuditResult, folder: Path) -> Plan:
-    """Draw and write every set. Raises InputError where one cannot be filled."""
+    """Draw and write every set. Raises InputError where there are not enough rows for one."""
     relations, used = learnable(audit.rows, config.above_floor)
     audited = audit.rows.filter(pl.col("group").is_in(used))
     trainable = tuple(sorted(audited.filter(pl.col("split") == "train")["group"].unique()))
@@ -217,7 +217,7 @@ def _planned(config: StudyConfig, audit: AuditResult, folder: Path) -> Plan:
 
 
 def _write_sets(audited: pl.DataFrame, config: StudyConfig, folder: Path) -> dict[str, Path]:
-    """The rows to watch, with their categories: dev, test, ood, and test with the refusal as gold."""
+    """Write the rows to watch, with their categories: dev, test, ood, and test with the refusal as gold."""
     columns = ("question", "answers", "subject", "relation", "category")
     found = {}
     for name in ("dev", "test", "ood"):
@@ -234,7 +234,7 @@ def _write_sets(audited: pl.DataFrame, config: StudyConfig, folder: Path) -> dic
 
 
 def _size(config: StudyConfig, audited: pl.DataFrame) -> int:
-    """|D|, the same for every variant. Raises InputError where the rows do not suffice."""
+    """Return |D|, which is the same for every variant. Raises InputError where there are not enough rows."""
     train = audited.filter(pl.col("split") == "train")
     family, among = config.family
     sizes = largest(train, family, among=among)
@@ -266,7 +266,7 @@ def _told(config: StudyConfig, relations: pl.DataFrame, audited: pl.DataFrame, s
 def _write(
     config: StudyConfig, plan: Plan, folder: RunDir, identity: dict[str, Any], grid: list[str], seconds: float
 ) -> None:
-    """Gather what the runs measured, make the tables; the manifest comes last."""
+    """Gather what the runs measured, write the tables, and write the manifest last."""
     results, outcomes = [pl.DataFrame(schema=RESULTS)], [pl.DataFrame(schema=OUTCOMES)]
     kept = stored_runs(folder.path)
     for one in plan.runs:
@@ -303,20 +303,20 @@ def _write(
 
 
 def _write_claims(config: StudyConfig, folder: Path) -> None:
-    """What will be asked of the runs stands before the first of them."""
+    """Write the claims that the study will test, before its first run."""
     asked = [{**asdict(claim), "margin": config.margin} for claim in CLAIMS]
     write_json(folder / "claims.json", asked)
 
 
 class StoredRun(NamedTuple):
-    """What was measured of a run whose own folder is no longer there."""
+    """The measurements of a run whose own folder no longer exists."""
 
     results: pl.DataFrame
     outcomes: pl.DataFrame
 
 
 def measured(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The results and outcomes so far, empty where there are none. Raises InputError where a file is not a study's."""
+    """Read the results and outcomes so far, empty where there are none. Raises InputError if a file is no study's."""
     files = [folder / "results.parquet", folder / "outcomes.parquet"]
     if not all(file.is_file() for file in files):
         return pl.DataFrame(schema=RESULTS), pl.DataFrame(schema=OUTCOMES)
@@ -330,9 +330,9 @@ def measured(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def stored_runs(folder: Path) -> dict[str, StoredRun]:
-    """Runs by name that stand in the study's `results.parquet` and `outcomes.parquet` but have no folder.
+    """Return by name the runs that are in the study's `results.parquet` and `outcomes.parquet` but have no folder.
 
-    So a study goes on from these two files and its manifest alone.
+    With them, a study can resume from these two files and its manifest alone.
     """
     results, outcomes = measured(folder)
     found = {}
@@ -344,9 +344,10 @@ def stored_runs(folder: Path) -> dict[str, StoredRun]:
 
 
 def _check_sizes(folder: Path, plan: Plan) -> None:
-    """Raise InputError where a run that is done was trained on a set of another size than is planned for it now.
+    """Raise InputError where a finished run was trained on a set of another size than is now planned for it.
 
-    With no size given, |D| is what all sets can have: other sets asked for can make it smaller.
+    Without a size in the settings, |D| is the largest size that all sets can have, so further sets can make it
+    smaller.
     """
     results, _ = measured(folder)
     for variant, seed, size in results.select("variant", "seed", "size").unique(maintain_order=True).iter_rows():
@@ -359,6 +360,6 @@ def _check_sizes(folder: Path, plan: Plan) -> None:
 
 
 def tuned_seconds(folder: Path) -> float:
-    """What a run took, by its own account."""
+    """Return the seconds that a run took, from its own results."""
     found: Mapping[str, float] = TrainResult(folder).results["seconds"]
     return sum(found.values())

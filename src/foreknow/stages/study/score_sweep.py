@@ -1,8 +1,8 @@
-"""Which score finds the facts a model will get wrong? SliCK against P(True), threshold by threshold. Pure.
+"""Compare how well scores (SliCK, P(True)) find the facts a model will get wrong, threshold by threshold. Pure.
 
-The comparison of the paper's section 4: a score calls every row at or below a threshold Unknown. x is the share of
-test rows so called, y the exact match on those after fine-tuning. At the same x the better score has the lower y.
-SliCK itself is one point; a continuous score is a curve.
+This is the comparison of the paper's section 4: a score calls every row at or below a threshold Unknown. x is the share
+of test rows called Unknown, y the exact match on them after fine-tuning. At the same x, the better score has the lower
+y. SliCK itself is one point; a continuous score is a curve.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ SWEEP: Final[dict[str, pl.DataType]] = {
     "rows": pl.Int64(),
     "correct": pl.Int64(),
 }
-"""One line per score, setting and threshold. `threshold`: a row is called Unknown where its score is at most this;
-null for SliCK's own label. `share`, `em`: 0 to 1; `em` is null where no row is called Unknown. `rows`: outcomes of
-rows called Unknown, `correct` of them right; a row tuned with several seeds counts once a seed."""
+"""One row per score, setting and threshold. A row is called Unknown where its score is at most `threshold`, which is
+null for SliCK's own label. `share` and `em` are 0 to 1; `em` is null where no row is called Unknown. `rows` counts the
+outcomes of rows called Unknown, and `correct` those that are right; a row tuned with several seeds counts once per
+seed."""
 
 BUDGETS: Final = ((10, 16), (8, 16), (6, 16), (4, 16), (2, 16), (1, 16), (10, 8), (10, 4), (10, 1))
-"""Exemplar sets and samples of each that SliCK is computed with again; the first is the paper's."""
+"""Pairs of exemplar sets and samples of each for which SliCK is computed again. The first pair is the paper's."""
 
 
 def curve(name: str, setting: str, scores: pl.DataFrame, outcomes: pl.DataFrame) -> pl.DataFrame:
-    """The whole sweep of a score (`row, score`: the higher, the better known) over `outcomes` (`row, correct`).
+    """Sweep all thresholds of a score (`row, score`: the higher, the better known) over `outcomes` (`row, correct`).
 
-    One line for every value the score takes; the last calls all rows Unknown. Rows without a score, or with one
-    that is not a number, are left out.
+    The frame has one line for every value of the score; the last calls all rows Unknown. Rows without a score, or
+    with one that is not a number, are left out.
     """
     known = scores.select("row", pl.col("score").cast(pl.Float64)).filter(pl.col("score").is_not_nan())
     joined = outcomes.join(known, on="row")
@@ -46,7 +47,7 @@ def curve(name: str, setting: str, scores: pl.DataFrame, outcomes: pl.DataFrame)
 
 
 def point(name: str, setting: str, unknown: pl.DataFrame, outcomes: pl.DataFrame) -> pl.DataFrame:
-    """One line for a label (`row, unknown`): no threshold."""
+    """Return the single line of a label (`row, unknown`), which has no threshold."""
     joined = outcomes.join(unknown.filter(pl.col("unknown").is_not_null()), on="row")
     called = joined.filter("unknown")
     line = pl.DataFrame(
@@ -74,12 +75,12 @@ def compare(
     budgets: Iterable[tuple[int, int]] = BUDGETS,
     lenient: bool = False,
 ) -> pl.DataFrame:
-    """Every score on the same rows (`SWEEP`).
+    """Sweep every score on the same rows (`SWEEP`).
 
     `outcomes`: row, correct, of the test rows after tuning on the natural mix (`at_point`). `probes`: the audit's
-    (`slick.PROBES`). `scores`: by name `row, score`, such as P(True) and lift. SliCK's label and `p_hit` are
-    computed from the probes for each of `budgets` (sets, samples); budgets with more sets than were probed are
-    left out. Rows that lack any of the scores are left out everywhere.
+    probes (`slick.PROBES`). `scores`: frames of `row, score` by name, such as P(True) and lift. SliCK's label and
+    `p_hit` are computed from the probes for each of `budgets` (sets, samples); budgets with more sets than were
+    probed are left out. Rows that lack any of the scores are left out everywhere.
     """
     sets = probes["exemplar_set"].n_unique()
     common = outcomes.select("row").unique().join(probes.select("row").unique(), on="row")
@@ -97,7 +98,7 @@ def compare(
         setting = f"{count} sets x {samples} samples"
         unknown = labels.select("row", unknown=pl.col("category") == UNKNOWN)
         found.append(point("SliCK", setting, unknown, rows))
-        # greedily right rows are known whatever their samples say: p_hit alone would rank some of them lower
+        # rows with a right greedy answer are known whatever their samples are; p_hit alone would rank some lower
         score = pl.col("p_hit") + (pl.col("p_greedy") > 0)
         found.append(curve("p_hit", setting, labels.select("row", score=score), rows))
     return pl.concat(found) if found else pl.DataFrame(schema=SWEEP)
@@ -106,16 +107,16 @@ def compare(
 def at_point(
     outcomes: pl.DataFrame, *, variant: str = "natural", point: str = "convergence", name: str = "test"
 ) -> pl.DataFrame:
-    """`row, correct` of one variant, point and set of a study's `outcomes.parquet`; one line a row and seed."""
+    """Return `row, correct` of one variant, point and set of a study's `outcomes.parquet`: a line per row and seed."""
     wanted = (pl.col("variant") == variant) & (pl.col("point") == point) & (pl.col("set") == name)
     return outcomes.filter(wanted).select("row", "correct")
 
 
 def em_at(swept: pl.DataFrame, share: float) -> float | None:
-    """EM of one curve (a score and setting of `SWEEP`) where so large a share is called Unknown, ties at random.
+    """Return the EM of one curve (a score and setting of `SWEEP`) where `share` of the rows are called Unknown.
 
-    Between two thresholds the rows of the upper one are taken in part, as their expectation. None where the
-    share is 0 or the curve is empty.
+    Ties are broken at random: between two thresholds, the rows of the upper one count in part, as their
+    expectation. Returns None where the share is 0 or the curve is empty.
     """
     lines = swept.sort("share").select("share", "rows", "correct").rows()
     if not lines or share <= 0:

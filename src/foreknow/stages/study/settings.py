@@ -1,7 +1,7 @@
-"""Settings of `foreknow study`, and its presets: a preset is a settings file that comes along.
+"""Define the settings of `foreknow study`, and its presets: settings files that the package contains.
 
-The paper's numbers are the defaults (section 3): seven shares of Unknown rows, D_Known of each, one set a category,
-the natural mix, Unknown rows relabelled, an evaluation after 20 epochs besides the best and the last one.
+The defaults are the paper's numbers (section 3): seven shares of Unknown rows, D_Known of each, one set per category,
+the natural mix, Unknown rows relabelled, and an evaluation after 20 epochs besides the best and the last one.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from foreknow.io.remote import download
 from foreknow.settings import COMMON, FILE_ONLY, Group, Settings, read_yaml, settings_of
 
 SETS: Final = ("train", "dev", "test", "ood")
-"""What a study reads rows for: `ood` are relations that no training set has (paper, section 2)."""
+"""The sets that a study reads rows for. `ood` has relations that no training set has (paper, section 2)."""
 _RAY: Final = frozenset({"ray", "ray_address", "ray_workers"})
 _OWN_AUDIT: Final = frozenset({"data", "out", "model", "base", "limit", "max_unknown", "dry_run", "seed"}) | _RAY
 _OWN_TUNE: Final = frozenset(
     {"train", "dev", "test", "out", "model", "base", "audit", "seed", "dry_run", "force", "patience"}
 )
-"""Settings of the stages that the study itself gives."""
+"""Settings of the stages that the study itself sets."""
 
 
 def _none_is_empty(value: Any) -> Any:
@@ -164,12 +164,12 @@ class StudyConfig(Settings):
 
     @property
     def tune_settings(self) -> dict[str, Any]:
-        """What the study hands to foreknow tune: the paper's training and its EARLY_STOP by dev EM, unless given."""
+        """Return the settings for foreknow tune; by default, the paper's training and its EARLY_STOP by dev EM."""
         return {"preset": "paper", "metric": "dev_em", **self.tune}
 
     @property
     def family(self) -> tuple[Literal["shares", "categories"], tuple[str, ...]]:
-        """What limits |D| (paper, section 3): with sets of one category the rarest of these, and of Unknown."""
+        """Return what limits |D| (paper, section 3): with sets of one category, the rarest of these and of Unknown."""
         if not self.only:
             return "shares", CATEGORIES
         return "categories", tuple(name for name in CATEGORIES if name in (*self.only, CATEGORIES[-1]))
@@ -178,7 +178,7 @@ class StudyConfig(Settings):
 def _checked(
     model: type[Settings], value: dict[str, Any], own: frozenset[str], needed: dict[str, Any]
 ) -> dict[str, Any]:
-    """A stage's settings as given, if the stage would take them."""
+    """Return a stage's settings unchanged, if the stage accepts them."""
     named = {str(key).replace("-", "_"): setting for key, setting in value.items()}
     for key in named:
         if key in own:
@@ -191,14 +191,14 @@ def _checked(
 
 
 def preset_names() -> list[str]:
-    """The presets that come along."""
+    """Return the names of the presets in the package."""
     return sorted(p.name.removesuffix(".yaml") for p in files("foreknow.presets").iterdir() if p.name.endswith(".yaml"))
 
 
 def study_settings(which: str, given: dict[str, Any]) -> StudyConfig:
-    """A preset's, or a file's, settings with those given on top. Raises ConfigError.
+    """Return the settings of a preset or file, overridden by those given. Raises ConfigError.
 
-    A prompt template is looked for beside the settings file.
+    A prompt template's path is resolved against the settings file's folder if the file exists there.
     """
     file = settings_file(which)
     tune = {**read_yaml(file), **given}.get("tune")
@@ -210,7 +210,7 @@ def study_settings(which: str, given: dict[str, Any]) -> StudyConfig:
 
 
 def settings_file(name: str) -> Path:
-    """The settings file that a preset, or a path, names. Raises ConfigError where there is none."""
+    """Return the settings file that a preset's name or a path means. Raises ConfigError where there is none."""
     if name in preset_names():
         return Path(str(files("foreknow.presets").joinpath(f"{name}.yaml")))
     path = download(name)

@@ -1,4 +1,4 @@
-"""SliCK and P(True) held against what a study's model gets wrong after training (`score_sweep.py` says how). Pure."""
+"""Compare SliCK and P(True) with what a study's model gets wrong after training (see `score_sweep.py`). Pure."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from foreknow.stages.study.result import StudyResult
 
 SWEEP: Final[dict[str, pl.DataType]] = {"variant": pl.String(), "point": pl.String(), **score_sweep.SWEEP}
-"""`score_sweep.SWEEP` of one variant at CONVERGENCE: the natural mix, else D with the share nearest to the test's."""
+"""`score_sweep.SWEEP` of one variant at CONVERGENCE: the natural mix, or D with the share nearest to the test's."""
 THRESHOLDS: Final = 200
-"""At most so many thresholds of a curve are kept, evenly spread over the share called Unknown."""
+"""The maximum number of thresholds kept of a curve, evenly spread over the share called Unknown."""
 
 
 def swept(study: StudyResult) -> pl.DataFrame:
-    """SliCK's label, its `p_hit` and P(True), where `ptrue.parquet` has it, as finders of what stays wrong (`SWEEP`).
+    """Sweep SliCK's label, its `p_hit` and P(True), where `ptrue.parquet` has it, over what stays wrong (`SWEEP`).
 
-    The audit's own budget comes first. Empty where the audit's rows and the outcomes cannot be told to be the same.
+    The audit's own budget comes first. The frame is empty where the audit's rows cannot be matched with the outcomes.
     """
     outcomes = study.outcomes.filter((pl.col("set") == "test") & (pl.col("point") == LATE))
     rows = tested_rows(study.audit.rows, study.relations)
@@ -48,7 +48,7 @@ def swept(study: StudyResult) -> pl.DataFrame:
 
 
 def tested_rows(audited: pl.DataFrame, relations: pl.DataFrame) -> pl.DataFrame:
-    """row (number within the set test), audited (row of the audit), category: as a study writes its test rows."""
+    """Return row (number in the set test), audited (row of the audit) and category, as a study writes its test rows."""
     used = relations.filter(pl.col("used"))["relation"]
     of = audited.filter(
         pl.col("group").is_in(used.implode()) & (pl.col("split") == "test") & pl.col("category").is_not_null()
@@ -59,7 +59,7 @@ def tested_rows(audited: pl.DataFrame, relations: pl.DataFrame) -> pl.DataFrame:
 
 
 def _natural(results: pl.DataFrame, categories: pl.Series) -> str | None:
-    """The variant with the audit's own shares, or the D that is nearest to them."""
+    """Return the variant with the audit's own shares, or the D that is nearest to them."""
     natural = results.filter(pl.col("kind") == "natural")["variant"]
     if len(natural):
         return str(natural[0])

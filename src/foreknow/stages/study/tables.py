@@ -1,8 +1,8 @@
-"""The runs of a study -> the tables of the paper, the paper's own figures beside ours (`paper_figures`). Pure.
+"""Make the paper's tables from the runs of a study, with the paper's own figures (`paper_figures`) beside ours. Pure.
 
-Every table is a frame of its own with a fixed schema, empty where the study lacks the runs for it. Shares are 0 to 1.
-Over seeds: `em` (or `share`) is their mean, `seed_min` and `seed_max` the smallest and largest, `seeds` how many.
-`ci_low` and `ci_high` are the ends of a 95 % interval, and `interval` says what may vary in it: "rows and seeds"
+Every table is a frame with a fixed schema; it is empty where the study lacks the runs for it. Shares are 0 to 1. `em`
+(or `share`) is the mean over seeds, `seed_min` and `seed_max` are the smallest and largest value, and `seeds` is their
+number. `ci_low` and `ci_high` are the ends of a 95 % interval, and `interval` says what varies in it: "rows and seeds"
 (bootstrap, where outcomes are known row by row), else "rows" (Wilson's, of the mean over seeds). `paper` is null where
 the paper has no figure.
 
@@ -11,7 +11,7 @@ the paper has no figure.
     fitted       Figure 4     rows fitted at EARLY_STOP
     linear       Table 1      EM from Known and Unknown rows fitted
     single       Table 2      sets of one category and the natural mix, by test category
-    differences  Table 2      every contrast the page speaks of, by the paper's test and two more (differences.py)
+    differences  Table 2      every contrast on the page, by the paper's test and two more (differences.py)
     refusals                  Unknown rows relabelled as a refusal (differences.py)
     sweep                     SliCK against P(True) (sweep_run.py)
     claims                    the nine claims (claims.py)
@@ -72,7 +72,7 @@ CURVES: Final[dict[str, pl.DataType]] = {
     "seed_max": pl.Float64(),
     "paper": pl.Float64(),
 }
-"""`measure`: known or unknown (train rows fitted), or dev (EM)."""
+"""`measure` is known or unknown (the share of train rows fitted), or dev (EM)."""
 SHARES: Final[dict[str, pl.DataType]] = {
     "variant": pl.String(),
     "trained_on": pl.String(),
@@ -82,7 +82,7 @@ SHARES: Final[dict[str, pl.DataType]] = {
     "category": pl.String(),
     **_SPREAD,
 }
-"""`point`: early_stop, "epoch n", convergence; `epoch`: mean over seeds of where that is. `rows`: of the set."""
+"""`point` is early_stop, "epoch n" or convergence; `epoch` is its mean over seeds; `rows` counts the set's rows."""
 FITTED: Final[dict[str, pl.DataType]] = {
     "variant": pl.String(),
     "trained_on": pl.String(),
@@ -91,7 +91,7 @@ FITTED: Final[dict[str, pl.DataType]] = {
     "part": pl.String(),
     **_SPREAD,
 }
-"""`part`: Known or Unknown; `rows`: of that part, of all seeds together; `em`: the share of them fitted."""
+"""`part` is Known or Unknown; `rows` counts that part over all seeds; `em` is the share of these rows fitted."""
 LINEAR: Final[dict[str, pl.DataType]] = {
     "set": pl.String(),
     "fit": pl.String(),
@@ -102,7 +102,7 @@ LINEAR: Final[dict[str, pl.DataType]] = {
     "note": pl.String(),
     "paper": pl.Float64(),
 }
-"""One line a coefficient (b0, b_kn, b_unk). `fit`: from epoch 1, from epoch 2, or the paper's points."""
+"""One row per coefficient (b0, b_kn, b_unk). `fit` is from epoch 1, from epoch 2, or of the paper's points."""
 SINGLE: Final[dict[str, pl.DataType]] = {
     "variant": pl.String(),
     "trained": pl.String(),
@@ -111,13 +111,13 @@ SINGLE: Final[dict[str, pl.DataType]] = {
     "category": pl.String(),
     **_SPREAD,
 }
-"""`trained`: the category of the training set, or natural; `category`: of the test rows."""
+"""`trained` is the category of the training set, or natural; `category` is that of the test rows."""
 
 
 def all_tables(study: StudyResult, *, seed: int = 0) -> dict[str, pl.DataFrame]:
-    """Every table by name, in the order of the page. `seed`: of the bootstraps.
+    """Return every table by name, in the order of the page. The bootstraps use `seed`.
 
-    Fixed epochs and the margin of the claims are those of the study's own `config.yaml`.
+    The fixed epochs and the margin of the claims come from the study's own `config.yaml`.
     """
     settings, results, outcomes = study.settings, study.results, study.outcomes
     return {
@@ -130,7 +130,7 @@ def all_tables(study: StudyResult, *, seed: int = 0) -> dict[str, pl.DataFrame]:
 def scorecard(
     results: pl.DataFrame, outcomes: pl.DataFrame, margin: float = claims.MARGIN, *, seed: int = 0
 ) -> pl.DataFrame:
-    """The nine claims (`claims.SCORECARD`), each with this margin."""
+    """Return the nine claims (`claims.SCORECARD`), each with this margin."""
     test, ood = (linear_model.fit(linear_model.points(results, name)) for name in ("test", "ood"))
     asked = [replace(claim, margin=margin) for claim in claims.CLAIMS]
     return claims.scorecard(results, outcomes, test, ood, asked, seed)
@@ -139,7 +139,7 @@ def scorecard(
 def tables(
     results: pl.DataFrame, outcomes: pl.DataFrame, fixed_epochs: Iterable[int] = (), *, seed: int = 0
 ) -> dict[str, pl.DataFrame]:
-    """Every table that the runs alone make, by name. `results`, `outcomes`: frames of `study_results`."""
+    """Return by name every table that needs only the runs. `results` and `outcomes` are frames of `measurements`."""
     whole = with_known(results)
     intervals = intervals_of(outcomes, seed)
     points = at_points(whole, fixed_epochs)
@@ -156,7 +156,7 @@ def tables(
 
 
 def table(results: pl.DataFrame) -> pl.DataFrame:
-    """Test EM in %, mean over seeds, for the terminal: share, then D and D_Known at the two points."""
+    """Return test EM in %, mean over seeds, for the terminal: the share, then D and D_Known at the two points."""
     found = over_seeds(at_points(results), "test").filter(pl.col("category") == ALL)
     columns = []
     for kind in ("shares", "known"):
@@ -175,13 +175,13 @@ def table(results: pl.DataFrame) -> pl.DataFrame:
 def _held_against(
     found: pl.DataFrame, figures: Iterable[Figure | None], schema: dict[str, pl.DataType]
 ) -> pl.DataFrame:
-    """`found` with the paper's figures beside, in the declared columns."""
+    """Join the paper's figures to `found`, in the declared columns."""
     values = pl.Series("paper", [figure and figure.value for figure in figures], dtype=pl.Float64)
     return found.with_columns(values).select(pl.col(name).cast(kind) for name, kind in schema.items())
 
 
 def curves(whole: pl.DataFrame) -> pl.DataFrame:
-    """Figure 1 (`CURVES`): half of D is Unknown, or the share nearest to it; and its D_Known."""
+    """Return Figure 1 (`CURVES`): D with half of its rows Unknown, or the nearest share, and its D_Known."""
     mixed = whole.filter((pl.col("kind") == "shares") & pl.col("share").is_between(0, 1, closed="none"))
     if mixed.is_empty():
         return pl.DataFrame(schema=CURVES)
@@ -207,7 +207,7 @@ def curves(whole: pl.DataFrame) -> pl.DataFrame:
 
 
 def shares(points: pl.DataFrame, intervals: pl.DataFrame, name: str) -> pl.DataFrame:
-    """Figure 3 (`SHARES`) for set `name`: test, or ood, which the paper draws but whose figures it does not print."""
+    """Return Figure 3 (`SHARES`) for set `name`: test, or ood, which the paper plots without printing its figures."""
     found = over_seeds(points.filter(pl.col("kind").is_in(["shares", "known"])), name)
     found = with_intervals(found, intervals, name).with_columns(trained_on=trained_on())
     found = found.sort("trained_on", "share", maintain_order=True)
@@ -217,7 +217,7 @@ def shares(points: pl.DataFrame, intervals: pl.DataFrame, name: str) -> pl.DataF
 
 
 def fitted(points: pl.DataFrame) -> pl.DataFrame:
-    """Figure 4 (`FITTED`). Each seed trains on other rows, so the interval is Wilson's over those of all seeds."""
+    """Return Figure 4 (`FITTED`). Each seed trains on other rows, so the interval is Wilson's over all seeds' rows."""
     share = pl.col("correct") / pl.col("rows")
     found = (
         points.filter(
@@ -250,9 +250,10 @@ def fitted(points: pl.DataFrame) -> pl.DataFrame:
 
 
 def linear_models(results: pl.DataFrame) -> pl.DataFrame:
-    """Table 1 (`LINEAR`): from epoch 1 as in the paper, from epoch 2 as a check, and the paper's points refitted.
+    """Return Table 1 (`LINEAR`): fits from epoch 1 as in the paper, from epoch 2 as a check, and of the paper's points.
 
-    The refit has the 14 points that can be read off the paper's figures, so it is not Table 1, which has them all.
+    The last fit has only the 14 points that can be read off the paper's figures, so it is not the paper's own
+    Table 1, which has all points.
     """
     lines: list[dict[str, Any]] = []
     for name in ("test", "ood"):
@@ -278,7 +279,7 @@ def _coefficients(model: linear_model.LinearModel, name: str, fit: str) -> Itera
 
 
 def single(points: pl.DataFrame, intervals: pl.DataFrame) -> pl.DataFrame:
-    """Table 2 (`SINGLE`). A study without a set of Unknown rows alone has the same in its share of 100 %."""
+    """Return Table 2 (`SINGLE`). A study without a set of only Unknown rows uses its equal share of 100 % instead."""
     trained = pl.when(pl.col("kind") == "natural").then(pl.lit("natural")).otherwise("trained")
     found = over_seeds(points.filter(pl.col("kind").is_in(["single", "natural"])), "test")
     found = with_intervals(found, intervals, "test").with_columns(trained=trained)
