@@ -70,7 +70,8 @@ def node_of(
     nameless = math.fsum(share for token, share in shares if token is None)
     tail = (spare + math.fsum(weights[certain:])) / norm + nameless
     greedy = order[0][0]
-    if greedy is None or (missing and rest > p[0]):
+    # an unlisted token with the same probability and a lower id would be the greedy one
+    if greedy is None or most >= p[0]:
         greedy = UNKNOWN
     return Node(greedy, [token for token, _ in identified], [share for _, share in identified], tail), nameless
 
