@@ -179,7 +179,9 @@ def _base_model(config: EvaluateConfig, tuned: Resolved) -> _Base:
         except ForeknowError:
             continue
         if base.fingerprint == origin.get("fingerprint", base.fingerprint):
-            return _Base(base, f"{base.name}, from which it was tuned, is asked in the same format too")
+            return _Base(
+                base, f"{origin.get('name') or base.name}, from which it was tuned, is asked in the same format too"
+            )
     return _Base(
         None, f"{origin.get('name')}, from which {tuned.name} was tuned, is not found as it was: it is not asked too"
     )
