@@ -229,7 +229,7 @@ def _prepare_prompts(config: EvaluateConfig, inputs: EvaluateInputs, resolved_mo
 
     Raises InputError if rows are longer than the model's positions, or if no row can be asked.
     """
-    from foreknow.stages.evaluate.generate import build_prompts  # imported here so that torch loads late
+    from foreknow.stages.evaluate.generate import build_prompts  # keeps torch out
 
     tokenizer = loading.load_tokenizer(resolved_model, config.trust_remote_code)
     chat, reason = _chat_choice(config, inputs, tokenizer, resolved_model)
@@ -321,9 +321,9 @@ def _answer(
     name: str,
 ) -> None:
     """Ask a model the rows of the chunks that are not finished. `name`: the name of its chunks, TUNED or BASE."""
-    from foreknow.inference.engine import Sampling  # imported here so that torch loads late
-    from foreknow.inference.generate import Generator, exact_head  # imported here so that torch loads late
-    from foreknow.stages.evaluate.generate import generate_with_less_memory  # imported here so that torch loads late
+    from foreknow.inference.engine import Sampling  # keeps torch out
+    from foreknow.inference.generate import Generator, exact_head  # keeps torch out
+    from foreknow.stages.evaluate.generate import generate_with_less_memory  # keeps torch out
 
     loaded = loading.load_resolved_model(
         resolved_model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code

@@ -146,7 +146,7 @@ def _prepare(config: TuneConfig, inputs: TrainInputs, folder: RunDir) -> Prepare
         check_processes(folder)
     if process_group.broadcast_from_main(folder.manifest is not None):
         return PreparedRun(identity, config.resolved(), nothing_to_do, check_complete=_check_weights)
-    from foreknow.stages.train.loop import tokenize_inputs  # imported here so that torch loads late
+    from foreknow.stages.train.loop import tokenize_inputs  # keeps torch out
 
     tokenized = tokenize_inputs(config, inputs, resolved_model)  # raises its errors before anything is written
 
@@ -190,7 +190,7 @@ def _tune(
     device: str,
     dtype: str,
 ) -> None:
-    from foreknow.stages.train.loop import train  # imported here so that torch loads late
+    from foreknow.stages.train.loop import train  # keeps torch out
 
     training_summary, inputs = train(config, tokenized, folder, device, dtype), tokenized.inputs
     if not process_group.is_main_process():
