@@ -88,6 +88,21 @@ def test_the_chat_template_is_found_with_what_ends_an_answer(tokenizer: Any, wat
     assert found.ends == {tokenizer.eos_token_id}
 
 
+def test_packed_rows_are_read_text_by_text(tokenizer: Any, watched: pl.DataFrame) -> None:
+    whole = {"input_ids": [], "labels": [], "position_ids": [], "attention_mask": []}  # type: dict[str, list[int]]
+    for item in items(tokenizer, FORMS["short"]):
+        length = sum(item["attention_mask"])
+        whole["input_ids"] += item["input_ids"][:length]
+        whole["labels"] += [-100, *item["labels"][1:length]]
+        whole["position_ids"] += list(range(length))
+        whole["attention_mask"] += [1] * length
+    pairs = pair_texts(read_texts(loader([whole])), watched, tokenizer)
+    assert len(pairs) == len(ROWS)
+    found = find_format(pairs, tokenizer)
+    assert found is not None
+    assert found.template == Template(target="Q: {question}\nA:")
+
+
 def test_rows_that_are_not_watched_are_not_taken_for_them(tokenizer: Any, watched: pl.DataFrame) -> None:
     texts = read_texts(loader(items(tokenizer, FORMS["short"])))
     others = watched.with_columns(question=pl.lit("Which river crosses ") + pl.col("question"))
