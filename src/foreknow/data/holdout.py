@@ -44,8 +44,8 @@ def hold_out(rows: pl.DataFrame, share: float, seed: int) -> Holdout:
     )
     if sizes.height < 2:
         raise InputError(
-            f"{rows.height:,} rows are all of one family (one subject, or variants of one question): none can be held "
-            "out for dev. Name a file with --dev"
+            f"all usable rows ({rows.height:,}) are of one family (one subject, or variants of one question): none can "
+            "be held out for dev. Name a file with --dev"
         )
     wanted = max(1, round(share * rows.height))
     drawn = sizes.with_columns(

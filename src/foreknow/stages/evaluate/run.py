@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -29,6 +30,7 @@ from foreknow.inference.malloc import release_memory
 from foreknow.io.run_dir import RunDir, differences, fingerprint, read_json, write_frame, write_json
 from foreknow.models import loading
 from foreknow.models.fluency import check_fluency
+from foreknow.models.packaged import PACKAGED
 from foreknow.models.resolve import Resolved, resolve
 from foreknow.models.versions import library_versions
 from foreknow.progress import meter
@@ -173,7 +175,9 @@ def _base_model(config: EvaluateConfig, tuned: Resolved) -> _Base:
         return _Base(
             None, f"which model {tuned.name} was tuned from is not known, so it is not asked in the same format"
         )
-    for name in dict.fromkeys(str(origin[key]) for key in ("folder", "name") if origin.get(key)):
+    folder, called = str(origin.get("folder") or ""), str(origin.get("name") or "")
+    # a local folder's name could be somebody else's repository on the hub, so only packaged models go by name
+    for name in ([folder] if Path(folder).is_dir() and folder else []) + ([called] if called in PACKAGED else []):
         try:
             base = resolve(name, logger.info, config.trust_remote_code)
         except ForeknowError:
