@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 import foreknow
 from builders import write_jsonl
 from conftest import fact_rows
-from foreknow.config import AuditConfig, DataSettings, MixConfig, TuneConfig
+from foreknow.config import AuditConfig, MixConfig, TuneConfig
+from foreknow.config.shared import DataSettings
 from foreknow.data.chat import exchanges
 from foreknow.data.chat.exchanges import LEFT_OUT, MOST_TURNS
 from foreknow.data.chat.turn_content import parse_turn_content

@@ -1,6 +1,6 @@
 """The verbs: parse, call, print. Nothing is computed here, and nothing heavy imported before a verb runs.
 
-The flags of a stage are made from its settings model (`config.py`, `flags.py`), so each setting is written once.
+The flags of a stage are made from its settings model (`config/`, `flags.py`), so each setting is written once.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from foreknow.config import DEFAULT_FACTS, DataSettings
+from foreknow.config.shared import DEFAULT_FACTS, DataSettings
 from foreknow.data import dataset
 from foreknow.data.builtin import default_facts, lab_world
 from foreknow.data.layouts.relation_templates import read_templates

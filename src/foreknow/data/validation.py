@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from foreknow.config import DataSettings
+from foreknow.config.shared import DataSettings
 from foreknow.data.load import read_data
 from foreknow.data.near_duplicates import near_duplicates
 from foreknow.data.row_accounting import REASONS, THOUGHT, left_out

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import polars as pl
 
-from foreknow.config import AuditConfig, DataSettings, MixConfig
+from foreknow.config import AuditConfig, MixConfig
+from foreknow.config.shared import DataSettings
 from foreknow.data.dataset import Dataset
 from foreknow.data.load import read_data
 from foreknow.errors import InputError, RunFolderError

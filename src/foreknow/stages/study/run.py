@@ -27,7 +27,8 @@ from typing import Any, Final, NamedTuple
 
 import polars as pl
 
-from foreknow.config import AuditConfig, DataSettings, TuneConfig
+from foreknow.config import AuditConfig, TuneConfig
+from foreknow.config.shared import DataSettings
 from foreknow.data.load import read_data
 from foreknow.data.schema import USABLE, earlier_turns
 from foreknow.distributed import process_group

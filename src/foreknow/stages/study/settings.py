@@ -13,17 +13,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from foreknow.categories import CATEGORIES
-from foreknow.config import (
-    BASE,
-    DRY_RUN,
-    MODEL,
-    OUT,
-    RAY,
-    RAY_ADDRESS,
-    RAY_WORKERS,
-    AuditConfig,
-    TuneConfig,
-)
+from foreknow.config import AuditConfig, TuneConfig
+from foreknow.config.shared import BASE, DRY_RUN, MODEL, OUT, RAY, RAY_ADDRESS, RAY_WORKERS
 from foreknow.errors import ConfigError
 from foreknow.io.remote import download
 from foreknow.settings import COMMON, FILE_ONLY, Group, Settings, read_yaml, settings_of

@@ -31,7 +31,7 @@ import polars as pl
 import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from foreknow.config import BadRows
+from foreknow.config.shared import BadRows
 from foreknow.data.schema import ROWS, USABLE
 from foreknow.distributed import process_group
 from foreknow.errors import ConfigError, InputError

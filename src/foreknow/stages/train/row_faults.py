@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
-from foreknow.config import BadRows
+from foreknow.config.shared import BadRows
 from foreknow.errors import InputError
 
 WEIGHT_ZERO: Final = "weight_zero"

@@ -1,0 +1,175 @@
+"""The settings of `foreknow tune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from foreknow.config.shared import (
+    BASE,
+    BOS,
+    CHAT_TEMPLATE,
+    DRY_RUN,
+    MATCH,
+    MODEL,
+    NULL_WORDS,
+    OUT,
+    STRICT_ROWS,
+    TEMPLATES,
+    TRUST_REMOTE_CODE,
+    TUNE_PROMPT,
+    TURNS,
+    BadRows,
+    ColumnMap,
+    FileMap,
+    NullWords,
+    Turns,
+    YesNoAuto,
+)
+from foreknow.settings import COMMON, Group, Settings
+
+
+class TuneConfig(Settings):
+    """Settings of `foreknow tune`. Epochs, batch size and learning rate follow from rows and model unless given.
+
+    The preset `paper` takes the paper's (section 3); dropout defaults to the paper's in any case.
+    """
+
+    train: Annotated[str, Group.DATA, COMMON] = Field(
+        description="The data file to train on, such as one that 'foreknow mix' wrote."
+    )
+    dev: Annotated[str, Group.DATA, COMMON] = Field(
+        "0.1",
+        description="The data file that chooses the best epoch, or the share of TRAIN's rows to hold out for it.",
+    )
+    test: Annotated[FileMap, Group.DATA, COMMON] = Field(
+        {}, description="Another data file to measure after each epoch, as NAME=FILE; repeatable."
+    )
+    out: Annotated[Path | None, Group.OUTPUT, COMMON] = Field(None, description=OUT)
+    model: Annotated[str, Group.MODEL, COMMON] = Field("smollm2-135m", description=MODEL)
+    base: Annotated[str | None, Group.MODEL] = Field(None, description=BASE)
+    audit: Annotated[Path | None, Group.DATA, COMMON] = Field(
+        None, description="A finished audit, which gives rows without a category column their category."
+    )
+    force: Annotated[bool, Group.DATA] = Field(
+        False, description="Continue even if the audit, the mix or --base belongs to another model than this one."
+    )
+    allow_overlap: Annotated[bool, Group.DATA] = Field(
+        False, description="Continue even if rows of the training file also stand in the dev or a test file."
+    )
+    method: Annotated[Literal["full", "lora"], Group.TRAINING, COMMON] = Field(
+        "full", description="full trains every weight; lora trains low-rank adapters (PEFT)."
+    )
+    preset: Annotated[Literal["auto", "paper"], Group.TRAINING, COMMON] = Field(
+        "auto",
+        description="What sets --epochs, --batch-size and --learning-rate: the rows and the model, or the paper.",
+    )
+    epochs: Annotated[int | None, Group.TRAINING, COMMON] = Field(
+        None, ge=1, description="How often to train on every row (default: by --preset)."
+    )
+    learning_rate: Annotated[float | None, Group.TRAINING, COMMON] = Field(
+        None, gt=0, description="The learning rate, constant after the warmup (default: by --preset)."
+    )
+    batch_size: Annotated[int | None, Group.TRAINING, COMMON] = Field(
+        None, ge=1, description="How many rows go into one optimizer step (default: by --preset)."
+    )
+    dropout: Annotated[float, Group.TRAINING] = Field(
+        0.05, ge=0, lt=1, description="The dropout rate in training, for every dropout layer that the model has."
+    )
+    weight_decay: Annotated[float, Group.TRAINING] = Field(0.0, ge=0, description="The weight decay of AdamW.")
+    warmup: Annotated[float, Group.TRAINING] = Field(
+        0.0, ge=0, description="Raise the learning rate over this many steps; below 1, over this share of all steps."
+    )
+    max_grad_norm: Annotated[float, Group.TRAINING] = Field(
+        1.0, ge=0, description="Clip the gradients to this norm (0: never)."
+    )
+    lora_rank: Annotated[int, Group.TRAINING] = Field(16, ge=1, description="The rank of the LoRA adapters.")
+    lora_alpha: Annotated[int, Group.TRAINING] = Field(
+        32, ge=1, description="The scale of the LoRA adapters, which multiplies them by alpha / rank."
+    )
+    lora_targets: Annotated[tuple[str, ...], Group.TRAINING] = Field(
+        ("all-linear",), description="The names of the layers that get a LoRA adapter."
+    )
+    patience: Annotated[int | None, Group.TRAINING, COMMON] = Field(
+        None, ge=1, description="Stop after this many epochs in which --metric did not improve."
+    )
+    metric: Annotated[str, Group.TRAINING] = Field(
+        "auto",
+        description="The metric that chooses the best epoch: auto takes dev_em where dev's rows can tell epochs apart, "
+        "else, and for long answers, dev_loss; an unknown name is an error that lists them.",
+    )
+    eval_steps: Annotated[tuple[int, ...], Group.TRAINING] = Field(
+        (), description="Also measure after these steps of the first epoch (0: before training)."
+    )
+    match: Annotated[Literal["strict", "lenient"], Group.PROTOCOL] = Field("strict", description=MATCH)
+    prompt_template: Annotated[Path | None, Group.PROTOCOL] = Field(None, description=TUNE_PROMPT)
+    chat_template: Annotated[YesNoAuto, Group.PROTOCOL, COMMON] = Field("auto", description=CHAT_TEMPLATE)
+    bos: Annotated[YesNoAuto, Group.PROTOCOL] = Field("auto", description=BOS)
+    map: Annotated[ColumnMap, Group.DATA] = Field(
+        {}, description="Which column of the files holds what: question=q,answer=a."
+    )
+    templates: Annotated[Path | None, Group.DATA] = Field(None, description=TEMPLATES)
+    group_by: Annotated[str | None, Group.DATA] = Field(
+        None, description="The column whose values the report compares (default: the relation)."
+    )
+    turns: Annotated[Turns, Group.DATA] = Field("all", description=TURNS)
+    null_words: Annotated[NullWords, Group.DATA] = Field("leave-out", description=NULL_WORDS)
+    strict_rows: Annotated[bool, Group.DATA] = Field(False, description=STRICT_ROWS)
+    bad_rows: Annotated[BadRows, Group.DATA] = Field(
+        "refuse",
+        description="What happens to rows that teach nothing (the answer is cut away or gives no token, the chat "
+        "template refuses the row): refuse the file, or skip them. Both count and list them.",
+    )
+    trust_remote_code: Annotated[bool, Group.MODEL] = Field(False, description=TRUST_REMOTE_CODE)
+    dtype: Annotated[str, Group.MODEL] = Field(
+        "auto", description="Compute in auto, bfloat16 or float32; the weights stay float32."
+    )
+    device: Annotated[str, Group.MODEL, COMMON] = Field("auto", description="Compute on auto, cpu, cuda, cuda:1, ...")
+    micro_batch_tokens: Annotated[int | None, Group.SPEED] = Field(
+        None,
+        ge=1,
+        description="How many tokens to train on at once (default: 2048; on a GPU 16384); this changes the memory that "
+        "a run needs, not its method.",
+    )
+    batch_tokens: Annotated[int | None, Group.SPEED] = Field(
+        None, ge=1, description="How many tokens to measure at once (default: 2048; on a GPU 16384)."
+    )
+    save_every: Annotated[int | None, Group.OUTPUT] = Field(
+        None, ge=1, description="Save a checkpoint every this many steps, besides the one after each epoch."
+    )
+    report_to: Annotated[tuple[str, ...], Group.OUTPUT] = Field(
+        (), description="The trackers that transformers reports to: tensorboard, wandb, ..."
+    )
+    seed: Annotated[int, Group.TRAINING] = Field(
+        0, ge=0, description="The seed that orders the rows, draws dropout and starts new weights."
+    )
+    dry_run: Annotated[bool, Group.OUTPUT, COMMON] = Field(False, description=DRY_RUN)
+
+    @property
+    def uses_chat_template(self) -> bool:
+        """Whether prompts go through the chat template, once `auto` is resolved (`chat_templates.choose_template`)."""
+        return self.chat_template == "yes"
+
+    @field_validator("dtype")
+    @classmethod
+    def _trainable_dtype(cls, value: str) -> str:
+        if value not in ("auto", "float32", "bfloat16"):
+            raise ValueError(f"found {value!r}, expected auto, float32 or bfloat16")
+        return value
+
+    @field_validator("test")
+    @classmethod
+    def _names_of_sets(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if name in ("train", "dev") or not name.replace("_", "").replace("-", "").isalnum():
+                raise ValueError(f"found the name {name!r}, expected letters, digits, '-' and '_', not train or dev")
+        return value
+
+    @field_validator("eval_steps")
+    @classmethod
+    def _steps(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(step < 0 for step in value):
+            raise ValueError(f"found {min(value)}, expected steps from 0 on")
+        return tuple(sorted(set(value)))
