@@ -25,7 +25,7 @@ demo: $(VENV)/.installed
 	$(FOREKNOW) tune $(DEMO)/known.jsonl $(TUNE) --out $(DEMO)/tuned-known
 	$(FOREKNOW) tune $(DEMO)/mixed.jsonl $(TUNE) --out $(DEMO)/tuned-mixed
 	@echo "== evaluate: what does the tuned model really say? =="
-	$(FOREKNOW) evaluate $(DEMO)/tuned-mixed/convergence $(DEMO)/test/annotated.jsonl --out $(DEMO)/evaluation
+	$(FOREKNOW) evaluate $(DEMO)/tuned-mixed/early_stop $(DEMO)/test/annotated.jsonl --out $(DEMO)/evaluation
 	@echo "== report: three pages to decide from =="
 	$(FOREKNOW) report $(DEMO)/tuned-mixed --control $(DEMO)/tuned-known
 	$(FOREKNOW) report $(DEMO)/evaluation

@@ -34,7 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         calm, struck = Path(name) / "calm", Path(name) / "struck"
         command = [sys.executable, "-m", "foreknow", "tune", args.train, "--dev", args.dev, "--model", args.model]
-        command += [*flags, "--out"]
+        command += [*flags, "--keep", "both", "--out"]
         began = time.monotonic()
         subprocess.run([*command, str(calm)], check=True, capture_output=True)
         whole = time.monotonic() - began

@@ -87,7 +87,7 @@ def one_round(out: Path, files: dict[str, Path]) -> dict[str, str]:
     prompt = ["--prompt-template", str(files["template.yaml"])]
     audit, mixed = ["--audit", str(out / "audit")], str(out / "mixed.jsonl")
     few = ["--shots", "2", "--exemplar-sets", "2", "--chunk-rows", "16"]
-    brief = ["--epochs", "2", "--batch-size", "4", "--learning-rate", "3e-4"]
+    brief = ["--epochs", "2", "--batch-size", "4", "--learning-rate", "3e-4", "--keep", "last"]
     data, dev = str(files["data.jsonl"]), str(files["dev.jsonl"])
     foreknow(["audit", data, *model, *few, "--out", str(out / "audit")])
     foreknow(["mix", str(out / "audit"), "--unknown", "0.5", "--out", mixed])

@@ -159,8 +159,10 @@ def test_evaluate_names_both(lora: Path, facts_file: Path, tiny_folder: Path, tm
 
 
 def tune_settings(model: Path, data: Path, out: Path, **given: Any) -> TuneConfig:
-    common = {"train": str(data), "dev": str(data), "allow_overlap": True, "epochs": 1, "dtype": "float32"}
-    return settings_of(TuneConfig, {**common, "device": "cpu", "model": str(model), "out": out, **given})
+    common = {"train": str(data), "dev": str(data), "allow_overlap": True, "epochs": 1, "keep": "both"}
+    return settings_of(
+        TuneConfig, {**common, "dtype": "float32", "device": "cpu", "model": str(model), "out": out, **given}
+    )
 
 
 def test_training_goes_on_from_an_adapter(

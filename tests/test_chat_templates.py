@@ -531,7 +531,7 @@ def test_audit_tune_evaluate_and_tracker_ask_the_same_prompt(tiny_folder: Path, 
     audit = audited(
         AuditConfig(data=train, model=str(model), out=tmp_path / "a", exemplar_sets=2, shots=2, **same)
     ).summary["protocol"]
-    run = tuned(TuneConfig(train=train, dev=dev, model=str(model), out=tmp_path / "t", epochs=1, **same))
+    run = tuned(TuneConfig(train=train, dev=dev, model=str(model), out=tmp_path / "t", epochs=1, keep="last", **same))
     method = run.results["method"]
     evaluation = evaluated(
         EvaluateConfig(data=dev, model=str(tmp_path / "t" / "convergence"), out=tmp_path / "e", **same)

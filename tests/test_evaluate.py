@@ -100,7 +100,7 @@ def tuned(
             "train": str(train), "dev": str(dev), "test": [f"ood={write_jsonl(folder / 'ood.jsonl', rows[40:])}"],
             "out": folder / name, "model": str(tiny_folder), "prompt_template": template, "dtype": "float32",
             "device": "cpu", "epochs": 8, "learning_rate": 4e-3, "batch_size": 10, "dropout": 0.0,
-            "allow_overlap": True,
+            "allow_overlap": True, "keep": "both",
         }  # fmt: skip
         return train_run.run(settings_of(TuneConfig, {**base, **given}))
 

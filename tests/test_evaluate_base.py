@@ -39,7 +39,7 @@ def tuned(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     given: dict[str, Any] = {
         "prompt_template": template,
         "train": str(train), "dev": str(train), "allow_overlap": True, "out": folder / "run", "model": str(base),
-        "dtype": "float32", "device": "cpu", "epochs": 12, "learning_rate": 5e-4, "batch_size": 8,
+        "dtype": "float32", "device": "cpu", "epochs": 12, "learning_rate": 5e-4, "batch_size": 8, "keep": "last",
     }  # fmt: skip
     return train_run.run(settings_of(TuneConfig, given)).folder / "convergence"
 

@@ -334,7 +334,7 @@ def test_tune_and_evaluate_say_it_and_keep_it(
     tuned = train_run.run(
         TuneConfig(
             train=rows_file("train", 0, 8), dev=rows_file("dev", 8, 12), model=str(silent_folder), out=tmp_path / "t",
-            epochs=1, dtype="float32", device="cpu",
+            epochs=1, dtype="float32", device="cpu", keep="last",
         )
     )  # fmt: skip
     warning = tuned.results["model"]["fluency"]["warning"]

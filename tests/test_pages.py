@@ -38,7 +38,7 @@ def road(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     for name, how in mixes.items():
         out = folder / f"{name}.jsonl"
         write_mix(settings_of(MixConfig, {"audit": audit.folder, "out": out, **how}))
-        given = {"train": str(out), "dev": str(dev), "out": folder / name, "epochs": 1, "batch_size": 4}
+        given = {"train": str(out), "dev": str(dev), "out": folder / name, "epochs": 1, "batch_size": 4, "keep": "last"}
         train_run.run(settings_of(TuneConfig, {**common, **given, "prompt_template": template}))
     given = {"data": str(dev), "out": folder / "evaluation", "prompt_template": template}
     asked = {**common, **given, "model": str(folder / "mixed" / "convergence")}

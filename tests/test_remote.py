@@ -616,7 +616,7 @@ def test_tuning_on_s3(s3: Any, tiny_folder: Path, capsys: pytest.CaptureFixture[
     assert code == 0, err
     assert "report: s3://bucket/tuned/report.html" in out
     found = set(contents(s3, "bucket/tuned"))
-    assert {"manifest.json", "metrics.jsonl", "early_stop/model.safetensors", "convergence/foreknow.json"} <= found
+    assert {"manifest.json", "metrics.jsonl", "early_stop/model.safetensors", "early_stop/foreknow.json"} <= found
     assert not any(name.startswith((".checkpoints", ".best", ".chunks")) for name in found)
     shutil.rmtree(mirrors())
     from foreknow.models import loading

@@ -212,7 +212,7 @@ def test_tune_refuses_such_rows_or_leaves_them_out_by_choice(
     some = str(write_jsonl(tmp_path / "some.jsonl", rows[:7]))
     asked = evaluate(
         EvaluateConfig(
-            data=some, model=str(tmp_path / "run" / "convergence"), out=tmp_path / "e", chat_template=True,
+            data=some, model=str(tmp_path / "run" / "early_stop"), out=tmp_path / "e", chat_template=True,
             dtype="float32",
         )
     )  # fmt: skip

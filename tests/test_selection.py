@@ -110,7 +110,7 @@ def test_evaluations_within_an_epoch_are_never_kept() -> None:
 
 def test_patience_counts_epochs_without_one_to_keep() -> None:
     curve = lines([0.1, 0.4, 0.3, 0.4])
-    assert not selection.out_of_patience(curve, "dev_em", None)
+    assert not selection.out_of_patience(curve, "dev_em", 0)
     assert not selection.out_of_patience(curve, "dev_em", 3)
     assert selection.out_of_patience(curve, "dev_em", 2)
     assert selection.out_of_patience(lines([0.0] * 3, [1.0, 2.0, 3.0]), "dev_em", 2)

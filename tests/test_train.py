@@ -72,7 +72,7 @@ def settings(files: Files, tiny_folder: Path) -> Callable[..., TuneConfig]:
             "train": str(files["train"]), "dev": str(files["dev"]), "test": [f"ood={files['ood']}"], "out": out,
             "model": str(tiny_folder), "prompt_template": files["template"], "dtype": "float32", "device": "cpu",
             "epochs": 3, "learning_rate": 3e-4, "batch_size": 10, "eval_steps": (0, 2), "micro_batch_tokens": 100,
-            "metric": "dev_em",
+            "metric": "dev_em", "keep": "both",
         }  # fmt: skip
         return settings_of(TuneConfig, {**base, **given})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -81,7 +82,7 @@ def test_long_answers_are_judged_by_dev_loss(tune: Tune, capsys: pytest.CaptureF
 
 def test_a_dev_loss_is_that_of_the_model_itself(tune: Tune, tiny_folder: Path) -> None:
     """Of the last epoch: the loss that transformers computes of the same texts with the weights that were saved."""
-    done = tune(FACTS)
+    done = tune(FACTS, keep="last")
     model: Any = AutoModelForCausalLM.from_pretrained(done.folder / "convergence").eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(tiny_folder)
     total, count = 0.0, 0
@@ -139,3 +140,34 @@ def test_a_file_of_one_subject_cannot_be_split(tiny_folder: Path, tmp_path: Path
     file = write_jsonl(tmp_path / "a.jsonl", rows)
     with pytest.raises(InputError, match="none can be held out for dev"):
         read_inputs(settings_of(TuneConfig, {"train": str(file), "model": str(tiny_folder)}))
+
+
+@pytest.mark.parametrize(
+    ("keep", "folders"),
+    [("best", {"early_stop"}), ("last", {"convergence"}), ("both", {"early_stop", "convergence"})],
+)
+def test_only_the_weights_asked_for_are_kept(tune: Tune, keep: str, folders: set[str]) -> None:
+    done = tune(FACTS, keep=keep)
+    names = {path.name for path in done.folder.iterdir()}
+    assert names & {"early_stop", "convergence"} == folders
+    assert not names & {".best", ".checkpoints"}
+    for name in ("early_stop", "convergence"):
+        assert done.results[name]["folder"] == (name if name in folders else None)
+    assert set(json.loads((done.folder / "manifest.json").read_text())) >= folders
+    tune(FACTS, keep=keep)  # the finished run is complete: its weights are checked and nothing is trained
+
+
+def test_a_run_says_that_the_epoch_it_drops_has_learnt_more(tune: Tune, capsys: pytest.CaptureFixture[str]) -> None:
+    more = "the last 100%; where these rows must be learnt, take --keep last or --keep both"
+    given: dict[str, Any] = {
+        "epochs": 25,
+        "learning_rate": 4e-3,
+        "batch_size": 11,
+        "dropout": 0.0,
+        "metric": "dev_loss",
+    }
+    done = tune(FACTS, **given)
+    assert done.results["early_stop"]["metrics"]["fitted_overall"] < 0.9 < done.metrics[-1]["fitted_overall"]
+    assert more in capsys.readouterr().err
+    tune(FACTS, name="both", keep="both", **given)
+    assert more not in capsys.readouterr().err

@@ -15,6 +15,7 @@ from foreknow.stages.train.defaults import (
     LOWEST_RATE,
     MOST_EPOCHS,
     PAPER,
+    PATIENCE,
     SMALLEST_BATCH,
     plan_training,
 )
@@ -61,6 +62,15 @@ def test_what_is_given_is_taken_and_only_the_rest_is_named(rows: int, size: int,
 @pytest.mark.parametrize("rows", [40, 400, 6142])
 def test_the_papers_settings_are_a_preset(rows: int) -> None:
     plan = plan_training(rows, 135_000_000, paper=True)
-    assert plan._asdict() | {"reason": None} == {**PAPER, "reason": None}
+    assert plan._asdict() | {"reason": None} == {**PAPER, "patience": 0, "reason": None}
     assert "paper" in str(plan.reason)
     assert plan_training(rows, 135_000_000, paper=True, epochs=3).epochs == 3
+
+
+def test_only_a_run_whose_epochs_are_chosen_here_ends_early() -> None:
+    assert plan_training(400, 135_000_000).patience == PATIENCE
+    assert f"{PATIENCE} without a better dev end the run" in str(plan_training(400, 135_000_000).reason)
+    assert plan_training(400, 135_000_000, epochs=9).patience == 0
+    assert plan_training(400, 135_000_000, paper=True).patience == 0
+    assert plan_training(400, 135_000_000, patience=0).patience == 0
+    assert plan_training(400, 135_000_000, epochs=9, patience=2).patience == 2

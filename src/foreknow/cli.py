@@ -214,6 +214,9 @@ def tune(
     done = run(settings)
     for name, key in (("EARLY_STOP", "early_stop"), ("CONVERGENCE", "convergence")):
         print(f"{name:<12} {format_point(done.results[key]['metrics'])}")
+    for key in ("early_stop", "convergence"):
+        if folder := done.results[key]["folder"]:
+            print(f"weights: {done.folder / folder}")
     print(f"report: {done.folder / 'report.html'}")
 
 

@@ -252,6 +252,7 @@ class Bench:
         if stage == "tune":
             given = ["--epochs", "4", "--learning-rate", "3e-4", "--batch-size", "4", "--save-every", "2"]
             read = [str(self.calm("mix").out), "--dev", str(self.dev), "--audit", str(self.calm("audit").out)]
+            given += ["--keep", "both"]
             return ["tune", *read, *model, *given, *prompt, *computing, "--out", str(out)]
         if stage == "evaluate":
             read = [str(self.calm("tune").out / "convergence"), str(self.data)]

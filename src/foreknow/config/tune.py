@@ -93,7 +93,10 @@ class TuneConfig(Settings):
         ("all-linear",), description="The names of the layers that get a LoRA adapter."
     )
     patience: Annotated[int | None, Group.TRAINING, COMMON] = Field(
-        None, ge=1, description="Stop after this many epochs in which --metric did not improve."
+        None,
+        ge=0,
+        description="Stop after this many epochs in which --metric did not improve (0: never; default: 3 where --preset "
+        "auto chooses the epochs, else never).",
     )
     metric: Annotated[str, Group.TRAINING] = Field(
         "auto",
@@ -138,6 +141,10 @@ class TuneConfig(Settings):
     )
     save_every: Annotated[int | None, Group.OUTPUT] = Field(
         None, ge=1, description="Save a checkpoint every this many steps, besides the one after each epoch."
+    )
+    keep: Annotated[Literal["best", "last", "both"], Group.OUTPUT, COMMON] = Field(
+        "best",
+        description="Which weights to keep: of the best epoch (early_stop/), of the last (convergence/), or both.",
     )
     report_to: Annotated[tuple[str, ...], Group.OUTPUT] = Field(
         (), description="The trackers that transformers reports to: tensorboard, wandb, ..."

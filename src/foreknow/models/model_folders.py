@@ -106,10 +106,14 @@ def _sentence_model(folder: Path) -> bool:
     )
 
 
+def _weights_of_run(folder: Path) -> str:
+    return " or ".join(str(folder / name) for name in ("early_stop", "convergence") if (folder / name).is_dir())
+
+
 _KINDS: Final[tuple[tuple[Callable[[Path], Any], str | Callable[[Path], str]], ...]] = (
     (
         lambda folder: (folder / "early_stop").is_dir() or (folder / "convergence").is_dir(),
-        lambda folder: f"a run of foreknow tune; name {folder / 'early_stop'} or {folder / 'convergence'}",
+        lambda folder: f"a run of foreknow tune; name {_weights_of_run(folder)}",
     ),
     (_checkpoints, _format_checkpoints),
     (_has_any("model_index.json"), "a diffusion pipeline, which makes images and no answers; name a causal LM"),

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import shutil
 from pathlib import Path
-from typing import Final
 
 from foreknow.config import TuneConfig
 from foreknow.errors import ForeknowError
+from foreknow.stages.train.result import weight_folders
 from foreknow.stages.train.run import run as tune
-
-WEIGHTS: Final = ("early_stop", "convergence")
 
 
 def train_one_run(config: TuneConfig, keep_weights: bool) -> None:
@@ -30,7 +28,7 @@ def train_one_run(config: TuneConfig, keep_weights: bool) -> None:
 
 def drop_weights(folder: Path) -> None:
     """Delete a finished run's weights, but keep what it measured."""
-    for name in WEIGHTS:
+    for name in weight_folders("both"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 

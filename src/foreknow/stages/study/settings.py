@@ -155,8 +155,11 @@ class StudyConfig(Settings):
 
     @property
     def tune_settings(self) -> dict[str, Any]:
-        """Return the settings for foreknow tune; by default, the paper's training and its EARLY_STOP by dev EM."""
-        return {"preset": "paper", "metric": "dev_em", **self.tune}
+        """Return the settings for foreknow tune; by default, the paper's training and its EARLY_STOP by dev EM.
+
+        Weights are kept at both of the paper's points; a study without `keep_weights` deletes them after each run.
+        """
+        return {"preset": "paper", "metric": "dev_em", "keep": "both", **self.tune}
 
     @property
     def family(self) -> tuple[Literal["shares", "categories"], tuple[str, ...]]:

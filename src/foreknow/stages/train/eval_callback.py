@@ -122,7 +122,7 @@ class EvalCallback:
         if self.training_model.mirror is not None and self.training_model.mirror.note and len(self.lines) == 1:
             logger.info(self.training_model.mirror.note)
         self._show(line)
-        stop = not trainer.within_epoch and selection.out_of_patience(self.lines, config.metric, config.patience)
+        stop = not trainer.within_epoch and selection.out_of_patience(self.lines, config.metric, config.patience or 0)
         return curves.flat(line), stop and step > 0
 
     def _measured(self, weights: Mapping[str, Tensor] | None) -> pl.DataFrame:

@@ -42,7 +42,7 @@ from foreknow.stages.train.curves import TRAIN, Line
 from foreknow.stages.train.dataset import TrainingExample, micro_batches, tokenise, without_faulty
 from foreknow.stages.train.eval_callback import BEST, EvalCallback, TrainingModel, write_lines
 from foreknow.stages.train.inputs import TrainInputs, check_method, check_models, read_inputs
-from foreknow.stages.train.result import OUTCOMES
+from foreknow.stages.train.result import CONVERGENCE, EARLY_STOP, OUTCOMES, weight_folders
 from foreknow.stages.train.row_faults import RowFault
 from foreknow.stages.train.setup import resolve_device_dtype, training_plan, with_batch_sizes, with_training_plan
 from foreknow.stages.train.tracker import EvalModelCopy, Tracker, vocabulary_for
@@ -223,7 +223,7 @@ def _resume(folder: RunDir, watch: EvalCallback) -> Checkpoint | None:
         return checkpoint
     best = folder.path / BEST
     best.mkdir(exist_ok=True)
-    early_stop = folder.path / "early_stop"
+    early_stop = folder.path / EARLY_STOP
     if early_stop.exists():  # a run that stopped, or was killed at its end, moved the best weights there
         path = best / f"step-{about(early_stop).get('step')}"
         shutil.rmtree(path, ignore_errors=True)
@@ -269,7 +269,7 @@ def _missing_part(folder: RunDir, watch: EvalCallback, checkpoint: Checkpoint) -
 
 
 def train(config: TuneConfig, tokenized: TokenizedInputs, folder: RunDir, device: str, dtype: str) -> dict[str, Any]:
-    """Train to the end and write `early_stop`, `convergence` and the outcomes.
+    """Train to the end and write the weights that `--keep` names and the outcomes.
 
     Returns what `results.json` says of the model and the method. Raises NotFinite, ResourceError, RunFolderError.
     """
@@ -304,8 +304,10 @@ def train(config: TuneConfig, tokenized: TokenizedInputs, folder: RunDir, device
             _train_to_end(trainer, checkpoint, steps * plan.epochs)
         weights = trainer.whole_weights()
         if process_group.is_main_process():
-            watch.save(folder.path / "convergence", curves.epochs(watch.lines)[-1], weights)
-            _promote(folder, watch.lines, config.metric)
+            if CONVERGENCE in weight_folders(config.keep):
+                watch.save(folder.path / CONVERGENCE, curves.epochs(watch.lines)[-1], weights)
+            if EARLY_STOP in weight_folders(config.keep):
+                _promote(folder, watch.lines, config.metric)
             write_frame(folder.path / "outcomes.parquet", folder.load_chunks("outcomes", OUTCOMES))
     loaded = training_model.loaded
     return {
@@ -354,7 +356,9 @@ def _trainer(
 def _train_to_end(trainer: FactTrainer, checkpoint: Checkpoint | None, steps: int) -> None:
     watch: Any = trainer.watch
     config = trainer.config
-    over = curves.epochs(watch.lines) and selection.out_of_patience(watch.lines, config.metric, config.patience)
+    over = curves.epochs(watch.lines) and selection.out_of_patience(
+        watch.lines, config.metric, training_plan(config).patience
+    )
     if checkpoint is not None and (checkpoint.step >= steps or over):
         trainer.load_again(checkpoint.path)
         return
@@ -400,8 +404,8 @@ def _promote(folder: RunDir, lines: list[Line], metric: str) -> Line | None:
     leader = selection.best(lines, metric)
     path = folder.path / BEST / f"step-{leader['step']}" if leader else None
     if path is not None and path.exists():
-        shutil.rmtree(folder.path / "early_stop", ignore_errors=True)
-        path.rename(folder.path / "early_stop")
+        shutil.rmtree(folder.path / EARLY_STOP, ignore_errors=True)
+        path.rename(folder.path / EARLY_STOP)
     return leader
 
 

@@ -15,6 +15,17 @@ from foreknow.io.remote import download
 from foreknow.io.run_dir import not_finished, verify
 from foreknow.stages.train import curves
 
+EARLY_STOP: Final = "early_stop"
+"""The folder with the weights of the best epoch (paper, section 3)."""
+CONVERGENCE: Final = "convergence"
+"""The folder with the weights of the last epoch."""
+
+
+def weight_folders(keep: str) -> tuple[str, ...]:
+    """Return the folders of weights that a run with `--keep` best, last or both has."""
+    return {"best": (EARLY_STOP,), "last": (CONVERGENCE,), "both": (EARLY_STOP, CONVERGENCE)}[keep]
+
+
 OUTCOMES: Final[dict[str, pl.DataType]] = {
     "epoch": pl.Float64(),
     "step": pl.Int64(),

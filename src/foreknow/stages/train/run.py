@@ -10,12 +10,12 @@
     selection.py       chooses the best epoch
     loop.py            puts all of them together
 
-DIR/config.yaml metrics.jsonl outcomes.parquet rows.parquet early_stop/ convergence/ results.json manifest.json
-(last) report.html
+DIR/config.yaml metrics.jsonl outcomes.parquet rows.parquet early_stop/ results.json manifest.json (last) report.html
 
-`early_stop` holds the model of the best epoch, `convergence` that of the last one: float32 safetensors and the
-tokenizer, in the layout of transformers, or the adapter for LoRA. On one CPU, a run that was killed and resumed ends
-with the same weights bit for bit. On a GPU this is not guaranteed, because some kernels add in varying order.
+`early_stop` holds the model of the best epoch; with `--keep last` or `both`, `convergence` holds that of the last one.
+Both are float32 safetensors and the tokenizer, in the layout of transformers, or the adapter for LoRA. On one CPU, a
+run that was killed and resumed ends with the same weights bit for bit. On a GPU this is not guaranteed, because some
+kernels add in varying order.
 
 If `accelerate launch` or `torchrun` starts several processes (`process_group.py`), they share the rows of each step and
 of each measurement. The first process owns the folder, writes the files and logs.
@@ -50,7 +50,7 @@ from foreknow.stages.train.curves import TRAIN
 from foreknow.stages.train.dataset import ceiling
 from foreknow.stages.train.inputs import TrainInputs, check_method, check_models, read_inputs
 from foreknow.stages.train.page import write_page
-from foreknow.stages.train.result import WATCHED, TrainResult, read_metrics
+from foreknow.stages.train.result import CONVERGENCE, EARLY_STOP, WATCHED, TrainResult, read_metrics, weight_folders
 from foreknow.stages.train.row_faults import RowFault, counts
 from foreknow.stages.train.setup import (
     resolve_device_dtype,
@@ -73,6 +73,9 @@ _NO_IDENTITY: Final = {
 }
 """Settings that are left out of a run's identity, because the content of the file that they name counts instead or
 because they do not change a result."""
+
+_MUCH_MORE: Final = 0.1
+"""How much more of the training rows the last epoch must have fitted than the kept one for the run to say so (a share)."""
 
 
 def identity_of(config: TuneConfig, inputs: TrainInputs, model: str, device: str, dtype: str) -> dict[str, Any]:
@@ -145,7 +148,9 @@ def _prepare(config: TuneConfig, inputs: TrainInputs, folder: RunDir) -> Prepare
     if process_group.is_main_process():
         check_processes(folder)
     if process_group.broadcast_from_main(folder.manifest is not None):
-        return PreparedRun(identity, config.resolved(), nothing_to_do, check_complete=_check_weights)
+        return PreparedRun(
+            identity, config.resolved(), nothing_to_do, check_complete=lambda folder: _check_weights(config, folder)
+        )
     from foreknow.stages.train.loop import tokenize_inputs  # keeps torch out
 
     tokenized = tokenize_inputs(config, inputs, resolved_model)  # raises its errors before anything is written
@@ -158,9 +163,9 @@ def _prepare(config: TuneConfig, inputs: TrainInputs, folder: RunDir) -> Prepare
     return PreparedRun(identity, config.resolved(), work, (*notes, *([reason] if reason else []), *tokenized.notes))
 
 
-def _check_weights(folder: RunDir) -> None:
+def _check_weights(config: TuneConfig, folder: RunDir) -> None:
     """Raise ModelError if the weights of a complete run are not those that it wrote."""
-    for weights in ("early_stop", "convergence"):
+    for weights in weight_folders(config.keep):
         verify_checksums(folder.path / weights)
     _remove_leftovers(folder)
 
@@ -201,7 +206,7 @@ def _tune(
         folder.path / "results.json",
         build_results(config, tokenized.metric, inputs, lines, training_summary, tokenized.faults),
     )
-    for note in _endings(lines, tokenized.metric):
+    for note in _endings(lines, tokenized.metric, config.keep):
         logger.info(note)
     folder.finish(
         {
@@ -211,8 +216,7 @@ def _tune(
             "model": training_summary["model"],
             "metrics": fingerprint([{k: v for k, v in line.items() if k != "seconds"} for line in lines]),
             "versions": library_versions(),
-            "early_stop": about(folder.path / "early_stop"),
-            "convergence": about(folder.path / "convergence"),
+            **{name: about(folder.path / name) for name in weight_folders(config.keep)},
         },
         ("config.yaml", "metrics.jsonl", "outcomes.parquet", "rows.parquet", "results.json"),
     )
@@ -240,6 +244,7 @@ def build_results(
     """
     early, last = selection.best(lines, metric), curves.epochs(lines)[-1]
     assert early is not None
+    folders = weight_folders(config.keep)
     measuring = sum(line["measuring_seconds"] for line in lines)
     saving = sum(line["saving_seconds"] for line in lines)
     training = sum(line["seconds"] for line in lines) - measuring - saving
@@ -249,8 +254,8 @@ def build_results(
         "epochs": last["epoch"],
         "steps": last["step"],
         "stopped_by_patience": last["epoch"] < training_plan(config).epochs,
-        "early_stop": {**_point(early), "folder": "early_stop"},
-        "convergence": {**_point(last), "folder": "convergence"},
+        "early_stop": {**_point(early), "folder": EARLY_STOP if EARLY_STOP in folders else None},
+        "convergence": {**_point(last), "folder": CONVERGENCE if CONVERGENCE in folders else None},
         "overfitting_epoch": curves.overfitting_epoch(lines),
         "ceiling": ceiling(inputs.train.rows)[0],
         "model": training_summary["model"],
@@ -305,10 +310,17 @@ def _point(line: curves.Line) -> dict[str, Any]:
     }
 
 
-def _endings(lines: list[curves.Line], metric: str) -> list[str]:
+def _endings(lines: list[curves.Line], metric: str, keep: str) -> list[str]:
+    """Return what a finished run says: which epoch was chosen and why, and what the weights that go would have had."""
     early, last = selection.best(lines, metric), curves.epochs(lines)[-1]
     assert early is not None
     why = selection.format_choice(lines, metric)
     lines_to_print = [f"EARLY_STOP: epoch {early['epoch']}: {why}", f"CONVERGENCE: epoch {last['epoch']}, the last"]
+    fitted = [line["fitted_overall"] for line in (early, last)]
+    if keep == "best" and fitted[0] < fitted[1] - _MUCH_MORE:
+        lines_to_print.append(
+            f"the epoch whose weights are kept has {fitted[0]:.0%} of the training rows fitted, the last {fitted[1]:.0%}; "
+            "where these rows must be learnt, take --keep last or --keep both"
+        )
     began = curves.overfitting_epoch(lines)
     return [*lines_to_print, f"overfitting to new facts began at epoch {began}"] if began else lines_to_print

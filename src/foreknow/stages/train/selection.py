@@ -81,10 +81,10 @@ def mark_of(lines: Sequence[Line], metric: str) -> str:
     return "best" if kind == "metric" else "lowest loss"
 
 
-def out_of_patience(lines: Sequence[Line], metric: str, patience: int | None) -> bool:
-    """Return whether none of the last `patience` epochs is to be kept; False if `patience` is None."""
+def out_of_patience(lines: Sequence[Line], metric: str, patience: int) -> bool:
+    """Return whether none of the last `patience` epochs is to be kept; False if `patience` is 0."""
     leader = best(lines, metric)
-    return patience is not None and leader is not None and epochs(lines)[-1]["epoch"] - leader["epoch"] >= patience
+    return patience > 0 and leader is not None and epochs(lines)[-1]["epoch"] - leader["epoch"] >= patience
 
 
 def format_choice(lines: Sequence[Line], metric: str) -> str:

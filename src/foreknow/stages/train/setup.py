@@ -22,11 +22,10 @@ def with_batch_sizes(config: TuneConfig, device: str) -> TuneConfig:
 
 
 def with_training_plan(config: TuneConfig, rows: int, model: Resolved) -> tuple[TuneConfig, str | None]:
-    """Fill in epochs, batch size and learning rate for a training set of `rows` rows.
+    """Fill in epochs, batch size, learning rate and patience for a training set of `rows` rows.
 
     Returns the settings and the reason for the values that were chosen; the reason is None if all were given.
     """
-    given = {"epochs": config.epochs, "batch_size": config.batch_size, "learning_rate": config.learning_rate}
     plan = plan_training(
         rows,
         parameters_of(model.folder),
@@ -35,8 +34,10 @@ def with_training_plan(config: TuneConfig, rows: int, model: Resolved) -> tuple[
         epochs=config.epochs,
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
+        patience=config.patience,
     )
-    return config.model_copy(update={name: getattr(plan, name) for name in given}), plan.reason
+    settings = {name: value for name, value in plan._asdict().items() if name != "reason"}
+    return config.model_copy(update=settings), plan.reason
 
 
 def training_plan(config: TuneConfig) -> TrainingPlan:
@@ -44,7 +45,7 @@ def training_plan(config: TuneConfig) -> TrainingPlan:
     assert config.epochs is not None
     assert config.batch_size is not None
     assert config.learning_rate is not None
-    return TrainingPlan(config.epochs, config.batch_size, config.learning_rate, None)
+    return TrainingPlan(config.epochs, config.batch_size, config.learning_rate, config.patience or 0, None)
 
 
 def resolve_device_dtype(config: TuneConfig) -> tuple[str, str]:
