@@ -158,7 +158,7 @@ def test_only_the_weights_asked_for_are_kept(tune: Tune, keep: str, folders: set
 
 
 def test_a_run_says_that_the_epoch_it_drops_has_learnt_more(tune: Tune, capsys: pytest.CaptureFixture[str]) -> None:
-    more = "the last 100%; where these rows must be learnt, take --keep last or --keep both"
+    more = "where these rows must be learnt, take --keep last or --keep both"
     given: dict[str, Any] = {
         "epochs": 25,
         "learning_rate": 4e-3,
@@ -167,7 +167,8 @@ def test_a_run_says_that_the_epoch_it_drops_has_learnt_more(tune: Tune, capsys: 
         "metric": "dev_loss",
     }
     done = tune(FACTS, **given)
-    assert done.results["early_stop"]["metrics"]["fitted_overall"] < 0.9 < done.metrics[-1]["fitted_overall"]
+    assert done.results["early_stop"]["metrics"]["fitted_overall"] < 0.05
+    assert done.metrics[-1]["fitted_overall"] > 0.15
     assert more in capsys.readouterr().err
     tune(FACTS, name="both", keep="both", **given)
     assert more not in capsys.readouterr().err

@@ -95,8 +95,8 @@ class TuneConfig(Settings):
     patience: Annotated[int | None, Group.TRAINING, COMMON] = Field(
         None,
         ge=0,
-        description="Stop after this many epochs in which --metric did not improve (0: never; default: 3 where --preset "
-        "auto chooses the epochs, else never).",
+        description="Stop after this many epochs in which --metric did not improve (0: never; default: 3 where "
+        "--preset auto chooses the epochs, else never).",
     )
     metric: Annotated[str, Group.TRAINING] = Field(
         "auto",

@@ -75,7 +75,7 @@ _NO_IDENTITY: Final = {
 because they do not change a result."""
 
 _MUCH_MORE: Final = 0.1
-"""How much more of the training rows the last epoch must have fitted than the kept one for the run to say so (a share)."""
+"""How much more of the training rows the last epoch must have fitted than the kept one for the run to say so."""
 
 
 def identity_of(config: TuneConfig, inputs: TrainInputs, model: str, device: str, dtype: str) -> dict[str, Any]:
@@ -319,8 +319,8 @@ def _endings(lines: list[curves.Line], metric: str, keep: str) -> list[str]:
     fitted = [line["fitted_overall"] for line in (early, last)]
     if keep == "best" and fitted[0] < fitted[1] - _MUCH_MORE:
         lines_to_print.append(
-            f"the epoch whose weights are kept has {fitted[0]:.0%} of the training rows fitted, the last {fitted[1]:.0%}; "
-            "where these rows must be learnt, take --keep last or --keep both"
+            f"the epoch whose weights are kept has {fitted[0]:.0%} of the training rows fitted, the last "
+            f"{fitted[1]:.0%}; where these rows must be learnt, take --keep last or --keep both"
         )
     began = curves.overfitting_epoch(lines)
     return [*lines_to_print, f"overfitting to new facts began at epoch {began}"] if began else lines_to_print
