@@ -186,6 +186,8 @@ def _story(run: TrainRunView, other: TrainRunView | None) -> TrainReportData:
         finished=run.finished,
         chooser=run.chooser,
         dev_loss=_dev_loss(early, last),
+        fitted=(early["fitted_overall"], last["fitted_overall"]),
+        keep=run.config.get("keep") or "both",
     )
 
 

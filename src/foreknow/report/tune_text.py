@@ -14,6 +14,7 @@ from typing import NamedTuple
 from foreknow.report.audit_text import Option, count, enumeration
 from foreknow.report.format import exact, exact_interval
 from foreknow.report.tune_tables import FEW, Count, MetricCurve, PairedCounts
+from foreknow.stages.train.curves import much_less_fitted
 from foreknow.stages.train.selection import Chooser
 
 
@@ -57,7 +58,8 @@ class TrainReportData:
     overfitting to new facts began. `as_good`: epochs whose dev answers do not clearly differ from those of the best.
     `gained`: Unknown rows of the judged set that are right at EARLY_STOP. `ceiling`: the share of rows that can be
     fitted. `chooser`: what chose the best epoch (`selection.py`). `dev_loss`: at the best epoch and at the last, in
-    nats a token; None if the run did not measure it.
+    nats a token; None if the run did not measure it. `fitted`: the share of training rows fitted at the best epoch and
+    at the last. `keep`: whose weights the run kept, best, last or both.
     """
 
     steps: int
@@ -77,6 +79,8 @@ class TrainReportData:
     finished: bool = True
     chooser: Chooser = "metric"
     dev_loss: tuple[float, float] | None = None
+    fitted: tuple[float, float] = (1.0, 1.0)
+    keep: str = "best"
 
     @property
     def dev(self) -> MetricCurve | None:
@@ -269,21 +273,42 @@ def options(story: TrainReportData, suffix: str = ".jsonl") -> tuple[Option, ...
     """The next steps, the recommended one first."""
     drop = _drop(story, suffix)
     longer = _longer(story)
+    weights = "convergence" if story.keep == "last" else "early_stop"
     keep = Option(
         "keep",
         _keep_title(story),
-        "The checkpoint is saved as a model of its own. Before you use it, read its answers: which are wrong, which "
+        f"{_what_is_saved(story)} Before you use it, read its answers: which are wrong, which "
         "are refusals, and which differ from the base model's.",
         _at_best(story),
         "",
-        "",
-        "foreknow evaluate DIR/early_stop DATA --audit AUDIT --out EVAL",
+        _less_learnt(story),
+        f"foreknow evaluate DIR/{weights} DATA --audit AUDIT --out EVAL",
         _why_keep(story, drop, longer),
     )
     cards = [keep, longer, drop, _measure(story, suffix), _retrieve(story, suffix)]
     if not story.finished:
         cards = [_GO_ON, _retrieve(story, suffix)]
     return tuple(sorted((o for o in cards if o), key=lambda o: not o.why))
+
+
+def _what_is_saved(story: TrainReportData) -> str:
+    if story.keep == "last" and story.best < story.last:
+        return (
+            f"The run saved the weights of epoch {story.last} only (--keep last); --keep best in a new folder saves "
+            f"those of epoch {story.best}."
+        )
+    return "The checkpoint is saved as a model of its own."
+
+
+def _less_learnt(story: TrainReportData) -> str:
+    """The price of an early epoch: it has learnt less of the training rows."""
+    best, last = story.fitted
+    if not much_less_fitted(best, last):
+        return ""
+    text = f"Epoch {story.best} has {exact(best)} of the training rows fitted, epoch {story.last} {exact(last)}."
+    if story.keep == "best":
+        text += " If it must learn these rows, train in a new folder with --keep last, and weigh what that breaks."
+    return text
 
 
 def _keep_title(story: TrainReportData) -> str:

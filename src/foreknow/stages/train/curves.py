@@ -152,3 +152,11 @@ def format_point(line: Mapping[str, Any], mark: str = "", width: int = 12) -> st
 def _bar(share: float, width: int) -> str:
     full = round(share * width)
     return f"{'█' * full}{'·' * (width - full)} {share:>4.0%}"
+
+
+def much_less_fitted(early: float, last: float) -> bool:
+    """Return whether the best epoch has so much less of the training rows fitted than the last that a person must know.
+
+    `early`, `last`: shares of the training rows.
+    """
+    return early < last - 0.1

@@ -74,9 +74,6 @@ _NO_IDENTITY: Final = {
 """Settings that are left out of a run's identity, because the content of the file that they name counts instead or
 because they do not change a result."""
 
-_MUCH_MORE: Final = 0.1
-"""How much more of the training rows the last epoch must have fitted than the kept one for the run to say so."""
-
 
 def identity_of(config: TuneConfig, inputs: TrainInputs, model: str, device: str, dtype: str) -> dict[str, Any]:
     """Return the contents and settings by which two runs count as the same; names of files do not count."""
@@ -317,7 +314,7 @@ def _endings(lines: list[curves.Line], metric: str, keep: str) -> list[str]:
     why = selection.format_choice(lines, metric)
     lines_to_print = [f"EARLY_STOP: epoch {early['epoch']}: {why}", f"CONVERGENCE: epoch {last['epoch']}, the last"]
     fitted = [line["fitted_overall"] for line in (early, last)]
-    if keep == "best" and fitted[0] < fitted[1] - _MUCH_MORE:
+    if keep == "best" and curves.much_less_fitted(*fitted):
         lines_to_print.append(
             f"the epoch whose weights are kept has {fitted[0]:.0%} of the training rows fitted, the last "
             f"{fitted[1]:.0%}; where these rows must be learnt, take --keep last or --keep both"
