@@ -172,3 +172,36 @@ def test_a_run_says_that_the_epoch_it_drops_has_learnt_more(tune: Tune, capsys: 
     assert more in capsys.readouterr().err
     tune(FACTS, name="both", keep="both", **given)
     assert more not in capsys.readouterr().err
+
+
+def test_a_sample_of_a_large_set_is_measured_and_said(tune: Tune, capsys: pytest.CaptureFixture[str]) -> None:
+    done = tune(FACTS, watch_rows=5, dev="0.2", keep="last")
+    assert "measured after each epoch: 5 of the " in capsys.readouterr().err
+    counts = done.metrics[-1]["counts"]
+    data = done.results["data"]
+    assert counts["train"]["rows"] == data["train"]["watched"] == 5 < data["train"]["rows"]
+    assert counts["dev"]["rows"] == data["dev"]["watched"] == data["dev"]["rows"]
+    assert data["train"]["rows"] + data["dev"]["rows"] == len(FACTS)
+    assert set(done.outcomes["row"]) == set(done.rows["row"])
+    assert "train: 5 of its " in (done.folder / "report.html").read_text(encoding="utf-8")
+    again = tune(FACTS, name="again", watch_rows=5, dev="0.2", keep="last")
+    assert again.rows["question"].to_list() == done.rows["question"].to_list()
+    whole = tune(FACTS, name="whole", watch_rows="all", dev="0.2", keep="last")
+    assert whole.metrics[-1]["train_loss"] == done.metrics[-1]["train_loss"], "training does not depend on it"
+    assert whole.metrics[-1]["loss"] == done.metrics[-1]["loss"]
+
+
+@pytest.mark.parametrize(("rows", "most"), [(40, 200), (400, 200), (900, 300)])
+def test_a_third_of_the_training_rows_is_measured_but_at_least_200(tmp_path: Path, rows: int, most: int) -> None:
+    data = [{"question": f"What is {n}?", "answer": str(n), "subject": str(n)} for n in range(rows)]
+    file, dev = (
+        write_jsonl(tmp_path / "t.jsonl", data),
+        write_jsonl(tmp_path / "d.jsonl", [{**data[0], "question": "x"}]),
+    )
+    given = {"train": str(file), "dev": str(dev), "test": [f"t={file}"], "allow_overlap": True}
+    measured = read_inputs(settings_of(TuneConfig, given)).rows
+    assert {name: part.height for name, part in measured.items()} == {
+        "train": min(rows, most),
+        "dev": 1,
+        "t": min(rows, most),
+    }

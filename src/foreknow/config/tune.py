@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -106,6 +106,11 @@ class TuneConfig(Settings):
     eval_steps: Annotated[tuple[int, ...], Group.TRAINING] = Field(
         (), description="Also measure after these steps of the first epoch (0: before training)."
     )
+    watch_rows: Annotated[int | Literal["auto", "all"], Group.TRAINING] = Field(
+        "auto",
+        description="Measure at most this many rows of train and of each test set after each epoch, drawn at random: a "
+        "number, all, or auto (a third of the training rows, at least 200). Dev is always measured whole.",
+    )
     match: Annotated[Literal["strict", "lenient"], Group.PROTOCOL] = Field("strict", description=MATCH)
     prompt_template: Annotated[Path | None, Group.PROTOCOL] = Field(None, description=TUNE_PROMPT)
     chat_template: Annotated[YesNoAuto, Group.PROTOCOL, COMMON] = Field("auto", description=CHAT_TEMPLATE)
@@ -173,6 +178,13 @@ class TuneConfig(Settings):
             if name in ("train", "dev") or not name.replace("_", "").replace("-", "").isalnum():
                 raise ValueError(f"found the name {name!r}, expected letters, digits, '-' and '_', not train or dev")
         return value
+
+    @field_validator("watch_rows", mode="before")
+    @classmethod
+    def _number_of_rows(cls, value: Any) -> Any:
+        if value in ("auto", "all") or (str(value).isdecimal() and int(value) > 0):
+            return value
+        raise ValueError(f"found {value!r}, expected auto, all or a number from 1 on")
 
     @field_validator("eval_steps")
     @classmethod

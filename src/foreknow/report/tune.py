@@ -66,6 +66,7 @@ _SETTINGS = {
     "patience": "patience (epochs)",
     "metric": "metric that chose the epoch",
     "eval_steps": "also measured after steps",
+    "watch_rows": "rows of a set measured after each epoch, at most",
     "match": "answer matching",
     "seed": "seed",
 }
@@ -392,7 +393,12 @@ def _notes(run: TrainRunView) -> list[str]:
     """The notes on the prompts, and on rows that are left out or teach nothing."""
     data = dict(run.results.get("data") or {}).items()
     faults = [line for name, of in data for line in fault_lines(name, of.get("row_faults") or {})]
-    return [*(run.results.get("method") or {}).get("notes", []), *faults]
+    drawn = [
+        f"{name}: {of['watched']:,} of its {of['rows']:,} rows, drawn at random, were measured after each epoch"
+        for name, of in data
+        if of.get("watched", of["rows"]) < of["rows"]
+    ]
+    return [*(run.results.get("method") or {}).get("notes", []), *drawn, *faults]
 
 
 def _is_lora(config: Mapping[str, Any]) -> bool:

@@ -159,7 +159,7 @@ class StudyConfig(Settings):
 
         Weights are kept at both of the paper's points; a study without `keep_weights` deletes them after each run.
         """
-        return {"preset": "paper", "metric": "dev_em", "keep": "both", **self.tune}
+        return {"preset": "paper", "metric": "dev_em", "keep": "both", "watch_rows": "all", **self.tune}
 
     @property
     def family(self) -> tuple[Literal["shares", "categories"], tuple[str, ...]]:

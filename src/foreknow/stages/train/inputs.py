@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import polars as pl
@@ -12,7 +13,7 @@ from foreknow.categories import CATEGORIES
 from foreknow.config import TuneConfig
 from foreknow.data.holdout import hold_out
 from foreknow.data.layouts.relation_templates import read_templates
-from foreknow.data.schema import ROWS
+from foreknow.data.schema import GOLD, ROWS, sampling_hash
 from foreknow.errors import ConfigError
 from foreknow.models.quantization import check_trainable
 from foreknow.models.resolve import Resolved
@@ -31,27 +32,47 @@ from foreknow.stages.train.dataset import (
     read_set,
 )
 
+FEWEST_WATCHED = 200
+"""The number of rows of a set that `--watch-rows auto` measures at least: a share of them is known to 7 points."""
 FEW_DEV_ROWS = 50
 """If a share is held out and dev has fewer rows, a note says that so few rows can hardly tell epochs apart."""
 
 
 @dataclass(frozen=True)
 class TrainInputs:
-    """Holds what a run reads: train, dev and the test sets by name, the prompt template, and notes about the sets."""
+    """Holds what a run reads: train, dev and the test sets by name, the prompt template, and notes about the sets.
+
+    `most_watched`: how many rows of train and of each test set are measured at most; None for all.
+    """
 
     sets: dict[str, LabelledSplit]
     template: Template
     notes: tuple[str, ...]
+    most_watched: int | None = None
+    seed: int = 0
 
     @property
     def train(self) -> LabelledSplit:
         """Return the set to train on."""
         return self.sets[TRAIN]
 
-    @property
+    @cached_property
     def rows(self) -> dict[str, pl.DataFrame]:
-        """Return the rows of every set, by name."""
-        return {name: split.rows for name, split in self.sets.items()}
+        """Return the rows that are measured after each epoch, by set: all of dev, and a sample of the others."""
+        return {
+            name: split.rows if name == "dev" else _sample(split.rows, self.most_watched, self.seed)
+            for name, split in self.sets.items()
+        }
+
+    @property
+    def sample_note(self) -> str | None:
+        """Return a line on the sets of which not every row is measured; None if there is none."""
+        parts = [
+            f"{self.rows[name].height:,} of the {split.rows.height:,} rows of {name}"
+            for name, split in self.sets.items()
+            if self.rows[name].height < split.rows.height
+        ]
+        return f"measured after each epoch: {', '.join(parts)}, drawn at random (--watch-rows)" if parts else None
 
 
 def read_inputs(config: TuneConfig) -> TrainInputs:
@@ -83,7 +104,27 @@ def read_inputs(config: TuneConfig) -> TrainInputs:
     rows = {name: split.rows for name, split in sets.items()}
     if config.metric != selection.AUTO:
         curves.check_metric(config.metric, rows, lenient=config.match == "lenient", losses=True)
-    return TrainInputs(sets, template, (*_notes(sets), *dev_note, *([overlap] if overlap else [])))
+    notes = (*_notes(sets), *dev_note, *([overlap] if overlap else []))
+    return TrainInputs(sets, template, notes, _most_watched(config, sets[TRAIN].rows.height), config.seed)
+
+
+def _most_watched(config: TuneConfig, train_rows: int) -> int | None:
+    """Return how many rows of a set are measured at most; None for all.
+
+    With a third of the training rows a run with one test set spends about a third of its time on measuring.
+    """
+    if isinstance(config.watch_rows, int):
+        return config.watch_rows
+    return None if config.watch_rows == "all" else max(FEWEST_WATCHED, train_rows // 3)
+
+
+def _sample(rows: pl.DataFrame, most: int | None, seed: int) -> pl.DataFrame:
+    """Return at most `most` of the rows in their order, the same ones for the same rows and seed."""
+    if most is None or rows.height <= most:
+        return rows
+    texts = rows.select("question", GOLD.alias("answer"), "row").iter_rows()
+    keys = pl.Series([sampling_hash(seed, "watch", question, answer, str(row)) for question, answer, row in texts])
+    return rows.filter(keys.rank("ordinal") <= most)
 
 
 def held_out_share(dev: str) -> float | None:

@@ -109,10 +109,11 @@ def tokenize_inputs(config: TuneConfig, inputs: TrainInputs, resolved_model: Res
         for name, split in inputs.sets.items()
     }
     metric, why = _metric(config, by_set["dev"])
-    choices = tuple(line for line in (reason, why) if line)
-    return TokenizedInputs(
-        tokenizer, prompter, train_examples, by_set, replace(inputs, sets=sets), faults, metric, choices
-    )
+    inputs = replace(inputs, sets=sets)
+    watched = {name: set(inputs.rows[name]["row"]) for name in by_set}
+    losses_of = {name: [e for e in examples if e.row in watched[name]] for name, examples in by_set.items()}
+    choices = tuple(line for line in (reason, why, inputs.sample_note) if line)
+    return TokenizedInputs(tokenizer, prompter, train_examples, losses_of, inputs, faults, metric, choices)
 
 
 def _metric(config: TuneConfig, dev: list[TrainingExample]) -> tuple[str, str | None]:

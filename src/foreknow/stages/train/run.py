@@ -262,6 +262,7 @@ def build_results(
             name: {
                 "file": split.file,
                 "rows": split.rows.height,
+                "watched": inputs.rows[name].height,
                 "skipped": sum(split.left_out.values()),
                 "left_out": dict(split.left_out),
                 "fingerprint": fingerprint(split.rows),
