@@ -505,7 +505,7 @@ def broken(
     return {
         "no model": ({"model": str(empty)}, ModelError, r"empty: the folder has no config\.json; expected a model"),
         "no folder": ({"model": "./nowhere"}, ModelError, r"nowhere: no such folder or file"),
-        "a tune run": ({"model": str(run)}, ModelError, r"a run of foreknow tune; name .*early_stop or .*convergence"),
+        "a tune run": ({"model": str(run)}, ModelError, r"a run of foreknow tune; name \S*run/early_stop$"),
         "no adapter weights": ({"model": str(adapter)}, ModelError, r"an adapter without weights"),
         "prompt tuning": ({"model": str(prompts)}, ModelError, r"a PROMPT_TUNING adapter; expected one of layers"),
         "odd config": ({"model": str(odd)}, ModelError, r"odd: model_type 'nobody knows' is not known to"),
