@@ -24,6 +24,7 @@ from conftest import chromium, fact_rows
 from foreknow.categories import CATEGORIES, HIGHLY_KNOWN, MAYBE_KNOWN, UNKNOWN
 from foreknow.config import TuneConfig
 from foreknow.data.schema import ROWS
+from foreknow.report.audit_text import Option
 from foreknow.report.evaluation import render_evaluation, taken_over
 from foreknow.report.format import exact, without_folders
 from foreknow.report.tune import read, render_tune
@@ -642,3 +643,19 @@ def test_a_real_run_has_a_page(tiny_folder: Path, tmp_path: Path) -> None:
         assert 'id="categories"' not in html, "a chart of nothing but zeros"
         assert "No row of any set is answered right" in text_of(section(html, "fit"))
     assert "dev loss" in text_of(section(html, "fit"))
+
+
+def test_the_page_says_what_an_early_epoch_has_not_learnt_and_whose_weights_there_are() -> None:
+    def keep(**given: Any) -> Option:
+        return next(option for option in options(story(**given)) if option.key == "keep")
+
+    less = keep(fitted=(0.35, 0.98))
+    assert less.how.startswith(f"Epoch 3 has {exact(0.35)} of the training rows fitted, epoch 9 {exact(0.98)}.")
+    assert "train in a new folder with --keep last" in less.how
+    assert "DIR/early_stop" in less.command
+    assert "--keep last" not in keep(fitted=(0.35, 0.98), keep="both").how, "the last epoch's weights are there"
+    assert keep(fitted=(0.95, 0.98)).how == ""
+    last = keep(keep="last")
+    assert "DIR/convergence" in last.command
+    assert last.what.startswith("The run saved the weights of epoch 9 only (--keep last)")
+    assert keep(keep="last", best=9).what.startswith("The checkpoint is saved as a model of its own.")
