@@ -41,7 +41,7 @@ from foreknow.settings import settings_of
 from foreknow.stages.train import checkpoints
 from foreknow.stages.train import loop as tune_loop
 from foreknow.stages.train import run as train_run
-from foreknow.stages.train.answer_loss import PlainPass, open_pass
+from foreknow.stages.train.answer_loss import PackedPass, PlainPass, open_pass, shared_beginning
 from foreknow.stages.train.dataset import TrainingExample, micro_batches, step_rows
 from foreknow.stages.train.result import TrainResult, open_train, read_metrics
 from foreknow.stages.train.trainer import FactTrainer, NotFinite, arguments, set_dropout
@@ -337,6 +337,43 @@ def test_losses_of_other_architectures_are_their_own(kind: str) -> None:
             assert ("padded" in reason) == (kind == "no attention interface"), reason
             rows, found = losses.losses(ROWS)
     torch.testing.assert_close(found, torch.cat([whole[e] for e in rows]), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["sliding window", "soft caps"])
+@pytest.mark.parametrize("shared", [0, 3, 9])
+def test_rows_that_share_a_beginning_have_the_gradients_of_separate_rows(kind: str, shared: int) -> None:
+    """Also where the beginning is longer than the sliding window of 4."""
+    torch.manual_seed(0)
+    model: Any = OTHERS[kind]().train()
+    model.set_attn_implementation("eager")
+    head = tuple(range(20, 20 + shared))
+    rows = [TrainingExample(n, (*head, 40 + n, *range(30, 30 + n % 3)), (7, 9 + n, 0)) for n in range(6)]
+    assert shared_beginning(rows) == shared
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4)
+    for row in rows:
+        PlainPass(model).losses([row])[1].sum().backward()
+    wanted = gradients(model)
+    model.zero_grad()
+    with PackedPass(model).attached() as packed:
+        model.train()
+        packed.losses(rows)[1].sum().backward()
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, wanted[name], atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_a_beginning_is_shared_where_it_saves_something() -> None:
+    def rows(*prompts: tuple[int, ...]) -> list[TrainingExample]:
+        return [TrainingExample(n, prompt, (1,)) for n, prompt in enumerate(prompts)]
+
+    assert shared_beginning(rows((5, 6, 7), (5, 6, 8))) == 2
+    assert shared_beginning(rows((5, 6, 7), (5, 6, 7))) == 2, "each prompt keeps its last token"
+    assert shared_beginning(rows((5, 6, 7), (5, 6, 7, 8), (5, 6, 7, 9))) == 2
+    assert shared_beginning(rows((5, 6, 7))) == 0, "one row"
+    assert shared_beginning(rows((5, 6), (5, 7))) == 0, "one token"
+    assert shared_beginning(rows((5,), (5, 6))) == 0
+    assert shared_beginning([]) == 0
 
 
 def test_dropout_acts_and_is_named(tiny_folder: Path) -> None:

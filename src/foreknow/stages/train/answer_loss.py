@@ -1,7 +1,9 @@
 """Computes the training loss of many short rows in one forward pass, at the answers' tokens only.
 
 `PackedPass` puts the rows of a batch one after the other without padding, as the probe does (`packed_attention.py`).
-Attention keeps the rows apart, and the output head runs at the answers' positions only. `PlainPass` is the model's own
+Attention keeps the rows apart, and the output head runs at the answers' positions only. The beginning that all prompts
+of the batch share is computed once, and every row attends to it: the gradients are those of separate rows, except that
+dropout draws one mask for the shared tokens instead of one a row. `PlainPass` is the model's own
 forward pass over padded rows, for architectures that the packed pass does not support. Both give the same losses.
 """
 
@@ -18,7 +20,14 @@ from transformers import AttentionInterface, PreTrainedModel
 from foreknow.distributed import process_group
 from foreknow.errors import first_line
 from foreknow.inference.lm_head import scaled
-from foreknow.inference.packed_attention import PackedBatch, Segment, TokenTree, UnsupportedModel, pack_segments
+from foreknow.inference.packed_attention import (
+    CachedPrefix,
+    PackedBatch,
+    Segment,
+    TokenTree,
+    UnsupportedModel,
+    pack_segments,
+)
 from foreknow.inference.packed_model import PackedModel
 from foreknow.models.private_api import attention_of, set_attention
 from foreknow.stages.train.dataset import TrainingExample, runs_by_length
@@ -61,7 +70,11 @@ class PackedPass:
         runs = runs_by_length(rows)
         ordered = [example for run in runs for example in run]
         device = self.head.weight.device
-        segments = [Segment(None, [_branch(example) for example in run]) for run in runs]
+        shared = shared_beginning(rows)
+        # without keys and values of its own: `_attend` finds them at the beginning of the batch
+        prefix = CachedPrefix(rows[0].prompt[:shared], []) if shared else None
+        segments = [Segment(None, [TokenTree.chain(prefix.ids, [])])] if prefix else []
+        segments += [Segment(prefix, [_branch(example, shared) for example in run]) for run in runs]
         batch = pack_segments(segments, keep=False)
         here = batch.on(device)
         states = self.body(
@@ -164,8 +177,18 @@ def _compare(packed: PackedPass, plain: PlainPass, some: Sequence[TrainingExampl
         raise UnsupportedModel(f"packed losses differ from the model's own by {off:.2g}")
 
 
-def _branch(example: TrainingExample) -> TokenTree:
-    return TokenTree.chain(example.inputs, range(len(example.prompt) - 1, example.length))
+def shared_beginning(rows: Sequence[TrainingExample]) -> int:
+    """Return how many tokens all prompts begin with; 0 if sharing saves nothing. Each prompt keeps its last token."""
+    if len(rows) < 2:
+        return 0
+    first, last = min(row.prompt for row in rows), max(row.prompt for row in rows)
+    most = min(len(row.prompt) for row in rows) - 1
+    count = next((n for n in range(most) if first[n] != last[n]), most)
+    return count if count > 1 else 0
+
+
+def _branch(example: TrainingExample, shared: int) -> TokenTree:
+    return TokenTree.chain(example.inputs[shared:], range(len(example.prompt) - 1 - shared, example.length - shared))
 
 
 def _cross_entropy(logits: Tensor, rows: Sequence[TrainingExample]) -> Tensor:
@@ -186,8 +209,9 @@ def _attend(
     """Compute the attention of packed rows, with dropout.
 
     Shapes: query [1, heads, tokens, size], key and value [1, kv heads, tokens, size]; returns [1, tokens, heads, size]
-    and None. This is the probe's attention (`packed_attention.py`) for rows that begin the text: there is no prefix,
-    and no keys or values are stored. Raises UnsupportedModel for attention sinks.
+    and None. This is the probe's attention (`packed_attention.py`) with two differences: no keys or values are stored,
+    and a prefix is part of the batch, as its first tokens, so that gradients reach it. Raises UnsupportedModel for
+    attention sinks.
     """
     del attention_mask
     if kwargs.get("s_aux") is not None:
@@ -213,9 +237,23 @@ def _attend(
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
         scores = scores.view(n, kv_heads * group, width, width) + seat.bias(far_back, scores.dtype)[:, None]
-        weights = nn.functional.dropout(scores.softmax(-1), dropout, training=module.training)
-        weights = weights.view(n * kv_heads, group * width, width).to(v.dtype)
-        out = torch.bmm(weights, v.reshape(n * kv_heads, width, size)).view(n, heads, width, size)
+        length = 0 if s.prefix is None else len(s.prefix.ids)
+        if length:
+            q_of_head = q.view(n, kv_heads, group * width, size).transpose(0, 1).reshape(kv_heads, -1, size)
+            before = torch.bmm(q_of_head, k_all[:length].permute(1, 2, 0))
+            if softcap is not None:
+                before = torch.tanh(before / softcap) * softcap
+            if far_back is not None:
+                before = before.masked_fill(seat.far(far_back, length, group), float("-inf"))
+            before = before.view(kv_heads, n, group, width, length).transpose(0, 1).flatten(1, 2)
+            scores = torch.cat([before, scores], -1)
+        weights = nn.functional.dropout(scores.softmax(-1), dropout, training=module.training).to(v.dtype)
+        own = weights[..., length:].reshape(n * kv_heads, group * width, width)
+        out = torch.bmm(own, v.reshape(n * kv_heads, width, size)).view(n, heads, width, size)
+        if length:
+            of_head = weights[..., :length].reshape(n, kv_heads, group * width, length).transpose(0, 1)
+            part = torch.bmm(of_head.reshape(kv_heads, -1, length), v_all[:length].transpose(0, 1))
+            out = out + part.view(kv_heads, n, group, width, size).transpose(0, 1).reshape(n, heads, width, size)
         outputs.append(out.transpose(1, 2).reshape(n * width, heads, size))
     merged = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return merged.index_select(0, here.scatter)[None], None
