@@ -21,7 +21,7 @@ from foreknow.prompts.few_shot import Exemplar, key, same_fact
 
 RESERVE: Final = 8
 """Exemplars kept per group to take the place of those that a row must not see."""
-NEAR: Final = 0.3
+NEAR: Final = 0.8
 """Two answers are near-duplicates if this share of the shorter one's runs of five words is in the other."""
 _WORD = re.compile(r"\w+")
 _SENTENCE_END = re.compile(r"[.!?。！？](?=\s|\Z)|\n")
