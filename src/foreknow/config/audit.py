@@ -21,6 +21,7 @@ from foreknow.config.shared import (
     DataSettings,
     Dtype,
     ServerSettings,
+    SpanFinder,
     YesNoAuto,
 )
 from foreknow.settings import COMMON, Group
@@ -92,6 +93,20 @@ class AuditConfig(DataSettings, ServerSettings):
     )
     max_answer_tokens: Annotated[int, Group.PROTOCOL] = Field(
         32, ge=1, description="Flag a row whose answer has more tokens than this, and give it no category."
+    )
+    spans: Annotated[SpanFinder, Group.PROTOCOL, COMMON] = Field(
+        "auto",
+        description="How to find the fact spans of long answers, each of which is labelled: rules, spacy:MODEL, column "
+        "(the rows' own column spans), none; auto takes the column if there is one, else rules.",
+    )
+    span_sets: Annotated[int, Group.PROTOCOL] = Field(
+        4, ge=1, description="Probe the spans of long answers behind this many sets of exemplars."
+    )
+    span_shots: Annotated[int, Group.PROTOCOL] = Field(
+        2, ge=0, description="The number of exemplars in each of these sets."
+    )
+    span_alternatives: Annotated[int, Group.PROTOCOL] = Field(
+        9, ge=0, description="Compare each span with this many spans of other rows (0: with none)."
     )
     chance: Annotated[bool, Group.PROTOCOL, COMMON] = Field(
         False,

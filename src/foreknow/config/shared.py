@@ -77,6 +77,17 @@ def _one_line(value: str) -> str:
 OneLine = Annotated[str, AfterValidator(_one_line)]
 
 
+def _known_finder(value: str) -> str:
+    if value not in ("auto", "rules", "column", "none") and not value.removeprefix("spacy:").strip():
+        raise ValueError(f"found {value!r}, expected a model's name behind spacy:, such as spacy:en_core_web_sm")
+    if value not in ("auto", "rules", "column", "none") and not value.startswith("spacy:"):
+        raise ValueError(f"found {value!r}, expected auto, rules, spacy:MODEL, column or none")
+    return value
+
+
+SpanFinder = Annotated[str, AfterValidator(_known_finder)]
+
+
 DATA = (
     "A data file (JSONL, JSON, CSV, TSV, Parquet, Arrow; also .gz, .zst, .bz2, .xz), a folder or .zip of "
     "them, a folder of save_to_disk or the hub's cache, - for standard input, hub:owner/name, s3://, gs://, or 'facts' "

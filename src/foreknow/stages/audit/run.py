@@ -20,6 +20,7 @@ import polars as pl
 
 from foreknow.config import AuditConfig
 from foreknow.data.schema import chunks
+from foreknow.data.spans.schema import SPANS, count_spans, span_labels
 from foreknow.distributed.ray_cluster import Cluster, open_cluster
 from foreknow.errors import ConfigError
 from foreknow.inference import slick
@@ -38,6 +39,7 @@ from foreknow.stages.audit.page import write_page
 from foreknow.stages.audit.result import AuditResult
 from foreknow.stages.audit.server_executor import connect_server, open_server_executor, with_server_chat_template
 from foreknow.stages.audit.setup import identity_of, read_input, with_batch_sizes, with_chat_template
+from foreknow.stages.audit.span_plan import summarise_spans
 from foreknow.stages.skeleton import PreparedRun, Stage, required_out, run_stage
 from foreknow.version import __version__
 
@@ -48,14 +50,17 @@ LABELS = ("category", "p_greedy", "p_sampled", "p_hit", "model_answer", "flags")
 LONG_LABELS = ("answer_tokens", "logprob", "logprob_alone", "n_facts", "unknown_facts", "facts_category")
 """Further columns of the annotated file where rows have long answers or short facts of their own."""
 OUTPUTS = (
-    *("config.yaml", "exemplars.json", "probes.parquet", "rows.parquet", "facts.parquet", "summary.json"),
+    *("config.yaml", "exemplars.json", "probes.parquet", "rows.parquet", "facts.parquet"),
+    *("span_exemplars.json", "spans.parquet", "summary.json"),
     "annotated*",
 )
 """Output files whose checksums the manifest holds."""
+SPAN_LABELS = ("n_spans", "new_spans", "unknown_share", "spans_category")
+"""Further columns of the annotated file where the spans of long answers were labelled; and `spans`, the spans."""
 LONG_ROWS = 32
 """Number of rows with long answers that are scored and saved together."""
 SCORING: Final[dict[str, pl.DataType]] = {"seconds": pl.Float64()}
-"""Schema of the wall-clock time that scoring one such part took."""
+"""Schema of the wall-clock time that scoring one such part, or labelling its spans, took."""
 
 
 def run(config: AuditConfig) -> AuditResult:
@@ -145,8 +150,11 @@ def _compute(
     config: AuditConfig, inputs: AuditInputs, folder: RunDir, identity: dict[str, Any], executor: Executor
 ) -> None:
     write_json(folder.path / "exemplars.json", executor.plan.exemplars.as_json())
+    if executor.plan.spans is not None:
+        write_json(folder.path / "span_exemplars.json", executor.plan.spans.exemplars.as_json())
     _run_chunks(chunks(executor.plan.rows, int(config.chunk_rows or 128)), executor, folder)
     _score_long(executor, folder)
+    _label_spans(executor, folder)
     _write(config, inputs, executor, folder, identity)
 
 
@@ -181,6 +189,27 @@ def _score_long(executor: Executor, folder: RunDir) -> None:
             done.advance(frame.height)
 
 
+def _label_spans(executor: Executor, folder: RunDir) -> None:
+    """Label the fact spans of the long answers that are not labelled yet, and save each part as it comes."""
+    if executor.plan.spans is None:
+        return
+    long = executor.plan.long
+    parts = [long.slice(start, LONG_ROWS) for start in range(0, long.height, LONG_ROWS)]
+    unfinished = [n for n in range(len(parts)) if folder.chunk(n, "spans") is None]
+    if not unfinished:
+        return
+    if len(unfinished) < len(parts):
+        logger.info(f"spans of {len(parts) - len(unfinished)} of {len(parts)} parts are labelled; going on")
+    with meter("labelling spans of long answers", sum(parts[n].height for n in unfinished)) as done:
+        began = time.monotonic()
+        for number, frame in executor.label_spans([(n, parts[n]) for n in unfinished]):
+            ended = time.monotonic()
+            folder.save_chunk(number, "span_seconds", pl.DataFrame({"seconds": [ended - began]}, schema=SCORING))
+            folder.save_chunk(number, "spans", frame)
+            began = ended
+            done.advance(parts[number].height)
+
+
 def _write(
     config: AuditConfig, inputs: AuditInputs, executor: Executor, folder: RunDir, identity: dict[str, Any]
 ) -> None:
@@ -194,13 +223,18 @@ def _write(
     chosen = pl.concat([inputs.rows["row"], inputs.shorts["row"]])
     audited = executor.plan.every.filter(pl.col("row").is_in(chosen.implode()))
     probed = rows_frame(audited, labelled, folder.load_chunks("answers", slick.MODEL_ANSWERS), executor.plan.exemplars)
-    rows, shorts = split_rows_and_facts(probed, inputs.shorts, folder.load_chunks("long", LONG))
+    spans = folder.load_chunks("spans", SPANS).sort("row", "start")
+    plan = executor.plan
+    counts = None if plan.spans is None else count_spans(plan.long["row"], spans)
+    rows, shorts = split_rows_and_facts(probed, inputs.shorts, folder.load_chunks("long", LONG), counts)
     probing = float((cost["seconds"] / cost["workers"]).sum())
     scoring = float(folder.load_chunks("scoring", SCORING)["seconds"].sum())
+    labelling = float(folder.load_chunks("span_seconds", SCORING)["seconds"].sum())
     engine = ", ".join(cost["engine"].unique().sort()) or "none"
     precision = executor.compare_precision(probes)
     summary = {
         **summarise_audit(rows, shorts),
+        **({} if plan.spans is None else {"spans": summarise_spans(rows, spans, plan.spans.protocol)}),
         **({"precision": precision} if precision else {}),
         "protocol": {**executor.protocol, "engine": engine},
         "model": {**executor.model, "fluency": executor.fluency()},
@@ -215,7 +249,7 @@ def _write(
             "thoughts": inputs.facts.thoughts,
             **({"licences": inputs.licences} if inputs.licences else {}),
         },
-        "seconds": probing + scoring,
+        "seconds": probing + scoring + labelling,
         "rows_per_second": int(cost["rows"].sum()) / probing if probing else 0.0,
         "version": __version__,
     }
@@ -224,7 +258,10 @@ def _write(
     if not shorts.is_empty():
         write_frame(out / "facts.parquet", shorts)
     more = LONG_LABELS if executor.plan.long.height or not shorts.is_empty() else ()
-    labels = rows.select("row", *LABELS, *more)
+    labels = rows.select("row", *LABELS, *more, *(() if plan.spans is None else SPAN_LABELS))
+    if plan.spans is not None:
+        write_frame(out / "spans.parquet", spans)
+        labels = labels.join(span_labels(spans), on="row", how="left", maintain_order="left")
     write = write_whole if inputs.facts.suffix else write_folder
     write(out / f"annotated{inputs.facts.suffix}", lambda part: inputs.facts.annotate(labels, part))
     write_json(out / "summary.json", summary)

@@ -36,6 +36,7 @@ from foreknow.stages.audit.filters import (
     flag_unspellable,
 )
 from foreknow.stages.audit.short_facts import short_rows
+from foreknow.stages.audit.span_plan import plan_spans
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -232,7 +233,11 @@ def build_prompt_plan(
     usable = usable.filter(pl.col("row").is_in(fits))
     long_rows = audited.filter(USABLE & long & ~unaskable)
     notes = (*notes, *without_exemplars.notes, *with_exemplars.notes)
-    return PromptPlan(inputs.template, exemplars, usable, long_rows, common_heads(usable), every, notes)
+    spans = plan_spans(config, long_rows, every, pool, prompter, positions or LARGEST_PROMPT, inputs.facts.name)
+    if spans is not None:
+        long_rows, notes = spans.long, (*notes, *spans.notes)
+    heads, span_plan = common_heads(usable), None if spans is None else spans.plan
+    return PromptPlan(inputs.template, exemplars, usable, long_rows, heads, every, notes, span_plan)
 
 
 def search_settings(config: AuditConfig) -> ProbeSettings:
