@@ -186,9 +186,15 @@ def mix(
     from foreknow.stages.mix.run import write_mix  # keeps rapidfuzz out
     from foreknow.stages.mix.sampling import mix_table, size_table  # keeps polars out
 
-    written = write_mix(settings_of(MixConfig, {"audit": audit, **given}, config))
-    print_table(size_table(written.audited), "largest sets of each family")
-    print_table(mix_table(written.mix), "rows drawn")
+    settings = settings_of(MixConfig, {"audit": audit, **given}, config)
+    written = write_mix(settings)
+    if settings.uses_spans:
+        from foreknow.stages.mix.span_mix import span_mix_table  # keeps polars out
+
+        print_table(span_mix_table(written.mix), "rows drawn")
+    else:
+        print_table(size_table(written.audited), "largest sets of each family")
+        print_table(mix_table(written.mix), "rows drawn")
     for note in written.mix.notes:
         print(note)
     print(f"written: {written.path}")
