@@ -25,10 +25,10 @@ from foreknow.stages.mix.sampling import (
     draw_mix,
     manifest_path,
     mix_table,
+    numbers_text,
     read_manifest,
     rows_of,
     size_table,
-    numbers_text,
 )
 from foreknow.stages.mix.sizes import COUNTS, Family, drawable, largest, natural_counts, unknown_counts
 

@@ -98,9 +98,7 @@ def test_a_drawn_share_is_close_to_the_best_of_all_sets_of_its_size(
 
     assert len(set(chosen)) == size
     best = min(off(some) for some in combinations(range(len(rows)), size))
-    one_swap = [
-        off([*(set(chosen) - {old}), new]) for old in chosen for new in range(len(rows)) if new not in chosen
-    ]
+    one_swap = [off([*(set(chosen) - {old}), new]) for old in chosen for new in range(len(rows)) if new not in chosen]
     assert off(chosen) <= min(one_swap, default=off(chosen)) + 1e-9
     assert off(chosen) >= best - 1e-9
 
@@ -118,9 +116,7 @@ def test_rows_above_a_share_are_dropped_and_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("which", ["new", "unknown"])
 @pytest.mark.parametrize("suffix", [".jsonl", ".json"])
-def test_masked_characters_are_those_of_the_spans_and_the_answer_stays(
-    tmp_path: Path, which: Any, suffix: str
-) -> None:
+def test_masked_characters_are_those_of_the_spans_and_the_answer_stays(tmp_path: Path, which: Any, suffix: str) -> None:
     audit = audited(tmp_path, FLAT, suffix)
     spans = add_spans(audit, by_turns, list(range(40)))
     out = tmp_path / f"mix{suffix}"
@@ -222,7 +218,7 @@ def test_sentences_end_where_a_reader_would_end_them(text: str, parts: list[str]
     assert [text[start:end] for start, end in sentences(text)] == parts
 
 
-@given(st.text(alphabet="aB1. !?\n。,\"e", max_size=60), st.data())
+@given(st.text(alphabet='aB1. !?\n。,"e', max_size=60), st.data())
 def test_sentences_cover_the_text_and_what_is_cut_is_gone(text: str, data: st.DataObject) -> None:
     places = sentences(text)
     assert "".join(text[start:end] for start, end in places) == text

@@ -197,6 +197,11 @@ def mix(
         print_table(mix_table(written.mix), "rows drawn")
     for note in written.mix.notes:
         print(note)
+    if settings.mask:
+        from foreknow.stages.train.pretokenized import write_tokens  # keeps torch out
+
+        for note in write_tokens(settings).notes:
+            print(note)
     print(f"written: {written.path}")
 
 

@@ -102,17 +102,29 @@ def tokenize_inputs(config: TuneConfig, inputs: TrainInputs, resolved_model: Res
             faults[name] = [fault for fault in faults[name] if fault.reason not in row_faults.OF_TRAINING]
     row_faults.check([(inputs.sets[name].file, some) for name, some in faults.items()], config.bad_rows)
     train_examples = by_set.pop(TRAIN)
-    if not any(example.weight for example in train_examples):
-        raise InputError(f"{inputs.train.file}: no row is left whose weight is not 0; nothing would be learnt")
+    if not any(example.weight and example.learnt for example in train_examples):
+        raise InputError(
+            f"{inputs.train.file}: no row is left whose weight is not 0 and whose answer is not all in loss_exclude; "
+            "nothing would be learnt"
+        )
     sets = {
         name: split._replace(rows=without_faulty(split.file, split.rows, faults[name]))
         for name, split in inputs.sets.items()
     }
     metric, why = _metric(config, by_set["dev"])
-    choices = tuple(line for line in (reason, why) if line)
+    choices = tuple(line for line in (reason, why, _masked_line(train_examples)) if line)
     return TokenizedInputs(
         tokenizer, prompter, train_examples, by_set, replace(inputs, sets=sets), faults, metric, choices
     )
+
+
+def _masked_line(rows: list[TrainingExample]) -> str | None:
+    """Return a line on how many tokens are left out of the loss; None if none is."""
+    masked = sum(len(example.excluded) for example in rows)
+    if not masked:
+        return None
+    tokens = sum(len(example.answer) for example in rows)
+    return f"{masked:,} of {tokens:,} tokens of train's answers are left out of the loss (column loss_exclude)"
 
 
 def _metric(config: TuneConfig, dev: list[TrainingExample]) -> tuple[str, str | None]:
