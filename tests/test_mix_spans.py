@@ -56,7 +56,7 @@ def few_new(text: str, at: int) -> Label:
     return ("Unknown", at % 3 == 0) if text.isdigit() and int(text) % 5 < 2 else ("HighlyKnown", True)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.15, 0.2, 0.22])
+@pytest.mark.parametrize("share", [0.13, 0.15, 0.2, 0.22])
 @pytest.mark.parametrize("size", [None, 12])
 def test_a_set_has_the_share_of_new_spans_that_was_asked_for(tmp_path: Path, share: float, size: int | None) -> None:
     audit = audited(tmp_path, FLAT)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
@@ -17,7 +17,7 @@ from foreknow.errors import ConfigError
 from foreknow.models.quantization import check_trainable
 from foreknow.models.resolve import Resolved
 from foreknow.prompts.prompt_template import Template, read_template
-from foreknow.stages.audit.result import open_audit
+from foreknow.stages.audit.result import AuditResult, open_audit
 from foreknow.stages.train import curves, selection
 from foreknow.stages.train.curves import TRAIN
 from foreknow.stages.train.dataset import (
@@ -30,6 +30,7 @@ from foreknow.stages.train.dataset import (
     mix_model,
     read_set,
 )
+from foreknow.stages.train.span_labels import watched_spans, without_trained
 
 FEW_DEV_ROWS = 50
 """If a share is held out and dev has fewer rows, a note says that so few rows can hardly tell epochs apart."""
@@ -37,11 +38,15 @@ FEW_DEV_ROWS = 50
 
 @dataclass(frozen=True)
 class TrainInputs:
-    """Holds what a run reads: train, dev and the test sets by name, the prompt template, and notes about the sets."""
+    """Holds what a run reads: train, dev and the test sets by name, the prompt template, and notes about the sets.
+
+    `spans`: by set, the labelled spans inside its long answers (`span_labels.WATCHED_SPANS`), if an audit has any.
+    """
 
     sets: dict[str, LabelledSplit]
     template: Template
     notes: tuple[str, ...]
+    spans: Mapping[str, pl.DataFrame] = field(default_factory=dict)
 
     @property
     def train(self) -> LabelledSplit:
@@ -81,9 +86,35 @@ def read_inputs(config: TuneConfig) -> TrainInputs:
         dev_note = [note]
     overlap = check_overlap(sets[TRAIN], [split for name, split in sets.items() if name != TRAIN], config.allow_overlap)
     rows = {name: split.rows for name, split in sets.items()}
+    spans = labelled_spans(rows, audit) if audit else {}
     if config.metric != selection.AUTO:
-        curves.check_metric(config.metric, rows, lenient=config.match == "lenient", losses=True)
-    return TrainInputs(sets, template, (*_notes(sets), *dev_note, *([overlap] if overlap else [])))
+        curves.check_metric(config.metric, rows, lenient=config.match == "lenient", losses=True, spans=spans)
+    notes = (*_notes(sets), *_span_notes(spans), *dev_note, *([overlap] if overlap else []))
+    return TrainInputs(sets, template, notes, spans)
+
+
+def labelled_spans(rows: Mapping[str, pl.DataFrame], audit: AuditResult) -> dict[str, pl.DataFrame]:
+    """Return the labelled spans of every set that has any (`WATCHED_SPANS`). `rows`: by set, frames `SET`."""
+    if audit.spans is None:
+        return {}
+    spans = {name: watched_spans(own, audit.rows, audit.spans) for name, own in rows.items()}
+    train = rows.get(TRAIN)
+    return {
+        name: own if name == TRAIN or train is None else without_trained(own, train)
+        for name, own in spans.items()
+        if not own.is_empty()
+    }
+
+
+def _span_notes(spans: Mapping[str, pl.DataFrame]) -> list[str]:
+    notes = []
+    for name, own in spans.items():
+        note = (
+            f"{name}: {own.height:,} labelled spans in {own['row'].n_unique():,} long answers, {own['new'].sum():,} of "
+            "them new to the model"
+        )
+        notes.append(note if name == TRAIN else f"{note}; dev_spans counts {own['kept'].sum():,}" * (name == "dev"))
+    return [note for note in notes if note]
 
 
 def held_out_share(dev: str) -> float | None:

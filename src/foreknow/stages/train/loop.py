@@ -111,7 +111,8 @@ def tokenize_inputs(config: TuneConfig, inputs: TrainInputs, resolved_model: Res
         name: split._replace(rows=without_faulty(split.file, split.rows, faults[name]))
         for name, split in inputs.sets.items()
     }
-    metric, why = _metric(config, by_set["dev"])
+    kept = int(inputs.spans["dev"]["kept"].sum()) if "dev" in inputs.spans else 0
+    metric, why = _metric(config, by_set["dev"], kept)
     choices = tuple(line for line in (reason, why, _masked_line(train_examples)) if line)
     return TokenizedInputs(
         tokenizer, prompter, train_examples, by_set, replace(inputs, sets=sets), faults, metric, choices
@@ -127,17 +128,26 @@ def _masked_line(rows: list[TrainingExample]) -> str | None:
     return f"{masked:,} of {tokens:,} tokens of train's answers are left out of the loss (column loss_exclude)"
 
 
-def _metric(config: TuneConfig, dev: list[TrainingExample]) -> tuple[str, str | None]:
-    """Return the metric that chooses the epoch, and the reason if `--metric auto` leaves the choice to dev's rows."""
+def _metric(config: TuneConfig, dev: list[TrainingExample], kept: int) -> tuple[str, str | None]:
+    """Return the metric that chooses the epoch, and the reason if `--metric auto` leaves the choice to dev's rows.
+
+    `kept`: the number of spans that `dev_spans` counts.
+    """
     if config.metric != selection.AUTO:
         return config.metric, None
     tokens = sorted(len(example.answer) for example in dev)
     middle = tokens[len(tokens) // 2] if tokens else 0
     if middle > LONG_ANSWER:
-        return selection.LOSS, (
+        reason = (
             f"dev loss chooses the epoch: half of dev's answers have {middle:,} tokens or more, and a long answer is "
             "hardly ever right letter by letter (--metric dev_em chooses by exact match)"
         )
+        if kept:
+            reason += (
+                f". --metric dev_spans chooses by {kept:,} spans of dev that the model said before training: it only "
+                "sees what is lost, so it would seldom leave the first epochs"
+            )
+        return selection.LOSS, reason
     return "dev_em", (
         "dev EM chooses the epoch where dev's rows can tell epochs apart (McNemar, p < 0.05); where not, dev loss does"
     )

@@ -1,8 +1,8 @@
 """Measures the mean loss of a set's answers: -log p of a token, in nats, given the tokens before it.
 
 The text is the same as in training (prompt, gold, end of the answer), and dropout is off. Tokens that are left out of
-the loss (`loss_exclude`) do not count. Unlike exact match, the loss tells epochs apart even if no whole answer is right,
-as with long answers.
+the loss (`loss_exclude`) do not count. Unlike exact match, the loss tells epochs apart even if no whole answer is
+right, as with long answers.
 """
 
 from __future__ import annotations
