@@ -8,7 +8,7 @@ At every evaluation of the trainer, or at the end of every epoch if it has none,
 the form in which they are trained on, and adds these metrics to the trainer's own:
 
     eval_<set>_em   eval_<set>_<category>_em   eval_train_fitted   eval_train_<category>_fitted
-    eval_<set>_known_spans   eval_<set>_new_spans   eval_dev_spans     with an audit's labels of spans (`span_labels.py`)
+    eval_<set>_known_spans   eval_<set>_new_spans   eval_<set>_spans     with labels of spans (`span_labels.py`)
 
 The trainer can choose checkpoints by them, with `metric_for_best_model="dev_em"` and `greater_is_better=True`. A
 callback that reads them, such as EarlyStoppingCallback, must come after this one in the list of callbacks. The name of
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,14 @@ from foreknow.stages.train.label_check import LabelReport, check_labels
 from foreknow.stages.train.row_faults import RowFault
 from foreknow.stages.train.span_labels import count_fitted
 from foreknow.stages.train.tracker import EvalModelCopy, Tracker, vocabulary_for
-from foreknow.stages.train.trainer_format import check_format, find_format, pair_texts, read_texts
+from foreknow.stages.train.trainer_format import (
+    Pair,
+    check_format,
+    count_learnt_masks,
+    find_format,
+    pair_texts,
+    read_texts,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -172,6 +179,7 @@ class KnowledgeCallback(TrainerCallback):
         if self.template is not None or self.chat is not None:
             check_format(pairs, self._given_prompter(tokenizer), tokenizer)
             self._form_checked = bool(pairs)
+            self._check_masks(pairs, tokenizer, state)
             return
         found = find_format(pairs, tokenizer, self.bos)
         if found is not None:
@@ -180,6 +188,7 @@ class KnowledgeCallback(TrainerCallback):
             self._measure = None  # a measurement before training may have used another form
             form = "through the chat template" if found.chat else f"as {found.template.target!r}"
             note = f"KnowledgeCallback: asks {form}, as {found.pairs:,} of the trainer's rows are written"
+            self._check_masks(pairs, tokenizer, state)
         elif pairs:
             check_format(pairs, self._given_prompter(tokenizer), tokenizer)
             return
@@ -190,6 +199,16 @@ class KnowledgeCallback(TrainerCallback):
             )
         if state.is_world_process_zero:
             logger.info(note)
+
+    def _check_masks(self, pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, state: Any) -> None:
+        """Warn if the trainer learns characters that the watched rows' `loss_exclude` leaves out of the loss."""
+        learnt, masked = count_learnt_masks(pairs, self.sets[TRAIN], self._given_prompter(tokenizer))
+        if learnt and state.is_world_process_zero:
+            logger.info(
+                f"warning: KnowledgeCallback: {learnt:,} of {masked:,} rows that have masked spans (loss_exclude) are "
+                "learnt whole by the trainer, which does not read that column: train on the tokens that foreknow mix "
+                "--mask writes beside its file (FILE.tokens.parquet)"
+            )
 
     def _given_prompter(self, tokenizer: PreTrainedTokenizerBase) -> Prompter:
         return Prompter(tokenizer, self.template or TRAINING, bool(self.chat), self.bos)  # type: ignore[arg-type]

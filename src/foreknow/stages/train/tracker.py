@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import polars as pl
 import torch
@@ -49,14 +49,6 @@ OUTCOMES: Final[dict[str, pl.DataType]] = {
 _GREEDY: Final = Sampling(temperature=1.0, top_k=1)
 _LONGEST: Final = 1 << 20
 _MANY: Final = 16
-
-
-class Measures(Protocol):
-    """Measures a model's answers to every watched row as `OUTCOMES`, for `tune` and the callback."""
-
-    def __call__(self, model: PreTrainedModel) -> pl.DataFrame:
-        """Measure the model as it is now; leave its mode, its weights and all random states unchanged."""
-        ...
 
 
 class _AskedRow(NamedTuple):
@@ -126,11 +118,15 @@ class Tracker:
         return len(self._asked)
 
     def __call__(self, model: PreTrainedModel, done: Callable[[int], None] = lambda _: None) -> pl.DataFrame:
-        """Measure the rows with the model as it is now (see `Measures`); `done`: see `measure`."""
+        """Measure the rows with the model as it is now; see `measure`."""
         return self.measure(model, done).outcomes
 
     def measure(self, model: PreTrainedModel, done: Callable[[int], None] = lambda _: None) -> Measurement:
-        """Measure rows and spans in one pass. `done` is called with the number of rows just finished."""
+        """Measure rows and spans in one pass, with the model as it is now.
+
+        The model's mode, its weights and all random states stay as they are. `done` is called with the number of rows
+        just finished.
+        """
         model = base_of(model)
         modes = [(module, module.training) for module in model.modules()]
         outcomes: list[tuple[str, int, bool, bool | None]] = []
