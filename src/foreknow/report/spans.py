@@ -80,6 +80,7 @@ class LabelledSpans:
     share of new spans, with its interval over rows. `unlabelled`: spans without a category. `long`: rows with long
     answers. `rows`: how many of them have no labelled span, no new one, some new ones, and only new ones. `things`: the
     new things of each type, the most frequent first; `kinds_of_things`: how many different ones there are, by type.
+    `lowest`: the lowest share of new spans in a row, rounded up to whole per cent.
     """
 
     all: SpanLine
@@ -93,6 +94,7 @@ class LabelledSpans:
     groups: tuple[SpanLine, ...]
     things: tuple[tuple[str, tuple[NewThing, ...]], ...]
     kinds_of_things: dict[str, int]
+    lowest: float
 
     @property
     def rows_with_spans(self) -> int:
@@ -146,6 +148,7 @@ def labelled_spans(rows: pl.DataFrame, spans: pl.DataFrame | None, long: int) ->
         groups=tuple(sorted(groups, key=lambda line: (-line.spans, line.name))[:GROUPS_SHOWN]),
         things=things,
         kinds_of_things=kinds,
+        lowest=math.ceil(100 * float((new["new"] / new["spans"]).min() or 0)) / 100,  # type: ignore[arg-type]
     )
 
 

@@ -73,10 +73,10 @@ def span_steps(of: LabelledSpans, mix: LongMix) -> tuple[Option, ...]:
     drop = _step(
         "drop",
         "Leave out the rows that are mostly new",
-        f"In {count(of.rows['only'], 'row')} every labelled span is new. The first command drops rows above a share; the "
-        "second draws a set in which a share of all spans is new.",
+        f"In {count(of.rows['only'], 'row')} every labelled span is new. The first command drops rows above a share; "
+        "the second draws a set in which a share of all spans is new.",
         command=f"foreknow mix AUDIT --drop-new-above 0.5 --out fewer{suffix}\n"
-        f"foreknow mix AUDIT --new-share {min(0.1, round(of.new.value / 2, 3)):g} --out drawn{suffix}",
+        f"foreknow mix AUDIT --new-share {max(of.lowest, min(0.1, of.new.value / 2)):.2g} --out drawn{suffix}",
     )
     retrieve = _step(
         "retrieve",
