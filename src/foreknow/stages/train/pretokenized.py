@@ -17,7 +17,7 @@ import polars as pl
 from foreknow.config import AuditConfig, MixConfig
 from foreknow.data.layouts.relation_templates import read_templates
 from foreknow.data.schema import are_chats
-from foreknow.errors import ModelError
+from foreknow.errors import ForeknowError, ModelError
 from foreknow.inference.server.model import address_of
 from foreknow.io.run_dir import write_whole
 from foreknow.models import loading
@@ -58,7 +58,8 @@ def write_tokens(config: MixConfig) -> TokensFile:
     """Write the tokens of the mix that `config` made. The tokenizer is that of `config.model`, or the audit's model.
 
     Rows of which nothing can be learnt are left out, and counted in the notes. If the audit asked a model on a server,
-    which gives no tokenizer, nothing is written, and a note says so. Raises ModelError, InputError.
+    which gives no tokenizer, or its model is no longer there, nothing is written, and a note says so. Raises ModelError
+    for the model that `config` names, and InputError.
     """
     folder = open_audit(config.audit).folder
     settings = read_yaml(folder / "config.yaml")
@@ -67,8 +68,13 @@ def write_tokens(config: MixConfig) -> TokensFile:
     if address_of(model) is not None:
         why = f"{model} is on a server, which gives no tokenizer: give --model to write {tokens_path(config.out)}"
         return TokensFile(None, (why,))
-    resolved = resolve(model, logger.info, audit.trust_remote_code, base=None if config.model else audit.base)
-    tokenizer = loading.load_tokenizer(resolved, audit.trust_remote_code)
+    try:
+        resolved = resolve(model, logger.info, audit.trust_remote_code, base=None if config.model else audit.base)
+        tokenizer = loading.load_tokenizer(resolved, audit.trust_remote_code)
+    except ForeknowError as error:
+        if config.model:
+            raise
+        return TokensFile(None, (f"{tokens_path(config.out)}: not written; give --model: {error}",))
     if tokenizer.eos_token_id is None:
         raise ModelError(f"--model {model}: its tokenizer has no end-of-sequence token; answers could not end")
     reading: dict[str, Any] = {
