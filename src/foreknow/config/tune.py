@@ -51,7 +51,9 @@ class TuneConfig(Settings):
     model: Annotated[str, Group.MODEL, COMMON] = Field("smollm2-135m", description=MODEL)
     base: Annotated[str | None, Group.MODEL] = Field(None, description=BASE)
     audit: Annotated[Path | None, Group.DATA, COMMON] = Field(
-        None, description="A finished audit, which gives rows without a category column their category."
+        None,
+        description="A finished audit, which gives rows without a category column their category, and long answers the "
+        "labels of their spans.",
     )
     force: Annotated[bool, Group.DATA] = Field(
         False, description="Continue even if the audit, the mix or --base belongs to another model than this one."
@@ -101,7 +103,8 @@ class TuneConfig(Settings):
     metric: Annotated[str, Group.TRAINING] = Field(
         "auto",
         description="The metric that chooses the best epoch: auto takes dev_em where dev's rows can tell epochs apart, "
-        "else, and for long answers, dev_loss; an unknown name is an error that lists them.",
+        "else, and for long answers, dev_loss; dev_spans is the share of spans inside dev's long answers that the "
+        "model said before training and still says; an unknown name is an error that lists them.",
     )
     eval_steps: Annotated[tuple[int, ...], Group.TRAINING] = Field(
         (), description="Also measure after these steps of the first epoch (0: before training)."

@@ -30,8 +30,9 @@ from foreknow.stages.train.curves import Line
 from foreknow.stages.train.inputs import TrainInputs
 from foreknow.stages.train.result import OUTCOMES
 from foreknow.stages.train.set_loss import Sets, mean_losses
+from foreknow.stages.train.span_labels import SPAN_OUTCOMES, count_fitted
 from foreknow.stages.train.tracker import OUTCOMES as MEASURED
-from foreknow.stages.train.tracker import EvalModelCopy, Tracker, vocabulary_for
+from foreknow.stages.train.tracker import EvalModelCopy, Measurement, Tracker, vocabulary_for
 from foreknow.stages.train.trainer import FactTrainer
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,9 @@ class EvalCallback:
         self.lenient = config.match == "lenient"
         tokens = int(config.batch_tokens or 2048)
         sets = inputs.rows if training_model.sharded else {name: own_rows(rows) for name, rows in inputs.rows.items()}
-        self.measure = Tracker(prompter, vocabulary, sets, lenient=self.lenient, batch_tokens=tokens)
+        self.measure = Tracker(
+            prompter, vocabulary, sets, lenient=self.lenient, batch_tokens=tokens, spans=inputs.spans
+        )
         self.lines: list[Line] = []
         self.since = time.monotonic()
         self.measuring = False
@@ -104,11 +107,15 @@ class EvalCallback:
         config, step, epoch = self.config, trainer.state.global_step, trainer.epoch
         began, self.measuring = time.monotonic(), True
         weights = trainer.whole_weights()
-        outcomes = all_outcomes(self._measured(weights), self.inputs.rows)
+        measurement = self._measured(weights)
+        outcomes = all_outcomes(measurement.outcomes, self.inputs.rows)
+        spans = all_span_outcomes(measurement.spans, self.inputs.spans)
         losses = self._losses(trainer, weights)
         self.measuring = False
         line: Line = {"epoch": epoch, "step": step, "train_loss": trainer.tally.mean, "loss": losses}
         line |= curves.measures(outcomes, self.inputs.rows, lenient=self.lenient)
+        if self.inputs.spans:
+            line["spans"] = count_fitted(spans, self.inputs.spans)
         if paired := self._against_leader(outcomes):
             line["paired"] = paired
         line["seconds"] = round(time.monotonic() - self.since, 3)
@@ -125,13 +132,13 @@ class EvalCallback:
         stop = not trainer.within_epoch and selection.out_of_patience(self.lines, config.metric, config.patience or 0)
         return curves.flat(line), stop and step > 0
 
-    def _measured(self, weights: Mapping[str, Tensor] | None) -> pl.DataFrame:
+    def _measured(self, weights: Mapping[str, Tensor] | None) -> Measurement:
         base, mirror = base_of(self.training_model.model), self.training_model.mirror
         if not self.training_model.sharded:
-            return self.measure(mirror.of(base) if mirror else base)
+            return self.measure.measure(mirror.of(base) if mirror else base)
         if mirror is None or weights is None or not process_group.is_main_process():
-            return pl.DataFrame(schema=MEASURED)
-        return self.measure(mirror.holding(weights))
+            return Measurement(pl.DataFrame(schema=MEASURED), pl.DataFrame(schema=SPAN_OUTCOMES))
+        return self.measure.measure(mirror.holding(weights))
 
     def _losses(self, trainer: FactTrainer, weights: Mapping[str, Tensor] | None) -> dict[str, float]:
         """Compute the mean loss, in nats a token, of every set but train.
@@ -280,6 +287,21 @@ def all_outcomes(own: pl.DataFrame, sets: Mapping[str, pl.DataFrame]) -> pl.Data
     }
     decoded = [pl.when(pl.col(name) > 0).then(pl.col(name) > 1).alias(name) for name in names]
     return coded.with_columns(**outcome_columns).with_columns(decoded).select(*MEASURED)
+
+
+def all_span_outcomes(own: pl.DataFrame, sets: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    """Share the outcomes of spans (`SPAN_OUTCOMES`) between processes, so that every process has all of them.
+
+    `own`: the outcomes that this process measured. `sets`: the labelled spans of every set, by name.
+    """
+    if not process_group.is_distributed() or not sets:
+        return own
+    places = pl.concat([spans.select("row", "span", set=pl.lit(name)) for name, spans in sets.items()])
+    order = ["set", "row", "span"]
+    coded = places.join(own.with_columns(code=pl.col("fitted").cast(pl.Int64) + 1), on=order, how="left").sort(order)
+    totals = pl.Series("code", process_group.totals(coded["code"].fill_null(0).to_list()))
+    shared = coded.with_columns(totals).filter(pl.col("code") > 0)  # a span without a token is measured by none
+    return shared.with_columns(fitted=pl.col("code") > 1).select(*SPAN_OUTCOMES)
 
 
 def write_lines(folder: Path, lines: list[Line]) -> None:

@@ -102,31 +102,53 @@ def tokenize_inputs(config: TuneConfig, inputs: TrainInputs, resolved_model: Res
             faults[name] = [fault for fault in faults[name] if fault.reason not in row_faults.OF_TRAINING]
     row_faults.check([(inputs.sets[name].file, some) for name, some in faults.items()], config.bad_rows)
     train_examples = by_set.pop(TRAIN)
-    if not any(example.weight for example in train_examples):
-        raise InputError(f"{inputs.train.file}: no row is left whose weight is not 0; nothing would be learnt")
+    if not any(example.weight and example.learnt for example in train_examples):
+        raise InputError(
+            f"{inputs.train.file}: no row is left whose weight is not 0 and whose answer is not all in loss_exclude; "
+            "nothing would be learnt"
+        )
     sets = {
         name: split._replace(rows=without_faulty(split.file, split.rows, faults[name]))
         for name, split in inputs.sets.items()
     }
-    metric, why = _metric(config, by_set["dev"])
-    inputs = replace(inputs, sets=sets)
+    inputs = replace(inputs, sets=sets).with_measured_spans()
+    kept = int(inputs.spans["dev"]["kept"].sum()) if "dev" in inputs.spans else 0
+    metric, why = _metric(config, by_set["dev"], kept)
     watched = {name: set(inputs.rows[name]["row"]) for name in by_set}
     losses_of = {name: [e for e in examples if e.row in watched[name]] for name, examples in by_set.items()}
-    choices = tuple(line for line in (reason, why, inputs.sample_note) if line)
+    choices = tuple(line for line in (reason, why, _masked_line(train_examples), inputs.sample_note) if line)
     return TokenizedInputs(tokenizer, prompter, train_examples, losses_of, inputs, faults, metric, choices)
 
 
-def _metric(config: TuneConfig, dev: list[TrainingExample]) -> tuple[str, str | None]:
-    """Return the metric that chooses the epoch, and the reason if `--metric auto` leaves the choice to dev's rows."""
+def _masked_line(rows: list[TrainingExample]) -> str | None:
+    """Return a line on how many tokens are left out of the loss; None if none is."""
+    masked = sum(len(example.excluded) for example in rows)
+    if not masked:
+        return None
+    tokens = sum(len(example.answer) for example in rows)
+    return f"{masked:,} of {tokens:,} tokens of train's answers are left out of the loss (column loss_exclude)"
+
+
+def _metric(config: TuneConfig, dev: list[TrainingExample], kept: int) -> tuple[str, str | None]:
+    """Return the metric that chooses the epoch, and the reason if `--metric auto` leaves the choice to dev's rows.
+
+    `kept`: the number of spans that `dev_spans` counts.
+    """
     if config.metric != selection.AUTO:
         return config.metric, None
     tokens = sorted(len(example.answer) for example in dev)
     middle = tokens[len(tokens) // 2] if tokens else 0
     if middle > LONG_ANSWER:
-        return selection.LOSS, (
+        reason = (
             f"dev loss chooses the epoch: half of dev's answers have {middle:,} tokens or more, and a long answer is "
             "hardly ever right letter by letter (--metric dev_em chooses by exact match)"
         )
+        if kept:
+            reason += (
+                f". --metric dev_spans chooses by {kept:,} spans of dev that the model said before training: it only "
+                "sees what is lost, so it would seldom leave the first epochs"
+            )
+        return selection.LOSS, reason
     return "dev_em", (
         "dev EM chooses the epoch where dev's rows can tell epochs apart (McNemar, p < 0.05); where not, dev loss does"
     )

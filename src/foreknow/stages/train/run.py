@@ -320,5 +320,16 @@ def _endings(lines: list[curves.Line], metric: str, keep: str) -> list[str]:
             f"the epoch whose weights are kept has {fitted[0]:.0%} of the training rows fitted, the last "
             f"{fitted[1]:.0%}; where these rows must be learnt, take --keep last or --keep both"
         )
+    if metric != "dev_spans" and "dev_spans" in curves.flat(early):
+        other = selection.best(lines, "dev_spans")
+        assert other is not None
+        shares = [curves.flat(line)["dev_spans"] for line in (other, early)]
+        if other is not early:
+            lines_to_print.append(
+                f"dev_spans would have kept epoch {other['epoch']}: {shares[0]:.1%} of dev's spans that the model said "
+                f"before are still right there, {shares[1]:.1%} at EARLY_STOP"
+            )
+        else:
+            lines_to_print.append(f"dev_spans at EARLY_STOP: {shares[1]:.1%}, the best of all epochs")
     began = curves.overfitting_epoch(lines)
     return [*lines_to_print, f"overfitting to new facts began at epoch {began}"] if began else lines_to_print

@@ -2,8 +2,9 @@
 
 The rows of a step depend only on the seed and the step. They are cut into micro-batches under a token budget, and the
 gradients of the micro-batches add up to that of the whole batch. The loss is the mean over the batch's target tokens,
-as in transformers.Trainer; each token counts with its row's weight. The learning rate is constant after the warmup, as
-in the paper. Several processes share the rows of each step, and the mean is taken over the rows of all processes.
+as in transformers.Trainer; each token counts with its row's weight, and those of `loss_exclude` do not count. The
+learning rate is constant after the warmup, as in the paper. Several processes share the rows of each step, and the mean
+is taken over the rows of all processes.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ class FactTrainer(Trainer):
         model.train()
         batch: list[TrainingExample] = inputs
         self.rows = [example.row for example in batch]
-        whole = sum(example.weight * len(example.answer) for example in batch)
+        whole = sum(example.weight * example.learnt for example in batch)
         total = torch.zeros((), device=self.args.device)
         device, several = self.args.device.type, process_group.is_distributed()
         tokens = int(self.config.micro_batch_tokens or 2048)
@@ -138,7 +139,7 @@ class FactTrainer(Trainer):
             for n, part in enumerate(parts):
                 with self._meeting(model, n == len(parts) - 1):
                     ordered, losses = self._losses(model, part)
-                    weights = torch.tensor([e.weight for e in ordered for _ in e.answer], device=losses.device)
+                    weights = torch.tensor([w for e in ordered for w in e.token_weights], device=losses.device)
                     loss = (losses * weights).sum() / max(whole, 1e-12)
                     if not bool(loss.isfinite()):
                         bad += _not_finite(ordered, losses)
