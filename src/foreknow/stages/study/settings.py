@@ -156,7 +156,7 @@ class StudyConfig(Settings):
     @property
     def tune_settings(self) -> dict[str, Any]:
         """Return the settings for foreknow tune; by default, the paper's training and its EARLY_STOP by dev EM."""
-        return {"preset": "paper", "metric": "dev_em", **self.tune}
+        return {"preset": "paper", "metric": "dev_em", "canaries": "none", **self.tune}
 
     @property
     def family(self) -> tuple[Literal["shares", "categories"], tuple[str, ...]]:

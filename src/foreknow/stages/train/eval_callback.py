@@ -25,9 +25,11 @@ from foreknow.progress import duration
 from foreknow.prompts.prompt_template import Prompter
 from foreknow.stages.train import curves, selection
 from foreknow.stages.train.answer_loss import PlainPass, base_of
+from foreknow.stages.train.asking_model import AskingModel
 from foreknow.stages.train.checkpoints import save_model
 from foreknow.stages.train.curves import Line
 from foreknow.stages.train.inputs import TrainInputs
+from foreknow.stages.train.known_rows import CanaryWatch
 from foreknow.stages.train.result import OUTCOMES
 from foreknow.stages.train.set_loss import Sets, mean_losses
 from foreknow.stages.train.tracker import OUTCOMES as MEASURED
@@ -94,6 +96,8 @@ class EvalCallback:
         tokens = int(config.batch_tokens or 2048)
         sets = inputs.rows if training_model.sharded else {name: own_rows(rows) for name, rows in inputs.rows.items()}
         self.measure = Tracker(prompter, vocabulary, sets, lenient=self.lenient, batch_tokens=tokens)
+        self.canaries: CanaryWatch | None = None
+        self.asking: AskingModel | None = None
         self.lines: list[Line] = []
         self.since = time.monotonic()
         self.measuring = False
@@ -104,13 +108,14 @@ class EvalCallback:
         config, step, epoch = self.config, trainer.state.global_step, trainer.epoch
         began, self.measuring = time.monotonic(), True
         weights = trainer.whole_weights()
-        outcomes = all_outcomes(self._measured(weights), self.inputs.rows)
-        losses = self._losses(trainer, weights)
+        outcomes, losses = self.measure_sets(trainer, weights)
         self.measuring = False
         line: Line = {"epoch": epoch, "step": step, "train_loss": trainer.tally.mean, "loss": losses}
         line |= curves.measures(outcomes, self.inputs.rows, lenient=self.lenient)
         if paired := self._against_leader(outcomes):
             line["paired"] = paired
+        outcomes = pl.concat([outcomes, self.measure_canaries(line)])
+        line |= trainer.tally.means
         line["seconds"] = round(time.monotonic() - self.since, 3)
         line["measuring_seconds"] = round(time.monotonic() - began, 3)
         line["saving_seconds"] = round(trainer.saving, 3)
@@ -124,6 +129,24 @@ class EvalCallback:
         self._show(line)
         stop = not trainer.within_epoch and selection.out_of_patience(self.lines, config.metric, config.patience)
         return curves.flat(line), stop and step > 0
+
+    def measure_sets(
+        self, trainer: FactTrainer, weights: Mapping[str, Tensor] | None = None
+    ) -> tuple[pl.DataFrame, dict[str, float]]:
+        """Measure the model as it is now: the outcome of every row (`MEASURED`), and the loss of every set but train.
+
+        `weights`: the gathered weights if the model is sharded.
+        """
+        return all_outcomes(self._measured(weights), self.inputs.rows), self._losses(trainer, weights)
+
+    def measure_canaries(self, line: Line) -> pl.DataFrame:
+        """Measure the canaries, if there are any, and add them to the line. Returns their outcomes (`MEASURED`)."""
+        if self.canaries is None or self.asking is None:
+            return pl.DataFrame(schema=MEASURED)
+        right = self.canaries.measure(self.asking)
+        self.canaries.add_to(line, right)
+        lenient = pl.col("correct") if self.lenient else pl.lit(None, pl.Boolean)
+        return right.select(pl.lit(curves.CANARIES).alias("set"), "row", "correct", lenient=lenient)
 
     def _measured(self, weights: Mapping[str, Tensor] | None) -> pl.DataFrame:
         base, mirror = base_of(self.training_model.model), self.training_model.mirror
@@ -197,10 +220,10 @@ class EvalCallback:
             if leader is None or path.name != f"step-{leader['step']}":
                 shutil.rmtree(path, ignore_errors=True)
 
-    def save(self, path: Path, line: Line, weights: Mapping[str, Tensor] | None) -> None:
+    def save(self, path: Path, line: Line, weights: Mapping[str, Tensor] | None, **more: Any) -> None:
         """Save the model as it is now, so that transformers (for LoRA: PEFT) can load it.
 
-        `weights`: the gathered weights if the model is sharded.
+        `weights`: the gathered weights if the model is sharded. `more`: further entries of its foreknow.json.
         """
         loaded = self.training_model.loaded
         beside = {
@@ -210,6 +233,7 @@ class EvalCallback:
             "step": line["step"],
             "metric": self.config.metric,
             "value": curves.flat(line)[self.config.metric],
+            **more,
             **_origin_of(loaded),
         }
 
