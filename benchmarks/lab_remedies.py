@@ -107,15 +107,12 @@ def prepare(out: Path, model: str, count: int) -> dict[str, Path]:
 def right_before(model: str, sets: dict[str, pl.DataFrame]) -> dict[str, list[int]]:
     """Return the rows (`n`) of each set that the model answers right in the form of training."""
     loaded = loading.load_model(model, dtype="float32", device="cpu")
-    blank = [pl.lit(None, kind).alias(name) for name, kind in ROWS.items()]
-    frames = {
-        name: rows.select(*blank).with_columns(
-            *(rows[column] for column in ("question", "answers", "subject", "relation")),
-            row=rows["n"].cast(pl.Int64),
-            group=rows["relation"],
-        )
-        for name, rows in sets.items()
-    }
+    own = ("question", "answers", "subject", "relation")
+    frames = {}
+    for name, rows in sets.items():
+        frame = rows.select(*own, row=pl.col("n").cast(pl.Int64), group="relation")
+        missing = [pl.lit(None, kind).alias(column) for column, kind in ROWS.items() if column not in frame.columns]
+        frames[name] = frame.with_columns(missing).select(*ROWS)
     track = Tracker(Prompter(loaded.tokenizer, PAPER), vocabulary_for(loaded.model, loaded.tokenizer), frames)
     outcomes = track(loaded.model).filter("correct")
     return {name: outcomes.filter(pl.col("set") == name)["row"].to_list() for name in sets}

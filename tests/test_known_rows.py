@@ -33,6 +33,7 @@ from foreknow.stages.train.answer_loss import PlainPass, open_pass
 from foreknow.stages.train.canaries import CanaryCheck
 from foreknow.stages.train.dataset import TrainingExample
 from foreknow.stages.train.kl_loss import KlTerm, kl_to_teacher, read_teacher, teacher_of, write_teacher
+from foreknow.stages.train.known_late import known_late
 from foreknow.stages.train.replay import (
     ReplayPlan,
     is_replay,
@@ -212,6 +213,34 @@ def test_every_known_row_comes_once_before_one_comes_again(
     assert drawn == [-1 - place for place in replay_rows(seed, 0, len(drawn), known)]
     for start in range(0, len(drawn) - known + 1, known):
         assert sorted(drawn[start : start + known]) == sorted(e.row for e in pool.examples)
+
+
+@given(st.integers(2, 30), st.integers(1, 7), st.integers(1, 4), st.sampled_from([0.1, 0.25, 0.5, 1.0]), st.data())
+def test_highly_known_rows_come_in_the_last_steps_only(
+    count: int, batch: int, epochs: int, share: float, data: st.DataObject
+) -> None:
+    known = data.draw(st.sets(st.integers(0, count - 1), min_size=1, max_size=count - 1))
+    categories = ["HighlyKnown" if place in known else "Unknown" for place in range(count)]
+    plan, line = known_late(share, categories, 0, batch, epochs)
+    steps = math.ceil(count / batch)
+    total = steps * epochs
+    first = total - max(1, round(share * total))
+    assert f"from step {first + 1:,} of {total:,}" in line
+    for epoch in range(epochs):
+        span = range(epoch * steps, (epoch + 1) * steps)
+        drawn = [place for step in span for place in plan.rows(step)]
+        if span.stop <= first:
+            assert not known & set(drawn)
+            assert set(drawn) == set(range(count)) - known
+        elif span.start >= first:
+            assert sorted(drawn) == list(range(count))
+        assert all(plan.rows(step) for step in span)
+
+
+def test_known_late_needs_rows_of_both_kinds() -> None:
+    for categories in (["Unknown", None], ["HighlyKnown"] * 3):
+        with pytest.raises(ConfigError, match="nothing to order"):
+            known_late(0.2, categories, 0, 2, 3)
 
 
 def test_a_pool_is_read_as_written(tmp_path: Path) -> None:

@@ -129,6 +129,13 @@ class TuneConfig(Settings):
         description="Hold the model to its predictions before training on known rows (those of --replay, or as many as "
         "new ones): the weight of the KL divergence in the loss, such as 1 or 3.",
     )
+    known_late: Annotated[float, Group.TRAINING] = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Train on the file's HighlyKnown rows in this last share of the steps only (KnownPatch; 0: "
+        "throughout).",
+    )
     average: Annotated[tuple[float, ...], Group.TRAINING, COMMON] = Field(
         (),
         description="After training, also measure the weights this far on the way from before to after training, such "

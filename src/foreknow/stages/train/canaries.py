@@ -112,7 +112,14 @@ class CanaryCheck:
         lines = [example.row for example in self.examples]
         self._row_of = dict(numbered.filter(pl.col("line").is_in(lines)).select("line", "row").iter_rows())
         self.rows = rows.filter(pl.col("row").is_in(list(self._row_of.values())))
+        self._text_of = dict(numbered.select("line", "answers").iter_rows())
         self._tokenizer, self._end = tokenizer, end
+
+    def with_own_spelling(self, rows: pl.DataFrame, right: Mapping[int, int]) -> pl.DataFrame:
+        """Put the accepted answer that the model gives before the others of each row. `right`: see `spellings`."""
+        own = [self._text_of[right[row]] for row in rows["row"]]
+        answers = [[first, *(a for a in all_ if a != first)] for first, all_ in zip(own, rows["answers"], strict=True)]
+        return rows.with_columns(answers=pl.Series(answers, dtype=ROWS["answers"]))
 
     def tokens(self) -> pl.DataFrame:
         """Return how many tokens each row costs to ask, with all its accepted answers: row, tokens."""
@@ -297,6 +304,7 @@ def known_packaged(check: CanaryCheck, model: str, prompt: Any, spellings: Any) 
         return cached, True
     right = spellings()
     known = check.rows.filter(pl.col("row").is_in(list(right))).with_columns(before=pl.lit(True))
+    known = check.with_own_spelling(known, right)
     _keep_in_cache(path, known)
     return known, False
 

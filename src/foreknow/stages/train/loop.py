@@ -44,6 +44,7 @@ from foreknow.stages.train.curves import TRAIN, Line
 from foreknow.stages.train.dataset import TrainingExample, micro_batches, tokenise, without_faulty
 from foreknow.stages.train.eval_callback import BEST, EvalCallback, TrainingModel, write_lines
 from foreknow.stages.train.inputs import TrainInputs, check_method, check_models, check_remedies, read_inputs
+from foreknow.stages.train.known_late import KnownLate, known_late
 from foreknow.stages.train.known_rows import KnownRows
 from foreknow.stages.train.result import OUTCOMES
 from foreknow.stages.train.row_faults import RowFault
@@ -298,6 +299,7 @@ def train(config: TuneConfig, tokenized: TokenizedInputs, folder: RunDir, device
         tokenized.watched,
         paired=paired,
     )
+    late = _late(config, tokenized)
     checkpoint = _resume(folder, watch)
     rows = plan.epochs * len(tokenized.examples)
     done = _rows_done(checkpoint.step if checkpoint else 0, steps, len(tokenized.examples), plan.batch_size)
@@ -310,7 +312,7 @@ def train(config: TuneConfig, tokenized: TokenizedInputs, folder: RunDir, device
         known = known_rows.prepare(config, inputs.rows, tokenized.examples, measured, asking, folder)
         watch.canaries, watch.asking = known.canaries, asking
         trainer = _trainer(
-            config, folder, training_model, tokenized.examples, losses, watch, progress, all_steps, device, known
+            config, folder, training_model, tokenized.examples, losses, watch, progress, all_steps, device, known, late
         )
         with _explain_errors(folder, watch):
             _train_to_end(trainer, checkpoint, steps * plan.epochs)
@@ -333,6 +335,17 @@ def train(config: TuneConfig, tokenized: TokenizedInputs, folder: RunDir, device
             "training_text": {**tokenized.prompter.choices, "prompt": inputs.template.target},
         },
     }
+
+
+def _late(config: TuneConfig, tokenized: TokenizedInputs) -> KnownLate | None:
+    if not config.known_late:
+        return None
+    plan, rows = training_plan(config), tokenized.inputs.train.rows
+    category_of = dict(rows.select("row", "category").iter_rows())
+    categories = [category_of[example.row] for example in tokenized.examples]
+    late, line = known_late(config.known_late, categories, config.seed, plan.batch_size, plan.epochs)
+    logger.info(line)
+    return late
 
 
 def _asking(
@@ -369,6 +382,7 @@ def _trainer(
     steps: int,
     device: str,
     known: KnownRows,
+    late: KnownLate | None,
 ) -> FactTrainer:
     base = base_of(training_model.model)
     use_cache = base.config.use_cache
@@ -384,6 +398,7 @@ def _trainer(
         autocast=training_model.autocast,
         replay=known.replay,
         kl=known.kl,
+        late=late,
     )
     base.config.use_cache = use_cache  # the trainer turns it off, and a saved model would generate without its cache
     if not process_group.is_main_process():
@@ -487,6 +502,8 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
             pass_seconds = time.monotonic() - began
     tokens = sum(example.length for example in tokenized.examples)
     training = pass_seconds / sum(e.length for part in burst for e in part) * tokens
+    if known_rows.uses_pool(config):  # the known rows of a batch are taken to be as long as the new ones
+        training /= 1 - (config.replay or known_rows.EQUAL)
     sample_rows = {name: rows.sample(min(rows.height, 64), seed=0) for name, rows in inputs.rows.items()}
     base = base_of(training_model.model)
     vocabulary, lenient = tokenized.prompter.ended(vocabulary_for(base, tokenized.tokenizer)), config.match == "lenient"

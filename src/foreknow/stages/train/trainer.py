@@ -33,6 +33,7 @@ from foreknow.stages.train.answer_loss import Pass, base_of, cross_entropy, run_
 from foreknow.stages.train.checkpoints import complete, prune
 from foreknow.stages.train.dataset import TrainingExample, micro_batches, shares, step_rows
 from foreknow.stages.train.kl_loss import KlTerm
+from foreknow.stages.train.known_late import KnownLate
 from foreknow.stages.train.replay import ReplayPlan, is_replay
 from foreknow.stages.train.setup import training_plan
 
@@ -97,9 +98,14 @@ class FactTrainer(Trainer):
         autocast: bool,
         replay: ReplayPlan | None = None,
         kl: KlTerm | None = None,
+        late: KnownLate | None = None,
     ):
-        """Prepare the training. `replay`: the rows that join every batch. `kl`: a term of the loss for these rows."""
-        self.replay, self.kl = replay, kl
+        """Prepare the training.
+
+        `replay`: the rows that join every batch. `kl`: a term of the loss for these rows. `late`: which of `examples` a
+        step takes, if HighlyKnown rows come late.
+        """
+        self.replay, self.kl, self.late = replay, kl, late
         self.examples, self.config, self.losses, self.watch, self.meter = examples, config, losses, watch, meter
         self.autocast = autocast
         self.batch_size = training_plan(config).batch_size
@@ -131,9 +137,13 @@ class FactTrainer(Trainer):
         del num_batches, device
         next(epoch_iterator)
         config = self.config
-        places = step_rows(config.seed, self.state.global_step, len(self.examples), self.batch_size)
+        step = self.state.global_step
+        if self.late is not None:
+            places = self.late.rows(step)
+        else:
+            places = step_rows(config.seed, step, len(self.examples), self.batch_size)
         batch = [self.examples[place] for place in places]
-        return [batch + (self.replay.examples(self.state.global_step) if self.replay else [])], None
+        return [batch + (self.replay.examples(step) if self.replay else [])], None
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Compute the gradients of a whole batch, one micro-batch after the other; return the batch's loss.
@@ -232,6 +242,7 @@ class FactTrainer(Trainer):
         return norm
 
     def _stop(self, what: str, rows: Sequence[int], advice: str = _ADVICE) -> None:
+        rows = [row for row in rows if row >= 0] or self.rows  # those below 0 are replayed
         rows_text = ", ".join(map(str, sorted(rows)[:8])) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
         step, of = self.state.global_step + 1, int(self.state.global_step / self.steps_per_epoch) + 1
         raise NotFinite(
