@@ -77,4 +77,5 @@ def test_try(loaded: Loaded, prompter: Prompter) -> None:
         print(packed_frame)
     plain = probed(loaded, prompter, rows, PlainTrees(loaded.model, 512), config())
     from polars.testing import assert_frame_equal
+
     assert_frame_equal(packed_frame, plain, abs_tol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,6 +30,19 @@ from foreknow.config.shared import (
     YesNoAuto,
 )
 from foreknow.settings import COMMON, Group, Settings
+
+
+def layer_range(setting: str) -> tuple[int, int] | None:
+    """Return the first and the last layer of a setting `layers:A-B`, or None for another setting.
+
+    Raises ValueError if it is not two numbers in order.
+    """
+    if not setting.startswith("layers:"):
+        return None
+    match = re.fullmatch(r"layers:(\d+)-(\d+)", setting)
+    if match is None or int(match[1]) > int(match[2]):
+        raise ValueError(f"found {setting!r}, expected layers:A-B with A <= B, such as layers:0-5")
+    return int(match[1]), int(match[2])
 
 
 class TuneConfig(Settings):
@@ -93,6 +107,41 @@ class TuneConfig(Settings):
     )
     lora_targets: Annotated[tuple[str, ...], Group.TRAINING] = Field(
         ("all-linear",), description="The names of the layers that get a LoRA adapter."
+    )
+    trainable: Annotated[str, Group.TRAINING] = Field(
+        "all",
+        description="Which weights --method full trains: all, attention, mlp, or layers:A-B (layers A to B, counted "
+        "from 0). Training fewer is no remedy against forgetting.",
+    )
+    canaries: Annotated[str, Group.TRAINING, COMMON] = Field(
+        "auto",
+        description="The known facts to watch besides your sets: auto takes packaged facts that the model knows (it is "
+        "asked 400 once), else HighlyKnown rows of --audit; or a data file; or none.",
+    )
+    replay: Annotated[float, Group.TRAINING, COMMON] = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="The share of each batch that known rows make up, besides the batch's own rows: 0.5 adds one for "
+        "each row. They are HighlyKnown rows of --audit, else packaged facts, else the model's own answers.",
+    )
+    kl: Annotated[float, Group.TRAINING, COMMON] = Field(
+        0.0,
+        ge=0,
+        description="Hold the model to its predictions before training on known rows (those of --replay, or as many as "
+        "new ones): the weight of the KL divergence in the loss, such as 1 or 3.",
+    )
+    known_late: Annotated[float, Group.TRAINING] = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Train on the file's HighlyKnown rows in this last share of the steps only (KnownPatch; 0: "
+        "throughout).",
+    )
+    average: Annotated[tuple[float, ...], Group.TRAINING, COMMON] = Field(
+        (),
+        description="After training, also measure the weights this far on the way from before to after training, such "
+        "as 0.5,0.7,0.85,1, and save the best as averaged/.",
     )
     patience: Annotated[int | None, Group.TRAINING, COMMON] = Field(
         None,
@@ -178,8 +227,10 @@ class TuneConfig(Settings):
     @classmethod
     def _names_of_sets(cls, value: dict[str, str]) -> dict[str, str]:
         for name in value:
-            if name in ("train", "dev") or not name.replace("_", "").replace("-", "").isalnum():
-                raise ValueError(f"found the name {name!r}, expected letters, digits, '-' and '_', not train or dev")
+            if name in ("train", "dev", "canaries") or not name.replace("_", "").replace("-", "").isalnum():
+                raise ValueError(
+                    f"found the name {name!r}, expected letters, digits, '-' and '_', not train, dev or canaries"
+                )
         return value
 
     @field_validator("watch_rows", mode="before")
@@ -188,6 +239,20 @@ class TuneConfig(Settings):
         if value in ("auto", "all") or (str(value).isdecimal() and int(value) > 0):
             return value
         raise ValueError(f"found {value!r}, expected auto, all or a number from 1 on")
+
+    @field_validator("trainable")
+    @classmethod
+    def _parts(cls, value: str) -> str:
+        if value not in ("all", "attention", "mlp") and layer_range(value) is None:
+            raise ValueError(f"found {value!r}, expected all, attention, mlp or layers:A-B")
+        return value
+
+    @field_validator("average")
+    @classmethod
+    def _alphas(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < alpha <= 1 for alpha in value):
+            raise ValueError(f"found {', '.join(map(str, value))}, expected numbers above 0, and at most 1")
+        return tuple(sorted(set(value)))
 
     @field_validator("eval_steps")
     @classmethod

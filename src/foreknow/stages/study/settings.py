@@ -159,7 +159,8 @@ class StudyConfig(Settings):
 
         Weights are kept at both of the paper's points; a study without `keep_weights` deletes them after each run.
         """
-        return {"preset": "paper", "metric": "dev_em", "keep": "both", "watch_rows": "all", **self.tune}
+        defaults = {"preset": "paper", "metric": "dev_em", "keep": "both", "watch_rows": "all", "canaries": "none"}
+        return {**defaults, **self.tune}
 
     @property
     def family(self) -> tuple[Literal["shares", "categories"], tuple[str, ...]]:

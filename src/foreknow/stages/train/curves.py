@@ -13,6 +13,10 @@ One evaluation is a line of `metrics.jsonl` (design, section 3):
     counts           {set: {"rows": n, "correct": n, "by_category": {category: [correct, rows]}}}
     spans            {set: {category: [fitted, spans], "new": ..., "kept": ...}}, of sets with labels of spans inside
                      long answers (`span_labels.py`)
+    canaries         if any are watched (`canaries.py`): {rows, before, kept, lost, gained, lost_low, lost_high, p},
+                     against before training; `em` and `counts` have them too
+    replay, kl       with `--replay`, `--kl`: the mean loss of a token of the known rows in the batches, and the mean
+                     divergence from the model before training, in nats (train_loss is that of the new rows alone)
     seconds          seconds since the line before; they include measuring_seconds, for this evaluation, and
                      saving_seconds, for checkpoints
 """
@@ -29,6 +33,8 @@ from foreknow.errors import ConfigError
 from foreknow.stages.train.span_labels import SPAN_OUTCOMES, count_fitted, flat_shares, format_spans
 
 TRAIN: Final = "train"
+CANARIES: Final = "canaries"
+"""The name of the set of known rows that are watched besides the user's sets (`canaries.py`)."""
 RISE: Final = 0.05
 """Fitting Unknown rows is called overfitting if the share fitted is higher than at the best epoch by at least this."""
 
@@ -165,9 +171,20 @@ def format_point(line: Mapping[str, Any], mark: str = "", width: int = 12) -> st
         parts.append(f"fitted {_bar(line['fitted_overall'], width)}")
     losses = line.get("loss", {})
     for name, share in line["em"].items():
+        if name == CANARIES:
+            parts.append(_canaries(line[CANARIES]))
+            continue
         parts.append(f"{name} EM {share:.1%}" + (f", loss {losses[name]:.3f}" if name in losses else ""))
     parts += format_spans(line)
     return "  ".join(parts) + (f"  * {mark}" if mark else "")
+
+
+def _canaries(counts: Mapping[str, Any]) -> str:
+    """Write how many canaries are kept, with the interval of the share lost."""
+    text = f"canaries {counts['kept']:,} of {counts['before']:,} kept"
+    if counts["lost"]:
+        text += f" ({counts['lost_low']:.0%} to {counts['lost_high']:.0%} lost)"
+    return f"{text}, {counts['gained']:,} gained" if counts["gained"] else text
 
 
 def _bar(share: float, width: int) -> str:

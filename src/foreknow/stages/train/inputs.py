@@ -222,6 +222,20 @@ def check_method(model: str, method: str, resolved_model: Resolved) -> None:
         )
 
 
+def check_remedies(config: TuneConfig, resolved_model: Resolved) -> None:
+    """Raise ConfigError for `--trainable` or `--average` where the model or the method has no use for them."""
+    if config.method == "lora" and config.trainable != "all":
+        raise ConfigError(
+            f"--trainable {config.trainable}: found with --method lora, which trains adapters; --lora-targets names "
+            "the layers that get one"
+        )
+    if config.average and resolved_model.adapter is not None:
+        raise ConfigError(
+            f"--average: {config.model} is an adapter on which training goes on, and the line back to it cannot be "
+            "scaled; merge it into its base first (PEFT's merge_and_unload, then save_pretrained)"
+        )
+
+
 def check_models(config: TuneConfig, inputs: TrainInputs, model: str) -> list[str]:
     """Raise ModelError if the categories are another model's; if forced, return lines that say so instead.
 

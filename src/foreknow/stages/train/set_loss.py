@@ -32,7 +32,7 @@ def mean_losses(losses: Pass, model: Any, sets: Sets, *, tokens: int, autocast: 
     rows of this process, by set name. `tokens`: how many tokens are computed at once. `autocast`: compute in bfloat16.
     """
     found = {}
-    with _evaluating(model), torch.autocast(device, torch.bfloat16, enabled=autocast):
+    with evaluating(model), torch.autocast(device, torch.bfloat16, enabled=autocast):
         for name, rows in sets.items():
             total, count = 0.0, 0
             for part in micro_batches(rows, tokens):
@@ -47,7 +47,7 @@ def mean_losses(losses: Pass, model: Any, sets: Sets, *, tokens: int, autocast: 
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
     """Put the model into evaluation mode, without dropout; give every module its own mode back at the end."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
