@@ -60,6 +60,12 @@ class AuditConfig(DataSettings, ServerSettings):
     limit: Annotated[int | None, Group.DATA, COMMON] = Field(
         None, ge=1, description="Audit only this many rows, drawn evenly over the groups."
     )
+    minutes: Annotated[float | None, Group.DATA, COMMON] = Field(
+        None,
+        gt=0,
+        description="Audit as many rows as fit in this many minutes on this machine, loading included, drawn as by "
+        "--limit; a short burst measures how many. The same command continues the same rows.",
+    )
     protocol: Annotated[Literal["exact", "sampled"], Group.PROTOCOL, COMMON] = Field(
         "exact",
         description="exact computes the probability of each answer; sampled generates answers as the paper did (slow).",
