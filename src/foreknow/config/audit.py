@@ -116,7 +116,7 @@ class AuditConfig(DataSettings, ServerSettings):
         "auto", description="Compute in auto, bfloat16, float16 or float32."
     )
     device: Annotated[str, Group.MODEL, COMMON] = Field(
-        "auto", description="Compute on auto, cpu, cuda, cuda:1 or map (over all GPUs)."
+        "auto", description="Compute on auto, cpu, cuda, cuda:1, mps or map (over all GPUs)."
     )
     batch_tokens: Annotated[int | None, Group.SPEED] = Field(
         None, ge=1, description="How many tokens the model computes at once (default: 2048; on a GPU 16384)."

@@ -36,7 +36,7 @@ def mean_losses(losses: Pass, model: Any, sets: Sets, *, tokens: int, autocast: 
             total, count = 0.0, 0
             for part in micro_batches(rows, tokens):
                 _, values = losses.losses(part)
-                total += float(values.double().sum())
+                total += float(values.cpu().double().sum())
                 count += len(values)
             total, whole = process_group.totals([total, count])
             if whole:
