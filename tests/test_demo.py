@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import demo
 import pytest
-from demo import REFERENCE, STEPS, Machine, StepTime
 
+import demo
 from builders import write_jsonl
+from demo import REFERENCE, STEPS, Machine, StepTime
 from foreknow import cli
 
 

@@ -12,7 +12,7 @@ from foreknow.models.private_api import has_bfloat16_instructions
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="Apple's GPU is here")
 def test_a_gpu_that_torch_does_not_offer_is_refused_in_one_line() -> None:
-    with pytest.raises(ModelError, match="^--device mps: not usable here: ") as refusal:
+    with pytest.raises(ModelError, match=r"^--device mps: not usable here: ") as refusal:
         loading.resolve_device_dtype("mps", "auto")
     assert len(str(refusal.value).splitlines()) == 1
 
