@@ -49,6 +49,7 @@ from foreknow.inference.engine import PackedEngine
 from foreknow.inference.generate import exact_head
 from foreknow.models import loading, memory_plan
 from foreknow.models.memory_plan import BatchSizes, MemoryNeeds, shape_of
+from foreknow.models.resolve import resolve
 from foreknow.prompts.prompt_template import Prompter
 from foreknow.stages.audit.chunks import with_less_memory
 from foreknow.stages.audit.executor import AuditContext, AuditInputs, OpenProber, PromptPlan
@@ -304,7 +305,7 @@ def parameters_in(config: Any) -> int:
 
 def random_model(bench: Bench, name: str, config: Any) -> loading.Loaded:
     """A model with random weights, made on the device, with the benchmark model's tokenizer."""
-    tokenizer = loading.load_tokenizer(loading.resolve(bench.model))
+    tokenizer = loading.load_tokenizer(resolve(bench.model))
     torch.manual_seed(0)
     with torch.device(bench.device):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, bench.dtype))
