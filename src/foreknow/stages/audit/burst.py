@@ -40,15 +40,26 @@ def measure_burst(
     cold, warm = (_time(lambda: prober.probe(first), clock) for _ in range(2))
     prefix_seconds = max(cold - warm, 0.0) / first["group"].n_unique()
     row_seconds, measured, spent = warm / first.height, first, cold + warm
-    # rows of other groups compute the prefixes of these too
-    affordable = int(max(seconds - spent, 0.0) / max(row_seconds + prefix_seconds, 1e-9))
-    more = rows.head(affordable)
+    more = rows.head(_affordable(rows, first, seconds - spent, row_seconds, prefix_seconds))
     if extend and more.height > first.height:
         new_groups = more["group"].n_unique() - first["group"].n_unique()
         longer = _time(lambda: prober.probe(more), clock)
         row_seconds = max(longer - prefix_seconds * new_groups, 1e-9) / more.height
         measured, spent = more, spent + longer
     return Burst(measured, prefix_seconds, row_seconds, spent)
+
+
+def _affordable(
+    rows: pl.DataFrame, first: pl.DataFrame, seconds: float, row_seconds: float, prefix_seconds: float
+) -> int:
+    """Return how many of `rows` can be probed in `seconds`; the prefixes of the groups of `first` are computed."""
+    groups = set(first["group"])
+    for count, group in enumerate(rows["group"]):
+        seconds -= row_seconds + (0.0 if group in groups else prefix_seconds)
+        groups.add(group)
+        if seconds < 0:
+            return count
+    return rows.height
 
 
 def measure_long_answers(

@@ -47,9 +47,9 @@ SAMPLE: Final = 512
 TOKENIZED: Final = 64
 """Rows of the sample whose prompts are tokenized."""
 BURST_SHARE: Final = 0.1
-"""The share of the budget that the burst may take, beyond its first few rows."""
-BURST_SECONDS: Final = 8.0
-"""The most seconds that the burst may take, beyond its first few rows."""
+LEAST_BURST, LONGEST_BURST = 8.0, 20.0
+"""The burst may take this share of the budget, but at least and at most these seconds; its first few rows, which are
+measured in any case, may take longer."""
 LONG_ANSWERS: Final = 3
 """Long answers that are scored to measure how long one takes."""
 FINISH_SECONDS: Final = 4.0
@@ -194,7 +194,7 @@ def _measure(
     work = work_of(inputs, plan, probing.prober)
     if plan.rows.is_empty():
         return Speed(0.0, 0.0, long_answer, 0.0), work
-    seconds = min(BURST_SECONDS, BURST_SHARE * 60 * float(config.minutes or 0))
+    seconds = min(max(BURST_SHARE * 60 * float(config.minutes or 0), LEAST_BURST), LONGEST_BURST)
     extend = config.protocol == "exact"
     burst = measure_burst(probing.prober, _burst_rows(plan, config), seconds, extend=extend, clock=clock)
     own, prefixes = token_counts(probing.prober, burst.rows)
