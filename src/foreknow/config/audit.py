@@ -61,6 +61,12 @@ class AuditConfig(DataSettings, ServerSettings):
     limit: Annotated[int | None, Group.DATA, COMMON] = Field(
         None, ge=1, description="Audit only this many rows, drawn evenly over the groups."
     )
+    minutes: Annotated[float | None, Group.DATA, COMMON] = Field(
+        None,
+        gt=0,
+        description="Audit as many rows as fit in this many minutes on this machine, loading included, drawn as by "
+        "--limit; a short burst measures how many. The same command continues the same rows.",
+    )
     protocol: Annotated[Literal["exact", "sampled"], Group.PROTOCOL, COMMON] = Field(
         "exact",
         description="exact computes the probability of each answer; sampled generates answers as the paper did (slow).",
@@ -125,7 +131,7 @@ class AuditConfig(DataSettings, ServerSettings):
         "auto", description="Compute in auto, bfloat16, float16 or float32."
     )
     device: Annotated[str, Group.MODEL, COMMON] = Field(
-        "auto", description="Compute on auto, cpu, cuda, cuda:1 or map (over all GPUs)."
+        "auto", description="Compute on auto, cpu, cuda, cuda:1, mps or map (over all GPUs)."
     )
     batch_tokens: Annotated[int | None, Group.SPEED] = Field(
         None, ge=1, description="How many tokens the model computes at once (default: 2048; on a GPU 16384)."

@@ -186,7 +186,9 @@ class TuneConfig(Settings):
     dtype: Annotated[str, Group.MODEL] = Field(
         "auto", description="Compute in auto, bfloat16 or float32; the weights stay float32."
     )
-    device: Annotated[str, Group.MODEL, COMMON] = Field("auto", description="Compute on auto, cpu, cuda, cuda:1, ...")
+    device: Annotated[str, Group.MODEL, COMMON] = Field(
+        "auto", description="Compute on auto, cpu, cuda, cuda:1, mps, ..."
+    )
     micro_batch_tokens: Annotated[int | None, Group.SPEED] = Field(
         None,
         ge=1,

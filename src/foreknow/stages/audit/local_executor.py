@@ -13,7 +13,7 @@ from foreknow.config import AuditConfig
 from foreknow.stages.audit.chunks import label_spans, open_span_prober, probe_chunks, score_long_answers
 from foreknow.stages.audit.executor import AuditContext, AuditInputs, ChunkResult, NumberedChunks, PromptPlan
 from foreknow.stages.audit.precision_check import compare_precision
-from foreknow.stages.audit.setup import open_context
+from foreknow.stages.audit.setup import CheckedModel, open_context
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,10 @@ class LocalExecutor:
 
 
 @contextmanager
-def open_local_executor(config: AuditConfig, inputs: AuditInputs) -> Iterator[LocalExecutor]:
-    """Load the model and yield an executor for chunks. Raises what `open_context` raises."""
-    with open_context(config, inputs) as context:
+def open_local_executor(
+    config: AuditConfig, inputs: AuditInputs, model: CheckedModel | None = None
+) -> Iterator[LocalExecutor]:
+    """Load the model, unless it is loaded already, and yield an executor for chunks. Raises what `open_context`
+    raises."""
+    with open_context(config, inputs, model) as context:
         yield LocalExecutor(config, context)

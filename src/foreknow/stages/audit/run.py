@@ -30,7 +30,8 @@ from foreknow.io.run_dir import RunDir, fingerprint, read_json, write_folder, wr
 from foreknow.models import loading
 from foreknow.models.resolve import resolve
 from foreknow.models.versions import library_versions
-from foreknow.progress import meter
+from foreknow.progress import duration, meter
+from foreknow.stages.audit import time_budget
 from foreknow.stages.audit.aggregate import rows_frame, split_rows_and_facts, summarise_audit
 from foreknow.stages.audit.chunks import COST
 from foreknow.stages.audit.executor import AuditInputs, Executor
@@ -38,7 +39,7 @@ from foreknow.stages.audit.local_executor import open_local_executor
 from foreknow.stages.audit.page import write_page
 from foreknow.stages.audit.result import AuditResult
 from foreknow.stages.audit.server_executor import connect_server, open_server_executor, with_server_chat_template
-from foreknow.stages.audit.setup import identity_of, read_input, with_batch_sizes, with_chat_template
+from foreknow.stages.audit.setup import CheckedModel, identity_of, read_input, with_batch_sizes, with_chat_template
 from foreknow.stages.audit.span_plan import summarise_spans
 from foreknow.stages.skeleton import PreparedRun, Stage, required_out, run_stage
 from foreknow.version import __version__
@@ -68,12 +69,17 @@ def run(config: AuditConfig) -> AuditResult:
 
     Raises GateCrossed after everything is written, and the other errors of `foreknow.errors`.
     """
+    began = time.monotonic()
     out, address = required_out(config.out), address_of(config.model)
+    if config.minutes is not None:
+        time_budget.check_settings(config)
     if address is not None:
         _check_server_settings(config)
-    inputs = read_input(config)
+    inputs = read_input(config) if config.minutes is None else None
 
     def prepare(folder: RunDir) -> AbstractContextManager[PreparedRun]:
+        if inputs is None:
+            return _prepare_within_minutes(config, folder, began)
         return _prepare(config, inputs) if address is None else _prepare_at_server(config, inputs, address, folder)
 
     audit = run_stage(Stage("audit", prepare, AuditResult, write_page), out)
@@ -87,8 +93,29 @@ def run(config: AuditConfig) -> AuditResult:
 
 
 @contextmanager
-def _prepare(config: AuditConfig, inputs: AuditInputs) -> Iterator[PreparedRun]:
-    """Prepare an audit whose model weights are read in this process or by the workers of a cluster."""
+def _prepare_within_minutes(config: AuditConfig, folder: RunDir, began: float) -> Iterator[PreparedRun]:
+    """Prepare an audit of as many rows as fit in `config.minutes`; a folder that has a limit keeps it."""
+    identity = _known_identity(folder)
+    if "limit" in identity:
+        choice, limit = None, identity["limit"]
+        logger.info(f"--minutes {config.minutes:g}: going on with the limit of {limit} rows that this run began with")
+    else:
+        time_budget.check_limit(config)
+        choice = time_budget.choose_limit(config, began)
+        limit = choice.limit
+    config = config.model_copy(update={"limit": limit})
+    with _prepare(config, read_input(config), None if choice is None else choice.model) as prepared:
+        yield prepared
+        if choice is not None:
+            logger.info(f"--minutes {config.minutes:g}: took {duration(time.monotonic() - began)}")
+
+
+@contextmanager
+def _prepare(config: AuditConfig, inputs: AuditInputs, loaded: CheckedModel | None = None) -> Iterator[PreparedRun]:
+    """Prepare an audit whose model weights are read in this process or by the workers of a cluster.
+
+    `loaded`: the model if this process has loaded it already.
+    """
     with open_cluster(config) as cluster:
         resolve_device_dtype = cluster.resolve_device_dtype if cluster else loading.resolve_device_dtype
         device, dtype = resolve_device_dtype(config.device, config.dtype)
@@ -98,7 +125,7 @@ def _prepare(config: AuditConfig, inputs: AuditInputs) -> Iterator[PreparedRun]:
         identity = identity_of(config, inputs, model.fingerprint, device, dtype)
 
         def work(folder: RunDir) -> None:
-            with _open_executor(config, inputs, identity, cluster) as executor:
+            with _open_executor(config, inputs, identity, cluster, loaded) as executor:
                 _compute(config, inputs, folder, identity, executor)
 
         yield PreparedRun(identity, config.resolved(), work, check_complete=_repeat_warning)
@@ -109,7 +136,7 @@ def _prepare_at_server(
     config: AuditConfig, inputs: AuditInputs, address: Address, folder: RunDir
 ) -> Iterator[PreparedRun]:
     """Prepare an audit of a model that only a server has."""
-    known_identity = (folder.manifest or read_json(folder.path / ".run.json") or {}).get("identity", {}).get("model")
+    known_identity = _known_identity(folder).get("model")
     config = with_server_chat_template(config, inputs, address)
     with connect_server(config, inputs, address, known_identity) as server:
         identity = identity_of(config, inputs, server.identity, "server", "unknown")
@@ -118,6 +145,12 @@ def _prepare_at_server(
             _compute(config, inputs, folder, identity, open_server_executor(config, inputs, server))
 
         yield PreparedRun(identity, config.resolved(), work)
+
+
+def _known_identity(folder: RunDir) -> dict[str, Any]:
+    """Return the identity of the run that a folder holds, finished or not; empty if it holds none."""
+    identity: dict[str, Any] = (folder.manifest or read_json(folder.path / ".run.json") or {}).get("identity", {})
+    return identity
 
 
 def _check_server_settings(config: AuditConfig) -> None:
@@ -136,11 +169,15 @@ def _repeat_warning(folder: RunDir) -> None:
 
 
 def _open_executor(
-    config: AuditConfig, inputs: AuditInputs, identity: dict[str, Any], cluster: Cluster | None
+    config: AuditConfig,
+    inputs: AuditInputs,
+    identity: dict[str, Any],
+    cluster: Cluster | None,
+    loaded: CheckedModel | None,
 ) -> AbstractContextManager[Executor]:
     """Return the executor of this process, or of the cluster if there is one."""
     if cluster is None:
-        return open_local_executor(config, inputs)
+        return open_local_executor(config, inputs, loaded)
     from foreknow.stages.audit.ray_executor import RayExecutor  # keeps torch out
 
     return nullcontext(RayExecutor(config, inputs, identity, cluster))

@@ -38,7 +38,7 @@ def mean_losses(losses: Pass, model: Any, sets: Sets, *, tokens: int, autocast: 
             for part in micro_batches(rows, tokens):
                 ordered, values = losses.losses(part)
                 in_loss = [counts for example in ordered for counts in example.in_loss]
-                total += float(values.double()[torch.tensor(in_loss, device=values.device)].sum())
+                total += float(values.cpu().double()[torch.tensor(in_loss)].sum())
                 count += sum(in_loss)
             total, whole = process_group.totals([total, count])
             if whole:
