@@ -18,12 +18,12 @@ from foreknow.stages.train.dataset import order, step_rows
 class KnownLate(NamedTuple):
     """Says which rows a step takes.
 
-    `others`: the places, among `count` rows to train on, of those that are not HighlyKnown. `first`: the first step
+    `others`: the places, among `total` rows to train on, of those that are not HighlyKnown. `first`: the first step
     with all rows. `batch`: how many rows such a step takes.
     """
 
     seed: int
-    count: int
+    total: int
     batch: int
     others: tuple[int, ...]
     first: int
@@ -31,8 +31,8 @@ class KnownLate(NamedTuple):
     def rows(self, step: int) -> list[int]:
         """Return the places of the rows of optimizer step `step`, counted from 0 over all epochs."""
         if step >= self.first:
-            return step_rows(self.seed, step, self.count, self.batch)
-        steps = math.ceil(self.count / self.batch)
+            return step_rows(self.seed, step, self.total, self.batch)
+        steps = math.ceil(self.total / self.batch)
         epoch, within = divmod(step, steps)
         size = math.ceil(len(self.others) / steps)
         shuffled = [self.others[place] for place in order(self.seed, epoch, len(self.others))]
