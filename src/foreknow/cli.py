@@ -182,7 +182,7 @@ def mix(
     config: ConfigFile = None,
     **given: Any,
 ) -> None:
-    """Write a training set from an AUDIT: a share of Unknown rows, one category, Known only, relabelled, weighted, masked."""
+    """Write a training set from an AUDIT: a share of Unknown rows, one category, relabelled, weighted, or masked."""
     from foreknow.stages.mix.run import write_mix  # keeps rapidfuzz out
     from foreknow.stages.mix.sampling import mix_table, size_table  # keeps polars out
 
