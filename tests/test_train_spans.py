@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import foreknow
 from builders import write_jsonl
 from conftest import CAPITALS, RIVERS
 from foreknow.categories import CATEGORIES
+from foreknow.cli import main
 from foreknow.config import AuditConfig, MixConfig, TuneConfig
 from foreknow.data.spans.schema import is_new
 from foreknow.errors import ConfigError, InputError
@@ -87,7 +89,9 @@ def masked(files: Files) -> Path:
 
 @pytest.fixture
 def prompter(tiny_folder: Path) -> Prompter:
-    return Prompter(AutoTokenizer.from_pretrained(tiny_folder), TRAINING)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    tokenizer.pad_token = tokenizer.eos_token
+    return Prompter(tokenizer, TRAINING)
 
 
 @pytest.fixture
@@ -102,28 +106,21 @@ def rows_of(path: Path, prompter: Prompter) -> list[TrainingExample]:
     return examples
 
 
-def test_masked_tokens_are_those_that_spell_the_new_spans(masked: Path, prompter: Prompter, files: Files) -> None:
-    split = read_set("train", str(masked), None)
-    new = files.spans.filter(is_new())
-    for example, gold in zip(rows_of(masked, prompter), split.rows["answers"].list.first(), strict=True):
-        pieces = [prompter.tokenizer.decode([token]) for token in example.answer]
-        assert "".join(pieces[:-1]).strip() == gold
-        at, inside = 0, []
-        for piece in pieces[:-1]:  # byte-level tokens of ASCII: pieces add up to the text, one blank before it
-            inside.append((at - (len("".join(pieces[:-1])) - len(gold)), at))
-            at += len(piece)
-        shift = at - len(gold)
-        begins = [sum(map(len, pieces[:n])) - shift for n in range(len(pieces) - 1)]
-        places = new.filter(pl.col("text").is_in([gold[a:b] for a, b in split.rows["loss_exclude"][0] or []]))
-        assert places.height
-        expected = tuple(
+def test_masked_tokens_are_those_that_spell_the_new_spans(masked: Path, prompter: Prompter) -> None:
+    rows = read_set("train", str(masked), None).rows
+    ranges = dict(rows.select("row", "loss_exclude").iter_rows())
+    for example, gold in zip(rows_of(masked, prompter), rows["answers"].list.first(), strict=True):
+        pieces = [prompter.tokenizer.decode([token]) for token in example.answer[:-1]]
+        assert "".join(pieces) == gold  # byte-level tokens of ASCII: the pieces add up to the text
+        ends = [len("".join(pieces[: n + 1])) for n in range(len(pieces))]
+        expected = [
             n
-            for n, begin in enumerate(begins)
-            for a, b in split.rows.filter(pl.col("row") == example.row)["loss_exclude"][0].to_list()
-            if begin < b and a < begin + len(pieces[n])
-        )
-        assert example.excluded == expected
-        assert not example.in_loss[expected[0]]
+            for n, end in enumerate(ends)
+            if any(start < end and end - len(pieces[n]) < last for start, last in ranges[example.row])
+        ]
+        assert expected
+        assert list(example.excluded) == expected
+        assert "".join(pieces[n] for n in expected).split() == [gold[start:end] for start, end in ranges[example.row]]
         assert example.in_loss[-1]
         assert example.learnt == len(example.answer) - len(expected)
 
@@ -147,16 +144,16 @@ def test_loss_and_gradient_are_those_of_the_tokens_that_are_left(
     rows = rows_of(masked, prompter)[:6]
     slow_loss(model, rows).backward()
     slow = {name: p.grad.clone() for name, p in model.named_parameters()}
-    expected = float(slow_loss(model, rows))
+    expected = float(slow_loss(model, rows).detach())
     model.zero_grad()
-    with open_pass(model, rows[:2]) as (losses, reason):
-        assert "packed rows" in reason
-        ordered, values = (losses if packed else PlainPass(model)).losses(rows)
+    with open_pass(model, rows[:2]) if packed else nullcontext((PlainPass(model), "plain")) as (losses, reason):
+        assert ("packed rows" in reason) == packed
+        ordered, values = losses.losses(rows)
         weights = torch.tensor([w for example in ordered for w in example.token_weights])
         loss = (values * weights).sum() / sum(example.weight * example.learnt for example in ordered)
         loss.backward()
         mean = mean_losses(losses, model, {"dev": rows}, tokens=300, autocast=False, device="cpu")
-    assert float(loss) == pytest.approx(expected, abs=1e-5)
+    assert float(loss.detach()) == pytest.approx(expected, abs=1e-5)
     assert mean["dev"] == pytest.approx(expected, abs=1e-5)
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.grad, slow[name], atol=2e-5, rtol=1e-3)
@@ -176,15 +173,17 @@ def test_a_step_of_tune_has_the_loss_of_the_tokens_that_are_left(
     )
     done = run(config)
     line = json.loads((done.folder / "metrics.jsonl").read_text().splitlines()[0])
-    assert line["train_loss"] == pytest.approx(float(slow_loss(model, rows_of(masked, prompter))), abs=1e-4)
+    assert line["train_loss"] == pytest.approx(float(slow_loss(model, rows_of(masked, prompter)).detach()), abs=1e-4)
 
 
 def test_rows_whose_whole_answer_is_masked_teach_nothing_and_are_counted(tmp_path: Path, prompter: Prompter) -> None:
     lines = records(list(CAPITALS)[:3])
     lines[1]["loss_exclude"] = [[0, len(lines[1]["answer"])]]
-    lines[2]["answer"] = f"  {lines[2]['answer']}"  # places count the blanks that the answer begins with
     lines[2]["loss_exclude"] = [[2, 5]]
     split = read_set("train", str(write_jsonl(tmp_path / "t.jsonl", lines)), None)
+    blanks = split.rows["answers"].list.eval("  " + pl.element())  # places count blanks before the answer
+    moved = pl.when(pl.col("row") == 2).then(blanks).otherwise("answers")
+    split = split._replace(rows=split.rows.with_columns(answers=moved))
     examples, faults = tokenise(split, prompter, prompter.tokenizer.eos_token_id)
     assert [(fault.row, fault.reason) for fault in faults] == [(1, row_faults.ANSWER_MASKED)]
     assert [example.learnt > 0 for example in examples] == [True, False, True]
@@ -251,7 +250,7 @@ def test_other_trainers_take_the_tokens_as_they_are(
     trainer.add_callback(callback)
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    assert losses[0] == pytest.approx(float(slow_loss(model.eval(), rows)), abs=2e-3)
+    assert losses[0] == pytest.approx(float(slow_loss(model.eval(), rows).detach()), abs=2e-3)
     assert callback.lines[-1]["spans"]["train"]["new"][1] == files.spans.filter(is_new()).height
 
 
@@ -294,6 +293,12 @@ def test_fitted_spans_are_those_of_a_plain_loop(files: Files, prompter: Prompter
             (("train", files.train), ("dev", files.dev))}  # fmt: skip
     spans = labelled_spans(sets, files.audit)
     assert sum(own.height for own in spans.values()) == files.spans.height
+    lessons = rows_of(files.train, prompter)[:8]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    for _ in range(30):  # until some spans are fitted
+        slow_loss(model, lessons).backward()
+        optimizer.step()
+        optimizer.zero_grad()
     vocabulary = prompter.ended(vocabulary_for(model, prompter.tokenizer))
     for batch in (2048, 100):
         measured = Tracker(prompter, vocabulary, sets, spans=spans, batch_tokens=batch).measure(model)
@@ -353,3 +358,16 @@ def test_the_python_call_writes_the_tokens_too(files: Files, tmp_path: Path) -> 
     frame = pl.read_parquet(tmp_path / "m.jsonl.tokens.parquet")
     assert frame.height == 24
     assert all(IGNORED in labels and labels[-1] != IGNORED for labels in frame["labels"].to_list())
+
+
+def test_the_command_says_what_it_masked_and_where_the_tokens_are(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "m.jsonl"
+    main(["mix", str(files.audit.folder), "--mask", "new", "--new-share", "0.2", "--size", "10", "--out", str(out)])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "10 rows with" in said
+    assert "asked for 20.00%" in said
+    assert "masked:" in said
+    assert f"{out}.tokens.parquet: 10 rows as tokens of" in said
+    assert pl.read_parquet(f"{out}.tokens.parquet").height == 10

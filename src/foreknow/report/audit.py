@@ -60,6 +60,7 @@ def render_audit(
     data = dict(summary.get("data") or {})
     protocol = dict(summary.get("protocol") or {})
     notes = protocol.pop("notes", [])
+    span_protocol = dict((summary.get("spans") or {}).get("protocol") or {})
     groups = frame["group"].unique().sort().to_list()
     relations = audit_tables.relation_lines(frame, dict(summary.get("majority_floor") or {}), groups, seed)
     long, fact_summary, flagged = long_answers(frame), short_facts(frame, facts), row_flags.flag_lines(frame)
@@ -81,7 +82,12 @@ def render_audit(
         warning=page.warning_of(model),
         data=data,
         protocol=protocol,
-        facts={"model": page.model_facts(model), "data": page.facts(data), "protocol": page.facts(protocol)},
+        facts={
+            "model": page.model_facts(model),
+            "data": page.facts(data),
+            "protocol": page.facts(protocol),
+            "spans": page.facts(span_protocol),
+        },
         cost=_cost(probes["row"].n_unique(), summary, protocol, sets),
         version=summary.get("version"),
         notes=notes,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-
 from foreknow.config import TuneConfig
 from foreknow.io.run_dir import RunDir
 from foreknow.models import loading
