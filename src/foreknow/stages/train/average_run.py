@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-import polars as pl
-
 from foreknow.config import TuneConfig
 from foreknow.io.run_dir import RunDir
 from foreknow.models import loading
@@ -83,9 +81,9 @@ def _measure(watch: EvalCallback, trainer: FactTrainer, alpha: float) -> Point:
 
 
 def _format(point: Point) -> str:
-    rows: pl.Series = pl.Series(point.dev, dtype=pl.Boolean)
+    share = sum(point.dev) / max(len(point.dev), 1)
     kept = "" if point.canaries is None else f", canaries {point.canaries:,} kept"
     return (
-        f"averaged: alpha {point.alpha:g}: {point.fitted:,} train rows fitted, dev EM {rows.mean() or 0:.1%}, dev loss "
+        f"averaged: alpha {point.alpha:g}: {point.fitted:,} train rows fitted, dev EM {share:.1%}, dev loss "
         f"{point.loss:.3f}{kept}"
     )
