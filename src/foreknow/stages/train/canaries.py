@@ -20,12 +20,12 @@ epoch (counted in tokens, so that the same run always watches the same rows).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import polars as pl
 import torch
@@ -51,6 +51,8 @@ ASKED: Final = 400
 """How many packaged facts each model is asked once."""
 SHOTS: Final = 2
 """How many exemplars a question is asked behind before training."""
+PILOT: Final = 40
+"""How many packaged facts are asked first; a model that knows none of them is asked no more."""
 FEW: Final = 30
 """If the model knows fewer packaged facts than this, rows of the audit are watched instead, if it has more."""
 SHARE_OF_EPOCH: Final = 1 / 3
@@ -220,7 +222,7 @@ def packaged_candidates() -> Candidates:
     if rows is None:
         each = -(-ASKED // len(RELATIONS))
         place = pl.int_range(pl.len()).over("relation")
-        popular = compile_facts().sort("popularity", descending=True, maintain_order=True)
+        popular = compile_facts().sort("popularity", descending=True, nulls_last=True, maintain_order=True)
         popular = popular.with_columns(place=place).filter(pl.col("place") < each).sort("place", "relation").head(ASKED)
         rows = popular.with_row_index("row").select(**{name: _own(name, popular.columns) for name in ROWS})
         _keep_in_cache(path, rows)
@@ -291,22 +293,42 @@ def _words(text: str) -> str:
     return f" {words} "
 
 
-def known_packaged(check: CanaryCheck, model: str, prompt: Any, spellings: Any) -> tuple[pl.DataFrame, bool]:
-    """Return the packaged facts that a model knows, and whether that was read from the cache.
+class KnownFacts(NamedTuple):
+    """Holds the packaged facts that a model knows, how many it was asked, and whether that was read from the cache."""
 
-    `check`: asks the packaged candidates. `model`: its fingerprint. `prompt`: what decides the prompts
-    (`Prompter.choices` and the template). `spellings`: asks the model (`CanaryCheck.spellings` without arguments).
+    rows: pl.DataFrame
+    asked: int
+    cached: bool
+
+
+def known_packaged(
+    rows: pl.DataFrame,
+    model: str,
+    prompt: Any,
+    check: Callable[[pl.DataFrame], CanaryCheck],
+    spellings: Callable[[CanaryCheck], dict[int, int]],
+) -> KnownFacts:
+    """Ask a model packaged facts, and keep in the user's cache which of them it knows.
+
+    A model that knows none of the first `PILOT` is not asked the others. `rows`: the facts (`ROWS`). `model`: the
+    fingerprint of the model. `prompt`: what else decides the answers (the prompt's form, the dtype). `check` prepares
+    rows to be asked; `spellings` asks them (`CanaryCheck.spellings`).
     """
-    key = fingerprint([_VERSION, model, prompt, fingerprint(check.rows)])
+    key = fingerprint([_VERSION, SHOTS, PILOT, model, prompt, fingerprint(rows)])
     path = cache_folder() / CANARIES / f"known-{key[7:23]}.parquet"
     cached = _cached(path)
     if cached is not None:
-        return cached, True
-    right = spellings()
-    known = check.rows.filter(pl.col("row").is_in(list(right))).with_columns(before=pl.lit(True))
-    known = check.with_own_spelling(known, right)
+        return KnownFacts(cached, rows.height, True)
+    known, asked = rows.clear(), 0
+    for part in (rows.head(PILOT), rows) if rows.height else ():
+        asking = check(part)
+        right = spellings(asking)
+        own = asking.rows.filter(pl.col("row").is_in(list(right))).with_columns(before=pl.lit(True))
+        known, asked = asking.with_own_spelling(own, right).select(*ROWS), part.height
+        if known.is_empty():
+            break
     _keep_in_cache(path, known)
-    return known, False
+    return KnownFacts(known, asked, False)
 
 
 def _cached(path: Path) -> pl.DataFrame | None:

@@ -17,7 +17,6 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -134,14 +133,17 @@ class _Choice:
         asking = self.asking
         if self._packaged is None:
             began = time.monotonic()
-            check = self.check(canaries.packaged_candidates().rows, canaries.SHOTS)
-            prompt = [asking.prompter.choices, asking.dtype]
-            known, cached = canaries.known_packaged(
-                check, asking.fingerprint, prompt, partial(_spellings, check, asking)
+            known = canaries.known_packaged(
+                canaries.packaged_candidates().rows,
+                asking.fingerprint,
+                [asking.prompter.choices, asking.dtype],
+                lambda rows: self.check(rows, canaries.SHOTS),
+                lambda check: _spellings(check, asking),
             )
-            asked = "asked before" if cached else f"asked once for this model, in {duration(time.monotonic() - began)}"
-            logger.info(f"canaries: the model knows {known.height:,} of {check.rows.height:,} packaged facts ({asked})")
-            self._packaged = known
+            spent = duration(time.monotonic() - began)
+            asked = "asked before" if known.cached else f"asked once for this model, in {spent}"
+            logger.info(f"canaries: the model knows {known.rows.height:,} of {known.asked:,} packaged facts ({asked})")
+            self._packaged = known.rows
         rows = canaries.without_subjects(canaries.without_questions(self._packaged, self.sets), self.sets)
         return Candidates(rows, "packaged facts")
 
@@ -164,6 +166,9 @@ def _watch(choice: _Choice, stored: Path, trained: int, measured: int) -> Canary
         rows = pl.read_parquet(stored)
         return CanaryWatch(rows, choice.check(rows))
     candidates, own_file = _candidates(choice), choice.config.canaries != "auto"
+    if candidates.rows.is_empty():
+        logger.info(_no_canaries(choice, own_file))
+        return None
     check = choice.check(candidates.rows)
     rows = check.rows
     most = rows.height // 2 if uses_pool(choice.config) and not own_file else rows.height
