@@ -388,4 +388,11 @@ def vocabulary_of(loaded: Loaded) -> Vocabulary:
     texts = tokenizer.batch_decode([[i] for i in range(known)], clean_up_tokenization_spaces=False)
     newline = {i for i, text in enumerate(texts) if "\n" in text}
     blank = {i for i in newline if not texts[i].strip()}
-    return Vocabulary(decode, frozenset(stops | blank), frozenset(newline - blank - stops))
+    pieces = texts if _joins_bytes(tokenizer) else None
+    return Vocabulary(decode, frozenset(stops | blank), frozenset(newline - blank - stops), pieces)
+
+
+def _joins_bytes(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the tokenizer decodes ids by joining the bytes that each of them stands for, and does no more."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return type(getattr(backend, "decoder", None)).__name__ == "ByteLevel"
