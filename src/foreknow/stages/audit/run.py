@@ -94,7 +94,8 @@ def _prepare_within_minutes(config: AuditConfig, folder: RunDir, began: float) -
     choice: time_budget.LimitChoice | None = None
     if "limit" in identity:
         limit = identity["limit"]
-        logger.info(f"--minutes {config.minutes:g}: going on with the limit of {limit} rows that this run began with")
+        if identity.get("minutes") == config.minutes:
+            logger.info(f"--minutes {config.minutes:g}: going on with the {limit:,} rows that this run began with")
     else:
         time_budget.check_limit(config)
         choice = time_budget.choose_limit(config, began)
