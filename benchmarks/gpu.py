@@ -17,8 +17,8 @@ training    seconds of a step of our trainer and of transformers.Trainer, on the
 halving     the probe with less memory than its batches need: batches are halved, and the labels stay the same
 
 A model with random weights spreads its probability over so many tokens that its search would go to its end, eight times
-the tokens of a model that was trained. It is asked without the search: its rows a second are those of the first pass and
-of its greedy answers, which are nine tenths of a trained model's tokens.
+the tokens of a model that was trained. It is asked without the search: its rows a second are those of the first pass
+and of its greedy answers, which are nine tenths of a trained model's tokens.
 Operations are 2 x tokens x the layers' weights + 2 x answer positions x the head's; attention is left out.
 """
 
