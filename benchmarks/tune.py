@@ -206,6 +206,8 @@ def trainer(args: Any, loaded: loading.Loaded, lessons: Sequence[TrainingExample
         {"input_ids": [*e.prompt, *e.answer], "labels": [-100] * len(e.prompt) + list(e.answer)}
         for e in (lessons[place] for place in in_order(args, len(lessons)))
     ]
+    if loaded.tokenizer.pad_token is None:
+        loaded.tokenizer.pad_token = loaded.tokenizer.eos_token  # labels mask the padding
     rival = Trainer(
         loaded.model, TrainingArguments(**settings(args, folder)), train_dataset=data,  # type: ignore[arg-type]
         data_collator=DataCollatorForSeq2Seq(loaded.tokenizer), processing_class=loaded.tokenizer,

@@ -196,7 +196,7 @@ def test_rows_are_chosen_as_by_limit_and_the_same_command_goes_on(
     monkeypatch.setattr(time_budget, "choose_limit", no_burst)
     code, _, err = run(*words)
     assert code == 0, err
-    assert f"going on with the limit of {limit} rows" in err
+    assert f"going on with the {limit} rows that this run began with" in err
     assert f"1 of {-(-limit // 8)} chunks are finished" in err
     by_limit = foreknow.audit(
         str(facts_file),

@@ -96,9 +96,11 @@ def run(config: AuditConfig) -> AuditResult:
 def _prepare_within_minutes(config: AuditConfig, folder: RunDir, began: float) -> Iterator[PreparedRun]:
     """Prepare an audit of as many rows as fit in `config.minutes`; a folder that has a limit keeps it."""
     identity = _known_identity(folder)
+    choice: time_budget.LimitChoice | None = None
     if "limit" in identity:
-        choice, limit = None, identity["limit"]
-        logger.info(f"--minutes {config.minutes:g}: going on with the limit of {limit} rows that this run began with")
+        limit = identity["limit"]
+        if identity.get("minutes") == config.minutes:
+            logger.info(f"--minutes {config.minutes:g}: going on with the {limit:,} rows that this run began with")
     else:
         time_budget.check_limit(config)
         choice = time_budget.choose_limit(config, began)

@@ -22,6 +22,7 @@ import polars as pl
 from foreknow.config import AuditConfig
 from foreknow.data.schema import chunks, largest_remainder
 from foreknow.errors import ConfigError
+from foreknow.inference.server.model import address_of
 from foreknow.models import loading
 from foreknow.models.resolve import resolve
 from foreknow.progress import duration
@@ -129,7 +130,7 @@ class LimitChoice:
 def check_settings(config: AuditConfig) -> None:
     """Raise ConfigError for settings that `--minutes` excludes. `--limit` is allowed where a run folder stores it."""
     minutes = f"--minutes {config.minutes:g}"
-    if config.model.startswith("openai:"):
+    if address_of(config.model) is not None:
         raise ConfigError(f"{minutes}: measures this machine, and --model {config.model} is a server's; use --limit")
     if config.ray or config.ray_address or config.ray_workers:
         raise ConfigError(f"{minutes}: measures this process, and --ray computes in others; use --limit")
