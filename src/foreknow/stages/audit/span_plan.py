@@ -12,7 +12,7 @@ import polars as pl
 
 from foreknow.categories import UNKNOWN
 from foreknow.data.schema import GOLD
-from foreknow.data.spans.alternatives import AlternativePool
+from foreknow.data.spans.alternatives import AlternativePool, SpanMention
 from foreknow.data.spans.column import ColumnFinder
 from foreknow.data.spans.finder import AnswerText, Finder, Span, Words, first_mentions
 from foreknow.data.spans.rules import RuleFinder
@@ -114,20 +114,25 @@ def with_alternatives(
 ) -> list[list[dict[str, Any]]]:
     """Return each row's spans with up to `count` alternatives each, as values of `FACT_SPANS`."""
     pairs = list(zip(texts, spans_by_row, strict=True))
-    pool = AlternativePool(((s.type, text.answer[s.start : s.end]) for text, spans in pairs for s in spans), seed)
+    mentions = [[_mention(text.answer, span) for span in spans] for text, spans in pairs]
+    pool = AlternativePool((mention for own in mentions for mention in own), seed)
     column = []
-    for text, spans in pairs:
+    for (text, spans), own in zip(pairs, mentions, strict=True):
         mentioned = Words(f"{text.before}\n{text.answer}") if spans else Words("")
         column.append(
             [
                 {
                     **{"start": s.start, "end": s.end, "type": s.type},
-                    "alternatives": pool.draw(text.row, s.type, text.answer[s.start : s.end], mentioned, count),
+                    "alternatives": pool.draw(text.row, mention, mentioned, count),
                 }
-                for s in spans
+                for s, mention in zip(spans, own, strict=True)
             ]
         )
     return column
+
+
+def _mention(answer: str, span: Span) -> SpanMention:
+    return SpanMention(span.type, answer[span.start : span.end], answer[max(span.start - 80, 0) : span.start])
 
 
 def open_finder(name: str, texts: Sequence[AnswerText], source: str) -> Finder:
