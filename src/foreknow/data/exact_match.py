@@ -212,7 +212,10 @@ class Accepted:
         *words, last = bare.split() or [""]
         done = "".join(w for w in words if w not in _ARTICLES)
         before = done if last in _ARTICLES else done + last
-        new_word = {s[len(before)] for s in self.skeletons if s.startswith(before) and len(s) > len(before)} | {"a", "t"}
+        new_word = {s[len(before)] for s in self.skeletons if s.startswith(before) and len(s) > len(before)} | {
+            "a",
+            "t",
+        }
         if not last or bare[-1].isspace():
             return Openings(frozenset(new_word), frozenset(new_word))
         grown = done + last

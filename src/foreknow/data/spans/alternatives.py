@@ -2,8 +2,9 @@
 
 An alternative is a span of the same type from another row that could stand in the same place: similar in length, not
 mentioned in the row itself, and no shorter or longer form of the span. For numbers, dates and codes an alternative of
-the same shape (`1998` for `2004`, `20 mg` for `15 mg`) is preferred. The choice is a hash of the seed and the texts, so
-it does not depend on the order of the work.
+the same shape (`1998` for `2004`, `20 mg` for `15 mg`) comes first; then one with the same two words before it, or the
+same one (`was born in`), as far as there are some. Among those, the choice is a hash of the seed and the texts, so it
+does not depend on the order of the work.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ LARGEST: Final = 4096
 """The most texts of one type in a pool."""
 NEAR: Final = 64
 """How many texts of similar length are considered for one span."""
+_LAST_WORDS = re.compile(r"(?:\w+\W+)?\w+\W*\Z")
 _DIGITS = re.compile(r"\d")
 _GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 _PLAIN = re.compile(r"(?<![\d.,])\d{5,}(?![\d.,])")
@@ -31,33 +33,36 @@ class _Text(NamedTuple):
     text: str
 
 
-class AlternativePool:
-    """The texts of all rows' spans, by type, from which alternatives are drawn. `spans`: pairs of type and text."""
+class SpanMention(NamedTuple):
+    """A span's type and text, and the text before it."""
 
-    def __init__(self, spans: Iterable[tuple[str, str]], seed: int):
+    type: str
+    text: str
+    before: str
+
+
+class AlternativePool:
+    """The texts of all rows' spans, from which alternatives are drawn."""
+
+    def __init__(self, spans: Iterable[SpanMention], seed: int):
         self.seed = seed
-        texts: dict[str, set[str]] = {}
-        for kind, text in spans:
-            texts.setdefault(kind, set()).add(text)
-        self.by_type = {kind: self._sorted(own) for kind, own in texts.items()}
-        self.by_shape = {
-            kind: {shape: self._sorted(t for t in own if _shape(t) == shape) for shape in {_shape(t) for t in own}}
-            for kind, own in texts.items()
-            if kind in ("number", "date", "code")
-        }
+        texts: dict[tuple[str, str], set[str]] = {}
+        for span in spans:
+            for likeness in _likenesses(span):
+                texts.setdefault((span.type, likeness), set()).add(span.text)
+        self.pools = {likeness: self._sorted(own) for likeness, own in texts.items()}
 
     def _sorted(self, texts: Iterable[str]) -> list[_Text]:
         drawn = sorted((sampling_hash(self.seed, text, None), text) for text in texts)[:LARGEST]
         return sorted(_Text(len(text), key, text) for key, text in drawn)
 
-    def draw(self, row: int, kind: str, text: str, mentioned: Words, count: int) -> list[str]:
+    def draw(self, row: int, span: SpanMention, mentioned: Words, count: int) -> list[str]:
         """Return up to `count` alternatives of a span. `mentioned`: the words of the row's question and answer."""
-        own = Words(text)
+        own = Words(span.text)
         chosen: list[str] = []
-        pools = [self.by_shape.get(kind, {}).get(_shape(text), []), self.by_type.get(kind, [])]
-        for pool in pools:
-            near = self._near(pool, len(text))
-            order = sorted((sampling_hash(self.seed, f"{row} {text}", other.text), other.text) for other in near)
+        for likeness in _likenesses(span):
+            near = self._near(self.pools.get((span.type, likeness), []), len(span.text))
+            order = sorted((sampling_hash(self.seed, f"{row} {span.text}", other.text), other.text) for other in near)
             for _, other in order:
                 if len(chosen) == count:
                     return chosen
@@ -78,6 +83,15 @@ class AlternativePool:
             else:
                 high += 1
         return pool[low:high]
+
+
+def _likenesses(span: SpanMention) -> list[str]:
+    """Return what a span may have in common with its alternatives, the closest likeness first, none last."""
+    before = _LAST_WORDS.search(span.before)
+    words = re.findall(r"\w+", before.group().casefold()) if before else []
+    by_words = [f"words {' '.join(words[-2:])}", f"words {words[-1]}"] if words else []
+    by_shape = [f"shape {_shape(span.text)}"] if span.type in ("number", "date", "code") else []
+    return [*by_shape, *by_words, ""]
 
 
 def _shape(text: str) -> str:

@@ -37,7 +37,7 @@ _CURRENCY = r"[$€£¥₹₽₩₺₫₪฿]"
 _FIGURE = r"\d{1,3}(?:[  \u00a0\u202f,.’']\d{3})+(?:[.,]\d+)?|\d+(?:[.,]\d+)?"
 _RANGE = rf"(?:{_FIGURE})(?:\s?[-–—]\s?(?:{_FIGURE}))?"
 _NUMBER: Final = re.compile(
-    rf"(?<![\w.,]){_CURRENCY}?\s?[-−+]?{_RANGE}(?:\s?[%‰°]\w?(?!\w)|\s?{_CURRENCY}|[\s\u00a0-]?{_UNIT}(?:\s{_UNIT})?)?"
+    rf"(?<![\w.,])(?<![^\W\d_]-){_CURRENCY}?\s?[-−+]?{_RANGE}(?:\s?[%‰°]\w?(?!\w)|\s?{_CURRENCY}|[\s\u00a0-]?{_UNIT}(?:\s{_UNIT})?)?"
     r"(?!\w)(?![.,]\d)",
     re.IGNORECASE,
 )
@@ -146,7 +146,7 @@ class RuleFinder:
             if _is_capitalised(words[end][2]) and words[end][2].lower() not in OPENERS:
                 end += 1
                 last = end
-            elif words[end][2] in PARTICLES and end - last < 2 and gap == " ":
+            elif words[end][2] in PARTICLES and end - last < 2 and gap == " " and not self.is_german:
                 end += 1
             else:
                 break
@@ -184,6 +184,9 @@ def _begins_sentence(text: str, start: int) -> bool:
         return True
     if text[at] == "." and at >= 1 and text[at - 1].isalpha() and (at == 1 or text[at - 2] in " .\u00a0\n"):
         return False  # one letter and a point is an initial: J. Smith
+    if text[at] == ")":  # as in "10) Go"
+        line = text[text.rfind("\n", 0, at) + 1 : at].strip()
+        return line.isdigit() or len(line) == 1
     return text[at] in _SENTENCE_END
 
 

@@ -31,7 +31,7 @@ class SpacyFinder:
             import spacy
         except ImportError:
             raise ConfigError(
-                f"--spans {self.name}: spaCy is not installed; run pip install spacy, or use --spans rules"
+                f"--spans {self.name}: spaCy is not installed; run pip install 'foreknow[spacy]', or use --spans rules"
             ) from None
         try:
             self.pipeline: Any = spacy.load(model)

@@ -37,7 +37,7 @@ UNITS: Final = _words(
 """Units that may follow a number."""
 PARTICLES: Final = _words(
     """
-    of de du la le van von der den del di da dos das al el bin ibn y the och für
+    of de du la le van von der den del di da dos das al el bin ibn y the
     """
 )
 """Words in lower case that may stand inside a name."""

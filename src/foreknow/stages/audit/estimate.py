@@ -19,7 +19,7 @@ from foreknow.models import loading
 from foreknow.models.resolve import resolve
 from foreknow.progress import duration
 from foreknow.stages.audit.burst import measure_burst, measure_long_answers
-from foreknow.stages.audit.chunks import score_long_answers
+from foreknow.stages.audit.chunks import label_spans, open_span_prober, score_long_answers
 from foreknow.stages.audit.executor import AuditContext
 from foreknow.stages.audit.server_executor import connect_server, estimate_at_server, with_server_chat_template
 from foreknow.stages.audit.setup import open_context, read_input, with_batch_sizes, with_chat_template
@@ -62,6 +62,7 @@ def estimate(config: AuditConfig) -> dict[str, Any]:
                 "rows": 0,
                 "not_probed": inputs.rows.height + inputs.shorts.height,
                 "long_answers": context.plan.long.height,
+                "spans": _count_spans(context),
                 "prompts": 0,
                 "tokens": 0,
                 "seconds": round(long_seconds, 1),
@@ -87,6 +88,7 @@ def estimate(config: AuditConfig) -> dict[str, Any]:
         "rows": context.plan.rows.height,
         "not_probed": inputs.rows.height + inputs.shorts.height - context.plan.rows.height,
         "long_answers": context.plan.long.height,
+        "spans": _count_spans(context),
         "prompts": context.plan.rows.height * config.exemplar_sets,
         "tokens": round(own / burst.height * context.plan.rows.height + shared),
         "memory_gib": round(memory, 2),
@@ -105,14 +107,37 @@ def estimate(config: AuditConfig) -> dict[str, Any]:
 
 
 def _long_answer_seconds(config: AuditConfig, context: AuditContext) -> float:
-    """How long scoring the long answers would take, from the row of middle length."""
+    """How long scoring the long answers, and labelling their spans, would take: from the row of middle length."""
     tokens = int(config.batch_tokens or 2048)
     rows = context.plan.long
 
     def score(chosen: pl.DataFrame) -> object:
         return list(score_long_answers(context.loaded, context.probing.prompter, [(0, chosen)], tokens))
 
-    return measure_long_answers(score, rows) * rows.height
+    return measure_long_answers(score, rows) * rows.height + span_seconds(config, context)
+
+
+def _count_spans(context: AuditContext) -> int:
+    """Return the number of fact spans that would be labelled."""
+    return 0 if context.plan.spans is None else int(context.plan.long["fact_spans"].list.len().sum())
+
+
+def span_seconds(config: AuditConfig, context: AuditContext) -> float:
+    """How long labelling the spans of the long answers would take, from a few rows with the middle number of spans."""
+    plan = context.plan.spans
+    if plan is None:
+        return 0.0
+    rows = context.plan.long.filter(pl.col("fact_spans").list.len() > 0)
+    if rows.is_empty():
+        return 0.0
+    few = rows.sort(pl.col("fact_spans").list.len(), "row").slice(max(rows.height // 2 - 2, 0), 4)
+    with open_span_prober(context.loaded, context.probing.prompter, config, plan, context.probing.packed) as prober:
+        times = []
+        for _ in range(2):  # the first pass also computes the exemplars
+            began = time.monotonic()
+            list(label_spans(prober, plan.finder, [(0, few)]))
+            times.append(time.monotonic() - began)
+    return max(times[0] - times[1], 0.0) + times[1] / few.height * rows.height
 
 
 @contextmanager

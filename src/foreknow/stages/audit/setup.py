@@ -36,7 +36,7 @@ from foreknow.stages.audit.filters import (
     flag_unspellable,
 )
 from foreknow.stages.audit.short_facts import short_rows
-from foreknow.stages.audit.span_plan import plan_spans
+from foreknow.stages.audit.span_plan import check_finder, plan_spans
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,6 +60,7 @@ def read_input(config: AuditConfig) -> AuditInputs:
         else None
     )
     audited = dataset_with_flags.rows.filter(pl.col("row").is_in(dataset_with_flags.audited.implode()))
+    check_finder(config.spans, audited, dataset_with_flags.name)
     licences = default_facts.licences() if is_packaged(config.data) else None
     return AuditInputs(
         dataset_with_flags, audited, short_rows(audited, dataset_with_flags.total), pool, template, licences

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import polars as pl
 
 from foreknow.categories import UNKNOWN
-from foreknow.data.schema import GOLD
-from foreknow.data.spans.alternatives import AlternativePool
+from foreknow.data.schema import GOLD, USABLE
+from foreknow.data.spans.alternatives import AlternativePool, SpanMention
 from foreknow.data.spans.column import ColumnFinder
 from foreknow.data.spans.finder import AnswerText, Finder, Span, Words, first_mentions
 from foreknow.data.spans.rules import RuleFinder
@@ -101,6 +101,22 @@ def plan_spans(
     return PlannedSpans(SpanPlan(exemplars, finder.name, protocol), rows, (line, *exemplars.notes))
 
 
+def check_finder(name: str, rows: pl.DataFrame, source: str) -> None:
+    """Raise for a finder that cannot be had, or for a bad entry in the rows' own column, before a model is read.
+
+    `name`: `--spans`; `rows`: those to audit (`schema.ROWS`). Raises ConfigError and InputError.
+    """
+    texts = _texts(rows.filter(USABLE & pl.col("spans").is_not_null()))
+    if name == "column" and not texts:
+        raise ConfigError(
+            f"--spans column: no row of {source} has an entry in a column spans; name the column with --map "
+            "spans=COLUMN, or use --spans rules"
+        )
+    finder = open_finder(name, texts, source)
+    if finder.name == "column":
+        finder.find(texts)
+
+
 def _texts(long: pl.DataFrame) -> list[AnswerText]:
     columns = long.select("row", GOLD.alias("gold"), "question", "context", "spans")
     return [
@@ -114,30 +130,33 @@ def with_alternatives(
 ) -> list[list[dict[str, Any]]]:
     """Return each row's spans with up to `count` alternatives each, as values of `FACT_SPANS`."""
     pairs = list(zip(texts, spans_by_row, strict=True))
-    pool = AlternativePool(((s.type, text.answer[s.start : s.end]) for text, spans in pairs for s in spans), seed)
+    mentions = [[_mention(text.answer, span) for span in spans] for text, spans in pairs]
+    pool = AlternativePool((mention for own in mentions for mention in own), seed)
     column = []
-    for text, spans in pairs:
+    for (text, spans), own in zip(pairs, mentions, strict=True):
         mentioned = Words(f"{text.before}\n{text.answer}") if spans else Words("")
         column.append(
             [
                 {
                     **{"start": s.start, "end": s.end, "type": s.type},
-                    "alternatives": pool.draw(text.row, s.type, text.answer[s.start : s.end], mentioned, count),
+                    "alternatives": pool.draw(text.row, mention, mentioned, count),
                 }
-                for s in spans
+                for s, mention in zip(spans, own, strict=True)
             ]
         )
     return column
 
 
+def _mention(answer: str, span: Span) -> SpanMention:
+    return SpanMention(span.type, answer[span.start : span.end], answer[max(span.start - 80, 0) : span.start])
+
+
 def open_finder(name: str, texts: Sequence[AnswerText], source: str) -> Finder:
-    """Return the finder that `--spans` names. Raises ConfigError if it cannot be had."""
+    """Return the finder that `--spans` names; with `auto`, the column if some text has an entry, else the rules.
+
+    Raises ConfigError if it cannot be had.
+    """
     has_column = any(text.own is not None for text in texts)
-    if name == "column" and not has_column:
-        raise ConfigError(
-            "--spans column: no row with a long answer has an entry in a column spans; name the column with --map "
-            "spans=COLUMN, or use --spans rules"
-        )
     if name == "column" or (name == "auto" and has_column):
         return ColumnFinder(source)
     if name.startswith(PREFIX):
