@@ -34,6 +34,12 @@ class AuditResult:
         return pl.read_parquet(path) if path.is_file() else None
 
     @cached_property
+    def spans(self) -> pl.DataFrame | None:
+        """One line per fact span of the rows with long answers (`spans.schema.SPANS`), if spans were labelled."""
+        path = self.folder / "spans.parquet"
+        return pl.read_parquet(path) if path.is_file() else None
+
+    @cached_property
     def chance(self) -> dict[str, Any] | None:
         """What guessing would score (`chance_probe.summarise_chance`); None if `--chance` was not used."""
         return _read_optional(self.folder / "chance.json", "foreknow audit --chance")
