@@ -88,7 +88,9 @@ def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def test_every_long_row_gets_labelled_spans(finished: Path) -> None:
-    spans, rows = pl.read_parquet(finished / "spans.parquet"), foreknow.open_audit(finished).rows
+    audit = foreknow.open_audit(finished)
+    spans, rows = audit.spans, audit.rows
+    assert spans is not None
     assert dict(spans.schema) == dict(pl.DataFrame(schema=SPANS).schema)
     assert spans.equals(spans.sort("row", "start"))
     golds = dict(rows.select("row", "answer").iter_rows())
@@ -214,6 +216,7 @@ def test_spans_can_be_left_out_and_finders_that_are_not_there_are_refused(
     code, _, err = run("audit", data, "--out", tmp_path / "b", *settings(tiny_folder), "--spans", "column")
     assert code == 2
     assert "--map spans=COLUMN" in err
+    assert not (tmp_path / "b").exists(), "refused before anything is written"
     code, _, err = run("audit", data, "--out", tmp_path / "b", *settings(tiny_folder), "--spans", "spacy:none_such")
     assert code == 2
     assert "--spans spacy:none_such: spaCy" in err

@@ -7,7 +7,7 @@ One forward pass for each row and exemplar set gives the model's distribution in
     P(sample)     the product of the tokens' probabilities at the audit's temperature and top-k, times the probability
                   that the next token does not go on with the word
     recognised    of the span and its alternatives, the span has the largest log p (temperature 1, all tokens), summed
-                  over its tokens and its end, averaged over the sets
+                  over its tokens and its end; behind the first set only (COMPARED_SETS)
 
 The category is SliCK's rule on the first two (`slick.py`). The paper names long text as its limit; the rule for a
 place in a text is ours.
@@ -47,6 +47,9 @@ IN_EXEMPLARS: Final = "in_exemplars"
 """Flag of a span whose text stands in an exemplar before it: the model may have copied it."""
 NOT_FINITE: Final = "not_finite"
 """Flag of a span at which the model's logits were not finite; it has no category."""
+COMPARED_SETS: Final = 1
+"""Exemplar sets behind which spans are compared with alternatives. In the lab, four tell known facts from others no
+better than one (area under the ROC curve 0.965 for both), and each costs as much as all else behind it."""
 _FLOATS: Final = 2**25
 """Numbers in one block of logits (128 MB)."""
 
@@ -140,7 +143,7 @@ class SpanProber:
             for r, row in enumerate(prepared)
             for n in range(len(row.record["fact_spans"]))
         ]
-        return pl.DataFrame(lines, schema=SPANS).sort("row", "start")
+        return with_categories(lines, self.settings.samples)
 
     def _prepare(self, record: dict[str, Any]) -> _PreparedRow:
         """Tokenise a row behind each of its exemplar sets, and find the tokens of its spans."""
@@ -174,6 +177,8 @@ class SpanProber:
     def _job(self, row: _PreparedRow, j: int) -> tuple[SpanJob, dict[int, _SpanStates]]:
         """Build the tree of one row behind one set."""
         text, scored = row.texts[j], {n: paths for n, paths in enumerate(row.paths[j]) if paths is not None}
+        if j >= COMPARED_SETS:
+            scored = {n: paths._replace(alternatives=[]) for n, paths in scored.items()}
         prefix = self._prefix(row.sets[j], row.record["context"])
         shared = min(common_prefix(prefix, text.ids), text.first - 1)
         tree = SpanTree(text.ids[shared : text.first + max(paths.last for paths in scored.values())])
@@ -215,7 +220,10 @@ class SpanProber:
         return [table.score(span) for span in spans]
 
     def _line(self, row: _PreparedRow, n: int, scores: Sequence[SpanScore | None], finder: str) -> dict[str, Any]:
-        """Put a span's scores behind all sets together, as a line of `SPANS`."""
+        """Put a span's scores behind all sets together, as a line of `SPANS`.
+
+        Its `probes` are pairs (greedy, P(sample)), one for each set; `with_categories` makes figures of them.
+        """
         record, span = row.record, row.record["fact_spans"][n]
         text = record["gold"][span["start"] : span["end"]]
         complete = [score for score in scores if score is not None]
@@ -229,17 +237,10 @@ class SpanProber:
         if not is_complete or not all(math.isfinite(x) for s in complete for x in (s.p, s.logp, *s.alternatives)):
             flags.add(NOT_FINITE if is_complete else CUT)
             return {**line, "flags": sorted(flags)}
-        p = pl.Series("p", [score.p for score in complete], dtype=pl.Float64)
-        greedy = sum(score.greedy for score in complete) / len(complete)
-        figures = pl.select(
-            p_greedy=pl.lit(greedy),
-            p_sampled=pl.lit(p.mean()),
-            p_hit=slick.p_hit(pl.lit(p), self.settings.samples),
-        ).with_columns(category=slick.category(pl.col("p_greedy"), pl.col("p_hit")))
-        line |= figures.row(0, named=True)
-        count = min(len(score.alternatives) for score in complete)
-        if count:
-            line |= recognition([score.logp for score in complete], [score.alternatives[:count] for score in complete])
+        line["probes"] = [(score.greedy, score.p) for score in complete]
+        compared = complete[:COMPARED_SETS]
+        if compared[0].alternatives:
+            line |= recognition([score.logp for score in compared], [score.alternatives for score in compared])
         else:
             flags.add(NO_ALTERNATIVES)
         return {**line, "flags": sorted(flags)}
@@ -254,6 +255,24 @@ class SpanProber:
         if any(_words_of(exemplar).mentions(own) for exemplar in {e for shots in row.sets for e in shots}):
             flags.add(IN_EXEMPLARS)
         return flags
+
+
+def with_categories(lines: Sequence[dict[str, Any]], samples: int) -> pl.DataFrame:
+    """Return lines as a frame `SPANS`, with the figures and the category of those that have `probes`."""
+    probes = pl.DataFrame(
+        [(n, greedy, p) for n, line in enumerate(lines) for greedy, p in line.get("probes", ())],
+        schema={"line": pl.Int64, "greedy": pl.Boolean, "p": pl.Float64},
+        orient="row",
+    )
+    figures = (
+        probes.group_by("line")
+        .agg(p_greedy=pl.col("greedy").mean(), p_sampled=pl.col("p").mean(), p_hit=slick.p_hit(pl.col("p"), samples))
+        .with_columns(category=slick.category(pl.col("p_greedy"), pl.col("p_hit")))
+    )
+    labelled = {name: kind for name, kind in SPANS.items() if name not in figures.columns}
+    frame = pl.DataFrame([{name: line.get(name) for name in labelled} for line in lines], schema=labelled)
+    numbered = frame.with_columns(line=pl.int_range(pl.len(), dtype=pl.Int64))
+    return numbered.join(figures, on="line", how="left").select(list(SPANS)).sort("row", "start")
 
 
 @lru_cache(maxsize=256)

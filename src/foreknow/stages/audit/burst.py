@@ -37,13 +37,13 @@ def measure_burst(
     than `seconds`.
     """
     first = rows.head(FIRST_ROWS)
-    cold, warm = (_time(lambda: prober.probe(first), clock) for _ in range(2))
+    cold, warm = (run_time(lambda: prober.probe(first), clock) for _ in range(2))
     prefix_seconds = max(cold - warm, 0.0) / first["group"].n_unique()
     row_seconds, measured, spent = warm / first.height, first, cold + warm
     more = rows.head(_affordable(rows, first, seconds - spent, row_seconds, prefix_seconds))
     if extend and more.height > first.height:
         new_groups = more["group"].n_unique() - first["group"].n_unique()
-        longer = _time(lambda: prober.probe(more), clock)
+        longer = run_time(lambda: prober.probe(more), clock)
         row_seconds = max(longer - prefix_seconds * new_groups, 1e-9) / more.height
         measured, spent = more, spent + longer
     return Burst(measured, prefix_seconds, row_seconds, spent)
@@ -73,10 +73,11 @@ def measure_long_answers(
         return 0.0
     ordered, count = rows.sort(GOLD.str.len_chars()), min(most, rows.height)
     chosen = ordered[[(2 * at + 1) * rows.height // (2 * count) for at in range(count)]]
-    return _time(lambda: score(chosen), clock) / count
+    return run_time(lambda: score(chosen), clock) / count
 
 
-def _time(work: Callable[[], object], clock: Clock) -> float:
+def run_time(work: Callable[[], object], clock: Clock = time.monotonic) -> float:
+    """Return the seconds that `work` takes."""
     began = clock()
     work()
     return clock() - began

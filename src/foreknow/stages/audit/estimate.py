@@ -18,7 +18,7 @@ from foreknow.inference.server.model import address_of
 from foreknow.models import loading
 from foreknow.models.resolve import resolve
 from foreknow.progress import duration
-from foreknow.stages.audit.burst import measure_burst, measure_long_answers
+from foreknow.stages.audit.burst import measure_burst, measure_long_answers, run_time
 from foreknow.stages.audit.chunks import label_spans, open_span_prober, score_long_answers
 from foreknow.stages.audit.executor import AuditContext
 from foreknow.stages.audit.server_executor import connect_server, estimate_at_server, with_server_chat_template
@@ -132,12 +132,9 @@ def span_seconds(config: AuditConfig, context: AuditContext) -> float:
         return 0.0
     few = rows.sort(pl.col("fact_spans").list.len(), "row").slice(max(rows.height // 2 - 2, 0), 4)
     with open_span_prober(context.loaded, context.probing.prompter, config, plan, context.probing.packed) as prober:
-        times = []
-        for _ in range(2):  # the first pass also computes the exemplars
-            began = time.monotonic()
-            list(label_spans(prober, plan.finder, [(0, few)]))
-            times.append(time.monotonic() - began)
-    return max(times[0] - times[1], 0.0) + times[1] / few.height * rows.height
+        # the first pass also computes the exemplars
+        first, second = (run_time(lambda: list(label_spans(prober, plan.finder, [(0, few)]))) for _ in range(2))
+    return max(first - second, 0.0) + second / few.height * rows.height
 
 
 @contextmanager
