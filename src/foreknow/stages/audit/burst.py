@@ -1,4 +1,4 @@
-"""Measure a short burst of an audit's work on this machine: exemplar prompts, rows, long answers."""
+"""Measure a short burst of an audit's work on this machine: exemplar prompts, rows, long answers, spans."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Final, NamedTuple
 
 import polars as pl
 
+from foreknow.config import AuditConfig
 from foreknow.data.schema import GOLD
-from foreknow.stages.audit.executor import ChunkProber
+from foreknow.models import loading
+from foreknow.stages.audit.chunks import label_spans, open_span_prober
+from foreknow.stages.audit.executor import ChunkProber, OpenProber, PromptPlan
 
 Clock = Callable[[], float]
 """Returns seconds since any fixed moment, as `time.monotonic` does."""
@@ -74,6 +77,29 @@ def measure_long_answers(
     ordered, count = rows.sort(GOLD.str.len_chars()), min(most, rows.height)
     chosen = ordered[[(2 * at + 1) * rows.height // (2 * count) for at in range(count)]]
     return run_time(lambda: score(chosen), clock) / count
+
+
+def span_seconds(
+    config: AuditConfig,
+    loaded: loading.Loaded,
+    probing: OpenProber,
+    plan: PromptPlan,
+    *,
+    clock: Clock = time.monotonic,
+) -> float:
+    """Return the seconds that labelling the spans of all of the plan's long answers takes.
+
+    Measured on a few rows with the middle number of spans; 0 if there are no spans to label.
+    """
+    rows = plan.long.filter(pl.col("fact_spans").list.len() > 0) if plan.spans is not None else plan.long.clear()
+    if plan.spans is None or rows.is_empty():
+        return 0.0
+    spans = plan.spans
+    few = rows.sort(pl.col("fact_spans").list.len(), "row").slice(max(rows.height // 2 - 2, 0), 4)
+    with open_span_prober(loaded, probing.prompter, config, spans, probing.packed) as prober:
+        # the first pass also computes the exemplars
+        first, second = (run_time(lambda: list(label_spans(prober, spans.finder, [(0, few)])), clock) for _ in range(2))
+    return max(first - second, 0.0) + second / few.height * rows.height
 
 
 def run_time(work: Callable[[], object], clock: Clock = time.monotonic) -> float:

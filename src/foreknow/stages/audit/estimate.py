@@ -18,8 +18,8 @@ from foreknow.inference.server.model import address_of
 from foreknow.models import loading
 from foreknow.models.resolve import resolve
 from foreknow.progress import duration
-from foreknow.stages.audit.burst import measure_burst, measure_long_answers, run_time
-from foreknow.stages.audit.chunks import label_spans, open_span_prober, score_long_answers
+from foreknow.stages.audit.burst import measure_burst, measure_long_answers, span_seconds
+from foreknow.stages.audit.chunks import score_long_answers
 from foreknow.stages.audit.executor import AuditContext
 from foreknow.stages.audit.server_executor import connect_server, estimate_at_server, with_server_chat_template
 from foreknow.stages.audit.setup import open_context, read_input, with_batch_sizes, with_chat_template
@@ -114,27 +114,14 @@ def _long_answer_seconds(config: AuditConfig, context: AuditContext) -> float:
     def score(chosen: pl.DataFrame) -> object:
         return list(score_long_answers(context.loaded, context.probing.prompter, [(0, chosen)], tokens))
 
-    return measure_long_answers(score, rows) * rows.height + span_seconds(config, context)
+    return measure_long_answers(score, rows) * rows.height + span_seconds(
+        config, context.loaded, context.probing, context.plan
+    )
 
 
 def _count_spans(context: AuditContext) -> int:
     """Return the number of fact spans that would be labelled."""
     return 0 if context.plan.spans is None else int(context.plan.long["fact_spans"].list.len().sum())
-
-
-def span_seconds(config: AuditConfig, context: AuditContext) -> float:
-    """How long labelling the spans of the long answers would take, from a few rows with the middle number of spans."""
-    plan = context.plan.spans
-    if plan is None:
-        return 0.0
-    rows = context.plan.long.filter(pl.col("fact_spans").list.len() > 0)
-    if rows.is_empty():
-        return 0.0
-    few = rows.sort(pl.col("fact_spans").list.len(), "row").slice(max(rows.height // 2 - 2, 0), 4)
-    with open_span_prober(context.loaded, context.probing.prompter, config, plan, context.probing.packed) as prober:
-        # the first pass also computes the exemplars
-        first, second = (run_time(lambda: list(label_spans(prober, plan.finder, [(0, few)]))) for _ in range(2))
-    return max(first - second, 0.0) + second / few.height * rows.height
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from foreknow.inference.server.model import address_of
 from foreknow.models import loading
 from foreknow.models.resolve import resolve
 from foreknow.progress import duration
-from foreknow.stages.audit.burst import Clock, measure_burst, measure_long_answers
+from foreknow.stages.audit.burst import Clock, measure_burst, measure_long_answers, span_seconds
 from foreknow.stages.audit.chunks import score_long_answers
 from foreknow.stages.audit.executor import AuditInputs, ChunkProber, OpenProber, PromptPlan
 from foreknow.stages.audit.precision_check import GROUPS, ROWS
@@ -192,6 +192,7 @@ def _measure(
         return list(score_long_answers(model.loaded, probing.prompter, [(0, rows)], tokens))
 
     long_answer = measure_long_answers(score, plan.long, LONG_ANSWERS, clock=clock)
+    long_answer += span_seconds(config, model.loaded, probing, plan, clock=clock) / max(plan.long.height, 1)
     work = work_of(inputs, plan, probing.prober)
     if plan.rows.is_empty():
         return Speed(0.0, 0.0, long_answer, 0.0), work
