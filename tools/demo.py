@@ -206,7 +206,7 @@ def closing(out: Path) -> list[str]:
     audit = json.loads((out / "audit" / "summary.json").read_text(encoding="utf-8"))
     rows, unknown = audit["labelled"], audit["categories"]["overall"]["Unknown"]
     results = json.loads((out / "tuned" / "results.json").read_text(encoding="utf-8"))
-    tests = sum(1 for _ in (out / "test.jsonl").open(encoding="utf-8"))
+    tests = len((out / "test.jsonl").read_text(encoding="utf-8").splitlines())
     lines = [f"Unknown before training: {share(round(unknown * rows), rows)} audited rows"]
     for key, name in (("early_stop", "the epoch to keep"), ("convergence", "the last epoch")):
         point = results[key]
