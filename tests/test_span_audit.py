@@ -229,3 +229,27 @@ def test_a_dry_run_counts_the_spans(run: Cli, tiny_folder: Path, tmp_path: Path)
     code, out, _ = run("audit", data_file(tmp_path), "--dry-run", *settings(tiny_folder))
     assert code == 0
     assert "spans" in out
+
+
+@pytest.mark.slow
+def test_spans_labelled_on_ray_are_those_of_one_process(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_run, "LONG_ROWS", 3)
+    data = data_file(tmp_path)
+    for name, more in (("local", {}), ("ray", {"ray": True, "ray_workers": 1})):
+        foreknow.audit(
+            str(data),
+            model=str(tiny_folder),
+            out=str(tmp_path / name),
+            dtype="float32",
+            shots=2,
+            exemplar_sets=2,
+            max_answer_tokens=16,
+            span_sets=2,
+            span_shots=1,
+            span_alternatives=3,
+            **more,
+        )
+    for name in ("spans.parquet", "annotated.jsonl"):
+        assert (tmp_path / "local" / name).read_bytes() == (tmp_path / "ray" / name).read_bytes(), name

@@ -51,6 +51,7 @@ def found(answer: str, *others: str) -> list[tuple[str, str]]:
         ("THIS IS A HEADING IN CAPITALS\nand no name", []),
         ("東京は1868年に首都となった。", [("1868年", "date")]),
         ("И тогда Лев Толстой написал роман в 1869 году.", [("Лев Толстой", "name"), ("1869", "date")]),
+        ("It is Act 2016:732 on Oslo's parks.", [("Act", "name"), ("2016:732", "number"), ("Oslo", "name")]),
         ("From 20-30 days, at -5 °C.", [("20-30 days", "number"), ("-5 °C", "number")]),
     ],
 )

@@ -14,7 +14,7 @@ from polars.testing import assert_frame_equal
 from builders import load, rows_frame
 from conftest import CAPITALS, RIVERS
 from foreknow.config import AuditConfig
-from foreknow.data.spans.schema import CUT, NO_ALTERNATIVES
+from foreknow.data.spans.schema import CUT, FEW_ALTERNATIVES, NO_ALTERNATIVES, is_new
 from foreknow.inference.engine import Sampling
 from foreknow.inference.packed_model import PackedModel
 from foreknow.inference.span_engine import PackedTrees, PlainTrees, TreeEngine
@@ -74,7 +74,12 @@ def prober_of(
     loaded: Loaded, prompter: Prompter, planned: PlannedSpans, engine: TreeEngine, given: AuditConfig
 ) -> SpanProber:
     settings = SpanSettings(
-        Sampling(given.temperature, given.top_k), given.samples, given.span_sets, given.span_shots, positions=POSITIONS
+        Sampling(given.temperature, given.top_k),
+        given.samples,
+        given.span_sets,
+        given.span_shots,
+        given.span_alternatives,
+        positions=POSITIONS,
     )
     ends = word_ending_tokens(loaded.tokenizer, loaded.model.config.vocab_size)
     return SpanProber(engine, prompter, planned.plan.exemplars, settings, ends)
@@ -241,6 +246,17 @@ def test_a_span_that_an_exemplar_shows_is_flagged(loaded: Loaded, prompter: Prom
     shown = frame.filter(pl.col("text") == "Emil Storm")
     assert shown.height == 6
     assert all(IN_EXEMPLARS in flags for flags in shown["flags"])
+
+
+def test_a_span_with_few_alternatives_is_judged_by_its_category_alone(loaded: Loaded, prompter: Prompter) -> None:
+    frame = packed(loaded, prompter, long_rows(4), config(span_alternatives=9))
+    few = frame.filter(pl.col("alternatives").is_between(1, 4))
+    assert few.height > 3
+    assert all(FEW_ALTERNATIVES in flags for flags in few["flags"])
+    assert few["recognised"].null_count() == few.height
+    assert few["rank"].null_count() == 0
+    unknown = (few["category"] == "Unknown").alias("new")
+    assert few.select(new=is_new()).to_series().equals(unknown)
 
 
 def test_one_row_alone_is_probed_without_exemplars(loaded: Loaded, prompter: Prompter) -> None:

@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from foreknow.data.schema import GOLD
 from foreknow.data.spans.finder import Words
-from foreknow.data.spans.schema import CUT, NO_ALTERNATIVES, SPANS
+from foreknow.data.spans.schema import CUT, FEW_ALTERNATIVES, NO_ALTERNATIVES, SPANS
 from foreknow.inference import slick
 from foreknow.inference.answer_tokens import Text, tokenize_answers
 from foreknow.inference.engine import Sampling
@@ -56,15 +56,17 @@ _FLOATS: Final = 2**25
 
 @dataclass(frozen=True)
 class SpanSettings:
-    """How spans are probed. `sets`, `shots`: what the audit asks for. `samples`: draws for each set, as for short rows.
+    """How spans are probed. `sets`, `shots`, `alternatives`: what the audit asks for.
 
-    `max_tokens`: the most tokens of an answer that are scored. `positions`: the most tokens the model takes in.
+    `samples`: draws for each set, as for short rows. `max_tokens`: the most tokens of an answer that are scored.
+    `positions`: the most tokens the model takes in.
     """
 
     sampling: Sampling
     samples: int
     sets: int
     shots: int
+    alternatives: int
     max_tokens: int = 1024
     positions: int = 2**31
 
@@ -241,6 +243,9 @@ class SpanProber:
         compared = complete[:COMPARED_SETS]
         if compared[0].alternatives:
             line |= recognition([score.logp for score in compared], [score.alternatives for score in compared])
+            if 2 * line["alternatives"] < self.settings.alternatives:
+                line["recognised"] = None
+                flags.add(FEW_ALTERNATIVES)
         else:
             flags.add(NO_ALTERNATIVES)
         return {**line, "flags": sorted(flags)}

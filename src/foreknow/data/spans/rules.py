@@ -28,13 +28,13 @@ _DATES: Final = tuple(
         rf"\b\d{{1,2}}(?:st|nd|rd|th|\.|º|er)?\s+(?:of\s+|de\s+)?{_MONTH}(?:,?\s+(?:de\s+|of\s+)?{_YEAR})?",
         rf"\b{_MONTH}\s+\d{{1,2}}(?:st|nd|rd|th)?(?!\d)(?:,?\s+{_YEAR})?",
         rf"\b{_MONTH},?\s+(?:de\s+|of\s+)?{_YEAR}",
-        rf"\b{_YEAR}(?:s\b|\s?[-–]\s?{_YEAR})?(?![.,]?\d)(?!\s?%)",
+        rf"\b{_YEAR}(?:s\b|\s?[-–]\s?{_YEAR})?(?![.,:]?\d)(?!\s?%)",
     )
 )
 """Where one of these names a month, the word must be one of MONTHS."""
 _UNIT = "(?:" + "|".join(map(re.escape, sorted(set(UNITS), key=len, reverse=True))) + r")(?!\w)"
 _CURRENCY = r"[$€£¥₹₽₩₺₫₪฿]"
-_FIGURE = r"\d{1,3}(?:[  \u00a0\u202f,.’']\d{3})+(?:[.,]\d+)?|\d+(?:[.,]\d+)?"
+_FIGURE = r"\d{1,4}:\d{1,4}(?!\d)|\d{1,3}(?:[  \u00a0\u202f,.’']\d{3})+(?:[.,]\d+)?|\d+(?:[.,]\d+)?"
 _RANGE = rf"(?:{_FIGURE})(?:\s?[-–—]\s?(?:{_FIGURE}))?"
 _NUMBER: Final = re.compile(
     rf"(?<![\w.,])(?<![^\W\d_]-){_CURRENCY}?\s?[-−+]?{_RANGE}(?:\s?[%‰°]\w?(?!\w)|\s?{_CURRENCY}|[\s\u00a0-]?{_UNIT}(?:\s{_UNIT})?)?"
@@ -129,7 +129,9 @@ class RuleFinder:
             while first < run and (words[first][2] in PARTICLES or words[first][2].lower() in OPENERS):
                 first += 1
             if first < run and self._is_name([word for _, _, word in words[first:run]]):
-                spans.append(Span(words[first][0], words[run - 1][1], "name"))
+                end = words[run - 1][1]
+                end -= 2 if answer[end - 2 : end] in ("'s", "\u2019s") else 0
+                spans.append(Span(words[first][0], end, "name"))
             at = run
         return spans
 

@@ -41,12 +41,15 @@ SPANS: Final[dict[str, pl.DataType]] = {
 `p_sampled`: mean over the sets of the probability that a sample does so. `p_hit` and `category`: as for short rows
 (`slick.py`); null where the span was not probed (see `flags`). `rank`: place of the span among itself and its
 alternatives, 1 = the likeliest. `recognised`: whether `rank` is 1. `p_recognised`: the span's share of the probability
-of them all. These three are null where there were no alternatives to compare with."""
+of them all. These three are null where there were no alternatives to compare with, and
+`recognised` also where there were fewer than half as many as the audit asks for."""
 
 CUT: Final = "cut"
 """Flag of a span behind the part of its answer that was scored."""
 NO_ALTERNATIVES: Final = "no_alternatives"
-"""Flag of a span that is new by its category alone, as there was nothing to compare it with."""
+"""Flag of a span whose category alone says whether it is new, as there was nothing to compare it with."""
+FEW_ALTERNATIVES: Final = "few_alternatives"
+"""Flag of a span whose category alone says whether it is new, as there was too little to compare it with."""
 
 SPAN_COUNTS: Final[dict[str, pl.DataType]] = {
     "row": pl.Int64(),

@@ -101,6 +101,7 @@ def open_span_prober(
         config.samples,
         config.span_sets,
         config.span_shots,
+        config.span_alternatives,
         positions=positions if isinstance(positions, int) and positions > 0 else 2**31,
     )
     size = int(loaded.model.get_output_embeddings().weight.shape[0])
