@@ -364,10 +364,12 @@ def test_the_command_says_what_it_masked_and_where_the_tokens_are(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "m.jsonl"
-    main(["mix", str(files.audit.folder), "--mask", "new", "--new-share", "0.2", "--size", "10", "--out", str(out)])
+    main(
+        ["mix", str(files.audit.folder), "--mask", "new", "--drop-new-above", "0.5", "--size", "10", "--out", str(out)]
+    )
     said = " ".join(capsys.readouterr().out.split())
     assert "10 rows with" in said
-    assert "asked for 20.00%" in said
+    assert "0 rows dropped" in said
     assert "masked:" in said
     assert f"{out}.tokens.parquet: 10 rows as tokens of" in said
     assert pl.read_parquet(f"{out}.tokens.parquet").height == 10

@@ -1,10 +1,10 @@
-"""Find fact spans by rules: dates, numbers with their units, codes and acronyms, and names in capitals. Pure.
+"""Find fact spans by rules: dates, numbers with their units, codes, acronyms, names in capitals, rare words. Pure.
 
 The rules read letters and digits of any script. Names need a script with capitals: in Chinese, Japanese, Arabic, Hindi
 and the like only numbers, dates and codes are found. A capital that merely begins a sentence says nothing, so a single
 word there counts as a name only if the file's answers write it in capitals elsewhere and never in lower case. In
 German, where every noun has a capital, a name is a run of at least two such words, or one that no other answer has.
-Rare words in lower case (`acetazolamide`) are not found: that takes a list of word frequencies.
+Rare words in lower case (`acetazolamide`) are found in eight languages (`rare_words.py`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from foreknow.data.spans.finder import AnswerText, Span, without_overlaps
+from foreknow.data.spans.rare_words import rare_words_of
 from foreknow.data.spans.word_lists import GERMAN, MONTHS, OPENERS, PARTICLES, UNITS
 
 _MONTH = r"(?P<month>[^\W\d_]{3,10})\b\.?"
@@ -66,7 +67,8 @@ class RuleFinder:
         self.capital: set[str] = set()
         self.answers_with: Counter[str] = Counter()
         german = words = 0
-        for answer in answers:
+        texts = list(answers)
+        for answer in texts:
             own: set[str] = set()
             for match in _WORD.finditer(answer):
                 word = match.group()
@@ -80,6 +82,7 @@ class RuleFinder:
                         self.capital.add(word)
             self.answers_with.update(own)
         self.is_german = words > 0 and german / words > 0.12
+        self.rare_words = rare_words_of(texts)
 
     def find(self, texts: Sequence[AnswerText]) -> list[list[Span]]:
         """See `Finder.find`."""
@@ -110,7 +113,8 @@ class RuleFinder:
             for match in _ACRONYM.finditer(answer)
             if not _inside(match.start(), headings) and match.group().rstrip("s").lower() not in self.lower
         ]
-        return without_overlaps([*links, *dates, *numbers, *ordinals, *codes, *names, *acronyms])
+        terms = self.rare_words.find(answer) if self.rare_words else []
+        return without_overlaps([*links, *dates, *numbers, *ordinals, *codes, *names, *acronyms, *terms])
 
     def _names(self, answer: str, headings: Sequence[tuple[int, int]]) -> list[Span]:
         """Return runs of words with capitals, with links such as `of` inside them."""

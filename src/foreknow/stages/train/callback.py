@@ -202,6 +202,8 @@ class KnowledgeCallback(TrainerCallback):
 
     def _check_masks(self, pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, state: Any) -> None:
         """Warn if the trainer learns characters that the watched rows' `loss_exclude` leaves out of the loss."""
+        if not pairs:
+            return
         learnt, masked = count_learnt_masks(pairs, self.sets[TRAIN], self._given_prompter(tokenizer))
         if learnt and state.is_world_process_zero:
             logger.info(
