@@ -66,7 +66,9 @@ def shallow_model(source: Path, folder: Path, layers: int) -> Path:
         config["layer_types"] = config["layer_types"][:layers]
     (folder / "config.json").write_text(json.dumps(config))
     weights = load_file(source / "model.safetensors")
-    few = {k: v for k, v in weights.items() if ".layers." not in k or int(k.split(".layers.")[1].split(".")[0]) < layers}
+    few = {
+        k: v for k, v in weights.items() if ".layers." not in k or int(k.split(".layers.")[1].split(".")[0]) < layers
+    }
     save_file(few, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 

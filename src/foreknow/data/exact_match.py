@@ -154,7 +154,7 @@ class Openings(NamedTuple):
 
 @lru_cache(maxsize=65536)
 def _opening(piece: str) -> tuple[bool, str]:
-    """Return a piece's first letter or digit in lenient form, and whether a blank stands before it; "" where unclear."""
+    """Return whether a blank begins a piece, and its first letter or digit in lenient form; "" where unclear."""
     if not piece.isascii():
         return False, ""
     bare = piece.lower().translate(_DROPPED_ASCII)
@@ -212,7 +212,10 @@ class Accepted:
         *words, last = bare.split() or [""]
         done = "".join(w for w in words if w not in _ARTICLES)
         before = done if last in _ARTICLES else done + last
-        new_word = {s[len(before)] for s in self.skeletons if s.startswith(before) and len(s) > len(before)} | {"a", "t"}
+        new_word = {s[len(before)] for s in self.skeletons if s.startswith(before) and len(s) > len(before)} | {
+            "a",
+            "t",
+        }
         if not last or bare[-1].isspace():
             return Openings(frozenset(new_word), frozenset(new_word))
         grown = done + last
@@ -226,7 +229,7 @@ class Accepted:
         return all(text.isascii() for text in self.strict)
 
     def _judge_ascii(self, text: str) -> MatchResult:
-        """Match like `judge`: ASCII has neither accents nor several ways to write a letter, so no text is normalised."""
+        """Match like `judge`. ASCII has no accents and one way to write a letter, so nothing is normalised."""
         finished = text.strip() in self.strict
         head = text.lstrip()
         strict_open = finished or any(a.startswith(head) for a in self.parts)
