@@ -1,4 +1,4 @@
-"""Replaces linear layers by ones with prepacked weights, which make small models faster on CPUs.
+"""Replaces linear layers by ones with prepacked weights, which make small models fast on CPUs with bf16 instructions.
 
 Prepacking uses private operators that some processors and some versions of torch lack. So each kind of layer (its
 shape and activation) is tried once before it is used: it is prepacked, computed on a few inputs and compared with
@@ -19,12 +19,11 @@ from foreknow.progress import log_once
 
 
 class _PrepackedLinear(nn.Module):
-    """A linear layer whose weight is stored in oneDNN's tiled order, with its activation.
+    """A bf16 linear layer whose weight is stored in oneDNN's tiled order, with its activation.
 
-    torch reorders a plain bf16 weight at every call; reordering it once makes the products of small models 1.5 to 2
-    times faster on CPUs with bf16 instructions. For float32
-    see docs/speed.md. `after`: an activation ("swish", "gelu") that is computed while the product is still in the
-    cache.
+    torch reorders a plain weight at every call; reordering it once makes the products of small models 1.5 to 2 times
+    faster on CPUs with bf16 instructions. `after`: an activation ("swish", "gelu") that is computed while the product
+    is still in the cache.
     """
 
     def __init__(self, linear: nn.Linear, after: str = "none", algorithm: str = ""):
@@ -61,16 +60,13 @@ _ACTIVATIONS = {"silu": ("swish", ""), "gelu_pytorch_tanh": ("gelu", "tanh"), "g
 _GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 _TRIED_ROWS: Final = (1, 33)
 """Batch sizes of a trial: one row, and more rows than a tile holds."""
-_TOLERANCES: Final = {torch.bfloat16: 0.05, torch.float32: 1e-4}
-"""Rounding moves each output by less than this share of the outputs' root mean square plus its own size."""
-_LARGEST: Final = {torch.bfloat16: 4 << 30, torch.float32: 1 << 30}
-"""The most bytes of weights of a body that are held a second time, prepacked."""
+_TOLERANCE: Final = 0.05
+"""bf16 rounding moves each output by less than this share of the outputs' root mean square plus its own size."""
 
 
 class _Kind(NamedTuple):
     """What decides whether a layer can be prepacked: shapes (out, in) and biases of its weights, and its activation."""
 
-    dtype: torch.dtype
     shapes: tuple[tuple[int, ...], ...]
     biases: tuple[bool, ...]
     activation: tuple[str, str] | None
@@ -87,10 +83,7 @@ class _Trials:
         """Return the prepacked layer; None where its kind does not work. `activation`: a gated feed-forward layer's."""
         linears = [m for m in layer.modules() if type(m) is nn.Linear]
         kind = _Kind(
-            linears[0].weight.dtype,
-            tuple(tuple(m.weight.shape) for m in linears),
-            tuple(m.bias is not None for m in linears),
-            activation,
+            tuple(tuple(m.weight.shape) for m in linears), tuple(m.bias is not None for m in linears), activation
         )
         if self._works.get(kind) is False:
             return None
@@ -132,7 +125,7 @@ def _check_same(prepacked: nn.Module, plain: nn.Module, first: nn.Linear) -> Non
         if not theirs.numel():
             continue
         scale = theirs.pow(2).mean().sqrt()
-        if not bool(((ours - theirs).abs() <= _TOLERANCES[first.weight.dtype] * (scale + theirs.abs())).all()):
+        if not bool(((ours - theirs).abs() <= _TOLERANCE * (scale + theirs.abs())).all()):
             raise RuntimeError("the operator's numbers are not those of the plain layer")
 
 
@@ -141,16 +134,12 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def prepack_linears(body: nn.Module, config: Any) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Replace the body's bf16 or float32 linear layers by prepacked ones where those work; return what
-    `restore_linears` needs.
+    """Replace the body's bf16 linear layers by prepacked ones where those work; return what `restore_linears` needs.
 
-    Prepacked weights are held in addition to the plain ones, so large bodies are left unchanged: those of more than
-    4 GiB in bf16, 1 GiB in float32. float32 layers beside bf16 ones stay plain.
+    Prepacked weights are held in addition to the plain ones, so bodies over 4 GiB are left unchanged.
     """
-    weights = [m.weight for m in body.modules() if type(m) is nn.Linear]
-    dtype = torch.bfloat16 if any(w.dtype == torch.bfloat16 for w in weights) else torch.float32
-    size = sum(w.nbytes for w in weights if w.dtype == dtype)
-    if size == 0 or size > _LARGEST[dtype]:
+    linears = [m for m in body.modules() if type(m) is nn.Linear and m.weight.dtype == torch.bfloat16]
+    if not linears or sum(m.weight.nbytes for m in linears) > 4 << 30:
         return []
     name_of = getattr(config, "hidden_act", None) or getattr(config, "hidden_activation", None)
     activation = _ACTIVATIONS.get(str(name_of))
@@ -166,9 +155,9 @@ def prepack_linears(body: nn.Module, config: Any) -> list[tuple[nn.Module, str, 
 
     def visit(parent: nn.Module) -> None:
         for name, child in list(parent.named_children()):
-            if activation and _is_gated(child, dtype) and swap(parent, name, child, activation):
+            if activation and _is_gated(child) and swap(parent, name, child, activation):
                 continue
-            if type(child) is nn.Linear and child.weight.dtype == dtype:
+            if type(child) is nn.Linear and child.weight.dtype == torch.bfloat16:
                 swap(parent, name, child, None)
             else:
                 visit(child)
@@ -179,8 +168,7 @@ def prepack_linears(body: nn.Module, config: Any) -> list[tuple[nn.Module, str, 
         restore_linears(replaced)
         raise
     if trials.problem:
-        name = str(dtype).removeprefix("torch.")
-        which = f"some {name} layers" if replaced else f"{name} layers"
+        which = "some bfloat16 layers" if replaced else "bfloat16 layers"
         log_once(
             "ordered weights",
             f"{which} are computed as torch has them, which is slower: their weights cannot be laid out for this "
@@ -195,9 +183,9 @@ def restore_linears(replaced: list[tuple[nn.Module, str, nn.Module]]) -> None:
         setattr(parent, name, child)
 
 
-def _is_gated(layer: nn.Module, dtype: torch.dtype) -> bool:
-    """Return whether a layer looks like a gated feed-forward layer; a trial decides if it is one."""
+def _is_gated(layer: nn.Module) -> bool:
+    """Return whether a layer looks like a gated feed-forward layer of bf16 weights; a trial decides if it is one."""
     parts = dict(layer.named_children())
     gates = [parts.get(name) for name in ("gate_proj", "up_proj", "down_proj")]
-    plain = all(type(part) is nn.Linear and part.weight.dtype == dtype for part in gates)
+    plain = all(type(part) is nn.Linear and part.weight.dtype == torch.bfloat16 for part in gates)
     return plain and type(layer).__name__.endswith("MLP") and set(parts) <= _GATED
