@@ -120,7 +120,7 @@ def host_share(model: Path, logits: list[Logits], args: argparse.Namespace) -> d
         def one_round() -> dict[str, float]:
             """Return the seconds of processor time of each part of one round."""
             replayed = iter(logits)
-            engine.packed.head.top = lambda states, k: next(replayed)  # type: ignore[method-assign]
+            engine.packed.head.top = lambda *_: next(replayed)  # type: ignore[method-assign]
             for memory in (engine._families, getattr(prober, "_matchers", {}), getattr(prober, "_groups", {})):
                 memory.clear()
             spent.clear()

@@ -169,8 +169,12 @@ def test_one_call_for_all_segments_gives_what_one_for_each_gives(monkeypatch: py
         out, caches = packed.forward(segments, keep=True)
         return out, [k[:, row, :n] for c in caches for k, _ in c.layers for row, n in enumerate(c.lengths)]
 
+    calls: list[int] = []
+    in_blocks = packed_attention._attend_in_blocks
+    monkeypatch.setattr(packed_attention, "_attend_in_blocks", lambda *a: (calls.append(1), in_blocks(*a))[1])
     with packed.attached():
         together, kept = states()
+        assert len(calls) == 2 * 3, "both passes, all three layers"
         monkeypatch.setattr(packed_attention, "_takes_row_blocks", lambda *_: False)
         apart, kept_apart = states()
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)

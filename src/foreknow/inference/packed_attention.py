@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 ATTENTION = "foreknow_packed"
+_MOST_KEYS: Final = 32
 
 
 @dataclass(frozen=True)
@@ -301,8 +302,14 @@ AttentionInterface.register(ATTENTION, _attend)
 
 
 def _takes_row_blocks(batch: PackedBatch, query: Tensor, window: int | None, softcap: float | None) -> bool:
-    """Return whether one fused call computes rows of all segments: in float32 on a CPU, where segments are many."""
+    """Return whether one fused call computes rows of all segments: in float32 on a CPU, behind short prefixes.
+
+    Every row holds a copy of its prefix's keys and values, so the keys may be `_MOST_KEYS` times the tokens at most.
+    """
     if query.device.type != "cpu" or query.dtype != torch.float32 or softcap is not None:
+        return False
+    keys = sum(len(s.lengths) * (s.width + (0 if s.prefix is None else len(s.prefix.ids))) for s in batch.segments)
+    if keys > _MOST_KEYS * batch.tokens:
         return False
     return all(s.past is None and (window is None or s.last < window) for s in batch.segments)
 
