@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-avx2 test-slow test-faults soak explore lint docs fuzz bench-audit bench-tune agreement sbom licences advisories clean
+.PHONY: demo test test-avx2 test-slow test-faults soak explore lint docs fuzz bench-audit bench-host bench-tune agreement sbom licences advisories clean
 
 # Says first how long it will take on this machine, and at the end how long it took.
 demo: $(VENV)/.installed
@@ -46,6 +46,9 @@ docs: $(VENV)/.installed-docs
 
 bench-audit: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/audit.py
+
+bench-host: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/host.py --rows 64 --rounds 3
 
 bench-tune: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/tune.py

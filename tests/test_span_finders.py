@@ -60,7 +60,8 @@ def test_rules(answer: str, spans: list[tuple[str, str]]) -> None:
 
 
 def test_a_capital_that_begins_a_sentence_says_nothing_unless_the_file_writes_the_word_so_elsewhere() -> None:
-    assert found("Avens is large.") == []
+    assert found("Stone is large.") == []
+    assert found("Avens is large.") == [("Avens", "term")], "a rare word, which need not be a name"
     assert found("Avens is large.", "People go to Avens.") == [("Avens", "name")]
     assert found("Doctors know Ebola well. Doctors are many.", "The doctors came.") == [("Ebola", "name")]
     assert found("Large Avens is far.", "It is large.") == [] or found("Large Avens is far.", "It is large.") == [

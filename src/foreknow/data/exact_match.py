@@ -154,7 +154,7 @@ class Openings(NamedTuple):
 
 @lru_cache(maxsize=65536)
 def _opening(piece: str) -> tuple[bool, str]:
-    """Return a piece's first letter or digit in lenient form, and whether a blank stands before it; "" where unclear."""
+    """Return whether a blank begins a piece, and its first letter or digit in lenient form; "" where unclear."""
     if not piece.isascii():
         return False, ""
     bare = piece.lower().translate(_DROPPED_ASCII)
@@ -229,7 +229,7 @@ class Accepted:
         return all(text.isascii() for text in self.strict)
 
     def _judge_ascii(self, text: str) -> MatchResult:
-        """Match like `judge`: ASCII has neither accents nor several ways to write a letter, so no text is normalised."""
+        """Match like `judge`. ASCII has no accents and one way to write a letter, so nothing is normalised."""
         finished = text.strip() in self.strict
         head = text.lstrip()
         strict_open = finished or any(a.startswith(head) for a in self.parts)

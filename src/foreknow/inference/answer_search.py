@@ -96,9 +96,9 @@ class PathMatcher:
         if token in vocabulary.breaks:
             return self._final_step(answer_of(vocabulary.decode_next(after.text, after.path, token)))
         pieces = vocabulary.pieces
-        if pieces is not None and after.openings is not None and token < len(pieces):
-            if after.openings.exclude(pieces[token]):
-                return _DEAD
+        has_piece = pieces is not None and token < len(pieces)
+        if pieces is not None and has_piece and after.openings is not None and after.openings.exclude(pieces[token]):
+            return _DEAD
         whole = vocabulary.decode_next(after.text, after.path, token)
         verdict = self.accepted.judge(whole)
         return PathStep(None, verdict) if verdict.lenient_open else _DEAD
@@ -116,6 +116,9 @@ class Greedy(NamedTuple):
     strict: bool
     lenient: bool
     finished: bool
+
+
+_AT_ROOT: Final = Greedy((), False, False, False, False)
 
 
 @dataclass(slots=True)
@@ -137,7 +140,7 @@ class AnswerSearch:
     lost_lenient: float = 0.0
     is_sound: bool = True
     frontier: dict[TokenPath, tuple[float, bool]] = field(default_factory=dict)
-    _greedy: Greedy = Greedy((), False, False, False, False)
+    _greedy: Greedy = _AT_ROOT
 
     def feed(self, nodes: Iterable[tuple[TokenPath, Node]]) -> None:
         """Add the distributions after some paths; the first call must include the root `()`."""

@@ -166,7 +166,7 @@ class Prober:
         return PreparedRow(record["row"], matcher, tree, longest + self.settings.extra_tokens, replaced_shots)
 
     def _matcher(self, answers: tuple[str, ...]) -> PathMatcher:
-        """Return the matcher of these answers. Rows with the same answers share one, while it is among the last used."""
+        """Return the matcher of these answers; rows with the same answers share it."""
         matcher = self._matchers.pop(answers, None)
         if matcher is None:
             matcher = PathMatcher(self.vocabulary, Accepted.of(answers))
