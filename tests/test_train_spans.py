@@ -364,9 +364,10 @@ def test_the_command_says_what_it_masked_and_where_the_tokens_are(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "m.jsonl"
-    main(
-        ["mix", str(files.audit.folder), "--mask", "new", "--drop-new-above", "0.5", "--size", "10", "--out", str(out)]
-    )
+    words = ["mix", str(files.audit.folder), "--mask", "new", "--drop-new-above", "0.5", "--size", "10"]
+    with pytest.raises(SystemExit) as done:
+        main([*words, "--out", str(out)])
+    assert done.value.code == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "10 rows with" in said
     assert "0 rows dropped" in said
