@@ -536,5 +536,10 @@ def test_settings_that_make_no_sense_are_refused(given: dict[str, Any], message:
         settings_of(TuneConfig, {"train": "x", **given})
 
 
+@pytest.mark.parametrize("given", ["0.7,1,0.5", ["0.5", "0.7,1"], (1, 0.5, 0.7)])
+def test_points_are_read_from_any_list(given: object) -> None:
+    assert settings_of(TuneConfig, {"train": "x", "average": given}).average == (0.5, 0.7, 1.0)
+
+
 def test_the_top_k_is_the_default() -> None:
     assert kl_loss.TOP_K == 64

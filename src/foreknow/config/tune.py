@@ -26,6 +26,7 @@ from foreknow.config.shared import (
     ColumnMap,
     FileMap,
     NullWords,
+    Numbers,
     Turns,
     YesNoAuto,
 )
@@ -136,7 +137,7 @@ class TuneConfig(Settings):
         description="Train on the file's HighlyKnown rows in this last share of the steps only (KnownPatch; 0: "
         "throughout).",
     )
-    average: Annotated[tuple[float, ...], Group.TRAINING, COMMON] = Field(
+    average: Annotated[Numbers, Group.TRAINING, COMMON] = Field(
         (),
         description="After training, also measure the weights this far on the way from before to after training, such "
         "as 0.5,0.7,0.85,1, and save the best as averaged/.",
