@@ -141,7 +141,7 @@ def run_recipe(
         "steps": done.results["steps"],
         "training_seconds": seconds,
         "seconds": time.monotonic() - began,
-        "replayed": (done.results["replay"] or {}).get("rows", 0),
+        "replayed": (done.results.get("replay") or {}).get("rows", 0),
     }
     shutil.rmtree(folder)
     return result

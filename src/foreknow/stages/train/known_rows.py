@@ -104,7 +104,7 @@ def prepare(
     if process_group.is_distributed() or (config.canaries == "none" and not uses_pool(config)):
         if config.canaries != "none":
             logger.info("canaries: not watched, because several processes train")
-        return KnownRows()
+        return KnownRows(results=_results(config, None, None))
     choice = _Choice(config, sets, asking)
     trained = sum(example.length for example in examples)
     watch = _watch(choice, folder.path / FILE, trained, trained + measured_tokens)
