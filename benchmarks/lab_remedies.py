@@ -127,7 +127,7 @@ def run_recipe(
         "train": str(files["new"]), "dev": str(files["known"]), "test": {"other": str(files["other"])}, "out": folder,
         "model": model, "prompt_template": files["template"], "audit": files["audit"], "canaries": "none",
         "learning_rate": rate, "batch_size": batch, "epochs": epochs, "dropout": 0.0, "seed": seed, "dtype": "float32",
-        "device": "cpu", "metric": "train_fitted", "patience": 3, "average": ALPHAS, **RECIPES[name],
+        "device": "cpu", "metric": "train_fitted", "patience": 8, "average": ALPHAS, **RECIPES[name],
     }  # fmt: skip
     began = time.monotonic()
     done = train_run.run(settings_of(TuneConfig, config), page=False)
@@ -141,7 +141,7 @@ def run_recipe(
         "steps": done.results["steps"],
         "training_seconds": seconds,
         "seconds": time.monotonic() - began,
-        "replayed": (done.results["replay"] or {}).get("rows", 0),
+        "replayed": (done.results.get("replay") or {}).get("rows", 0),
     }
     shutil.rmtree(folder)
     return result

@@ -26,6 +26,7 @@ from foreknow.config.shared import (
     ColumnMap,
     FileMap,
     NullWords,
+    Numbers,
     Turns,
     YesNoAuto,
 )
@@ -113,19 +114,19 @@ class TuneConfig(Settings):
         description="Which weights --method full trains: all, attention, mlp, or layers:A-B (layers A to B, counted "
         "from 0). Training fewer is no remedy against forgetting.",
     )
-    canaries: Annotated[str, Group.TRAINING, COMMON] = Field(
+    canaries: Annotated[str, Group.TRAINING] = Field(
         "auto",
         description="The known facts to watch besides your sets: auto takes packaged facts that the model knows (it is "
         "asked 400 once), else HighlyKnown rows of --audit; or a data file; or none.",
     )
-    replay: Annotated[float, Group.TRAINING, COMMON] = Field(
+    replay: Annotated[float, Group.TRAINING] = Field(
         0.0,
         ge=0,
         lt=1,
         description="The share of each batch that known rows make up, besides the batch's own rows: 0.5 adds one for "
         "each row. They are HighlyKnown rows of --audit, else packaged facts, else the model's own answers.",
     )
-    kl: Annotated[float, Group.TRAINING, COMMON] = Field(
+    kl: Annotated[float, Group.TRAINING] = Field(
         0.0,
         ge=0,
         description="Hold the model to its predictions before training on known rows (those of --replay, or as many as "
@@ -138,7 +139,7 @@ class TuneConfig(Settings):
         description="Train on the file's HighlyKnown rows in this last share of the steps only (KnownPatch; 0: "
         "throughout).",
     )
-    average: Annotated[tuple[float, ...], Group.TRAINING, COMMON] = Field(
+    average: Annotated[Numbers, Group.TRAINING] = Field(
         (),
         description="After training, also measure the weights this far on the way from before to after training, such "
         "as 0.5,0.7,0.85,1, and save the best as averaged/.",

@@ -318,7 +318,7 @@ def known_packaged(
     path = cache_folder() / CANARIES / f"known-{key[7:23]}.parquet"
     cached = _cached(path)
     if cached is not None:
-        return KnownFacts(cached, rows.height, True)
+        return KnownFacts(cached, rows.height if cached.height else min(PILOT, rows.height), True)
     known, asked = rows.clear(), 0
     for part in (rows.head(PILOT), rows) if rows.height else ():
         asking = check(part)

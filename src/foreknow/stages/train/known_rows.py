@@ -104,7 +104,7 @@ def prepare(
     if process_group.is_distributed() or (config.canaries == "none" and not uses_pool(config)):
         if config.canaries != "none":
             logger.info("canaries: not watched, because several processes train")
-        return KnownRows()
+        return KnownRows(results=_results(config, None, None))
     choice = _Choice(config, sets, asking)
     trained = sum(example.length for example in examples)
     watch = _watch(choice, folder.path / FILE, trained, trained + measured_tokens)
@@ -183,7 +183,7 @@ def _watch(choice: _Choice, stored: Path, trained: int, measured: int) -> Canary
         return None
     fewer = min(canaries.WATCHED, most) - count
     logger.info(
-        f"canaries: {rows.height:,} rows of {candidates.source} are watched, {int(rows['before'].sum()):,} of them "
+        f"canaries: {rows.height:,} rows are watched ({candidates.source}), {int(rows['before'].sum()):,} of them "
         "right before training" + (f"; {fewer:,} more would cost over a third of an epoch" if fewer > 0 else "")
     )
     write_frame(stored, rows)
@@ -230,7 +230,7 @@ def _plan(
             "knows, and it makes up no question. Audit the model on other rows and name it with --audit"
         )
     what = f"make up {share:.0%} of each batch" if config.replay else "are held to the base model, one for each new row"
-    logger.info(f"replay: {len(pool.examples):,} rows of {pool.source} {what}")
+    logger.info(f"replay: {len(pool.examples):,} known rows {what} ({pool.source})")
     return ReplayPlan(pool, share, config.seed, rows, plan.batch_size, learns=config.replay > 0)
 
 
