@@ -80,7 +80,7 @@ def config_of(files: dict[str, Path], tiny_folder: Path) -> Callable[..., TuneCo
             "train": str(files["train"]), "dev": str(files["dev"]), "out": out, "model": str(tiny_folder),
             "prompt_template": files["template"], "dtype": "float32", "device": "cpu", "epochs": 2,
             "learning_rate": 1e-3, "batch_size": 5, "micro_batch_tokens": 100, "metric": "dev_em", "dropout": 0.0,
-            "canaries": str(files["watched"]),
+            "canaries": str(files["watched"]), "keep": "both",
         }  # fmt: skip
         return settings_of(TuneConfig, {**base, **more})
 

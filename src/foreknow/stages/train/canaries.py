@@ -7,11 +7,14 @@ auto   packaged facts (`data/builtin/default_facts.py`) that the base model know
 FILE   all usable rows of a data file, whether the base model knows them or not.
 none   nothing is watched.
 
-Before training, the questions are asked behind `SHOTS` exemplars (other rows of the same relation) in the form in which
-the run trains: without them a base model may not answer in this form at all. During training they are asked without
-exemplars, as the rows that are trained on. An answer is right if it *begins* with an accepted one and no letter or
-digit follows, whether or not the model has learnt yet to end its answer there. One pass over prompt and answer decides
-it: the arg max has to be the answer's token at every place. An answer spelled with other tokens counts as wrong.
+Which packaged facts the model knows is asked once, behind `SHOTS` exemplars (other rows of the same relation) in the
+form in which the run trains. The rows to watch are then asked without exemplars, as the rows that are trained on,
+before training and after every epoch, so that like is compared with like; those that the model has right before
+training in this form are watched (all candidates, if these are fewer than `FEW`).
+
+An answer is right if it *begins* with an accepted one and no letter or digit follows, whether or not the model has
+learnt yet to end its answer there. One pass over prompt and answer decides it: the arg max has to be the answer's token
+at every place. An answer spelled with other tokens counts as wrong.
 
 Rows are never trained on, and at most `WATCHED` are watched, fewer if measuring them would cost more than a third of an
 epoch (counted in tokens, so that the same run always watches the same rows).
@@ -73,7 +76,7 @@ ROWS: Final[dict[str, pl.DataType]] = {
 }
 """The contract of `canaries.parquet`, the rows that are watched.
 
-`before`: whether the answer was right before training, behind exemplars. `source`: where the row is from.
+`before`: whether the answer was right before training, without exemplars. `source`: where the row is from.
 `outcomes.parquet` has their outcomes, under the set "canaries".
 """
 
@@ -244,7 +247,7 @@ def _version(package: str) -> str:
 def audit_candidates(audited: pl.DataFrame, source: str) -> Candidates:
     """Return the HighlyKnown rows of an audit (`rows.parquet`) that no earlier turn belongs to, in a fixed order.
 
-    They count as right before training: the audit asked them behind exemplars.
+    The audit asked them behind exemplars; whether they are right without is measured before training.
     """
     alone = pl.col("earlier_turns").is_null() & ~pl.col("flags").fill_null([]).list.contains("context")
     known = audited.filter(USABLE & (pl.col("category") == "HighlyKnown") & alone)
@@ -253,7 +256,7 @@ def audit_candidates(audited: pl.DataFrame, source: str) -> Candidates:
     rows = shuffled.select(
         *("row", "question", "answers", "subject", "relation"),
         source=pl.lit(source),
-        before=pl.lit(True),
+        before=pl.lit(None, pl.Boolean),
     )
     return Candidates(rows.select(*ROWS), source)
 

@@ -174,20 +174,34 @@ def _watch(choice: _Choice, stored: Path, trained: int, measured: int) -> Canary
     most = rows.height // 2 if uses_pool(choice.config) and not own_file else rows.height
     costs = rows.select("row").join(check.tokens(), on="row", how="left", maintain_order="left")
     count = canaries.affordable(costs, trained, measured, min(canaries.WATCHED, most))
-    rows = rows.head(count)
-    if own_file and count:
-        right = _spellings(choice.check(rows, canaries.SHOTS), choice.asking)
-        rows = rows.with_columns(before=pl.col("row").is_in(list(right)))
+    rows = _right_in_own_form(choice, rows, count, own_file)
     if rows.is_empty():
         logger.info(_no_canaries(choice, own_file))
         return None
     fewer = min(canaries.WATCHED, most) - count
     logger.info(
         f"canaries: {rows.height:,} rows are watched ({candidates.source}), {int(rows['before'].sum()):,} of them "
-        "right before training" + (f"; {fewer:,} more would cost over a third of an epoch" if fewer > 0 else "")
+        "right before training in the form in which the run trains"
+        + (f"; {fewer:,} more would cost over a third of an epoch" if fewer > 0 else "")
     )
     write_frame(stored, rows)
     return CanaryWatch(rows, choice.check(rows))
+
+
+def _right_in_own_form(choice: _Choice, rows: pl.DataFrame, count: int, own_file: bool) -> pl.DataFrame:
+    """Ask rows before training as they will be asked while training, and return those to watch, `count` at most.
+
+    All rows of the user's own file are taken. Of others, those that are right are, so that a loss is one of the fact
+    and not of the form; the rest joins them where fewer than `FEW` are right.
+    """
+    if not count:
+        return rows.head(0)
+    some = rows.head(count if own_file else 2 * count)
+    right = list(_spellings(choice.check(some), choice.asking))
+    some = some.with_columns(before=pl.col("row").is_in(right))
+    if own_file or len(right) < FEW:
+        return some.head(count)
+    return some.filter("before").head(count)
 
 
 def _candidates(choice: _Choice) -> Candidates:
