@@ -119,18 +119,18 @@ class TuneConfig(Settings):
         description="The known facts to watch besides your sets: auto takes packaged facts that the model knows (it is "
         "asked 400 once), else HighlyKnown rows of --audit; or a data file; or none.",
     )
-    replay: Annotated[float, Group.TRAINING] = Field(
+    replay: Annotated[float, Group.TRAINING, COMMON] = Field(
         0.0,
         ge=0,
         lt=1,
-        description="The share of each batch that known rows make up, besides the batch's own rows: 0.5 adds one for "
-        "each row. They are HighlyKnown rows of --audit, else packaged facts, else the model's own answers.",
+        description="Add rows that the model knows to each batch until they make up this share of it (0.5: one for "
+        "each row), so that it keeps what it knows.",
     )
-    kl: Annotated[float, Group.TRAINING] = Field(
+    kl: Annotated[float, Group.TRAINING, COMMON] = Field(
         0.0,
         ge=0,
-        description="Hold the model to its predictions before training on known rows (those of --replay, or as many as "
-        "new ones): the weight of the KL divergence in the loss, such as 1 or 3.",
+        description="Hold the model to its predictions before training on rows that it knows: the weight of the KL "
+        "divergence in the loss, such as 3.",
     )
     known_late: Annotated[float, Group.TRAINING] = Field(
         0.0,
@@ -144,7 +144,7 @@ class TuneConfig(Settings):
         description="After training, also measure the weights this far on the way from before to after training, such "
         "as 0.5,0.7,0.85,1, and save the best as averaged/.",
     )
-    patience: Annotated[int | None, Group.TRAINING, COMMON] = Field(
+    patience: Annotated[int | None, Group.TRAINING] = Field(
         None,
         ge=0,
         description="Stop after this many epochs in which --metric did not improve (0: never; default: 3 where "
@@ -166,7 +166,7 @@ class TuneConfig(Settings):
     )
     match: Annotated[Literal["strict", "lenient"], Group.PROTOCOL] = Field("strict", description=MATCH)
     prompt_template: Annotated[Path | None, Group.PROTOCOL] = Field(None, description=TUNE_PROMPT)
-    chat_template: Annotated[YesNoAuto, Group.PROTOCOL, COMMON] = Field("auto", description=CHAT_TEMPLATE)
+    chat_template: Annotated[YesNoAuto, Group.PROTOCOL] = Field("auto", description=CHAT_TEMPLATE)
     bos: Annotated[YesNoAuto, Group.PROTOCOL] = Field("auto", description=BOS)
     map: Annotated[ColumnMap, Group.DATA] = Field(
         {}, description="Which column of the files holds what: question=q,answer=a."
@@ -187,9 +187,7 @@ class TuneConfig(Settings):
     dtype: Annotated[str, Group.MODEL] = Field(
         "auto", description="Compute in auto, bfloat16 or float32; the weights stay float32."
     )
-    device: Annotated[str, Group.MODEL, COMMON] = Field(
-        "auto", description="Compute on auto, cpu, cuda, cuda:1, mps, ..."
-    )
+    device: Annotated[str, Group.MODEL] = Field("auto", description="Compute on auto, cpu, cuda, cuda:1, mps, ...")
     micro_batch_tokens: Annotated[int | None, Group.SPEED] = Field(
         None,
         ge=1,

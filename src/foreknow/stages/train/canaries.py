@@ -8,9 +8,9 @@ FILE   all usable rows of a data file, whether the base model knows them or not.
 none   nothing is watched.
 
 Which packaged facts the model knows is asked once, behind `SHOTS` exemplars (other rows of the same relation) in the
-form in which the run trains. The rows to watch are then asked without exemplars, as the rows that are trained on,
-before training and after every epoch, so that like is compared with like; those that the model has right before
-training in this form are watched (all candidates, if these are fewer than `FEW`).
+form in which the run trains. The rows to watch are asked in the same way before training and after every epoch, so
+that like is compared with like: without exemplars, as the rows that are trained on, or, where the model has fewer than
+`FEW` right so, behind `SHOTS` exemplars. Those that it has right before training are watched.
 
 An answer is right if it *begins* with an accepted one and no letter or digit follows, whether or not the model has
 learnt yet to end its answer there. One pass over prompt and answer decides it: the arg max has to be the answer's token
@@ -73,10 +73,12 @@ ROWS: Final[dict[str, pl.DataType]] = {
     "relation": pl.String(),
     "source": pl.String(),
     "before": pl.Boolean(),
+    "shots": pl.Int64(),
 }
 """The contract of `canaries.parquet`, the rows that are watched.
 
-`before`: whether the answer was right before training, without exemplars. `source`: where the row is from.
+`before`: whether the answer was right before training. `shots`: how many exemplars the rows are asked behind, before
+training and after every epoch; null until that is decided. `source`: where the row is from.
 `outcomes.parquet` has their outcomes, under the set "canaries".
 """
 
@@ -257,6 +259,7 @@ def audit_candidates(audited: pl.DataFrame, source: str) -> Candidates:
         *("row", "question", "answers", "subject", "relation"),
         source=pl.lit(source),
         before=pl.lit(None, pl.Boolean),
+        shots=pl.lit(None, pl.Int64),
     )
     return Candidates(rows.select(*ROWS), source)
 
@@ -272,6 +275,7 @@ def file_candidates(split: LabelledSplit) -> Candidates:
         *("row", "question", "answers", "subject", "relation"),
         source=pl.lit(source),
         before=pl.lit(None, pl.Boolean),
+        shots=pl.lit(None, pl.Int64),
     )
     return Candidates(rows.select(*ROWS), source)
 

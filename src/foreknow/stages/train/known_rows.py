@@ -163,8 +163,7 @@ def _watch(choice: _Choice, stored: Path, trained: int, measured: int) -> Canary
     if choice.config.canaries == "none":
         return None
     if stored.is_file():
-        rows = pl.read_parquet(stored)
-        return CanaryWatch(rows, choice.check(rows))
+        return _open_watch(choice, pl.read_parquet(stored))
     candidates, own_file = _candidates(choice), choice.config.canaries != "auto"
     if candidates.rows.is_empty():
         logger.info(_no_canaries(choice, own_file))
@@ -174,34 +173,45 @@ def _watch(choice: _Choice, stored: Path, trained: int, measured: int) -> Canary
     most = rows.height // 2 if uses_pool(choice.config) and not own_file else rows.height
     costs = rows.select("row").join(check.tokens(), on="row", how="left", maintain_order="left")
     count = canaries.affordable(costs, trained, measured, min(canaries.WATCHED, most))
-    rows = _right_in_own_form(choice, rows, count, own_file)
+    rows = _with_outcomes_before(choice, rows, count, own_file)
     if rows.is_empty():
         logger.info(_no_canaries(choice, own_file))
         return None
     fewer = min(canaries.WATCHED, most) - count
     logger.info(
         f"canaries: {rows.height:,} rows are watched ({candidates.source}), {int(rows['before'].sum()):,} of them "
-        "right before training in the form in which the run trains"
+        f"right before training{_behind(int(rows['shots'][0]))}"
         + (f"; {fewer:,} more would cost over a third of an epoch" if fewer > 0 else "")
     )
     write_frame(stored, rows)
-    return CanaryWatch(rows, choice.check(rows))
+    return _open_watch(choice, rows)
 
 
-def _right_in_own_form(choice: _Choice, rows: pl.DataFrame, count: int, own_file: bool) -> pl.DataFrame:
-    """Ask rows before training as they will be asked while training, and return those to watch, `count` at most.
+def _behind(shots: int) -> str:
+    if not shots:
+        return " in the form in which the run trains"
+    return f" behind {shots} examples, as after every epoch: without, the model gives too few"
 
-    All rows of the user's own file are taken. Of others, those that are right are, so that a loss is one of the fact
-    and not of the form; the rest joins them where fewer than `FEW` are right.
+
+def _open_watch(choice: _Choice, rows: pl.DataFrame) -> CanaryWatch:
+    return CanaryWatch(rows, choice.check(rows, int(rows["shots"][0])))
+
+
+def _with_outcomes_before(choice: _Choice, rows: pl.DataFrame, count: int, own_file: bool) -> pl.DataFrame:
+    """Ask rows before training in the form in which they will be asked, and return those to watch, `count` at most.
+
+    They are asked without exemplars, as the run trains. Where fewer than `FEW` (or half) are right so, a third of
+    `count` is watched behind exemplars, which take three times as long. All rows of the user's own file are taken; of
+    others, those that are right before training: so a loss is one of the fact and not of the form.
     """
-    if not count:
-        return rows.head(0)
-    some = rows.head(count if own_file else 2 * count)
-    right = list(_spellings(choice.check(some), choice.asking))
-    some = some.with_columns(before=pl.col("row").is_in(right))
-    if own_file or len(right) < FEW:
-        return some.head(count)
-    return some.filter("before").head(count)
+    for shots, most in ((0, count), (canaries.SHOTS, count // (canaries.SHOTS + 1))):
+        some = rows.head(most if own_file else 2 * most)
+        right = list(_spellings(choice.check(some, shots), choice.asking)) if most else []
+        some = some.with_columns(before=pl.col("row").is_in(right), shots=pl.lit(shots, pl.Int64))
+        if len(right) >= min(FEW, some.height / 2):
+            break
+    chosen = some if own_file else some.filter("before")
+    return chosen.head(most)
 
 
 def _candidates(choice: _Choice) -> Candidates:
