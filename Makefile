@@ -4,32 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-avx2 test-slow test-faults soak explore lint docs fuzz bench-audit bench-tune agreement sbom licences advisories clean
+.PHONY: demo test test-avx2 test-slow test-faults soak explore lint docs fuzz bench-audit bench-host bench-tune agreement sbom licences advisories clean
 
-DEMO := runs/demo
-FOREKNOW := $(BIN)/foreknow
-TUNE := --epochs 4 --learning-rate 5e-5 --batch-size 16 --dev $(DEMO)/dev.jsonl --test test=$(DEMO)/test/annotated.jsonl
-
+# Says first how long it will take on this machine, and at the end how long it took.
 demo: $(VENV)/.installed
-	@echo "== facts: what a team's files would be =="
-	$(FOREKNOW) data facts --out $(DEMO)/facts
-	awk 'NR % 7 == 1' $(DEMO)/facts/dev.jsonl > $(DEMO)/dev.jsonl
-	awk 'NR % 6 == 1' $(DEMO)/facts/test.jsonl > $(DEMO)/test.jsonl
-	@echo "== audit: what does the model know of them? =="
-	$(FOREKNOW) audit $(DEMO)/facts/train.jsonl --exemplars $(DEMO)/facts/dev.jsonl --limit 240 --out $(DEMO)/train
-	$(FOREKNOW) audit $(DEMO)/test.jsonl --exemplars $(DEMO)/facts/dev.jsonl --out $(DEMO)/test
-	@echo "== mix: 80 rows, half of them Unknown, and the same without that half =="
-	$(FOREKNOW) mix $(DEMO)/train --unknown 0.5 --size 80 --out $(DEMO)/mixed.jsonl
-	$(FOREKNOW) mix $(DEMO)/train --known-of $(DEMO)/mixed.jsonl --out $(DEMO)/known.jsonl
-	@echo "== tune: on both, briefly =="
-	$(FOREKNOW) tune $(DEMO)/known.jsonl $(TUNE) --out $(DEMO)/tuned-known
-	$(FOREKNOW) tune $(DEMO)/mixed.jsonl $(TUNE) --out $(DEMO)/tuned-mixed
-	@echo "== evaluate: what does the tuned model really say? =="
-	$(FOREKNOW) evaluate $(DEMO)/tuned-mixed/early_stop $(DEMO)/test/annotated.jsonl --out $(DEMO)/evaluation
-	@echo "== report: three pages to decide from =="
-	$(FOREKNOW) report $(DEMO)/tuned-mixed --control $(DEMO)/tuned-known
-	$(FOREKNOW) report $(DEMO)/evaluation
-	@echo "the audit's page: $(DEMO)/train/report.html"
+	$(BIN)/python tools/demo.py --install-seconds "$$(cat $(VENV)/.installed)"
 
 # A process a core, four at most; a file's tests stay together, as they share what is slow to make.
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
@@ -68,6 +47,9 @@ docs: $(VENV)/.installed-docs
 bench-audit: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/audit.py
 
+bench-host: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/host.py --rows 64 --rounds 3
+
 bench-tune: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/tune.py
 
@@ -94,13 +76,13 @@ advisories: .venv-pip-audit/.installed
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --editable '.[facts]'
-	touch $@
+	began=$$(date +%s); test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
+	$(PIP) --no-compile --editable '.[facts]' && echo $$(( $$(date +%s) - began )) > $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --editable '.[facts,dev]'
+	test -s $(VENV)/.installed || echo 0 > $(VENV)/.installed
 	touch $(VENV)/.installed $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

@@ -75,7 +75,7 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
     given = read_input(config)
     wanted = given.facts.rows.filter(pl.col("group").is_in(RELATIONS) & pl.col("split").is_in(["train", "test"]))
     rows = take(wanted, args.rows, 0)
-    with open_context(config, given._replace(audited=rows)) as context:
+    with open_context(config, given._replace(rows=rows)) as context:
         if context.probing.packed is None:
             raise SystemExit("the packed engine does not take this model")
         plan = chunks(context.plan.rows, int(config.chunk_rows or 128))

@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", nargs="+", default=["ours", "trainer", "trl", "trl-plain"])
     parser.add_argument("--measured", type=int, default=128, help="rows to ask by generate")
     parser.add_argument("--out", type=Path)
@@ -76,7 +77,7 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    loaded = loading.load_model(args.model, dtype="float32", device="cpu")
+    loaded = loading.load_model(args.model, dtype="float32", device=args.device)
     rows = chosen_rows(args.rows)
     prompter = Prompter(loaded.tokenizer, TRAINING)
     lessons = examples(LabelledSplit("train", "facts", rows, 0, "", ""), prompter, int(loaded.tokenizer.eos_token_id))
@@ -84,7 +85,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     for number in range(args.rounds):
         for name in args.only:
             # a fresh model: what accelerate has done to one it does not do again, mixed precision among it
-            loaded = loading.load_model(args.model, dtype="float32", device="cpu")
+            loaded = loading.load_model(args.model, dtype="float32", device=args.device)
             set_dropout(loaded.model, args.dropout)
             with tempfile.TemporaryDirectory() as folder:
                 runs[name].append(CONTENDERS[name](args, loaded, lessons, Path(folder)))
@@ -170,13 +171,13 @@ class _Timed(FactTrainer):
 def ours(args: Any, loaded: loading.Loaded, lessons: Sequence[TrainingExample], folder: Path) -> Run:
     config = TuneConfig(
         train="facts", dev="facts", epochs=1, batch_size=args.batch, learning_rate=5e-5, dropout=args.dropout,
-        micro_batch_tokens=2048,
+        micro_batch_tokens=2048 if args.device == "cpu" else 16384,
     )  # fmt: skip
     clock = _Clock()
     with ExitStack() as stack:
         losses, _ = stack.enter_context(open_pass(loaded.model, lessons[:2]))
         trainer = _Timed(
-            loaded.model, arguments(config, folder, 1, "cpu"), list(lessons), config, losses,
+            loaded.model, arguments(config, folder, 1, args.device), list(lessons), config, losses,
             lambda _: ({}, False), _Meter(), autocast=args.dtype == "bfloat16",
         )  # fmt: skip
         trainer.told = []
@@ -189,7 +190,7 @@ def settings(args: Any, folder: Path) -> dict[str, Any]:
     """What all rivals are told; the rest is as it comes."""
     return {
         "output_dir": str(folder), "num_train_epochs": 1, "per_device_train_batch_size": args.batch,
-        "learning_rate": 5e-5, "lr_scheduler_type": "constant", "use_cpu": True, "report_to": [],
+        "learning_rate": 5e-5, "lr_scheduler_type": "constant", "use_cpu": args.device == "cpu", "report_to": [],
         "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1, "bf16": args.dtype == "bfloat16",
         "train_sampling_strategy": "sequential", "dataloader_pin_memory": False, "log_level": "error",
     }  # fmt: skip
@@ -205,6 +206,8 @@ def trainer(args: Any, loaded: loading.Loaded, lessons: Sequence[TrainingExample
         {"input_ids": [*e.prompt, *e.answer], "labels": [-100] * len(e.prompt) + list(e.answer)}
         for e in (lessons[place] for place in in_order(args, len(lessons)))
     ]
+    if loaded.tokenizer.pad_token is None:
+        loaded.tokenizer.pad_token = loaded.tokenizer.eos_token  # labels mask the padding
     rival = Trainer(
         loaded.model, TrainingArguments(**settings(args, folder)), train_dataset=data,  # type: ignore[arg-type]
         data_collator=DataCollatorForSeq2Seq(loaded.tokenizer), processing_class=loaded.tokenizer,
@@ -259,7 +262,7 @@ def answering(args: Any, loaded: loading.Loaded, rows: pl.DataFrame, prompter: P
     found: dict[str, Any] = {"tracker, rows/s (copy of the weights included)": tracked}
     for name, by_hand in (("generate as it comes", False), ("generate, bf16 copy, sorted, short", True)):
         model = mirror.of(loaded.model) if by_hand else loaded.model
-        with quiet(), torch.autocast("cpu", torch.bfloat16, enabled=not by_hand and args.dtype == "bfloat16"):
+        with quiet(), torch.autocast(args.device, torch.bfloat16, enabled=not by_hand and args.dtype == "bfloat16"):
             began = time.perf_counter()
             right = generated(model, loaded.tokenizer, prompter, some, args.batch, by_hand)
             found[f"{name}, rows/s"] = some.height / (time.perf_counter() - began)
@@ -289,8 +292,8 @@ def generated(
             ids[r, width - len(prompts[n]) :] = torch.tensor(prompts[n])
             mask[r, width - len(prompts[n]) :] = 1
         made = model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=longest, do_sample=False,
-            pad_token_id=tokenizer.eos_token_id,
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), max_new_tokens=longest,
+            do_sample=False,            pad_token_id=tokenizer.eos_token_id,
         )  # fmt: skip
         for n, line in zip(part, made[:, width:], strict=True):
             said = answer_of(tokenizer.decode(line, skip_special_tokens=True))

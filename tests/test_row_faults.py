@@ -167,7 +167,7 @@ def test_rows_of_weight_0_alone_are_not_trained_on(tiny_folder: Path, tmp_path: 
         dev=str(write_jsonl(tmp_path / "d.jsonl", [{**row, "weight": 1} for row in rows[:2]])),
         model=str(tiny_folder), out=tmp_path / "run", bad_rows="skip", allow_overlap=True, dtype="float32",
     )  # fmt: skip
-    with pytest.raises(InputError, match=r"t\.jsonl: no row is left whose weight is not 0; nothing would be learnt"):
+    with pytest.raises(InputError, match=r"t\.jsonl: no row is left whose weight is not 0"):
         run(config)
 
 

@@ -46,7 +46,7 @@ from foreknow.prompts.few_shot import Exemplar
 from foreknow.prompts.prompt_template import Prompter, Template
 from foreknow.prompts.special_tokens import PromptText
 from foreknow.stages.audit.filters import exemplar_tokens, flag_long_prompts, flag_unspellable
-from foreknow.stages.train.dataset import TRAINING, LabelledSplit, examples
+from foreknow.stages.train.dataset import SET, TRAINING, LabelledSplit, examples
 
 FACTS = list(CAPITALS.items())[:12]
 TEXTS = [f"Q: What is the capital of {a}?\nA: {b}\n" for a, b in FACTS] * 3
@@ -331,7 +331,8 @@ def test_a_tokenizer_written_in_python_that_appends_eos() -> None:
 def test_training_rows_end_once_and_join_without_eos_between(made: Callable[[str], Any], name: str) -> None:
     tokenizer = made(name)
     end = 7 if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-    given_rows = rows().with_columns(category=pl.lit(None, pl.String), weight=pl.lit(1.0))
+    blank = {"category": pl.lit(None, pl.String), "loss_exclude": pl.lit(None, SET["loss_exclude"])}
+    given_rows = rows().with_columns(weight=pl.lit(1.0), **blank)
     prompter = Prompter(tokenizer, TRAINING)
     for example_row, answer in zip(
         examples(LabelledSplit("train", "f", given_rows, 0, "", ""), prompter, end), rows()["answers"], strict=True

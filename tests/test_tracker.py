@@ -41,6 +41,7 @@ def rows(frame: pl.DataFrame) -> pl.DataFrame:
     extra = {
         "category": pl.Series([CATEGORIES[n % 4] if n else None for n in range(frame.height)]),
         "weight": pl.Series([1.0] * frame.height),
+        "loss_exclude": pl.Series([None] * frame.height, dtype=SET["loss_exclude"]),
         "answers": pl.Series(answers),
     }
     return frame.with_columns(**extra).select(*[name for name in SET if name in {*frame.columns, *extra}])

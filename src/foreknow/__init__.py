@@ -87,12 +87,21 @@ def check(*data: str, **settings: Any) -> CheckResult:
 
 
 def mix(audit: str, *, out: str, **settings: Any) -> Mix:
-    """Write a training set from a finished audit's folder to the file `out`. Fields of `MixConfig`."""
+    """Write a training set from a finished audit's folder to the file `out`. Fields of `MixConfig`.
+
+    With `mask`, the tokens of the set are written beside it for other trainers (`pretokenized.py`).
+    """
     from foreknow.config import MixConfig  # keeps pydantic out
     from foreknow.settings import settings_of  # keeps pydantic out
     from foreknow.stages.mix.run import write_mix  # keeps pydantic out
 
-    return write_mix(settings_of(MixConfig, {"audit": audit, "out": out, **settings})).mix
+    config = settings_of(MixConfig, {"audit": audit, "out": out, **settings})
+    written = write_mix(config).mix
+    if config.mask:
+        from foreknow.stages.train.pretokenized import write_tokens  # keeps torch out
+
+        write_tokens(config)
+    return written
 
 
 def tune(train: str, *, dev: str, out: str, **settings: Any) -> TrainResult:

@@ -182,15 +182,26 @@ def mix(
     config: ConfigFile = None,
     **given: Any,
 ) -> None:
-    """Write a training set from an AUDIT: a share of Unknown rows, one category, Known only, relabelled, weighted."""
+    """Write a training set from an AUDIT: a share of Unknown rows, one category, Known only, weighted, masked."""
     from foreknow.stages.mix.run import write_mix  # keeps rapidfuzz out
     from foreknow.stages.mix.sampling import mix_table, size_table  # keeps polars out
 
-    written = write_mix(settings_of(MixConfig, {"audit": audit, **given}, config))
-    print_table(size_table(written.audited), "largest sets of each family")
-    print_table(mix_table(written.mix), "rows drawn")
+    settings = settings_of(MixConfig, {"audit": audit, **given}, config)
+    written = write_mix(settings)
+    if settings.uses_spans:
+        from foreknow.stages.mix.span_mix import span_mix_table  # keeps polars out
+
+        print_table(span_mix_table(written.mix), "rows drawn")
+    else:
+        print_table(size_table(written.audited), "largest sets of each family")
+        print_table(mix_table(written.mix), "rows drawn")
     for note in written.mix.notes:
         print(note)
+    if settings.mask:
+        from foreknow.stages.train.pretokenized import write_tokens  # keeps torch out
+
+        for note in write_tokens(settings).notes:
+            print(note)
     print(f"written: {written.path}")
 
 

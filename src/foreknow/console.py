@@ -77,6 +77,13 @@ def print_audit(summary: dict[str, Any]) -> None:
             f"long answers: median {scored['tokens']:,.0f} tokens; mean log-probability of a token "
             f"{scored['logprob']:.2f} with the question, {scored['logprob_alone']:.2f} without"
         )
+    if spans := summary.get("spans"):
+        rows = ", ".join(f"{name} {count:,}" for name, count in spans["rows"].items())
+        print(
+            f"spans of long answers: {spans['labelled']:,} of {spans['spans']:,} labelled, "
+            f"{spans['categories']['Unknown']:.1%} Unknown, {spans['new']:,} new (neither expressed in place nor "
+            f"recognised); rows by their spans: {rows}"
+        )
     if facts := summary.get("facts"):
         rows = ", ".join(f"{name} {count:,}" for name, count in facts["rows"].items())
         print(

@@ -87,6 +87,8 @@ def _flag(name: str, field: Any, *, shown: bool) -> inspect.Parameter:
         kind = str  # 1e9 is a number of rows: the settings read it
     elif get_origin(kind) is dict:
         kind = list[str]  # texts such as question=q: the settings read them
+    elif kind == tuple[float, ...]:
+        kind = list[str]  # numbers with commas between them: the settings read them
     kind = Optional[kind]  # noqa: UP045
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, about])
 

@@ -21,6 +21,7 @@ from foreknow.config.shared import (
     DataSettings,
     Dtype,
     ServerSettings,
+    SpanFinder,
     YesNoAuto,
 )
 from foreknow.settings import COMMON, Group
@@ -60,6 +61,11 @@ class AuditConfig(DataSettings, ServerSettings):
     limit: Annotated[int | None, Group.DATA, COMMON] = Field(
         None, ge=1, description="Audit only this many rows, drawn evenly over the groups."
     )
+    minutes: Annotated[float | None, Group.DATA, COMMON] = Field(
+        None,
+        gt=0,
+        description="Audit as many rows as fit in this many minutes on this machine, as a short burst measures.",
+    )
     protocol: Annotated[Literal["exact", "sampled"], Group.PROTOCOL, COMMON] = Field(
         "exact",
         description="exact computes the probability of each answer; sampled generates answers as the paper did (slow).",
@@ -70,7 +76,7 @@ class AuditConfig(DataSettings, ServerSettings):
     exemplar_sets: Annotated[int, Group.PROTOCOL, COMMON] = Field(
         10, ge=1, description="Ask about each row with this many sets of exemplars."
     )
-    samples: Annotated[int, Group.PROTOCOL, COMMON] = Field(
+    samples: Annotated[int, Group.PROTOCOL] = Field(
         16, ge=1, description="Each prompt stands for this many sampled answers."
     )
     temperature: Annotated[float, Group.PROTOCOL] = Field(
@@ -82,16 +88,30 @@ class AuditConfig(DataSettings, ServerSettings):
     match: Annotated[Literal["strict", "lenient"], Group.PROTOCOL] = Field("strict", description=MATCH)
     bos: Annotated[YesNoAuto, Group.PROTOCOL] = Field("auto", description=BOS)
     chat_template: Annotated[YesNoAuto, Group.PROTOCOL, COMMON] = Field("auto", description=CHAT_TEMPLATE)
-    prompt_template: Annotated[Path | None, Group.PROTOCOL, COMMON] = Field(
+    prompt_template: Annotated[Path | None, Group.PROTOCOL] = Field(
         None,
         description="YAML file with the keys instruction, shot and target; it replaces the paper's Q:/A: prompt.",
     )
     trust_remote_code: Annotated[bool, Group.MODEL] = Field(False, description=TRUST_REMOTE_CODE)
-    max_unknown: Annotated[float | None, Group.OUTPUT, COMMON] = Field(
+    max_unknown: Annotated[float | None, Group.OUTPUT] = Field(
         None, ge=0, le=1, description="Exit with status 3 if more than this share of the rows is Unknown."
     )
     max_answer_tokens: Annotated[int, Group.PROTOCOL] = Field(
         32, ge=1, description="Flag a row whose answer has more tokens than this, and give it no category."
+    )
+    spans: Annotated[SpanFinder, Group.PROTOCOL, COMMON] = Field(
+        "auto",
+        description="How to find the facts to label in long answers: rules, spacy:MODEL, column (the rows' column "
+        "spans) or none; auto takes the column if there is one, else rules.",
+    )
+    span_sets: Annotated[int, Group.PROTOCOL] = Field(
+        4, ge=1, description="Probe the spans of long answers behind this many sets of exemplars."
+    )
+    span_shots: Annotated[int, Group.PROTOCOL] = Field(
+        2, ge=0, description="The number of exemplars in each of these sets."
+    )
+    span_alternatives: Annotated[int, Group.PROTOCOL] = Field(
+        9, ge=0, description="Compare each span with this many spans of other rows (0: with none)."
     )
     chance: Annotated[bool, Group.PROTOCOL, COMMON] = Field(
         False,
@@ -106,11 +126,9 @@ class AuditConfig(DataSettings, ServerSettings):
     max_expansions: Annotated[int, Group.PROTOCOL] = Field(
         64, ge=1, description="Search at most this many token paths for one prompt."
     )
-    dtype: Annotated[Dtype, Group.MODEL, COMMON] = Field(
-        "auto", description="Compute in auto, bfloat16, float16 or float32."
-    )
+    dtype: Annotated[Dtype, Group.MODEL] = Field("auto", description="Compute in auto, bfloat16, float16 or float32.")
     device: Annotated[str, Group.MODEL, COMMON] = Field(
-        "auto", description="Compute on auto, cpu, cuda, cuda:1 or map (over all GPUs)."
+        "auto", description="Compute on auto, cpu, cuda, cuda:1, mps or map (over all GPUs)."
     )
     batch_tokens: Annotated[int | None, Group.SPEED] = Field(
         None, ge=1, description="How many tokens the model computes at once (default: 2048; on a GPU 16384)."

@@ -59,7 +59,7 @@ class EvaluateConfig(DataSettings):
     trust_remote_code: Annotated[bool, Group.MODEL] = Field(False, description=TRUST_REMOTE_CODE)
     dtype: Annotated[Dtype, Group.MODEL] = Field("auto", description="Compute in auto, bfloat16, float16 or float32.")
     device: Annotated[str, Group.MODEL, COMMON] = Field(
-        "auto", description="Compute on auto, cpu, cuda, cuda:1 or map (over all GPUs)."
+        "auto", description="Compute on auto, cpu, cuda, cuda:1, mps or map (over all GPUs)."
     )
     batch_rows: Annotated[int | None, Group.SPEED] = Field(
         None, ge=1, description="How many rows the model answers at once (default: 32; on a GPU 256)."

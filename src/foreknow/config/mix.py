@@ -29,9 +29,10 @@ def _category(text: str) -> str:
 
 
 class MixConfig(Settings):
-    """Settings of `foreknow mix`. One of unknown, only, natural, known_of and drop says which rows are drawn.
+    """Settings of `foreknow mix`. One of unknown, only, natural, known_of, drop, new_share and drop_new_above says
+    which rows are drawn.
 
-    With `idk` or `weight` and none of the five, the audit's rows are taken as they are (natural).
+    With `idk`, `weight`, `mask` or `cut` and none of the seven, the audit's rows are taken as they are (natural).
     """
 
     writes_a_file: ClassVar[bool] = True
@@ -54,6 +55,30 @@ class MixConfig(Settings):
     )
     drop: Annotated[tuple[str, ...], Group.SETS, COMMON] = Field(
         (), description="Take all rows but those of these categories, such as unknown,weakly."
+    )
+    new_share: Annotated[float | None, Group.SETS] = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Draw rows with long answers so that this share (0 to 1) of all their labelled spans is new to the "
+        "model.",
+    )
+    drop_new_above: Annotated[float | None, Group.SETS] = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Take all rows but those with long answers in which a larger share of the labelled spans is new.",
+    )
+    mask: Annotated[Literal["new", "unknown"] | None, Group.SETS, COMMON] = Field(
+        None,
+        description="Keep long answers whole and take spans out of the loss: those that are new to the model, or all "
+        "that are Unknown. Writes the column loss_exclude, and FILE.tokens.parquet for other trainers.",
+    )
+    cut: Annotated[Literal["new"] | None, Group.SETS, COMMON] = Field(
+        None, description="Cut the sentences of long answers that have spans, all of which are new to the model."
+    )
+    model: Annotated[str | None, Group.MODEL] = Field(
+        None, description="The model whose tokenizer writes FILE.tokens.parquet (default: the audit's)."
     )
     idk: Annotated[bool, Group.SETS, COMMON] = Field(
         False, description="Replace the answer of each Unknown row by a refusal, and keep its question."
@@ -90,8 +115,13 @@ class MixConfig(Settings):
 
     @property
     def kind(self) -> str:
-        """Which rows are drawn: unknown, only, natural, known_of or drop."""
+        """Which rows are drawn: unknown, only, natural, known_of, drop, new_share or drop_new_above."""
         return next(iter(self._kinds()), "natural")
+
+    @property
+    def uses_spans(self) -> bool:
+        """Whether the set depends on labels of spans inside long answers."""
+        return self.kind in ("new_share", "drop_new_above") or self.mask is not None or self.cut is not None
 
     @property
     def limited_by(self) -> Literal["own", "shares", "categories"]:
@@ -113,6 +143,8 @@ class MixConfig(Settings):
             "natural": self.natural,
             "known_of": self.known_of is not None,
             "drop": bool(self.drop),
+            "new_share": self.new_share is not None,
+            "drop_new_above": self.drop_new_above is not None,
         }
         return [kind for kind, is_given in given.items() if is_given]
 
@@ -157,11 +189,13 @@ class MixConfig(Settings):
         kinds = [f"--{kind.replace('_', '-')}" for kind in self._kinds()]
         if len(kinds) > 1:
             raise ConfigError(f"{kinds[0]} and {kinds[1]}: found both, expected one of them")
-        if not kinds and not self.idk and not self.weight:
+        if not kinds and not self.idk and not self.weight and not self.uses_spans:
             raise ConfigError(
                 "which rows: found nothing, expected one of --unknown SHARE, --only CATEGORY, --natural, "
-                "--known-of FILE, --drop CATEGORY"
+                "--known-of FILE, --drop CATEGORY; for long answers --new-share SHARE, --drop-new-above SHARE, "
+                "--mask new, --cut new"
             )
+        self._check_spans(kinds)
         if not self.categories:
             raise ConfigError("--drop: found all four categories, expected at least one to be left")
         if self.kind == "known_of" and (self.size is not None or self.family is not None or self.relations):
@@ -178,3 +212,21 @@ class MixConfig(Settings):
         if not self.idk and self.idk_answer != "I don't know.":
             raise ConfigError("--idk-answer: found without --idk, which it belongs to")
         return self
+
+    def _check_spans(self, kinds: list[str]) -> None:
+        """Raise ConfigError for settings that labels of spans do not go with."""
+        if self.model is not None and self.mask is None:
+            raise ConfigError("--model: found without --mask, whose tokens it writes")
+        if not self.uses_spans:
+            return
+        if self.mask and self.cut:
+            raise ConfigError("--mask and --cut: found both, expected one of them")
+        ours = f"--mask {self.mask}" if self.mask else f"--cut {self.cut}" if self.cut else kinds[0]
+        if self.kind in ("unknown", "only", "known_of"):
+            raise ConfigError(
+                f"{kinds[0]} with {ours}: draws rows by their own category, which rows with long answers do not have; "
+                "expected --new-share, --drop-new-above, --drop, or no other"
+            )
+        others = {"idk": self.idk, "weight": bool(self.weight), "family": self.family is not None}
+        if other := next((name for name, is_set in others.items() if is_set), None):
+            raise ConfigError(f"--{other} with {ours}: found both; --{other} is for rows with a category of their own")

@@ -59,6 +59,15 @@ def _yes_or_no(value: Any) -> Any:
 YesNoAuto = Annotated[Literal["auto", "yes", "no"], BeforeValidator(_yes_or_no)]
 
 
+def _numbers(value: Any) -> Any:
+    """`0.5,0.7`, a list of such texts or of numbers, or one number, as a list of texts and numbers."""
+    parts = list(value) if isinstance(value, (list, tuple)) else [value]
+    return [piece for part in parts for piece in (part.split(",") if isinstance(part, str) else [part])]
+
+
+Numbers = Annotated[tuple[float, ...], BeforeValidator(_numbers)]
+
+
 def _known_dtype(value: str) -> str:
     if value not in ("auto", "float32", "bfloat16", "float16"):
         raise ValueError(f"found {value!r}, expected auto, float32, bfloat16 or float16")
@@ -75,6 +84,17 @@ def _one_line(value: str) -> str:
 
 
 OneLine = Annotated[str, AfterValidator(_one_line)]
+
+
+def _known_finder(value: str) -> str:
+    if value not in ("auto", "rules", "column", "none") and not value.removeprefix("spacy:").strip():
+        raise ValueError(f"found {value!r}, expected a model's name behind spacy:, such as spacy:en_core_web_sm")
+    if value not in ("auto", "rules", "column", "none") and not value.startswith("spacy:"):
+        raise ValueError(f"found {value!r}, expected auto, rules, spacy:MODEL, column or none")
+    return value
+
+
+SpanFinder = Annotated[str, AfterValidator(_known_finder)]
 
 
 DATA = (

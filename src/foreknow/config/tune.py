@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,10 +26,24 @@ from foreknow.config.shared import (
     ColumnMap,
     FileMap,
     NullWords,
+    Numbers,
     Turns,
     YesNoAuto,
 )
 from foreknow.settings import COMMON, Group, Settings
+
+
+def layer_range(setting: str) -> tuple[int, int] | None:
+    """Return the first and the last layer of a setting `layers:A-B`, or None for another setting.
+
+    Raises ValueError if it is not two numbers in order.
+    """
+    if not setting.startswith("layers:"):
+        return None
+    match = re.fullmatch(r"layers:(\d+)-(\d+)", setting)
+    if match is None or int(match[1]) > int(match[2]):
+        raise ValueError(f"found {setting!r}, expected layers:A-B with A <= B, such as layers:0-5")
+    return int(match[1]), int(match[2])
 
 
 class TuneConfig(Settings):
@@ -51,7 +66,9 @@ class TuneConfig(Settings):
     model: Annotated[str, Group.MODEL, COMMON] = Field("smollm2-135m", description=MODEL)
     base: Annotated[str | None, Group.MODEL] = Field(None, description=BASE)
     audit: Annotated[Path | None, Group.DATA, COMMON] = Field(
-        None, description="A finished audit, which gives rows without a category column their category."
+        None,
+        description="A finished audit, which gives rows without a category column their category, and long answers the "
+        "labels of their spans.",
     )
     force: Annotated[bool, Group.DATA] = Field(
         False, description="Continue even if the audit, the mix or --base belongs to another model than this one."
@@ -92,7 +109,42 @@ class TuneConfig(Settings):
     lora_targets: Annotated[tuple[str, ...], Group.TRAINING] = Field(
         ("all-linear",), description="The names of the layers that get a LoRA adapter."
     )
-    patience: Annotated[int | None, Group.TRAINING, COMMON] = Field(
+    trainable: Annotated[str, Group.TRAINING] = Field(
+        "all",
+        description="Which weights --method full trains: all, attention, mlp, or layers:A-B (layers A to B, counted "
+        "from 0). Training fewer is no remedy against forgetting.",
+    )
+    canaries: Annotated[str, Group.TRAINING] = Field(
+        "auto",
+        description="The known facts to watch besides your sets: auto takes packaged facts that the model knows (it is "
+        "asked 400 once), else HighlyKnown rows of --audit; or a data file; or none.",
+    )
+    replay: Annotated[float, Group.TRAINING, COMMON] = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Add rows that the model knows to each batch until they make up this share of it (0.5: one for "
+        "each row), so that it keeps what it knows.",
+    )
+    kl: Annotated[float, Group.TRAINING, COMMON] = Field(
+        0.0,
+        ge=0,
+        description="Hold the model to its predictions before training on rows that it knows: the weight of the KL "
+        "divergence in the loss, such as 3.",
+    )
+    known_late: Annotated[float, Group.TRAINING] = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Train on the file's HighlyKnown rows in this last share of the steps only (KnownPatch; 0: "
+        "throughout).",
+    )
+    average: Annotated[Numbers, Group.TRAINING] = Field(
+        (),
+        description="After training, also measure the weights this far on the way from before to after training, such "
+        "as 0.5,0.7,0.85,1, and save the best as averaged/.",
+    )
+    patience: Annotated[int | None, Group.TRAINING] = Field(
         None,
         ge=0,
         description="Stop after this many epochs in which --metric did not improve (0: never; default: 3 where "
@@ -101,7 +153,8 @@ class TuneConfig(Settings):
     metric: Annotated[str, Group.TRAINING] = Field(
         "auto",
         description="The metric that chooses the best epoch: auto takes dev_em where dev's rows can tell epochs apart, "
-        "else, and for long answers, dev_loss; an unknown name is an error that lists them.",
+        "else, and for long answers, dev_loss; dev_spans is the share of spans inside dev's long answers that the "
+        "model said before training and still says; an unknown name is an error that lists them.",
     )
     eval_steps: Annotated[tuple[int, ...], Group.TRAINING] = Field(
         (), description="Also measure after these steps of the first epoch (0: before training)."
@@ -113,7 +166,7 @@ class TuneConfig(Settings):
     )
     match: Annotated[Literal["strict", "lenient"], Group.PROTOCOL] = Field("strict", description=MATCH)
     prompt_template: Annotated[Path | None, Group.PROTOCOL] = Field(None, description=TUNE_PROMPT)
-    chat_template: Annotated[YesNoAuto, Group.PROTOCOL, COMMON] = Field("auto", description=CHAT_TEMPLATE)
+    chat_template: Annotated[YesNoAuto, Group.PROTOCOL] = Field("auto", description=CHAT_TEMPLATE)
     bos: Annotated[YesNoAuto, Group.PROTOCOL] = Field("auto", description=BOS)
     map: Annotated[ColumnMap, Group.DATA] = Field(
         {}, description="Which column of the files holds what: question=q,answer=a."
@@ -134,7 +187,7 @@ class TuneConfig(Settings):
     dtype: Annotated[str, Group.MODEL] = Field(
         "auto", description="Compute in auto, bfloat16 or float32; the weights stay float32."
     )
-    device: Annotated[str, Group.MODEL, COMMON] = Field("auto", description="Compute on auto, cpu, cuda, cuda:1, ...")
+    device: Annotated[str, Group.MODEL] = Field("auto", description="Compute on auto, cpu, cuda, cuda:1, mps, ...")
     micro_batch_tokens: Annotated[int | None, Group.SPEED] = Field(
         None,
         ge=1,
@@ -175,8 +228,10 @@ class TuneConfig(Settings):
     @classmethod
     def _names_of_sets(cls, value: dict[str, str]) -> dict[str, str]:
         for name in value:
-            if name in ("train", "dev") or not name.replace("_", "").replace("-", "").isalnum():
-                raise ValueError(f"found the name {name!r}, expected letters, digits, '-' and '_', not train or dev")
+            if name in ("train", "dev", "canaries") or not name.replace("_", "").replace("-", "").isalnum():
+                raise ValueError(
+                    f"found the name {name!r}, expected letters, digits, '-' and '_', not train, dev or canaries"
+                )
         return value
 
     @field_validator("watch_rows", mode="before")
@@ -185,6 +240,20 @@ class TuneConfig(Settings):
         if value in ("auto", "all") or (str(value).isdecimal() and int(value) > 0):
             return value
         raise ValueError(f"found {value!r}, expected auto, all or a number from 1 on")
+
+    @field_validator("trainable")
+    @classmethod
+    def _parts(cls, value: str) -> str:
+        if value not in ("all", "attention", "mlp") and layer_range(value) is None:
+            raise ValueError(f"found {value!r}, expected all, attention, mlp or layers:A-B")
+        return value
+
+    @field_validator("average")
+    @classmethod
+    def _alphas(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < alpha <= 1 for alpha in value):
+            raise ValueError(f"found {', '.join(map(str, value))}, expected numbers above 0, and at most 1")
+        return tuple(sorted(set(value)))
 
     @field_validator("eval_steps")
     @classmethod

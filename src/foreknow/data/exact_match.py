@@ -12,8 +12,9 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Literal
+from functools import cached_property, lru_cache
+from itertools import product
+from typing import Literal, NamedTuple
 
 Mode = Literal["strict", "lenient"]
 
@@ -96,6 +97,9 @@ def _is_dropped(character: str) -> bool:
     return unicodedata.category(character)[0] in "PS" or _is_invisible(character)
 
 
+_DROPPED_ASCII = {n: None for n in range(128) if unicodedata.category(chr(n))[0] in "PS"}
+
+
 def _is_invisible(character: str) -> bool:
     category = unicodedata.category(character)
     return category == "Cf" or character == _TATWEEL or bool(_SELECTORS.match(character))
@@ -129,6 +133,34 @@ class MatchResult:
     lenient_open: bool
 
 
+_RESULTS = {flags: MatchResult(*flags) for flags in product((False, True), repeat=4)}
+"""Every result once: a search judges hundreds of texts a row."""
+
+
+class Openings(NamedTuple):
+    """The characters with which the next letter or digit may come, after a text that may still become right.
+
+    `new_word`: where a blank stands before it. `same_word`: where none does. Articles may always come.
+    """
+
+    new_word: frozenset[str]
+    same_word: frozenset[str]
+
+    def exclude(self, piece: str) -> bool:
+        """Return whether no text that goes on with `piece` can become right; False where only judging can tell."""
+        after_blank, character = _opening(piece)
+        return character not in (self.new_word if after_blank else self.same_word) and character != ""
+
+
+@lru_cache(maxsize=65536)
+def _opening(piece: str) -> tuple[bool, str]:
+    """Return whether a blank begins a piece, and its first letter or digit in lenient form; "" where unclear."""
+    if not piece.isascii():
+        return False, ""
+    bare = piece.lower().translate(_DROPPED_ASCII)
+    return bare[:1].isspace(), bare.lstrip()[:1]
+
+
 @dataclass(frozen=True)
 class Accepted:
     """The accepted answers of one row, ready to be matched.
@@ -160,6 +192,8 @@ class Accepted:
         A text that stops inside a multi-byte character ends in U+FFFD: it is judged without that tail and
         stays open.
         """
+        if text.isascii():
+            return self._judge_ascii(text)
         text_read = text.rstrip("\ufffd")
         cut = len(text_read) < len(text)
         finished = canonical(text_read) in self.strict
@@ -170,8 +204,46 @@ class Accepted:
         lenient_open = lenient_match or strict_open or self._lenient_open(text_read)
         return MatchResult(strict_match, lenient_match, strict_open, lenient_open)
 
+    def openings(self, text: str) -> Openings | None:
+        """Return which texts may follow `text` at all; None where `text` or an answer is not ASCII."""
+        if not text.isascii() or not self.is_ascii or "" in self.skeletons:
+            return None
+        bare = text.lower().translate(_DROPPED_ASCII)
+        *words, last = bare.split() or [""]
+        done = "".join(w for w in words if w not in _ARTICLES)
+        before = done if last in _ARTICLES else done + last
+        new_word = {s[len(before)] for s in self.skeletons if s.startswith(before) and len(s) > len(before)} | {
+            "a",
+            "t",
+        }
+        if not last or bare[-1].isspace():
+            return Openings(frozenset(new_word), frozenset(new_word))
+        grown = done + last
+        same_word = {s[len(grown)] for s in self.skeletons if s.startswith(grown) and len(s) > len(grown)}
+        same_word |= {a[len(last)] for a in _ARTICLES if a.startswith(last) and len(a) > len(last)}
+        return Openings(frozenset(new_word), frozenset(same_word))
+
+    @cached_property
+    def is_ascii(self) -> bool:
+        """Return whether all accepted answers are ASCII."""
+        return all(text.isascii() for text in self.strict)
+
+    def _judge_ascii(self, text: str) -> MatchResult:
+        """Match like `judge`. ASCII has no accents and one way to write a letter, so nothing is normalised."""
+        finished = text.strip() in self.strict
+        head = text.lstrip()
+        strict_open = finished or any(a.startswith(head) for a in self.parts)
+        lower = text.lower()
+        words = lower.translate(_DROPPED_ASCII).split()
+        form = " ".join([w for w in words if w not in _ARTICLES]) or " ".join(lower.split())
+        lenient_match = form in self.lenient
+        lenient_open = lenient_match or strict_open or self._words_open(words)
+        return _RESULTS[finished, lenient_match, strict_open, lenient_open]
+
     def _lenient_open(self, text: str) -> bool:
-        words = _decompose(_bare(_without_open_end(text))).split()
+        return self._words_open(_decompose(_bare(_without_open_end(text))).split())
+
+    def _words_open(self, words: list[str]) -> bool:
         if not words:
             return True
         # the last word may still grow: into an article, which vanishes, or into the answer

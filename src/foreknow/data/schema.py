@@ -31,6 +31,7 @@ ROWS: dict[str, pl.DataType] = {
     "flags": pl.List(pl.String()),  # sorted, each once
     "context": pl.List(TURN),  # the system's text and earlier turns of a chat, in order
     "facts": pl.List(FACT),  # the row's own short facts, where it brings some
+    "spans": pl.String(),  # the row's own entry for fact spans, as JSON text (`spans/column.py`)
 }
 OUR_FLAGS = ("answer_in_subject", "conflicting", "context", "duplicate", "no_answer", "no_question", "null_word")
 USABLE = pl.col("question").is_not_null() & pl.col("answers").is_not_null()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from foreknow.data.exact_match import Accepted, MatchResult, answer_of
 from foreknow.prompts.vocabulary import TokenPath, Vocabulary
@@ -36,41 +36,76 @@ class Node(NamedTuple):
 
 
 class PathStep(NamedTuple):
-    """The effect of the last token of a path: the finished answer if the token ends it, else the text's verdict."""
+    """The effect of the last token of a path: the finished answer if the token ends it, else the text's verdict.
+
+    `strict`, `lenient`: whether the finished answer is right in each mode.
+    """
 
     final: str | None
     verdict: MatchResult | None
+    strict: bool = False
+    lenient: bool = False
+
+
+_DEAD: Final = PathStep(None, MatchResult(False, False, False, False))
+"""The step of every token after which no answer can be right."""
+
+
+class NextSteps(dict[int, PathStep]):
+    """The step of each token that can follow a path. A token is judged when it is first looked up."""
+
+    def __init__(self, matcher: PathMatcher, path: TokenPath, text: str):
+        super().__init__()
+        self.matcher, self.path, self.text = matcher, path, text
+        self.openings = matcher.accepted.openings(text)
+
+    def __missing__(self, token: int) -> PathStep:
+        step = self[token] = self.matcher._compute_step(self, token)
+        return step
 
 
 @dataclass
 class PathMatcher:
-    """Judges token paths for one row. The row's exemplar sets share its cache."""
+    """Judges token paths against accepted answers. All prompts of all rows with these answers share its cache."""
 
     vocabulary: Vocabulary
     accepted: Accepted
-    _steps: dict[TokenPath, PathStep] = field(default_factory=dict)
-    _texts: dict[TokenPath, str] = field(default_factory=dict)
+    _next: dict[TokenPath, NextSteps] = field(default_factory=dict)
 
     def step(self, path: TokenPath) -> PathStep:
         """Judge the answer after the last token of `path`."""
-        known = self._steps.get(path)
+        return self.after(path[:-1])[path[-1]]
+
+    def after(self, path: TokenPath) -> NextSteps:
+        """Return the steps of the tokens that can follow `path`, by token."""
+        known = self._next.get(path)
         if known is None:
-            known = self._steps[path] = self._compute_step(path)
+            text = self.vocabulary.decode(path) if path else ""
+            known = self._next[path] = NextSteps(self, path, text)
         return known
 
     def text(self, path: TokenPath) -> str:
         """Return the text a path spells."""
-        known = self._texts.get(path)
-        if known is None:
-            known = self._texts[path] = self.vocabulary.decode(path) if path else ""
-        return known
+        return self.after(path).text if path else ""
 
-    def _compute_step(self, path: TokenPath) -> PathStep:
-        if path[-1] in self.vocabulary.ends:
-            return PathStep(self.text(path[:-1]).strip(), None)
-        if path[-1] in self.vocabulary.breaks:
-            return PathStep(answer_of(self.text(path)), None)
-        return PathStep(None, self.accepted.judge(self.text(path)))
+    def _compute_step(self, after: NextSteps, token: int) -> PathStep:
+        """Judge `token` after the path of `after`."""
+        vocabulary = self.vocabulary
+        if token in vocabulary.ends:
+            return self._final_step(after.text.strip())
+        if token in vocabulary.breaks:
+            return self._final_step(answer_of(vocabulary.decode_next(after.text, after.path, token)))
+        pieces = vocabulary.pieces
+        has_piece = pieces is not None and token < len(pieces)
+        if pieces is not None and has_piece and after.openings is not None and after.openings.exclude(pieces[token]):
+            return _DEAD
+        whole = vocabulary.decode_next(after.text, after.path, token)
+        verdict = self.accepted.judge(whole)
+        return PathStep(None, verdict) if verdict.lenient_open else _DEAD
+
+    def _final_step(self, answer: str) -> PathStep:
+        right = self.accepted.right
+        return PathStep(answer, None, right(answer, "strict"), right(answer, "lenient"))
 
 
 class Greedy(NamedTuple):
@@ -83,7 +118,10 @@ class Greedy(NamedTuple):
     finished: bool
 
 
-@dataclass
+_AT_ROOT: Final = Greedy((), False, False, False, False)
+
+
+@dataclass(slots=True)
 class AnswerSearch:
     """One prompt's search.
 
@@ -102,6 +140,7 @@ class AnswerSearch:
     lost_lenient: float = 0.0
     is_sound: bool = True
     frontier: dict[TokenPath, tuple[float, bool]] = field(default_factory=dict)
+    _greedy: Greedy = _AT_ROOT
 
     def feed(self, nodes: Iterable[tuple[TokenPath, Node]]) -> None:
         """Add the distributions after some paths; the first call must include the root `()`."""
@@ -133,18 +172,21 @@ class AnswerSearch:
         node = self.nodes[path]
         last = len(path) + 1 >= self.max_new
         unsearched = mass * node.tail
+        negligible, steps = self.negligible, self.matcher.after(path)
         for index, (token, p) in enumerate(zip(node.tokens, node.p, strict=True)):
             share = mass * p
-            if share < self.negligible:
+            if share < negligible:
                 unsearched += mass * sum(node.p[index:])
                 break
-            step = self.matcher.step((*path, token))
+            step = steps[token]
+            if step is _DEAD:
+                continue
             if step.final is not None:
-                self.strict += share * self.matcher.accepted.right(step.final, "strict")
-                self.lenient += share * self.matcher.accepted.right(step.final, "lenient")
+                self.strict += share * step.strict
+                self.lenient += share * step.lenient
                 continue
             verdict = step.verdict
-            if last or verdict is None or not verdict.lenient_open:
+            if last or verdict is None:
                 continue
             child = (*path, token)
             if child in self.nodes:
@@ -157,28 +199,37 @@ class AnswerSearch:
 
     def unsearched(self, lenient: bool = False) -> float:
         """Return the probability that was not searched: its answers may be right or wrong."""
+        if not self.frontier:
+            return self.lost_lenient if lenient else self.lost
         if lenient:
             return self.lost_lenient + sum(m for m, _ in self.frontier.values())
         return self.lost + sum(m for m, strict in self.frontier.values() if strict)
 
     def greedy(self) -> Greedy:
         """Follow the largest logits as far as they are known, or until the answer is surely wrong."""
-        path: TokenPath = ()
-        strict = True
         if not self.is_sound:
-            return Greedy(path, True, False, False, False)
+            return Greedy((), True, False, False, False)
+        if not self._greedy.done:
+            self._greedy = self._follow_greedy(self._greedy.path)
+        return self._greedy
+
+    def _follow_greedy(self, path: TokenPath) -> Greedy:
+        """Follow the largest logits from `path` on, the greedy path as far as it was known before."""
         while True:
             node = self.nodes.get(path)
             if node is None:
                 return Greedy(path, False, False, False, False)
+            step = self.matcher.after(path)[node.greedy]
             path = (*path, node.greedy)
-            step = self.matcher.step(path)
             if step.final is not None:
-                right = self.matcher.accepted.right
-                return Greedy(path, True, strict and right(step.final, "strict"), right(step.final, "lenient"), True)
+                strict = step.strict and self._can_be_strict(path[:-1])
+                return Greedy(path, True, strict, step.lenient, True)
             if len(path) >= self.max_new or step.verdict is None or not step.verdict.lenient_open:
                 return Greedy(path, True, False, False, False)
-            strict = strict and step.verdict.strict_open
+
+    def _can_be_strict(self, path: TokenPath) -> bool:
+        verdicts = (self.matcher.step(path[:n]).verdict for n in range(1, len(path) + 1))
+        return all(verdict is not None and verdict.strict_open for verdict in verdicts)
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def nodes_of(ids: Tensor, logits: Tensor, sampling: Sampling, log_total: Tensor 
     counts = (p > 0).sum(-1).tolist()
     tails = (1.0 - p.sum(-1)).clamp(min=0.0).tolist() if log_total is not None else [0.0] * len(counts)
     return [
-        Node(g, line[:n], q[:n], tail)
+        Node(g, line[:n], q[:n], tail) if n < len(line) else Node(g, line, q, tail)
         for g, line, q, n, tail in zip(greedy.tolist(), ids.tolist(), p.tolist(), counts, tails, strict=True)
     ]
 
@@ -107,9 +107,13 @@ class PackedEngine:
 
     def open(self, prompts: Sequence[Prompt], trees: Sequence[Sequence[TokenPath]]) -> tuple[Session, list[list[Node]]]:
         """See `Engine.open`. Prompts that share a prefix should be adjacent."""
-        branches = [_tree_branch(p.own, tree) for p, tree in zip(prompts, trees, strict=True)]
+        made: dict[tuple[tuple[int, ...], int], TokenTree] = {}  # a row's prompts often differ in their prefix only
+        for p, tree in zip(prompts, trees, strict=True):
+            if (p.own, id(tree)) not in made:
+                made[p.own, id(tree)] = _tree_branch(p.own, tree)
+        branches = [made[p.own, id(tree)] for p, tree in zip(prompts, trees, strict=True)]
         # drop the prefixes of finished groups, so that memory does not grow with the run's rows
-        needed = {p.family for p in prompts}
+        needed = {id(p.family): p.family for p in prompts}.values()
         self._families = {family: prefixes for family, prefixes in self._families.items() if family in needed}
         questions: dict[int, _CachedQuestion] = {}
         nodes: dict[int, list[Node]] = {}

@@ -10,17 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import polars as pl
 
-from foreknow.data.exact_match import Accepted, spellings_of
+from foreknow.data.exact_match import Accepted
 from foreknow.inference.answer_search import AnswerSearch, Budget, PathMatcher, paths_to_expand
 from foreknow.inference.engine import Engine, Family, Prompt
 from foreknow.inference.slick import MODEL_ANSWERS, PROBES
 from foreknow.prompts.few_shot import Exemplar, Exemplars, Substitution
+from foreknow.prompts.prompt_batch import GroupPrompts, PromptEncoder, beginnings, group_prompts
 from foreknow.prompts.prompt_template import Prompter, common_prefix
 from foreknow.prompts.vocabulary import TokenPath, Vocabulary
+
+_MATCHERS: Final = 512
+_GROUPS: Final = 64
+"""How many answers' matchers and groups' prompts a prober keeps, so that memory does not grow with the rows."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,8 @@ class Prober:
     exemplars: Exemplars
     settings: ProbeSettings
     heads: Mapping[str, str] = field(default_factory=dict)
+    _matchers: dict[tuple[str, ...], PathMatcher] = field(default_factory=dict, repr=False, compare=False)
+    _groups: dict[str, GroupPrompts] = field(default_factory=dict, repr=False, compare=False)
 
     def probe(self, rows: pl.DataFrame) -> Chunk:
         """Probe rows that have a question and answers (columns as in `schema.ROWS`)."""
@@ -126,49 +133,61 @@ class Prober:
         records = rows.select(name for name in columns if name in rows.columns).to_dicts()
         groups = self.exemplars.groups
         exemplar_sets = [groups[r["group"]].for_row(r["question"], r["subject"], r.get("record")) for r in records]
-        texts = [
-            [self.prompter.text(shots, r["question"], r["context"]) for shots, _ in sets]
-            for r, sets in zip(records, exemplar_sets, strict=True)
-        ]
-        flat = iter(self.prompter.ids([t for row_texts in texts for t in row_texts]))
-        ids = [[next(flat) for _ in row_texts] for row_texts in texts]
-        families = {group: self._family(group) for group in {r["group"] for r in records}}
-        replaced = [(i, j) for i, sets in enumerate(exemplar_sets) for j, (_, swapped) in enumerate(sets) if swapped]
+        encoder = PromptEncoder(self.prompter, {name: self._group(name) for name in {r["group"] for r in records}})
+        replaced_sets = [[j for j, (_, swapped) in enumerate(sets) if swapped] for sets in exemplar_sets]
+        shots = [[shots for shots, _ in sets] for sets in exemplar_sets]
+        encoded_rows = encoder.encode(records, shots, replaced_sets)
+        replaced = [(i, j) for i, numbers in enumerate(replaced_sets) for j in numbers]
         own_family: Family = tuple(self._prefix_ids(exemplar_sets[i][j][0], records[i]["group"]) for i, j in replaced)
         own_member = {pair: n for n, pair in enumerate(replaced)}
         prompts, prepared = [], []
-        for i, record in enumerate(records):
+        for i, (record, encoded) in enumerate(zip(records, encoded_rows, strict=True)):
+            family = self._group(record["group"]).family
             row_prompts = []
-            for j, prompt_ids in enumerate(ids[i]):
-                is_replaced = (i, j) in own_member
-                family, member = (own_family, own_member[i, j]) if is_replaced else (families[record["group"]], j)
-                shared = min(common_prefix(family[member], prompt_ids), len(prompt_ids) - 1)
-                row_prompts.append(Prompt(family, member, shared, tuple(prompt_ids[shared:])))
+            for j, (is_shared, ids) in enumerate(encoded.prompts):
+                if is_shared:
+                    row_prompts.append(Prompt(family, j, len(family[j]), ids))
+                    continue
+                n = own_member.get((i, j))
+                of, member = (family, j) if n is None else (own_family, n)
+                shared = min(common_prefix(of[member], ids), len(ids) - 1)
+                row_prompts.append(Prompt(of, member, shared, ids[shared:]))
             prompts.append(row_prompts)
-            prepared.append(
-                self._prepare_row(record, texts[i][0], ids[i][0], [swapped for _, swapped in exemplar_sets[i]])
-            )
+            prepared.append(self._prepare_row(record, encoded.answers, [swapped for _, swapped in exemplar_sets[i]]))
         return prepared, prompts
 
     def _prepare_row(
-        self, record: dict[str, Any], text: str, ids: Sequence[int], replaced_shots: list[list[Substitution]]
+        self, record: dict[str, Any], paths: Sequence[TokenPath], replaced_shots: list[list[Substitution]]
     ) -> PreparedRow:
-        spellings = [spelling for answer in record["answers"] if answer.strip() for spelling in spellings_of(answer)]
-        paths = [self.prompter.answer_ids(text, ids, spelling) for spelling in spellings]
         usable = [p for p in paths if 0 < len(p) <= self.settings.max_answer_tokens]
         tree = sorted({p[: n + 1] for p in usable for n in range(len(p))})
         longest = max((len(p) for p in usable), default=1)
-        matcher = PathMatcher(self.vocabulary, Accepted.of(record["answers"]))
+        matcher = self._matcher(tuple(record["answers"]))
         return PreparedRow(record["row"], matcher, tree, longest + self.settings.extra_tokens, replaced_shots)
 
-    def _family(self, group: str) -> Family:
-        return tuple(self._prefix_ids(exemplars, group) for exemplars in self.exemplars.groups[group].sets)
+    def _matcher(self, answers: tuple[str, ...]) -> PathMatcher:
+        """Return the matcher of these answers; rows with the same answers share it."""
+        matcher = self._matchers.pop(answers, None)
+        if matcher is None:
+            matcher = PathMatcher(self.vocabulary, Accepted.of(answers))
+            if len(self._matchers) >= _MATCHERS:
+                del self._matchers[next(iter(self._matchers))]
+        self._matchers[answers] = matcher
+        return matcher
+
+    def _group(self, name: str) -> GroupPrompts:
+        """Return what all prompts of a group begin with; the last groups used are kept."""
+        group = self._groups.pop(name, None)
+        if group is None:
+            group = group_prompts(self.prompter, self.exemplars.groups[name].sets, self.heads.get(name, ""))
+            if len(self._groups) >= _GROUPS:
+                del self._groups[next(iter(self._groups))]
+        self._groups[name] = group
+        return group
 
     def _prefix_ids(self, shots: Sequence[Exemplar], group: str) -> tuple[int, ...]:
         """Return the ids that every prompt of the group begins with, given these exemplars."""
-        head = self.heads.get(group, "")
-        first, second = self.prompter.ids([self.prompter.text(shots, head + q) for q in ("\u00a7", "0")])
-        return tuple(first[: common_prefix(first, second)])
+        return beginnings(self.prompter, [shots], self.heads.get(group, ""))[0].ids
 
 
 class _GreedyDecoder:
@@ -233,18 +252,30 @@ def _probe_line(row: PreparedRow, exemplar_set: int, search: AnswerSearch, expan
 
 def probes_frame(lines: Iterable[ProbeLine]) -> pl.DataFrame:
     """Convert lines to a frame with the columns of `slick.PROBES`, sorted by row and set."""
-    records = [
-        {
-            **line._asdict(),
-            "row": line.row.number,
-            "replaced_shots": [
-                {"slot": s.slot, "question": s.exemplar.question, "answer": s.exemplar.answer}
-                for s in line.row.replaced_shots[line.exemplar_set]
-            ],
-        }
-        for line in lines
+    columns = dict(zip(ProbeLine._fields, map(list, zip(*lines, strict=True)), strict=False))
+    rows, numbers = columns.pop("row", []), columns.get("exemplar_set", [])
+    swapped = [
+        (line, shot.slot, shot.exemplar.question, shot.exemplar.answer)
+        for line, (row, number) in enumerate(zip(rows, numbers, strict=True))
+        for shot in row.replaced_shots[number]
     ]
-    return pl.DataFrame(records, schema=PROBES).sort("row", "exemplar_set")
+    data = {name: columns.get(name, []) for name in PROBES if name not in ("row", "replaced_shots")}
+    schema = {name: dtype for name, dtype in PROBES.items() if name != "replaced_shots"}
+    frame = pl.DataFrame({"row": [row.number for row in rows], **data}, schema=schema)
+    replaced_shots = _lists_of_shots(swapped, len(rows))
+    return frame.with_columns(replaced_shots).select(*PROBES).sort("row", "exemplar_set")
+
+
+def _lists_of_shots(swapped: Sequence[tuple[int, int, str, str]], lines: int) -> pl.Series:
+    """Return each line's replaced shots from (line, slot, question, answer); few lines have any."""
+    empty = pl.Series("replaced_shots", [[]], dtype=PROBES["replaced_shots"]).new_from_index(0, lines)
+    if not swapped:
+        return empty
+    schema = {"line": pl.Int64(), "slot": pl.Int64(), "question": pl.String(), "answer": pl.String()}
+    shots = pl.DataFrame(swapped, schema=schema, orient="row").group_by("line", maintain_order=True)
+    lists = shots.agg(pl.struct("slot", "question", "answer").alias("replaced_shots"))
+    every = pl.DataFrame({"line": pl.Series(range(lines), dtype=pl.Int64)}).join(lists, on="line", how="left")
+    return every.sort("line")["replaced_shots"].fill_null(empty)
 
 
 def answers_frame(model_answers: Iterable[tuple[int, str]]) -> pl.DataFrame:

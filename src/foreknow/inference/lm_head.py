@@ -76,8 +76,7 @@ class OutputHead:
         vocabulary = self.weight.shape[0]
         exact = self.weight.dtype == torch.float32 or vocabulary <= 4096 or self.bias is not None
         if exact:
-            logits = self._full(states)
-            return _sorted_top(logits, k, None, int(_ties(logits, k).max()))
+            return _top_with_ties(self._full(states), k)
         candidates = min(vocabulary, k + max(24, k // 2))
         rough_logits, ids = nn.functional.linear(states, self.weight).topk(candidates, dim=-1)
         weights = self.weight[ids].float()
@@ -112,6 +111,17 @@ def _widen(ids: Tensor, values: Tensor, width: int) -> tuple[Tensor, Tensor]:
 def _ties(values: Tensor, k: int) -> Tensor:
     """Return how many values of each line are at least its k-th largest; k where that is NaN."""
     return (values >= values.topk(k, dim=-1).values[:, -1:]).sum(-1).clamp(min=k)
+
+
+def _top_with_ties(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k largest values of each line and ties of the k-th: ids and values. Few lines need a second pass."""
+    values, ids = logits.topk(min(logits.shape[1], k + 8), dim=-1)
+    least = values[:, k - 1 : k]
+    if values.shape[1] < logits.shape[1] and bool((values[:, -1:] >= least).any()):
+        return _sorted_top(logits, k, None, int(_ties(logits, k).max()))
+    width = int((values >= least).sum(-1).clamp(min=k).max())
+    values, ids = values[:, :width], ids[:, :width]
+    return ids, values.masked_fill(values < least, -torch.inf)
 
 
 def _sorted_top(values: Tensor, k: int, ids: Tensor | None, width: int) -> tuple[Tensor, Tensor]:

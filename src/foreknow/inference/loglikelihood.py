@@ -18,29 +18,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from foreknow.data.schema import GOLD
+from foreknow.inference.answer_tokens import Text, tokenize_answers
 from foreknow.inference.lm_head import OutputHead
 from foreknow.inference.packed_attention import ATTENTION, round_up
-from foreknow.inference.surprisal import LONG, Offsets, offsets_of, surprising_spans
+from foreknow.inference.surprisal import LONG, surprising_spans
 from foreknow.models.loading import input_device
 from foreknow.models.packaged import quiet
 from foreknow.models.private_api import attention_of, plain_attention, set_attention
 from foreknow.prompts.chat_templates import TemplateRefusal
-from foreknow.prompts.prompt_template import Context, Prompter, common_prefix
+from foreknow.prompts.prompt_template import Context, Prompter
 
 _AT_ONCE: Final = 512
 """States in one call of the output head."""
-
-
-class Text(NamedTuple):
-    """A prompt and an answer tokenised together: `ids[first:last]` are the answer's tokens.
-
-    `offsets`: for each of them, its characters in the answer.
-    """
-
-    ids: list[int]
-    first: int
-    last: int
-    offsets: list[Offsets]
 
 
 class LongScorer:
@@ -112,25 +101,8 @@ class LongScorer:
             return self._prompt_text("...", context)  # this chat template refuses an empty turn
 
     def texts(self, pairs: Sequence[tuple[str, str]]) -> list[Text]:
-        """Tokenise each prompt and answer together.
-
-        A token that spans the end of the prompt counts as the answer's. With a tokenizer that gives no offsets, the
-        answer begins where the ids differ from those of the prompt alone.
-        """
-        prompts = [prompt for prompt, _ in pairs]
-        full_texts = [prompt + answer for prompt, (_, answer) in zip(prompts, pairs, strict=True)]
-        encodings = self.prompter.encoded(full_texts)
-        if not self.prompter.tokenizer.is_fast:
-            prompt_ids = self.prompter.ids(prompts)
-            answers = (answer for _, answer in pairs)
-            return [
-                self._align_by_ids(encoding.ids, ids, answer_text)
-                for encoding, ids, answer_text in zip(encodings, prompt_ids, answers, strict=True)
-            ]
-        return [
-            _align_by_offsets(encoding.ids, encoding.offsets, len(prompt))
-            for encoding, prompt in zip(encodings, prompts, strict=True)
-        ]
+        """Tokenise each prompt and answer together (`tokenize_answers`)."""
+        return tokenize_answers(self.prompter, pairs)
 
     @torch.inference_mode()
     def logprobs(self, sequences: Sequence[tuple[Sequence[int], int]]) -> list[list[float]]:
@@ -182,17 +154,6 @@ class LongScorer:
         begin = int(min(with_question.first, without_question.first) == 0)
         room = self.positions - max(with_question.first, without_question.first)
         return begin, max(begin, min(with_question.last - with_question.first, room, begin + self.max_tokens))
-
-    def _align_by_ids(self, ids: list[int], prompt: Sequence[int], answer: str) -> Text:
-        """Find the answer's tokens by ids alone: those after the prompt's, without final special tokens."""
-        tokenizer = self.prompter.tokenizer
-        special = set(tokenizer.all_special_ids)
-        texts = [str(tokenizer.decode([i])) for i in ids]
-        last = len(ids)
-        while last and ids[last - 1] in special and not answer.endswith(texts[last - 1]):
-            last -= 1
-        first = min(common_prefix(prompt, ids), last)
-        return Text(ids, first, last, offsets_of(texts[first:last], answer))
 
 
 @contextmanager
@@ -276,13 +237,6 @@ def _split_model(model: PreTrainedModel, ids: Sequence[int]) -> _SplitModel | No
     limit = 1e-3 if head.weight.dtype == torch.float32 else 0.05
     same = ours.shape == plain.shape and float((ours - plain).abs().mean() / plain.std().clamp(min=1e-6)) <= limit
     return split if same else None
-
-
-def _align_by_offsets(ids: list[int], offsets: Sequence[Offsets], start: int) -> Text:
-    """Find the answer's tokens by offsets, in a text whose answer begins at character `start`."""
-    inside = [t for t, (_, end) in enumerate(offsets) if end > start]
-    first, last = (inside[0], inside[-1] + 1) if inside else (len(ids), len(ids))
-    return Text(ids, first, last, [(max(a - start, 0), b - start) for a, b in offsets[first:last]])
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 ATTENTION = "foreknow_packed"
+_MOST_KEYS: Final = 32
 
 
 @dataclass(frozen=True)
@@ -104,16 +105,23 @@ class Segment:
 
 @dataclass
 class SegmentShape:
-    """A segment's shape, known on the host. `keys`: the cached keys of a row plus its own; `last`: the largest
-    position of its tokens; `new_kv`: its new keys and values, one pair per layer."""
+    """A segment's shape, known on the host. `lengths`: the tokens of each row; `rows`: their number, rounded up.
+    `keys`: the cached keys of a row plus its own; `last`: the largest position of its tokens; `new_kv`: its new keys
+    and values, one pair per layer."""
 
     prefix: CachedPrefix | None
     past: KVCache | None
+    lengths: list[int]
     rows: int
     width: int
     keys: int
     last: int
     new_kv: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    @property
+    def prefix_length(self) -> int:
+        """Return the number of tokens of the prefix; 0 without one."""
+        return 0 if self.prefix is None else len(self.prefix.ids)
 
 
 @dataclass(frozen=True)
@@ -147,6 +155,27 @@ class SegmentMask:
 
 
 @dataclass(frozen=True)
+class RowBlock:
+    """Rows of one width, of any segments, whose attention is one call. `keys` are indices into all prefixes' tokens and
+    then the batch's own; a row has as many as the longest prefix and the width."""
+
+    rows: int
+    queries: Tensor  # [rows * width] position in the batch of each padded slot
+    keys: Tensor  # [rows * keys]
+    bias: Tensor  # [rows, 1, group * width, keys] 0 or -inf
+
+
+@dataclass(frozen=True)
+class RowBlocks:
+    """A batch as blocks of rows. `prefixes`: each prefix once. `scatter`: the slot of each token in the blocks."""
+
+    blocks: list[RowBlock]
+    prefixes: list[CachedPrefix]
+    scatter: Tensor  # [tokens]
+    slots: list[tuple[int, int]]  # each segment's first slot in the blocks, and the number of its slots
+
+
+@dataclass(frozen=True)
 class DeviceBatch:
     """A batch's tensors on one device."""
 
@@ -171,6 +200,14 @@ class PackedBatch:
     tokens: int
     wanted: int
     _on_device: dict[torch.device, DeviceBatch] = field(default_factory=dict)
+    _row_blocks: dict[int, RowBlocks] = field(default_factory=dict)
+
+    def row_blocks(self, group: int) -> RowBlocks:
+        """Return the batch as blocks of rows, on the CPU. `group`: the query heads of a key head."""
+        if group not in self._row_blocks:
+            masks = self.on(torch.device("cpu")).masks
+            self._row_blocks[group] = _row_blocks(self.segments, masks, self.tokens, group)
+        return self._row_blocks[group]
 
     def on(self, device: torch.device) -> DeviceBatch:
         """Return the batch on a device."""
@@ -218,8 +255,10 @@ def _attend(
     kv_heads = key.shape[1]
     group = heads // kv_heads
     q_all = query[0].transpose(0, 1).reshape(tokens, kv_heads, group, size)
-    q_all = q_all * (size**-0.5 if scaling is None else scaling)
     k_all, v_all = key[0].transpose(0, 1), value[0].transpose(0, 1)
+    if _takes_row_blocks(batch, query, window, softcap):
+        return _attend_in_blocks(batch, layer, q_all, k_all, v_all, scaling), None
+    q_all = q_all * (size**-0.5 if scaling is None else scaling)
     on_device = batch.on(query.device)
     outputs = []
     for s, mask in zip(batch.segments, on_device.masks, strict=True):
@@ -265,6 +304,93 @@ def _attend(
 
 
 AttentionInterface.register(ATTENTION, _attend)
+
+
+def _takes_row_blocks(batch: PackedBatch, query: Tensor, window: int | None, softcap: float | None) -> bool:
+    """Return whether one fused call computes rows of all segments: in float32 on a CPU, behind short prefixes.
+
+    Every row holds a copy of its prefix's keys and values, so the keys may be `_MOST_KEYS` times the tokens at most.
+    """
+    if query.device.type != "cpu" or query.dtype != torch.float32 or softcap is not None:
+        return False
+    keys = sum(len(s.lengths) * (s.width + s.prefix_length) for s in batch.segments)
+    if keys > _MOST_KEYS * batch.tokens:
+        return False
+    return all(s.past is None and (window is None or s.last < window) for s in batch.segments)
+
+
+def _attend_in_blocks(
+    batch: PackedBatch, layer: int, q_all: Tensor, k_all: Tensor, v_all: Tensor, scaling: float | None
+) -> Tensor:
+    """Attend like `_attend`, row by row, each behind its own copy of its prefix's keys: a few calls for all segments.
+
+    Shapes: q_all [tokens, kv heads, group, size], k_all and v_all [tokens, kv heads, size].
+    """
+    kv_heads, group, size = q_all.shape[1:]
+    packed = batch.row_blocks(group)
+    if batch.keep:
+        own = torch.cat([block.queries for block in packed.blocks])
+        new_k, new_v = k_all.index_select(0, own), v_all.index_select(0, own)
+        for s, (start, count) in zip(batch.segments, packed.slots, strict=True):
+            k, v = (x[start : start + count].view(-1, s.width, kv_heads, size) for x in (new_k, new_v))
+            s.new_kv.append((k.permute(2, 0, 1, 3), v.permute(2, 0, 1, 3)))
+    prefixes = [[x[:, : len(p.ids)].transpose(0, 1) for x in p.layers[layer]] for p in packed.prefixes]
+    k_all = torch.cat([*(k for k, _ in prefixes), k_all])
+    v_all = torch.cat([*(v for _, v in prefixes), v_all])
+    outputs = []
+    for block in packed.blocks:
+        n = block.rows
+        q = q_all.index_select(0, block.queries).view(n, -1, kv_heads, group, size)
+        q = q.permute(0, 2, 3, 1, 4).reshape(n, kv_heads, -1, size)
+        k = k_all.index_select(0, block.keys).view(n, -1, kv_heads, size).transpose(1, 2)
+        v = v_all.index_select(0, block.keys).view(n, -1, kv_heads, size).transpose(1, 2)
+        out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=block.bias, scale=scaling)
+        out = out.view(n, kv_heads, group, -1, size).permute(0, 3, 1, 2, 4)
+        outputs.append(out.reshape(-1, kv_heads * group, size))
+    merged = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return merged.index_select(0, packed.scatter)[None]
+
+
+def _row_blocks(segments: Sequence[SegmentShape], masks: Sequence[SegmentMask], tokens: int, group: int) -> RowBlocks:
+    """Sort the rows of segments into blocks of one width."""
+    prefixes: dict[tuple[int, int], tuple[CachedPrefix, int]] = {}
+    total = 0
+    for s in segments:
+        key = (id(s.prefix and s.prefix.layers), s.prefix_length)
+        if s.prefix is not None and key not in prefixes:
+            prefixes[key] = (s.prefix, total)
+            total += len(s.prefix.ids)
+    widths = sorted({s.width for s in segments})
+    blocks, slots, start = [], [(0, 0)] * len(segments), 0
+    for width in widths:
+        members = [n for n, s in enumerate(segments) if s.width == width]
+        longest = max(segments[n].prefix_length for n in members)
+        places = torch.arange(longest)
+        queries, keys, hidden_parts = [], [], []
+        for n in members:
+            s, count = segments[n], len(segments[n].lengths)
+            gather = masks[n].gather[: count * width]
+            length = s.prefix_length
+            first = 0 if s.prefix is None else prefixes[id(s.prefix.layers), length][1]
+            shared = (first + places.clamp(max=max(length - 1, 0))).expand(count, -1)
+            queries.append(gather)
+            keys.append(torch.cat([shared, total + gather.view(count, width)], 1))
+            closed = (places >= length).expand(count, width, -1)
+            hidden_parts.append(torch.cat([closed, masks[n].hidden[:count]], 2))
+            slots[n] = (start, count * width)
+            start += count * width
+        hidden = torch.cat(hidden_parts)
+        bias = torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
+        bias = bias[:, None].repeat(1, 1, group, 1)
+        blocks.append(RowBlock(len(hidden), torch.cat(queries), torch.cat(keys).view(-1), bias))
+    scatter = torch.zeros(tokens, dtype=torch.int64)
+    at = 0
+    for s, (first_slot, _) in zip(segments, slots, strict=True):
+        for row, length in enumerate(s.lengths):
+            begin = first_slot + row * s.width
+            scatter[at : at + length] = torch.arange(begin, begin + length)
+            at += length
+    return RowBlocks(blocks, [prefix for prefix, _ in prefixes.values()], scatter, slots)
 
 
 class UnsupportedModel(Exception):
@@ -317,7 +443,8 @@ def pack_segments(segments: Sequence[Segment], keep: bool) -> PackedBatch:
         indices += [gather.ravel(), query.ravel(), keys.ravel()]
         hidden_masks.append(hidden.ravel())
         slots += rows * width
-        shapes.append(SegmentShape(s.prefix, s.past, rows, width, past + width, int(query.max())))
+        sizes = [len(b.ids) for b in s.branches]
+        shapes.append(SegmentShape(s.prefix, s.past, sizes, rows, width, past + width, int(query.max())))
     padding = np.zeros(round_up(len(ids), 64) - len(ids), dtype=np.int64)
     head = [np.asarray(ids), padding, *positions, padding, *scatter, padding, np.asarray(wanted, dtype=np.int64)]
     return PackedBatch(

@@ -272,17 +272,26 @@ _SPARE = 1 << 30
 
 @contextlib.contextmanager
 def _read_errors(where: str) -> Iterator[None]:
-    damaged = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, _zstd().ZstdError, struct.error)
+    damaged = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, struct.error)
     odd = (NotImplementedError, ValueError, OverflowError)  # the size that a damaged zip claims
     try:
         yield
     except InputError:
         raise
-    except (OSError, *damaged, *odd, RuntimeError) as error:
+    except Exception as error:
+        if not isinstance(error, (OSError, *damaged, *_zstd_errors(), *odd, RuntimeError)):
+            raise
         if type(error) is RuntimeError and not re.search("password|encrypted", str(error)):
             raise
         why = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
         raise InputError(f"{where}: cannot be read ({why[:200] or type(error).__name__}).") from error
+
+
+def _zstd_errors() -> tuple[type[Exception], ...]:
+    """The error of damaged zstd data; empty while nothing was unpacked, as the module takes a fifth of a second to
+    load."""
+    module = sys.modules.get("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+    return () if module is None else (module.ZstdError,)
 
 
 def _zstd() -> Any:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from foreknow.errors import ModelError
@@ -67,12 +67,14 @@ NO_GAIN: Final = Gain(math.nan, math.nan)
 class Fluency:
     """The gain of each language's sentences over their shuffled tokens.
 
-    `languages`: those that the tokenizer covers; `not_covered`: the others. `not_checked`: why nothing was measured,
+    `languages`: those that the tokenizer covers; `not_covered`: the others. `not_measured`: languages left out because
+    one before them showed the model to be fluent. `not_checked`: why nothing was measured,
     else None. `warning`: a warning for the user, None if there is none.
     """
 
     languages: Mapping[str, Gain]
     not_covered: tuple[str, ...] = ()
+    not_measured: tuple[str, ...] = ()
     not_checked: str | None = None
 
     @property
@@ -116,6 +118,7 @@ class Fluency:
             "least_share": LEAST,
             "languages": {name: gain.summary for name, gain in self.languages.items()},
             "not_covered": list(self.not_covered),
+            "not_measured": list(self.not_measured),
             "warning": self.warning,
         }
 
@@ -130,9 +133,10 @@ class Sentence(NamedTuple):
 def check_fluency(loaded: Loaded, log: Callable[[str], None]) -> Fluency:
     """Measure a model's fluency and print a warning if there is one; the model is not changed.
 
-    Raises ModelError where in every language the tokenizer gives ids that the model has no embedding of.
+    The model is asked in further languages only if it is not fluent in the first. Raises ModelError where in every
+    language the tokenizer gives ids that the model has no embedding of.
     """
-    fluency = fluency_of(loaded.model, loaded.tokenizer, loaded.name)
+    fluency = fluency_of(loaded.model, loaded.tokenizer, loaded.name, every_language=False)
     print_fluency(fluency, log)
     return fluency
 
@@ -146,11 +150,17 @@ def print_fluency(fluency: Fluency, log: Callable[[str], None]) -> None:
 
 
 def fluency_of(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "MODEL", seed: int = 0
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str = "MODEL",
+    seed: int = 0,
+    *,
+    every_language: bool = True,
 ) -> Fluency:
     """Return the gains of `SENTENCES` in every language that the tokenizer covers, by a few small forward passes.
 
-    `seed` decides the shuffles; other seeds show how much a gain depends on it.
+    `seed` decides the shuffles; other seeds show how much a gain depends on it. Without `every_language`, only the
+    first language is measured if that is enough: a model is fluent if it is in one language.
 
     Raises ModelError where in every language the tokenizer gives ids that the model has no embedding of.
     """
@@ -166,8 +176,18 @@ def fluency_of(
             "files into its folder"
         )
     inside = {language: texts for language, texts in covered.items() if _highest_id(texts) < size}
+
+    def measure(languages: Mapping[str, Sequence[Sequence[int]]]) -> Fluency:
+        return measure_fluency(tokenizer, languages, lambda sequences: mean_logprobs(model, sequences), room, seed)
+
     try:
-        return measure_fluency(tokenizer, inside, lambda sequences: mean_logprobs(model, sequences), room, seed)
+        if not every_language and inside:
+            first = next(iter(inside))
+            fluency = measure({first: inside[first]})
+            if fluency.warning is None:
+                outside = tuple(language for language in SENTENCES if language not in inside)
+                return replace(fluency, not_covered=outside, not_measured=tuple(inside)[1:])
+        return measure(inside)
     except Exception as error:
         # a model's code can raise anything: an audit continues, and reports its own errors
         return Fluency({}, not_checked=format_load_error(error))
@@ -263,5 +283,5 @@ def mean_logprobs(model: PreTrainedModel, sequences: Sequence[Sentence]) -> list
                     for chunk, chunk_targets in zip(states.split(_AT_ONCE), targets.split(_AT_ONCE), strict=True)
                 ]
                 if scored:
-                    means[i] = float(torch.cat(scored).double().mean())
+                    means[i] = float(torch.cat(scored).cpu().double().mean())
     return means

@@ -333,7 +333,8 @@ def _choose_device(setting: str) -> tuple[str, str]:
         return setting, f"device {setting}: asked for"
     if torch.cuda.is_available():
         return "cuda", "device cuda: a GPU is there"
-    return "cpu", "device cpu: no CUDA GPU was found"
+    other = "; --device mps takes Apple's, which is not tried yet" if torch.backends.mps.is_available() else ""
+    return "cpu", f"device cpu: no CUDA GPU was found{other}"
 
 
 def _choose_dtype(setting: str, device: str) -> tuple[str, str]:
@@ -352,6 +353,8 @@ def _choose_dtype(setting: str, device: str) -> tuple[str, str]:
         if torch.cuda.is_bf16_supported():
             return "bfloat16", "dtype bfloat16: the GPU computes in it"
         return "float16", "dtype float16: the GPU has no bfloat16"
+    if device != "cpu":
+        return "float32", f"dtype float32: no other was tried on {device}"
     if has_bfloat16_instructions():
         return "bfloat16", "dtype bfloat16: the processor has instructions for it"
     return "float32", "dtype float32: the processor has no instructions for bfloat16"
@@ -385,4 +388,11 @@ def vocabulary_of(loaded: Loaded) -> Vocabulary:
     texts = tokenizer.batch_decode([[i] for i in range(known)], clean_up_tokenization_spaces=False)
     newline = {i for i, text in enumerate(texts) if "\n" in text}
     blank = {i for i in newline if not texts[i].strip()}
-    return Vocabulary(decode, frozenset(stops | blank), frozenset(newline - blank - stops))
+    pieces = texts if _joins_bytes(tokenizer) else None
+    return Vocabulary(decode, frozenset(stops | blank), frozenset(newline - blank - stops), pieces)
+
+
+def _joins_bytes(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the tokenizer decodes ids by joining the bytes that each of them stands for, and does no more."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return type(getattr(backend, "decoder", None)).__name__ == "ByteLevel"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,9 +51,13 @@ class GroupExemplars:
 
         Reserve exemplars of the row's own fact, or already in the set, are skipped.
         """
-        sets_for_row = []
+        own = self._sets_with(question, subject, record)
+        sets_for_row: list[tuple[tuple[Exemplar, ...], list[Substitution]]] = []
         for number, exemplars in enumerate(self.sets):
-            filled, swapped = list(exemplars), []
+            if number not in own:
+                sets_for_row.append((exemplars, []))
+                continue
+            filled, swapped = list(exemplars), list[Substitution]()
             for slot, exemplar in enumerate(exemplars):
                 if not same_fact(exemplar, question, subject, record):
                     continue
@@ -65,6 +70,30 @@ class GroupExemplars:
                     swapped.append(Substitution(slot, filled[slot]))
             sets_for_row.append((tuple(filled), swapped))
         return sets_for_row
+
+    def _sets_with(self, question: str, subject: str | None, record: int | None) -> set[int]:
+        """Return the numbers of the sets with an exemplar of this fact, as `same_fact` decides."""
+        of_question, of_subject, of_record = self._sets_by_fact
+        numbers = set(of_question.get(_fold(question), ()))
+        if subject:
+            numbers.update(of_subject.get(_fold(subject), ()))
+        if record is not None:
+            numbers.update(of_record.get(record, ()))
+        return numbers
+
+    @cached_property
+    def _sets_by_fact(self) -> tuple[dict[str, set[int]], dict[str, set[int]], dict[int, set[int]]]:
+        of_question: dict[str, set[int]] = {}
+        of_subject: dict[str, set[int]] = {}
+        of_record: dict[int, set[int]] = {}
+        for number, exemplars in enumerate(self.sets):
+            for exemplar in exemplars:
+                of_question.setdefault(_fold(exemplar.question), set()).add(number)
+                if exemplar.subject:
+                    of_subject.setdefault(_fold(exemplar.subject), set()).add(number)
+                if exemplar.record is not None:
+                    of_record.setdefault(exemplar.record, set()).add(number)
+        return of_question, of_subject, of_record
 
 
 @dataclass(frozen=True)
@@ -97,6 +126,7 @@ def same_fact(exemplar: Exemplar, question: str, subject: str | None, record: in
     return bool(subject and exemplar.subject and _fold(subject) == _fold(exemplar.subject))
 
 
+@lru_cache(maxsize=4096)
 def _fold(text: str) -> str:
     """Return a form that is equal for texts that differ only in case, or in how Unicode spells their accents."""
     return canonical(canonical(text).casefold())

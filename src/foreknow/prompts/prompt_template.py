@@ -207,7 +207,11 @@ class Prompter:
                 assert isinstance(bos, int)
                 encoded_texts.append(Encoded([bos, *ids[begin:end]], [(0, 0), *places[begin:end]] if places else []))
                 continue
-            for extra in reversed(at if self.bos == "no" else at[1:]):
+            extras = at if self.bos == "no" else at[1:]
+            if not extras and len(indices) == len(ids):
+                encoded_texts.append(Encoded(ids, places))
+                continue
+            for extra in reversed(extras):
                 del indices[extra]
             encoded_texts.append(Encoded([ids[n] for n in indices], [places[n] for n in indices] if places else []))
         return encoded_texts
@@ -224,8 +228,11 @@ class Prompter:
 
     def answer_ids(self, prompt_text: str, prompt_ids: Sequence[int], answer: str) -> tuple[int, ...]:
         """Return one tokenization of `answer` after a prompt. The search starts from it, and finds others."""
-        ids = self.ids([prompt_text + self.gap + answer])[0]
-        if ids[: len(prompt_ids)] == list(prompt_ids) and len(ids) > len(prompt_ids):
+        return self.answer_path(prompt_ids, self.ids([prompt_text + self.gap + answer])[0], answer)
+
+    def answer_path(self, prompt_ids: Sequence[int], ids: Sequence[int], answer: str) -> tuple[int, ...]:
+        """Return what `answer_ids` returns. `ids`: those of the prompt, its gap and the answer, encoded as one text."""
+        if tuple(ids[: len(prompt_ids)]) == tuple(prompt_ids) and len(ids) > len(prompt_ids):
             return tuple(ids[len(prompt_ids) :])
         return tuple(self.special.encode([self.gap + answer], around=False)[0].ids)
 
@@ -288,9 +295,7 @@ class Prompter:
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """Return how many leading ids two prompts share."""
-    n = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        n += 1
-    return n
+    length = min(len(a), len(b))
+    if tuple(a[:length]) == tuple(b[:length]):
+        return length
+    return next(n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)

@@ -63,11 +63,14 @@ class SpecialTokens:
         }
         longest_first = sorted(filter(None, self.ids), key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        self._first_characters = sorted({text[0] for text in longest_first})
         self._copies: dict[int, Tokenizer] = {}
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Return the places where a text spells special tokens."""
-        return [match.span() for match in self._pattern.finditer(text)] if self._pattern else []
+        if self._pattern is None or not any(character in text for character in self._first_characters):
+            return []
+        return [match.span() for match in self._pattern.finditer(text)]
 
     def render_prompt(self, render: Callable[[Callable[[str], str]], str]) -> PromptText:
         """Render a prompt. `render` must pass every text of the data through the function that it is given."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from foreknow.data.exact_match import answer_of
 from foreknow.errors import ModelError
@@ -18,12 +18,14 @@ class Vocabulary:
 
     `decode`: token path -> text. `ends`: ids that end the answer and add nothing to it (end-of-sequence ids, and
     blanks that contain a newline). `breaks`: other ids whose text contains a newline; the text before the newline
-    still belongs to the answer. Raises ModelError where no token ends an answer.
+    still belongs to the answer. `pieces`: the text of each token id, where the text of a path is its tokens' texts one
+    after the other (byte-level tokenizers); None where it is not. Raises ModelError where no token ends an answer.
     """
 
     decode: Callable[[TokenPath], str]
     ends: frozenset[int]
     breaks: frozenset[int]
+    pieces: Sequence[str] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.ends and not self.breaks:
@@ -39,6 +41,17 @@ class Vocabulary:
     def ended(self, path: TokenPath) -> bool:
         """Return whether a path's answer is over."""
         return bool(path) and self.is_end(path[-1])
+
+    def decode_next(self, text: str, path: TokenPath, token: int) -> str:
+        """Return the text of `path` and `token` after it. `text`: that of `path`.
+
+        A text with U+FFFD may hold part of a character, which the next token may complete: it is decoded as a whole.
+        """
+        if self.pieces is not None and token < len(self.pieces):
+            piece = self.pieces[token]
+            if "\ufffd" not in piece and "\ufffd" not in text:
+                return text + piece
+        return self.decode((*path, token))
 
     def said(self, path: TokenPath) -> str:
         """Return the answer text of a path; an unfinished answer ends with an ellipsis."""

@@ -21,6 +21,9 @@ from foreknow.report.long_answers import LongAnswers, long_answers
 from foreknow.report.long_answers_text import FEW_SHORT, LongMix, long_verdict, steps
 from foreknow.report.row_data import row_json
 from foreknow.report.short_facts import ShortFacts, short_facts
+from foreknow.report.span_data import drawn_rows, text_json
+from foreknow.report.spans import TYPE_NAMES, labelled_spans
+from foreknow.report.spans_text import span_steps, span_verdict
 from foreknow.stats import Interval
 
 SAMPLE_ROWS = 20_000
@@ -38,6 +41,7 @@ def render_audit(
     *,
     chance: Mapping[str, Any] | None = None,
     forecast: Mapping[str, Any] | None = None,
+    spans: pl.DataFrame | None = None,
     paths: Mapping[str, str | None] | None = None,
     show_rows: bool = True,
 ) -> str:
@@ -45,8 +49,9 @@ def render_audit(
 
     `rows`: one line per row. `probes`: one line per row and exemplar set. `summary`: the content of `summary.json`.
     `facts`: the short facts that the rows contain (`Audit.facts`). `chance`: the shares that guessing would reach
-    (`chance.json`). `forecast`: the predicted effect of training on a mix (`forecast.json`). `paths`: what the
-    words in capitals stand for in the commands, where that is known.
+    (`chance.json`). `forecast`: the predicted effect of training on a mix (`forecast.json`). `spans`: the labelled
+    spans inside long answers (`AuditResult.spans`). `paths`: what the words in capitals stand for in the commands,
+    where that is known.
     """
     frame = audit_tables.complete(rows)
     own = probes.filter(pl.col("row").is_in(frame["row"].implode()))  # without the probes of short facts
@@ -55,11 +60,14 @@ def render_audit(
     data = dict(summary.get("data") or {})
     protocol = dict(summary.get("protocol") or {})
     notes = protocol.pop("notes", [])
+    span_protocol = dict((summary.get("spans") or {}).get("protocol") or {})
     groups = frame["group"].unique().sort().to_list()
     relations = audit_tables.relation_lines(frame, dict(summary.get("majority_floor") or {}), groups, seed)
     long, fact_summary, flagged = long_answers(frame), short_facts(frame, facts), row_flags.flag_lines(frame)
     mix = _mix(frame, relations, display(model.get("name") or "the model"), suffix_of(data.get("name")), seed)
     mostly_long = long is not None and long.rows > mix.labelled
+    span_summary = labelled_spans(frame, spans, long.rows if long else 0) if mostly_long else None
+    span_rows = drawn_rows(frame, spans, span_summary, seed) if span_summary and spans is not None else frame.head(0)
     long_mix = _long_mix(mix, long, fact_summary, int(protocol.get("max_answer_tokens") or 32), flagged)
     # if a file of long answers has only a few short ones, the page counts them and does not analyse them
     analysed = mix.labelled >= FEW_SHORT or (mix.labelled > 0 and not mostly_long)
@@ -69,20 +77,42 @@ def render_audit(
     largest = sorted(relations, key=lambda line: (-line.rows, line.name))[:RELATIONS_SHOWN]
     return page.render(
         "audit.html.j2",
-        "table.js",
+        *("table.js", *(["spans.js"] if span_summary else [])),
         model=model,
         warning=page.warning_of(model),
         data=data,
         protocol=protocol,
-        facts={"model": page.model_facts(model), "data": page.facts(data), "protocol": page.facts(protocol)},
+        facts={
+            "model": page.model_facts(model),
+            "data": page.facts(data),
+            "protocol": page.facts(protocol),
+            "spans": page.facts(span_protocol),
+        },
         cost=_cost(probes["row"].n_unique(), summary, protocol, sets),
         version=summary.get("version"),
         notes=notes,
         mix=mix,
         mostly_long=mostly_long,
         analysed=analysed,
-        verdict=long_verdict(long_mix) if mostly_long else words.verdict(mix),
-        options=words.with_paths(steps(long_mix) if mostly_long else words.options(mix), paths or {}),
+        verdict=span_verdict(span_summary, mix.model)
+        if span_summary
+        else long_verdict(long_mix)
+        if mostly_long
+        else words.verdict(mix),
+        options=words.with_paths(
+            span_steps(span_summary, long_mix)
+            if span_summary
+            else steps(long_mix)
+            if mostly_long
+            else words.options(mix),
+            paths or {},
+        ),
+        spans=span_summary,
+        type_names=TYPE_NAMES,
+        texts_embedded=span_rows.height,
+        text_data=Markup(text_json(span_rows, spans, groups))
+        if show_rows and spans is not None and span_summary
+        else "",
         purposes=words.purposes(mix),
         titles=words.TITLES,
         least=words.MIN_LABELLED,

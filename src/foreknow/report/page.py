@@ -48,12 +48,13 @@ Fact = tuple[str, str, bool]
 """A label, its value, and whether the value has several lines."""
 
 
-def render(template: str, script: str = "", *, warning: str | None, **variables: Any) -> str:
+def render(template: str, *scripts: str, warning: str | None, **variables: Any) -> str:
     """Render a page from its template, which extends the shell, with these variables.
 
-    `script`: the asset that may run in the page, if any. `warning`: a text that the page shows first, if any.
+    `scripts`: the assets that may run in the page; they stand in one script element. `warning`: a text that the page
+    shows first, if any.
     """
-    style, code = asset("style.css"), asset(script) if script else ""
+    style, code = asset("style.css"), "\n".join(map(asset, scripts))
     page_template = _environment().get_template(template)
     shell = {"csp": _policy(style, code), "style": Markup(style), "script": Markup(code), "warning": warning}
     shell["today"] = date_of_writing()

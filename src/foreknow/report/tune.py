@@ -21,6 +21,7 @@ from foreknow.report.audit_text import with_paths
 from foreknow.report.charts import INK, SOFT
 from foreknow.report.format import duration, exact, file_name, number, shown_path, source, suffix_of
 from foreknow.report.row_flags import fault_lines
+from foreknow.report.tune_canaries import canary_report
 from foreknow.report.tune_charts import COLOURS, DASHES, Curve, Mark, epochs_chart, losses_chart
 from foreknow.report.tune_examples import examples
 from foreknow.report.tune_tables import (
@@ -63,6 +64,11 @@ _SETTINGS = {
     "lora_rank": "LoRA rank",
     "lora_alpha": "LoRA alpha",
     "lora_targets": "LoRA targets",
+    "trainable": "weights trained",
+    "replay": "share of known rows in a batch",
+    "kl": "weight of the divergence from the base model",
+    "known_late": "HighlyKnown rows in the last share of steps",
+    "average": "points between the weights before and after",
     "patience": "patience (epochs)",
     "metric": "metric that chose the epoch",
     "eval_steps": "also measured after steps",
@@ -70,7 +76,21 @@ _SETTINGS = {
     "match": "answer matching",
     "seed": "seed",
 }
-_COMPARED = ("method", "learning_rate", "batch_size", "dropout", "weight_decay", "warmup", "metric", "match", "seed")
+_COMPARED = (
+    "method",
+    "trainable",
+    "replay",
+    "kl",
+    "known_late",
+    "learning_rate",
+    "batch_size",
+    "dropout",
+    "weight_decay",
+    "warmup",
+    "metric",
+    "match",
+    "seed",
+)
 """The settings in which a control must agree with the run; with LoRA, those of `_LORA` too."""
 _LORA = ("lora_rank", "lora_alpha", "lora_targets")
 SETS_CHARTED = 4
@@ -128,6 +148,7 @@ def render_tune(tuned: TrainResult, control: TrainResult | None = None, *, show_
         p=p_value,
         groups_shown=GROUPS_SHOWN,
         facts=_facts(run),
+        canaries=canary_report(run, tuned.folder, show_rows=show_rows),
     )
 
 

@@ -16,7 +16,7 @@ import polars as pl
 
 from foreknow.categories import CATEGORIES, HIGHLY_KNOWN, KNOWN, MAYBE_KNOWN, UNKNOWN
 from foreknow.stages.train import curves, selection
-from foreknow.stages.train.curves import TRAIN, Line
+from foreknow.stages.train.curves import CANARIES, TRAIN, Line
 from foreknow.stats import Interval, mcnemar, wilson
 
 CHANCE = 0.05
@@ -101,7 +101,8 @@ class TrainRunView:
     @property
     def ever_right(self) -> bool:
         """Whether a row of any set is right, or fitted, at any evaluation."""
-        return any(of["correct"] for line in self.lines for of in line["counts"].values())
+        counts = (of for line in self.lines for name, of in line["counts"].items() if name != CANARIES)
+        return any(of["correct"] for of in counts)
 
     @property
     def ends(self) -> list[Line]:
@@ -129,7 +130,7 @@ class TrainRunView:
     @property
     def sets(self) -> tuple[str, ...]:
         """The test sets in their order in the settings, then dev."""
-        names = list(self.lines[-1]["em"]) if self.lines else []
+        names = [name for name in self.lines[-1]["em"] if name != CANARIES] if self.lines else []
         return (*(name for name in names if name != "dev"), *(name for name in names if name == "dev"))
 
     @property

@@ -20,10 +20,13 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import polars as pl
 
+from foreknow.data.builtin import fact_tables
 from foreknow.data.builtin.fact_tables import SourceFact, every_fact, fold, plain
+from foreknow.data.builtin.facts_cache import cached_frame
 from foreknow.data.dataset import Dataset, read_dataset
 from foreknow.data.layouts.relation_templates import question
 from foreknow.data.schema import ROWS, has_word
@@ -134,9 +137,15 @@ def compile_facts() -> pl.DataFrame:
     return pl.DataFrame(rows, schema={**{name: ROWS[name] for name in names}, "source": pl.String()})
 
 
+def load_facts() -> pl.DataFrame:
+    """Return `compile_facts()`, from the user's cache if it was compiled before."""
+    packages = {name for relation in RELATIONS for name in relation.package.split(", ")}
+    return cached_frame(compile_facts, packages, [Path(file) for file in (__file__, fact_tables.__file__)])
+
+
 def read_default(limit: int | None = None, seed: int = 0) -> Dataset:
     """The default facts as if read from a JSONL file; `limit` and `seed` as in `read_dataset`."""
-    facts = compile_facts()
+    facts = load_facts()
     content = "".join(object_text(fact) + "\n" for fact in facts.iter_rows(named=True))
     source = replace(source_of_bytes("default-facts.jsonl", content.encode()), name="default facts")
     packages = ", ".join(dict.fromkeys(", ".join(r.package for r in RELATIONS).split(", ")))

@@ -120,9 +120,9 @@ def write_popqa(source: str, out: Path) -> ExportResult:
 
 def write_facts(out: Path) -> ExportResult:
     """Write the packaged facts in their splits: train, dev, test. Raises MissingExtra without foreknow[facts]."""
-    from foreknow.data.builtin.default_facts import RELATIONS, compile_facts, licences  # keeps rapidfuzz out
+    from foreknow.data.builtin.default_facts import RELATIONS, licences, load_facts  # keeps rapidfuzz out
 
-    facts = compile_facts().with_columns(answer=pl.col("answers").list.first())
+    facts = load_facts().with_columns(answer=pl.col("answers").list.first())
     order = ("question", "answer", "answers", "subject", "relation", "split", "popularity", "source")
     facts = facts.select(*order)
     sets = {name: facts.filter(pl.col("split") == name) for name in ("train", "dev", "test")}

@@ -83,11 +83,12 @@ def with_answers(
 
 
 def without_last_facts(layout: Layout, record: Record) -> Record:
-    """The record without the facts of its last answer, for a record whose last answer is cut off or masked."""
-    column = layout.columns.get("facts")
-    if column is None or are_by_turn(decode_list(field_of(record, column)), labelled_turns(record)):
-        return record
-    return {**record, column: None} if column in record else with_field(record, column, None)
+    """The record without facts and spans of its last answer, for one whose last answer is cut off or masked."""
+    for name in ("facts", "spans"):
+        column = layout.columns.get(name)
+        if column is not None and not are_by_turn(decode_list(field_of(record, column)), labelled_turns(record)):
+            record = {**record, column: None} if column in record else with_field(record, column, None)
+    return record
 
 
 def _with_mask_list(layout: Layout, record: Record, learnable: Collection[int] | None) -> Record:

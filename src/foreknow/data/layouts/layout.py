@@ -53,6 +53,7 @@ USUAL: Mapping[str, tuple[str, ...]] = {
     "split": ("split",),
     "popularity": ("popularity", "s_pop", "pop"),
     "facts": ("facts",),
+    "spans": ("spans",),
     "messages": ("messages", "conversation", "dialog", "dialogue", "chat", "turns", "data"),
     "conversations": ("conversations",),
     "instruction": ("instruction",),
@@ -72,7 +73,7 @@ USUAL: Mapping[str, tuple[str, ...]] = {
     "instances": ("instances",),
     "accepted": (),
 }
-BESIDE = ("subject", "relation", "split", "popularity", "facts")
+BESIDE = ("subject", "relation", "split", "popularity", "facts", "spans")
 """What any layout may have beside its question and answer."""
 GOLDS = ("answer", "answers", "object", "completion")
 """Where answers stand that may be numbers."""

@@ -23,6 +23,7 @@ from foreknow.data.layouts.relation_templates import question as fill
 from foreknow.data.layouts.relation_templates import subject_of
 from foreknow.data.values import encodes, in_order, is_null_word, quantity_of, spellings, text_of
 from foreknow.errors import InputError
+from foreknow.io.json_text import dumps
 from foreknow.io.quoting import quoted
 
 
@@ -31,7 +32,7 @@ class Extracted(NamedTuple):
 
     `turn`: the index of the answer's turn in the record's list of turns; None where the record is no chat.
     `left_out`: why the row cannot serve (`exchanges.LEFT_OUT`); it has no answers then. `thought`: a thought stood
-    before the answer.
+    before the answer. `spans`: the row's own entry for fact spans, as JSON text (`spans_of`).
     """
 
     question: str | None
@@ -45,6 +46,7 @@ class Extracted(NamedTuple):
     turn: int | None = None
     left_out: str | None = None
     thought: bool = False
+    spans: str | None = None
 
 
 TURNS = "labelled_turns"
@@ -97,6 +99,7 @@ def extract(
     split = text_of(value("split")) or layout.split
     places, facts = labelled_turns(record), decode_list(value("facts"))
     by_turn = are_by_turn(facts, places)
+    spans = decode_list(value("spans"))
     rows = []
     exchanges_and_golds = _exchanges_and_golds(layout, value, record, last=turns == "last")
     for number, (exchange, golds) in enumerate(exchanges_and_golds, 1):
@@ -121,6 +124,9 @@ def extract(
         own_facts = facts if number == len(exchanges_and_golds) else None
         if by_turn and places is not None and exchange.turn is not None:
             own_facts = at_turn(facts, places, exchange.turn)
+        own_spans = spans if number == len(exchanges_and_golds) else None
+        if are_by_turn(spans, places) and places is not None and exchange.turn is not None:
+            own_spans = at_turn(spans, places, exchange.turn)
         rows.append(
             Extracted(
                 question,
@@ -134,6 +140,7 @@ def extract(
                 exchange.turn,
                 left_out,
                 exchange.thought or thought,
+                spans_of(own_spans, golds, answers),
             )
         )
     return rows
@@ -156,6 +163,31 @@ def facts_of(value: object) -> list[dict[str, str]] | None:
         and (question := text_of(item.get("question"))) is not None
         and (answer := text_of(item.get("answer"))) is not None
     ]
+
+
+def spans_of(value: object, golds: Sequence[object], answers: Sequence[str]) -> str | None:
+    """The row's entry in a `spans` column as JSON text, its places counted in the answer as we read it.
+
+    `golds`: the answers as the file has them; the first of `answers` may lack blanks or a thought in front. An entry
+    is checked where spans are taken from it (`spans/column.py`).
+    """
+    if value is None or not answers:
+        return None
+    first = golds[0] if golds else None
+    first = first[0] if isinstance(first, list | tuple) and first else first
+    offset = first.find(answers[0]) if isinstance(first, str) else 0
+    entries = value if isinstance(value, list | tuple) else [value]
+    return dumps([_shifted(entry, max(offset, 0)) for entry in entries])
+
+
+def _shifted(entry: object, offset: int) -> object:
+    if isinstance(entry, Mapping):
+        return {
+            key: item - offset if key in ("start", "end") and type(item) is int else item for key, item in entry.items()
+        }
+    if isinstance(entry, list | tuple):
+        return [item - offset if type(item) is int else item for item in entry]
+    return entry
 
 
 def _exchanges_and_golds(

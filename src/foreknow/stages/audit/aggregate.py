@@ -47,17 +47,21 @@ def rows_frame(
 
 
 def split_rows_and_facts(
-    probed: pl.DataFrame, shorts: pl.DataFrame, long: pl.DataFrame
+    probed: pl.DataFrame, shorts: pl.DataFrame, long: pl.DataFrame, span_counts: pl.DataFrame | None = None
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Split the probed rows into the input's rows, with the scores of their long answers and facts, and the short
     facts.
 
-    `shorts`: `short_facts.short_rows`. `long`: `surprisal.LONG`. The frame of facts also has `parent` and `fact`.
+    `shorts`: `short_facts.short_rows`. `long`: `surprisal.LONG`. `span_counts`: `spans.schema.SPAN_COUNTS`, if spans
+    were labelled. The frame of facts also has `parent` and `fact`.
     """
     facts = probed.join(shorts.select("row", "parent", "fact"), on="row").sort("parent", "fact")
     own = probed.join(shorts.select("row"), on="row", how="anti")
     rolled = roll_up_facts(own["row"], facts)
-    return own.join(long, on="row", how="left").join(rolled, on="row", how="left").sort("row"), facts
+    rows = own.join(long, on="row", how="left").join(rolled, on="row", how="left")
+    if span_counts is not None:
+        rows = rows.join(span_counts, on="row", how="left")
+    return rows.sort("row"), facts
 
 
 def greedy_by_group(rows: pl.DataFrame) -> dict[str, dict[str, Any]]:

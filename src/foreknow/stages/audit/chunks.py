@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import polars as pl
 
@@ -18,14 +19,24 @@ from foreknow.inference.malloc import release_memory
 from foreknow.stages.audit.executor import ChunkResult
 
 if TYPE_CHECKING:
+    from foreknow.config import AuditConfig
     from foreknow.inference.engine import PackedEngine
+    from foreknow.inference.span_probe import SpanProber
     from foreknow.models.loading import Loaded
     from foreknow.prompts.prompt_template import Prompter
     from foreknow.stages.audit.executor import NumberedChunks, OpenProber
+    from foreknow.stages.audit.span_plan import SpanPlan
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+class HasBatchTokens(Protocol):
+    """An engine whose batches can be made smaller."""
+
+    batch_tokens: int
+
 
 COST: dict[str, pl.DataType] = {
     "seconds": pl.Float64(),
@@ -75,7 +86,44 @@ def score_long_answers(
         yield number, scorer.score(rows)
 
 
-def with_less_memory(work: Callable[[], T], engine: PackedEngine | None, too_large: str) -> tuple[T, int]:
+@contextmanager
+def open_span_prober(
+    loaded: Loaded, prompter: Prompter, config: AuditConfig, plan: SpanPlan, packed: PackedEngine | None = None
+) -> Iterator[SpanProber]:
+    """Open the prober of fact spans. `packed`: the engine that has the model attached already, if there is one."""
+    from foreknow.inference.engine import Sampling  # keeps torch out
+    from foreknow.inference.span_engine import open_trees  # keeps torch out
+    from foreknow.inference.span_probe import SpanProber, SpanSettings, word_ending_tokens  # keeps torch out
+
+    positions = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    settings = SpanSettings(
+        Sampling(config.temperature, config.top_k),
+        config.samples,
+        config.span_sets,
+        config.span_shots,
+        config.span_alternatives,
+        positions=positions if isinstance(positions, int) and positions > 0 else 2**31,
+    )
+    size = int(loaded.model.get_output_embeddings().weight.shape[0])
+    with open_trees(loaded, prompter, int(config.batch_tokens or 2048), packed) as engine:
+        ends = word_ending_tokens(loaded.tokenizer, size)
+        yield SpanProber(engine, prompter, plan.exemplars, settings, ends)
+
+
+def label_spans(prober: SpanProber, finder: str, chunks: NumberedChunks) -> Iterator[tuple[int, pl.DataFrame]]:
+    """Label the fact spans of (number, rows) in order; yield each number with a frame of `spans.schema.SPANS`."""
+    for number, rows in chunks:
+        frame, _ = with_less_memory(
+            partial(prober.probe, rows, finder),
+            prober.engine,
+            "out of memory while labelling spans of long answers; finished parts are kept. Use a smaller model, or "
+            "--spans none",
+        )
+        yield number, frame
+        release_memory()
+
+
+def with_less_memory(work: Callable[[], T], engine: HasBatchTokens | None, too_large: str) -> tuple[T, int]:
     """Run `work`, halving its engine's batches down to 64 tokens if memory runs out.
 
     Returns the result of `work` and the number of halvings; the batches stay halved. Raises ResourceError with the text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,15 +10,17 @@ from typing import Any
 import polars as pl
 
 from foreknow.config import AuditConfig
-from foreknow.data.schema import GOLD, chunks
+from foreknow.data.schema import chunks
 from foreknow.distributed.ray_cluster import open_cluster
 from foreknow.distributed.ray_resources import WorkerSpec
+from foreknow.errors import ConfigError
 from foreknow.inference.server.model import address_of
 from foreknow.models import loading
 from foreknow.models.resolve import resolve
 from foreknow.progress import duration
+from foreknow.stages.audit.burst import measure_burst, measure_long_answers, span_seconds
 from foreknow.stages.audit.chunks import score_long_answers
-from foreknow.stages.audit.executor import AuditContext, ChunkProber
+from foreknow.stages.audit.executor import AuditContext
 from foreknow.stages.audit.server_executor import connect_server, estimate_at_server, with_server_chat_template
 from foreknow.stages.audit.setup import open_context, read_input, with_batch_sizes, with_chat_template
 
@@ -28,8 +29,6 @@ logger = logging.getLogger(__name__)
 
 BURST_SECONDS = 8.0
 """How long the burst may take beside the first few rows, which are measured in any case."""
-FIRST_ROWS = 2
-"""Rows that are probed twice, with computing their exemplar prefixes and without."""
 
 
 def estimate(config: AuditConfig) -> dict[str, Any]:
@@ -40,6 +39,8 @@ def estimate(config: AuditConfig) -> dict[str, Any]:
     """
     import psutil
 
+    if config.minutes is not None:
+        raise ConfigError("--dry-run: --minutes measures the same burst before it labels; leave out one of them")
     if (address := address_of(config.model)) is not None:
         inputs = read_input(config)
         config = with_server_chat_template(config, inputs, address)
@@ -61,33 +62,20 @@ def estimate(config: AuditConfig) -> dict[str, Any]:
                 "rows": 0,
                 "not_probed": inputs.rows.height + inputs.shorts.height,
                 "long_answers": context.plan.long.height,
+                "spans": _count_spans(context),
                 "prompts": 0,
                 "tokens": 0,
                 "seconds": round(long_seconds, 1),
                 "time": duration(long_seconds),
             }
         plan = chunks(context.plan.rows, int(config.chunk_rows or 128))
-        burst = plan[len(plan) // 2]
-        if config.protocol == "sampled":
-            burst = burst.head(2)
+        middle = plan[len(plan) // 2]
         logger.info("measuring a burst of rows on this machine, for about ten seconds")
-        first = burst.head(FIRST_ROWS)
-        cold_seconds, warm_seconds = (
-            _time_probe(context.probing.prober, first),
-            _time_probe(context.probing.prober, first),
-        )
-        prefix_seconds = max(cold_seconds - warm_seconds, 0.0) / first["group"].n_unique()
-        # rows of other groups compute the prefixes of these too
-        affordable = (BURST_SECONDS - cold_seconds - warm_seconds) / max(
-            warm_seconds / first.height + prefix_seconds, 1e-9
-        )
-        burst = burst.head(max(int(affordable), 0) or FIRST_ROWS)
+        measured = measure_burst(context.probing.prober, middle, BURST_SECONDS, extend=config.protocol == "exact")
+        burst, prefix_seconds = measured.rows, measured.prefix_seconds
         groups = burst["group"].n_unique()
-        if burst.height > first.height:
-            new_groups = groups - first["group"].n_unique()
-            warm_seconds = max(_time_probe(context.probing.prober, burst) - prefix_seconds * new_groups, 1e-9)
         prefixes = prefix_seconds * context.plan.rows["group"].n_unique()
-        seconds = prefixes + warm_seconds / burst.height * context.plan.rows.height
+        seconds = prefixes + measured.row_seconds * context.plan.rows.height
         prepared_rows, prompts = context.probing.prober.prompts(burst)
         own = sum(len(p.own) for some in prompts for p in some)
         own += sum(len(row.tree) for row in prepared_rows) * config.exemplar_sets
@@ -100,6 +88,7 @@ def estimate(config: AuditConfig) -> dict[str, Any]:
         "rows": context.plan.rows.height,
         "not_probed": inputs.rows.height + inputs.shorts.height - context.plan.rows.height,
         "long_answers": context.plan.long.height,
+        "spans": _count_spans(context),
         "prompts": context.plan.rows.height * config.exemplar_sets,
         "tokens": round(own / burst.height * context.plan.rows.height + shared),
         "memory_gib": round(memory, 2),
@@ -118,20 +107,21 @@ def estimate(config: AuditConfig) -> dict[str, Any]:
 
 
 def _long_answer_seconds(config: AuditConfig, context: AuditContext) -> float:
-    """How long scoring the long answers would take, from the row of middle length."""
+    """How long scoring the long answers, and labelling their spans, would take: from the row of middle length."""
+    tokens = int(config.batch_tokens or 2048)
     rows = context.plan.long
-    if rows.is_empty():
-        return 0.0
-    middle = rows.sort(GOLD.str.len_chars()).slice(rows.height // 2, 1)
-    began = time.monotonic()
-    list(score_long_answers(context.loaded, context.probing.prompter, [(0, middle)], int(config.batch_tokens or 2048)))
-    return (time.monotonic() - began) * rows.height
+
+    def score(chosen: pl.DataFrame) -> object:
+        return list(score_long_answers(context.loaded, context.probing.prompter, [(0, chosen)], tokens))
+
+    return measure_long_answers(score, rows) * rows.height + span_seconds(
+        config, context.loaded, context.probing, context.plan
+    )
 
 
-def _time_probe(prober: ChunkProber, rows: pl.DataFrame) -> float:
-    began = time.monotonic()
-    prober.probe(rows)
-    return time.monotonic() - began
+def _count_spans(context: AuditContext) -> int:
+    """Return the number of fact spans that would be labelled."""
+    return 0 if context.plan.spans is None else int(context.plan.long["fact_spans"].list.len().sum())
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from foreknow.models import loading
 from foreknow.models.fluency import Fluency
 from foreknow.prompts import few_shot
 from foreknow.prompts.prompt_template import Prompter, Template
+from foreknow.stages.audit.span_plan import SpanPlan
 
 if TYPE_CHECKING:
     from foreknow.inference.engine import PackedEngine, Prompt
@@ -55,7 +56,8 @@ class PromptPlan(NamedTuple):
     """The prompts of an audit, before a model answers them: rows to probe, rows with long answers, exemplars.
 
     `heads`: the text with which each group's questions begin. `every`: all rows, with flags on those that cannot be
-    asked. `notes`: lines about rows that the chat template refuses. All values are plain, so that they can be sent to
+    asked. `spans`: how the fact spans of `long` are labelled, if they are; its column `fact_spans` holds them then.
+    `notes`: lines about rows that the chat template refuses. All values are plain, so that they can be sent to
     another process.
     """
 
@@ -66,6 +68,7 @@ class PromptPlan(NamedTuple):
     heads: dict[str, str]
     every: pl.DataFrame
     notes: tuple[str, ...] = ()
+    spans: SpanPlan | None = None
 
 
 class OpenProber(NamedTuple):
@@ -112,6 +115,10 @@ class Executor(Protocol):
 
     def score(self, chunks: NumberedChunks) -> Iterable[tuple[int, pl.DataFrame]]:
         """Score numbered rows with long answers (`surprisal.LONG`); yield each part when it is finished."""
+        ...
+
+    def label_spans(self, chunks: NumberedChunks) -> Iterable[tuple[int, pl.DataFrame]]:
+        """Label the fact spans of numbered rows (`spans.schema.SPANS`); yield each part when it is finished."""
         ...
 
     def compare_precision(self, probes: pl.DataFrame) -> dict[str, Any] | None:

@@ -14,9 +14,16 @@ from foreknow.stages.audit.result import AuditResult
 def write_page(audit: AuditResult, *, show_rows: bool = True) -> Path:
     """Write `report.html` of an audit and return its path. `show_rows=False` leaves out every text of a row."""
     path = audit.folder / "report.html"
-    beside = {"chance": audit.chance, "forecast": audit.forecast}
     page = render_audit(
-        audit.rows, audit.probes, audit.summary, audit.facts, **beside, paths=_paths(audit), show_rows=show_rows
+        audit.rows,
+        audit.probes,
+        audit.summary,
+        audit.facts,
+        chance=audit.chance,
+        forecast=audit.forecast,
+        spans=audit.spans,
+        paths=_paths(audit),
+        show_rows=show_rows,
     )
     write_text(path, page)
     return path

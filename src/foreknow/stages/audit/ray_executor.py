@@ -34,7 +34,7 @@ from foreknow.progress import log_to_stderr
 from foreknow.prompts.prompt_template import Prompter
 from foreknow.settings import settings_of
 from foreknow.stages.audit import precision_check
-from foreknow.stages.audit.chunks import COST, probe_chunks, score_long_answers
+from foreknow.stages.audit.chunks import COST, label_spans, open_span_prober, probe_chunks, score_long_answers
 from foreknow.stages.audit.executor import AuditInputs, ChunkResult, NumberedChunks, PromptPlan
 from foreknow.stages.audit.precision_check import sample
 from foreknow.stages.audit.setup import build_prompt_plan, open_prober, print_choices, protocol_of
@@ -43,7 +43,7 @@ from foreknow.version import __version__
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Kind = Literal["probes", "long"]
+Kind = Literal["probes", "long", "spans"]
 BEHIND: Final = 2
 """Chunks that a worker holds at once: the one it computes and the next."""
 
@@ -97,6 +97,12 @@ class RayExecutor:
         for number, (lines,) in self._parts(
             "long", limit_workers(self.worker_spec, len(chunks), "long-answer chunk"), chunks
         ):
+            yield number, lines
+
+    def label_spans(self, chunks: NumberedChunks) -> Iterator[tuple[int, pl.DataFrame]]:
+        """Label the fact spans of numbered rows; yield each part when a worker finishes it."""
+        some = limit_workers(self.worker_spec, len(chunks), "long-answer chunk")
+        for number, (lines,) in self._parts("spans", some, chunks):
             yield number, lines
 
     def compare_precision(self, probes: pl.DataFrame) -> dict[str, Any] | None:
@@ -297,6 +303,12 @@ class Worker:
                 lines for _, lines in score_long_answers(loaded, prompter, [(number, rows)], tokens)
             ]
         self.open = contextlib.ExitStack()
+        if task.kind == "spans":
+            plan = task.plan.spans
+            assert plan is not None
+            prompter = Prompter(loaded.tokenizer, task.plan.template, config.uses_chat_template, config.bos)
+            prober = self.open.enter_context(open_span_prober(loaded, prompter, config, plan))
+            return lambda number, rows: [lines for _, lines in label_spans(prober, plan.finder, [(number, rows)])]
         probing = self.open.enter_context(open_prober(config, loaded, task.plan))
 
         def probe(number: int, rows: pl.DataFrame) -> Sequence[pl.DataFrame]:

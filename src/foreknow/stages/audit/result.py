@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from foreknow.categories import UNKNOWN
+from foreknow.data.spans.schema import is_new
 from foreknow.errors import GateCrossed, InputError, RunFolderError
 from foreknow.io.remote import download
 from foreknow.io.run_dir import not_finished, read_checked, verify
@@ -32,6 +33,24 @@ class AuditResult:
         """One line per short fact that rows brought along, if any did: as `rows`, with `parent` and `fact`."""
         path = self.folder / "facts.parquet"
         return pl.read_parquet(path) if path.is_file() else None
+
+    @cached_property
+    def spans(self) -> pl.DataFrame | None:
+        """One line per labelled span inside long answers (`spans.schema.SPANS`), if the audit labelled any."""
+        path = self.folder / "spans.parquet"
+        return pl.read_parquet(path) if path.is_file() else None
+
+    @property
+    def new_spans(self) -> pl.DataFrame:
+        """The spans that are new to the model, one a line: row, question, text, type, and its places in the answer.
+
+        Raises InputError if the audit has no labels of spans.
+        """
+        if self.spans is None:
+            raise InputError(f"{self.folder}: found no labels of spans inside long answers (spans.parquet)")
+        questions = self.rows.select("row", "question")
+        new = self.spans.filter(is_new()).join(questions, on="row", how="left", maintain_order="left")
+        return new.select("row", "question", "text", "type", "start", "end")
 
     @cached_property
     def chance(self) -> dict[str, Any] | None:

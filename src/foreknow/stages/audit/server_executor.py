@@ -56,7 +56,7 @@ def connect_server(
 class ServerExecutor:
     """Has a server do an audit's work, one chunk after the other.
 
-    Rows with long answers get no score, because a server returns too little to compute one.
+    Rows with long answers get no score and no labelled spans, because a server returns too little to compute them.
     """
 
     model: dict[str, Any]
@@ -73,6 +73,10 @@ class ServerExecutor:
 
     def score(self, _: NumberedChunks) -> Iterable[tuple[int, pl.DataFrame]]:
         """Score nothing."""
+        return ()
+
+    def label_spans(self, _: NumberedChunks) -> Iterable[tuple[int, pl.DataFrame]]:
+        """Label nothing."""
         return ()
 
     def compare_precision(self, _: pl.DataFrame) -> dict[str, Any] | None:
@@ -94,11 +98,12 @@ def open_server_executor(config: AuditConfig, inputs: AuditInputs, server: Serve
     print_fluency(fluency, logger.info)
     if plan.long.height:
         logger.info(
-            f"{plan.long.height:,} rows have long answers; a server cannot score them, they are left without a score"
+            f"{plan.long.height:,} rows have long answers; a server returns too few probabilities to score them or to "
+            "label their spans: they are left without both"
         )
     return ServerExecutor(
         {"name": server.address.name, "fingerprint": server.fingerprint, "folder": None, "note": NOTE},
-        plan._replace(long=plan.long.clear()),
+        plan._replace(long=plan.long.clear(), spans=None),
         {**audit_setup.protocol_of(config, plan, prompter, "server", "unknown"), "server": reasons},
         probing,
         fluency,

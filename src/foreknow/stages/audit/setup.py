@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import polars as pl
 
@@ -21,7 +21,7 @@ from foreknow.data.validation import check
 from foreknow.errors import ConfigError
 from foreknow.inference.vllm_engine import vllm_answers
 from foreknow.models import loading, memory_plan
-from foreknow.models.fluency import check_fluency
+from foreknow.models.fluency import Fluency, check_fluency
 from foreknow.prompts import few_shot
 from foreknow.prompts.chat_templates import choose_template
 from foreknow.prompts.prompt_template import PAPER, Prompter, read_template
@@ -36,6 +36,7 @@ from foreknow.stages.audit.filters import (
     flag_unspellable,
 )
 from foreknow.stages.audit.short_facts import short_rows
+from foreknow.stages.audit.span_plan import check_finder, plan_spans
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,6 +60,7 @@ def read_input(config: AuditConfig) -> AuditInputs:
         else None
     )
     audited = dataset_with_flags.rows.filter(pl.col("row").is_in(dataset_with_flags.audited.implode()))
+    check_finder(config.spans, audited, dataset_with_flags.name)
     licences = default_facts.licences() if is_packaged(config.data) else None
     return AuditInputs(
         dataset_with_flags, audited, short_rows(audited, dataset_with_flags.total), pool, template, licences
@@ -68,6 +70,7 @@ def read_input(config: AuditConfig) -> AuditInputs:
 _NO_IDENTITY: Final = {
     *("data", "out", "model", "base", "exemplars", "templates", "prompt_template", "config"),
     *(
+        "minutes",
         "max_unknown",
         "chance",
         "dry_run",
@@ -100,6 +103,7 @@ def identity_of(
         "dtype": dtype,
         "device": device.partition(":")[0],
         **{k: v for k, v in config.resolved().items() if k not in _NO_IDENTITY},
+        **({} if config.minutes is None else {"minutes": config.minutes}),
     }
 
 
@@ -144,13 +148,33 @@ LARGEST_PROMPT: Final = 2**17
 """Largest number of tokens in a prompt if the model's config does not give one."""
 
 
-@contextmanager
-def open_context(config: AuditConfig, inputs: AuditInputs) -> Iterator[AuditContext]:
-    """Load the model, draw the exemplars, choose the engine, and print the reasons for each choice."""
+class CheckedModel(NamedTuple):
+    """A loaded model, and how fluent its text is."""
+
+    loaded: loading.Loaded
+    fluency: Fluency
+
+
+def load_checked_model(config: AuditConfig) -> CheckedModel:
+    """Load the model of the settings and check that it is fluent."""
     loaded = loading.load_from_settings(config)
-    fluency = check_fluency(loaded, logger.info)
+    return CheckedModel(loaded, check_fluency(loaded, logger.info))
+
+
+def positions_of(loaded: loading.Loaded) -> int | None:
+    """Return the number of tokens that a model can take in, if its config tells it."""
     positions = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    plan = build_prompt_plan(config, inputs, loaded.tokenizer, positions)
+    return positions if isinstance(positions, int) else None
+
+
+@contextmanager
+def open_context(config: AuditConfig, inputs: AuditInputs, model: CheckedModel | None = None) -> Iterator[AuditContext]:
+    """Load the model, draw the exemplars, choose the engine, and print the reasons for each choice.
+
+    `model`: the model of the settings if this process has loaded it already.
+    """
+    loaded, fluency = model or load_checked_model(config)
+    plan = build_prompt_plan(config, inputs, loaded.tokenizer, positions_of(loaded))
     with open_prober(config, loaded, plan) as probing:
         print_choices(inputs, plan, probing.prompter, loaded.reasons)
         protocol = protocol_of(config, plan, probing.prompter, loaded.device, loaded.dtype)
@@ -232,7 +256,11 @@ def build_prompt_plan(
     usable = usable.filter(pl.col("row").is_in(fits))
     long_rows = audited.filter(USABLE & long & ~unaskable)
     notes = (*notes, *without_exemplars.notes, *with_exemplars.notes)
-    return PromptPlan(inputs.template, exemplars, usable, long_rows, common_heads(usable), every, notes)
+    spans = plan_spans(config, long_rows, every, pool, prompter, positions or LARGEST_PROMPT, inputs.facts.name)
+    if spans is not None:
+        long_rows, notes = spans.long, (*notes, *spans.notes)
+    heads, span_plan = common_heads(usable), None if spans is None else spans.plan
+    return PromptPlan(inputs.template, exemplars, usable, long_rows, heads, every, notes, span_plan)
 
 
 def search_settings(config: AuditConfig) -> ProbeSettings:

@@ -47,6 +47,7 @@ def short_rows(rows: pl.DataFrame, first: int) -> pl.DataFrame:
         flags=pl.lit([], dtype=ROWS["flags"]),
         context=pl.lit(None, dtype=ROWS["context"]),
         facts=pl.lit(None, dtype=ROWS["facts"]),
+        spans=pl.lit(None, dtype=pl.String),
     )
     return numbered.select(*(pl.col(name).cast(kind) for name, kind in ROWS.items()), "parent", "fact")
 

@@ -17,6 +17,8 @@ from foreknow.io.run_dir import with_checksum, write_json, write_whole
 from foreknow.settings import read_yaml
 from foreknow.stages.audit.result import AuditResult, open_audit
 from foreknow.stages.mix.sampling import Mix, draw_mix, manifest_path, read_manifest, sha256_of
+from foreknow.stages.mix.span_edits import LOSS_EXCLUDE, check_places
+from foreknow.stages.mix.span_mix import draw_span_mix
 from foreknow.version import __version__
 
 
@@ -38,8 +40,18 @@ def write_mix(config: MixConfig) -> MixFiles:
     audit = open_audit(config.audit)
     manifest = json.loads((audit.folder / "manifest.json").read_text(encoding="utf-8"))
     variant = read_manifest(config.known_of) if config.known_of else None
-    mix = draw_mix(audit.rows, config, manifest, variant)
+    if config.uses_spans:
+        if audit.spans is not None:
+            check_places(dict(audit.rows.select("row", "answer").drop_nulls().iter_rows()), audit.spans, config.audit)
+        mix = draw_span_mix(audit.rows, audit.spans, config, manifest)
+    else:
+        mix = draw_mix(audit.rows, config, manifest, variant)
     annotated, turns = _annotated(audit)
+    if LOSS_EXCLUDE in annotated.columns and (config.mask or config.cut or config.idk):
+        raise InputError(
+            f"{config.audit}: its file has a column {LOSS_EXCLUDE!r} already, so it was masked before; audit and mix "
+            "the file that was not"
+        )
     mix = mix._replace(notes=(*mix.notes, *_turn_notes(annotated, mix.rows["row"], turns)))
     mix.manifest["turns"] = turns
     labels = mix.labels.select("row", *(n for n in mix.labels.columns if n not in ("row", *annotated.columns)))

@@ -2,6 +2,7 @@
 
     sizes.py      chooses how many rows each relation gives, and how many of them are Unknown
     sampling.py   chooses which rows these are
+    span_mix.py   does both for rows with long answers, by the labels of the spans inside them
 
 Each relation has two lists of rows: its Known rows (the three Known categories together) and its Unknown rows. Each
 list is sorted by a hash of the seed and the row's own text, and a set takes the first rows of both lists. The result
@@ -38,6 +39,7 @@ from foreknow.stages.mix.sizes import (
     split_size,
     unknown_counts,
 )
+from foreknow.stages.mix.span_edits import LOSS_EXCLUDE, LOSS_EXCLUDE_TYPE
 from foreknow.stages.mix.unusable_rows import check_left_out, left_out
 from foreknow.stages.mix.unusable_rows import unusable_lines as left_out_lines
 
@@ -50,10 +52,12 @@ MIX: Final[dict[str, pl.DataType]] = {
     "answer": pl.String(),
     "new_answer": pl.String(),
     "weight": pl.Float64(),
+    LOSS_EXCLUDE: LOSS_EXCLUDE_TYPE,
 }
 """The frame has one line for each drawn row, in row order. `row` is the row's position in the audited file. `group` is
-what the design calls its relation in shares and sizes. `new_answer` is the refusal that replaces the answer, else null.
-`weight` is 1 where none is set."""
+what the design calls its relation in shares and sizes. `new_answer` is the text that replaces the answer (a refusal, or
+an answer with sentences cut), else null. `weight` is 1 where none is set. `loss_exclude` lists the characters of the
+answer that are left out of the loss; null if nothing is masked in the set."""
 
 _NEARLY_ALL = 0.95
 """A relation with at least this Unknown share is named in a note: it does more harm than the share of the whole set
@@ -72,12 +76,14 @@ class Mix(NamedTuple):
 
     @property
     def labels(self) -> pl.DataFrame:
-        """Return the columns to write beside the file's own: row, category, and weight if any weight is set."""
-        return self.rows.select("row", "category", *(["weight"] if self.manifest["weight"] else []))
+        """Return the columns to write beside the file's own: row, category, and weight or loss_exclude if set."""
+        more = ["weight"] if self.manifest["weight"] else []
+        more += [LOSS_EXCLUDE] if (self.manifest.get("spans") or {}).get("mask") else []
+        return self.rows.select("row", "category", *more)
 
     @property
     def answers(self) -> dict[int, str]:
-        """Return, by row number, the refusals that replace answers."""
+        """Return, by row number, the texts that replace answers."""
         return dict(self.rows.select("row", "new_answer").drop_nulls().iter_rows())
 
 
@@ -90,9 +96,9 @@ def draw_mix(
     `known_of` names (`read_manifest`). Raises InputError, with the numbers, if the set cannot be filled.
     The caller writes the rows in the layout of the input and sets the manifest's `sha256` to that of the file.
     """
-    gone = left_out(_of_relations(rows, config.relations))
+    gone = left_out(of_relations(rows, config.relations))
     check_left_out(gone, config.bad_rows)
-    pool, source = drawable(_of_relations(rows, config.relations))
+    pool, source = drawable(of_relations(rows, config.relations))
     if config.kind == "known_of":
         drawn, sizes = _without_unknown(rows, config, audit, variant or {}), None
     else:
@@ -106,9 +112,23 @@ def draw_mix(
         *("row", "group", "relation", "category", "question", "answer"),
         new_answer=pl.when(pl.col("category") == UNKNOWN).then(refusal),
         weight=pl.col("category").replace_strict(weight, return_dtype=pl.Float64),
+        loss_exclude=pl.lit(None, LOSS_EXCLUDE_TYPE),
     )
     told = _told(mixed, drawn, pool, sizes, config)
     manifest = {
+        **source_of_mix(audit),
+        **told,
+        "left_out": gone,
+        "known_of": _summary_of(variant) if config.kind == "known_of" and variant else None,
+        "rows": numbers_text(mixed["row"]),
+        "sha256": None,
+    }
+    return Mix(mixed, manifest, _notes(source, manifest, config, sizes))
+
+
+def source_of_mix(audit: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a mix's manifest that says which audit it is drawn from. `audit`: the audit's manifest."""
+    return {
         "stage": "mix",
         "audit": {
             "fingerprint": audit_fingerprint(audit),
@@ -116,16 +136,10 @@ def draw_mix(
             "rows": audit.get("rows"),
         },
         "model": audit.get("model"),
-        **told,
-        "left_out": gone,
-        "known_of": _summary_of(variant) if config.kind == "known_of" and variant else None,
-        "rows": spans(mixed["row"]),
-        "sha256": None,
     }
-    return Mix(mixed, manifest, _notes(source, manifest, config, sizes))
 
 
-def _of_relations(rows: pl.DataFrame, relations: tuple[str, ...]) -> pl.DataFrame:
+def of_relations(rows: pl.DataFrame, relations: tuple[str, ...]) -> pl.DataFrame:
     """Return the rows of the named relations, or all rows if none is named.
 
     Raises InputError if a named relation has no row.
@@ -252,7 +266,7 @@ def rows_of(manifest: Mapping[str, Any]) -> list[int]:
     return [n for span in str(manifest["rows"]).split(",") if span for n in _span(span)]
 
 
-def spans(numbers: Iterable[int]) -> str:
+def numbers_text(numbers: Iterable[int]) -> str:
     """Write ascending numbers as text such as 0-3,7,9-10."""
     found: list[list[int]] = []
     for n in numbers:

@@ -61,18 +61,26 @@ class MixSizes(NamedTuple):
 def drawable(rows: pl.DataFrame) -> tuple[pl.DataFrame, str]:
     """Return the labelled train rows, which are the only ones that may be drawn, and a line that says which these are.
 
+    Raises InputError if no row is left.
+    """
+    chosen, which = train_rows(rows)
+    pool = chosen.filter(pl.col("category").is_not_null())
+    if pool.is_empty():
+        raise InputError(_why_empty(rows, chosen))
+    bare = f"; {chosen.height - pool.height:,} without a category are left out" if pool.height < chosen.height else ""
+    return pool, f"rows are drawn from {pool.height:,} of the audit's {rows.height:,} ({which}{bare})"
+
+
+def train_rows(rows: pl.DataFrame) -> tuple[pl.DataFrame, str]:
+    """Return the train rows, and words for which rows these are.
+
     If any row has the split `train`, those rows are the train rows. Otherwise the rows without a split are; without a
-    split column that is every row. Raises InputError if no row is left.
+    split column that is every row.
     """
     train = pl.col("split") == "train"
     marked = rows.filter(train).height > 0
     chosen = rows.filter(train if marked else pl.col("split").is_null())
-    pool = chosen.filter(pl.col("category").is_not_null())
-    if pool.is_empty():
-        raise InputError(_why_empty(rows, chosen))
-    which = "every row" if chosen.height == rows.height else "train rows" if marked else "rows without a split"
-    bare = f"; {chosen.height - pool.height:,} without a category are left out" if pool.height < chosen.height else ""
-    return pool, f"rows are drawn from {pool.height:,} of the audit's {rows.height:,} ({which}{bare})"
+    return chosen, "every row" if chosen.height == rows.height else "train rows" if marked else "rows without a split"
 
 
 def _why_empty(rows: pl.DataFrame, chosen: pl.DataFrame) -> str:
@@ -85,9 +93,10 @@ def _why_empty(rows: pl.DataFrame, chosen: pl.DataFrame) -> str:
     if not long:
         return f"none of the {chosen.height:,} rows has a category; see the audit's page for the reasons"
     return (
-        f"{long:,} of {chosen.height:,} rows have long answers and no category, so there is nothing to mix by. Train "
-        "on the file as it is (foreknow tune), label the short facts in its answers (foreknow extract, then audit), or "
-        "audit again with a larger --max-answer-tokens if the answers are only a little longer"
+        f"{long:,} of {chosen.height:,} rows have long answers and no category, so there is nothing to mix by. Mix by "
+        "the labels of the spans inside them, if the audit has any (--mask new, --cut new, --new-share SHARE, "
+        "--drop-new-above SHARE), train on the file as it is (foreknow tune), or audit again with a larger "
+        "--max-answer-tokens if the answers are only a little longer"
     )
 
 

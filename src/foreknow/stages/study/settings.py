@@ -22,7 +22,9 @@ from foreknow.settings import COMMON, FILE_ONLY, Group, Settings, read_yaml, set
 SETS: Final = ("train", "dev", "test", "ood")
 """The sets that a study reads rows for. `ood` has relations that no training set has (paper, section 2)."""
 _RAY: Final = frozenset({"ray", "ray_address", "ray_workers"})
-_OWN_AUDIT: Final = frozenset({"data", "out", "model", "base", "limit", "max_unknown", "dry_run", "seed"}) | _RAY
+_OWN_AUDIT: Final = (
+    frozenset({"data", "out", "model", "base", "limit", "minutes", "max_unknown", "dry_run", "seed"}) | _RAY
+)
 _OWN_TUNE: Final = frozenset(
     {"train", "dev", "test", "out", "model", "base", "audit", "seed", "dry_run", "force", "patience"}
 )
@@ -159,7 +161,8 @@ class StudyConfig(Settings):
 
         Weights are kept at both of the paper's points; a study without `keep_weights` deletes them after each run.
         """
-        return {"preset": "paper", "metric": "dev_em", "keep": "both", "watch_rows": "all", **self.tune}
+        defaults = {"preset": "paper", "metric": "dev_em", "keep": "both", "watch_rows": "all", "canaries": "none"}
+        return {**defaults, **self.tune}
 
     @property
     def family(self) -> tuple[Literal["shares", "categories"], tuple[str, ...]]:

@@ -42,6 +42,13 @@ class Pass(Protocol):
         """Return the rows in the order of their losses, and -log p of each token of their answers, float32 [tokens]."""
         ...
 
+    def logits(self, rows: Sequence[TrainingExample]) -> tuple[list[TrainingExample], Tensor]:
+        """Return the rows in the order of their logits, and the logits at each token of their answers.
+
+        The logits are float32 [tokens, vocabulary] and predict the token of the same place.
+        """
+        ...
+
 
 class PackedPass:
     """Computes losses from packed rows; `attached` makes the model use `_attend` for its attention."""
@@ -67,6 +74,11 @@ class PackedPass:
 
     def losses(self, rows: Sequence[TrainingExample]) -> tuple[list[TrainingExample], Tensor]:
         """See `Pass.losses`."""
+        ordered, logits = self.logits(rows)
+        return ordered, cross_entropy(logits, ordered)
+
+    def logits(self, rows: Sequence[TrainingExample]) -> tuple[list[TrainingExample], Tensor]:
+        """See `Pass.logits`."""
         runs = runs_by_length(rows)
         ordered = [example for run in runs for example in run]
         device = self.head.weight.device
@@ -81,7 +93,7 @@ class PackedPass:
             input_ids=here.ids, position_ids=here.positions, use_cache=False, packing=batch
         ).last_hidden_state[0]
         logits = self.head(states.index_select(0, here.wanted))
-        return ordered, _cross_entropy(scaled(logits.float(), self.config), ordered)
+        return ordered, scaled(logits.float(), self.config)
 
 
 class PlainPass:
@@ -92,6 +104,11 @@ class PlainPass:
 
     def losses(self, rows: Sequence[TrainingExample]) -> tuple[list[TrainingExample], Tensor]:
         """See `Pass.losses`."""
+        ordered, logits = self.logits(rows)
+        return ordered, cross_entropy(logits, ordered)
+
+    def logits(self, rows: Sequence[TrainingExample]) -> tuple[list[TrainingExample], Tensor]:
+        """See `Pass.logits`."""
         device = next(self.model.parameters()).device
         width = max(example.length for example in rows)
         ids = torch.zeros(len(rows), width, dtype=torch.long)
@@ -103,7 +120,7 @@ class PlainPass:
             wanted.extend(range(r * width + len(example.prompt) - 1, r * width + example.length))
         logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
         chosen = logits.flatten(0, 1).index_select(0, torch.tensor(wanted, device=device))
-        return list(rows), _cross_entropy(chosen.float(), rows)
+        return list(rows), chosen.float()
 
 
 @contextmanager
@@ -191,7 +208,8 @@ def _branch(example: TrainingExample, shared: int) -> TokenTree:
     return TokenTree.chain(example.inputs[shared:], range(len(example.prompt) - 1 - shared, example.length - shared))
 
 
-def _cross_entropy(logits: Tensor, rows: Sequence[TrainingExample]) -> Tensor:
+def cross_entropy(logits: Tensor, rows: Sequence[TrainingExample]) -> Tensor:
+    """Return -log p of each token of the rows' answers, float32 [tokens]. `logits`: see `Pass.logits`."""
     targets = torch.tensor([token for example in rows for token in example.answer], device=logits.device)
     return nn.functional.cross_entropy(logits, targets, reduction="none")
 

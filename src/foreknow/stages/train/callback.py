@@ -8,6 +8,7 @@ At every evaluation of the trainer, or at the end of every epoch if it has none,
 the form in which they are trained on, and adds these metrics to the trainer's own:
 
     eval_<set>_em   eval_<set>_<category>_em   eval_train_fitted   eval_train_<category>_fitted
+    eval_<set>_known_spans   eval_<set>_new_spans   eval_<set>_spans     with labels of spans (`span_labels.py`)
 
 The trainer can choose checkpoints by them, with `metric_for_best_model="dev_em"` and `greater_is_better=True`. A
 callback that reads them, such as EarlyStoppingCallback, must come after this one in the list of callbacks. The name of
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from foreknow.config.shared import BadRows
-from foreknow.data.schema import ROWS, USABLE
+from foreknow.data.schema import USABLE
 from foreknow.distributed import process_group
 from foreknow.errors import ConfigError, InputError
 from foreknow.models import loading
@@ -44,10 +45,19 @@ from foreknow.stages.train import curves, row_faults, selection
 from foreknow.stages.train.answer_loss import base_of
 from foreknow.stages.train.curves import TRAIN
 from foreknow.stages.train.dataset import SET, TRAINING, check_same_model, read_set, template_faults, without_faulty
+from foreknow.stages.train.inputs import labelled_spans
 from foreknow.stages.train.label_check import LabelReport, check_labels
 from foreknow.stages.train.row_faults import RowFault
-from foreknow.stages.train.tracker import EvalModelCopy, Measures, Tracker, vocabulary_for
-from foreknow.stages.train.trainer_format import check_format, find_format, pair_texts, read_texts
+from foreknow.stages.train.span_labels import count_fitted
+from foreknow.stages.train.tracker import EvalModelCopy, Tracker, vocabulary_for
+from foreknow.stages.train.trainer_format import (
+    Pair,
+    check_format,
+    count_learnt_masks,
+    find_format,
+    pair_texts,
+    read_texts,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +112,7 @@ class KnowledgeCallback(TrainerCallback):
             raise ConfigError("KnowledgeCallback: no rows to watch; give train or sets={'dev': 'dev.jsonl'}")
         audited = audit_result.rows if audit_result else None
         self.sets = {name: _rows(name, rows, audited, str(audit), reading) for name, rows in rows_by_name.items()}
+        self.spans = labelled_spans(self.sets, audit_result) if audit_result else {}
         self.template, self.chat, self.bos, self.lenient = template, chat, bos, match == "lenient"
         self._ends: frozenset[int] = frozenset()
         self._form_checked = self._unfitted_said = False
@@ -110,7 +121,7 @@ class KnowledgeCallback(TrainerCallback):
         self.labels: LabelReport | None = None
         self.lines: list[curves.Line] = []
         self._log: Callable[[dict[str, float]], Any] | None = None
-        self._measure: Measures | None = None
+        self._measure: Tracker | None = None
         self._prompter: Prompter | None = None
         self._loss_seen = False
         self._mirror: EvalModelCopy | None = None
@@ -131,9 +142,9 @@ class KnowledgeCallback(TrainerCallback):
         self._prepare(kwargs)
         self._check_labels(args, state, kwargs)
         metric = (args.metric_for_best_model or "").removeprefix("eval_")
-        ours = metric.endswith(("_em", "_em_lenient", "_fitted")) and args.eval_strategy != "no"
+        ours = metric.endswith(("_em", "_em_lenient", "_fitted", "_spans")) and args.eval_strategy != "no"
         if ours:
-            curves.check_metric(metric, self.sets, lenient=self.lenient)
+            curves.check_metric(metric, self.sets, lenient=self.lenient, spans=self.spans)
             if args.greater_is_better is False:
                 raise ConfigError(f"metric_for_best_model {metric!r} is better when greater: greater_is_better=True")
 
@@ -168,6 +179,7 @@ class KnowledgeCallback(TrainerCallback):
         if self.template is not None or self.chat is not None:
             check_format(pairs, self._given_prompter(tokenizer), tokenizer)
             self._form_checked = bool(pairs)
+            self._check_masks(pairs, tokenizer, state)
             return
         found = find_format(pairs, tokenizer, self.bos)
         if found is not None:
@@ -176,6 +188,7 @@ class KnowledgeCallback(TrainerCallback):
             self._measure = None  # a measurement before training may have used another form
             form = "through the chat template" if found.chat else f"as {found.template.target!r}"
             note = f"KnowledgeCallback: asks {form}, as {found.pairs:,} of the trainer's rows are written"
+            self._check_masks(pairs, tokenizer, state)
         elif pairs:
             check_format(pairs, self._given_prompter(tokenizer), tokenizer)
             return
@@ -186,6 +199,18 @@ class KnowledgeCallback(TrainerCallback):
             )
         if state.is_world_process_zero:
             logger.info(note)
+
+    def _check_masks(self, pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, state: Any) -> None:
+        """Warn if the trainer learns characters that the watched rows' `loss_exclude` leaves out of the loss."""
+        if not pairs:
+            return
+        learnt, masked = count_learnt_masks(pairs, self.sets[TRAIN], self._given_prompter(tokenizer))
+        if learnt and state.is_world_process_zero:
+            logger.info(
+                f"warning: KnowledgeCallback: {learnt:,} of {masked:,} rows that have masked spans (loss_exclude) are "
+                "learnt whole by the trainer, which does not read that column: train on the tokens that foreknow mix "
+                "--mask writes beside its file (FILE.tokens.parquet)"
+            )
 
     def _given_prompter(self, tokenizer: PreTrainedTokenizerBase) -> Prompter:
         return Prompter(tokenizer, self.template or TRAINING, bool(self.chat), self.bos)  # type: ignore[arg-type]
@@ -284,7 +309,7 @@ class KnowledgeCallback(TrainerCallback):
         assert self._measure is not None
         check_finite("KnowledgeCallback: the trainer's model", model, self.dtype, WeightFiles((), {}))
         with torch.no_grad():
-            outcomes = self._measure(self._mirror.of(model) if self._mirror else model)
+            outcomes, spans = self._measure.measure(self._mirror.of(model) if self._mirror else model)
         if self._mirror is not None and self._mirror.note is not None and not self.lines:
             logger.info(self._mirror.note)
         losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
@@ -293,6 +318,7 @@ class KnowledgeCallback(TrainerCallback):
             "step": state.global_step,
             "train_loss": losses[-1] if losses else None,
         }
+        line |= {"spans": count_fitted(spans, self.spans)} if self.spans else {}
         return line | curves.measures(outcomes, self.sets, lenient=self.lenient)
 
     def _prepare(self, kwargs: Mapping[str, Any]) -> None:
@@ -308,7 +334,9 @@ class KnowledgeCallback(TrainerCallback):
         vocabulary = prompter.ended(vocabulary_for(model, tokenizer))
         ends, breaks = vocabulary.ends | self._ends, vocabulary.breaks - self._ends
         vocabulary = replace(vocabulary, ends=ends, breaks=breaks)
-        self._measure = Tracker(prompter, vocabulary, self.sets, lenient=self.lenient, batch_tokens=tokens)
+        self._measure = Tracker(
+            prompter, vocabulary, self.sets, lenient=self.lenient, batch_tokens=tokens, spans=self.spans
+        )
         # models with adapters are measured themselves; only whole float32 models are measured as a copy
         whole = base_of(kwargs["model"]) is getattr(kwargs["model"], "module", kwargs["model"])
         if whole and dtype == "bfloat16" and next(model.parameters()).dtype == torch.float32:
@@ -343,7 +371,7 @@ def _rows(name: str, rows: Rows, audited: pl.DataFrame | None, audit: str, readi
         missing["row"] = pl.int_range(pl.len(), dtype=pl.Int64)
     whole = rows.with_columns(**missing)
     grouped = whole.with_columns(group=pl.coalesce("group", "relation", pl.lit("all")))
-    return grouped.select(*ROWS, "category", "weight").filter(USABLE)
+    return grouped.select(*SET).filter(USABLE)
 
 
 def _epoch(epoch: float | None) -> float | int:

@@ -11,6 +11,12 @@ One evaluation is a line of `metrics.jsonl` (design, section 3):
                      if lenient matching is set
     em_by_category   {set: {category: share}};  em_by_relation: {set: {group: share}}
     counts           {set: {"rows": n, "correct": n, "by_category": {category: [correct, rows]}}}
+    spans            {set: {category: [fitted, spans], "new": ..., "kept": ...}}, of sets with labels of spans inside
+                     long answers (`span_labels.py`)
+    canaries         if any are watched (`canaries.py`): {rows, before, kept, lost, gained, lost_low, lost_high, p},
+                     against before training; `em` and `counts` have them too
+    replay, kl       with `--replay`, `--kl`: the mean loss of a token of the known rows in the batches, and the mean
+                     divergence from the model before training, in nats (train_loss is that of the new rows alone)
     seconds          seconds since the line before; they include measuring_seconds, for this evaluation, and
                      saving_seconds, for checkpoints
 """
@@ -24,8 +30,11 @@ import polars as pl
 
 from foreknow.categories import CATEGORIES, KNOWN, UNKNOWN
 from foreknow.errors import ConfigError
+from foreknow.stages.train.span_labels import SPAN_OUTCOMES, count_fitted, flat_shares, format_spans
 
 TRAIN: Final = "train"
+CANARIES: Final = "canaries"
+"""The name of the set of known rows that are watched besides the user's sets (`canaries.py`)."""
 RISE: Final = 0.05
 """Fitting Unknown rows is called overfitting if the share fitted is higher than at the best epoch by at least this."""
 
@@ -76,13 +85,20 @@ def flat(line: Mapping[str, Any]) -> dict[str, float]:
     if "fitted_overall" in line:
         shares_by_name["train_fitted"] = line["fitted_overall"]
     shares_by_name |= {f"{name}_loss": loss for name, loss in line.get("loss", {}).items()}
-    return shares_by_name
+    return shares_by_name | flat_shares(line)
 
 
-def check_metric(metric: str, sets: Mapping[str, pl.DataFrame], *, lenient: bool = False, losses: bool = False) -> None:
+def check_metric(
+    metric: str,
+    sets: Mapping[str, pl.DataFrame],
+    *,
+    lenient: bool = False,
+    losses: bool = False,
+    spans: Mapping[str, pl.DataFrame] | None = None,
+) -> None:
     """Raise ConfigError for a metric that no evaluation has; the message names the metrics that there are.
 
-    `losses`: every set but train has a loss too.
+    `losses`: every set but train has a loss too. `spans`: the labelled spans of the sets (`WATCHED_SPANS`).
     """
     no = pl.lit(False if lenient else None, pl.Boolean)
     schema = {"set": pl.String(), "row": pl.Int64(), "correct": pl.Boolean(), "lenient": pl.Boolean()}
@@ -90,7 +106,17 @@ def check_metric(metric: str, sets: Mapping[str, pl.DataFrame], *, lenient: bool
         rows.select(set=pl.lit(name), row="row", correct=pl.lit(False), lenient=no) for name, rows in sets.items()
     ]
     line = measures(pl.concat([pl.DataFrame(schema=schema), *nothing]), sets, lenient=lenient)
-    names = flat(line | {"loss": dict.fromkeys(line["em"], 0.0)} if losses else line)
+    line |= {"loss": dict.fromkeys(line["em"], 0.0)} if losses else {}
+    unfitted = [
+        of.select(set=pl.lit(name), row="row", span="span", fitted=pl.lit(False)) for name, of in (spans or {}).items()
+    ]
+    line["spans"] = count_fitted(pl.concat([pl.DataFrame(schema=SPAN_OUTCOMES), *unfitted]), spans or {})
+    names = flat(line)
+    if metric not in names and metric == "dev_spans":
+        raise ConfigError(
+            "--metric dev_spans: dev has no span that the model said before training and that no answer of train "
+            "contains; it needs --audit with labels of spans, and rows of dev that the audit knows"
+        )
     if metric not in names:
         raise ConfigError(f"--metric {metric}: no such metric; this run has {', '.join(sorted(names))}")
 
@@ -145,8 +171,20 @@ def format_point(line: Mapping[str, Any], mark: str = "", width: int = 12) -> st
         parts.append(f"fitted {_bar(line['fitted_overall'], width)}")
     losses = line.get("loss", {})
     for name, share in line["em"].items():
+        if name == CANARIES:
+            parts.append(_canaries(line[CANARIES]))
+            continue
         parts.append(f"{name} EM {share:.1%}" + (f", loss {losses[name]:.3f}" if name in losses else ""))
+    parts += format_spans(line)
     return "  ".join(parts) + (f"  * {mark}" if mark else "")
+
+
+def _canaries(counts: Mapping[str, Any]) -> str:
+    """Write how many canaries are kept, with the interval of the share lost."""
+    text = f"canaries {counts['kept']:,} of {counts['before']:,} kept"
+    if counts["lost"]:
+        text += f" ({counts['lost_low']:.0%} to {counts['lost_high']:.0%} lost)"
+    return f"{text}, {counts['gained']:,} gained" if counts["gained"] else text
 
 
 def _bar(share: float, width: int) -> str:

@@ -18,27 +18,59 @@ from foreknow.categories import CATEGORIES
 from foreknow.data.dataset import Dataset, read_dataset
 from foreknow.data.schema import GOLD, ROWS, SAME_GOLD, SAME_QUESTION, USABLE, earlier_turns
 from foreknow.errors import InputError, ModelError
+from foreknow.io.json_text import loads
 from foreknow.prompts.chat_templates import CHANGES
 from foreknow.prompts.prompt_template import Prompter, Template
 from foreknow.prompts.special_tokens import PromptText
 from foreknow.stages.mix.sampling import manifest_path, read_manifest
+from foreknow.stages.mix.span_edits import LOSS_EXCLUDE, LOSS_EXCLUDE_TYPE
 from foreknow.stages.train import row_faults
+from foreknow.stages.train.answer_places import answer_places, tokens_in
 from foreknow.stages.train.row_faults import RowFault
 
 TRAINING: Final = Template(target="Answer the following question. {question}\n")
 """The paper's training format (section 3), zero-shot."""
 
-SET: Final[dict[str, pl.DataType]] = {**ROWS, "category": pl.String(), "weight": pl.Float64()}
-"""The columns of a set's usable rows. `category` is null if it is not known; `weight` is 1 if none is set."""
+SET: Final[dict[str, pl.DataType]] = {
+    **ROWS,
+    "category": pl.String(),
+    "weight": pl.Float64(),
+    LOSS_EXCLUDE: LOSS_EXCLUDE_TYPE,
+}
+"""The columns of a set's usable rows. `category` is null if it is not known; `weight` is 1 if none is set.
+`loss_exclude` lists the characters of the gold, as [start, end], that are left out of the loss; null if there are none.
+"""
 
 
 class TrainingExample(NamedTuple):
-    """Holds one row as token ids: `prompt`, then `answer` with the end token. Only the ids of `answer` are learnt."""
+    """Holds one row as token ids: `prompt`, then `answer` with the end token. Only the ids of `answer` are learnt.
+
+    `excluded`: indices of tokens of `answer` that are left out of the loss; they stay in the text.
+    """
 
     row: int
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     weight: float = 1.0
+    excluded: tuple[int, ...] = ()
+
+    @property
+    def in_loss(self) -> list[bool]:
+        """Return whether each token of `answer` is in the loss."""
+        counts = [True] * len(self.answer)
+        for at in self.excluded:
+            counts[at] = False
+        return counts
+
+    @property
+    def token_weights(self) -> list[float]:
+        """Return the weight of each token of `answer` in the loss: the row's, or 0 if it is left out."""
+        return [self.weight * counts for counts in self.in_loss]
+
+    @property
+    def learnt(self) -> int:
+        """Return the number of tokens of `answer` that are in the loss."""
+        return len(self.answer) - len(self.excluded)
 
     @property
     def inputs(self) -> tuple[int, ...]:
@@ -67,18 +99,21 @@ class LabelledSplit(NamedTuple):
 
 
 def read_set(name: str, file: str, audited: pl.DataFrame | None, audit_name: str = "", **reading: Any) -> LabelledSplit:
-    """Read a file's usable rows with their categories and weights. Raises InputError.
+    """Read a file's usable rows with their categories, weights and the characters left out of the loss (`SET`).
+
+    Raises InputError.
 
     A row takes its category from the audited row (`rows.parquet`) that has the same question, gold and earlier turns.
     If there is none, it takes the category of the file's own column. `reading`: arguments passed on to `read_dataset`.
     """
     facts = read_dataset(file, **reading)
     labels = _category_columns(facts)
-    extra = extra_columns(facts, [*labels, "weight"], last=labels)
+    masks = _columns_named(facts, LOSS_EXCLUDE)
+    extra = extra_columns(facts, [*labels, "weight", *masks], last=[*labels, *masks])
     rows = facts.rows.join(extra, on="row", how="left", maintain_order="left")
     categories, reason = _categories(rows, _category_columns(facts), audited, audit_name)
     usable = rows.with_columns(categories).filter(USABLE)
-    usable = usable.with_columns(_weights(usable, file)).select(*SET)
+    usable = usable.with_columns(_weights(usable, file), _exclusions(usable, masks, file)).select(*SET)
     return LabelledSplit(name, file, usable, facts.left_out, facts.digest, reason)
 
 
@@ -95,7 +130,12 @@ def asked_key(rows: pl.DataFrame) -> pl.DataFrame:
 
 def _category_columns(facts: Dataset) -> list[str]:
     """Return the names of the columns that may hold our labels; the one with the prefix `foreknow_` comes first."""
-    return sorted((c for c in facts.columns if c.removeprefix("foreknow_") == "category"), key=lambda c: (-len(c), c))
+    return _columns_named(facts, "category")
+
+
+def _columns_named(facts: Dataset, name: str) -> list[str]:
+    """Return the columns of this name, with the prefix `foreknow_` or without; the one with the prefix comes first."""
+    return sorted((c for c in facts.columns if c.removeprefix("foreknow_") == name), key=lambda c: (-len(c), c))
 
 
 def _categories(
@@ -143,6 +183,35 @@ def _weights(rows: pl.DataFrame, file: str) -> pl.Series:
     return weight.alias("weight")
 
 
+def _exclusions(rows: pl.DataFrame, columns: Sequence[str], file: str) -> pl.Series:
+    """Return the characters of each row's gold that are left out of the loss; null for none. Raises InputError."""
+    values: list[list[list[int]] | None] = [None] * rows.height
+    present = [name for name in columns if name in rows.columns][:1]
+    for name in present:
+        table = rows.select("row", GOLD, pl.col(name).cast(pl.String)).iter_rows()
+        values = [_ranges(text, len(gold), f"{file}: row {row}: {name}") for row, gold, text in table]
+    return pl.Series(LOSS_EXCLUDE, values, dtype=LOSS_EXCLUDE_TYPE)
+
+
+def _ranges(text: str | None, length: int, where: str) -> list[list[int]] | None:
+    """Read a cell of `loss_exclude`. `length`: the number of characters of the gold. Raises InputError."""
+    if text is None or not text.strip():
+        return None
+    try:
+        ranges = loads(text)
+        fine = all(
+            len(one) == 2 and all(type(n) is int for n in one) and 0 <= one[0] <= one[1] <= length for one in ranges
+        )
+    except (ValueError, TypeError):
+        fine = False
+    if not fine:
+        raise InputError(
+            f"{where}: found {text[:80]!r}, expected a list of [start, end] within the {length:,} characters of its "
+            "answer, such as [[0, 5]]"
+        )
+    return [list(one) for one in ranges] or None
+
+
 def examples(split: LabelledSplit, prompter: Prompter, end: int) -> list[TrainingExample]:
     """Turn the rows of a set into token ids, in the order of the rows. `end`: the token that ends every answer.
 
@@ -162,8 +231,13 @@ def tokenise(
     """
     faults = {fault.row: fault for fault in template_faults(split.rows, prompter)}
     texts: list[tuple[int, PromptText, str, float]] = []
+    masks: dict[int, list[list[int]]] = {}
     usable = split.rows.filter(~pl.col("row").is_in(list(faults)))
-    for row, question, context, weight, gold in usable.select("row", "question", "context", "weight", GOLD).iter_rows():
+    columns = ("row", "question", "context", "weight", LOSS_EXCLUDE)
+    for row, question, context, weight, ranges, gold in usable.select(*columns, GOLD).iter_rows():
+        if ranges:
+            blanks = len(gold) - len(gold.lstrip())
+            masks[row] = [[start - blanks, end - blanks] for start, end in ranges]
         if weight == 0:
             faults[row] = RowFault(row, row_faults.WEIGHT_ZERO)
         elif not prompter.keeps_answer(question, context, gold.strip()):
@@ -186,7 +260,12 @@ def tokenise(
         elif positions is not None and len(prompt) + len(answer) + 1 > positions:
             faults[row] = _too_long(row, len(prompt) + len(answer) + 1, positions)
         if row not in faults or faults[row].reason in row_faults.KEPT:
-            training_examples.append(TrainingExample(row, tuple(prompt), (*answer, end), weight))
+            places = answer_places(prompter, text, gold, answer) if row in masks else []
+            excluded = tokens_in(places, masks.get(row, ()))
+            if excluded and len(excluded) == len(answer):
+                excluded = (*excluded, len(answer))  # the end alone would only teach to say nothing
+                faults[row] = RowFault(row, row_faults.ANSWER_MASKED)
+            training_examples.append(TrainingExample(row, tuple(prompt), (*answer, end), weight, excluded))
     return training_examples, [faults[row] for row in sorted(faults)]
 
 

@@ -25,13 +25,16 @@ from foreknow.progress import duration
 from foreknow.prompts.prompt_template import Prompter
 from foreknow.stages.train import curves, selection
 from foreknow.stages.train.answer_loss import PlainPass, base_of
+from foreknow.stages.train.asking_model import AskingModel
 from foreknow.stages.train.checkpoints import save_model
 from foreknow.stages.train.curves import Line
 from foreknow.stages.train.inputs import TrainInputs
+from foreknow.stages.train.known_rows import CanaryWatch
 from foreknow.stages.train.result import OUTCOMES
 from foreknow.stages.train.set_loss import Sets, mean_losses
+from foreknow.stages.train.span_labels import SPAN_OUTCOMES, count_fitted
 from foreknow.stages.train.tracker import OUTCOMES as MEASURED
-from foreknow.stages.train.tracker import EvalModelCopy, Tracker, vocabulary_for
+from foreknow.stages.train.tracker import EvalModelCopy, Measurement, Tracker, vocabulary_for
 from foreknow.stages.train.trainer import FactTrainer
 
 logger = logging.getLogger(__name__)
@@ -93,7 +96,11 @@ class EvalCallback:
         self.lenient = config.match == "lenient"
         tokens = int(config.batch_tokens or 2048)
         sets = inputs.rows if training_model.sharded else {name: own_rows(rows) for name, rows in inputs.rows.items()}
-        self.measure = Tracker(prompter, vocabulary, sets, lenient=self.lenient, batch_tokens=tokens)
+        self.measure = Tracker(
+            prompter, vocabulary, sets, lenient=self.lenient, batch_tokens=tokens, spans=inputs.spans
+        )
+        self.canaries: CanaryWatch | None = None
+        self.asking: AskingModel | None = None
         self.lines: list[Line] = []
         self.since = time.monotonic()
         self.measuring = False
@@ -104,13 +111,16 @@ class EvalCallback:
         config, step, epoch = self.config, trainer.state.global_step, trainer.epoch
         began, self.measuring = time.monotonic(), True
         weights = trainer.whole_weights()
-        outcomes = all_outcomes(self._measured(weights), self.inputs.rows)
-        losses = self._losses(trainer, weights)
+        outcomes, spans, losses = self.measure_sets(trainer, weights)
         self.measuring = False
         line: Line = {"epoch": epoch, "step": step, "train_loss": trainer.tally.mean, "loss": losses}
         line |= curves.measures(outcomes, self.inputs.rows, lenient=self.lenient)
+        if self.inputs.spans:
+            line["spans"] = count_fitted(spans, self.inputs.spans)
         if paired := self._against_leader(outcomes):
             line["paired"] = paired
+        outcomes = pl.concat([outcomes, self.measure_canaries(line)])
+        line |= trainer.tally.means
         line["seconds"] = round(time.monotonic() - self.since, 3)
         line["measuring_seconds"] = round(time.monotonic() - began, 3)
         line["saving_seconds"] = round(trainer.saving, 3)
@@ -125,13 +135,35 @@ class EvalCallback:
         stop = not trainer.within_epoch and selection.out_of_patience(self.lines, config.metric, config.patience or 0)
         return curves.flat(line), stop and step > 0
 
-    def _measured(self, weights: Mapping[str, Tensor] | None) -> pl.DataFrame:
+    def measure_sets(
+        self, trainer: FactTrainer, weights: Mapping[str, Tensor] | None = None
+    ) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, float]]:
+        """Measure the model as it is now: the outcome of every row (`MEASURED`) and of every labelled span
+        (`SPAN_OUTCOMES`), and the loss of every set but train.
+
+        `weights`: the gathered weights if the model is sharded.
+        """
+        measurement = self._measured(weights)
+        outcomes = all_outcomes(measurement.outcomes, self.inputs.rows)
+        spans = all_span_outcomes(measurement.spans, self.inputs.spans)
+        return outcomes, spans, self._losses(trainer, weights)
+
+    def measure_canaries(self, line: Line) -> pl.DataFrame:
+        """Measure the canaries, if there are any, and add them to the line. Returns their outcomes (`MEASURED`)."""
+        if self.canaries is None or self.asking is None:
+            return pl.DataFrame(schema=MEASURED)
+        right = self.canaries.measure(self.asking)
+        self.canaries.add_to(line, right)
+        lenient = pl.col("correct") if self.lenient else pl.lit(None, pl.Boolean)
+        return right.select(pl.lit(curves.CANARIES).alias("set"), "row", "correct", lenient=lenient)
+
+    def _measured(self, weights: Mapping[str, Tensor] | None) -> Measurement:
         base, mirror = base_of(self.training_model.model), self.training_model.mirror
         if not self.training_model.sharded:
-            return self.measure(mirror.of(base) if mirror else base)
+            return self.measure.measure(mirror.of(base) if mirror else base)
         if mirror is None or weights is None or not process_group.is_main_process():
-            return pl.DataFrame(schema=MEASURED)
-        return self.measure(mirror.holding(weights))
+            return Measurement(pl.DataFrame(schema=MEASURED), pl.DataFrame(schema=SPAN_OUTCOMES))
+        return self.measure.measure(mirror.holding(weights))
 
     def _losses(self, trainer: FactTrainer, weights: Mapping[str, Tensor] | None) -> dict[str, float]:
         """Compute the mean loss, in nats a token, of every set but train.
@@ -197,10 +229,10 @@ class EvalCallback:
             if leader is None or path.name != f"step-{leader['step']}":
                 shutil.rmtree(path, ignore_errors=True)
 
-    def save(self, path: Path, line: Line, weights: Mapping[str, Tensor] | None) -> None:
+    def save(self, path: Path, line: Line, weights: Mapping[str, Tensor] | None, **more: Any) -> None:
         """Save the model as it is now, so that transformers (for LoRA: PEFT) can load it.
 
-        `weights`: the gathered weights if the model is sharded.
+        `weights`: the gathered weights if the model is sharded. `more`: further entries of its foreknow.json.
         """
         loaded = self.training_model.loaded
         beside = {
@@ -210,6 +242,7 @@ class EvalCallback:
             "step": line["step"],
             "metric": self.config.metric,
             "value": curves.flat(line)[self.config.metric],
+            **more,
             **_origin_of(loaded),
         }
 
@@ -280,6 +313,21 @@ def all_outcomes(own: pl.DataFrame, sets: Mapping[str, pl.DataFrame]) -> pl.Data
     }
     decoded = [pl.when(pl.col(name) > 0).then(pl.col(name) > 1).alias(name) for name in names]
     return coded.with_columns(**outcome_columns).with_columns(decoded).select(*MEASURED)
+
+
+def all_span_outcomes(own: pl.DataFrame, sets: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    """Share the outcomes of spans (`SPAN_OUTCOMES`) between processes, so that every process has all of them.
+
+    `own`: the outcomes that this process measured. `sets`: the labelled spans of every set, by name.
+    """
+    if not process_group.is_distributed() or not sets:
+        return own
+    places = pl.concat([spans.select("row", "span", set=pl.lit(name)) for name, spans in sets.items()])
+    order = ["set", "row", "span"]
+    coded = places.join(own.with_columns(code=pl.col("fitted").cast(pl.Int64) + 1), on=order, how="left").sort(order)
+    totals = pl.Series("code", process_group.totals(coded["code"].fill_null(0).to_list()))
+    shared = coded.with_columns(totals).filter(pl.col("code") > 0)  # a span without a token is measured by none
+    return shared.with_columns(fitted=pl.col("code") > 1).select(*SPAN_OUTCOMES)
 
 
 def write_lines(folder: Path, lines: list[Line]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,7 @@ from foreknow.errors import ConfigError
 from foreknow.models.quantization import check_trainable
 from foreknow.models.resolve import Resolved
 from foreknow.prompts.prompt_template import Template, read_template
-from foreknow.stages.audit.result import open_audit
+from foreknow.stages.audit.result import AuditResult, open_audit
 from foreknow.stages.train import curves, selection
 from foreknow.stages.train.curves import TRAIN
 from foreknow.stages.train.dataset import (
@@ -31,6 +31,7 @@ from foreknow.stages.train.dataset import (
     mix_model,
     read_set,
 )
+from foreknow.stages.train.span_labels import watched_spans, without_trained
 
 FEWEST_WATCHED = 200
 """The number of rows of a set that `--watch-rows auto` measures at least: a share of them is known to 7 points."""
@@ -43,6 +44,7 @@ class TrainInputs:
     """Holds what a run reads: train, dev and the test sets by name, the prompt template, and notes about the sets.
 
     `most_watched`: how many rows of train and of each test set are measured at most; None for all.
+    `spans`: by set, the labelled spans inside its long answers (`span_labels.WATCHED_SPANS`), if an audit has any.
     """
 
     sets: dict[str, LabelledSplit]
@@ -50,6 +52,7 @@ class TrainInputs:
     notes: tuple[str, ...]
     most_watched: int | None = None
     seed: int = 0
+    spans: Mapping[str, pl.DataFrame] = field(default_factory=dict)
 
     @property
     def train(self) -> LabelledSplit:
@@ -63,6 +66,12 @@ class TrainInputs:
             name: split.rows if name == "dev" else _sample(split.rows, self.most_watched, self.seed)
             for name, split in self.sets.items()
         }
+
+    def with_measured_spans(self) -> TrainInputs:
+        """Return the inputs without the spans of rows that are not measured."""
+        measured = {name: set(rows["row"]) for name, rows in self.rows.items()}
+        spans = {name: own.filter(pl.col("row").is_in(measured[name])) for name, own in self.spans.items()}
+        return replace(self, spans={name: own for name, own in spans.items() if not own.is_empty()})
 
     @property
     def sample_note(self) -> str | None:
@@ -102,10 +111,11 @@ def read_inputs(config: TuneConfig) -> TrainInputs:
         dev_note = [note]
     overlap = check_overlap(sets[TRAIN], [split for name, split in sets.items() if name != TRAIN], config.allow_overlap)
     rows = {name: split.rows for name, split in sets.items()}
+    spans = labelled_spans(rows, audit) if audit else {}
     if config.metric != selection.AUTO:
-        curves.check_metric(config.metric, rows, lenient=config.match == "lenient", losses=True)
-    notes = (*_notes(sets), *dev_note, *([overlap] if overlap else []))
-    return TrainInputs(sets, template, notes, _most_watched(config, sets[TRAIN].rows.height), config.seed)
+        curves.check_metric(config.metric, rows, lenient=config.match == "lenient", losses=True, spans=spans)
+    notes = (*_notes(sets), *_span_notes(spans), *dev_note, *([overlap] if overlap else []))
+    return TrainInputs(sets, template, notes, _most_watched(config, sets[TRAIN].rows.height), config.seed, spans)
 
 
 def _most_watched(config: TuneConfig, train_rows: int) -> int | None:
@@ -125,6 +135,30 @@ def _sample(rows: pl.DataFrame, most: int | None, seed: int) -> pl.DataFrame:
     texts = rows.select("question", GOLD.alias("answer"), "row").iter_rows()
     keys = pl.Series([sampling_hash(seed, "watch", question, answer, str(row)) for question, answer, row in texts])
     return rows.filter(keys.rank("ordinal") <= most)
+
+
+def labelled_spans(rows: Mapping[str, pl.DataFrame], audit: AuditResult) -> dict[str, pl.DataFrame]:
+    """Return the labelled spans of every set that has any (`WATCHED_SPANS`). `rows`: by set, frames `SET`."""
+    if audit.spans is None:
+        return {}
+    spans = {name: watched_spans(own, audit.rows, audit.spans) for name, own in rows.items()}
+    train = rows.get(TRAIN)
+    return {
+        name: own if name == TRAIN or train is None else without_trained(own, train)
+        for name, own in spans.items()
+        if not own.is_empty()
+    }
+
+
+def _span_notes(spans: Mapping[str, pl.DataFrame]) -> list[str]:
+    notes = []
+    for name, own in spans.items():
+        note = (
+            f"{name}: {own.height:,} labelled spans in {own['row'].n_unique():,} long answers, {own['new'].sum():,} of "
+            "them new to the model"
+        )
+        notes.append(note if name == TRAIN else f"{note}; dev_spans counts {own['kept'].sum():,}" * (name == "dev"))
+    return [note for note in notes if note]
 
 
 def held_out_share(dev: str) -> float | None:
@@ -185,6 +219,20 @@ def check_method(model: str, method: str, resolved_model: Resolved) -> None:
             f"--model {model}: an adapter of {(resolved_model.base or {}).get('name')}, found with --method full. Use "
             "--method lora, which goes on training the adapter, or merge it into its base first (PEFT's "
             "merge_and_unload, then save_pretrained)"
+        )
+
+
+def check_remedies(config: TuneConfig, resolved_model: Resolved) -> None:
+    """Raise ConfigError for `--trainable` or `--average` where the model or the method has no use for them."""
+    if config.method == "lora" and config.trainable != "all":
+        raise ConfigError(
+            f"--trainable {config.trainable}: found with --method lora, which trains adapters; --lora-targets names "
+            "the layers that get one"
+        )
+    if config.average and resolved_model.adapter is not None:
+        raise ConfigError(
+            f"--average: {config.model} is an adapter on which training goes on, and the line back to it cannot be "
+            "scaled; merge it into its base first (PEFT's merge_and_unload, then save_pretrained)"
         )
 
 

@@ -35,18 +35,23 @@ from foreknow.models.resolve import Resolved, resolve
 from foreknow.progress import duration, meter
 from foreknow.prompts.chat_templates import choose_template
 from foreknow.prompts.prompt_template import Prompter
-from foreknow.stages.train import curves, row_faults, selection
+from foreknow.stages.train import curves, known_rows, row_faults, selection
 from foreknow.stages.train.answer_loss import base_of, open_pass
+from foreknow.stages.train.asking_model import AskingModel
+from foreknow.stages.train.average_run import average_weights
 from foreknow.stages.train.checkpoints import Checkpoint, is_whole, latest
 from foreknow.stages.train.curves import TRAIN, Line
 from foreknow.stages.train.dataset import TrainingExample, micro_batches, tokenise, without_faulty
 from foreknow.stages.train.eval_callback import BEST, EvalCallback, TrainingModel, write_lines
-from foreknow.stages.train.inputs import TrainInputs, check_method, check_models, read_inputs
+from foreknow.stages.train.inputs import TrainInputs, check_method, check_models, check_remedies, read_inputs
+from foreknow.stages.train.known_late import KnownLate, known_late
+from foreknow.stages.train.known_rows import KnownRows
 from foreknow.stages.train.result import CONVERGENCE, EARLY_STOP, OUTCOMES, weight_folders
 from foreknow.stages.train.row_faults import RowFault
 from foreknow.stages.train.setup import resolve_device_dtype, training_plan, with_batch_sizes, with_training_plan
 from foreknow.stages.train.tracker import EvalModelCopy, Tracker, vocabulary_for
-from foreknow.stages.train.trainer import CHECKPOINTS, FactTrainer, NotFinite, arguments, set_dropout
+from foreknow.stages.train.trainable_layers import set_trainable
+from foreknow.stages.train.trainer import CHECKPOINTS, FactTrainer, NotFinite, Tally, arguments, set_dropout
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +65,8 @@ class TokenizedInputs(NamedTuple):
 
     `examples`: the rows to train on. `watched`: the rows of every other set, whose loss is measured. `inputs`: the sets
     without the rows that cannot be used. `faults`: the faults of rows, by set, with their reasons. `metric`: the metric
-    that chooses the epoch. `choices`: a sentence for each setting that was left to `auto`.
+    that chooses the epoch. `choices`: a sentence for each setting that was left to `auto`. `end`: the token that ends
+    every answer. `positions`: the number of tokens that the model can read, if it says so.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -71,6 +77,8 @@ class TokenizedInputs(NamedTuple):
     faults: dict[str, list[RowFault]]
     metric: str
     choices: tuple[str, ...]
+    end: int
+    positions: int | None
 
     @property
     def notes(self) -> list[str]:
@@ -102,31 +110,55 @@ def tokenize_inputs(config: TuneConfig, inputs: TrainInputs, resolved_model: Res
             faults[name] = [fault for fault in faults[name] if fault.reason not in row_faults.OF_TRAINING]
     row_faults.check([(inputs.sets[name].file, some) for name, some in faults.items()], config.bad_rows)
     train_examples = by_set.pop(TRAIN)
-    if not any(example.weight for example in train_examples):
-        raise InputError(f"{inputs.train.file}: no row is left whose weight is not 0; nothing would be learnt")
+    if not any(example.weight and example.learnt for example in train_examples):
+        raise InputError(
+            f"{inputs.train.file}: no row is left whose weight is not 0 and whose answer is not all in loss_exclude; "
+            "nothing would be learnt"
+        )
     sets = {
         name: split._replace(rows=without_faulty(split.file, split.rows, faults[name]))
         for name, split in inputs.sets.items()
     }
-    metric, why = _metric(config, by_set["dev"])
-    inputs = replace(inputs, sets=sets)
+    inputs = replace(inputs, sets=sets).with_measured_spans()
+    kept = int(inputs.spans["dev"]["kept"].sum()) if "dev" in inputs.spans else 0
+    metric, why = _metric(config, by_set["dev"], kept)
     watched = {name: set(inputs.rows[name]["row"]) for name in by_set}
     losses_of = {name: [e for e in examples if e.row in watched[name]] for name, examples in by_set.items()}
-    choices = tuple(line for line in (reason, why, inputs.sample_note) if line)
-    return TokenizedInputs(tokenizer, prompter, train_examples, losses_of, inputs, faults, metric, choices)
+    choices = tuple(line for line in (reason, why, _masked_line(train_examples), inputs.sample_note) if line)
+    return TokenizedInputs(
+        tokenizer, prompter, train_examples, losses_of, inputs, faults, metric, choices, end, positions
+    )
 
 
-def _metric(config: TuneConfig, dev: list[TrainingExample]) -> tuple[str, str | None]:
-    """Return the metric that chooses the epoch, and the reason if `--metric auto` leaves the choice to dev's rows."""
+def _masked_line(rows: list[TrainingExample]) -> str | None:
+    """Return a line on how many tokens are left out of the loss; None if none is."""
+    masked = sum(len(example.excluded) for example in rows)
+    if not masked:
+        return None
+    tokens = sum(len(example.answer) for example in rows)
+    return f"{masked:,} of {tokens:,} tokens of train's answers are left out of the loss (column loss_exclude)"
+
+
+def _metric(config: TuneConfig, dev: list[TrainingExample], kept: int) -> tuple[str, str | None]:
+    """Return the metric that chooses the epoch, and the reason if `--metric auto` leaves the choice to dev's rows.
+
+    `kept`: the number of spans that `dev_spans` counts.
+    """
     if config.metric != selection.AUTO:
         return config.metric, None
     tokens = sorted(len(example.answer) for example in dev)
     middle = tokens[len(tokens) // 2] if tokens else 0
     if middle > LONG_ANSWER:
-        return selection.LOSS, (
+        reason = (
             f"dev loss chooses the epoch: half of dev's answers have {middle:,} tokens or more, and a long answer is "
             "hardly ever right letter by letter (--metric dev_em chooses by exact match)"
         )
+        if kept:
+            reason += (
+                f". --metric dev_spans chooses by {kept:,} spans of dev that the model said before training: it only "
+                "sees what is lost, so it would seldom leave the first epochs"
+            )
+        return selection.LOSS, reason
     return "dev_em", (
         "dev EM chooses the epoch where dev's rows can tell epochs apart (McNemar, p < 0.05); where not, dev loss does"
     )
@@ -148,13 +180,14 @@ def _load(config: TuneConfig, device: str, dtype: str) -> TrainingModel:
     bf16 = dtype == "bfloat16"
     if full:
         dropout = set_dropout(loaded.model, config.dropout)
+        parts = (set_trainable(loaded.model, config.trainable),) if config.trainable != "all" else ()
         computing = "float32 weights" + (", computed in bfloat16, measured as a bfloat16 copy" if bf16 else "")
         mirror = EvalModelCopy(torch.bfloat16 if bf16 else torch.float32) if bf16 or sharded else None
         if sharded:
             computing += f", sharded over {process_group.world_size()} processes"
             if mirror is not None and process_group.is_main_process():
                 mirror.prepare(loaded.model, device)
-        reasons = (loaded.reasons[0], computing, dropout, *loaded.notes)
+        reasons = (loaded.reasons[0], computing, *parts, dropout, *loaded.notes)
         return TrainingModel(loaded, loaded.model, mirror, bf16, reasons, sharded, fluency)
     if loaded.trained is not None:
         model, adapter_lines = loaded.trained, _adapter_lines(loaded)
@@ -291,6 +324,7 @@ def train(config: TuneConfig, tokenized: TokenizedInputs, folder: RunDir, device
         tokenized.watched,
         paired=paired,
     )
+    late = _late(config, tokenized)
     checkpoint = _resume(folder, watch)
     rows = plan.epochs * len(tokenized.examples)
     done = _rows_done(checkpoint.step if checkpoint else 0, steps, len(tokenized.examples), plan.batch_size)
@@ -298,8 +332,12 @@ def train(config: TuneConfig, tokenized: TokenizedInputs, folder: RunDir, device
     with open_pass(training_model.model, some) as (losses, reason), meter("training", rows - done) as progress:
         logger.info(reason)
         all_steps = steps * plan.epochs
+        asking = _asking(config, tokenized, training_model, losses, device, dtype)
+        measured = sum(e.length for examples in tokenized.watched.values() for e in examples)
+        known = known_rows.prepare(config, inputs.rows, tokenized.examples, measured, asking, folder)
+        watch.canaries, watch.asking = known.canaries, asking
         trainer = _trainer(
-            config, folder, training_model, tokenized.examples, losses, watch, progress, all_steps, device
+            config, folder, training_model, tokenized.examples, losses, watch, progress, all_steps, device, known, late
         )
         with _explain_errors(folder, watch):
             _train_to_end(trainer, checkpoint, steps * plan.epochs)
@@ -310,8 +348,10 @@ def train(config: TuneConfig, tokenized: TokenizedInputs, folder: RunDir, device
             if EARLY_STOP in weight_folders(config.keep):
                 _promote(folder, watch.lines, config.metric)
             write_frame(folder.path / "outcomes.parquet", folder.load_chunks("outcomes", OUTCOMES))
+        averaged = average_weights(config, watch, trainer, folder) if config.average else None
     loaded = training_model.loaded
     return {
+        "known_rows": {**known.results, "average": averaged},
         "model": {**loaded.summary, "fluency": training_model.fluency},
         "method": {
             "name": config.method,
@@ -324,6 +364,40 @@ def train(config: TuneConfig, tokenized: TokenizedInputs, folder: RunDir, device
     }
 
 
+def _late(config: TuneConfig, tokenized: TokenizedInputs) -> KnownLate | None:
+    if not config.known_late:
+        return None
+    plan, rows = training_plan(config), tokenized.inputs.train.rows
+    category_of = dict(rows.select("row", "category").iter_rows())
+    categories = [category_of[example.row] for example in tokenized.examples]
+    late, line = known_late(config.known_late, categories, config.seed, plan.batch_size, plan.epochs)
+    logger.info(line)
+    return late
+
+
+def _asking(
+    config: TuneConfig,
+    tokenized: TokenizedInputs,
+    training_model: TrainingModel,
+    losses: Any,
+    device: str,
+    dtype: str,
+) -> AskingModel:
+    return AskingModel(
+        training_model.model,
+        training_model.loaded.fingerprint,
+        losses,
+        tokenized.tokenizer,
+        tokenized.prompter,
+        tokenized.end,
+        tokenized.positions,
+        int(config.batch_tokens or 2048),
+        training_model.autocast,
+        device,
+        dtype,
+    )
+
+
 def _trainer(
     config: TuneConfig,
     folder: RunDir,
@@ -334,6 +408,8 @@ def _trainer(
     progress: Any,
     steps: int,
     device: str,
+    known: KnownRows,
+    late: KnownLate | None,
 ) -> FactTrainer:
     base = base_of(training_model.model)
     use_cache = base.config.use_cache
@@ -347,6 +423,9 @@ def _trainer(
         watch,
         progress,
         autocast=training_model.autocast,
+        replay=known.replay,
+        kl=known.kl,
+        late=late,
     )
     base.config.use_cache = use_cache  # the trainer turns it off, and a saved model would generate without its cache
     if not process_group.is_main_process():
@@ -364,7 +443,7 @@ def _train_to_end(trainer: FactTrainer, checkpoint: Checkpoint | None, steps: in
         trainer.load_again(checkpoint.path)
         return
     if checkpoint is not None:
-        trainer.tally.loss, trainer.tally.tokens = checkpoint.note["loss"], checkpoint.note["tokens"]
+        trainer.tally = Tally(**checkpoint.note["tally"])
     elif 0 in config.eval_steps:
         watch(trainer)
     watch.since = time.monotonic()
@@ -430,6 +509,7 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
     config = with_batch_sizes(config, device)
     resolved_model = resolve(config.model, logger.info, config.trust_remote_code, base=config.base, force=config.force)
     check_method(config.model, config.method, resolved_model)
+    check_remedies(config, resolved_model)
     config, reason = with_training_plan(config, inputs.train.rows.height, resolved_model)
     if reason:
         logger.info(reason)
@@ -451,6 +531,8 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
             pass_seconds = time.monotonic() - began
     tokens = sum(example.length for example in tokenized.examples)
     training = pass_seconds / sum(e.length for part in burst for e in part) * tokens
+    if known_rows.uses_pool(config):  # the known rows of a batch are taken to be as long as the new ones
+        training /= 1 - (config.replay or known_rows.EQUAL)
     sample_rows = {name: rows.sample(min(rows.height, 64), seed=0) for name, rows in inputs.rows.items()}
     base = base_of(training_model.model)
     vocabulary, lenient = tokenized.prompter.ended(vocabulary_for(base, tokenized.tokenizer)), config.match == "lenient"

@@ -7,9 +7,10 @@
     answer_cut          prompt and answer are longer than the model's positions: the answer would be cut away
     no_label            the chat template's {% generation %} block marks no token of the answer
     weight_zero         the row's weight is 0: it is read, and teaches nothing
+    answer_masked       all of the answer is left out of the loss (`loss_exclude`): it is read, and teaches nothing
     answer_changed      the chat template would write the answer in another way; it is taught as the row has it
 
-Rows with the last two reasons are kept and counted. All others are refused, or left out if the user chooses so.
+Rows with the last three reasons are kept and counted. All others are refused, or left out if the user chooses so.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from foreknow.config.shared import BadRows
 from foreknow.errors import InputError
 
 WEIGHT_ZERO: Final = "weight_zero"
+ANSWER_MASKED: Final = "answer_masked"
 ANSWER_CHANGED: Final = "answer_changed"
-KEPT: Final = frozenset({WEIGHT_ZERO, ANSWER_CHANGED})
+KEPT: Final = frozenset({WEIGHT_ZERO, ANSWER_MASKED, ANSWER_CHANGED})
 """The reasons for which a row stays in its set."""
 OF_TRAINING: Final = KEPT | {"no_label"}
 """The reasons that matter only for rows that are trained on, and not for rows that are only asked."""
@@ -37,6 +39,7 @@ _PHRASES: Final = {
     "no_label": "with no token of the answer marked by {% generation %} in the chat template",
     "no_label_left": "without any label",
     WEIGHT_ZERO: "with weight 0, from which nothing is learnt",
+    ANSWER_MASKED: "whose whole answer is left out of the loss (loss_exclude), from which nothing is learnt",
     ANSWER_CHANGED: "taught as the file has the answer, which the chat template would write otherwise",
 }
 """Maps each reason to the words that follow a number of rows, such as "2 rows"."""

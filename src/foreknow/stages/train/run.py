@@ -10,7 +10,11 @@
     selection.py       chooses the best epoch
     loop.py            puts all of them together
 
-DIR/config.yaml metrics.jsonl outcomes.parquet rows.parquet early_stop/ results.json manifest.json (last) report.html
+    known_rows.py      chooses known rows that are watched (canaries.py) and replayed (replay.py, kl_loss.py)
+    weight_average.py  goes part of the way back to the weights before training
+
+DIR/config.yaml metrics.jsonl outcomes.parquet rows.parquet canaries.parquet early_stop/ averaged/ results.json
+manifest.json (last) report.html
 
 `early_stop` holds the model of the best epoch; with `--keep last` or `both`, `convergence` holds that of the last one.
 Both are float32 safetensors and the tokenizer, in the layout of transformers, or the adapter for LoRA. On one CPU, a
@@ -35,6 +39,7 @@ import polars as pl
 
 from foreknow.categories import UNKNOWN
 from foreknow.config import TuneConfig
+from foreknow.data.dataset import read_dataset
 from foreknow.data.schema import GOLD
 from foreknow.distributed import process_group
 from foreknow.errors import ConfigError, RunFolderError
@@ -48,7 +53,7 @@ from foreknow.stages.skeleton import PreparedRun, Stage, nothing_to_do, required
 from foreknow.stages.train import curves, selection
 from foreknow.stages.train.curves import TRAIN
 from foreknow.stages.train.dataset import ceiling
-from foreknow.stages.train.inputs import TrainInputs, check_method, check_models, read_inputs
+from foreknow.stages.train.inputs import TrainInputs, check_method, check_models, check_remedies, read_inputs
 from foreknow.stages.train.page import write_page
 from foreknow.stages.train.result import CONVERGENCE, EARLY_STOP, WATCHED, TrainResult, read_metrics, weight_folders
 from foreknow.stages.train.row_faults import RowFault, counts
@@ -65,11 +70,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+AVERAGED: Final = "averaged"
+"""The folder of the weights that `--average` chose (`weight_average.py`)."""
 
 _NO_IDENTITY: Final = {
     *("train", "dev", "test", "out", "model", "base", "audit", "force", "allow_overlap", "prompt_template"),
     *("map", "templates", "group_by", "turns", "null_words", "strict_rows", "bad_rows", "trust_remote_code"),
-    *("dtype", "device", "report_to", "save_every", "dry_run"),
+    *("dtype", "device", "report_to", "save_every", "dry_run", "canaries"),
 }
 """Settings that are left out of a run's identity, because the content of the file that they name counts instead or
 because they do not change a result."""
@@ -88,6 +95,7 @@ def identity_of(config: TuneConfig, inputs: TrainInputs, model: str, device: str
             if process_group.is_distributed()
             else {}
         ),
+        "canaries": config.canaries if config.canaries in ("auto", "none") else file_digest(config.canaries),
         **{k: v for k, v in config.resolved().items() if k not in _NO_IDENTITY},
     }
 
@@ -102,6 +110,8 @@ def with_process_settings(config: TuneConfig) -> TuneConfig:
         return config
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
         raise ConfigError("DeepSpeed: tune trains with plain data parallelism or FSDP; launch it with one of them")
+    if config.replay or config.kl or config.average:
+        raise ConfigError("--replay, --kl, --average: found several processes; they work in one process only so far")
     if process_group.sharded() and config.method == "lora":
         raise ConfigError("--method lora: adapters are not sharded; launch it without FSDP")
     if process_group.sharded() and os.environ.get("FSDP_VERSION") != "2":
@@ -139,6 +149,7 @@ def _prepare(config: TuneConfig, inputs: TrainInputs, folder: RunDir) -> Prepare
     config = with_batch_sizes(config, device)
     resolved_model = resolve(config.model, logger.info, config.trust_remote_code, base=config.base, force=config.force)
     check_method(config.model, config.method, resolved_model)
+    check_remedies(config, resolved_model)
     config, reason = with_training_plan(config, inputs.train.rows.height, resolved_model)
     notes = [*inputs.notes, *check_models(config, inputs, resolved_model.fingerprint)]
     identity = identity_of(config, inputs, resolved_model.fingerprint, device, dtype)
@@ -162,14 +173,14 @@ def _prepare(config: TuneConfig, inputs: TrainInputs, folder: RunDir) -> Prepare
 
 def _check_weights(config: TuneConfig, folder: RunDir) -> None:
     """Raise ModelError if the weights of a complete run are not those that it wrote."""
-    for weights in weight_folders(config.keep):
+    for weights in (*weight_folders(config.keep), AVERAGED):
         verify_checksums(folder.path / weights)
     _remove_leftovers(folder)
 
 
 def _remove_leftovers(folder: RunDir) -> None:
     """Remove the folders that only an unfinished run needs."""
-    for name in (".checkpoints", ".best"):
+    for name in (".checkpoints", ".best", ".replay"):
         shutil.rmtree(folder.path / name, ignore_errors=True)
 
 
@@ -214,8 +225,9 @@ def _tune(
             "metrics": fingerprint([{k: v for k, v in line.items() if k != "seconds"} for line in lines]),
             "versions": library_versions(),
             **{name: about(folder.path / name) for name in weight_folders(config.keep)},
+            **({AVERAGED: about(folder.path / AVERAGED)} if config.average else {}),
         },
-        ("config.yaml", "metrics.jsonl", "outcomes.parquet", "rows.parquet", "results.json"),
+        ("config.yaml", "metrics.jsonl", "outcomes.parquet", "rows.parquet", "canaries.parquet", "results.json"),
     )
 
 
@@ -257,6 +269,8 @@ def build_results(
         "ceiling": ceiling(inputs.train.rows)[0],
         "model": training_summary["model"],
         "method": training_summary["method"],
+        **training_summary["known_rows"],
+        "trainable": config.trainable,
         "mix": mix_source(inputs.train.file),
         "data": {
             name: {
@@ -277,6 +291,11 @@ def build_results(
         "rows_per_second": inputs.train.rows.height * last["epoch"] / training if training else 0.0,
         "version": __version__,
     }
+
+
+def file_digest(file: str) -> str:
+    """Return the hash of a data file's content. Raises InputError if it cannot be read."""
+    return read_dataset(file).digest
 
 
 def mix_source(file: str) -> dict[str, Any] | None:
@@ -320,5 +339,16 @@ def _endings(lines: list[curves.Line], metric: str, keep: str) -> list[str]:
             f"the epoch whose weights are kept has {fitted[0]:.0%} of the training rows fitted, the last "
             f"{fitted[1]:.0%}; where these rows must be learnt, take --keep last or --keep both"
         )
+    if metric != "dev_spans" and "dev_spans" in curves.flat(early):
+        other = selection.best(lines, "dev_spans")
+        assert other is not None
+        shares = [curves.flat(line)["dev_spans"] for line in (other, early)]
+        if other is not early:
+            lines_to_print.append(
+                f"dev_spans would have kept epoch {other['epoch']}: {shares[0]:.1%} of dev's spans that the model said "
+                f"before are still right there, {shares[1]:.1%} at EARLY_STOP"
+            )
+        else:
+            lines_to_print.append(f"dev_spans at EARLY_STOP: {shares[1]:.1%}, the best of all epochs")
     began = curves.overfitting_epoch(lines)
     return [*lines_to_print, f"overfitting to new facts began at epoch {began}"] if began else lines_to_print

@@ -1,7 +1,8 @@
 """Measures the mean loss of a set's answers: -log p of a token, in nats, given the tokens before it.
 
-The text is the same as in training (prompt, gold, end of the answer), and dropout is off. Unlike exact match, the loss
-tells epochs apart even if no whole answer is right, as with long answers.
+The text is the same as in training (prompt, gold, end of the answer), and dropout is off. Tokens that are left out of
+the loss (`loss_exclude`) do not count. Unlike exact match, the loss tells epochs apart even if no whole answer is
+right, as with long answers.
 """
 
 from __future__ import annotations
@@ -31,13 +32,14 @@ def mean_losses(losses: Pass, model: Any, sets: Sets, *, tokens: int, autocast: 
     rows of this process, by set name. `tokens`: how many tokens are computed at once. `autocast`: compute in bfloat16.
     """
     found = {}
-    with _evaluating(model), torch.autocast(device, torch.bfloat16, enabled=autocast):
+    with evaluating(model), torch.autocast(device, torch.bfloat16, enabled=autocast):
         for name, rows in sets.items():
             total, count = 0.0, 0
             for part in micro_batches(rows, tokens):
-                _, values = losses.losses(part)
-                total += float(values.double().sum())
-                count += len(values)
+                ordered, values = losses.losses(part)
+                in_loss = [counts for example in ordered for counts in example.in_loss]
+                total += float(values.cpu().double()[torch.tensor(in_loss)].sum())
+                count += sum(in_loss)
             total, whole = process_group.totals([total, count])
             if whole:
                 found[name] = total / whole
@@ -45,7 +47,7 @@ def mean_losses(losses: Pass, model: Any, sets: Sets, *, tokens: int, autocast: 
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
     """Put the model into evaluation mode, without dropout; give every module its own mode back at the end."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

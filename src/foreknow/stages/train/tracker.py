@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import polars as pl
 import torch
@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foreknow.data.schema import GOLD, common_heads
 from foreknow.errors import ModelError
-from foreknow.inference.answer_search import AnswerSearch
+from foreknow.inference.answer_search import AnswerSearch, Node
 from foreknow.inference.engine import Engine, PackedEngine, PlainEngine, Prompt, Sampling
 from foreknow.inference.exact_probe import PreparedRow, Prober, ProbeSettings
 from foreknow.inference.malloc import release_memory
@@ -34,6 +34,8 @@ from foreknow.prompts.few_shot import Exemplars, GroupExemplars
 from foreknow.prompts.prompt_template import Prompter
 from foreknow.prompts.vocabulary import TokenPath, Vocabulary
 from foreknow.stages.train.answer_loss import base_of
+from foreknow.stages.train.answer_places import answer_places, tokens_in
+from foreknow.stages.train.span_labels import SPAN_OUTCOMES
 
 OUTCOMES: Final[dict[str, pl.DataType]] = {
     "set": pl.String(),
@@ -49,14 +51,6 @@ _LONGEST: Final = 1 << 20
 _MANY: Final = 16
 
 
-class Measures(Protocol):
-    """Measures a model's answers to every watched row as `OUTCOMES`, for `tune` and the callback."""
-
-    def __call__(self, model: PreTrainedModel) -> pl.DataFrame:
-        """Measure the model as it is now; leave its mode, its weights and all random states unchanged."""
-        ...
-
-
 class _AskedRow(NamedTuple):
     """Holds a row whose prompt is ready, so that it can be asked again whenever the weights have changed."""
 
@@ -65,13 +59,27 @@ class _AskedRow(NamedTuple):
     prompt: Prompt
 
 
+class _SpannedRow(NamedTuple):
+    """Holds a row's gold as token ids, and by span number the indices of the span's tokens among them."""
+
+    gold: TokenPath
+    spans: dict[int, tuple[int, ...]]
+
+
+class Measurement(NamedTuple):
+    """Holds the outcomes of rows (`OUTCOMES`) and of spans (`SPAN_OUTCOMES`) of one measurement."""
+
+    outcomes: pl.DataFrame
+    spans: pl.DataFrame
+
+
 class Tracker:
     """Measures sets of rows (`rows.ROWS`). A row of the set `train` is right, that is, *fitted*, only with its gold.
 
     The prompts are made once. Each measurement computes a beginning that many prompts share only once, for all sets
     together. `lenient`: also follow answers that can be right only under lenient matching, which takes longer.
     `batch_tokens`: how many tokens are computed at once. `chunk_rows`: for how many rows keys and values are held at
-    once.
+    once. `spans`: by set, labelled spans of its rows (`WATCHED_SPANS`), which the same pass measures.
     """
 
     def __init__(
@@ -83,6 +91,7 @@ class Tracker:
         lenient: bool = False,
         batch_tokens: int = 2048,
         chunk_rows: int = 512,
+        spans: Mapping[str, pl.DataFrame] | None = None,
     ):
         self.lenient = lenient
         self.batch_tokens = batch_tokens
@@ -96,6 +105,12 @@ class Tracker:
             prepared_rows, prompts = _zero_shot(prompter, vocabulary, own).prompts(own)
             asked_rows += [_AskedRow(name, row, line[0]) for row, line in zip(prepared_rows, prompts, strict=True)]
         self._asked = _group_by_beginning(asked_rows)
+        self._spans = {
+            (name, row): spanned
+            for name, rows in sets.items()
+            if name in (spans or {})
+            for row, spanned in _spanned_rows(prompter, rows, (spans or {})[name])
+        }
 
     @property
     def count(self) -> int:
@@ -103,22 +118,38 @@ class Tracker:
         return len(self._asked)
 
     def __call__(self, model: PreTrainedModel, done: Callable[[int], None] = lambda _: None) -> pl.DataFrame:
-        """Measure the model as it is now (see `Measures`). `done` is called with the number of rows just finished."""
+        """Measure the rows with the model as it is now; see `measure`."""
+        return self.measure(model, done).outcomes
+
+    def measure(self, model: PreTrainedModel, done: Callable[[int], None] = lambda _: None) -> Measurement:
+        """Measure rows and spans in one pass, with the model as it is now.
+
+        The model's mode, its weights and all random states stay as they are. `done` is called with the number of rows
+        just finished.
+        """
         model = base_of(model)
         modes = [(module, module.training) for module in model.modules()]
         outcomes: list[tuple[str, int, bool, bool | None]] = []
+        fitted: list[tuple[str, int, int, bool]] = []
         try:
             with self._engine(model) as engine:
                 for start in range(0, self.count, self.chunk_rows):
                     part = self._asked[start : start + self.chunk_rows]
-                    right = _ask(engine, part, self.lenient)
+                    right, nodes = _ask(engine, part, self.lenient)
+                    for row, own in zip(part, nodes, strict=True):
+                        spanned = self._spans.get((row.name, row.row.number))
+                        if spanned is not None:
+                            fitted += [(row.name, row.row.number, *one) for one in _fitted(spanned, row.row.tree, own)]
                     outcomes += [(row.name, row.row.number, *outcome) for row, outcome in zip(part, right, strict=True)]
                     done(len(part))
         finally:
             for module, training in modes:
                 module.training = training
         release_memory()
-        return pl.DataFrame(outcomes, schema=OUTCOMES, orient="row").sort("set", "row")
+        return Measurement(
+            pl.DataFrame(outcomes, schema=OUTCOMES, orient="row").sort("set", "row"),
+            pl.DataFrame(fitted, schema=SPAN_OUTCOMES, orient="row").sort("set", "row", "span"),
+        )
 
     @contextmanager
     def _engine(self, model: PreTrainedModel) -> Iterator[Engine]:
@@ -137,8 +168,13 @@ class Tracker:
             yield PackedEngine(packed, _GREEDY, self.batch_tokens)
 
 
-def _ask(engine: Engine, part: Sequence[_AskedRow], lenient: bool) -> list[tuple[bool, bool | None]]:
-    """Return the strict and the lenient outcome of each row; the lenient one is None if `lenient` is not set."""
+def _ask(
+    engine: Engine, part: Sequence[_AskedRow], lenient: bool
+) -> tuple[list[tuple[bool, bool | None]], list[list[Node]]]:
+    """Return the strict and the lenient outcome of each row, and its nodes: the root's, then those of its tree.
+
+    The lenient outcome is None if `lenient` is not set.
+    """
     session, nodes = engine.open([row.prompt for row in part], [row.row.tree for row in part])
     trees = [AnswerSearch(row.row.matcher, row.row.max_new, 0.0) for row in part]
     for tree, row, opened in zip(trees, part, nodes, strict=True):
@@ -149,9 +185,33 @@ def _ask(engine: Engine, part: Sequence[_AskedRow], lenient: bool) -> list[tuple
             (n, g.path) for n, g in enumerate(greedy) if not g.done and (lenient or _may_match(trees[n], g.path))
         ]
         if not unfinished:
-            return [(g.strict, g.lenient if lenient else None) for g in greedy]
+            return [(g.strict, g.lenient if lenient else None) for g in greedy], nodes
         for (n, path), node in zip(unfinished, session.extend(unfinished), strict=True):
             trees[n].feed([(path, node)])
+
+
+def _spanned_rows(prompter: Prompter, rows: pl.DataFrame, spans: pl.DataFrame) -> Iterator[tuple[int, _SpannedRow]]:
+    """Yield each row that has spans, by number, with the tokens of its gold and of its spans."""
+    places: dict[int, list[tuple[int, int, int]]] = {}
+    for row, span, start, end in spans.select("row", "span", "start", "end").iter_rows():
+        places.setdefault(row, []).append((span, start, end))
+    spanned = rows.filter(pl.col("row").is_in(list(places)))
+    for row, question, context, gold in spanned.select("row", "question", "context", GOLD).iter_rows():
+        text, answer, blanks = prompter.text((), question, context), gold.strip(), len(gold) - len(gold.lstrip())
+        ids = prompter.answer_ids(text, prompter.ids([text])[0], answer)
+        offsets = answer_places(prompter, text, answer, ids)
+        tokens = {span: tokens_in(offsets, [(start - blanks, end - blanks)]) for span, start, end in places[row]}
+        yield row, _SpannedRow(tuple(ids), {span: own for span, own in tokens.items() if own})
+
+
+def _fitted(row: _SpannedRow, tree: Sequence[TokenPath], nodes: Sequence[Node]) -> list[tuple[int, bool]]:
+    """Return, for each span, whether each of its tokens is the arg max behind the gold before it."""
+    last = max((tokens[-1] for tokens in row.spans.values()), default=-1)
+    by_path = {path: node for path, node in zip([(), *tree], nodes, strict=True) if len(path) <= last}
+    right = [
+        by_path[row.gold[:at]].greedy == row.gold[at] if row.gold[:at] in by_path else False for at in range(last + 1)
+    ]
+    return [(span, all(right[at] for at in tokens)) for span, tokens in row.spans.items()]
 
 
 def _may_match(tree: AnswerSearch, path: TokenPath) -> bool:

@@ -2,8 +2,9 @@
 
 The rows of a step depend only on the seed and the step. They are cut into micro-batches under a token budget, and the
 gradients of the micro-batches add up to that of the whole batch. The loss is the mean over the batch's target tokens,
-as in transformers.Trainer; each token counts with its row's weight. The learning rate is constant after the warmup, as
-in the paper. Several processes share the rows of each step, and the mean is taken over the rows of all processes.
+as in transformers.Trainer; each token counts with its row's weight, and those of `loss_exclude` do not count. The
+learning rate is constant after the warmup, as in the paper. Several processes share the rows of each step, and the mean
+is taken over the rows of all processes.
 """
 
 from __future__ import annotations
@@ -29,9 +30,12 @@ from foreknow.errors import ConfigError, ForeknowError
 from foreknow.io.disk_space import disk_full_errors
 from foreknow.models.packaged import quiet
 from foreknow.progress import Meter
-from foreknow.stages.train.answer_loss import Pass, base_of, run_as_forward
+from foreknow.stages.train.answer_loss import Pass, base_of, cross_entropy, run_as_forward
 from foreknow.stages.train.checkpoints import complete, prune
 from foreknow.stages.train.dataset import TrainingExample, micro_batches, shares, step_rows
+from foreknow.stages.train.kl_loss import KlTerm
+from foreknow.stages.train.known_late import KnownLate
+from foreknow.stages.train.replay import ReplayPlan, is_replay
 from foreknow.stages.train.setup import training_plan
 
 CHECKPOINTS: Final = ".checkpoints"
@@ -54,15 +58,29 @@ class EvalHook(Protocol):
 
 @dataclass
 class Tally:
-    """Holds the loss since the epoch began, summed over target tokens, and their number, both weighted by row."""
+    """Holds the loss since the epoch began, summed over target tokens, and their number, both weighted by row.
+
+    `loss` and `tokens` are of the rows of the training file, `replay_loss` and `replay_tokens` of the rows that
+    `--replay` adds. `kl` and `kl_tokens`: the divergences that `--kl` adds, and how many tokens they are of.
+    """
 
     loss: float = 0.0
     tokens: float = 0.0
+    replay_loss: float = 0.0
+    replay_tokens: float = 0.0
+    kl: float = 0.0
+    kl_tokens: float = 0.0
 
     @property
     def mean(self) -> float | None:
         """Return the mean loss of a target token in nats; None before the first step."""
         return self.loss / self.tokens if self.tokens else None
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Return the mean loss of a replayed token and the mean divergence, in nats, as far as there are any."""
+        parts = {"replay": (self.replay_loss, self.replay_tokens), "kl": (self.kl, self.kl_tokens)}
+        return {name: total / tokens for name, (total, tokens) in parts.items() if tokens}
 
 
 class FactTrainer(Trainer):
@@ -79,7 +97,16 @@ class FactTrainer(Trainer):
         meter: Meter,
         *,
         autocast: bool,
+        replay: ReplayPlan | None = None,
+        kl: KlTerm | None = None,
+        late: KnownLate | None = None,
     ):
+        """Prepare the training.
+
+        `replay`: the rows that join every batch. `kl`: a term of the loss for these rows. `late`: which of `examples` a
+        step takes, if HighlyKnown rows come late.
+        """
+        self.replay, self.kl, self.late = replay, kl, late
         self.examples, self.config, self.losses, self.watch, self.meter = examples, config, losses, watch, meter
         self.autocast = autocast
         self.batch_size = training_plan(config).batch_size
@@ -111,8 +138,13 @@ class FactTrainer(Trainer):
         del num_batches, device
         next(epoch_iterator)
         config = self.config
-        places = step_rows(config.seed, self.state.global_step, len(self.examples), self.batch_size)
-        return [[self.examples[place] for place in places]], None
+        step = self.state.global_step
+        if self.late is not None:
+            places = self.late.rows(step)
+        else:
+            places = step_rows(config.seed, step, len(self.examples), self.batch_size)
+        batch = [self.examples[place] for place in places]
+        return [batch + (self.replay.examples(step) if self.replay else [])], None
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Compute the gradients of a whole batch, one micro-batch after the other; return the batch's loss.
@@ -122,8 +154,13 @@ class FactTrainer(Trainer):
         del num_items_in_batch
         model.train()
         batch: list[TrainingExample] = inputs
-        self.rows = [example.row for example in batch]
-        whole = sum(example.weight * len(example.answer) for example in batch)
+        self.rows = [example.row for example in batch if not is_replay(example)]
+        own = Tally(
+            tokens=sum(e.weight * e.learnt for e in batch if not is_replay(e)),
+            replay_tokens=sum(e.weight * e.learnt for e in batch if is_replay(e)),
+            kl_tokens=sum(len(e.answer) for e in batch if is_replay(e)) if self.kl else 0,
+        )
+        whole = sum(example.weight * example.learnt for example in batch)
         total = torch.zeros((), device=self.args.device)
         device, several = self.args.device.type, process_group.is_distributed()
         tokens = int(self.config.micro_batch_tokens or 2048)
@@ -137,9 +174,11 @@ class FactTrainer(Trainer):
         with torch.autocast(device, torch.bfloat16, enabled=self.autocast, cache_enabled=not self.is_fsdp_enabled):
             for n, part in enumerate(parts):
                 with self._meeting(model, n == len(parts) - 1):
-                    ordered, losses = self._losses(model, part)
-                    weights = torch.tensor([e.weight for e in ordered for _ in e.answer], device=losses.device)
+                    ordered, losses, divergences = self._losses(model, part)
+                    weights = torch.tensor([w for e in ordered for w in e.token_weights], device=losses.device)
                     loss = (losses * weights).sum() / max(whole, 1e-12)
+                    if self.kl is not None and divergences is not None:
+                        loss = loss + self.kl.weight * divergences.sum() / max(own.kl_tokens, 1)
                     if not bool(loss.isfinite()):
                         bad += _not_finite(ordered, losses)
                         if not several:
@@ -148,6 +187,8 @@ class FactTrainer(Trainer):
                         # the wrappers divide by the number of processes, so multiply by it
                         self.accelerator.backward(loss * process_group.world_size() if several else loss)
                 total += loss.detach()
+                if self.replay is not None:
+                    _add_parts(own, ordered, (losses * weights).detach(), divergences)
         if several:
             total.fill_(process_group.totals([float(total)])[0])
             if not bool(total.isfinite()):  # true in all processes if it is in one, so that all of them stop
@@ -160,14 +201,23 @@ class FactTrainer(Trainer):
                 self.rows,
                 "Look at these rows: nothing of their answers may reach the loss",
             )
-        self.tally = Tally(self.tally.loss + float(total) * whole, self.tally.tokens + whole)
-        self.meter.advance(len(batch))
+        own.loss = own.loss if self.replay is not None else float(total) * whole
+        self.tally = Tally(**{name: value + getattr(own, name) for name, value in vars(self.tally).items()})
+        self.meter.advance(len(self.rows))
         return total
 
-    def _losses(self, model: nn.Module, part: Sequence[TrainingExample]) -> tuple[list[TrainingExample], Tensor]:
-        """Compute the losses of a micro-batch; with several processes, in the forward pass of their wrapper."""
+    def _losses(
+        self, model: nn.Module, part: Sequence[TrainingExample]
+    ) -> tuple[list[TrainingExample], Tensor, Tensor | None]:
+        """Compute the losses of a micro-batch; with several processes, in the forward pass of their wrapper.
+
+        With `--kl`, also return the divergences from the teacher, if the micro-batch has rows of the pool.
+        """
+        if self.kl is not None and any(is_replay(example) for example in part):
+            rows, logits = self.losses.logits(part)
+            return rows, cross_entropy(logits, rows), self.kl.divergences(logits, rows)
         if not process_group.is_distributed():
-            return self.losses.losses(part)
+            return *self.losses.losses(part), None
         ordered: list[TrainingExample] = []
 
         def work() -> Tensor:
@@ -175,7 +225,7 @@ class FactTrainer(Trainer):
             ordered.extend(part_rows)
             return losses
 
-        return ordered, run_as_forward(model, work)
+        return ordered, run_as_forward(model, work), None
 
     def _meeting(self, model: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Return a context in which processes synchronize gradients only for the last micro-batch of a step.
@@ -193,6 +243,7 @@ class FactTrainer(Trainer):
         return norm
 
     def _stop(self, what: str, rows: Sequence[int], advice: str = _ADVICE) -> None:
+        rows = [row for row in rows if row >= 0] or self.rows  # those below 0 are replayed
         rows_text = ", ".join(map(str, sorted(rows)[:8])) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
         step, of = self.state.global_step + 1, int(self.state.global_step / self.steps_per_epoch) + 1
         raise NotFinite(
@@ -256,7 +307,7 @@ class FactTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             process_group.barrier()  # wait until each process has written its random states
             if process_group.is_main_process():
-                note = {"loss": self.tally.loss, "tokens": self.tally.tokens, "lines": self.watch.lines}
+                note = {"tally": vars(self.tally), "lines": self.watch.lines}
                 complete(path, self.state.global_step, note)
         if process_group.is_main_process():
             prune(path.parent, path)
@@ -334,6 +385,14 @@ def set_dropout(model: Any, share: float) -> str:
         )
     names = ", ".join(f"{name} ({count})" for name, count in counts.items())
     return f"dropout {share:g} in {names}" if share else "no dropout"
+
+
+def _add_parts(tally: Tally, rows: Sequence[TrainingExample], losses: Tensor, divergences: Tensor | None) -> None:
+    """Add the weighted losses of a micro-batch to the tally, those of the pool's rows apart, and the divergences."""
+    replayed = torch.tensor([is_replay(example) for example in rows for _ in example.answer], device=losses.device)
+    tally.loss += float(losses[~replayed].sum())
+    tally.replay_loss += float(losses[replayed].sum())
+    tally.kl += float(divergences.detach().sum()) if divergences is not None else 0.0
 
 
 def _not_finite(rows: Sequence[TrainingExample], losses: Tensor) -> list[int]:

@@ -18,6 +18,8 @@ import polars as pl
 from foreknow.data.schema import GOLD
 from foreknow.errors import ConfigError, ForeknowError
 from foreknow.prompts.prompt_template import Prompter, Template
+from foreknow.stages.mix.span_edits import LOSS_EXCLUDE
+from foreknow.stages.train.answer_places import answer_places, tokens_in
 from foreknow.stages.train.dataset import TRAINING
 from foreknow.stages.train.label_check import IGNORED, collated_rows, split_texts, tensor_of
 
@@ -31,10 +33,14 @@ AGREE: Final = 0.9
 
 
 class TrainerText(NamedTuple):
-    """Holds one text of the trainer: the ids before its last run of labels, and the ids of that run."""
+    """Holds one text of the trainer: the ids before its last run of labels, and the ids of that run.
+
+    `learnt`: for the ids of both, whether each is a label.
+    """
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+    learnt: tuple[bool, ...] = ()
 
 
 class Pair(NamedTuple):
@@ -79,7 +85,8 @@ def read_texts(loader: Any) -> list[TrainerText]:
                 while begin > 0 and int(own_labels[begin - 1]) != IGNORED:
                     begin -= 1
                 whole = own_ids.tolist()
-                texts.append(TrainerText(tuple(whole[:begin]), tuple(whole[begin : end + 1])))
+                is_label = tuple((own_labels[: end + 1] != IGNORED).tolist())
+                texts.append(TrainerText(tuple(whole[:begin]), tuple(whole[begin : end + 1]), is_label))
     return texts
 
 
@@ -121,7 +128,7 @@ def _in_unmasked(
         for question, context in asked:
             if question.strip() in plain[:before]:
                 begin = _first_token(ids, before, tokenizer)
-                parted = TrainerText(tuple(ids[:begin]), tuple(ids[begin:]))
+                parted = text._replace(prompt=tuple(ids[:begin]), answer=tuple(ids[begin:]))
                 matches.append((question, context, gold, parted))
     return matches
 
@@ -172,6 +179,32 @@ def is_written(pair: Pair, prompter: Prompter) -> bool:
     whole = [*pair.text.prompt, *pair.text.answer]
     answer = prompter.answer_ids(text, prompt, pair.gold)
     return whole[: len(prompt) + len(answer)] == [*prompt, *answer]
+
+
+def count_learnt_masks(pairs: Sequence[Pair], rows: pl.DataFrame, prompter: Prompter) -> tuple[int, int]:
+    """Count the texts of the trainer that learn a masked token, and all texts whose row masks any.
+
+    `rows`: the watched rows (`dataset.SET`), whose `loss_exclude` lists the characters of the gold that are masked.
+    """
+    masks: dict[tuple[str, str], tuple[str, list[list[int]]]] = {}
+    masked_rows = rows.filter(pl.col(LOSS_EXCLUDE).is_not_null())
+    for question, gold, ranges in masked_rows.select("question", GOLD, LOSS_EXCLUDE).iter_rows():
+        masks[question, gold.strip()] = (gold, ranges)
+    learnt = masked = 0
+    for pair in pairs:
+        if (pair.question, pair.gold.strip()) not in masks:
+            continue
+        gold, ranges = masks[pair.question, pair.gold.strip()]
+        blanks = len(gold) - len(gold.lstrip())
+        text = prompter.text((), pair.question, pair.context)
+        prompt = prompter.ids([text])[0]
+        ids = prompter.answer_ids(text, prompt, gold.strip())
+        places = answer_places(prompter, text, gold.strip(), ids)
+        tokens = tokens_in(places, [(start - blanks, end - blanks) for start, end in ranges])
+        is_label = pair.text.learnt[len(prompt) :]
+        masked += 1
+        learnt += any(is_label[at] for at in tokens if at < len(is_label))
+    return learnt, masked
 
 
 def check_format(pairs: Sequence[Pair], prompter: Prompter, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,0 +1,193 @@
+"""Runs a model over the token trees of rows whose fact spans are probed, each behind the exemplars of one set.
+
+`PackedTrees` computes each exemplar prefix once and packs the trees behind it (`packed_model.py`). `PlainTrees` runs
+every way through a tree through the model's own forward pass, for architectures that the packed pass does not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from foreknow.inference.engine import PackedEngine, Sampling
+from foreknow.inference.engine_choice import open_engine
+from foreknow.inference.loglikelihood import own_attention
+from foreknow.inference.packed_attention import CachedPrefix, Segment, TokenTree, gather_kv
+from foreknow.inference.packed_model import PackedModel
+from foreknow.inference.span_tree import Branch, SpanTree
+from foreknow.models.loading import Loaded, input_device
+from foreknow.prompts.prompt_template import Prompter
+
+_PREFIXES: Final = 16
+"""Exemplar prefixes that are kept for later rows."""
+_COPIES: Final = 4
+"""The most keys and values that branches copy at once, in multiples of a batch's tokens."""
+
+
+class SpanJob(NamedTuple):
+    """A row behind one exemplar set: the first `shared` tokens of `prefix`, then the tree's tokens.
+
+    `wanted`: indices in the tree of the tokens whose next-token distributions are needed.
+    """
+
+    prefix: tuple[int, ...]
+    shared: int
+    tree: SpanTree
+    wanted: list[int]
+
+
+class TreeEngine(Protocol):
+    """Runs a model over trees of tokens."""
+
+    batch_tokens: int
+
+    def run(self, jobs: Sequence[SpanJob]) -> Iterator[tuple[int, Tensor]]:
+        """Yield each job's number, once, with the model's states at its wanted tokens, [wanted, ...]."""
+        ...
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Return next-token logits in float32, [states, vocabulary]."""
+        ...
+
+
+class PackedTrees:
+    """Runs trees in packed passes behind cached prefixes, up to about `batch_tokens` tokens at once.
+
+    A first pass computes the trunks of several rows and keeps their keys and values; then the branches of these rows
+    follow, each behind its own trunk up to where it leaves it. So attention never spans a whole tree.
+    """
+
+    def __init__(self, packed: PackedModel, batch_tokens: int):
+        self.packed = packed
+        self.batch_tokens = batch_tokens
+        self._prefixes: dict[tuple[int, ...], CachedPrefix] = {}
+
+    def run(self, jobs: Sequence[SpanJob]) -> Iterator[tuple[int, Tensor]]:
+        """See `TreeEngine.run`. Jobs of one prefix are computed together, those of similar length in one pass."""
+        for batch in self._batches(jobs):
+            prefix, shared = jobs[batch[0]].prefix, jobs[batch[0]].shared
+            cached = self._prefix(prefix).cut(shared) if shared else None
+            states: dict[int, list[Tensor]] = {n: [] for n in batch}
+            nodes: dict[int, list[int]] = {n: [] for n in batch}
+            trunks = []
+            for n in batch:
+                own = [node for node in jobs[n].wanted if node < jobs[n].tree.trunk]
+                trunks.append(TokenTree.chain(jobs[n].tree.ids[: jobs[n].tree.trunk], own))
+                nodes[n] += own
+            branches = [(n, branch) for n in batch for branch in jobs[n].tree.branches()]
+            trunk_states, caches = self.packed.forward([Segment(cached, trunks)], keep=bool(branches))
+            for n, part in zip(batch, trunk_states.split([len(t.wanted) for t in trunks]), strict=True):
+                states[n].append(part)
+            row_of = {n: row for row, n in enumerate(batch)}
+            for few in self._branch_batches(branches):
+                past = gather_kv([(caches[0], row_of[n]) for n, _ in few], [branch.at + 1 for _, branch in few])
+                trees = [_branch_tree(jobs[n], branch) for n, branch in few]
+                branch_states, _ = self.packed.forward([Segment(cached, trees, past)])
+                parts = branch_states.split([len(tree.wanted) for tree in trees])
+                for (n, branch), tree, part in zip(few, trees, parts, strict=True):
+                    states[n].append(part)
+                    nodes[n] += [branch.nodes[at] for at in tree.wanted]
+            for n in batch:
+                order = {node: at for at, node in enumerate(nodes[n])}
+                yield n, torch.cat(states[n])[[order[node] for node in jobs[n].wanted]]
+
+    def logits(self, states: Tensor) -> Tensor:
+        """See `TreeEngine.logits`."""
+        return self.packed.head.full_logits(states)
+
+    def _prefix(self, ids: tuple[int, ...]) -> CachedPrefix:
+        prefix = self._prefixes.pop(ids, None)
+        if prefix is None:
+            (prefix,) = self.packed.prefixes([ids])
+        self._prefixes[ids] = prefix
+        while len(self._prefixes) > _PREFIXES:
+            del self._prefixes[next(iter(self._prefixes))]  # the one that was not used for longest
+        return prefix
+
+    def _batches(self, jobs: Sequence[SpanJob]) -> list[list[int]]:
+        order = sorted(range(len(jobs)), key=lambda n: (jobs[n].prefix, jobs[n].shared, jobs[n].tree.trunk, n))
+        batches: list[list[int]] = []
+        for n in order:
+            same = bool(batches) and jobs[batches[-1][0]][:2] == jobs[n][:2]
+            if not same or (len(batches[-1]) + 1) * jobs[n].tree.trunk > self.batch_tokens:
+                batches.append([])
+            batches[-1].append(n)
+        return batches
+
+    def _branch_batches(self, branches: Sequence[tuple[int, Branch]]) -> list[list[tuple[int, Branch]]]:
+        """Split branches into runs whose tokens, and copies of the keys and values before them, stay small."""
+        batches: list[list[tuple[int, Branch]]] = []
+        tokens = 0
+        for n, branch in sorted(branches, key=lambda pair: (pair[1].at, pair[0])):
+            tokens += len(branch.nodes)
+            copies = (len(batches[-1]) + 1) * (branch.at + 1) if batches else 0
+            if not batches or tokens > self.batch_tokens or copies > _COPIES * self.batch_tokens:
+                batches.append([])
+                tokens = len(branch.nodes)
+            batches[-1].append((n, branch))
+        return batches
+
+
+class PlainTrees:
+    """Runs every way through a tree as a sequence of its own, by the model's own forward pass: many times slower."""
+
+    def __init__(self, model: PreTrainedModel, batch_tokens: int):
+        self.model = model.eval()
+        self.device = input_device(model)
+        self.batch_tokens = batch_tokens
+
+    @torch.inference_mode()
+    def run(self, jobs: Sequence[SpanJob]) -> Iterator[tuple[int, Tensor]]:
+        """See `TreeEngine.run`. The states are the logits themselves."""
+        for number, job in enumerate(jobs):
+            remaining = set(job.wanted)
+            states: dict[int, Tensor] = {}
+            for way in job.tree.sequences():
+                own = [node for node in way if node in remaining]
+                if not own:
+                    continue
+                ids = [*job.prefix[: job.shared], *(job.tree.ids[node] for node in way)]
+                with own_attention(self.model):
+                    logits = self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits[0]
+                depth = {node: job.shared + n for n, node in enumerate(way)}
+                states |= {node: logits[depth[node]].float() for node in own}
+                remaining -= set(own)
+            yield number, torch.stack([states[node] for node in job.wanted])
+
+    def logits(self, states: Tensor) -> Tensor:
+        """See `TreeEngine.logits`."""
+        return states
+
+
+def _branch_tree(job: SpanJob, branch: Branch) -> TokenTree:
+    number = {node: at for at, node in enumerate(branch.nodes)}
+    wanted = set(job.wanted)
+    return TokenTree(
+        [job.tree.ids[node] for node in branch.nodes],
+        [number.get(job.tree.parents[node], -1) for node in branch.nodes],
+        [at for at, node in enumerate(branch.nodes) if node in wanted],
+    )
+
+
+@contextmanager
+def open_trees(
+    loaded: Loaded, prompter: Prompter, batch_tokens: int, packed: PackedEngine | None = None
+) -> Iterator[TreeEngine]:
+    """Choose the engine for trees. `packed`: the audit's own packed engine, if it is open.
+
+    Without it the model is attached and checked here, and plain passes are used where packed ones do not fit.
+    """
+    if packed is not None:
+        yield PackedTrees(packed.packed, batch_tokens)
+        return
+    with open_engine(loaded, prompter, batch_tokens) as choice:
+        engine = choice.engine(Sampling())
+        if isinstance(engine, PackedEngine):
+            yield PackedTrees(engine.packed, batch_tokens)
+        else:
+            yield PlainTrees(loaded.model, batch_tokens)

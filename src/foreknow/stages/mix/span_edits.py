@@ -1,0 +1,102 @@
+"""Masks or cuts the spans of long answers that are new to the model. Pure.
+
+mask   the answer stays whole; the column `loss_exclude` lists the characters that the loss leaves out
+cut    sentences go whose only spans are new; an answer of which nothing is left is dropped
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
+
+import polars as pl
+
+from foreknow.categories import UNKNOWN
+from foreknow.data.sentences import Place, sentences, without_breaks_inside, without_sentences
+from foreknow.data.spans.schema import is_new
+from foreknow.errors import InputError
+
+LOSS_EXCLUDE: Final = "loss_exclude"
+"""The column with the characters of an answer that a trainer leaves out of its loss: a list of [start, end] each."""
+LOSS_EXCLUDE_TYPE: Final = pl.List(pl.List(pl.Int64()))
+
+
+class Masked(NamedTuple):
+    """Holds, by row number, the characters to leave out of the loss, and the number of spans and characters."""
+
+    ranges: dict[int, list[list[int]]]
+    spans: int
+    characters: int
+
+
+class Cut(NamedTuple):
+    """Holds, by row number, answers with sentences cut; the rows of which nothing is left; and what was cut."""
+
+    answers: dict[int, str]
+    empty: list[int]
+    sentences: int
+    spans: int
+    characters: int
+
+
+def mask_spans(spans: pl.DataFrame, which: Literal["new", "unknown"]) -> Masked:
+    """Return the characters of the spans that are new, or Unknown, by row. `spans`: a frame `SPANS`.
+
+    Ranges are sorted by their start; ranges that overlap or touch are joined.
+    """
+    chosen = spans.filter(is_new() if which == "new" else (pl.col("category") == UNKNOWN).fill_null(False))
+    ranges: dict[int, list[list[int]]] = {}
+    for row, start, end in chosen.sort("row", "start").select("row", "start", "end").iter_rows():
+        own = ranges.setdefault(row, [])
+        if own and start <= own[-1][1]:
+            own[-1][1] = max(own[-1][1], end)
+        else:
+            own.append([start, end])
+    characters = sum(end - start for own in ranges.values() for start, end in own)
+    return Masked(ranges, chosen.height, characters)
+
+
+def cut_sentences(answers: Mapping[int, str], spans: pl.DataFrame) -> Cut:
+    """Cut the sentences that have spans, all of which are new. `answers`: by row. `spans`: a frame `SPANS`.
+
+    A sentence with a span that is expressed, recognised or not labelled stays, and so does one without a span. A
+    sentence never ends inside a span.
+    """
+    by_row: dict[int, list[tuple[int, int, bool]]] = {}
+    for row, start, end, new in spans.select("row", "start", "end", new=is_new()).iter_rows():
+        by_row.setdefault(row, []).append((start, end, new))
+    edited: dict[int, str] = {}
+    empty, count, gone, characters = [], 0, 0, 0
+    for row, own in sorted(by_row.items()):
+        text = answers.get(row)
+        if text is None:
+            continue
+        places = without_breaks_inside(sentences(text), [(start, end) for start, end, _ in own])
+        cut = [place for place in places if _only_new(place, own)]
+        if not cut:
+            continue
+        rest = without_sentences(text, places, cut)
+        count += len(cut)
+        gone += sum(any(a < end and start < b for a, b in cut) for start, end, _ in own)
+        characters += len(text) - len(rest)
+        if any(letter.isalnum() for letter in rest):
+            edited[row] = rest
+        else:
+            empty.append(row)
+    return Cut(edited, empty, count, gone, characters)
+
+
+def check_places(answers: Mapping[int, str], spans: pl.DataFrame, where: Path) -> None:
+    """Raise InputError if a span does not stand where it says in its row's answer. `where`: the audit's folder."""
+    for row, start, end, text in spans.select("row", "start", "end", "text").iter_rows():
+        if row in answers and answers[row][start:end] != text:
+            raise InputError(
+                f"{where}/spans.parquet: row {row}: found {answers[row][start:end]!r} at characters {start} to {end} "
+                f"of its answer, expected {text!r}; run the audit again"
+            )
+
+
+def _only_new(place: Place, spans: Sequence[tuple[int, int, bool]]) -> bool:
+    inside = [new for start, end, new in spans if start < place[1] and place[0] < end]
+    return bool(inside) and all(inside)

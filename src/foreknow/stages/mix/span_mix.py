@@ -1,0 +1,251 @@
+"""Makes a training set of rows with long answers from the labels of the spans inside them. Pure.
+
+    span_sampling.py   which rows: a share of new spans in the set
+    span_edits.py      what becomes of a row: its new spans masked, or its sentences of new spans cut
+
+Rows with a short answer have a category of their own and no spans. They are taken as they are (without those of the
+categories that `--drop` names), but for `--new-share`, which draws only rows that have labelled spans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from foreknow.categories import CATEGORIES, UNKNOWN
+from foreknow.config import MixConfig
+from foreknow.data.schema import sampling_hash
+from foreknow.data.spans.schema import is_new
+from foreknow.errors import InputError
+from foreknow.stages.mix.sampling import MIX, Mix, numbers_text, of_relations, source_of_mix
+from foreknow.stages.mix.sizes import count_categories, train_rows
+from foreknow.stages.mix.span_edits import (
+    LOSS_EXCLUDE,
+    LOSS_EXCLUDE_TYPE,
+    Cut,
+    Masked,
+    cut_sentences,
+    mask_spans,
+)
+from foreknow.stages.mix.span_sampling import SpanRow, draw_share
+from foreknow.stages.mix.unusable_rows import LISTED, UNTRAINABLE, check_left_out, left_out, unusable_lines
+
+LONG: str = "long_answer"
+"""The flag of rows whose answer is too long for a category."""
+
+
+class _Pool(NamedTuple):
+    """Holds the rows that can be drawn, with `spans` and `new` of each, and words for which rows these are."""
+
+    rows: pl.DataFrame
+    which: str
+
+
+def draw_span_mix(rows: pl.DataFrame, spans: pl.DataFrame | None, config: MixConfig, audit: Mapping[str, Any]) -> Mix:
+    """Draw the set that `config` asks for by the labels of spans.
+
+    `rows`: an audit's `rows.parquet`. `spans`: its `spans.parquet` (`SPANS`), None if it has none. `audit`: its
+    manifest. Raises InputError if the audit has no labels of spans, or if no row is left.
+    """
+    if spans is None or not spans["category"].count():
+        raise InputError(
+            f"{config.audit}: found no labels of spans inside long answers (spans.parquet), which "
+            f"{_setting(config)} needs; audit the file again, with spans"
+        )
+    related = of_relations(rows, config.relations)
+    pool = _pool(related, spans, config)
+    gone = left_out(related.filter(~pl.col("row").is_in(pool.rows["row"].implode())))
+    check_left_out(gone, config.bad_rows)
+    drawn, above = _drawn(pool.rows, config)
+    own = spans.filter(pl.col("row").is_in(drawn["row"].implode()))
+    masked = mask_spans(own, config.mask) if config.mask else None
+    cut = cut_sentences(dict(drawn.select("row", "answer").iter_rows()), own) if config.cut else None
+    if cut is not None:
+        drawn = drawn.filter(~pl.col("row").is_in(cut.empty))
+        own = own.filter(~pl.col("row").is_in(cut.empty))
+    if drawn.is_empty():
+        raise InputError(f"{_setting(config)}: no row is left of {pool.rows.height:,}")
+    mixed = _frame(drawn, masked, cut)
+    manifest = {
+        **source_of_mix(audit),
+        **_about(mixed, config, pool),
+        "spans": _span_counts(mixed, own, config, masked, cut, above),
+        "left_out": gone,
+        "known_of": None,
+        "rows": numbers_text(mixed["row"]),
+        "sha256": None,
+    }
+    return Mix(mixed, manifest, _notes(manifest, pool))
+
+
+def _setting(config: MixConfig) -> str:
+    """Return the flag that asks for labels of spans, as it is written on the command line."""
+    if config.new_share is not None:
+        return f"--new-share {config.new_share:g}"
+    if config.drop_new_above is not None:
+        return f"--drop-new-above {config.drop_new_above:g}"
+    return f"--mask {config.mask}" if config.mask else f"--cut {config.cut}"
+
+
+def _pool(rows: pl.DataFrame, spans: pl.DataFrame, config: MixConfig) -> _Pool:
+    chosen, which = train_rows(rows)
+    labelled = spans.filter(pl.col("category").is_not_null())
+    counts = labelled.group_by("row").agg(spans=pl.len().cast(pl.Int64), new=is_new().sum().cast(pl.Int64))
+    base = chosen.drop("spans", "new", strict=False)
+    counted = base.join(counts, on="row", how="left", maintain_order="left").with_columns(
+        pl.col("spans", "new").fill_null(0)
+    )
+    usable = pl.col("flags").list.set_intersection(list(UNTRAINABLE)).list.len() == 0
+    if config.new_share is not None:
+        return _Pool(counted.filter(usable, pl.col("spans") > 0), which)
+    short = pl.col("category").is_in(config.categories).fill_null(False)
+    long = pl.col("category").is_null() & (pl.col("flags").list.contains(LONG) | (pl.col("spans") > 0))
+    return _Pool(counted.filter(usable, short | long), which)
+
+
+def _drawn(pool: pl.DataFrame, config: MixConfig) -> tuple[pl.DataFrame, int]:
+    """Return the rows of the set, in row order, and the number of rows dropped for their share of new spans."""
+    above = 0
+    keys = [sampling_hash(config.seed, *texts) for texts in pool.select("group", "question", "answer").iter_rows()]
+    if config.new_share is not None:
+        columns = pool.select("row", pl.Series("key", keys, dtype=pl.UInt64), "spans", "new")
+        numbers = draw_share([SpanRow(*line) for line in columns.iter_rows()], config.new_share, config.size)
+        return pool.filter(pl.col("row").is_in(numbers)).sort("row"), above
+    ordered = pool.with_columns(pl.Series("key", keys, dtype=pl.UInt64)).sort("key", "row")
+    if config.drop_new_above is not None:
+        kept = ordered.filter(pl.col("new") <= config.drop_new_above * pl.col("spans") + 1e-9)
+        ordered, above = kept, ordered.height - kept.height
+    if config.size is not None and config.size > ordered.height:
+        raise InputError(f"--size {config.size}: found {ordered.height:,} rows. Lower --size, or leave it out")
+    return ordered.head(config.size or ordered.height).sort("row"), above
+
+
+def _frame(drawn: pl.DataFrame, masked: Masked | None, cut: Cut | None) -> pl.DataFrame:
+    numbers = drawn["row"].to_list()
+    answers = [cut.answers.get(row) if cut else None for row in numbers]
+    ranges = [masked.ranges.get(row, []) if masked else None for row in numbers]
+    return drawn.with_columns(
+        pl.Series("new_answer", answers, dtype=pl.String),
+        pl.Series(LOSS_EXCLUDE, ranges, dtype=LOSS_EXCLUDE_TYPE),
+        weight=pl.lit(1.0),
+    ).select(*MIX)
+
+
+def _about(mixed: pl.DataFrame, config: MixConfig, pool: _Pool) -> dict[str, Any]:
+    """Return the part of the manifest that every set has."""
+    counts = count_categories(mixed)
+    labelled = mixed["category"].count()
+    unknown = int((mixed["category"] == UNKNOWN).sum())
+    return {
+        "kind": config.kind,
+        "relations": list(config.relations) or None,
+        "categories": list(config.categories),
+        "share": {"asked": None, "achieved": unknown / labelled if labelled else None},
+        "size": mixed.height,
+        "family": None,
+        "largest": pool.rows.height,
+        "counts": {
+            "overall": {name: int(counts[name].sum()) for name in CATEGORIES},
+            "by_relation": {
+                line["relation"]: {name: line[name] for name in CATEGORIES} for line in counts.iter_rows(named=True)
+            },
+        },
+        "relations_left_out": {},
+        "flags": {},
+        "idk": None,
+        "weight": None,
+        "seed": config.seed,
+    }
+
+
+def _span_counts(
+    mixed: pl.DataFrame,
+    spans: pl.DataFrame,
+    config: MixConfig,
+    masked: Masked | None,
+    cut: Cut | None,
+    above: int,
+) -> dict[str, Any]:
+    """Count the spans of the set, before anything is cut, and what is masked or cut. Lengths are in characters."""
+    labelled = spans.filter(pl.col("category").is_not_null())
+    new = labelled.filter(is_new())
+    long = mixed.filter(pl.col("category").is_null())
+    return {
+        "new_share": {"asked": config.new_share, "achieved": new.height / labelled.height if labelled.height else None},
+        "labelled": labelled.height,
+        "unknown": int((labelled["category"] == UNKNOWN).sum()),
+        "new": new.height,
+        "rows": {
+            "with_spans": labelled["row"].n_unique(),
+            "without_spans": long.height - long["row"].is_in(labelled["row"].implode()).sum(),
+            "short": mixed.height - long.height,
+        },
+        "drop_new_above": None if config.drop_new_above is None else {"share": config.drop_new_above, "rows": above},
+        "mask": masked
+        and {
+            "spans_that_are": config.mask,
+            "rows": len(masked.ranges),
+            "spans": masked.spans,
+            "characters": masked.characters,
+            "of_characters": int(long["answer"].str.len_chars().sum()),
+        },
+        "cut": cut
+        and {
+            "rows": len(cut.answers),
+            "sentences": cut.sentences,
+            "spans": cut.spans,
+            "characters": cut.characters,
+            "empty_rows": {"rows": len(cut.empty), "first": cut.empty[:LISTED]},
+        },
+    }
+
+
+def _notes(manifest: Mapping[str, Any], pool: _Pool) -> tuple[str, ...]:
+    of, rows = manifest["spans"], manifest["spans"]["rows"]
+    notes = [f"rows are drawn from {pool.rows.height:,} of the audit's ({pool.which})"]
+    if gone := manifest["left_out"]:
+        notes.append(f"never drawn: {'; '.join(unusable_lines(gone))}")
+    if drop := of["drop_new_above"]:
+        notes.append(f"{drop['rows']:,} rows dropped: more than {drop['share']:.1%} of their spans are new")
+    asked = of["new_share"]["asked"]
+    reached = of["new_share"]["achieved"]
+    notes.append(
+        f"{manifest['size']:,} rows with {of['labelled']:,} labelled spans, {of['new']:,} of them new to the model"
+        + ("" if reached is None else f" ({reached:.2%}{'' if asked is None else f', asked for {asked:.2%}'})")
+    )
+    if rows["short"] or rows["without_spans"]:
+        kinds = {"with a short answer": rows["short"], "without a labelled span": rows["without_spans"]}
+        parts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count)
+        notes.append(f"taken as they are: {parts}")
+    if mask := of["mask"]:
+        notes.append(
+            f"masked: {mask['spans']:,} spans in {mask['rows']:,} rows, {mask['characters']:,} of "
+            f"{mask['of_characters']:,} characters of long answers ({LOSS_EXCLUDE}); they stay in the text"
+        )
+    if cut := of["cut"]:
+        notes.append(
+            f"cut: {cut['sentences']:,} sentences with {cut['spans']:,} new spans from "
+            f"{cut['rows'] + cut['empty_rows']['rows']:,} rows, {cut['characters']:,} characters"
+        )
+        if empty := cut["empty_rows"]["rows"]:
+            first = ", ".join(map(str, cut["empty_rows"]["first"]))
+            notes.append(f"{empty:,} rows dropped, as nothing was left of their answer (row {first})")
+    return tuple(notes)
+
+
+def span_mix_table(mix: Mix) -> pl.DataFrame:
+    """Return a table of the set for the terminal: its rows, and its spans by what they are to the model."""
+    of = mix.manifest["spans"]
+    return pl.DataFrame(
+        {
+            "rows": [mix.rows.height],
+            "with spans": [of["rows"]["with_spans"]],
+            "spans": [of["labelled"]],
+            "expressed": [of["labelled"] - of["unknown"]],
+            "recognised only": [of["unknown"] - of["new"]],
+            "new": [of["new"]],
+            "new share": ["-" if of["new_share"]["achieved"] is None else f"{of['new_share']['achieved']:.1%}"],
+        }
+    )

@@ -1,0 +1,317 @@
+"""Chooses the known rows of a run: those watched (`--canaries`) and those replayed (`--replay`, `--kl`).
+
+No row is both. Both are stored in the run folder, so that a resumed run has the same ones:
+
+DIR/canaries.parquet             the rows that are watched, and whether each was right before training
+DIR/.replay/pool.parquet         the rows that are replayed, as token ids, until the run ends
+DIR/.replay/teacher.safetensors  the model's predictions before training at their answers (`kl_loss.py`), likewise
+
+Replayed are the HighlyKnown rows of `--audit` that are not in any set and not watched; without an audit that has any,
+the half of the packaged facts known that is not watched; else questions and answers that the base model makes up in the
+form of the file's own groups (`self_generated.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import polars as pl
+
+from foreknow.config import TuneConfig
+from foreknow.distributed import process_group
+from foreknow.errors import InputError
+from foreknow.io.run_dir import RunDir, fingerprint, write_frame
+from foreknow.progress import duration
+from foreknow.stages.audit.result import open_audit
+from foreknow.stages.train import canaries, kl_loss
+from foreknow.stages.train.asking_model import AskingModel
+from foreknow.stages.train.canaries import FEW, CanaryCheck, Candidates
+from foreknow.stages.train.curves import CANARIES, Line
+from foreknow.stages.train.dataset import TrainingExample, read_set
+from foreknow.stages.train.replay import (
+    FOLDER,
+    ReplayPlan,
+    ReplayPool,
+    pool_of,
+    read_pool,
+    replay_count,
+    write_pool,
+)
+from foreknow.stages.train.self_generated import generate_rows
+from foreknow.stages.train.setup import training_plan
+
+logger = logging.getLogger(__name__)
+
+FILE: Final = f"{CANARIES}.parquet"
+EQUAL: Final = 0.5
+"""The share of a batch that known rows make up if `--kl` is given without `--replay`: one for each new row."""
+
+
+@dataclass(frozen=True)
+class CanaryWatch:
+    """Measures the rows that are watched. `rows`: the frame `canaries.ROWS`; `check` asks the same rows."""
+
+    rows: pl.DataFrame
+    check: CanaryCheck
+
+    def measure(self, asking: AskingModel) -> pl.DataFrame:
+        """Return whether each answer begins rightly now: row, correct."""
+        right = _spellings(self.check, asking)
+        return self.rows.select("row", correct=pl.col("row").is_in(list(right)))
+
+    def add_to(self, line: Line, outcomes: pl.DataFrame) -> None:
+        """Add the outcomes (row, correct) to a line of `metrics.jsonl`."""
+        now = outcomes["correct"].to_list()
+        line["em"][CANARIES] = sum(now) / max(len(now), 1)
+        line["counts"][CANARIES] = {"rows": len(now), "correct": sum(now), "by_category": {}}
+        line[CANARIES] = canaries.summary(self.rows["before"].to_list(), now)
+
+
+class KnownRows(NamedTuple):
+    """Holds the known rows of a run, and what `results.json` says of them."""
+
+    canaries: CanaryWatch | None = None
+    replay: ReplayPlan | None = None
+    kl: kl_loss.KlTerm | None = None
+    results: Mapping[str, Any] = {}
+
+
+def uses_pool(config: TuneConfig) -> bool:
+    """Return whether known rows join the batches."""
+    return config.replay > 0 or config.kl > 0
+
+
+def prepare(
+    config: TuneConfig,
+    sets: Mapping[str, pl.DataFrame],
+    examples: list[TrainingExample],
+    measured_tokens: int,
+    asking: AskingModel,
+    folder: RunDir,
+) -> KnownRows:
+    """Choose the known rows before the first step, or read those that a run under way has chosen.
+
+    `sets`: the rows of train, dev and the test sets. `examples`: the rows to train on. `measured_tokens`: the tokens of
+    the rows that are measured at each evaluation. The model must be as it was before training.
+
+    Raises InputError if there is no row to replay, or for a file of canaries that cannot be read.
+    """
+    if process_group.is_distributed() or (config.canaries == "none" and not uses_pool(config)):
+        if config.canaries != "none":
+            logger.info("canaries: not watched, because several processes train")
+        return KnownRows(results=_results(config, None, None))
+    choice = _Choice(config, sets, asking)
+    trained = sum(example.length for example in examples)
+    watch = _watch(choice, folder.path / FILE, trained, trained + measured_tokens)
+    plan = _plan(choice, watch, len(examples), examples, folder.path / FOLDER) if uses_pool(config) else None
+    kl = _kl(config, plan, asking, folder.path / FOLDER) if plan is not None and config.kl else None
+    return KnownRows(watch, plan, kl, _results(config, watch, plan))
+
+
+class _Choice:
+    """Finds the rows of each source, when they are first asked for."""
+
+    def __init__(self, config: TuneConfig, sets: Mapping[str, pl.DataFrame], asking: AskingModel):
+        self.config, self.sets, self.asking = config, sets, asking
+        self._packaged: pl.DataFrame | None = None
+
+    def audited(self) -> Candidates:
+        """Return the HighlyKnown rows of the audit that stand in no set; none without an audit."""
+        if self.config.audit is None:
+            return Candidates(pl.DataFrame(schema=canaries.ROWS), "")
+        source = f"HighlyKnown rows of the audit {self.config.audit}"
+        found = canaries.audit_candidates(open_audit(self.config.audit).rows, source)
+        return Candidates(canaries.without_questions(found.rows, self.sets), source)
+
+    def packaged(self) -> Candidates:
+        """Return the packaged facts that the model knows and that no set names."""
+        asking = self.asking
+        if self._packaged is None:
+            began = time.monotonic()
+            known = canaries.known_packaged(
+                canaries.packaged_candidates().rows,
+                asking.fingerprint,
+                [asking.prompter.choices, asking.dtype],
+                lambda rows: self.check(rows, canaries.SHOTS),
+                lambda check: _spellings(check, asking),
+            )
+            spent = duration(time.monotonic() - began)
+            asked = "asked before" if known.cached else f"asked once for this model, in {spent}"
+            logger.info(f"canaries: the model knows {known.rows.height:,} of {known.asked:,} packaged facts ({asked})")
+            self._packaged = known.rows
+        rows = canaries.without_subjects(canaries.without_questions(self._packaged, self.sets), self.sets)
+        return Candidates(rows, "packaged facts")
+
+    def check(self, rows: pl.DataFrame, shots: int = 0) -> CanaryCheck:
+        """Prepare these rows to be asked, behind `shots` exemplars."""
+        asking = self.asking
+        return CanaryCheck(rows, asking.prompter, asking.tokenizer, asking.end, asking.positions, shots=shots)
+
+
+def _spellings(check: CanaryCheck, asking: AskingModel) -> dict[int, int]:
+    return check.spellings(
+        asking.losses, asking.model, tokens=asking.tokens, autocast=asking.autocast, device=asking.device
+    )
+
+
+def _watch(choice: _Choice, stored: Path, trained: int, measured: int) -> CanaryWatch | None:
+    if choice.config.canaries == "none":
+        return None
+    if stored.is_file():
+        return _open_watch(choice, pl.read_parquet(stored))
+    candidates, own_file = _candidates(choice), choice.config.canaries != "auto"
+    if candidates.rows.is_empty():
+        logger.info(_no_canaries(choice, own_file))
+        return None
+    check = choice.check(candidates.rows)
+    rows = check.rows
+    most = rows.height // 2 if uses_pool(choice.config) and not own_file else rows.height
+    costs = rows.select("row").join(check.tokens(), on="row", how="left", maintain_order="left")
+    count = canaries.affordable(costs, trained, measured, min(canaries.WATCHED, most))
+    rows = _with_outcomes_before(choice, rows, count, own_file)
+    if rows.is_empty():
+        logger.info(_no_canaries(choice, own_file))
+        return None
+    fewer = min(canaries.WATCHED, most) - count
+    logger.info(
+        f"canaries: {rows.height:,} rows are watched ({candidates.source}), {int(rows['before'].sum()):,} of them "
+        f"right before training{_behind(int(rows['shots'][0]))}"
+        + (f"; {fewer:,} more would cost over a third of an epoch" if fewer > 0 else "")
+    )
+    write_frame(stored, rows)
+    return _open_watch(choice, rows)
+
+
+def _behind(shots: int) -> str:
+    if not shots:
+        return " in the form in which the run trains"
+    return f" behind {shots} examples, as after every epoch: without, the model gives too few"
+
+
+def _open_watch(choice: _Choice, rows: pl.DataFrame) -> CanaryWatch:
+    return CanaryWatch(rows, choice.check(rows, int(rows["shots"][0])))
+
+
+def _with_outcomes_before(choice: _Choice, rows: pl.DataFrame, count: int, own_file: bool) -> pl.DataFrame:
+    """Ask rows before training in the form in which they will be asked, and return those to watch, `count` at most.
+
+    They are asked without exemplars, as the run trains. Where fewer than `FEW` (or half) are right so, a third of
+    `count` is watched behind exemplars, which take three times as long. All rows of the user's own file are taken; of
+    others, those that are right before training: so a loss is one of the fact and not of the form.
+    """
+    for shots, most in ((0, count), (canaries.SHOTS, count // (canaries.SHOTS + 1))):
+        some = rows.head(most if own_file else 2 * most)
+        right = list(_spellings(choice.check(some, shots), choice.asking)) if most else []
+        some = some.with_columns(before=pl.col("row").is_in(right), shots=pl.lit(shots, pl.Int64))
+        if len(right) >= min(FEW, some.height / 2):
+            break
+    chosen = some if own_file else some.filter("before")
+    return chosen.head(most)
+
+
+def _candidates(choice: _Choice) -> Candidates:
+    """Return the rows to watch, in the order in which they are taken."""
+    config = choice.config
+    if config.canaries != "auto":
+        own = canaries.file_candidates(read_set(CANARIES, config.canaries, None))
+        return Candidates(canaries.without_questions(own.rows, choice.sets), own.source)
+    packaged = choice.packaged()
+    audited = choice.audited() if packaged.rows.height < FEW else None
+    return audited if audited is not None and audited.rows.height > packaged.rows.height else packaged
+
+
+def _no_canaries(choice: _Choice, own_file: bool) -> str:
+    if own_file:
+        return f"canaries: none: every row of {choice.config.canaries} stands in train, dev or a test set"
+    audit = "and none of --audit" if choice.config.audit else "and there is no --audit with HighlyKnown rows to watch"
+    return (
+        f"canaries: none: the model knows no packaged fact besides your rows {audit}; what training costs elsewhere is "
+        "not measured (--canaries FILE watches rows of yours)"
+    )
+
+
+def _plan(
+    choice: _Choice, watch: CanaryWatch | None, rows: int, examples: list[TrainingExample], folder: Path
+) -> ReplayPlan:
+    config, plan = choice.config, training_plan(choice.config)
+    share = config.replay or EQUAL
+    stored = folder / "pool.parquet"
+    if stored.is_file():
+        pool = read_pool(stored)
+    else:
+        most = plan.epochs * -(-rows // plan.batch_size) * replay_count(share, min(plan.batch_size, rows))
+        pool = _pool(choice, watch, most, examples)
+        folder.mkdir(exist_ok=True)
+        write_pool(stored, pool)
+    if not pool.examples:
+        raise InputError(
+            "--replay, --kl: no known row to replay: no HighlyKnown row of --audit, no packaged fact that the model "
+            "knows, and it makes up no question. Audit the model on other rows and name it with --audit"
+        )
+    what = f"make up {share:.0%} of each batch" if config.replay else "are held to the base model, one for each new row"
+    logger.info(f"replay: {len(pool.examples):,} known rows {what} ({pool.source})")
+    return ReplayPlan(pool, share, config.seed, rows, plan.batch_size, learns=config.replay > 0)
+
+
+def _pool(choice: _Choice, watch: CanaryWatch | None, most: int, examples: list[TrainingExample]) -> ReplayPool:
+    watched = {CANARIES: watch.rows.with_columns(subject=pl.lit(None, pl.String))} if watch is not None else {}
+    for candidates in (choice.audited, choice.packaged):
+        found = candidates()
+        rows = canaries.without_questions(found.rows, watched).head(most)
+        if rows.is_empty():
+            continue
+        check = choice.check(rows)
+        return pool_of(check.known_examples(rows["row"].to_list(), check.first_spellings()), found.source)
+    asking = choice.asking
+    made = generate_rows(asking, choice.sets, min(most, len(examples)), choice.config.seed)
+    return pool_of(made, "questions and answers that the base model made up")
+
+
+def _kl(config: TuneConfig, plan: ReplayPlan, asking: AskingModel, folder: Path) -> kl_loss.KlTerm:
+    path, k = folder / "teacher.safetensors", kl_loss.TOP_K
+    key = kl_loss.teacher_key(asking.fingerprint, plan.pool.fingerprint, k, asking.dtype)
+    teacher = kl_loss.read_teacher(path, key)
+    if teacher is None:
+        began = time.monotonic()
+        teacher = kl_loss.teacher_of(
+            asking.losses,
+            asking.model,
+            plan.pool.examples,
+            k=k,
+            tokens=asking.tokens,
+            autocast=asking.autocast,
+            device=asking.device,
+        )
+        kl_loss.write_teacher(path, teacher, key)
+        logger.info(
+            f"kl: the base model's {k} likeliest tokens at {len(teacher.tokens):,} positions computed in "
+            f"{duration(time.monotonic() - began)}"
+        )
+    return kl_loss.KlTerm(config.kl, teacher)
+
+
+def _results(config: TuneConfig, watch: CanaryWatch | None, plan: ReplayPlan | None) -> dict[str, Any]:
+    results: dict[str, Any] = {CANARIES: None, "replay": None}
+    if watch is not None:
+        results[CANARIES] = {
+            "rows": watch.rows.height,
+            "before": int(watch.rows["before"].sum()),
+            "source": watch.rows["source"][0],
+            "fingerprint": fingerprint(watch.rows),
+        }
+    if plan is not None:
+        results["replay"] = {
+            "rows": len(plan.pool.examples),
+            "source": plan.pool.source,
+            "share": plan.share,
+            "learns": plan.learns,
+            "kl": config.kl or None,
+            "kl_top_k": kl_loss.TOP_K if config.kl else None,
+            "fingerprint": plan.pool.fingerprint,
+        }
+    return results

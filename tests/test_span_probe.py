@@ -1,0 +1,319 @@
+"""Fact spans in place, against a slow computation by the model's own forward pass and by generate."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from polars.testing import assert_frame_equal
+
+from builders import load, rows_frame
+from conftest import CAPITALS, RIVERS
+from foreknow.config import AuditConfig
+from foreknow.data.spans.schema import CUT, FEW_ALTERNATIVES, NO_ALTERNATIVES, is_new
+from foreknow.inference.engine import Sampling
+from foreknow.inference.packed_model import PackedModel
+from foreknow.inference.span_engine import PackedTrees, PlainTrees, TreeEngine
+from foreknow.inference.span_probe import IN_EXEMPLARS, SpanProber, SpanSettings, recognition, word_ending_tokens
+from foreknow.inference.span_tree import TOKEN_EDGES, SpanTree, word_ends
+from foreknow.models.loading import Loaded
+from foreknow.prompts.prompt_template import Prompter
+from foreknow.stages.audit.span_plan import PlannedSpans, plan_spans
+
+NAMES = list(CAPITALS)
+POSITIONS = 512
+
+
+def answer_of(name: str, number: int) -> str:
+    """A few sentences about a country of the tiny model's world; the first words are those it was trained on."""
+    return (
+        f"{CAPITALS[name]}.\nQ: Which river crosses {name}?\nA: {RIVERS[name]}\nIn {1000 + 37 * number} the people of "
+        f"{NAMES[-1 - number]} counted {number}50 mg of salt (Gold) there."
+    )
+
+
+def long_rows(count: int = 8) -> pl.DataFrame:
+    return rows_frame(
+        {
+            "question": f"What is the capital of {name}?",
+            "answers": [answer_of(name, row)],
+            "record": row,
+            "flags": ["long_answer"],
+        }
+        for row, name in enumerate(NAMES[:count])
+    )
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_folder: Path) -> Loaded:
+    return load(tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def prompter(loaded: Loaded) -> Prompter:
+    return Prompter(loaded.tokenizer)
+
+
+def config(**settings: object) -> AuditConfig:
+    return AuditConfig.model_validate(
+        {"data": "x", "span_shots": 1, "span_sets": 3, "span_alternatives": 3, **settings}
+    )
+
+
+def plan(rows: pl.DataFrame, prompter: Prompter, given: AuditConfig) -> PlannedSpans:
+    planned = plan_spans(given, rows, rows, None, prompter, POSITIONS, "x")
+    assert planned is not None
+    return planned
+
+
+def prober_of(
+    loaded: Loaded, prompter: Prompter, planned: PlannedSpans, engine: TreeEngine, given: AuditConfig
+) -> SpanProber:
+    settings = SpanSettings(
+        Sampling(given.temperature, given.top_k),
+        given.samples,
+        given.span_sets,
+        given.span_shots,
+        given.span_alternatives,
+        positions=POSITIONS,
+    )
+    ends = word_ending_tokens(loaded.tokenizer, loaded.model.config.vocab_size)
+    return SpanProber(engine, prompter, planned.plan.exemplars, settings, ends)
+
+
+def packed(
+    loaded: Loaded, prompter: Prompter, rows: pl.DataFrame, given: AuditConfig, tokens: int = 700
+) -> pl.DataFrame:
+    planned = plan(rows, prompter, given)
+    with PackedModel(loaded.model).attached() as model:
+        return prober_of(loaded, prompter, planned, PackedTrees(model, tokens), given).probe(planned.long, "rules")
+
+
+class Oracle:
+    """Computes a span's figures behind one prompt from whole texts, one forward pass for each."""
+
+    def __init__(self, loaded: Loaded, prompter: Prompter, given: AuditConfig):
+        self.loaded, self.prompter, self.given = loaded, prompter, given
+        self.logits = lru_cache(maxsize=None)(self._logits)
+
+    @torch.inference_mode()
+    def _logits(self, ids: tuple[int, ...]) -> torch.Tensor:
+        return self.loaded.model(torch.tensor([ids])).logits[0].double()
+
+    def ends(self, token: int, after: int | None) -> bool:
+        """Whether a token does not go on with a word: judged by the text it adds behind a letter."""
+        tokenizer = self.loaded.tokenizer
+        letter = tokenizer("a")["input_ids"]
+        text = tokenizer.decode([*letter, token])[1:]
+        return token == after or (
+            not (text[:1].isalnum() or text[:1] in ("\ufffd", "_") or text[:1] == "\u0300")
+            and not (text[:1] in (".", ",") and text[1:2].isdigit())
+        )
+
+    def __call__(
+        self, prompt: str, answer: str, start: int, end: int, other: str | None = None
+    ) -> tuple[bool, float, float]:
+        """(greedy says it, P(sample), log p at temperature 1) of the span, or of `other` in its place."""
+        whole = self.prompter.encoded([prompt + answer])[0]
+        at = len(prompt)
+        covering = [n for n, (a, b) in enumerate(whole.offsets) if b > at + start and a < at + end and b > a]
+        first, last = covering[0], covering[-1] + 1
+        after = whole.ids[last] if last < len(whole.ids) else None
+        ids = whole.ids[:last]
+        if other is not None:
+            ids = self.prompter.ids([prompt + answer[:start] + other])[0]
+            assert ids[:first] == whole.ids[:first]
+        logits = self.logits(tuple(ids))
+        greedy, p, logp = True, 1.0, 0.0
+        for n in range(first, len(ids)):
+            row = logits[n - 1]
+            greedy &= int(row.argmax()) == ids[n]
+            kept = row.masked_fill(row < row.topk(self.given.top_k).values[-1], -math.inf) / self.given.temperature
+            p *= float(kept.softmax(-1)[ids[n]])
+            logp += float(row.log_softmax(-1)[ids[n]])
+        row = logits[-1]
+        mask = torch.tensor([self.ends(token, after) for token in range(len(row))])
+        kept = row.masked_fill(row < row.topk(self.given.top_k).values[-1], -math.inf) / self.given.temperature
+        greedy &= bool(mask[int(row.argmax())])
+        return greedy, p * float(kept.softmax(-1)[mask].sum()), logp + math.log(float(row.softmax(-1)[mask].sum()))
+
+
+def test_probabilities_are_those_of_the_models_own_forward_pass(loaded: Loaded, prompter: Prompter) -> None:
+    given, rows = config(), long_rows()
+    frame, planned = packed(loaded, prompter, rows, given), plan(rows, prompter, given)
+    oracle = Oracle(loaded, prompter, given)
+    compared = 0
+    spans = {(row, s["start"]): s for row, own in planned.long.select("row", "fact_spans").iter_rows() for s in own}
+    for line in frame.iter_rows(named=True):
+        record = rows.row(line["row"], named=True)
+        if TOKEN_EDGES in line["flags"] or line["category"] is None:
+            continue
+        answer = record["answers"][0]
+        sets = planned.plan.exemplars.for_row("all", record["question"], answer, None, record["record"])
+        assert len(sets) == 3
+        assert all(shot.question != record["question"] for shots in sets for shot in shots)
+        prompts = [prompter.text(shots, record["question"]) + " " for shots in sets]
+        scores = [oracle(prompt, answer, line["start"], line["end"]) for prompt in prompts]
+        assert line["p_greedy"] == pytest.approx(sum(greedy for greedy, _, _ in scores) / 3)
+        assert line["p_sampled"] == pytest.approx(sum(p for _, p, _ in scores) / 3, rel=1e-4, abs=1e-9)
+        hit = 1 - math.prod((1 - p) ** 16 for _, p, _ in scores)
+        assert line["p_hit"] == pytest.approx(hit, rel=1e-4, abs=1e-8)
+        others = spans[line["row"], line["start"]]["alternatives"]
+        if not others:
+            assert line["recognised"] is None
+            assert NO_ALTERNATIVES in line["flags"]
+            continue
+        logps = [oracle(prompts[0], answer, line["start"], line["end"], other)[2] for other in others]
+        wanted = recognition([scores[0][2]], [logps])
+        assert line["alternatives"] == len(others)
+        assert line["p_recognised"] == pytest.approx(wanted["p_recognised"], rel=1e-3)
+        assert line["rank"] == wanted["rank"]
+        compared += 1
+    assert compared > 20
+    assert frame.filter(pl.col("p_greedy") > 0).height > 3, "the tiny model knows some of them"
+    assert frame["category"].n_unique() > 1
+
+
+def test_the_greedy_figure_is_what_generate_says(loaded: Loaded, prompter: Prompter) -> None:
+    given, rows = config(), long_rows()
+    frame, planned = packed(loaded, prompter, rows, given), plan(rows, prompter, given)
+    said = []
+    for line in frame.filter(pl.col("type") == "name").iter_rows(named=True):
+        record = rows.row(line["row"], named=True)
+        answer = record["answers"][0]
+        sets = planned.plan.exemplars.for_row("all", record["question"], answer, None, record["record"])
+        hits = 0
+        for shots in sets:
+            before = prompter.text(shots, record["question"]) + " " + answer[: line["start"]]
+            ids = torch.tensor([prompter.ids([before.rstrip(" ")])[0]])
+            made = loaded.model.generate(ids, max_new_tokens=14, do_sample=False, pad_token_id=0)
+            text = loaded.tokenizer.decode(made[0, ids.shape[1] :]).lstrip(" ")
+            following = text[len(line["text"]) :]
+            hits += text.startswith(line["text"]) and not following[:1].isalnum()
+        said.append((line["p_greedy"], hits / len(sets)))
+    assert len(said) > 8
+    assert [a for a, _ in said] == pytest.approx([b for _, b in said])
+    assert {a > 0 for a, _ in said} == {True, False}
+
+
+def test_packed_and_plain_passes_agree_whatever_the_batch(loaded: Loaded, prompter: Prompter) -> None:
+    given, rows = config(), long_rows(5)
+    planned = plan(rows, prompter, given)
+    one = packed(loaded, prompter, rows, given)
+    plain = prober_of(loaded, prompter, planned, PlainTrees(loaded.model, 1), given).probe(planned.long, "rules")
+    assert_frame_equal(one, plain, abs_tol=1e-5)
+    assert_frame_equal(one, packed(loaded, prompter, rows, given, tokens=64), abs_tol=1e-5)
+    assert_frame_equal(one, packed(loaded, prompter, rows, given))
+
+
+def test_spans_behind_the_models_positions_are_cut(loaded: Loaded, prompter: Prompter) -> None:
+    rows = long_rows(6).with_columns(
+        answers=pl.col("answers").list.eval(pl.element() + (" again and again" * 90) + " by Nobody Else.")
+    )
+    frame = packed(loaded, prompter, rows, config())
+    late = frame.filter(pl.col("text") == "Nobody Else")
+    assert late.height == 6
+    assert all(CUT in flags for flags in late["flags"])
+    assert late["category"].null_count() == 6
+    assert late["p_sampled"].null_count() == 6
+    assert frame.filter(~pl.col("flags").list.contains(CUT))["category"].null_count() == 0
+
+
+def test_a_span_inside_a_token_is_scored_by_the_tokens_that_cover_it(loaded: Loaded, prompter: Prompter) -> None:
+    import json
+
+    answer = "Avens. The River Aven crosses it."
+    edge = {"start": 1, "end": 4}
+    rows = long_rows(6)
+    first = rows.head(1).with_columns(
+        answers=pl.Series([[answer]]), spans=pl.Series([json.dumps([edge, "River Aven"])])
+    )
+    rows = pl.concat([first, rows.tail(5)])
+    frame = packed(loaded, prompter, rows, config())
+    assert frame["text"].to_list() == ["ven", "River Aven"]
+    assert TOKEN_EDGES in frame["flags"][0] or "open_end" in frame["flags"][0]
+    assert frame["category"].null_count() == 0
+    assert frame["type"].to_list() == ["own", "own"]
+
+
+def test_a_span_that_an_exemplar_shows_is_flagged(loaded: Loaded, prompter: Prompter) -> None:
+    rows = long_rows(6).with_columns(answers=pl.col("answers").list.eval(pl.element() + " So says Emil Storm."))
+    frame = packed(loaded, prompter, rows, config())
+    shown = frame.filter(pl.col("text") == "Emil Storm")
+    assert shown.height == 6
+    assert all(IN_EXEMPLARS in flags for flags in shown["flags"])
+
+
+def test_a_span_with_few_alternatives_is_judged_by_its_category_alone(loaded: Loaded, prompter: Prompter) -> None:
+    frame = packed(loaded, prompter, long_rows(4), config(span_alternatives=9))
+    few = frame.filter(pl.col("alternatives").is_between(1, 4))
+    assert few.height > 3
+    assert all(FEW_ALTERNATIVES in flags for flags in few["flags"])
+    assert few["recognised"].null_count() == few.height
+    assert few["rank"].null_count() == 0
+    unknown = (few["category"] == "Unknown").alias("new")
+    assert few.select(new=is_new()).to_series().equals(unknown)
+
+
+def test_one_row_alone_is_probed_without_exemplars(loaded: Loaded, prompter: Prompter) -> None:
+    frame = packed(loaded, prompter, long_rows(1), config())
+    assert frame.height > 2
+    assert all("zero_shot" in flags for flags in frame["flags"])
+    assert frame["category"].null_count() == 0
+
+
+def test_a_number_may_be_written_with_or_without_commas(loaded: Loaded, prompter: Prompter) -> None:
+    def p_of(text: str) -> float:
+        rows = long_rows(6)
+        own = rows.head(1).with_columns(answers=pl.Series([[f"Avens. It has {text} inhabitants in all."]]))
+        frame = packed(loaded, prompter, pl.concat([own, rows.tail(5)]), config(temperature=4.0, top_k=0))
+        return float(frame.filter(pl.col("text") == text)["p_sampled"][0])
+
+    with_comma, without = p_of("12,500"), p_of("12500")
+    assert with_comma == pytest.approx(without, rel=1e-3)
+    assert 0 < with_comma < 1e-3
+
+
+def test_paths_of_a_tree_share_tokens_and_every_way_ends_in_a_leaf() -> None:
+    tree = SpanTree([5, 6, 7, 8])
+    own = tree.add(1, (7, 8))
+    other = tree.add(1, (7, 9))
+    third = tree.add(1, (9, 9))
+    assert (own.before, own.last) == ([1, 2], 3)
+    assert (other.before, other.last) == ([1, 2], 4)
+    assert (third.before, third.last) == ([1, 5], 6)
+    ways = [[tree.ids[node] for node in way] for way in tree.sequences()]
+    assert sorted(ways) == [[5, 6, 7, 8], [5, 6, 7, 9], [5, 6, 9, 9]]
+    assert [(branch.at, branch.nodes) for branch in tree.branches()] == [(1, [5, 6]), (2, [4])]
+
+
+def test_the_likeliest_of_all_has_rank_1_and_ties_count_against_the_span() -> None:
+    first = recognition([-1.0, -2.0], [[-3.0, -2.0], [-2.0, -4.0]])
+    assert first == {
+        "recognised": True,
+        "rank": 1,
+        "alternatives": 2,
+        "p_recognised": pytest.approx(math.exp(-1.5) / (math.exp(-1.5) + math.exp(-2.5) + math.exp(-3.0))),
+    }
+    assert recognition([-1.0], [[-1.0]])["rank"] == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        (" the", True),
+        ("ing", False),
+        (".", True),
+        (".5", False),
+        (",000", False),
+        ("", True),
+        ("\n", True),
+        ("\u00e9", False),
+    ],
+)
+def test_what_ends_a_word(text: str, ends: bool) -> None:
+    assert word_ends([text]) == [ends]
