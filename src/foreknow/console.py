@@ -59,9 +59,14 @@ def print_audit(summary: dict[str, Any]) -> None:
         print(f"flags: {flags}")
     long = summary["flags"].get("long_answer", 0)
     if long:
+        limit, has_spans = summary["protocol"]["max_answer_tokens"], (summary.get("spans") or {}).get("labelled")
         print(
-            f"{long:,} rows have answers longer than {summary['protocol']['max_answer_tokens']} tokens and get no "
-            "category: get their short facts with foreknow extract, or raise --max-answer-tokens"
+            f"{long:,} rows have answers longer than {limit} tokens and get no category: "
+            + (
+                "the facts inside them have labels instead"
+                if has_spans
+                else "get their short facts with foreknow extract, or raise --max-answer-tokens"
+            )
         )
     if broken := summary["flags"].get("not_finite", 0):
         print(
