@@ -659,3 +659,10 @@ def test_the_page_says_what_an_early_epoch_has_not_learnt_and_whose_weights_ther
     assert "DIR/convergence" in last.command
     assert last.what.startswith("The run saved the weights of epoch 9 only (--keep last)")
     assert keep(keep="last", best=9).what.startswith("The checkpoint is saved as a model of its own.")
+
+
+def test_a_run_that_held_on_to_nothing_is_told_how_to() -> None:
+    option = next(option for option in options(story()) if option.key == "hold")
+    assert "--replay 0.5 --kl 3 --average" in option.command
+    assert "kept 27 % of the known ones; with these three it kept 97 %" in option.evidence
+    assert not any(option.key == "hold" for option in options(story(held=True)))

@@ -219,8 +219,8 @@ def findings_of(marked: pl.DataFrame, groups: pl.DataFrame, summary: Mapping[str
     findings += [
         _row_finding(
             "long_answer", marked.filter(pl.col("words") > LONG_WORDS), marked,
-            f"the answer has more than {LONG_WORDS} words: an audit gives such a row no category, but labels the names, "
-            "numbers and rare words in it",
+            f"the answer has more than {LONG_WORDS} words: an audit gives such a row no category, but labels the "
+            "names, numbers and rare words in it",
         ),
         _row_finding(
             "no_split", marked.filter(pl.col("split").is_null() & (len(summary["splits"]) > 0)), marked,

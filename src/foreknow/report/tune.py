@@ -210,6 +210,7 @@ def _story(run: TrainRunView, other: TrainRunView | None) -> TrainReportData:
         dev_loss=_dev_loss(early, last),
         fitted=(early["fitted_overall"], last["fitted_overall"]),
         keep=run.config.get("keep") or "both",
+        held=bool(run.config.get("replay") or run.config.get("kl")),
     )
 
 

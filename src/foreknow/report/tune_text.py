@@ -59,7 +59,8 @@ class TrainReportData:
     `gained`: Unknown rows of the judged set that are right at EARLY_STOP. `ceiling`: the share of rows that can be
     fitted. `chooser`: what chose the best epoch (`selection.py`). `dev_loss`: at the best epoch and at the last, in
     nats a token; None if the run did not measure it. `fitted`: the share of training rows fitted at the best epoch and
-    at the last. `keep`: whose weights the run kept, best, last or both.
+    at the last. `keep`: whose weights the run kept, best, last or both. `held`: whether known rows were replayed, or
+    the model held to its predictions before training.
     """
 
     steps: int
@@ -81,6 +82,7 @@ class TrainReportData:
     dev_loss: tuple[float, float] | None = None
     fitted: tuple[float, float] = (1.0, 1.0)
     keep: str = "best"
+    held: bool = False
 
     @property
     def dev(self) -> MetricCurve | None:
@@ -285,7 +287,7 @@ def options(story: TrainReportData, suffix: str = ".jsonl") -> tuple[Option, ...
         f"foreknow evaluate DIR/{weights} DATA --audit AUDIT --out EVAL",
         _why_keep(story, drop, longer),
     )
-    cards = [keep, longer, drop, _measure(story, suffix), _retrieve(story, suffix)]
+    cards = [keep, longer, drop, _hold(story), _measure(story, suffix), _retrieve(story, suffix)]
     if not story.finished:
         cards = [_GO_ON, _retrieve(story, suffix)]
     return tuple(sorted((o for o in cards if o), key=lambda o: not o.why))
@@ -394,6 +396,26 @@ def _measure(story: TrainReportData, suffix: str) -> Option | None:
         "TRAIN must be a file that foreknow mix wrote.",
         f"foreknow mix AUDIT --known-of TRAIN --out known{suffix}\n"
         f"foreknow tune known{suffix} --dev DEV --model MODEL --out CONTROL",
+    )
+
+
+def _hold(story: TrainReportData) -> Option | None:
+    """The option to train on the same rows without losing what the model knew, unless this run did so."""
+    if story.held:
+        return None
+    return Option(
+        "hold",
+        "Teach these rows and hold on to what the model knew",
+        "Draw known rows into every batch, hold the model to its earlier predictions on them, and go part of the way "
+        "back to the weights before training.",
+        "On a model of a million weights of which every exposure is counted, plain training that learnt 95 % of 80 new "
+        "facts kept 27 % of the known ones; with these three it kept 97 % (one and two seeds). This was not tested on "
+        "a larger model.",
+        "Choose it if these rows must be learnt and the old facts must stay.",
+        "The known rows are those of the audit, if it has other HighlyKnown rows, else packaged facts. NEW must be a "
+        "new folder.",
+        "foreknow tune TRAIN --dev DEV --model MODEL --audit AUDIT --replay 0.5 --kl 3 --average 0.7,0.8,0.9,1 "
+        "--out NEW",
     )
 
 
