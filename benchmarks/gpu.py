@@ -425,7 +425,9 @@ def training(bench: Bench) -> dict[str, Any]:
     )  # fmt: skip
     inputs = read_input(AuditConfig(data=bench.data, limit=bench.scale.trained))
     rows = inputs.rows.head(bench.scale.trained)
-    rows = rows.with_columns(category=pl.lit(None, pl.String), weight=pl.lit(1.0)).select(*SET)
+    rows = rows.with_columns(
+        category=pl.lit(None, pl.String), weight=pl.lit(1.0), loss_exclude=pl.lit(None, SET["loss_exclude"])
+    ).select(*SET)
     found: dict[str, Any] = {"rows": rows.height, "rows a step": args.batch, "dtype": dtype}
     for name, contender in (("ours", tune_benchmark.ours), ("transformers.Trainer", tune_benchmark.trainer)):
         loaded = loading.load_model(bench.model, dtype="float32", device=bench.device)

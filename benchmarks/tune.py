@@ -113,7 +113,9 @@ def chosen_rows(count: int) -> pl.DataFrame:
     """Real facts of several relations, as a set to train on."""
     every = default_facts.read_default().rows.filter(pl.col("split") == "train")
     rows = facts.take(every, count, 0).sample(count, shuffle=True, seed=0)
-    return rows.with_columns(category=pl.lit(None, pl.String), weight=pl.lit(1.0)).select(*SET)
+    return rows.with_columns(
+        category=pl.lit(None, pl.String), weight=pl.lit(1.0), loss_exclude=pl.lit(None, SET["loss_exclude"])
+    ).select(*SET)
 
 
 def mean(values: Any) -> float:

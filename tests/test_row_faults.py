@@ -228,8 +228,8 @@ def test_a_first_loss_of_zero_stops_tune(
     from foreknow.stages.train import answer_loss
     from foreknow.stages.train.trainer import NotFinite
 
-    real = answer_loss._cross_entropy
-    monkeypatch.setattr(answer_loss, "_cross_entropy", lambda *given: real(*given) * 0)
+    real = answer_loss.cross_entropy
+    monkeypatch.setattr(answer_loss, "cross_entropy", lambda *given: real(*given) * 0)
     config = TuneConfig(
         train=str(facts_file), dev=str(facts_file), allow_overlap=True, model=str(tiny_folder), out=tmp_path / "run",
         epochs=1, dtype="float32",
