@@ -138,3 +138,15 @@ def test_there_is_a_sentence_for_every_outcome(epochs: list[tuple[float, float]]
         assert selection.format_choice(curve, "dev_em")
         assert kind in ("metric", "tie", "chance", "nothing")
         assert (kind in ("tie", "nothing")) == (len(curve) > 1 and len({line["em"]["dev"] for line in curve}) == 1)
+
+
+def test_an_epoch_that_the_loss_chose_is_not_called_the_best_by_the_metric_though_it_has_the_highest_value() -> None:
+    """Of 32 rows, 5, 7 and 6 are right: no difference that they can show."""
+    curve = paired(lines([5 / 32, 7 / 32, 6 / 32], [2.32, 2.28, 2.38]), 32)
+    assert chosen(curve) == (2, "chance")
+    assert "which its rows cannot tell from other epochs; dev loss 2.280 chose it" in selection.format_choice(
+        curve, "dev_em"
+    )
+    assert selection.mark_of(curve[:2], "dev_em") == "lowest loss"
+    clear = paired(lines([10 / 200, 60 / 200, 20 / 200], [2.3, 2.2, 2.4]), 200)
+    assert chosen(clear) == (2, "metric")

@@ -67,7 +67,8 @@ def chooser(lines: Sequence[Line], metric: str) -> Chooser:
     others = [line for line in ends if line is not leader]
     if others and all(flat(line)[metric] == value for line in others):
         return "tie" if LOSS in flat(leader) else "nothing"
-    return "chance" if any(flat(line)[metric] >= value for line in others) else "metric"
+    told_apart = all(_differ(line) for line in [leader, *others] if _compares(line, leader))
+    return "metric" if told_apart and all(flat(line)[metric] < value for line in others) else "chance"
 
 
 def mark_of(lines: Sequence[Line], metric: str) -> str:
@@ -109,6 +110,15 @@ def format_choice(lines: Sequence[Line], metric: str) -> str:
 
 def _can_tell(line: Line, leader: Line) -> bool:
     paired = line.get("paired")
-    if not paired or paired["step"] != leader["step"]:
-        return True
-    return mcnemar(paired["won"], paired["lost"]) < CHANCE
+    return not paired or paired["step"] != leader["step"] or _differ(line)
+
+
+def _compares(line: Line, leader: Line) -> bool:
+    """Return whether a line has counts that compare `leader` with another epoch: its own, or a later line's."""
+    paired = line.get("paired")
+    return paired is not None and (line is leader or paired["step"] == leader["step"])
+
+
+def _differ(line: Line) -> bool:
+    """Return whether the rows tell a line's epoch from the one that it is compared with."""
+    return mcnemar(line["paired"]["won"], line["paired"]["lost"]) < CHANCE
