@@ -59,7 +59,8 @@ class AuditVerdict:
 
 @dataclass(frozen=True)
 class Option:
-    """One thing to do with the rows; `why` is filled only in a recommended option, `badge` says for which purpose.
+    """One thing to do with the rows; `why` is filled only in a recommended option, `badge` says for which purpose,
+    `source` where the evidence is from, if not from where the page's other evidence is.
 
     `command`: what to type, one command per line, with the placeholders AUDIT, DATA, TRAIN, DEV, MODEL, DIR.
     """
@@ -73,6 +74,7 @@ class Option:
     command: str = ""
     why: str = ""
     badge: str = ""
+    source: str = ""
 
 
 def with_paths(options: Sequence[Option], paths: Mapping[str, str | None]) -> tuple[Option, ...]:

@@ -408,14 +408,15 @@ def _hold(story: TrainReportData) -> Option | None:
         "Teach these rows and hold on to what the model knew",
         "Draw known rows into every batch, hold the model to its earlier predictions on them, and go part of the way "
         "back to the weights before training.",
-        "On a model of a million weights of which every exposure is counted, plain training that learnt 95 % of 80 new "
-        "facts kept 27 % of the known ones; with these three it kept 97 % (one and two seeds). This was not tested on "
+        "On a model of a million weights, of which every exposure is counted, plain training that learnt 95 % of 80 "
+        "new facts kept 27 % of the known ones; with these three it kept 97 % (one and two seeds). This was not tested on "
         "a larger model.",
         "Choose it if these rows must be learnt and the old facts must stay.",
         "The known rows are those of the audit, if it has other HighlyKnown rows, else packaged facts. NEW must be a "
         "new folder.",
         "foreknow tune TRAIN --dev DEV --model MODEL --audit AUDIT --replay 0.5 --kl 3 --average 0.7,0.8,0.9,1 "
         "--out NEW",
+        source="The lab",
     )
 
 
