@@ -409,8 +409,8 @@ def _hold(story: TrainReportData) -> Option | None:
         "Draw known rows into every batch, hold the model to its earlier predictions on them, and go part of the way "
         "back to the weights before training.",
         "On a model of a million weights, of which every exposure is counted, plain training that learnt 95 % of 80 "
-        "new facts kept 27 % of the known ones; with these three it kept 97 % (one and two seeds). This was not tested on "
-        "a larger model.",
+        "new facts kept 27 % of the known ones; with these three it kept 97 % (one and two seeds). This was not tested "
+        "on a larger model.",
         "Choose it if these rows must be learnt and the old facts must stay.",
         "The known rows are those of the audit, if it has other HighlyKnown rows, else packaged facts. NEW must be a "
         "new folder.",
