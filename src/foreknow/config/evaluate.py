@@ -19,6 +19,7 @@ from foreknow.config.shared import (
     Dtype,
     OneLine,
     YesNoAuto,
+    count_or,
 )
 from foreknow.settings import COMMON, Group
 
@@ -76,6 +77,4 @@ class EvaluateConfig(DataSettings):
     @field_validator("max_new_tokens", mode="before")
     @classmethod
     def _tokens(cls, value: Any) -> Any:
-        if value == "auto" or (str(value).isdecimal() and int(value) > 0):
-            return value
-        raise ValueError(f"found {value!r}, expected auto or a number from 1 on")
+        return count_or(value, "auto")

@@ -68,6 +68,13 @@ def _numbers(value: Any) -> Any:
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_numbers)]
 
 
+def count_or(value: Any, *words: str) -> Any:
+    """Return the value if it is a whole number from 1 on or one of `words`. Raises ValueError."""
+    if value in words or (str(value).isdecimal() and int(value) > 0):
+        return value
+    raise ValueError(f"found {value!r}, expected {', '.join(words)} or a number from 1 on")
+
+
 def _known_dtype(value: str) -> str:
     if value not in ("auto", "float32", "bfloat16", "float16"):
         raise ValueError(f"found {value!r}, expected auto, float32, bfloat16 or float16")

@@ -29,6 +29,7 @@ from foreknow.config.shared import (
     Numbers,
     Turns,
     YesNoAuto,
+    count_or,
 )
 from foreknow.settings import COMMON, Group, Settings
 
@@ -237,9 +238,7 @@ class TuneConfig(Settings):
     @field_validator("watch_rows", mode="before")
     @classmethod
     def _number_of_rows(cls, value: Any) -> Any:
-        if value in ("auto", "all") or (str(value).isdecimal() and int(value) > 0):
-            return value
-        raise ValueError(f"found {value!r}, expected auto, all or a number from 1 on")
+        return count_or(value, "auto", "all")
 
     @field_validator("trainable")
     @classmethod
