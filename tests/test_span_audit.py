@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import torch
 
 import foreknow
 from builders import write_jsonl
@@ -141,7 +142,8 @@ def test_an_interrupted_audit_goes_on_and_gives_the_same_bytes(
     run: Cli, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, words = data_file(tmp_path), settings(tiny_folder)
-    monkeypatch.setattr(audit_run, "LONG_ROWS", 2)
+    for name in ("LONG_ROWS", "SPAN_ROWS"):
+        monkeypatch.setattr(audit_run, name, 2)
     assert run("audit", data, "--out", tmp_path / "whole", *words)[0] == 0
     probe, calls = SpanProber.probe, []
 
@@ -235,8 +237,10 @@ def test_a_dry_run_counts_the_spans(run: Cli, tiny_folder: Path, tmp_path: Path)
 def test_spans_labelled_on_ray_are_those_of_one_process(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit_run, "LONG_ROWS", 3)
-    data = data_file(tmp_path)
+    for name in ("LONG_ROWS", "SPAN_ROWS"):
+        monkeypatch.setattr(audit_run, name, 3)
+    data, threads = data_file(tmp_path), torch.get_num_threads()
+    torch.set_num_threads(1)  # equal bytes are promised for equal numbers of threads
     for name, more in (("local", {}), ("ray", {"ray": True, "ray_workers": 1})):
         foreknow.audit(
             str(data),
@@ -251,5 +255,6 @@ def test_spans_labelled_on_ray_are_those_of_one_process(
             span_alternatives=3,
             **more,
         )
+    torch.set_num_threads(threads)
     for name in ("spans.parquet", "annotated.jsonl"):
         assert (tmp_path / "local" / name).read_bytes() == (tmp_path / "ray" / name).read_bytes(), name

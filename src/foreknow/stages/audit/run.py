@@ -60,6 +60,8 @@ SPAN_LABELS = ("n_spans", "new_spans", "unknown_share", "spans_category")
 """Further columns of the annotated file where the spans of long answers were labelled; and `spans`, the spans."""
 LONG_ROWS = 32
 """Number of rows with long answers that are scored and saved together."""
+SPAN_ROWS = 8
+"""Number of rows with long answers whose spans are labelled and saved together: half a minute on a slow core."""
 SCORING: Final[dict[str, pl.DataType]] = {"seconds": pl.Float64()}
 """Schema of the wall-clock time that scoring one such part, or labelling its spans, took."""
 
@@ -233,7 +235,7 @@ def _label_spans(executor: Executor, folder: RunDir) -> None:
     if executor.plan.spans is None:
         return
     long = executor.plan.long
-    parts = [long.slice(start, LONG_ROWS) for start in range(0, long.height, LONG_ROWS)]
+    parts = [long.slice(start, SPAN_ROWS) for start in range(0, long.height, SPAN_ROWS)]
     unfinished = [n for n in range(len(parts)) if folder.chunk(n, "spans") is None]
     if not unfinished:
         return
