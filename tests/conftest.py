@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads only wait for each other
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from foreknow import cli
 from foreknow.progress import log_to_stderr
 
 log_to_stderr()  # as the command line does: tests read what a person would
@@ -100,6 +102,26 @@ def _train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
         optimizer.step()
         optimizer.zero_grad()
     model.eval()
+
+
+Cli = Callable[..., tuple[int, str, str]]
+"""Runs a command line: exit code, output, errors."""
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """The command line in this process: exit code, output, errors."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        code = 0
+        try:
+            cli.main([*map(str, words)])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -17,31 +17,12 @@ import pytest
 
 import foreknow
 from builders import write_jsonl
-from conftest import fact_rows
-from foreknow import cli
+from conftest import Cli, fact_rows
 from foreknow.categories import CATEGORIES
 from foreknow.inference.engine import PackedEngine
 from foreknow.inference.loglikelihood import LongScorer
 from foreknow.io import run_dir
 from foreknow.stages.audit import run as audit_run
-
-Cli = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Cli:
-    """The command line in this process: exit code, output, errors."""
-
-    def call(*words: object) -> tuple[int, str, str]:
-        code = 0
-        try:
-            cli.main([*map(str, words)])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture(scope="session")

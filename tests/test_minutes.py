@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 
 import foreknow
 from builders import rows_frame
-from foreknow import cli
+from conftest import Cli
 from foreknow.errors import ConfigError
 from foreknow.inference.exact_probe import Prober
 from foreknow.io.run_dir import RunDir
@@ -23,7 +22,6 @@ from foreknow.stages.audit import time_budget
 from foreknow.stages.audit.burst import measure_burst, measure_long_answers
 from foreknow.stages.audit.time_budget import Speed, Work, rows_within, seconds_of
 
-Cli = Callable[..., tuple[int, str, str]]
 WORK = Work({"capital": 300, "river": 100}, {"capital": 800.0, "river": 1000.0}, 400, 400, 0, 120.0, 5000)
 SPEED = Speed(0.005, 0.01, 0.0, 10.0)
 
@@ -116,22 +114,6 @@ def test_the_limit_is_the_largest_that_fits(
         assert seconds_of(limit, work, speed) <= seconds
     if limit < total:
         assert seconds_of(limit + 1, work, speed) > seconds
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Cli:
-    """The command line in this process: exit code, output, errors."""
-
-    def call(*words: object) -> tuple[int, str, str]:
-        code = 0
-        try:
-            cli.main([*map(str, words)])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +12,13 @@ import torch
 
 import foreknow
 from builders import write_jsonl
-from conftest import CAPITALS, RIVERS, fact_rows
-from foreknow import cli
+from conftest import CAPITALS, RIVERS, Cli, fact_rows
 from foreknow.categories import CATEGORIES
 from foreknow.data.spans.schema import SPAN_COUNTS, SPANS, count_spans, is_new
 from foreknow.inference.span_probe import SpanProber
 from foreknow.stages.audit import run as audit_run
 
-Cli = Callable[..., tuple[int, str, str]]
 NAMES = list(CAPITALS)
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Cli:
-    """The command line in this process: exit code, output, errors."""
-
-    def call(*words: object) -> tuple[int, str, str]:
-        code = 0
-        try:
-            cli.main([*map(str, words)])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 def long_row(number: int, **more: object) -> dict[str, Any]:
