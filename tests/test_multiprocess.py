@@ -205,6 +205,7 @@ def test_two_processes_end_as_one_does(settings: Callable[..., TuneConfig], alon
         train_run.run(settings(full, **UNEVEN))
 
 
+@pytest.mark.slow
 def test_sharded_weights_end_as_whole_ones_do(
     settings: Callable[..., TuneConfig], alone: TrainResult, tmp_path: Path
 ) -> None:
@@ -236,6 +237,7 @@ def test_bfloat16_is_computed_in_and_weights_stay_float32(
         torch.testing.assert_close(value, wanted[key], atol=2e-3, rtol=0, msg=key)
 
 
+@pytest.mark.slow
 def test_what_fails_in_one_process_is_said_once_and_ends_both(
     settings: Callable[..., TuneConfig], tmp_path: Path
 ) -> None:

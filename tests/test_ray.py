@@ -149,6 +149,7 @@ def assert_same(found: Path, calm: Path) -> None:
     assert lines[0] == lines[1]
 
 
+@pytest.mark.slow
 def test_two_workers_one_of_them_killed_give_the_bytes_of_one_process(start: Start, calm: Path, tmp_path: Path) -> None:
     out = tmp_path / "two"
     process = start(out, "--ray", "--ray-workers", "2")
@@ -238,6 +239,7 @@ def loopback_only(processes: list[psutil.Process]) -> bool:
     return bool(heard) and all(ip.removeprefix("::ffff:").startswith("127.") for ip in heard)
 
 
+@pytest.mark.slow
 def test_a_workers_error_is_told_as_it_is_without_ray(
     start: Start, settings: dict[str, Any], tiny_folder: Path, tmp_path: Path
 ) -> None:

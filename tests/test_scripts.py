@@ -205,7 +205,7 @@ def least_certain(model: LlamaForCausalLM, texts: list[list[int]], golds: list[l
 KINDS: dict[str, Callable[[list[str]], Tokenizer]] = {"byte-level": byte_level, "unigram": unigram}
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=["byte-level", pytest.param("unigram", marks=pytest.mark.slow)])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that was taught some of the facts, with a tokenizer that covers their scripts."""
     path = tmp_path_factory.mktemp("scripts") / request.param

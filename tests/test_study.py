@@ -211,6 +211,7 @@ def test_other_settings_need_another_folder(finished: StudyResult, make: Make) -
         study_run.run(make(finished.folder, size=2))
 
 
+@pytest.mark.slow
 def test_several_at_once_measure_the_same(finished: StudyResult, make: Make, tmp_path: Path) -> None:
     together = study_run.run(make(tmp_path / "s", workers=2))
     assert together.results.equals(finished.results)
