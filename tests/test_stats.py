@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from foreknow.stats import Interval, mcnemar, share_intervals, spread, wilson
 
@@ -64,6 +65,17 @@ def test_wilson_holds_the_share_and_mirrors(drawn: tuple[int, int]) -> None:
 )
 def test_mcnemar_has_the_values_of_its_formula(lost: int, won: int, p: float) -> None:
     assert mcnemar(lost, won) == mcnemar(won, lost) == pytest.approx(p, rel=1e-9)
+
+
+@given(st.integers(0, 400), st.integers(0, 400), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
+def test_both_are_those_of_scipys_binomial_test(lost: int, won: int, level: float) -> None:
+    assume(lost + won)
+    expected = binomtest(lost, lost + won)
+    assert mcnemar(lost, won) == pytest.approx(expected.pvalue, rel=1e-9)
+    ends = expected.proportion_ci(level, method="wilson")
+    assert wilson(lost, lost + won, level=level) == Interval(
+        lost / (lost + won), pytest.approx(ends.low, abs=1e-12), pytest.approx(ends.high, abs=1e-12)
+    )
 
 
 @given(tables)

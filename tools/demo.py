@@ -3,7 +3,7 @@
     python tools/demo.py [--out runs/demo] [--install-seconds 200] [--dry-run]
 
 Says beforehand how long each step will take on this machine, from two bursts measured now: starting Python with
-foreknow, and multiplying float32 matrices on one core. At the end it says what each step took beside what was said,
+foreknow, and multiplying float32 matrices on all cores. At the end it says what each step took beside what was said,
 with its processor time (user and system, of all its processes), and writes both to times.json.
 
 The estimate scales `STEPS`, the times of the parts of such a run on `REFERENCE`, by what this machine's bursts take.
@@ -34,14 +34,14 @@ SETS: Final = 5
 
 
 class Machine(NamedTuple):
-    """What the bursts measure: processor seconds to start Python with foreknow, and float32 GFLOP a core and second."""
+    """What the bursts measure: processor seconds to start Python with foreknow, and float32 GFLOP a processor second."""
 
     start_seconds: float
     gflops: float
 
 
-REFERENCE: Final = Machine(1.08, 41.5)
-"""One core of an AMD EPYC with AVX2 and no more."""
+REFERENCE: Final = Machine(1.0, 46.0)
+"""Two cores of an AMD EPYC with AVX2 and no more."""
 
 
 class StepTime(NamedTuple):
@@ -52,15 +52,14 @@ class StepTime(NamedTuple):
 
 
 STEPS: Final = {
-    "facts": StepTime(8, 0),
-    "audit": StepTime(18, 122),
-    "mix": StepTime(4, 0),
-    "tune": StepTime(20, 132),
-    "evaluate": StepTime(20, 26),
-    "report": StepTime(6, 0),
+    "facts": StepTime(2, 0),
+    "audit": StepTime(20, 70),
+    "mix": StepTime(2, 0),
+    "tune": StepTime(30, 120),
+    "evaluate": StepTime(22, 34),
+    "report": StepTime(8, 0),
 }
-"""Put together from an earlier run of more rows on `REFERENCE`: 1 s a row for ten exemplar sets on two cores, 54 s an
-epoch of 80 rows with 312 measured, 9.4 answers a second. A run writes its own to times.json."""
+"""From the processor and wall-clock seconds of runs on `REFERENCE`; a run writes its own to times.json."""
 
 
 @dataclass(frozen=True)
@@ -138,24 +137,26 @@ def write_test(audit: Path, out: Path) -> None:
 
 
 BURST: Final = """
-import time, torch
-torch.set_num_threads(1)
+import sys, time, torch
+cores = int(sys.argv[1])
+torch.set_num_threads(cores)
 a = torch.randn(768, 768)
 a @ a
 began, times = time.process_time(), 0
-while time.process_time() - began < 0.5:
+while time.process_time() - began < 0.5 * cores:
     a @ a
     times += 1
 print(2 * 768**3 * times / (time.process_time() - began) / 1e9)
 """
+"""All cores multiply at once: two that share one unit for arithmetic are slower together than either is alone."""
 
 
-def measure() -> Machine:
+def measure(cores: int) -> Machine:
     """Measure both bursts on this machine; seconds are processor time, so other jobs disturb them little."""
     before = child_seconds()
     subprocess.run([sys.executable, "-m", "foreknow", "--help"], check=True, stdout=subprocess.DEVNULL)
     start = child_seconds() - before
-    done = subprocess.run([sys.executable, "-c", BURST], check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run([sys.executable, "-c", BURST, str(cores)], check=True, stdout=subprocess.PIPE, text=True)
     return Machine(start, float(done.stdout))
 
 
@@ -236,7 +237,8 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="say how long it will take, and stop")
     args = parser.parse_args(words)
-    machine, cores = measure(), cores_here()
+    cores = cores_here()
+    machine = measure(cores)
     expected = {name: estimate(time_of, machine, cores) for name, time_of in STEPS.items()}
     print(
         f"measured on this machine: {machine.gflops:.0f} GFLOP/s a core in float32 (1 of {cores} cores that are "

@@ -6,9 +6,11 @@ same groups. The *spread* is how much it varies with the exemplars in the prompt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -48,10 +50,11 @@ def wilson(hits: int, total: int, *, level: float = LEVEL) -> Interval:
     """Wilson's interval of a share; unlike the bootstrap interval, it has a width at 0 % and 100 %."""
     if total <= 0:
         return Interval(0.0, 0.0, 1.0)
-    from scipy.stats import binomtest  # takes over a second to import
-
-    ends = binomtest(hits, total).proportion_ci(level, method="wilson")
-    return Interval(hits / total, float(ends.low), float(ends.high))
+    share, z = hits / total, NormalDist().inv_cdf((1 + level) / 2)
+    width = 1 + z * z / total
+    middle = (share + z * z / (2 * total)) / width
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / width
+    return Interval(share, 0.0 if hits == 0 else middle - half, 1.0 if hits == total else middle + half)
 
 
 def share_intervals(
@@ -103,6 +106,6 @@ def mcnemar(lost: int, won: int) -> float:
     """The exact two-sided p of a split at least this uneven, if a changed row is equally likely lost or won."""
     if lost + won == 0:
         return 1.0
-    from scipy.stats import binomtest  # takes over a second to import
+    from scipy.special import bdtr  # keeps scipy out; scipy.stats would take over a second to import
 
-    return float(binomtest(lost, lost + won).pvalue)
+    return min(1.0, 2 * float(bdtr(min(lost, won), lost + won, 0.5)))

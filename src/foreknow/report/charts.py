@@ -37,6 +37,24 @@ VARIABLES = dict(
     )
 )
 
+CONFIG: Final = {
+    "aria": False,
+    "font": "Arial, Helvetica, sans-serif",
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": SOFT,
+        "titleColor": SOFT,
+        "gridColor": GRID,
+        "domainColor": GRID,
+        "tickColor": GRID,
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+        "titlePadding": 8,
+        "labelLimit": 200,
+    },
+}
+"""How every chart looks (Vega-Lite's config)."""
 PERCENT_TICK: Final = "format(100 * datum.value, 'd') + ' %'"
 """The Vega expression that labels a tick of an axis of shares in whole per cent."""
 RIMMED: Final = ({"fill": PAGE, "stroke": PAGE, "strokeWidth": 4}, {"fill": INK})
@@ -116,30 +134,16 @@ def expectation_chart(bins: Sequence[ExpectationBin], width: int) -> str:
 
 def render_chart(chart: alt.LayerChart | alt.FacetChart, width: int, height: int) -> str:
     """Render a chart as SVG of a fixed size (pixels) whose colours come from the style sheet."""
-    styled_chart = (
-        chart.properties(
-            width=width,
-            height=height,
-            background="transparent",
-            padding={"left": 12, "right": 12, "top": 8, "bottom": 4},
-            autosize=alt.AutoSizeParams(type="fit", contains="padding"),
-        )
-        .configure(aria=False, font="Arial, Helvetica, sans-serif")
-        .configure_view(stroke=None)
-        .configure_axis(
-            labelColor=SOFT,
-            titleColor=SOFT,
-            gridColor=GRID,
-            domainColor=GRID,
-            tickColor=GRID,
-            labelFontSize=12,
-            titleFontSize=12,
-            titleFontWeight="normal",
-            titlePadding=8,
-            labelLimit=200,
-        )
-    )
-    return theme_svg(vega_process.svg(styled_chart.to_dict(validate=False)))
+    spec = chart.to_dict(validate=False)  # Altair's own methods would copy the whole chart once for each setting
+    spec |= {
+        "width": width,
+        "height": height,
+        "background": "transparent",
+        "padding": {"left": 12, "right": 12, "top": 8, "bottom": 4},
+        "autosize": {"type": "fit", "contains": "padding"},
+        "config": spec.get("config", {}) | CONFIG,
+    }
+    return theme_svg(vega_process.svg(spec))
 
 
 def theme_svg(svg: str) -> str:

@@ -90,13 +90,7 @@ def epochs_chart(
             y,
         )
     ]
-    for curve in curves:
-        line = alt.Chart(pl.DataFrame(curve.points, schema=["epoch", "share"], orient="row")).encode(x=x, y=y)
-        if curve.colour != INK:  # an outline, so that pale colours stand out from the page
-            layers.append(line.mark_line(color=SOFT, strokeWidth=curve.width + 1.2, strokeDash=curve.dash))
-        layers.append(line.mark_line(color=curve.colour, strokeWidth=curve.width, strokeDash=curve.dash))
-        dots = line.mark_point(fill=curve.colour, stroke=SOFT, strokeWidth=0.7, opacity=1, size=28 if wide else 18)
-        layers.append(dots)
+    layers += _lines(curves, wide, x, y)
     layers.append(_labels(curves, last, wide, x, y, unit))
     return render_chart(alt.layer(*layers), width, height)
 
@@ -118,6 +112,33 @@ def apart(values: Sequence[float], gap: float, top: float = 1.0) -> list[float]:
     for n, value in zip(order, positions, strict=True):
         result[n] = value
     return result
+
+
+def _lines(curves: Sequence[Curve], wide: bool, x: alt.X, y: alt.Y) -> list[alt.Chart]:
+    """The curves with their points, behind them an outline so that pale colours stand out from the page."""
+    points = pl.DataFrame(
+        [
+            (n, epoch, share, curve.colour, str(list(curve.dash)), curve.width, curve.width + 1.2)
+            for n, curve in enumerate(curves)
+            for epoch, share in curve.points
+        ],
+        schema=["curve", "epoch", "share", "colour", "dash", "width", "outline"],
+        orient="row",
+    )
+    dashes = list(dict.fromkeys(curve.dash for curve in curves))
+    dash = alt.StrokeDash(
+        "dash:N", scale=alt.Scale(domain=[str(list(d)) for d in dashes], range=[list(d) for d in dashes]), legend=None
+    )
+    base = alt.Chart(points).encode(x=x, y=y, detail="curve:N")
+    layers = []
+    if pale := [n for n, curve in enumerate(curves) if curve.colour != INK]:
+        behind = alt.Chart(points.filter(pl.col("curve").is_in(pale))).mark_line(color=SOFT)
+        width = alt.StrokeWidth("outline:Q", scale=None)
+        layers.append(behind.encode(x=x, y=y, detail="curve:N", strokeDash=dash, strokeWidth=width))
+    colour = alt.Color("colour:N", scale=None)
+    lines = base.mark_line().encode(color=colour, strokeDash=dash, strokeWidth=alt.StrokeWidth("width:Q", scale=None))
+    dots = base.mark_point(stroke=SOFT, strokeWidth=0.7, opacity=1, filled=False, size=28 if wide else 18)
+    return [*layers, lines, dots.encode(fill=alt.Fill("colour:N", scale=None))]
 
 
 def _labels(curves: Sequence[Curve], last: float, wide: bool, x: alt.X, y: alt.Y, unit: float | None) -> alt.Chart:
