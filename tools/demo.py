@@ -34,7 +34,7 @@ SETS: Final = 5
 
 
 class Machine(NamedTuple):
-    """What the bursts measure: processor seconds to start Python with foreknow, and float32 GFLOP a processor second."""
+    """What the bursts measure: processor seconds to start foreknow, and float32 GFLOP a processor second."""
 
     start_seconds: float
     gflops: float
