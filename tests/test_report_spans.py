@@ -205,11 +205,39 @@ def test_in_a_browser_texts_are_marked_filtered_and_stay_text(tmp_path: Path) ->
     assert "neither expressed in place nor recognised: new" in article
 
 
-@pytest.mark.parametrize(("every", "first"), [(40, "Train on the texts as they are"), (3, "Mask what is new")])
-def test_the_advice_follows_the_share_of_new_spans(every: int, first: str) -> None:
-    answers = dict(ROWS_24.select("row", "answer").iter_rows())
-    spans = span_table(answers, lambda _, at: ("Unknown", False) if at % every == 0 else ("HighlyKnown", True))
-    cards = section(page_of(ROWS_24, spans), "actions").split("<article")[1:]
-    assert first in text_of(cards[0])
-    assert "Start here" in cards[0]
-    assert sum("Start here" in card for card in cards) == 1
+FACTS, TASK = "To teach these facts", "To teach a task or a style"
+
+
+@pytest.mark.parametrize(
+    ("new", "advised"),
+    [
+        (0.02, {"Train on the texts as they are": f"{FACTS} and {TASK[0].lower()}{TASK[1:]}"}),
+        (0.3, {"Train on the texts as they are": FACTS, "Mask what is new": TASK}),
+        (0.8, {"Put what is new into retrieval": FACTS, "Mask what is new": TASK}),
+    ],
+)
+def test_the_advice_follows_the_share_of_new_spans_and_what_the_rows_are_for(
+    new: float, advised: dict[str, str]
+) -> None:
+    chosen = [text_of(card) for card in advice_cards(texts(60), new) if 'chosen">' in card]
+    assert len(chosen) == len(advised)
+    for card in chosen:
+        (title,) = [title for title in advised if title in card]
+        assert advised[title] in card
+
+
+def test_below_a_hundred_labelled_spans_nothing_is_recommended() -> None:
+    rows = texts(12)
+    assert not any('chosen">' in card for card in advice_cards(rows, 0.5))
+    said = text_of(section(page_of(rows, spans_with(rows, 0.5)), "actions"))
+    assert re.search(r"Nothing is recommended here: with \d\d labelled spans the shares are too uncertain", said)
+
+
+def spans_with(rows: pl.DataFrame, new: float) -> pl.DataFrame:
+    """Spans of which a share is new."""
+    answers = dict(rows.select("row", "answer").iter_rows())
+    return span_table(answers, lambda _, at: ("Unknown", False) if at % 50 < 50 * new else ("HighlyKnown", True))
+
+
+def advice_cards(rows: pl.DataFrame, new: float) -> list[str]:
+    return section(page_of(rows, spans_with(rows, new)), "actions").split("<article")[1:]

@@ -23,7 +23,7 @@ from foreknow.report.row_data import row_json
 from foreknow.report.short_facts import ShortFacts, short_facts
 from foreknow.report.span_data import drawn_rows, text_json
 from foreknow.report.spans import TYPE_NAMES, labelled_spans
-from foreknow.report.spans_text import span_steps, span_verdict
+from foreknow.report.spans_text import TITLES, span_purposes, span_steps, span_verdict
 from foreknow.stats import Interval
 
 SAMPLE_ROWS = 20_000
@@ -69,6 +69,7 @@ def render_audit(
     span_summary = labelled_spans(frame, spans, long.rows if long else 0) if mostly_long else None
     span_rows = drawn_rows(frame, spans, span_summary, seed) if span_summary and spans is not None else frame.head(0)
     long_mix = _long_mix(mix, long, fact_summary, int(protocol.get("max_answer_tokens") or 32), flagged)
+    purposes = span_purposes(span_summary) if span_summary else () if mostly_long else words.purposes(mix)
     # if a file of long answers has only a few short ones, the page counts them and does not analyse them
     analysed = mix.labelled >= FEW_SHORT or (mix.labelled > 0 and not mostly_long)
     bins = audit_tables.probability_bins(frame) if analysed else ()
@@ -113,10 +114,10 @@ def render_audit(
         text_data=Markup(text_json(span_rows, spans, groups))
         if show_rows and spans is not None and span_summary
         else "",
-        purposes=words.purposes(mix),
-        titles=words.TITLES,
+        purposes=purposes,
+        titles=TITLES if span_summary else words.TITLES,
         least=words.MIN_LABELLED,
-        would_go=_would_go(frame) if show_rows and any(p.option == "drop" for p in words.purposes(mix)) else None,
+        would_go=_would_go(frame) if show_rows and any(p.option == "drop" for p in purposes) else None,
         paper=paper.NAME,
         categories=audit_tables.category_lines(frame, _expected(summary), seed),
         meanings=_meanings(protocol, sets),

@@ -251,9 +251,6 @@ def options(mix: CategoryShares) -> tuple[Option, ...]:
     if mix.labelled == 0:
         return ()
     share = mix.unknown.value
-    advised: dict[str | None, list[Purpose]] = {}
-    for purpose in purposes(mix):
-        advised.setdefault(purpose.option, []).append(purpose)
     # foreknow mix refuses to write an empty file, so no command is given for one
     known = f"foreknow mix AUDIT --drop unknown --out known{mix.suffix}" if share < 1 else ""
     unknown = f"foreknow mix AUDIT --only Unknown --out unknown{mix.suffix}" if share else ""
@@ -300,10 +297,19 @@ def options(mix: CategoryShares) -> tuple[Option, ...]:
             "\n".join(filter(None, (unknown, known))),
         ),
     )
-    cards = [
-        replace(o, why=of[0].why, badge=enumeration([p.title for p in of])) if (of := advised.get(o.key)) else o
-        for o in all_options
-    ]
+    return advise(all_options, purposes(mix))
+
+
+def advise(options: Sequence[Option], purposes: Sequence[Purpose]) -> tuple[Option, ...]:
+    """Put the options first that a purpose asks for, each with the names of its purposes and the first one's reason."""
+    advised: dict[str | None, list[Purpose]] = {}
+    for purpose in purposes:
+        advised.setdefault(purpose.option, []).append(purpose)
+
+    def badge(of: Sequence[Purpose]) -> str:
+        return enumeration([of[0].title, *(p.title[0].lower() + p.title[1:] for p in of[1:])])
+
+    cards = [replace(o, why=of[0].why, badge=badge(of)) if (of := advised.get(o.key)) else o for o in options]
     return tuple(sorted(cards, key=lambda o: not o.why))
 
 

@@ -6,9 +6,59 @@ offers steps and makes no forecast.
 
 from __future__ import annotations
 
-from foreknow.report.audit_text import LITTLE_UNKNOWN, MIN_LABELLED, AuditVerdict, Option, count, percent
+from foreknow.report.audit_text import (
+    LITTLE_UNKNOWN,
+    MIN_LABELLED,
+    MOSTLY_UNKNOWN,
+    TO_TEACH_A_TASK,
+    TO_TEACH_FACTS,
+    AuditVerdict,
+    Option,
+    Purpose,
+    advise,
+    count,
+    percent,
+)
 from foreknow.report.long_answers_text import LongMix
 from foreknow.report.spans import LabelledSpans
+
+TITLES = {
+    "train": "Train on the texts as they are",
+    "mask": "Mask what is new",
+    "cut": "Cut the sentences that are all new",
+    "drop": "Leave out the rows that are mostly new",
+    "retrieve": "Put what is new into retrieval",
+    "check": "Look at the data findings",
+}
+
+
+def span_purposes(of: LabelledSpans) -> tuple[Purpose, ...]:
+    """The advice for each thing that the rows may be for; empty with fewer than `MIN_LABELLED` labelled spans."""
+    if of.all.spans < MIN_LABELLED:
+        return ()
+    new = of.new.value
+    here = f"{percent(new)} of the labelled spans are new"
+    if new < LITTLE_UNKNOWN:
+        facts = ("train", f"{here}: the model expresses or recognises nearly all of these facts already.")
+        task = ("train", f"{here}, so there is little to take out.")
+    else:
+        facts = (
+            "train",
+            f"{here}, and these are the facts to teach, so taking them out would defeat the purpose. Watch the known "
+            "spans while it trains. Facts that must be right belong in retrieval.",
+        )
+        if new >= MOSTLY_UNKNOWN:
+            facts = (
+                "retrieve",
+                f"{here}. With short facts, the study's model learnt few of such rows at its best epoch, and learning "
+                "them all cost it facts that it knew; with long texts this is untested.",
+            )
+        task = (
+            "mask",
+            f"{here}, and this takes out exactly these, while every text keeps its sense. With short facts, leaving "
+            "out what is new did less harm than training on it; with long texts this is untested.",
+        )
+    return Purpose(TO_TEACH_FACTS, *facts), Purpose(TO_TEACH_A_TASK, *task)
 
 
 def span_verdict(of: LabelledSpans, model: str) -> AuditVerdict:
@@ -37,34 +87,24 @@ def span_verdict(of: LabelledSpans, model: str) -> AuditVerdict:
 
 
 def span_steps(of: LabelledSpans, mix: LongMix) -> tuple[Option, ...]:
-    """The next steps, the recommended one first."""
+    """The next steps, those first that `span_purposes` advises."""
     new, suffix = of.all.counts[-1], mix.suffix
-    share = percent(of.new.value)
-    little = of.new.value < LITTLE_UNKNOWN
     train = _step(
         "train",
-        "Train on the texts as they are",
         "While it trains, foreknow tune counts how many known and how many new spans the model says, and keeps the "
         "epoch at which the loss on held-out texts is lowest.",
         command="foreknow tune TRAIN --model MODEL --audit AUDIT --out DIR",
-        why=f"Only {share} of the spans are new, so there is little to take out." if little else "",
     )
     mask = _step(
         "mask",
-        "Mask what is new",
         f"The texts stay whole, and the {count(new, 'new span')} {'is' if new == 1 else 'are'} left out of the loss: "
         f"the model reads them and is not taught to say them. masked{suffix}.tokens.parquet holds the same as tokens, "
         "for TRL and transformers.Trainer.",
         command=f"foreknow mix AUDIT --mask new --out masked{suffix}\n"
         f"foreknow tune masked{suffix} --model MODEL --audit AUDIT --out DIR",
-        why=""
-        if little
-        else f"{share} of the spans are new, and this takes out exactly these, while every text keeps its sense. With "
-        "short facts, leaving out what is new did less harm than training on it; with long texts this is untested.",
     )
     cut = _step(
         "cut",
-        "Cut the sentences that are all new",
         "A sentence goes if it has spans and all of them are new. Sentences around it may refer to it, so read some of "
         "the result.",
         command=f"foreknow mix AUDIT --cut new --out cut{suffix}\n"
@@ -72,7 +112,6 @@ def span_steps(of: LabelledSpans, mix: LongMix) -> tuple[Option, ...]:
     )
     drop = _step(
         "drop",
-        "Leave out the rows that are mostly new",
         f"In {count(of.rows['only'], 'row')} every labelled span is new. The first command drops rows above a share; "
         "the second draws a set in which a share of all spans is new.",
         command=f"foreknow mix AUDIT --drop-new-above 0.5 --out fewer{suffix}\n"
@@ -80,17 +119,16 @@ def span_steps(of: LabelledSpans, mix: LongMix) -> tuple[Option, ...]:
     )
     retrieve = _step(
         "retrieve",
-        "Put what is new into retrieval",
         f"Look up the {count(new, 'new span')} when a user asks, and use training for the form of an answer. The "
         "command writes each new span with its row and question, for an index.",
         command='python -c "import sys, foreknow; foreknow.open_audit(sys.argv[1]).new_spans.write_csv(sys.argv[2])" '
         "AUDIT new_spans.csv",
     )
     what = "This audit flagged some rows, which are listed below; foreknow check counts the flags in the whole file."
-    check = _step("check", "Look at the data findings", what, command="foreknow check DATA")
+    check = _step("check", what, command="foreknow check DATA")
     steps = (train, *((mask, cut, drop, retrieve) if new else ()), *((check,) if mix.flagged else ()))
-    return tuple(sorted(steps, key=lambda step: not step.why))
+    return advise(steps, span_purposes(of))
 
 
-def _step(key: str, title: str, what: str, *, command: str = "", why: str = "") -> Option:
-    return Option(key, title, what, "", "", "", command, why)
+def _step(key: str, what: str, *, command: str) -> Option:
+    return Option(key, TITLES[key], what, "", "", "", command)
