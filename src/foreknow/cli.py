@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal, Optional
 
 from cyclopts import App, CycloptsError, Parameter, validators
 
-from foreknow import signals
+from foreknow import next_command, signals
 from foreknow.config import AuditConfig, CheckConfig, EvaluateConfig, ExtractConfig, MixConfig, TuneConfig
 from foreknow.console import plain, print_audit, print_estimate, print_scaled, print_table, print_written
 from foreknow.distributed import process_group
@@ -47,6 +47,7 @@ def audit(
 
             print_scaled(scale_estimate(found, settings.rows, read_model_size(Path(found["folder"]))), settings.rows)
         return
+    from foreknow.inference.server.model import address_of  # keeps polars out
     from foreknow.stages.audit.result import AuditResult  # keeps polars out
     from foreknow.stages.audit.run import run  # keeps altair out
 
@@ -64,6 +65,8 @@ def audit(
     print(f"report: {done.folder / 'report.html'}")
     if crossed is not None:
         raise crossed
+    if address_of(settings.model) is None:  # a server's weights cannot be trained from here
+        print(f"next: {next_command.after_audit(settings)}")
 
 
 def check(
@@ -94,7 +97,8 @@ def check(
     from foreknow.data.validation_result import finding_lines, groups_table  # keeps polars out
     from foreknow.io.run_dir import write_json  # keeps polars out
 
-    found = check_files([settings_of(CheckConfig, {"data": one, **given}, config) for one in data])
+    settings = [settings_of(CheckConfig, {"data": one, **given}, config) for one in data]
+    found = check_files(settings)
     print_table(groups_table(found), "rows by group")
     for line in finding_lines(found):
         print(line)
@@ -103,6 +107,8 @@ def check(
         print(f"json: {place(json)}")
     if strict and found.fails:
         raise GateCrossed("--strict: errors or warnings were found")
+    if len(settings) == 1:
+        print(f"next: {next_command.after_check(settings[0])}")
 
 
 def entityquestions(
@@ -203,6 +209,7 @@ def mix(
         for note in write_tokens(settings).notes:
             print(note)
     print(f"written: {written.path}")
+    print(f"next: {next_command.after_mix(settings)}")
 
 
 def tune(
@@ -229,6 +236,8 @@ def tune(
         if folder := done.results[key]["folder"]:
             print(f"weights: {done.folder / folder}")
     print(f"report: {done.folder / 'report.html'}")
+    if weights := done.results["early_stop"]["folder"] or done.results["convergence"]["folder"]:
+        print(f"next: {next_command.after_tune(settings, weights)}")
 
 
 def evaluate(

@@ -1,0 +1,91 @@
+"""What a user may type after a step has ended: one command with the real paths, which the terminal shows.
+
+A command says how to go on, and recommends nothing: the page of the step does that.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from foreknow.settings import Settings, read_yaml
+
+READING: Final = ("map", "templates", "group_by", "turns", "trust_remote_code")
+"""The settings without which another step would read a user's file in another way."""
+AUDITING: Final = ("model", "base", *READING)
+MIXED_KEEPS: Final = ("model", "base", "trust_remote_code")
+"""What a step on a file that `foreknow mix` wrote has to repeat of its audit."""
+
+
+def after_check(settings: Settings) -> str:
+    """The command that labels the file that was checked."""
+    data = settings.resolved()["data"]
+    return _line("audit", data, {**_changed(settings, READING), "out": _stem(data) + "-audit"})
+
+
+def after_audit(settings: Settings) -> str:
+    """The command that trains on the audited rows as they are."""
+    own = settings.resolved()
+    more = {**_changed(settings, AUDITING), "audit": own["out"], "out": f"{own['out']}-tuned"}
+    return _line("tune", own["data"], more)
+
+
+def after_mix(settings: Settings) -> str:
+    """The command that trains on the set that was written."""
+    own = settings.resolved()
+    audit = _settings_of_run(Path(own["audit"]))
+    more = {name: audit[name] for name in MIXED_KEEPS if audit.get(name)}
+    return _line("tune", own["out"], {**more, "audit": own["audit"], "out": _stem(own["out"]) + "-tuned"})
+
+
+def after_tune(settings: Settings, weights: str) -> str:
+    """The command that asks the tuned model: the first test file, else the dev file, else the rows of the audit.
+
+    `weights`: the name of a folder of weights inside the run's.
+    """
+    own = settings.resolved()
+    audit = _settings_of_run(Path(own["audit"])) if own["audit"] else {}
+    dev = own["dev"] if isinstance(own["dev"], str) and not _is_share(own["dev"]) else None
+    data = next(iter(own["test"].values()), None) or dev or audit.get("data") or own["train"]
+    more = {**_changed(settings, READING), **({"audit": own["audit"]} if own["audit"] else {})}
+    return _line("evaluate", f"{own['out']}/{weights}", more | {"out": f"{own['out']}-evaluation"}, data)
+
+
+def _line(verb: str, first: object, flags: Mapping[str, object], *more: object) -> str:
+    words = ["foreknow", verb, str(first), *map(str, more)]
+    for name, value in flags.items():
+        words += [word for one in _values(value) for word in (f"--{name.replace('_', '-')}", *one)]
+    return shlex.join(words)
+
+
+def _values(value: object) -> Iterable[tuple[str, ...]]:
+    """The words behind each appearance of a flag."""
+    if isinstance(value, Mapping):
+        return [(",".join(f"{key}={column}" for key, column in value.items()),)]
+    return [()] if value is True else [(str(value),)]
+
+
+def _changed(settings: Settings, names: Iterable[str]) -> dict[str, Any]:
+    """The named settings that do not have their default."""
+    fields, own = type(settings).model_fields, settings.resolved()
+    return {name: own[name] for name in names if name in fields and getattr(settings, name) != fields[name].default}
+
+
+def _settings_of_run(folder: Path) -> dict[str, Any]:
+    """The settings of a finished run; empty if the folder has none."""
+    file = folder / "config.yaml"
+    return read_yaml(file) if file.is_file() else {}
+
+
+def _is_share(text: str) -> bool:
+    try:
+        return 0 < float(text) < 1
+    except ValueError:
+        return False
+
+
+def _stem(path: str) -> str:
+    """A file's name without its folder and endings: a run beside where the user stands."""
+    return Path(str(path).rstrip("/")).name.split(".")[0] or "run"
