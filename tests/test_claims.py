@@ -289,7 +289,7 @@ def test_every_claim_has_its_contrast() -> None:
 
 
 def part(low: float, high: float, above: bool = True) -> ContrastPart:
-    return ContrastPart("", (low + high) / 2, low, high, (high - low) / 3.92, 0.5, 0.0, above)
+    return ContrastPart("", (low + high) / 2, low, high, (high - low) / 3.92, 0.5, 0.0, above, 30.0, 0.5)
 
 
 def test_a_claim_of_several_parts_holds_when_all_do_and_fails_when_any_does() -> None:

@@ -145,12 +145,17 @@ def scorecard(
     Raises InputError where the compared runs have outcomes of different rows.
     """
     study = StudyData(results, outcomes, linear_id, linear_ood, seed, draws)
-    lines = [_line(claim, CONTRASTS[claim.number](study, claim.margin)) for claim in claims]
+    lines = [_line(claim, found) for claim, found in zip(claims, evidence(study, claims).values(), strict=True)]
     tested = [line["p"] for line in lines if line["p"] is not None]
     corrected = iter(holm([float(str(p)) for p in tested]))
     for line in lines:
         line["p_holm"] = next(corrected) if line["p"] is not None else None
     return pl.DataFrame(lines, schema=SCORECARD)
+
+
+def evidence(study: StudyData, claims: Sequence[Claim] = CLAIMS) -> dict[int, Evidence | str]:
+    """Return by the claim's number its evidence, or the reason why it is not tested."""
+    return {claim.number: CONTRASTS[claim.number](study, claim.margin) for claim in claims}
 
 
 def _line(claim: Claim, found: Evidence | str) -> dict[str, object]:

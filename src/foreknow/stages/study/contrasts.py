@@ -42,7 +42,10 @@ PAPER_UNKNOWN_EM: Final = 0.032
 
 
 class ContrastPart(NamedTuple):
-    """A figure that should lie above, or below, its reference."""
+    """A figure that should lie above, or below, its reference.
+
+    `df`: degrees of freedom of its error `se`. `of_seeds`: see `Estimate`; 1 where the errors are those of whole runs.
+    """
 
     name: str
     value: float
@@ -52,6 +55,8 @@ class ContrastPart(NamedTuple):
     p: float
     reference: float
     above: bool
+    df: float
+    of_seeds: float
 
     @property
     def verdict(self) -> str:
@@ -128,12 +133,17 @@ def _weighted(weights: Array) -> Statistic:
 def _part(name: str, found: Estimate | Coefficient, reference: float = 0.0, *, above: bool = True) -> ContrastPart:
     if isinstance(found, Estimate):
         p = found.p(reference)
-        return ContrastPart(name, found.value, found.low, found.high, found.se, p, reference, above)
+        return ContrastPart(
+            name, found.value, found.low, found.high, found.se, p, reference, above, found.df, found.of_seeds
+        )
     assert found.ci_low is not None
     assert found.ci_high is not None
     assert found.se is not None
     assert found.p is not None
-    return ContrastPart(name, found.value, found.ci_low, found.ci_high, found.se, found.p, reference, above)
+    assert found.df is not None
+    return ContrastPart(
+        name, found.value, found.ci_low, found.ci_high, found.se, found.p, reference, above, found.df, 1.0
+    )
 
 
 def unknown_lowers_accuracy(study: StudyData, _margin: float) -> Evidence | str:
@@ -234,11 +244,11 @@ def _rows_and_seeds(by_seed: Array, se_rows: float, rows: int) -> Estimate:
     from scipy.stats import t
 
     count, value = len(by_seed), float(by_seed.mean())
-    of_seeds = float(by_seed.var(ddof=1)) / count if count > 1 else 0.0
-    se = (se_rows**2 + of_seeds) ** 0.5 or wilson(0, rows).high / 1.96
-    df = se**4 / (se_rows**4 / max(rows - 1, 1) + of_seeds**2 / max(count - 1, 1) or 1.0)
+    from_seeds = float(by_seed.var(ddof=1)) / count if count > 1 else 0.0
+    se = (se_rows**2 + from_seeds) ** 0.5 or wilson(0, rows).high / 1.96
+    df = se**4 / (se_rows**4 / max(rows - 1, 1) + from_seeds**2 / max(count - 1, 1) or 1.0)
     half = float(t.ppf(0.975, max(df, 1.0))) * se
-    return Estimate(value, value - half, value + half, se, max(df, 1.0), count, rows)
+    return Estimate(value, value - half, value + half, se, max(df, 1.0), count, rows, from_seeds / se**2)
 
 
 def _half_fitted(both: pl.DataFrame) -> str:

@@ -41,7 +41,8 @@ LEVEL: Final = 0.95
 class Estimate:
     """A figure, its 95 % interval, standard error and degrees of freedom, and the number of seeds and rows behind it.
 
-    With one seed, the interval does not include differences between seeds.
+    `of_seeds` is the share (0 to 1) of the squared error that comes from seeds and that more seeds would make smaller;
+    the rest comes from rows. With one seed, the interval does not include differences between seeds.
     """
 
     value: float
@@ -51,6 +52,7 @@ class Estimate:
     df: float
     seeds: int
     rows: int
+    of_seeds: float
 
     def p(self, reference: float = 0.0) -> float:
         """Return the two-sided p of the hypothesis that the true figure is `reference`."""
@@ -165,16 +167,17 @@ def resampled(outcomes: Stack, statistic: Statistic, *, draws: int = DRAWS, seed
     value = float(statistic(by_seed.mean(axis=0)))
     of_rows = statistic(_rows_anew(outcomes, draws, generator)) - value
     weights = generator.multinomial(count, np.full(count, 1 / count), size=draws) / count
-    of_seeds = (statistic(weights @ by_seed) - value) * (count / max(count - 1, 1)) ** 0.5
-    moved = (of_rows + of_seeds)[np.isfinite(of_rows + of_seeds)]
+    seeds_move = (statistic(weights @ by_seed) - value) * (count / max(count - 1, 1)) ** 0.5
+    moved = (of_rows + seeds_move)[np.isfinite(of_rows + seeds_move)]
     se = float(moved.std(ddof=1)) if len(moved) > 1 else 0.0
     if se < 1e-12:
         se = wilson(0, rows).high / 1.96
-    variances = [float(np.nanvar(of_rows)), float(np.nanvar(of_seeds))]
+    variances = [float(np.nanvar(of_rows)), float(np.nanvar(seeds_move))]
     spread = variances[0] ** 2 / max(rows - 1, 1) + variances[1] ** 2 / max(count - 1, 1)
     df = sum(variances) ** 2 / spread if spread > 0 else float(max(rows - 1, 1))
     half = float(t.ppf(0.5 + LEVEL / 2, df)) * se
-    return Estimate(value, value - half, value + half, se, df, count, rows)
+    of_seeds = variances[1] / sum(variances) if sum(variances) > 0 else 0.0
+    return Estimate(value, value - half, value + half, se, df, count, rows, of_seeds)
 
 
 def _rows_anew(outcomes: Stack, draws: int, generator: np.random.Generator) -> Array:
