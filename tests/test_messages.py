@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from foreknow.console import format_rate, print_audit
+from foreknow.console import print_audit
 from foreknow.errors import InputError, RunFolderError
 from foreknow.io.run_dir import lock_run_dir
 from foreknow.pages import write_report
+from foreknow.progress import format_rate
 from foreknow.report.format import fill_placeholders, shown_path
 from foreknow.report.page import date_of_writing
 
@@ -65,11 +66,12 @@ def test_commands_name_the_files_that_are_known(tmp_path: Path, monkeypatch: pyt
 
 
 def test_rates_are_written_out() -> None:
-    assert [format_rate(rate) for rate in (130.4, 12345.0, 2.34, 0.123)] == [
+    assert [format_rate(rate) for rate in (130.4, 12345.0, 2.34, 0.123, 0.04)] == [
         "130 rows/s",
         "12,345 rows/s",
         "2.3 rows/s",
         "0.12 rows/s",
+        "25 s a row",
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from foreknow.io.quoting import isolate_bidi, printable
+from foreknow.progress import format_rate
 
 if TYPE_CHECKING:
     import polars as pl
@@ -95,12 +96,6 @@ def print_audit(summary: dict[str, Any]) -> None:
             f"short facts: {facts['labelled']:,} of {facts['facts']:,} labelled, "
             f"{facts['categories']['Unknown']:.1%} Unknown; rows by their facts: {rows}"
         )
-
-
-def format_rate(rows_per_second: float) -> str:
-    """Rows a second with two digits that count, and never as a power of ten."""
-    digits = 0 if rows_per_second >= 10 else 1 if rows_per_second >= 1 else 2
-    return f"{rows_per_second:,.{digits}f} rows/s"
 
 
 def print_table(frame: pl.DataFrame, title: str) -> None:

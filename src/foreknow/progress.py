@@ -70,6 +70,14 @@ def duration(seconds: float) -> str:
     return f"{rounded // 3600} h {rounded % 3600 // 60} min"
 
 
+def format_rate(rows_per_second: float) -> str:
+    """Rows a second with two digits that count, and never as a power of ten; seconds a row where a row takes ten."""
+    if 0 < rows_per_second < 0.1:
+        return f"{1 / rows_per_second:,.0f} s a row"
+    digits = 0 if rows_per_second >= 10 else 1 if rows_per_second >= 1 else 2
+    return f"{rows_per_second:,.{digits}f} rows/s"
+
+
 class _Log:
     def __init__(self, what: str, total: int, every: float = 15.0):
         self.what, self.total, self.every = what, total, every
@@ -85,7 +93,7 @@ class _Log:
         rate = self.done / max(now - self.began, 1e-9)
         seconds_left = (self.total - self.done) / rate
         logger.info(
-            f"{self.what}: {self.done:,} of {self.total:,} rows, {rate:.1f} rows/s, {duration(seconds_left)} left"
+            f"{self.what}: {self.done:,} of {self.total:,} rows, {format_rate(rate)}, {duration(seconds_left)} left"
         )
 
 
@@ -105,7 +113,7 @@ class _Bar:
         class Rate(ProgressColumn):
             def render(self, task: object) -> Text:
                 speed = getattr(task, "speed", None)
-                return Text(f"{speed:.1f} rows/s" if speed else "")
+                return Text(format_rate(speed) if speed else "")
 
         self.progress = Progress(
             TextColumn("{task.description}"),
