@@ -16,9 +16,9 @@ import time
 import numpy as np
 
 from foreknow.progress import meter
-from foreknow.stages.study.contrasts import ContrastPart, Evidence
+from foreknow.stages.study.contrasts import ContrastPart
 from foreknow.stages.study.paired import Stack, resampled
-from foreknow.stages.study.stopping_rule import looks, verdict_at
+from foreknow.stages.study.stopping_rule import looks
 from foreknow.stats import wilson
 
 MOVES = (0.0, 0.02, 0.05, 0.1)
@@ -61,7 +61,7 @@ def main() -> None:
                 decided = [
                     look.seeds
                     for look, part in zip(plan, parts, strict=True)
-                    if verdict_at(Evidence((part,), look.seeds), look) != "not decided"
+                    if part.at(look.level).verdict != "not decided"
                 ]
                 ruled += bool(decided)
                 taken.append(decided[0] if decided else args.most)

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import ndtr
 
+from foreknow.stages.study.claims import verdict
 from foreknow.stages.study.contrasts import ContrastPart, Evidence
-from foreknow.stages.study.stopping_rule import Look, at_level, boundaries, looks, verdict_at
+from foreknow.stages.study.stopping_rule import boundaries, looks
 
 
 @pytest.mark.parametrize(
@@ -51,12 +52,11 @@ def test_levels_fall_towards_the_last_look() -> None:
 
 def test_an_interval_at_another_level_keeps_its_figure_and_the_usual_level_changes_nothing() -> None:
     part = ContrastPart("d", 0.03, 0.01, 0.06, 0.01, 0.01, 0.0, True, 9.0, 0.5)
-    same, wide = at_level(part, 0.95), at_level(part, 0.999)
+    same, wide = part.at(0.95), part.at(0.999)
     assert (same.low, same.high) == pytest.approx((part.low, part.high))
     assert wide.low < part.low < part.value == wide.value < part.high < wide.high
-    assert verdict_at(Evidence((part,), 5), Look(5, 0.95)) == "holds"
-    assert verdict_at(Evidence((part,), 5), Look(5, 0.9999)) == "not decided"
-    assert verdict_at("no runs", Look(5, 0.95)) == "not tested"
+    assert verdict(Evidence((part,), 5).at(0.95).parts) == "holds"
+    assert verdict(Evidence((part,), 5).at(0.9999).parts) == "not decided"
 
 
 @pytest.fixture
@@ -73,8 +73,6 @@ def test_studies_of_nothing_are_seldom_decided(simulation: Any, move: float) -> 
         values = simulation.outcomes(rng, 7, 150, move)
         parts = [simulation.part_of(values[:, : look.seeds], 150) for look in plan]
         naive += any(part.verdict != "not decided" for part in parts)
-        ruled += any(
-            verdict_at(Evidence((part,), 1), look) != "not decided" for look, part in zip(plan, parts, strict=True)
-        )
+        ruled += any(part.at(look.level).verdict != "not decided" for look, part in zip(plan, parts, strict=True))
     assert ruled <= 15
     assert ruled <= naive

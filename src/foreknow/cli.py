@@ -286,12 +286,19 @@ def study(
         from foreknow.stages.study.estimate import estimate as estimate_study  # keeps torch out
 
         print_estimate(estimate_study(settings))
+        from foreknow.stages.study.pilot import power_of, power_table  # keeps polars out
+
+        if (found := power_of(settings)) is not None:
+            print_table(power_table(found), f"what {settings.seeds} seeds could decide, in points of exact match")
+        else:
+            print("what it could decide: two seeds show it; run them, and repeat --dry-run with more --seeds")
         return
     from foreknow.stages.study.claims import claims_table as scorecard  # keeps polars out
     from foreknow.stages.study.run import run  # keeps altair out
     from foreknow.stages.study.tables import table  # keeps polars out
+    from foreknow.stages.study.until_decided import run_until_decided  # keeps altair out
 
-    done = run(settings)
+    done = run(settings) if settings.until is None else run_until_decided(settings)
     print_table(table(done.results), "exact match on test rows by Unknown share, mean over seeds")
     print_table(scorecard(done.tables["claims"]), "what the paper claims, on this model")
     print(f"report: {done.folder / 'report.html'}")

@@ -26,7 +26,7 @@ import polars as pl
 from foreknow.stages.study import contrasts
 from foreknow.stages.study.contrasts import Contrast, ContrastPart, Evidence, StudyData
 from foreknow.stages.study.linear_model import LinearModel
-from foreknow.stages.study.paired import DRAWS
+from foreknow.stages.study.paired import DRAWS, LEVEL
 
 MARGIN: Final = 0.02
 DETECTABLE: Final = 1.96 + 0.84
@@ -139,13 +139,20 @@ def scorecard(
     seed: int = 0,
     *,
     draws: int = DRAWS,
+    level: float = LEVEL,
 ) -> pl.DataFrame:
     """Return `SCORECARD` with a row for each claim, tested or not. The bootstrap uses `seed` and `draws`.
 
+    `level`: the confidence level (0 to 1) of the intervals, and so of the verdicts; a study that stops when it has
+    decided has a stricter one than 95 % (`stopping_rule.py`).
     Raises InputError where the compared runs have outcomes of different rows.
     """
     study = StudyData(results, outcomes, linear_id, linear_ood, seed, draws)
-    lines = [_line(claim, found) for claim, found in zip(claims, evidence(study, claims).values(), strict=True)]
+    shown = evidence(study, claims).values()
+    lines = [
+        _line(claim, found if isinstance(found, str) else found.at(level))
+        for claim, found in zip(claims, shown, strict=True)
+    ]
     tested = [line["p"] for line in lines if line["p"] is not None]
     corrected = iter(holm([float(str(p)) for p in tested]))
     for line in lines:

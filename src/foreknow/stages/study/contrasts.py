@@ -31,7 +31,7 @@ import polars as pl
 from foreknow.categories import CATEGORIES, HIGHLY_KNOWN, MAYBE_KNOWN, UNKNOWN
 from foreknow.stages.study import linear_model
 from foreknow.stages.study.linear_model import Coefficient, LinearModel
-from foreknow.stages.study.paired import DRAWS, Array, Estimate, Stack, Statistic, resampled, stack
+from foreknow.stages.study.paired import DRAWS, LEVEL, Array, Estimate, Stack, Statistic, resampled, stack
 from foreknow.stats import wilson
 
 Point = Literal["early_stop", "convergence"]
@@ -67,6 +67,16 @@ class ContrastPart(NamedTuple):
             return "fails" if self.above else "holds"
         return "not decided"
 
+    def at(self, level: float) -> ContrastPart:
+        """Return the part with its interval at another confidence level (0 to 1) than 95 %."""
+        from scipy.stats import t
+
+        if level == LEVEL:
+            return self
+        wider = float(t.ppf(0.5 + level / 2, self.df) / t.ppf(0.5 + LEVEL / 2, self.df))
+        low, high = self.value - wider * (self.value - self.low), self.value + wider * (self.high - self.value)
+        return self._replace(low=low, high=high)
+
     @property
     def support(self) -> float:
         """Return how many standard errors the figure is on its side of the reference; below 0: on the other side."""
@@ -79,6 +89,10 @@ class Evidence(NamedTuple):
     parts: tuple[ContrastPart, ...]
     seeds: int
     note: str = ""
+
+    def at(self, level: float) -> Evidence:
+        """Return the evidence with the intervals of its parts at another confidence level (0 to 1) than 95 %."""
+        return self._replace(parts=tuple(part.at(level) for part in self.parts))
 
 
 @dataclass(frozen=True, eq=False)

@@ -68,7 +68,20 @@ MEASURED: Final = ("results", "outcomes", "ptrue")
 _GRID: Final = frozenset({"unknown", "known", "only", "natural", "idk", "seeds"})
 _RAY: Final = ("ray", "ray_address", "ray_workers")
 _NO_IDENTITY: Final = frozenset(
-    {"data", "out", "workers", "keep_weights", "dry_run", "fixed_epochs", "p_true", *_RAY, *_GRID}
+    {
+        "data",
+        "out",
+        "workers",
+        "keep_weights",
+        "dry_run",
+        "fixed_epochs",
+        "p_true",
+        "until",
+        "most_seeds",
+        "pilot",
+        *_RAY,
+        *_GRID,
+    }
 )
 
 

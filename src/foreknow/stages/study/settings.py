@@ -97,6 +97,14 @@ class StudyConfig(Settings):
     seeds: Annotated[int, Group.SETS, COMMON] = Field(
         1, ge=1, description="How often to repeat everything; each seed draws other rows and trains in another order."
     )
+    until: Annotated[Literal["decided"] | None, Group.SETS, COMMON] = Field(
+        None,
+        description="Add seeds until every claim that the sets can test is decided, or --most-seeds are reached; looks "
+        "after every seed from the third on, at stricter levels than 95 %, so that the error stays 5 %.",
+    )
+    most_seeds: Annotated[int, Group.SETS] = Field(
+        10, ge=3, description="How many seeds --until decided adds at most; fixed by the first look."
+    )
     fixed_epochs: Annotated[tuple[int, ...], Group.TRAINING] = Field(
         (20,), description="Report the models after these epochs, besides the best and the last one."
     )
@@ -114,6 +122,10 @@ class StudyConfig(Settings):
         False, description="Keep the weights of every training; the study deletes them once it has measured them."
     )
     dry_run: Annotated[bool, Group.OUTPUT, COMMON] = Field(False, description=DRY_RUN)
+    pilot: Annotated[Path | None, Group.OUTPUT] = Field(
+        None,
+        description="The study whose errors --dry-run supposes, to say what this one could decide (default: --out).",
+    )
 
     @field_validator("unknown", "idk", mode="after")
     @classmethod

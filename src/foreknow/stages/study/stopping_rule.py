@@ -13,15 +13,12 @@ them in simulated studies.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-from foreknow.stages.study.claims import Verdict, verdict
-from foreknow.stages.study.contrasts import ContrastPart, Evidence
 
 ALPHA: Final = 0.05
 FEWEST_SEEDS: Final = 3
@@ -106,18 +103,9 @@ def _excess(walk: _Walk, time: float, budget: float, bound: float) -> float:
     return walk.leaving(bound, time) - budget
 
 
-def at_level(part: ContrastPart, level: float) -> ContrastPart:
-    """Return the part with its interval at another confidence level (0 to 1)."""
-    from scipy.stats import t
-
-    wider = float(t.ppf(0.5 + level / 2, part.df) / t.ppf(0.975, part.df))
-    return part._replace(
-        low=part.value - wider * (part.value - part.low), high=part.value + wider * (part.high - part.value)
-    )
-
-
-def verdict_at(evidence: Evidence | str, look: Look) -> Verdict:
-    """Return the verdict of a claim at a look."""
-    if isinstance(evidence, str):
-        return "not tested"
-    return verdict([at_level(part, look.level) for part in evidence.parts])
+def level_of(settings: Mapping[str, Any]) -> float:
+    """Return the confidence level (0 to 1) of a study's intervals, from its settings as `config.yaml` has them."""
+    if settings.get("until") is None:
+        return 1 - ALPHA
+    plan = {look.seeds: look.level for look in looks(FEWEST_SEEDS, int(settings["most_seeds"]))}
+    return plan.get(int(settings["seeds"]), 1 - ALPHA)

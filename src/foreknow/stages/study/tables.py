@@ -43,6 +43,8 @@ from foreknow.stages.study.aggregation import (
     with_known,
 )
 from foreknow.stages.study.differences import differences, refusals
+from foreknow.stages.study.paired import LEVEL
+from foreknow.stages.study.stopping_rule import level_of
 from foreknow.stages.study.sweep_run import swept
 from foreknow.stats import wilson
 
@@ -123,17 +125,24 @@ def all_tables(study: StudyResult, *, seed: int = 0) -> dict[str, pl.DataFrame]:
     return {
         **tables(results, outcomes, settings.get("fixed_epochs") or (), seed=seed),
         "sweep": swept(study),
-        "claims": scorecard(results, outcomes, float(settings.get("margin") or claims.MARGIN), seed=seed),
+        "claims": scorecard(
+            *(results, outcomes, float(settings.get("margin") or claims.MARGIN)), seed=seed, level=level_of(settings)
+        ),
     }
 
 
 def scorecard(
-    results: pl.DataFrame, outcomes: pl.DataFrame, margin: float = claims.MARGIN, *, seed: int = 0
+    results: pl.DataFrame,
+    outcomes: pl.DataFrame,
+    margin: float = claims.MARGIN,
+    *,
+    seed: int = 0,
+    level: float = LEVEL,
 ) -> pl.DataFrame:
-    """Return the nine claims (`claims.SCORECARD`), each with this margin."""
+    """Return the nine claims (`claims.SCORECARD`), each with this margin and intervals at this level (0 to 1)."""
     test, ood = (linear_model.fit(linear_model.points(results, name)) for name in ("test", "ood"))
     asked = [replace(claim, margin=margin) for claim in claims.CLAIMS]
-    return claims.scorecard(results, outcomes, test, ood, asked, seed)
+    return claims.scorecard(results, outcomes, test, ood, asked, seed, level=level)
 
 
 def tables(
