@@ -338,6 +338,7 @@ def test_tune_counts_spans_says_which_metric_it_took_and_can_choose_by_dev_spans
     assert "--metric dev_spans chooses by" in said
     assert "known spans" in said
     assert "new to the model" in said
+    assert "no --audit that knows them" not in said
     lines = [json.loads(line) for line in (auto.folder / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         assert set(line["spans"]) == {"train", "dev"}

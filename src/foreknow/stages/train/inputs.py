@@ -114,7 +114,7 @@ def read_inputs(config: TuneConfig) -> TrainInputs:
     spans = labelled_spans(rows, audit) if audit else {}
     if config.metric != selection.AUTO:
         curves.check_metric(config.metric, rows, lenient=config.match == "lenient", losses=True, spans=spans)
-    notes = (*_notes(sets), *_span_notes(spans), *dev_note, *([overlap] if overlap else []))
+    notes = (*_notes(sets, TRAIN in spans), *_span_notes(spans), *dev_note, *([overlap] if overlap else []))
     return TrainInputs(sets, template, notes, _most_watched(config, sets[TRAIN].rows.height), config.seed, spans)
 
 
@@ -190,7 +190,7 @@ def _split(train: LabelledSplit, share: float, seed: int) -> tuple[LabelledSplit
     return train._replace(rows=rest), train._replace(name="dev", rows=dev, left_out={}), note
 
 
-def _notes(sets: Mapping[str, LabelledSplit]) -> list[str]:
+def _notes(sets: Mapping[str, LabelledSplit], has_spans: bool) -> list[str]:
     notes = []
     for name, split in sets.items():
         counts = dict(split.rows["category"].drop_nulls().value_counts().iter_rows())
@@ -200,7 +200,11 @@ def _notes(sets: Mapping[str, LabelledSplit]) -> list[str]:
         left = f", {sum(split.left_out.values()):,} left out ({why})" if why else ""
         notes.append(f"{name}: {split.rows.height:,} rows of {split.file}{left}{whence}")
     if not sets[TRAIN].rows["category"].drop_nulls().len():
-        notes.append("no categories: no column 'category' in the rows, no --audit that knows them; shares are overall")
+        notes.append(
+            "no row of train has a category of its own; the facts inside the long answers have labels, and are counted"
+            if has_spans
+            else "no categories: no column 'category' in the rows, no --audit that knows them; shares are overall"
+        )
     share, questions = ceiling(sets[TRAIN].rows)
     if questions:
         notes.append(
