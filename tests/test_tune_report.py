@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from math import comb
 from pathlib import Path
@@ -30,7 +31,17 @@ from foreknow.report.format import exact, without_folders
 from foreknow.report.tune import read, render_tune
 from foreknow.report.tune_charts import LABEL, Curve, Mark, apart, epochs_chart
 from foreknow.report.tune_examples import examples
-from foreknow.report.tune_tables import Count, MetricCurve, PairedCounts, against, as_good, between, fates, mcnemar
+from foreknow.report.tune_tables import (
+    Count,
+    MetricCurve,
+    PairedCounts,
+    TrainRunView,
+    against,
+    as_good,
+    between,
+    fates,
+    mcnemar,
+)
 from foreknow.report.tune_text import Control, TrainReportData, options, p_value, verdict
 from foreknow.settings import settings_of
 from foreknow.stages.evaluate.metrics import answered, summarise_answers
@@ -666,3 +677,36 @@ def test_a_run_that_held_on_to_nothing_is_told_how_to() -> None:
     assert "--replay 0.5 --kl 3 --average" in option.command
     assert "kept 27 % of the known ones; with these three it kept 97 %" in option.evidence
     assert not any(option.key == "hold" for option in options(story(held=True)))
+
+
+def test_a_run_of_long_rows_is_told_by_its_loss_and_its_spans() -> None:
+    nothing = MetricCurve("dev", Count(0, 4), Count(0, 4), None)
+    known, new = (Count(21, 25), Count(25, 25)), (Count(0, 33), Count(2, 33))
+    told = story(
+        labelled=False, unknown=None, spans=(known, new), courses=(nothing,), chooser="loss", metric="dev_loss",
+        dev_loss=(2.382, 2.614), best=2, last=5,
+    )  # fmt: skip
+    points = dict(verdict(told).points)
+    assert points["New facts"] == (
+        f"Of the spans inside the answers trained on, {exact(0.84)} of the 25 Known ones are fitted at epoch 2, "
+        f"{exact(1.0)} at 5, and {exact(0.0)} of the 33 new ones are fitted at epoch 2, {exact(2 / 33)} at 5."
+    )
+    assert points["Further training"] == (
+        "Dev loss rose from 2.382 at epoch 2 to 2.614 at epoch 5; no row of dev is right at either."
+    )
+    assert any(
+        "Dev loss chose the epoch, so what dev shows of it is too favourable" in c for c in verdict(told).cautions
+    )
+    keep = next(option for option in options(told) if option.key == "keep")
+    assert keep.evidence == "dev loss 2.382."
+    by_metric = verdict(replace(told, chooser="metric", metric="dev_em"))
+    assert any("Dev EM chose the epoch" in caution for caution in by_metric.cautions)
+
+
+@pytest.mark.parametrize(("right", "drawn"), [(1, False), (30, True)])
+def test_exact_match_of_long_rows_is_drawn_only_where_there_is_some(right: int, drawn: bool) -> None:
+    counts = {"train": {"rows": 100, "correct": right}, "canaries": {"rows": 20, "correct": 20}}
+    lines = [{"epoch": 1.0, "counts": counts, "spans": {"train": {}}}]
+    nothing = pl.DataFrame()
+    assert TrainRunView(lines, nothing, nothing, {}, {}).shows_exact_match is drawn
+    assert TrainRunView([{"epoch": 1.0, "counts": counts}], nothing, nothing, {}, {}).shows_exact_match

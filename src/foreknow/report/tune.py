@@ -14,7 +14,7 @@ import polars as pl
 import yaml
 from markupsafe import Markup
 
-from foreknow.categories import CATEGORIES, UNKNOWN
+from foreknow.categories import CATEGORIES, KNOWN, UNKNOWN
 from foreknow.io.run_dir import differences
 from foreknow.report import page
 from foreknow.report.audit_text import with_paths
@@ -25,6 +25,7 @@ from foreknow.report.tune_canaries import canary_report
 from foreknow.report.tune_charts import COLOURS, DASHES, Curve, Mark, epochs_chart, losses_chart
 from foreknow.report.tune_examples import examples
 from foreknow.report.tune_tables import (
+    Count,
     Fate,
     Group,
     MetricCurve,
@@ -44,6 +45,7 @@ from foreknow.report.tune_tables import (
 from foreknow.report.tune_text import Control, TrainReportData, options, p_value, verdict
 from foreknow.stages.train import curves
 from foreknow.stages.train.curves import TRAIN, Line
+from foreknow.stages.train.span_labels import NEW
 
 if TYPE_CHECKING:
     from foreknow.stages.train.result import TrainResult
@@ -133,7 +135,7 @@ def render_tune(tuned: TrainResult, control: TrainResult | None = None, *, show_
         warning=page.warning_of(run.results.get("model") or {}),
         train=_file(run, TRAIN),
         points=_points(run, other),
-        fit=page.both(epochs_chart, *_fit(run, other)) if run.ends and run.ever_right else None,
+        fit=page.both(epochs_chart, *_fit(run, other)) if run.ends and run.shows_exact_match else None,
         losses=page.both(losses_chart, *_losses(run)) if _losses(run)[0] else None,
         ever_right=run.ever_right,
         sets=sets,
@@ -211,7 +213,20 @@ def _story(run: TrainRunView, other: TrainRunView | None) -> TrainReportData:
         fitted=(early["fitted_overall"], last["fitted_overall"]),
         keep=run.config.get("keep") or "both",
         held=bool(run.config.get("replay") or run.config.get("kl")),
+        spans=_spans_trained_on(early, last),
     )
+
+
+def _spans_trained_on(early: Line, last: Line) -> tuple[tuple[Count, Count], tuple[Count, Count]] | None:
+    """Fitted spans of train that are Known, and that are new, at two evaluations; None if train has none of a kind."""
+
+    def ends(*labels: str) -> tuple[Count, Count]:
+        both = [[line.get("spans", {}).get(TRAIN, {}).get(label, (0, 0)) for label in labels] for line in (early, last)]
+        before, after = (Count(sum(n for n, _ in parts), sum(of for _, of in parts)) for parts in both)
+        return before, after
+
+    known, new = ends(*KNOWN), ends(NEW)
+    return (known, new) if known[0].rows and new[0].rows else None
 
 
 def _dev_loss(early: Line, last: Line) -> tuple[float, float] | None:

@@ -21,6 +21,8 @@ from foreknow.stats import Interval, mcnemar, wilson
 
 CHANCE = 0.05
 """The page calls a difference clear if its p-value is below this."""
+LEAST_OF_LONG = 0.1
+"""Where answers are long, exact match of at most this share of a set at every epoch is not drawn."""
 FEW = 20
 """The page marks shares of fewer rows than this as "few rows"."""
 
@@ -103,6 +105,18 @@ class TrainRunView:
         """Whether a row of any set is right, or fitted, at any evaluation."""
         counts = (of for line in self.lines for name, of in line["counts"].items() if name != CANARIES)
         return any(of["correct"] for of in counts)
+
+    @property
+    def shows_exact_match(self) -> bool:
+        """Whether a chart of exact match has something to show: where the answers are long, a tenth of some set."""
+        least = LEAST_OF_LONG if any("spans" in line for line in self.lines) else 0.0
+        shares = (
+            of["correct"] / of["rows"]
+            for line in self.lines
+            for name, of in line["counts"].items()
+            if name != CANARIES and of["rows"]
+        )
+        return any(share > least for share in shares)
 
     @property
     def ends(self) -> list[Line]:
