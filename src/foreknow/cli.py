@@ -245,6 +245,7 @@ def evaluate(
         collapse_table,
         em_table,
         moves_table,
+        span_table,
         summary_lines,
         wrong_table,
     )
@@ -254,6 +255,7 @@ def evaluate(
     print_table(em_table(found), "exact match")
     for frame, title in (
         (moves_table(found), "against the base model's probe"),
+        (span_table(found), "gold spans of long answers in the texts that the model writes"),
         (wrong_table(found), "most frequent wrong answers"),
         (collapse_table(found), "how often one answer is given"),
     ):

@@ -23,6 +23,7 @@ WATCHED_SPANS: Final[dict[str, pl.DataType]] = {
     "start": pl.Int64(),
     "end": pl.Int64(),
     "text": pl.String(),
+    "type": pl.String(),
     "category": pl.String(),
     "new": pl.Boolean(),
     "kept": pl.Boolean(),
