@@ -145,7 +145,7 @@ def scorecard(
     Raises InputError where the compared runs have outcomes of different rows.
     """
     study = StudyData(results, outcomes, linear_id, linear_ood, seed, draws)
-    lines = [_line(claim, CONTRASTS[claim.number](study, claim.margin)) for claim in claims]
+    lines = [scored_line(claim, CONTRASTS[claim.number](study, claim.margin)) for claim in claims]
     tested = [line["p"] for line in lines if line["p"] is not None]
     corrected = iter(holm([float(str(p)) for p in tested]))
     for line in lines:
@@ -153,7 +153,8 @@ def scorecard(
     return pl.DataFrame(lines, schema=SCORECARD)
 
 
-def _line(claim: Claim, found: Evidence | str) -> dict[str, object]:
+def scored_line(claim: Claim, found: Evidence | str) -> dict[str, object]:
+    """Return a claim's line of `SCORECARD`. `found`: its evidence, or the reason why it is not tested."""
     line: dict[str, object] = dict.fromkeys(SCORECARD)
     line |= {"claim": claim.number, "text": claim.text, "contrast": claim.contrast}
     line["margin"] = claim.margin if claim.kind == "no_harm" else None
