@@ -34,6 +34,7 @@ from foreknow.models.versions import library_versions
 from foreknow.settings import settings_of
 from foreknow.stages.audit.result import AuditResult
 from foreknow.stages.mix.run import write_mix
+from foreknow.stages.mix.sampling import manifest_path
 from foreknow.stages.mix.span_sampling import SpanRow, draw_share
 from foreknow.stages.skeleton import PreparedRun, Stage, required_out, run_stage
 from foreknow.stages.study.data_split import SPLITS
@@ -176,6 +177,7 @@ def _write_variant(run: Run, mix: MixConfig, with_new: frozenset[str]) -> int:
             "(remedies)"
         )
     write_text(mix.out, text)
+    manifest_path(mix.out).unlink()  # it tells of the rows before any was dropped
     return len(text.splitlines())
 
 
