@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 
+import foreknow
 from builders import write_jsonl
 from conftest import CAPITALS, RIVERS
 from foreknow.data.builtin.lab_long import long_answers, read_lab_long
@@ -190,7 +192,16 @@ def test_a_real_study_runs_to_its_end(study: tuple[StudyConfig, LongStudyResult]
     page = (done.folder / "report.html").read_text()
     assert "Mask, cut or drop what is new" in page
     assert "their sentences cut" in page
-    assert run_long(settings).folder == done.folder  # complete: nothing to do
+    given = {k: v for k, v in settings.resolved().items() if k != "out"}
+    again = foreknow.study(str(settings_file_of(done.folder, given)), out=str(done.folder))
+    assert isinstance(again, LongStudyResult)  # complete: nothing to do
+
+
+def settings_file_of(folder: Path, given: dict[str, Any]) -> Path:
+    """Write settings into a file, as a person would."""
+    file = folder.parent / "study.yaml"
+    file.write_text(yaml.safe_dump(given))
+    return file
 
 
 def read_json_lines(path: Path) -> list[Any]:
