@@ -1,59 +1,41 @@
 """Fact spans of long answers against how often the lab's model was really told each fact.
 
     python benchmarks/lab_spans.py --model lab --out runs/lab-spans [--sets 4 --shots 2]
+    python benchmarks/lab_spans.py --model lab --out runs/lab-sweep --sweep
+    python benchmarks/lab_spans.py --larger --out runs/lab-sweep-larger --sweep
 
 Writes long answers of the lab's own statements (the three facts of one subject, one sentence each), audits them, and
 prints as Markdown: categories and recognition by exposures, how well each score tells facts told six times or more from
 those never told (area under the ROC curve: 0.5 is chance, 1 is perfect), and what `--spans rules` finds of the facts.
+--sweep does so for 0, 1, 2 and 4 exemplars in 1, 4 and 10 sets, and prints one line for each; stopped, it goes on with
+the same command. --larger builds a lab model of 3.5 million weights on the same world and corpus first.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 import foreknow
-from foreknow.categories import CATEGORIES
-from foreknow.data.builtin import lab_world
+from foreknow.categories import CATEGORIES, UNKNOWN
+from foreknow.data.builtin.lab_long import long_answers
 from foreknow.data.spans.finder import AnswerText
 from foreknow.data.spans.rules import RuleFinder
 from foreknow.data.spans.schema import is_new
+from foreknow.models.lab_model import LAB, build
 from foreknow.stages.study.lab_truth import auc
 
 BINS = ((0, 0), (1, 2), (3, 5), (6, 10), (11, 20), (21, 60))
 """The smallest and the largest number of exposures in each line of the table."""
 OFTEN = 6
+SWEEP = ((0, 1), *((shots, sets) for shots in (1, 2, 4) for sets in (1, 4, 10)))
+"""Exemplars and sets of the sweep; without exemplars all sets are the same."""
 MANY = 100
 """Facts with at least so many possible answers are seldom guessed."""
-
-
-def long_answers(seed: int = 0) -> tuple[list[dict[str, object]], pl.DataFrame]:
-    """The rows of a file of long answers, each with its facts' places; and the facts: row, start, exposures, pool."""
-    rng = np.random.default_rng(seed)
-    by_name = {relation.name: relation for relation in lab_world.RELATIONS}
-    table = lab_world.facts().filter(~pl.col("relation").str.starts_with(lab_world.OOD))
-    records: list[dict[str, object]] = []
-    truth = []
-    for (subject,), facts in table.group_by("subject", maintain_order=True):
-        answer, spans = "", []
-        for n in rng.permutation(facts.height).tolist():
-            fact = facts.row(n, named=True)
-            form = int(rng.integers(len(by_name[fact["relation"]].statements)))
-            gold = fact["answers"][0]
-            sentence = lab_world.statement_text(by_name[fact["relation"]], form, str(subject), gold)
-            start = len(answer) + bool(answer) + sentence.rindex(gold)
-            answer = f"{answer} {sentence}".strip()
-            spans.append({"start": start, "end": start + len(gold), "type": "name"})
-            truth.append({"row": len(records), "start": start, "exposures": fact["exposures"], "pool": fact["pool"]})
-        question = f"What is told of {subject}?"
-        split = facts["split"][0]
-        records.append({"question": question, "answer": answer, "subject": subject, "split": split, "spans": spans})
-    return records, pl.DataFrame(truth)
 
 
 def main() -> None:
@@ -62,29 +44,65 @@ def main() -> None:
     parser.add_argument("--model", default="lab")
     parser.add_argument("--sets", type=int, default=4)
     parser.add_argument("--shots", type=int, default=2)
+    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--larger", action="store_true")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    model = str(larger_lab(args.out / "larger")) if args.larger else args.model
+    if args.sweep:
+        lines = []
+        for shots, sets in SWEEP:
+            spans, seconds = audited(args.out, model, sets, shots)
+            lines.append({"shots": shots, "sets": sets, **one_line(spans), "seconds": seconds})
+            print(json.dumps(lines[-1]), flush=True)
+        show("Shots and sets", pl.DataFrame(lines))
+        return
+    spans, seconds = audited(args.out, model, args.sets, args.shots)
     records, truth = long_answers()
-    file = args.out / "lab_long.jsonl"
-    file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    began, cpu = time.perf_counter(), time.process_time()
-    foreknow.audit(
-        str(file),
-        model=args.model,
-        out=str(args.out / f"audit-{args.sets}x{args.shots}"),
-        dtype="float32",
-        span_sets=args.sets,
-        span_shots=args.shots,
-        max_answer_tokens=4,  # every answer counts as long
-    )
-    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    spans = pl.read_parquet(args.out / f"audit-{args.sets}x{args.shots}" / "spans.parquet")
-    spans = spans.join(truth, on=["row", "start"])
-    assert spans.height == truth.height
-    print(f"{len(records)} rows, {spans.height} spans; {seconds:.0f} s, {cpu:.0f} s of processor time\n")
+    print(f"{len(records)} rows, {spans.height} spans; {seconds:.0f} s\n")
     show("Categories by exposures", by_exposures(spans))
     show(f"Told {OFTEN} times or more against never (AUC)", separations(spans))
     show("What the rules find of the facts", found_by_rules(records, truth))
+
+
+def audited(out: Path, model: str, sets: int, shots: int) -> tuple[pl.DataFrame, float]:
+    """Audit the long answers, unless the folder has it; return the spans with their truth, and its seconds."""
+    records, truth = long_answers()
+    file = out / "lab_long.jsonl"
+    if not file.is_file():
+        file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    folder = out / f"audit-{sets}x{shots}"
+    foreknow.audit(
+        str(file),
+        model=model,
+        out=str(folder),
+        dtype="float32",
+        span_sets=sets,
+        span_shots=shots,
+        max_answer_tokens=4,  # every answer counts as long
+    )
+    spans = pl.read_parquet(folder / "spans.parquet").join(truth, on=["row", "start"])
+    assert spans.height == truth.height
+    return spans, float(json.loads((folder / "summary.json").read_text())["seconds"])
+
+
+def larger_lab(folder: Path) -> Path:
+    """Build a lab model of more weights on the same corpus, unless the folder has it."""
+    return build(folder, recipe=replace(LAB, hidden=256, intermediate=768, layers=3))
+
+
+def one_line(spans: pl.DataFrame) -> dict[str, float]:
+    """AUC of three scores, and per cent: never-told spans that are new, often-told ones that are Unknown."""
+    scores = dict(separations(spans).select("score", "all").iter_rows())
+    never, often = spans.filter(pl.col("exposures") == 0), spans.filter(pl.col("exposures") >= OFTEN)
+    return {
+        "AUC p_sampled": scores["p_sampled"],
+        "AUC p_recognised": scores["p_recognised"],
+        "AUC category": scores["label"],
+        "never told: new": 100 * never.filter(is_new()).height / never.height,
+        f"told {OFTEN}+: Unknown": 100 * often.filter(pl.col("category") == UNKNOWN).height / often.height,
+        f"told {OFTEN}+: new": 100 * often.filter(is_new()).height / often.height,
+    }
 
 
 def by_exposures(spans: pl.DataFrame) -> pl.DataFrame:

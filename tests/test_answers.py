@@ -38,7 +38,7 @@ def frame(lines: list[dict[str, Any]], idk: str | None = None) -> pl.DataFrame:
         for n, x in enumerate(lines)
     ]
     said = [
-        (n, x["prediction"], "\u2026" not in x["prediction"], *both(x["answer"], x["prediction"]))
+        (n, x["prediction"], "\u2026" not in x["prediction"], *both(x["answer"], x["prediction"]), None, None)
         for n, x in enumerate(lines)
     ]
     labels = [(n, x["category"], x["p"], "Quito") for n, x in enumerate(lines) if x["category"]]

@@ -371,7 +371,9 @@ def test_killed_it_goes_on_and_ends_in_the_same_bytes(
     assert not (tmp_path / "a" / "manifest.json").exists()
     monkeypatch.setattr(RunDir, "save_chunk", keep)
     whole = generate.generate_answers
-    monkeypatch.setattr(generate, "generate_answers", lambda g, rows: asked.append(len(rows)) or whole(g, rows))
+    monkeypatch.setattr(
+        generate, "generate_answers", lambda g, rows, done: asked.append(len(rows)) or whole(g, rows, done)
+    )
     done = evaluate_run.run(make(tmp_path / "a", audit=audited))
     assert asked == [16, 16]
     assert outputs(done.folder) == outputs(finished.folder)

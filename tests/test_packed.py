@@ -21,7 +21,14 @@ from transformers import (
 
 from builders import random_model
 from foreknow.inference.lm_head import OutputHead
-from foreknow.inference.packed_attention import Segment, TokenTree, UnsupportedModel, gather_kv
+from foreknow.inference.packed_attention import (
+    Segment,
+    TokenTree,
+    UnsupportedModel,
+    gather_kv,
+    pack_segments,
+    padded_rows,
+)
 from foreknow.inference.packed_model import PackedModel
 
 SMALL = {"vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -111,6 +118,37 @@ def test_going_on_from_what_was_kept(model: PreTrainedModel) -> None:
         ours = packed.head.full_logits(states)
     close(ours[0], plain(model, [*prompt, *questions[2], 11, 12])[-1])
     close(ours[1], plain(model, [*prompt, *questions[1], 13])[-1])
+
+
+@given(st.integers(1, 300), st.integers(1, 400))
+def test_long_rows_are_padded_by_a_quarter_at_most(rows: int, width: int) -> None:
+    padded = padded_rows(rows, width)
+    assert padded >= rows
+    if width <= 32:
+        assert padded % 8 == 0
+        assert padded - rows < 8
+    else:
+        assert padded <= 1.25 * rows
+
+
+def test_one_long_row_costs_one_row_of_attention(model: PreTrainedModel) -> None:
+    """Its mask and scores have as many cells as the row has tokens, squared; and it is still computed right."""
+    row, shots = draw(1, 90), draw(2, 10)
+    (shape,) = pack_segments([Segment(None, [TokenTree.chain(row, [])])], keep=False).segments
+    assert (shape.rows, shape.width, shape.keys) == (1, 92, 92)
+    assert pack_segments([Segment(None, [TokenTree.chain(row, [])])], keep=False).hidden.numel() == 92 * 92
+    packed = PackedModel(model)
+    with packed.attached():
+        (prefix,) = packed.prefixes([shots])
+        states, (cache,) = packed.forward([Segment(prefix, [TokenTree.chain(row, range(90))])], keep=True)
+        past = gather_kv([(cache, 0)], [80])
+        assert past.layers[0][0].shape[1] == 1
+        going_on = Segment(prefix, [TokenTree.chain([7, 8], [0, 1])], past)
+        assert pack_segments([going_on], keep=False).segments[0].rows == 1
+        after, _ = packed.forward([going_on])
+        ours, theirs = packed.head.full_logits(states), packed.head.full_logits(after)
+    close(ours, plain(model, [*shots, *row])[10:])
+    close(theirs, plain(model, [*shots, *row[:80], 7, 8])[-2:])
 
 
 def test_a_cut_prefix_and_none(model: PreTrainedModel) -> None:

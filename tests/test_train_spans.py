@@ -344,6 +344,14 @@ def test_tune_counts_spans_says_which_metric_it_took_and_can_choose_by_dev_spans
         assert set(line["spans"]) == {"train", "dev"}
         assert "kept" not in line["spans"]["train"]
         assert all(0 <= fitted <= total for part in line["spans"].values() for fitted, total in part.values())
+    spans, fitted = auto.spans, auto.fitted_spans
+    assert spans is not None
+    assert fitted is not None
+    sets = {name: spans.filter(pl.col("set") == name).drop("set") for name in ("train", "dev")}
+    for line in lines:  # every span's own outcome adds up to the counts
+        at = fitted.filter(pl.col("step") == line["step"])
+        assert at.height == spans.height
+        assert count_fitted(at, sets) == line["spans"]
     known = [sum(line["spans"]["train"][c][0] for c in CATEGORIES[:3]) for line in lines]
     assert known[-1] >= known[0]
     chosen = run(settings(files, tiny_folder, tmp_path / "spans", train=str(files.train), metric="dev_spans"))

@@ -31,6 +31,7 @@ from foreknow.report.format import exact, without_folders
 from foreknow.report.tune import read, render_tune
 from foreknow.report.tune_charts import LABEL, Curve, Mark, apart, epochs_chart
 from foreknow.report.tune_examples import examples
+from foreknow.report.tune_spans import span_reports
 from foreknow.report.tune_tables import (
     Count,
     MetricCurve,
@@ -247,6 +248,44 @@ def test_every_curve_is_labelled_and_chosen_epochs_are_marked(pair: tuple[TrainR
     for category in CATEGORIES:
         assert re.search(rf"<text[^>]*>{category}, 50 rows: \d+ %</text>", by_category)
     assert "ood" not in "".join(re.findall(r"<svg.*?</svg>", by_category, re.DOTALL))
+
+
+def with_spans(run: TrainResult) -> list[dict[str, Any]]:
+    """Add counts of spans to every evaluation: train spans are fitted in time, new ones last; dev spans are lost."""
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        at = line["epoch"]
+        train = {c: [min(90 - 7 * n, round((30 - 8 * n) * at)), 90 - 7 * n] for n, c in enumerate(CATEGORIES)}
+        dev = {c: [max(0, 31 - round(n + at)), 31 + n] for n, c in enumerate(CATEGORIES)}
+        line["spans"] = {
+            "train": {**train, "new": [min(41, round(5 * at)), 41]},
+            "dev": {**dev, "new": [round(at), 23], "kept": [37 - round(2 * at), 37]},
+        }
+    (run.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return lines
+
+
+def test_fitted_spans_are_drawn_by_category_and_counted_at_the_chosen_epochs(tmp_path: Path) -> None:
+    run = made(tmp_path / "run", before=True)
+    assert 'id="spans"' not in render_tune(run)
+    lines = {line["epoch"]: line["spans"] for line in with_spans(run)}
+    early, last = run.results["early_stop"]["epoch"], run.results["convergence"]["epoch"]
+    html = render_tune(TrainResult(run.folder))
+    section = html[html.index('id="spans"') : html.index('id="actions"')]
+    for name in ("train", "dev"):
+        for part in lines[last][name]:
+            for epoch in (early, last):
+                fitted, spans = lines[epoch][name][part]
+                assert f">{fitted} of {spans}<br>" in section
+    labels = [f"{c}, {90 - 7 * n} spans: " for n, c in enumerate(CATEGORIES)]
+    labels += ["new to the model, 41: ", "kept, 37 spans: ", "Unknown, learnt, 34 spans: ", "new, learnt, 23 "]
+    assert all(label in section for label in labels)
+    view = read(TrainResult(run.folder))
+    train, dev = span_reports(view, [])
+    assert (train.name, train.spans, dev.name, dev.spans) == ("train", 318, "dev", 130)
+    kept = next(point for point in dev.points if point.name.startswith("said before training"))
+    assert (kept.early.hits, kept.last.hits) == (37 - 2 * early, 37 - 2 * last)
+    assert not span_reports(read(made(tmp_path / "none")), [])
 
 
 def test_examples_are_rows_to_which_it_happened(pair: tuple[TrainResult, TrainResult], page: str) -> None:

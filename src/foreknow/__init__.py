@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from foreknow.stages.evaluate.result import EvaluateResult as EvaluateResult
     from foreknow.stages.evaluate.result import open_evaluation as open_evaluation
     from foreknow.stages.mix.sampling import Mix as Mix
+    from foreknow.stages.study.long_result import LongStudyResult as LongStudyResult
     from foreknow.stages.study.result import StudyResult as StudyResult
     from foreknow.stages.study.result import open_study as open_study
     from foreknow.stages.study.settings import StudyConfig as StudyConfig
@@ -47,6 +48,7 @@ _LAZY = {
     "EvaluateResult": "foreknow.stages.evaluate.result",
     "ForeknowError": "foreknow.errors",
     "KnowledgeCallback": "foreknow.stages.train.callback",
+    "LongStudyResult": "foreknow.stages.study.long_result",
     "Mix": "foreknow.stages.mix.sampling",
     "MixConfig": "foreknow.config",
     "StudyResult": "foreknow.stages.study.result",
@@ -122,12 +124,17 @@ def evaluate(model: str, data: str, *, out: str, **settings: Any) -> EvaluateRes
     return run(settings_of(EvaluateConfig, {"model": model, "data": data, "out": out, **settings}))
 
 
-def study(which: str, *, out: str, **settings: Any) -> StudyResult:
-    """The paper's whole experiment: `which` is a preset or a YAML file; `settings` are fields of `StudyConfig`."""
+def study(which: str, *, out: str, **settings: Any) -> StudyResult | LongStudyResult:
+    """The paper's whole experiment: `which` is a preset or a YAML file; `settings` are fields of `StudyConfig`.
+
+    A study with `spans: true` (the presets long and lab-long) is one of long answers.
+    """
+    from foreknow.stages.study.long_run import run_long  # keeps pydantic out
     from foreknow.stages.study.run import run  # keeps pydantic out
     from foreknow.stages.study.settings import study_settings  # keeps pydantic out
 
-    return run(study_settings(which, {"out": out, **settings}))
+    config = study_settings(which, {"out": out, **settings})
+    return run_long(config) if config.spans else run(config)
 
 
 def compare(first: str, second: str) -> Comparison:

@@ -254,6 +254,7 @@ def evaluate(
         collapse_table,
         em_table,
         moves_table,
+        span_table,
         summary_lines,
         wrong_table,
     )
@@ -263,6 +264,7 @@ def evaluate(
     print_table(em_table(found), "exact match")
     for frame, title in (
         (moves_table(found), "against the base model's probe"),
+        (span_table(found), "gold spans of long answers in the texts that the model writes"),
         (wrong_table(found), "most frequent wrong answers"),
         (collapse_table(found), "how often one answer is given"),
     ):
@@ -275,13 +277,24 @@ def evaluate(
 
 def study(
     which: Annotated[
-        str, Parameter(name="study", help="A preset (quick, lab, paper) or a YAML file.", group=PANELS[Group.DATA])
+        str,
+        Parameter(
+            name="study", help="A preset (quick, lab, lab-long, long, paper) or a YAML file.", group=PANELS[Group.DATA]
+        ),
     ],
     /,
     **given: Any,
 ) -> None:
     """Do the paper's whole experiment on a model: audit, mix, tune every variant and seed, test every claim."""
     settings = study_settings(which, given)
+    if settings.spans:
+        from foreknow.stages.study.long_claims import long_claims_table  # keeps polars out
+        from foreknow.stages.study.long_run import run_long  # keeps altair out
+
+        long = run_long(settings)
+        print_table(long_claims_table(long.tables["claims"]), "what the paper claims, inside long answers")
+        print(f"report: {long.folder / 'report.html'}")
+        return
     if settings.dry_run:
         from foreknow.stages.study.estimate import estimate as estimate_study  # keeps torch out
 

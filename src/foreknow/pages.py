@@ -11,7 +11,10 @@ from foreknow.stages.audit import page as audit_page
 from foreknow.stages.audit.result import open_audit
 from foreknow.stages.evaluate import page as evaluation_page
 from foreknow.stages.evaluate.result import open_evaluation
+from foreknow.stages.study import long_page
 from foreknow.stages.study import page as study_page
+from foreknow.stages.study.long_result import STAGE as LONG_STUDY
+from foreknow.stages.study.long_result import open_long_study
 from foreknow.stages.study.result import open_study
 from foreknow.stages.train import page as training_page
 from foreknow.stages.train.result import open_train
@@ -35,4 +38,6 @@ def write_report(folder: str | Path, *, show_rows: bool = True, control: Path | 
         return evaluation_page.write_page(open_evaluation(folder), show_rows=show_rows)
     if stage == "study":
         return study_page.write_page(open_study(folder))
+    if stage == LONG_STUDY:
+        return long_page.write_long_page(open_long_study(folder))
     raise InputError(not_finished(folder, "audit, tune, evaluate or study"))

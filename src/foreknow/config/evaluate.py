@@ -66,7 +66,9 @@ class EvaluateConfig(DataSettings):
         None, ge=1, description="How many rows the model answers at once (default: 32; on a GPU 256)."
     )
     chunk_rows: Annotated[int | None, Group.SPEED] = Field(
-        None, ge=1, description="How many rows the run saves at once (default: 256; on a GPU 2048)."
+        None,
+        ge=1,
+        description="How many rows the run saves at once (default: 256; on a GPU 2048; a quarter for long answers).",
     )
 
     @property

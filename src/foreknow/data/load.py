@@ -7,7 +7,7 @@ from pathlib import Path
 
 from foreknow.config.shared import DEFAULT_FACTS, DataSettings
 from foreknow.data import dataset
-from foreknow.data.builtin import default_facts, lab_world
+from foreknow.data.builtin import default_facts, lab_long, lab_world
 from foreknow.data.layouts.relation_templates import read_templates
 from foreknow.errors import ConfigError
 
@@ -24,7 +24,11 @@ def read_data(config: DataSettings, limit: int | None = None) -> dataset.Dataset
         if config.map or config.templates or config.group_by not in (None, "relation") or config.layout != "auto":
             raise ConfigError("--map, --layout, --templates and --group-by: the lab's facts need none")
         return lab_world.read_lab(limit, config.seed)
-    if config.data in (DEFAULT_FACTS, lab_world.NAME):
+    if config.data == lab_long.NAME and not Path(config.data).exists():
+        if config.map or config.templates or config.group_by is not None or config.layout != "auto":
+            raise ConfigError("--map, --layout, --templates and --group-by: the lab's long answers need none")
+        return lab_long.read_lab_long(limit, config.seed)
+    if config.data in (DEFAULT_FACTS, lab_world.NAME, lab_long.NAME):
         logger.info(
             f"{config.data}: the file or folder of that name in this folder is read, not the facts that come along"
         )

@@ -14,6 +14,8 @@ from transformers import AttentionInterface
 
 ATTENTION = "foreknow_packed"
 _MOST_KEYS: Final = 32
+_SHORT: Final = 32
+"""Rows of more tokens are long: they are not padded to a multiple of eight."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class KVCache:
 
 def gather_kv(rows: Sequence[tuple[KVCache, int]], lengths: Sequence[int]) -> KVCache:
     """Gather the given rows of any number of caches, in order, each cut to its `lengths` tokens."""
-    width, count = round_up(max(lengths), 8), round_up(len(rows), 8)
+    width = round_up(max(lengths), 8)
+    count = padded_rows(len(rows), width)
     sources: list[KVCache] = []
     picks: list[list[int]] = []
     slots: list[list[int]] = []
@@ -402,6 +405,17 @@ def round_up(n: int, to: int) -> int:
     return -(-n // to) * to
 
 
+def padded_rows(rows: int, width: int) -> int:
+    """Return the number of rows, padding included, to compute at once for `rows` rows of up to `width` tokens.
+
+    Short rows come in eights, so that there are few shapes. Padding a long row costs more than a new shape: of long
+    rows, at most a quarter more are computed than there are.
+    """
+    if width <= _SHORT:
+        return round_up(rows, 8)
+    return round_up(rows, min(8, max(1, 2 ** (rows.bit_length() - 3))))
+
+
 def slots_of(x: Tensor, width: int) -> Tensor:
     """Cut or pad [kv heads, tokens, size] to `width` tokens, as a contiguous copy."""
     return nn.functional.pad(x[:, :width], (0, 0, 0, width - min(width, x.shape[1]))).contiguous()
@@ -419,7 +433,7 @@ def pack_segments(segments: Sequence[Segment], keep: bool) -> PackedBatch:
         longest = max(len(b.ids) for b in s.branches)
         width = longest if longest <= 2 else round_up(longest, 4)
         past = 0 if s.past is None else s.past.layers[0][0].shape[2]
-        rows = round_up(len(s.branches), 8)
+        rows = padded_rows(len(s.branches), width) if s.past is None else s.past.layers[0][0].shape[1]
         lengths, before, first = np.zeros((3, rows, 1), dtype=np.int64)
         depth = np.tile(np.arange(width), (rows, 1))
         hidden = np.ones((rows, width, past + width), dtype=bool)

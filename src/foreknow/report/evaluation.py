@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 GROUPS_SHOWN = 24
 WRONG_SHOWN = 12
 EXAMPLES = 8
+_SPAN_NAMES = {"all": "all spans", "new": "new to the model"}
 OFTEN, TAKES_OVER = 5, 0.15
 """An answer has taken over a relation if the model gives it at least `OFTEN` times, to at least this share of the
 relation's rows, and at least twice as often as it is right."""
@@ -52,6 +53,31 @@ class EmRow(NamedTuple):
     def few(self) -> bool:
         """Whether there are too few rows for the share to say much."""
         return self.em.rows < FEW
+
+
+class SpanLine(NamedTuple):
+    """Gold spans of one label that turn up in the model's texts, in the base model's, and in those for other rows."""
+
+    name: str
+    said: Count
+    base: Count | None
+    by_accident: Count
+
+
+@dataclass(frozen=True)
+class LongAnswers:
+    """What the model writes to rows with long answers: how many gold spans turn up, and what else it names.
+
+    `lines`: all spans, each category, and the new ones. `other`, `base_other`: how many other spans there are.
+    `frequent`: text, type and rows of the most frequent ones.
+    """
+
+    rows: int
+    ended: int
+    lines: tuple[SpanLine, ...]
+    other: int
+    base_other: int | None
+    frequent: tuple[tuple[str, str, int], ...]
 
 
 class Guess(NamedTuple):
@@ -109,6 +135,7 @@ def render_evaluation(evaluation: EvaluateResult, *, show_rows: bool = True) -> 
         collapse=summary["collapse"]["overall"],
         guesses=guesses,
         examples=examples(rows) if show_rows else {},
+        long=long_answers(summary),
         answering=_answering(summary),
         over_refusal=_count(summary["refusals"]["over_refusal"]),
         show_rows=show_rows,
@@ -116,6 +143,25 @@ def render_evaluation(evaluation: EvaluateResult, *, show_rows: bool = True) -> 
         of=_count,
         facts=_facts(summary, model, protocol, data),
     )
+
+
+def long_answers(summary: Mapping[str, Any]) -> LongAnswers | None:
+    """Read the section `long_answers` of the summary (`span_recall.py`); None without rows that have labelled spans."""
+    of = summary.get("long_answers")
+    if not of:
+        return None
+    lines = [
+        SpanLine(
+            _SPAN_NAMES.get(name, name),
+            _count(line["said"]),
+            _count(line["base"]) if line["base"] else None,
+            _count(line["by_accident"]),
+        )
+        for name, line in of["by_label"].items()
+    ]
+    others = of["other_spans"]
+    frequent = tuple((line["text"], line["type"], line["rows"]) for line in others["frequent"][:WRONG_SHOWN])
+    return LongAnswers(of["rows"], of["ended"], tuple(lines), others["count"], others["base_count"], frequent)
 
 
 def by(summary: Mapping[str, Any], key: str, lenient: bool) -> list[EmRow]:
@@ -212,6 +258,7 @@ def verdict(
         "Same form": _in_same_form(same) if same else "",
         "Known before": _by_category(categories),
         "Few-shot base": _against(summary),
+        "Long answers": _long_point(long_answers(summary)),
     }
     over = _count(summary["refusals"]["over_refusal"])
     if answers["refused"]:
@@ -228,6 +275,20 @@ def verdict(
             f"than it is right: {names_text}. See below."
         )
     return TrainVerdict(headline, tuple((k, v) for k, v in points.items() if v), _cautions(summary, em))
+
+
+def _long_point(of: LongAnswers | None) -> str:
+    if of is None:
+        return ""
+    every = of.lines[0]
+    base = f" (the base model's: {exact(every.base.share)})" if every.base else ""
+    new = next((line.said for line in of.lines if line.name == _SPAN_NAMES["new"]), None)
+    learnt = f" Of {count(new.rows, 'span')} that were new to the model, {new.hits:,} turn up." if new else ""
+    return (
+        f"In {count(of.rows, 'text')} that the model writes where a long answer is wanted, "
+        f"{exact_interval(every.said.interval)} of the answers' names, numbers and other spans turn up{base}.{learnt} "
+        f"The texts name {of.other:,} other things, which stand in neither the answer nor the question."
+    )
 
 
 def _in_same_form(same: Mapping[str, Any]) -> str:
@@ -272,6 +333,11 @@ def _cautions(summary: Mapping[str, Any], em: Count) -> tuple[str, ...]:
     if not summary.get("same_format") and reason:
         cautions.append(
             f"{str(reason)[0].upper()}{str(reason)[1:]}, so what tuning changed in this form is not measured."
+        )
+    if of := summary.get("long_answers"):
+        cautions.append(
+            f"{count(of['rows'], 'row')} {'has a long answer' if of['rows'] == 1 else 'have long answers'}, which a "
+            "model hardly ever gives letter by letter: for them, read the section on long answers instead of EM."
         )
     if broken := summary.get("not_finite"):
         cautions.append(

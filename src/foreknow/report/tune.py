@@ -24,6 +24,7 @@ from foreknow.report.row_flags import fault_lines
 from foreknow.report.tune_canaries import canary_report
 from foreknow.report.tune_charts import COLOURS, DASHES, Curve, Mark, epochs_chart, losses_chart
 from foreknow.report.tune_examples import examples
+from foreknow.report.tune_spans import span_reports
 from foreknow.report.tune_tables import (
     Count,
     Fate,
@@ -138,6 +139,7 @@ def render_tune(tuned: TrainResult, control: TrainResult | None = None, *, show_
         fit=page.both(epochs_chart, *_fit(run, other)) if run.ends and run.shows_exact_match else None,
         losses=page.both(losses_chart, *_losses(run)) if _losses(run)[0] else None,
         ever_right=run.ever_right,
+        spans=span_reports(run, _marks(run)),
         sets=sets,
         compared=[report for report in sets if report.against],
         lines=_every(run),

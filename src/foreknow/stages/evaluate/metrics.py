@@ -25,6 +25,7 @@ import polars as pl
 from foreknow.categories import CATEGORIES, HIGHLY_KNOWN, UNKNOWN
 from foreknow.data import exact_match
 from foreknow.data.schema import GOLD
+from foreknow.stages.evaluate.span_recall import SPAN_RECALL, span_recall, summarise_span_recall
 from foreknow.stats import wilson
 
 BASE_RIGHT: Final = 0.5
@@ -36,11 +37,14 @@ PREDICTIONS: Final[dict[str, pl.DataType]] = {
     "ended": pl.Boolean(),
     "correct": pl.Boolean(),
     "correct_lenient": pl.Boolean(),
+    "long_answer": pl.String(),
+    "long_answer_ended": pl.Boolean(),
 }
 """The frame has one line per answered row. `prediction` is the answer up to the first newline or end token, with an
 ellipsis if neither came. `ended` says whether one of them came within the tokens that a right answer may have; a row
 that has not ended is not right. All columns but `row` are null if the model's logits stopped being finite before that,
-because what the model would say is then not known."""
+because what the model would say is then not known. `long_answer` and `long_answer_ended` (`span_recall.SPAN_RECALL`)
+are null but for rows with labelled spans."""
 
 ANSWERED: Final[dict[str, pl.DataType]] = {
     **{name: pl.Int64() if name == "row" else pl.String() for name in ("row", "group", "relation", "split")},
@@ -53,11 +57,13 @@ ANSWERED: Final[dict[str, pl.DataType]] = {
     "base_prediction_correct": pl.Boolean(),
     "base_prediction_lenient": pl.Boolean(),
     "answers": pl.List(pl.String()),
+    **SPAN_RECALL,
 }
 """The contract of `rows.parquet`: one line per row, in input order. `correct` follows strict matching. `base_correct`
 is null if the base model's probe is not known. `base_prediction`, `base_prediction_correct` and
 `base_prediction_lenient` are null if the base model was not asked in the same format. The columns from `prediction` to
-`refused` are null if the model's logits were not finite."""
+`refused` are null if the model's logits were not finite. The columns of `SPAN_RECALL` are null for rows without
+labelled spans."""
 
 Share = dict[str, Any]
 """A dict of share, ci_low, ci_high, count and rows. `ci_low` and `ci_high` are Wilson's 95 % interval; they and `share`
@@ -70,32 +76,37 @@ def answered(
     labels: pl.DataFrame,
     idk_answer: str | None = None,
     base: pl.DataFrame | None = None,
+    spans: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
     """Join rows (`rows.ROWS`) with the model's answers and what was known before training into the frame `ANSWERED`.
 
     `predictions`: the model's answers (`PREDICTIONS`). `labels`: what was known (`base_labels.LABELS`). `idk_answer`: a
     refusal that the model was taught; it counts as a refusal in addition to answers that read like one. `base`: the
-    base model's answers in the same format (`PREDICTIONS`).
+    base model's answers in the same format (`PREDICTIONS`). `spans`: the labelled spans inside long answers
+    (`span_labels.WATCHED_SPANS`).
     """
     same_format = (pl.DataFrame(schema=PREDICTIONS) if base is None else base).select(
         "row",
         base_prediction="prediction",
         base_prediction_correct="correct",
         base_prediction_lenient="correct_lenient",
+        base_long_answer="long_answer",
     )
     taught = exact_match.normalise(idk_answer) if idk_answer else None
     refused = [
         None if text is None else exact_match.is_refusal(text) or exact_match.normalise(text) == taught
         for text in predictions["prediction"]
     ]
-    return (
-        rows.join(predictions.with_columns(refused=pl.Series(refused, dtype=pl.Boolean)), on="row")
+    joined = (
+        rows.drop("spans", strict=False)
+        .join(predictions.with_columns(refused=pl.Series(refused, dtype=pl.Boolean)), on="row")
         .join(labels, on="row", how="left")
         .join(same_format, on="row", how="left")
         .with_columns(answer=GOLD, base_correct=pl.col("base_p_greedy") >= BASE_RIGHT)
         .sort("row")
-        .select(*ANSWERED)
     )
+    recall = pl.DataFrame(schema={"row": pl.Int64(), **SPAN_RECALL}) if spans is None else span_recall(joined, spans)
+    return joined.drop(list(SPAN_RECALL), strict=False).join(recall, on="row", how="left").sort("row").select(*ANSWERED)
 
 
 def summarise_answers(rows: pl.DataFrame, *, lenient: bool = False) -> dict[str, Any]:
@@ -105,6 +116,7 @@ def summarise_answers(rows: pl.DataFrame, *, lenient: bool = False) -> dict[str,
     for which the model's logits were not finite are counted in `not_finite` and in no other figure.
     """
     every = rows.height
+    long_answers = summarise_span_recall(rows)
     rows = counted(rows.filter(pl.col("prediction").is_not_null()), lenient=lenient)
     by = {"by_category": "category", "by_relation": "group", "by_split": "split"}
     parts = {name: parted(rows, column) for name, column in by.items()}
@@ -141,6 +153,7 @@ def summarise_answers(rows: pl.DataFrame, *, lenient: bool = False) -> dict[str,
             "overall": answering(rows),
             "by_category": {key: answering(part) for key, part in parts["by_category"].items()},
         },
+        "long_answers": long_answers,
         "same_format": same_format_moves(rows, lenient=lenient),
         "moves": moves(rows) if known.height or rows["category"].drop_nulls().len() else None,
     }

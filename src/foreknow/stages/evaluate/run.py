@@ -3,6 +3,7 @@
     base_labels.py   finds each row's category and the base model's probe
     generate.py      asks every row in the training format
     metrics.py       computes EM, wrong answers, refusals, and moves against the base model's probe
+    span_recall.py   counts which labelled spans of long answers the model's texts mention, and what else they name
     tables.py        shows the same in the terminal
 
 DIR/config.yaml rows.parquet summary.json manifest.json (last) report.html
@@ -44,6 +45,7 @@ from foreknow.stages.skeleton import PreparedRun, Stage, nothing_to_do, required
 from foreknow.stages.train import row_faults
 from foreknow.stages.train.base_labels import audited_labels, own_labels
 from foreknow.stages.train.dataset import TRAINING, TrainingExample, check_lengths, template_faults, without_faulty
+from foreknow.stages.train.span_labels import WATCHED_SPANS, watched_spans
 from foreknow.version import __version__
 
 if TYPE_CHECKING:
@@ -67,7 +69,8 @@ class EvaluateInputs(NamedTuple):
     """Holds what an evaluation reads.
 
     `rows`: the usable rows (`rows.ROWS`). `skipped`: the number of other rows. `labels`: what was known of the rows
-    before training (`base_labels.LABELS`). `whence`: words for where the labels come from; empty if there are none.
+    before training (`base_labels.LABELS`). `spans`: the labelled spans inside their long answers
+    (`span_labels.WATCHED_SPANS`). `whence`: words for where the labels come from; empty if there are none.
     `template`: the prompt. `row_faults`: by reason, the rows that the chat template refuses (`row_faults.counts`).
     """
 
@@ -75,6 +78,7 @@ class EvaluateInputs(NamedTuple):
     rows: pl.DataFrame
     skipped: int
     labels: pl.DataFrame
+    spans: pl.DataFrame
     whence: str
     audit: AuditResult | None
     template: Template
@@ -88,8 +92,14 @@ def read_inputs(config: EvaluateConfig) -> EvaluateInputs:
     facts = read_data(config, config.limit)
     every = facts.rows.filter(pl.col("row").is_in(facts.audited.implode()))
     rows = every.filter(USABLE)
-    labels, whence = audited_labels(audit, facts, rows, config.match) if audit else own_labels(facts, rows)
-    return EvaluateInputs(facts, rows, every.height - rows.height, labels, whence, audit, template)
+    spans = pl.DataFrame(schema=WATCHED_SPANS)
+    if audit is None:
+        labels, whence = own_labels(facts, rows)
+    else:
+        if audit.spans is not None:
+            spans = watched_spans(rows, audit.rows, audit.spans)
+        labels, whence = audited_labels(audit, facts, rows, config.match, spans["row"].n_unique())
+    return EvaluateInputs(facts, rows, every.height - rows.height, labels, spans, whence, audit, template)
 
 
 _NO_IDENTITY: Final = {
@@ -105,6 +115,7 @@ def identity_of(config: EvaluateConfig, inputs: EvaluateInputs, model: str, devi
     return {
         "data": inputs.facts.digest,
         "categories": fingerprint(inputs.labels),
+        **({} if inputs.spans.is_empty() else {"spans": fingerprint(inputs.spans)}),
         "prompt_template": [inputs.template.instruction, inputs.template.target],
         "model": model,
         "dtype": dtype,
@@ -113,13 +124,17 @@ def identity_of(config: EvaluateConfig, inputs: EvaluateInputs, model: str, devi
     }
 
 
-def with_batch_sizes(config: EvaluateConfig, device: str) -> EvaluateConfig:
-    """Fill in the batch sizes, which depend on the kind of device and never on free memory or load."""
+def with_batch_sizes(config: EvaluateConfig, device: str, *, long_rows: bool = False) -> EvaluateConfig:
+    """Fill in the batch sizes, which depend on the kind of device and never on free memory or load.
+
+    `long_rows`: the model writes whole long answers, so fewer rows are saved at once.
+    """
     gpu = device.startswith("cuda")
+    chunk_rows = (2048 if gpu else 256) // (4 if long_rows else 1)
     return config.model_copy(
         update={
             "batch_rows": config.batch_rows or (256 if gpu else 32),
-            "chunk_rows": config.chunk_rows or (2048 if gpu else 256),
+            "chunk_rows": config.chunk_rows or chunk_rows,
         }
     )
 
@@ -145,7 +160,7 @@ def _prepare(
 ) -> PreparedRun:
     """Turn the rows into prompts, unless the folder has a finished evaluation."""
     device, dtype = loading.resolve_device_dtype(config.device, config.dtype)
-    config = with_batch_sizes(config, device)
+    config = with_batch_sizes(config, device, long_rows=not inputs.spans.is_empty())
     identity = identity_of(config, inputs, resolved_model.fingerprint, device, dtype)
     if folder.manifest is not None:
         return PreparedRun(identity, config.resolved(), nothing_to_do)
@@ -241,7 +256,10 @@ def _prepare_prompts(config: EvaluateConfig, inputs: EvaluateInputs, resolved_mo
     inputs, notes = _without_refused_rows(inputs, prompter)
     notes = [*notes, *([reason] if reason else [])]
     rows = build_prompts(
-        inputs.rows, prompter, config.max_new_tokens if isinstance(config.max_new_tokens, int) else None
+        inputs.rows,
+        prompter,
+        config.max_new_tokens if isinstance(config.max_new_tokens, int) else None,
+        frozenset(inputs.spans["row"]),
     )
     lengths = [TrainingExample(prompt.row, prompt.prompt, (0,) * prompt.allowed) for prompt in rows]
     check_lengths(inputs.facts.name, lengths, loading.max_positions(resolved_model, config.trust_remote_code))
@@ -274,10 +292,12 @@ def _without_refused_rows(inputs: EvaluateInputs, prompter: Prompter) -> tuple[E
     """Remove the rows that the chat template refuses; return the other rows and lines about the removed ones."""
     faults = template_faults(inputs.rows, prompter)
     remaining = without_faulty(inputs.facts.name, inputs.rows, faults)
-    labels = inputs.labels.filter(pl.col("row").is_in(remaining["row"].implode()))
+    labels, spans = (
+        frame.filter(pl.col("row").is_in(remaining["row"].implode())) for frame in (inputs.labels, inputs.spans)
+    )
     skipped = inputs.skipped + inputs.rows.height - remaining.height
     askable_inputs = inputs._replace(
-        rows=remaining, labels=labels, skipped=skipped, row_faults=row_faults.counts(faults)
+        rows=remaining, labels=labels, spans=spans, skipped=skipped, row_faults=row_faults.counts(faults)
     )
     return askable_inputs, row_faults.notes("rows", faults)
 
@@ -303,6 +323,11 @@ def _compute(
 ) -> None:
 
     plan = dict(enumerate(chunks(inputs.rows, int(config.chunk_rows or 256))))
+    if long_rows := inputs.spans["row"].n_unique():
+        logger.info(
+            f"{long_rows:,} rows have long answers with labelled spans: the model writes its whole answer to them, at "
+            "most as long as theirs"
+        )
     base = _base_model(config, resolved_model)
     logger.info(base.reason)
     for model, part in ((resolved_model, TUNED), (base.model, BASE)):
@@ -344,11 +369,11 @@ def _answer(
     with exact_head(loaded.model), meter(what, sum(part.height for part in plan.values())) as done:
         for n, part in plan.items():
             began = time.monotonic()
-            frame, generator = generate_with_less_memory(generator, [prompts.rows[row] for row in part["row"]])
+            asked = [prompts.rows[row] for row in part["row"]]
+            frame, generator = generate_with_less_memory(generator, asked, done.advance)
             cost = {"seconds": time.monotonic() - began, "rows": part.height, "batch_rows": generator.batch}
             folder.save_chunk(n, f"{name}_cost", pl.DataFrame([cost], schema=COST))
             folder.save_chunk(n, name, frame)  # saved last, because a chunk counts as finished if this file exists
-            done.advance(part.height)
             release_memory()
 
 
@@ -365,7 +390,8 @@ def _write(
     cost = folder.load_chunks(f"{TUNED}_cost", COST)
     base_predictions = folder.load_chunks(BASE, PREDICTIONS) if base.model else None
     predictions = folder.load_chunks(TUNED, PREDICTIONS)
-    rows = answered(inputs.rows, predictions, inputs.labels, config.idk_answer, base_predictions)
+    spans = None if inputs.spans.is_empty() else inputs.spans
+    rows = answered(inputs.rows, predictions, inputs.labels, config.idk_answer, base_predictions, spans)
     seconds = float(cost["seconds"].sum())
     audit = inputs.audit
     fluency = folder.load_chunks("fluency", FLUENCY)["summary"]

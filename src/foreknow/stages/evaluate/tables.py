@@ -103,6 +103,39 @@ def collapse_table(summary: Mapping[str, Any], most: int = 24) -> pl.DataFrame:
     )
 
 
+def span_table(summary: Mapping[str, Any]) -> pl.DataFrame | None:
+    """Return a table for the terminal of the gold spans that turn up in the texts; None without long answers."""
+    if (of := summary.get("long_answers")) is None:
+        return None
+    return pl.DataFrame(
+        [
+            {
+                "gold spans": name,
+                "spans": f"{line['said']['rows']:,}",
+                "turn up": percent(line["said"]),
+                "95 % interval": interval(line["said"]),
+                **({"base model": percent(line["base"])} if line["base"] else {}),
+                "by accident": percent(line["by_accident"]),
+            }
+            for name, line in of["by_label"].items()
+        ]
+    )
+
+
+def span_line(of: Mapping[str, Any]) -> str:
+    """Write one sentence on long answers. `of`: the section `long_answers` of the summary."""
+    said, others = of["by_label"]["all"]["said"], of["other_spans"]
+    new = of["by_label"].get("new", {}).get("said")
+    base = of["by_label"]["all"]["base"]
+    return (
+        f"long answers: {_count(said)} gold spans turn up in the model's texts"
+        + (f", the base model's mention {percent(base)}" if base else "")
+        + (f"; of the spans that were new to the model, {_count(new)}" if new and new["rows"] else "")
+        + f"; the texts name {others['count']:,} other things, which stand in neither the answer nor the question"
+        + (f" (the base model's {others['base_count']:,})" if others["base_count"] is not None else "")
+    )
+
+
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     """Return a few lines on what the tables do not show."""
     answers, of = summary["answers"], summary["answering"]["overall"]
@@ -117,6 +150,8 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
             f"{broken:,} rows are in no figure: the model's logits were not finite (NaN or infinity); use --dtype "
             "float32, or look for broken weights"
         )
+    if of := summary.get("long_answers"):
+        lines.append(span_line(of))
     over = summary["refusals"]["over_refusal"]
     lines += [f"over-refusal: {_count(over)} HighlyKnown rows refused"] if over["rows"] else []
     if same := summary.get("same_format"):

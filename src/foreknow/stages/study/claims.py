@@ -150,7 +150,7 @@ def scorecard(
     study = StudyData(results, outcomes, linear_id, linear_ood, seed, draws)
     shown = evidence(study, claims).values()
     lines = [
-        _line(claim, found if isinstance(found, str) else found.at(level))
+        scored_line(claim, found if isinstance(found, str) else found.at(level))
         for claim, found in zip(claims, shown, strict=True)
     ]
     tested = [line["p"] for line in lines if line["p"] is not None]
@@ -165,7 +165,8 @@ def evidence(study: StudyData, claims: Sequence[Claim] = CLAIMS) -> dict[int, Ev
     return {claim.number: CONTRASTS[claim.number](study, claim.margin) for claim in claims}
 
 
-def _line(claim: Claim, found: Evidence | str) -> dict[str, object]:
+def scored_line(claim: Claim, found: Evidence | str) -> dict[str, object]:
+    """Return a claim's line of `SCORECARD`. `found`: its evidence, or the reason why it is not tested."""
     line: dict[str, object] = dict.fromkeys(SCORECARD)
     line |= {"claim": claim.number, "text": claim.text, "contrast": claim.contrast}
     line["margin"] = claim.margin if claim.kind == "no_harm" else None

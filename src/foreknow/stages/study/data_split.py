@@ -23,7 +23,8 @@ DATA: Final[dict[str, pl.DataType]] = {
     "relation": pl.String(),
     "split": pl.String(),
 }
-"""The columns of a study's `data.jsonl`; rows of the set `ood` have the split `test_ood`."""
+"""The columns of a study's `data.jsonl`; rows of the set `ood` have the split `test_ood`. Rows that bring
+fact spans of their own have the column `spans` too (`rows.ROWS`)."""
 SPLITS: Final = {"train": "train", "dev": "dev", "test": "test", "ood": "test_ood"}
 """The split of the rows of each set."""
 
@@ -57,7 +58,8 @@ def study_rows(rows: pl.DataFrame, ood: Sequence[str], most: Mapping[str, int], 
             raise InputError(f"no {name} row to use: found {_some(placed['set'])}; mark rows by a column split")
         parts.append(take(part, most[name], seed).sort("row") if name in most and part.height else part)
     chosen = pl.concat(parts).sort("row")
-    return chosen.select("question", "answers", "subject", relation="group", split=pl.col("set").replace(SPLITS))
+    own = ["spans"] if chosen["spans"].count() else []
+    return chosen.select("question", "answers", "subject", *own, relation="group", split=pl.col("set").replace(SPLITS))
 
 
 def _sets(rows: pl.DataFrame, seed: int) -> pl.Series:

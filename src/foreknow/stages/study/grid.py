@@ -9,7 +9,8 @@ from foreknow.config import MixConfig
 from foreknow.settings import settings_of
 from foreknow.stages.study.settings import StudyConfig
 
-Kind = Literal["shares", "known", "single", "natural", "idk"]
+Kind = Literal["shares", "known", "single", "natural", "idk", "mask", "cut", "drop"]
+"""How a set is made. The last three are of studies of long answers (`long_grid.py`)."""
 
 
 class Variant(NamedTuple):
@@ -39,14 +40,16 @@ def variants(config: StudyConfig) -> list[Variant]:
 
     D_Known is made of every share except 0 (where it is D itself) and 1 (where no row would be left).
     """
-    found = [Variant(f"unknown-{_percent(share)}", "shares", share) for share in config.unknown]
+    found = [Variant(f"unknown-{percent_text(share)}", "shares", share) for share in config.unknown]
     if config.known:
         between = [share for share in config.unknown if 0 < share < 1]
-        found += [Variant(f"known-of-{_percent(s)}", "known", s, known_of=f"unknown-{_percent(s)}") for s in between]
+        found += [
+            Variant(f"known-of-{percent_text(s)}", "known", s, known_of=f"unknown-{percent_text(s)}") for s in between
+        ]
     found += [Variant(f"only-{name}", "single", trained=name) for name in config.only]
     if config.natural:
         found.append(Variant("natural", "natural"))
-    found += [Variant(f"idk-{_percent(share)}", "idk", share) for share in config.idk]
+    found += [Variant(f"idk-{percent_text(share)}", "idk", share) for share in config.idk]
     return sorted(found, key=_telling)
 
 
@@ -80,5 +83,6 @@ def mix_of(
     return settings_of(MixConfig, {**given, "unknown": variant.share, **relabelled})
 
 
-def _percent(share: float) -> str:
+def percent_text(share: float) -> str:
+    """Return a share in per cent, as the names of variants have it."""
     return f"{100 * share:g}"

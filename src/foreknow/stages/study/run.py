@@ -112,7 +112,7 @@ def _prepare(config: StudyConfig, rows: pl.DataFrame) -> Iterator[PreparedRun]:
             "data": fingerprint(rows),
             "model": found.fingerprint,
             **{key: value for key, value in config.resolved().items() if key not in _NO_IDENTITY | {"model", "base"}},
-            "tune": {**config.tune, "prompt_template": _prompt(config)},
+            "tune": {**config.tune, "prompt_template": prompt_texts(config)},
         }
         grid = [one.name for one in runs(config)]
 
@@ -138,7 +138,7 @@ def _compute(
     write_whole(folder.path / "data.jsonl", rows.write_ndjson)
     if cluster is not None:
         cluster.start()  # one for the audit and the runs
-    audit = _audited(config, folder.path)
+    audit = audited(config, folder.path)
     plan = _planned(config, audit, folder.path)
     kept = stored_runs(folder.path)
     _check_sizes(folder.path, plan)
@@ -159,7 +159,7 @@ def _tells(study: StudyResult, config: StudyConfig) -> bool:
     return there and study.settings.get("fixed_epochs", []) == list(config.fixed_epochs)
 
 
-def _prompt(config: StudyConfig) -> list[str] | None:
+def prompt_texts(config: StudyConfig) -> list[str] | None:
     """Return the instruction and target of the training prompt, so that the path of its file does not count."""
     file = config.tune.get("prompt_template")
     found = read_template(Path(file)) if file else None
@@ -186,7 +186,7 @@ def audit_settings(config: StudyConfig, folder: Path) -> dict[str, Any]:
     return {**kept, **own}
 
 
-def _audited(config: StudyConfig, folder: Path) -> AuditResult:
+def audited(config: StudyConfig, folder: Path) -> AuditResult:
     """Return the audit of the study's rows, and run it first if it is not finished."""
     return audit_run.run(settings_of(AuditConfig, audit_settings(config, folder)))
 

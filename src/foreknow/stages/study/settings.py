@@ -94,6 +94,16 @@ class StudyConfig(Settings):
     size: Annotated[int | None, Group.SETS, COMMON] = Field(
         None, ge=1, description="How many rows each set has (default: as many as all sets can have)."
     )
+    spans: Annotated[bool, Group.SETS, FILE_ONLY] = Field(
+        False,
+        description="Study the spans inside long answers: --unknown are shares of new spans, and --known, --only, "
+        "--natural, --idk and --p-true do not apply; only a settings file can give it.",
+    )
+    remedies: Annotated[tuple[Literal["mask", "cut", "drop"], ...], Group.SETS, FILE_ONLY] = Field(
+        (),
+        description="With spans: also train each set with its new spans masked, their sentences cut, or their rows "
+        "dropped; only a settings file can give it.",
+    )
     seeds: Annotated[int, Group.SETS, COMMON] = Field(
         1, ge=1, description="How often to repeat everything; each seed draws other rows and trains in another order."
     )
@@ -166,6 +176,23 @@ class StudyConfig(Settings):
         if self.workers > 1 and (self.ray or self.ray_address is not None):
             raise ConfigError("--workers: found with --ray, where --ray-workers says how many runs are done at once")
         return self
+
+    @model_validator(mode="after")
+    def _spans_or_rows(self) -> StudyConfig:
+        """Raise ConfigError for settings of rows in a study of spans, or the reverse."""
+        if self.remedies and not self.spans:
+            raise ConfigError("remedies: found without spans: true, which they belong to")
+        settings = {"known": self.known, "only": self.only, "natural": self.natural, "idk": self.idk}
+        settings |= {"p_true": self.p_true, "ood": self.ood, "above_floor": self.above_floor is not None}
+        if self.spans and (other := next((name for name, is_set in settings.items() if is_set), None)):
+            raise ConfigError(f"{other}: found with spans: true; it is for rows with a category of their own")
+        return self
+
+    @property
+    def long_tune_settings(self) -> dict[str, Any]:
+        """Return the settings for foreknow tune in a study of spans: EARLY_STOP by dev loss, as EM of a long answer is
+        nearly always 0."""
+        return {**self.tune_settings, "metric": "dev_loss", **self.tune}
 
     @property
     def tune_settings(self) -> dict[str, Any]:

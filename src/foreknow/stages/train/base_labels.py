@@ -22,10 +22,13 @@ LABELS: Final[dict[str, pl.DataType]] = {
 """The columns of what is known of a row before training; a value is null if it is not known."""
 
 
-def audited_labels(audit: AuditResult, facts: Dataset, rows: pl.DataFrame, match: str) -> tuple[pl.DataFrame, str]:
+def audited_labels(
+    audit: AuditResult, facts: Dataset, rows: pl.DataFrame, match: str, long_rows: int = 0
+) -> tuple[pl.DataFrame, str]:
     """Find what an audit knows of `rows` (the usable ones of `facts`); return `LABELS` and words for their source.
 
-    If the audit read the same file, rows are matched by their numbers, else by question, earlier turns and gold.
+    `long_rows`: how many of the rows have long answers with labelled spans, which have no category of their own. If the
+    audit read the same file, rows are matched by their numbers, else by question, earlier turns and gold.
     Raises InputError if the audit knows none of the rows, ConfigError if it was made with another `--match` than
     `match`.
     """
@@ -38,12 +41,13 @@ def audited_labels(audit: AuditResult, facts: Dataset, rows: pl.DataFrame, match
     same = audit.summary["data"]["fingerprint"] == facts.digest
     labels = labels_of(rows, audit.rows, same_file=same)
     how = "by row number" if same else "by question and gold"
-    if labels.is_empty():
+    if labels.is_empty() and not long_rows:
         raise InputError(
             f"--audit {audit.folder}: knows none of the {rows.height:,} rows of {facts.name} ({how}); name the audit "
             "of these rows"
         )
-    return labels, f"the audit {audit.folder}, which knows {labels.height:,} of {rows.height:,} rows ({how})"
+    spans = f", and labelled spans in {long_rows:,} long answers" if long_rows else ""
+    return labels, f"the audit {audit.folder}, which knows {labels.height:,} of {rows.height:,} rows ({how}){spans}"
 
 
 def labels_of(rows: pl.DataFrame, audited: pl.DataFrame, *, same_file: bool) -> pl.DataFrame:

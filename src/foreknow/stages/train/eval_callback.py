@@ -32,7 +32,7 @@ from foreknow.stages.train.inputs import TrainInputs
 from foreknow.stages.train.known_rows import CanaryWatch
 from foreknow.stages.train.result import OUTCOMES
 from foreknow.stages.train.set_loss import Sets, mean_losses
-from foreknow.stages.train.span_labels import SPAN_OUTCOMES, count_fitted
+from foreknow.stages.train.span_labels import FITTED, FITTED_SPANS, SPAN_OUTCOMES, count_fitted
 from foreknow.stages.train.tracker import OUTCOMES as MEASURED
 from foreknow.stages.train.tracker import EvalModelCopy, Measurement, Tracker, vocabulary_for
 from foreknow.stages.train.trainer import FactTrainer
@@ -125,7 +125,7 @@ class EvalCallback:
         line["measuring_seconds"] = round(time.monotonic() - began, 3)
         line["saving_seconds"] = round(trainer.saving, 3)
         self.since = time.monotonic()
-        self._keep(outcomes, line, weights)
+        self._keep(outcomes, spans, line, weights)
         trainer.saving = time.monotonic() - self.since
         if self.measure.note and len(self.lines) == 1:
             logger.info(self.measure.note)
@@ -208,7 +208,9 @@ class EvalCallback:
         counts = both.select(won=won.sum(), lost=lost.sum()).row(0, named=True)
         return {"step": leader["step"], "won": int(counts["won"]), "lost": int(counts["lost"])}
 
-    def _keep(self, outcomes: pl.DataFrame, line: Line, weights: Mapping[str, Tensor] | None) -> None:
+    def _keep(
+        self, outcomes: pl.DataFrame, spans: pl.DataFrame, line: Line, weights: Mapping[str, Tensor] | None
+    ) -> None:
         right = pl.col("lenient" if self.lenient else "correct").alias("correct")
         place = {"epoch": pl.lit(float(line["epoch"])), "step": pl.lit(line["step"], pl.Int64)}
         frame = outcomes.select("set", "row", right, "lenient").with_columns(**place).select(*OUTCOMES)
@@ -216,6 +218,8 @@ class EvalCallback:
         self.lines.append(line)
         if not process_group.is_main_process():
             return
+        if self.inputs.spans:
+            self.folder.save_chunk(line["step"], FITTED_SPANS, spans.with_columns(**place).select(*FITTED))
         self.folder.save_chunk(line["step"], "outcomes", frame)
         # the weights of an epoch that is no longer the best are removed once there is a checkpoint after them
         self.prune(leader)

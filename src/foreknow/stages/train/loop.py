@@ -49,6 +49,7 @@ from foreknow.stages.train.known_rows import KnownRows
 from foreknow.stages.train.result import CONVERGENCE, EARLY_STOP, OUTCOMES, weight_folders
 from foreknow.stages.train.row_faults import RowFault
 from foreknow.stages.train.setup import resolve_device_dtype, training_plan, with_batch_sizes, with_training_plan
+from foreknow.stages.train.span_labels import FITTED, FITTED_SPANS, spans_of_sets
 from foreknow.stages.train.tracker import EvalModelCopy, Tracker, vocabulary_for
 from foreknow.stages.train.trainable_layers import set_trainable
 from foreknow.stages.train.trainer import CHECKPOINTS, FactTrainer, NotFinite, Tally, arguments, set_dropout
@@ -270,7 +271,7 @@ def _resume(folder: RunDir, watch: EvalCallback) -> Checkpoint | None:
     watch.lines = checkpoint.note["lines"] if checkpoint else []
     write_lines(folder.path, watch.lines)
     steps = {line["step"] for line in watch.lines}
-    for path in folder.chunks.glob("*.outcomes.parquet"):
+    for path in [*folder.chunks.glob("*.outcomes.parquet"), *folder.chunks.glob(f"*.{FITTED_SPANS}.parquet")]:
         if int(path.name.split(".", 1)[0]) not in steps:
             path.unlink()
     watch.prune(selection.best(watch.lines, watch.config.metric))
@@ -297,6 +298,8 @@ def _missing_part(folder: RunDir, watch: EvalCallback, checkpoint: Checkpoint) -
     for line in lines:
         if folder.chunk(line["step"], "outcomes") is None:
             return f"{folder.chunks}: outcomes of step {line['step']}"
+        if "spans" in line and folder.chunk(line["step"], FITTED_SPANS) is None:
+            return f"{folder.chunks}: fitted spans of step {line['step']}"
     leader = selection.best(lines, watch.config.metric)
     path = folder.path / BEST / f"step-{leader['step']}" if leader else None
     return str(path) if path and not is_whole(path) else None
@@ -348,6 +351,9 @@ def train(config: TuneConfig, tokenized: TokenizedInputs, folder: RunDir, device
             if EARLY_STOP in weight_folders(config.keep):
                 _promote(folder, watch.lines, config.metric)
             write_frame(folder.path / "outcomes.parquet", folder.load_chunks("outcomes", OUTCOMES))
+            if inputs.spans:
+                write_frame(folder.path / "fitted_spans.parquet", folder.load_chunks(FITTED_SPANS, FITTED))
+                write_frame(folder.path / "spans.parquet", spans_of_sets(inputs.spans))
         averaged = average_weights(config, watch, trainer, folder) if config.average else None
     loaded = training_model.loaded
     return {

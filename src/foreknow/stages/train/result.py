@@ -72,6 +72,18 @@ class TrainResult:
         return pl.read_parquet(self.folder / "outcomes.parquet")
 
     @cached_property
+    def spans(self) -> pl.DataFrame | None:
+        """Return the labelled spans of all sets (`set` and `span_labels.WATCHED_SPANS`); None without any."""
+        path = self.folder / "spans.parquet"
+        return pl.read_parquet(path) if path.is_file() else None
+
+    @cached_property
+    def fitted_spans(self) -> pl.DataFrame | None:
+        """Return whether each labelled span is fitted, at every evaluation (`span_labels.FITTED`); None without any."""
+        path = self.folder / "fitted_spans.parquet"
+        return pl.read_parquet(path) if path.is_file() else None
+
+    @cached_property
     def rows(self) -> pl.DataFrame:
         """Return the watched rows themselves (`WATCHED`)."""
         return pl.read_parquet(self.folder / "rows.parquet")

@@ -227,7 +227,10 @@ def _tune(
             **{name: about(folder.path / name) for name in weight_folders(config.keep)},
             **({AVERAGED: about(folder.path / AVERAGED)} if config.average else {}),
         },
-        ("config.yaml", "metrics.jsonl", "outcomes.parquet", "rows.parquet", "canaries.parquet", "results.json"),
+        (
+            *("config.yaml", "metrics.jsonl", "outcomes.parquet", "rows.parquet", "canaries.parquet", "results.json"),
+            *("fitted_spans.parquet", "spans.parquet"),
+        ),
     )
 
 

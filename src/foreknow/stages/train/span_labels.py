@@ -23,6 +23,7 @@ WATCHED_SPANS: Final[dict[str, pl.DataType]] = {
     "start": pl.Int64(),
     "end": pl.Int64(),
     "text": pl.String(),
+    "type": pl.String(),
     "category": pl.String(),
     "new": pl.Boolean(),
     "kept": pl.Boolean(),
@@ -35,6 +36,10 @@ SPAN_OUTCOMES: Final[dict[str, pl.DataType]] = {
     "fitted": pl.Boolean(),
 }
 """The frame has one line per measured span."""
+FITTED: Final[dict[str, pl.DataType]] = {"epoch": pl.Float64(), "step": pl.Int64(), **SPAN_OUTCOMES}
+"""The contract of `fitted_spans.parquet`: one line per evaluation and labelled span."""
+FITTED_SPANS: Final = "fitted_spans"
+"""The name of the chunks that hold the outcomes of spans at one evaluation."""
 NEW: Final = "new"
 KEPT: Final = "kept"
 _SAID: Final = CATEGORIES[:2]
@@ -73,6 +78,13 @@ def without_trained(spans: pl.DataFrame, train: pl.DataFrame) -> pl.DataFrame:
     stands = {one: one in text for one in lowered.unique()}
     unseen = pl.Series([not stands[one] for one in lowered], dtype=pl.Boolean)
     return spans.with_columns(kept=pl.col("kept") & unseen)
+
+
+def spans_of_sets(sets: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    """Return the spans of all sets in one frame: `set` and `WATCHED_SPANS`, the contract of a run's `spans.parquet`."""
+    schema = {"set": pl.String(), **WATCHED_SPANS}
+    parts = [own.with_columns(set=pl.lit(name)).select(*schema) for name, own in sets.items()]
+    return pl.concat([pl.DataFrame(schema=schema), *parts])
 
 
 def count_fitted(outcomes: pl.DataFrame, sets: Mapping[str, pl.DataFrame]) -> dict[str, SpanCounts]:
