@@ -35,7 +35,7 @@ from foreknow.models.resolve import Resolved, resolve
 from foreknow.progress import duration, meter
 from foreknow.prompts.chat_templates import choose_template
 from foreknow.prompts.prompt_template import Prompter
-from foreknow.stages.train import curves, known_rows, row_faults, selection
+from foreknow.stages.train import curves, known_rows, made_up, row_faults, selection
 from foreknow.stages.train.answer_loss import base_of, open_pass
 from foreknow.stages.train.asking_model import AskingModel
 from foreknow.stages.train.average_run import average_weights
@@ -335,7 +335,7 @@ def train(config: TuneConfig, tokenized: TokenizedInputs, folder: RunDir, device
         asking = _asking(config, tokenized, training_model, losses, device, dtype)
         measured = sum(e.length for examples in tokenized.watched.values() for e in examples)
         known = known_rows.prepare(config, inputs.rows, tokenized.examples, measured, asking, folder)
-        watch.canaries, watch.asking = known.canaries, asking
+        watch.known, watch.asking = known, asking
         trainer = _trainer(
             config, folder, training_model, tokenized.examples, losses, watch, progress, all_steps, device, known, late
         )
@@ -348,10 +348,12 @@ def train(config: TuneConfig, tokenized: TokenizedInputs, folder: RunDir, device
             if EARLY_STOP in weight_folders(config.keep):
                 _promote(folder, watch.lines, config.metric)
             write_frame(folder.path / "outcomes.parquet", folder.load_chunks("outcomes", OUTCOMES))
+        asked = _made_up_at_end(known, asking, folder)
         averaged = average_weights(config, watch, trainer, folder) if config.average else None
     loaded = training_model.loaded
     return {
-        "known_rows": {**known.results, "average": averaged},
+        "known_rows": {**known.results, **asked, "average": averaged},
+        "memory_gib": round(watch.memory_gib, 3),
         "model": {**loaded.summary, "fluency": training_model.fluency},
         "method": {
             "name": config.method,
@@ -362,6 +364,35 @@ def train(config: TuneConfig, tokenized: TokenizedInputs, folder: RunDir, device
             "training_text": {**tokenized.prompter.choices, "prompt": inputs.template.target},
         },
     }
+
+
+def _made_up_at_end(known: KnownRows, asking: AskingModel, folder: RunDir) -> dict[str, Any]:
+    """Ask about made-up subjects with the last epoch's weights; write the answers, return what `results.json` says."""
+    if known.made_up is None:
+        return {}
+    replies = known.made_up.ask(asking)
+    write_frame(folder.path / made_up.FILE, known.made_up.rows(replies))
+    results = {**known.results["made_up"], "after": known.made_up.count(replies)}
+    before, after = (curves.format_made_up(results[when]) for when in ("before", "after"))
+    logger.info(f"before training: {before}; after the last epoch: {after}")
+    return {"made_up": results}
+
+
+@contextmanager
+def open_asking(config: TuneConfig) -> Iterator[tuple[AskingModel, TrainInputs]]:
+    """Load the model that a run would train, to ask it questions in the form in which it would train. Trains nothing.
+
+    Raises the errors that a run of `config` raises before its first step.
+    """
+    inputs = read_inputs(config)
+    device, dtype = resolve_device_dtype(config)
+    config = with_batch_sizes(config, device)
+    resolved_model = resolve(config.model, logger.info, config.trust_remote_code, base=config.base, force=config.force)
+    tokenized = tokenize_inputs(config, inputs, resolved_model)
+    training_model = _load(config, device, dtype)
+    some = sorted(tokenized.examples, key=lambda e: (e.length, e.row))[: 3 * 8 : 8]
+    with open_pass(training_model.model, some) as (losses, _):
+        yield _asking(config, tokenized, training_model, losses, device, dtype), tokenized.inputs
 
 
 def _late(config: TuneConfig, tokenized: TokenizedInputs) -> KnownLate | None:

@@ -13,7 +13,8 @@
     known_rows.py      chooses known rows that are watched (canaries.py) and replayed (replay.py, kl_loss.py)
     weight_average.py  goes part of the way back to the weights before training
 
-DIR/config.yaml metrics.jsonl outcomes.parquet rows.parquet canaries.parquet early_stop/ averaged/ results.json
+DIR/config.yaml metrics.jsonl outcomes.parquet rows.parquet canaries.parquet known-NAME.parquet made_up.parquet
+early_stop/ averaged/ results.json
 manifest.json (last) report.html
 
 `early_stop` holds the model of the best epoch; with `--keep last` or `both`, `convergence` holds that of the last one.
@@ -76,7 +77,7 @@ AVERAGED: Final = "averaged"
 _NO_IDENTITY: Final = {
     *("train", "dev", "test", "out", "model", "base", "audit", "force", "allow_overlap", "prompt_template"),
     *("map", "templates", "group_by", "turns", "null_words", "strict_rows", "bad_rows", "trust_remote_code"),
-    *("dtype", "device", "report_to", "save_every", "dry_run", "canaries"),
+    *("dtype", "device", "report_to", "save_every", "dry_run", "canaries", "watch_known", "replay_from"),
 }
 """Settings that are left out of a run's identity, because the content of the file that they name counts instead or
 because they do not change a result."""
@@ -95,6 +96,8 @@ def identity_of(config: TuneConfig, inputs: TrainInputs, model: str, device: str
             if process_group.is_distributed()
             else {}
         ),
+        "watch_known": {name: file_digest(file) for name, file in config.watch_known.items()},
+        "replay_from": file_digest(config.replay_from) if config.replay_from else None,
         "canaries": config.canaries if config.canaries in ("auto", "none") else file_digest(config.canaries),
         **{k: v for k, v in config.resolved().items() if k not in _NO_IDENTITY},
     }
@@ -227,7 +230,17 @@ def _tune(
             **{name: about(folder.path / name) for name in weight_folders(config.keep)},
             **({AVERAGED: about(folder.path / AVERAGED)} if config.average else {}),
         },
-        ("config.yaml", "metrics.jsonl", "outcomes.parquet", "rows.parquet", "canaries.parquet", "results.json"),
+        (
+            *(
+                "config.yaml",
+                "metrics.jsonl",
+                "outcomes.parquet",
+                "rows.parquet",
+                "canaries.parquet",
+                "made_up.parquet",
+            ),
+            *("known-*.parquet", "average_outcomes.parquet", "results.json"),
+        ),
     )
 
 
@@ -288,6 +301,7 @@ def build_results(
         },
         "config": config.resolved(),
         "seconds": {"training": training, "measuring": measuring, "saving": saving},
+        "memory_gib": training_summary["memory_gib"],
         "rows_per_second": inputs.train.rows.height * last["epoch"] / training if training else 0.0,
         "version": __version__,
     }
