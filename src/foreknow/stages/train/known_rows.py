@@ -79,8 +79,8 @@ class KnownRows(NamedTuple):
     """Holds the known rows of a run, and what `results.json` says of them.
 
     `canaries`: those of `--canaries`. `watched`: those of `--watch-known`, by name. `text`: the plain text whose loss
-    is measured. `made_up`: the questions on made-up subjects; `asks_made_up_often`: they are asked after every epoch and
-    not only before training and at its end.
+    is measured. `made_up`: the questions on made-up subjects; `asks_made_up_often`: they are asked after every epoch
+    and not only before training and at its end.
     """
 
     canaries: CanaryWatch | None = None
