@@ -38,7 +38,9 @@ _OWN_TUNE: Final = frozenset(
 def _names(value: Any) -> Any:
     if isinstance(value, str):
         value = [value]
-    return [name for part in value for name in str(part).split(",") if name] if isinstance(value, list) else value
+    return (
+        [name for part in value for name in str(part).split(",") if name] if isinstance(value, (list, tuple)) else value
+    )
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]

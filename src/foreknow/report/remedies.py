@@ -174,12 +174,18 @@ def _made_up(refused: float | None, attraction: float | None, chance: float | No
 
 
 def _retrieval(found: Mapping[str, Any]) -> str:
+    """Write what the model answers with the fact in the prompt, without any training."""
     right, rows = found["new"]
-    text = f"{right:,} of {rows:,} new facts answered ({percent(right / rows)})"
+    text = f"with its own sentence before each question it answers {percent(right / rows)} of the {rows:,} new facts"
     if found.get("reworded"):
-        right, rows = found["reworded"]
-        text += f"; in another wording {right:,} of {rows:,} ({percent(right / rows)})"
-    return text
+        others, of = found["reworded"]
+        text += f", and {percent(others / of)} of them in another wording"
+    if 2 * right < rows:
+        return f"Retrieval is no way out for this model: without any training, {text}."
+    return (
+        "If the facts change often, or if nothing old may be lost, put them into the prompt instead (retrieval): "
+        f"without any training, {text}."
+    )
 
 
 def _lines_of(curves: pl.DataFrame, name: str) -> tuple[ChartPosition, ...]:

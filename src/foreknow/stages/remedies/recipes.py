@@ -28,6 +28,8 @@ SHARE: Final = 0.5
 """The share of known rows in a batch of recipes with replay."""
 AVERAGED: Final = frozenset(name.removesuffix("+average") for name in RECIPES if name.endswith("+average")) | {"plain"}
 """The trainings whose points between the weights are measured, whether or not these are asked for now."""
+MADE_UP: Final = 24
+"""How many questions on made-up subjects a run asks: few enough to ask them after every epoch."""
 LEARNT: Final = 0.99
 """A run ends when it has learnt this share of the new facts."""
 
@@ -110,6 +112,7 @@ def tune_settings(training: Training, config: RemediesConfig) -> dict[str, Any]:
         "lora": {"method": "lora"},
     }
     return {
+        "made_up_subjects": MADE_UP,
         **config.tune,
         "learning_rate": training.learning_rate,
         "seed": training.seed,

@@ -39,7 +39,7 @@ from foreknow.io.remote_paths import cache_folder
 from foreknow.io.run_dir import fingerprint, write_frame
 from foreknow.stages.train.curves import CANARIES
 from foreknow.stages.train.dataset import SET, LabelledSplit, TrainingExample, micro_batches, tokenise
-from foreknow.stages.train.kl_loss import Teacher, kl_to_teacher, teacher_of
+from foreknow.stages.train.kl_loss import Teacher, joined, kl_to_teacher, teacher_of
 from foreknow.stages.train.set_loss import evaluating
 from foreknow.stats import mcnemar, wilson
 
@@ -189,16 +189,21 @@ class CanaryCheck:
                 ordered, logits = losses.logits(part)
                 said = logits.argmax(-1).tolist()
                 start = 0
+                measured: list[int] = []
+                teachers: list[Teacher] = []
                 for example in ordered:
                     own = tuple(said[start : start + len(example.answer)])
                     if before is not None and (teacher := before.get(example.row)) is not None:
-                        answer = logits[start : start + len(example.answer) - 1]
-                        divergence += float(kl_to_teacher(answer, teacher).double().sum())
-                        places += len(answer)
+                        measured += range(start, start + len(example.answer) - 1)
+                        teachers.append(teacher)
                     start += len(example.answer)
                     if own[:-1] == example.answer[:-1] and self._ends(example.answer[:-1], own[-1]):
                         row = self._row_of[example.row]
                         right[row] = min(example.row, right.get(row, example.row))
+                if measured:
+                    chosen = logits[torch.tensor(measured, device=logits.device)]
+                    divergence += float(kl_to_teacher(chosen, joined(teachers)).double().sum())
+                    places += len(measured)
         return Replies(right, divergence / places if places else None)
 
     def predictions(

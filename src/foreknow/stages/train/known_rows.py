@@ -150,7 +150,7 @@ def _outside(
     texts += [answer for frame in sets.values() for answer in frame["answers"].explode().drop_nulls()]
     questions = made_up_questions(sets["train"], texts, config.made_up_subjects)
     made_up = MadeUpCheck(questions, sets["train"], asking)
-    return text, made_up, is_cheap(made_up, trained, measured, canaries.SHARE_OF_EPOCH)
+    return text, made_up, is_cheap(made_up, trained, measured)
 
 
 class _Choice:

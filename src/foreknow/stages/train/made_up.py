@@ -37,6 +37,8 @@ ANSWER_TOKENS: Final = 16
 """The most tokens of an answer."""
 USUAL_TOKENS: Final = 4
 """The tokens of an answer by which the cost of asking is estimated."""
+CHEAP: Final = 0.5
+"""The questions are asked after every epoch if this costs at most this share of the epoch itself."""
 LONGEST_GOLD: Final = 80
 """Golds with more characters are not looked for in answers."""
 GENERAL: Final = ("Who is {}?", "What is {}?", "Where is {}?", "When was {} founded?", "What is {} known for?")
@@ -221,6 +223,6 @@ def greedy_answers(asking: AskingModel, prompts: Sequence[Sequence[int]], most: 
     return [text.partition("\n")[0].strip() for text in texts]
 
 
-def is_cheap(check: MadeUpCheck, trained_tokens: int, measured_tokens: int, share: float) -> bool:
-    """Return whether asking costs at most `share` of an epoch, counted in tokens (a trained one counts three times)."""
-    return check.tokens <= share * (3 * trained_tokens + measured_tokens)
+def is_cheap(check: MadeUpCheck, trained_tokens: int, measured_tokens: int) -> bool:
+    """Return whether asking costs at most `CHEAP` of an epoch, counted in tokens (a trained one counts three times)."""
+    return check.tokens <= CHEAP * (3 * trained_tokens + measured_tokens)
