@@ -15,15 +15,15 @@ from foreknow.settings import COMMON, FILE_ONLY, Group, Settings
 RECIPES: Final[dict[str, str]] = {
     "plain": "as tune trains by default",
     "average": "plain, then part of the way back to the weights before",
-    "small-rate": "plain, at a fifth of each learning rate, for three times the epochs",
     "replay": "as many known rows as new ones in each batch",
-    "known-late": "known rows in the training file, trained on in the last fifth of the steps only",
     "kl": "held to the predictions before training on known rows",
     "kl+average": "the same, then part of the way back",
     "replay+kl": "known rows replayed and held to the predictions before training",
     "replay+kl+average": "the same, then part of the way back",
-    "attention": "the attention modules' weights alone are trained",
     "lora": "LoRA adapters, at ten times each learning rate",
+    "attention": "the attention modules' weights alone are trained",
+    "known-late": "known rows in the training file, trained on in the last fifth of the steps only",
+    "small-rate": "plain, at a fifth of each learning rate, for three times the epochs",
 }
 """The recipes that a study can compare, and what each does."""
 _OWN_AUDIT: Final = frozenset({"data", "out", "model", "base", "limit", "minutes", "max_unknown", "dry_run"})

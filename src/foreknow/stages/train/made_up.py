@@ -185,7 +185,7 @@ def _names(texts: Sequence[str]) -> Iterator[str]:
     draw = random.Random("made-up subjects")
     while True:
         first = draw.choice(_STARTS) + draw.choice(_VOWELS)
-        middle = draw.choice(_STARTS).lower() + draw.choice(_VOWELS) if draw.random() < 0.6 else ""
+        middle = draw.choice(_STARTS).lower() + draw.choice(_VOWELS)  # a name of one syllable may be a word
         name = first + middle + draw.choice(_ENDS)
         if name.casefold() not in whole:
             whole.add(name.casefold())
