@@ -38,6 +38,8 @@ from foreknow.stages.train.dataset import TrainingExample
 from foreknow.stages.train.kl_loss import KlTerm, kl_to_teacher, read_teacher, teacher_of, write_teacher
 from foreknow.stages.train.known_late import known_late
 from foreknow.stages.train.made_up import MadeUpCheck, greedy_answers, made_up_questions, repeat_shares
+from foreknow.stages.train.rate_trials import Trial, TrialTrainer
+from foreknow.stages.train.rate_trials import choose as choose_rate
 from foreknow.stages.train.replay import (
     ReplayPlan,
     is_replay,
@@ -50,7 +52,7 @@ from foreknow.stages.train.replay import (
 from foreknow.stages.train.result import TrainResult, open_train
 from foreknow.stages.train.text_loss import MOST_TOKENS, TextLoss
 from foreknow.stages.train.trainable_layers import set_trainable
-from foreknow.stages.train.trainer import FactTrainer, arguments
+from foreknow.stages.train.trainer import FactTrainer, NotFinite, arguments
 from foreknow.stages.train.weight_average import Point, WeightLine, choose
 
 Tune = Callable[..., TrainResult]
@@ -691,3 +693,67 @@ def test_known_rows_can_come_from_a_file_and_a_run_can_end_when_they_are_learnt(
         train_run.run(
             config_of(tmp_path / "no", replay=0.5, replay_from=str(files["dev"]), canaries="none"), page=False
         )
+
+
+def trial(rate: float, loss: float | None, right: list[bool]) -> Trial:
+    return Trial(rate, 5, loss, 0.0, 0.5, tuple(right))
+
+
+def test_the_rate_is_chosen_by_the_written_rule() -> None:
+    many = [True] * 40
+    few = [True] * 20 + [False] * 20
+    best, why = choose_rate([trial(1e-5, 1.5, many), trial(3e-5, 1.2, many), trial(1e-4, 0.9, few)])
+    assert best.rate == 3e-5
+    assert "0.0001: more lost" in why
+    assert choose_rate([trial(1e-5, 1.5, []), trial(1e-4, 0.9, [])])[0].rate == 1e-4, (
+        "dev alone decides without canaries"
+    )
+    assert choose_rate([trial(1e-5, 1.5, []), trial(1e-4, None, [])])[0].rate == 1e-5
+    nearly = [*many[1:], False]
+    assert choose_rate([trial(1e-5, 1.5, many), trial(3e-5, 1.2, nearly)])[0].rate == 3e-5, "one canary is chance"
+    with pytest.raises(NotFinite):
+        choose_rate([trial(1e-4, None, [])])
+
+
+def test_a_run_that_tries_rates_ends_as_one_that_is_given_the_rate(
+    config_of: Callable[..., TuneConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_of(tmp_path / "auto", learning_rate="auto", middle_rate=1e-3, epochs=4)
+    done = train_run.run(config, page=False)
+    own = done.results["learning_rate"]
+    assert [one["rate"] for one in own["trials"]] == [0.00033, 0.001, 0.003]
+    assert {one["steps"] for one in own["trials"]} == {2}, "a tenth of 12 steps, rounded up"
+    assert own["chosen"] in (0.00033, 0.001, 0.003)
+    assert not (done.folder / ".rates").exists()
+    told = train_run.run(config_of(tmp_path / "told", learning_rate=own["chosen"], epochs=4), page=False)
+    weights, same = (load_file(run.folder / "convergence" / "model.safetensors") for run in (done, told))
+    assert all(torch.equal(weights[name], same[name]) for name in same)
+    assert train_run.run(config, page=False).folder == done.folder, "the same command finds it complete"
+
+
+def test_a_trial_that_ended_is_not_done_again(
+    config_of: Callable[..., TuneConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tmp_path / "run", learning_rate="auto", middle_rate=1e-3, epochs=2)
+    trained: list[float] = []
+    whole = TrialTrainer.train
+
+    def train(self: TrialTrainer, *given: Any, **more: Any) -> Any:
+        trained.append(self.args.learning_rate)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return whole(self, *given, **more)
+
+    monkeypatch.setattr(TrialTrainer, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        train_run.run(config, page=False)
+    train_run.run(config, page=False)
+    assert trained == [0.00033, 0.001, 0.001, 0.003]
+
+
+@pytest.mark.parametrize("wrong", ["fast", "0", -1, True])
+def test_a_learning_rate_is_a_number_or_auto(
+    wrong: object, config_of: Callable[..., TuneConfig], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"learning-rate: .*expected auto or a number above 0"):
+        config_of(tmp_path / "run", learning_rate=wrong)

@@ -31,7 +31,7 @@ from foreknow.config.shared import (
     YesNoAuto,
     count_or,
 )
-from foreknow.settings import COMMON, Group, Settings
+from foreknow.settings import COMMON, FILE_ONLY, Group, Settings
 
 
 def layer_range(setting: str) -> tuple[int, int] | None:
@@ -87,8 +87,16 @@ class TuneConfig(Settings):
     epochs: Annotated[int | None, Group.TRAINING, COMMON] = Field(
         None, ge=1, description="How often to train on every row (default: by --preset)."
     )
-    learning_rate: Annotated[float | None, Group.TRAINING, COMMON] = Field(
-        None, gt=0, description="The learning rate, constant after the warmup (default: by --preset)."
+    learning_rate: Annotated[float | Literal["auto"] | None, Group.TRAINING, COMMON] = Field(
+        None,
+        description="The learning rate, constant after the warmup (default: by --preset); auto tries three for a tenth "
+        "of the steps each, and dev and the canaries choose.",
+    )
+    middle_rate: Annotated[float | None, Group.TRAINING, FILE_ONLY] = Field(
+        None,
+        gt=0,
+        description="The middle one of the rates that --learning-rate auto tries (default: by --preset); only a "
+        "settings file can give it.",
     )
     batch_size: Annotated[int | None, Group.TRAINING, COMMON] = Field(
         None, ge=1, description="How many rows go into one optimizer step (default: by --preset)."
@@ -261,6 +269,19 @@ class TuneConfig(Settings):
         if both := sorted({*self.test} & {*self.watch_known}):
             raise ValueError(f"--watch-known: found the name {both[0]!r}, which a --test set has too; choose another")
         return self
+
+    @field_validator("learning_rate", mode="before")
+    @classmethod
+    def _rate(cls, value: Any) -> Any:
+        if value is None or value == "auto":
+            return value
+        try:
+            rate = float(value)
+        except (TypeError, ValueError):
+            rate = 0.0
+        if not rate > 0 or isinstance(value, bool):
+            raise ValueError(f"found {value!r}, expected auto or a number above 0")
+        return rate
 
     @field_validator("watch_rows", mode="before")
     @classmethod

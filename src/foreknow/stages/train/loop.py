@@ -10,8 +10,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
+import polars as pl
 import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
@@ -46,15 +47,23 @@ from foreknow.stages.train.eval_callback import BEST, EvalCallback, TrainingMode
 from foreknow.stages.train.inputs import TrainInputs, check_method, check_models, check_remedies, read_inputs
 from foreknow.stages.train.known_late import KnownLate, known_late
 from foreknow.stages.train.known_rows import KnownRows
+from foreknow.stages.train.rate_trials import TrialTrainer, format_cost, run_trials, trial_steps
 from foreknow.stages.train.result import CONVERGENCE, EARLY_STOP, OUTCOMES, weight_folders
 from foreknow.stages.train.row_faults import RowFault
-from foreknow.stages.train.setup import resolve_device_dtype, training_plan, with_batch_sizes, with_training_plan
+from foreknow.stages.train.setup import (
+    AUTO,
+    resolve_device_dtype,
+    training_plan,
+    with_batch_sizes,
+    with_training_plan,
+)
 from foreknow.stages.train.tracker import EvalModelCopy, Tracker, vocabulary_for
 from foreknow.stages.train.trainable_layers import set_trainable
 from foreknow.stages.train.trainer import CHECKPOINTS, FactTrainer, NotFinite, Tally, arguments, set_dropout
 
 logger = logging.getLogger(__name__)
 
+AnyTrainer = TypeVar("AnyTrainer", bound=FactTrainer)
 LONG_ANSWER: Final = 32
 """Answers with more tokens are long (an audit's `--max-answer-tokens`). If half of dev's answers are, `--metric auto`
 chooses the loss."""
@@ -336,6 +345,12 @@ def train(config: TuneConfig, tokenized: TokenizedInputs, folder: RunDir, device
         measured = sum(e.length for examples in tokenized.watched.values() for e in examples)
         known = known_rows.prepare(config, inputs.rows, tokenized.examples, measured, asking, folder)
         watch.known, watch.asking = known, asking
+        rates = None
+        if config.learning_rate == AUTO:
+            config, rates = _with_best_rate(
+                config, folder, training_model, tokenized, losses, watch, all_steps, device, known, late
+            )
+            watch.config = config
         trainer = _trainer(
             config, folder, training_model, tokenized.examples, losses, watch, progress, all_steps, device, known, late
         )
@@ -353,6 +368,7 @@ def train(config: TuneConfig, tokenized: TokenizedInputs, folder: RunDir, device
     loaded = training_model.loaded
     return {
         "known_rows": {**known.results, **asked, "average": averaged},
+        "learning_rate": rates,
         "memory_gib": round(watch.memory_gib, 3),
         "model": {**loaded.summary, "fluency": training_model.fluency},
         "method": {
@@ -364,6 +380,43 @@ def train(config: TuneConfig, tokenized: TokenizedInputs, folder: RunDir, device
             "training_text": {**tokenized.prompter.choices, "prompt": inputs.template.target},
         },
     }
+
+
+def _with_best_rate(
+    config: TuneConfig,
+    folder: RunDir,
+    training_model: TrainingModel,
+    tokenized: TokenizedInputs,
+    losses: Any,
+    watch: EvalCallback,
+    steps: int,
+    device: str,
+    known: KnownRows,
+    late: KnownLate | None,
+) -> tuple[TuneConfig, dict[str, Any]]:
+    """Try three learning rates (`rate_trials.py`); return the settings with the best, and what `results.json` says."""
+
+    def open_trainer(settings: TuneConfig, own: int) -> TrialTrainer:
+        with meter("trying a learning rate", own * training_plan(settings).batch_size) as progress:
+            trainer = _trainer(
+                *(settings, folder, training_model, tokenized.examples, losses, watch, progress, steps),
+                *(device, known, late),
+                kind=TrialTrainer,
+            )
+        trainer.args.max_steps = own
+        return trainer
+
+    def measure(trainer: FactTrainer) -> dict[str, Any]:
+        outcomes, _, set_losses = watch.measure_sets(trainer)
+        line = {"loss": set_losses, **curves.measures(outcomes, watch.inputs.rows, lenient=watch.lenient)}
+        outside = watch.measure_outside(line)
+        line["canaries_right"] = outside.filter(pl.col("set") == curves.CANARIES).sort("row")["correct"].to_list()
+        return line
+
+    middle = training_plan(config).learning_rate
+    logger.info(format_cost(middle, steps))
+    rate, results = run_trials(config, middle, steps, training_model.model, folder.path, open_trainer, measure)
+    return config.model_copy(update={"learning_rate": rate}), results
 
 
 def _made_up_at_end(known: KnownRows, asking: AskingModel, folder: RunDir) -> dict[str, Any]:
@@ -441,11 +494,12 @@ def _trainer(
     device: str,
     known: KnownRows,
     late: KnownLate | None,
-) -> FactTrainer:
+    kind: type[AnyTrainer] = FactTrainer,  # type: ignore[assignment]
+) -> AnyTrainer:
     base = base_of(training_model.model)
     use_cache = base.config.use_cache
     training_arguments = arguments(config, folder.path, steps, device)
-    trainer = FactTrainer(
+    trainer = kind(
         training_model.model,
         training_arguments,
         rows,
@@ -578,6 +632,10 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
     measuring = measured / measure.count * rows
     trainable = sum(p.numel() for p in training_model.model.parameters() if p.requires_grad)
     steps = math.ceil(len(tokenized.examples) / plan.batch_size)
+    whole = (training + measuring) * plan.epochs
+    if config.learning_rate == AUTO:
+        logger.info(format_cost(plan.learning_rate, steps * plan.epochs))
+        whole += 3 * (training * trial_steps(steps * plan.epochs) / steps + measuring)
     return {
         "rows": len(tokenized.examples),
         "epochs": plan.epochs,
@@ -589,6 +647,6 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
         "memory_gib": round(psutil.Process().memory_info().rss / 2**30, 2),
         "seconds_training_an_epoch": round(training, 1),
         "seconds_measuring_an_epoch": round(measuring, 1),
-        "seconds": round((training + measuring) * plan.epochs, 1),
-        "time": duration((training + measuring) * plan.epochs),
+        "seconds": round(whole, 1),
+        "time": duration(whole),
     }

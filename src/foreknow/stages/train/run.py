@@ -59,6 +59,7 @@ from foreknow.stages.train.page import write_page
 from foreknow.stages.train.result import CONVERGENCE, EARLY_STOP, WATCHED, TrainResult, read_metrics, weight_folders
 from foreknow.stages.train.row_faults import RowFault, counts
 from foreknow.stages.train.setup import (
+    AUTO,
     resolve_device_dtype,
     training_plan,
     with_batch_sizes,
@@ -113,8 +114,11 @@ def with_process_settings(config: TuneConfig) -> TuneConfig:
         return config
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
         raise ConfigError("DeepSpeed: tune trains with plain data parallelism or FSDP; launch it with one of them")
-    if config.replay or config.kl or config.average:
-        raise ConfigError("--replay, --kl, --average: found several processes; they work in one process only so far")
+    if config.replay or config.kl or config.average or config.learning_rate == AUTO:
+        raise ConfigError(
+            "--replay, --kl, --average, --learning-rate auto: found several processes; they work in one process only "
+            "so far"
+        )
     if process_group.sharded() and config.method == "lora":
         raise ConfigError("--method lora: adapters are not sharded; launch it without FSDP")
     if process_group.sharded() and os.environ.get("FSDP_VERSION") != "2":
@@ -183,7 +187,7 @@ def _check_weights(config: TuneConfig, folder: RunDir) -> None:
 
 def _remove_leftovers(folder: RunDir) -> None:
     """Remove the folders that only an unfinished run needs."""
-    for name in (".checkpoints", ".best", ".replay"):
+    for name in (".checkpoints", ".best", ".replay", ".rates"):
         shutil.rmtree(folder.path / name, ignore_errors=True)
 
 
@@ -302,6 +306,7 @@ def build_results(
         "config": config.resolved(),
         "seconds": {"training": training, "measuring": measuring, "saving": saving},
         "memory_gib": training_summary["memory_gib"],
+        "learning_rate": training_summary["learning_rate"],
         "rows_per_second": inputs.train.rows.height * last["epoch"] / training if training else 0.0,
         "version": __version__,
     }
