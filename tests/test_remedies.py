@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from math import sqrt
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 
+from builders import write_jsonl
+from conftest import Cli, fact_rows
 from foreknow.config import RemediesConfig
 from foreknow.config.remedies import RECIPES
 from foreknow.errors import ConfigError, InputError
+from foreknow.report.hold_option import comparison_beside, hold_option
 from foreknow.settings import settings_of
 from foreknow.stages.remedies.comparison import compare
 from foreknow.stages.remedies.matching import Matched, difference, estimate, match_recipe, read_at
 from foreknow.stages.remedies.points import COSTS, OUTCOMES, POINTS
 from foreknow.stages.remedies.recipes import ADAPTER_FACTOR, SMALLER, recipe, trainings, tune_settings
 from foreknow.stages.remedies.recommendation import recommend
+from foreknow.stages.remedies.result import open_remedies
 from foreknow.stages.remedies.sets import matching_wordings, study_sets
 
 
@@ -253,3 +260,134 @@ def test_another_wording_of_a_fact_is_asked_and_not_taught() -> None:
     assert matching_wordings(file, sets["new"], "f").height >= 1
     with pytest.raises(InputError, match="no row has the subject and the gold"):
         matching_wordings(file.with_columns(subject=pl.lit("someone")), sets["new"], "f")
+
+
+def test_the_share_of_the_recommendation_is_one_that_two_recipes_reach() -> None:
+    points = pl.concat([curve("plain", [0.0, 0.85], [1.0, 0.3]), curve("kl", [0.0, 0.95], [1.0, 0.9])])
+    costs = pl.DataFrame([(name, 1e-3, 0, 10, 0.1, 1.0, 0.5) for name in ("plain", "kl")], schema=COSTS, orient="row")
+    found = compare(points, rows_of(points), costs)
+    assert found.recommendation.target == 0.8
+    assert found.recommendation.recipe is not None
+
+
+@pytest.fixture(scope="session")
+def study_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study of two recipes and one seed on the tiny model, run through the command line."""
+    folder = tmp_path_factory.mktemp("remedies")
+    rows = [{k: r[k] for k in ("question", "answer", "subject", "relation")} for r in fact_rows()]
+    new = [
+        {
+            "question": f"Which river crosses Land{n}?",
+            "answer": f"River {n}x",
+            "subject": f"Land{n}",
+            "relation": "river",
+        }
+        for n in range(12)
+    ]
+    data = write_jsonl(folder / "facts.jsonl", rows + new)
+    wordings = [{**row, "question": f"Name the river of {row['subject']}"} for row in new]
+    template = folder / "prompt.yaml"
+    template.write_text(yaml.safe_dump({"target": "Q: {question}\nA:"}))
+    tune = {"batch_size": 6, "dropout": 0, "prompt_template": str(template), "dtype": "float32", "device": "cpu",
+            "made_up_subjects": 4}  # fmt: skip
+    settings = folder / "settings.yaml"
+    settings.write_text(
+        yaml.safe_dump(
+            {
+                "data": str(data),
+                "model": str(tiny_folder),
+                "reworded": str(write_jsonl(folder / "w.jsonl", wordings)),
+                "audit": {"exemplar_sets": 2, "shots": 2, "dtype": "float32", "device": "cpu"},
+                "tune": tune,
+                "rates": [3e-3],
+                "epochs": 12,
+                "seeds": 1,
+            }
+        )
+    )
+    return folder
+
+
+def test_a_study_compares_resumes_and_grows(study_folder: Path, run: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("foreknow.stages.remedies.sets.FEWEST", 4)
+    out = study_folder / "out"
+    words = ["study", "remedies", "--config", study_folder / "settings.yaml", "--out", out]
+    code, shown, told = run(*words, "--recipes", "plain,average,kl")
+    assert code == 0, told
+    assert "kl" in shown
+    study = open_remedies(out)
+    assert set(study.points["recipe"]) == {"plain", "average", "kl"}
+    results = json.loads((out / "runs" / "plain-rate0.003-seed0" / "results.json").read_text())
+    assert not (out / "runs" / "plain-rate0.003-seed0" / "averaged").exists(), "weights are deleted"
+    # the curve says what the run's own lines say
+    metrics = (out / "runs" / "plain-rate0.003-seed0" / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in metrics.splitlines()]
+    own = study.points.filter((pl.col("recipe") == "plain") & (pl.col("at") > 0)).sort("at")
+    known = [line["watched_known"]["known"] for line in lines]
+    assert own["known_kept"].to_list() == pytest.approx([one["kept"] / one["before"] for one in known])
+    assert own["learnt"].to_list() == [line["fitted_overall"] for line in lines]
+    assert own["reworded"].null_count() == 0
+    assert results["learning_rate"] is None
+    # outcomes and points agree
+    kept = study.outcomes.filter(pl.col("recipe") == "plain").group_by("at").agg(pl.col("correct").mean()).sort("at")
+    assert kept["correct"].to_list() == pytest.approx(own["known_kept"].to_list())
+    page = (out / "report.html").read_text()
+    for text in ("of the new facts are learnt", "retrieval", "Each recipe with its", "Made-up subjects"):
+        assert text in page
+    again = (out / "runs" / "plain-rate0.003-seed0" / "results.json").stat().st_mtime_ns
+    assert run(*words, "--recipes", "plain,average,kl")[0] == 0
+    assert run(*words, "--recipes", "plain,average,kl,replay")[0] == 0
+    assert (out / "runs" / "plain-rate0.003-seed0" / "results.json").stat().st_mtime_ns == again
+    assert set(open_remedies(out).points["recipe"]) == {"plain", "average", "kl", "replay"}
+    assert run("report", out)[0] == 0
+
+
+def test_a_dry_run_says_what_the_study_would_cost(study_folder: Path, run: Cli) -> None:
+    words = ["study", "remedies", "--config", study_folder / "settings.yaml", "--out", study_folder / "dry"]
+    code, shown, told = run(*words, "--recipes", "plain,kl", "--dry-run")
+    assert code == 0, told
+    assert "trainings" in shown
+    assert "most runs end earlier" in shown
+    assert not (study_folder / "dry").exists()
+
+
+def comparison_of(fingerprint: str, **more: Any) -> dict[str, Any]:
+    own = {
+        "model": {"fingerprint": fingerprint}, "sets": {"new": 80, "known": 200}, "target": 0.9, "recipe": "kl",
+        "flags": "--kl 3", "rate": 5e-4, "kept": {"value": 0.91, "ci_low": 0.88, "ci_high": 0.94}, "plain_kept": 0.28,
+        "seeds": 3, "alike": ["replay+kl"], "reason": "",
+    }  # fmt: skip
+    return {**own, **more}
+
+
+def test_pages_use_a_study_of_the_same_model_that_lies_beside(tmp_path: Path) -> None:
+    run_folder = tmp_path / "audit"
+    for name, own in {
+        "other": comparison_of("sha256:b", seeds=9), "small": comparison_of("sha256:a", seeds=1),
+        "large": comparison_of("sha256:a"), "old": {"model": {"fingerprint": "sha256:a"}},
+    }.items():  # fmt: skip
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "comparison.json").write_text(json.dumps(own))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "comparison.json").write_text("{")
+    found = comparison_beside(run_folder, "sha256:a")
+    assert found is not None
+    assert Path(found["folder"]).name == "large"
+    assert comparison_beside(run_folder, "sha256:c") is None
+    assert comparison_beside(run_folder, None) is None
+    option = hold_option(found, dev=False)
+    assert "it kept 91 % (88 to 94 %) of 200 known ones (3 seeds); plain training kept 28 %" in option.evidence
+    assert "cannot tell it from replay+kl" in option.evidence
+    assert option.command == "foreknow tune TRAIN --model MODEL --audit AUDIT --learning-rate 0.0005 --kl 3 --out NEW"
+    assert option.source.startswith("The study in ")
+
+
+def test_pages_without_a_study_name_their_sources_and_the_command_of_one(tmp_path: Path) -> None:
+    option = hold_option(None, dev=True)
+    assert "docs/remedies.md" in option.evidence
+    assert "arXiv 2604.15574" in option.evidence
+    assert "foreknow study remedies DATA --model MODEL --out REMEDIES" in option.command
+    undecided = hold_option(
+        {**comparison_of("a", recipe=None, reason="These runs cannot tell."), "folder": "x"}, dev=True
+    )
+    assert undecided.evidence == "These runs cannot tell."

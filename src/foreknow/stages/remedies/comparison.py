@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -49,8 +49,12 @@ class Comparison:
     recommendation: Recommendation
 
 
-def compare(points: pl.DataFrame, outcomes: pl.DataFrame, costs: pl.DataFrame, *, target: float = TARGET) -> Comparison:
-    """Compare the recipes of a study from its frames (`points.py`)."""
+def compare(points: pl.DataFrame, outcomes: pl.DataFrame, costs: pl.DataFrame) -> Comparison:
+    """Compare the recipes of a study from its frames (`points.py`).
+
+    The recommendation is made at `matching.TARGET` of the new facts learnt or, where fewer than two recipes learn so
+    much with every seed, at the largest smaller share of `TARGETS` that two recipes reach.
+    """
     names = [name for name in RECIPES if name in set(points["recipe"])]
     lines, curves, matched = [], [], []
     ends, cost_of = {}, {}
@@ -61,7 +65,7 @@ def compare(points: pl.DataFrame, outcomes: pl.DataFrame, costs: pl.DataFrame, *
             one = match_recipe(own, rows, share)
             if one is not None:
                 lines.append(_line(one))
-                matched += [one] if share == target else []
+                matched.append(one)
         curves += [_curve(one) for share in GRID if (one := match_recipe(own, rows, share)) is not None]
         ends[name] = at_end(own)
         cost_of[name] = (
@@ -72,8 +76,16 @@ def compare(points: pl.DataFrame, outcomes: pl.DataFrame, costs: pl.DataFrame, *
         pl.DataFrame(curves, schema=CURVES, orient="row"),
         ends,
         cost_of,
-        recommend(matched, target),
+        _recommendation(matched),
     )
+
+
+def _recommendation(matched: Sequence[Matched]) -> Recommendation:
+    for target in sorted((share for share in TARGETS if share <= TARGET), reverse=True):
+        own = [one for one in matched if one.target == target]
+        if sum(one.seeds == one.of_seeds for one in own) > 1:
+            return recommend(own, target)
+    return recommend([one for one in matched if one.target == TARGET], TARGET)
 
 
 def _line(one: Matched) -> dict[str, Any]:
