@@ -11,7 +11,15 @@ import pytest
 import yaml
 
 import foreknow
-from foreknow.config import AuditConfig, CheckConfig, EvaluateConfig, ExtractConfig, MixConfig, TuneConfig
+from foreknow.config import (
+    AuditConfig,
+    CheckConfig,
+    EvaluateConfig,
+    ExtractConfig,
+    MixConfig,
+    RemediesConfig,
+    TuneConfig,
+)
 from foreknow.settings import Settings
 from foreknow.stages.study.settings import StudyConfig
 from foreknow.version import __version__
@@ -24,6 +32,7 @@ PAGES = sorted([*(ROOT / name for name in TOP), *DOCS.rglob("*.md")])
 MODELS: dict[str, type[Settings]] = {
     **{"audit": AuditConfig, "check": CheckConfig, "mix": MixConfig, "tune": TuneConfig},
     **{"evaluate": EvaluateConfig, "extract": ExtractConfig, "study": StudyConfig},
+    "study remedies": RemediesConfig,
 }
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.M | re.S)
 LINK = re.compile(r"\]\(([^)\s]+)(?:\s+\"[^\"]*\")?\)")

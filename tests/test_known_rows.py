@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,16 +26,20 @@ from builders import write_jsonl
 from conftest import fact_rows
 from foreknow.categories import CATEGORIES
 from foreknow.config import TuneConfig
-from foreknow.errors import ConfigError
+from foreknow.errors import ConfigError, InputError
 from foreknow.prompts.prompt_template import Prompter, Template
 from foreknow.settings import settings_of
 from foreknow.stages.train import canaries, kl_loss
 from foreknow.stages.train import run as train_run
 from foreknow.stages.train.answer_loss import PlainPass, open_pass
+from foreknow.stages.train.asking_model import AskingModel
 from foreknow.stages.train.canaries import CanaryCheck
 from foreknow.stages.train.dataset import TrainingExample
 from foreknow.stages.train.kl_loss import KlTerm, kl_to_teacher, read_teacher, teacher_of, write_teacher
 from foreknow.stages.train.known_late import known_late
+from foreknow.stages.train.made_up import MadeUpCheck, greedy_answers, made_up_questions, repeat_shares
+from foreknow.stages.train.rate_trials import Trial, TrialTrainer
+from foreknow.stages.train.rate_trials import choose as choose_rate
 from foreknow.stages.train.replay import (
     ReplayPlan,
     is_replay,
@@ -45,8 +50,9 @@ from foreknow.stages.train.replay import (
     write_pool,
 )
 from foreknow.stages.train.result import TrainResult, open_train
+from foreknow.stages.train.text_loss import MOST_TOKENS, TextLoss
 from foreknow.stages.train.trainable_layers import set_trainable
-from foreknow.stages.train.trainer import FactTrainer, arguments
+from foreknow.stages.train.trainer import FactTrainer, NotFinite, arguments
 from foreknow.stages.train.weight_average import Point, WeightLine, choose
 
 Tune = Callable[..., TrainResult]
@@ -544,3 +550,210 @@ def test_points_are_read_from_any_list(given: object) -> None:
 
 def test_the_top_k_is_the_default() -> None:
     assert kl_loss.TOP_K == 64
+
+
+def test_further_files_a_text_and_made_up_subjects_are_watched(
+    config_of: Callable[..., TuneConfig], files: dict[str, Path], tiny_folder: Path, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in files["watched"].read_text().splitlines()]
+    own = write_jsonl(tmp_path / "own.jsonl", rows[20:])
+    some = write_jsonl(tmp_path / "some.jsonl", rows[:20])
+    config = config_of(tmp_path / "run", canaries=str(some), watch_known={"own": str(own)}, made_up_subjects=6)
+    done = train_run.run(config, page=False)
+    for line in done.metrics:
+        counts = line["watched_known"]["own"]
+        assert counts["rows"] == 10
+        assert counts["kept"] + counts["lost"] == counts["before"]
+        assert counts["kl"] > 0
+        assert line["canaries"]["kl"] > 0
+        assert line["text_loss"] > 0
+    right = done.outcomes.filter((pl.col("set") == "own") & (pl.col("epoch") == 2.0))
+    stored = pl.read_parquet(done.folder / "known-own.parquet").join(right.select("row", "correct"), on="row")
+    last = done.metrics[-1]["watched_known"]["own"]
+    assert stored.filter(pl.col("before") & ~pl.col("correct")).height == last["lost"]
+    asked = pl.read_parquet(done.folder / "made_up.parquet")
+    assert asked.height == 6
+    golds = {json.loads(line)["answer"] for line in files["train"].read_text().splitlines()}
+    counts = done.results["made_up"]["after"]
+    beginning = [
+        answer for answer in asked["after"] if any(re.match(re.escape(gold) + r"\b", answer) for gold in golds)
+    ]
+    assert counts["training_answers"] == len(beginning)
+    assert counts["questions"] == counts["refused"] + counts["answered"] == 6
+    assert done.results["plain_text"]["before"] > 0
+
+
+def test_the_divergence_of_watched_rows_is_that_of_whole_distributions(tiny: tuple[Any, Any]) -> None:
+    model, tokenizer = tiny
+    rows = pl.DataFrame(fact_rows()).with_columns(row=pl.int_range(pl.len()), answers=pl.concat_list("answer")).head(7)
+    prompter = Prompter(tokenizer, Template("", "Q: {question}\nA:"))
+    check = CanaryCheck(rows, prompter, tokenizer, int(tokenizer.eos_token_id), 512)
+    computing: dict[str, Any] = {"tokens": 60, "autocast": False, "device": "cpu"}
+    before = check.predictions(check.first_spellings(), PlainPass(model), model, **computing)
+    student = moved_copy(model)
+    found = check.ask(PlainPass(student), student, before=before, **computing).divergence
+    slow = torch.cat([divergences[:-1] for divergences in slow_kl(student, model, check.examples)]).detach()
+    assert found is not None
+    assert found == pytest.approx(float(slow.mean()), rel=0.02)
+    assert found <= float(slow.mean()) + 1e-6, "64 tokens give a lower bound"
+    assert check.ask(PlainPass(model), model, before=before, **computing).divergence == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_text_loss_is_that_of_the_models_own_forward_pass(tiny: tuple[Any, Any]) -> None:
+    model, tokenizer = tiny
+    asking = asking_of(model, tokenizer)
+    paragraphs = ("The rain had stopped. It was late.", "Nobody minded much.")
+    expected, count = 0.0, 0
+    for paragraph in paragraphs:
+        ids = torch.tensor([tokenizer(paragraph)["input_ids"]])
+        with torch.no_grad():
+            expected += float(model(ids, labels=ids).loss) * (ids.shape[1] - 1)
+        count += ids.shape[1] - 1
+    assert TextLoss(asking, paragraphs).before == pytest.approx(expected / count, rel=1e-5)
+    assert sum(row.length for row in TextLoss(asking).examples) < MOST_TOKENS + 512
+
+
+def asking_of(model: Any, tokenizer: Any) -> AskingModel:
+    prompter = Prompter(tokenizer, Template("", "Q: {question}\nA:"))
+    end = int(tokenizer.eos_token_id)
+    return AskingModel(model, "", PlainPass(model), tokenizer, prompter, end, 512, 200, False, "cpu", "float32")
+
+
+def test_answers_are_those_of_generation(tiny: tuple[Any, Any]) -> None:
+    model, tokenizer = tiny
+    asking = asking_of(model, tokenizer)
+    texts = [f"Q: {row['question']}\nA:" for row in fact_rows()[:12]]
+    expected = []
+    for text in texts:
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        written = model.generate(ids, max_new_tokens=16, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
+        expected.append(tokenizer.decode(written, skip_special_tokens=True).lstrip().partition("\n")[0].strip())
+    assert greedy_answers(asking, [tokenizer(text)["input_ids"] for text in texts]) == expected
+
+
+def made_up_rows(questions: list[tuple[str, str | None]], golds: list[str]) -> pl.DataFrame:
+    lines = [
+        {"row": n, "group": "g", "question": question, "subject": subject, "answers": [gold]}
+        for n, ((question, subject), gold) in enumerate(zip(questions, golds, strict=True))
+    ]
+    return pl.DataFrame(lines, schema_overrides={"subject": pl.String()})
+
+
+def test_questions_on_made_up_subjects_have_the_rows_own_form() -> None:
+    rows = made_up_rows(
+        [
+            ("Who led the Bank of Kenya in 1990?", None),
+            ("What is the capital of france?", "France"),
+            ("why not?", None),
+        ],
+        ["Ann", "Paris", "x"],
+    )
+    found = made_up_questions(rows, ["Velm"], 4)
+    forms = [q.replace(name, "{}") for q, name in found.select("question", "subject").iter_rows()]
+    assert forms == ["Who led the {} in 1990?", "What is the capital of {}?"] * 2
+    assert found["subject"].is_unique().all()
+    assert [len(name.split()) for name in found["subject"]] == [3, 1, 3, 1]
+    assert made_up_questions(rows, ["Velm"], 4).equals(found), "the same ones every time"
+    general = made_up_questions(rows.filter(pl.col("row") == 2), [], 2)
+    assert general["question"][0].startswith("Who is ")
+
+
+def test_chance_is_the_share_of_golds_that_come_again() -> None:
+    golds = pl.DataFrame({"group": ["a", "a", "a", "b"], "gold": ["Rome", "rome.", "Oslo", "Lima"]})
+    assert repeat_shares(golds) == {"": 0.5, "a": pytest.approx(2 / 3), "b": 0.0}
+
+
+def test_answers_on_made_up_subjects_are_counted(tiny: tuple[Any, Any]) -> None:
+    rows = made_up_rows(
+        [("Where is Rome?", None), ("Where is Bari?", None), ("Where is Lima?", None)], ["Italy", "Italy", "Peru"]
+    )
+    check = MadeUpCheck(made_up_questions(rows, [], 4), rows, asking_of(*tiny))
+    counts = check.count(["Italy, I think", "I don't know.", "Peruvian", ""])
+    assert (counts["refused"], counts["answered"], counts["training_answers"]) == (2, 2, 1)
+    assert counts["attraction"] == 0.5
+    assert counts["chance"] == pytest.approx(2 / 3)
+    nothing = check.count(["", "", "", ""])
+    assert nothing["attraction"] is None
+    assert nothing["chance"] is None
+
+
+def test_known_rows_can_come_from_a_file_and_a_run_can_end_when_they_are_learnt(
+    config_of: Callable[..., TuneConfig], files: dict[str, Path], tmp_path: Path
+) -> None:
+    config = config_of(
+        tmp_path / "run", replay=0.5, replay_from=str(files["watched"]), canaries="none", epochs=30, learning_rate=1e-2,
+        stop_fitted=0.5,
+    )  # fmt: skip
+    done = train_run.run(config, page=False)
+    assert done.results["replay"]["rows"] == 30
+    fitted = [line["fitted_overall"] for line in done.metrics]
+    assert fitted[-1] >= 0.5
+    assert all(share < 0.5 for share in fitted[:-1])
+    with pytest.raises(InputError, match="every row stands in"):
+        train_run.run(
+            config_of(tmp_path / "no", replay=0.5, replay_from=str(files["dev"]), canaries="none"), page=False
+        )
+
+
+def trial(rate: float, loss: float | None, right: list[bool]) -> Trial:
+    return Trial(rate, 5, loss, 0.0, 0.5, tuple(right))
+
+
+def test_the_rate_is_chosen_by_the_written_rule() -> None:
+    many = [True] * 40
+    few = [True] * 20 + [False] * 20
+    best, why = choose_rate([trial(1e-5, 1.5, many), trial(3e-5, 1.2, many), trial(1e-4, 0.9, few)])
+    assert best.rate == 3e-5
+    assert "0.0001: more lost" in why
+    assert choose_rate([trial(1e-5, 1.5, []), trial(1e-4, 0.9, [])])[0].rate == 1e-4, (
+        "dev alone decides without canaries"
+    )
+    assert choose_rate([trial(1e-5, 1.5, []), trial(1e-4, None, [])])[0].rate == 1e-5
+    nearly = [*many[1:], False]
+    assert choose_rate([trial(1e-5, 1.5, many), trial(3e-5, 1.2, nearly)])[0].rate == 3e-5, "one canary is chance"
+    with pytest.raises(NotFinite):
+        choose_rate([trial(1e-4, None, [])])
+
+
+def test_a_run_that_tries_rates_ends_as_one_that_is_given_the_rate(
+    config_of: Callable[..., TuneConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_of(tmp_path / "auto", learning_rate="auto", middle_rate=1e-3, epochs=4)
+    done = train_run.run(config, page=False)
+    own = done.results["learning_rate"]
+    assert [one["rate"] for one in own["trials"]] == [0.00033, 0.001, 0.003]
+    assert {one["steps"] for one in own["trials"]} == {2}, "a tenth of 12 steps, rounded up"
+    assert own["chosen"] in (0.00033, 0.001, 0.003)
+    assert not (done.folder / ".rates").exists()
+    told = train_run.run(config_of(tmp_path / "told", learning_rate=own["chosen"], epochs=4), page=False)
+    weights, same = (load_file(run.folder / "convergence" / "model.safetensors") for run in (done, told))
+    assert all(torch.equal(weights[name], same[name]) for name in same)
+    assert train_run.run(config, page=False).folder == done.folder, "the same command finds it complete"
+
+
+def test_a_trial_that_ended_is_not_done_again(
+    config_of: Callable[..., TuneConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tmp_path / "run", learning_rate="auto", middle_rate=1e-3, epochs=2)
+    trained: list[float] = []
+    whole = TrialTrainer.train
+
+    def train(self: TrialTrainer, *given: Any, **more: Any) -> Any:
+        trained.append(self.args.learning_rate)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return whole(self, *given, **more)
+
+    monkeypatch.setattr(TrialTrainer, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        train_run.run(config, page=False)
+    train_run.run(config, page=False)
+    assert trained == [0.00033, 0.001, 0.001, 0.003]
+
+
+@pytest.mark.parametrize("wrong", ["fast", "0", -1, True])
+def test_a_learning_rate_is_a_number_or_auto(
+    wrong: object, config_of: Callable[..., TuneConfig], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"learning-rate: .*expected auto or a number above 0"):
+        config_of(tmp_path / "run", learning_rate=wrong)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from foreknow.config import AuditConfig as AuditConfig
     from foreknow.config import EvaluateConfig as EvaluateConfig
     from foreknow.config import MixConfig as MixConfig
+    from foreknow.config import RemediesConfig as RemediesConfig
     from foreknow.config import TuneConfig as TuneConfig
     from foreknow.data.validation_result import CheckResult as CheckResult
     from foreknow.errors import ForeknowError as ForeknowError
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from foreknow.stages.evaluate.result import EvaluateResult as EvaluateResult
     from foreknow.stages.evaluate.result import open_evaluation as open_evaluation
     from foreknow.stages.mix.sampling import Mix as Mix
+    from foreknow.stages.remedies.result import RemediesResult as RemediesResult
+    from foreknow.stages.remedies.result import open_remedies as open_remedies
     from foreknow.stages.study.long_result import LongStudyResult as LongStudyResult
     from foreknow.stages.study.result import StudyResult as StudyResult
     from foreknow.stages.study.result import open_study as open_study
@@ -51,19 +54,22 @@ _LAZY = {
     "LongStudyResult": "foreknow.stages.study.long_result",
     "Mix": "foreknow.stages.mix.sampling",
     "MixConfig": "foreknow.config",
+    "RemediesConfig": "foreknow.config",
+    "RemediesResult": "foreknow.stages.remedies.result",
     "StudyResult": "foreknow.stages.study.result",
     "StudyConfig": "foreknow.stages.study.settings",
     "TuneConfig": "foreknow.config",
     "TrainResult": "foreknow.stages.train.result",
     "open_audit": "foreknow.stages.audit.result",
     "open_evaluation": "foreknow.stages.evaluate.result",
+    "open_remedies": "foreknow.stages.remedies.result",
     "open_study": "foreknow.stages.study.result",
     "open_train": "foreknow.stages.train.result",
     "write_report": "foreknow.pages",
 }
 """Where each public name is defined; a name is imported when it is first used."""
 
-__all__ = ["audit", "check", "compare", "evaluate", "mix", "study", "tune", *_LAZY]  # noqa: PLE0604 - ruff reads no table
+__all__ = ["audit", "check", "compare", "evaluate", "mix", "remedies", "study", "tune", *_LAZY]  # noqa: PLE0604 - ruff reads no table
 
 
 def audit(data: str, *, out: str, **settings: Any) -> AuditResult:
@@ -135,6 +141,15 @@ def study(which: str, *, out: str, **settings: Any) -> StudyResult | LongStudyRe
 
     config = study_settings(which, {"out": out, **settings})
     return run_long(config) if config.spans else run(config)
+
+
+def remedies(data: str, *, out: str, **settings: Any) -> RemediesResult:
+    """Compare recipes for teaching the new facts of `data`; `settings` are fields of `RemediesConfig`."""
+    from foreknow.config import RemediesConfig  # keeps pydantic out
+    from foreknow.settings import settings_of  # keeps pydantic out
+    from foreknow.stages.remedies.run import run  # keeps pydantic out
+
+    return run(settings_of(RemediesConfig, {"data": data, "out": out, **settings}))
 
 
 def compare(first: str, second: str) -> Comparison:

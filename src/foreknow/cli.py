@@ -14,7 +14,15 @@ from typing import Annotated, Any, Final, Literal, Optional
 from cyclopts import App, CycloptsError, Parameter, validators
 
 from foreknow import next_command, signals
-from foreknow.config import AuditConfig, CheckConfig, EvaluateConfig, ExtractConfig, MixConfig, TuneConfig
+from foreknow.config import (
+    AuditConfig,
+    CheckConfig,
+    EvaluateConfig,
+    ExtractConfig,
+    MixConfig,
+    RemediesConfig,
+    TuneConfig,
+)
 from foreknow.console import plain, print_audit, print_estimate, print_scaled, print_table, print_written
 from foreknow.distributed import process_group
 from foreknow.errors import ConfigError, ForeknowError, GateCrossed
@@ -317,6 +325,30 @@ def study(
     print(f"report: {done.folder / 'report.html'}")
 
 
+def remedies(
+    data: Annotated[Optional[str], positional(RemediesConfig, "data")] = None,  # noqa: UP045
+    /,
+    *,
+    config: ConfigFile = None,
+    **given: Any,
+) -> None:
+    """Teach the new facts of DATA by several recipes and compare what each costs of what the model knew before."""
+    settings = settings_of(RemediesConfig, {**({} if data is None else {"data": data}), **given}, config)
+    if settings.dry_run:
+        from foreknow.stages.remedies.estimate import estimate  # keeps torch out
+
+        print_estimate(estimate(settings))
+        return
+    from foreknow.stages.remedies.run import run  # keeps altair out
+    from foreknow.stages.remedies.text import advice_text, comparison_table  # keeps polars out
+
+    done = run(settings)
+    print_table(comparison_table(done.comparison), "known facts kept where so many of the new facts are learnt")
+    for line in advice_text(done.comparison):
+        print(line)
+    print(f"report: {done.folder / 'report.html'}")
+
+
 def forecast(
     audit: Path,
     /,
@@ -442,12 +474,13 @@ SETTINGS: Final[dict[str, type[Settings]]] = {
     "tune": TuneConfig,
     "evaluate": EvaluateConfig,
     "study": StudyConfig,
+    "remedies": RemediesConfig,
 }
 """The verbs that have settings, in the order in which one uses them."""
 
 
 def config(
-    verb: Literal["check", "audit", "extract", "mix", "tune", "evaluate", "study"],
+    verb: Literal["check", "audit", "extract", "mix", "tune", "evaluate", "study", "remedies"],
     /,
     *,
     schema: Annotated[bool, Parameter(negative="")] = False,
@@ -461,7 +494,8 @@ def config(
     schema
         Print the JSON schema of the file, with which an editor checks and completes it.
     """
-    how = "foreknow study FILE" if verb == "study" else f"foreknow {verb} --config FILE"
+    own = {"study": "foreknow study FILE", "remedies": "foreknow study remedies --config FILE"}
+    how = own.get(verb, f"foreknow {verb} --config FILE")
     model = SETTINGS[verb]
     print(json_schema(verb, model) if schema else commented_yaml(verb, model, how=how), end="\n" if schema else "")
 
@@ -502,16 +536,29 @@ def command_line(*, every_flag: bool = True) -> App:
     data.command(facts)
     lab = App(name="lab", help="Train a small model of which every exposure of every fact is counted.")
     lab.command(build)
-    with_settings: list[Callable[..., None]] = [check, audit, extract, mix, tune, evaluate, study]
+    with_settings: list[Callable[..., None]] = [check, audit, extract, mix, tune, evaluate]
     for verb in with_settings:
         name, model = verb.__name__, SETTINGS[verb.__name__]
         app.command(with_flags(verb, model, every=every_flag), help_epilogue=epilogue(name, model, every=every_flag))
+    app.command(_study_app(every_flag))
     others: list[Any] = [forecast, compare, report, data, lab, models, config]
     for command in others:
         app.command(command)
-    for at, name in enumerate((*SETTINGS, "forecast", "compare", "report", "data", "lab", "models", "config")):
+    verbs = [name for name in SETTINGS if name != "remedies"]
+    for at, name in enumerate((*verbs, "forecast", "compare", "report", "data", "lab", "models", "config")):
         app[name].sort_key = at  # the order in which one uses them
     app.command(install_completion, name="--install-completion")
+    return app
+
+
+def _study_app(every_flag: bool) -> App:
+    """The verb study, whose own command `remedies` has other settings."""
+    app = App(name="study", help_epilogue=epilogue("study", StudyConfig, every=every_flag))
+    app.default(with_flags(study, StudyConfig, every=every_flag))
+    app.command(
+        with_flags(remedies, RemediesConfig, every=every_flag),
+        help_epilogue=epilogue("remedies", RemediesConfig, every=every_flag, command="study remedies"),
+    )
     return app
 
 

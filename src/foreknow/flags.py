@@ -63,10 +63,12 @@ def positional(model: type[Settings], name: str) -> Parameter:
     return Parameter(help=field.description, group=PANELS[group_of(field)])
 
 
-def epilogue(verb: str, model: type[Settings], *, every: bool) -> str:
-    """The last line of a verb's help."""
+def epilogue(verb: str, model: type[Settings], *, every: bool, command: str | None = None) -> str:
+    """The last line of a verb's help. `command`: what is typed to run it, where that is not the verb alone."""
     file = f"Write all settings to a file, with their defaults: foreknow config {verb}"
-    return file if every else f"Show all {len(model.model_fields)} settings: foreknow {verb} {HELP_ALL}\n{file}"
+    return (
+        file if every else f"Show all {len(model.model_fields)} settings: foreknow {command or verb} {HELP_ALL}\n{file}"
+    )
 
 
 def _flag(name: str, field: Any, *, shown: bool) -> inspect.Parameter:

@@ -11,6 +11,8 @@ from foreknow.stages.audit import page as audit_page
 from foreknow.stages.audit.result import open_audit
 from foreknow.stages.evaluate import page as evaluation_page
 from foreknow.stages.evaluate.result import open_evaluation
+from foreknow.stages.remedies import page as remedies_page
+from foreknow.stages.remedies.result import open_remedies
 from foreknow.stages.study import long_page
 from foreknow.stages.study import page as study_page
 from foreknow.stages.study.long_result import STAGE as LONG_STUDY
@@ -40,4 +42,6 @@ def write_report(folder: str | Path, *, show_rows: bool = True, control: Path | 
         return study_page.write_page(open_study(folder))
     if stage == LONG_STUDY:
         return long_page.write_long_page(open_long_study(folder))
+    if stage == "remedies":
+        return remedies_page.write_page(open_remedies(folder))
     raise InputError(not_finished(folder, "audit, tune, evaluate or study"))

@@ -11,6 +11,7 @@ from foreknow.config.check import CheckConfig
 from foreknow.config.evaluate import EvaluateConfig
 from foreknow.config.extract import ExtractConfig
 from foreknow.config.mix import MixConfig
+from foreknow.config.remedies import RemediesConfig
 from foreknow.config.tune import TuneConfig
 
-__all__ = ["AuditConfig", "CheckConfig", "EvaluateConfig", "ExtractConfig", "MixConfig", "TuneConfig"]
+__all__ = ["AuditConfig", "CheckConfig", "EvaluateConfig", "ExtractConfig", "MixConfig", "RemediesConfig", "TuneConfig"]

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from foreknow.settings import COMMON, Group, Settings
+from foreknow.errors import ConfigError
+from foreknow.settings import COMMON, Group, Settings, settings_of
 
 DEFAULT_FACTS = "facts"
 """The name of the packaged fact set, where a data file could stand."""
@@ -187,3 +188,21 @@ class ServerSettings(Settings):
     concurrency: Annotated[int, Group.SERVER] = Field(
         4, ge=1, le=256, description="How many requests to have under way at once."
     )
+
+
+def stage_settings(
+    model: type[Settings], value: dict[str, Any], own: frozenset[str], needed: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the settings that a study hands to a stage, by name, if the stage accepts them.
+
+    `own`: settings that the study itself sets. `needed`: values for the required ones. Raises ValueError.
+    """
+    named = {str(key).replace("-", "_"): setting for key, setting in value.items()}
+    for key in named:
+        if key in own:
+            raise ValueError(f"found {key}, which the study sets itself")
+    try:
+        settings_of(model, {**needed, **named})
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return named

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from foreknow.config.shared import (
     BASE,
@@ -31,7 +31,7 @@ from foreknow.config.shared import (
     YesNoAuto,
     count_or,
 )
-from foreknow.settings import COMMON, Group, Settings
+from foreknow.settings import COMMON, FILE_ONLY, Group, Settings
 
 
 def layer_range(setting: str) -> tuple[int, int] | None:
@@ -87,8 +87,16 @@ class TuneConfig(Settings):
     epochs: Annotated[int | None, Group.TRAINING, COMMON] = Field(
         None, ge=1, description="How often to train on every row (default: by --preset)."
     )
-    learning_rate: Annotated[float | None, Group.TRAINING, COMMON] = Field(
-        None, gt=0, description="The learning rate, constant after the warmup (default: by --preset)."
+    learning_rate: Annotated[float | Literal["auto"] | None, Group.TRAINING, COMMON] = Field(
+        None,
+        description="The learning rate, constant after the warmup (default: by --preset); auto tries three for a tenth "
+        "of the steps each, and dev and the canaries choose.",
+    )
+    middle_rate: Annotated[float | None, Group.TRAINING, FILE_ONLY] = Field(
+        None,
+        gt=0,
+        description="The middle one of the rates that --learning-rate auto tries (default: by --preset); only a "
+        "settings file can give it.",
     )
     batch_size: Annotated[int | None, Group.TRAINING, COMMON] = Field(
         None, ge=1, description="How many rows go into one optimizer step (default: by --preset)."
@@ -120,12 +128,27 @@ class TuneConfig(Settings):
         description="The known facts to watch besides your sets: auto takes packaged facts that the model knows (it is "
         "asked 400 once), else HighlyKnown rows of --audit; or a data file; or none.",
     )
+    watch_known: Annotated[FileMap, Group.DATA] = Field(
+        {},
+        description="A data file of facts that the model knows, to watch as canaries are, as NAME=FILE; repeatable.",
+    )
+    made_up_subjects: Annotated[int, Group.TRAINING] = Field(
+        40,
+        ge=0,
+        description="Ask so many questions about subjects that do not exist, before and after training (0: none; none "
+        "either with --canaries none).",
+    )
     replay: Annotated[float, Group.TRAINING, COMMON] = Field(
         0.0,
         ge=0,
         lt=1,
         description="Add rows that the model knows to each batch until they make up this share of it (0.5: one for "
         "each row), so that it keeps what it knows.",
+    )
+    replay_from: Annotated[str | None, Group.DATA] = Field(
+        None,
+        description="The data file whose rows --replay and --kl take (default: HighlyKnown rows of --audit, else "
+        "packaged facts that the model knows, else rows that it makes up).",
     )
     kl: Annotated[float, Group.TRAINING, COMMON] = Field(
         0.0,
@@ -150,6 +173,12 @@ class TuneConfig(Settings):
         ge=0,
         description="Stop after this many epochs in which --metric did not improve (0: never; default: 3 where "
         "--preset auto chooses the epochs, else never).",
+    )
+    stop_fitted: Annotated[float | None, Group.TRAINING] = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Stop after the first epoch at which this share of the measured train rows is fitted.",
     )
     metric: Annotated[str, Group.TRAINING] = Field(
         "auto",
@@ -225,7 +254,7 @@ class TuneConfig(Settings):
             raise ValueError(f"found {value!r}, expected auto, float32 or bfloat16")
         return value
 
-    @field_validator("test")
+    @field_validator("test", "watch_known")
     @classmethod
     def _names_of_sets(cls, value: dict[str, str]) -> dict[str, str]:
         for name in value:
@@ -234,6 +263,25 @@ class TuneConfig(Settings):
                     f"found the name {name!r}, expected letters, digits, '-' and '_', not train, dev or canaries"
                 )
         return value
+
+    @model_validator(mode="after")
+    def _different_names(self) -> TuneConfig:
+        if both := sorted({*self.test} & {*self.watch_known}):
+            raise ValueError(f"--watch-known: found the name {both[0]!r}, which a --test set has too; choose another")
+        return self
+
+    @field_validator("learning_rate", mode="before")
+    @classmethod
+    def _rate(cls, value: Any) -> Any:
+        if value is None or value == "auto":
+            return value
+        try:
+            rate = float(value)
+        except (TypeError, ValueError):
+            rate = 0.0
+        if not rate > 0 or isinstance(value, bool):
+            raise ValueError(f"found {value!r}, expected auto or a number above 0")
+        return rate
 
     @field_validator("watch_rows", mode="before")
     @classmethod

@@ -17,6 +17,7 @@ from foreknow.categories import UNKNOWN
 from foreknow.report import audit_tables, charts, page, row_flags
 from foreknow.report import audit_text as words
 from foreknow.report.format import display, duration, number, suffix_of
+from foreknow.report.hold_option import hold_option
 from foreknow.report.long_answers import LongAnswers, long_answers
 from foreknow.report.long_answers_text import FEW_SHORT, LongMix, long_verdict, steps
 from foreknow.report.row_data import row_json
@@ -43,6 +44,7 @@ def render_audit(
     forecast: Mapping[str, Any] | None = None,
     spans: pl.DataFrame | None = None,
     paths: Mapping[str, str | None] | None = None,
+    remedies: Mapping[str, Any] | None = None,
     show_rows: bool = True,
 ) -> str:
     """Render the whole page. With `show_rows=False` the page contains no question, answer or subject of the data.
@@ -51,7 +53,7 @@ def render_audit(
     `facts`: the short facts that the rows contain (`Audit.facts`). `chance`: the shares that guessing would reach
     (`chance.json`). `forecast`: the predicted effect of training on a mix (`forecast.json`). `spans`: the labelled
     spans inside long answers (`AuditResult.spans`). `paths`: what the words in capitals stand for in the commands,
-    where that is known.
+    where that is known. `remedies`: a study of remedies of the same model (`hold_option.comparison_beside`).
     """
     frame = audit_tables.complete(rows)
     own = probes.filter(pl.col("row").is_in(frame["row"].implode()))  # without the probes of short facts
@@ -105,7 +107,7 @@ def render_audit(
             if span_summary
             else steps(long_mix)
             if mostly_long
-            else words.options(mix),
+            else (*words.options(mix), *_hold(mix, remedies)),
             paths or {},
         ),
         spans=span_summary,
@@ -152,6 +154,11 @@ def render_audit(
         if show_rows
         else "",
     )
+
+
+def _hold(mix: words.CategoryShares, remedies: Mapping[str, Any] | None) -> tuple[words.Option, ...]:
+    """The option to teach the Unknown rows without losing the others, where the file has both."""
+    return (hold_option(remedies, dev=False),) if mix.labelled and 0 < mix.unknown.value < 1 else ()
 
 
 def _would_go(frame: pl.DataFrame) -> dict[str, Any]:

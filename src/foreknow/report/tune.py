@@ -20,6 +20,7 @@ from foreknow.report import page
 from foreknow.report.audit_text import with_paths
 from foreknow.report.charts import INK, SOFT
 from foreknow.report.format import duration, exact, file_name, number, shown_path, source, suffix_of
+from foreknow.report.hold_option import comparison_beside
 from foreknow.report.row_flags import fault_lines
 from foreknow.report.tune_canaries import canary_report
 from foreknow.report.tune_charts import COLOURS, DASHES, Curve, Mark, epochs_chart, losses_chart
@@ -122,6 +123,8 @@ def render_tune(tuned: TrainResult, control: TrainResult | None = None, *, show_
     other = read(control) if control is not None else None
     story = _story(run, other) if run.early is not None else None
     suffix = suffix_of(run.config.get("train"))
+    fingerprint = (run.results.get("model") or {}).get("fingerprint")
+    study = comparison_beside(tuned.folder, fingerprint)
     sets = [_set_report(run, other, name, chart=place < SETS_CHARTED) for place, name in enumerate(run.sets)]
     return page.render(
         "tune.html.j2",
@@ -130,7 +133,7 @@ def render_tune(tuned: TrainResult, control: TrainResult | None = None, *, show_
         other=other,
         story=story,
         verdict=verdict(story) if story else None,
-        options=with_paths(options(story, suffix), _paths(run, tuned.folder)) if story else (),
+        options=with_paths(options(story, suffix, study), _paths(run, tuned.folder)) if story else (),
         notes=_notes(run),
         model=dict(run.results.get("model") or {"name": run.config.get("model")}),
         warning=page.warning_of(run.results.get("model") or {}),

@@ -54,34 +54,113 @@ class AveragePoint(NamedTuple):
     saved: bool
 
 
+class WatchedSet(NamedTuple):
+    """The lines of a file of `--watch-known`."""
+
+    name: str
+    lines: tuple[CanaryLine, ...]
+
+
+class MadeUpLine(NamedTuple):
+    """What was answered about subjects that do not exist. `attraction`: share of those answered, with its interval."""
+
+    when: str
+    questions: int
+    refused: int
+    answered: int
+    training_answers: int
+    attraction: Interval | None
+    chance: float | None
+
+
+class MadeUpAnswer(NamedTuple):
+    """A question on a made-up subject, and the answers before and after training ("" for none)."""
+
+    question: str
+    before: str
+    after: str
+
+
 class CanaryReport(NamedTuple):
-    """Everything that the page shows of known rows besides the user's sets."""
+    """Everything that the page shows of what training does besides the user's sets.
+
+    `text`: the loss of a plain text, in nats a token, by the name of the checkpoint.
+    """
 
     lines: tuple[CanaryLine, ...]
     source: str
     lost: tuple[LostCanary, ...]
     replay: str
     points: tuple[AveragePoint, ...]
+    watched: tuple[WatchedSet, ...] = ()
+    text: tuple[tuple[str, float], ...] = ()
+    made_up: tuple[MadeUpLine, ...] = ()
+    made_up_answers: tuple[MadeUpAnswer, ...] = ()
 
 
 def canary_report(run: TrainRunView, folder: Path, *, show_rows: bool) -> CanaryReport | None:
-    """Read the section of the page; None if the run watched no canaries, replayed no rows and averaged no weights."""
+    """Read the section of the page; None if the run watched nothing, replayed no rows and averaged no weights."""
     chosen = [("EARLY_STOP" if run.finished else "best so far", run.early), (_end(run), run.last)]
-    lines = tuple(_line(name, line) for name, line in chosen if line is not None and CANARIES in line)
+    lines = tuple(_line(name, line, line[CANARIES]) for name, line in chosen if line is not None and CANARIES in line)
     points = _points(run)
     replay = _replay(run.results.get("replay") or {})
-    if not lines and not points and not replay:
+    watched = _watched(chosen)
+    text = _text(run, chosen)
+    made_up = _made_up(run)
+    if not (lines or points or replay or watched or text or made_up):
         return None
     lost = _lost(run, folder) if show_rows and lines else ()
-    return CanaryReport(lines, source(str((run.results.get(CANARIES) or {}).get("source") or "")), lost, replay, points)
+    origin = source(str((run.results.get(CANARIES) or {}).get("source") or ""))
+    answers = _made_up_answers(folder) if show_rows and made_up else ()
+    return CanaryReport(lines, origin, lost, replay, points, watched, text, made_up, answers)
+
+
+def _watched(chosen: Sequence[tuple[str, Line | None]]) -> tuple[WatchedSet, ...]:
+    names = dict.fromkeys(name for _, line in chosen if line is not None for name in line.get("watched_known", {}))
+    return tuple(
+        WatchedSet(
+            name,
+            tuple(
+                _line(when, line, line["watched_known"][name])
+                for when, line in chosen
+                if line is not None and name in line.get("watched_known", {})
+            ),
+        )
+        for name in names
+    )
+
+
+def _text(run: TrainRunView, chosen: Sequence[tuple[str, Line | None]]) -> tuple[tuple[str, float], ...]:
+    before = (run.results.get("plain_text") or {}).get("before")
+    own = [(name, float(line["text_loss"])) for name, line in chosen if line is not None and "text_loss" in line]
+    return (("before training", float(before)), *own) if before is not None else tuple(own)
+
+
+def _made_up(run: TrainRunView) -> tuple[MadeUpLine, ...]:
+    counts: Mapping[str, Any] = run.results.get("made_up") or {}
+    names = {"before": "before training", "after": "CONVERGENCE"}
+    return tuple(_made_up_line(name, counts[key]) for key, name in names.items() if counts.get(key))
+
+
+def _made_up_line(when: str, counts: Mapping[str, Any]) -> MadeUpLine:
+    answered, taken = counts["answered"], counts["training_answers"]
+    attraction = wilson(taken, answered) if answered else None
+    return MadeUpLine(when, counts["questions"], counts["refused"], answered, taken, attraction, counts["chance"])
+
+
+def _made_up_answers(folder: Path) -> tuple[MadeUpAnswer, ...]:
+    path = folder / "made_up.parquet"
+    if not path.is_file():
+        return ()
+    rows = pl.read_parquet(path, columns=["question", "before", "after"]).head(SHOWN)
+    return tuple(MadeUpAnswer(*row) for row in rows.iter_rows())
 
 
 def _end(run: TrainRunView) -> str:
     return "CONVERGENCE" if run.finished else "last so far"
 
 
-def _line(name: str, line: Line) -> CanaryLine:
-    counts = line[CANARIES]
+def _line(name: str, line: Line, counts: Mapping[str, Any]) -> CanaryLine:
     pair = PairedCounts(counts["rows"], counts["lost"], counts["gained"])
     own = (counts["before"], counts["kept"], counts["lost"], counts["gained"])
     return CanaryLine(name, f"{line['epoch']:g}", *own, wilson(counts["lost"], counts["before"]), pair.p)

@@ -7,12 +7,13 @@ one run cannot show their effect.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from foreknow.report.audit_text import Option, count, enumeration
 from foreknow.report.format import exact, exact_interval
+from foreknow.report.hold_option import hold_option
 from foreknow.report.tune_tables import FEW, Count, MetricCurve, PairedCounts
 from foreknow.stages.train.curves import much_less_fitted
 from foreknow.stages.train.selection import Chooser
@@ -298,8 +299,10 @@ _GO_ON = Option(
 )
 
 
-def options(story: TrainReportData, suffix: str = ".jsonl") -> tuple[Option, ...]:
-    """The next steps, the recommended one first."""
+def options(
+    story: TrainReportData, suffix: str = ".jsonl", study: Mapping[str, Any] | None = None
+) -> tuple[Option, ...]:
+    """The next steps, the recommended one first. `study`: a study of remedies (`hold_option.comparison_beside`)."""
     drop = _drop(story, suffix)
     longer = _longer(story)
     weights = "convergence" if story.keep == "last" else "early_stop"
@@ -314,7 +317,8 @@ def options(story: TrainReportData, suffix: str = ".jsonl") -> tuple[Option, ...
         f"foreknow evaluate DIR/{weights} DATA --audit AUDIT --out EVAL",
         _why_keep(story, drop, longer),
     )
-    cards = [keep, longer, drop, _hold(story), _measure(story, suffix), _retrieve(story, suffix)]
+    hold = None if story.held else hold_option(study, dev=True)
+    cards = [keep, longer, drop, hold, _measure(story, suffix), _retrieve(story, suffix)]
     if not story.finished:
         cards = [_GO_ON, _retrieve(story, suffix)]
     return tuple(sorted((o for o in cards if o), key=lambda o: not o.why))
@@ -426,27 +430,6 @@ def _measure(story: TrainReportData, suffix: str) -> Option | None:
         "TRAIN must be a file that foreknow mix wrote.",
         f"foreknow mix AUDIT --known-of TRAIN --out known{suffix}\n"
         f"foreknow tune known{suffix} --dev DEV --model MODEL --out CONTROL",
-    )
-
-
-def _hold(story: TrainReportData) -> Option | None:
-    """The option to train on the same rows without losing what the model knew, unless this run did so."""
-    if story.held:
-        return None
-    return Option(
-        "hold",
-        "Teach these rows and hold on to what the model knew",
-        "Draw known rows into every batch, hold the model to its earlier predictions on them, and go part of the way "
-        "back to the weights before training.",
-        "On a model of a million weights, of which every exposure is counted, plain training that learnt 95 % of 80 "
-        "new facts kept 27 % of the known ones; with these three it kept 97 % (one and two seeds). This was not tested "
-        "on a larger model.",
-        "Choose it if these rows must be learnt and the old facts must stay.",
-        "The known rows are those of the audit, if it has other HighlyKnown rows, else packaged facts. NEW must be a "
-        "new folder.",
-        "foreknow tune TRAIN --dev DEV --model MODEL --audit AUDIT --replay 0.5 --kl 3 --average 0.7,0.8,0.9,1 "
-        "--out NEW",
-        source="The lab",
     )
 
 

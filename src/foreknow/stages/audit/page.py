@@ -7,6 +7,7 @@ from pathlib import Path
 from foreknow.io.run_dir import write_text
 from foreknow.report.audit import render_audit
 from foreknow.report.format import shown_path
+from foreknow.report.hold_option import comparison_beside
 from foreknow.settings import read_yaml
 from foreknow.stages.audit.result import AuditResult
 
@@ -23,6 +24,7 @@ def write_page(audit: AuditResult, *, show_rows: bool = True) -> Path:
         forecast=audit.forecast,
         spans=audit.spans,
         paths=_paths(audit),
+        remedies=comparison_beside(audit.folder, (audit.summary.get("model") or {}).get("fingerprint")),
         show_rows=show_rows,
     )
     write_text(path, page)

@@ -9,6 +9,7 @@ from pathlib import Path
 from foreknow.config import TuneConfig
 from foreknow.errors import ForeknowError
 from foreknow.stages.train.result import weight_folders
+from foreknow.stages.train.run import AVERAGED
 from foreknow.stages.train.run import run as tune
 
 
@@ -28,7 +29,7 @@ def train_one_run(config: TuneConfig, keep_weights: bool) -> None:
 
 def drop_weights(folder: Path) -> None:
     """Delete a finished run's weights, but keep what it measured."""
-    for name in weight_folders("both"):
+    for name in (*weight_folders("both"), AVERAGED):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 

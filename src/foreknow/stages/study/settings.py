@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from foreknow.categories import CATEGORIES
 from foreknow.config import AuditConfig, TuneConfig
-from foreknow.config.shared import BASE, DRY_RUN, MODEL, OUT, RAY, RAY_ADDRESS, RAY_WORKERS
+from foreknow.config.shared import BASE, DRY_RUN, MODEL, OUT, RAY, RAY_ADDRESS, RAY_WORKERS, stage_settings
 from foreknow.errors import ConfigError
 from foreknow.io.remote import download
 from foreknow.settings import COMMON, FILE_ONLY, Group, Settings, read_yaml, settings_of
@@ -164,12 +164,12 @@ class StudyConfig(Settings):
     @field_validator("audit")
     @classmethod
     def _audit_settings(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return _checked(AuditConfig, value, _OWN_AUDIT, {"data": "data"})
+        return stage_settings(AuditConfig, value, _OWN_AUDIT, {"data": "data"})
 
     @field_validator("tune")
     @classmethod
     def _tune_settings(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return _checked(TuneConfig, value, _OWN_TUNE, {"train": "train", "dev": "dev"})
+        return stage_settings(TuneConfig, value, _OWN_TUNE, {"train": "train", "dev": "dev"})
 
     @model_validator(mode="after")
     def _one_kind_of_workers(self) -> StudyConfig:
@@ -209,21 +209,6 @@ class StudyConfig(Settings):
         if not self.only:
             return "shares", CATEGORIES
         return "categories", tuple(name for name in CATEGORIES if name in (*self.only, CATEGORIES[-1]))
-
-
-def _checked(
-    model: type[Settings], value: dict[str, Any], own: frozenset[str], needed: dict[str, Any]
-) -> dict[str, Any]:
-    """Return a stage's settings unchanged, if the stage accepts them."""
-    named = {str(key).replace("-", "_"): setting for key, setting in value.items()}
-    for key in named:
-        if key in own:
-            raise ValueError(f"found {key}, which the study sets itself")
-    try:
-        settings_of(model, {**needed, **named})
-    except ConfigError as error:
-        raise ValueError(str(error)) from None
-    return named
 
 
 def preset_names() -> list[str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+import polars as pl
 
 from foreknow.config import TuneConfig
-from foreknow.io.run_dir import RunDir
+from foreknow.io.run_dir import RunDir, write_frame
 from foreknow.models import loading
 from foreknow.stages.train import curves
 from foreknow.stages.train.span_labels import count_fitted
@@ -17,6 +19,15 @@ if TYPE_CHECKING:
     from foreknow.stages.train.trainer import FactTrainer
 
 logger = logging.getLogger(__name__)
+
+OUTCOMES_FILE: Final = "average_outcomes.parquet"
+AVERAGE_OUTCOMES: Final[dict[str, pl.DataType]] = {
+    "alpha": pl.Float64(),
+    "set": pl.String(),
+    "row": pl.Int64(),
+    "correct": pl.Boolean(),
+}
+"""The contract of `average_outcomes.parquet`: whether each measured row is right at each point, under `--match`."""
 
 
 def average_weights(config: TuneConfig, watch: EvalCallback, trainer: FactTrainer, folder: RunDir) -> dict[str, Any]:
@@ -39,11 +50,14 @@ def average_weights(config: TuneConfig, watch: EvalCallback, trainer: FactTraine
         )
         before = {name: parameter.detach() for name, parameter in loaded.model.named_parameters()}
     line = WeightLine(training_model.model, before)
-    points = []
+    points, frames = [], []
     for alpha in config.average:
         line.set(alpha)
-        points.append(_measure(watch, trainer, alpha))
-        logger.info(_format(points[-1]))
+        point, outcomes = _measure(watch, trainer, alpha)
+        points.append(point)
+        frames.append(outcomes)
+        logger.info(_format(point))
+    write_frame(folder.path / OUTCOMES_FILE, pl.concat(frames))
     best = choose(points)
     line.set(best.alpha)
     last = curves.epochs(watch.lines)[-1]
@@ -67,13 +81,13 @@ def average_weights(config: TuneConfig, watch: EvalCallback, trainer: FactTraine
     }
 
 
-def _measure(watch: EvalCallback, trainer: FactTrainer, alpha: float) -> Point:
+def _measure(watch: EvalCallback, trainer: FactTrainer, alpha: float) -> tuple[Point, pl.DataFrame]:
     outcomes, spans, losses = watch.measure_sets(trainer)
     metrics = {"loss": losses, **curves.measures(outcomes, watch.inputs.rows, lenient=watch.lenient)}
     if watch.inputs.spans:
         metrics["spans"] = count_fitted(spans, watch.inputs.spans)
-    watch.measure_canaries(metrics)
-    return Point(
+    outside = watch.measure_outside(metrics, at_end=True)
+    point = Point(
         alpha,
         metrics["counts"][curves.TRAIN]["correct"],
         dev_outcomes(outcomes, watch.lenient),
@@ -81,6 +95,9 @@ def _measure(watch: EvalCallback, trainer: FactTrainer, alpha: float) -> Point:
         metrics[curves.CANARIES]["kept"] if curves.CANARIES in metrics else None,
         metrics,
     )
+    right = pl.col("lenient" if watch.lenient else "correct").alias("correct")
+    own = pl.concat([outcomes, outside]).with_columns(alpha=pl.lit(alpha, pl.Float64))
+    return point, own.select("alpha", "set", "row", right).select(*AVERAGE_OUTCOMES)
 
 
 def _format(point: Point) -> str:

@@ -39,6 +39,7 @@ from foreknow.io.remote_paths import cache_folder
 from foreknow.io.run_dir import fingerprint, write_frame
 from foreknow.stages.train.curves import CANARIES
 from foreknow.stages.train.dataset import SET, LabelledSplit, TrainingExample, micro_batches, tokenise
+from foreknow.stages.train.kl_loss import Teacher, joined, kl_to_teacher, teacher_of
 from foreknow.stages.train.set_loss import evaluating
 from foreknow.stats import mcnemar, wilson
 
@@ -89,6 +90,16 @@ class Candidates:
 
     rows: pl.DataFrame
     source: str
+
+
+class Replies(NamedTuple):
+    """Holds what the rows were answered. `right`: see `CanaryCheck.spellings`.
+
+    `divergence`: the mean of KL(before || now) at the tokens of the answers, in nats; None if it is not measured.
+    """
+
+    right: dict[int, int]
+    divergence: float | None
 
 
 class CanaryCheck:
@@ -147,26 +158,80 @@ class CanaryCheck:
             first[row] = min(example.row, first.get(row, example.row))
         return first
 
-    @torch.no_grad()
     def spellings(self, losses: Pass, model: Any, *, tokens: int, autocast: bool, device: str) -> dict[int, int]:
         """Return, for every row whose answer begins rightly, the line in which its first such answer stands.
 
+        See `ask` for the arguments.
+        """
+        return self.ask(losses, model, tokens=tokens, autocast=autocast, device=device).right
+
+    @torch.no_grad()
+    def ask(
+        self,
+        losses: Pass,
+        model: Any,
+        *,
+        tokens: int,
+        autocast: bool,
+        device: str,
+        before: Mapping[int, Teacher] | None = None,
+    ) -> Replies:
+        """Ask every row once.
+
         `losses`: the pass that computes logits. `tokens`: how many tokens are computed at once. `autocast`: compute in
-        bfloat16. The model's mode, weights and all random states are left as they are.
+        bfloat16. `before`: the model's predictions before training, by line (`predictions`), to measure the divergence
+        from. The model's mode, weights and all random states are left as they are.
         """
         right: dict[int, int] = {}
+        divergence, places = 0.0, 0
         with evaluating(model), torch.autocast(device, torch.bfloat16, enabled=autocast):
             for part in micro_batches(self.examples, tokens):
                 ordered, logits = losses.logits(part)
                 said = logits.argmax(-1).tolist()
                 start = 0
+                measured: list[int] = []
+                teachers: list[Teacher] = []
                 for example in ordered:
                     own = tuple(said[start : start + len(example.answer)])
+                    if before is not None and (teacher := before.get(example.row)) is not None:
+                        measured += range(start, start + len(example.answer) - 1)
+                        teachers.append(teacher)
                     start += len(example.answer)
                     if own[:-1] == example.answer[:-1] and self._ends(example.answer[:-1], own[-1]):
                         row = self._row_of[example.row]
                         right[row] = min(example.row, right.get(row, example.row))
-        return right
+                if measured:
+                    chosen = logits[torch.tensor(measured, device=logits.device)]
+                    divergence += float(kl_to_teacher(chosen, joined(teachers)).double().sum())
+                    places += len(measured)
+        return Replies(right, divergence / places if places else None)
+
+    def predictions(
+        self,
+        lines: Mapping[int, int],
+        losses: Pass,
+        model: Any,
+        *,
+        tokens: int,
+        autocast: bool,
+        device: str,
+    ) -> dict[int, Teacher]:
+        """Return the model's predictions at the answer's tokens, without the one that ends it, by line.
+
+        `lines`: for each row, the line to measure (as `spellings` and `first_spellings` return them). The other
+        arguments are those of `ask`.
+        """
+        wanted = set(lines.values())
+        rows = [example._replace(row=-1 - n) for n, example in enumerate(e for e in self.examples if e.row in wanted)]
+        numbers = [example.row for example in self.examples if example.row in wanted]
+        if not rows:
+            return {}
+        whole = teacher_of(losses, model, rows, tokens=tokens, autocast=autocast, device=device)
+        by_line = {}
+        for number, example in zip(numbers, rows, strict=True):
+            own = whole.at([example])
+            by_line[number] = Teacher(own.tokens[:-1], own.log_p[:-1], own.log_tail[:-1], ())
+        return by_line
 
     def _ends(self, answer: Sequence[int], following: int) -> bool:
         """Return whether the answer's last word ends before the token that follows it."""

@@ -13,8 +13,12 @@ One evaluation is a line of `metrics.jsonl` (design, section 3):
     counts           {set: {"rows": n, "correct": n, "by_category": {category: [correct, rows]}}}
     spans            {set: {category: [fitted, spans], "new": ..., "kept": ...}}, of sets with labels of spans inside
                      long answers (`span_labels.py`)
-    canaries         if any are watched (`canaries.py`): {rows, before, kept, lost, gained, lost_low, lost_high, p},
-                     against before training; `em` and `counts` have them too
+    canaries         if any are watched (`canaries.py`): {rows, before, kept, lost, gained, lost_low, lost_high, p, kl},
+                     against before training; `em` and `counts` have them too. kl: the mean divergence from the model
+                     before training at the tokens of their answers, in nats
+    watched_known    {set: the same} of the files of `--watch-known`
+    text_loss        the mean loss of a token of a plain text, in nats (`text_loss.py`)
+    made_up          where asking is cheap: what was answered about subjects that do not exist (`made_up.py`)
     replay, kl       with `--replay`, `--kl`: the mean loss of a token of the known rows in the batches, and the mean
                      divergence from the model before training, in nats (train_loss is that of the new rows alone)
     seconds          seconds since the line before; they include measuring_seconds, for this evaluation, and
@@ -175,13 +179,25 @@ def format_point(line: Mapping[str, Any], mark: str = "", width: int = 12) -> st
             parts.append(_canaries(line[CANARIES]))
             continue
         parts.append(f"{name} EM {share:.1%}" + (f", loss {losses[name]:.3f}" if name in losses else ""))
+    for name, counts in line.get("watched_known", {}).items():
+        parts.append(_canaries(counts, name))
+    if "made_up" in line:
+        parts.append(format_made_up(line["made_up"]))
     parts += format_spans(line)
     return "  ".join(parts) + (f"  * {mark}" if mark else "")
 
 
-def _canaries(counts: Mapping[str, Any]) -> str:
-    """Write how many canaries are kept, with the interval of the share lost."""
-    text = f"canaries {counts['kept']:,} of {counts['before']:,} kept"
+def format_made_up(counts: Mapping[str, Any]) -> str:
+    """Write what was answered about made-up subjects (`made_up.py`) in a few words."""
+    text = f"made-up subjects {counts['answered']:,} of {counts['questions']:,} answered"
+    if counts["attraction"] is None:
+        return text
+    return f"{text}, {counts['attraction']:.0%} with a training answer (chance {counts['chance']:.0%})"
+
+
+def _canaries(counts: Mapping[str, Any], name: str = CANARIES) -> str:
+    """Write how many known rows are kept, with the interval of the share lost."""
+    text = f"{name} {counts['kept']:,} of {counts['before']:,} kept"
     if counts["lost"]:
         text += f" ({counts['lost_low']:.0%} to {counts['lost_high']:.0%} lost)"
     return f"{text}, {counts['gained']:,} gained" if counts["gained"] else text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 import sys
 import time
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
+import psutil
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -29,7 +32,7 @@ from foreknow.stages.train.asking_model import AskingModel
 from foreknow.stages.train.checkpoints import save_model
 from foreknow.stages.train.curves import Line
 from foreknow.stages.train.inputs import TrainInputs
-from foreknow.stages.train.known_rows import CanaryWatch
+from foreknow.stages.train.known_rows import KnownRows
 from foreknow.stages.train.result import OUTCOMES
 from foreknow.stages.train.set_loss import Sets, mean_losses
 from foreknow.stages.train.span_labels import FITTED, FITTED_SPANS, SPAN_OUTCOMES, count_fitted
@@ -99,7 +102,8 @@ class EvalCallback:
         self.measure = Tracker(
             prompter, vocabulary, sets, lenient=self.lenient, batch_tokens=tokens, spans=inputs.spans
         )
-        self.canaries: CanaryWatch | None = None
+        self.known = KnownRows()
+        self.memory_gib = 0.0
         self.asking: AskingModel | None = None
         self.lines: list[Line] = []
         self.since = time.monotonic()
@@ -119,7 +123,7 @@ class EvalCallback:
             line["spans"] = count_fitted(spans, self.inputs.spans)
         if paired := self._against_leader(outcomes):
             line["paired"] = paired
-        outcomes = pl.concat([outcomes, self.measure_canaries(line)])
+        outcomes = pl.concat([outcomes, self.measure_outside(line)])
         line |= trainer.tally.means
         line["seconds"] = round(time.monotonic() - self.since, 3)
         line["measuring_seconds"] = round(time.monotonic() - began, 3)
@@ -132,7 +136,11 @@ class EvalCallback:
         if self.training_model.mirror is not None and self.training_model.mirror.note and len(self.lines) == 1:
             logger.info(self.training_model.mirror.note)
         self._show(line)
-        stop = not trainer.within_epoch and selection.out_of_patience(self.lines, config.metric, config.patience or 0)
+        self.memory_gib = max(self.memory_gib, memory_gib(trainer.args.device.type))
+        stop = not trainer.within_epoch and (
+            selection.out_of_patience(self.lines, config.metric, config.patience or 0)
+            or line["fitted_overall"] >= (config.stop_fitted or math.inf)
+        )
         return curves.flat(line), stop and step > 0
 
     def measure_sets(
@@ -148,14 +156,33 @@ class EvalCallback:
         spans = all_span_outcomes(measurement.spans, self.inputs.spans)
         return outcomes, spans, self._losses(trainer, weights)
 
-    def measure_canaries(self, line: Line) -> pl.DataFrame:
-        """Measure the canaries, if there are any, and add them to the line. Returns their outcomes (`MEASURED`)."""
-        if self.canaries is None or self.asking is None:
-            return pl.DataFrame(schema=MEASURED)
-        right = self.canaries.measure(self.asking)
-        self.canaries.add_to(line, right)
-        lenient = pl.col("correct") if self.lenient else pl.lit(None, pl.Boolean)
-        return right.select(pl.lit(curves.CANARIES).alias("set"), "row", "correct", lenient=lenient)
+    def measure_outside(self, line: Line, *, at_end: bool = False) -> pl.DataFrame:
+        """Measure what training does besides the user's sets, add it to the line, and return outcomes (`MEASURED`).
+
+        These are the canaries, the sets of `--watch-known`, the plain text, and the questions on made-up subjects:
+        these last only `at_end`, unless they are asked after every epoch.
+        """
+        frames = [pl.DataFrame(schema=MEASURED)]
+        known, asking = self.known, self.asking
+        if asking is None:
+            return frames[0]
+        watches = {curves.CANARIES: known.canaries} if known.canaries is not None else {}
+        for name, watch in {**watches, **known.watched}.items():
+            right, counts = watch.measure(asking)
+            if name == curves.CANARIES:
+                line[name] = counts
+                correct = int(right["correct"].sum())
+                line["em"][name] = correct / max(right.height, 1)
+                line["counts"][name] = {"rows": right.height, "correct": correct, "by_category": {}}
+            else:
+                line.setdefault("watched_known", {})[name] = counts
+            lenient = pl.col("correct") if self.lenient else pl.lit(None, pl.Boolean)
+            frames.append(right.select(pl.lit(name).alias("set"), "row", "correct", lenient=lenient))
+        if known.text is not None:
+            line["text_loss"] = known.text.measure(asking)
+        if known.made_up is not None and (at_end or known.asks_made_up_often):
+            line["made_up"] = known.made_up.count(known.made_up.ask(asking))
+        return pl.concat(frames)
 
     def _measured(self, weights: Mapping[str, Tensor] | None) -> Measurement:
         base, mirror = base_of(self.training_model.model), self.training_model.mirror
@@ -281,6 +308,13 @@ class EvalCallback:
         elif began is None and self.warned:
             logger.info("dev EM is at a new best: not overfitting after all")
         self.warned = began is not None
+
+
+def memory_gib(device: str) -> float:
+    """Return the most memory of the accelerator that was in use so far, or the process's own now on a CPU, in GiB."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return float(psutil.Process().memory_info().rss) / 2**30
 
 
 def _origin_of(loaded: loading.Loaded) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 No row is both. Both are stored in the run folder, so that a resumed run has the same ones:
 
 DIR/canaries.parquet             the rows that are watched, and whether each was right before training
+DIR/known-NAME.parquet           the same for each file of `--watch-known`
 DIR/.replay/pool.parquet         the rows that are replayed, as token ids, until the run ends
 DIR/.replay/teacher.safetensors  the model's predictions before training at their answers (`kl_loss.py`), likewise
 
@@ -31,8 +32,9 @@ from foreknow.stages.audit.result import open_audit
 from foreknow.stages.train import canaries, kl_loss
 from foreknow.stages.train.asking_model import AskingModel
 from foreknow.stages.train.canaries import FEW, CanaryCheck, Candidates
-from foreknow.stages.train.curves import CANARIES, Line
-from foreknow.stages.train.dataset import TrainingExample, read_set
+from foreknow.stages.train.curves import CANARIES
+from foreknow.stages.train.dataset import LabelledSplit, TrainingExample, read_set
+from foreknow.stages.train.made_up import MadeUpCheck, is_cheap, made_up_questions
 from foreknow.stages.train.replay import (
     FOLDER,
     ReplayPlan,
@@ -44,6 +46,7 @@ from foreknow.stages.train.replay import (
 )
 from foreknow.stages.train.self_generated import generate_rows
 from foreknow.stages.train.setup import training_plan
+from foreknow.stages.train.text_loss import TextLoss
 
 logger = logging.getLogger(__name__)
 
@@ -54,30 +57,39 @@ EQUAL: Final = 0.5
 
 @dataclass(frozen=True)
 class CanaryWatch:
-    """Measures the rows that are watched. `rows`: the frame `canaries.ROWS`; `check` asks the same rows."""
+    """Measures the rows that are watched.
+
+    `rows`: the frame `canaries.ROWS`. `check` asks the same rows. `before`: the predictions before training at their
+    answers, by line of `check` (`CanaryCheck.predictions`).
+    """
 
     rows: pl.DataFrame
     check: CanaryCheck
+    before: Mapping[int, kl_loss.Teacher]
 
-    def measure(self, asking: AskingModel) -> pl.DataFrame:
-        """Return whether each answer begins rightly now: row, correct."""
-        right = _spellings(self.check, asking)
-        return self.rows.select("row", correct=pl.col("row").is_in(list(right)))
-
-    def add_to(self, line: Line, outcomes: pl.DataFrame) -> None:
-        """Add the outcomes (row, correct) to a line of `metrics.jsonl`."""
-        now = outcomes["correct"].to_list()
-        line["em"][CANARIES] = sum(now) / max(len(now), 1)
-        line["counts"][CANARIES] = {"rows": len(now), "correct": sum(now), "by_category": {}}
-        line[CANARIES] = canaries.summary(self.rows["before"].to_list(), now)
+    def measure(self, asking: AskingModel) -> tuple[pl.DataFrame, dict[str, Any]]:
+        """Return whether each answer begins rightly now (row, correct), and what a line of `metrics.jsonl` says."""
+        replies = self.check.ask(asking.losses, asking.model, before=self.before, **_computing(asking))
+        outcomes = self.rows.select("row", correct=pl.col("row").is_in(list(replies.right)))
+        counts = canaries.summary(self.rows["before"].to_list(), outcomes["correct"].to_list())
+        return outcomes, {**counts, "kl": replies.divergence}
 
 
 class KnownRows(NamedTuple):
-    """Holds the known rows of a run, and what `results.json` says of them."""
+    """Holds the known rows of a run, and what `results.json` says of them.
+
+    `canaries`: those of `--canaries`. `watched`: those of `--watch-known`, by name. `text`: the plain text whose loss
+    is measured. `made_up`: the questions on made-up subjects; `asks_made_up_often`: they are asked after every epoch
+    and not only before training and at its end.
+    """
 
     canaries: CanaryWatch | None = None
+    watched: Mapping[str, CanaryWatch] = {}
     replay: ReplayPlan | None = None
     kl: kl_loss.KlTerm | None = None
+    text: TextLoss | None = None
+    made_up: MadeUpCheck | None = None
+    asks_made_up_often: bool = False
     results: Mapping[str, Any] = {}
 
 
@@ -101,16 +113,44 @@ def prepare(
 
     Raises InputError if there is no row to replay, or for a file of canaries that cannot be read.
     """
-    if process_group.is_distributed() or (config.canaries == "none" and not uses_pool(config)):
-        if config.canaries != "none":
+    watches = config.canaries != "none" or config.watch_known
+    if process_group.is_distributed() or not (watches or uses_pool(config)):
+        if watches:
             logger.info("canaries: not watched, because several processes train")
-        return KnownRows(results=_results(config, None, None))
-    choice = _Choice(config, sets, asking)
+        return KnownRows(results=_results(config, None, None, {}, None, None, False))
+    own_files = {name: read_set(name, file, None) for name, file in config.watch_known.items()}
+    choice = _Choice(config, {**sets, **{name: split.rows for name, split in own_files.items()}}, asking)
     trained = sum(example.length for example in examples)
     watch = _watch(choice, folder.path / FILE, trained, trained + measured_tokens)
+    watched = {
+        name: _watch_known(_Choice(config, sets, asking), name, split, folder.path / known_file(name))
+        for name, split in own_files.items()
+    }
     plan = _plan(choice, watch, len(examples), examples, folder.path / FOLDER) if uses_pool(config) else None
     kl = _kl(config, plan, asking, folder.path / FOLDER) if plan is not None and config.kl else None
-    return KnownRows(watch, plan, kl, _results(config, watch, plan))
+    outside = _outside(config, sets, asking, trained, trained + measured_tokens)
+    return KnownRows(watch, watched, plan, kl, *outside, _results(config, watch, plan, watched, *outside))
+
+
+def known_file(name: str) -> str:
+    """Return the file, in the run folder, of the rows of a set of `--watch-known`."""
+    return f"known-{name}.parquet"
+
+
+def _outside(
+    config: TuneConfig, sets: Mapping[str, pl.DataFrame], asking: AskingModel, trained: int, measured: int
+) -> tuple[TextLoss | None, MadeUpCheck | None, bool]:
+    """Return the plain text and the questions on made-up subjects, and whether these are asked after every epoch."""
+    if config.canaries == "none":
+        return None, None, False
+    text = TextLoss(asking)
+    if not config.made_up_subjects:
+        return text, None, False
+    texts = [value for frame in sets.values() for value in frame["question"]]
+    texts += [answer for frame in sets.values() for answer in frame["answers"].explode().drop_nulls()]
+    questions = made_up_questions(sets["train"], texts, config.made_up_subjects)
+    made_up = MadeUpCheck(questions, sets["train"], asking)
+    return text, made_up, is_cheap(made_up, trained, measured)
 
 
 class _Choice:
@@ -127,6 +167,11 @@ class _Choice:
         source = f"HighlyKnown rows of the audit {self.config.audit}"
         found = canaries.audit_candidates(open_audit(self.config.audit).rows, source)
         return Candidates(canaries.without_questions(found.rows, self.sets), source)
+
+    def replay_file(self) -> Candidates:
+        """Return the rows of `--replay-from` that stand in no set."""
+        found = canaries.file_candidates(read_set("replay", str(self.config.replay_from), None))
+        return Candidates(canaries.without_questions(found.rows, self.sets), found.source)
 
     def packaged(self) -> Candidates:
         """Return the packaged facts that the model knows and that no set names."""
@@ -154,9 +199,11 @@ class _Choice:
 
 
 def _spellings(check: CanaryCheck, asking: AskingModel) -> dict[int, int]:
-    return check.spellings(
-        asking.losses, asking.model, tokens=asking.tokens, autocast=asking.autocast, device=asking.device
-    )
+    return check.spellings(asking.losses, asking.model, **_computing(asking))
+
+
+def _computing(asking: AskingModel) -> dict[str, Any]:
+    return {"tokens": asking.tokens, "autocast": asking.autocast, "device": asking.device}
 
 
 def _watch(choice: _Choice, stored: Path, trained: int, measured: int) -> CanaryWatch | None:
@@ -193,18 +240,43 @@ def _behind(shots: int) -> str:
     return f" behind {shots} examples, as after every epoch: without, the model gives too few"
 
 
+def _watch_known(choice: _Choice, name: str, split: LabelledSplit, stored: Path) -> CanaryWatch:
+    """Watch all rows of a file of `--watch-known` that stand in no other set. Raises InputError if none is left."""
+    if stored.is_file():
+        return _open_watch(choice, pl.read_parquet(stored))
+    rows = choice.check(canaries.without_questions(canaries.file_candidates(split).rows, choice.sets)).rows
+    if rows.is_empty():
+        raise InputError(
+            f"--watch-known {name}={split.file}: none of its {split.rows.height:,} rows can be asked and stands in no "
+            "row of train, dev or a test set"
+        )
+    rows = _with_outcomes_before(choice, rows, rows.height, own_file=True, fewer_behind_shots=False)
+    logger.info(
+        f"{name}: {rows.height:,} rows of {split.file} are watched, {int(rows['before'].sum()):,} of them right before "
+        f"training{_behind(int(rows['shots'][0]))}"
+    )
+    write_frame(stored, rows)
+    return _open_watch(choice, rows)
+
+
 def _open_watch(choice: _Choice, rows: pl.DataFrame) -> CanaryWatch:
-    return CanaryWatch(rows, choice.check(rows, int(rows["shots"][0])))
+    """Prepare the stored rows. The model must be as it was before training."""
+    check, asking = choice.check(rows, int(rows["shots"][0])), choice.asking
+    lines = {**check.first_spellings(), **_spellings(check, asking)}
+    before = check.predictions(lines, asking.losses, asking.model, **_computing(asking))
+    return CanaryWatch(rows, check, before)
 
 
-def _with_outcomes_before(choice: _Choice, rows: pl.DataFrame, count: int, own_file: bool) -> pl.DataFrame:
+def _with_outcomes_before(
+    choice: _Choice, rows: pl.DataFrame, count: int, own_file: bool, *, fewer_behind_shots: bool = True
+) -> pl.DataFrame:
     """Ask rows before training in the form in which they will be asked, and return those to watch, `count` at most.
 
     They are asked without exemplars, as the run trains. Where fewer than `FEW` (or half) are right so, a third of
     `count` is watched behind exemplars, which take three times as long. All rows of the user's own file are taken; of
     others, those that are right before training: so a loss is one of the fact and not of the form.
     """
-    for shots, most in ((0, count), (canaries.SHOTS, count // (canaries.SHOTS + 1))):
+    for shots, most in ((0, count), (canaries.SHOTS, count // (canaries.SHOTS + 1) if fewer_behind_shots else count)):
         some = rows.head(most if own_file else 2 * most)
         right = list(_spellings(choice.check(some, shots), choice.asking)) if most else []
         some = some.with_columns(before=pl.col("row").is_in(right), shots=pl.lit(shots, pl.Int64))
@@ -260,13 +332,18 @@ def _plan(
 
 def _pool(choice: _Choice, watch: CanaryWatch | None, most: int, examples: list[TrainingExample]) -> ReplayPool:
     watched = {CANARIES: watch.rows.with_columns(subject=pl.lit(None, pl.String))} if watch is not None else {}
-    for candidates in (choice.audited, choice.packaged):
+    own = (choice.replay_file,) if choice.config.replay_from else (choice.audited, choice.packaged)
+    for candidates in own:
         found = candidates()
         rows = canaries.without_questions(found.rows, watched).head(most)
         if rows.is_empty():
             continue
         check = choice.check(rows)
         return pool_of(check.known_examples(rows["row"].to_list(), check.first_spellings()), found.source)
+    if choice.config.replay_from:
+        raise InputError(
+            f"--replay-from {choice.config.replay_from}: every row stands in train, dev, a test set or a watched set"
+        )
     asking = choice.asking
     made = generate_rows(asking, choice.sets, min(most, len(examples)), choice.config.seed)
     return pool_of(made, "questions and answers that the base model made up")
@@ -295,15 +372,21 @@ def _kl(config: TuneConfig, plan: ReplayPlan, asking: AskingModel, folder: Path)
     return kl_loss.KlTerm(config.kl, teacher)
 
 
-def _results(config: TuneConfig, watch: CanaryWatch | None, plan: ReplayPlan | None) -> dict[str, Any]:
-    results: dict[str, Any] = {CANARIES: None, "replay": None}
-    if watch is not None:
-        results[CANARIES] = {
-            "rows": watch.rows.height,
-            "before": int(watch.rows["before"].sum()),
-            "source": watch.rows["source"][0],
-            "fingerprint": fingerprint(watch.rows),
-        }
+def _results(
+    config: TuneConfig,
+    watch: CanaryWatch | None,
+    plan: ReplayPlan | None,
+    watched: Mapping[str, CanaryWatch],
+    text: TextLoss | None,
+    made_up: MadeUpCheck | None,
+    often: bool,
+) -> dict[str, Any]:
+    results: dict[str, Any] = {CANARIES: _watch_results(watch) if watch is not None else None, "replay": None}
+    results["watched_known"] = {name: _watch_results(own) for name, own in watched.items()}
+    results["plain_text"] = (
+        {"tokens": sum(len(e.answer) for e in text.examples), "before": text.before} if text else None
+    )
+    results["made_up"] = {"before": made_up.count(made_up.replies), "every_epoch": often} if made_up else None
     if plan is not None:
         results["replay"] = {
             "rows": len(plan.pool.examples),
@@ -315,3 +398,13 @@ def _results(config: TuneConfig, watch: CanaryWatch | None, plan: ReplayPlan | N
             "fingerprint": plan.pool.fingerprint,
         }
     return results
+
+
+def _watch_results(watch: CanaryWatch) -> dict[str, Any]:
+    return {
+        "rows": watch.rows.height,
+        "before": int(watch.rows["before"].sum()),
+        "shots": int(watch.rows["shots"][0]),
+        "source": watch.rows["source"][0],
+        "fingerprint": fingerprint(watch.rows),
+    }

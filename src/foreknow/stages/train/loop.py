@@ -10,8 +10,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
+import polars as pl
 import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
@@ -35,7 +36,7 @@ from foreknow.models.resolve import Resolved, resolve
 from foreknow.progress import duration, meter
 from foreknow.prompts.chat_templates import choose_template
 from foreknow.prompts.prompt_template import Prompter
-from foreknow.stages.train import curves, known_rows, row_faults, selection
+from foreknow.stages.train import curves, known_rows, made_up, row_faults, selection
 from foreknow.stages.train.answer_loss import base_of, open_pass
 from foreknow.stages.train.asking_model import AskingModel
 from foreknow.stages.train.average_run import average_weights
@@ -46,9 +47,16 @@ from foreknow.stages.train.eval_callback import BEST, EvalCallback, TrainingMode
 from foreknow.stages.train.inputs import TrainInputs, check_method, check_models, check_remedies, read_inputs
 from foreknow.stages.train.known_late import KnownLate, known_late
 from foreknow.stages.train.known_rows import KnownRows
+from foreknow.stages.train.rate_trials import TrialTrainer, format_cost, run_trials, trial_steps
 from foreknow.stages.train.result import CONVERGENCE, EARLY_STOP, OUTCOMES, weight_folders
 from foreknow.stages.train.row_faults import RowFault
-from foreknow.stages.train.setup import resolve_device_dtype, training_plan, with_batch_sizes, with_training_plan
+from foreknow.stages.train.setup import (
+    AUTO,
+    resolve_device_dtype,
+    training_plan,
+    with_batch_sizes,
+    with_training_plan,
+)
 from foreknow.stages.train.span_labels import FITTED, FITTED_SPANS, spans_of_sets
 from foreknow.stages.train.tracker import EvalModelCopy, Tracker, vocabulary_for
 from foreknow.stages.train.trainable_layers import set_trainable
@@ -56,6 +64,7 @@ from foreknow.stages.train.trainer import CHECKPOINTS, FactTrainer, NotFinite, T
 
 logger = logging.getLogger(__name__)
 
+AnyTrainer = TypeVar("AnyTrainer", bound=FactTrainer)
 LONG_ANSWER: Final = 32
 """Answers with more tokens are long (an audit's `--max-answer-tokens`). If half of dev's answers are, `--metric auto`
 chooses the loss."""
@@ -338,7 +347,13 @@ def train(config: TuneConfig, tokenized: TokenizedInputs, folder: RunDir, device
         asking = _asking(config, tokenized, training_model, losses, device, dtype)
         measured = sum(e.length for examples in tokenized.watched.values() for e in examples)
         known = known_rows.prepare(config, inputs.rows, tokenized.examples, measured, asking, folder)
-        watch.canaries, watch.asking = known.canaries, asking
+        watch.known, watch.asking = known, asking
+        rates = None
+        if config.learning_rate == AUTO:
+            config, rates = _with_best_rate(
+                config, folder, training_model, tokenized, losses, watch, all_steps, device, known, late
+            )
+            watch.config = config
         trainer = _trainer(
             config, folder, training_model, tokenized.examples, losses, watch, progress, all_steps, device, known, late
         )
@@ -354,10 +369,13 @@ def train(config: TuneConfig, tokenized: TokenizedInputs, folder: RunDir, device
             if inputs.spans:
                 write_frame(folder.path / "fitted_spans.parquet", folder.load_chunks(FITTED_SPANS, FITTED))
                 write_frame(folder.path / "spans.parquet", spans_of_sets(inputs.spans))
+        asked = _made_up_at_end(known, asking, folder)
         averaged = average_weights(config, watch, trainer, folder) if config.average else None
     loaded = training_model.loaded
     return {
-        "known_rows": {**known.results, "average": averaged},
+        "known_rows": {**known.results, **asked, "average": averaged},
+        "learning_rate": rates,
+        "memory_gib": round(watch.memory_gib, 3),
         "model": {**loaded.summary, "fluency": training_model.fluency},
         "method": {
             "name": config.method,
@@ -368,6 +386,72 @@ def train(config: TuneConfig, tokenized: TokenizedInputs, folder: RunDir, device
             "training_text": {**tokenized.prompter.choices, "prompt": inputs.template.target},
         },
     }
+
+
+def _with_best_rate(
+    config: TuneConfig,
+    folder: RunDir,
+    training_model: TrainingModel,
+    tokenized: TokenizedInputs,
+    losses: Any,
+    watch: EvalCallback,
+    steps: int,
+    device: str,
+    known: KnownRows,
+    late: KnownLate | None,
+) -> tuple[TuneConfig, dict[str, Any]]:
+    """Try three learning rates (`rate_trials.py`); return the settings with the best, and what `results.json` says."""
+
+    def open_trainer(settings: TuneConfig, own: int) -> TrialTrainer:
+        with meter("trying a learning rate", own * training_plan(settings).batch_size) as progress:
+            trainer = _trainer(
+                *(settings, folder, training_model, tokenized.examples, losses, watch, progress, steps),
+                *(device, known, late),
+                kind=TrialTrainer,
+            )
+        trainer.args.max_steps = own
+        return trainer
+
+    def measure(trainer: FactTrainer) -> dict[str, Any]:
+        outcomes, _, set_losses = watch.measure_sets(trainer)
+        line = {"loss": set_losses, **curves.measures(outcomes, watch.inputs.rows, lenient=watch.lenient)}
+        outside = watch.measure_outside(line)
+        line["canaries_right"] = outside.filter(pl.col("set") == curves.CANARIES).sort("row")["correct"].to_list()
+        return line
+
+    middle = training_plan(config).learning_rate
+    logger.info(format_cost(middle, steps))
+    rate, results = run_trials(config, middle, steps, training_model.model, folder.path, open_trainer, measure)
+    return config.model_copy(update={"learning_rate": rate}), results
+
+
+def _made_up_at_end(known: KnownRows, asking: AskingModel, folder: RunDir) -> dict[str, Any]:
+    """Ask about made-up subjects with the last epoch's weights; write the answers, return what `results.json` says."""
+    if known.made_up is None:
+        return {}
+    replies = known.made_up.ask(asking)
+    write_frame(folder.path / made_up.FILE, known.made_up.rows(replies))
+    results = {**known.results["made_up"], "after": known.made_up.count(replies)}
+    before, after = (curves.format_made_up(results[when]) for when in ("before", "after"))
+    logger.info(f"before training: {before}; after the last epoch: {after}")
+    return {"made_up": results}
+
+
+@contextmanager
+def open_asking(config: TuneConfig) -> Iterator[tuple[AskingModel, TrainInputs]]:
+    """Load the model that a run would train, to ask it questions in the form in which it would train. Trains nothing.
+
+    Raises the errors that a run of `config` raises before its first step.
+    """
+    inputs = read_inputs(config)
+    device, dtype = resolve_device_dtype(config)
+    config = with_batch_sizes(config, device)
+    resolved_model = resolve(config.model, logger.info, config.trust_remote_code, base=config.base, force=config.force)
+    tokenized = tokenize_inputs(config, inputs, resolved_model)
+    training_model = _load(config, device, dtype)
+    some = sorted(tokenized.examples, key=lambda e: (e.length, e.row))[: 3 * 8 : 8]
+    with open_pass(training_model.model, some) as (losses, _):
+        yield _asking(config, tokenized, training_model, losses, device, dtype), tokenized.inputs
 
 
 def _late(config: TuneConfig, tokenized: TokenizedInputs) -> KnownLate | None:
@@ -416,11 +500,12 @@ def _trainer(
     device: str,
     known: KnownRows,
     late: KnownLate | None,
-) -> FactTrainer:
+    kind: type[AnyTrainer] = FactTrainer,  # type: ignore[assignment]
+) -> AnyTrainer:
     base = base_of(training_model.model)
     use_cache = base.config.use_cache
     training_arguments = arguments(config, folder.path, steps, device)
-    trainer = FactTrainer(
+    trainer = kind(
         training_model.model,
         training_arguments,
         rows,
@@ -553,6 +638,10 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
     measuring = measured / measure.count * rows
     trainable = sum(p.numel() for p in training_model.model.parameters() if p.requires_grad)
     steps = math.ceil(len(tokenized.examples) / plan.batch_size)
+    whole = (training + measuring) * plan.epochs
+    if config.learning_rate == AUTO:
+        logger.info(format_cost(plan.learning_rate, steps * plan.epochs))
+        whole += 3 * (training * trial_steps(steps * plan.epochs) / steps + measuring)
     return {
         "rows": len(tokenized.examples),
         "epochs": plan.epochs,
@@ -564,6 +653,6 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
         "memory_gib": round(psutil.Process().memory_info().rss / 2**30, 2),
         "seconds_training_an_epoch": round(training, 1),
         "seconds_measuring_an_epoch": round(measuring, 1),
-        "seconds": round((training + measuring) * plan.epochs, 1),
-        "time": duration((training + measuring) * plan.epochs),
+        "seconds": round(whole, 1),
+        "time": duration(whole),
     }

@@ -13,7 +13,8 @@
     known_rows.py      chooses known rows that are watched (canaries.py) and replayed (replay.py, kl_loss.py)
     weight_average.py  goes part of the way back to the weights before training
 
-DIR/config.yaml metrics.jsonl outcomes.parquet rows.parquet canaries.parquet early_stop/ averaged/ results.json
+DIR/config.yaml metrics.jsonl outcomes.parquet rows.parquet canaries.parquet known-NAME.parquet made_up.parquet
+early_stop/ averaged/ results.json
 manifest.json (last) report.html
 
 `early_stop` holds the model of the best epoch; with `--keep last` or `both`, `convergence` holds that of the last one.
@@ -58,6 +59,7 @@ from foreknow.stages.train.page import write_page
 from foreknow.stages.train.result import CONVERGENCE, EARLY_STOP, WATCHED, TrainResult, read_metrics, weight_folders
 from foreknow.stages.train.row_faults import RowFault, counts
 from foreknow.stages.train.setup import (
+    AUTO,
     resolve_device_dtype,
     training_plan,
     with_batch_sizes,
@@ -76,7 +78,7 @@ AVERAGED: Final = "averaged"
 _NO_IDENTITY: Final = {
     *("train", "dev", "test", "out", "model", "base", "audit", "force", "allow_overlap", "prompt_template"),
     *("map", "templates", "group_by", "turns", "null_words", "strict_rows", "bad_rows", "trust_remote_code"),
-    *("dtype", "device", "report_to", "save_every", "dry_run", "canaries"),
+    *("dtype", "device", "report_to", "save_every", "dry_run", "canaries", "watch_known", "replay_from"),
 }
 """Settings that are left out of a run's identity, because the content of the file that they name counts instead or
 because they do not change a result."""
@@ -95,6 +97,8 @@ def identity_of(config: TuneConfig, inputs: TrainInputs, model: str, device: str
             if process_group.is_distributed()
             else {}
         ),
+        "watch_known": {name: file_digest(file) for name, file in config.watch_known.items()},
+        "replay_from": file_digest(config.replay_from) if config.replay_from else None,
         "canaries": config.canaries if config.canaries in ("auto", "none") else file_digest(config.canaries),
         **{k: v for k, v in config.resolved().items() if k not in _NO_IDENTITY},
     }
@@ -110,8 +114,11 @@ def with_process_settings(config: TuneConfig) -> TuneConfig:
         return config
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
         raise ConfigError("DeepSpeed: tune trains with plain data parallelism or FSDP; launch it with one of them")
-    if config.replay or config.kl or config.average:
-        raise ConfigError("--replay, --kl, --average: found several processes; they work in one process only so far")
+    if config.replay or config.kl or config.average or config.learning_rate == AUTO:
+        raise ConfigError(
+            "--replay, --kl, --average, --learning-rate auto: found several processes; they work in one process only "
+            "so far"
+        )
     if process_group.sharded() and config.method == "lora":
         raise ConfigError("--method lora: adapters are not sharded; launch it without FSDP")
     if process_group.sharded() and os.environ.get("FSDP_VERSION") != "2":
@@ -180,7 +187,7 @@ def _check_weights(config: TuneConfig, folder: RunDir) -> None:
 
 def _remove_leftovers(folder: RunDir) -> None:
     """Remove the folders that only an unfinished run needs."""
-    for name in (".checkpoints", ".best", ".replay"):
+    for name in (".checkpoints", ".best", ".replay", ".rates"):
         shutil.rmtree(folder.path / name, ignore_errors=True)
 
 
@@ -228,8 +235,15 @@ def _tune(
             **({AVERAGED: about(folder.path / AVERAGED)} if config.average else {}),
         },
         (
-            *("config.yaml", "metrics.jsonl", "outcomes.parquet", "rows.parquet", "canaries.parquet", "results.json"),
-            *("fitted_spans.parquet", "spans.parquet"),
+            *(
+                "config.yaml",
+                "metrics.jsonl",
+                "outcomes.parquet",
+                "rows.parquet",
+                "canaries.parquet",
+                "made_up.parquet",
+            ),
+            *("fitted_spans.parquet", "spans.parquet", "known-*.parquet", "average_outcomes.parquet", "results.json"),
         ),
     )
 
@@ -291,6 +305,8 @@ def build_results(
         },
         "config": config.resolved(),
         "seconds": {"training": training, "measuring": measuring, "saving": saving},
+        "memory_gib": training_summary["memory_gib"],
+        "learning_rate": training_summary["learning_rate"],
         "rows_per_second": inputs.train.rows.height * last["epoch"] / training if training else 0.0,
         "version": __version__,
     }

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from foreknow.config import TuneConfig
 from foreknow.errors import ConfigError
 from foreknow.models import loading
 from foreknow.models.memory_plan import parameters_of
 from foreknow.models.resolve import Resolved
 from foreknow.stages.train.defaults import TrainingPlan, plan_training
+
+AUTO: Final = "auto"
+"""The setting of `--learning-rate` that tries several (`rate_trials.py`)."""
 
 
 def with_batch_sizes(config: TuneConfig, device: str) -> TuneConfig:
@@ -33,10 +38,12 @@ def with_training_plan(config: TuneConfig, rows: int, model: Resolved) -> tuple[
         paper=config.preset == "paper",
         epochs=config.epochs,
         batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
+        learning_rate=config.middle_rate if config.learning_rate == AUTO else config.learning_rate,
         patience=config.patience,
     )
     settings = {name: value for name, value in plan._asdict().items() if name != "reason"}
+    if config.learning_rate == AUTO:
+        settings |= {"learning_rate": AUTO, "middle_rate": plan.learning_rate}
     return config.model_copy(update=settings), plan.reason
 
 
@@ -44,8 +51,9 @@ def training_plan(config: TuneConfig) -> TrainingPlan:
     """Return the settings that `with_training_plan` has filled in."""
     assert config.epochs is not None
     assert config.batch_size is not None
-    assert config.learning_rate is not None
-    return TrainingPlan(config.epochs, config.batch_size, config.learning_rate, config.patience or 0, None)
+    rate = config.middle_rate if config.learning_rate == AUTO else config.learning_rate
+    assert isinstance(rate, float)
+    return TrainingPlan(config.epochs, config.batch_size, rate, config.patience or 0, None)
 
 
 def resolve_device_dtype(config: TuneConfig) -> tuple[str, str]:

@@ -1,0 +1,101 @@
+"""This module writes the option to teach facts without losing others, from a study of remedies if one lies beside.
+
+A study counts if it is of the same model, by fingerprint, and its folder stands beside the run's (or holds the run).
+Without one, the option has the lab's figures and published ones, with their sources, and the command of a study.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from foreknow.report.audit_text import Option
+from foreknow.report.format import shown_path
+
+TITLE = "Teach these rows and hold on to what the model knew"
+LAB = (
+    "On a model of a million weights, of which every exposure is counted, plain training that learnt 95 % of 80 new "
+    "facts kept 27 % of the known ones; with these three it kept 97 % (one and two seeds; docs/remedies.md). This was "
+    "not tested on a larger model."
+)
+PUBLISHED = (
+    "Published: replaying known rows, or the model’s own outputs, prevents nearly all forgetting (arXiv 2605.26097); a "
+    "divergence term cuts what is lost on held-out facts from 15 % to 3 %, with the new ones still learnt (arXiv "
+    "2604.15574). Both are as the authors report them."
+)
+
+
+def comparison_beside(folder: Path, fingerprint: str | None) -> dict[str, Any] | None:
+    """Return `comparison.json` of a study of remedies of this model beside `folder`, with its `folder`; None if none.
+
+    Of several, the one with the most seeds is taken. A file that cannot be read is passed over.
+    """
+    if fingerprint is None:
+        return None
+    places = [folder.parent / "comparison.json", *sorted(folder.parent.glob("*/comparison.json"))]
+    studies = []
+    for path in places:
+        try:
+            own: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            same = own["model"]["fingerprint"] == fingerprint
+            whole = {"target", "recipe", "flags", "rate", "kept", "plain_kept", "seeds", "reason", "sets"} <= set(own)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if same and whole:
+            studies.append({**own, "folder": str(path.parent)})
+    return max(studies, key=lambda own: own["seeds"] or 0, default=None)
+
+
+def hold_option(study: Mapping[str, Any] | None, *, dev: bool) -> Option:
+    """Return the option. `study`: see `comparison_beside`. `dev`: whether the page knows a dev file."""
+    tune = f"foreknow tune TRAIN {'--dev DEV ' if dev else ''}--model MODEL --audit AUDIT"
+    known = (
+        "The known rows are those of the audit, if it has other HighlyKnown rows, else packaged facts. NEW must be a "
+        "new folder."
+    )
+    choose = "Choose it if these rows must be learnt and the old facts must stay."
+    if study is not None and study["recipe"] is not None:
+        flags = study["flags"].replace("--learning-rate RATE", "").strip()
+        command = " ".join(f"{tune} --learning-rate {study['rate']:g} {flags} --out NEW".split())
+        return Option(
+            "hold",
+            TITLE,
+            f"A study of this model found the recipe that keeps the most: “{study['recipe']}”.",
+            _evidence(study),
+            choose,
+            known,
+            command,
+            source=_source(study),
+        )
+    what = (
+        "Draw known rows into every batch, hold the model to its earlier predictions on them, and go part of the way "
+        "back to the weights before training."
+    )
+    command = f"{tune} --replay 0.5 --kl 3 --average 0.7,0.8,0.9,1 --out NEW"
+    measure = "foreknow study remedies DATA --model MODEL --out REMEDIES"
+    if study is not None:
+        return Option("hold", TITLE, what, str(study["reason"]), choose, known, command, source=_source(study))
+    how = f"{known} The second command measures on your own model which recipe keeps the most (REMEDIES: a new folder)."
+    return Option("hold", TITLE, what, f"{LAB} {PUBLISHED}", choose, how, f"{command}\n{measure}", source="The lab")
+
+
+def _source(study: Mapping[str, Any]) -> str:
+    return f"The study in {shown_path(study['folder'])}"
+
+
+def _evidence(study: Mapping[str, Any]) -> str:
+    kept, plain = study["kept"], study["plain_kept"]
+    interval = ""
+    if kept["ci_low"] is not None:
+        interval = f" ({100 * kept['ci_low']:.0f} to {100 * min(1.0, kept['ci_high']):.0f} %)"
+    seeds = "1 seed" if study["seeds"] == 1 else f"{study['seeds']} seeds"
+    text = (
+        f"Where {100 * study['target']:.0f} % of {study['sets']['new']:,} new facts were learnt, it kept "
+        f"{100 * kept['value']:.0f} %{interval} of {study['sets']['known']:,} known ones ({seeds})"
+    )
+    text += f"; plain training kept {100 * plain:.0f} %." if plain is not None else "."
+    if study.get("alike"):
+        text += f" Its runs cannot tell it from {', '.join(study['alike'])}."
+    return text

@@ -1,0 +1,74 @@
+"""Opens the folder of a finished study of remedies and reads its results."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import yaml
+
+from foreknow.errors import InputError
+from foreknow.io.remote import download
+from foreknow.io.run_dir import not_finished, verify
+
+
+@dataclass(frozen=True)
+class RemediesResult:
+    """A finished study of remedies: a view of its folder."""
+
+    folder: Path
+
+    @cached_property
+    def points(self) -> pl.DataFrame:
+        """Return every recipe's curves (`points.POINTS`)."""
+        return pl.read_parquet(self.folder / "points.parquet")
+
+    @cached_property
+    def outcomes(self) -> pl.DataFrame:
+        """Return each watched row at each point (`points.OUTCOMES`)."""
+        return pl.read_parquet(self.folder / "outcomes.parquet")
+
+    @cached_property
+    def costs(self) -> pl.DataFrame:
+        """Return what each training cost (`points.COSTS`)."""
+        return pl.read_parquet(self.folder / "costs.parquet")
+
+    @cached_property
+    def retrieval(self) -> dict[str, Any]:
+        """Return how many facts the base model answers with the fact in the prompt (`retrieval.py`)."""
+        contents: dict[str, Any] = json.loads((self.folder / "retrieval.json").read_text(encoding="utf-8"))
+        return contents
+
+    @cached_property
+    def comparison(self) -> dict[str, Any]:
+        """Return the comparison and the recommendation (`comparison.py`), as written to `comparison.json`."""
+        contents: dict[str, Any] = json.loads((self.folder / "comparison.json").read_text(encoding="utf-8"))
+        return contents
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Return the study's settings from `config.yaml`; empty where only its results are left."""
+        file = self.folder / "config.yaml"
+        contents: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return contents
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """Return the manifest: model, sets, grid and cost."""
+        contents: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
+        return contents
+
+
+def open_remedies(folder: str | Path) -> RemediesResult:
+    """Open a finished study's folder. Raises InputError where there is none, or where one of its files has changed."""
+    folder = download(folder)
+    if (folder / "manifest.json").is_file():
+        verify(folder, partial=True)
+    for name in ("manifest.json", "points.parquet", "outcomes.parquet", "costs.parquet", "retrieval.json"):
+        if not (folder / name).is_file():
+            raise InputError(not_finished(folder, "study"))
+    return RemediesResult(folder)
