@@ -15,6 +15,9 @@ from conftest import fact_rows
 from foreknow.errors import ConfigError, ModelError
 from foreknow.models.in_memory import fingerprint
 
+# raised by PEFT and transformers among themselves
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+
 FACTS = fact_rows()
 SMALL: dict[str, Any] = {"shots": 2, "exemplar_sets": 2, "limit": 12}
 LABELS = ("row", "category", "p_greedy", "p_sampled", "p_hit", "model_answer")
@@ -147,7 +150,7 @@ def test_tune_trains_a_copy_and_evaluate_asks_both(model: Any, tokenizer: Any) -
     )  # fmt: skip
     assert same({**before, "random": 0}, {**state_of(model), "random": 0})
     assert (tuned.best / "model.safetensors").is_file()
-    assert tuned.results["model"]["fingerprint"] != audit.summary["model"]["fingerprint"]
+    assert tuned.results["model"]["fingerprint"] == audit.summary["model"]["fingerprint"]
     evaluated = foreknow.evaluate(tuned, FACTS[40:], audit=audit)
     assert evaluated.summary["rows"] == 8
     model.train()
