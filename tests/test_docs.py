@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+import shutil
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +30,7 @@ from settings_page import on_page_markdown
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-TOP = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LOG.md")
+TOP = ("README.md", "PACKAGE.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "LOG.md")
 PAGES = sorted([*(ROOT / name for name in TOP), *DOCS.rglob("*.md")])
 MODELS: dict[str, type[Settings]] = {
     **{"audit": AuditConfig, "check": CheckConfig, "mix": MixConfig, "tune": TuneConfig},
@@ -147,3 +150,68 @@ def test_citation_and_changelog_name_the_version() -> None:
     assert citation["version"] == project["version"] == __version__
     assert citation["license"] == project["license"]
     assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def python_blocks(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/notebook.md"])
+def test_a_python_snippet_runs_as_it_stands(
+    page: str, tiny_folder: Path, facts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_folder, tmp_path / "path" / "to" / "model")
+    lines = facts_file.read_text(encoding="utf-8").splitlines()
+    (tmp_path / "train.jsonl").write_text("\n".join(lines[:8] + lines[24:32]), encoding="utf-8")
+    (block,) = python_blocks(ROOT / page)
+    names: dict[str, Any] = {}
+    exec(compile(block, page, "exec"), names)
+    assert names["audit"].rows.height >= 8
+
+
+def test_every_line_of_the_table_of_what_you_have_is_a_call() -> None:
+    table = (DOCS / "notebook.md").read_text(encoding="utf-8").partition("## What you have")[2].partition("\n## ")[0]
+    lines = re.findall(r"^\| [^|]+ \| `(foreknow\..+)` \|$", table, re.M)
+    assert len(lines) > 10
+    calls: list[str] = []
+
+    def bound(name: str) -> Any:
+        def call(*args: Any, **settings: Any) -> Any:
+            inspect.signature(getattr(foreknow, name)).bind(*args, **settings)
+            calls.append(name)
+            return SimpleNamespace(records=list)
+
+        return call
+
+    recorder = SimpleNamespace(
+        **{name: bound(name) for name in ("audit", "check", "mix", "tune", "evaluate", "compare")}
+    )
+    words = {word for line in lines for word in re.findall(r"(?<![\w\".])[a-z_]+(?![\w(=.\"])", line)}
+    for line in lines:
+        eval(line, {"foreknow": recorder, **dict.fromkeys(words)})
+    assert {"audit", "check", "mix", "tune", "evaluate", "compare"} == set(calls)
+
+
+def test_the_readme_of_the_package_links_nowhere_relative() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert relative_links(ROOT / project["readme"]) == []
+    assert "pip install" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_term_of_the_glossary_is_one_sentence_and_linked() -> None:
+    text_of_page = (DOCS / "glossary.md").read_text(encoding="utf-8")
+    entries = re.findall(r"^### ([^\n]+)\n\n(.+?)(?=\n\n|\Z)", text_of_page, re.M | re.S)
+    assert len(entries) > 25
+    for term, text in entries:
+        assert text.count(". ") == 0, term
+        assert text.rstrip().endswith("."), term
+    links = {link for page in PAGES for link in relative_links(page) if "glossary.md#" in link}
+    assert len(links) >= 8
+
+
+def test_issue_forms_are_forms() -> None:
+    for name in ("bug", "idea"):
+        form = yaml.safe_load((ROOT / ".github" / "ISSUE_TEMPLATE" / f"{name}.yml").read_text(encoding="utf-8"))
+        assert {"name", "description", "body"} <= set(form)
+        assert all(entry["attributes"]["label"] for entry in form["body"])

@@ -85,3 +85,10 @@ def test_label_rows(run, files: dict[str, Path], tiny_folder: Path, tmp_path: Pa
     assert labelled[1] == {"question": "", "answer": "nothing", "category": None}
     assert all(row["category"] in CATEGORIES for n, row in enumerate(labelled) if n != 1)
     assert [row["question"] for row in labelled[2:]] == [row["question"] for row in rows[1:]]
+
+
+def test_in_memory(run, files: dict[str, Path], tiny_folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    out = run("in_memory.py", files["train"], "--model", tiny_folder, "--steps", 8, "--out", tmp_path / "kept")
+    assert "AuditResult(16 of 16 rows labelled with tiny (in memory): " in out
+    assert "after part 2, loss " in out
+    assert (tmp_path / "kept" / "report.html").is_file()

@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -53,3 +54,46 @@ def test_a_subject_is_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
     progress.log_once("a subject of this test", "first")
     progress.log_once("a subject of this test", "second")
     assert capsys.readouterr().err == "first\n"
+
+
+class ZMQInteractiveShell:
+    """The shell of a notebook's kernel, by its name."""
+
+
+class Display:
+    """What a notebook shows: every text that was displayed, the last one on top."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def display(self, text: str, *, display_id: bool) -> Display:
+        assert display_id
+        self.texts.append(text)
+        return self
+
+    def update(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def test_a_notebook_gets_a_bar_that_is_gone_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen, now = Display(), iter(range(100))
+    shown = SimpleNamespace(HTML=str, display=screen.display)
+    kernel = SimpleNamespace(get_ipython=ZMQInteractiveShell, display=shown)
+    monkeypatch.setitem(sys.modules, "IPython", kernel)
+    monkeypatch.setitem(sys.modules, "IPython.display", shown)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(now)))
+    with progress.meter("probing <rows>", 4) as bar:
+        for _ in range(4):
+            bar.advance(1)
+    assert screen.texts[-1] == ""
+    assert 'value="2" max="4"' in screen.texts[2]
+    assert all("probing &lt;rows&gt;" in text for text in screen.texts[:-1])
+
+
+def test_without_a_notebook_or_a_terminal_there_is_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not progress.in_notebook()
+    with progress.meter("probing", 4) as bar:
+        assert type(bar).__name__ == "_Log"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with progress.meter("probing", 4) as bar:
+        assert type(bar).__name__ == "_Bar"

@@ -562,6 +562,36 @@ def _study_app(every_flag: bool) -> App:
     return app
 
 
+NEXT_STEPS: Final = """\
+foreknow labels every row of a fine-tuning file by what your model expresses already. Three things to do next:
+
+  foreknow audit facts --minutes 3 --out runs/first
+      try it: labels packaged facts with a packaged model in three minutes, and writes a page to read
+  foreknow check train.jsonl
+      finds what is wrong with your own file, without a model
+  foreknow audit train.jsonl --model MODEL --out runs/train --dry-run
+      says what an audit of your file with your model would cost; without --dry-run it does it
+
+All commands: foreknow --help. In Python: import foreknow; help(foreknow.audit)"""
+"""What `foreknow` alone prints."""
+
+
+def format_usage_error(error: CycloptsError) -> str:
+    """Return a parser's error in one line or two; where words are left over, what to do with them."""
+    left = getattr(error, "unused_tokens", None)
+    if not left:
+        return " ".join(str(error).split())
+    verb = " ".join(error.command_chain or ())
+    text = f"{verb}: found {plain(' '.join(map(str, left[:3])))}, more than it takes"
+    if not any(str(word).startswith("-") for word in left):
+        text += (
+            "; expected one DATA: put several files into a folder and name that, and their names tell the splits"
+            if verb in ("audit", "extract", "evaluate")
+            else ""
+        )
+    return f"{text}\nAll that it takes: foreknow {verb} {HELP_ALL}"
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """The command line. Exit codes: 0 done, 1 failed, 2 wrong use, 3 a gate was crossed, 130 interrupted, 143 ended."""
     process_group.silence_ranks()
@@ -571,12 +601,15 @@ def main(words: Sequence[str] | None = None) -> None:
     ):  # several processes that train together are ended by their launcher
         signals.install_sigterm()
     given = sys.argv[1:] if words is None else words
+    if not given:
+        print(NEXT_STEPS)
+        return
     app = command_line(every_flag=not set(HELP).intersection(given))
     try:
         # the parser takes a lone "-" for an option without a name
         app(["stdin:" if word == "-" else word for word in given], exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        print(f"foreknow: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"foreknow: {format_usage_error(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except ForeknowError as error:
         print(f"foreknow: {error}", file=sys.stderr)

@@ -51,9 +51,10 @@ class MissingExtra(UsageError):
 
 
 class GateCrossed(ForeknowError):
-    """A gate that the user set was crossed; every output was still written."""
+    """A gate that the user set was crossed; every output was still written. `result`: the finished run, in Python."""
 
     exit_code = 3
+    result: object = None
 
 
 class ResourceError(ForeknowError):

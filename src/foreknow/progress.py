@@ -1,7 +1,8 @@
-"""Reports a run's progress: messages through the standard `logging`, a live bar on a terminal, else a line at times.
+"""Reports a run's progress: messages through the standard `logging`; a live bar on a terminal or in a notebook.
 
 Every module logs to its own logger below `foreknow`. As a library foreknow is quiet until `logging` is set up; the
-command line sets it up (`log_to_stderr`), and standard output is left to results.
+command line sets it up (`log_to_stderr`), and standard output is left to results. Where there is neither a terminal nor
+a notebook, progress is a message at times.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, Protocol
+from html import escape
+from typing import Any, Final, Protocol
 
 logger = logging.getLogger(__name__)
 ROOT: Final = logging.getLogger("foreknow")
@@ -123,6 +125,7 @@ class _Bar:
             TimeRemainingColumn(),
             console=Console(stderr=True),
             speed_estimate_period=120,
+            transient=not messages_shown(),  # a library leaves no trace
         )
         self.task = self.progress.add_task(what, total=total)
 
@@ -130,10 +133,55 @@ class _Bar:
         self.progress.advance(self.task, count)
 
 
+class _NotebookBar:
+    """A bar in a notebook, which is gone at the end; IPython draws it, without widgets."""
+
+    def __init__(self, what: str, total: int, every: float = 0.5):
+        self.what, self.total, self.every = what, total, every
+        self.done = 0
+        self.began = self.last = time.monotonic()
+        from IPython.display import HTML, display
+
+        self.html: Callable[[str], Any] = HTML
+        self.handle: Any = display(HTML(self._text()), display_id=True)
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        now = time.monotonic()
+        if self.done < self.total and now - self.last >= self.every:
+            self.last = now
+            self.handle.update(self.html(self._text()))
+
+    def close(self) -> None:
+        self.handle.update(self.html(""))
+
+    def _text(self) -> str:
+        seconds = max(time.monotonic() - self.began, 1e-9)
+        left = f", {duration((self.total - self.done) * seconds / self.done)} left" if self.done else ""
+        return (
+            f'<progress value="{self.done}" max="{self.total}" style="width:16rem"></progress> '
+            f"{escape(self.what)}: {self.done:,} of {self.total:,} rows{left}"
+        )
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")  # a kernel has imported it
+    shell = None if ipython is None else ipython.get_ipython()
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
 @contextmanager
 def meter(what: str, total: int) -> Iterator[Meter]:
-    """A meter for `total` rows: a live bar if messages are shown and standard error is a terminal, else messages."""
-    if not (messages_shown() and sys.stderr.isatty()):
+    """A meter for `total` rows: a live bar in a notebook or where standard error is a terminal, else messages."""
+    if in_notebook():
+        live = _NotebookBar(what, total)
+        try:
+            yield live
+        finally:
+            live.close()
+        return
+    if not sys.stderr.isatty():
         yield _Log(what, total)
         return
     bar = _Bar(what, total)

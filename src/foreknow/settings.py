@@ -6,13 +6,15 @@ A key that does not exist is an error, and what is wrong is said in a line that 
 from __future__ import annotations
 
 from enum import Enum
-from pathlib import Path
+from os import fspath
+from pathlib import Path, PurePath
 from typing import Any, ClassVar, Final, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from foreknow.errors import ConfigError
+from foreknow.io.in_memory import InMemory, describe
 from foreknow.io.remote_paths import MirrorPath, place
 from foreknow.io.yaml_text import loads
 
@@ -40,6 +42,10 @@ FILE_ONLY: Final = "file only"
 """Marks, in a field's annotation, a setting that has no flag: only a settings file or a Python call gives it."""
 
 
+_SHOWN: Final = 80
+"""Number of characters of a wrong value that a message shows."""
+
+
 def group_of(field: FieldInfo) -> Group:
     """The group that the field's annotation names."""
     return next(mark for mark in field.metadata if isinstance(mark, Group))
@@ -52,6 +58,13 @@ class Settings(BaseModel):
     writes_a_file: ClassVar[bool] = False
     """Whether `out` is a file and not a run folder."""
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _named(cls, value: Any, info: ValidationInfo) -> Any:
+        """A path where a text is expected becomes its text."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        return fspath(value) if isinstance(value, PurePath) and kind in (str, str | None) else value
+
     @field_validator("*")
     @classmethod
     def _placed(cls, value: Any) -> Any:
@@ -59,8 +72,9 @@ class Settings(BaseModel):
         return place(value) if isinstance(value, Path) else value
 
     def resolved(self) -> dict[str, Any]:
-        """All settings as plain values, for `config.yaml`; what lies in a store by its URL."""
-        return self.model_dump(mode="json") | {name: f"{v}" for name, v in self if isinstance(v, MirrorPath)}
+        """All settings as plain values, for `config.yaml`: what lies in a store by its URL, in memory by its label."""
+        values = self.model_dump(mode="json") | {name: f"{v}" for name, v in self if isinstance(v, MirrorPath)}
+        return values | {name: value.label for name, value in self if isinstance(value, InMemory)}
 
 
 S = TypeVar("S", bound=Settings)
@@ -111,5 +125,8 @@ def _first_fault(error: ValidationError, model: type[Settings], file: Path | Non
         return f"{key}: missing; give it as an argument or in --config"
     message = fault["msg"].removeprefix("Value error, ")
     found = fault.get("input")
-    shown = "" if isinstance(found, (dict, list)) or "found" in message else f"found {found!r}: "
+    text = repr(found) if found is None or isinstance(found, (str, int, float, tuple)) else describe(found)
+    if len(text) > _SHOWN:
+        message, text = message.replace(text, f"{text[:_SHOWN]}..."), f"{text[:_SHOWN]}..."
+    shown = "" if isinstance(found, (dict, list)) or "found" in message else f"found {text}: "
     return f"{where}: {shown}{message[0].lower()}{message[1:]}"

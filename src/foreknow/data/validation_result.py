@@ -8,11 +8,12 @@ from typing import Any
 import polars as pl
 
 from foreknow.data.row_accounting import account
-from foreknow.data.validation_rules import MOST_SPLITS, Finding
+from foreknow.data.validation_rules import MOST_SPLITS, SEVERITIES, Finding
 from foreknow.io.quoting import isolate_bidi, printable
+from foreknow.report import notebook
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CheckResult:
     """What `check` found.
 
@@ -31,6 +32,22 @@ class CheckResult:
     def fails(self) -> bool:
         """Whether there is an error or a warning: then `--strict` exits 3."""
         return any(finding.severity != "note" for finding in self.findings)
+
+    def __repr__(self) -> str:
+        """Return the counts in one line."""
+        return f"CheckResult({self._sentence()})"
+
+    def _repr_html_(self) -> str:
+        lines = [(f.severity, f.name, f.count, f.message) for f in self.findings]
+        table = notebook.table(("", "finding", "count", "what it means"), lines) if lines else ""
+        return notebook.card("check", self._sentence(), table)
+
+    def _sentence(self) -> str:
+        severities = [finding.severity for finding in self.findings]
+        counts = [f"{count} {_plural(count, name)}" for name in SEVERITIES if (count := severities.count(name))]
+        return (
+            f"{self.summary['rows']:,} rows, {self.summary['usable']:,} usable; {', '.join(counts) or 'nothing found'}"
+        )
 
 
 def groups_table(checked: CheckResult, most: int = 24) -> pl.DataFrame:

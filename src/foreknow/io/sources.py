@@ -155,9 +155,13 @@ def source_of(name: str) -> Source:
     if name.startswith(HUB):
         return _hub_source(name)
     path = _download_url(name) if is_url(name) else Path(name)
-    if path.is_dir():
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, ValueError):  # too long for the system, or with a null character
+        raise InputError(f"found a text of {len(name):,} characters ({quoted(name, 60)}), expected a path.") from None
+    if is_folder:
         return _folder_source(path, name)
-    if not path.exists():
+    if not exists:
         hint = f" For a data set of the hub, write {HUB}{name}." if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else ""
         raise InputError(f"{path}: no such file. Check the path, or quote it if it has spaces.{hint}")
     if not path.is_file():

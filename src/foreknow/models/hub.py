@@ -35,7 +35,6 @@ def hub_folder(
                 raise FileNotFoundError(folder)
             return folder
         except (FileNotFoundError, HfHubHTTPError):
-            _check_spelling(hub_id, names)
             files = HfApi().list_repo_files(hub_id, revision=revision)
             if not any(n.endswith(".safetensors") for n in files):
                 wanted.append("*.bin")
@@ -110,7 +109,8 @@ def closest_name(name: str, known: Iterable[str]) -> str | None:
     return by_lower_name[matches[0]] if matches else None
 
 
-def _check_spelling(hub_id: str, known: list[str]) -> None:
+def check_spelling(hub_id: str, known: list[str]) -> None:
+    """Raise ModelError for a name without owner that is close to one of `known`, before the hub is asked."""
     if "/" not in hub_id and (suggestion := closest_name(hub_id, known)):
         raise ModelError(f"--model {hub_id}: no such folder or packaged model; did you mean {suggestion}?")
 

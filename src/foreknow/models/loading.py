@@ -20,6 +20,7 @@ from foreknow.errors import ForeknowError, ModelError, first_line
 from foreknow.models.adapters import attach
 from foreknow.models.architectures import text_part
 from foreknow.models.checkpoint_check import LoadedTensors, check_loaded
+from foreknow.models.in_memory import ModelInMemory
 from foreknow.models.model_checks import check_causal, check_finite, check_vocabulary, untie
 from foreknow.models.model_folders import read_config
 from foreknow.models.packaged import quiet
@@ -143,6 +144,8 @@ def load_resolved_model(
     trainable: bool = False,
 ) -> Loaded:
     """Load a resolved model; see `load_model`. An adapter is not merged into its base's weights."""
+    if resolved.memory is not None and not resolved.memory.copied:
+        return _load_from_memory(resolved, resolved.memory)
     # oneDNN caches a kernel for each shape; its default of 1,024 kernels takes half a gigabyte
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
     called = f"--model {resolved.name}"
@@ -180,6 +183,28 @@ def load_resolved_model(
         reasons=(device_reason, dtype_reason, *notes),
         resolved=resolved,
         trained=trained,
+    )
+
+
+def _load_from_memory(resolved: Resolved, memory: ModelInMemory) -> Loaded:
+    """Return a model that lies in memory as it is, with the checks that a loaded model passes."""
+    called, (device, dtype) = f"model {memory}", memory.place
+    check_finite(called, memory.model, dtype, resolved.weights)
+    check_causal(called, memory.model)
+    table = memory.model.get_input_embeddings()
+    note = check_vocabulary(called, memory.tokenizer, int(table.weight.shape[0]))
+    return Loaded(
+        name=resolved.name,
+        model=memory.model,
+        tokenizer=memory.tokenizer,
+        fingerprint=resolved.fingerprint,
+        folder="",
+        note="; ".join(filter(None, (resolved.note, note))),
+        dtype=dtype,
+        device=device,
+        reasons=(f"device {device}: the model is there", f"dtype {dtype}: the model's", *([note] if note else [])),
+        resolved=resolved,
+        trained=memory.trained,
     )
 
 
@@ -230,6 +255,8 @@ def _load_checked_model(
 
 def load_tokenizer(resolved: Resolved, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer: the adapter's own if it has one. Raises ModelError."""
+    if resolved.memory is not None:
+        return resolved.memory.tokenizer
     folder = (
         resolved.adapter
         if resolved.adapter and (resolved.adapter / "tokenizer_config.json").is_file()
@@ -262,7 +289,11 @@ def max_positions(resolved: Resolved, trust_remote_code: bool = False) -> int | 
 
     try:
         with quiet():
-            config: Any = AutoConfig.from_pretrained(str(resolved.folder), trust_remote_code=trust_remote_code)
+            config: Any = (
+                AutoConfig.from_pretrained(str(resolved.folder), trust_remote_code=trust_remote_code)
+                if resolved.memory is None
+                else resolved.memory.model.config
+            )
     except Exception as error:
         raise ModelError(
             f"--model {resolved.name}: its config.json cannot be read: {format_load_error(error)}"

@@ -182,14 +182,19 @@ class BatchPlan(NamedTuple):
     line: str
 
 
-def plan_batches(folder: Path, dtype: str, memory: int, *, sets: int, shots: int, gpus: int = 1) -> BatchPlan:
-    """Return the batch plan for a model's folder on GPUs of `memory` bytes; `dtype`: float32, bfloat16 or float16."""
+def plan_batches(
+    folder: Path, dtype: str, memory: int, *, sets: int, shots: int, gpus: int = 1, parameters: int | None = None
+) -> BatchPlan:
+    """Return the batch plan for a model's folder on GPUs of `memory` bytes; `dtype`: float32, bfloat16 or float16.
+
+    `parameters`: how many the model has, if its folder holds no weights.
+    """
     itemsize = 4 if dtype == "float32" else 2
     shape = shape_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     if shape is None:
         least = f"batches of {MOST.batch_tokens} tokens, chunks of {MOST.chunk_rows} rows"
         return BatchPlan(MOST, None, f"{least}: the model's config.json does not tell its shape in a way we know")
-    parameters = parameters_of(folder)
+    parameters = parameters_of(folder) if parameters is None else parameters
     sizes = largest_plan(shape, parameters, itemsize, memory, sets=sets, shots=shots, gpus=gpus)
     needed = needs(shape, parameters, itemsize, sizes or LEAST, sets=sets, shots=shots, gpus=gpus)
     if sizes is None:

@@ -22,7 +22,8 @@ from foreknow.models.adapters import about, base_of, read_adapter
 from foreknow.models.architectures import check_architecture
 from foreknow.models.fingerprints import fingerprint
 from foreknow.models.gguf_files import check_gguf, read_gguf
-from foreknow.models.hub import closest_name, hub_folder
+from foreknow.models.hub import check_spelling, closest_name, hub_folder
+from foreknow.models.in_memory import ModelInMemory
 from foreknow.models.model_folders import check_folder, is_adapter, read_config
 from foreknow.models.packaged import PACKAGED, convert, packaged_folder, sha256_of, verify_checksums
 from foreknow.models.quantization import Quantization, check_quantization, quantization_of
@@ -37,7 +38,7 @@ class Resolved:
 
     `folder`: a local transformers folder; the base's if there is an `adapter`. `note`: what a report must mention.
     `base`: name, fingerprint and folder of the whole model that it was tuned from, if known; `origin`: those of the
-    adapter that training started from, if it did.
+    adapter that training started from, if it did. `memory`: the model itself, if it lies in memory.
     """
 
     name: str
@@ -48,10 +49,13 @@ class Resolved:
     base: Mapping[str, Any] | None = None
     origin: Mapping[str, Any] | None = None
     quantization: Quantization | None = None
+    memory: ModelInMemory | None = None
 
     @cached_property
     def fingerprint(self) -> str:
         """Return a hash of the files that decide answers, adapter included: of content, never of a name."""
+        if self.memory is not None:
+            return self.memory.fingerprint
         if self.adapter is None:
             return fingerprint(self.folder)
         return hash_of([fingerprint(self.adapter), fingerprint(self.folder)])
@@ -64,7 +68,8 @@ class Resolved:
     @property
     def summary(self) -> dict[str, Any]:
         """Return name, fingerprint, folder and note, for a run's summary; for an adapter also its base."""
-        summary = {"name": self.name, "fingerprint": self.fingerprint, "folder": str(self.path), "note": self.note}
+        folder = None if self.memory is not None else str(self.path)
+        summary = {"name": self.name, "fingerprint": self.fingerprint, "folder": folder, "note": self.note}
         return {**summary, "base": dict(self.base or {})} if self.adapter else summary
 
 
@@ -86,6 +91,8 @@ def resolve(
     model that is unknown, incomplete or altered, ConfigError for a base given to a whole model, MissingExtra for a
     missing package.
     """
+    if isinstance(name, ModelInMemory):
+        return _resolve_memory(name, base, trust_remote_code)
     label, path, note = _find_model(name, log, trust_remote_code)
     verify_checksums(path)
     if is_adapter(path):
@@ -109,6 +116,27 @@ def resolve(
         origin=manifest.get("from"),
         quantization=quantization,
     )
+
+
+def _resolve_memory(memory: ModelInMemory, base: str | None, trust_remote_code: bool) -> Resolved:
+    """Resolve a model in memory. A copy of it is checked as any folder."""
+    if base is not None:
+        raise ConfigError(f"--base {base}: {memory} is no adapter's folder; leave --base out")
+    if memory.copied:
+        weights, quantization = _check_model(f"model {memory}", memory.folder, trust_remote_code)
+        note = "a copy of a model in memory"
+        return Resolved(str(memory), memory.folder, note, weights, quantization=quantization, memory=memory)
+    adapter = "" if memory.trained is None else f", with the PEFT adapter {', '.join(memory.trained.active_adapters)}"
+    note = f"a model in memory{adapter}"
+    return Resolved(str(memory), memory.folder, note, WeightFiles((), {}), memory=memory)
+
+
+def check_name(name: str) -> None:
+    """Raise ModelError for a misspelt name of a packaged model, before anything is read; other names pass."""
+    if isinstance(name, ModelInMemory):
+        return
+    if name not in (*PACKAGED, LAB) and "/" not in name and not Path(name).expanduser().exists():
+        check_spelling(name, [*PACKAGED, LAB])
 
 
 @cache
@@ -154,6 +182,7 @@ def _find_model(
         raise ModelError(
             f"--model {name}: no such folder or file{f'; did you mean {suggestion}?' if suggestion else ''}"
         )
+    check_name(name)
     return name, hub_folder(name, trust_remote_code, revision, known), None
 
 

@@ -23,7 +23,7 @@ from foreknow.report.long_answers_text import FEW_SHORT, LongMix, long_verdict, 
 from foreknow.report.row_data import row_json
 from foreknow.report.short_facts import ShortFacts, short_facts
 from foreknow.report.span_data import drawn_rows, text_json
-from foreknow.report.spans import TYPE_NAMES, labelled_spans
+from foreknow.report.spans import TYPE_NAMES, LabelledSpans, labelled_spans
 from foreknow.report.spans_text import TITLES, span_purposes, span_steps, span_verdict
 from foreknow.stats import Interval
 
@@ -97,11 +97,7 @@ def render_audit(
         mix=mix,
         mostly_long=mostly_long,
         analysed=analysed,
-        verdict=span_verdict(span_summary, mix.model)
-        if span_summary
-        else long_verdict(long_mix)
-        if mostly_long
-        else words.verdict(mix),
+        verdict=_choose_verdict(span_summary, long_mix, mix, mostly_long=mostly_long),
         options=words.with_paths(
             span_steps(span_summary, long_mix)
             if span_summary
@@ -159,6 +155,35 @@ def render_audit(
 def _hold(mix: words.CategoryShares, remedies: Mapping[str, Any] | None) -> tuple[words.Option, ...]:
     """The option to teach the Unknown rows without losing the others, where the file has both."""
     return (hold_option(remedies, dev=False),) if mix.labelled and 0 < mix.unknown.value < 1 else ()
+
+
+def audit_verdict(
+    rows: pl.DataFrame,
+    summary: Mapping[str, Any],
+    facts: pl.DataFrame | None = None,
+    spans: pl.DataFrame | None = None,
+) -> words.AuditVerdict:
+    """The verdict of the page alone; the arguments are those of `render_audit`."""
+    frame = audit_tables.complete(rows)
+    seed, groups = int(summary.get("seed") or 0), frame["group"].unique().sort().to_list()
+    relations = audit_tables.relation_lines(frame, dict(summary.get("majority_floor") or {}), groups, seed)
+    long, fact_summary, flagged = long_answers(frame), short_facts(frame, facts), row_flags.flag_lines(frame)
+    model, data = summary.get("model") or {}, summary.get("data") or {}
+    mix = _mix(frame, relations, display(model.get("name") or "the model"), suffix_of(data.get("name")), seed)
+    mostly_long = long is not None and long.rows > mix.labelled
+    span_summary = labelled_spans(frame, spans, long.rows if long else 0) if mostly_long else None
+    limit = int((summary.get("protocol") or {}).get("max_answer_tokens") or 32)
+    long_mix = _long_mix(mix, long, fact_summary, limit, flagged)
+    return _choose_verdict(span_summary, long_mix, mix, mostly_long=mostly_long)
+
+
+def _choose_verdict(
+    span_summary: LabelledSpans | None, long_mix: LongMix, mix: words.CategoryShares, *, mostly_long: bool
+) -> words.AuditVerdict:
+    """The verdict on spans inside long answers, on long answers, or on short ones, whichever the file has most of."""
+    if span_summary:
+        return span_verdict(span_summary, mix.model)
+    return long_verdict(long_mix) if mostly_long else words.verdict(mix)
 
 
 def _would_go(frame: pl.DataFrame) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from foreknow.inference.malloc import release_memory
 from foreknow.inference.multi_target_search import MultiTargetSearch, Spellings, canonical_texts
 from foreknow.io.run_dir import RunDir, fingerprint, read_json, with_checksum, write_frame, write_json
 from foreknow.models import loading
+from foreknow.models.in_memory import ModelInMemory
 from foreknow.progress import meter
 from foreknow.prompts.few_shot import Exemplars
 from foreknow.prompts.vocabulary import TokenPath as Tokens
@@ -283,12 +284,13 @@ def _slices(asked: Sequence[tuple[int, Tokens]], size: int) -> Iterable[Sequence
     return (asked[start : start + size] for start in range(0, len(asked), size))
 
 
-def compute_chance(audit: AuditResult, search: Search | None = None) -> Path:
+def compute_chance(audit: AuditResult, search: Search | None = None, memory: ModelInMemory | None = None) -> Path:
     """Write DIR/chance.parquet and DIR/chance.json for a finished audit; return the former's path.
 
-    Everything comes from the audit's folder; its input is not read again. If both files exist and were written with the
-    same settings, nothing is done. An interrupted run continues with the next group. Raises ConfigError for an audit by
-    generation, because its shares of samples cannot be compared with probabilities.
+    Everything comes from the audit's folder, and its model from `memory` if it lies there; the input is not read again.
+    If both files exist and were written with the same settings, nothing is done. An interrupted run continues with the
+    next group. Raises ConfigError for an audit by generation, because its shares of samples cannot be compared with
+    probabilities.
     """
     search = search or Search()
     out, summary_path = audit.folder / "chance.parquet", audit.folder / "chance.json"
@@ -306,7 +308,7 @@ def compute_chance(audit: AuditResult, search: Search | None = None) -> Path:
     if out.is_file() and (read_json(summary_path) or {}).get("identity") == identity:
         logger.info(f"{out}: complete; nothing to do")
         return out
-    with reload.work_folder(audit, "chance", identity) as folder, reload.reload_audit(audit) as reloaded:
+    with reload.work_folder(audit, "chance", identity) as folder, reload.reload_audit(audit, memory) as reloaded:
         settings = ProbeSettings(samples=config.samples, max_answer_tokens=config.max_answer_tokens)
         engine = reloaded.engine(Sampling(config.temperature, config.top_k))
         vocabulary = reloaded.prompter.ended(loading.vocabulary_of(reloaded.loaded))

@@ -15,6 +15,7 @@ import polars as pl
 from foreknow.config import AuditConfig
 from foreknow.inference import slick
 from foreknow.models import loading
+from foreknow.models.in_memory import ModelInMemory
 from foreknow.stages.audit.setup import open_prober
 
 if TYPE_CHECKING:
@@ -32,10 +33,13 @@ def compare_precision(config: AuditConfig, plan: PromptPlan, probes: pl.DataFram
     """Probe a sample of `draw.rows` again in float32 and count what differs from `probes` (`slick.PROBES`).
 
     Returns `rows, greedy_compared, greedy_differ, categories_differ` and `dtype`, the audit's. Returns None if the
-    audit is in float32 or a server's, was sampled or has no rows, or if memory is too small for a float32 copy of the
-    model (a line says so).
+    audit is in float32 or a server's, was sampled or has no rows, if the model lies in memory and cannot be loaded a
+    second time, or if memory is too small for a float32 copy of the model (a line says so).
     """
     if dtype not in ("bfloat16", "float16") or config.protocol != "exact" or plan.rows.is_empty():
+        return None
+    if isinstance(config.model, ModelInMemory):
+        logger.info(f"{dtype} is not compared with float32: the model lies in memory in {dtype}")
         return None
     import torch
 

@@ -18,6 +18,7 @@ from foreknow.inference.engine import Engine, Sampling
 from foreknow.inference.engine_choice import open_engine
 from foreknow.io.run_dir import RunDir, lock_run_dir
 from foreknow.models import loading
+from foreknow.models.in_memory import ModelInMemory
 from foreknow.prompts.few_shot import Exemplar, Exemplars, GroupExemplars
 from foreknow.prompts.prompt_template import Prompter, Template
 from foreknow.settings import settings_of
@@ -54,9 +55,13 @@ def probed_rows(audit: AuditResult) -> pl.DataFrame:
 
 
 @contextmanager
-def reload_audit(audit: AuditResult) -> Iterator[ReloadedAudit]:
-    """Load the audit's model in its dtype. Raises ModelError if it is not the model that was audited."""
+def reload_audit(audit: AuditResult, memory: ModelInMemory | None = None) -> Iterator[ReloadedAudit]:
+    """Load the audit's model in its dtype. `memory`: the model, if it lies in memory.
+
+    Raises ModelError if it is not the model that was audited.
+    """
     config = audit_config(audit)
+    config = config if memory is None else config.model_copy(update={"model": memory})
     identity = json.loads((audit.folder / "manifest.json").read_text(encoding="utf-8"))["identity"]
     loaded = loading.load_from_settings(config, dtype=identity["dtype"])
     if loaded.fingerprint != identity["model"]:

@@ -6,27 +6,88 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
-from foreknow.categories import UNKNOWN
+from foreknow.categories import CATEGORIES, UNKNOWN
 from foreknow.data.spans.schema import is_new
 from foreknow.errors import GateCrossed, InputError, RunFolderError
 from foreknow.io.remote import download
 from foreknow.io.run_dir import not_finished, read_checked, verify
+from foreknow.prompts.prompt_template import Template
+from foreknow.report import notebook
+from foreknow.stages.audit.explain import Explanation, explain_row
+from foreknow.stages.finished_run import FinishedRun, to_pandas
+
+if TYPE_CHECKING:
+    import altair as alt
+    import pandas as pd
+
+MAIN_COLUMNS: Final = ("row", "question", "answer", "category", "p_greedy", "p_sampled", "model_answer", "flags")
+"""The columns that stand first in `AuditResult.rows`: Polars prints the first and the last four."""
 
 
-@dataclass(frozen=True)
-class AuditResult:
+@dataclass(frozen=True, repr=False)
+class AuditResult(FinishedRun):
     """A finished audit. Its properties read the files of its run folder when they are first used."""
-
-    folder: Path
 
     @cached_property
     def rows(self) -> pl.DataFrame:
-        """One line per input row: category, probabilities, flags (design, section 3)."""
-        return pl.read_parquet(self.folder / "rows.parquet")
+        """One line per input row: category, probabilities, flags (design, section 3), the main columns first."""
+        rows = pl.read_parquet(self.folder / "rows.parquet")
+        main = [name for name in MAIN_COLUMNS if name in rows.columns]
+        return rows.select(*main, pl.exclude(main))
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The rows as a pandas table."""
+        return to_pandas(self.rows)
+
+    def plot(self) -> alt.Chart:
+        """A chart of the categories' shares: all rows, and the groups with the largest Unknown share."""
+        from foreknow.report.notebook_charts import category_chart  # keeps altair out
+
+        return category_chart(self.rows)
+
+    def explain(self, row: int) -> Explanation:
+        """Why a row has its label: its prompts, the model's answers with their probabilities, the rule.
+
+        `row`: the row's number (column `row`), or that of a short fact. Raises InputError if the audit has no such row.
+        """
+        for frame in (self.rows, self.facts):
+            lines = [] if frame is None else frame.filter(pl.col("row") == row).to_dicts()
+            if lines:
+                exemplars = json.loads((self.folder / "exemplars.json").read_text(encoding="utf-8"))
+                manifest = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
+                template = Template(*manifest["identity"]["prompt_template"])
+                return explain_row(lines[0], self.probes, exemplars, self.summary["protocol"], template)
+        numbers = self.rows["row"]
+        between = f", expected one from {numbers.min()} to {numbers.max()}" if len(numbers) else ""
+        raise InputError(f"{self.folder}: found no audited row {row}{between} (column row)")
+
+    def __repr__(self) -> str:
+        return f"AuditResult({self._title()}: {self._shares()}; {self._where()})"
+
+    def _repr_html_(self) -> str:
+        from foreknow.report.audit import audit_verdict  # keeps altair out
+
+        verdict = audit_verdict(self.rows, self.summary, self.facts, self.spans)
+        shares = self.summary["categories"]["overall"]
+        return notebook.card(
+            self._title(),
+            verdict.headline,
+            notebook.bar(shares) if self.summary["labelled"] else "",
+            notebook.note(verdict.meaning),
+            notebook.note(self._where()),
+        )
+
+    def _title(self) -> str:
+        summary = self.summary
+        return f"{summary['labelled']:,} of {summary['rows']:,} rows labelled with {summary['model']['name']}"
+
+    def _shares(self) -> str:
+        shares = self.summary["categories"]["overall"]
+        return notebook.shares_text({name: shares[name] for name in CATEGORIES}) if self.summary["labelled"] else "none"
 
     @cached_property
     def facts(self) -> pl.DataFrame | None:

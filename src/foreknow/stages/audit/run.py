@@ -28,7 +28,8 @@ from foreknow.inference.server.model import PREFIX, Address, address_of
 from foreknow.inference.surprisal import LONG
 from foreknow.io.run_dir import RunDir, fingerprint, read_json, write_folder, write_frame, write_json, write_whole
 from foreknow.models import loading
-from foreknow.models.resolve import resolve
+from foreknow.models.in_memory import ModelInMemory
+from foreknow.models.resolve import check_name, resolve
 from foreknow.models.versions import library_versions
 from foreknow.progress import duration, meter
 from foreknow.stages.audit import time_budget
@@ -73,6 +74,8 @@ def run(config: AuditConfig) -> AuditResult:
     """
     began = time.monotonic()
     out, address = required_out(config.out), address_of(config.model)
+    if address is None:
+        check_name(config.model)
     if config.minutes is not None:
         time_budget.check_settings(config)
     if address is not None:
@@ -90,7 +93,7 @@ def run(config: AuditConfig) -> AuditResult:
     if config.chance:  # locks the folder itself
         from foreknow.stages.audit.chance_probe import compute_chance  # keeps torch out
 
-        compute_chance(audit)
+        compute_chance(audit, memory=config.model if isinstance(config.model, ModelInMemory) else None)
         write_page(audit)
     audit.gate(config.max_unknown)
     return audit

@@ -22,6 +22,7 @@ from foreknow.errors import ConfigError
 from foreknow.inference.vllm_engine import vllm_answers
 from foreknow.models import loading, memory_plan
 from foreknow.models.fluency import Fluency, check_fluency
+from foreknow.models.in_memory import ModelInMemory
 from foreknow.prompts import few_shot
 from foreknow.prompts.chat_templates import choose_template
 from foreknow.prompts.prompt_template import PAPER, Prompter, read_template
@@ -130,7 +131,13 @@ def with_batch_sizes(config: AuditConfig, device: str, dtype: str, folder: Path)
         sizes = memory_plan.MOST
         if gpu := loading.gpu_memory(config.device):
             plan = memory_plan.plan_batches(
-                folder, dtype, gpu.total, sets=config.exemplar_sets, shots=config.shots, gpus=gpu.gpus
+                folder,
+                dtype,
+                gpu.total,
+                sets=config.exemplar_sets,
+                shots=config.shots,
+                gpus=gpu.gpus,
+                parameters=config.model.parameters if isinstance(config.model, ModelInMemory) else None,
             )
             sizes = plan.sizes
             logger.info(plan.line)

@@ -6,20 +6,24 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from foreknow.errors import InputError
 from foreknow.io.remote import download
 from foreknow.io.run_dir import not_finished, read_json, verify
+from foreknow.report import notebook
+from foreknow.stages.finished_run import FinishedRun, to_pandas
+
+if TYPE_CHECKING:
+    import altair as alt
+    import pandas as pd
 
 
-@dataclass(frozen=True)
-class EvaluateResult:
+@dataclass(frozen=True, repr=False)
+class EvaluateResult(FinishedRun):
     """Reads the tables and the summary of a finished evaluation from its run folder."""
-
-    folder: Path
 
     @cached_property
     def rows(self) -> pl.DataFrame:
@@ -31,6 +35,48 @@ class EvaluateResult:
         """Return EM, wrong answers, refusals and moves (`metrics.summarise_answers`), and which model was asked how."""
         contents: dict[str, Any] = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
         return contents
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the rows as a pandas table."""
+        return to_pandas(self.rows)
+
+    def plot(self) -> alt.LayerChart:
+        """Return a chart of exact match with its intervals: all rows, and each category."""
+        from foreknow.report.notebook_charts import em_chart  # keeps altair out
+
+        return em_chart(self.summary["em"], self._matching)
+
+    def __repr__(self) -> str:
+        return f"EvaluateResult({self.summary['model']['name']}: {self._sentence()}; {self._where()})"
+
+    def _repr_html_(self) -> str:
+        em = self.summary["em"]
+        parts = {"all rows": em["overall"], **em["by_category"]}
+        lines = [
+            (name, part[self._matching]["rows"], _percent(part[self._matching]["share"]))
+            for name, part in parts.items()
+        ]
+        return notebook.card(
+            f"evaluation of {self.summary['model']['name']}",
+            self._sentence(),
+            notebook.table(("rows of", "rows", "exact match"), lines),
+            notebook.note(self._where()),
+        )
+
+    @property
+    def _matching(self) -> str:
+        return str(self.summary["protocol"]["match"])
+
+    def _sentence(self) -> str:
+        answers, overall = self.summary["answers"], self.summary["em"]["overall"][self._matching]
+        return (
+            f"{_percent(overall['share'])} of {self.summary['rows']:,} answers right, {answers['wrong']:,} wrong, "
+            f"{answers['refused']:,} refused"
+        )
+
+
+def _percent(share: float | None) -> str:
+    return "none" if share is None else notebook.percent(share)
 
 
 def open_evaluation(folder: str | Path) -> EvaluateResult:

@@ -412,7 +412,7 @@ def _write(
             **{
                 "name": resolved_model.name,
                 "fingerprint": resolved_model.fingerprint,
-                "folder": str(resolved_model.path),
+                "folder": resolved_model.summary["folder"],
             },
             **{
                 "note": resolved_model.note,

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import yaml
@@ -15,14 +15,17 @@ from foreknow.errors import InputError
 from foreknow.io.csv_escape import table_of
 from foreknow.io.remote import download
 from foreknow.io.run_dir import not_finished, verify
+from foreknow.report import notebook
 from foreknow.stages.audit.result import AuditResult, open_audit
+from foreknow.stages.finished_run import FinishedRun, to_pandas
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
-@dataclass(frozen=True)
-class StudyResult:
+@dataclass(frozen=True, repr=False)
+class StudyResult(FinishedRun):
     """A finished study: a view of its folder."""
-
-    folder: Path
 
     @cached_property
     def results(self) -> pl.DataFrame:
@@ -62,6 +65,24 @@ class StudyResult:
         """Return the manifest: model, data, grid and cost."""
         found: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
         return found
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the results as a pandas table."""
+        return to_pandas(self.results)
+
+    def __repr__(self) -> str:
+        return f"StudyResult({self._sentence()}; {self._where()})"
+
+    def _repr_html_(self) -> str:
+        claims = self.tables["claims"]
+        return notebook.card(
+            "study", self._sentence(), notebook.table(claims.columns, claims.iter_rows()), notebook.note(self._where())
+        )
+
+    def _sentence(self) -> str:
+        claims = self.tables["claims"]
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in claims["verdict"].value_counts(sort=True).rows())
+        return f"{self.manifest['model']['name']}: {claims.height} claims of the paper tested: {counts}"
 
 
 def open_study(folder: str | Path) -> StudyResult:

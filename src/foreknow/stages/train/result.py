@@ -6,14 +6,20 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
 from foreknow.errors import InputError
 from foreknow.io.remote import download
 from foreknow.io.run_dir import not_finished, verify
+from foreknow.report import notebook
+from foreknow.stages.finished_run import FinishedRun, to_pandas
 from foreknow.stages.train import curves
+
+if TYPE_CHECKING:
+    import altair as alt
+    import pandas as pd
 
 EARLY_STOP: Final = "early_stop"
 """The folder with the weights of the best epoch (paper, section 3)."""
@@ -49,11 +55,9 @@ WATCHED: Final[dict[str, pl.DataType]] = {
 """The contract of `rows.parquet`: the rows to which `outcomes.parquet` refers. `answer` is the gold."""
 
 
-@dataclass(frozen=True)
-class TrainResult:
+@dataclass(frozen=True, repr=False)
+class TrainResult(FinishedRun):
     """Reads the tables and results of a finished run from its folder."""
-
-    folder: Path
 
     @cached_property
     def results(self) -> dict[str, Any]:
@@ -87,6 +91,48 @@ class TrainResult:
     def rows(self) -> pl.DataFrame:
         """Return the watched rows themselves (`WATCHED`)."""
         return pl.read_parquet(self.folder / "rows.parquet")
+
+    @property
+    def best(self) -> Path:
+        """Return the folder with the weights of the best epoch; of the last one if only these were kept."""
+        folder = self.results["early_stop"]["folder"] or self.results["convergence"]["folder"]
+        return self.folder / str(folder)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the metrics of every evaluation as a pandas table, one line each, one column a metric."""
+        return to_pandas([{"epoch": line["epoch"], "step": line["step"], **curves.flat(line)} for line in self.metrics])
+
+    def plot(self) -> alt.Chart:
+        """Return a chart of what is fitted and answered right, by epoch."""
+        from foreknow.report.notebook_charts import epochs_chart  # keeps altair out
+
+        return epochs_chart(self.metrics)
+
+    def __repr__(self) -> str:
+        return f"TrainResult({self.results['model']['name']}: {self._sentence()}; {self._where()})"
+
+    def _repr_html_(self) -> str:
+        lines = []
+        for name, key in (("best epoch", EARLY_STOP), ("last epoch", CONVERGENCE)):
+            metrics = self.results[key]["metrics"]
+            shares = "; ".join(f"{name} {notebook.percent(share)}" for name, share in metrics["em"].items())
+            fitted = "; ".join(f"{name} {notebook.percent(share)}" for name, share in metrics["fitted"].items())
+            lines.append((name, metrics["epoch"], shares, fitted, self.results[key]["folder"] or "not kept"))
+        return notebook.card(
+            f"training of {self.results['model']['name']}",
+            self._sentence(),
+            notebook.table(("", "epoch", "exact match", "train rows fitted", "weights"), lines),
+            notebook.note(self._where()),
+        )
+
+    def _sentence(self) -> str:
+        best, last = self.results[EARLY_STOP]["metrics"], self.results[CONVERGENCE]["metrics"]
+        shares = [
+            f"{name} EM {notebook.percent(share)}"
+            + ("" if best["epoch"] == last["epoch"] else f" (last epoch {notebook.percent(last['em'][name])})")
+            for name, share in best["em"].items()
+        ]
+        return f"best epoch {best['epoch']:g} of {last['epoch']:g}: {', '.join(shares) or 'no set was measured'}"
 
 
 def open_train(folder: str | Path) -> TrainResult:

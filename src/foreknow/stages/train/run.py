@@ -47,7 +47,7 @@ from foreknow.errors import ConfigError, RunFolderError
 from foreknow.io.run_dir import RunDir, fingerprint, read_json, write_frame, write_json
 from foreknow.models.adapters import about
 from foreknow.models.packaged import verify_checksums
-from foreknow.models.resolve import resolve
+from foreknow.models.resolve import check_name, resolve
 from foreknow.models.versions import library_versions
 from foreknow.stages.mix.sampling import manifest_path, read_manifest
 from foreknow.stages.skeleton import PreparedRun, Stage, nothing_to_do, required_out, run_stage
@@ -142,6 +142,7 @@ def run(config: TuneConfig, *, page: bool = True) -> TrainResult:
 
 def _run(config: TuneConfig, page: bool) -> TrainResult:
     out = required_out(config.out)
+    check_name(config.model)
     inputs = read_inputs(config)
 
     def prepare(folder: RunDir) -> AbstractContextManager[PreparedRun]:
