@@ -54,7 +54,6 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="print where the host's time goes, slower than it is")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         whole = resolve("smollm2-135m").folder
         logits = read_logits(args)
@@ -62,6 +61,7 @@ def main() -> None:
             logits = record(whole, args)
             if args.logits:
                 torch.save({"what": what(args), "logits": logits}, args.logits)
+        torch.set_num_threads(1)
         found = host_share(shallow_model(whole, Path(folder), args.layers), logits, args)
     for key, value in found.items():
         print(f"{key:<44}{f'{value:,.3f}' if isinstance(value, float) else value}")

@@ -221,8 +221,8 @@ class AnswerSearch:
         if not self.frontier:
             return self.lost_lenient if lenient else self.lost
         if lenient:
-            return self.lost_lenient + sum(m for m, _ in self.frontier.values())
-        return self.lost + sum(m for m, strict in self.frontier.values() if strict)
+            return self.lost_lenient + sum([m for m, _ in self.frontier.values()])
+        return self.lost + sum([m for m, strict in self.frontier.values() if strict])
 
     def greedy(self) -> Greedy:
         """Follow the largest logits as far as they are known, or until the answer is surely wrong."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final, cast
 
 import numpy as np
@@ -185,6 +186,26 @@ class DeviceBatch:
     scatter: Tensor  # [tokens] padded slot of each token
     wanted: Tensor  # [wanted] tokens whose hidden states are returned
     masks: list[SegmentMask]
+    filled: int  # the number of tokens that are not padding
+
+    @cached_property
+    def gather(self) -> Tensor:
+        """Return the position in the batch of each padded slot, of all segments: [slots]."""
+        return torch.cat([mask.gather for mask in self.masks])
+
+    @cached_property
+    def slot_of_token(self) -> Tensor:
+        """Return the padded slot of each token, -1 for tokens that are padding: [tokens]."""
+        slots = self.scatter.clone()
+        slots[self.filled :] = -1
+        return slots
+
+    @cached_property
+    def token_of_slot(self) -> Tensor:
+        """Return the token of each padded slot, -1 for slots that are padding: [slots]."""
+        tokens = torch.full_like(self.gather, -1)
+        tokens[self.scatter[: self.filled]] = torch.arange(self.filled, device=tokens.device)
+        return tokens
 
 
 @dataclass(frozen=True)
@@ -231,7 +252,8 @@ class PackedBatch:
             )
             for n, (s, hidden) in enumerate(zip(self.segments, hidden_masks, strict=True))
         ]
-        return DeviceBatch(ids[None], positions[None], scatter, wanted, masks)
+        filled = sum(length for s in self.segments for length in s.lengths)
+        return DeviceBatch(ids[None], positions[None], scatter, wanted, masks, filled)
 
 
 def _attend(

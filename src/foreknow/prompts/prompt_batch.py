@@ -4,8 +4,8 @@ The prompts of one row differ only in their exemplars, and end in the same text:
 splits a text from left to right by a pattern, and merges only within its pieces, gives that end the same ids behind
 every set of exemplars. So a row is encoded once, behind a single exemplar, and its ids after the common beginning are
 put behind the ids of each set. The first chunk proves it on one row of each group, whose prompts are encoded whole, and
-every later chunk on one prompt of such a row: where one differs, all prompts of that group are encoded whole. So are the
-prompts of tokenizers that work in another way.
+every later chunk proves it on one prompt of such a row. Where one differs, all prompts of that group are encoded whole.
+So are the prompts of tokenizers that work in another way.
 """
 
 from __future__ import annotations
