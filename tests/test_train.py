@@ -368,7 +368,7 @@ def test_gradients_that_are_copied_back_are_those_that_torch_adds_up(monkeypatch
     model: Any = OTHERS["sliding window"]().train()
     rows = [TrainingExample(n, (20, 21, 22, 40 + n, *range(30, 30 + 7 * (n % 4))), (7, 9 + n, 0)) for n in range(9)]
     found = []
-    for copy_rows in (answer_loss._copy_rows, lambda x, index, back: x.index_select(0, index)):
+    for copy_rows in (answer_loss._copy_rows, lambda x, index, _: x.index_select(0, index)):
         monkeypatch.setattr(answer_loss, "_copy_rows", copy_rows)
         model.zero_grad()
         with PackedPass(model).attached() as packed:

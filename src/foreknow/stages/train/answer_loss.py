@@ -246,13 +246,13 @@ def _attend(
     slots = [s.rows * s.width for s in batch.segments]
     padded = [_copy_rows(x, here.gather, here.slot_of_token).split(slots) for x in (q_all, k_all, v_all)]
     outputs = []
-    for s, seat, q, k, v in zip(batch.segments, here.masks, *padded, strict=True):
+    for s, seat, q_own, k_own, v_own in zip(batch.segments, here.masks, *padded, strict=True):
         n, width = s.rows, s.width
         far_back = window if window is not None and s.last >= window else None
-        q = q.view(n, width, kv_heads, group, size)
+        q = q_own.view(n, width, kv_heads, group, size)
         q = q.permute(0, 2, 3, 1, 4).reshape(n * kv_heads, group * width, size)
-        k = k.view(n, width, kv_heads, size).transpose(1, 2)
-        v = v.view(n, width, kv_heads, size).transpose(1, 2)
+        k = k_own.view(n, width, kv_heads, size).transpose(1, 2)
+        v = v_own.view(n, width, kv_heads, size).transpose(1, 2)
         scores = torch.bmm(q, k.reshape(n * kv_heads, width, size).transpose(1, 2))
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
