@@ -1,6 +1,6 @@
 """How much of a row's time is Python's? The probe's own share, beside the model's layers and its output head.
 
-    python benchmarks/host.py [--layers 1] [--rows 256] [--rounds 3] [--out FILE.json] [--profile]
+    python benchmarks/host.py [--layers 1] [--rows 256] [--rounds 3] [--logits FILE] [--out FILE.json] [--profile]
 
 The whole model probes the rows once, and the logits that its output head gives are recorded. In the rounds that are
 measured, a model with SmolLM2's vocabulary, tokenizer and first layer only stands in its place, and the head returns
@@ -8,6 +8,9 @@ the recorded logits: the search does what it does with the whole model, and a ro
 so processor time is work and no thread waits for another. A round probes all rows, exemplar prefixes included, with
 nothing remembered of earlier rows. Its processor time is that of the one layer, and of the host, which is all the rest
 (prompts, tokens, packing, next-token distributions, search, frames). Each figure is the median of the rounds.
+
+`--logits` keeps what was recorded in a file, so that a second run (for instance of changed code) takes seconds. The
+digest is that of the probes and answers: it is the same in two runs if, and only if, all their bytes are.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import argparse
 import cProfile
 import gc
+import hashlib
 import json
 import pstats
 import statistics
@@ -46,13 +50,18 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--chunk-rows", type=int, default=128)
+    parser.add_argument("--logits", type=Path, help="where the recorded logits are, or are to be written")
     parser.add_argument("--profile", action="store_true", help="print where the host's time goes, slower than it is")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         whole = resolve("smollm2-135m").folder
-        logits = record(whole, args)
+        logits = read_logits(args)
+        if logits is None:
+            logits = record(whole, args)
+            if args.logits:
+                torch.save({"what": what(args), "logits": logits}, args.logits)
+        torch.set_num_threads(1)
         found = host_share(shallow_model(whole, Path(folder), args.layers), logits, args)
     for key, value in found.items():
         print(f"{key:<44}{f'{value:,.3f}' if isinstance(value, float) else value}")
@@ -76,6 +85,22 @@ def shallow_model(source: Path, folder: Path, layers: int) -> Path:
     }
     save_file(few, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def what(args: argparse.Namespace) -> dict[str, int]:
+    """Return what recorded logits depend on."""
+    return {"rows": args.rows, "chunk_rows": args.chunk_rows}
+
+
+def read_logits(args: argparse.Namespace) -> list[Logits] | None:
+    """Return the logits of an earlier run; None if there is no file. Raises SystemExit if they are of other rows."""
+    if args.logits is None or not args.logits.exists():
+        return None
+    recorded: dict[str, Any] = torch.load(args.logits, weights_only=True)
+    if recorded["what"] != what(args):
+        raise SystemExit(f"{args.logits}: recorded with {recorded['what']}, expected {what(args)}; name another file")
+    logits: list[Logits] = recorded["logits"]
+    return logits
 
 
 def record(model: Path, args: argparse.Namespace) -> list[Logits]:
@@ -115,7 +140,10 @@ def host_share(model: Path, logits: list[Logits], args: argparse.Namespace) -> d
         engine, prober = context.probing.packed, context.probing.prober
         assert engine is not None
         plan, spent = chunks(context.plan.rows, args.chunk_rows), Counter[str]()
+        digest = hashlib.sha256()
         engine.packed.body.forward = timed(engine.packed.body.forward, "layers", spent)
+        nested = Counter[str]()
+        object.__setattr__(prober, "prompts", timed(prober.prompts, "prompts", nested))  # the prober is frozen
 
         def one_round() -> dict[str, float]:
             """Return the seconds of processor time of each part of one round."""
@@ -124,23 +152,28 @@ def host_share(model: Path, logits: list[Logits], args: argparse.Namespace) -> d
             for memory in (engine._families, getattr(prober, "_matchers", {}), getattr(prober, "_groups", {})):
                 memory.clear()
             spent.clear()
+            nested.clear()
             gc.collect()
             began = time.process_time()
-            for part in plan:
-                prober.probe(part)
-            return {**spent, "host": time.process_time() - began - sum(spent.values())}
+            results = [prober.probe(part) for part in plan]
+            host = time.process_time() - began - spent["layers"]
+            for probes, answers in results:
+                digest.update(probes.write_json().encode() + answers.write_json().encode())
+            return {**spent, "host": host, "prompts": nested["prompts"]}
 
         one_round()  # first touch of the weights
+        digest_of_one = digest.copy().hexdigest()[:16]
         rounds = [one_round() for _ in range(args.rounds)]
         if args.profile:
             profile = cProfile.Profile()
             profile.runcall(one_round)
             pstats.Stats(profile).sort_stats("tottime").print_stats(40)
     rows = sum(part.height for part in plan)
-    parts = {name: statistics.median(r[name] for r in rounds) / rows * 1000 for name in ("layers", "host")}
+    parts = {name: statistics.median(r[name] for r in rounds) / rows * 1000 for name in ("layers", "host", "prompts")}
     return {
         "layers, rows": f"{args.layers}, {rows}",
         **{f"{name}, ms of a core a row": value for name, value in parts.items()},
+        "digest of probes and answers": digest_of_one,
         "host of each round, ms a row": ", ".join(f"{r['host'] / rows * 1000:.2f}" for r in rounds),
     }
 

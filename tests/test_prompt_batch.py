@@ -152,7 +152,31 @@ def test_openings_exclude_most_tokens() -> None:
     assert [p for p in (" Yo", " London", "port", "-y", " the", ".", "z") if openings.exclude(p)] == [
         *(" London", "port", "z"),
     ]
-    assert Accepted.of(["Z\u00fcrich"]).openings("Z") is None, "accents are left to `judge`"
+    openings = Accepted.of(["Z\u00fcrich"]).openings("Z")
+    assert openings is not None
+    assert [p for p in ("\u00fcr", "u", "\u0308", "o", "\u00f6", "\ufffd", " v") if openings.exclude(p)] == [
+        *("o", "\u00f6", " v"),
+    ]
+    assert Accepted.of(["Z\u00fcrich"]).openings("Z\u00fc") is None, "after an accent only `judge` can tell"
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(st.text(max_size=5), min_size=1, max_size=3),
+    st.text(st.characters(max_codepoint=127), max_size=4),
+    st.text(max_size=3),
+    st.integers(0, 4),
+)
+def test_no_text_in_any_script_is_excluded_that_could_become_right(
+    answers: list[str], text: str, piece: str, cut: int
+) -> None:
+    accepted = Accepted.of(answers)
+    for before in (text, answers[0][:cut], canonical_parts(answers[0])[:cut], normalise(answers[0])[:cut]):
+        openings = accepted.openings(before)
+        for answer in (answers[0], canonical_parts(answers[0]), normalise(answers[0])):
+            for after in (piece, answer[len(before) : len(before) + 2], " " + answer[len(before) :]):
+                if openings is not None and openings.exclude(after):
+                    assert not _judge_any(accepted, before + after).lenient_open
 
 
 def test_one_call_for_all_segments_gives_what_one_for_each_gives(monkeypatch: pytest.MonkeyPatch) -> None:

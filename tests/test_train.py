@@ -38,7 +38,7 @@ from foreknow.errors import ConfigError, ForeknowError, InputError, ModelError, 
 from foreknow.io.run_dir import FORMAT
 from foreknow.models import loading
 from foreknow.settings import settings_of
-from foreknow.stages.train import checkpoints
+from foreknow.stages.train import answer_loss, checkpoints
 from foreknow.stages.train import loop as tune_loop
 from foreknow.stages.train import run as train_run
 from foreknow.stages.train.answer_loss import PackedPass, PlainPass, open_pass, shared_beginning
@@ -361,6 +361,23 @@ def test_rows_that_share_a_beginning_have_the_gradients_of_separate_rows(kind: s
         packed.losses(rows)[1].sum().backward()
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, wanted[name], atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_gradients_that_are_copied_back_are_those_that_torch_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model: Any = OTHERS["sliding window"]().train()
+    rows = [TrainingExample(n, (20, 21, 22, 40 + n, *range(30, 30 + 7 * (n % 4))), (7, 9 + n, 0)) for n in range(9)]
+    found = []
+    for copy_rows in (answer_loss._copy_rows, lambda x, index, _: x.index_select(0, index)):
+        monkeypatch.setattr(answer_loss, "_copy_rows", copy_rows)
+        model.zero_grad()
+        with PackedPass(model).attached() as packed:
+            model.train()
+            packed.losses(rows)[1].sum().backward()
+        found.append({name: gradient.clone() for name, gradient in gradients(model).items()})
+    assert len(found[0]) > 5
+    for name, gradient in found[0].items():
+        assert torch.equal(gradient, found[1][name]), name
 
 
 def test_a_beginning_is_shared_where_it_saves_something() -> None:

@@ -12,13 +12,14 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import product
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 Mode = Literal["strict", "lenient"]
 
 _ARTICLES = ("a", "an", "the")
+_ARTICLE_STARTS = frozenset({"a", "an", "t", "th", "the"})
 _WORD = re.compile(r"\w+", re.UNICODE)
 _TATWEEL = "\u0640"  # stretches an Arabic word in print
 _SELECTORS = re.compile("[\u180b-\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # the form of the character before
@@ -137,28 +138,55 @@ _RESULTS = {flags: MatchResult(*flags) for flags in product((False, True), repea
 """Every result once: a search judges hundreds of texts a row."""
 
 
-class Openings(NamedTuple):
-    """The characters with which the next letter or digit may come, after a text that may still become right.
+_CODES: Final = 127
+"""How many characters have a code of their own in `opening_code`; characters beyond ASCII share them."""
 
-    `new_word`: where a blank stands before it. `same_word`: where none does. Articles may always come.
+
+def opening_code(piece: str) -> int:
+    """Return a byte for the first letter or digit of a piece of text, and for whether a blank stands before it.
+
+    0 where only judging can tell what the piece does to a text. Two letters may share a code.
     """
+    after_blank, character = _opening(piece)
+    return 2 + 2 * (ord(character) % _CODES) + after_blank if character else 0
 
-    new_word: frozenset[str]
-    same_word: frozenset[str]
+
+def _opening(piece: str) -> tuple[bool, str]:
+    """Return whether a blank begins a piece, and its first letter or digit in lenient form; "" where unclear."""
+    if piece.isascii():
+        bare = piece.lower().translate(_DROPPED_ASCII)
+        return bare[:1].isspace(), bare.lstrip()[:1]
+    letters = piece.lstrip(" ")
+    if not _begins_word(letters) or "\ufffd" in piece:
+        return False, ""
+    character = _decompose(_bare(letters))[:1]
+    return letters != piece, character if _begins_word(character) else ""
+
+
+def _begins_word(text: str) -> bool:
+    """Return whether a text begins with a letter or digit that lenient matching passes over in no company."""
+    return text != "" and unicodedata.category(text[0])[0] in "LN" and not _is_invisible(text[0])
+
+
+class Openings(NamedTuple):
+    """The pieces that may follow a text that may still become right: 1 at their `opening_code`, 0 elsewhere."""
+
+    table: bytes
+
+    @classmethod
+    def of(cls, new_word: Iterable[str], same_word: Iterable[str]) -> Openings:
+        """Return the openings from the letters and digits that may come after a blank, and without one."""
+        table = bytearray(256)
+        table[0] = 1
+        for character in new_word:
+            table[3 + 2 * (ord(character) % _CODES)] = 1
+        for character in same_word:
+            table[2 + 2 * (ord(character) % _CODES)] = 1
+        return cls(bytes(table))
 
     def exclude(self, piece: str) -> bool:
         """Return whether no text that goes on with `piece` can become right; False where only judging can tell."""
-        after_blank, character = _opening(piece)
-        return character not in (self.new_word if after_blank else self.same_word) and character != ""
-
-
-@lru_cache(maxsize=65536)
-def _opening(piece: str) -> tuple[bool, str]:
-    """Return whether a blank begins a piece, and its first letter or digit in lenient form; "" where unclear."""
-    if not piece.isascii():
-        return False, ""
-    bare = piece.lower().translate(_DROPPED_ASCII)
-    return bare[:1].isspace(), bare.lstrip()[:1]
+        return not self.table[opening_code(piece)]
 
 
 @dataclass(frozen=True)
@@ -205,8 +233,8 @@ class Accepted:
         return MatchResult(strict_match, lenient_match, strict_open, lenient_open)
 
     def openings(self, text: str) -> Openings | None:
-        """Return which texts may follow `text` at all; None where `text` or an answer is not ASCII."""
-        if not text.isascii() or not self.is_ascii or "" in self.skeletons:
+        """Return which pieces may follow `text` at all, articles among them; None where `text` is not ASCII."""
+        if not text.isascii() or "" in self.skeletons:
             return None
         bare = text.lower().translate(_DROPPED_ASCII)
         *words, last = bare.split() or [""]
@@ -217,22 +245,21 @@ class Accepted:
             "t",
         }
         if not last or bare[-1].isspace():
-            return Openings(frozenset(new_word), frozenset(new_word))
+            return Openings.of(new_word, new_word)
         grown = done + last
         same_word = {s[len(grown)] for s in self.skeletons if s.startswith(grown) and len(s) > len(grown)}
         same_word |= {a[len(last)] for a in _ARTICLES if a.startswith(last) and len(a) > len(last)}
-        return Openings(frozenset(new_word), frozenset(same_word))
-
-    @cached_property
-    def is_ascii(self) -> bool:
-        """Return whether all accepted answers are ASCII."""
-        return all(text.isascii() for text in self.strict)
+        return Openings.of(new_word, same_word)
 
     def _judge_ascii(self, text: str) -> MatchResult:
         """Match like `judge`. ASCII has no accents and one way to write a letter, so nothing is normalised."""
         finished = text.strip() in self.strict
         head = text.lstrip()
-        strict_open = finished or any(a.startswith(head) for a in self.parts)
+        strict_open = finished
+        for part in self.parts:
+            if part.startswith(head):
+                strict_open = True
+                break
         lower = text.lower()
         words = lower.translate(_DROPPED_ASCII).split()
         form = " ".join([w for w in words if w not in _ARTICLES]) or " ".join(lower.split())
@@ -249,10 +276,9 @@ class Accepted:
         # the last word may still grow: into an article, which vanishes, or into the answer
         done = "".join(w for w in words[:-1] if w not in _ARTICLES)
         last = words[-1]
+        grows_into_article = last in _ARTICLE_STARTS
         for skeleton in self.skeletons:
-            if skeleton.startswith(done) and any(a.startswith(last) for a in _ARTICLES):
-                return True
-            if skeleton.startswith(done + last):
+            if skeleton.startswith(done) and (grows_into_article or skeleton.startswith(last, len(done))):
                 return True
         return False
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Final, NamedTuple
 
 from foreknow.data.exact_match import Accepted, MatchResult, answer_of
@@ -52,12 +53,29 @@ _DEAD: Final = PathStep(None, MatchResult(False, False, False, False))
 
 
 class NextSteps(dict[int, PathStep]):
-    """The step of each token that can follow a path. A token is judged when it is first looked up."""
+    """The step of each token that can follow a path. A token is judged when it is first looked up.
+
+    `openings`: which tokens are worth a look, by the code of their text (`exact_match.opening_code`); None: all are.
+    """
 
     def __init__(self, matcher: PathMatcher, path: TokenPath, text: str):
         super().__init__()
         self.matcher, self.path, self.text = matcher, path, text
-        self.openings = matcher.accepted.openings(text)
+        self.codes = matcher.vocabulary.opening_codes
+        openings = None if self.codes is None else matcher.accepted.openings(text)
+        self.openings = None if openings is None else openings.table
+
+    def can_open(self, tokens: Sequence[int]) -> bytes | None:
+        """Return, for each token, 1 unless its first letter shows that no answer can be right after it.
+
+        None where the tokens' texts are not known, or do not say it.
+        """
+        if self.openings is None or self.codes is None:
+            return None
+        try:
+            return bytes(map(self.codes.__getitem__, tokens)).translate(self.openings)
+        except IndexError:  # the model's vocabulary is larger than its tokenizer's
+            return None
 
     def __missing__(self, token: int) -> PathStep:
         step = self[token] = self.matcher._compute_step(self, token)
@@ -80,7 +98,7 @@ class PathMatcher:
         """Return the steps of the tokens that can follow `path`, by token."""
         known = self._next.get(path)
         if known is None:
-            text = self.vocabulary.decode(path) if path else ""
+            text = self.vocabulary.decode_next(self.after(path[:-1]).text, path[:-1], path[-1]) if path else ""
             known = self._next[path] = NextSteps(self, path, text)
         return known
 
@@ -95,9 +113,7 @@ class PathMatcher:
             return self._final_step(after.text.strip())
         if token in vocabulary.breaks:
             return self._final_step(answer_of(vocabulary.decode_next(after.text, after.path, token)))
-        pieces = vocabulary.pieces
-        has_piece = pieces is not None and token < len(pieces)
-        if pieces is not None and has_piece and after.openings is not None and after.openings.exclude(pieces[token]):
+        if (possible := after.can_open((token,))) is not None and not possible[0]:
             return _DEAD
         whole = vocabulary.decode_next(after.text, after.path, token)
         verdict = self.accepted.judge(whole)
@@ -172,15 +188,18 @@ class AnswerSearch:
         node = self.nodes[path]
         last = len(path) + 1 >= self.max_new
         unsearched = mass * node.tail
-        negligible, steps = self.negligible, self.matcher.after(path)
-        for index, (token, p) in enumerate(zip(node.tokens, node.p, strict=True)):
-            share = mass * p
-            if share < negligible:
-                unsearched += mass * sum(node.p[index:])
-                break
+        steps = self.matcher.after(path)
+        count = _count_likely(node.p, mass, self.negligible)
+        if count < len(node.p):
+            unsearched += mass * sum(node.p[count:])
+        tokens = node.tokens[:count]
+        pairs: Iterable[tuple[int, float]] = zip(tokens, node.p, strict=False)
+        possible = steps.can_open(tokens)
+        for token, p in pairs if possible is None else compress(pairs, possible):
             step = steps[token]
             if step is _DEAD:
                 continue
+            share = mass * p
             if step.final is not None:
                 self.strict += share * step.strict
                 self.lenient += share * step.lenient
@@ -202,8 +221,8 @@ class AnswerSearch:
         if not self.frontier:
             return self.lost_lenient if lenient else self.lost
         if lenient:
-            return self.lost_lenient + sum(m for m, _ in self.frontier.values())
-        return self.lost + sum(m for m, strict in self.frontier.values() if strict)
+            return self.lost_lenient + sum([m for m, _ in self.frontier.values()])
+        return self.lost + sum([m for m, strict in self.frontier.values() if strict])
 
     def greedy(self) -> Greedy:
         """Follow the largest logits as far as they are known, or until the answer is surely wrong."""
@@ -230,6 +249,20 @@ class AnswerSearch:
     def _can_be_strict(self, path: TokenPath) -> bool:
         verdicts = (self.matcher.step(path[:n]).verdict for n in range(1, len(path) + 1))
         return all(verdict is not None and verdict.strict_open for verdict in verdicts)
+
+
+def _count_likely(p: Sequence[float], mass: float, negligible: float) -> int:
+    """Return how many of the falling probabilities `p` are, times `mass`, at least `negligible`."""
+    if not p or mass * p[-1] >= negligible:
+        return len(p)
+    low, high = 0, len(p) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if mass * p[middle] < negligible:
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,8 @@ class Prober:
         replaced_sets = [[j for j, (_, swapped) in enumerate(sets) if swapped] for sets in exemplar_sets]
         shots = [[shots for shots, _ in sets] for sets in exemplar_sets]
         encoded_rows = encoder.encode(records, shots, replaced_sets)
+        for name in encoder.proven & self._groups.keys():
+            self._groups[name] = self._groups[name]._replace(is_proven=True)
         replaced = [(i, j) for i, numbers in enumerate(replaced_sets) for j in numbers]
         own_family: Family = tuple(self._prefix_ids(exemplar_sets[i][j][0], records[i]["group"]) for i, j in replaced)
         own_member = {pair: n for n, pair in enumerate(replaced)}

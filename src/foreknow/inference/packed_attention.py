@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final, cast
 
 import numpy as np
@@ -187,6 +189,26 @@ class DeviceBatch:
     scatter: Tensor  # [tokens] padded slot of each token
     wanted: Tensor  # [wanted] tokens whose hidden states are returned
     masks: list[SegmentMask]
+    filled: int  # the number of tokens that are not padding
+
+    @cached_property
+    def gather(self) -> Tensor:
+        """Return the position in the batch of each padded slot, of all segments: [slots]."""
+        return torch.cat([mask.gather for mask in self.masks])
+
+    @cached_property
+    def slot_of_token(self) -> Tensor:
+        """Return the padded slot of each token, -1 for tokens that are padding: [tokens]."""
+        slots = self.scatter.clone()
+        slots[self.filled :] = -1
+        return slots
+
+    @cached_property
+    def token_of_slot(self) -> Tensor:
+        """Return the token of each padded slot, -1 for slots that are padding: [slots]."""
+        tokens = torch.full_like(self.gather, -1)
+        tokens[self.scatter[: self.filled]] = torch.arange(self.filled, device=tokens.device)
+        return tokens
 
 
 @dataclass(frozen=True)
@@ -233,7 +255,8 @@ class PackedBatch:
             )
             for n, (s, hidden) in enumerate(zip(self.segments, hidden_masks, strict=True))
         ]
-        return DeviceBatch(ids[None], positions[None], scatter, wanted, masks)
+        filled = sum(length for s in self.segments for length in s.lengths)
+        return DeviceBatch(ids[None], positions[None], scatter, wanted, masks, filled)
 
 
 def _attend(
@@ -427,6 +450,7 @@ def pack_segments(segments: Sequence[Segment], keep: bool) -> PackedBatch:
     wanted: list[int] = []
     positions, scatter, indices, hidden_masks = [], [], [], []
     shapes = []
+    trees: dict[tuple[int, int], tuple[list[int], NDArray[np.bool_]]] = {}  # prompts of a row share their answers' tree
     slots = 0
     for s in segments:
         start = 0 if s.prefix is None else len(s.prefix.ids)
@@ -439,12 +463,21 @@ def pack_segments(segments: Sequence[Segment], keep: bool) -> PackedBatch:
         hidden = np.ones((rows, width, past + width), dtype=bool)
         hidden[:, :, past:] = np.triu(hidden[0, :, past:], 1)
         hidden[len(s.branches) :, :, past + 1 :] = True
-        for r, b in enumerate(s.branches):
-            first[r], lengths[r] = len(ids), len(b.ids)
-            before[r] = 0 if s.past is None else s.past.lengths[r]
+        sizes = [len(b.ids) for b in s.branches]
+        begins = list(itertools.accumulate(sizes, initial=len(ids)))[:-1]
+        first[: len(sizes), 0], lengths[: len(sizes), 0] = begins, sizes
+        if s.past is not None:
+            before[: len(sizes), 0] = s.past.lengths[: len(sizes)]
+        for r, (b, begin) in enumerate(zip(s.branches, begins, strict=True)):
             if not isinstance(b.parents, range):
-                depth[r, : len(b.ids)], hidden[r, :, past:] = _family_tree(b.parents, width)
-            wanted.extend(len(ids) + w for w in b.wanted)
+                key = (id(b.parents), width)
+                if key not in trees:
+                    trees[key] = _family_tree(b.parents, width)
+                depth[r, : len(b.ids)], hidden[r, :, past:] = trees[key]
+            if isinstance(b.wanted, range):
+                wanted.extend(range(begin + b.wanted.start, begin + b.wanted.stop, b.wanted.step))
+            else:
+                wanted.extend([begin + w for w in b.wanted])
             ids.extend(b.ids)
         filled = np.arange(width) < lengths
         old = np.arange(past) < before
@@ -457,7 +490,6 @@ def pack_segments(segments: Sequence[Segment], keep: bool) -> PackedBatch:
         indices += [gather.ravel(), query.ravel(), keys.ravel()]
         hidden_masks.append(hidden.ravel())
         slots += rows * width
-        sizes = [len(b.ids) for b in s.branches]
         shapes.append(SegmentShape(s.prefix, s.past, sizes, rows, width, past + width, int(query.max())))
     padding = np.zeros(round_up(len(ids), 64) - len(ids), dtype=np.int64)
     head = [np.asarray(ids), padding, *positions, padding, *scatter, padding, np.asarray(wanted, dtype=np.int64)]

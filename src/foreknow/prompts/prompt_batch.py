@@ -3,8 +3,9 @@
 The prompts of one row differ only in their exemplars, and end in the same text: the row's question. A tokenizer that
 splits a text from left to right by a pattern, and merges only within its pieces, gives that end the same ids behind
 every set of exemplars. So a row is encoded once, behind a single exemplar, and its ids after the common beginning are
-put behind the ids of each set. Every chunk proves it on one row of each group, whose prompts are encoded whole: where
-one differs, all prompts of that group are encoded whole. So are the prompts of tokenizers that work in another way.
+put behind the ids of each set. The first chunk proves it on one row of each group, whose prompts are encoded whole, and
+every later chunk proves it on one prompt of such a row. Where one differs, all prompts of that group are encoded whole.
+So are the prompts of tokenizers that work in another way.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ Ids = tuple[int, ...]
 Shots = Sequence["Exemplar"]
 Record = Mapping[str, Any]
 
+_TRIALS: Final = ("\u00a7", "0")
+"""Two questions whose tokens differ from the first on."""
 _SPLITTERS: Final = {"ByteLevel", "Digits", "Split", "Sequence"}
 _NORMALIZERS: Final = {"NFC", "NFKC", "Lowercase", "Sequence"}
 """The steps of a tokenizer whose effect on a text does not depend on what stands further left."""
@@ -47,11 +50,13 @@ class GroupPrompts(NamedTuple):
     """The beginning of a group's prompts for each exemplar set.
 
     `single`: what prompts begin with behind the one exemplar `shots`; None where every prompt is encoded whole.
+    `is_proven`: an earlier chunk compared the prompts of one row, behind every set, with whole ones.
     """
 
     family: tuple[Ids, ...]
     single: Ids | None
     shots: Shots
+    is_proven: bool = False
 
 
 class EncodedRow(NamedTuple):
@@ -66,7 +71,7 @@ class EncodedRow(NamedTuple):
 
 def beginnings(prompter: Prompter, sets: Sequence[Shots], head: str) -> list[Beginning]:
     """Return what every prompt behind each of the sets begins with. `head`: the text all its questions begin with."""
-    texts = [prompter.text(shots, head + question) for shots in sets for question in ("\u00a7", "0")]
+    texts = [prompter.text(shots, head + question) for shots in sets for question in _TRIALS]
     ids = prompter.ids(texts)
     found = []
     for n in range(0, len(texts), 2):
@@ -77,13 +82,27 @@ def beginnings(prompter: Prompter, sets: Sequence[Shots], head: str) -> list[Beg
 
 def group_prompts(prompter: Prompter, sets: Sequence[Shots], head: str) -> GroupPrompts:
     """Return the beginnings of a group's prompts."""
-    shots = sets[0][-1:] if sets else ()
-    *of_sets, single = beginnings(prompter, [*sets, shots], head)
-    alike = len(sets) > 1 and len(single.ids) > 2 and splits_by_pattern(prompter.tokenizer)
-    for beginning in of_sets:
-        alike = alike and beginning.is_plain and single.is_plain and beginning.rest == single.rest
-        alike = alike and beginning.ids[-2:] == single.ids[-2:]
-    return GroupPrompts(tuple(b.ids for b in of_sets), single.ids if alike else None, shots)
+    every_shot = [shot for shots in sets for shot in shots]
+    shots = sorted(every_shot, key=lambda shot: len(shot.question) + len(shot.answer))[:1]
+    single = beginnings(prompter, [shots], head)[0]
+    if len(sets) > 1 and single.is_plain and len(single.ids) > 2 and splits_by_pattern(prompter.tokenizer):
+        family = _behind_sets(prompter, sets, head, single)
+        if family is not None:
+            return GroupPrompts(family, single.ids, shots)
+    return GroupPrompts(tuple(b.ids for b in beginnings(prompter, sets, head)), None, shots)
+
+
+def _behind_sets(prompter: Prompter, sets: Sequence[Shots], head: str, single: Beginning) -> tuple[Ids, ...] | None:
+    """Return what prompts begin with behind each set, from one prompt each; None where one ends unlike `single`'s."""
+    texts = [prompter.text(shots, head + _TRIALS[0]) for shots in sets]
+    family = []
+    for text, line in zip(texts, prompter.ids(texts), strict=True):
+        length = len(line) - len(single.rest)
+        ids = tuple(line[:length])
+        if tuple(line[length:]) != single.rest or ids[-2:] != single.ids[-2:] or not _is_plain(prompter, text):
+            return None
+        family.append(ids)
+    return tuple(family)
 
 
 def splits_by_pattern(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -107,11 +126,15 @@ def _step_types(step: dict[str, Any]) -> set[str]:
 
 
 class PromptEncoder:
-    """Encodes the prompts of a chunk of rows in a few calls of the tokenizer. `groups`: those of its rows."""
+    """Encodes the prompts of a chunk of rows in a few calls of the tokenizer.
+
+    `groups`: those of its rows. `proven`: after `encode`, the groups of which it checked a row.
+    """
 
     def __init__(self, prompter: Prompter, groups: Mapping[str, GroupPrompts]):
         self.prompter = prompter
         self.groups = groups
+        self.proven: set[str] = set()
 
     def encode(
         self, records: Sequence[Record], sets: Sequence[Sequence[Shots]], replaced: Sequence[Collection[int]]
@@ -160,24 +183,35 @@ class PromptEncoder:
         replaced: Sequence[Collection[int]],
         rows: list[EncodedRow | None],
     ) -> None:
-        """Encode the prompts of one row of each group whole; drop all rows of a group where they differ."""
+        """Encode prompts of one row of each group whole; drop all rows of a group where they differ.
+
+        They are the row's prompts behind all sets until a chunk has proved the group, and then one of them.
+        """
         first: dict[str, int] = {}
         for i, row in enumerate(rows):
             if row is not None and not replaced[i]:
                 first.setdefault(records[i]["group"], i)
         numbers = list(first.values())
-        whole_rows = self._whole([records[i] for i in numbers], [sets[i] for i in numbers])
+        checked = [self._sets_to_check(records[i]) for i in numbers]
+        sets_of = [[sets[i][j] for j in some] for i, some in zip(numbers, checked, strict=True)]
+        whole_rows = self._whole([records[i] for i in numbers], sets_of)
         differing = set()
-        for i, whole in zip(numbers, whole_rows, strict=True):
+        for i, some, whole in zip(numbers, checked, whole_rows, strict=True):
             row, family = rows[i], self.groups[records[i]["group"]].family
             assert row is not None
-            prompts = [(*ids, *end) for ids, (_, end) in zip(family, row.prompts, strict=True)]
+            prompts = [(*family[j], *row.prompts[j][1]) for j in some]
             if prompts != [ids for _, ids in whole.prompts] or row.answers != whole.answers:
                 differing.add(records[i]["group"])
+        self.proven = {name for name in first if name not in differing}
         for i, record in enumerate(records):
             # without a row to prove it on, a group's prompts are encoded whole
             if record["group"] in differing or record["group"] not in first:
                 rows[i] = None
+
+    def _sets_to_check(self, record: Record) -> Sequence[int]:
+        group = self.groups[record["group"]]
+        count = len(group.family)
+        return [record["row"] % count] if group.is_proven else range(count)
 
     def _encode_replaced(
         self,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from foreknow.data.exact_match import answer_of
+from foreknow.data.exact_match import answer_of, opening_code
 from foreknow.errors import ModelError
 
 TokenPath = tuple[int, ...]
@@ -33,6 +34,14 @@ class Vocabulary:
                 "this model's tokenizer has neither an end-of-sequence token nor a line break: no answer could end, "
                 "and every row would be called Unknown; choose another model, or set eos_token in its tokenizer"
             )
+
+    @cached_property
+    def opening_codes(self) -> bytes | None:
+        """Return the `opening_code` of each token's text, 0 for tokens that end an answer; None without `pieces`."""
+        if self.pieces is None:
+            return None
+        ends = self.ends | self.breaks
+        return bytes(0 if token in ends else opening_code(piece) for token, piece in enumerate(self.pieces))
 
     def is_end(self, token: int) -> bool:
         """Return whether the answer is over with this token."""

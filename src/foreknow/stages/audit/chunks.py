@@ -5,6 +5,7 @@ A chunk's result depends only on its rows and the settings, not on which process
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -54,25 +55,39 @@ def probe_chunks(probing: OpenProber, chunks: NumberedChunks) -> Iterator[ChunkR
     """Probe (number, rows) in order. Raises ResourceError if even small batches are too large for the memory."""
     import torch
 
-    for number, rows in chunks:
-        began = time.monotonic()
-        chunk, halved = with_less_memory(
-            partial(probing.prober.probe, rows),
-            probing.packed,
-            "out of memory; finished chunks are kept. Lower --chunk-rows, or use a smaller model",
-        )
-        cost = {
-            "seconds": time.monotonic() - began,
-            "rows": rows.height,
-            "halved": halved,
-            "engine": probing.engine,
-            "threads": torch.get_num_threads(),
-            "workers": 1,
-            "ray": None,
-        }
-        yield ChunkResult(number, chunk, pl.DataFrame([cost], schema=COST))
-        del chunk
-        release_memory()
+    with frozen_heap():
+        for number, rows in chunks:
+            began = time.monotonic()
+            chunk, halved = with_less_memory(
+                partial(probing.prober.probe, rows),
+                probing.packed,
+                "out of memory; finished chunks are kept. Lower --chunk-rows, or use a smaller model",
+            )
+            cost = {
+                "seconds": time.monotonic() - began,
+                "rows": rows.height,
+                "halved": halved,
+                "engine": probing.engine,
+                "threads": torch.get_num_threads(),
+                "workers": 1,
+                "ray": None,
+            }
+            yield ChunkResult(number, chunk, pl.DataFrame([cost], schema=COST))
+            del chunk
+            release_memory()
+
+
+@contextmanager
+def frozen_heap() -> Iterator[None]:
+    """Keep the garbage collector from objects that exist already: libraries, the model, the input's rows.
+
+    A full collection visits hundreds of thousands of them, and a chunk's short-lived objects set one off.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def score_long_answers(

@@ -243,14 +243,16 @@ def _attend(
     q_all = q_all.reshape(tokens, kv_heads, group, size)
     k_all, v_all = key[0].transpose(0, 1), value[0].transpose(0, 1)
     here = batch.on(query.device)
+    slots = [s.rows * s.width for s in batch.segments]
+    padded = [_copy_rows(x, here.gather, here.slot_of_token).split(slots) for x in (q_all, k_all, v_all)]
     outputs = []
-    for s, seat in zip(batch.segments, here.masks, strict=True):
+    for s, seat, q_own, k_own, v_own in zip(batch.segments, here.masks, *padded, strict=True):
         n, width = s.rows, s.width
         far_back = window if window is not None and s.last >= window else None
-        q = q_all.index_select(0, seat.gather).view(n, width, kv_heads, group, size)
+        q = q_own.view(n, width, kv_heads, group, size)
         q = q.permute(0, 2, 3, 1, 4).reshape(n * kv_heads, group * width, size)
-        k = k_all.index_select(0, seat.gather).view(n, width, kv_heads, size).transpose(1, 2)
-        v = v_all.index_select(0, seat.gather).view(n, width, kv_heads, size).transpose(1, 2)
+        k = k_own.view(n, width, kv_heads, size).transpose(1, 2)
+        v = v_own.view(n, width, kv_heads, size).transpose(1, 2)
         scores = torch.bmm(q, k.reshape(n * kv_heads, width, size).transpose(1, 2))
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
@@ -274,7 +276,31 @@ def _attend(
             out = out + part.view(kv_heads, n, group, width, size).transpose(0, 1).reshape(n, heads, width, size)
         outputs.append(out.transpose(1, 2).reshape(n * width, heads, size))
     merged = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return merged.index_select(0, here.scatter)[None], None
+    return _copy_rows(merged, here.scatter, here.token_of_slot)[None], None
+
+
+class _CopyRows(torch.autograd.Function):
+    """x[index], whose gradient copies rows back; see `_copy_rows`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(back)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (back,) = ctx.saved_tensors
+        gradient = gradients[0].index_select(0, back.clamp(min=0))
+        return gradient.index_fill_(0, (back < 0).nonzero()[:, 0], 0), None, None
+
+
+def _copy_rows(x: Tensor, index: Tensor, back: Tensor) -> Tensor:
+    """Return x[index], where gradients reach at most one copy of each row: copy `back[i]` of row i, or none at -1.
+
+    torch's own gradient of `index_select` adds the copies up one row at a time, which is slow on a CPU.
+    """
+    copied: Tensor = _CopyRows.apply(x, index, back)  # type: ignore[no-untyped-call]
+    return copied
 
 
 AttentionInterface.register(ATTENTION, _attend)
