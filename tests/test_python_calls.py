@@ -16,7 +16,15 @@ import foreknow
 from builders import write_jsonl
 from conftest import Cli, fact_rows
 from foreknow import api, cli
-from foreknow.config import AuditConfig, CheckConfig, EvaluateConfig, ExtractConfig, MixConfig, TuneConfig
+from foreknow.config import (
+    AuditConfig,
+    CheckConfig,
+    EvaluateConfig,
+    ExtractConfig,
+    MixConfig,
+    RemediesConfig,
+    TuneConfig,
+)
 from foreknow.errors import ConfigError, ForeknowError, InputError, ModelError
 from foreknow.settings import Settings
 from foreknow.stages.audit.result import MAIN_COLUMNS
@@ -53,7 +61,8 @@ def test_a_signature_and_its_settings_say_the_same(verb: str) -> None:
 
 
 def test_the_settings_of_a_study_are_those_of_its_call() -> None:
-    assert set(api.StudySettings.__annotations__) == set(StudyConfig.model_fields) - {"dry_run"}
+    assert set(api.StudySettings.__annotations__) == set(StudyConfig.model_fields) - {"dry_run", "pilot"}
+    assert set(api.RemediesSettings.__annotations__) | {"data"} == set(RemediesConfig.model_fields) - {"dry_run"}
 
 
 def test_a_forecast_takes_what_the_command_takes() -> None:
@@ -61,7 +70,7 @@ def test_a_forecast_takes_what_the_command_takes() -> None:
     assert ours == theirs
 
 
-@pytest.mark.parametrize("verb", [*CALLS, "study", "compare", "forecast"])
+@pytest.mark.parametrize("verb", [*CALLS, "study", "remedies", "compare", "forecast"])
 def test_a_docstring_shows_a_call(verb: str) -> None:
     assert f"foreknow.{verb}(" in str(getattr(foreknow, verb).__doc__)
 

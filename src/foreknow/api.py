@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from foreknow.stages.audit.result import AuditResult
     from foreknow.stages.evaluate.result import EvaluateResult
     from foreknow.stages.mix.result import MixResult
+    from foreknow.stages.remedies.result import RemediesResult
     from foreknow.stages.study.long_result import LongStudyResult
     from foreknow.stages.study.result import StudyResult
     from foreknow.stages.train.result import TrainResult
@@ -235,7 +236,8 @@ def tune(
     method: Literal["full", "lora"] = "full",
     preset: Literal["auto", "paper"] = "auto",
     epochs: int | None = None,
-    learning_rate: float | None = None,
+    learning_rate: float | Literal["auto"] | None = None,
+    middle_rate: float | None = None,
     batch_size: int | None = None,
     replay: float = 0.0,
     kl: float = 0.0,
@@ -267,6 +269,10 @@ def tune(
     lora_targets: Sequence[str] = ("all-linear",),
     trainable: str = "all",
     canaries: Rows = "auto",
+    watch_known: Mapping[str, Rows] | None = None,
+    made_up_subjects: int = 40,
+    replay_from: Rows | None = None,
+    stop_fitted: float | None = None,
     known_late: float = 0.0,
     average: Sequence[float] | float | str = (),
     patience: int | None = None,
@@ -291,7 +297,7 @@ def tune(
 
     with ExitStack() as stack:
         settings = arguments.CallArguments(tune, values, stack)
-        settings.take_rows("train", "dev", "test", "canaries")
+        settings.take_rows("train", "dev", "test", "canaries", "watch_known", "replay_from")
         settings.take_runs("audit")
         settings.take_model(copy=True)
         folder = settings.take_run_folder()
@@ -421,6 +427,10 @@ class StudySettings(TypedDict, total=False):
     ray_address: str
     ray_workers: int
     keep_weights: bool
+    until: Literal["decided"] | None
+    most_seeds: int
+    spans: bool
+    remedies: Sequence[str]
 
 
 def study(which: PathName, **settings: Unpack[StudySettings]) -> StudyResult | LongStudyResult:
@@ -445,6 +455,45 @@ def study(which: PathName, **settings: Unpack[StudySettings]) -> StudyResult | L
         if config.spans:
             return folder.holding(run_long(config))
         return folder.holding(run(config) if config.until is None else run_until_decided(config))
+
+
+class RemediesSettings(TypedDict, total=False):
+    """The settings that `remedies` takes beside its rows."""
+
+    out: PathName
+    model: PathName
+    base: str
+    audit: Mapping[str, Any]
+    tune: Mapping[str, Any]
+    reworded: PathName
+    ood: Sequence[str]
+    recipes: Sequence[str]
+    rates: Sequence[float]
+    seeds: int
+    facts: int
+    held_out: int
+    epochs: int
+    known_late_epochs: int
+    kl: float
+    workers: int
+
+
+def remedies(data: Rows, **settings: Unpack[RemediesSettings]) -> RemediesResult:
+    """Compare recipes for teaching the new facts of `data` without losing the known ones, on your own model.
+
+        foreknow.remedies("facts.jsonl", model="path/to/model", recipes=["plain", "replay", "kl+average"], seeds=3)
+
+    The recipes are compared at equally many new facts learnt.
+    """
+    from foreknow import arguments  # keeps polars out
+    from foreknow.config import RemediesConfig  # keeps pydantic out
+    from foreknow.stages.remedies.run import run  # keeps altair out
+
+    with ExitStack() as stack:
+        given = arguments.CallArguments(remedies, {"data": data, **settings}, stack)
+        given.take_rows("data")
+        folder = given.take_run_folder()
+        return folder.holding(run(given.config(RemediesConfig)))
 
 
 def compare(first: RunOrFolder, second: RunOrFolder) -> Comparison:

@@ -64,12 +64,12 @@ class CallArguments:
         self.objects: dict[str, Any] = {}
 
     def take_rows(self, *names: str) -> None:
-        """Write rows in memory to files, and name these; a mapping `test` holds rows by name."""
+        """Write rows in memory to files, and name these; mappings `test` and `watch_known` hold rows by name."""
         for name in names:
             if name in self.values:
                 value = self.values[name]
-                if name == "test" and isinstance(value, Mapping):
-                    self.values[name] = {key: self._rows(f"test[{key!r}]", rows) for key, rows in value.items()}
+                if name in ("test", "watch_known") and isinstance(value, Mapping):
+                    self.values[name] = {key: self._rows(f"{name}[{key!r}]", rows) for key, rows in value.items()}
                 else:
                     self.values[name] = self._rows(name, value)
 

@@ -41,6 +41,9 @@ class FinishedRun:
         """Return the run's page: in a notebook it shows itself; its `path` can be opened in a browser."""
         return report_page(self.folder, self)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._where()})"
+
     def _where(self) -> str:
         """Return where the folder is, in a few words."""
         return str(self.folder) if self.keep is None else f"{self.folder}, temporary: save(path) keeps it"

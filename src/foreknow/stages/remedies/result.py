@@ -14,13 +14,12 @@ import yaml
 from foreknow.errors import InputError
 from foreknow.io.remote import download
 from foreknow.io.run_dir import not_finished, verify
+from foreknow.stages.finished_run import FinishedRun
 
 
-@dataclass(frozen=True)
-class RemediesResult:
+@dataclass(frozen=True, repr=False)
+class RemediesResult(FinishedRun):
     """A finished study of remedies: a view of its folder."""
-
-    folder: Path
 
     @cached_property
     def points(self) -> pl.DataFrame:

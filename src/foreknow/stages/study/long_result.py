@@ -15,17 +15,16 @@ from foreknow.errors import InputError
 from foreknow.io.remote import download
 from foreknow.io.run_dir import not_finished, verify
 from foreknow.stages.audit.result import AuditResult, open_audit
+from foreknow.stages.finished_run import FinishedRun
 from foreknow.stages.study.long_claims import long_scorecard, remedy_table
 
 STAGE = "long study"
 """What the manifest of such a study names as its stage."""
 
 
-@dataclass(frozen=True)
-class LongStudyResult:
+@dataclass(frozen=True, repr=False)
+class LongStudyResult(FinishedRun):
     """A finished study of long answers: a view of its folder."""
-
-    folder: Path
 
     @cached_property
     def results(self) -> pl.DataFrame:
