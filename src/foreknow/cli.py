@@ -553,7 +553,9 @@ def command_line(*, every_flag: bool = True) -> App:
 
 def _study_app(every_flag: bool) -> App:
     """The verb study, whose own command `remedies` has other settings."""
-    app = App(name="study", help_epilogue=epilogue("study", StudyConfig, every=every_flag))
+    app = App(
+        name="study", help_flags=(*HELP, HELP_ALL), help_epilogue=epilogue("study", StudyConfig, every=every_flag)
+    )
     app.default(with_flags(study, StudyConfig, every=every_flag))
     app.command(
         with_flags(remedies, RemediesConfig, every=every_flag),

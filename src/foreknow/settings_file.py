@@ -57,8 +57,9 @@ def _line(name: str, field: FieldInfo) -> str:
     if field.is_required():
         return f"# {name}:"
     value = list(field.default) if isinstance(field.default, tuple) else field.default
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
-    return f"{name}: {text.strip().removesuffix('...').strip()}"  # PyYAML ends a lone scalar with dots
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=WIDTH - len(name) - 20)
+    text = text.strip().removesuffix("...").strip().replace("\n", "\n  ")  # PyYAML ends a lone scalar with dots
+    return f"{name}: {text}"
 
 
 def _choices(annotation: Any) -> Iterator[Any]:

@@ -107,7 +107,7 @@ class StudyConfig(Settings):
     seeds: Annotated[int, Group.SETS, COMMON] = Field(
         1, ge=1, description="How often to repeat everything; each seed draws other rows and trains in another order."
     )
-    until: Annotated[Literal["decided"] | None, Group.SETS, COMMON] = Field(
+    until: Annotated[Literal["decided"] | None, Group.SETS] = Field(
         None,
         description="Add seeds until every claim that the sets can test is decided, or --most-seeds are reached; looks "
         "after every seed from the third on, at stricter levels than 95 %, so that the error stays 5 %.",
