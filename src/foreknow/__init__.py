@@ -23,6 +23,7 @@ from foreknow.api import evaluate as evaluate
 from foreknow.api import extract as extract
 from foreknow.api import forecast as forecast
 from foreknow.api import mix as mix
+from foreknow.api import model_card as model_card
 from foreknow.api import study as study
 from foreknow.api import tune as tune
 from foreknow.version import __version__ as __version__
@@ -78,7 +79,7 @@ _LAZY = {
 """Where each public name is defined; a name is imported when it is first used."""
 
 __all__ = [  # noqa: PLE0604 - ruff reads no table
-    *("audit", "check", "compare", "evaluate", "extract", "forecast", "mix", "study", "tune"),
+    *("audit", "check", "compare", "evaluate", "extract", "forecast", "mix", "model_card", "study", "tune"),
     *_LAZY,
 ]
 
