@@ -70,7 +70,9 @@ def test_the_short_help_fits_a_screen_and_says_how_to_see_the_rest(
 ) -> None:
     text = printed([*command(verb), "--help"], capsys)
     assert len(text.splitlines()) <= 40
-    assert f"Show all {len(SETTINGS[verb].model_fields)} settings: foreknow {' '.join(command(verb))} --help-all" in text
+    assert (
+        f"Show all {len(SETTINGS[verb].model_fields)} settings: foreknow {' '.join(command(verb))} --help-all" in text
+    )
     assert f"foreknow config {verb}" in text
     shown = {flag(n) for n, f in SETTINGS[verb].model_fields.items() if COMMON in f.metadata}
     hidden = {flag(n) for n, f in SETTINGS[verb].model_fields.items() if COMMON not in f.metadata}

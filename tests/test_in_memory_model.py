@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import foreknow
 from conftest import fact_rows
 from foreknow.errors import ConfigError, ModelError
-from foreknow.models.in_memory import fingerprint
+from foreknow.models.fingerprints import fingerprint as folder_fingerprint
+from foreknow.models.in_memory import fingerprint, unchanged_folder
 
 # raised by PEFT and transformers among themselves
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
@@ -77,6 +78,26 @@ def test_a_loaded_model_gets_the_labels_of_its_folder(tiny_folder: Path, model: 
     about = ours.summary["model"]
     assert (about["name"], about["folder"], about["note"]) == ("tiny (in memory)", None, "a model in memory")
     assert "tiny (in memory)" in (ours.folder / "config.yaml").read_text()
+    assert about["fingerprint"] == theirs.summary["model"]["fingerprint"]  # still what lies in its folder
+
+
+def test_a_model_counts_as_its_folder_only_while_it_is_what_lies_there(tiny_folder: Path, tokenizer: Any) -> None:
+    stored = folder_fingerprint(tiny_folder)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert unchanged_folder(AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=dtype), tokenizer) == stored
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    weights = model.model.layers[1].mlp.down_proj.weight
+    with torch.no_grad():
+        own = weights[3, 4].clone()
+        weights[3, 4] += 1e-4
+        assert unchanged_folder(model, tokenizer) is None
+        weights[3, 4] = own
+        assert unchanged_folder(model, tokenizer) == stored
+    model.config.rms_norm_eps = 1e-3
+    assert unchanged_folder(model, tokenizer) is None
+    other = AutoTokenizer.from_pretrained(tiny_folder)
+    other.add_tokens(["another"])
+    assert unchanged_folder(AutoModelForCausalLM.from_pretrained(tiny_folder), other) is None
 
 
 @pytest.mark.parametrize("protocol", ["exact", "sampled"])
@@ -151,7 +172,7 @@ def test_tune_trains_a_copy_and_evaluate_asks_both(model: Any, tokenizer: Any) -
     assert same({**before, "random": 0}, {**state_of(model), "random": 0})
     assert (tuned.best / "model.safetensors").is_file()
     assert tuned.results["model"]["fingerprint"] == audit.summary["model"]["fingerprint"]
-    evaluated = foreknow.evaluate(tuned, FACTS[40:], audit=audit)
+    evaluated = foreknow.evaluate(tuned, FACTS[24:32], audit=audit)
     assert evaluated.summary["rows"] == 8
     model.train()
     in_memory = foreknow.evaluate(model, FACTS[40:], tokenizer=tokenizer)

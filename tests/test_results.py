@@ -176,6 +176,6 @@ def test_training_and_evaluation(tiny_folder: Path, audit: foreknow.AuditResult,
 
 def test_a_study_in_a_line() -> None:
     study = open_study(Path(__file__).parents[1] / "docs" / "studies" / "lab")
-    assert re.match(r"StudyResult\(.*: 9 claims of the paper tested: \d holds", repr(study))
+    assert re.match(r"StudyResult\(.*: 9 claims of the paper: \d holds", repr(study))
     assert "More Unknown rows in D" in study._repr_html_()
     assert json.loads(json.dumps(study.to_pandas().head(1).to_dict("records"), default=str))

@@ -23,6 +23,7 @@ from foreknow.api import evaluate as evaluate
 from foreknow.api import extract as extract
 from foreknow.api import forecast as forecast
 from foreknow.api import mix as mix
+from foreknow.api import model_card as model_card
 from foreknow.api import remedies as remedies
 from foreknow.api import study as study
 from foreknow.api import tune as tune
@@ -87,7 +88,7 @@ _LAZY = {
 """Where each public name is defined; a name is imported when it is first used."""
 
 __all__ = [  # noqa: PLE0604 - ruff reads no table
-    *("audit", "check", "compare", "evaluate", "extract", "forecast", "mix", "remedies", "study", "tune"),
+    *("audit", "check", "compare", "evaluate", "extract", "forecast", "mix", "model_card", "remedies", "study", "tune"),
     *_LAZY,
 ]
 

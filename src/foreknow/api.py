@@ -507,6 +507,21 @@ def compare(first: RunOrFolder, second: RunOrFolder) -> Comparison:
     return compare_audits(arguments.audit_of(first), arguments.audit_of(second))
 
 
+def model_card(run: PathName | TrainResult, *, evaluation: PathName | EvaluateResult | None = None) -> str:
+    """Return a model card's section on a tune run: what was trained, what was new, what was lost (Markdown).
+
+        print(foreknow.model_card(tuned, evaluation=done))
+
+    It begins with a metadata block as the hub's cards do. `evaluation`: an evaluation of the run's model.
+    """
+    from foreknow import arguments  # keeps polars out
+    from foreknow.pages import card_text  # keeps altair out
+
+    return card_text(
+        arguments.run_folder(run, "run"), None if evaluation is None else arguments.run_folder(evaluation, "evaluation")
+    )
+
+
 def forecast(
     audit: RunOrFolder,
     *,

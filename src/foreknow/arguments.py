@@ -82,7 +82,7 @@ class CallArguments:
     def take_model(self, *, copy: bool = False) -> None:
         """Take a loaded model with its tokenizer, and leave it as it was at the end. `copy`: use a copy of it."""
         model, tokenizer = self.values.get("model"), self.values.get("tokenizer")
-        if hasattr(model, "best") and hasattr(model, "folder"):
+        if model is not None and hasattr(model, "best") and hasattr(model, "folder"):
             self.values["model"] = model = model.best
         if isinstance(model, PathLike):
             self.values["model"] = model = fspath(model)
@@ -137,7 +137,7 @@ class CallArguments:
         if hasattr(value, "records") and hasattr(value, "path"):  # what `mix` returns
             value = value.path
         if is_path(value):
-            return fspath(value)
+            return str(fspath(value))
         file, label = write_rows(value, self._new_folder(), name)
         if name in ("data", "train", "dev"):
             self.objects[name] = InMemory(str(file), label)
@@ -169,9 +169,9 @@ _PLAIN = (str, int, float, bool, tuple)
 def run_folder(run: Any, name: str) -> str:
     """Return the folder of a result, or a path as text. Raises ConfigError for what is neither."""
     if hasattr(run, "folder"):
-        return fspath(run.folder)
+        return str(fspath(run.folder))
     if is_path(run):
-        return fspath(run)
+        return str(fspath(run))
     raise ConfigError(f"{name}: found {describe(run)}, expected a finished run: what foreknow returned, or its folder")
 
 

@@ -432,6 +432,29 @@ def report(folder: Path, /, *, rows: bool = True, control: Path | None = None) -
     print(f"report: {write_report(download(folder), show_rows=rows, control=control)}")
 
 
+def card(folder: Path, /, *, evaluation: Path | None = None, out: Path | None = None) -> None:
+    """Write a model card's section on a finished tune run: what was trained, what was new, what was lost.
+
+    Parameters
+    ----------
+    folder
+        The folder of a tune run.
+    evaluation
+        The folder of an evaluation of its model, which says what became of other rows.
+    out
+        The Markdown file to write (default: print it).
+    """
+    from foreknow.io.run_dir import write_text  # keeps polars out
+    from foreknow.pages import card_text  # keeps altair out
+
+    text = card_text(download(folder), None if evaluation is None else download(evaluation))
+    if out is None:
+        print(text, end="")
+    else:
+        write_text(place(out), text)
+        print(f"written: {place(out)}")
+
+
 def build(
     *,
     out: Path | None = None,
@@ -541,11 +564,11 @@ def command_line(*, every_flag: bool = True) -> App:
         name, model = verb.__name__, SETTINGS[verb.__name__]
         app.command(with_flags(verb, model, every=every_flag), help_epilogue=epilogue(name, model, every=every_flag))
     app.command(_study_app(every_flag))
-    others: list[Any] = [forecast, compare, report, data, lab, models, config]
+    others: list[Any] = [forecast, compare, report, card, data, lab, models, config]
     for command in others:
         app.command(command)
     verbs = [name for name in SETTINGS if name != "remedies"]
-    for at, name in enumerate((*verbs, "forecast", "compare", "report", "data", "lab", "models", "config")):
+    for at, name in enumerate((*verbs, "forecast", "compare", "report", "card", "data", "lab", "models", "config")):
         app[name].sort_key = at  # the order in which one uses them
     app.command(install_completion, name="--install-completion")
     return app

@@ -7,6 +7,7 @@ from pathlib import Path
 from foreknow.errors import ConfigError, InputError
 from foreknow.io.remote import download
 from foreknow.io.run_dir import not_finished, read_checked
+from foreknow.report.model_card import model_card
 from foreknow.stages.audit import page as audit_page
 from foreknow.stages.audit.result import open_audit
 from foreknow.stages.evaluate import page as evaluation_page
@@ -45,3 +46,22 @@ def write_report(folder: str | Path, *, show_rows: bool = True, control: Path | 
     if stage == "remedies":
         return remedies_page.write_page(open_remedies(folder))
     raise InputError(not_finished(folder, "audit, tune, evaluate or study"))
+
+
+def card_text(folder: str | Path, evaluation: str | Path | None = None) -> str:
+    """Return a model card's section on a finished tune run, as Markdown behind a metadata block.
+
+    `evaluation`: the folder of an evaluation of the run's model. Raises InputError for other folders, and for an
+    evaluation of another model.
+    """
+    run = open_train(folder)
+    if evaluation is None:
+        return model_card(run.results)
+    summary = open_evaluation(evaluation).summary
+    base, trained = (summary["model"].get("base") or {}).get("fingerprint"), run.results["model"]["fingerprint"]
+    if base is not None and base != trained:
+        raise InputError(
+            f"--evaluation {evaluation}: of a model tuned from {base[:23]}, expected one tuned from {trained[:23]}, "
+            f"as {folder} did"
+        )
+    return model_card(run.results, summary)

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from foreknow.errors import ConfigError, ModelError, first_line
 from foreknow.io.in_memory import InMemory, describe
+from foreknow.models.fingerprints import fingerprint as folder_fingerprint
 from foreknow.models.packaged import quiet
+from foreknow.models.weight_files import read_weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -81,8 +83,68 @@ def model_in_memory(given: Any, tokenizer: Any, folder: Path, *, copy: bool = Fa
     memory = ModelInMemory(f"{called} (in memory)", f"{called} (in memory)")
     memory.model, memory.tokenizer, memory.trained = model, tokenizer, trained
     memory.folder, memory.copied = folder, copy
-    memory.fingerprint = fingerprint(model, tokenizer, trained)
+    stored = None if trained is not None else unchanged_folder(model, tokenizer)
+    memory.fingerprint = stored or fingerprint(model, tokenizer, trained)
     return memory
+
+
+def unchanged_folder(model: Any, tokenizer: Any) -> str | None:
+    """Return the fingerprint of the folder that a model was loaded from, if the model is still what lies there.
+
+    So an audit by name and one of the same model in memory are of one model. Every tensor is compared with its file's,
+    in the model's dtype; config, end tokens and tokenizer too. None if anything differs, or cannot be compared.
+    """
+    import torch
+    from safetensors import safe_open
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    folder = _source_folder(str(getattr(model.config, "_name_or_path", "") or ""), model)
+    if folder is None:
+        return None
+    try:
+        stored = read_weight_files(folder)
+        state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+        pointers = {state[name].data_ptr() for name in stored.tensors if name in state}
+        if not stored.tensors or not stored.tensors.keys() <= state.keys():
+            return None
+        if any(values.data_ptr() not in pointers for name, values in state.items() if name not in stored.tensors):
+            return None  # a tensor that is not in the files, nor tied to one that is
+        for file in stored.files:
+            with safe_open(str(file), framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - not a mapping
+                    values = state[name]
+                    if not torch.equal(tensors.get_tensor(name).to(values.dtype), values.cpu()):
+                        return None
+        with quiet():
+            config = AutoConfig.from_pretrained(str(folder))
+            theirs = AutoTokenizer.from_pretrained(str(folder))
+            has_ends = (folder / "generation_config.json").is_file()
+            ends = GenerationConfig.from_pretrained(str(folder)).eos_token_id if has_ends else None
+        own_ends = getattr(model.generation_config, "eos_token_id", None)
+        same = (
+            _config_content(config) == _config_content(model.config)
+            and (not has_ends or ends == own_ends)
+            and _tokenizer_content(theirs) == _tokenizer_content(tokenizer)
+        )
+    except Exception:  # files, and code of other libraries, can raise anything: then the weights themselves are hashed
+        return None
+    return folder_fingerprint(folder) if same else None
+
+
+def _source_folder(name: str, model: Any) -> Path | None:
+    """Return the folder that a model was loaded from: a local one, or the hub's snapshot in the cache."""
+    if not name:
+        return None
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(name, revision=getattr(model.config, "_commit_hash", None), local_files_only=True)
+        )
+    except Exception:  # no hub id, or not in the cache
+        return None
 
 
 def _unwrapped(model: Any) -> Any:
@@ -144,12 +206,17 @@ def fingerprint(model: Any, tokenizer: Any, trained: Any = None) -> str:
         pointers.add(key)
         digest.update(f"{name}\0{values.dtype}\0{tuple(values.shape)}\0".encode())
         digest.update(values.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    config = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_CONTENT}
+    config = _config_content(model.config)
     ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     adapters = None if trained is None else [str(trained.active_adapters), _is_disabled(trained)]
     for part in (config, ends, adapters, _tokenizer_content(tokenizer)):
         digest.update(json.dumps(part, sort_keys=True, default=str).encode())
     return f"memory:{digest.hexdigest()}"
+
+
+def _config_content(config: Any) -> dict[str, Any]:
+    """Return what of a config decides answers."""
+    return {key: value for key, value in config.to_dict().items() if key not in _NOT_CONTENT}
 
 
 def _is_disabled(trained: Any) -> bool:

@@ -123,7 +123,7 @@ def _resolve_memory(memory: ModelInMemory, base: str | None, trust_remote_code: 
     if base is not None:
         raise ConfigError(f"--base {base}: {memory} is no adapter's folder; leave --base out")
     if memory.copied:
-        weights, quantization = _check_model(f"model {memory}", memory.folder, trust_remote_code)
+        weights, quantization = _check_model(f"model {memory}", memory.folder, trust_remote_code, True)
         note = "a copy of a model in memory"
         return Resolved(str(memory), memory.folder, note, weights, quantization=quantization, memory=memory)
     adapter = "" if memory.trained is None else f", with the PEFT adapter {', '.join(memory.trained.active_adapters)}"

@@ -34,7 +34,7 @@ def category_chart(rows: pl.DataFrame, *, most: int = 24) -> alt.Chart:
     groups = ["all rows", *order] if len(order) > 1 else ["all rows"]
     counts = every.filter(pl.col("group").is_in(groups)).group_by("group", "category").len("rows")
     counts = counts.with_columns(share=pl.col("rows") / pl.col("rows").sum().over("group"))
-    return (
+    chart: alt.Chart = (
         alt.Chart(counts.sort("group", "category"))
         .transform_calculate(rank=f"indexof({list(CATEGORIES)}, datum.category)")
         .mark_bar()
@@ -47,6 +47,7 @@ def category_chart(rows: pl.DataFrame, *, most: int = 24) -> alt.Chart:
         )
         .properties(width=480)
     )
+    return chart
 
 
 def epochs_chart(lines: Sequence[Mapping[str, Any]]) -> alt.Chart:
@@ -60,7 +61,7 @@ def epochs_chart(lines: Sequence[Mapping[str, Any]]) -> alt.Chart:
         )
     ]
     frame = pl.DataFrame(points, schema={"epoch": pl.Float64, "curve": pl.String, "share": pl.Float64})
-    return (
+    chart: alt.Chart = (
         alt.Chart(frame)
         .mark_line(point=True)
         .encode(
@@ -72,6 +73,7 @@ def epochs_chart(lines: Sequence[Mapping[str, Any]]) -> alt.Chart:
         )
         .properties(width=480)
     )
+    return chart
 
 
 def em_chart(em: Mapping[str, Any], matching: str) -> alt.LayerChart:
@@ -91,4 +93,6 @@ def em_chart(em: Mapping[str, Any], matching: str) -> alt.LayerChart:
     bars = base.mark_bar(color=COLOURS[CATEGORIES[1]]).encode(
         x=alt.X("share:Q", axis=_SHARE, scale=scale, title="exact match"), tooltip=["rows of", "rows", "share"]
     )
-    return (bars + base.mark_rule().encode(x=alt.X("ci_low:Q", scale=scale), x2="ci_high:Q")).properties(width=480)
+    whiskers = base.mark_rule().encode(x=alt.X("ci_low:Q", scale=scale), x2="ci_high:Q")
+    chart: alt.LayerChart = (bars + whiskers).properties(width=480)
+    return chart

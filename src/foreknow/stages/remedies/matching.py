@@ -139,7 +139,7 @@ def match_recipe(points: pl.DataFrame, outcomes: pl.DataFrame, target: float) ->
         for (seed,), curve in of_rate.sort("seed", "at").group_by("seed", maintain_order=True):
             reading = read_at(curve, target)
             if reading is not None:
-                readings.append((int(seed), reading))  # type: ignore[call-overload]
+                readings.append((int(seed), reading))
         if not readings:
             continue
         own = outcomes.filter(pl.col("rate") == rate)
@@ -148,7 +148,7 @@ def match_recipe(points: pl.DataFrame, outcomes: pl.DataFrame, target: float) ->
         matched = Matched(
             str(points["recipe"][0]),
             target,
-            float(rate),  # type: ignore[arg-type]
+            float(rate),
             len(readings),
             of_rate["seed"].n_unique(),
             estimate(table),

@@ -185,8 +185,8 @@ def plan_study(config: RemediesConfig, rates: tuple[float, ...], audit: AuditRes
         if one.training in ("replay", "kl", "replay+kl"):
             given["replay_from"] = str(files["replay"])
         tunes[one.name] = settings_of(TuneConfig, given)
-        rows = late.height if known_late else sets["new"].height
-        counts[one.name] = rows * int(given["epochs"])
+        count = late.height if known_late else sets["new"].height
+        counts[one.name] = count * int(given["epochs"])
     return Plan(chosen, tunes, counts, sets)
 
 

@@ -154,7 +154,11 @@ def _planned(config: StudyConfig, audit: AuditResult, folder: Path) -> _Plan:
         mix = long_mix_of(one, audit.folder, home / f"seed-{one.seed}", size)
         count = _write_variant(one, mix, with_new)
         rows[one.name], sizes[one.name] = count * epochs, count
-        given = {"train": str(mix.out), "dev": str(watched["dev"]), "test": {"test": str(watched["test"])}}
+        given: dict[str, Any] = {
+            "train": str(mix.out),
+            "dev": str(watched["dev"]),
+            "test": {"test": str(watched["test"])},
+        }
         given |= {"seed": one.seed, "model": config.model, "base": config.base, "audit": audit.folder}
         given |= {"out": folder / "runs" / one.name}
         tunes[one.name] = settings_of(TuneConfig, {**config.long_tune_settings, **given})

@@ -74,7 +74,7 @@ class StudyResult(FinishedRun):
         return f"StudyResult({self._sentence()}; {self._where()})"
 
     def _repr_html_(self) -> str:
-        claims = self.tables["claims"]
+        claims = self.tables["claims"].select("claim", "text", "verdict", "estimate", "ci_low", "ci_high")
         return notebook.card(
             "study", self._sentence(), notebook.table(claims.columns, claims.iter_rows()), notebook.note(self._where())
         )
@@ -82,7 +82,7 @@ class StudyResult(FinishedRun):
     def _sentence(self) -> str:
         claims = self.tables["claims"]
         counts = ", ".join(f"{count} {verdict}" for verdict, count in claims["verdict"].value_counts(sort=True).rows())
-        return f"{self.manifest['model']['name']}: {claims.height} claims of the paper tested: {counts}"
+        return f"{self.manifest['model']['name']}: {claims.height} claims of the paper: {counts}"
 
 
 def open_study(folder: str | Path) -> StudyResult:

@@ -354,7 +354,7 @@ def train(config: TuneConfig, tokenized: TokenizedInputs, folder: RunDir, device
                 config, folder, training_model, tokenized, losses, watch, all_steps, device, known, late
             )
             watch.config = config
-        trainer = _trainer(
+        trainer: FactTrainer = _trainer(
             config, folder, training_model, tokenized.examples, losses, watch, progress, all_steps, device, known, late
         )
         with _explain_errors(folder, watch):

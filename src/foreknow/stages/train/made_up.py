@@ -143,9 +143,9 @@ def made_up_questions(train: pl.DataFrame, texts: Sequence[str], count: int) -> 
     for n in range(count):
         groups = list(by_group)
         group, turn = groups[n % len(groups)], n // len(groups)
-        form, words = by_group[group][turn % len(by_group[group])]
+        text, words = by_group[group][turn % len(by_group[group])]
         name = " ".join(next(names) for _ in range(words))
-        lines.append((group, form.replace("{}", name), name))
+        lines.append((group, text.replace("{}", name), name))
     return pl.DataFrame(lines, schema=QUESTIONS, orient="row")
 
 

@@ -44,6 +44,7 @@ from foreknow.data.dataset import read_dataset
 from foreknow.data.schema import GOLD
 from foreknow.distributed import process_group
 from foreknow.errors import ConfigError, RunFolderError
+from foreknow.io.in_memory import InMemory
 from foreknow.io.run_dir import RunDir, fingerprint, read_json, write_frame, write_json
 from foreknow.models.adapters import about
 from foreknow.models.packaged import verify_checksums
@@ -292,7 +293,7 @@ def build_results(
         "mix": mix_source(inputs.train.file),
         "data": {
             name: {
-                "file": split.file,
+                "file": split.file.label if isinstance(split.file, InMemory) else split.file,
                 "rows": split.rows.height,
                 "watched": inputs.rows[name].height,
                 "skipped": sum(split.left_out.values()),
