@@ -24,8 +24,8 @@ from foreknow.inference.slick import PROBES
 from foreknow.models import loading
 from foreknow.prompts import few_shot, prompt_batch
 from foreknow.prompts.few_shot import Exemplar, Substitution
-from foreknow.prompts.prompt_batch import GroupPrompts, splits_by_pattern
-from foreknow.prompts.prompt_template import Prompter
+from foreknow.prompts.prompt_batch import GroupPrompts, PromptEncoder, splits_by_pattern
+from foreknow.prompts.prompt_template import PAPER, Prompter, Template
 from foreknow.prompts.vocabulary import Vocabulary
 from test_packed import CONFIGS, draw
 
@@ -55,11 +55,16 @@ def facts(questions: list[str]) -> pl.DataFrame:
     )
 
 
-def prober(tokenizer: PreTrainedTokenizerFast, rows: pl.DataFrame, heads: dict[str, str] | None = None) -> Prober:
+def prober(
+    tokenizer: PreTrainedTokenizerFast,
+    rows: pl.DataFrame,
+    heads: dict[str, str] | None = None,
+    template: Template = PAPER,
+) -> Prober:
     exemplars = few_shot.draw_exemplars(rows, ["all"], shots=2, sets=3, seed=0)
     vocabulary = Vocabulary(tokenizer.decode, frozenset({0}), frozenset())
     heads = common_heads(rows) if heads is None else heads
-    return Prober(None, Prompter(tokenizer), vocabulary, exemplars, ProbeSettings(), heads)  # type: ignore[arg-type]
+    return Prober(None, Prompter(tokenizer, template), vocabulary, exemplars, ProbeSettings(), heads)  # type: ignore[arg-type]
 
 
 QUESTIONS = [f"In which country is the city of {c}?" for c in CITIES]
@@ -95,6 +100,38 @@ def test_a_group_whose_prompts_differ_is_encoded_whole(
     monkeypatch.setattr("foreknow.inference.exact_probe.group_prompts", wrong)
     _, prompts = prober(byte_level, rows).prompts(rows)
     assert [[p.ids for p in line] for line in prompts] == [[p.ids for p in line] for line in expected]
+
+
+LINES = Template(shot="Q:\n{question}\nA: {answer}\n", target="Q:\n{question}\nA:")
+"""A template whose questions begin a line, so that the tokenizer of these tests gives their beginning the same ids."""
+
+
+def test_later_chunks_prove_a_group_on_one_prompt(
+    byte_level: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = facts(QUESTIONS)
+    sizes: list[list[int]] = []
+    whole = prompt_batch.PromptEncoder._whole
+
+    def counted(encoder: PromptEncoder, records: list[object], sets: list[list[object]]) -> object:
+        sizes.append([len(own) for own in sets])
+        return whole(encoder, records, sets)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(prompt_batch.PromptEncoder, "_whole", counted)
+    ours = prober(byte_level, rows, {}, LINES)
+    assert [ours.prompts(rows)[1], ours.prompts(rows)[1]] == [prober(byte_level, rows, {}, LINES).prompts(rows)[1]] * 2
+    proofs = [own for own in sizes if own]
+    assert proofs[:2] == [[3], [1]]
+
+
+def test_a_group_that_a_later_chunk_disproves_is_encoded_whole(byte_level: PreTrainedTokenizerFast) -> None:
+    rows = facts(QUESTIONS)
+    ours = prober(byte_level, rows, {}, LINES)
+    _, expected = ours.prompts(rows)
+    group = ours._groups["all"]
+    assert group.is_proven
+    ours._groups["all"] = group._replace(family=tuple(ids[:-1] for ids in group.family))
+    assert [[p.ids for p in line] for line in ours.prompts(rows)[1]] == [[p.ids for p in line] for line in expected]
 
 
 def test_a_tokenizer_that_splits_nothing_is_not_trusted() -> None:

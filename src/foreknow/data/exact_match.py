@@ -238,7 +238,7 @@ class Accepted:
         return MatchResult(strict_match, lenient_match, strict_open, lenient_open)
 
     def openings(self, text: str) -> Openings | None:
-        """Return which pieces may follow `text` at all, articles among them; None where a part of a character ends it."""
+        """Return which pieces may follow `text` at all, articles among them; None where part of a character ends it."""
         if "\ufffd" in text or "" in self.skeletons:
             return None
         bare = text.lower().translate(_DROPPED_ASCII) if text.isascii() else _decompose(_bare(text))
