@@ -164,8 +164,13 @@ def _opening(piece: str) -> tuple[bool, str]:
 
 
 def _begins_word(text: str) -> bool:
-    """Return whether a text begins with a letter or digit that lenient matching passes over in no company."""
-    return text != "" and unicodedata.category(text[0])[0] in "LN" and not _is_invisible(text[0])
+    """Return whether a text begins with a letter or digit that is one whatever stands before it.
+
+    The second and third letters of a Korean syllable join what stands before them.
+    """
+    first = text[:1]
+    joins = "\u1160" <= first <= "\u11ff"
+    return first != "" and not joins and unicodedata.category(first)[0] in "LN" and not _is_invisible(first)
 
 
 class Openings(NamedTuple):
@@ -233,10 +238,10 @@ class Accepted:
         return MatchResult(strict_match, lenient_match, strict_open, lenient_open)
 
     def openings(self, text: str) -> Openings | None:
-        """Return which pieces may follow `text` at all, articles among them; None where `text` is not ASCII."""
-        if not text.isascii() or "" in self.skeletons:
+        """Return which pieces may follow `text` at all, articles among them; None where part of a character ends it."""
+        if "\ufffd" in text or "" in self.skeletons:
             return None
-        bare = text.lower().translate(_DROPPED_ASCII)
+        bare = text.lower().translate(_DROPPED_ASCII) if text.isascii() else _decompose(_bare(text))
         *words, last = bare.split() or [""]
         done = "".join(w for w in words if w not in _ARTICLES)
         before = done if last in _ARTICLES else done + last
