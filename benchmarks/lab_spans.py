@@ -52,12 +52,12 @@ def main() -> None:
     if args.sweep:
         lines = []
         for shots, sets in SWEEP:
-            spans, seconds = audited(args.out, model, sets, shots)
+            spans, seconds = audit_long_answers(args.out, model, sets, shots)
             lines.append({"shots": shots, "sets": sets, **one_line(spans), "seconds": seconds})
             print(json.dumps(lines[-1]), flush=True)
         show("Shots and sets", pl.DataFrame(lines))
         return
-    spans, seconds = audited(args.out, model, args.sets, args.shots)
+    spans, seconds = audit_long_answers(args.out, model, args.sets, args.shots)
     records, truth = long_answers()
     print(f"{len(records)} rows, {spans.height} spans; {seconds:.0f} s\n")
     show("Categories by exposures", by_exposures(spans))
@@ -65,7 +65,7 @@ def main() -> None:
     show("What the rules find of the facts", found_by_rules(records, truth))
 
 
-def audited(out: Path, model: str, sets: int, shots: int) -> tuple[pl.DataFrame, float]:
+def audit_long_answers(out: Path, model: str, sets: int, shots: int) -> tuple[pl.DataFrame, float]:
     """Audit the long answers, unless the folder has it; return the spans with their truth, and its seconds."""
     records, truth = long_answers()
     file = out / "lab_long.jsonl"

@@ -121,7 +121,7 @@ def main() -> None:
         best: tuple[float, pl.DataFrame, Clock] | None = None
         limit = float("inf")
         for _ in range(args.rounds):
-            seconds, spans, clock = labelled(config, context, rows)
+            seconds, spans, clock = label(config, context, rows)
             best = min(best or (seconds, spans, clock), (seconds, spans, clock), key=lambda one: one[0])
             limit = min(limit, limit_seconds(context, clock.counts))
     assert best is not None
@@ -130,7 +130,7 @@ def main() -> None:
     report(best[2], rows.height, best[1].height, best[0], limit)
 
 
-def labelled(config: AuditConfig, context: AuditContext, rows: pl.DataFrame) -> tuple[float, pl.DataFrame, Clock]:
+def label(config: AuditConfig, context: AuditContext, rows: pl.DataFrame) -> tuple[float, pl.DataFrame, Clock]:
     """Return processor seconds of all, the labels, and the clock. The prefixes are computed anew."""
     plan, packed = context.plan.spans, context.probing.packed
     if plan is None or packed is None:

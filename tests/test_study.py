@@ -155,7 +155,7 @@ def test_what_cannot_be_added_leaves_a_finished_study_finished(
     def refused(*_: object) -> study_run.AuditResult:
         raise RunFolderError("made by another run")
 
-    monkeypatch.setattr(study_run, "_audited", refused)
+    monkeypatch.setattr(study_run, "run_audit", refused)
     with pytest.raises(RunFolderError):
         study_run.run(make(folder, natural=True))
     assert open_study(folder).results.equals(finished.results)

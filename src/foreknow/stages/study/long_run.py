@@ -51,7 +51,7 @@ from foreknow.stages.study.long_measurements import (
 from foreknow.stages.study.long_page import write_long_page
 from foreknow.stages.study.long_result import STAGE, LongStudyResult
 from foreknow.stages.study.one_run import drop_weights
-from foreknow.stages.study.run import audited, prompt_texts, read_rows, tuned_seconds
+from foreknow.stages.study.run import prompt_texts, read_rows, run_audit, tuned_seconds
 from foreknow.stages.study.settings import StudyConfig
 from foreknow.stages.train.inputs import check_method
 from foreknow.stages.train.result import open_train
@@ -123,7 +123,7 @@ def _compute(
     write_text(folder.path / "data.jsonl", "".join(_record(row) for row in rows.iter_rows(named=True)))
     if cluster is not None:
         cluster.start()
-    plan = _planned(config, audited(config, folder.path), folder.path)
+    plan = _planned(config, run_audit(config, folder.path), folder.path)
     claims = [{"remedy": remedy, **asdict(claim)} for remedy, claim, _ in long_claims(config.remedies, config.margin)]
     write_json(folder.path / "claims.json", claims)
     run_all(plan.tunes, config.workers, config.keep_weights, plan.rows, cluster)

@@ -138,7 +138,7 @@ def _compute(
     write_whole(folder.path / "data.jsonl", rows.write_ndjson)
     if cluster is not None:
         cluster.start()  # one for the audit and the runs
-    audit = audited(config, folder.path)
+    audit = run_audit(config, folder.path)
     plan = _planned(config, audit, folder.path)
     kept = stored_runs(folder.path)
     _check_sizes(folder.path, plan)
@@ -186,7 +186,7 @@ def audit_settings(config: StudyConfig, folder: Path) -> dict[str, Any]:
     return {**kept, **own}
 
 
-def audited(config: StudyConfig, folder: Path) -> AuditResult:
+def run_audit(config: StudyConfig, folder: Path) -> AuditResult:
     """Return the audit of the study's rows, and run it first if it is not finished."""
     return audit_run.run(settings_of(AuditConfig, audit_settings(config, folder)))
 
