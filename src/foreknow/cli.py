@@ -279,7 +279,10 @@ def study(
     /,
     **given: Any,
 ) -> None:
-    """Do the paper's whole experiment on a model: audit, mix, tune every variant and seed, test every claim."""
+    """Do the paper's whole experiment on a model: audit, mix, tune every variant and seed, test every claim.
+
+    foreknow study remedies compares recipes for teaching new facts by what they cost of the old ones.
+    """
     settings = study_settings(which, given)
     if settings.dry_run:
         from foreknow.stages.study.estimate import estimate as estimate_study  # keeps torch out
@@ -524,10 +527,15 @@ def command_line(*, every_flag: bool = True) -> App:
 
 def _study_app(every_flag: bool) -> App:
     """The verb study, whose own command `remedies` has other settings."""
-    app = App(name="study", help_epilogue=epilogue("study", StudyConfig, every=every_flag))
+    app = App(
+        name="study", help_flags=(*HELP, HELP_ALL), help_epilogue=epilogue("study", StudyConfig, every=every_flag)
+    )
+    for flag in (*HELP, HELP_ALL):
+        app[flag].show = False  # the panel of commands has the command alone
     app.default(with_flags(study, StudyConfig, every=every_flag))
     app.command(
         with_flags(remedies, RemediesConfig, every=every_flag),
+        help_flags=(*HELP, HELP_ALL),
         help_epilogue=epilogue("remedies", RemediesConfig, every=every_flag, command="study remedies"),
     )
     return app
