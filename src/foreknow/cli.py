@@ -279,10 +279,7 @@ def study(
     /,
     **given: Any,
 ) -> None:
-    """Do the paper's whole experiment on a model: audit, mix, tune every variant and seed, test every claim.
-
-    foreknow study remedies compares recipes for teaching new facts by what they cost of the old ones.
-    """
+    """Do the paper's whole experiment on a model: audit, mix, tune every variant and seed, test every claim."""
     settings = study_settings(which, given)
     if settings.dry_run:
         from foreknow.stages.study.estimate import estimate as estimate_study  # keeps torch out
