@@ -33,13 +33,10 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "study": {"data": "facts"},
     "remedies": {"data": "facts"},
 }
+WORDS = {"remedies": ["study", "remedies"]}
+"""What is typed for settings that are not those of a verb of the same name."""
 CHOSEN: dict[str, dict[str, Any]] = {"mix": {"natural": True}}
 """A choice that has no default: which rows a mix draws."""
-
-
-def command(verb: str) -> list[str]:
-    """The words of the command whose settings `verb` names."""
-    return ["study", "remedies"] if verb == "remedies" else [verb]
 
 
 def printed(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -68,10 +65,11 @@ def _screen(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_short_help_fits_a_screen_and_says_how_to_see_the_rest(
     verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = printed([*command(verb), "--help"], capsys)
+    text = printed([*WORDS.get(verb, [verb]), "--help"], capsys)
     assert len(text.splitlines()) <= 40
     assert (
-        f"Show all {len(SETTINGS[verb].model_fields)} settings: foreknow {' '.join(command(verb))} --help-all" in text
+        f"Show all {len(SETTINGS[verb].model_fields)} settings: foreknow {' '.join(WORDS.get(verb, [verb]))} --help-all"
+        in text
     )
     assert f"foreknow config {verb}" in text
     shown = {flag(n) for n, f in SETTINGS[verb].model_fields.items() if COMMON in f.metadata}
@@ -85,7 +83,7 @@ def test_help_all_shows_every_setting_with_its_whole_description(
     verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "1000")
-    text = printed([*command(verb), "--help-all"], capsys)
+    text = printed([*WORDS.get(verb, [verb]), "--help-all"], capsys)
     assert "--help-all" not in text
     for name, field in SETTINGS[verb].model_fields.items():
         if FILE_ONLY in field.metadata:
@@ -99,9 +97,12 @@ def test_help_all_shows_every_setting_with_its_whole_description(
 def test_the_panels_stand_in_the_order_of_the_groups_and_hold_their_settings(
     verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    panels = re.findall(r"^╭─ (.+?) ─+╮\n(.*?)^╰", printed([*command(verb), "--help-all"], capsys), re.M | re.S)
+    panels = re.findall(
+        r"^╭─ (.+?) ─+╮\n(.*?)^╰", printed([*WORDS.get(verb, [verb]), "--help-all"], capsys), re.M | re.S
+    )
     fields = SETTINGS[verb].model_fields
     used = {group_of(f) for n, f in fields.items() if FILE_ONLY not in f.metadata} | {Group.OUTPUT}  # --config
+    panels = [(title, text) for title, text in panels if title != "Commands"]
     assert [title for title, _ in panels] == [group.value for group in Group if group in used]
     for title, text in panels:
         names = {n for n, f in fields.items() if flag(n) in flags_in(text) and n not in POSITIONAL[verb]}
@@ -115,8 +116,8 @@ def test_the_other_commands_fit_a_screen_too(words: list[str], capsys: pytest.Ca
 
 def test_the_commands_are_listed_in_the_order_in_which_one_uses_them(capsys: pytest.CaptureFixture[str]) -> None:
     listed = re.findall(r"^│ ([a-z]+) ", printed(["--help"], capsys), re.M)
-    own = [verb for verb in VERBS if command(verb) == [verb]]
-    assert listed[: len(own)] == own
+    verbs = [verb for verb in VERBS if verb not in WORDS]
+    assert listed[: len(verbs)] == verbs
 
 
 @pytest.mark.parametrize("verb", VERBS)

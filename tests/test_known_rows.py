@@ -28,6 +28,7 @@ from foreknow.categories import CATEGORIES
 from foreknow.config import TuneConfig
 from foreknow.errors import ConfigError, InputError
 from foreknow.prompts.prompt_template import Prompter, Template
+from foreknow.report.tune import render_tune
 from foreknow.settings import settings_of
 from foreknow.stages.train import canaries, kl_loss
 from foreknow.stages.train import run as train_run
@@ -757,3 +758,26 @@ def test_a_learning_rate_is_a_number_or_auto(
 ) -> None:
     with pytest.raises(ConfigError, match=r"learning-rate: .*expected auto or a number above 0"):
         config_of(tmp_path / "run", learning_rate=wrong)
+
+
+def test_the_page_says_what_was_watched_and_which_rate_was_chosen(
+    config_of: Callable[..., TuneConfig], files: dict[str, Path], tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in files["watched"].read_text().splitlines()]
+    own = write_jsonl(tmp_path / "own.jsonl", rows[20:])
+    config = config_of(
+        tmp_path / "run", canaries=str(write_jsonl(tmp_path / "some.jsonl", rows[:20])), watch_known={"own": str(own)},
+        made_up_subjects=3, learning_rate="auto", middle_rate=1e-3, epochs=1,
+    )  # fmt: skip
+    done = train_run.run(config)
+    page = (done.folder / "report.html").read_text(encoding="utf-8")
+    for text in (
+        "Known facts watched",
+        "Subjects that do not exist",
+        "Plain text",
+        ": of 0.00033, 0.001, 0.003, it had",
+    ):
+        assert text in page, text
+    question = pl.read_parquet(done.folder / "made_up.parquet")["question"][0]
+    assert question in page
+    assert question not in render_tune(done, show_rows=False), "no question with --no-rows"

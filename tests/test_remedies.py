@@ -208,7 +208,7 @@ def test_recipes_that_average_cost_no_training_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"recipes": "plain,magic"}, "found 'magic', expected plain"),
+        ({"recipes": "plain,magic"}, "found 'magic', expected all, or some of plain"),
         ({"rates": "0"}, "expected numbers above 0"),
         ({"tune": {"kl": 3}}, "found kl, which the study sets itself"),
         ({"audit": {"out": "x"}}, "found out, which the study sets itself"),
@@ -289,7 +289,7 @@ def study_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     template = folder / "prompt.yaml"
     template.write_text(yaml.safe_dump({"target": "Q: {question}\nA:"}))
     tune = {"batch_size": 6, "dropout": 0, "prompt_template": str(template), "dtype": "float32", "device": "cpu",
-            "made_up_subjects": 4}  # fmt: skip
+            "canaries": "none"}  # fmt: skip
     settings = folder / "settings.yaml"
     settings.write_text(
         yaml.safe_dump(
@@ -300,7 +300,7 @@ def study_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
                 "audit": {"exemplar_sets": 2, "shots": 2, "dtype": "float32", "device": "cpu"},
                 "tune": tune,
                 "rates": [3e-3],
-                "epochs": 12,
+                "epochs": 6,
                 "seeds": 1,
             }
         )
@@ -312,11 +312,11 @@ def test_a_study_compares_resumes_and_grows(study_folder: Path, run: Cli, monkey
     monkeypatch.setattr("foreknow.stages.remedies.sets.FEWEST", 4)
     out = study_folder / "out"
     words = ["study", "remedies", "--config", study_folder / "settings.yaml", "--out", out]
-    code, shown, told = run(*words, "--recipes", "plain,average,kl")
+    code, shown, told = run(*words, "--recipes", "plain,average")
     assert code == 0, told
-    assert "kl" in shown
+    assert "average" in shown
     study = open_remedies(out)
-    assert set(study.points["recipe"]) == {"plain", "average", "kl"}
+    assert set(study.points["recipe"]) == {"plain", "average"}
     results = json.loads((out / "runs" / "plain-rate0.003-seed0" / "results.json").read_text())
     assert not (out / "runs" / "plain-rate0.003-seed0" / "averaged").exists(), "weights are deleted"
     # the curve says what the run's own lines say
@@ -335,10 +335,10 @@ def test_a_study_compares_resumes_and_grows(study_folder: Path, run: Cli, monkey
     for text in ("of the new facts are learnt", "retrieval", "Each recipe with its", "Made-up subjects"):
         assert text in page
     again = (out / "runs" / "plain-rate0.003-seed0" / "results.json").stat().st_mtime_ns
+    assert run(*words, "--recipes", "plain,average")[0] == 0
     assert run(*words, "--recipes", "plain,average,kl")[0] == 0
-    assert run(*words, "--recipes", "plain,average,kl,replay")[0] == 0
     assert (out / "runs" / "plain-rate0.003-seed0" / "results.json").stat().st_mtime_ns == again
-    assert set(open_remedies(out).points["recipe"]) == {"plain", "average", "kl", "replay"}
+    assert set(open_remedies(out).points["recipe"]) == {"plain", "average", "kl"}
     assert run("report", out)[0] == 0
 
 

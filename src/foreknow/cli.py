@@ -579,9 +579,12 @@ def _study_app(every_flag: bool) -> App:
     app = App(
         name="study", help_flags=(*HELP, HELP_ALL), help_epilogue=epilogue("study", StudyConfig, every=every_flag)
     )
+    for flag in (*HELP, HELP_ALL):
+        app[flag].show = False  # the panel of commands has the command alone
     app.default(with_flags(study, StudyConfig, every=every_flag))
     app.command(
         with_flags(remedies, RemediesConfig, every=every_flag),
+        help_flags=(*HELP, HELP_ALL),
         help_epilogue=epilogue("remedies", RemediesConfig, every=every_flag, command="study remedies"),
     )
     return app

@@ -26,6 +26,8 @@ RECIPES: Final[dict[str, str]] = {
     "small-rate": "plain, at a fifth of each learning rate, for three times the epochs",
 }
 """The recipes that a study can compare, and what each does."""
+ALL: Final = "all"
+"""Stands for every recipe."""
 _OWN_AUDIT: Final = frozenset({"data", "out", "model", "base", "limit", "minutes", "max_unknown", "dry_run"})
 _OWN_TUNE: Final = frozenset(
     {"train", "dev", "test", "out", "model", "base", "audit", "seed", "dry_run", "force", "patience", "metric", "keep"}
@@ -72,7 +74,7 @@ class RemediesConfig(Settings):
         (), description="Neither teach nor replay rows of these relations, and watch their HighlyKnown ones apart."
     )
     recipes: Annotated[Names, Group.SETS, COMMON] = Field(
-        tuple(RECIPES), description="The recipes to compare, with commas or blanks between them."
+        (ALL,), description="The recipes to compare, with commas or blanks between them."
     )
     rates: Annotated[Numbers, Group.SETS, COMMON] = Field(
         (), description="The learning rates of each recipe (default: tune's own for the model, and half and twice it)."
@@ -99,9 +101,11 @@ class RemediesConfig(Settings):
     @field_validator("recipes")
     @classmethod
     def _known_recipes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value == (ALL,):
+            return tuple(RECIPES)
         for name in value:
             if name not in RECIPES:
-                raise ValueError(f"found {name!r}, expected {', '.join(RECIPES)}")
+                raise ValueError(f"found {name!r}, expected {ALL}, or some of {', '.join(RECIPES)}")
         if not value:
             raise ValueError(f"found none, expected some of {', '.join(RECIPES)}")
         return tuple(name for name in RECIPES if name in value)

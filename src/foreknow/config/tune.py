@@ -89,8 +89,7 @@ class TuneConfig(Settings):
     )
     learning_rate: Annotated[float | Literal["auto"] | None, Group.TRAINING, COMMON] = Field(
         None,
-        description="The learning rate after the warmup (default: by --preset); auto tries three, for a tenth of the "
-        "steps each.",
+        description="The learning rate, or auto, which tries three first (default: by --preset).",
     )
     middle_rate: Annotated[float | None, Group.TRAINING, FILE_ONLY] = Field(
         None,
@@ -142,8 +141,7 @@ class TuneConfig(Settings):
         0.0,
         ge=0,
         lt=1,
-        description="Add rows that the model knows to each batch until they make up this share of it (0.5: half), so "
-        "that it keeps them.",
+        description="Add rows that the model knows to each batch, up to this share of it (0.5: one for each row).",
     )
     replay_from: Annotated[str | None, Group.DATA] = Field(
         None,

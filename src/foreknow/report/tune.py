@@ -400,6 +400,10 @@ def _facts(run: TrainRunView) -> dict[str, list[page.Fact]]:
     results, config = run.results, run.config
     method = dict(results.get("method") or {})
     settings = {k: v for k, v in config.items() if k in _SETTINGS and (not k.startswith("lora") or _is_lora(config))}
+    settings.pop("middle_rate", None)
+    if rates := results.get("learning_rate"):
+        tried = ", ".join(f"{one['rate']:g}" for one in rates["trials"])
+        settings["learning_rate"] = f"{rates['chosen']:g}: of {tried}, it had {rates['reason']}"
     reasons, text = method.pop("reasons", []), dict(method.pop("training_text", {}))
     method.pop("notes", None)
     how = {**{k: v for k, v in method.items() if k != "name"}, **text, "instruction": text.get("instruction") or None}
@@ -418,6 +422,8 @@ def _facts(run: TrainRunView) -> dict[str, list[page.Fact]]:
         cost.append(("rows trained per second", number(float(rate)), False))
     if results.get("stopped_by_patience"):
         cost.append(("ended by", "patience", False))
+    if results.get("stopped_fitted"):
+        cost.append(("ended by", "share of train rows fitted", False))
     cost += [("steps", f"{results['steps']:,}", False)] if "steps" in results else []
     ceiling = float(results.get("ceiling", 1.0))
     if results:

@@ -222,7 +222,7 @@ def _round(cluster: Cluster, spec: WorkerSpec, task: Task, left: dict[int, pl.Da
 
     Ray Data stops reading ahead while the caller does not consume results.
     """
-    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow as pa
     import ray.data
 
     registry = start_registry(cluster)

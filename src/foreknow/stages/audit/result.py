@@ -62,7 +62,7 @@ class AuditResult(FinishedRun):
                 template = Template(*manifest["identity"]["prompt_template"])
                 return explain_row(lines[0], self.probes, exemplars, self.summary["protocol"], template)
         numbers = self.rows["row"]
-        between = f", expected one from {numbers.min()} to {numbers.max()}" if len(numbers) else ""
+        between = f", expected one from {numbers.min()!s} to {numbers.max()!s}" if len(numbers) else ""
         raise InputError(f"{self.folder}: found no audited row {row}{between} (column row)")
 
     def __repr__(self) -> str:

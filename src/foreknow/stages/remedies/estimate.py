@@ -39,8 +39,9 @@ def estimate(config: RemediesConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         probing = audit_estimate.estimate(settings_of(AuditConfig, audit_settings(config, folder)))
-        taught = rows.head(config.facts).with_columns(category=pl.lit(UNKNOWN))
-        watched = rows.slice(config.facts, config.held_out).with_columns(category=pl.lit(HIGHLY_KNOWN))
+        count = min(config.facts, (rows.height + 1) // 2)  # of few rows, half stand for those that are watched
+        taught = rows.head(count).with_columns(category=pl.lit(UNKNOWN))
+        watched = rows.slice(count, config.held_out).with_columns(category=pl.lit(HIGHLY_KNOWN))
         files = {part: folder / f"{part}.jsonl" for part in ("new", "known")}
         taught.write_ndjson(files["new"])
         watched.write_ndjson(files["known"])
@@ -55,7 +56,7 @@ def estimate(config: RemediesConfig) -> dict[str, Any]:
     return {
         "rows_audited": probing["rows"],
         "trainings": len(grid),
-        "rows_of_a_training": min(config.facts, rows.height),
+        "rows_of_a_training": count,
         "audit": duration(float(probing["seconds"])),
         "longest_training": duration(max(seconds.values())),
         "memory_gib": max(float(one["memory_gib"]) for one in (probing, *measured.values())),

@@ -273,6 +273,7 @@ def build_results(
     early, last = selection.best(lines, metric), curves.epochs(lines)[-1]
     assert early is not None
     folders = weight_folders(config.keep)
+    stopped_fitted = config.stop_fitted is not None and last["fitted_overall"] >= config.stop_fitted
     measuring = sum(line["measuring_seconds"] for line in lines)
     saving = sum(line["saving_seconds"] for line in lines)
     training = sum(line["seconds"] for line in lines) - measuring - saving
@@ -281,7 +282,8 @@ def build_results(
         "chooser": selection.chooser(lines, metric),
         "epochs": last["epoch"],
         "steps": last["step"],
-        "stopped_by_patience": last["epoch"] < training_plan(config).epochs,
+        "stopped_by_patience": last["epoch"] < training_plan(config).epochs and not stopped_fitted,
+        "stopped_fitted": stopped_fitted,
         "early_stop": {**_point(early), "folder": EARLY_STOP if EARLY_STOP in folders else None},
         "convergence": {**_point(last), "folder": CONVERGENCE if CONVERGENCE in folders else None},
         "overfitting_epoch": curves.overfitting_epoch(lines),
