@@ -236,6 +236,8 @@ def test_a_file_of_long_rows_alone_can_be_evaluated_and_the_page_shows_it(
     assert table["gold spans"].to_list() == ["all", *CATEGORIES, "new"]
     page = render_evaluation(done)
     assert "what turns up in the model’s own texts" in page
+    assert "No categories are known" not in page
+    assert not any(line.startswith("no categories") for line in summary_lines(done.summary))
     other = done.summary["long_answers"]["other_spans"]["frequent"][0]["text"]
     assert f">{other}</bdi>" in page
     assert f">{other}</bdi>" not in render_evaluation(done, show_rows=False)

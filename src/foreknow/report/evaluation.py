@@ -354,11 +354,11 @@ def _cautions(summary: Mapping[str, Any], em: Count) -> tuple[str, ...]:
         cautions.append(
             f"Of the refused answers, {answers['empty']:,} {'is' if answers['empty'] == 1 else 'are'} empty."
         )
-    if summary.get("moves") is None:
+    if summary.get("moves") is None and not summary.get("long_answers"):  # spans have labels of their own
         cautions.append(
             "No categories are known for these rows, so this page cannot say which facts were kept, lost or gained."
         )
-    elif not summary["moves"]["overall"]["compared"]:
+    elif summary.get("moves") and not summary["moves"]["overall"]["compared"]:
         cautions.append(
             "The base model's own answers are not known: name its audit with --audit to compare row by row."
         )

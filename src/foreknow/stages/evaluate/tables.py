@@ -160,6 +160,8 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
             f"right to wrong {_count(same['correct_to_wrong'])}, wrong to right {_count(same['wrong_to_correct'])}"
         )
     moves = summary["moves"]
+    if moves is None and summary.get("long_answers"):
+        return lines
     if moves is None:
         return [*lines, "no categories: no --audit and no column 'category' in the rows, so nothing can be compared"]
     lines.append(f"lost: {_count(moves['lost'])} HighlyKnown rows; gained: {_count(moves['gained'])} Unknown rows")
