@@ -210,6 +210,9 @@ def test_the_tables_say_what_the_summary_says() -> None:
     assert "lost: 1 of 2 (50.0%, 9.5% to 90.5%) HighlyKnown rows; gained: 1 of 2" in told
     parts = evaluate_tables.em_table(summarise_answers(frame([{**one, "split": "ood"} for one in lines])))
     assert parts["rows of"].to_list() == ["all", "HighlyKnown", "Unknown", "split ood", "a", "b"]
+    one_group = summarise_answers(frame(lines[:2]))
+    assert evaluate_tables.em_table(one_group)["rows of"].to_list() == ["all", "HighlyKnown"]
+    assert evaluate_tables.collapse_table(one_group)["relation"].to_list() == ["all"]
     empty = summarise_answers(frame([]))
     assert evaluate_tables.em_table(empty)["EM"].to_list() == ["-"]
     assert evaluate_tables.wrong_table(empty).is_empty()

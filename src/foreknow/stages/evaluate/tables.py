@@ -18,6 +18,8 @@ def em_table(summary: Mapping[str, Any], most: int = 24) -> pl.DataFrame:
     for by in ("by_category", "by_split", "by_relation"):
         names = sorted(em[by], key=lambda n: -em[by][n]["strict"]["rows"])[:most] if by == "by_relation" else em[by]
         prefix = "split " if by == "by_split" else ""
+        if by == "by_relation" and len(names) == 1:
+            continue  # it would say the first line again
         lines += [(f"{prefix}{name}", em[by][name], refusals[by][name]) for name in names]
     return pl.DataFrame(
         [
@@ -85,7 +87,8 @@ def collapse_table(summary: Mapping[str, Any], most: int = 24) -> pl.DataFrame:
     Its lines are all rows and then at most `most` relations, the largest first.
     """
     collapse = summary["collapse"]
-    largest = sorted(collapse["by_relation"], key=lambda name: -collapse["by_relation"][name]["rows"])[:most]
+    several = collapse["by_relation"] if len(collapse["by_relation"]) > 1 else {}
+    largest = sorted(several, key=lambda name: -several[name]["rows"])[:most]
     return pl.DataFrame(
         [
             {
