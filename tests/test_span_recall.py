@@ -237,6 +237,9 @@ def test_a_file_of_long_rows_alone_can_be_evaluated_and_the_page_shows_it(
     page = render_evaluation(done)
     assert "what turns up in the model’s own texts" in page
     assert "No categories are known" not in page
+    lead = re.search(r'<p class="lead">(.*?)</p>', page, re.DOTALL)
+    assert lead is not None
+    assert lead[1].startswith("In 8 texts that the model writes where a long answer is wanted")
     assert not any(line.startswith("no categories") for line in summary_lines(done.summary))
     other = done.summary["long_answers"]["other_spans"]["frequent"][0]["text"]
     assert f">{other}</bdi>" in page

@@ -274,6 +274,12 @@ def verdict(
             f"In {'a relation' if len(guesses) == 1 else 'some relations'} the model gives one answer far more often "
             f"than it is right: {names_text}. See below."
         )
+    of = long_answers(summary)
+    if (
+        of is not None and 2 * of.rows > rows
+    ):  # where most answers are long, the share right letter by letter says little
+        headline, points["Long answers"] = points["Long answers"], ""
+        points |= {"Letter by letter": f"{em.hits:,} of {count(em.rows, 'answer')} are right.", "Same form": ""}
     return TrainVerdict(headline, tuple((k, v) for k, v in points.items() if v), _cautions(summary, em))
 
 
