@@ -151,6 +151,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Cal
             "train": str(files["train"]), "dev": str(files["dev"]), "test": [f"ood={files['ood']}"], "out": out,
             "model": str(tiny_folder), "prompt_template": template, "dtype": "float32", "device": "cpu", "dropout": 0.0,
             "epochs": 2, "learning_rate": 1e-4, "batch_size": 7, "micro_batch_tokens": 60, "keep": "both",
+            "canaries": "none",  # not asked where several processes train
         }  # fmt: skip
         return settings_of(TuneConfig, {**base, **given})
 

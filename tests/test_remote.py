@@ -577,7 +577,8 @@ def test_an_audit_on_s3_and_all_that_reads_it(
     run = "s3://bucket/runs/first"
     code, out, err = foreknown(capsys, *words(tiny_folder, run))
     assert code == 0, err
-    assert out.endswith(f"report: {run}/report.html\n")
+    assert f"\nreport: {run}/report.html\nnext: foreknow tune " in out
+    assert out.endswith(f"--audit {run} --out {run}-tuned\n")
     assert_same(s3, "bucket/runs/first", local)
     told = b"".join(contents(s3, "bucket/runs/first").values()).decode("latin1") + out + err
     assert "hunter2" not in told

@@ -91,7 +91,7 @@ def without_seconds(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_every_output_is_there(finished: TrainResult, tiny_folder: Path) -> None:
     names = {p.name for p in finished.folder.iterdir() if p.name != ".lock"}
     outputs = {"metrics.jsonl", "outcomes.parquet", "rows.parquet", "results.json", "manifest.json", "report.html"}
-    outputs |= {"early_stop", "convergence"}
+    outputs |= {"early_stop", "convergence", "made_up.parquet"}
     assert names == {"config.yaml", *outputs}
     lines = finished.metrics
     assert [(line["epoch"], line["step"]) for line in lines] == [(0, 0), (0.5, 2), (1, 4), (2, 8), (3, 12)]
