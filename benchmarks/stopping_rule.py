@@ -48,10 +48,11 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=3)
     parser.add_argument("--most", type=int, default=10)
     parser.add_argument("--draws", type=int, default=400)
+    parser.add_argument("--moves", type=float, nargs="+", default=MOVES)
     args = parser.parse_args()
     plan = looks(args.first, args.most)
     print("levels: " + ", ".join(f"{look.seeds} seeds {look.level:.4f}" for look in plan))
-    for move in MOVES:
+    for move in args.moves:
         rng, naive, ruled, taken, began = np.random.default_rng(1), 0, 0, [], time.monotonic()
         with meter(f"seeds move accuracy by {move:.0%}", args.studies) as done:
             for _ in range(args.studies):
@@ -61,7 +62,7 @@ def main() -> None:
                 decided = [
                     look.seeds
                     for look, part in zip(plan, parts, strict=True)
-                    if part.at(look.level).verdict != "not decided"
+                    if part.at(look.level, look.seeds).verdict != "not decided"
                 ]
                 ruled += bool(decided)
                 taken.append(decided[0] if decided else args.most)

@@ -73,6 +73,8 @@ def test_studies_of_nothing_are_seldom_decided(simulation: Any, move: float) -> 
         values = simulation.outcomes(rng, 7, 150, move)
         parts = [simulation.part_of(values[:, : look.seeds], 150) for look in plan]
         naive += any(part.verdict != "not decided" for part in parts)
-        ruled += any(part.at(look.level).verdict != "not decided" for look, part in zip(plan, parts, strict=True))
+        ruled += any(
+            part.at(look.level, look.seeds).verdict != "not decided" for look, part in zip(plan, parts, strict=True)
+        )
     assert ruled <= 15
     assert ruled <= naive

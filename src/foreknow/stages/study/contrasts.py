@@ -67,13 +67,18 @@ class ContrastPart(NamedTuple):
             return "fails" if self.above else "holds"
         return "not decided"
 
-    def at(self, level: float) -> ContrastPart:
-        """Return the part with its interval at another confidence level (0 to 1) than 95 %."""
+    def at(self, level: float, seeds: int = 0) -> ContrastPart:
+        """Return the part with its interval at another confidence level (0 to 1) than 95 %.
+
+        With `seeds`, the error has at most seeds - 1 degrees of freedom: where few seeds happen to agree, their part of
+        the error is estimated too small, and Satterthwaite's degrees of freedom become those of the rows.
+        """
         from scipy.stats import t
 
         if level == LEVEL:
             return self
-        wider = float(t.ppf(0.5 + level / 2, self.df) / t.ppf(0.5 + LEVEL / 2, self.df))
+        df = min(self.df, seeds - 1) if seeds > 1 else self.df
+        wider = float(t.ppf(0.5 + level / 2, df) / t.ppf(0.5 + LEVEL / 2, self.df))
         low, high = self.value - wider * (self.value - self.low), self.value + wider * (self.high - self.value)
         return self._replace(low=low, high=high)
 
@@ -92,7 +97,7 @@ class Evidence(NamedTuple):
 
     def at(self, level: float) -> Evidence:
         """Return the evidence with the intervals of its parts at another confidence level (0 to 1) than 95 %."""
-        return self._replace(parts=tuple(part.at(level) for part in self.parts))
+        return self._replace(parts=tuple(part.at(level, self.seeds) for part in self.parts))
 
 
 @dataclass(frozen=True, eq=False)
