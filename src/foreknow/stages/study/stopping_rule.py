@@ -7,10 +7,10 @@ nothing at first, nearly all at the end. The bounds come from integrating the de
 looks (Armitage, McPherson and Rowe, 1969; Jennison and Turnbull, 1999, chapter 19).
 
 The bounds hold for normal estimates whose error shrinks with every seed. Here the rows are the same at every look, so
-where rows matter more the looks agree more than the bounds suppose. Where seeds matter more, Student's t with one degree
-of freedom less than there are seeds takes the normal's place (`ContrastPart.at`), and looks at so few seeds still go
-wrong a little more often than planned, so that `SPENT` is below 5 %. `benchmarks/stopping_rule.py` counts the false
-verdicts of simulated studies.
+where rows matter more the looks agree more than the bounds suppose. Where seeds matter more, Student's t with one
+degree of freedom less than there are seeds takes the normal's place (`ContrastPart.at`), and looks at so few seeds
+still go wrong a little more often than planned, so that `SPENT` is below 5 %. `benchmarks/stopping_rule.py` counts the
+false verdicts of simulated studies.
 """
 
 from __future__ import annotations
