@@ -121,7 +121,7 @@ def test_the_gate_is_told_after_all_is_written(run: Cli, finished: Path, facts_f
     code, out, err = run(*base, 0.01)
     assert code == 3
     assert re.search(r"--max-unknown 0.01: \d+\.\d% of the labelled rows are Unknown", err)
-    assert out.splitlines()[-2].startswith("report: ")
+    assert out.splitlines()[-1].startswith("report: ")
     assert run(*base, 1.0)[0] == 0
 
 
