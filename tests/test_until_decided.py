@@ -102,3 +102,10 @@ def test_the_command_line_names_what_until_takes(run: Cli) -> None:
     code, _, err = run("study", "quick", "--until", "bored", "--out", "x")
     assert code == 2
     assert "--until" in err
+
+
+@pytest.mark.parametrize("more", [{"until": "decided"}, {"pilot": "other"}])
+def test_a_study_of_long_answers_does_not_pass_over_them(more: dict[str, str]) -> None:
+    rows = {"known": False, "only": [], "natural": False, "idk": [], "p_true": False}
+    with pytest.raises(ConfigError, match=f"{next(iter(more))}: found with spans: true"):
+        settings_of(StudyConfig, {"data": "x", "spans": True, **rows, **more})

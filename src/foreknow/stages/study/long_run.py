@@ -51,7 +51,7 @@ from foreknow.stages.study.long_measurements import (
 from foreknow.stages.study.long_page import write_long_page
 from foreknow.stages.study.long_result import STAGE, LongStudyResult
 from foreknow.stages.study.one_run import drop_weights
-from foreknow.stages.study.run import prompt_texts, read_rows, run_audit, tuned_seconds
+from foreknow.stages.study.run import identity_of, read_rows, run_audit, tuned_seconds
 from foreknow.stages.study.settings import StudyConfig
 from foreknow.stages.train.inputs import check_method
 from foreknow.stages.train.result import open_train
@@ -61,6 +61,7 @@ logger = logging.getLogger(__name__)
 
 _NO_IDENTITY: Final = frozenset(
     {"data", "out", "workers", "keep_weights", "dry_run", "fixed_epochs", "p_true", "ray", "ray_address", "ray_workers"}
+    | {"until", "most_seeds", "pilot"}
 )
 
 
@@ -89,12 +90,7 @@ def _prepare(config: StudyConfig, rows: pl.DataFrame) -> Iterator[PreparedRun]:
     with open_cluster(config) as cluster:
         model = resolve(config.model, logger.info, bool(config.audit.get("trust_remote_code")), base=config.base)
         check_method(config.model, config.tune.get("method", "full"), model)
-        identity = {
-            "data": fingerprint(rows),
-            "model": model.fingerprint,
-            **{key: value for key, value in config.resolved().items() if key not in _NO_IDENTITY | {"model", "base"}},
-            "tune": {**config.tune, "prompt_template": prompt_texts(config)},
-        }
+        identity = identity_of(config, rows, model.fingerprint, _NO_IDENTITY)
 
         def work(folder: RunDir) -> None:
             _compute(config, rows, folder, identity, cluster, began)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -108,12 +108,7 @@ def _prepare(config: StudyConfig, rows: pl.DataFrame) -> Iterator[PreparedRun]:
     with open_cluster(config) as cluster:
         found = resolve(config.model, logger.info, bool(config.audit.get("trust_remote_code")), base=config.base)
         check_method(config.model, config.tune.get("method", "full"), found)
-        identity = {
-            "data": fingerprint(rows),
-            "model": found.fingerprint,
-            **{key: value for key, value in config.resolved().items() if key not in _NO_IDENTITY | {"model", "base"}},
-            "tune": {**config.tune, "prompt_template": prompt_texts(config)},
-        }
+        identity = identity_of(config, rows, found.fingerprint, _NO_IDENTITY)
         grid = [one.name for one in runs(config)]
 
         def is_enough(folder: RunDir) -> bool:
@@ -150,6 +145,13 @@ def _compute(
     left = {name: tune for name, tune in plan.tunes.items() if name not in kept}
     run_all(left, config.workers, config.keep_weights, {name: plan.rows[name] for name in left}, cluster)
     _write(config, plan, folder, identity, grid, time.monotonic() - began)
+
+
+def identity_of(config: StudyConfig, rows: pl.DataFrame, model: str, without: Collection[str]) -> dict[str, Any]:
+    """Return what makes two studies the same one. `model`: its fingerprint. `without`: settings that do not count."""
+    settings = {key: value for key, value in config.resolved().items() if key not in {*without, "model", "base"}}
+    tune = {**config.tune, "prompt_template": prompt_texts(config)}
+    return {"data": fingerprint(rows), "model": model, **settings, "tune": tune}
 
 
 def _tells(study: StudyResult, config: StudyConfig) -> bool:

@@ -184,6 +184,7 @@ class StudyConfig(Settings):
             raise ConfigError("remedies: found without spans: true, which they belong to")
         settings = {"known": self.known, "only": self.only, "natural": self.natural, "idk": self.idk}
         settings |= {"p_true": self.p_true, "ood": self.ood, "above_floor": self.above_floor is not None}
+        settings |= {"until": self.until is not None, "pilot": self.pilot is not None}
         if self.spans and (other := next((name for name, is_set in settings.items() if is_set), None)):
             raise ConfigError(f"{other}: found with spans: true; it is for rows with a category of their own")
         return self
