@@ -19,10 +19,11 @@ from foreknow.config import RemediesConfig
 from foreknow.config.remedies import RECIPES
 from foreknow.errors import ConfigError, InputError
 from foreknow.report.hold_option import comparison_beside, hold_option
+from foreknow.report.remedies import firmness_table
 from foreknow.settings import settings_of
 from foreknow.stages.remedies.comparison import compare
 from foreknow.stages.remedies.matching import Matched, difference, estimate, match_recipe, read_at
-from foreknow.stages.remedies.points import COSTS, OUTCOMES, POINTS
+from foreknow.stages.remedies.points import COSTS, KNOWN, OUTCOMES, POINTS, known_rows
 from foreknow.stages.remedies.recipes import ADAPTER_FACTOR, SMALLER, recipe, trainings, tune_settings
 from foreknow.stages.remedies.recommendation import recommend
 from foreknow.stages.remedies.result import open_remedies
@@ -49,6 +50,12 @@ def rows_of(points: pl.DataFrame, rows: int = 100) -> pl.DataFrame:
         if at > 0
     ]
     return pl.DataFrame(lines, schema=OUTCOMES, orient="row")
+
+
+def known_of(rows: int = 100) -> pl.DataFrame:
+    """Watched rows of which the first half was given surely before training."""
+    lines = [(row, f"question {row}", 1.0 if row < rows / 2 else 0.5) for row in range(rows)]
+    return pl.DataFrame(lines, schema=KNOWN, orient="row")
 
 
 def test_a_curve_is_read_by_a_straight_line() -> None:
@@ -129,7 +136,8 @@ def test_intervals_cover_the_truth_over_rows_and_seeds() -> None:
 
 def matched(name: str, table: Sequence[Sequence[float]], seeds: Sequence[int] = (0, 1, 2)) -> Matched:
     rows = tuple(tuple(line) for line in table)
-    return Matched(name, 0.9, 1e-3, len(rows), len(rows), estimate(rows), rows, tuple(seeds), {})
+    places = tuple(range(len(rows[0])))
+    return Matched(name, 0.9, 1e-3, len(rows), len(rows), estimate(rows), rows, tuple(seeds), places, {})
 
 
 def same_rows(share: float, rows: int = 100) -> list[list[float]]:
@@ -179,13 +187,46 @@ def test_the_comparison_holds_every_recipe_and_its_curve() -> None:
         schema=COSTS,
         orient="row",
     )
-    found = compare(points, rows_of(points), costs)
+    found = compare(points, rows_of(points), costs, known_of())
     assert found.table.height == 8
     assert found.recommendation.recipe is not None
     assert found.recommendation.recipe.recipe == "kl"
     at = found.curves.filter((pl.col("recipe") == "plain") & (pl.col("learnt") == 0.5))
     assert at["lost"][0] == pytest.approx(0.7)
     assert found.ends["kl"]["known_kept"] == pytest.approx(0.9)
+
+
+COSTLESS = pl.DataFrame([("plain", 1e-3, 0, 10, 0.1, 1.0, 0.5)], schema=COSTS, orient="row")
+
+
+def test_what_is_kept_is_counted_by_how_surely_it_was_known() -> None:
+    """The first 30 of 100 rows are kept; the model gave the first 50 in all samples and the others in half of them."""
+    points = curve("plain", [0.0, 0.9], [1.0, 0.3])
+    found = compare(points, rows_of(points), COSTLESS, known_of())
+    at = found.firmness.filter(pl.col("learnt") == 0.9).sort("from")
+    assert at.select("from", "to", "rows", "kept").rows() == [(0.0, 0.7, 50, 0.0), (0.95, 1.0, 50, 0.6)]
+    table = firmness_table(found)
+    assert table is not None
+    assert table.bins == ("under 70 % of samples (50 facts)", "95 % and more of samples (50 facts)")
+    assert table.sentence == "Every recipe keeps clearly less of the facts that the model gave least surely (the intervals lie apart)."  # fmt: skip # noqa: E501
+    alike = known_of().with_columns(p_sampled=pl.when(pl.col("row") % 2 == 0).then(0.5).otherwise(1.0))
+    other = firmness_table(compare(points, rows_of(points), COSTLESS, alike))
+    assert other is not None
+    assert other.sentence == "No recipe clearly keeps less of the facts that the model gave least surely."
+
+
+def test_an_audit_without_samples_says_nothing_of_how_surely_facts_were_known() -> None:
+    points = curve("plain", [0.0, 0.9], [1.0, 0.3])
+    unsampled = known_of().with_columns(p_sampled=pl.lit(None, pl.Float64))
+    found = compare(points, rows_of(points), COSTLESS, unsampled)
+    assert found.firmness.is_empty()
+    assert firmness_table(found) is None
+
+
+def test_watched_rows_take_what_the_audit_sampled_by_their_question() -> None:
+    watched = pl.DataFrame({"row": [0, 1], "question": ["b", "c"], "before": [True, True]})
+    audited_rows = pl.DataFrame({"question": ["a", "b", "b"], "p_sampled": [0.1, 0.2, 0.9]})
+    assert known_rows(watched, audited_rows).rows() == [(0, "b", 0.2), (1, "c", None)]
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
@@ -265,7 +306,7 @@ def test_another_wording_of_a_fact_is_asked_and_not_taught() -> None:
 def test_the_share_of_the_recommendation_is_one_that_two_recipes_reach() -> None:
     points = pl.concat([curve("plain", [0.0, 0.85], [1.0, 0.3]), curve("kl", [0.0, 0.95], [1.0, 0.9])])
     costs = pl.DataFrame([(name, 1e-3, 0, 10, 0.1, 1.0, 0.5) for name in ("plain", "kl")], schema=COSTS, orient="row")
-    found = compare(points, rows_of(points), costs)
+    found = compare(points, rows_of(points), costs, known_of())
     assert found.recommendation.target == 0.8
     assert found.recommendation.recipe is not None
 

@@ -31,6 +31,14 @@ STYLES = (
 """Colour and dash of each recipe's line, in the order of the recipes."""
 
 
+class FirmnessTable(NamedTuple):
+    """What recipes keep by how surely the model knew it. `bins`: headings; `lines`: recipe, then a cell a bin."""
+
+    bins: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+    sentence: str
+
+
 class RecipeLine(NamedTuple):
     """A recipe at the share of the recommendation, in words. `kept_at`: what is kept at each of the shares compared."""
 
@@ -75,6 +83,7 @@ def render_remedies(study: RemediesResult, comparison: Comparison) -> str:
         targets=[percent(share) for share in TARGETS],
         lines=lines,
         has={name: any(getattr(line, name) != "–" for line in lines) for name in ("other", "canaries", "reworded")},
+        firmness=firmness_table(comparison),
         retrieval=_retrieval(study.retrieval),
         chart=_chart(comparison.curves),
         panels=_panels(comparison.curves),
@@ -164,6 +173,53 @@ def _short(line: Mapping[str, Any] | None) -> str:
         return "–"
     few = "" if line["seeds"] == line["of_seeds"] else f" ({line['seeds']} of {line['of_seeds']} seeds)"
     return f"{percent(line['kept'])}{few}"
+
+
+def firmness_table(comparison: Comparison) -> FirmnessTable | None:
+    """Write what is kept by how surely it was known, at the share of the recommendation; None with fewer than two bins.
+
+    The sentence says that the least sure facts are lost first only where each recipe's intervals of the lowest and the
+    highest bin lie apart, or for how many recipes they do.
+    """
+    own = comparison.firmness.filter(pl.col("learnt") == comparison.recommendation.target)
+    bins = own.select("from", "to").unique().sort("from").rows()
+    if len(bins) < 2:
+        return None
+    names = [name for name in RECIPES if name in set(own["recipe"])]
+    cells = {(line["recipe"], line["from"]): line for line in own.to_dicts()}
+    rows = {low: own.filter(pl.col("from") == low)["rows"][0] for low, _ in bins}
+    apart = [name for name in names if _lies_below(cells.get((name, bins[0][0])), cells.get((name, bins[-1][0])))]
+    return FirmnessTable(
+        tuple(f"{_share_range(low, high)} of samples ({rows[low]:,} facts)" for low, high in bins),
+        tuple((name, *(_kept_cell(cells.get((name, low))) for low, _ in bins)) for name in names),
+        _firmness_sentence(len(apart), len(names)),
+    )
+
+
+def _share_range(low: float, high: float) -> str:
+    if not low:
+        return f"under {percent(high)}"
+    return f"{percent(low)} and more" if high == 1 else f"{percent(low)} to {percent(high)}"
+
+
+def _lies_below(low: Mapping[str, Any] | None, high: Mapping[str, Any] | None) -> bool:
+    if low is None or high is None or low["kept_high"] is None or high["kept_low"] is None:
+        return False
+    return bool(low["kept_high"] < high["kept_low"])
+
+
+def _kept_cell(line: Mapping[str, Any] | None) -> str:
+    if line is None:
+        return "–"
+    interval = _interval(line["kept_low"], line["kept_high"])
+    return f"{percent(line['kept'])} ({interval})" if interval else percent(line["kept"])
+
+
+def _firmness_sentence(apart: int, recipes: int) -> str:
+    if not apart:
+        return "No recipe clearly keeps less of the facts that the model gave least surely."
+    whom = "Every recipe keeps" if apart == recipes else f"{apart} of {recipes} recipes keep"
+    return f"{whom} clearly less of the facts that the model gave least surely (the intervals lie apart)."
 
 
 def _made_up(refused: float | None, attraction: float | None, chance: float | None) -> str:

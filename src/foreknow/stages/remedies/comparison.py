@@ -9,6 +9,7 @@ from typing import Any, Final
 import polars as pl
 
 from foreknow.config.remedies import RECIPES
+from foreknow.stages.remedies.firmness import kept_by_firmness
 from foreknow.stages.remedies.matching import MEASURES, TARGET, TARGETS, Estimate, Matched, at_end, match_recipe
 from foreknow.stages.remedies.recipes import recipe
 from foreknow.stages.remedies.recommendation import Recommendation, recommend
@@ -40,17 +41,19 @@ GRID: Final = (*(n / 20 for n in range(1, 20)), 0.99)
 
 @dataclass(frozen=True)
 class Comparison:
-    """The comparison. `ends`: where each recipe's runs end (`matching.at_end`). `costs`: means by recipe."""
+    """The comparison. `firmness`: what is kept by how surely it was known (`firmness.FIRMNESS`). `ends`: where each
+    recipe's runs end (`matching.at_end`). `costs`: means by recipe."""
 
     table: pl.DataFrame
+    firmness: pl.DataFrame
     curves: pl.DataFrame
     ends: Mapping[str, Mapping[str, Any]]
     costs: Mapping[str, Mapping[str, float | None]]
     recommendation: Recommendation
 
 
-def compare(points: pl.DataFrame, outcomes: pl.DataFrame, costs: pl.DataFrame) -> Comparison:
-    """Compare the recipes of a study from its frames (`points.py`).
+def compare(points: pl.DataFrame, outcomes: pl.DataFrame, costs: pl.DataFrame, known: pl.DataFrame) -> Comparison:
+    """Compare the recipes of a study from its frames (`points.py`). `known`: the watched rows (`points.KNOWN`).
 
     The recommendation is made at `matching.TARGET` of the new facts learnt or, where fewer than two recipes learn so
     much with every seed, at the largest smaller share of `TARGETS` that two recipes reach.
@@ -73,6 +76,7 @@ def compare(points: pl.DataFrame, outcomes: pl.DataFrame, costs: pl.DataFrame) -
         )
     return Comparison(
         pl.DataFrame(lines, schema=TABLE, orient="row"),
+        kept_by_firmness(matched, known),
         pl.DataFrame(curves, schema=CURVES, orient="row"),
         ends,
         cost_of,
@@ -139,6 +143,7 @@ def as_json(comparison: Comparison, manifest: Mapping[str, Any]) -> dict[str, An
         "worse": {name: _estimate(value) for name, value in advice.worse.items()},
         "reason": advice.reason,
         "table": comparison.table.to_dicts(),
+        "firmness": comparison.firmness.to_dicts(),
         "ends": {name: dict(end) for name, end in comparison.ends.items()},
         "costs": {name: dict(cost) for name, cost in comparison.costs.items()},
     }

@@ -112,7 +112,8 @@ class Matched(NamedTuple):
     """A recipe at one share of new facts learnt, at the rate with the most known rows kept.
 
     `seeds`: how many of all `of_seeds` seeds reach the share. `kept`: rows of known. `table`: seeds by rows, kept.
-    `seed_numbers`: the seeds of the table's lines. `measures`: means over seeds of `MEASURES`.
+    `seed_numbers`: the seeds of the table's lines. `rows`: the numbers of the rows of its columns. `measures`: means
+    over seeds of `MEASURES`.
     """
 
     recipe: str
@@ -123,6 +124,7 @@ class Matched(NamedTuple):
     kept: Estimate
     table: tuple[tuple[float, ...], ...]
     seed_numbers: tuple[int, ...]
+    rows: tuple[int, ...]
     measures: Mapping[str, float | None]
 
 
@@ -154,6 +156,7 @@ def match_recipe(points: pl.DataFrame, outcomes: pl.DataFrame, target: float) ->
             estimate(table),
             table,
             tuple(seed for seed, _ in readings),
+            tuple(rows),
             measures,
         )
         if best is None or (matched.seeds, matched.kept.value) > (best.seeds, best.kept.value):

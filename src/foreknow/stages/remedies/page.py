@@ -13,9 +13,15 @@ from foreknow.stages.remedies.result import RemediesResult
 
 def write_page(study: RemediesResult) -> Path:
     """Write the tables, `comparison.json` and the page again, and return the page's path. Runs no model."""
-    comparison = compare(study.points, study.outcomes, study.costs)
+    comparison = compare(study.points, study.outcomes, study.costs, study.known)
     (study.folder / "tables").mkdir(exist_ok=True)
-    for name, table in (("comparison", comparison.table), ("curves", comparison.curves), ("costs", study.costs)):
+    tables = {
+        "comparison": comparison.table,
+        "curves": comparison.curves,
+        "firmness": comparison.firmness,
+        "costs": study.costs,
+    }
+    for name, table in tables.items():
         write_text(study.folder / "tables" / f"{name}.csv", csv_of(table))
     write_json(study.folder / "comparison.json", as_json(comparison, study.manifest))
     path = study.folder / "report.html"

@@ -48,6 +48,8 @@ OUTCOMES: Final[dict[str, pl.DataType]] = {
     "correct": pl.Boolean(),
 }
 """Whether each row of known that was right before training is right at each point."""
+KNOWN: Final[dict[str, pl.DataType]] = {"row": pl.Int64(), "question": pl.String(), "p_sampled": pl.Float64()}
+"""The watched rows of known. `p_sampled`: the share of the audit's sampled answers that are right, 0 to 1."""
 COSTS: Final[dict[str, pl.DataType]] = {
     "recipe": pl.String(),
     "rate": pl.Float64(),
@@ -139,6 +141,15 @@ def outcomes_of(recipe: Recipe, training: Training, known: pl.DataFrame, outcome
         "seed": pl.lit(training.seed, pl.Int64),
     }
     return ends.with_columns(**key, at=pl.col(at).cast(pl.Float64)).select(*OUTCOMES)
+
+
+def known_rows(watched: pl.DataFrame, audited: pl.DataFrame) -> pl.DataFrame:
+    """Return the watched rows (`KNOWN`) with what the audit sampled.
+
+    `watched`: rows of a run (`canaries.ROWS`). `audited`: the audit's rows (question, p_sampled).
+    """
+    sampled = audited.select("question", "p_sampled").unique("question", keep="first", maintain_order=True)
+    return watched.select("row", "question").join(sampled, on="question", how="left", maintain_order="left").cast(KNOWN)  # type: ignore[arg-type]
 
 
 def costs_of(recipe: Recipe, training: Training, results: Mapping[str, Any]) -> pl.DataFrame:

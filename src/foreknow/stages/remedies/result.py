@@ -37,6 +37,11 @@ class RemediesResult(FinishedRun):
         return pl.read_parquet(self.folder / "costs.parquet")
 
     @cached_property
+    def known(self) -> pl.DataFrame:
+        """Return the known rows that are watched (`points.KNOWN`)."""
+        return pl.read_parquet(self.folder / "known.parquet")
+
+    @cached_property
     def retrieval(self) -> dict[str, Any]:
         """Return how many facts the base model answers with the fact in the prompt (`retrieval.py`)."""
         contents: dict[str, Any] = json.loads((self.folder / "retrieval.json").read_text(encoding="utf-8"))
@@ -67,7 +72,14 @@ def open_remedies(folder: str | Path) -> RemediesResult:
     folder = download(folder)
     if (folder / "manifest.json").is_file():
         verify(folder, partial=True)
-    for name in ("manifest.json", "points.parquet", "outcomes.parquet", "costs.parquet", "retrieval.json"):
+    for name in (
+        "manifest.json",
+        "points.parquet",
+        "outcomes.parquet",
+        "costs.parquet",
+        "known.parquet",
+        "retrieval.json",
+    ):
         if not (folder / name).is_file():
             raise InputError(not_finished(folder, "study"))
     return RemediesResult(folder)

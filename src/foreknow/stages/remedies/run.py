@@ -5,10 +5,11 @@
     retrieval.py        the alternative: the fact in the prompt, nothing trained
     points.py           what the runs measured, in frames
     matching.py         each recipe at the same share of new facts learnt, with intervals
+    firmness.py         what is kept by how surely it was known before
     recommendation.py   what to take, if the runs can tell
 
-DIR/config.yaml audit/ sets/ runs/ points.parquet outcomes.parquet costs.parquet retrieval.json manifest.json (last);
-from these tables/*.csv comparison.json report.html
+DIR/config.yaml audit/ sets/ runs/ points.parquet outcomes.parquet costs.parquet known.parquet retrieval.json
+manifest.json (last); from these tables/*.csv comparison.json report.html
 
 Every run is `foreknow tune` on its own folder, so that the same command resumes an interrupted study. A later command
 may ask for more recipes, rates or seeds: it does only what is missing.
@@ -40,7 +41,7 @@ from foreknow.settings import settings_of
 from foreknow.stages.audit import run as audit_run
 from foreknow.stages.audit.result import AuditResult
 from foreknow.stages.remedies.page import write_page
-from foreknow.stages.remedies.points import COSTS, OUTCOMES, POINTS, costs_of, outcomes_of, points_of
+from foreknow.stages.remedies.points import COSTS, OUTCOMES, POINTS, costs_of, known_rows, outcomes_of, points_of
 from foreknow.stages.remedies.recipes import LATE, Training, recipes, trainings, tune_settings
 from foreknow.stages.remedies.result import RemediesResult
 from foreknow.stages.remedies.sets import matching_wordings, study_sets
@@ -222,8 +223,11 @@ def _write(
     done = frames["points"].select("recipe", "rate", "seed").unique(maintain_order=True)
     grid = [f"{name} rate {rate:g} seed {seed}" for name, rate, seed in done.iter_rows()]
     sets = {name: rows.height for name, rows in plan.sets.items()}
-    first = TrainResult(folder.path / "runs" / plan.trainings[0].name).results
-    summary = AuditResult(folder.path / "audit").summary
+    training = TrainResult(folder.path / "runs" / plan.trainings[0].name)
+    first, audit = training.results, AuditResult(folder.path / "audit")
+    watched = pl.read_parquet(training.folder / "known-known.parquet")
+    write_frame(folder.path / "known.parquet", known_rows(watched, audit.rows))
+    summary = audit.summary
     folder.finish(
         {
             "foreknow": __version__,
@@ -239,7 +243,7 @@ def _write(
             "versions": library_versions(),
             "seconds": {"all": seconds, "audit": summary["seconds"]},
         },
-        ("config.yaml", *(f"{name}.parquet" for name in FRAMES), "retrieval.json"),
+        ("config.yaml", *(f"{name}.parquet" for name in (*FRAMES, "known")), "retrieval.json"),
     )
 
 
