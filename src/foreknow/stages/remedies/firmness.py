@@ -16,7 +16,7 @@ import polars as pl
 from foreknow.stages.remedies.matching import Matched, estimate
 
 BOUNDS: Final = (0.0, 0.7, 0.95, 1.0)
-"""The bounds of the bins of the share of sampled answers that are right. A bin has its lower bound, the last one both."""
+"""The bounds of the bins of the share of sampled answers that are right; the upper one is in the last bin only."""
 FEWEST: Final = 5
 """A bin with fewer rows is not shown."""
 FIRMNESS: Final[dict[str, pl.DataType]] = {
