@@ -39,7 +39,7 @@ from foreknow.io.run_dir import FORMAT
 from foreknow.models import loading
 from foreknow.settings import settings_of
 from foreknow.stages.train import answer_loss, checkpoints
-from foreknow.stages.train import loop as tune_loop
+from foreknow.stages.train import estimate as tune_estimate
 from foreknow.stages.train import run as train_run
 from foreknow.stages.train.answer_loss import PackedPass, PlainPass, open_pass, shared_beginning
 from foreknow.stages.train.dataset import TrainingExample, micro_batches, step_rows
@@ -544,7 +544,7 @@ def test_a_model_spread_over_devices_is_refused_before_it_is_loaded(
     monkeypatch.setattr(loading, "resolve", loads)
     monkeypatch.setattr(loading, "load_model", loads)
     config = settings(out=tmp_path / "run", device="map")
-    for run in (train_run.run, tune_loop.estimate):
+    for run in (train_run.run, tune_estimate.estimate):
         with pytest.raises(ConfigError, match=r"^--device map: found layers spread.*expected one device.*use --device"):
             run(config)
     assert not (tmp_path / "run" / ".run.json").exists()
@@ -672,7 +672,7 @@ def test_out_of_memory_names_the_setting(
 
 
 def test_dry_run_says_what_it_would_cost(settings: Callable[..., TuneConfig], tmp_path: Path) -> None:
-    found = tune_loop.estimate(settings(tmp_path / "a", dry_run=True))
+    found = tune_estimate.estimate(settings(tmp_path / "a", dry_run=True))
     assert not (tmp_path / "a").exists()
     assert (found["rows"], found["epochs"], found["steps"]) == (32, 3, 12)
     assert found["seconds"] > 0

@@ -230,7 +230,7 @@ def tune(
     """Fine-tune a model on TRAIN, watching what it fits and forgets in each category."""
     settings = settings_of(TuneConfig, {**({} if train is None else {"train": train}), **given}, config)
     if settings.dry_run:
-        from foreknow.stages.train.loop import estimate  # keeps torch out
+        from foreknow.stages.train.estimate import estimate  # keeps torch out
 
         print_estimate(estimate(settings))
         return

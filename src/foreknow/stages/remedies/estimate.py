@@ -20,7 +20,7 @@ from foreknow.settings import settings_of
 from foreknow.stages.audit import estimate as audit_estimate
 from foreknow.stages.remedies.recipes import trainings, tune_settings
 from foreknow.stages.remedies.run import audit_settings, rates_of
-from foreknow.stages.train import loop as tune_loop
+from foreknow.stages.train import estimate as tune_estimate
 
 COLUMNS = ("question", "answers", "subject", "relation")
 
@@ -51,7 +51,7 @@ def estimate(config: RemediesConfig) -> dict[str, Any]:
         for one in grid:
             if one.training not in measured:
                 settings = {**tune_settings(one, config), **given, **own, "allow_overlap": True}
-                measured[one.training] = tune_loop.estimate(settings_of(TuneConfig, settings))
+                measured[one.training] = tune_estimate.estimate(settings_of(TuneConfig, settings))
     seconds = {one.name: float(measured[one.training]["seconds"]) for one in grid}
     return {
         "rows_audited": probing["rows"],

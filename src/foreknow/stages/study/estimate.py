@@ -15,7 +15,7 @@ from foreknow.stages.audit import estimate as audit_estimate
 from foreknow.stages.study.grid import runs
 from foreknow.stages.study.run import audit_settings, read_rows
 from foreknow.stages.study.settings import StudyConfig
-from foreknow.stages.train import loop as tune_loop
+from foreknow.stages.train import estimate as tune_estimate
 
 
 def estimate(config: StudyConfig) -> dict[str, Any]:
@@ -45,7 +45,9 @@ def estimate(config: StudyConfig) -> dict[str, Any]:
             "model": config.model,
             "base": config.base,
         }
-        tuning = tune_loop.estimate(settings_of(TuneConfig, {**config.tune_settings, **given, "allow_overlap": True}))
+        tuning = tune_estimate.estimate(
+            settings_of(TuneConfig, {**config.tune_settings, **given, "allow_overlap": True})
+        )
     shares = [one.variant.share or 0.0 for one in grid]
     # D_Known has only the Known rows
     work = sum(1 - share if one.variant.kind == "known" else 1.0 for one, share in zip(grid, shares, strict=True))

@@ -69,7 +69,7 @@ from foreknow.stages.train.setup import (
 from foreknow.version import __version__
 
 if TYPE_CHECKING:
-    from foreknow.stages.train.loop import TokenizedInputs
+    from foreknow.stages.train.tokenized_inputs import TokenizedInputs
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ def _prepare(config: TuneConfig, inputs: TrainInputs, folder: RunDir) -> Prepare
         return PreparedRun(
             identity, config.resolved(), nothing_to_do, check_complete=lambda folder: _check_weights(config, folder)
         )
-    from foreknow.stages.train.loop import tokenize_inputs  # keeps torch out
+    from foreknow.stages.train.tokenized_inputs import tokenize_inputs  # keeps torch out
 
     tokenized = tokenize_inputs(config, inputs, resolved_model)  # raises its errors before anything is written
 

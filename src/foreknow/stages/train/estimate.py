@@ -1,0 +1,108 @@
+"""Estimates what a run would cost by training and measuring for a short time."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import Any
+
+import torch
+
+from foreknow.config import TuneConfig
+from foreknow.distributed import process_group
+from foreknow.errors import (
+    ConfigError,
+)
+from foreknow.models.resolve import resolve
+from foreknow.progress import duration
+from foreknow.stages.train import known_rows
+from foreknow.stages.train.answer_loss import base_of, open_pass
+from foreknow.stages.train.dataset import micro_batches
+from foreknow.stages.train.inputs import check_method, check_models, check_remedies, read_inputs
+from foreknow.stages.train.rate_trials import format_cost, trial_steps
+from foreknow.stages.train.setup import (
+    AUTO,
+    resolve_device_dtype,
+    training_plan,
+    with_batch_sizes,
+    with_training_plan,
+)
+from foreknow.stages.train.tokenized_inputs import tokenize_inputs
+from foreknow.stages.train.tracker import Tracker, vocabulary_for
+from foreknow.stages.train.training_model import load_training_model
+
+logger = logging.getLogger(__name__)
+
+
+def estimate(config: TuneConfig) -> dict[str, Any]:
+    """Estimate what a run would cost by training and measuring for a short time. Writes nothing.
+
+    Raises ConfigError if a launcher started several processes.
+    """
+    import psutil
+
+    with process_group.process_group(config.device):
+        if process_group.is_distributed():
+            raise ConfigError("--dry-run measures one process; start it without the launcher")
+    inputs = read_inputs(config)
+    device, dtype = resolve_device_dtype(config)
+    config = with_batch_sizes(config, device)
+    resolved_model = resolve(config.model, logger.info, config.trust_remote_code, base=config.base, force=config.force)
+    check_method(config.model, config.method, resolved_model)
+    check_remedies(config, resolved_model)
+    config, reason = with_training_plan(config, inputs.train.rows.height, resolved_model)
+    if reason:
+        logger.info(reason)
+    check_models(config, inputs, resolved_model.fingerprint)
+    tokenized = tokenize_inputs(config, inputs, resolved_model)
+    inputs = tokenized.inputs
+    for note in tokenized.notes:
+        logger.info(note)
+    training_model = load_training_model(config, device, dtype)
+    plan = training_plan(config)
+    burst = micro_batches(tokenized.examples[: plan.batch_size], int(config.micro_batch_tokens or 2048))[:2]
+    with open_pass(training_model.model, [min(tokenized.examples, key=lambda e: e.length)]) as (losses, _):
+        training_model.model.train()
+        for _ in range(2):  # the first pass builds kernels, so only the second one is timed
+            began = time.monotonic()
+            with torch.autocast(device, torch.bfloat16, enabled=training_model.autocast):
+                for part in burst:
+                    losses.losses(part)[1].mean().backward()
+            pass_seconds = time.monotonic() - began
+    tokens = sum(example.length for example in tokenized.examples)
+    training = pass_seconds / sum(e.length for part in burst for e in part) * tokens
+    if known_rows.uses_pool(config):  # the known rows of a batch are taken to be as long as the new ones
+        training /= 1 - (config.replay or known_rows.EQUAL)
+    sample_rows = {name: rows.sample(min(rows.height, 64), seed=0) for name, rows in inputs.rows.items()}
+    base = base_of(training_model.model)
+    vocabulary, lenient = tokenized.prompter.ended(vocabulary_for(base, tokenized.tokenizer)), config.match == "lenient"
+    batch = int(config.batch_tokens or 2048)
+    measure = Tracker(tokenized.prompter, vocabulary, sample_rows, lenient=lenient, batch_tokens=batch)
+    model = training_model.mirror.of(base) if training_model.mirror else base
+    for _ in range(2):
+        began = time.monotonic()
+        measure(model)
+        measured = time.monotonic() - began
+    rows = sum(frame.height for frame in inputs.rows.values())
+    measuring = measured / measure.count * rows
+    trainable = sum(p.numel() for p in training_model.model.parameters() if p.requires_grad)
+    steps = math.ceil(len(tokenized.examples) / plan.batch_size)
+    whole = (training + measuring) * plan.epochs
+    if config.learning_rate == AUTO:
+        logger.info(format_cost(plan.learning_rate, steps * plan.epochs))
+        whole += 3 * (training * trial_steps(steps * plan.epochs) / steps + measuring)
+    return {
+        "rows": len(tokenized.examples),
+        "epochs": plan.epochs,
+        "steps": steps * plan.epochs,
+        "tokens_per_epoch": tokens,
+        "measured_rows_per_epoch": rows,
+        "trained_weights": trainable,
+        "disk_gib": round(8 * 4 * trainable / 2**30, 2),
+        "memory_gib": round(psutil.Process().memory_info().rss / 2**30, 2),
+        "seconds_training_an_epoch": round(training, 1),
+        "seconds_measuring_an_epoch": round(measuring, 1),
+        "seconds": round(whole, 1),
+        "time": duration(whole),
+    }
