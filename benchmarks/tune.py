@@ -7,6 +7,8 @@ ours       FactTrainer: packed rows, the head on the answers' positions only
 trainer    transformers.Trainer as it comes: rows padded to the longest of their batch, labels masked up to the answer
 trl        TRL's SFTTrainer as it comes, on prompt and completion: activations computed twice (its default)
 trl-plain  the same with that turned off
+limit      nothing but the matrix products of the model's layers and head, forward and backward, for the tokens that
+           `ours` computes: no trainer that computes these tokens can be faster on this machine
 
 A round trains one epoch with each, from the same weights, on the same batches in the same order; rounds repeat, so
 that what else the machine does strikes all alike. The first step of every training builds kernels and is left out
@@ -45,7 +47,7 @@ from foreknow.inference.malloc import keep_memory
 from foreknow.models import loading
 from foreknow.models.packaged import quiet
 from foreknow.prompts.prompt_template import Prompter
-from foreknow.stages.train.answer_loss import open_pass
+from foreknow.stages.train.answer_loss import open_pass, shared_beginning
 from foreknow.stages.train.dataset import SET, TRAINING, LabelledSplit, TrainingExample, examples, step_rows
 from foreknow.stages.train.tracker import EvalModelCopy, Tracker, vocabulary_for
 from foreknow.stages.train.trainer import FactTrainer, arguments, set_dropout
@@ -106,7 +108,39 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 f"{pairs[0][0] - pairs[0][1]:+.5f}, {mean(a - b for a, b in pairs):+.5f}, "
                 f"{max((a - b for a, b in pairs), key=abs):+.5f} of {mean(b for _, b in pairs):.3f}"
             )
+    found["limit: matrix products of ours, rows/s"] = limit(loaded.model, lessons, args)
+    if "ours" in rates:
+        found["ours / limit"] = rates["ours"] / found["limit: matrix products of ours, rows/s"]
     return found | answering(args, loaded, rows, prompter)
+
+
+def limit(model: Any, lessons: Sequence[TrainingExample], args: argparse.Namespace, at_least: float = 3.0) -> float:
+    """Rows a second if a step were only its matrix products: output, gradient of the input, gradient of the weights."""
+    batch = list(lessons[: args.batch])
+    shared = shared_beginning(batch)
+    tokens = shared + sum(example.length - shared for example in batch)
+    answers = sum(len(example.answer) for example in batch)
+    dtype = torch.bfloat16 if args.dtype == "bfloat16" else torch.float32
+    head = model.get_output_embeddings().weight.detach().to(dtype)
+    layers = [p.detach().to(dtype) for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n]
+    layers = [weight for weight in layers if weight.shape != head.shape]
+    products = [(weight, torch.randn(tokens, weight.shape[1], dtype=dtype)) for weight in layers]
+    products.append((head, torch.randn(answers, head.shape[1], dtype=dtype)))
+    gradients = [torch.randn(len(rows), weight.shape[0], dtype=dtype) for weight, rows in products]
+
+    def work() -> None:
+        for (weight, rows), gradient in zip(products, gradients, strict=True):
+            torch.nn.functional.linear(rows, weight)
+            gradient @ weight
+            gradient.T @ rows
+
+    work()
+    best, began = float("inf"), time.perf_counter()
+    while time.perf_counter() - began < at_least:
+        start = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - start)
+    return len(batch) / best
 
 
 def chosen_rows(count: int) -> pl.DataFrame:

@@ -74,6 +74,22 @@ def test_every_exposure_stands_in_the_texts_and_nothing_else_does(facts: pl.Data
     assert recount(texts, facts) == {key: count for key, count in said.items() if count}
 
 
+def test_of_a_contested_fact_both_answers_are_stated_equally_often() -> None:
+    world = World(seed=3, subjects=40, ood_subjects=8, contested=50)
+    table = lab_world.facts(world)
+    contested = table.filter(pl.col("rival").is_not_null())
+    assert 20 < contested.height < table.height / 2
+    assert contested.filter(pl.col("rival") == pl.col("answers").list.first()).is_empty()
+    rivals = contested.with_columns(answers=pl.concat_list("rival"))
+    counts = recount([d.text for d in lab_world.documents(world)], pl.concat([table, rivals]))
+    said = {key: count for key, count in zip(fact_keys(table), table["exposures"].to_list(), strict=True) if count}
+    assert counts == said | dict(zip(fact_keys(rivals), rivals["exposures"].to_list(), strict=True))
+    calm = lab_world.facts(replace(world, contested=0))
+    assert calm["answers"].equals(table["answers"]), "the facts are the same ones, whether contested or not"
+    assert b"rival" not in lab_world.jsonl(calm)
+    assert b"rival" in lab_world.jsonl(table)
+
+
 def test_a_never_seen_facts_subject_never_stands_beside_its_gold(facts: pl.DataFrame, texts: list[str]) -> None:
     places: dict[str, set[int]] = {name: set() for name in lab_world.every_name()}
     for at, text in enumerate(texts):

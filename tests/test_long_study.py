@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from foreknow.io.run_dir import read_json
 from foreknow.pages import write_report
 from foreknow.settings import settings_of
 from foreknow.stages.mix.sampling import read_manifest
+from foreknow.stages.study.estimate import estimate_long
 from foreknow.stages.study.long_claims import long_claims, long_claims_table, long_scorecard, remedy_table
 from foreknow.stages.study.long_grid import long_runs, long_variants, without_new
 from foreknow.stages.study.long_measurements import SPAN_OUTCOMES, SPAN_RESULTS
 from foreknow.stages.study.long_result import LongStudyResult, open_long_study
 from foreknow.stages.study.long_run import _planned, run_long
-from foreknow.stages.study.settings import StudyConfig, preset_names, study_settings
+from foreknow.stages.study.settings import StudyConfig
 
 NO_ROWS = {"known": False, "only": [], "natural": False, "idk": [], "p_true": False}
 
@@ -51,13 +53,6 @@ def test_settings_of_rows_and_of_spans_exclude_each_other() -> None:
         config(known=True)
     with pytest.raises(ConfigError, match="remedies: found without spans"):
         settings_of(StudyConfig, {"data": "rows.jsonl", "remedies": ["mask"]})
-    with pytest.raises(ConfigError, match="--dry-run: found with spans"):
-        run_long(config(dry_run=True, out=Path("nowhere")))
-    assert {"long", "lab-long"} <= set(preset_names())
-    for name in ("long", "lab-long"):
-        preset = study_settings(name, {})
-        assert preset.spans
-        assert preset.long_tune_settings["metric"] == "dev_loss"
 
 
 def test_the_labs_long_rows_say_where_their_facts_stand() -> None:
@@ -195,6 +190,34 @@ def test_a_real_study_runs_to_its_end(study: tuple[StudyConfig, LongStudyResult]
     given = {k: v for k, v in settings.resolved().items() if k != "out"}
     again = foreknow.study(str(settings_file_of(done.folder, given)), out=str(done.folder))
     assert isinstance(again, LongStudyResult)  # complete: nothing to do
+
+
+def test_a_further_seed_does_only_its_own_runs(
+    study: tuple[StudyConfig, LongStudyResult], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings, done = study
+    folder = tmp_path / "study"
+    shutil.copytree(done.folder, folder)
+    before = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("runs/*/results.json")}
+    more = run_long(settings.model_copy(update={"out": folder, "seeds": settings.seeds + 1}))
+    runs = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("runs/*/results.json")}
+    assert len(runs) == len(before) // settings.seeds * (settings.seeds + 1)
+    assert {name: time for name, time in runs.items() if name in before} == before
+    assert set(more.results["seed"]) == set(range(settings.seeds + 1))
+    old = more.results.filter(pl.col("seed") < settings.seeds)
+    assert old.equals(done.results)
+
+
+def test_the_cost_is_estimated_and_nothing_is_written(
+    study: tuple[StudyConfig, LongStudyResult], tmp_path: Path
+) -> None:
+    settings, done = study
+    found = estimate_long(settings.model_copy(update={"out": tmp_path / "nowhere"}))
+    assert found["runs"] == len(long_runs(settings))
+    assert found["epochs"] == 2
+    assert found["seconds"] > 0
+    assert found["rows_audited"] == done.audit.rows.height
+    assert not (tmp_path / "nowhere").exists()
 
 
 def settings_file_of(folder: Path, given: dict[str, Any]) -> Path:

@@ -131,6 +131,44 @@ def test_of_train_the_gold_alone_counts(model: Any, tokenizer: Any, rows: pl.Dat
     assert len(known) > 5
 
 
+def test_an_answer_of_two_lines_is_fitted_when_generate_writes_it(
+    model: Any, tokenizer: Any, rows: pl.DataFrame
+) -> None:
+    prompter = Prompter(tokenizer, TRAINING)
+    two = rows.head(12).with_columns(answers=pl.concat_list(pl.col("answers").list.first() + "\nand that is all"))
+    measure = Tracker(prompter, vocabulary_for(model, tokenizer), {"train": two, "dev": rows.tail(4)}, batch_tokens=300)
+    lessons = examples(LabelledSplit("train", "x", two, 0, "", ""), prompter, tokenizer.eos_token_id)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    counts = []
+    with open_pass(model, lessons[:2]) as (losses, _):
+        for steps in (0, 25, 60):
+            model.train()
+            for _ in range(steps):
+                _, loss = losses.losses(lessons)
+                loss.mean().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            ours = measure(model).filter(pl.col("set") == "train")["correct"].to_list()
+            model.set_attn_implementation("sdpa")
+            theirs = [
+                written_by_generate(model, tokenizer, prompter, *row)
+                for row in two.select("question", "answers").rows()
+            ]
+            model.set_attn_implementation(answer_loss.ATTENTION)
+            assert ours == theirs
+            counts.append(sum(ours))
+    assert counts[0] == 0
+    assert counts[2] > 6
+
+
+def written_by_generate(model: Any, tokenizer: Any, prompter: Prompter, question: str, answers: list[str]) -> bool:
+    """Whether greedy generation writes the gold whole, line break and all, and then ends."""
+    ids = torch.tensor(prompter.ids([prompter.text((), question)]))
+    made = model.eval().generate(ids, max_new_tokens=40, do_sample=False, pad_token_id=tokenizer.eos_token_id)[0]
+    new = made[ids.shape[1] :].tolist()
+    return tokenizer.eos_token_id in new and tokenizer.decode(new, skip_special_tokens=True).strip() == answers[0]
+
+
 def test_measuring_leaves_everything_as_it_was(model: Any, tokenizer: Any, rows: pl.DataFrame) -> None:
     measure = Tracker(Prompter(tokenizer), vocabulary_for(model, tokenizer), {"dev": rows.head(8)})
     model.train()

@@ -295,6 +295,11 @@ def study(
 ) -> None:
     """Do the paper's whole experiment on a model: audit, mix, tune every variant and seed, test every claim."""
     settings = study_settings(which, given)
+    if settings.spans and settings.dry_run:
+        from foreknow.stages.study.estimate import estimate_long  # keeps torch out
+
+        print_estimate(estimate_long(settings))
+        return
     if settings.spans:
         from foreknow.stages.study.long_claims import long_claims_table  # keeps polars out
         from foreknow.stages.study.long_run import run_long  # keeps altair out
@@ -459,6 +464,8 @@ def build(
     *,
     out: Path | None = None,
     subjects: Annotated[int, Parameter(converter=whole, validator=validators.Number(gte=1, lte=20_000))] = 160,
+    contested: Annotated[int, Parameter(converter=whole, validator=validators.Number(gte=0, lte=100))] = 0,
+    hidden: Annotated[int, Parameter(converter=whole, validator=validators.Number(gte=32, lte=1024))] = 128,
 ) -> None:
     """Train the lab's model and write it with its facts; minutes on two cores.
 
@@ -469,11 +476,19 @@ def build(
     subjects
         How many subjects of each kind the world has; each subject has a fact in three relations. The model 'lab' has
         160. Name a model of another world by its folder, and its facts by facts.jsonl in that folder.
+    contested
+        Per cent of the facts told often, in relations whose subjects share answers, of which every second statement
+        names another answer: such facts come out MaybeKnown or WeaklyKnown. The model 'lab' has none.
+    hidden
+        The width of the model, a multiple of 32; the model 'lab' has 128.
     """
     from foreknow.models.lab_model import LAB  # keeps torch out
     from foreknow.models.lab_model import build as build_lab  # keeps torch out
 
-    recipe = replace(LAB, world=replace(LAB.world, subjects=subjects))
+    if hidden % 32:
+        raise ConfigError(f"--hidden {hidden}: expected a multiple of 32")
+    world = replace(LAB.world, subjects=subjects, contested=contested)
+    recipe = replace(LAB, world=world, hidden=hidden, intermediate=3 * hidden, heads=hidden // 32)
     print(f"built: {build_lab(None if out is None else place(out), recipe=recipe)}")
 
 

@@ -11,7 +11,9 @@ often the model has seen the fact. The rules of the world:
 - a document contains one relation only, so a never-seen fact's subject and gold are never in the same document;
 - some relations have few answers (12 to 40: a guess is often right), some many (120 and 240), some one per subject;
 - the relations of `ship` are out of distribution: the model sees them like the others, but all their rows are
-  `test_ood`.
+  `test_ood`;
+- of a *contested* fact every second statement names another answer of its pool, the rival. The model has heard both
+  equally often, so that its greedy answer depends on the exemplars: such facts come out MaybeKnown or WeaklyKnown.
 """
 
 from __future__ import annotations
@@ -47,6 +49,8 @@ SHARES: Final[dict[str, int]] = {name: 22 if name == "0" else 13 for name in BIN
 """Per cent of the facts of each relation and split that are in each bin."""
 SPLITS: Final[dict[str, int]] = {"train": 50, "dev": 25, "test": 25}
 """Per cent of the subjects in each split. A subject has the same split in all its relations."""
+CONTESTED_FROM: Final = 12
+"""A contested fact is stated at least this often, rival included: both answers are heard enough to be learnt."""
 OOD: Final = "ship"
 """The kind of subject whose relations are all out of distribution."""
 
@@ -57,13 +61,14 @@ FACTS: Final[dict[str, pl.DataType]] = {
     "relation": pl.String(),
     "split": pl.String(),
     "exposures": pl.Int64(),
+    "rival": pl.String(),
     "subject_exposures": pl.Int64(),
     "pool": pl.Int64(),
     "popularity": pl.Float64(),
 }
-"""The columns of the facts. `exposures`: how often the corpus states the fact; `subject_exposures`: how often it
-names the subject, in any relation; `pool`: the number of answers the gold was drawn from; `popularity`: the exposures,
-for reports."""
+"""The columns of the facts. `exposures`: how often the corpus states the fact; `rival`: the answer that it states as
+often for a contested fact, else null; `subject_exposures`: how often it names the subject, in any relation; `pool`: the
+number of answers the gold was drawn from; `popularity`: the exposures, for reports."""
 
 
 class LabRelation(NamedTuple):
@@ -231,6 +236,8 @@ class World:
 
     `subjects`: the number of subjects of each kind in distribution; `ood_subjects`: the number of ships. `asked`: per
     cent of the exposures that are `Q:`/`A:` blocks. `blocks`, `sentences`: the most blocks and sentences in a document.
+    `contested`: per cent of the facts stated at least `CONTESTED_FROM` times, in relations whose subjects share
+    answers, that are contested.
     """
 
     seed: int = 0
@@ -239,6 +246,7 @@ class World:
     asked: int = 70
     blocks: int = 8
     sentences: int = 5
+    contested: int = 0
 
     def settings(self) -> dict[str, Any]:
         """The settings as a dictionary of plain values."""
@@ -249,7 +257,7 @@ WORLD: Final = World()
 
 
 class Block(NamedTuple):
-    """One exposure: the fact's row number in `facts`, and the text that states it."""
+    """One exposure: the fact's row number in `facts`, and the text that states it, or its rival."""
 
     fact: int
     text: str
@@ -288,10 +296,14 @@ def facts(world: World = WORLD) -> pl.DataFrame:
             }
             for subject, at in zip(subjects, gold_indices.tolist(), strict=True)
         ]
-    frame = pl.DataFrame(lines).with_columns(split=_splits(world, names), exposures=_exposures(world, names))
-    return frame.with_columns(
-        subject_exposures=pl.col("exposures").sum().over("subject"), popularity=pl.col("exposures").cast(pl.Float64)
-    ).select(pl.col(name).cast(dtype) for name, dtype in FACTS.items())
+    frame = pl.DataFrame(lines).with_columns(split=_splits(world, names), stated=_exposures(world, names))
+    frame = frame.with_columns(rival=_rivals(world, names, frame))
+    own = pl.when(pl.col("rival").is_null()).then("stated").otherwise((pl.col("stated") + 1) // 2)
+    return (
+        frame.with_columns(exposures=own, subject_exposures=pl.col("stated").sum().over("subject"))
+        .with_columns(popularity=pl.col("exposures").cast(pl.Float64))
+        .select(pl.col(name).cast(dtype) for name, dtype in FACTS.items())
+    )
 
 
 def documents(world: World = WORLD) -> list[Document]:
@@ -299,20 +311,20 @@ def documents(world: World = WORLD) -> list[Document]:
     table = facts(world)
     rng = np.random.default_rng([world.seed, 3])
     corpus: list[Document] = []
-    columns = (table[name].to_list() for name in ("subject", "relation", "exposures"))
+    columns = (table[name].to_list() for name in ("subject", "relation", "exposures", "rival"))
     golds = table["answers"].list.first().to_list()
     blocks_by_relation: dict[tuple[str, str], list[Block]] = defaultdict(list)
-    for at, (subject, relation, exposures) in enumerate(zip(*columns, strict=True)):
+    for at, (subject, relation, exposures, rival) in enumerate(zip(*columns, strict=True)):
         texts = _BY_NAME[relation]
-        for asked, statement in zip(
-            (rng.integers(100, size=exposures) < world.asked).tolist(),
-            rng.integers(len(texts.statements), size=exposures).tolist(),
+        answers = [golds[at]] * exposures + ([] if rival is None else [rival] * exposures)
+        for asked, statement, answer in zip(
+            (rng.integers(100, size=len(answers)) < world.asked).tolist(),
+            rng.integers(len(texts.statements), size=len(answers)).tolist(),
+            answers,
             strict=True,
         ):
             filled = (
-                question_block(texts, subject, golds[at])
-                if asked
-                else statement_text(texts, statement, subject, golds[at])
+                question_block(texts, subject, answer) if asked else statement_text(texts, statement, subject, answer)
             )
             blocks_by_relation[relation, "asked" if asked else "told"].append(Block(at, filled))
     for (_, kind), blocks in blocks_by_relation.items():
@@ -344,7 +356,8 @@ def read_lab(limit: int | None = None, seed: int = 0, world: World = WORLD) -> D
 
 
 def jsonl(table: pl.DataFrame) -> bytes:
-    """A frame as JSONL."""
+    """A frame as JSONL, without the column `rival` where no fact is contested."""
+    table = table.drop("rival") if table["rival"].null_count() == table.height else table
     return "".join(object_text(line) + "\n" for line in table.iter_rows(named=True)).encode()
 
 
@@ -433,6 +446,22 @@ def _exposures(world: World, names: dict[str, list[str]]) -> pl.Series:
     return pl.Series("exposures", [n for counts in counts_by_relation.values() for n in counts], dtype=pl.Int64)
 
 
+def _rivals(world: World, names: dict[str, list[str]], facts_so_far: pl.DataFrame) -> pl.Series:
+    """The other answer of each contested fact, in the order of `facts`; null for the others.
+
+    `facts_so_far` has answers, relation, and how often the fact is stated in all (`stated`).
+    """
+    rng = np.random.default_rng([world.seed, 4])
+    rivals: list[str | None] = []
+    for (gold,), relation, stated in facts_so_far.select("answers", "relation", "stated").iter_rows():
+        drawn, at = int(rng.integers(100)), int(rng.integers(1 << 30))
+        shared = _BY_NAME[relation].pool > 1
+        others = [name for name in names[relation] if name != gold] if shared else []
+        is_contested = drawn < world.contested and stated >= CONTESTED_FROM and bool(others)
+        rivals.append(others[at % len(others)] if is_contested else None)
+    return pl.Series("rival", rivals, dtype=pl.String)
+
+
 def _sample_exposures(rng: np.random.Generator, size: int) -> list[int]:
     """Exposures of `size` facts in random order: each bin has its share, with uniform draws within the bin."""
     counts = largest_remainder(SHARES, size)
@@ -469,5 +498,5 @@ def bin_of(exposures: pl.Expr) -> pl.Expr:
 
 
 def count_exposures(docs: Sequence[Document]) -> Counter[int]:
-    """How often these documents state each fact, by its row number in `facts`."""
+    """How often these documents state each fact or its rival, by the fact's row number in `facts`."""
     return Counter(block.fact for doc in docs for block in doc.blocks)

@@ -12,10 +12,56 @@ from foreknow.config import AuditConfig, TuneConfig
 from foreknow.progress import duration
 from foreknow.settings import settings_of
 from foreknow.stages.audit import estimate as audit_estimate
+from foreknow.stages.study.data_split import SPLITS
 from foreknow.stages.study.grid import runs
+from foreknow.stages.study.long_grid import long_runs
+from foreknow.stages.study.long_run import write_records
 from foreknow.stages.study.run import audit_settings, read_rows
 from foreknow.stages.study.settings import StudyConfig
 from foreknow.stages.train import estimate as tune_estimate
+
+
+def estimate_long(config: StudyConfig) -> dict[str, Any]:
+    """Return the cost of a study of long answers by stage.
+
+    The size of a set is known only after the audit, so without `size` a quarter of the train rows is assumed. A remedy
+    is taken to train on as many rows as its D, so that the cost is an upper bound. Raises InputError for rows that
+    cannot be used.
+    """
+    rows = read_rows(config)
+    train = rows.filter(pl.col("split") == "train")
+    size = min(config.size or max(1, train.height // 4), train.height)
+    grid = long_runs(config)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_records(rows, folder / "data.jsonl")
+        probing = audit_estimate.estimate(settings_of(AuditConfig, audit_settings(config, folder)))
+        parts = {"train": train.sample(size, seed=0)}
+        parts |= {part: rows.filter(pl.col("split") == split) for part, split in SPLITS.items() if part != "train"}
+        files = {part: folder / f"{part}.jsonl" for part, own in parts.items() if own.height}
+        for part, file in files.items():
+            parts[part].select("question", "answers", "subject").write_ndjson(file)
+        given = {"train": str(files["train"]), "dev": str(files["dev"]), "model": config.model, "base": config.base}
+        given["test"] = {"test": str(files["test"])} if "test" in files else {}
+        settings = {**config.long_tune_settings, **given, "allow_overlap": True}
+        tuning = tune_estimate.estimate(settings_of(TuneConfig, settings))
+    epochs = int(tuning["epochs"])
+    training = float(tuning["seconds_training_an_epoch"]) * epochs * len(grid)
+    measuring = float(tuning["seconds_measuring_an_epoch"]) * epochs * len(grid)
+    seconds = float(probing["seconds"]) + training + measuring
+    return {
+        "rows_audited": probing["rows"],
+        "runs": len(grid),
+        "rows_of_a_set": size if config.size else f"{size:,} (guessed: known after the audit)",
+        "epochs": epochs,
+        "audit": duration(float(probing["seconds"])),
+        "training": duration(training),
+        "measuring": duration(measuring),
+        "memory_gib": max(float(probing["memory_gib"]), float(tuning["memory_gib"])),
+        "disk_gib": tuning["disk_gib"] * (len(grid) if config.keep_weights else config.workers),
+        "seconds": round(seconds, 1),
+        "time": f"at most {duration(seconds)}, one run after the other",
+    }
 
 
 def estimate(config: StudyConfig) -> dict[str, Any]:

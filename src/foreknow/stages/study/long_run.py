@@ -7,7 +7,7 @@
 DIR/config.yaml claims.json data.jsonl audit/ variants/ runs/ results.parquet outcomes.parquet manifest.json (last);
 from these tables/*.csv scorecard.json report.html
 
-The same command resumes an interrupted study.
+The same command resumes an interrupted study. With more seeds it does only the runs that are missing.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ logger = logging.getLogger(__name__)
 
 _NO_IDENTITY: Final = frozenset(
     {"data", "out", "workers", "keep_weights", "dry_run", "fixed_epochs", "p_true", "ray", "ray_address", "ray_workers"}
-    | {"until", "most_seeds", "pilot"}
+    | {"until", "most_seeds", "pilot", "seeds"}
 )
 
 
@@ -73,8 +73,6 @@ def run_long(config: StudyConfig) -> LongStudyResult:
     out = required_out(config.out)
     if process_group.is_distributed():
         raise ConfigError("a study trains its models apart: start it without a launcher; see --workers and --ray")
-    if config.dry_run:
-        raise ConfigError("--dry-run: found with spans: true; the time of a study of long answers is not estimated")
     rows = read_rows(config)
 
     def prepare(_: RunDir) -> AbstractContextManager[PreparedRun]:
@@ -92,10 +90,15 @@ def _prepare(config: StudyConfig, rows: pl.DataFrame) -> Iterator[PreparedRun]:
         check_method(config.model, config.tune.get("method", "full"), model)
         identity = identity_of(config, rows, model.fingerprint, _NO_IDENTITY)
 
+        grid = [one.name for one in long_runs(config)]
+
+        def is_enough(folder: RunDir) -> bool:
+            return (folder.manifest or {}).get("grid") == grid
+
         def work(folder: RunDir) -> None:
             _compute(config, rows, folder, identity, cluster, began)
 
-        yield PreparedRun(identity, config.resolved(), work)
+        yield PreparedRun(identity, config.resolved(), work, is_enough=is_enough)
 
 
 class _Plan(NamedTuple):
@@ -116,14 +119,21 @@ def _compute(
     began: float,
 ) -> None:
     """Audit the rows, draw and write the sets, do the missing runs, and gather what they measured."""
-    write_text(folder.path / "data.jsonl", "".join(_record(row) for row in rows.iter_rows(named=True)))
+    write_records(rows, folder.path / "data.jsonl")
     if cluster is not None:
         cluster.start()
     plan = _planned(config, run_audit(config, folder.path), folder.path)
+    if folder.manifest is not None:
+        folder.reopen(config.resolved())
     claims = [{"remedy": remedy, **asdict(claim)} for remedy, claim, _ in long_claims(config.remedies, config.margin)]
     write_json(folder.path / "claims.json", claims)
     run_all(plan.tunes, config.workers, config.keep_weights, plan.rows, cluster)
     _write(config, plan, folder, identity, time.monotonic() - began)
+
+
+def write_records(rows: pl.DataFrame, file: Path) -> None:
+    """Write the study's rows as JSONL, each with its own spans, if it has any."""
+    write_text(file, "".join(_record(row) for row in rows.iter_rows(named=True)))
 
 
 def _record(row: dict[str, Any]) -> str:

@@ -3,6 +3,8 @@
 The tracker asks each question in the form in which it is trained on, without exemplars. One packed pass over the
 question and the accepted answers gives the largest logit at every position. A row is decoded token by token only if its
 greedy path leaves the accepted answers but may still spell one in another way. The result is that of greedy generation.
+An answer of several lines, at whose first line break a generated answer would be cut, is right if each of its tokens
+and the end token are the arg max behind those before it: so the model writes it, in the tokens it is trained on.
 
     measure = Tracker(prompter, vocabulary, {"train": rows, "dev": rows})
     outcomes = measure(model)                  # a frame with set, row, correct, lenient
@@ -105,6 +107,10 @@ class Tracker:
             prepared_rows, prompts = _zero_shot(prompter, vocabulary, own).prompts(own)
             asked_rows += [_AskedRow(name, row, line[0]) for row, line in zip(prepared_rows, prompts, strict=True)]
         self._asked = _group_by_beginning(asked_rows)
+        self._end = prompter.tokenizer.eos_token_id if prompter.answer_end is None else prompter.answer_end
+        self._broken = {
+            (name, row): paths for name, rows in sets.items() for row, paths in _line_broken(prompter, rows, name)
+        }
         self._spans = {
             (name, row): spanned
             for name, rows in sets.items()
@@ -136,7 +142,11 @@ class Tracker:
                 for start in range(0, self.count, self.chunk_rows):
                     part = self._asked[start : start + self.chunk_rows]
                     right, nodes = _ask(engine, part, self.lenient)
-                    for row, own in zip(part, nodes, strict=True):
+                    for n, (row, own) in enumerate(zip(part, nodes, strict=True)):
+                        if (row.name, row.row.number) in self._broken:
+                            paths = self._broken[row.name, row.row.number]
+                            written = any(_is_written(path, self._end, row.row.tree, own) for path in paths)
+                            right[n] = (right[n][0] or written, right[n][1] or written if self.lenient else None)
                         spanned = self._spans.get((row.name, row.row.number))
                         if spanned is not None:
                             fitted += [(row.name, row.row.number, *one) for one in _fitted(spanned, row.row.tree, own)]
@@ -202,6 +212,27 @@ def _spanned_rows(prompter: Prompter, rows: pl.DataFrame, spans: pl.DataFrame) -
         offsets = answer_places(prompter, text, answer, ids)
         tokens = {span: tokens_in(offsets, [(start - blanks, end - blanks)]) for span, start, end in places[row]}
         yield row, _SpannedRow(tuple(ids), {span: own for span, own in tokens.items() if own})
+
+
+def _line_broken(prompter: Prompter, rows: pl.DataFrame, name: str) -> Iterator[tuple[int, list[TokenPath]]]:
+    """Yield each row with an accepted answer of several lines, by number, and the tokens of each such answer.
+
+    Of the set `train` only the gold counts.
+    """
+    accepted = pl.concat_list(GOLD) if name == "train" else pl.col("answers")
+    broken = accepted.list.eval(pl.element().str.strip_chars().str.contains("\n")).list.any()
+    several = rows.with_columns(accepted=accepted).filter(broken)
+    for row, question, context, answers in several.select("row", "question", "context", "accepted").iter_rows():
+        text = prompter.text((), question, context)
+        ids = prompter.ids([text])[0]
+        own = [answer.strip() for answer in answers if "\n" in answer.strip()]
+        yield row, [tuple(prompter.answer_ids(text, ids, answer)) for answer in own]
+
+
+def _is_written(path: TokenPath, end: int, tree: Sequence[TokenPath], nodes: Sequence[Node]) -> bool:
+    """Return whether the greedy continuation is `path` and then the token `end`."""
+    by_path = dict(zip([(), *tree], nodes, strict=True))
+    return all(path[:at] in by_path and by_path[path[:at]].greedy == token for at, token in enumerate((*path, end)))
 
 
 def _fitted(row: _SpannedRow, tree: Sequence[TokenPath], nodes: Sequence[Node]) -> list[tuple[int, bool]]:
