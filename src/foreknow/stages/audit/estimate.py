@@ -65,6 +65,7 @@ def estimate(config: AuditConfig) -> dict[str, Any]:
                 "spans": _count_spans(context),
                 "prompts": 0,
                 "tokens": 0,
+                "memory_gib": round(psutil.Process().memory_info().rss / 2**30, 2),
                 "seconds": round(long_seconds, 1),
                 "time": duration(long_seconds),
             }
