@@ -333,6 +333,10 @@ def test_rows_that_a_set_names_are_not_watched() -> None:
     train = train.with_columns(pl.col("subject").cast(pl.String))
     assert canaries.without_questions(rows, {"train": train})["subject"].to_list() == ["Lima", None]
     assert canaries.without_subjects(rows, {"train": train})["question"].to_list() == ["Who founded Acme?"]
+    answers = pl.Series("answers", [["Lima"], ["in Peru"], ["Ada"]])
+    taught = pl.DataFrame({"subject": ["peru", "Lima"], "answers": [["Lima "], ["elsewhere"]]})
+    left = canaries.without_facts(rows.with_columns(answers), taught)
+    assert left["question"].to_list() == ["Where is Lima?", "Who founded Acme?"], "Peru's capital is taught"
     other = train.with_columns(question=pl.lit("Limassol and peruvian food"))
     assert canaries.without_subjects(rows, {"train": other}).height == 3
 
@@ -384,6 +388,12 @@ def test_known_rows_of_the_audit_are_replayed_or_held(
     assert replayed.results["replay"]["learns"]
     assert not held.results["replay"]["learns"]
     assert held.results["replay"]["kl"] == 3
+    assert held.results["replay"]["source"] == f"rows of every category of the audit {audit_folder}"
+    narrow = train_run.run(config_of(tmp_path / "narrow", **{**more, "epochs": 1}, kl=3, kl_rows="known"))
+    assert narrow.results["replay"]["source"] == f"HighlyKnown rows of the audit {audit_folder}"
+    assert narrow.results["replay"]["rows"] < held.results["replay"]["rows"]
+    with pytest.raises(ConfigError, match="--kl-rows all: found with --replay"):
+        train_run.run(config_of(tmp_path / "both", **more, kl=3, kl_rows="all", replay=0.5))
     trained = set(pl.read_ndjson(files["train"])["question"]) | set(pl.read_ndjson(files["dev"])["question"])
     lost = {}
     for name, run in (("plain", plain), ("replay", replayed), ("kl", held)):

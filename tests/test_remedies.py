@@ -238,7 +238,7 @@ def test_every_recipe_is_a_run_of_tune(name: str) -> None:
     settings = tune_settings(own[0], config)
     assert settings["learning_rate"] == pytest.approx(1e-3 * factor)
     assert recipe(name).training in {one.training for one in own}
-    assert bool(settings["average"]) == (recipe(name).training in ("plain", "kl", "replay+kl"))
+    assert bool(settings["average"]) == (recipe(name).training in ("plain", "kl", "kl-all", "replay+kl"))
 
 
 def test_recipes_that_average_cost_no_training_of_their_own() -> None:
@@ -275,12 +275,16 @@ def test_the_sets_share_no_question_and_hold_what_they_say() -> None:
     rows = audited({("g", "Unknown"): 90, ("g", "HighlyKnown"): 120, ("g", "MaybeKnown"): 9, ("h", "HighlyKnown"): 30})
     sets = study_sets(rows, ("h",), 80, 200)
     assert {name: own.height for name, own in sets.items()} == {
-        "new": 80, "dev": 12, "known": 54, "replay": 54, "other": 30,
+        "new": 80, "dev": 12, "known": 54, "replay": 54, "other": 30, "hold": 73,
     }  # fmt: skip
-    questions = pl.concat(own["question"] for own in sets.values())
+    questions = pl.concat(own["question"] for name, own in sets.items() if name != "replay")
     assert questions.is_unique().all()
     assert set(sets["other"]["relation"]) == {"h"}
     assert set(sets["replay"]["relation"]) == {"g"}
+    assert sets["hold"]["category"].value_counts().sort("category").rows() == [
+        ("HighlyKnown", 54), ("MaybeKnown", 9), ("Unknown", 10)
+    ]  # fmt: skip
+    assert set(sets["replay"]["question"]) < set(sets["hold"]["question"])
     again = study_sets(rows.sample(fraction=1.0, shuffle=True, seed=3), ("h",), 80, 200)
     assert all(sets[name].equals(again[name]) for name in sets), "which rows are drawn depends on their texts alone"
 

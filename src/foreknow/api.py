@@ -241,6 +241,7 @@ def tune(
     batch_size: int | None = None,
     replay: float = 0.0,
     kl: float = 0.0,
+    kl_rows: Literal["auto", "all", "known"] = "auto",
     force: bool = False,
     allow_overlap: bool = False,
     map: Mapping[str, str] | Sequence[str] | str | None = None,

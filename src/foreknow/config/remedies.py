@@ -18,6 +18,8 @@ RECIPES: Final[dict[str, str]] = {
     "replay": "as many known rows as new ones in each batch",
     "kl": "held to the predictions before training on known rows",
     "kl+average": "the same, then part of the way back",
+    "kl-all": "held to the predictions before training on rows of every category",
+    "kl-all+average": "the same, then part of the way back",
     "replay+kl": "known rows replayed and held to the predictions before training",
     "replay+kl+average": "the same, then part of the way back",
     "lora": "LoRA adapters, at ten times each learning rate",
@@ -91,7 +93,7 @@ class RemediesConfig(Settings):
         20, ge=5, description="How many epochs the recipe known-late trains; it always trains all of them."
     )
     kl: Annotated[float, Group.TRAINING] = Field(
-        3.0, gt=0, description="The weight of the divergence in recipes with kl."
+        10.0, gt=0, description="The weight of the divergence in recipes with kl."
     )
     workers: Annotated[int, Group.SPEED] = Field(
         1, ge=1, description="How many trainings run at once; they share the cores."

@@ -145,14 +145,19 @@ class TuneConfig(Settings):
     )
     replay_from: Annotated[str | None, Group.DATA] = Field(
         None,
-        description="The data file whose rows --replay and --kl take (default: HighlyKnown rows of --audit, else "
+        description="The data file whose rows --replay and --kl take (default: rows of --audit, else "
         "packaged facts that the model knows, else rows that it makes up).",
     )
     kl: Annotated[float, Group.TRAINING, COMMON] = Field(
         0.0,
         ge=0,
-        description="Hold the model to its predictions before training on rows that it knows: the weight of the KL "
-        "divergence in the loss, such as 3.",
+        description="Hold the model to its predictions before training on other rows: the weight of the KL divergence "
+        "in the loss, such as 10.",
+    )
+    kl_rows: Annotated[Literal["auto", "all", "known"], Group.TRAINING] = Field(
+        "auto",
+        description="The rows of --audit at which --kl holds the model: all that are in no set, or the HighlyKnown "
+        "ones of them (auto: all; known with --replay, which learns their answers).",
     )
     known_late: Annotated[float, Group.TRAINING] = Field(
         0.0,

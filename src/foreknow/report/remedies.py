@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 STYLES = (
-    (INK, SOLID), (INK, DASHED), (FILLS[0], SOLID), (FILLS[1], SOLID), (UNKNOWN_INK, SOLID), (FILLS[0], DASHED),
-    (FILLS[1], DASHED), (UNKNOWN_INK, DASHED), (SOFT, SOLID), (SOFT, DASHED), (SOFT, DOTTED),
+    (INK, SOLID), (INK, DASHED), (FILLS[0], SOLID), (FILLS[1], SOLID), (FILLS[1], DASHED), (UNKNOWN_INK, SOLID),
+    (UNKNOWN_INK, DASHED), (FILLS[0], DASHED), (FILLS[0], DOTTED), (SOFT, SOLID), (SOFT, DASHED), (SOFT, DOTTED),
+    (INK, DOTTED),
 )  # fmt: skip
 """Colour and dash of each recipe's line, in the order of the recipes."""
 
@@ -134,7 +135,7 @@ def _list(names: tuple[str, ...]) -> str:
 
 
 def _line(name: str, study: RemediesResult, comparison: Comparison) -> RecipeLine:
-    advice, kl = comparison.recommendation, float(study.manifest["identity"].get("kl", 3.0))
+    advice, kl = comparison.recommendation, float(study.manifest["identity"]["kl"])
     own = {line["learnt"]: line for line in comparison.table.filter(pl.col("recipe") == name).to_dicts()}
     at = own.get(advice.target)
     end, cost = comparison.ends[name], comparison.costs[name]
@@ -288,7 +289,7 @@ def _command(study: RemediesResult, comparison: Comparison) -> str:
     best = comparison.recommendation.recipe
     if best is None:
         return ""
-    kl = float(study.manifest["identity"].get("kl", 3.0))
+    kl = float(study.manifest["identity"]["kl"])
     known = "" if best.recipe in ("plain", "average", "small-rate", "attention", "lora") else " --audit AUDIT"
     flags = recipe(best.recipe, kl).flags.replace(" RATE", "").replace("--learning-rate", "").strip()
     return f"foreknow tune NEW --model MODEL{known} --learning-rate {best.rate:g} {flags} --out RUN".replace("  ", " ")
@@ -323,7 +324,8 @@ def _facts(study: RemediesResult, model: Mapping[str, Any]) -> dict[str, list[pa
     sets = manifest["sets"]
     labels = {
         "new": "new facts taught", "reworded": "of them in another wording", "known": "known facts watched",
-        "other": "of relations held out", "replay": "known facts for replay", "dev": "dev",
+        "other": "of relations held out", "replay": "known facts for replay", "hold": "rows that may hold the model",
+        "dev": "dev",
     }  # fmt: skip
     shape = [(labels[name], f"{sets[name]:,}", False) for name in labels if name in sets]
     rates = sorted(set(study.points["rate"]), reverse=True)

@@ -125,7 +125,7 @@ def _clipped(share: float | None) -> float | None:
 def as_json(comparison: Comparison, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return the comparison as plain values (`comparison.json`), which the pages of other runs read."""
     advice = comparison.recommendation
-    kl = float(manifest["identity"].get("kl", 3.0))
+    kl = float(manifest["identity"]["kl"])
     chosen = advice.recipe
     plain = comparison.table.filter((pl.col("recipe") == "plain") & (pl.col("learnt") == advice.target))
     return {

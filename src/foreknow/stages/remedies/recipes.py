@@ -67,7 +67,7 @@ class Training(NamedTuple):
         return float(f"{self.rate * factor:.6g}")
 
 
-def recipe(name: str, kl: float = 3.0) -> Recipe:
+def recipe(name: str, kl: float = 10.0) -> Recipe:
     """Return the recipe of this name (`config.remedies.RECIPES`)."""
     if name == "average" or name.endswith("+average"):
         training = "plain" if name == "average" else name.removesuffix("+average")
@@ -81,7 +81,8 @@ def _flags(training: str, kl: float) -> str:
         "small-rate": "--learning-rate RATE",
         "replay": f"--replay {SHARE:g}",
         "known-late": f"--known-late {LATE:g}",
-        "kl": f"--kl {kl:g}",
+        "kl": f"--kl {kl:g} --kl-rows known",
+        "kl-all": f"--kl {kl:g}",
         "replay+kl": f"--replay {SHARE:g} --kl {kl:g}",
         "attention": "--trainable attention",
         "lora": "--method lora",
@@ -107,6 +108,7 @@ def tune_settings(training: Training, config: RemediesConfig) -> dict[str, Any]:
         "replay": {"replay": SHARE},
         "known-late": {"known_late": LATE, "epochs": config.known_late_epochs, "stop_fitted": None, "patience": 0},
         "kl": {"kl": config.kl},
+        "kl-all": {"kl": config.kl},
         "replay+kl": {"replay": SHARE, "kl": config.kl},
         "attention": {"trainable": "attention"},
         "lora": {"method": "lora"},

@@ -185,6 +185,8 @@ def plan_study(config: RemediesConfig, rates: tuple[float, ...], audit: AuditRes
         }
         if one.training in ("replay", "kl", "replay+kl"):
             given["replay_from"] = str(files["replay"])
+        if one.training == "kl-all":
+            given["replay_from"] = str(files["hold"])
         tunes[one.name] = settings_of(TuneConfig, given)
         count = late.height if known_late else sets["new"].height
         counts[one.name] = count * int(given["epochs"])
@@ -198,6 +200,7 @@ def _notes(config: RemediesConfig, plan: Plan) -> list[str]:
         "known": "known ones of the same relations are watched (HighlyKnown)",
         "other": "known ones of other relations are watched",
         "replay": "known ones may be replayed",
+        "hold": "rows of every category may hold the model",
     }
     counts = [f"{plan.sets[name].height:,} {text}" for name, text in what.items() if name in plan.sets]
     rates = sorted({one.rate for one in plan.trainings}, reverse=True)

@@ -4,10 +4,11 @@ new      Unknown rows, which are taught
 known    HighlyKnown rows of the same relations, which are watched: never trained on, never replayed
 other    HighlyKnown rows of relations of which no row is trained on or replayed
 replay   the remaining HighlyKnown rows, which recipes may replay
+hold     the rows of replay and those of the other categories that are in no set: recipes may hold the model there
 dev      a few of them that are not replayed, because tune needs such a set
 reworded the new facts asked in other words: rows of the same subject, relation and gold
 
-A question is in one set only.
+A question is in one set only, but for those of replay, which are in hold too.
 """
 
 from __future__ import annotations
@@ -53,6 +54,9 @@ def study_sets(audited: pl.DataFrame, ood: tuple[str, ...], facts: int, held_out
         "other": shuffled.filter(pl.col("group").is_in(list(ood)) & highly_known).head(held_out),
         "reworded": reworded,
     }
+    used = [question for rows in sets.values() for question in rows["question"]]
+    others = inside.filter(~pl.col("question").is_in(used) & ~highly_known)
+    sets["hold"] = _shuffled(pl.concat([sets["replay"], others]))
     for name in ("new", "known", "replay"):
         if sets[name].height < FEWEST:
             what = "Unknown" if name == "new" else "HighlyKnown"

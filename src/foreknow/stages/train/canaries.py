@@ -33,8 +33,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import polars as pl
 import torch
 
+from foreknow.categories import HIGHLY_KNOWN
 from foreknow.data.builtin.default_facts import RELATIONS, compile_facts
-from foreknow.data.schema import USABLE
+from foreknow.data.schema import GOLD, USABLE
 from foreknow.io.remote_paths import cache_folder
 from foreknow.io.run_dir import fingerprint, write_frame
 from foreknow.stages.train.curves import CANARIES
@@ -311,13 +312,15 @@ def _version(package: str) -> str:
         return package
 
 
-def audit_candidates(audited: pl.DataFrame, source: str) -> Candidates:
-    """Return the HighlyKnown rows of an audit (`rows.parquet`) that no earlier turn belongs to, in a fixed order.
+def audit_candidates(audited: pl.DataFrame, source: str, categories: Sequence[str] = (HIGHLY_KNOWN,)) -> Candidates:
+    """Return the rows of an audit (`rows.parquet`) with one of `categories` that no earlier turn belongs to.
+
+    Their order is fixed.
 
     The audit asked them behind exemplars; whether they are right without is measured before training.
     """
     alone = pl.col("earlier_turns").is_null() & ~pl.col("flags").fill_null([]).list.contains("context")
-    known = audited.filter(USABLE & (pl.col("category") == "HighlyKnown") & alone)
+    known = audited.filter(USABLE & pl.col("category").is_in(categories) & alone)
     known = known.unique("question", keep="first", maintain_order=True)
     shuffled = known.with_columns(key=pl.col("question").map_elements(_place, return_dtype=pl.String)).sort("key")
     rows = shuffled.select(
@@ -349,6 +352,17 @@ def without_questions(rows: pl.DataFrame, sets: Mapping[str, pl.DataFrame]) -> p
     """Leave out the rows whose question stands in one of the sets, capitals and punctuation aside."""
     asked = {_words(question) for frame in sets.values() for question in frame["question"]}
     return rows.filter(pl.Series([_words(question) not in asked for question in rows["question"]], dtype=pl.Boolean))
+
+
+def without_facts(rows: pl.DataFrame, trained: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows that do not ask for a fact of `trained` in other words: the same subject, and the same gold.
+
+    Rows without a subject are all returned.
+    """
+    key = {"s": pl.col("subject").str.to_lowercase(), "g": GOLD.str.strip_chars()}
+    facts = trained.select(**key).drop_nulls().unique()
+    keyed = rows.with_columns(**key)
+    return keyed.join(facts, on=["s", "g"], how="anti", maintain_order="left").drop("s", "g")
 
 
 def without_subjects(rows: pl.DataFrame, sets: Mapping[str, pl.DataFrame]) -> pl.DataFrame:

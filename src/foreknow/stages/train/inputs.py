@@ -227,11 +227,16 @@ def check_method(model: str, method: str, resolved_model: Resolved) -> None:
 
 
 def check_remedies(config: TuneConfig, resolved_model: Resolved) -> None:
-    """Raise ConfigError for `--trainable` or `--average` where the model or the method has no use for them."""
+    """Raise ConfigError for `--trainable`, `--kl-rows` or `--average` where the run has no use for them."""
     if config.method == "lora" and config.trainable != "all":
         raise ConfigError(
             f"--trainable {config.trainable}: found with --method lora, which trains adapters; --lora-targets names "
             "the layers that get one"
+        )
+    if config.kl_rows == "all" and config.replay:
+        raise ConfigError(
+            "--kl-rows all: found with --replay, which learns the answers of its rows, so that they must be known "
+            "ones; leave out one of the two"
         )
     if config.average and resolved_model.adapter is not None:
         raise ConfigError(

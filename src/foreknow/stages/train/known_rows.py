@@ -7,7 +7,8 @@ DIR/known-NAME.parquet           the same for each file of `--watch-known`
 DIR/.replay/pool.parquet         the rows that are replayed, as token ids, until the run ends
 DIR/.replay/teacher.safetensors  the model's predictions before training at their answers (`kl_loss.py`), likewise
 
-Replayed are the HighlyKnown rows of `--audit` that are not in any set and not watched; without an audit that has any,
+Replayed are the HighlyKnown rows of `--audit` that are not in any set and not watched, for `--kl` alone those of every
+category, whose answers are then not learnt; without an audit that has any,
 the half of the packaged facts known that is not watched; else questions and answers that the base model makes up in the
 form of the file's own groups (`self_generated.py`).
 """
@@ -16,13 +17,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import polars as pl
 
+from foreknow.categories import CATEGORIES, HIGHLY_KNOWN
 from foreknow.config import TuneConfig
 from foreknow.distributed import process_group
 from foreknow.errors import InputError
@@ -98,6 +101,11 @@ def uses_pool(config: TuneConfig) -> bool:
     return config.replay > 0 or config.kl > 0
 
 
+def holds_all(config: TuneConfig) -> bool:
+    """Return whether rows of every category hold the model (`--kl-rows`), and not only those that it knows."""
+    return config.kl > 0 and not config.replay and config.kl_rows != "known"
+
+
 def prepare(
     config: TuneConfig,
     sets: Mapping[str, pl.DataFrame],
@@ -160,12 +168,15 @@ class _Choice:
         self.config, self.sets, self.asking = config, sets, asking
         self._packaged: pl.DataFrame | None = None
 
-    def audited(self) -> Candidates:
-        """Return the HighlyKnown rows of the audit that stand in no set; none without an audit."""
+    def audited(self, categories: Sequence[str] = (HIGHLY_KNOWN,)) -> Candidates:
+        """Return the rows of the audit with one of `categories` that stand in no set; none without an audit."""
         if self.config.audit is None:
             return Candidates(pl.DataFrame(schema=canaries.ROWS), "")
-        source = f"HighlyKnown rows of the audit {self.config.audit}"
-        found = canaries.audit_candidates(open_audit(self.config.audit).rows, source)
+        which = "HighlyKnown rows" if tuple(categories) == (HIGHLY_KNOWN,) else "rows of every category"
+        source = f"{which} of the audit {self.config.audit}"
+        found = canaries.audit_candidates(open_audit(self.config.audit).rows, source, categories)
+        if tuple(categories) != (HIGHLY_KNOWN,):  # a fact that is taught must not be held back in its other wordings
+            found = Candidates(canaries.without_facts(found.rows, self.sets["train"]), source)
         return Candidates(canaries.without_questions(found.rows, self.sets), source)
 
     def replay_file(self) -> Candidates:
@@ -326,13 +337,14 @@ def _plan(
             "knows, and it makes up no question. Audit the model on other rows and name it with --audit"
         )
     what = f"make up {share:.0%} of each batch" if config.replay else "are held to the base model, one for each new row"
-    logger.info(f"replay: {len(pool.examples):,} known rows {what} ({pool.source})")
+    logger.info(f"{'replay' if config.replay else 'kl'}: {len(pool.examples):,} rows {what} ({pool.source})")
     return ReplayPlan(pool, share, config.seed, rows, plan.batch_size, learns=config.replay > 0)
 
 
 def _pool(choice: _Choice, watch: CanaryWatch | None, most: int, examples: list[TrainingExample]) -> ReplayPool:
     watched = {CANARIES: watch.rows.with_columns(subject=pl.lit(None, pl.String))} if watch is not None else {}
-    own = (choice.replay_file,) if choice.config.replay_from else (choice.audited, choice.packaged)
+    audited = partial(choice.audited, CATEGORIES if holds_all(choice.config) else (HIGHLY_KNOWN,))
+    own = (choice.replay_file,) if choice.config.replay_from else (audited, choice.packaged)
     for candidates in own:
         found = candidates()
         rows = canaries.without_questions(found.rows, watched).head(most)
