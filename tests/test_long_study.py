@@ -216,7 +216,7 @@ def test_the_cost_is_estimated_and_nothing_is_written(
     assert found["runs"] == len(long_runs(settings))
     assert found["epochs"] == 2
     assert found["seconds"] > 0
-    assert found["long_answers_audited"] == done.audit.rows.height
+    assert found["long_answers"] == done.audit.rows.height
     assert not (tmp_path / "nowhere").exists()
 
 

@@ -50,7 +50,7 @@ def estimate_long(config: StudyConfig) -> dict[str, Any]:
     measuring = float(tuning["seconds_measuring_an_epoch"]) * epochs * len(grid)
     seconds = float(probing["seconds"]) + training + measuring
     return {
-        "long_answers_audited": probing["long_answers"],
+        "long_answers": probing["long_answers"],
         "runs": len(grid),
         "rows_of_a_set": size if config.size else f"{size:,} (guessed: known after the audit)",
         "epochs": epochs,
