@@ -17,8 +17,10 @@ from foreknow.config import AuditConfig
 from foreknow.data.spans.schema import CUT, FEW_ALTERNATIVES, NO_ALTERNATIVES, is_new
 from foreknow.inference.engine import Sampling
 from foreknow.inference.packed_model import PackedModel
+from foreknow.inference.span_categories import recognition
+from foreknow.inference.span_distributions import word_ending_tokens
 from foreknow.inference.span_engine import PackedTrees, PlainTrees, TreeEngine
-from foreknow.inference.span_probe import IN_EXEMPLARS, SpanProber, SpanSettings, recognition, word_ending_tokens
+from foreknow.inference.span_probe import IN_EXEMPLARS, SpanProber, SpanSettings
 from foreknow.inference.span_tree import TOKEN_EDGES, SpanTree, word_ends
 from foreknow.models.loading import Loaded
 from foreknow.prompts.prompt_template import Prompter

@@ -24,16 +24,16 @@ from typing import Any, Final, NamedTuple
 import polars as pl
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from foreknow.data.schema import GOLD
 from foreknow.data.spans.finder import Words
-from foreknow.data.spans.schema import CUT, FEW_ALTERNATIVES, NO_ALTERNATIVES, SPANS
-from foreknow.inference import slick
+from foreknow.data.spans.schema import CUT, FEW_ALTERNATIVES, NO_ALTERNATIVES
 from foreknow.inference.answer_tokens import Text, tokenize_answers
 from foreknow.inference.engine import Sampling
+from foreknow.inference.span_categories import recognition, with_categories
+from foreknow.inference.span_distributions import SpanDistributions, SpanScore, SpanStates
 from foreknow.inference.span_engine import SpanJob, TreeEngine
-from foreknow.inference.span_tree import PathStates, SpanPaths, SpanText, SpanTree, span_paths, word_ends
+from foreknow.inference.span_tree import SpanPaths, SpanText, SpanTree, span_paths
 from foreknow.prompts.chat_templates import TemplateRefusal
 from foreknow.prompts.few_shot import Exemplar
 from foreknow.prompts.long_exemplars import LongExemplars
@@ -50,8 +50,6 @@ NOT_FINITE: Final = "not_finite"
 COMPARED_SETS: Final = 1
 """Exemplar sets behind which spans are compared with alternatives. In the lab, four tell known facts from others no
 better than one (area under the ROC curve 0.965 for both), and each costs as much as all else behind it."""
-_FLOATS: Final = 2**23
-"""Numbers in one block of logits (32 MB). Blocks of 128 MB leave the processor's cache and take a third longer."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +69,6 @@ class SpanSettings:
     positions: int = 2**31
 
 
-class SpanScore(NamedTuple):
-    """A span behind one set: whether the greedy path says it, P(sample), and log p of it and of each alternative."""
-
-    greedy: bool
-    p: float
-    logp: float
-    alternatives: list[float]
-
-
 class _PreparedRow(NamedTuple):
     """A row and its prompts, one for each exemplar set: the set, the text's tokens, and the paths of each span.
 
@@ -90,14 +79,6 @@ class _PreparedRow(NamedTuple):
     sets: list[tuple[Exemplar, ...]]
     texts: list[Text]
     paths: list[list[SpanPaths | None]]
-
-
-class _SpanStates(NamedTuple):
-    """Where a span's paths stand in the tree of one job."""
-
-    paths: SpanPaths
-    spellings: list[PathStates]
-    alternatives: list[PathStates]
 
 
 class SpanProber:
@@ -128,7 +109,7 @@ class SpanProber:
         records = rows.sort("row").select(*columns, GOLD.alias("gold")).to_dicts()
         prepared = [self._prepare(record) for record in records if record["fact_spans"]]
         jobs: list[SpanJob] = []
-        places: list[tuple[int, int, dict[int, _SpanStates]]] = []
+        places: list[tuple[int, int, dict[int, SpanStates]]] = []
         for r, row in enumerate(prepared):
             for j in range(len(row.texts)):
                 if any(row.paths[j]):
@@ -176,7 +157,7 @@ class SpanProber:
     def _fits(paths: SpanPaths, room: int) -> bool:
         return paths.first + max(map(len, (*paths.spellings, *paths.alternatives))) <= room
 
-    def _job(self, row: _PreparedRow, j: int) -> tuple[SpanJob, dict[int, _SpanStates]]:
+    def _job(self, row: _PreparedRow, j: int) -> tuple[SpanJob, dict[int, SpanStates]]:
         """Build the tree of one row behind one set."""
         text, scored = row.texts[j], {n: paths for n, paths in enumerate(row.paths[j]) if paths is not None}
         if j >= COMPARED_SETS:
@@ -189,7 +170,7 @@ class SpanProber:
             at = text.first + paths.first - 1 - shared
             added = [tree.add(at, path) for path in (*paths.spellings, *paths.alternatives)]
             count = len(paths.spellings)
-            spans[n] = _SpanStates(paths, added[:count], added[count:])
+            spans[n] = SpanStates(paths, added[:count], added[count:])
         wanted = {node for s in spans.values() for path in (*s.spellings, *s.alternatives) for node in path.before}
         wanted |= {p.last for s in spans.values() if s.paths.asks_end for p in (*s.spellings, *s.alternatives)}
         return SpanJob(prefix, shared, tree, sorted(wanted)), spans
@@ -204,7 +185,7 @@ class SpanProber:
         return self._prefixes[shots, system]
 
     @torch.inference_mode()
-    def _scores(self, states: Tensor, wanted: Sequence[int], spans: Sequence[_SpanStates]) -> list[SpanScore]:
+    def _scores(self, states: Tensor, wanted: Sequence[int], spans: Sequence[SpanStates]) -> list[SpanScore]:
         """Score the spans of one job. `states`: those of the tree's tokens `wanted`."""
         spelled = {node for s in spans for path in s.spellings for node in (*path.before, path.last)}
         pairs = sorted(
@@ -218,7 +199,7 @@ class SpanProber:
                 )
             }
         )
-        table = _Distributions(self, states, wanted, spelled, pairs)
+        table = SpanDistributions(self.engine.logits, self.settings.sampling, self.ends, states, wanted, spelled, pairs)
         return [table.score(span) for span in spans]
 
     def _line(self, row: _PreparedRow, n: int, scores: Sequence[SpanScore | None], finder: str) -> dict[str, Any]:
@@ -262,159 +243,6 @@ class SpanProber:
         return flags
 
 
-def with_categories(lines: Sequence[dict[str, Any]], samples: int) -> pl.DataFrame:
-    """Return lines as a frame `SPANS`, with the figures and the category of those that have `probes`."""
-    probes = pl.DataFrame(
-        [(n, greedy, p) for n, line in enumerate(lines) for greedy, p in line.get("probes", ())],
-        schema={"line": pl.Int64, "greedy": pl.Boolean, "p": pl.Float64},
-        orient="row",
-    )
-    figures = (
-        probes.group_by("line")
-        .agg(p_greedy=pl.col("greedy").mean(), p_sampled=pl.col("p").mean(), p_hit=slick.p_hit(pl.col("p"), samples))
-        .with_columns(category=slick.category(pl.col("p_greedy"), pl.col("p_hit")))
-    )
-    labelled = {name: kind for name, kind in SPANS.items() if name not in figures.columns}
-    frame = pl.DataFrame([{name: line.get(name) for name in labelled} for line in lines], schema=labelled)
-    numbered = frame.with_columns(line=pl.int_range(pl.len(), dtype=pl.Int64))
-    return numbered.join(figures, on="line", how="left").select(list(SPANS)).sort("row", "start")
-
-
 @lru_cache(maxsize=256)
 def _words_of(exemplar: Exemplar) -> Words:
     return Words(f"{exemplar.question} {exemplar.answer}")
-
-
-def recognition(golds: Sequence[float], alternatives: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Compare a span with its alternatives: `rank`, `recognised`, `p_recognised` and the number of `alternatives`.
-
-    `golds`: the span's log p behind each set; `alternatives`: those of each alternative, in the same order.
-    """
-    gold = math.fsum(golds) / len(golds)
-    others = [math.fsum(values) / len(golds) for values in zip(*alternatives, strict=True)]
-    largest = max(gold, *others)
-    weights = [math.exp(value - largest) for value in (gold, *others)]
-    rank = 1 + sum(other >= gold for other in others)
-    return {
-        "recognised": rank == 1,
-        "p_recognised": weights[0] / math.fsum(weights),
-        "rank": rank,
-        "alternatives": len(others),
-    }
-
-
-class _Distributions:
-    """The figures of one job's next-token distributions that its spans need, computed block by block.
-
-    `spelled`: nodes of which the sampling distribution and the arg max are needed. `pairs`: (node, token) whose
-    probabilities are needed.
-    """
-
-    def __init__(
-        self,
-        prober: SpanProber,
-        states: Tensor,
-        wanted: Sequence[int],
-        spelled: set[int],
-        pairs: Sequence[tuple[int, int]],
-    ):
-        self.logp: dict[tuple[int, int], float] = {}
-        self.p: dict[tuple[int, int], float] = {}
-        self.end_logp: dict[int, float] = {}
-        self.end_p: dict[int, float] = {}
-        self.greedy: dict[int, int] = {}
-        self.is_end = prober.ends
-        of_node: dict[int, list[int]] = {}
-        for node, token in pairs:
-            of_node.setdefault(node, []).append(token)
-        size = max(1, _FLOATS // len(prober.ends))
-        for start in range(0, len(wanted), size):
-            nodes = wanted[start : start + size]
-            self._add_block(prober, states[start : start + size], nodes, spelled, of_node)
-
-    def _add_block(
-        self,
-        prober: SpanProber,
-        states: Tensor,
-        nodes: Sequence[int],
-        spelled: set[int],
-        of_node: dict[int, list[int]],
-    ) -> None:
-        logits = prober.engine.logits(states)
-        ends = prober.ends.to(logits.device)
-        lines = torch.tensor([n for n, node in enumerate(nodes) for _ in of_node.get(node, ())], dtype=torch.long)
-        tokens = torch.tensor([token for node in nodes for token in of_node.get(node, ())], dtype=torch.long)
-        keys = [(node, token) for node in nodes for token in of_node.get(node, ())]
-        lines, tokens = lines.to(logits.device), tokens.to(logits.device)
-        total = logits.logsumexp(-1)
-        self.logp |= zip(keys, (logits[lines, tokens] - total[lines]).double().tolist(), strict=True)
-        ending = logits.masked_fill(~ends, -torch.inf).logsumexp(-1) - total
-        self.end_logp |= zip(nodes, ending.double().tolist(), strict=True)
-        sampled = [n for n, node in enumerate(nodes) if node in spelled]
-        if not sampled:
-            return
-        logits = logits[sampled]
-        top = logits.amax(-1, keepdim=True)
-        ids = torch.arange(logits.shape[1], device=logits.device)
-        # of equal logits the lowest id wins, as in torch.argmax over the vocabulary
-        greedy = torch.where(logits == top, ids, logits.shape[1] - 1).amin(-1)
-        self.greedy |= zip([nodes[n] for n in sampled], greedy.tolist(), strict=True)
-        sampling = prober.settings.sampling
-        if sampling.top_k:
-            kth = logits.topk(min(sampling.top_k, logits.shape[1]), dim=-1).values[:, -1:]
-            logits = logits.masked_fill(logits < kth, -torch.inf)
-        p = (logits / sampling.temperature).softmax(-1)
-        self.end_p |= zip([nodes[n] for n in sampled], (p * ends).sum(-1).double().tolist(), strict=True)
-        line_of = {nodes[n]: at for at, n in enumerate(sampled)}
-        own = [key for key in keys if key[0] in line_of]
-        values = p[[line_of[node] for node, _ in own], [token for _, token in own]] if own else p.new_zeros(0)
-        self.p |= zip(own, values.double().tolist(), strict=True)
-
-    def score(self, span: _SpanStates) -> SpanScore:
-        """Score a span behind this job's set."""
-        paths = span.paths
-        greedy, p = False, 0.0
-        for path in span.spellings:
-            says = all(self.greedy[node] == token for node, token in zip(path.before, path.tokens, strict=True))
-            greedy = greedy or (says and (not paths.asks_end or self._ends(self.greedy[path.last], paths.after)))
-            share = math.prod(self.p[pair] for pair in zip(path.before, path.tokens, strict=True))
-            p += share * self._end_p(path, paths)
-        return SpanScore(
-            greedy,
-            min(p, 1.0) if math.isfinite(p) else math.nan,
-            self._path_logp(span.spellings[0], paths),
-            [self._path_logp(path, paths) for path in span.alternatives],
-        )
-
-    def _ends(self, token: int, after: int | None) -> bool:
-        return token == after or bool(self.is_end[token])
-
-    def _end_p(self, path: PathStates, paths: SpanPaths) -> float:
-        if not paths.asks_end:
-            return 1.0
-        after = paths.after
-        more = 0.0 if after is None or self.is_end[after] else self.p[path.last, after]
-        return min(self.end_p[path.last] + more, 1.0)
-
-    def _path_logp(self, path: PathStates, paths: SpanPaths) -> float:
-        total = math.fsum(self.logp[pair] for pair in zip(path.before, path.tokens, strict=True))
-        if not paths.asks_end:
-            return total
-        end, after = self.end_logp[path.last], paths.after
-        if after is not None and not self.is_end[after]:
-            more = self.logp[path.last, after]
-            end = max(end, more) + math.log1p(math.exp(-abs(end - more)))
-        return total + end
-
-
-def word_ending_tokens(tokenizer: PreTrainedTokenizerBase, size: int) -> Tensor:
-    """Return for each of the `size` tokens of a model's vocabulary whether it ends a word that stands before it.
-
-    A token is judged by the text that it adds behind a letter. Ids that the tokenizer does not know end nothing.
-    """
-    letter = tokenizer("a", add_special_tokens=False)["input_ids"][-1]
-    known = min(size, len(tokenizer))
-    alone = str(tokenizer.decode([letter], clean_up_tokenization_spaces=False))
-    pairs = tokenizer.batch_decode([[letter, n] for n in range(known)], clean_up_tokenization_spaces=False)
-    ends = word_ends(text[len(alone) :] if text.startswith(alone) else text for text in pairs)
-    return torch.tensor([*ends, *[False] * (size - known)])

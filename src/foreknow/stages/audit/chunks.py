@@ -107,8 +107,9 @@ def open_span_prober(
 ) -> Iterator[SpanProber]:
     """Open the prober of fact spans. `packed`: the engine that has the model attached already, if there is one."""
     from foreknow.inference.engine import Sampling  # keeps torch out
+    from foreknow.inference.span_distributions import word_ending_tokens  # keeps torch out
     from foreknow.inference.span_engine import open_trees  # keeps torch out
-    from foreknow.inference.span_probe import SpanProber, SpanSettings, word_ending_tokens  # keeps torch out
+    from foreknow.inference.span_probe import SpanProber, SpanSettings  # keeps torch out
 
     positions = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     settings = SpanSettings(
