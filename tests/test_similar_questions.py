@@ -51,6 +51,34 @@ def test_a_question_in_another_form_is_similar_whatever_its_long_answer(other: s
 
 
 @pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        (
+            "Who is at risk for Chapare Hemorrhagic Fever (CHHF)??",
+            "Who is at risk for Lujo Hemorrhagic Fever (LUHF)??",
+            False,
+        ),
+        (
+            "Do you have information about Hispanic American Health",
+            "Do you have information about Asian American Health",
+            False,
+        ),
+        ("Who is at risk for Chapare Hemorrhagic Fever?", "who is at risk of chapare hemorrhagic fever (CHHF)", True),
+        (
+            "What Are The Risks Of Chapare Hemorrhagic Fever?",
+            "Which Are Risks Of Chapare Hemorrhagic Fever Today?",
+            True,
+        ),
+    ],
+)
+def test_a_stock_answer_to_questions_about_two_names_is_no_repeated_question(
+    first: str, second: str, same: bool
+) -> None:
+    changed = f"{LONG.rsplit(' ', 1)[0]} there"
+    assert similar([(first, LONG), (second, changed)]) == ([(1, 0)] if same else [])
+
+
+@pytest.mark.parametrize(
     "other",
     [
         "What is a mortgage?",

@@ -121,8 +121,9 @@ def plain(value: Any) -> str:
 
 def print_estimate(estimate: dict[str, Any]) -> None:
     """Print what a run would cost, one line per figure."""
+    width = max(map(len, estimate), default=0) + 2
     for key, value in estimate.items():
-        print(f"{key.replace('_', ' ') + ':':<18}{f'{value:,}' if isinstance(value, int) else value}")
+        print(f"{key.replace('_', ' ') + ':':<{width}}{f'{value:,}' if isinstance(value, int) else value}")
 
 
 def print_scaled(scaled: ScaledEstimate, rows: int) -> None:

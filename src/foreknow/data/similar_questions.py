@@ -6,7 +6,8 @@ equal but
 
     by their answers   both golds have `LONG_WORDS` words or more and are nearly the same: of the runs of three words
                        that either has, half stand in both; and so does half of the questions' rare content words,
-                       since the same words about another subject make another question
+                       since the same words about another subject make another question. Where each names something in
+                       capitals that the other does not, they are two questions with one stock answer
     by their words     their content words are the same; where a gold is short, the golds are also equal and the rows
                        have no relation, since the facts of a relation differ by one word only
 
@@ -19,6 +20,7 @@ not with their pairs.
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -65,13 +67,19 @@ FUNCTION_WORDS: Final = frozenset({
 """English words that change the form of a question and not what it asks for; why, how, when, who and where are not."""
 
 
+_WORD: Final = re.compile(r"\w+")
+
+
 class _Text(NamedTuple):
-    """One usable row. `content`: the content words of its question. `runs`: of a long gold, its runs of three words."""
+    """One usable row. `content`: the content words of its question. `names`: its words in capitals, in small letters.
+    `words`: all of its words. `runs`: of a long gold, its runs of three words."""
 
     row: int
     group: int
     question: str
     content: frozenset[str]
+    names: frozenset[str]
+    words: frozenset[str]
     short_gold: str | None
     has_relation: bool
     runs: frozenset[str]
@@ -102,6 +110,7 @@ def similar_questions(rows: pl.DataFrame) -> pl.DataFrame:
         if texts[at].group == texts[earlier].group
         and texts[at].question != texts[earlier].question
         and _jaccard(rare[at], rare[earlier]) >= SHARED_WORDS
+        and not (texts[at].names - texts[earlier].words and texts[earlier].names - texts[at].words)
     ]
     questions += _same_word_pairs(texts)
     return (
@@ -119,6 +128,7 @@ def _texts(rows: pl.DataFrame) -> list[_Text]:
     """The usable rows, in order, without capitals, accents and punctuation."""
     plain = rows.select(
         "row",
+        whole=pl.col("question"),
         group=pl.struct("group", "context").hash(),
         question=normalise_expr(pl.col("question").str.replace_all(r"['’]s\b", ""), "an|the"),
         gold=normalise_expr(GOLD, "a|an|the"),
@@ -128,12 +138,23 @@ def _texts(rows: pl.DataFrame) -> list[_Text]:
 
     stem = cache(stemmer("english").stemWord)
     texts = []
-    for row, group, question, gold, has_relation in plain.drop_nulls(["question", "gold"]).sort("row").iter_rows():
+    for row, whole, group, question, gold, has_relation in plain.drop_nulls(["question", "gold"]).sort("row").rows():
         words = gold.split(" ", COMPARED_WORDS)[:COMPARED_WORDS]
         long = len(words) >= LONG_WORDS
         runs = frozenset(" ".join(words[n : n + 3]) for n in range(len(words) - 2)) if long else frozenset()
-        texts.append(_Text(row, group, question, _content(question, stem), None if long else gold, has_relation, runs))
+        names, every = _names(whole), frozenset(_WORD.findall(whole.casefold()))
+        content = _content(question, stem)
+        texts.append(_Text(row, group, question, content, names, every, None if long else gold, has_relation, runs))
     return texts
+
+
+def _names(question: str) -> frozenset[str]:
+    """The words behind the first that are written with a capital; none where a title's small words are so too."""
+    words = _WORD.findall(question)[1:]
+    capitals = [word.casefold() for word in words if word[0].isupper()]
+    if any(word in FUNCTION_WORDS and len(word) > 1 for word in capitals):
+        return frozenset()
+    return frozenset(capitals) - FUNCTION_WORDS
 
 
 def _content(question: str, stem: Callable[[str], str]) -> frozenset[str]:

@@ -92,7 +92,7 @@ RULES: Final = (
     Rule(
         "conflicting",
         "error",
-        "the same question has different answers, so at least {unfit} rows can never be fitted: keep one of "
+        "the same question has different answers, so at least {unfit} can never be fitted: keep one of "
         "them, list all as accepted answers, or say in the question what is meant",
     ),
     Rule(
@@ -200,8 +200,9 @@ def findings_of(marked: pl.DataFrame, groups: pl.DataFrame, summary: Mapping[str
     """The findings, errors first, from the counts of `validation.py`: its marked rows, groups and summary."""
     usable, overlaps = summary["usable"], summary["overlap"]
     from_train = any(pair["questions"] and stage(pair["earlier"]) == 0 for pair in overlaps)
+    unfit = round(usable * (1 - (summary["fit_ceiling"] or 0)))
     figures = {
-        "unfit": f"{round(usable * (1 - (summary['fit_ceiling'] or 0))):,}",
+        "unfit": f"{unfit:,} row{'' if unfit == 1 else 's'}",
         "ambiguous": f"{summary['near_with_other_answers']:,}",
         "characters": _format_characters(summary["invisible_characters"]),
         "questions": _format_pairs(overlaps, "questions"),
