@@ -277,7 +277,8 @@ class KnowledgeCallback(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure at the end of an epoch if the trainer has no evaluations of its own, or if there will be a page."""
         del control
-        if self.out is not None or str(getattr(args.eval_strategy, "value", args.eval_strategy)) == "no":
+        strategy = str(getattr(args.eval_strategy, "value", args.eval_strategy))
+        if strategy == "no" or (strategy == "steps" and self.out is not None):
             self._metrics(state, kwargs)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -20,7 +20,8 @@ from foreknow.errors import RunFolderError
 from foreknow.io.run_dir import RunDir, fingerprint, lock_run_dir, write_frame, write_json
 from foreknow.models.versions import library_versions
 from foreknow.stages.train import curves, selection
-from foreknow.stages.train.curves import Line
+from foreknow.stages.train.curves import TRAIN, Line
+from foreknow.stages.train.dataset import ceiling
 from foreknow.stages.train.eval_callback import write_lines
 from foreknow.stages.train.page import write_page
 from foreknow.stages.train.result import OUTCOMES, WATCHED, TrainResult, read_metrics
@@ -126,6 +127,7 @@ class CallbackRun:
             "steps": last["step"],
             **points,
             "overfitting_epoch": curves.overfitting_epoch(lines),
+            "ceiling": ceiling(self.sets[TRAIN])[0],
             "model": dict(model),
             "method": dict(method),
             "data": {name: {**of, "fingerprint": fingerprint(self.sets[name])} for name, of in data.items()},
