@@ -20,10 +20,12 @@ from transformers import (
 
 from conftest import fact_rows
 from foreknow.categories import CATEGORIES
-from foreknow.errors import ConfigError, ModelError
+from foreknow.errors import ConfigError, InputError, ModelError, RunFolderError
 from foreknow.io.run_dir import FORMAT
+from foreknow.pages import write_report
 from foreknow.prompts.prompt_template import Template
 from foreknow.stages.train.callback import KnowledgeCallback
+from foreknow.stages.train.result import open_train
 
 KNOWN = Template(target="Q: {question}\nA:")
 OLD_NAMES = "ignore:.*is deprecated and will be removed:FutureWarning"  # TRL and PEFT use old names of transformers
@@ -181,6 +183,109 @@ def test_a_metric_that_does_not_exist_is_an_error_at_the_start(
         with pytest.raises(ConfigError, match=message):
             trainer.train()
         assert callback.lines == []
+
+
+def test_early_stopping_reads_its_metrics(
+    parts: tuple[Any, Any, list[dict[str, Any]]], files: dict[str, str], tmp_path: Path
+) -> None:
+    """A metric that cannot rise any more stops the training; behind the callback, as its docstring says."""
+    model, tokenizer, data = parts
+    callback = KnowledgeCallback(files["train"], sets={"dev": files["dev"]}, template=KNOWN, dtype="float32")
+    given = arguments(tmp_path, num_train_epochs=8, learning_rate=0.0, metric_for_best_model="eval_dev_Unknown_em")
+    trainer = Trainer(
+        model,
+        TrainingArguments(**given),
+        train_dataset=data,  # type: ignore[arg-type]
+        eval_dataset=data[:4],  # type: ignore[arg-type]
+        data_collator=default_data_collator,
+        processing_class=tokenizer,
+        callbacks=[callback, EarlyStoppingCallback(early_stopping_patience=2)],
+    )
+    trainer.train()
+    assert [line["epoch"] for line in callback.lines] == [1, 2, 3]
+    assert trainer.state.best_metric == callback.lines[0]["em_by_category"]["dev"]["Unknown"]
+
+
+@pytest.mark.parametrize("evaluated", ["epoch", "steps", "no"])
+def test_it_writes_a_page_like_that_of_tune(
+    parts: tuple[Any, Any, list[dict[str, Any]]], files: dict[str, str], tmp_path: Path, evaluated: str
+) -> None:
+    model, tokenizer, data = parts
+    out = tmp_path / "watched"
+    callback = KnowledgeCallback(files["train"], sets={"dev": files["dev"]}, template=KNOWN, dtype="float32", out=out)
+    quiet: dict[str, Any] = {"save_strategy": "no", "load_best_model_at_end": False, "num_train_epochs": 2}
+    trainer = Trainer(
+        model,
+        TrainingArguments(**arguments(tmp_path / "trainer", eval_strategy=evaluated, eval_steps=3, **quiet)),
+        train_dataset=data,  # type: ignore[arg-type]
+        eval_dataset=data[:4],  # type: ignore[arg-type]
+        data_collator=default_data_collator,
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+    callback.attach(trainer)
+    trainer.train()
+    assert callback.page == out / "report.html"
+    opened = open_train(out)
+    assert opened.metrics == callback.lines
+    assert {1, 2} <= {line["epoch"] for line in opened.metrics}
+    for line in opened.metrics:  # the rows of outcomes.parquet give the same shares
+        own = opened.outcomes.filter((pl.col("step") == line["step"]) & (pl.col("set") == "dev"))
+        assert own["correct"].mean() == line["em"]["dev"]
+    page = callback.page.read_text(encoding="utf-8")
+    assert "trained by Trainer, watched by KnowledgeCallback" in page
+    assert "early_stop" not in page, "foreknow kept no weights"
+    assert "The trainer saved its own checkpoints" in page
+    written = callback.page.read_bytes()
+    callback.page.unlink()
+    assert write_report(out).read_bytes() == written
+    with pytest.raises(InputError, match="holds no weights"):
+        _ = opened.best
+    again = KnowledgeCallback(files["train"], template=KNOWN, out=out)
+    with pytest.raises(RunFolderError, match="has a finished run already"):
+        again.on_train_begin(trainer.args, trainer.state, None, model=model, processing_class=tokenizer)
+    with pytest.raises(ConfigError, match="give train="):
+        KnowledgeCallback(sets={"dev": files["dev"]}, out=tmp_path / "no")
+
+
+def test_a_trainer_that_resumes_goes_on_with_the_page(
+    parts: tuple[Any, Any, list[dict[str, Any]]], files: dict[str, str], tmp_path: Path
+) -> None:
+    model, tokenizer, data = parts
+
+    class Stop(KnowledgeCallback):
+        """Ends the process, as it were, after the second epoch's evaluation but before its checkpoint."""
+
+        def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+            super().on_evaluate(args, state, control, metrics, **kwargs)
+            if len(self.lines) == 2:
+                raise KeyboardInterrupt
+
+    def trainer_with(kind: type[KnowledgeCallback]) -> tuple[Trainer, KnowledgeCallback]:
+        callback = kind(
+            files["train"], sets={"dev": files["dev"]}, template=KNOWN, dtype="float32", out=tmp_path / "watched"
+        )
+        trainer = Trainer(
+            model,
+            TrainingArguments(**arguments(tmp_path / "trainer")),
+            train_dataset=data,  # type: ignore[arg-type]
+            eval_dataset=data[:4],  # type: ignore[arg-type]
+            data_collator=default_data_collator,
+            processing_class=tokenizer,
+            callbacks=[callback],
+        )
+        return trainer, callback
+
+    stopped, first = trainer_with(Stop)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    trainer, callback = trainer_with(KnowledgeCallback)
+    trainer.train(resume_from_checkpoint=True)
+    assert [line["epoch"] for line in callback.lines] == [1, 2, 3]
+    assert callback.lines[0] == first.lines[0]
+    assert sorted(open_train(tmp_path / "watched").outcomes["step"].unique()) == [
+        line["step"] for line in callback.lines
+    ]
 
 
 def test_frames_and_audits_are_taken(files: dict[str, str], tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
 from foreknow.errors import GateCrossed
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from foreknow.stages.audit.compare import Comparison
     from foreknow.stages.audit.result import AuditResult
     from foreknow.stages.evaluate.result import EvaluateResult
+    from foreknow.stages.export.run import LmEvalExport
     from foreknow.stages.mix.result import MixResult
     from foreknow.stages.remedies.result import RemediesResult
     from foreknow.stages.study.long_result import LongStudyResult
@@ -520,6 +522,31 @@ def model_card(run: PathName | TrainResult, *, evaluation: PathName | EvaluateRe
 
     return card_text(
         arguments.run_folder(run, "run"), None if evaluation is None else arguments.run_folder(evaluation, "evaluation")
+    )
+
+
+def export_lm_eval(
+    audit: RunOrFolder,
+    out: PathName,
+    *,
+    form: Literal["few-shot", "tune"] = "few-shot",
+    exemplar_set: int = 0,
+    prompt_template: PathName | None = None,
+    name: str | None = None,
+) -> LmEvalExport:
+    """Write an audit's rows as tasks of EleutherAI's lm-evaluation-harness, a task for each category.
+
+        print(foreknow.export_lm_eval(audit, "tasks").command)
+
+    `form`: few-shot asks as the audit did, behind its exemplar set `exemplar_set`; tune asks without exemplars, as
+    `tune` trains, in the format of `prompt_template` if one is given. `name`: that of the tasks.
+    """
+    from foreknow import arguments  # keeps polars out
+    from foreknow.stages.export.run import export_lm_eval as export  # keeps polars out
+
+    template = None if prompt_template is None else Path(prompt_template)
+    return export(
+        arguments.audit_of(audit), Path(out), form=form, exemplar_set=exemplar_set, prompt_template=template, name=name
     )
 
 

@@ -23,6 +23,7 @@ from foreknow.config import (
     RemediesConfig,
     TuneConfig,
 )
+from foreknow.config.shared import DEFAULT_FACTS
 from foreknow.console import plain, print_audit, print_estimate, print_scaled, print_table, print_written
 from foreknow.distributed import process_group
 from foreknow.errors import ConfigError, ForeknowError, GateCrossed
@@ -30,6 +31,7 @@ from foreknow.flags import HELP, HELP_ALL, PANELS, ConfigFile, epilogue, positio
 from foreknow.io.remote import download
 from foreknow.io.remote_paths import place
 from foreknow.progress import log_to_stderr
+from foreknow.quickstart import after_quickstart, can_ask, count_steps, quickstart_steps, walk
 from foreknow.settings import Group, Settings, settings_of
 from foreknow.settings_file import commented_yaml, json_schema
 from foreknow.stages.study.settings import StudyConfig, study_settings
@@ -460,6 +462,52 @@ def card(folder: Path, /, *, evaluation: Path | None = None, out: Path | None = 
         print(f"written: {place(out)}")
 
 
+def lm_eval(
+    audit: Path,
+    /,
+    *,
+    out: Path,
+    form: Literal["few-shot", "tune"] = "few-shot",
+    exemplar_set: Annotated[int, Parameter(converter=whole, validator=validators.Number(gte=0))] = 0,
+    prompt_template: Path | None = None,
+    name: str | None = None,
+) -> None:
+    """Write the rows of an AUDIT as tasks of EleutherAI's lm-evaluation-harness: a task for each category.
+
+    Parameters
+    ----------
+    audit
+        A finished audit's folder.
+    out
+        The folder to write, which lm_eval takes as --include_path.
+    form
+        few-shot asks as the audit did, behind one of its exemplar sets; tune asks without exemplars, as tune trains.
+    exemplar_set
+        The number of the audit's exemplar set, from 0 on.
+    prompt_template
+        With --form tune: YAML file with the prompt, as tune takes it.
+    name
+        The name of the tasks (default: that of the data file).
+    """
+    from foreknow.stages.audit.result import open_audit  # keeps polars out
+    from foreknow.stages.export.run import export_lm_eval  # keeps polars out
+
+    written = export_lm_eval(
+        open_audit(download(audit)),
+        place(out),
+        form=form,
+        exemplar_set=exemplar_set,
+        prompt_template=prompt_template,
+        name=name,
+    )
+    for task in written.tasks:
+        print(f"{task.name}: {len(task.lines):,} rows")
+    for reason, count in written.left_out.items():
+        print(f"left out: {count:,} rows {reason}")
+    print(f"written: {written.folder}")
+    print(f"next: {written.command}")
+
+
 def build(
     *,
     out: Path | None = None,
@@ -502,6 +550,41 @@ def models() -> None:
             print(f"  {key:<9} {line[key]}")
     print("lab: a small model that is trained here; see `foreknow lab build --help`.")
     print("Any folder saved by save_pretrained, .gguf file or hub id can stand in their place.")
+
+
+def quickstart(
+    data: str = DEFAULT_FACTS,
+    /,
+    *,
+    model: str | None = None,
+    out: Path = Path("runs/quickstart"),
+    minutes: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 1.0,
+    yes: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Walk through the first steps on DATA: check, audit, mix. Every command is shown before it runs.
+
+    Parameters
+    ----------
+    data
+        A data file, or 'facts' for the packaged facts.
+    model
+        The model, as audit takes it (default: a packaged one).
+    out
+        The folder for what the steps write.
+    minutes
+        How many minutes the audit may take.
+    yes
+        Run all steps without waiting for a key, as where there is no terminal.
+    """
+    if out.suffix and out.is_file():
+        raise ConfigError(f"--out {out}: is a file, expected a folder")
+    app, asks = command_line(), can_ask() and not yes
+
+    def run(words: Sequence[str]) -> None:
+        app(words, exit_on_error=False, print_error=False, result_action="return_value")
+
+    if walk(quickstart_steps(data, model, out, minutes), count_steps(data), run, ask=asks):
+        print(f"\n{after_quickstart(data, model, out)}")
 
 
 SETTINGS: Final[dict[str, type[Settings]]] = {
@@ -572,6 +655,8 @@ def command_line(*, every_flag: bool = True) -> App:
     data.command(entityquestions)
     data.command(popqa)
     data.command(facts)
+    export = App(name="export", help="Write the rows of an audit as tasks of other evaluation tools.")
+    export.command(lm_eval, name="lm-eval")
     lab = App(name="lab", help="Train a small model of which every exposure of every fact is counted.")
     lab.command(build)
     with_settings: list[Callable[..., None]] = [check, audit, extract, mix, tune, evaluate]
@@ -579,11 +664,12 @@ def command_line(*, every_flag: bool = True) -> App:
         name, model = verb.__name__, SETTINGS[verb.__name__]
         app.command(with_flags(verb, model, every=every_flag), help_epilogue=epilogue(name, model, every=every_flag))
     app.command(_study_app(every_flag))
-    others: list[Any] = [forecast, compare, report, card, data, lab, models, config]
+    others: list[Any] = [quickstart, forecast, compare, report, card, export, data, lab, models, config]
     for command in others:
         app.command(command)
     verbs = [name for name in SETTINGS if name != "remedies"]
-    for at, name in enumerate((*verbs, "forecast", "compare", "report", "card", "data", "lab", "models", "config")):
+    rest = ("forecast", "compare", "report", "card", "export", "data", "lab", "models", "config")
+    for at, name in enumerate(("quickstart", *verbs, *rest)):
         app[name].sort_key = at  # the order in which one uses them
     app.command(install_completion, name="--install-completion")
     return app
@@ -608,8 +694,8 @@ def _study_app(every_flag: bool) -> App:
 NEXT_STEPS: Final = """\
 foreknow labels every row of a fine-tuning file by what your model expresses already. Three things to do next:
 
-  foreknow audit facts --minutes 3 --out runs/first
-      try it: labels packaged facts with a packaged model in three minutes, and writes a page to read
+  foreknow quickstart
+      try it: labels packaged facts with a packaged model, and shows every command that it runs; two minutes
   foreknow check train.jsonl
       finds what is wrong with your own file, without a model
   foreknow audit train.jsonl --model MODEL --out runs/train --dry-run

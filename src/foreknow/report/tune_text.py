@@ -60,9 +60,10 @@ class TrainReportData:
     `gained`: Unknown rows of the judged set that are right at EARLY_STOP. `ceiling`: the share of rows that can be
     fitted. `chooser`: what chose the best epoch (`selection.py`). `dev_loss`: at the best epoch and at the last, in
     nats a token; None if the run did not measure it. `fitted`: the share of training rows fitted at the best epoch and
-    at the last. `keep`: whose weights the run kept, best, last or both. `held`: whether known rows were replayed, or
-    the model held to its predictions before training. `spans`: of the labelled spans inside long answers trained on,
-    the Known ones and those new to the model that are fitted, each at the best epoch and at the last.
+    at the last. `keep`: whose weights the run kept, best, last or both; none if another trainer keeps them. `held`:
+    whether known rows were replayed, or the model held to its predictions before training. `spans`: of the labelled
+    spans inside long answers trained on, the Known ones and those new to the model that are fitted, each at the best
+    epoch and at the last.
     """
 
     steps: int
@@ -305,7 +306,7 @@ def options(
     """The next steps, the recommended one first. `study`: a study of remedies (`hold_option.comparison_beside`)."""
     drop = _drop(story, suffix)
     longer = _longer(story)
-    weights = "convergence" if story.keep == "last" else "early_stop"
+    weights = {"last": "DIR/convergence", "none": "CHECKPOINT"}.get(story.keep, "DIR/early_stop")
     keep = Option(
         "keep",
         _keep_title(story),
@@ -314,7 +315,7 @@ def options(
         _at_best(story),
         "",
         _less_learnt(story),
-        f"foreknow evaluate DIR/{weights} DATA --audit AUDIT --out EVAL",
+        f"foreknow evaluate {weights} DATA --audit AUDIT --out EVAL",
         _why_keep(story, drop, longer),
     )
     hold = None if story.held else hold_option(study, dev=True)
@@ -329,6 +330,11 @@ def _what_is_saved(story: TrainReportData) -> str:
         return (
             f"The run saved the weights of epoch {story.last} only (--keep last); --keep best in a new folder saves "
             f"those of epoch {story.best}."
+        )
+    if story.keep == "none":
+        return (
+            f"The trainer saved its own checkpoints: take that of epoch {story.best}, if its settings kept it, and put "
+            "its path for CHECKPOINT."
         )
     return "The checkpoint is saved as a model of its own."
 
@@ -382,9 +388,19 @@ def _longer(story: TrainReportData) -> Option | None:
         f"Train until {sign} for some epochs, so that you know which epoch is the best.",
         "",
         "",
-        "NEW must be a new folder, because the number of epochs is part of a run's identity.",
-        f"foreknow tune TRAIN --dev DEV --model MODEL --epochs {max(2 * story.last, 5)} --patience 5 --out NEW",
+        *_how_longer(story),
         f"Epoch {story.last} is the last and the best, so the peak may come later.",
+    )
+
+
+def _how_longer(story: TrainReportData) -> tuple[str, str]:
+    """What to mind, and the command; for another trainer its setting."""
+    epochs = max(2 * story.last, 5)
+    if story.keep == "none":
+        return f"In your trainer: num_train_epochs={epochs}, and another out= for KnowledgeCallback.", ""
+    return (
+        "NEW must be a new folder, because the number of epochs is part of a run's identity.",
+        f"foreknow tune TRAIN --dev DEV --model MODEL --epochs {epochs} --patience 5 --out NEW",
     )
 
 
@@ -420,6 +436,18 @@ def _measure(story: TrainReportData, suffix: str) -> Option | None:
     """The option to train a control, if there is none."""
     if story.control or not story.unknown:
         return None
+    if story.keep == "none":
+        return Option(
+            "control",
+            "Find out what the Unknown rows cost",
+            "Train again with the same settings on the same rows without the Unknown ones, and give this page the "
+            "folder of the other run. Without such a control, the effect of the Unknown rows cannot be separated from "
+            "the effect of long training.",
+            "",
+            "",
+            "Write CONTROL with your trainer and KnowledgeCallback(out=CONTROL).",
+            f"foreknow mix AUDIT --drop unknown --out known{suffix}\nforeknow report DIR --control CONTROL",
+        )
     return Option(
         "control",
         "Find out what the Unknown rows cost",

@@ -156,11 +156,17 @@ def _prompt(
     chat: bool,
 ) -> str:
     """Return the prompt of a row behind an exemplar set: plain text, or turns where it goes through a chat template."""
-    filled = [Exemplar(shot["question"], shot["answer"], None) for shot in shots]
-    for swap in replaced:
-        filled[swap["slot"]] = Exemplar(swap["question"], swap["answer"], None)
+    filled = shown_exemplars(shots, replaced)
     if not chat:
         return template.render(filled, question)
     turns = [f"system: {template.instruction}"] if template.instruction else []
     turns += [text for shot in filled for text in (f"user: {shot.question}", f"assistant: {shot.answer}")]
     return "\n".join([*turns, f"user: {question}", "assistant:"])
+
+
+def shown_exemplars(shots: Sequence[Mapping[str, str]], replaced: Sequence[Mapping[str, Any]]) -> list[Exemplar]:
+    """Return the exemplars that a row saw: `shots` of `exemplars.json`, with the replacements of `probes.parquet`."""
+    filled = [Exemplar(shot["question"], shot["answer"], None) for shot in shots]
+    for swap in replaced:
+        filled[swap["slot"]] = Exemplar(swap["question"], swap["answer"], None)
+    return filled

@@ -14,6 +14,9 @@ The trainer can choose checkpoints by them, with `metric_for_best_model="dev_em"
 callback that reads them, such as EarlyStoppingCallback, must come after this one in the list of callbacks. The name of
 a metric that does not exist raises an error at the start of training.
 
+With `out="runs/watched"` the callback also writes a run folder with a page like that of `foreknow tune`
+(`callback_run.py`), and then it measures at the end of every epoch in any case.
+
 At the start of training the callback also checks the trainer's own labels (`label_check.py`). Rows from which nothing
 can be learnt, because all their labels are -100, raise an error that gives their numbers; with `bad_rows="skip"` they
 give a warning.
@@ -43,6 +46,7 @@ from foreknow.prompts.prompt_template import Prompter, Template
 from foreknow.stages.audit.result import open_audit
 from foreknow.stages.train import curves, row_faults, selection
 from foreknow.stages.train.answer_loss import base_of
+from foreknow.stages.train.callback_run import CallbackRun, training_settings
 from foreknow.stages.train.curves import TRAIN
 from foreknow.stages.train.dataset import SET, TRAINING, check_same_model, read_set, template_faults, without_faulty
 from foreknow.stages.train.inputs import labelled_spans
@@ -79,7 +83,8 @@ class KnowledgeCallback(TrainerCallback):
     to be trained, to check that the audit is of the same model. `dtype`: the dtype in which float32 weights are
     measured; "auto" is bfloat16 if the machine has instructions for it. `tokenizer`: needed if the trainer has none.
     `bad_rows`: `refuse` raises InputError for rows from which nothing can be learnt, and for watched rows that the chat
-    template refuses; `skip` logs a warning and goes on. `reading`: arguments passed on to `read_set`.
+    template refuses; `skip` logs a warning and goes on. `out`: a run folder to write, with a page; after training its
+    path is `page`. `reading`: arguments passed on to `read_set`.
     """
 
     def __init__(
@@ -98,12 +103,17 @@ class KnowledgeCallback(TrainerCallback):
         tokenizer: PreTrainedTokenizerBase | None = None,
         force: bool = False,
         bad_rows: BadRows = "refuse",
+        out: str | Path | None = None,
         **reading: Any,
     ):
         if match not in ("strict", "lenient") or bos not in ("auto", "yes", "no"):
             raise ConfigError(f"match={match!r}, bos={bos!r}: expected strict or lenient; auto, yes or no")
         if bad_rows not in ("refuse", "skip"):
             raise ConfigError(f"bad_rows={bad_rows!r}: expected refuse or skip")
+        if out is not None and train is None:
+            raise ConfigError(
+                "KnowledgeCallback: out= writes a page on what is fitted; give train=, the rows trained on"
+            )
         audit_result = open_audit(Path(audit)) if audit else None
         if audit_result is not None and model is not None:
             check_same_model(str(audit), audit_result.summary["model"], model, force)
@@ -118,6 +128,10 @@ class KnowledgeCallback(TrainerCallback):
         self._form_checked = self._unfitted_said = False
         self.dtype, self.batch_tokens, self.tokenizer = dtype, batch_tokens, tokenizer
         self.bad_rows = bad_rows
+        self.out = None if out is None else Path(out)
+        self.page: Path | None = None
+        self._run: CallbackRun | None = None
+        self._files = {name: str(rows) for name, rows in rows_by_name.items() if not isinstance(rows, pl.DataFrame)}
         self.labels: LabelReport | None = None
         self.lines: list[curves.Line] = []
         self._log: Callable[[dict[str, float]], Any] | None = None
@@ -141,6 +155,7 @@ class KnowledgeCallback(TrainerCallback):
         self._take_format(state, kwargs)
         self._prepare(kwargs)
         self._check_labels(args, state, kwargs)
+        self._start_run(args, state)
         metric = (args.metric_for_best_model or "").removeprefix("eval_")
         ours = metric.endswith(("_em", "_em_lenient", "_fitted", "_spans")) and args.eval_strategy != "no"
         if ours:
@@ -260,10 +275,39 @@ class KnowledgeCallback(TrainerCallback):
             metrics.update(knowledge_metrics)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure at the end of an epoch if the trainer has no evaluations of its own."""
+        """Measure at the end of an epoch if the trainer has no evaluations of its own, or if there will be a page."""
         del control
-        if str(getattr(args.eval_strategy, "value", args.eval_strategy)) == "no":
+        strategy = str(getattr(args.eval_strategy, "value", args.eval_strategy))
+        if strategy == "no" or (strategy == "steps" and self.out is not None):
             self._metrics(state, kwargs)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write the page, if `out` was given and an epoch has ended."""
+        del args, control
+        if self._run is None or not state.is_world_process_zero:
+            return
+        model = base_of(kwargs["model"])
+        assert self._prompter is not None
+        adapters = model is not getattr(kwargs["model"], "module", kwargs["model"])
+        name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
+        method = {
+            "name": "adapter" if adapters else "full",
+            "training_text": dict(self._prompter.choices),
+            "notes": [f"trained by {_trainer_name(self._log)}, watched by KnowledgeCallback"],
+        }
+        self.page = self._run.finish(self.lines, {"name": name}, method)
+        if self.page is None:
+            logger.info(f"{self.out}: no epoch has ended, so there is no page")
+        else:
+            logger.info(f"report: {self.page}")
+
+    def _start_run(self, args: Any, state: Any) -> None:
+        if self.out is None:
+            return
+        config = training_settings(args, "lenient" if self.lenient else "strict", self._files)
+        if state.is_world_process_zero:
+            self._run = CallbackRun(self.out, config, self.sets, lenient=self.lenient)
+            self.lines = self._run.start(state.global_step)
 
     def _metrics(self, state: Any, kwargs: Mapping[str, Any]) -> dict[str, float]:
         """Return the metrics at this step; measure only once if the trainer evaluates several data sets at one step."""
@@ -319,7 +363,10 @@ class KnowledgeCallback(TrainerCallback):
             "train_loss": losses[-1] if losses else None,
         }
         line |= {"spans": count_fitted(spans, self.spans)} if self.spans else {}
-        return line | curves.measures(outcomes, self.sets, lenient=self.lenient)
+        line |= curves.measures(outcomes, self.sets, lenient=self.lenient)
+        if self._run is not None:
+            self._run.add([*self.lines, line], outcomes)
+        return line
 
     def _prepare(self, kwargs: Mapping[str, Any]) -> None:
         if self._measure is not None:
@@ -372,6 +419,12 @@ def _rows(name: str, rows: Rows, audited: pl.DataFrame | None, audit: str, readi
     whole = rows.with_columns(**missing)
     grouped = whole.with_columns(group=pl.coalesce("group", "relation", pl.lit("all")))
     return grouped.select(*SET).filter(USABLE)
+
+
+def _trainer_name(log: Callable[..., Any] | None) -> str:
+    """Return the class of the trainer that the callback is attached to."""
+    trainer = getattr(log, "__self__", None)
+    return "another trainer" if trainer is None else type(trainer).__name__
 
 
 def _epoch(epoch: float | None) -> float | int:

@@ -94,8 +94,13 @@ class TrainResult(FinishedRun):
 
     @property
     def best(self) -> Path:
-        """Return the folder with the weights of the best epoch; of the last one if only these were kept."""
+        """Return the folder with the weights of the best epoch; of the last one if only these were kept.
+
+        Raises InputError for a training that KnowledgeCallback watched: its trainer kept the weights.
+        """
         folder = self.results["early_stop"]["folder"] or self.results["convergence"]["folder"]
+        if folder is None:
+            raise InputError(f"{self.folder}: holds no weights; they are where the trainer saved its checkpoints")
         return self.folder / str(folder)
 
     def to_pandas(self) -> pd.DataFrame:

@@ -1,0 +1,1 @@
+"""`foreknow export`: the rows of an audit as tasks of other evaluation tools."""
