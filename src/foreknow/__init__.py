@@ -20,6 +20,7 @@ from foreknow.api import audit as audit
 from foreknow.api import check as check
 from foreknow.api import compare as compare
 from foreknow.api import evaluate as evaluate
+from foreknow.api import explore as explore
 from foreknow.api import extract as extract
 from foreknow.api import forecast as forecast
 from foreknow.api import mix as mix
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from foreknow.stages.audit.result import open_audit as open_audit
     from foreknow.stages.evaluate.result import EvaluateResult as EvaluateResult
     from foreknow.stages.evaluate.result import open_evaluation as open_evaluation
+    from foreknow.stages.explore.server import Explorer as Explorer
     from foreknow.stages.mix.result import MixResult as MixResult
     from foreknow.stages.remedies.result import RemediesResult as RemediesResult
     from foreknow.stages.remedies.result import open_remedies as open_remedies
@@ -65,6 +67,7 @@ _LAZY = {
     "Comparison": "foreknow.stages.audit.compare",
     "EvaluateConfig": "foreknow.config",
     "EvaluateResult": "foreknow.stages.evaluate.result",
+    "Explorer": "foreknow.stages.explore.server",
     "ExtractConfig": "foreknow.config",
     "ForeknowError": "foreknow.errors",
     "KnowledgeCallback": "foreknow.stages.train.callback",
@@ -88,7 +91,20 @@ _LAZY = {
 """Where each public name is defined; a name is imported when it is first used."""
 
 __all__ = [  # noqa: PLE0604 - ruff reads no table
-    *("audit", "check", "compare", "evaluate", "extract", "forecast", "mix", "model_card", "remedies", "study", "tune"),
+    *(
+        "audit",
+        "check",
+        "compare",
+        "evaluate",
+        "explore",
+        "extract",
+        "forecast",
+        "mix",
+        "model_card",
+        "remedies",
+        "study",
+        "tune",
+    ),
     *_LAZY,
 ]
 

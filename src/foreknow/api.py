@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from foreknow.stages.audit.compare import Comparison
     from foreknow.stages.audit.result import AuditResult
     from foreknow.stages.evaluate.result import EvaluateResult
+    from foreknow.stages.explore.server import Explorer
     from foreknow.stages.mix.result import MixResult
     from foreknow.stages.remedies.result import RemediesResult
     from foreknow.stages.study.long_result import LongStudyResult
@@ -505,6 +506,21 @@ def compare(first: RunOrFolder, second: RunOrFolder) -> Comparison:
     from foreknow.stages.audit.compare import compare_audits  # keeps polars out
 
     return compare_audits(arguments.audit_of(first), arguments.audit_of(second))
+
+
+def explore(run: PathName | AuditResult | EvaluateResult | TrainResult, *, port: int = 0) -> Explorer:
+    """Serve a page of a finished run's rows on this machine: search, filters, sorting, and why a row has its label.
+
+        explorer = foreknow.explore(audit)
+        explorer.url                     # open it in a browser; in a notebook the result is a link
+        explorer.close()
+
+    `port`: 0 takes a free one. The page is served from a thread of this process, until `close` or the process's end.
+    """
+    from foreknow import arguments  # keeps polars out
+    from foreknow.stages.explore.server import explore as serve  # keeps polars out
+
+    return serve(arguments.run_folder(run, "run"), port=port, keep=run)
 
 
 def model_card(run: PathName | TrainResult, *, evaluation: PathName | EvaluateResult | None = None) -> str:

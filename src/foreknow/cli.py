@@ -432,6 +432,43 @@ def report(folder: Path, /, *, rows: bool = True, control: Path | None = None) -
     print(f"report: {write_report(download(folder), show_rows=rows, control=control)}")
 
 
+def explore(
+    folder: Path,
+    /,
+    *,
+    port: Annotated[int, Parameter(converter=whole)] = 0,
+    browser: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Read, search and sort the rows of a finished run in a browser: an audit's, an evaluation's, a tune run's.
+
+    The page is served on this machine alone, until Ctrl-C ends it.
+
+    Parameters
+    ----------
+    folder
+        The run's folder.
+    port
+        The port to serve on (default: a free one).
+    browser
+        Open the page in the browser of this machine.
+    """
+    from foreknow.stages.explore.server import explore as serve  # keeps polars out
+
+    with serve(folder, port=port) as explorer:
+        print(f"explore: {explorer.url}", flush=True)
+        print("Ctrl-C ends it", flush=True)
+        if browser:
+            import webbrowser  # keeps it out of every start
+
+            webbrowser.open(explorer.url)
+        try:
+            explorer.wait()
+        except KeyboardInterrupt as stop:
+            if isinstance(stop, signals.Terminated):
+                raise
+            print("\nforeknow: explore has ended", file=sys.stderr)
+
+
 def card(folder: Path, /, *, evaluation: Path | None = None, out: Path | None = None) -> None:
     """Write a model card's section on a finished tune run: what was trained, what was new, what was lost.
 
@@ -564,11 +601,13 @@ def command_line(*, every_flag: bool = True) -> App:
         name, model = verb.__name__, SETTINGS[verb.__name__]
         app.command(with_flags(verb, model, every=every_flag), help_epilogue=epilogue(name, model, every=every_flag))
     app.command(_study_app(every_flag))
-    others: list[Any] = [forecast, compare, report, card, data, lab, models, config]
+    others: list[Any] = [forecast, compare, report, explore, card, data, lab, models, config]
     for command in others:
         app.command(command)
     verbs = [name for name in SETTINGS if name != "remedies"]
-    for at, name in enumerate((*verbs, "forecast", "compare", "report", "card", "data", "lab", "models", "config")):
+    for at, name in enumerate(
+        (*verbs, "forecast", "compare", "report", "explore", "card", "data", "lab", "models", "config")
+    ):
         app[name].sort_key = at  # the order in which one uses them
     app.command(install_completion, name="--install-completion")
     return app
