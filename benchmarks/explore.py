@@ -3,9 +3,9 @@
     python benchmarks/explore.py RUN [--rows 1000000] [--rounds 5] [--folder DIR] [--browser]
 
 RUN is a small finished audit, evaluation or tune run; its rows are repeated until there are enough (`large_runs.py`).
-Each request goes through a socket, as from a browser, with answers of earlier queries forgotten, and with sort orders
-forgotten where the line says "first". Prints the median and the largest of the rounds in milliseconds. With `--browser`
-it also types into the page and prints the time until the rows are on the screen.
+Each request goes through a socket, as from a browser, and what earlier queries selected is forgotten before it. Prints
+the median and the largest of the rounds in milliseconds. With `--browser` it also types into the page and prints the
+time until the rows are on the screen.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the runs and the browser are those of the tests
 
 from browser import Browser
-from foreknow.stages.explore.query import RowQueries
 from foreknow.stages.explore.responses import RowPages
 from foreknow.stages.explore.row_table import open_table
 from foreknow.stages.explore.server import Explorer, _listen
@@ -79,22 +78,19 @@ def measure(explorer: Explorer, pages: RowPages, rounds: int) -> None:
         "search, a word in no row": lambda: {"find": f"nowhere{draw.random()}"},
         "filter by category": lambda: category,
         "filter by group": lambda: {"filter-group": 0} if "group" in filters else category,
-        "filter by category, sort by a number (first)": lambda: {**category, "sort": number, "down": 1},
-        "filter by category, sort by question (first)": lambda: {**category, "sort": "question"},
-        "filter, search and sort (order known)": lambda: {**category, "sort": "question", "find": draw.choice(WORDS)},
-        "sort by answer (first)": lambda: {"sort": "answer", "down": 1},
+        "filter by category, sort by a number": lambda: {**category, "sort": number, "down": 1},
+        "filter by category, sort by question": lambda: {**category, "sort": "question"},
+        "filter, search and sort by question": lambda: {**category, "sort": "question", "find": draw.choice(WORDS)},
+        "sort by question": lambda: {"sort": "question"},
+        "sort by question, the last page": lambda: {"sort": "question", "page": 10**6},
+        "sort by question, page 201": lambda: {"sort": "question", "page": 200},
+        "sort by answer, descending": lambda: {"sort": "answer", "down": 1},
     }
     worst = 0.0
     for name, values in queries.items():
         times = []
         for _ in range(rounds):
-            queries_object: RowQueries = pages._queries
-            queries_object._selections.clear()
-            if "(first)" in name:
-                queries_object._orders.clear()
-            elif "order known" in name:
-                queries_object.page(_order_of(values()))
-                queries_object._selections.clear()
+            pages._queries.forget()
             times.append(_ask(connection, f"/rows?{urlencode(values())}", token))
         worst = max(worst, *times)
         print(f"{name:<48}{statistics.median(times):8.0f} ms{max(times):8.0f} ms at most")
@@ -102,12 +98,6 @@ def measure(explorer: Explorer, pages: RowPages, rounds: int) -> None:
     worst = max(worst, *times)
     print(f"{'a row, explained':<48}{statistics.median(times):8.0f} ms{max(times):8.0f} ms at most")
     print(f"largest of all: {worst:.0f} ms")
-
-
-def _order_of(values: dict[str, object]) -> object:
-    from foreknow.stages.explore.query import Query
-
-    return Query(sort=str(values["sort"]))
 
 
 def _ask(connection: http.client.HTTPConnection, target: str, token: str) -> float:
@@ -126,7 +116,7 @@ def look(explorer: Explorer) -> None:
         print(f"{'browser: the page, with its first rows':<48}{1000 * seconds:8.0f} ms")
         status = "document.getElementById('status').textContent"
         browser.run("document.getElementById('find').focus()")
-        browser.type("amber fjord")
+        browser.type("amber")
         waited = browser.wait(f"{status}.includes('in all')")
         print(f"{'browser: a search, the 150 ms of typing included':<48}{1000 * waited:8.0f} ms")
         browser.run("document.querySelectorAll('#row-head button')[1].click()")

@@ -71,6 +71,13 @@ class Browser:
             self._read(60)
         return time.perf_counter() - start
 
+    def reload(self) -> None:
+        """Load the same address again."""
+        self._loaded = False
+        self.call("Page.reload")
+        while not self._loaded:
+            self._read(60)
+
     def run(self, expression: str) -> Any:
         """The value of a JavaScript expression; a promise is awaited. Raises RuntimeError if it throws."""
         reply = self.call(

@@ -33,8 +33,9 @@ WORDS: Final = (
 def enlarge(source: Path, target: Path, rows: int) -> Path:
     """Write a run of `rows` rows that repeats those of a finished audit, evaluation or tune run.
 
-    A copy's question names the copy and three words drawn by its number; its other texts, its label and its
-    probabilities are those of the row that it repeats. Counts in the summary are scaled. The manifest fits the files.
+    A copy's question names the copy and three words drawn by its number; its other texts, its label and, but for their
+    last digits, its probabilities are those of the row that it repeats. Counts in the summary are scaled. The manifest
+    fits the files.
     """
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("annotated.*", "report.html", ".lock"))
     frames = {
@@ -47,6 +48,12 @@ def enlarge(source: Path, target: Path, rows: int) -> Path:
     for name, frame in frames.items():
         lines = (
             frame.with_row_index("line").join(copies, how="cross").with_columns(pl.col("row") + pl.col("copy") * stride)
+        )
+        shares = [column for column, kind in frame.schema.items() if kind == pl.Float64 and column.startswith("p_")]
+        # no two copies have the same probabilities to the last digit, as no two rows of a real run have
+        fewer = 1 - 1e-12 * (pl.col("copy") * 7_919 + pl.col("row") % 7_907)
+        lines = lines.with_columns(
+            (pl.col(column) * fewer).alias(column) for column in shares if not column.startswith("p_greedy")
         )
         if "parent" in frame.columns:
             lines = lines.with_columns(pl.col("parent") + pl.col("copy") * stride)

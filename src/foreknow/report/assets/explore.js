@@ -371,7 +371,13 @@
     byId("row-next").addEventListener("click", () => step(1));
     byId("detail-close").addEventListener("click", () => byId("detail").close());
     byId("detail").addEventListener("close", closed);
+    addEventListener("hashchange", start);
     byId("controls").hidden = false;
+  }
+  async function start() {
+    recall();
+    byId("find").value = state.find;
+    if ((await update()) && state.row !== null) openRow(state.row);
   }
   (async () => {
     try {
@@ -381,8 +387,6 @@
       return;
     }
     build();
-    recall();
-    byId("find").value = state.find;
-    if ((await update()) && state.row !== null) openRow(state.row);
+    start();
   })();
 })();

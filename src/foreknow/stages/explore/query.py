@@ -1,7 +1,8 @@
 """Answers queries on a table of rows: which rows match, in which order, and the cells of one page of them.
 
-Every text is lower-cased once and every order sorted once. A query then costs a scan of the searched text, and a
-selection from the order; the last few selections are remembered, so that turning a page costs nothing.
+A query costs a scan of the searched text, which is lower-case already, and the selection of the first (or last) few
+thousand rows by the column to sort by, not a sort of all. What the last few queries selected is remembered, so that
+turning a page costs nothing.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from foreknow.errors import InputError
 from foreknow.stages.explore.row_table import RowTable
 
 PAGE_ROWS: Final = 50
-SELECTIONS_REMEMBERED: Final = 8
-ORDERS_REMEMBERED: Final = 16
+REMEMBERED: Final = 8
+"""How many selections, and how many sorted parts of selections, are remembered."""
+SORTED_AT_ONCE: Final = 5_000
+"""So many rows are put in order at once, from the end that is nearer to the page."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,8 @@ class RowQueries:
     def __init__(self, table: RowTable) -> None:
         self.table = table
         self._lock = threading.Lock()
-        self._orders: OrderedDict[tuple[str, bool], pl.Series] = OrderedDict()
         self._selections: OrderedDict[Query, pl.Series] = OrderedDict()
+        self._sorted_parts: OrderedDict[tuple[Query, bool], pl.Series] = OrderedDict()
 
     def page(self, query: Query) -> ResultPage:
         """Return the page of the rows that match; the last one if there are fewer pages.
@@ -66,9 +69,9 @@ class RowQueries:
         Raises InputError for a filter, a value or a column that the table does not have.
         """
         with self._lock:
-            selected = self._selected(replace(query, page=0))
-        page = min(max(query.page, 0), max(0, (len(selected) - 1) // PAGE_ROWS))
-        places = selected.slice(page * PAGE_ROWS, PAGE_ROWS)
+            selected = self._selected(replace(query, sort=None, down=False, page=0))
+            page = min(max(query.page, 0), max(0, (len(selected) - 1) // PAGE_ROWS))
+            places = self._in_order(selected, replace(query, page=0), page * PAGE_ROWS)
         cells = self.table.frame.select(c.name for c in self.table.columns)[places]
         return ResultPage(
             total=len(selected),
@@ -78,18 +81,48 @@ class RowQueries:
             categories=self._category_counts(selected),
         )
 
+    def forget(self) -> None:
+        """Forget what earlier queries selected: for measurements."""
+        with self._lock:
+            self._selections.clear()
+            self._sorted_parts.clear()
+
     def _selected(self, query: Query) -> pl.Series:
-        """The places of all rows that match, in the order asked for."""
-        if query in self._selections:
-            self._selections.move_to_end(query)
-            return self._selections[query]
-        order = self._order(query.sort, query.down)
-        matches = self._matches(query)
-        selected = order if matches is None else order.filter(matches.gather(order))
-        self._selections[query] = selected
-        while len(self._selections) > SELECTIONS_REMEMBERED:
-            self._selections.popitem(last=False)
-        return selected
+        """The places of all rows that match, in the run's order."""
+        if query not in self._selections:
+            places = pl.int_range(self.table.frame.height, dtype=pl.UInt32, eager=True)
+            matches = self._matches(query)
+            _remember(self._selections, query, places if matches is None else places.filter(matches))
+        self._selections.move_to_end(query)
+        return self._selections[query]
+
+    def _in_order(self, selected: pl.Series, query: Query, start: int) -> pl.Series:
+        """The places of a page's rows, which begins at number `start` of the selected rows in the query's order."""
+        stop = min(start + PAGE_ROWS, len(selected))
+        if query.sort is None:
+            return selected[start:stop]
+        from_end = start > len(selected) // 2
+        needed = len(selected) - start if from_end else stop
+        key = (query, from_end)
+        part = self._sorted_parts.get(key, selected.clear())
+        while len(part) < needed:
+            part = part.append(self._next_rows(selected, part, query, from_end=from_end))
+        _remember(self._sorted_parts, key, part)
+        # a part from the end begins with the last row
+        return part[len(selected) - stop : needed].reverse() if from_end else part[start:stop]
+
+    def _next_rows(self, selected: pl.Series, before: pl.Series, query: Query, *, from_end: bool) -> pl.Series:
+        """Places of the `SORTED_AT_ONCE` rows that follow those of `before` in the query's order, or in its reverse."""
+        column = next((c for c in self.table.columns if c.name == query.sort), None)
+        if column is None:
+            raise InputError(f"sort={query.sort}: found no such column; reload the page")
+        keys = self.table.frame.select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("place"), key=column.sort_key)
+        if len(before) or len(selected) < keys.height:
+            left = pl.zeros(keys.height, dtype=pl.UInt8, eager=True).scatter(selected, 1).scatter(before, 0)
+            keys = keys.filter(left.cast(pl.Boolean))
+        down = (query.down != from_end, from_end)
+        ordered = keys.lazy().sort(["key", "place"], descending=down, nulls_last=not from_end).head(SORTED_AT_ONCE)
+        return ordered.select("place").collect()["place"]
 
     def _matches(self, query: Query) -> pl.Series | None:
         """Whether each row matches, by its place; None where every row does."""
@@ -118,30 +151,6 @@ class RowQueries:
         matches = pl.zeros(frame.height, dtype=pl.UInt8, eager=True)
         return matches.scatter(left["place"], 1).cast(pl.Boolean)
 
-    def _order(self, sort: str | None, down: bool) -> pl.Series:
-        """The places of all rows, sorted by a column; sorted once and remembered."""
-        key = (sort or "", down)
-        if key not in self._orders:
-            self._orders[key] = self._sorted(sort, down)
-        self._orders.move_to_end(key)
-        while len(self._orders) > ORDERS_REMEMBERED:
-            self._orders.popitem(last=False)
-        return self._orders[key]
-
-    def _sorted(self, sort: str | None, down: bool) -> pl.Series:
-        frame = self.table.frame
-        place = pl.int_range(pl.len(), dtype=pl.UInt32).alias("place")
-        if sort is None:
-            return frame.select(place).to_series()
-        column = next((c for c in self.table.columns if c.name == sort), None)
-        if column is None:
-            raise InputError(f"sort={sort}: found no such column; reload the page")
-        value = pl.col(sort)
-        if column.kind in ("text", "flags"):
-            value = value.str.to_lowercase()
-        keys = frame.select(place, value.alias("value"))
-        return keys.sort("value", descending=down, nulls_last=True, maintain_order=True)["place"]
-
     def _category_counts(self, selected: pl.Series) -> list[int]:
         """The number of selected rows of each category, and of those without one."""
         frame = self.table.frame
@@ -151,6 +160,14 @@ class RowQueries:
         counted = (codes if len(selected) == frame.height else codes.gather(selected)).value_counts()
         counts = dict(counted.iter_rows())
         return [counts.get(place, 0) for place in range(len(CATEGORIES) + 1)]
+
+
+def _remember(store: OrderedDict[Any, pl.Series], key: object, value: pl.Series) -> None:
+    """Remember a value, and forget the ones that were used longest ago."""
+    store[key] = value
+    store.move_to_end(key)
+    while len(store) > REMEMBERED:
+        store.popitem(last=False)
 
 
 def _columns_of(tests: list[pl.Expr]) -> list[str]:

@@ -8,6 +8,7 @@ pointed at this machine gets nothing (DNS rebinding), and if it brings the token
 from __future__ import annotations
 
 import json
+import logging
 import re
 import secrets
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from foreknow.stages.explore.query import PAGE_ROWS, RowQueries, read_query
 from foreknow.stages.explore.row_detail import row_detail, span_names
 from foreknow.stages.explore.row_table import RowTable, table_facts
 
+logger = logging.getLogger(__name__)
 THIS_MACHINE: Final = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?", re.IGNORECASE)
 """A `Host` header that names this machine; the port may be that of a tunnel."""
 LONGEST_TARGET: Final = 8_192
@@ -80,6 +82,9 @@ class RowPages:
         except (OSError, pl.exceptions.PolarsError) as error:
             text = f"{self.table.run.folder}: its files cannot be read any more: {first_line(error)}"
             return _json({"error": text}, 500)
+        except Exception as error:
+            logger.exception("%s could not be answered", parts.path)
+            return _json({"error": f"a fault of foreknow's: {type(error).__name__}: {first_line(error)}"}, 500)
 
     def _respond(self, path: str, values: dict[str, str]) -> Response:
         name = path.rpartition("/")[2]

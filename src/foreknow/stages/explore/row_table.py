@@ -39,6 +39,11 @@ class Column:
     title: str
     kind: Kind
 
+    @property
+    def sort_key(self) -> str:
+        """The frame's column by whose values the table is sorted: of a text its lower-case letters."""
+        return f"key_{self.name}" if self.kind in ("text", "flags") else self.name
+
 
 @dataclass(frozen=True)
 class Filter:
@@ -63,8 +68,8 @@ class Filter:
 class RowTable:
     """All rows of a run, in the run's order.
 
-    `frame`: the cells of `columns`, the columns of `filters`, and `search`, the lower-case text that is searched.
-    `sets`: the number of exemplar sets of an audit, otherwise 0.
+    `frame`: the cells of `columns`, what they are sorted by, the columns of `filters`, and `search`, the lower-case
+    text that is searched. `sets`: the number of exemplar sets of an audit, otherwise 0.
     """
 
     run: Run
@@ -134,12 +139,13 @@ def audit_table(audit: AuditResult) -> RowTable:
         filters.append(Filter("spans", "Spans", ("every span new", "some spans new", "no span new", "no span")))
         frame = frame.with_columns(filter_spans=_span_places())
     frame, more_columns, more_filters = _group_and_flags(frame)
+    columns += more_columns
     return RowTable(
         run=audit,
         stage="audit",
         title=f"Audit with {summary['model']['name']}",
-        frame=frame,
-        columns=(*columns, *more_columns),
+        frame=_with_sort_keys(frame, columns),
+        columns=tuple(columns),
         filters=(*filters, *more_filters),
         sets=int(summary["protocol"].get("exemplar_sets") or 0),
     )
@@ -191,7 +197,9 @@ def evaluation_table(evaluation: EvaluateResult) -> RowTable:
         *([Filter("change", "Change", CHANGES)] if compared else []),
     ]
     title = f"Evaluation of {summary['model']['name']}"
-    return RowTable(evaluation, "evaluate", title, frame, (*columns, *more_columns), (*filters, *more_filters))
+    columns += more_columns
+    frame = _with_sort_keys(frame, columns)
+    return RowTable(evaluation, "evaluate", title, frame, tuple(columns), (*filters, *more_filters))
 
 
 def train_table(train: TrainResult) -> RowTable:
@@ -237,7 +245,9 @@ def train_table(train: TrainResult) -> RowTable:
         Filter("change", "Right", ("best and last epoch", "last epoch alone", "best epoch alone", "neither")),
     ]
     title = f"Training of {results['model']['name']}"
-    return RowTable(train, "tune", title, table, (*columns, *more_columns), (*filters, *more_filters))
+    columns += more_columns
+    table = _with_sort_keys(table, columns)
+    return RowTable(train, "tune", title, table, tuple(columns), (*filters, *more_filters))
 
 
 def _cells(*names: str) -> list[pl.Expr]:
@@ -299,6 +309,13 @@ def _group_and_flags(frame: pl.DataFrame) -> tuple[pl.DataFrame, list[Column], l
             columns.append(Column("flags", "Flags", "flags"))
             filters.append(Filter("flag", "Flag", tuple(flags), flag_columns=names))
     return frame, columns, filters
+
+
+def _with_sort_keys(frame: pl.DataFrame, columns: Sequence[Column]) -> pl.DataFrame:
+    """Add what the table is sorted by where that is not a column of its own."""
+    return frame.with_columns(
+        pl.col(c.name).str.to_lowercase().alias(c.sort_key) for c in columns if c.sort_key != c.name
+    )
 
 
 def table_facts(table: RowTable) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import socketserver
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -103,8 +104,10 @@ class _Server(ThreadingHTTPServer):
         socketserver.TCPServer.server_bind(self)  # HTTPServer's own asks the resolver for this machine's name
         self.server_name, self.server_port = LOOPBACK, int(self.server_address[1])
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that no longer waits for an answer is no fault."""
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the parent's names
+        """Log a fault; a browser that no longer waits for an answer is none."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            logger.exception("a request failed")
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -119,8 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(response.status)
         self.send_header("Content-Type", response.content_type)
         self.send_header("Content-Length", str(len(response.body)))
-        if self.command not in ("GET", "HEAD"):
-            self.send_header("Connection", "close")  # what it sent behind its headers is not read
+        self.send_header("Connection", "close")  # a connection kept open would be served on after `close`
         for name, value in HEADERS.items():
             self.send_header(name, value)
         self.end_headers()
