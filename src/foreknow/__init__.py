@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from foreknow.api import audit as audit
 from foreknow.api import check as check
 from foreknow.api import compare as compare
+from foreknow.api import compare_runs as compare_runs
 from foreknow.api import evaluate as evaluate
 from foreknow.api import explore as explore
 from foreknow.api import extract as extract
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from foreknow.stages.audit.compare import Comparison as Comparison
     from foreknow.stages.audit.result import AuditResult as AuditResult
     from foreknow.stages.audit.result import open_audit as open_audit
+    from foreknow.stages.compare.comparison import RunComparison as RunComparison
     from foreknow.stages.evaluate.result import EvaluateResult as EvaluateResult
     from foreknow.stages.evaluate.result import open_evaluation as open_evaluation
     from foreknow.stages.explore.server import Explorer as Explorer
@@ -76,6 +78,7 @@ _LAZY = {
     "MixResult": "foreknow.stages.mix.result",
     "RemediesConfig": "foreknow.config",
     "RemediesResult": "foreknow.stages.remedies.result",
+    "RunComparison": "foreknow.stages.compare.comparison",
     "StudyResult": "foreknow.stages.study.result",
     "StudyConfig": "foreknow.stages.study.settings",
     "Template": "foreknow.prompts.prompt_template",
@@ -91,20 +94,8 @@ _LAZY = {
 """Where each public name is defined; a name is imported when it is first used."""
 
 __all__ = [  # noqa: PLE0604 - ruff reads no table
-    *(
-        "audit",
-        "check",
-        "compare",
-        "evaluate",
-        "explore",
-        "extract",
-        "forecast",
-        "mix",
-        "model_card",
-        "remedies",
-        "study",
-        "tune",
-    ),
+    *("audit", "check", "compare", "compare_runs", "evaluate", "explore", "extract", "forecast", "mix"),
+    *("model_card", "remedies", "study", "tune"),
     *_LAZY,
 ]
 

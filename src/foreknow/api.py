@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from foreknow.data.validation_result import CheckResult
     from foreknow.stages.audit.compare import Comparison
     from foreknow.stages.audit.result import AuditResult
+    from foreknow.stages.compare.comparison import RunComparison
     from foreknow.stages.evaluate.result import EvaluateResult
     from foreknow.stages.explore.server import Explorer
     from foreknow.stages.mix.result import MixResult
@@ -506,6 +507,27 @@ def compare(first: RunOrFolder, second: RunOrFolder) -> Comparison:
     from foreknow.stages.audit.compare import compare_audits  # keeps polars out
 
     return compare_audits(arguments.audit_of(first), arguments.audit_of(second))
+
+
+def compare_runs(
+    *runs: PathName | AuditResult | EvaluateResult | TrainResult, page: PathName | None = None
+) -> RunComparison:
+    """Hold finished runs of one kind beside each other: what each has right, tested against the first one.
+
+        compared = foreknow.compare_runs("runs/plain-evaluated", "runs/known-evaluated", page="compared.html")
+        compared.table                   # one line a run: share with its interval, won and lost rows, p
+        compared.settings                # the settings in which the runs differ
+
+    Audits, evaluations or tune runs. `page`: also write the comparison as a page to this file.
+    """
+    from foreknow import arguments  # keeps polars out
+    from foreknow.io.remote_paths import place  # keeps pydantic out
+    from foreknow.stages.compare.run import compare_folders, write_page  # keeps altair out
+
+    compared = compare_folders([arguments.run_folder(run, "runs") for run in runs])
+    if page is not None:
+        write_page(compared, place(page))
+    return compared
 
 
 def explore(run: PathName | AuditResult | EvaluateResult | TrainResult, *, port: int = 0) -> Explorer:

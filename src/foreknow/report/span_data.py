@@ -1,6 +1,6 @@
 """This module writes the texts of rows with their labelled spans as JSON, which the page's script shows as text only.
 
-A page embeds at most `ROWS` rows: those that its tables link to, and a seeded draw of the others.
+A page embeds at most `TEXTS` rows: those that its tables link to, and a seeded draw of the others.
 """
 
 from __future__ import annotations
@@ -12,21 +12,26 @@ import polars as pl
 from foreknow.report.format import clip, display, script_json
 from foreknow.report.spans import TYPE_NAMES, UNLABELLED, LabelledSpans, with_parts
 
-ROWS: Final = 200
+TEXTS: Final = 200
 """At most this many texts are embedded."""
 LONGEST: Final = 6000
 """A text is cut to this many characters."""
 
 
-def drawn_rows(rows: pl.DataFrame, spans: pl.DataFrame, summary: LabelledSpans, seed: int) -> pl.DataFrame:
-    """The rows whose texts the page embeds, in row order: all that have spans, or a draw with every row linked to."""
+def drawn_rows(
+    rows: pl.DataFrame, spans: pl.DataFrame, summary: LabelledSpans, seed: int, most: int = TEXTS
+) -> pl.DataFrame:
+    """The rows whose texts the page embeds, in row order: all that have spans, or a draw of `most` rows.
+
+    Every row that a table links to is among them, even where these are more than `most`.
+    """
     own = rows.filter(pl.col("row").is_in(spans["row"].unique().implode()))
     linked = {thing.row for _, things in summary.things for thing in things}
     is_linked = pl.col("row").is_in(list(linked))
-    if own.height <= ROWS:
+    if own.height <= most:
         return own.sort("row")
     rest = own.filter(~is_linked)
-    drawn = rest.sample(min(max(ROWS - len(linked), 0), rest.height), seed=seed)
+    drawn = rest.sample(min(max(most - len(linked), 0), rest.height), seed=seed)
     return pl.concat([own.filter(is_linked), drawn]).sort("row")
 
 
