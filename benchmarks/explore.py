@@ -4,7 +4,8 @@
 
 RUN is a small finished audit, evaluation or tune run; its rows are repeated until there are enough (`large_runs.py`).
 Each request goes through a socket, as from a browser, and what earlier queries selected is forgotten before it. Prints
-the median and the largest of the rounds in milliseconds. With `--browser` it also types into the page and prints the
+the median and the largest of the rounds in milliseconds, and the processor time of all threads, which does not depend
+on what else the machine does. With `--browser` it also types into the page and prints the
 time until the rows are on the screen.
 """
 
@@ -88,16 +89,29 @@ def measure(explorer: Explorer, pages: RowPages, rounds: int) -> None:
     }
     worst = 0.0
     for name, values in queries.items():
-        times = []
+        times, busy = [], []
         for _ in range(rounds):
             pages._queries.forget()
+            start = time.process_time()
             times.append(_ask(connection, f"/rows?{urlencode(values())}", token))
+            busy.append(1000 * (time.process_time() - start))
         worst = max(worst, *times)
-        print(f"{name:<48}{statistics.median(times):8.0f} ms{max(times):8.0f} ms at most")
-    times = [_ask(connection, f"/row?place={draw.randrange(table.frame.height)}", token) for _ in range(rounds * 2)]
+        print(_line(name, times, busy))
+    times, busy = [], []
+    for _ in range(2 * rounds):
+        start = time.process_time()
+        times.append(_ask(connection, f"/row?place={draw.randrange(table.frame.height)}", token))
+        busy.append(1000 * (time.process_time() - start))
     worst = max(worst, *times)
-    print(f"{'a row, explained':<48}{statistics.median(times):8.0f} ms{max(times):8.0f} ms at most")
+    print(_line("a row, explained", times, busy))
     print(f"largest of all: {worst:.0f} ms")
+
+
+def _line(name: str, times: list[float], busy: list[float]) -> str:
+    return (
+        f"{name:<48}{statistics.median(times):8.0f} ms{max(times):8.0f} ms at most"
+        f"{statistics.median(busy):8.0f} ms of the processor"
+    )
 
 
 def _ask(connection: http.client.HTTPConnection, target: str, token: str) -> float:

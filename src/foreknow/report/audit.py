@@ -30,8 +30,8 @@ from foreknow.stats import Interval
 SAMPLE_ROWS = 20_000
 """The page embeds at most this many rows; of a larger audit it embeds a seeded sample of this size."""
 ROW_BYTES = 3_000_000
-"""The embedded rows take at most this many bytes, so that the page stays below 5 MB and opens in two seconds; where rows
-are long, the sample is smaller."""
+"""The embedded rows take at most this many bytes, so that the page stays below 5 MB and opens in two seconds. Of long
+rows the sample is smaller."""
 TEXT_BYTES = 1_000_000
 """The embedded texts with their spans take at most this many bytes."""
 RELATIONS_SHOWN = 24
