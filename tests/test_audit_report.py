@@ -364,6 +364,19 @@ def test_more_rows_than_fit_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None
     assert "random sample of 100 of the 480 rows" in text_of(page)
 
 
+def test_long_rows_are_sampled_until_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, probes, summary = synthetic()
+    rows = rows.with_columns(question=pl.col("question") + pl.lit(" é" * 150))
+    monkeypatch.setattr("foreknow.report.audit.ROW_BYTES", 60_000)
+    page = render_audit(rows, probes, summary)
+    data = re.findall(r'id="row-data">(.*?)</script>', page, re.DOTALL)[0]
+    drawn = len(embedded(page)["rows"])
+    assert 50 < drawn < 480
+    assert 40_000 < len(data.encode()) <= 60_000
+    assert f"random sample of {drawn} of the 480 rows" in text_of(page)
+    assert "foreknow explore" in text_of(section(page, "rows"))
+
+
 def test_display_is_never_empty_and_never_long() -> None:
     assert display("") == display(None) == display("\u202e ") == "(no name)"
     assert len(display("x" * 300)) == 90

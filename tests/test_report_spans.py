@@ -18,7 +18,7 @@ from foreknow.data.spans.schema import is_new
 from foreknow.inference.slick import PROBES
 from foreknow.report.audit import render_audit
 from foreknow.report.audit_text import percent
-from foreknow.report.span_data import LONGEST, ROWS
+from foreknow.report.span_data import LONGEST, TEXTS
 from foreknow.report.spans import labelled_spans, share_over_rows
 from foreknow.stages.audit.result import AuditResult
 from foreknow.stats import Interval
@@ -143,15 +143,26 @@ def test_texts_come_back_whole_from_their_pieces(page: str) -> None:
         assert new == own.select(is_new()).to_series().to_list()
 
 
-def test_of_many_rows_a_draw_is_shown_and_said_and_every_link_leads_to_a_text() -> None:
+def text_data(page: str) -> str:
+    return re.findall(r'id="text-data">(.*?)</script>', page, re.DOTALL)[0]  # type: ignore[no-any-return]
+
+
+def test_of_many_rows_a_draw_is_shown_and_said_and_every_link_leads_to_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = texts(600)
     spans = span_table(dict(rows.select("row", "answer").iter_rows()), mixed)
     page = page_of(rows, spans)
-    assert f"holds {ROWS} of the 600 rows that have spans, drawn at random" in text_of(section(page, "texts"))
+    assert f"holds {TEXTS} of the 600 rows that have spans, drawn at random" in text_of(section(page, "texts"))
     data = json.loads(re.search(r'id="text-data">(.*?)</script>', page, re.DOTALL)[1])  # type: ignore[index]
     embedded = {line[0] for line in data["rows"]}
-    assert len(embedded) == ROWS
+    assert len(embedded) == TEXTS
     assert {int(n) for n in re.findall(r'data-text="(\d+)"', page)} <= embedded
+    monkeypatch.setattr("foreknow.report.audit.TEXT_BYTES", len(text_data(page)) // 2)
+    fewer = page_of(rows, spans)
+    drawn = {line[0] for line in json.loads(text_data(fewer))["rows"]}
+    assert len(text_data(fewer)) <= len(text_data(page)) // 2
+    assert {int(n) for n in re.findall(r'data-text="(\d+)"', fewer)} <= drawn
+    assert f"holds {len(drawn)} of the 600 rows" in text_of(section(fewer, "texts"))
+    monkeypatch.undo()
     long = rows.with_columns(answer=pl.col("answer") + " x" * LONGEST)
     assert all(len("".join(map(str, line[3]))) < 2 * LONGEST for line in json.loads(
         re.search(r'id="text-data">(.*?)</script>', page_of(long, spans), re.DOTALL)[1]  # type: ignore[index]

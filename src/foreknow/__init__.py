@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 from foreknow.api import audit as audit
 from foreknow.api import check as check
 from foreknow.api import compare as compare
+from foreknow.api import compare_runs as compare_runs
 from foreknow.api import evaluate as evaluate
+from foreknow.api import explore as explore
 from foreknow.api import export_lm_eval as export_lm_eval
 from foreknow.api import extract as extract
 from foreknow.api import forecast as forecast
@@ -45,8 +47,10 @@ if TYPE_CHECKING:
     from foreknow.stages.audit.compare import Comparison as Comparison
     from foreknow.stages.audit.result import AuditResult as AuditResult
     from foreknow.stages.audit.result import open_audit as open_audit
+    from foreknow.stages.compare.comparison import RunComparison as RunComparison
     from foreknow.stages.evaluate.result import EvaluateResult as EvaluateResult
     from foreknow.stages.evaluate.result import open_evaluation as open_evaluation
+    from foreknow.stages.explore.server import Explorer as Explorer
     from foreknow.stages.export.run import LmEvalExport as LmEvalExport
     from foreknow.stages.mix.result import MixResult as MixResult
     from foreknow.stages.remedies.result import RemediesResult as RemediesResult
@@ -67,6 +71,7 @@ _LAZY = {
     "Comparison": "foreknow.stages.audit.compare",
     "EvaluateConfig": "foreknow.config",
     "EvaluateResult": "foreknow.stages.evaluate.result",
+    "Explorer": "foreknow.stages.explore.server",
     "ExtractConfig": "foreknow.config",
     "ForeknowError": "foreknow.errors",
     "KnowledgeCallback": "foreknow.stages.train.callback",
@@ -76,6 +81,7 @@ _LAZY = {
     "MixResult": "foreknow.stages.mix.result",
     "RemediesConfig": "foreknow.config",
     "RemediesResult": "foreknow.stages.remedies.result",
+    "RunComparison": "foreknow.stages.compare.comparison",
     "StudyResult": "foreknow.stages.study.result",
     "StudyConfig": "foreknow.stages.study.settings",
     "Template": "foreknow.prompts.prompt_template",
@@ -91,8 +97,8 @@ _LAZY = {
 """Where each public name is defined; a name is imported when it is first used."""
 
 __all__ = [  # noqa: PLE0604 - ruff reads no table
-    *("audit", "check", "compare", "evaluate", "export_lm_eval", "extract", "forecast", "mix", "model_card"),
-    *("remedies", "study", "tune"),
+    *("audit", "check", "compare", "compare_runs", "evaluate", "explore", "export_lm_eval", "extract", "forecast"),
+    *("mix", "model_card", "remedies", "study", "tune"),
     *_LAZY,
 ]
 

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from foreknow.data.validation_result import CheckResult
     from foreknow.stages.audit.compare import Comparison
     from foreknow.stages.audit.result import AuditResult
+    from foreknow.stages.compare.comparison import RunComparison
     from foreknow.stages.evaluate.result import EvaluateResult
+    from foreknow.stages.explore.server import Explorer
     from foreknow.stages.export.run import LmEvalExport
     from foreknow.stages.mix.result import MixResult
     from foreknow.stages.remedies.result import RemediesResult
@@ -508,6 +510,42 @@ def compare(first: RunOrFolder, second: RunOrFolder) -> Comparison:
     from foreknow.stages.audit.compare import compare_audits  # keeps polars out
 
     return compare_audits(arguments.audit_of(first), arguments.audit_of(second))
+
+
+def compare_runs(
+    *runs: PathName | AuditResult | EvaluateResult | TrainResult, page: PathName | None = None
+) -> RunComparison:
+    """Hold finished runs of one kind beside each other: what each has right, tested against the first one.
+
+        compared = foreknow.compare_runs("runs/plain-evaluated", "runs/known-evaluated", page="compared.html")
+        compared.table                   # one line a run: share with its interval, won and lost rows, p
+        compared.settings                # the settings in which the runs differ
+
+    Audits, evaluations or tune runs. `page`: also write the comparison as a page to this file.
+    """
+    from foreknow import arguments  # keeps polars out
+    from foreknow.io.remote_paths import place  # keeps pydantic out
+    from foreknow.stages.compare.run import compare_folders, write_page  # keeps altair out
+
+    compared = compare_folders([arguments.run_folder(run, "runs") for run in runs])
+    if page is not None:
+        write_page(compared, place(page))
+    return compared
+
+
+def explore(run: PathName | AuditResult | EvaluateResult | TrainResult, *, port: int = 0) -> Explorer:
+    """Serve a page of a finished run's rows on this machine: search, filters, sorting, and why a row has its label.
+
+        explorer = foreknow.explore(audit)
+        explorer.url                     # open it in a browser; in a notebook the result is a link
+        explorer.close()
+
+    `port`: 0 takes a free one. The page is served from a thread of this process, until `close` or the process's end.
+    """
+    from foreknow import arguments  # keeps polars out
+    from foreknow.stages.explore.server import explore as serve  # keeps polars out
+
+    return serve(arguments.run_folder(run, "run"), port=port, keep=run)
 
 
 def model_card(run: PathName | TrainResult, *, evaluation: PathName | EvaluateResult | None = None) -> str:

@@ -396,22 +396,45 @@ def forecast(
     print(f"json: {audit / 'forecast.json'}; foreknow report {audit} shows it on the audit's page")
 
 
-def compare(first: Path, second: Path, /, *, out: Path | None = None) -> None:
-    """Show how categories move, row by row, from audit FIRST to audit SECOND.
+def compare(*runs: Path, page: Path | None = None, out: Path | None = None) -> None:
+    """Hold finished runs of one kind beside each other: what each has right, and whether that is more than chance.
 
     Parameters
     ----------
-    first
-        A finished audit's folder.
-    second
-        The folder of another audit, of the same rows under the same protocol.
+    runs
+        The folders of two or more audits, evaluations or tune runs; the others are compared with the first one. Of two
+        audits it also shows how categories move, row by row.
+    page
+        Write the comparison as a page to this file (.html).
     out
-        Write every row with both categories to this file (.parquet, .csv or .jsonl).
+        Write every row of two audits with both categories to this file (.parquet, .csv or .jsonl).
     """
+    from foreknow.report.comparison import comparison_verdict  # keeps altair out
+    from foreknow.stages.compare.run import compare_folders, write_page  # keeps altair out
+    from foreknow.stages.compare.text import differences_table, settings_lines  # keeps polars out
+
+    folders = [download(run) for run in runs]
+    compared = compare_folders(folders)
+    of_audits = compared.stage == "audit" and len(folders) == 2
+    if out is not None and not of_audits:
+        raise ConfigError(f"--out {out}: rows with both categories are written for two audits, found {len(runs)} runs")
+    print(comparison_verdict(compared).headline)
+    for of in compared.sets:
+        print_table(differences_table(compared, of), f"on {of.name}" if of.name else "all rows")
+    if of_audits:
+        _print_moves(folders, out)
+    for line in (*settings_lines(compared), *compared.cautions):
+        print(line)
+    if page is not None:
+        print(f"page: {write_page(compared, place(page))}")
+
+
+def _print_moves(folders: Sequence[Path], out: Path | None) -> None:
+    """Print how the categories of rows move from one audit to another."""
     from foreknow.stages.audit.compare import compare_audits, write_rows  # keeps polars out
     from foreknow.stages.audit.result import open_audit  # keeps polars out
 
-    found = compare_audits(open_audit(download(first)), open_audit(download(second)))
+    found = compare_audits(*map(open_audit, folders))
     of = found.summary
     print(f"{found.first} -> {found.second}: {of['compared']:,} rows labelled in both")
     print(f"better known {of['better_known']:,}   same {of['same']:,}   less known {of['less_known']:,}\n")
@@ -437,6 +460,43 @@ def report(folder: Path, /, *, rows: bool = True, control: Path | None = None) -
 
     control = None if control is None else download(control)
     print(f"report: {write_report(download(folder), show_rows=rows, control=control)}")
+
+
+def explore(
+    folder: Path,
+    /,
+    *,
+    port: Annotated[int, Parameter(converter=whole)] = 0,
+    browser: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Read, search and sort the rows of a finished run in a browser: an audit's, an evaluation's, a tune run's.
+
+    The page is served on this machine alone, until Ctrl-C ends it.
+
+    Parameters
+    ----------
+    folder
+        The run's folder.
+    port
+        The port to serve on (default: a free one).
+    browser
+        Open the page in the browser of this machine.
+    """
+    from foreknow.stages.explore.server import explore as serve  # keeps polars out
+
+    with serve(folder, port=port) as explorer:
+        print(f"explore: {explorer.url}", flush=True)
+        print("Ctrl-C ends it", flush=True)
+        if browser:
+            import webbrowser  # keeps it out of every start
+
+            webbrowser.open(explorer.url)
+        try:
+            explorer.wait()
+        except KeyboardInterrupt as stop:
+            if isinstance(stop, signals.Terminated):
+                raise
+            print("\nforeknow: explore has ended", file=sys.stderr)
 
 
 def card(folder: Path, /, *, evaluation: Path | None = None, out: Path | None = None) -> None:
@@ -664,11 +724,11 @@ def command_line(*, every_flag: bool = True) -> App:
         name, model = verb.__name__, SETTINGS[verb.__name__]
         app.command(with_flags(verb, model, every=every_flag), help_epilogue=epilogue(name, model, every=every_flag))
     app.command(_study_app(every_flag))
-    others: list[Any] = [quickstart, forecast, compare, report, card, export, data, lab, models, config]
+    others: list[Any] = [quickstart, forecast, compare, report, explore, card, export, data, lab, models, config]
     for command in others:
         app.command(command)
     verbs = [name for name in SETTINGS if name != "remedies"]
-    rest = ("forecast", "compare", "report", "card", "export", "data", "lab", "models", "config")
+    rest = ("forecast", "compare", "report", "explore", "card", "export", "data", "lab", "models", "config")
     for at, name in enumerate(("quickstart", *verbs, *rest)):
         app[name].sort_key = at  # the order in which one uses them
     app.command(install_completion, name="--install-completion")

@@ -6,7 +6,7 @@ only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import polars as pl
@@ -22,13 +22,18 @@ from foreknow.report.long_answers import LongAnswers, long_answers
 from foreknow.report.long_answers_text import FEW_SHORT, LongMix, long_verdict, steps
 from foreknow.report.row_data import row_json
 from foreknow.report.short_facts import ShortFacts, short_facts
-from foreknow.report.span_data import drawn_rows, text_json
+from foreknow.report.span_data import TEXTS, drawn_rows, text_json
 from foreknow.report.spans import TYPE_NAMES, LabelledSpans, labelled_spans
 from foreknow.report.spans_text import TITLES, span_purposes, span_steps, span_verdict
 from foreknow.stats import Interval
 
 SAMPLE_ROWS = 20_000
 """The page embeds at most this many rows; of a larger audit it embeds a seeded sample of this size."""
+ROW_BYTES = 3_000_000
+"""The embedded rows take at most this many bytes, so that the page stays below 5 MB and opens in two seconds. Of long
+rows the sample is smaller."""
+TEXT_BYTES = 1_000_000
+"""The embedded texts with their spans take at most this many bytes."""
 RELATIONS_SHOWN = 24
 WOULD_GO_SHOWN = 12
 CARRIERS_SHOWN = 10
@@ -69,7 +74,9 @@ def render_audit(
     mix = _mix(frame, relations, display(model.get("name") or "the model"), suffix_of(data.get("name")), seed)
     mostly_long = long is not None and long.rows > mix.labelled
     span_summary = labelled_spans(frame, spans, long.rows if long else 0) if mostly_long else None
-    span_rows = drawn_rows(frame, spans, span_summary, seed) if span_summary and spans is not None else frame.head(0)
+    texts_embedded, text_data = 0, ""
+    if show_rows and span_summary and spans is not None:
+        texts_embedded, text_data = _texts(frame, spans, span_summary, groups, seed)
     long_mix = _long_mix(mix, long, fact_summary, int(protocol.get("max_answer_tokens") or 32), flagged)
     purposes = span_purposes(span_summary) if span_summary else () if mostly_long else words.purposes(mix)
     # if a file of long answers has only a few short ones, the page counts them and does not analyse them
@@ -78,6 +85,11 @@ def render_audit(
     popular = audit_tables.popularity_lines(frame, seed) if analysed else ()
     sets = int(protocol.get("exemplar_sets") or probes["exemplar_set"].n_unique() or 0)
     largest = sorted(relations, key=lambda line: (-line.rows, line.name))[:RELATIONS_SHOWN]
+    embedded, row_data = 0, ""
+    if show_rows:
+        embedded, row_data = _rows(
+            frame, _linked(long, fact_summary), seed, lambda rows: row_json(rows, probes, facts, groups, sets)
+        )
     return page.render(
         "audit.html.j2",
         *("table.js", *(["spans.js"] if span_summary else [])),
@@ -108,10 +120,8 @@ def render_audit(
         ),
         spans=span_summary,
         type_names=TYPE_NAMES,
-        texts_embedded=span_rows.height,
-        text_data=Markup(text_json(span_rows, spans, groups))
-        if show_rows and spans is not None and span_summary
-        else "",
+        texts_embedded=texts_embedded,
+        text_data=Markup(text_data),
         purposes=purposes,
         titles=TITLES if span_summary else words.TITLES,
         least=words.MIN_LABELLED,
@@ -145,10 +155,8 @@ def render_audit(
         unlabelled=len(frame) - mix.labelled,
         moved=_moved(frame),
         show_rows=show_rows,
-        embedded=min(len(frame), SAMPLE_ROWS),
-        row_data=Markup(row_json(_sample(frame, long, fact_summary, seed), probes, facts, groups, sets))
-        if show_rows
-        else "",
+        embedded=embedded,
+        row_data=Markup(row_data),
     )
 
 
@@ -254,15 +262,49 @@ def _long_mix(
     )
 
 
-def _sample(frame: pl.DataFrame, long: LongAnswers | None, fact_summary: ShortFacts | None, seed: int) -> pl.DataFrame:
-    """The rows to embed: all of them, or a sample that includes every row that a table of the page links to."""
-    if len(frame) <= SAMPLE_ROWS:
+def _rows(frame: pl.DataFrame, linked: list[int], seed: int, write: Callable[[pl.DataFrame], str]) -> tuple[int, str]:
+    """The number of rows to embed, and what `write` makes of them, of at most `ROW_BYTES` bytes.
+
+    All rows, or a sample that includes the rows `linked`, to which tables of the page link.
+    """
+    count = min(len(frame), SAMPLE_ROWS)
+    while True:
+        rows = _sample(frame, linked, count, seed)
+        text = write(rows)
+        size = len(text.encode())
+        if size <= ROW_BYTES or count <= max(len(linked), 1):
+            return len(rows), text
+        count = max(int(0.95 * count * ROW_BYTES / size), len(linked), 1)
+
+
+def _sample(frame: pl.DataFrame, linked: list[int], count: int, seed: int) -> pl.DataFrame:
+    """At least `count` rows, in row order: all of them, or a seeded draw that includes the rows `linked`."""
+    if len(frame) <= count:
         return frame
-    linked_rows = [*(h.row for h in (*long.least, *long.most)), *(w.row for w in long.words)] if long else []
-    linked_rows += [line.row for line in fact_summary.worst] if fact_summary else []
-    is_linked = pl.col("row").is_in(linked_rows)
-    linked = frame.filter(is_linked)
-    return pl.concat([linked, frame.filter(~is_linked).sample(SAMPLE_ROWS - len(linked), seed=seed)]).sort("row")
+    is_linked = pl.col("row").is_in(linked)
+    named = frame.filter(is_linked)
+    drawn = frame.filter(~is_linked).sample(max(count - len(named), 0), seed=seed)
+    return pl.concat([named, drawn]).sort("row")
+
+
+def _linked(long: LongAnswers | None, fact_summary: ShortFacts | None) -> list[int]:
+    """The rows to which tables of the page link."""
+    rows = [*(h.row for h in (*long.least, *long.most)), *(w.row for w in long.words)] if long else []
+    return list(dict.fromkeys([*rows, *(line.row for line in fact_summary.worst)] if fact_summary else rows))
+
+
+def _texts(
+    frame: pl.DataFrame, spans: pl.DataFrame, summary: LabelledSpans, groups: list[str], seed: int
+) -> tuple[int, str]:
+    """The number of texts to embed, and their JSON, of at most `TEXT_BYTES` bytes unless tables link to more."""
+    count, before = TEXTS, -1
+    while True:
+        rows = drawn_rows(frame, spans, summary, seed, count)
+        text = text_json(rows, spans, groups)
+        size = len(text.encode())
+        if size <= TEXT_BYTES or rows.height == before:
+            return rows.height, text
+        count, before = int(0.95 * rows.height * TEXT_BYTES / size), rows.height
 
 
 def _meanings(protocol: Mapping[str, Any], sets: int) -> dict[str, str]:

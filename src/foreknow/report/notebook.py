@@ -83,6 +83,11 @@ def note(text: str) -> str:
     return f'<div style="font-size:85%;opacity:0.75;margin-top:0.35rem">{escape(text)}</div>'
 
 
+def link(address: str) -> str:
+    """A link that shows its address and opens beside the notebook."""
+    return f'<a href="{escape(address)}" target="_blank" rel="noopener noreferrer">{escape(address)}</a>'
+
+
 def text_block(title: str, text: str) -> str:
     """A text of several lines behind its title, closed at first."""
     return (

@@ -26,7 +26,8 @@ def row_json(rows: pl.DataFrame, probes: pl.DataFrame, facts: pl.DataFrame | Non
     flags = [line.name for line in flag_lines(rows)]
     place = {name: index for index, name in enumerate(groups)}
     flag_place = {name: index for index, name in enumerate(flags)}
-    first = dict(probes.filter(pl.col("exemplar_set") == 0).select("row", "greedy_correct").iter_rows())
+    shown = pl.col("row").is_in(rows["row"].implode())
+    first = dict(probes.filter(shown, pl.col("exemplar_set") == 0).select("row", "greedy_correct").iter_rows())
     own = by_parent(facts)
     lines = [
         [

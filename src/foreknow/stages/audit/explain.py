@@ -45,7 +45,7 @@ class Explanation:
             lines.append(f"  the model's greedy answer behind exemplar set 0: {self.model_answer!r}")
         lines += [
             f"  set {number}: greedy answer {'right' if right else 'wrong'}, a sample is right with probability "
-            f"{_between(low, high)}"
+            f"{between(low, high)}"
             for number, right, low, high in self.probes.iter_rows()
         ]
         if self.prompts:
@@ -54,7 +54,7 @@ class Explanation:
 
     def _repr_html_(self) -> str:
         lines = [
-            (number, "right" if right else "wrong", _between(low, high))
+            (number, "right" if right else "wrong", between(low, high))
             for number, right, low, high in self.probes.iter_rows()
         ]
         parts = [
@@ -71,7 +71,7 @@ class Explanation:
         return notebook.card(f"row {self.row}: {self.question}", self.why, *parts)
 
 
-def _between(low: float | None, high: float | None) -> str:
+def between(low: float | None, high: float | None) -> str:
     """Return an interval of probabilities as text; one number where both ends look the same."""
     if low is None or high is None:
         return "not known"
@@ -88,7 +88,8 @@ def explain_row(
 ) -> Explanation:
     """Explain a line of `rows.parquet` (or `facts.parquet`).
 
-    `probes`: all probes of the audit. `exemplars`: `exemplars.json`. `protocol`: how rows are asked, from the summary.
+    `probes`: the probes of the row, or of the whole audit. `exemplars`: `exemplars.json`. `protocol`: how rows are
+    asked, from the summary.
     """
     own = probes.filter(pl.col("row") == line["row"]).sort("exemplar_set")
     lenient = protocol["match"] == "lenient"

@@ -54,16 +54,28 @@ class AuditResult(FinishedRun):
 
         `row`: the row's number (column `row`), or that of a short fact. Raises InputError if the audit has no such row.
         """
-        for frame in (self.rows, self.facts):
-            lines = [] if frame is None else frame.filter(pl.col("row") == row).to_dicts()
-            if lines:
-                exemplars = json.loads((self.folder / "exemplars.json").read_text(encoding="utf-8"))
-                manifest = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
-                template = Template(*manifest["identity"]["prompt_template"])
-                return explain_row(lines[0], self.probes, exemplars, self.summary["protocol"], template)
+        for name in ("rows.parquet", "facts.parquet"):
+            if lines := self._lines_of(name, row).to_dicts():
+                probes = self._lines_of("probes.parquet", row)
+                return explain_row(lines[0], probes, self._exemplars, self.summary["protocol"], self._template)
         numbers = self.rows["row"]
         between = f", expected one from {numbers.min()!s} to {numbers.max()!s}" if len(numbers) else ""
         raise InputError(f"{self.folder}: found no audited row {row}{between} (column row)")
+
+    def _lines_of(self, name: str, row: int) -> pl.DataFrame:
+        """The lines of a file that belong to a row: of a large run, a small part of the file is read."""
+        path = self.folder / name
+        return pl.scan_parquet(path).filter(pl.col("row") == row).collect() if path.is_file() else pl.DataFrame()
+
+    @cached_property
+    def _exemplars(self) -> dict[str, Any]:
+        exemplars: dict[str, Any] = json.loads((self.folder / "exemplars.json").read_text(encoding="utf-8"))
+        return exemplars
+
+    @cached_property
+    def _template(self) -> Template:
+        manifest = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
+        return Template(*manifest["identity"]["prompt_template"])
 
     def __repr__(self) -> str:
         return f"AuditResult({self._title()}: {self._shares()}; {self._where()})"

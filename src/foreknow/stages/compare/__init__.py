@@ -1,0 +1,1 @@
+"""Finished runs of one kind beside each other: what they got right, whether they differ, and in which settings."""
