@@ -185,12 +185,12 @@ def test_every_line_of_the_table_of_what_you_have_is_a_call() -> None:
         return call
 
     recorder = SimpleNamespace(
-        **{name: bound(name) for name in ("audit", "check", "mix", "tune", "evaluate", "compare")}
+        **{name: bound(name) for name in ("audit", "check", "mix", "tune", "evaluate", "compare", "compare_runs")}
     )
     words = {word for line in lines for word in re.findall(r"(?<![\w\".])[a-z_]+(?![\w(=.\"])", line)}
     for line in lines:
         eval(line, {"foreknow": recorder, **dict.fromkeys(words)})
-    assert {"audit", "check", "mix", "tune", "evaluate", "compare"} == set(calls)
+    assert {"audit", "check", "mix", "tune", "evaluate", "compare", "compare_runs"} == set(calls)
 
 
 def test_the_readme_of_the_package_links_nowhere_relative() -> None:
