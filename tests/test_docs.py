@@ -146,8 +146,11 @@ def test_hooks_and_workflow_run_what_make_and_ci_run() -> None:
 
 def test_citation_and_changelog_name_the_version() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert citation["version"] == project["version"] == __version__
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    project, source = settings["project"], settings["tool"]["hatch"]["version"]["path"]
+    assert project["dynamic"] == ["version"]
+    assert f'\n__version__ = "{__version__}"\n' in (ROOT / source).read_text(encoding="utf-8")
+    assert citation["version"] == __version__
     assert citation["license"] == project["license"]
     assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
