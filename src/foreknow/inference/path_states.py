@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from foreknow.data.exact_match import Accepted, answer_of
+from foreknow.data.exact_match import OPENING_CODES, Accepted, answer_of
 from foreknow.prompts.vocabulary import TokenPath, Vocabulary
 
 Ints = NDArray[np.int64]
@@ -25,6 +25,8 @@ WRONG: Final = -2
 """The step with a token that ends the answer, which is wrong. WRONG - 1: it is right strictly; WRONG - 2: it is right
 leniently; WRONG - 3: both."""
 _TOKEN_BITS: Final = 32
+_END: Final = 1
+"""The code, among those of `opening_code`, of tokens that end an answer and add nothing to it."""
 
 
 class PathStates:
@@ -36,12 +38,11 @@ class PathStates:
 
     def __init__(self, vocabulary: Vocabulary):
         self.vocabulary = vocabulary
-        codes, ends = vocabulary.opening_codes or b"", vocabulary.ends
-        size = max(len(codes), *(token + 1 for token in ends), 1) if ends else max(len(codes), 1)
+        codes = np.zeros(0, dtype=np.uint16) if vocabulary.opening_codes is None else vocabulary.opening_codes
         # one more entry, for tokens that the tokenizer does not have: they are judged
-        self._codes = np.frombuffer(codes.ljust(size + 1, b"\0"), dtype=np.uint8)
-        self._is_end = np.zeros(size + 1, dtype=bool)
-        self._is_end[list(ends)] = True
+        self._codes = np.zeros(max([len(codes), *(token + 1 for token in vocabulary.ends)]) + 1, dtype=np.uint16)
+        self._codes[: len(codes)] = codes
+        self._codes[list(vocabulary.ends)] = _END
         self.clear()
 
     def clear(self) -> None:
@@ -53,10 +54,9 @@ class PathStates:
         self._steps: dict[int, int] = {}
         self.strict = np.zeros(1024, dtype=bool)
         self.depth = np.zeros(1024, dtype=np.int64)
-        # of the states that a step left: the line of `_openings`, and the step with a token that only ends the answer
-        self._line = np.full(1024, -1, dtype=np.int64)
-        self._openings = np.zeros((256, 256), dtype=bool)
-        self._end_step = np.zeros(256, dtype=np.int64)
+        self._end_step = np.zeros(1024, dtype=np.int64)
+        self._line = np.full(1024, -1, dtype=np.int64)  # in `_openings`, of the states from which a step was asked
+        self._openings = np.zeros((256, OPENING_CODES), dtype=bool)
         self._lines = 0
 
     def __len__(self) -> int:
@@ -67,7 +67,8 @@ class PathStates:
         """Return the state of the empty path, for a row with these answers."""
         state = self._roots.get(answers)
         if state is None:
-            state = self._roots[answers] = self._add((), "", Accepted.of(answers), True)
+            accepted = Accepted.of(answers)
+            state = self._roots[answers] = self._add((), "", accepted, True, _final_step(accepted, ""))
         return state
 
     def at(self, root: int, paths: Iterable[TokenPath]) -> list[int]:
@@ -82,55 +83,58 @@ class PathStates:
 
     def step(self, state: int, token: int) -> int:
         """Return the step from one state with one token; see `steps`."""
-        known = self._steps.get(_pair(state, token))
-        if known is None:
-            known = int(self.steps(np.array([state]), np.array([token]))[0])
-        return known
+        if token in self.vocabulary.ends:
+            return int(self._end_step[state])
+        pair = _pair(state, token)
+        if pair not in self._steps:
+            self._steps[pair] = self._judge(pair)
+        return self._steps[pair]
 
     def steps(self, states: Ints, tokens: Ints) -> Ints:
         """Return the step from each state with its token: a state, DEAD, or at most WRONG where the answer ends."""
         lines = self._lines_of(states)
-        last = len(self._codes) - 1
-        tokens_known = np.where((tokens < 0) | (tokens > last), last, tokens)
-        is_end = self._is_end[tokens_known]
-        steps = np.where(is_end, self._end_step[lines], DEAD)
-        judged = np.flatnonzero(self._openings[lines, self._codes[tokens_known]] & ~is_end)
+        # as unsigned integers, negative tokens are beyond the last one too
+        codes = self._codes[np.minimum(tokens.view(np.uint64), len(self._codes) - 1)]
+        worth_a_look = np.flatnonzero(self._openings[lines, codes])
+        steps = np.full(len(states), DEAD, dtype=np.int64)
+        is_end = codes[worth_a_look] == _END
+        ending, judged = worth_a_look[is_end], worth_a_look[~is_end]
+        steps[ending] = self._end_step[states[ending]]
         pairs = _pair(states[judged], tokens[judged]).tolist()
-        known = list(map(self._steps.get, pairs))
-        if None in known:
-            known = [self._judge(pair) if step is None else step for pair, step in zip(pairs, known, strict=True)]
-        steps[judged] = known
+        for pair in set(pairs).difference(self._steps):
+            self._steps[pair] = self._judge(pair)
+        steps[judged] = list(map(self._steps.__getitem__, pairs))
         return steps
 
     def _judge(self, pair: int) -> int:
-        """Judge a pair of state and token, and remember its step."""
-        step = self._steps.get(pair)  # the same pair may stand twice in one call
-        if step is not None:
-            return step
+        """Return the step from a state with a token, both in one integer."""
         state, token = pair >> _TOKEN_BITS, (pair & (1 << _TOKEN_BITS) - 1) - 1
         path, accepted = self.paths[state], self._accepted[state]
         text = self.vocabulary.decode_next(self._texts[state], path, token)
         if token in self.vocabulary.breaks:
-            step = _final_step(accepted, answer_of(text))
-        else:
-            verdict = accepted.judge(text)
-            strict = bool(self.strict[state]) and verdict.strict_open
-            step = self._add((*path, token), text, accepted, strict) if verdict.lenient_open else DEAD
-        self._steps[pair] = step
-        return step
+            return _final_step(accepted, answer_of(text))
+        verdict = accepted.judge(text)
+        if not verdict.lenient_open:
+            return DEAD
+        end = WRONG - verdict.strict_match - 2 * verdict.lenient_match
+        if text.endswith("\ufffd"):  # part of a character: what it is worth as an answer is not in the verdict
+            end = _final_step(accepted, text.strip())
+        return self._add((*path, token), text, accepted, bool(self.strict[state]) and verdict.strict_open, end)
 
-    def _add(self, path: TokenPath, text: str, accepted: Accepted, strict: bool) -> int:
+    def _add(self, path: TokenPath, text: str, accepted: Accepted, strict: bool, end: int) -> int:
+        """Add a state. `end`: the step with a token that only ends the answer."""
         state = len(self.paths)
         if state == len(self.depth):
-            self.strict, self.depth, self._line = _longer(self.strict), _longer(self.depth), _longer(self._line, -1)
+            self.strict, self.depth, self._end_step = map(_longer, (self.strict, self.depth, self._end_step))
+            self._line = _longer(self._line, -1)
         self.paths.append(path)
         self._texts.append(text)
         self._accepted.append(accepted)
-        self.strict[state], self.depth[state] = strict, len(path)
+        self.strict[state], self.depth[state], self._end_step[state] = strict, len(path), end
         return state
 
     def _lines_of(self, states: Ints) -> Ints:
-        """Return the lines of states in `_openings` and `_end_step`, which are filled in where they are new."""
+        """Return the lines of states in `_openings`, which are filled in where they are new."""
         lines = self._line[states]
         if (lines < 0).any():
             for state in dict.fromkeys(states[lines < 0].tolist()):
@@ -140,11 +144,11 @@ class PathStates:
 
     def _open(self, state: int) -> None:
         line, text, accepted = self._lines, self._texts[state], self._accepted[state]
-        if line == len(self._end_step):
-            self._openings, self._end_step = _longer(self._openings), _longer(self._end_step)
+        if line == len(self._openings):
+            self._openings = _longer(self._openings)
         openings = None if self.vocabulary.pieces is None else accepted.openings(text)
         self._openings[line] = True if openings is None else np.frombuffer(openings.table, dtype=bool)
-        self._end_step[line] = _final_step(accepted, text.strip())
+        self._openings[line, _END] = True
         self._line[state], self._lines = line, line + 1
 
 
