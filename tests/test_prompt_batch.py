@@ -17,7 +17,7 @@ from foreknow.data import exact_match
 from foreknow.data.exact_match import Accepted, MatchResult, canonical, canonical_parts, may_become, normalise
 from foreknow.data.schema import common_heads
 from foreknow.inference import packed_attention
-from foreknow.inference.exact_probe import ProbeLine, Prober, ProbeSettings, probes_frame
+from foreknow.inference.exact_probe import PreparedRow, Prober, ProbeSettings, probes_frame
 from foreknow.inference.packed_attention import Segment, TokenTree
 from foreknow.inference.packed_model import PackedModel
 from foreknow.inference.slick import PROBES
@@ -256,24 +256,24 @@ def test_one_call_for_all_segments_gives_what_one_for_each_gives(monkeypatch: py
 def test_frame_of_probes_with_and_without_replaced_shots() -> None:
     swapped = [Substitution(1, Exemplar("q", "a", None)), Substitution(0, Exemplar("r", "b", "s"))]
 
-    class Row:
-        def __init__(self, number: int, replaced_shots: list[list[Substitution]]):
-            self.number, self.replaced_shots = number, replaced_shots
-
-    lines = [
-        ProbeLine(row, j, True, False, 0.1, 0.2, 0.3, 0.4, j)  # type: ignore[arg-type]
-        for row in (Row(7, [[], swapped]), Row(2, [[], []]))
-        for j in (0, 1)
-    ]
-    frame = probes_frame(lines)
+    rows = [PreparedRow(7, ("a",), [], 5, [[], swapped]), PreparedRow(2, ("b",), [], 5, [[], []])]
+    figures = {
+        **dict.fromkeys(("p_correct", "p_correct_upper", "p_lenient", "p_lenient_upper"), [0.1, 0.2, 0.3, 0.4]),
+        **dict.fromkeys(("greedy_correct", "greedy_lenient"), [True, False] * 2),
+        "expansions": [0, 1, 2, 3],
+    }
+    frame = probes_frame(rows, 2, figures)
     assert frame.schema == PROBES
     assert frame["row"].to_list() == [2, 2, 7, 7]
+    assert frame["exemplar_set"].to_list() == [0, 1, 0, 1]
+    assert frame["expansions"].to_list() == [2, 3, 0, 1]
     assert frame["replaced_shots"].to_list() == [
         *([], [], []),
         [{"slot": 1, "question": "q", "answer": "a"}, {"slot": 0, "question": "r", "answer": "b"}],
     ]
-    assert probes_frame([]).schema == PROBES
-    assert probes_frame(lines[2:])["replaced_shots"].to_list() == [[], []]
+    assert probes_frame([], 2, dict.fromkeys(figures, ())).schema == PROBES
+    half = {name: values[2:] for name, values in figures.items()}
+    assert probes_frame(rows[1:], 2, half)["replaced_shots"].to_list() == [[], []]
 
 
 def test_loaded_vocabularies_join_pieces_only_where_bytes_are_joined(tiny_folder: Path) -> None:

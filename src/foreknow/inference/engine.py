@@ -262,6 +262,8 @@ def _tree_branch(own: Sequence[int], tree: Sequence[TokenPath]) -> TokenTree:
 
 def _paths_branch(paths: Sequence[TokenPath]) -> TokenTree:
     """Return paths after an already cached question as one branch. `wanted`: the end of each, in sorted order."""
+    if len(paths) == 1 and paths[0]:
+        return TokenTree.chain(paths[0], [len(paths[0]) - 1])
     spots: dict[TokenPath, int] = {(): -1}
     ids: list[int] = []
     parents: list[int] = []
