@@ -258,9 +258,9 @@ def test_frame_of_probes_with_and_without_replaced_shots() -> None:
 
     rows = [PreparedRow(7, ("a",), [], 5, [[], swapped]), PreparedRow(2, ("b",), [], 5, [[], []])]
     figures = {
-        **dict.fromkeys(("p_correct", "p_correct_upper", "p_lenient", "p_lenient_upper"), [0.1, 0.2, 0.3, 0.4]),
-        **dict.fromkeys(("greedy_correct", "greedy_lenient"), [True, False] * 2),
-        "expansions": [0, 1, 2, 3],
+        **dict.fromkeys(("p_correct", "p_correct_upper", "p_lenient", "p_lenient_upper"), (0.1, 0.2, 0.3, 0.4)),
+        **dict.fromkeys(("greedy_correct", "greedy_lenient"), (True, False) * 2),
+        "expansions": (0, 1, 2, 3),
     }
     frame = probes_frame(rows, 2, figures)
     assert frame.schema == PROBES

@@ -106,26 +106,29 @@ class Prober:
     heads: Mapping[str, str] = field(default_factory=dict)
     _groups: dict[str, GroupPrompts] = field(default_factory=dict, repr=False, compare=False)
 
-    def probe(self, rows: pl.DataFrame) -> Chunk:
-        """Probe rows that have a question and answers (columns as in `schema.ROWS`)."""
-        prepared, prompts = self.prompts(rows)
+    def probe(self, rows: pl.DataFrame, prepared: tuple[list[PreparedRow], list[list[Prompt]]] | None = None) -> Chunk:
+        """Probe rows that have a question and answers (columns as in `schema.ROWS`).
+
+        `prepared`: what `prompts` returned for the rows, if it was called before.
+        """
+        prepared_rows, prompts = prepared or self.prompts(rows)
         sets = len(prompts[0])
-        wave = self._open(prepared, prompts)
+        wave = self._open(prepared_rows, prompts)
         answers = GreedyAnswers(wave.searches, wave.numbers[:, 0])
         spent = np.zeros(wave.numbers.size, dtype=np.int64)
-        searched = np.ones(len(prepared), dtype=bool)
+        searched = np.ones(len(prepared_rows), dtype=bool)
         paths = self._path_states.paths
         while True:
             chosen = paths_to_expand(wave.searches, sets, spent, self.settings.budget, searched)
-            searched &= np.isin(np.arange(len(prepared)), [prompt // sets for prompt, _ in chosen])
+            searched &= np.isin(np.arange(len(prepared_rows)), [prompt // sets for prompt, _ in chosen])
             requests = {(prompt, paths[state]): state for prompt, state in chosen} | answers.requests()
             if not requests:
                 break
             tokens = wave.extend(requests)
             np.add.at(spent, [prompt for prompt, _ in requests], 1)
             answers.feed(tokens)
-        model_answers = zip((row.number for row in prepared), answers.texts, strict=True)
-        return Chunk(_probes(prepared, sets, wave.searches, spent), answers_frame(model_answers))
+        model_answers = zip((row.number for row in prepared_rows), answers.texts, strict=True)
+        return Chunk(_probes(prepared_rows, sets, wave.searches, spent), answers_frame(model_answers))
 
     def _open(self, rows: Sequence[PreparedRow], prompts: Sequence[Sequence[Prompt]]) -> _Wave:
         """Open all prompts with the trees of their rows, and start their searches."""

@@ -216,21 +216,21 @@ class Sampler:
         """Return the same prompts as the exact probe's."""
         return self.prober.prompts(rows)
 
-    def probe(self, rows: pl.DataFrame) -> Chunk:
+    def probe(self, rows: pl.DataFrame, prepared: tuple[list[PreparedRow], list[list[Prompt]]] | None = None) -> Chunk:
         """Probe rows like `Prober.probe`, with shares of generated samples in place of probabilities.
 
         The share of a prompt is NaN if any of its answers is not sound, as in the exact probe.
         """
-        prepared, prompts = self.prompts(rows)
+        prepared_rows, prompts = prepared or self.prompts(rows)
         sample_count = self.prober.settings.samples
         # a chunk's samples depend only on the seed and its rows, so a resumed run gives the same answers
         seed = (self.seed << 32) + zlib.crc32(str(rows["row"].to_list()).encode())
-        pairs = [(r, j) for r in range(len(prepared)) for j in range(len(prompts[r]))]
+        pairs = [(r, j) for r in range(len(prepared_rows)) for j in range(len(prompts[r]))]
         ids = [prompts[r][j].ids for r, j in pairs]
-        limits = [prepared[r].max_new for r, _ in pairs]
+        limits = [prepared_rows[r].max_new for r, _ in pairs]
         greedy = self.generator.generate(ids, limits, None, seed)
         samples = self.generator.generate(ids, limits, sample_count, seed)
-        accepted = [Accepted.of(row.answers) for row in prepared]
+        accepted = [Accepted.of(row.answers) for row in prepared_rows]
         lines, model_answers = [], []
         for (r, j), (best,), answers in zip(pairs, greedy, samples, strict=True):
             strict, lenient = _is_right(best, accepted[r])
@@ -240,9 +240,9 @@ class Sampler:
             share_lenient = sum(s for _, s in hits) / sample_count if sound else math.nan
             lines.append((strict, lenient, share, share, share_lenient, share_lenient, 0))
             if j == 0:
-                model_answers.append((prepared[r].number, best.text))
+                model_answers.append((prepared_rows[r].number, best.text))
         figures = dict(zip(_FIGURES, zip(*lines, strict=True), strict=True))
-        return Chunk(probes_frame(prepared, len(prompts[0]), figures), answers_frame(model_answers))
+        return Chunk(probes_frame(prepared_rows, len(prompts[0]), figures), answers_frame(model_answers))
 
 
 def _is_right(answer: Answer, accepted: Accepted) -> tuple[bool, bool]:
