@@ -26,6 +26,7 @@ from foreknow.prompts import few_shot, prompt_batch
 from foreknow.prompts.few_shot import Exemplar, Substitution
 from foreknow.prompts.prompt_batch import GroupPrompts, PromptEncoder, splits_by_pattern
 from foreknow.prompts.prompt_template import PAPER, Prompter, Template
+from foreknow.prompts.special_tokens import SpecialTokens
 from foreknow.prompts.vocabulary import Vocabulary
 from test_packed import CONFIGS, draw
 
@@ -83,6 +84,54 @@ def test_prompts_and_answer_paths_are_those_of_whole_texts(
     assert [[p.ids for p in line] for line in prompts] == [[p.ids for p in line] for line in whole_prompts]
     assert prompts == whole_prompts
     assert [(row.tree, row.max_new) for row in ours] == [(row.tree, row.max_new) for row in whole]
+
+
+def test_answers_encoded_apart_from_their_prompts_get_the_ids_they_have_behind_them(
+    byte_level: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = [
+        "'s Land",
+        "12 34",
+        "\u0301x",
+        "</s>",
+        "two\nlines",
+        "/x",
+        " padded ",
+        "(A)",
+        "\U0001f600",
+        "La",
+        "La",
+        "\u00e9",
+    ]
+    rows = rows_frame(
+        {"question": question, "answers": ["Land", answer], "subject": question}
+        for question, answer in zip(QUESTIONS, odd, strict=True)
+    )
+    texts: list[str] = []
+    encode = SpecialTokens.encode
+
+    def counted(special: SpecialTokens, some: list[str], **more: bool) -> object:
+        texts.extend(some)
+        return encode(special, some, **more)
+
+    monkeypatch.setattr(SpecialTokens, "encode", counted)
+    ours, _ = prober(byte_level, rows).prompts(rows)
+    assert texts.count(" Land") == texts.count(" La") == 1, "once for all rows that have it"
+    assert sum(text.endswith("A: Land") for text in texts) == 1, "the proof's"
+    monkeypatch.setattr(prompt_batch, "splits_by_pattern", lambda _: False)
+    whole, _ = prober(byte_level, rows).prompts(rows)
+    assert [(row.tree, row.max_new) for row in ours] == [(row.tree, row.max_new) for row in whole]
+
+
+def test_rows_that_begin_alike_are_encoded_without_an_exemplar(
+    byte_level: PreTrainedTokenizerFast,
+) -> None:
+    rows = facts(QUESTIONS)
+    for heads, shots in ((None, 0), ({}, 1)):
+        ours = prober(byte_level, rows, heads, PAPER if heads is None else LINES)
+        ours.prompts(rows)
+        assert ours._groups["all"].single is not None
+        assert len(ours._groups["all"].shots) == shots
 
 
 def test_a_group_whose_prompts_differ_is_encoded_whole(

@@ -237,7 +237,7 @@ class _PlainSession:
         return self.engine.run([(*self.prompts[i], *path) for i, path in requests])
 
 
-def _in_order(numbers: Sequence[int], sizes: Sequence[int]) -> NDArray[np.int64]:
+def _in_order(numbers: list[int], sizes: list[int]) -> NDArray[np.int64]:
     """Return the indices that put groups in order of their number. `numbers`: as they are; `sizes`: by number."""
     lengths = np.asarray(sizes, dtype=np.int64)
     begins = np.empty_like(lengths)

@@ -73,7 +73,7 @@ class PathStates:
 
     def at(self, root: int, paths: Iterable[TokenPath]) -> list[int]:
         """Return the states of paths, each after its beginnings; DEAD where a path has none."""
-        by_path = {(): root}
+        by_path: dict[TokenPath, int] = {(): root}
         states = []
         for path in paths:
             before = by_path[path[:-1]]
