@@ -22,6 +22,7 @@ import torch
 from scipy import stats
 
 from foreknow.config import AuditConfig
+from foreknow.data.exact_match import Accepted
 from foreknow.data.schema import chunks, take
 from foreknow.inference import slick
 from foreknow.inference.generate import Generator, Sampler, exact_head
@@ -80,7 +81,7 @@ def greedy(context: AuditContext, probes: pl.DataFrame, answers: pl.DataFrame, b
                 row = rows[r]
                 ended = len(path) <= row.max_new and generator.vocabulary.ended(path)
                 answer = generator.vocabulary.said(path[: row.max_new])
-                accepted = row.matcher.accepted
+                accepted = Accepted.of(row.answers)
                 found = (
                     ended and accepted.right(answer, "strict"),
                     ended and accepted.right(answer, "lenient"),

@@ -36,6 +36,7 @@ from safetensors.torch import load_file, save_file
 
 from foreknow.config import AuditConfig
 from foreknow.data.schema import chunks, take
+from foreknow.inference.exact_probe import Prober
 from foreknow.models.resolve import resolve
 from foreknow.stages.audit.executor import AuditContext
 from foreknow.stages.audit.setup import open_context, read_input, with_batch_sizes
@@ -139,6 +140,7 @@ def host_share(model: Path, logits: list[Logits], args: argparse.Namespace) -> d
     with opened(model, args) as context:
         engine, prober = context.probing.packed, context.probing.prober
         assert engine is not None
+        assert isinstance(prober, Prober)
         plan, spent = chunks(context.plan.rows, args.chunk_rows), Counter[str]()
         digest = hashlib.sha256()
         engine.packed.body.forward = timed(engine.packed.body.forward, "layers", spent)
@@ -149,7 +151,7 @@ def host_share(model: Path, logits: list[Logits], args: argparse.Namespace) -> d
             """Return the seconds of processor time of each part of one round."""
             replayed = iter(logits)
             engine.packed.head.top = lambda *_: next(replayed)  # type: ignore[method-assign]
-            for memory in (engine._families, getattr(prober, "_matchers", {}), getattr(prober, "_groups", {})):
+            for memory in (engine._families, prober._path_states, prober._groups):
                 memory.clear()
             spent.clear()
             nested.clear()

@@ -24,8 +24,8 @@ from foreknow.config import AuditConfig
 from foreknow.data.exact_match import normalise
 from foreknow.errors import ConfigError, ModelError, ResourceError
 from foreknow.inference import multi_target_search, slick
-from foreknow.inference.answer_search import Node
 from foreknow.inference.engine import PackedEngine
+from foreknow.inference.nodes import Node
 from foreknow.prompts.vocabulary import Vocabulary
 from foreknow.settings import settings_of
 from foreknow.stages.audit import chance_baseline, chance_probe, reload

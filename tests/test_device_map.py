@@ -261,7 +261,7 @@ def nodes(model):
     with PackedModel(model).attached() as packed:
         packed.verify(list(range(3, 12)), [4, 5, 6])
         session, opened = PackedEngine(packed, Sampling(), 64).open(prompts, trees)
-        return [n for some in opened for n in some] + session.extend([(2, (9, 8)), (5, (7,))])
+        return [*opened, *session.extend([(2, (9, 8)), (5, (7,))])]
 
 alone = nodes(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
 config = DistributedConfig(tp_plan="auto", tp_size=2)

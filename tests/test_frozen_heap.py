@@ -15,14 +15,15 @@ ROWS = pl.DataFrame({"row": [1]})
 
 
 def probing(probe: Any) -> Any:
-    return SimpleNamespace(prober=SimpleNamespace(probe=probe), packed=None, engine="plain")
+    return SimpleNamespace(prober=SimpleNamespace(probe=probe, prompts=len), packed=None, engine="plain")
 
 
 def test_what_was_loaded_before_is_left_alone_until_the_last_chunk() -> None:
     before = gc.get_freeze_count()
     loaded = len(gc.get_objects())
 
-    def probe(_: pl.DataFrame) -> tuple[int, int]:
+    def probe(_: pl.DataFrame, prompts: int) -> tuple[int, int]:
+        assert prompts == 1
         return gc.get_freeze_count(), len(gc.get_objects())
 
     (result,) = probe_chunks(probing(probe), [(0, ROWS)])
@@ -33,7 +34,7 @@ def test_what_was_loaded_before_is_left_alone_until_the_last_chunk() -> None:
 
 
 def test_an_error_ends_it_too() -> None:
-    def probe(_: pl.DataFrame) -> None:
+    def probe(*_: object) -> None:
         raise KeyError("a row")
 
     with pytest.raises(KeyError):

@@ -144,9 +144,9 @@ def slow_probing(monkeypatch: pytest.MonkeyPatch, seconds_a_row: float) -> None:
     """Let the clock of the budget see `seconds_a_row` for each row that is probed, and nothing else."""
     now, probe = [0.0], Prober.probe
 
-    def slower(self: Prober, rows: pl.DataFrame) -> Any:
+    def slower(self: Prober, rows: pl.DataFrame, *prepared: Any) -> Any:
         now[0] += seconds_a_row * rows.height
-        return probe(self, rows)
+        return probe(self, rows, *prepared)
 
     choose = time_budget.choose_limit
     monkeypatch.setattr(Prober, "probe", slower)

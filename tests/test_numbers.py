@@ -25,11 +25,14 @@ from foreknow.data.exact_match import Accepted, normalise
 from foreknow.data.schema import common_heads
 from foreknow.errors import ModelError
 from foreknow.inference import slick
-from foreknow.inference.answer_search import AnswerSearch, Budget, Node, PathMatcher, paths_to_expand
+from foreknow.inference.answer_search import AnswerSearches
 from foreknow.inference.engine import PackedEngine, PlainEngine, Sampling, nodes_of
 from foreknow.inference.exact_probe import Prober, ProbeSettings
+from foreknow.inference.expansion import Budget, paths_to_expand
 from foreknow.inference.generate import Answer, Generator, Sampler, _Guard, answer_within, exact_head
+from foreknow.inference.nodes import Node, Nodes
 from foreknow.inference.packed_model import PackedModel
+from foreknow.inference.path_states import PathStates
 from foreknow.models import loading
 from foreknow.prompts import few_shot
 from foreknow.prompts.prompt_template import PAPER, Prompter
@@ -272,18 +275,25 @@ VOCABULARY = Vocabulary(lambda path: "".join(WORDS[t] for t in path), frozenset(
 
 @pytest.mark.parametrize("unsound", [Node(2**63 - 1, [], [], 0.0), Node(3, [], [], math.nan)])
 def test_a_search_that_meets_no_distribution_ends_and_is_worth_no_number(unsound: Node) -> None:
-    tree = AnswerSearch(PathMatcher(VOCABULARY, Accepted.of(["Paris"])), 4, 1e-9)
-    tree.feed([((), Node(1, [1, 3], [0.9, 0.1]))])
-    assert paths_to_expand([tree], [0], Budget(0.01, 10, 16)) == [[(1,)]]
-    tree.feed([((1,), unsound)])
-    assert math.isnan(tree.strict)
-    assert math.isnan(tree.lenient)
-    assert tree.unsearched() == tree.unsearched(True) == 0
-    assert tree.greedy() == ((), True, False, False, False)
-    assert paths_to_expand([tree, tree], [0, 0], Budget(0.01, 10, 16)) == [[], []]
-    assert VOCABULARY.is_end(tree.nodes[1,].greedy), "what the model says ends where it has no distribution"
-    tree.feed([((1, 2), Node(0, [0], [1.0]))])
-    assert math.isnan(tree.strict)
+    states = PathStates(VOCABULARY)
+    root = states.root(("Paris",))
+    par, paris = states.at(root, [(1,), (1, 2)])
+    two = np.array([0, 1])
+    searches = AnswerSearches(states, np.repeat(root, 2), np.full(2, 4), 1e-9)
+    spent, budget = np.zeros(2, dtype=np.int64), Budget(0.01, 10, 16)
+    searches.feed(two, np.repeat(root, 2), Nodes.of([Node(1, [1, 3], [0.9, 0.1])] * 2))
+    assert paths_to_expand(searches, 2, spent, budget) == {(0, par), (1, par)}
+    (end,) = searches.feed(two[:1], np.array([par]), Nodes.of([unsound]))
+    assert VOCABULARY.is_end(int(end)), "what the model says ends where it has no distribution"
+    assert np.isnan([searches.strict[0], searches.lenient[0]]).all()
+    assert searches.unsearched()[0] == searches.unsearched(lenient=True)[0] == 0
+    assert (searches.greedy_done[0], searches.greedy_strict[0], searches.greedy_lenient[0]) == (True, False, False)
+    assert paths_to_expand(searches, 1, spent, budget) == {(1, par)}
+    assert paths_to_expand(searches, 2, spent, budget) == set(), "both prompts are one row's"
+    searches.feed(two[:1], np.array([paris]), Nodes.of([Node(0, [0], [1.0])]))
+    assert math.isnan(searches.strict[0])
+    searches.feed(two, np.array([-1, par]), Nodes.of([unsound, Node(2, [2], [1.0])]))
+    assert searches.sound.tolist() == [False, True]
 
 
 # minus infinity among the logits
@@ -335,12 +345,12 @@ def test_the_greedy_choice_among_equals_is_the_one_generation_makes(tiny_folder:
         ours = prober.probe(some)
         _, prompts = prober.prompts(some)
         _, nodes = prober.engine.open([line[0] for line in prompts], [[] for _ in prompts])
-    assert all(node.greedy % 2 == 0 for (node,) in nodes)
-    assert all(node.p[0] == node.p[1] for (node,) in nodes)
+    assert not (nodes.greedy % 2).any()
+    assert (nodes.p[:, 0] == nodes.p[:, 1]).all()
     model.set_attn_implementation("sdpa")
     plain = PlainEngine(model, SAMPLING)
     _, again = plain.open([line[0] for line in prompts], [[] for _ in prompts])
-    assert [node.greedy for (node,) in again] == [node.greedy for (node,) in nodes]
+    assert again.greedy.tolist() == nodes.greedy.tolist()
     with exact_head(model):
         real = Sampler(prober, Generator(model, vocabulary, SAMPLING, 32), 0).probe(some)
     assert real.answers.equals(ours.answers)

@@ -17,7 +17,7 @@ from foreknow.data import exact_match
 from foreknow.data.exact_match import Accepted, MatchResult, canonical, canonical_parts, may_become, normalise
 from foreknow.data.schema import common_heads
 from foreknow.inference import packed_attention
-from foreknow.inference.exact_probe import ProbeLine, Prober, ProbeSettings, probes_frame
+from foreknow.inference.exact_probe import PreparedRow, Prober, ProbeSettings, probes_frame
 from foreknow.inference.packed_attention import Segment, TokenTree
 from foreknow.inference.packed_model import PackedModel
 from foreknow.inference.slick import PROBES
@@ -26,6 +26,7 @@ from foreknow.prompts import few_shot, prompt_batch
 from foreknow.prompts.few_shot import Exemplar, Substitution
 from foreknow.prompts.prompt_batch import GroupPrompts, PromptEncoder, splits_by_pattern
 from foreknow.prompts.prompt_template import PAPER, Prompter, Template
+from foreknow.prompts.special_tokens import SpecialTokens
 from foreknow.prompts.vocabulary import Vocabulary
 from test_packed import CONFIGS, draw
 
@@ -83,6 +84,54 @@ def test_prompts_and_answer_paths_are_those_of_whole_texts(
     assert [[p.ids for p in line] for line in prompts] == [[p.ids for p in line] for line in whole_prompts]
     assert prompts == whole_prompts
     assert [(row.tree, row.max_new) for row in ours] == [(row.tree, row.max_new) for row in whole]
+
+
+def test_answers_encoded_apart_from_their_prompts_get_the_ids_they_have_behind_them(
+    byte_level: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = [
+        "'s Land",
+        "12 34",
+        "\u0301x",
+        "</s>",
+        "two\nlines",
+        "/x",
+        " padded ",
+        "(A)",
+        "\U0001f600",
+        "La",
+        "La",
+        "\u00e9",
+    ]
+    rows = rows_frame(
+        {"question": question, "answers": ["Land", answer], "subject": question}
+        for question, answer in zip(QUESTIONS, odd, strict=True)
+    )
+    texts: list[str] = []
+    encode = SpecialTokens.encode
+
+    def counted(special: SpecialTokens, some: list[str], **more: bool) -> object:
+        texts.extend(some)
+        return encode(special, some, **more)
+
+    monkeypatch.setattr(SpecialTokens, "encode", counted)
+    ours, _ = prober(byte_level, rows).prompts(rows)
+    assert texts.count(" Land") == texts.count(" La") == 1, "once for all rows that have it"
+    assert sum(text.endswith("A: Land") for text in texts) == 1, "the proof's"
+    monkeypatch.setattr(prompt_batch, "splits_by_pattern", lambda _: False)
+    whole, _ = prober(byte_level, rows).prompts(rows)
+    assert [(row.tree, row.max_new) for row in ours] == [(row.tree, row.max_new) for row in whole]
+
+
+def test_rows_that_begin_alike_are_encoded_without_an_exemplar(
+    byte_level: PreTrainedTokenizerFast,
+) -> None:
+    rows = facts(QUESTIONS)
+    for heads, shots in ((None, 0), ({}, 1)):
+        ours = prober(byte_level, rows, heads, PAPER if heads is None else LINES)
+        ours.prompts(rows)
+        assert ours._groups["all"].single is not None
+        assert len(ours._groups["all"].shots) == shots
 
 
 def test_a_group_whose_prompts_differ_is_encoded_whole(
@@ -186,9 +235,9 @@ def test_ascii_texts_are_judged_alike_and_no_open_one_is_excluded(
 def test_openings_exclude_most_tokens() -> None:
     openings = Accepted.of(["New York"]).openings("New")
     assert openings is not None
-    assert [p for p in (" Yo", " London", "port", "-y", " the", ".", "z") if openings.exclude(p)] == [
-        *(" London", "port", "z"),
-    ]
+    pieces = (" Yo", " London", "port", "-y", " the", ".", "z", " Yard", " York ", "yo", " a", " their")
+    assert [p for p in pieces if openings.exclude(p)] == [" London", "port", "z", " Yard", " their"]
+    assert openings.exclude("y York") is False, "a piece of several words is known by its first letter"
     openings = Accepted.of(["Z\u00fcrich"]).openings("Z")
     assert openings is not None
     assert [p for p in ("\u00fcr", "u", "\u0308", "o", "\u00f6", "\ufffd", " v") if openings.exclude(p)] == [
@@ -256,24 +305,24 @@ def test_one_call_for_all_segments_gives_what_one_for_each_gives(monkeypatch: py
 def test_frame_of_probes_with_and_without_replaced_shots() -> None:
     swapped = [Substitution(1, Exemplar("q", "a", None)), Substitution(0, Exemplar("r", "b", "s"))]
 
-    class Row:
-        def __init__(self, number: int, replaced_shots: list[list[Substitution]]):
-            self.number, self.replaced_shots = number, replaced_shots
-
-    lines = [
-        ProbeLine(row, j, True, False, 0.1, 0.2, 0.3, 0.4, j)  # type: ignore[arg-type]
-        for row in (Row(7, [[], swapped]), Row(2, [[], []]))
-        for j in (0, 1)
-    ]
-    frame = probes_frame(lines)
+    rows = [PreparedRow(7, ("a",), [], 5, [[], swapped]), PreparedRow(2, ("b",), [], 5, [[], []])]
+    figures = {
+        **dict.fromkeys(("p_correct", "p_correct_upper", "p_lenient", "p_lenient_upper"), (0.1, 0.2, 0.3, 0.4)),
+        **dict.fromkeys(("greedy_correct", "greedy_lenient"), (True, False) * 2),
+        "expansions": (0, 1, 2, 3),
+    }
+    frame = probes_frame(rows, 2, figures)
     assert frame.schema == PROBES
     assert frame["row"].to_list() == [2, 2, 7, 7]
+    assert frame["exemplar_set"].to_list() == [0, 1, 0, 1]
+    assert frame["expansions"].to_list() == [2, 3, 0, 1]
     assert frame["replaced_shots"].to_list() == [
         *([], [], []),
         [{"slot": 1, "question": "q", "answer": "a"}, {"slot": 0, "question": "r", "answer": "b"}],
     ]
-    assert probes_frame([]).schema == PROBES
-    assert probes_frame(lines[2:])["replaced_shots"].to_list() == [[], []]
+    assert probes_frame([], 2, dict.fromkeys(figures, ())).schema == PROBES
+    half = {name: values[2:] for name, values in figures.items()}
+    assert probes_frame(rows[1:], 2, half)["replaced_shots"].to_list() == [[], []]
 
 
 def test_loaded_vocabularies_join_pieces_only_where_bytes_are_joined(tiny_folder: Path) -> None:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 import random
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foreknow.data.exact_match import Accepted
-from foreknow.inference.answer_search import AnswerSearch, Budget, Node, PathMatcher, paths_to_expand
+from foreknow.inference.answer_search import AnswerSearches
+from foreknow.inference.expansion import Budget, paths_to_expand
+from foreknow.inference.nodes import Node, Nodes
+from foreknow.inference.path_states import PathStates
 from foreknow.prompts.vocabulary import TokenPath, Vocabulary
 
 TOKENS = (
@@ -123,32 +128,95 @@ def spellings(toy: Toy, accepted: Accepted, max_new: int) -> list[TokenPath]:
     return sorted(p for p in found if len(p) < max_new)
 
 
+class Row:
+    """The searches of one row's prompts, fed and asked by paths."""
+
+    def __init__(self, answers: Iterable[str], prompts: int, max_new: int, negligible: float = 0.0):
+        self.states = PathStates(VOCABULARY)
+        self.root = self.states.root(tuple(answers))
+        roots = np.full(prompts, self.root)
+        self.searches = AnswerSearches(self.states, roots, np.full(prompts, max_new), negligible)
+        self.nodes: list[set[TokenPath]] = [set() for _ in range(prompts)]
+
+    def feed(self, *fed: tuple[int, TokenPath, Node]) -> Row:
+        """Add (prompt, path, node) in one wave."""
+        prompts = np.array([prompt for prompt, _, _ in fed])
+        states = [self.state(path) for _, path, _ in fed]
+        self.searches.feed(prompts, np.array(states), Nodes.of([node for *_, node in fed]))
+        for prompt, path, _ in fed:
+            self.nodes[prompt].add(path)
+        return self
+
+    def state(self, path: TokenPath) -> int:
+        if not path:
+            return self.root
+        return self.states.at(self.root, [path[:n] for n in range(1, len(path) + 1)])[-1]
+
+    def asked(self, spent: list[int], budget: Budget) -> list[list[TokenPath]]:
+        """The paths to expand next, for each prompt."""
+        pairs = paths_to_expand(self.searches, len(self.nodes), np.array(spent), budget)
+        return [sorted(self.states.paths[s] for n, s in pairs if n == prompt) for prompt in range(len(self.nodes))]
+
+    @property
+    def trees(self) -> list[Tree]:
+        return [Tree(self, number) for number in range(len(self.nodes))]
+
+
+@dataclass
+class Tree:
+    """What the search of one prompt says."""
+
+    row: Row
+    number: int
+
+    @property
+    def strict(self) -> float:
+        return float(self.row.searches.strict[self.number])
+
+    @property
+    def lenient(self) -> float:
+        return float(self.row.searches.lenient[self.number])
+
+    @property
+    def nodes(self) -> set[TokenPath]:
+        return self.row.nodes[self.number]
+
+    @property
+    def frontier(self) -> dict[TokenPath, tuple[float, bool]]:
+        states = self.row.states
+        paths = zip(*(x.tolist() for x in self.row.searches.frontier), strict=True)
+        return {states.paths[s]: (mass, bool(states.strict[s])) for n, s, mass in paths if n == self.number}
+
+    def unsearched(self, lenient: bool = False) -> float:
+        return float(self.row.searches.unsearched(lenient)[self.number])
+
+    def greedy(self) -> tuple[bool, bool, bool]:
+        """Whether the verdict needs no further decoding, and whether the answer is right in each mode."""
+        searches, n = self.row.searches, self.number
+        return bool(searches.greedy_done[n]), bool(searches.greedy_strict[n]), bool(searches.greedy_lenient[n])
+
+
 @dataclass
 class Search:
-    trees: list[AnswerSearch]
+    trees: list[Tree]
     spent: list[int]
     greedy_asked: list[int]
 
 
-def search(toys: list[Toy], accepted: Accepted, max_new: int, budget: Budget, negligible: float = 0.0) -> Search:
+def search(toys: list[Toy], answers: Iterable[str], max_new: int, budget: Budget, negligible: float = 0.0) -> Search:
     """The probe's loop, with toys in the place of a model."""
-    matcher = PathMatcher(VOCABULARY, accepted)
-    trees = [AnswerSearch(matcher, max_new, negligible) for _ in toys]
-    for tree, toy in zip(trees, toys, strict=True):
-        tree.feed([(path, toy.node(path)) for path in ((), *spellings(toy, accepted, max_new))])
+    row = Row(answers, len(toys), max_new, negligible)
+    firsts = [[(), *spellings(toy, Accepted.of(answers), max_new)] for toy in toys]
+    row.feed(*((n, path, toys[n].node(path)) for n, first in enumerate(firsts) for path in first))
     spent, followed = [0] * len(toys), [0] * len(toys)
-    while any(asked := paths_to_expand(trees, spent, budget)):
-        for at, paths in enumerate(asked):
-            greedy = trees[at].greedy()
-            assert len(set(paths)) == len(paths)
-            assert not any(path in trees[at].nodes for path in paths), "asked twice"
+    while any(asked := row.asked(spent, budget)):
+        for n, paths in enumerate(asked):
+            assert not any(path in row.nodes[n] for path in paths), "asked twice"
             assert all(len(path) < max_new for path in paths)
-            followed[at] += not greedy.done
-            spent[at] += len(paths)
-        for at, paths in enumerate(asked):
-            for path in paths:
-                trees[at].feed([(path, toys[at].node(path))])
-    return Search(trees, spent, followed)
+            followed[n] += not row.trees[n].greedy()[0]
+            spent[n] += len(paths)
+        row.feed(*((n, path, toys[n].node(path)) for n, paths in enumerate(asked) for path in paths))
+    return Search(row.trees, spent, followed)
 
 
 toys = st.lists(
@@ -162,13 +230,13 @@ toys = st.lists(
     min_size=1,
     max_size=3,
 )
-accepteds = st.lists(st.sampled_from(ANSWERS), min_size=1, max_size=3).map(Accepted.of)
+answer_lists = st.lists(st.sampled_from(ANSWERS), min_size=1, max_size=3)
 
 
 @settings(deadline=None, max_examples=250)
 @given(
     toys,
-    accepteds,
+    answer_lists,
     st.integers(1, 4),
     st.sampled_from([0.0, 0.01, 0.1, 0.5]),
     st.sampled_from([1, 3, 10**9]),
@@ -178,7 +246,7 @@ accepteds = st.lists(st.sampled_from(ANSWERS), min_size=1, max_size=3).map(Accep
 )
 def test_the_interval_holds_the_truth(
     toys: list[Toy],
-    accepted: Accepted,
+    answers: list[str],
     max_new: int,
     allowance: float,
     cap: int,
@@ -187,14 +255,12 @@ def test_the_interval_holds_the_truth(
     samples: int,
 ) -> None:
     budget = Budget(allowance, cap, samples, lenient)
-    done = search(toys, accepted, max_new, budget, negligible)
-    truths = [oracle(toy, accepted, max_new) for toy in toys]
+    done = search(toys, answers, max_new, budget, negligible)
+    truths = [oracle(toy, Accepted.of(answers), max_new) for toy in toys]
     for tree, truth in zip(done.trees, truths, strict=True):
         assert tree.strict - EPS <= truth.strict <= tree.strict + tree.unsearched() + EPS
         assert tree.lenient - EPS <= truth.lenient <= tree.lenient + tree.unsearched(True) + EPS
-        greedy = tree.greedy()
-        assert greedy.done
-        assert (greedy.strict, greedy.lenient) == (truth.greedy_strict, truth.greedy_lenient)
+        assert tree.greedy() == (True, truth.greedy_strict, truth.greedy_lenient)
         assert tree.strict <= tree.lenient + EPS
         assert tree.unsearched() <= tree.unsearched(True) + EPS
         assert tree.lenient + tree.unsearched(True) <= 1 + EPS
@@ -225,25 +291,65 @@ def test_the_interval_holds_the_truth(
 
 
 @settings(deadline=None, max_examples=60)
-@given(toys, accepteds, st.integers(1, 4), st.randoms(use_true_random=False))
-def test_the_order_of_feeding_does_not_matter(
-    toys: list[Toy], accepted: Accepted, max_new: int, order: random.Random
+@given(toys, answer_lists, st.integers(1, 4), st.randoms(use_true_random=False))
+def test_the_order_of_feeding_does_not_matter_if_beginnings_come_first(
+    toys: list[Toy], answers: list[str], max_new: int, order: random.Random
 ) -> None:
     toy = toys[0]
-    done = search([toy], accepted, max_new, Budget(0.0, 10**9, 16, True)).trees[0]
+    done = search([toy], answers, max_new, Budget(0.0, 10**9, 16, True)).trees[0]
     others = [path for path in done.nodes if path]
     order.shuffle(others)
-    again = AnswerSearch(done.matcher, max_new, 0.0)
+    others.sort(key=len)
     now = order.randint(0, len(others))
-    again.feed([(path, toy.node(path)) for path in (*others[:now], ())])
+    row = Row(answers, 1, max_new)
+    row.feed(*((0, path, toy.node(path)) for path in (*others[:now], ())))
     for path in others[now:]:
-        again.feed([(path, toy.node(path))])
+        row.feed((0, path, toy.node(path)))
+    (again,) = row.trees
     assert again.strict == pytest.approx(done.strict, abs=1e-12)
     assert again.lenient == pytest.approx(done.lenient, abs=1e-12)
     assert again.unsearched() == pytest.approx(done.unsearched(), abs=1e-12)
     assert again.unsearched(True) == pytest.approx(done.unsearched(True), abs=1e-12)
     assert again.greedy() == done.greedy()
     assert again.frontier.keys() == done.frontier.keys()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.tuples(toys.filter(lambda toys: len(toys) == 2), answer_lists), min_size=2, max_size=3),
+    st.integers(1, 4),
+    st.sampled_from([0.0, 1e-3]),
+    st.booleans(),
+)
+def test_rows_searched_in_one_wave_give_the_bits_that_each_gives_alone(
+    rows: list[tuple[list[Toy], list[str]]], max_new: int, negligible: float, lenient: bool
+) -> None:
+    budget = Budget(0.01, 5, 16, lenient)
+    alone = [search(toys, answers, max_new, budget, negligible) for toys, answers in rows]
+    states = PathStates(VOCABULARY)
+    roots = np.repeat([states.root(tuple(answers)) for _, answers in rows], 2)
+    together = AnswerSearches(states, roots, np.full(len(roots), max_new), negligible)
+    fed = [
+        (2 * r + n, path, toy.node(path))
+        for r, (toys, answers) in enumerate(rows)
+        for n, toy in enumerate(toys)
+        for path in ((), *spellings(toy, Accepted.of(answers), max_new))
+    ]
+    spent = np.zeros(len(roots), dtype=np.int64)
+    while fed:
+        at = [states.at(int(roots[n]), [path[: m + 1] for m in range(len(path))]) for n, path, _ in fed]
+        numbers = np.array([n for n, *_ in fed])
+        together.feed(numbers, np.array([own[-1] if own else roots[n] for n, own in zip(numbers, at, strict=True)]),
+                      Nodes.of([node for *_, node in fed]))  # fmt: skip
+        asked = sorted((n, states.paths[state]) for n, state in paths_to_expand(together, 2, spent, budget))
+        np.add.at(spent, [n for n, _ in asked], 1)
+        fed = [(n, path, rows[n // 2][0][n % 2].node(path)) for n, path in asked]
+    trees = [tree for done in alone for tree in done.trees]
+    assert together.strict.tolist() == [tree.strict for tree in trees]
+    assert together.lenient.tolist() == [tree.lenient for tree in trees]
+    for mode in (False, True):
+        assert together.unsearched(mode).tolist() == [tree.unsearched(mode) for tree in trees]
+    assert spent.tolist() == [n for done in alone for n in done.spent]
 
 
 @settings(deadline=None, max_examples=60)
@@ -256,7 +362,7 @@ def test_masses_of_different_answers_add_up(toys: list[Toy], answers: list[str],
     every = Budget(0.0, 10**9, 16, True)
 
     def masses(answers: list[str]) -> tuple[float, float]:
-        tree = search(toys[:1], Accepted.of(answers), max_new, every).trees[0]
+        tree = search(toys[:1], answers, max_new, every).trees[0]
         return tree.strict, tree.lenient
 
     alone = [masses([one]) for one in answers]
@@ -284,16 +390,14 @@ ACCENTS = st.builds(
 def test_both_ways_to_spell_an_accent_count(toy: Toy, gold: str, max_new: int) -> None:
     every = Budget(0.0, 10**9, 16, True)
     composed, apart = (unicodedata.normalize(form, gold) for form in ("NFC", "NFD"))
-    found = [
-        search([toy], Accepted.of(golds), max_new, every).trees[0] for golds in ([composed], [apart], [apart, gold])
-    ]
+    found = [search([toy], golds, max_new, every).trees[0] for golds in ([composed], [apart], [apart, gold])]
     truth = oracle(toy, Accepted.of([composed]), max_new)
     by_text = sum(mass for said, mass in finished(toy, max_new) if unicodedata.normalize("NFC", said) == composed)
     assert truth.strict == pytest.approx(by_text, abs=1e-9), "the oracle itself, against texts"
     for tree in found:
         assert tree.strict == pytest.approx(truth.strict, abs=1e-9)
         assert tree.unsearched() == pytest.approx(0.0, abs=1e-9)
-        assert tree.greedy().strict is truth.greedy_strict
+        assert tree.greedy()[1] is truth.greedy_strict
 
 
 def finished(toy: Toy, max_new: int) -> list[tuple[str, float]]:
@@ -319,16 +423,15 @@ def chain(*steps: int) -> Toy:
     return toy
 
 
-def one(toy: Toy, accepted: str, max_new: int, budget: Budget | None = None) -> AnswerSearch:
-    return search([toy], Accepted.of([accepted]), max_new, budget or Budget(0.0, 64, 16)).trees[0]
+def one(toy: Toy, answer: str, max_new: int, budget: Budget | None = None) -> Tree:
+    return search([toy], [answer], max_new, budget or Budget(0.0, 64, 16)).trees[0]
 
 
 @pytest.mark.parametrize(("max_new", "right"), [(1, False), (2, False), (3, True), (9, True)])
 def test_an_answer_and_its_ending_token_must_fit(max_new: int, right: bool) -> None:
     tree = one(chain(4, 5, 1), "ab", max_new)
     assert tree.strict == tree.lenient == float(right)
-    assert tree.greedy().strict is right
-    assert tree.greedy().finished is right
+    assert tree.greedy() == (True, right, right)
     assert tree.unsearched(True) == 0
 
 
@@ -349,7 +452,7 @@ def test_an_answer_and_its_ending_token_must_fit(max_new: int, right: bool) -> N
 def test_every_spelling_and_every_ending(steps: TokenPath, strict: bool, lenient: bool) -> None:
     tree = one(chain(*steps), "ab", 6)
     assert (tree.strict, tree.lenient) == (strict, lenient)
-    assert (tree.greedy().strict, tree.greedy().lenient) == (strict, lenient)
+    assert tree.greedy() == (True, strict, lenient)
 
 
 def test_a_character_in_two_tokens_is_followed() -> None:
@@ -358,17 +461,16 @@ def test_a_character_in_two_tokens_is_followed() -> None:
 
 
 def test_a_greedy_path_that_is_surely_wrong_is_not_followed() -> None:
-    done = search([chain(5, 5, 5, 5, 1)], Accepted.of(["ab"]), 9, Budget(0.0, 64, 16))
+    done = search([chain(5, 5, 5, 5, 1)], ["ab"], 9, Budget(0.0, 64, 16))
     assert done.spent == [0]
-    assert done.trees[0].greedy() == ((5,), True, False, False, False)
+    assert done.trees[0].greedy() == (True, False, False)
 
 
 def test_what_is_negligible_or_not_listed_counts_as_unsearched() -> None:
     toy = chain(6, 1)
     toy.full[()] = [(6, 0.7), (4, 0.2), (8, 0.1)]
     toy.full |= {(4,): [(5, 1.0)], (4, 5): [(1, 1.0)], (8,): [(5, 1.0)], (8, 5): [(1, 1.0)]}
-    tree = AnswerSearch(PathMatcher(VOCABULARY, Accepted.of(["ab"])), 6, negligible=0.15)
-    tree.feed([((), toy.node(())), ((6,), toy.node((6,)))])
+    (tree,) = Row(["ab"], 1, 6, negligible=0.15).feed((0, (), toy.node(())), (0, (6,), toy.node((6,)))).trees
     assert tree.strict == pytest.approx(0.7)
     assert tree.unsearched() == pytest.approx(0.3)
     assert set(tree.frontier) == {(4,)}
@@ -381,8 +483,8 @@ def test_what_is_lost_on_a_path_that_cannot_be_strictly_right_counts_leniently_o
     toy = chain(5)
     toy.full |= {(): [(8, 0.5), (5, 0.5)], (8,): [(5, 0.6), (4, 0.4)], (8, 5): [(1, 1.0)]}
     toy.shown = 1
-    tree = AnswerSearch(PathMatcher(VOCABULARY, Accepted.of(["ab"])), 5, 0.0)
-    tree.feed([((), Node(8, [8, 5], [0.5, 0.5])), ((8,), toy.node((8,))), ((8, 5), toy.node((8, 5)))])
+    root = Node(8, [8, 5], [0.5, 0.5])
+    (tree,) = Row(["ab"], 1, 5).feed((0, (), root), *((0, path, toy.node(path)) for path in ((8,), (8, 5)))).trees
     assert (tree.strict, tree.unsearched()) == (0, 0)
     assert (tree.lenient, tree.unsearched(True)) == pytest.approx((0.3, 0.2))
 
@@ -391,27 +493,32 @@ def test_the_likeliest_paths_of_all_prompts_are_asked_first_and_no_more_than_nee
     first, second = chain(5), chain(5)
     first.full[()] = [(5, 0.5), (4, 0.3), (7, 0.2)]
     second.full[()] = [(5, 0.6), (4, 0.4)]
-    matcher = PathMatcher(VOCABULARY, Accepted.of(["ab"]))
-    trees = [AnswerSearch(matcher, 5, 0.0), AnswerSearch(matcher, 5, 0.0)]
-    for tree, toy in zip(trees, (first, second), strict=True):
-        tree.feed([((), toy.node(()))])
-    assert paths_to_expand(trees, [0, 0], Budget(0.5, 64, 1)) == [[], [(4,)]]
-    assert paths_to_expand(trees, [0, 0], Budget(0.2, 64, 1)) == [[(4,)], [(4,)]]
-    assert paths_to_expand(trees, [0, 0], Budget(0.0, 64, 1)) == [[(4,), (7,)], [(4,)]]
-    assert paths_to_expand(trees, [0, 64], Budget(0.0, 64, 1)) == [[(4,), (7,)], []]
-    assert paths_to_expand(trees, [63, 64], Budget(0.0, 64, 1)) == [[(4,)], []], "a round does not pass the cap"
-    assert paths_to_expand(trees, [64, 64], Budget(0.0, 64, 1)) == [[], []]
+    row = Row(["ab"], 2, 5).feed((0, (), first.node(())), (1, (), second.node(())))
+    assert row.asked([0, 0], Budget(0.5, 64, 1)) == [[], [(4,)]]
+    assert row.asked([0, 0], Budget(0.2, 64, 1)) == [[(4,)], [(4,)]]
+    assert row.asked([0, 0], Budget(0.0, 64, 1)) == [[(4,), (7,)], [(4,)]]
+    assert row.asked([0, 64], Budget(0.0, 64, 1)) == [[(4,), (7,)], []]
+    assert row.asked([63, 64], Budget(0.0, 64, 1)) == [[(4,)], []], "a round does not pass the cap"
+    assert row.asked([64, 64], Budget(0.0, 64, 1)) == [[], []]
+
+
+def test_of_equally_likely_paths_the_lower_ids_come_first() -> None:
+    root = Node(5, [7, 6, 4, 5], [0.25] * 4)
+    row = Row(["ab"], 2, 5).feed((0, (), root), (1, (), root))
+    assert row.asked([0, 0], Budget(1.3, 64, 1)) == [[(4,)], []]
+    assert row.asked([0, 0], Budget(1.1, 64, 1)) == [[(4,), (6,)], []]
+    assert row.asked([0, 0], Budget(0.6, 64, 1)) == [[(4,), (6,), (7,)], [(4,)]]
 
 
 def test_lenient_spellings_are_asked_only_while_the_category_hangs_on_them() -> None:
     toy = chain(5)
     toy.full[()] = [(5, 0.9), (8, 0.1)]
-    tree = AnswerSearch(PathMatcher(VOCABULARY, Accepted.of(["ab"])), 5, 0.0)
-    tree.feed([((), toy.node(()))])
+    row = Row(["ab"], 1, 5).feed((0, (), toy.node(())))
+    (tree,) = row.trees
     assert (tree.unsearched(), tree.unsearched(True)) == (0, pytest.approx(0.1))
-    assert paths_to_expand([tree], [0], Budget(0.01, 64, 1)) == [[]], "one draw: p_hit is at most 0.1"
-    assert paths_to_expand([tree], [0], Budget(0.01, 64, 16)) == [[(8,)]], "16 draws: it could be 0.81"
-    assert paths_to_expand([tree], [0], Budget(0.01, 64, 1, lenient=True)) == [[(8,)]]
+    assert row.asked([0], Budget(0.01, 64, 1)) == [[]], "one draw: p_hit is at most 0.1"
+    assert row.asked([0], Budget(0.01, 64, 16)) == [[(8,)]], "16 draws: it could be 0.81"
+    assert row.asked([0], Budget(0.01, 64, 1, lenient=True)) == [[(8,)]]
 
 
 @pytest.mark.parametrize(

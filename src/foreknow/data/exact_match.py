@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -140,13 +141,23 @@ _RESULTS = {flags: MatchResult(*flags) for flags in product((False, True), repea
 
 _CODES: Final = 127
 """How many characters have a code of their own in `opening_code`; characters beyond ASCII share them."""
+_SLOTS: Final = 1024
+"""How many codes the words of ASCII letters share."""
+_WORDS_FROM: Final = 256
+OPENING_CODES: Final = _WORDS_FROM + 2 * _SLOTS
 
 
 def opening_code(piece: str) -> int:
-    """Return a byte for the first letter or digit of a piece of text, and for whether a blank stands before it.
+    """Return a number below `OPENING_CODES` for what a piece of text begins with, and for a blank before it.
 
-    0 where only judging can tell what the piece does to a text. Two letters may share a code.
+    That is its one word, or the first letter or digit if it has several words or is not ASCII. 0 where only judging can
+    tell what the piece does to a text. Two words or letters may share a code. No piece has code 1.
     """
+    if piece.isascii():
+        bare = piece.lower().translate(_DROPPED_ASCII)
+        words = bare.split()
+        if len(words) == 1:
+            return _WORDS_FROM + 2 * (zlib.crc32(words[0].encode()) % _SLOTS) + bare[0].isspace()
     after_blank, character = _opening(piece)
     return 2 + 2 * (ord(character) % _CODES) + after_blank if character else 0
 
@@ -180,13 +191,18 @@ class Openings(NamedTuple):
 
     @classmethod
     def of(cls, new_word: Iterable[str], same_word: Iterable[str]) -> Openings:
-        """Return the openings from the letters and digits that may come after a blank, and without one."""
-        table = bytearray(256)
+        """Return the openings from what may come after a blank, and without one: all beginnings of these texts."""
+        table = bytearray(OPENING_CODES)
         table[0] = 1
-        for character in new_word:
-            table[3 + 2 * (ord(character) % _CODES)] = 1
-        for character in same_word:
-            table[2 + 2 * (ord(character) % _CODES)] = 1
+        for after_blank, texts in enumerate((same_word, new_word)):
+            for text in texts:
+                table[2 + 2 * (ord(text[0]) % _CODES) + after_blank] = 1
+                code = 0
+                for character in text:
+                    if character > "\x7f":
+                        break
+                    code = zlib.crc32(character.encode(), code)
+                    table[_WORDS_FROM + 2 * (code % _SLOTS) + after_blank] = 1
         return cls(bytes(table))
 
     def exclude(self, piece: str) -> bool:
@@ -245,16 +261,10 @@ class Accepted:
         *words, last = bare.split() or [""]
         done = "".join(w for w in words if w not in _ARTICLES)
         before = done if last in _ARTICLES else done + last
-        new_word = {s[len(before)] for s in self.skeletons if s.startswith(before) and len(s) > len(before)} | {
-            "a",
-            "t",
-        }
+        new_word = _rests(self.skeletons, before) | set(_ARTICLES)
         if not last or bare[-1].isspace():
             return Openings.of(new_word, new_word)
-        grown = done + last
-        same_word = {s[len(grown)] for s in self.skeletons if s.startswith(grown) and len(s) > len(grown)}
-        same_word |= {a[len(last)] for a in _ARTICLES if a.startswith(last) and len(a) > len(last)}
-        return Openings.of(new_word, same_word)
+        return Openings.of(new_word, _rests(self.skeletons, done + last) | _rests(_ARTICLES, last))
 
     def _judge_ascii(self, text: str) -> MatchResult:
         """Match like `judge`. ASCII has no accents and one way to write a letter, so nothing is normalised."""
@@ -286,6 +296,11 @@ class Accepted:
             if skeleton.startswith(done) and (grows_into_article or skeleton.startswith(last, len(done))):
                 return True
         return False
+
+
+def _rests(texts: Iterable[str], beginning: str) -> set[str]:
+    """Return what is left of those texts that go on after a beginning."""
+    return {text[len(beginning) :] for text in texts if text.startswith(beginning) and len(text) > len(beginning)}
 
 
 _REFUSALS = re.compile(

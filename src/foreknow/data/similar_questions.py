@@ -71,15 +71,12 @@ _WORD: Final = re.compile(r"\w+")
 
 
 class _Text(NamedTuple):
-    """One usable row. `content`: the content words of its question. `names`: its words in capitals, in small letters.
-    `words`: all of its words. `runs`: of a long gold, its runs of three words."""
+    """One usable row. `written`: its question as the row has it. `runs`: of a long gold, its runs of three words."""
 
     row: int
     group: int
     question: str
-    content: frozenset[str]
-    names: frozenset[str]
-    words: frozenset[str]
+    written: str
     short_gold: str | None
     has_relation: bool
     runs: frozenset[str]
@@ -101,18 +98,8 @@ def similar_questions(rows: pl.DataFrame) -> pl.DataFrame:
         return pl.DataFrame(schema=SIMILAR)
     texts = _texts(rows)
     same_answers = list(_same_answer_pairs(texts))
-    counts = Counter(word for text in texts for word in text.content)
-    most = max(RARE_AT_LEAST, RARE * len(texts))
-    rare = [frozenset(word for word in text.content if counts[word] <= most) for text in texts]
-    questions = [
-        (at, earlier)
-        for at, earlier in same_answers
-        if texts[at].group == texts[earlier].group
-        and texts[at].question != texts[earlier].question
-        and _jaccard(rare[at], rare[earlier]) >= SHARED_WORDS
-        and not (texts[at].names - texts[earlier].words and texts[earlier].names - texts[at].words)
-    ]
-    questions += _same_word_pairs(texts)
+    content = _content_words()
+    questions = [*_same_question_pairs(texts, same_answers, content), *_same_word_pairs(texts, content)]
     return (
         pl.DataFrame({"row": [text.row for text in texts]}, schema={"row": pl.Int64})
         .with_columns(
@@ -128,24 +115,25 @@ def _texts(rows: pl.DataFrame) -> list[_Text]:
     """The usable rows, in order, without capitals, accents and punctuation."""
     plain = rows.select(
         "row",
-        whole=pl.col("question"),
+        written=pl.col("question"),
         group=pl.struct("group", "context").hash(),
         question=normalise_expr(pl.col("question").str.replace_all(r"['’]s\b", ""), "an|the"),
         gold=normalise_expr(GOLD, "a|an|the"),
         has_relation=pl.col("relation").is_not_null(),
     )
-    from snowballstemmer import stemmer  # keeps the stemmer's tables out
-
-    stem = cache(stemmer("english").stemWord)
     texts = []
-    for row, whole, group, question, gold, has_relation in plain.drop_nulls(["question", "gold"]).sort("row").rows():
+    for row, written, group, question, gold, has_relation in plain.drop_nulls(["question", "gold"]).sort("row").rows():
         words = gold.split(" ", COMPARED_WORDS)[:COMPARED_WORDS]
         long = len(words) >= LONG_WORDS
         runs = frozenset(" ".join(words[n : n + 3]) for n in range(len(words) - 2)) if long else frozenset()
-        names, every = _names(whole), frozenset(_WORD.findall(whole.casefold()))
-        content = _content(question, stem)
-        texts.append(_Text(row, group, question, content, names, every, None if long else gold, has_relation, runs))
+        texts.append(_Text(row, group, question, written, None if long else gold, has_relation, runs))
     return texts
+
+
+def _names_differ(first: str, second: str) -> bool:
+    """Return whether each of two questions names something that the other does not."""
+    words = [frozenset(_WORD.findall(question.casefold())) for question in (first, second)]
+    return bool(_names(first) - words[1] and _names(second) - words[0])
 
 
 def _names(question: str) -> frozenset[str]:
@@ -157,18 +145,52 @@ def _names(question: str) -> frozenset[str]:
     return frozenset(capitals) - FUNCTION_WORDS
 
 
-def _content(question: str, stem: Callable[[str], str]) -> frozenset[str]:
-    words = question.split(" ", COMPARED_WORDS)[:COMPARED_WORDS]
-    return frozenset(stem(word) for word in words if word and word not in FUNCTION_WORDS)
+_Content = Callable[[str], frozenset[str]]
 
 
-def _same_word_pairs(texts: Sequence[_Text]) -> Iterator[tuple[int, int]]:
+def _content_words() -> _Content:
+    """Return a function from a question to its content words. It remembers them, as it takes long to stem words."""
+    from snowballstemmer import stemmer  # keeps the stemmer's tables out
+
+    stem = cache(stemmer("english").stemWord)
+
+    @cache
+    def content(question: str) -> frozenset[str]:
+        words = question.split(" ", COMPARED_WORDS)[:COMPARED_WORDS]
+        return frozenset(stem(word) for word in words if word and word not in FUNCTION_WORDS)
+
+    return content
+
+
+def _same_question_pairs(
+    texts: Sequence[_Text], same_answers: Sequence[tuple[int, int]], content: _Content
+) -> Iterator[tuple[int, int]]:
+    """Pairs of questions of one group, of pairs with nearly the same golds, that share their rare content words."""
+    different = [
+        (at, earlier)
+        for at, earlier in same_answers
+        if texts[at].group == texts[earlier].group and texts[at].question != texts[earlier].question
+    ]
+    if not different:
+        return
+    counts = Counter(word for text in texts for word in content(text.question))
+    most = max(RARE_AT_LEAST, RARE * len(texts))
+    for pair in different:
+        one, other = (frozenset(word for word in content(texts[at].question) if counts[word] <= most) for at in pair)
+        written = [texts[at].written for at in pair]
+        if _jaccard(one, other) >= SHARED_WORDS and not _names_differ(*written):
+            yield pair
+
+
+def _same_word_pairs(texts: Sequence[_Text], content: _Content) -> Iterator[tuple[int, int]]:
     """Pairs (later, earlier) of questions whose content words are the same."""
     firsts: dict[tuple[object, ...], int] = {}
     for at, text in enumerate(texts):
-        if not text.content or (text.short_gold is not None and text.has_relation):
+        if text.short_gold is not None and text.has_relation:
             continue
-        first = firsts.setdefault((text.group, text.content, text.short_gold), at)
+        if not (words := content(text.question)):
+            continue
+        first = firsts.setdefault((text.group, words, text.short_gold), at)
         if first != at and texts[first].question != text.question:
             yield at, first
 

@@ -1,332 +1,230 @@
 """Searches for every way a model can spell an accepted answer (design, section 2). Pure: no model, no torch.
 
-A prompt's answers form a tree: a node is a path of tokens, and `Node` holds the model's next-token distribution
-there. The search only knows the nodes fed to it. It adds up the probability of ending with a right answer, follows
-the greedy path, and names the paths it needs next: those whose text may still become right, likeliest first. It
-also counts the probability it did not search, so the result is an interval.
+A prompt's answers form a tree: a node is a path of tokens, and holds the model's next-token distribution there. The
+search only knows the nodes fed to it. It adds up the probability of ending with a right answer and follows the greedy
+path. Its frontier is the paths it could need next: those whose text may still become right. It also counts the
+probability it did not search, so the result is an interval. `expansion.py` chooses from the frontiers.
+
+All prompts are searched at once, as arrays: a wave of nodes comes from the engine, and one pass adds them all up.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from itertools import compress
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from foreknow.data.exact_match import Accepted, MatchResult, answer_of
-from foreknow.prompts.vocabulary import TokenPath, Vocabulary
+import numpy as np
+from numpy.typing import NDArray
+
+from foreknow.inference.nodes import Nodes
+from foreknow.inference.path_states import WRONG, Ints, PathStates, final_match
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+_UNKNOWN: Final = -(2**62)
+"""Stands for the greedy token of a path whose node was not fed."""
+_STATE_BITS: Final = 32
 
 
-class Node(NamedTuple):
-    """The next-token distribution after a path: tokens by falling probability, and the greedy choice.
+class Frontier(NamedTuple):
+    """Paths that were reached and not searched, of all prompts: the prompt, the path's state and its probability."""
 
-    `tokens` and `p` are what sampling can draw (after temperature and top-k), so p sums to 1 - `tail`. Where the
-    logits are not finite (NaN, infinity), sampling has nothing to draw: `is_sound` is False and `greedy` is undefined.
+    prompt: Ints
+    state: Ints
+    mass: Floats
+
+    def where(self, chosen: Bools | Ints) -> Frontier:
+        """Return some of the paths."""
+        return Frontier(self.prompt[chosen], self.state[chosen], self.mass[chosen])
+
+
+class _Wave(NamedTuple):
+    """Nodes to visit, all of one depth below those where the pass began.
+
+    `node`: the number among the nodes fed. `rank` [nodes, depth + 1]: that of the first node, then the place of each
+    token in its node's list. Sorted by rank, nodes stand in the order of a depth-first walk.
     """
 
-    greedy: int
-    tokens: Sequence[int]
-    p: Sequence[float]
-    tail: float = 0.0
-
-    @property
-    def is_sound(self) -> bool:
-        """Return whether the node holds a distribution: False where the logits were not finite."""
-        return len(self.tokens) > 0 or self.tail > 0
+    node: Ints
+    reached: Frontier
+    rank: Ints
 
 
-class PathStep(NamedTuple):
-    """The effect of the last token of a path: the finished answer if the token ends it, else the text's verdict.
+class AnswerSearches:
+    """The searches of many prompts, by number.
 
-    `strict`, `lenient`: whether the finished answer is right in each mode.
+    `strict`, `lenient`: the probability of a right answer. `lost`, `lost_lenient`: the probability that was neither
+    searched nor put into the frontier. `sound`: False once the model returned logits that were not finite; the
+    prompt's probabilities are then NaN and it has no frontier.
+
+    The greedy answer of each prompt, as far as it was followed: `greedy_done` says that the verdict needs no further
+    decoding, `greedy_strict` and `greedy_lenient` that it is right, and `greedy_state` is where it stands if not done.
     """
 
-    final: str | None
-    verdict: MatchResult | None
-    strict: bool = False
-    lenient: bool = False
+    def __init__(self, states: PathStates, roots: Ints, max_new: Ints, negligible: float):
+        """Start a search for each prompt.
 
-
-_DEAD: Final = PathStep(None, MatchResult(False, False, False, False))
-"""The step of every token after which no answer can be right."""
-
-
-class NextSteps(dict[int, PathStep]):
-    """The step of each token that can follow a path. A token is judged when it is first looked up.
-
-    `openings`: which tokens are worth a look, by the code of their text (`exact_match.opening_code`); None: all are.
-    """
-
-    def __init__(self, matcher: PathMatcher, path: TokenPath, text: str):
-        super().__init__()
-        self.matcher, self.path, self.text = matcher, path, text
-        self.codes = matcher.vocabulary.opening_codes
-        openings = None if self.codes is None else matcher.accepted.openings(text)
-        self.openings = None if openings is None else openings.table
-
-    def can_open(self, tokens: Sequence[int]) -> bytes | None:
-        """Return, for each token, 1 unless its first letter shows that no answer can be right after it.
-
-        None where the tokens' texts are not known, or do not say it.
+        `roots`: the state of the empty path. `max_new`: the most tokens an answer may take, its ending token included.
+        `negligible`: paths below this probability count as unsearched and are not followed.
         """
-        if self.openings is None or self.codes is None:
-            return None
-        try:
-            return bytes(map(self.codes.__getitem__, tokens)).translate(self.openings)
-        except IndexError:  # the model's vocabulary is larger than its tokenizer's
-            return None
+        count = len(roots)
+        self.states, self.roots, self.max_new, self.negligible = states, roots, max_new, negligible
+        self.strict, self.lenient, self.lost, self.lost_lenient = np.zeros((4, count))
+        self.sound = np.ones(count, dtype=bool)
+        self.greedy_done, self.greedy_strict, self.greedy_lenient = np.zeros((3, count), dtype=bool)
+        self.greedy_state = roots.copy()
+        self.frontier = Frontier(np.arange(count), roots, np.ones(count))
+        self._greedy_tokens: dict[int, int] = {}
+        vocabulary = states.vocabulary
+        self._end = min(vocabulary.ends | vocabulary.breaks)
 
-    def __missing__(self, token: int) -> PathStep:
-        step = self[token] = self.matcher._compute_step(self, token)
-        return step
+    def feed(self, prompts: Ints, states: Ints, nodes: Nodes) -> Ints:
+        """Add the nodes after some paths, each after the nodes of the path's beginnings; return their greedy tokens.
 
+        A state below 0 is a path that cannot become right: the model's answer may be followed along it. An answer
+        ends where its path has no distribution.
+        """
+        sound = nodes.sound
+        greedy = np.where(sound, nodes.greedy, self._end)
+        keys = _key(prompts, states)
+        alive = np.flatnonzero(states >= 0)
+        self._greedy_tokens.update(zip(keys[alive].tolist(), greedy[alive].tolist(), strict=True))
+        self._invalidate(prompts[~sound])
+        place = _Places(keys[alive], alive)
+        node = place.of(_key(self.frontier.prompt, self.frontier.state))
+        hit = np.flatnonzero(node >= 0)
+        hit = hit[np.argsort(node[hit])]
+        reached = self.frontier.where(hit)
+        self.frontier = self.frontier.where(node < 0)
+        self._walk(_Wave(node[hit], reached, node[hit][:, None]), nodes, place)
+        self._follow_greedy(np.unique(prompts))
+        return greedy
 
-@dataclass
-class PathMatcher:
-    """Judges token paths against accepted answers. All prompts of all rows with these answers share its cache."""
+    def unsearched(self, lenient: bool = False) -> Floats:
+        """Return each prompt's probability that was not searched: its answers may be right or wrong."""
+        prompt, state, mass = self.frontier
+        if not lenient:
+            mass = mass * self.states.strict[state]
+        lost = self.lost_lenient if lenient else self.lost
+        return lost + np.bincount(prompt, weights=mass, minlength=len(lost))
 
-    vocabulary: Vocabulary
-    accepted: Accepted
-    _next: dict[TokenPath, NextSteps] = field(default_factory=dict)
+    def greedy_tokens(self, prompts: Ints, states: Ints) -> tuple[Bools, Ints]:
+        """Return of which paths the node is known, and the greedy token of each."""
+        get = self._greedy_tokens.get
+        tokens = np.array([get(key, _UNKNOWN) for key in _key(prompts, states).tolist()], dtype=np.int64)
+        return tokens != _UNKNOWN, tokens
 
-    def step(self, path: TokenPath) -> PathStep:
-        """Judge the answer after the last token of `path`."""
-        return self.after(path[:-1])[path[-1]]
-
-    def after(self, path: TokenPath) -> NextSteps:
-        """Return the steps of the tokens that can follow `path`, by token."""
-        known = self._next.get(path)
-        if known is None:
-            text = self.vocabulary.decode_next(self.after(path[:-1]).text, path[:-1], path[-1]) if path else ""
-            known = self._next[path] = NextSteps(self, path, text)
-        return known
-
-    def text(self, path: TokenPath) -> str:
-        """Return the text a path spells."""
-        return self.after(path).text if path else ""
-
-    def _compute_step(self, after: NextSteps, token: int) -> PathStep:
-        """Judge `token` after the path of `after`."""
-        vocabulary = self.vocabulary
-        if token in vocabulary.ends:
-            return self._final_step(after.text.strip())
-        if token in vocabulary.breaks:
-            return self._final_step(answer_of(vocabulary.decode_next(after.text, after.path, token)))
-        if (possible := after.can_open((token,))) is not None and not possible[0]:
-            return _DEAD
-        whole = vocabulary.decode_next(after.text, after.path, token)
-        verdict = self.accepted.judge(whole)
-        return PathStep(None, verdict) if verdict.lenient_open else _DEAD
-
-    def _final_step(self, answer: str) -> PathStep:
-        right = self.accepted.right
-        return PathStep(answer, None, right(answer, "strict"), right(answer, "lenient"))
-
-
-class Greedy(NamedTuple):
-    """The greedy answer as far as it was followed. `done`: the verdict needs no further decoding."""
-
-    path: TokenPath
-    done: bool
-    strict: bool
-    lenient: bool
-    finished: bool
-
-
-_AT_ROOT: Final = Greedy((), False, False, False, False)
-
-
-@dataclass(slots=True)
-class AnswerSearch:
-    """One prompt's search.
-
-    `max_new`: the most tokens an answer may take, its ending token included. `negligible`: the search counts paths
-    below this probability as unsearched and does not follow them. `is_sound`: False once the model returned logits
-    that were not finite; the prompt's probabilities are then NaN and the search asks for no further paths.
-    """
-
-    matcher: PathMatcher
-    max_new: int
-    negligible: float
-    nodes: dict[TokenPath, Node] = field(default_factory=dict)
-    strict: float = 0.0
-    lenient: float = 0.0
-    lost: float = 0.0
-    lost_lenient: float = 0.0
-    is_sound: bool = True
-    frontier: dict[TokenPath, tuple[float, bool]] = field(default_factory=dict)
-    _greedy: Greedy = _AT_ROOT
-
-    def feed(self, nodes: Iterable[tuple[TokenPath, Node]]) -> None:
-        """Add the distributions after some paths; the first call must include the root `()`."""
-        new = dict(nodes)
-        if not (self.is_sound and all(node.is_sound for node in new.values())):
-            self._invalidate(new)
+    def _invalidate(self, prompts: Ints) -> None:
+        """Set prompts' probabilities to NaN."""
+        if not len(prompts):
             return
-        at_root = not self.nodes
-        self.nodes.update(new)
-        if at_root:
-            self._visit((), 1.0, True)
-            return
-        for path in sorted(new):
-            entry = self.frontier.pop(path, None)
-            if entry is not None:
-                self._visit(path, *entry)
+        self.sound[prompts] = False
+        self.strict[prompts] = self.lenient[prompts] = np.nan
+        self.lost[prompts] = self.lost_lenient[prompts] = 0.0
+        self.greedy_done[prompts] = True
+        self.greedy_strict[prompts] = self.greedy_lenient[prompts] = False
+        self.frontier = self.frontier.where(self.sound[self.frontier.prompt])
 
-    def _invalidate(self, new: dict[TokenPath, Node]) -> None:
-        """Set the prompt's probabilities to NaN; an answer ends where its path has no distribution."""
-        self.is_sound = False
-        self.strict = self.lenient = math.nan
-        self.lost = self.lost_lenient = 0.0
-        self.frontier.clear()
-        end = min(self.matcher.vocabulary.ends | self.matcher.vocabulary.breaks)
-        self.nodes.update({path: node if node.is_sound else Node(end, (), ()) for path, node in new.items()})
+    def _walk(self, wave: _Wave, nodes: Nodes, place: _Places) -> None:
+        """Spread the probability of reaching some nodes over what can follow, and visit what follows of `nodes`.
 
-    def _visit(self, path: TokenPath, mass: float, strict_open: bool) -> None:
-        """Spread the probability of reaching `path` over what can follow."""
-        node = self.nodes[path]
-        last = len(path) + 1 >= self.max_new
-        unsearched = mass * node.tail
-        steps = self.matcher.after(path)
-        count = _count_likely(node.p, mass, self.negligible)
-        if count < len(node.p):
-            unsearched += mass * sum(node.p[count:])
-        tokens = node.tokens[:count]
-        pairs: Iterable[tuple[int, float]] = zip(tokens, node.p, strict=False)
-        possible = steps.can_open(tokens)
-        for token, p in pairs if possible is None else compress(pairs, possible):
-            step = steps[token]
-            if step is _DEAD:
-                continue
-            share = mass * p
-            if step.final is not None:
-                self.strict += share * step.strict
-                self.lenient += share * step.lenient
-                continue
-            verdict = step.verdict
-            if last or verdict is None:
-                continue
-            child = (*path, token)
-            if child in self.nodes:
-                self._visit(child, share, strict_open and verdict.strict_open)
-            else:
-                self.frontier[child] = (share, strict_open and verdict.strict_open)
-        self.lost_lenient += unsearched
-        if strict_open:
-            self.lost += unsearched
+        All nodes of one depth are visited at once. Then sums are added up in the order of a depth-first walk, so that
+        the result is the same, to the last bit, as if each prompt were searched on its own.
+        """
+        lost, right, new = [], [], []
+        while len(wave.node):
+            prompt, state, mass = wave.reached
+            p, tokens = nodes.p[wave.node], nodes.tokens[wave.node]
+            shares = mass[:, None] * p
+            likely = (shares >= self.negligible) & (p > 0)
+            rest = np.cumsum(np.where(likely, 0.0, p), axis=1)[:, -1] if p.shape[1] else 0.0
+            lost.append((wave.rank, prompt, state, mass * nodes.tail[wave.node] + mass * rest))
+            at, rank = np.nonzero(likely)
+            steps = self.states.steps(state[at], tokens[at, rank])
+            may_go_on = self.states.depth[state] + 1 < self.max_new[prompt]
+            is_right = steps < WRONG
+            goes_on = (steps >= 0) & may_go_on[at]
+            chosen = np.flatnonzero(is_right | goes_on)
+            at, rank, steps, is_right = at[chosen], rank[chosen], steps[chosen], is_right[chosen]
+            ranks = np.concatenate([wave.rank[at], rank[:, None]], axis=1)
+            reached = Frontier(prompt[at], steps, shares[at, rank])
+            right.append((ranks[is_right], reached.where(is_right)))
+            node = np.where(is_right, -1, place.of(_key(reached.prompt, np.maximum(steps, 0))))
+            is_new = ~is_right & (node < 0)
+            new.append((ranks[is_new], reached.where(is_new)))
+            deeper = np.flatnonzero(node >= 0)
+            wave = _Wave(node[deeper], reached.where(deeper), ranks[deeper])
+        if lost:
+            self._add_right(right)
+            self._add_lost(lost)
+            self._add_new(new)
 
-    def unsearched(self, lenient: bool = False) -> float:
-        """Return the probability that was not searched: its answers may be right or wrong."""
-        if not self.frontier:
-            return self.lost_lenient if lenient else self.lost
-        if lenient:
-            return self.lost_lenient + sum([m for m, _ in self.frontier.values()])
-        return self.lost + sum([m for m, strict in self.frontier.values() if strict])
+    def _add_right(self, parts: Sequence[tuple[Ints, Frontier]]) -> None:
+        """Add the probabilities of right answers; their `state` is the last step."""
+        order = depth_first([ranks for ranks, _ in parts])
+        prompt, steps, mass = (np.concatenate(x)[order] for x in zip(*(part for _, part in parts), strict=True))
+        strict, lenient = final_match(steps)
+        np.add.at(self.strict, prompt[strict], mass[strict])
+        np.add.at(self.lenient, prompt[lenient], mass[lenient])
 
-    def greedy(self) -> Greedy:
-        """Follow the largest logits as far as they are known, or until the answer is surely wrong."""
-        if not self.is_sound:
-            return Greedy((), True, False, False, False)
-        if not self._greedy.done:
-            self._greedy = self._follow_greedy(self._greedy.path)
-        return self._greedy
+    def _add_lost(self, parts: Sequence[tuple[Ints, Ints, Ints, Floats]]) -> None:
+        """Add the probabilities that were lost at nodes; a node's comes after those of the nodes below it."""
+        order = depth_first([np.pad(ranks, ((0, 0), (0, 1)), constant_values=2**62) for ranks, *_ in parts])
+        prompt, state, mass = (np.concatenate(x)[order] for x in zip(*(part[1:] for part in parts), strict=True))
+        strict = self.states.strict[state]
+        np.add.at(self.lost_lenient, prompt, mass)
+        np.add.at(self.lost, prompt[strict], mass[strict])
 
-    def _follow_greedy(self, path: TokenPath) -> Greedy:
-        """Follow the largest logits from `path` on, the greedy path as far as it was known before."""
-        while True:
-            node = self.nodes.get(path)
-            if node is None:
-                return Greedy(path, False, False, False, False)
-            step = self.matcher.after(path)[node.greedy]
-            path = (*path, node.greedy)
-            if step.final is not None:
-                strict = step.strict and self._can_be_strict(path[:-1])
-                return Greedy(path, True, strict, step.lenient, True)
-            if len(path) >= self.max_new or step.verdict is None or not step.verdict.lenient_open:
-                return Greedy(path, True, False, False, False)
+    def _add_new(self, parts: Sequence[tuple[Ints, Frontier]]) -> None:
+        """Put new paths into the frontier, behind those that are there."""
+        order = depth_first([ranks for ranks, _ in parts])
+        both = zip(self.frontier, *(part for _, part in parts), strict=True)
+        old = len(self.frontier.prompt)
+        prompt, state, mass = (np.concatenate(x) for x in both)
+        self.frontier = Frontier(prompt, state, mass).where(np.concatenate([np.arange(old), old + order]))
 
-    def _can_be_strict(self, path: TokenPath) -> bool:
-        verdicts = (self.matcher.step(path[:n]).verdict for n in range(1, len(path) + 1))
-        return all(verdict is not None and verdict.strict_open for verdict in verdicts)
+    def _follow_greedy(self, prompts: Ints) -> None:
+        """Follow the largest logits of some prompts as far as they are known, or until the answer is surely wrong."""
+        prompts = prompts[~self.greedy_done[prompts]]
+        while len(prompts):
+            known, tokens = self.greedy_tokens(prompts, self.greedy_state[prompts])
+            prompts, tokens = prompts[known], tokens[known]
+            states = self.greedy_state[prompts]
+            steps = self.states.steps(states, tokens)
+            strict, lenient = final_match(steps)
+            self.greedy_strict[prompts] = strict & self.states.strict[states]
+            self.greedy_lenient[prompts] = lenient
+            goes_on = (steps >= 0) & (self.states.depth[states] + 1 < self.max_new[prompts])
+            self.greedy_done[prompts] = ~goes_on
+            prompts = prompts[goes_on]
+            self.greedy_state[prompts] = steps[goes_on]
 
 
-def _count_likely(p: Sequence[float], mass: float, negligible: float) -> int:
-    """Return how many of the falling probabilities `p` are, times `mass`, at least `negligible`."""
-    if not p or mass * p[-1] >= negligible:
-        return len(p)
-    low, high = 0, len(p) - 1
-    while low < high:
-        middle = (low + high) // 2
-        if mass * p[middle] < negligible:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+class _Places:
+    """Finds the number of the node of a key. Keys are distinct."""
+
+    def __init__(self, keys: Ints, numbers: Ints):
+        order = np.argsort(keys)
+        # one more key, which is no path's, so that every search ends at one
+        self._keys = np.append(keys[order], np.iinfo(np.int64).max)
+        self._numbers = np.append(numbers[order], -1)
+
+    def of(self, keys: Ints) -> Ints:
+        """Return the number of each key's node, -1 where it has none."""
+        at = np.searchsorted(self._keys, keys)
+        return np.where(self._keys[at] == keys, self._numbers[at], -1)
 
 
-@dataclass(frozen=True)
-class Budget:
-    """How far a row is searched.
-
-    `allowance`: the search stops once the unsearched probability, summed over prompts, is at most this. `cap`: the
-    most expansions of one prompt. `samples`: draws for each prompt. `lenient`: whether lenient matching labels the row.
-    """
-
-    allowance: float
-    cap: int
-    samples: int
-    lenient: bool = False
+def depth_first(ranks: Sequence[Ints]) -> Ints:
+    """Return the order of a depth-first walk of paths, given their ranks in groups of one length each."""
+    if sum(len(group) > 0 for group in ranks) <= 1:
+        return np.arange(sum(map(len, ranks)))  # a group is in order
+    width = max(group.shape[1] for group in ranks)
+    whole = np.concatenate([np.pad(group, ((0, 0), (0, width - group.shape[1]))) for group in ranks])
+    return np.lexsort(whole.T[::-1])
 
 
-def paths_to_expand(searches: Sequence[AnswerSearch], spent: Sequence[int], budget: Budget) -> list[list[TokenPath]]:
-    """Return the paths to expand next, for each prompt of one row.
-
-    Greedy paths that may still be right come first. Then come the open paths in the mode that labels the row,
-    likeliest first over all prompts, until the unsearched probability sums to at most `budget.allowance`. Where
-    labels are strict, the lenient mode is searched only until the row's lenient category is settled. The lists are
-    empty where one of the prompts is not sound.
-    """
-    paths: list[set[TokenPath]] = [set() for _ in searches]
-    if not all(search.is_sound for search in searches):
-        return [[] for _ in searches]  # the row gets no category, whatever its other prompts say
-    for search, chosen in zip(searches, paths, strict=True):
-        greedy = search.greedy()
-        if not greedy.done:
-            chosen.add(greedy.path)
-    _add_open_paths(searches, spent, budget, budget.lenient, paths)
-    if not budget.lenient and not _is_decided(searches, budget.samples):
-        _add_open_paths(searches, spent, budget, True, paths)
-    return [sorted(chosen) for chosen in paths]
-
-
-def _add_open_paths(
-    searches: Sequence[AnswerSearch], spent: Sequence[int], budget: Budget, lenient: bool, paths: list[set[TokenPath]]
-) -> None:
-    unsearched = sum(search.unsearched(lenient) for search in searches)
-    if unsearched <= budget.allowance:
-        return
-    open_paths = sorted(
-        (-mass, index, path)
-        for index, search in enumerate(searches)
-        if spent[index] < budget.cap
-        for path, (mass, strict) in search.frontier.items()
-        if lenient or strict
-    )
-    for negative, index, path in open_paths:
-        if unsearched <= budget.allowance:
-            break
-        if path not in paths[index]:
-            if spent[index] + len(paths[index]) >= budget.cap:
-                continue
-            paths[index].add(path)
-        unsearched += negative
-
-
-def _is_decided(searches: Sequence[AnswerSearch], samples: int) -> bool:
-    """Return whether the lenient category is settled: a greedy answer is right, or p_hit is on one side of 0.5."""
-    if any(search.greedy().lenient for search in searches):
-        return True
-    low = math.prod((1.0 - min(search.lenient, 1.0)) ** samples for search in searches)
-    high = math.prod((1.0 - min(search.lenient + search.unsearched(True), 1.0)) ** samples for search in searches)
-    return 1.0 - low >= 0.5 or 1.0 - high < 0.5
+def _key(prompt: Ints, state: Ints) -> Ints:
+    """Return one number for a prompt and a state."""
+    return prompt << _STATE_BITS | state

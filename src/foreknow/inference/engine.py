@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from foreknow.inference.answer_search import Node
+from foreknow.inference.nodes import Nodes
 from foreknow.inference.packed_attention import CachedPrefix, KVCache, Segment, TokenTree, gather_kv
 from foreknow.inference.packed_model import PackedModel
 from foreknow.models.loading import input_device
@@ -25,8 +27,7 @@ from foreknow.prompts.vocabulary import TokenPath
 Family = tuple[tuple[int, ...], ...]
 
 
-@dataclass(frozen=True)
-class Prompt:
+class Prompt(NamedTuple):
     """A prompt's token ids: the first `shared` ids of `family[member]`, then its `own`.
 
     A family is a set of prefixes that are always computed in one batch, so that a resumed run computes the same
@@ -55,7 +56,7 @@ class Sampling:
 class Session(Protocol):
     """Opened prompts, whose next-token distributions can be computed further along any path."""
 
-    def extend(self, requests: Sequence[tuple[int, TokenPath]]) -> list[Node]:
+    def extend(self, requests: Sequence[tuple[int, TokenPath]]) -> Nodes:
         """Return the node after each (prompt number, path of tokens behind that prompt)."""
         ...
 
@@ -63,12 +64,15 @@ class Session(Protocol):
 class Engine(Protocol):
     """Computes next-token distributions."""
 
-    def open(self, prompts: Sequence[Prompt], trees: Sequence[Sequence[TokenPath]]) -> tuple[Session, list[list[Node]]]:
-        """Run the prompts, each with a tree of paths (closed under prefixes). Nodes: the root's, then each path's."""
+    def open(self, prompts: Sequence[Prompt], trees: Sequence[Sequence[TokenPath]]) -> tuple[Session, Nodes]:
+        """Run the prompts, each with a tree of paths (closed under prefixes).
+
+        The nodes are those of the first prompt, then of the second, and so on: the root's, then each path's.
+        """
         ...
 
 
-def nodes_of(ids: Tensor, logits: Tensor, sampling: Sampling, log_total: Tensor | None = None) -> list[Node]:
+def nodes_of(ids: Tensor, logits: Tensor, sampling: Sampling, log_total: Tensor | None = None) -> Nodes:
     """Make nodes from sorted top logits [n, width] (float32); `log_total`: logsumexp over the whole vocabulary."""
     # a node has a few dozen numbers: copy them from the device once and compute in float64 on the host
     ids, logits = ids.cpu(), logits.cpu()
@@ -78,12 +82,8 @@ def nodes_of(ids: Tensor, logits: Tensor, sampling: Sampling, log_total: Tensor 
     # of equal logits the lowest id wins, as in torch.argmax over the vocabulary
     top = logits == logits[:, :1]
     greedy = ids.masked_fill(~top, torch.iinfo(ids.dtype).max).amin(-1)
-    counts = (p > 0).sum(-1).tolist()
-    tails = (1.0 - p.sum(-1)).clamp(min=0.0).tolist() if log_total is not None else [0.0] * len(counts)
-    return [
-        Node(g, line[:n], q[:n], tail) if n < len(line) else Node(g, line, q, tail)
-        for g, line, q, n, tail in zip(greedy.tolist(), ids.tolist(), p.tolist(), counts, tails, strict=True)
-    ]
+    tail = (1.0 - p.sum(-1)).clamp(min=0.0) if log_total is not None else torch.zeros_like(total)
+    return Nodes(greedy.numpy(), ids.numpy(), p.numpy(), tail.numpy())
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class PackedEngine:
         self.batch_tokens = batch_tokens
         self._families: dict[Family, list[CachedPrefix]] = {}
 
-    def open(self, prompts: Sequence[Prompt], trees: Sequence[Sequence[TokenPath]]) -> tuple[Session, list[list[Node]]]:
+    def open(self, prompts: Sequence[Prompt], trees: Sequence[Sequence[TokenPath]]) -> tuple[Session, Nodes]:
         """See `Engine.open`. Prompts that share a prefix should be adjacent."""
         made: dict[tuple[tuple[int, ...], int], TokenTree] = {}  # a row's prompts often differ in their prefix only
         for p, tree in zip(prompts, trees, strict=True):
@@ -116,7 +116,7 @@ class PackedEngine:
         needed = {id(p.family): p.family for p in prompts}.values()
         self._families = {family: prefixes for family, prefixes in self._families.items() if family in needed}
         questions: dict[int, _CachedQuestion] = {}
-        nodes: dict[int, list[Node]] = {}
+        nodes: list[Nodes] = []
         for batch in _batches(branches, self.batch_tokens):
             segments, parts = [], []
             for (family, member, shared), members in groupby(
@@ -127,14 +127,14 @@ class PackedEngine:
                     segments.append(Segment(prefix, [branches[i] for i in rows]))
                     parts.append(rows)
             states, caches = self.packed.forward(segments, keep=True)
-            flat = iter(self._nodes(states))
+            nodes.append(self._nodes(states))
             for segment, cache, rows in zip(segments, caches, parts, strict=True):
                 lengths = [len(prompts[i].own) for i in rows]
                 for row, i in enumerate(rows):
                     questions[i] = _CachedQuestion(cache, segment.prefix, row, lengths[row])
-                    nodes[i] = [next(flat) for _ in branches[i].wanted]
-        numbers = range(len(prompts))
-        return _PackedSession(self, [questions[i] for i in numbers]), [nodes[i] for i in numbers]
+        session = _PackedSession(self, [questions[i] for i in range(len(prompts))])
+        order = _in_order(list(questions), [len(branch.wanted) for branch in branches])
+        return session, Nodes.concat(nodes).take(order)
 
     def _prefix(self, family: Family, member: int, shared: int) -> CachedPrefix:
         prefixes = self._families.get(family)
@@ -145,7 +145,7 @@ class PackedEngine:
             self._families[family] = prefixes
         return prefixes[member].cut(shared)
 
-    def _nodes(self, states: Tensor) -> list[Node]:
+    def _nodes(self, states: Tensor) -> Nodes:
         if self.sampling.top_k:
             return nodes_of(*self.packed.head.top(states, self.sampling.top_k), self.sampling)
         nodes = []
@@ -153,8 +153,8 @@ class PackedEngine:
             logits = self.packed.head.full_logits(part)
             values, ids = logits.topk(min(512, logits.shape[1]), dim=-1)
             total = (logits.double() / self.sampling.temperature).logsumexp(-1)
-            nodes.extend(nodes_of(ids, values, self.sampling, total))
-        return nodes
+            nodes.append(nodes_of(ids, values, self.sampling, total))
+        return Nodes.concat(nodes)
 
 
 @dataclass(frozen=True)
@@ -162,25 +162,28 @@ class _PackedSession:
     engine: PackedEngine
     questions: list[_CachedQuestion]
 
-    def extend(self, requests: Sequence[tuple[int, TokenPath]]) -> list[Node]:
+    def extend(self, requests: Sequence[tuple[int, TokenPath]]) -> Nodes:
         """See `Session.extend`. Computes only the path's tokens; `open` cached the question's."""
         paths: dict[int, list[TokenPath]] = {}
         for i, path in requests:
             paths.setdefault(i, []).append(path)
         prompts = sorted(paths)
         branches = [_paths_branch(paths[i]) for i in prompts]
-        nodes: dict[tuple[int, TokenPath], Node] = {}
+        nodes: list[Nodes] = []
+        places: dict[tuple[int, TokenPath], int] = {}
         for batch in _batches(branches, self.engine.batch_tokens):
-            segments, order = [], []
+            segments = []
             for _, part in groupby(batch, key=lambda b: id(self.questions[prompts[b]].prefix)):
                 rows = list(part)
                 cached = [self.questions[prompts[b]] for b in rows]
                 past = gather_kv([(entry.cache, entry.row) for entry in cached], [entry.length for entry in cached])
                 segments.append(Segment(cached[0].prefix, [branches[b] for b in rows], past))
-                order += [(prompts[b], path) for b in rows for path in sorted(set(paths[prompts[b]]))]
+                for b in rows:
+                    for path in sorted(set(paths[prompts[b]])):
+                        places[prompts[b], path] = len(places)
             states, _ = self.engine.packed.forward(segments)
-            nodes.update(zip(order, self.engine._nodes(states), strict=True))
-        return [nodes[request] for request in requests]
+            nodes.append(self.engine._nodes(states))
+        return Nodes.concat(nodes).take(np.array([places[request] for request in requests], dtype=np.int64))
 
 
 class PlainEngine:
@@ -192,17 +195,15 @@ class PlainEngine:
         self.rows = rows
         self.device = input_device(model)
 
-    def open(self, prompts: Sequence[Prompt], trees: Sequence[Sequence[TokenPath]]) -> tuple[Session, list[list[Node]]]:
+    def open(self, prompts: Sequence[Prompt], trees: Sequence[Sequence[TokenPath]]) -> tuple[Session, Nodes]:
         """See `Engine.open`. Computes every path as a sequence of its own."""
         session = _PlainSession(self, [p.ids for p in prompts])
-        flat = [(i, path) for i, tree in enumerate(trees) for path in ((), *tree)]
-        nodes = iter(session.extend(flat))
-        return session, [[next(nodes) for _ in ((), *tree)] for tree in trees]
+        return session, session.extend([(i, path) for i, tree in enumerate(trees) for path in ((), *tree)])
 
     @torch.inference_mode()
-    def run(self, sequences: Sequence[Sequence[int]]) -> list[Node]:
+    def run(self, sequences: Sequence[Sequence[int]]) -> Nodes:
         """Return the node after each whole sequence."""
-        nodes: list[Node] = []
+        nodes: list[Nodes] = []
         for start in range(0, len(sequences), self.rows):
             part = sequences[start : start + self.rows]
             width = max(len(s) for s in part)
@@ -222,8 +223,8 @@ class PlainEngine:
                 values = values.masked_fill(values < values[:, k - 1 : k], -torch.inf)
             else:
                 total = (logits.double() / self.sampling.temperature).logsumexp(-1)
-            nodes.extend(nodes_of(index, values, self.sampling, total))
-        return nodes
+            nodes.append(nodes_of(index, values, self.sampling, total))
+        return Nodes.concat(nodes)
 
 
 @dataclass(frozen=True)
@@ -231,9 +232,17 @@ class _PlainSession:
     engine: PlainEngine
     prompts: list[tuple[int, ...]]
 
-    def extend(self, requests: Sequence[tuple[int, TokenPath]]) -> list[Node]:
+    def extend(self, requests: Sequence[tuple[int, TokenPath]]) -> Nodes:
         """See `Session.extend`."""
         return self.engine.run([(*self.prompts[i], *path) for i, path in requests])
+
+
+def _in_order(numbers: list[int], sizes: list[int]) -> NDArray[np.int64]:
+    """Return the indices that put groups in order of their number. `numbers`: as they are; `sizes`: by number."""
+    lengths = np.asarray(sizes, dtype=np.int64)
+    begins = np.empty_like(lengths)
+    begins[numbers] = np.cumsum(lengths[numbers]) - lengths[numbers]
+    return np.repeat(begins - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
 
 
 def _tree_branch(own: Sequence[int], tree: Sequence[TokenPath]) -> TokenTree:
@@ -253,6 +262,8 @@ def _tree_branch(own: Sequence[int], tree: Sequence[TokenPath]) -> TokenTree:
 
 def _paths_branch(paths: Sequence[TokenPath]) -> TokenTree:
     """Return paths after an already cached question as one branch. `wanted`: the end of each, in sorted order."""
+    if len(paths) == 1 and paths[0]:
+        return TokenTree.chain(paths[0], [len(paths[0]) - 1])
     spots: dict[TokenPath, int] = {(): -1}
     ids: list[int] = []
     parents: list[int] = []

@@ -1,31 +1,35 @@
 """The exact probe: computes P_Correct for every row and exemplar set without generating (design, section 2).
 
 The probe opens all prompts of a chunk of rows with their accepted answers as a tree of tokens. Where the model's
-greedy path, or enough probability, leaves that tree towards another spelling, the probe computes those paths too
-(`answer_search.py`), round by round, until each row's interval is tight. A chunk's result depends only on its rows
-and the settings.
+greedy path, or enough probability, leaves that tree towards another spelling, the probe computes those paths too, round
+by round, until each row's interval is tight: `answer_search.py` adds up, `expansion.py` chooses the paths. A chunk's
+result depends only on its rows and the settings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import polars as pl
 
-from foreknow.data.exact_match import Accepted
-from foreknow.inference.answer_search import AnswerSearch, Budget, PathMatcher, paths_to_expand
-from foreknow.inference.engine import Engine, Family, Prompt
+from foreknow.inference.answer_search import AnswerSearches
+from foreknow.inference.engine import Engine, Family, Prompt, Session
+from foreknow.inference.expansion import Budget, paths_to_expand
+from foreknow.inference.greedy_answers import GreedyAnswers, Request
+from foreknow.inference.path_states import Ints, PathStates
 from foreknow.inference.slick import MODEL_ANSWERS, PROBES
 from foreknow.prompts.few_shot import Exemplar, Exemplars, Substitution
 from foreknow.prompts.prompt_batch import GroupPrompts, PromptEncoder, beginnings, group_prompts
 from foreknow.prompts.prompt_template import Prompter, common_prefix
 from foreknow.prompts.vocabulary import TokenPath, Vocabulary
 
-_MATCHERS: Final = 512
+_STATES: Final = 1 << 16
 _GROUPS: Final = 64
-"""How many answers' matchers and groups' prompts a prober keeps, so that memory does not grow with the rows."""
+"""How many states of answers and groups' prompts a prober keeps, so that memory does not grow with the rows."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +63,32 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class PreparedRow:
-    """A row ready to probe: its answers' matcher and token paths, and the most tokens of an answer."""
+    """A row ready to probe: its answers and their token paths, and the most tokens of an answer."""
 
     number: int
-    matcher: PathMatcher
+    answers: tuple[str, ...]
     tree: list[TokenPath]
     max_new: int
     replaced_shots: list[list[Substitution]]
+
+
+class _Wave(NamedTuple):
+    """The opened prompts of a chunk.
+
+    `numbers` [rows, sets]: the number of each prompt in `searches`. `in_session`: its number in `session`.
+    """
+
+    session: Session
+    searches: AnswerSearches
+    numbers: Ints
+    in_session: Sequence[int]
+
+    def extend(self, requests: Mapping[Request, int]) -> dict[Request, int]:
+        """Compute the nodes after some paths, whose states are known, and feed them; return their greedy tokens."""
+        order = sorted(requests)
+        nodes = self.session.extend([(self.in_session[prompt], path) for prompt, path in order])
+        prompts, states = np.array([prompt for prompt, _ in order]), np.array([requests[request] for request in order])
+        return dict(zip(order, self.searches.feed(prompts, states, nodes).tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -81,51 +104,49 @@ class Prober:
     exemplars: Exemplars
     settings: ProbeSettings
     heads: Mapping[str, str] = field(default_factory=dict)
-    _matchers: dict[tuple[str, ...], PathMatcher] = field(default_factory=dict, repr=False, compare=False)
     _groups: dict[str, GroupPrompts] = field(default_factory=dict, repr=False, compare=False)
 
-    def probe(self, rows: pl.DataFrame) -> Chunk:
-        """Probe rows that have a question and answers (columns as in `schema.ROWS`)."""
-        prepared, prompts = self.prompts(rows)
-        sets = len(prepared[0].replaced_shots)
-        # prompts that share a prefix must be adjacent: order them set by set, not row by row
-        order = [(r, j) for j in range(sets) for r in range(len(prepared))]
-        session, nodes = self.engine.open([prompts[r][j] for r, j in order], [prepared[r].tree for r, _ in order])
-        number = {pair: i for i, pair in enumerate(order)}
-        negligible = self.settings.tolerance / self.settings.samples / sets / 2000
-        searches = [[AnswerSearch(row.matcher, row.max_new, negligible) for _ in range(sets)] for row in prepared]
-        for (r, j), tree_nodes in zip(order, nodes, strict=True):
-            searches[r][j].feed(zip([(), *prepared[r].tree], tree_nodes, strict=True))
-        spent = [[0] * sets for _ in prepared]
-        budget = self.settings.budget
-        active = set(range(len(prepared)))
-        decoders = [_GreedyDecoder(search[0]) for search in searches]
+    def probe(self, rows: pl.DataFrame, prepared: tuple[list[PreparedRow], list[list[Prompt]]] | None = None) -> Chunk:
+        """Probe rows that have a question and answers (columns as in `schema.ROWS`).
+
+        `prepared`: what `prompts` returned for the rows, if it was called before.
+        """
+        prepared_rows, prompts = prepared or self.prompts(rows)
+        sets = len(prompts[0])
+        wave = self._open(prepared_rows, prompts)
+        answers = GreedyAnswers(wave.searches, wave.numbers[:, 0])
+        spent = np.zeros(wave.numbers.size, dtype=np.int64)
+        searched = np.ones(len(prepared_rows), dtype=bool)
+        paths = self._path_states.paths
         while True:
-            requests: list[tuple[int, int, TokenPath]] = []
-            for r in sorted(active):
-                paths = paths_to_expand(searches[r], spent[r], budget)
-                if not any(paths):
-                    active.discard(r)
-                requests.extend((r, j, path) for j, prompt_paths in enumerate(paths) for path in prompt_paths)
-            greedy_requests = [
-                (r, 0, path) for r, decoder in enumerate(decoders) if (path := decoder.next()) is not None
-            ]
-            requests = sorted({*requests, *greedy_requests})
+            chosen = paths_to_expand(wave.searches, sets, spent, self.settings.budget, searched)
+            searched &= np.isin(np.arange(len(prepared_rows)), [prompt // sets for prompt, _ in chosen])
+            requests = {(prompt, paths[state]): state for prompt, state in chosen} | answers.requests()
             if not requests:
                 break
-            new_nodes = session.extend([(number[r, j], path) for r, j, path in requests])
-            for (r, j, path), node in zip(requests, new_nodes, strict=True):
-                spent[r][j] += 1
-                if j == 0:
-                    decoders[r].tokens[path] = node.greedy
-                searches[r][j].feed([(path, node)])
-        lines = [
-            _probe_line(row, j, search, spent[r][j])
-            for r, row in enumerate(prepared)
-            for j, search in enumerate(searches[r])
-        ]
-        model_answers = [(row.number, decoder.answer) for row, decoder in zip(prepared, decoders, strict=True)]
-        return Chunk(probes_frame(lines), answers_frame(model_answers))
+            tokens = wave.extend(requests)
+            np.add.at(spent, [prompt for prompt, _ in requests], 1)
+            answers.feed(tokens)
+        model_answers = zip((row.number for row in prepared_rows), answers.texts, strict=True)
+        return Chunk(_probes(prepared_rows, sets, wave.searches, spent), answers_frame(model_answers))
+
+    def _open(self, rows: Sequence[PreparedRow], prompts: Sequence[Sequence[Prompt]]) -> _Wave:
+        """Open all prompts with the trees of their rows, and start their searches."""
+        states, sets = self._path_states, len(prompts[0])
+        if len(states) > _STATES:
+            states.clear()
+        numbers = np.arange(len(rows) * sets).reshape(len(rows), sets)
+        # prompts that share a prefix must be adjacent: the engine gets them set by set, the search row by row
+        by_set = [(r, j) for j in range(sets) for r in range(len(rows))]
+        session, nodes = self.engine.open([prompts[r][j] for r, j in by_set], [rows[r].tree for r, _ in by_set])
+        roots = [states.root(row.answers) for row in rows]
+        trees = [[root, *states.at(root, row.tree)] for root, row in zip(roots, rows, strict=True)]
+        max_new = [row.max_new for row in rows]
+        negligible = self.settings.tolerance / self.settings.samples / sets / 2000
+        searches = AnswerSearches(states, np.repeat(roots, sets), np.repeat(max_new, sets), negligible)
+        sizes = np.tile([len(tree) for tree in trees], sets)
+        searches.feed(np.repeat(numbers.T.ravel(), sizes), np.tile(np.concatenate(trees), sets), nodes)
+        return _Wave(session, searches, numbers, np.argsort(numbers.T.ravel()).tolist())
 
     def prompts(self, rows: pl.DataFrame) -> tuple[list[PreparedRow], list[list[Prompt]]]:
         """Prepare each row, and its prompts, one for each exemplar set."""
@@ -164,18 +185,12 @@ class Prober:
         usable = [p for p in paths if 0 < len(p) <= self.settings.max_answer_tokens]
         tree = sorted({p[: n + 1] for p in usable for n in range(len(p))})
         longest = max((len(p) for p in usable), default=1)
-        matcher = self._matcher(tuple(record["answers"]))
-        return PreparedRow(record["row"], matcher, tree, longest + self.settings.extra_tokens, replaced_shots)
+        answers, max_new = tuple(record["answers"]), longest + self.settings.extra_tokens
+        return PreparedRow(record["row"], answers, tree, max_new, replaced_shots)
 
-    def _matcher(self, answers: tuple[str, ...]) -> PathMatcher:
-        """Return the matcher of these answers; rows with the same answers share it."""
-        matcher = self._matchers.pop(answers, None)
-        if matcher is None:
-            matcher = PathMatcher(self.vocabulary, Accepted.of(answers))
-            if len(self._matchers) >= _MATCHERS:
-                del self._matchers[next(iter(self._matchers))]
-        self._matchers[answers] = matcher
-        return matcher
+    @cached_property
+    def _path_states(self) -> PathStates:
+        return PathStates(self.vocabulary)
 
     def _group(self, name: str) -> GroupPrompts:
         """Return what all prompts of a group begin with; the last groups used are kept."""
@@ -192,79 +207,36 @@ class Prober:
         return beginnings(self.prompter, [shots], self.heads.get(group, ""))[0].ids
 
 
-class _GreedyDecoder:
-    """Follows the greedy answer with exemplar set 0 to its end, right or wrong, for `model_answer`."""
-
-    def __init__(self, search: AnswerSearch):
-        self.search = search
-        self.tokens: dict[TokenPath, int] = {}
-        self.path: TokenPath = ()
-
-    def next(self) -> TokenPath | None:
-        """Return the path whose next token is needed; None once the answer has ended or used up its tokens."""
-        while len(self.path) < self.search.max_new and not self._is_over():
-            node = self.search.nodes.get(self.path)
-            token = self.tokens.get(self.path) if node is None else node.greedy
-            if token is None:
-                return self.path
-            self.path = (*self.path, token)
-        return None
-
-    def _is_over(self) -> bool:
-        return self.search.matcher.vocabulary.ended(self.path)
-
-    @property
-    def answer(self) -> str:
-        """Return the answer, with an ellipsis if it had not ended."""
-        return self.search.matcher.vocabulary.said(self.path)
-
-
-class ProbeLine(NamedTuple):
-    """One prompt's result; see `slick.PROBES`."""
-
-    row: PreparedRow
-    exemplar_set: int
-    greedy_correct: bool
-    greedy_lenient: bool
-    p_correct: float
-    p_correct_upper: float
-    p_lenient: float
-    p_lenient_upper: float
-    expansions: int
-
-
-def _probe_line(row: PreparedRow, exemplar_set: int, search: AnswerSearch, expansions: int) -> ProbeLine:
-    greedy = search.greedy()
+def _probes(rows: Sequence[PreparedRow], sets: int, searches: AnswerSearches, spent: Ints) -> pl.DataFrame:
     # sums of float64 probabilities may pass 1 by a few units in the last place
-    strict, lenient = min(search.strict, 1.0), min(search.lenient, 1.0)
-    strict_high = min(strict + search.unsearched(), 1.0)
-    lenient_high = min(lenient + search.unsearched(lenient=True), 1.0)
-    return ProbeLine(
-        row,
-        exemplar_set,
-        greedy.strict,
-        greedy.lenient,
-        strict,
-        strict_high,
-        lenient,
-        lenient_high,
-        expansions,
-    )
+    figures = {
+        "greedy_correct": searches.greedy_strict,
+        "greedy_lenient": searches.greedy_lenient,
+        "p_correct": np.minimum(searches.strict, 1.0),
+        "p_correct_upper": np.minimum(np.minimum(searches.strict, 1.0) + searches.unsearched(), 1.0),
+        "p_lenient": np.minimum(searches.lenient, 1.0),
+        "p_lenient_upper": np.minimum(np.minimum(searches.lenient, 1.0) + searches.unsearched(lenient=True), 1.0),
+        "expansions": spent,
+    }
+    return probes_frame(rows, sets, figures)
 
 
-def probes_frame(lines: Iterable[ProbeLine]) -> pl.DataFrame:
-    """Convert lines to a frame with the columns of `slick.PROBES`, sorted by row and set."""
-    columns = dict(zip(ProbeLine._fields, map(list, zip(*lines, strict=True)), strict=False))
-    rows, numbers = columns.pop("row", []), columns.get("exemplar_set", [])
+def probes_frame(rows: Sequence[PreparedRow], sets: int, figures: Mapping[str, Sequence[Any] | Ints]) -> pl.DataFrame:
+    """Return `slick.PROBES`, sorted by row and set, from its columns that a model decides.
+
+    Their values are those of the first row with each of the exemplar sets, then of the second row, and so on.
+    """
+    numbers = np.repeat(np.array([row.number for row in rows], dtype=np.int64), sets)
     swapped = [
-        (line, shot.slot, shot.exemplar.question, shot.exemplar.answer)
-        for line, (row, number) in enumerate(zip(rows, numbers, strict=True))
-        for shot in row.replaced_shots[number]
+        (r * sets + j, shot.slot, shot.exemplar.question, shot.exemplar.answer)
+        for r, row in enumerate(rows)
+        for j, shots in enumerate(row.replaced_shots)
+        for shot in shots
     ]
-    data = {name: columns.get(name, []) for name in PROBES if name not in ("row", "replaced_shots")}
+    columns = {"row": numbers, "exemplar_set": np.tile(np.arange(sets), len(rows)), **figures}
     schema = {name: dtype for name, dtype in PROBES.items() if name != "replaced_shots"}
-    frame = pl.DataFrame({"row": [row.number for row in rows], **data}, schema=schema)
-    replaced_shots = _lists_of_shots(swapped, len(rows))
+    frame = pl.DataFrame({name: columns[name] for name in schema}, schema=schema)
+    replaced_shots = _lists_of_shots(swapped, len(numbers))
     return frame.with_columns(replaced_shots).select(*PROBES).sort("row", "exemplar_set")
 
 

@@ -12,7 +12,7 @@ import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import polars as pl
 import torch
@@ -22,9 +22,14 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from foreknow.data.exact_match import Accepted
 from foreknow.inference.engine import Prompt, Sampling
-from foreknow.inference.exact_probe import Chunk, PreparedRow, ProbeLine, Prober, answers_frame, probes_frame
+from foreknow.inference.exact_probe import Chunk, PreparedRow, Prober, answers_frame, probes_frame
 from foreknow.models.loading import input_device
 from foreknow.prompts.vocabulary import TokenPath, Vocabulary
+
+_FIGURES: Final = (
+    "greedy_correct", "greedy_lenient", "p_correct", "p_correct_upper", "p_lenient", "p_lenient_upper", "expansions",
+)  # fmt: skip
+"""The columns of `slick.PROBES` that a model decides."""
 
 
 class Answer(NamedTuple):
@@ -211,32 +216,33 @@ class Sampler:
         """Return the same prompts as the exact probe's."""
         return self.prober.prompts(rows)
 
-    def probe(self, rows: pl.DataFrame) -> Chunk:
+    def probe(self, rows: pl.DataFrame, prepared: tuple[list[PreparedRow], list[list[Prompt]]] | None = None) -> Chunk:
         """Probe rows like `Prober.probe`, with shares of generated samples in place of probabilities.
 
         The share of a prompt is NaN if any of its answers is not sound, as in the exact probe.
         """
-        prepared, prompts = self.prompts(rows)
+        prepared_rows, prompts = prepared or self.prompts(rows)
         sample_count = self.prober.settings.samples
         # a chunk's samples depend only on the seed and its rows, so a resumed run gives the same answers
         seed = (self.seed << 32) + zlib.crc32(str(rows["row"].to_list()).encode())
-        pairs = [(r, j) for r in range(len(prepared)) for j in range(len(prompts[r]))]
+        pairs = [(r, j) for r in range(len(prepared_rows)) for j in range(len(prompts[r]))]
         ids = [prompts[r][j].ids for r, j in pairs]
-        limits = [prepared[r].max_new for r, _ in pairs]
+        limits = [prepared_rows[r].max_new for r, _ in pairs]
         greedy = self.generator.generate(ids, limits, None, seed)
         samples = self.generator.generate(ids, limits, sample_count, seed)
+        accepted = [Accepted.of(row.answers) for row in prepared_rows]
         lines, model_answers = [], []
         for (r, j), (best,), answers in zip(pairs, greedy, samples, strict=True):
-            row = prepared[r]
-            strict, lenient = _is_right(best, row.matcher.accepted)
-            hits = [_is_right(answer, row.matcher.accepted) for answer in answers]
+            strict, lenient = _is_right(best, accepted[r])
+            hits = [_is_right(answer, accepted[r]) for answer in answers]
             sound = best.sound and all(answer.sound for answer in answers)
             share = sum(s for s, _ in hits) / sample_count if sound else math.nan
             share_lenient = sum(s for _, s in hits) / sample_count if sound else math.nan
-            lines.append(ProbeLine(row, j, strict, lenient, share, share, share_lenient, share_lenient, 0))
+            lines.append((strict, lenient, share, share, share_lenient, share_lenient, 0))
             if j == 0:
-                model_answers.append((row.number, best.text))
-        return Chunk(probes_frame(lines), answers_frame(model_answers))
+                model_answers.append((prepared_rows[r].number, best.text))
+        figures = dict(zip(_FIGURES, zip(*lines, strict=True), strict=True))
+        return Chunk(probes_frame(prepared_rows, len(prompts[0]), figures), answers_frame(model_answers))
 
 
 def _is_right(answer: Answer, accepted: Accepted) -> tuple[bool, bool]:

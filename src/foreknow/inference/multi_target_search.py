@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foreknow.data.exact_match import answer_of, canonical, canonical_parts, without_marks_at_end
-from foreknow.inference.answer_search import Node
+from foreknow.inference.nodes import Node
 from foreknow.prompts.vocabulary import TokenPath, Vocabulary
 
 

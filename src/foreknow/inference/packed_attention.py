@@ -61,7 +61,7 @@ def gather_kv(rows: Sequence[tuple[KVCache, int]], lengths: Sequence[int]) -> KV
             out = first.new_zeros(first.shape[0], count, width, first.shape[3])
             for source, pick, at in zip(sources, on_device[device][::2], on_device[device][1::2], strict=True):
                 x = source.layers[layer][part][:, :, :width].index_select(1, pick)
-                out[:, at, : x.shape[2]] = x
+                out[:, :, : x.shape[2]].index_copy_(1, at, x)
             pair.append(out)
         layers.append((pair[0], pair[1]))
     return KVCache(layers, list(lengths))
@@ -459,9 +459,10 @@ def pack_segments(segments: Sequence[Segment], keep: bool) -> PackedBatch:
         past = 0 if s.past is None else s.past.layers[0][0].shape[2]
         rows = padded_rows(len(s.branches), width) if s.past is None else s.past.layers[0][0].shape[1]
         lengths, before, first = np.zeros((3, rows, 1), dtype=np.int64)
-        depth = np.tile(np.arange(width), (rows, 1))
+        slots_of_row = np.arange(width)
+        depth = np.tile(slots_of_row, (rows, 1))
         hidden = np.ones((rows, width, past + width), dtype=bool)
-        hidden[:, :, past:] = np.triu(hidden[0, :, past:], 1)
+        hidden[:, :, past:] = slots_of_row > slots_of_row[:, None]
         hidden[len(s.branches) :, :, past + 1 :] = True
         sizes = [len(b.ids) for b in s.branches]
         begins = list(itertools.accumulate(sizes, initial=len(ids)))[:-1]
@@ -479,15 +480,17 @@ def pack_segments(segments: Sequence[Segment], keep: bool) -> PackedBatch:
             else:
                 wanted.extend([begin + w for w in b.wanted])
             ids.extend(b.ids)
-        filled = np.arange(width) < lengths
-        old = np.arange(past) < before
-        hidden[: len(s.branches), :, :past] = ~old[: len(s.branches), None]
-        gather = np.where(filled, first + np.arange(width), first)
-        query = np.where(filled, depth + start + before, 0)
-        keys = np.concatenate([np.where(old, np.arange(past) + start, 0), query], axis=1)
+        filled = slots_of_row < lengths
+        query = (depth + (start + before)) * filled
+        keys = query
+        if past:
+            slots_of_past = np.arange(past)
+            old = slots_of_past < before
+            hidden[: len(s.branches), :, :past] = ~old[: len(s.branches), None]
+            keys = np.concatenate([(slots_of_past + start) * old, query], axis=1)
         positions.append(query[filled])
         scatter.append(np.flatnonzero(filled) + slots)
-        indices += [gather.ravel(), query.ravel(), keys.ravel()]
+        indices += [(first + slots_of_row * filled).ravel(), query.ravel(), keys.ravel()]
         hidden_masks.append(hidden.ravel())
         slots += rows * width
         shapes.append(SegmentShape(s.prefix, s.past, sizes, rows, width, past + width, int(query.max())))

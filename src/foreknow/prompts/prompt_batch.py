@@ -2,8 +2,9 @@
 
 The prompts of one row differ only in their exemplars, and end in the same text: the row's question. A tokenizer that
 splits a text from left to right by a pattern, and merges only within its pieces, gives that end the same ids behind
-every set of exemplars. So a row is encoded once, behind a single exemplar, and its ids after the common beginning are
-put behind the ids of each set. The first chunk proves it on one row of each group, whose prompts are encoded whole, and
+every set of exemplars. So a row is encoded once, without exemplars or behind a single one, and its ids after the common
+beginning are put behind the ids of each set. An answer that a blank sets apart from the prompt is encoded on its own.
+The first chunk proves it on one row of each group, whose prompts are encoded whole, and
 every later chunk proves it on one prompt of such a row. Where one differs, all prompts of that group are encoded whole.
 So are the prompts of tokenizers that work in another way.
 """
@@ -49,7 +50,7 @@ class Beginning(NamedTuple):
 class GroupPrompts(NamedTuple):
     """The beginning of a group's prompts for each exemplar set.
 
-    `single`: what prompts begin with behind the one exemplar `shots`; None where every prompt is encoded whole.
+    `single`: what prompts begin with behind `shots`, one exemplar or none; None where every prompt is encoded whole.
     `is_proven`: an earlier chunk compared the prompts of one row, behind every set, with whole ones.
     """
 
@@ -82,14 +83,20 @@ def beginnings(prompter: Prompter, sets: Sequence[Shots], head: str) -> list[Beg
 
 def group_prompts(prompter: Prompter, sets: Sequence[Shots], head: str) -> GroupPrompts:
     """Return the beginnings of a group's prompts."""
+    if len(sets) > 1 and splits_by_pattern(prompter.tokenizer):
+        for shots in _fewest_shots(prompter, sets):
+            single = beginnings(prompter, [shots], head)[0]
+            family = _behind_sets(prompter, sets, head, single) if single.is_plain and len(single.ids) > 2 else None
+            if family is not None:
+                return GroupPrompts(family, single.ids, shots)
+    return GroupPrompts(tuple(b.ids for b in beginnings(prompter, sets, head)), None, ())
+
+
+def _fewest_shots(prompter: Prompter, sets: Sequence[Shots]) -> list[Shots]:
+    """Return exemplars to encode rows behind, fewest tokens first: none, as no chat has to be rendered, or one."""
     every_shot = [shot for shots in sets for shot in shots]
-    shots = sorted(every_shot, key=lambda shot: len(shot.question) + len(shot.answer))[:1]
-    single = beginnings(prompter, [shots], head)[0]
-    if len(sets) > 1 and single.is_plain and len(single.ids) > 2 and splits_by_pattern(prompter.tokenizer):
-        family = _behind_sets(prompter, sets, head, single)
-        if family is not None:
-            return GroupPrompts(family, single.ids, shots)
-    return GroupPrompts(tuple(b.ids for b in beginnings(prompter, sets, head)), None, shots)
+    shortest = sorted(every_shot, key=lambda shot: len(shot.question) + len(shot.answer))[:1]
+    return [shortest] if prompter.chat or not shortest else [(), shortest]
 
 
 def _behind_sets(prompter: Prompter, sets: Sequence[Shots], head: str, single: Beginning) -> tuple[Ids, ...] | None:
@@ -158,7 +165,8 @@ class PromptEncoder:
         """Encode rows behind the single exemplar of their group; None where a row's ids do not begin with its ids."""
         texts = [self._text(self.groups[r["group"]].shots, r) for r in records]
         rows: list[EncodedRow | None] = []
-        for record, text, (ids, answers) in zip(records, texts, self._ids(texts, records), strict=True):
+        encoded = self._ids_apart(texts, records) if self.prompter.gap == " " else self._ids(texts, records)
+        for record, text, (ids, answers) in zip(records, texts, encoded, strict=True):
             group = self.groups[record["group"]]
             single = group.single or ()
             end = ids[len(single) :]
@@ -232,7 +240,7 @@ class PromptEncoder:
         """Return each prompt's ids, and a token path for each spelling of its row's answers."""
         if not texts:
             return []
-        spellings = [[s for a in r["answers"] if a.strip() for s in spellings_of(a)] for r in records]
+        spellings = _spellings(records)
         gap = self.prompter.gap
         with_answers = [text + gap + s for text, own in zip(texts, spellings, strict=True) for s in own]
         ids = [tuple(line) for line in self.prompter.ids([*texts, *with_answers])]
@@ -242,8 +250,24 @@ class PromptEncoder:
             for base, own in zip(bases, spellings, strict=True)
         ]
 
+    def _ids_apart(self, texts: Sequence[PromptText], records: Sequence[Record]) -> list[tuple[Ids, list[TokenPath]]]:
+        """Return what `_ids` returns, but encode each answer on its own, once for all rows that have it."""
+        if not texts:
+            return []
+        spellings = _spellings(records)
+        distinct = list(dict.fromkeys(s for own in spellings for s in own))
+        encoded = self.prompter.special.encode([self.prompter.gap + s for s in distinct], around=False)
+        paths = {s: tuple(line.ids) for s, line in zip(distinct, encoded, strict=True)}
+        ids = self.prompter.ids(texts)
+        return [(tuple(base), [paths[s] for s in own]) for base, own in zip(ids, spellings, strict=True)]
+
     def _text(self, shots: Shots, record: Record) -> PromptText:
         return self.prompter.text(shots, record["question"], record["context"])
+
+
+def _spellings(records: Sequence[Record]) -> list[list[str]]:
+    """Return the spellings of each row's answers."""
+    return [[s for a in r["answers"] if a.strip() for s in spellings_of(a)] for r in records]
 
 
 def _is_plain(prompter: Prompter, text: PromptText) -> bool:

@@ -117,7 +117,13 @@ class SpecialTokens:
         if plain_indices:
             located = offsets and bool(self.tokenizer.is_fast)
             plain = [str(texts[at]) for at in plain_indices]
-            batch = self.tokenizer(plain, add_special_tokens=around, return_offsets_mapping=located)
+            batch = self.tokenizer(
+                plain,
+                add_special_tokens=around,
+                return_offsets_mapping=located,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+            )
             places = batch["offset_mapping"] if located else [[] for _ in plain_indices]
             for at, ids, spots in zip(plain_indices, batch["input_ids"], places, strict=True):
                 encoded[at] = Encoded(list(ids), [(begin, end) for begin, end in spots])

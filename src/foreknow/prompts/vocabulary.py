@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
+
 from foreknow.data.exact_match import answer_of, opening_code
 from foreknow.errors import ModelError
 
@@ -36,12 +39,13 @@ class Vocabulary:
             )
 
     @cached_property
-    def opening_codes(self) -> bytes | None:
+    def opening_codes(self) -> NDArray[np.uint16] | None:
         """Return the `opening_code` of each token's text, 0 for tokens that end an answer; None without `pieces`."""
         if self.pieces is None:
             return None
-        ends = self.ends | self.breaks
-        return bytes(0 if token in ends else opening_code(piece) for token, piece in enumerate(self.pieces))
+        codes = np.array([opening_code(piece) for piece in self.pieces], dtype=np.uint16)
+        codes[[token for token in self.ends | self.breaks if token < len(codes)]] = 0
+        return codes
 
     def is_end(self, token: int) -> bool:
         """Return whether the answer is over with this token."""

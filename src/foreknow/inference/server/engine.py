@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from foreknow.inference.answer_search import Node
+from foreknow.inference.nodes import Node, Nodes
 from foreknow.inference.server.capabilities import Capabilities, tops_of
 from foreknow.inference.server.client import InvalidResponse
 from foreknow.inference.server.completions import Completion, CompletionChoice, Completions, Name, PromptInput, Top
@@ -118,9 +118,7 @@ class ServerEngine:
         self.batch = batch if can.many else 1
         self.tally: Counter[str] = Counter()
 
-    def open(
-        self, prompts: Sequence[Prompt], trees: Sequence[Sequence[TokenPath]]
-    ) -> tuple[ServerSession, list[list[Node]]]:
+    def open(self, prompts: Sequence[Prompt], trees: Sequence[Sequence[TokenPath]]) -> tuple[ServerSession, Nodes]:
         """See `engine.Engine.open`. Raises ResourceError where the server stops answering."""
         session = ServerSession(self, [p.ids for p in prompts])
         paths = [(i, path) for i, tree in enumerate(trees) for path in ((), *tree)]
@@ -132,13 +130,12 @@ class ServerEngine:
                 for (i, leaf), path_nodes in zip(leaves, leaf_nodes, strict=True)
                 for depth, node in enumerate(path_nodes)
             }
-        else:
-            nodes = dict(zip(paths, session.extend(paths), strict=True))
-        return session, [[nodes[i, path] for path in ((), *tree)] for i, tree in enumerate(trees)]
+            return session, Nodes.of([nodes[path] for path in paths])
+        return session, session.extend(paths)
 
-    def after(self, sequences: Sequence[tuple[int, ...]]) -> list[Node]:
+    def after(self, sequences: Sequence[tuple[int, ...]]) -> Nodes:
         """Return the node after each whole sequence, by requests for one token and its likely alternatives."""
-        return [node for (node,) in self._ask([(ids, ()) for ids in sequences], with_prompt=False)]
+        return Nodes.of([node for (node,) in self._ask([(ids, ()) for ids in sequences], with_prompt=False)])
 
     def _ask(self, sequences: Sequence[tuple[tuple[int, ...], TokenPath]], with_prompt: bool) -> list[list[Node]]:
         """Return for each (prompt, path) the node after it; `with_prompt`: those after the prompt and each token."""
@@ -200,7 +197,7 @@ class ServerSession:
     engine: ServerEngine
     prompts: list[tuple[int, ...]]
 
-    def extend(self, requests: Sequence[tuple[int, TokenPath]]) -> list[Node]:
+    def extend(self, requests: Sequence[tuple[int, TokenPath]]) -> Nodes:
         """See `engine.Session.extend`."""
         return self.engine.after([(*self.prompts[i], *path) for i, path in requests])
 

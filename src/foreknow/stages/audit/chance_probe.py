@@ -267,7 +267,7 @@ def _search_prompts(
     order = [(r, j) for j in range(len(prompts[0])) for r in range(len(prompts))]
     session, nodes = prober.engine.open([prompts[r][j] for r, j in order], [[] for _ in order])
     flat = [searches[r][j] for r, j in order]
-    for search_of_prompt, (root,) in zip(flat, nodes, strict=True):
+    for search_of_prompt, root in zip(flat, nodes, strict=True):
         search_of_prompt.feed((), root)
     while True:
         open_paths = [

@@ -9,7 +9,7 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -18,6 +18,7 @@ import polars as pl
 from foreknow.errors import ResourceError
 from foreknow.inference.malloc import release_memory
 from foreknow.stages.audit.executor import ChunkResult
+from foreknow.stages.audit.prompts_ahead import prompts_ahead
 
 if TYPE_CHECKING:
     from foreknow.config import AuditConfig
@@ -55,11 +56,11 @@ def probe_chunks(probing: OpenProber, chunks: NumberedChunks) -> Iterator[ChunkR
     """Probe (number, rows) in order. Raises ResourceError if even small batches are too large for the memory."""
     import torch
 
-    with frozen_heap():
-        for number, rows in chunks:
-            began = time.monotonic()
+    with frozen_heap(), closing(prompts_ahead(probing.prober, chunks)) as prepared:
+        began = time.monotonic()
+        for number, rows, prompts in prepared:
             chunk, halved = with_less_memory(
-                partial(probing.prober.probe, rows),
+                partial(probing.prober.probe, rows, prompts),
                 probing.packed,
                 "out of memory; finished chunks are kept. Lower --chunk-rows, or use a smaller model",
             )
@@ -75,6 +76,7 @@ def probe_chunks(probing: OpenProber, chunks: NumberedChunks) -> Iterator[ChunkR
             yield ChunkResult(number, chunk, pl.DataFrame([cost], schema=COST))
             del chunk
             release_memory()
+            began = time.monotonic()
 
 
 @contextmanager

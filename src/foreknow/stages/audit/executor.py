@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import polars as pl
 
@@ -40,14 +40,18 @@ class AuditInputs(NamedTuple):
         return pl.concat([self.facts.rows, self.shorts.select(*ROWS)])
 
 
+PreparedPrompts: TypeAlias = "tuple[list[PreparedRow], list[list[Prompt]]]"
+"""Rows ready to probe, and the prompts of each, one for each exemplar set."""
+
+
 class ChunkProber(Protocol):
     """Probes chunks; implemented by `Prober` and `Sampler`."""
 
-    def probe(self, rows: pl.DataFrame) -> Chunk:
-        """Probe rows that have a question and answers."""
+    def probe(self, rows: pl.DataFrame, prepared: PreparedPrompts | None = None) -> Chunk:
+        """Probe rows that have a question and answers. `prepared`: what `prompts` returned for them, if called."""
         ...
 
-    def prompts(self, rows: pl.DataFrame) -> tuple[list[PreparedRow], list[list[Prompt]]]:
+    def prompts(self, rows: pl.DataFrame) -> PreparedPrompts:
         """Prepare each row, and return the prepared rows and their prompts."""
         ...
 

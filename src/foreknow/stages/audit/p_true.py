@@ -121,8 +121,10 @@ class Scorer:
         questions = self.questions(rows, pools)
         _, nodes = self.engine.open([q.prompt for q in questions], [q.tree for q in questions])
         lines = []
-        for row, question, prompt_nodes in zip(rows["row"], questions, nodes, strict=True):
-            after = dict(zip([(), *question.tree], prompt_nodes, strict=True))
+        trees = [[(), *question.tree] for question in questions]
+        nodes_by_row = nodes.split([len(tree) for tree in trees])
+        for row, question, tree, row_nodes in zip(rows["row"], questions, trees, nodes_by_row, strict=True):
+            after = dict(zip(tree, row_nodes, strict=True))
             logs = []
             for option, span in zip(question.options, question.spans, strict=True):
                 at = [(after[option[:n]], option[n]) for n in span]

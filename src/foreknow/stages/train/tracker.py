@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import polars as pl
 import torch
 from torch import nn
@@ -23,12 +24,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foreknow.data.schema import GOLD, common_heads
 from foreknow.errors import ModelError
-from foreknow.inference.answer_search import AnswerSearch, Node
+from foreknow.inference.answer_search import AnswerSearches
 from foreknow.inference.engine import Engine, PackedEngine, PlainEngine, Prompt, Sampling
 from foreknow.inference.exact_probe import PreparedRow, Prober, ProbeSettings
 from foreknow.inference.malloc import release_memory
+from foreknow.inference.nodes import Nodes
 from foreknow.inference.packed_attention import UnsupportedModel
 from foreknow.inference.packed_model import PackedModel
+from foreknow.inference.path_states import PathStates
 from foreknow.models import loading
 from foreknow.models.private_api import model_of_config
 from foreknow.models.weight_files import count_of, names_of
@@ -51,6 +54,8 @@ OUTCOMES: Final[dict[str, pl.DataType]] = {
 _GREEDY: Final = Sampling(temperature=1.0, top_k=1)
 _LONGEST: Final = 1 << 20
 _MANY: Final = 16
+_MOST_STATES: Final = 1 << 17
+"""How many states of answers a tracker keeps: those of many rows, as every measurement needs them again."""
 
 
 class _AskedRow(NamedTuple):
@@ -100,6 +105,7 @@ class Tracker:
         self.chunk_rows = chunk_rows
         self.note: str | None = None
         self._verified = False
+        self._states = PathStates(vocabulary)
         self._check = prompter.ids([prompter.text((), "What is the capital of Peru?")])[0]
         asked_rows: list[_AskedRow] = []
         for name, rows in sets.items():
@@ -141,15 +147,22 @@ class Tracker:
             with self._engine(model) as engine:
                 for start in range(0, self.count, self.chunk_rows):
                     part = self._asked[start : start + self.chunk_rows]
-                    right, nodes = _ask(engine, part, self.lenient)
-                    for n, (row, own) in enumerate(zip(part, nodes, strict=True)):
-                        if (row.name, row.row.number) in self._broken:
-                            paths = self._broken[row.name, row.row.number]
-                            written = any(_is_written(path, self._end, row.row.tree, own) for path in paths)
+                    if len(self._states) > _MOST_STATES:
+                        self._states.clear()
+                    right, nodes = _ask(engine, part, self._states, self.lenient)
+                    begin = 0
+                    for n, row in enumerate(part):
+                        spanned, end = self._spans.get((row.name, row.row.number)), begin + 1 + len(row.row.tree)
+                        if paths := self._broken.get((row.name, row.row.number)):
+                            greedy = nodes.greedy[begin:end].tolist()
+                            written = any(_is_written(path, self._end, row.row.tree, greedy) for path in paths)
                             right[n] = (right[n][0] or written, right[n][1] or written if self.lenient else None)
-                        spanned = self._spans.get((row.name, row.row.number))
                         if spanned is not None:
-                            fitted += [(row.name, row.row.number, *one) for one in _fitted(spanned, row.row.tree, own)]
+                            greedy = nodes.greedy[begin:end].tolist()
+                            fitted += [
+                                (row.name, row.row.number, *one) for one in _fitted(spanned, row.row.tree, greedy)
+                            ]
+                        begin = end
                     outcomes += [(row.name, row.row.number, *outcome) for row, outcome in zip(part, right, strict=True)]
                     done(len(part))
         finally:
@@ -179,25 +192,30 @@ class Tracker:
 
 
 def _ask(
-    engine: Engine, part: Sequence[_AskedRow], lenient: bool
-) -> tuple[list[tuple[bool, bool | None]], list[list[Node]]]:
-    """Return the strict and the lenient outcome of each row, and its nodes: the root's, then those of its tree.
+    engine: Engine, part: Sequence[_AskedRow], states: PathStates, lenient: bool
+) -> tuple[list[tuple[bool, bool | None]], Nodes]:
+    """Return the strict and the lenient outcome of each row, and the nodes of all: the root's, then those of its tree.
 
     The lenient outcome is None if `lenient` is not set.
     """
     session, nodes = engine.open([row.prompt for row in part], [row.row.tree for row in part])
-    trees = [AnswerSearch(row.row.matcher, row.row.max_new, 0.0) for row in part]
-    for tree, row, opened in zip(trees, part, nodes, strict=True):
-        tree.feed(zip([(), *row.row.tree], opened, strict=True))
+    roots = [states.root(row.row.answers) for row in part]
+    trees = [[root, *states.at(root, row.row.tree)] for root, row in zip(roots, part, strict=True)]
+    limits = np.array([row.row.max_new for row in part])
+    searches = AnswerSearches(states, np.array(roots), limits, 0.0)
+    sizes = [len(tree) for tree in trees]
+    searches.feed(np.repeat(np.arange(len(part)), sizes), np.concatenate(trees), nodes)
     while True:
-        greedy = [tree.greedy() for tree in trees]
-        unfinished = [
-            (n, g.path) for n, g in enumerate(greedy) if not g.done and (lenient or _may_match(trees[n], g.path))
-        ]
-        if not unfinished:
-            return [(g.strict, g.lenient if lenient else None) for g in greedy], nodes
-        for (n, path), node in zip(unfinished, session.extend(unfinished), strict=True):
-            trees[n].feed([(path, node)])
+        is_open = ~searches.greedy_done
+        if not lenient:  # an answer that cannot be right letter by letter is not followed further
+            is_open &= states.strict[searches.greedy_state]
+        prompts = np.flatnonzero(is_open)
+        if not len(prompts):
+            outcomes = zip(searches.greedy_strict.tolist(), searches.greedy_lenient.tolist(), strict=True)
+            return [(right, right_lenient if lenient else None) for right, right_lenient in outcomes], nodes
+        asked = searches.greedy_state[prompts]
+        paths = [states.paths[state] for state in asked.tolist()]
+        searches.feed(prompts, asked, session.extend(list(zip(prompts.tolist(), paths, strict=True))))
 
 
 def _spanned_rows(prompter: Prompter, rows: pl.DataFrame, spans: pl.DataFrame) -> Iterator[tuple[int, _SpannedRow]]:
@@ -229,26 +247,24 @@ def _line_broken(prompter: Prompter, rows: pl.DataFrame, name: str) -> Iterator[
         yield row, [tuple(prompter.answer_ids(text, ids, answer)) for answer in own]
 
 
-def _is_written(path: TokenPath, end: int, tree: Sequence[TokenPath], nodes: Sequence[Node]) -> bool:
-    """Return whether the greedy continuation is `path` and then the token `end`."""
-    by_path = dict(zip([(), *tree], nodes, strict=True))
-    return all(path[:at] in by_path and by_path[path[:at]].greedy == token for at, token in enumerate((*path, end)))
+def _is_written(path: TokenPath, end: int, tree: Sequence[TokenPath], greedy: Sequence[int]) -> bool:
+    """Return whether the greedy continuation is `path` and then the token `end`.
+
+    `greedy`: the arg max after the root, and then after each path of the tree.
+    """
+    by_path = dict(zip([(), *tree], greedy, strict=True))
+    return all(by_path.get(path[:at]) == token for at, token in enumerate((*path, end)))
 
 
-def _fitted(row: _SpannedRow, tree: Sequence[TokenPath], nodes: Sequence[Node]) -> list[tuple[int, bool]]:
-    """Return, for each span, whether each of its tokens is the arg max behind the gold before it."""
+def _fitted(row: _SpannedRow, tree: Sequence[TokenPath], greedy: Sequence[int]) -> list[tuple[int, bool]]:
+    """Return, for each span, whether each of its tokens is the arg max behind the gold before it.
+
+    `greedy`: the arg max after the root, and then after each path of the tree.
+    """
     last = max((tokens[-1] for tokens in row.spans.values()), default=-1)
-    by_path = {path: node for path, node in zip([(), *tree], nodes, strict=True) if len(path) <= last}
-    right = [
-        by_path[row.gold[:at]].greedy == row.gold[at] if row.gold[:at] in by_path else False for at in range(last + 1)
-    ]
+    by_path = {path: token for path, token in zip([(), *tree], greedy, strict=True) if len(path) <= last}
+    right = [by_path.get(row.gold[:at]) == row.gold[at] for at in range(last + 1)]
     return [(span, all(right[at] for at in tokens)) for span, tokens in row.spans.items()]
-
-
-def _may_match(tree: AnswerSearch, path: TokenPath) -> bool:
-    """Return whether an unfinished answer can still be right letter by letter."""
-    verdict = tree.matcher.step(path).verdict
-    return verdict is not None and verdict.strict_open
 
 
 def _zero_shot(prompter: Prompter, vocabulary: Vocabulary, rows: pl.DataFrame) -> Prober:

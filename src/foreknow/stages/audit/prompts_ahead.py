@@ -1,0 +1,31 @@
+"""Prepare the prompts of each chunk while the chunk before it is probed.
+
+Prompts are made by the tokenizer, on the host; a device computes meanwhile. One thread makes them, in the order of the
+chunks, so they are the same as without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from foreknow.stages.audit.executor import ChunkProber, NumberedChunks, PreparedPrompts
+
+
+def prompts_ahead(
+    prober: ChunkProber, chunks: NumberedChunks
+) -> Generator[tuple[int, pl.DataFrame, PreparedPrompts], None, None]:
+    """Yield the number and the rows of each chunk, and its prompts. Raises what making them raises, at its chunk.
+
+    At most one chunk is prepared ahead. The thread has ended when the iterator has, or is closed.
+    """
+    with ThreadPoolExecutor(1, "prompts") as thread:
+        ahead = [thread.submit(prober.prompts, rows) for _, rows in chunks[:1]]
+        for n, (number, rows) in enumerate(chunks):
+            prompts = ahead.pop().result()
+            ahead = [thread.submit(prober.prompts, after) for _, after in chunks[n + 1 : n + 2]]
+            yield number, rows, prompts
