@@ -16,6 +16,7 @@ from foreknow.report.span_data import span_pieces
 from foreknow.report.spans import TYPE_NAMES, with_parts
 from foreknow.stages.audit.explain import between
 from foreknow.stages.audit.result import AuditResult
+from foreknow.stages.evaluate.metrics import ANSWERED
 from foreknow.stages.evaluate.result import EvaluateResult
 from foreknow.stages.explore.row_table import RowTable
 from foreknow.stages.train.result import TrainResult
@@ -79,7 +80,7 @@ def evaluation_detail(evaluation: EvaluateResult, row: int) -> dict[str, Any]:
     """What the model and the base model answered to a row, and the spans of its long answer that turn up."""
     lines = _own_lines(evaluation, "rows.parquet", pl.col("row") == row)
     assert lines is not None
-    line = lines.row(0, named=True)
+    line: dict[str, Any] = {**dict.fromkeys(ANSWERED), **lines.row(0, named=True)}  # an older run may lack a column
     lenient = evaluation.summary["protocol"]["match"] == "lenient"
     correct = line["correct_lenient" if lenient else "correct"]
     if correct is None:
