@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 
 from foreknow.data.spans.schema import is_new
+from foreknow.report.audit_text import percent
 from foreknow.report.span_data import span_pieces
 from foreknow.report.spans import TYPE_NAMES, with_parts
 from foreknow.stages.audit.explain import between
@@ -96,7 +97,7 @@ def evaluation_detail(evaluation: EvaluateResult, row: int) -> dict[str, Any]:
         mark = " (right)" if line["base_prediction_correct"] else " (wrong)"
         sections.append(_lines(f"The base model's answer in the same format{mark}", [line["base_prediction"]]))
     if line["base_p_greedy"] is not None:
-        text = f"{line['base_p_greedy']:.0%} of the base model's greedy answers in the audit are right"
+        text = f"{percent(line['base_p_greedy'])} of the base model's greedy answers in the audit are right"
         said = f"; behind exemplar set 0 it says {line['base_answer']!r}" if line["base_answer"] is not None else ""
         sections.append(_lines("The base model in the audit", [f"{text}{said}."]))
     for name, title in (
