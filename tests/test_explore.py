@@ -230,6 +230,8 @@ def test_an_evaluation_shows_what_became_of_each_row(tmp_path: Path) -> None:
         assert 0 < queries.page(Query(filters=(("result", place),))).total == expected.sum()
     lost = queries.page(Query(filters=(("change", 2),)))
     assert lost.total == (rows["base_correct"] & ~rows["correct"]).sum()
+    path = evaluation.folder / "rows.parquet"
+    pl.read_parquet(path).drop("long_answer", "base_prediction").write_parquet(path)  # as an older run's
     detail = row_detail(table, 1)
     assert detail["lead"].startswith("The model's answer is wrong.")
     assert ["Gold 1"] in [section.get("lines") for section in detail["sections"]]

@@ -116,6 +116,7 @@
   const kinds = { number: "num", share: "num", probability: "num", mark: "num", category: "kind", flags: "flags", text: "" };
   function styleOf(column) {
     if (column.name === "question") return "question";
+    if (column.name === "set") return "flags";
     return ["answer", "model_answer", "prediction"].includes(column.name) ? "text" : kinds[column.kind];
   }
   function draw() {

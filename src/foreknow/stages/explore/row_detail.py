@@ -12,10 +12,12 @@ from typing import Any
 import polars as pl
 
 from foreknow.data.spans.schema import is_new
+from foreknow.report.audit_text import percent
 from foreknow.report.span_data import span_pieces
 from foreknow.report.spans import TYPE_NAMES, with_parts
 from foreknow.stages.audit.explain import between
 from foreknow.stages.audit.result import AuditResult
+from foreknow.stages.evaluate.metrics import ANSWERED
 from foreknow.stages.evaluate.result import EvaluateResult
 from foreknow.stages.explore.row_table import RowTable
 from foreknow.stages.train.result import TrainResult
@@ -79,7 +81,7 @@ def evaluation_detail(evaluation: EvaluateResult, row: int) -> dict[str, Any]:
     """What the model and the base model answered to a row, and the spans of its long answer that turn up."""
     lines = _own_lines(evaluation, "rows.parquet", pl.col("row") == row)
     assert lines is not None
-    line = lines.row(0, named=True)
+    line: dict[str, Any] = {**dict.fromkeys(ANSWERED), **lines.row(0, named=True)}  # an older run may lack a column
     lenient = evaluation.summary["protocol"]["match"] == "lenient"
     correct = line["correct_lenient" if lenient else "correct"]
     if correct is None:
@@ -95,7 +97,7 @@ def evaluation_detail(evaluation: EvaluateResult, row: int) -> dict[str, Any]:
         mark = " (right)" if line["base_prediction_correct"] else " (wrong)"
         sections.append(_lines(f"The base model's answer in the same format{mark}", [line["base_prediction"]]))
     if line["base_p_greedy"] is not None:
-        text = f"{line['base_p_greedy']:.0%} of the base model's greedy answers in the audit are right"
+        text = f"{percent(line['base_p_greedy'])} of the base model's greedy answers in the audit are right"
         said = f"; behind exemplar set 0 it says {line['base_answer']!r}" if line["base_answer"] is not None else ""
         sections.append(_lines("The base model in the audit", [f"{text}{said}."]))
     for name, title in (
