@@ -38,7 +38,7 @@ def wandb_values(folder: Path, name: str) -> list[float]:
     import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
-    wandb.finish()
+    wandb.teardown()  # ends the run, and lets the next one read WANDB_DIR again
     values = []
     for content in leveldb_records(next(folder.rglob("run-*.wandb")).read_bytes()):
         record = Record()
