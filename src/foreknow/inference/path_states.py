@@ -100,7 +100,8 @@ class PathStates:
         # as unsigned integers, negative tokens are beyond the last one too
         codes = self._codes[np.minimum(tokens.view(np.uint64), len(self._codes) - 1)]
         if self._excludes:
-            worth_a_look = np.flatnonzero(self._openings[self._lines_of(states), codes])
+            lines = self._lines_of(states)  # this may make the table longer
+            worth_a_look = np.flatnonzero(self._openings[lines, codes])
         else:
             worth_a_look = np.arange(len(states))
         steps = np.full(len(states), DEAD, dtype=np.int64)
