@@ -535,3 +535,28 @@ def test_lenient_spellings_are_asked_only_while_the_category_hangs_on_them() -> 
 )
 def test_what_a_path_says(path: TokenPath, said: str) -> None:
     assert VOCABULARY.said(path) == said
+
+
+def test_more_states_than_the_tables_begin_with() -> None:
+    """Thousands of states, asked at once and one by one, with and without tables of openings."""
+    letters = "bcdfgijklmopqrsuvwxyz"  # which spell no article
+    pieces = ["\n", *letters]
+    vocabulary = Vocabulary(lambda path: "".join(pieces[t] for t in path), frozenset({0}), frozenset(), pieces)
+    answers = [letters[n:] + letters[:n] for n in range(21)] * 3
+    for excludes in (True, False):
+        states = PathStates(vocabulary, excludes=excludes)
+        roots = np.array([states.root((answer, str(n))) for n, answer in enumerate(answers)])
+        at = roots
+        for depth in range(21):
+            ends = states.steps(at, np.zeros(len(at), dtype=np.int64))
+            assert (ends == -2).all(), "an answer cut short is wrong"
+            steps = states.steps(np.repeat(at, 21), np.tile(np.arange(1, 22), len(at))).reshape(-1, 21)
+            assert ((steps >= 0).sum(axis=1) == 1).all(), "one letter goes on with the answer"
+            asked = np.array([1 + letters.index(answer[depth]) for answer in answers])
+            at = steps[np.arange(len(at)), asked - 1]
+            assert (at >= 0).all()
+            assert (states.depth[at] == depth + 1).all()
+            assert states.strict[at].all()
+        assert (states.steps(at, np.zeros(len(at), dtype=np.int64)) == -5).all(), "right in both modes"
+        assert len(states) == 21 * 3 * 22
+        assert states.at(int(roots[0]), [(1,), (1, 2), (1, 1), (1, 1, 1)])[2:] == [-1, -1]

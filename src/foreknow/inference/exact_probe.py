@@ -27,7 +27,7 @@ from foreknow.prompts.prompt_batch import GroupPrompts, PromptEncoder, beginning
 from foreknow.prompts.prompt_template import Prompter, common_prefix
 from foreknow.prompts.vocabulary import TokenPath, Vocabulary
 
-_STATES: Final = 1 << 16
+_STATES: Final = 1 << 15
 _GROUPS: Final = 64
 """How many states of answers and groups' prompts a prober keeps, so that memory does not grow with the rows."""
 

@@ -36,8 +36,13 @@ class PathStates:
     number of tokens of its path. Both are [capacity], longer than there are states.
     """
 
-    def __init__(self, vocabulary: Vocabulary):
-        self.vocabulary = vocabulary
+    def __init__(self, vocabulary: Vocabulary, *, excludes: bool = True):
+        """Start without states.
+
+        `excludes`: exclude tokens by how they begin, by a table of a few kilobytes for each state. It pays where dozens
+        of tokens may follow a state, and not where only the greedy one is asked for.
+        """
+        self.vocabulary, self._excludes = vocabulary, excludes and vocabulary.opening_codes is not None
         codes = np.zeros(0, dtype=np.uint16) if vocabulary.opening_codes is None else vocabulary.opening_codes
         # one more entry, for tokens that the tokenizer does not have: they are judged
         self._codes = np.zeros(max([len(codes), *(token + 1 for token in vocabulary.ends)]) + 1, dtype=np.uint16)
@@ -92,10 +97,13 @@ class PathStates:
 
     def steps(self, states: Ints, tokens: Ints) -> Ints:
         """Return the step from each state with its token: a state, DEAD, or at most WRONG where the answer ends."""
-        lines = self._lines_of(states)
         # as unsigned integers, negative tokens are beyond the last one too
         codes = self._codes[np.minimum(tokens.view(np.uint64), len(self._codes) - 1)]
-        worth_a_look = np.flatnonzero(self._openings[lines, codes])
+        if self._excludes:
+            lines = self._lines_of(states)  # this may make the table longer
+            worth_a_look = np.flatnonzero(self._openings[lines, codes])
+        else:
+            worth_a_look = np.arange(len(states))
         steps = np.full(len(states), DEAD, dtype=np.int64)
         is_end = codes[worth_a_look] == _END
         ending, judged = worth_a_look[is_end], worth_a_look[~is_end]
@@ -146,7 +154,7 @@ class PathStates:
         line, text, accepted = self._lines, self._texts[state], self._accepted[state]
         if line == len(self._openings):
             self._openings = _longer(self._openings)
-        openings = None if self.vocabulary.pieces is None else accepted.openings(text)
+        openings = accepted.openings(text)
         self._openings[line] = True if openings is None else np.frombuffer(openings.table, dtype=bool)
         self._openings[line, _END] = True
         self._line[state], self._lines = line, line + 1

@@ -54,7 +54,7 @@ OUTCOMES: Final[dict[str, pl.DataType]] = {
 _GREEDY: Final = Sampling(temperature=1.0, top_k=1)
 _LONGEST: Final = 1 << 20
 _MANY: Final = 16
-_MOST_STATES: Final = 1 << 17
+_MOST_STATES: Final = 1 << 16
 """How many states of answers a tracker keeps: those of many rows, as every measurement needs them again."""
 
 
@@ -105,7 +105,7 @@ class Tracker:
         self.chunk_rows = chunk_rows
         self.note: str | None = None
         self._verified = False
-        self._states = PathStates(vocabulary)
+        self._states = PathStates(vocabulary, excludes=False)
         self._check = prompter.ids([prompter.text((), "What is the capital of Peru?")])[0]
         asked_rows: list[_AskedRow] = []
         for name, rows in sets.items():
