@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-avx2 test-slow test-faults soak explore lint docs fuzz bench-audit bench-host bench-tune agreement sbom licences advisories clean
+.PHONY: demo test test-avx2 test-slow test-faults soak test-hypothesis lint docs fuzz bench-audit bench-host bench-tune agreement sbom licences advisories clean
 
 # Says first how long it will take on this machine, and at the end how long it took.
 demo: $(VENV)/.installed
@@ -31,7 +31,7 @@ test-faults: $(VENV)/.installed-dev
 soak: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/soak.py --minutes 60
 
-explore: $(VENV)/.installed-dev
+test-hypothesis: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -m "not slow and not faults" --hypothesis-profile explore
 
 lint: $(VENV)/.installed-dev

@@ -25,7 +25,7 @@ from foreknow.progress import log_to_stderr
 log_to_stderr()  # as the command line does: tests read what a person would
 
 # A loaded machine is no fault of the code. The suite draws the same examples every time, so that it says the same of
-# the same code; `make explore` draws new ones.
+# the same code; `make test-hypothesis` draws new ones.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.register_profile("explore", settings.get_profile("steady"), derandomize=False, print_blob=True)
 settings.load_profile("steady")

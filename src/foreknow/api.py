@@ -529,7 +529,7 @@ def compare_runs(
 
     compared = compare_folders([arguments.run_folder(run, "runs") for run in runs])
     if page is not None:
-        write_page(compared, place(page))
+        write_page(compared, place(str(page)))
     return compared
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foreknow.inference.answer_search import AnswerSearches, Bools, Floats, Frontier, Ints
-from foreknow.inference.path_states import PathStates
+from foreknow.inference.answer_search import AnswerSearches, Bools, Floats, Frontier
+from foreknow.inference.path_states import Ints, PathStates
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,15 @@ def paths_to_expand(
     Where labels are strict, the lenient mode is searched only until the row's lenient category is settled. A row of
     which a prompt is not sound needs nothing: it gets no category, whatever its other prompts say.
     """
-    rows = _by_row(searches.sound, sets).all(axis=1) & (True if rows is None else rows)
-    greedy = np.flatnonzero(np.repeat(rows, sets) & ~searches.greedy_done)
+    searched: Bools = _by_row(searches.sound, sets).all(axis=1)
+    if rows is not None:
+        searched = searched & rows
+    greedy = np.flatnonzero(np.repeat(searched, sets) & ~searches.greedy_done)
     chosen = _Choice(set(zip(greedy.tolist(), searches.greedy_state[greedy].tolist(), strict=True)), spent.copy())
     chosen.asked[greedy] += 1
-    _add_open_paths(searches, sets, spent, budget, budget.lenient, rows, chosen)
+    _add_open_paths(searches, sets, spent, budget, budget.lenient, searched, chosen)
     if not budget.lenient:
-        undecided = rows & ~_is_decided(searches, sets, budget.samples)
+        undecided = searched & ~_is_decided(searches, sets, budget.samples)
         _add_open_paths(searches, sets, spent, budget, True, undecided, chosen)
     return chosen.paths
 

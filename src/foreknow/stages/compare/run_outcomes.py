@@ -65,7 +65,7 @@ def read_run(folder: str | Path) -> RunOutcomes:
     }
     if stage not in readers:
         raise InputError(not_finished(folder, "audit, evaluate or tune"))
-    return readers[stage](folder)
+    return readers[str(stage)](folder)
 
 
 def of_audit(audit: AuditResult) -> RunOutcomes:

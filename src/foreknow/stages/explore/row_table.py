@@ -96,7 +96,7 @@ def open_table(folder: str | Path) -> RowTable:
     }
     if stage not in readers:
         raise InputError(not_finished(folder, "audit, evaluate or tune"))
-    return readers[stage](folder)
+    return readers[str(stage)](folder)
 
 
 def audit_table(audit: AuditResult) -> RowTable:

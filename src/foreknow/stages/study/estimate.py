@@ -41,7 +41,8 @@ def estimate_long(config: StudyConfig) -> dict[str, Any]:
         files = {part: folder / f"{part}.jsonl" for part, own in parts.items() if own.height}
         for part, file in files.items():
             parts[part].select("question", "answers", "subject").write_ndjson(file)
-        given = {"train": str(files["train"]), "dev": str(files["dev"]), "model": config.model, "base": config.base}
+        given: dict[str, Any] = {"train": str(files["train"]), "dev": str(files["dev"])}
+        given |= {"model": config.model, "base": config.base}
         given["test"] = {"test": str(files["test"])} if "test" in files else {}
         settings = {**config.long_tune_settings, **given, "allow_overlap": True}
         tuning = tune_estimate.estimate(settings_of(TuneConfig, settings))
