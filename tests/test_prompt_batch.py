@@ -115,11 +115,11 @@ def test_answers_encoded_apart_from_their_prompts_get_the_ids_they_have_behind_t
         return encode(special, some, **more)
 
     monkeypatch.setattr(SpecialTokens, "encode", counted)
-    ours, _ = prober(byte_level, rows).prompts(rows)
+    ours, _ = prober(byte_level, rows, {}, LINES).prompts(rows)
     assert texts.count(" Land") == texts.count(" La") == 1, "once for all rows that have it"
     assert sum(text.endswith("A: Land") for text in texts) == 1, "the proof's"
     monkeypatch.setattr(prompt_batch, "splits_by_pattern", lambda _: False)
-    whole, _ = prober(byte_level, rows).prompts(rows)
+    whole, _ = prober(byte_level, rows, {}, LINES).prompts(rows)
     assert [(row.tree, row.max_new) for row in ours] == [(row.tree, row.max_new) for row in whole]
 
 
@@ -127,11 +127,10 @@ def test_rows_that_begin_alike_are_encoded_without_an_exemplar(
     byte_level: PreTrainedTokenizerFast,
 ) -> None:
     rows = facts(QUESTIONS)
-    for heads, shots in ((None, 0), ({}, 1)):
-        ours = prober(byte_level, rows, heads, PAPER if heads is None else LINES)
-        ours.prompts(rows)
-        assert ours._groups["all"].single is not None
-        assert len(ours._groups["all"].shots) == shots
+    ours = prober(byte_level, rows, {}, LINES)
+    ours.prompts(rows)
+    assert ours._groups["all"].single is not None
+    assert len(ours._groups["all"].shots) == 0
 
 
 def test_a_group_whose_prompts_differ_is_encoded_whole(
