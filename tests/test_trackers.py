@@ -38,9 +38,10 @@ def wandb_values(folder: Path, name: str) -> list[float]:
     import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
-    wandb.teardown()  # ends the run, and lets the next one read WANDB_DIR again
+    place = Path(wandb.run.dir).parent if wandb.run is not None else folder  # WANDB_DIR is read once a process
+    wandb.finish()
     values = []
-    for content in leveldb_records(next(folder.rglob("run-*.wandb")).read_bytes()):
+    for content in leveldb_records(next(place.rglob("run-*.wandb")).read_bytes()):
         record = Record()
         record.ParseFromString(content)
         items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
