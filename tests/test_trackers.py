@@ -38,9 +38,10 @@ def wandb_values(folder: Path, name: str) -> list[float]:
     import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
-    wandb.teardown()  # ends the run, and lets the next one read WANDB_DIR again
+    place = Path(wandb.run.dir).parent if wandb.run is not None else folder  # WANDB_DIR is read once a process
+    wandb.finish()
     values = []
-    for content in leveldb_records(next(folder.rglob("run-*.wandb")).read_bytes()):
+    for content in leveldb_records(next(place.rglob("run-*.wandb")).read_bytes()):
         record = Record()
         record.ParseFromString(content)
         items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
@@ -103,7 +104,7 @@ def tracker(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     for key, value in {
         "WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true",
         "TENSORBOARD_LOGGING_DIR": str(tmp_path / "tensorboard"),
-        "MLFLOW_TRACKING_URI": (tmp_path / "mlruns").as_uri(),
+        "MLFLOW_TRACKING_URI": (tmp_path / "mlruns").as_uri(), "MLFLOW_ALLOW_FILE_STORE": "true",
         "TRACKIO_DIR": str(tmp_path / "trackio"),
     }.items():  # fmt: skip
         monkeypatch.setenv(key, value)
