@@ -37,9 +37,9 @@ def paths_to_expand(
     Where labels are strict, the lenient mode is searched only until the row's lenient category is settled. A row of
     which a prompt is not sound needs nothing: it gets no category, whatever its other prompts say.
     """
-    searched: Bools = _by_row(searches.sound, sets).all(axis=1)
+    searched: Bools = np.asarray(_by_row(searches.sound, sets).all(axis=1))
     if rows is not None:
-        searched = searched & rows
+        searched &= rows
     greedy = np.flatnonzero(np.repeat(searched, sets) & ~searches.greedy_done)
     chosen = _Choice(set(zip(greedy.tolist(), searches.greedy_state[greedy].tolist(), strict=True)), spent.copy())
     chosen.asked[greedy] += 1
