@@ -32,6 +32,10 @@ STYLES = (
 """Colour and dash of each recipe's line, in the order of the recipes."""
 
 
+_WITHOUT_AUDIT = frozenset({"plain", "average", "small-rate", "attention", "lora"})
+"""The recipes whose command needs no audit."""
+
+
 class FirmnessTable(NamedTuple):
     """What recipes keep by how surely the model knew it. `bins`: headings; `lines`: recipe, then a cell a bin."""
 
@@ -89,6 +93,7 @@ def render_remedies(study: RemediesResult, comparison: Comparison) -> str:
         chart=_chart(comparison.curves),
         panels=_panels(comparison.curves),
         command=_command(study, comparison),
+        audit_use=_audit_use(comparison),
         sets=sets,
         facts=_facts(study, model),
     )
@@ -290,9 +295,21 @@ def _command(study: RemediesResult, comparison: Comparison) -> str:
     if best is None:
         return ""
     kl = float(study.manifest["identity"]["kl"])
-    known = "" if best.recipe in ("plain", "average", "small-rate", "attention", "lora") else " --audit AUDIT"
+    known = "" if best.recipe in _WITHOUT_AUDIT else " --audit AUDIT"
     flags = recipe(best.recipe, kl).flags.replace(" RATE", "").replace("--learning-rate", "").strip()
     return f"foreknow tune NEW --model MODEL{known} --learning-rate {best.rate:g} {flags} --out RUN".replace("  ", " ")
+
+
+def _audit_use(comparison: Comparison) -> str:
+    """Return what the command takes of an audit; "" if it takes none."""
+    best = comparison.recommendation.recipe
+    if best is None or best.recipe in _WITHOUT_AUDIT:
+        return ""
+    if best.recipe.startswith("kl-all"):
+        return "whose rows of every category, where they are not in NEW, hold the model"
+    if best.recipe.startswith("kl"):
+        return "whose HighlyKnown rows hold the model"
+    return "whose HighlyKnown rows may be trained on again"
 
 
 def _cautions(study: RemediesResult, comparison: Comparison) -> list[str]:
