@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from math import sqrt
 from pathlib import Path
@@ -18,6 +19,7 @@ from conftest import Cli, fact_rows
 from foreknow.config import RemediesConfig
 from foreknow.config.remedies import RECIPES
 from foreknow.errors import ConfigError, InputError
+from foreknow.pages import write_report
 from foreknow.report.hold_option import comparison_beside, hold_option
 from foreknow.report.remedies import firmness_table
 from foreknow.settings import settings_of
@@ -313,6 +315,23 @@ def test_the_share_of_the_recommendation_is_one_that_two_recipes_reach() -> None
     found = compare(points, rows_of(points), costs, known_of())
     assert found.recommendation.target == 0.8
     assert found.recommendation.recipe is not None
+
+
+def test_the_published_study_gives_its_page_and_its_figures(tmp_path: Path) -> None:
+    """docs/remedies.md quotes this study: its page, written again from the committed results."""
+    folder = tmp_path / "study"
+    shutil.copytree(Path(__file__).parent.parent / "docs/studies/lab-remedies", folder)
+    page = write_report(folder).read_text()
+    study = open_remedies(folder)
+    assert study.comparison["recipe"] == "kl-all+average"
+    kept = {(line["recipe"], line["learnt"]): line["kept"] for line in study.comparison["table"]}
+    assert [f"{100 * kept[name, 0.95]:.0f}" for name in ("plain", "kl", "kl-all+average")] == ["17", "87", "93"]
+    sure = [line for line in study.comparison["firmness"] if line["from"] == 0.95 and line["learnt"] == 0.95]
+    assert {line["recipe"]: f"{100 * line['kept']:.0f}" for line in sure}["kl-all+average"] == "99"
+    assert "whose rows of every category, where they are not in NEW, hold the model" in page
+    assert "Which known facts are lost" in page
+    quoted = (Path(__file__).parent.parent / "docs/remedies.md").read_text()
+    assert "| **`kl-all+average`** | **96, 97** | **94, 96** | **94, 96** | **93, 96** | 2 | 14 |" in quoted
 
 
 @pytest.fixture(scope="session")
