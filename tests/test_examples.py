@@ -54,6 +54,15 @@ def test_audit_jsonl(run, facts_file: Path, tiny_folder: Path, tmp_path: Path) -
     assert "river" in out
 
 
+def test_export_lm_eval(run, facts_file: Path, tiny_folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    out = run("export_lm_eval.py", facts_file, "--model", tiny_folder, "--out", tmp_path / "run")
+    assert "lm_eval --model hf" in out
+    assert str(tiny_folder) in out
+    rows = pl.read_parquet(tmp_path / "run" / "audit" / "rows.parquet").drop_nulls("category").height
+    asked = sum(len(file.read_text().splitlines()) for file in (tmp_path / "run" / "tasks").glob("*.jsonl"))
+    assert asked == rows
+
+
 def test_mix_tune_evaluate(run, files: dict[str, Path], tiny_folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     words = [files["train"], files["dev"], files["test"], "--model", tiny_folder, "--out", tmp_path / "run"]
     out = run("mix_tune_evaluate.py", *words, "--epochs", 2)
