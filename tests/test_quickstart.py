@@ -44,7 +44,7 @@ def test_the_packaged_facts_need_no_check() -> None:
     steps = list(quickstart_steps("facts", None, Path("q"), 1.0))
     assert [step.words[0] for step in steps] == ["audit", "mix"]
     assert len(steps) == count_steps("facts")
-    assert steps[0].command == "foreknow audit facts --minutes 1 --out q/audit"
+    assert steps[0].command == "foreknow audit facts --minutes 1 --exemplar-sets 3 --out q/audit"
 
 
 def test_a_key_goes_on_and_q_stops(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
