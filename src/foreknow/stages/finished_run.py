@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from foreknow.errors import ConfigError, MissingExtra, RunFolderError
+from foreknow.errors import ConfigError, InputError, MissingExtra, RunFolderError
+from foreknow.io.remote import download
 from foreknow.io.remote_paths import is_url
+from foreknow.io.run_dir import not_finished, read_checked
 from foreknow.report.notebook import ReportPage, report_page
 
 if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
+
+Reading = TypeVar("Reading")
+
+
+def read_by_stage(folder: str | Path, readers: Mapping[str, Callable[[Path], Reading]]) -> Reading:
+    """Read the folder of a finished run with the reader of the stage that wrote it (`readers`: by the stage's name).
+
+    Raises InputError for a folder that none of these stages finished, RunFolderError if its manifest was changed.
+    """
+    folder = download(folder)
+    stage = (read_checked(folder / "manifest.json") or {}).get("stage")
+    if stage not in readers:
+        *first, last = readers
+        raise InputError(not_finished(folder, f"{', '.join(first)} or {last}"))
+    return readers[str(stage)](folder)
 
 
 @dataclass(frozen=True, repr=False)

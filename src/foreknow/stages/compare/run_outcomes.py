@@ -15,12 +15,10 @@ import polars as pl
 
 from foreknow.categories import UNKNOWN
 from foreknow.data.schema import GOLD
-from foreknow.errors import InputError
-from foreknow.io.remote import download
-from foreknow.io.run_dir import not_finished, read_checked
 from foreknow.settings import read_yaml
 from foreknow.stages.audit.result import AuditResult, open_audit
 from foreknow.stages.evaluate.result import EvaluateResult, open_evaluation
+from foreknow.stages.finished_run import read_by_stage
 from foreknow.stages.train.result import TrainResult, open_train
 
 STAGES: Final = ("audit", "evaluate", "tune")
@@ -56,16 +54,12 @@ class RunOutcomes:
 
 def read_run(folder: str | Path) -> RunOutcomes:
     """Read a finished audit, evaluation or tune run. Raises InputError for any other folder."""
-    folder = download(folder)
-    stage = (read_checked(folder / "manifest.json") or {}).get("stage")
     readers: Mapping[str, Callable[[Path], RunOutcomes]] = {
         "audit": lambda path: of_audit(open_audit(path)),
         "evaluate": lambda path: of_evaluation(open_evaluation(path)),
         "tune": lambda path: of_train(open_train(path)),
     }
-    if stage not in readers:
-        raise InputError(not_finished(folder, "audit, evaluate or tune"))
-    return readers[str(stage)](folder)
+    return read_by_stage(folder, readers)
 
 
 def of_audit(audit: AuditResult) -> RunOutcomes:

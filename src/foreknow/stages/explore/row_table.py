@@ -14,12 +14,10 @@ from typing import Any, Final, Literal
 import polars as pl
 
 from foreknow.categories import CATEGORIES
-from foreknow.errors import InputError
-from foreknow.io.remote import download
-from foreknow.io.run_dir import not_finished, read_checked
 from foreknow.report.format import LONGEST_TEXT
 from foreknow.stages.audit.result import AuditResult, open_audit
 from foreknow.stages.evaluate.result import EvaluateResult, open_evaluation
+from foreknow.stages.finished_run import read_by_stage
 from foreknow.stages.train.result import TrainResult, open_train
 
 GROUPS_LISTED: Final = 500
@@ -87,16 +85,12 @@ def open_table(folder: str | Path) -> RowTable:
     Raises InputError for a folder that none of them finished or whose files were changed, RunFolderError for one of
     another format.
     """
-    folder = download(folder)
-    stage = (read_checked(folder / "manifest.json") or {}).get("stage")
     readers: Mapping[str, Callable[[Path], RowTable]] = {
         "audit": lambda path: audit_table(open_audit(path)),
         "evaluate": lambda path: evaluation_table(open_evaluation(path)),
         "tune": lambda path: train_table(open_train(path)),
     }
-    if stage not in readers:
-        raise InputError(not_finished(folder, "audit, evaluate or tune"))
-    return readers[str(stage)](folder)
+    return read_by_stage(folder, readers)
 
 
 def audit_table(audit: AuditResult) -> RowTable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,23 +47,8 @@ def estimate_long(config: StudyConfig) -> dict[str, Any]:
         given["test"] = {"test": str(files["test"])} if "test" in files else {}
         settings = {**config.long_tune_settings, **given, "allow_overlap": True}
         tuning = tune_estimate.estimate(settings_of(TuneConfig, settings))
-    epochs = int(tuning["epochs"])
-    training = float(tuning["seconds_training_an_epoch"]) * epochs * len(grid)
-    measuring = float(tuning["seconds_measuring_an_epoch"]) * epochs * len(grid)
-    seconds = float(probing["seconds"]) + training + measuring
-    return {
-        "long_answers": probing["long_answers"],
-        "runs": len(grid),
-        "rows_of_a_set": size if config.size else f"{size:,} (guessed: known after the audit)",
-        "epochs": epochs,
-        "audit": duration(float(probing["seconds"])),
-        "training": duration(training),
-        "measuring": duration(measuring),
-        "memory_gib": max(float(probing["memory_gib"]), float(tuning["memory_gib"])),
-        "disk_gib": tuning["disk_gib"] * (len(grid) if config.keep_weights else config.workers),
-        "seconds": round(seconds, 1),
-        "time": f"at most {duration(seconds)}, one run after the other",
-    }
+    cost = _cost(config, probing, tuning, size, len(grid), len(grid), "at most ")
+    return {"long_answers": probing["long_answers"], **cost}
 
 
 def estimate(config: StudyConfig) -> dict[str, Any]:
@@ -98,20 +84,35 @@ def estimate(config: StudyConfig) -> dict[str, Any]:
     shares = [one.variant.share or 0.0 for one in grid]
     # D_Known has only the Known rows
     work = sum(1 - share if one.variant.kind == "known" else 1.0 for one, share in zip(grid, shares, strict=True))
+    return {"rows_audited": probing["rows"], **_cost(config, probing, tuning, size, len(grid), work)}
+
+
+def _cost(
+    config: StudyConfig,
+    probing: Mapping[str, Any],
+    tuning: Mapping[str, Any],
+    size: int,
+    runs_of_grid: int,
+    work: float,
+    bound: str = "",
+) -> dict[str, Any]:
+    """Return the cost of all runs from the estimates of the audit and of one run.
+
+    `size`: rows of a set. `work`: how many runs on whole sets they equal in training. `bound`: words before the time.
+    """
     epochs = int(tuning["epochs"])
     training = float(tuning["seconds_training_an_epoch"]) * epochs * work
-    measuring = float(tuning["seconds_measuring_an_epoch"]) * epochs * len(grid)
+    measuring = float(tuning["seconds_measuring_an_epoch"]) * epochs * runs_of_grid
     seconds = float(probing["seconds"]) + training + measuring
     return {
-        "rows_audited": probing["rows"],
-        "runs": len(grid),
+        "runs": runs_of_grid,
         "rows_of_a_set": size if config.size else f"{size:,} (guessed: known after the audit)",
         "epochs": epochs,
         "audit": duration(float(probing["seconds"])),
         "training": duration(training),
         "measuring": duration(measuring),
         "memory_gib": max(float(probing["memory_gib"]), float(tuning["memory_gib"])),
-        "disk_gib": tuning["disk_gib"] * (len(grid) if config.keep_weights else config.workers),
+        "disk_gib": tuning["disk_gib"] * (runs_of_grid if config.keep_weights else config.workers),
         "seconds": round(seconds, 1),
-        "time": duration(seconds) + ", one run after the other",
+        "time": f"{bound}{duration(seconds)}, one run after the other",
     }
