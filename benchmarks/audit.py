@@ -33,8 +33,8 @@ from foreknow.config import AuditConfig
 from foreknow.data.schema import chunks, take
 from foreknow.inference.exact_probe import Prober
 from foreknow.inference.generate import Generator, exact_head
-from foreknow.inference.packed_attention import Segment
 from foreknow.inference.packed_model import PackedModel
+from foreknow.inference.packing import Segment
 from foreknow.inference.prepacked_linear import _PrepackedLinear
 from foreknow.stages.audit.executor import AuditContext
 from foreknow.stages.audit.setup import open_context, read_input, with_batch_sizes

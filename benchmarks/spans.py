@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from foreknow.config import AuditConfig
-from foreknow.inference.packed_attention import Segment
+from foreknow.inference.packing import Segment
 from foreknow.inference.span_probe import SpanProber
 from foreknow.stages.audit.chunks import open_span_prober
 from foreknow.stages.audit.executor import AuditContext

@@ -24,8 +24,8 @@ from foreknow.data.schema import common_heads
 from foreknow.errors import ModelError
 from foreknow.inference.engine import Engine, PackedEngine, PlainEngine, Sampling
 from foreknow.inference.exact_probe import Chunk, Prober, ProbeSettings
-from foreknow.inference.packed_attention import Segment, TokenTree, gather_kv
 from foreknow.inference.packed_model import PackedModel
+from foreknow.inference.packing import Segment, TokenTree
 from foreknow.models import loading
 from foreknow.prompts import few_shot
 from foreknow.prompts.prompt_template import Prompter
@@ -211,7 +211,7 @@ def work(packed: PackedModel, segments: int) -> torch.Tensor:
     tree = TokenTree([7, 8, 9, 10], [-1, 0, 1, 1], [2, 3])
     chains = [Segment(second, [TokenTree.chain([5, 6, 7], [2])]) for _ in range(segments)]
     _, kept = packed.forward([Segment(first, [tree, TokenTree.chain([5], [0])]), *chains], keep=True)
-    past = gather_kv([(kept[1], 0), (kept[0], 1)], [3, 1])
+    past = [kept[1][0], kept[0][1]]
     states, _ = packed.forward([Segment(second, [TokenTree.chain([11], [0]), TokenTree.chain([12], [0])], past)])
     return states
 
@@ -239,8 +239,8 @@ def test_a_batch_is_two_copies_and_no_read_whatever_its_segments(
         with packed.attached(), Watched() as watched:
             work(packed, segments)
         counted.append(watched.of_the_batch)
-    # three forward passes of two arrays, and the indices of what was gathered
-    assert counted == [3 * 2 + 1] * 2
+    # three forward passes of two arrays
+    assert counted == [3 * 2] * 2
 
 
 TENSOR_PARALLEL = """

@@ -29,8 +29,8 @@ from foreknow.data.schema import ROWS as SCHEMA
 from foreknow.inference.generate import exact_head
 from foreknow.inference.lm_head import OutputHead
 from foreknow.inference.loglikelihood import LongScorer, Text, batches, log_probs, split_head
-from foreknow.inference.packed_attention import Segment, TokenTree
 from foreknow.inference.packed_model import PackedModel
+from foreknow.inference.packing import Segment, TokenTree
 from foreknow.inference.surprisal import LONG
 from foreknow.prompts.prompt_template import Prompter, Template
 

@@ -21,15 +21,9 @@ from transformers import (
 
 from builders import random_model
 from foreknow.inference.lm_head import OutputHead
-from foreknow.inference.packed_attention import (
-    Segment,
-    TokenTree,
-    UnsupportedModel,
-    gather_kv,
-    pack_segments,
-    padded_rows,
-)
+from foreknow.inference.packed_attention import UnsupportedModel
 from foreknow.inference.packed_model import PackedModel
+from foreknow.inference.packing import Segment, TokenTree, pack_segments, padded_rows
 
 SMALL = {"vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 GATED = {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2, "pad_token_id": 0}
@@ -111,7 +105,7 @@ def test_going_on_from_what_was_kept(model: PreTrainedModel) -> None:
             ],
             keep=True,
         )
-        past = gather_kv([(second, 0), (first, 1)], [9, 3])
+        past = [second[0].cut(9), first[1].cut(3)]
         states, _ = packed.forward(
             [Segment(prefix, [TokenTree.chain([11, 12], [1]), TokenTree.chain([13], [0])], past)]
         )
@@ -134,16 +128,15 @@ def test_long_rows_are_padded_by_a_quarter_at_most(rows: int, width: int) -> Non
 def test_one_long_row_costs_one_row_of_attention(model: PreTrainedModel) -> None:
     """Its mask and scores have as many cells as the row has tokens, squared; and it is still computed right."""
     row, shots = draw(1, 90), draw(2, 10)
-    (shape,) = pack_segments([Segment(None, [TokenTree.chain(row, [])])], keep=False).segments
+    batch = pack_segments([Segment(None, [TokenTree.chain(row, [])])], keep=False)
+    (shape,), (group,) = batch.segments, batch.groups
     assert (shape.rows, shape.width, shape.keys) == (1, 92, 92)
-    assert pack_segments([Segment(None, [TokenTree.chain(row, [])])], keep=False).hidden.numel() == 92 * 92
+    assert group.hidden.shape == (1, 92, 92)
     packed = PackedModel(model)
     with packed.attached():
         (prefix,) = packed.prefixes([shots])
-        states, (cache,) = packed.forward([Segment(prefix, [TokenTree.chain(row, range(90))])], keep=True)
-        past = gather_kv([(cache, 0)], [80])
-        assert past.layers[0][0].shape[1] == 1
-        going_on = Segment(prefix, [TokenTree.chain([7, 8], [0, 1])], past)
+        states, ((tokens,),) = packed.forward([Segment(prefix, [TokenTree.chain(row, range(90))])], keep=True)
+        going_on = Segment(prefix, [TokenTree.chain([7, 8], [0, 1])], [tokens.cut(80)])
         assert pack_segments([going_on], keep=False).segments[0].rows == 1
         after, _ = packed.forward([going_on])
         ours, theirs = packed.head.full_logits(states), packed.head.full_logits(after)

@@ -18,8 +18,8 @@ from foreknow.data.exact_match import Accepted, MatchResult, canonical, canonica
 from foreknow.data.schema import common_heads
 from foreknow.inference import packed_attention
 from foreknow.inference.exact_probe import PreparedRow, Prober, ProbeSettings, probes_frame
-from foreknow.inference.packed_attention import Segment, TokenTree
 from foreknow.inference.packed_model import PackedModel
+from foreknow.inference.packing import Segment, TokenTree
 from foreknow.inference.slick import PROBES
 from foreknow.models import loading
 from foreknow.prompts import few_shot, prompt_batch
@@ -286,7 +286,7 @@ def test_one_call_for_all_segments_gives_what_one_for_each_gives(monkeypatch: py
             for p, some in zip(prefixes, [*rows, rows[0]], strict=True)
         ]
         out, caches = packed.forward(segments, keep=True)
-        return out, [k[:, row, :n] for c in caches for k, _ in c.layers for row, n in enumerate(c.lengths)]
+        return out, [k[row.first :][: row.length] for rows in caches for row in rows for k, _ in row.cache.layers]
 
     calls: list[int] = []
     in_blocks = packed_attention._attend_in_blocks

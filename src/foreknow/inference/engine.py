@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from foreknow.inference.nodes import Nodes
-from foreknow.inference.packed_attention import CachedPrefix, KVCache, Segment, TokenTree, gather_kv
 from foreknow.inference.packed_model import PackedModel
+from foreknow.inference.packing import CachedPrefix, CachedTokens, Segment, TokenTree
 from foreknow.models.loading import input_device
 from foreknow.prompts.vocabulary import TokenPath
 
@@ -86,14 +86,11 @@ def nodes_of(ids: Tensor, logits: Tensor, sampling: Sampling, log_total: Tensor 
     return Nodes(greedy.numpy(), ids.numpy(), p.numpy(), tail.numpy())
 
 
-@dataclass(frozen=True)
-class _CachedQuestion:
-    """Where the cache holds a prompt's question tokens: `length` of them in `row`, after `prefix`."""
+class _CachedQuestion(NamedTuple):
+    """A prompt's own tokens, behind its prefix, with their keys and values."""
 
-    cache: KVCache
     prefix: CachedPrefix | None
-    row: int
-    length: int
+    tokens: CachedTokens
 
 
 class PackedEngine:
@@ -129,9 +126,8 @@ class PackedEngine:
             states, caches = self.packed.forward(segments, keep=True)
             nodes.append(self._nodes(states))
             for segment, cache, rows in zip(segments, caches, parts, strict=True):
-                lengths = [len(prompts[i].own) for i in rows]
-                for row, i in enumerate(rows):
-                    questions[i] = _CachedQuestion(cache, segment.prefix, row, lengths[row])
+                for tokens, i in zip(cache, rows, strict=True):
+                    questions[i] = _CachedQuestion(segment.prefix, tokens.cut(len(prompts[i].own)))
         session = _PackedSession(self, [questions[i] for i in range(len(prompts))])
         order = _in_order(list(questions), [len(branch.wanted) for branch in branches])
         return session, Nodes.concat(nodes).take(order)
@@ -176,7 +172,7 @@ class _PackedSession:
             for _, part in groupby(batch, key=lambda b: id(self.questions[prompts[b]].prefix)):
                 rows = list(part)
                 cached = [self.questions[prompts[b]] for b in rows]
-                past = gather_kv([(entry.cache, entry.row) for entry in cached], [entry.length for entry in cached])
+                past = [question.tokens for question in cached]
                 segments.append(Segment(cached[0].prefix, [branches[b] for b in rows], past))
                 for b in rows:
                     for path in sorted(set(paths[prompts[b]])):

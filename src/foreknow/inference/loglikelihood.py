@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from foreknow.data.schema import GOLD
 from foreknow.inference.answer_tokens import Text, tokenize_answers
 from foreknow.inference.lm_head import OutputHead
-from foreknow.inference.packed_attention import ATTENTION, round_up
+from foreknow.inference.packed_attention import ATTENTION
+from foreknow.inference.packing import round_up
 from foreknow.inference.surprisal import LONG, surprising_spans
 from foreknow.models.loading import input_device
 from foreknow.models.packaged import quiet

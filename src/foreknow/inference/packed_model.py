@@ -23,17 +23,8 @@ from transformers import PreTrainedModel
 from foreknow.errors import first_line
 from foreknow.inference.lm_head import OutputHead
 from foreknow.inference.malloc import keep_memory
-from foreknow.inference.packed_attention import (
-    ATTENTION,
-    CachedPrefix,
-    KVCache,
-    Segment,
-    TokenTree,
-    UnsupportedModel,
-    pack_segments,
-    round_up,
-    slots_of,
-)
+from foreknow.inference.packed_attention import ATTENTION, UnsupportedModel
+from foreknow.inference.packing import CachedPrefix, CachedTokens, Segment, TokenTree, pack_segments, round_up
 from foreknow.inference.prepacked_linear import prepack_linears, restore_linears
 from foreknow.models.loading import input_device
 from foreknow.models.private_api import attention_of, set_attention
@@ -72,30 +63,27 @@ class PackedModel:
             set_attention(self.model, before)
 
     @torch.inference_mode()
-    def forward(self, segments: Sequence[Segment], *, keep: bool = False) -> tuple[Tensor, list[KVCache]]:
-        """Return hidden states [wanted, hidden], in the order of segments, rows and `wanted`; and the segments' caches.
+    def forward(self, segments: Sequence[Segment], *, keep: bool = False) -> tuple[Tensor, list[list[CachedTokens]]]:
+        """Return hidden states [wanted, hidden], in the order of segments, rows and `wanted`.
 
-        `keep`: return the keys and values of each segment's new tokens.
+        `keep`: also return, for each row of each segment, its new tokens with their keys and values; else nothing.
         """
         batch = pack_segments(segments, keep)
         on_device = batch.on(self.device)
         states = self.body(
             input_ids=on_device.ids, position_ids=on_device.positions, use_cache=False, packing=batch
         ).last_hidden_state
-        parts = batch.segments
-        if keep and any(len(s.new_kv) != len(parts[0].new_kv) or not s.new_kv for s in parts):
+        if keep and not batch.kept.layers:
             raise UnsupportedModel("its layers do not use the attention interface")
-        caches = [KVCache(s.new_kv, [len(b.ids) for b in g.branches]) for s, g in zip(parts, segments, strict=True)]
-        return states[0].index_select(0, batch.on(states.device).wanted), caches
+        return states[0].index_select(0, batch.on(states.device).wanted), batch.rows() if keep else []
 
     def prefixes(self, prompts: Sequence[Sequence[int]]) -> list[CachedPrefix]:
         """Compute the keys and values of prompts, all in one pass."""
         branches = [TokenTree.chain(p, [len(p) - 1]) for p in prompts]
-        _, (cache,) = self.forward([Segment(None, branches)], keep=True)
-        widths = [round_up(len(p), 16) for p in prompts]
+        _, (rows,) = self.forward([Segment(None, branches)], keep=True)
         return [
-            CachedPrefix(tuple(p), [(slots_of(k[:, r], w), slots_of(v[:, r], w)) for k, v in cache.layers])
-            for r, (p, w) in enumerate(zip(prompts, widths, strict=True))
+            CachedPrefix(tuple(p), [(_by_head(k, row), _by_head(v, row)) for k, v in row.cache.layers])
+            for p, row in zip(prompts, rows, strict=True)
         ]
 
     @torch.inference_mode()
@@ -120,6 +108,12 @@ class PackedModel:
         limit = 1e-3 if self.head.weight.dtype == torch.float32 else 0.05
         if not difference <= limit:
             raise UnsupportedModel(f"packed logits differ from plain ones by {difference:.2g} standard deviations")
+
+
+def _by_head(x: Tensor, row: CachedTokens) -> Tensor:
+    """Copy a row's part of [tokens, kv heads, size] to [kv heads, slots, size], where slots are a multiple of 16."""
+    own = x[row.first : row.first + row.length].transpose(0, 1)
+    return nn.functional.pad(own, (0, 0, 0, round_up(row.length, 16) - row.length)).contiguous()
 
 
 def _is_spread(body: nn.Module) -> bool:

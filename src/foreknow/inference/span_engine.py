@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from foreknow.inference.engine import PackedEngine, Sampling
 from foreknow.inference.engine_choice import open_engine
 from foreknow.inference.loglikelihood import own_attention
-from foreknow.inference.packed_attention import CachedPrefix, Segment, TokenTree, gather_kv
 from foreknow.inference.packed_model import PackedModel
+from foreknow.inference.packing import CachedPrefix, Segment, TokenTree
 from foreknow.inference.span_tree import Branch, SpanTree
 from foreknow.models.loading import Loaded, input_device
 from foreknow.prompts.prompt_template import Prompter
@@ -83,9 +83,9 @@ class PackedTrees:
             trunk_states, caches = self.packed.forward([Segment(cached, trunks)], keep=bool(branches))
             for n, part in zip(batch, trunk_states.split([len(t.wanted) for t in trunks]), strict=True):
                 states[n].append(part)
-            row_of = {n: row for row, n in enumerate(batch)}
+            trunk_of = dict(zip(batch, caches[0], strict=True)) if branches else {}
             for few in self._branch_batches(branches):
-                past = gather_kv([(caches[0], row_of[n]) for n, _ in few], [branch.at + 1 for _, branch in few])
+                past = [trunk_of[n].cut(branch.at + 1) for n, branch in few]
                 trees = [_branch_tree(jobs[n], branch) for n, branch in few]
                 branch_states, _ = self.packed.forward([Segment(cached, trees, past)])
                 parts = branch_states.split([len(tree.wanted) for tree in trees])

@@ -1,7 +1,8 @@
 """Plans how many tokens and rows a GPU computes at once, from the model's shape and the GPU's total memory.
 
     weights      the model's weights, in the dtype it computes in
-    kv_cache     keys and values of every question and answer of a chunk, which the search extends
+    kv_cache     keys and values of every question and answer of a chunk, and one layer's copies of those that the search
+                 extends
     prefixes     keys and values of the exemplar prompts
     a_pass       the peak memory of one layer for a batch, in attention or in the feed-forward part
     head         float32 logits, and the candidates' weights, of the answer positions
@@ -112,10 +113,11 @@ def needs(
     prefix = shots * TOKENS_A_SHOT
     a_token = 2 * shape.layers * shape.kv_heads * shape.size * itemsize
     prompts = sizes.chunk_rows * sets
-    gathered = min(prompts, sizes.batch_tokens)  # the search may extend every question
+    # the search may extend every question: a layer gathers their keys and joins them with the batch's own
+    copies = 2 * min(prompts, sizes.batch_tokens) / shape.layers
     return MemoryNeeds(
         weights=parameters * itemsize // gpus,
-        kv_cache=(prompts + gathered) * SLOTS_A_PROMPT * a_token // gpus,
+        kv_cache=round((prompts + copies) * SLOTS_A_PROMPT * a_token) // gpus,
         prefixes=min(GROUPS, sizes.chunk_rows) * sets * prefix * a_token // gpus,
         a_pass=pass_bytes(shape, itemsize, min(sizes.batch_tokens, prompts * SLOTS_A_PROMPT), prefix, SLOTS_A_PROMPT),
         head=head_bytes(shape, itemsize, sizes.batch_tokens),

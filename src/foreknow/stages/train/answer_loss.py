@@ -20,15 +20,9 @@ from transformers import AttentionInterface, PreTrainedModel
 from foreknow.distributed import process_group
 from foreknow.errors import first_line
 from foreknow.inference.lm_head import scaled
-from foreknow.inference.packed_attention import (
-    CachedPrefix,
-    PackedBatch,
-    Segment,
-    TokenTree,
-    UnsupportedModel,
-    pack_segments,
-)
+from foreknow.inference.packed_attention import UnsupportedModel
 from foreknow.inference.packed_model import PackedModel
+from foreknow.inference.packing import CachedPrefix, PackedBatch, Segment, TokenTree, pack_segments
 from foreknow.models.private_api import attention_of, set_attention
 from foreknow.stages.train.dataset import TrainingExample, runs_by_length
 
