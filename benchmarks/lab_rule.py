@@ -11,7 +11,8 @@ what Unknown rows add. So training must be gentle enough on Known rows, and must
 4. Of the runs that are gentle and fit, the one with the largest rate is taken; of equal rates, the one without weight
    decay. If none is both, a larger model is built, and the rule is applied again.
 
-One seed; the same rows in all runs. It prints a table and writes `rule.json`. The study is then run with other seeds.
+One seed; the same rows in all runs, from the largest rate on, until one is both: smaller rates cannot be taken then. It
+prints a table and writes `rule.json`; the same command goes on. The study is then run with other seeds.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ def main() -> None:
         for decay in sorted(args.decays):
             lines.append(outcome(args, rate, decay))
             print(json.dumps(lines[-1]), flush=True)
+        if choose(lines) is not None:
+            break
     chosen = choose(lines)
     (args.out / "rule.json").write_text(json.dumps({"runs": lines, "chosen": chosen}, indent=1) + "\n")
     print("chosen:", "none: build a larger model" if chosen is None else json.dumps(chosen))
@@ -76,7 +79,6 @@ def outcome(args: argparse.Namespace, rate: float, decay: float) -> dict[str, An
             **{"prompt_template": str(prompt), "dtype": "float32", "device": "cpu"},
         },
     }
-    share_audit(args.out, settings["out"])
     results = run(settings_of(StudyConfig, settings)).results
     known = at(results, "known", "test", "all")
     mixed = at(results, "shares", "train", "Unknown")
@@ -88,14 +90,6 @@ def outcome(args: argparse.Namespace, rate: float, decay: float) -> dict[str, An
         "lost": round(known["early_stop"] - known["convergence"], 4),
         "unknown_fitted": mixed["convergence"],
     }
-
-
-def share_audit(home: Path, folder: Path) -> None:
-    """Let the runs share one audit: the first one's is linked into the others."""
-    first = next(iter(sorted(home.glob("rate-*/audit/manifest.json"))), None)
-    if first is not None and not (folder / "audit").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "audit").symlink_to(first.parent.resolve())
 
 
 def at(results: pl.DataFrame, kind: str, name: str, category: str) -> dict[str, float]:

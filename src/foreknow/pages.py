@@ -7,6 +7,7 @@ from pathlib import Path
 from foreknow.errors import ConfigError, InputError
 from foreknow.io.remote import download
 from foreknow.io.run_dir import not_finished, read_checked
+from foreknow.report import vega_process
 from foreknow.report.model_card import model_card
 from foreknow.stages.audit import page as audit_page
 from foreknow.stages.audit.result import open_audit
@@ -33,6 +34,7 @@ def write_report(folder: str | Path, *, show_rows: bool = True, control: Path | 
     stage = (read_checked(folder / "manifest.json") or {}).get("stage")
     if control is not None and stage != "tune":
         raise ConfigError(f"--control: {folder} is not a tune run, which alone has one")
+    vega_process.start()  # which takes as long as the imports that follow
     if stage == "audit":
         return audit_page.write_page(open_audit(folder), show_rows=show_rows)
     if stage == "tune":

@@ -229,6 +229,8 @@ def _edges(frame: pl.DataFrame, other: pl.Expr) -> pl.DataFrame:
 
 def families(edges: pl.DataFrame, count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """For each of `count` ids, from 0, the smallest id that a chain of edges leads to. `edges`: id, other."""
+    if edges.is_empty():
+        return np.arange(count)  # scipy stays out
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 

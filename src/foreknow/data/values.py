@@ -48,7 +48,7 @@ def text_of(value: object) -> str | None:
 
 
 def _non_text_value(value: object) -> str | None:
-    if isinstance(value, bool):
+    if value is None or isinstance(value, bool):
         return None
     if isinstance(value, int):
         return str(value)

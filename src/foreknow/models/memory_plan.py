@@ -1,8 +1,8 @@
 """Plans how many tokens and rows a GPU computes at once, from the model's shape and the GPU's total memory.
 
     weights      the model's weights, in the dtype it computes in
-    kv_cache     keys and values of every question and answer of a chunk, and one layer's copies of those that the search
-                 extends
+    kv_cache     keys and values of every question and answer of a chunk, and one layer's copies of those that the
+                 search extends
     prefixes     keys and values of the exemplar prompts
     a_pass       the peak memory of one layer for a batch, in attention or in the feed-forward part
     head         float32 logits, and the candidates' weights, of the answer positions

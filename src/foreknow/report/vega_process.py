@@ -23,6 +23,7 @@ MOST: Final = 200
 _PROGRAM: Final = """
 import json, sys
 import vl_convert
+vl_convert.vegalite_to_svg({"mark": "point"})
 for line in sys.stdin:
     print(json.dumps(vl_convert.vegalite_to_svg(json.loads(line))), flush=True)
 """
@@ -44,7 +45,7 @@ class _Renderer:
         """Draw a spec. Raises OSError or ValueError if the process cannot be started or does not answer."""
         with self.lock:
             if self.process is None:
-                self._start()
+                self.start()
             elif self.owner != os.getpid():
                 raise OSError("this process is a fork, and the chart process answers its parent")
             try:
@@ -57,7 +58,8 @@ class _Renderer:
                 self._end()
             return chart
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the process. Raises OSError if that fails."""
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", _PROGRAM],
             stdin=subprocess.PIPE,
@@ -86,6 +88,13 @@ class _Renderer:
 
 
 _RENDERER: Final = _Renderer()
+
+
+def start() -> None:
+    """Start the process before the first chart, so that the caller can go on meanwhile; on failure, do nothing."""
+    with contextlib.suppress(OSError), _RENDERER.lock:
+        if _RENDERER.process is None:
+            _RENDERER.start()
 
 
 def svg(spec: Mapping[str, Any]) -> str:

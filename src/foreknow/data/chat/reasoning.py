@@ -66,6 +66,8 @@ _HEADED = (
     (re.compile(r"analysis(?=[A-Z\s])"), re.compile(r"assistantfinal")),
 )
 """Headings in plain words. The text after the first heading is a thought only if the second heading follows."""
+_HEAD = re.compile("|".join(f"(?:{opening.pattern})" for opening, _ in _HEADED), re.IGNORECASE)
+"""Any of these headings, for a quick look: few texts have one."""
 _CHANNEL = re.compile(r"(?:<\|start\|>assistant)?<\|channel\|>(?P<channel>\w+)[^<\n]*<\|message\|>")
 _CHANNEL_END = re.compile(r"<\|(?:end|return|call)\|>")
 _CLOSING = re.compile(
@@ -139,6 +141,8 @@ def _thoughts_end(text: str) -> int:
 def _thought_end(text: str, start: int) -> int | None:
     """The offset at which the thought at `start` ends: the text's end if nothing closes it, None if there is none."""
     if text[start : start + 1] not in _OPENERS:
+        if not _HEAD.match(text, start):
+            return None
         headed = ((opening.match(text, start), closing) for opening, closing in _HEADED)
         end_mark = next((closing.search(text, head.end()) for head, closing in headed if head), None)
         return end_mark.end() if end_mark else None

@@ -92,6 +92,8 @@ def _flat(value: object) -> Sequence[object]:
 
 def decode_answer_object(value: object) -> object:
     """What a cell spells as an object of SQuAD's or TriviaQA's, or a list of them; any other value as it is."""
+    if value is None or (isinstance(value, str) and "{" not in value):
+        return value
     decoded = decode_object(value) if isinstance(value, str) and any(key in value for key in _SIGNS) else value
     objects = decoded if isinstance(decoded, list) else [decoded]
     return (

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from foreknow.io.run_dir import write_text
-from foreknow.report.audit import render_audit
 from foreknow.report.format import shown_path
 from foreknow.report.hold_option import comparison_beside
 from foreknow.settings import read_yaml
@@ -14,6 +13,8 @@ from foreknow.stages.audit.result import AuditResult
 
 def write_page(audit: AuditResult, *, show_rows: bool = True) -> Path:
     """Write `report.html` of an audit and return its path. `show_rows=False` leaves out every text of a row."""
+    from foreknow.report.audit import render_audit  # keeps altair out
+
     path = audit.folder / "report.html"
     page = render_audit(
         audit.rows,

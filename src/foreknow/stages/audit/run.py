@@ -129,9 +129,9 @@ def _prepare(
     """
     with open_cluster(config) as cluster:
         complete = folder.manifest is not None and not cluster
-        if complete and config.device == config.dtype == "auto":  # what was chosen then holds; torch stays out
-            device, dtype = (_known_identity(folder).get(key, "") for key in ("device", "dtype"))
-        else:
+        device, dtype = (_known_identity(folder).get(key, "") for key in ("device", "dtype"))
+        if not (complete and config.device in ("auto", device) and config.dtype in ("auto", dtype)):
+            # else what was chosen then holds, and torch stays out
             resolve_device_dtype = cluster.resolve_device_dtype if cluster else loading.resolve_device_dtype
             device, dtype = resolve_device_dtype(config.device, config.dtype)
         model = resolve(config.model, logger.info, config.trust_remote_code, base=config.base, check=not complete)

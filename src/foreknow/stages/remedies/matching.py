@@ -20,7 +20,6 @@ from statistics import fmean, variance
 from typing import Any, Final, NamedTuple
 
 import polars as pl
-from scipy.stats import t as student
 
 from foreknow.stages.remedies.points import POINTS
 
@@ -89,6 +88,8 @@ def kept_rows(outcomes: pl.DataFrame, rows: Sequence[int], reading: Reading) -> 
 
 def estimate(table: Sequence[Sequence[float]], level: float = LEVEL) -> Estimate:
     """Return the mean of a table of seeds by rows with its interval; see the top of this file."""
+    from scipy.special import stdtrit  # keeps scipy out
+
     seeds, rows = len(table), len(table[0]) if table else 0
     if not rows:
         return Estimate(math.nan, None, None)
@@ -104,7 +105,7 @@ def estimate(table: Sequence[Sequence[float]], level: float = LEVEL) -> Estimate
     if total == 0:
         return Estimate(mean, mean, mean)
     freedom = total**2 / sum(part**2 / count for part, count in parts)
-    half = float(student.ppf((1 + level) / 2, freedom)) * math.sqrt(total)
+    half = float(stdtrit(freedom, (1 + level) / 2)) * math.sqrt(total)
     return Estimate(mean, mean - half, mean + half)
 
 

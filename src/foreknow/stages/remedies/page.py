@@ -6,13 +6,14 @@ from pathlib import Path
 
 from foreknow.io.csv_escape import csv_of
 from foreknow.io.run_dir import write_json, write_text
-from foreknow.report.remedies import render_remedies
 from foreknow.stages.remedies.comparison import as_json, compare
 from foreknow.stages.remedies.result import RemediesResult
 
 
 def write_page(study: RemediesResult) -> Path:
     """Write the tables, `comparison.json` and the page again, and return the page's path. Runs no model."""
+    from foreknow.report.remedies import render_remedies  # keeps altair out
+
     comparison = compare(study.points, study.outcomes, study.costs, study.known)
     (study.folder / "tables").mkdir(exist_ok=True)
     tables = {

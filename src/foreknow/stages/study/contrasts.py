@@ -73,12 +73,12 @@ class ContrastPart(NamedTuple):
         With `seeds`, the error has at most seeds - 1 degrees of freedom: where few seeds happen to agree, their part of
         the error is estimated too small, and Satterthwaite's degrees of freedom become those of the rows.
         """
-        from scipy.stats import t
+        from scipy.special import stdtrit
 
         if level == LEVEL:
             return self
         df = min(self.df, seeds - 1) if seeds > 1 else self.df
-        wider = float(t.ppf(0.5 + level / 2, df) / t.ppf(0.5 + LEVEL / 2, self.df))
+        wider = float(stdtrit(df, 0.5 + level / 2) / stdtrit(self.df, 0.5 + LEVEL / 2))
         low, high = self.value - wider * (self.value - self.low), self.value + wider * (self.high - self.value)
         return self._replace(low=low, high=high)
 
@@ -260,13 +260,13 @@ def unknown_is_fitted_later(study: StudyData, _margin: float) -> Evidence | str:
 
 def _rows_and_seeds(by_seed: Array, se_rows: float, rows: int) -> Estimate:
     """Return the mean over seeds, with the error due to rows and the error due to seeds."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     count, value = len(by_seed), float(by_seed.mean())
     from_seeds = float(by_seed.var(ddof=1)) / count if count > 1 else 0.0
     se = (se_rows**2 + from_seeds) ** 0.5 or wilson(0, rows).high / 1.96
     df = se**4 / (se_rows**4 / max(rows - 1, 1) + from_seeds**2 / max(count - 1, 1) or 1.0)
-    half = float(t.ppf(0.975, max(df, 1.0))) * se
+    half = float(stdtrit(max(df, 1.0), 0.975)) * se
     return Estimate(value, value - half, value + half, se, max(df, 1.0), count, rows, from_seeds / se**2)
 
 

@@ -15,7 +15,6 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 from foreknow.categories import CATEGORIES, UNKNOWN
 from foreknow.data.builtin.lab_world import BINS, bin_of
@@ -196,7 +195,7 @@ def auc(scores: ArrayLike, positive: ArrayLike) -> float:
     ups, downs = int(marks.sum()), int((~marks).sum())
     if not ups or not downs:
         return float("nan")
-    ranks = rankdata(values)
+    ranks = pl.Series(values).rank("average").to_numpy()
     return float((ranks[marks].sum() - ups * (ups + 1) / 2) / (ups * downs))
 
 

@@ -145,11 +145,11 @@ def fit(points: pl.DataFrame) -> LinearModel:
 
 
 def _coefficient(basis: Clustered, which: int) -> Coefficient:
-    from scipy.stats import t
+    from scipy.special import stdtr, stdtrit
 
     value, se, df = basis.contrast(np.eye(3)[which])
-    half = float(t.ppf(0.5 + LEVEL / 2, df)) * se
-    p = float(2 * t.sf(abs(value) / se, df)) if se > 0 else float(value == 0)
+    half = float(stdtrit(df, 0.5 + LEVEL / 2)) * se
+    p = float(2 * stdtr(df, -(abs(value) / se))) if se > 0 else float(value == 0)
     return Coefficient(value, se, df, value - half, value + half, p)
 
 
@@ -178,7 +178,7 @@ def predict(model: LinearModel, known: float, unknown: float, *, new_run: bool =
     of runs and of points about the fit. Without it, the interval is for the fit itself. Raises ValueError for a
     model without coefficients.
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     if model.basis is None:
         raise ValueError(f"a model without coefficients predicts nothing ({model.note})")
@@ -188,7 +188,7 @@ def predict(model: LinearModel, known: float, unknown: float, *, new_run: bool =
     spread = model.basis.between + model.basis.within if new_run else 0.0
     if spread > 0:
         df = (se**2 + spread) ** 2 / (se**4 / df + spread**2 / max(model.runs - 3, 1))
-    half = float(t.ppf(0.5 + LEVEL / 2, df)) * (se**2 + spread) ** 0.5
+    half = float(stdtrit(df, 0.5 + LEVEL / 2)) * (se**2 + spread) ** 0.5
     return Prediction(value, value - half, value + half)
 
 

@@ -8,7 +8,6 @@ import polars as pl
 
 from foreknow.io.csv_escape import csv_of
 from foreknow.io.run_dir import write_json, write_text
-from foreknow.report.study import render_study
 from foreknow.stages.study import linear_model
 from foreknow.stages.study.result import StudyResult
 from foreknow.stages.study.tables import all_tables
@@ -19,6 +18,7 @@ def write_page(study: StudyResult) -> Path:
 
     This runs no model: everything comes from `results.parquet`, `outcomes.parquet` and the audit.
     """
+    from foreknow.report.study import render_study  # keeps altair out
 
     tables = all_tables(study)
     (study.folder / "tables").mkdir(exist_ok=True)

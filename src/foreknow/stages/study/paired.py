@@ -56,10 +56,10 @@ class Estimate:
 
     def p(self, reference: float = 0.0) -> float:
         """Return the two-sided p of the hypothesis that the true figure is `reference`."""
-        from scipy.stats import t
+        from scipy.special import stdtr
 
         away = abs(self.value - reference)
-        return float(2 * t.sf(away / self.se, self.df)) if self.se > 0 else float(away == 0)
+        return float(2 * stdtr(self.df, -(away / self.se))) if self.se > 0 else float(away == 0)
 
 
 class Parts(NamedTuple):
@@ -114,7 +114,7 @@ def parts(
 
     Raises InputError for fewer rows than parts.
     """
-    from scipy.stats import t
+    from scipy.special import stdtr
 
     both = stack([first, second])
     away = (both.values[1] - both.values[0]).mean(axis=0)
@@ -127,7 +127,7 @@ def parts(
     error = means.std(axis=1, ddof=1) / cut**0.5
     with np.errstate(divide="ignore", invalid="ignore"):
         size = np.where(means.mean(axis=1) == 0, 0.0, np.abs(means.mean(axis=1)) / error)
-    p = 2 * t.sf(size, cut - 1)
+    p = 2 * stdtr(cut - 1, -size)
     return Parts(float(away.mean()), float(np.median(p)), float(p.min()), float(p.max()))
 
 
@@ -159,7 +159,7 @@ def resampled(outcomes: Stack, statistic: Statistic, *, draws: int = DRAWS, seed
     hardly matter: 95 % intervals covered 97 to 99 % of simulated differences with 3 to 8 seeds. Where seeds matter more
     than rows, they covered 86 % with 2 seeds, 92 % with 3 and 96 % with 5.
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     generator = np.random.default_rng(seed)
     count, rows = outcomes.values.shape[1:]
@@ -175,7 +175,7 @@ def resampled(outcomes: Stack, statistic: Statistic, *, draws: int = DRAWS, seed
     variances = [float(np.nanvar(of_rows)), float(np.nanvar(seeds_move))]
     spread = variances[0] ** 2 / max(rows - 1, 1) + variances[1] ** 2 / max(count - 1, 1)
     df = sum(variances) ** 2 / spread if spread > 0 else float(max(rows - 1, 1))
-    half = float(t.ppf(0.5 + LEVEL / 2, df)) * se
+    half = float(stdtrit(df, 0.5 + LEVEL / 2)) * se
     of_seeds = variances[1] / sum(variances) if sum(variances) > 0 else 0.0
     return Estimate(value, value - half, value + half, se, df, count, rows, of_seeds)
 

@@ -65,12 +65,12 @@ def power(evidence: Mapping[int, Evidence | str], pilot_seeds: int, seeds: int) 
 
 def detectable(part: ContrastPart, pilot_seeds: int, seeds: int, rows: float = 1.0) -> float:
     """Return the smallest distance from the reference that `seeds` seeds and `rows` times the rows detect (share)."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     of_rows, of_seeds = _variances(part, pilot_seeds, seeds, rows)
     variance = of_rows + of_seeds
     df = variance**2 / (of_seeds**2 / max(seeds - 1, 1)) if of_seeds > 0 else math.inf
-    return float(t.ppf(0.975, df) + t.ppf(0.8, df)) * math.sqrt(variance)
+    return float(stdtrit(df, 0.975) + stdtrit(df, 0.8)) * math.sqrt(variance)
 
 
 def seeds_to_detect(part: ContrastPart, pilot_seeds: int) -> int | None:

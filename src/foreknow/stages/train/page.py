@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from foreknow.io.run_dir import read_json, write_text
-from foreknow.report.tune import render_tune
 from foreknow.stages.train.result import TrainResult, open_train
 
 
@@ -15,6 +14,8 @@ def write_page(result: TrainResult, *, control: Path | None = None, show_rows: b
     `control`: another run to compare it with. By default this is the run in the same parent folder that `control_of`
     finds. Raises InputError if the control is not a finished run.
     """
+    from foreknow.report.tune import render_tune  # keeps altair out
+
     path = result.folder / "report.html"
     beside = control if control is not None else control_of(result.folder)
     write_text(path, render_tune(result, open_train(beside) if beside else None, show_rows=show_rows))
