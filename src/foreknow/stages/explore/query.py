@@ -1,8 +1,8 @@
 """Answers queries on a table of rows: which rows match, in which order, and the cells of one page of them.
 
-A query costs a scan of the searched text, which is lower-case already, and the selection of the first (or last) few
-thousand rows by the column to sort by, not a sort of all. What the last few queries selected is remembered, so that
-turning a page costs nothing.
+A query costs a scan of the searched text, which is lower-case already, and a sort of numbers, as a text's place in the
+alphabet is one of the table's columns. What the last few queries selected is remembered, so that turning a page costs
+nothing.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ from foreknow.stages.explore.row_table import RowTable
 
 PAGE_ROWS: Final = 50
 REMEMBERED: Final = 8
-"""How many selections, and how many sorted parts of selections, are remembered."""
-SORTED_AT_ONCE: Final = 5_000
-"""So many rows are put in order at once, from the end that is nearer to the page."""
+"""How many selections, in the run's order or sorted, are remembered."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,6 @@ class RowQueries:
         self.table = table
         self._lock = threading.Lock()
         self._selections: OrderedDict[Query, pl.Series] = OrderedDict()
-        self._sorted_parts: OrderedDict[tuple[Query, bool], pl.Series] = OrderedDict()
 
     def page(self, query: Query) -> ResultPage:
         """Return the page of the rows that match; the last one if there are fewer pages.
@@ -69,9 +66,9 @@ class RowQueries:
         Raises InputError for a filter, a value or a column that the table does not have.
         """
         with self._lock:
-            selected = self._selected(replace(query, sort=None, down=False, page=0))
+            selected = self._selected(replace(query, page=0))
             page = min(max(query.page, 0), max(0, (len(selected) - 1) // PAGE_ROWS))
-            places = self._in_order(selected, replace(query, page=0), page * PAGE_ROWS)
+            places = selected[page * PAGE_ROWS : (page + 1) * PAGE_ROWS]
         cells = self.table.frame.select(c.name for c in self.table.columns)[places]
         return ResultPage(
             total=len(selected),
@@ -85,44 +82,31 @@ class RowQueries:
         """Forget what earlier queries selected: for measurements."""
         with self._lock:
             self._selections.clear()
-            self._sorted_parts.clear()
 
     def _selected(self, query: Query) -> pl.Series:
-        """The places of all rows that match, in the run's order."""
+        """The places of all rows that match, in the query's order."""
         if query not in self._selections:
-            places = pl.int_range(self.table.frame.height, dtype=pl.UInt32, eager=True)
-            matches = self._matches(query)
-            _remember(self._selections, query, places if matches is None else places.filter(matches))
+            if query.sort is not None:
+                places = self._sorted(self._selected(replace(query, sort=None, down=False)), query.sort, query.down)
+            else:
+                places = pl.int_range(self.table.frame.height, dtype=pl.UInt32, eager=True)
+                matches = self._matches(query)
+                places = places if matches is None else places.filter(matches)
+            self._selections[query] = places
+            while len(self._selections) > REMEMBERED:
+                self._selections.popitem(last=False)  # the one that was used longest ago
         self._selections.move_to_end(query)
         return self._selections[query]
 
-    def _in_order(self, selected: pl.Series, query: Query, start: int) -> pl.Series:
-        """The places of a page's rows, which begins at number `start` of the selected rows in the query's order."""
-        stop = min(start + PAGE_ROWS, len(selected))
-        if query.sort is None:
-            return selected[start:stop]
-        from_end = start > len(selected) // 2
-        needed = len(selected) - start if from_end else stop
-        key = (query, from_end)
-        part = self._sorted_parts.get(key, selected.clear())
-        while len(part) < needed:
-            part = part.append(self._next_rows(selected, part, query, from_end=from_end))
-        _remember(self._sorted_parts, key, part)
-        # a part from the end begins with the last row
-        return part[len(selected) - stop : needed].reverse() if from_end else part[start:stop]
-
-    def _next_rows(self, selected: pl.Series, before: pl.Series, query: Query, *, from_end: bool) -> pl.Series:
-        """Places of the `SORTED_AT_ONCE` rows that follow those of `before` in the query's order, or in its reverse."""
-        column = next((c for c in self.table.columns if c.name == query.sort), None)
+    def _sorted(self, places: pl.Series, name: str, down: bool) -> pl.Series:
+        """Places in the order of a column; rows without a value last, and rows of one value in the run's order."""
+        column = next((c for c in self.table.columns if c.name == name), None)
         if column is None:
-            raise InputError(f"sort={query.sort}: found no such column; reload the page")
-        keys = self.table.frame.select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("place"), key=column.sort_key)
-        if len(before) or len(selected) < keys.height:
-            left = pl.zeros(keys.height, dtype=pl.UInt8, eager=True).scatter(selected, 1).scatter(before, 0)
-            keys = keys.filter(left.cast(pl.Boolean))
-        down = (query.down != from_end, from_end)
-        ordered = keys.lazy().sort(["key", "place"], descending=down, nulls_last=not from_end).head(SORTED_AT_ONCE)
-        return ordered.select("place").collect()["place"]
+            raise InputError(f"sort={name}: found no such column; reload the page")
+        keys = self.table.frame[column.sort_key]
+        keys = keys if len(places) == len(keys) else keys.gather(places)
+        table = pl.DataFrame({"place": places, "key": keys})
+        return table.sort("key", descending=down, nulls_last=True, maintain_order=True)["place"]
 
     def _matches(self, query: Query) -> pl.Series | None:
         """Whether each row matches, by its place; None where every row does."""
@@ -160,14 +144,6 @@ class RowQueries:
         counted = (codes if len(selected) == frame.height else codes.gather(selected)).value_counts()
         counts = dict(counted.iter_rows())
         return [counts.get(place, 0) for place in range(len(CATEGORIES) + 1)]
-
-
-def _remember(store: OrderedDict[Any, pl.Series], key: object, value: pl.Series) -> None:
-    """Remember a value, and forget the ones that were used longest ago."""
-    store[key] = value
-    store.move_to_end(key)
-    while len(store) > REMEMBERED:
-        store.popitem(last=False)
 
 
 def _columns_of(tests: list[pl.Expr]) -> list[str]:

@@ -39,7 +39,7 @@ class Column:
 
     @property
     def sort_key(self) -> str:
-        """The frame's column by whose values the table is sorted: of a text its lower-case letters."""
+        """The frame's column by whose values the table is sorted: of a text its place in the alphabet."""
         return f"key_{self.name}" if self.kind in ("text", "flags") else self.name
 
 
@@ -308,7 +308,7 @@ def _group_and_flags(frame: pl.DataFrame) -> tuple[pl.DataFrame, list[Column], l
 def _with_sort_keys(frame: pl.DataFrame, columns: Sequence[Column]) -> pl.DataFrame:
     """Add what the table is sorted by where that is not a column of its own."""
     return frame.with_columns(
-        pl.col(c.name).str.to_lowercase().alias(c.sort_key) for c in columns if c.sort_key != c.name
+        pl.col(c.name).str.to_lowercase().rank("dense").alias(c.sort_key) for c in columns if c.sort_key != c.name
     )
 
 
