@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-avx2 test-slow test-faults soak test-hypothesis lint docs fuzz bench-audit bench-host bench-tune agreement sbom licences advisories clean
+.PHONY: demo test test-avx2 test-slow test-faults test-integrations soak test-hypothesis lint docs fuzz bench-audit bench-host bench-tune agreement sbom licences advisories clean
 
 # Says first how long it will take on this machine, and at the end how long it took.
 demo: $(VENV)/.installed
@@ -27,6 +27,10 @@ test-slow: $(VENV)/.installed-dev
 
 test-faults: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -m faults tests/faults
+
+# With the trackers and EleutherAI's harness, in an environment of its own, as they bring some 150 packages.
+test-integrations: .venv-integrations/.installed-all
+	.venv-integrations/bin/python -m pytest -q tests/test_trackers.py tests/test_export.py
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/soak.py --minutes 60
@@ -92,6 +96,11 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 .venv-%/.installed: constraints.txt
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --constraint constraints.txt $*
+	touch $@
+
+.venv-integrations/.installed-all: pyproject.toml constraints.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[facts,dev,harness,trackers]'
 	touch $@
 
 clean:
