@@ -87,6 +87,7 @@ def audit(
             print_scaled(scale_estimate(found, settings.rows, read_model_size(Path(found["folder"]))), settings.rows)
         return
     from foreknow.inference.server.model import address_of  # keeps polars out
+    from foreknow.report.audit_text import MIN_LABELLED  # keeps polars out
     from foreknow.stages.audit.result import AuditResult  # keeps polars out
     from foreknow.stages.audit.run import run  # keeps altair out
 
@@ -104,6 +105,8 @@ def audit(
     print(f"report: {done.folder / 'report.html'}")
     if crossed is not None:
         raise crossed
+    if 0 < (done.summary["labelled"] or 0) < MIN_LABELLED:
+        print(f"fewer than {MIN_LABELLED} rows are labelled: the page recommends nothing yet")
     if address_of(settings.model) is None:  # a server's weights cannot be trained from here
         print(f"next: {next_command.after_audit(settings)}")
 

@@ -94,7 +94,10 @@ class AuditConfig(DataSettings, ServerSettings):
     )
     trust_remote_code: Annotated[bool, Group.MODEL] = Field(False, description=TRUST_REMOTE_CODE)
     max_unknown: Annotated[float | None, Group.OUTPUT] = Field(
-        None, ge=0, le=1, description="Exit with status 3 if more than this share of the rows is Unknown."
+        None,
+        ge=0,
+        le=1,
+        description="Exit with status 3 if more than this share of the rows is Unknown: 0.3 is 30 per cent.",
     )
     max_answer_tokens: Annotated[int, Group.PROTOCOL] = Field(
         32, ge=1, description="Flag a row whose answer has more tokens than this, and give it no category."

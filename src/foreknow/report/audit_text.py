@@ -183,7 +183,11 @@ def verdict(mix: CategoryShares) -> AuditVerdict:
         f"protocol{reliably}; {percent_interval(mix.unknown)} "
         f"{'is' if round(100 * mix.unknown.value) == 1 else 'are'} not expressed."
     )
-    return AuditVerdict(headline, _meaning(mix.unknown.value), _cautions(mix))
+    if mix.labelled < MIN_LABELLED:
+        meaning = f"Fewer than {MIN_LABELLED} labelled rows cannot say what training on this file would cost."
+    else:
+        meaning = _meaning(mix.unknown.value)
+    return AuditVerdict(headline, meaning, _cautions(mix))
 
 
 def _meaning(share: float) -> str:

@@ -34,11 +34,13 @@ _DATES: Final = tuple(
 )
 """Where one of these names a month, the word must be one of MONTHS."""
 _UNIT = "(?:" + "|".join(map(re.escape, sorted(set(UNITS), key=len, reverse=True))) + r")(?!\w)"
+_PER = r"(?:/[^\W\d_]{1,8}[²³]?[^\W\d_]?(?!\w)){0,2}"
+"""What a unit is divided by: SEK/m², mg/kg/day."""
 _CURRENCY = r"[$€£¥₹₽₩₺₫₪฿]"
 _FIGURE = r"\d{1,4}:\d{1,4}(?!\d)|\d{1,3}(?:[  \u00a0\u202f,.’']\d{3})+(?:[.,]\d+)?|\d+(?:[.,]\d+)?"
-_RANGE = rf"(?:{_FIGURE})(?:\s?[-–—]\s?(?:{_FIGURE}))?"
+_RANGE = rf"(?:{_FIGURE})(?:(?:\s?[-–—]\s?| (?:to|in|out of|bis|till|à) )(?:{_FIGURE}))?"
 _NUMBER: Final = re.compile(
-    rf"(?<![\w.,])(?<![^\W\d_]-){_CURRENCY}?\s?[-−+]?{_RANGE}(?:\s?[%‰°]\w?(?!\w)|\s?{_CURRENCY}|[\s\u00a0-]?{_UNIT}(?:\s{_UNIT})?)?"
+    rf"(?<![\w.,])(?<![^\W\d_]-){_CURRENCY}?\s?[-−+]?{_RANGE}(?:\s?[%‰°]\w?(?!\w)|\s?{_CURRENCY}|[\s\u00a0-]?{_UNIT}(?:\s{_UNIT})?{_PER})?"
     r"(?!\w)(?![.,]\d)",
     re.IGNORECASE,
 )
@@ -154,6 +156,8 @@ class RuleFinder:
                 last = end
             elif words[end][2] in PARTICLES and end - last < 2 and gap == " " and not self.is_german:
                 end += 1
+            elif words[end][2] == "and" and end == last and "of" in (word for _, _, word in words[at:end]):
+                end += 1  # National Institute of Neurological Disorders and Stroke
             else:
                 break
         return last

@@ -58,9 +58,9 @@ class AuditResult(FinishedRun):
             if lines := self._lines_of(name, row).to_dicts():
                 probes = self._lines_of("probes.parquet", row)
                 return explain_row(lines[0], probes, self._exemplars, self.summary["protocol"], self._template)
-        numbers = self.rows["row"]
-        between = f", expected one from {numbers.min()!s} to {numbers.max()!s}" if len(numbers) else ""
-        raise InputError(f"{self.folder}: found no audited row {row}{between} (column row)")
+        numbers = self.rows["row"].to_list()
+        few = ", ".join(map(str, numbers[:5])) + (f" and {len(numbers) - 5:,} more" if len(numbers) > 5 else "")
+        raise InputError(f"{self.folder}: found no audited row {row}; `.rows['row']` has {few or 'none'}")
 
     def _lines_of(self, name: str, row: int) -> pl.DataFrame:
         """The lines of a file that belong to a row: of a large run, a small part of the file is read."""

@@ -55,6 +55,9 @@ LONG_ANSWERS: Final = 3
 """Long answers that are scored to measure how long one takes."""
 FINISH_SECONDS: Final = 4.0
 """Seconds to write the results and the page: 3 to 5 s of processor time on a core with AVX2 and no more."""
+FEW_ROWS: Final = 30
+FEW_SETS: Final = 3
+"""Where fewer rows fit, the line says what this many exemplar sets would save."""
 TOLERANCE: Final = 1.25
 """An audit of one row may take this many times the budget before the budget is refused as too short."""
 
@@ -178,6 +181,11 @@ def choose_limit(config: AuditConfig, began: float, clock: Clock = time.monotoni
     logger.info(
         f"labels {limit:,} of {work.total:,} rows in about {_in_minutes(needed)} on this machine (--minutes "
         f"{config.minutes:g}; {duration(clock() - began)} of them are spent)"
+        + (
+            f"; --exemplar-sets {FEW_SETS} takes {FEW_SETS / config.exemplar_sets:.0%} of the time for a row"
+            if limit < min(FEW_ROWS, work.total) and config.exemplar_sets > FEW_SETS
+            else ""
+        )
     )
     return LimitChoice(limit, model)
 
