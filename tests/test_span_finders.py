@@ -53,6 +53,15 @@ def found(answer: str, *others: str) -> list[tuple[str, str]]:
         ("И тогда Лев Толстой написал роман в 1869 году.", [("Лев Толстой", "name"), ("1869", "date")]),
         ("It is Act 2016:732 on Oslo's parks.", [("Act", "name"), ("2016:732", "number"), ("Oslo", "name")]),
         ("From 20-30 days, at -5 °C.", [("20-30 days", "number"), ("-5 °C", "number")]),
+        ("It takes 15 to 20 years in 1 in 4.", [("15 to 20 years", "number"), ("1 in 4", "number")]),
+        (
+            "Pay 600–1,200 SEK/m² and give 5 mg/kg/day; 3 and/or 4 days.",
+            [("600–1,200 SEK/m²", "number"), ("5 mg/kg/day", "number"), ("3", "number"), ("4 days", "number")],
+        ),
+        (
+            "The Institute of Neurological Disorders and Stroke works with Berlin and Oslo.",
+            [("Institute of Neurological Disorders and Stroke", "name"), ("Berlin", "name"), ("Oslo", "name")],
+        ),
     ],
 )
 def test_rules(answer: str, spans: list[tuple[str, str]]) -> None:
