@@ -33,7 +33,7 @@ _DATES: Final = tuple(
     )
 )
 """Where one of these names a month, the word must be one of MONTHS."""
-_UNIT = "(?:" + "|".join(map(re.escape, sorted(set(UNITS), key=len, reverse=True))) + r")(?!\w)"
+_UNIT = "(?:" + "|".join(map(re.escape, sorted(set(UNITS), key=len, reverse=True))) + r"|(?-i:A))(?!\w)"
 _PER = r"(?:/[^\W\d_]{1,8}[²³]?[^\W\d_]?(?!\w)){0,2}"
 """What a unit is divided by: SEK/m², mg/kg/day."""
 _CURRENCY = r"[$€£¥₹₽₩₺₫₪฿]"

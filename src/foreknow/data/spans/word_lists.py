@@ -22,8 +22,8 @@ MONTHS: Final = _words(
 """Names of months, in English, German, Swedish, French, Spanish, Italian, Portuguese and Dutch."""
 UNITS: Final = _words(
     """
-    mg µg μg mcg kg g lb lbs oz ml cl dl l km m cm mm µm nm mi ft in km² m² cm² m³ ha kwh wh kw mw gw w
-    v kv mv a ma hz khz mhz ghz kb mb gb tb kbit mbit gbit bar pa hpa kpa mmhg k °c °f c f cal kcal j kj
+    mg µg μg mcg kg g lb lbs oz ml cl dl l km m cm mm µm nm mi ft km² m² cm² m³ ha kwh wh kw mw gw w
+    v kv mv ma hz khz mhz ghz kb mb gb tb kbit mbit gbit bar pa hpa kpa mmhg k °c °f c f cal kcal j kj
     mol mmol nmol iu ie bpm rpm mph km/h m/s ppm dpi px st pcs usd eur gbp sek nok dkk chf jpy cny kr
     kronor euro euros dollars dollar pounds pound cents cent yen hundred thousand million millions
     billion billions trillion tusen miljon miljoner miljard mio mrd percent procent prozent pour second
