@@ -44,7 +44,11 @@ def print_audit(summary: dict[str, Any]) -> None:
         ]
     )
     speed = f", {format_rate(summary['rows_per_second'])}" if summary["labelled"] else ""
-    print(f"{summary['labelled']:,} of {summary['rows']:,} rows labelled with {plain(summary['model']['name'])}{speed}")
+    name, spans = plain(summary["model"]["name"]), summary.get("spans")
+    if summary["labelled"] or not spans:
+        print(f"{summary['labelled']:,} of {summary['rows']:,} rows labelled with {name}{speed}")
+    else:
+        print(f"{summary['rows']:,} rows read with {name}; none has a short answer, so their spans have the labels")
     if summary["labelled"]:
         print_table(table, "share of rows by category")
     if len(by_group) > len(groups):
@@ -64,7 +68,7 @@ def print_audit(summary: dict[str, Any]) -> None:
         print(
             f"{long:,} rows have answers longer than {limit} tokens and get no category: "
             + (
-                "the facts inside them have labels instead"
+                "the spans inside them have labels instead"
                 if has_spans
                 else "get their short facts with foreknow extract, or raise --max-answer-tokens"
             )
@@ -83,12 +87,12 @@ def print_audit(summary: dict[str, Any]) -> None:
             f"long answers: median {scored['tokens']:,.0f} tokens; mean log-probability of a token "
             f"{scored['logprob']:.2f} with the question, {scored['logprob_alone']:.2f} without"
         )
-    if spans := summary.get("spans"):
+    if spans:
         rows = ", ".join(f"{name} {count:,}" for name, count in spans["rows"].items())
         print(
-            f"spans of long answers: {spans['labelled']:,} of {spans['spans']:,} labelled, "
-            f"{spans['categories']['Unknown']:.1%} Unknown, {spans['new']:,} new (neither expressed in place nor "
-            f"recognised); rows by their spans: {rows}"
+            f"spans of long answers: {spans['labelled']:,} of {spans['spans']:,} labelled, {spans['new']:,} of them "
+            f"new ({spans['categories']['Unknown']:.1%} are not expressed in place; new ones are not recognised either); "
+            f"rows by their spans: {rows}"
         )
     if facts := summary.get("facts"):
         rows = ", ".join(f"{name} {count:,}" for name, count in facts["rows"].items())

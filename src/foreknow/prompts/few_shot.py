@@ -157,7 +157,7 @@ def draw_exemplars(
         empty = GroupExemplars(tuple(() for _ in range(sets)), ())
         return Exemplars(dict.fromkeys(groups, empty), "no exemplars: zero shots")
     if not groups:
-        return Exemplars({}, "no exemplars: no row is asked behind any")
+        return Exemplars({}, "no exemplars of short answers: no row has one")
     source, reason = _choose_pool(rows, pool, audited, shots * sets)
     need = shots + 1
     everything = _candidates(source, need)
