@@ -91,8 +91,8 @@ def print_audit(summary: dict[str, Any]) -> None:
         rows = ", ".join(f"{name} {count:,}" for name, count in spans["rows"].items())
         print(
             f"spans of long answers: {spans['labelled']:,} of {spans['spans']:,} labelled, {spans['new']:,} of them "
-            f"new ({spans['categories']['Unknown']:.1%} are not expressed in place; new ones are not recognised either); "
-            f"rows by their spans: {rows}"
+            f"new ({spans['categories']['Unknown']:.1%} are not expressed in place; new ones are not recognised "
+            f"either); rows by their spans: {rows}"
         )
     if facts := summary.get("facts"):
         rows = ", ".join(f"{name} {count:,}" for name, count in facts["rows"].items())
