@@ -102,11 +102,11 @@ def audit(
         from foreknow.stages.audit.chance_baseline import chance_table  # keeps polars out
 
         print_table(chance_table(done.chance), "Known rows, and what guessing would score, in %")
+    if 0 < (done.summary["labelled"] or 0) < MIN_LABELLED:
+        print(f"fewer than {MIN_LABELLED} rows are labelled: the page recommends nothing yet")
     print(f"report: {done.folder / 'report.html'}")
     if crossed is not None:
         raise crossed
-    if 0 < (done.summary["labelled"] or 0) < MIN_LABELLED:
-        print(f"fewer than {MIN_LABELLED} rows are labelled: the page recommends nothing yet")
     if address_of(settings.model) is None:  # a server's weights cannot be trained from here
         print(f"next: {next_command.after_audit(settings)}")
 
