@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from foreknow.config.shared import DEFAULT_FACTS
+from foreknow.config.shared import DEFAULT_FACTS, FEW_SETS
 
 PAGE: Final = "report.html"
 
@@ -25,10 +25,6 @@ class Step(NamedTuple):
         return shlex.join(("foreknow", *self.words))
 
 
-FEW_SETS: Final = "3"
-"""Exemplar sets of the audit: with ten, a slow machine labels a handful of rows in a minute."""
-
-
 def quickstart_steps(data: str, model: str | None, out: Path, minutes: float) -> Iterator[Step]:
     """Yield the steps in order; each is made once the one before it has run.
 
@@ -42,7 +38,7 @@ def quickstart_steps(data: str, model: str | None, out: Path, minutes: float) ->
         f"Labels as many rows of {data if own_file else 'the packaged facts'} as fit in {minutes:g} "
         f"{'minute' if minutes == 1 else 'minutes'} by what the model expresses already, and writes a page. "
         f"{FEW_SETS} sets of exemplars take a third of the time of the usual ten.",
-        ("audit", data, *_model(model), "--minutes", f"{minutes:g}", "--exemplar-sets", FEW_SETS, "--out", audit),
+        ("audit", data, *_model(model), "--minutes", f"{minutes:g}", "--exemplar-sets", str(FEW_SETS), "--out", audit),
     )
     yield Step(
         "Writes a training set from the labels: the rows without the Unknown ones.",

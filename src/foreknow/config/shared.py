@@ -13,6 +13,8 @@ from foreknow.settings import COMMON, Group, Settings, settings_of
 
 DEFAULT_FACTS = "facts"
 """The name of the packaged fact set, where a data file could stand."""
+FEW_SETS = 3
+"""Exemplar sets for a first look: with ten, a slow machine labels a handful of rows in a minute."""
 
 
 def column_pairs(value: Any) -> Any:

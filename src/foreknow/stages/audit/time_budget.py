@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple
 import polars as pl
 
 from foreknow.config import AuditConfig
+from foreknow.config.shared import FEW_SETS
 from foreknow.data.schema import chunks, largest_remainder
 from foreknow.errors import ConfigError
 from foreknow.inference.server.model import address_of
@@ -56,8 +57,7 @@ LONG_ANSWERS: Final = 3
 FINISH_SECONDS: Final = 4.0
 """Seconds to write the results and the page: 3 to 5 s of processor time on a core with AVX2 and no more."""
 FEW_ROWS: Final = 30
-FEW_SETS: Final = 3
-"""Where fewer rows fit, the line says what this many exemplar sets would save."""
+"""Where fewer rows fit, the line says what fewer exemplar sets would save."""
 TOLERANCE: Final = 1.25
 """An audit of one row may take this many times the budget before the budget is refused as too short."""
 
