@@ -8,6 +8,7 @@ import torch
 from foreknow.errors import ModelError
 from foreknow.models import loading
 from foreknow.models.private_api import has_bfloat16_instructions
+from foreknow.models.product_speed import is_bfloat16_faster
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="Apple's GPU is here")
@@ -30,4 +31,5 @@ def test_a_gpu_that_torch_offers_is_taken_when_asked_for_and_not_by_itself(monke
 def test_it_computes_in_float32_whatever_the_processor_has() -> None:
     assert loading._choose_dtype("auto", "mps") == ("float32", "dtype float32: no other was tried on mps")
     assert loading._choose_dtype("float16", "mps")[0] == "float16"
-    assert loading._choose_dtype("auto", "cpu")[0] == ("bfloat16" if has_bfloat16_instructions() else "float32")
+    faster = has_bfloat16_instructions() and is_bfloat16_faster()
+    assert loading._choose_dtype("auto", "cpu")[0] == ("bfloat16" if faster else "float32")

@@ -20,7 +20,7 @@ import foreknow
 from foreknow import progress
 from foreknow.inference import prepacked_linear
 from foreknow.inference.packed_attention import ATTENTION
-from foreknow.models import loading, private_api
+from foreknow.models import loading, private_api, product_speed
 from foreknow.stages.train.tracker import EvalModelCopy
 
 UNSUPPORTED = "mkldnn_reorder_linear_weight: bf16 path needs the cpu support avx_ne_convert or avx512bw"
@@ -330,6 +330,7 @@ def test_dtype_auto_asks_processor_and_library(
     monkeypatch: pytest.MonkeyPatch, processor: Any, library: Any, dtype: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(loading, "is_bfloat16_faster", lambda: True)
     monkeypatch.setattr(torch.ops, "mkldnn", operators(_is_mkldnn_bf16_supported=library))
     if processor is None:
         monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
@@ -345,6 +346,32 @@ def test_dtype_auto_asks_processor_and_library(
         assert loading.resolve_device_dtype("auto", "auto") == ("cpu", expected)
     monkeypatch.delattr(torch.cpu, "get_capabilities")
     assert loading.resolve_device_dtype("auto", "auto") == ("cpu", "float32")
+
+
+@pytest.mark.parametrize(("gain", "dtype"), [(0.6, "float32"), (1.0, "float32"), (1.2, "float32"), (2.0, "bfloat16")])
+def test_dtype_auto_takes_bfloat16_only_where_its_products_are_faster(
+    monkeypatch: pytest.MonkeyPatch, gain: float, dtype: str
+) -> None:
+    clock = [0.0]
+
+    def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        clock[0] += 1 / gain if x.dtype == torch.bfloat16 else 1.0
+        return x
+
+    monkeypatch.setattr(torch.nn.functional, "linear", product)
+    monkeypatch.setattr(product_speed.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(loading, "has_bfloat16_instructions", lambda: True)
+    monkeypatch.setattr(loading, "is_bfloat16_faster", product_speed.is_bfloat16_faster.__wrapped__)
+    chosen, reason = loading._choose_dtype("auto", "cpu")
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[dtype]
+    assert chosen == dtype
+    assert reason == f"dtype {dtype}: this processor multiplies matrices faster in it than in {other}"
+
+
+def test_one_slow_round_does_not_choose_the_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 9.0, 9.0, 10.0] + [10.0, 10.2, 10.2, 11.2] * 9)  # bfloat16 9, float32 1; then 0.2 and 1
+    monkeypatch.setattr(product_speed.time, "perf_counter", lambda: next(times))
+    assert product_speed.is_bfloat16_faster.__wrapped__()
 
 
 def test_the_attention_is_remembered_where_the_config_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:

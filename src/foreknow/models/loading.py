@@ -25,6 +25,7 @@ from foreknow.models.model_checks import check_causal, check_finite, check_vocab
 from foreknow.models.model_folders import read_config
 from foreknow.models.packaged import quiet
 from foreknow.models.private_api import disable_word_cache, has_bfloat16_instructions
+from foreknow.models.product_speed import is_bfloat16_faster
 from foreknow.models.resolve import Resolved, resolve
 from foreknow.prompts.vocabulary import Vocabulary
 
@@ -386,9 +387,11 @@ def _choose_dtype(setting: str, device: str) -> tuple[str, str]:
         return "float16", "dtype float16: the GPU has no bfloat16"
     if device != "cpu":
         return "float32", f"dtype float32: no other was tried on {device}"
-    if has_bfloat16_instructions():
-        return "bfloat16", "dtype bfloat16: the processor has instructions for it"
-    return "float32", "dtype float32: the processor has no instructions for bfloat16"
+    if not has_bfloat16_instructions():
+        return "float32", "dtype float32: the processor has no instructions for bfloat16"
+    if not is_bfloat16_faster():
+        return "float32", "dtype float32: this processor multiplies matrices faster in it than in bfloat16"
+    return "bfloat16", "dtype bfloat16: this processor multiplies matrices faster in it than in float32"
 
 
 def input_device(model: PreTrainedModel) -> torch.device:

@@ -81,7 +81,7 @@ class KnowledgeCallback(TrainerCallback):
     rows of `train` there, it uses the paper's format. A given `template` or `chat` must be that of the trainer's rows:
     otherwise ConfigError is raised at the start of training and shows both texts. `model`: the fingerprint of the model
     to be trained, to check that the audit is of the same model. `dtype`: the dtype in which float32 weights are
-    measured; "auto" is bfloat16 if the machine has instructions for it. `tokenizer`: needed if the trainer has none.
+    measured; "auto" is bfloat16 where that is faster. `tokenizer`: needed if the trainer has none.
     `bad_rows`: `refuse` raises InputError for rows from which nothing can be learnt, and for watched rows that the chat
     template refuses; `skip` logs a warning and goes on. `out`: a run folder to write, with a page; after training its
     path is `page`. `reading`: arguments passed on to `read_set`.

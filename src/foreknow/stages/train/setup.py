@@ -57,7 +57,7 @@ def training_plan(config: TuneConfig) -> TrainingPlan:
 
 
 def resolve_device_dtype(config: TuneConfig) -> tuple[str, str]:
-    """Return the device and the dtype to compute in; `--dtype auto` is bfloat16 if the machine has instructions for it.
+    """Return the device and the dtype to compute in; `--dtype auto` is bfloat16 where that is faster.
 
     Raises ConfigError for a device that tune does not train on.
     """
