@@ -26,7 +26,8 @@ from foreknow.data.builtin.lab_long import long_answers
 from foreknow.data.spans.finder import AnswerText
 from foreknow.data.spans.rules import RuleFinder
 from foreknow.data.spans.schema import is_new
-from foreknow.models.lab_model import LAB, build
+from foreknow.models.lab_model import build
+from foreknow.models.lab_recipe import LAB
 from foreknow.stages.study.lab_truth import auc
 
 BINS = ((0, 0), (1, 2), (3, 5), (6, 10), (11, 20), (21, 60))

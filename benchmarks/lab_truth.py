@@ -17,7 +17,7 @@ import polars as pl
 
 import foreknow
 from foreknow.categories import CATEGORIES, UNKNOWN
-from foreknow.models import lab_model as lab
+from foreknow.models import lab_recipe as lab
 from foreknow.stages.study import lab_truth
 
 FEW = 40

@@ -6,6 +6,8 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,9 +29,10 @@ from foreknow.data.load import read_data
 from foreknow.data.schema import has_word, majority_floor
 from foreknow.errors import ConfigError, InputError, ModelError, RunFolderError
 from foreknow.models import lab_model as lab
-from foreknow.models import loading
+from foreknow.models import lab_recipe, loading
 from foreknow.models.fingerprints import fingerprint
-from foreknow.models.lab_model import Recipe, build, tokenizer_of
+from foreknow.models.lab_model import build, tokenizer_of
+from foreknow.models.lab_recipe import Recipe
 from foreknow.prompts.prompt_template import PAPER, Prompter
 from foreknow.stages.study import lab_truth
 
@@ -111,7 +114,7 @@ def test_the_same_seed_gives_the_same_world_and_another_seed_another() -> None:
 
 
 def test_the_default_world_is_the_one_that_was_published(facts: pl.DataFrame, texts: list[str]) -> None:
-    # a change of this line is a change of the lab: raise lab.BUILD, and say so
+    # a change of this line is a change of the lab: raise lab_recipe.BUILD, and say so
     digest = hashlib.sha256(lab_world.jsonl(facts) + "\0".join(texts).encode()).hexdigest()
     assert digest[:16] == "1a16a25ebb6fed67"
 
@@ -241,7 +244,7 @@ def test_a_build_is_an_ordinary_model_with_its_facts(built: Path) -> None:
     told = json.loads((built / "lab.json").read_text())
     lines = [json.loads(line) for line in (built / "facts.jsonl").read_text().splitlines()]
     assert told["exposures"] == sum(line["exposures"] for line in lines)
-    assert told["facts"] == len(lines) == lab.facts(TINY).height
+    assert told["facts"] == len(lines) == lab_recipe.facts(TINY).height
     assert told["fingerprint"] == fingerprint(built)
     assert told["losses"][-1] < told["losses"][0]
     assert not list(built.parent.glob("*.safetensors"))
@@ -302,12 +305,12 @@ def test_the_cache_holds_each_recipe_once(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("FOREKNOW_CACHE", str(tmp_path))
     few = replace(TINY, world=replace(SMALL, subjects=4, ood_subjects=4))
     folder = build(None, quiet, few)
-    assert folder == lab.built_folder(few)
+    assert folder == lab_recipe.built_folder(few)
     assert folder.is_relative_to(tmp_path)
     said: list[str] = []
     assert build(None, said.append, few) == folder
     assert said == []
-    assert lab.built_folder(replace(few, learning_rate=1e-3)) != folder
+    assert lab_recipe.built_folder(replace(few, learning_rate=1e-3)) != folder
     assert [p.name for p in folder.parent.iterdir() if p.name.endswith(".safetensors")] == []
 
 
@@ -445,8 +448,24 @@ def test_the_command_builds_a_world_of_any_size(
     for words in ([], ["--subjects", "400"]):
         with pytest.raises(SystemExit, match="0"):
             cli.main(["lab", "build", "--out", str(tmp_path / "a"), *words])
-    assert asked[0] == lab.LAB
-    assert len(lab.facts(asked[1])) == 9 * 400 + 3 * 120
+    assert asked[0] == lab_recipe.LAB
+    assert len(lab_recipe.facts(asked[1])) == 9 * 400 + 3 * 120
     with pytest.raises(SystemExit):
         cli.main(["lab", "build", "--subjects", "2.5"])
     assert "found '2.5', expected a whole number" in capsys.readouterr().err
+
+
+def test_a_built_lab_is_found_without_torch(built: Path) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+from foreknow.errors import RunFolderError
+from foreknow.models import resolve
+from foreknow.models.lab_recipe import is_built
+try:
+    is_built(Path({str(built)!r}))
+except RunFolderError as error:
+    print("another recipe" in str(error), "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True False\n"

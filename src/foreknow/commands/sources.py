@@ -90,8 +90,8 @@ def build(
     hidden
         The width of the model, a multiple of 32; the model 'lab' has 128.
     """
-    from foreknow.models.lab_model import LAB  # keeps torch out
     from foreknow.models.lab_model import build as build_lab  # keeps torch out
+    from foreknow.models.lab_recipe import LAB  # keeps polars out
 
     if hidden % 32:
         raise ConfigError(f"--hidden {hidden}: expected a multiple of 32")

@@ -14,7 +14,6 @@ FOLDER/foreknow.json    checksums of the model's files; written last
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -32,12 +31,12 @@ from torch import Tensor
 
 from foreknow import progress
 from foreknow.data.builtin import lab_world
-from foreknow.data.builtin.lab_world import NAME, World
-from foreknow.errors import ResourceError, RunFolderError
+from foreknow.data.builtin.lab_world import NAME
+from foreknow.errors import ResourceError
 from foreknow.io.disk_space import disk_full_errors
-from foreknow.io.remote_paths import cache_folder
 from foreknow.io.run_dir import fingerprint, write_folder, write_json, write_whole
 from foreknow.models.fingerprints import fingerprint as fingerprint_of
+from foreknow.models.lab_recipe import BUILD, LAB, Recipe, built_folder, facts, is_built, key_of
 from foreknow.models.packaged import quiet, sha256_of
 from foreknow.models.versions import library_versions
 
@@ -46,41 +45,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-BUILD: Final = 2
-"""Raise this when a build's result changes for another reason than its recipe; older builds are then not used."""
-
-NOTE: Final = "a small Llama trained here on a made-up world, every exposure of every fact counted; it knows no other"
 BEGIN: Final = "<s>"
 END: Final = "</s>"
 PAD: Final = "<pad>"
 PAD_ID: Final = 2
 """The id of the padding token. The id of `<s>` is 0, and that of `</s>` is 1."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The settings that decide a build. `rows` x `width`: whole documents are packed into rows of `width` tokens, and a
-    step takes `rows` of them. `floor`: the share of the learning rate at the end of the cosine. Embeddings and head
-    learn at `embedding_rate` times the rate without decay, as a name is one token and is seen only a few times."""
-
-    world: World = field(default_factory=World)
-    hidden: int = 128
-    intermediate: int = 384
-    layers: int = 2
-    heads: int = 4
-    positions: int = 512
-    rows: int = 2
-    width: int = 128
-    learning_rate: float = 1.5e-3
-    embedding_rate: float = 3.0
-    warmup: float = 0.05
-    floor: float = 0.1
-    weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.999)
-    seed: int = 0
-
-
-LAB: Final = Recipe()
 
 
 @dataclass
@@ -92,16 +61,6 @@ class _State:
     step: int = 0
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
-
-
-def facts(recipe: Recipe = LAB) -> pl.DataFrame:
-    """Return every fact of the recipe's world (`lab_world.FACTS`); needs no built model."""
-    return lab_world.facts(recipe.world)
-
-
-def built_folder(recipe: Recipe = LAB) -> Path:
-    """Return the folder in the user's cache for the built model of a recipe."""
-    return cache_folder() / "models" / f"{NAME}-{_key(recipe).removeprefix('sha256:')[:16]}"
 
 
 def build(
@@ -117,7 +76,7 @@ def build(
     same folder waits. Raises RunFolderError for a folder that holds something else, ResourceError for a full disk.
     """
     target = (folder or built_folder(recipe)).expanduser().absolute()
-    if _is_built(target, recipe):
+    if is_built(target, recipe):
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +87,7 @@ def build(
         FileLock(str(target.with_name(f".{target.name}.lock"))),
         disk_full_errors(str(target), "the last checkpoint is kept"),
     ):
-        if not _is_built(target, recipe):
+        if not is_built(target, recipe):
             _build(target, checkpoint, recipe, log, every)
             checkpoint.unlink(missing_ok=True)
     return target
@@ -175,32 +134,13 @@ def pack_documents(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> list[l
     return rows
 
 
-def _key(recipe: Recipe) -> str:
-    return fingerprint({"build": BUILD, **asdict(recipe)})
-
-
-def _is_built(folder: Path, recipe: Recipe) -> bool:
-    """Return whether the folder holds the recipe's model. Raises RunFolderError if it holds anything else."""
-    try:
-        manifest = json.loads((folder / "lab.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        if folder.is_dir() and not any(folder.iterdir()):
-            return False
-        if folder.exists():
-            raise RunFolderError(f"{folder}: not empty and not a lab of foreknow; choose another folder") from None
-        return False
-    if manifest.get("key") != _key(recipe):
-        raise RunFolderError(f"{folder}: a lab built by another recipe; choose another folder, or delete it")
-    return True
-
-
 def _build(target: Path, checkpoint: Path, recipe: Recipe, log: Callable[[str], None], every: float) -> None:
     """Train to the end and write the folder atomically."""
     tokenizer = tokenizer_of(recipe)
     rows = pack_documents(recipe, tokenizer)
     steps = math.ceil(len(rows) / recipe.rows)
     # threads and versions change the bytes too: do not resume from a checkpoint made with others
-    key = fingerprint([_key(recipe), torch.get_num_threads(), library_versions()])
+    key = fingerprint([key_of(recipe), torch.get_num_threads(), library_versions()])
     state = _initial_state(recipe, len(tokenizer))
     if _load_checkpoint(state, checkpoint, key):
         log(f"{NAME}: going on after step {state.step:,} of {steps:,}")
@@ -209,7 +149,7 @@ def _build(target: Path, checkpoint: Path, recipe: Recipe, log: Callable[[str], 
     )
     table = facts(recipe)
     about = {
-        "key": _key(recipe),
+        "key": key_of(recipe),
         "build": BUILD,
         "recipe": asdict(recipe),
         "facts": table.height,

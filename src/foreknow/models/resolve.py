@@ -18,6 +18,7 @@ from foreknow.errors import ConfigError, ModelError
 from foreknow.io.remote import download
 from foreknow.io.remote_paths import is_url
 from foreknow.io.run_dir import fingerprint as hash_of
+from foreknow.models import lab_recipe
 from foreknow.models.adapters import about, base_of, read_adapter
 from foreknow.models.architectures import check_architecture
 from foreknow.models.fingerprints import fingerprint
@@ -156,9 +157,7 @@ def _find_model(
             _print_once(packaged.terms)
         return name, packaged_folder(packaged, log), packaged.note
     if name == LAB and not Path(name).exists():
-        from foreknow.models import lab_model as lab  # keeps torch out
-
-        return name, lab.build(log=log), lab.NOTE
+        return name, _lab_folder(log), lab_recipe.NOTE
     path = Path(name).expanduser()
     if name.endswith(".gguf"):
         if not path.is_file():
@@ -184,6 +183,16 @@ def _find_model(
         )
     check_name(name)
     return name, hub_folder(name, trust_remote_code, revision, known), None
+
+
+def _lab_folder(log: Callable[[str], None]) -> Path:
+    """Return the folder of the lab's model in the user's cache; build it first if it is not there."""
+    folder = lab_recipe.built_folder()
+    if lab_recipe.is_built(folder):
+        return folder
+    from foreknow.models.lab_model import build  # keeps torch out
+
+    return build(log=log)
 
 
 def _convert_gguf(path: Path, log: Callable[[str], None]) -> Path:
