@@ -25,6 +25,7 @@ from foreknow.io.run_dir import FORMAT
 from foreknow.pages import write_report
 from foreknow.prompts.prompt_template import Template
 from foreknow.stages.train.callback import KnowledgeCallback
+from foreknow.stages.train.inputs import unlabelled_notes
 from foreknow.stages.train.result import open_train
 
 KNOWN = Template(target="Q: {question}\nA:")
@@ -286,6 +287,31 @@ def test_a_trainer_that_resumes_goes_on_with_the_page(
     assert sorted(open_train(tmp_path / "watched").outcomes["step"].unique()) == [
         line["step"] for line in callback.lines
     ]
+
+
+def test_rows_that_count_in_no_category_are_counted_aloud(
+    parts: tuple[Any, Any, list[dict[str, Any]]],
+    files: dict[str, str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model, tokenizer, data = parts
+    rows = KnowledgeCallback(files["train"]).sets["train"]
+    some = rows.with_columns(category=pl.when(pl.col("row") < 5).then("category"))
+    callback = KnowledgeCallback(some, sets={"dev": files["dev"]}, template=KNOWN, tokenizer=tokenizer)
+    settings = arguments(tmp_path, num_train_epochs=1, load_best_model_at_end=False, eval_strategy="no")
+    with caplog.at_level("INFO", "foreknow"):
+        Trainer(model=model, args=TrainingArguments(**settings), train_dataset=data, callbacks=[callback]).train()
+    (line,) = [message for message in caplog.messages if "no label" in message]
+    assert line.startswith("train: 11 of 16 rows have no label, and count in no category's metric")
+
+
+def test_rows_with_labelled_spans_or_without_any_label_are_not_called_unlabelled() -> None:
+    own = pl.DataFrame({"row": [0, 1, 2], "category": ["Unknown", None, None]})
+    spans = {"train": pl.DataFrame({"row": [1, 1, 2]})}
+    assert unlabelled_notes({"train": own}, spans) == []
+    assert unlabelled_notes({"train": own}, {"train": spans["train"].head(2)})[0].startswith("train: 1 of 3 rows")
+    assert unlabelled_notes({"dev": own.with_columns(category=pl.lit(None, pl.String))}, {}) == []
 
 
 def test_frames_and_audits_are_taken(files: dict[str, str], tmp_path: Path) -> None:

@@ -161,6 +161,8 @@ GOOD = '{"question": "a", "answer": "b"}\n'
 BAD: list[tuple[str, str | bytes, str]] = [
     ("a.jsonl", GOOD + '{"question": }\n', r"a\.jsonl:2: broken JSON at column 14.*found '}'"),
     ("a.jsonl", GOOD + '{"question": "c', r"a\.jsonl:2: broken JSON"),
+    ("a.jsonl", GOOD + "{\n" + GOOD + "\nx\n", r"a\.jsonl:2: broken JSON.*; the text ends\. 1 more line .* JSON: 5\.$"),
+    ("a.jsonl", GOOD + "{\n" * 8 + GOOD, r"a\.jsonl:2: broken JSON.* 7 more lines .* as JSON: 3, 4, 5, 6, 7 and on\.$"),
     ("a.jsonl", GOOD + "[1]\n", r"a\.jsonl:2: found an array, expected an object"),
     ("a.jsonl", '"text"\n', r"a\.jsonl:1: found a string, expected an object"),
     ("a.jsonl", b'{"q": "a"}\n{"q": "\xe9"}\n', r"a\.jsonl:2: not UTF-8: found byte 0xe9 at byte 8 "),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import IO
 
 from foreknow.errors import InputError
@@ -188,8 +189,29 @@ def _line_pieces(part: DataFile, stream: IO[bytes]) -> Iterator[tuple[int, str, 
             piece = line.decode("utf-8-sig" if number == 1 else "utf-8").strip(" \t\r\n")
         except UnicodeDecodeError:
             raise not_utf8(part, batches.LONGEST_LINE) from None
-        if piece:
-            yield number, piece, _load_line(part.where, piece, number)
+        if not piece:
+            continue
+        try:
+            value = _load_line(part.where, piece, number)
+        except InputError as error:
+            raise InputError(f"{error}{_more_broken_lines(stream, number)}") from error
+        yield number, piece, value
+
+
+def _more_broken_lines(stream: IO[bytes], line: int, named: int = 5, most: int = 1_000_000) -> str:
+    """Return a sentence that counts the broken lines after a first one, of the next `most`, and names some of them."""
+    broken = []
+    rest = islice(iter(lambda: stream.readline(batches.LONGEST_LINE), b""), most)
+    for number, raw in enumerate(rest, start=line + 1):
+        try:
+            if text := raw.decode("utf-8").strip(" \t\r\n"):
+                loads(text)
+        except ValueError:
+            broken.append(number)
+    if not broken:
+        return ""
+    lines = ", ".join(map(str, broken[:named])) + (" and on" if len(broken) > named else "")
+    return f" {len(broken):,} more line{'s' if len(broken) > 1 else ''} cannot be read as JSON: {lines}."
 
 
 def _line_too_long(part: DataFile, line: int) -> InputError:

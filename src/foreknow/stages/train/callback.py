@@ -49,7 +49,7 @@ from foreknow.stages.train.answer_loss import base_of
 from foreknow.stages.train.callback_run import CallbackRun, training_settings
 from foreknow.stages.train.curves import TRAIN
 from foreknow.stages.train.dataset import SET, TRAINING, check_same_model, read_set, template_faults, without_faulty
-from foreknow.stages.train.inputs import labelled_spans
+from foreknow.stages.train.inputs import labelled_spans, unlabelled_notes
 from foreknow.stages.train.label_check import LabelReport, check_labels
 from foreknow.stages.train.row_faults import RowFault
 from foreknow.stages.train.span_labels import count_fitted
@@ -155,6 +155,8 @@ class KnowledgeCallback(TrainerCallback):
         self._take_format(state, kwargs)
         self._prepare(kwargs)
         self._check_labels(args, state, kwargs)
+        for note in unlabelled_notes(self.sets, self.spans) if state.is_world_process_zero else ():
+            logger.info(note)
         self._start_run(args, state)
         metric = (args.metric_for_best_model or "").removeprefix("eval_")
         ours = metric.endswith(("_em", "_em_lenient", "_fitted", "_spans")) and args.eval_strategy != "no"

@@ -150,6 +150,20 @@ def labelled_spans(rows: Mapping[str, pl.DataFrame], audit: AuditResult) -> dict
     }
 
 
+def unlabelled_notes(rows: Mapping[str, pl.DataFrame], spans: Mapping[str, pl.DataFrame]) -> list[str]:
+    """Return a line for each set of which only some rows have a label: a category (`SET`), or labelled spans."""
+    notes = []
+    for name, own in rows.items():
+        with_spans = spans[name]["row"].implode() if name in spans else pl.lit([], pl.List(pl.Int64))
+        labelled = own.filter(pl.col("category").is_not_null() | pl.col("row").is_in(with_spans)).height
+        if 0 < labelled < own.height:
+            notes.append(
+                f"{name}: {own.height - labelled:,} of {own.height:,} rows have no label, and count in no category's "
+                "metric; audit all of them to see these"
+            )
+    return notes
+
+
 def _span_notes(spans: Mapping[str, pl.DataFrame]) -> list[str]:
     notes = []
     for name, own in spans.items():
