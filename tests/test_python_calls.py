@@ -165,6 +165,23 @@ def test_several_files_of_one_audit(run: Cli, tmp_path: Path) -> None:
     assert "Unused" not in err
 
 
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (("mix",), "mix: found no AUDIT, which it needs: the folder of a finished audit\n"),
+        (("export", "lm-eval", "runs/a"), "export lm-eval: found no --out, which it needs\n"),
+        (("explore", "runs/a", "--port"), "explore: found no value after --port, which it needs\n"),
+    ],
+)
+def test_what_is_missing_is_named_with_a_command_that_shows_all(run: Cli, words: tuple[str, ...], found: str) -> None:
+    code, _, err = run(*words)
+    assert code == 2
+    assert f"foreknow: {found}" in err
+    shown = err.splitlines()[-1].removeprefix("All that it takes: foreknow ").split()
+    assert shown[-1] == "--help-all"
+    assert run(*shown)[0] == 0
+
+
 def test_no_verb_shows_three_things_to_do(run: Cli) -> None:
     code, out, _ = run()
     commands = [line.split()[1:] for line in out.splitlines() if line.startswith("  foreknow ")]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from cyclopts import App, CycloptsError, Parameter, validators
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, validators
 
 from foreknow import signals
 from foreknow.commands.results import card, compare, explore, lm_eval, report
@@ -137,13 +137,23 @@ def command_line(*, every_flag: bool = True) -> App:
         suppress_keyboard_interrupt=False,
     )
     app[HELP_ALL].help = "Show the help of a command; --help-all shows every flag that it has."
-    data = App(name="data", help="Write data sets: the paper's, PopQA, the packaged facts.")
+    data = App(
+        name="data", help_flags=(*HELP, HELP_ALL), help="Write data sets: the paper's, PopQA, the packaged facts."
+    )
     data.command(entityquestions)
     data.command(popqa)
     data.command(facts)
-    export = App(name="export", help="Write the rows of an audit as tasks of other evaluation tools.")
+    export = App(
+        name="export",
+        help_flags=(*HELP, HELP_ALL),
+        help="Write the rows of an audit as tasks of other evaluation tools.",
+    )
     export.command(lm_eval, name="lm-eval")
-    lab = App(name="lab", help="Train a small model of which every exposure of every fact is counted.")
+    lab = App(
+        name="lab",
+        help_flags=(*HELP, HELP_ALL),
+        help="Train a small model of which every exposure of every fact is counted.",
+    )
     lab.command(build)
     with_settings: list[Callable[..., None]] = [check, audit, extract, mix, tune, evaluate]
     for verb in with_settings:
@@ -191,12 +201,23 @@ All commands: foreknow --help. In Python: import foreknow; help(foreknow.audit)"
 """What `foreknow` alone prints."""
 
 
+def _missing(error: MissingArgumentError) -> str:
+    """Return what a command needs and was not given, with the first words of its help."""
+    assert error.argument is not None
+    if error.keyword:
+        return f"found no value after {error.argument.name}, which it needs"
+    about = (error.argument.parameter.help or "").split(", a folder or", maxsplit=1)[0].rstrip(".")
+    return f"found no {error.argument.name}, which it needs" + (f": {about[0].lower()}{about[1:]}" if about else "")
+
+
 def format_usage_error(error: CycloptsError) -> str:
     """Return a parser's error in one line or two; where words are left over, what to do with them."""
     left = getattr(error, "unused_tokens", None)
+    verb = " ".join(error.command_chain or ())
+    if isinstance(error, MissingArgumentError) and error.argument is not None:
+        return f"{verb}: {_missing(error)}\nAll that it takes: foreknow {verb} {HELP_ALL}"
     if not left:
         return " ".join(str(error).split())
-    verb = " ".join(error.command_chain or ())
     text = f"{verb}: found {plain(' '.join(map(str, left[:3])))}, more than it takes"
     if not any(str(word).startswith("-") for word in left):
         text += (
