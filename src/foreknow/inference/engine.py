@@ -8,7 +8,7 @@ architectures the packed pass does not fit. Both give the same distributions.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import NamedTuple, Protocol
 
@@ -102,8 +102,17 @@ class PackedEngine:
         self.batch_tokens = batch_tokens
         self._families: dict[Family, list[CachedPrefix]] = {}
 
-    def open(self, prompts: Sequence[Prompt], trees: Sequence[Sequence[TokenPath]]) -> tuple[Session, Nodes]:
-        """See `Engine.open`. Prompts that share a prefix should be adjacent."""
+    def open(
+        self,
+        prompts: Sequence[Prompt],
+        trees: Sequence[Sequence[TokenPath]],
+        targets: Sequence[Sequence[int]] | None = None,
+    ) -> tuple[Session, Nodes]:
+        """See `Engine.open`. Prompts that share a prefix should be adjacent.
+
+        `targets`: by prompt, a token for each of its nodes, whose log-probability is then the node's `log_p`; where the
+        token is -1 it is NaN. For a head of float32 and a `top_k`.
+        """
         made: dict[tuple[tuple[int, ...], int], TokenTree] = {}  # a row's prompts often differ in their prefix only
         for p, tree in zip(prompts, trees, strict=True):
             if (p.own, id(tree)) not in made:
@@ -124,7 +133,8 @@ class PackedEngine:
                     segments.append(Segment(prefix, [branches[i] for i in rows]))
                     parts.append(rows)
             states, caches = self.packed.forward(segments, keep=True)
-            nodes.append(self._nodes(states))
+            wanted = None if targets is None else [token for rows in parts for i in rows for token in targets[i]]
+            nodes.append(self._nodes(states) if wanted is None else self._nodes_with_log_p(states, wanted))
             for segment, cache, rows in zip(segments, caches, parts, strict=True):
                 for tokens, i in zip(cache, rows, strict=True):
                     questions[i] = _CachedQuestion(segment.prefix, tokens.cut(len(prompts[i].own)))
@@ -151,6 +161,12 @@ class PackedEngine:
             total = (logits.double() / self.sampling.temperature).logsumexp(-1)
             nodes.append(nodes_of(ids, values, self.sampling, total))
         return Nodes.concat(nodes)
+
+    def _nodes_with_log_p(self, states: Tensor, targets: Sequence[int]) -> Nodes:
+        tokens = torch.tensor(targets)
+        ids, values, log_p = self.packed.head.top_with_log_p(states, self.sampling.top_k, tokens.clamp(min=0))
+        found = log_p.cpu().double().masked_fill(tokens < 0, torch.nan)
+        return replace(nodes_of(ids, values, self.sampling), log_p=found.numpy())
 
 
 @dataclass(frozen=True)

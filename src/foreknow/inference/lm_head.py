@@ -60,6 +60,26 @@ class OutputHead:
         parts = [_widen(ids, values, width) for ids, values in parts]
         return torch.cat([ids for ids, _ in parts]), torch.cat([values for _, values in parts])
 
+    @torch.inference_mode()
+    def top_with_log_p(self, states: Tensor, k: int, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `top` does, and the log-probability of one token of each state, float32 [states].
+
+        `targets`: token ids, int64 [states]. The logits of the whole vocabulary are computed in float32 for both, so
+        ids and values are those of `top` for a head of float32.
+        """
+        k = min(k, self.weight.shape[0])
+        at_once = max(1, 2**26 // self.weight.shape[0])
+        tops, log_ps = [], []
+        with self._loaded() as head:
+            targets = targets.to(head.weight.device)
+            for part, wanted in zip(states.split(at_once), targets.split(at_once), strict=True):
+                logits = head._full(part.to(head.weight.device))
+                tops.append(_top_with_ties(logits, k))
+                log_ps.append(logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(-1))
+        width = max(ids.shape[1] for ids, _ in tops)
+        tops = [_widen(ids, values, width) for ids, values in tops]
+        return torch.cat([ids for ids, _ in tops]), torch.cat([values for _, values in tops]), torch.cat(log_ps)
+
     def full_logits(self, states: Tensor) -> Tensor:
         """Compute all next-token logits in float32, [states, vocabulary]."""
         with self._loaded() as head:

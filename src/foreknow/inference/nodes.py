@@ -33,13 +33,15 @@ class Nodes:
     """Many nodes, one a line; `nodes[n]` and iteration give each as a `Node`.
 
     Tokens of p = 0 (or NaN) at the end of a line only fill it up. `greedy` and `tail`: [nodes]; `tokens` and `p`:
-    [nodes, width].
+    [nodes, width]. `log_p`: [nodes], the log-probability (nats, no temperature) of one token each, if it was asked
+    for.
     """
 
     greedy: NDArray[np.int64]
     tokens: NDArray[np.int64]
     p: NDArray[np.float64]
     tail: NDArray[np.float64]
+    log_p: NDArray[np.float64] | None = None
 
     @classmethod
     def of(cls, nodes: Sequence[Node]) -> Nodes:
@@ -56,11 +58,13 @@ class Nodes:
     def concat(cls, parts: Sequence[Nodes]) -> Nodes:
         """Return the nodes of all parts, in order. Parts of fewer tokens are filled up."""
         width = max((part.tokens.shape[1] for part in parts), default=0)
+        log_p = [part.log_p for part in parts if part.log_p is not None]
         return cls(
             _joined([part.greedy for part in parts], np.int64),
             _joined([_widened(part.tokens, width) for part in parts], np.int64, width),
             _joined([_widened(part.p, width) for part in parts], np.float64, width),
             _joined([part.tail for part in parts], np.float64),
+            np.concatenate(log_p) if log_p and len(log_p) == len(parts) else None,
         )
 
     @property
@@ -71,7 +75,8 @@ class Nodes:
 
     def take(self, numbers: NDArray[np.int64]) -> Nodes:
         """Return the nodes of these numbers."""
-        return Nodes(self.greedy[numbers], self.tokens[numbers], self.p[numbers], self.tail[numbers])
+        log_p = None if self.log_p is None else self.log_p[numbers]
+        return Nodes(self.greedy[numbers], self.tokens[numbers], self.p[numbers], self.tail[numbers], log_p)
 
     def split(self, sizes: Sequence[int]) -> list[list[Node]]:
         """Return the nodes as objects, in groups of these sizes."""

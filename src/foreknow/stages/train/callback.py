@@ -355,7 +355,7 @@ class KnowledgeCallback(TrainerCallback):
         assert self._measure is not None
         check_finite("KnowledgeCallback: the trainer's model", model, self.dtype, WeightFiles((), {}))
         with torch.no_grad():
-            outcomes, spans = self._measure.measure(self._mirror.of(model) if self._mirror else model)
+            outcomes, spans, _ = self._measure.measure(self._mirror.of(model) if self._mirror else model)
         if self._mirror is not None and self._mirror.note is not None and not self.lines:
             logger.info(self._mirror.note)
         losses = [entry["loss"] for entry in state.log_history if "loss" in entry]

@@ -99,8 +99,10 @@ class EvalCallback:
         self.lenient = config.match == "lenient"
         tokens = int(config.batch_tokens or 2048)
         sets = inputs.rows if training_model.sharded else {name: own_rows(rows) for name, rows in inputs.rows.items()}
+        # several processes share the rows of loss and outcome differently, and a copy in bfloat16 is another model
+        scored = examples if process_group.world_size() == 1 and not training_model.mirror else None
         self.measure = Tracker(
-            prompter, vocabulary, sets, lenient=self.lenient, batch_tokens=tokens, spans=inputs.spans
+            prompter, vocabulary, sets, lenient=self.lenient, batch_tokens=tokens, spans=inputs.spans, examples=scored
         )
         self.known = KnownRows()
         self.memory_gib = 0.0
@@ -154,7 +156,7 @@ class EvalCallback:
         measurement = self._measured(weights)
         outcomes = all_outcomes(measurement.outcomes, self.inputs.rows)
         spans = all_span_outcomes(measurement.spans, self.inputs.spans)
-        return outcomes, spans, self._losses(trainer, weights)
+        return outcomes, spans, self._losses(trainer, weights, measurement.losses)
 
     def measure_outside(self, line: Line, *, at_end: bool = False) -> pl.DataFrame:
         """Measure what training does besides the user's sets, add it to the line, and return outcomes (`MEASURED`).
@@ -192,15 +194,21 @@ class EvalCallback:
             return Measurement(pl.DataFrame(schema=MEASURED), pl.DataFrame(schema=SPAN_OUTCOMES))
         return self.measure.measure(mirror.holding(weights))
 
-    def _losses(self, trainer: FactTrainer, weights: Mapping[str, Tensor] | None) -> dict[str, float]:
+    def _losses(
+        self,
+        trainer: FactTrainer,
+        weights: Mapping[str, Tensor] | None,
+        known: Mapping[str, tuple[float, int]] | None,
+    ) -> dict[str, float]:
         """Compute the mean loss, in nats a token, of every set but train.
 
-        For a sharded model, this measures the copy in the first process.
+        For a sharded model, this measures the copy in the first process. `known`: `Measurement.losses`.
         """
         tokens, device = int(self.config.batch_tokens or 2048), trainer.args.device.type
         if not self.training_model.sharded:
             own: Sets = {
-                name: rows[process_group.rank() :: process_group.world_size()] for name, rows in self.examples.items()
+                name: rows[process_group.rank() :: process_group.world_size()]
+                for name, rows in (self.examples if known is None else self.measure.unscored).items()
             }
             return mean_losses(
                 trainer.losses,
@@ -209,6 +217,7 @@ class EvalCallback:
                 tokens=tokens,
                 autocast=self.training_model.autocast,
                 device=device,
+                known=known,
             )
         mirror = self.training_model.mirror
         whole = mirror is not None and weights is not None and process_group.is_main_process()

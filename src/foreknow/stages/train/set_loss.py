@@ -25,16 +25,26 @@ Sets = Mapping[str, Sequence[TrainingExample]]
 
 
 @torch.no_grad()
-def mean_losses(losses: Pass, model: Any, sets: Sets, *, tokens: int, autocast: bool, device: str) -> dict[str, float]:
+def mean_losses(
+    losses: Pass,
+    model: Any,
+    sets: Sets,
+    *,
+    tokens: int,
+    autocast: bool,
+    device: str,
+    known: Mapping[str, tuple[float, int]] | None = None,
+) -> dict[str, float]:
     """Compute the mean loss of a token, in nats, of every set that has rows; all processes get the same numbers.
 
     `losses`: the pass that computes the losses. `model`: the model whose dropout is turned off meanwhile. `sets`: the
     rows of this process, by set name. `tokens`: how many tokens are computed at once. `autocast`: compute in bfloat16.
+    `known`: by set, the sum and the number of tokens of its other rows, whose losses are known already.
     """
     found = {}
     with evaluating(model), torch.autocast(device, torch.bfloat16, enabled=autocast):
         for name, rows in sets.items():
-            total, count = 0.0, 0
+            total, count = (known or {}).get(name, (0.0, 0))
             for part in micro_batches(rows, tokens):
                 ordered, values = losses.losses(part)
                 in_loss = [counts for example in ordered for counts in example.in_loss]

@@ -40,6 +40,8 @@ from foreknow.prompts.prompt_template import Prompter
 from foreknow.prompts.vocabulary import TokenPath, Vocabulary
 from foreknow.stages.train.answer_loss import base_of
 from foreknow.stages.train.answer_places import answer_places, tokens_in
+from foreknow.stages.train.gold_losses import GoldTokens, LossSums, gold_tokens, split_by_pass
+from foreknow.stages.train.set_loss import Sets
 from foreknow.stages.train.span_labels import SPAN_OUTCOMES
 
 OUTCOMES: Final[dict[str, pl.DataType]] = {
@@ -74,10 +76,15 @@ class _SpannedRow(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """Holds the outcomes of rows (`OUTCOMES`) and of spans (`SPAN_OUTCOMES`) of one measurement."""
+    """Holds the outcomes of rows (`OUTCOMES`) and of spans (`SPAN_OUTCOMES`) of one measurement.
+
+    `losses`: by set, the sum of -log p (nats) and the number of tokens of its golds (`gold_losses.py`); None if the
+    pass does not find them.
+    """
 
     outcomes: pl.DataFrame
     spans: pl.DataFrame
+    losses: dict[str, tuple[float, int]] | None = None
 
 
 class Tracker:
@@ -86,7 +93,9 @@ class Tracker:
     The prompts are made once. Each measurement computes a beginning that many prompts share only once, for all sets
     together. `lenient`: also follow answers that can be right only under lenient matching, which takes longer.
     `batch_tokens`: how many tokens are computed at once. `chunk_rows`: for how many rows keys and values are held at
-    once. `spans`: by set, labelled spans of its rows (`WATCHED_SPANS`), which the same pass measures.
+    once. `spans`: by set, labelled spans of its rows (`WATCHED_SPANS`), which the same pass measures. `examples`: by
+    set, the rows whose loss the same pass finds, if the model is in float32 and packed; `unscored` are those of them
+    that it cannot.
     """
 
     def __init__(
@@ -99,6 +108,7 @@ class Tracker:
         batch_tokens: int = 2048,
         chunk_rows: int = 512,
         spans: Mapping[str, pl.DataFrame] | None = None,
+        examples: Sets | None = None,
     ):
         self.lenient = lenient
         self.batch_tokens = batch_tokens
@@ -124,6 +134,9 @@ class Tracker:
             for row, spanned in _spanned_rows(prompter, rows, (spans or {})[name])
         }
 
+        self._golds = _golds(self._asked, examples or {})
+        self.unscored = split_by_pass(examples or {}, self._golds)
+
     @property
     def count(self) -> int:
         """Return the number of rows that each measurement covers."""
@@ -143,13 +156,15 @@ class Tracker:
         modes = [(module, module.training) for module in model.modules()]
         outcomes: list[tuple[str, int, bool, bool | None]] = []
         fitted: list[tuple[str, int, int, bool]] = []
+        sums = LossSums()
         try:
             with self._engine(model) as engine:
                 for start in range(0, self.count, self.chunk_rows):
                     part = self._asked[start : start + self.chunk_rows]
                     if len(self._states) > _MOST_STATES:
                         self._states.clear()
-                    right, nodes = _ask(engine, part, self._states, self.lenient)
+                    golds = [self._golds.get((row.name, row.row.number)) for row in part]
+                    right, nodes = _ask(engine, part, self._states, self.lenient, golds if self._finds(model) else None)
                     begin = 0
                     for n, row in enumerate(part):
                         spanned, end = self._spans.get((row.name, row.row.number)), begin + 1 + len(row.row.tree)
@@ -162,6 +177,8 @@ class Tracker:
                             fitted += [
                                 (row.name, row.row.number, *one) for one in _fitted(spanned, row.row.tree, greedy)
                             ]
+                        if nodes.log_p is not None and (gold := golds[n]) is not None:
+                            sums.add(row.name, gold, nodes.log_p[begin:end])
                         begin = end
                     outcomes += [(row.name, row.row.number, *outcome) for row, outcome in zip(part, right, strict=True)]
                     done(len(part))
@@ -172,7 +189,12 @@ class Tracker:
         return Measurement(
             pl.DataFrame(outcomes, schema=OUTCOMES, orient="row").sort("set", "row"),
             pl.DataFrame(fitted, schema=SPAN_OUTCOMES, orient="row").sort("set", "row", "span"),
+            sums.sums if self._finds(model) else None,
         )
+
+    def _finds(self, model: PreTrainedModel) -> bool:
+        """Return whether the pass finds the losses of golds: packed, and in float32 as they are trained on."""
+        return bool(self._golds) and self.note is None and model.get_output_embeddings().weight.dtype == torch.float32
 
     @contextmanager
     def _engine(self, model: PreTrainedModel) -> Iterator[Engine]:
@@ -192,13 +214,26 @@ class Tracker:
 
 
 def _ask(
-    engine: Engine, part: Sequence[_AskedRow], states: PathStates, lenient: bool
+    engine: Engine,
+    part: Sequence[_AskedRow],
+    states: PathStates,
+    lenient: bool,
+    golds: Sequence[GoldTokens | None] | None,
 ) -> tuple[list[tuple[bool, bool | None]], Nodes]:
     """Return the strict and the lenient outcome of each row, and the nodes of all: the root's, then those of its tree.
 
-    The lenient outcome is None if `lenient` is not set.
+    The lenient outcome is None if `lenient` is not set. `golds`: by row, the tokens whose log-probability the nodes
+    have, for a packed engine.
     """
-    session, nodes = engine.open([row.prompt for row in part], [row.row.tree for row in part])
+    prompts_of_part, trees_of_part = [row.prompt for row in part], [row.row.tree for row in part]
+    if golds is not None and isinstance(engine, PackedEngine):
+        targets = [
+            (-1,) * (1 + len(tree)) if gold is None else gold.targets
+            for gold, tree in zip(golds, trees_of_part, strict=True)
+        ]
+        session, nodes = engine.open(prompts_of_part, trees_of_part, targets)
+    else:
+        session, nodes = engine.open(prompts_of_part, trees_of_part)
     roots = [states.root(row.row.answers) for row in part]
     trees = [[root, *states.at(root, row.row.tree)] for root, row in zip(roots, part, strict=True)]
     limits = np.array([row.row.max_new for row in part])
@@ -216,6 +251,18 @@ def _ask(
         asked = searches.greedy_state[prompts]
         paths = [states.paths[state] for state in asked.tolist()]
         searches.feed(prompts, asked, session.extend(list(zip(prompts.tolist(), paths, strict=True))))
+
+
+def _golds(asked: Sequence[_AskedRow], examples: Sets) -> dict[tuple[str, int], GoldTokens]:
+    """Return the golds that stand in the trees of the rows asked, by set and row number."""
+    row_of = {(one.name, one.row.number): one for one in asked}
+    golds = {}
+    for name, rows in examples.items():
+        for example in rows:
+            one = row_of.get((name, example.row))
+            if one is not None and (gold := gold_tokens(example, one.prompt.ids, one.row.tree)) is not None:
+                golds[name, example.row] = gold
+    return golds
 
 
 def _spanned_rows(prompter: Prompter, rows: pl.DataFrame, spans: pl.DataFrame) -> Iterator[tuple[int, _SpannedRow]]:
