@@ -1,10 +1,11 @@
 """SliCK's labels against how often the lab's model was really told each fact, with and without chance.
 
     python benchmarks/lab_truth.py --out runs/lab-truth
+    python benchmarks/lab_truth.py --lab FOLDER --out runs/other-lab-truth      a lab that `foreknow lab build` made
 
-Audits every fact of the lab (`--model lab`, the paper's protocol), computes what guessing would score, and prints as
-Markdown: categories by exposures, never-seen facts by the number of answers, and how well each score tells seen facts
-from never-seen ones (area under the ROC curve: 0.5 is chance, 1 is perfect).
+Audits every fact of the lab (by default `--model lab`; the paper's protocol), computes what guessing would score, and
+prints as Markdown: categories by exposures, never-seen facts by the number of answers, and how well each score tells
+seen facts from never-seen ones (area under the ROC curve: 0.5 is chance, 1 is perfect).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import polars as pl
 
 import foreknow
 from foreknow.categories import CATEGORIES, UNKNOWN
+from foreknow.data.builtin.lab_world import FACTS
 from foreknow.models import lab_recipe as lab
 from foreknow.stages.study import lab_truth
 
@@ -27,10 +29,13 @@ FEW = 40
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--lab", type=Path, help="the folder of a built lab")
     args = parser.parse_args()
-    audit = foreknow.audit("lab", model="lab", out=str(args.out), dtype="float32", chance=True)
+    data, model = ("lab", "lab") if args.lab is None else (str(args.lab / "facts.jsonl"), str(args.lab))
+    audit = foreknow.audit(data, model=model, out=str(args.out), dtype="float32", chance=True)
     chance = pl.read_parquet(args.out / "chance.parquet")
-    rows = lab_truth.with_exposures(audit.rows, lab.facts()).join(chance, on="row", how="left")
+    facts = lab.facts() if args.lab is None else pl.read_ndjson(data, schema=FACTS)
+    rows = lab_truth.with_exposures(audit.rows, facts).join(chance, on="row", how="left")
     found = lab_truth.truth(rows)
     show("Categories by exposures", found.confusion)
     show("Never-seen facts by number of answers", found.pools)
