@@ -7,6 +7,8 @@ ours       FactTrainer: packed rows, the head on the answers' positions only
 trainer    transformers.Trainer as it comes: rows padded to the longest of their batch, labels masked up to the answer
 trl        TRL's SFTTrainer as it comes, on prompt and completion: activations computed twice (its default)
 trl-plain  the same with that turned off
+trl-packing  the same, and rows packed into sequences of as many tokens as a batch has on average (packing=True,
+           padding-free as TRL makes it): its batches are others, so only the mean loss of the epoch can be compared
 limit      nothing but the matrix products of the model's layers and head, forward and backward, for the tokens that
            `ours` computes: no trainer that computes these tokens can be faster on this machine
 
@@ -65,7 +67,7 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--only", nargs="+", default=["ours", "trainer", "trl", "trl-plain"])
+    parser.add_argument("--only", nargs="+", default=["ours", "trainer", "trl", "trl-plain", "trl-packing"])
     parser.add_argument("--measured", type=int, default=128, help="rows to ask by generate")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -103,7 +105,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         found[f"{name}, rows/s"] = value
         if name != "ours" and "ours" in rates:
             found[f"ours / {name}"] = rates["ours"] / value
-            pairs = list(zip(runs["ours"][0][1], runs[name][0][1], strict=True))
+            losses, theirs = runs["ours"][0][1], runs[name][0][1]
+            if name == "trl-packing":
+                found[f"mean loss, ours and {name}"] = f"{mean(losses):.3f}, {mean(theirs):.3f}"
+                continue
+            pairs = list(zip(losses, theirs, strict=True))
             found[f"loss, ours - {name}: first step, mean, largest"] = (
                 f"{pairs[0][0] - pairs[0][1]:+.5f}, {mean(a - b for a, b in pairs):+.5f}, "
                 f"{max((a - b for a, b in pairs), key=abs):+.5f} of {mean(b for _, b in pairs):.3f}"
@@ -252,7 +258,12 @@ def trainer(args: Any, loaded: loading.Loaded, lessons: Sequence[TrainingExample
 
 
 def trl(
-    args: Any, loaded: loading.Loaded, lessons: Sequence[TrainingExample], folder: Path, plain: bool = False
+    args: Any,
+    loaded: loading.Loaded,
+    lessons: Sequence[TrainingExample],
+    folder: Path,
+    plain: bool = False,
+    packing: bool = False,
 ) -> Run:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -261,8 +272,15 @@ def trl(
     ordered = [lessons[place] for place in in_order(args, len(lessons))]
     data = Dataset.from_list([{"prompt": spell(e.prompt), "completion": spell(e.answer[:-1])} for e in ordered])
     given = {**settings(args, folder), **({"gradient_checkpointing": False} if plain else {})}
+    if packing:
+        tokens = round(mean(e.length + 1 for e in lessons) * args.batch)
+        given |= {"packing": True, "max_length": tokens, "per_device_train_batch_size": 1}
     rival = SFTTrainer(loaded.model, SFTConfig(**given), train_dataset=data, processing_class=loaded.tokenizer)
-    return _run(rival)
+    seconds, losses = _run(rival)
+    if packing:  # the first sequence is as long as a batch; the time of all others is spread over the other batches
+        others = len(lessons) // args.batch - 1
+        seconds = [seconds[0], *[sum(seconds[1:]) / others] * others]
+    return seconds, losses
 
 
 def _run(rival: Any) -> Run:
@@ -281,6 +299,7 @@ CONTENDERS: dict[str, Callable[..., Run]] = {
     "trainer": trainer,
     "trl": trl,
     "trl-plain": lambda *given: trl(*given, plain=True),
+    "trl-packing": lambda *given: trl(*given, plain=True, packing=True),
 }
 
 
