@@ -74,7 +74,7 @@ class OutputHead:
             targets = targets.to(head.weight.device)
             for part, wanted in zip(states.split(at_once), targets.split(at_once), strict=True):
                 logits = head._full(part.to(head.weight.device))
-                tops.append(_top_with_ties(logits, k))
+                tops.append(top_with_ties(logits, k))
                 log_ps.append(logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(-1))
         width = max(ids.shape[1] for ids, _ in tops)
         tops = [_widen(ids, values, width) for ids, values in tops]
@@ -96,7 +96,7 @@ class OutputHead:
         vocabulary = self.weight.shape[0]
         exact = self.weight.dtype == torch.float32 or vocabulary <= 4096 or self.bias is not None
         if exact:
-            return _top_with_ties(self._full(states), k)
+            return top_with_ties(self._full(states), k)
         candidates = min(vocabulary, k + max(24, k // 2))
         rough_logits, ids = nn.functional.linear(states, self.weight).topk(candidates, dim=-1)
         weights = self.weight[ids].float()
@@ -133,7 +133,7 @@ def _ties(values: Tensor, k: int) -> Tensor:
     return (values >= values.topk(k, dim=-1).values[:, -1:]).sum(-1).clamp(min=k)
 
 
-def _top_with_ties(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def top_with_ties(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the k largest values of each line and ties of the k-th: ids and values. Few lines need a second pass."""
     values, ids = logits.topk(min(logits.shape[1], k + 8), dim=-1)
     least = values[:, k - 1 : k]

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from foreknow.inference.engine import Sampling
+from foreknow.inference.lm_head import top_with_ties
 from foreknow.inference.span_tree import PathStates, SpanPaths, word_ends
 
 _FLOATS: Final = 2**23
@@ -79,29 +80,39 @@ class SpanDistributions:
         tokens = torch.tensor([token for node in nodes for token in of_node.get(node, ())], dtype=torch.long)
         keys = [(node, token) for node in nodes for token in of_node.get(node, ())]
         lines, tokens = lines.to(logits.device), tokens.to(logits.device)
-        total = logits.logsumexp(-1)
+        # of equal logits the lowest id wins: torch.max gives the first
+        top, greedy = logits.max(-1)
+        total, ending = _log_sums(logits, top, ends)
         self.logp |= zip(keys, (logits[lines, tokens] - total[lines]).double().tolist(), strict=True)
-        ending = logits.masked_fill(~ends, -torch.inf).logsumexp(-1) - total
-        self.end_logp |= zip(nodes, ending.double().tolist(), strict=True)
+        self.end_logp |= zip(nodes, (ending - total).double().tolist(), strict=True)
         sampled = [n for n, node in enumerate(nodes) if node in spelled]
         if not sampled:
             return
-        logits = logits[sampled]
-        top = logits.amax(-1, keepdim=True)
-        ids = torch.arange(logits.shape[1], device=logits.device)
-        # of equal logits the lowest id wins, as in torch.argmax over the vocabulary
-        greedy = torch.where(logits == top, ids, logits.shape[1] - 1).amin(-1)
-        self.greedy |= zip([nodes[n] for n in sampled], greedy.tolist(), strict=True)
-        sampling = self.sampling
-        if sampling.top_k:
-            kth = logits.topk(min(sampling.top_k, logits.shape[1]), dim=-1).values[:, -1:]
-            logits = logits.masked_fill(logits < kth, -torch.inf)
-        p = (logits / sampling.temperature).softmax(-1)
-        self.end_p |= zip([nodes[n] for n in sampled], (p * ends).sum(-1).double().tolist(), strict=True)
+        self.greedy |= zip([nodes[n] for n in sampled], greedy[sampled].tolist(), strict=True)
         line_of = {nodes[n]: at for at, n in enumerate(sampled)}
         own = [key for key in keys if key[0] in line_of]
-        values = p[[line_of[node] for node, _ in own], [token for _, token in own]] if own else p.new_zeros(0)
-        self.p |= zip(own, values.double().tolist(), strict=True)
+        places = ([line_of[node] for node, _ in own], [token for _, token in own])
+        end_p, p = self._sampled(logits[sampled], ends, places)
+        self.end_p |= zip([nodes[n] for n in sampled], end_p.double().tolist(), strict=True)
+        self.p |= zip(own, p.double().tolist(), strict=True)
+
+    def _sampled(
+        self, logits: Tensor, ends: Tensor, places: tuple[Sequence[int], Sequence[int]]
+    ) -> tuple[Tensor, Tensor]:
+        """Return P(the next sampled token ends a word), [lines], and P of the tokens at `places` (lines, tokens)."""
+        temperature, top_k = self.sampling.temperature, self.sampling.top_k
+        wanted = logits[places] / temperature if places[0] else logits.new_zeros(0)
+        if not top_k:
+            p = (logits / temperature).softmax(-1)
+            return (p * ends).sum(-1), p[places] if places[0] else wanted
+        ids, values = top_with_ties(logits, min(top_k, logits.shape[1]))
+        scaled = values / temperature
+        total = scaled.logsumexp(-1)
+        end_p = ((scaled - total[:, None]).exp() * ends[ids]).sum(-1)
+        least = values.masked_fill(values.isinf(), torch.inf).amin(-1)  # what is below it cannot be drawn
+        on = torch.tensor(places[0], dtype=torch.long, device=logits.device)
+        drawn = wanted >= least[on] / temperature
+        return end_p, (wanted - total[on]).exp() * drawn
 
     def score(self, span: SpanStates) -> SpanScore:
         """Score a span behind this job's set."""
@@ -138,6 +149,22 @@ class SpanDistributions:
             more = self.logp[path.last, after]
             end = max(end, more) + math.log1p(math.exp(-abs(end - more)))
         return total + end
+
+
+def _log_sums(logits: Tensor, top: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logarithm of the sum of exp(logits) of each line, over all tokens and over those that end a word.
+
+    One exponential serves both. `top`: each line's largest logit. Where all ending tokens lie so far below it that
+    their sum is 0 in float32, theirs is computed apart.
+    """
+    both = torch.stack([torch.ones_like(ends, dtype=logits.dtype), ends.to(logits.dtype)], 1)
+    sums = (logits - top[:, None]).exp_() @ both
+    total, ending = (sums.log() + top[:, None]).unbind(1)
+    lost = sums[:, 1] == 0
+    if bool(lost.any()):
+        ending = ending.clone()
+        ending[lost] = logits[lost].masked_fill(~ends, -torch.inf).logsumexp(-1)
+    return total, ending
 
 
 def word_ending_tokens(tokenizer: PreTrainedTokenizerBase, size: int) -> Tensor:
