@@ -246,6 +246,7 @@ def tune(
     replay: float = 0.0,
     kl: float = 0.0,
     kl_rows: Literal["auto", "all", "known"] = "auto",
+    kl_exemplars: Literal["auto", "yes", "no"] = "auto",
     force: bool = False,
     allow_overlap: bool = False,
     map: Mapping[str, str] | Sequence[str] | str | None = None,

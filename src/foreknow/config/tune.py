@@ -159,6 +159,11 @@ class TuneConfig(Settings):
         description="The rows of --audit at which --kl holds the model: all that are in no set, or the HighlyKnown "
         "ones of them (auto: all; known with --replay, which learns their answers).",
     )
+    kl_exemplars: Annotated[YesNoAuto, Group.TRAINING] = Field(
+        "auto",
+        description="Take the predictions to which --kl holds the model from prompts with exemplars (auto: where the "
+        "model before training answers more of the rows so, as base models do).",
+    )
     known_late: Annotated[float, Group.TRAINING] = Field(
         0.0,
         ge=0,

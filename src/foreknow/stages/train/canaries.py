@@ -146,10 +146,10 @@ class CanaryCheck:
         frame = pl.DataFrame(costs, schema={"row": pl.Int64(), "tokens": pl.Int64()}, orient="row")
         return frame.group_by("row", maintain_order=True).agg(pl.col("tokens").sum())
 
-    def known_examples(self, rows: Iterable[int], right: Mapping[int, int]) -> list[TrainingExample]:
-        """Return the token ids of `rows` with the answer that the model gives. `right`: see `spellings`."""
+    def golds(self) -> dict[int, TrainingExample]:
+        """Return, by row, its gold behind its prompt as token ids."""
         by_line = {example.row: example for example in self.examples}
-        return [by_line[right[row]] for row in rows if row in right]
+        return {row: by_line[line] for row, line in self.first_spellings().items()}
 
     def first_spellings(self) -> dict[int, int]:
         """Return, for every row, the line in which its gold stands."""

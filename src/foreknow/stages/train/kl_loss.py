@@ -6,6 +6,10 @@ teacher's log-probabilities are computed once, before the first step, and only t
 are stored; the rest of the vocabulary counts as one more token, the *tail*, with the sum of its probabilities. Merging
 tokens into one never makes the divergence larger, so this is a lower bound of the whole one, and equal to it if k is
 the size of the vocabulary.
+
+A base model hardly answers in the form in which rows are trained on, so holding it there to its own predictions holds
+it to not answering. So the teacher may read the same answers behind a prompt with exemplars (`kl_teacher.py`). There an
+answer ends otherwise than in training, and the divergence at the token that ends it does not count.
 """
 
 from __future__ import annotations
@@ -135,16 +139,29 @@ def teacher_key(model: str, pool: str, k: int, dtype: str) -> str:
 
 
 class KlTerm(NamedTuple):
-    """Holds what `--kl` adds to the loss: `weight` times the mean divergence from the teacher."""
+    """Holds what `--kl` adds to the loss: `weight` times the mean divergence from the teacher.
+
+    `skips_end`: the token that ends an answer does not count.
+    """
 
     weight: float
     teacher: Teacher
+    skips_end: bool = False
+
+    def counted(self, example: TrainingExample) -> list[bool]:
+        """Return whether the divergence at each token of a row's answer counts; only the pool's rows have any."""
+        counts = is_replay(example)
+        return [counts] * (len(example.answer) - 1) + [counts and not self.skips_end]
 
     def divergences(self, logits: Tensor, rows: Sequence[TrainingExample]) -> Tensor:
-        """Return KL(teacher || model) at the answer tokens of those of `rows` that are from the pool, float32.
+        """Return KL(teacher || model) at the counted answer tokens of those of `rows` that are from the pool, float32.
 
         `logits`: the model's at the answer tokens of all `rows`, in their order, [tokens, vocabulary].
         """
         own = [example for example in rows if is_replay(example)]
-        places = torch.tensor([is_replay(example) for example in rows for _ in example.answer], device=logits.device)
-        return kl_to_teacher(logits[places], self.teacher.at(own))
+        places = torch.tensor([counts for example in rows for counts in self.counted(example)], device=logits.device)
+        kept = torch.tensor([counts for example in own for counts in self.counted(example)])
+        teacher = self.teacher.at(own)
+        return kl_to_teacher(
+            logits[places], Teacher(teacher.tokens[kept], teacher.log_p[kept], teacher.log_tail[kept], ())
+        )

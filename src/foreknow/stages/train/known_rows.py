@@ -37,6 +37,7 @@ from foreknow.stages.train.asking_model import AskingModel
 from foreknow.stages.train.canaries import FEW, CanaryCheck, Candidates
 from foreknow.stages.train.curves import CANARIES
 from foreknow.stages.train.dataset import LabelledSplit, TrainingExample, read_set
+from foreknow.stages.train.kl_teacher import exemplars_for_teacher, paired_rows
 from foreknow.stages.train.made_up import MadeUpCheck, is_cheap, made_up_questions
 from foreknow.stages.train.replay import (
     FOLDER,
@@ -203,6 +204,15 @@ class _Choice:
         rows = canaries.without_subjects(canaries.without_questions(self._packaged, self.sets), self.sets)
         return Candidates(rows, "packaged facts")
 
+    def teacher_shots(self, rows: pl.DataFrame) -> int:
+        """Return behind how many exemplars the teacher of `--kl` reads these rows."""
+        shots, line = exemplars_for_teacher(
+            self.config.kl_exemplars, rows, self.check, lambda check: len(_spellings(check, self.asking))
+        )
+        if line:
+            logger.info(line)
+        return shots
+
     def check(self, rows: pl.DataFrame, shots: int = 0) -> CanaryCheck:
         """Prepare these rows to be asked, behind `shots` exemplars."""
         asking = self.asking
@@ -350,8 +360,12 @@ def _pool(choice: _Choice, watch: CanaryWatch | None, most: int, examples: list[
         rows = canaries.without_questions(found.rows, watched).head(most)
         if rows.is_empty():
             continue
-        check = choice.check(rows)
-        return pool_of(check.known_examples(rows["row"].to_list(), check.first_spellings()), found.source)
+        golds = choice.check(rows).golds()
+        shots = choice.teacher_shots(rows) if choice.config.kl else 0
+        if shots:
+            held, prompts = paired_rows(golds, choice.check(rows, shots).golds())
+            return pool_of(held, found.source, prompts)
+        return pool_of([golds[row] for row in rows["row"] if row in golds], found.source)
     if choice.config.replay_from:
         raise InputError(
             f"--replay-from {choice.config.replay_from}: every row stands in train, dev, a test set or a watched set"
@@ -370,7 +384,7 @@ def _kl(config: TuneConfig, plan: ReplayPlan, asking: AskingModel, folder: Path)
         teacher = kl_loss.teacher_of(
             asking.losses,
             asking.model,
-            plan.pool.examples,
+            plan.pool.taught,
             k=k,
             tokens=asking.tokens,
             autocast=asking.autocast,
@@ -381,7 +395,7 @@ def _kl(config: TuneConfig, plan: ReplayPlan, asking: AskingModel, folder: Path)
             f"kl: the base model's {k} likeliest tokens at {len(teacher.tokens):,} positions computed in "
             f"{duration(time.monotonic() - began)}"
         )
-    return kl_loss.KlTerm(config.kl, teacher)
+    return kl_loss.KlTerm(config.kl, teacher, skips_end=plan.pool.teacher_prompts is not None)
 
 
 def _results(
@@ -407,6 +421,7 @@ def _results(
             "learns": plan.learns,
             "kl": config.kl or None,
             "kl_top_k": kl_loss.TOP_K if config.kl else None,
+            "kl_exemplars": canaries.SHOTS if plan.pool.teacher_prompts is not None else 0,
             "fingerprint": plan.pool.fingerprint,
         }
     return results

@@ -30,30 +30,53 @@ POOL: Final[dict[str, pl.DataType]] = {
     "prompt": pl.List(pl.Int64()),
     "answer": pl.List(pl.Int64()),
     "source": pl.String(),
+    "teacher_prompt": pl.List(pl.Int64()),
 }
-"""The columns of a stored pool: token ids of prompt and answer (with the end token), and words for where it is from."""
+"""The columns of a stored pool: token ids of prompt and answer (with the end token), and words for where it is from.
+
+`teacher_prompt`: the prompt behind which the teacher of `--kl` reads the answer; null if it is `prompt`.
+"""
 
 
 class ReplayPool(NamedTuple):
-    """Holds known rows as token ids, and words for where they are from. Row n of the pool has the number -1 - n."""
+    """Holds known rows as token ids, and words for where they are from. Row n of the pool has the number -1 - n.
+
+    `teacher_prompts`: for each row, the prompt behind which the teacher of `--kl` reads the answer; None if it is the
+    row's own.
+    """
 
     examples: tuple[TrainingExample, ...]
     source: str
+    teacher_prompts: tuple[tuple[int, ...], ...] | None = None
 
     @property
     def fingerprint(self) -> str:
         """Return a hash of the rows' token ids."""
-        return fingerprint([[list(example.prompt), list(example.answer)] for example in self.examples])
+        pairs = zip(self.examples, self.taught, strict=True)
+        return fingerprint([[list(e.prompt), list(e.answer), list(taught.prompt)] for e, taught in pairs])
+
+    @property
+    def taught(self) -> tuple[TrainingExample, ...]:
+        """Return the rows as the teacher reads them."""
+        prompts = self.teacher_prompts or tuple(example.prompt for example in self.examples)
+        return tuple(e._replace(prompt=prompt) for e, prompt in zip(self.examples, prompts, strict=True))
 
 
-def pool_of(examples: Sequence[TrainingExample], source: str) -> ReplayPool:
+def pool_of(
+    examples: Sequence[TrainingExample], source: str, teacher_prompts: Sequence[tuple[int, ...]] | None = None
+) -> ReplayPool:
     """Number the rows of a pool from -1 downwards and give each the weight 1."""
-    return ReplayPool(tuple(e._replace(row=-1 - n, weight=1.0) for n, e in enumerate(examples)), source)
+    numbered = tuple(e._replace(row=-1 - n, weight=1.0) for n, e in enumerate(examples))
+    return ReplayPool(numbered, source, None if teacher_prompts is None else tuple(teacher_prompts))
 
 
 def write_pool(path: Path, pool: ReplayPool) -> None:
     """Write a pool as Parquet (`POOL`)."""
-    rows = [(list(e.prompt), list(e.answer), pool.source) for e in pool.examples]
+    prompts = pool.teacher_prompts or [None] * len(pool.examples)
+    rows = [
+        (list(e.prompt), list(e.answer), pool.source, None if prompt is None else list(prompt))
+        for e, prompt in zip(pool.examples, prompts, strict=True)
+    ]
     write_frame(path, pl.DataFrame(rows, schema=POOL, orient="row"))
 
 
@@ -61,7 +84,9 @@ def read_pool(path: Path) -> ReplayPool:
     """Read a pool that `write_pool` wrote."""
     frame = pl.read_parquet(path)
     examples = [TrainingExample(0, tuple(p), tuple(a)) for p, a in frame.select("prompt", "answer").iter_rows()]
-    return pool_of(examples, frame["source"][0] if frame.height else "")
+    prompts = frame["teacher_prompt"]
+    taught = None if prompts.null_count() else [tuple(prompt) for prompt in prompts]
+    return pool_of(examples, frame["source"][0] if frame.height else "", taught)
 
 
 def replay_count(share: float, new: int) -> int:

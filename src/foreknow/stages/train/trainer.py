@@ -158,7 +158,7 @@ class FactTrainer(Trainer):
         own = Tally(
             tokens=sum(e.weight * e.learnt for e in batch if not is_replay(e)),
             replay_tokens=sum(e.weight * e.learnt for e in batch if is_replay(e)),
-            kl_tokens=sum(len(e.answer) for e in batch if is_replay(e)) if self.kl else 0,
+            kl_tokens=sum(sum(self.kl.counted(e)) for e in batch) if self.kl else 0,
         )
         whole = sum(example.weight * example.learnt for example in batch)
         total = torch.zeros((), device=self.args.device)
