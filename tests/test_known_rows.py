@@ -305,7 +305,7 @@ def test_exemplars_are_other_rows_written_as_rows_are_trained_on(tiny: tuple[Any
     ]
     alone = CanaryCheck(rows, prompter, tiny[1], 0, 512)
     assert [tiny[1].decode(e.prompt) for e in alone.examples][3] == "Say B0?\n"
-    assert [e.answer for e in alone.known_examples([0, 2], alone.first_spellings())] == [
+    assert [alone.golds()[row].answer for row in (0, 2)] == [
         (*tiny[1]("x")["input_ids"], 0),
         (*tiny[1]("u")["input_ids"], 0),
     ]
