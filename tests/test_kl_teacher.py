@@ -35,20 +35,22 @@ PROMPTS = [(33, 34, 35 + n, *e.prompt) for n, e in enumerate(HELD)]
         ("auto", 1, 17, 2),
         ("auto", 50, 55, 0),
         ("auto", 50, 57, 2),
+        ("auto", 0, 5, 0),
+        ("auto", 0, 6, 2),
         ("auto", 20, 3, 0),
         ("yes", 50, 0, 2),
         ("no", 0, 50, 0),
     ],
 )
 def test_the_teacher_is_asked_where_it_answers_more(setting: str, alone: int, behind: int, shots: int) -> None:
-    rows = pl.DataFrame({"row": range(100)})
+    rows = pl.DataFrame({"row": range(300)})
     asked: list[tuple[int, int]] = []
 
     def check(some: pl.DataFrame, behind: int) -> Any:
         asked.append((some.height, behind))
         return SimpleNamespace(shots=behind)
 
-    found, line = exemplars_for_teacher(setting, rows, check, lambda one: behind if one.shots else alone)
+    found, line = exemplars_for_teacher(setting, rows, check, lambda one: set(range(behind if one.shots else alone)))
     assert found == shots
     assert asked == ([(ASKED, 0), (ASKED, 2)] if setting == "auto" else [])
     assert (f"it answers {behind} of {ASKED} rows behind 2 examples, and {alone} without" in line) == (

@@ -14,36 +14,38 @@ from typing import TYPE_CHECKING, Final
 import polars as pl
 
 from foreknow.stages.train.canaries import SHOTS, CanaryCheck
+from foreknow.stats import mcnemar
 
 if TYPE_CHECKING:
     from foreknow.stages.train.dataset import TrainingExample
 
-ASKED: Final = 64
-"""How many rows are asked in both forms, to choose one."""
-LEAST_MORE: Final = 0.1
-"""The share of these rows that the model must answer besides, if it is to be asked behind exemplars."""
+ASKED: Final = 256
+"""How many rows are asked in both forms, to choose one: of rows of every category the model knows few."""
+LEVEL: Final = 0.05
+"""Exemplars are taken if more rows are answered behind them, and chance alone seldom gives so many (McNemar)."""
 
 
 def exemplars_for_teacher(
     setting: str,
     rows: pl.DataFrame,
     check: Callable[[pl.DataFrame, int], CanaryCheck],
-    right: Callable[[CanaryCheck], int],
+    right: Callable[[CanaryCheck], set[int]],
 ) -> tuple[int, str]:
     """Return behind how many exemplars the teacher is asked, and a line that says why, if it was measured.
 
     `setting`: `--kl-exemplars`. `check`: prepares rows to be asked behind so many exemplars. `right`: asks them, and
-    returns how many answers begin rightly.
+    returns the rows whose answers begin rightly.
     """
     if setting != "auto":
         return (SHOTS if setting == "yes" else 0), ""
     some = rows.head(ASKED)
     alone, behind = (right(check(some, shots)) for shots in (0, SHOTS))
-    shots = SHOTS if behind - alone >= LEAST_MORE * some.height else 0
+    more, fewer = len(behind - alone), len(alone - behind)
+    shots = SHOTS if more > fewer and mcnemar(more, fewer) < LEVEL else 0
     form = f"behind {shots} examples" if shots else "in the form in which the run trains"
     return shots, (
-        f"kl: the model before training is asked {form}: it answers {behind} of {some.height} rows behind {SHOTS} "
-        f"examples, and {alone} without"
+        f"kl: the model before training is asked {form}: it answers {len(behind)} of {some.height} rows behind "
+        f"{SHOTS} examples, and {len(alone)} without"
     )
 
 

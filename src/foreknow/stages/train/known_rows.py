@@ -207,7 +207,7 @@ class _Choice:
     def teacher_shots(self, rows: pl.DataFrame) -> int:
         """Return behind how many exemplars the teacher of `--kl` reads these rows."""
         shots, line = exemplars_for_teacher(
-            self.config.kl_exemplars, rows, self.check, lambda check: len(_spellings(check, self.asking))
+            self.config.kl_exemplars, rows, self.check, lambda check: set(_spellings(check, self.asking))
         )
         if line:
             logger.info(line)
