@@ -383,6 +383,11 @@ def test_a_study_compares_resumes_and_grows(study_folder: Path, run: Cli, monkey
     assert set(study.points["recipe"]) == {"plain", "average"}
     results = json.loads((out / "runs" / "plain-rate0.003-seed0" / "results.json").read_text())
     assert not (out / "runs" / "plain-rate0.003-seed0" / "averaged").exists(), "weights are deleted"
+    page = write_report(out).read_text()
+    before = results["watched_known"]["known"]["before"]
+    assert f"“Kept” counts {before} known facts" in page
+    assert "were watched, as canaries: none asks" in page
+    assert "knows too few packaged facts" not in page
     # the curve says what the run's own lines say
     metrics = (out / "runs" / "plain-rate0.003-seed0" / "metrics.jsonl").read_text()
     lines = [json.loads(line) for line in metrics.splitlines()]

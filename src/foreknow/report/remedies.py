@@ -73,7 +73,6 @@ def render_remedies(study: RemediesResult, comparison: Comparison) -> str:
     """Render the whole page."""
     manifest = study.manifest
     model = dict(manifest.get("model") or {})
-    sets = manifest["sets"]
     advice = comparison.recommendation
     lines = [_line(name, study, comparison) for name in RECIPES if name in comparison.ends]
     return page.render(
@@ -94,7 +93,7 @@ def render_remedies(study: RemediesResult, comparison: Comparison) -> str:
         panels=_panels(comparison.curves),
         command=_command(study, comparison),
         audit_use=_audit_use(comparison),
-        sets=sets,
+        right_before=_right_before(study),
         facts=_facts(study, model),
     )
 
@@ -320,8 +319,9 @@ def _cautions(study: RemediesResult, comparison: Comparison) -> list[str]:
             "There is one seed: no interval here says what another seed would give. Ask for more with --seeds."
         )
     sets = study.manifest["sets"]
-    if sets["known"] < 100:
-        cautions.append(f"Only {sets['known']} known facts are watched: small differences cannot be seen.")
+    right = _right_before(study)
+    if right < 100:
+        cautions.append(f"Only {right} known facts are counted: small differences cannot be seen.")
     uneven = comparison.table.filter(pl.col("seeds") < pl.col("of_seeds"))
     if uneven.height:
         names = ", ".join(uneven["recipe"].unique(maintain_order=True))
@@ -329,11 +329,20 @@ def _cautions(study: RemediesResult, comparison: Comparison) -> list[str]:
             f"Some runs did not learn enough to be compared everywhere: {names}. Their means are of the rest."
         )
     if not (study.manifest.get("canaries") or {}).get("rows"):
+        turned_off = (study.settings.get("tune") or {}).get("canaries") == "none"
         cautions.append(
-            "The model knows too few packaged facts to watch facts outside these rows' domain"
+            "No facts outside these rows' domain were watched, as canaries: none asks."
+            if turned_off
+            else "The model knows too few packaged facts to watch facts outside these rows' domain"
             + ("." if "other" in sets else "; name relations to hold out with --ood.")
         )
     return cautions
+
+
+def _right_before(study: RemediesResult) -> int:
+    """Return how many of the watched known facts were right before training; only these can be kept or lost."""
+    watched = (study.manifest.get("watched") or {}).get("known") or {}
+    return int(watched.get("before", study.manifest["sets"]["known"]))
 
 
 def _facts(study: RemediesResult, model: Mapping[str, Any]) -> dict[str, list[page.Fact]]:
