@@ -18,8 +18,8 @@ TITLE = "Teach these rows and hold on to what the model knew"
 MEASURED = (
     "On SmolLM2-135M plain training that learnt 95 % of 60 new facts kept 42 % of the known ones (31 to 52 %), with "
     "replay 80 % (71 to 89 %), and plain training with part of the way back 73 % (62 to 84 %); two seeds. On a model "
-    "of a million weights: plain 18 %, replay 66 %, part of the way back 45 % (five seeds; docs/remedies.md has recipes "
-    "that keep more there). No larger model was measured."
+    "of a million weights: plain 18 %, replay 66 %, part of the way back 45 % (five seeds; docs/remedies.md has "
+    "recipes that keep more there). No larger model was measured."
 )
 PUBLISHED = (
     "Published: replaying known rows, or the model’s own outputs, prevents nearly all forgetting (arXiv 2605.26097); a "
