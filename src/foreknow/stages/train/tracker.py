@@ -159,12 +159,13 @@ class Tracker:
         sums = LossSums()
         try:
             with self._engine(model) as engine:
+                finds = self._finds(model)
                 for start in range(0, self.count, self.chunk_rows):
                     part = self._asked[start : start + self.chunk_rows]
                     if len(self._states) > _MOST_STATES:
                         self._states.clear()
                     golds = [self._golds.get((row.name, row.row.number)) for row in part]
-                    right, nodes = _ask(engine, part, self._states, self.lenient, golds if self._finds(model) else None)
+                    right, nodes = _ask(engine, part, self._states, self.lenient, golds if finds else None)
                     begin = 0
                     for n, row in enumerate(part):
                         spanned, end = self._spans.get((row.name, row.row.number)), begin + 1 + len(row.row.tree)
@@ -189,7 +190,7 @@ class Tracker:
         return Measurement(
             pl.DataFrame(outcomes, schema=OUTCOMES, orient="row").sort("set", "row"),
             pl.DataFrame(fitted, schema=SPAN_OUTCOMES, orient="row").sort("set", "row", "span"),
-            sums.sums if self._finds(model) else None,
+            sums.sums if finds else None,
         )
 
     def _finds(self, model: PreTrainedModel) -> bool:
