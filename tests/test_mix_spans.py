@@ -266,3 +266,12 @@ def test_drop_goes_with_mask_and_takes_short_rows_only(tmp_path: Path) -> None:
     rows = written.mix.rows
     assert rows.filter(pl.col("row") < 20).height == 20
     assert set(rows["category"].drop_nulls()) == {"HighlyKnown", "MaybeKnown", "WeaklyKnown"}
+
+
+def test_rows_of_other_splits_are_not_counted_as_too_long(tmp_path: Path) -> None:
+    audit = audited(tmp_path, [{**row, "split": "train" if row["id"] < 30 else "test"} for row in FLAT])
+    add_spans(audit, by_turns, list(range(40)))
+    written = write_mix(MixConfig(audit=audit, out=tmp_path / "mix.jsonl", mask="new"))
+    assert written.mix.rows.height == 30
+    assert written.mix.manifest["left_out"] == {}
+    assert not [note for note in written.mix.notes if "never drawn" in note]
