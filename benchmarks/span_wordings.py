@@ -224,7 +224,9 @@ def report(both: pl.DataFrame) -> None:
         show("How far wording moves a label", pl.DataFrame(lines))
         stable = both.group_by("fact").agg(pl.col("category").n_unique(), pl.col("recognised").n_unique(), pl.len())
         every = stable.filter(pl.col("len") == len(wordings))
-        print(f"the same category in all wordings: {100 * (every['category'] == 1).mean():.0f} % of {every.height} facts")
+        print(
+            f"the same category in all wordings: {100 * (every['category'] == 1).mean():.0f} % of {every.height} facts"
+        )
         print(f"recognised in all wordings or in none: {100 * (every['recognised'] == 1).mean():.0f} %\n")
 
 

@@ -25,7 +25,7 @@ from foreknow.data.schema import ROWS, flag_rows
 from foreknow.errors import ConfigError, ForeknowError, InputError, RunFolderError
 from foreknow.settings import settings_of
 from foreknow.stages.study import run as study_run
-from foreknow.stages.study.data_split import DATA, study_rows
+from foreknow.stages.study.data_split import DATA, left_out_text, study_rows
 from foreknow.stages.study.estimate import estimate
 from foreknow.stages.study.grid import runs, variants
 from foreknow.stages.study.measurements import OUTCOMES, RESULTS
@@ -328,3 +328,22 @@ def test_no_question_stands_in_two_sets(pairs: list[tuple[str, str | None]], see
     assert set(found["question"]) == {q for q, _ in pairs}
     assert {"train", "dev", "test"} <= set(found["split"])
     assert set(SETS) >= {"ood"}
+    told = left_out_text(frame, found.height)
+    assert (told is None) == (found.height == len(pairs))
+    if told is not None:
+        assert f"{len(pairs) - found.height} with the question of another row" in told
+
+
+def test_a_study_says_which_rows_it_leaves_out() -> None:
+    texts = [("q0", "a", "train"), ("q0", "b", "dev"), ("q1", "a", "test"), ("q2", None, "test"), ("q4", "a", "train")]
+    rows = [
+        {"row": n, "question": q, "answers": [a] if a else None, "group": "g", "relation": "g", "split": s, "flags": []}
+        for n, (q, a, s) in enumerate([*texts, ("q5", "c", "train")])
+    ]
+    frame = flag_rows(pl.DataFrame([{k: r.get(k) for k in ROWS} for r in rows], schema=ROWS))
+    used = study_rows(frame, (), {}, 0)
+    assert left_out_text(frame, used.height) == (
+        "4 of 6 rows are used; left out: 1 with the question of another row, 1 without a question or an answer"
+    )
+    used = study_rows(frame, (), {"train": 1}, 0)
+    assert str(left_out_text(frame, used.height)).endswith("1 not needed (settings rows and ood)")

@@ -62,6 +62,22 @@ def study_rows(rows: pl.DataFrame, ood: Sequence[str], most: Mapping[str, int], 
     return chosen.select("question", "answers", "subject", *own, relation="group", split=pl.col("set").replace(SPLITS))
 
 
+def left_out_text(rows: pl.DataFrame, used: int) -> str | None:
+    """Say how many of an input's rows (`rows.ROWS`) a study works on, and why not on the others; None if on all.
+
+    `used`: the number of rows that `study_rows` returned for them.
+    """
+    usable = rows.filter(USABLE)
+    different = usable["question"].n_unique()
+    reasons = {
+        "with the question of another row": usable.height - different,
+        "without a question or an answer": rows.height - usable.height,
+        "not needed (settings rows and ood)": different - used,
+    }
+    parts = [f"{count:,} {reason}" for reason, count in reasons.items() if count]
+    return f"{used:,} of {rows.height:,} rows are used; left out: {', '.join(parts)}" if parts else None
+
+
 def _sets(rows: pl.DataFrame, seed: int) -> pl.Series:
     """Return each row's set: that of its split, or, where no row has a split, one chosen by a hash of its text."""
     splits = rows["split"]

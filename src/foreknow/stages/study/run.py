@@ -47,7 +47,7 @@ from foreknow.stages.mix.sampling import read_manifest
 from foreknow.stages.mix.sizes import largest
 from foreknow.stages.skeleton import PreparedRun, Stage, required_out, run_stage
 from foreknow.stages.study.claims import CLAIMS
-from foreknow.stages.study.data_split import SPLITS, learnable, study_rows
+from foreknow.stages.study.data_split import SPLITS, learnable, left_out_text, study_rows
 from foreknow.stages.study.grid import Run, mix_of, runs, variants
 from foreknow.stages.study.local_executor import is_done, run_all
 from foreknow.stages.study.measurements import OUTCOMES, RESULTS, outcomes_of, results_of
@@ -177,7 +177,11 @@ def read_rows(config: StudyConfig) -> pl.DataFrame:
         logger.info(
             f"{later:,} rows are left out: they are asked behind earlier turns of a chat, which a study does not show"
         )
-    return study_rows(facts.rows.filter(~behind), config.ood, config.rows, seed=0)
+    alone = facts.rows.filter(~behind)
+    used = study_rows(alone, config.ood, config.rows, seed=0)
+    if reasons := left_out_text(alone, used.height):
+        logger.info(reasons)
+    return used
 
 
 def audit_settings(config: StudyConfig, folder: Path) -> dict[str, Any]:
