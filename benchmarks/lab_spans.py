@@ -2,20 +2,19 @@
 
     python benchmarks/lab_spans.py --model lab --out runs/lab-spans [--sets 4 --shots 2]
     python benchmarks/lab_spans.py --model lab --out runs/lab-sweep --sweep
-    python benchmarks/lab_spans.py --larger --out runs/lab-sweep-larger --sweep
+    python benchmarks/lab_spans.py --lab FOLDER --out runs/other-lab-sweep --sweep
 
 Writes long answers of the lab's own statements (the three facts of one subject, one sentence each), audits them, and
 prints as Markdown: categories and recognition by exposures, how well each score tells facts told six times or more from
 those never told (area under the ROC curve: 0.5 is chance, 1 is perfect), and what `--spans rules` finds of the facts.
 --sweep does so for 0, 1, 2 and 4 exemplars in 1, 4 and 10 sets, and prints one line for each; stopped, it goes on with
-the same command. --larger builds a lab model of 3.5 million weights on the same world and corpus first.
+the same command. --lab takes a lab that `foreknow lab build` made, with its own world, in place of the lab's model.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -23,11 +22,10 @@ import polars as pl
 import foreknow
 from foreknow.categories import CATEGORIES, UNKNOWN
 from foreknow.data.builtin.lab_long import long_answers
+from foreknow.data.builtin.lab_world import WORLD, World
 from foreknow.data.spans.finder import AnswerText
 from foreknow.data.spans.rules import RuleFinder
 from foreknow.data.spans.schema import is_new
-from foreknow.models.lab_model import build
-from foreknow.models.lab_recipe import LAB
 from foreknow.stages.study.lab_truth import auc
 
 BINS = ((0, 0), (1, 2), (3, 5), (6, 10), (11, 20), (21, 60))
@@ -46,29 +44,32 @@ def main() -> None:
     parser.add_argument("--sets", type=int, default=4)
     parser.add_argument("--shots", type=int, default=2)
     parser.add_argument("--sweep", action="store_true")
-    parser.add_argument("--larger", action="store_true")
+    parser.add_argument("--lab", type=Path, help="the folder of a built lab")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    model = str(larger_lab(args.out / "larger")) if args.larger else args.model
+    model, world = args.model, WORLD
+    if args.lab is not None:
+        model = str(args.lab)
+        world = World(**json.loads((args.lab / "lab.json").read_text(encoding="utf-8"))["recipe"]["world"])
     if args.sweep:
         lines = []
         for shots, sets in SWEEP:
-            spans, seconds = audit_long_answers(args.out, model, sets, shots)
+            spans, seconds = audit_long_answers(args.out, model, world, sets, shots)
             lines.append({"shots": shots, "sets": sets, **one_line(spans), "seconds": seconds})
             print(json.dumps(lines[-1]), flush=True)
         show("Shots and sets", pl.DataFrame(lines))
         return
-    spans, seconds = audit_long_answers(args.out, model, args.sets, args.shots)
-    records, truth = long_answers()
+    spans, seconds = audit_long_answers(args.out, model, world, args.sets, args.shots)
+    records, truth = long_answers(world=world)
     print(f"{len(records)} rows, {spans.height} spans; {seconds:.0f} s\n")
     show("Categories by exposures", by_exposures(spans))
     show(f"Told {OFTEN} times or more against never (AUC)", separations(spans))
     show("What the rules find of the facts", found_by_rules(records, truth))
 
 
-def audit_long_answers(out: Path, model: str, sets: int, shots: int) -> tuple[pl.DataFrame, float]:
+def audit_long_answers(out: Path, model: str, world: World, sets: int, shots: int) -> tuple[pl.DataFrame, float]:
     """Audit the long answers, unless the folder has it; return the spans with their truth, and its seconds."""
-    records, truth = long_answers()
+    records, truth = long_answers(world=world)
     file = out / "lab_long.jsonl"
     if not file.is_file():
         file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
@@ -85,11 +86,6 @@ def audit_long_answers(out: Path, model: str, sets: int, shots: int) -> tuple[pl
     spans = pl.read_parquet(folder / "spans.parquet").join(truth, on=["row", "start"])
     assert spans.height == truth.height
     return spans, float(json.loads((folder / "summary.json").read_text())["seconds"])
-
-
-def larger_lab(folder: Path) -> Path:
-    """Build a lab model of more weights on the same corpus, unless the folder has it."""
-    return build(folder, recipe=replace(LAB, hidden=256, intermediate=768, layers=3))
 
 
 def one_line(spans: pl.DataFrame) -> dict[str, float]:

@@ -1,14 +1,14 @@
 """Labels of spans in place against the labels of the same facts asked as short questions, in several wordings.
 
     python benchmarks/span_wordings.py --model smollm2-135m --out runs/wordings [--per-relation 30]
-    python benchmarks/span_wordings.py --facts lab --model lab --out runs/wordings-lab
+    python benchmarks/span_wordings.py --facts lab --out runs/wordings-lab [--lab FOLDER]
 
 Audits packaged facts as short questions (the paper's protocol), writes each as one sentence in four wordings, audits
 those files with the fact's place as the only span, and prints as Markdown for each wording: how well the two labels
 agree (confusion, Cohen's kappa with linear weights), how well the figures in place tell facts known by the question
 from the others of the same relation (area under the ROC curve), and how far wording moves a label. `--facts lab` does
-so with the lab's made-up facts, three sentences of one subject in a row, in one wording. Stopped, the same command
-goes on.
+so with the lab's made-up facts, three sentences of one subject in a row, in one wording; `--lab` takes a lab that
+`foreknow lab build` made. Stopped, the same command goes on.
 """
 
 from __future__ import annotations
@@ -121,16 +121,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--facts", choices=["packaged", "lab"], default="packaged")
+    parser.add_argument("--lab", type=Path, help="the folder of a built lab")
     parser.add_argument("--per-relation", type=int, default=30)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    model = args.model
     if args.facts == "lab":
-        facts, answers = lab_facts()
+        model = "lab" if args.lab is None else str(args.lab)
+        facts, answers = lab_facts(args.lab)
     else:
         facts = packaged_facts(args.per_relation)
         answers = {name: list(written(facts, n)) for n, name in enumerate(NAMES)}
-    asked = audit_questions(facts, args.out, args.model)
-    labels = pl.concat(audit_answers(name, rows, args.out, args.model) for name, rows in answers.items())
+    asked = audit_questions(facts, args.out, model)
+    labels = pl.concat(audit_answers(name, rows, args.out, model) for name, rows in answers.items())
     both = labels.join(asked, on="fact", suffix="_asked")
     both.select("wording", "relation", "fact", *FIGURES, *(f"{name}_asked" for name in FIGURES[:4])).write_parquet(
         args.out / "labels.parquet"
@@ -166,10 +169,13 @@ def written(facts: pl.DataFrame, wording: int) -> Iterator[dict[str, Any]]:
         }
 
 
-def lab_facts() -> tuple[pl.DataFrame, dict[str, list[dict[str, Any]]]]:
+def lab_facts(lab: Path | None) -> tuple[pl.DataFrame, dict[str, list[dict[str, Any]]]]:
     """The lab's facts that its long answers hold, and those answers."""
-    records, _ = long_answers()
-    facts = lab_world.facts().with_row_index("fact")
+    world = lab_world.WORLD
+    if lab is not None:
+        world = lab_world.World(**json.loads((lab / "lab.json").read_text(encoding="utf-8"))["recipe"]["world"])
+    records, _ = long_answers(world=world)
+    facts = lab_world.facts(world).with_row_index("fact")
     number = {(row["subject"], row["answers"][0]): row["fact"] for row in facts.iter_rows(named=True)}
     for row in records:
         golds = [row["answer"][span["start"] : span["end"]] for span in row["spans"]]

@@ -6,6 +6,7 @@ every way through a tree through the model's own forward pass, for architectures
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, NamedTuple, Protocol
@@ -18,13 +19,17 @@ from foreknow.inference.engine import PackedEngine, Sampling
 from foreknow.inference.engine_choice import open_engine
 from foreknow.inference.loglikelihood import own_attention
 from foreknow.inference.packed_model import PackedModel
-from foreknow.inference.packing import CachedPrefix, Segment, TokenTree
+from foreknow.inference.packing import CachedPrefix, CachedTokens, Segment, TokenTree, round_up
 from foreknow.inference.span_tree import Branch, SpanTree
 from foreknow.models.loading import Loaded, input_device
 from foreknow.prompts.prompt_template import Prompter
 
 _PREFIXES: Final = 16
 """Exemplar prefixes that are kept for later rows."""
+_TRUNKS: Final = 64
+_BRANCHES: Final = 16
+"""Trunks, and branches, of one prefix whose lengths round up to the same multiple are rows of one segment: all rows of
+a segment are as wide as its longest, and attention computes the width."""
 _COPIES: Final = 4
 """The most keys and values that branches copy at once, in multiples of a batch's tokens."""
 
@@ -55,11 +60,20 @@ class TreeEngine(Protocol):
         ...
 
 
+class _Part(NamedTuple):
+    """Tokens of a job that one pass computes: its trunk, or a branch of it behind `past`."""
+
+    job: int
+    tree: TokenTree
+    past: CachedTokens | None = None
+
+
 class PackedTrees:
     """Runs trees in packed passes behind cached prefixes, up to about `batch_tokens` tokens at once.
 
-    A first pass computes the trunks of several rows and keeps their keys and values; then the branches of these rows
-    follow, each behind its own trunk up to where it leaves it. So attention never spans a whole tree.
+    A first pass computes the trunks of several rows, each behind the exemplars of its set, and keeps their keys and
+    values; then the branches of these rows follow, each behind its own trunk up to where it leaves it. So attention
+    never spans a whole tree.
     """
 
     def __init__(self, packed: PackedModel, batch_tokens: int):
@@ -68,30 +82,20 @@ class PackedTrees:
         self._prefixes: dict[tuple[int, ...], CachedPrefix] = {}
 
     def run(self, jobs: Sequence[SpanJob]) -> Iterator[tuple[int, Tensor]]:
-        """See `TreeEngine.run`. Jobs of one prefix are computed together, those of similar length in one pass."""
+        """See `TreeEngine.run`."""
         for batch in self._batches(jobs):
-            prefix, shared = jobs[batch[0]].prefix, jobs[batch[0]].shared
-            cached = self._prefix(prefix).cut(shared) if shared else None
-            states: dict[int, list[Tensor]] = {n: [] for n in batch}
-            nodes: dict[int, list[int]] = {n: [] for n in batch}
-            trunks = []
-            for n in batch:
-                own = [node for node in jobs[n].wanted if node < jobs[n].tree.trunk]
-                trunks.append(TokenTree.chain(jobs[n].tree.ids[: jobs[n].tree.trunk], own))
-                nodes[n] += own
+            trunks = [_Part(n, _trunk_tree(jobs[n])) for n in batch]
             branches = [(n, branch) for n in batch for branch in jobs[n].tree.branches()]
-            trunk_states, caches = self.packed.forward([Segment(cached, trunks)], keep=bool(branches))
-            for n, part in zip(batch, trunk_states.split([len(t.wanted) for t in trunks]), strict=True):
-                states[n].append(part)
-            trunk_of = dict(zip(batch, caches[0], strict=True)) if branches else {}
+            found, caches = self._forward(jobs, trunks, keep=bool(branches))
+            states = {part.job: [part_states] for part, part_states in zip(trunks, found, strict=True)}
+            nodes = {part.job: list(part.tree.wanted) for part in trunks}
+            trunk_of = dict(zip(batch, caches, strict=True)) if branches else {}
             for few in self._branch_batches(branches):
-                past = [trunk_of[n].cut(branch.at + 1) for n, branch in few]
-                trees = [_branch_tree(jobs[n], branch) for n, branch in few]
-                branch_states, _ = self.packed.forward([Segment(cached, trees, past)])
-                parts = branch_states.split([len(tree.wanted) for tree in trees])
-                for (n, branch), tree, part in zip(few, trees, parts, strict=True):
-                    states[n].append(part)
-                    nodes[n] += [branch.nodes[at] for at in tree.wanted]
+                parts = [_Part(n, _branch_tree(jobs[n], branch), trunk_of[n].cut(branch.at + 1)) for n, branch in few]
+                found, _ = self._forward(jobs, parts)
+                for (n, branch), part, part_states in zip(few, parts, found, strict=True):
+                    states[n].append(part_states)
+                    nodes[n] += [branch.nodes[at] for at in part.tree.wanted]
             for n in batch:
                 order = {node: at for at, node in enumerate(nodes[n])}
                 yield n, torch.cat(states[n])[[order[node] for node in jobs[n].wanted]]
@@ -99,6 +103,28 @@ class PackedTrees:
     def logits(self, states: Tensor) -> Tensor:
         """See `TreeEngine.logits`."""
         return self.packed.head.full_logits(states)
+
+    def _forward(
+        self, jobs: Sequence[SpanJob], parts: Sequence[_Part], *, keep: bool = False
+    ) -> tuple[list[Tensor], list[CachedTokens]]:
+        """Compute parts of jobs in one pass, each behind its job's prefix.
+
+        Returns the states at the wanted tokens of each part, and with `keep` where the tokens of each are kept.
+        """
+        keys = [_segment_key(jobs[part.job], part) for part in parts]
+        order = sorted(range(len(parts)), key=keys.__getitem__)
+        segments = []
+        for _, group in itertools.groupby(order, key=keys.__getitem__):
+            own = [parts[at] for at in group]
+            job = jobs[own[0].job]
+            prefix = self._prefix(job.prefix).cut(job.shared) if job.shared else None
+            past = [part.past for part in own if part.past is not None]
+            segments.append(Segment(prefix, [part.tree for part in own], past or None))
+        states, rows = self.packed.forward(segments, keep=keep)
+        sizes = [len(parts[at].tree.wanted) for at in order]
+        by_part = dict(zip(order, states.split(sizes), strict=True))
+        kept = dict(zip(order, itertools.chain.from_iterable(rows), strict=True)) if keep else {}
+        return [by_part[at] for at in range(len(parts))], [kept[at] for at in range(len(kept))]
 
     def _prefix(self, ids: tuple[int, ...]) -> CachedPrefix:
         prefix = self._prefixes.pop(ids, None)
@@ -110,12 +136,15 @@ class PackedTrees:
         return prefix
 
     def _batches(self, jobs: Sequence[SpanJob]) -> list[list[int]]:
+        """Split jobs into runs whose trunks have at most about `batch_tokens` tokens; those of one prefix are near."""
         order = sorted(range(len(jobs)), key=lambda n: (jobs[n].prefix, jobs[n].shared, jobs[n].tree.trunk, n))
         batches: list[list[int]] = []
+        tokens = 0
         for n in order:
-            same = bool(batches) and jobs[batches[-1][0]][:2] == jobs[n][:2]
-            if not same or (len(batches[-1]) + 1) * jobs[n].tree.trunk > self.batch_tokens:
+            tokens += jobs[n].tree.trunk
+            if not batches or tokens > self.batch_tokens:
                 batches.append([])
+                tokens = jobs[n].tree.trunk
             batches[-1].append(n)
         return batches
 
@@ -162,6 +191,17 @@ class PlainTrees:
     def logits(self, states: Tensor) -> Tensor:
         """See `TreeEngine.logits`."""
         return states
+
+
+def _segment_key(job: SpanJob, part: _Part) -> tuple[tuple[int, ...], int, int]:
+    """Return what the parts of one segment share: their prefix, and about their length."""
+    step = _TRUNKS if part.past is None else _BRANCHES
+    return job.prefix, job.shared, round_up(len(part.tree.ids), step)
+
+
+def _trunk_tree(job: SpanJob) -> TokenTree:
+    wanted = [node for node in job.wanted if node < job.tree.trunk]
+    return TokenTree.chain(job.tree.ids[: job.tree.trunk], wanted)
 
 
 def _branch_tree(job: SpanJob, branch: Branch) -> TokenTree:
