@@ -50,12 +50,13 @@ def check(
 ) -> None:
     """Tell what is wrong with DATA before any model runs: duplicates, contradictions, overlaps, floors."""
     from foreknow.data.validation import check_files  # keeps rapidfuzz out
-    from foreknow.data.validation_result import finding_lines, groups_table  # keeps polars out
+    from foreknow.data.validation_result import COLUMNS, finding_lines, groups_table  # keeps polars out
     from foreknow.io.run_dir import write_json  # keeps polars out
 
     settings = [settings_of(CheckConfig, {"data": one, **given}, config) for one in data]
     found = check_files(settings)
     print_table(groups_table(found), "rows by group")
+    print(COLUMNS)
     for line in finding_lines(found):
         print(line)
     if json is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import polars as pl
 
@@ -48,6 +48,13 @@ class CheckResult:
         return (
             f"{self.summary['rows']:,} rows, {self.summary['usable']:,} usable; {', '.join(counts) or 'nothing found'}"
         )
+
+
+COLUMNS: Final = (
+    "golds: different answers; words: of an answer, median; near: nearly the question of another row; in subject: the "
+    "answer stands in the subject"
+)
+"""What the columns of `groups_table` hold whose names do not say it."""
 
 
 def groups_table(checked: CheckResult, most: int = 24) -> pl.DataFrame:
