@@ -27,8 +27,8 @@ from foreknow.data.layouts import relation_templates
 from foreknow.data.layouts.registry import LAYOUTS
 from foreknow.data.schema import ROWS, USABLE
 from foreknow.errors import ForeknowError, InputError
+from foreknow.io.compression import zstd
 from foreknow.io.readers import read_part
-from foreknow.io.sources import _zstd
 from odd_files import (
     LARGEST,
     POPQA,
@@ -292,11 +292,11 @@ def inside(reader: Reader, content: bytes, change: Callable[[bytes], bytes], inn
 
 @cache
 def _unpackers() -> dict[str, Callable[[bytes], bytes]]:
-    return {".gz": gzip.decompress, ".zst": _zstd().decompress}
+    return {".gz": gzip.decompress, ".zst": zstd().decompress}
 
 
 def _packed(file: str, kind: str, made: Callable[[Random], bytes]) -> Reader:
-    pack = {".gz": partial(gzip.compress, compresslevel=1), ".zst": _zstd().compress}[Path(file).suffix]
+    pack = {".gz": partial(gzip.compress, compresslevel=1), ".zst": zstd().compress}[Path(file).suffix]
     unpack = _unpackers()[Path(file).suffix]
     return Reader(file, read_rows, lambda: [pack(s) for s in seeds_of(kind)], lambda r: pack(made(r)), unpack, pack)
 

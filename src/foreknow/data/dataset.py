@@ -25,8 +25,9 @@ from foreknow.data.schema import ROWS, USABLE, digests, flags_of, pool, sample_r
 from foreknow.errors import InputError
 from foreknow.io.batches import Record
 from foreknow.io.csv_escape import number_of
+from foreknow.io.data_file import DataFile
 from foreknow.io.quoting import quoted
-from foreknow.io.sources import DataFile, Source, source_of
+from foreknow.io.sources import Source, source_of
 from foreknow.io.writers import Change, cell_text, write_joined, write_parts
 
 CANDIDATES = 1024

@@ -23,9 +23,10 @@ from foreknow.data.schema import HAS_REASON, ROWS, USABLE
 from foreknow.data.values import holds_floats
 from foreknow.errors import InputError
 from foreknow.io.batches import Record, RecordBatch, where
+from foreknow.io.data_file import DataFile
 from foreknow.io.quoting import quoted
 from foreknow.io.readers import read_part
-from foreknow.io.sources import DataFile, Source
+from foreknow.io.sources import Source
 from foreknow.io.writers import cell_text
 
 

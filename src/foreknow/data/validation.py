@@ -25,7 +25,7 @@ from foreknow.data.unicode_checks import garbled, invisible, invisible_character
 from foreknow.data.validation_result import CheckResult
 from foreknow.data.validation_rules import MOST_SPLITS, RULES, findings_of, stage
 from foreknow.errors import ConfigError
-from foreknow.io.sources import suffixes
+from foreknow.io.data_file import suffixes
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import polars as pl
 
 from foreknow.io.csv_table import CsvTable
-from foreknow.io.sources import DataFile
+from foreknow.io.data_file import DataFile
 
 Record = Mapping[str, object]
 BATCH = 8192

@@ -29,8 +29,8 @@ from foreknow.io.csv_dialect import (
     split_lines,
     starts_with_quote,
 )
+from foreknow.io.data_file import DataFile
 from foreknow.io.encodings import encoding_of
-from foreknow.io.sources import DataFile
 
 DELIMITERS: Final = (",", ";", "\t", "|", "~", "^", "\x1f", "\x01")
 

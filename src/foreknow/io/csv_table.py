@@ -22,10 +22,11 @@ from foreknow.io.csv_dialect import (
     is_blank,
 )
 from foreknow.io.csv_sniffer import dialect_of
+from foreknow.io.data_file import DataFile
 from foreknow.io.encodings import not_utf8
 from foreknow.io.json_text import dumps
 from foreknow.io.quoting import quoted
-from foreknow.io.sources import DataFile, source_of_bytes
+from foreknow.io.sources import source_of_bytes
 
 
 class CsvTable(NamedTuple):

@@ -7,8 +7,8 @@ import re
 from typing import Final
 
 from foreknow.errors import InputError
+from foreknow.io.data_file import DataFile
 from foreknow.io.quoting import quoted
-from foreknow.io.sources import DataFile
 
 _BOMS: Final = (
     (codecs.BOM_UTF8, "utf-8", "UTF-8"),

@@ -15,6 +15,7 @@ from typing import IO
 from foreknow.errors import InputError
 from foreknow.io import batches
 from foreknow.io.batches import BATCH, Record, RecordBatch
+from foreknow.io.data_file import DataFile
 from foreknow.io.encodings import not_utf8
 from foreknow.io.json_shapes import (
     TABLES,
@@ -29,7 +30,6 @@ from foreknow.io.json_shapes import (
 )
 from foreknow.io.json_text import TooDeep, loads
 from foreknow.io.quoting import quoted
-from foreknow.io.sources import DataFile
 
 
 def _json_kind(value: object) -> str:

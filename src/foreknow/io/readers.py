@@ -13,8 +13,8 @@ from foreknow.io.arrow import read_arrow
 from foreknow.io.batches import BATCH, Record, RecordBatch
 from foreknow.io.csv_escape import shortest_floats
 from foreknow.io.csv_table import CsvRow, CsvTable, read_table
+from foreknow.io.data_file import ARROW, DataFile, on_disk
 from foreknow.io.json_reader import read_json
-from foreknow.io.sources import ARROW, DataFile, on_disk
 
 
 def read_part(part: DataFile) -> Iterator[RecordBatch]:

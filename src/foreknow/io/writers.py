@@ -17,13 +17,15 @@ import polars as pl
 from foreknow.errors import InputError
 from foreknow.io.arrow import ArrowKind, arrow_kind, write_arrow
 from foreknow.io.batches import Record, RecordBatch
+from foreknow.io.compression import compressed_writer
 from foreknow.io.csv_dialect import default_dialect
 from foreknow.io.csv_escape import escape_formula
 from foreknow.io.csv_table import TableWriter
+from foreknow.io.data_file import ARROW, DataFile, on_disk, suffixes
 from foreknow.io.dataset_folders import sidecar
 from foreknow.io.json_text import dumps, encodable
 from foreknow.io.readers import read_part
-from foreknow.io.sources import ARROW, DataFile, Source, compressed_writer, on_disk, suffixes
+from foreknow.io.sources import Source
 
 
 @dataclass(frozen=True)

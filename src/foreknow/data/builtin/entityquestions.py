@@ -18,9 +18,10 @@ import polars as pl
 
 from foreknow.data.layouts.relation_templates import SLOT, derive_template, subject_of
 from foreknow.errors import InputError
+from foreknow.io.data_file import DataFile
 from foreknow.io.json_text import loads
 from foreknow.io.quoting import quoted
-from foreknow.io.sources import DataFile, source_of
+from foreknow.io.sources import source_of
 
 IN_DISTRIBUTION: Final = ("P17", "P19", "P26", "P36", "P40", "P69", "P131", "P136", "P264", "P495", "P740", "P800")
 OUT_OF_DISTRIBUTION: Final = ("P50", "P112", "P127", "P170", "P175", "P176", "P407")
