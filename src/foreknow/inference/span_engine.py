@@ -28,8 +28,8 @@ _PREFIXES: Final = 16
 """Exemplar prefixes that are kept for later rows."""
 _TRUNKS: Final = 64
 _BRANCHES: Final = 16
-"""Trunks, and branches, of one prefix whose lengths round up to the same multiple are rows of one segment: all rows of
-a segment are as wide as its longest, and attention computes the width."""
+"""Trunks, and branches, of one prefix whose lengths round up to the same multiple are rows of one segment on a CPU: all
+rows of a segment are as wide as its longest, and attention computes the width. On a GPU, calls cost more than that."""
 _COPIES: Final = 4
 """The most keys and values that branches copy at once, in multiples of a batch's tokens."""
 
@@ -111,7 +111,7 @@ class PackedTrees:
 
         Returns the states at the wanted tokens of each part, and with `keep` where the tokens of each are kept.
         """
-        keys = [_segment_key(jobs[part.job], part) for part in parts]
+        keys = [self._segment_key(jobs[part.job], part) for part in parts]
         order = sorted(range(len(parts)), key=keys.__getitem__)
         segments = []
         for _, group in itertools.groupby(order, key=keys.__getitem__):
@@ -125,6 +125,12 @@ class PackedTrees:
         by_part = dict(zip(order, states.split(sizes), strict=True))
         kept = dict(zip(order, itertools.chain.from_iterable(rows), strict=True)) if keep else {}
         return [by_part[at] for at in range(len(parts))], [kept[at] for at in range(len(kept))]
+
+    def _segment_key(self, job: SpanJob, part: _Part) -> tuple[tuple[int, ...], int, int]:
+        """Return what the parts of one segment share: their prefix and, on a CPU, about their length."""
+        step = _TRUNKS if part.past is None else _BRANCHES
+        width = round_up(len(part.tree.ids), step) if self.packed.device.type == "cpu" else 0
+        return job.prefix, job.shared, width
 
     def _prefix(self, ids: tuple[int, ...]) -> CachedPrefix:
         prefix = self._prefixes.pop(ids, None)
@@ -191,12 +197,6 @@ class PlainTrees:
     def logits(self, states: Tensor) -> Tensor:
         """See `TreeEngine.logits`."""
         return states
-
-
-def _segment_key(job: SpanJob, part: _Part) -> tuple[tuple[int, ...], int, int]:
-    """Return what the parts of one segment share: their prefix, and about their length."""
-    step = _TRUNKS if part.past is None else _BRANCHES
-    return job.prefix, job.shared, round_up(len(part.tree.ids), step)
 
 
 def _trunk_tree(job: SpanJob) -> TokenTree:
