@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -210,6 +211,26 @@ def test_packed_and_plain_passes_agree_whatever_the_batch(loaded: Loaded, prompt
     assert_frame_equal(one, plain, abs_tol=1e-5)
     assert_frame_equal(one, packed(loaded, prompter, rows, given, tokens=64), abs_tol=1e-5)
     assert_frame_equal(one, packed(loaded, prompter, rows, given))
+
+
+@pytest.mark.parametrize("tokens", [700, 64])
+def test_rows_of_all_exemplar_sets_share_passes_of_at_most_about_batch_tokens(
+    loaded: Loaded, prompter: Prompter, monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    forward, passes = PackedModel.forward, []
+
+    def counting(self: PackedModel, segments: Any, *, keep: bool = False) -> Any:
+        passes.append(segments)
+        return forward(self, segments, keep=keep)
+
+    monkeypatch.setattr(PackedModel, "forward", counting)
+    packed(loaded, prompter, long_rows(5), config(), tokens)
+    trunks = [segments for segments in passes if segments[0].prefix is not None and segments[0].past is None]
+    sizes = [[len(tree.ids) for segment in segments for tree in segment.branches] for segments in trunks]
+    assert all(sum(own) <= tokens or len(own) == 1 for own in sizes)
+    assert sum(map(len, sizes)) == 15  # five rows behind three sets
+    prefixes = {tuple(segment.prefix.ids) for segment in trunks[0]}
+    assert len(prefixes) > 1 if tokens == 700 else len(trunks) > 4
 
 
 def test_spans_behind_the_models_positions_are_cut(loaded: Loaded, prompter: Prompter) -> None:
