@@ -306,6 +306,18 @@ def test_the_papers_grid() -> None:
     assert names[:2] == ["unknown-50", "known-of-50"]
 
 
+@pytest.mark.parametrize("name", ["gemma", "lab", "lab-fair", "lab-single", "smollm2", "smollm2-single"])
+def test_a_study_in_the_docs_can_go_on(name: str) -> None:
+    """Its settings find their prompt and are those of its manifest, so that its command adds seeds to a copy of it."""
+    folder = Path(__file__).parents[1] / "docs" / "studies" / name
+    file = folder / "study.yaml"
+    config = study_settings(str(file) if file.is_file() else name, {})
+    assert "prompt_template" not in config.tune or Path(config.tune["prompt_template"]).is_file()
+    now = study_run.identity_of(config, pl.DataFrame(), "model", study_run._NO_IDENTITY)
+    then = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["identity"]
+    assert {**then, "data": 0, "model": 0} == {**json.loads(json.dumps(now)), "data": 0, "model": 0}
+
+
 texts = st.sampled_from([f"q{n}" for n in range(12)])
 
 
