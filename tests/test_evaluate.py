@@ -317,7 +317,7 @@ def test_an_annotated_file_brings_its_own_categories(
 ) -> None:
     found = evaluate_run.run(make(tmp_path / "a", data=str(audited / "annotated.jsonl")))
     assert found.rows.equals(finished.rows)
-    assert found.summary["categories_from"] == "the column 'category', which knows 48 of 48 rows"
+    assert found.summary["categories_from"] == "the column 'category', which labels 48 of 48 rows"
     assert found.summary["moves"] == finished.summary["moves"]
 
 

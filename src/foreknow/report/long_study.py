@@ -11,7 +11,7 @@ from markupsafe import Markup
 from foreknow.categories import HIGHLY_KNOWN, KNOWN, MAYBE_KNOWN, UNKNOWN
 from foreknow.report import page
 from foreknow.report.charts import INK
-from foreknow.report.format import duration, exact, file_name
+from foreknow.report.format import duration, exact
 from foreknow.report.study_tables import p_text
 from foreknow.report.study_text import points
 from foreknow.report.tune_charts import COLOURS, Curve, epochs_chart
@@ -41,16 +41,15 @@ def render_long_study(study: LongStudyResult) -> str:
     """Render the whole page."""
     claims, remedies = study.tables["claims"], study.tables["remedies"]
     model = dict(study.manifest.get("model") or {})
-    summary = study.audit.summary["spans"]
     return page.render(
         "long_study.html.j2",
         version=study.manifest.get("foreknow"),
         model=model,
         warning=page.warning_of(model),
-        data=file_name(str(study.settings.get("data") or "")),
-        spans=summary,
+        data=study.manifest["data"],
+        spans=study.manifest["spans"],
         claims=[_claim(line) for line in claims.iter_rows(named=True)],
-        margin=float(study.settings.get("margin") or 0.02),
+        margin=float(study.settings["margin"]),
         remedies=[_remedy(line) for line in remedies.iter_rows(named=True)],
         charts=_charts(study.results),
         seeds=study.results["seed"].n_unique(),
@@ -125,12 +124,12 @@ def _curve(results: pl.DataFrame, name: str, labels: tuple[str, ...], text: str,
 
 
 def _facts(study: LongStudyResult) -> list[page.Fact]:
-    settings, seconds = study.settings, study.manifest.get("seconds") or {}
-    tune = settings.get("tune") or {}
+    settings, seconds = study.settings, study.manifest["seconds"]
+    tune = settings["tune"]
     lines = [
-        ("data", file_name(str(settings.get("data"))), False),
+        ("data", study.manifest["data"], False),
         ("runs", f"{len(study.manifest.get('grid') or ()):,}", False),
-        ("shares of new spans", ", ".join(f"{100 * share:g} %" for share in settings.get("unknown") or ()), False),
+        ("shares of new spans", ", ".join(f"{100 * share:g} %" for share in settings["unknown"]), False),
     ]
     names = [name for name in ("epochs", "learning_rate", "batch_size") if name in tune]
     lines += [(name.replace("_", " "), str(tune[name]), False) for name in names]

@@ -329,7 +329,7 @@ def _cautions(study: RemediesResult, comparison: Comparison) -> list[str]:
             f"Some runs did not learn enough to be compared everywhere: {names}. Their means are of the rest."
         )
     if not (study.manifest.get("canaries") or {}).get("rows"):
-        turned_off = (study.settings.get("tune") or {}).get("canaries") == "none"
+        turned_off = study.manifest["identity"]["tune"].get("canaries") == "none"
         cautions.append(
             "No facts outside these rows' domain were watched, as canaries: none asks."
             if turned_off

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import yaml
 
 from foreknow.errors import InputError
 from foreknow.io.remote import download
@@ -39,8 +38,7 @@ class LongStudyResult(FinishedRun):
     @cached_property
     def tables(self) -> dict[str, pl.DataFrame]:
         """Return the scorecard (`claims`) and the comparison of remedies (`remedies`), computed from the results."""
-        remedies = tuple(self.settings.get("remedies") or ())
-        margin = float(self.settings.get("margin") or 0.02)
+        remedies, margin = tuple(self.settings["remedies"]), float(self.settings["margin"])
         return {
             "claims": long_scorecard(self.results, self.outcomes, remedies, margin),
             "remedies": remedy_table(self.results, self.outcomes),
@@ -51,10 +49,10 @@ class LongStudyResult(FinishedRun):
         """Return the audit of the study's rows."""
         return open_audit(self.folder / "audit")
 
-    @cached_property
+    @property
     def settings(self) -> dict[str, Any]:
-        """Return the study's settings from `config.yaml`."""
-        settings: dict[str, Any] = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8")) or {}
+        """Return the settings that decide what the study measures (its identity)."""
+        settings: dict[str, Any] = self.manifest["identity"]
         return settings
 
     @cached_property
@@ -69,5 +67,5 @@ def open_long_study(folder: str | Path) -> LongStudyResult:
     folder = download(folder)
     if not (folder / "manifest.json").is_file() or not (folder / "results.parquet").is_file():
         raise InputError(not_finished(folder, "study"))
-    verify(folder)
+    verify(folder, partial=True)
     return LongStudyResult(folder)

@@ -47,7 +47,7 @@ def audited_labels(
             "of these rows"
         )
     spans = f", and labelled spans in {long_rows:,} long answers" if long_rows else ""
-    return labels, f"the audit {audit.folder}, which knows {labels.height:,} of {rows.height:,} rows ({how}){spans}"
+    return labels, f"the audit {audit.folder}, which labels {labels.height:,} of {rows.height:,} rows ({how}){spans}"
 
 
 def labels_of(rows: pl.DataFrame, audited: pl.DataFrame, *, same_file: bool) -> pl.DataFrame:
@@ -89,7 +89,7 @@ def own_labels(facts: Dataset, rows: pl.DataFrame) -> tuple[pl.DataFrame, str]:
     ]
     known = extra.select("row", *columns_as_labels).filter(pl.col("category").is_in(CATEGORIES))
     labels = known.join(rows.select("row"), on="row").select(*LABELS).sort("row")
-    return labels, f"the column {column_of_label['category']!r}, which knows {labels.height:,} of {rows.height:,} rows"
+    return labels, f"the column {column_of_label['category']!r}, which labels {labels.height:,} of {rows.height:,} rows"
 
 
 def _has_labels(extra: pl.DataFrame, column: str) -> bool:

@@ -155,7 +155,7 @@ def _categories(
         "category"
     ]
     count, more = audit_categories.count(), (own.is_not_null() & audit_categories.is_null()).sum()
-    sources = [f"{audit_name}, which knows {count:,} of its {rows.height:,} rows"] if count else []
+    sources = [f"{audit_name}, which labels {count:,} of its {rows.height:,} rows"] if count else []
     sources += [f"{column} for {more:,}" if count else column] if more else []
     return audit_categories.fill_null(own), ", ".join(sources)
 
