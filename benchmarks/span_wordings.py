@@ -2,13 +2,15 @@
 
     python benchmarks/span_wordings.py --model smollm2-135m --out runs/wordings [--per-relation 30]
     python benchmarks/span_wordings.py --facts lab --out runs/wordings-lab [--lab FOLDER]
+    python benchmarks/span_wordings.py --labels docs/studies/span-wordings/smollm2-135m.parquet
 
 Audits packaged facts as short questions (the paper's protocol), writes each as one sentence in four wordings, audits
 those files with the fact's place as the only span, and prints as Markdown for each wording: how well the two labels
 agree (confusion, Cohen's kappa with linear weights), how well the figures in place tell facts known by the question
 from the others of the same relation (area under the ROC curve), and how far wording moves a label. `--facts lab` does
 so with the lab's made-up facts, three sentences of one subject in a row, in one wording; `--lab` takes a lab that
-`foreknow lab build` made. Stopped, the same command goes on.
+`foreknow lab build` made. Stopped, the same command goes on. `--labels` prints the tables of labels that it wrote
+(`labels.parquet`), and asks no model.
 """
 
 from __future__ import annotations
@@ -118,12 +120,18 @@ CATEGORY_NUMBER = {name: n for n, name in enumerate(CATEGORIES)}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--labels", type=Path, help="labels that an earlier run wrote")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--facts", choices=["packaged", "lab"], default="packaged")
     parser.add_argument("--lab", type=Path, help="the folder of a built lab")
     parser.add_argument("--per-relation", type=int, default=30)
     args = parser.parse_args()
+    if args.labels is not None:
+        report(pl.read_parquet(args.labels))
+        return
+    if args.out is None:
+        parser.error("--out or --labels is required")
     args.out.mkdir(parents=True, exist_ok=True)
     model = args.model
     if args.facts == "lab":
