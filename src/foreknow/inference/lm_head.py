@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -55,10 +55,7 @@ class OutputHead:
         # gathered candidate weights and float32 logits stay near 256 MB
         at_once = max(1, 2**26 // max(2 * k * self.weight.shape[1], self.weight.shape[0]))
         with self._loaded() as head:
-            parts = [head._top(part, k) for part in states.to(head.weight.device).split(at_once)]
-        width = max(ids.shape[1] for ids, _ in parts)
-        parts = [_widen(ids, values, width) for ids, values in parts]
-        return torch.cat([ids for ids, _ in parts]), torch.cat([values for _, values in parts])
+            return _joined([head._top(part, k) for part in states.to(head.weight.device).split(at_once)])
 
     @torch.inference_mode()
     def top_with_log_p(self, states: Tensor, k: int, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,9 +73,7 @@ class OutputHead:
                 logits = head._full(part.to(head.weight.device))
                 tops.append(top_with_ties(logits, k))
                 log_ps.append(logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(-1))
-        width = max(ids.shape[1] for ids, _ in tops)
-        tops = [_widen(ids, values, width) for ids, values in tops]
-        return torch.cat([ids for ids, _ in tops]), torch.cat([values for _, values in tops]), torch.cat(log_ps)
+        return *_joined(tops), torch.cat(log_ps)
 
     def full_logits(self, states: Tensor) -> Tensor:
         """Compute all next-token logits in float32, [states, vocabulary]."""
@@ -120,6 +115,13 @@ class OutputHead:
 
 def _full_tensor(x: Tensor) -> Tensor:
     return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def _joined(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return the ids and the values of all parts, as wide as the widest of them."""
+    width = max(ids.shape[1] for ids, _ in parts)
+    wide = [_widen(ids, values, width) for ids, values in parts]
+    return torch.cat([ids for ids, _ in wide]), torch.cat([values for _, values in wide])
 
 
 def _widen(ids: Tensor, values: Tensor, width: int) -> tuple[Tensor, Tensor]:
