@@ -493,6 +493,32 @@ def test_dropping_the_unknown_rows_is_advised_where_the_control_is_better_at_its
     assert [o.key for o in options(unfinished) if o.why] == ["longer"]
 
 
+def test_facts_lost_besides_the_rows_stand_in_the_verdict_and_come_first_in_the_advice() -> None:
+    lost = story(canaries=(PairedCounts(33, 18, 0), PairedCounts(33, 23, 0)))
+    told = dict(verdict(lost).points)
+    assert told["Old facts"] == (
+        "Kept of 33 facts besides these rows that the model knew before training: 15 at epoch 3, 10 at epoch 9. Lost "
+        "at the end: 69.7 % (53–83)."
+    )
+    assert [o.key for o in options(lost) if o.why] == ["hold"]
+    assert told["To do"].endswith("18 of the 33 other facts that were watched are lost at epoch 3 (p < 0.001).")
+    few = story(canaries=(PairedCounts(33, 2, 0), PairedCounts(33, 3, 0)))
+    assert "no loss that so many facts can show (p = 0.25)" in dict(verdict(few).points)["Old facts"]
+    assert [o.key for o in options(few) if o.why] == ["keep"]
+    held = story(canaries=(PairedCounts(33, 18, 0), PairedCounts(33, 23, 0)), held=True)
+    assert [o.key for o in options(held) if o.why] == ["keep"]
+    longer = story(best=9, canaries=(PairedCounts(33, 18, 0), PairedCounts(33, 18, 0)))
+    assert [o.key for o in options(longer) if o.why] == ["hold"]
+    assert "Old facts" not in dict(verdict(story()).points)
+
+
+def test_dev_rows_that_are_never_right_do_not_show_that_nothing_was_lost() -> None:
+    never = story(courses=(course(0, 0, 0, 0, "dev", 10),), began=None)
+    assert "dev does not show what that cost" in dict(verdict(never).points)["New facts"]
+    some = story(courses=(course(3, 3, 0, 0, "dev", 10),), began=None)
+    assert dict(verdict(some).points)["New facts"].startswith("No overfitting to new facts was seen")
+
+
 @given(
     best=st.integers(1, 9),
     more=st.integers(0, 9),

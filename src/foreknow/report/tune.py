@@ -219,7 +219,15 @@ def _story(run: TrainRunView, other: TrainRunView | None) -> TrainReportData:
         keep=run.config.get("keep") or "both",
         held=bool(run.config.get("replay") or run.config.get("kl")),
         spans=_spans_trained_on(early, last),
+        canaries=_canaries(early, last),
     )
+
+
+def _canaries(early: Line, last: Line) -> tuple[PairedCounts, PairedCounts] | None:
+    """Compare the canaries right before training with two evaluations; None if none was watched."""
+    both = [line.get(curves.CANARIES) for line in (early, last)]
+    pairs = [PairedCounts(of["before"], of["lost"], of["gained"]) for of in both if of]
+    return (pairs[0], pairs[1]) if len(pairs) == 2 else None
 
 
 def _spans_trained_on(early: Line, last: Line) -> tuple[tuple[Count, Count], tuple[Count, Count]] | None:

@@ -8,7 +8,7 @@ one run cannot show their effect.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from foreknow.report.audit_text import Option, count, enumeration
@@ -17,6 +17,7 @@ from foreknow.report.hold_option import hold_option
 from foreknow.report.tune_tables import FEW, Count, MetricCurve, PairedCounts
 from foreknow.stages.train.curves import much_less_fitted
 from foreknow.stages.train.selection import Chooser
+from foreknow.stats import wilson
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class TrainReportData:
     at the last. `keep`: whose weights the run kept, best, last or both; none if another trainer keeps them. `held`:
     whether known rows were replayed, or the model held to its predictions before training. `spans`: of the labelled
     spans inside long answers trained on, the Known ones and those new to the model that are fitted, each at the best
-    epoch and at the last.
+    epoch and at the last. `canaries`: the facts watched besides the rows, before training against the best epoch and
+    against the last; `rows` are those right before. None if none was watched.
     """
 
     steps: int
@@ -87,6 +89,7 @@ class TrainReportData:
     keep: str = "best"
     held: bool = False
     spans: tuple[tuple[Count, Count], tuple[Count, Count]] | None = None
+    canaries: tuple[PairedCounts, PairedCounts] | None = None
 
     @property
     def dev(self) -> MetricCurve | None:
@@ -118,6 +121,7 @@ def verdict(story: TrainReportData) -> TrainVerdict:
     points = {
         "Further training": _further_training(story),
         "New facts": _new_facts(story),
+        "Old facts": _old_facts(story),
         "Control": _beside_control(story),
         "To do": f"{first.title}. {first.why}",
     }
@@ -210,9 +214,25 @@ def _new_facts(story: TrainReportData) -> str:
     if story.best == story.last:
         return f"{of} are fitted."
     then = f"{of} are fitted at epoch {story.best}, {exact(last.share)} at epoch {story.last}"
+    if story.began is None and not (story.dev and (story.dev.early.hits or story.dev.last.hits)):
+        return f"{then[:1].upper()}{then[1:]}. No dev row is right at either, so dev does not show what that cost."
     if story.began is None:
         return f"No overfitting to new facts was seen: {then}."
     return f"Overfitting to new facts began at epoch {story.began}: {then}, and dev EM stayed below its best."
+
+
+def _old_facts(story: TrainReportData) -> str:
+    """Say what became of the facts watched besides the rows."""
+    if story.canaries is None or not story.canaries[1].rows:
+        return ""
+    early, last = story.canaries
+    kept = f"{last.rows - last.lost:,} at epoch {story.last}"
+    if story.best != story.last:
+        kept = f"{early.rows - early.lost:,} at epoch {story.best}, {kept}"
+    of = f"Kept of {count(last.rows, 'fact')} besides these rows that the model knew before training: {kept}"
+    if not last.clear:
+        return f"{of}; that is no loss that so many facts can show ({p_value(last.p)})."
+    return f"{of}. Lost at the end: {exact_interval(wilson(last.lost, last.rows))}."
 
 
 def _span_course(name: str, early: Count, last: Count, story: TrainReportData) -> str:
@@ -305,7 +325,10 @@ def options(
 ) -> tuple[Option, ...]:
     """The next steps, the recommended one first. `study`: a study of remedies (`hold_option.comparison_beside`)."""
     drop = _drop(story, suffix)
+    hold = _hold(story, study, drop)
     longer = _longer(story)
+    if longer and hold and hold.why:
+        longer = replace(longer, why="")
     weights = {"last": "DIR/convergence", "none": "CHECKPOINT"}.get(story.keep, "DIR/early_stop")
     keep = Option(
         "keep",
@@ -316,9 +339,8 @@ def options(
         "",
         _less_learnt(story),
         f"foreknow evaluate {weights} DATA --audit AUDIT --out EVAL",
-        _why_keep(story, drop, longer),
+        _why_keep(story, drop, hold, longer),
     )
-    hold = None if story.held else hold_option(study, dev=True)
     cards = [keep, longer, drop, hold, _measure(story, suffix), _retrieve(story, suffix)]
     if not story.finished:
         cards = [_GO_ON, _retrieve(story, suffix)]
@@ -357,8 +379,20 @@ def _keep_title(story: TrainReportData) -> str:
     return f"Keep the checkpoint of epoch {story.best}" + (", chosen by dev loss" if by_loss else "")
 
 
-def _why_keep(story: TrainReportData, drop: Option | None, longer: Option | None) -> str:
-    if (drop and drop.why) or (longer and longer.why) or story.chooser == "nothing":
+def _hold(story: TrainReportData, study: Mapping[str, Any] | None, drop: Option | None) -> Option | None:
+    """The option to hold on to old facts; the first thing to do where the kept epoch has lost some of those watched."""
+    if story.held:
+        return None
+    hold = hold_option(study, dev=True)
+    early = story.canaries[0] if story.canaries else None
+    if (drop and drop.why) or early is None or not early.clear or early.lost < early.won:
+        return hold
+    lost = f"{early.lost:,} of the {early.rows:,} other facts that were watched are lost at epoch {story.best}"
+    return replace(hold, why=f"{lost} ({p_value(early.p)}).")
+
+
+def _why_keep(story: TrainReportData, drop: Option | None, hold: Option | None, longer: Option | None) -> str:
+    if any(other and other.why for other in (drop, hold, longer)) or story.chooser == "nothing":
         return ""
     if story.chooser != "metric":
         return "Dev loss is lowest there; exact match does not tell this epoch from others."
