@@ -111,14 +111,13 @@ class PackedTrees:
 
         Returns the states at the wanted tokens of each part, and with `keep` where the tokens of each are kept.
         """
-        prefixes = self._prefixes_of([jobs[part.job] for part in parts])
         keys = [self._segment_key(jobs[part.job], part) for part in parts]
         order = sorted(range(len(parts)), key=keys.__getitem__)
         segments = []
         for _, group in itertools.groupby(order, key=keys.__getitem__):
             own = [parts[at] for at in group]
             job = jobs[own[0].job]
-            prefix = prefixes[job.prefix].cut(job.shared) if job.shared else None
+            prefix = self._prefix(job.prefix).cut(job.shared) if job.shared else None
             past = [part.past for part in own if part.past is not None]
             segments.append(Segment(prefix, [part.tree for part in own], past or None))
         states, rows = self.packed.forward(segments, keep=keep)
@@ -133,24 +132,15 @@ class PackedTrees:
         width = round_up(len(part.tree.ids), step) if self.packed.device.type == "cpu" else 0
         return job.prefix, job.shared, width
 
-    def _prefixes_of(self, jobs: Sequence[SpanJob]) -> dict[tuple[int, ...], CachedPrefix]:
-        """Return the prefixes of jobs, and compute those that are not kept, several in one pass."""
-        wanted = dict.fromkeys(job.prefix for job in jobs if job.shared)
-        missing: list[list[tuple[int, ...]]] = []
-        tokens = 0
-        for ids in [ids for ids in wanted if ids not in self._prefixes]:
-            tokens += len(ids)
-            if not missing or tokens > self.batch_tokens:
-                missing.append([])
-                tokens = len(ids)
-            missing[-1].append(ids)
-        for some in missing:
-            self._prefixes |= zip(some, self.packed.prefixes(some), strict=True)
-        found = {ids: self._prefixes.pop(ids) for ids in wanted}
-        self._prefixes |= found  # those used last come last
-        for ids in list(self._prefixes)[:-_PREFIXES]:
-            del self._prefixes[ids]
-        return found
+    def _prefix(self, ids: tuple[int, ...]) -> CachedPrefix:
+        """Return a prefix, computed in a pass of its own, so that its bits do not depend on what was probed before."""
+        prefix = self._prefixes.pop(ids, None)
+        if prefix is None:
+            (prefix,) = self.packed.prefixes([ids])
+        self._prefixes[ids] = prefix
+        while len(self._prefixes) > _PREFIXES:
+            del self._prefixes[next(iter(self._prefixes))]  # the one that was not used for longest
+        return prefix
 
     def _batches(self, jobs: Sequence[SpanJob]) -> list[list[int]]:
         """Split jobs into runs whose trunks have at most about `batch_tokens` tokens; those of one prefix are near."""
