@@ -8,9 +8,9 @@ DIR/.replay/pool.parquet         the rows that are replayed, as token ids, until
 DIR/.replay/teacher.safetensors  the model's predictions before training at their answers (`kl_loss.py`), likewise
 
 Replayed are the HighlyKnown rows of `--audit` that are not in any set and not watched, for `--kl` alone those of every
-category, whose answers are then not learnt; without an audit that has any,
-the half of the packaged facts known that is not watched; else questions and answers that the base model makes up in the
-form of the file's own groups (`self_generated.py`).
+category, whose answers are then not learnt; where the audit has fewer than `FEW` of them, the half of the packaged
+facts known that is not watched, if that is more; else questions and answers that the base model makes up in the form of
+the file's own groups (`self_generated.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -353,13 +352,9 @@ def _plan(
 
 def _pool(choice: _Choice, watch: CanaryWatch | None, most: int, examples: list[TrainingExample]) -> ReplayPool:
     watched = {CANARIES: watch.rows.with_columns(subject=pl.lit(None, pl.String))} if watch is not None else {}
-    audited = partial(choice.audited, CATEGORIES if holds_all(choice.config) else (HIGHLY_KNOWN,))
-    own = (choice.replay_file,) if choice.config.replay_from else (audited, choice.packaged)
-    for candidates in own:
-        found = candidates()
-        rows = canaries.without_questions(found.rows, watched).head(most)
-        if rows.is_empty():
-            continue
+    found = _pool_rows(choice, watched)
+    rows = found.rows.head(most)
+    if rows.height:
         golds = choice.check(rows).golds()
         shots = choice.teacher_shots(rows) if choice.config.kl else 0
         if shots:
@@ -373,6 +368,24 @@ def _pool(choice: _Choice, watch: CanaryWatch | None, most: int, examples: list[
     asking = choice.asking
     made = generate_rows(asking, choice.sets, min(most, len(examples)), choice.config.seed)
     return pool_of(made, "questions and answers that the base model made up")
+
+
+def _pool_rows(choice: _Choice, watched: Mapping[str, pl.DataFrame]) -> Candidates:
+    """Return the rows of the pool: of the file asked for; else of the audit, or packaged ones where those are more.
+
+    A few rows that fill half of every batch again and again teach themselves and keep nothing else, so an audit with
+    fewer than `FEW` is not enough if the model knows more packaged facts.
+    """
+    if choice.config.replay_from:
+        found = choice.replay_file()
+    else:
+        found = choice.audited(CATEGORIES if holds_all(choice.config) else (HIGHLY_KNOWN,))
+    found = Candidates(canaries.without_questions(found.rows, watched), found.source)
+    if choice.config.replay_from or found.rows.height >= FEW:
+        return found
+    packaged = choice.packaged()
+    packaged = Candidates(canaries.without_questions(packaged.rows, watched), packaged.source)
+    return packaged if packaged.rows.height > found.rows.height else found
 
 
 def _kl(config: TuneConfig, plan: ReplayPlan, asking: AskingModel, folder: Path) -> kl_loss.KlTerm:
