@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 import pytest
@@ -30,7 +30,7 @@ from foreknow.errors import ConfigError, InputError
 from foreknow.prompts.prompt_template import Prompter, Template
 from foreknow.report.tune import render_tune
 from foreknow.settings import settings_of
-from foreknow.stages.train import canaries, kl_loss
+from foreknow.stages.train import canaries, kl_loss, known_rows
 from foreknow.stages.train import run as train_run
 from foreknow.stages.train.answer_loss import PlainPass, open_pass
 from foreknow.stages.train.asking_model import AskingModel
@@ -448,6 +448,29 @@ def test_a_killed_run_ends_in_the_same_weights_with_replay_and_kl(
     seconds = lambda lines: [{k: v for k, v in line.items() if "seconds" not in k} for line in lines]  # noqa: E731
     assert seconds(again.metrics) == seconds(whole.metrics)
     assert {p.name for p in again.folder.iterdir()} == {p.name for p in whole.folder.iterdir()}
+
+
+@pytest.mark.parametrize(("few", "source"), [(2, "packaged facts"), (30, "HighlyKnown rows of the audit")])
+def test_a_few_known_rows_do_not_fill_half_of_every_batch(
+    few: int, source: str, tiny: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def rows(count: int, name: str) -> pl.DataFrame:
+        lines = [
+            {"row": n, "question": f"{name} {n}?", "answers": ["x"], "subject": f"{name} {n}"} for n in range(count)
+        ]
+        return pl.DataFrame(lines, schema=canaries.ROWS)
+
+    given = {"train": "x", "out": tmp_path / "run", "replay": 0.5, "audit": tmp_path}
+    choice = known_rows._Choice(TuneConfig.model_validate(given), {}, cast("AskingModel", None))
+    found = {"audited": ("HighlyKnown rows of the audit", few), "packaged": ("packaged facts", 12)}
+    for name, (text, count) in found.items():
+        candidates = canaries.Candidates(rows(count, name), text)
+        monkeypatch.setattr(choice, name, lambda *_, candidates=candidates: candidates)
+    pool = known_rows._pool_rows(choice, {"canaries": rows(2, "packaged")})
+    assert pool.source == source
+    assert pool.rows.height == (10 if source == "packaged facts" else 30)
+    monkeypatch.setattr(choice, "packaged", lambda: canaries.Candidates(rows(3, "packaged"), "packaged facts"))
+    assert known_rows._pool_rows(choice, {"canaries": rows(2, "packaged")}).rows.height == max(few, 1)
 
 
 def test_without_known_rows_the_model_makes_some_up(
