@@ -304,7 +304,7 @@ def test_rows_in_another_file_are_found_by_question_and_gold(
     some = [{"question": r["question"], "answer": r["answers"], "relation": r["relation"]} for r in rows[::-3]]
     file = write_jsonl(tmp_path / "some.jsonl", [*some, {"question": "Who is new?", "answer": ["Nobody"]}])
     found = evaluate_run.run(make(tmp_path / "a", data=str(file), audit=audited))
-    assert "knows 16 of 17 rows (by question and gold)" in capsys.readouterr().err
+    assert "labels 16 of 17 rows (by question and gold)" in capsys.readouterr().err
     columns = ["question", "category", "base_p_greedy", "base_answer"]
     same = finished.rows.filter(pl.col("question").is_in(found.rows["question"].implode())).select(columns)
     known = found.rows.filter(pl.col("question") != "Who is new?").select(columns)

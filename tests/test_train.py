@@ -524,7 +524,7 @@ def test_categories_come_from_the_audit_by_question_and_gold(
     both = write_jsonl(tmp_path / "both.jsonl", named)
     read = train_run.read_inputs(settings(tmp_path / "a", train=str(both), audit=audit)).train
     assert read.rows["category"].to_list() == [category or "WeaklyKnown" for category in expected[::-1]]
-    assert read.categories.endswith(f"knows 20 of its {len(bare)} rows, the column 'category' for {len(bare) - 20}")
+    assert read.categories.endswith(f"labels 20 of its {len(bare)} rows, the column 'category' for {len(bare) - 20}")
     other = audit_of(tmp_path / "other", known, "sha256:another")
     with pytest.raises(ModelError, match=r"(?s)made with some model .* not with the model to be tuned .* --force"):
         train_run.run(settings(tmp_path / "b", audit=other))
