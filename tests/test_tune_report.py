@@ -515,6 +515,8 @@ def test_facts_lost_besides_the_rows_stand_in_the_verdict_and_come_first_in_the_
 def test_dev_rows_that_are_never_right_do_not_show_that_nothing_was_lost() -> None:
     never = story(courses=(course(0, 0, 0, 0, "dev", 10),), began=None)
     assert "dev does not show what that cost" in dict(verdict(never).points)["New facts"]
+    fell = story(courses=(course(4, 3, 1, 0, "dev", 10),), began=None, falls=True)
+    assert "by no more than chance gives" in dict(verdict(fell).points)["New facts"]
     some = story(courses=(course(3, 3, 0, 0, "dev", 10),), began=None)
     assert dict(verdict(some).points)["New facts"].startswith("No overfitting to new facts was seen")
 

@@ -207,7 +207,8 @@ def _story(run: TrainRunView, other: TrainRunView | None) -> TrainReportData:
         courses=of,
         unknown=(unknown_counts[0], unknown_counts[1]) if len(unknown_counts) == 2 else None,
         labelled=run.unknown_rows is not None,
-        began=curves.overfitting_epoch(run.lines),
+        began=_overfitting_epoch(run),
+        falls=curves.overfitting_epoch(run.lines) is not None,
         as_good=as_good(run),
         gained=count(early, of[0].name, UNKNOWN) if of else None,
         control=_control(run, other) if other is not None and other.early is not None else None,
@@ -221,6 +222,12 @@ def _story(run: TrainRunView, other: TrainRunView | None) -> TrainReportData:
         spans=_spans_trained_on(early, last),
         canaries=_canaries(early, last),
     )
+
+
+def _overfitting_epoch(run: TrainRunView) -> int | None:
+    """Return where overfitting to new facts began; None if dev's rows cannot tell the last epoch from the best one."""
+    began = curves.overfitting_epoch(run.lines)
+    return None if began is not None and int(run.chosen[1]["epoch"]) in as_good(run) else began
 
 
 def _canaries(early: Line, last: Line) -> tuple[PairedCounts, PairedCounts] | None:
@@ -310,7 +317,7 @@ def _fit(run: TrainRunView, other: TrainRunView | None) -> tuple[list[Curve], li
         if points and points[-1][0] == run.lines[-1]["epoch"]:  # otherwise its label would stand at another epoch
             lines.append(Curve("dev EM, control", "control", points, INK, (2, 3), 1.8))
     marks = _marks(run)
-    began = curves.overfitting_epoch(run.lines)
+    began = _overfitting_epoch(run)
     return lines, [
         *marks,
         Mark(began, f"overfitting began, epoch {began}", f"overfitting, epoch {began}"),

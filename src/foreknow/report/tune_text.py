@@ -57,7 +57,8 @@ class TrainReportData:
     `best`, `last`: epochs. `planned`: epochs in the settings. `chosen`: the metric's value at the best epoch.
     `courses`: EM of every set, test sets first, dev last. `unknown`: Unknown train rows fitted at EARLY_STOP and at
     CONVERGENCE; None if there are none, or if the rows have no categories (`labelled`). `began`: the epoch at which
-    overfitting to new facts began. `as_good`: epochs whose dev answers do not clearly differ from those of the best.
+    overfitting to new facts began, if dev's rows can tell. `falls`: whether dev EM fell at all while they were learnt.
+    `as_good`: epochs whose dev answers do not clearly differ from those of the best.
     `gained`: Unknown rows of the judged set that are right at EARLY_STOP. `ceiling`: the share of rows that can be
     fitted. `chooser`: what chose the best epoch (`selection.py`). `dev_loss`: at the best epoch and at the last, in
     nats a token; None if the run did not measure it. `fitted`: the share of training rows fitted at the best epoch and
@@ -78,6 +79,7 @@ class TrainReportData:
     unknown: tuple[Count, Count] | None = None
     labelled: bool = True
     began: int | None = None
+    falls: bool = False
     as_good: tuple[int, ...] = ()
     gained: Count | None = None
     control: Control | None = None
@@ -216,6 +218,8 @@ def _new_facts(story: TrainReportData) -> str:
     then = f"{of} are fitted at epoch {story.best}, {exact(last.share)} at epoch {story.last}"
     if story.began is None and not (story.dev and (story.dev.early.hits or story.dev.last.hits)):
         return f"{then[:1].upper()}{then[1:]}. No dev row is right at either, so dev does not show what that cost."
+    if story.began is None and story.falls:
+        return f"{then[:1].upper()}{then[1:]}. Dev EM fell meanwhile, by no more than chance gives on so few rows."
     if story.began is None:
         return f"No overfitting to new facts was seen: {then}."
     return f"Overfitting to new facts began at epoch {story.began}: {then}, and dev EM stayed below its best."

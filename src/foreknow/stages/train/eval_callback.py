@@ -312,7 +312,8 @@ class EvalCallback:
         began = curves.overfitting_epoch(self.lines)
         if began is not None and not self.warned:
             logger.info(
-                f"warning: overfitting to new facts began at epoch {began}: more of Unknown is fitted, dev EM falls"
+                f"warning: since epoch {began} more of Unknown is fitted and dev EM is below its best, a sign of "
+                "overfitting to new facts"
             )
         elif began is None and self.warned:
             logger.info("dev EM is at a new best: not overfitting after all")

@@ -374,4 +374,4 @@ def _endings(lines: list[curves.Line], metric: str, keep: str) -> list[str]:
         else:
             lines_to_print.append(f"dev_spans at EARLY_STOP: {shares[1]:.1%}, the best of all epochs")
     began = curves.overfitting_epoch(lines)
-    return [*lines_to_print, f"overfitting to new facts began at epoch {began}"] if began else lines_to_print
+    return [*lines_to_print, f"a sign of overfitting to new facts since epoch {began}"] if began else lines_to_print
