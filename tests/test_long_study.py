@@ -17,7 +17,7 @@ from builders import write_jsonl
 from conftest import CAPITALS, RIVERS
 from foreknow.data.builtin.lab_long import long_answers, read_lab_long
 from foreknow.errors import ConfigError, InputError
-from foreknow.io.run_dir import read_json
+from foreknow.io.run_dir import SEAL, read_json, with_checksum, write_json
 from foreknow.pages import write_report
 from foreknow.settings import settings_of
 from foreknow.stages.mix.sampling import read_manifest
@@ -240,3 +240,14 @@ def test_the_page_is_written_again_from_the_results_alone(study: tuple[StudyConf
     assert (read_json(done.folder / "manifest.json") or {})["stage"] == "long study"
     with pytest.raises(InputError, match="study"):
         open_long_study(done.folder / "audit")
+
+
+def test_a_folder_whose_manifest_lacks_the_spans_is_refused_in_a_line(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    shutil.copytree(Path(__file__).parents[1] / "docs" / "studies" / "lab-long", folder)
+    assert open_long_study(folder).manifest["spans"]["labelled"] == 1440
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    kept = {key: value for key, value in manifest.items() if key not in ("spans", SEAL)}
+    write_json(folder / "manifest.json", with_checksum(kept))
+    with pytest.raises(InputError, match=r"manifest\.json: found no counts of the audit's spans; delete this file"):
+        open_long_study(folder)

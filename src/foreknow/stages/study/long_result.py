@@ -67,5 +67,9 @@ def open_long_study(folder: str | Path) -> LongStudyResult:
     folder = download(folder)
     if not (folder / "manifest.json").is_file() or not (folder / "results.parquet").is_file():
         raise InputError(not_finished(folder, "study"))
-    verify(folder, partial=True)
+    if "spans" not in verify(folder, partial=True):
+        raise InputError(
+            f"{folder / 'manifest.json'}: found no counts of the audit's spans; delete this file and give the command "
+            "of the study again"
+        )
     return LongStudyResult(folder)
