@@ -27,6 +27,7 @@ from foreknow.data.spans.finder import AnswerText
 from foreknow.data.spans.rules import RuleFinder
 from foreknow.data.spans.schema import is_new
 from foreknow.stages.study.lab_truth import auc
+from markdown_table import show
 
 BINS = ((0, 0), (1, 2), (3, 5), (6, 10), (11, 20), (21, 60))
 """The smallest and the largest number of exposures in each line of the table."""
@@ -50,7 +51,7 @@ def main() -> None:
     model, world = args.model, WORLD
     if args.lab is not None:
         model = str(args.lab)
-        world = World(**json.loads((args.lab / "lab.json").read_text(encoding="utf-8"))["recipe"]["world"])
+        world = world_of(args.lab)
     if args.sweep:
         lines = []
         for shots, sets in SWEEP:
@@ -65,6 +66,11 @@ def main() -> None:
     show("Categories by exposures", by_exposures(spans))
     show(f"Told {OFTEN} times or more against never (AUC)", separations(spans))
     show("What the rules find of the facts", found_by_rules(records, truth))
+
+
+def world_of(lab: Path) -> World:
+    """The world of a lab that `foreknow lab build` made."""
+    return World(**json.loads((lab / "lab.json").read_text(encoding="utf-8"))["recipe"]["world"])
 
 
 def audit_long_answers(out: Path, model: str, world: World, sets: int, shots: int) -> tuple[pl.DataFrame, float]:
@@ -139,14 +145,6 @@ def found_by_rules(records: list[dict[str, object]], truth: pl.DataFrame) -> pl.
     golds = {(n, s["start"], s["end"]) for n, r in enumerate(records) for s in r["spans"]}  # type: ignore[attr-defined]
     found = {(n, span.start, span.end) for n, own in enumerate(spans) for span in own}
     return pl.DataFrame([{"facts": truth.height, "found exactly": len(golds & found), "others": len(found - golds)}])
-
-
-def show(title: str, frame: pl.DataFrame) -> None:
-    """A frame as a Markdown table."""
-    print(f"{title}\n\n| {' | '.join(frame.columns)} |\n|{'---|' * frame.width}")
-    for line in frame.iter_rows():
-        print(f"| {' | '.join(f'{v:.3g}' if isinstance(v, float) else str(v) for v in line)} |")
-    print()
 
 
 if __name__ == "__main__":

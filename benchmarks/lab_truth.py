@@ -21,6 +21,7 @@ from foreknow.categories import CATEGORIES, UNKNOWN
 from foreknow.data.builtin.lab_world import FACTS
 from foreknow.models import lab_recipe as lab
 from foreknow.stages.study import lab_truth
+from markdown_table import show
 
 FEW = 40
 """Relations with at most so many answers are where guessing pays."""
@@ -37,14 +38,14 @@ def main() -> None:
     facts = lab.facts() if args.lab is None else pl.read_ndjson(data, schema=FACTS)
     rows = lab_truth.with_exposures(audit.rows, facts).join(chance, on="row", how="left")
     found = lab_truth.truth(rows)
-    show("Categories by exposures", found.confusion)
-    show("Never-seen facts by number of answers", found.pools)
+    show("Categories by exposures", found.confusion, ".3f")
+    show("Never-seen facts by number of answers", found.pools, ".3f")
     print(f"never-seen facts called Known: {found.never_seen_known}")
     print(f"facts seen over {lab_truth.OFTEN} times called Unknown: {found.often_seen_unknown}")
     print(f"p_sampled against recall: {found.calibration_error:.3f} off on average\n")
-    show("Telling seen from never-seen facts (AUC)", pl.DataFrame(separations(rows)))
+    show("Telling seen from never-seen facts (AUC)", pl.DataFrame(separations(rows)), ".3f")
     known = rows.filter(pl.col("category") != UNKNOWN)
-    show("Known rows called guessable, by category and whether they were seen", guessable(known))
+    show("Known rows called guessable, by category and whether they were seen", guessable(known), ".3f")
     told = json.loads((args.out / "chance.json").read_text(encoding="utf-8"))
     cost = told["cost"]
     print(f"chance took {cost['seconds']:.1f} s beside {cost['audit_seconds']:.1f} s of the audit")
@@ -88,14 +89,6 @@ def guessable(known: pl.DataFrame) -> pl.DataFrame:
         )
         .sort("category")
     )
-
-
-def show(title: str, frame: pl.DataFrame) -> None:
-    """A frame as a Markdown table."""
-    print(f"{title}\n\n| {' | '.join(frame.columns)} |\n|{'---|' * frame.width}")
-    for line in frame.iter_rows():
-        print(f"| {' | '.join(f'{v:.3f}' if isinstance(v, float) else str(v) for v in line)} |")
-    print()
 
 
 if __name__ == "__main__":

@@ -33,6 +33,8 @@ from foreknow.data.builtin.lab_long import long_answers
 from foreknow.data.schema import GOLD, sampling_hash
 from foreknow.data.spans.schema import is_new
 from foreknow.stages.study.lab_truth import auc
+from lab_spans import world_of
+from markdown_table import show
 
 WORDINGS = {
     "city_country": (
@@ -179,9 +181,7 @@ def written(facts: pl.DataFrame, wording: int) -> Iterator[dict[str, Any]]:
 
 def lab_facts(lab: Path | None) -> tuple[pl.DataFrame, dict[str, list[dict[str, Any]]]]:
     """The lab's facts that its long answers hold, and those answers."""
-    world = lab_world.WORLD
-    if lab is not None:
-        world = lab_world.World(**json.loads((lab / "lab.json").read_text(encoding="utf-8"))["recipe"]["world"])
+    world = lab_world.WORLD if lab is None else world_of(lab)
     records, _ = long_answers(world=world)
     facts = lab_world.facts(world).with_row_index("fact")
     number = {(row["subject"], row["answers"][0]): row["fact"] for row in facts.iter_rows(named=True)}
@@ -323,14 +323,6 @@ def moved(one: str, other: str, parts: dict[str, pl.DataFrame]) -> dict[str, obj
         "recognised in one only, %": 100 * (pair["recognised"] != pair["recognised_other"]).mean(),  # type: ignore[operator]
         "new in one only, %": 100 * (pair["new"] != pair["new_other"]).mean(),  # type: ignore[operator]
     }
-
-
-def show(title: str, frame: pl.DataFrame) -> None:
-    """A frame as a Markdown table."""
-    print(f"{title}\n\n| {' | '.join(frame.columns)} |\n|{'---|' * frame.width}")
-    for line in frame.iter_rows():
-        print(f"| {' | '.join(f'{v:.3g}' if isinstance(v, float) else str(v) for v in line)} |")
-    print()
 
 
 if __name__ == "__main__":
