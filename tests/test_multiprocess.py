@@ -151,7 +151,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Cal
             "train": str(files["train"]), "dev": str(files["dev"]), "test": [f"ood={files['ood']}"], "out": out,
             "model": str(tiny_folder), "prompt_template": template, "dtype": "float32", "device": "cpu", "dropout": 0.0,
             "epochs": 2, "learning_rate": 1e-4, "batch_size": 7, "micro_batch_tokens": 60, "keep": "both",
-            "canaries": "none",  # not asked where several processes train
+            "canaries": "none",
         }  # fmt: skip
         return settings_of(TuneConfig, {**base, **given})
 
@@ -204,6 +204,85 @@ def test_two_processes_end_as_one_does(settings: Callable[..., TuneConfig], alon
     message = r"full: processes: begun with 2, started now with 1; start it with 2, choose another --out"
     with pytest.raises(RunFolderError, match=message):
         train_run.run(settings(full, **UNEVEN))
+
+
+@pytest.fixture(scope="module")
+def known_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Training rows, and facts that stand in no set: to watch, and to replay. The model knows the capitals."""
+    folder, files, facts = tmp_path_factory.mktemp("known"), {}, fact_rows()
+    for name, part in (("train", facts[18:40]), ("watch", facts[8:13]), ("replay", facts[13:18])):
+        rows = [
+            {"question": row["question"], "answer": row["answer"], "category": CATEGORIES[n % 4]}
+            for n, row in enumerate(part)
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        files[name] = str(folder / f"{name}.jsonl")
+    return files
+
+
+def assert_same_remedies(ours: TrainResult, theirs: TrainResult) -> None:
+    """The same known rows, watched with the same outcome, and the same point on the way back."""
+    for name in ("canaries", "replay", "made_up"):
+        assert ours.results[name] == theirs.results[name], name
+    assert ours.results["canaries"]["before"] > 0
+    for line, other in zip(ours.metrics, theirs.metrics, strict=True):
+        for part in ("replay", "kl"):
+            assert line.get(part) == (pytest.approx(other[part], abs=1e-4) if part in other else None)
+        assert line["text_loss"] == pytest.approx(other["text_loss"], abs=1e-4)
+        assert line["canaries"]["kept"] == other["canaries"]["kept"]
+    found, wanted = (run.results["average"] for run in (ours, theirs))
+    assert found["alpha"] == wanted["alpha"]
+    assert [point["fitted"] for point in found["points"]] == [point["fitted"] for point in wanted["points"]]
+    mine, other_weights = weights(ours.folder / "averaged"), weights(theirs.folder / "averaged")
+    for key, value in mine.items():
+        torch.testing.assert_close(value, other_weights[key], atol=2e-6, rtol=1e-4, msg=f"averaged {key}")
+
+
+def test_two_processes_hold_on_to_known_rows_as_one_does(
+    settings: Callable[..., TuneConfig], known_files: dict[str, str], tmp_path: Path
+) -> None:
+    remedies: dict[str, Any] = {
+        **{"train": known_files["train"], "replay_from": known_files["replay"], "canaries": known_files["watch"]},
+        **{"replay": 0.3, "kl": 0.5, "kl_exemplars": "no", "average": [0.5, 1.0], "batch_size": 21},
+    }  # 22 rows: the last step has a new row and one of the pool, and they are of unlike length
+    both = tune_two(settings(tmp_path / "two", **remedies))
+    assert [ended.code for ended in both] == [0, 0], both[0].err + both[1].err
+    assert both[1][1:] == ("", "")
+    ours, theirs = open_train(tmp_path / "two"), train_run.run(settings(tmp_path / "one", **remedies))
+    assert_same_run(ours, theirs)
+    assert_same_remedies(ours, theirs)
+    assert {p.name for p in ours.folder.iterdir()} == {p.name for p in theirs.folder.iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT reads an old name
+@pytest.mark.parametrize("method", [{}, LORA], ids=["full", "lora"])
+def test_two_processes_choose_the_rate_of_one_and_go_on_after_a_kill(
+    settings: Callable[..., TuneConfig], known_files: dict[str, str], tmp_path: Path, method: dict[str, Any]
+) -> None:
+    remedies: dict[str, Any] = {**method, "kl": 1.0, "kl_exemplars": "no", "average": [0.5, 1.0], "save_every": 1}
+    remedies |= {"train": known_files["train"], "replay_from": known_files["replay"], "canaries": known_files["watch"]}
+    remedies |= {"learning_rate": "auto"}
+    cut, alone = settings(tmp_path / "cut", **remedies), settings(tmp_path / "one", **remedies)
+    for step in (2, 5):
+        ended = tune_two(cut, fault="killed", who=1, step=step)
+        assert ended[1].code == -signal.SIGKILL
+        assert ended[0].code == 1
+    both = tune_two(cut)
+    assert [end.code for end in both] == [0, 0], both[0].err + both[1].err
+    ours, theirs = open_train(tmp_path / "cut"), train_run.run(alone)
+    assert ours.results["learning_rate"]["chosen"] == theirs.results["learning_rate"]["chosen"]
+    assert_same_run(ours, theirs)
+    assert_same_remedies(ours, theirs)
+
+
+@pytest.mark.slow
+def test_remedies_that_need_whole_weights_are_refused_where_they_are_sharded(
+    settings: Callable[..., TuneConfig], tmp_path: Path
+) -> None:
+    first, second = tune_two(settings(tmp_path / "a", average=[0.5, 1.0]), sharded=True)
+    assert (first.code, second.code) == (2, 2)
+    assert "found FSDP; they need the whole model in each process: launch it without FSDP" in first.err
 
 
 @pytest.mark.slow
@@ -310,13 +389,16 @@ def test_accelerate_launches_it(settings: Callable[..., TuneConfig], tmp_path: P
     assert_same_run(open_train(tmp_path / "two"), train_run.run(settings(tmp_path / "one")))
 
 
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=20), st.integers(1, 60), st.integers(1, 5))
-def test_shares_hold_every_row_once_in_as_many_parts(lengths: list[int], tokens: int, count: int) -> None:
-    rows = [TrainingExample(n, (1,) * length, (2,)) for n, length in enumerate(lengths)]
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=20), st.integers(1, 60), st.integers(1, 5), st.integers(0, 19))
+def test_shares_hold_every_row_once_in_as_many_parts(lengths: list[int], tokens: int, count: int, pool: int) -> None:
+    pool = min(
+        pool, len(lengths) - 1
+    )  # rows of a pool are numbered below 0, and --kl counts them whatever their weight
+    rows = [TrainingExample(n - pool, (1,) * length, (2,)) for n, length in enumerate(lengths)]
     found = shares(rows, tokens, count)
     assert len({len(parts) for parts in found}) == 1
-    learnt = [e.row for parts in found for part in parts for e in part if e.weight]
-    assert sorted(learnt) == list(range(len(rows)))
+    counted = [e.row for parts in found for part in parts for e in part if e.weight or e.row < 0]
+    assert sorted(counted) == [e.row for e in rows]
     assert all(sum(e.length for e in part) <= tokens or len(part) == 1 for parts in found for part in parts)
 
 

@@ -15,13 +15,15 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar, cast
 
 from foreknow.errors import ConfigError, ForeknowError, first_line
+
+T = TypeVar("T")
 
 WAIT: Final = timedelta(hours=1)
 """The longest time that processes wait for each other, as while one saves or downloads a model."""
@@ -112,6 +114,19 @@ def totals(numbers: Sequence[float]) -> list[float]:
 def broadcast_from_main(value: int) -> int:
     """Return the main process's `value`; all processes must call this."""
     return round(totals([value if is_main_process() else 0])[0])
+
+
+def from_main(work: Callable[[], T]) -> T:
+    """Do `work` in the main process only, and return what it returned in every process; all processes must call this.
+
+    The others wait meanwhile, an hour at most (`WAIT`). What is returned must be picklable.
+    """
+    if not is_distributed():
+        return work()
+    from accelerate.utils import broadcast_object_list
+
+    (found,) = broadcast_object_list([work() if is_main_process() else None])
+    return cast(T, found)
 
 
 def barrier() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import polars as pl
 
 from foreknow.config import TuneConfig
+from foreknow.distributed import process_group
 from foreknow.io.run_dir import RunDir, write_frame
 from foreknow.models import loading
 from foreknow.stages.train import curves
@@ -34,7 +35,8 @@ def average_weights(config: TuneConfig, watch: EvalCallback, trainer: FactTraine
     """Measure the points `config.average` and save the best in `averaged/`; the model ends with the tuned weights.
 
     Returns what `results.json` says: `points` (alpha, fitted, dev_em, dev_loss, canaries_kept, metrics) and `alpha`,
-    that of the one saved. The run must be of one process.
+    that of the one saved. Of several processes each has all weights and measures a share of the rows; the first one
+    writes.
     """
     training_model = watch.training_model
     before = None
@@ -57,11 +59,12 @@ def average_weights(config: TuneConfig, watch: EvalCallback, trainer: FactTraine
         points.append(point)
         frames.append(outcomes)
         logger.info(_format(point))
-    write_frame(folder.path / OUTCOMES_FILE, pl.concat(frames))
     best = choose(points)
     line.set(best.alpha)
-    last = curves.epochs(watch.lines)[-1]
-    watch.save(folder.path / FOLDER, {**last, **best.metrics}, None, alpha=best.alpha)
+    if process_group.is_main_process():
+        write_frame(folder.path / OUTCOMES_FILE, pl.concat(frames))
+        last = curves.epochs(watch.lines)[-1]
+        watch.save(folder.path / FOLDER, {**last, **best.metrics}, None, alpha=best.alpha)
     line.set(1.0)
     logger.info(f"averaged: alpha {best.alpha:g} is saved in {folder.path / FOLDER}")
     return {

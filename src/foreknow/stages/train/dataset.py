@@ -409,12 +409,13 @@ def shares(rows: Sequence[TrainingExample], tokens: int, count: int) -> list[lis
     """Cut a step's rows into micro-batches for each of `count` processes; all get the same number of micro-batches.
 
     Every row goes to one process. The processes synchronize after every micro-batch, so a process that has fewer is
-    given micro-batches of one row with weight 0, which teaches nothing.
+    given micro-batches of one row with weight 0, which teaches nothing. It is none of a pool's rows, which are numbered
+    below 0 and count in `--kl` whatever their weight.
     """
     ordered = sorted(rows, key=lambda e: (e.length, e.row))
     parts = [micro_batches(ordered[k::count], tokens) for k in range(count)]
     most = max(len(own) for own in parts)
-    idle = [ordered[0]._replace(weight=0.0)]
+    idle = [min(ordered, key=lambda e: e.row < 0)._replace(weight=0.0)]
     return [own + [idle] * (most - len(own)) for own in parts]
 
 

@@ -162,12 +162,20 @@ class EvalCallback:
         """Measure what training does besides the user's sets, add it to the line, and return outcomes (`MEASURED`).
 
         These are the canaries, the sets of `--watch-known`, the plain text, and the questions on made-up subjects:
-        these last only `at_end`, unless they are asked after every epoch.
+        these last only `at_end`, unless they are asked after every epoch. Of several processes the first one measures
+        them and the others wait for what it found.
         """
+        found, outcomes = process_group.from_main(lambda: self._outside(at_end))
+        for name in ("em", "counts"):
+            line[name] |= found.pop(name)
+        line |= found
+        return outcomes
+
+    def _outside(self, at_end: bool) -> tuple[Line, pl.DataFrame]:
         frames = [pl.DataFrame(schema=MEASURED)]
-        known, asking = self.known, self.asking
+        known, asking, line = self.known, self.asking, Line({"em": {}, "counts": {}})
         if asking is None:
-            return frames[0]
+            return line, frames[0]
         watches = {curves.CANARIES: known.canaries} if known.canaries is not None else {}
         for name, watch in {**watches, **known.watched}.items():
             right, counts = watch.measure(asking)
@@ -184,7 +192,7 @@ class EvalCallback:
             line["text_loss"] = known.text.measure(asking)
         if known.made_up is not None and (at_end or known.asks_made_up_often):
             line["made_up"] = known.made_up.count(known.made_up.ask(asking))
-        return pl.concat(frames)
+        return line, pl.concat(frames)
 
     def _measured(self, weights: Mapping[str, Tensor] | None) -> Measurement:
         base, mirror = base_of(self.training_model.model), self.training_model.mirror

@@ -54,6 +54,7 @@ from foreknow.stages.train.text_loss import TextLoss
 logger = logging.getLogger(__name__)
 
 FILE: Final = f"{CANARIES}.parquet"
+POOL_FILE: Final = "pool.parquet"
 EQUAL: Final = 0.5
 """The share of a batch that known rows make up if `--kl` is given without `--replay`: one for each new row."""
 
@@ -119,13 +120,30 @@ def prepare(
     `sets`: the rows of train, dev and the test sets. `examples`: the rows to train on. `measured_tokens`: the tokens of
     the rows that are measured at each evaluation. The model must be as it was before training.
 
+    Of several processes the first one chooses and asks; the others read which rows join the batches.
+
     Raises InputError if there is no row to replay, or for a file of canaries that cannot be read.
     """
-    watches = config.canaries != "none" or config.watch_known
-    if process_group.is_distributed() or not (watches or uses_pool(config)):
-        if watches:
-            logger.info("canaries: not watched, because several processes train")
+    if process_group.sharded():
+        if config.canaries != "none":
+            logger.info("canaries: not watched, because each process has only a part of the weights")
         return KnownRows(results=_results(config, None, None, {}, None, None, False))
+    if process_group.is_main_process():
+        known = _choose(config, sets, examples, measured_tokens, asking, folder)
+    process_group.barrier()
+    if process_group.is_main_process():
+        return known
+    return _chosen(config, len(examples), asking, folder.path / FOLDER) if uses_pool(config) else KnownRows()
+
+
+def _choose(
+    config: TuneConfig,
+    sets: Mapping[str, pl.DataFrame],
+    examples: list[TrainingExample],
+    measured_tokens: int,
+    asking: AskingModel,
+    folder: RunDir,
+) -> KnownRows:
     own_files = {name: read_set(name, file, None) for name, file in config.watch_known.items()}
     choice = _Choice(config, {**sets, **{name: split.rows for name, split in own_files.items()}}, asking)
     trained = sum(example.length for example in examples)
@@ -138,6 +156,12 @@ def prepare(
     kl = _kl(config, plan, asking, folder.path / FOLDER) if plan is not None and config.kl else None
     outside = _outside(config, sets, asking, trained, trained + measured_tokens)
     return KnownRows(watch, watched, plan, kl, *outside, _results(config, watch, plan, watched, *outside))
+
+
+def _chosen(config: TuneConfig, rows: int, asking: AskingModel, folder: Path) -> KnownRows:
+    """Read the rows that the first process chose for the batches, and the predictions to which it holds them."""
+    plan = _plan_of(config, read_pool(folder / POOL_FILE), rows)
+    return KnownRows(replay=plan, kl=_kl(config, plan, asking, folder) if config.kl else None)
 
 
 def known_file(name: str) -> str:
@@ -331,12 +355,12 @@ def _plan(
     choice: _Choice, watch: CanaryWatch | None, rows: int, examples: list[TrainingExample], folder: Path
 ) -> ReplayPlan:
     config, plan = choice.config, training_plan(choice.config)
-    share = config.replay or EQUAL
-    stored = folder / "pool.parquet"
+    stored = folder / POOL_FILE
     if stored.is_file():
         pool = read_pool(stored)
     else:
-        most = plan.epochs * -(-rows // plan.batch_size) * replay_count(share, min(plan.batch_size, rows))
+        new = min(plan.batch_size, rows)
+        most = plan.epochs * -(-rows // plan.batch_size) * replay_count(config.replay or EQUAL, new)
         pool = _pool(choice, watch, most, examples)
         folder.mkdir(exist_ok=True)
         write_pool(stored, pool)
@@ -345,9 +369,18 @@ def _plan(
             "--replay, --kl: no known row to replay: no HighlyKnown row of --audit, no packaged fact that the model "
             "knows, and it makes up no question. Audit the model on other rows and name it with --audit"
         )
-    what = f"make up {share:.0%} of each batch" if config.replay else "are held to the base model, one for each new row"
+    what = (
+        f"make up {config.replay:.0%} of each batch"
+        if config.replay
+        else "are held to the base model, one for each new row"
+    )
     logger.info(f"{'replay' if config.replay else 'kl'}: {len(pool.examples):,} rows {what} ({pool.source})")
-    return ReplayPlan(pool, share, config.seed, rows, plan.batch_size, learns=config.replay > 0)
+    return _plan_of(config, pool, rows)
+
+
+def _plan_of(config: TuneConfig, pool: ReplayPool, rows: int) -> ReplayPlan:
+    batch_size = training_plan(config).batch_size
+    return ReplayPlan(pool, config.replay or EQUAL, config.seed, rows, batch_size, learns=config.replay > 0)
 
 
 def _pool(choice: _Choice, watch: CanaryWatch | None, most: int, examples: list[TrainingExample]) -> ReplayPool:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor
 from transformers import set_seed
 
+from foreknow.distributed import process_group
 from foreknow.errors import ForeknowError
 from foreknow.io.run_dir import read_checked, with_checksum, write_json
 from foreknow.stages.train.trainer import FactTrainer, NotFinite
@@ -132,12 +134,13 @@ def run_trials(
     trials = []
     for one in rates_around(rate):
         path = folder / FOLDER / f"{one:g}.json"
-        stored = read_checked(path)
+        stored = process_group.from_main(partial(read_checked, path))
         if stored is None:
             found = _trial(config.model_copy(update={"learning_rate": one}), one, own, open_trainer, measure)
             _restore(model, before)
-            path.parent.mkdir(exist_ok=True)
-            write_json(path, with_checksum(found._asdict()))
+            if process_group.is_main_process():
+                path.parent.mkdir(exist_ok=True)
+                write_json(path, with_checksum(found._asdict()))
         else:
             found = Trial(**{name: stored[name] for name in Trial._fields})._replace(canaries=tuple(stored["canaries"]))
         trials.append(found)

@@ -115,10 +115,11 @@ def with_process_settings(config: TuneConfig) -> TuneConfig:
         return config
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
         raise ConfigError("DeepSpeed: tune trains with plain data parallelism or FSDP; launch it with one of them")
-    if config.replay or config.kl or config.average or config.learning_rate == AUTO:
+    remedies = config.replay or config.kl or config.average or config.watch_known or config.learning_rate == AUTO
+    if process_group.sharded() and remedies:
         raise ConfigError(
-            "--replay, --kl, --average, --learning-rate auto: found several processes; they work in one process only "
-            "so far"
+            "--replay, --kl, --average, --watch-known, --learning-rate auto: found FSDP; they need the whole model in "
+            "each process: launch it without FSDP"
         )
     if process_group.sharded() and config.method == "lora":
         raise ConfigError("--method lora: adapters are not sharded; launch it without FSDP")

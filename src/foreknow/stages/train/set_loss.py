@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 Sets = Mapping[str, Sequence[TrainingExample]]
 
 
-@torch.no_grad()
 def mean_losses(
     losses: Pass,
     model: Any,
@@ -35,11 +34,32 @@ def mean_losses(
     device: str,
     known: Mapping[str, tuple[float, int]] | None = None,
 ) -> dict[str, float]:
-    """Compute the mean loss of a token, in nats, of every set that has rows; all processes get the same numbers.
+    """Compute the mean loss of a token, in nats, of every set that has rows.
 
-    `losses`: the pass that computes the losses. `model`: the model whose dropout is turned off meanwhile. `sets`: the
-    rows of this process, by set name. `tokens`: how many tokens are computed at once. `autocast`: compute in bfloat16.
-    `known`: by set, the sum and the number of tokens of its other rows, whose losses are known already.
+    All processes must call this for the same sets, and get the same numbers. `sets`: the rows of this process, by set
+    name. The other arguments: see `summed_losses`.
+    """
+    own = summed_losses(losses, model, sets, tokens=tokens, autocast=autocast, device=device, known=known)
+    whole = {name: process_group.totals(sum_and_count) for name, sum_and_count in own.items()}
+    return {name: total / count for name, (total, count) in whole.items() if count}
+
+
+@torch.no_grad()
+def summed_losses(
+    losses: Pass,
+    model: Any,
+    sets: Sets,
+    *,
+    tokens: int,
+    autocast: bool,
+    device: str,
+    known: Mapping[str, tuple[float, int]] | None = None,
+) -> dict[str, tuple[float, int]]:
+    """Compute the loss, in nats, of every set in this process: its sum over tokens, and how many they are.
+
+    `losses`: the pass that computes the losses. `model`: the model whose dropout is turned off meanwhile. `tokens`: how
+    many tokens are computed at once. `autocast`: compute in bfloat16. `known`: by set, the sum and the number of tokens
+    of its other rows, whose losses are known already.
     """
     found = {}
     with evaluating(model), torch.autocast(device, torch.bfloat16, enabled=autocast):
@@ -50,9 +70,7 @@ def mean_losses(
                 in_loss = [counts for example in ordered for counts in example.in_loss]
                 total += float(values.cpu().double()[torch.tensor(in_loss)].sum())
                 count += sum(in_loss)
-            total, whole = process_group.totals([total, count])
-            if whole:
-                found[name] = total / whole
+            found[name] = (total, count)
     return found
 
 

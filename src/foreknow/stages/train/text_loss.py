@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from foreknow.data.builtin.plain_text import PARAGRAPHS
 from foreknow.stages.train.dataset import TrainingExample
-from foreknow.stages.train.set_loss import mean_losses
+from foreknow.stages.train.set_loss import summed_losses
 
 if TYPE_CHECKING:
     from foreknow.stages.train.asking_model import AskingModel
@@ -32,15 +32,15 @@ class TextLoss:
 
     def measure(self, asking: AskingModel) -> float:
         """Return the mean loss of a token now, in nats."""
-        losses = mean_losses(
+        total, count = summed_losses(
             asking.losses,
             asking.model,
             {"text": self.examples},
             tokens=asking.tokens,
             autocast=asking.autocast,
             device=asking.device,
-        )
-        return losses["text"]
+        )["text"]
+        return total / count
 
 
 def text_examples(asking: AskingModel, paragraphs: Sequence[str]) -> list[TrainingExample]:

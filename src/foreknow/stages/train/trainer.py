@@ -13,7 +13,7 @@ import contextlib
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -39,6 +39,8 @@ from foreknow.stages.train.replay import ReplayPlan, is_replay
 from foreknow.stages.train.setup import training_plan
 
 CHECKPOINTS: Final = ".checkpoints"
+Scored = tuple[list[TrainingExample], Tensor]
+"""Rows in the order in which they were computed, and their losses or logits."""
 _ADVICE: Final = "Lower --learning-rate, try --dtype float32, or look at these rows"
 
 
@@ -201,7 +203,10 @@ class FactTrainer(Trainer):
                 self.rows,
                 "Look at these rows: nothing of their answers may reach the loss",
             )
-        own.loss = own.loss if self.replay is not None else float(total) * whole
+        if self.replay is None:
+            own.loss = float(total) * whole
+        elif several:
+            own.loss, own.replay_loss, own.kl = process_group.totals([own.loss, own.replay_loss, own.kl])
         self.tally = Tally(**{name: value + getattr(own, name) for name, value in vars(self.tally).items()})
         self.meter.advance(len(self.rows))
         return total
@@ -209,23 +214,29 @@ class FactTrainer(Trainer):
     def _losses(
         self, model: nn.Module, part: Sequence[TrainingExample]
     ) -> tuple[list[TrainingExample], Tensor, Tensor | None]:
-        """Compute the losses of a micro-batch; with several processes, in the forward pass of their wrapper.
+        """Compute the losses of a micro-batch.
 
         With `--kl`, also return the divergences from the teacher, if the micro-batch has rows of the pool.
         """
         if self.kl is not None and any(is_replay(example) for example in part):
-            rows, logits = self.losses.logits(part)
+            rows, logits = self._forward(model, self.losses.logits, part)
             return rows, cross_entropy(logits, rows), self.kl.divergences(logits, rows)
+        return *self._forward(model, self.losses.losses, part), None
+
+    def _forward(
+        self, model: nn.Module, compute: Callable[[Sequence[TrainingExample]], Scored], part: Sequence[TrainingExample]
+    ) -> Scored:
+        """Compute losses or logits of a micro-batch; with several processes, in the forward pass of their wrapper."""
         if not process_group.is_distributed():
-            return *self.losses.losses(part), None
+            return compute(part)
         ordered: list[TrainingExample] = []
 
         def work() -> Tensor:
-            part_rows, losses = self.losses.losses(part)
+            part_rows, values = compute(part)
             ordered.extend(part_rows)
-            return losses
+            return values
 
-        return ordered, run_as_forward(model, work), None
+        return ordered, run_as_forward(model, work)
 
     def _meeting(self, model: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Return a context in which processes synchronize gradients only for the last micro-batch of a step.
