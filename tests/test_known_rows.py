@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,11 +27,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from builders import write_jsonl
 from conftest import fact_rows
 from foreknow.categories import CATEGORIES
-from foreknow.config import TuneConfig
+from foreknow.config import AuditConfig, TuneConfig
 from foreknow.errors import ConfigError, InputError
 from foreknow.prompts.prompt_template import Prompter, Template
 from foreknow.report.tune import render_tune
 from foreknow.settings import settings_of
+from foreknow.stages.audit.run import run as run_audit
 from foreknow.stages.train import canaries, kl_loss, known_rows
 from foreknow.stages.train import run as train_run
 from foreknow.stages.train.answer_loss import PlainPass, open_pass
@@ -368,11 +371,8 @@ def test_a_run_watches_a_file_and_its_numbers_are_those_of_its_outcomes(
 
 @pytest.fixture(scope="session")
 def audit_folder(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, facts_file: Path) -> Path:
-    from foreknow.config import AuditConfig
-    from foreknow.stages.audit.run import run as audit
-
     out = tmp_path_factory.mktemp("audit") / "a"
-    audit(settings_of(AuditConfig, {"data": str(facts_file), "model": str(tiny_folder), "out": out, "device": "cpu",
+    run_audit(settings_of(AuditConfig, {"data": str(facts_file), "model": str(tiny_folder), "out": out, "device": "cpu",
                                     "dtype": "float32"}))  # fmt: skip
     return out
 
@@ -413,9 +413,25 @@ def test_known_rows_of_the_audit_are_replayed_or_held(
     assert page <= known.height
 
 
+def test_a_run_with_another_audit_is_another_run(
+    config_of: Callable[..., TuneConfig], audit_folder: Path, facts_file: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Replayed rows come from the audit, so its labels belong to the run, and where it lies does not."""
+    copied = shutil.copytree(audit_folder, tmp_path / "copied")
+    few = {"data": str(facts_file), "limit": 30, "model": str(tiny_folder), "device": "cpu", "dtype": "float32"}
+    other = run_audit(settings_of(AuditConfig, {**few, "out": tmp_path / "other"})).folder
+    found = []
+    for audit in (audit_folder, copied, other):
+        config = config_of(tmp_path / "run", audit=audit, replay=0.5)
+        inputs = replace(train_run.read_inputs(config_of(tmp_path / "run")), audit=train_run.read_inputs(config).audit)
+        found.append(train_run.identity_of(config, inputs, "model", "cpu", "float32"))
+    assert found[0] == found[1]
+    assert {key for key in found[0] if found[0][key] != found[2][key]} == {"audit"}
+
+
 KILL = """
 import json, os, signal, sys
-from foreknow.config import TuneConfig
+from foreknow.config import AuditConfig, TuneConfig
 from foreknow.settings import settings_of
 from foreknow.stages.train import run, trainer
 given, count = json.loads(sys.argv[1]), int(sys.argv[2])
@@ -466,11 +482,11 @@ def test_a_few_known_rows_do_not_fill_half_of_every_batch(
     for name, (text, count) in found.items():
         candidates = canaries.Candidates(rows(count, name), text)
         monkeypatch.setattr(choice, name, lambda *_, candidates=candidates: candidates)
-    pool = known_rows._pool_rows(choice, {"canaries": rows(2, "packaged")})
+    pool = known_rows._pool_rows(choice, rows(2, "packaged"))
     assert pool.source == source
     assert pool.rows.height == (10 if source == "packaged facts" else 30)
     monkeypatch.setattr(choice, "packaged", lambda: canaries.Candidates(rows(3, "packaged"), "packaged facts"))
-    assert known_rows._pool_rows(choice, {"canaries": rows(2, "packaged")}).rows.height == max(few, 1)
+    assert known_rows._pool_rows(choice, rows(2, "packaged")).rows.height == max(few, 1)
 
 
 def test_without_known_rows_the_model_makes_some_up(

@@ -382,7 +382,7 @@ def test_accelerate_launches_it(settings: Callable[..., TuneConfig], tmp_path: P
     command += ["-m", "foreknow", "tune", config.train, "--dev", config.dev, "--test", f"ood={config.test['ood']}"]
     command += ["--model", config.model, "--out", str(config.out), "--prompt-template", str(config.prompt_template)]
     command += ["--dtype", "float32", "--device", "cpu", "--dropout", "0", "--epochs", "2", "--learning-rate", "1e-4"]
-    command += ["--batch-size", "7", "--micro-batch-tokens", "60"]
+    command += ["--batch-size", "7", "--micro-batch-tokens", "60", "--canaries", "none"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("CONVERGENCE") == 1

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from itertools import combinations
 from math import sqrt
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from builders import write_jsonl
 from conftest import Cli, fact_rows
-from foreknow.config import RemediesConfig
+from foreknow.categories import CATEGORIES
+from foreknow.config import RemediesConfig, TuneConfig
 from foreknow.config.remedies import RECIPES
 from foreknow.errors import ConfigError, InputError
 from foreknow.pages import write_report
@@ -26,7 +31,7 @@ from foreknow.settings import settings_of
 from foreknow.stages.remedies.comparison import compare
 from foreknow.stages.remedies.matching import Matched, difference, estimate, match_recipe, read_at
 from foreknow.stages.remedies.points import COSTS, KNOWN, OUTCOMES, POINTS, known_rows
-from foreknow.stages.remedies.recipes import ADAPTER_FACTOR, SMALLER, recipe, trainings, tune_settings
+from foreknow.stages.remedies.recipes import ADAPTER_FACTOR, SMALLER, advised_settings, recipe, trainings, tune_settings
 from foreknow.stages.remedies.recommendation import recommend
 from foreknow.stages.remedies.result import open_remedies
 from foreknow.stages.remedies.sets import matching_wordings, study_sets
@@ -243,6 +248,33 @@ def test_every_recipe_is_a_run_of_tune(name: str) -> None:
     assert bool(settings["average"]) == (recipe(name).training in ("plain", "kl", "kl-all", "replay+kl"))
 
 
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_the_advice_trains_as_the_studys_own_runs_did(name: str) -> None:
+    config = settings_of(RemediesConfig, {"data": "d", "recipes": [name], "tune": {"batch_size": 6}})
+    advised = settings_of(TuneConfig, {"train": "t", **advised_settings(name, 1e-3, config)})
+    studied = settings_of(TuneConfig, {"train": "t", **tune_settings(trainings(config, (1e-3,))[0], config)})
+    for setting in (
+        "learning_rate",
+        "epochs",
+        "patience",
+        "metric",
+        "stop_fitted",
+        "keep",
+        "batch_size",
+        "replay",
+        "kl",
+    ):
+        assert getattr(advised, setting) == getattr(studied, setting), setting
+    assert (advised.method, advised.trainable, advised.known_late) == (
+        studied.method,
+        studied.trainable,
+        studied.known_late,
+    )
+    assert advised.canaries == "auto"
+    assert bool(advised.average) == (recipe(name).view == "average")
+    assert advised.kl_rows == ("known" if name in ("kl", "kl+average") else "auto")
+
+
 def test_recipes_that_average_cost_no_training_of_their_own() -> None:
     config = settings_of(RemediesConfig, {"data": "d", "recipes": "plain,average,kl,kl+average", "seeds": 1})
     assert [one.training for one in trainings(config, (1e-3,))] == ["plain", "kl"]
@@ -309,6 +341,33 @@ def test_another_wording_of_a_fact_is_asked_and_not_taught() -> None:
         matching_wordings(file.with_columns(subject=pl.lit("someone")), sets["new"], "f")
 
 
+@given(
+    st.lists(st.lists(st.sampled_from(CATEGORIES), min_size=1, max_size=3), min_size=150, max_size=220), st.randoms()
+)
+@settings(max_examples=20, deadline=None)
+def test_no_fact_is_in_two_sets_in_different_words(facts: list[list[str]], random: Random) -> None:
+    """Each fact is asked in one to three wordings, each of a category of its own."""
+    rows = [
+        {
+            **audited({("g", category): 1}).to_dicts()[0],
+            "question": f"{n} in words {w}",
+            "subject": f"s{n}",
+            "answers": [f"a{n}"],
+        }
+        for n, wordings in enumerate([[c] for c in ("Unknown", "HighlyKnown", "HighlyKnown") * 30] + facts)
+        for w, category in enumerate(wordings)
+    ]
+    random.shuffle(rows)
+    schema = {"earlier_turns": pl.String(), "flags": pl.List(pl.String())}
+    sets = study_sets(pl.DataFrame(rows, schema_overrides=schema), (), 80, 200)
+    subjects = {name: set(own["subject"]) for name, own in sets.items()}
+    assert subjects["replay"] <= subjects["hold"]
+    assert subjects.get("reworded", set()) <= subjects["new"]
+    for one, other in combinations(("new", "dev", "known", "replay", "hold"), 2):
+        if (one, other) != ("replay", "hold"):
+            assert not subjects[one] & subjects[other], (one, other)
+
+
 def test_the_share_of_the_recommendation_is_one_that_two_recipes_reach() -> None:
     points = pl.concat([curve("plain", [0.0, 0.85], [1.0, 0.3]), curve("kl", [0.0, 0.95], [1.0, 0.9])])
     costs = pl.DataFrame([(name, 1e-3, 0, 10, 0.1, 1.0, 0.5) for name in ("plain", "kl")], schema=COSTS, orient="row")
@@ -330,6 +389,9 @@ def test_the_published_study_gives_its_page_and_its_figures(tmp_path: Path) -> N
     assert {line["recipe"]: f"{100 * line['kept']:.0f}" for line in sure}["kl-all+average"] == "99"
     assert "whose rows of every category, where they are not in NEW, hold the model" in page
     assert "Which known facts are lost" in page
+    assert "foreknow tune NEW --model MODEL --audit AUDIT --config study/recipe.yaml --out RUN" in page
+    advised = settings_of(TuneConfig, {"train": "new.jsonl"}, folder / "recipe.yaml")
+    assert (advised.learning_rate, advised.kl, advised.stop_fitted, advised.average[-1]) == (2e-4, 10.0, 0.99, 1.0)
     quoted = (Path(__file__).parent.parent / "docs/remedies.md").read_text()
     assert "| **`kl-all+average` at 2e-4** | **98, 98** | **97, 97** | **96, 97** | **95, 97** | 0 | 13 |" in quoted
 
@@ -379,6 +441,7 @@ def test_a_study_compares_resumes_and_grows(study_folder: Path, run: Cli, monkey
     code, shown, told = run(*words, "--recipes", "plain,average")
     assert code == 0, told
     assert "average" in shown
+    assert (f"--config {out / 'recipe.yaml'} --out RUN" in shown) == (out / "recipe.yaml").is_file()
     study = open_remedies(out)
     assert set(study.points["recipe"]) == {"plain", "average"}
     results = json.loads((out / "runs" / "plain-rate0.003-seed0" / "results.json").read_text())
@@ -423,7 +486,8 @@ def test_a_dry_run_says_what_the_study_would_cost(study_folder: Path, run: Cli) 
 def comparison_of(fingerprint: str, **more: Any) -> dict[str, Any]:
     own = {
         "model": {"fingerprint": fingerprint}, "sets": {"new": 80, "known": 200}, "target": 0.9, "recipe": "kl",
-        "flags": "--kl 3", "rate": 5e-4, "kept": {"value": 0.91, "ci_low": 0.88, "ci_high": 0.94}, "plain_kept": 0.28,
+        "settings": {"kl": 3.0, "learning_rate": 5e-4}, "settings_file": "recipe.yaml",
+        "kept": {"value": 0.91, "ci_low": 0.88, "ci_high": 0.94}, "plain_kept": 0.28,
         "seeds": 3, "alike": ["replay+kl"], "reason": "",
     }  # fmt: skip
     return {**own, **more}
@@ -447,8 +511,8 @@ def test_pages_use_a_study_of_the_same_model_that_lies_beside(tmp_path: Path) ->
     option = hold_option(found, dev=False)
     assert "it kept 91 % (88 to 94 %) of 200 known ones (3 seeds); plain training kept 28 %" in option.evidence
     assert "cannot tell it from replay+kl" in option.evidence
-    assert option.command == "foreknow tune TRAIN --model MODEL --audit AUDIT --learning-rate 0.0005 --kl 3 --out NEW"
-    assert option.source.startswith("The study in ")
+    assert option.command == "foreknow tune TRAIN --model MODEL --audit AUDIT --config large/recipe.yaml --out NEW"
+    assert option.source == "The study in large"
 
 
 def test_pages_without_a_study_name_their_sources_and_the_command_of_one(tmp_path: Path) -> None:

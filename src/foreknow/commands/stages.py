@@ -180,12 +180,15 @@ def tune(
     done = run(settings)
     for name, key in (("EARLY_STOP", "early_stop"), ("CONVERGENCE", "convergence")):
         print(f"{name:<12} {format_point(done.results[key]['metrics'])}")
-    for key in ("early_stop", "convergence"):
-        if folder := done.results[key]["folder"]:
-            print(f"weights: {done.folder / folder}")
+    average = done.results["average"]
+    folders = [own["folder"] for own in (average, done.results["early_stop"], done.results["convergence"]) if own]
+    weights = [folder for folder in folders if folder]
+    for folder in weights:
+        of = f" (alpha {average['alpha']:g})" if average and folder == average["folder"] else ""
+        print(f"weights: {done.folder / folder}{of}")
     print(f"report: {done.folder / 'report.html'}")
-    if weights := done.results["early_stop"]["folder"] or done.results["convergence"]["folder"]:
-        print(f"next: {next_command.after_tune(settings, weights)}")
+    if weights:
+        print(f"next: {next_command.after_tune(settings, weights[0])}")
 
 
 def evaluate(
@@ -289,6 +292,6 @@ def remedies(
 
     done = run(settings)
     print_table(comparison_table(done.comparison), "known facts kept where so many of the new facts are learnt")
-    for line in advice_text(done.comparison):
+    for line in advice_text(done.comparison, done.folder, settings.model):
         print(line)
     print(f"report: {done.folder / 'report.html'}")

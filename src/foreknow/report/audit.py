@@ -161,8 +161,8 @@ def render_audit(
 
 
 def _hold(mix: words.CategoryShares, remedies: Mapping[str, Any] | None) -> tuple[words.Option, ...]:
-    """The option to teach the Unknown rows without losing the others, where the file has both."""
-    return (hold_option(remedies, dev=False),) if mix.labelled and 0 < mix.unknown.value < 1 else ()
+    """The option to teach the Unknown rows without losing what the model knew, where the file has such rows."""
+    return (hold_option(remedies, dev=False),) if mix.labelled and mix.unknown.value > 0 else ()
 
 
 def audit_verdict(

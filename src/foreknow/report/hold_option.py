@@ -7,6 +7,7 @@ Without one, the option has our own figures and published ones, with their sourc
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def comparison_beside(folder: Path, fingerprint: str | None) -> dict[str, Any] |
         try:
             own: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             same = own["model"]["fingerprint"] == fingerprint
-            whole = {"target", "recipe", "flags", "rate", "kept", "plain_kept", "seeds", "reason", "sets"} <= set(own)
+            whole = {"target", "recipe", "settings_file", "kept", "plain_kept", "seeds", "reason", "sets"} <= set(own)
         except (OSError, ValueError, KeyError, TypeError):
             continue
         if same and whole:
@@ -58,8 +59,8 @@ def hold_option(study: Mapping[str, Any] | None, *, dev: bool) -> Option:
     )
     choose = "Choose it if these rows must be learnt and the old facts must stay."
     if study is not None and study["recipe"] is not None:
-        flags = study["flags"].replace("--learning-rate RATE", "").strip()
-        command = " ".join(f"{tune} --learning-rate {study['rate']:g} {flags} --out NEW".split())
+        recipe = shlex.quote(str(Path(_place(study)) / study["settings_file"]))
+        command = f"{tune} --config {recipe} --out NEW"
         return Option(
             "hold",
             TITLE,
@@ -85,7 +86,11 @@ def hold_option(study: Mapping[str, Any] | None, *, dev: bool) -> Option:
 
 
 def _source(study: Mapping[str, Any]) -> str:
-    return f"The study in {shown_path(study['folder'])}"
+    return f"The study in {_place(study)}"
+
+
+def _place(study: Mapping[str, Any]) -> str:
+    return shown_path(study["folder"]) or Path(study["folder"]).name
 
 
 def _evidence(study: Mapping[str, Any]) -> str:

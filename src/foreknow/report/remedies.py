@@ -5,7 +5,9 @@ The page shows the recommendation, the recipes at the same share of new facts le
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
@@ -14,10 +16,10 @@ from markupsafe import Markup
 from foreknow.config.remedies import RECIPES
 from foreknow.report import page
 from foreknow.report.charts import FILLS, INK, SOFT, UNKNOWN_INK
-from foreknow.report.format import display, duration, file_name
+from foreknow.report.format import display, duration, file_name, shown_path
 from foreknow.report.study_charts import DASHED, DOTTED, HALF, SOLID, Axes, ChartLine, ChartPosition, lines_chart
 from foreknow.stages.remedies.matching import TARGETS
-from foreknow.stages.remedies.recipes import recipe
+from foreknow.stages.remedies.recipes import RECIPE_FILE, recipe
 
 if TYPE_CHECKING:
     from foreknow.stages.remedies.comparison import Comparison
@@ -32,7 +34,7 @@ STYLES = (
 """Colour and dash of each recipe's line, in the order of the recipes."""
 
 
-_WITHOUT_AUDIT = frozenset({"plain", "average", "small-rate", "attention", "lora"})
+_WITHOUT_AUDIT = frozenset({"plain", "average", "small-rate", "attention", "lora", "known-late"})
 """The recipes whose command needs no audit."""
 
 
@@ -293,10 +295,9 @@ def _command(study: RemediesResult, comparison: Comparison) -> str:
     best = comparison.recommendation.recipe
     if best is None:
         return ""
-    kl = float(study.manifest["identity"]["kl"])
     known = "" if best.recipe in _WITHOUT_AUDIT else " --audit AUDIT"
-    flags = recipe(best.recipe, kl).flags.replace(" RATE", "").replace("--learning-rate", "").strip()
-    return f"foreknow tune NEW --model MODEL{known} --learning-rate {best.rate:g} {flags} --out RUN".replace("  ", " ")
+    file = shlex.quote(str(Path(shown_path(study.folder) or study.folder.name) / RECIPE_FILE))
+    return f"foreknow tune NEW --model MODEL{known} --config {file} --out RUN"
 
 
 def _audit_use(comparison: Comparison) -> str:

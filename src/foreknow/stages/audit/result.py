@@ -14,7 +14,7 @@ from foreknow.categories import CATEGORIES, UNKNOWN
 from foreknow.data.spans.schema import is_new
 from foreknow.errors import GateCrossed, InputError, RunFolderError
 from foreknow.io.remote import download
-from foreknow.io.run_dir import not_finished, read_checked, verify
+from foreknow.io.run_dir import fingerprint, not_finished, read_checked, verify
 from foreknow.prompts.prompt_template import Template
 from foreknow.report import notebook
 from foreknow.stages.audit.explain import Explanation, explain_row
@@ -76,6 +76,12 @@ class AuditResult(FinishedRun):
     def _template(self) -> Template:
         manifest = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
         return Template(*manifest["identity"]["prompt_template"])
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the labelled questions, and of the spans of long answers with their labels."""
+        spans = None if self.spans is None else fingerprint(self.spans)
+        return fingerprint([fingerprint(self.rows.select("question", "answers", "category")), spans])
 
     def __repr__(self) -> str:
         return f"AuditResult({self._title()}: {self._shares()}; {self._where()})"

@@ -11,7 +11,7 @@ import polars as pl
 from foreknow.config.remedies import RECIPES
 from foreknow.stages.remedies.firmness import kept_by_firmness
 from foreknow.stages.remedies.matching import MEASURES, TARGET, TARGETS, Estimate, Matched, at_end, match_recipe
-from foreknow.stages.remedies.recipes import recipe
+from foreknow.stages.remedies.recipes import RECIPE_FILE
 from foreknow.stages.remedies.recommendation import Recommendation, recommend
 
 TABLE: Final[dict[str, pl.DataType]] = {
@@ -122,10 +122,12 @@ def _clipped(share: float | None) -> float | None:
     return None if share is None else min(1.0, max(0.0, share))
 
 
-def as_json(comparison: Comparison, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the comparison as plain values (`comparison.json`), which the pages of other runs read."""
+def as_json(comparison: Comparison, manifest: Mapping[str, Any], settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the comparison as plain values (`comparison.json`), which the pages of other runs read.
+
+    `settings`: those for tune that train by the recommended recipe (`recipes.advised_settings`).
+    """
     advice = comparison.recommendation
-    kl = float(manifest["identity"]["kl"])
     chosen = advice.recipe
     plain = comparison.table.filter((pl.col("recipe") == "plain") & (pl.col("learnt") == advice.target))
     return {
@@ -133,8 +135,8 @@ def as_json(comparison: Comparison, manifest: Mapping[str, Any]) -> dict[str, An
         "sets": manifest["sets"],
         "target": advice.target,
         "recipe": chosen.recipe if chosen else None,
-        "flags": recipe(chosen.recipe, kl).flags if chosen else None,
-        "rate": chosen.rate if chosen else None,
+        "settings": dict(settings) if settings is not None else None,
+        "settings_file": RECIPE_FILE if settings is not None else None,
         "kept": _estimate(chosen.kept) if chosen else None,
         "plain_kept": plain["kept"][0] if plain.height else None,
         "seeds": chosen.of_seeds if chosen else None,

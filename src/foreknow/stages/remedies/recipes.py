@@ -1,4 +1,4 @@
-"""Lists the runs of a study of remedies: recipes, learning rates and seeds. Pure.
+"""Lists the runs of a study of remedies: recipes, learning rates and seeds, and the settings of each. Pure.
 
 Two recipes may be views of one run: `average` is read from the points between the weights before and after a plain run
 (`weight_average.py`), so that it costs no training of its own.
@@ -30,6 +30,8 @@ AVERAGED: Final = frozenset(name.removesuffix("+average") for name in RECIPES if
 """The trainings whose points between the weights are measured, whether or not these are asked for now."""
 MADE_UP: Final = 24
 """How many questions on made-up subjects a run asks: few enough to ask them after every epoch."""
+RECIPE_FILE: Final = "recipe.yaml"
+"""The file, in the study's folder, of the settings for tune that train by the recommended recipe."""
 LEARNT: Final = 0.99
 """A run ends when it has learnt this share of the new facts."""
 
@@ -127,3 +129,19 @@ def tune_settings(training: Training, config: RemediesConfig) -> dict[str, Any]:
         "average": ALPHAS if training.training in AVERAGED else (),
         **own[training.training],
     }
+
+
+_OWN_TO_A_STUDY: Final = ("seed", "made_up_subjects", "watch_rows", "canaries", "device")
+
+
+def advised_settings(name: str, rate: float, config: RemediesConfig) -> dict[str, Any]:
+    """Return the settings for tune that train by the recipe `name` as the study did, on files of the user's own.
+
+    `rate`: the study's learning rate. Only what the study sets for its measurements is left out.
+    """
+    one = recipe(name)
+    settings = tune_settings(Training(one.training, rate, 0), config)
+    settings["average"] = list(ALPHAS) if one.view == "average" else []
+    if one.training == "kl":
+        settings["kl_rows"] = "known"
+    return {key: value for key, value in settings.items() if key not in _OWN_TO_A_STUDY and value is not None}

@@ -11,9 +11,11 @@ from typing import Any
 import polars as pl
 import yaml
 
+from foreknow.config import RemediesConfig
 from foreknow.errors import InputError
 from foreknow.io.remote import download
 from foreknow.io.run_dir import not_finished, verify
+from foreknow.settings import settings_of
 from foreknow.stages.finished_run import FinishedRun
 
 
@@ -59,6 +61,16 @@ class RemediesResult(FinishedRun):
         file = self.folder / "config.yaml"
         contents: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
         return contents
+
+    def config(self) -> RemediesConfig:
+        """Return the settings that the recipes depend on, also where only the results are left.
+
+        The prompt template is then missing, because the results hold its text and not its file.
+        """
+        identity = self.manifest["identity"]
+        own = {key: identity[key] for key in ("epochs", "known_late_epochs", "kl")}
+        tune = self.settings.get("tune") or {**identity["tune"], "prompt_template": None}
+        return settings_of(RemediesConfig, {"data": "", **own, "tune": tune})
 
     @cached_property
     def manifest(self) -> dict[str, Any]:

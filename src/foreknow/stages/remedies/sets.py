@@ -8,7 +8,9 @@ hold     the rows of replay and those of the other categories that are in no set
 dev      a few of them that are not replayed, because tune needs such a set
 reworded the new facts asked in other words: rows of the same subject, relation and gold
 
-A question is in one set only, but for those of replay, which are in hold too.
+A fact is in one set only, in whatever words, but for those of replay, which are in hold too, and those of new, which
+are in reworded. Rows are of one fact if they have the same subject, relation and gold; without a subject, the same
+question.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ FEWEST: Final = 20
 """A study needs at least this many rows of each of new, known and replay."""
 DEV: Final = 40
 """How many HighlyKnown rows are kept for dev at most; a tenth of them if that is fewer."""
-COLUMNS: Final = ("question", "answers", "subject", "relation", "category")
+FACT: Final = ("question", "answers", "subject", "relation")
+COLUMNS: Final = (*FACT, "category")
 
 
 def study_sets(audited: pl.DataFrame, ood: tuple[str, ...], facts: int, held_out: int) -> dict[str, pl.DataFrame]:
@@ -43,7 +46,7 @@ def study_sets(audited: pl.DataFrame, ood: tuple[str, ...], facts: int, held_out
     inside = shuffled.filter(~pl.col("group").is_in(list(ood)))
     taught, reworded = _one_wording(inside.filter(pl.col("category") == UNKNOWN), facts)
     highly_known = pl.col("category") == HIGHLY_KNOWN
-    known = inside.filter(highly_known)
+    known, _ = _one_wording(_without_facts(inside.filter(highly_known), taught), inside.height)
     dev = min(DEV, known.height // 10)
     watched = min(held_out, (known.height - dev) // 2)
     sets = {
@@ -54,9 +57,8 @@ def study_sets(audited: pl.DataFrame, ood: tuple[str, ...], facts: int, held_out
         "other": shuffled.filter(pl.col("group").is_in(list(ood)) & highly_known).head(held_out),
         "reworded": reworded,
     }
-    used = [question for rows in sets.values() for question in rows["question"]]
-    others = inside.filter(~pl.col("question").is_in(used) & ~highly_known)
-    sets["hold"] = _shuffled(pl.concat([sets["replay"], others]))
+    used = pl.concat([rows.select(*FACT) for rows in sets.values()])
+    sets["hold"] = _shuffled(pl.concat([sets["replay"], _without_facts(inside.filter(~highly_known), used)]))
     for name in ("new", "known", "replay"):
         if sets[name].height < FEWEST:
             what = "Unknown" if name == "new" else "HighlyKnown"
@@ -73,13 +75,22 @@ def _shuffled(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns(key).sort("key").drop("key")
 
 
+def _fact() -> pl.Expr:
+    own = pl.when(pl.col("subject").is_null()).then("question").otherwise("subject")
+    return pl.struct(own.alias("s"), "relation", GOLD.alias("gold")).hash()
+
+
+def _without_facts(rows: pl.DataFrame, others: pl.DataFrame) -> pl.DataFrame:
+    facts = others.select(fact=_fact()).unique()
+    return rows.with_columns(fact=_fact()).join(facts, on="fact", how="anti", maintain_order="left").drop("fact")
+
+
 def _one_wording(rows: pl.DataFrame, most: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return at most `most` rows, one of each fact, and the other wordings of the same facts.
 
-    Two rows are of one fact if they have the same subject, relation and gold. A question with two golds is left out.
+    A question with two golds is left out.
     """
-    fact = pl.when(pl.col("subject").is_null()).then("question").otherwise("subject")
-    keyed = rows.with_columns(fact=pl.struct(fact.alias("s"), "relation", GOLD.alias("gold")).hash())
+    keyed = rows.with_columns(fact=_fact())
     first = keyed.unique("fact", keep="first", maintain_order=True).head(most)
     rest = keyed.join(first.select("fact", "question"), on=["fact", "question"], how="anti")
     return first.drop("fact"), rest.join(first.select("fact"), on="fact", how="semi").drop("fact")

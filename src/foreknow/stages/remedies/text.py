@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from foreknow.stages.remedies.matching import TARGETS
+from foreknow.stages.remedies.recipes import RECIPE_FILE
 
 
 def comparison_table(comparison: Mapping[str, Any]) -> pl.DataFrame:
@@ -29,12 +32,16 @@ def _cell(line: Mapping[str, Any] | None) -> str:
     return f"{100 * line['kept']:.0f} ({100 * line['kept_low']:.0f} to {100 * line['kept_high']:.0f})"
 
 
-def advice_text(comparison: Mapping[str, Any]) -> list[str]:
-    """Return what the study recommends, in a line or two."""
+def advice_text(comparison: Mapping[str, Any], folder: Path, model: str) -> list[str]:
+    """Return what the study recommends, in a line or two, and the command for it.
+
+    `folder`: the study's. `model`: as the user named it.
+    """
     if comparison["recipe"] is None:
         return [comparison["reason"]]
-    flags = f": foreknow tune ... --learning-rate {comparison['rate']:g} {comparison['flags']}".rstrip()
-    lines = [f"take {comparison['recipe']}{flags}"]
+    lines = [f"take {comparison['recipe']}"]
     if comparison["alike"]:
         lines.append(f"these runs cannot tell it from {', '.join(comparison['alike'])}")
+    files = ("--model", model, "--audit", str(folder / "audit"), "--config", str(folder / RECIPE_FILE))
+    lines.append(f"next: foreknow tune NEW {shlex.join(files)} --out RUN (NEW: the rows to teach, RUN: a new folder)")
     return lines

@@ -45,6 +45,7 @@ class TrainInputs:
 
     `most_watched`: how many rows of train and of each test set are measured at most; None for all.
     `spans`: by set, the labelled spans inside its long answers (`span_labels.WATCHED_SPANS`), if an audit has any.
+    `audit`: the hash of the audit's labels (`AuditResult.digest`), if there is an audit.
     """
 
     sets: dict[str, LabelledSplit]
@@ -53,6 +54,7 @@ class TrainInputs:
     most_watched: int | None = None
     seed: int = 0
     spans: Mapping[str, pl.DataFrame] = field(default_factory=dict)
+    audit: str | None = None
 
     @property
     def train(self) -> LabelledSplit:
@@ -115,7 +117,8 @@ def read_inputs(config: TuneConfig) -> TrainInputs:
     if config.metric != selection.AUTO:
         curves.check_metric(config.metric, rows, lenient=config.match == "lenient", losses=True, spans=spans)
     notes = (*_notes(sets, TRAIN in spans), *_span_notes(spans), *dev_note, *([overlap] if overlap else []))
-    return TrainInputs(sets, template, notes, _most_watched(config, sets[TRAIN].rows.height), config.seed, spans)
+    most = _most_watched(config, sets[TRAIN].rows.height)
+    return TrainInputs(sets, template, notes, most, config.seed, spans, audit.digest if audit else None)
 
 
 def _most_watched(config: TuneConfig, train_rows: int) -> int | None:

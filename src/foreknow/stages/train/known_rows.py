@@ -7,10 +7,10 @@ DIR/known-NAME.parquet           the same for each file of `--watch-known`
 DIR/.replay/pool.parquet         the rows that are replayed, as token ids, until the run ends
 DIR/.replay/teacher.safetensors  the model's predictions before training at their answers (`kl_loss.py`), likewise
 
-Replayed are the HighlyKnown rows of `--audit` that are not in any set and not watched, for `--kl` alone those of every
-category, whose answers are then not learnt; where the audit has fewer than `FEW` of them, the half of the packaged
-facts known that is not watched, if that is more; else questions and answers that the base model makes up in the form of
-the file's own groups (`self_generated.py`).
+Replayed are the HighlyKnown rows of `--audit` whose facts are in no set and not watched, in whatever words; for `--kl`
+alone those of every category, whose answers are then not learnt. Where the audit has fewer than `FEW` of them, it is
+the half of the packaged facts known that is not watched, if that is more; else questions and answers that the base
+model makes up in the form of the file's own groups (`self_generated.py`).
 """
 
 from __future__ import annotations
@@ -199,14 +199,18 @@ class _Choice:
         which = "HighlyKnown rows" if tuple(categories) == (HIGHLY_KNOWN,) else "rows of every category"
         source = f"{which} of the audit {self.config.audit}"
         found = canaries.audit_candidates(open_audit(self.config.audit).rows, source, categories)
-        if tuple(categories) != (HIGHLY_KNOWN,):  # a fact that is taught must not be held back in its other wordings
-            found = Candidates(canaries.without_facts(found.rows, self.sets["train"]), source)
-        return Candidates(canaries.without_questions(found.rows, self.sets), source)
+        return Candidates(self._besides_sets(found.rows), source)
 
     def replay_file(self) -> Candidates:
         """Return the rows of `--replay-from` that stand in no set."""
         found = canaries.file_candidates(read_set("replay", str(self.config.replay_from), None))
-        return Candidates(canaries.without_questions(found.rows, self.sets), found.source)
+        return Candidates(self._besides_sets(found.rows), found.source)
+
+    def _besides_sets(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Leave out the rows whose question stands in a set, and those that ask for a fact of a set in other words."""
+        for frame in self.sets.values():
+            rows = canaries.without_facts(rows, frame)
+        return canaries.without_questions(rows, self.sets)
 
     def packaged(self) -> Candidates:
         """Return the packaged facts that the model knows and that no set names."""
@@ -384,8 +388,7 @@ def _plan_of(config: TuneConfig, pool: ReplayPool, rows: int) -> ReplayPlan:
 
 
 def _pool(choice: _Choice, watch: CanaryWatch | None, most: int, examples: list[TrainingExample]) -> ReplayPool:
-    watched = {CANARIES: watch.rows.with_columns(subject=pl.lit(None, pl.String))} if watch is not None else {}
-    found = _pool_rows(choice, watched)
+    found = _pool_rows(choice, watch.rows if watch is not None else pl.DataFrame(schema=canaries.ROWS))
     rows = found.rows.head(most)
     if rows.height:
         golds = choice.check(rows).golds()
@@ -403,7 +406,7 @@ def _pool(choice: _Choice, watch: CanaryWatch | None, most: int, examples: list[
     return pool_of(made, "questions and answers that the base model made up")
 
 
-def _pool_rows(choice: _Choice, watched: Mapping[str, pl.DataFrame]) -> Candidates:
+def _pool_rows(choice: _Choice, watched: pl.DataFrame) -> Candidates:
     """Return the rows of the pool: of the file asked for; else of the audit, or packaged ones where those are more.
 
     A few rows that fill half of every batch again and again teach themselves and keep nothing else, so an audit with
@@ -413,12 +416,16 @@ def _pool_rows(choice: _Choice, watched: Mapping[str, pl.DataFrame]) -> Candidat
         found = choice.replay_file()
     else:
         found = choice.audited(CATEGORIES if holds_all(choice.config) else (HIGHLY_KNOWN,))
-    found = Candidates(canaries.without_questions(found.rows, watched), found.source)
+    found = _besides_watched(found, watched)
     if choice.config.replay_from or found.rows.height >= FEW:
         return found
-    packaged = choice.packaged()
-    packaged = Candidates(canaries.without_questions(packaged.rows, watched), packaged.source)
+    packaged = _besides_watched(choice.packaged(), watched)
     return packaged if packaged.rows.height > found.rows.height else found
+
+
+def _besides_watched(found: Candidates, watched: pl.DataFrame) -> Candidates:
+    rows = canaries.without_facts(found.rows, watched)
+    return Candidates(canaries.without_questions(rows, {CANARIES: watched}), found.source)
 
 
 def _kl(config: TuneConfig, plan: ReplayPlan, asking: AskingModel, folder: Path) -> kl_loss.KlTerm:

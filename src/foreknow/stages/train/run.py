@@ -100,6 +100,7 @@ def identity_of(config: TuneConfig, inputs: TrainInputs, model: str, device: str
         ),
         "watch_known": {name: file_digest(file) for name, file in config.watch_known.items()},
         "replay_from": file_digest(config.replay_from) if config.replay_from else None,
+        "audit": inputs.audit,
         "canaries": config.canaries if config.canaries in ("auto", "none") else file_digest(config.canaries),
         **{k: v for k, v in config.resolved().items() if k not in _NO_IDENTITY},
     }
