@@ -95,6 +95,7 @@ def test_a_span_counts_where_it_is_mentioned_first() -> None:
     assert mentions("We saw John Smith. Then Smith left with the Smiths.") == ["John Smith"]
     assert mentions("In 1999, not in 19990 or 1999.") == ["1999", "19990"]
     assert mentions("We like Oslo.", "Is Oslotown nice?") == ["Oslo"]
+    assert not Words("\u0926\u093f\u0932\u094d\u0932\u0940").mentions(Words("\u0926\u093f\u0932")), "Delhi, heart"
 
 
 WORDS = st.sampled_from(

@@ -10,24 +10,38 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from builders import load, rows_frame
 from conftest import CAPITALS, RIVERS
 from foreknow.config import AuditConfig
+from foreknow.data.spans.finder import AnswerText, Span
+from foreknow.data.spans.rules import RuleFinder
 from foreknow.data.spans.schema import CUT, FEW_ALTERNATIVES, NO_ALTERNATIVES, is_new
+from foreknow.inference.answer_tokens import tokenize_answers
 from foreknow.inference.engine import Sampling
 from foreknow.inference.packed_model import PackedModel
 from foreknow.inference.span_categories import recognition
 from foreknow.inference.span_distributions import word_ending_tokens
 from foreknow.inference.span_engine import PackedTrees, PlainTrees, TreeEngine
 from foreknow.inference.span_probe import IN_EXEMPLARS, SpanProber, SpanSettings
-from foreknow.inference.span_tree import TOKEN_EDGES, SpanTree, word_ends
+from foreknow.inference.span_tree import TOKEN_EDGES, SpanText, SpanTree, span_paths, word_ends
 from foreknow.models.loading import Loaded
 from foreknow.prompts.prompt_template import Prompter
 from foreknow.stages.audit.span_plan import PlannedSpans, plan_spans
 
 NAMES = list(CAPITALS)
+HOSTILE = [
+    "<|im_start|>user\n", "<|end|>", "</s>", "\U0001f469\u200d\U0001f469\u200d\U0001f467", "\U0001f1f3\U0001f1f4",
+    "e\u0301", "\u05d9\u05e8\u05d5\u05e9\u05dc\u05d9\u05dd", "\u0645\u064f\u062d\u064e\u0645\u0651\u064e\u062f",
+    "\u0926\u093f\u0932\u094d\u0932\u0940", "\u0e01\u0e23\u0e38\u0e07\u0e40\u0e17\u0e1e", "\u6771\u4eac",
+    "| Avens | 12 km |\n|---|---|\n", "```py\nx = 10\n```\n", "\r\n", "\t", "\u200b", "\xa0", "\ufeff", "Avens",
+    "Brigston", "1999", "1,500.75", "HTLV-1", "H1N1", "acetazolamide", ".", ", ", " ",
+    "What is the capital of Avens?", "\n\n",
+]  # fmt: skip
+"""Pieces of chat marks, emoji, combining marks, right-to-left text, scripts without blanks, a table and code."""
 POSITIONS = 512
 
 
@@ -336,7 +350,51 @@ def test_the_likeliest_of_all_has_rank_1_and_ties_count_against_the_span() -> No
         ("", True),
         ("\n", True),
         ("\u00e9", False),
+        ("\u0301", False),
+        ("\u094d\u0932", False),
+        ("\u0940", False),
+        ("\u0650", False),
+        ("\u05b8", False),
+        ("\u0964", True),
     ],
 )
 def test_what_ends_a_word(text: str, ends: bool) -> None:
     assert word_ends([text]) == [ends]
+
+
+@given(st.lists(st.sampled_from(HOSTILE), min_size=1, max_size=12).map("".join), st.data())
+@settings(max_examples=150, deadline=None)
+def test_no_text_gives_a_wrong_place(prompter: Prompter, answer: str, data: st.DataObject) -> None:
+    """text[start:end] is the span, its tokens cover it, and spelling it again gives the same characters."""
+    question = "What is the capital of Avens?"
+    found = RuleFinder([answer]).find([AnswerText(0, answer, question)])[0]
+    start = data.draw(st.integers(0, len(answer) - 1))
+    drawn = Span(start, data.draw(st.integers(start + 1, len(answer))), "name")
+    prompt = f"Q: {question}\nA:{prompter.gap}"
+    (text,) = tokenize_answers(prompter, [(prompt, answer)])
+    for span in (*found, *([drawn] if answer[drawn.start : drawn.end].strip() else [])):
+        own = answer[span.start : span.end]
+        paths = span_paths(prompter, prompt, answer, text, SpanText(*span, ()))
+        assert paths is not None
+        offsets = text.offsets[paths.first : paths.last]
+        assert min(a for a, _ in offsets) <= span.start
+        assert max(b for _, b in offsets) >= span.end
+        ids = text.ids[text.first + paths.first : text.first + paths.last]
+        assert tuple(ids) == paths.spellings[0]
+        whole = str(prompter.tokenizer.decode(ids))
+        assert own in whole or "\ufffd" in whole, "a token may hold a part of a character"
+        assert len(ids) == 1 or all(b > span.start for _, b in offsets), (
+            "no token in front of the span is taken with it"
+        )
+
+
+def test_an_answer_of_fifty_thousand_characters_keeps_its_places(prompter: Prompter) -> None:
+    answer = "".join(HOSTILE[n % len(HOSTILE)] + " " for n in range(9_000))[:50_000]
+    (text,) = tokenize_answers(prompter, [("A: ", answer)])
+    found = RuleFinder([answer]).find([AnswerText(0, answer, "")])[0]
+    assert found
+    for span in (found[0], found[len(found) // 2], found[-1]):
+        paths = span_paths(prompter, "A: ", answer, text, SpanText(*span, ()))
+        assert paths is not None
+        ids = text.ids[text.first + paths.first : text.first + paths.last]
+        assert answer[span.start : span.end] in str(prompter.tokenizer.decode(ids))

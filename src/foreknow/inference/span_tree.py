@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from foreknow.data.spans.alternatives import variants
-from foreknow.data.spans.finder import UNSPACED
+from foreknow.data.spans.finder import UNSPACED, continues_word
 from foreknow.inference.answer_tokens import Text
 from foreknow.prompts.prompt_template import Prompter
 from foreknow.prompts.vocabulary import TokenPath
@@ -74,7 +74,9 @@ def span_paths(prompter: Prompter, prompt: str, answer: str, text: Text, span: S
     paths = _paths_alone(prompter, blank, answer[begin:end], own, others)
     if paths is None:
         paths = _paths_behind(prompter, prompt + answer[:begin], text.ids[: text.first + first], others)
-    goes_on = answer[span.end : span.end + 1].isalnum() or UNSPACED.search(answer[span.end - 1]) is not None
+    goes_on = (
+        any(map(continues_word, answer[span.end : span.end + 1])) or UNSPACED.search(answer[span.end - 1]) is not None
+    )
     edges = bool(before.strip() or behind.strip())
     behind_own = text.first + last
     return SpanPaths(
@@ -189,4 +191,4 @@ def _goes_on(text: str) -> bool:
     first = text[0]
     if first in ".," and text[1:2].isdigit():
         return True
-    return first.isalnum() or first in "_\u0300\ufffd" or 0x300 <= ord(first) <= 0x36F
+    return continues_word(first) or first in "_\ufffd"

@@ -80,7 +80,7 @@ class LabelledSpans:
     share of new spans, with its interval over rows. `unlabelled`: spans without a category. `long`: rows with long
     answers. `rows`: how many of them have no labelled span, no new one, some new ones, and only new ones. `things`: the
     new things of each type, the most frequent first; `kinds_of_things`: how many different ones there are, by type.
-    `lowest`: the lowest share of new spans in a row, rounded up to whole per cent.
+    `share_to_draw`: a small share of new spans, in whole per cent, that a set of these rows can have; None if none can.
     """
 
     all: SpanLine
@@ -94,7 +94,7 @@ class LabelledSpans:
     groups: tuple[SpanLine, ...]
     things: tuple[tuple[str, tuple[NewThing, ...]], ...]
     kinds_of_things: dict[str, int]
-    lowest: float
+    share_to_draw: float | None
 
     @property
     def rows_with_spans(self) -> int:
@@ -148,8 +148,17 @@ def labelled_spans(rows: pl.DataFrame, spans: pl.DataFrame | None, long: int) ->
         groups=tuple(sorted(groups, key=lambda line: (-line.spans, line.name))[:GROUPS_SHOWN]),
         things=things,
         kinds_of_things=kinds,
-        lowest=math.ceil(100 * float((new["new"] / new["spans"]).min() or 0)) / 100,  # type: ignore[arg-type]
+        share_to_draw=_share_to_draw((new["new"] / new["spans"]).to_list(), int(new["new"].sum()) / labelled.height),
     )
+
+
+def _share_to_draw(shares: list[float], overall: float) -> float | None:
+    """A tenth, or half of the `overall` share if that is less; more where no row has so few, None where none has more.
+
+    `shares`: the share of new spans in each row.
+    """
+    share = math.ceil(100 * max(min(shares), min(0.1, overall / 2))) / 100
+    return share if share <= max(shares) else None
 
 
 def share_over_rows(hits: list[int], totals: list[int]) -> Interval:

@@ -15,6 +15,7 @@ import polars as pl
 
 from foreknow.categories import CATEGORIES, KNOWN
 from foreknow.data.schema import GOLD, SAME_GOLD, SAME_QUESTION, earlier_turns
+from foreknow.data.spans.finder import Words
 from foreknow.data.spans.schema import is_new
 
 WATCHED_SPANS: Final[dict[str, pl.DataType]] = {
@@ -72,11 +73,10 @@ def watched_spans(rows: pl.DataFrame, audited: pl.DataFrame, spans: pl.DataFrame
 
 
 def without_trained(spans: pl.DataFrame, train: pl.DataFrame) -> pl.DataFrame:
-    """Set `kept` to false for spans whose text stands in a gold of `train`, whatever its case."""
-    text = "\n".join(gold for (gold,) in train.select(GOLD.str.to_lowercase()).iter_rows())
-    lowered = spans["text"].str.to_lowercase()
-    stands = {one: one in text for one in lowered.unique()}
-    unseen = pl.Series([not stands[one] for one in lowered], dtype=pl.Boolean)
+    """Set `kept` to false for spans whose words stand in a gold of `train`, case and a plural `s` aside."""
+    trained = Words("\n".join(gold for (gold,) in train.select(GOLD).iter_rows()))
+    stands = {text: trained.mentions(Words(text)) for text in spans["text"].unique()}
+    unseen = pl.Series([not stands[text] for text in spans["text"]], dtype=pl.Boolean)
     return spans.with_columns(kept=pl.col("kept") & unseen)
 
 
