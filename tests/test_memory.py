@@ -23,6 +23,7 @@ from foreknow.inference.packed_model import PackedModel
 from foreknow.inference.packing import Segment, TokenTree
 from foreknow.models import loading, memory_plan
 from foreknow.models.memory_plan import GIB, LEAST, MOST, BatchSizes, ModelShape
+from foreknow.models.out_of_memory import is_out_of_memory
 from foreknow.prompts import few_shot
 from foreknow.prompts.prompt_template import Prompter
 
@@ -229,3 +230,23 @@ def test_what_is_told() -> None:
     warning = memory_plan.format_shortage(need, 20 * GIB)
     assert warning is not None
     assert "only 20.0 GiB of the GPU are free" in warning
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError(), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory"),
+            True,
+        ),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9.06 GB)"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_errors_that_say_that_memory_ran_out(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected

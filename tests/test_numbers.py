@@ -436,11 +436,12 @@ def test_what_needs_no_comparison_gets_none(frame: pl.DataFrame) -> None:
     assert precision_check.compare_precision(sampled, drawn_of(frame), none, "bfloat16") is None
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
 def test_too_little_memory_for_a_float32_copy_is_said(
-    frame: pl.DataFrame, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    frame: pl.DataFrame, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
     def full(*_: object, **__: object) -> None:
-        raise MemoryError
+        raise error
 
     monkeypatch.setattr(precision_check.loading, "load_from_settings", full)
     config = AuditConfig(data="x", model="m", device="cpu")

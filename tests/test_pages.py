@@ -94,7 +94,7 @@ def refused(tmp_path: Path) -> Callable[..., str]:
 
 
 def test_folders_that_are_no_runs_are_refused(road: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
-    assert "not a finished audit, tune, evaluate or study run" in refused(tmp_path / "gone")
+    assert "not a finished audit, tune, evaluate, study, long study or remedies run" in refused(tmp_path / "gone")
     (tmp_path / "manifest.json").write_text("[")
     assert "manifest.json: damaged, not a JSON object; delete" in refused(tmp_path)
     (tmp_path / "manifest.json").unlink()

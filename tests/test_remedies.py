@@ -392,6 +392,13 @@ def test_the_published_study_gives_its_page_and_its_figures(tmp_path: Path) -> N
     assert "foreknow tune NEW --model MODEL --audit AUDIT --config study/recipe.yaml --out RUN" in page
     advised = settings_of(TuneConfig, {"train": "new.jsonl"}, folder / "recipe.yaml")
     assert (advised.learning_rate, advised.kl, advised.stop_fitted, advised.average[-1]) == (2e-4, 10.0, 0.99, 1.0)
+    (folder / "points.parquet").unlink()
+    with pytest.raises(
+        InputError, match=r"points.parquet: missing, though the run was finished; put it back, or delete"
+    ):
+        open_remedies(folder)
+    with pytest.raises(InputError, match="not a finished remedies run: .* a foreknow study remedies command"):
+        open_remedies(tmp_path)
     quoted = (Path(__file__).parent.parent / "docs/remedies.md").read_text()
     assert "| **`kl-all+average` at 2e-4** | **98, 98** | **97, 97** | **96, 97** | **95, 97** | 0 | 13 |" in quoted
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from foreknow.errors import ConfigError, InputError
 from foreknow.io.remote import download
-from foreknow.io.run_dir import not_finished, read_checked
+from foreknow.io.run_dir import read_checked
 from foreknow.report import vega_process
 from foreknow.report.model_card import model_card
 from foreknow.stages.audit import page as audit_page
 from foreknow.stages.audit.result import open_audit
 from foreknow.stages.evaluate import page as evaluation_page
 from foreknow.stages.evaluate.result import open_evaluation
+from foreknow.stages.finished_run import read_by_stage
 from foreknow.stages.remedies import page as remedies_page
+from foreknow.stages.remedies.result import STAGE as REMEDIES
 from foreknow.stages.remedies.result import open_remedies
 from foreknow.stages.study import long_page
 from foreknow.stages.study import page as study_page
@@ -35,19 +38,15 @@ def write_report(folder: str | Path, *, show_rows: bool = True, control: Path | 
     if control is not None and stage != "tune":
         raise ConfigError(f"--control: {folder} is not a tune run, which alone has one")
     vega_process.start()  # which takes as long as the imports that follow
-    if stage == "audit":
-        return audit_page.write_page(open_audit(folder), show_rows=show_rows)
-    if stage == "tune":
-        return training_page.write_page(open_train(folder), control=control, show_rows=show_rows)
-    if stage == "evaluate":
-        return evaluation_page.write_page(open_evaluation(folder), show_rows=show_rows)
-    if stage == "study":
-        return study_page.write_page(open_study(folder))
-    if stage == LONG_STUDY:
-        return long_page.write_long_page(open_long_study(folder))
-    if stage == "remedies":
-        return remedies_page.write_page(open_remedies(folder))
-    raise InputError(not_finished(folder, "audit, tune, evaluate or study"))
+    writers: dict[str, Callable[[Path], Path]] = {
+        "audit": lambda run: audit_page.write_page(open_audit(run), show_rows=show_rows),
+        "tune": lambda run: training_page.write_page(open_train(run), control=control, show_rows=show_rows),
+        "evaluate": lambda run: evaluation_page.write_page(open_evaluation(run), show_rows=show_rows),
+        "study": lambda run: study_page.write_page(open_study(run)),
+        LONG_STUDY: lambda run: long_page.write_long_page(open_long_study(run)),
+        REMEDIES: lambda run: remedies_page.write_page(open_remedies(run)),
+    }
+    return read_by_stage(folder, writers)
 
 
 def card_text(folder: str | Path, evaluation: str | Path | None = None) -> str:

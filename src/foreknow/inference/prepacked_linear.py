@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from foreknow.errors import first_line
+from foreknow.models.out_of_memory import is_out_of_memory
 from foreknow.models.private_api import CHANGED
 from foreknow.progress import log_once
 
@@ -93,7 +94,7 @@ class _Trials:
             if kind not in self._works:
                 _check_same(replacement, layer, linears[0])
         except CHANGED as error:
-            if _is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise
             self._works[kind] = False
             self.problem = self.problem or f"{type(error).__name__}: {first_line(error, 120)}"
@@ -127,10 +128,6 @@ def _check_same(prepacked: nn.Module, plain: nn.Module, first: nn.Linear) -> Non
         scale = theirs.pow(2).mean().sqrt()
         if not bool(((ours - theirs).abs() <= _TOLERANCE * (scale + theirs.abs())).all()):
             raise RuntimeError("the operator's numbers are not those of the plain layer")
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "alloc" in str(error).lower()
 
 
 def prepack_linears(body: nn.Module, config: Any) -> list[tuple[nn.Module, str, nn.Module]]:

@@ -41,6 +41,8 @@ MANIFEST = "manifest.json"
 FORMAT: Final = 2
 """The names of the columns and keys in a run's files. Raise it where one changes: a run of another format is refused,
 so that no file is read by names that it does not have."""
+COMMANDS = {"remedies": "study remedies", "long study": "study"}
+"""The words of the command that runs a stage, where they are not the name of the stage in its manifest."""
 SEAL = "seal"
 """The key under which a JSON file holds the fingerprint of its other keys."""
 _TEMPORARY = re.compile(r"\.[\w.]+\.[a-z0-9_]{8}\.\w+")
@@ -295,16 +297,23 @@ def read_checked(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def not_finished(folder: Path, stage: str) -> str:
-    """Say why a folder is not that of a finished run of `stage` (audit, tune, evaluate or study), and what to do."""
+def not_finished(folder: Path, stage: str, missing: str = MANIFEST) -> str:
+    """Say why a folder is not that of a finished run of `stage`, and what to do.
+
+    `stage`: as the stage's manifest names it; or several, in words. `missing`: the file that was not found.
+    """
     what = f"{folder}: not a finished {stage} run"
     if not folder.exists():
         return f"{what}: there is no such folder; check the path"
-    if (other := (read_json(folder / MANIFEST) or {}).get("stage")) not in (None, stage):
-        return f"{what}: {other} wrote it; name the --out of a foreknow {stage} command"
+    other = (read_json(folder / MANIFEST) or {}).get("stage")
+    if other == stage:
+        return f"{folder / missing}: missing, though the run was finished; put it back, or {_remedy(folder)}"
+    command = COMMANDS.get(stage, stage)
+    if other is not None:
+        return f"{what}: {other} wrote it; name the --out of a foreknow {command} command"
     if (folder / ".run.json").is_file():
         return f"{what}: it was begun and has not ended; give the command that began it again, and it goes on"
-    return f"{what}: it has no {MANIFEST}; name the --out of a foreknow {stage} command"
+    return f"{what}: it has no {MANIFEST}; name the --out of a foreknow {command} command"
 
 
 def verify(folder: Path, *, partial: bool = False) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import polars as pl
 
 from foreknow.errors import ResourceError
 from foreknow.inference.malloc import release_memory
+from foreknow.models.out_of_memory import is_out_of_memory
 from foreknow.stages.audit.executor import ChunkResult
 from foreknow.stages.audit.prompts_ahead import prompts_ahead
 
@@ -147,17 +148,12 @@ def with_less_memory(work: Callable[[], T], engine: HasBatchTokens | None, too_l
     Returns the result of `work` and the number of halvings; the batches stay halved. Raises ResourceError with the text
     `too_large` if there is no packed engine, or if 64 tokens are still too many.
     """
-    import torch
-
     times = 0
     while True:
         try:
             return work(), times
-        except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-            text = str(error).lower()
-            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not any(
-                phrase in text for phrase in ("memory", "alloc_failed")
-            ):
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
                 raise
             if engine is None or engine.batch_tokens < 128:
                 raise ResourceError(too_large) from None

@@ -16,6 +16,7 @@ from foreknow.config import AuditConfig
 from foreknow.inference import slick
 from foreknow.models import loading
 from foreknow.models.in_memory import ModelInMemory
+from foreknow.models.out_of_memory import is_out_of_memory
 from foreknow.stages.audit.setup import open_prober
 
 if TYPE_CHECKING:
@@ -41,14 +42,14 @@ def compare_precision(config: AuditConfig, plan: PromptPlan, probes: pl.DataFram
     if isinstance(config.model, ModelInMemory):
         logger.info(f"{dtype} is not compared with float32: the model lies in memory in {dtype}")
         return None
-    import torch
-
     rows = sample(plan.rows)
     try:
         loaded = loading.load_from_settings(config, dtype="float32")
         with open_prober(config, loaded, plan) as float32_prober:
             exact = float32_prober.prober.probe(rows).probes
-    except (MemoryError, torch.OutOfMemoryError):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         logger.info(f"{dtype} is not compared with float32: there is too little memory for a float32 copy of the model")
         return None
     return {"dtype": dtype, **differences(probes, exact, samples=config.samples, lenient=config.match == "lenient")}

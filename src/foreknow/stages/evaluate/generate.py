@@ -16,12 +16,12 @@ from dataclasses import replace
 from typing import Final, NamedTuple
 
 import polars as pl
-import torch
 
 from foreknow.data.exact_match import Accepted
 from foreknow.errors import ResourceError
 from foreknow.inference.exact_probe import ProbeSettings
 from foreknow.inference.generate import GeneratedPath, Generator
+from foreknow.models.out_of_memory import is_out_of_memory
 from foreknow.prompts.prompt_template import Prompter
 from foreknow.prompts.vocabulary import Vocabulary
 from foreknow.stages.evaluate.metrics import PREDICTIONS
@@ -152,8 +152,8 @@ def generate_with_less_memory(
 
         try:
             return generate_answers(generator, rows, advance), generator
-        except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "memory" not in str(error).lower():
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
                 raise
             done(-answered)
             if generator.batch == 1:

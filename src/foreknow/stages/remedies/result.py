@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import polars as pl
 import yaml
@@ -17,6 +17,9 @@ from foreknow.io.remote import download
 from foreknow.io.run_dir import not_finished, verify
 from foreknow.settings import settings_of
 from foreknow.stages.finished_run import FinishedRun
+
+STAGE: Final = "remedies"
+"""The stage's name in its manifest."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -93,5 +96,5 @@ def open_remedies(folder: str | Path) -> RemediesResult:
         "retrieval.json",
     ):
         if not (folder / name).is_file():
-            raise InputError(not_finished(folder, "study"))
+            raise InputError(not_finished(folder, STAGE, name))
     return RemediesResult(folder)

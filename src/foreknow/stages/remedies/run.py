@@ -43,7 +43,7 @@ from foreknow.stages.audit.result import AuditResult
 from foreknow.stages.remedies.page import write_page
 from foreknow.stages.remedies.points import COSTS, OUTCOMES, POINTS, costs_of, known_rows, outcomes_of, points_of
 from foreknow.stages.remedies.recipes import LATE, Training, recipes, trainings, tune_settings
-from foreknow.stages.remedies.result import RemediesResult
+from foreknow.stages.remedies.result import STAGE, RemediesResult
 from foreknow.stages.remedies.sets import matching_wordings, study_sets
 from foreknow.stages.skeleton import PreparedRun, Stage, required_out, run_stage
 from foreknow.stages.study.local_executor import run_all
@@ -54,7 +54,6 @@ from foreknow.version import __version__
 
 logger = logging.getLogger(__name__)
 
-STAGE: Final = "remedies"
 FRAMES: Final = ("points", "outcomes", "costs")
 _GRID: Final = frozenset({"recipes", "rates", "seeds"})
 _NO_IDENTITY: Final = frozenset({"data", "model", "base", "out", "workers", "dry_run", "reworded", *_GRID})

@@ -65,8 +65,9 @@ class LongStudyResult(FinishedRun):
 def open_long_study(folder: str | Path) -> LongStudyResult:
     """Open a finished study's folder. Raises InputError where there is none, or where one of its files has changed."""
     folder = download(folder)
-    if not (folder / "manifest.json").is_file() or not (folder / "results.parquet").is_file():
-        raise InputError(not_finished(folder, "study"))
+    for name in ("manifest.json", "results.parquet"):
+        if not (folder / name).is_file():
+            raise InputError(not_finished(folder, STAGE, name))
     if "spans" not in verify(folder, partial=True):
         raise InputError(
             f"{folder / 'manifest.json'}: found no counts of the audit's spans; delete this file and give the command "

@@ -91,5 +91,5 @@ def open_study(folder: str | Path) -> StudyResult:
     files = verify(folder, partial=True).get("files", {}) if (folder / "manifest.json").is_file() else {}
     for name in ("manifest.json", "results.parquet", *(name for name in files if name == "outcomes.parquet")):
         if not (folder / name).is_file():
-            raise InputError(not_finished(folder, "study"))
+            raise InputError(not_finished(folder, "study", name))
     return StudyResult(folder)

@@ -19,6 +19,7 @@ from foreknow.errors import (
     ResourceError,
 )
 from foreknow.io.run_dir import RunDir, write_frame
+from foreknow.models.out_of_memory import is_out_of_memory
 from foreknow.models.resolve import resolve
 from foreknow.progress import meter
 from foreknow.stages.train import curves, known_rows, made_up, selection
@@ -290,8 +291,8 @@ def _explain_errors(folder: RunDir, watch: EvalCallback) -> Iterator[None]:
         leader = _promote(folder, watch.lines, watch.config.metric) if process_group.is_main_process() else None
         best_kept = f"kept: the best epoch so far, {leader['epoch']}, in {folder.path / 'early_stop'}" if leader else ""
         raise NotFinite(f"{stop}{'; ' if best_kept else ''}{best_kept}") from None
-    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "memory" not in str(error).lower():
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         setting = (
             ("--batch-tokens", watch.config.batch_tokens)
