@@ -43,6 +43,7 @@ from foreknow.settings import settings_of
 from foreknow.stages.audit import ray_executor
 from foreknow.stages.audit import run as audit_run
 from foreknow.stages.audit.estimate import estimate
+from foreknow.stages.remedies.result import open_remedies
 from foreknow.stages.study.ray_executor import _sees
 from foreknow.stages.study.result import open_study
 from foreknow.stages.study.settings import StudyConfig
@@ -358,6 +359,46 @@ def test_a_study_on_a_cluster_measures_what_one_process_does(
     assert many.results.equals(one.results)
     assert many.outcomes.equals(one.outcomes)
     assert not list((tmp_path / "many").glob(".shared*"))
+
+
+@pytest.mark.slow
+def test_a_study_of_remedies_on_a_cluster_measures_what_one_process_does(
+    cluster: Any, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    new = [
+        {
+            "question": f"Which river crosses Land{n}?",
+            "answer": f"River {n}x",
+            "subject": f"Land{n}",
+            "relation": "river",
+        }
+        for n in range(24)
+    ]
+    known = [{key: row[key] for key in ("question", "answer", "subject", "relation")} for row in fact_rows()]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in known + new))
+    template = tmp_path / "template.yaml"
+    template.write_text(yaml.safe_dump({"target": "Q: {question}\nA:"}))
+    study = {
+        "data": "rows.jsonl", "model": settings["model"], "recipes": ["plain", "replay"], "rates": [3e-3], "epochs": 3,
+        "seeds": 1, "audit": {"exemplar_sets": 2, "shots": 2, "dtype": "float32", "device": "cpu"},
+        "tune": {
+            "batch_size": 6, "dropout": 0, "prompt_template": str(template), "dtype": "float32", "device": "cpu",
+            "canaries": "none",
+        },
+    }  # fmt: skip
+    file = written(study, tmp_path / "study")
+    few = "import foreknow.stages.remedies.sets as sets; sets.FEWEST = 4; from foreknow.cli import main; main()"
+    command = [sys.executable, "-c", few, "study", "remedies", "--config", str(file), "--out"]
+    for words in (["one"], ["many", "--ray-address", cluster.address, "--ray-workers", "2"]):
+        done = subprocess.run(
+            [*command, *words], env=environment(), check=False, capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+    assert f"2 workers with 1 thread each, on {cluster.address}" in done.stderr
+    one, many = (open_remedies(tmp_path / name) for name in ("one", "many"))
+    assert set(one.points["recipe"]) == {"plain", "replay"}
+    assert many.points.equals(one.points)
+    assert many.outcomes.equals(one.outcomes)
 
 
 def test_a_node_that_cannot_see_the_studys_folder_says_so(tmp_path: Path) -> None:

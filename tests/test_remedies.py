@@ -397,7 +397,7 @@ def test_the_published_study_gives_its_page_and_its_figures(tmp_path: Path) -> N
         InputError, match=r"points.parquet: missing, though the run was finished; put it back, or delete"
     ):
         open_remedies(folder)
-    with pytest.raises(InputError, match="not a finished remedies run: .* a foreknow study remedies command"):
+    with pytest.raises(InputError, match=r"not a finished remedies run: .* a foreknow study remedies command"):
         open_remedies(tmp_path)
     quoted = (Path(__file__).parent.parent / "docs/remedies.md").read_text()
     assert "| **`kl-all+average` at 2e-4** | **98, 98** | **97, 97** | **96, 97** | **95, 97** | 0 | 13 |" in quoted

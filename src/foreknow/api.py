@@ -482,6 +482,9 @@ class RemediesSettings(TypedDict, total=False):
     known_late_epochs: int
     kl: float
     workers: int
+    ray: bool
+    ray_address: str
+    ray_workers: int
 
 
 def remedies(data: Rows, **settings: Unpack[RemediesSettings]) -> RemediesResult:

@@ -5,10 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from foreknow.config.audit import AuditConfig
-from foreknow.config.shared import BASE, DRY_RUN, MODEL, OUT, Numbers, stage_settings
+from foreknow.config.shared import (
+    BASE,
+    DRY_RUN,
+    MODEL,
+    OUT,
+    RAY,
+    RAY_ADDRESS,
+    RAY_SETTINGS,
+    RAY_WORKERS,
+    Numbers,
+    check_workers,
+    stage_settings,
+)
 from foreknow.config.tune import TuneConfig
 from foreknow.settings import COMMON, FILE_ONLY, Group, Settings
 
@@ -30,7 +42,9 @@ RECIPES: Final[dict[str, str]] = {
 """The recipes that a study can compare, and what each does."""
 ALL: Final = "all"
 """Stands for every recipe."""
-_OWN_AUDIT: Final = frozenset({"data", "out", "model", "base", "limit", "minutes", "max_unknown", "dry_run"})
+_OWN_AUDIT: Final = frozenset(
+    {"data", "out", "model", "base", "limit", "minutes", "max_unknown", "dry_run", *RAY_SETTINGS}
+)
 _OWN_TUNE: Final = frozenset(
     {"train", "dev", "test", "out", "model", "base", "audit", "seed", "dry_run", "force", "patience", "metric", "keep"}
     | {"replay", "replay_from", "kl", "known_late", "average", "trainable", "method", "watch_known", "learning_rate"}
@@ -98,7 +112,15 @@ class RemediesConfig(Settings):
     workers: Annotated[int, Group.SPEED] = Field(
         1, ge=1, description="How many trainings run at once; they share the cores."
     )
+    ray: Annotated[bool, Group.RAY] = Field(False, description=RAY)
+    ray_address: Annotated[str | None, Group.RAY] = Field(None, description=RAY_ADDRESS)
+    ray_workers: Annotated[int | None, Group.RAY] = Field(None, ge=1, description=RAY_WORKERS)
     dry_run: Annotated[bool, Group.OUTPUT, COMMON] = Field(False, description=DRY_RUN)
+
+    @model_validator(mode="after")
+    def _one_kind_of_workers(self) -> RemediesConfig:
+        check_workers(self.workers, self.ray, self.ray_address)
+        return self
 
     @field_validator("recipes")
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -149,6 +149,7 @@ TUNE_PROMPT = (
 TRUST_REMOTE_CODE = "Allow Python code that comes with the model to run."
 OUT = "The run folder to write."
 DRY_RUN = "Run a short burst, print what the whole run would cost, and write nothing."
+RAY_SETTINGS: Final = ("ray", "ray_address", "ray_workers")
 RAY = "Compute in Ray processes, on a cluster that is started on this machine or the one at --ray-address."
 RAY_ADDRESS = (
     "The running Ray cluster to use, as HOST:PORT or auto (default: RAY_ADDRESS if it is set, else a new cluster on "
@@ -208,3 +209,9 @@ def stage_settings(
     except ConfigError as error:
         raise ValueError(str(error)) from None
     return named
+
+
+def check_workers(workers: int, ray: bool, ray_address: str | None) -> None:
+    """Raise ConfigError if runs are to be done at once both in processes of this machine and on Ray."""
+    if workers > 1 and (ray or ray_address is not None):
+        raise ConfigError("--workers: found with --ray, where --ray-workers says how many runs are done at once")

@@ -28,9 +28,11 @@ from typing import Any, Final, NamedTuple
 import polars as pl
 
 from foreknow.config import AuditConfig, RemediesConfig, TuneConfig
+from foreknow.config.shared import RAY_SETTINGS
 from foreknow.data.dataset import read_dataset
 from foreknow.data.schema import USABLE
 from foreknow.distributed import process_group
+from foreknow.distributed.ray_cluster import Cluster, open_cluster
 from foreknow.errors import ConfigError
 from foreknow.io.run_dir import RunDir, fingerprint, write_frame, write_json, write_whole
 from foreknow.models.memory_plan import parameters_of
@@ -56,7 +58,9 @@ logger = logging.getLogger(__name__)
 
 FRAMES: Final = ("points", "outcomes", "costs")
 _GRID: Final = frozenset({"recipes", "rates", "seeds"})
-_NO_IDENTITY: Final = frozenset({"data", "model", "base", "out", "workers", "dry_run", "reworded", *_GRID})
+_NO_IDENTITY: Final = frozenset(
+    {"data", "model", "base", "out", "workers", "dry_run", "reworded", *RAY_SETTINGS, *_GRID}
+)
 
 
 def run(config: RemediesConfig) -> RemediesResult:
@@ -66,16 +70,17 @@ def run(config: RemediesConfig) -> RemediesResult:
     """
     out = required_out(config.out)
     if process_group.is_distributed():
-        raise ConfigError("a study trains its models apart: start it without a launcher; see --workers")
+        raise ConfigError("a study trains its models apart: start it without a launcher; see --workers and --ray")
 
     @contextmanager
     def prepare(_: RunDir) -> Iterator[PreparedRun]:
-        yield _prepare(config)
+        with open_cluster(config) as cluster:
+            yield _prepare(config, cluster)
 
     return run_stage(Stage("study", prepare, RemediesResult, write_page), out)
 
 
-def _prepare(config: RemediesConfig) -> PreparedRun:
+def _prepare(config: RemediesConfig, cluster: Cluster | None) -> PreparedRun:
     model = resolve(config.model, logger.info, bool(config.audit.get("trust_remote_code")), base=config.base)
     check_method(config.model, "full", model)
     rates = rates_of(config, parameters_of(model.folder))
@@ -94,7 +99,7 @@ def _prepare(config: RemediesConfig) -> PreparedRun:
         return set(grid) <= set((folder.manifest or {}).get("grid", ()))
 
     def work(folder: RunDir) -> None:
-        _compute(config, rates, folder, identity)
+        _compute(config, rates, folder, identity, cluster)
 
     return PreparedRun(identity, config.resolved(), work, is_enough=is_enough, partial=True)
 
@@ -131,8 +136,16 @@ class Plan(NamedTuple):
     sets: dict[str, pl.DataFrame]
 
 
-def _compute(config: RemediesConfig, rates: tuple[float, ...], folder: RunDir, identity: dict[str, Any]) -> None:
+def _compute(
+    config: RemediesConfig,
+    rates: tuple[float, ...],
+    folder: RunDir,
+    identity: dict[str, Any],
+    cluster: Cluster | None,
+) -> None:
     began = time.monotonic()
+    if cluster is not None:
+        cluster.start()  # one for the audit and the runs
     audit = audit_run.run(settings_of(AuditConfig, audit_settings(config, folder.path)))
     plan = plan_study(config, rates, audit, folder.path)
     earlier = dict((folder.manifest or {}).get("seconds", {}))
@@ -145,14 +158,14 @@ def _compute(config: RemediesConfig, rates: tuple[float, ...], folder: RunDir, i
         from foreknow.stages.remedies.retrieval import retrieval  # keeps torch out
 
         write_json(folder.path / "retrieval.json", retrieval(first, plan.sets["new"], plan.sets.get("reworded")))
-    run_all(plan.tunes, config.workers, False, plan.rows)
+    run_all(plan.tunes, config.workers, False, plan.rows, cluster)
     _write(config, plan, folder, identity, earlier.get("all", 0.0) + time.monotonic() - began)
 
 
 def audit_settings(config: RemediesConfig, folder: Path) -> dict[str, Any]:
     """Return the settings of the audit that labels the study's rows."""
     own = {"data": config.data, "out": folder / "audit", "model": config.model, "base": config.base}
-    return {**config.audit, **own}
+    return {**config.audit, **own, **{name: getattr(config, name) for name in RAY_SETTINGS}}
 
 
 def plan_study(config: RemediesConfig, rates: tuple[float, ...], audit: AuditResult, folder: Path) -> Plan:

@@ -78,7 +78,10 @@ def runs_on_ray(
 def _placed(config: TuneConfig) -> dict[str, Any]:
     """Return a run's settings with file paths that are valid whatever folder a process runs in."""
     found = config.resolved()
-    files = ("train", "dev", "test", "model", "base", "audit", "prompt_template", "templates")
+    files = (
+        *("train", "dev", "test", "model", "base", "audit", "prompt_template", "templates"),
+        *("canaries", "watch_known", "replay_from"),
+    )
     return {**found, **{name: absolute(found[name]) for name in files}, "out": str(Path(str(config.out)).resolve())}
 
 

@@ -28,7 +28,7 @@ from typing import Any, Final, NamedTuple
 import polars as pl
 
 from foreknow.config import AuditConfig, TuneConfig
-from foreknow.config.shared import DataSettings
+from foreknow.config.shared import RAY_SETTINGS, DataSettings
 from foreknow.data.load import read_data
 from foreknow.data.schema import USABLE, earlier_turns
 from foreknow.distributed import process_group
@@ -66,7 +66,6 @@ REFUSED: Final = "test_refused"
 """The set of test rows with the refusal as their gold: an answer is right where the model refuses."""
 MEASURED: Final = ("results", "outcomes", "ptrue")
 _GRID: Final = frozenset({"unknown", "known", "only", "natural", "idk", "seeds"})
-_RAY: Final = ("ray", "ray_address", "ray_workers")
 _NO_IDENTITY: Final = frozenset(
     {
         "data",
@@ -79,7 +78,7 @@ _NO_IDENTITY: Final = frozenset(
         "until",
         "most_seeds",
         "pilot",
-        *_RAY,
+        *RAY_SETTINGS,
         *_GRID,
     }
 )
@@ -187,7 +186,7 @@ def read_rows(config: StudyConfig) -> pl.DataFrame:
 def audit_settings(config: StudyConfig, folder: Path) -> dict[str, Any]:
     """Return the settings to audit `folder`'s data.jsonl, which has our own layout whatever the input's was."""
     own = {"data": str(folder / "data.jsonl"), "out": folder / "audit", "model": config.model, "base": config.base}
-    own |= {name: getattr(config, name) for name in _RAY}
+    own |= {name: getattr(config, name) for name in RAY_SETTINGS}
     kept = {key: value for key, value in config.audit.items() if key not in ("layout", "map", "templates", "group_by")}
     return {**kept, **own}
 

@@ -14,16 +14,26 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from foreknow.categories import CATEGORIES
 from foreknow.config import AuditConfig, TuneConfig
-from foreknow.config.shared import BASE, DRY_RUN, MODEL, OUT, RAY, RAY_ADDRESS, RAY_WORKERS, stage_settings
+from foreknow.config.shared import (
+    BASE,
+    DRY_RUN,
+    MODEL,
+    OUT,
+    RAY,
+    RAY_ADDRESS,
+    RAY_SETTINGS,
+    RAY_WORKERS,
+    check_workers,
+    stage_settings,
+)
 from foreknow.errors import ConfigError
 from foreknow.io.remote import download
 from foreknow.settings import COMMON, FILE_ONLY, Group, Settings, read_yaml, settings_of
 
 SETS: Final = ("train", "dev", "test", "ood")
 """The sets that a study reads rows for. `ood` has relations that no training set has (paper, section 2)."""
-_RAY: Final = frozenset({"ray", "ray_address", "ray_workers"})
-_OWN_AUDIT: Final = (
-    frozenset({"data", "out", "model", "base", "limit", "minutes", "max_unknown", "dry_run", "seed"}) | _RAY
+_OWN_AUDIT: Final = frozenset(
+    {"data", "out", "model", "base", "limit", "minutes", "max_unknown", "dry_run", "seed", *RAY_SETTINGS}
 )
 _OWN_TUNE: Final = frozenset(
     {"train", "dev", "test", "out", "model", "base", "audit", "seed", "dry_run", "force", "patience"}
@@ -173,8 +183,7 @@ class StudyConfig(Settings):
 
     @model_validator(mode="after")
     def _one_kind_of_workers(self) -> StudyConfig:
-        if self.workers > 1 and (self.ray or self.ray_address is not None):
-            raise ConfigError("--workers: found with --ray, where --ray-workers says how many runs are done at once")
+        check_workers(self.workers, self.ray, self.ray_address)
         return self
 
     @model_validator(mode="after")
