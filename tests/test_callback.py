@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+import yaml
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -20,10 +21,13 @@ from transformers import (
 
 from conftest import fact_rows
 from foreknow.categories import CATEGORIES
+from foreknow.config import TuneConfig
 from foreknow.errors import ConfigError, InputError, ModelError, RunFolderError
 from foreknow.io.run_dir import FORMAT
 from foreknow.pages import write_report
 from foreknow.prompts.prompt_template import Template
+from foreknow.settings import settings_of
+from foreknow.stages.train import run as train_run
 from foreknow.stages.train.callback import KnowledgeCallback
 from foreknow.stages.train.inputs import unlabelled_notes
 from foreknow.stages.train.result import open_train
@@ -249,8 +253,85 @@ def test_it_writes_a_page_like_that_of_tune(
         KnowledgeCallback(sets={"dev": files["dev"]}, out=tmp_path / "no")
 
 
-def test_a_trainer_that_resumes_goes_on_with_the_page(
+@pytest.fixture(scope="module")
+def known_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Capitals that the tiny model knows and that stand in no set."""
+    rows = [{key: row[key] for key in ("question", "answer", "subject", "relation")} for row in fact_rows()[24:32]]
+    path = tmp_path_factory.mktemp("known") / "known.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("out", [True, False])
+def test_it_watches_facts_besides_the_rows_as_tune_does(
+    parts: tuple[Any, Any, list[dict[str, Any]]], files: dict[str, str], known_file: Path, tmp_path: Path, out: bool
+) -> None:
+    model, tokenizer, data = parts
+    folder = tmp_path / "watched" if out else None
+    callback = KnowledgeCallback(
+        files["train"], sets={"dev": files["dev"]}, template=KNOWN, dtype="float32", canaries=known_file, out=folder
+    )
+    quiet: dict[str, Any] = {"save_strategy": "no", "load_best_model_at_end": False, "num_train_epochs": 2}
+    trainer = Trainer(
+        model,
+        TrainingArguments(**arguments(tmp_path / "trainer", **quiet)),
+        train_dataset=data,  # type: ignore[arg-type]
+        eval_dataset=data[:4],  # type: ignore[arg-type]
+        data_collator=default_data_collator,
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+    callback.attach(trainer)
+    trainer.train()
+    template = tmp_path / "prompt.yaml"
+    template.write_text(yaml.safe_dump({"target": KNOWN.target}))
+    given = {
+        **{
+            "train": files["train"],
+            "dev": files["dev"],
+            "canaries": str(known_file),
+            "made_up_subjects": 0,
+            "epochs": 1,
+        },
+        **{"model": str(model.name_or_path), "prompt_template": template, "dtype": "float32", "device": "cpu"},
+    }
+    theirs = train_run.run(settings_of(TuneConfig, {**given, "out": tmp_path / "tuned"}))
+    counts = [line["canaries"] for line in callback.lines]
+    assert len(counts) == 2
+    assert all(of["before"] == theirs.results["canaries"]["before"] > 0 for of in counts)
+    assert all(of["kept"] + of["lost"] == of["before"] for of in counts)
+    assert all(line["text_loss"] > 0 for line in callback.lines)
+    logged = [entry["eval_canaries_em"] for entry in trainer.state.log_history if "eval_canaries_em" in entry]
+    assert logged == [line["em"]["canaries"] for line in callback.lines]
+    if folder is None:
+        return
+    opened = open_train(folder)
+    for name in ("rows", "before", "shots", "fingerprint"):
+        assert opened.results["canaries"][name] == theirs.results["canaries"][name], name
+    assert opened.results["plain_text"] == pytest.approx(theirs.results["plain_text"], abs=1e-4)
+    outcomes = opened.outcomes.filter((pl.col("set") == "canaries") & (pl.col("step") == callback.lines[-1]["step"]))
+    assert outcomes["correct"].mean() == callback.lines[-1]["em"]["canaries"]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Facts besides your rows" in page
+
+
+def test_without_canaries_nothing_is_asked_besides_the_rows(
     parts: tuple[Any, Any, list[dict[str, Any]]], files: dict[str, str], tmp_path: Path
+) -> None:
+    model, tokenizer, _ = parts
+    callback = KnowledgeCallback(files["train"], template=KNOWN, dtype="float32", canaries="none")
+    quiet: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    trainer = Trainer(model, TrainingArguments(**arguments(tmp_path, **quiet)), processing_class=tokenizer)
+    callback.on_train_begin(trainer.args, trainer.state, None, model=model, processing_class=tokenizer)
+    callback.on_evaluate(trainer.args, trainer.state, None, model=model, processing_class=tokenizer)
+    assert "canaries" not in callback.lines[0]
+    missing = KnowledgeCallback(files["train"], template=KNOWN, canaries=tmp_path / "gone.jsonl")
+    with pytest.raises(InputError, match=r"gone\.jsonl"):
+        missing.on_train_begin(trainer.args, trainer.state, None, model=model, processing_class=tokenizer)
+
+
+def test_a_trainer_that_resumes_goes_on_with_the_page(
+    parts: tuple[Any, Any, list[dict[str, Any]]], files: dict[str, str], known_file: Path, tmp_path: Path
 ) -> None:
     model, tokenizer, data = parts
 
@@ -264,7 +345,12 @@ def test_a_trainer_that_resumes_goes_on_with_the_page(
 
     def trainer_with(kind: type[KnowledgeCallback]) -> tuple[Trainer, KnowledgeCallback]:
         callback = kind(
-            files["train"], sets={"dev": files["dev"]}, template=KNOWN, dtype="float32", out=tmp_path / "watched"
+            files["train"],
+            sets={"dev": files["dev"]},
+            template=KNOWN,
+            dtype="float32",
+            canaries=known_file,
+            out=tmp_path / "watched",
         )
         trainer = Trainer(
             model,
@@ -284,6 +370,13 @@ def test_a_trainer_that_resumes_goes_on_with_the_page(
     trainer.train(resume_from_checkpoint=True)
     assert [line["epoch"] for line in callback.lines] == [1, 2, 3]
     assert callback.lines[0] == first.lines[0]
+    before = [line["canaries"]["before"] for line in callback.lines]
+    assert before[0] > 0
+    assert len(set(before)) == 1
+    assert [line["canaries"]["kl"] is None for line in callback.lines] == [False, True, True]
+    assert [line["canaries"]["kept"] for line in callback.lines[:2]] == [
+        line["canaries"]["kept"] for line in first.lines
+    ]
     assert sorted(open_train(tmp_path / "watched").outcomes["step"].unique()) == [
         line["step"] for line in callback.lines
     ]

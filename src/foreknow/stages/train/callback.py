@@ -35,6 +35,7 @@ import polars as pl
 import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+from foreknow.config import TuneConfig
 from foreknow.config.shared import BadRows
 from foreknow.data.schema import USABLE
 from foreknow.distributed import process_group
@@ -43,14 +44,19 @@ from foreknow.models import loading
 from foreknow.models.model_checks import check_finite
 from foreknow.models.weight_files import WeightFiles
 from foreknow.prompts.prompt_template import Prompter, Template
+from foreknow.settings import settings_of
 from foreknow.stages.audit.result import open_audit
 from foreknow.stages.train import curves, row_faults, selection
-from foreknow.stages.train.answer_loss import base_of
+from foreknow.stages.train.answer_loss import PlainPass, base_of
+from foreknow.stages.train.asking_model import AskingModel
+from foreknow.stages.train.callback_canaries import answer_end, fingerprint_of, watch_known
 from foreknow.stages.train.callback_run import CallbackRun, training_settings
 from foreknow.stages.train.curves import TRAIN
 from foreknow.stages.train.dataset import SET, TRAINING, check_same_model, read_set, template_faults, without_faulty
 from foreknow.stages.train.inputs import labelled_spans, unlabelled_notes
+from foreknow.stages.train.known_rows import KnownRows
 from foreknow.stages.train.label_check import LabelReport, check_labels
+from foreknow.stages.train.outside import add_outside, measure_outside
 from foreknow.stages.train.row_faults import RowFault
 from foreknow.stages.train.span_labels import count_fitted
 from foreknow.stages.train.tracker import EvalModelCopy, Tracker, vocabulary_for
@@ -84,7 +90,8 @@ class KnowledgeCallback(TrainerCallback):
     measured; "auto" is bfloat16 where that is faster. `tokenizer`: needed if the trainer has none.
     `bad_rows`: `refuse` raises InputError for rows from which nothing can be learnt, and for watched rows that the chat
     template refuses; `skip` logs a warning and goes on. `out`: a run folder to write, with a page; after training its
-    path is `page`. `reading`: arguments passed on to `read_set`.
+    path is `page`. `canaries`: facts to watch besides the rows, as `--canaries` of `foreknow tune`: `auto` asks the
+    packaged facts once for each model, `none` watches nothing. `reading`: arguments passed on to `read_set`.
     """
 
     def __init__(
@@ -104,6 +111,7 @@ class KnowledgeCallback(TrainerCallback):
         force: bool = False,
         bad_rows: BadRows = "refuse",
         out: str | Path | None = None,
+        canaries: str | Path = "auto",
         **reading: Any,
     ):
         if match not in ("strict", "lenient") or bos not in ("auto", "yes", "no"):
@@ -129,6 +137,10 @@ class KnowledgeCallback(TrainerCallback):
         self.dtype, self.batch_tokens, self.tokenizer = dtype, batch_tokens, tokenizer
         self.bad_rows = bad_rows
         self.out = None if out is None else Path(out)
+        self.canaries, self.model = str(canaries), model
+        self.audit = None if audit is None else Path(audit)
+        self._known = KnownRows()
+        self._asking: AskingModel | None = None
         self.page: Path | None = None
         self._run: CallbackRun | None = None
         self._files = {name: str(rows) for name, rows in rows_by_name.items() if not isinstance(rows, pl.DataFrame)}
@@ -158,6 +170,7 @@ class KnowledgeCallback(TrainerCallback):
         for note in unlabelled_notes(self.sets, self.spans) if state.is_world_process_zero else ():
             logger.info(note)
         self._start_run(args, state)
+        self._watch_known(state, kwargs)
         metric = (args.metric_for_best_model or "").removeprefix("eval_")
         ours = metric.endswith(("_em", "_em_lenient", "_fitted", "_spans")) and args.eval_strategy != "no"
         if ours:
@@ -297,7 +310,7 @@ class KnowledgeCallback(TrainerCallback):
             "training_text": dict(self._prompter.choices),
             "notes": [f"trained by {_trainer_name(self._log)}, watched by KnowledgeCallback"],
         }
-        self.page = self._run.finish(self.lines, {"name": name}, method)
+        self.page = self._run.finish(self.lines, {"name": name}, method, self._known.results)
         if self.page is None:
             logger.info(f"{self.out}: no epoch has ended, so there is no page")
         else:
@@ -366,9 +379,45 @@ class KnowledgeCallback(TrainerCallback):
         }
         line |= {"spans": count_fitted(spans, self.spans)} if self.spans else {}
         line |= curves.measures(outcomes, self.sets, lenient=self.lenient)
+        found, outside = measure_outside(self._known, self._asking, lenient=self.lenient, at_end=False)
+        add_outside(line, found)
         if self._run is not None:
-            self._run.add([*self.lines, line], outcomes)
+            self._run.add([*self.lines, line], pl.concat([outcomes, outside]))
         return line
+
+    def _watch_known(self, state: Any, kwargs: Mapping[str, Any]) -> None:
+        """Choose the facts to watch besides the rows, and ask them before training."""
+        if self.canaries == "none":
+            return
+        if process_group.is_distributed():
+            if state.is_world_process_zero:
+                logger.info("canaries: not watched: KnowledgeCallback watches them where one process trains")
+            return
+        assert self._prompter is not None
+        model, tokenizer = base_of(kwargs["model"]), self._tokenizer(kwargs)
+        parameter = next(model.parameters())
+        asking = AskingModel(
+            model,
+            self.model or fingerprint_of(kwargs["model"], tokenizer),
+            PlainPass(model),
+            tokenizer,
+            self._prompter,
+            answer_end(self._prompter, tokenizer),
+            getattr(model.config.get_text_config(), "max_position_embeddings", None),
+            self._tokens(parameter.device.type),
+            self._mirror is not None,
+            parameter.device.type,
+            "bfloat16" if self._mirror is not None else str(parameter.dtype).removeprefix("torch."),
+        )
+        given = {"train": TRAIN, "canaries": self.canaries, "audit": self.audit, "made_up_subjects": 0}
+        folder = None if self._run is None else self._run.path
+        self._known = watch_known(
+            settings_of(TuneConfig, given), asking, self.sets, folder, begun=state.global_step > 0
+        )
+        self._asking = asking
+
+    def _tokens(self, device: str) -> int:
+        return self.batch_tokens or (16384 if device.startswith("cuda") else 2048)
 
     def _prepare(self, kwargs: Mapping[str, Any]) -> None:
         if self._measure is not None:
@@ -379,7 +428,7 @@ class KnowledgeCallback(TrainerCallback):
         self._prompter = prompter
         self._leave_out(prompter)
         device, dtype = loading.resolve_device_dtype(str(next(model.parameters()).device), self.dtype)
-        tokens = self.batch_tokens or (16384 if device.startswith("cuda") else 2048)
+        tokens = self._tokens(device)
         vocabulary = prompter.ended(vocabulary_for(model, tokenizer))
         ends, breaks = vocabulary.ends | self._ends, vocabulary.breaks - self._ends
         vocabulary = replace(vocabulary, ends=ends, breaks=breaks)

@@ -20,7 +20,7 @@ from foreknow.errors import RunFolderError
 from foreknow.io.run_dir import RunDir, fingerprint, lock_run_dir, write_frame, write_json
 from foreknow.models.versions import library_versions
 from foreknow.stages.train import curves, selection
-from foreknow.stages.train.curves import TRAIN, Line
+from foreknow.stages.train.curves import CANARIES, TRAIN, Line
 from foreknow.stages.train.dataset import ceiling
 from foreknow.stages.train.eval_callback import write_lines
 from foreknow.stages.train.page import write_page
@@ -70,10 +70,13 @@ class CallbackRun:
         RunDir(self.path).save_chunk(line["step"], "outcomes", frame)
         write_lines(self.path, lines)
 
-    def finish(self, lines: Sequence[Line], model: Mapping[str, Any], method: Mapping[str, Any]) -> Path | None:
+    def finish(
+        self, lines: Sequence[Line], model: Mapping[str, Any], method: Mapping[str, Any], known: Mapping[str, Any]
+    ) -> Path | None:
         """Write the results and the page at the end of training, and return the page's path.
 
-        `model`: its name. `method`: how rows are asked and trained. Returns None, and leaves the folder unfinished, if
+        `model`: its name. `method`: how rows are asked and trained. `known`: what the results say of the facts watched
+        besides the rows (`KnownRows.results`). Returns None, and leaves the folder unfinished, if
         no epoch has ended.
         """
         early = selection.best(lines, self._metric(lines)) if curves.epochs(lines) else None
@@ -82,7 +85,7 @@ class CallbackRun:
         with lock_run_dir(self.path) as folder:
             write_frame(self.path / "outcomes.parquet", folder.load_chunks("outcomes", OUTCOMES))
             write_frame(self.path / "rows.parquet", self._rows())
-            write_json(self.path / "results.json", self._results(lines, early, model, method))
+            write_json(self.path / "results.json", {**self._results(lines, early, model, method), **known})
             folder.finish(
                 {
                     "foreknow": __version__,
@@ -91,13 +94,16 @@ class CallbackRun:
                     "metrics": fingerprint(list(lines)),
                     "versions": library_versions(),
                 },
-                ("config.yaml", "metrics.jsonl", "outcomes.parquet", "rows.parquet", "results.json"),
+                (
+                    *("config.yaml", "metrics.jsonl", "outcomes.parquet", "rows.parquet", "canaries.parquet"),
+                    "results.json",
+                ),
             )
         return write_page(TrainResult(self.path))
 
     def _metric(self, lines: Sequence[Line]) -> str:
         """Return the metric that chooses the best epoch on the page: EM on dev, else on the first set, else train."""
-        names = [*lines[-1]["em"]]
+        names = [name for name in lines[-1]["em"] if name != CANARIES]
         if "dev" in names:
             return METRIC
         return f"{names[0]}_em" if names else "train_fitted"

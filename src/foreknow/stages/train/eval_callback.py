@@ -33,6 +33,7 @@ from foreknow.stages.train.checkpoints import save_model
 from foreknow.stages.train.curves import Line
 from foreknow.stages.train.inputs import TrainInputs
 from foreknow.stages.train.known_rows import KnownRows
+from foreknow.stages.train.outside import add_outside, measure_outside
 from foreknow.stages.train.result import OUTCOMES
 from foreknow.stages.train.set_loss import Sets, mean_losses
 from foreknow.stages.train.span_labels import FITTED, FITTED_SPANS, SPAN_OUTCOMES, count_fitted
@@ -165,34 +166,11 @@ class EvalCallback:
         these last only `at_end`, unless they are asked after every epoch. Of several processes the first one measures
         them and the others wait for what it found.
         """
-        found, outcomes = process_group.from_main(lambda: self._outside(at_end))
-        for name in ("em", "counts"):
-            line[name] |= found.pop(name)
-        line |= found
+        found, outcomes = process_group.from_main(
+            lambda: measure_outside(self.known, self.asking, lenient=self.lenient, at_end=at_end)
+        )
+        add_outside(line, found)
         return outcomes
-
-    def _outside(self, at_end: bool) -> tuple[Line, pl.DataFrame]:
-        frames = [pl.DataFrame(schema=MEASURED)]
-        known, asking, line = self.known, self.asking, Line({"em": {}, "counts": {}})
-        if asking is None:
-            return line, frames[0]
-        watches = {curves.CANARIES: known.canaries} if known.canaries is not None else {}
-        for name, watch in {**watches, **known.watched}.items():
-            right, counts = watch.measure(asking)
-            if name == curves.CANARIES:
-                line[name] = counts
-                correct = int(right["correct"].sum())
-                line["em"][name] = correct / max(right.height, 1)
-                line["counts"][name] = {"rows": right.height, "correct": correct, "by_category": {}}
-            else:
-                line.setdefault("watched_known", {})[name] = counts
-            lenient = pl.col("correct") if self.lenient else pl.lit(None, pl.Boolean)
-            frames.append(right.select(pl.lit(name).alias("set"), "row", "correct", lenient=lenient))
-        if known.text is not None:
-            line["text_loss"] = known.text.measure(asking)
-        if known.made_up is not None and (at_end or known.asks_made_up_often):
-            line["made_up"] = known.made_up.count(known.made_up.ask(asking))
-        return line, pl.concat(frames)
 
     def _measured(self, weights: Mapping[str, Tensor] | None) -> Measurement:
         base, mirror = base_of(self.training_model.model), self.training_model.mirror

@@ -158,6 +158,21 @@ def _choose(
     return KnownRows(watch, watched, plan, kl, *outside, _results(config, watch, plan, watched, *outside))
 
 
+def watch_again(
+    config: TuneConfig, sets: Mapping[str, pl.DataFrame], asking: AskingModel, folder: Path | None
+) -> KnownRows:
+    """Take up the canaries of a training that goes on in another trainer, if `folder` names any.
+
+    The model is no longer as it was before training, so no divergence from it is measured, and no plain text.
+    """
+    stored = None if folder is None else folder / FILE
+    watch = None
+    if stored is not None and stored.is_file():
+        rows = pl.read_parquet(stored)
+        watch = CanaryWatch(rows, _Choice(config, sets, asking).check(rows, int(rows["shots"][0])), {})
+    return KnownRows(canaries=watch, results=_results(config, watch, None, {}, None, None, False))
+
+
 def _chosen(config: TuneConfig, rows: int, asking: AskingModel, folder: Path) -> KnownRows:
     """Read the rows that the first process chose for the batches, and the predictions to which it holds them."""
     plan = _plan_of(config, read_pool(folder / POOL_FILE), rows)
