@@ -16,6 +16,7 @@ from foreknow.data.dataset import read_dataset
 from foreknow.data.sentences import sentences, without_breaks_inside, without_sentences
 from foreknow.data.spans.schema import is_new
 from foreknow.errors import ConfigError, InputError
+from foreknow.io.run_dir import write_frame
 from foreknow.stages.mix.run import write_mix
 from foreknow.stages.mix.sampling import read_manifest, rows_of
 from foreknow.stages.mix.span_edits import cut_sentences, mask_spans
@@ -112,6 +113,32 @@ def test_rows_above_a_share_are_dropped_and_counted(tmp_path: Path) -> None:
     assert written.mix.rows["row"].to_list() == [n for n in range(40) if share.get(n, 0.0) <= 0.25]
     assert written.mix.manifest["spans"]["drop_new_above"] == {"share": 0.25, "rows": 40 - written.mix.rows.height}
     assert written.mix.manifest["spans"]["rows"]["short"] == 10
+
+
+@pytest.mark.parametrize("labelled_spans", [False, True])
+def test_rows_above_a_share_of_unknown_facts_are_dropped_and_counted(tmp_path: Path, labelled_spans: bool) -> None:
+    """Facts are those of `foreknow extract`: 4 in each row but every fifth, which has none, and its short rows."""
+    audit = audited(tmp_path, FLAT)
+    add_spans(audit, few_new, list(range(30)))
+    if not labelled_spans:
+        (audit / "spans.parquet").unlink()
+    without = MixConfig(audit=audit, out=tmp_path / "none.jsonl", drop_facts_above=0.5)
+    file = audit / "rows.parquet"
+    bare = pl.read_parquet(file).with_columns(n_facts=pl.lit(None, pl.Int64), unknown_facts=pl.lit(None, pl.Float64))
+    write_frame(file, bare)
+    with pytest.raises(InputError, match="found no row with labelled facts, which --drop-facts-above needs"):
+        write_mix(without)
+    has = (pl.col("row") < 30) & (pl.col("row") % 5 != 0)
+    share = (pl.col("row") % 5 - 1) / 4 + 0.25
+    write_frame(file, bare.with_columns(n_facts=pl.when(has).then(4), unknown_facts=pl.when(has).then(share)))
+    written = write_mix(MixConfig(audit=audit, out=tmp_path / "mix.jsonl", drop_facts_above=0.5))
+    assert written.mix.rows["row"].to_list() == [n for n in range(40) if n >= 30 or n % 5 in (0, 1, 2)]
+    assert written.mix.manifest["spans"]["drop_facts_above"] == {"share": 0.5, "rows": 12}
+    assert any("12 rows dropped: more than 50.0% of their facts are Unknown" in note for note in written.mix.notes)
+    if labelled_spans:
+        masked = write_mix(MixConfig(audit=audit, out=tmp_path / "masked.jsonl", drop_facts_above=0.5, mask="new"))
+        assert masked.mix.rows["row"].to_list() == written.mix.rows["row"].to_list()
+        assert masked.mix.rows["loss_exclude"].list.len().sum() > 0
 
 
 @pytest.mark.parametrize("which", ["new", "unknown"])

@@ -194,6 +194,7 @@ def mix(
     force: bool = False,
     new_share: float | None = None,
     drop_new_above: float | None = None,
+    drop_facts_above: float | None = None,
     idk_answer: str = "I don't know.",
     family: Literal["own", "shares", "categories"] | None = None,
     family_of: Sequence[str] | str = ("HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown"),

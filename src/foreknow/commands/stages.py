@@ -142,7 +142,7 @@ def mix(
 
     settings = settings_of(MixConfig, {"audit": audit, **given}, config)
     written = write_mix(settings)
-    if settings.uses_spans:
+    if settings.draws_long_answers:
         from foreknow.stages.mix.span_mix import span_mix_table  # keeps polars out
 
         print_table(span_mix_table(written.mix), "rows drawn")

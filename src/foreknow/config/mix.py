@@ -29,10 +29,10 @@ def _category(text: str) -> str:
 
 
 class MixConfig(Settings):
-    """Settings of `foreknow mix`. One of unknown, only, natural, known_of, drop, new_share and drop_new_above says
-    which rows are drawn.
+    """Settings of `foreknow mix`. One of unknown, only, natural, known_of, drop, new_share, drop_new_above and
+    drop_facts_above says which rows are drawn.
 
-    With `idk`, `weight`, `mask` or `cut` and none of the seven, the audit's rows are taken as they are (natural).
+    With `idk`, `weight`, `mask` or `cut` and none of the eight, the audit's rows are taken as they are (natural).
     """
 
     writes_a_file: ClassVar[bool] = True
@@ -68,6 +68,13 @@ class MixConfig(Settings):
         ge=0,
         le=1,
         description="Take all rows but those with long answers in which a larger share of the labelled spans is new.",
+    )
+    drop_facts_above: Annotated[float | None, Group.SETS] = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Take all rows but those with long answers in which a larger share of the facts that foreknow "
+        "extract wrote is Unknown.",
     )
     mask: Annotated[Literal["new", "unknown"] | None, Group.SETS, COMMON] = Field(
         None,
@@ -115,13 +122,18 @@ class MixConfig(Settings):
 
     @property
     def kind(self) -> str:
-        """Which rows are drawn: unknown, only, natural, known_of, drop, new_share or drop_new_above."""
+        """Which rows are drawn: the name of one of eight settings."""
         return next(iter(self._kinds()), "natural")
 
     @property
     def uses_spans(self) -> bool:
         """Whether the set depends on labels of spans inside long answers."""
         return self.kind in ("new_share", "drop_new_above") or self.mask is not None or self.cut is not None
+
+    @property
+    def draws_long_answers(self) -> bool:
+        """Whether rows with long answers are drawn, by the labels of spans or facts inside them."""
+        return self.uses_spans or self.kind == "drop_facts_above"
 
     @property
     def limited_by(self) -> Literal["own", "shares", "categories"]:
@@ -145,6 +157,7 @@ class MixConfig(Settings):
             "drop": bool(self.drop),
             "new_share": self.new_share is not None,
             "drop_new_above": self.drop_new_above is not None,
+            "drop_facts_above": self.drop_facts_above is not None,
         }
         return [kind for kind, is_given in given.items() if is_given]
 
@@ -189,11 +202,11 @@ class MixConfig(Settings):
         kinds = [f"--{kind.replace('_', '-')}" for kind in self._kinds()]
         if len(kinds) > 1:
             raise ConfigError(f"{kinds[0]} and {kinds[1]}: found both, expected one of them")
-        if not kinds and not self.idk and not self.weight and not self.uses_spans:
+        if not kinds and not self.idk and not self.weight and not self.draws_long_answers:
             raise ConfigError(
                 "which rows: found nothing, expected one of --unknown SHARE, --only CATEGORY, --natural, "
                 "--known-of FILE, --drop CATEGORY; for long answers --new-share SHARE, --drop-new-above SHARE, "
-                "--mask new, --cut new"
+                "--drop-facts-above SHARE, --mask new, --cut new"
             )
         self._check_spans(kinds)
         if not self.categories:
@@ -217,7 +230,7 @@ class MixConfig(Settings):
         """Raise ConfigError for settings that labels of spans do not go with."""
         if self.model is not None and self.mask is None:
             raise ConfigError("--model: found without --mask, whose tokens it writes")
-        if not self.uses_spans:
+        if not self.draws_long_answers:
             return
         if self.mask and self.cut:
             raise ConfigError("--mask and --cut: found both, expected one of them")
@@ -225,7 +238,7 @@ class MixConfig(Settings):
         if self.kind in ("unknown", "only", "known_of"):
             raise ConfigError(
                 f"{kinds[0]} with {ours}: draws rows by their own category, which rows with long answers do not have; "
-                "expected --new-share, --drop-new-above, --drop, or no other"
+                "expected --new-share, --drop-new-above, --drop-facts-above, --drop, or no other"
             )
         others = {"idk": self.idk, "weight": bool(self.weight), "family": self.family is not None}
         if other := next((name for name, is_set in others.items() if is_set), None):

@@ -158,7 +158,7 @@ def _with_facts(mix: LongMix) -> tuple[Option, ...]:
         "drop",
         "Leave out the rows whose facts are all Unknown",
         f"In {unknown:,} of the {count(mix.rows_with_facts, 'row')} with facts, the model expresses none of the facts.",
-        how="In the annotated file of this audit, these rows have facts_category unknown.",
+        command=f"foreknow mix AUDIT --drop-facts-above 0.99 --out fewer{mix.suffix}",
         why=f"{here}, and these rows contain no others." if share >= MUCH_UNKNOWN else "",
     )
     retrieve = _step(

@@ -40,7 +40,7 @@ def write_mix(config: MixConfig) -> MixFiles:
     audit = open_audit(config.audit)
     manifest = json.loads((audit.folder / "manifest.json").read_text(encoding="utf-8"))
     variant = read_manifest(config.known_of) if config.known_of else None
-    if config.uses_spans:
+    if config.draws_long_answers:
         if audit.spans is not None:
             check_places(dict(audit.rows.select("row", "answer").drop_nulls().iter_rows()), audit.spans, config.audit)
         mix = draw_span_mix(audit.rows, audit.spans, config, manifest)

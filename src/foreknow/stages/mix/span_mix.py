@@ -1,4 +1,4 @@
-"""Makes a training set of rows with long answers from the labels of the spans inside them. Pure.
+"""Makes a training set of rows with long answers from the labels of the spans, or of the facts, inside them. Pure.
 
     span_sampling.py   which rows: a share of new spans in the set
     span_edits.py      what becomes of a row: its new spans masked, or its sentences of new spans cut
@@ -17,7 +17,7 @@ import polars as pl
 from foreknow.categories import CATEGORIES, UNKNOWN
 from foreknow.config import MixConfig
 from foreknow.data.schema import sampling_hash
-from foreknow.data.spans.schema import is_new
+from foreknow.data.spans.schema import SPANS, is_new
 from foreknow.errors import InputError
 from foreknow.stages.mix.sampling import MIX, Mix, numbers_text, of_relations, source_of_mix
 from foreknow.stages.mix.sizes import count_categories, train_rows
@@ -44,12 +44,19 @@ class _Pool(NamedTuple):
 
 
 def draw_span_mix(rows: pl.DataFrame, spans: pl.DataFrame | None, config: MixConfig, audit: Mapping[str, Any]) -> Mix:
-    """Draw the set that `config` asks for by the labels of spans.
+    """Draw the set that `config` asks for by the labels of spans or of facts.
 
     `rows`: an audit's `rows.parquet`. `spans`: its `spans.parquet` (`SPANS`), None if it has none. `audit`: its
-    manifest. Raises InputError if the audit has no labels of spans, or if no row is left.
+    manifest. Raises InputError if the audit has no labels of the kind that is asked for, or if no row is left.
     """
-    if spans is None or not spans["category"].count():
+    if config.drop_facts_above is not None and not rows["n_facts"].fill_null(0).sum():
+        raise InputError(
+            f"{config.audit}: found no row with labelled facts, which --drop-facts-above needs; write them with "
+            "foreknow extract and audit the file that it writes"
+        )
+    if spans is None and not config.uses_spans:
+        spans = pl.DataFrame(schema=SPANS)
+    if spans is None or (config.uses_spans and not spans["category"].count()):
         raise InputError(
             f"{config.audit}: found no labels of spans inside long answers (spans.parquet), which "
             f"{_setting(config)} needs; audit the file again, with spans"
@@ -87,6 +94,8 @@ def _setting(config: MixConfig) -> str:
         return f"--new-share {config.new_share:g}"
     if config.drop_new_above is not None:
         return f"--drop-new-above {config.drop_new_above:g}"
+    if config.drop_facts_above is not None:
+        return f"--drop-facts-above {config.drop_facts_above:g}"
     return f"--mask {config.mask}" if config.mask else f"--cut {config.cut}"
 
 
@@ -107,7 +116,7 @@ def _pool(rows: pl.DataFrame, spans: pl.DataFrame, config: MixConfig) -> _Pool:
 
 
 def _drawn(pool: pl.DataFrame, config: MixConfig) -> tuple[pl.DataFrame, int]:
-    """Return the rows of the set, in row order, and the number of rows dropped for their share of new spans."""
+    """Return the rows of the set, in row order, and the number of rows dropped for their new spans or Unknown facts."""
     above = 0
     keys = [sampling_hash(config.seed, *texts) for texts in pool.select("group", "question", "answer").iter_rows()]
     if config.new_share is not None:
@@ -117,6 +126,9 @@ def _drawn(pool: pl.DataFrame, config: MixConfig) -> tuple[pl.DataFrame, int]:
     ordered = pool.with_columns(pl.Series("key", keys, dtype=pl.UInt64)).sort("key", "row")
     if config.drop_new_above is not None:
         kept = ordered.filter(pl.col("new") <= config.drop_new_above * pl.col("spans") + 1e-9)
+        ordered, above = kept, ordered.height - kept.height
+    if config.drop_facts_above is not None:
+        kept = ordered.filter(pl.col("unknown_facts").fill_null(0) <= config.drop_facts_above + 1e-9)
         ordered, above = kept, ordered.height - kept.height
     if config.size is not None and config.size > ordered.height:
         raise InputError(f"--size {config.size}: found {ordered.height:,} rows. Lower --size, or leave it out")
@@ -183,7 +195,13 @@ def _span_counts(
             "without_spans": long.height - long["row"].is_in(labelled["row"].implode()).sum(),
             "short": mixed.height - long.height,
         },
-        "drop_new_above": None if config.drop_new_above is None else {"share": config.drop_new_above, "rows": above},
+        **{
+            name: None if share is None else {"share": share, "rows": above}
+            for name, share in (
+                ("drop_new_above", config.drop_new_above),
+                ("drop_facts_above", config.drop_facts_above),
+            )
+        },
         "mask": masked
         and {
             "spans_that_are": config.mask,
@@ -210,6 +228,8 @@ def _notes(manifest: Mapping[str, Any], pool: _Pool) -> tuple[str, ...]:
         notes.append(f"never drawn: {'; '.join(unusable_lines(gone))}")
     if drop := of["drop_new_above"]:
         notes.append(f"{drop['rows']:,} rows dropped: more than {drop['share']:.1%} of their spans are new")
+    if drop := of["drop_facts_above"]:
+        notes.append(f"{drop['rows']:,} rows dropped: more than {drop['share']:.1%} of their facts are Unknown")
     asked = of["new_share"]["asked"]
     reached = of["new_share"]["achieved"]
     notes.append(
