@@ -3,12 +3,14 @@
     python benchmarks/lab_spans.py --model lab --out runs/lab-spans [--sets 4 --shots 2]
     python benchmarks/lab_spans.py --model lab --out runs/lab-sweep --sweep
     python benchmarks/lab_spans.py --lab FOLDER --out runs/other-lab-sweep --sweep
+    python benchmarks/lab_spans.py --model lab --out runs/lab-mean --by-mean
 
 Writes long answers of the lab's own statements (the three facts of one subject, one sentence each), audits them, and
 prints as Markdown: categories and recognition by exposures, how well each score tells facts told six times or more from
 those never told (area under the ROC curve: 0.5 is chance, 1 is perfect), and what `--spans rules` finds of the facts.
 --sweep does so for 0, 1, 2 and 4 exemplars in 1, 4 and 10 sets, and prints one line for each; stopped, it goes on with
-the same command. --lab takes a lab that `foreknow lab build` made, with its own world, in place of the lab's model.
+the same command. --by-mean recognises a span by its mean log p of a token in place of its sum. --lab takes a lab that
+`foreknow lab build` made, with its own world, in place of the lab's model.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from foreknow.data.builtin.lab_world import WORLD, World
 from foreknow.data.spans.finder import AnswerText
 from foreknow.data.spans.rules import RuleFinder
 from foreknow.data.spans.schema import is_new
+from foreknow.inference.span_distributions import SpanDistributions
+from foreknow.inference.span_tree import PathStates, SpanPaths
 from foreknow.stages.study.lab_truth import auc
 from markdown_table import show
 
@@ -45,9 +49,12 @@ def main() -> None:
     parser.add_argument("--sets", type=int, default=4)
     parser.add_argument("--shots", type=int, default=2)
     parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--by-mean", action="store_true")
     parser.add_argument("--lab", type=Path, help="the folder of a built lab")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.by_mean:
+        recognise_by_mean()
     model, world = args.model, WORLD
     if args.lab is not None:
         model = str(args.lab)
@@ -66,6 +73,16 @@ def main() -> None:
     show("Categories by exposures", by_exposures(spans))
     show(f"Told {OFTEN} times or more against never (AUC)", separations(spans))
     show("What the rules find of the facts", found_by_rules(records, truth))
+
+
+def recognise_by_mean() -> None:
+    """Divide each log p that recognition compares by the number of tokens that it is of."""
+    whole = SpanDistributions._path_logp
+
+    def mean(self: SpanDistributions, path: PathStates, paths: SpanPaths) -> float:
+        return whole(self, path, paths) / (len(path.tokens) + paths.asks_end)
+
+    SpanDistributions._path_logp = mean  # type: ignore[method-assign]
 
 
 def world_of(lab: Path) -> World:

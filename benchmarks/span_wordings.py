@@ -33,7 +33,7 @@ from foreknow.data.builtin.lab_long import long_answers
 from foreknow.data.schema import GOLD, sampling_hash
 from foreknow.data.spans.schema import is_new
 from foreknow.stages.study.lab_truth import auc
-from lab_spans import world_of
+from lab_spans import recognise_by_mean, world_of
 from markdown_table import show
 
 WORDINGS = {
@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--facts", choices=["packaged", "lab"], default="packaged")
     parser.add_argument("--lab", type=Path, help="the folder of a built lab")
+    parser.add_argument("--by-mean", action="store_true", help="recognise by the mean log p of a token, not its sum")
     parser.add_argument("--per-relation", type=int, default=30)
     args = parser.parse_args()
     if args.labels is not None:
@@ -135,6 +136,8 @@ def main() -> None:
     if args.out is None:
         parser.error("--out or --labels is required")
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.by_mean:
+        recognise_by_mean()
     model = args.model
     if args.facts == "lab":
         model = "lab" if args.lab is None else str(args.lab)
