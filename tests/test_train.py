@@ -672,8 +672,13 @@ def test_out_of_memory_names_the_setting(
 
 
 def test_dry_run_says_what_it_would_cost(settings: Callable[..., TuneConfig], tmp_path: Path) -> None:
-    found = tune_estimate.estimate(settings(tmp_path / "a", dry_run=True))
+    found = tune_estimate.estimate(settings(tmp_path / "a", dry_run=True, canaries="none"))
     assert not (tmp_path / "a").exists()
     assert (found["rows"], found["epochs"], found["steps"]) == (32, 3, 12)
     assert found["seconds"] > 0
     assert found["measured_rows_per_epoch"] == 48
+    assert found["seconds_watching_known_facts_an_epoch"] == found["seconds_asking_once_for_this_model"] == 0
+    more = tune_estimate.estimate(settings(tmp_path / "a", dry_run=True, canaries="auto", average=(0.5, 1.0)))
+    epoch = more["seconds_training_an_epoch"] + more["seconds_measuring_an_epoch"]
+    assert 0 <= more["seconds_watching_known_facts_an_epoch"] <= epoch / 3 + 0.1
+    assert more["seconds"] >= 3 * epoch + 2 * more["seconds_measuring_an_epoch"] - 1

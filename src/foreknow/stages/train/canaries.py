@@ -62,7 +62,7 @@ FEW: Final = 30
 """If the model knows fewer packaged facts than this, rows of the audit are watched instead, if it has more."""
 SHARE_OF_EPOCH: Final = 1 / 3
 """The largest share of an epoch's own cost that measuring the watched rows may cost."""
-_BACKWARD: Final = 3
+BACKWARD: Final = 3
 """A token costs this many times as much to train on as to measure: one pass forward, and two backward."""
 _VERSION: Final = 1
 """Raise this when the same model would know other facts: cached outcomes of another number are not used."""
@@ -440,7 +440,7 @@ def affordable(costs: pl.DataFrame, trained_tokens: int, measured_tokens: int, m
     `costs`: row and tokens, in the order in which rows are taken. `trained_tokens`, `measured_tokens`: the tokens that
     an epoch trains on, and those that it measures in the other sets.
     """
-    budget = SHARE_OF_EPOCH * (_BACKWARD * trained_tokens + measured_tokens)
+    budget = SHARE_OF_EPOCH * (BACKWARD * trained_tokens + measured_tokens)
     within = costs.head(most).select((pl.col("tokens").cum_sum() <= budget).sum()).item()
     return int(within)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -16,7 +16,7 @@ from foreknow.errors import (
 )
 from foreknow.models.resolve import resolve
 from foreknow.progress import duration
-from foreknow.stages.train import known_rows
+from foreknow.stages.train import canaries, known_rows
 from foreknow.stages.train.answer_loss import base_of, open_pass
 from foreknow.stages.train.dataset import micro_batches
 from foreknow.stages.train.inputs import check_method, check_models, check_remedies, read_inputs
@@ -34,11 +34,15 @@ from foreknow.stages.train.training_model import load_training_model
 
 logger = logging.getLogger(__name__)
 
+FACT_TOKENS: Final = 30
+"""About how many tokens a watched fact has, question and answer; exemplars add as many each."""
+
 
 def estimate(config: TuneConfig) -> dict[str, Any]:
     """Estimate what a run would cost by training and measuring for a short time. Writes nothing.
 
-    Raises ConfigError if a launcher started several processes.
+    Watched facts are counted by their usual length and number, at most a third of an epoch, and the points of
+    `--average` as one measurement each. Raises ConfigError if a launcher started several processes.
     """
     import psutil
 
@@ -71,7 +75,8 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
                     losses.losses(part)[1].mean().backward()
             pass_seconds = time.monotonic() - began
     tokens = sum(example.length for example in tokenized.examples)
-    training = pass_seconds / sum(e.length for part in burst for e in part) * tokens
+    token_seconds = pass_seconds / sum(e.length for part in burst for e in part)
+    training = token_seconds * tokens
     if known_rows.uses_pool(config):  # the known rows of a batch are taken to be as long as the new ones
         training /= 1 - (config.replay or known_rows.EQUAL)
     sample_rows = {name: rows.sample(min(rows.height, 64), seed=0) for name, rows in inputs.rows.items()}
@@ -88,7 +93,12 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
     measuring = measured / measure.count * rows
     trainable = sum(p.numel() for p in training_model.model.parameters() if p.requires_grad)
     steps = math.ceil(len(tokenized.examples) / plan.batch_size)
-    whole = (training + measuring) * plan.epochs
+    asking, watching = 0.0, 0.0
+    if config.canaries != "none":
+        question = FACT_TOKENS * token_seconds / canaries.BACKWARD
+        asking = canaries.ASKED * (1 + canaries.SHOTS) * question if config.canaries == "auto" else 0.0
+        watching = min(canaries.WATCHED * question, canaries.SHARE_OF_EPOCH * (training + measuring))
+    whole = asking + (training + measuring + watching) * plan.epochs + len(config.average) * (measuring + watching)
     if config.learning_rate == AUTO:
         logger.info(format_cost(plan.learning_rate, steps * plan.epochs))
         whole += 3 * (training * trial_steps(steps * plan.epochs) / steps + measuring)
@@ -103,6 +113,8 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
         "memory_gib": round(psutil.Process().memory_info().rss / 2**30, 2),
         "seconds_training_an_epoch": round(training, 1),
         "seconds_measuring_an_epoch": round(measuring, 1),
+        "seconds_asking_once_for_this_model": round(asking, 1),
+        "seconds_watching_known_facts_an_epoch": round(watching, 1),
         "seconds": round(whole, 1),
         "time": duration(whole),
     }
