@@ -281,6 +281,7 @@ def tune(
     replay_from: Rows | None = None,
     stop_fitted: float | None = None,
     known_late: float = 0.0,
+    loss_weights: Literal["file", "flow"] = "file",
     average: Sequence[float] | float | str = (),
     patience: int | None = None,
     metric: str = "auto",

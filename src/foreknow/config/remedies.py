@@ -37,6 +37,7 @@ RECIPES: Final[dict[str, str]] = {
     "lora": "LoRA adapters, at ten times each learning rate",
     "attention": "the attention modules' weights alone are trained",
     "known-late": "known rows in the training file, trained on in the last fifth of the steps only",
+    "flow": "rows that the model finds easy before training weigh more in the loss",
     "small-rate": "plain, at a fifth of each learning rate, for three times the epochs",
 }
 """The recipes that a study can compare, and what each does."""
@@ -48,7 +49,7 @@ _OWN_AUDIT: Final = frozenset(
 _OWN_TUNE: Final = frozenset(
     {"train", "dev", "test", "out", "model", "base", "audit", "seed", "dry_run", "force", "patience", "metric", "keep"}
     | {"replay", "replay_from", "kl", "known_late", "average", "trainable", "method", "watch_known", "learning_rate"}
-    | {"epochs", "stop_fitted", "watch_rows", "preset", "allow_overlap"}
+    | {"loss_weights", "epochs", "stop_fitted", "watch_rows", "preset", "allow_overlap"}
 )
 """Settings of the stages that the study itself sets."""
 

@@ -171,6 +171,11 @@ class TuneConfig(Settings):
         description="Train on the file's HighlyKnown rows in this last share of the steps only (KnownPatch; 0: "
         "throughout).",
     )
+    loss_weights: Annotated[Literal["file", "flow"], Group.TRAINING] = Field(
+        "file",
+        description="How rows weigh in the loss: as the column weight says (file), or also by the model's loss on them "
+        "before training, easy ones more (flow).",
+    )
     average: Annotated[Numbers, Group.TRAINING] = Field(
         (),
         description="After training, also measure the weights this far on the way from before to after training, such "

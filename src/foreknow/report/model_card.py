@@ -80,8 +80,9 @@ def _trained(results: Mapping[str, Any], point: Mapping[str, Any]) -> str:
             ("replay", f"{percent(config['replay'])} of each batch were rows that the model knew"),
             ("kl", f"held to its predictions before training on rows that it knew (KL, weight {config['kl']:g})"),
             ("known_late", f"HighlyKnown rows in the last {percent(config['known_late'])} of the steps only"),
+            ("loss_weights", "rows that it found easy before training weighed more (FLOW)"),
         )
-        if config.get(name)
+        if config.get(name) not in (None, "file", 0)
     ]
     return (
         f"Base model: {_line(model['name'])}{note}, `{model['fingerprint'][:23]}`. Trained: {method}, on "

@@ -29,12 +29,12 @@ TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 STYLES = (
     (INK, SOLID), (INK, DASHED), (FILLS[0], SOLID), (FILLS[1], SOLID), (FILLS[1], DASHED), (UNKNOWN_INK, SOLID),
     (UNKNOWN_INK, DASHED), (FILLS[0], DASHED), (FILLS[0], DOTTED), (SOFT, SOLID), (SOFT, DASHED), (SOFT, DOTTED),
-    (INK, DOTTED),
+    (INK, DOTTED), (UNKNOWN_INK, DOTTED),
 )  # fmt: skip
 """Colour and dash of each recipe's line, in the order of the recipes."""
 
 
-_WITHOUT_AUDIT = frozenset({"plain", "average", "small-rate", "attention", "lora", "known-late"})
+_WITHOUT_AUDIT = frozenset({"plain", "average", "small-rate", "attention", "lora", "known-late", "flow"})
 """The recipes whose command needs no audit."""
 
 

@@ -86,6 +86,7 @@ def _flags(training: str, kl: float) -> str:
         "kl": f"--kl {kl:g} --kl-rows known",
         "kl-all": f"--kl {kl:g}",
         "replay+kl": f"--replay {SHARE:g} --kl {kl:g}",
+        "flow": "--loss-weights flow",
         "attention": "--trainable attention",
         "lora": "--method lora",
     }[training]
@@ -112,6 +113,7 @@ def tune_settings(training: Training, config: RemediesConfig) -> dict[str, Any]:
         "kl": {"kl": config.kl},
         "kl-all": {"kl": config.kl},
         "replay+kl": {"replay": SHARE, "kl": config.kl},
+        "flow": {"loss_weights": "flow"},
         "attention": {"trainable": "attention"},
         "lora": {"method": "lora"},
     }

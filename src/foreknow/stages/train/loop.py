@@ -30,6 +30,7 @@ from foreknow.stages.train.checkpoints import Checkpoint
 from foreknow.stages.train.curves import Line
 from foreknow.stages.train.dataset import TrainingExample
 from foreknow.stages.train.eval_callback import BEST, EvalCallback, TrainingModel
+from foreknow.stages.train.flow_weights import weigh
 from foreknow.stages.train.inputs import TrainInputs, read_inputs
 from foreknow.stages.train.known_late import KnownLate, known_late
 from foreknow.stages.train.known_rows import KnownRows
@@ -86,6 +87,8 @@ def train(config: TuneConfig, tokenized: TokenizedInputs, folder: RunDir, device
         measured = sum(e.length for examples in tokenized.watched.values() for e in examples)
         known = known_rows.prepare(config, inputs.rows, tokenized.examples, measured, asking, folder)
         watch.known, watch.asking = known, asking
+        if config.loss_weights == "flow":
+            tokenized = tokenized._replace(examples=weigh(tokenized.examples, asking, folder.path))
         rates = None
         if config.learning_rate == AUTO:
             config, rates = _with_best_rate(

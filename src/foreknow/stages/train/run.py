@@ -12,9 +12,10 @@
 
     known_rows.py      chooses known rows that are watched (canaries.py) and replayed (replay.py, kl_loss.py)
     weight_average.py  goes part of the way back to the weights before training
+    flow_weights.py    weighs rows by the model's loss on them before training
 
 DIR/config.yaml metrics.jsonl outcomes.parquet rows.parquet canaries.parquet known-NAME.parquet made_up.parquet
-early_stop/ averaged/ results.json
+row_weights.parquet early_stop/ averaged/ results.json
 manifest.json (last) report.html
 
 `early_stop` holds the model of the best epoch; with `--keep last` or `both`, `convergence` holds that of the last one.
@@ -117,10 +118,10 @@ def with_process_settings(config: TuneConfig) -> TuneConfig:
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
         raise ConfigError("DeepSpeed: tune trains with plain data parallelism or FSDP; launch it with one of them")
     remedies = config.replay or config.kl or config.average or config.watch_known or config.learning_rate == AUTO
-    if process_group.sharded() and remedies:
+    if process_group.sharded() and (remedies or config.loss_weights != "file"):
         raise ConfigError(
-            "--replay, --kl, --average, --watch-known, --learning-rate auto: found FSDP; they need the whole model in "
-            "each process: launch it without FSDP"
+            "--replay, --kl, --average, --watch-known, --learning-rate auto, --loss-weights: found FSDP; they need the "
+            "whole model in each process: launch it without FSDP"
         )
     if process_group.sharded() and config.method == "lora":
         raise ConfigError("--method lora: adapters are not sharded; launch it without FSDP")
@@ -246,6 +247,7 @@ def _tune(
                 "rows.parquet",
                 "canaries.parquet",
                 "made_up.parquet",
+                "row_weights.parquet",
             ),
             *("fitted_spans.parquet", "spans.parquet", "known-*.parquet", "average_outcomes.parquet", "results.json"),
         ),
