@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from foreknow.prompts.vocabulary import Vocabulary
-
 logger = logging.getLogger(__name__)
 
 

@@ -21,7 +21,6 @@ from foreknow.stages.evaluate.result import EvaluateResult, open_evaluation
 from foreknow.stages.finished_run import read_by_stage
 from foreknow.stages.train.result import TrainResult, open_train
 
-STAGES: Final = ("audit", "evaluate", "tune")
 OUTCOMES: Final[dict[str, pl.DataType]] = {
     "set": pl.String(),
     "question": pl.String(),
