@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from foreknow.stats import Interval, mcnemar, share_intervals, spread, wilson
+from foreknow.stats import Interval, loses, mcnemar, share_intervals, spread, wilson
 
 tables = st.lists(
     st.lists(st.integers(0, 40), min_size=4, max_size=4), min_size=1, max_size=12
@@ -137,3 +137,13 @@ def test_spread() -> None:
 def test_crosses() -> None:
     assert Interval(0.3, 0.2, 0.4).crosses(0.25)
     assert not Interval(0.3, 0.25, 0.4).crosses(0.25)
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "expected"), [(6, 0, True), (5, 0, False), (0, 6, False), (10, 2, True), (8, 4, False)]
+)
+def test_rows_are_lost_by_more_than_chance(lost: int, won: int, expected: bool) -> None:
+    before = [True] * lost + [False] * won + [True, False]
+    now = [False] * lost + [True] * won + [True, False]
+    assert loses(before, now) is expected
+    assert loses(before, before) is False

@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 
 DRAWS = 2000
 LEVEL = 0.95
+CHANCE = 0.05
+"""A difference with p below this is more than chance allows."""
 SMALL_STRATUM = 5
 """Groups with fewer rows are resampled together, as a group of one row never varies."""
 
@@ -109,3 +111,10 @@ def mcnemar(lost: int, won: int) -> float:
     from scipy.special import bdtr  # keeps scipy out; scipy.stats would take over a second to import
 
     return min(1.0, 2 * float(bdtr(min(lost, won), lost + won, 0.5)))
+
+
+def loses(before: Sequence[bool], now: Sequence[bool], level: float = CHANCE) -> bool:
+    """Whether more of the same rows are lost than won, and by more than chance allows (`mcnemar` below `level`)."""
+    pairs = list(zip(before, now, strict=True))
+    lost, won = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+    return lost > won and mcnemar(lost, won) < level

@@ -20,7 +20,7 @@ from foreknow.stages.train import canaries, known_rows
 from foreknow.stages.train.answer_loss import base_of, open_pass
 from foreknow.stages.train.dataset import micro_batches
 from foreknow.stages.train.inputs import check_method, check_models, check_remedies, read_inputs
-from foreknow.stages.train.rate_trials import format_cost, trial_steps
+from foreknow.stages.train.rate_trials import FACTORS, format_cost, trial_steps
 from foreknow.stages.train.setup import (
     AUTO,
     resolve_device_dtype,
@@ -101,7 +101,7 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
     whole = asking + (training + measuring + watching) * plan.epochs + len(config.average) * (measuring + watching)
     if config.learning_rate == AUTO:
         logger.info(format_cost(plan.learning_rate, steps * plan.epochs))
-        whole += 3 * (training * trial_steps(steps * plan.epochs) / steps + measuring)
+        whole += len(FACTORS) * (training * trial_steps(steps * plan.epochs) / steps + measuring)
     return {
         "rows": len(tokenized.examples),
         "epochs": plan.epochs,

@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING, Final
 import polars as pl
 
 from foreknow.stages.train.canaries import SHOTS, CanaryCheck
-from foreknow.stats import mcnemar
+from foreknow.stats import CHANCE, mcnemar
 
 if TYPE_CHECKING:
     from foreknow.stages.train.dataset import TrainingExample
 
 ASKED: Final = 256
 """How many rows are asked in both forms, to choose one: of rows of every category the model knows few."""
-LEVEL: Final = 0.05
-"""Exemplars are taken if more rows are answered behind them, and chance alone seldom gives so many (McNemar)."""
 
 
 def exemplars_for_teacher(
@@ -34,14 +32,15 @@ def exemplars_for_teacher(
     """Return behind how many exemplars the teacher is asked, and a line that says why, if it was measured.
 
     `setting`: `--kl-exemplars`. `check`: prepares rows to be asked behind so many exemplars. `right`: asks them, and
-    returns the rows whose answers begin rightly.
+    returns the rows whose answers begin rightly. Exemplars are taken if more rows are answered behind them, and chance
+    alone seldom gives so many (McNemar).
     """
     if setting != "auto":
         return (SHOTS if setting == "yes" else 0), ""
     some = rows.head(ASKED)
     alone, behind = (right(check(some, shots)) for shots in (0, SHOTS))
     more, fewer = len(behind - alone), len(alone - behind)
-    shots = SHOTS if more > fewer and mcnemar(more, fewer) < LEVEL else 0
+    shots = SHOTS if more > fewer and mcnemar(more, fewer) < CHANCE else 0
     form = f"behind {shots} examples" if shots else "in the form in which the run trains"
     return shots, (
         f"kl: the model before training is asked {form}: it answers {len(behind)} of {some.height} rows behind "

@@ -31,7 +31,7 @@ from foreknow.distributed import process_group
 from foreknow.errors import ForeknowError
 from foreknow.io.run_dir import read_checked, with_checksum, write_json
 from foreknow.stages.train.trainer import FactTrainer, NotFinite
-from foreknow.stats import mcnemar
+from foreknow.stats import loses
 
 if TYPE_CHECKING:
     from foreknow.config import TuneConfig
@@ -42,7 +42,6 @@ FOLDER: Final = ".rates"
 FACTORS: Final = (1 / 3, 1.0, 3.0)
 SHARE: Final = 0.1
 """The share of the run's steps that each trial takes."""
-CHANCE: Final = 0.05
 
 
 class Trial(NamedTuple):
@@ -73,8 +72,9 @@ def format_cost(rate: float, steps: int) -> str:
     """Write what the trials cost, before they begin. `rate`: the middle one. `steps`: those of the whole run."""
     rates = ", ".join(f"{one:g}" for one in rates_around(rate))
     own = trial_steps(steps)
+    share = len(FACTORS) * own / max(steps, 1)
     return (
-        f"--learning-rate auto: {rates} are tried for {own:,} steps each, which adds {3 * own / max(steps, 1):.0%} to "
+        f"--learning-rate auto: {rates} are tried for {own:,} steps each, which adds {share:.0%} to "
         f"the {steps:,} steps of the run, if it does not stop early"
     )
 
@@ -88,19 +88,13 @@ def choose(trials: Sequence[Trial]) -> tuple[Trial, str]:
     if not ended:
         raise NotFinite("--learning-rate auto: the loss of every rate tried was not finite; give a smaller one")
     most = max(ended, key=lambda trial: (sum(trial.canaries), -trial.rate))
-    equal = [trial for trial in ended if not _loses(trial, most)]
+    equal = [trial for trial in ended if not loses(most.canaries, trial.canaries)]
     best = min(equal, key=lambda trial: (trial.dev_loss or 0.0, trial.rate))
     out = [f"{trial.rate:g}" for trial in ended if trial not in equal]
     why = f"the lowest dev loss, {best.dev_loss:.3f}"
     if out:
         why += f", of those that lose no more canaries than {most.rate:g} ({', '.join(out)}: more lost)"
     return best, why
-
-
-def _loses(trial: Trial, most: Trial) -> bool:
-    pairs = list(zip(most.canaries, trial.canaries, strict=True))
-    lost, won = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
-    return lost > won and mcnemar(lost, won) < CHANCE
 
 
 class TrialTrainer(FactTrainer):

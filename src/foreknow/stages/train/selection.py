@@ -1,8 +1,8 @@
 """Chooses the epoch to keep (EARLY_STOP; paper, section 3) and says what decided. Pure.
 
 A metric that is a share of rows (dev EM) decides if the rows can tell two epochs apart. With `--metric auto` they can
-if McNemar's exact test over the same rows gives p below `CHANCE` (`Line["paired"]` has the counts). A metric that the
-user names always decides by its value. If the rows cannot tell the epochs apart, or the values are equal, the epoch
+if McNemar's exact test over the same rows gives p below `stats.CHANCE` (`Line["paired"]` has the counts). A metric that
+the user names always decides by its value. If the rows cannot tell the epochs apart, or the values are equal, the epoch
 with the lower dev loss is kept. Without a loss, or with equal losses, the higher value of the metric decides, and of
 equal values the earlier epoch is kept.
 """
@@ -13,10 +13,8 @@ from collections.abc import Sequence
 from typing import Final, Literal
 
 from foreknow.stages.train.curves import Line, epochs, flat
-from foreknow.stats import mcnemar
+from foreknow.stats import CHANCE, mcnemar
 
-CHANCE: Final = 0.05
-"""If p is below this, two epochs differ by more than chance."""
 LEAST_GAIN: Final = 1e-4
 """A loss counts as lower than another only if it is lower by at least this much, in nats a token."""
 AUTO: Final = "auto"

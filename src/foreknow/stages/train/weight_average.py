@@ -24,8 +24,7 @@ from torch import Tensor, nn
 
 from foreknow.errors import ConfigError
 from foreknow.stages.train.answer_loss import base_of
-from foreknow.stages.train.selection import CHANCE
-from foreknow.stats import mcnemar
+from foreknow.stats import loses
 
 FOLDER: Final = "averaged"
 LEARNT: Final = 0.95
@@ -53,16 +52,10 @@ def choose(points: Sequence[Point]) -> Point:
     whole = max(points, key=lambda point: point.alpha)
     learnt = [point for point in points if point.fitted >= LEARNT * whole.fitted]
     best = max(learnt, key=lambda point: (sum(point.dev), point.alpha))
-    equal = [point for point in learnt if not _worse(point, best)]
+    equal = [point for point in learnt if not loses(best.dev, point.dev)]
     if all(point.canaries is not None for point in equal):
         return max(equal, key=lambda point: (point.canaries or 0, point.alpha))
     return min(equal, key=lambda point: (point.loss, -point.alpha))
-
-
-def _worse(point: Point, best: Point) -> bool:
-    pairs = list(zip(point.dev, best.dev, strict=True))
-    lost, won = sum(b and not a for a, b in pairs), sum(a and not b for a, b in pairs)
-    return lost > won and mcnemar(lost, won) < CHANCE
 
 
 class WeightLine:
