@@ -262,10 +262,10 @@ from foreknow import cli
 from foreknow.stages.audit import ray_executor
 
 class Deadly(ray_executor.Worker):
-    def _done(self, number, rows):
+    def _run_chunk(self, number, rows):
         if number == 5:
             self.work = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-        return super()._done(number, rows)
+        return super()._run_chunk(number, rows)
 
 ray_executor.Worker = Deadly
 cli.main(sys.argv[1:])
