@@ -11,14 +11,20 @@ import re
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import NamedTuple, Protocol
 
-_MARKS = "".join(chr(n) for n in range(0x300, 0x20000) if unicodedata.category(chr(n)).startswith("M"))
 _ASCII_WORD = re.compile(r"[^\W_]+")
-_WORD = re.compile(rf"[^\W_](?:[^\W_]+|[{_MARKS}]+)*")
 # scripts written without blanks: Thai to Khmer, kana, Han
 UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 """A letter of a script that is written without blanks between words."""
+
+
+@cache
+def _word() -> re.Pattern[str]:
+    """Return the pattern of a word of any script: letters and digits with their combining marks, up to U+1FFFF."""
+    marks = "".join(chr(n) for n in range(0x300, 0x20000) if unicodedata.category(chr(n)).startswith("M"))
+    return re.compile(rf"[^\W_](?:[^\W_]+|[{marks}]+)*")
 
 
 def continues_word(character: str) -> bool:
@@ -61,7 +67,7 @@ class Words:
     """A text's words without case and plural `s`, to look for mentions of other texts in it."""
 
     def __init__(self, text: str):
-        found = list((_ASCII_WORD if text.isascii() else _WORD).finditer(text))
+        found = list((_ASCII_WORD if text.isascii() else _word()).finditer(text))
         self.starts = [match.start() for match in found]
         self.words = [_fold(match.group()) for match in found]
         self.text = f" {' '.join(self.words)} "

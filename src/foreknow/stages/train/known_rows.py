@@ -133,7 +133,7 @@ def prepare(
     process_group.barrier()
     if process_group.is_main_process():
         return known
-    return _chosen(config, len(examples), asking, folder.path / FOLDER) if uses_pool(config) else KnownRows()
+    return _read_choice(config, len(examples), asking, folder.path / FOLDER) if uses_pool(config) else KnownRows()
 
 
 def _choose(
@@ -173,7 +173,7 @@ def watch_again(
     return KnownRows(canaries=watch, results=_results(config, watch, None, {}, None, None, False))
 
 
-def _chosen(config: TuneConfig, rows: int, asking: AskingModel, folder: Path) -> KnownRows:
+def _read_choice(config: TuneConfig, rows: int, asking: AskingModel, folder: Path) -> KnownRows:
     """Read the rows that the first process chose for the batches, and the predictions to which it holds them."""
     plan = _plan_of(config, read_pool(folder / POOL_FILE), rows)
     return KnownRows(replay=plan, kl=_kl(config, plan, asking, folder) if config.kl else None)
