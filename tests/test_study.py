@@ -23,6 +23,8 @@ from conftest import CAPITALS, RIVERS
 from foreknow.categories import CATEGORIES
 from foreknow.data.schema import ROWS, flag_rows
 from foreknow.errors import ConfigError, ForeknowError, InputError, RunFolderError
+from foreknow.io.run_dir import SEAL, read_json, with_checksum, write_json
+from foreknow.io.run_dir import _checksums as checksums
 from foreknow.settings import settings_of
 from foreknow.stages.study import run as study_run
 from foreknow.stages.study.data_split import DATA, left_out_text, study_rows
@@ -31,6 +33,7 @@ from foreknow.stages.study.grid import runs, variants
 from foreknow.stages.study.measurements import OUTCOMES, RESULTS
 from foreknow.stages.study.result import StudyResult, open_study
 from foreknow.stages.study.settings import SETS, StudyConfig, preset_names, settings_file, study_settings
+from foreknow.stages.study.stored_runs import _count_again
 
 Make = Callable[..., StudyConfig]
 
@@ -194,6 +197,56 @@ def test_a_study_goes_on_from_its_results_alone(
     assert grown.results.filter(pl.col("variant") != "natural").equals(finished.results)
     assert grown.outcomes.filter(pl.col("variant") != "natural").equals(finished.outcomes)
     assert set(grown.results.filter(pl.col("variant") == "natural")["epoch"]) == {1, 2}
+
+
+def test_stored_runs_get_the_categories_of_another_audit(
+    finished: StudyResult, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stand for a machine whose rounding gave one test row, of one set, another category than the stored runs say."""
+    folder = tmp_path / "s"
+    folder.mkdir()
+    for name in ("results.parquet", "outcomes.parquet", "manifest.json"):
+        shutil.copy(finished.folder / name, folder / name)
+    row = finished.outcomes.filter(pl.col("set") == "test")["row"][0]
+    mine = (pl.col("set") == "test") & (pl.col("row") == row)
+    true = finished.outcomes.filter(mine)["category"][0]
+    other = next(name for name in CATEGORIES if name != true)
+    moved = finished.outcomes.with_columns(category=pl.when(mine).then(pl.lit(other)).otherwise("category"))
+    stored_results = _count_again(finished.results, moved)
+    assert not stored_results.equals(finished.results)
+    _store(folder, stored_results, moved)
+    grown = study_run.run(make(folder, natural=True))
+    rows = finished.outcomes.filter(pl.col("set") == "test")["row"].n_unique()
+    assert (
+        f"this audit gives 1 of {rows} test rows another category than the stored runs had" in capsys.readouterr().err
+    )
+    assert grown.manifest["rows_with_new_category"] == {"test": 1}
+    assert grown.outcomes.filter(pl.col("variant") != "natural").equals(finished.outcomes)
+    assert grown.results.filter(pl.col("variant") != "natural").equals(finished.results)
+
+
+def test_stored_runs_on_other_rows_are_refused_before_any_run(
+    finished: StudyResult, make: Make, tmp_path: Path
+) -> None:
+    folder = tmp_path / "s"
+    folder.mkdir()
+    shutil.copy(finished.folder / "manifest.json", folder / "manifest.json")
+    last = finished.outcomes.filter(pl.col("set") == "test")["row"].max()
+    fewer = finished.outcomes.filter((pl.col("set") != "test") | (pl.col("row") != last))
+    _store(folder, finished.results, fewer)
+    with pytest.raises(InputError, match=r"seed0: its \d+ test rows at \w+ are not the \d+ of this audit.*--out"):
+        study_run.run(make(folder, natural=True))
+    assert not (folder / "runs").exists()
+
+
+def _store(folder: Path, results: pl.DataFrame, outcomes: pl.DataFrame) -> None:
+    """Write a study's measurements with the checksums that its manifest keeps of them."""
+    results.write_parquet(folder / "results.parquet")
+    outcomes.write_parquet(folder / "outcomes.parquet")
+    manifest = read_json(folder / "manifest.json") or {}
+    manifest.pop(SEAL)
+    manifest["files"] |= checksums(folder, ("results.parquet", "outcomes.parquet"))
+    write_json(folder / "manifest.json", with_checksum(manifest))
 
 
 def test_damaged_results_are_named(finished: StudyResult, make: Make, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from foreknow.errors import InputError
 from foreknow.stages.study import claims, linear_model
 from foreknow.stages.study.contrasts import StudyData
 from foreknow.stages.study.power import power
-from foreknow.stages.study.run import measured
 from foreknow.stages.study.settings import StudyConfig
+from foreknow.stages.study.stored_runs import measured
 
 
 def power_of(config: StudyConfig) -> pl.DataFrame | None:

@@ -5,6 +5,7 @@
     stages/study/grid.py      the grid of variants and seeds
     stages/study/local_executor.py      the runs, resumable, several at once
     stages/study/measurements.py   what the runs measured, in two frames
+    stages/study/stored_runs.py   runs of which only these frames are left
     stages/study/tables.py    the paper's tables and figures from these frames
     linear_model.py cluster_robust.py paired.py contrasts.py claims.py score_sweep.py   the statistics
 
@@ -49,12 +50,13 @@ from foreknow.stages.skeleton import PreparedRun, Stage, required_out, run_stage
 from foreknow.stages.study.claims import CLAIMS
 from foreknow.stages.study.data_split import SPLITS, learnable, left_out_text, study_rows
 from foreknow.stages.study.grid import Run, mix_of, runs, variants
-from foreknow.stages.study.local_executor import is_done, run_all
+from foreknow.stages.study.local_executor import run_all
 from foreknow.stages.study.measurements import OUTCOMES, RESULTS, outcomes_of, results_of
 from foreknow.stages.study.one_run import drop_weights
 from foreknow.stages.study.page import write_page
 from foreknow.stages.study.result import StudyResult
 from foreknow.stages.study.settings import StudyConfig
+from foreknow.stages.study.stored_runs import measured, stored_runs, with_current_categories
 from foreknow.stages.train.defaults import PAPER
 from foreknow.stages.train.inputs import check_method
 from foreknow.stages.train.result import TrainResult, open_train
@@ -136,6 +138,8 @@ def _compute(
     plan = _planned(config, audit, folder.path)
     kept = stored_runs(folder.path)
     _check_sizes(folder.path, plan)
+    if text := with_current_categories(kept, plan.watched).text:  # a run of hours must not find this out at its end
+        logger.info(text)
     if folder.manifest is not None:  # an earlier check refused what cannot be added to a complete study
         folder.reopen(config.resolved())
     _write_claims(config, folder.path)
@@ -197,13 +201,17 @@ def run_audit(config: StudyConfig, folder: Path) -> AuditResult:
 
 
 class Plan(NamedTuple):
-    """The runs to do: settings and number of train rows by name, |D| by name, the relations used, and messages."""
+    """The runs to do: settings and number of train rows by name, |D| by name, relations, watched sets, messages.
+
+    `watched` holds the rows that every run is tested on, by the name of their set.
+    """
 
     runs: tuple[Run, ...]
     tunes: dict[str, TuneConfig]
     rows: dict[str, int]
     sizes: dict[str, int]
     relations: pl.DataFrame
+    watched: dict[str, pl.DataFrame]
     told: tuple[str, ...]
 
 
@@ -232,7 +240,8 @@ def _planned(config: StudyConfig, audit: AuditResult, folder: Path) -> Plan:
         given |= {"model": config.model, "base": config.base, "out": folder / "runs" / one.name}
         tunes[one.name] = settings_of(TuneConfig, {**config.tune_settings, **given})
     told = _told(config, relations, audited, size)
-    return Plan(tuple(grid), tunes, rows, sizes, relations, told)
+    read = {name: pl.read_ndjson(file) for name, file in watched.items()}
+    return Plan(tuple(grid), tunes, rows, sizes, relations, read, told)
 
 
 def _write_sets(audited: pl.DataFrame, config: StudyConfig, folder: Path) -> dict[str, Path]:
@@ -287,7 +296,7 @@ def _write(
 ) -> None:
     """Gather what the runs measured, write the tables, and write the manifest last."""
     results, outcomes = [pl.DataFrame(schema=RESULTS)], [pl.DataFrame(schema=OUTCOMES)]
-    kept = stored_runs(folder.path)
+    kept, moved, _ = with_current_categories(stored_runs(folder.path), plan.watched)
     for one in plan.runs:
         if one.name in kept:
             results.append(kept[one.name].results)
@@ -314,6 +323,7 @@ def _write(
             "grid": grid,
             "model": {k: v for k, v in AuditResult(folder.path / "audit").summary["model"].items() if k != "folder"},
             "results": fingerprint(pl.concat(results)),
+            "rows_with_new_category": moved,
             "versions": library_versions(),
             "seconds": {"this_call": seconds, "runs": sum(spent)},
         },
@@ -325,41 +335,6 @@ def _write_claims(config: StudyConfig, folder: Path) -> None:
     """Write the claims that the study will test, before its first run."""
     asked = [{**asdict(claim), "margin": config.margin} for claim in CLAIMS]
     write_json(folder / "claims.json", asked)
-
-
-class StoredRun(NamedTuple):
-    """The measurements of a run whose own folder no longer exists."""
-
-    results: pl.DataFrame
-    outcomes: pl.DataFrame
-
-
-def measured(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Read the results and outcomes so far, empty where there are none. Raises InputError if a file is no study's."""
-    files = [folder / "results.parquet", folder / "outcomes.parquet"]
-    if not all(file.is_file() for file in files):
-        return pl.DataFrame(schema=RESULTS), pl.DataFrame(schema=OUTCOMES)
-    try:
-        results, outcomes = (pl.read_parquet(file) for file in files)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise InputError(f"{folder}: results.parquet or outcomes.parquet is damaged ({error}); delete both") from None
-    if results.schema != RESULTS or outcomes.schema != OUTCOMES:
-        raise InputError(f"{folder}: results.parquet or outcomes.parquet is not a study's; delete both")
-    return results, outcomes
-
-
-def stored_runs(folder: Path) -> dict[str, StoredRun]:
-    """Return by name the runs that are in the study's `results.parquet` and `outcomes.parquet` but have no folder.
-
-    With them, a study can resume from these two files and its manifest alone.
-    """
-    results, outcomes = measured(folder)
-    found = {}
-    for variant, seed in results.select("variant", "seed").unique(maintain_order=True).iter_rows():
-        name, mine = f"{variant}-seed{seed}", (pl.col("variant") == variant) & (pl.col("seed") == seed)
-        if not is_done(folder / "runs" / name):
-            found[name] = StoredRun(results.filter(mine), outcomes.filter(mine))
-    return found
 
 
 def _check_sizes(folder: Path, plan: Plan) -> None:
