@@ -11,8 +11,7 @@ import polars as pl
 
 from foreknow.categories import CATEGORIES
 from foreknow.data.spans.schema import SPANS, count_spans, is_new
-from foreknow.io.run_dir import SEAL, with_checksum, write_frame, write_json
-from foreknow.io.run_dir import _checksums as checksums
+from foreknow.io.run_dir import SEAL, checksums_of, with_checksum, write_frame, write_json
 
 SPAN = re.compile(r"[A-Z][a-z]+(?: [A-Z][a-z]+)*|\d+")
 Label = tuple[str | None, bool | None]
@@ -80,6 +79,6 @@ def add_spans(
     manifest = json.loads((folder / "manifest.json").read_text())
     if "files" in manifest:
         manifest.pop(SEAL, None)
-        manifest["files"] = checksums(folder, [*manifest["files"], "spans.parquet"])
+        manifest["files"] = checksums_of(folder, [*manifest["files"], "spans.parquet"])
         write_json(folder / "manifest.json", with_checksum(manifest))
     return spans

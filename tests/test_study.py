@@ -18,13 +18,15 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
 
 from conftest import CAPITALS, RIVERS
 from foreknow.categories import CATEGORIES
 from foreknow.data.schema import ROWS, flag_rows
 from foreknow.errors import ConfigError, ForeknowError, InputError, RunFolderError
-from foreknow.io.run_dir import SEAL, read_json, with_checksum, write_json
-from foreknow.io.run_dir import _checksums as checksums
+from foreknow.io.csv_escape import table_of
+from foreknow.io.run_dir import SEAL, checksums_of, read_json, with_checksum, write_json
+from foreknow.pages import write_report
 from foreknow.settings import settings_of
 from foreknow.stages.study import run as study_run
 from foreknow.stages.study.data_split import DATA, left_out_text, study_rows
@@ -245,7 +247,7 @@ def _store(folder: Path, results: pl.DataFrame, outcomes: pl.DataFrame) -> None:
     outcomes.write_parquet(folder / "outcomes.parquet")
     manifest = read_json(folder / "manifest.json") or {}
     manifest.pop(SEAL)
-    manifest["files"] |= checksums(folder, ("results.parquet", "outcomes.parquet"))
+    manifest["files"] |= checksums_of(folder, ("results.parquet", "outcomes.parquet"))
     write_json(folder / "manifest.json", with_checksum(manifest))
 
 
@@ -369,6 +371,28 @@ def test_a_study_in_the_docs_can_go_on(name: str) -> None:
     now = study_run.identity_of(config, pl.DataFrame(), "model", study_run._NO_IDENTITY)
     then = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["identity"]
     assert {**then, "data": 0, "model": 0} == {**json.loads(json.dumps(now)), "data": 0, "model": 0}
+
+
+@pytest.mark.parametrize("name", ["gemma-idk", "lab-fair", "lab-long-40", "lab-single"])
+def test_the_tables_of_a_study_in_the_docs_come_from_its_measurements(name: str, tmp_path: Path) -> None:
+    """`foreknow report` on a copy of a published folder, which has no rows and no audit, makes every table again."""
+    published = Path(__file__).parents[1] / "docs" / "studies" / name
+    folder = tmp_path / name
+    shutil.copytree(published, folder)
+    for file in (folder / "tables").iterdir():
+        if file.stem != "sweep":  # which only the audit can give
+            file.unlink()
+    (folder / "scorecard.json").unlink()
+    page = write_report(folder)
+    assert "claim" in page.read_text(encoding="utf-8")
+    for file in (published / "tables").iterdir():
+        old, new = (table_of(path.read_text(encoding="utf-8")) for path in (file, folder / "tables" / file.name))
+        assert_frame_equal(old, new, rel_tol=1e-9, abs_tol=1e-12)
+    verdicts = [
+        [line["verdict"] for line in json.loads((at / "scorecard.json").read_text(encoding="utf-8"))]
+        for at in (published, folder)
+    ]
+    assert verdicts[0] == verdicts[1]
 
 
 texts = st.sampled_from([f"q{n}" for n in range(12)])

@@ -245,7 +245,7 @@ class RunDir:
         `outputs`: names or patterns. Missing files are skipped; a folder stands for all files in it.
         """
         with _disk_errors(self.path):
-            files = _checksums(self.path, outputs)
+            files = checksums_of(self.path, outputs)
         write_json(self.path / MANIFEST, with_checksum({"format": FORMAT, **manifest, "files": files}))
         shutil.rmtree(self.chunks, ignore_errors=True)
         (self.path / ".run.json").unlink(missing_ok=True)
@@ -358,7 +358,8 @@ def _remedy(folder: Path) -> str:
     return f"delete {folder} and run the same command again"
 
 
-def _checksums(folder: Path, outputs: Iterable[str]) -> dict[str, str]:
+def checksums_of(folder: Path, outputs: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of every file of `folder` that a pattern of `outputs` names, by its path in `folder`."""
     paths = {path for pattern in outputs for path in folder.glob(pattern)}
     files = {f for path in paths for f in ([path] if path.is_file() else path.rglob("*")) if f.is_file()}
     sums = {}

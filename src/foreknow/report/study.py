@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
-import yaml
 
 from foreknow import paper as paper_figures
 from foreknow.categories import UNKNOWN
@@ -40,7 +39,7 @@ SETTINGS = {
 def render_study(study: StudyResult, tables: Mapping[str, pl.DataFrame] | None = None) -> str:
     """Render the whole page. `tables`: the tables of `stages.study.tables.all_tables`; computed here if None."""
     of = dict(tables or all_tables(study))
-    config = yaml.safe_load((study.folder / "config.yaml").read_text(encoding="utf-8")) or {}
+    config = study.settings
     model = dict(study.manifest.get("model") or {"name": config.get("model")})
     name = display(model.get("name") or "this model")
     parts, missing = sections(of, study.results)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Final
 
 import polars as pl
@@ -13,6 +14,8 @@ from foreknow.stages.study.aggregation import LATE
 if TYPE_CHECKING:
     from foreknow.stages.study.result import StudyResult
 
+logger = logging.getLogger(__name__)
+
 SWEEP: Final[dict[str, pl.DataType]] = {"variant": pl.String(), "point": pl.String(), **score_sweep.SWEEP}
 """`score_sweep.SWEEP` of one variant at CONVERGENCE: the natural mix, or D with the share nearest to the test's."""
 THRESHOLDS: Final = 200
@@ -23,7 +26,12 @@ def swept(study: StudyResult) -> pl.DataFrame:
     """Sweep SliCK's label, its `p_hit` and P(True), where `ptrue.parquet` has it, over what stays wrong (`SWEEP`).
 
     The audit's own budget comes first. The frame is empty where the audit's rows cannot be matched with the outcomes.
+    Where the folder no longer holds its audit, as a published copy does not, this is the sweep that it already has.
     """
+    if not (study.folder / "audit").exists():
+        logger.info(f"{study.folder} holds no audit: the sweep of scores is not made again, all else is")
+        written = study.tables.get("sweep", pl.DataFrame(schema=SWEEP))
+        return written.select(pl.col(name).cast(of) for name, of in SWEEP.items())
     outcomes = study.outcomes.filter((pl.col("set") == "test") & (pl.col("point") == LATE))
     rows = tested_rows(study.audit.rows, study.relations)
     seen = outcomes.select("row", "category").unique().sort("row")
