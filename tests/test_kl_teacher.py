@@ -11,11 +11,14 @@ import polars as pl
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from builders import write_jsonl
 from conftest import fact_rows
+from foreknow.categories import CATEGORIES
 from foreknow.config import TuneConfig
+from foreknow.errors import ConfigError, InputError, RunFolderError
 from foreknow.settings import settings_of
 from foreknow.stages.train import run as train_run
 from foreknow.stages.train.answer_loss import PlainPass
@@ -23,6 +26,7 @@ from foreknow.stages.train.dataset import TrainingExample
 from foreknow.stages.train.kl_loss import KlTerm, teacher_of
 from foreknow.stages.train.kl_teacher import ASKED, exemplars_for_teacher, paired_rows
 from foreknow.stages.train.replay import pool_of, read_pool, write_pool
+from foreknow.stages.train.trainer import FactTrainer
 
 NEW = [TrainingExample(n, (5 + n, 9, 30), (40 + n, 61, 0)) for n in range(4)]
 HELD = [TrainingExample(0, (11, 7 + n), (80 + n, 90 + n, 17, 0)[n % 2 :]) for n in range(5)]
@@ -133,3 +137,95 @@ def test_a_run_is_held_to_what_the_model_says_behind_exemplars(
     assert len(said) == 1
     chosen = "yes" if held["auto"]["kl_exemplars"] else "no"
     assert losses["auto"] == losses[chosen]
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "convergence" / "model.safetensors")
+
+
+def test_an_epoch_on_known_rows_is_a_run_on_them_whose_model_is_then_the_teacher(
+    config_of: Callable[..., TuneConfig], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One run with the epoch ends as two: one on the known rows, and one from its weights that is held to them."""
+    one = {"kl_exemplars": "no", "keep": "last"}
+    with caplog.at_level("INFO", "foreknow"):
+        whole = train_run.run(config_of("whole", kl_teacher="known-epoch", keep="last"))
+    known = config_of("known", **one)
+    first = train_run.run(known.model_copy(update={"train": known.replay_from, "kl": 0.0, "epochs": 1}))
+    base = train_run.run(config_of("base", **one))
+    then = train_run.run(config_of("then", **one, model=str(first.folder / "convergence")))
+    assert any("an epoch on 20 known rows (5 steps)" in line for line in caplog.messages)
+    assert whole.results["replay"]["known_epoch_rows"] == 20
+    assert whole.results["replay"]["kl_exemplars"] == 0
+    assert [line["epoch"] for line in whole.metrics] == [1, 2]
+    losses = {
+        run.folder.name: [(line["loss"]["dev"], line["kl"]) for line in run.metrics] for run in (whole, base, then)
+    }
+    for n, pair in enumerate(losses["then"]):
+        assert losses["whole"][n] == pytest.approx(pair, rel=1e-3)
+        assert losses["base"][n] != pytest.approx(pair, rel=1e-2)
+    expected_weights, at_start = weights_of(then.folder), weights_of(first.folder)
+    for name, weight in weights_of(whole.folder).items():
+        moved = (expected_weights[name] - at_start[name]).norm()
+        assert (weight - expected_weights[name]).norm() <= 0.01 * moved
+
+
+def test_rows_of_the_epoch_on_known_rows_are_highly_known(config_of: Callable[..., TuneConfig], tmp_path: Path) -> None:
+    rows = [{k: r[k] for k in ("question", "answer", "relation")} for r in fact_rows()[:20]]
+    labelled = [{**row, "category": CATEGORIES[n % 4]} for n, row in enumerate(rows)]
+    held = str(write_jsonl(tmp_path / "labelled.jsonl", labelled))
+    run = train_run.run(config_of("labelled", kl_teacher="known-epoch", replay_from=held, epochs=1))
+    assert run.results["replay"]["rows"] == 8  # as many as the steps of an epoch take
+    assert run.results["replay"]["known_epoch_rows"] == 5
+    none = str(write_jsonl(tmp_path / "none.jsonl", [{**row, "category": "Unknown"} for row in rows]))
+    with pytest.raises(InputError, match="--kl-teacher known-epoch: no HighlyKnown row"):
+        train_run.run(config_of("none", kl_teacher="known-epoch", replay_from=none))
+    with pytest.raises(ConfigError, match="--kl-teacher known-epoch: found without --kl"):
+        train_run.run(config_of("without", kl_teacher="known-epoch", kl=0))
+
+
+@pytest.mark.parametrize("stop_at", ["known epoch", "run"])
+def test_a_stopped_run_with_an_epoch_on_known_rows_ends_as_one_in_one_go(
+    stop_at: str, config_of: Callable[..., TuneConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = {"kl_teacher": "known-epoch", "keep": "last", "save_every": 1}
+    straight = train_run.run(config_of("straight", **more))
+    step, steps = FactTrainer.training_step, []
+
+    def stopping(self: FactTrainer, *given: Any, **named: Any) -> Any:
+        steps.append(type(self) is FactTrainer)
+        if (stop_at == "run" and sum(steps) == 3) or (stop_at != "run" and len(steps) == 3):
+            raise KeyboardInterrupt
+        return step(self, *given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FactTrainer, "training_step", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train_run.run(config_of("stopped", **more))
+    stopped = train_run.run(config_of("stopped", **more))
+    for name, weight in weights_of(straight.folder).items():
+        assert torch.equal(weight, weights_of(stopped.folder)[name]), name
+    assert not (stopped.folder / ".replay").exists()
+
+
+def test_a_lost_teacher_ends_a_resumed_run_in_a_line(
+    config_of: Callable[..., TuneConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = {"kl_teacher": "known-epoch", "save_every": 1}
+    step, steps = FactTrainer.training_step, []
+
+    def stopping(self: FactTrainer, *given: Any, **named: Any) -> Any:
+        steps.append(type(self) is FactTrainer)
+        if sum(steps) == 3:
+            raise KeyboardInterrupt
+        return step(self, *given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FactTrainer, "training_step", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train_run.run(config_of("lost", **more))
+    folder = config_of("lost", **more).out
+    assert folder is not None
+    (folder / ".replay" / "teacher.safetensors").unlink()
+    with pytest.raises(RunFolderError, match=r"teacher\.safetensors: missing or damaged.*start again"):
+        train_run.run(config_of("lost", **more))

@@ -42,7 +42,7 @@ from foreknow.stages.train.dataset import TrainingExample
 from foreknow.stages.train.kl_loss import KlTerm, kl_to_teacher, read_teacher, teacher_of, write_teacher
 from foreknow.stages.train.known_late import known_late
 from foreknow.stages.train.made_up import MadeUpCheck, greedy_answers, made_up_questions, repeat_shares
-from foreknow.stages.train.rate_trials import Trial, TrialTrainer
+from foreknow.stages.train.rate_trials import QuietTrainer, Trial
 from foreknow.stages.train.rate_trials import choose as choose_rate
 from foreknow.stages.train.replay import (
     ReplayPlan,
@@ -786,15 +786,15 @@ def test_a_trial_that_ended_is_not_done_again(
 ) -> None:
     config = config_of(tmp_path / "run", learning_rate="auto", middle_rate=1e-3, epochs=2)
     trained: list[float] = []
-    whole = TrialTrainer.train
+    whole = QuietTrainer.train
 
-    def train(self: TrialTrainer, *given: Any, **more: Any) -> Any:
+    def train(self: QuietTrainer, *given: Any, **more: Any) -> Any:
         trained.append(self.args.learning_rate)
         if len(trained) == 2:
             raise KeyboardInterrupt
         return whole(self, *given, **more)
 
-    monkeypatch.setattr(TrialTrainer, "train", train)
+    monkeypatch.setattr(QuietTrainer, "train", train)
     with pytest.raises(KeyboardInterrupt):
         train_run.run(config, page=False)
     train_run.run(config, page=False)

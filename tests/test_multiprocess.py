@@ -243,7 +243,7 @@ def test_two_processes_hold_on_to_known_rows_as_one_does(
 ) -> None:
     remedies: dict[str, Any] = {
         **{"train": known_files["train"], "replay_from": known_files["replay"], "canaries": known_files["watch"]},
-        **{"replay": 0.3, "kl": 0.5, "kl_exemplars": "no", "average": [0.5, 1.0], "batch_size": 21},
+        **{"replay": 0.3, "kl": 0.5, "kl_teacher": "known-epoch", "average": [0.5, 1.0], "batch_size": 21},
         "loss_weights": "flow",
     }  # 22 rows: the last step has a new row and one of the pool, and they are of unlike length
     both = tune_two(settings(tmp_path / "two", **remedies))

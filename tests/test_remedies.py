@@ -245,7 +245,7 @@ def test_every_recipe_is_a_run_of_tune(name: str) -> None:
     settings = tune_settings(own[0], config)
     assert settings["learning_rate"] == pytest.approx(1e-3 * factor)
     assert recipe(name).training in {one.training for one in own}
-    assert bool(settings["average"]) == (recipe(name).training in ("plain", "kl", "kl-all", "replay+kl"))
+    assert bool(settings["average"]) == (recipe(name).training in ("plain", "kl", "kl-all", "kl-known-epoch", "replay+kl"))
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
@@ -263,6 +263,7 @@ def test_the_advice_trains_as_the_studys_own_runs_did(name: str) -> None:
         "batch_size",
         "replay",
         "kl",
+        "kl_teacher",
     ):
         assert getattr(advised, setting) == getattr(studied, setting), setting
     assert (advised.method, advised.trainable, advised.known_late) == (

@@ -248,6 +248,7 @@ def tune(
     kl: float = 0.0,
     kl_rows: Literal["auto", "all", "known"] = "auto",
     kl_exemplars: Literal["auto", "yes", "no"] = "auto",
+    kl_teacher: Literal["base", "known-epoch"] = "base",
     force: bool = False,
     allow_overlap: bool = False,
     map: Mapping[str, str] | Sequence[str] | str | None = None,

@@ -32,6 +32,8 @@ RECIPES: Final[dict[str, str]] = {
     "kl+average": "the same, then part of the way back",
     "kl-all": "held to the predictions before training on rows of every category",
     "kl-all+average": "the same, then part of the way back",
+    "kl-known-epoch": "kl-all to the predictions after an epoch on known rows, which comes first",
+    "kl-known-epoch+average": "the same, then part of the way back",
     "replay+kl": "known rows replayed and held to the predictions before training",
     "replay+kl+average": "the same, then part of the way back",
     "lora": "LoRA adapters, at ten times each learning rate",
@@ -48,8 +50,8 @@ _OWN_AUDIT: Final = frozenset(
 )
 _OWN_TUNE: Final = frozenset(
     {"train", "dev", "test", "out", "model", "base", "audit", "seed", "dry_run", "force", "patience", "metric", "keep"}
-    | {"replay", "replay_from", "kl", "known_late", "average", "trainable", "method", "watch_known", "learning_rate"}
-    | {"loss_weights", "epochs", "stop_fitted", "watch_rows", "preset", "allow_overlap"}
+    | {"replay", "replay_from", "kl", "kl_teacher", "known_late", "average", "trainable", "method", "watch_known"}
+    | {"learning_rate", "loss_weights", "epochs", "stop_fitted", "watch_rows", "preset", "allow_overlap"}
 )
 """Settings of the stages that the study itself sets."""
 

@@ -164,6 +164,11 @@ class TuneConfig(Settings):
         description="Take the predictions to which --kl holds the model from prompts with exemplars (auto: where the "
         "model before training answers more of the rows so, as base models do).",
     )
+    kl_teacher: Annotated[Literal["base", "known-epoch"], Group.TRAINING] = Field(
+        "base",
+        description="The model to whose predictions --kl holds: base, before training; known-epoch, after an epoch on "
+        "HighlyKnown rows, with which training then begins.",
+    )
     known_late: Annotated[float, Group.TRAINING] = Field(
         0.0,
         ge=0,

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 STYLES = (
     (INK, SOLID), (INK, DASHED), (FILLS[0], SOLID), (FILLS[1], SOLID), (FILLS[1], DASHED), (UNKNOWN_INK, SOLID),
-    (UNKNOWN_INK, DASHED), (FILLS[0], DASHED), (FILLS[0], DOTTED), (SOFT, SOLID), (SOFT, DASHED), (SOFT, DOTTED),
-    (INK, DOTTED), (UNKNOWN_INK, DOTTED),
+    (UNKNOWN_INK, DASHED), (FILLS[1], DOTTED), (FILLS[2], DASHED), (FILLS[0], DASHED), (FILLS[0], DOTTED),
+    (SOFT, SOLID), (SOFT, DASHED), (SOFT, DOTTED), (INK, DOTTED), (UNKNOWN_INK, DOTTED),
 )  # fmt: skip
 """Colour and dash of each recipe's line, in the order of the recipes."""
 
@@ -305,6 +305,8 @@ def _audit_use(comparison: Comparison) -> str:
     best = comparison.recommendation.recipe
     if best is None or best.recipe in _WITHOUT_AUDIT:
         return ""
+    if best.recipe.startswith("kl-known-epoch"):
+        return "whose HighlyKnown rows are trained on first, and whose rows of every category then hold the model"
     if best.recipe.startswith("kl-all"):
         return "whose rows of every category, where they are not in NEW, hold the model"
     if best.recipe.startswith("kl"):

@@ -197,7 +197,7 @@ def plan_study(config: RemediesConfig, rates: tuple[float, ...], audit: AuditRes
         }
         if one.training in ("replay", "kl", "replay+kl"):
             given["replay_from"] = str(files["replay"])
-        if one.training == "kl-all":
+        if one.training in ("kl-all", "kl-known-epoch"):
             given["replay_from"] = str(files["hold"])
         tunes[one.name] = settings_of(TuneConfig, given)
         count = late.height if known_late else sets["new"].height

@@ -99,6 +99,8 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
         asking = canaries.ASKED * (1 + canaries.SHOTS) * question if config.canaries == "auto" else 0.0
         watching = min(canaries.WATCHED * question, canaries.SHARE_OF_EPOCH * (training + measuring))
     whole = asking + (training + measuring + watching) * plan.epochs + len(config.average) * (measuring + watching)
+    if known_rows.has_known_epoch(config):  # about as many rows as the training file has
+        whole += token_seconds * tokens
     if config.learning_rate == AUTO:
         logger.info(format_cost(plan.learning_rate, steps * plan.epochs))
         whole += len(FACTORS) * (training * trial_steps(steps * plan.epochs) / steps + measuring)

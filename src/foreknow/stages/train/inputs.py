@@ -244,7 +244,7 @@ def check_method(model: str, method: str, resolved_model: Resolved) -> None:
 
 
 def check_remedies(config: TuneConfig, resolved_model: Resolved) -> None:
-    """Raise ConfigError for `--trainable`, `--kl-rows` or `--average` where the run has no use for them."""
+    """Raise ConfigError for `--trainable`, `--kl-rows`, `--kl-teacher` or `--average` where they have no use."""
     if config.method == "lora" and config.trainable != "all":
         raise ConfigError(
             f"--trainable {config.trainable}: found with --method lora, which trains adapters; --lora-targets names "
@@ -255,6 +255,8 @@ def check_remedies(config: TuneConfig, resolved_model: Resolved) -> None:
             "--kl-rows all: found with --replay, which learns the answers of its rows, so that they must be known "
             "ones; leave out one of the two"
         )
+    if config.kl_teacher != "base" and not config.kl:
+        raise ConfigError(f"--kl-teacher {config.kl_teacher}: found without --kl; give its weight, such as --kl 10")
     if config.average and resolved_model.adapter is not None:
         raise ConfigError(
             f"--average: {config.model} is an adapter on which training goes on, and the line back to it cannot be "

@@ -6,6 +6,7 @@ DIR/canaries.parquet             the rows that are watched, and whether each was
 DIR/known-NAME.parquet           the same for each file of `--watch-known`
 DIR/.replay/pool.parquet         the rows that are replayed, as token ids, until the run ends
 DIR/.replay/teacher.safetensors  the model's predictions before training at their answers (`kl_loss.py`), likewise
+DIR/.replay/known-epoch.parquet  the rows of the epoch that comes before the teacher's predictions (`known_epoch.py`)
 
 Replayed are the HighlyKnown rows of `--audit` whose facts are in no set and not watched, in whatever words; for `--kl`
 alone those of every category, whose answers are then not learnt. Where the audit has fewer than `FEW` of them, it is
@@ -27,7 +28,7 @@ import polars as pl
 from foreknow.categories import CATEGORIES, HIGHLY_KNOWN
 from foreknow.config import TuneConfig
 from foreknow.distributed import process_group
-from foreknow.errors import InputError
+from foreknow.errors import InputError, RunFolderError
 from foreknow.io.run_dir import RunDir, fingerprint, write_frame
 from foreknow.progress import duration
 from foreknow.stages.audit.result import open_audit
@@ -55,6 +56,11 @@ logger = logging.getLogger(__name__)
 
 FILE: Final = f"{CANARIES}.parquet"
 POOL_FILE: Final = "pool.parquet"
+KNOWN_EPOCH_FILE: Final = "known-epoch.parquet"
+KNOWN_EPOCH: Final = "known-epoch"
+"""The setting of `--kl-teacher` that trains an epoch on known rows first."""
+MOST: Final = 512
+"""The most rows of that epoch, unless there are more rows to train on: then as many as these."""
 EQUAL: Final = 0.5
 """The share of a batch that known rows make up if `--kl` is given without `--replay`: one for each new row."""
 
@@ -84,7 +90,8 @@ class KnownRows(NamedTuple):
 
     `canaries`: those of `--canaries`. `watched`: those of `--watch-known`, by name. `text`: the plain text whose loss
     is measured. `made_up`: the questions on made-up subjects; `asks_made_up_often`: they are asked after every epoch
-    and not only before training and at its end.
+    and not only before training and at its end. `known_epoch`: the rows to train an epoch on before anything else; `kl`
+    is then None until `with_teacher`.
     """
 
     canaries: CanaryWatch | None = None
@@ -95,11 +102,17 @@ class KnownRows(NamedTuple):
     made_up: MadeUpCheck | None = None
     asks_made_up_often: bool = False
     results: Mapping[str, Any] = {}
+    known_epoch: tuple[TrainingExample, ...] = ()
 
 
 def uses_pool(config: TuneConfig) -> bool:
     """Return whether known rows join the batches."""
     return config.replay > 0 or config.kl > 0
+
+
+def has_known_epoch(config: TuneConfig) -> bool:
+    """Return whether an epoch on known rows comes before the teacher's predictions (`--kl-teacher`)."""
+    return config.kl > 0 and config.kl_teacher == KNOWN_EPOCH
 
 
 def holds_all(config: TuneConfig) -> bool:
@@ -153,9 +166,32 @@ def _choose(
         for name, split in own_files.items()
     }
     plan = _plan(choice, watch, len(examples), examples, folder.path / FOLDER) if uses_pool(config) else None
-    kl = _kl(config, plan, asking, folder.path / FOLDER) if plan is not None and config.kl else None
+    first = _known_epoch(choice, watch, len(examples), folder.path / FOLDER) if has_known_epoch(config) else ()
+    kl = _kl(config, plan, asking, folder.path / FOLDER) if plan is not None and config.kl and not first else None
     outside = _outside(config, sets, asking, trained, trained + measured_tokens)
-    return KnownRows(watch, watched, plan, kl, *outside, _results(config, watch, plan, watched, *outside))
+    results = _results(config, watch, plan, watched, *outside)
+    if first:
+        results["replay"] |= {"known_epoch_rows": len(first)}
+    return KnownRows(watch, watched, plan, kl, *outside, results, first)
+
+
+def with_teacher(
+    config: TuneConfig, known: KnownRows, asking: AskingModel, folder: RunDir, *, is_resumed: bool
+) -> KnownRows:
+    """Return `known` with the predictions that the model gives now, after its epoch on known rows.
+
+    `is_resumed`: the model is past its first step, so they can only be read. Raises RunFolderError if they are gone.
+    """
+    if known.replay is None:
+        return known
+    path = folder.path / FOLDER
+    kl = None
+    if process_group.is_main_process():
+        kl = _kl(config, known.replay, asking, path, after=known.known_epoch, is_resumed=is_resumed)
+    process_group.barrier()
+    if kl is None:
+        kl = _kl(config, known.replay, asking, path, after=known.known_epoch)
+    return known._replace(kl=kl)
 
 
 def watch_again(
@@ -176,6 +212,8 @@ def watch_again(
 def _read_choice(config: TuneConfig, rows: int, asking: AskingModel, folder: Path) -> KnownRows:
     """Read the rows that the first process chose for the batches, and the predictions to which it holds them."""
     plan = _plan_of(config, read_pool(folder / POOL_FILE), rows)
+    if has_known_epoch(config):
+        return KnownRows(replay=plan, known_epoch=read_pool(folder / KNOWN_EPOCH_FILE).examples)
     return KnownRows(replay=plan, kl=_kl(config, plan, asking, folder) if config.kl else None)
 
 
@@ -216,9 +254,12 @@ class _Choice:
         found = canaries.audit_candidates(open_audit(self.config.audit).rows, source, categories)
         return Candidates(self._besides_sets(found.rows), source)
 
-    def replay_file(self) -> Candidates:
-        """Return the rows of `--replay-from` that stand in no set."""
-        found = canaries.file_candidates(read_set("replay", str(self.config.replay_from), None))
+    def replay_file(self, categories: Sequence[str] = ()) -> Candidates:
+        """Return the rows of `--replay-from` that stand in no set: those of `categories`, where the file has any."""
+        split = read_set("replay", str(self.config.replay_from), None)
+        if categories and split.rows["category"].is_not_null().any():
+            split = split._replace(rows=split.rows.filter(pl.col("category").is_in(list(categories))))
+        found = canaries.file_candidates(split)
         return Candidates(self._besides_sets(found.rows), found.source)
 
     def _besides_sets(self, rows: pl.DataFrame) -> pl.DataFrame:
@@ -388,11 +429,9 @@ def _plan(
             "--replay, --kl: no known row to replay: no HighlyKnown row of --audit, no packaged fact that the model "
             "knows, and it makes up no question. Audit the model on other rows and name it with --audit"
         )
-    what = (
-        f"make up {config.replay:.0%} of each batch"
-        if config.replay
-        else "are held to the base model, one for each new row"
-    )
+    teacher = "model after its epoch on known rows" if has_known_epoch(config) else "base model"
+    held, added = f"are held to the {teacher}, one for each new row", f"make up {config.replay:.0%} of each batch"
+    what = added if config.replay else held
     logger.info(f"{'replay' if config.replay else 'kl'}: {len(pool.examples):,} rows {what} ({pool.source})")
     return _plan_of(config, pool, rows)
 
@@ -407,7 +446,7 @@ def _pool(choice: _Choice, watch: CanaryWatch | None, most: int, examples: list[
     rows = found.rows.head(most)
     if rows.height:
         golds = choice.check(rows).golds()
-        shots = choice.teacher_shots(rows) if choice.config.kl else 0
+        shots = choice.teacher_shots(rows) if choice.config.kl and not has_known_epoch(choice.config) else 0
         if shots:
             held, prompts = paired_rows(golds, choice.check(rows, shots).golds())
             return pool_of(held, found.source, prompts)
@@ -421,16 +460,38 @@ def _pool(choice: _Choice, watch: CanaryWatch | None, most: int, examples: list[
     return pool_of(made, "questions and answers that the base model made up")
 
 
-def _pool_rows(choice: _Choice, watched: pl.DataFrame) -> Candidates:
+def _known_epoch(choice: _Choice, watch: CanaryWatch | None, rows: int, folder: Path) -> tuple[TrainingExample, ...]:
+    """Return the rows of the epoch on known rows, in the form in which the run trains (`known_epoch.py`).
+
+    They are the HighlyKnown rows of the source of `--kl`, or all of it where no row has a category; `rows` of them at
+    most, or `MOST` if that is more. `rows`: the number of rows to train on. Raises InputError where there is none.
+    """
+    stored = folder / KNOWN_EPOCH_FILE
+    if stored.is_file():
+        return read_pool(stored).examples
+    watched = watch.rows if watch is not None else pl.DataFrame(schema=canaries.ROWS)
+    found = _pool_rows(choice, watched, (HIGHLY_KNOWN,)).rows.head(max(rows, MOST))
+    golds = choice.check(found).golds() if found.height else {}
+    examples = [golds[row] for row in found["row"] if row in golds]
+    if not examples:
+        raise InputError(
+            "--kl-teacher known-epoch: no HighlyKnown row to train an epoch on that is in no set and not watched; name "
+            "an audit with known rows with --audit, or hold the base model with --kl-teacher base"
+        )
+    pool = pool_of(examples, "known rows")
+    write_pool(stored, pool)
+    return pool.examples
+
+
+def _pool_rows(choice: _Choice, watched: pl.DataFrame, categories: Sequence[str] = ()) -> Candidates:
     """Return the rows of the pool: of the file asked for; else of the audit, or packaged ones where those are more.
 
     A few rows that fill half of every batch again and again teach themselves and keep nothing else, so an audit with
-    fewer than `FEW` is not enough if the model knows more packaged facts.
+    fewer than `FEW` is not enough if the model knows more packaged facts. `categories`: those of the rows, in place of
+    those that `--kl-rows` asks for.
     """
-    if choice.config.replay_from:
-        found = choice.replay_file()
-    else:
-        found = choice.audited(CATEGORIES if holds_all(choice.config) else (HIGHLY_KNOWN,))
+    wanted = categories or (CATEGORIES if holds_all(choice.config) else (HIGHLY_KNOWN,))
+    found = choice.replay_file(categories) if choice.config.replay_from else choice.audited(wanted)
     found = _besides_watched(found, watched)
     if choice.config.replay_from or found.rows.height >= FEW:
         return found
@@ -443,10 +504,26 @@ def _besides_watched(found: Candidates, watched: pl.DataFrame) -> Candidates:
     return Candidates(canaries.without_questions(rows, {CANARIES: watched}), found.source)
 
 
-def _kl(config: TuneConfig, plan: ReplayPlan, asking: AskingModel, folder: Path) -> kl_loss.KlTerm:
+def _kl(
+    config: TuneConfig,
+    plan: ReplayPlan,
+    asking: AskingModel,
+    folder: Path,
+    *,
+    after: Sequence[TrainingExample] = (),
+    is_resumed: bool = False,
+) -> kl_loss.KlTerm:
+    """Return the term of `--kl`. `after`: the rows of the epoch that the model was trained before it is the teacher."""
     path, k = folder / "teacher.safetensors", kl_loss.TOP_K
     key = kl_loss.teacher_key(asking.fingerprint, plan.pool.fingerprint, k, asking.dtype)
+    if after:
+        key = fingerprint([key, pool_of(after, "").fingerprint])
     teacher = kl_loss.read_teacher(path, key)
+    if teacher is None and is_resumed:
+        raise RunFolderError(
+            f"{path}: missing or damaged, and the model is past the weights that it was computed from; delete the "
+            "run folder and start again"
+        )
     if teacher is None:
         began = time.monotonic()
         teacher = kl_loss.teacher_of(
@@ -460,8 +537,8 @@ def _kl(config: TuneConfig, plan: ReplayPlan, asking: AskingModel, folder: Path)
         )
         kl_loss.write_teacher(path, teacher, key)
         logger.info(
-            f"kl: the base model's {k} likeliest tokens at {len(teacher.tokens):,} positions computed in "
-            f"{duration(time.monotonic() - began)}"
+            f"kl: the {'model' if after else 'base model'}'s {k} likeliest tokens at {len(teacher.tokens):,} positions "
+            f"computed in {duration(time.monotonic() - began)}"
         )
     return kl_loss.KlTerm(config.kl, teacher, skips_end=plan.pool.teacher_prompts is not None)
 

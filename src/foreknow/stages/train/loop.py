@@ -32,9 +32,10 @@ from foreknow.stages.train.dataset import TrainingExample
 from foreknow.stages.train.eval_callback import BEST, EvalCallback, TrainingModel
 from foreknow.stages.train.flow_weights import weigh
 from foreknow.stages.train.inputs import TrainInputs, read_inputs
+from foreknow.stages.train.known_epoch import train_known_epoch
 from foreknow.stages.train.known_late import KnownLate, known_late
 from foreknow.stages.train.known_rows import KnownRows
-from foreknow.stages.train.rate_trials import TrialTrainer, format_cost, run_trials
+from foreknow.stages.train.rate_trials import format_cost, run_trials
 from foreknow.stages.train.result import CONVERGENCE, EARLY_STOP, OUTCOMES, weight_folders
 from foreknow.stages.train.resume import resume
 from foreknow.stages.train.setup import (
@@ -45,7 +46,7 @@ from foreknow.stages.train.setup import (
 )
 from foreknow.stages.train.span_labels import FITTED, FITTED_SPANS, spans_of_sets
 from foreknow.stages.train.tokenized_inputs import TokenizedInputs, tokenize_inputs
-from foreknow.stages.train.trainer import FactTrainer, NotFinite, Tally, arguments
+from foreknow.stages.train.trainer import FactTrainer, NotFinite, QuietTrainer, Tally, arguments
 from foreknow.stages.train.training_model import load_training_model
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,10 @@ def train(config: TuneConfig, tokenized: TokenizedInputs, folder: RunDir, device
         watch.known, watch.asking = known, asking
         if config.loss_weights == "flow":
             tokenized = tokenized._replace(examples=weigh(tokenized.examples, asking, folder.path))
+        if known.known_epoch:
+            if checkpoint is None:
+                _train_known_epoch(config, folder, training_model, losses, watch, device, known)
+            known = known_rows.with_teacher(config, known, asking, folder, is_resumed=checkpoint is not None)
         rates = None
         if config.learning_rate == AUTO:
             config, rates = _with_best_rate(
@@ -129,6 +134,32 @@ def train(config: TuneConfig, tokenized: TokenizedInputs, folder: RunDir, device
     }
 
 
+def _train_known_epoch(
+    config: TuneConfig,
+    folder: RunDir,
+    training_model: TrainingModel,
+    losses: Any,
+    watch: EvalCallback,
+    device: str,
+    known: KnownRows,
+) -> None:
+    """Train the epoch on known rows after which the model is the teacher of `--kl` (`known_epoch.py`)."""
+    plan = training_plan(config)
+    config = config.model_copy(update={"learning_rate": plan.learning_rate})  # --learning-rate auto tries none for it
+
+    def open_trainer(settings: TuneConfig, rows: list[TrainingExample], steps: int) -> QuietTrainer:
+        own, late = KnownRows(), None
+        trainer = _trainer(
+            settings, folder, training_model, rows, losses, watch, progress, steps, device, own, late, kind=QuietTrainer
+        )
+        trainer.args.max_steps = steps
+        return trainer
+
+    with meter("an epoch on known rows", len(known.known_epoch)) as progress, _explain_errors(folder, watch):
+        line = train_known_epoch(config, known.known_epoch, plan.batch_size, open_trainer)
+    logger.info(line)
+
+
 def _with_best_rate(
     config: TuneConfig,
     folder: RunDir,
@@ -143,12 +174,12 @@ def _with_best_rate(
 ) -> tuple[TuneConfig, dict[str, Any]]:
     """Try three learning rates (`rate_trials.py`); return the settings with the best, and what `results.json` says."""
 
-    def open_trainer(settings: TuneConfig, own: int) -> TrialTrainer:
+    def open_trainer(settings: TuneConfig, own: int) -> QuietTrainer:
         with meter("trying a learning rate", own * training_plan(settings).batch_size) as progress:
             trainer = _trainer(
                 *(settings, folder, training_model, tokenized.examples, losses, watch, progress, steps),
                 *(device, known, late),
-                kind=TrialTrainer,
+                kind=QuietTrainer,
             )
         trainer.args.max_steps = own
         return trainer

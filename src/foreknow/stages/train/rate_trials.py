@@ -30,7 +30,7 @@ from transformers import set_seed
 from foreknow.distributed import process_group
 from foreknow.errors import ForeknowError
 from foreknow.io.run_dir import read_checked, with_checksum, write_json
-from foreknow.stages.train.trainer import FactTrainer, NotFinite
+from foreknow.stages.train.trainer import FactTrainer, NotFinite, QuietTrainer
 from foreknow.stats import loses
 
 if TYPE_CHECKING:
@@ -97,24 +97,13 @@ def choose(trials: Sequence[Trial]) -> tuple[Trial, str]:
     return best, why
 
 
-class TrialTrainer(FactTrainer):
-    """Trains for a trial: it measures and saves nothing on the way."""
-
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Measure nothing."""
-        return {}
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        del model, trial
-
-
 def run_trials(
     config: TuneConfig,
     rate: float,
     steps: int,
     model: Any,
     folder: Path,
-    open_trainer: Callable[[TuneConfig, int], TrialTrainer],
+    open_trainer: Callable[[TuneConfig, int], QuietTrainer],
     measure: Callable[[FactTrainer], Mapping[str, Any]],
 ) -> tuple[float, dict[str, Any]]:
     """Do the trials that are missing and return the rate chosen, and what `results.json` says of them.
@@ -150,7 +139,7 @@ def _trial(
     config: TuneConfig,
     rate: float,
     steps: int,
-    open_trainer: Callable[[TuneConfig, int], TrialTrainer],
+    open_trainer: Callable[[TuneConfig, int], QuietTrainer],
     measure: Callable[[FactTrainer], Mapping[str, Any]],
 ) -> Trial:
     set_seed(config.seed)

@@ -325,6 +325,17 @@ class FactTrainer(Trainer):
         self.saving += time.monotonic() - began
 
 
+class QuietTrainer(FactTrainer):
+    """Trains beside the run itself: it measures and saves nothing on the way."""
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Measure nothing."""
+        return {}
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        del model, trial
+
+
 class _Flow(TrainerCallback):
     """Lets the trainer measure and save at the end of every epoch and after the steps that the settings name."""
 
