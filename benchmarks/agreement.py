@@ -73,7 +73,7 @@ def greedy(context: AuditContext, probes: pl.DataFrame, answers: pl.DataFrame, b
     began = time.monotonic()
     with meter("generating greedily", context.plan.rows.height) as done:
         for part in chunks(context.plan.rows, 16):
-            rows, prompts = prober.prompts(part)
+            rows, prompts = prober.prompts.build(part)
             pairs = [(r, j) for r in range(len(rows)) for j in range(len(prompts[r]))]
             longest = max(row.max_new for row in rows)
             made = generator.answers([prompts[r][j].ids for r, j in pairs], longest, None)
@@ -120,7 +120,8 @@ def sampled(context: AuditContext, probes: pl.DataFrame, count: int, batch: int)
     """Draw for `count` rows and hold the hits against the stated probabilities."""
     prober: Any = context.probing.prober
     rows = take(context.plan.rows, count, 1)
-    sampler = Sampler(prober, Generator(context.loaded.model, prober.vocabulary, prober.engine.sampling, batch * 4), 0)
+    generator = Generator(context.loaded.model, prober.vocabulary, prober.engine.sampling, batch * 4)
+    sampler = Sampler(prober.prompts, generator, prober.settings.samples, 0)
     began = time.monotonic()
     parts = []
     with meter("drawing samples", rows.height) as done:

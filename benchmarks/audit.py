@@ -176,7 +176,7 @@ def seconds(work: Callable[[], None], at_least: float = 3.0) -> float:
 def generated(context: AuditContext, prober: Prober, rows: pl.DataFrame, batch: int) -> float:
     """Rows a second by `generate`: every prompt's greedy answer and 16 samples."""
     generator = Generator(context.loaded.model, prober.vocabulary, prober.engine.sampling, batch)  # type: ignore[attr-defined]
-    found, prompts = prober.prompts(rows)
+    found, prompts = prober.prompts.build(rows)
     flat = [(row, p.ids) for row, line in zip(found, prompts, strict=True) for p in line]
     began = time.perf_counter()
     if batch == 1:

@@ -404,7 +404,7 @@ def by_generate(bench: Bench) -> dict[str, Any]:
         prober: Any = use.probing.prober
         rows = use.plan.rows
         context: Any = AuditContext(loaded, use.probing, use.plan, {}, None)  # type: ignore[arg-type]
-        prompts = prober.prompts(rows)
+        prompts = prober.prompts.build(rows)
     with exact_head(loaded.model):
         rate = audit_benchmark.generated(context, prober, rows, 160)
     ours = bench.results.get(f"probe: {bench.model}", {}).get("rows a second")

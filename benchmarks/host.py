@@ -145,13 +145,13 @@ def host_share(model: Path, logits: list[Logits], args: argparse.Namespace) -> d
         digest = hashlib.sha256()
         engine.packed.body.forward = timed(engine.packed.body.forward, "layers", spent)
         nested = Counter[str]()
-        object.__setattr__(prober, "prompts", timed(prober.prompts, "prompts", nested))  # the prober is frozen
+        object.__setattr__(prober.prompts, "build", timed(prober.prompts.build, "prompts", nested))  # it is frozen
 
         def one_round() -> dict[str, float]:
             """Return the seconds of processor time of each part of one round."""
             replayed = iter(logits)
             engine.packed.head.top = lambda *_: next(replayed)  # type: ignore[method-assign]
-            for memory in (engine._families, prober._path_states, prober._groups):
+            for memory in (engine._families, prober._path_states, prober.prompts._groups):
                 memory.clear()
             spent.clear()
             nested.clear()

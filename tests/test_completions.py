@@ -39,6 +39,7 @@ from foreknow.errors import ConfigError, InputError, MissingExtra, ModelError, R
 from foreknow.inference.engine import PlainEngine, Sampling, nodes_of
 from foreknow.inference.exact_probe import Chunk, Prober, ProbeSettings
 from foreknow.inference.generate import Generator, Sampler, exact_head
+from foreknow.inference.prompt_builder import PromptBuilder
 from foreknow.inference.server.client import Endpoint, InvalidResponse, RequestFailure, RequestSession
 from foreknow.inference.server.completions import Usage, completion_of
 from foreknow.inference.server.engine import UNKNOWN, node_of
@@ -118,7 +119,7 @@ def connected(
 
 def prober(engine: Any, prompter: Prompter, vocabulary: Any, rows: pl.DataFrame, **settings: Any) -> Prober:
     drawn = few_shot.draw_exemplars(rows, sorted(rows["group"].unique()), shots=2, sets=2, seed=0)
-    return Prober(engine, prompter, vocabulary, drawn, ProbeSettings(**settings), common_heads(rows))
+    return Prober(engine, PromptBuilder(prompter, drawn, common_heads(rows)), vocabulary, ProbeSettings(**settings))
 
 
 def here(loaded: loading.Loaded, rows: pl.DataFrame, sampling: Sampling = SAMPLING) -> Prober:
@@ -239,7 +240,7 @@ class TestExact:
         scripts: Callable[[Manners], Script],
     ) -> None:  # fmt: skip
         exact = here(loaded, rows)
-        truth = probed(prober(exact.engine, exact.prompter, exact.vocabulary, rows, tolerance=1e-6), few).probes
+        truth = probed(prober(exact.engine, exact.prompts.prompter, exact.vocabulary, rows, tolerance=1e-6), few).probes
         with connected(scripts(manners), tiny_folder) as (model, _):
             asking = there(model, rows, max_expansions=12)
             found = probed(asking, few)
@@ -622,8 +623,8 @@ class TestCost:
 def sampler(model: ServerModel, rows: pl.DataFrame, samples: int) -> Iterator[Sampler]:
     drawing = discover_drawing(model.completions, SAMPLING)
     answers = ServerAnswers(model.completions, model.can, drawing, model.spelling.text, SAMPLING.temperature)
-    prompter = Prompter(model.tokenizer)
-    yield Sampler(prober(None, prompter, model.vocabulary, rows, samples=samples), answers, 0)
+    drawn = few_shot.draw_exemplars(rows, sorted(rows["group"].unique()), shots=2, sets=2, seed=0)
+    yield Sampler(PromptBuilder(Prompter(model.tokenizer), drawn, common_heads(rows)), answers, samples, 0)
 
 
 class TestSampled:
@@ -796,11 +797,11 @@ class TestVllm:
         some = few.head(3)
         vocabulary = exact.vocabulary
         with exact_head(loaded.model):
-            own = probed(Sampler(exact, Generator(loaded.model, vocabulary, SAMPLING, 32), 0), some)
+            own = probed(Sampler(exact.prompts, Generator(loaded.model, vocabulary, SAMPLING, 32), 16, 0), some)
         truth = probed(exact, some).probes["p_correct"].to_numpy()
         with vllm_answers(str(tiny_folder), vocabulary, SAMPLING) as answers:
             child = answers.child
-            theirs = probed(Sampler(exact, answers, 0), some)
+            theirs = probed(Sampler(exact.prompts, answers, 16, 0), some)
             with pytest.raises(ResourceError, match="vLLM failed: the prompt is too short"):
                 answers.generate([[2]], [4], None, 0)
             again = answers.generate([[5, 6, 7]], [4], 3, 0)

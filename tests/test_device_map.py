@@ -26,6 +26,7 @@ from foreknow.inference.engine import Engine, PackedEngine, PlainEngine, Samplin
 from foreknow.inference.exact_probe import Chunk, Prober, ProbeSettings
 from foreknow.inference.packed_model import PackedModel
 from foreknow.inference.packing import Segment, TokenTree
+from foreknow.inference.prompt_builder import PromptBuilder
 from foreknow.models import loading
 from foreknow.prompts import few_shot
 from foreknow.prompts.prompt_template import Prompter
@@ -59,7 +60,8 @@ def spread(request: pytest.FixtureRequest, tiny_folder: Path, tmp_path: Path) ->
 def probed(loaded: loading.Loaded, rows: pl.DataFrame, engine: Engine) -> Chunk:
     drawn = few_shot.draw_exemplars(rows, sorted(rows["group"].unique()), shots=2, sets=3, seed=0)
     vocabulary = loading.vocabulary_of(loaded)
-    prober = Prober(engine, Prompter(loaded.tokenizer), vocabulary, drawn, ProbeSettings(), common_heads(rows))
+    prompts = PromptBuilder(Prompter(loaded.tokenizer), drawn, common_heads(rows))
+    prober = Prober(engine, prompts, vocabulary, ProbeSettings())
     return prober.probe(rows.head(20))
 
 

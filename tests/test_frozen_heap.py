@@ -15,7 +15,9 @@ ROWS = pl.DataFrame({"row": [1]})
 
 
 def probing(probe: Any) -> Any:
-    return SimpleNamespace(prober=SimpleNamespace(probe=probe, prompts=len), packed=None, engine="plain")
+    return SimpleNamespace(
+        prober=SimpleNamespace(probe=probe, prompts=SimpleNamespace(build=len)), packed=None, engine="plain"
+    )
 
 
 def test_what_was_loaded_before_is_left_alone_until_the_last_chunk() -> None:

@@ -21,6 +21,7 @@ from foreknow.inference.engine import PackedEngine, Sampling
 from foreknow.inference.exact_probe import Prober, ProbeSettings
 from foreknow.inference.packed_model import PackedModel
 from foreknow.inference.packing import Segment, TokenTree
+from foreknow.inference.prompt_builder import PromptBuilder
 from foreknow.models import loading, memory_plan
 from foreknow.models.memory_plan import GIB, LEAST, MOST, BatchSizes, ModelShape
 from foreknow.models.out_of_memory import is_out_of_memory
@@ -114,7 +115,8 @@ def test_a_probe_stays_within_its_estimate(tiny_folder: Path, frame: pl.DataFram
     with PackedModel(loaded.model).attached() as packed:
         engine = PackedEngine(packed, Sampling(), 512)
         vocabulary = loading.vocabulary_of(loaded)
-        prober = Prober(engine, Prompter(loaded.tokenizer), vocabulary, drawn, ProbeSettings(), common_heads(frame))
+        prompts = PromptBuilder(Prompter(loaded.tokenizer), drawn, common_heads(frame))
+        prober = Prober(engine, prompts, vocabulary, ProbeSettings())
         with Alive() as alive:
             prober.probe(frame)
     of = memory_plan.shape_of(loaded.model.config.to_dict())

@@ -33,6 +33,7 @@ from foreknow.inference.generate import Answer, Generator, Sampler, _Guard, answ
 from foreknow.inference.nodes import Node, Nodes
 from foreknow.inference.packed_model import PackedModel
 from foreknow.inference.path_states import PathStates
+from foreknow.inference.prompt_builder import PromptBuilder
 from foreknow.models import loading
 from foreknow.prompts import few_shot
 from foreknow.prompts.prompt_template import PAPER, Prompter
@@ -128,7 +129,8 @@ def test_broken_logits_of_one_row_do_not_touch_its_neighbours(
                 loaded.model.set_attn_implementation("sdpa")
                 taken = PlainEngine(loaded.model, SAMPLING)
             drawn = few_shot.draw_exemplars(frame, ["capital", "river"], shots=1, sets=2, seed=0)
-            prober = Prober(taken, Prompter(loaded.tokenizer), loading.vocabulary_of(loaded), drawn, ProbeSettings())
+            prompts = PromptBuilder(Prompter(loaded.tokenizer), drawn)
+            prober = Prober(taken, prompts, loading.vocabulary_of(loaded), ProbeSettings())
             found[name] = prober.probe(rows).probes
     other = ~pl.col("row").is_in([18, 44])
     assert found["broken"].filter(~other)["p_correct"].is_nan().all()
@@ -151,9 +153,8 @@ def sampled(folder: Path, rows: pl.DataFrame, drawn_from: pl.DataFrame, values: 
     drawn = few_shot.draw_exemplars(drawn_from, ["capital", "river"], shots=1, sets=2, seed=0)
     vocabulary = loading.vocabulary_of(loaded)
     with exact_head(loaded.model):
-        plain = PlainEngine(loaded.model, SAMPLING)
-        prober = Prober(plain, Prompter(loaded.tokenizer), vocabulary, drawn, ProbeSettings(samples=4))
-        return Sampler(prober, Generator(loaded.model, vocabulary, SAMPLING, 24), 0).probe(rows)
+        prompts = PromptBuilder(Prompter(loaded.tokenizer), drawn)
+        return Sampler(prompts, Generator(loaded.model, vocabulary, SAMPLING, 24), 4, 0).probe(rows)
 
 
 @pytest.mark.usefixtures("unchecked_weights")
@@ -206,9 +207,8 @@ class Tells:
 def test_one_answer_that_is_not_sound_makes_its_prompt_worth_no_number(tiny_folder: Path, frame: pl.DataFrame) -> None:
     loaded = loading.load_model(str(tiny_folder), dtype="float32", device="cpu")
     drawn = few_shot.draw_exemplars(frame, ["capital", "river"], shots=1, sets=2, seed=0)
-    plain, vocabulary = PlainEngine(loaded.model, SAMPLING), loading.vocabulary_of(loaded)
-    prober = Prober(plain, Prompter(loaded.tokenizer), vocabulary, drawn, ProbeSettings(samples=4))
-    found = Sampler(prober, Tells(greedy=1, drawn=4), 0).probe(frame.head(3)).probes
+    prompts = PromptBuilder(Prompter(loaded.tokenizer), drawn)
+    found = Sampler(prompts, Tells(greedy=1, drawn=4), 4, 0).probe(frame.head(3)).probes
     assert found["p_correct"].is_nan().to_list() == [False, True, False, False, True, False]
     assert slick.label(found, samples=4, sampled=True)["not_finite"].to_list() == [True, False, True]
 
@@ -339,11 +339,10 @@ def test_the_greedy_choice_among_equals_is_the_one_generation_makes(tiny_folder:
     vocabulary = loading.vocabulary_of(loaded)
     some = frame.head(12)
     with PackedModel(model).attached() as packed:
-        prober = Prober(
-            PackedEngine(packed, SAMPLING, 300), Prompter(loaded.tokenizer), vocabulary, drawn, ProbeSettings()
-        )
+        builder = PromptBuilder(Prompter(loaded.tokenizer), drawn)
+        prober = Prober(PackedEngine(packed, SAMPLING, 300), builder, vocabulary, ProbeSettings())
         ours = prober.probe(some)
-        _, prompts = prober.prompts(some)
+        _, prompts = builder.build(some)
         _, nodes = prober.engine.open([line[0] for line in prompts], [[] for _ in prompts])
     assert not (nodes.greedy % 2).any()
     assert (nodes.p[:, 0] == nodes.p[:, 1]).all()
@@ -352,7 +351,7 @@ def test_the_greedy_choice_among_equals_is_the_one_generation_makes(tiny_folder:
     _, again = plain.open([line[0] for line in prompts], [[] for _ in prompts])
     assert again.greedy.tolist() == nodes.greedy.tolist()
     with exact_head(model):
-        real = Sampler(prober, Generator(model, vocabulary, SAMPLING, 32), 0).probe(some)
+        real = Sampler(builder, Generator(model, vocabulary, SAMPLING, 32), 16, 0).probe(some)
     assert real.answers.equals(ours.answers)
     assert real.probes["greedy_correct"].equals(ours.probes["greedy_correct"])
 
@@ -400,9 +399,8 @@ def test_the_same_rows_in_float32_differ_where_bfloat16_rounds(tiny_folder: Path
     for kind, one in loaded.items():
         with PackedModel(one.model).attached() as packed:
             engine = PackedEngine(packed, Sampling(config.temperature, config.top_k), 2048)
-            prober = Prober(
-                engine, Prompter(one.tokenizer), loading.vocabulary_of(one), draw.exemplars, ProbeSettings(), draw.heads
-            )
+            prompts = PromptBuilder(Prompter(one.tokenizer), draw.exemplars, draw.heads)
+            prober = Prober(engine, prompts, loading.vocabulary_of(one), ProbeSettings())
             probes[kind] = prober.probe(frame).probes
     found = precision_check.compare_precision(config, draw, probes["bfloat16"], "bfloat16")
     assert found is not None
@@ -500,7 +498,8 @@ def test_a_model_that_never_gives_a_distribution_labels_nothing(
             loaded.model.set_attn_implementation("sdpa")
             taken = PlainEngine(loaded.model, sampling)
         drawn = few_shot.draw_exemplars(frame, ["capital", "river"], shots=1, sets=2, seed=0)
-        prober = Prober(taken, Prompter(loaded.tokenizer), loading.vocabulary_of(loaded), drawn, ProbeSettings())
+        prompts = PromptBuilder(Prompter(loaded.tokenizer), drawn)
+        prober = Prober(taken, prompts, loading.vocabulary_of(loaded), ProbeSettings())
         labels = slick.label(prober.probe(frame.head(9)).probes, samples=16)
     assert labels["not_finite"].all()
     assert labels["category"].is_null().all()

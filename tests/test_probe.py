@@ -16,6 +16,7 @@ from foreknow.inference.engine import Engine, PackedEngine, PlainEngine, Samplin
 from foreknow.inference.exact_probe import Prober, ProbeSettings
 from foreknow.inference.generate import Generator, Sampler, exact_head
 from foreknow.inference.packed_model import PackedModel
+from foreknow.inference.prompt_builder import PromptBuilder
 from foreknow.models import loading
 from foreknow.prompts import few_shot
 from foreknow.prompts.prompt_template import Prompter
@@ -41,7 +42,8 @@ def rows(frame: pl.DataFrame) -> pl.DataFrame:
 def prober(loaded: loading.Loaded, rows: pl.DataFrame, engine: Engine, **settings: object) -> Prober:
     drawn = few_shot.draw_exemplars(rows, sorted(rows["group"].unique()), shots=2, sets=4, seed=0)
     chosen = ProbeSettings(**settings)  # type: ignore[arg-type]
-    return Prober(engine, Prompter(loaded.tokenizer), loading.vocabulary_of(loaded), drawn, chosen, common_heads(rows))
+    prompts = PromptBuilder(Prompter(loaded.tokenizer), drawn, common_heads(rows))
+    return Prober(engine, prompts, loading.vocabulary_of(loaded), chosen)
 
 
 @pytest.fixture
@@ -65,7 +67,7 @@ def test_greedy_decisions_and_answers_are_those_of_generate(
     probes, answers = run(exact, rows)
     loaded.model.set_attn_implementation("sdpa")
     with exact_head(loaded.model):
-        sampler = Sampler(exact, Generator(loaded.model, exact.vocabulary, SAMPLING, 32), 0)
+        sampler = Sampler(exact.prompts, Generator(loaded.model, exact.vocabulary, SAMPLING, 32), 16, 0)
         real = [sampler.probe(c) for c in chunks(rows, 16)]
     drawn = pl.concat([c.probes for c in real]).sort("row", "exemplar_set")
     columns = ["row", "exemplar_set", "greedy_correct", "greedy_lenient"]
@@ -144,7 +146,7 @@ def test_a_row_never_sees_its_own_fact(loaded: loading.Loaded, rows: pl.DataFram
     dev = set(rows.filter(pl.col("split") == "dev")["row"])
     assert set(replaced["row"]) <= dev
     for part in chunks(rows, 48):
-        found, prompts = exact.prompts(part)
+        found, prompts = exact.prompts.build(part)
         for row, line in zip(found, prompts, strict=True):
             question = rows.row(row.number, named=True)["question"]
             for prompt in line:
@@ -153,7 +155,8 @@ def test_a_row_never_sees_its_own_fact(loaded: loading.Loaded, rows: pl.DataFram
 
 def test_shots_none(loaded: loading.Loaded, rows: pl.DataFrame, packed: PackedEngine) -> None:
     drawn = few_shot.draw_exemplars(rows, ["capital", "river"], shots=0, sets=1, seed=0)
-    bare = Prober(packed, Prompter(loaded.tokenizer), loading.vocabulary_of(loaded), drawn, ProbeSettings())
+    prompts = PromptBuilder(Prompter(loaded.tokenizer), drawn)
+    bare = Prober(packed, prompts, loading.vocabulary_of(loaded), ProbeSettings())
     probes, _ = run(bare, rows.head(3))
     assert probes.height == 3
 

@@ -17,9 +17,10 @@ from foreknow.data import exact_match
 from foreknow.data.exact_match import Accepted, MatchResult, canonical, canonical_parts, may_become, normalise
 from foreknow.data.schema import common_heads
 from foreknow.inference import packed_attention
-from foreknow.inference.exact_probe import PreparedRow, Prober, ProbeSettings, probes_frame
+from foreknow.inference.exact_probe import probes_frame
 from foreknow.inference.packed_model import PackedModel
 from foreknow.inference.packing import Segment, TokenTree
+from foreknow.inference.prompt_builder import PreparedRow, PromptBuilder
 from foreknow.inference.slick import PROBES
 from foreknow.models import loading
 from foreknow.prompts import few_shot, prompt_batch
@@ -56,16 +57,14 @@ def facts(questions: list[str]) -> pl.DataFrame:
     )
 
 
-def prober(
+def prompt_builder(
     tokenizer: PreTrainedTokenizerFast,
     rows: pl.DataFrame,
     heads: dict[str, str] | None = None,
     template: Template = PAPER,
-) -> Prober:
+) -> PromptBuilder:
     exemplars = few_shot.draw_exemplars(rows, ["all"], shots=2, sets=3, seed=0)
-    vocabulary = Vocabulary(tokenizer.decode, frozenset({0}), frozenset())
-    heads = common_heads(rows) if heads is None else heads
-    return Prober(None, Prompter(tokenizer, template), vocabulary, exemplars, ProbeSettings(), heads)  # type: ignore[arg-type]
+    return PromptBuilder(Prompter(tokenizer, template), exemplars, common_heads(rows) if heads is None else heads)
 
 
 QUESTIONS = [f"In which country is the city of {c}?" for c in CITIES]
@@ -78,9 +77,9 @@ def test_prompts_and_answer_paths_are_those_of_whole_texts(
 ) -> None:
     rows = facts(questions)
     assert splits_by_pattern(byte_level)
-    ours, prompts = prober(byte_level, rows).prompts(rows)
+    ours, prompts = prompt_builder(byte_level, rows).build(rows)
     monkeypatch.setattr(prompt_batch, "splits_by_pattern", lambda _: False)
-    whole, whole_prompts = prober(byte_level, rows).prompts(rows)
+    whole, whole_prompts = prompt_builder(byte_level, rows).build(rows)
     assert [[p.ids for p in line] for line in prompts] == [[p.ids for p in line] for line in whole_prompts]
     assert prompts == whole_prompts
     assert [(row.tree, row.max_new) for row in ours] == [(row.tree, row.max_new) for row in whole]
@@ -115,11 +114,11 @@ def test_answers_encoded_apart_from_their_prompts_get_the_ids_they_have_behind_t
         return encode(special, some, **more)
 
     monkeypatch.setattr(SpecialTokens, "encode", counted)
-    ours, _ = prober(byte_level, rows, {}, LINES).prompts(rows)
+    ours, _ = prompt_builder(byte_level, rows, {}, LINES).build(rows)
     assert texts.count(" Land") == texts.count(" La") == 1, "once for all rows that have it"
     assert sum(text.endswith("A: Land") for text in texts) == 1, "the proof's"
     monkeypatch.setattr(prompt_batch, "splits_by_pattern", lambda _: False)
-    whole, _ = prober(byte_level, rows, {}, LINES).prompts(rows)
+    whole, _ = prompt_builder(byte_level, rows, {}, LINES).build(rows)
     assert [(row.tree, row.max_new) for row in ours] == [(row.tree, row.max_new) for row in whole]
 
 
@@ -127,8 +126,8 @@ def test_rows_that_begin_alike_are_encoded_without_an_exemplar(
     byte_level: PreTrainedTokenizerFast,
 ) -> None:
     rows = facts(QUESTIONS)
-    ours = prober(byte_level, rows, {}, LINES)
-    ours.prompts(rows)
+    ours = prompt_builder(byte_level, rows, {}, LINES)
+    ours.build(rows)
     assert ours._groups["all"].single is not None
     assert len(ours._groups["all"].shots) == 0
 
@@ -137,7 +136,7 @@ def test_a_group_whose_prompts_differ_is_encoded_whole(
     byte_level: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = facts(QUESTIONS)
-    _, expected = prober(byte_level, rows).prompts(rows)
+    _, expected = prompt_builder(byte_level, rows).build(rows)
     made = prompt_batch.group_prompts
 
     def wrong(*given: object) -> GroupPrompts:
@@ -145,8 +144,8 @@ def test_a_group_whose_prompts_differ_is_encoded_whole(
         assert group.single is not None
         return group._replace(family=(group.family[0], group.family[1][:-1], *group.family[2:]))
 
-    monkeypatch.setattr("foreknow.inference.exact_probe.group_prompts", wrong)
-    _, prompts = prober(byte_level, rows).prompts(rows)
+    monkeypatch.setattr("foreknow.inference.prompt_builder.group_prompts", wrong)
+    _, prompts = prompt_builder(byte_level, rows).build(rows)
     assert [[p.ids for p in line] for line in prompts] == [[p.ids for p in line] for line in expected]
 
 
@@ -166,20 +165,22 @@ def test_later_chunks_prove_a_group_on_one_prompt(
         return whole(encoder, records, sets)  # type: ignore[arg-type]
 
     monkeypatch.setattr(prompt_batch.PromptEncoder, "_whole", counted)
-    ours = prober(byte_level, rows, {}, LINES)
-    assert [ours.prompts(rows)[1], ours.prompts(rows)[1]] == [prober(byte_level, rows, {}, LINES).prompts(rows)[1]] * 2
+    ours = prompt_builder(byte_level, rows, {}, LINES)
+    assert [ours.build(rows)[1], ours.build(rows)[1]] == [
+        prompt_builder(byte_level, rows, {}, LINES).build(rows)[1]
+    ] * 2
     proofs = [own for own in sizes if own]
     assert proofs[:2] == [[3], [1]]
 
 
 def test_a_group_that_a_later_chunk_disproves_is_encoded_whole(byte_level: PreTrainedTokenizerFast) -> None:
     rows = facts(QUESTIONS)
-    ours = prober(byte_level, rows, {}, LINES)
-    _, expected = ours.prompts(rows)
+    ours = prompt_builder(byte_level, rows, {}, LINES)
+    _, expected = ours.build(rows)
     group = ours._groups["all"]
     assert group.is_proven
     ours._groups["all"] = group._replace(family=tuple(ids[:-1] for ids in group.family))
-    assert [[p.ids for p in line] for line in ours.prompts(rows)[1]] == [[p.ids for p in line] for line in expected]
+    assert [[p.ids for p in line] for line in ours.build(rows)[1]] == [[p.ids for p in line] for line in expected]
 
 
 def test_a_tokenizer_that_splits_nothing_is_not_trusted() -> None:

@@ -30,7 +30,7 @@ class Prompts:
 
 
 def opened(prompts: Prompts, chunks: list[Any]) -> Any:
-    return prompts_ahead(SimpleNamespace(prompts=prompts), chunks)  # type: ignore[arg-type]
+    return prompts_ahead(SimpleNamespace(build=prompts), chunks)  # type: ignore[arg-type]
 
 
 def threads() -> list[str]:

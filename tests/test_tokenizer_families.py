@@ -40,6 +40,7 @@ from foreknow.inference.engine import PackedEngine, Sampling
 from foreknow.inference.exact_probe import Chunk, Prober, ProbeSettings
 from foreknow.inference.generate import Generator, Sampler, exact_head
 from foreknow.inference.packed_model import PackedModel
+from foreknow.inference.prompt_builder import PromptBuilder
 from foreknow.models import loading
 from foreknow.prompts import few_shot
 from foreknow.prompts.few_shot import Exemplar
@@ -230,13 +231,14 @@ def asked(made: Callable[[str], Any]) -> Callable[[str], Asked]:
         vocabulary = loading.vocabulary_of(loaded)
         with PackedModel(loaded.model).attached() as packed:
             engine = PackedEngine(packed, SAMPLING, 400)
-            prober = Prober(engine, Prompter(made(name)), vocabulary, drawn, ProbeSettings(samples=64, extra_tokens=6))
+            prompts = PromptBuilder(Prompter(made(name)), drawn, extra_tokens=6)
+            prober = Prober(engine, prompts, vocabulary, ProbeSettings(samples=64))
             said = prober.probe(rows()).answers["model_answer"].to_list()
             answers = [[b, s] if i % 2 and s else [b] for i, ((_, b), s) in enumerate(zip(FACTS, said, strict=True))]
             given_rows = rows().with_columns(answers=pl.Series(answers))
             exact = prober.probe(given_rows)
         with exact_head(loaded.model):
-            generated = Sampler(prober, Generator(loaded.model, vocabulary, SAMPLING, 256), 0).probe(given_rows)
+            generated = Sampler(prompts, Generator(loaded.model, vocabulary, SAMPLING, 256), 64, 0).probe(given_rows)
         return Asked(exact, generated, prober, given_rows)
 
     return cache(probed)
@@ -505,9 +507,9 @@ def test_a_row_of_special_tokens_is_probed_as_any_other(
             answers=pl.Series([["</s>"], ["<|endoftext|>", "[INST]"]]),
         )
     )
-    found, prompts = prober.prompts(hostile)
+    found, prompts = prober.prompts.build(hostile)
     special = set(made(name).all_special_ids)
-    before = len(prober.prompter.special.around[0])
+    before = len(prober.prompts.prompter.special.around[0])
     for row, line in zip(found, prompts, strict=True):
         assert all(not set(prompt.ids[before:]) & special for prompt in line)
         assert row.tree

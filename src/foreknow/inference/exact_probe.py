@@ -9,7 +9,7 @@ result depends only on its rows and the settings.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, NamedTuple
 
@@ -17,19 +17,16 @@ import numpy as np
 import polars as pl
 
 from foreknow.inference.answer_search import AnswerSearches
-from foreknow.inference.engine import Engine, Family, Prompt, Session
+from foreknow.inference.engine import Engine, Prompt, Session
 from foreknow.inference.expansion import Budget, paths_to_expand
 from foreknow.inference.greedy_answers import GreedyAnswers, Request
 from foreknow.inference.path_states import Ints, PathStates
+from foreknow.inference.prompt_builder import PreparedPrompts, PreparedRow, PromptBuilder
 from foreknow.inference.slick import MODEL_ANSWERS, PROBES
-from foreknow.prompts.few_shot import Exemplar, Exemplars, Substitution
-from foreknow.prompts.prompt_batch import GroupPrompts, PromptEncoder, beginnings, group_prompts
-from foreknow.prompts.prompt_template import Prompter, common_prefix
-from foreknow.prompts.vocabulary import TokenPath, Vocabulary
+from foreknow.prompts.vocabulary import Vocabulary
 
 _STATES: Final = 1 << 15
-_GROUPS: Final = 64
-"""How many states of answers and groups' prompts a prober keeps, so that memory does not grow with the rows."""
+"""How many states of answers a prober keeps, so that memory does not grow with the rows."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +34,13 @@ class ProbeSettings:
     """How far the search goes.
 
     `tolerance`: the search of a row stops once samples x the unsearched probability, summed over its sets, is at
-    most this. `max_expansions`: the most paths searched for one prompt. `extra_tokens`: an answer and its end may
-    take the longest accepted answer's tokens plus these. `lenient`: whether lenient matching labels a row.
+    most this. `max_expansions`: the most paths searched for one prompt. `lenient`: whether lenient matching labels
+    a row.
     """
 
     samples: int = 16
     tolerance: float = 0.01
     max_expansions: int = 64
-    extra_tokens: int = 4
-    max_answer_tokens: int = 32
     lenient: bool = False
 
     @property
@@ -59,17 +54,6 @@ class Chunk(NamedTuple):
 
     probes: pl.DataFrame
     answers: pl.DataFrame
-
-
-@dataclass(frozen=True)
-class PreparedRow:
-    """A row ready to probe: its answers and their token paths, and the most tokens of an answer."""
-
-    number: int
-    answers: tuple[str, ...]
-    tree: list[TokenPath]
-    max_new: int
-    replaced_shots: list[list[Substitution]]
 
 
 class _Wave(NamedTuple):
@@ -93,25 +77,19 @@ class _Wave(NamedTuple):
 
 @dataclass(frozen=True)
 class Prober:
-    """Probes chunks of rows with one model, prompt and set of exemplars.
-
-    `heads`: the text that all of a group's questions begin with (`common_heads`), cached with the exemplars.
-    """
+    """Probes chunks of rows with one model."""
 
     engine: Engine
-    prompter: Prompter
+    prompts: PromptBuilder
     vocabulary: Vocabulary
-    exemplars: Exemplars
     settings: ProbeSettings
-    heads: Mapping[str, str] = field(default_factory=dict)
-    _groups: dict[str, GroupPrompts] = field(default_factory=dict, repr=False, compare=False)
 
-    def probe(self, rows: pl.DataFrame, prepared: tuple[list[PreparedRow], list[list[Prompt]]] | None = None) -> Chunk:
+    def probe(self, rows: pl.DataFrame, prepared: PreparedPrompts | None = None) -> Chunk:
         """Probe rows that have a question and answers (columns as in `schema.ROWS`).
 
-        `prepared`: what `prompts` returned for the rows, if it was called before.
+        `prepared`: what `prompts.build` returned for the rows, if it was called before.
         """
-        prepared_rows, prompts = prepared or self.prompts(rows)
+        prepared_rows, prompts = prepared or self.prompts.build(rows)
         sets = len(prompts[0])
         wave = self._open(prepared_rows, prompts)
         answers = GreedyAnswers(wave.searches, wave.numbers[:, 0])
@@ -148,63 +126,9 @@ class Prober:
         searches.feed(np.repeat(numbers.T.ravel(), sizes), np.tile(np.concatenate(trees), sets), nodes)
         return _Wave(session, searches, numbers, np.argsort(numbers.T.ravel()).tolist())
 
-    def prompts(self, rows: pl.DataFrame) -> tuple[list[PreparedRow], list[list[Prompt]]]:
-        """Prepare each row, and its prompts, one for each exemplar set."""
-        columns = ("row", "record", "group", "question", "answers", "subject", "context")
-        records = rows.select(name for name in columns if name in rows.columns).to_dicts()
-        groups = self.exemplars.groups
-        exemplar_sets = [groups[r["group"]].for_row(r["question"], r["subject"], r.get("record")) for r in records]
-        encoder = PromptEncoder(self.prompter, {name: self._group(name) for name in {r["group"] for r in records}})
-        replaced_sets = [[j for j, (_, swapped) in enumerate(sets) if swapped] for sets in exemplar_sets]
-        shots = [[shots for shots, _ in sets] for sets in exemplar_sets]
-        encoded_rows = encoder.encode(records, shots, replaced_sets)
-        for name in encoder.proven & self._groups.keys():
-            self._groups[name] = self._groups[name]._replace(is_proven=True)
-        replaced = [(i, j) for i, numbers in enumerate(replaced_sets) for j in numbers]
-        own_family: Family = tuple(self._prefix_ids(exemplar_sets[i][j][0], records[i]["group"]) for i, j in replaced)
-        own_member = {pair: n for n, pair in enumerate(replaced)}
-        prompts, prepared = [], []
-        for i, (record, encoded) in enumerate(zip(records, encoded_rows, strict=True)):
-            family = self._group(record["group"]).family
-            row_prompts = []
-            for j, (is_shared, ids) in enumerate(encoded.prompts):
-                if is_shared:
-                    row_prompts.append(Prompt(family, j, len(family[j]), ids))
-                    continue
-                n = own_member.get((i, j))
-                of, member = (family, j) if n is None else (own_family, n)
-                shared = min(common_prefix(of[member], ids), len(ids) - 1)
-                row_prompts.append(Prompt(of, member, shared, ids[shared:]))
-            prompts.append(row_prompts)
-            prepared.append(self._prepare_row(record, encoded.answers, [swapped for _, swapped in exemplar_sets[i]]))
-        return prepared, prompts
-
-    def _prepare_row(
-        self, record: dict[str, Any], paths: Sequence[TokenPath], replaced_shots: list[list[Substitution]]
-    ) -> PreparedRow:
-        usable = [p for p in paths if 0 < len(p) <= self.settings.max_answer_tokens]
-        tree = sorted({p[: n + 1] for p in usable for n in range(len(p))})
-        longest = max((len(p) for p in usable), default=1)
-        answers, max_new = tuple(record["answers"]), longest + self.settings.extra_tokens
-        return PreparedRow(record["row"], answers, tree, max_new, replaced_shots)
-
     @cached_property
     def _path_states(self) -> PathStates:
         return PathStates(self.vocabulary)
-
-    def _group(self, name: str) -> GroupPrompts:
-        """Return what all prompts of a group begin with; the last groups used are kept."""
-        group = self._groups.pop(name, None)
-        if group is None:
-            group = group_prompts(self.prompter, self.exemplars.groups[name].sets, self.heads.get(name, ""))
-            if len(self._groups) >= _GROUPS:
-                del self._groups[next(iter(self._groups))]
-        self._groups[name] = group
-        return group
-
-    def _prefix_ids(self, shots: Sequence[Exemplar], group: str) -> tuple[int, ...]:
-        """Return the ids that every prompt of the group begins with, given these exemplars."""
-        return beginnings(self.prompter, [shots], self.heads.get(group, ""))[0].ids
 
 
 def _probes(rows: Sequence[PreparedRow], sets: int, searches: AnswerSearches, spent: Ints) -> pl.DataFrame:

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from foreknow.data.exact_match import Accepted
-from foreknow.inference.engine import Prompt, Sampling
-from foreknow.inference.exact_probe import Chunk, PreparedRow, Prober, answers_frame, probes_frame
+from foreknow.inference.engine import Sampling
+from foreknow.inference.exact_probe import Chunk, answers_frame, probes_frame
+from foreknow.inference.prompt_builder import PreparedPrompts, PromptBuilder
 from foreknow.models.loading import input_device
 from foreknow.prompts.vocabulary import TokenPath, Vocabulary
 
@@ -206,38 +207,34 @@ def answer_within(vocabulary: Vocabulary, path: TokenPath, limit: int, sound: bo
 
 @dataclass(frozen=True)
 class Sampler:
-    """Probes chunks of rows by generation. It replaces `Prober` and uses its prompts."""
+    """Probes chunks of rows by generation, in place of `Prober`. `samples`: how many answers are drawn for a prompt."""
 
-    prober: Prober
+    prompts: PromptBuilder
     generator: AnswerGenerator
+    samples: int
     seed: int
 
-    def prompts(self, rows: pl.DataFrame) -> tuple[list[PreparedRow], list[list[Prompt]]]:
-        """Return the same prompts as the exact probe's."""
-        return self.prober.prompts(rows)
-
-    def probe(self, rows: pl.DataFrame, prepared: tuple[list[PreparedRow], list[list[Prompt]]] | None = None) -> Chunk:
+    def probe(self, rows: pl.DataFrame, prepared: PreparedPrompts | None = None) -> Chunk:
         """Probe rows like `Prober.probe`, with shares of generated samples in place of probabilities.
 
         The share of a prompt is NaN if any of its answers is not sound, as in the exact probe.
         """
-        prepared_rows, prompts = prepared or self.prompts(rows)
-        sample_count = self.prober.settings.samples
+        prepared_rows, prompts = prepared or self.prompts.build(rows)
         # a chunk's samples depend only on the seed and its rows, so a resumed run gives the same answers
         seed = (self.seed << 32) + zlib.crc32(str(rows["row"].to_list()).encode())
         pairs = [(r, j) for r in range(len(prepared_rows)) for j in range(len(prompts[r]))]
         ids = [prompts[r][j].ids for r, j in pairs]
         limits = [prepared_rows[r].max_new for r, _ in pairs]
         greedy = self.generator.generate(ids, limits, None, seed)
-        samples = self.generator.generate(ids, limits, sample_count, seed)
+        samples = self.generator.generate(ids, limits, self.samples, seed)
         accepted = [Accepted.of(row.answers) for row in prepared_rows]
         lines, model_answers = [], []
         for (r, j), (best,), answers in zip(pairs, greedy, samples, strict=True):
             strict, lenient = _is_right(best, accepted[r])
             hits = [_is_right(answer, accepted[r]) for answer in answers]
             sound = best.sound and all(answer.sound for answer in answers)
-            share = sum(s for s, _ in hits) / sample_count if sound else math.nan
-            share_lenient = sum(s for _, s in hits) / sample_count if sound else math.nan
+            share = sum(s for s, _ in hits) / self.samples if sound else math.nan
+            share_lenient = sum(s for _, s in hits) / self.samples if sound else math.nan
             lines.append((strict, lenient, share, share, share_lenient, share_lenient, 0))
             if j == 0:
                 model_answers.append((prepared_rows[r].number, best.text))

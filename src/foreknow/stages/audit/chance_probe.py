@@ -28,6 +28,7 @@ from foreknow.inference.engine import PackedEngine, Prompt, Sampling
 from foreknow.inference.exact_probe import Prober, ProbeSettings
 from foreknow.inference.malloc import release_memory
 from foreknow.inference.multi_target_search import MultiTargetSearch, Spellings, canonical_texts
+from foreknow.inference.prompt_builder import PromptBuilder
 from foreknow.io.run_dir import RunDir, fingerprint, read_json, with_checksum, write_frame, write_json
 from foreknow.models import loading
 from foreknow.models.in_memory import ModelInMemory
@@ -170,18 +171,18 @@ def _work(
     chosen = part.chosen
     enough = chosen.serves.sum(axis=1) >= search.rules.least
     references = chosen.references if enough.any() else []
-    sets = len(prober.exemplars.groups[part.group].sets)
+    sets = len(prober.prompts.exemplars.groups[part.group].sets)
     texts = canonical_texts(a for answers in part.rows["answers"].to_list() for a in answers)
     place = {text: i for i, text in enumerate(texts)}
     p, high = (np.zeros((len(references), sets, len(texts))) for _ in range(2))
     greedy = np.full((len(references), sets), -1, dtype=np.int64)
     paths = 0
     if references:
-        reference_prober, reference_rows = _reference_prober(prober, part.group, references, head, swapped)
-        limits = _limits(reference_prober, reference_rows, part.rows, texts)
+        builder, reference_rows = _reference_prompts(prober.prompts, part.group, references, head, swapped)
+        limits = _limits(builder, reference_rows, part.rows, texts)
         for start in range(0, len(references), search.references):
             spellings = Spellings(prober.vocabulary, texts, limits)
-            prompts = reference_prober.prompts(reference_rows[start : start + search.references])[1]
+            prompts = builder.build(reference_rows[start : start + search.references])[1]
             for r, line in enumerate(_search_prompts(prober, prompts, spellings, search), start):
                 for j, search_result in enumerate(line):
                     p[r, j], high[r, j], greedy[r, j] = (
@@ -203,18 +204,18 @@ def _work(
     return pl.DataFrame(lines, schema=CHANCE), len(references) * sets, paths
 
 
-def _reference_prober(
-    prober: Prober,
+def _reference_prompts(
+    prompts: PromptBuilder,
     group: str,
     references: Sequence[Reference],
     head: str,
     swapped: Mapping[int, list[list[dict[str, Any]]]],
-) -> tuple[Prober, pl.DataFrame]:
-    """Return a prober that asks the references the way their own rows were asked, and the references as rows.
+) -> tuple[PromptBuilder, pl.DataFrame]:
+    """Return what makes the references' prompts as those of their own rows were made, and the references as rows.
 
     A reference whose own fact is an exemplar keeps the sets that it was probed with, under a group of its own.
     """
-    shared = prober.exemplars.groups[group]
+    shared = prompts.exemplars.groups[group]
     groups = {group: replace(shared, reserve=())}
     lines: list[dict[str, Any]] = []
     for n, reference in enumerate(references):
@@ -225,28 +226,28 @@ def _reference_prober(
         more: dict[str, Any] = {"question": reference.question, "answers": [], "subject": None, "context": []}
         lines.append({"row": n, "group": name, **more})
     frame = pl.DataFrame(lines, schema={k: ROWS[k] for k in lines[0]})
-    exemplars = Exemplars(groups, prober.exemplars.reason)
-    return replace(prober, exemplars=exemplars, heads=dict.fromkeys(groups, head)), frame
+    exemplars = Exemplars(groups, prompts.exemplars.reason)
+    return replace(prompts, exemplars=exemplars, heads=dict.fromkeys(groups, head)), frame
 
 
 def _limits(
-    reference_prober: Prober, reference_rows: pl.DataFrame, rows: pl.DataFrame, texts: Sequence[str]
+    prompts: PromptBuilder, reference_rows: pl.DataFrame, rows: pl.DataFrame, texts: Sequence[str]
 ) -> list[int]:
     """Return how many tokens each text and its end may take: those of the row's longest answer and some more, as in the
     probe."""
     first = reference_rows.row(0, named=True)
-    prompter, settings = reference_prober.prompter, reference_prober.settings
-    text = prompter.text(reference_prober.exemplars.groups[first["group"]].sets[0], first["question"])
+    prompter = prompts.prompter
+    text = prompter.text(prompts.exemplars.groups[first["group"]].sets[0], first["question"])
     ids = prompter.ids([text])[0]
     written = {a.strip() for answers in rows["answers"].to_list() for a in answers if a.strip()}
     length = {t: len(prompter.answer_ids(text, ids, t)) for t in {*texts, *written}}
     longest = dict.fromkeys(texts, 0)
     for answers in rows["answers"].to_list():
         own = [spelled for a in answers if a.strip() for spelled in spellings_of(a)]
-        most = max((length[a] for a in own if length[a] <= settings.max_answer_tokens), default=1)
+        most = max((length[a] for a in own if length[a] <= prompts.max_answer_tokens), default=1)
         for a in own:
             longest[canonical(a)] = max(longest[canonical(a)], most)
-    return [longest[t] + settings.extra_tokens for t in texts]
+    return [longest[t] + prompts.extra_tokens for t in texts]
 
 
 def _search_prompts(
@@ -309,10 +310,10 @@ def compute_chance(audit: AuditResult, search: Search | None = None, memory: Mod
         logger.info(f"{out}: complete; nothing to do")
         return out
     with reload.work_folder(audit, "chance", identity) as folder, reload.reload_audit(audit, memory) as reloaded:
-        settings = ProbeSettings(samples=config.samples, max_answer_tokens=config.max_answer_tokens)
         engine = reloaded.engine(Sampling(config.temperature, config.top_k))
         vocabulary = reloaded.prompter.ended(loading.vocabulary_of(reloaded.loaded))
-        prober = Prober(engine, reloaded.prompter, vocabulary, reloaded.exemplars, settings)
+        prompts = PromptBuilder(reloaded.prompter, reloaded.exemplars, max_answer_tokens=config.max_answer_tokens)
+        prober = Prober(engine, prompts, vocabulary, ProbeSettings(samples=config.samples))
         rows = reload.probed_rows(audit)
         chance = compute(prober, rows, audit.probes, search, folder)
         summary = summarise_chance(rows, audit.probes, chance, config.samples)

@@ -57,11 +57,11 @@ def probe_chunks(probing: OpenProber, chunks: NumberedChunks) -> Iterator[ChunkR
     """Probe (number, rows) in order. Raises ResourceError if even small batches are too large for the memory."""
     import torch
 
-    with frozen_heap(), closing(prompts_ahead(probing.prober, chunks)) as prepared:
+    with frozen_heap(), closing(prompts_ahead(probing.prober.prompts, chunks)) as ahead:
         began = time.monotonic()
-        for number, rows, prompts in prepared:
+        for number, rows, prepared in ahead:
             chunk, halved = with_less_memory(
-                partial(probing.prober.probe, rows, prompts),
+                partial(probing.prober.probe, rows, prepared),
                 probing.packed,
                 "out of memory; finished chunks are kept. Lower --chunk-rows, or use a smaller model",
             )

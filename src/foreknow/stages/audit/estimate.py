@@ -77,7 +77,7 @@ def estimate(config: AuditConfig) -> dict[str, Any]:
         groups = burst["group"].n_unique()
         prefixes = prefix_seconds * context.plan.rows["group"].n_unique()
         seconds = prefixes + measured.row_seconds * context.plan.rows.height
-        prepared_rows, prompts = context.probing.prober.prompts(burst)
+        prepared_rows, prompts = context.probing.prober.prompts.build(burst)
         own = sum(len(p.own) for some in prompts for p in some)
         own += sum(len(row.tree) for row in prepared_rows) * config.exemplar_sets
         families = {p.family for some in prompts for p in some}

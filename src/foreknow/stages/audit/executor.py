@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import polars as pl
 
@@ -16,8 +16,9 @@ from foreknow.prompts.prompt_template import Prompter, Template
 from foreknow.stages.audit.span_plan import SpanPlan
 
 if TYPE_CHECKING:
-    from foreknow.inference.engine import PackedEngine, Prompt
-    from foreknow.inference.exact_probe import Chunk, PreparedRow
+    from foreknow.inference.engine import PackedEngine
+    from foreknow.inference.exact_probe import Chunk
+    from foreknow.inference.prompt_builder import PreparedPrompts, PromptBuilder
 
 
 class AuditInputs(NamedTuple):
@@ -40,19 +41,16 @@ class AuditInputs(NamedTuple):
         return pl.concat([self.facts.rows, self.shorts.select(*ROWS)])
 
 
-PreparedPrompts: TypeAlias = "tuple[list[PreparedRow], list[list[Prompt]]]"
-"""Rows ready to probe, and the prompts of each, one for each exemplar set."""
-
-
 class ChunkProber(Protocol):
     """Probes chunks; implemented by `Prober` and `Sampler`."""
 
-    def probe(self, rows: pl.DataFrame, prepared: PreparedPrompts | None = None) -> Chunk:
-        """Probe rows that have a question and answers. `prepared`: what `prompts` returned for them, if called."""
+    @property
+    def prompts(self) -> PromptBuilder:
+        """What makes the prompts."""
         ...
 
-    def prompts(self, rows: pl.DataFrame) -> PreparedPrompts:
-        """Prepare each row, and return the prepared rows and their prompts."""
+    def probe(self, rows: pl.DataFrame, prepared: PreparedPrompts | None = None) -> Chunk:
+        """Probe rows that have a question and answers. `prepared`: what `prompts.build` returned, if it was called."""
         ...
 
 

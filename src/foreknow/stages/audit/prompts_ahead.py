@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import polars as pl
 
-    from foreknow.stages.audit.executor import ChunkProber, NumberedChunks, PreparedPrompts
+    from foreknow.inference.prompt_builder import PreparedPrompts, PromptBuilder
+    from foreknow.stages.audit.executor import NumberedChunks
 
 
 def prompts_ahead(
-    prober: ChunkProber, chunks: NumberedChunks
+    prompts: PromptBuilder, chunks: NumberedChunks
 ) -> Generator[tuple[int, pl.DataFrame, PreparedPrompts], None, None]:
     """Yield the number and the rows of each chunk, and its prompts. Raises what making them raises, at its chunk.
 
     At most one chunk is prepared ahead. The thread has ended when the iterator has, or is closed.
     """
     with ThreadPoolExecutor(1, "prompts") as thread:
-        ahead = [thread.submit(prober.prompts, rows) for _, rows in chunks[:1]]
+        ahead = [thread.submit(prompts.build, rows) for _, rows in chunks[:1]]
         for n, (number, rows) in enumerate(chunks):
-            prompts = ahead.pop().result()
-            ahead = [thread.submit(prober.prompts, after) for _, after in chunks[n + 1 : n + 2]]
-            yield number, rows, prompts
+            prepared = ahead.pop().result()
+            ahead = [thread.submit(prompts.build, after) for _, after in chunks[n + 1 : n + 2]]
+            yield number, rows, prepared

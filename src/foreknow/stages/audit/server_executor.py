@@ -147,11 +147,10 @@ def _probing(
     from foreknow.inference.server.sampling import ServerAnswers, discover_drawing  # keeps torch out
 
     sampling = Sampling(config.temperature, config.top_k)
-    settings = audit_setup.search_settings(config)
-    by_sampling, batch = config.protocol == "sampled", config.batch_prompts
-    engine: Any = None if by_sampling else server.engine(sampling, batch)
-    prober = Prober(engine, prompter, prompter.ended(server.vocabulary), plan.exemplars, settings, plan.heads)
-    if not by_sampling:
+    prompts, batch = audit_setup.prompt_builder(config, prompter, plan), config.batch_prompts
+    if config.protocol != "sampled":
+        vocabulary, settings = prompter.ended(server.vocabulary), audit_setup.search_settings(config)
+        prober = Prober(server.engine(sampling, batch), prompts, vocabulary, settings)
         return OpenProber(prober, prompter, "server", None), list(server.reasons)
     drawing = discover_drawing(server.completions, sampling)
     answers = ServerAnswers(
@@ -163,4 +162,4 @@ def _probing(
         batch if server.can.many else 1,
     )
     reasons = [*server.reasons, drawing.reason(config.top_k)]
-    return OpenProber(Sampler(prober, answers, config.seed), prompter, "server", None), reasons
+    return OpenProber(Sampler(prompts, answers, config.samples, config.seed), prompter, "server", None), reasons

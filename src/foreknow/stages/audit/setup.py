@@ -43,7 +43,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from foreknow.inference.engine import Sampling
-    from foreknow.inference.exact_probe import Prober, ProbeSettings
+    from foreknow.inference.exact_probe import ProbeSettings
+    from foreknow.inference.prompt_builder import PromptBuilder
+    from foreknow.prompts.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -278,9 +280,15 @@ def search_settings(config: AuditConfig) -> ProbeSettings:
         samples=config.samples,
         tolerance=config.tolerance,
         max_expansions=config.max_expansions,
-        max_answer_tokens=config.max_answer_tokens,
         lenient=config.match == "lenient",
     )
+
+
+def prompt_builder(config: AuditConfig, prompter: Prompter, plan: PromptPlan) -> PromptBuilder:
+    """Return what makes an audit's prompts, wherever the model runs."""
+    from foreknow.inference.prompt_builder import PromptBuilder  # keeps torch out
+
+    return PromptBuilder(prompter, plan.exemplars, plan.heads, config.max_answer_tokens)
 
 
 @contextmanager
@@ -291,23 +299,22 @@ def open_prober(config: AuditConfig, loaded: loading.Loaded, plan: PromptPlan) -
     from foreknow.inference.exact_probe import Prober  # keeps torch out
 
     prompter = Prompter(loaded.tokenizer, plan.template, config.uses_chat_template, config.bos)
-    sampling, settings = Sampling(config.temperature, config.top_k), search_settings(config)
+    sampling, prompts = Sampling(config.temperature, config.top_k), prompt_builder(config, prompter, plan)
     with ExitStack() as stack:
         choice = stack.enter_context(open_engine(loaded, prompter, int(config.batch_tokens or 2048)))
         engine, kind = choice.engine(sampling), choice.name
         vocabulary = prompter.ended(loading.vocabulary_of(loaded))
-        prober = Prober(engine, prompter, vocabulary, plan.exemplars, settings, plan.heads)
-        chunk_prober: ChunkProber = prober
+        chunk_prober: ChunkProber = Prober(engine, prompts, vocabulary, search_settings(config))
         if config.protocol == "sampled":
             stack.close()
-            chunk_prober, kind = stack.enter_context(_sampler(loaded, prober, sampling, config))
+            chunk_prober, kind = stack.enter_context(_sampler(loaded, prompts, vocabulary, sampling, config))
         packed_engine = engine if kind == "packed" and isinstance(engine, PackedEngine) else None
         yield OpenProber(chunk_prober, prompter, kind, packed_engine)
 
 
 @contextmanager
 def _sampler(
-    loaded: loading.Loaded, prober: Prober, sampling: Sampling, config: AuditConfig
+    loaded: loading.Loaded, prompts: PromptBuilder, vocabulary: Vocabulary, sampling: Sampling, config: AuditConfig
 ) -> Iterator[tuple[ChunkProber, str]]:
     """Open the sampler that generates answers; yield it and its name. Raises ConfigError for vLLM with an adapter."""
     from foreknow.inference.generate import Generator, Sampler, exact_head  # keeps torch out
@@ -317,12 +324,13 @@ def _sampler(
             raise ConfigError(
                 "--generator vllm: found an adapter, expected a whole model; merge it first, or leave it out"
             )
-        with vllm_answers(loaded.folder, prober.vocabulary, sampling, dtype=loaded.dtype, seed=config.seed) as answers:
-            yield Sampler(prober, answers, config.seed), "vllm"
+        with vllm_answers(loaded.folder, vocabulary, sampling, dtype=loaded.dtype, seed=config.seed) as answers:
+            yield Sampler(prompts, answers, config.samples, config.seed), "vllm"
         return
     with exact_head(loaded.model):
         batch = 256 if loaded.device.startswith("cuda") else 64
-        yield Sampler(prober, Generator(loaded.model, prober.vocabulary, sampling, batch), config.seed), "generate"
+        generator = Generator(loaded.model, vocabulary, sampling, batch)
+        yield Sampler(prompts, generator, config.samples, config.seed), "generate"
 
 
 def _prompt_reason(choices: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import polars as pl
 
@@ -29,7 +29,7 @@ from foreknow.models.resolve import resolve
 from foreknow.progress import duration
 from foreknow.stages.audit.burst import Clock, measure_burst, measure_long_answers, span_seconds
 from foreknow.stages.audit.chunks import score_long_answers
-from foreknow.stages.audit.executor import AuditInputs, ChunkProber, OpenProber, PromptPlan
+from foreknow.stages.audit.executor import AuditInputs, OpenProber, PromptPlan
 from foreknow.stages.audit.precision_check import GROUPS, ROWS
 from foreknow.stages.audit.setup import (
     CheckedModel,
@@ -41,6 +41,9 @@ from foreknow.stages.audit.setup import (
     with_batch_sizes,
     with_chat_template,
 )
+
+if TYPE_CHECKING:
+    from foreknow.inference.prompt_builder import PromptBuilder
 
 logger = logging.getLogger(__name__)
 
@@ -201,13 +204,13 @@ def _measure(
 
     long_answer = measure_long_answers(score, plan.long, LONG_ANSWERS, clock=clock)
     long_answer += span_seconds(config, model.loaded, probing, plan, clock=clock) / max(plan.long.height, 1)
-    work = work_of(inputs, plan, probing.prober)
+    work = work_of(inputs, plan, probing.prober.prompts)
     if plan.rows.is_empty():
         return Speed(0.0, 0.0, long_answer, 0.0), work
     seconds = min(max(BURST_SHARE * 60 * float(config.minutes or 0), LEAST_BURST), LONGEST_BURST)
     extend = config.protocol == "exact"
     burst = measure_burst(probing.prober, _burst_rows(plan, config), seconds, extend=extend, clock=clock)
-    own, prefixes = token_counts(probing.prober, burst.rows)
+    own, prefixes = token_counts(probing.prober.prompts, burst.rows)
     groups = burst.rows["group"].n_unique()
     return Speed(
         burst.prefix_seconds / max(sum(prefixes.values()) / groups, 1.0),
@@ -226,11 +229,11 @@ def _burst_rows(plan: PromptPlan, config: AuditConfig) -> pl.DataFrame:
     return pl.concat([evenly, *parts[1:]]).head(int(config.chunk_rows or 128))
 
 
-def work_of(inputs: AuditInputs, plan: PromptPlan, prober: ChunkProber) -> Work:
+def work_of(inputs: AuditInputs, plan: PromptPlan, prompts: PromptBuilder) -> Work:
     """Describe the work of a file from a sample of its rows, and their plan."""
     ordered = plan.rows.sort("group", "row")
     some = ordered[list(range(0, ordered.height, max(ordered.height // TOKENIZED, 1)))]
-    own, prefixes = token_counts(prober, some) if some.height else (0, {})
+    own, prefixes = token_counts(prompts, some) if some.height else (0, {})
     mean = sum(prefixes.values()) / max(len(prefixes), 1)
     probed_groups = set(plan.rows["group"])
     groups = dict(inputs.rows["group"].value_counts().iter_rows())
@@ -245,12 +248,12 @@ def work_of(inputs: AuditInputs, plan: PromptPlan, prober: ChunkProber) -> Work:
     )
 
 
-def token_counts(prober: ChunkProber, rows: pl.DataFrame) -> tuple[int, dict[str, float]]:
+def token_counts(prompts: PromptBuilder, rows: pl.DataFrame) -> tuple[int, dict[str, float]]:
     """Count the tokens of rows behind their prefixes, with answers, and those of each group's exemplar prefixes."""
-    prepared, prompts = prober.prompts(rows)
-    own = sum(len(p.own) + len(row.tree) for row, some in zip(prepared, prompts, strict=True) for p in some)
+    prepared, prompts_of_rows = prompts.build(rows)
+    own = sum(len(p.own) + len(row.tree) for row, some in zip(prepared, prompts_of_rows, strict=True) for p in some)
     families: dict[str, dict[Any, None]] = {}
-    for group, some in zip(rows["group"], prompts, strict=True):
+    for group, some in zip(rows["group"], prompts_of_rows, strict=True):
         families.setdefault(group, {}).update(dict.fromkeys(p.family for p in some))
     shared = {group: float(max(sum(map(len, family)) for family in some)) for group, some in families.items()}
     return own, shared

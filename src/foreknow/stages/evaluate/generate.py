@@ -19,8 +19,8 @@ import polars as pl
 
 from foreknow.data.exact_match import Accepted
 from foreknow.errors import ResourceError
-from foreknow.inference.exact_probe import ProbeSettings
 from foreknow.inference.generate import GeneratedPath, Generator
+from foreknow.inference.prompt_builder import EXTRA_TOKENS
 from foreknow.models.out_of_memory import is_out_of_memory
 from foreknow.prompts.prompt_template import Prompter
 from foreknow.prompts.vocabulary import Vocabulary
@@ -52,7 +52,7 @@ def build_prompts(
     """Turn usable rows (`rows.ROWS`) into prompts without exemplars.
 
     `max_new`: how many tokens a right answer may have. By default this is the number of tokens of the row's longest
-    accepted answer and `exact_probe.ProbeSettings.extra_tokens` more. `past_lines`: numbers of rows whose text goes on
+    accepted answer and `prompt_builder.EXTRA_TOKENS` more. `past_lines`: numbers of rows whose text goes on
     past line breaks.
     """
     texts = [prompter.text((), question, turns) for question, turns in rows.select("question", "context").iter_rows()]
@@ -62,7 +62,7 @@ def build_prompts(
         allowed = max_new
         if allowed is None:
             spelled = [len(prompter.answer_ids(text, ids, a.strip())) for a in accepted if a.strip()]
-            allowed = max([*spelled, 1]) + ProbeSettings().extra_tokens
+            allowed = max([*spelled, 1]) + EXTRA_TOKENS
         prompts.append(GenerationPrompt(row, tuple(ids), allowed, Accepted.of(accepted), row in past_lines))
     return prompts
 

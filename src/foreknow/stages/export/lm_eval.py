@@ -22,8 +22,8 @@ Render = Callable[[Sequence[Exemplar], str], str]
 """Writes a prompt from exemplars and a question."""
 
 EXTRA_TOKENS: Final = 5
-"""A right answer may have as many tokens more than its longest spelling as in `exact_probe.ProbeSettings`, and one for
-the blank that some tokenizers put before a text."""
+"""A right answer may have as many tokens more than its longest spelling as in the probe (`prompt_builder.py`), and one
+for the blank that some tokenizers put before a text."""
 METRICS: Final = ("exact_match", "exact_match_lenient", "exact_match_in_audit")
 
 

@@ -26,12 +26,12 @@ from foreknow.data.schema import GOLD, common_heads
 from foreknow.errors import ModelError
 from foreknow.inference.answer_search import AnswerSearches
 from foreknow.inference.engine import Engine, PackedEngine, PlainEngine, Prompt, Sampling
-from foreknow.inference.exact_probe import PreparedRow, Prober, ProbeSettings
 from foreknow.inference.malloc import release_memory
 from foreknow.inference.nodes import Nodes
 from foreknow.inference.packed_attention import UnsupportedModel
 from foreknow.inference.packed_model import PackedModel
 from foreknow.inference.path_states import PathStates
+from foreknow.inference.prompt_builder import PreparedRow, PromptBuilder
 from foreknow.models import loading
 from foreknow.models.private_api import model_of_config
 from foreknow.models.weight_files import count_of, names_of
@@ -120,7 +120,7 @@ class Tracker:
         asked_rows: list[_AskedRow] = []
         for name, rows in sets.items():
             own = rows.with_columns(answers=pl.concat_list(GOLD)) if name == "train" else rows
-            prepared_rows, prompts = _zero_shot(prompter, vocabulary, own).prompts(own)
+            prepared_rows, prompts = _zero_shot(prompter, own).build(own)
             asked_rows += [_AskedRow(name, row, line[0]) for row, line in zip(prepared_rows, prompts, strict=True)]
         self._asked = _group_by_beginning(asked_rows)
         self._end = prompter.tokenizer.eos_token_id if prompter.answer_end is None else prompter.answer_end
@@ -315,17 +315,16 @@ def _fitted(row: _SpannedRow, tree: Sequence[TokenPath], greedy: Sequence[int]) 
     return [(span, all(right[at] for at in tokens)) for span, tokens in row.spans.items()]
 
 
-def _zero_shot(prompter: Prompter, vocabulary: Vocabulary, rows: pl.DataFrame) -> Prober:
-    """Prepare prompts and answers with the probe's own code, without exemplars.
+def _zero_shot(prompter: Prompter, rows: pl.DataFrame) -> PromptBuilder:
+    """Return what makes prompts without exemplars.
 
     In groups of at least `_MANY` rows, the prompts share the beginning of the group's questions. The prompts of smaller
     groups share only the beginning that all prompts have.
     """
     alone = GroupExemplars(sets=((),), reserve=())
     exemplars = Exemplars(dict.fromkeys(rows["group"].unique(), alone), "none")
-    settings = ProbeSettings(max_answer_tokens=_LONGEST)
     heads = common_heads(rows.filter(pl.len().over("group") >= _MANY))
-    return Prober(_NoEngine(), prompter, vocabulary, exemplars, settings, heads)
+    return PromptBuilder(prompter, exemplars, heads, max_answer_tokens=_LONGEST)
 
 
 def _group_by_beginning(rows: Sequence[_AskedRow]) -> list[_AskedRow]:
@@ -341,13 +340,6 @@ def _group_by_beginning(rows: Sequence[_AskedRow]) -> list[_AskedRow]:
         for a, ids in zip(rows, beginnings, strict=True)
     ]
     return sorted(regrouped, key=lambda a: (a.prompt.member, len(a.prompt.own) + len(a.row.tree), a.name, a.row.number))
-
-
-class _NoEngine:
-    """Takes the place of the engine in a prober that only makes prompts."""
-
-    def open(self, *_: Any) -> Any:
-        raise NotImplementedError
 
 
 def vocabulary_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
