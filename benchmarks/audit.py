@@ -79,15 +79,15 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
         if context.probing.packed is None:
             raise SystemExit("the packed engine does not take this model")
         plan = chunks(context.plan.rows, int(config.chunk_rows or 128))
-        context.probing.prober.probe(plan[0].head(8))  # first touch of the weights
-        context.probing.packed._families.clear()
-        counted = count_tokens(context.probing.packed.packed)
+        prober: Any = context.probing.prober
+        prober.probe(plan[0].head(8))  # first touch of the weights
+        prober.engine._families.clear()
+        counted = count_tokens(context.probing.packed)
         began = time.perf_counter()
         for part in plan:
-            context.probing.prober.probe(part)
+            prober.probe(part)
         ours = time.perf_counter() - began
     plain, ordered = limits(context, counted)
-    prober: Any = context.probing.prober
     first = pl.concat([part.head(-(-args.batched // len(RELATIONS))) for part in rows.partition_by("group")])
     single = pl.concat([part.head(-(-args.one_by_one // len(RELATIONS))) for part in rows.partition_by("group")])
     with exact_head(context.loaded.model):
@@ -135,7 +135,7 @@ def limits(context: AuditContext, counted: dict[str, int], at_once: int = 1024) 
     Called after the probe is done: while it runs, the plain layers are swapped for laid-out ones.
     """
     assert context.probing.packed is not None
-    packed = context.probing.packed.packed
+    packed = context.probing.packed
     weights = [p for n, p in packed.body.named_parameters() if p.dim() == 2 and "embed" not in n]
     head = packed.head.weight
     inputs = {n: torch.randn(at_once, n, dtype=head.dtype) for n in {w.shape[1] for w in [*weights, head]}}

@@ -221,10 +221,12 @@ class Opened(NamedTuple):
 
     @property
     def packed(self) -> PackedEngine:
-        """The packed engine. Raises SystemExit where the model runs by plain passes only."""
+        """The packed engine. Raises RuntimeError where the model runs by plain passes only."""
         if self.probing.packed is None:
             raise RuntimeError("the packed engine does not take this model here")
-        return self.probing.packed
+        prober: Any = self.probing.prober
+        engine: PackedEngine = prober.engine
+        return engine
 
 
 NO_SEARCH = 1000.0

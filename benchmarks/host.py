@@ -36,7 +36,6 @@ from safetensors.torch import load_file, save_file
 
 from foreknow.config import AuditConfig
 from foreknow.data.schema import chunks, take
-from foreknow.inference.exact_probe import Prober
 from foreknow.models.resolve import resolve
 from foreknow.stages.audit.executor import AuditContext
 from foreknow.stages.audit.setup import open_context, read_input, with_batch_sizes
@@ -109,7 +108,7 @@ def record(model: Path, args: argparse.Namespace) -> list[Logits]:
     logits: list[Logits] = []
     with opened(model, args) as context:
         assert context.probing.packed is not None
-        head = context.probing.packed.packed.head
+        head = context.probing.packed.head
         top = head.top
 
         def recording(states: torch.Tensor, k: int) -> Logits:
@@ -138,9 +137,8 @@ def opened(model: Path, args: argparse.Namespace) -> Iterator[AuditContext]:
 def host_share(model: Path, logits: list[Logits], args: argparse.Namespace) -> dict[str, Any]:
     """Probe the rows several times; return milliseconds of processor time a row for each part."""
     with opened(model, args) as context:
-        engine, prober = context.probing.packed, context.probing.prober
-        assert engine is not None
-        assert isinstance(prober, Prober)
+        prober: Any = context.probing.prober
+        engine = prober.engine
         plan, spent = chunks(context.plan.rows, args.chunk_rows), Counter[str]()
         digest = hashlib.sha256()
         engine.packed.body.forward = timed(engine.packed.body.forward, "layers", spent)
@@ -150,7 +148,7 @@ def host_share(model: Path, logits: list[Logits], args: argparse.Namespace) -> d
         def one_round() -> dict[str, float]:
             """Return the seconds of processor time of each part of one round."""
             replayed = iter(logits)
-            engine.packed.head.top = lambda *_: next(replayed)  # type: ignore[method-assign]
+            engine.packed.head.top = lambda *_: next(replayed)
             for memory in (engine._families, prober._path_states, prober.prompts._groups):
                 memory.clear()
             spent.clear()

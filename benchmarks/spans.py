@@ -135,15 +135,15 @@ def label(config: AuditConfig, context: AuditContext, rows: pl.DataFrame) -> tup
     plan, packed = context.plan.spans, context.probing.packed
     if plan is None or packed is None:
         raise SystemExit("the file has no fact spans, or the packed engine does not take this model")
-    clock, frames, forward = Clock(), [], packed.packed.forward
+    clock, frames, forward = Clock(), [], packed.forward
     with open_span_prober(context.loaded, context.probing.prompter, config, plan, packed) as prober:
         watch(prober, clock)
         began = time.process_time()
         for start in range(0, rows.height, SPAN_ROWS):
             frames.append(prober.probe(rows.slice(start, SPAN_ROWS), plan.finder))
         seconds = time.process_time() - began
-    del packed.packed.prefixes  # the methods as they were
-    packed.packed.forward = forward  # type: ignore[method-assign]
+    del packed.prefixes  # the methods as they were
+    packed.forward = forward  # type: ignore[method-assign]
     clock.counts["all tokens"] = sum(count for name, count in clock.counts.items() if name.endswith(" tokens"))
     return seconds, pl.concat(frames), clock
 
@@ -152,7 +152,7 @@ def label(config: AuditConfig, context: AuditContext, rows: pl.DataFrame) -> tup
 def limit_seconds(context: AuditContext, counts: Counter[str], at_once: int = 512, rounds: int = 3) -> float:
     """Processor seconds of the model's own matrix products for the counted tokens and head positions."""
     assert context.probing.packed is not None
-    packed = context.probing.packed.packed
+    packed = context.probing.packed
     weights = [p for n, p in packed.body.named_parameters() if p.dim() == 2 and "embed" not in n]
     head = packed.head.weight
     inputs = {n: torch.randn(at_once, n, dtype=head.dtype) for n in {w.shape[1] for w in [*weights, head]}}

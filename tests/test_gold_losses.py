@@ -89,11 +89,11 @@ def test_a_model_in_bfloat16_or_in_plain_passes_keeps_its_own_pass(
     lessons = examples(LabelledSplit("dev", "x", rows, 0, "", ""), prompter, tokenizer.eos_token_id)
     measure = Tracker(prompter, vocabulary_for(model, tokenizer), {"dev": rows}, examples={"dev": lessons})
     expected = measure(model)
-    measure.note = "by plain passes"
+    measure._engines.refusal = "no packing today"
     found = measure.measure(model)
     assert found.losses is None
     assert found.outcomes.equals(expected)
-    measure.note = None
+    measure._engines.refusal = None
     assert measure.measure(model.bfloat16()).losses is None
 
 

@@ -221,7 +221,7 @@ def test_packed_and_plain_passes_agree_whatever_the_batch(loaded: Loaded, prompt
     given, rows = config(), long_rows(5)
     planned = plan(rows, prompter, given)
     one = packed(loaded, prompter, rows, given)
-    plain = prober_of(loaded, prompter, planned, PlainTrees(loaded.model, 1), given).probe(planned.long, "rules")
+    plain = prober_of(loaded, prompter, planned, PlainTrees(loaded.model), given).probe(planned.long, "rules")
     assert_frame_equal(one, plain, abs_tol=1e-5)
     assert_frame_equal(one, packed(loaded, prompter, rows, given, tokens=64), abs_tol=1e-5)
     assert_frame_equal(one, packed(loaded, prompter, rows, given))

@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from foreknow.categories import CATEGORIES, UNKNOWN
 from foreknow.data.exact_match import Accepted, answer_of
 from foreknow.errors import ConfigError
+from foreknow.inference.packed_attention import UnsupportedModel
+from foreknow.inference.packed_model import PackedModel
 from foreknow.prompts.prompt_template import Prompter, Template
 from foreknow.stages.train import answer_loss, curves, selection, tracker
 from foreknow.stages.train.answer_loss import open_pass
@@ -108,9 +110,9 @@ def test_plain_passes_measure_the_same(
     assert packed.note is None
 
     def refuse(*_: object) -> None:
-        raise tracker.UnsupportedModel("no packing today")
+        raise UnsupportedModel("no packing today")
 
-    monkeypatch.setattr(tracker.PackedModel, "verify", refuse)
+    monkeypatch.setattr(PackedModel, "verify", refuse)
     plain = Tracker(prompter, vocabulary_for(model, tokenizer), {"dev": rows})
     assert plain(model).equals(found)
     assert "no packing today" in str(plain.note)

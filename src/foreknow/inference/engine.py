@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from foreknow.models.loading import input_device
 from foreknow.prompts.vocabulary import TokenPath
 
 Family = tuple[tuple[int, ...], ...]
+
+LEAST_BATCH: Final = 64
+"""Where memory runs out, no batch is made smaller than this many tokens."""
 
 
 class Prompt(NamedTuple):
@@ -64,12 +67,29 @@ class Session(Protocol):
 class Engine(Protocol):
     """Computes next-token distributions."""
 
-    def open(self, prompts: Sequence[Prompt], trees: Sequence[Sequence[TokenPath]]) -> tuple[Session, Nodes]:
+    def open(
+        self,
+        prompts: Sequence[Prompt],
+        trees: Sequence[Sequence[TokenPath]],
+        targets: Sequence[Sequence[int]] | None = None,
+        /,
+    ) -> tuple[Session, Nodes]:
         """Run the prompts, each with a tree of paths (closed under prefixes).
 
         The nodes are those of the first prompt, then of the second, and so on: the root's, then each path's.
+        `targets`: by prompt, a token for each of its nodes, whose log-probability is then the node's `log_p` if the
+        engine finds it; an engine that does not leaves `log_p` None.
         """
         ...
+
+    def halve_batches(self) -> int | None:
+        """Compute half as many tokens at once; return how many. None if its batches cannot be made smaller."""
+        ...
+
+
+def halved(tokens: int) -> int | None:
+    """Return half of the tokens of a batch; None if that is less than `LEAST_BATCH`."""
+    return tokens // 2 if tokens >= 2 * LEAST_BATCH else None
 
 
 def nodes_of(ids: Tensor, logits: Tensor, sampling: Sampling, log_total: Tensor | None = None) -> Nodes:
@@ -110,8 +130,7 @@ class PackedEngine:
     ) -> tuple[Session, Nodes]:
         """See `Engine.open`. Prompts that share a prefix should be adjacent.
 
-        `targets`: by prompt, a token for each of its nodes, whose log-probability is then the node's `log_p`; where the
-        token is -1 it is NaN. For a head of float32 and a `top_k`.
+        `targets`: for a head of float32 and a `top_k`. Where a token is -1, its node's `log_p` is NaN.
         """
         made: dict[tuple[tuple[int, ...], int], TokenTree] = {}  # a row's prompts often differ in their prefix only
         for p, tree in zip(prompts, trees, strict=True):
@@ -141,6 +160,12 @@ class PackedEngine:
         session = _PackedSession(self, [questions[i] for i in range(len(prompts))])
         order = _in_order(list(questions), [len(branch.wanted) for branch in branches])
         return session, Nodes.concat(nodes).take(order)
+
+    def halve_batches(self) -> int | None:
+        """See `Engine.halve_batches`."""
+        half = halved(self.batch_tokens)
+        self.batch_tokens = half or self.batch_tokens
+        return half
 
     def _prefix(self, family: Family, member: int, shared: int) -> CachedPrefix:
         prefixes = self._families.get(family)
@@ -207,10 +232,18 @@ class PlainEngine:
         self.rows = rows
         self.device = input_device(model)
 
-    def open(self, prompts: Sequence[Prompt], trees: Sequence[Sequence[TokenPath]]) -> tuple[Session, Nodes]:
-        """See `Engine.open`. Computes every path as a sequence of its own."""
+    def open(
+        self,
+        prompts: Sequence[Prompt],
+        trees: Sequence[Sequence[TokenPath]],
+        _targets: Sequence[Sequence[int]] | None = None,
+    ) -> tuple[Session, Nodes]:
+        """See `Engine.open`. Computes every path as a sequence of its own, and no `log_p`."""
         session = _PlainSession(self, [p.ids for p in prompts])
         return session, session.extend([(i, path) for i, tree in enumerate(trees) for path in ((), *tree)])
+
+    def halve_batches(self) -> None:
+        """See `Engine.halve_batches`."""
 
     @torch.inference_mode()
     def run(self, sequences: Sequence[Sequence[int]]) -> Nodes:

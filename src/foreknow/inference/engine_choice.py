@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from foreknow.inference.engine import PackedEngine, PlainEngine, Sampling
+import torch
+from transformers import PreTrainedModel
+
+from foreknow.inference.engine import Engine, PackedEngine, PlainEngine, Sampling
 from foreknow.inference.packed_attention import UnsupportedModel
 from foreknow.inference.packed_model import PackedModel
-from foreknow.models.loading import Loaded
 from foreknow.prompts.few_shot import Exemplar
 from foreknow.prompts.prompt_template import Prompter
 
@@ -21,23 +23,64 @@ CHECK: Exemplar = Exemplar("What is the capital of France?", "Paris", None)
 
 
 class EngineChoice(NamedTuple):
-    """`name`: packed or plain. `engine` makes one for any sampling; the model stays attached until the context ends."""
+    """The engine that fits a model: `packed` has packed passes attached until the context ends; None for plain ones."""
 
-    name: str
-    engine: Callable[[Sampling], PackedEngine | PlainEngine]
+    model: PreTrainedModel
+    packed: PackedModel | None
+    batch_tokens: int
+
+    @property
+    def name(self) -> Literal["packed", "plain"]:
+        """Return the engine's name."""
+        return "plain" if self.packed is None else "packed"
+
+    @property
+    def finds_log_p(self) -> bool:
+        """Return whether an engine with a `top_k` finds the log-probabilities of `Engine.open`, in float32."""
+        return self.packed is not None and self.packed.head.weight.dtype == torch.float32
+
+    def engine(self, sampling: Sampling) -> Engine:
+        """Make an engine for any sampling."""
+        if self.packed is None:
+            return PlainEngine(self.model, sampling)
+        return PackedEngine(self.packed, sampling, self.batch_tokens)
+
+
+class EngineFactory:
+    """Opens the engine that fits a model. The model may be opened again when its weights have changed.
+
+    Packed passes are compared with the model's own when it is first opened, on a prompt with the exemplars `shots`.
+    `refusal`: why plain passes are used; None if packed ones are.
+    """
+
+    def __init__(self, prompter: Prompter, batch_tokens: int, shots: Sequence[Exemplar] = (CHECK,)):
+        self.refusal: str | None = None
+        self._batch_tokens = batch_tokens
+        self._prompt = prompter.ids([prompter.text(shots, "What is the capital of Peru?")])[0]
+        self._is_checked = False
+
+    @contextmanager
+    def open(self, model: PreTrainedModel) -> Iterator[EngineChoice]:
+        """Attach packed passes to a model if they fit it, until the context ends."""
+        with ExitStack() as stack:
+            packed = None
+            if self.refusal is None:
+                try:
+                    packed = stack.enter_context(PackedModel(model).attached())
+                    if not self._is_checked:
+                        packed.verify(self._prompt[: len(self._prompt) // 2], self._prompt[len(self._prompt) // 2 :])
+                        self._is_checked = True
+                except UnsupportedModel as error:
+                    stack.close()
+                    packed, self.refusal = None, str(error)
+            yield EngineChoice(model, packed, self._batch_tokens)
 
 
 @contextmanager
-def open_engine(loaded: Loaded, prompter: Prompter, batch_tokens: int) -> Iterator[EngineChoice]:
-    """Attach packed passes to a model and check them. Where the check fails, print why and use plain passes."""
-    with ExitStack() as stack:
-        try:
-            packed = stack.enter_context(PackedModel(loaded.model).attached())
-            ids = prompter.ids([prompter.text([CHECK], "What is the capital of Peru?")])[0]
-            packed.verify(ids[: len(ids) // 2], ids[len(ids) // 2 :])
-        except UnsupportedModel as error:
-            stack.close()
-            logger.info(f"plain forward passes, about ten times slower: {error}")
-            yield EngineChoice("plain", lambda sampling: PlainEngine(loaded.model, sampling))
-        else:
-            yield EngineChoice("packed", lambda sampling: PackedEngine(packed, sampling, batch_tokens))
+def open_engine(model: PreTrainedModel, prompter: Prompter, batch_tokens: int) -> Iterator[EngineChoice]:
+    """Open the engine that fits a model, once. Where packed passes do not, print why."""
+    factory = EngineFactory(prompter, batch_tokens)
+    with factory.open(model) as choice:
+        if factory.refusal is not None:
+            logger.info(f"plain forward passes, about ten times slower: {factory.refusal}")
+        yield choice

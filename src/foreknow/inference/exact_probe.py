@@ -108,6 +108,10 @@ class Prober:
         model_answers = zip((row.number for row in prepared_rows), answers.texts, strict=True)
         return Chunk(_probes(prepared_rows, sets, wave.searches, spent), answers_frame(model_answers))
 
+    def halve_batches(self) -> int | None:
+        """See `Engine.halve_batches`."""
+        return self.engine.halve_batches()
+
     def _open(self, rows: Sequence[PreparedRow], prompts: Sequence[Sequence[Prompt]]) -> _Wave:
         """Open all prompts with the trees of their rows, and start their searches."""
         states, sets = self._path_states, len(prompts[0])

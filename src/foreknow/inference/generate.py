@@ -241,6 +241,9 @@ class Sampler:
         figures = dict(zip(_FIGURES, zip(*lines, strict=True), strict=True))
         return Chunk(probes_frame(prepared_rows, len(prompts[0]), figures), answers_frame(model_answers))
 
+    def halve_batches(self) -> None:
+        """Halve nothing: how many answers are generated at once stays as it is."""
+
 
 def _is_right(answer: Answer, accepted: Accepted) -> tuple[bool, bool]:
     if not answer.ended:

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from foreknow.inference.engine import PackedEngine, Sampling
+from foreknow.inference.engine import halved
 from foreknow.inference.engine_choice import open_engine
 from foreknow.inference.loglikelihood import own_attention
 from foreknow.inference.packed_model import PackedModel
 from foreknow.inference.packing import CachedPrefix, CachedTokens, Segment, TokenTree, round_up
 from foreknow.inference.span_tree import Branch, SpanTree
-from foreknow.models.loading import Loaded, input_device
+from foreknow.models.loading import input_device
 from foreknow.prompts.prompt_template import Prompter
 
 _PREFIXES: Final = 16
@@ -49,14 +49,16 @@ class SpanJob(NamedTuple):
 class TreeEngine(Protocol):
     """Runs a model over trees of tokens."""
 
-    batch_tokens: int
-
     def run(self, jobs: Sequence[SpanJob]) -> Iterator[tuple[int, Tensor]]:
         """Yield each job's number, once, with the model's states at its wanted tokens, [wanted, ...]."""
         ...
 
     def logits(self, states: Tensor) -> Tensor:
         """Return next-token logits in float32, [states, vocabulary]."""
+        ...
+
+    def halve_batches(self) -> int | None:
+        """See `engine.Engine.halve_batches`."""
         ...
 
 
@@ -103,6 +105,12 @@ class PackedTrees:
     def logits(self, states: Tensor) -> Tensor:
         """See `TreeEngine.logits`."""
         return self.packed.head.full_logits(states)
+
+    def halve_batches(self) -> int | None:
+        """See `engine.Engine.halve_batches`."""
+        half = halved(self.batch_tokens)
+        self.batch_tokens = half or self.batch_tokens
+        return half
 
     def _forward(
         self, jobs: Sequence[SpanJob], parts: Sequence[_Part], *, keep: bool = False
@@ -172,10 +180,9 @@ class PackedTrees:
 class PlainTrees:
     """Runs every way through a tree as a sequence of its own, by the model's own forward pass: many times slower."""
 
-    def __init__(self, model: PreTrainedModel, batch_tokens: int):
+    def __init__(self, model: PreTrainedModel):
         self.model = model.eval()
         self.device = input_device(model)
-        self.batch_tokens = batch_tokens
 
     @torch.inference_mode()
     def run(self, jobs: Sequence[SpanJob]) -> Iterator[tuple[int, Tensor]]:
@@ -199,6 +206,9 @@ class PlainTrees:
         """See `TreeEngine.logits`."""
         return states
 
+    def halve_batches(self) -> None:
+        """See `engine.Engine.halve_batches`."""
+
 
 def _trunk_tree(job: SpanJob) -> TokenTree:
     wanted = [node for node in job.wanted if node < job.tree.trunk]
@@ -217,18 +227,13 @@ def _branch_tree(job: SpanJob, branch: Branch) -> TokenTree:
 
 @contextmanager
 def open_trees(
-    loaded: Loaded, prompter: Prompter, batch_tokens: int, packed: PackedEngine | None = None
+    model: PreTrainedModel, prompter: Prompter, batch_tokens: int, packed: PackedModel | None = None
 ) -> Iterator[TreeEngine]:
-    """Choose the engine for trees. `packed`: the audit's own packed engine, if it is open.
+    """Choose the engine for trees. `packed`: the model with packed passes, if they are attached.
 
-    Without it the model is attached and checked here, and plain passes are used where packed ones do not fit.
+    Without it they are attached and checked here, and plain passes are used where packed ones do not fit.
     """
-    if packed is not None:
-        yield PackedTrees(packed.packed, batch_tokens)
-        return
-    with open_engine(loaded, prompter, batch_tokens) as choice:
-        engine = choice.engine(Sampling())
-        if isinstance(engine, PackedEngine):
-            yield PackedTrees(engine.packed, batch_tokens)
-        else:
-            yield PlainTrees(loaded.model, batch_tokens)
+    with ExitStack() as stack:
+        if packed is None:
+            packed = stack.enter_context(open_engine(model, prompter, batch_tokens)).packed
+        yield PlainTrees(model) if packed is None else PackedTrees(packed, batch_tokens)

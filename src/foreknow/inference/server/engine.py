@@ -118,8 +118,13 @@ class ServerEngine:
         self.batch = batch if can.many else 1
         self.tally: Counter[str] = Counter()
 
-    def open(self, prompts: Sequence[Prompt], trees: Sequence[Sequence[TokenPath]]) -> tuple[ServerSession, Nodes]:
-        """See `engine.Engine.open`. Raises ResourceError where the server stops answering."""
+    def open(
+        self,
+        prompts: Sequence[Prompt],
+        trees: Sequence[Sequence[TokenPath]],
+        _targets: Sequence[Sequence[int]] | None = None,
+    ) -> tuple[ServerSession, Nodes]:
+        """See `engine.Engine.open`; it finds no `log_p`. Raises ResourceError where the server stops answering."""
         session = ServerSession(self, [p.ids for p in prompts])
         paths = [(i, path) for i, tree in enumerate(trees) for path in ((), *tree)]
         if self.can.prompt_route:
@@ -132,6 +137,9 @@ class ServerEngine:
             }
             return session, Nodes.of([nodes[path] for path in paths])
         return session, session.extend(paths)
+
+    def halve_batches(self) -> None:
+        """See `engine.Engine.halve_batches`."""
 
     def after(self, sequences: Sequence[tuple[int, ...]]) -> Nodes:
         """Return the node after each whole sequence, by requests for one token and its likely alternatives."""

@@ -24,7 +24,7 @@ from foreknow.data.exact_match import canonical, spellings_of
 from foreknow.data.schema import ROWS, common_heads
 from foreknow.errors import ConfigError
 from foreknow.inference import slick
-from foreknow.inference.engine import PackedEngine, Prompt, Sampling
+from foreknow.inference.engine import Prompt, Sampling
 from foreknow.inference.exact_probe import Prober, ProbeSettings
 from foreknow.inference.malloc import release_memory
 from foreknow.inference.multi_target_search import MultiTargetSearch, Spellings, canonical_texts
@@ -131,7 +131,7 @@ def compute(
             began = time.monotonic()
             (lines, prompts, paths), halved = with_less_memory(
                 partial(_work, prober, part, heads[part.group], swapped, search),
-                prober.engine if isinstance(prober.engine, PackedEngine) else None,
+                prober,
                 "chance: out of memory; finished groups are kept. Free some memory and run the same command again",
             )
             frames.append(lines)

@@ -23,7 +23,7 @@ from foreknow.stages.audit.prompts_ahead import prompts_ahead
 
 if TYPE_CHECKING:
     from foreknow.config import AuditConfig
-    from foreknow.inference.engine import PackedEngine
+    from foreknow.inference.packed_model import PackedModel
     from foreknow.inference.span_probe import SpanProber
     from foreknow.models.loading import Loaded
     from foreknow.prompts.prompt_template import Prompter
@@ -35,10 +35,12 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class HasBatchTokens(Protocol):
-    """An engine whose batches can be made smaller."""
+class HalvesBatches(Protocol):
+    """A prober or an engine that computes batches."""
 
-    batch_tokens: int
+    def halve_batches(self) -> int | None:
+        """See `inference.engine.Engine.halve_batches`."""
+        ...
 
 
 COST: dict[str, pl.DataType] = {
@@ -62,7 +64,7 @@ def probe_chunks(probing: OpenProber, chunks: NumberedChunks) -> Iterator[ChunkR
         for number, rows, prepared in ahead:
             chunk, halved = with_less_memory(
                 partial(probing.prober.probe, rows, prepared),
-                probing.packed,
+                probing.prober,
                 "out of memory; finished chunks are kept. Lower --chunk-rows, or use a smaller model",
             )
             cost = {
@@ -106,9 +108,9 @@ def score_long_answers(
 
 @contextmanager
 def open_span_prober(
-    loaded: Loaded, prompter: Prompter, config: AuditConfig, plan: SpanPlan, packed: PackedEngine | None = None
+    loaded: Loaded, prompter: Prompter, config: AuditConfig, plan: SpanPlan, packed: PackedModel | None = None
 ) -> Iterator[SpanProber]:
-    """Open the prober of fact spans. `packed`: the engine that has the model attached already, if there is one."""
+    """Open the prober of fact spans. `packed`: the model with packed passes, if they are attached already."""
     from foreknow.inference.engine import Sampling  # keeps torch out
     from foreknow.inference.span_distributions import word_ending_tokens  # keeps torch out
     from foreknow.inference.span_engine import open_trees  # keeps torch out
@@ -124,7 +126,7 @@ def open_span_prober(
         positions=positions if isinstance(positions, int) and positions > 0 else 2**31,
     )
     size = int(loaded.model.get_output_embeddings().weight.shape[0])
-    with open_trees(loaded, prompter, int(config.batch_tokens or 2048), packed) as engine:
+    with open_trees(loaded.model, prompter, int(config.batch_tokens or 2048), packed) as engine:
         ends = word_ending_tokens(loaded.tokenizer, size)
         yield SpanProber(engine, prompter, plan.exemplars, settings, ends)
 
@@ -142,11 +144,11 @@ def label_spans(prober: SpanProber, finder: str, chunks: NumberedChunks) -> Iter
         release_memory()
 
 
-def with_less_memory(work: Callable[[], T], engine: HasBatchTokens | None, too_large: str) -> tuple[T, int]:
-    """Run `work`, halving its engine's batches down to 64 tokens if memory runs out.
+def with_less_memory(work: Callable[[], T], engine: HalvesBatches, too_large: str) -> tuple[T, int]:
+    """Run `work`, halving the batches of its engine if memory runs out.
 
     Returns the result of `work` and the number of halvings; the batches stay halved. Raises ResourceError with the text
-    `too_large` if there is no packed engine, or if 64 tokens are still too many.
+    `too_large` if they cannot be made smaller.
     """
     times = 0
     while True:
@@ -155,10 +157,8 @@ def with_less_memory(work: Callable[[], T], engine: HasBatchTokens | None, too_l
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            if engine is None or engine.batch_tokens < 128:
+            tokens = engine.halve_batches()
+            if tokens is None:
                 raise ResourceError(too_large) from None
-            engine.batch_tokens //= 2
-            logger.info(
-                f"out of memory: going on with {engine.batch_tokens} tokens at once; bytes may differ from now on"
-            )
+            logger.info(f"out of memory: going on with {tokens} tokens at once; bytes may differ from now on")
             times += 1

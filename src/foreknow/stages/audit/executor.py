@@ -16,8 +16,8 @@ from foreknow.prompts.prompt_template import Prompter, Template
 from foreknow.stages.audit.span_plan import SpanPlan
 
 if TYPE_CHECKING:
-    from foreknow.inference.engine import PackedEngine
     from foreknow.inference.exact_probe import Chunk
+    from foreknow.inference.packed_model import PackedModel
     from foreknow.inference.prompt_builder import PreparedPrompts, PromptBuilder
 
 
@@ -53,6 +53,10 @@ class ChunkProber(Protocol):
         """Probe rows that have a question and answers. `prepared`: what `prompts.build` returned, if it was called."""
         ...
 
+    def halve_batches(self) -> int | None:
+        """See `inference.engine.Engine.halve_batches`."""
+        ...
+
 
 class PromptPlan(NamedTuple):
     """The prompts of an audit, before a model answers them: rows to probe, rows with long answers, exemplars.
@@ -74,12 +78,12 @@ class PromptPlan(NamedTuple):
 
 
 class OpenProber(NamedTuple):
-    """An open prober, its prompter, its engine's name, and the packed engine itself if that is the one in use."""
+    """An open prober, its prompter, its engine's name, and the model with packed passes if the engine uses them."""
 
     prober: ChunkProber
     prompter: Prompter
     engine: str
-    packed: PackedEngine | None
+    packed: PackedModel | None
 
 
 class AuditContext(NamedTuple):

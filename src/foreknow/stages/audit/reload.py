@@ -72,7 +72,7 @@ def reload_audit(audit: AuditResult, memory: ModelInMemory | None = None) -> Ite
     if loaded.device.partition(":")[0] != identity["device"]:
         logger.info(f"audited on {identity['device']}, now computing on {loaded.device}: the last digits may differ")
     prompter = Prompter(loaded.tokenizer, Template(*identity["prompt_template"]), config.uses_chat_template, config.bos)
-    with open_engine(loaded, prompter, int(config.batch_tokens or 2048)) as choice:
+    with open_engine(loaded.model, prompter, int(config.batch_tokens or 2048)) as choice:
         yield ReloadedAudit(config, loaded, prompter, read_exemplars(audit), choice.engine)
 
 

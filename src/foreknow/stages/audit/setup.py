@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -294,22 +294,20 @@ def prompt_builder(config: AuditConfig, prompter: Prompter, plan: PromptPlan) ->
 @contextmanager
 def open_prober(config: AuditConfig, loaded: loading.Loaded, plan: PromptPlan) -> Iterator[OpenProber]:
     """Open the prober of a loaded model; the engine choice prints what it falls back to, and why."""
-    from foreknow.inference.engine import PackedEngine, Sampling  # keeps torch out
+    from foreknow.inference.engine import Sampling  # keeps torch out
     from foreknow.inference.engine_choice import open_engine  # keeps torch out
     from foreknow.inference.exact_probe import Prober  # keeps torch out
 
     prompter = Prompter(loaded.tokenizer, plan.template, config.uses_chat_template, config.bos)
     sampling, prompts = Sampling(config.temperature, config.top_k), prompt_builder(config, prompter, plan)
-    with ExitStack() as stack:
-        choice = stack.enter_context(open_engine(loaded, prompter, int(config.batch_tokens or 2048)))
-        engine, kind = choice.engine(sampling), choice.name
-        vocabulary = prompter.ended(loading.vocabulary_of(loaded))
-        chunk_prober: ChunkProber = Prober(engine, prompts, vocabulary, search_settings(config))
-        if config.protocol == "sampled":
-            stack.close()
-            chunk_prober, kind = stack.enter_context(_sampler(loaded, prompts, vocabulary, sampling, config))
-        packed_engine = engine if kind == "packed" and isinstance(engine, PackedEngine) else None
-        yield OpenProber(chunk_prober, prompter, kind, packed_engine)
+    vocabulary = prompter.ended(loading.vocabulary_of(loaded))
+    if config.protocol == "sampled":
+        with _sampler(loaded, prompts, vocabulary, sampling, config) as (sampler, kind):
+            yield OpenProber(sampler, prompter, kind, None)
+        return
+    with open_engine(loaded.model, prompter, int(config.batch_tokens or 2048)) as choice:
+        prober = Prober(choice.engine(sampling), prompts, vocabulary, search_settings(config))
+        yield OpenProber(prober, prompter, choice.name, choice.packed)
 
 
 @contextmanager

@@ -13,7 +13,6 @@ and the end token are the arg max behind those before it: so the model writes it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -25,11 +24,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from foreknow.data.schema import GOLD, common_heads
 from foreknow.errors import ModelError
 from foreknow.inference.answer_search import AnswerSearches
-from foreknow.inference.engine import Engine, PackedEngine, PlainEngine, Prompt, Sampling
+from foreknow.inference.engine import Engine, Prompt, Sampling
+from foreknow.inference.engine_choice import EngineFactory
 from foreknow.inference.malloc import release_memory
 from foreknow.inference.nodes import Nodes
-from foreknow.inference.packed_attention import UnsupportedModel
-from foreknow.inference.packed_model import PackedModel
 from foreknow.inference.path_states import PathStates
 from foreknow.inference.prompt_builder import PreparedRow, PromptBuilder
 from foreknow.models import loading
@@ -111,12 +109,9 @@ class Tracker:
         examples: Sets | None = None,
     ):
         self.lenient = lenient
-        self.batch_tokens = batch_tokens
         self.chunk_rows = chunk_rows
-        self.note: str | None = None
-        self._verified = False
+        self._engines = EngineFactory(prompter, batch_tokens, shots=())
         self._states = PathStates(vocabulary, excludes=False)
-        self._check = prompter.ids([prompter.text((), "What is the capital of Peru?")])[0]
         asked_rows: list[_AskedRow] = []
         for name, rows in sets.items():
             own = rows.with_columns(answers=pl.concat_list(GOLD)) if name == "train" else rows
@@ -136,6 +131,12 @@ class Tracker:
 
         self._golds = _golds(self._asked, examples or {})
         self.unscored = split_by_pass(examples or {}, self._golds)
+
+    @property
+    def note(self) -> str | None:
+        """Return a line that says why the rows are measured by plain passes; None if they are not."""
+        refusal = self._engines.refusal
+        return None if refusal is None else f"measuring by plain forward passes, about ten times slower: {refusal}"
 
     @property
     def count(self) -> int:
@@ -158,14 +159,15 @@ class Tracker:
         fitted: list[tuple[str, int, int, bool]] = []
         sums = LossSums()
         try:
-            with self._engine(model) as engine:
-                finds = self._finds(model)
+            with self._engines.open(model) as choice:
+                engine = choice.engine(_GREEDY)
+                scored = bool(self._golds) and choice.finds_log_p
                 for start in range(0, self.count, self.chunk_rows):
                     part = self._asked[start : start + self.chunk_rows]
                     if len(self._states) > _MOST_STATES:
                         self._states.clear()
                     golds = [self._golds.get((row.name, row.row.number)) for row in part]
-                    right, nodes = _ask(engine, part, self._states, self.lenient, golds if finds else None)
+                    right, nodes = _ask(engine, part, self._states, self.lenient, golds if scored else None)
                     begin = 0
                     for n, row in enumerate(part):
                         spanned, end = self._spans.get((row.name, row.row.number)), begin + 1 + len(row.row.tree)
@@ -190,28 +192,8 @@ class Tracker:
         return Measurement(
             pl.DataFrame(outcomes, schema=OUTCOMES, orient="row").sort("set", "row"),
             pl.DataFrame(fitted, schema=SPAN_OUTCOMES, orient="row").sort("set", "row", "span"),
-            sums.sums if finds else None,
+            sums.sums if scored else None,
         )
-
-    def _finds(self, model: PreTrainedModel) -> bool:
-        """Return whether the pass finds the losses of golds: packed, and in float32 as they are trained on."""
-        return bool(self._golds) and self.note is None and model.get_output_embeddings().weight.dtype == torch.float32
-
-    @contextmanager
-    def _engine(self, model: PreTrainedModel) -> Iterator[Engine]:
-        if not self._verified:
-            self._verified = True
-            try:
-                with PackedModel(model).attached() as packed:
-                    cut = len(self._check) // 2
-                    packed.verify(self._check[:cut], self._check[cut:])
-            except UnsupportedModel as why:
-                self.note = f"measuring by plain forward passes, about ten times slower: {why}"
-        if self.note is not None:
-            yield PlainEngine(model, _GREEDY)
-            return
-        with PackedModel(model).attached() as packed:
-            yield PackedEngine(packed, _GREEDY, self.batch_tokens)
 
 
 def _ask(
@@ -224,17 +206,16 @@ def _ask(
     """Return the strict and the lenient outcome of each row, and the nodes of all: the root's, then those of its tree.
 
     The lenient outcome is None if `lenient` is not set. `golds`: by row, the tokens whose log-probability the nodes
-    have, for a packed engine.
+    have, if the engine finds it.
     """
-    prompts_of_part, trees_of_part = [row.prompt for row in part], [row.row.tree for row in part]
-    if golds is not None and isinstance(engine, PackedEngine):
+    trees_of_part = [row.row.tree for row in part]
+    targets = None
+    if golds is not None:
         targets = [
             (-1,) * (1 + len(tree)) if gold is None else gold.targets
             for gold, tree in zip(golds, trees_of_part, strict=True)
         ]
-        session, nodes = engine.open(prompts_of_part, trees_of_part, targets)
-    else:
-        session, nodes = engine.open(prompts_of_part, trees_of_part)
+    session, nodes = engine.open([row.prompt for row in part], trees_of_part, targets)
     roots = [states.root(row.row.answers) for row in part]
     trees = [[root, *states.at(root, row.row.tree)] for root, row in zip(roots, part, strict=True)]
     limits = np.array([row.row.max_new for row in part])
