@@ -43,6 +43,8 @@ from foreknow.stages.train import estimate as tune_estimate
 from foreknow.stages.train import run as train_run
 from foreknow.stages.train.answer_loss import PackedPass, PlainPass, open_pass, shared_beginning
 from foreknow.stages.train.dataset import TrainingExample, micro_batches, step_rows
+from foreknow.stages.train.inputs import check_models
+from foreknow.stages.train.loop import open_asking
 from foreknow.stages.train.result import TrainResult, open_train, read_metrics
 from foreknow.stages.train.trainer import FactTrainer, NotFinite, arguments, set_dropout
 
@@ -528,9 +530,9 @@ def test_categories_come_from_the_audit_by_question_and_gold(
     other = audit_of(tmp_path / "other", known, "sha256:another")
     with pytest.raises(ModelError, match=r"(?s)made with some model .* not with the model to be tuned .* --force"):
         train_run.run(settings(tmp_path / "b", audit=other))
-    forced = train_run.check_models(
-        settings(tmp_path, audit=other, force=True), train_run.read_inputs(settings(tmp_path)), "x"
-    )
+    with pytest.raises(ModelError, match="another model"), open_asking(settings(tmp_path, audit=other)):
+        pass
+    forced = check_models(settings(tmp_path, audit=other, force=True), train_run.read_inputs(settings(tmp_path)), "x")
     assert len(forced) == 1
     assert "another model's" in forced[0]
 

@@ -14,20 +14,13 @@ from foreknow.distributed import process_group
 from foreknow.errors import (
     ConfigError,
 )
-from foreknow.models.resolve import resolve
 from foreknow.progress import duration
 from foreknow.stages.train import canaries, known_rows
 from foreknow.stages.train.answer_loss import base_of, open_pass
 from foreknow.stages.train.dataset import micro_batches
-from foreknow.stages.train.inputs import check_method, check_models, check_remedies, read_inputs
+from foreknow.stages.train.inputs import read_inputs
 from foreknow.stages.train.rate_trials import FACTORS, format_cost, trial_steps
-from foreknow.stages.train.setup import (
-    AUTO,
-    resolve_device_dtype,
-    training_plan,
-    with_batch_sizes,
-    with_training_plan,
-)
+from foreknow.stages.train.setup import AUTO, set_up_run, training_plan
 from foreknow.stages.train.tokenized_inputs import tokenize_inputs
 from foreknow.stages.train.tracker import Tracker, vocabulary_for
 from foreknow.stages.train.training_model import load_training_model
@@ -50,15 +43,9 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
         if process_group.is_distributed():
             raise ConfigError("--dry-run measures one process; start it without the launcher")
     inputs = read_inputs(config)
-    device, dtype = resolve_device_dtype(config)
-    config = with_batch_sizes(config, device)
-    resolved_model = resolve(config.model, logger.info, config.trust_remote_code, base=config.base, force=config.force)
-    check_method(config.model, config.method, resolved_model)
-    check_remedies(config, resolved_model)
-    config, reason = with_training_plan(config, inputs.train.rows.height, resolved_model)
+    config, resolved_model, device, dtype, reason, _ = set_up_run(config, inputs)
     if reason:
         logger.info(reason)
-    check_models(config, inputs, resolved_model.fingerprint)
     tokenized = tokenize_inputs(config, inputs, resolved_model)
     inputs = tokenized.inputs
     for note in tokenized.notes:

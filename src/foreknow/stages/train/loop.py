@@ -20,7 +20,6 @@ from foreknow.errors import (
 )
 from foreknow.io.run_dir import RunDir, write_frame
 from foreknow.models.out_of_memory import is_out_of_memory
-from foreknow.models.resolve import resolve
 from foreknow.progress import meter
 from foreknow.stages.train import curves, known_rows, made_up, selection
 from foreknow.stages.train.answer_loss import base_of, open_pass
@@ -38,12 +37,7 @@ from foreknow.stages.train.known_rows import KnownRows
 from foreknow.stages.train.rate_trials import format_cost, run_trials
 from foreknow.stages.train.result import CONVERGENCE, EARLY_STOP, OUTCOMES, weight_folders
 from foreknow.stages.train.resume import resume
-from foreknow.stages.train.setup import (
-    AUTO,
-    resolve_device_dtype,
-    training_plan,
-    with_batch_sizes,
-)
+from foreknow.stages.train.setup import AUTO, set_up_run, training_plan
 from foreknow.stages.train.span_labels import FITTED, FITTED_SPANS, spans_of_sets
 from foreknow.stages.train.tokenized_inputs import TokenizedInputs, tokenize_inputs
 from foreknow.stages.train.trainer import FactTrainer, NotFinite, QuietTrainer, Tally, arguments
@@ -216,9 +210,7 @@ def open_asking(config: TuneConfig) -> Iterator[tuple[AskingModel, TrainInputs]]
     Raises the errors that a run of `config` raises before its first step.
     """
     inputs = read_inputs(config)
-    device, dtype = resolve_device_dtype(config)
-    config = with_batch_sizes(config, device)
-    resolved_model = resolve(config.model, logger.info, config.trust_remote_code, base=config.base, force=config.force)
+    config, resolved_model, device, dtype, *_ = set_up_run(config, inputs)
     tokenized = tokenize_inputs(config, inputs, resolved_model)
     training_model = load_training_model(config, device, dtype)
     some = sorted(tokenized.examples, key=lambda e: (e.length, e.row))[: 3 * 8 : 8]

@@ -49,24 +49,18 @@ from foreknow.io.in_memory import InMemory
 from foreknow.io.run_dir import RunDir, fingerprint, read_json, write_frame, write_json
 from foreknow.models.adapters import about
 from foreknow.models.packaged import verify_checksums
-from foreknow.models.resolve import check_name, resolve
+from foreknow.models.resolve import check_name
 from foreknow.models.versions import library_versions
 from foreknow.stages.mix.sampling import manifest_path, read_manifest
 from foreknow.stages.skeleton import PreparedRun, Stage, nothing_to_do, required_out, run_stage
 from foreknow.stages.train import curves, selection
 from foreknow.stages.train.curves import TRAIN
 from foreknow.stages.train.dataset import ceiling
-from foreknow.stages.train.inputs import TrainInputs, check_method, check_models, check_remedies, read_inputs
+from foreknow.stages.train.inputs import TrainInputs, read_inputs
 from foreknow.stages.train.page import write_page
 from foreknow.stages.train.result import CONVERGENCE, EARLY_STOP, WATCHED, TrainResult, read_metrics, weight_folders
 from foreknow.stages.train.row_faults import RowFault, counts
-from foreknow.stages.train.setup import (
-    AUTO,
-    resolve_device_dtype,
-    training_plan,
-    with_batch_sizes,
-    with_training_plan,
-)
+from foreknow.stages.train.setup import AUTO, set_up_run, training_plan
 from foreknow.version import __version__
 
 if TYPE_CHECKING:
@@ -157,13 +151,8 @@ def _run(config: TuneConfig, page: bool) -> TrainResult:
 
 def _prepare(config: TuneConfig, inputs: TrainInputs, folder: RunDir) -> PreparedRun:
     """Resolve the model and, unless the folder has a finished run, turn the rows into tokens."""
-    device, dtype = resolve_device_dtype(config)
-    config = with_batch_sizes(config, device)
-    resolved_model = resolve(config.model, logger.info, config.trust_remote_code, base=config.base, force=config.force)
-    check_method(config.model, config.method, resolved_model)
-    check_remedies(config, resolved_model)
-    config, reason = with_training_plan(config, inputs.train.rows.height, resolved_model)
-    notes = [*inputs.notes, *check_models(config, inputs, resolved_model.fingerprint)]
+    config, resolved_model, device, dtype, reason, model_notes = set_up_run(config, inputs)
+    notes = [*inputs.notes, *model_notes]
     identity = identity_of(config, inputs, resolved_model.fingerprint, device, dtype)
     if process_group.is_main_process():
         check_processes(folder)

@@ -2,17 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Final
+import logging
+from typing import Final, NamedTuple
 
 from foreknow.config import TuneConfig
 from foreknow.errors import ConfigError
 from foreknow.models import loading
 from foreknow.models.memory_plan import parameters_of
-from foreknow.models.resolve import Resolved
+from foreknow.models.resolve import Resolved, resolve
 from foreknow.stages.train.defaults import TrainingPlan, plan_training
+from foreknow.stages.train.inputs import TrainInputs, check_method, check_models, check_remedies
+
+logger = logging.getLogger(__name__)
 
 AUTO: Final = "auto"
 """The setting of `--learning-rate` that tries several (`rate_trials.py`)."""
+
+
+class RunSetup(NamedTuple):
+    """Holds the settings of a run, filled in, its model, and the device and dtype to compute in.
+
+    `reason`: why `--epochs` and the like were chosen as they are; None if all were given. `notes`: lines that say which
+    categories are another model's, if `--force` lets them pass.
+    """
+
+    config: TuneConfig
+    model: Resolved
+    device: str
+    dtype: str
+    reason: str | None
+    notes: list[str]
+
+
+def set_up_run(config: TuneConfig, inputs: TrainInputs) -> RunSetup:
+    """Find the model of a run, check that it can be trained as the settings say, and fill in the settings.
+
+    Raises ConfigError for settings that do not fit the model or the device, and ModelError for a model that cannot be
+    found or that is not the one the categories are of.
+    """
+    device, dtype = resolve_device_dtype(config)
+    config = with_batch_sizes(config, device)
+    model = resolve(config.model, logger.info, config.trust_remote_code, base=config.base, force=config.force)
+    check_method(config.model, config.method, model)
+    check_remedies(config, model)
+    config, reason = with_training_plan(config, inputs.train.rows.height, model)
+    return RunSetup(config, model, device, dtype, reason, check_models(config, inputs, model.fingerprint))
 
 
 def with_batch_sizes(config: TuneConfig, device: str) -> TuneConfig:
