@@ -51,11 +51,12 @@ from foreknow.inference.engine import PackedEngine
 from foreknow.inference.generate import exact_head
 from foreknow.models import loading, memory_plan
 from foreknow.models.memory_plan import BatchSizes, MemoryNeeds, shape_of
+from foreknow.models.positions import positions_of
 from foreknow.models.resolve import resolve
 from foreknow.prompts.prompt_template import Prompter
 from foreknow.stages.audit.chunks import with_less_memory
 from foreknow.stages.audit.executor import AuditContext, AuditInputs, OpenProber, PromptPlan
-from foreknow.stages.audit.setup import build_prompt_plan, open_prober, positions_of, read_input
+from foreknow.stages.audit.setup import build_prompt_plan, open_prober, read_input
 from foreknow.stages.train.dataset import SET, TRAINING, LabelledSplit, examples
 
 GIB = 2**30
@@ -244,7 +245,7 @@ def opened(
         chunk_rows=sizes.chunk_rows, tolerance=tolerance,
     )  # fmt: skip
     inputs: AuditInputs = read_input(config)
-    plan = build_prompt_plan(config, inputs, loaded.tokenizer, positions_of(loaded))
+    plan = build_prompt_plan(config, inputs, loaded.tokenizer, positions_of(loaded.model.config))
     with open_prober(config, loaded, plan) as probing:
         yield Opened(config, loaded, plan, probing)
 

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+from transformers import GPT2Config, PretrainedConfig
 
 from foreknow.errors import ModelError, first_line
 from foreknow.models import loading, packaged
 from foreknow.models.fingerprints import fingerprint
+from foreknow.models.positions import positions_of
 from foreknow.models.resolve import resolve
 
 SMOLLM = packaged.converted_folder(packaged.PACKAGED["smollm2-135m"].gguf_sha256)
@@ -217,3 +219,10 @@ print(held(15) - before)
 def test_a_tokenizer_that_is_gone_leaves_nothing_behind(tiny_folder: Path) -> None:
     said = subprocess.run([sys.executable, "-c", LOADS, str(tiny_folder)], capture_output=True, text=True, check=True)
     assert int(said.stdout) < 12 * 2**20  # 15 times these words, kept, are over 30 MiB
+
+
+def test_a_config_without_a_whole_number_above_0_limits_no_positions() -> None:
+    assert positions_of(GPT2Config(n_positions=77)) == 77
+    for named in (None, 0, -1, "many"):
+        assert positions_of(PretrainedConfig(max_position_embeddings=named)) is None
+    assert positions_of(PretrainedConfig()) is None

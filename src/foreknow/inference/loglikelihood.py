@@ -25,6 +25,7 @@ from foreknow.inference.packing import round_up
 from foreknow.inference.surprisal import LONG, surprising_spans
 from foreknow.models.loading import input_device
 from foreknow.models.packaged import quiet
+from foreknow.models.positions import UNLIMITED, positions_of
 from foreknow.models.private_api import attention_of, plain_attention, set_attention
 from foreknow.prompts.chat_templates import TemplateRefusal
 from foreknow.prompts.prompt_template import Context, Prompter
@@ -47,8 +48,7 @@ class LongScorer:
         self.max_tokens = max_tokens
         self.batch_tokens = batch_tokens
         self.device = input_device(model)
-        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self.positions = positions if isinstance(positions, int) and positions > 0 else 2**31
+        self.positions = positions_of(model.config) or UNLIMITED
         with own_attention(model):
             self.split = _split_model(model, prompter.ids(["What is the capital of Peru?"])[0])
 

@@ -34,6 +34,7 @@ from foreknow.inference.span_categories import recognition, with_categories
 from foreknow.inference.span_distributions import SpanDistributions, SpanScore, SpanStates
 from foreknow.inference.span_engine import SpanJob, TreeEngine
 from foreknow.inference.span_tree import SpanPaths, SpanText, SpanTree, span_paths
+from foreknow.models.positions import UNLIMITED
 from foreknow.prompts.chat_templates import TemplateRefusal
 from foreknow.prompts.few_shot import Exemplar
 from foreknow.prompts.long_exemplars import LongExemplars
@@ -66,7 +67,7 @@ class SpanSettings:
     shots: int
     alternatives: int
     max_tokens: int = 1024
-    positions: int = 2**31
+    positions: int = UNLIMITED
 
 
 class _PreparedRow(NamedTuple):

@@ -26,6 +26,7 @@ from foreknow.errors import ModelError
 from foreknow.models.loading import Loaded, format_load_error, input_device
 from foreknow.models.packaged import quiet
 from foreknow.models.plain_sentences import SENTENCES
+from foreknow.models.positions import UNLIMITED, positions_of
 from foreknow.prompts.special_tokens import SpecialTokens
 
 if TYPE_CHECKING:
@@ -166,8 +167,7 @@ def fluency_of(
     """
     embeddings: Any = model.get_input_embeddings()
     size = int(getattr(embeddings, "num_embeddings", 0) or embeddings.weight.shape[0])
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    room = positions if isinstance(positions, int) and positions > 0 else 2**31
+    room = positions_of(model.config) or UNLIMITED
     covered = covered_languages(tokenizer)
     if covered and all(_highest_id(texts) >= size for texts in covered.values()):
         raise ModelError(
@@ -197,7 +197,7 @@ def measure_fluency(
     tokenizer: PreTrainedTokenizerBase,
     covered: Mapping[str, Sequence[Sequence[int]]],
     means: Callable[[Sequence[Sentence]], Sequence[float]],
-    room: int = 2**31,
+    room: int = UNLIMITED,
     seed: int = 0,
 ) -> Fluency:
     """Return the gains in the `covered` languages (token ids by language, `covered_languages`), scored by `means`.

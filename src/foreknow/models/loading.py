@@ -24,6 +24,7 @@ from foreknow.models.in_memory import ModelInMemory
 from foreknow.models.model_checks import check_causal, check_finite, check_vocabulary, untie
 from foreknow.models.model_folders import read_config
 from foreknow.models.packaged import quiet
+from foreknow.models.positions import positions_of
 from foreknow.models.private_api import disable_word_cache, has_bfloat16_instructions
 from foreknow.models.product_speed import is_bfloat16_faster
 from foreknow.models.resolve import Resolved, resolve
@@ -283,7 +284,7 @@ def load_tokenizer(resolved: Resolved, trust_remote_code: bool = False) -> PreTr
 
 
 def max_positions(resolved: Resolved, trust_remote_code: bool = False) -> int | None:
-    """Return the model's maximum number of positions; None where its config gives none. Raises ModelError."""
+    """Return how many positions a resolved model takes (`positions_of`). Raises ModelError."""
     from transformers import AutoConfig
 
     try:
@@ -297,8 +298,7 @@ def max_positions(resolved: Resolved, trust_remote_code: bool = False) -> int | 
         raise ModelError(
             f"--model {resolved.name}: its config.json cannot be read: {format_load_error(error)}"
         ) from None
-    positions: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return positions
+    return positions_of(config)
 
 
 def read_tokenizer(folder: str | Path, **reading: Any) -> PreTrainedTokenizerBase:

@@ -18,6 +18,7 @@ import polars as pl
 from foreknow.errors import ResourceError
 from foreknow.inference.malloc import release_memory
 from foreknow.models.out_of_memory import is_out_of_memory
+from foreknow.models.positions import UNLIMITED, positions_of
 from foreknow.stages.audit.executor import ChunkResult
 from foreknow.stages.audit.prompts_ahead import prompts_ahead
 
@@ -116,14 +117,13 @@ def open_span_prober(
     from foreknow.inference.span_engine import open_trees  # keeps torch out
     from foreknow.inference.span_probe import SpanProber, SpanSettings  # keeps torch out
 
-    positions = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     settings = SpanSettings(
         Sampling(config.temperature, config.top_k),
         config.samples,
         config.span_sets,
         config.span_shots,
         config.span_alternatives,
-        positions=positions if isinstance(positions, int) and positions > 0 else 2**31,
+        positions=positions_of(loaded.model.config) or UNLIMITED,
     )
     size = int(loaded.model.get_output_embeddings().weight.shape[0])
     with open_trees(loaded.model, prompter, int(config.batch_tokens or 2048), packed) as engine:

@@ -23,6 +23,7 @@ from foreknow.inference.vllm_engine import vllm_answers
 from foreknow.models import loading, memory_plan
 from foreknow.models.fluency import Fluency, check_fluency
 from foreknow.models.in_memory import ModelInMemory
+from foreknow.models.positions import positions_of
 from foreknow.prompts import few_shot
 from foreknow.prompts.chat_templates import choose_template
 from foreknow.prompts.prompt_template import PAPER, Prompter, read_template
@@ -170,12 +171,6 @@ def load_checked_model(config: AuditConfig) -> CheckedModel:
     return CheckedModel(loaded, check_fluency(loaded, logger.info))
 
 
-def positions_of(loaded: loading.Loaded) -> int | None:
-    """Return the number of tokens that a model can take in, if its config tells it."""
-    positions = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    return positions if isinstance(positions, int) else None
-
-
 @contextmanager
 def open_context(config: AuditConfig, inputs: AuditInputs, model: CheckedModel | None = None) -> Iterator[AuditContext]:
     """Load the model, draw the exemplars, choose the engine, and print the reasons for each choice.
@@ -183,7 +178,7 @@ def open_context(config: AuditConfig, inputs: AuditInputs, model: CheckedModel |
     `model`: the model of the settings if this process has loaded it already.
     """
     loaded, fluency = model or load_checked_model(config)
-    plan = build_prompt_plan(config, inputs, loaded.tokenizer, positions_of(loaded))
+    plan = build_prompt_plan(config, inputs, loaded.tokenizer, positions_of(loaded.model.config))
     with open_prober(config, loaded, plan) as probing:
         print_choices(inputs, plan, probing.prompter, loaded.reasons)
         protocol = protocol_of(config, plan, probing.prompter, loaded.device, loaded.dtype)

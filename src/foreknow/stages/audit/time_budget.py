@@ -25,6 +25,7 @@ from foreknow.data.schema import chunks, largest_remainder
 from foreknow.errors import ConfigError
 from foreknow.inference.server.model import address_of
 from foreknow.models import loading
+from foreknow.models.positions import positions_of
 from foreknow.models.resolve import resolve
 from foreknow.progress import duration
 from foreknow.stages.audit.burst import Clock, measure_burst, measure_long_answers, span_seconds
@@ -36,7 +37,6 @@ from foreknow.stages.audit.setup import (
     build_prompt_plan,
     load_checked_model,
     open_prober,
-    positions_of,
     read_input,
     with_batch_sizes,
     with_chat_template,
@@ -166,7 +166,7 @@ def choose_limit(config: AuditConfig, began: float, clock: Clock = time.monotoni
         model = load_checked_model(config)
     with ExitStack() as stack:
         with stopwatch.again:
-            plan = build_prompt_plan(config, inputs, model.loaded.tokenizer, positions_of(model.loaded))
+            plan = build_prompt_plan(config, inputs, model.loaded.tokenizer, positions_of(model.loaded.model.config))
             probing = stack.enter_context(open_prober(config, model.loaded, plan))
         logger.info("measuring a burst of rows on this machine to choose how many rows fit")
         speed, work = _measure(config, inputs, plan, model, probing, clock)

@@ -42,6 +42,7 @@ from foreknow.distributed import process_group
 from foreknow.errors import ConfigError, InputError
 from foreknow.models import loading
 from foreknow.models.model_checks import check_finite
+from foreknow.models.positions import positions_of
 from foreknow.models.weight_files import WeightFiles
 from foreknow.prompts.prompt_template import Prompter, Template
 from foreknow.settings import settings_of
@@ -403,7 +404,7 @@ class KnowledgeCallback(TrainerCallback):
             tokenizer,
             self._prompter,
             answer_end(self._prompter, tokenizer),
-            getattr(model.config.get_text_config(), "max_position_embeddings", None),
+            positions_of(model.config),
             self._tokens(parameter.device.type),
             self._mirror is not None,
             parameter.device.type,
