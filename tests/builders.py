@@ -17,6 +17,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from foreknow.data.schema import ROWS
 from foreknow.errors import ForeknowError, UsageError
 from foreknow.models import loading
+from foreknow.prompts.prompt_template import Prompter, Template
+from foreknow.stages.train.answer_loss import Pass, PlainPass
+from foreknow.stages.train.asking_model import AskingModel
 
 Weights = dict[str, torch.Tensor]
 
@@ -68,3 +71,18 @@ def random_model(config: object, dtype: torch.dtype = torch.float32) -> PreTrain
             if p.dim() > 1:
                 p.mul_(4.0)  # away from a uniform distribution
     return model.eval()
+
+
+def asking_of(
+    model: Any,
+    tokenizer: Any = None,
+    template: Template | None = None,
+    *,
+    losses: Pass | None = None,
+    tokens: int = 200,
+) -> AskingModel:
+    """A model on the CPU in float32, asked by plain passes; without a tokenizer, rows must be token ids already."""
+    prompter: Any = tokenizer and Prompter(tokenizer, template or Template("", "Q: {question}\nA:"))
+    end = int(tokenizer.eos_token_id) if tokenizer else 0
+    losses = losses or PlainPass(model)
+    return AskingModel(model, "", losses, tokenizer, prompter, end, 512, tokens, False, "cpu", "float32")

@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from builders import write_jsonl
+from builders import asking_of, write_jsonl
 from conftest import fact_rows
 from foreknow.categories import CATEGORIES
 from foreknow.config import TuneConfig
@@ -85,7 +85,7 @@ def test_the_divergence_is_that_from_the_prompts_with_exemplars_without_the_end(
     model = AutoModelForCausalLM.from_pretrained(tiny_folder).eval()
     pool = pool_of(HELD, "a test", PROMPTS)
     size = model.config.vocab_size
-    teacher = teacher_of(PlainPass(model), model, pool.taught, k=size, tokens=99, autocast=False, device="cpu")
+    teacher = teacher_of(asking_of(model, tokens=99), pool.taught, size)
     term = KlTerm(2.0, teacher, skips_end=True)
     rows, logits = PlainPass(model).logits([*NEW[:2], *pool.examples])
     found = term.divergences(logits, rows).detach()

@@ -24,12 +24,12 @@ from safetensors.torch import load_file
 from scipy.stats import binomtest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from builders import write_jsonl
+from builders import asking_of, write_jsonl
 from conftest import fact_rows
 from foreknow.categories import CATEGORIES
 from foreknow.config import AuditConfig, TuneConfig
 from foreknow.errors import ConfigError, InputError
-from foreknow.prompts.prompt_template import Prompter, Template
+from foreknow.prompts.prompt_template import Template
 from foreknow.report.tune import render_tune
 from foreknow.settings import settings_of
 from foreknow.stages.audit.run import run as run_audit
@@ -129,7 +129,7 @@ def test_with_the_whole_vocabulary_the_divergence_is_exact(tiny: tuple[Any, Any]
     model = tiny[0]
     size = model.config.vocab_size
     with open_pass(model, NEW) if packed else nullcontext((PlainPass(model), "")) as (passes, _):
-        teacher = teacher_of(passes, model, KNOWN, k=size, tokens=12, autocast=False, device="cpu")
+        teacher = teacher_of(asking_of(model, losses=passes, tokens=12), KNOWN, size)
     student = moved_copy(model)
     expected = dict(zip([e.row for e in KNOWN], slow_kl(student, model, list(KNOWN)), strict=True))
     rows, logits = PlainPass(student).logits(KNOWN)
@@ -144,7 +144,7 @@ def test_fewer_tokens_give_a_lower_bound_and_the_same_model_zero(tiny: tuple[Any
     whole = torch.cat(slow_kl(student, model, list(KNOWN))).detach()
     before = torch.zeros_like(whole)
     for k in (1, 8, 64, 300):
-        teacher = teacher_of(PlainPass(model), model, KNOWN, k=k, tokens=1000, autocast=False, device="cpu")
+        teacher = teacher_of(asking_of(model, tokens=1000), KNOWN, k)
         found = kl_to_teacher(logits, teacher.at(KNOWN)).double().detach()
         assert bool((found <= whole + 1e-5).all())
         assert bool((found >= before - 1e-5).all()), "merging fewer tokens never makes it smaller"
@@ -162,10 +162,7 @@ def test_gradients_of_replay_and_kl_are_those_of_the_slow_sum(tiny: tuple[Any, A
         config = config.model_copy(update={"epochs": 1, "learning_rate": 1e-5, "batch_size": 4})
         plan = ReplayPlan(pool_of(KNOWN, "a test"), 0.5, 0, 4, 4, learns)
         meter: Any = type("Meter", (), {"advance": lambda *_: None})()
-        teacher = teacher_of(
-            PlainPass(teacher_model), teacher_model, KNOWN, k=teacher_model.config.vocab_size, tokens=99,
-            autocast=False, device="cpu",
-        )  # fmt: skip
+        teacher = teacher_of(asking_of(teacher_model, tokens=99), KNOWN, teacher_model.config.vocab_size)
         with open_pass(model, NEW) as (losses, _):
             trainer = FactTrainer(
                 model, arguments(config, tmp_path, 1, "cpu"), NEW, config, losses, lambda _: ({}, False), meter,
@@ -194,7 +191,7 @@ def test_gradients_of_replay_and_kl_are_those_of_the_slow_sum(tiny: tuple[Any, A
 
 
 def test_a_teacher_is_read_as_written_and_not_for_another_pool(tiny: tuple[Any, Any], tmp_path: Path) -> None:
-    teacher = teacher_of(PlainPass(tiny[0]), tiny[0], KNOWN, k=8, tokens=99, autocast=False, device="cpu")
+    teacher = teacher_of(asking_of(tiny[0], tokens=99), KNOWN, 8)
     write_teacher(tmp_path / "t.safetensors", teacher, "one")
     again = read_teacher(tmp_path / "t.safetensors", "one")
     assert again is not None
@@ -262,7 +259,6 @@ def test_a_pool_is_read_as_written(tmp_path: Path) -> None:
 
 def test_an_answer_is_right_if_what_is_generated_begins_with_it(tiny: tuple[Any, Any]) -> None:
     model, tokenizer = tiny
-    prompter = Prompter(tokenizer, Template(target="Q: {question}\nA:"))
     rows = [
         {
             "row": n,
@@ -271,9 +267,10 @@ def test_an_answer_is_right_if_what_is_generated_begins_with_it(tiny: tuple[Any,
         }
         for n, r in enumerate(fact_rows())
     ]
-    check = CanaryCheck(pl.DataFrame(rows), prompter, tokenizer, int(tokenizer.eos_token_id), 512)
+    asking = asking_of(model, tokenizer, Template(target="Q: {question}\nA:"))
+    check = CanaryCheck(pl.DataFrame(rows), asking)
     random_state = torch.get_rng_state()
-    right = check.spellings(PlainPass(model), model, tokens=200, autocast=False, device="cpu")
+    right = check.spellings(asking)
     assert torch.equal(random_state, torch.get_rng_state())
     expected = set()
     for row in rows:
@@ -295,8 +292,8 @@ def test_exemplars_are_other_rows_written_as_rows_are_trained_on(tiny: tuple[Any
             "answers": [["x", "X"], ["x"], ["u"], ["y"], ["v"]],
         }
     )
-    prompter = Prompter(tiny[1], Template(target="Say {question}\n"))
-    check = CanaryCheck(rows, prompter, tiny[1], 0, 512, shots=2)
+    asking = asking_of(*tiny, Template(target="Say {question}\n"))._replace(end=0)
+    check = CanaryCheck(rows, asking, shots=2)
     prompts = [tiny[1].decode(e.prompt) for e in check.examples]
     assert prompts == [
         "Say A2?\ny\nSay B0?\nu\nSay A0?\n",  # the same relation and another gold first, then any
@@ -306,7 +303,7 @@ def test_exemplars_are_other_rows_written_as_rows_are_trained_on(tiny: tuple[Any
         "Say A0?\nx\nSay A1?\nx\nSay A2?\n",
         "Say B0?\nu\nSay A0?\nx\nSay B1?\n",
     ]
-    alone = CanaryCheck(rows, prompter, tiny[1], 0, 512)
+    alone = CanaryCheck(rows, asking)
     assert [tiny[1].decode(e.prompt) for e in alone.examples][3] == "Say B0?\n"
     assert [alone.golds()[row].answer for row in (0, 2)] == [
         (*tiny[1]("x")["input_ids"], 0),
@@ -636,17 +633,16 @@ def test_further_files_a_text_and_made_up_subjects_are_watched(
 def test_the_divergence_of_watched_rows_is_that_of_whole_distributions(tiny: tuple[Any, Any]) -> None:
     model, tokenizer = tiny
     rows = pl.DataFrame(fact_rows()).with_columns(row=pl.int_range(pl.len()), answers=pl.concat_list("answer")).head(7)
-    prompter = Prompter(tokenizer, Template("", "Q: {question}\nA:"))
-    check = CanaryCheck(rows, prompter, tokenizer, int(tokenizer.eos_token_id), 512)
-    computing: dict[str, Any] = {"tokens": 60, "autocast": False, "device": "cpu"}
-    before = check.predictions(check.first_spellings(), PlainPass(model), model, **computing)
+    asking = asking_of(model, tokenizer, tokens=60)
+    check = CanaryCheck(rows, asking)
+    before = check.predictions(check.first_spellings(), asking)
     student = moved_copy(model)
-    found = check.ask(PlainPass(student), student, before=before, **computing).divergence
+    found = check.ask(asking_of(student, tokens=60), before).divergence
     slow = torch.cat([divergences[:-1] for divergences in slow_kl(student, model, check.examples)]).detach()
     assert found is not None
     assert found == pytest.approx(float(slow.mean()), rel=0.02)
     assert found <= float(slow.mean()) + 1e-6, "64 tokens give a lower bound"
-    assert check.ask(PlainPass(model), model, before=before, **computing).divergence == pytest.approx(0.0, abs=1e-6)
+    assert check.ask(asking, before).divergence == pytest.approx(0.0, abs=1e-6)
 
 
 def test_the_text_loss_is_that_of_the_models_own_forward_pass(tiny: tuple[Any, Any]) -> None:
@@ -661,12 +657,6 @@ def test_the_text_loss_is_that_of_the_models_own_forward_pass(tiny: tuple[Any, A
         count += ids.shape[1] - 1
     assert TextLoss(asking, paragraphs).before == pytest.approx(expected / count, rel=1e-5)
     assert sum(row.length for row in TextLoss(asking).examples) < MOST_TOKENS + 512
-
-
-def asking_of(model: Any, tokenizer: Any) -> AskingModel:
-    prompter = Prompter(tokenizer, Template("", "Q: {question}\nA:"))
-    end = int(tokenizer.eos_token_id)
-    return AskingModel(model, "", PlainPass(model), tokenizer, prompter, end, 512, 200, False, "cpu", "float32")
 
 
 def test_answers_are_those_of_generation(tiny: tuple[Any, Any]) -> None:

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 import foreknow
-from builders import write_jsonl
+from builders import asking_of, write_jsonl
 from conftest import CAPITALS, RIVERS
 from foreknow.categories import CATEGORIES
 from foreknow.cli import main
@@ -153,7 +153,7 @@ def test_loss_and_gradient_are_those_of_the_tokens_that_are_left(
         weights = torch.tensor([w for example in ordered for w in example.token_weights])
         loss = (values * weights).sum() / sum(example.weight * example.learnt for example in ordered)
         loss.backward()
-        mean = mean_losses(losses, model, {"dev": rows}, tokens=300, autocast=False, device="cpu")
+        mean = mean_losses(asking_of(model, losses=losses, tokens=300), {"dev": rows})
     assert float(loss.detach()) == pytest.approx(expected, abs=1e-5)
     assert mean["dev"] == pytest.approx(expected, abs=1e-5)
     for name, p in model.named_parameters():

@@ -45,8 +45,4 @@ def with_sentence(rows: pl.DataFrame, new: pl.DataFrame) -> pl.DataFrame:
 
 
 def _right(asking: AskingModel, rows: pl.DataFrame) -> list[int]:
-    check = CanaryCheck(rows, asking.prompter, asking.tokenizer, asking.end, asking.positions, shots=SHOTS)
-    right = check.spellings(
-        asking.losses, asking.model, tokens=asking.tokens, autocast=asking.autocast, device=asking.device
-    )
-    return [len(right), rows.height]
+    return [len(CanaryCheck(rows, asking, shots=SHOTS).spellings(asking)), rows.height]

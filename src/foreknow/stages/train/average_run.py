@@ -17,7 +17,6 @@ from foreknow.stages.train.weight_average import FOLDER, Point, WeightLine, choo
 
 if TYPE_CHECKING:
     from foreknow.stages.train.eval_callback import EvalCallback
-    from foreknow.stages.train.trainer import FactTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ AVERAGE_OUTCOMES: Final[dict[str, pl.DataType]] = {
 """The contract of `average_outcomes.parquet`: whether each measured row is right at each point, under `--match`."""
 
 
-def average_weights(config: TuneConfig, watch: EvalCallback, trainer: FactTrainer, folder: RunDir) -> dict[str, Any]:
+def average_weights(config: TuneConfig, watch: EvalCallback, folder: RunDir) -> dict[str, Any]:
     """Measure the points `config.average` and save the best in `averaged/`; the model ends with the tuned weights.
 
     Returns what `results.json` says: `points` (alpha, fitted, dev_em, dev_loss, canaries_kept, metrics) and `alpha`,
@@ -55,7 +54,7 @@ def average_weights(config: TuneConfig, watch: EvalCallback, trainer: FactTraine
     points, frames = [], []
     for alpha in config.average:
         line.set(alpha)
-        point, outcomes = _measure(watch, trainer, alpha)
+        point, outcomes = _measure(watch, alpha)
         points.append(point)
         frames.append(outcomes)
         logger.info(_format(point))
@@ -84,8 +83,8 @@ def average_weights(config: TuneConfig, watch: EvalCallback, trainer: FactTraine
     }
 
 
-def _measure(watch: EvalCallback, trainer: FactTrainer, alpha: float) -> tuple[Point, pl.DataFrame]:
-    outcomes, spans, losses = watch.measure_sets(trainer)
+def _measure(watch: EvalCallback, alpha: float) -> tuple[Point, pl.DataFrame]:
+    outcomes, spans, losses = watch.measure_sets()
     metrics = {"loss": losses, **curves.measures(outcomes, watch.inputs.rows, lenient=watch.lenient)}
     if watch.inputs.spans:
         metrics["spans"] = count_fitted(spans, watch.inputs.spans)

@@ -41,14 +41,11 @@ from foreknow.io.run_dir import fingerprint, write_frame
 from foreknow.stages.train.curves import CANARIES
 from foreknow.stages.train.dataset import SET, LabelledSplit, TrainingExample, micro_batches, tokenise
 from foreknow.stages.train.kl_loss import Teacher, joined, kl_to_teacher, teacher_of
-from foreknow.stages.train.set_loss import evaluating
 from foreknow.stats import mcnemar, wilson
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from foreknow.prompts.prompt_template import Prompter
-    from foreknow.stages.train.answer_loss import Pass
+    from foreknow.stages.train.asking_model import AskingModel
 
 WATCHED: Final = 200
 """The most rows that are watched."""
@@ -106,33 +103,23 @@ class Replies(NamedTuple):
 class CanaryCheck:
     """Asks rows (`row`, `question`, `answers`) in the form of training, and says which answers begin rightly."""
 
-    def __init__(
-        self,
-        rows: pl.DataFrame,
-        prompter: Prompter,
-        tokenizer: PreTrainedTokenizerBase,
-        end: int,
-        positions: int | None,
-        *,
-        shots: int = 0,
-    ):
+    def __init__(self, rows: pl.DataFrame, asking: AskingModel, *, shots: int = 0):
         """Turn the rows into token ids, one line for each accepted answer.
 
-        `shots`: how many other rows stand before each question as exemplars (`exemplar_turns`). `end`: the token that
-        ends every answer. `positions`: the number of tokens that the model can read. Rows that cannot be asked
-        (`row_faults.py`) are left out of `rows`.
+        `shots`: how many other rows stand before each question as exemplars (`exemplar_turns`). Rows that cannot be
+        asked (`row_faults.py`) are left out of `rows`.
         """
         context = pl.Series("context", exemplar_turns(rows, shots), dtype=SET["context"])
         spellings = rows.select("row", "question", "answers").with_columns(context).explode("answers")
-        prompter = with_own_shots(prompter)
+        prompter = with_own_shots(asking.prompter)
         numbered = spellings.with_row_index("line").with_columns(line=pl.col("line").cast(pl.Int64))
         split = LabelledSplit(CANARIES, CANARIES, _as_set(numbered), {}, "", "")
-        self.examples, _ = tokenise(split, prompter, end, positions)
+        self.examples, _ = tokenise(split, prompter, asking.end, asking.positions)
         lines = [example.row for example in self.examples]
         self._row_of = dict(numbered.filter(pl.col("line").is_in(lines)).select("line", "row").iter_rows())
         self.rows = rows.filter(pl.col("row").is_in(list(self._row_of.values())))
         self._text_of = dict(numbered.select("line", "answers").iter_rows())
-        self._tokenizer, self._end = tokenizer, end
+        self._tokenizer, self._end = asking.tokenizer, asking.end
 
     def with_own_spelling(self, rows: pl.DataFrame, right: Mapping[int, int]) -> pl.DataFrame:
         """Put the accepted answer that the model gives before the others of each row. `right`: see `spellings`."""
@@ -159,35 +146,22 @@ class CanaryCheck:
             first[row] = min(example.row, first.get(row, example.row))
         return first
 
-    def spellings(self, losses: Pass, model: Any, *, tokens: int, autocast: bool, device: str) -> dict[int, int]:
-        """Return, for every row whose answer begins rightly, the line in which its first such answer stands.
-
-        See `ask` for the arguments.
-        """
-        return self.ask(losses, model, tokens=tokens, autocast=autocast, device=device).right
+    def spellings(self, asking: AskingModel) -> dict[int, int]:
+        """Return, for every row whose answer begins rightly, the line in which its first such answer stands."""
+        return self.ask(asking).right
 
     @torch.no_grad()
-    def ask(
-        self,
-        losses: Pass,
-        model: Any,
-        *,
-        tokens: int,
-        autocast: bool,
-        device: str,
-        before: Mapping[int, Teacher] | None = None,
-    ) -> Replies:
+    def ask(self, asking: AskingModel, before: Mapping[int, Teacher] | None = None) -> Replies:
         """Ask every row once.
 
-        `losses`: the pass that computes logits. `tokens`: how many tokens are computed at once. `autocast`: compute in
-        bfloat16. `before`: the model's predictions before training, by line (`predictions`), to measure the divergence
-        from. The model's mode, weights and all random states are left as they are.
+        `before`: the model's predictions before training, by line (`predictions`), to measure the divergence from. The
+        model's mode, weights and all random states are left as they are.
         """
         right: dict[int, int] = {}
         divergence, places = 0.0, 0
-        with evaluating(model), torch.autocast(device, torch.bfloat16, enabled=autocast):
-            for part in micro_batches(self.examples, tokens):
-                ordered, logits = losses.logits(part)
+        with asking.evaluating():
+            for part in micro_batches(self.examples, asking.tokens):
+                ordered, logits = asking.losses.logits(part)
                 said = logits.argmax(-1).tolist()
                 start = 0
                 measured: list[int] = []
@@ -207,27 +181,17 @@ class CanaryCheck:
                     places += len(measured)
         return Replies(right, divergence / places if places else None)
 
-    def predictions(
-        self,
-        lines: Mapping[int, int],
-        losses: Pass,
-        model: Any,
-        *,
-        tokens: int,
-        autocast: bool,
-        device: str,
-    ) -> dict[int, Teacher]:
+    def predictions(self, lines: Mapping[int, int], asking: AskingModel) -> dict[int, Teacher]:
         """Return the model's predictions at the answer's tokens, without the one that ends it, by line.
 
-        `lines`: for each row, the line to measure (as `spellings` and `first_spellings` return them). The other
-        arguments are those of `ask`.
+        `lines`: for each row, the line to measure (as `spellings` and `first_spellings` return them).
         """
         wanted = set(lines.values())
         rows = [example._replace(row=-1 - n) for n, example in enumerate(e for e in self.examples if e.row in wanted)]
         numbers = [example.row for example in self.examples if example.row in wanted]
         if not rows:
             return {}
-        whole = teacher_of(losses, model, rows, tokens=tokens, autocast=autocast, device=device)
+        whole = teacher_of(asking, rows)
         by_line = {}
         for number, example in zip(numbers, rows, strict=True):
             own = whole.at([example])

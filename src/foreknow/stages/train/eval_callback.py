@@ -118,7 +118,7 @@ class EvalCallback:
         config, step, epoch = self.config, trainer.state.global_step, trainer.epoch
         began, self.measuring = time.monotonic(), True
         weights = trainer.whole_weights()
-        outcomes, spans, losses = self.measure_sets(trainer, weights)
+        outcomes, spans, losses = self.measure_sets(weights)
         self.measuring = False
         line: Line = {"epoch": epoch, "step": step, "train_loss": trainer.tally.mean, "loss": losses}
         line |= curves.measures(outcomes, self.inputs.rows, lenient=self.lenient)
@@ -147,7 +147,7 @@ class EvalCallback:
         return curves.flat(line), stop and step > 0
 
     def measure_sets(
-        self, trainer: FactTrainer, weights: Mapping[str, Tensor] | None = None
+        self, weights: Mapping[str, Tensor] | None = None
     ) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, float]]:
         """Measure the model as it is now: the outcome of every row (`MEASURED`) and of every labelled span
         (`SPAN_OUTCOMES`), and the loss of every set but train.
@@ -157,7 +157,7 @@ class EvalCallback:
         measurement = self._measured(weights)
         outcomes = all_outcomes(measurement.outcomes, self.inputs.rows)
         spans = all_span_outcomes(measurement.spans, self.inputs.spans)
-        return outcomes, spans, self._losses(trainer, weights, measurement.losses)
+        return outcomes, spans, self._losses(weights, measurement.losses)
 
     def measure_outside(self, line: Line, *, at_end: bool = False) -> pl.DataFrame:
         """Measure what training does besides the user's sets, add it to the line, and return outcomes (`MEASURED`).
@@ -181,37 +181,24 @@ class EvalCallback:
         return self.measure.measure(mirror.holding(weights))
 
     def _losses(
-        self,
-        trainer: FactTrainer,
-        weights: Mapping[str, Tensor] | None,
-        known: Mapping[str, tuple[float, int]] | None,
+        self, weights: Mapping[str, Tensor] | None, known: Mapping[str, tuple[float, int]] | None
     ) -> dict[str, float]:
         """Compute the mean loss, in nats a token, of every set but train.
 
         For a sharded model, this measures the copy in the first process. `known`: `Measurement.losses`.
         """
-        tokens, device = int(self.config.batch_tokens or 2048), trainer.args.device.type
+        assert self.asking is not None
         if not self.training_model.sharded:
             own: Sets = {
                 name: rows[process_group.rank() :: process_group.world_size()]
                 for name, rows in (self.examples if known is None else self.measure.unscored).items()
             }
-            return mean_losses(
-                trainer.losses,
-                self.training_model.model,
-                own,
-                tokens=tokens,
-                autocast=self.training_model.autocast,
-                device=device,
-                known=known,
-            )
+            return mean_losses(self.asking, own, known)
         mirror = self.training_model.mirror
         whole = mirror is not None and weights is not None and process_group.is_main_process()
         model = mirror.holding(weights) if whole and mirror and weights else base_of(self.training_model.model)
         sets: Sets = self.examples if whole else dict.fromkeys(self.examples, ())
-        return mean_losses(
-            PlainPass(model), model, sets, tokens=tokens, autocast=self.training_model.autocast, device=device
-        )
+        return mean_losses(self.asking._replace(model=model, losses=PlainPass(model)), sets)
 
     def _against_leader(self, outcomes: pl.DataFrame) -> dict[str, int] | None:
         """Count dev's rows that are right now but were wrong at the epoch kept until then, and the reverse.

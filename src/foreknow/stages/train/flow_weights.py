@@ -22,7 +22,6 @@ from foreknow.distributed import process_group
 from foreknow.io.run_dir import write_frame
 from foreknow.stages.train.asking_model import AskingModel
 from foreknow.stages.train.dataset import TrainingExample, micro_batches
-from foreknow.stages.train.set_loss import evaluating
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +71,7 @@ def weigh(examples: Sequence[TrainingExample], asking: AskingModel, folder: Path
 def _losses(examples: Sequence[TrainingExample], asking: AskingModel) -> dict[int, float]:
     """Return the mean loss of each row's learnt tokens, in nats, by row; rows without one are missing."""
     found = {}
-    with evaluating(asking.model), torch.autocast(asking.device, torch.bfloat16, enabled=asking.autocast):
+    with asking.evaluating():
         for part in micro_batches(examples, asking.tokens):
             ordered, losses = asking.losses.losses(part)
             values = losses.double().cpu().split([len(example.answer) for example in ordered])

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,10 +26,9 @@ from torch import Tensor
 from foreknow.io.run_dir import fingerprint, write_whole
 from foreknow.stages.train.dataset import TrainingExample, micro_batches
 from foreknow.stages.train.replay import is_replay
-from foreknow.stages.train.set_loss import evaluating
 
 if TYPE_CHECKING:
-    from foreknow.stages.train.answer_loss import Pass
+    from foreknow.stages.train.asking_model import AskingModel
 
 TOP_K: Final = 64
 """How many of the teacher's likeliest tokens are stored for each position."""
@@ -62,25 +61,12 @@ def joined(teachers: Sequence[Teacher]) -> Teacher:
 
 
 @torch.no_grad()
-def teacher_of(
-    losses: Pass,
-    model: Any,
-    pool: Sequence[TrainingExample],
-    *,
-    k: int = TOP_K,
-    tokens: int,
-    autocast: bool,
-    device: str,
-) -> Teacher:
-    """Compute the model's predictions at the answers of a pool, whose rows are numbered -1, -2, ... in order.
-
-    `losses`: the pass that computes logits. `tokens`: how many tokens are computed at once. `autocast`: compute in
-    bfloat16.
-    """
+def teacher_of(asking: AskingModel, pool: Sequence[TrainingExample], k: int = TOP_K) -> Teacher:
+    """Compute the `k` likeliest tokens at the answers of a pool, whose rows are numbered -1, -2, ... in order."""
     by_row: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-    with evaluating(model), torch.autocast(device, torch.bfloat16, enabled=autocast):
-        for part in micro_batches(pool, tokens):
-            ordered, logits = losses.logits(part)
+    with asking.evaluating():
+        for part in micro_batches(pool, asking.tokens):
+            ordered, logits = asking.losses.logits(part)
             log_probs = logits.double().log_softmax(-1)
             top = log_probs.topk(min(k, logits.shape[-1]), dim=-1)
             rest = (1 - top.values.exp().sum(-1)).clamp(min=0.0)

@@ -79,7 +79,7 @@ class CanaryWatch:
 
     def measure(self, asking: AskingModel) -> tuple[pl.DataFrame, dict[str, Any]]:
         """Return whether each answer begins rightly now (row, correct), and what a line of `metrics.jsonl` says."""
-        replies = self.check.ask(asking.losses, asking.model, before=self.before, **_computing(asking))
+        replies = self.check.ask(asking, self.before)
         outcomes = self.rows.select("row", correct=pl.col("row").is_in(list(replies.right)))
         counts = canaries.summary(self.rows["before"].to_list(), outcomes["correct"].to_list())
         return outcomes, {**counts, "kl": replies.divergence}
@@ -278,7 +278,7 @@ class _Choice:
                 asking.fingerprint,
                 [asking.prompter.choices, asking.dtype],
                 lambda rows: self.check(rows, canaries.SHOTS),
-                lambda check: _spellings(check, asking),
+                lambda check: check.spellings(asking),
             )
             spent = duration(time.monotonic() - began)
             asked = "asked before" if known.cached else f"asked once for this model, in {spent}"
@@ -290,7 +290,7 @@ class _Choice:
     def teacher_shots(self, rows: pl.DataFrame) -> int:
         """Return behind how many exemplars the teacher of `--kl` reads these rows."""
         shots, line = exemplars_for_teacher(
-            self.config.kl_exemplars, rows, self.check, lambda check: set(_spellings(check, self.asking))
+            self.config.kl_exemplars, rows, self.check, lambda check: set(check.spellings(self.asking))
         )
         if line:
             logger.info(line)
@@ -298,16 +298,7 @@ class _Choice:
 
     def check(self, rows: pl.DataFrame, shots: int = 0) -> CanaryCheck:
         """Prepare these rows to be asked, behind `shots` exemplars."""
-        asking = self.asking
-        return CanaryCheck(rows, asking.prompter, asking.tokenizer, asking.end, asking.positions, shots=shots)
-
-
-def _spellings(check: CanaryCheck, asking: AskingModel) -> dict[int, int]:
-    return check.spellings(asking.losses, asking.model, **_computing(asking))
-
-
-def _computing(asking: AskingModel) -> dict[str, Any]:
-    return {"tokens": asking.tokens, "autocast": asking.autocast, "device": asking.device}
+        return CanaryCheck(rows, self.asking, shots=shots)
 
 
 def _watch(choice: _Choice, stored: Path, trained: int, measured: int) -> CanaryWatch | None:
@@ -366,8 +357,8 @@ def _watch_known(choice: _Choice, name: str, split: LabelledSplit, stored: Path)
 def _open_watch(choice: _Choice, rows: pl.DataFrame) -> CanaryWatch:
     """Prepare the stored rows. The model must be as it was before training."""
     check, asking = choice.check(rows, int(rows["shots"][0])), choice.asking
-    lines = {**check.first_spellings(), **_spellings(check, asking)}
-    before = check.predictions(lines, asking.losses, asking.model, **_computing(asking))
+    lines = {**check.first_spellings(), **check.spellings(asking)}
+    before = check.predictions(lines, asking)
     return CanaryWatch(rows, check, before)
 
 
@@ -382,7 +373,7 @@ def _with_outcomes_before(
     """
     for shots, most in ((0, count), (canaries.SHOTS, count // (canaries.SHOTS + 1) if fewer_behind_shots else count)):
         some = rows.head(most if own_file else 2 * most)
-        right = list(_spellings(choice.check(some, shots), choice.asking)) if most else []
+        right = list(choice.check(some, shots).spellings(choice.asking)) if most else []
         some = some.with_columns(before=pl.col("row").is_in(right), shots=pl.lit(shots, pl.Int64))
         if len(right) >= min(FEW, some.height / 2):
             break
@@ -526,15 +517,7 @@ def _kl(
         )
     if teacher is None:
         began = time.monotonic()
-        teacher = kl_loss.teacher_of(
-            asking.losses,
-            asking.model,
-            plan.pool.taught,
-            k=k,
-            tokens=asking.tokens,
-            autocast=asking.autocast,
-            device=asking.device,
-        )
+        teacher = kl_loss.teacher_of(asking, plan.pool.taught, k)
         kl_loss.write_teacher(path, teacher, key)
         logger.info(
             f"kl: the {'model' if after else 'base model'}'s {k} likeliest tokens at {len(teacher.tokens):,} positions "

@@ -110,7 +110,7 @@ def train(config: TuneConfig, tokenized: TokenizedInputs, folder: RunDir, device
                 write_frame(folder.path / "fitted_spans.parquet", folder.load_chunks(FITTED_SPANS, FITTED))
                 write_frame(folder.path / "spans.parquet", spans_of_sets(inputs.spans))
         asked = _made_up_at_end(known, asking, folder)
-        averaged = average_weights(config, watch, trainer, folder) if config.average else None
+        averaged = average_weights(config, watch, folder) if config.average else None
     loaded = training_model.loaded
     return {
         "known_rows": {**known.results, **asked, "average": averaged},
@@ -178,8 +178,8 @@ def _with_best_rate(
         trainer.args.max_steps = own
         return trainer
 
-    def measure(trainer: FactTrainer) -> dict[str, Any]:
-        outcomes, _, set_losses = watch.measure_sets(trainer)
+    def measure() -> dict[str, Any]:
+        outcomes, _, set_losses = watch.measure_sets()
         line = {"loss": set_losses, **curves.measures(outcomes, watch.inputs.rows, lenient=watch.lenient)}
         outside = watch.measure_outside(line)
         line["canaries_right"] = outside.filter(pl.col("set") == curves.CANARIES).sort("row")["correct"].to_list()

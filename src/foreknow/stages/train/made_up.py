@@ -26,7 +26,6 @@ import torch
 from foreknow.data.exact_match import is_refusal, normalise
 from foreknow.data.schema import GOLD
 from foreknow.stages.train.dataset import TrainingExample, micro_batches
-from foreknow.stages.train.set_loss import evaluating
 from foreknow.stats import wilson
 
 if TYPE_CHECKING:
@@ -202,7 +201,7 @@ def greedy_answers(asking: AskingModel, prompts: Sequence[Sequence[int]], most: 
     written: list[list[int]] = [[] for _ in prompts]
     texts = [""] * len(prompts)
     left = [n for n, prompt in enumerate(prompts) if prompt]
-    with evaluating(asking.model), torch.autocast(asking.device, torch.bfloat16, enabled=asking.autocast):
+    with asking.evaluating():
         for _ in range(most):
             rows = [TrainingExample(n, (*prompts[n], *written[n]), (asking.end,)) for n in left]
             following: dict[int, int] = {}

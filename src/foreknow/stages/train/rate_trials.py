@@ -30,7 +30,7 @@ from transformers import set_seed
 from foreknow.distributed import process_group
 from foreknow.errors import ForeknowError
 from foreknow.io.run_dir import read_checked, with_checksum, write_json
-from foreknow.stages.train.trainer import FactTrainer, NotFinite, QuietTrainer
+from foreknow.stages.train.trainer import NotFinite, QuietTrainer
 from foreknow.stats import loses
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def run_trials(
     model: Any,
     folder: Path,
     open_trainer: Callable[[TuneConfig, int], QuietTrainer],
-    measure: Callable[[FactTrainer], Mapping[str, Any]],
+    measure: Callable[[], Mapping[str, Any]],
 ) -> tuple[float, dict[str, Any]]:
     """Do the trials that are missing and return the rate chosen, and what `results.json` says of them.
 
@@ -140,13 +140,13 @@ def _trial(
     rate: float,
     steps: int,
     open_trainer: Callable[[TuneConfig, int], QuietTrainer],
-    measure: Callable[[FactTrainer], Mapping[str, Any]],
+    measure: Callable[[], Mapping[str, Any]],
 ) -> Trial:
     set_seed(config.seed)
     trainer = open_trainer(config, steps)
     try:
         trainer.train()
-        line = measure(trainer)
+        line = measure()
     except NotFinite:
         return Trial(rate, trainer.state.global_step, None, 0.0, 0.0, ())
     right = tuple(bool(value) for value in line["canaries_right"])

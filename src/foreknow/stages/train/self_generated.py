@@ -12,7 +12,7 @@ import logging
 import re
 import time
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import polars as pl
 import torch
@@ -21,11 +21,8 @@ from foreknow.data.schema import common_heads
 from foreknow.models.private_api import attention_of, set_attention
 from foreknow.progress import duration
 from foreknow.stages.train.answer_loss import base_of
+from foreknow.stages.train.asking_model import AskingModel, evaluating
 from foreknow.stages.train.dataset import TrainingExample
-from foreknow.stages.train.set_loss import evaluating
-
-if TYPE_CHECKING:
-    from foreknow.stages.train.asking_model import AskingModel
 
 logger = logging.getLogger(__name__)
 

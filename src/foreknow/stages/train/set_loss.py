@@ -8,8 +8,7 @@ right, as with long answers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,70 +16,40 @@ from foreknow.distributed import process_group
 from foreknow.stages.train.dataset import TrainingExample, micro_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from foreknow.stages.train.answer_loss import Pass
+    from foreknow.stages.train.asking_model import AskingModel
 
 Sets = Mapping[str, Sequence[TrainingExample]]
 
 
 def mean_losses(
-    losses: Pass,
-    model: Any,
-    sets: Sets,
-    *,
-    tokens: int,
-    autocast: bool,
-    device: str,
-    known: Mapping[str, tuple[float, int]] | None = None,
+    asking: AskingModel, sets: Sets, known: Mapping[str, tuple[float, int]] | None = None
 ) -> dict[str, float]:
     """Compute the mean loss of a token, in nats, of every set that has rows.
 
     All processes must call this for the same sets, and get the same numbers. `sets`: the rows of this process, by set
-    name. The other arguments: see `summed_losses`.
+    name. `known`: see `summed_losses`.
     """
-    own = summed_losses(losses, model, sets, tokens=tokens, autocast=autocast, device=device, known=known)
+    own = summed_losses(asking, sets, known)
     whole = {name: process_group.totals(sum_and_count) for name, sum_and_count in own.items()}
     return {name: total / count for name, (total, count) in whole.items() if count}
 
 
 @torch.no_grad()
 def summed_losses(
-    losses: Pass,
-    model: Any,
-    sets: Sets,
-    *,
-    tokens: int,
-    autocast: bool,
-    device: str,
-    known: Mapping[str, tuple[float, int]] | None = None,
+    asking: AskingModel, sets: Sets, known: Mapping[str, tuple[float, int]] | None = None
 ) -> dict[str, tuple[float, int]]:
     """Compute the loss, in nats, of every set in this process: its sum over tokens, and how many they are.
 
-    `losses`: the pass that computes the losses. `model`: the model whose dropout is turned off meanwhile. `tokens`: how
-    many tokens are computed at once. `autocast`: compute in bfloat16. `known`: by set, the sum and the number of tokens
-    of its other rows, whose losses are known already.
+    `known`: by set, the sum and the number of tokens of its other rows, whose losses are known already.
     """
     found = {}
-    with evaluating(model), torch.autocast(device, torch.bfloat16, enabled=autocast):
+    with asking.evaluating():
         for name, rows in sets.items():
             total, count = (known or {}).get(name, (0.0, 0))
-            for part in micro_batches(rows, tokens):
-                ordered, values = losses.losses(part)
+            for part in micro_batches(rows, asking.tokens):
+                ordered, values = asking.losses.losses(part)
                 in_loss = [counts for example in ordered for counts in example.in_loss]
                 total += float(values.cpu().double()[torch.tensor(in_loss)].sum())
                 count += sum(in_loss)
             found[name] = (total, count)
     return found
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Put the model into evaluation mode, without dropout; give every module its own mode back at the end."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

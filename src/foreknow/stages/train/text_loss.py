@@ -32,14 +32,7 @@ class TextLoss:
 
     def measure(self, asking: AskingModel) -> float:
         """Return the mean loss of a token now, in nats."""
-        total, count = summed_losses(
-            asking.losses,
-            asking.model,
-            {"text": self.examples},
-            tokens=asking.tokens,
-            autocast=asking.autocast,
-            device=asking.device,
-        )["text"]
+        total, count = summed_losses(asking, {"text": self.examples})["text"]
         return total / count
 
 
