@@ -57,7 +57,8 @@ from foreknow.prompts.prompt_template import Prompter
 from foreknow.stages.audit.chunks import with_less_memory
 from foreknow.stages.audit.executor import AuditContext, AuditInputs, OpenProber, PromptPlan
 from foreknow.stages.audit.setup import build_prompt_plan, open_prober, read_input
-from foreknow.stages.train.dataset import SET, TRAINING, LabelledSplit, examples
+from foreknow.stages.train.dataset import SET, LabelledSplit
+from foreknow.stages.train.training_examples import TRAINING, examples
 
 GIB = 2**30
 SHAPES: dict[str, Callable[[], Any]] = {

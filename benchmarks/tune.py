@@ -50,9 +50,11 @@ from foreknow.models import loading
 from foreknow.models.packaged import quiet
 from foreknow.prompts.prompt_template import Prompter
 from foreknow.stages.train.answer_loss import open_pass, shared_beginning
-from foreknow.stages.train.dataset import SET, TRAINING, LabelledSplit, TrainingExample, examples, step_rows
+from foreknow.stages.train.batches import step_rows
+from foreknow.stages.train.dataset import SET, LabelledSplit
 from foreknow.stages.train.tracker import EvalModelCopy, Tracker, vocabulary_for
 from foreknow.stages.train.trainer import FactTrainer, arguments, set_dropout
+from foreknow.stages.train.training_examples import TRAINING, TrainingExample, examples
 
 Run = tuple[list[float], list[float]]
 """A training's seconds and losses, step by step."""

@@ -23,8 +23,8 @@ from foreknow.config import EvaluateConfig
 from foreknow.models import loading
 from foreknow.prompts.prompt_template import Prompter
 from foreknow.stages.evaluate.run import read_inputs, run
-from foreknow.stages.train.dataset import TRAINING
 from foreknow.stages.train.tracker import Tracker, vocabulary_for
+from foreknow.stages.train.training_examples import TRAINING
 
 
 def main() -> None:

@@ -34,9 +34,9 @@ from foreknow.stages.evaluate.metrics import ANSWERED, BASE_RIGHT
 from foreknow.stages.evaluate.result import EvaluateResult, open_evaluation
 from foreknow.stages.evaluate.tables import em_table, summary_lines
 from foreknow.stages.train import run as train_run
-from foreknow.stages.train.dataset import TRAINING
 from foreknow.stages.train.result import TrainResult
 from foreknow.stages.train.tracker import Tracker, vocabulary_for
+from foreknow.stages.train.training_examples import TRAINING
 from test_numbers import ODD
 from test_numbers import broken as broken_model
 

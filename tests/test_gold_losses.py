@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from foreknow.prompts.prompt_template import Prompter, Template
-from foreknow.stages.train.dataset import SET, LabelledSplit, TrainingExample, examples
+from foreknow.stages.train.dataset import SET, LabelledSplit
 from foreknow.stages.train.gold_losses import LossSums, gold_tokens
 from foreknow.stages.train.tracker import Tracker, vocabulary_for
+from foreknow.stages.train.training_examples import TrainingExample, examples
 
 TEMPLATE = Template(target="Q: {question}\nA:")
 

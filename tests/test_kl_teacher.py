@@ -22,11 +22,11 @@ from foreknow.errors import ConfigError, InputError, RunFolderError
 from foreknow.settings import settings_of
 from foreknow.stages.train import run as train_run
 from foreknow.stages.train.answer_loss import PlainPass
-from foreknow.stages.train.dataset import TrainingExample
 from foreknow.stages.train.kl_loss import KlTerm, teacher_of
 from foreknow.stages.train.kl_teacher import ASKED, exemplars_for_teacher, paired_rows
 from foreknow.stages.train.replay import pool_of, read_pool, write_pool
 from foreknow.stages.train.trainer import FactTrainer
+from foreknow.stages.train.training_examples import TrainingExample
 
 NEW = [TrainingExample(n, (5 + n, 9, 30), (40 + n, 61, 0)) for n in range(4)]
 HELD = [TrainingExample(0, (11, 7 + n), (80 + n, 90 + n, 17, 0)[n % 2 :]) for n in range(5)]

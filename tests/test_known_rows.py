@@ -38,7 +38,6 @@ from foreknow.stages.train import run as train_run
 from foreknow.stages.train.answer_loss import PlainPass, open_pass
 from foreknow.stages.train.asking_model import AskingModel
 from foreknow.stages.train.canaries import CanaryCheck
-from foreknow.stages.train.dataset import TrainingExample
 from foreknow.stages.train.kl_loss import KlTerm, kl_to_teacher, read_teacher, teacher_of, write_teacher
 from foreknow.stages.train.known_late import known_late
 from foreknow.stages.train.made_up import MadeUpCheck, greedy_answers, made_up_questions, repeat_shares
@@ -57,6 +56,7 @@ from foreknow.stages.train.result import TrainResult, open_train
 from foreknow.stages.train.text_loss import MOST_TOKENS, TextLoss
 from foreknow.stages.train.trainable_layers import set_trainable
 from foreknow.stages.train.trainer import FactTrainer, NotFinite, arguments
+from foreknow.stages.train.training_examples import TrainingExample
 from foreknow.stages.train.weight_average import Point, WeightLine, choose
 
 Tune = Callable[..., TrainResult]

@@ -31,8 +31,9 @@ from foreknow.distributed import process_group
 from foreknow.errors import RunFolderError
 from foreknow.settings import settings_of
 from foreknow.stages.train import run as train_run
-from foreknow.stages.train.dataset import TrainingExample, shares
+from foreknow.stages.train.batches import shares
 from foreknow.stages.train.result import TrainResult, open_train
+from foreknow.stages.train.training_examples import TrainingExample
 
 DRIVER = """
 import atexit, json, os, signal, sys

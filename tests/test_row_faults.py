@@ -36,10 +36,11 @@ from foreknow.stages.mix.sampling import draw_mix
 from foreknow.stages.mix.unusable_rows import check_left_out, left_out, unusable_lines
 from foreknow.stages.train import row_faults
 from foreknow.stages.train.callback import KnowledgeCallback
-from foreknow.stages.train.dataset import SET, TRAINING, LabelledSplit, template_faults, tokenise, without_faulty
+from foreknow.stages.train.dataset import SET, LabelledSplit
 from foreknow.stages.train.label_check import IGNORED, MOST, LabelReport, check_labels
 from foreknow.stages.train.row_faults import RowFault
 from foreknow.stages.train.run import run
+from foreknow.stages.train.training_examples import TRAINING, template_faults, tokenise, without_faulty
 
 OLD_NAMES = "ignore:.*is deprecated and will be removed:FutureWarning"  # TRL and PEFT use old names of transformers
 KNOWN = Template(target="Q: {question}\nA:")

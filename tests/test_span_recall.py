@@ -27,8 +27,8 @@ from foreknow.stages.evaluate.result import EvaluateResult
 from foreknow.stages.evaluate.span_recall import SPAN_RECALL, span_recall, summarise_span_recall
 from foreknow.stages.evaluate.tables import span_table, summary_lines
 from foreknow.stages.train import run as train_run
-from foreknow.stages.train.dataset import TRAINING
 from foreknow.stages.train.span_labels import WATCHED_SPANS
+from foreknow.stages.train.training_examples import TRAINING
 from span_files import add_spans
 
 NAMES = list(CAPITALS)

@@ -47,7 +47,8 @@ from foreknow.prompts.few_shot import Exemplar
 from foreknow.prompts.prompt_template import Prompter, Template
 from foreknow.prompts.special_tokens import PromptText
 from foreknow.stages.audit.filters import exemplar_tokens, flag_long_prompts, flag_unspellable
-from foreknow.stages.train.dataset import SET, TRAINING, LabelledSplit, examples
+from foreknow.stages.train.dataset import SET, LabelledSplit
+from foreknow.stages.train.training_examples import TRAINING, examples
 
 FACTS = list(CAPITALS.items())[:12]
 TEXTS = [f"Q: What is the capital of {a}?\nA: {b}\n" for a, b in FACTS] * 3

@@ -20,8 +20,9 @@ from foreknow.inference.packed_model import PackedModel
 from foreknow.prompts.prompt_template import Prompter, Template
 from foreknow.stages.train import answer_loss, curves, selection, tracker
 from foreknow.stages.train.answer_loss import open_pass
-from foreknow.stages.train.dataset import SET, TRAINING, LabelledSplit, examples
+from foreknow.stages.train.dataset import SET, LabelledSplit
 from foreknow.stages.train.tracker import EvalModelCopy, Tracker, vocabulary_for
+from foreknow.stages.train.training_examples import TRAINING, examples
 
 
 @pytest.fixture

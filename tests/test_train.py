@@ -42,11 +42,12 @@ from foreknow.stages.train import answer_loss, checkpoints
 from foreknow.stages.train import estimate as tune_estimate
 from foreknow.stages.train import run as train_run
 from foreknow.stages.train.answer_loss import PackedPass, PlainPass, open_pass, shared_beginning
-from foreknow.stages.train.dataset import TrainingExample, micro_batches, step_rows
+from foreknow.stages.train.batches import micro_batches, step_rows
 from foreknow.stages.train.inputs import check_models
 from foreknow.stages.train.loop import open_asking
 from foreknow.stages.train.result import TrainResult, open_train, read_metrics
 from foreknow.stages.train.trainer import FactTrainer, NotFinite, arguments, set_dropout
+from foreknow.stages.train.training_examples import TrainingExample
 
 Files = dict[str, Path]
 

@@ -31,7 +31,7 @@ from foreknow.stages.train import row_faults
 from foreknow.stages.train.answer_loss import PlainPass, open_pass
 from foreknow.stages.train.answer_places import answer_places, tokens_in
 from foreknow.stages.train.callback import KnowledgeCallback
-from foreknow.stages.train.dataset import TRAINING, TrainingExample, read_set, tokenise
+from foreknow.stages.train.dataset import read_set
 from foreknow.stages.train.inputs import labelled_spans
 from foreknow.stages.train.label_check import IGNORED
 from foreknow.stages.train.pretokenized import tokens_path, write_tokens
@@ -39,6 +39,7 @@ from foreknow.stages.train.run import run
 from foreknow.stages.train.set_loss import mean_losses
 from foreknow.stages.train.span_labels import count_fitted, watched_spans, without_trained
 from foreknow.stages.train.tracker import Tracker, vocabulary_for
+from foreknow.stages.train.training_examples import TRAINING, TrainingExample, tokenise
 from span_files import Label, add_spans
 
 OLD_NAMES = "ignore:.*is deprecated and will be removed:FutureWarning"

@@ -16,8 +16,8 @@ from conftest import fact_rows
 from foreknow.errors import ConfigError
 from foreknow.prompts.prompt_template import Prompter, Template
 from foreknow.stages.train.callback import KnowledgeCallback
-from foreknow.stages.train.dataset import TRAINING
 from foreknow.stages.train.trainer_format import check_format, find_format, pair_texts, read_texts
+from foreknow.stages.train.training_examples import TRAINING
 
 CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|end|>{% endfor %}"

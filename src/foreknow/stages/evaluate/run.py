@@ -44,8 +44,14 @@ from foreknow.stages.evaluate.result import EvaluateResult
 from foreknow.stages.skeleton import PreparedRun, Stage, nothing_to_do, required_out, run_stage
 from foreknow.stages.train import row_faults
 from foreknow.stages.train.base_labels import audited_labels, own_labels
-from foreknow.stages.train.dataset import TRAINING, TrainingExample, check_lengths, template_faults, without_faulty
 from foreknow.stages.train.span_labels import WATCHED_SPANS, watched_spans
+from foreknow.stages.train.training_examples import (
+    TRAINING,
+    TrainingExample,
+    check_lengths,
+    template_faults,
+    without_faulty,
+)
 from foreknow.version import __version__
 
 if TYPE_CHECKING:

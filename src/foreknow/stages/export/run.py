@@ -33,7 +33,7 @@ from foreknow.stages.export.lm_eval import (
     tasks_of,
     tune_lines,
 )
-from foreknow.stages.train.dataset import TRAINING
+from foreknow.stages.train.training_examples import TRAINING
 
 
 @dataclass(frozen=True)

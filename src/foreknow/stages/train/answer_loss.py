@@ -24,7 +24,8 @@ from foreknow.inference.packed_attention import UnsupportedModel
 from foreknow.inference.packed_model import PackedModel
 from foreknow.inference.packing import CachedPrefix, PackedBatch, Segment, TokenTree, pack_segments
 from foreknow.models.private_api import attention_of, set_attention
-from foreknow.stages.train.dataset import TrainingExample, runs_by_length
+from foreknow.stages.train.batches import runs_by_length
+from foreknow.stages.train.training_examples import TrainingExample
 
 ATTENTION = "foreknow_training"
 

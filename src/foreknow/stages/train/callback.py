@@ -53,7 +53,7 @@ from foreknow.stages.train.asking_model import AskingModel
 from foreknow.stages.train.callback_canaries import answer_end, fingerprint_of, watch_known
 from foreknow.stages.train.callback_run import CallbackRun, training_settings
 from foreknow.stages.train.curves import TRAIN
-from foreknow.stages.train.dataset import SET, TRAINING, check_same_model, read_set, template_faults, without_faulty
+from foreknow.stages.train.dataset import SET, check_same_model, read_set
 from foreknow.stages.train.inputs import labelled_spans, unlabelled_notes
 from foreknow.stages.train.known_rows import KnownRows
 from foreknow.stages.train.label_check import LabelReport, check_labels
@@ -69,6 +69,7 @@ from foreknow.stages.train.trainer_format import (
     pair_texts,
     read_texts,
 )
+from foreknow.stages.train.training_examples import TRAINING, template_faults, without_faulty
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,9 @@ from foreknow.stages.train import known_rows
 from foreknow.stages.train.answer_loss import base_of
 from foreknow.stages.train.asking_model import AskingModel
 from foreknow.stages.train.curves import TRAIN
-from foreknow.stages.train.dataset import LabelledSplit, TrainingExample, tokenise
+from foreknow.stages.train.dataset import LabelledSplit
 from foreknow.stages.train.known_rows import KnownRows
+from foreknow.stages.train.training_examples import TrainingExample, tokenise
 
 
 def watch_known(

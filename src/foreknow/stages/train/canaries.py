@@ -38,9 +38,11 @@ from foreknow.data.builtin.default_facts import RELATIONS, compile_facts
 from foreknow.data.schema import GOLD, USABLE
 from foreknow.io.remote_paths import cache_folder
 from foreknow.io.run_dir import fingerprint, write_frame
+from foreknow.stages.train.batches import micro_batches
 from foreknow.stages.train.curves import CANARIES
-from foreknow.stages.train.dataset import SET, LabelledSplit, TrainingExample, micro_batches, tokenise
+from foreknow.stages.train.dataset import SET, LabelledSplit
 from foreknow.stages.train.kl_loss import Teacher, joined, kl_to_teacher, teacher_of
+from foreknow.stages.train.training_examples import TrainingExample, tokenise
 from foreknow.stats import mcnemar, wilson
 
 if TYPE_CHECKING:

@@ -1,17 +1,11 @@
-"""Reads the rows to train on and to watch, turns them into token ids, and finds rows that cannot be used. Pure.
-
-The training text is the prompt, the gold answer and the end-of-sequence token (design, section 8). Its ids are those
-that the tracker asks with: the tokenizer's ids of the prompt, then the ids that the answer adds.
-"""
+"""Reads the sets of rows to train on and to watch, with category, weight and loss mask, and checks them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import numpy as np
 import polars as pl
 
 from foreknow.categories import CATEGORIES
@@ -19,17 +13,8 @@ from foreknow.data.dataset import Dataset, read_dataset
 from foreknow.data.schema import GOLD, ROWS, SAME_GOLD, SAME_QUESTION, USABLE, earlier_turns
 from foreknow.errors import InputError, ModelError
 from foreknow.io.json_text import loads
-from foreknow.prompts.chat_templates import CHANGES
-from foreknow.prompts.prompt_template import Prompter, Template
-from foreknow.prompts.special_tokens import PromptText
 from foreknow.stages.mix.sampling import manifest_path, read_manifest
 from foreknow.stages.mix.span_edits import LOSS_EXCLUDE, LOSS_EXCLUDE_TYPE
-from foreknow.stages.train import row_faults
-from foreknow.stages.train.answer_places import answer_places, tokens_in
-from foreknow.stages.train.row_faults import RowFault
-
-TRAINING: Final = Template(target="Answer the following question. {question}\n")
-"""The paper's training format (section 3), zero-shot."""
 
 SET: Final[dict[str, pl.DataType]] = {
     **ROWS,
@@ -40,47 +25,6 @@ SET: Final[dict[str, pl.DataType]] = {
 """The columns of a set's usable rows. `category` is null if it is not known; `weight` is 1 if none is set.
 `loss_exclude` lists the characters of the gold, as [start, end], that are left out of the loss; null if there are none.
 """
-
-
-class TrainingExample(NamedTuple):
-    """Holds one row as token ids: `prompt`, then `answer` with the end token. Only the ids of `answer` are learnt.
-
-    `excluded`: indices of tokens of `answer` that are left out of the loss; they stay in the text.
-    """
-
-    row: int
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
-    weight: float = 1.0
-    excluded: tuple[int, ...] = ()
-
-    @property
-    def in_loss(self) -> list[bool]:
-        """Return whether each token of `answer` is in the loss."""
-        counts = [True] * len(self.answer)
-        for at in self.excluded:
-            counts[at] = False
-        return counts
-
-    @property
-    def token_weights(self) -> list[float]:
-        """Return the weight of each token of `answer` in the loss: the row's, or 0 if it is left out."""
-        return [self.weight * counts for counts in self.in_loss]
-
-    @property
-    def learnt(self) -> int:
-        """Return the number of tokens of `answer` that are in the loss."""
-        return len(self.answer) - len(self.excluded)
-
-    @property
-    def inputs(self) -> tuple[int, ...]:
-        """Return the ids that the model reads: all but the last one, which is only predicted."""
-        return (*self.prompt, *self.answer[:-1])
-
-    @property
-    def length(self) -> int:
-        """Return the number of tokens that the model reads."""
-        return len(self.prompt) + len(self.answer) - 1
 
 
 class LabelledSplit(NamedTuple):
@@ -212,97 +156,6 @@ def _ranges(text: str | None, length: int, where: str) -> list[list[int]] | None
     return [list(one) for one in ranges] or None
 
 
-def examples(split: LabelledSplit, prompter: Prompter, end: int) -> list[TrainingExample]:
-    """Turn the rows of a set into token ids, in the order of the rows. `end`: the token that ends every answer.
-
-    Raises InputError for rows that cannot be trained on (`row_faults.py`).
-    """
-    training_examples, faults = tokenise(split, prompter, end)
-    row_faults.check([(split.file, faults)], "refuse")
-    return training_examples
-
-
-def tokenise(
-    split: LabelledSplit, prompter: Prompter, end: int, positions: int | None = None
-) -> tuple[list[TrainingExample], list[RowFault]]:
-    """Turn the rows of a set into token ids, in the order of the rows, and list the rows with faults (`row_faults.py`).
-
-    `end`: the token that ends every answer. `positions`: the number of tokens that the model can read.
-    """
-    faults = {fault.row: fault for fault in template_faults(split.rows, prompter)}
-    texts: list[tuple[int, PromptText, str, float]] = []
-    masks: dict[int, list[list[int]]] = {}
-    usable = split.rows.filter(~pl.col("row").is_in(list(faults)))
-    columns = ("row", "question", "context", "weight", LOSS_EXCLUDE)
-    for row, question, context, weight, ranges, gold in usable.select(*columns, GOLD).iter_rows():
-        if ranges:
-            blanks = len(gold) - len(gold.lstrip())
-            masks[row] = [[start - blanks, end - blanks] for start, end in ranges]
-        if weight == 0:
-            faults[row] = RowFault(row, row_faults.WEIGHT_ZERO)
-        elif not prompter.keeps_answer(question, context, gold.strip()):
-            faults[row] = RowFault(row, row_faults.ANSWER_CHANGED)
-        texts.append((row, prompter.text((), question, context), gold.strip(), weight))
-        if prompter.unmarked(question, context, gold.strip()):
-            faults[row] = RowFault(row, "no_label")
-    prompts = prompter.ids([text for _, text, _, _ in texts])
-    whole = prompter.ids([text + prompter.gap + gold for _, text, gold, _ in texts])
-    training_examples = []
-    for (row, text, gold, weight), prompt, ids in zip(texts, prompts, whole, strict=True):
-        if ids[: len(prompt)] == prompt and len(ids) > len(prompt):
-            answer = tuple(ids[len(prompt) :])
-        else:
-            answer = prompter.answer_ids(text, prompt, gold)
-        if not answer:
-            faults[row] = RowFault(row, "no_answer_tokens", f"the answer {gold!r}")
-        elif not prompt:
-            faults[row] = RowFault(row, "no_question_tokens", f"the prompt {str(text)!r}")
-        elif positions is not None and len(prompt) + len(answer) + 1 > positions:
-            faults[row] = _too_long(row, len(prompt) + len(answer) + 1, positions)
-        if row not in faults or faults[row].reason in row_faults.KEPT:
-            places = answer_places(prompter, text, gold, answer) if row in masks else []
-            excluded = tokens_in(places, masks.get(row, ()))
-            if excluded and len(excluded) == len(answer):
-                excluded = (*excluded, len(answer))  # the end alone would only teach to say nothing
-                faults[row] = RowFault(row, row_faults.ANSWER_MASKED)
-            training_examples.append(TrainingExample(row, tuple(prompt), (*answer, end), weight, excluded))
-    return training_examples, [faults[row] for row in sorted(faults)]
-
-
-def template_faults(rows: pl.DataFrame, prompter: Prompter) -> list[RowFault]:
-    """Find the usable rows (`rows.ROWS`) that the chat template refuses, or of which it drops a text."""
-    if prompter.chat_template is None:
-        return []
-    faults = []
-    for row, question, context in rows.select("row", "question", "context").iter_rows():
-        fault = prompter.fault((), question, context)
-        if fault is not None and fault.flag != CHANGES:
-            faults.append(RowFault(row, fault.flag, str(fault).removeprefix("--chat-template: ")))
-    return faults
-
-
-def _too_long(row: int, tokens: int, positions: int) -> RowFault:
-    return RowFault(row, "answer_cut", f"{tokens:,} tokens, the model has {positions:,} positions")
-
-
-def without_faulty(name: str, rows: pl.DataFrame, faults: Sequence[RowFault]) -> pl.DataFrame:
-    """Remove the rows that cannot be used from a file or set (`name`). Raises InputError if no row is left."""
-    gone = [fault.row for fault in faults if fault.reason not in row_faults.KEPT]
-    remaining = rows.filter(~pl.col("row").is_in(gone))
-    if remaining.is_empty() and gone:
-        reasons = "; ".join(row_faults.fault_lines(faults))
-        raise InputError(f"{name}: none of its {rows.height:,} rows can be used: {reasons}")
-    return remaining
-
-
-def check_lengths(file: str, training_examples: Sequence[TrainingExample], positions: int | None) -> None:
-    """Raise InputError for a row that is longer than the model's positions."""
-    tokens = {e.row: len(e.prompt) + len(e.answer) for e in training_examples}
-    long = [_too_long(row, n, positions) for row, n in tokens.items() if positions is not None and n > positions]
-    if long:
-        raise InputError(f"{file}: {'; '.join(row_faults.fault_lines(long))}; leave them out, or shorten them")
-
-
 def check_overlap(train: LabelledSplit, others: Sequence[LabelledSplit], allowed: bool) -> str | None:
     """Check that no question to train on is in another set too.
 
@@ -372,60 +225,3 @@ def check_turns(train: LabelledSplit, turns: str) -> None:
             f"{train.file}: mixed from an audit with --turns last, but read with --turns all: the earlier answers of "
             "its chats were never labelled. Give --turns last, or audit and mix with --turns all"
         )
-
-
-def order(seed: int, epoch: int, count: int) -> list[int]:
-    """Return the order of the rows in an epoch, which depends only on the seed and the epoch."""
-    shuffled: list[int] = np.random.default_rng([seed, epoch]).permutation(count).tolist()
-    return shuffled
-
-
-def step_rows(seed: int, step: int, count: int, batch: int) -> list[int]:
-    """Return the indices of the rows of optimizer step `step`, counted from 0 over all epochs.
-
-    The last step of an epoch may have fewer than `batch` rows.
-    """
-    epoch, within = divmod(step, math.ceil(count / batch))
-    return order(seed, epoch, count)[within * batch : (within + 1) * batch]
-
-
-def micro_batches(rows: Sequence[TrainingExample], tokens: int) -> list[list[TrainingExample]]:
-    """Sort a step's rows by length and cut them into parts of at most `tokens` tokens.
-
-    A row that is longer than that is a part of its own.
-    """
-    parts: list[list[TrainingExample]] = []
-    filled = 0
-    for example in sorted(rows, key=lambda e: (e.length, e.row)):
-        if not parts or filled + example.length > tokens:
-            parts.append([])
-            filled = 0
-        parts[-1].append(example)
-        filled += example.length
-    return parts
-
-
-def shares(rows: Sequence[TrainingExample], tokens: int, count: int) -> list[list[list[TrainingExample]]]:
-    """Cut a step's rows into micro-batches for each of `count` processes; all get the same number of micro-batches.
-
-    Every row goes to one process. The processes synchronize after every micro-batch, so a process that has fewer is
-    given micro-batches of one row with weight 0, which teaches nothing. It is none of a pool's rows, which are numbered
-    below 0 and count in `--kl` whatever their weight.
-    """
-    ordered = sorted(rows, key=lambda e: (e.length, e.row))
-    parts = [micro_batches(ordered[k::count], tokens) for k in range(count)]
-    most = max(len(own) for own in parts)
-    idle = [min(ordered, key=lambda e: e.row < 0)._replace(weight=0.0)]
-    return [own + [idle] * (most - len(own)) for own in parts]
-
-
-def runs_by_length(rows: Sequence[TrainingExample]) -> list[list[TrainingExample]]:
-    """Sort rows by length and cut them into runs of similar length; attention pads each run to its longest row."""
-    runs: list[list[TrainingExample]] = []
-    shortest = 0
-    for example in sorted(rows, key=lambda e: (e.length, e.row)):
-        if not runs or example.length > max(2 * shortest, shortest + 12):
-            runs.append([])
-            shortest = example.length
-        runs[-1].append(example)
-    return runs

@@ -17,7 +17,7 @@ from foreknow.errors import (
 from foreknow.progress import duration
 from foreknow.stages.train import canaries, known_rows
 from foreknow.stages.train.answer_loss import base_of, open_pass
-from foreknow.stages.train.dataset import micro_batches
+from foreknow.stages.train.batches import micro_batches
 from foreknow.stages.train.inputs import read_inputs
 from foreknow.stages.train.rate_trials import FACTORS, format_cost, trial_steps
 from foreknow.stages.train.setup import AUTO, set_up_run, training_plan

@@ -21,7 +21,8 @@ import torch
 from foreknow.distributed import process_group
 from foreknow.io.run_dir import write_frame
 from foreknow.stages.train.asking_model import AskingModel
-from foreknow.stages.train.dataset import TrainingExample, micro_batches
+from foreknow.stages.train.batches import micro_batches
+from foreknow.stages.train.training_examples import TrainingExample
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from foreknow.prompts.vocabulary import TokenPath
-    from foreknow.stages.train.dataset import TrainingExample
     from foreknow.stages.train.set_loss import Sets
+    from foreknow.stages.train.training_examples import TrainingExample
 
 
 class GoldTokens(NamedTuple):

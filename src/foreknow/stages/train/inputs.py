@@ -22,7 +22,6 @@ from foreknow.stages.audit.result import AuditResult, open_audit
 from foreknow.stages.train import curves, selection
 from foreknow.stages.train.curves import TRAIN
 from foreknow.stages.train.dataset import (
-    TRAINING,
     LabelledSplit,
     ceiling,
     check_overlap,
@@ -32,6 +31,7 @@ from foreknow.stages.train.dataset import (
     read_set,
 )
 from foreknow.stages.train.span_labels import watched_spans, without_trained
+from foreknow.stages.train.training_examples import TRAINING
 
 FEWEST_WATCHED = 200
 """The number of rows of a set that `--watch-rows auto` measures at least: a share of them is known to 7 points."""

@@ -24,8 +24,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from foreknow.io.run_dir import fingerprint, write_whole
-from foreknow.stages.train.dataset import TrainingExample, micro_batches
+from foreknow.stages.train.batches import micro_batches
 from foreknow.stages.train.replay import is_replay
+from foreknow.stages.train.training_examples import TrainingExample
 
 if TYPE_CHECKING:
     from foreknow.stages.train.asking_model import AskingModel

@@ -17,7 +17,7 @@ from foreknow.stages.train.canaries import SHOTS, CanaryCheck
 from foreknow.stats import CHANCE, mcnemar
 
 if TYPE_CHECKING:
-    from foreknow.stages.train.dataset import TrainingExample
+    from foreknow.stages.train.training_examples import TrainingExample
 
 ASKED: Final = 256
 """How many rows are asked in both forms, to choose one: of rows of every category the model knows few."""

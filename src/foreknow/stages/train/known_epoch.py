@@ -24,7 +24,7 @@ from foreknow.stages.train.trainer import QuietTrainer
 
 if TYPE_CHECKING:
     from foreknow.config import TuneConfig
-    from foreknow.stages.train.dataset import TrainingExample
+    from foreknow.stages.train.training_examples import TrainingExample
 
 logger = logging.getLogger(__name__)
 

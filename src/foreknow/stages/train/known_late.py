@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from foreknow.categories import HIGHLY_KNOWN
 from foreknow.errors import ConfigError
-from foreknow.stages.train.dataset import order, step_rows
+from foreknow.stages.train.batches import order, step_rows
 
 
 class KnownLate(NamedTuple):

@@ -36,7 +36,7 @@ from foreknow.stages.train import canaries, kl_loss
 from foreknow.stages.train.asking_model import AskingModel
 from foreknow.stages.train.canaries import FEW, CanaryCheck, Candidates
 from foreknow.stages.train.curves import CANARIES
-from foreknow.stages.train.dataset import LabelledSplit, TrainingExample, read_set
+from foreknow.stages.train.dataset import LabelledSplit, read_set
 from foreknow.stages.train.kl_teacher import exemplars_for_teacher, paired_rows
 from foreknow.stages.train.made_up import MadeUpCheck, is_cheap, made_up_questions
 from foreknow.stages.train.replay import (
@@ -51,6 +51,7 @@ from foreknow.stages.train.replay import (
 from foreknow.stages.train.self_generated import generate_rows
 from foreknow.stages.train.setup import training_plan
 from foreknow.stages.train.text_loss import TextLoss
+from foreknow.stages.train.training_examples import TrainingExample
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,6 @@ from foreknow.stages.train.asking_model import AskingModel
 from foreknow.stages.train.average_run import average_weights
 from foreknow.stages.train.checkpoints import Checkpoint
 from foreknow.stages.train.curves import Line
-from foreknow.stages.train.dataset import TrainingExample
 from foreknow.stages.train.eval_callback import BEST, EvalCallback, TrainingModel
 from foreknow.stages.train.flow_weights import weigh
 from foreknow.stages.train.inputs import TrainInputs, read_inputs
@@ -41,6 +40,7 @@ from foreknow.stages.train.setup import AUTO, set_up_run, training_plan
 from foreknow.stages.train.span_labels import FITTED, FITTED_SPANS, spans_of_sets
 from foreknow.stages.train.tokenized_inputs import TokenizedInputs, tokenize_inputs
 from foreknow.stages.train.trainer import FactTrainer, NotFinite, QuietTrainer, Tally, arguments
+from foreknow.stages.train.training_examples import TrainingExample
 from foreknow.stages.train.training_model import load_training_model
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,8 @@ import torch
 
 from foreknow.data.exact_match import is_refusal, normalise
 from foreknow.data.schema import GOLD
-from foreknow.stages.train.dataset import TrainingExample, micro_batches
+from foreknow.stages.train.batches import micro_batches
+from foreknow.stages.train.training_examples import TrainingExample
 from foreknow.stats import wilson
 
 if TYPE_CHECKING:

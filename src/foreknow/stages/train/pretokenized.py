@@ -28,8 +28,9 @@ from foreknow.settings import read_yaml
 from foreknow.stages.audit.result import open_audit
 from foreknow.stages.mix.sampling import read_manifest
 from foreknow.stages.train import row_faults
-from foreknow.stages.train.dataset import TRAINING, TrainingExample, read_set, tokenise
+from foreknow.stages.train.dataset import read_set
 from foreknow.stages.train.label_check import IGNORED
+from foreknow.stages.train.training_examples import TRAINING, TrainingExample, tokenise
 
 logger = logging.getLogger(__name__)
 

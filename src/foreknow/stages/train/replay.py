@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from foreknow.io.run_dir import fingerprint, write_frame
-from foreknow.stages.train.dataset import TrainingExample
+from foreknow.stages.train.training_examples import TrainingExample
 
 FOLDER: Final = ".replay"
 """The folder, within the folder of an unfinished run, that holds the pool and the teacher's probabilities."""

@@ -1,7 +1,9 @@
 """Runs tune: fine-tunes a model on rows of known category and measures each category (paper, section 3).
 
     inputs.py          reads and checks the sets
-    dataset.py         turns rows with categories into token ids, and finds rows that cannot be used
+    dataset.py         reads the rows of a set with their categories
+    training_examples.py  turns them into token ids, and finds rows that cannot be used
+    batches.py         orders the rows of an epoch and cuts them into batches
     answer_loss.py     computes the loss at the answers' tokens only
     trainer.py         trains with transformers.Trainer, our batches and our checkpoints
     tracker.py         measures which rows are answered right, after every epoch

@@ -22,7 +22,7 @@ from foreknow.models.private_api import attention_of, set_attention
 from foreknow.progress import duration
 from foreknow.stages.train.answer_loss import base_of
 from foreknow.stages.train.asking_model import AskingModel, evaluating
-from foreknow.stages.train.dataset import TrainingExample
+from foreknow.stages.train.training_examples import TrainingExample
 
 logger = logging.getLogger(__name__)
 

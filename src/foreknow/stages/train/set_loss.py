@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from foreknow.distributed import process_group
-from foreknow.stages.train.dataset import TrainingExample, micro_batches
+from foreknow.stages.train.batches import micro_batches
+from foreknow.stages.train.training_examples import TrainingExample
 
 if TYPE_CHECKING:
     from foreknow.stages.train.asking_model import AskingModel

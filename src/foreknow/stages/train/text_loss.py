@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from foreknow.data.builtin.plain_text import PARAGRAPHS
-from foreknow.stages.train.dataset import TrainingExample
 from foreknow.stages.train.set_loss import summed_losses
+from foreknow.stages.train.training_examples import TrainingExample
 
 if TYPE_CHECKING:
     from foreknow.stages.train.asking_model import AskingModel

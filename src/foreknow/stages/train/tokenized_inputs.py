@@ -20,9 +20,9 @@ from foreknow.prompts.chat_templates import choose_template
 from foreknow.prompts.prompt_template import Prompter
 from foreknow.stages.train import row_faults, selection
 from foreknow.stages.train.curves import TRAIN
-from foreknow.stages.train.dataset import TrainingExample, tokenise, without_faulty
 from foreknow.stages.train.inputs import TrainInputs
 from foreknow.stages.train.row_faults import RowFault
+from foreknow.stages.train.training_examples import TrainingExample, tokenise, without_faulty
 
 logger = logging.getLogger(__name__)
 

@@ -31,12 +31,13 @@ from foreknow.io.disk_space import disk_full_errors
 from foreknow.models.packaged import quiet
 from foreknow.progress import Meter
 from foreknow.stages.train.answer_loss import Pass, base_of, cross_entropy, run_as_forward
+from foreknow.stages.train.batches import micro_batches, shares, step_rows
 from foreknow.stages.train.checkpoints import complete, prune
-from foreknow.stages.train.dataset import TrainingExample, micro_batches, shares, step_rows
 from foreknow.stages.train.kl_loss import KlTerm
 from foreknow.stages.train.known_late import KnownLate
 from foreknow.stages.train.replay import ReplayPlan, is_replay
 from foreknow.stages.train.setup import training_plan
+from foreknow.stages.train.training_examples import TrainingExample
 
 CHECKPOINTS: Final = ".checkpoints"
 Scored = tuple[list[TrainingExample], Tensor]

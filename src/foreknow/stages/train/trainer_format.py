@@ -20,8 +20,8 @@ from foreknow.errors import ConfigError, ForeknowError
 from foreknow.prompts.prompt_template import Prompter, Template
 from foreknow.stages.mix.span_edits import LOSS_EXCLUDE
 from foreknow.stages.train.answer_places import answer_places, tokens_in
-from foreknow.stages.train.dataset import TRAINING
 from foreknow.stages.train.label_check import IGNORED, collated_rows, split_texts, tensor_of
+from foreknow.stages.train.training_examples import TRAINING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
