@@ -18,11 +18,13 @@ import pytest
 from syrupy.assertion import SnapshotAssertion
 
 from foreknow.categories import CATEGORIES
+from foreknow.format.numbers import percent
+from foreknow.format.text import display
 from foreknow.report.audit import render_audit
 from foreknow.report.audit_tables import carriers, complete, relation_lines, with_fifths
-from foreknow.report.audit_text import CategoryShares, bracket, options, percent, purposes, verdict
+from foreknow.report.audit_text import CategoryShares, bracket, options, purposes, verdict
 from foreknow.report.charts import theme_svg
-from foreknow.report.format import display, script_json
+from foreknow.report.markup import script_json
 from foreknow.stats import Interval
 
 RELATIONS = (

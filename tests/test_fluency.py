@@ -23,10 +23,10 @@ import foreknow
 from conftest import fact_rows, tiny_model, tiny_tokenizer
 from foreknow.config import EvaluateConfig, TuneConfig
 from foreknow.errors import ForeknowError, ModelError
+from foreknow.format.text import display
 from foreknow.models import fluency, lab_model, loading
 from foreknow.models.fluency import LEAST, fluency_of
 from foreknow.models.plain_sentences import SENTENCES
-from foreknow.report.format import display
 from foreknow.stages.evaluate import run as evaluate_run
 from foreknow.stages.train import run as train_run
 

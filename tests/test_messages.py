@@ -8,10 +8,10 @@ import pytest
 
 from foreknow.console import print_audit
 from foreknow.errors import InputError, RunFolderError
+from foreknow.format.numbers import format_rate
+from foreknow.format.text import fill_placeholders, shown_path
 from foreknow.io.run_dir import lock_run_dir
 from foreknow.pages import write_report
-from foreknow.progress import format_rate
-from foreknow.report.format import fill_placeholders, shown_path
 from foreknow.report.page import date_of_writing
 
 

@@ -19,13 +19,13 @@ from syrupy.assertion import SnapshotAssertion
 from foreknow.categories import CATEGORIES
 from foreknow.config import AuditConfig, CheckConfig, ExtractConfig, MixConfig, TuneConfig
 from foreknow.data.validation_rules import RULES
+from foreknow.format.text import suffix_of
 from foreknow.inference.slick import PROBES
 from foreknow.inference.surprisal import LONG
 from foreknow.report.audit import render_audit
 from foreknow.report.audit_tables import complete
 from foreknow.report.audit_text import Option, options
 from foreknow.report.excerpts import GAP, in_sentence, marked
-from foreknow.report.format import suffix_of
 from foreknow.report.long_answers import expectation_bins, least_expected, long_answers, one_in
 from foreknow.report.long_answers_text import LongMix, long_verdict, steps
 from foreknow.report.row_flags import MEANINGS, findings, flag_lines, meaning_and_advice

@@ -15,9 +15,9 @@ import pytest
 from foreknow.categories import CATEGORIES
 from foreknow.config import MixConfig, TuneConfig
 from foreknow.data.spans.schema import is_new
+from foreknow.format.numbers import percent
 from foreknow.inference.slick import PROBES
 from foreknow.report.audit import render_audit
-from foreknow.report.audit_text import percent
 from foreknow.report.span_data import LONGEST, TEXTS
 from foreknow.report.spans import labelled_spans, share_over_rows
 from foreknow.stages.audit.result import AuditResult

@@ -25,9 +25,10 @@ from conftest import chromium, fact_rows
 from foreknow.categories import CATEGORIES, HIGHLY_KNOWN, MAYBE_KNOWN, UNKNOWN
 from foreknow.config import TuneConfig
 from foreknow.data.schema import ROWS
+from foreknow.format.numbers import exact, p_value
+from foreknow.format.text import without_folders
 from foreknow.report.audit_text import Option
 from foreknow.report.evaluation import render_evaluation, taken_over
-from foreknow.report.format import exact, without_folders
 from foreknow.report.tune import read, render_tune
 from foreknow.report.tune_charts import LABEL, Curve, Mark, apart, epochs_chart
 from foreknow.report.tune_examples import examples
@@ -43,7 +44,7 @@ from foreknow.report.tune_tables import (
     fates,
     mcnemar,
 )
-from foreknow.report.tune_text import Control, TrainReportData, options, p_value, verdict
+from foreknow.report.tune_text import Control, TrainReportData, options, verdict
 from foreknow.settings import settings_of
 from foreknow.stages.evaluate.metrics import answered, summarise_answers
 from foreknow.stages.evaluate.result import EvaluateResult

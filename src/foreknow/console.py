@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from foreknow.format.numbers import format_rate
 from foreknow.io.quoting import isolate_bidi, printable
-from foreknow.progress import format_rate
 
 if TYPE_CHECKING:
     import polars as pl

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from html import escape
 from typing import Any, Final, Protocol
 
+from foreknow.format.numbers import duration, format_rate
+
 logger = logging.getLogger(__name__)
 ROOT: Final = logging.getLogger("foreknow")
 _ONCE: Final[set[str]] = set()
@@ -60,24 +62,6 @@ class Meter(Protocol):
     def advance(self, count: int) -> None:
         """Add `count` finished units."""
         ...
-
-
-def duration(seconds: float) -> str:
-    """Format seconds: 42 s, 3 min 20 s, 2 h 5 min."""
-    rounded = round(seconds)
-    if rounded < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{rounded} s"
-    if rounded < 3600:
-        return f"{rounded // 60} min {rounded % 60} s"
-    return f"{rounded // 3600} h {rounded % 3600 // 60} min"
-
-
-def format_rate(rows_per_second: float) -> str:
-    """Rows a second with two digits that count, and never as a power of ten; seconds a row where a row takes ten."""
-    if 0 < rows_per_second < 0.1:
-        return f"{1 / rows_per_second:,.0f} s a row"
-    digits = 0 if rows_per_second >= 10 else 1 if rows_per_second >= 1 else 2
-    return f"{rows_per_second:,.{digits}f} rows/s"
 
 
 class _Log:

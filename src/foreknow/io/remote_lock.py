@@ -25,8 +25,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from foreknow.errors import ForeknowError, RunFolderError
+from foreknow.format.numbers import duration
 from foreknow.io.remote_sync import RemoteFolder, store_errors
-from foreknow.progress import duration
 
 logger = logging.getLogger(__name__)
 

@@ -29,10 +29,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from foreknow import progress
 from foreknow.data.builtin import lab_world
 from foreknow.data.builtin.lab_world import NAME
 from foreknow.errors import ResourceError
+from foreknow.format.numbers import duration
 from foreknow.io.disk_space import disk_full_errors
 from foreknow.io.run_dir import fingerprint, write_folder, write_json, write_whole
 from foreknow.models.fingerprints import fingerprint as fingerprint_of
@@ -175,7 +175,7 @@ def _build(target: Path, checkpoint: Path, recipe: Recipe, log: Callable[[str], 
         write_json(part / "foreknow.json", {"name": NAME, "files": files})
 
     write_folder(target, write)
-    log(f"{NAME}: {state.step:,} steps in {progress.duration(state.seconds)}, in {target}")
+    log(f"{NAME}: {state.step:,} steps in {duration(state.seconds)}, in {target}")
 
 
 def _interval_means(losses: Sequence[float], most: int = 50) -> list[float]:
@@ -249,7 +249,7 @@ def _train(
             recent = state.losses[-50:]
             log(
                 f"{NAME}: step {state.step:,} of {steps:,}, loss {math.fsum(recent) / len(recent):.2f}, "
-                f"{progress.duration(seconds_left)} left"
+                f"{duration(seconds_left)} left"
             )
 
 

@@ -1,7 +1,7 @@
 """This package renders a finished run as one self-contained HTML page that works offline.
 
 page.py               what all pages share: shell, macros, style, content security policy
-format.py             formats texts and numbers for a page
+markup.py             escapes texts and data for a page
 charts.py             draws chart data as SVG in theme colours (Altair); vega_process.py renders it in its own process
 audit.py              the page of an audit; audit_tables.py, audit_text.py, row_data.py and row_flags.py make its parts
 long_answers.py       the section on long answers; long_answers_text.py and excerpts.py write its sentences

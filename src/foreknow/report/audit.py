@@ -14,9 +14,10 @@ from markupsafe import Markup
 
 from foreknow import paper
 from foreknow.categories import UNKNOWN
+from foreknow.format.numbers import number, rounded_duration
+from foreknow.format.text import display, suffix_of
 from foreknow.report import audit_tables, charts, page, row_flags
 from foreknow.report import audit_text as words
-from foreknow.report.format import display, duration, number, suffix_of
 from foreknow.report.hold_option import hold_option
 from foreknow.report.long_answers import LongAnswers, long_answers
 from foreknow.report.long_answers_text import FEW_SHORT, LongMix, long_verdict, steps
@@ -342,7 +343,7 @@ def _cost(probed: int, summary: Mapping[str, Any], protocol: Mapping[str, Any], 
     """The time that the audit took, and the number of generations that sampling takes or would take."""
     lines = []
     if (seconds := summary.get("seconds")) is not None:
-        lines.append(("time", duration(float(seconds))))
+        lines.append(("time", rounded_duration(float(seconds))))
     if (rate := summary.get("rows_per_second")) is not None:
         lines.append(("rows per second", number(float(rate))))
     samples = int(protocol.get("samples") or 0)

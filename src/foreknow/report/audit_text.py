@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from foreknow import paper
-from foreknow.report.format import fill_placeholders
+from foreknow.format.numbers import count, enumeration, percent, percent_interval
+from foreknow.format.text import fill_placeholders
 from foreknow.stats import Interval
 
 LITTLE_UNKNOWN = 0.05
@@ -80,25 +81,6 @@ class Option:
 def with_paths(options: Sequence[Option], paths: Mapping[str, str | None]) -> tuple[Option, ...]:
     """The options with real paths in their commands, where they are known."""
     return tuple(replace(option, command=fill_placeholders(option.command, paths)) for option in options)
-
-
-def percent(share: float) -> str:
-    """A share (0 to 1) as whole per cent; "<1 %" and ">99 %" if rounding would claim none or all."""
-    if 0 < share < 0.005:
-        return "<1 %"
-    if 0.995 <= share < 1:
-        return ">99 %"
-    return f"{100 * share:.0f} %"
-
-
-def percent_interval(interval: Interval) -> str:
-    """A share with the ends of its interval: 39 % (34–43)."""
-    return f"{percent(interval.value)} ({100 * interval.low:.0f}–{100 * interval.high:.0f})"
-
-
-def count(number: int, noun: str) -> str:
-    """A number with its noun: 1 row, 1,200 rows."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def bracket(share: float) -> tuple[int, ...]:
@@ -341,11 +323,6 @@ def _fitted(share: float) -> str:
         if (v := paper.FITTED["Unknown"][i]) is not None
     ]
     return enumeration(parts) or "at most 22 % of the Unknown rows"
-
-
-def enumeration(parts: Sequence[str], word: str = "and") -> str:
-    """The parts as a list in a sentence: a, b and c."""
-    return f" {word} ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def _range(values: Sequence[float]) -> str:

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 import altair as alt
 import polars as pl
 
+from foreknow.format.numbers import count, exact, p_value
+from foreknow.format.text import display
 from foreknow.report import page
-from foreknow.report.audit_text import count
 from foreknow.report.charts import FILLS, GRID, INK, PERCENT_TICK, SOFT, WIDE, render_chart
-from foreknow.report.format import display, exact
-from foreknow.report.tune_text import p_value
 from foreknow.version import __version__
 
 if TYPE_CHECKING:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import polars as pl
 
 from foreknow.categories import HIGHLY_KNOWN, UNKNOWN
+from foreknow.format.numbers import count, exact, exact_interval, number, p_value, rounded_duration
+from foreknow.format.text import display, source
 from foreknow.report import page
-from foreknow.report.audit_text import count
 from foreknow.report.evaluation_chart import em_chart
-from foreknow.report.format import display, duration, exact, exact_interval, number, source
 from foreknow.report.row_flags import fault_lines
 from foreknow.report.tune_tables import FEW, Count
-from foreknow.report.tune_text import TrainVerdict, p_value
+from foreknow.report.tune_text import TrainVerdict
 from foreknow.stats import mcnemar
 
 if TYPE_CHECKING:
@@ -382,7 +382,7 @@ def _facts(
     origin += [("audit made with", str((audit.get("model") or {}).get("name")), False)] if audit else []
     cost = []
     if (seconds := summary.get("seconds")) is not None:
-        cost.append(("answering", duration(float(seconds)), False))
+        cost.append(("answering", rounded_duration(float(seconds)), False))
     if (rate := summary.get("rows_per_second")) is not None:
         cost.append(("rows per second", number(float(rate)), False))
     return {

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from foreknow.format.text import shown_path
 from foreknow.report.audit_text import Option
-from foreknow.report.format import shown_path
 
 TITLE = "Teach these rows and hold on to what the model knew"
 MEASURED = (

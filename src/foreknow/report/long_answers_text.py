@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from foreknow.report.audit_text import MIN_LABELLED, MUCH_UNKNOWN, AuditVerdict, Option, count, percent
+from foreknow.format.numbers import count, percent
+from foreknow.report.audit_text import MIN_LABELLED, MUCH_UNKNOWN, AuditVerdict, Option
 from foreknow.report.long_answers import one_in
 
 FEW_SHORT = 20

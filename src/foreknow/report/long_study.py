@@ -9,9 +9,9 @@ import polars as pl
 from markupsafe import Markup
 
 from foreknow.categories import HIGHLY_KNOWN, KNOWN, MAYBE_KNOWN, UNKNOWN
+from foreknow.format.numbers import exact, rounded_duration
 from foreknow.report import page
 from foreknow.report.charts import INK
-from foreknow.report.format import duration, exact
 from foreknow.report.study_tables import p_text
 from foreknow.report.study_text import points
 from foreknow.report.tune_charts import COLOURS, Curve, epochs_chart
@@ -134,5 +134,5 @@ def _facts(study: LongStudyResult) -> list[page.Fact]:
     names = [name for name in ("epochs", "learning_rate", "batch_size") if name in tune]
     lines += [(name.replace("_", " "), str(tune[name]), False) for name in names]
     if "runs" in seconds:
-        lines.append(("training and measuring", duration(float(seconds["runs"])), False))
+        lines.append(("training and measuring", rounded_duration(float(seconds["runs"])), False))
     return lines

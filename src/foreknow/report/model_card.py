@@ -13,8 +13,8 @@ from typing import Any, Final
 import yaml
 
 from foreknow.categories import CATEGORIES, KNOWN, UNKNOWN
-from foreknow.report.format import display
-from foreknow.report.notebook import percent
+from foreknow.format.numbers import percent
+from foreknow.format.text import display
 from foreknow.stats import wilson
 
 _TRAIN: Final = "train"

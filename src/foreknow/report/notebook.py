@@ -13,20 +13,14 @@ from typing import Any, Final
 
 from foreknow.categories import CATEGORIES
 from foreknow.errors import InputError
-from foreknow.report.format import display
+from foreknow.format.numbers import percent
+from foreknow.format.text import display
 
 COLOURS: Final = dict(zip(CATEGORIES, ("#0b3d6e", "#2b78b8", "#a9d0ee", "#e68a2e"), strict=True))
 """The colours of the categories, as on the pages."""
 _TEXT: Final = dict(zip(CATEGORIES, ("#ffffff", "#ffffff", "#14202b", "#201404"), strict=True))
 _NARROW: Final = 0.08
 """A part of the bar below this share has no number in it."""
-
-
-def percent(share: float) -> str:
-    """A share (0 to 1) in per cent: 25 %, <1 %, >99 %."""
-    if 0 < share < 0.005:
-        return "<1 %"
-    return ">99 %" if 0.995 <= share < 1 else f"{100 * share:.0f} %"
 
 
 def shares_text(shares: Mapping[str, float]) -> str:

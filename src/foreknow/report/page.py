@@ -19,10 +19,11 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from foreknow.format.numbers import exact, exact_interval, number, percent, percent_interval
+from foreknow.format.text import UNSAFE_IN_LINE, display, inline
 from foreknow.report import charts
-from foreknow.report.audit_text import percent, percent_interval
-from foreknow.report.format import UNSAFE_IN_LINE, command, display, exact, exact_interval, inline, number, tight
 from foreknow.report.long_answers import factor, one_in
+from foreknow.report.markup import command, tight
 
 LABELS = {
     "name": "name",

@@ -14,9 +14,10 @@ import polars as pl
 from markupsafe import Markup
 
 from foreknow.config.remedies import RECIPES
+from foreknow.format.numbers import rounded_duration, whole_percent
+from foreknow.format.text import display, file_name, shown_path
 from foreknow.report import page
 from foreknow.report.charts import FILLS, INK, SOFT, UNKNOWN_INK
-from foreknow.report.format import display, duration, file_name, shown_path
 from foreknow.report.study_charts import DASHED, DOTTED, HALF, SOLID, Axes, ChartLine, ChartPosition, lines_chart
 from foreknow.stages.remedies.matching import TARGETS
 from foreknow.stages.remedies.recipes import RECIPE_FILE, recipe
@@ -85,8 +86,8 @@ def render_remedies(study: RemediesResult, comparison: Comparison) -> str:
         lead=lead(comparison, display(model.get("name") or "this model")),
         second=second(comparison),
         cautions=_cautions(study, comparison),
-        target=percent(advice.target),
-        targets=[percent(share) for share in TARGETS],
+        target=whole_percent(advice.target),
+        targets=[whole_percent(share) for share in TARGETS],
         lines=lines,
         has={name: any(getattr(line, name) != "–" for line in lines) for name in ("other", "canaries", "reworded")},
         firmness=firmness_table(comparison),
@@ -100,11 +101,6 @@ def render_remedies(study: RemediesResult, comparison: Comparison) -> str:
     )
 
 
-def percent(share: float | None) -> str:
-    """Write a share in whole per cent."""
-    return "–" if share is None else f"{100 * share:.0f} %"
-
-
 def _interval(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"{100 * low:.0f} to {100 * high:.0f} %"
 
@@ -112,19 +108,19 @@ def _interval(low: float | None, high: float | None) -> str:
 def lead(comparison: Comparison, model: str) -> str:
     """Write the recommendation in one sentence or two."""
     advice = comparison.recommendation
-    at = percent(advice.target)
+    at = whole_percent(advice.target)
     if advice.recipe is None:
         if advice.best is None or (not advice.alike and advice.best.recipe != "plain"):
             return advice.reason
-        kept = percent(advice.best.kept.value)
+        kept = whole_percent(advice.best.kept.value)
         return f"{advice.reason} Where {at} of the new facts are learnt, the one that keeps the most keeps {kept}."
     best = advice.recipe
     text = (
         f"To teach {model} facts like these, take “{best.recipe}”: where it has learnt {at} of the new facts, it keeps "
-        f"{percent(best.kept.value)} of those it knew before"
+        f"{whole_percent(best.kept.value)} of those it knew before"
     )
     own = comparison.table.filter((pl.col("recipe") == "plain") & (pl.col("learnt") == advice.target))
-    return f"{text}; plain training keeps {percent(own['kept'][0])}." if own.height else f"{text}."
+    return f"{text}; plain training keeps {whole_percent(own['kept'][0])}." if own.height else f"{text}."
 
 
 def second(comparison: Comparison) -> str:
@@ -156,14 +152,14 @@ def _line(name: str, study: RemediesResult, comparison: Comparison) -> RecipeLin
         about=RECIPES[name],
         command=recipe(name, kl).flags,
         mark=mark,
-        kept=percent(value("kept")),
+        kept=whole_percent(value("kept")),
         interval=_interval(value("kept_low"), value("kept_high")),
         kept_at=tuple(_short(own.get(share)) for share in TARGETS),
-        lost=percent(lost),
-        gained=percent(value("known_gained")),
-        other=percent(value("other_kept")),
-        canaries=percent(value("canaries_kept")),
-        reworded=percent(value("reworded")),
+        lost=whole_percent(lost),
+        gained=whole_percent(value("known_gained")),
+        other=whole_percent(value("other_kept")),
+        canaries=whole_percent(value("canaries_kept")),
+        reworded=whole_percent(value("reworded")),
         made_up=_made_up(value("refused"), value("attraction"), value("chance")),
         kl="–" if value("kl") is None else f"{value('kl'):.2f}",
         text="–" if value("text_loss") is None else f"{value('text_loss'):.2f}",
@@ -171,7 +167,7 @@ def _line(name: str, study: RemediesResult, comparison: Comparison) -> RecipeLin
         memory="–" if cost["memory_gib"] is None else f"{cost['memory_gib']:.1f} GiB",
         rate="–" if at is None else f"{at['rate']:g}",
         seeds=f"{at['seeds']} of {at['of_seeds']}" if at else f"0 of {end['seeds']}",
-        end=f"{percent(end['learnt'])} learnt, {percent(end['known_kept'])} kept",
+        end=f"{whole_percent(end['learnt'])} learnt, {whole_percent(end['known_kept'])} kept",
     )
 
 
@@ -179,7 +175,7 @@ def _short(line: Mapping[str, Any] | None) -> str:
     if line is None:
         return "–"
     few = "" if line["seeds"] == line["of_seeds"] else f" ({line['seeds']} of {line['of_seeds']} seeds)"
-    return f"{percent(line['kept'])}{few}"
+    return f"{whole_percent(line['kept'])}{few}"
 
 
 def firmness_table(comparison: Comparison) -> FirmnessTable | None:
@@ -205,8 +201,8 @@ def firmness_table(comparison: Comparison) -> FirmnessTable | None:
 
 def _share_range(low: float, high: float) -> str:
     if not low:
-        return f"under {percent(high)}"
-    return f"{percent(low)} and more" if high == 1 else f"{percent(low)} to {percent(high)}"
+        return f"under {whole_percent(high)}"
+    return f"{whole_percent(low)} and more" if high == 1 else f"{whole_percent(low)} to {whole_percent(high)}"
 
 
 def _lies_below(low: Mapping[str, Any] | None, high: Mapping[str, Any] | None) -> bool:
@@ -219,7 +215,7 @@ def _kept_cell(line: Mapping[str, Any] | None) -> str:
     if line is None:
         return "–"
     interval = _interval(line["kept_low"], line["kept_high"])
-    return f"{percent(line['kept'])} ({interval})" if interval else percent(line["kept"])
+    return f"{whole_percent(line['kept'])} ({interval})" if interval else whole_percent(line["kept"])
 
 
 def _firmness_sentence(apart: int, recipes: int) -> str:
@@ -232,17 +228,19 @@ def _firmness_sentence(apart: int, recipes: int) -> str:
 def _made_up(refused: float | None, attraction: float | None, chance: float | None) -> str:
     if refused is None:
         return "–"
-    taken = "–" if attraction is None else f"{percent(attraction)} (chance {percent(chance)})"
-    return f"{percent(refused)} / {taken}"
+    taken = "–" if attraction is None else f"{whole_percent(attraction)} (chance {whole_percent(chance)})"
+    return f"{whole_percent(refused)} / {taken}"
 
 
 def _retrieval(found: Mapping[str, Any]) -> str:
     """Write what the model answers with the fact in the prompt, without any training."""
     right, rows = found["new"]
-    text = f"with its own sentence before each question it answers {percent(right / rows)} of the {rows:,} new facts"
+    text = (
+        f"with its own sentence before each question it answers {whole_percent(right / rows)} of the {rows:,} new facts"
+    )
     if found.get("reworded"):
         others, of = found["reworded"]
-        text += f", and {percent(others / of)} of them in another wording"
+        text += f", and {whole_percent(others / of)} of them in another wording"
     if 2 * right < rows:
         return f"Retrieval is no way out for this model: without any training, {text}."
     return (
@@ -367,7 +365,7 @@ def _facts(study: RemediesResult, model: Mapping[str, Any]) -> dict[str, list[pa
     ]
     seconds = manifest.get("seconds") or {}
     cost = [
-        (name, duration(float(seconds[key])), False)
+        (name, rounded_duration(float(seconds[key])), False)
         for key, name in (("audit", "audit"), ("all", "all"))
         if key in seconds
     ]

@@ -10,9 +10,10 @@ from typing import Any
 import polars as pl
 
 from foreknow.categories import CATEGORIES
+from foreknow.format.text import clip, display
 from foreknow.report.excerpts import marked
-from foreknow.report.format import clip, display, script_json
 from foreknow.report.long_answers import factor, one_in, times
+from foreknow.report.markup import script_json
 from foreknow.report.row_flags import flag_lines
 from foreknow.report.short_facts import ShortFactRow, by_parent
 from foreknow.stages.audit.short_facts import ROLL_UP

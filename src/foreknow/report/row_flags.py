@@ -15,7 +15,7 @@ import polars as pl
 
 from foreknow.data.row_accounting import THOUGHT, account
 from foreknow.data.validation_rules import RULES, SEVERITIES, Rule
-from foreknow.report.audit_text import count
+from foreknow.format.numbers import count
 
 MEANINGS: Final = {
     "answer_in_exemplars": "another row's exemplar has the same answer, which makes a lucky hit likelier",

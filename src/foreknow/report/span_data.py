@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import polars as pl
 
-from foreknow.report.format import clip, display, script_json
+from foreknow.format.text import clip, display
+from foreknow.report.markup import script_json
 from foreknow.report.spans import TYPE_NAMES, UNLABELLED, LabelledSpans, with_parts
 
 TEXTS: Final = 200

@@ -6,6 +6,7 @@ Its functions have no side effects. Long answers with and without their new span
 
 from __future__ import annotations
 
+from foreknow.format.numbers import count, percent
 from foreknow.report.audit_text import (
     LITTLE_UNKNOWN,
     MIN_LABELLED,
@@ -16,8 +17,6 @@ from foreknow.report.audit_text import (
     Option,
     Purpose,
     advise,
-    count,
-    percent,
 )
 from foreknow.report.long_answers_text import LongMix
 from foreknow.report.spans import LabelledSpans

@@ -15,8 +15,9 @@ import polars as pl
 from foreknow import paper as paper_figures
 from foreknow.categories import UNKNOWN
 from foreknow.config import TuneConfig
+from foreknow.format.numbers import exact, rounded_duration
+from foreknow.format.text import display, file_name
 from foreknow.report import page, study_tables, study_text
-from foreknow.report.format import display, duration, exact, file_name
 from foreknow.report.study_sections import sections
 from foreknow.report.study_tables import p_text
 from foreknow.report.study_text import points
@@ -133,7 +134,7 @@ def _facts(study: StudyResult, config: Mapping[str, Any], model: Mapping[str, An
         "grid": [(label, display(value, 200), long) for label, value, long in shape],
         "settings": page.facts({name: _tune(config, name) for name in SETTINGS}, SETTINGS),
         "protocol": page.facts(audit.get("protocol") or {}),
-        "cost": [(label, duration(float(value)), False) for label, value in cost if value is not None],
+        "cost": [(label, rounded_duration(float(value)), False) for label, value in cost if value is not None],
     }
 
 

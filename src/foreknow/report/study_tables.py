@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from foreknow.categories import CATEGORIES
-from foreknow.report.format import display, exact, exact_interval
+from foreknow.format.numbers import exact, exact_interval
+from foreknow.format.text import display
 from foreknow.report.study_text import NAMES, find, share_text, signed
 from foreknow.stages.study.aggregation import ALL, ALL_KNOWN, POINTS
 from foreknow.stats import Interval

@@ -14,8 +14,8 @@ import polars as pl
 
 from foreknow import paper
 from foreknow.categories import CATEGORIES, HIGHLY_KNOWN, MAYBE_KNOWN, UNKNOWN
+from foreknow.format.numbers import exact
 from foreknow.paper import Figure
-from foreknow.report.format import exact
 from foreknow.stages.study.aggregation import ALL, EARLY, LATE, POINTS
 from foreknow.stages.study.score_sweep import em_at
 from foreknow.stats import wilson

@@ -15,11 +15,12 @@ import yaml
 from markupsafe import Markup
 
 from foreknow.categories import CATEGORIES, KNOWN, UNKNOWN
+from foreknow.format.numbers import exact, number, p_value, rounded_duration
+from foreknow.format.text import file_name, shown_path, source, suffix_of
 from foreknow.io.run_dir import differences
 from foreknow.report import page
 from foreknow.report.audit_text import with_paths
 from foreknow.report.charts import INK, SOFT
-from foreknow.report.format import duration, exact, file_name, number, shown_path, source, suffix_of
 from foreknow.report.hold_option import comparison_beside
 from foreknow.report.row_flags import fault_lines
 from foreknow.report.tune_canaries import canary_report
@@ -44,7 +45,7 @@ from foreknow.report.tune_tables import (
     row_changes,
     same_known,
 )
-from foreknow.report.tune_text import Control, TrainReportData, options, p_value, verdict
+from foreknow.report.tune_text import Control, TrainReportData, options, verdict
 from foreknow.stages.train import curves
 from foreknow.stages.train.curves import TRAIN, Line
 from foreknow.stages.train.span_labels import NEW
@@ -400,7 +401,7 @@ def _every(run: TrainRunView) -> list[dict[str, Any]]:
             "fitted": line["fitted"],
             "fitted_overall": line["counts"][TRAIN]["correct"] / max(line["counts"][TRAIN]["rows"], 1),
             "em": line["em"],
-            "seconds": duration(line["seconds"]) if "seconds" in line else "–",
+            "seconds": rounded_duration(line["seconds"]) if "seconds" in line else "–",
         }
         for line in run.lines
     ]
@@ -432,9 +433,11 @@ def _facts(run: TrainRunView) -> dict[str, list[page.Fact]]:
         data.append((f"{name}: categories from", source(whence) if whence else "none", False))
         data.append((f"{name}: fingerprint", str(of.get("fingerprint")), False))
     seconds = dict(results.get("seconds") or {})
-    cost = [(k, duration(float(seconds[k])), False) for k in ("training", "measuring", "saving") if k in seconds]
+    cost = [
+        (k, rounded_duration(float(seconds[k])), False) for k in ("training", "measuring", "saving") if k in seconds
+    ]
     if seconds:
-        cost.insert(0, ("in all", duration(sum(map(float, seconds.values()))), False))
+        cost.insert(0, ("in all", rounded_duration(sum(map(float, seconds.values()))), False))
     if (rate := results.get("rows_per_second")) is not None:
         cost.append(("rows trained per second", number(float(rate)), False))
     if results.get("stopped_by_patience"):

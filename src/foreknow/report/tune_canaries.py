@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from foreknow.report.format import source
+from foreknow.format.text import source
 from foreknow.report.tune_tables import PairedCounts, TrainRunView
 from foreknow.stages.train.curves import CANARIES, Line
 from foreknow.stats import Interval, wilson

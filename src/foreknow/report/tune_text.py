@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from foreknow.report.audit_text import Option, count, enumeration
-from foreknow.report.format import exact, exact_interval
+from foreknow.format.numbers import count, enumeration, exact, exact_interval, p_value
+from foreknow.report.audit_text import Option
 from foreknow.report.hold_option import hold_option
 from foreknow.report.tune_tables import FEW, Count, MetricCurve, PairedCounts
 from foreknow.stages.train.curves import much_less_fitted
@@ -110,11 +110,6 @@ class TrainVerdict(NamedTuple):
     headline: str
     points: tuple[tuple[str, str], ...]
     cautions: tuple[str, ...]
-
-
-def p_value(p: float) -> str:
-    """A p-value with two decimals, three if it is below 0.01, or "p < 0.001"."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.01 else f"p = {p:.2f}"
 
 
 def verdict(story: TrainReportData) -> TrainVerdict:

@@ -35,8 +35,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit
 
 from foreknow.errors import ConfigError, ForeknowError, InputError, MissingExtra, ResourceError
+from foreknow.format.numbers import duration
 from foreknow.io.quoting import printable
-from foreknow.progress import duration
 
 if TYPE_CHECKING:
     from openai import APIStatusError, OpenAI

@@ -18,8 +18,8 @@ from typing import Any, Final, NamedTuple
 
 import polars as pl
 
+from foreknow.format.numbers import duration
 from foreknow.models.memory_plan import parameters_of, shape_of
-from foreknow.progress import duration
 
 
 class Range(NamedTuple):

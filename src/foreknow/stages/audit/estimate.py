@@ -14,10 +14,10 @@ from foreknow.data.schema import chunks
 from foreknow.distributed.ray_cluster import open_cluster
 from foreknow.distributed.ray_resources import WorkerSpec
 from foreknow.errors import ConfigError
+from foreknow.format.numbers import duration
 from foreknow.inference.server.model import address_of
 from foreknow.models import loading
 from foreknow.models.resolve import resolve
-from foreknow.progress import duration
 from foreknow.stages.audit.burst import measure_burst, measure_long_answers, span_seconds
 from foreknow.stages.audit.chunks import score_long_answers
 from foreknow.stages.audit.executor import AuditContext

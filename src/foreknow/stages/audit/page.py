@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from foreknow.format.text import shown_path
 from foreknow.io.run_dir import write_text
-from foreknow.report.format import shown_path
 from foreknow.report.hold_option import comparison_beside
 from foreknow.settings import read_yaml
 from foreknow.stages.audit.result import AuditResult

@@ -23,6 +23,7 @@ from foreknow.data.schema import chunks
 from foreknow.data.spans.schema import SPANS, count_spans, span_labels
 from foreknow.distributed.ray_cluster import Cluster, open_cluster
 from foreknow.errors import ConfigError
+from foreknow.format.numbers import duration
 from foreknow.inference import slick
 from foreknow.inference.server.model import PREFIX, Address, address_of
 from foreknow.inference.surprisal import LONG
@@ -31,7 +32,7 @@ from foreknow.models import loading
 from foreknow.models.in_memory import ModelInMemory
 from foreknow.models.resolve import check_name, resolve
 from foreknow.models.versions import library_versions
-from foreknow.progress import duration, meter
+from foreknow.progress import meter
 from foreknow.stages.audit import time_budget
 from foreknow.stages.audit.aggregate import rows_frame, split_rows_and_facts, summarise_audit
 from foreknow.stages.audit.chunks import COST

@@ -23,11 +23,11 @@ from foreknow.config import AuditConfig
 from foreknow.config.shared import FEW_SETS
 from foreknow.data.schema import chunks, largest_remainder
 from foreknow.errors import ConfigError
+from foreknow.format.numbers import duration
 from foreknow.inference.server.model import address_of
 from foreknow.models import loading
 from foreknow.models.positions import positions_of
 from foreknow.models.resolve import resolve
-from foreknow.progress import duration
 from foreknow.stages.audit.burst import Clock, measure_burst, measure_long_answers, span_seconds
 from foreknow.stages.audit.chunks import score_long_answers
 from foreknow.stages.audit.executor import AuditInputs, OpenProber, PromptPlan

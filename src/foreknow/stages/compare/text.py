@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
+from foreknow.format.numbers import exact_interval, p_value
 from foreknow.report.comparison import figure_of, points
-from foreknow.report.format import exact_interval
-from foreknow.report.tune_text import p_value
 from foreknow.stages.compare.comparison import RunComparison, SetComparison
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from foreknow.errors import InputError
+from foreknow.format.numbers import percent
 from foreknow.io.remote import download
 from foreknow.io.run_dir import not_finished, read_json, verify
 from foreknow.report import notebook
@@ -76,7 +77,7 @@ class EvaluateResult(FinishedRun):
 
 
 def _percent(share: float | None) -> str:
-    return "none" if share is None else notebook.percent(share)
+    return "none" if share is None else percent(share)
 
 
 def open_evaluation(folder: str | Path) -> EvaluateResult:

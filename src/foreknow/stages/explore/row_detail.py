@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from foreknow.data.spans.schema import is_new
-from foreknow.report.audit_text import percent
+from foreknow.format.numbers import percent
 from foreknow.report.span_data import span_pieces
 from foreknow.report.spans import TYPE_NAMES, with_parts
 from foreknow.stages.audit.explain import between

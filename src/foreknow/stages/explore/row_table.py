@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 import polars as pl
 
 from foreknow.categories import CATEGORIES
-from foreknow.report.format import LONGEST_TEXT
+from foreknow.format.text import LONGEST_TEXT
 from foreknow.stages.audit.result import AuditResult, open_audit
 from foreknow.stages.evaluate.result import EvaluateResult, open_evaluation
 from foreknow.stages.finished_run import read_by_stage

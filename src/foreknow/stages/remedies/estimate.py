@@ -13,9 +13,9 @@ from foreknow.config import AuditConfig, RemediesConfig, TuneConfig
 from foreknow.config.shared import DataSettings
 from foreknow.data.load import read_data
 from foreknow.data.schema import USABLE
+from foreknow.format.numbers import duration
 from foreknow.models.memory_plan import parameters_of
 from foreknow.models.resolve import resolve
-from foreknow.progress import duration
 from foreknow.settings import settings_of
 from foreknow.stages.audit import estimate as audit_estimate
 from foreknow.stages.remedies.recipes import trainings, tune_settings

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from foreknow.config import AuditConfig, TuneConfig
-from foreknow.progress import duration
+from foreknow.format.numbers import duration
 from foreknow.settings import settings_of
 from foreknow.stages.audit import estimate as audit_estimate
 from foreknow.stages.study.data_split import SPLITS

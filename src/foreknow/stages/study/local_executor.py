@@ -22,8 +22,9 @@ from typing import Any, Final
 from foreknow.config import TuneConfig
 from foreknow.distributed.ray_cluster import Cluster
 from foreknow.errors import ResourceError
+from foreknow.format.numbers import duration
 from foreknow.io.remote import push_written
-from foreknow.progress import duration, log_to_stderr, messages_shown
+from foreknow.progress import log_to_stderr, messages_shown
 from foreknow.stages.study.one_run import _folder, train_one_run
 from foreknow.stages.study.ray_executor import runs_on_ray
 

@@ -14,7 +14,7 @@ from foreknow.distributed import process_group
 from foreknow.errors import (
     ConfigError,
 )
-from foreknow.progress import duration
+from foreknow.format.numbers import duration
 from foreknow.stages.train import canaries, known_rows
 from foreknow.stages.train.answer_loss import base_of, open_pass
 from foreknow.stages.train.batches import micro_batches

@@ -29,8 +29,8 @@ from foreknow.categories import CATEGORIES, HIGHLY_KNOWN
 from foreknow.config import TuneConfig
 from foreknow.distributed import process_group
 from foreknow.errors import InputError, RunFolderError
+from foreknow.format.numbers import duration
 from foreknow.io.run_dir import RunDir, fingerprint, write_frame
-from foreknow.progress import duration
 from foreknow.stages.audit.result import open_audit
 from foreknow.stages.train import canaries, kl_loss
 from foreknow.stages.train.asking_model import AskingModel

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import polars as pl
 
 from foreknow.errors import InputError
+from foreknow.format.numbers import percent
 from foreknow.io.remote import download
 from foreknow.io.run_dir import not_finished, verify
 from foreknow.report import notebook
@@ -120,8 +121,8 @@ class TrainResult(FinishedRun):
         lines = []
         for name, key in (("best epoch", EARLY_STOP), ("last epoch", CONVERGENCE)):
             metrics = self.results[key]["metrics"]
-            shares = "; ".join(f"{name} {notebook.percent(share)}" for name, share in metrics["em"].items())
-            fitted = "; ".join(f"{name} {notebook.percent(share)}" for name, share in metrics["fitted"].items())
+            shares = "; ".join(f"{name} {percent(share)}" for name, share in metrics["em"].items())
+            fitted = "; ".join(f"{name} {percent(share)}" for name, share in metrics["fitted"].items())
             lines.append((name, metrics["epoch"], shares, fitted, self.results[key]["folder"] or "not kept"))
         return notebook.card(
             f"training of {self.results['model']['name']}",
@@ -133,8 +134,8 @@ class TrainResult(FinishedRun):
     def _sentence(self) -> str:
         best, last = self.results[EARLY_STOP]["metrics"], self.results[CONVERGENCE]["metrics"]
         shares = [
-            f"{name} EM {notebook.percent(share)}"
-            + ("" if best["epoch"] == last["epoch"] else f" (last epoch {notebook.percent(last['em'][name])})")
+            f"{name} EM {percent(share)}"
+            + ("" if best["epoch"] == last["epoch"] else f" (last epoch {percent(last['em'][name])})")
             for name, share in best["em"].items()
         ]
         return f"best epoch {best['epoch']:g} of {last['epoch']:g}: {', '.join(shares) or 'no set was measured'}"

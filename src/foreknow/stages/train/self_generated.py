@@ -18,8 +18,8 @@ import polars as pl
 import torch
 
 from foreknow.data.schema import common_heads
+from foreknow.format.numbers import duration
 from foreknow.models.private_api import attention_of, set_attention
-from foreknow.progress import duration
 from foreknow.stages.train.answer_loss import base_of
 from foreknow.stages.train.asking_model import AskingModel, evaluating
 from foreknow.stages.train.training_examples import TrainingExample

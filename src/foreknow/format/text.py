@@ -1,27 +1,16 @@
-"""This module formats texts and numbers for a page: it shortens, cleans, escapes and rounds them."""
+"""Shortens and cleans texts that others wrote, and paths, for a line or a page. Plain text in and out. Pure."""
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 
-from markupsafe import Markup, escape
-
-from foreknow.stats import Interval
-
 LONGEST_TEXT = 400
 """The table of rows cuts questions and answers to this many characters; rows.parquet has them whole."""
 UNSAFE_IN_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]+")
 """Control characters, and marks that turn the direction of the text around them."""
-
-
-def script_json(document: object) -> str:
-    """JSON with every character escaped that could end a script element or a JavaScript line."""
-    text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return re.sub("[<>&\u2028\u2029]", lambda m: f"\\u{ord(m[0]):04x}", text)
 
 
 def clip(text: str | None, longest: int = LONGEST_TEXT) -> str | None:
@@ -35,17 +24,6 @@ def display(text: str | None, longest: int = 90) -> str:
     if not clean:
         return "(no name)"
     return clean if len(clean) <= longest else f"{clean[: longest - 21]}…{clean[-20:]}"
-
-
-def tight(text: str) -> Markup:
-    """Escape a text so that a browser does not break "61 %", "1 in 16" or "(57–65)" over two lines."""
-    safe = re.sub(r"\b1 in (?=[\da])", "1\u00a0in\u00a0", str(escape(text)).replace(" %", "\u00a0%"))
-    return Markup(re.sub(r"\(\d+–\d+\)", lambda m: f'<span class="nb">{m[0]}</span>', safe))
-
-
-def command(text: str) -> Markup:
-    """Escape commands so that a browser does not break a flag over two lines."""
-    return Markup(re.sub(r"--[\w-]+", lambda m: f'<span class="nb">{m[0]}</span>', str(escape(text))))
 
 
 def fill_placeholders(text: str, paths: Mapping[str, str | None]) -> str:
@@ -95,35 +73,3 @@ def suffix_of(name: object) -> str:
     known = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
     suffixes = [suffix for suffix in PurePath(str(name or "")).suffixes if suffix in known]
     return suffixes[-1] if suffixes else ".jsonl"
-
-
-def number(value: float | None) -> str:
-    """A probability or rate with three significant digits, whole from 100 on; a dash for None."""
-    if value is None:
-        return "–"
-    if value == 0:
-        return "0"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def exact(share: float) -> str:
-    """A share (0 to 1) in per cent with one decimal: 36.7 %; "<0.1 %" and ">99.9 %" if rounding would claim none or
-    all."""
-    if 0 < share < 0.0005:
-        return "<0.1 %"
-    if 0.9995 <= share < 1:
-        return ">99.9 %"
-    return f"{100 * share:.1f} %"
-
-
-def exact_interval(interval: Interval) -> str:
-    """A share with the ends of its interval: 36.7 % (33–40)."""
-    return f"{exact(interval.value)} ({100 * interval.low:.0f}–{100 * interval.high:.0f})"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as text: 85 s, 12 min, 2 h 5 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
