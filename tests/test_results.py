@@ -18,7 +18,7 @@ from builders import write_jsonl
 from conftest import fact_rows
 from foreknow.categories import CATEGORIES
 from foreknow.errors import ConfigError, GateCrossed, InputError, RunFolderError
-from foreknow.report.notebook import bar, card, table
+from foreknow.notebook import bar, card, table
 from foreknow.stages.audit.explain import explain_row
 from foreknow.stages.study.result import open_study
 

@@ -7,10 +7,10 @@ from typing import Any, Final
 
 import polars as pl
 
+from foreknow import notebook
 from foreknow.data.row_accounting import account
 from foreknow.data.validation_rules import MOST_SPLITS, SEVERITIES, Finding
 from foreknow.io.quoting import isolate_bidi, printable
-from foreknow.report import notebook
 
 
 @dataclass(frozen=True, repr=False)

@@ -13,7 +13,7 @@ from foreknow.errors import ConfigError, InputError, MissingExtra, RunFolderErro
 from foreknow.io.remote import download
 from foreknow.io.remote_paths import is_url
 from foreknow.io.run_dir import not_finished, read_checked
-from foreknow.report.notebook import ReportPage, report_page
+from foreknow.notebook import ReportPage, report_page
 
 if TYPE_CHECKING:
     import pandas as pd

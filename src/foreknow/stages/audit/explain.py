@@ -8,10 +8,10 @@ from typing import Any
 
 import polars as pl
 
+from foreknow import notebook
 from foreknow.categories import HIGHLY_KNOWN, MAYBE_KNOWN
 from foreknow.prompts.few_shot import Exemplar
 from foreknow.prompts.prompt_template import Template
-from foreknow.report import notebook
 
 
 @dataclass(frozen=True, repr=False)

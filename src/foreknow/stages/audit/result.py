@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
+from foreknow import notebook
 from foreknow.categories import CATEGORIES, UNKNOWN
 from foreknow.data.spans.schema import is_new
 from foreknow.errors import GateCrossed, InputError, RunFolderError
 from foreknow.io.remote import download
 from foreknow.io.run_dir import fingerprint, not_finished, read_checked, verify
 from foreknow.prompts.prompt_template import Template
-from foreknow.report import notebook
 from foreknow.stages.audit.explain import Explanation, explain_row
 from foreknow.stages.finished_run import FinishedRun, to_pandas
 
@@ -45,7 +45,7 @@ class AuditResult(FinishedRun):
 
     def plot(self) -> alt.Chart:
         """A chart of the categories' shares: all rows, and the groups with the largest Unknown share."""
-        from foreknow.report.notebook_charts import category_chart  # keeps altair out
+        from foreknow.notebook_charts import category_chart  # keeps altair out
 
         return category_chart(self.rows)
 

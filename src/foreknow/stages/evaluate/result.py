@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from foreknow import notebook
 from foreknow.errors import InputError
 from foreknow.format.numbers import percent
 from foreknow.io.remote import download
 from foreknow.io.run_dir import not_finished, read_json, verify
-from foreknow.report import notebook
 from foreknow.stages.finished_run import FinishedRun, to_pandas
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class EvaluateResult(FinishedRun):
 
     def plot(self) -> alt.LayerChart:
         """Return a chart of exact match with its intervals: all rows, and each category."""
-        from foreknow.report.notebook_charts import em_chart  # keeps altair out
+        from foreknow.notebook_charts import em_chart  # keeps altair out
 
         return em_chart(self.summary["em"], self._matching)
 

@@ -18,8 +18,8 @@ from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import quote
 
+from foreknow import notebook
 from foreknow.errors import ConfigError
-from foreknow.report import notebook
 from foreknow.stages.explore.responses import HEADERS, RowPages
 from foreknow.stages.explore.row_table import open_table
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from foreknow import notebook
 from foreknow.data.row_reader import batches_of
 from foreknow.errors import ConfigError
 from foreknow.io.sources import source_of
-from foreknow.report import notebook
 from foreknow.stages.finished_run import copy_to, to_pandas
 
 if TYPE_CHECKING:

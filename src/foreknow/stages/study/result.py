@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import yaml
 
+from foreknow import notebook
 from foreknow.errors import InputError
 from foreknow.io.csv_escape import table_of
 from foreknow.io.remote import download
 from foreknow.io.run_dir import not_finished, verify
-from foreknow.report import notebook
 from foreknow.stages.audit.result import AuditResult, open_audit
 from foreknow.stages.finished_run import FinishedRun, to_pandas
 

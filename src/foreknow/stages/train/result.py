@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
+from foreknow import notebook
 from foreknow.errors import InputError
 from foreknow.format.numbers import percent
 from foreknow.io.remote import download
 from foreknow.io.run_dir import not_finished, verify
-from foreknow.report import notebook
 from foreknow.stages.finished_run import FinishedRun, to_pandas
 from foreknow.stages.train import curves
 
@@ -110,7 +110,7 @@ class TrainResult(FinishedRun):
 
     def plot(self) -> alt.Chart:
         """Return a chart of what is fitted and answered right, by epoch."""
-        from foreknow.report.notebook_charts import epochs_chart  # keeps altair out
+        from foreknow.notebook_charts import epochs_chart  # keeps altair out
 
         return epochs_chart(self.metrics)
 

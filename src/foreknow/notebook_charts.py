@@ -1,4 +1,4 @@
-"""This module draws the charts of results in a notebook: plain Altair charts, which a user can change further."""
+"""Draws the charts of results in a notebook: plain Altair charts, which a user can change further."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import altair as alt
 import polars as pl
 
 from foreknow.categories import CATEGORIES
-from foreknow.report.notebook import COLOURS
+from foreknow.notebook import COLOURS
 
 _COLOUR = alt.Color(
     "category:N", title=None, scale=alt.Scale(domain=list(CATEGORIES), range=[COLOURS[name] for name in CATEGORIES])

@@ -1,4 +1,4 @@
-"""This module writes what a notebook shows of a result: a sentence, a bar of shares, a small table, a whole page.
+"""Writes what a notebook shows of a result: a sentence, a bar of shares, a small table, a whole page.
 
 The HTML has its styles inside, because a notebook has no style sheet of ours, and no text of a file gets in unescaped.
 """
