@@ -21,10 +21,12 @@ from foreknow.categories import CATEGORIES
 from foreknow.format.numbers import percent
 from foreknow.format.text import display
 from foreknow.report.audit import render_audit
-from foreknow.report.audit_tables import carriers, complete, relation_lines, with_fifths
-from foreknow.report.audit_text import CategoryShares, bracket, options, purposes, verdict
+from foreknow.report.audit_options import options, purposes
+from foreknow.report.audit_tables import carriers, with_fifths
 from foreknow.report.charts import theme_svg
 from foreknow.report.markup import script_json
+from foreknow.stages.audit.verdict.category_lines import complete, relation_lines
+from foreknow.stages.audit.verdict.sentences import CategoryShares, bracket, verdict
 from foreknow.stats import Interval
 
 RELATIONS = (

@@ -38,10 +38,10 @@ from foreknow.models import loading
 from foreknow.prompts import few_shot
 from foreknow.prompts.prompt_template import PAPER, Prompter
 from foreknow.prompts.vocabulary import Vocabulary
-from foreknow.report.row_flags import MEANINGS
 from foreknow.stages.audit import precision_check
 from foreknow.stages.audit import run as audit_run
 from foreknow.stages.audit.executor import PromptPlan
+from foreknow.stages.audit.verdict.row_flags import MEANINGS
 
 SAMPLING = Sampling(temperature=0.9, top_k=20)
 ODD = "~"

@@ -19,19 +19,21 @@ from syrupy.assertion import SnapshotAssertion
 from foreknow.categories import CATEGORIES
 from foreknow.config import AuditConfig, CheckConfig, ExtractConfig, MixConfig, TuneConfig
 from foreknow.data.validation_rules import RULES
+from foreknow.format.numbers import one_in
 from foreknow.format.text import suffix_of
 from foreknow.inference.slick import PROBES
 from foreknow.inference.surprisal import LONG
 from foreknow.report.audit import render_audit
-from foreknow.report.audit_tables import complete
-from foreknow.report.audit_text import Option, options
-from foreknow.report.excerpts import GAP, in_sentence, marked
-from foreknow.report.long_answers import expectation_bins, least_expected, long_answers, one_in
-from foreknow.report.long_answers_text import LongMix, long_verdict, steps
-from foreknow.report.row_flags import MEANINGS, findings, flag_lines, meaning_and_advice
+from foreknow.report.audit_options import Option, options
+from foreknow.report.long_answer_options import steps
 from foreknow.stages.audit.aggregate import summarise_audit
 from foreknow.stages.audit.filters import CANNOT_BE_ASKED
 from foreknow.stages.audit.short_facts import roll_up_facts
+from foreknow.stages.audit.verdict.category_lines import complete
+from foreknow.stages.audit.verdict.excerpts import GAP, in_sentence, marked
+from foreknow.stages.audit.verdict.long_answers import expectation_bins, least_expected, long_answers
+from foreknow.stages.audit.verdict.row_flags import MEANINGS, findings, flag_lines, meaning_and_advice
+from foreknow.stages.audit.verdict.sentences import LongMix, long_verdict
 from test_audit_report import HOSTILE, MIXES, browse, embedded, needs_chromium, section, summary_of, synthetic, text_of
 
 SENTENCES = (

@@ -19,8 +19,8 @@ from foreknow.format.numbers import percent
 from foreknow.inference.slick import PROBES
 from foreknow.report.audit import render_audit
 from foreknow.report.span_data import LONGEST, TEXTS
-from foreknow.report.spans import labelled_spans, share_over_rows
 from foreknow.stages.audit.result import AuditResult
+from foreknow.stages.audit.verdict.labelled_spans import labelled_spans, share_over_rows
 from foreknow.stats import Interval
 from span_files import Label, span_table
 from test_audit_report import HOSTILE, browse, needs_chromium, section, summary_of, text_of

@@ -27,7 +27,7 @@ from foreknow.config import TuneConfig
 from foreknow.data.schema import ROWS
 from foreknow.format.numbers import exact, p_value
 from foreknow.format.text import without_folders
-from foreknow.report.audit_text import Option
+from foreknow.report.audit_options import Option
 from foreknow.report.evaluation import render_evaluation, taken_over
 from foreknow.report.tune import read, render_tune
 from foreknow.report.tune_charts import LABEL, Curve, Mark, apart, epochs_chart

@@ -88,9 +88,9 @@ def audit(
             print_scaled(scale_estimate(found, settings.rows, read_model_size(Path(found["folder"]))), settings.rows)
         return
     from foreknow.inference.server.model import address_of  # keeps polars out
-    from foreknow.report.audit_text import MIN_LABELLED  # keeps polars out
     from foreknow.stages.audit.result import AuditResult  # keeps polars out
     from foreknow.stages.audit.run import run  # keeps altair out
+    from foreknow.stages.audit.verdict.sentences import MIN_LABELLED  # keeps polars out
 
     crossed = None
     try:

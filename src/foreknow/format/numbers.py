@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -90,3 +91,21 @@ def format_rate(rows_per_second: float) -> str:
         return f"{1 / rows_per_second:,.0f} s a row"
     digits = 0 if rows_per_second >= 10 else 1 if rows_per_second >= 1 else 2
     return f"{rows_per_second:,.{digits}f} rows/s"
+
+
+def one_in(logprob: float) -> str:
+    """A mean log-probability (nats) as a chance in words: 1 in 16."""
+    if -logprob >= math.log(1e9):
+        return "less than 1 in a billion"
+    choices = math.exp(-logprob)
+    if choices < 9.95:
+        return f"1 in {choices:.1f}"
+    if choices < 999.5:
+        return f"1 in {choices:.0f}"
+    rounded = float(f"{choices:.2g}")
+    return f"1 in {rounded:,.0f}" if rounded < 1e6 else f"1 in {rounded / 1e6:g} million"
+
+
+def factor(value: float) -> str:
+    """A factor with a suitable number of digits: 1.5, 12, 0.98."""
+    return f"{value:,.0f}" if value >= 9.95 else f"{value:.2f}" if value < 0.995 else f"{value:.1f}"

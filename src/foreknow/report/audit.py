@@ -15,18 +15,19 @@ from markupsafe import Markup
 from foreknow import paper
 from foreknow.categories import UNKNOWN
 from foreknow.format.numbers import number, rounded_duration
-from foreknow.format.text import display, suffix_of
-from foreknow.report import audit_tables, charts, page, row_flags
-from foreknow.report import audit_text as words
+from foreknow.report import audit_options, audit_tables, charts, page
 from foreknow.report.hold_option import hold_option
-from foreknow.report.long_answers import LongAnswers, long_answers
-from foreknow.report.long_answers_text import FEW_SHORT, LongMix, long_verdict, steps
+from foreknow.report.long_answer_options import steps
 from foreknow.report.row_data import row_json
-from foreknow.report.short_facts import ShortFacts, short_facts
 from foreknow.report.span_data import TEXTS, drawn_rows, text_json
-from foreknow.report.spans import TYPE_NAMES, LabelledSpans, labelled_spans
-from foreknow.report.spans_text import TITLES, span_purposes, span_steps, span_verdict
-from foreknow.stats import Interval
+from foreknow.report.span_options import TITLES, span_purposes, span_steps
+from foreknow.stages.audit.verdict import row_flags
+from foreknow.stages.audit.verdict.category_lines import category_lines
+from foreknow.stages.audit.verdict.fact_summary import ShortFacts
+from foreknow.stages.audit.verdict.figures import audit_figures
+from foreknow.stages.audit.verdict.labelled_spans import TYPE_NAMES, LabelledSpans
+from foreknow.stages.audit.verdict.long_answers import LongAnswers
+from foreknow.stages.audit.verdict.sentences import FEW_SHORT, MIN_LABELLED, CategoryShares
 
 SAMPLE_ROWS = 20_000
 """The page embeds at most this many rows; of a larger audit it embeds a seeded sample of this size."""
@@ -61,25 +62,18 @@ def render_audit(
     spans inside long answers (`AuditResult.spans`). `paths`: what the words in capitals stand for in the commands,
     where that is known. `remedies`: a study of remedies of the same model (`hold_option.comparison_beside`).
     """
-    frame = audit_tables.complete(rows)
+    figures = audit_figures(rows, summary, facts, spans)
+    frame, seed, groups, relations = figures.rows, figures.seed, figures.groups, figures.relations
+    long, span_summary, mix, mostly_long = figures.long, figures.spans, figures.mix, figures.mostly_long
     own = probes.filter(pl.col("row").is_in(frame["row"].implode()))  # without the probes of short facts
-    seed = int(summary.get("seed") or 0)
-    model = dict(summary.get("model") or {})
-    data = dict(summary.get("data") or {})
+    model, data = dict(summary.get("model") or {}), dict(summary.get("data") or {})
     protocol = dict(summary.get("protocol") or {})
     notes = protocol.pop("notes", [])
     span_protocol = dict((summary.get("spans") or {}).get("protocol") or {})
-    groups = frame["group"].unique().sort().to_list()
-    relations = audit_tables.relation_lines(frame, dict(summary.get("majority_floor") or {}), groups, seed)
-    long, fact_summary, flagged = long_answers(frame), short_facts(frame, facts), row_flags.flag_lines(frame)
-    mix = _mix(frame, relations, display(model.get("name") or "the model"), suffix_of(data.get("name")), seed)
-    mostly_long = long is not None and long.rows > mix.labelled
-    span_summary = labelled_spans(frame, spans, long.rows if long else 0) if mostly_long else None
     texts_embedded, text_data = 0, ""
     if show_rows and span_summary and spans is not None:
         texts_embedded, text_data = _texts(frame, spans, span_summary, groups, seed)
-    long_mix = _long_mix(mix, long, fact_summary, int(protocol.get("max_answer_tokens") or 32), flagged)
-    purposes = span_purposes(span_summary) if span_summary else () if mostly_long else words.purposes(mix)
+    purposes = span_purposes(span_summary) if span_summary else () if mostly_long else audit_options.purposes(mix)
     # if a file of long answers has only a few short ones, the page counts them and does not analyse them
     analysed = mix.labelled >= FEW_SHORT or (mix.labelled > 0 and not mostly_long)
     bins = audit_tables.probability_bins(frame) if analysed else ()
@@ -89,7 +83,7 @@ def render_audit(
     embedded, row_data = 0, ""
     if show_rows:
         embedded, row_data = _rows(
-            frame, _linked(long, fact_summary), seed, lambda rows: row_json(rows, probes, facts, groups, sets)
+            frame, _linked(long, figures.facts), seed, lambda rows: row_json(rows, probes, facts, groups, sets)
         )
     return page.render(
         "audit.html.j2",
@@ -110,13 +104,13 @@ def render_audit(
         mix=mix,
         mostly_long=mostly_long,
         analysed=analysed,
-        verdict=_choose_verdict(span_summary, long_mix, mix, mostly_long=mostly_long),
-        options=words.with_paths(
-            span_steps(span_summary, long_mix)
+        verdict=figures.verdict,
+        options=audit_options.with_paths(
+            span_steps(span_summary, figures.long_mix)
             if span_summary
-            else steps(long_mix)
+            else steps(figures.long_mix)
             if mostly_long
-            else (*words.options(mix), *_hold(mix, remedies)),
+            else (*audit_options.options(mix), *_hold(mix, remedies)),
             paths or {},
         ),
         spans=span_summary,
@@ -124,11 +118,11 @@ def render_audit(
         texts_embedded=texts_embedded,
         text_data=Markup(text_data),
         purposes=purposes,
-        titles=TITLES if span_summary else words.TITLES,
-        least=words.MIN_LABELLED,
+        titles=TITLES if span_summary else audit_options.TITLES,
+        least=MIN_LABELLED,
         would_go=_would_go(frame) if show_rows and any(p.option == "drop" for p in purposes) else None,
         paper=paper.NAME,
-        categories=audit_tables.category_lines(frame, _expected(summary), seed),
+        categories=category_lines(frame, _expected(summary), seed),
         meanings=_meanings(protocol, sets),
         relations=[line for line in relations if line in largest],
         folded=[line for line in relations if line not in largest],
@@ -145,11 +139,11 @@ def render_audit(
         fifths=audit_tables.FIFTHS,
         carriers=audit_tables.carriers(frame, CARRIERS_SHOWN) if show_rows else (),
         long=long,
-        limit=long_mix.limit,
-        fact_summary=fact_summary,
+        limit=figures.long_mix.limit,
+        fact_summary=figures.facts,
         accounted=row_flags.accounted(data),
-        findings=row_flags.findings(flagged),
-        flags=[line for line in flagged if not line.is_finding],
+        findings=row_flags.findings(figures.flagged),
+        flags=[line for line in figures.flagged if not line.is_finding],
         chance=_chance(chance, sets * int(protocol.get("samples") or 0)) if chance else None,
         forecast=_forecast(forecast) if forecast else None,
         undecided=frame["flags"].list.contains("undecided").sum(),
@@ -161,38 +155,9 @@ def render_audit(
     )
 
 
-def _hold(mix: words.CategoryShares, remedies: Mapping[str, Any] | None) -> tuple[words.Option, ...]:
+def _hold(mix: CategoryShares, remedies: Mapping[str, Any] | None) -> tuple[audit_options.Option, ...]:
     """The option to teach the Unknown rows without losing what the model knew, where the file has such rows."""
     return (hold_option(remedies, dev=False),) if mix.labelled and mix.unknown.value > 0 else ()
-
-
-def audit_verdict(
-    rows: pl.DataFrame,
-    summary: Mapping[str, Any],
-    facts: pl.DataFrame | None = None,
-    spans: pl.DataFrame | None = None,
-) -> words.AuditVerdict:
-    """The verdict of the page alone; the arguments are those of `render_audit`."""
-    frame = audit_tables.complete(rows)
-    seed, groups = int(summary.get("seed") or 0), frame["group"].unique().sort().to_list()
-    relations = audit_tables.relation_lines(frame, dict(summary.get("majority_floor") or {}), groups, seed)
-    long, fact_summary, flagged = long_answers(frame), short_facts(frame, facts), row_flags.flag_lines(frame)
-    model, data = summary.get("model") or {}, summary.get("data") or {}
-    mix = _mix(frame, relations, display(model.get("name") or "the model"), suffix_of(data.get("name")), seed)
-    mostly_long = long is not None and long.rows > mix.labelled
-    span_summary = labelled_spans(frame, spans, long.rows if long else 0) if mostly_long else None
-    limit = int((summary.get("protocol") or {}).get("max_answer_tokens") or 32)
-    long_mix = _long_mix(mix, long, fact_summary, limit, flagged)
-    return _choose_verdict(span_summary, long_mix, mix, mostly_long=mostly_long)
-
-
-def _choose_verdict(
-    span_summary: LabelledSpans | None, long_mix: LongMix, mix: words.CategoryShares, *, mostly_long: bool
-) -> words.AuditVerdict:
-    """The verdict on spans inside long answers, on long answers, or on short ones, whichever the file has most of."""
-    if span_summary:
-        return span_verdict(span_summary, mix.model)
-    return long_verdict(long_mix) if mostly_long else words.verdict(mix)
 
 
 def _would_go(frame: pl.DataFrame) -> dict[str, Any]:
@@ -215,52 +180,6 @@ def _forecast(forecast: Mapping[str, Any]) -> dict[str, Any]:
     test_error = forecast["left_out"].get("test", {})
     about = {"model": forecast["study"]["model"], "unknown": forecast["unknown"], "rmse": test_error.get("rmse")}
     return {**about, "lines": forecast["forecast"]}
-
-
-def _mix(
-    frame: pl.DataFrame, relations: tuple[audit_tables.RelationLine, ...], model: str, suffix: str, seed: int
-) -> words.CategoryShares:
-    """Collect the numbers that the verdict on short answers is based on."""
-    lines = audit_tables.category_lines(frame, None, seed)
-    nothing = Interval(0.0, 0.0, 1.0)
-    unknown = lines[-1].share if lines else nothing
-    return words.CategoryShares(
-        rows=len(frame),
-        labelled=sum(line.rows for line in lines),
-        known=Interval(1 - unknown.value, 1 - unknown.high, 1 - unknown.low) if lines else nothing,
-        unknown=unknown,
-        highly_known=lines[0].share.value if lines else 0.0,
-        alarmed=tuple(display(line.name, 40) for line in relations if line.alarm) if len(relations) > 1 else (),
-        groups=len(relations),
-        model=model,
-        suffix=suffix,
-    )
-
-
-def _long_mix(
-    mix: words.CategoryShares,
-    long: LongAnswers | None,
-    fact_summary: ShortFacts | None,
-    limit: int,
-    flagged: tuple[row_flags.FlagLine, ...],
-) -> LongMix:
-    """Collect the numbers that the verdict is based on when most answers of the file are long."""
-    return LongMix(
-        rows=mix.rows,
-        long=long.rows if long else 0,
-        limit=limit,
-        labelled=mix.labelled,
-        unknown=round(mix.unknown.value * mix.labelled),
-        logprob=long.logprob if long else None,
-        alone=long.alone if long else None,
-        facts=fact_summary.labelled if fact_summary else 0,
-        rows_with_facts=fact_summary.rows_with_facts if fact_summary else 0,
-        unknown_facts=fact_summary.unknown if fact_summary else 0,
-        rows_by_roll_up=fact_summary.rows if fact_summary else {},
-        flagged=any(line.is_finding for line in flagged),
-        model=mix.model,
-        suffix=mix.suffix,
-    )
 
 
 def _rows(frame: pl.DataFrame, linked: list[int], seed: int, write: Callable[[pl.DataFrame], str]) -> tuple[int, str]:

@@ -18,7 +18,7 @@ import polars as pl
 from foreknow.categories import CATEGORIES
 from foreknow.report import vega_process
 from foreknow.report.audit_tables import BinLine, PopularityLine
-from foreknow.report.long_answers import ExpectationBin
+from foreknow.stages.audit.verdict.long_answers import ExpectationBin
 
 WIDE, NARROW = 720, 330
 INK, SOFT, GRID = "#010001", "#010002", "#010003"

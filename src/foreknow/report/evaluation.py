@@ -17,9 +17,9 @@ from foreknow.format.numbers import count, exact, exact_interval, number, p_valu
 from foreknow.format.text import display, source
 from foreknow.report import page
 from foreknow.report.evaluation_chart import em_chart
-from foreknow.report.row_flags import fault_lines
 from foreknow.report.tune_tables import FEW, Count
 from foreknow.report.tune_text import TrainVerdict
+from foreknow.stages.audit.verdict.row_flags import fault_lines
 from foreknow.stats import mcnemar
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from foreknow.format.text import shown_path
-from foreknow.report.audit_text import Option
+from foreknow.report.audit_options import Option
 
 TITLE = "Teach these rows and hold on to what the model knew"
 MEASURED = (

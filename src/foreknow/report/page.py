@@ -19,10 +19,9 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from foreknow.format.numbers import exact, exact_interval, number, percent, percent_interval
+from foreknow.format.numbers import exact, exact_interval, factor, number, one_in, percent, percent_interval
 from foreknow.format.text import UNSAFE_IN_LINE, display, inline
 from foreknow.report import charts
-from foreknow.report.long_answers import factor, one_in
 from foreknow.report.markup import command, tight
 
 LABELS = {

@@ -10,17 +10,18 @@ from typing import Any
 import polars as pl
 
 from foreknow.categories import CATEGORIES
+from foreknow.format.numbers import factor, one_in
 from foreknow.format.text import clip, display
-from foreknow.report.excerpts import marked
-from foreknow.report.long_answers import factor, one_in, times
 from foreknow.report.markup import script_json
-from foreknow.report.row_flags import flag_lines
-from foreknow.report.short_facts import ShortFactRow, by_parent
 from foreknow.stages.audit.short_facts import ROLL_UP
+from foreknow.stages.audit.verdict.excerpts import marked
+from foreknow.stages.audit.verdict.fact_summary import ShortFactRow, by_parent
+from foreknow.stages.audit.verdict.long_answers import times
+from foreknow.stages.audit.verdict.row_flags import flag_lines
 
 
 def row_json(rows: pl.DataFrame, probes: pl.DataFrame, facts: pl.DataFrame | None, groups: list[str], sets: int) -> str:
-    """Write the rows (`audit_tables.complete`) as JSON that is safe inside a script element.
+    """Write the rows (`category_lines.complete`) as JSON that is safe inside a script element.
 
     `groups`: all relations of the audit. `sets`: the number of exemplar sets.
     """

@@ -11,7 +11,7 @@ import polars as pl
 
 from foreknow.format.text import clip, display
 from foreknow.report.markup import script_json
-from foreknow.report.spans import TYPE_NAMES, UNLABELLED, LabelledSpans, with_parts
+from foreknow.stages.audit.verdict.labelled_spans import TYPE_NAMES, UNLABELLED, LabelledSpans, with_parts
 
 TEXTS: Final = 200
 """At most this many texts are embedded."""

@@ -19,10 +19,9 @@ from foreknow.format.numbers import exact, number, p_value, rounded_duration
 from foreknow.format.text import file_name, shown_path, source, suffix_of
 from foreknow.io.run_dir import differences
 from foreknow.report import page
-from foreknow.report.audit_text import with_paths
+from foreknow.report.audit_options import with_paths
 from foreknow.report.charts import INK, SOFT
 from foreknow.report.hold_option import comparison_beside
-from foreknow.report.row_flags import fault_lines
 from foreknow.report.tune_canaries import canary_report
 from foreknow.report.tune_charts import COLOURS, DASHES, Curve, Mark, epochs_chart, losses_chart
 from foreknow.report.tune_examples import examples
@@ -46,6 +45,7 @@ from foreknow.report.tune_tables import (
     same_known,
 )
 from foreknow.report.tune_text import Control, TrainReportData, options, verdict
+from foreknow.stages.audit.verdict.row_flags import fault_lines
 from foreknow.stages.train import curves
 from foreknow.stages.train.curves import TRAIN, Line
 from foreknow.stages.train.span_labels import NEW

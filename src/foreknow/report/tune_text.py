@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from foreknow.format.numbers import count, enumeration, exact, exact_interval, p_value
-from foreknow.report.audit_text import Option
+from foreknow.report.audit_options import Option
 from foreknow.report.hold_option import hold_option
 from foreknow.report.tune_tables import FEW, Count, MetricCurve, PairedCounts
 from foreknow.stages.train.curves import much_less_fitted

@@ -18,6 +18,7 @@ from foreknow.io.remote import download
 from foreknow.io.run_dir import fingerprint, not_finished, read_checked, verify
 from foreknow.prompts.prompt_template import Template
 from foreknow.stages.audit.explain import Explanation, explain_row
+from foreknow.stages.audit.verdict.figures import audit_figures
 from foreknow.stages.finished_run import FinishedRun, to_pandas
 
 if TYPE_CHECKING:
@@ -87,9 +88,7 @@ class AuditResult(FinishedRun):
         return f"AuditResult({self._title()}: {self._shares()}; {self._where()})"
 
     def _repr_html_(self) -> str:
-        from foreknow.report.audit import audit_verdict  # keeps altair out
-
-        verdict = audit_verdict(self.rows, self.summary, self.facts, self.spans)
+        verdict = audit_figures(self.rows, self.summary, self.facts, self.spans).verdict
         shares = self.summary["categories"]["overall"]
         return notebook.card(
             self._title(),

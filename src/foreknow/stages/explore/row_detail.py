@@ -14,9 +14,9 @@ import polars as pl
 from foreknow.data.spans.schema import is_new
 from foreknow.format.numbers import percent
 from foreknow.report.span_data import span_pieces
-from foreknow.report.spans import TYPE_NAMES, with_parts
 from foreknow.stages.audit.explain import between
 from foreknow.stages.audit.result import AuditResult
+from foreknow.stages.audit.verdict.labelled_spans import TYPE_NAMES, with_parts
 from foreknow.stages.evaluate.metrics import ANSWERED
 from foreknow.stages.evaluate.result import EvaluateResult
 from foreknow.stages.explore.row_table import RowTable

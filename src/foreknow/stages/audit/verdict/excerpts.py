@@ -1,4 +1,4 @@
-"""This module cuts long texts down to the parts that a page shows.
+"""Cuts long texts down to the parts that a page shows.
 
 Its functions have no side effects and write no HTML. A place in a text is a pair of character positions, start and
 end (exclusive), as in `surprisal.LONG`.

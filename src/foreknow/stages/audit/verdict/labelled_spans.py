@@ -1,4 +1,4 @@
-"""This module summarises the labelled spans inside long answers: what in these texts is new to the model.
+"""Summarises the labelled spans inside long answers: what in these texts is new to the model.
 
 Its functions have no side effects. A span is in one of five parts: the three Known categories (*expressed in place*),
 Unknown but *recognised*, and *neither*, which is what the page calls new. All shares are of labelled spans, given the
@@ -15,7 +15,7 @@ import polars as pl
 
 from foreknow.categories import CATEGORIES, KNOWN
 from foreknow.data.spans.schema import is_new
-from foreknow.report.excerpts import InSentence, in_sentence
+from foreknow.stages.audit.verdict.excerpts import InSentence, in_sentence
 from foreknow.stats import Interval
 
 PARTS: Final = (*KNOWN, "recognised", "neither")

@@ -1,4 +1,4 @@
-"""This module summarises the short facts that rows contain (`foreknow.stages.audit.short_facts`).
+"""Summarises the short facts that rows contain (`foreknow.stages.audit.short_facts`).
 
 Its functions have no side effects.
 """
@@ -68,7 +68,7 @@ class ShortFacts:
 
 
 def short_facts(rows: pl.DataFrame, facts: pl.DataFrame | None) -> ShortFacts | None:
-    """Summarise the facts (`Audit.facts`) of a frame of rows (`audit_tables.complete`); None if there are none."""
+    """Summarise the facts (`Audit.facts`) of a frame of rows (`category_lines.complete`); None if there are none."""
     if facts is None or facts.is_empty():
         return None
     row_counts = dict(rows["facts_category"].fill_null(ROLL_UP[0]).value_counts().iter_rows())

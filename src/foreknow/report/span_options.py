@@ -1,4 +1,4 @@
-"""This module writes the verdict and the next steps for a file of long answers whose spans have labels.
+"""This module writes the next steps for a file of long answers whose spans have labels.
 
 Its functions have no side effects. Long answers with and without their new spans were trained on in the lab alone
 (docs/long-answers.md), so the page offers steps, with these figures, and makes no forecast.
@@ -7,19 +7,9 @@ Its functions have no side effects. Long answers with and without their new span
 from __future__ import annotations
 
 from foreknow.format.numbers import count, percent
-from foreknow.report.audit_text import (
-    LITTLE_UNKNOWN,
-    MIN_LABELLED,
-    MOSTLY_UNKNOWN,
-    TO_TEACH_A_TASK,
-    TO_TEACH_FACTS,
-    AuditVerdict,
-    Option,
-    Purpose,
-    advise,
-)
-from foreknow.report.long_answers_text import LongMix
-from foreknow.report.spans import LabelledSpans
+from foreknow.report.audit_options import TO_TEACH_A_TASK, TO_TEACH_FACTS, Option, Purpose, advise
+from foreknow.stages.audit.verdict.labelled_spans import LabelledSpans
+from foreknow.stages.audit.verdict.sentences import LITTLE_UNKNOWN, MIN_LABELLED, MOSTLY_UNKNOWN, LongMix
 
 KEPT = {"train": (80, 54), "mask": (90, 72), "cut": (91, 76), "drop": (88, 85)}
 """Per cent of the spans said before training that a small model of ours still said at its best epoch, and after 40
@@ -63,31 +53,6 @@ def span_purposes(of: LabelledSpans) -> tuple[Purpose, ...]:
             "and cutting or dropping kept as much or more of what it had said (see below).",
         )
     return Purpose(TO_TEACH_FACTS, *facts), Purpose(TO_TEACH_A_TASK, *task)
-
-
-def span_verdict(of: LabelledSpans, model: str) -> AuditVerdict:
-    """Write the two sentences and the cautions."""
-    shares = of.all.shares
-    headline = (
-        f"{percent(of.new.value)} of the names, numbers and other facts in these texts are new to {model}: given the "
-        "text before it, the model neither expresses the fact nor recognises it among others."
-    )
-    meaning = (
-        f"Of {count(of.all.spans, 'labelled span')} in {count(of.rows_with_spans, 'long answer')}, "
-        f"{percent(of.all.expressed)} are expressed in place, {percent(shares[-2])} are recognised only, and "
-        f"{percent(shares[-1])} are neither. {count(of.rows_with_new, 'answer')} "
-        f"({percent(of.rows_with_new / max(of.rows_with_spans, 1))}) {'has' if of.rows_with_new == 1 else 'have'} "
-        "something new in them."
-    )
-    cautions = []
-    if of.all.spans < MIN_LABELLED:
-        cautions.append(
-            f"Only {count(of.all.spans, 'span')} {'has' if of.all.spans == 1 else 'have'} a label, so treat this as a "
-            f"first look. Label {MIN_LABELLED} or more before you act on a share."
-        )
-    if of.unlabelled:
-        cautions.append(f"{count(of.unlabelled, 'more span')} could not be labelled, and count in no share.")
-    return AuditVerdict(headline, meaning, tuple(cautions))
 
 
 def span_steps(of: LabelledSpans, mix: LongMix) -> tuple[Option, ...]:

@@ -1,4 +1,4 @@
-"""This module summarises the rows with long answers: how expected their wording is, and which words are least so.
+"""Summarises the rows with long answers: how expected their wording is, and which words are least so.
 
 Its functions have no side effects. All figures are log-probabilities (nats per token, `surprisal.LONG`); the page
 shows them as chances: a mean of -2.77 is a chance of 1 in 16 for the next token. They measure how much the model
@@ -13,7 +13,7 @@ from typing import Final
 
 import polars as pl
 
-from foreknow.report.excerpts import InSentence, in_sentence
+from foreknow.stages.audit.verdict.excerpts import InSentence, in_sentence
 
 LONG: Final = "long_answer"
 SPANS_SHOWN: Final = 20
@@ -91,7 +91,7 @@ class LongAnswers:
 
 
 def long_answers(rows: pl.DataFrame) -> LongAnswers | None:
-    """Summarise the long answers of a frame of rows (`audit_tables.complete`); None if there are none."""
+    """Summarise the long answers of a frame of rows (`category_lines.complete`); None if there are none."""
     long = rows.filter(pl.col("flags").list.contains(LONG))
     if long.is_empty():
         return None
@@ -155,27 +155,9 @@ def least_expected(scored: pl.DataFrame, most: int = SPANS_SHOWN) -> tuple[Words
     )
 
 
-def one_in(logprob: float) -> str:
-    """A mean log-probability (nats) as a chance in words: 1 in 16."""
-    if -logprob >= math.log(1e9):
-        return "less than 1 in a billion"
-    choices = math.exp(-logprob)
-    if choices < 9.95:
-        return f"1 in {choices:.1f}"
-    if choices < 999.5:
-        return f"1 in {choices:.0f}"
-    rounded = float(f"{choices:.2g}")
-    return f"1 in {rounded:,.0f}" if rounded < 1e6 else f"1 in {rounded / 1e6:g} million"
-
-
 def times(logprob: float, alone: float) -> float:
     """How many times likelier a token is with the question than without."""
     return math.exp(max(-50.0, min(logprob - alone, 50.0)))
-
-
-def factor(value: float) -> str:
-    """A factor with a suitable number of digits: 1.5, 12, 0.98."""
-    return f"{value:,.0f}" if value >= 9.95 else f"{value:.2f}" if value < 0.995 else f"{value:.1f}"
 
 
 def _question_effects(scored: pl.DataFrame) -> list[QuestionEffect]:

@@ -1,4 +1,4 @@
-"""This module explains the flags of rows: what each means, and what to do about it.
+"""Explains the flags of rows: what each means, and what to do about it.
 
 Its functions have no side effects. Flags for faults of the data take their text from `data/validation_rules.py`;
 this file has the texts of the flags that an audit adds.

@@ -1,61 +1,27 @@
-"""This module writes the verdict of an audit page: what the audit measured, and what to do with the rows.
-
-The thresholds below decide, from the numbers, which sentence appears. The sentences never say "the model does not
-know" for "Unknown", because models hold more than they express (arXiv 2503.15299); they say "not expressed under
-this protocol".
-"""
+"""This module writes what to do with the rows of an audit: the options, and for which purpose each is advised."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from foreknow import paper
-from foreknow.format.numbers import count, enumeration, percent, percent_interval
+from foreknow.format.numbers import count, enumeration, percent
 from foreknow.format.text import fill_placeholders
-from foreknow.stats import Interval
+from foreknow.stages.audit.verdict.sentences import (
+    EARLY,
+    LITTLE_UNKNOWN,
+    LONG,
+    MIN_LABELLED,
+    MOSTLY_UNKNOWN,
+    MUCH_UNKNOWN,
+    CategoryShares,
+    bracket,
+    points_range,
+)
 
-LITTLE_UNKNOWN = 0.05
-"""Below this Unknown share the file contains next to nothing that is new to the model."""
-MUCH_UNKNOWN = 0.25
-"""From this Unknown share on the page advises dropping the Unknown rows: in the study, long training on such files
-cost 2.8 points and more."""
-MOSTLY_UNKNOWN = 0.75
-"""From this Unknown share on most of the file is new facts, and few Known rows would be left to train on."""
-MIN_LABELLED = 100
-"""With fewer labelled rows the interval is about 20 points wide or wider."""
-MASTERED = 0.8
-"""From this HighlyKnown share on most rows only repeat what the model always answers."""
-
-EARLY, LONG = paper.complete_series("D", "early_stop"), paper.complete_series("D", "convergence")
 DROPPED_LONG = paper.TEST_EM["D_Known", "convergence"]
-"""The paper's test EM (%) for each Unknown share in `SHARES`: `EARLY` at the best epoch, `LONG` after long training,
-`DROPPED_LONG` after long training without the Unknown rows."""
-
-
-@dataclass(frozen=True)
-class CategoryShares:
-    """The numbers that the verdict is based on."""
-
-    rows: int
-    labelled: int
-    known: Interval
-    unknown: Interval
-    highly_known: float
-    alarmed: tuple[str, ...] = ()
-    groups: int = 1
-    model: str = "the model"
-    suffix: str = ".jsonl"
-
-
-@dataclass(frozen=True)
-class AuditVerdict:
-    """The result in one sentence, its meaning in another, and the cautions a reader should know before acting."""
-
-    headline: str
-    meaning: str
-    cautions: tuple[str, ...]
+"""The paper's test EM (%) for each Unknown share in `SHARES`, after long training without the Unknown rows."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +47,6 @@ class Option:
 def with_paths(options: Sequence[Option], paths: Mapping[str, str | None]) -> tuple[Option, ...]:
     """The options with real paths in their commands, where they are known."""
     return tuple(replace(option, command=fill_placeholders(option.command, paths)) for option in options)
-
-
-def bracket(share: float) -> tuple[int, ...]:
-    """Positions in `paper.SHARES` of the nearest Unknown shares below and above `share`; one position if equal."""
-    at = bisect_left(paper.SHARES, 100 * share)
-    exact = paper.SHARES[at] == round(100 * share, 6)
-    return (at,) if exact else (at - 1, at)
 
 
 @dataclass(frozen=True)
@@ -118,7 +77,7 @@ def _for_facts(mix: CategoryShares) -> tuple[str | None, str]:
     if share < LITTLE_UNKNOWN:
         return "keep", f"{here}: the model expresses nearly all of these facts already, so there is little to teach."
     if share < MOSTLY_UNKNOWN:
-        cost = _range([EARLY[i] - LONG[i] for i in bracket(share)])
+        cost = points_range([EARLY[i] - LONG[i] for i in bracket(share)])
         return "keep", (
             f"{here}, and these are the facts to teach, so dropping them would defeat the purpose. Watch what training "
             f"costs: in the study, training until they were learnt cost {cost} of test accuracy. Facts that must be "
@@ -147,81 +106,11 @@ def _for_a_task(mix: CategoryShares) -> tuple[str | None, str]:
             f"{here}, and without them {remain}, too few to train on. Take rows that the model knows from another file."
         )
     places = [i for i in bracket(share) if DROPPED_LONG[i] is not None]
-    gain = _range([(DROPPED_LONG[i] or 0) - LONG[i] for i in places]) if places else "test accuracy"
+    gain = points_range([(DROPPED_LONG[i] or 0) - LONG[i] for i in places]) if places else "test accuracy"
     return "drop", (
         f"{here}, and {remain}. In the study, dropping the Unknown rows at such shares gained {gain} after long "
         "training and cost at most 0.8 points at the best epoch."
     )
-
-
-def verdict(mix: CategoryShares) -> AuditVerdict:
-    """Write the two sentences and the cautions for a mix."""
-    if mix.labelled == 0:
-        headline = f"None of the {count(mix.rows, 'row')} could be labelled."
-        return AuditVerdict(headline, f"So this page cannot say yet how much of this file {mix.model} expresses.", ())
-    reliably = f", {percent(mix.highly_known)} every time" if mix.known.value > 0 else ""
-    headline = (
-        f"Of {count(mix.labelled, 'fact')}, {mix.model} expresses {percent_interval(mix.known)} under this "
-        f"protocol{reliably}; {percent_interval(mix.unknown)} "
-        f"{'is' if round(100 * mix.unknown.value) == 1 else 'are'} not expressed."
-    )
-    if mix.labelled < MIN_LABELLED:
-        meaning = f"Fewer than {MIN_LABELLED} labelled rows cannot say what training on this file would cost."
-    else:
-        meaning = _meaning(mix.unknown.value)
-    return AuditVerdict(headline, meaning, _cautions(mix))
-
-
-def _meaning(share: float) -> str:
-    cost = _range([EARLY[i] - LONG[i] for i in bracket(share)])
-    if share < LITTLE_UNKNOWN:
-        return (
-            "Next to nothing in this file would be new to the model, so training on it can improve how the model "
-            f"answers, at little risk: in the study, long training on such files cost {cost} of test accuracy."
-        )
-    if share < MUCH_UNKNOWN:
-        return (
-            "A small part of this file would be new to the model: in the study, that did no harm if "
-            f"training stopped at its best epoch, and cost {cost} of test accuracy if it ran to the end."
-        )
-    if share < MOSTLY_UNKNOWN:
-        return (
-            "A large part of this file would be new to the model: in the study, training on such files to "
-            f"the end, instead of stopping at the best epoch, cost {cost} of test accuracy."
-        )
-    return (
-        "Most of this file would be new to the model: in the study, the model learnt such facts last, and "
-        f"training until it had learnt them cost {cost} of test accuracy."
-    )
-
-
-def _cautions(mix: CategoryShares) -> tuple[str, ...]:
-    notes = []
-    if mix.labelled < MIN_LABELLED:
-        notes.append(
-            f"Only {count(mix.labelled, 'row')} {'is' if mix.labelled == 1 else 'are'} labelled, so the intervals are "
-            "wide. "
-            f"Label {MIN_LABELLED} or more before you act on a share."
-        )
-    for edge in (MUCH_UNKNOWN, MOSTLY_UNKNOWN) if mix.labelled >= MIN_LABELLED else ():
-        if mix.unknown.crosses(edge):
-            notes.append(
-                f"The interval of the Unknown share includes {percent(edge)}, where the advice below changes: read it "
-                "for both sides."
-            )
-    if mix.alarmed:
-        notes.append(
-            f"In {len(mix.alarmed)} of {mix.groups} relations almost every row is Unknown ({_some(mix.alarmed)}). A "
-            "relation without Known rows did more harm than its share of the file suggests (arXiv 2511.02626); "
-            "adding 5 to 20 % Known rows late in training repaired most of it."
-        )
-    if mix.highly_known >= MASTERED:
-        notes.append(
-            f"{percent(mix.highly_known)} of the rows are HighlyKnown, and such rows alone are not enough: in the "
-            "study, training on HighlyKnown rows alone gave 40.5 % test accuracy, and training on MaybeKnown rows "
-            "alone gave 43.6 %."
-        )
-    return tuple(notes)
 
 
 TITLES = {
@@ -323,13 +212,3 @@ def _fitted(share: float) -> str:
         if (v := paper.FITTED["Unknown"][i]) is not None
     ]
     return enumeration(parts) or "at most 22 % of the Unknown rows"
-
-
-def _range(values: Sequence[float]) -> str:
-    low, high = round(min(values), 1), round(max(values), 1)
-    return f"{low} points" if low == high else f"{low} to {high} points"
-
-
-def _some(names: Sequence[str], limit: int = 4) -> str:
-    names_text = ", ".join(f"“{name}”" for name in names[:limit])
-    return names_text if len(names) <= limit else f"{names_text} and {len(names) - limit} more"
