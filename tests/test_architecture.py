@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -11,6 +12,13 @@ from pathlib import Path
 import foreknow
 
 PACKAGE = Path(foreknow.__file__).parent
+CONTRACTS = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]
+LAYERS = [
+    [set(re.split(r" [|:] ", layer)) for layer in contract["layers"]]
+    for contract in CONTRACTS["contracts"]
+    if contract["type"] == "layers"
+]
+"""The layers of each contract, the highest first."""
 FILES = {
     ".".join(("foreknow", *path.relative_to(PACKAGE).with_suffix("").parts)): path
     for path in PACKAGE.rglob("*.py")
@@ -26,6 +34,11 @@ def imports_of(tree: ast.AST) -> Iterator[tuple[ast.Import | ast.ImportFrom, set
             yield node, {name if name in FILES else str(node.module) for name in names} & FILES.keys()
         elif isinstance(node, ast.Import):
             yield node, {alias.name for alias in node.names} & FILES.keys()
+
+
+def layer_of(module: str, layers: list[set[str]]) -> int | None:
+    """The place of a module in the layers of a contract; None if it is in none."""
+    return next((n for n, layer in enumerate(layers) if any(f"{module}.".startswith(f"{m}.") for m in layer)), None)
 
 
 def circles(graph: dict[str, set[str]]) -> list[str]:
@@ -45,6 +58,27 @@ def test_no_import_runs_in_a_circle_even_inside_a_function_or_for_types_only() -
     }
     assert sum(map(len, graph.values())) > 500, "the imports are seen"
     assert circles(graph) == []
+
+
+def test_every_module_stands_in_a_layer_and_every_stage_has_its_result_its_page_and_its_run_there() -> None:
+    packages, files = ({member for layer in layers for member in layer} for layers in LAYERS)
+    stages = {name for name in FILES if re.fullmatch(r"foreknow\.stages\.\w+\.(long_)?(result|page|run)", name)}
+    modules = {re.match(r"foreknow\.(stages\.)?\w+", name)[0] for name in FILES} - {"foreknow.__main__"}
+    assert modules - packages == {"foreknow.report"} <= files
+    assert stages <= files
+
+
+def test_an_import_for_types_only_keeps_to_the_layers_too() -> None:
+    wrong = [
+        f"{name} imports {imported}"
+        for name, path in FILES.items()
+        for _, names in imports_of(ast.parse(path.read_text(encoding="utf-8")))
+        for imported in names
+        for layers in LAYERS
+        if (lower := layer_of(name, layers)) is not None and (above := layer_of(imported, layers)) is not None
+        if above < lower
+    ]
+    assert wrong == []
 
 
 def test_a_circle_would_be_seen() -> None:
