@@ -47,7 +47,7 @@ from foreknow.data.builtin import default_facts
 from foreknow.data.exact_match import Accepted, answer_of
 from foreknow.inference.malloc import keep_memory
 from foreknow.models import loading
-from foreknow.models.packaged import quiet
+from foreknow.models.quiet import quiet
 from foreknow.prompts.prompt_template import Prompter
 from foreknow.stages.train.answer_loss import open_pass, shared_beginning
 from foreknow.stages.train.batches import step_rows

@@ -24,7 +24,7 @@ from foreknow.data.builtin.export import ExportResult, write_entityquestions, wr
 from foreknow.errors import InputError, RunFolderError
 from foreknow.io import run_dir
 from foreknow.io.download import download_url
-from foreknow.models.packaged import cache_folder
+from foreknow.io.remote_paths import cache_folder
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(

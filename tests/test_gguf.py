@@ -17,7 +17,8 @@ from gguf import GGUFWriter
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from foreknow.errors import ModelError
-from foreknow.models import gguf_files, loading, packaged
+from foreknow.io.remote_paths import cache_folder
+from foreknow.models import gguf_files, loading
 from foreknow.models.resolve import resolve
 from gguf_models import write_gguf
 
@@ -147,7 +148,7 @@ def test_missing_and_damaged_tensors_are_named(tokenizer: Any, tmp_path: Path) -
         model.model.norm.weight[3] = math.nan
     write_gguf(path, model, tokenizer)
     assert "NaN or infinite numbers: model.norm.weight" in refusal(path)
-    left = packaged.cache_folder() / "models"
+    left = cache_folder() / "models"
     assert [p for p in left.iterdir() if not p.name.endswith(".lock")] == []  # nothing of them is kept
 
 

@@ -33,7 +33,7 @@ from foreknow.errors import ConfigError, InputError, ModelError, UsageError
 from foreknow.inference.server import model as server_model
 from foreknow.io import batches, sources
 from foreknow.io.yaml_text import loads
-from foreknow.models import loading, packaged
+from foreknow.models import checksums, loading
 from foreknow.models.resolve import resolve
 from foreknow.prompts.prompt_template import Prompter, read_template
 from foreknow.report.audit import render_audit
@@ -424,10 +424,10 @@ def test_a_data_sets_name_that_looks_like_a_path_is_refused(name: str) -> None:
 def test_a_foreknow_json_that_we_did_not_write_is_no_traceback(tmp_path: Path, about: str) -> None:
     (tmp_path / "foreknow.json").write_text(about)
     if about == "{}":
-        packaged.verify_checksums(tmp_path)
+        checksums.verify_checksums(tmp_path)
         return
     with pytest.raises(ModelError, match=r"foreknow\.json: not what foreknow wrote|missing, expected 1"):
-        packaged.verify_checksums(tmp_path)
+        checksums.verify_checksums(tmp_path)
 
 
 # archives

@@ -15,12 +15,13 @@ import pytest
 from transformers import GPT2Config, PretrainedConfig
 
 from foreknow.errors import ModelError, first_line
-from foreknow.models import loading, packaged
+from foreknow.io.remote_paths import cache_folder
+from foreknow.models import checksums, loading, packaged
 from foreknow.models.fingerprints import fingerprint
 from foreknow.models.positions import positions_of
 from foreknow.models.resolve import resolve
 
-SMOLLM = packaged.converted_folder(packaged.PACKAGED["smollm2-135m"].gguf_sha256)
+SMOLLM = packaged.converted_packaged(packaged.PACKAGED["smollm2-135m"])
 
 
 def test_a_fingerprint_is_of_content(tiny_folder: Path, tmp_path: Path) -> None:
@@ -67,9 +68,9 @@ def test_an_error_has_a_first_line_whatever_it_says(error: Exception, line: str)
 def test_an_altered_conversion_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "converted"
     shutil.copytree(tiny_folder, folder)
-    about = {"files": packaged._checksums(folder)}
+    about = {"files": checksums.checksums_of(folder)}
     (folder / "foreknow.json").write_text(json.dumps(about))
-    packaged.verify_checksums(folder)
+    checksums.verify_checksums(folder)
     with (folder / "model.safetensors").open("rb+") as file:
         file.truncate(100)
     with pytest.raises(ModelError, match=r"safetensors: sha256 [0-9a-f]{64}, expected [0-9a-f]{64}; the file was"):
@@ -115,7 +116,7 @@ def test_a_model_file_with_another_checksum_is_refused_and_nothing_kept(from_fol
     found = hashlib.sha256(b"GGUF....").hexdigest()
     with pytest.raises(ModelError, match=f"sha256 is {found}, expected {'1' * 64}; nothing was kept"):
         packaged.packaged_folder(entry(wheel, "1" * 64), lambda _: None)
-    left = [p for p in (packaged.cache_folder() / "models").iterdir() if not p.name.endswith(".lock")]
+    left = [p for p in (cache_folder() / "models").iterdir() if not p.name.endswith(".lock")]
     assert left == []
 
 

@@ -142,14 +142,14 @@ def test_any_damaged_file_of_an_unfinished_run_is_done_again_or_named(
 @pytest.fixture
 def cached(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """A .gguf file's name, and the folder it was converted to in a cache of its own."""
-    from foreknow.models import packaged
+    from foreknow.models import checksums, gguf_conversion
 
     monkeypatch.setenv("FOREKNOW_CACHE", str(tmp_path / "cache"))
     gguf = tmp_path / "m.gguf"
     gguf.write_bytes(b"GGUF")
-    folder = packaged.converted_folder(hashlib.sha256(b"GGUF").hexdigest())
+    folder = gguf_conversion.converted_folder(hashlib.sha256(b"GGUF").hexdigest())
     shutil.copytree(bench.model, folder)
-    (folder / "foreknow.json").write_text(json.dumps({"files": packaged._checksums(folder)}))
+    (folder / "foreknow.json").write_text(json.dumps({"files": checksums.checksums_of(folder)}))
     return gguf, folder
 
 

@@ -24,9 +24,9 @@ from foreknow.inference.packed_attention import ATTENTION
 from foreknow.inference.packing import round_up
 from foreknow.inference.surprisal import LONG, surprising_spans
 from foreknow.models.loading import input_device
-from foreknow.models.packaged import quiet
 from foreknow.models.positions import UNLIMITED, positions_of
 from foreknow.models.private_api import attention_of, plain_attention, set_attention
+from foreknow.models.quiet import quiet
 from foreknow.prompts.chat_templates import TemplateRefusal
 from foreknow.prompts.prompt_template import Context, Prompter
 

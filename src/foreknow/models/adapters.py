@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from foreknow.errors import MissingExtra, ModelError, first_line
 from foreknow.models.model_checks import is_finite
-from foreknow.models.packaged import PACKAGED, quiet
+from foreknow.models.packaged import PACKAGED
+from foreknow.models.quiet import quiet
 from foreknow.models.weight_files import SHOWN, count_of, names_of, read_header
 
 if TYPE_CHECKING:

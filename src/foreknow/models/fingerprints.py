@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from foreknow.models.packaged import cached_sha256
+from foreknow.models.checksums import cached_sha256
 
 
 def fingerprint(folder: Path) -> str:

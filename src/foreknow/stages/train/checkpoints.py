@@ -20,7 +20,7 @@ from typing import Any
 from foreknow.errors import RunFolderError
 from foreknow.io.run_dir import read_checked, with_checksum, write_json
 from foreknow.models.adapters import ABOUT, about
-from foreknow.models.packaged import sha256_of
+from foreknow.models.checksums import sha256_of
 
 MARK = "complete.json"
 

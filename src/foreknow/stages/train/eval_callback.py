@@ -24,7 +24,7 @@ from foreknow.format.numbers import duration
 from foreknow.io.disk_space import disk_full_errors
 from foreknow.io.run_dir import RunDir, write_text
 from foreknow.models import loading
-from foreknow.models.packaged import quiet
+from foreknow.models.quiet import quiet
 from foreknow.prompts.prompt_template import Prompter
 from foreknow.stages.train import curves, selection
 from foreknow.stages.train.answer_loss import PlainPass, base_of

@@ -50,7 +50,7 @@ from foreknow.errors import ConfigError, RunFolderError
 from foreknow.io.in_memory import InMemory
 from foreknow.io.run_dir import RunDir, fingerprint, read_json, write_frame, write_json
 from foreknow.models.adapters import about
-from foreknow.models.packaged import verify_checksums
+from foreknow.models.checksums import verify_checksums
 from foreknow.models.resolve import check_name
 from foreknow.models.versions import library_versions
 from foreknow.stages.mix.sampling import manifest_path, read_manifest

@@ -28,7 +28,7 @@ from foreknow.config import TuneConfig
 from foreknow.distributed import process_group
 from foreknow.errors import ConfigError, ForeknowError
 from foreknow.io.disk_space import disk_full_errors
-from foreknow.models.packaged import quiet
+from foreknow.models.quiet import quiet
 from foreknow.progress import Meter
 from foreknow.stages.train.answer_loss import Pass, base_of, cross_entropy, run_as_forward
 from foreknow.stages.train.batches import micro_batches, shares, step_rows
