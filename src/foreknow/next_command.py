@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from foreknow.settings import Settings, read_yaml
+from foreknow.settings import Settings, read_settings
 
 READING: Final = ("map", "templates", "group_by", "turns", "trust_remote_code")
 """The settings without which another step would read a user's file in another way."""
@@ -35,7 +35,7 @@ def after_audit(settings: Settings) -> str:
 def after_mix(settings: Settings) -> str:
     """The command that trains on the set that was written."""
     own = settings.resolved()
-    audit = _settings_of_run(Path(own["audit"]))
+    audit = read_settings(Path(own["audit"]))
     more = {name: audit[name] for name in MIXED_KEEPS if audit.get(name)}
     return _line("tune", own["out"], {**more, "audit": own["audit"], "out": _stem(own["out"]) + "-tuned"})
 
@@ -46,7 +46,7 @@ def after_tune(settings: Settings, weights: str) -> str:
     `weights`: the name of a folder of weights inside the run's.
     """
     own = settings.resolved()
-    audit = _settings_of_run(Path(own["audit"])) if own["audit"] else {}
+    audit = read_settings(Path(own["audit"])) if own["audit"] else {}
     dev = own["dev"] if isinstance(own["dev"], str) and not _is_share(own["dev"]) else None
     data = next(iter(own["test"].values()), None) or dev or audit.get("data") or own["train"]
     more = {**_changed(settings, READING), **({"audit": own["audit"]} if own["audit"] else {})}
@@ -71,12 +71,6 @@ def _changed(settings: Settings, names: Iterable[str]) -> dict[str, Any]:
     """The named settings that do not have their default."""
     fields, own = type(settings).model_fields, settings.resolved()
     return {name: own[name] for name in names if name in fields and getattr(settings, name) != fields[name].default}
-
-
-def _settings_of_run(folder: Path) -> dict[str, Any]:
-    """The settings of a finished run; empty if the folder has none."""
-    file = folder / "config.yaml"
-    return read_yaml(file) if file.is_file() else {}
 
 
 def _is_share(text: str) -> bool:

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from foreknow.errors import ConfigError
 from foreknow.io.in_memory import InMemory, describe
 from foreknow.io.remote_paths import MirrorPath, place
-from foreknow.io.yaml_text import loads
+from foreknow.io.yaml_text import read_keys
 
 
 class Group(Enum):
@@ -88,7 +88,8 @@ def settings_of(model: type[S], given: dict[str, Any], file: Path | None = None)
     """
     from foreknow.io.remote import download  # keeps filelock out
 
-    found = {**read_yaml(download(file)), **given} if file else given
+    found = read_keys(download(file), "--config") if file else {}
+    found = {key.replace("-", "_"): value for key, value in found.items()} | given
     try:
         settings = model(**found)
     except ValidationError as error:
@@ -99,19 +100,13 @@ def settings_of(model: type[S], given: dict[str, Any], file: Path | None = None)
     return settings
 
 
-def read_yaml(file: Path) -> dict[str, Any]:
-    """A settings file as keys and values. Raises ConfigError."""
-    try:
-        found = loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--config {file}: cannot be read: {error.strerror}") from None
-    except ValueError as error:  # what is no UTF-8 too
-        raise ConfigError(f"--config {file}: not YAML: {error}") from None
-    if found is None:
-        return {}
-    if not isinstance(found, dict):
-        raise ConfigError(f"--config {file}: found a {type(found).__name__}, expected keys with values")
-    return {str(key).replace("-", "_"): value for key, value in found.items()}
+def read_settings(folder: Path, *, needed: bool = False) -> dict[str, Any]:
+    """Read a run's settings from its `config.yaml`; without one they are empty.
+
+    Raises ConfigError if the file is not YAML, and with `needed` if there is none.
+    """
+    path = folder / "config.yaml"
+    return read_keys(path) if needed or path.is_file() else {}
 
 
 def _first_fault(error: ValidationError, model: type[Settings], file: Path | None, given: set[str]) -> str:

@@ -33,9 +33,10 @@ import polars as pl
 import yaml
 from filelock import FileLock, Timeout
 
-from foreknow.errors import InputError, ResourceError, RunFolderError
+from foreknow.errors import ConfigError, InputError, ResourceError, RunFolderError
 from foreknow.io import remote
 from foreknow.io.remote_paths import place
+from foreknow.io.yaml_text import read_keys
 
 MANIFEST = "manifest.json"
 FORMAT: Final = 2
@@ -183,8 +184,8 @@ class RunDir:
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Both identities, with the settings' names in place of fingerprints that differ, where the names tell more."""
         try:
-            before = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError):
+            before = read_keys(self.path / "config.yaml")
+        except ConfigError:
             before = {}
         old, new = dict(old), dict(new)
         for key in ("model", "data", "exemplars"):

@@ -1,10 +1,13 @@
-"""Reads YAML as plain values: no Python objects, no aliases that expand without limit or contain themselves. Pure."""
+"""Reads YAML as plain values: no Python objects, no aliases that expand without limit or contain themselves."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Final
 
 import yaml
+
+from foreknow.errors import ConfigError
 
 LARGEST: Final = 100_000
 """The most values of a text, where each alias counts as the values it stands for."""
@@ -31,6 +34,30 @@ def loads(text: str) -> Any:
     if size > LARGEST:
         raise ValueError(f"its anchors grow to more than {LARGEST:,} values")
     return value
+
+
+def read(path: Path, flag: str = "") -> Any:
+    """Read a YAML file. `flag`: which flag named it, for messages. Raises ConfigError."""
+    try:
+        return loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{_called(path, flag)}: cannot be read: {error.strerror}") from None
+    except ValueError as error:  # including text that is not UTF-8
+        raise ConfigError(f"{_called(path, flag)}: not YAML: {error}") from None
+
+
+def read_keys(path: Path, flag: str = "") -> dict[str, Any]:
+    """Read a YAML file of keys with values, none if it is empty. `flag`: as for `read`. Raises ConfigError."""
+    found = read(path, flag)
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise ConfigError(f"{_called(path, flag)}: found a {type(found).__name__}, expected keys with values")
+    return {str(key): value for key, value in found.items()}
+
+
+def _called(path: Path, flag: str) -> str:
+    return f"{flag} {path}".lstrip()
 
 
 def _size(value: object, known: dict[int, int], above: set[int]) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from foreknow.errors import ConfigError
-from foreknow.io.yaml_text import loads
+from foreknow.io.yaml_text import read
 from foreknow.prompts.chat_templates import ChatTemplate, TemplateRefusal
 from foreknow.prompts.special_tokens import Encoded, PromptText, SpecialTokens
 
@@ -76,12 +76,7 @@ def _fill(text: str, question: str, answer: str) -> str:
 
 def read_template(path: Path) -> Template:
     """Read a YAML file with the keys `instruction`, `shot` and `target` (all optional). Raises ConfigError."""
-    try:
-        fields: Any = loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--prompt-template {path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:  # including text that is not UTF-8
-        raise ConfigError(f"--prompt-template {path}: not YAML: {error}") from None
+    fields = read(path, "--prompt-template")
     if not isinstance(fields, dict) or not all(isinstance(v, str) for v in fields.values()):
         raise ConfigError(f"--prompt-template {path}: expected the keys instruction, shot, target with texts")
     unknown = sorted(set(fields) - {"instruction", "shot", "target"}, key=str)

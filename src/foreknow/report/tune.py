@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
-import yaml
 from markupsafe import Markup
 
 from foreknow.categories import CATEGORIES, KNOWN, UNKNOWN
@@ -45,6 +44,7 @@ from foreknow.report.tune_tables import (
     same_known,
 )
 from foreknow.report.tune_text import Control, TrainReportData, options, verdict
+from foreknow.settings import read_settings
 from foreknow.stages.audit.verdict.row_flags import fault_lines
 from foreknow.stages.train import curves
 from foreknow.stages.train.curves import TRAIN, Line
@@ -172,7 +172,7 @@ def read(tuned: TrainResult) -> TrainRunView:
     """Read the folder of a run, whether it has ended or not."""
     folder = tuned.folder
     results = _results(folder)
-    config = results.get("config") or _config(folder)
+    config = results.get("config") or read_settings(folder)
     return TrainRunView(
         tuned.metrics,
         _frame(folder / "outcomes.parquet", _OUTCOMES),
@@ -185,11 +185,6 @@ def read(tuned: TrainResult) -> TrainRunView:
 def _results(folder: Path) -> dict[str, Any]:
     path = folder / "results.json"
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.yaml"
-    return dict(yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
 
 
 def _frame(path: Path, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:

@@ -7,7 +7,7 @@ from pathlib import Path
 from foreknow.format.text import shown_path
 from foreknow.io.run_dir import write_text
 from foreknow.report.hold_option import comparison_beside
-from foreknow.settings import read_yaml
+from foreknow.settings import read_settings
 from foreknow.stages.audit.result import AuditResult
 
 
@@ -34,7 +34,6 @@ def write_page(audit: AuditResult, *, show_rows: bool = True) -> Path:
 
 def _paths(audit: AuditResult) -> dict[str, str | None]:
     """What the words in capitals stand for in the page's commands."""
-    file = audit.folder / "config.yaml"
-    settings = read_yaml(file) if file.is_file() else {}
+    settings = read_settings(audit.folder)
     data = shown_path(settings.get("data"))
     return {"AUDIT": shown_path(audit.folder), "DATA": data, "TRAIN": data, "MODEL": shown_path(settings.get("model"))}

@@ -15,7 +15,7 @@ import polars as pl
 
 from foreknow.categories import UNKNOWN
 from foreknow.data.schema import GOLD
-from foreknow.settings import read_yaml
+from foreknow.settings import read_settings
 from foreknow.stages.audit.result import AuditResult, open_audit
 from foreknow.stages.evaluate.result import EvaluateResult, open_evaluation
 from foreknow.stages.finished_run import read_by_stage
@@ -116,7 +116,7 @@ def _outcomes(rows: pl.DataFrame) -> pl.DataFrame:
 
 def _settings(folder: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run as short texts; paths by their last part, so that a page shows no folder of the machine."""
-    config = read_yaml(folder / "config.yaml")
+    config = read_settings(folder, needed=True)
     model = dict(summary.get("model") or {})
     how = summary.get("protocol") or summary.get("method") or {}
     found = {key: value for key, value in config.items() if key not in NOT_COMPARED}

@@ -18,7 +18,7 @@ from foreknow.errors import ConfigError, InputError, RunFolderError
 from foreknow.io.run_dir import write_text
 from foreknow.prompts.few_shot import Exemplar
 from foreknow.prompts.prompt_template import Bos, Prompter, Template, read_template
-from foreknow.settings import read_yaml
+from foreknow.settings import read_settings
 from foreknow.stages.audit.result import AuditResult
 from foreknow.stages.export import lm_eval_utils
 from foreknow.stages.export.lm_eval import (
@@ -86,7 +86,7 @@ def export_lm_eval(
     if rows.is_empty():
         reasons = "; ".join(f"{count:,} {reason}" for reason, count in left_out.items())
         raise InputError(f"{audit.folder}: found no row to export: {reasons or 'the audit is empty'}")
-    settings = read_yaml(audit.folder / "config.yaml")
+    settings = read_settings(audit.folder, needed=True)
     if form == "tune":
         lines = tune_lines(rows, (read_template(prompt_template) if prompt_template else TRAINING).render)
     else:

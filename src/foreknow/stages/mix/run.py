@@ -14,7 +14,7 @@ from foreknow.data.dataset import Dataset
 from foreknow.data.load import read_data
 from foreknow.errors import InputError, RunFolderError
 from foreknow.io.run_dir import with_checksum, write_json, write_whole
-from foreknow.settings import read_yaml
+from foreknow.settings import read_settings
 from foreknow.stages.audit.result import AuditResult, open_audit
 from foreknow.stages.mix.sampling import Mix, draw_mix, manifest_path, read_manifest, sha256_of
 from foreknow.stages.mix.span_edits import LOSS_EXCLUDE, check_places
@@ -98,7 +98,7 @@ def _annotated(audit: AuditResult) -> tuple[Dataset, str]:
     paths = sorted(audit.folder.glob("annotated*"))
     if len(paths) != 1:
         raise InputError(f"{audit.folder}: found {len(paths)} annotated files, expected one; run the audit again")
-    settings = read_yaml(audit.folder / "config.yaml")
+    settings = read_settings(audit.folder, needed=True)
     same = {name: settings[name] for name in DataSettings.model_fields if name in settings and name != "data"}
     if AuditConfig(**settings).data == "facts":
         same = {"group_by": "relation"}

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import polars as pl
-import yaml
 
 from foreknow.config import RemediesConfig
 from foreknow.errors import InputError
 from foreknow.io.remote import download
 from foreknow.io.run_dir import not_finished, verify
-from foreknow.settings import settings_of
+from foreknow.settings import read_settings, settings_of
 from foreknow.stages.finished_run import FinishedRun
 
 STAGE: Final = "remedies"
@@ -61,9 +60,7 @@ class RemediesResult(FinishedRun):
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Return the study's settings from `config.yaml`; empty where only its results are left."""
-        file = self.folder / "config.yaml"
-        contents: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        return contents
+        return read_settings(self.folder)
 
     def config(self) -> RemediesConfig:
         """Return the settings that the recipes depend on, also where only the results are left.

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
-import yaml
 
 from foreknow import notebook
 from foreknow.errors import InputError
 from foreknow.io.csv_escape import table_of
 from foreknow.io.remote import download
 from foreknow.io.run_dir import not_finished, verify
+from foreknow.settings import read_settings
 from foreknow.stages.audit.result import AuditResult, open_audit
 from foreknow.stages.finished_run import FinishedRun, to_pandas
 
@@ -56,9 +56,7 @@ class StudyResult(FinishedRun):
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Return the study's settings from `config.yaml`; empty where only its results are left."""
-        file = self.folder / "config.yaml"
-        found: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        return found
+        return read_settings(self.folder)
 
     @cached_property
     def manifest(self) -> dict[str, Any]:

@@ -28,7 +28,8 @@ from foreknow.config.shared import (
 )
 from foreknow.errors import ConfigError
 from foreknow.io.remote import download
-from foreknow.settings import COMMON, FILE_ONLY, Group, Settings, read_yaml, settings_of
+from foreknow.io.yaml_text import read_keys
+from foreknow.settings import COMMON, FILE_ONLY, Group, Settings, settings_of
 
 SETS: Final = ("train", "dev", "test", "ood")
 """The sets that a study reads rows for. `ood` has relations that no training set has (paper, section 2)."""
@@ -232,7 +233,7 @@ def study_settings(which: str, given: dict[str, Any]) -> StudyConfig:
     A prompt template's path is resolved against the settings file's folder if the file exists there.
     """
     file = settings_file(which)
-    tune = {**read_yaml(file), **given}.get("tune")
+    tune = {**read_keys(file, "--config"), **given}.get("tune")
     if isinstance(tune, dict) and isinstance(template := tune.get("prompt_template"), str):
         beside = file.parent / template
         if beside.is_file():

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from foreknow.errors import ConfigError
-from foreknow.settings import read_yaml
+from foreknow.settings import read_settings
 from foreknow.stages.skeleton import required_out
 from foreknow.stages.study.result import StudyResult
 from foreknow.stages.study.run import run
@@ -53,8 +53,7 @@ def _sentence(look: Look, open_claims: list[int], last: bool) -> str:
 
 def _check_plan(folder: Path, config: StudyConfig) -> None:
     """Raise ConfigError if the folder's study looks at other times than `config` plans."""
-    file = folder / "config.yaml"
-    before = read_yaml(file) if file.is_file() else {}
+    before = read_settings(folder)
     if not before:
         return
     if before.get("until") is None and int(before.get("seeds", 0)) > FEWEST_SEEDS:

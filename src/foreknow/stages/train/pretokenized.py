@@ -24,7 +24,7 @@ from foreknow.models import loading
 from foreknow.models.resolve import resolve
 from foreknow.prompts.chat_templates import choose_template
 from foreknow.prompts.prompt_template import Prompter
-from foreknow.settings import read_yaml
+from foreknow.settings import read_settings
 from foreknow.stages.audit.result import open_audit
 from foreknow.stages.mix.sampling import read_manifest
 from foreknow.stages.train import row_faults
@@ -63,7 +63,7 @@ def write_tokens(config: MixConfig) -> TokensFile:
     for the model that `config` names, and InputError.
     """
     folder = open_audit(config.audit).folder
-    settings = read_yaml(folder / "config.yaml")
+    settings = read_settings(folder, needed=True)
     audit = AuditConfig(**settings)
     model = config.model or audit.model
     if address_of(model) is not None:
