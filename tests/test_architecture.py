@@ -10,6 +10,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import foreknow
+from foreknow import errors
 
 PACKAGE = Path(foreknow.__file__).parent
 CONTRACTS = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]
@@ -79,6 +80,24 @@ def test_an_import_for_types_only_keeps_to_the_layers_too() -> None:
         if above < lower
     ]
     assert wrong == []
+
+
+def test_the_tree_of_errors_has_every_error_below_its_own_kind() -> None:
+    kinds = {
+        node.name: {ast.unparse(base) for base in node.bases}
+        for path in FILES.values()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    }
+    ours = {"ForeknowError"}
+    while more := {name for name, bases in kinds.items() if bases & ours} - ours:
+        ours |= more
+    tree, above = {}, {-4: "Exception"}
+    for line in str(errors.__doc__).splitlines():
+        if match := re.match(r"    ([│├└─ ]*)([A-Z]\w+) ", line):
+            depth, name = len(match[1]), match[2]
+            tree[name], above[depth] = {above[depth - 4]}, name
+    assert tree == {name: kinds[name] for name in ours}
 
 
 def test_a_circle_would_be_seen() -> None:

@@ -28,7 +28,7 @@ from builders import asking_of, write_jsonl
 from conftest import fact_rows
 from foreknow.categories import CATEGORIES
 from foreknow.config import AuditConfig, TuneConfig
-from foreknow.errors import ConfigError, InputError
+from foreknow.errors import ConfigError, InputError, NotFinite
 from foreknow.prompts.prompt_template import Template
 from foreknow.report.tune import render_tune
 from foreknow.settings import settings_of
@@ -55,7 +55,7 @@ from foreknow.stages.train.replay import (
 from foreknow.stages.train.result import TrainResult, open_train
 from foreknow.stages.train.text_loss import MOST_TOKENS, TextLoss
 from foreknow.stages.train.trainable_layers import set_trainable
-from foreknow.stages.train.trainer import FactTrainer, NotFinite, arguments
+from foreknow.stages.train.trainer import FactTrainer, arguments
 from foreknow.stages.train.training_examples import TrainingExample
 from foreknow.stages.train.weight_average import Point, WeightLine, choose
 

@@ -36,9 +36,18 @@ from foreknow.distributed.ray_resources import (
     worker_capacity,
     worker_spec,
 )
-from foreknow.errors import ConfigError, ForeknowError, MissingExtra, ModelError, ResourceError
+from foreknow.errors import (
+    ConfigError,
+    ForeknowError,
+    InputError,
+    MissingExtra,
+    ModelError,
+    NotFinite,
+    ResourceError,
+)
 from foreknow.models import loading
 from foreknow.models.fluency import fluency_of
+from foreknow.prompts.few_shot import TooFewExemplars
 from foreknow.settings import settings_of
 from foreknow.stages.audit import ray_executor
 from foreknow.stages.audit import run as audit_run
@@ -577,10 +586,15 @@ def test_what_is_left_of_a_cluster_takes_over_with_the_same_threads() -> None:
         fit_workers(crew, [RayNode(1, 0)])
 
 
-@pytest.mark.parametrize("error", [ModelError("--model x: no"), ResourceError("full"), ForeknowError("failed")])
+@pytest.mark.parametrize("error", [ModelError("--model x: no"), ResourceError("full"), NotFinite("the loss is nan")])
 def test_an_error_of_ours_comes_back_as_itself(error: ForeknowError) -> None:
     again = error_from_dict(json.loads(json.dumps(error_to_dict(error))))
     assert (type(again), str(again)) == (type(error), str(error))
+
+
+def test_an_error_that_stands_elsewhere_comes_back_as_what_it_is_a_kind_of() -> None:
+    again = error_from_dict(error_to_dict(TooFewExemplars("3 rows")))
+    assert (type(again), str(again)) == (InputError, "3 rows")
 
 
 def test_any_other_error_comes_back_with_its_traceback() -> None:

@@ -226,8 +226,8 @@ def test_tune_refuses_such_rows_or_leaves_them_out_by_choice(
 def test_a_first_loss_of_zero_stops_tune(
     tiny_folder: Path, facts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from foreknow.errors import NotFinite
     from foreknow.stages.train import answer_loss
-    from foreknow.stages.train.trainer import NotFinite
 
     real = answer_loss.cross_entropy
     monkeypatch.setattr(answer_loss, "cross_entropy", lambda *given: real(*given) * 0)

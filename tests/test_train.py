@@ -34,7 +34,7 @@ from builders import write_jsonl
 from conftest import fact_rows
 from foreknow.categories import CATEGORIES
 from foreknow.config import TuneConfig
-from foreknow.errors import ConfigError, ForeknowError, InputError, ModelError, ResourceError, RunFolderError
+from foreknow.errors import ConfigError, ForeknowError, InputError, ModelError, NotFinite, ResourceError, RunFolderError
 from foreknow.io.run_dir import FORMAT
 from foreknow.models import loading
 from foreknow.settings import settings_of
@@ -46,7 +46,7 @@ from foreknow.stages.train.batches import micro_batches, step_rows
 from foreknow.stages.train.inputs import check_models
 from foreknow.stages.train.loop import open_asking
 from foreknow.stages.train.result import TrainResult, open_train, read_metrics
-from foreknow.stages.train.trainer import FactTrainer, NotFinite, arguments, set_dropout
+from foreknow.stages.train.trainer import FactTrainer, arguments, set_dropout
 from foreknow.stages.train.training_examples import TrainingExample
 
 Files = dict[str, Path]

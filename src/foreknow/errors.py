@@ -3,14 +3,18 @@
     ForeknowError                exit 1   the run failed
     ├── UsageError               exit 2   wrong use or bad input; nothing was computed
     │   ├── InputError                    a data file or one of its rows
+    │   │   └── TooFewExemplars           fewer rows than a prompt needs examples (prompts/few_shot.py)
     │   ├── ConfigError                   a setting, a flag or a YAML key
+    │   │   └── TemplateRefusal           a chat template refuses or changes a chat (prompts/chat_templates.py)
     │   ├── ModelError                    a model that cannot be had or does not match its checksum
-    │   └── RunFolderError                a run folder held by another run, or made with other settings
+    │   ├── RunFolderError                a run folder held by another run, or made with other settings
+    │   └── MissingExtra                  an optional dependency; says what to install
     ├── GateCrossed              exit 3   a gate such as --max-unknown; all outputs are written
-    ├── ResourceError            exit 1   disk full, out of memory
-    └── MissingExtra             exit 2   an optional dependency; says what to install
+    ├── NotFinite                exit 1   training stopped at a loss that is not finite
+    └── ResourceError            exit 1   disk full, out of memory
 
-A message says what, where (file, row, key), found against expected, and what to do, in one or two lines.
+A message says what, where (file, row, key), found against expected, and what to do, in one or two lines. The two kinds
+with a file behind them stand there. Exceptions that never leave foreknow are not in the tree.
 """
 
 from __future__ import annotations
@@ -59,6 +63,10 @@ class GateCrossed(ForeknowError):
 
 class ResourceError(ForeknowError):
     """The machine ran out of disk or memory; finished work is kept."""
+
+
+class NotFinite(ForeknowError):
+    """Training stopped because a loss or gradient was not finite, or the first loss was exactly 0."""
 
 
 def first_line(error: object, most: int = 160) -> str:

@@ -10,9 +10,10 @@ from foreknow.version import __version__
 
 
 def error_to_dict(error: Exception) -> dict[str, str]:
-    """Return a worker's error as plain values: a foreknow error by its name, any other by its traceback."""
-    if isinstance(error, ForeknowError):
-        return {"name": type(error).__name__, "text": str(error)}
+    """Return a worker's error as plain values: ours by its nearest class in `errors`, any other by its traceback."""
+    for kind in type(error).__mro__:
+        if issubclass(kind, ForeknowError) and hasattr(errors, kind.__name__):
+            return {"name": kind.__name__, "text": str(error)}
     return {"name": "", "text": "".join(traceback.format_exception(error))}
 
 

@@ -16,6 +16,7 @@ import torch
 from foreknow.config import TuneConfig
 from foreknow.distributed import process_group
 from foreknow.errors import (
+    NotFinite,
     ResourceError,
 )
 from foreknow.io.run_dir import RunDir, write_frame
@@ -39,7 +40,7 @@ from foreknow.stages.train.resume import resume
 from foreknow.stages.train.setup import AUTO, set_up_run, training_plan
 from foreknow.stages.train.span_labels import FITTED, FITTED_SPANS, spans_of_sets
 from foreknow.stages.train.tokenized_inputs import TokenizedInputs, tokenize_inputs
-from foreknow.stages.train.trainer import FactTrainer, NotFinite, QuietTrainer, Tally, arguments
+from foreknow.stages.train.trainer import FactTrainer, QuietTrainer, Tally, arguments
 from foreknow.stages.train.training_examples import TrainingExample
 from foreknow.stages.train.training_model import load_training_model
 

@@ -28,9 +28,9 @@ from torch import Tensor
 from transformers import set_seed
 
 from foreknow.distributed import process_group
-from foreknow.errors import ForeknowError
+from foreknow.errors import ForeknowError, NotFinite
 from foreknow.io.run_dir import read_checked, with_checksum, write_json
-from foreknow.stages.train.trainer import NotFinite, QuietTrainer
+from foreknow.stages.train.trainer import QuietTrainer
 from foreknow.stats import loses
 
 if TYPE_CHECKING:

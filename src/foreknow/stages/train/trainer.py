@@ -26,7 +26,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from foreknow.config import TuneConfig
 from foreknow.distributed import process_group
-from foreknow.errors import ConfigError, ForeknowError
+from foreknow.errors import ConfigError, NotFinite
 from foreknow.io.disk_space import disk_full_errors
 from foreknow.models.quiet import quiet
 from foreknow.progress import Meter
@@ -43,10 +43,6 @@ CHECKPOINTS: Final = ".checkpoints"
 Scored = tuple[list[TrainingExample], Tensor]
 """Rows in the order in which they were computed, and their losses or logits."""
 _ADVICE: Final = "Lower --learning-rate, try --dtype float32, or look at these rows"
-
-
-class NotFinite(ForeknowError):
-    """Reports that training stopped because a loss or gradient was not finite, or the first loss was exactly 0."""
 
 
 class EvalHook(Protocol):
