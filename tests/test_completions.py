@@ -55,7 +55,7 @@ from foreknow.inference.server.model import (
     open_server,
 )
 from foreknow.inference.server.sampling import ServerAnswers, discover_drawing
-from foreknow.inference.vllm_engine import vllm_answers
+from foreknow.inference.vllm_generator import vllm_answers
 from foreknow.io.run_dir import lock_run_dir
 from foreknow.models import loading
 from foreknow.models.fluency import fluency_of

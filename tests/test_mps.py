@@ -7,8 +7,8 @@ import torch
 
 from foreknow.errors import ModelError
 from foreknow.models import loading
+from foreknow.models.bfloat16_speed import is_bfloat16_faster
 from foreknow.models.private_api import has_bfloat16_instructions
-from foreknow.models.product_speed import is_bfloat16_faster
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="Apple's GPU is here")

@@ -20,7 +20,7 @@ import foreknow
 from foreknow import progress
 from foreknow.inference import prepacked_linear
 from foreknow.inference.packed_attention import ATTENTION
-from foreknow.models import loading, private_api, product_speed
+from foreknow.models import bfloat16_speed, loading, private_api
 from foreknow.stages.train.tracker import EvalModelCopy
 
 UNSUPPORTED = "mkldnn_reorder_linear_weight: bf16 path needs the cpu support avx_ne_convert or avx512bw"
@@ -359,9 +359,9 @@ def test_dtype_auto_takes_bfloat16_only_where_its_products_are_faster(
         return x
 
     monkeypatch.setattr(torch.nn.functional, "linear", product)
-    monkeypatch.setattr(product_speed.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(bfloat16_speed.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(loading, "has_bfloat16_instructions", lambda: True)
-    monkeypatch.setattr(loading, "is_bfloat16_faster", product_speed.is_bfloat16_faster.__wrapped__)
+    monkeypatch.setattr(loading, "is_bfloat16_faster", bfloat16_speed.is_bfloat16_faster.__wrapped__)
     chosen, reason = loading._choose_dtype("auto", "cpu")
     other = {"float32": "bfloat16", "bfloat16": "float32"}[dtype]
     assert chosen == dtype
@@ -370,8 +370,8 @@ def test_dtype_auto_takes_bfloat16_only_where_its_products_are_faster(
 
 def test_one_slow_round_does_not_choose_the_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([0.0, 9.0, 9.0, 10.0] + [10.0, 10.2, 10.2, 11.2] * 9)  # bfloat16 9, float32 1; then 0.2 and 1
-    monkeypatch.setattr(product_speed.time, "perf_counter", lambda: next(times))
-    assert product_speed.is_bfloat16_faster.__wrapped__()
+    monkeypatch.setattr(bfloat16_speed.time, "perf_counter", lambda: next(times))
+    assert bfloat16_speed.is_bfloat16_faster.__wrapped__()
 
 
 def test_the_attention_is_remembered_where_the_config_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ class GeneratedPath(NamedTuple):
 
 
 class AnswerGenerator(Protocol):
-    """Generates answers: a model here (`Generator`), a server (`server/sampling.py`) or vLLM (`vllm_engine.py`)."""
+    """Generates answers: a model here (`Generator`), a server (`server/sampling.py`) or vLLM (`vllm_generator.py`)."""
 
     def generate(
         self, prompts: Sequence[Sequence[int]], limits: Sequence[int], draws: int | None, seed: int

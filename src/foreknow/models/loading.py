@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from foreknow.errors import ForeknowError, ModelError, first_line
 from foreknow.models.adapters import attach
 from foreknow.models.architectures import text_part
+from foreknow.models.bfloat16_speed import is_bfloat16_faster
 from foreknow.models.checkpoint_check import LoadedTensors, check_loaded
 from foreknow.models.in_memory import ModelInMemory
 from foreknow.models.model_checks import check_causal, check_finite, check_vocabulary, untie
 from foreknow.models.model_folders import read_config
 from foreknow.models.positions import positions_of
 from foreknow.models.private_api import disable_word_cache, has_bfloat16_instructions
-from foreknow.models.product_speed import is_bfloat16_faster
 from foreknow.models.quiet import quiet
 from foreknow.models.resolve import Resolved, resolve
 from foreknow.prompts.vocabulary import Vocabulary

@@ -19,7 +19,7 @@ from foreknow.data.load import is_packaged, read_data
 from foreknow.data.schema import GOLD, USABLE, add_flag, are_chats, common_heads, has_flag, with_flags
 from foreknow.data.validation import check
 from foreknow.errors import ConfigError
-from foreknow.inference.vllm_engine import vllm_answers
+from foreknow.inference.vllm_generator import vllm_answers
 from foreknow.models import loading, memory_plan
 from foreknow.models.fluency import Fluency, check_fluency
 from foreknow.models.in_memory import ModelInMemory

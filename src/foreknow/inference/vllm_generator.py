@@ -115,7 +115,7 @@ def vllm_answers(
     """
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "foreknow.inference.vllm_engine"],
+            [sys.executable, "-m", "foreknow.inference.vllm_generator"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
