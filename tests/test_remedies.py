@@ -245,7 +245,8 @@ def test_every_recipe_is_a_run_of_tune(name: str) -> None:
     settings = tune_settings(own[0], config)
     assert settings["learning_rate"] == pytest.approx(1e-3 * factor)
     assert recipe(name).training in {one.training for one in own}
-    assert bool(settings["average"]) == (recipe(name).training in ("plain", "kl", "kl-all", "kl-known-epoch", "replay+kl"))
+    averaged = ("plain", "kl", "kl-all", "kl-known-epoch", "replay+kl")
+    assert bool(settings["average"]) == (recipe(name).training in averaged)
 
 
 @pytest.mark.parametrize("name", list(RECIPES))

@@ -26,6 +26,7 @@ from foreknow.errors import ModelError
 from foreknow.models.loading import Loaded, format_load_error, input_device
 from foreknow.models.plain_sentences import SENTENCES
 from foreknow.models.positions import UNLIMITED, positions_of
+from foreknow.models.quiet import quiet
 from foreknow.prompts.special_tokens import SpecialTokens
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from transformers import set_seed
 
-from foreknow.progress import duration
+from foreknow.format.numbers import duration
 from foreknow.stages.train.trainer import QuietTrainer
 
 if TYPE_CHECKING:
