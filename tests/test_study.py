@@ -301,7 +301,19 @@ def test_the_cost_is_told_before_anything_is_written(make: Make, tmp_path: Path)
     found = estimate(make(tmp_path / "s", seeds=2))
     assert (found["runs"], found["epochs"], found["rows_of_a_set"]) == (10, 2, 4)
     assert found["seconds"] > 0
+    assert "runs_finished" not in found
     assert not (tmp_path / "s").exists()
+
+
+def test_what_a_study_has_finished_costs_nothing_more(finished: StudyResult, make: Make, tmp_path: Path) -> None:
+    whole = estimate(make(finished.folder))
+    assert (whole["runs"], whole["runs_finished"], whole["audit"], whole["seconds"]) == (5, 5, "finished", 0)
+    another_seed = estimate(make(finished.folder, seeds=2))
+    assert (another_seed["runs"], another_seed["runs_finished"], another_seed["audit"]) == (10, 5, "finished")
+    stored = shutil.copytree(finished.folder, tmp_path / "s", ignore=shutil.ignore_patterns("runs", "audit"))
+    elsewhere = estimate(make(stored, seeds=2))
+    assert (elsewhere["runs"], elsewhere["runs_finished"]) == (10, 5)
+    assert elsewhere["audit"] != "finished"
 
 
 def test_relations_held_out_of_training_are_only_asked(make: Make, tmp_path: Path) -> None:

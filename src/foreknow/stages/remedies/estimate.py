@@ -14,12 +14,14 @@ from foreknow.config.shared import DataSettings
 from foreknow.data.load import read_data
 from foreknow.data.schema import USABLE
 from foreknow.format.numbers import duration
+from foreknow.io.run_dir import MANIFEST
 from foreknow.models.memory_plan import parameters_of
 from foreknow.models.resolve import resolve
 from foreknow.settings import settings_of
 from foreknow.stages.audit import estimate as audit_estimate
 from foreknow.stages.remedies.recipes import trainings, tune_settings
 from foreknow.stages.remedies.run import audit_settings, rates_of
+from foreknow.stages.study.local_executor import finished
 from foreknow.stages.train import estimate as tune_estimate
 
 COLUMNS = ("question", "answers", "subject", "relation")
@@ -28,8 +30,8 @@ COLUMNS = ("question", "answers", "subject", "relation")
 def estimate(config: RemediesConfig) -> dict[str, Any]:
     """Return the cost of a study by stage, at most: a run may end before its last epoch. Nothing is kept.
 
-    Which rows are taught is known only after the audit, so any rows stand for them. Raises InputError for rows that
-    cannot be used.
+    Which rows are taught is known only after the audit, so any rows stand for them. What the study's folder has
+    finished costs nothing. Raises InputError for rows that cannot be used.
     """
     model = resolve(config.model, trust_remote_code=bool(config.audit.get("trust_remote_code")), base=config.base)
     grid = trainings(config, rates_of(config, parameters_of(model.folder)))
@@ -52,16 +54,19 @@ def estimate(config: RemediesConfig) -> dict[str, Any]:
             if one.training not in measured:
                 settings = {**tune_settings(one, config), **given, **own, "allow_overlap": True}
                 measured[one.training] = tune_estimate.estimate(settings_of(TuneConfig, settings))
-    seconds = {one.name: float(measured[one.training]["seconds"]) for one in grid}
+    done = finished(config.out, [one.name for one in grid])
+    seconds = {one.name: float(measured[one.training]["seconds"]) for one in grid if one.name not in done}
+    is_audited = config.out is not None and (config.out / "audit" / MANIFEST).is_file()
+    audit = 0.0 if is_audited else float(probing["seconds"])
     return {
         "rows_audited": probing["rows"],
         "trainings": len(grid),
+        **({"trainings_finished": len(done)} if done else {}),
         "rows_of_a_training": count,
-        "audit": duration(float(probing["seconds"])),
-        "longest_training": duration(max(seconds.values())),
+        "audit": "finished" if is_audited else duration(audit),
+        "longest_training": duration(max(seconds.values(), default=0.0)),
         "memory_gib": max(float(one["memory_gib"]) for one in (probing, *measured.values())),
         "disk_gib": max(float(one["disk_gib"]) for one in measured.values()) * config.workers,
-        "seconds": round(float(probing["seconds"]) + sum(seconds.values()), 1),
-        "time": f"at most {duration(float(probing['seconds']) + sum(seconds.values()))}, one run after the other; most "
-        "runs end earlier",
+        "seconds": round(audit + sum(seconds.values()), 1),
+        "time": f"at most {duration(audit + sum(seconds.values()))}, one run after the other; most runs end earlier",
     }

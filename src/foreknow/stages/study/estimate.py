@@ -1,24 +1,30 @@
-"""Estimate the cost of a study: measure one chunk of its audit and one burst of its training. Nothing is kept."""
+"""Estimate the cost of a study: measure one chunk of its audit and one burst of its training. Nothing is kept.
+
+Where the study's folder has finished runs or its audit already, they are counted and cost nothing.
+"""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
 from foreknow.config import AuditConfig, TuneConfig
 from foreknow.format.numbers import duration
+from foreknow.io.run_dir import MANIFEST
 from foreknow.settings import settings_of
 from foreknow.stages.audit import estimate as audit_estimate
 from foreknow.stages.study.data_split import SPLITS
-from foreknow.stages.study.grid import runs
+from foreknow.stages.study.grid import Run, runs
+from foreknow.stages.study.local_executor import finished
 from foreknow.stages.study.long_grid import long_runs
 from foreknow.stages.study.long_run import write_records
 from foreknow.stages.study.run import audit_settings, read_rows
 from foreknow.stages.study.settings import StudyConfig
+from foreknow.stages.study.stored_runs import stored_runs
 from foreknow.stages.train import estimate as tune_estimate
 
 
@@ -47,7 +53,9 @@ def estimate_long(config: StudyConfig) -> dict[str, Any]:
         given["test"] = {"test": str(files["test"])} if "test" in files else {}
         settings = {**config.long_tune_settings, **given, "allow_overlap": True}
         tuning = tune_estimate.estimate(settings_of(TuneConfig, settings))
-    cost = _cost(config, probing, tuning, size, len(grid), len(grid), "at most ")
+    done = finished(config.out, [one.name for one in grid])
+    left = len(grid) - len(done)
+    cost = _cost(config, probing, tuning, size, Left(len(grid), left, float(left)), "at most ")
     return {"long_answers": probing["long_answers"], **cost}
 
 
@@ -81,10 +89,24 @@ def estimate(config: StudyConfig) -> dict[str, Any]:
         tuning = tune_estimate.estimate(
             settings_of(TuneConfig, {**config.tune_settings, **given, "allow_overlap": True})
         )
-    shares = [one.variant.share or 0.0 for one in grid]
-    # D_Known has only the Known rows
-    work = sum(1 - share if one.variant.kind == "known" else 1.0 for one, share in zip(grid, shares, strict=True))
-    return {"rows_audited": probing["rows"], **_cost(config, probing, tuning, size, len(grid), work)}
+    done = finished(config.out, [one.name for one in grid])
+    done |= set(stored_runs(config.out)) if config.out else set()
+    left = [one for one in grid if one.name not in done]
+    cost = _cost(config, probing, tuning, size, Left(len(grid), len(left), sum(map(_work, left))))
+    return {"rows_audited": probing["rows"], **cost}
+
+
+class Left(NamedTuple):
+    """How many runs a study has, how many of them are left, and `work`: how many runs on whole sets these equal."""
+
+    runs: int
+    left: int
+    work: float
+
+
+def _work(one: Run) -> float:
+    """Return the share of a whole set that a run trains on: D_Known has only the Known rows."""
+    return 1 - (one.variant.share or 0.0) if one.variant.kind == "known" else 1.0
 
 
 def _cost(
@@ -92,27 +114,29 @@ def _cost(
     probing: Mapping[str, Any],
     tuning: Mapping[str, Any],
     size: int,
-    runs_of_grid: int,
-    work: float,
+    left: Left,
     bound: str = "",
 ) -> dict[str, Any]:
-    """Return the cost of all runs from the estimates of the audit and of one run.
+    """Return the cost of the runs that are left from the estimates of the audit and of one run.
 
-    `size`: rows of a set. `work`: how many runs on whole sets they equal in training. `bound`: words before the time.
+    `size`: rows of a set. `bound`: words before the time.
     """
     epochs = int(tuning["epochs"])
-    training = float(tuning["seconds_training_an_epoch"]) * epochs * work
-    measuring = float(tuning["seconds_measuring_an_epoch"]) * epochs * runs_of_grid
-    seconds = float(probing["seconds"]) + training + measuring
+    training = float(tuning["seconds_training_an_epoch"]) * epochs * left.work
+    measuring = float(tuning["seconds_measuring_an_epoch"]) * epochs * left.left
+    is_audited = config.out is not None and (config.out / "audit" / MANIFEST).is_file()
+    audit = 0.0 if is_audited else float(probing["seconds"])
+    seconds = audit + training + measuring
     return {
-        "runs": runs_of_grid,
+        "runs": left.runs,
+        **({"runs_finished": left.runs - left.left} if left.left < left.runs else {}),
         "rows_of_a_set": size if config.size else f"{size:,} (guessed: known after the audit)",
         "epochs": epochs,
-        "audit": duration(float(probing["seconds"])),
+        "audit": "finished" if is_audited else duration(audit),
         "training": duration(training),
         "measuring": duration(measuring),
         "memory_gib": max(float(probing["memory_gib"]), float(tuning["memory_gib"])),
-        "disk_gib": tuning["disk_gib"] * (runs_of_grid if config.keep_weights else config.workers),
+        "disk_gib": tuning["disk_gib"] * (left.left if config.keep_weights else config.workers),
         "seconds": round(seconds, 1),
         "time": f"{bound}{duration(seconds)}, one run after the other",
     }

@@ -13,7 +13,7 @@ import multiprocessing.connection
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -36,6 +36,11 @@ THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 def is_done(folder: Path) -> bool:
     """Return whether a run's folder is complete."""
     return (folder / "manifest.json").is_file() and (folder / "results.json").is_file()
+
+
+def finished(study: Path | None, names: Iterable[str]) -> set[str]:
+    """Return those runs whose folder is complete below `study`, the folder of a study; none where it is None."""
+    return set() if study is None else {name for name in names if is_done(study / "runs" / name)}
 
 
 def run_all(
