@@ -444,18 +444,28 @@ run.run(settings_of(TuneConfig, given))
 """
 
 
-def test_a_killed_run_ends_in_the_same_weights_with_replay_and_kl(
-    config_of: Callable[..., TuneConfig], audit_folder: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    "remedies",
+    [
+        {"canaries": "auto", "replay": 0.3, "kl": 1.0, "average": (0.5, 1.0)},
+        {"known_late": 0.5, "trainable": "layers:0-0"},
+        pytest.param({"loss_weights": "flow", "trainable": "attention"}, marks=pytest.mark.slow),
+        pytest.param({"replay": 0.3, "known_late": 0.5, "trainable": "mlp"}, marks=pytest.mark.slow),
+    ],
+    ids=lambda remedies: "+".join(remedies),
+)
+def test_a_killed_run_ends_in_the_same_weights_with_every_remedy(
+    config_of: Callable[..., TuneConfig], audit_folder: Path, tmp_path: Path, remedies: dict[str, Any]
 ) -> None:
-    more = {"audit": audit_folder, "canaries": "auto", "replay": 0.3, "kl": 1.0, "save_every": 2, "average": (0.5, 1.0)}
+    more = {"audit": audit_folder, "save_every": 2, **remedies}
     whole = train_run.run(config_of(tmp_path / "whole", **more))
     config = config_of(tmp_path / "killed", **more)
     command = [sys.executable, "-c", KILL, json.dumps(config.resolved()), "4"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == -9, done.stderr[-2000:]
-    assert (tmp_path / "killed" / ".replay" / "teacher.safetensors").is_file()
+    assert (tmp_path / "killed" / ".replay" / "teacher.safetensors").is_file() == ("kl" in remedies)
     again = train_run.run(config)
-    for name in ("early_stop", "convergence", "averaged"):
+    for name in ("early_stop", "convergence", *(["averaged"] if "average" in remedies else [])):
         ours, theirs = (load_file(run.folder / name / "model.safetensors") for run in (again, whole))
         assert all(torch.equal(value, theirs[key]) for key, value in ours.items()), name
     seconds = lambda lines: [{k: v for k, v in line.items() if "seconds" not in k} for line in lines]  # noqa: E731

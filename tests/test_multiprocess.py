@@ -256,6 +256,18 @@ def test_two_processes_hold_on_to_known_rows_as_one_does(
     assert {p.name for p in ours.folder.iterdir()} == {p.name for p in theirs.folder.iterdir()}
 
 
+@pytest.mark.parametrize("trainable", ["attention", "layers:1-1"])
+def test_two_processes_train_the_same_weights_and_wait_for_the_same_known_rows_as_one(
+    settings: Callable[..., TuneConfig], known_files: dict[str, str], tmp_path: Path, trainable: str
+) -> None:
+    remedies = {"train": known_files["train"], "known_late": 0.5, "trainable": trainable}
+    both = tune_two(settings(tmp_path / "two", **remedies))
+    assert [ended.code for ended in both] == [0, 0], both[0].err + both[1].err
+    ours, theirs = open_train(tmp_path / "two"), train_run.run(settings(tmp_path / "one", **remedies))
+    assert_same_run(ours, theirs)
+    assert any("known-late" in line for line in both[0].err.splitlines())
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT reads an old name
 @pytest.mark.parametrize("method", [{}, LORA], ids=["full", "lora"])
