@@ -452,7 +452,7 @@ run.run(settings_of(TuneConfig, given))
         pytest.param({"loss_weights": "flow", "trainable": "attention"}, marks=pytest.mark.slow),
         pytest.param({"replay": 0.3, "known_late": 0.5, "trainable": "mlp"}, marks=pytest.mark.slow),
     ],
-    ids=lambda remedies: "+".join(remedies),
+    ids="+".join,
 )
 def test_a_killed_run_ends_in_the_same_weights_with_every_remedy(
     config_of: Callable[..., TuneConfig], audit_folder: Path, tmp_path: Path, remedies: dict[str, Any]
