@@ -33,13 +33,14 @@ from foreknow.prompts.prompt_template import Template
 from foreknow.report.tune import render_tune
 from foreknow.settings import settings_of
 from foreknow.stages.audit.run import run as run_audit
-from foreknow.stages.train import canaries, kl_loss, known_rows
+from foreknow.stages.train import canaries, kl_loss, replay_choice
 from foreknow.stages.train import run as train_run
 from foreknow.stages.train.answer_loss import PlainPass, open_pass
 from foreknow.stages.train.asking_model import AskingModel
 from foreknow.stages.train.canaries import CanaryCheck
 from foreknow.stages.train.kl_loss import KlTerm, kl_to_teacher, read_teacher, teacher_of, write_teacher
 from foreknow.stages.train.known_late import known_late
+from foreknow.stages.train.known_sources import KnownSources
 from foreknow.stages.train.made_up import MadeUpCheck, greedy_answers, made_up_questions, repeat_shares
 from foreknow.stages.train.rate_trials import QuietTrainer, Trial
 from foreknow.stages.train.rate_trials import choose as choose_rate
@@ -484,16 +485,16 @@ def test_a_few_known_rows_do_not_fill_half_of_every_batch(
         return pl.DataFrame(lines, schema=canaries.ROWS)
 
     given = {"train": "x", "out": tmp_path / "run", "replay": 0.5, "audit": tmp_path}
-    choice = known_rows._Choice(TuneConfig.model_validate(given), {}, cast("AskingModel", None))
+    sources = KnownSources(TuneConfig.model_validate(given), {}, cast("AskingModel", None))
     found = {"audited": ("HighlyKnown rows of the audit", few), "packaged": ("packaged facts", 12)}
     for name, (text, count) in found.items():
         candidates = canaries.Candidates(rows(count, name), text)
-        monkeypatch.setattr(choice, name, lambda *_, candidates=candidates: candidates)
-    pool = known_rows._pool_rows(choice, rows(2, "packaged"))
+        monkeypatch.setattr(sources, name, lambda *_, candidates=candidates: candidates)
+    pool = replay_choice._pool_rows(sources, rows(2, "packaged"))
     assert pool.source == source
     assert pool.rows.height == (10 if source == "packaged facts" else 30)
-    monkeypatch.setattr(choice, "packaged", lambda: canaries.Candidates(rows(3, "packaged"), "packaged facts"))
-    assert known_rows._pool_rows(choice, rows(2, "packaged")).rows.height == max(few, 1)
+    monkeypatch.setattr(sources, "packaged", lambda: canaries.Candidates(rows(3, "packaged"), "packaged facts"))
+    assert replay_choice._pool_rows(sources, rows(2, "packaged")).rows.height == max(few, 1)
 
 
 def test_without_known_rows_the_model_makes_some_up(

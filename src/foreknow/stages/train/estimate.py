@@ -15,7 +15,7 @@ from foreknow.errors import (
     ConfigError,
 )
 from foreknow.format.numbers import duration
-from foreknow.stages.train import canaries, known_rows
+from foreknow.stages.train import canaries, replay_choice
 from foreknow.stages.train.answer_loss import base_of, open_pass
 from foreknow.stages.train.batches import micro_batches
 from foreknow.stages.train.inputs import read_inputs
@@ -64,8 +64,8 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
     tokens = sum(example.length for example in tokenized.examples)
     token_seconds = pass_seconds / sum(e.length for part in burst for e in part)
     training = token_seconds * tokens
-    if known_rows.uses_pool(config):  # the known rows of a batch are taken to be as long as the new ones
-        training /= 1 - (config.replay or known_rows.EQUAL)
+    if replay_choice.uses_pool(config):  # the known rows of a batch are taken to be as long as the new ones
+        training /= 1 - (config.replay or replay_choice.EQUAL)
     sample_rows = {name: rows.sample(min(rows.height, 64), seed=0) for name, rows in inputs.rows.items()}
     base = base_of(training_model.model)
     vocabulary, lenient = tokenized.prompter.ended(vocabulary_for(base, tokenized.tokenizer)), config.match == "lenient"
@@ -86,7 +86,7 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
         asking = canaries.ASKED * (1 + canaries.SHOTS) * question if config.canaries == "auto" else 0.0
         watching = min(canaries.WATCHED * question, canaries.SHARE_OF_EPOCH * (training + measuring))
     whole = asking + (training + measuring + watching) * plan.epochs + len(config.average) * (measuring + watching)
-    if known_rows.has_known_epoch(config):  # about as many rows as the training file has
+    if replay_choice.has_known_epoch(config):  # about as many rows as the training file has
         whole += token_seconds * tokens
     if config.learning_rate == AUTO:
         logger.info(format_cost(plan.learning_rate, steps * plan.epochs))

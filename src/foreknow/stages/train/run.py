@@ -12,7 +12,7 @@
     selection.py       chooses the best epoch
     loop.py            puts all of them together
 
-    known_rows.py      chooses known rows that are watched (canaries.py) and replayed (replay.py, kl_loss.py)
+    known_rows.py      gathers the known rows that are watched (canary_watch.py) and replayed (replay_choice.py)
     weight_average.py  goes part of the way back to the weights before training
     flow_weights.py    weighs rows by the model's loss on them before training
 
