@@ -33,11 +33,11 @@ from foreknow.prompts.prompt_template import Template
 from foreknow.report.tune import render_tune
 from foreknow.settings import settings_of
 from foreknow.stages.audit.run import run as run_audit
-from foreknow.stages.train import canaries, kl_loss, replay_choice
+from foreknow.stages.train import canaries, kl_loss, known_candidates, replay_choice
 from foreknow.stages.train import run as train_run
 from foreknow.stages.train.answer_loss import PlainPass, open_pass
 from foreknow.stages.train.asking_model import AskingModel
-from foreknow.stages.train.canaries import CanaryCheck
+from foreknow.stages.train.canary_check import CanaryCheck
 from foreknow.stages.train.kl_loss import KlTerm, kl_to_teacher, read_teacher, teacher_of, write_teacher
 from foreknow.stages.train.known_late import known_late
 from foreknow.stages.train.known_sources import KnownSources
@@ -332,14 +332,14 @@ def test_rows_that_a_set_names_are_not_watched() -> None:
         {"question": ["what is the capital of  peru", "A trip to Lima, twice"], "subject": [None, None]}
     )
     train = train.with_columns(pl.col("subject").cast(pl.String))
-    assert canaries.without_questions(rows, {"train": train})["subject"].to_list() == ["Lima", None]
-    assert canaries.without_subjects(rows, {"train": train})["question"].to_list() == ["Who founded Acme?"]
+    assert known_candidates.without_questions(rows, {"train": train})["subject"].to_list() == ["Lima", None]
+    assert known_candidates.without_subjects(rows, {"train": train})["question"].to_list() == ["Who founded Acme?"]
     answers = pl.Series("answers", [["Lima"], ["in Peru"], ["Ada"]])
     taught = pl.DataFrame({"subject": ["peru", "Lima"], "answers": [["Lima "], ["elsewhere"]]})
-    left = canaries.without_facts(rows.with_columns(answers), taught)
+    left = known_candidates.without_facts(rows.with_columns(answers), taught)
     assert left["question"].to_list() == ["Where is Lima?", "Who founded Acme?"], "Peru's capital is taught"
     other = train.with_columns(question=pl.lit("Limassol and peruvian food"))
-    assert canaries.without_subjects(rows, {"train": other}).height == 3
+    assert known_candidates.without_subjects(rows, {"train": other}).height == 3
 
 
 def test_a_run_watches_a_file_and_its_numbers_are_those_of_its_outcomes(
@@ -482,26 +482,26 @@ def test_a_few_known_rows_do_not_fill_half_of_every_batch(
         lines = [
             {"row": n, "question": f"{name} {n}?", "answers": ["x"], "subject": f"{name} {n}"} for n in range(count)
         ]
-        return pl.DataFrame(lines, schema=canaries.ROWS)
+        return pl.DataFrame(lines, schema=known_candidates.ROWS)
 
     given = {"train": "x", "out": tmp_path / "run", "replay": 0.5, "audit": tmp_path}
     sources = KnownSources(TuneConfig.model_validate(given), {}, cast("AskingModel", None))
     found = {"audited": ("HighlyKnown rows of the audit", few), "packaged": ("packaged facts", 12)}
     for name, (text, count) in found.items():
-        candidates = canaries.Candidates(rows(count, name), text)
+        candidates = known_candidates.Candidates(rows(count, name), text)
         monkeypatch.setattr(sources, name, lambda *_, candidates=candidates: candidates)
     pool = replay_choice._pool_rows(sources, rows(2, "packaged"))
     assert pool.source == source
     assert pool.rows.height == (10 if source == "packaged facts" else 30)
-    monkeypatch.setattr(sources, "packaged", lambda: canaries.Candidates(rows(3, "packaged"), "packaged facts"))
+    monkeypatch.setattr(sources, "packaged", lambda: known_candidates.Candidates(rows(3, "packaged"), "packaged facts"))
     assert replay_choice._pool_rows(sources, rows(2, "packaged")).rows.height == max(few, 1)
 
 
 def test_without_known_rows_the_model_makes_some_up(
     config_of: Callable[..., TuneConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nothing = pl.DataFrame(schema=canaries.ROWS)
-    monkeypatch.setattr(canaries, "packaged_candidates", lambda: canaries.Candidates(nothing, ""))
+    nothing = pl.DataFrame(schema=known_candidates.ROWS)
+    monkeypatch.setattr(canaries, "packaged_candidates", lambda: known_candidates.Candidates(nothing, ""))
     runs = [train_run.run(config_of(tmp_path / name, canaries="auto", replay=0.5)) for name in ("a", "b")]
     for run in runs:
         assert run.results["replay"]["source"] == "questions and answers that the base model made up"

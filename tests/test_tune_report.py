@@ -29,9 +29,11 @@ from foreknow.format.numbers import exact, p_value
 from foreknow.format.text import without_folders
 from foreknow.report.audit_options import Option
 from foreknow.report.evaluation import render_evaluation, taken_over
+from foreknow.report.train_report_data import Control, TrainReportData
 from foreknow.report.tune import read, render_tune
 from foreknow.report.tune_charts import LABEL, Curve, Mark, apart, epochs_chart
 from foreknow.report.tune_examples import examples
+from foreknow.report.tune_options import options
 from foreknow.report.tune_spans import span_reports
 from foreknow.report.tune_tables import (
     Count,
@@ -44,7 +46,7 @@ from foreknow.report.tune_tables import (
     fates,
     mcnemar,
 )
-from foreknow.report.tune_text import Control, TrainReportData, options, verdict
+from foreknow.report.tune_text import verdict
 from foreknow.settings import settings_of
 from foreknow.stages.evaluate.metrics import answered, summarise_answers
 from foreknow.stages.evaluate.result import EvaluateResult

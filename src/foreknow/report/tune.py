@@ -21,9 +21,11 @@ from foreknow.report import page
 from foreknow.report.audit_options import with_paths
 from foreknow.report.charts import INK, SOFT
 from foreknow.report.hold_option import comparison_beside
+from foreknow.report.train_report_data import Control, TrainReportData
 from foreknow.report.tune_canaries import canary_report
 from foreknow.report.tune_charts import COLOURS, DASHES, Curve, Mark, epochs_chart, losses_chart
 from foreknow.report.tune_examples import examples
+from foreknow.report.tune_options import options
 from foreknow.report.tune_spans import span_reports
 from foreknow.report.tune_tables import (
     Count,
@@ -43,7 +45,7 @@ from foreknow.report.tune_tables import (
     row_changes,
     same_known,
 )
-from foreknow.report.tune_text import Control, TrainReportData, options, verdict
+from foreknow.report.tune_text import verdict
 from foreknow.settings import read_settings
 from foreknow.stages.audit.verdict.row_flags import fault_lines
 from foreknow.stages.train import curves

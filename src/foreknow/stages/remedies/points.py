@@ -128,8 +128,8 @@ def _made_up(counts: Mapping[str, Any] | None) -> dict[str, float | None]:
 def outcomes_of(recipe: Recipe, training: Training, known: pl.DataFrame, outcomes: pl.DataFrame) -> pl.DataFrame:
     """Return the rows of known at each point of a recipe (`OUTCOMES`), without the point before training.
 
-    `known`: the watched rows (`canaries.ROWS`). `outcomes`: the run's `outcomes.parquet`, or `average_outcomes.parquet`
-    for a recipe that averages.
+    `known`: the watched rows (`known_candidates.ROWS`). `outcomes`: the run's `outcomes.parquet`, or
+    `average_outcomes.parquet` for a recipe that averages.
     """
     right = known.filter("before").select("row")
     at = "alpha" if recipe.view == "average" else "epoch"
@@ -146,7 +146,7 @@ def outcomes_of(recipe: Recipe, training: Training, known: pl.DataFrame, outcome
 def known_rows(watched: pl.DataFrame, audited: pl.DataFrame) -> pl.DataFrame:
     """Return the watched rows (`KNOWN`) with what the audit sampled.
 
-    `watched`: rows of a run (`canaries.ROWS`). `audited`: the audit's rows (question, p_sampled).
+    `watched`: rows of a run (`known_candidates.ROWS`). `audited`: the audit's rows (question, p_sampled).
     """
     sampled = audited.select("question", "p_sampled").unique("question", keep="first", maintain_order=True)
     return watched.select("row", "question").join(sampled, on="question", how="left", maintain_order="left").cast(KNOWN)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ import polars as pl
 from foreknow.config import TuneConfig
 from foreknow.data.schema import GOLD
 from foreknow.stages.train.asking_model import AskingModel
-from foreknow.stages.train.canaries import SHOTS, CanaryCheck
+from foreknow.stages.train.canary_check import SHOTS, CanaryCheck
 from foreknow.stages.train.loop import open_asking
 
 

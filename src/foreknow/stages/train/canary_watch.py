@@ -20,9 +20,11 @@ from foreknow.errors import InputError
 from foreknow.io.run_dir import fingerprint, write_frame
 from foreknow.stages.train import canaries, kl_loss
 from foreknow.stages.train.asking_model import AskingModel
-from foreknow.stages.train.canaries import FEW, CanaryCheck, Candidates
+from foreknow.stages.train.canaries import FEW
+from foreknow.stages.train.canary_check import SHOTS, CanaryCheck
 from foreknow.stages.train.curves import CANARIES
 from foreknow.stages.train.dataset import LabelledSplit, read_set
+from foreknow.stages.train.known_candidates import Candidates, file_candidates, without_questions
 from foreknow.stages.train.known_sources import KnownSources
 from foreknow.stages.train.replay_choice import uses_pool
 
@@ -35,8 +37,8 @@ FILE: Final = f"{CANARIES}.parquet"
 class CanaryWatch:
     """Measures the rows that are watched.
 
-    `rows`: the frame `canaries.ROWS`. `check` asks the same rows. `before`: the predictions before training at their
-    answers, by line of `check` (`CanaryCheck.predictions`).
+    `rows`: the frame `known_candidates.ROWS`. `check` asks the same rows. `before`: the predictions before training at
+    their answers, by line of `check` (`CanaryCheck.predictions`).
     """
 
     rows: pl.DataFrame
@@ -88,7 +90,7 @@ def watch_file(sources: KnownSources, name: str, split: LabelledSplit, stored: P
     """Watch all rows of a file of `--watch-known` that stand in no other set. Raises InputError if none is left."""
     if stored.is_file():
         return open_watch(sources, pl.read_parquet(stored))
-    rows = sources.check(canaries.without_questions(canaries.file_candidates(split).rows, sources.sets)).rows
+    rows = sources.check(without_questions(file_candidates(split).rows, sources.sets)).rows
     if rows.is_empty():
         raise InputError(
             f"--watch-known {name}={split.file}: none of its {split.rows.height:,} rows can be asked and stands in no "
@@ -125,7 +127,10 @@ def _with_outcomes_before(
     `count` is watched behind exemplars, which take three times as long. All rows of the user's own file are taken; of
     others, those that are right before training: so a loss is one of the fact and not of the form.
     """
-    for shots, most in ((0, count), (canaries.SHOTS, count // (canaries.SHOTS + 1) if fewer_behind_shots else count)):
+    for shots, most in (
+        (0, count),
+        (SHOTS, count // (SHOTS + 1) if fewer_behind_shots else count),
+    ):
         some = rows.head(most if own_file else 2 * most)
         right = list(sources.check(some, shots).spellings(sources.asking)) if most else []
         some = some.with_columns(before=pl.col("row").is_in(right), shots=pl.lit(shots, pl.Int64))
@@ -139,8 +144,8 @@ def _candidates(sources: KnownSources) -> Candidates:
     """Return the rows to watch, in the order in which they are taken."""
     config = sources.config
     if config.canaries != "auto":
-        own = canaries.file_candidates(read_set(CANARIES, config.canaries, None))
-        return Candidates(canaries.without_questions(own.rows, sources.sets), own.source)
+        own = file_candidates(read_set(CANARIES, config.canaries, None))
+        return Candidates(without_questions(own.rows, sources.sets), own.source)
     packaged = sources.packaged()
     audited = sources.audited() if packaged.rows.height < FEW else None
     return audited if audited is not None and audited.rows.height > packaged.rows.height else packaged

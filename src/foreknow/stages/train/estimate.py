@@ -18,7 +18,9 @@ from foreknow.format.numbers import duration
 from foreknow.stages.train import canaries, replay_choice
 from foreknow.stages.train.answer_loss import base_of, open_pass
 from foreknow.stages.train.batches import micro_batches
+from foreknow.stages.train.canary_check import SHOTS
 from foreknow.stages.train.inputs import read_inputs
+from foreknow.stages.train.known_default_facts import ASKED
 from foreknow.stages.train.rate_trials import FACTORS, format_cost, trial_steps
 from foreknow.stages.train.setup import AUTO, set_up_run, training_plan
 from foreknow.stages.train.tokenized_inputs import tokenize_inputs
@@ -83,7 +85,7 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
     asking, watching = 0.0, 0.0
     if config.canaries != "none":
         question = FACT_TOKENS * token_seconds / canaries.BACKWARD
-        asking = canaries.ASKED * (1 + canaries.SHOTS) * question if config.canaries == "auto" else 0.0
+        asking = ASKED * (1 + SHOTS) * question if config.canaries == "auto" else 0.0
         watching = min(canaries.WATCHED * question, canaries.SHARE_OF_EPOCH * (training + measuring))
     whole = asking + (training + measuring + watching) * plan.epochs + len(config.average) * (measuring + watching)
     if replay_choice.has_known_epoch(config):  # about as many rows as the training file has

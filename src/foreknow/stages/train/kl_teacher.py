@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
-from foreknow.stages.train.canaries import SHOTS, CanaryCheck
+from foreknow.stages.train.canary_check import SHOTS, CanaryCheck
 from foreknow.stats import CHANCE, mcnemar
 
 if TYPE_CHECKING:

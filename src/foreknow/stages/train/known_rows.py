@@ -16,8 +16,9 @@ import polars as pl
 from foreknow.config import TuneConfig
 from foreknow.distributed import process_group
 from foreknow.io.run_dir import RunDir
-from foreknow.stages.train import canaries, kl_loss
+from foreknow.stages.train import kl_loss
 from foreknow.stages.train.asking_model import AskingModel
+from foreknow.stages.train.canary_check import SHOTS
 from foreknow.stages.train.canary_watch import (
     FILE,
     CanaryWatch,
@@ -28,6 +29,7 @@ from foreknow.stages.train.canary_watch import (
 )
 from foreknow.stages.train.curves import CANARIES
 from foreknow.stages.train.dataset import read_set
+from foreknow.stages.train.known_candidates import ROWS
 from foreknow.stages.train.known_sources import KnownSources
 from foreknow.stages.train.made_up import MadeUpCheck, is_cheap, made_up_questions
 from foreknow.stages.train.replay import FOLDER, ReplayPlan, read_pool
@@ -112,7 +114,7 @@ def _choose(
         name: watch_file(KnownSources(config, sets, asking), name, split, folder.path / known_file(name))
         for name, split in own_files.items()
     }
-    canary_rows = watch.rows if watch is not None else pl.DataFrame(schema=canaries.ROWS)
+    canary_rows = watch.rows if watch is not None else pl.DataFrame(schema=ROWS)
     home = folder.path / FOLDER
     plan = choose_replay(sources, canary_rows, examples, home) if uses_pool(config) else None
     first = choose_known_epoch(sources, canary_rows, len(examples), home) if has_known_epoch(config) else ()
@@ -205,7 +207,7 @@ def _results(
             "learns": plan.learns,
             "kl": config.kl or None,
             "kl_top_k": kl_loss.TOP_K if config.kl else None,
-            "kl_exemplars": canaries.SHOTS if plan.pool.teacher_prompts is not None else 0,
+            "kl_exemplars": SHOTS if plan.pool.teacher_prompts is not None else 0,
             "fingerprint": plan.pool.fingerprint,
         }
     return results

@@ -12,11 +12,20 @@ from foreknow.categories import HIGHLY_KNOWN
 from foreknow.config import TuneConfig
 from foreknow.format.numbers import duration
 from foreknow.stages.audit.result import open_audit
-from foreknow.stages.train import canaries
 from foreknow.stages.train.asking_model import AskingModel
-from foreknow.stages.train.canaries import CanaryCheck, Candidates
+from foreknow.stages.train.canary_check import SHOTS, CanaryCheck
 from foreknow.stages.train.dataset import read_set
 from foreknow.stages.train.kl_teacher import exemplars_for_teacher
+from foreknow.stages.train.known_candidates import (
+    ROWS,
+    Candidates,
+    audit_candidates,
+    file_candidates,
+    without_facts,
+    without_questions,
+    without_subjects,
+)
+from foreknow.stages.train.known_default_facts import known_packaged, packaged_candidates
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +40,10 @@ class KnownSources:
     def audited(self, categories: Sequence[str] = (HIGHLY_KNOWN,)) -> Candidates:
         """Return the rows of the audit with one of `categories` that stand in no set; none without an audit."""
         if self.config.audit is None:
-            return Candidates(pl.DataFrame(schema=canaries.ROWS), "")
+            return Candidates(pl.DataFrame(schema=ROWS), "")
         which = "HighlyKnown rows" if tuple(categories) == (HIGHLY_KNOWN,) else "rows of every category"
         source = f"{which} of the audit {self.config.audit}"
-        found = canaries.audit_candidates(open_audit(self.config.audit).rows, source, categories)
+        found = audit_candidates(open_audit(self.config.audit).rows, source, categories)
         return Candidates(self._besides_sets(found.rows), source)
 
     def replay_file(self, categories: Sequence[str] = ()) -> Candidates:
@@ -42,32 +51,32 @@ class KnownSources:
         split = read_set("replay", str(self.config.replay_from), None)
         if categories and split.rows["category"].is_not_null().any():
             split = split._replace(rows=split.rows.filter(pl.col("category").is_in(list(categories))))
-        found = canaries.file_candidates(split)
+        found = file_candidates(split)
         return Candidates(self._besides_sets(found.rows), found.source)
 
     def _besides_sets(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Leave out the rows whose question stands in a set, and those that ask for a fact of a set in other words."""
         for frame in self.sets.values():
-            rows = canaries.without_facts(rows, frame)
-        return canaries.without_questions(rows, self.sets)
+            rows = without_facts(rows, frame)
+        return without_questions(rows, self.sets)
 
     def packaged(self) -> Candidates:
         """Return the packaged facts that the model knows and that no set names."""
         asking = self.asking
         if self._packaged is None:
             began = time.monotonic()
-            known = canaries.known_packaged(
-                canaries.packaged_candidates().rows,
+            known = known_packaged(
+                packaged_candidates().rows,
                 asking.fingerprint,
                 [asking.prompter.choices, asking.dtype],
-                lambda rows: self.check(rows, canaries.SHOTS),
+                lambda rows: self.check(rows, SHOTS),
                 lambda check: check.spellings(asking),
             )
             spent = duration(time.monotonic() - began)
             asked = "asked before" if known.cached else f"asked once for this model, in {spent}"
             logger.info(f"canaries: the model knows {known.rows.height:,} of {known.asked:,} packaged facts ({asked})")
             self._packaged = known.rows
-        rows = canaries.without_subjects(canaries.without_questions(self._packaged, self.sets), self.sets)
+        rows = without_subjects(without_questions(self._packaged, self.sets), self.sets)
         return Candidates(rows, "packaged facts")
 
     def teacher_shots(self, rows: pl.DataFrame) -> int:

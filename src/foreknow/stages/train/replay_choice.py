@@ -27,11 +27,12 @@ from foreknow.config import TuneConfig
 from foreknow.errors import InputError, RunFolderError
 from foreknow.format.numbers import duration
 from foreknow.io.run_dir import fingerprint
-from foreknow.stages.train import canaries, kl_loss
+from foreknow.stages.train import kl_loss
 from foreknow.stages.train.asking_model import AskingModel
-from foreknow.stages.train.canaries import FEW, Candidates
+from foreknow.stages.train.canaries import FEW
 from foreknow.stages.train.curves import CANARIES
 from foreknow.stages.train.kl_teacher import paired_rows
+from foreknow.stages.train.known_candidates import Candidates, without_facts, without_questions
 from foreknow.stages.train.known_sources import KnownSources
 from foreknow.stages.train.replay import ReplayPlan, ReplayPool, pool_of, read_pool, replay_count, write_pool
 from foreknow.stages.train.self_generated import generate_rows
@@ -161,8 +162,8 @@ def _pool_rows(sources: KnownSources, watched: pl.DataFrame, categories: Sequenc
 
 
 def _besides_watched(found: Candidates, watched: pl.DataFrame) -> Candidates:
-    rows = canaries.without_facts(found.rows, watched)
-    return Candidates(canaries.without_questions(rows, {CANARIES: watched}), found.source)
+    rows = without_facts(found.rows, watched)
+    return Candidates(without_questions(rows, {CANARIES: watched}), found.source)
 
 
 def kl_term(
