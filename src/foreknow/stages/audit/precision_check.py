@@ -43,6 +43,7 @@ def compare_precision(config: AuditConfig, plan: PromptPlan, probes: pl.DataFram
         logger.info(f"{dtype} is not compared with float32: the model lies in memory in {dtype}")
         return None
     rows = sample(plan.rows)
+    logger.info(f"asking {rows.height:,} rows again in float32, to see what {dtype} changes")
     try:
         loaded = loading.load_from_settings(config, dtype="float32")
         with open_prober(config, loaded, plan) as float32_prober:
