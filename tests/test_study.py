@@ -35,6 +35,7 @@ from foreknow.stages.study.grid import runs, variants
 from foreknow.stages.study.measurements import OUTCOMES, RESULTS
 from foreknow.stages.study.result import StudyResult, open_study
 from foreknow.stages.study.settings import SETS, StudyConfig, preset_names, settings_file, study_settings
+from foreknow.stages.study.setup import identity_of
 from foreknow.stages.study.stored_runs import _count_again
 
 Make = Callable[..., StudyConfig]
@@ -380,7 +381,7 @@ def test_a_study_in_the_docs_can_go_on(name: str) -> None:
     file = folder / "study.yaml"
     config = study_settings(str(file) if file.is_file() else name, {})
     assert "prompt_template" not in config.tune or Path(config.tune["prompt_template"]).is_file()
-    now = study_run.identity_of(config, pl.DataFrame(), "model", study_run._NO_IDENTITY)
+    now = identity_of(config, pl.DataFrame(), "model", study_run._NO_IDENTITY)
     then = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["identity"]
     assert {**then, "data": 0, "model": 0} == {**json.loads(json.dumps(now)), "data": 0, "model": 0}
 

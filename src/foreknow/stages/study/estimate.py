@@ -22,8 +22,8 @@ from foreknow.stages.study.grid import Run, runs
 from foreknow.stages.study.local_executor import finished
 from foreknow.stages.study.long_grid import long_runs
 from foreknow.stages.study.long_run import write_records
-from foreknow.stages.study.run import audit_settings, read_rows
 from foreknow.stages.study.settings import StudyConfig
+from foreknow.stages.study.setup import audit_settings, read_rows
 from foreknow.stages.study.stored_runs import stored_runs
 from foreknow.stages.train import estimate as tune_estimate
 

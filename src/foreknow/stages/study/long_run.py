@@ -15,8 +15,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -24,19 +22,15 @@ from typing import Any, Final, NamedTuple
 import polars as pl
 
 from foreknow.config import MixConfig, TuneConfig
-from foreknow.distributed import process_group
-from foreknow.distributed.ray_cluster import Cluster, open_cluster
-from foreknow.errors import ConfigError, InputError
+from foreknow.errors import InputError
 from foreknow.io.run_dir import RunDir, fingerprint, write_frame, write_json, write_text, write_whole
 from foreknow.io.writers import object_text
-from foreknow.models.resolve import resolve
 from foreknow.models.versions import library_versions
 from foreknow.settings import settings_of
 from foreknow.stages.audit.result import AuditResult
 from foreknow.stages.mix.run import write_mix
 from foreknow.stages.mix.sampling import manifest_path
 from foreknow.stages.mix.span_sampling import SpanRow, draw_share
-from foreknow.stages.skeleton import PreparedRun, Stage, required_out, run_stage
 from foreknow.stages.study.data_split import SPLITS
 from foreknow.stages.study.grid import Run
 from foreknow.stages.study.local_executor import run_all
@@ -51,9 +45,8 @@ from foreknow.stages.study.long_measurements import (
 from foreknow.stages.study.long_page import write_long_page
 from foreknow.stages.study.long_result import STAGE, LongStudyResult
 from foreknow.stages.study.one_run import drop_weights
-from foreknow.stages.study.run import identity_of, read_rows, run_audit, tuned_seconds
 from foreknow.stages.study.settings import StudyConfig
-from foreknow.stages.train.inputs import check_method
+from foreknow.stages.study.setup import StudyKind, StudyStart, run_audit, run_study, tuned_seconds
 from foreknow.stages.train.result import open_train
 from foreknow.version import __version__
 
@@ -70,35 +63,14 @@ def run_long(config: StudyConfig) -> LongStudyResult:
 
     Raises the errors of `foreknow.errors`.
     """
-    out = required_out(config.out)
-    if process_group.is_distributed():
-        raise ConfigError("a study trains its models apart: start it without a launcher; see --workers and --ray")
-    rows = read_rows(config)
-
-    def prepare(_: RunDir) -> AbstractContextManager[PreparedRun]:
-        return _prepare(config, rows)
-
-    return run_stage(Stage("study", prepare, LongStudyResult, write_long_page), out)
+    kind = StudyKind(
+        LongStudyResult, write_long_page, _NO_IDENTITY, _grid, lambda _folder, _config: True, _compute, partial=False
+    )
+    return run_study(config, kind)
 
 
-@contextmanager
-def _prepare(config: StudyConfig, rows: pl.DataFrame) -> Iterator[PreparedRun]:
-    """Resolve the model, and connect to the cluster that the audit and the runs share."""
-    began = time.monotonic()
-    with open_cluster(config) as cluster:
-        model = resolve(config.model, logger.info, bool(config.audit.get("trust_remote_code")), base=config.base)
-        check_method(config.model, config.tune.get("method", "full"), model)
-        identity = identity_of(config, rows, model.fingerprint, _NO_IDENTITY)
-
-        grid = [one.name for one in long_runs(config)]
-
-        def is_enough(folder: RunDir) -> bool:
-            return (folder.manifest or {}).get("grid") == grid
-
-        def work(folder: RunDir) -> None:
-            _compute(config, rows, folder, identity, cluster, began)
-
-        yield PreparedRun(identity, config.resolved(), work, is_enough=is_enough)
+def _grid(config: StudyConfig) -> list[str]:
+    return [one.name for one in long_runs(config)]
 
 
 class _Plan(NamedTuple):
@@ -110,15 +82,9 @@ class _Plan(NamedTuple):
     sizes: dict[str, int]
 
 
-def _compute(
-    config: StudyConfig,
-    rows: pl.DataFrame,
-    folder: RunDir,
-    identity: dict[str, Any],
-    cluster: Cluster | None,
-    began: float,
-) -> None:
+def _compute(folder: RunDir, start: StudyStart) -> None:
     """Audit the rows, draw and write the sets, do the missing runs, and gather what they measured."""
+    config, rows, cluster = start.config, start.rows, start.cluster
     write_records(rows, folder.path / "data.jsonl")
     if cluster is not None:
         cluster.start()
@@ -128,7 +94,7 @@ def _compute(
     claims = [{"remedy": remedy, **asdict(claim)} for remedy, claim, _ in long_claims(config.remedies, config.margin)]
     write_json(folder.path / "claims.json", claims)
     run_all(plan.tunes, config.workers, config.keep_weights, plan.rows, cluster)
-    _write(config, plan, folder, identity, time.monotonic() - began)
+    _write(config, plan, folder, start.identity, time.monotonic() - start.began)
 
 
 def write_records(rows: pl.DataFrame, file: Path) -> None:

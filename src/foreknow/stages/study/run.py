@@ -1,6 +1,7 @@
 """Run the paper's whole experiment on one model: audit, mix, tune every variant with every seed, compare.
 
     stages/study/settings.py    settings, presets
+    stages/study/setup.py       reads the rows, resolves the model, audits: the same for long answers
     stages/study/data_split.py      which rows, in which set; relations to learn from
     stages/study/grid.py      the grid of variants and seeds
     stages/study/local_executor.py      the runs, resumable, several at once
@@ -20,35 +21,25 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import polars as pl
 
-from foreknow.config import AuditConfig, TuneConfig
-from foreknow.config.shared import RAY_SETTINGS, DataSettings
-from foreknow.data.load import read_data
-from foreknow.data.schema import USABLE, earlier_turns
-from foreknow.distributed import process_group
-from foreknow.distributed.ray_cluster import Cluster, open_cluster
-from foreknow.errors import ConfigError, InputError
+from foreknow.config import TuneConfig
+from foreknow.config.shared import RAY_SETTINGS
+from foreknow.errors import InputError
 from foreknow.io.csv_escape import csv_of
 from foreknow.io.run_dir import RunDir, fingerprint, write_frame, write_json, write_text, write_whole
-from foreknow.models.resolve import resolve
 from foreknow.models.versions import library_versions
-from foreknow.prompts.prompt_template import read_template
 from foreknow.settings import settings_of
-from foreknow.stages.audit import run as audit_run
 from foreknow.stages.audit.result import AuditResult
 from foreknow.stages.mix.run import write_mix
 from foreknow.stages.mix.sampling import read_manifest
 from foreknow.stages.mix.sizes import largest
-from foreknow.stages.skeleton import PreparedRun, Stage, required_out, run_stage
 from foreknow.stages.study.claims import CLAIMS
-from foreknow.stages.study.data_split import SPLITS, learnable, left_out_text, study_rows
+from foreknow.stages.study.data_split import SPLITS, learnable
 from foreknow.stages.study.grid import Run, mix_of, runs, variants
 from foreknow.stages.study.local_executor import run_all
 from foreknow.stages.study.measurements import OUTCOMES, RESULTS, outcomes_of, results_of
@@ -56,10 +47,10 @@ from foreknow.stages.study.one_run import drop_weights
 from foreknow.stages.study.page import write_page
 from foreknow.stages.study.result import StudyResult
 from foreknow.stages.study.settings import StudyConfig
+from foreknow.stages.study.setup import StudyKind, StudyStart, run_audit, run_study, tuned_seconds
 from foreknow.stages.study.stored_runs import measured, stored_runs, with_current_categories
 from foreknow.stages.train.defaults import PAPER
-from foreknow.stages.train.inputs import check_method
-from foreknow.stages.train.result import TrainResult, open_train
+from foreknow.stages.train.result import open_train
 from foreknow.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -91,46 +82,17 @@ def run(config: StudyConfig) -> StudyResult:
 
     Raises the errors of `foreknow.errors`.
     """
-    out = required_out(config.out)
-    if process_group.is_distributed():
-        raise ConfigError("a study trains its models apart: start it without a launcher; see --workers and --ray")
-    rows = read_rows(config)
-
-    def prepare(_: RunDir) -> AbstractContextManager[PreparedRun]:
-        return _prepare(config, rows)
-
-    return run_stage(Stage("study", prepare, StudyResult, write_page), out)
+    kind = StudyKind(StudyResult, write_page, _NO_IDENTITY, _grid, _tells, _compute, partial=True)
+    return run_study(config, kind)
 
 
-@contextmanager
-def _prepare(config: StudyConfig, rows: pl.DataFrame) -> Iterator[PreparedRun]:
-    """Resolve the model, and connect to the cluster that the audit and the runs share."""
-    began = time.monotonic()
-    with open_cluster(config) as cluster:
-        found = resolve(config.model, logger.info, bool(config.audit.get("trust_remote_code")), base=config.base)
-        check_method(config.model, config.tune.get("method", "full"), found)
-        identity = identity_of(config, rows, found.fingerprint, _NO_IDENTITY)
-        grid = [one.name for one in runs(config)]
-
-        def is_enough(folder: RunDir) -> bool:
-            return (folder.manifest or {}).get("grid") == grid and _tells(StudyResult(folder.path), config)
-
-        def work(folder: RunDir) -> None:
-            _compute(config, rows, folder, identity, grid, cluster, began)
-
-        yield PreparedRun(identity, config.resolved(), work, is_enough=is_enough, partial=True)
+def _grid(config: StudyConfig) -> list[str]:
+    return [one.name for one in runs(config)]
 
 
-def _compute(
-    config: StudyConfig,
-    rows: pl.DataFrame,
-    folder: RunDir,
-    identity: dict[str, Any],
-    grid: list[str],
-    cluster: Cluster | None,
-    began: float,
-) -> None:
+def _compute(folder: RunDir, start: StudyStart) -> None:
     """Audit the rows, draw and write the sets, do the missing runs, and gather what they measured."""
+    config, rows, cluster = start.config, start.rows, start.cluster
     write_whole(folder.path / "data.jsonl", rows.write_ndjson)
     if cluster is not None:
         cluster.start()  # one for the audit and the runs
@@ -147,57 +109,14 @@ def _compute(
         logger.info(line)
     left = {name: tune for name, tune in plan.tunes.items() if name not in kept}
     run_all(left, config.workers, config.keep_weights, {name: plan.rows[name] for name in left}, cluster)
-    _write(config, plan, folder, identity, grid, time.monotonic() - began)
+    _write(config, plan, folder, start.identity, start.grid, time.monotonic() - start.began)
 
 
-def identity_of(config: StudyConfig, rows: pl.DataFrame, model: str, without: Collection[str]) -> dict[str, Any]:
-    """Return what makes two studies the same one. `model`: its fingerprint. `without`: settings that do not count."""
-    settings = {key: value for key, value in config.resolved().items() if key not in {*without, "model", "base"}}
-    tune = {**config.tune, "prompt_template": prompt_texts(config)}
-    return {"data": fingerprint(rows), "model": model, **settings, "tune": tune}
-
-
-def _tells(study: StudyResult, config: StudyConfig) -> bool:
+def _tells(folder: RunDir, config: StudyConfig) -> bool:
     """Return whether a finished study has all that `config` asks for: measurements, P(True), tables at these epochs."""
-    wanted = MEASURED[: 3 if config.p_true else 2]
+    study, wanted = StudyResult(folder.path), MEASURED[: 3 if config.p_true else 2]
     there = all((study.folder / f"{name}.parquet").is_file() for name in wanted)
     return there and study.settings.get("fixed_epochs", []) == list(config.fixed_epochs)
-
-
-def prompt_texts(config: StudyConfig) -> list[str] | None:
-    """Return the instruction and target of the training prompt, so that the path of its file does not count."""
-    file = config.tune.get("prompt_template")
-    found = read_template(Path(file)) if file else None
-    return [found.instruction, found.target] if found else None
-
-
-def read_rows(config: StudyConfig) -> pl.DataFrame:
-    """Read the rows that the study works on (`data_split.DATA`)."""
-    reading = {key: value for key, value in config.audit.items() if key in DataSettings.model_fields}
-    facts = read_data(settings_of(DataSettings, {"data": config.data, **reading}))
-    behind = earlier_turns(facts.rows).is_not_null()
-    if later := facts.rows.filter(behind & facts.rows.select(USABLE).to_series()).height:
-        logger.info(
-            f"{later:,} rows are left out: they are asked behind earlier turns of a chat, which a study does not show"
-        )
-    alone = facts.rows.filter(~behind)
-    used = study_rows(alone, config.ood, config.rows, seed=0)
-    if reasons := left_out_text(alone, used.height):
-        logger.info(reasons)
-    return used
-
-
-def audit_settings(config: StudyConfig, folder: Path) -> dict[str, Any]:
-    """Return the settings to audit `folder`'s data.jsonl, which has our own layout whatever the input's was."""
-    own = {"data": str(folder / "data.jsonl"), "out": folder / "audit", "model": config.model, "base": config.base}
-    own |= {name: getattr(config, name) for name in RAY_SETTINGS}
-    kept = {key: value for key, value in config.audit.items() if key not in ("layout", "map", "templates", "group_by")}
-    return {**kept, **own}
-
-
-def run_audit(config: StudyConfig, folder: Path) -> AuditResult:
-    """Return the audit of the study's rows, and run it first if it is not finished."""
-    return audit_run.run(settings_of(AuditConfig, audit_settings(config, folder)))
 
 
 class Plan(NamedTuple):
@@ -351,9 +270,3 @@ def _check_sizes(folder: Path, plan: Plan) -> None:
                 f"{folder}: {variant} was trained with |D| = {size:,}; with the sets asked for now it is {planned:,}. "
                 "Choose another --out"
             )
-
-
-def tuned_seconds(folder: Path) -> float:
-    """Return the seconds that a run took, from its own results."""
-    found: Mapping[str, float] = TrainResult(folder).results["seconds"]
-    return sum(found.values())
