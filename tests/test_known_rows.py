@@ -32,6 +32,7 @@ from foreknow.errors import ConfigError, InputError, NotFinite
 from foreknow.prompts.prompt_template import Template
 from foreknow.report.tune import render_tune
 from foreknow.settings import settings_of
+from foreknow.stages.audit.result import open_audit
 from foreknow.stages.audit.run import run as run_audit
 from foreknow.stages.train import canaries, kl_loss, known_candidates, replay_choice
 from foreknow.stages.train import run as train_run
@@ -425,6 +426,22 @@ def test_a_run_with_another_audit_is_another_run(
         found.append(train_run.identity_of(config, inputs, "model", "cpu", "float32"))
     assert found[0] == found[1]
     assert {key for key in found[0] if found[0][key] != found[2][key]} == {"audit"}
+
+
+def test_rows_that_are_trained_on_are_not_watched_or_replayed_where_only_some_of_them_are_measured(
+    config_of: Callable[..., TuneConfig], audit_folder: Path, tmp_path: Path
+) -> None:
+    known = open_audit(audit_folder).rows.filter(pl.col("category") == "HighlyKnown")
+    columns = ("question", "answers", "subject", "relation")
+    train = write_jsonl(tmp_path / "train.jsonl", known.select(*columns).head(known.height - 8).to_dicts())
+    more = {"train": str(train), "audit": audit_folder, "canaries": "auto", "replay": 0.3, "epochs": 1}
+    few, every = (
+        train_run.run(config_of(tmp_path / str(watched), **more, watch_rows=watched)) for watched in (1, "all")
+    )
+    watched = pl.read_parquet(few.folder / "canaries.parquet")
+    assert not set(watched["question"]) & set(pl.read_ndjson(train)["question"])
+    assert (few.results["canaries"], few.results["replay"]) == (every.results["canaries"], every.results["replay"])
+    assert few.results["canaries"]["rows"] + few.results["replay"]["rows"] <= 8
 
 
 KILL = """

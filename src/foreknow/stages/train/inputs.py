@@ -69,6 +69,11 @@ class TrainInputs:
             for name, split in self.sets.items()
         }
 
+    @property
+    def all_rows(self) -> dict[str, pl.DataFrame]:
+        """Return every usable row, by set."""
+        return {name: split.rows for name, split in self.sets.items()}
+
     def with_measured_spans(self) -> TrainInputs:
         """Return the inputs without the spans of rows that are not measured."""
         measured = {name: set(rows["row"]) for name, rows in self.rows.items()}

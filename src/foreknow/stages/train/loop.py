@@ -81,7 +81,7 @@ def train(config: TuneConfig, tokenized: TokenizedInputs, folder: RunDir, device
         all_steps = steps * plan.epochs
         asking = _asking(config, tokenized, training_model, losses, device, dtype)
         measured = sum(e.length for examples in tokenized.watched.values() for e in examples)
-        known = known_rows.prepare(config, inputs.rows, tokenized.examples, measured, asking, folder)
+        known = known_rows.prepare(config, inputs.all_rows, tokenized.examples, measured, asking, folder)
         watch.known, watch.asking = known, asking
         if config.loss_weights == "flow":
             tokenized = tokenized._replace(examples=weigh(tokenized.examples, asking, folder.path))
