@@ -27,6 +27,7 @@ from foreknow.io.run_dir import RunDir
 from foreknow.models import loading
 from foreknow.models.resolve import Resolved, resolve
 from foreknow.prompts.prompt_template import Prompter, Template, read_template
+from foreknow.report.model_card import model_card
 from foreknow.settings import settings_of
 from foreknow.stages.evaluate import generate
 from foreknow.stages.evaluate import run as evaluate_run
@@ -462,8 +463,38 @@ def test_a_limit_asks_the_rows_an_audit_would_take(finished: EvaluateResult, mak
 def test_a_prompt_it_was_not_tuned_with_is_warned_of(
     whole: TrainResult, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evaluate_run.run(make(tmp_path / "a", model=str(whole.folder / "early_stop"), prompt_template=None, limit=2))
-    assert 'tuned with another prompt: prompt: "Q: {question}\\nA:" -> "Answer the following' in capsys.readouterr().err
+    other = tmp_path / "other.yaml"
+    other.write_text('target: "Say it: {question}"', encoding="utf-8")
+    found = evaluate_run.run(
+        make(tmp_path / "a", model=str(whole.folder / "early_stop"), prompt_template=other, limit=2)
+    )
+    said = 'prompt: "Q: {question}\\nA:" -> "Say it: {question}"'
+    assert f"tuned with another prompt: {said}" in capsys.readouterr().err
+    assert found.summary["training_prompt"] == {"known": True, "differences": [said]}
+    page = (found.folder / "report.html").read_text()
+    assert "asked with another prompt than it was tuned with" in page
+    assert "with the prompt it was tuned with" not in page
+    card = model_card(whole.results, found.summary)
+    assert "asked there with another prompt than it was tuned with" in card
+    assert str(found.summary["data"]["name"]) not in card.split("---")[1], "the metadata has no such figure"
+
+
+def test_a_tuned_model_is_asked_as_it_was_tuned_unless_another_prompt_is_given(
+    whole: TrainResult, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"model": str(whole.folder / "early_stop"), "data": whole.results["data"]["train"]["file"]}
+    found = evaluate_run.run(make(tmp_path / "a", **given, prompt_template=None))
+    assert "asked with the prompt that it was tuned with: Q: {question}" in capsys.readouterr().err
+    counts = whole.results["early_stop"]["metrics"]["counts"]["train"]
+    assert found.summary["em"]["overall"]["strict"]["count"] == counts["correct"] > 5
+    assert found.summary["training_prompt"] == {"known": True, "differences": []}
+    assert "with the prompt it was tuned with" in (found.folder / "report.html").read_text()
+
+
+def test_the_page_of_a_model_of_unknown_training_does_not_say_how_it_was_tuned(finished: EvaluateResult) -> None:
+    page = (finished.folder / "report.html").read_text()
+    assert "how it was tuned is not recorded beside its weights" in page
+    assert "with the prompt it was tuned with" not in page
 
 
 def test_the_default_prompt_is_that_of_tune(make: Make, tiny_folder: Path, template: Path) -> None:

@@ -138,11 +138,19 @@ def render_evaluation(evaluation: EvaluateResult, *, show_rows: bool = True) -> 
         long=long_answers(summary),
         answering=_answering(summary),
         over_refusal=_count(summary["refusals"]["over_refusal"]),
+        prompt=_prompt_used(summary.get("training_prompt") or {}),
         show_rows=show_rows,
         p=p_value,
         of=_count,
         facts=_facts(summary, model, protocol, data),
     )
+
+
+def _prompt_used(of: Mapping[str, Any]) -> str:
+    """Words for the prompt beside that of the tune run."""
+    if not of.get("known"):
+        return "with the prompt below (how it was tuned is not recorded beside its weights)"
+    return "with another prompt than it was tuned with" if of["differences"] else "with the prompt it was tuned with"
 
 
 def long_answers(summary: Mapping[str, Any]) -> LongAnswers | None:
@@ -335,6 +343,11 @@ def _cautions(summary: Mapping[str, Any], em: Count) -> tuple[str, ...]:
     answers, rows, cautions = summary["answers"], summary["rows"], []
     if em.rows < 100:
         cautions.append(f"Only {count(em.rows, 'row')}, so the interval is wide: treat this as a first look.")
+    if differ := (summary.get("training_prompt") or {}).get("differences"):
+        cautions.append(
+            f"The model was asked with another prompt than it was tuned with ({'; '.join(differ)}). That alone can "
+            "make its answers wrong."
+        )
     reason = (summary.get("model") or {}).get("base_in_same_format")
     if not summary.get("same_format") and reason:
         cautions.append(

@@ -49,7 +49,7 @@ def _metadata(
     name = str(results["model"]["name"])
     sets = {key: share for key, share in metrics["em"].items() if key != "canaries"}
     em = dict(sets)
-    if evaluation is not None:
+    if evaluation is not None and not (evaluation.get("training_prompt") or {}).get("differences"):
         matching = evaluation["protocol"]["match"]
         em[str(evaluation["data"]["name"])] = evaluation["em"]["overall"][matching]["share"]
     entries = [
@@ -150,6 +150,10 @@ def _lost(metrics: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> s
         sentences.append(
             f"Of {evaluation['rows']:,} rows of {_line(evaluation['data']['name'])} {answers['wrong']:,} are answered "
             "wrong; the base model was not asked in the same form."
+        )
+    if evaluation is not None and (evaluation.get("training_prompt") or {}).get("differences"):
+        sentences.append(
+            "It was asked there with another prompt than it was tuned with, which alone can make it wrong."
         )
     return " ".join(sentences) or (
         "Not measured: no known facts were watched (--canaries), and no evaluation is named (--evaluation)."

@@ -4,6 +4,7 @@
     generate.py      asks every row in the training format
     metrics.py       computes EM, wrong answers, refusals, and moves against the base model's probe
     span_recall.py   counts which labelled spans of long answers the model's texts mention, and what else they name
+    training_prompt.py  asks in the form in which the model was tuned
     tables.py        shows the same in the terminal
 
 DIR/config.yaml rows.parquet summary.json manifest.json (last) report.html
@@ -25,22 +26,22 @@ import polars as pl
 from foreknow.config import EvaluateConfig
 from foreknow.data.dataset import Dataset
 from foreknow.data.load import read_data
-from foreknow.data.schema import USABLE, are_chats, chunks
+from foreknow.data.schema import USABLE, chunks
 from foreknow.errors import ForeknowError, ModelError
 from foreknow.inference.malloc import release_memory
-from foreknow.io.run_dir import RunDir, differences, fingerprint, read_json, write_frame, write_json
+from foreknow.io.run_dir import RunDir, fingerprint, write_frame, write_json
 from foreknow.models import loading
 from foreknow.models.fluency import check_fluency
 from foreknow.models.packaged import PACKAGED
 from foreknow.models.resolve import Resolved, resolve
 from foreknow.models.versions import library_versions
 from foreknow.progress import meter
-from foreknow.prompts.chat_templates import choose_template
 from foreknow.prompts.prompt_template import Prompter, Template, read_template
 from foreknow.stages.audit.result import AuditResult, open_audit
 from foreknow.stages.evaluate.metrics import PREDICTIONS, answered, summarise_answers
 from foreknow.stages.evaluate.page import write_page
 from foreknow.stages.evaluate.result import EvaluateResult
+from foreknow.stages.evaluate.training_prompt import ask_as_tuned, chat_choice, prompt_differences, training_prompt
 from foreknow.stages.skeleton import PreparedRun, Stage, nothing_to_do, required_out, run_stage
 from foreknow.stages.train import row_faults
 from foreknow.stages.train.base_labels import audited_labels, own_labels
@@ -153,7 +154,11 @@ def run(config: EvaluateConfig) -> EvaluateResult:
     out = required_out(config.out)
     inputs = read_inputs(config)
     resolved_model = resolve(config.model, logger.info, config.trust_remote_code, base=config.base, force=config.force)
+    tuned_with = training_prompt(resolved_model)
+    config, template, prompt_notes = ask_as_tuned(config, inputs.template, tuned_with)
+    inputs = inputs._replace(template=template)
     notes = [f"categories: {inputs.whence or 'none'}", *_check_base_model(config, inputs.audit, resolved_model)]
+    notes += prompt_notes
 
     def prepare(folder: RunDir) -> AbstractContextManager[PreparedRun]:
         return nullcontext(_prepare(config, inputs, resolved_model, notes, folder))
@@ -172,7 +177,8 @@ def _prepare(
         return PreparedRun(identity, config.resolved(), nothing_to_do)
     prompts = _prepare_prompts(config, inputs, resolved_model)  # raises its errors before the folder is claimed
     data_lines = (inputs.facts.reason, inputs.facts.first_row, inputs.facts.row_account)
-    prompt_warning = _prompt_warning(prompts.prompter, inputs.template, resolved_model)
+    differ = prompt_differences(training_prompt(resolved_model), prompts.prompter)
+    prompt_warning = [f"warning: the model was tuned with another prompt: {'; '.join(differ)}"] if differ else []
 
     def work(folder: RunDir) -> None:
         _compute(config, prompts.inputs, resolved_model, prompts, folder, identity)
@@ -257,7 +263,7 @@ def _prepare_prompts(config: EvaluateConfig, inputs: EvaluateInputs, resolved_mo
     from foreknow.stages.evaluate.generate import build_prompts  # keeps torch out
 
     tokenizer = loading.load_tokenizer(resolved_model, config.trust_remote_code)
-    chat, reason = _chat_choice(config, inputs, tokenizer, resolved_model)
+    chat, reason = chat_choice(config, inputs.rows, tokenizer, training_prompt(resolved_model))
     prompter = Prompter(tokenizer, inputs.template, chat, config.bos)
     inputs, notes = _without_refused_rows(inputs, prompter)
     notes = [*notes, *([reason] if reason else [])]
@@ -272,28 +278,6 @@ def _prepare_prompts(config: EvaluateConfig, inputs: EvaluateInputs, resolved_mo
     return PreparedPrompts(prompter, {prompt.row: prompt for prompt in rows}, inputs, (*prompter.notes, *notes))
 
 
-def _chat_choice(
-    config: EvaluateConfig, inputs: EvaluateInputs, tokenizer: Any, resolved_model: Resolved
-) -> tuple[bool, str | None]:
-    """Choose whether to ask through the chat template, and say why.
-
-    With `--chat-template auto` the model is asked as it was tuned if that is known; else the rows decide.
-    """
-    if config.chat_template != "auto":
-        return config.uses_chat_template, None
-    tuned_with = _training_text(resolved_model).get("chat_template")
-    if isinstance(tuned_with, bool):
-        return tuned_with, f"asked {'through the chat template' if tuned_with else 'in plain text'}, as it was tuned"
-    choice, reason = choose_template(tokenizer, chats=are_chats(inputs.rows))
-    return choice == "yes", reason
-
-
-def _training_text(resolved_model: Resolved) -> dict[str, Any]:
-    """Return the prompt format that the tune run in the model's parent folder recorded, or {} if there is none."""
-    text = (read_json(resolved_model.path.parent / "results.json") or {}).get("method", {}).get("training_text")
-    return text if isinstance(text, dict) else {}
-
-
 def _without_refused_rows(inputs: EvaluateInputs, prompter: Prompter) -> tuple[EvaluateInputs, list[str]]:
     """Remove the rows that the chat template refuses; return the other rows and lines about the removed ones."""
     faults = template_faults(inputs.rows, prompter)
@@ -306,17 +290,6 @@ def _without_refused_rows(inputs: EvaluateInputs, prompter: Prompter) -> tuple[E
         rows=remaining, labels=labels, spans=spans, skipped=skipped, row_faults=row_faults.counts(faults)
     )
     return askable_inputs, row_faults.notes("rows", faults)
-
-
-def _prompt_warning(prompter: Prompter, template: Template, resolved_model: Resolved) -> list[str]:
-    """Return a warning if the model was tuned with another prompt, which alone could bring EM near 0."""
-    training_text = _training_text(resolved_model)
-    if not training_text:
-        return []
-    differ = differences(training_text, {**prompter.choices, "prompt": template.target})
-    if not differ:
-        return []
-    return [f"warning: the model was tuned with another prompt: {'; '.join(differ)}. Ask as it was tuned"]
 
 
 def _compute(
@@ -399,7 +372,7 @@ def _write(
     spans = None if inputs.spans.is_empty() else inputs.spans
     rows = answered(inputs.rows, predictions, inputs.labels, config.idk_answer, base_predictions, spans)
     seconds = float(cost["seconds"].sum())
-    audit = inputs.audit
+    audit, tuned_with = inputs.audit, training_prompt(resolved_model)
     fluency = folder.load_chunks("fluency", FLUENCY)["summary"]
     summary = {
         **summarise_answers(rows, lenient=config.match == "lenient"),
@@ -413,6 +386,10 @@ def _write(
             **({"notes": list(prompts.prompter.notes)} if prompts.prompter.notes else {}),
             "dtype": identity["dtype"],
             "device": identity["device"],
+        },
+        "training_prompt": {
+            "known": bool(tuned_with),
+            "differences": prompt_differences(tuned_with, prompts.prompter),
         },
         "model": {
             **{

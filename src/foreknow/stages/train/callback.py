@@ -309,7 +309,7 @@ class KnowledgeCallback(TrainerCallback):
         name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
         method = {
             "name": "adapter" if adapters else "full",
-            "training_text": dict(self._prompter.choices),
+            "training_text": {**self._prompter.choices, "prompt": self._prompter.template.target},
             "notes": [f"trained by {_trainer_name(self._log)}, watched by KnowledgeCallback"],
         }
         self.page = self._run.finish(self.lines, {"name": name}, method, self._known.results)
