@@ -72,6 +72,18 @@ def test_a_tuned_model_is_asked_what_there_is(given: dict[str, Any], data: str, 
     assert (evaluate.model, evaluate.data, str(evaluate.out)) == ("runs/t/early_stop", data, "runs/t-evaluation")
 
 
+@pytest.mark.parametrize(("audited", "named"), [((), None), (("test",), "AUDIT"), (("train", "dev"), None)])
+def test_an_audit_is_named_only_for_rows_that_it_knows(
+    audited: tuple[str, ...], named: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text("data: audited.jsonl\n", "utf-8")
+    given = {"dev": "dev.jsonl", "test": ["test=test.jsonl"], "audit": str(tmp_path)}
+    tune = settings_of(TuneConfig, {"train": "train.jsonl", "out": "runs/t", **given})
+    evaluate = taken(next_command.after_tune(tune, "early_stop", audited))
+    assert isinstance(evaluate, EvaluateConfig)
+    assert (evaluate.data, evaluate.audit) == ("test.jsonl", named and tmp_path)
+
+
 def test_the_terminal_shows_it(run: Cli, tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", [{"question": f"Who is {n}?", "answer": f"Ann {n}"} for n in range(3)])
     code, out, _ = run("check", file)

@@ -517,7 +517,7 @@ def test_pages_use_a_study_of_the_same_model_that_lies_beside(tmp_path: Path) ->
     assert Path(found["folder"]).name == "large"
     assert comparison_beside(run_folder, "sha256:c") is None
     assert comparison_beside(run_folder, None) is None
-    option = hold_option(found, dev=False)
+    option = hold_option(found, tuned=False)
     assert "it kept 91 % (88 to 94 %) of 200 known ones (3 seeds); plain training kept 28 %" in option.evidence
     assert "cannot tell it from replay+kl" in option.evidence
     assert option.command == "foreknow tune TRAIN --model MODEL --audit AUDIT --config large/recipe.yaml --out NEW"
@@ -525,11 +525,11 @@ def test_pages_use_a_study_of_the_same_model_that_lies_beside(tmp_path: Path) ->
 
 
 def test_pages_without_a_study_name_their_sources_and_the_command_of_one(tmp_path: Path) -> None:
-    option = hold_option(None, dev=True)
+    option = hold_option(None, tuned=True)
     assert "docs/remedies.md" in option.evidence
     assert "arXiv 2604.15574" in option.evidence
     assert "foreknow study remedies DATA --model MODEL --out REMEDIES" in option.command
     undecided = hold_option(
-        {**comparison_of("a", recipe=None, reason="These runs cannot tell."), "folder": "x"}, dev=True
+        {**comparison_of("a", recipe=None, reason="These runs cannot tell."), "folder": "x"}, tuned=True
     )
     assert undecided.evidence == "These runs cannot tell."

@@ -474,6 +474,15 @@ def control(early: PairedCounts, last: PairedCounts, **given: Any) -> Control:
     return Control(**{**base, **given})
 
 
+def test_commands_that_train_again_take_every_setting_of_the_run() -> None:
+    of = {card.key: card.command for card in options(story(best=9))}
+    assert of["longer"] == "foreknow tune --config DIR/config.yaml --epochs 18 --patience 5 --out NEW"
+    assert "foreknow tune known.jsonl --config DIR/config.yaml --out CONTROL" in of["control"]
+    assert of["hold"].startswith("foreknow tune --config DIR/config.yaml --audit AUDIT --replay")
+    assert "--known-of TRAIN" in of["control"]
+    assert "--drop unknown" in {c.key: c.command for c in options(story(is_mix=False))}["control"]
+
+
 def test_a_change_that_chance_gives_is_not_called_one() -> None:
     told = dict(verdict(story(courses=(course(200, 196, 20, 16),))).points)
     assert told["Further training"].startswith("It made no difference that these rows can show")

@@ -6,7 +6,7 @@ A command says how to go on, and recommends nothing: the page of the step does t
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,16 +40,19 @@ def after_mix(settings: Settings) -> str:
     return _line("tune", own["out"], {**more, "audit": own["audit"], "out": _stem(own["out"]) + "-tuned"})
 
 
-def after_tune(settings: Settings, weights: str) -> str:
+def after_tune(settings: Settings, weights: str, audited: Collection[str] = ()) -> str:
     """The command that asks the tuned model: the first test file, else the dev file, else the rows of the audit.
 
-    `weights`: the name of a folder of weights inside the run's.
+    `weights`: the name of a folder of weights inside the run's. `audited`: the sets of which the run's audit labels
+    rows; `evaluate` refuses an audit that knows no row of its data.
     """
     own = settings.resolved()
     audit = read_settings(Path(own["audit"])) if own["audit"] else {}
-    dev = own["dev"] if isinstance(own["dev"], str) and not _is_share(own["dev"]) else None
-    data = next(iter(own["test"].values()), None) or dev or audit.get("data") or own["train"]
-    more = {**_changed(settings, READING), **({"audit": own["audit"]} if own["audit"] else {})}
+    dev = {"dev": own["dev"]} if isinstance(own["dev"], str) and not _is_share(own["dev"]) else {}
+    files = {**own["test"], **dev}
+    name, data = next(iter(files.items()), ("", audit.get("data") or own["train"]))
+    labelled = own["audit"] and (not name or name in audited)
+    more = {**_changed(settings, READING), **({"audit": own["audit"]} if labelled else {})}
     return _line("evaluate", f"{own['out']}/{weights}", more | {"out": f"{own['out']}-evaluation"}, data)
 
 

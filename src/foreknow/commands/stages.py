@@ -188,7 +188,9 @@ def tune(
         print(f"weights: {done.folder / folder}{of}")
     print(f"report: {done.folder / 'report.html'}")
     if weights:
-        print(f"next: {next_command.after_tune(settings, weights[0])}")
+        sets = done.results["data"].items()
+        audited = [name for name, own in sets if str(own["categories"]).startswith("the audit")]
+        print(f"next: {next_command.after_tune(settings, weights[0], audited)}")
 
 
 def evaluate(

@@ -157,7 +157,7 @@ def render_audit(
 
 def _hold(mix: CategoryShares, remedies: Mapping[str, Any] | None) -> tuple[audit_options.Option, ...]:
     """The option to teach the Unknown rows without losing what the model knew, where the file has such rows."""
-    return (hold_option(remedies, dev=False),) if mix.labelled and mix.unknown.value > 0 else ()
+    return (hold_option(remedies, tuned=False),) if mix.labelled and mix.unknown.value > 0 else ()
 
 
 def _would_go(frame: pl.DataFrame) -> dict[str, Any]:

@@ -50,9 +50,9 @@ def comparison_beside(folder: Path, fingerprint: str | None) -> dict[str, Any] |
     return max(studies, key=lambda own: own["seeds"] or 0, default=None)
 
 
-def hold_option(study: Mapping[str, Any] | None, *, dev: bool) -> Option:
-    """Return the option. `study`: see `comparison_beside`. `dev`: whether the page knows a dev file."""
-    tune = f"foreknow tune TRAIN {'--dev DEV ' if dev else ''}--model MODEL --audit AUDIT"
+def hold_option(study: Mapping[str, Any] | None, *, tuned: bool) -> Option:
+    """Return the option. `study`: see `comparison_beside`. `tuned`: whether DIR is a tune run, to be run with more."""
+    tune = f"foreknow tune TRAIN {'--dev DEV ' if tuned else ''}--model MODEL --audit AUDIT"
     known = (
         "The other rows are those of the audit that are in none of your sets, else packaged facts that the model "
         "knows. NEW must be a new folder."
@@ -75,7 +75,8 @@ def hold_option(study: Mapping[str, Any] | None, *, dev: bool) -> Option:
         "Train on as many rows that the model knows beside them, and go part of the way back to the weights before "
         "training."
     )
-    command = f"{tune} --replay 0.5 --average 0.7,0.8,0.9,1 --out NEW"
+    first = "foreknow tune --config DIR/config.yaml --audit AUDIT" if tuned else tune
+    command = f"{first} --replay 0.5 --average 0.7,0.8,0.9,1 --out NEW"
     measure = "foreknow study remedies DATA --model MODEL --out REMEDIES"
     if study is not None:
         return Option("hold", TITLE, what, str(study["reason"]), choose, known, command, source=_source(study))

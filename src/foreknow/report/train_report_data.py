@@ -55,7 +55,8 @@ class TrainReportData:
     whether known rows were replayed, or the model held to its predictions before training. `spans`: of the labelled
     spans inside long answers trained on, the Known ones and those new to the model that are fitted, each at the best
     epoch and at the last. `canaries`: the facts watched besides the rows, before training against the best epoch and
-    against the last; `rows` are those right before. None if none was watched.
+    against the last; `rows` are those right before. None if none was watched. `is_mix`: whether foreknow mix wrote the
+    training set.
     """
 
     steps: int
@@ -81,6 +82,7 @@ class TrainReportData:
     held: bool = False
     spans: tuple[tuple[Count, Count], tuple[Count, Count]] | None = None
     canaries: tuple[PairedCounts, PairedCounts] | None = None
+    is_mix: bool = True
 
     @property
     def dev(self) -> MetricCurve | None:

@@ -89,6 +89,9 @@ _COMPARED = (
     "trainable",
     "replay",
     "kl",
+    "kl_rows",
+    "kl_teacher",
+    "kl_exemplars",
     "known_late",
     "loss_weights",
     "learning_rate",
@@ -96,11 +99,14 @@ _COMPARED = (
     "dropout",
     "weight_decay",
     "warmup",
+    "max_grad_norm",
     "metric",
     "match",
     "seed",
 )
 """The settings in which a control must agree with the run; with LoRA, those of `_LORA` too."""
+_FORM = ("prompt", "instruction", "chat_template", "bos_in_prompt")
+"""What decides how the rows are written, of `training_text` in the results: a control must agree in it too."""
 _LORA = ("lora_rank", "lora_alpha", "lora_targets")
 SETS_CHARTED = 4
 GROUPS_SHOWN = 24
@@ -221,6 +227,7 @@ def _story(run: TrainRunView, other: TrainRunView | None) -> TrainReportData:
         held=bool(run.config.get("replay") or run.config.get("kl")),
         spans=_spans_trained_on(early, last),
         canaries=_canaries(early, last),
+        is_mix=bool(run.results.get("mix")) or not run.finished,
     )
 
 
@@ -254,10 +261,18 @@ def _dev_loss(early: Line, last: Line) -> tuple[float, float] | None:
     return (losses[0], losses[1]) if None not in losses else None
 
 
+def _training_text(run: TrainRunView) -> dict[str, Any]:
+    """How the run wrote its rows; empty where it has not ended."""
+    return dict((run.results.get("method") or {}).get("training_text") or {})
+
+
 def _control(run: TrainRunView, other: TrainRunView) -> Control:
     early, last = other.chosen
     keys = [*_COMPARED, *(_LORA if run.config.get("method") == "lora" else ())]
     differ = differences({k: run.config.get(k) for k in keys}, {k: other.config.get(k) for k in keys})
+    own, others = _training_text(run), _training_text(other)
+    if own and others:
+        differ += differences({k: own.get(k) for k in _FORM}, {k: others.get(k) for k in _FORM})
     models = [(r.results.get("model") or {}).get("fingerprint") for r in (run, other)]
     if models[0] != models[1]:
         differ.insert(0, "it starts from another model")

@@ -19,7 +19,7 @@ _GO_ON = Option(
     "",
     "",
     "",
-    "foreknow tune TRAIN --dev DEV --model MODEL --out DIR",
+    "foreknow tune --config DIR/config.yaml",
     "The run has not ended, and no checkpoint is final.",
 )
 
@@ -87,7 +87,7 @@ def _hold(story: TrainReportData, study: Mapping[str, Any] | None, drop: Option 
     """The option to hold on to old facts; the first thing to do where the kept epoch has lost some of those watched."""
     if story.held:
         return None
-    hold = hold_option(study, dev=True)
+    hold = hold_option(study, tuned=True)
     early = story.canaries[0] if story.canaries else None
     if (drop and drop.why) or early is None or not early.clear or early.lost < early.won:
         return hold
@@ -137,8 +137,9 @@ def _how_longer(story: TrainReportData) -> tuple[str, str]:
     if story.keep == "none":
         return f"In your trainer: num_train_epochs={epochs}, and another out= for KnowledgeCallback.", ""
     return (
-        "NEW must be a new folder, because the number of epochs is part of a run's identity.",
-        f"foreknow tune TRAIN --dev DEV --model MODEL --epochs {epochs} --patience 5 --out NEW",
+        "NEW must be a new folder, because the number of epochs is part of a run's identity; the other settings are "
+        "those of this run.",
+        f"foreknow tune --config DIR/config.yaml --epochs {epochs} --patience 5 --out NEW",
     )
 
 
@@ -162,7 +163,7 @@ def _drop(story: TrainReportData, suffix: str) -> Option | None:
         evidence,
         "Choose it if training may run long, or if you have no dev set to stop on.",
         "The control's early_stop folder is such a model.",
-        f"foreknow mix AUDIT --known-of TRAIN --out known{suffix}",
+        _mix_known(story, suffix),
         f"Even with each run at its best epoch, the control is right on {early.won:,} rows that this run gets wrong, "
         f"and wrong on {early.lost:,} that it gets right ({p_value(early.p)})."
         if better
@@ -193,10 +194,16 @@ def _measure(story: TrainReportData, suffix: str) -> Option | None:
         "Without such a control, the effect of the Unknown rows cannot be separated from the effect of long training.",
         "",
         "",
-        "TRAIN must be a file that foreknow mix wrote.",
-        f"foreknow mix AUDIT --known-of TRAIN --out known{suffix}\n"
-        f"foreknow tune known{suffix} --dev DEV --model MODEL --out CONTROL",
+        "CONTROL must be a new folder.",
+        f"{_mix_known(story, suffix)}\nforeknow tune known{suffix} --config DIR/config.yaml --out CONTROL\n"
+        "foreknow report DIR --control CONTROL",
     )
+
+
+def _mix_known(story: TrainReportData, suffix: str) -> str:
+    """The command that writes the Known rows of the run's own: of its training set, if foreknow mix wrote that."""
+    which = "--known-of TRAIN" if story.is_mix else "--drop unknown"
+    return f"foreknow mix AUDIT {which} --out known{suffix}"
 
 
 def _retrieve(story: TrainReportData, suffix: str) -> Option | None:
