@@ -46,7 +46,7 @@ from foreknow.report.tune_tables import (
     fates,
     mcnemar,
 )
-from foreknow.report.tune_text import verdict
+from foreknow.report.tune_text import early_stop_rule, verdict
 from foreknow.settings import settings_of
 from foreknow.stages.evaluate.metrics import answered, summarise_answers
 from foreknow.stages.evaluate.result import EvaluateResult
@@ -472,6 +472,28 @@ def control(early: PairedCounts, last: PairedCounts, **given: Any) -> Control:
         "courses": {"test": course(220, 215, 10, 5)}, "against": {"test": (early, last)},
     }  # fmt: skip
     return Control(**{**base, **given})
+
+
+def test_a_loss_is_no_percentage() -> None:
+    one = story(best=1, last=1, planned=1, metric="dev_loss", chosen=1.771, chooser="loss", dev_loss=(1.771, 1.771))
+    assert verdict(one).headline == "One epoch was trained: dev loss 1.771."
+
+
+def test_dev_is_not_said_to_have_fallen_where_it_rose_after_the_kept_epoch() -> None:
+    rose = story(began=None, falls=True, courses=(course(16, 18, 5, 7, "dev", 100),))
+    told = dict(verdict(rose).points)["New facts"]
+    assert "Dev EM was higher at another epoch, by no more than chance" in told
+    fell = story(began=None, falls=True, courses=(course(18, 16, 7, 5, "dev", 100),))
+    assert "Dev EM fell meanwhile, by no more than chance" in dict(verdict(fell).points)["New facts"]
+
+
+def test_the_page_says_what_chose_the_epoch() -> None:
+    assert early_stop_rule("metric", "dev_em") == "the epoch with the best dev_em"
+    assert "lowest dev loss" in early_stop_rule("tie", "dev_em")
+    assert "dev loss chose" in early_stop_rule("chance", "dev_em")
+    told = " ".join(verdict(story(as_good=(2, 3, 4), chooser="tie", dev_loss=(1.0, 2.0))).cautions)
+    assert "could as well be" not in told
+    assert "could as well be" in " ".join(verdict(story(as_good=(2, 3, 4))).cautions)
 
 
 def test_commands_that_train_again_take_every_setting_of_the_run() -> None:

@@ -78,7 +78,7 @@ def _trained(results: Mapping[str, Any], point: Mapping[str, Any]) -> str:
         text
         for name, text in (
             ("replay", f"{percent(config['replay'])} of each batch were rows that the model knew"),
-            ("kl", f"held to its predictions before training on rows that it knew (KL, weight {config['kl']:g})"),
+            ("kl", f"held to {_teacher(results)} on {_line(_pool(results))} (KL, weight {config['kl']:g})"),
             ("known_late", f"HighlyKnown rows in the last {percent(config['known_late'])} of the steps only"),
             ("loss_weights", "rows that it found easy before training weighed more (FLOW)"),
         )
@@ -90,6 +90,18 @@ def _trained(results: Mapping[str, Any], point: Mapping[str, Any]) -> str:
         f"{config['learning_rate']:g}; these are the weights after epoch {point['epoch']:g} of {results['epochs']:g}"
         f"{'; ' if remedies else ''}{'; '.join(remedies)}."
     )
+
+
+def _teacher(results: Mapping[str, Any]) -> str:
+    """Words for what `--kl` holds the model to."""
+    rows = (results.get("replay") or {}).get("known_epoch_rows")
+    return f"its predictions after a first epoch on {rows:,} known rows" if rows else "its predictions before training"
+
+
+def _pool(results: Mapping[str, Any]) -> str:
+    """Words for the rows on which `--kl` holds the model: their source, without the folder it was read from."""
+    text = str((results.get("replay") or {}).get("source") or "other rows")
+    return text.partition(" of the audit")[0] + (" of an audit" if " of the audit" in text else "")
 
 
 def _new(metrics: Mapping[str, Any]) -> str:

@@ -45,7 +45,7 @@ from foreknow.report.tune_tables import (
     row_changes,
     same_known,
 )
-from foreknow.report.tune_text import verdict
+from foreknow.report.tune_text import early_stop_rule, verdict
 from foreknow.settings import read_settings
 from foreknow.stages.audit.verdict.row_flags import fault_lines
 from foreknow.stages.train import curves
@@ -144,6 +144,7 @@ def render_tune(tuned: TrainResult, control: TrainResult | None = None, *, show_
         other=other,
         story=story,
         verdict=verdict(story) if story else None,
+        early_stop=early_stop_rule(run.chooser, run.metric),
         options=with_paths(options(story, suffix, study), _paths(run, tuned.folder)) if story else (),
         notes=_notes(run),
         model=dict(run.results.get("model") or {"name": run.config.get("model")}),

@@ -181,10 +181,12 @@ def _replay(replay: Mapping[str, Any]) -> str:
     """Write a sentence on the known rows that joined the batches."""
     if not replay:
         return ""
-    held = f"held to the model before training (KL divergence, weight {replay['kl']:g})" if replay.get("kl") else ""
+    epoch = replay.get("known_epoch_rows")
+    teacher = f"the model after an epoch on {epoch:,} known rows" if epoch else "the model before training"
+    held = f"held to {teacher} (KL divergence, weight {replay['kl']:g})" if replay.get("kl") else ""
     learnt = f"learnt again as {replay['share']:.0%} of each batch" if replay.get("learns") else ""
     what = " and ".join(part for part in (learnt, held) if part)
-    return f"{replay['rows']:,} known rows were {what}; they are {source(str(replay['source']))}."
+    return f"{replay['rows']:,} rows besides yours were {what}; they are {source(str(replay['source']))}."
 
 
 def _points(run: TrainRunView) -> tuple[AveragePoint, ...]:

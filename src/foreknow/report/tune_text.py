@@ -14,6 +14,7 @@ from foreknow.format.numbers import count, enumeration, exact, exact_interval, p
 from foreknow.report.train_report_data import TrainReportData
 from foreknow.report.tune_options import options
 from foreknow.report.tune_tables import FEW, Count
+from foreknow.stages.train.selection import Chooser
 from foreknow.stats import wilson
 
 
@@ -38,6 +39,19 @@ def verdict(story: TrainReportData) -> TrainVerdict:
     return TrainVerdict(_found(story), tuple((k, v) for k, v in points.items() if v), _cautions(story))
 
 
+def early_stop_rule(chooser: Chooser, metric: str) -> str:
+    """Words for the epoch that the run calls EARLY_STOP. `chooser`: what chose it; `metric`: that of the run."""
+    if chooser == "metric":
+        return f"the epoch with the best {metric}"
+    by_loss = "the epoch with the lowest dev loss"
+    return {
+        "loss": by_loss,
+        "tie": f"{by_loss}, as {metric} is the same at every epoch",
+        "chance": f"the epoch that dev loss chose among those that {metric} cannot tell from its best",
+        "nothing": f"the first epoch, as {metric} is the same at every epoch and no dev loss was measured",
+    }[chooser]
+
+
 def _found(story: TrainReportData) -> str:
     dev = story.dev
     if story.chooser != "metric" and story.last > 1:
@@ -45,6 +59,8 @@ def _found(story: TrainReportData) -> str:
     if story.metric == "dev_em" and dev:
         value = f"dev EM {exact_interval(dev.early.interval)} of {count(dev.early.rows, 'row')}"
         end = f"; at the end it is {exact(dev.last.share)}"
+    elif story.dev_loss is not None and story.metric == "dev_loss":
+        value, end = f"dev loss {story.dev_loss[0]:.3f}", ""
     else:
         value, end = f"{story.metric} {exact(story.chosen)}", ""
     so_far = "" if story.finished else " so far"
@@ -127,7 +143,9 @@ def _new_facts(story: TrainReportData) -> str:
     if story.began is None and not (story.dev and (story.dev.early.hits or story.dev.last.hits)):
         return f"{then[:1].upper()}{then[1:]}. No dev row is right at either, so dev does not show what that cost."
     if story.began is None and story.falls:
-        return f"{then[:1].upper()}{then[1:]}. Dev EM fell meanwhile, by no more than chance gives on so few rows."
+        fell = story.dev is not None and story.dev.last.hits < story.dev.early.hits
+        moved = "fell meanwhile" if fell else "was higher at another epoch"
+        return f"{then[:1].upper()}{then[1:]}. Dev EM {moved}, by no more than chance gives on so few rows."
     if story.began is None:
         return f"No overfitting to new facts was seen: {then}."
     return f"Overfitting to new facts began at epoch {story.began}: {then}, and dev EM stayed below its best."
@@ -190,7 +208,7 @@ def _cautions(story: TrainReportData) -> tuple[str, ...]:
         )
     others = [epoch for epoch in story.as_good if epoch != story.best]
     dev = story.dev
-    if dev and others and story.metric == "dev_em":
+    if dev and others and story.metric == "dev_em" and story.chooser == "metric":
         cautions.append(
             f"With {count(dev.early.rows, 'dev row')}, the best epoch could as well be {_ranges(others, 'or')}: the "
             "answers of these epochs do not differ by more than chance."

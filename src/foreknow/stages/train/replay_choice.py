@@ -90,7 +90,10 @@ def choose_replay(
             "knows, and it makes up no question. Audit the model on other rows and name it with --audit"
         )
     teacher = "model after its epoch on known rows" if has_known_epoch(config) else "base model"
-    held, added = f"are held to the {teacher}, one for each new row", f"make up {config.replay:.0%} of each batch"
+    held, added = (
+        f"are held to the {teacher}, in each batch as many as new ones",
+        f"make up {config.replay:.0%} of each batch",
+    )
     what = added if config.replay else held
     logger.info(f"{'replay' if config.replay else 'kl'}: {len(pool.examples):,} rows {what} ({pool.source})")
     return replay_plan(config, pool, len(examples))

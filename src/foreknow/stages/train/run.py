@@ -369,4 +369,9 @@ def _endings(lines: list[curves.Line], metric: str, keep: str) -> list[str]:
         else:
             lines_to_print.append(f"dev_spans at EARLY_STOP: {shares[1]:.1%}, the best of all epochs")
     began = curves.overfitting_epoch(lines)
-    return [*lines_to_print, f"a sign of overfitting to new facts since epoch {began}"] if began else lines_to_print
+    if began:
+        lines_to_print.append(
+            f"a sign of overfitting to new facts: at epoch {began} dev EM is below its best, with more Unknown rows "
+            "fitted; the page says whether dev's rows can tell"
+        )
+    return lines_to_print
