@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from foreknow.config import MixConfig
 from foreknow.data.dataset import read_dataset
 from foreknow.data.sentences import sentences, without_breaks_inside, without_sentences
-from foreknow.data.spans.schema import is_new
+from foreknow.data.spans.schema import SPAN_COUNTS, is_new, span_labels
 from foreknow.errors import ConfigError, InputError
 from foreknow.io.run_dir import write_frame
 from foreknow.stages.mix.run import write_mix
 from foreknow.stages.mix.sampling import read_manifest, rows_of
 from foreknow.stages.mix.span_edits import cut_sentences, mask_spans
+from foreknow.stages.mix.span_mix import span_mix_table
 from foreknow.stages.mix.span_sampling import SpanRow, draw_share
 from span_files import Label, add_spans, by_turns, span_table
 from test_mix_run import audited
@@ -212,9 +213,67 @@ def test_sentences_go_whose_only_spans_are_new(tmp_path: Path) -> None:
     assert cut == {
         "rows": 1, "sentences": 2, "spans": 4, "characters": len("Nobody saw 2000. ") + len("Only 4000 remain."),
         "empty_rows": {"rows": 1, "first": [1]},
+        "before": {"labelled": 12, "unknown": 5, "new": 5, "new_share": 5 / 12, "rows": 3},
     }  # fmt: skip
     assert "1 rows dropped, as nothing was left of their answer (row 1)" in written.mix.notes
     assert all("loss_exclude" not in line for line in lines)
+
+
+def annotate(audit: Path, spans: pl.DataFrame, suffix: str) -> None:
+    """Write the labels of spans into the annotated file, as an audit does."""
+    rows = pl.read_parquet(audit / "rows.parquet").select("row", *(n for n in SPAN_COUNTS if n != "row"))
+    labels = rows.join(span_labels(spans), on="row", how="left", maintain_order="left")
+    file = audit / "annotated.jsonl"
+    bare = audit.parent / f"bare{suffix}"
+    frame = pl.read_ndjson(file)
+    if suffix == ".parquet":
+        frame.write_parquet(bare)
+    elif suffix == ".csv":
+        frame.write_csv(bare)
+    else:
+        bare.write_bytes(file.read_bytes())
+    file.unlink()
+    read_dataset(bare).annotate(labels, audit / f"annotated{suffix}")
+
+
+def third_sentence_new(text: str, at: int) -> Label:
+    """In every answer the second sentence is new to the model, in every other one the third too."""
+    known = text in ("Anna Berg", "In") or (text != "They" and at // 13 % 2 == 0)
+    return ("HighlyKnown", True) if known else ("Unknown", False)
+
+
+@pytest.mark.parametrize(
+    ("records", "suffix"),
+    [(FLAT[:8], ".jsonl"), (FLAT[:8], ".parquet"), (FLAT[:8], ".csv"), (CHATS, ".jsonl"), (CHATS, ".parquet")],
+    ids=["flat", "flat-parquet", "flat-csv", "chats", "chats-parquet"],
+)
+@pytest.mark.parametrize("how", [{}, {"drop_new_above": 0.7}], ids=["cut", "cut-and-drop"])
+def test_after_a_cut_spans_and_counts_speak_of_the_answers_as_written(
+    tmp_path: Path, records: list[dict[str, Any]], suffix: str, how: dict[str, Any]
+) -> None:
+    audit = audited(tmp_path, records)
+    spans = add_spans(audit, third_sentence_new, list(range(8 if records is not CHATS else 24)))
+    annotate(audit, spans, suffix)
+    out = tmp_path / f"mix{suffix}"
+    written = write_mix(MixConfig(audit=audit, out=out, cut="new", **how))
+    facts = read_dataset(out)
+    names = ["spans", "n_spans", "new_spans", "spans_category"]
+    learnt = facts.rows.filter(pl.col("answers").is_not_null())  # the others are marked not to be learnt
+    read = learnt.join(facts.extra(names), on="row", suffix="_read")
+    found = []
+    for row, answers, *values in read.select("row", "answers", "spans_read", *names[1:]).iter_rows():
+        own, counts = json.loads(values[0] or "[]"), values[1:]
+        assert [answers[0][span["start"] : span["end"]] for span in own] == [span["text"] for span in own], row
+        assert [int(count) for count in counts[:2]] == [len(own), sum(span["new"] for span in own)]
+        assert counts[2] == ("mixed" if any(span["category"] == "Unknown" for span in own) else "known")
+        found += own
+    of = written.mix.manifest["spans"]
+    assert written.mix.rows["new_answer"].count() == of["cut"]["rows"] > 0
+    assert (of["labelled"], of["new"]) == (len(found), sum(span["new"] for span in found))
+    assert of["new_share"]["achieved"] == pytest.approx(of["new"] / of["labelled"])
+    assert of["cut"]["before"]["labelled"] - of["cut"]["spans"] == of["labelled"]
+    assert span_mix_table(written.mix)["spans"].to_list() == [len(found)]
+    assert any(f"written: {written.mix.rows.height} rows with {len(found)} labelled" in n for n in written.mix.notes)
 
 
 def test_cut_in_a_chat_changes_that_turn_only(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import polars as pl
 
-from foreknow.data.chat.turn_labels import by_record, free_names, values_of
+from foreknow.data.chat.turn_labels import by_record, free_names, values_of, with_values
 from foreknow.data.layouts.edits import with_answers, without_last_facts
 from foreknow.data.layouts.layout import Layout
 from foreknow.data.layouts.relation_templates import check_templates
@@ -99,7 +99,12 @@ class Dataset:
         write_parts(self.source, Change(self._added_columns(labels)), path)
 
     def write(
-        self, labels: pl.DataFrame, path: Path, answers: Mapping[int, str] | None = None, name: str | None = None
+        self,
+        labels: pl.DataFrame,
+        path: Path,
+        answers: Mapping[int, str] | None = None,
+        name: str | None = None,
+        values: Mapping[int, Mapping[str, object]] | None = None,
     ) -> None:
         """Write only the rows of `labels` into one file, in input order; otherwise as `annotate`.
 
@@ -107,7 +112,7 @@ class Dataset:
         is, and the answers that are not are marked so that trainers pass them over (`loss_marks`). `answers`: by row
         number, an answer that takes the place of the row's own. `name`: what the file will be called, if not as
         `path`; its suffix must be of the input's format. What only the names of several files tell (relation, split)
-        becomes columns.
+        becomes columns. `values`: by row number, values that take the place of those in the file's own columns.
         """
         row_numbers = labels["row"]
         chosen = self.places[row_numbers.to_list()].with_columns(row=row_numbers)
@@ -117,6 +122,10 @@ class Dataset:
         for row, record, turn in chosen.select("row", "record", "turn").iter_rows():
             if answers and row in answers:
                 replaced.setdefault(record, {})[turn] = answers[row]
+        values_of_turns: dict[int, dict[int | None, Mapping[str, object]]] = {}
+        for row, record, turn in chosen.select("row", "record", "turn").iter_rows():
+            if values and row in values:
+                values_of_turns.setdefault(record, {})[turn] = values[row]
         in_part = self.in_part(row_numbers)
         cut = self.places.filter(pl.col("record").is_in(in_part))
         ends = dict(cut.group_by("record").agg(pl.col("turn").last()).iter_rows())
@@ -124,8 +133,10 @@ class Dataset:
         counted = any(layout.choices and layout.choices.kind == "index1" for layout in self.layouts.values())
 
         def edit(record: Record, number: int) -> Record | None:
-            if number not in replaced and number not in ends and not counted:
+            if number not in replaced and number not in values_of_turns and number not in ends and not counted:
                 return None
+            for turn, new in values_of_turns.get(number, {}).items():
+                record = with_values(record, turn, new)
             name, _ = firsts[bisect_right(firsts, number, key=lambda part: part[1]) - 1]
             layout, own = self.layouts[name], turns[number] if number in ends else None
             if own is not None and ends[number] not in own:

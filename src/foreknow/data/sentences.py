@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import accumulate
 from typing import Final
 
 Place = tuple[int, int]
@@ -53,15 +54,24 @@ def without_sentences(text: str, places: Iterable[Place], cut: Iterable[Place]) 
 
     A paragraph that ended with a sentence that is cut still ends.
     """
+    return rest_and_moves(text, places, cut)[0]
+
+
+def rest_and_moves(text: str, places: Iterable[Place], cut: Iterable[Place]) -> tuple[str, dict[Place, int]]:
+    """Return `without_sentences`, and for each sentence that stays how many characters it moves to the left."""
     gone = set(cut)
     pieces: list[str] = []
+    kept: list[Place] = []
     for start, end in places:
         piece = text[start:end]
         if (start, end) not in gone:
             pieces.append(piece)
+            kept.append((start, end))
         elif pieces and "\n" in _blanks_at_end(piece) and "\n" not in _blanks_at_end(pieces[-1]):
             pieces[-1] = pieces[-1].rstrip() + _blanks_at_end(piece)
-    return "".join(pieces).strip()
+    rest = "".join(pieces)
+    starts = accumulate(map(len, pieces), initial=-(len(rest) - len(rest.lstrip())))
+    return rest.strip(), {place: place[0] - start for place, start in zip(kept, starts, strict=False)}
 
 
 def _blanks_at_end(text: str) -> str:

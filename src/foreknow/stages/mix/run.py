@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,8 +11,10 @@ import polars as pl
 
 from foreknow.config import AuditConfig, MixConfig
 from foreknow.config.shared import DataSettings
+from foreknow.data.chat.turn_labels import own_names
 from foreknow.data.dataset import Dataset
 from foreknow.data.load import read_data
+from foreknow.data.spans.schema import count_spans, span_labels
 from foreknow.errors import InputError, RunFolderError
 from foreknow.io.run_dir import with_checksum, write_json, write_whole
 from foreknow.settings import read_settings
@@ -55,11 +58,12 @@ def write_mix(config: MixConfig) -> MixFiles:
     mix = mix._replace(notes=(*mix.notes, *_turn_notes(annotated, mix.rows["row"], turns)))
     mix.manifest["turns"] = turns
     labels = mix.labels.select("row", *(n for n in mix.labels.columns if n not in ("row", *annotated.columns)))
+    values = _moved_spans(mix, annotated.columns)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     mix.manifest["foreknow"] = __version__
 
     def write(part: Path) -> None:
-        annotated.write(labels, part, mix.answers, config.out.name)
+        annotated.write(labels, part, mix.answers, config.out.name, values)
         mix.manifest["sha256"] = sha256_of(part)  # hash what this run wrote, even if the file is replaced right after
         _check_target(config, mix)
         manifest_path(config.out).unlink(missing_ok=True)  # a file without a manifest is not finished
@@ -67,6 +71,17 @@ def write_mix(config: MixConfig) -> MixFiles:
     write_whole(config.out, write)
     write_json(manifest_path(config.out), with_checksum(mix.manifest))
     return MixFiles(config.out, mix, audit.rows)
+
+
+def _moved_spans(mix: Mix, columns: Sequence[str]) -> dict[int, dict[str, object]]:
+    """Return, by row whose answer is cut, the spans that are left of it and their counts, by the file's columns."""
+    if mix.spans is None:
+        return {}
+    rows = pl.Series("row", list(mix.answers), dtype=pl.Int64)
+    left = mix.spans.filter(pl.col("row").is_in(rows.implode()))
+    counts = count_spans(rows, left).join(span_labels(left), on="row", how="left", maintain_order="left")
+    names = own_names([name for name in counts.columns if name != "row"], columns)
+    return {line["row"]: {ours: line[name] for name, ours in names.items()} for line in counts.iter_rows(named=True)}
 
 
 def _turn_notes(facts: Dataset, rows: pl.Series, turns: str) -> list[str]:

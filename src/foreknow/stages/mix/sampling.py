@@ -68,11 +68,13 @@ class Mix(NamedTuple):
     """Holds a drawn training set.
 
     `rows`: the frame `MIX`. `manifest`: the contents of `FILE.manifest.json`. `notes`: lines that say what was done.
+    `spans`: where sentences are cut, the spans of the set as it is written (`SPANS`).
     """
 
     rows: pl.DataFrame
     manifest: dict[str, Any]
     notes: tuple[str, ...]
+    spans: pl.DataFrame | None = None
 
     @property
     def labels(self) -> pl.DataFrame:

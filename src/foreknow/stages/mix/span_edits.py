@@ -13,7 +13,7 @@ from typing import Final, Literal, NamedTuple
 import polars as pl
 
 from foreknow.categories import UNKNOWN
-from foreknow.data.sentences import Place, sentences, without_breaks_inside, without_sentences
+from foreknow.data.sentences import Place, rest_and_moves, sentences, without_breaks_inside
 from foreknow.data.spans.schema import is_new
 from foreknow.errors import InputError
 
@@ -31,13 +31,17 @@ class Masked(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """Holds, by row number, answers with sentences cut; the rows of which nothing is left; and what was cut."""
+    """Holds, by row number, answers with sentences cut; the rows of which nothing is left; and what was cut.
+
+    `left`: the frame `SPANS` of the set as it is written: the spans that are left, at their places in the new answers.
+    """
 
     answers: dict[int, str]
     empty: list[int]
     sentences: int
     spans: int
     characters: int
+    left: pl.DataFrame
 
 
 def mask_spans(spans: pl.DataFrame, which: Literal["new", "unknown"]) -> Masked:
@@ -64,6 +68,7 @@ def cut_sentences(answers: Mapping[int, str], spans: pl.DataFrame) -> Cut:
     sentence never ends inside a span.
     """
     by_row: dict[int, list[tuple[int, int, bool]]] = {}
+    moves: dict[int, dict[Place, int]] = {}
     for row, start, end, new in spans.select("row", "start", "end", new=is_new()).iter_rows():
         by_row.setdefault(row, []).append((start, end, new))
     edited: dict[int, str] = {}
@@ -76,7 +81,7 @@ def cut_sentences(answers: Mapping[int, str], spans: pl.DataFrame) -> Cut:
         cut = [place for place in places if _only_new(place, own)]
         if not cut:
             continue
-        rest = without_sentences(text, places, cut)
+        rest, moves[row] = rest_and_moves(text, places, cut)
         count += len(cut)
         gone += sum(any(a < end and start < b for a, b in cut) for start, end, _ in own)
         characters += len(text) - len(rest)
@@ -84,7 +89,26 @@ def cut_sentences(answers: Mapping[int, str], spans: pl.DataFrame) -> Cut:
             edited[row] = rest
         else:
             empty.append(row)
-    return Cut(edited, empty, count, gone, characters)
+    return Cut(edited, empty, count, gone, characters, _spans_left(spans, edited, empty, moves))
+
+
+def _spans_left(
+    spans: pl.DataFrame, edited: Mapping[int, str], empty: Sequence[int], moves: Mapping[int, Mapping[Place, int]]
+) -> pl.DataFrame:
+    """Return the spans whose sentence stays, at their places in the edited answers."""
+    lefts: list[int | None] = []
+    for row, start, end, text in spans.select("row", "start", "end", "text").iter_rows():
+        left = _move_of((start, end), moves[row]) if row in edited else 0
+        is_there = row not in edited or (left is not None and edited[row][start - left : end - left] == text)
+        lefts.append(left if is_there and row not in empty else None)
+    left_by = pl.Series("left_by", lefts, dtype=pl.Int64)
+    moved = spans.with_columns(left_by).filter(pl.col("left_by").is_not_null())
+    return moved.with_columns(pl.col("start", "end") - pl.col("left_by")).drop("left_by")
+
+
+def _move_of(span: Place, moves: Mapping[Place, int]) -> int | None:
+    """Return how far the sentence around a span moves to the left; None if it is cut."""
+    return next((left for (start, end), left in moves.items() if start <= span[0] and span[1] <= end), None)
 
 
 def check_places(answers: Mapping[int, str], spans: pl.DataFrame, where: Path) -> None:

@@ -72,7 +72,6 @@ def draw_span_mix(rows: pl.DataFrame, spans: pl.DataFrame | None, config: MixCon
     cut = cut_sentences(dict(drawn.select("row", "answer").iter_rows()), own) if config.cut else None
     if cut is not None:
         drawn = drawn.filter(~pl.col("row").is_in(cut.empty))
-        own = own.filter(~pl.col("row").is_in(cut.empty))
     if drawn.is_empty():
         raise InputError(f"{_setting(config)}: no row is left of {pool.rows.height:,}")
     mixed = _frame(drawn, masked, cut)
@@ -85,7 +84,7 @@ def draw_span_mix(rows: pl.DataFrame, spans: pl.DataFrame | None, config: MixCon
         "rows": numbers_text(mixed["row"]),
         "sha256": None,
     }
-    return Mix(mixed, manifest, _notes(manifest, pool))
+    return Mix(mixed, manifest, _notes(manifest, pool), cut and cut.left)
 
 
 def _setting(config: MixConfig) -> str:
@@ -181,18 +180,19 @@ def _span_counts(
     cut: Cut | None,
     above: int,
 ) -> dict[str, Any]:
-    """Count the spans of the set, before anything is cut, and what is masked or cut. Lengths are in characters."""
-    labelled = spans.filter(pl.col("category").is_not_null())
-    new = labelled.filter(is_new())
+    """Count the spans of the set as it is written, and what is masked or cut. Lengths are in characters.
+
+    `spans`: those of the drawn rows, before anything is cut.
+    """
+    before = _counted(spans)
+    written = before if cut is None else _counted(cut.left)
     long = mixed.filter(pl.col("category").is_null())
     return {
-        "new_share": {"asked": config.new_share, "achieved": new.height / labelled.height if labelled.height else None},
-        "labelled": labelled.height,
-        "unknown": int((labelled["category"] == UNKNOWN).sum()),
-        "new": new.height,
+        "new_share": {"asked": config.new_share, "achieved": written["new_share"]},
+        **{name: written[name] for name in ("labelled", "unknown", "new")},
         "rows": {
-            "with_spans": labelled["row"].n_unique(),
-            "without_spans": long.height - long["row"].is_in(labelled["row"].implode()).sum(),
+            "with_spans": written["rows"],
+            "without_spans": long.height - written["rows"],
             "short": mixed.height - long.height,
         },
         **{
@@ -217,7 +217,21 @@ def _span_counts(
             "spans": cut.spans,
             "characters": cut.characters,
             "empty_rows": {"rows": len(cut.empty), "first": cut.empty[:LISTED]},
+            "before": before,
         },
+    }
+
+
+def _counted(spans: pl.DataFrame) -> dict[str, Any]:
+    """Count the labelled spans, the rows that have some, and the share of them that is new; None without any."""
+    labelled = spans.filter(pl.col("category").is_not_null())
+    new = labelled.filter(is_new()).height
+    return {
+        "labelled": labelled.height,
+        "unknown": int((labelled["category"] == UNKNOWN).sum()),
+        "new": new,
+        "new_share": new / labelled.height if labelled.height else None,
+        "rows": labelled["row"].n_unique(),
     }
 
 
@@ -231,13 +245,15 @@ def _notes(manifest: Mapping[str, Any], pool: _Pool) -> tuple[str, ...]:
     if drop := of["drop_facts_above"]:
         notes.append(f"{drop['rows']:,} rows dropped: more than {drop['share']:.1%} of their facts are Unknown")
     asked = of["new_share"]["asked"]
-    reached = of["new_share"]["achieved"]
+    cut, before = of["cut"], (of["cut"] or {}).get("before")
+    counted = before or {**of, "new_share": of["new_share"]["achieved"]}
+    size = manifest["size"] + (cut["empty_rows"]["rows"] if cut else 0)
     notes.append(
-        f"{manifest['size']:,} rows with {of['labelled']:,} labelled spans, {of['new']:,} of them new to the model"
-        + ("" if reached is None else f" ({reached:.2%}{'' if asked is None else f', asked for {asked:.2%}'})")
+        f"{f'drawn, before the cut: {size:,}' if cut else f'{size:,}'} rows with {_shares_text(counted, asked)}"
     )
-    if rows["short"] or rows["without_spans"]:
-        kinds = {"with a short answer": rows["short"], "without a labelled span": rows["without_spans"]}
+    bare = size - rows["short"] - (before["rows"] if before else rows["with_spans"])
+    if rows["short"] or bare:
+        kinds = {"with a short answer": rows["short"], "without a labelled span": bare}
         parts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count)
         notes.append(f"taken as they are: {parts}")
     if mask := of["mask"]:
@@ -245,7 +261,7 @@ def _notes(manifest: Mapping[str, Any], pool: _Pool) -> tuple[str, ...]:
             f"masked: {mask['spans']:,} spans in {mask['rows']:,} rows, {mask['characters']:,} of "
             f"{mask['of_characters']:,} characters of long answers ({LOSS_EXCLUDE}); they stay in the text"
         )
-    if cut := of["cut"]:
+    if cut:
         notes.append(
             f"cut: {cut['sentences']:,} sentences with {cut['spans']:,} new spans from "
             f"{cut['rows'] + cut['empty_rows']['rows']:,} rows, {cut['characters']:,} characters"
@@ -253,7 +269,15 @@ def _notes(manifest: Mapping[str, Any], pool: _Pool) -> tuple[str, ...]:
         if empty := cut["empty_rows"]["rows"]:
             first = ", ".join(map(str, cut["empty_rows"]["first"]))
             notes.append(f"{empty:,} rows dropped, as nothing was left of their answer (row {first})")
+        written = {**of, "new_share": of["new_share"]["achieved"]}
+        notes.append(f"written: {manifest['size']:,} rows with {_shares_text(written, None)}")
     return tuple(notes)
+
+
+def _shares_text(counted: Mapping[str, Any], asked: float | None) -> str:
+    share = counted["new_share"]
+    told = "" if share is None else f" ({share:.2%}{'' if asked is None else f', asked for {asked:.2%}'})"
+    return f"{counted['labelled']:,} labelled spans, {counted['new']:,} of them new to the model{told}"
 
 
 def span_mix_table(mix: Mix) -> pl.DataFrame:
