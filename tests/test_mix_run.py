@@ -16,6 +16,7 @@ from foreknow.data.load import read_data
 from foreknow.data.schema import earlier_turns
 from foreknow.errors import ConfigError, InputError, RunFolderError
 from foreknow.io.run_dir import FORMAT, write_frame, write_json
+from foreknow.stages.audit.result import open_audit
 from foreknow.stages.mix.run import write_mix
 from foreknow.stages.mix.sampling import rows_of
 
@@ -136,3 +137,16 @@ def test_too_large_a_set_is_refused_with_the_numbers(tmp_path: Path) -> None:
     assert not (tmp_path / "m.jsonl").exists()
     with pytest.raises(ConfigError):
         MixConfig(audit=tmp_path, out=tmp_path / "x", unknown=0.5, natural=True)
+
+
+@pytest.mark.parametrize("stage", ["tune", "evaluate"])
+def test_the_folder_of_another_stage_is_no_audit(tmp_path: Path, stage: str) -> None:
+    audit = audited(tmp_path, CHATS)
+    manifest = json.loads((audit / "manifest.json").read_text())
+    write_json(audit / "manifest.json", {**manifest, "stage": stage})
+    said = f"audit: not a finished audit run: {stage} wrote it; name the --out of a foreknow audit command"
+    with pytest.raises(InputError) as caught:
+        open_audit(audit)
+    assert str(caught.value) == f"{tmp_path}/{said}"
+    with pytest.raises(InputError, match=said):
+        write_mix(MixConfig(audit=audit, out=tmp_path / "m.jsonl", drop=("unknown",)))

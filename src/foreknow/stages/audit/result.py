@@ -15,7 +15,7 @@ from foreknow.categories import CATEGORIES, UNKNOWN
 from foreknow.data.spans.schema import is_new
 from foreknow.errors import GateCrossed, InputError, RunFolderError
 from foreknow.io.remote import download
-from foreknow.io.run_dir import fingerprint, not_finished, read_checked, verify
+from foreknow.io.run_dir import fingerprint, not_finished, read_checked, read_json, verify
 from foreknow.prompts.prompt_template import Template
 from foreknow.stages.audit.explain import Explanation, explain_row
 from foreknow.stages.audit.verdict.figures import audit_figures
@@ -170,9 +170,13 @@ def _read_optional(path: Path, command: str) -> dict[str, Any] | None:
 
 
 def open_audit(folder: str | Path) -> AuditResult:
-    """Open a finished audit's folder. Raises InputError if there is none, and RunFolderError if a file was changed."""
+    """Open a finished audit's folder.
+
+    Raises InputError if there is none, or one of another stage's run, and RunFolderError if a file was changed.
+    """
     folder = download(folder)
-    if not (folder / "manifest.json").is_file():
+    path = folder / "manifest.json"
+    if not path.is_file() or (read_json(path) or {}).get("stage", "audit") != "audit":
         raise InputError(not_finished(folder, "audit"))
     verify(folder)
     if not (folder / "rows.parquet").is_file():
