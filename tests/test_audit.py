@@ -94,6 +94,20 @@ def test_any_prompt_can_be_rebuilt_from_the_folder(finished: Path, tiny_folder: 
         assert (answer == row["answer"]) == probe["greedy_correct"]
 
 
+def test_a_row_is_flagged_only_where_its_prompts_show_its_answer_to_another_question(finished: Path) -> None:
+    audit, sets = foreknow.open_audit(finished), json.loads((finished / "exemplars.json").read_text())
+    for row in audit.rows.to_dicts():
+        shown = []
+        for probe in audit.probes.filter(pl.col("row") == row["row"]).to_dicts():
+            shots = list(sets[row["relation"]][probe["exemplar_set"]])
+            for other in probe["replaced_shots"]:
+                shots[other["slot"]] = other
+            shown += [shot["answer"] for shot in shots]
+        assert ("answer_in_exemplars" in row["flags"]) == (row["answer"] in shown)
+    assert "seen_in_exemplars" in audit.summary["flags"]
+    assert "answer_in_exemplars" not in audit.summary["flags"], "all 48 answers differ"
+
+
 def test_the_same_command_again_does_nothing(run: Cli, finished: Path, facts_file: Path, tiny_folder: Path) -> None:
     before = {p.name: p.stat().st_mtime_ns for p in finished.iterdir() if p.name != ".lock"}
     code, out, err = run("audit", facts_file, "--out", finished, *settings(tiny_folder))

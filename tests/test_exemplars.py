@@ -231,6 +231,19 @@ def test_two_own_facts_in_the_smallest_pool_are_both_replaced() -> None:
     assert [s.slot for s in swapped] == [0, 1]
 
 
+def test_an_answer_is_shown_by_another_fact_only() -> None:
+    mine, twin, own_record = Exemplar("a?", "x", "a"), Exemplar("b?", "x", "b"), Exemplar("c?", "y", "c", 7)
+    other, spare = Exemplar("d?", "z", "d"), Exemplar("e?", "w", "e")
+    group = GroupExemplars(((mine, other), (own_record, other)), (spare,))
+    assert not group.shows("x", "a?", "a"), "the row's own fact is replaced in its prompts"
+    assert group.shows("x", "b?", "b"), "another fact with its answer"
+    assert group.shows("w", "a?", "a"), "what takes the place of the own fact"
+    assert not group.shows("w", "d2?", "d2"), "a spare one that stands in none of its prompts"
+    assert not group.shows("y", "f?", "f", 7), "an answer of its own chat"
+    assert group.shows("y", "f?", "f", 8)
+    assert GroupExemplars(((mine, twin),), ()).shows("x", "a?", "a")
+
+
 def test_zero_shots() -> None:
     drawn = draw_exemplars(rows_frame(facts(1)), ["all"], shots=0, sets=3, seed=0)
     assert drawn.groups["all"].for_row("all 0?", "all 0") == [((), [])] * 3

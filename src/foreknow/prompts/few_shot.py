@@ -71,6 +71,23 @@ class GroupExemplars:
             sets_for_row.append((tuple(filled), swapped))
         return sets_for_row
 
+    def shows(self, answer: str, question: str, subject: str | None, record: int | None = None) -> bool:
+        """Return whether a prompt of this row shows an exemplar of another fact that has the answer.
+
+        An exemplar of the row's own fact does not count: it is replaced in the row's own prompts.
+        """
+        if answer not in self._answers:
+            return False
+        return any(
+            exemplar.answer == answer and not same_fact(exemplar, question, subject, record)
+            for exemplars, _ in self.for_row(question, subject, record)
+            for exemplar in exemplars
+        )
+
+    @cached_property
+    def _answers(self) -> frozenset[str]:
+        return frozenset(e.answer for exemplars in (*self.sets, self.reserve) for e in exemplars)
+
     def _sets_with(self, question: str, subject: str | None, record: int | None) -> set[int]:
         """Return the numbers of the sets with an exemplar of this fact, as `same_fact` decides."""
         of_question, of_subject, of_record = self._sets_by_fact

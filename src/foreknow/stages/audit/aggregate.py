@@ -21,16 +21,15 @@ def rows_frame(
     `labelled`: the frame of `slick.label`. `answers`: the model's answers (row, model_answer).
     """
     rows = audited.join(labelled, on="row", how="left").join(answers, on="row", how="left").sort("row")
-    exemplar_keys = {
-        group: ({e.answer for one in g.sets for e in one}, {few_shot.key(e) for one in g.sets for e in one})
-        for group, g in exemplars.groups.items()
-    }
+    exemplar_keys = {group: {few_shot.key(e) for one in g.sets for e in one} for group, g in exemplars.groups.items()}
     marks: dict[str, list[bool]] = {"answer_in_exemplars": [], "seen_in_exemplars": [], "few_exemplars": []}
-    columns = ("question", "answers", "subject", "group", "category")
-    for question, accepted, subject, group, category in rows.select(columns).iter_rows():
-        golds, own = exemplar_keys.get(group, (set(), set()))
+    columns = ("question", "answers", "subject", "record", "group", "category")
+    for question, accepted, subject, record, group, category in rows.select(columns).iter_rows():
+        own = exemplar_keys.get(group, set())
         known = category is not None
-        marks["answer_in_exemplars"].append(known and accepted[0] in golds)
+        marks["answer_in_exemplars"].append(
+            known and exemplars.groups[group].shows(accepted[0], question, subject, record)
+        )
         marks["seen_in_exemplars"].append(known and few_shot.key(few_shot.Exemplar(question, "", subject)) in own)
         marks["few_exemplars"].append(known and exemplars.groups[group].borrowed)
     for flag, where in marks.items():
