@@ -18,6 +18,7 @@ from syrupy.assertion import SnapshotAssertion
 
 from foreknow.categories import CATEGORIES
 from foreknow.config import AuditConfig, CheckConfig, ExtractConfig, MixConfig, TuneConfig
+from foreknow.console import print_audit
 from foreknow.data.validation_rules import RULES
 from foreknow.format.numbers import one_in
 from foreknow.format.text import suffix_of
@@ -123,6 +124,28 @@ def test_its_figures_are_those_of_the_summary() -> None:
     gains = (rows["logprob"] - rows["logprob_alone"]).sort()
     assert f"from {math.exp(gains[0]):.1f} to {math.exp(gains[-1]):.1f}" in shown
     assert section(page, "long").count("<svg aria-hidden") == 2
+
+
+def test_the_majority_floor_is_that_of_the_rows_with_a_label() -> None:
+    """Half of the rows have the same long answer, which no label asks for; a group of long answers has no floor."""
+    short, everywhere = pl.col("row") < 12, pl.col("row") == 23
+    golds = pl.when(short).then(pl.format("city {}", pl.col("row").clip(1))).otherwise(pl.lit(SENTENCES[0]))
+    rows = long_rows().with_columns(
+        group=pl.when(everywhere).then(pl.lit("long")).otherwise(pl.lit("mixed")),
+        category=pl.when(short).then(pl.lit("Unknown")),
+        model_answer=pl.lit("no idea"),
+        p_greedy=pl.when(short).then(0.0),
+        answer=golds,
+        answers=pl.concat_list(golds),
+        flags=pl.when(short).then(pl.lit([], pl.List(pl.String))).otherwise(pl.col("flags")),
+    )
+    summary = summary_for(rows)
+    assert summary["majority_floor"] == {"mixed": {"floor": 2 / 12, "answer": "city 1", "rows": 12}}
+    assert SENTENCES[0] not in text_of(section(render_audit(rows, NO_PROBES, summary), "relations"))
+    print_audit({**summary, "rows_per_second": 1.0})
+    none = summary_for(long_rows())
+    assert none["majority_floor"] == {}
+    print_audit({**none, "rows_per_second": 0.0})
 
 
 def test_every_row_is_in_one_bin_and_a_few_rows_are_not_drawn() -> None:

@@ -89,7 +89,10 @@ def greedy_by_group(rows: pl.DataFrame) -> dict[str, dict[str, Any]]:
 
 
 def summarise_audit(rows: pl.DataFrame, shorts: pl.DataFrame | None = None) -> dict[str, Any]:
-    """Compute the counts and shares of `summary.json` from the frame of rows and the frame of their short facts."""
+    """Compute the counts and shares of `summary.json` from the frame of rows and the frame of their short facts.
+
+    The majority floor of a group is that of its labelled rows; a group without any has none.
+    """
     long = rows.filter(pl.col("scored_tokens") > 0) if "scored_tokens" in rows.columns else rows.clear()
     extra: dict[str, Any] = {}
     if not long.is_empty():
@@ -103,7 +106,7 @@ def summarise_audit(rows: pl.DataFrame, shorts: pl.DataFrame | None = None) -> d
         extra["facts"] = summary(rows, shorts)
     labelled = rows.filter(pl.col("category").is_not_null())
     flags = rows["flags"].explode().drop_nulls().value_counts().sort("flags")
-    floors = majority_floor(rows).select("group", "floor", "majority_answer", "rows")
+    floors = majority_floor(labelled).select("group", "floor", "majority_answer", "rows")
     return {
         "rows": rows.height,
         "labelled": labelled.height,
