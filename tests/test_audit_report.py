@@ -185,6 +185,26 @@ def test_the_spread_over_exemplar_sets_is_that_of_the_probes(page: str) -> None:
     assert f"standard deviation {100 * sd:.1f} points" in shown
 
 
+def test_the_page_of_a_zero_shot_audit_speaks_of_no_examples() -> None:
+    rows, probes, summary = synthetic()
+    probes = probes.with_columns(greedy_correct=pl.col("greedy_correct").first().over("row"))
+    summary = {**summary, "protocol": {**summary["protocol"], "shots": 0}}
+    shown = text_of(render_audit(rows, probes, summary))
+    assert "right by greedy decoding, asked without examples" in shown
+    assert "The model gets each question alone, without solved examples before it." in shown
+    for wrong in (
+        "different examples",
+        "Other exemplars",
+        "exemplar set is",
+        "first exemplar set",
+        "over the exemplar",
+    ):
+        assert wrong not in shown
+    with_shots = text_of(render_audit(rows, probes, {**summary, "protocol": {**summary["protocol"], "shots": 1}}))
+    assert with_shots.count("different examples") == 2
+    assert "Other exemplars: across 10 exemplar sets" in with_shots
+
+
 def test_the_table_holds_every_row(page: str) -> None:
     rows, _, _ = synthetic()
     data = embedded(page)

@@ -127,7 +127,8 @@ def render_audit(
         relations=[line for line in relations if line in largest],
         folded=[line for line in relations if line not in largest],
         several=len(groups) > 1,
-        spread=audit_tables.exemplar_spread(own),
+        spread=None if _is_zero_shot(protocol) else audit_tables.exemplar_spread(own),
+        zero_shot=_is_zero_shot(protocol),
         charts={
             "probability": page.both(charts.probability_chart, bins) if bins else None,
             "popularity": page.both(charts.popularity_chart, popular) if popular else None,
@@ -232,12 +233,23 @@ def _meanings(protocol: Mapping[str, Any], sets: int) -> dict[str, str]:
     tries = sets * int(protocol.get("samples") or 0)
     prompts = f"all {sets} prompts" if sets else "every prompt"
     samples = f"{tries} samples" if tries else "the samples"
+    if _is_zero_shot(protocol):
+        right = "right by greedy decoding, asked without examples"
+        some = "no row: all prompts of a row are the same, and so are its answers"
+    else:
+        right = f"right in {prompts}, which have different examples before the question"
+        some = "right in some of the prompts, wrong in others"
     return {
-        "HighlyKnown": f"right in {prompts}, which have different examples before the question",
-        "MaybeKnown": "right in some of the prompts, wrong in others",
+        "HighlyKnown": right,
+        "MaybeKnown": some,
         "WeaklyKnown": f"never right by greedy decoding, but likely to be right at least once among {samples}",
         "Unknown": "neither: not expressed under this protocol",
     }
+
+
+def _is_zero_shot(protocol: Mapping[str, Any]) -> bool:
+    """Whether the rows were asked without examples, so that all prompts of a row are the same."""
+    return protocol.get("shots") == 0
 
 
 def _expected(summary: Mapping[str, Any]) -> dict[str, Any] | None:
