@@ -327,7 +327,13 @@ def test_a_sentence_with_a_span_that_is_not_labelled_stays() -> None:
 
 def test_an_audit_without_labels_of_spans_and_settings_that_exclude_each_other_are_refused(tmp_path: Path) -> None:
     audit = audited(tmp_path, FLAT)
-    with pytest.raises(InputError, match=r"found no labels of spans .* which --mask new needs"):
+    with pytest.raises(
+        InputError, match=r"no row with a long answer, which --mask new is for; .* --drop unknown, --we"
+    ):
+        write_mix(MixConfig(audit=audit, out=tmp_path / "mix.jsonl", mask="new"))
+    add_spans(audit, by_turns, list(range(40)))
+    (audit / "spans.parquet").unlink()
+    with pytest.raises(InputError, match=r"found no labels of spans .* which --mask new needs; audit the file again"):
         write_mix(MixConfig(audit=audit, out=tmp_path / "mix.jsonl", mask="new"))
     for wrong, what in (
         ({"mask": "new", "cut": "new"}, "found both"),

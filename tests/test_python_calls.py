@@ -168,6 +168,25 @@ def test_several_files_of_one_audit(run: Cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "found"),
     [
+        (
+            ("tune", "a.jsonl", "--epochs", "1", "--epochs", "2"),
+            "tune: found --epochs more than once, expected it once\n",
+        ),
+        (("audit", "a.jsonl", "--rows", "1e9", "--out", "runs/a"), "--rows: found without --dry-run, which it belongs"),
+        (("mixx", "runs/a"), 'Unknown command "mixx". Did you mean "mix"?'),
+        (("mix", "runs/a", "--natural=maybe"), 'Invalid value for --natural: unable to convert "maybe" into bool'),
+    ],
+)
+def test_flags_that_do_nothing_or_are_wrong_are_named(run: Cli, words: tuple[str, ...], found: str) -> None:
+    code, _, err = run(*words)
+    assert code == 2
+    assert err.startswith(f"foreknow: {found}")
+    assert "more than it takes" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
         (("mix",), "mix: found no AUDIT, which it needs: the folder of a finished audit\n"),
         (("export", "lm-eval", "runs/a"), "export lm-eval: found no --out, which it needs\n"),
         (("explore", "runs/a", "--port"), "explore: found no value after --port, which it needs\n"),

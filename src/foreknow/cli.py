@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, validators
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnusedCliTokensError, validators
+from cyclopts.exceptions import RepeatArgumentError
 
 from foreknow import signals
 from foreknow.commands.results import card, compare, explore, lm_eval, report
@@ -216,7 +217,9 @@ def format_usage_error(error: CycloptsError) -> str:
     verb = " ".join(error.command_chain or ())
     if isinstance(error, MissingArgumentError) and error.argument is not None:
         return f"{verb}: {_missing(error)}\nAll that it takes: foreknow {verb} {HELP_ALL}"
-    if not left:
+    if isinstance(error, RepeatArgumentError):
+        return f"{verb}: found {error.token.keyword} more than once, expected it once"
+    if not left or not isinstance(error, UnusedCliTokensError):
         return " ".join(str(error).split())
     text = f"{verb}: found {plain(' '.join(map(str, left[:3])))}, more than it takes"
     if not any(str(word).startswith("-") for word in left):

@@ -18,7 +18,7 @@ from foreknow.config import (
     TuneConfig,
 )
 from foreknow.console import plain, print_audit, print_estimate, print_scaled, print_table
-from foreknow.errors import GateCrossed
+from foreknow.errors import ConfigError, GateCrossed
 from foreknow.flags import PANELS, ConfigFile, positional
 from foreknow.io.remote_paths import place
 from foreknow.settings import Group, settings_of
@@ -87,6 +87,8 @@ def audit(
 
             print_scaled(scale_estimate(found, settings.rows, read_model_size(Path(found["folder"]))), settings.rows)
         return
+    if settings.rows is not None:
+        raise ConfigError("--rows: found without --dry-run, which it belongs to; --limit N audits only N rows")
     from foreknow.inference.server.model import address_of  # keeps polars out
     from foreknow.stages.audit.result import AuditResult  # keeps polars out
     from foreknow.stages.audit.run import run  # keeps altair out

@@ -57,6 +57,11 @@ def draw_span_mix(rows: pl.DataFrame, spans: pl.DataFrame | None, config: MixCon
     if spans is None and not config.uses_spans:
         spans = pl.DataFrame(schema=SPANS)
     if spans is None or (config.uses_spans and not spans["category"].count()):
+        if (spans is None or spans.is_empty()) and not rows["flags"].list.contains(LONG).any():
+            raise InputError(
+                f"{config.audit}: found no row with a long answer, which {_setting(config)} is for; rows with short "
+                "answers are left out or weighed by their category: --drop unknown, --weight half-unknown"
+            )
         raise InputError(
             f"{config.audit}: found no labels of spans inside long answers (spans.parquet), which "
             f"{_setting(config)} needs; audit the file again, with spans"
