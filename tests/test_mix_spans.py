@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from foreknow.config import MixConfig
 from foreknow.data.dataset import read_dataset
 from foreknow.data.sentences import sentences, without_breaks_inside, without_sentences
+from foreknow.data.spans.column import ColumnFinder
+from foreknow.data.spans.finder import AnswerText
 from foreknow.data.spans.schema import SPAN_COUNTS, is_new, span_labels
 from foreknow.errors import ConfigError, InputError
 from foreknow.io.run_dir import write_frame
@@ -225,11 +227,10 @@ def annotate(audit: Path, spans: pl.DataFrame, suffix: str) -> None:
     labels = rows.join(span_labels(spans), on="row", how="left", maintain_order="left")
     file = audit / "annotated.jsonl"
     bare = audit.parent / f"bare{suffix}"
-    frame = pl.read_ndjson(file)
     if suffix == ".parquet":
-        frame.write_parquet(bare)
+        pl.read_ndjson(file).write_parquet(bare)
     elif suffix == ".csv":
-        frame.write_csv(bare)
+        pl.read_ndjson(file).write_csv(bare)
     else:
         bare.write_bytes(file.read_bytes())
     file.unlink()
@@ -274,6 +275,63 @@ def test_after_a_cut_spans_and_counts_speak_of_the_answers_as_written(
     assert of["cut"]["before"]["labelled"] - of["cut"]["spans"] == of["labelled"]
     assert span_mix_table(written.mix)["spans"].to_list() == [len(found)]
     assert any(f"written: {written.mix.rows.height} rows with {len(found)} labelled" in n for n in written.mix.notes)
+
+
+def _own(n: int) -> list[object]:
+    """A user's own spans, in each of the forms that the column takes."""
+    text = answer(n)
+    place = text.index("Carl")
+    last = text.index("people")
+    return [
+        "Anna Berg",
+        "They",
+        [place, place + 4],
+        {"start": last, "end": last + 6, "text": "people", "type": "name"},
+        {"text": "saw"},
+    ]
+
+
+def _thoughtful(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with a thought before its answer, and its spans counted from the thought on."""
+    thought = "<think>Who met whom?</think>\n"
+
+    def moved(entry: object) -> object:
+        if isinstance(entry, list):
+            return [place + len(thought) for place in entry]
+        if isinstance(entry, dict) and "start" in entry:
+            return {**entry, "start": entry["start"] + len(thought), "end": entry["end"] + len(thought)}
+        return entry
+
+    return {**record, "answer": thought + record["answer"], "spans": [moved(entry) for entry in record["spans"]]}
+
+
+@pytest.mark.parametrize("kind", ["flat", "thoughts", "chats"])
+def test_spans_of_the_users_own_column_move_too(tmp_path: Path, kind: str) -> None:
+    of_chat = kind == "chats"
+    shift = 500 * of_chat  # spans of a chat are those of its last answer
+    records = [{**record, "spans": _own(record["id"] + shift)} for record in (CHATS if of_chat else FLAT)[:4]]
+    audit = audited(tmp_path, list(map(_thoughtful, records)) if kind == "thoughts" else records)
+    spans = add_spans(audit, third_sentence_new, list(range(4 + 4 * of_chat)))
+    annotate(audit, spans, ".jsonl")
+    assert "foreknow_spans" in lines_of(audit / "annotated.jsonl")[0]
+    write_mix(MixConfig(audit=audit, out=tmp_path / "mix.jsonl", cut="new"))
+    for line in lines_of(tmp_path / "mix.jsonl"):
+        text = line["messages"][-1]["content"] if of_chat else line["answer"]
+        first, *others = line["spans"]
+        carl = [text[start:end] for start, end in (one for one in others if isinstance(one, list))]
+        people, saw = others[-2:]
+        assert first == "Anna Berg"
+        assert carl == (["Carl"] if "Carl" in text else [])
+        assert "They" not in others
+        assert text[people["start"] : people["end"]] == people["text"] == "people"
+        assert saw == {"text": "saw"}
+        text = text.removeprefix("<think>Who met whom?</think>\n")
+        ours = line["foreknow_spans"][-1] if of_chat else line["foreknow_spans"]
+        assert all(text[span["start"] : span["end"]] == span["text"] for span in ours)
+    assert any("Carl" not in json.dumps(line["spans"]) for line in lines_of(tmp_path / "mix.jsonl"))
+    read = read_dataset(tmp_path / "mix.jsonl").rows.select("row", "answers", "spans")
+    found = ColumnFinder("mix.jsonl").find([AnswerText(row, text[0], "", own) for row, text, own in read.iter_rows()])
+    assert sum(map(len, found)) == sum(len(line["spans"]) for line in lines_of(tmp_path / "mix.jsonl"))
 
 
 def test_cut_in_a_chat_changes_that_turn_only(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 
 from foreknow.data.chat.turn_labels import by_record, free_names, values_of, with_values
-from foreknow.data.layouts.edits import with_answers, without_last_facts
+from foreknow.data.layouts.edits import with_answers, with_spans, without_last_facts
 from foreknow.data.layouts.layout import Layout
 from foreknow.data.layouts.relation_templates import check_templates
 from foreknow.data.layouts.rows import TURNS
@@ -105,6 +105,7 @@ class Dataset:
         answers: Mapping[int, str] | None = None,
         name: str | None = None,
         values: Mapping[int, Mapping[str, object]] | None = None,
+        spans: Mapping[int, list[object]] | None = None,
     ) -> None:
         """Write only the rows of `labels` into one file, in input order; otherwise as `annotate`.
 
@@ -112,7 +113,8 @@ class Dataset:
         is, and the answers that are not are marked so that trainers pass them over (`loss_marks`). `answers`: by row
         number, an answer that takes the place of the row's own. `name`: what the file will be called, if not as
         `path`; its suffix must be of the input's format. What only the names of several files tell (relation, split)
-        becomes columns. `values`: by row number, values that take the place of those in the file's own columns.
+        becomes columns. `values`: by row number, values that take the place of those in the file's columns. `spans`: by
+        row number, entries that take the place of those in the column of fact spans, for rows whose answer is replaced.
         """
         row_numbers = labels["row"]
         chosen = self.places[row_numbers.to_list()].with_columns(row=row_numbers)
@@ -122,13 +124,17 @@ class Dataset:
         for row, record, turn in chosen.select("row", "record", "turn").iter_rows():
             if answers and row in answers:
                 replaced.setdefault(record, {})[turn] = answers[row]
+        spans_of_turns: dict[int, dict[int | None, list[object]]] = {}
         values_of_turns: dict[int, dict[int | None, Mapping[str, object]]] = {}
         for row, record, turn in chosen.select("row", "record", "turn").iter_rows():
+            if spans and row in spans:
+                spans_of_turns.setdefault(record, {})[turn] = spans[row]
             if values and row in values:
                 values_of_turns.setdefault(record, {})[turn] = values[row]
         in_part = self.in_part(row_numbers)
         cut = self.places.filter(pl.col("record").is_in(in_part))
         ends = dict(cut.group_by("record").agg(pl.col("turn").last()).iter_rows())
+        last_turns = dict(self.places.group_by("record").agg(pl.col("turn").last()).iter_rows()) if spans else {}
         firsts = list(_first_rows(self.source.parts, self._counts()))
         counted = any(layout.choices and layout.choices.kind == "index1" for layout in self.layouts.values())
 
@@ -141,7 +147,11 @@ class Dataset:
             layout, own = self.layouts[name], turns[number] if number in ends else None
             if own is not None and ends[number] not in own:
                 record = without_last_facts(layout, record)
-            return with_answers(layout, record, replaced.get(number, {}), own)
+            record = with_answers(layout, record, replaced.get(number, {}), own)
+            for turn, entries in spans_of_turns.get(number, {}).items():
+                is_last = turn == last_turns[number]
+                record = with_spans(layout, record, entries, turn, replaced[number][turn], is_last=is_last)
+            return record
 
         name_columns = [n for n in ("relation", "split") if any(getattr(layout, n) for layout in self.layouts.values())]
         name_columns += ["subject"] if "relation" in name_columns else []

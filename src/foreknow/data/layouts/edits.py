@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from foreknow.data.chat.exchanges import last_answer, looks_like_turns, replace_answers, turns_of
 from foreknow.data.chat.formats import view_of
@@ -14,7 +14,7 @@ from foreknow.data.layouts.column_paths import field_of, has_field, with_field
 from foreknow.data.layouts.layout import Layout, Record
 from foreknow.data.layouts.multiple_choice import with_gold, with_text_answer
 from foreknow.data.layouts.python_reprs import decode_list
-from foreknow.data.layouts.rows import are_by_turn, labelled_turns
+from foreknow.data.layouts.rows import are_by_turn, labelled_turns, spans_in_file
 from foreknow.data.values import text_of
 from foreknow.io.json_text import dumps
 
@@ -89,6 +89,26 @@ def without_last_facts(layout: Layout, record: Record) -> Record:
         if column is not None and not are_by_turn(decode_list(field_of(record, column)), labelled_turns(record)):
             record = {**record, column: None} if column in record else with_field(record, column, None)
     return record
+
+
+def with_spans(
+    layout: Layout, record: Record, entries: Sequence[object], turn: int | None, answer: str, *, is_last: bool
+) -> Record:
+    """The record with the fact spans of an answer replaced. `is_last`: it is the record's last answer.
+
+    A list that is not by turn is told of the last answer. `answer`: the record's, in which the places of `entries` are
+    counted.
+    """
+    column = layout.columns.get("spans")
+    if column is None or column not in record:
+        return record
+    old, places = decode_list(record[column]), labelled_turns(record)
+    new = own = spans_in_file(layout, record, turn, answer, entries)
+    if are_by_turn(old, places) and isinstance(old, list) and places is not None and turn is not None:
+        new = [own if place == turn else one for place, one in zip(places, old, strict=True)]
+    elif not is_last:
+        return record
+    return {**record, column: dumps(new) if isinstance(record[column], str) else new}
 
 
 def _with_mask_list(layout: Layout, record: Record, learnable: Collection[int] | None) -> Record:

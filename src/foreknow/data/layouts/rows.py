@@ -173,11 +173,32 @@ def spans_of(value: object, golds: Sequence[object], answers: Sequence[str]) -> 
     """
     if value is None or not answers:
         return None
+    entries = value if isinstance(value, list | tuple) else [value]
+    return dumps([_shifted(entry, _offset(golds, answers[0])) for entry in entries])
+
+
+def spans_in_file(
+    layout: Layout, record: Record, turn: int | None, answer: str, entries: Sequence[object]
+) -> list[object]:
+    """Entries of a row's spans with their places counted in the answer as the record has it: undoes `spans_of`.
+
+    `turn`: as `Extracted.turn`. `answer`: the row's answer as we read it, in which the places of `entries` are counted.
+    """
+
+    def value(ours: str) -> object:
+        theirs = layout.columns.get(ours)
+        return None if theirs is None else field_of(record, theirs)
+
+    rows = _exchanges_and_golds(layout, value, record, last=False)
+    offset = next((_offset(golds, answer) for exchange, golds in rows if exchange.turn == turn), 0)
+    return [_shifted(entry, -offset) for entry in entries]
+
+
+def _offset(golds: Sequence[object], answer: str) -> int:
+    """Where an answer, as we read it, begins in the first of the answers as the file has them."""
     first = golds[0] if golds else None
     first = first[0] if isinstance(first, list | tuple) and first else first
-    offset = first.find(answers[0]) if isinstance(first, str) else 0
-    entries = value if isinstance(value, list | tuple) else [value]
-    return dumps([_shifted(entry, max(offset, 0)) for entry in entries])
+    return max(first.find(answer), 0) if isinstance(first, str) else 0
 
 
 def _shifted(entry: object, offset: int) -> object:

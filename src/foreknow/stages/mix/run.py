@@ -20,7 +20,7 @@ from foreknow.io.run_dir import with_checksum, write_json, write_whole
 from foreknow.settings import read_settings
 from foreknow.stages.audit.result import AuditResult, open_audit
 from foreknow.stages.mix.sampling import Mix, draw_mix, manifest_path, read_manifest, sha256_of
-from foreknow.stages.mix.span_edits import LOSS_EXCLUDE, check_places
+from foreknow.stages.mix.span_edits import LOSS_EXCLUDE, check_places, moved_entries
 from foreknow.stages.mix.span_mix import draw_span_mix
 from foreknow.version import __version__
 
@@ -58,12 +58,12 @@ def write_mix(config: MixConfig) -> MixFiles:
     mix = mix._replace(notes=(*mix.notes, *_turn_notes(annotated, mix.rows["row"], turns)))
     mix.manifest["turns"] = turns
     labels = mix.labels.select("row", *(n for n in mix.labels.columns if n not in ("row", *annotated.columns)))
-    values = _moved_spans(mix, annotated.columns)
+    values, own_spans = _moved_spans(mix, annotated.columns), _moved_own_spans(mix, annotated)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     mix.manifest["foreknow"] = __version__
 
     def write(part: Path) -> None:
-        annotated.write(labels, part, mix.answers, config.out.name, values)
+        annotated.write(labels, part, mix.answers, config.out.name, values, own_spans)
         mix.manifest["sha256"] = sha256_of(part)  # hash what this run wrote, even if the file is replaced right after
         _check_target(config, mix)
         manifest_path(config.out).unlink(missing_ok=True)  # a file without a manifest is not finished
@@ -75,13 +75,27 @@ def write_mix(config: MixConfig) -> MixFiles:
 
 def _moved_spans(mix: Mix, columns: Sequence[str]) -> dict[int, dict[str, object]]:
     """Return, by row whose answer is cut, the spans that are left of it and their counts, by the file's columns."""
-    if mix.spans is None:
+    if mix.cut is None:
         return {}
-    rows = pl.Series("row", list(mix.answers), dtype=pl.Int64)
-    left = mix.spans.filter(pl.col("row").is_in(rows.implode()))
+    rows = pl.Series("row", list(mix.cut.answers), dtype=pl.Int64)
+    left = mix.cut.left.filter(pl.col("row").is_in(rows.implode()))
     counts = count_spans(rows, left).join(span_labels(left), on="row", how="left", maintain_order="left")
     names = own_names([name for name in counts.columns if name != "row"], columns)
     return {line["row"]: {ours: line[name] for name, ours in names.items()} for line in counts.iter_rows(named=True)}
+
+
+def _moved_own_spans(mix: Mix, annotated: Dataset) -> dict[int, list[object]]:
+    """Return, by row whose answer is cut, what is left of the spans that the user's own column has."""
+    ours = own_names(["spans"], annotated.columns).get("spans")
+    theirs = {layout.columns.get("spans") for layout in annotated.layouts.values()} - {None, ours}
+    if mix.cut is None or not theirs:
+        return {}
+    answers = mix.cut.answers
+    cut = annotated.rows.filter(pl.col("row").is_in(list(answers)), pl.col("spans").is_not_null())
+    return {
+        row: moved_entries(json.loads(spans), texts[0], answers[row], mix.cut.moves[row])
+        for row, spans, texts in cut.select("row", "spans", "answers").iter_rows()
+    }
 
 
 def _turn_notes(facts: Dataset, rows: pl.Series, turns: str) -> list[str]:

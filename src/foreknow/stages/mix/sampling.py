@@ -39,7 +39,7 @@ from foreknow.stages.mix.sizes import (
     split_size,
     unknown_counts,
 )
-from foreknow.stages.mix.span_edits import LOSS_EXCLUDE, LOSS_EXCLUDE_TYPE
+from foreknow.stages.mix.span_edits import LOSS_EXCLUDE, LOSS_EXCLUDE_TYPE, Cut
 from foreknow.stages.mix.unusable_rows import check_left_out, left_out
 from foreknow.stages.mix.unusable_rows import unusable_lines as left_out_lines
 
@@ -68,13 +68,13 @@ class Mix(NamedTuple):
     """Holds a drawn training set.
 
     `rows`: the frame `MIX`. `manifest`: the contents of `FILE.manifest.json`. `notes`: lines that say what was done.
-    `spans`: where sentences are cut, the spans of the set as it is written (`SPANS`).
+    `cut`: what was cut from the answers, if sentences are cut.
     """
 
     rows: pl.DataFrame
     manifest: dict[str, Any]
     notes: tuple[str, ...]
-    spans: pl.DataFrame | None = None
+    cut: Cut | None = None
 
     @property
     def labels(self) -> pl.DataFrame:

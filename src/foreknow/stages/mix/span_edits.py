@@ -34,6 +34,7 @@ class Cut(NamedTuple):
     """Holds, by row number, answers with sentences cut; the rows of which nothing is left; and what was cut.
 
     `left`: the frame `SPANS` of the set as it is written: the spans that are left, at their places in the new answers.
+    `moves`: by row, how far to the left each sentence that stays has moved.
     """
 
     answers: dict[int, str]
@@ -42,6 +43,7 @@ class Cut(NamedTuple):
     spans: int
     characters: int
     left: pl.DataFrame
+    moves: dict[int, dict[Place, int]]
 
 
 def mask_spans(spans: pl.DataFrame, which: Literal["new", "unknown"]) -> Masked:
@@ -89,7 +91,7 @@ def cut_sentences(answers: Mapping[int, str], spans: pl.DataFrame) -> Cut:
             edited[row] = rest
         else:
             empty.append(row)
-    return Cut(edited, empty, count, gone, characters, _spans_left(spans, edited, empty, moves))
+    return Cut(edited, empty, count, gone, characters, _spans_left(spans, edited, empty, moves), moves)
 
 
 def _spans_left(
@@ -109,6 +111,27 @@ def _spans_left(
 def _move_of(span: Place, moves: Mapping[Place, int]) -> int | None:
     """Return how far the sentence around a span moves to the left; None if it is cut."""
     return next((left for (start, end), left in moves.items() if start <= span[0] and span[1] <= end), None)
+
+
+def moved_entries(entries: Sequence[object], answer: str, rest: str, moves: Mapping[Place, int]) -> list[object]:
+    """Return the entries of a user's own column of spans (`spans/column.py`) that are left, at their new places.
+
+    `answer` and `rest`: the answer before and after the cut. `moves`: as in `Cut`.
+    """
+    left = [_moved_entry(entry, answer, rest, moves) for entry in entries]
+    return [entry for entry in left if entry is not None]
+
+
+def _moved_entry(entry: object, answer: str, rest: str, moves: Mapping[Place, int]) -> object | None:
+    fields = entry if isinstance(entry, Mapping) else {}
+    start, end = entry if isinstance(entry, list) and len(entry) == 2 else (fields.get("start"), fields.get("end"))
+    if type(start) is not int or type(end) is not int:
+        text = entry if isinstance(entry, str) else fields.get("text")
+        return entry if isinstance(text, str) and text in rest else None
+    by = _move_of((start, end), moves)
+    if by is None or rest[start - by : end - by] != answer[start:end]:
+        return None
+    return {**fields, "start": start - by, "end": end - by} if fields else [start - by, end - by]
 
 
 def check_places(answers: Mapping[int, str], spans: pl.DataFrame, where: Path) -> None:

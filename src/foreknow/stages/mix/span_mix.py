@@ -89,7 +89,7 @@ def draw_span_mix(rows: pl.DataFrame, spans: pl.DataFrame | None, config: MixCon
         "rows": numbers_text(mixed["row"]),
         "sha256": None,
     }
-    return Mix(mixed, manifest, _notes(manifest, pool), cut and cut.left)
+    return Mix(mixed, manifest, _notes(manifest, pool), cut)
 
 
 def _setting(config: MixConfig) -> str:
