@@ -374,7 +374,9 @@ def test_the_papers_grid() -> None:
     assert names[:2] == ["unknown-50", "known-of-50"]
 
 
-@pytest.mark.parametrize("name", ["gemma", "lab", "lab-fair", "lab-single", "smollm2", "smollm2-single"])
+@pytest.mark.parametrize(
+    "name", ["gemma", "lab", "lab-fair", "lab-single", "lab-single-contested", "smollm2", "smollm2-single"]
+)
 def test_a_study_in_the_docs_can_go_on(name: str) -> None:
     """Its settings find their prompt and are those of its manifest, so that its command adds seeds to a copy of it."""
     folder = Path(__file__).parents[1] / "docs" / "studies" / name
@@ -386,7 +388,7 @@ def test_a_study_in_the_docs_can_go_on(name: str) -> None:
     assert {**then, "data": 0, "model": 0} == {**json.loads(json.dumps(now)), "data": 0, "model": 0}
 
 
-@pytest.mark.parametrize("name", ["gemma-idk", "lab-fair", "lab-long-40", "lab-single"])
+@pytest.mark.parametrize("name", ["gemma-idk", "lab-fair", "lab-long-40", "lab-single-contested"])
 def test_the_tables_of_a_study_in_the_docs_come_from_its_measurements(name: str, tmp_path: Path) -> None:
     """`foreknow report` on a copy of a published folder, which has no rows and no audit, makes every table again."""
     published = Path(__file__).parents[1] / "docs" / "studies" / name
