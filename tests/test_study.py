@@ -315,6 +315,9 @@ def test_what_a_study_has_finished_costs_nothing_more(finished: StudyResult, mak
     elsewhere = estimate(make(stored, seeds=2))
     assert (elsewhere["runs"], elsewhere["runs_finished"]) == (10, 5)
     assert elsewhere["audit"] != "finished"
+    for other in ({"size": 3}, {"tune": {**make(None).tune, "epochs": 5}}):
+        with pytest.raises(RunFolderError, match="made by another run"):
+            estimate(make(finished.folder, **other))
 
 
 def test_relations_held_out_of_training_are_only_asked(make: Make, tmp_path: Path) -> None:

@@ -152,15 +152,7 @@ class RunDir:
         `identity`: what makes two runs the same (input, model, settings), by key. Raises RunFolderError
         naming the keys that differ, or the folder where its files have the columns of another format.
         """
-        known = read_checked(self.path / MANIFEST) or read_checked(self.path / ".run.json")
-        if known is not None:
-            _check_format(self.path, known)
-            differ = differences(*self._named(known.get("identity", {}), identity, config))
-            if differ:
-                changes = "; ".join(differ[:4]) + (f"; and {len(differ) - 4} more" if len(differ) > 4 else "")
-                raise RunFolderError(
-                    f"{self.path}: made by another run: {changes}. Choose another --out, or delete the folder"
-                )
+        if self.check_identity(identity, config):
             if self.manifest is not None:
                 verify(self.path, partial=partial)
                 return True
@@ -178,6 +170,20 @@ class RunDir:
                     shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         return False
+
+    def check_identity(self, identity: dict[str, Any], config: dict[str, Any]) -> bool:
+        """Return whether the folder holds a run, complete or not. Raises RunFolderError if it is another one."""
+        known = read_checked(self.path / MANIFEST) or read_checked(self.path / ".run.json")
+        if known is None:
+            return False
+        _check_format(self.path, known)
+        differ = differences(*self._named(known.get("identity", {}), identity, config))
+        if differ:
+            changes = "; ".join(differ[:4]) + (f"; and {len(differ) - 4} more" if len(differ) > 4 else "")
+            raise RunFolderError(
+                f"{self.path}: made by another run: {changes}. Choose another --out, or delete the folder"
+            )
+        return True
 
     def _named(
         self, old: dict[str, Any], new: dict[str, Any], config: dict[str, Any]

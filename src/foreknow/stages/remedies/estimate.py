@@ -14,13 +14,13 @@ from foreknow.config.shared import DataSettings
 from foreknow.data.load import read_data
 from foreknow.data.schema import USABLE
 from foreknow.format.numbers import duration
-from foreknow.io.run_dir import MANIFEST
+from foreknow.io.run_dir import MANIFEST, RunDir
 from foreknow.models.memory_plan import parameters_of
 from foreknow.models.resolve import resolve
 from foreknow.settings import settings_of
 from foreknow.stages.audit import estimate as audit_estimate
 from foreknow.stages.remedies.recipes import trainings, tune_settings
-from foreknow.stages.remedies.run import audit_settings, rates_of
+from foreknow.stages.remedies.run import audit_settings, identity_of, rates_of
 from foreknow.stages.study.local_executor import finished
 from foreknow.stages.train import estimate as tune_estimate
 
@@ -31,9 +31,12 @@ def estimate(config: RemediesConfig) -> dict[str, Any]:
     """Return the cost of a study by stage, at most: a run may end before its last epoch. Nothing is kept.
 
     Which rows are taught is known only after the audit, so any rows stand for them. What the study's folder has
-    finished costs nothing. Raises InputError for rows that cannot be used.
+    finished costs nothing. Raises InputError for rows that cannot be used, and RunFolderError if the folder holds
+    another study.
     """
     model = resolve(config.model, trust_remote_code=bool(config.audit.get("trust_remote_code")), base=config.base)
+    if config.out is not None and config.out.is_dir():
+        RunDir(config.out).check_identity(identity_of(config, model.fingerprint), config.resolved())
     grid = trainings(config, rates_of(config, parameters_of(model.folder)))
     reading = {key: value for key, value in config.audit.items() if key in DataSettings.model_fields}
     rows = read_data(settings_of(DataSettings, {"data": config.data, **reading})).rows.filter(USABLE)

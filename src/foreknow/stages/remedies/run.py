@@ -84,15 +84,7 @@ def _prepare(config: RemediesConfig, cluster: Cluster | None) -> PreparedRun:
     model = resolve(config.model, logger.info, bool(config.audit.get("trust_remote_code")), base=config.base)
     check_method(config.model, "full", model)
     rates = rates_of(config, parameters_of(model.folder))
-    template = config.tune.get("prompt_template")
-    prompt = read_template(Path(template)) if template else None
-    identity = {
-        "data": _digest(config.data),
-        "reworded": _digest(config.reworded) if config.reworded else None,
-        "model": model.fingerprint,
-        **{key: value for key, value in config.resolved().items() if key not in _NO_IDENTITY},
-        "tune": {**config.tune, "prompt_template": [prompt.instruction, prompt.target] if prompt else None},
-    }
+    identity = identity_of(config, model.fingerprint)
     grid = grid_of(config, rates)
 
     def is_enough(folder: RunDir) -> bool:
@@ -102,6 +94,19 @@ def _prepare(config: RemediesConfig, cluster: Cluster | None) -> PreparedRun:
         _compute(config, rates, folder, identity, cluster)
 
     return PreparedRun(identity, config.resolved(), work, is_enough=is_enough, partial=True)
+
+
+def identity_of(config: RemediesConfig, model: str) -> dict[str, Any]:
+    """Return what makes two studies of remedies the same one. `model`: its fingerprint."""
+    template = config.tune.get("prompt_template")
+    prompt = read_template(Path(template)) if template else None
+    return {
+        "data": _digest(config.data),
+        "reworded": _digest(config.reworded) if config.reworded else None,
+        "model": model,
+        **{key: value for key, value in config.resolved().items() if key not in _NO_IDENTITY},
+        "tune": {**config.tune, "prompt_template": [prompt.instruction, prompt.target] if prompt else None},
+    }
 
 
 def _digest(data: str) -> str:

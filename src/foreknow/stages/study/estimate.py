@@ -21,9 +21,10 @@ from foreknow.stages.study.data_split import SPLITS
 from foreknow.stages.study.grid import Run, runs
 from foreknow.stages.study.local_executor import finished
 from foreknow.stages.study.long_grid import long_runs
-from foreknow.stages.study.long_run import write_records
+from foreknow.stages.study.long_run import long_kind, write_records
+from foreknow.stages.study.run import kind
 from foreknow.stages.study.settings import StudyConfig
-from foreknow.stages.study.setup import audit_settings, read_rows
+from foreknow.stages.study.setup import audit_settings, check_folder, read_rows
 from foreknow.stages.study.stored_runs import stored_runs
 from foreknow.stages.train import estimate as tune_estimate
 
@@ -33,12 +34,13 @@ def estimate_long(config: StudyConfig) -> dict[str, Any]:
 
     The size of a set is known only after the audit, so without `size` a quarter of the train rows is assumed. A remedy
     is taken to train on as many rows as its D, so that the cost is an upper bound. Raises InputError for rows that
-    cannot be used.
+    cannot be used, and RunFolderError if the study's folder holds another study.
     """
     rows = read_rows(config)
     train = rows.filter(pl.col("split") == "train")
     size = min(config.size or max(1, train.height // 4), train.height)
     grid = long_runs(config)
+    check_folder(config, rows, long_kind())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_records(rows, folder / "data.jsonl")
@@ -63,12 +65,13 @@ def estimate(config: StudyConfig) -> dict[str, Any]:
     """Return the cost of a study by stage.
 
     |D| is known only after the audit, so without `size` a quarter of the train rows is assumed.
-    Raises InputError for rows that cannot be used.
+    Raises InputError for rows that cannot be used, and RunFolderError if the study's folder holds another study.
     """
     rows = read_rows(config)
     train = rows.filter(pl.col("split") == "train")
     size = min(config.size or max(1, train.height // 4), train.height)
     grid = runs(config)
+    check_folder(config, rows, kind())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rows.write_ndjson(folder / "data.jsonl")

@@ -63,10 +63,14 @@ def run_long(config: StudyConfig) -> LongStudyResult:
 
     Raises the errors of `foreknow.errors`.
     """
-    kind = StudyKind(
+    return run_study(config, long_kind())
+
+
+def long_kind() -> StudyKind[LongStudyResult]:
+    """Return what is its own in a study of long answers."""
+    return StudyKind(
         LongStudyResult, write_long_page, _NO_IDENTITY, _grid, lambda _folder, _config: True, _compute, partial=False
     )
-    return run_study(config, kind)
 
 
 def _grid(config: StudyConfig) -> list[str]:

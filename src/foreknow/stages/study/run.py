@@ -82,8 +82,12 @@ def run(config: StudyConfig) -> StudyResult:
 
     Raises the errors of `foreknow.errors`.
     """
-    kind = StudyKind(StudyResult, write_page, _NO_IDENTITY, _grid, _tells, _compute, partial=True)
-    return run_study(config, kind)
+    return run_study(config, kind())
+
+
+def kind() -> StudyKind[StudyResult]:
+    """Return what is its own in a study of short answers."""
+    return StudyKind(StudyResult, write_page, _NO_IDENTITY, _grid, _tells, _compute, partial=True)
 
 
 def _grid(config: StudyConfig) -> list[str]:

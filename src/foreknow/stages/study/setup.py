@@ -80,6 +80,15 @@ def run_study(config: StudyConfig, kind: StudyKind[Result]) -> Result:
     return run_stage(Stage("study", prepare, kind.result, kind.write_page), out)
 
 
+def check_folder(config: StudyConfig, rows: pl.DataFrame, kind: StudyKind[Any]) -> None:
+    """Raise RunFolderError if the folder of the study holds another one, as running it would. Writes nothing."""
+    if config.out is None or not config.out.is_dir():
+        return
+    remote_code = bool(config.audit.get("trust_remote_code"))
+    model = resolve(config.model, trust_remote_code=remote_code, base=config.base)
+    RunDir(config.out).check_identity(identity_of(config, rows, model.fingerprint, kind.no_identity), config.resolved())
+
+
 @contextmanager
 def _prepare(config: StudyConfig, rows: pl.DataFrame, kind: StudyKind[Any]) -> Iterator[PreparedRun]:
     """Resolve the model, and connect to the cluster that the audit and the runs share."""
