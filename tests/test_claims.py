@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foreknow.categories import CATEGORIES, KNOWN, UNKNOWN
-from foreknow.stages.study.claims import CLAIMS, CONTRASTS, SCORECARD, holm, scorecard, verdict
+from foreknow.stages.study.claims import CLAIMS, CONTRASTS, SCORECARD, detectable, holm, scorecard, verdict
 from foreknow.stages.study.contrasts import ContrastPart
 from foreknow.stages.study.linear_model import fit, points
 
@@ -319,3 +319,8 @@ def test_holm_rejects_what_its_steps_reject(values: list[float]) -> None:
 
 def test_categories_are_those_of_slick() -> None:
     assert set(EASE) == {*KNOWN, UNKNOWN}
+
+
+@pytest.mark.parametrize(("df", "errors"), [(1, 12.706 + 1.376), (3, 3.182 + 0.978), (1e6, 1.96 + 0.8416)])
+def test_no_effect_smaller_than_the_interval_counts_as_detectable(df: float, errors: float) -> None:
+    assert detectable(0.01, df) == pytest.approx(0.01 * errors, rel=1e-3)

@@ -22,6 +22,7 @@ from foreknow.errors import ConfigError, InputError, RunFolderError
 from foreknow.settings import settings_of
 from foreknow.stages.train import run as train_run
 from foreknow.stages.train.answer_loss import PlainPass
+from foreknow.stages.train.inputs import unused_settings
 from foreknow.stages.train.kl_loss import KlTerm, teacher_of
 from foreknow.stages.train.kl_teacher import ASKED, exemplars_for_teacher, paired_rows
 from foreknow.stages.train.replay import pool_of, read_pool, write_pool
@@ -229,3 +230,11 @@ def test_a_lost_teacher_ends_a_resumed_run_in_a_line(
     (folder / ".replay" / "teacher.safetensors").unlink()
     with pytest.raises(RunFolderError, match=r"teacher\.safetensors: missing or damaged.*start again"):
         train_run.run(config_of("lost", **more))
+
+
+def test_settings_that_do_nothing_are_named(config_of: Callable[..., TuneConfig]) -> None:
+    more = {"kl_rows": "known", "kl_exemplars": "yes", "replay_from": "known.jsonl", "lora_rank": 4}
+    lines = unused_settings(config_of("a", **more, kl=0))
+    assert [line.split()[0] for line in lines] == ["--kl-rows", "--kl-exemplars", "--replay-from", "--lora-rank"]
+    assert unused_settings(config_of("b", **more, kl=1, method="lora")) == []
+    assert unused_settings(config_of("c", kl=0, replay_from=None)) == []

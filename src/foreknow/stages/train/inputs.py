@@ -269,6 +269,21 @@ def check_remedies(config: TuneConfig, resolved_model: Resolved) -> None:
         )
 
 
+def unused_settings(config: TuneConfig) -> list[str]:
+    """Return a line for each setting that does nothing without another one, which is not given."""
+    needs = {
+        **dict.fromkeys(("kl_rows", "kl_exemplars"), ("--kl", config.kl > 0)),
+        "replay_from": ("--replay or --kl", config.replay > 0 or config.kl > 0),
+        **dict.fromkeys(("lora_rank", "lora_alpha", "lora_targets"), ("--method lora", config.method == "lora")),
+    }
+    fields = TuneConfig.model_fields
+    return [
+        f"--{name.replace('_', '-')} does nothing here: it belongs to {other}, which is not given"
+        for name, (other, is_given) in needs.items()
+        if not is_given and getattr(config, name) != fields[name].default
+    ]
+
+
 def check_models(config: TuneConfig, inputs: TrainInputs, model: str) -> list[str]:
     """Raise ModelError if the categories are another model's; if forced, return lines that say so instead.
 

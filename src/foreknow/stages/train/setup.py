@@ -11,7 +11,7 @@ from foreknow.models import loading
 from foreknow.models.memory_plan import parameters_of
 from foreknow.models.resolve import Resolved, resolve
 from foreknow.stages.train.defaults import TrainingPlan, plan_training
-from foreknow.stages.train.inputs import TrainInputs, check_method, check_models, check_remedies
+from foreknow.stages.train.inputs import TrainInputs, check_method, check_models, check_remedies, unused_settings
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,8 @@ def set_up_run(config: TuneConfig, inputs: TrainInputs) -> RunSetup:
     model = resolve(config.model, logger.info, config.trust_remote_code, base=config.base, force=config.force)
     check_method(config.model, config.method, model)
     check_remedies(config, model)
+    for line in unused_settings(config):
+        logger.info(line)
     config, reason = with_training_plan(config, inputs.train.rows.height, model)
     return RunSetup(config, model, device, dtype, reason, check_models(config, inputs, model.fingerprint))
 
