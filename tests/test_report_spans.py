@@ -20,6 +20,7 @@ from foreknow.inference.slick import PROBES
 from foreknow.report.audit import render_audit
 from foreknow.report.span_data import LONGEST, TEXTS
 from foreknow.stages.audit.result import AuditResult
+from foreknow.stages.audit.verdict.figures import audit_figures
 from foreknow.stages.audit.verdict.labelled_spans import labelled_spans, share_over_rows
 from foreknow.stats import Interval
 from span_files import Label, span_table
@@ -174,6 +175,18 @@ def test_without_rows_no_text_of_the_data_is_on_the_page() -> None:
     for text in ("Zaragoza", "Anna Berg", 'id="text-data"', "What about permit"):
         assert text not in page
     assert "How much is new, and where" in page
+
+
+def test_a_file_of_mostly_short_answers_says_what_is_labelled_inside_its_long_ones() -> None:
+    short = [{"row": 100 + n, "question": f"Where is {n}?", "answer": "Oslo", "group": "fees"} for n in range(30)]
+    both = pl.concat([ROWS_24, pl.DataFrame(short).with_columns(category=pl.lit("Unknown"))], how="diagonal_relaxed")
+    figures = audit_figures(both, summary_of(both), None, SPANS_24)
+    assert not figures.mostly_long
+    labelled = SPANS_24.filter(pl.col("category").is_not_null()).height
+    assert f"of {labelled} facts inside them" in figures.verdict.cautions[-1]
+    page = page_of(both, SPANS_24)
+    assert f"of {labelled} facts inside them" in page
+    assert "What in these texts is new" not in page
 
 
 def test_an_audit_without_labels_has_the_page_it_had() -> None:

@@ -64,7 +64,8 @@ def render_audit(
     """
     figures = audit_figures(rows, summary, facts, spans)
     frame, seed, groups, relations = figures.rows, figures.seed, figures.groups, figures.relations
-    long, span_summary, mix, mostly_long = figures.long, figures.spans, figures.mix, figures.mostly_long
+    long, mix, mostly_long = figures.long, figures.mix, figures.mostly_long
+    span_summary = figures.spans if mostly_long else None
     own = probes.filter(pl.col("row").is_in(frame["row"].implode()))  # without the probes of short facts
     model, data = dict(summary.get("model") or {}), dict(summary.get("data") or {})
     protocol = dict(summary.get("protocol") or {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
@@ -20,6 +20,7 @@ from foreknow.stages.audit.verdict.sentences import (
     LongMix,
     long_verdict,
     span_verdict,
+    spans_besides,
     verdict,
 )
 from foreknow.stats import Interval
@@ -31,7 +32,7 @@ class AuditFigures:
 
     `rows`: one line per row, with every column of `ROW_SCHEMA`. `seed`: of the intervals. `groups`: all names, sorted.
     `mix`: of the rows with short answers. `mostly_long`: whether more rows have long answers than have a category.
-    `spans`: None unless it is so and spans have labels.
+    `spans`: the labelled spans inside long answers; None if there are none.
     """
 
     rows: pl.DataFrame
@@ -49,9 +50,12 @@ class AuditFigures:
     @property
     def verdict(self) -> AuditVerdict:
         """The verdict on spans inside long answers, on long answers, or on short ones: what the file has most of."""
-        if self.spans:
-            return span_verdict(self.spans, self.mix.model)
-        return long_verdict(self.long_mix) if self.mostly_long else verdict(self.mix)
+        if self.mostly_long:
+            return span_verdict(self.spans, self.mix.model) if self.spans else long_verdict(self.long_mix)
+        found = verdict(self.mix)
+        if self.spans is None:
+            return found
+        return replace(found, cautions=(*found.cautions, spans_besides(self.spans, self.mix.model)))
 
 
 def audit_figures(
@@ -84,7 +88,7 @@ def audit_figures(
         mix=mix,
         long_mix=_long_mix(mix, long, fact_summary, limit, flagged),
         mostly_long=mostly_long,
-        spans=labelled_spans(frame, spans, long.rows if long else 0) if mostly_long else None,
+        spans=labelled_spans(frame, spans, long.rows if long else 0),
     )
 
 

@@ -134,6 +134,16 @@ def _cautions(mix: CategoryShares) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def spans_besides(spans: LabelledSpans, model: str) -> str:
+    """Say what is labelled inside the long answers of a file of mostly short ones."""
+    has = "has a long answer and is" if spans.long == 1 else "have long answers and are"
+    inside = f"{count(spans.all.spans, 'fact')} inside them (names, numbers, rare terms)"
+    return (
+        f"{count(spans.long, 'row')} {has} not in these shares: of {inside} {percent(spans.new.value)} are new to "
+        f"{model}; spans.parquet has each."
+    )
+
+
 def points_range(values: Sequence[float]) -> str:
     """Numbers of points as text, from the lowest to the highest: 2.8 to 3.5 points."""
     low, high = round(min(values), 1), round(max(values), 1)
