@@ -34,7 +34,7 @@ from foreknow.report.tune import render_tune
 from foreknow.settings import settings_of
 from foreknow.stages.audit.result import open_audit
 from foreknow.stages.audit.run import run as run_audit
-from foreknow.stages.train import canaries, kl_loss, known_candidates, replay_choice
+from foreknow.stages.train import canaries, kl_loss, known_candidates, known_sources, replay_choice
 from foreknow.stages.train import run as train_run
 from foreknow.stages.train.answer_loss import PlainPass, open_pass
 from foreknow.stages.train.asking_model import AskingModel
@@ -518,7 +518,7 @@ def test_without_known_rows_the_model_makes_some_up(
     config_of: Callable[..., TuneConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nothing = pl.DataFrame(schema=known_candidates.ROWS)
-    monkeypatch.setattr(canaries, "packaged_candidates", lambda: known_candidates.Candidates(nothing, ""))
+    monkeypatch.setattr(known_sources, "packaged_candidates", lambda: known_candidates.Candidates(nothing, ""))
     runs = [train_run.run(config_of(tmp_path / name, canaries="auto", replay=0.5)) for name in ("a", "b")]
     for run in runs:
         assert run.results["replay"]["source"] == "questions and answers that the base model made up"
