@@ -89,7 +89,10 @@ def render_remedies(study: RemediesResult, comparison: Comparison) -> str:
         target=whole_percent(advice.target),
         targets=[whole_percent(share) for share in TARGETS],
         lines=lines,
-        has={name: any(getattr(line, name) != "–" for line in lines) for name in ("other", "canaries", "reworded")},
+        has={
+            "plain": "plain" in comparison.curves["recipe"],
+            **{name: any(getattr(line, name) != "–" for line in lines) for name in ("other", "canaries", "reworded")},
+        },
         firmness=firmness_table(comparison),
         retrieval=_retrieval(study.retrieval),
         chart=_chart(comparison.curves),
