@@ -341,9 +341,10 @@ def _against(summary: Mapping[str, Any]) -> str:
 
 def _cautions(summary: Mapping[str, Any], em: Count) -> tuple[str, ...]:
     answers, rows, cautions = summary["answers"], summary["rows"], []
+    prompt = summary.get("training_prompt") or {}
     if em.rows < 100:
         cautions.append(f"Only {count(em.rows, 'row')}, so the interval is wide: treat this as a first look.")
-    if differ := (summary.get("training_prompt") or {}).get("differences"):
+    if differ := prompt.get("differences"):
         cautions.append(
             f"The model was asked with another prompt than it was tuned with ({'; '.join(differ)}). That alone can "
             "make its answers wrong."
@@ -366,8 +367,8 @@ def _cautions(summary: Mapping[str, Any], em: Count) -> tuple[str, ...]:
     if rows and answers["not_ended"] / rows >= LATE:
         cautions.append(
             f"{count(answers['not_ended'], 'answer')} reached the token limit without ending and "
-            f"{'counts' if answers['not_ended'] == 1 else 'count'} as wrong: the model may not have learnt to stop, or "
-            "the prompt may differ from the one it was tuned with."
+            f"{'counts' if answers['not_ended'] == 1 else 'count'} as wrong: the model may not have learnt to stop"
+            f"{'' if prompt.get('known') else ', or the prompt may differ from the one it was tuned with'}."
         )
     if answers["empty"]:
         cautions.append(
