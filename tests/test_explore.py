@@ -452,7 +452,8 @@ class TestInABrowser:
             browser.wait("document.getElementById('detail-heading').textContent.startsWith('Row 1')")
             browser.press("Escape")
             browser.wait("!document.getElementById('detail').open")
-            assert browser.run("document.activeElement.dataset.place") == "1"
+            # the dialog gives the focus back to row 0 itself; the page moves it in the event that follows
+            browser.wait("document.activeElement.dataset.place === '1'")
             assert browser.log == []
 
     @pytest.mark.parametrize("width", [390, 1280])
