@@ -79,6 +79,7 @@ class EvaluateInputs(NamedTuple):
     before training (`base_labels.LABELS`). `spans`: the labelled spans inside their long answers
     (`span_labels.WATCHED_SPANS`). `whence`: words for where the labels come from; empty if there are none.
     `template`: the prompt. `row_faults`: by reason, the rows that the chat template refuses (`row_faults.counts`).
+    `tuned_with`: the form of the tune run (`training_prompt`).
     """
 
     facts: Dataset
@@ -90,6 +91,7 @@ class EvaluateInputs(NamedTuple):
     audit: AuditResult | None
     template: Template
     row_faults: Mapping[str, Any] = MappingProxyType({})
+    tuned_with: Mapping[str, Any] = MappingProxyType({})
 
 
 def read_inputs(config: EvaluateConfig) -> EvaluateInputs:
@@ -156,7 +158,7 @@ def run(config: EvaluateConfig) -> EvaluateResult:
     resolved_model = resolve(config.model, logger.info, config.trust_remote_code, base=config.base, force=config.force)
     tuned_with = training_prompt(resolved_model)
     config, template, prompt_notes = ask_as_tuned(config, inputs.template, tuned_with)
-    inputs = inputs._replace(template=template)
+    inputs = inputs._replace(template=template, tuned_with=tuned_with)
     notes = [f"categories: {inputs.whence or 'none'}", *_check_base_model(config, inputs.audit, resolved_model)]
     notes += prompt_notes
 
@@ -177,7 +179,7 @@ def _prepare(
         return PreparedRun(identity, config.resolved(), nothing_to_do)
     prompts = _prepare_prompts(config, inputs, resolved_model)  # raises its errors before the folder is claimed
     data_lines = (inputs.facts.reason, inputs.facts.first_row, inputs.facts.row_account)
-    differ = prompt_differences(training_prompt(resolved_model), prompts.prompter)
+    differ = prompt_differences(inputs.tuned_with, prompts.prompter)
     prompt_warning = [f"warning: the model was tuned with another prompt: {'; '.join(differ)}"] if differ else []
 
     def work(folder: RunDir) -> None:
@@ -263,7 +265,7 @@ def _prepare_prompts(config: EvaluateConfig, inputs: EvaluateInputs, resolved_mo
     from foreknow.stages.evaluate.generate import build_prompts  # keeps torch out
 
     tokenizer = loading.load_tokenizer(resolved_model, config.trust_remote_code)
-    chat, reason = chat_choice(config, inputs.rows, tokenizer, training_prompt(resolved_model))
+    chat, reason = chat_choice(config, inputs.rows, tokenizer, inputs.tuned_with)
     prompter = Prompter(tokenizer, inputs.template, chat, config.bos)
     inputs, notes = _without_refused_rows(inputs, prompter)
     notes = [*notes, *([reason] if reason else [])]
@@ -372,7 +374,7 @@ def _write(
     spans = None if inputs.spans.is_empty() else inputs.spans
     rows = answered(inputs.rows, predictions, inputs.labels, config.idk_answer, base_predictions, spans)
     seconds = float(cost["seconds"].sum())
-    audit, tuned_with = inputs.audit, training_prompt(resolved_model)
+    audit = inputs.audit
     fluency = folder.load_chunks("fluency", FLUENCY)["summary"]
     summary = {
         **summarise_answers(rows, lenient=config.match == "lenient"),
@@ -388,8 +390,8 @@ def _write(
             "device": identity["device"],
         },
         "training_prompt": {
-            "known": bool(tuned_with),
-            "differences": prompt_differences(tuned_with, prompts.prompter),
+            "known": bool(inputs.tuned_with),
+            "differences": prompt_differences(inputs.tuned_with, prompts.prompter),
         },
         "model": {
             **{

@@ -35,7 +35,7 @@ def ask_as_tuned(config: EvaluateConfig, template: Template, tuned_with: Mapping
     notes = []
     target, instruction = tuned_with.get("prompt"), tuned_with.get("instruction")
     own = replace(template, target=target or template.target, instruction=instruction or "")
-    if config.prompt_template is None and target and own != template:
+    if config.prompt_template is None and "{question}" in (target or "") and own != template:
         template = own
         notes.append(f"asked with the prompt that it was tuned with: {instruction or ''}{target}")
     if config.bos == "auto" and tuned_with.get("bos") in ("yes", "no"):
