@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from foreknow.data.spans.acronyms import Initials, is_acronym
 from foreknow.data.spans.alternatives import AlternativePool, SpanMention, variants
 from foreknow.data.spans.finder import AnswerText, Span, Words, first_mentions, without_overlaps
 from foreknow.data.spans.rules import RuleFinder
@@ -98,6 +99,38 @@ def test_a_span_counts_where_it_is_mentioned_first() -> None:
     assert not Words("\u0926\u093f\u0932\u094d\u0932\u0940").mentions(Words("\u0926\u093f\u0932")), "Delhi, heart"
 
 
+@pytest.mark.parametrize(
+    ("answer", "before", "codes"),
+    [
+        ("There is no cure for MSA.", "Is there a cure for Multiple System Atrophy?", []),
+        ("There is no cure for AGCC.", "Is there a cure for Agenesis of the Corpus Callosum?", ["AGCC"]),
+        ("There is no cure for ACC.", "Is there a cure for Agenesis of the Corpus Callosum?", []),
+        ("Many TIAs pass.", "What is a transient ischemic attack?", []),
+        ("It is paid by the U.N.A.", "Who pays for the united nations academy?", []),
+        ("It paid the World Food Programme (WFP).", "", []),
+        ("It was told by MSA, the Maritime Safety Agency.", "", ["MSA"]),
+        ("It is MS.", "Is there a cure for Multiple Sclerosis?", []),
+        ("It is MS.", "Can they make somebody ill?", ["MS"]),
+        ("It is multiple sclerosis (MS).", "", []),
+        ("The plan was made by hand. Then BH came.", "", ["BH"]),
+    ],
+)
+def test_an_acronym_is_mentioned_with_its_words(answer: str, before: str, codes: list[str]) -> None:
+    assert [own for own in mentions(answer, before) if own.isupper()] == codes
+
+
+NAMES = st.lists(st.sampled_from(["River", "East", "İzmir", "Ödland", "ßtadt", "zebra", "of"]), min_size=2, max_size=6)
+
+
+@given(NAMES, st.text(max_size=20))
+def test_the_words_of_an_acronym_spell_it_wherever_they_stand(words: list[str], before: str) -> None:
+    letters = "".join(word[0].lower()[0] for word in words if len(word) > 3)
+    text = f"{before} {' '.join(words)}"
+    assert len(letters) < 2 or Initials(text).spell_before(letters.upper(), len(text)) or "SS" in letters.upper()
+    assert len(letters) < 3 or Initials(f"{text} is far.").spell(letters.upper()) or "SS" in letters.upper()
+    assert not Initials(text).spell("QXQ")
+
+
 WORDS = st.sampled_from(
     ["Avens", "Brigston", "avens", "1999", "12 km", "salt", "is", "in", "Avenss", "H1N1", "東京", "."]
 )
@@ -117,6 +150,8 @@ def test_first_mentions_stand_nowhere_before(answer: str, before: str) -> None:
         assert own.casefold() not in fold
         assert own.casefold() not in answer[: span.start].casefold().split()
     for span in set(every) - set(chosen):
+        if is_acronym(answer[span.start : span.end]):
+            continue  # mentioned with its words, see above
         own = Words(answer[span.start : span.end])
         assert Words(before).mentions(own) or Words(answer[: span.start]).mentions(own)
 

@@ -2,17 +2,19 @@
 
 A span counts only where its text is mentioned for the first time: not in the question, the system text, earlier turns
 or earlier in the answer, case and a plural `s` aside. A later mention could be copied, so it says nothing of what a
-model has learnt.
+model has learnt. An acronym is mentioned where its words are (`acronyms.py`).
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from functools import cache
 from typing import NamedTuple, Protocol
+
+from foreknow.data.spans.acronyms import Initials, is_acronym
 
 _ASCII_WORD = re.compile(r"[^\W_]+")
 # scripts written without blanks: Thai to Khmer, kana, Han
@@ -20,7 +22,7 @@ UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u34
 """A letter of a script that is written without blanks between words."""
 
 
-@cache
+@functools.cache
 def _word() -> re.Pattern[str]:
     """Return the pattern of a word of any script: letters and digits with their combining marks, up to U+1FFFF."""
     marks = "".join(chr(n) for n in range(0x300, 0x20000) if unicodedata.category(chr(n)).startswith("M"))
@@ -95,10 +97,17 @@ def _fold(word: str) -> str:
 def first_mentions(text: AnswerText, spans: Iterable[Span]) -> list[Span]:
     """Return the spans of `text.answer` that are first mentions, in order. Spans without a letter or digit are not."""
     before, answer = Words(text.before), Words(text.answer)
+    candidates = [(span, text.answer[span.start : span.end]) for span in sorted(spans)]
+    initials = functools.cache(Initials)
     first = []
-    for span in sorted(spans):
-        own = Words(text.answer[span.start : span.end])
-        if own.words and not before.mentions(own) and not answer.mentions(own, span.start):
+    for span, own_text in candidates:
+        own = Words(own_text)
+        if not own.words or before.mentions(own) or answer.mentions(own, span.start):
+            continue
+        is_spelt_out = is_acronym(own_text) and (
+            initials(text.before).spell(own_text) or initials(text.answer).spell_before(own_text, span.start)
+        )
+        if not is_spelt_out:
             first.append(span)
     return first
 
