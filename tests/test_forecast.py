@@ -12,7 +12,15 @@ import pytest
 from foreknow.errors import ConfigError, InputError, ModelError
 from foreknow.io.run_dir import FORMAT, write_json
 from foreknow.stages.audit.result import open_audit
-from foreknow.stages.study.forecast import FORECAST, check, forecast, forecast_audit, forecast_table, usual_fits
+from foreknow.stages.study.forecast import (
+    FORECAST,
+    _possible,
+    check,
+    forecast,
+    forecast_audit,
+    forecast_table,
+    usual_fits,
+)
 from foreknow.stages.study.measurements import RESULTS
 from foreknow.stages.study.result import open_study
 
@@ -69,6 +77,12 @@ def test_a_forecast_finds_the_truth_it_was_made_from() -> None:
         assert line["em"] == pytest.approx(truth, abs=0.01)
         assert line["ci_low"] < truth < line["ci_high"]
         assert line["inside"]
+
+
+def test_an_interval_holds_only_what_exact_match_can_be() -> None:
+    wide = forecast(study(seeds=2, noise=0.3), 0.5, {"asked": (1.0, 1.0)}).row(0, named=True)
+    assert (wide["ci_low"], wide["ci_high"]) == (0.0, 1.0)
+    assert _possible(-0.3, -0.1) == (None, None)
 
 
 def test_a_mix_between_two_shares_is_fitted_as_they_are() -> None:

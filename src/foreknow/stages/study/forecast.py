@@ -31,7 +31,8 @@ FORECAST: Final[dict[str, pl.DataType]] = {
     "inside": pl.Boolean(),
 }
 """One row per set (`test`, `ood`) and moment: the shares of the Known and of the Unknown rows that are fitted at that
-moment; EM with its 95 % prediction interval for one new run; and whether the study measured such fits."""
+moment; EM with its 95 % prediction interval for one new run, both kept within 0 to 1, which the line is not; and
+whether the study measured such fits."""
 
 
 def usual_fits(results: pl.DataFrame, share: float) -> dict[str, tuple[float, float]]:
@@ -79,12 +80,21 @@ def forecast(results: pl.DataFrame, share: float, fits: dict[str, tuple[float, f
             raise ConfigError(f"--study: its runs determine no linear model ({model.note}); add shares or seeds to it")
         for when, (known, unknown) in fits.items():
             place = ((1 - share) * known, share * unknown)
-            told = linear_model.predict(model, *place)
+            predicted = linear_model.predict(model, *place)
+            ci_low, ci_high = _possible(predicted.low, predicted.high)
             lines.append({
-                "set": name, "when": when, "known_fitted": known, "unknown_fitted": unknown, "em": told.value,
-                "ci_low": told.low, "ci_high": told.high, "inside": linear_model.within(points, *place),
+                "set": name, "when": when, "known_fitted": known, "unknown_fitted": unknown,
+                "em": min(max(predicted.value, 0.0), 1.0), "ci_low": ci_low, "ci_high": ci_high,
+                "inside": linear_model.within(points, *place),
             })  # fmt: skip
     return pl.DataFrame(lines, schema=FORECAST)
+
+
+def _possible(low: float | None, high: float | None) -> tuple[float | None, float | None]:
+    """Return the part of an interval that exact match can have, 0 to 1; None, None if there is no such part."""
+    if low is None or high is None or high < 0 or low > 1:
+        return None, None
+    return max(low, 0.0), min(high, 1.0)
 
 
 def check(results: pl.DataFrame) -> dict[str, Any]:
