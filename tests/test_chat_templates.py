@@ -504,7 +504,7 @@ def test_rows_that_the_template_refuses_are_counted_and_the_others_labelled(
     assert audit.summary["flags"][REFUSES] == len(refused)
     assert audit.summary["labelled"] == 24 - len(refused)
     said = capsys.readouterr().err
-    assert f"{len(refused)} rows are left without a category (template_refuses; first row 2)" in said
+    assert f"{len(refused)} rows are left without a category (template_refuses; first row 2, counted from 0)" in said
     assert "roles must alternate" in said
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "the chat template raises an error for the row" in page

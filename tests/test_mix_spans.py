@@ -217,7 +217,7 @@ def test_sentences_go_whose_only_spans_are_new(tmp_path: Path) -> None:
         "empty_rows": {"rows": 1, "first": [1]},
         "before": {"labelled": 12, "unknown": 5, "new": 5, "new_share": 5 / 12, "rows": 3},
     }  # fmt: skip
-    assert "1 rows dropped, as nothing was left of their answer (row 1)" in written.mix.notes
+    assert "1 row dropped, as nothing was left of their answer (row 1, counted from 0)" in written.mix.notes
     assert all("loss_exclude" not in line for line in lines)
 
 

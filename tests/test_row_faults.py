@@ -91,11 +91,11 @@ def test_every_row_is_learnt_from_or_has_a_reason(tokenizer: Any) -> None:
     assert without_faulty("f.jsonl", rows.rows, faults)["row"].to_list() == [0, 4]
     assert row_faults.counts(faults)["answer_cut"] == {"rows": 2, "first": [2, 3]}
     with pytest.raises(
-        InputError, match=r"f.jsonl: 1 row refused by the chat template, first row 1: .*roles must"
+        InputError, match=r"f.jsonl: 1 row refused by the chat template, first row 1, counted from 0: .*roles must"
     ) as e:
         row_faults.check([("f.jsonl", faults)], "refuse")
     told = str(e.value)
-    assert "2 rows with no room for the whole answer, first row 2: " in told
+    assert "2 rows with no room for the whole answer, first row 2, " in told
     assert "; then 3" in told
     assert "weight 0" not in told, "such rows are no error"
     assert told.count("\n") == 1
@@ -193,7 +193,7 @@ def test_tune_refuses_such_rows_or_leaves_them_out_by_choice(
     }  # fmt: skip
     with pytest.raises(
         InputError,
-        match=r"2 rows refused by the chat template, first row 3: .*1 row with no room for the whole",
+        match=r"2 rows refused by the chat template, first row 3, counted from 0: .*1 row with no room for the whole",
     ):
         run(TuneConfig(out=tmp_path / "refused", **given_))
     assert not (tmp_path / "refused" / "manifest.json").exists()
@@ -204,9 +204,9 @@ def test_tune_refuses_such_rows_or_leaves_them_out_by_choice(
         {"template_refuses": {"rows": 2, "first": [3, 5]}, "answer_cut": {"rows": 1, "first": [7]}},
     )
     said = capsys.readouterr().err
-    assert "warning: train: 2 rows refused by the chat template, first row 3: " in said
+    assert "warning: train: 2 rows refused by the chat template, first row 3, counted from 0: " in said
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert "train: 2 rows left out: the chat template refuses them (row 3, 5)" in page
+    assert "train: 2 rows left out: the chat template refuses them (row 3, 5, counted from 0)" in page
     assert "train: 1 row left out: longer than the model&#39;s positions" in page
     from foreknow.stages.evaluate.run import run as evaluate
 
@@ -220,7 +220,7 @@ def test_tune_refuses_such_rows_or_leaves_them_out_by_choice(
     assert asked.rows["row"].to_list() == [0, 1, 2, 4, 6]
     assert asked.summary["row_faults"] == {"template_refuses": {"rows": 2, "first": [3, 5]}}
     page = (tmp_path / "e" / "report.html").read_text(encoding="utf-8")
-    assert "rows: 2 rows left out: the chat template refuses them (row 3, 5)" in page
+    assert "rows: 2 rows left out: the chat template refuses them (row 3, 5, counted from 0)" in page
 
 
 def test_a_first_loss_of_zero_stops_tune(
@@ -285,8 +285,8 @@ def test_rows_without_a_label_stop_a_foreign_trainer_before_it_trains(
     with pytest.raises(InputError) as caught:
         trained(tiny_folder, tmp_path, data, default_data_collator)
     assert str(caught.value) == (
-        "the trainer's data set (8 rows looked at): 2 rows without any label, first row 2: all its labels are -100; "
-        "then 5.\nLeave them out or shorten them, or go on without them: bad_rows='skip'"
+        "the trainer's data set (8 rows looked at): 2 rows without any label, first row 2, counted from 0: all its "
+        "labels are -100; then 5.\nLeave them out or shorten them, or go on without them: bad_rows='skip'"
     )
     callback = trained(tiny_folder, tmp_path, data, default_data_collator, "skip")
     assert callback.labels is not None
@@ -341,13 +341,13 @@ def test_masks_of_zeros_and_marks_that_are_not_found_are_named(
 ) -> None:
     ids = [lesson(tokenizer, row)["input_ids"] for row in fact_rows()[:6]]
     zeros = [{"input_ids": one, "assistant_masks": [0] * len(one)} for one in ids]
-    with pytest.raises(InputError, match=r"6 rows without any label, first row 0: its 'assistant_masks' is all zeros"):
+    with pytest.raises(InputError, match=r"6 rows without any label, .*: its 'assistant_masks' is all zeros"):
         trained(tiny_folder, tmp_path, zeros, Masked(), remove_unused_columns=False)
     some = [{"input_ids": one, "assistant_masks": [0] * 20 + [1] * (len(one) - 20)} for one in ids]
     assert trained(tiny_folder, tmp_path, some, Masked(), remove_unused_columns=False).labels is not None
     tokenizer.pad_token = tokenizer.eos_token
     plain = [{"input_ids": one[:12]} for one in ids]
-    with pytest.raises(InputError, match=r"6 rows without any label, first row 0: all its labels are -100"):
+    with pytest.raises(InputError, match=r"6 rows without any label, .*: all its labels are -100"):
         trained(tiny_folder, tmp_path, plain, ResponseOnly(tokenizer, mlm=False))
 
 
@@ -495,7 +495,8 @@ def test_rows_that_trl_drops_are_named(tiny_folder: Path, tmp_path: Path, capsys
     data = [{key: row[key] for key in ("prompt", "completion")} for row in rows]
     asked: dict[str, Any] = {"watched": watched.select("question", "answers"), "max_length": 48}
     with pytest.raises(
-        InputError, match=r"the rows watched as train: 2 rows with no room for the whole answer, first row 2: "
+        InputError,
+        match=r"the rows watched as train: 2 rows with no room for the whole answer, first row 2, ",
     ):
         sft(tiny_folder, tmp_path, data, **asked)
     sft(tiny_folder, tmp_path, data, bad="skip", **asked)
@@ -519,7 +520,7 @@ def test_labels_that_are_all_ignored_stop_trl(tiny_folder: Path, tmp_path: Path,
              "seq_lengths": [20, 20]}
             for a, b in zip(rows[::2], rows[1::2], strict=True)
         ]  # fmt: skip
-    with pytest.raises(InputError, match=r"2 rows without any label, first row [01]: all its labels are -100"):
+    with pytest.raises(InputError, match=r"2 rows without any label, first row [01], .*: all its labels are -100"):
         sft(tiny_folder, tmp_path, rows, None, dataset_kwargs={"skip_prepare_dataset": True})
 
 
@@ -545,12 +546,14 @@ def test_mix_counts_what_it_cannot_take(tmp_path: Path) -> None:
         "no_question": {"rows": 1, "first": [9]}, "no_answer": {"rows": 1, "first": [3]},
         "template_refuses": {"rows": 1, "first": [5]}, "long_answer": {"rows": 1, "first": [8]},
     }  # fmt: skip
-    assert unusable_lines(found)[2] == "1 row refused by the chat template (row 5)"
+    assert unusable_lines(found)[2] == "1 row refused by the chat template (row 5, counted from 0)"
     config: dict[str, Any] = {"audit": tmp_path, "out": tmp_path / "x.jsonl", "natural": True}
     mix = draw_mix(audit_rows(), MixConfig(**config, weight={"Unknown": 0}), {})
     assert mix.manifest["left_out"] == found
-    assert any(note.startswith("never drawn: 1 row without a question (row 9); 1 row without") for note in mix.notes)
+    assert any(
+        note.startswith("never drawn: 1 row without a question (row 9, counted from 0); 1") for note in mix.notes
+    )
     assert any("rows have weight 0 and teach nothing (Unknown 7)" in note for note in mix.notes)
-    with pytest.raises(InputError, match=r"nothing can be learnt from: 1 row without a question \(row 9\)"):
+    with pytest.raises(InputError, match=r"learnt from: 1 row without a question \(row 9, counted from 0\)"):
         draw_mix(audit_rows(), MixConfig(**config, bad_rows="refuse"), {})
     check_left_out({"long_answer": {"rows": 1, "first": [8]}}, "refuse")

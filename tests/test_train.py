@@ -565,7 +565,7 @@ def test_bad_input_is_refused_before_anything_is_written(
         (
             {"train": str(write_jsonl(tmp_path / "long.jsonl", [*rows, {"question": "why " * 400, "answer": "so"}]))},
             InputError,
-            r"long.jsonl: 1 row with no room for the whole answer, first row 32: 1,\d+ tokens, the model has 512 po",
+            r"long.jsonl: 1 row with no room .*, first row 32, counted from 0: 1,\d+ tokens, the model has 512 po",
         ),
         (
             {"train": str(write_jsonl(tmp_path / "weight.jsonl", [{**rows[0], "weight": -1}, *rows[1:]]))},
@@ -598,7 +598,7 @@ def test_an_answer_without_tokens_is_named(
     given_settings = {"train": str(train), "model": str(model), "prompt_template": template}
     with pytest.raises(
         InputError,
-        match=r"train.jsonl: 1 row whose answer is no token at all .*, first row 3: the answer '東京'",
+        match=r"train.jsonl: 1 row whose answer is no token at all .*, first row 3, counted from 0: the answer '東京'",
     ):
         train_run.run(settings(tmp_path / "a", **given_settings))
 

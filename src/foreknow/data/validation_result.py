@@ -114,6 +114,8 @@ def finding_lines(checked: CheckResult) -> list[str]:
                 f"    row {example.row}: {isolate_bidi(_one_line(example.question, 80))} -> "
                 f"{isolate_bidi(_one_line(example.answer, 40))}{other}"
             )
+    if any(finding.examples for finding in checked.findings):
+        lines.append("rows are counted from 0: row 0 is the first record")
     return lines if checked.findings else [*lines, "nothing found"]
 
 

@@ -109,3 +109,9 @@ def one_in(logprob: float) -> str:
 def factor(value: float) -> str:
     """A factor with a suitable number of digits: 1.5, 12, 0.98."""
     return f"{value:,.0f}" if value >= 9.95 else f"{value:.2f}" if value < 0.995 else f"{value:.1f}"
+
+
+def row_numbers(rows: Sequence[int], total: int) -> str:
+    """The numbers of the first rows of `total`: "row 3, 5, ..., counted from 0", as row 0 is a file's first record."""
+    more = ", ..." if total > len(rows) else ""
+    return f"row {', '.join(map(str, rows))}{more}, counted from 0"

@@ -76,7 +76,7 @@ def flag_template_faults(rows: pl.DataFrame, prompter: Prompter, exemplars: Exem
         rows = add_flag(rows, flag, rows["row"].is_in(numbers))
         what = "asked all the same" if flag == CHANGES else "left without a category"
         several = f"{len(numbers):,} {'row is' if len(numbers) == 1 else 'rows are'} {what}"
-        notes.append(f"warning: {several} ({flag}; first row {numbers[0]}): {reasons[flag]}")
+        notes.append(f"warning: {several} ({flag}; first row {numbers[0]}, counted from 0): {reasons[flag]}")
     return TemplateFaults(rows, tuple(notes), first)
 
 

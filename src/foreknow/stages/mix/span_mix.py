@@ -19,6 +19,7 @@ from foreknow.config import MixConfig
 from foreknow.data.schema import sampling_hash
 from foreknow.data.spans.schema import SPANS, is_new
 from foreknow.errors import InputError
+from foreknow.format.numbers import count, row_numbers
 from foreknow.stages.mix.sampling import MIX, Mix, numbers_text, of_relations, source_of_mix
 from foreknow.stages.mix.sizes import count_categories, train_rows
 from foreknow.stages.mix.span_edits import (
@@ -259,7 +260,7 @@ def _notes(manifest: Mapping[str, Any], pool: _Pool) -> tuple[str, ...]:
     bare = size - rows["short"] - (before["rows"] if before else rows["with_spans"])
     if rows["short"] or bare:
         kinds = {"with a short answer": rows["short"], "without a labelled span": bare}
-        parts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count)
+        parts = ", ".join(f"{number:,} {kind}" for kind, number in kinds.items() if number)
         notes.append(f"taken as they are: {parts}")
     if mask := of["mask"]:
         notes.append(
@@ -272,8 +273,8 @@ def _notes(manifest: Mapping[str, Any], pool: _Pool) -> tuple[str, ...]:
             f"{cut['rows'] + cut['empty_rows']['rows']:,} rows, {cut['characters']:,} characters"
         )
         if empty := cut["empty_rows"]["rows"]:
-            first = ", ".join(map(str, cut["empty_rows"]["first"]))
-            notes.append(f"{empty:,} rows dropped, as nothing was left of their answer (row {first})")
+            numbers = row_numbers(cut["empty_rows"]["first"], empty)
+            notes.append(f"{count(empty, 'row')} dropped, as nothing was left of their answer ({numbers})")
         written = {**of, "new_share": of["new_share"]["achieved"]}
         notes.append(f"written: {manifest['size']:,} rows with {_shares_text(written, None)}")
     return tuple(notes)

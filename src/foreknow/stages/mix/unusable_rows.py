@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 import polars as pl
 
 from foreknow.errors import InputError
+from foreknow.format.numbers import count, row_numbers
 
 REASONS: Final = {
     "no_question": "without a question",
@@ -63,7 +64,6 @@ def unusable_lines(left_out_rows: dict[str, dict[str, Any]]) -> list[str]:
     """Return a line for each reason, with the row numbers of the first rows."""
     lines = []
     for name, of in left_out_rows.items():
-        numbers = ", ".join(map(str, of["first"])) + (", ..." if of["rows"] > len(of["first"]) else "")
-        rows = "row" if of["rows"] == 1 else "rows"
-        lines.append(f"{of['rows']:,} {rows} {REASONS.get(name, 'without a category')} (row {numbers})")
+        numbers = row_numbers(of["first"], of["rows"])
+        lines.append(f"{count(of['rows'], 'row')} {REASONS.get(name, 'without a category')} ({numbers})")
     return lines

@@ -83,7 +83,7 @@ def _line(reason: str, some: Sequence[RowFault]) -> str:
     numbers = ", ".join(str(fault.row) for fault in others[: LISTED - 1])
     more = f"; then {numbers}{' ...' if len(some) > LISTED else ''}" if numbers else ""
     rows = f"{len(some):,} row{'s' * (len(some) != 1)}"
-    return f"{rows} {_PHRASES[reason]}, first row {first.row}{detail}{more}"
+    return f"{rows} {_PHRASES[reason]}, first row {first.row}, counted from 0{detail}{more}"
 
 
 def check(faults: Iterable[tuple[str, Sequence[RowFault]]], choice: BadRows, option: str = "--bad-rows skip") -> None:

@@ -15,7 +15,7 @@ import polars as pl
 
 from foreknow.data.row_accounting import THOUGHT, account
 from foreknow.data.validation_rules import RULES, SEVERITIES, Rule
-from foreknow.format.numbers import count
+from foreknow.format.numbers import count, row_numbers
 
 MEANINGS: Final = {
     "answer_in_exemplars": "another row's exemplar has the same answer, which makes a lucky hit likelier",
@@ -112,6 +112,6 @@ def fault_lines(name: str, counts: Mapping[str, Mapping[str, Any]]) -> list[str]
     """
     lines = []
     for reason, of in counts.items():
-        numbers = ", ".join(str(row) for row in of["first"]) + (", ..." if of["rows"] > len(of["first"]) else "")
-        lines.append(f"{name}: {count(of['rows'], 'row')} {FAULTS.get(reason, reason)} (row {numbers})")
+        numbers = row_numbers(of["first"], of["rows"])
+        lines.append(f"{name}: {count(of['rows'], 'row')} {FAULTS.get(reason, reason)} ({numbers})")
     return lines
