@@ -17,13 +17,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import polars as pl
-
 from foreknow.data.schema import sampling_hash
 from foreknow.data.spans.schema import is_new
 from foreknow.stages.audit.result import open_audit
-from foreknow.stats import wilson
-from span_precision import in_context
+from span_precision import in_context, read_verdicts, show_verdicts
 
 VERDICTS = ("special", "general", "given", "cut")
 
@@ -39,17 +36,7 @@ def main() -> None:
             for line in sample(folder, args.count):
                 print(line)
         return
-    verdicts = pl.read_csv(args.verdicts)
-    if odd := set(verdicts["verdict"]) - set(VERDICTS):
-        raise SystemExit(f"{args.verdicts}: found {', '.join(sorted(odd))}, expected {', '.join(VERDICTS)}")
-    print(f"{'':<28}{'spans':>6}" + "".join(f"{name:>9}" for name in VERDICTS) + "   special, 95 %")
-    parts = [("all", verdicts), *((str(key[0]), part) for key, part in verdicts.group_by("audit", maintain_order=True))]
-    parts += [(str(key[0]), part) for key, part in verdicts.sort("type").group_by("type", maintain_order=True)]
-    for name, part in parts:
-        counts = [part.filter(pl.col("verdict") == verdict).height for verdict in VERDICTS]
-        share = wilson(counts[0], part.height)
-        shares = f"{share.value:8.1%} ({share.low:.1%} to {share.high:.1%})"
-        print(f"{name:<28}{part.height:>6}" + "".join(f"{count:>9}" for count in counts) + shares)
+    show_verdicts(read_verdicts(args.verdicts, VERDICTS), VERDICTS, by="audit", good=("special",))
 
 
 def sample(folder: Path, count: int) -> list[str]:

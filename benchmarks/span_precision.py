@@ -14,6 +14,7 @@ verdicts finds all spans again, and fails where one that was judged is not found
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
@@ -42,20 +43,31 @@ def main() -> None:
             for number, line in enumerate(own.iter_rows(named=True)):
                 print(f"{number}\t" + ",".join(str(line[key]) for key in KEY) + f"\t{line['context']}")
         return
-    verdicts = pl.read_csv(args.verdicts)
+    verdicts = read_verdicts(args.verdicts, VERDICTS)
     found = verdicts.join(spans, on=KEY, how="left")
     if lost := found["draw"].null_count():
         raise SystemExit(
             f"{args.verdicts}: {lost} of {verdicts.height} spans are not found any more; judge a new sample"
         )
-    if odd := set(verdicts["verdict"]) - set(VERDICTS):
-        raise SystemExit(f"{args.verdicts}: found {', '.join(sorted(odd))}, expected {', '.join(VERDICTS)}")
-    print(f"{'':<28}{'spans':>6}" + "".join(f"{name:>9}" for name in VERDICTS) + "   fact or ends, 95 %")
-    parts = [("all", verdicts), *((str(k[0]), p) for k, p in verdicts.group_by("file", maintain_order=True))]
-    parts += [(str(k[0]), p) for k, p in verdicts.sort("type").group_by("type", maintain_order=True)]
+    show_verdicts(verdicts, VERDICTS, by="file", good=("fact", "ends"))
+
+
+def read_verdicts(file: Path, names: Sequence[str]) -> pl.DataFrame:
+    """Return the judged spans of a CSV file; ends the program where a verdict is none of `names`."""
+    verdicts = pl.read_csv(file)
+    if odd := set(verdicts["verdict"]) - set(names):
+        raise SystemExit(f"{file}: found {', '.join(sorted(odd))}, expected {', '.join(names)}")
+    return verdicts
+
+
+def show_verdicts(verdicts: pl.DataFrame, names: Sequence[str], by: str, good: Sequence[str]) -> None:
+    """Print counts of each verdict for all spans, by the column `by` and by type, and the share of `good` ones."""
+    print(f"{'':<28}{'spans':>6}" + "".join(f"{name:>9}" for name in names) + f"   {' or '.join(good)}, 95 %")
+    parts = [("all", verdicts), *((str(key[0]), part) for key, part in verdicts.group_by(by, maintain_order=True))]
+    parts += [(str(key[0]), part) for key, part in verdicts.sort("type").group_by("type", maintain_order=True)]
     for name, part in parts:
-        counts = [part.filter(pl.col("verdict") == verdict).height for verdict in VERDICTS]
-        share = wilson(counts[0] + counts[1], part.height)
+        counts = [part.filter(pl.col("verdict") == verdict).height for verdict in names]
+        share = wilson(part.filter(pl.col("verdict").is_in(good)).height, part.height)
         shares = f"{share.value:8.1%} ({share.low:.1%} to {share.high:.1%})"
         print(f"{name:<28}{part.height:>6}" + "".join(f"{count:>9}" for count in counts) + shares)
 
