@@ -187,13 +187,18 @@ def test_another_seed_does_only_what_is_missing(make: Make, tmp_path: Path, caps
     assert set(grown["seed"]) == {0, 1}
 
 
-def test_a_study_goes_on_from_its_results_alone(
-    finished: StudyResult, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "s"
+def published(finished: StudyResult, folder: Path) -> Path:
+    """Copy what is kept of a study that is published: its measurements and its manifest, without audit and runs."""
     folder.mkdir()
     for name in ("results.parquet", "outcomes.parquet", "manifest.json"):
         shutil.copy(finished.folder / name, folder / name)
+    return folder
+
+
+def test_a_study_goes_on_from_its_results_alone(
+    finished: StudyResult, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = published(finished, tmp_path / "s")
     grown = study_run.run(make(folder, natural=True))
     told = capsys.readouterr().err
     assert "run 1 of 1: natural-seed0" in told
@@ -206,10 +211,7 @@ def test_stored_runs_get_the_categories_of_another_audit(
     finished: StudyResult, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Stand for a machine whose rounding gave one test row, of one set, another category than the stored runs say."""
-    folder = tmp_path / "s"
-    folder.mkdir()
-    for name in ("results.parquet", "outcomes.parquet", "manifest.json"):
-        shutil.copy(finished.folder / name, folder / name)
+    folder = published(finished, tmp_path / "s")
     row = finished.outcomes.filter(pl.col("set") == "test")["row"][0]
     mine = (pl.col("set") == "test") & (pl.col("row") == row)
     true = finished.outcomes.filter(mine)["category"][0]
@@ -231,9 +233,7 @@ def test_stored_runs_get_the_categories_of_another_audit(
 def test_stored_runs_on_other_rows_are_refused_before_any_run(
     finished: StudyResult, make: Make, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "s"
-    folder.mkdir()
-    shutil.copy(finished.folder / "manifest.json", folder / "manifest.json")
+    folder = published(finished, tmp_path / "s")
     last = finished.outcomes.filter(pl.col("set") == "test")["row"].max()
     fewer = finished.outcomes.filter((pl.col("set") != "test") | (pl.col("row") != last))
     _store(folder, finished.results, fewer)
@@ -253,10 +253,7 @@ def _store(folder: Path, results: pl.DataFrame, outcomes: pl.DataFrame) -> None:
 
 
 def test_damaged_results_are_named(finished: StudyResult, make: Make, tmp_path: Path) -> None:
-    folder = tmp_path / "s"
-    folder.mkdir()
-    for name in ("results.parquet", "outcomes.parquet", "manifest.json"):
-        shutil.copy(finished.folder / name, folder / name)
+    folder = published(finished, tmp_path / "s")
     (folder / "outcomes.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(InputError, match=r"outcomes.parquet: damaged or edited.*or delete \S*outcomes.parquet and run"):
         study_run.run(make(folder, natural=True))
