@@ -344,6 +344,7 @@ def test_what_cannot_be_studied_is_refused(make: Make, tmp_path: Path, more: dic
     [
         ({"tune": {"epoch": 3}}, "--epoch: no such setting; known are"),
         ({"tune": {"seed": 3}}, "found seed, which the study sets itself"),
+        ({"tune": {"watch_rows": 50}}, "found watch_rows, which the study sets itself"),
         ({"audit": {"shots": -1}}, "--shots: found -1"),
         ({"unknown": [50]}, "found 50.0, expected shares from 0 to 1"),
         ({"rows": {"valid": 3}}, "found valid: 3, expected a number from 1 on for train, dev, test, ood"),

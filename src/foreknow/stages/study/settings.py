@@ -37,9 +37,9 @@ _OWN_AUDIT: Final = frozenset(
     {"data", "out", "model", "base", "limit", "minutes", "max_unknown", "dry_run", "seed", *RAY_SETTINGS}
 )
 _OWN_TUNE: Final = frozenset(
-    {"train", "dev", "test", "out", "model", "base", "audit", "seed", "dry_run", "force", "patience"}
+    {"train", "dev", "test", "out", "model", "base", "audit", "seed", "dry_run", "force", "patience", "watch_rows"}
 )
-"""Settings of the stages that the study itself sets."""
+"""Settings of the stages that the study itself sets. Runs are compared row by row, so each measures all rows."""
 
 
 def _none_is_empty(value: Any) -> Any:
@@ -209,10 +209,11 @@ class StudyConfig(Settings):
     def tune_settings(self) -> dict[str, Any]:
         """Return the settings for foreknow tune; by default, the paper's training and its EARLY_STOP by dev EM.
 
-        Weights are kept at both of the paper's points; a study without `keep_weights` deletes them after each run.
+        Weights are kept at both of the paper's points; a study without `keep_weights` deletes them after each run. No
+        claim is about made-up subjects, so they are not asked.
         """
         defaults = {"preset": "paper", "metric": "dev_em", "keep": "both", "watch_rows": "all", "canaries": "none"}
-        return {**defaults, **self.tune}
+        return {**defaults, "made_up_subjects": 0, **self.tune}
 
     @property
     def family(self) -> tuple[Literal["shares", "categories"], tuple[str, ...]]:
