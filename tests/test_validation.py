@@ -86,6 +86,12 @@ def test_unusual_but_sound_answers_are_left_alone(answer: str) -> None:
     assert found([*SOUND, fact("Why?", answer)]) == {}
 
 
+def test_a_row_without_a_question_is_shown_with_its_answer() -> None:
+    lines = finding_lines(check(frame([*SOUND, {"question": " ", "answers": ["x"]}])))
+    assert f"    row {len(SOUND)}: (none) -> x" in lines
+    assert lines[-1] == "rows are counted from 0: row 0 is the first record"
+
+
 def test_the_flags_to_add_are_those_that_a_row_has_not() -> None:
     rows = [*SOUND, fact("Which country is Lyon in?", "France", flags=["duplicate", "mine"]), fact("Why?", "a\nb")]
     assert check(frame(rows)).flags.rows() == [(7, ["answer_newline"])]

@@ -13,6 +13,7 @@ import polars as pl
 
 from foreknow.data import similar_questions
 from foreknow.data.row_accounting import REASONS
+from foreknow.data.schema import GOLD
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: Final[tuple[Severity, ...]] = ("error", "warning", "note")
@@ -272,12 +273,12 @@ def _group_finding(
 
 
 def _examples(rows: pl.DataFrame, marked: pl.DataFrame, name: str) -> tuple[FindingExample, ...]:
-    columns = {"row": "row", "question": "question", "answer": "gold", "group": "group", "split": "split"}
+    columns = {"row": "row", "question": "question", "answer": "own_answer", "group": "group", "split": "split"}
     return tuple(
         FindingExample(
             **{ours: line[column] for ours, column in columns.items()}, other_row=_other_row(line, marked, name)
         )
-        for line in rows.iter_rows(named=True)
+        for line in rows.with_columns(own_answer=GOLD).iter_rows(named=True)
     )
 
 
