@@ -105,8 +105,10 @@ def test_a_span_counts_where_it_is_mentioned_first() -> None:
         ("There is no cure for MSA.", "Is there a cure for Multiple System Atrophy?", []),
         ("There is no cure for AGCC.", "Is there a cure for Agenesis of the Corpus Callosum?", ["AGCC"]),
         ("There is no cure for ACC.", "Is there a cure for Agenesis of the Corpus Callosum?", []),
-        ("Many TIAs pass.", "What is a transient ischemic attack?", []),
-        ("It is paid by the U.N.A.", "Who pays for the united nations academy?", []),
+        ("Many TIAs pass.", "What is a Transient Ischemic Attack?", []),
+        ("Many TIAs pass.", "The illness attacks.", ["TIAs"]),
+        ("Many ADHDs pass.", "What is attention deficit hyperactivity disorder?", []),
+        ("It is paid by the U.N.A.", "Who pays for the United Nations Academy?", []),
         ("It paid the World Food Programme (WFP).", "", []),
         ("It was told by MSA, the Maritime Safety Agency.", "", ["MSA"]),
         ("It is MS.", "Is there a cure for Multiple Sclerosis?", []),
@@ -116,7 +118,7 @@ def test_a_span_counts_where_it_is_mentioned_first() -> None:
     ],
 )
 def test_an_acronym_is_mentioned_with_its_words(answer: str, before: str, codes: list[str]) -> None:
-    assert [own for own in mentions(answer, before) if own.isupper()] == codes
+    assert [own for own in mentions(answer, before) if is_acronym(own)] == codes
 
 
 NAMES = st.lists(st.sampled_from(["River", "East", "İzmir", "Ödland", "ßtadt", "zebra", "of"]), min_size=2, max_size=6)
@@ -127,7 +129,7 @@ def test_the_words_of_an_acronym_spell_it_wherever_they_stand(words: list[str], 
     letters = "".join(word[0].lower()[0] for word in words if len(word) > 3)
     text = f"{before} {' '.join(words)}"
     assert len(letters) < 2 or Initials(text).spell_before(letters.upper(), len(text)) or "SS" in letters.upper()
-    assert len(letters) < 3 or Initials(f"{text} is far.").spell(letters.upper()) or "SS" in letters.upper()
+    assert len(letters) < 4 or Initials(f"{text} is far.").spell(letters.upper()) or "SS" in letters.upper()
     assert not Initials(text).spell("QXQ")
 
 
@@ -150,8 +152,6 @@ def test_first_mentions_stand_nowhere_before(answer: str, before: str) -> None:
         assert own.casefold() not in fold
         assert own.casefold() not in answer[: span.start].casefold().split()
     for span in set(every) - set(chosen):
-        if is_acronym(answer[span.start : span.end]):
-            continue  # mentioned with its words, see above
         own = Words(answer[span.start : span.end])
         assert Words(before).mentions(own) or Words(answer[: span.start]).mentions(own)
 

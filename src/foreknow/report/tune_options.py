@@ -99,7 +99,7 @@ def _why_keep(story: TrainReportData, drop: Option | None, hold: Option | None, 
     if any(other and other.why for other in (drop, hold, longer)) or story.chooser == "nothing":
         return ""
     if story.chooser != "metric":
-        return "Dev loss is lowest there; exact match does not tell this epoch from others."
+        return "Dev loss chose it; exact match does not tell this epoch from others."
     if story.best == story.last:
         return "It is the last epoch and the best one."
     of = story.judged

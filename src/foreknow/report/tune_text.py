@@ -91,8 +91,8 @@ def _found_otherwise(story: TrainReportData) -> str:
             f"{where}{then}."
         )
     return (
-        f"Keep epoch {story.best} of {story.last}{so_far}: dev loss is lowest there, {best:.3f}{then}. By {name}, "
-        f"{exact(story.chosen)}, the rows of dev cannot tell it from other epochs."
+        f"Keep epoch {story.best} of {story.last}{so_far}: by {name}, {exact(story.chosen)}, the rows of dev cannot "
+        f"tell it from other epochs, so dev loss chose it, {best:.3f}{then}."
     )
 
 
