@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from builders import write_jsonl
@@ -17,9 +20,11 @@ from conftest import fact_rows
 from foreknow.config import TuneConfig
 from foreknow.errors import ConfigError, InputError
 from foreknow.settings import settings_of
+from foreknow.stages.train import inputs
 from foreknow.stages.train import run as train_run
 from foreknow.stages.train.inputs import held_out_share, read_inputs
 from foreknow.stages.train.result import TrainResult
+from foreknow.stages.train.trainer import FactTrainer
 
 CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|end|>{% endfor %}"
@@ -191,8 +196,100 @@ def test_a_sample_of_a_large_set_is_measured_and_said(tune: Tune, capsys: pytest
     assert whole.metrics[-1]["loss"] == done.metrics[-1]["loss"]
 
 
-@pytest.mark.parametrize(("rows", "most"), [(40, 200), (400, 200), (900, 300)])
-def test_a_third_of_the_training_rows_is_measured_but_at_least_200(tmp_path: Path, rows: int, most: int) -> None:
+EASY = [
+    {**r, "answer": "a" if n % 3 else "b", "category": "Unknown" if n % 3 else "HighlyKnown"}
+    for n, r in enumerate(FACTS)
+]
+"""Rows of two answers, some of which the tiny model soon gets right."""
+
+
+@pytest.fixture
+def early_best(tmp_path: Path) -> dict[str, Any]:
+    """Settings with which an early epoch is the best: what is learnt makes dev worse."""
+    dev = write_jsonl(tmp_path / "dev.jsonl", [{**r, "answer": "z"} for r in FACTS[:8]])
+    test = write_jsonl(tmp_path / "t.jsonl", EASY)
+    given = {"dev": str(dev), "test": [f"t={test}"], "allow_overlap": True, "metric": "dev_loss", "keep": "both"}
+    return {**given, "epochs": 9, "learning_rate": 1e-2, "dropout": 0.0, "canaries": "none"}
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_all_rows_are_measured_at_the_two_chosen_epochs(
+    tune: Tune,
+    early_best: dict[str, Any],
+    method: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = tune(EASY, name="whole", watch_rows="all", method=method, **early_best)
+    monkeypatch.setattr(inputs, "FEWEST_WATCHED", 5)
+    load_again, loaded = FactTrainer.load_again, []
+
+    def check_load(trainer: FactTrainer, path: Path) -> None:
+        load_again(trainer, path)
+        loaded.append(path)
+        now = get_peft_model_state_dict(trainer.model) if method == "lora" else trainer.model.state_dict()
+        saved = load_file(next(path.glob("*model.safetensors")))
+        assert saved
+        assert all(torch.equal(now[name], tensor) for name, tensor in saved.items())
+
+    monkeypatch.setattr(FactTrainer, "load_again", check_load)
+    done = tune(EASY, name="drawn", method=method, **early_best)
+    said = capsys.readouterr().err
+    assert "5 of the 24 rows of train, 5 of the 24 rows of t" in said
+    assert "all rows at EARLY_STOP and CONVERGENCE" in said
+    assert [line["counts"]["train"]["rows"] for line in done.metrics] == [5] * 9
+    for point in ("early_stop", "convergence"):
+        mine, theirs = (run.results[point]["metrics"] for run in (done, whole))
+        for key in ("epoch", "counts", "fitted", "fitted_overall", "em", "em_by_category", "em_by_relation"):
+            assert mine[key] == theirs[key], (point, key)
+        assert done.results[point]["unknown_rows"] == 16
+        at = [run.outcomes.filter(pl.col("step") == mine["step"]).drop("epoch") for run in (done, whole)]
+        assert at[0].sort("set", "row").equals(at[1].sort("set", "row")), "the same rows, the same outcomes"
+    assert done.rows.sort("set", "row").equals(whole.rows.sort("set", "row"))
+    chosen = {done.results[point]["step"] for point in ("early_stop", "convergence")}
+    assert len(chosen) == 2
+    assert loaded == [done.folder / "early_stop"]
+    if method == "full":
+        assert any(0 < whole.results[point]["metrics"]["fitted_overall"] < 1 for point in ("early_stop", "convergence"))
+    between = done.outcomes.filter(~pl.col("step").is_in(chosen))
+    assert set(between.group_by("step", "set").len()["len"]) <= {5, 8}, "other epochs have the drawn rows only"
+    data = done.results["data"]["train"]
+    assert (data["rows"], data["watched"], data["watched_at_points"]) == (24, 5, 24)
+    assert "all of them at EARLY_STOP and CONVERGENCE" in (done.folder / "report.html").read_text(encoding="utf-8")
+    weights = [load_file(next((run.folder / "convergence").glob("*model.safetensors"))) for run in (done, whole)]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items()), "saved before"
+
+
+def test_a_run_that_is_stopped_while_it_measures_all_rows_goes_on_there(
+    tune: Tune, early_best: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(inputs, "FEWEST_WATCHED", 5)
+    settings = {**early_best, "keep": "last"}
+    whole = tune(EASY, name="whole", **settings)
+
+    def stop(trainer: FactTrainer, path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FactTrainer, "load_again", stop)
+        with pytest.raises(KeyboardInterrupt):
+            tune(EASY, name="run", **settings)
+    capsys.readouterr()
+    done = tune(EASY, name="run", **settings)
+    said = capsys.readouterr().err
+    assert "with the weights of epoch 9" not in said, "it is not measured twice"
+    assert "with the weights of epoch" in said
+    assert "training:" not in said
+    assert done.outcomes.equals(whole.outcomes)
+    keys = ("epoch", "counts", "fitted", "em", "loss")
+    for point in ("early_stop", "convergence"):
+        mine, theirs = (run.results[point]["metrics"] for run in (done, whole))
+        assert {key: mine[key] for key in keys} == {key: theirs[key] for key in keys}
+    assert not (done.folder / ".best").exists()
+
+
+@pytest.mark.parametrize(("rows", "most"), [(40, 200), (400, 200), (1800, 300)])
+def test_a_sixth_of_the_training_rows_is_measured_but_at_least_200(tmp_path: Path, rows: int, most: int) -> None:
     data = [{"question": f"What is {n}?", "answer": str(n), "subject": str(n)} for n in range(rows)]
     file, dev = (
         write_jsonl(tmp_path / "t.jsonl", data),

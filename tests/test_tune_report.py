@@ -265,6 +265,10 @@ def with_spans(run: TrainResult) -> list[dict[str, Any]]:
             "dev": {**dev, "new": [round(at), 23], "kept": [37 - round(2 * at), 37]},
         }
     (run.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results = json.loads((run.folder / "results.json").read_text())
+    for point in ("early_stop", "convergence"):
+        results[point]["metrics"] = next(line for line in lines if line["epoch"] == results[point]["epoch"])
+    (run.folder / "results.json").write_text(json.dumps(results))
     return lines
 
 

@@ -210,7 +210,8 @@ class TuneConfig(Settings):
     watch_rows: Annotated[int | Literal["auto", "all"], Group.TRAINING] = Field(
         "auto",
         description="Measure at most this many rows of train and of each test set after each epoch, drawn at random: a "
-        "number, all, or auto (a third of the training rows, at least 200). Dev is always measured whole.",
+        "number, all, or auto (a sixth of the training rows, at least 200; all of them at the best and the last "
+        "epoch). Dev is always measured whole.",
     )
     match: Annotated[Literal["strict", "lenient"], Group.PROTOCOL] = Field("strict", description=MATCH)
     prompt_template: Annotated[Path | None, Group.PROTOCOL] = Field(None, description=TUNE_PROMPT)

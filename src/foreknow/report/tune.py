@@ -476,6 +476,7 @@ def _notes(run: TrainRunView) -> list[str]:
     faults = [line for name, of in data for line in fault_lines(name, of.get("row_faults") or {})]
     drawn = [
         f"{name}: {of['watched']:,} of its {of['rows']:,} rows, drawn at random, were measured after each epoch"
+        + (", all of them at EARLY_STOP and CONVERGENCE" if of.get("watched_at_points") == of["rows"] else "")
         for name, of in data
         if of.get("watched", of["rows"]) < of["rows"]
     ]

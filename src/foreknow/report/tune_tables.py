@@ -125,21 +125,26 @@ class TrainRunView:
 
     @property
     def early(self) -> Line | None:
-        """The evaluation at EARLY_STOP; None if no epoch has ended."""
-        return selection.best(self.lines, self.metric)
+        """The evaluation at EARLY_STOP, of all rows if all were measured there; None if no epoch has ended."""
+        return self._whole(selection.best(self.lines, self.metric), "early_stop")
 
     @property
     def last(self) -> Line | None:
-        """The evaluation at CONVERGENCE, the last epoch; None if no epoch has ended."""
-        return self.ends[-1] if self.ends else None
+        """The evaluation at CONVERGENCE, the last epoch, as for `early`; None if no epoch has ended."""
+        return self._whole(self.ends[-1] if self.ends else None, "convergence")
 
     @property
     def chosen(self) -> tuple[Line, Line]:
         """The evaluations at EARLY_STOP and CONVERGENCE. Raises ValueError if no epoch has ended."""
-        early = self.early
-        if early is None:
+        early, last = self.early, self.last
+        if early is None or last is None:
             raise ValueError("no epoch has ended")
-        return early, self.ends[-1]
+        return early, last
+
+    def _whole(self, line: Line | None, point: str) -> Line | None:
+        """The line of a point in the results, which has the counts of all rows; `line` if the run has not ended."""
+        whole: Line | None = self.results.get(point, {}).get("metrics")
+        return whole if whole and line and whole["step"] == line["step"] else line
 
     @property
     def sets(self) -> tuple[str, ...]:
@@ -149,14 +154,16 @@ class TrainRunView:
 
     @property
     def unknown_rows(self) -> int | None:
-        """The number of Unknown rows trained on; None if the rows have no categories."""
-        of = self.lines[-1]["counts"][TRAIN]["by_category"] if self.lines else {}
+        """The number of Unknown rows trained on, as far as they are measured; None if the rows have no categories."""
+        line = self.last or (self.lines[-1] if self.lines else None)
+        of = line["counts"][TRAIN]["by_category"] if line else {}
         return of.get(UNKNOWN, (0, 0))[1] if of else None
 
     @property
     def train_rows(self) -> int:
-        """The number of rows trained on."""
-        return int(self.lines[-1]["counts"][TRAIN]["rows"]) if self.lines else 0
+        """The number of rows trained on; of a run that has not ended, of those measured."""
+        whole = self.results.get("data", {}).get(TRAIN, {}).get("rows")
+        return int(whole or (self.lines[-1]["counts"][TRAIN]["rows"] if self.lines else 0))
 
     def same_rows(self, other: TrainRunView, name: str) -> bool:
         """Whether both runs measured the same rows under the set's name (by the fingerprint of its file)."""
@@ -291,7 +298,7 @@ def fates(run: TrainRunView, control: TrainRunView | None, name: str) -> tuple[F
 def row_changes(run: TrainRunView, control: TrainRunView | None, name: str) -> tuple[RowChanges, ...]:
     """The rows of a set that changed between the two points: all rows, then each category if the rows have one."""
     here = between(run, name)
-    if here is None or run.early is None or run.last is None or run.early is run.last:
+    if here is None or run.early is None or run.last is None or run.early["step"] == run.last["step"]:
         return ()
     beside = control if control and run.same_rows(control, name) else None
     other = between(beside, name) if beside else None

@@ -86,8 +86,8 @@ def average_weights(config: TuneConfig, watch: EvalCallback, folder: RunDir) -> 
 def _measure(watch: EvalCallback, alpha: float) -> tuple[Point, pl.DataFrame]:
     outcomes, spans, losses = watch.measure_sets()
     metrics = {"loss": losses, **curves.measures(outcomes, watch.inputs.rows, lenient=watch.lenient)}
-    if watch.inputs.spans:
-        metrics["spans"] = count_fitted(spans, watch.inputs.spans)
+    if watch.spans:
+        metrics["spans"] = count_fitted(spans, watch.spans)
     outside = watch.measure_outside(metrics, at_end=True)
     point = Point(
         alpha,

@@ -24,7 +24,7 @@ from foreknow.stages.train.curves import CANARIES, TRAIN, Line
 from foreknow.stages.train.dataset import ceiling
 from foreknow.stages.train.eval_callback import write_lines
 from foreknow.stages.train.page import write_page
-from foreknow.stages.train.result import OUTCOMES, WATCHED, TrainResult, read_metrics
+from foreknow.stages.train.result import OUTCOMES, WATCHED, TrainResult, outcomes_at, read_metrics
 from foreknow.version import __version__
 
 SETTINGS: Final = {
@@ -64,10 +64,7 @@ class CallbackRun:
     def add(self, lines: list[Line], outcomes: pl.DataFrame) -> None:
         """Write an evaluation, the last of `lines`. `outcomes`: those of its rows (`tracker.OUTCOMES`)."""
         line = lines[-1]
-        place = {"epoch": pl.lit(float(line["epoch"])), "step": pl.lit(line["step"], pl.Int64)}
-        right = pl.col("lenient" if self.lenient else "correct").alias("correct")
-        frame = outcomes.select("set", "row", right, "lenient").with_columns(**place).select(*OUTCOMES)
-        RunDir(self.path).save_chunk(line["step"], "outcomes", frame)
+        RunDir(self.path).save_chunk(line["step"], "outcomes", outcomes_at(line, outcomes, lenient=self.lenient))
         write_lines(self.path, lines)
 
     def finish(

@@ -80,6 +80,7 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
         measured = time.monotonic() - began
     rows = sum(frame.height for frame in inputs.rows.values())
     measuring = measured / measure.count * rows
+    at_points = 2 * measured / measure.count * sum(frame.height for frame in inputs.remaining_rows.values())
     trainable = sum(p.numel() for p in training_model.model.parameters() if p.requires_grad)
     steps = math.ceil(len(tokenized.examples) / plan.batch_size)
     asking, watching = 0.0, 0.0
@@ -88,6 +89,7 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
         asking = ASKED * (1 + SHOTS) * question if config.canaries == "auto" else 0.0
         watching = min(canaries.WATCHED * question, canaries.SHARE_OF_EPOCH * (training + measuring))
     whole = asking + (training + measuring + watching) * plan.epochs + len(config.average) * (measuring + watching)
+    whole += at_points
     if replay_choice.has_known_epoch(config):  # about as many rows as the training file has
         whole += token_seconds * tokens
     if config.learning_rate == AUTO:
@@ -104,6 +106,7 @@ def estimate(config: TuneConfig) -> dict[str, Any]:
         "memory_gib": round(psutil.Process().memory_info().rss / 2**30, 2),
         "seconds_training_an_epoch": round(training, 1),
         "seconds_measuring_an_epoch": round(measuring, 1),
+        "seconds_measuring_all_rows_at_two_epochs": round(at_points, 1),
         "seconds_asking_once_for_this_model": round(asking, 1),
         "seconds_watching_known_facts_an_epoch": round(watching, 1),
         "seconds": round(whole, 1),

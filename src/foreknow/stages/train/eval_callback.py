@@ -34,9 +34,9 @@ from foreknow.stages.train.curves import Line
 from foreknow.stages.train.inputs import TrainInputs
 from foreknow.stages.train.known_rows import KnownRows
 from foreknow.stages.train.outside import add_outside, measure_outside
-from foreknow.stages.train.result import OUTCOMES
+from foreknow.stages.train.result import outcomes_at
 from foreknow.stages.train.set_loss import Sets, mean_losses
-from foreknow.stages.train.span_labels import FITTED, FITTED_SPANS, SPAN_OUTCOMES, count_fitted
+from foreknow.stages.train.span_labels import FITTED_SPANS, SPAN_OUTCOMES, count_fitted, spans_at
 from foreknow.stages.train.tracker import OUTCOMES as MEASURED
 from foreknow.stages.train.tracker import EvalModelCopy, Measurement, Tracker, vocabulary_for
 from foreknow.stages.train.trainer import FactTrainer
@@ -95,16 +95,11 @@ class EvalCallback:
             tokenizer,
         )
         self.examples, self.paired = examples, paired
-        base = base_of(training_model.model)
-        vocabulary = prompter.ended(vocabulary_for(base, tokenizer))
-        self.lenient = config.match == "lenient"
-        tokens = int(config.batch_tokens or 2048)
-        sets = inputs.rows if training_model.sharded else {name: own_rows(rows) for name, rows in inputs.rows.items()}
+        self.prompter, self.lenient = prompter, config.match == "lenient"
+        self.spans = inputs.spans_of(inputs.rows)
         # several processes share the rows of loss and outcome differently, and a copy in bfloat16 is another model
         scored = examples if process_group.world_size() == 1 and not training_model.mirror else None
-        self.measure = Tracker(
-            prompter, vocabulary, sets, lenient=self.lenient, batch_tokens=tokens, spans=inputs.spans, examples=scored
-        )
+        self.measure = self.tracker(inputs.rows, self.spans, scored)
         self.known = KnownRows()
         self.memory_gib = 0.0
         self.asking: AskingModel | None = None
@@ -112,6 +107,21 @@ class EvalCallback:
         self.since = time.monotonic()
         self.measuring = False
         self.warned = False
+
+    def tracker(
+        self, rows: Mapping[str, pl.DataFrame], spans: Mapping[str, pl.DataFrame], examples: Sets | None = None
+    ) -> Tracker:
+        """Return what measures these sets, of several processes this one's share. `examples`: see `Tracker`."""
+        sets = rows if self.training_model.sharded else {name: own_rows(own) for name, own in rows.items()}
+        return Tracker(
+            self.prompter,
+            self.prompter.ended(vocabulary_for(base_of(self.training_model.model), self.tokenizer)),
+            sets,
+            lenient=self.lenient,
+            batch_tokens=int(self.config.batch_tokens or 2048),
+            spans=spans,
+            examples=examples,
+        )
 
     def __call__(self, trainer: FactTrainer) -> tuple[Mapping[str, float], bool]:
         """Measure the model, write the result and save the weights if they are the best; see `trainer.EvalHook`."""
@@ -122,8 +132,8 @@ class EvalCallback:
         self.measuring = False
         line: Line = {"epoch": epoch, "step": step, "train_loss": trainer.tally.mean, "loss": losses}
         line |= curves.measures(outcomes, self.inputs.rows, lenient=self.lenient)
-        if self.inputs.spans:
-            line["spans"] = count_fitted(spans, self.inputs.spans)
+        if self.spans:
+            line["spans"] = count_fitted(spans, self.spans)
         if paired := self._against_leader(outcomes):
             line["paired"] = paired
         outcomes = pl.concat([outcomes, self.measure_outside(line)])
@@ -156,7 +166,7 @@ class EvalCallback:
         """
         measurement = self._measured(weights)
         outcomes = all_outcomes(measurement.outcomes, self.inputs.rows)
-        spans = all_span_outcomes(measurement.spans, self.inputs.spans)
+        spans = all_span_outcomes(measurement.spans, self.spans)
         return outcomes, spans, self._losses(weights, measurement.losses)
 
     def measure_outside(self, line: Line, *, at_end: bool = False) -> pl.DataFrame:
@@ -173,12 +183,17 @@ class EvalCallback:
         return outcomes
 
     def _measured(self, weights: Mapping[str, Tensor] | None) -> Measurement:
-        base, mirror = base_of(self.training_model.model), self.training_model.mirror
+        mirror = self.training_model.mirror
         if not self.training_model.sharded:
-            return self.measure.measure(mirror.of(base) if mirror else base)
+            return self.measure.measure(self.measured_model())
         if mirror is None or weights is None or not process_group.is_main_process():
             return Measurement(pl.DataFrame(schema=MEASURED), pl.DataFrame(schema=SPAN_OUTCOMES))
         return self.measure.measure(mirror.holding(weights))
+
+    def measured_model(self) -> Any:
+        """Return the model as it is now, or its copy in the number format in which it is measured."""
+        base, mirror = base_of(self.training_model.model), self.training_model.mirror
+        return mirror.of(base) if mirror else base
 
     def _losses(
         self, weights: Mapping[str, Tensor] | None, known: Mapping[str, tuple[float, int]] | None
@@ -220,16 +235,13 @@ class EvalCallback:
     def _keep(
         self, outcomes: pl.DataFrame, spans: pl.DataFrame, line: Line, weights: Mapping[str, Tensor] | None
     ) -> None:
-        right = pl.col("lenient" if self.lenient else "correct").alias("correct")
-        place = {"epoch": pl.lit(float(line["epoch"])), "step": pl.lit(line["step"], pl.Int64)}
-        frame = outcomes.select("set", "row", right, "lenient").with_columns(**place).select(*OUTCOMES)
         leader = selection.best(self.lines, self.config.metric)
         self.lines.append(line)
         if not process_group.is_main_process():
             return
-        if self.inputs.spans:
-            self.folder.save_chunk(line["step"], FITTED_SPANS, spans.with_columns(**place).select(*FITTED))
-        self.folder.save_chunk(line["step"], "outcomes", frame)
+        if self.spans:
+            self.folder.save_chunk(line["step"], FITTED_SPANS, spans_at(line, spans))
+        self.folder.save_chunk(line["step"], "outcomes", outcomes_at(line, outcomes, lenient=self.lenient))
         # the weights of an epoch that is no longer the best are removed once there is a checkpoint after them
         self.prune(leader)
         write_lines(self.folder.path, self.lines)

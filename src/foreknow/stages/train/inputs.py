@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ from foreknow.config import TuneConfig
 from foreknow.data.holdout import hold_out
 from foreknow.data.layouts.relation_templates import read_templates
 from foreknow.data.schema import GOLD, ROWS, sampling_hash
+from foreknow.distributed import process_group
 from foreknow.errors import ConfigError
 from foreknow.models.quantization import check_trainable
 from foreknow.models.resolve import Resolved
@@ -32,6 +33,7 @@ from foreknow.stages.train.dataset import (
 )
 from foreknow.stages.train.span_labels import watched_spans, without_trained
 from foreknow.stages.train.training_examples import TRAINING
+from foreknow.stats import wilson
 
 FEWEST_WATCHED = 200
 """The number of rows of a set that `--watch-rows auto` measures at least: a share of them is known to 7 points."""
@@ -43,7 +45,8 @@ FEW_DEV_ROWS = 50
 class TrainInputs:
     """Holds what a run reads: train, dev and the test sets by name, the prompt template, and notes about the sets.
 
-    `most_watched`: how many rows of train and of each test set are measured at most; None for all.
+    `most_watched`: how many rows of train and of each test set are measured after each epoch at most; None for all.
+    `asks_all`: at the best and at the last epoch every row is measured (`all_rows.py`).
     `spans`: by set, the labelled spans inside its long answers (`span_labels.WATCHED_SPANS`), if an audit has any.
     `audit`: the hash of the audit's labels (`AuditResult.digest`), if there is an audit.
     """
@@ -52,6 +55,7 @@ class TrainInputs:
     template: Template
     notes: tuple[str, ...]
     most_watched: int | None = None
+    asks_all: bool = False
     seed: int = 0
     spans: Mapping[str, pl.DataFrame] = field(default_factory=dict)
     audit: str | None = None
@@ -74,21 +78,44 @@ class TrainInputs:
         """Return every usable row, by set."""
         return {name: split.rows for name, split in self.sets.items()}
 
-    def with_measured_spans(self) -> TrainInputs:
-        """Return the inputs without the spans of rows that are not measured."""
-        measured = {name: set(rows["row"]) for name, rows in self.rows.items()}
-        spans = {name: own.filter(pl.col("row").is_in(measured[name])) for name, own in self.spans.items()}
-        return replace(self, spans={name: own for name, own in spans.items() if not own.is_empty()})
+    @cached_property
+    def remaining_rows(self) -> dict[str, pl.DataFrame]:
+        """Return the rows that are measured at the best and at the last epoch only, by set, of the sets with any."""
+        if not self.asks_all:
+            return {}
+        rest = {name: rows.join(self.rows[name], on="row", how="anti") for name, rows in self.all_rows.items()}
+        return {name: rows for name, rows in rest.items() if not rows.is_empty()}
+
+    @property
+    def asked_rows(self) -> dict[str, pl.DataFrame]:
+        """Return the rows that are measured at the best and at the last epoch, by set."""
+        return self.all_rows if self.asks_all else self.rows
+
+    def spans_of(self, sets: Mapping[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
+        """Return the labelled spans of the rows of `sets`, by set; sets without any are left out."""
+        spans = {
+            name: self.spans[name].filter(pl.col("row").is_in(rows["row"].implode()))
+            for name, rows in sets.items()
+            if name in self.spans
+        }
+        return {name: own for name, own in spans.items() if not own.is_empty()}
 
     @property
     def sample_note(self) -> str | None:
         """Return a line on the sets of which not every row is measured; None if there is none."""
-        parts = [
-            f"{self.rows[name].height:,} of the {split.rows.height:,} rows of {name}"
+        drawn = {
+            name: (self.rows[name].height, split.rows.height)
             for name, split in self.sets.items()
             if self.rows[name].height < split.rows.height
-        ]
-        return f"measured after each epoch: {', '.join(parts)}, drawn at random (--watch-rows)" if parts else None
+        }
+        if not drawn:
+            return None
+        parts = [f"{few:,} of the {rows:,} rows of {name}" for name, (few, rows) in drawn.items()]
+        half = [wilson(few // 2, few) for few, _ in drawn.values()]  # the share of which a draw tells least
+        points = max(50 * (interval.high - interval.low) for interval in half)
+        note = f"measured after each epoch: {', '.join(parts)}, drawn at random (--watch-rows)"
+        note += f", so a share of them is known to about {points:.0f} points"
+        return f"{note}; all rows at EARLY_STOP and CONVERGENCE" if self.asks_all else note
 
 
 def read_inputs(config: TuneConfig) -> TrainInputs:
@@ -123,17 +150,19 @@ def read_inputs(config: TuneConfig) -> TrainInputs:
         curves.check_metric(config.metric, rows, lenient=config.match == "lenient", losses=True, spans=spans)
     notes = (*_notes(sets, TRAIN in spans), *_span_notes(spans), *dev_note, *([overlap] if overlap else []))
     most = _most_watched(config, sets[TRAIN].rows.height)
-    return TrainInputs(sets, template, notes, most, config.seed, spans, audit.digest if audit else None)
+    asks_all = config.watch_rows == "auto" and not process_group.sharded()  # of sharded weights none is loaded again
+    return TrainInputs(sets, template, notes, most, asks_all, config.seed, spans, audit.digest if audit else None)
 
 
 def _most_watched(config: TuneConfig, train_rows: int) -> int | None:
     """Return how many rows of a set are measured at most; None for all.
 
-    With a third of the training rows a run with one test set spends about a third of its time on measuring.
+    With a sixth of the training rows, and all of them at two epochs (`all_rows.py`), a run of ten epochs with one test
+    set spends about a third of its time on measuring.
     """
     if isinstance(config.watch_rows, int):
         return config.watch_rows
-    return None if config.watch_rows == "all" else max(FEWEST_WATCHED, train_rows // 3)
+    return None if config.watch_rows == "all" else max(FEWEST_WATCHED, train_rows // 6)
 
 
 def _sample(rows: pl.DataFrame, most: int | None, seed: int) -> pl.DataFrame:

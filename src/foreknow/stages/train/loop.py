@@ -23,6 +23,7 @@ from foreknow.io.run_dir import RunDir, write_frame
 from foreknow.models.out_of_memory import is_out_of_memory
 from foreknow.progress import meter
 from foreknow.stages.train import curves, known_rows, made_up, selection
+from foreknow.stages.train.all_rows import measure_remaining, over_all_rows, with_remaining
 from foreknow.stages.train.answer_loss import base_of, open_pass
 from foreknow.stages.train.asking_model import AskingModel
 from foreknow.stages.train.average_run import average_weights
@@ -106,15 +107,13 @@ def train(config: TuneConfig, tokenized: TokenizedInputs, folder: RunDir, device
                 watch.save(folder.path / CONVERGENCE, curves.epochs(watch.lines)[-1], weights)
             if EARLY_STOP in weight_folders(config.keep):
                 _promote(folder, watch.lines, config.metric)
-            write_frame(folder.path / "outcomes.parquet", folder.load_chunks("outcomes", OUTCOMES))
-            if inputs.spans:
-                write_frame(folder.path / "fitted_spans.parquet", folder.load_chunks(FITTED_SPANS, FITTED))
-                write_frame(folder.path / "spans.parquet", spans_of_sets(inputs.spans))
         asked = _made_up_at_end(known, asking, folder)
         averaged = average_weights(config, watch, folder) if config.average else None
+        points = _measure_points(config, watch, folder, trainer)
     loaded = training_model.loaded
     return {
         "known_rows": {**known.results, **asked, "average": averaged},
+        "points": points,
         "learning_rate": rates,
         "memory_gib": round(watch.memory_gib, 3),
         "model": {**loaded.summary, "fluency": training_model.fluency},
@@ -190,6 +189,30 @@ def _with_best_rate(
     logger.info(format_cost(middle, steps))
     rate, results = run_trials(config, middle, steps, training_model.model, folder.path, open_trainer, measure)
     return config.model_copy(update={"learning_rate": rate}), results
+
+
+def _measure_points(config: TuneConfig, watch: EvalCallback, folder: RunDir, trainer: FactTrainer) -> dict[str, Any]:
+    """Measure the rows that were not measured after each epoch, and write all outcomes.
+
+    Returns the lines of EARLY_STOP and CONVERGENCE, of all rows, and the `seconds` that this took. The model has the
+    last epoch's weights; it may end with those of the best one.
+    """
+    early, last = selection.best(watch.lines, config.metric), curves.epochs(watch.lines)[-1]
+    assert early is not None
+    kept = EARLY_STOP in weight_folders(config.keep)
+    weights = folder.path / EARLY_STOP if kept else folder.path / BEST / f"step-{early['step']}"
+    remaining = measure_remaining(watch, folder, early, last, weights, trainer.load_again)
+    if not process_group.is_main_process():
+        return {}
+    inputs = watch.inputs
+    outcomes = with_remaining(folder.load_chunks("outcomes", OUTCOMES), remaining.outcomes)
+    spans = with_remaining(folder.load_chunks(FITTED_SPANS, FITTED), remaining.spans)
+    write_frame(folder.path / "outcomes.parquet", outcomes)
+    if inputs.spans:
+        write_frame(folder.path / "fitted_spans.parquet", spans)
+        write_frame(folder.path / "spans.parquet", spans_of_sets(inputs.spans))
+    both = [over_all_rows(line, outcomes, spans, inputs) if inputs.remaining_rows else line for line in (early, last)]
+    return {EARLY_STOP: both[0], CONVERGENCE: both[1], "seconds": remaining.seconds}
 
 
 def _made_up_at_end(known: KnownRows, asking: AskingModel, folder: RunDir) -> dict[str, Any]:

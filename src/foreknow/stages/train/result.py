@@ -41,8 +41,19 @@ OUTCOMES: Final[dict[str, pl.DataType]] = {
     "correct": pl.Boolean(),
     "lenient": pl.Boolean(),
 }
-"""The contract of `outcomes.parquet`: one line per evaluation and watched row. A row of the set `train` is right if it
-is fitted. `correct` follows `--match`; `lenient` is null if `--match` is strict."""
+"""The contract of `outcomes.parquet`: one line per evaluation and measured row. A row of the set `train` is right if it
+is fitted. `correct` follows `--match`; `lenient` is null if `--match` is strict. At the best and at the last epoch more
+rows may be measured than at the others (`all_rows.py`)."""
+
+
+def outcomes_at(line: curves.Line, outcomes: pl.DataFrame, *, lenient: bool) -> pl.DataFrame:
+    """Return the outcomes of one measurement (`tracker.OUTCOMES`) as `OUTCOMES`, with the epoch and step of its line.
+
+    `lenient`: `--match` is lenient.
+    """
+    right = pl.col("lenient" if lenient else "correct").alias("correct")
+    place = {"epoch": pl.lit(float(line["epoch"])), "step": pl.lit(line["step"], pl.Int64)}
+    return outcomes.select("set", "row", right, "lenient").with_columns(**place).select(*OUTCOMES)
 
 
 WATCHED: Final[dict[str, pl.DataType]] = {

@@ -12,6 +12,7 @@ from foreknow.errors import (
 from foreknow.io.run_dir import RunDir
 from foreknow.models.adapters import about
 from foreknow.stages.train import selection
+from foreknow.stages.train.all_rows import REMAINING_ROWS, REMAINING_SPANS
 from foreknow.stages.train.checkpoints import Checkpoint, is_whole, latest
 from foreknow.stages.train.curves import Line
 from foreknow.stages.train.eval_callback import BEST, EvalCallback, write_lines
@@ -49,7 +50,8 @@ def resume(folder: RunDir, watch: EvalCallback) -> Checkpoint | None:
     watch.lines = checkpoint.note["lines"] if checkpoint else []
     write_lines(folder.path, watch.lines)
     steps = {line["step"] for line in watch.lines}
-    for path in [*folder.chunks.glob("*.outcomes.parquet"), *folder.chunks.glob(f"*.{FITTED_SPANS}.parquet")]:
+    parts = ("outcomes", FITTED_SPANS, REMAINING_ROWS, REMAINING_SPANS)
+    for path in [path for part in parts for path in folder.chunks.glob(f"*.{part}.parquet")]:
         if int(path.name.split(".", 1)[0]) not in steps:
             path.unlink()
     watch.prune(selection.best(watch.lines, watch.config.metric))

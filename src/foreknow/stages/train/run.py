@@ -10,6 +10,7 @@
     eval_callback.py   writes and logs each measurement, and keeps the best weights
     curves.py          computes the lines of metrics.jsonl and where overfitting began
     selection.py       chooses the best epoch
+    all_rows.py        measures the rows that are not measured after each epoch at the best and the last one
     loop.py            puts all of them together
 
     known_rows.py      gathers the known rows that are watched (canary_watch.py) and replayed (replay_choice.py)
@@ -212,12 +213,12 @@ def _tune(
     if not process_group.is_main_process():
         return
     lines = read_metrics(folder.path)
-    write_frame(folder.path / "rows.parquet", watched_rows(inputs))
+    write_frame(folder.path / "rows.parquet", measured_rows(inputs))
     write_json(
         folder.path / "results.json",
         build_results(config, tokenized.metric, inputs, lines, training_summary, tokenized.faults),
     )
-    for note in _endings(lines, tokenized.metric, config.keep):
+    for note in _endings(lines, training_summary["points"], tokenized.metric, config.keep):
         logger.info(note)
     folder.finish(
         {
@@ -245,10 +246,10 @@ def _tune(
     )
 
 
-def watched_rows(inputs: TrainInputs) -> pl.DataFrame:
-    """Return the rows of all sets in one frame (`WATCHED`)."""
+def measured_rows(inputs: TrainInputs) -> pl.DataFrame:
+    """Return the rows of all sets that are measured at any epoch in one frame (`WATCHED`)."""
     own = ("row", "group", "category", "question")
-    parts = [rows.select(*own, set=pl.lit(name), answer=GOLD) for name, rows in inputs.rows.items()]
+    parts = [rows.select(*own, set=pl.lit(name), answer=GOLD) for name, rows in inputs.asked_rows.items()]
     return pl.concat(parts).select(*WATCHED)
 
 
@@ -265,13 +266,13 @@ def build_results(
     `metric`: the metric that chose the epoch. `lines`: the evaluations. `training_summary`: what `loop.train` returned.
     `faults`: the faults of rows, by set.
     """
-    early, last = selection.best(lines, metric), curves.epochs(lines)[-1]
-    assert early is not None
+    points = training_summary["points"]
+    early, last = points[EARLY_STOP], points[CONVERGENCE]
     folders = weight_folders(config.keep)
     stopped_fitted = config.stop_fitted is not None and last["fitted_overall"] >= config.stop_fitted
-    measuring = sum(line["measuring_seconds"] for line in lines)
+    measuring = sum(line["measuring_seconds"] for line in lines) + points["seconds"]
     saving = sum(line["saving_seconds"] for line in lines)
-    training = sum(line["seconds"] for line in lines) - measuring - saving
+    training = sum(line["seconds"] for line in lines) - (measuring - points["seconds"]) - saving
     return {
         "metric": metric,
         "chooser": selection.chooser(lines, metric),
@@ -293,6 +294,7 @@ def build_results(
                 "file": split.file.label if isinstance(split.file, InMemory) else split.file,
                 "rows": split.rows.height,
                 "watched": inputs.rows[name].height,
+                "watched_at_points": inputs.asked_rows[name].height,
                 "skipped": sum(split.left_out.values()),
                 "left_out": dict(split.left_out),
                 "fingerprint": fingerprint(split.rows),
@@ -345,13 +347,20 @@ def _point(line: curves.Line) -> dict[str, Any]:
     }
 
 
-def _endings(lines: list[curves.Line], metric: str, keep: str) -> list[str]:
-    """Return what a finished run says: which epoch was chosen and why, and what the weights that go would have had."""
+def _endings(lines: list[curves.Line], points: Mapping[str, Any], metric: str, keep: str) -> list[str]:
+    """Return what a finished run says: which epoch was chosen and why, and what the weights that go would have had.
+
+    `lines`: the evaluations. `points`: the lines of EARLY_STOP and CONVERGENCE, of all rows.
+    """
     early, last = selection.best(lines, metric), curves.epochs(lines)[-1]
     assert early is not None
     why = selection.format_choice(lines, metric)
     lines_to_print = [f"EARLY_STOP: epoch {early['epoch']}: {why}", f"CONVERGENCE: epoch {last['epoch']}, the last"]
-    fitted = [line["fitted_overall"] for line in (early, last)]
+    whole = [points[name] for name in (EARLY_STOP, CONVERGENCE)]
+    if whole[0]["counts"] != early["counts"]:
+        both = whole if early is not last else whole[:1]
+        lines_to_print += [f"all rows, {curves.format_point(line)}" for line in both]
+    fitted = [line["fitted_overall"] for line in whole]
     if keep == "best" and curves.much_less_fitted(*fitted):
         lines_to_print.append(
             f"the epoch whose weights are kept has {fitted[0]:.0%} of the training rows fitted, the last "

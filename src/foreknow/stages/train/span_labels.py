@@ -87,6 +87,12 @@ def spans_of_sets(sets: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     return pl.concat([pl.DataFrame(schema=schema), *parts])
 
 
+def spans_at(line: Mapping[str, Any], spans: pl.DataFrame) -> pl.DataFrame:
+    """Return the outcomes of one measurement's spans (`SPAN_OUTCOMES`) as `FITTED`, with its line's epoch and step."""
+    place = {"epoch": pl.lit(float(line["epoch"])), "step": pl.lit(line["step"], pl.Int64)}
+    return spans.with_columns(**place).select(*FITTED)
+
+
 def count_fitted(outcomes: pl.DataFrame, sets: Mapping[str, pl.DataFrame]) -> dict[str, SpanCounts]:
     """Count the fitted spans of every set (`WATCHED_SPANS`) that has any. `outcomes`: a frame `SPAN_OUTCOMES`.
 

@@ -90,7 +90,8 @@ def tokenize_inputs(config: TuneConfig, inputs: TrainInputs, resolved_model: Res
         name: split._replace(rows=without_faulty(split.file, split.rows, faults[name]))
         for name, split in inputs.sets.items()
     }
-    inputs = replace(inputs, sets=sets).with_measured_spans()
+    inputs = replace(inputs, sets=sets)
+    inputs = replace(inputs, spans=inputs.spans_of(inputs.asked_rows))
     kept = int(inputs.spans["dev"]["kept"].sum()) if "dev" in inputs.spans else 0
     metric, why = _metric(config, by_set["dev"], kept)
     watched = {name: set(inputs.rows[name]["row"]) for name in by_set}
