@@ -18,11 +18,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from builders import write_jsonl
 from conftest import fact_rows
 from foreknow.config import TuneConfig
+from foreknow.config.tune import held_out_share
 from foreknow.errors import ConfigError, InputError
 from foreknow.settings import settings_of
 from foreknow.stages.train import inputs
 from foreknow.stages.train import run as train_run
-from foreknow.stages.train.inputs import held_out_share, read_inputs
+from foreknow.stages.train.inputs import read_inputs
 from foreknow.stages.train.result import TrainResult
 from foreknow.stages.train.trainer import FactTrainer
 
@@ -288,8 +289,8 @@ def test_a_run_that_is_stopped_while_it_measures_all_rows_goes_on_there(
     assert not (done.folder / ".best").exists()
 
 
-@pytest.mark.parametrize(("rows", "most"), [(40, 200), (400, 200), (1800, 300)])
-def test_a_sixth_of_the_training_rows_is_measured_but_at_least_200(tmp_path: Path, rows: int, most: int) -> None:
+@pytest.mark.parametrize(("rows", "most"), [(40, 200), (400, 200), (900, 300)])
+def test_a_third_of_the_training_rows_is_measured_but_at_least_200(tmp_path: Path, rows: int, most: int) -> None:
     data = [{"question": f"What is {n}?", "answer": str(n), "subject": str(n)} for n in range(rows)]
     file, dev = (
         write_jsonl(tmp_path / "t.jsonl", data),

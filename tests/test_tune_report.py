@@ -815,3 +815,19 @@ def test_exact_match_of_long_rows_is_drawn_only_where_there_is_some(right: int, 
     nothing = pl.DataFrame()
     assert TrainRunView(lines, nothing, nothing, {}, {}).shows_exact_match is drawn
     assert TrainRunView([{"epoch": 1.0, "counts": counts}], nothing, nothing, {}, {}).shows_exact_match
+
+
+@pytest.mark.parametrize(
+    ("settings", "command"),
+    [
+        ({"test": {"exam": "exam.jsonl"}, "dev": "dev.jsonl", "audit": "audit"}, "exam.jsonl --audit audit --out EVAL"),
+        ({"dev": "dev.jsonl"}, "dev.jsonl --out EVAL"),
+        ({"dev": "0.1"}, "QUESTIONS --out EVAL"),
+        ({"dev": f"{PRIVATE}/dev.jsonl"}, "QUESTIONS --out EVAL"),
+    ],
+)
+def test_the_command_that_asks_the_checkpoint_names_the_files_of_the_run(
+    tmp_path: Path, settings: dict[str, Any], command: str
+) -> None:
+    html = render_tune(made(tmp_path / "run", **settings))
+    assert f"/early_stop {command}" in re.sub(r"<[^>]+>", "", html)

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from foreknow.config.tune import held_out_share
 from foreknow.settings import Settings, read_settings
 
 READING: Final = ("map", "templates", "group_by", "turns", "trust_remote_code")
@@ -48,7 +49,7 @@ def after_tune(settings: Settings, weights: str, audited: Collection[str] = ()) 
     """
     own = settings.resolved()
     audit = read_settings(Path(own["audit"])) if own["audit"] else {}
-    dev = {"dev": own["dev"]} if isinstance(own["dev"], str) and not _is_share(own["dev"]) else {}
+    dev = {"dev": own["dev"]} if isinstance(own["dev"], str) and held_out_share(own["dev"]) is None else {}
     files = {**own["test"], **dev}
     name, data = next(iter(files.items()), ("", audit.get("data") or own["train"]))
     labelled = own["audit"] and (not name or name in audited)
@@ -74,13 +75,6 @@ def _changed(settings: Settings, names: Iterable[str]) -> dict[str, Any]:
     """The named settings that do not have their default."""
     fields, own = type(settings).model_fields, settings.resolved()
     return {name: own[name] for name in names if name in fields and getattr(settings, name) != fields[name].default}
-
-
-def _is_share(text: str) -> bool:
-    try:
-        return 0 < float(text) < 1
-    except ValueError:
-        return False
 
 
 def _stem(path: str) -> str:

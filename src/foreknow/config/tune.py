@@ -31,6 +31,7 @@ from foreknow.config.shared import (
     YesNoAuto,
     count_or,
 )
+from foreknow.errors import ConfigError
 from foreknow.settings import COMMON, FILE_ONLY, Group, Settings
 
 
@@ -210,7 +211,7 @@ class TuneConfig(Settings):
     watch_rows: Annotated[int | Literal["auto", "all"], Group.TRAINING] = Field(
         "auto",
         description="Measure at most this many rows of train and of each test set after each epoch, drawn at random: a "
-        "number, all, or auto (a sixth of the training rows, at least 200; all of them at the best and the last "
+        "number, all, or auto (a third of the training rows, at least 200; all of them at the best and the last "
         "epoch). Dev is always measured whole.",
     )
     match: Annotated[Literal["strict", "lenient"], Group.PROTOCOL] = Field("strict", description=MATCH)
@@ -327,3 +328,17 @@ class TuneConfig(Settings):
         if any(step < 0 for step in value):
             raise ValueError(f"found {min(value)}, expected steps from 0 on")
         return tuple(sorted(set(value)))
+
+
+def held_out_share(dev: str) -> float | None:
+    """Return the share of rows that `--dev` asks to hold out, or None if it names a file.
+
+    Raises ConfigError for a number that is not between 0 and 1.
+    """
+    try:
+        share = float(dev)
+    except ValueError:
+        return None
+    if not 0 < share < 1:
+        raise ConfigError(f"--dev {dev}: expected a file, or a share of the rows between 0 and 1, such as 0.1")
+    return share

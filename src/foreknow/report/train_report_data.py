@@ -56,7 +56,7 @@ class TrainReportData:
     spans inside long answers trained on, the Known ones and those new to the model that are fitted, each at the best
     epoch and at the last. `canaries`: the facts watched besides the rows, before training against the best epoch and
     against the last; `rows` are those right before. None if none was watched. `is_mix`: whether foreknow mix wrote the
-    training set.
+    training set. `has_audit`: whether the settings name an audit.
     """
 
     steps: int
@@ -83,6 +83,7 @@ class TrainReportData:
     spans: tuple[tuple[Count, Count], tuple[Count, Count]] | None = None
     canaries: tuple[PairedCounts, PairedCounts] | None = None
     is_mix: bool = True
+    has_audit: bool = True
 
     @property
     def dev(self) -> MetricCurve | None:

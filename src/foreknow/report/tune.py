@@ -14,6 +14,7 @@ import polars as pl
 from markupsafe import Markup
 
 from foreknow.categories import CATEGORIES, KNOWN, UNKNOWN
+from foreknow.config.tune import held_out_share
 from foreknow.format.numbers import exact, number, p_value, rounded_duration
 from foreknow.format.text import file_name, shown_path, source, suffix_of
 from foreknow.io.run_dir import differences
@@ -174,7 +175,10 @@ def render_tune(tuned: TrainResult, control: TrainResult | None = None, *, show_
 def _paths(run: TrainRunView, folder: Path) -> dict[str, str | None]:
     """What the words in capitals stand for in the page's commands."""
     words = {"TRAIN": "train", "DEV": "dev", "MODEL": "model", "AUDIT": "audit"}
-    return {"DIR": shown_path(folder), **{word: shown_path(run.config.get(key)) for word, key in words.items()}}
+    files = [*dict(run.config.get("test") or {}).values(), run.config.get("dev")]
+    questions = next((shown_path(file) for file in files if file and held_out_share(str(file)) is None), None)
+    known = {word: shown_path(run.config.get(key)) for word, key in words.items()}
+    return {"DIR": shown_path(folder), "QUESTIONS": questions, **known}
 
 
 def read(tuned: TrainResult) -> TrainRunView:
@@ -229,6 +233,7 @@ def _story(run: TrainRunView, other: TrainRunView | None) -> TrainReportData:
         spans=_spans_trained_on(early, last),
         canaries=_canaries(early, last),
         is_mix=bool(run.results.get("mix")) or not run.finished,
+        has_audit=bool(run.config.get("audit")),
     )
 
 
@@ -476,7 +481,11 @@ def _notes(run: TrainRunView) -> list[str]:
     faults = [line for name, of in data for line in fault_lines(name, of.get("row_faults") or {})]
     drawn = [
         f"{name}: {of['watched']:,} of its {of['rows']:,} rows, drawn at random, were measured after each epoch"
-        + (", all of them at EARLY_STOP and CONVERGENCE" if of.get("watched_at_points") == of["rows"] else "")
+        + (
+            ", all of them at EARLY_STOP and CONVERGENCE: the tables have all rows, the curves the drawn ones"
+            if of.get("watched_at_points") == of["rows"]
+            else ""
+        )
         for name, of in data
         if of.get("watched", of["rows"]) < of["rows"]
     ]

@@ -42,7 +42,7 @@ def options(
         _at_best(story),
         "",
         _less_learnt(story),
-        f"foreknow evaluate {weights} DATA --audit AUDIT --out EVAL",
+        f"foreknow evaluate {weights} QUESTIONS{' --audit AUDIT' if story.has_audit else ''} --out EVAL",
         _why_keep(story, drop, hold, longer),
     )
     cards = [keep, longer, drop, hold, _measure(story, suffix), _retrieve(story, suffix)]

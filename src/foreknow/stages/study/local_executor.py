@@ -49,18 +49,21 @@ def run_all(
     keep_weights: bool,
     rows: Mapping[str, int],
     cluster: Cluster | None = None,
+    stored: int = 0,
 ) -> None:
     """Do the runs that are not done.
 
     `rows` gives the number of rows to train on in each run, which the estimate of the remaining time needs. With
-    `cluster`, its processes do the runs instead of `workers` processes of this machine.
+    `cluster`, its processes do the runs instead of `workers` processes of this machine. `stored`: how many more runs
+    the study has, whose results are stored without their folders.
 
     Raises the error of a run that failed. The runs beside it are ended, and the next call resumes them.
     """
     left = {name: config for name, config in configs.items() if not is_done(_folder(config))}
-    if len(left) < len(configs):
-        logger.info(f"{len(configs) - len(left):,} of {len(configs):,} runs are done; going on")
-    progress = _Progress(len(configs), len(configs) - len(left), sum(rows[name] for name in left))
+    total = stored + len(configs)
+    if len(left) < total:
+        logger.info(f"{total - len(left):,} of {total:,} runs are done{'; going on' if left else ''}")
+    progress = _Progress(total, total - len(left), sum(rows[name] for name in left))
     if cluster is not None and left:
         home = _folder(next(iter(left.values()))).parent
         runs_on_ray(left, home.parent, cluster, keep_weights, lambda name: progress.done(name, rows[name]))

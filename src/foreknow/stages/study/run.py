@@ -112,7 +112,8 @@ def _compute(folder: RunDir, start: StudyStart) -> None:
     for line in plan.told:
         logger.info(line)
     left = {name: tune for name, tune in plan.tunes.items() if name not in kept}
-    run_all(left, config.workers, config.keep_weights, {name: plan.rows[name] for name in left}, cluster)
+    rows_of, stored = {name: plan.rows[name] for name in left}, len(plan.tunes) - len(left)
+    run_all(left, config.workers, config.keep_weights, rows_of, cluster, stored)
     _write(config, plan, folder, start.identity, start.grid, time.monotonic() - start.began)
 
 

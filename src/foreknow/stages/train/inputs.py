@@ -11,6 +11,7 @@ import polars as pl
 
 from foreknow.categories import CATEGORIES
 from foreknow.config import TuneConfig
+from foreknow.config.tune import held_out_share
 from foreknow.data.holdout import hold_out
 from foreknow.data.layouts.relation_templates import read_templates
 from foreknow.data.schema import GOLD, ROWS, sampling_hash
@@ -157,12 +158,12 @@ def read_inputs(config: TuneConfig) -> TrainInputs:
 def _most_watched(config: TuneConfig, train_rows: int) -> int | None:
     """Return how many rows of a set are measured at most; None for all.
 
-    With a sixth of the training rows, and all of them at two epochs (`all_rows.py`), a run of ten epochs with one test
-    set spends about a third of its time on measuring.
+    With a third of the training rows, and all of them at two epochs (`all_rows.py`), a run with one test set spends at
+    most about a third of its time on measuring.
     """
     if isinstance(config.watch_rows, int):
         return config.watch_rows
-    return None if config.watch_rows == "all" else max(FEWEST_WATCHED, train_rows // 6)
+    return None if config.watch_rows == "all" else max(FEWEST_WATCHED, train_rows // 3)
 
 
 def _sample(rows: pl.DataFrame, most: int | None, seed: int) -> pl.DataFrame:
@@ -210,20 +211,6 @@ def _span_notes(spans: Mapping[str, pl.DataFrame]) -> list[str]:
         )
         notes.append(note if name == TRAIN else f"{note}; dev_spans counts {own['kept'].sum():,}" * (name == "dev"))
     return [note for note in notes if note]
-
-
-def held_out_share(dev: str) -> float | None:
-    """Return the share of rows that `--dev` asks to hold out, or None if it names a file.
-
-    Raises ConfigError for a number that is not between 0 and 1.
-    """
-    try:
-        share = float(dev)
-    except ValueError:
-        return None
-    if not 0 < share < 1:
-        raise ConfigError(f"--dev {dev}: expected a file, or a share of the rows between 0 and 1, such as 0.1")
-    return share
 
 
 def _split(train: LabelledSplit, share: float, seed: int) -> tuple[LabelledSplit, LabelledSplit, str]:

@@ -357,9 +357,6 @@ def _endings(lines: list[curves.Line], points: Mapping[str, Any], metric: str, k
     why = selection.format_choice(lines, metric)
     lines_to_print = [f"EARLY_STOP: epoch {early['epoch']}: {why}", f"CONVERGENCE: epoch {last['epoch']}, the last"]
     whole = [points[name] for name in (EARLY_STOP, CONVERGENCE)]
-    if whole[0]["counts"] != early["counts"]:
-        both = whole if early is not last else whole[:1]
-        lines_to_print += [f"all rows, {curves.format_point(line)}" for line in both]
     fitted = [line["fitted_overall"] for line in whole]
     if keep == "best" and curves.much_less_fitted(*fitted):
         lines_to_print.append(
