@@ -225,6 +225,7 @@ def annotate(audit: Path, spans: pl.DataFrame, suffix: str) -> None:
     """Write the labels of spans into the annotated file, as an audit does."""
     rows = pl.read_parquet(audit / "rows.parquet").select("row", *(n for n in SPAN_COUNTS if n != "row"))
     labels = rows.join(span_labels(spans), on="row", how="left", maintain_order="left")
+    labels = labels.with_columns(answer_tokens=pl.lit(40, pl.Int64()), logprob=pl.lit(-90.5))
     file = audit / "annotated.jsonl"
     bare = audit.parent / f"bare{suffix}"
     if suffix == ".parquet":
@@ -259,6 +260,11 @@ def test_after_a_cut_spans_and_counts_speak_of_the_answers_as_written(
     written = write_mix(MixConfig(audit=audit, out=out, cut="new", **how))
     facts = read_dataset(out)
     names = ["spans", "n_spans", "new_spans", "spans_category"]
+    if records is not CHATS:
+        is_cut = written.mix.rows["new_answer"].is_not_null().to_list()
+        for name in ("answer_tokens", "logprob"):  # they hold for the whole answer
+            has_value = [value not in (None, "") for value in facts.extra([name])[name]]
+            assert has_value == [not cut for cut in is_cut], name
     learnt = facts.rows.filter(pl.col("answers").is_not_null())  # the others are marked not to be learnt
     read = learnt.join(facts.extra(names), on="row", suffix="_read")
     found = []

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 MAIN_COLUMNS: Final = ("row", "question", "answer", "category", "p_greedy", "p_sampled", "model_answer", "flags")
 """The columns that stand first in `AuditResult.rows`: Polars prints the first and the last four."""
 
+LONG_LABELS: Final = ("answer_tokens", "logprob", "logprob_alone", "n_facts", "unknown_facts", "facts_category")
+"""Columns of the annotated file where rows have long answers or short facts of their own."""
+
 
 @dataclass(frozen=True, repr=False)
 class AuditResult(FinishedRun):

@@ -39,7 +39,7 @@ from foreknow.stages.audit.chunks import COST
 from foreknow.stages.audit.executor import AuditInputs, Executor
 from foreknow.stages.audit.local_executor import open_local_executor
 from foreknow.stages.audit.page import write_page
-from foreknow.stages.audit.result import AuditResult
+from foreknow.stages.audit.result import LONG_LABELS, AuditResult
 from foreknow.stages.audit.server_executor import connect_server, open_server_executor, with_server_chat_template
 from foreknow.stages.audit.setup import CheckedModel, identity_of, read_input, with_batch_sizes, with_chat_template
 from foreknow.stages.audit.span_plan import summarise_spans
@@ -50,8 +50,6 @@ logger = logging.getLogger(__name__)
 
 LABELS = ("category", "p_greedy", "p_sampled", "p_hit", "model_answer", "flags")
 """Columns that the annotated file has in addition to its own."""
-LONG_LABELS = ("answer_tokens", "logprob", "logprob_alone", "n_facts", "unknown_facts", "facts_category")
-"""Further columns of the annotated file where rows have long answers or short facts of their own."""
 OUTPUTS = (
     *("config.yaml", "exemplars.json", "probes.parquet", "rows.parquet", "facts.parquet"),
     *("span_exemplars.json", "spans.parquet", "summary.json"),

@@ -18,7 +18,7 @@ from foreknow.data.spans.schema import count_spans, span_labels
 from foreknow.errors import InputError, RunFolderError
 from foreknow.io.run_dir import with_checksum, write_json, write_whole
 from foreknow.settings import read_settings
-from foreknow.stages.audit.result import AuditResult, open_audit
+from foreknow.stages.audit.result import LONG_LABELS, AuditResult, open_audit
 from foreknow.stages.mix.sampling import Mix, draw_mix, manifest_path, read_manifest, sha256_of
 from foreknow.stages.mix.span_edits import LOSS_EXCLUDE, check_places, moved_entries
 from foreknow.stages.mix.span_mix import draw_span_mix
@@ -74,14 +74,20 @@ def write_mix(config: MixConfig) -> MixFiles:
 
 
 def _moved_spans(mix: Mix, columns: Sequence[str]) -> dict[int, dict[str, object]]:
-    """Return, by row whose answer is cut, the spans that are left of it and their counts, by the file's columns."""
+    """Return, by row whose answer is cut, the spans that are left of it and their counts, by the file's columns.
+
+    What the audit says of the whole answer (`LONG_LABELS`) is null: it does not hold for what is left.
+    """
     if mix.cut is None:
         return {}
     rows = pl.Series("row", list(mix.cut.answers), dtype=pl.Int64)
     left = mix.cut.left.filter(pl.col("row").is_in(rows.implode()))
     counts = count_spans(rows, left).join(span_labels(left), on="row", how="left", maintain_order="left")
     names = own_names([name for name in counts.columns if name != "row"], columns)
-    return {line["row"]: {ours: line[name] for name, ours in names.items()} for line in counts.iter_rows(named=True)}
+    whole = dict.fromkeys(own_names(LONG_LABELS, columns).values())
+    return {
+        line["row"]: {ours: line[name] for name, ours in names.items()} | whole for line in counts.iter_rows(named=True)
+    }
 
 
 def _moved_own_spans(mix: Mix, annotated: Dataset) -> dict[int, list[object]]:
