@@ -1,0 +1,37 @@
+"""The table of the nine claims in the docs, which benchmarks/claims.py makes of the committed studies."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+
+import claims  # noqa: E402
+
+
+def test_the_docs_have_the_table_that_the_committed_studies_give(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = tmp_path / "claims.svg"
+    monkeypatch.setattr(
+        sys, "argv", ["claims.py", "--studies", str(REPOSITORY / "docs" / "studies"), "--picture", str(drawn)]
+    )
+    claims.main()
+    table = capsys.readouterr().out.strip()
+    assert table in (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8")
+    committed = (REPOSITORY / "docs" / "images" / "claims.svg").read_text(encoding="utf-8")
+    for text in (*claims.SHORT.values(), *claims.STUDIES):
+        assert text in committed
+        assert text in drawn.read_text(encoding="utf-8")
+
+
+def test_the_papers_figures_are_those_that_it_states() -> None:
+    parts = claims.paper_parts()
+    assert parts[4] == {"b_kn test": 0.073, "b_unk test": -0.083}
+    assert parts[6]["MaybeKnown - HighlyKnown"] == pytest.approx(0.436 - 0.405)
+    assert parts[8]["D_Known - D at CONVERGENCE"] == pytest.approx(-parts[2]["D - D_Known at CONVERGENCE"])
+    assert parts[8]["D_Known - D at CONVERGENCE"] == pytest.approx((0.423 - 0.411 + 0.415 - 0.388 + 0.407 - 0.364) / 3)
