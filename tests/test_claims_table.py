@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
-import claims  # noqa: E402
+
+@pytest.fixture
+def claims(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    return importlib.import_module("claims")
 
 
 def test_the_docs_have_the_table_that_the_committed_studies_give(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    claims: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = tmp_path / "claims.svg"
     monkeypatch.setattr(
@@ -29,7 +34,7 @@ def test_the_docs_have_the_table_that_the_committed_studies_give(
         assert text in drawn.read_text(encoding="utf-8")
 
 
-def test_the_papers_figures_are_those_that_it_states() -> None:
+def test_the_papers_figures_are_those_that_it_states(claims: Any) -> None:
     parts = claims.paper_parts()
     assert parts[4] == {"b_kn test": 0.073, "b_unk test": -0.083}
     assert parts[6]["MaybeKnown - HighlyKnown"] == pytest.approx(0.436 - 0.405)
