@@ -174,7 +174,13 @@ def test_several_files_of_one_audit(run: Cli, tmp_path: Path) -> None:
         ),
         (("audit", "a.jsonl", "--rows", "1e9", "--out", "runs/a"), "--rows: found without --dry-run, which it belongs"),
         (("mixx", "runs/a"), 'Unknown command "mixx". Did you mean "mix"?'),
-        (("mix", "runs/a", "--natural=maybe"), 'Invalid value for --natural: unable to convert "maybe" into bool'),
+        (("mix", "runs/a", "--natural=maybe"), "--natural: found 'maybe', expected true or false\n"),
+        (
+            ("tune", "a.jsonl", "--watch-rows", "few"),
+            "--watch-rows: found 'few', expected a whole number, auto or all\n",
+        ),
+        (("tune", "a.jsonl", "--learning-rate", "low"), "--learning-rate: found 'low', expected a number or auto\n"),
+        (("tune", "a.jsonl", "--keep", "bets"), "--keep: found 'bets', expected"),
     ],
 )
 def test_flags_that_do_nothing_or_are_wrong_are_named(run: Cli, words: tuple[str, ...], found: str) -> None:

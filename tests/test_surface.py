@@ -139,4 +139,4 @@ def test_a_billion_rows_may_be_written_1e9(
 @pytest.mark.parametrize("wrong", ["2.5", "abc", "1e3"])
 def test_a_whole_number_is_not_rounded(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main(["audit", "facts", "--limit", wrong]) == 2
-    assert capsys.readouterr().err == f"foreknow: Invalid value for --limit: found '{wrong}', expected a whole number\n"
+    assert capsys.readouterr().err == f"foreknow: --limit: found '{wrong}', expected a whole number\n"

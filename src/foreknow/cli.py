@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnusedCliTokensError, validators
-from cyclopts.exceptions import RepeatArgumentError
+from cyclopts.exceptions import CoercionError, RepeatArgumentError
 
 from foreknow import signals
 from foreknow.commands.results import card, compare, explore, lm_eval, report
@@ -31,6 +31,7 @@ from foreknow.console import plain
 from foreknow.distributed import process_group
 from foreknow.errors import ConfigError, ForeknowError
 from foreknow.flags import HELP, HELP_ALL, epilogue, with_flags
+from foreknow.format.numbers import enumeration
 from foreknow.progress import log_to_stderr
 from foreknow.quickstart import after_quickstart, can_ask, count_steps, quickstart_steps, walk
 from foreknow.settings import Settings
@@ -211,6 +212,14 @@ def _missing(error: MissingArgumentError) -> str:
     return f"found no {error.argument.name}, which it needs" + (f": {about[0].lower()}{about[1:]}" if about else "")
 
 
+def _expected(kind: Any) -> list[str]:
+    """Return what a flag of this type takes, in words: a whole number, auto, all."""
+    if get_origin(kind) is Literal:
+        return [str(value) for value in get_args(kind)]
+    words = {int: "a whole number", float: "a number", bool: "true or false"}
+    return [words[kind]] if kind in words else [word for part in get_args(kind) for word in _expected(part)]
+
+
 def format_usage_error(error: CycloptsError) -> str:
     """Return a parser's error in one line or two; where words are left over, what to do with them."""
     left = getattr(error, "unused_tokens", None)
@@ -219,6 +228,12 @@ def format_usage_error(error: CycloptsError) -> str:
         return f"{verb}: {_missing(error)}\nAll that it takes: foreknow {verb} {HELP_ALL}"
     if isinstance(error, RepeatArgumentError):
         return f"{verb}: found {error.token.keyword} more than once, expected it once"
+    if isinstance(error, CoercionError) and error.token is not None and error.token.keyword:
+        if isinstance(error.msg, str):  # that of a reader of our own (`flags.whole`)
+            return f"{error.token.keyword}: {error.msg}"
+        if expected := _expected(error.target_type):
+            found = plain(repr(error.token.value))
+            return f"{error.token.keyword}: found {found}, expected {enumeration(expected, 'or')}"
     if not left or not isinstance(error, UnusedCliTokensError):
         return " ".join(str(error).split())
     text = f"{verb}: found {plain(' '.join(map(str, left[:3])))}, more than it takes"
