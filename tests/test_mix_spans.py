@@ -118,6 +118,28 @@ def test_rows_above_a_share_are_dropped_and_counted(tmp_path: Path) -> None:
     assert written.mix.manifest["spans"]["rows"]["short"] == 10
 
 
+@pytest.mark.parametrize("how", [{"mask": "new"}, {"cut": "new"}, {"drop_new_above": 0.9}])
+def test_short_rows_that_the_audit_could_not_ask_stay(tmp_path: Path, how: dict[str, Any]) -> None:
+    """A file of long answers has too few short ones for exemplars."""
+    audit = audited(tmp_path, FLAT)
+    add_spans(audit, few_new, list(range(30)))
+    file, short = audit / "rows.parquet", pl.col("row") >= 30
+    rows = pl.read_parquet(file).with_columns(
+        category=pl.when(~short).then("category"),
+        flags=pl.when(short).then(pl.lit(["no_exemplars"])).otherwise("flags"),
+    )
+    write_frame(file, rows)
+    written = write_mix(MixConfig(audit=audit, out=tmp_path / "mix.jsonl", **how))
+    assert set(range(30, 40)) <= set(written.mix.rows["row"])
+    assert written.mix.manifest["spans"]["rows"]["short"] == 10
+    assert not [note for note in written.mix.notes if "never drawn" in note]
+    if "drop_new_above" in how:  # it does not go with --drop
+        return
+    without = write_mix(MixConfig(audit=audit, out=tmp_path / "other.jsonl", drop=("Unknown",), **how))
+    assert not set(range(30, 40)) & set(without.mix.rows["row"]), "whether they are Unknown is not known"
+    assert any("10 rows with a short answer that the audit could not ask" in note for note in without.mix.notes)
+
+
 @pytest.mark.parametrize("labelled_spans", [False, True])
 def test_rows_above_a_share_of_unknown_facts_are_dropped_and_counted(tmp_path: Path, labelled_spans: bool) -> None:
     """Facts are those of `foreknow extract`: 4 in each row but every fifth, which has none, and its short rows."""

@@ -52,6 +52,7 @@ def test_a_mix_is_trained_on_with_the_audits_model(tmp_path: Path) -> None:
     tune = taken(next_command.after_mix(mix))
     assert isinstance(tune, TuneConfig)
     assert (tune.train, tune.model, tune.map, str(tune.out)) == (f"{tmp_path}/mixed.csv", "m", {}, "mixed-tuned")
+    assert (tune.bad_rows, taken(next_command.after_mix(mix, skip=True)).bad_rows) == ("refuse", "skip")
 
 
 @pytest.mark.parametrize(

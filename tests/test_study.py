@@ -346,7 +346,7 @@ def test_what_cannot_be_studied_is_refused(make: Make, tmp_path: Path, more: dic
         ({"tune": {"seed": 3}}, "found seed, which the study sets itself"),
         ({"tune": {"watch_rows": 50}}, "found watch_rows, which the study sets itself"),
         ({"audit": {"shots": -1}}, "--shots: found -1"),
-        ({"unknown": [50]}, "found 50.0, expected shares from 0 to 1"),
+        ({"unknown": [50]}, "found 50, expected shares from 0 to 1"),
         ({"rows": {"valid": 3}}, "found valid: 3, expected a number from 1 on for train, dev, test, ood"),
         ({"seeds": 0}, "found 0"),
     ],
@@ -452,3 +452,11 @@ def test_a_study_says_which_rows_it_leaves_out() -> None:
     )
     used = study_rows(frame, (), {"train": 1}, 0)
     assert str(left_out_text(frame, used.height)).endswith("1 not needed (settings rows and ood)")
+
+
+@pytest.mark.parametrize(
+    ("given", "shares"),
+    [("none", ()), (None, ()), (["none"], ()), ("50%", (0.5,)), ([1, "0.25,0%"], (0.0, 0.25, 1.0)), (0.5, (0.5,))],
+)
+def test_shares_are_read_as_a_user_writes_them(given: object, shares: tuple[float, ...]) -> None:
+    assert StudyConfig(data="facts", model="lab", idk=given).idk == shares  # type: ignore[arg-type]

@@ -284,3 +284,10 @@ def test_any_frame_is_checked_without_an_error_and_told_in_json(rows: list[dict[
     assert all(line.isprintable() for line in finding_lines(checked))
     assert groups_table(checked).height == min(len(again["by_group"]), 24)
     assert checked.fails == any(f.severity in ("error", "warning") for f in checked.findings)
+
+
+def test_rows_of_chats_are_named_with_their_records() -> None:
+    rows = [{**row, "record": n // 2} for n, row in enumerate([*SOUND, {"question": " ", "answers": ["x"]}])]
+    lines = finding_lines(check(frame(rows)))
+    assert f"    row {len(SOUND)} (record {len(SOUND) // 2}): (none) -> x" in lines
+    assert lines[-1].startswith("rows and records are counted from 0")

@@ -48,7 +48,7 @@ def print_audit(summary: dict[str, Any]) -> None:
     if summary["labelled"] or not spans:
         print(f"{summary['labelled']:,} of {summary['rows']:,} rows labelled with {name}{speed}")
     else:
-        print(f"{summary['rows']:,} rows read with {name}; none has a short answer, so their spans have the labels")
+        print(f"no row has a category of {name}; the spans inside long answers have labels")
     if summary["labelled"]:
         print_table(table, "share of rows by category")
     if len(by_group) > len(groups):
@@ -62,7 +62,7 @@ def print_audit(summary: dict[str, Any]) -> None:
     flags = ", ".join(f"{name} {count:,}" for name, count in summary["flags"].items())
     if flags:
         print(f"flags: {flags}")
-    long = summary["flags"].get("long_answer", 0)
+    long = (summary.get("long_answers") or {}).get("rows") or summary["flags"].get("long_answer", 0)
     if long:
         limit, has_spans = summary["protocol"]["max_answer_tokens"], (summary.get("spans") or {}).get("labelled")
         print(
@@ -91,8 +91,8 @@ def print_audit(summary: dict[str, Any]) -> None:
         rows = ", ".join(f"{name} {count:,}" for name, count in spans["rows"].items())
         print(
             f"spans of long answers: {spans['labelled']:,} of {spans['spans']:,} labelled, {spans['new']:,} of them "
-            f"new ({spans['categories']['Unknown']:.1%} are not expressed in place; new ones are not recognised "
-            f"either); rows by their spans: {rows}"
+            f"new ({spans['categories']['Unknown']:.1%} are not expressed in place; those that were compared and "
+            f"recognised are not new); rows by their spans: {rows}"
         )
     if facts := summary.get("facts"):
         rows = ", ".join(f"{name} {count:,}" for name, count in facts["rows"].items())

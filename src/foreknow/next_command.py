@@ -33,12 +33,14 @@ def after_audit(settings: Settings) -> str:
     return _line("tune", own["data"], more)
 
 
-def after_mix(settings: Settings) -> str:
-    """The command that trains on the set that was written."""
+def after_mix(settings: Settings, *, skip: bool = False) -> str:
+    """The command that trains on the set that was written. `skip`: without its rows that cannot be trained on."""
     own = settings.resolved()
     audit = read_settings(Path(own["audit"]))
     more = {name: audit[name] for name in MIXED_KEEPS if audit.get(name)}
-    return _line("tune", own["out"], {**more, "audit": own["audit"], "out": _stem(own["out"]) + "-tuned"})
+    skipping = {"bad_rows": "skip"} if skip else {}
+    out = _stem(own["out"]) + "-tuned"
+    return _line("tune", own["out"], {**more, "audit": own["audit"], **skipping, "out": out})
 
 
 def after_tune(settings: Settings, weights: str, audited: Collection[str] = ()) -> str:

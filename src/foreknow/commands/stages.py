@@ -153,13 +153,16 @@ def mix(
         print_table(mix_table(written.mix), "rows drawn")
     for note in written.mix.notes:
         print(note)
+    left_out = 0
     if settings.mask:
         from foreknow.stages.train.pretokenized import write_tokens  # keeps torch out
 
-        for note in write_tokens(settings).notes:
+        tokens = write_tokens(settings)
+        left_out = tokens.left_out
+        for note in tokens.notes:
             print(note)
     print(f"written: {written.path}")
-    print(f"next: {next_command.after_mix(settings)}")
+    print(f"next: {next_command.after_mix(settings, skip=left_out > 0)}")
 
 
 def tune(
@@ -257,11 +260,11 @@ def study(
         return
     if settings.dry_run:
         from foreknow.stages.study.estimate import estimate as estimate_study  # keeps torch out
-
-        print_estimate(estimate_study(settings))
         from foreknow.stages.study.pilot import power_of, power_table  # keeps polars out
 
-        if (found := power_of(settings)) is not None:
+        found = power_of(settings)  # a wrong --pilot is found before anything is measured
+        print_estimate(estimate_study(settings))
+        if found is not None:
             print_table(power_table(found), f"what {settings.seeds} seeds could decide, in points of exact match")
         else:
             print("what it could decide: two seeds show it; run them, and repeat --dry-run with more --seeds")

@@ -9,7 +9,7 @@ import polars as pl
 
 from foreknow import notebook
 from foreknow.data.row_accounting import account
-from foreknow.data.validation_rules import MOST_SPLITS, SEVERITIES, Finding
+from foreknow.data.validation_rules import MOST_SPLITS, SEVERITIES, Finding, FindingExample
 from foreknow.io.quoting import isolate_bidi, printable
 
 
@@ -111,12 +111,22 @@ def finding_lines(checked: CheckResult) -> list[str]:
         for example in finding.examples:
             other = "" if example.other_row is None else f"  (see row {example.other_row})"
             lines.append(
-                f"    row {example.row}: {isolate_bidi(_one_line(example.question, 80))} -> "
+                f"    {_place(example)}: {isolate_bidi(_one_line(example.question, 80))} -> "
                 f"{isolate_bidi(_one_line(example.answer, 40))}{other}"
             )
     if any(finding.examples for finding in checked.findings):
-        lines.append("rows are counted from 0: row 0 is the first record")
+        apart = any(example.record != example.row for finding in checked.findings for example in finding.examples)
+        lines.append(
+            "rows and records are counted from 0: record 0 is the first, and a record may have several rows"
+            if apart
+            else "rows are counted from 0: row 0 is the first record"
+        )
     return lines if checked.findings else [*lines, "nothing found"]
+
+
+def _place(example: FindingExample) -> str:
+    """The row of an example, and its record in the file where that has another number."""
+    return f"row {example.row}" + ("" if example.record == example.row else f" (record {example.record})")
 
 
 def _percent(share: float) -> str:

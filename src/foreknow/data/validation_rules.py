@@ -174,9 +174,13 @@ RULES: Final = (
 
 @dataclass(frozen=True)
 class FindingExample:
-    """A row of a finding; `other_row` is the row it repeats, contradicts or overlaps with, if there is one."""
+    """A row of a finding; `other_row` is the row it repeats, contradicts or overlaps with, if there is one.
+
+    `record`: the place of the row's record in the file; a chat is one record with a row for each answer.
+    """
 
     row: int
+    record: int
     question: str | None
     answer: str | None
     group: str
@@ -273,7 +277,14 @@ def _group_finding(
 
 
 def _examples(rows: pl.DataFrame, marked: pl.DataFrame, name: str) -> tuple[FindingExample, ...]:
-    columns = {"row": "row", "question": "question", "answer": "own_answer", "group": "group", "split": "split"}
+    columns = {
+        "row": "row",
+        "record": "record",
+        "question": "question",
+        "answer": "own_answer",
+        "group": "group",
+        "split": "split",
+    }
     return tuple(
         FindingExample(
             **{ours: line[column] for ours, column in columns.items()}, other_row=_other_row(line, marked, name)

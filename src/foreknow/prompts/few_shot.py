@@ -174,7 +174,7 @@ def draw_exemplars(
         empty = GroupExemplars(tuple(() for _ in range(sets)), ())
         return Exemplars(dict.fromkeys(groups, empty), "no exemplars: zero shots")
     if not groups:
-        return Exemplars({}, "no exemplars of short answers: no row has one")
+        return Exemplars({}, "no exemplars of short answers: no row with a short answer is asked")
     source, reason = _choose_pool(rows, pool, audited, shots * sets)
     need = shots + 1
     everything = _candidates(source, need)

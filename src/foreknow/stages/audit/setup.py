@@ -19,6 +19,7 @@ from foreknow.data.load import is_packaged, read_data
 from foreknow.data.schema import GOLD, USABLE, add_flag, are_chats, common_heads, has_flag, with_flags
 from foreknow.data.validation import check
 from foreknow.errors import ConfigError
+from foreknow.format.numbers import count
 from foreknow.inference.vllm_generator import vllm_answers
 from foreknow.models import loading, memory_plan
 from foreknow.models.fluency import Fluency, check_fluency
@@ -250,7 +251,10 @@ def build_prompt_plan(
         # a file of long answers is scored all the same: its few short rows get no category, and are counted
         few = pl.col("row").is_in(usable["row"].implode())
         every = add_flag(every, NO_EXEMPLARS, every.select(few).to_series())
-        notes = (f"{usable.height:,} short rows get no category: they are too few to serve as exemplars",)
+        notes = (
+            f"{count(usable.height, 'short row')} without a category: too few rows of the file are short, and none can "
+            "serve as an exemplar",
+        )
         usable = usable.clear()
         exemplars = draw(every, [])
     with_exemplars = flag_template_faults(every, prompter, exemplars)

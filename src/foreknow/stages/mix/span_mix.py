@@ -38,9 +38,14 @@ LONG: str = "long_answer"
 
 
 class _Pool(NamedTuple):
-    """Holds the rows that can be drawn, with `spans` and `new` of each, and words for which rows these are."""
+    """Holds the rows that can be drawn, with `spans`, `new` and `long` of each, how many rows they are of, and words
+    for which rows these are.
+
+    `long`: whether the row's spans, not a category, say what is new in it.
+    """
 
     rows: pl.DataFrame
+    of: int
     which: str
 
 
@@ -71,6 +76,8 @@ def draw_span_mix(rows: pl.DataFrame, spans: pl.DataFrame | None, config: MixCon
     pool = _pool(related, spans, config)
     trained_on, _ = train_rows(related)
     gone = left_out(trained_on.filter(~pl.col("row").is_in(pool.rows["row"].implode())))
+    if config.new_share is not None and (bare := gone.pop("long_answer", None)):
+        gone["no_labelled_span"] = bare
     check_left_out(gone, config.bad_rows)
     drawn, above = _drawn(pool.rows, config)
     own = spans.filter(pl.col("row").is_in(drawn["row"].implode()))
@@ -84,7 +91,7 @@ def draw_span_mix(rows: pl.DataFrame, spans: pl.DataFrame | None, config: MixCon
     manifest = {
         **source_of_mix(audit),
         **_about(mixed, config, pool),
-        "spans": _span_counts(mixed, own, config, masked, cut, above),
+        "spans": _span_counts(mixed, drawn.filter("long")["row"], own, config, masked, cut, above),
         "left_out": gone,
         "known_of": None,
         "rows": numbers_text(mixed["row"]),
@@ -112,12 +119,21 @@ def _pool(rows: pl.DataFrame, spans: pl.DataFrame, config: MixConfig) -> _Pool:
     counted = base.join(counts, on="row", how="left", maintain_order="left").with_columns(
         pl.col("spans", "new").fill_null(0)
     )
+    long = pl.col("category").is_null() & (pl.col("flags").list.contains(LONG) | (pl.col("spans") > 0))
+    counted = counted.with_columns(long=long)
     usable = pl.col("flags").list.set_intersection(list(UNTRAINABLE)).list.len() == 0
     if config.new_share is not None:
-        return _Pool(counted.filter(usable, pl.col("spans") > 0), which)
+        return _pool_of(counted, usable & (pl.col("spans") > 0), rows.height, which)
     short = pl.col("category").is_in(config.categories).fill_null(False)
-    long = pl.col("category").is_null() & (pl.col("flags").list.contains(LONG) | (pl.col("spans") > 0))
-    return _Pool(counted.filter(usable, short | long), which)
+    if set(config.categories) == set(CATEGORIES):  # so a short row that the audit could not ask stays too
+        short |= pl.col("category").is_null() & ~pl.col("long")
+    return _pool_of(counted, usable & (short | pl.col("long")), rows.height, which)
+
+
+def _pool_of(chosen: pl.DataFrame, can_be_drawn: pl.Expr, of: int, which: str) -> _Pool:
+    rows = chosen.filter(can_be_drawn)
+    less = f"; {chosen.height - rows.height:,} are left out" if rows.height < chosen.height else ""
+    return _Pool(rows, of, f"{which}{less}")
 
 
 def _drawn(pool: pl.DataFrame, config: MixConfig) -> tuple[pl.DataFrame, int]:
@@ -180,6 +196,7 @@ def _about(mixed: pl.DataFrame, config: MixConfig, pool: _Pool) -> dict[str, Any
 
 def _span_counts(
     mixed: pl.DataFrame,
+    long_rows: pl.Series,
     spans: pl.DataFrame,
     config: MixConfig,
     masked: Masked | None,
@@ -188,11 +205,11 @@ def _span_counts(
 ) -> dict[str, Any]:
     """Count the spans of the set as it is written, and what is masked or cut. Lengths are in characters.
 
-    `spans`: those of the drawn rows, before anything is cut.
+    `long_rows`: the row numbers of those with long answers. `spans`: those of the drawn rows, before anything is cut.
     """
     before = _counted(spans)
     written = before if cut is None else _counted(cut.left)
-    long = mixed.filter(pl.col("category").is_null())
+    long = mixed.filter(pl.col("row").is_in(long_rows.implode()))
     return {
         "new_share": {"asked": config.new_share, "achieved": written["new_share"]},
         **{name: written[name] for name in ("labelled", "unknown", "new")},
@@ -243,7 +260,7 @@ def _counted(spans: pl.DataFrame) -> dict[str, Any]:
 
 def _notes(manifest: Mapping[str, Any], pool: _Pool) -> tuple[str, ...]:
     of, rows = manifest["spans"], manifest["spans"]["rows"]
-    notes = [f"rows are drawn from {pool.rows.height:,} of the audit's ({pool.which})"]
+    notes = [f"rows are drawn from {pool.rows.height:,} of the audit's {pool.of:,} ({pool.which})"]
     if gone := manifest["left_out"]:
         notes.append(f"never drawn: {'; '.join(unusable_lines(gone))}")
     if drop := of["drop_new_above"]:

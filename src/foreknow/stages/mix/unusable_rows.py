@@ -19,12 +19,14 @@ REASONS: Final = {
     "template_refuses": "refused by the chat template",
     "template_drops": "of which the chat template leaves out a text",
     "long_prompt": "longer than the model's positions",
-    "no_exemplars": "which too few short rows could be asked with",
+    "no_exemplars": "with a short answer that the audit could not ask: the file has too few such rows for exemplars",
     "long_answer": "with an answer too long for a category",
     "unspellable": "whose answer the tokenizer cannot spell",
     "not_finite": "for which the model's numbers were not finite",
+    "no_labelled_span": "with a long answer in which no span is labelled",
 }
-"""Maps each flag of rows without a category to the words for it; the most serious flag comes first."""
+"""Maps each flag of rows without a category to the words for it; the most serious flag comes first. The last one is for
+sets drawn by their spans."""
 UNTRAINABLE: Final = ("no_question", "no_answer", "template_refuses", "template_drops", "long_prompt")
 """The flags of rows from which nothing can be learnt, with or without a category."""
 LISTED: Final = 8

@@ -96,6 +96,8 @@ def estimate(config: StudyConfig) -> dict[str, Any]:
     done |= set(stored_runs(config.out)) if config.out else set()
     left = [one for one in grid if one.name not in done]
     cost = _cost(config, probing, tuning, size, Left(len(grid), len(left), sum(map(_work, left))))
+    if config.p_true:
+        cost["p_true"] = f"{probing['rows']:,} rows, a long prompt each: not in the time (--no-p-true leaves it out)"
     return {"rows_audited": probing["rows"], **cost}
 
 

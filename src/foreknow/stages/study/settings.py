@@ -58,6 +58,27 @@ def _some_categories(value: Any) -> Any:
 Categories = Annotated[tuple[str, ...], BeforeValidator(_some_categories)]
 
 
+def _some_shares(value: Any) -> Any:
+    """Read shares as a user writes them: 0.5, 50%, a list of these, with commas between them, or none."""
+    if value is None or value in ("none", ["none"], ("none",)):
+        return ()
+    values = value if isinstance(value, list | tuple) else [value]
+    shares: list[float] = []
+    for one in [part for text in values for part in (text.split(",") if isinstance(text, str) else [text])]:
+        text = str(one).strip()
+        try:
+            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            share = -1.0
+        if isinstance(one, bool) or not 0 <= share <= 1:
+            raise ValueError(f"found {one!r}, expected shares from 0 to 1, such as 0.5, or none")
+        shares.append(share)
+    return tuple(sorted(set(shares)))
+
+
+Shares = Annotated[tuple[float, ...], BeforeValidator(_some_shares)]
+
+
 class StudyConfig(Settings):
     """Settings of `foreknow study`."""
 
@@ -86,7 +107,7 @@ class StudyConfig(Settings):
         description="Leave out a relation unless greedy answers are right on a share of its rows that is at least this "
         "much above the share that its most frequent answer gets right.",
     )
-    unknown: Annotated[tuple[float, ...], Group.SETS, COMMON] = Field(
+    unknown: Annotated[Shares, Group.SETS, COMMON] = Field(
         (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0), description="Train a set with each of these shares of Unknown rows."
     )
     known: Annotated[bool, Group.SETS, COMMON] = Field(
@@ -98,8 +119,8 @@ class StudyConfig(Settings):
     natural: Annotated[bool, Group.SETS, COMMON] = Field(
         True, description="Also train a set with the shares that the audit found."
     )
-    idk: Annotated[tuple[float, ...], Group.SETS, COMMON] = Field(
-        (0.5,), description="Also train sets of these shares whose Unknown rows answer with a refusal."
+    idk: Annotated[Shares, Group.SETS, COMMON] = Field(
+        (0.5,), description="Also train sets of these shares whose Unknown rows answer with a refusal, or none."
     )
     idk_answer: Annotated[str, Group.SETS] = Field("I don't know.", description="The refusal that --idk sets use.")
     size: Annotated[int | None, Group.SETS, COMMON] = Field(
@@ -132,7 +153,7 @@ class StudyConfig(Settings):
     margin: Annotated[float, Group.PROTOCOL] = Field(
         0.02, gt=0, lt=1, description="The claims call a loss of exact match up to this size no harm."
     )
-    p_true: Annotated[bool, Group.PROTOCOL] = Field(True, description="Also score the test rows by P(True).")
+    p_true: Annotated[bool, Group.PROTOCOL] = Field(True, description="Also score every audited row by P(True).")
     workers: Annotated[int, Group.SPEED] = Field(
         1, ge=1, description="How many trainings run at once; they share the cores."
     )
@@ -147,14 +168,6 @@ class StudyConfig(Settings):
         None,
         description="The study whose errors --dry-run supposes, to say what this one could decide (default: --out).",
     )
-
-    @field_validator("unknown", "idk", mode="after")
-    @classmethod
-    def _shares(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        for share in value:
-            if not 0 <= share <= 1:
-                raise ValueError(f"found {share}, expected shares from 0 to 1")
-        return tuple(sorted(set(value)))
 
     @field_validator("only")
     @classmethod

@@ -17,6 +17,7 @@ from foreknow.data.layouts.relation_templates import read_templates
 from foreknow.data.schema import GOLD, ROWS, sampling_hash
 from foreknow.distributed import process_group
 from foreknow.errors import ConfigError
+from foreknow.format.numbers import count
 from foreknow.models.quantization import check_trainable
 from foreknow.models.resolve import Resolved
 from foreknow.prompts.prompt_template import Template, read_template
@@ -206,8 +207,8 @@ def _span_notes(spans: Mapping[str, pl.DataFrame]) -> list[str]:
     notes = []
     for name, own in spans.items():
         note = (
-            f"{name}: {own.height:,} labelled spans in {own['row'].n_unique():,} long answers, {own['new'].sum():,} of "
-            "them new to the model"
+            f"{name}: {count(own.height, 'labelled span')} in {count(own['row'].n_unique(), 'long answer')}, "
+            f"{own['new'].sum():,} of them new to the model"
         )
         notes.append(note if name == TRAIN else f"{note}; dev_spans counts {own['kept'].sum():,}" * (name == "dev"))
     return [note for note in notes if note]

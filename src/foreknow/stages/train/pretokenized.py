@@ -44,10 +44,14 @@ TOKENS: Final[dict[str, pl.DataType]] = {
 
 
 class TokensFile(NamedTuple):
-    """Holds the path of the written file, None if it could not be written, and lines that say what is in it."""
+    """Holds the path of the written file, None if it could not be written, and lines that say what is in it.
+
+    `left_out`: how many rows of the mix have a fault, for which `foreknow tune` refuses them unless told to skip them.
+    """
 
     path: Path | None
     notes: tuple[str, ...]
+    left_out: int = 0
 
 
 def tokens_path(file: Path) -> Path:
@@ -108,7 +112,7 @@ def write_tokens(config: MixConfig) -> TokensFile:
         f"{tokens:,} tokens of answers have the label {IGNORED}",
         *row_faults.notes(path.name, faults),
     ]
-    return TokensFile(path, tuple(notes))
+    return TokensFile(path, tuple(notes), sum(fault.reason not in row_faults.KEPT for fault in faults))
 
 
 def tokens_frame(rows: list[TrainingExample]) -> pl.DataFrame:
