@@ -389,7 +389,7 @@ def test_a_study_in_the_docs_can_go_on(name: str) -> None:
     assert {**then, "data": 0, "model": 0} == {**json.loads(json.dumps(now)), "data": 0, "model": 0}
 
 
-@pytest.mark.parametrize("name", ["gemma-idk", "lab-fair", "lab-long-40", "lab-single-contested"])
+@pytest.mark.parametrize("name", ["gemma-idk", "gemma-single", "lab-fair", "lab-long-40", "lab-single-contested"])
 def test_the_tables_of_a_study_in_the_docs_come_from_its_measurements(name: str, tmp_path: Path) -> None:
     """`foreknow report` on a copy of a published folder, which has no rows and no audit, makes every table again."""
     published = Path(__file__).parents[1] / "docs" / "studies" / name
