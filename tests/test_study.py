@@ -376,7 +376,8 @@ def test_the_papers_grid() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["gemma", "lab", "lab-fair", "lab-single", "lab-single-contested", "smollm2", "smollm2-single"]
+    "name",
+    ["gemma", "gemma-single", "lab", "lab-fair", "lab-single", "lab-single-contested", "smollm2", "smollm2-single"],
 )
 def test_a_study_in_the_docs_can_go_on(name: str) -> None:
     """Its settings find their prompt and are those of its manifest, so that its command adds seeds to a copy of it."""
