@@ -201,7 +201,7 @@ def test_a_study_goes_on_from_its_results_alone(
     folder = published(finished, tmp_path / "s")
     grown = study_run.run(make(folder, natural=True))
     told = capsys.readouterr().err
-    assert "run 1 of 1: natural-seed0" in told
+    assert "run 6 of 6: natural-seed0" in told
     assert grown.results.filter(pl.col("variant") != "natural").equals(finished.results)
     assert grown.outcomes.filter(pl.col("variant") != "natural").equals(finished.outcomes)
     assert set(grown.results.filter(pl.col("variant") == "natural")["epoch"]) == {1, 2}

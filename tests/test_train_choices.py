@@ -236,9 +236,9 @@ def test_all_rows_are_measured_at_the_two_chosen_epochs(
     monkeypatch.setattr(FactTrainer, "load_again", check_load)
     done = tune(EASY, name="drawn", method=method, **early_best)
     said = capsys.readouterr().err
-    assert "5 of the 24 rows of train, 5 of the 24 rows of t" in said
+    assert "8 of the 24 rows of train, 8 of the 24 rows of t" in said
     assert "all rows at EARLY_STOP and CONVERGENCE" in said
-    assert [line["counts"]["train"]["rows"] for line in done.metrics] == [5] * 9
+    assert [line["counts"]["train"]["rows"] for line in done.metrics] == [8] * 9
     for point in ("early_stop", "convergence"):
         mine, theirs = (run.results[point]["metrics"] for run in (done, whole))
         for key in ("epoch", "counts", "fitted", "fitted_overall", "em", "em_by_category", "em_by_relation"):
@@ -253,9 +253,9 @@ def test_all_rows_are_measured_at_the_two_chosen_epochs(
     if method == "full":
         assert any(0 < whole.results[point]["metrics"]["fitted_overall"] < 1 for point in ("early_stop", "convergence"))
     between = done.outcomes.filter(~pl.col("step").is_in(chosen))
-    assert set(between.group_by("step", "set").len()["len"]) <= {5, 8}, "other epochs have the drawn rows only"
+    assert set(between.group_by("step", "set").len()["len"]) == {8}, "other epochs have the drawn rows only"
     data = done.results["data"]["train"]
-    assert (data["rows"], data["watched"], data["watched_at_points"]) == (24, 5, 24)
+    assert (data["rows"], data["watched"], data["watched_at_points"]) == (24, 8, 24)
     assert "all of them at EARLY_STOP and CONVERGENCE" in (done.folder / "report.html").read_text(encoding="utf-8")
     weights = [load_file(next((run.folder / "convergence").glob("*model.safetensors"))) for run in (done, whole)]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items()), "saved before"

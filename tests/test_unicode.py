@@ -185,4 +185,4 @@ def test_lines_of_a_terminal_keep_their_order_beside_text_from_right_to_left(
     assert {cell_len(line.rstrip()) for line in lines_of} == {cell_len(lines_of[0].rstrip())}, "columns align"
     found = check(rows_of(("ما هي عاصمة مصر؟", "القاهرة\u200b"), ("b?", "c")))
     told = "\n".join(finding_lines(found))
-    assert "row 0: \u2068ما هي عاصمة مصر؟\u2069 -> \u2068القاهرة\ufffd\u2069" in told
+    assert ": \u2068ما هي عاصمة مصر؟\u2069 -> \u2068القاهرة\ufffd\u2069" in told
