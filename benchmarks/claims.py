@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import altair as alt
 import numpy as np
@@ -20,10 +20,12 @@ import polars as pl
 import vl_convert
 
 from foreknow import paper
-from foreknow.stages.study import linear_model
+from foreknow.categories import CATEGORIES, MAYBE_KNOWN
 from foreknow.stages.study.claims import CLAIMS, evidence, verdict
-from foreknow.stages.study.contrasts import ContrastPart, Evidence, StudyData
+from foreknow.stages.study.contrasts import PAPER_UNKNOWN_EM, ContrastPart, Evidence, StudyData
 from foreknow.stages.study.result import open_study
+
+T = TypeVar("T")
 
 STUDIES: Final[dict[str, tuple[str, ...]]] = {
     "fair lab": ("lab-fair", "lab-single-contested"),
@@ -70,6 +72,12 @@ class Line(NamedTuple):
     above: bool
 
 
+def given(figure: T | None) -> T:
+    """Return a figure that the paper is known to have."""
+    assert figure is not None
+    return figure
+
+
 def paper_parts() -> dict[int, dict[str, float]]:
     """Return the paper's figure of each part, as shares, by claim and by the part's name in `contrasts.py`.
 
@@ -78,47 +86,41 @@ def paper_parts() -> dict[int, dict[str, float]]:
     """
 
     def em(trained_on: str, point: str, share: float) -> float:
-        found = paper.exact_match(trained_on, share, point)
-        assert found is not None
-        return found.value
+        return given(paper.exact_match(trained_on, share, point)).value
 
     def mean(sign: Mapping[tuple[str, str], int]) -> float:
         return float(np.mean([sum(s * em(*key, share) for key, s in sign.items()) for share in MIXED]))
 
     shares = (0.0, *MIXED, 1.0)
     slope = float(np.polyfit(shares, [em("D", "convergence", share) for share in shares], 1)[0])
-    later = [
-        known.value - unknown.value
-        for share in MIXED
-        if (known := paper.fitted("Known", share)) and (unknown := paper.fitted("Unknown", share))
-    ]
     early, late, known, unknown = "early_stop", "convergence", "D_Known", "D"
-    maybe = {name: paper.single(name, early) for name in ("HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown")}
-    best = {f"MaybeKnown - {name}": maybe["MaybeKnown"].value - of.value for name, of in maybe.items() if of}  # type: ignore[union-attr]
+    later = np.mean(
+        [given(paper.fitted("Known", share)).value - given(paper.fitted("Unknown", share)).value for share in MIXED]
+    )
+    alone = {name: given(paper.single(name, early)).value for name in CATEGORIES}
+    best = alone.pop(MAYBE_KNOWN)
     test, ood = paper.LINEAR["test"], paper.LINEAR["ood"]
-    idk = [paper.refusals("D_IDK", point) for point in (early, late)]
-    assert idk[0]
-    assert idk[1]
+    right = [given(paper.refusals("D_IDK", point))[0].value for point in (early, late)]
     return {
         1: {"slope": slope},
         2: {
             "D - D_Known at EARLY_STOP": mean({(unknown, early): 1, (known, early): -1}),
             "D - D_Known at CONVERGENCE": mean({(unknown, late): 1, (known, late): -1}),
         },
-        3: {"fitted": float(np.mean(later))},
+        3: {"fitted": float(later)},
         4: {"b_kn test": test["b_kn"], "b_unk test": test["b_unk"]},
         5: {
             "b_kn OOD": ood["b_kn"],
             "b_unk OOD": ood["b_unk"],
             "b_unk OOD - b_unk test": ood["b_unk"] - test["b_unk"],
         },
-        6: {name: value for name, value in best.items() if not name.endswith("- MaybeKnown")},
-        7: {"highest": 0.032},
+        6: {f"{MAYBE_KNOWN} - {name}": best - value for name, value in alone.items()},
+        7: {"highest": PAPER_UNKNOWN_EM},
         8: {
             "D_Known at CONVERGENCE - D at EARLY_STOP": mean({(known, late): 1, (unknown, early): -1}),
             "D_Known - D at CONVERGENCE": mean({(known, late): 1, (unknown, late): -1}),
         },
-        9: {"right of the answered": idk[1][0].value - idk[0][0].value},
+        9: {"right of the answered": right[1] - right[0]},
     }
 
 
@@ -126,12 +128,8 @@ def evidence_of(folders: Sequence[Path]) -> dict[int, Evidence]:
     """Return each claim's evidence from the first of the studies that tests it."""
     found: dict[int, Evidence] = {}
     for folder in folders:
-        if not folder.is_dir():
-            continue
         study = open_study(folder)
-        models = (linear_model.fit(linear_model.points(study.results, name)) for name in ("test", "ood"))
-        data = StudyData(study.results, study.outcomes, *models)
-        for number, one in evidence(data, CLAIMS).items():
+        for number, one in evidence(StudyData.of(study.results, study.outcomes), CLAIMS).items():
             if isinstance(one, Evidence):
                 found.setdefault(number, one)
     return found
@@ -217,16 +215,16 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     asked.add_argument("--studies", type=Path, default=Path("docs/studies"), help="the folder of the studies")
     asked.add_argument("--picture", type=Path, help="the file of the picture (.svg)")
-    given = asked.parse_args()
-    found = {model: evidence_of([given.studies / name for name in names]) for model, names in STUDIES.items()}
+    options = asked.parse_args()
+    found = {model: evidence_of([options.studies / name for name in names]) for model, names in STUDIES.items()}
     theirs, lines, verdicts = paper_parts(), [], {}
     for claim in CLAIMS:
         tested = {model: own[claim.number] for model, own in found.items() if claim.number in own}
         lines += lines_of(claim.number, {model: one.parts for model, one in tested.items()}, theirs[claim.number])
         verdicts |= {(claim.number, model): verdict(one.parts) for model, one in tested.items()}
     print(table(lines, verdicts))
-    if given.picture is not None:
-        given.picture.write_text(vl_convert.vegalite_to_svg(picture(lines).to_json()), encoding="utf-8")
+    if options.picture is not None:
+        options.picture.write_text(vl_convert.vegalite_to_svg(picture(lines).to_json()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -111,6 +111,12 @@ class StudyData:
     seed: int = 0
     draws: int = DRAWS
 
+    @classmethod
+    def of(cls, results: pl.DataFrame, outcomes: pl.DataFrame) -> StudyData:
+        """Return what a study measured (`results.parquet`, `outcomes.parquet`) with its linear models fitted."""
+        test, ood = (linear_model.fit(linear_model.points(results, name)) for name in ("test", "ood"))
+        return cls(results, outcomes, test, ood)
+
     @cached_property
     def _cells(self) -> dict[tuple[object, ...], pl.DataFrame]:
         return self.outcomes.partition_by("variant", "point", "set", as_dict=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import polars as pl
 
 from foreknow.errors import InputError
-from foreknow.stages.study import claims, linear_model
+from foreknow.stages.study import claims
 from foreknow.stages.study.contrasts import StudyData
 from foreknow.stages.study.power import power
 from foreknow.stages.study.settings import StudyConfig
@@ -25,9 +25,8 @@ def power_of(config: StudyConfig) -> pl.DataFrame | None:
         if config.pilot is not None:
             raise InputError(f"--pilot {config.pilot}: no study with results; name the folder of one, or leave it out")
         return None
-    test, ood = (linear_model.fit(linear_model.points(results, name)) for name in ("test", "ood"))
     asked = [replace(claim, margin=config.margin) for claim in claims.CLAIMS]
-    found = claims.evidence(StudyData(results, outcomes, test, ood), asked)
+    found = claims.evidence(StudyData.of(results, outcomes), asked)
     per = results.group_by("variant").agg(pl.col("seed").n_unique())["seed"]
     return power(found, int(str(per.min())), config.seeds)
 

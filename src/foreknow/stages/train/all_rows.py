@@ -8,7 +8,6 @@ paper, section 3). So what is said of these two rests on all rows, and every row
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,8 +24,6 @@ from foreknow.stages.train.eval_callback import EvalCallback, all_outcomes, all_
 from foreknow.stages.train.inputs import TrainInputs
 from foreknow.stages.train.result import OUTCOMES, outcomes_at
 from foreknow.stages.train.span_labels import FITTED, count_fitted, spans_at
-
-logger = logging.getLogger(__name__)
 
 REMAINING_ROWS: Final = "remaining_rows"
 REMAINING_SPANS: Final = "remaining_spans"
