@@ -12,20 +12,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 import altair as alt
-import numpy as np
 import polars as pl
 import vl_convert
 
 from foreknow import paper
-from foreknow.categories import CATEGORIES, MAYBE_KNOWN
 from foreknow.stages.study.claims import CLAIMS, evidence, verdict
-from foreknow.stages.study.contrasts import PAPER_UNKNOWN_EM, ContrastPart, Evidence, StudyData
+from foreknow.stages.study.contrasts import ContrastPart, Evidence, StudyData
 from foreknow.stages.study.result import open_study
-
-T = TypeVar("T")
 
 STUDIES: Final[dict[str, tuple[str, ...]]] = {
     "fair lab": ("lab-fair", "lab-single-contested"),
@@ -47,7 +43,6 @@ SHORT: Final = {
     8: "8 without Unknown rows no harm, no loss",
     9: "9 “I don’t know” keeps accuracy",
 }
-MIXED: Final = (0.25, 0.5, 0.75)
 WIDTH: Final = 280
 WIDE: Final = 270
 """Pixels of a panel of the picture, and of the names beside it."""
@@ -72,58 +67,6 @@ class Line(NamedTuple):
     above: bool
 
 
-def given(figure: T | None) -> T:
-    """Return a figure that the paper is known to have."""
-    assert figure is not None
-    return figure
-
-
-def paper_parts() -> dict[int, dict[str, float]]:
-    """Return the paper's figure of each part, as shares, by claim and by the part's name in `contrasts.py`.
-
-    Those of claims 1, 2, 3 and 8 are computed from its Figures 3 and 4 as ours are from our runs, over the shares that
-    our studies have.
-    """
-
-    def em(trained_on: str, point: str, share: float) -> float:
-        return given(paper.exact_match(trained_on, share, point)).value
-
-    def mean(sign: Mapping[tuple[str, str], int]) -> float:
-        return float(np.mean([sum(s * em(*key, share) for key, s in sign.items()) for share in MIXED]))
-
-    shares = (0.0, *MIXED, 1.0)
-    slope = float(np.polyfit(shares, [em("D", "convergence", share) for share in shares], 1)[0])
-    early, late, known, unknown = "early_stop", "convergence", "D_Known", "D"
-    later = np.mean(
-        [given(paper.fitted("Known", share)).value - given(paper.fitted("Unknown", share)).value for share in MIXED]
-    )
-    alone = {name: given(paper.single(name, early)).value for name in CATEGORIES}
-    best = alone.pop(MAYBE_KNOWN)
-    test, ood = paper.LINEAR["test"], paper.LINEAR["ood"]
-    right = [given(paper.refusals("D_IDK", point))[0].value for point in (early, late)]
-    return {
-        1: {"slope": slope},
-        2: {
-            "D - D_Known at EARLY_STOP": mean({(unknown, early): 1, (known, early): -1}),
-            "D - D_Known at CONVERGENCE": mean({(unknown, late): 1, (known, late): -1}),
-        },
-        3: {"fitted": float(later)},
-        4: {"b_kn test": test["b_kn"], "b_unk test": test["b_unk"]},
-        5: {
-            "b_kn OOD": ood["b_kn"],
-            "b_unk OOD": ood["b_unk"],
-            "b_unk OOD - b_unk test": ood["b_unk"] - test["b_unk"],
-        },
-        6: {f"{MAYBE_KNOWN} - {name}": best - value for name, value in alone.items()},
-        7: {"highest": PAPER_UNKNOWN_EM},
-        8: {
-            "D_Known at CONVERGENCE - D at EARLY_STOP": mean({(known, late): 1, (unknown, early): -1}),
-            "D_Known - D at CONVERGENCE": mean({(known, late): 1, (unknown, late): -1}),
-        },
-        9: {"right of the answered": right[1] - right[0]},
-    }
-
-
 def evidence_of(folders: Sequence[Path]) -> dict[int, Evidence]:
     """Return each claim's evidence from the first of the studies that tests it."""
     found: dict[int, Evidence] = {}
@@ -136,19 +79,14 @@ def evidence_of(folders: Sequence[Path]) -> dict[int, Evidence]:
 
 
 def lines_of(claim: int, parts: Mapping[str, Sequence[ContrastPart]], theirs: Mapping[str, float]) -> list[Line]:
-    """Return a claim's figures, those of one part together. `parts`: by model. `theirs`: the paper's, by part.
-
-    A claim of a single part is matched whatever its name.
-    """
+    """Return a claim's figures, those of one part together. `parts`: by model. `theirs`: the paper's, by part."""
     names = list(dict.fromkeys(part.name for own in parts.values() for part in own))
     lines = []
     for name in names:
-        value = next(iter(theirs.values())) if len(names) == 1 == len(theirs) else theirs.get(name)
         own = {model: part for model, some in parts.items() for part in some if part.name == name}
         first = next(iter(own.values()))
         side = (100 * first.reference, first.above)
-        if value is not None:
-            lines.append(Line(claim, name, PAPER, 100 * value, None, None, *side))
+        lines.append(Line(claim, name, PAPER, 100 * theirs[name], None, None, *side))
         lines += [
             Line(claim, name, model, 100 * part.value, 100 * part.low, 100 * part.high, *side)
             for model, part in own.items()
@@ -168,7 +106,7 @@ def table(lines: Sequence[Line], verdicts: Mapping[tuple[int, str], str]) -> str
         several = len({line.part for line in lines if line.claim == key[0]}) > 1
         name = f"**{SHORT[key[0]]}**" if first else ""
         cells = [f"{name}{': ' * (first and several)}{key[1] * several}"]
-        cells.append(f"{own[PAPER].value:+.1f}" if PAPER in own else "")
+        cells.append(f"{own[PAPER].value:+.1f}")
         for model in models:
             said = f"**{verdicts.get((key[0], model), 'not tested')}**" if first else ""
             line = own.get(model)
@@ -217,10 +155,12 @@ def main() -> None:
     asked.add_argument("--picture", type=Path, help="the file of the picture (.svg)")
     options = asked.parse_args()
     found = {model: evidence_of([options.studies / name for name in names]) for model, names in STUDIES.items()}
-    theirs, lines, verdicts = paper_parts(), [], {}
+    lines, verdicts = [], {}
     for claim in CLAIMS:
         tested = {model: own[claim.number] for model, own in found.items() if claim.number in own}
-        lines += lines_of(claim.number, {model: one.parts for model, one in tested.items()}, theirs[claim.number])
+        lines += lines_of(
+            claim.number, {model: one.parts for model, one in tested.items()}, paper.contrast(claim.number)
+        )
         verdicts |= {(claim.number, model): verdict(one.parts) for model, one in tested.items()}
     print(table(lines, verdicts))
     if options.picture is not None:

@@ -6,9 +6,10 @@ with an error of about 0.002 of test EM and 0.01 of rows fitted. They return Non
 
 from __future__ import annotations
 
+from statistics import linear_regression, mean
 from typing import Final, NamedTuple
 
-from foreknow.categories import CATEGORIES, UNKNOWN
+from foreknow.categories import CATEGORIES, MAYBE_KNOWN, UNKNOWN
 
 
 class Figure(NamedTuple):
@@ -145,6 +146,50 @@ def refusals(trained_on: str, point: str) -> tuple[Figure, Figure, Figure] | Non
         Figure(coverage, where, True),
         Figure(accuracy * coverage, where, False),
     )
+
+
+def contrast(number: int) -> dict[str, float]:
+    """The paper's figure of each part of a claim (1 to 9), by the part's name in `stages/study/contrasts.py`.
+
+    Those of claims 1, 2, 3 and 8 are computed from Figures 3 and 4 as a study's are from its runs, over the paper's own
+    shares; that of claim 7 is the highest EM on Unknown test rows.
+    """
+    d, known = ({point: TEST_EM[name, point] for point in ("early_stop", "convergence")} for name in ("D", "D_Known"))
+    mixed = range(1, 6)
+
+    def difference(first: tuple[float | None, ...], second: tuple[float | None, ...]) -> float:
+        return mean(float(first[k] or 0) - float(second[k] or 0) for k in mixed) / 100
+
+    single = {category: SINGLE[category, "early_stop"][0] for category in CATEGORIES}
+    test, ood = LINEAR["test"], LINEAR["ood"]
+    slope = linear_regression([share / 100 for share in SHARES], complete_series("D", "convergence")).slope / 100
+    right = [REFUSALS["D_IDK", point][0] for point in ("early_stop", "convergence")]
+    contrasts: dict[int, dict[str, float]] = {
+        1: {"slope": slope},
+        2: {
+            "D - D_Known at EARLY_STOP": difference(d["early_stop"], known["early_stop"]),
+            "D - D_Known at CONVERGENCE": difference(d["convergence"], known["convergence"]),
+        },
+        3: {"Known - Unknown fitted at EARLY_STOP": difference(FITTED["Known"], FITTED["Unknown"])},
+        4: {"b_kn test": test["b_kn"], "b_unk test": test["b_unk"]},
+        5: {
+            "b_kn OOD": ood["b_kn"],
+            "b_unk OOD": ood["b_unk"],
+            "b_unk OOD - b_unk test": ood["b_unk"] - test["b_unk"],
+        },
+        6: {
+            f"{MAYBE_KNOWN} - {category}": (single[MAYBE_KNOWN] - em) / 100
+            for category, em in single.items()
+            if category != MAYBE_KNOWN
+        },
+        7: {"EM on Unknown test rows": max(line[4] for line in SINGLE.values()) / 100},
+        8: {
+            "D_Known at CONVERGENCE - D at EARLY_STOP": difference(known["convergence"], d["early_stop"]),
+            "D_Known - D at CONVERGENCE": difference(known["convergence"], d["convergence"]),
+        },
+        9: {"right / answered, CONVERGENCE - EARLY_STOP": (right[1] - right[0]) / 100},
+    }
+    return contrasts[number]
 
 
 def _place(share: float | None) -> int | None:

@@ -7,13 +7,12 @@ side of 0; otherwise it says that the two do not clearly differ.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from statistics import linear_regression, mean
 from typing import Any
 
 import polars as pl
 
 from foreknow import paper
-from foreknow.categories import CATEGORIES, HIGHLY_KNOWN, MAYBE_KNOWN, UNKNOWN
+from foreknow.categories import HIGHLY_KNOWN, UNKNOWN
 from foreknow.format.numbers import exact
 from foreknow.paper import Figure
 from foreknow.stages.study.aggregation import ALL, EARLY, LATE, POINTS
@@ -74,38 +73,26 @@ def _number(count: int) -> str:
     return ("None", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")[count]
 
 
+_PAPERS = {
+    1: ("{} from no to all Unknown",),
+    2: ("at EARLY_STOP {}", "at CONVERGENCE {}"),
+    3: ("{}",),
+    4: ("b_kn {}, b_unk {}",),
+    5: ("b_kn {}, b_unk {}",),
+    6: ("less HighlyKnown {}", "less WeaklyKnown {}", "less Unknown {}"),
+    8: ("at CONVERGENCE, against D at EARLY_STOP {}", "at CONVERGENCE {}"),
+}
+"""The words around the paper's figures for a claim, in the order of `paper.contrast`."""
+
+
 def papers(number: int) -> str:
-    """The paper's value for a claim (1 to 9), in the claim's own contrast, from the figures of `foreknow.paper`."""
-    d, known = ({p: paper.TEST_EM[(name, p)] for p in POINTS} for name in ("D", "D_Known"))
-    inner = range(1, 6)
-    if number == 1:
-        shares = [share / 100 for share in paper.SHARES]
-        slope = linear_regression(shares, [float(v or 0) / 100 for v in d[LATE]]).slope
-        return f"{points(slope)} from no to all Unknown"
-    if number in (2, 8):
-        sides = ((EARLY, d[EARLY], known[EARLY]), (LATE, d[LATE], known[LATE]))
-        if number == 8:
-            sides = ((f"{LATE}, against D at EARLY_STOP", known[LATE], d[EARLY]), (LATE, known[LATE], d[LATE]))
-        means = [(at, mean(float(a[k] or 0) - float(b[k] or 0) for k in inner) / 100) for at, a, b in sides]
-        return "; ".join(f"{_named(at)} {points(value)}" for at, value in means)
-    if number == 3:
-        fitted = paper.FITTED
-        return points(mean(float(fitted["Known"][k] or 0) - float(fitted[UNKNOWN][k] or 0) for k in inner) / 100)
-    if number in (4, 5):
-        of = paper.LINEAR["test" if number == 4 else "ood"]
-        return f"b_kn {points(of['b_kn'])}, b_unk {points(of['b_unk'])}"
-    if number == 6:
-        best = paper.SINGLE[(MAYBE_KNOWN, EARLY)][0]
-        differences = [(c, best - paper.SINGLE[(c, EARLY)][0]) for c in CATEGORIES if c != MAYBE_KNOWN]
-        return "; ".join(f"less {category} {points(value / 100)}" for category, value in differences)
+    """The paper's value for a claim (1 to 9), in the claim's own contrast."""
+    figures = list(paper.contrast(number).values())
     if number == 7:
-        return f"at most {exact(max(line[4] for line in paper.SINGLE.values()) / 100)}"
-    ends = [paper.REFUSALS[("D_IDK", point)][0] for point in POINTS]
-    return f"{points((ends[1] - ends[0]) / 100)} ({ends[0]:.1f} % at both)"
-
-
-def _named(point: str) -> str:
-    return "at " + point.replace(LATE, NAMES[LATE]).replace(EARLY, NAMES[EARLY])
+        return f"at most {exact(figures[0])}"
+    if number == 9:
+        return f"{points(figures[0])} ({paper.REFUSALS['D_IDK', EARLY][0]:.1f} % at both)"
+    return "; ".join(_PAPERS[number]).format(*map(points, figures))
 
 
 def curves(table: pl.DataFrame, shares: pl.DataFrame) -> list[str]:
